@@ -1,0 +1,75 @@
+//! The legacy binary format, for messages with buffers: offsets (u32, big-endian), then the JSON of
+//! [`super::legacy_text`], then the buffers.
+//!
+//! ```text
+//! count | offset[0] … offset[count-1] | json | buffer …
+//! ```
+//!
+//! `count` includes the JSON; a part ends where the next one starts, the last at the end.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{CodecError, legacy_text};
+use crate::channel::Channel;
+use crate::wire::{MAX_FRAMES, WireMessage};
+
+/// The message as one binary WebSocket message.
+///
+/// # Errors
+/// [`CodecError::Json`] where a part is no JSON, [`CodecError::TooLarge`] where it has 4 GiB or more.
+pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
+    let json = legacy_text::encode(channel, message)?;
+    let buffers = message.buffers();
+    let table = 4 * (buffers.len() + 2);
+    let length = table + json.len() + buffers.iter().map(Bytes::len).sum::<usize>();
+    let too_large = |_| CodecError::TooLarge { length };
+    let mut out = BytesMut::with_capacity(length);
+    out.put_u32(u32::try_from(buffers.len() + 1).map_err(too_large)?);
+    let mut offset = table;
+    for part in std::iter::once(&json).chain(buffers) {
+        out.put_u32(u32::try_from(offset).map_err(too_large)?);
+        offset += part.len();
+    }
+    for part in std::iter::once(&json).chain(buffers) {
+        out.put_slice(part);
+    }
+    Ok(out.freeze())
+}
+
+/// Reads a binary WebSocket message; the frames share its memory.
+///
+/// # Errors
+/// [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] where its table is wrong, and
+/// those of [`legacy_text::decode`] for its JSON.
+pub fn decode(data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
+    let number = |index: usize| {
+        data.get(4 * index..4 * index + 4)
+            .and_then(|bytes| bytes.first_chunk::<4>())
+            .map(|bytes| u32::from_be_bytes(*bytes))
+            .ok_or(CodecError::Truncated { length: data.len() })
+    };
+    let count = number(0)? as usize;
+    if !(1..=MAX_FRAMES).contains(&count) {
+        return Err(CodecError::PartCount {
+            count: count as u64,
+            least: 1,
+            most: MAX_FRAMES as u64,
+        });
+    }
+    let table = 4 * (count + 1);
+    if data.len() < table {
+        return Err(CodecError::Truncated { length: data.len() });
+    }
+    let mut starts = Vec::with_capacity(count + 1);
+    for index in 0..count {
+        let start = number(index + 1)? as usize;
+        if start < starts.last().copied().unwrap_or(table) || start > data.len() {
+            return Err(CodecError::BadOffset { index });
+        }
+        starts.push(start);
+    }
+    starts.push(data.len());
+    let mut parts = starts.windows(2).map(|ends| data.slice(ends[0]..ends[1]));
+    let json = parts.next().unwrap_or_default();
+    legacy_text::decode_with_buffers(&json, parts)
+}

@@ -1,0 +1,146 @@
+//! The legacy text format: one JSON object with `header`, `parent_header`, `metadata`, `content`, `channel` and an
+//! empty `buffers`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::CodecError;
+use super::websocket_v1::channel_of_messages;
+use crate::channel::Channel;
+use crate::header::HeaderRef;
+use crate::wire::WireMessage;
+
+/// The message as one JSON text, its parts spliced in as they are. Buffers are left out: see [`super::legacy_binary`].
+///
+/// # Errors
+/// [`CodecError::Json`] where a part is no JSON, so that the whole would be none either.
+pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
+    const NAMES: [&str; 4] = ["header", "parent_header", "metadata", "content"];
+
+    let header = HeaderRef::parse(message.header()).map_err(|error| CodecError::Json {
+        part: "header",
+        reason: error.to_string(),
+    })?;
+    let id = serde_json::to_string(&header.msg_id).map_err(|error| CodecError::json("msg_id", &error))?;
+    let msg_type = serde_json::to_string(&header.msg_type).map_err(|error| CodecError::json("msg_type", &error))?;
+    let parts = message.parts();
+    let length = parts.iter().map(|part| part.len() + 20).sum::<usize>() + id.len() + msg_type.len() + 80;
+    let mut out = BytesMut::with_capacity(length);
+    for (index, (name, part)) in NAMES.into_iter().zip(parts).enumerate() {
+        serde_json::from_slice::<&RawValue>(part).map_err(|error| CodecError::json(name, &error))?;
+        out.put_slice(if index == 0 { b"{\"" } else { b",\"" });
+        out.put_slice(name.as_bytes());
+        out.put_slice(b"\":");
+        out.put_slice(part);
+    }
+    out.put_slice(b",\"channel\":\"");
+    out.put_slice(channel.as_str().as_bytes());
+    out.put_slice(b"\",\"buffers\":[],\"msg_id\":");
+    out.put_slice(id.as_bytes());
+    out.put_slice(b",\"msg_type\":");
+    out.put_slice(msg_type.as_bytes());
+    out.put_u8(b'}');
+    Ok(out.freeze())
+}
+
+#[derive(Deserialize)]
+struct TextMessage<'a> {
+    #[serde(borrow)]
+    header: &'a RawValue,
+    #[serde(borrow, default)]
+    parent_header: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    metadata: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(default)]
+    channel: Option<String>,
+}
+
+/// Reads a JSON text; the frames share its memory. Absent or null parts are `{}`, an absent channel is shell.
+///
+/// # Errors
+/// [`CodecError::Json`] where it is no JSON object with a `header` object, [`CodecError::UnknownChannel`] where it
+/// names a channel that does not exist.
+pub fn decode(text: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
+    decode_with_buffers(text, std::iter::empty())
+}
+
+pub(super) fn decode_with_buffers(
+    text: &Bytes,
+    buffers: impl Iterator<Item = Bytes>,
+) -> Result<(Channel, WireMessage), CodecError> {
+    let message: TextMessage<'_> =
+        serde_json::from_slice(text).map_err(|error| CodecError::json("the message", &error))?;
+    let channel = match &message.channel {
+        None => Channel::Shell,
+        Some(name) => channel_of_messages(name)?,
+    };
+    let part = |name: &'static str, value: Option<&RawValue>| match value.map(RawValue::get) {
+        None | Some("null") => Ok(Bytes::from_static(b"{}")),
+        Some(json) if json.starts_with('{') => Ok(text.slice_ref(json.as_bytes())),
+        Some(_) => Err(CodecError::Json {
+            part: name,
+            reason: "not an object".to_owned(),
+        }),
+    };
+    if !message.header.get().starts_with('{') {
+        return Err(CodecError::Json {
+            part: "header",
+            reason: "not an object".to_owned(),
+        });
+    }
+    Ok((
+        channel,
+        WireMessage::from_parts(
+            [
+                text.slice_ref(message.header.get().as_bytes()),
+                part("parent_header", message.parent_header)?,
+                part("metadata", message.metadata)?,
+                part("content", message.content)?,
+            ],
+            buffers,
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_spliced_as_they_are() {
+        let text =
+            Bytes::from_static(br#" {"content": {"x" : 1.00}, "header":{"msg_id":"1","msg_type":"t"}, "metadata":null}"#);
+        let (channel, message) = decode(&text).unwrap();
+        assert_eq!(channel, Channel::Shell);
+        assert_eq!(message.content(), r#"{"x" : 1.00}"#);
+        assert_eq!(message.metadata(), "{}");
+        let again = encode(Channel::Iopub, &message).unwrap();
+        let (channel, same) = decode(&again).unwrap();
+        assert_eq!((channel, &same), (Channel::Iopub, &message));
+        let value: serde_json::Value = serde_json::from_slice(&again).unwrap();
+        assert_eq!(value["msg_type"], "t");
+        assert_eq!(value["buffers"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn what_is_no_message_is_a_typed_error() {
+        for text in [
+            &b"[]"[..],
+            b"{}",
+            b"{\"header\":7}",
+            b"{\"header\":{},\"content\":[]}",
+            b"\xff{}",
+            b"{\"header\":{}",
+        ] {
+            assert!(matches!(
+                decode(&Bytes::copy_from_slice(text)),
+                Err(CodecError::Json { .. })
+            ));
+        }
+        let text = Bytes::from_static(br#"{"header":{},"channel":"hb"}"#);
+        assert!(matches!(decode(&text), Err(CodecError::UnknownChannel(_))));
+    }
+}

@@ -1,0 +1,198 @@
+//! `v1.kernel.websocket.jupyter.org`: offsets (u64, little-endian), then channel, header, parent header, metadata,
+//! content and buffers.
+//!
+//! ```text
+//! N | offset[0] … offset[N-1] | channel | header | parent_header | metadata | content | buffer …
+//! ```
+//!
+//! `offset[0]` is where the channel starts, the last offset is the total length, so `N` is one more than the parts.
+//!
+//! <https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html#v1-kernel-websocket-jupyter-org-protocol>
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::CodecError;
+use crate::channel::Channel;
+use crate::wire::{MAX_FRAMES, WireMessage};
+
+/// The subprotocol's name in `Sec-WebSocket-Protocol`.
+pub const SUBPROTOCOL: &str = "v1.kernel.websocket.jupyter.org";
+
+/// Channel, header, parent header, metadata, content.
+const PARTS_WITHOUT_BUFFERS: usize = 5;
+
+/// How many bytes [`encode_into`] appends for this message.
+#[must_use]
+pub fn encoded_len(channel: Channel, message: &WireMessage) -> usize {
+    let parts = message.parts_and_buffers();
+    8 * (parts.len() + 3) + channel.as_str().len() + parts.iter().map(Bytes::len).sum::<usize>()
+}
+
+/// Appends the message to `out`.
+pub fn encode_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) {
+    let parts = message.parts_and_buffers();
+    out.reserve(encoded_len(channel, message));
+    let offsets = parts.len() + 2;
+    out.put_u64_le(offsets as u64);
+    let mut offset = 8 * (offsets + 1) as u64;
+    out.put_u64_le(offset);
+    offset += channel.as_str().len() as u64;
+    out.put_u64_le(offset);
+    for part in parts {
+        offset += part.len() as u64;
+        out.put_u64_le(offset);
+    }
+    out.put_slice(channel.as_str().as_bytes());
+    for part in parts {
+        out.put_slice(part);
+    }
+}
+
+/// The message as one binary WebSocket message. One allocation, whatever the number of buffers.
+#[must_use]
+pub fn encode(channel: Channel, message: &WireMessage) -> Bytes {
+    let mut out = BytesMut::with_capacity(encoded_len(channel, message));
+    encode_into(&mut out, channel, message);
+    out.freeze()
+}
+
+/// Reads a binary WebSocket message; the frames share its memory. The message is unsigned and has no identities.
+///
+/// # Errors
+/// [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] where it is no such message,
+/// [`CodecError::UnknownChannel`] where its channel does not exist.
+pub fn decode(data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
+    let view = V1Message::parse(data)?;
+    let channel = view.channel()?;
+    let part = |index: usize| data.slice_ref(view.part(index));
+    let buffers = (PARTS_WITHOUT_BUFFERS..view.part_count()).map(part);
+    Ok((
+        channel,
+        WireMessage::from_parts([part(1), part(2), part(3), part(4)], buffers),
+    ))
+}
+
+/// A message in this format, looked at where it lies: no allocation, no copy.
+#[derive(Clone, Copy, Debug)]
+pub struct V1Message<'a> {
+    data: &'a [u8],
+    offsets: usize,
+}
+
+impl<'a> V1Message<'a> {
+    /// Checks that the offsets lie within `data` and in order.
+    ///
+    /// # Errors
+    /// [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`].
+    pub fn parse(data: &'a [u8]) -> Result<Self, CodecError> {
+        let truncated = CodecError::Truncated { length: data.len() };
+        let Some((first, _)) = data.split_first_chunk::<8>() else {
+            return Err(truncated);
+        };
+        let count = u64::from_le_bytes(*first);
+        let least = PARTS_WITHOUT_BUFFERS as u64 + 1;
+        let most = MAX_FRAMES as u64;
+        if !(least..=most).contains(&count) {
+            return Err(CodecError::PartCount { count, least, most });
+        }
+        // In range: at most MAX_FRAMES.
+        let offsets = count as usize;
+        let table = 8 * (offsets + 1);
+        if data.len() < table {
+            return Err(truncated);
+        }
+        let view = Self { data, offsets };
+        let mut previous = table as u64;
+        for index in 0..offsets {
+            let offset = view.raw_offset(index);
+            if offset < previous || offset > data.len() as u64 {
+                return Err(CodecError::BadOffset { index });
+            }
+            previous = offset;
+        }
+        Ok(view)
+    }
+
+    /// Offset `index`, which lies within the table; 0 where it does not.
+    fn raw_offset(&self, index: usize) -> u64 {
+        let start = 8 * (index + 1);
+        self.data
+            .get(start..start + 8)
+            .and_then(|bytes| bytes.first_chunk::<8>())
+            .map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
+    /// How many parts: the channel, four of JSON, and the buffers.
+    #[must_use]
+    pub fn part_count(&self) -> usize {
+        self.offsets - 1
+    }
+
+    /// Part `index`, from 0; empty where there is none.
+    #[must_use]
+    pub fn part(&self, index: usize) -> &'a [u8] {
+        if index >= self.part_count() {
+            return &[];
+        }
+        let start = self.raw_offset(index) as usize;
+        let end = self.raw_offset(index + 1) as usize;
+        self.data.get(start..end).unwrap_or_default()
+    }
+
+    /// The channel.
+    ///
+    /// # Errors
+    /// [`CodecError::UnknownChannel`] where it does not exist, or is the heartbeat's, which carries no messages.
+    pub fn channel(&self) -> Result<Channel, CodecError> {
+        channel_of_messages(&String::from_utf8_lossy(self.part(0)))
+    }
+
+    /// The header's JSON.
+    #[must_use]
+    pub fn header(&self) -> &'a [u8] {
+        self.part(1)
+    }
+
+    /// The parent header's JSON.
+    #[must_use]
+    pub fn parent_header(&self) -> &'a [u8] {
+        self.part(2)
+    }
+
+    /// The metadata's JSON.
+    #[must_use]
+    pub fn metadata(&self) -> &'a [u8] {
+        self.part(3)
+    }
+
+    /// The content's JSON.
+    #[must_use]
+    pub fn content(&self) -> &'a [u8] {
+        self.part(4)
+    }
+
+    /// The number of binary buffers.
+    #[must_use]
+    pub fn buffer_count(&self) -> usize {
+        self.part_count() - PARTS_WITHOUT_BUFFERS
+    }
+
+    /// The message's length in bytes: where its last part ends.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.raw_offset(self.offsets - 1) as usize
+    }
+
+    /// Never: a message has parts.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+pub(super) fn channel_of_messages(name: &str) -> Result<Channel, CodecError> {
+    match name.parse::<Channel>()? {
+        Channel::Heartbeat => Err(crate::channel::UnknownChannel(name.to_owned()).into()),
+        channel => Ok(channel),
+    }
+}

@@ -1,0 +1,38 @@
+//! The Jupyter messaging protocol: signed frames, every message type, the ZeroMQ and WebSocket codecs, connection
+//! files, kernelspecs, a client, and the kernel's own side.
+//!
+//! A message is a [`WireMessage`]: the frames as they came, verified as they are, passed on without parsing. Whoever
+//! wants to look inside takes a [`HeaderRef`](header::HeaderRef) or a whole typed message from it.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use jupyter_protocol::codec::websocket_v1;
+//! use jupyter_protocol::{Channel, Signer, WireMessage};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let signer = Signer::new("hmac-sha256", b"the connection file's key")?;
+//! let parts = [r#"{"msg_id":"1","msg_type":"status"}"#, "{}", "{}", r#"{"execution_state":"idle"}"#];
+//! let message = WireMessage::from_parts(parts.map(Bytes::from), []).signed(&signer);
+//!
+//! // What a ZeroMQ socket hands over is checked, then spliced into a WebSocket message.
+//! let received = WireMessage::from_frames(message.into_frames())?;
+//! received.verify(&signer)?;
+//! assert_eq!(received.header_ref()?.msg_type, "status");
+//! let data = websocket_v1::encode(Channel::Iopub, &received);
+//! assert_eq!(websocket_v1::decode(&data)?.0, Channel::Iopub);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Without default features it has neither tokio nor ZeroMQ: types, signing and codecs alone.
+
+mod channel;
+pub mod codec;
+pub mod header;
+pub mod signing;
+pub mod wire;
+
+pub use channel::{Channel, UnknownChannel};
+pub use header::Header;
+pub use signing::Signer;
+pub use wire::WireMessage;

@@ -1,0 +1,1 @@
+//! provider-local (in construction).

@@ -1,0 +1,211 @@
+"""The gateway as a process, and the same harness around the peer it replaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from harness.process import Process, alive, kill, pids_mentioning
+from harness.waiting import eventually
+from harness.wire import KernelSocket
+
+REPO = Path(__file__).resolve().parents[3]
+VENV = Path(sys.prefix)
+# "kernelmux", or "kernel-gateway": the same tests against the peer, to see what it does.
+PEER = os.environ.get("KERNELMUX_E2E_PEER", "kernelmux")
+TOKEN = "e2e-4f8a1c-token"
+
+
+def binary() -> Path:
+    return Path(
+        os.environ.get("KERNELMUX_GATEWAY_BIN", REPO / "target" / "debug" / "kernelmux-gateway")
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def clean_env(home: Path, **extra: str) -> dict[str, str]:
+    """An environment in which nothing of the machine's own Jupyter shows."""
+    home.mkdir(parents=True, exist_ok=True)
+    env = {
+        "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "TMPDIR": str(home / "tmp"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_PATH": str(VENV / "share" / "jupyter"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "run"),
+        "DENO_DIR": str(home / "deno"),
+        "DENO_NO_UPDATE_CHECK": "1",
+        **extra,
+    }
+    for name in ("tmp", "config", "data", "run"):
+        (home / name).mkdir(exist_ok=True)
+    return env
+
+
+class Gateway:
+    """One gateway. `start` may be called again after it ended: same directories, same port."""
+
+    def __init__(
+        self,
+        home: Path,
+        *args: str,
+        token: str | None = TOKEN,
+        port: int = 0,
+        base_url: str = "/",
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.home = home
+        self.data_dir = home / "gateway"
+        self.args = list(args)
+        self.token = token
+        self.port = port
+        self.base_url = base_url
+        self.extra_env = env or {}
+        self.process: Process | None = None
+        self.url = ""
+        self.past_output = ""
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def argv(self) -> list[str]:
+        if PEER == "kernel-gateway":
+            return self._peer_argv()
+        argv = [str(binary()), "--ip", "127.0.0.1", "--port", str(self.port)]
+        argv += ["--data-dir", str(self.data_dir)]
+        argv += ["--token", self.token] if self.token else ["--no-auth"]
+        if self.base_url != "/":
+            argv += ["--base-url", self.base_url]
+        return argv + self.args
+
+    def _peer_argv(self) -> list[str]:
+        self.port = self.port or free_port()
+        argv = [sys.executable, "-m", "kernel_gateway", "--KernelGatewayApp.ip=127.0.0.1"]
+        argv += [f"--KernelGatewayApp.port={self.port}", f"--KernelGatewayApp.port_retries=0"]
+        argv += [f"--KernelGatewayApp.auth_token={self.token or ''}"]
+        argv += [f"--KernelGatewayApp.base_url={self.base_url}"]
+        argv += ["--JupyterWebsocketPersonality.list_kernels=True"]
+        args = iter(self.args)
+        for flag in args:
+            if flag == "--cull-idle-timeout":
+                argv.append(f"--MappingKernelManager.cull_idle_timeout={next(args)}")
+            elif flag == "--cull-interval":
+                argv.append(f"--MappingKernelManager.cull_interval={next(args)}")
+            elif flag == "--cull-connected":
+                argv.append("--MappingKernelManager.cull_connected=True")
+            elif flag == "--allow-origin":
+                argv.append(f"--KernelGatewayApp.allow_origin={next(args)}")
+        return argv
+
+    def start(self, timeout: float = 30.0) -> Gateway:
+        env = clean_env(self.home, **self.extra_env)
+        self.process = Process(self.argv(), env, self.home, "the gateway")
+        if PEER == "kernel-gateway":
+            self.process.wait_for_line(r"Kernel Gateway.* available at|at http://", timeout)
+            self.url = f"http://127.0.0.1:{self.port}{self.base_url}"
+            return self
+        match = self.process.wait_for_line(r"(http://127\.0\.0\.1:(\d+)(/[^\s?]*)?)", timeout)
+        self.url = match[1]
+        self.port = int(match[2])
+        if not self.url.endswith("/"):
+            self.url += "/"
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        now = self.process.output if self.process else ""
+        return f"{self.past_output}\n{now}"
+
+    def stop(self, number: int = signal.SIGINT, timeout: float = 30.0) -> int:
+        assert self.process is not None
+        status = self.process.stop(number, timeout)
+        self.past_output += self.process.output
+        return status
+
+    def kernel_pids(self) -> list[int]:
+        """Processes whose command line names a file under this gateway's home: its kernels."""
+        own = {self.process.pid} if self.process else set()
+        return [p for p in pids_mentioning(str(self.home)) if p not in own]
+
+    def close(self) -> None:
+        """Ends the gateway and every kernel it left, by pid."""
+        if self.process is not None and self.process.running():
+            with contextlib.suppress(Exception):
+                self.process.stop(signal.SIGINT, 20)
+        for pid in self.kernel_pids():
+            kill(pid)
+        self.session.close()
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"token {self.token}"} if self.token else {}
+
+    def rest(self, method: str, path: str, **options: Any) -> requests.Response:
+        """A request under the base URL, with the token unless `headers` are given."""
+        options.setdefault("headers", self.headers())
+        options.setdefault("timeout", 60)
+        return self.session.request(method, self.url + path.lstrip("/"), **options)
+
+    def start_kernel(self, name: str | None = "python3", **body: Any) -> dict[str, Any]:
+        if name is not None:
+            body["name"] = name
+        response = self.rest("POST", "api/kernels", json=body)
+        assert response.status_code == 201, (response.status_code, response.text)
+        return dict(response.json())
+
+    @contextlib.contextmanager
+    def kernel(self, name: str | None = "python3", **body: Any) -> Iterator[str]:
+        """A kernel's id; the kernel is deleted at the end."""
+        kernel_id = self.start_kernel(name, **body)["id"]
+        try:
+            yield kernel_id
+        finally:
+            if self.process is not None and self.process.running():
+                self.rest("DELETE", f"api/kernels/{kernel_id}")
+
+    def socket(self, kernel_id: str, session_id: str | None = None, **options: Any) -> KernelSocket:
+        options.setdefault("token", self.token)
+        return KernelSocket(self.url, kernel_id, session_id, **options)
+
+    def model(self, kernel_id: str) -> dict[str, Any] | None:
+        response = self.rest("GET", f"api/kernels/{kernel_id}")
+        return dict(response.json()) if response.status_code == 200 else None
+
+    def wait_state(self, kernel_id: str, state: str, timeout: float = 30.0) -> dict[str, Any]:
+        def reached() -> dict[str, Any] | None:
+            model = self.model(kernel_id)
+            return model if model and model["execution_state"] == state else None
+
+        found = eventually(reached, f"kernel {kernel_id} is {state}", timeout)
+        assert found is not None
+        return found
+
+    def wait_no_kernels(self, timeout: float = 20.0) -> None:
+        eventually(lambda: not self.kernel_pids(), "no kernel process is left", timeout)
+
+
+def python_pid(client: KernelSocket) -> int:
+    return int(re.sub(r"\D", "", client.run("import os; print(os.getpid())")))
+
+
+__all__ = ["PEER", "TOKEN", "Gateway", "alive", "clean_env", "free_port", "kill", "python_pid"]
