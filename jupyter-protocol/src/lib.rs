@@ -28,11 +28,21 @@
 
 mod channel;
 pub mod codec;
+pub mod connection_file;
+mod files;
 pub mod header;
+mod key;
+pub mod kernelspec;
+pub mod paths;
 pub mod signing;
 pub mod wire;
+#[cfg(feature = "zeromq")]
+pub mod zmq;
 
 pub use channel::{Channel, UnknownChannel};
+pub use connection_file::{ConnectionInfo, Transport};
 pub use header::Header;
+pub use kernelspec::{InstalledKernelspec, Kernelspec};
+pub use key::Key;
 pub use signing::Signer;
 pub use wire::WireMessage;

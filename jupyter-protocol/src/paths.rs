@@ -67,10 +67,7 @@ impl PathEnv {
     ///
     /// The Python prefix (`sys.prefix`) is `VIRTUAL_ENV`, else `CONDA_PREFIX`, else there is none:
     /// [`with_python_prefix`](Self::with_python_prefix) sets another.
-    pub fn new<K, V>(
-        vars: impl IntoIterator<Item = (K, V)>,
-        home: impl Into<PathBuf>,
-    ) -> Self
+    pub fn new<K, V>(vars: impl IntoIterator<Item = (K, V)>, home: impl Into<PathBuf>) -> Self
     where
         K: Into<OsString>,
         V: Into<OsString>,
@@ -267,10 +264,9 @@ impl PathEnv {
         match self.platform {
             Platform::Unix => self.home.join(".local").join("share"),
             Platform::MacOs => self.home.join("Library").join("Application Support"),
-            Platform::Windows => self.var("LOCALAPPDATA").map_or_else(
-                || self.home.join("AppData").join("Local"),
-                PathBuf::from,
-            ),
+            Platform::Windows => self
+                .var("LOCALAPPDATA")
+                .map_or_else(|| self.home.join("AppData").join("Local"), PathBuf::from),
         }
         .join(self.app_name())
     }

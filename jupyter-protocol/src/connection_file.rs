@@ -1,0 +1,628 @@
+//! Connection files: where a kernel's sockets are and how its messages are signed.
+//!
+//! <https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files>
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::channel::Channel;
+use crate::files::{self, ReadError};
+use crate::key::Key;
+use crate::paths::PathEnv;
+use crate::signing::{Signer, SigningError};
+
+/// The longest connection file that is read, in bytes. Real ones have a few hundred.
+pub const MAX_CONNECTION_FILE: u64 = 64 * 1024;
+
+/// What carries a connection's messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Transport {
+    /// TCP: the ports are TCP ports.
+    #[default]
+    Tcp,
+    /// Unix domain sockets: `ip` is the beginning of their path and the ports are its numeric suffixes.
+    Ipc,
+}
+
+impl Transport {
+    /// The transport as connection files and ZeroMQ addresses spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Ipc => "ipc",
+        }
+    }
+}
+
+/// What a connection file holds.
+///
+/// Read leniently: a field that is absent or null has its default, and a port of 0 means that there is no such
+/// socket. Fields that the protocol does not name are kept. `Debug` shows no key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionInfo {
+    /// What carries the messages.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub transport: Transport,
+    /// Address or host name for TCP; the beginning of the sockets' path for ipc.
+    #[serde(default = "default_ip", deserialize_with = "ip_or_default")]
+    pub ip: String,
+    /// Port (or path suffix) of the shell socket.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub shell_port: u16,
+    /// Port (or path suffix) of the iopub socket.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub iopub_port: u16,
+    /// Port (or path suffix) of the stdin socket.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub stdin_port: u16,
+    /// Port (or path suffix) of the control socket.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub control_port: u16,
+    /// Port (or path suffix) of the heartbeat socket.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub hb_port: u16,
+    /// Signs the messages; empty where they are unsigned.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub key: Key,
+    /// How `key` signs, such as `hmac-sha256`.
+    #[serde(default = "default_scheme", deserialize_with = "scheme_or_default")]
+    pub signature_scheme: String,
+    /// The name of the kernelspec that the kernel was started from; may be empty.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub kernel_name: String,
+    /// The path of the notebook or console that the kernel was started for, where the starter said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jupyter_session: Option<String>,
+    /// The kernel's CurveZMQ public key (Z85), where the sockets are encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curve_publickey: Option<String>,
+    /// The kernel's CurveZMQ secret key (Z85), where the sockets are encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curve_secretkey: Option<Key>,
+    /// The port at which the kernel is to say where it listens (JEP 66), in place of the five ports above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration_port: Option<u16>,
+    /// Fields that the protocol does not name.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Default for ConnectionInfo {
+    /// TCP on 127.0.0.1, `hmac-sha256` with an empty key, no ports.
+    fn default() -> Self {
+        Self {
+            transport: Transport::Tcp,
+            ip: default_ip(),
+            shell_port: 0,
+            iopub_port: 0,
+            stdin_port: 0,
+            control_port: 0,
+            hb_port: 0,
+            key: Key::default(),
+            signature_scheme: default_scheme(),
+            kernel_name: String::new(),
+            jupyter_session: None,
+            curve_publickey: None,
+            curve_secretkey: None,
+            registration_port: None,
+            extra: Map::new(),
+        }
+    }
+}
+
+/// A connection file could not be found, read, understood or written. Each names the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionFileError {
+    /// The system did not let it be read.
+    #[error(
+        "cannot read connection file {path}: {source}; check that the kernel still runs and that the file is yours"
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The path is a directory or a device.
+    #[error("{path} is not a regular file; give the path of a kernel's connection file")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It is longer than [`MAX_CONNECTION_FILE`].
+    #[error(
+        "{path} has more than {MAX_CONNECTION_FILE} bytes, so it is no connection file; give another path"
+    )]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is no JSON object, or a field has the wrong type. The error holds no value of the file.
+    #[error(
+        "{path} is not a connection file: {problem}; give another path, or start the kernel again"
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where, without the file's text.
+        problem: String,
+    },
+    /// It names neither the shell and iopub ports nor a registration port (JEP 66).
+    #[error(
+        "{path} names no {missing}: it is not the connection file of a running kernel; give another path"
+    )]
+    MissingPort {
+        /// The file.
+        path: PathBuf,
+        /// The first port that is absent or 0.
+        missing: &'static str,
+    },
+    /// No file matches.
+    #[error("no connection file matches {wanted:?} in {}; give another name, or the file's whole path", searched.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", "))]
+    NotFound {
+        /// The name, id or path that was asked for.
+        wanted: String,
+        /// The directories that were searched.
+        searched: Vec<PathBuf>,
+    },
+    /// The system did not let it be written.
+    #[error(
+        "cannot write connection file {path}: {source}; check that the folder exists, is yours and has room"
+    )]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl ConnectionInfo {
+    /// Reads a connection file.
+    ///
+    /// Blocks on the file system.
+    ///
+    /// # Errors
+    /// [`ConnectionFileError::Read`], [`NotAFile`](ConnectionFileError::NotAFile),
+    /// [`TooLarge`](ConnectionFileError::TooLarge), [`Malformed`](ConnectionFileError::Malformed) and
+    /// [`MissingPort`](ConnectionFileError::MissingPort), each where its name says.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self, ConnectionFileError> {
+        let path = path.as_ref();
+        let bytes = files::read_limited(path, MAX_CONNECTION_FILE).map_err(|error| {
+            let path = path.to_owned();
+            match error {
+                ReadError::Io(source) => ConnectionFileError::Read { path, source },
+                ReadError::NotAFile => ConnectionFileError::NotAFile { path },
+                ReadError::TooLarge => ConnectionFileError::TooLarge { path },
+            }
+        })?;
+        let info: Self =
+            serde_json::from_slice(&bytes).map_err(|error| ConnectionFileError::Malformed {
+                path: path.to_owned(),
+                problem: problem_without_values(&error),
+            })?;
+        match info.missing_port() {
+            Some(missing) if info.registration_port.is_none() => {
+                Err(ConnectionFileError::MissingPort {
+                    path: path.to_owned(),
+                    missing,
+                })
+            }
+            _ => Ok(info),
+        }
+    }
+
+    /// Writes a connection file that only this user can read (mode 0600), whole or not at all.
+    ///
+    /// The file is made beside its place and renamed to it, so no reader sees half of it. A missing folder is made,
+    /// for this user only. Blocks on the file system.
+    ///
+    /// # Errors
+    /// [`ConnectionFileError::Write`] where the system refuses.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<(), ConnectionFileError> {
+        let path = path.as_ref();
+        self.write_beside_and_rename(path)
+            .map_err(|source| ConnectionFileError::Write {
+                path: path.to_owned(),
+                source,
+            })
+    }
+
+    fn write_beside_and_rename(&self, path: &Path) -> io::Result<()> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        create_private_dir(folder)?;
+        // On Unix a temporary file has mode 0600 from the start; elsewhere it has the folder's access rights.
+        let mut file = tempfile::Builder::new()
+            .prefix(".connection-")
+            .suffix(".tmp")
+            .tempfile_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    /// Finds a connection file as `jupyter console --existing` does and gives its path.
+    ///
+    /// `wanted` is a path; or the name of a file in the working directory or in [`PathEnv::runtime_dir`]; or a pattern
+    /// with `*` and `?`; or a part of a name, such as a kernel's id. Of several matches, the one last modified is
+    /// taken. Blocks on the file system. Since any path is accepted, `wanted` must not come from an untrusted client.
+    ///
+    /// # Errors
+    /// [`ConnectionFileError::NotFound`] where nothing matches.
+    pub fn find(wanted: &str, env: &PathEnv) -> Result<PathBuf, ConnectionFileError> {
+        let searched = [PathBuf::from("."), env.runtime_dir()];
+        for dir in &searched {
+            // Joined with an absolute path, this is that path.
+            let path = dir.join(wanted);
+            if path.is_file() {
+                return Ok(path);
+            }
+        }
+        let pattern = if wanted.contains('*') {
+            wanted.to_owned()
+        } else {
+            format!("*{wanted}*")
+        };
+        searched
+            .iter()
+            .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten())
+            .filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                !name.starts_with('.') && matches(&pattern, &name) && entry.path().is_file()
+            })
+            .max_by_key(|entry| {
+                entry
+                    .metadata()
+                    .and_then(|metadata| metadata.modified())
+                    .ok()
+            })
+            .map(|entry| entry.path())
+            .ok_or_else(|| ConnectionFileError::NotFound {
+                wanted: wanted.to_owned(),
+                searched: searched.into(),
+            })
+    }
+
+    /// The port, or path suffix, of a channel's socket; 0 where there is none.
+    #[must_use]
+    pub const fn port(&self, channel: Channel) -> u16 {
+        match channel {
+            Channel::Shell => self.shell_port,
+            Channel::Iopub => self.iopub_port,
+            Channel::Stdin => self.stdin_port,
+            Channel::Control => self.control_port,
+            Channel::Heartbeat => self.hb_port,
+        }
+    }
+
+    /// Sets the port, or path suffix, of a channel's socket.
+    pub const fn set_port(&mut self, channel: Channel, port: u16) {
+        *match channel {
+            Channel::Shell => &mut self.shell_port,
+            Channel::Iopub => &mut self.iopub_port,
+            Channel::Stdin => &mut self.stdin_port,
+            Channel::Control => &mut self.control_port,
+            Channel::Heartbeat => &mut self.hb_port,
+        } = port;
+    }
+
+    /// The ZeroMQ address of a channel's socket: `tcp://127.0.0.1:5555`, `tcp://[::1]:5555` or `ipc:///path-1`.
+    #[must_use]
+    pub fn address(&self, channel: Channel) -> String {
+        self.address_of_port(self.port(channel))
+    }
+
+    fn address_of_port(&self, port: u16) -> String {
+        let ip = &self.ip;
+        match self.transport {
+            Transport::Tcp if ip.contains(':') && !ip.starts_with('[') => {
+                format!("tcp://[{ip}]:{port}")
+            }
+            Transport::Tcp => format!("tcp://{ip}:{port}"),
+            Transport::Ipc => format!("ipc://{ip}-{port}"),
+        }
+    }
+
+    /// The path of a channel's Unix domain socket, where the transport is ipc.
+    #[must_use]
+    pub fn socket_path(&self, channel: Channel) -> Option<PathBuf> {
+        match self.transport {
+            Transport::Ipc => Some(PathBuf::from(format!("{}-{}", self.ip, self.port(channel)))),
+            Transport::Tcp => None,
+        }
+    }
+
+    /// The signer that `signature_scheme` and `key` ask for.
+    ///
+    /// # Errors
+    /// [`SigningError::UnknownScheme`] where there is a key and its scheme is not known here.
+    pub fn signer(&self) -> Result<Signer, SigningError> {
+        Signer::new(&self.signature_scheme, self.key.as_bytes())
+    }
+
+    /// Whether the sockets are encrypted with CurveZMQ.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.curve_publickey
+            .as_ref()
+            .is_some_and(|key| !key.is_empty())
+    }
+
+    fn missing_port(&self) -> Option<&'static str> {
+        [
+            ("shell_port", self.shell_port),
+            ("iopub_port", self.iopub_port),
+        ]
+        .into_iter()
+        .find(|(_, port)| *port == 0)
+        .map(|(name, _)| name)
+    }
+}
+
+fn default_ip() -> String {
+    "127.0.0.1".to_owned()
+}
+
+fn default_scheme() -> String {
+    "hmac-sha256".to_owned()
+}
+
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn ip_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let ip = Option::<String>::deserialize(deserializer)?;
+    Ok(ip.filter(|ip| !ip.is_empty()).unwrap_or_else(default_ip))
+}
+
+fn scheme_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let scheme = Option::<String>::deserialize(deserializer)?;
+    Ok(scheme
+        .filter(|scheme| !scheme.is_empty())
+        .unwrap_or_else(default_scheme))
+}
+
+/// What serde found wrong, without the value that it found: that may be a key in the wrong place.
+fn problem_without_values(error: &serde_json::Error) -> String {
+    let kind = match error.classify() {
+        serde_json::error::Category::Data => "a field has the wrong type or a value out of range",
+        serde_json::error::Category::Eof => "the JSON ends too early",
+        serde_json::error::Category::Syntax | serde_json::error::Category::Io => {
+            "it is not valid JSON"
+        }
+    };
+    format!("{kind} (line {}, column {})", error.line(), error.column())
+}
+
+fn create_private_dir(folder: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
+/// Whether `name` matches a pattern in which `*` is any text and `?` is any character.
+fn matches(pattern: &str, name: &str) -> bool {
+    let pattern: Vec<char> = pattern.chars().collect();
+    let name: Vec<char> = name.chars().collect();
+    let (mut p, mut n) = (0, 0);
+    // Where to go on when the text after the last `*` turns out not to match here.
+    let mut retry: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                retry = Some((p + 1, n));
+                p += 1;
+            }
+            Some(c) if *c == '?' || *c == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => match retry {
+                Some((after_star, at)) => {
+                    retry = Some((after_star, at + 1));
+                    p = after_star;
+                    n = at + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> ConnectionInfo {
+        ConnectionInfo {
+            shell_port: 1,
+            iopub_port: 2,
+            stdin_port: 3,
+            control_port: 4,
+            hb_port: 5,
+            key: "topsecret".into(),
+            curve_secretkey: Some("curvesecret".into()),
+            ..ConnectionInfo::default()
+        }
+    }
+
+    fn read_text(text: &str) -> Result<ConnectionInfo, ConnectionFileError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        ConnectionInfo::read(file.path())
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_only_by_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/on/the/way/kernel-1.json");
+        let mut written = info();
+        written
+            .extra
+            .insert("provider".into(), serde_json::json!({"a": [1]}));
+        written.write(&path).unwrap();
+        assert_eq!(ConnectionInfo::read(&path).unwrap(), written);
+        written.hb_port = 6;
+        written.write(&path).unwrap();
+        assert_eq!(ConnectionInfo::read(&path).unwrap(), written);
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1
+        );
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(
+                std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+            let folder = std::fs::metadata(path.parent().unwrap()).unwrap();
+            assert_eq!(folder.permissions().mode() & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let text = format!("{:?}", info());
+        assert!(
+            !text.contains("topsecret") && !text.contains("curvesecret"),
+            "{text}"
+        );
+        let error = read_text(r#"{"shell_port": "topsecret"}"#).unwrap_err();
+        assert!(!error.to_string().contains("topsecret"), "{error}");
+    }
+
+    #[test]
+    fn addresses() {
+        let mut info = info();
+        assert_eq!(info.address(Channel::Shell), "tcp://127.0.0.1:1");
+        info.ip = "::1".into();
+        assert_eq!(info.address(Channel::Control), "tcp://[::1]:4");
+        info.ip = "[::1]".into();
+        assert_eq!(info.address(Channel::Heartbeat), "tcp://[::1]:5");
+        assert_eq!(info.socket_path(Channel::Stdin), None);
+        info.transport = Transport::Ipc;
+        info.ip = "/run/k".into();
+        assert_eq!(info.address(Channel::Iopub), "ipc:///run/k-2");
+        assert_eq!(info.socket_path(Channel::Stdin), Some("/run/k-3".into()));
+    }
+
+    #[test]
+    fn absent_fields_have_defaults_and_unknown_ones_are_kept() {
+        let info = read_text(
+            r#"{"shell_port": 1, "iopub_port": 2, "key": null, "ip": null, "x": {"b": 1, "a": 2}}"#,
+        )
+        .unwrap();
+        assert_eq!(info.ip, "127.0.0.1");
+        assert_eq!(info.signature_scheme, "hmac-sha256");
+        assert!(info.key.is_empty() && !info.signer().unwrap().signs());
+        assert_eq!(info.extra["x"].to_string(), r#"{"b":1,"a":2}"#);
+    }
+
+    #[test]
+    fn what_is_no_connection_file_is_a_typed_error_with_its_name() {
+        let path_of = |error: &ConnectionFileError| error.to_string();
+        let missing = ConnectionInfo::read("/nonexistent/kernel.json").unwrap_err();
+        assert!(matches!(missing, ConnectionFileError::Read { .. }));
+        assert!(path_of(&missing).contains("/nonexistent/kernel.json"));
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            ConnectionInfo::read(dir.path()),
+            Err(ConnectionFileError::NotAFile { .. })
+        ));
+        assert!(matches!(
+            read_text(&" ".repeat(70_000)),
+            Err(ConnectionFileError::TooLarge { .. })
+        ));
+        for text in [
+            "",
+            "[]",
+            "{",
+            "null",
+            r#"{"shell_port": 70000}"#,
+            r#"{"transport": "pigeon"}"#,
+            "\u{0}",
+        ] {
+            assert!(
+                matches!(read_text(text), Err(ConnectionFileError::Malformed { .. })),
+                "{text:?}"
+            );
+        }
+        assert!(matches!(
+            read_text(r#"{"shell_port": 1}"#),
+            Err(ConnectionFileError::MissingPort {
+                missing: "iopub_port",
+                ..
+            })
+        ));
+        assert_eq!(
+            read_text(r#"{"registration_port": 7}"#)
+                .unwrap()
+                .registration_port,
+            Some(7)
+        );
+    }
+
+    #[test]
+    fn finds_by_path_name_pattern_and_part_and_prefers_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = PathEnv::new([("JUPYTER_RUNTIME_DIR", dir.path())], "/nonexistent");
+        let file = |name: &str, age: u64| {
+            let path = dir.path().join(name);
+            let file = std::fs::File::create(&path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age))
+                .unwrap();
+            path
+        };
+        let old = file("kernel-aaa-1.json", 500);
+        let new = file("kernel-bbb-2.json", 100);
+        file(".hidden-kernel-ccc.json", 0);
+        let find = |wanted: &str| ConnectionInfo::find(wanted, &env).unwrap();
+        assert_eq!(find(old.to_str().unwrap()), old);
+        assert_eq!(find("kernel-aaa-1.json"), old);
+        assert_eq!(find("aaa"), old);
+        assert_eq!(find("kernel-*.json"), new);
+        assert_eq!(find("kernel-"), new);
+        assert!(matches!(
+            ConnectionInfo::find("zzz", &env),
+            Err(ConnectionFileError::NotFound { .. })
+        ));
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("kernel-*.json", "kernel-1.json", true),
+            ("kernel-*.json", "kernel-1.jso", false),
+            ("*a*b", "xaab", true),
+            ("*ab", "aab", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("", "", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

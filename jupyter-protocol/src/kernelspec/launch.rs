@@ -1,0 +1,284 @@
+//! From a kernelspec to a command line and an environment.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{InstalledKernelspec, prefix_of};
+
+/// What fills the templates of a kernelspec's `argv`.
+#[derive(Clone, Debug, Default)]
+pub struct LaunchArgs<'a> {
+    /// `{connection_file}`: the file's absolute path.
+    pub connection_file: &'a str,
+    /// `{prefix}`: the `sys.prefix` of a Python. `None` takes the prefix that the kernelspec is installed in, if it is
+    /// installed in one.
+    pub prefix: Option<&'a str>,
+    /// The interpreter to take where `argv` names only `python`, `python3` or `pythonX.Y`.
+    ///
+    /// `jupyter_client` takes the Python that it runs on itself, which a program in Rust has not. `None` takes the
+    /// interpreter that [`InstalledKernelspec::python`] finds; where that finds none, the name stays and the search
+    /// path of the kernel's environment decides.
+    pub python: Option<&'a str>,
+    /// More templates: `{name}` becomes the value. They win over the ones above.
+    pub extra: BTreeMap<&'a str, &'a str>,
+}
+
+impl InstalledKernelspec {
+    /// The command line that starts the kernel; empty where the kernelspec has none.
+    ///
+    /// Replaces `{connection_file}`, `{resource_dir}`, `{prefix}` and the names in `args.extra`. A template without a
+    /// value stays as it is. Looks in the file system for the interpreter.
+    #[must_use]
+    pub fn argv(&self, args: &LaunchArgs<'_>) -> Vec<String> {
+        let resource_dir = self.resource_dir.to_string_lossy();
+        let own_prefix = prefix_of(&self.resource_dir).map(Path::to_string_lossy);
+        let value = |name: &str| match name {
+            _ if args.extra.contains_key(name) => args.extra.get(name).copied(),
+            "connection_file" => Some(args.connection_file),
+            "resource_dir" => Some(&*resource_dir),
+            "prefix" => args.prefix.or(own_prefix.as_deref()),
+            _ => None,
+        };
+        let mut argv: Vec<String> = self.spec.argv.iter().map(|arg| fill(arg, &value)).collect();
+        if let Some(command) = argv.first_mut()
+            && is_bare_python(command)
+        {
+            let python = args
+                .python
+                .map(str::to_owned)
+                .or_else(|| Some(self.python(command)?.to_string_lossy().into_owned()));
+            if let Some(python) = python {
+                *command = python;
+            }
+        }
+        argv
+    }
+
+    /// The Python of the prefix that the kernelspec is installed in, where both are there.
+    ///
+    /// A kernelspec in `P/share/jupyter/kernels/NAME` belongs to `P/bin/python`; `command` (`python`, `python3`,
+    /// `python3.12`) is the name that is tried first. Looks in the file system.
+    #[must_use]
+    pub fn python(&self, command: &str) -> Option<PathBuf> {
+        let prefix = prefix_of(&self.resource_dir)?;
+        let names = [command, "python3", "python"];
+        let candidates: Vec<PathBuf> = if cfg!(windows) {
+            vec![
+                prefix.join("Scripts").join("python.exe"),
+                prefix.join("python.exe"),
+            ]
+        } else {
+            names
+                .iter()
+                .map(|name| prefix.join("bin").join(name))
+                .collect()
+        };
+        candidates.into_iter().find(|path| path.is_file())
+    }
+}
+
+/// `python`, `python3`, `python3.12`: a name that says no more than that it is Python 3.
+fn is_bare_python(command: &str) -> bool {
+    command.strip_prefix("python").is_some_and(|version| {
+        version.is_empty()
+            || version == "3"
+            || version.strip_prefix("3.").is_some_and(|minor| {
+                !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())
+            })
+    })
+}
+
+/// Replaces each `{name}` (ASCII letters, digits, `_`) that has a value.
+fn fill<'a>(template: &str, value: &impl Fn(&str) -> Option<&'a str>) -> String {
+    let mut filled = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(open) = rest.find('{') {
+        filled.push_str(&rest[..open]);
+        rest = &rest[open..];
+        let name_len = rest[1..]
+            .bytes()
+            .take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+            .count();
+        let end = 1 + name_len;
+        let value = (name_len > 0 && rest[end..].starts_with('}'))
+            .then(|| value(&rest[1..end]))
+            .flatten();
+        match value {
+            Some(value) => {
+                filled.push_str(value);
+                rest = &rest[end + 1..];
+            }
+            None => {
+                filled.push('{');
+                rest = &rest[1..];
+            }
+        }
+    }
+    filled.push_str(rest);
+    filled
+}
+
+/// Replaces `$NAME` and `${NAME}` by `lookup`'s value and `$$` by `$`; what has no value stays as it is.
+///
+/// This is what `jupyter_client` does to the values of a kernelspec's `env`, with the variables that the kernel is
+/// started with.
+#[must_use]
+pub fn expand_env(template: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+    let mut expanded = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(dollar) = rest.find('$') {
+        expanded.push_str(&rest[..dollar]);
+        rest = &rest[dollar + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            expanded.push('$');
+            rest = after;
+            continue;
+        }
+        let (name, after) = match rest.strip_prefix('{') {
+            Some(braced) => {
+                let len = name_len(braced);
+                (&braced[..len], braced[len..].strip_prefix('}'))
+            }
+            None => {
+                let len = name_len(rest);
+                (&rest[..len], Some(&rest[len..]))
+            }
+        };
+        match after {
+            Some(after) if !name.is_empty() => {
+                match lookup(name) {
+                    Some(value) => expanded.push_str(&value),
+                    None => {
+                        expanded.push('$');
+                        expanded.push_str(&rest[..rest.len() - after.len()]);
+                    }
+                }
+                rest = after;
+            }
+            _ => expanded.push('$'),
+        }
+    }
+    expanded.push_str(rest);
+    expanded
+}
+
+/// How many bytes at the start are a variable's name: `[A-Za-z_][A-Za-z0-9_]*`.
+fn name_len(text: &str) -> usize {
+    if text
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_digit())
+    {
+        return 0;
+    }
+    text.bytes()
+        .take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernelspec::Kernelspec;
+
+    fn installed(resource_dir: &Path, argv: &[&str]) -> InstalledKernelspec {
+        InstalledKernelspec {
+            name: "python3".into(),
+            spec: Kernelspec {
+                argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
+                ..Kernelspec::default()
+            },
+            resource_dir: resource_dir.to_owned(),
+        }
+    }
+
+    #[test]
+    fn templates_are_filled_and_unknown_ones_stay() {
+        let spec = installed(
+            Path::new("/opt/share/jupyter/kernels/r"),
+            &[
+                "R",
+                "-f={connection_file}",
+                "{resource_dir}/x{prefix}",
+                "{port}{unknown}{}{a b}{",
+                "ü{connection_file}ü",
+            ],
+        );
+        let args = LaunchArgs {
+            connection_file: "/run/k.json",
+            extra: [("port", "7")].into(),
+            ..LaunchArgs::default()
+        };
+        assert_eq!(
+            spec.argv(&args),
+            [
+                "R",
+                "-f=/run/k.json",
+                "/opt/share/jupyter/kernels/r/x/opt",
+                "7{unknown}{}{a b}{",
+                "ü/run/k.jsonü"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_bare_python_is_the_one_of_the_kernelspecs_prefix() {
+        let prefix = tempfile::tempdir().unwrap();
+        let resource_dir = prefix.path().join("share/jupyter/kernels/python3");
+        let argv = |command: &str, python| {
+            let args = LaunchArgs {
+                python,
+                ..LaunchArgs::default()
+            };
+            installed(&resource_dir, &[command, "-m"])
+                .argv(&args)
+                .remove(0)
+        };
+        assert_eq!(argv("python3", None), "python3");
+        assert_eq!(
+            argv("python3", Some("/usr/bin/python3")),
+            "/usr/bin/python3"
+        );
+        #[cfg(unix)]
+        {
+            let bin = prefix.path().join("bin");
+            std::fs::create_dir(&bin).unwrap();
+            std::fs::write(bin.join("python3"), "").unwrap();
+            let own = bin.join("python3").to_string_lossy().into_owned();
+            assert_eq!(argv("python", None), own);
+            assert_eq!(argv("python3", None), own);
+            assert_eq!(argv("python3.12", None), own);
+        }
+        for other in [
+            "/usr/bin/python3",
+            "pythonista",
+            "python2",
+            "python3.",
+            "python3.x",
+        ] {
+            assert_eq!(argv(other, Some("/mine")), other);
+        }
+    }
+
+    #[test]
+    fn variables_are_expanded_as_python_templates_are() {
+        let lookup = |name: &str| match name {
+            "HOME" => Some("/h".to_owned()),
+            "_x1" => Some("$HOME".to_owned()),
+            _ => None,
+        };
+        for (template, expected) in [
+            ("plain", "plain"),
+            ("${HOME}/bin:$HOME", "/h/bin:/h"),
+            ("$_x1", "$HOME"),
+            ("$$HOME", "$HOME"),
+            ("${NOT_SET}-$NOT_SET", "${NOT_SET}-$NOT_SET"),
+            ("${HOME", "${HOME"),
+            ("${}", "${}"),
+            ("$1 $", "$1 $"),
+            ("ä$HOMEä", "ä/hä"),
+        ] {
+            assert_eq!(expand_env(template, lookup), expected, "{template}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Where kernelspecs are looked for, and in which order.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{InstalledKernelspec, KernelspecError, is_valid_kernel_name};
+use crate::paths::PathEnv;
+
+/// How many entries of one folder of kernelspecs are looked at.
+const MAX_ENTRIES: usize = 10_000;
+
+/// The folders of kernelspecs, the most important first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SearchPath {
+    dirs: Vec<PathBuf>,
+}
+
+impl SearchPath {
+    /// Searches these folders, each of which holds a folder for each kernelspec.
+    pub fn new(dirs: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        Self {
+            dirs: dirs.into_iter().map(Into::into).collect(),
+        }
+    }
+
+    /// The folders that `jupyter kernelspec list` searches: `kernels` in each of [`PathEnv::jupyter_path`], and last
+    /// the one that IPython 2 used.
+    #[must_use]
+    pub fn from_env(env: &PathEnv) -> Self {
+        let mut dirs = env.jupyter_path();
+        dirs.push(env.ipython_dir());
+        Self::new(dirs.into_iter().map(|dir| dir.join("kernels")))
+    }
+
+    /// The folders in order.
+    #[must_use]
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+}
+
+/// The kernelspecs that a search found, and what was wrong with others.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// By name.
+    pub kernelspecs: BTreeMap<String, InstalledKernelspec>,
+    /// One for each folder or file that was passed over. They are for a log.
+    pub warnings: Vec<KernelspecError>,
+}
+
+/// Finds all kernelspecs on the search path. Blocks on the file system.
+///
+/// Where two have the same name, the one in the earlier folder counts, even if it cannot be read: to start another
+/// kernel than the one that was installed to replace it would surprise.
+/// Nothing wrong with one kernelspec hides the others.
+#[must_use]
+pub fn find_kernelspecs(search: &SearchPath) -> Found {
+    let mut found = Found::default();
+    for (name, resource_dir) in resource_dirs(search, &mut found.warnings) {
+        match InstalledKernelspec::read(name.clone(), resource_dir) {
+            Ok(installed) => {
+                found.kernelspecs.insert(name, installed);
+            }
+            Err(warning) => found.warnings.push(warning),
+        }
+    }
+    found
+}
+
+/// Finds one kernelspec by its name, in which upper and lower case do not matter. Blocks on the file system.
+///
+/// # Errors
+/// [`KernelspecError::NoSuchKernel`] where there is none of this name; any other where its `kernel.json` is unusable.
+pub fn get_kernelspec(
+    search: &SearchPath,
+    name: &str,
+) -> Result<InstalledKernelspec, KernelspecError> {
+    let mut dirs = resource_dirs(search, &mut Vec::new());
+    let wanted = name.to_ascii_lowercase();
+    match dirs.remove(&wanted) {
+        Some(resource_dir) => InstalledKernelspec::read(wanted, resource_dir),
+        None => Err(KernelspecError::NoSuchKernel {
+            name: name.chars().take(64).collect(),
+            installed: dirs.into_keys().collect(),
+        }),
+    }
+}
+
+fn resource_dirs(
+    search: &SearchPath,
+    warnings: &mut Vec<KernelspecError>,
+) -> BTreeMap<String, PathBuf> {
+    let mut found = BTreeMap::new();
+    for dir in &search.dirs {
+        for (name, path) in list(dir, warnings) {
+            found.entry(name).or_insert(path);
+        }
+    }
+    found
+}
+
+/// The kernelspecs in one folder, sorted by name, so that the result does not depend on the file system's order.
+fn list(dir: &Path, warnings: &mut Vec<KernelspecError>) -> Vec<(String, PathBuf)> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Vec::new();
+        }
+        Err(source) => {
+            let path = dir.to_owned();
+            warnings.push(KernelspecError::Read { path, source });
+            return Vec::new();
+        }
+    };
+    let mut kernels = Vec::new();
+    for (count, entry) in entries.flatten().enumerate() {
+        if count == MAX_ENTRIES {
+            warnings.push(KernelspecError::TooMany {
+                path: dir.to_owned(),
+                limit: MAX_ENTRIES,
+            });
+            break;
+        }
+        let path = entry.path();
+        if !path.join("kernel.json").is_file() {
+            continue;
+        }
+        match entry.file_name().to_str() {
+            Some(name) if is_valid_kernel_name(name) => {
+                kernels.push((name.to_ascii_lowercase(), path))
+            }
+            _ => warnings.push(KernelspecError::InvalidName { path }),
+        }
+    }
+    kernels.sort();
+    kernels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernelspec::{InterruptMode, MAX_KERNEL_JSON};
+    use crate::paths::Platform;
+
+    fn install(dir: &Path, name: &str, kernel_json: &str) {
+        let dir = dir.join("kernels").join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("kernel.json"), kernel_json).unwrap();
+    }
+
+    fn named(display_name: &str) -> String {
+        format!(r#"{{"argv": ["x"], "display_name": "{display_name}", "language": "l"}}"#)
+    }
+
+    fn dirs(env: &PathEnv) -> Vec<String> {
+        SearchPath::from_env(env)
+            .dirs()
+            .iter()
+            .map(|dir| dir.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_first_wins_and_the_bad_hide_no_others() {
+        let root = tempfile::tempdir().unwrap();
+        let (first, second) = (root.path().join("1"), root.path().join("2"));
+        install(&first, "Python3", &named("first"));
+        install(&second, "python3", &named("second"));
+        install(
+            &second,
+            "r",
+            r#"{"argv": ["R"], "interrupt_mode": "MESSAGE", "env": null, "mine": [1]}"#,
+        );
+        install(&first, "broken", "{");
+        install(&second, "broken", &named("hidden by the first"));
+        install(&second, "wrong", r#"{"argv": "x"}"#);
+        install(&second, "mode", r#"{"interrupt_mode": "shout"}"#);
+        install(&second, "b-o.m_1", &format!("\u{feff}{}", named("bom")));
+        install(&second, "huge", &" ".repeat(MAX_KERNEL_JSON as usize + 1));
+        install(&second, "a name", &named("bad name"));
+        std::fs::create_dir_all(second.join("kernels/empty")).unwrap();
+        std::fs::create_dir_all(second.join("kernels/dir/kernel.json")).unwrap();
+        let search = SearchPath::new([
+            first.join("kernels"),
+            second.join("kernels"),
+            root.path().join("none"),
+        ]);
+        let found = find_kernelspecs(&search);
+        assert_eq!(
+            found.kernelspecs.keys().collect::<Vec<_>>(),
+            ["b-o.m_1", "python3", "r"]
+        );
+        assert_eq!(found.kernelspecs["python3"].spec.display_name, "first");
+        assert_eq!(
+            found.kernelspecs["r"].spec.interrupt_mode,
+            InterruptMode::Message
+        );
+        assert_eq!(
+            found.kernelspecs["r"].spec.extra["mine"],
+            serde_json::json!([1])
+        );
+        let mut warnings: Vec<String> = found.warnings.iter().map(ToString::to_string).collect();
+        warnings.sort();
+        assert_eq!(warnings.len(), 5, "{warnings:#?}");
+        for name in ["a name", "broken", "huge", "mode", "wrong"] {
+            assert!(
+                warnings.iter().any(|warning| warning.contains(name)),
+                "{name}"
+            );
+        }
+
+        assert_eq!(get_kernelspec(&search, "PYTHON3").unwrap().name, "python3");
+        assert!(matches!(
+            get_kernelspec(&search, "broken"),
+            Err(KernelspecError::Malformed { .. })
+        ));
+        let error = get_kernelspec(&search, "../python3")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("python3, r"), "{error}");
+    }
+
+    #[test]
+    fn unix_order() {
+        let env = PathEnv::new([("HOME", "/h")], "/h").with_platform(Platform::Unix);
+        assert_eq!(
+            dirs(&env),
+            [
+                "/h/.local/share/jupyter/kernels",
+                "/usr/local/share/jupyter/kernels",
+                "/usr/share/jupyter/kernels",
+                "/h/.ipython/kernels"
+            ]
+        );
+        let env = PathEnv::new(
+            [
+                ("JUPYTER_PATH", "/a/::/b"),
+                ("XDG_DATA_HOME", "/x"),
+                ("IPYTHONDIR", "/i"),
+            ],
+            "/h",
+        )
+        .with_platform(Platform::Unix)
+        .with_python_prefix("/usr");
+        assert_eq!(
+            dirs(&env),
+            [
+                "/a/kernels",
+                "/b/kernels",
+                "/x/jupyter/kernels",
+                "/h/.local/share/jupyter/kernels",
+                "/usr/local/share/jupyter/kernels",
+                "/usr/share/jupyter/kernels",
+                "/i/kernels"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_environment_comes_first_where_it_is_virtual_or_asked_for() {
+        let order = |vars: &[(&str, &str)], prefix: &Path| {
+            let env = PathEnv::new(vars.iter().copied(), "/h")
+                .with_platform(Platform::Unix)
+                .with_python_prefix(prefix);
+            let own = prefix.join("share/jupyter");
+            env.jupyter_path()
+                .iter()
+                .position(|dir| *dir == own)
+                .unwrap()
+        };
+        let prefix = tempfile::tempdir().unwrap();
+        let path = prefix.path().to_str().unwrap();
+        assert_eq!(order(&[], prefix.path()), 1);
+        assert_eq!(order(&[("JUPYTER_PREFER_ENV_PATH", "1")], prefix.path()), 0);
+        assert_eq!(order(&[("CONDA_PREFIX", path)], prefix.path()), 1);
+        let conda = [("CONDA_PREFIX", path), ("CONDA_DEFAULT_ENV", "base")];
+        assert_eq!(order(&conda, prefix.path()), 1);
+        let conda = [("CONDA_PREFIX", path), ("CONDA_DEFAULT_ENV", "mine")];
+        assert_eq!(order(&conda, prefix.path()), 0);
+        std::fs::write(prefix.path().join("pyvenv.cfg"), "home = /usr/bin\n").unwrap();
+        assert_eq!(order(&[], prefix.path()), 0);
+        assert_eq!(
+            order(&[("JUPYTER_PREFER_ENV_PATH", "False")], prefix.path()),
+            1
+        );
+        // VIRTUAL_ENV names the prefix where no other is given.
+        let env = PathEnv::new([("VIRTUAL_ENV", path), ("CONDA_PREFIX", "/conda")], "/h");
+        assert_eq!(env.python_prefix(), Some(prefix.path()));
+    }
+
+    #[test]
+    fn a_virtual_environment_hides_the_users_python_packages() {
+        let prefix = tempfile::tempdir().unwrap();
+        let has_user_base = || {
+            let env = PathEnv::new([("XDG_DATA_HOME", "/x")], "/h")
+                .with_platform(Platform::Unix)
+                .with_python_prefix(prefix.path());
+            env.jupyter_path()
+                .contains(&"/h/.local/share/jupyter".into())
+        };
+        assert!(has_user_base());
+        let config = prefix.path().join("pyvenv.cfg");
+        std::fs::write(&config, "include-system-site-packages = false\n").unwrap();
+        assert!(!has_user_base());
+        std::fs::write(&config, "include-system-site-packages = true\n").unwrap();
+        assert!(has_user_base());
+    }
+
+    #[test]
+    fn macos_and_windows_have_their_own_places() {
+        let env = PathEnv::new([("x", "y")], "/Users/u").with_platform(Platform::MacOs);
+        assert_eq!(env.data_dir(), Path::new("/Users/u/Library/Jupyter"));
+        assert_eq!(
+            env.runtime_dir(),
+            Path::new("/Users/u/Library/Jupyter/runtime")
+        );
+        let env = PathEnv::new([("JUPYTER_PLATFORM_DIRS", "1")], "/Users/u")
+            .with_platform(Platform::MacOs);
+        assert_eq!(
+            env.data_dir(),
+            Path::new("/Users/u/Library/Application Support/Jupyter")
+        );
+        let vars = [("APPDATA", "/roaming"), ("PROGRAMDATA", "/all")];
+        let env = PathEnv::new(vars, "/u")
+            .with_platform(Platform::Windows)
+            .with_python_prefix("/python");
+        assert_eq!(
+            env.jupyter_path(),
+            [
+                Path::new("/roaming/jupyter"),
+                Path::new("/roaming/Python/share/jupyter"),
+                Path::new("/python/share/jupyter")
+            ]
+        );
+        let vars = [("PROGRAMDATA", "/all"), ("JUPYTER_USE_PROGRAMDATA", "1")];
+        let env = PathEnv::new(vars, "/u").with_platform(Platform::Windows);
+        assert_eq!(
+            env.jupyter_path(),
+            [Path::new("/u/.jupyter/data"), Path::new("/all/jupyter")]
+        );
+    }
+}
