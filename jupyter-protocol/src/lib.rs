@@ -29,6 +29,7 @@
 mod channel;
 pub mod codec;
 pub mod connection_file;
+pub mod content;
 mod files;
 pub mod header;
 mod key;
@@ -38,6 +39,8 @@ pub mod signing;
 pub mod wire;
 #[cfg(feature = "zeromq")]
 pub mod zmq;
+#[cfg(feature = "zeromq")]
+pub mod zmtp;
 
 pub use channel::{Channel, UnknownChannel};
 pub use connection_file::{ConnectionInfo, Transport};

@@ -1,0 +1,272 @@
+//! The content of every message of the protocol, typed.
+//!
+//! Lenient when read: real kernels omit fields that the protocol requires, so an absent or null field has its default,
+//! unknown names stay as they are, and unknown fields are kept. What cannot be read at all is still a [`Content`]:
+//! [`Content::Invalid`], which holds the JSON as it came. Strict when written: every required field of protocol 5.4 is
+//! there.
+//!
+//! <https://jupyter-client.readthedocs.io/en/stable/messaging.html>
+
+mod assist;
+mod comm;
+mod control;
+mod debug;
+mod execute;
+mod iopub;
+mod kernel_info;
+mod lenient;
+mod media;
+mod reply;
+mod stdin;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::channel::Channel;
+
+pub use assist::{
+    CompleteReply, CompleteRequest, Completeness, HistoryAccess, HistoryEntry, HistoryInput,
+    HistoryReply, HistoryRequest, InspectReply, InspectRequest, IsCompleteReply, IsCompleteRequest,
+};
+pub use comm::{CommClose, CommInfoReply, CommInfoRequest, CommMsg, CommOpen};
+pub use control::{
+    CreateSubshellReply, CreateSubshellRequest, DeleteSubshellReply, DeleteSubshellRequest,
+    InterruptReply, InterruptRequest, ListSubshellReply, ListSubshellRequest, ShutdownReply,
+    ShutdownRequest, UsageReply, UsageRequest,
+};
+pub use debug::{DebugEvent, DebugReply, DebugRequest};
+pub use execute::{ExecuteReply, ExecuteRequest};
+pub use iopub::{
+    ClearOutput, DisplayData, ErrorOutput, ExecuteInput, ExecuteResult, ExecutionState,
+    IopubWelcome, Status, Stream, StreamName, Transient, UpdateDisplayData,
+};
+pub use kernel_info::{
+    ConnectReply, ConnectRequest, HandshakeReply, HandshakeRequest, HelpLink, KernelInfoReply,
+    KernelInfoRequest, LanguageInfo,
+};
+pub use media::MimeBundle;
+pub use reply::{NoResult, Reply, ReplyBody, ReplyError};
+pub use stdin::{InputReply, InputRequest};
+
+/// Content whose message type is not in the protocol: the JSON as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownContent {
+    /// The message type.
+    pub msg_type: String,
+    /// The content's JSON.
+    pub json: Bytes,
+}
+
+impl UnknownContent {
+    /// Content of a type that the protocol does not have.
+    #[must_use]
+    pub fn new(msg_type: impl Into<String>, content: &Value) -> Self {
+        Self {
+            msg_type: msg_type.into(),
+            json: content.to_string().into(),
+        }
+    }
+
+    /// The content parsed.
+    ///
+    /// # Errors
+    /// The parser's, where it is not JSON.
+    pub fn value(&self) -> Result<Value, serde_json::Error> {
+        serde_json::from_slice(&self.json)
+    }
+}
+
+/// Content that is not what its message type says: the JSON as it came, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidContent {
+    /// The message type.
+    pub msg_type: String,
+    /// The content's bytes; they need not be JSON.
+    pub json: Bytes,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+macro_rules! contents {
+    ($($(#[$meta:meta])* $msg_type:literal $variant:ident($content:ty),)+) => {
+        /// The content of a message.
+        #[derive(Clone, Debug, PartialEq)]
+        #[non_exhaustive]
+        pub enum Content {
+            $(
+                #[doc = concat!("`", $msg_type, "`")]
+                $(#[$meta])*
+                $variant($content),
+            )+
+            /// A message type that the protocol does not have. Passed on unchanged.
+            Unknown(UnknownContent),
+            /// The content is not what the message type says. Passed on unchanged.
+            Invalid(InvalidContent),
+        }
+
+        impl Content {
+            /// The types of the protocol's messages.
+            pub const MSG_TYPES: &[&str] = &[$($msg_type),+];
+
+            /// Reads a content. It always is one: where its type is not known or it does not fit its type, the bytes
+            /// are kept.
+            #[must_use]
+            pub fn parse(msg_type: &str, json: &[u8]) -> Self {
+                let parsed = match msg_type {
+                    $($msg_type => serde_json::from_slice(json).map(Self::$variant),)+
+                    // Only looked at to be sure that it can be passed on.
+                    _ => serde_json::from_slice::<serde::de::IgnoredAny>(json).map(|_| {
+                        Self::Unknown(UnknownContent {
+                            msg_type: msg_type.to_owned(),
+                            json: Bytes::copy_from_slice(json),
+                        })
+                    }),
+                };
+                parsed.unwrap_or_else(|error| {
+                    Self::Invalid(InvalidContent {
+                        msg_type: msg_type.to_owned(),
+                        json: Bytes::copy_from_slice(json),
+                        problem: error.to_string(),
+                    })
+                })
+            }
+
+            /// The message type that belongs to it, such as `execute_request`.
+            #[must_use]
+            pub fn msg_type(&self) -> &str {
+                match self {
+                    $(Self::$variant(_) => $msg_type,)+
+                    Self::Unknown(unknown) => &unknown.msg_type,
+                    Self::Invalid(invalid) => &invalid.msg_type,
+                }
+            }
+
+            /// The JSON to send. What was not understood is the bytes that came.
+            #[must_use]
+            pub fn to_json(&self) -> Bytes {
+                match self {
+                    $(Self::$variant(content) => to_json(content),)+
+                    Self::Unknown(unknown) => unknown.json.clone(),
+                    Self::Invalid(invalid) => invalid.json.clone(),
+                }
+            }
+        }
+
+        $(
+            impl From<$content> for Content {
+                fn from(content: $content) -> Self {
+                    Self::$variant(content)
+                }
+            }
+
+            impl TryFrom<Content> for $content {
+                type Error = Box<Content>;
+
+                /// The content of this type, or else the content as it is.
+                fn try_from(content: Content) -> Result<Self, Box<Content>> {
+                    match content {
+                        Content::$variant(content) => Ok(content),
+                        other => Err(Box::new(other)),
+                    }
+                }
+            }
+        )+
+    };
+}
+
+contents! {
+    "execute_request" ExecuteRequest(ExecuteRequest),
+    "execute_reply" ExecuteReply(Reply<ExecuteReply>),
+    "inspect_request" InspectRequest(InspectRequest),
+    "inspect_reply" InspectReply(Reply<InspectReply>),
+    "complete_request" CompleteRequest(CompleteRequest),
+    "complete_reply" CompleteReply(Reply<CompleteReply>),
+    "history_request" HistoryRequest(HistoryRequest),
+    "history_reply" HistoryReply(Reply<HistoryReply>),
+    "is_complete_request" IsCompleteRequest(IsCompleteRequest),
+    "is_complete_reply" IsCompleteReply(Reply<IsCompleteReply>),
+    "connect_request" ConnectRequest(ConnectRequest),
+    "connect_reply" ConnectReply(Reply<ConnectReply>),
+    "comm_info_request" CommInfoRequest(CommInfoRequest),
+    "comm_info_reply" CommInfoReply(Reply<CommInfoReply>),
+    "kernel_info_request" KernelInfoRequest(KernelInfoRequest),
+    "kernel_info_reply" KernelInfoReply(Reply<KernelInfoReply>),
+    "shutdown_request" ShutdownRequest(ShutdownRequest),
+    "shutdown_reply" ShutdownReply(Reply<ShutdownReply>),
+    "interrupt_request" InterruptRequest(InterruptRequest),
+    "interrupt_reply" InterruptReply(Reply<InterruptReply>),
+    "debug_request" DebugRequest(DebugRequest),
+    "debug_reply" DebugReply(DebugReply),
+    "create_subshell_request" CreateSubshellRequest(CreateSubshellRequest),
+    "create_subshell_reply" CreateSubshellReply(Reply<CreateSubshellReply>),
+    "delete_subshell_request" DeleteSubshellRequest(DeleteSubshellRequest),
+    "delete_subshell_reply" DeleteSubshellReply(Reply<DeleteSubshellReply>),
+    "list_subshell_request" ListSubshellRequest(ListSubshellRequest),
+    "list_subshell_reply" ListSubshellReply(Reply<ListSubshellReply>),
+    "usage_request" UsageRequest(UsageRequest),
+    "usage_reply" UsageReply(Reply<UsageReply>),
+    "handshake_request" HandshakeRequest(HandshakeRequest),
+    "handshake_reply" HandshakeReply(Reply<HandshakeReply>),
+    "comm_open" CommOpen(CommOpen),
+    "comm_msg" CommMsg(CommMsg),
+    "comm_close" CommClose(CommClose),
+    "iopub_welcome" IopubWelcome(IopubWelcome),
+    "stream" Stream(Stream),
+    "display_data" DisplayData(DisplayData),
+    "update_display_data" UpdateDisplayData(UpdateDisplayData),
+    "execute_input" ExecuteInput(ExecuteInput),
+    "execute_result" ExecuteResult(ExecuteResult),
+    "error" Error(ErrorOutput),
+    "status" Status(Status),
+    "clear_output" ClearOutput(ClearOutput),
+    "debug_event" DebugEvent(DebugEvent),
+    "input_request" InputRequest(InputRequest),
+    "input_reply" InputReply(InputReply),
+}
+
+impl From<UnknownContent> for Content {
+    fn from(unknown: UnknownContent) -> Self {
+        Self::Unknown(unknown)
+    }
+}
+
+fn to_json(content: &impl serde::Serialize) -> Bytes {
+    // Writing fails only for maps with keys that are no strings, and there are none in any content.
+    serde_json::to_vec(content).map_or_else(|_| Bytes::from_static(b"{}"), Bytes::from)
+}
+
+/// A message that is answered by another.
+pub trait Request: Into<Content> {
+    /// The content of the answer.
+    type Reply: TryFrom<Content, Error = Box<Content>> + Send + 'static;
+    /// The channel that it is sent on. Shell requests that a kernel also takes on control are here by their old place.
+    const CHANNEL: Channel;
+}
+
+macro_rules! requests {
+    ($($request:ty => $reply:ty, $channel:ident;)+) => {$(
+        impl Request for $request {
+            type Reply = $reply;
+            const CHANNEL: Channel = Channel::$channel;
+        }
+    )+};
+}
+
+requests! {
+    ExecuteRequest => Reply<ExecuteReply>, Shell;
+    InspectRequest => Reply<InspectReply>, Shell;
+    CompleteRequest => Reply<CompleteReply>, Shell;
+    HistoryRequest => Reply<HistoryReply>, Shell;
+    IsCompleteRequest => Reply<IsCompleteReply>, Shell;
+    ConnectRequest => Reply<ConnectReply>, Shell;
+    CommInfoRequest => Reply<CommInfoReply>, Shell;
+    KernelInfoRequest => Reply<KernelInfoReply>, Shell;
+    ShutdownRequest => Reply<ShutdownReply>, Control;
+    InterruptRequest => Reply<InterruptReply>, Control;
+    DebugRequest => DebugReply, Control;
+    CreateSubshellRequest => Reply<CreateSubshellReply>, Control;
+    DeleteSubshellRequest => Reply<DeleteSubshellReply>, Control;
+    ListSubshellRequest => Reply<ListSubshellReply>, Control;
+    UsageRequest => Reply<UsageReply>, Control;
+    InputRequest => InputReply, Stdin;
+}
