@@ -34,18 +34,18 @@ mod files;
 pub mod header;
 mod key;
 pub mod kernelspec;
+pub mod message;
 pub mod paths;
 pub mod signing;
 pub mod wire;
 #[cfg(feature = "zeromq")]
 pub mod zmq;
-#[cfg(feature = "zeromq")]
-pub mod zmtp;
 
 pub use channel::{Channel, UnknownChannel};
 pub use connection_file::{ConnectionInfo, Transport};
 pub use header::Header;
 pub use kernelspec::{InstalledKernelspec, Kernelspec};
 pub use key::Key;
+pub use message::Message;
 pub use signing::Signer;
 pub use wire::WireMessage;
