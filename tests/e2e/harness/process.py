@@ -71,7 +71,7 @@ class Process:
     def running(self) -> bool:
         return self.child.poll() is None
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         self.child.send_signal(number)
 
     def wait(self, timeout: float = 20.0) -> int:
@@ -84,7 +84,7 @@ class Process:
     def stop(self, number: int = signal.SIGINT, timeout: float = 20.0) -> int:
         """Ask with a signal, then kill; the exit status."""
         if self.running():
-            self.signal(number)
+            self.send_signal(number)
             try:
                 return self.wait(timeout)
             except subprocess.TimeoutExpired:

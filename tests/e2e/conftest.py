@@ -1,0 +1,153 @@
+"""Fixtures: the gateway, JupyterLab, Chromium, the proxy. Each ends what it started, by pid.
+
+What is missing skips its tests with a reason; with CI set it fails them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness.gateway import PEER, Gateway, binary  # noqa: E402
+from harness.lab import Lab  # noqa: E402
+from harness.proxy import Proxy  # noqa: E402
+
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+
+
+def lacking(what: str) -> None:
+    """A test's need is not met: a failure in CI, a told skip elsewhere."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} (with CI set this fails)", pytrace=False)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def built() -> None:
+    if PEER == "kernelmux" and not binary().exists():
+        lacking(f"no gateway at {binary()}: build it, or set KERNELMUX_GATEWAY_BIN")
+
+
+@pytest.fixture(scope="session")
+def make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        return tmp_path_factory.mktemp(re.sub(r"\W+", "-", name)[:24])
+
+    return make
+
+
+@pytest.fixture
+def start_gateway(
+    built: None, make_home: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Gateway]]:
+    """Starts gateways of the test's own: `start_gateway("--flag", ..., token=..., env=...)`."""
+    started: list[Gateway] = []
+
+    def start(*args: str, **options: object) -> Gateway:
+        gateway = Gateway(make_home("gw"), *args, **options)  # type: ignore[arg-type]
+        started.append(gateway)
+        return gateway.start()
+
+    yield start
+    for gateway in started:
+        gateway.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
+    """A gateway that the module's tests share; no test ends it."""
+    gateway = Gateway(make_home("gw"))
+    gateway.start()
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[Callable[[int], Proxy]]:
+    """Proxies to a port of this machine."""
+    proxies: list[Proxy] = []
+
+    def make(port: int) -> Proxy:
+        proxies.append(Proxy(("127.0.0.1", port)))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture(scope="module")
+def gateway_proxy(gateway: Gateway) -> Iterator[Proxy]:
+    """The hop between JupyterLab's server and the gateway."""
+    proxy = Proxy(("127.0.0.1", gateway.port))
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="module")
+def lab(gateway: Gateway, gateway_proxy: Proxy, make_home: Callable[[str], Path]) -> Iterator[Lab]:
+    """JupyterLab whose kernels are the shared gateway's, through `gateway_proxy`."""
+    lab = Lab(make_home("lab"), f"http://127.0.0.1:{gateway_proxy.port}", gateway.token)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        lacking("no Chromium: install Debian's `chromium`, or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM, headless=True)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(
+    browser: object, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[object]:
+    """A fresh browser profile's page; a failed test leaves a screenshot and the console's text."""
+    context = browser.new_context(viewport={"width": 1200, "height": 1400})  # type: ignore[attr-defined]
+    page = context.new_page()
+    console: list[str] = []
+    page.on("console", lambda m: console.append(f"{m.type}: {m.text}"))
+    yield page
+    report = getattr(request.node, "report", None)
+    if report is not None and report.failed:
+        page.screenshot(path=tmp_path / "page.png")
+        (tmp_path / "console.txt").write_text("\n".join(console))
+        print(f"screenshot and console: {tmp_path}")
+    context.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    report = yield
+    if report.when == "call":
+        item.report = report  # type: ignore[attr-defined]
+        if report.failed:
+            for name in ("gateway", "lab"):
+                process = getattr(item.funcargs.get(name), "process", None)  # type: ignore[attr-defined]
+                if process is not None:
+                    report.sections.append((f"{name}'s last output", process.output[-6000:]))
+    return report

@@ -1,0 +1,192 @@
+"""JupyterLab against the gateway, and a notebook in Chromium as its user sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from playwright.sync_api import Locator, Page, expect
+
+from harness.gateway import clean_env, free_port
+from harness.process import Process
+
+LAB_TOKEN = "e2e-lab-token"
+
+# Cells off screen must stay in the page, and nothing may ask the outside world for news.
+SETTINGS = {
+    "@jupyterlab/notebook-extension:tracker": {
+        "windowingMode": "none",
+        "autoStartDefaultKernel": True,
+    },
+    "@jupyterlab/apputils-extension:notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+}
+
+LAB_CONFIG = f"""
+c.ServerApp.ip = "127.0.0.1"
+c.ServerApp.open_browser = False
+c.ServerApp.allow_root = True
+c.ServerApp.port_retries = 0
+c.IdentityProvider.token = {LAB_TOKEN!r}
+c.LabApp.expose_app_in_browser = True
+c.LabApp.news_url = ""
+c.ExtensionManager.listings_refresh_seconds = 0
+"""
+
+
+class Lab:
+    """A JupyterLab server whose kernels are the gateway's."""
+
+    def __init__(
+        self, home: Path, gateway_url: str, gateway_token: str | None, **env: str
+    ) -> None:
+        self.home = home
+        self.files = home / "files"
+        self.port = free_port()
+        environment = clean_env(
+            home,
+            JUPYTER_GATEWAY_URL=gateway_url,
+            **({"JUPYTER_GATEWAY_AUTH_TOKEN": gateway_token} if gateway_token else {}),
+            **env,
+        )
+        # The server itself must find no kernels: only the gateway has some.
+        environment.pop("JUPYTER_PATH")
+        self.files.mkdir(parents=True)
+        config = home / "config"
+        (config / "labconfig").mkdir(parents=True)
+        (config / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
+        (config / "jupyter_lab_config.py").write_text(LAB_CONFIG)
+        self.process = Process(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                f"--ServerApp.port={self.port}",
+                f"--ServerApp.root_dir={self.files}",
+            ],
+            environment,
+            home,
+            "JupyterLab",
+        )
+        self.process.wait_for_line(r"is running at:", 60)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def write_notebook(self, name: str, cells: list[str], kernel: str = "python3") -> None:
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in cells]
+        )
+        language = {"python3": "python", "bash": "bash", "deno": "typescript"}.get(kernel, kernel)
+        notebook.metadata["kernelspec"] = {
+            "name": kernel,
+            "display_name": kernel,
+            "language": language,
+        }
+        nbformat.write(notebook, str(self.files / f"{name}.ipynb"))
+
+    def open(self, page: Page, name: str, cells: list[str], kernel: str = "python3") -> Notebook:
+        """Writes a notebook of `cells`, opens it alone in the page and waits for its kernel."""
+        self.write_notebook(name, cells, kernel)
+        notebook = Notebook(page, self, name)
+        notebook.load()
+        return notebook
+
+    def close(self) -> None:
+        self.process.stop(timeout=15)
+
+
+class Notebook:
+    """One notebook page in JupyterLab's single-document mode."""
+
+    def __init__(self, page: Page, lab: Lab, name: str, url: str | None = None) -> None:
+        self.page = page
+        self.url = url or lab.url
+        self.name = name
+
+    def load(self) -> None:
+        self.page.goto(f"{self.url}/doc/tree/{self.name}.ipynb?token={LAB_TOKEN}&reset")
+        self.wait_ready()
+
+    def reload(self) -> None:
+        self.page.reload()
+        expect(self.panel).to_be_visible(timeout=60_000)
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        expect(self.panel).to_be_visible(timeout=timeout * 1000)
+        self.wait_status("idle", timeout)
+
+    @property
+    def panel(self) -> Locator:
+        return self.page.locator(".jp-NotebookPanel").first
+
+    @property
+    def indicator(self) -> Locator:
+        """The kernel's state as the toolbar shows it."""
+        return self.panel.locator(".jp-Notebook-ExecutionIndicator").first
+
+    def wait_status(self, status: str, timeout: float = 30.0) -> None:
+        expect(self.indicator).to_have_attribute("data-status", status, timeout=timeout * 1000)
+
+    def cell(self, index: int) -> Locator:
+        return self.panel.locator(".jp-Notebook .jp-CodeCell").nth(index)
+
+    def output(self, index: int) -> Locator:
+        return self.cell(index).locator(".jp-OutputArea-output")
+
+    def prompt(self, index: int) -> Locator:
+        return self.cell(index).locator(".jp-InputArea-prompt")
+
+    def start(self, index: int) -> None:
+        """Runs the cell as a user does, and does not wait for its end."""
+        self.cell(index).locator(".jp-InputArea-editor").click()
+        self.page.keyboard.press("Control+Enter")
+
+    def run(self, index: int, timeout: float = 30.0) -> str:
+        """Runs the cell and waits until its prompt shows a number; the text of its outputs."""
+        before = self.prompt(index).inner_text()
+        self.start(index)
+        self.finished(index, before, timeout)
+        return self.text(index)
+
+    def finished(self, index: int, before: str = "[ ]:", timeout: float = 30.0) -> None:
+        """Waits until the cell has a new execution number."""
+        pattern = re.compile(r"\[\d+\]:")
+        expect(self.prompt(index)).to_have_text(pattern, timeout=timeout * 1000)
+        if pattern.search(before):
+            expect(self.prompt(index)).not_to_have_text(before, timeout=timeout * 1000)
+
+    def text(self, index: int) -> str:
+        return "\n".join(self.output(index).all_inner_texts())
+
+    def wait_text(self, index: int, text: str | re.Pattern[str], timeout: float = 30.0) -> None:
+        """Waits until one of the cell's outputs contains `text`."""
+        expect(self.output(index).filter(has_text=text).first).to_be_visible(
+            timeout=timeout * 1000
+        )
+
+    def dialog_button(self, label: str, timeout: float = 15.0) -> None:
+        button = self.page.locator(".jp-Dialog .jp-mod-styled", has_text=label).first
+        button.click(timeout=timeout * 1000)
+
+    def command(self, command: str, args: dict[str, Any] | None = None) -> Any:
+        """Runs a command of JupyterLab without waiting for its end, as a menu does."""
+        return self.page.evaluate(
+            "([command, args]) => { void window.jupyterapp.commands.execute(command, args); }",
+            [command, args or {}],
+        )
+
+    def kernel_id(self) -> str:
+        return str(
+            self.page.evaluate(
+                "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.id"
+            )
+        )

@@ -1,0 +1,381 @@
+"""A stock JupyterLab in Chromium, its kernels the gateway's.
+
+JupyterLab's server stands between: browser - jupyter_server - (proxy) - gateway - kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness.gateway import Gateway
+from harness.lab import Lab, Notebook
+from harness.proxy import Proxy
+from playwright.sync_api import Page, expect
+
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
+    "gg=="
+)
+
+# Prints a line, waits for a file the test writes, prints the rest: the test, not a clock, decides
+# when the cell goes on.
+GATED = """
+import pathlib, time
+print("first line", flush=True)
+while not pathlib.Path({gate!r}).exists():
+    time.sleep(0.02)
+for i in range(200):
+    print(f"line {{i}};", flush=True)
+"last line"
+"""
+
+
+def gated(path: Path) -> str:
+    return GATED.format(gate=str(path))
+
+
+def expect_whole(notebook: Notebook, index: int) -> None:
+    """The gated cell's output is there, all of it, once and in order."""
+    notebook.wait_text(index, "last line", 60)
+    lines = re.findall(r"line (\d+);", notebook.text(index))
+    assert lines == [str(i) for i in range(200)]
+    assert notebook.text(index).count("first line") == 1
+    notebook.finished(index)
+    notebook.wait_status("idle")
+
+
+def test_rich_output(lab: Lab, page: Page) -> None:
+    notebook = lab.open(
+        page,
+        "rich",
+        [
+            "from IPython.display import HTML, Image, display\n"
+            "import base64\n"
+            "print('plain')\n"
+            "display(HTML('<b id=\"bold\">rich</b>'))\n"
+            f"display(Image(data=base64.b64decode('{PNG}'), format='png'))\n"
+            "handle = display('before', display_id=True)\n"
+            "6 * 7",
+            "handle.update('after'); None",
+            "1/0",
+        ],
+    )
+    notebook.run(0)
+    notebook.wait_text(0, "plain")
+    expect(notebook.output(0).locator("#bold")).to_have_text("rich")
+    expect(notebook.output(0).locator("img")).to_have_js_property("naturalWidth", 1)
+    notebook.wait_text(0, "before")
+    notebook.wait_text(0, "42")
+    notebook.run(1)
+    notebook.wait_text(0, "after")
+    expect(notebook.output(0).filter(has_text="before")).to_have_count(0)
+    notebook.run(2)
+    notebook.wait_text(2, "ZeroDivisionError")
+
+
+def test_many_messages_all_arrive(lab: Lab, page: Page) -> None:
+    # More a second than the peers' rate limiter lets through.
+    count = 6000
+    notebook = lab.open(
+        page,
+        "many",
+        [f"import sys\nfor i in range({count}):\n    print(i, end=' ', flush=True)\n'end'"],
+    )
+    notebook.run(0, 90)
+    notebook.wait_text(0, "end", 60)
+    numbers = notebook.output(0).first.inner_text().split()
+    assert numbers == [str(i) for i in range(count)]
+
+
+def test_message_too_large_for_the_server_between(lab: Lab, page: Page) -> None:
+    # jupyter_server's gateway client takes 10 MiB a message and closes on a larger one.
+    notebook = lab.open(
+        page,
+        "large",
+        [
+            "from IPython.display import display\n"
+            "display({'application/x-e2e': 'x' * (11 << 20), 'text/plain': 'large'}, raw=True)\n"
+            "print('after the large one')",
+            "print('next', 6 * 7)",
+        ],
+    )
+    notebook.start(0)
+    notebook.finished(0, timeout=90)
+    notebook.wait_text(0, "after the large one")
+    notebook.run(1, 60)
+    notebook.wait_text(1, "next 42")
+
+
+def test_input_answered_in_the_page(lab: Lab, page: Page) -> None:
+    notebook = lab.open(page, "input", ["name = input('Who? ')\nprint('Hello', name)"])
+    notebook.start(0)
+    field = notebook.cell(0).locator(".jp-Stdin-input")
+    expect(field).to_be_visible(timeout=30_000)
+    expect(notebook.cell(0).locator(".jp-Stdin-prompt")).to_contain_text("Who?")
+    field.fill("Ada")
+    field.press("Enter")
+    notebook.finished(0)
+    notebook.wait_text(0, "Hello Ada")
+
+
+def test_interrupt(lab: Lab, page: Page) -> None:
+    notebook = lab.open(
+        page,
+        "interrupt",
+        ["import time\nprint('on')\nwhile True:\n    time.sleep(0.05)", "print('next', 6 * 7)"],
+    )
+    notebook.start(0)
+    notebook.wait_text(0, "on")
+    notebook.wait_status("busy")
+    notebook.panel.locator("[data-command='notebook:interrupt-kernel']").first.click()
+    notebook.wait_text(0, "KeyboardInterrupt")
+    notebook.finished(0)
+    notebook.run(1)
+    notebook.wait_text(1, "next 42")
+
+
+def test_restart(lab: Lab, page: Page) -> None:
+    notebook = lab.open(page, "restart", ["kept = 1\nprint('set')", "print(kept)"])
+    notebook.run(0)
+    kernel = notebook.kernel_id()
+    notebook.command("kernelmenu:restart")
+    notebook.dialog_button("Restart")
+    notebook.wait_status("idle")
+    notebook.start(1)
+    notebook.wait_text(1, "NameError")
+    # A restarted kernel counts anew, and is the same kernel.
+    expect(notebook.prompt(1)).to_have_text("[1]:")
+    assert notebook.kernel_id() == kernel
+
+
+def test_crash_is_told_and_the_next_cell_runs(lab: Lab, page: Page) -> None:
+    notebook = lab.open(
+        page, "crash", ["import os\nos.kill(os.getpid(), 9)", "print('next', 6 * 7)"]
+    )
+    notebook.start(0)
+    dialog = page.locator(".jp-Dialog")
+    expect(dialog).to_contain_text("appears to have died", timeout=30_000)
+    expect(dialog).to_contain_text("restart")
+    notebook.dialog_button("Ok")
+    notebook.wait_status("idle")
+    notebook.run(1)
+    notebook.wait_text(1, "next 42")
+
+
+def test_kernel_that_keeps_dying_is_told_dead(lab: Lab, page: Page, gateway: Gateway) -> None:
+    notebook = lab.open(page, "dying", ["print('on')"])
+    notebook.run(0)
+    kernel_id = notebook.kernel_id()
+    # A start-up file makes every restart die, so the limit is reached.
+    startup = gateway.home / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    fatal = startup / "die.py"
+    fatal.write_text("import os; os._exit(3)\n")
+    try:
+        page.evaluate(
+            "() => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;"
+            " void k.requestExecute({code: 'import os; os._exit(3)'}).done.catch(() => {}); }"
+        )
+        notebook.wait_status("dead", 90)
+        model = gateway.model(kernel_id)
+        assert model is None or model["execution_state"] == "dead"
+    finally:
+        fatal.unlink()
+
+
+def test_widget_to_the_kernel_and_back(lab: Lab, page: Page) -> None:
+    notebook = lab.open(
+        page,
+        "slider",
+        [
+            "import ipywidgets as w\n"
+            "box = w.Text(value='old', continuous_update=False)\n"
+            "label = w.Label('untouched')\n"
+            "box.observe(lambda c: setattr(label, 'value', 'kernel saw ' + c.new), 'value')\n"
+            "w.VBox([box, label])",
+            "print(box.value)",
+        ],
+    )
+    notebook.run(0)
+    field = notebook.cell(0).locator("input[type=text]").first
+    expect(field).to_have_value("old", timeout=30_000)
+    field.fill("new")
+    field.press("Enter")
+    notebook.wait_text(0, "kernel saw new")
+    notebook.run(1)
+    notebook.wait_text(1, "new")
+
+
+def test_widget_with_binary_buffers_from_the_browser(lab: Lab, page: Page) -> None:
+    # jupyter_server passes the browser's binary message on as a text frame that is not UTF-8.
+    data = bytes(range(256)) * 4
+    notebook = lab.open(
+        page,
+        "upload",
+        [
+            "import ipywidgets as w\nup = w.FileUpload()\nup",
+            "f = up.value[0]\nprint(f.name, len(f.content), bytes(f.content) == bytes(range(256)) * 4)",
+        ],
+    )
+    notebook.run(0)
+    with page.expect_file_chooser() as chooser:
+        notebook.cell(0).locator("button.jupyter-widgets").first.click()
+    chooser.value.set_files(
+        files=[{"name": "all.bin", "mimeType": "application/octet-stream", "buffer": data}]
+    )
+    expect(notebook.cell(0)).to_contain_text("Upload (1)", timeout=30_000)
+    notebook.run(1)
+    notebook.wait_text(1, "all.bin 1024 True")
+
+
+def test_widget_with_binary_buffers_does_not_end_the_connection(lab: Lab, page: Page) -> None:
+    # A binary frame would end jupyter_server's reader for good.
+    notebook = lab.open(
+        page,
+        "binary",
+        [
+            "import base64, ipywidgets as w\n"
+            f"image = w.Image(value=base64.b64decode('{PNG}'), format='png')\n"
+            "print('made')\nimage",
+            "image.value = bytes(range(256)); print('sent')",
+            "print('next', 6 * 7)",
+        ],
+    )
+    notebook.run(0)
+    notebook.wait_text(0, "made")
+    notebook.run(1)
+    notebook.wait_text(1, "sent")
+    notebook.run(2)
+    notebook.wait_text(2, "next 42")
+    notebook.wait_status("idle")
+
+
+@pytest.mark.parametrize("how", ["reset", "fin", "silent"])
+def test_gateway_connection_lost_while_a_cell_runs(
+    lab: Lab, page: Page, gateway: Gateway, gateway_proxy: Proxy, tmp_path: Path, how: str
+) -> None:
+    gate = tmp_path / "gate"
+    notebook = lab.open(page, f"lost-{how}", [gated(gate), "print('next', 6 * 7)"])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "first line")
+    gateway.wait_state(kernel_id, "busy")
+    try:
+        if how == "silent":
+            gateway_proxy.silence()
+        else:
+            gateway_proxy.cut(reset=how == "reset")
+        gate.touch()
+        # All of the cell is said while nobody hears it.
+        gateway.wait_state(kernel_id, "idle")
+    finally:
+        gateway_proxy.heal()
+    expect_whole(notebook, 0)
+    notebook.run(1)
+    notebook.wait_text(1, "next 42")
+
+
+def test_gateway_connection_lost_several_times(
+    lab: Lab, page: Page, gateway_proxy: Proxy, tmp_path: Path
+) -> None:
+    code = f"""
+import pathlib, time
+for step in range(4):
+    print("step", step, flush=True)
+    while not pathlib.Path({str(tmp_path)!r}, str(step)).exists():
+        time.sleep(0.02)
+    for i in range(50):
+        print(f"line {{step * 50 + i}};", flush=True)
+print("first line")
+"last line"
+"""
+    notebook = lab.open(page, "lost-often", [code, "print('next', 6 * 7)"])
+    notebook.start(0)
+    for step in range(4):
+        notebook.wait_text(0, f"step {step}", 60)
+        gateway_proxy.cut()
+        (tmp_path / str(step)).touch()
+        gateway_proxy.heal()
+    expect_whole(notebook, 0)
+    assert [notebook.text(0).count(f"step {step}") for step in range(4)] == [1] * 4
+    notebook.run(1)
+    notebook.wait_text(1, "next 42")
+
+
+def test_browser_connection_lost_while_a_cell_runs(
+    lab: Lab, page: Page, gateway: Gateway, make_proxy: Callable[[int], Proxy], tmp_path: Path
+) -> None:
+    proxy = make_proxy(lab.port)
+    gate = tmp_path / "gate"
+    lab.write_notebook("offline", [gated(gate), "print('next', 6 * 7)"])
+    notebook = Notebook(page, lab, "offline", url=f"http://127.0.0.1:{proxy.port}")
+    notebook.load()
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "first line")
+    try:
+        proxy.cut()
+        gate.touch()
+        gateway.wait_state(kernel_id, "idle")
+    finally:
+        proxy.heal()
+    expect_whole(notebook, 0)
+    notebook.run(1)
+    notebook.wait_text(1, "next 42")
+
+
+def test_page_reloaded_while_a_cell_runs(
+    lab: Lab, page: Page, gateway: Gateway, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    notebook = lab.open(page, "reload", ["kept = 6\n" + gated(gate), "print('next', kept * 7)"])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "first line")
+    notebook.reload()
+    notebook.wait_status("busy", 60)
+    assert notebook.kernel_id() == kernel_id
+    gate.touch()
+    notebook.wait_status("idle", 60)
+    notebook.run(1)
+    notebook.wait_text(1, "next 42")
+    notebook.run(1)
+    notebook.wait_text(1, "next 42")
+
+
+def test_two_pages_on_one_kernel(lab: Lab, page: Page, browser: object) -> None:
+    first = lab.open(page, "shared", ["x = 6\nprint('set')", "print('next', x * 7)"])
+    first.run(0)
+    context = browser.new_context()  # type: ignore[attr-defined]
+    try:
+        second = Notebook(context.new_page(), lab, "shared")
+        second.load()
+        assert second.kernel_id() == first.kernel_id()
+        second.run(1)
+        second.wait_text(1, "next 42")
+        first.run(1)
+        first.wait_text(1, "next 42")
+    finally:
+        context.close()
+
+
+def test_culled_kernel_is_told(
+    start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], page: Page
+) -> None:
+    gateway = start_gateway(
+        "--cull-idle-timeout", "3", "--cull-interval", "1", "--cull-connected"
+    )
+    lab = Lab(make_home("lab-cull"), gateway.url, gateway.token)
+    try:
+        notebook = lab.open(page, "culled", ["print('on')"])
+        notebook.run(0)
+        kernel_id = notebook.kernel_id()
+        # JupyterLab learns of it from its server's list and then shows that there is no kernel.
+        name = notebook.panel.locator(".jp-KernelName").first
+        expect(name).to_contain_text("No Kernel", timeout=90_000)
+        assert gateway.model(kernel_id) is None
+    finally:
+        lab.close()
