@@ -1,1 +1,7 @@
-//! kernel-provider (in construction).
+//! Jupyter kernels behind one trait, a manager over them, and every message of theirs in an ordered log.
+
+mod kernel_id;
+pub mod log;
+pub mod provider;
+
+pub use kernel_id::{KernelId, NoKernelId};

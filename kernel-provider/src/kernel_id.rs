@@ -1,0 +1,61 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A kernel's id: a UUID, written with hyphens.
+///
+/// Chosen by whoever launches the kernel, so that a launch can be repeated without making two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KernelId(Uuid);
+
+impl KernelId {
+    /// A fresh random id.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    /// The id as a UUID.
+    #[must_use]
+    pub fn as_uuid(&self) -> Uuid {
+        self.0
+    }
+
+    /// Whether this is a random (version 4) UUID, as `KERNEL_ID` must be.
+    #[must_use]
+    pub fn is_random(&self) -> bool {
+        self.0.get_version_num() == 4
+    }
+}
+
+impl From<Uuid> for KernelId {
+    fn from(uuid: Uuid) -> Self {
+        Self(uuid)
+    }
+}
+
+impl fmt::Display for KernelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+/// A text that is no kernel id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a kernel id: an id is a UUID with hyphens, such as 3fa85f64-5717-4562-b3fc-2c963f66afa6")]
+pub struct NoKernelId;
+
+impl FromStr for KernelId {
+    type Err = NoKernelId;
+
+    /// Takes the form with hyphens only, in either case.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() != 36 {
+            return Err(NoKernelId);
+        }
+        Uuid::try_parse(text).map(Self).map_err(|_| NoKernelId)
+    }
+}

@@ -1,0 +1,84 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// An entry's number in its log: the first is 1, each next one more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seq(
+    /// The number; 0 is before the first entry.
+    pub u64,
+);
+
+impl Seq {
+    /// Before the first entry.
+    pub const START: Self = Self(0);
+
+    /// The next entry's.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A log's identity: random, new only when a log is made anew, so that a [`Seq`] of another log is not mistaken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Epoch(Uuid);
+
+impl Epoch {
+    /// A fresh random one.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_simple().fmt(f)
+    }
+}
+
+/// A position in a log: everything up to and including `seq` is behind it. Written `epoch:seq`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cursor {
+    /// Which log.
+    pub epoch: Epoch,
+    /// The last entry that was read; [`Seq::START`] for none.
+    pub seq: Seq,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.epoch, self.seq)
+    }
+}
+
+/// A text that is no cursor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a cursor: a cursor is a log's epoch (32 hex digits), a colon and a number")]
+pub struct NoCursor;
+
+impl FromStr for Cursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (epoch, seq) = text.split_once(':').ok_or(NoCursor)?;
+        if epoch.len() != 32 || !seq.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(NoCursor);
+        }
+        Ok(Self {
+            epoch: Epoch(Uuid::try_parse(epoch).map_err(|_| NoCursor)?),
+            seq: Seq(seq.parse().map_err(|_| NoCursor)?),
+        })
+    }
+}
