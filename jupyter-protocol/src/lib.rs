@@ -27,6 +27,8 @@
 //! Without default features it has neither tokio nor ZeroMQ: types, signing and codecs alone.
 
 mod channel;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod codec;
 pub mod connection_file;
 pub mod content;

@@ -1,0 +1,218 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::error::ClientError;
+use super::options::ClientOptions;
+use super::routes::Routes;
+use super::{Client, Inner};
+use crate::channel::Channel;
+use crate::connection_file::ConnectionInfo;
+use crate::content::KernelInfoRequest;
+use crate::message::Message;
+use crate::signing::{DigestHistory, Signer};
+use crate::wire::{WireError, WireMessage};
+use crate::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
+
+/// How long a kernel has for its `iopub_welcome` before it is taken for one that sends none.
+const WELCOME: Duration = Duration::from_millis(100);
+
+/// How long the kernel is waited for before it is asked once more to publish something.
+const NUDGE: Duration = Duration::from_millis(500);
+
+impl Client {
+    /// Connects as [`connect`](Self::connect), with options.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(info: &ConnectionInfo, options: ClientOptions) -> Result<Self, ClientError> {
+        if info.is_encrypted() {
+            return Err(ClientError::Encrypted);
+        }
+        let signer = info.signer()?;
+        let session = options
+            .session
+            .clone()
+            .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let deadline = options.connect_deadline;
+        let dealer = |channel| dealer(info, channel, &session, deadline);
+        let (shell, control, stdin, mut iopub) = tokio::try_join!(
+            dealer(Channel::Shell),
+            dealer(Channel::Control),
+            dealer(Channel::Stdin),
+            iopub(info, deadline)
+        )?;
+        let (mut shell, from_shell) = shell.ok_or(ClientError::NoPort(Channel::Shell))?;
+        let (mut control, from_control) = control.unzip();
+        let (stdin, from_stdin) = stdin.unzip();
+        if let Some(deadline) = options.iopub_deadline {
+            let nudge = Nudge {
+                shell: &mut shell,
+                control: control.as_mut(),
+                session: &session,
+                signer: &signer,
+            };
+            until_heard(&mut iopub, nudge, deadline).await?;
+        }
+        let routes = Arc::new(Routes::new(options.queue));
+        let task = tokio::spawn(receive_all(
+            from_shell,
+            from_control,
+            from_stdin,
+            iopub,
+            signer.clone(),
+            routes.clone(),
+        ));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                heartbeat: (info.hb_port != 0).then(|| info.address(Channel::Heartbeat)),
+                session,
+                options,
+                signer,
+                shell: Mutex::new(shell),
+                control: control.map(Mutex::new),
+                stdin: stdin.map(Mutex::new),
+                routes,
+                task: task.abort_handle(),
+            }),
+        })
+    }
+}
+
+async fn dealer(
+    info: &ConnectionInfo,
+    channel: Channel,
+    session: &str,
+    deadline: Duration,
+) -> Result<Option<(DealerSender, DealerReceiver)>, ClientError> {
+    if info.port(channel) == 0 {
+        return Ok(None);
+    }
+    let connected = zmq::dealer(&info.address(channel), session, deadline).await;
+    connected.map(Some).map_err(|error| cannot_connect(channel, &error))
+}
+
+async fn iopub(info: &ConnectionInfo, deadline: Duration) -> Result<IopubSubscriber, ClientError> {
+    if info.iopub_port == 0 {
+        return Err(ClientError::NoPort(Channel::Iopub));
+    }
+    let connected = IopubSubscriber::connect(&info.address(Channel::Iopub), deadline).await;
+    connected.map_err(|error| cannot_connect(Channel::Iopub, &error))
+}
+
+fn cannot_connect(channel: Channel, error: &SocketError) -> ClientError {
+    ClientError::Connect {
+        channel,
+        reason: error.to_string(),
+    }
+}
+
+/// Makes a kernel publish something: the states busy and idle, at least.
+struct Nudge<'a> {
+    shell: &'a mut DealerSender,
+    control: Option<&'a mut DealerSender>,
+    session: &'a str,
+    signer: &'a Signer,
+}
+
+impl Nudge<'_> {
+    async fn send(&mut self) -> Result<(), SocketError> {
+        let request = || {
+            let message = Message::new(KernelInfoRequest::default(), self.session);
+            message.to_wire().signed(self.signer)
+        };
+        // Shell may be busy for long; not every kernel publishes for what it hears on control.
+        self.shell.send(request()).await?;
+        if let Some(control) = &mut self.control {
+            control.send(request()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the subscription is seen to be in force.
+async fn until_heard(iopub: &mut IopubSubscriber, mut nudge: Nudge<'_>, after: Duration) -> Result<(), ClientError> {
+    let end = Instant::now() + after;
+    let mut patience = WELCOME;
+    loop {
+        match timeout_at(end, timeout(patience, iopub.recv())).await {
+            // Whatever it is, even a message that is not for us or none at all: we hear.
+            Ok(Ok(Ok(_) | Err(SocketError::Wire(_)))) => return Ok(()),
+            Ok(Ok(Err(error))) => return Err(ClientError::gone(&error)),
+            Ok(Err(_)) => {
+                // No event tells that a kernel without `iopub_welcome` knows of the subscription.
+                nudge.send().await.map_err(|error| ClientError::gone(&error))?;
+                patience = NUDGE;
+            }
+            Err(_) => {
+                return Err(ClientError::Deadline {
+                    what: "message on iopub".to_owned(),
+                    after,
+                });
+            }
+        }
+    }
+}
+
+/// Receives from all sockets until one of them is lost. Each is a loop of its own, so that none waits for another.
+async fn receive_all(
+    shell: DealerReceiver,
+    control: Option<DealerReceiver>,
+    stdin: Option<DealerReceiver>,
+    iopub: IopubSubscriber,
+    signer: Signer,
+    routes: Arc<Routes>,
+) {
+    let receive = |source, channel| receive(source, channel, &signer, &routes);
+    let error = tokio::select! {
+        error = receive(Some(Source::Dealer(shell)), Channel::Shell) => error,
+        error = receive(control.map(Source::Dealer), Channel::Control) => error,
+        error = receive(stdin.map(Source::Dealer), Channel::Stdin) => error,
+        error = receive(Some(Source::Subscriber(Box::new(iopub))), Channel::Iopub) => error,
+    };
+    routes.lose(&error);
+}
+
+enum Source {
+    Dealer(DealerReceiver),
+    Subscriber(Box<IopubSubscriber>),
+}
+
+impl Source {
+    async fn recv(&mut self) -> Result<WireMessage, SocketError> {
+        match self {
+            Self::Dealer(dealer) => dealer.recv().await,
+            Self::Subscriber(iopub) => iopub.recv().await,
+        }
+    }
+}
+
+async fn receive(source: Option<Source>, channel: Channel, signer: &Signer, routes: &Routes) -> ClientError {
+    let Some(mut source) = source else {
+        return std::future::pending().await;
+    };
+    let mut history = DigestHistory::default();
+    loop {
+        match source.recv().await {
+            Ok(message) => match check(&message, signer, &mut history) {
+                Ok(()) => routes.deliver(channel, message),
+                Err(error) => tracing::warn!(%channel, %error, "message refused"),
+            },
+            Err(error) if error.is_one_message() => tracing::warn!(%channel, %error, "message refused"),
+            Err(error) => return ClientError::gone(&error),
+        }
+        // A flood on one socket must not keep the others waiting.
+        tokio::task::coop::consume_budget().await;
+    }
+}
+
+fn check(message: &WireMessage, signer: &Signer, history: &mut DigestHistory) -> Result<(), WireError> {
+    message.verify(signer)?;
+    if history.insert(message.signature()) {
+        Ok(())
+    } else {
+        Err(WireError::Replayed)
+    }
+}

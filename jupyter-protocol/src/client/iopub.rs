@@ -1,0 +1,65 @@
+use std::sync::Arc;
+
+use futures::Stream;
+use tokio::sync::broadcast;
+
+use super::error::ClientError;
+use super::routes::Routes;
+use crate::message::Message;
+use crate::wire::WireMessage;
+
+/// All that a kernel publishes, whoever caused it, from the moment that [`Client::iopub`](super::Client::iopub) was
+/// called.
+///
+/// Up to [`ClientOptions::queue`](super::ClientOptions::queue) messages wait to be read; where more come, the oldest are
+/// dropped, and [`ClientError::Lagged`] says how many.
+pub struct Iopub {
+    receiver: Option<broadcast::Receiver<Arc<WireMessage>>>,
+    routes: Arc<Routes>,
+}
+
+impl Iopub {
+    pub(super) fn new(routes: Arc<Routes>) -> Self {
+        Self {
+            receiver: routes.iopub(),
+            routes,
+        }
+    }
+
+    /// The next message. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ClientError::Lagged`], after which it goes on with the oldest message that is still there;
+    /// [`ClientError::Gone`] where the connection is lost.
+    pub async fn recv(&mut self) -> Result<Message, ClientError> {
+        loop {
+            let received = match &mut self.receiver {
+                Some(receiver) => receiver.recv().await,
+                None => Err(broadcast::error::RecvError::Closed),
+            };
+            match received {
+                Ok(message) => {
+                    if let Ok(message) = Message::from_wire(&message) {
+                        return Ok(message);
+                    }
+                }
+                Err(broadcast::error::RecvError::Lagged(missed)) => return Err(ClientError::Lagged { missed }),
+                Err(broadcast::error::RecvError::Closed) => {
+                    return Err(self.routes.lost().unwrap_or_else(|| ClientError::Gone {
+                        reason: "the client was dropped".to_owned(),
+                    }));
+                }
+            }
+        }
+    }
+
+    /// The messages as a stream, which ends when the connection is lost.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Message, ClientError>> + Send {
+        futures::stream::unfold(self, |mut iopub| async move {
+            match iopub.recv().await {
+                Err(ClientError::Gone { .. }) => None,
+                other => Some((other, iopub)),
+            }
+        })
+    }
+}

@@ -1,0 +1,394 @@
+//! Talk to a running kernel.
+//!
+//! ```no_run
+//! use jupyter_protocol::client::{Client, ExecutionEvent};
+//! use jupyter_protocol::content::{Content, ExecuteRequest};
+//! use jupyter_protocol::ConnectionInfo;
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(&ConnectionInfo::read("kernel.json")?).await?;
+//! println!("{}", client.kernel_info().await?.banner);
+//!
+//! let mut execution = client.execute(ExecuteRequest::new("print('hello')")).await?;
+//! while let Some(event) = execution.next().await {
+//!     match event? {
+//!         ExecutionEvent::Output(message) => {
+//!             if let Content::Stream(stream) = message.content {
+//!                 print!("{}", stream.text);
+//!             }
+//!         }
+//!         ExecutionEvent::Input(_) => execution.send_input("an answer").await?,
+//!         ExecutionEvent::Reply(reply) => println!("{}", reply.status()),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A client has one background task, which reads the sockets, checks each signature, refuses replays and hands messages
+//! to whoever waits for them; it ends with the last handle. Every request is cancel-safe: dropped before its reply, it
+//! leaves nothing behind and disturbs no other, though the kernel still handles it.
+
+mod connect;
+mod error;
+mod execution;
+mod iopub;
+mod options;
+mod queue;
+mod routes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+pub use error::ClientError;
+pub use execution::{Execution, ExecutionEvent};
+pub use iopub::Iopub;
+pub use options::ClientOptions;
+
+use self::queue::Queue;
+use self::routes::Routes;
+use crate::channel::Channel;
+use crate::connection_file::ConnectionInfo;
+use crate::content::{
+    CommInfoReply, CommInfoRequest, CompleteReply, CompleteRequest, Content, CreateSubshellRequest, DebugReply,
+    DebugRequest, DeleteSubshellRequest, ExecuteRequest, HistoryReply, HistoryRequest, InspectReply, InspectRequest,
+    InterruptRequest, IsCompleteReply, IsCompleteRequest, KernelInfoReply, KernelInfoRequest, ListSubshellRequest,
+    Request, ShutdownReply, ShutdownRequest, UsageReply, UsageRequest,
+};
+use crate::message::Message;
+use crate::signing::Signer;
+use crate::wire::WireMessage;
+use crate::zmq::{self, DealerSender};
+
+/// A connection to a running kernel. Cheap to clone: the clones share it.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    session: String,
+    options: ClientOptions,
+    signer: Signer,
+    shell: Mutex<DealerSender>,
+    /// `None` where the kernel has no such socket: its requests then go to shell.
+    control: Option<Mutex<DealerSender>>,
+    stdin: Option<Mutex<DealerSender>>,
+    heartbeat: Option<String>,
+    routes: Arc<Routes>,
+    task: AbortHandle,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("session", &self.inner.session)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Connects to a kernel and waits until nothing that it publishes can be missed.
+    ///
+    /// A kernel that sends `iopub_welcome` (JEP 65) says so itself; another is asked for its `kernel_info` until it
+    /// publishes something.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] where a socket cannot be connected to, [`ClientError::Deadline`] where the kernel
+    /// publishes nothing, and [`ClientError::NoPort`], [`ClientError::Encrypted`] and [`ClientError::Signing`] where the
+    /// connection file does not serve.
+    pub async fn connect(info: &ConnectionInfo) -> Result<Self, ClientError> {
+        Self::connect_with(info, ClientOptions::default()).await
+    }
+
+    /// The id by which the kernel knows this client.
+    #[must_use]
+    pub fn session(&self) -> &str {
+        &self.inner.session
+    }
+
+    /// A new message from this client's session, for [`send`](Self::send) and [`request_message`](Self::request_message).
+    pub fn message(&self, content: impl Into<Content>) -> Message {
+        self.inner.message(content)
+    }
+
+    /// Runs code. The stream of what happens ends when both reply and `idle` have come; it has no deadline.
+    ///
+    /// # Errors
+    /// [`ClientError::Gone`] where the connection is lost.
+    pub async fn execute(&self, request: ExecuteRequest) -> Result<Execution, ClientError> {
+        self.execute_message(&self.message(request)).await
+    }
+
+    /// Runs code as [`execute`](Self::execute), from a message that may name a subshell or carry metadata.
+    ///
+    /// # Errors
+    /// [`ClientError::Gone`] where the connection is lost.
+    pub async fn execute_message(&self, request: &Message) -> Result<Execution, ClientError> {
+        let options = &self.inner.options;
+        let queue = Arc::new(Queue::new(options.queue, options.queue_bytes));
+        let registered = self.inner.routes.execution(&request.header.msg_id, queue.clone())?;
+        let execution = Execution::new(self.inner.clone(), queue, registered);
+        self.inner.send(Channel::Shell, request).await?;
+        Ok(execution)
+    }
+
+    /// Sends a request and waits for its reply, up to [`ClientOptions::request_deadline`].
+    ///
+    /// The methods below are shorter for most requests: they turn replies without a result into errors.
+    ///
+    /// # Errors
+    /// [`ClientError::Deadline`], [`ClientError::Gone`] and [`ClientError::BadReply`], each where its name says.
+    pub async fn request<R: Request>(&self, request: R) -> Result<R::Reply, ClientError> {
+        self.request_within(request, self.inner.options.request_deadline).await
+    }
+
+    /// Sends a request and waits for its reply, up to `deadline`.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn request_within<R: Request>(&self, request: R, deadline: Duration) -> Result<R::Reply, ClientError> {
+        let message = self.message(request);
+        let msg_type = message.header.msg_type.clone();
+        let reply = self.inner.request(R::CHANNEL, &message, deadline).await?;
+        reply_of(&reply, &msg_type)
+    }
+
+    /// Sends any message on shell or control and waits for its reply, up to [`ClientOptions::request_deadline`].
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn request_message(&self, channel: Channel, message: &Message) -> Result<Message, ClientError> {
+        let reply = self
+            .inner
+            .request(channel, message, self.inner.options.request_deadline)
+            .await?;
+        Message::from_wire(&reply)
+            .map_err(|error| bad_reply(&message.header.msg_type, String::new(), error.to_string()))
+    }
+
+    /// Sends a message that has no reply: a comm message, say.
+    ///
+    /// # Errors
+    /// [`ClientError::Gone`] where the connection is lost.
+    pub async fn send(&self, channel: Channel, message: &Message) -> Result<(), ClientError> {
+        self.inner.send(channel, message).await
+    }
+
+    /// What the kernel is.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request), and [`ClientError::NoResult`] where the kernel answers with an error.
+    pub async fn kernel_info(&self) -> Result<KernelInfoReply, ClientError> {
+        Ok(self.request(KernelInfoRequest::default()).await?.into_result()?)
+    }
+
+    /// How code can be completed at a position.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn complete(&self, request: CompleteRequest) -> Result<CompleteReply, ClientError> {
+        Ok(self.request(request).await?.into_result()?)
+    }
+
+    /// What is known about the name at a position.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn inspect(&self, request: InspectRequest) -> Result<InspectReply, ClientError> {
+        Ok(self.request(request).await?.into_result()?)
+    }
+
+    /// What was run before.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn history(&self, request: HistoryRequest) -> Result<HistoryReply, ClientError> {
+        Ok(self.request(request).await?.into_result()?)
+    }
+
+    /// Whether the code can be run as it is.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn is_complete(&self, request: IsCompleteRequest) -> Result<IsCompleteReply, ClientError> {
+        Ok(self.request(request).await?.into_result()?)
+    }
+
+    /// The comms that are open, of one target or all.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn comm_info(&self, request: CommInfoRequest) -> Result<CommInfoReply, ClientError> {
+        Ok(self.request(request).await?.into_result()?)
+    }
+
+    /// Interrupts what runs, by message. A kernel whose kernelspec says `interrupt_mode: signal` may not understand
+    /// it: that one wants SIGINT from whoever runs its process.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn interrupt(&self) -> Result<(), ClientError> {
+        self.request(InterruptRequest::default()).await?.into_result()?;
+        Ok(())
+    }
+
+    /// Shuts the kernel down; `restart` tells it that another one will take its place.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info); [`ClientError::Gone`] where the kernel ended without a reply.
+    pub async fn shutdown(&self, restart: bool) -> Result<ShutdownReply, ClientError> {
+        Ok(self.request(ShutdownRequest::new(restart)).await?.into_result()?)
+    }
+
+    /// Sends a request of the Debug Adapter Protocol; its success or failure is in the reply.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn debug(&self, request: DebugRequest) -> Result<DebugReply, ClientError> {
+        self.request(request).await
+    }
+
+    /// Makes a subshell (JEP 91) and gives its id, for [`Message::on_subshell`].
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn create_subshell(&self) -> Result<String, ClientError> {
+        let reply = self.request(CreateSubshellRequest::default()).await?;
+        Ok(reply.into_result()?.subshell_id)
+    }
+
+    /// Ends a subshell (JEP 91).
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn delete_subshell(&self, subshell_id: impl Into<String>) -> Result<(), ClientError> {
+        let request = DeleteSubshellRequest {
+            subshell_id: subshell_id.into(),
+            ..DeleteSubshellRequest::default()
+        };
+        self.request(request).await?.into_result()?;
+        Ok(())
+    }
+
+    /// The ids of the kernel's subshells (JEP 91).
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn list_subshells(&self) -> Result<Vec<String>, ClientError> {
+        let reply = self.request(ListSubshellRequest::default()).await?;
+        Ok(reply.into_result()?.subshell_id)
+    }
+
+    /// How much memory and processor time the kernel uses.
+    ///
+    /// # Errors
+    /// As [`kernel_info`](Self::kernel_info).
+    pub async fn usage(&self) -> Result<UsageReply, ClientError> {
+        Ok(self.request(UsageRequest::default()).await?.into_result()?)
+    }
+
+    /// All that the kernel publishes from now on, whoever caused it.
+    #[must_use]
+    pub fn iopub(&self) -> Iopub {
+        Iopub::new(self.inner.routes.clone())
+    }
+
+    /// Asks for a heartbeat and tells how long it took. Most kernels answer even while code runs; those with a single
+    /// thread do not.
+    ///
+    /// # Errors
+    /// [`ClientError::Deadline`] where none came, [`ClientError::Connect`] where nobody is there,
+    /// [`ClientError::NoPort`] where the kernel has no heartbeat.
+    pub async fn heartbeat(&self, deadline: Duration) -> Result<Duration, ClientError> {
+        let address = self.inner.heartbeat.as_deref();
+        let address = address.ok_or(ClientError::NoPort(Channel::Heartbeat))?;
+        zmq::heartbeat(address, deadline).await.map_err(|error| match error {
+            zmq::SocketError::Broken(_) => ClientError::Deadline {
+                what: "heartbeat".to_owned(),
+                after: deadline,
+            },
+            other => ClientError::Connect {
+                channel: Channel::Heartbeat,
+                reason: other.to_string(),
+            },
+        })
+    }
+
+    /// Why the connection is lost; `None` while it is not.
+    #[must_use]
+    pub fn lost(&self) -> Option<ClientError> {
+        self.inner.routes.lost()
+    }
+}
+
+impl Inner {
+    fn message(&self, content: impl Into<Content>) -> Message {
+        let mut message = Message::new(content, &self.session);
+        if let Some(username) = &self.options.username {
+            message.header.username.clone_from(username);
+        }
+        message
+    }
+
+    async fn send(&self, channel: Channel, message: &Message) -> Result<(), ClientError> {
+        let sender = match channel {
+            Channel::Shell => &self.shell,
+            Channel::Control => self.control.as_ref().unwrap_or(&self.shell),
+            Channel::Stdin => self.stdin.as_ref().ok_or(ClientError::NoPort(channel))?,
+            Channel::Iopub | Channel::Heartbeat => return Err(ClientError::NoPort(channel)),
+        };
+        let wire = message.to_wire().signed(&self.signer);
+        let sent = sender.lock().await.send(wire).await;
+        sent.map_err(|error| self.routes.lost().unwrap_or_else(|| ClientError::gone(&error)))
+    }
+
+    async fn request(&self, channel: Channel, message: &Message, after: Duration) -> Result<WireMessage, ClientError> {
+        let (_registered, reply) = self.routes.reply_to(&message.header.msg_id)?;
+        let answered = timeout(after, async {
+            self.send(channel, message).await?;
+            reply.await.map_err(|_| {
+                self.routes.lost().unwrap_or_else(|| ClientError::Gone {
+                    reason: "the client was dropped".to_owned(),
+                })
+            })
+        });
+        answered.await.unwrap_or_else(|_| {
+            Err(ClientError::Deadline {
+                what: message.header.msg_type.replace("_request", "_reply"),
+                after,
+            })
+        })
+    }
+}
+
+/// The reply that a request of this type should have.
+fn reply_of<R: TryFrom<Content, Error = Box<Content>>>(reply: &WireMessage, request: &str) -> Result<R, ClientError> {
+    let message = Message::from_wire(reply).map_err(|error| bad_reply(request, String::new(), error.to_string()))?;
+    R::try_from(message.content).map_err(|content| {
+        let problem = match &*content {
+            Content::Invalid(invalid) => invalid.problem.clone(),
+            _ => "that is another message's reply".to_owned(),
+        };
+        bad_reply(request, content.msg_type().to_owned(), problem)
+    })
+}
+
+fn bad_reply(request: &str, msg_type: String, problem: String) -> ClientError {
+    ClientError::BadReply {
+        expected: request.to_owned(),
+        msg_type,
+        problem,
+    }
+}

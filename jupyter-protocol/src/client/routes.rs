@@ -1,0 +1,163 @@
+//! Who waits for which message.
+//!
+//! A message from the kernel goes to whoever sent its parent, by the parent's id; iopub goes to all its readers
+//! besides. Whoever waits takes its entry out again when it is dropped, so nothing is left behind.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{broadcast, oneshot};
+
+use super::error::ClientError;
+use super::queue::Queue;
+use crate::channel::Channel;
+use crate::content::{ExecutionState, Status};
+use crate::wire::WireMessage;
+
+pub(super) struct Routes(Mutex<State>);
+
+struct State {
+    waiting: HashMap<String, Waiting>,
+    /// `None` once the connection is lost.
+    iopub: Option<broadcast::Sender<Arc<WireMessage>>>,
+    lost: Option<ClientError>,
+}
+
+enum Waiting {
+    Reply(oneshot::Sender<WireMessage>),
+    Execution(Arc<Queue>),
+}
+
+impl Routes {
+    pub(super) fn new(queue: usize) -> Self {
+        Self(Mutex::new(State {
+            waiting: HashMap::new(),
+            iopub: Some(broadcast::Sender::new(queue.max(1))),
+            lost: None,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was locked left nothing half done: each change is one step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers for the reply to a message that is about to be sent.
+    pub(super) fn reply_to(
+        self: &Arc<Self>,
+        msg_id: &str,
+    ) -> Result<(Registered, oneshot::Receiver<WireMessage>), ClientError> {
+        let (sender, receiver) = oneshot::channel();
+        Ok((self.register(msg_id, Waiting::Reply(sender))?, receiver))
+    }
+
+    /// Registers for all messages of an execution that is about to be sent.
+    pub(super) fn execution(self: &Arc<Self>, msg_id: &str, queue: Arc<Queue>) -> Result<Registered, ClientError> {
+        self.register(msg_id, Waiting::Execution(queue))
+    }
+
+    fn register(self: &Arc<Self>, msg_id: &str, waiting: Waiting) -> Result<Registered, ClientError> {
+        let mut state = self.lock();
+        if let Some(error) = &state.lost {
+            return Err(error.clone());
+        }
+        state.waiting.insert(msg_id.to_owned(), waiting);
+        Ok(Registered {
+            routes: self.clone(),
+            msg_id: msg_id.to_owned(),
+        })
+    }
+
+    pub(super) fn iopub(&self) -> Option<broadcast::Receiver<Arc<WireMessage>>> {
+        self.lock().iopub.as_ref().map(broadcast::Sender::subscribe)
+    }
+
+    /// Why the connection is lost, if it is.
+    pub(super) fn lost(&self) -> Option<ClientError> {
+        self.lock().lost.clone()
+    }
+
+    /// Tells everybody who waits that the connection is lost.
+    pub(super) fn lose(&self, error: &ClientError) {
+        let mut state = self.lock();
+        state.lost = Some(error.clone());
+        state.iopub = None;
+        for (_, waiting) in state.waiting.drain() {
+            if let Waiting::Execution(queue) = waiting {
+                queue.lose(error.clone());
+            }
+        }
+    }
+
+    /// Hands a verified message to whoever waits for it.
+    pub(super) fn deliver(&self, channel: Channel, message: WireMessage) {
+        let Ok(parent) = message.parent_ref() else { return };
+        let parent_id = parent.msg_id.as_ref();
+        let mut state = self.lock();
+        match channel {
+            Channel::Iopub => {
+                if let Some(Waiting::Execution(queue)) = state.waiting.get(parent_id) {
+                    let ended = if is_idle(&message) {
+                        queue.idle()
+                    } else {
+                        queue.output(message.clone())
+                    };
+                    if ended {
+                        state.waiting.remove(parent_id);
+                    }
+                }
+                if let Some(iopub) = &state.iopub
+                    && iopub.receiver_count() > 0
+                {
+                    // It fails where nobody reads any more.
+                    let _ = iopub.send(Arc::new(message));
+                }
+            }
+            Channel::Stdin => {
+                if let Some(Waiting::Execution(queue)) = state.waiting.get(parent_id) {
+                    queue.input(message);
+                }
+            }
+            _ => match state.waiting.get(parent_id) {
+                Some(Waiting::Execution(queue)) => {
+                    let queue = queue.clone();
+                    let parent_id = parent_id.to_owned();
+                    if queue.reply(message) {
+                        state.waiting.remove(&parent_id);
+                    }
+                }
+                Some(Waiting::Reply(_)) => {
+                    if let Some(Waiting::Reply(sender)) = state.waiting.remove(parent_id) {
+                        // It fails where the request was dropped at this moment.
+                        let _ = sender.send(message);
+                    }
+                }
+                // The reply to a request that was given up.
+                None => {}
+            },
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+}
+
+fn is_idle(message: &WireMessage) -> bool {
+    message.header_ref().is_ok_and(|header| header.msg_type == "status")
+        && serde_json::from_slice::<Status>(message.content())
+            .is_ok_and(|status| status.execution_state == ExecutionState::Idle)
+}
+
+/// An entry that is taken out when this is dropped.
+pub(super) struct Registered {
+    routes: Arc<Routes>,
+    pub(super) msg_id: String,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.routes.lock().waiting.remove(&self.msg_id);
+    }
+}

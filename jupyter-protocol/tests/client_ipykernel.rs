@@ -1,0 +1,177 @@
+//! The client against a real ipykernel.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::IpyKernel;
+use jupyter_protocol::client::{Client, ClientError, Execution, ExecutionEvent};
+use jupyter_protocol::content::{
+    CommInfoRequest, CompleteRequest, Completeness, Content, ExecuteReply, ExecuteRequest, HistoryRequest,
+    InspectRequest, IsCompleteRequest, Reply,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// What the code wrote, and its reply.
+async fn run(mut execution: Execution) -> (String, Reply<ExecuteReply>) {
+    let (mut text, mut reply) = (String::new(), None);
+    while let Some(event) = execution.next().await {
+        match event.unwrap() {
+            ExecutionEvent::Output(message) => match message.content {
+                Content::Stream(stream) => text.push_str(&stream.text),
+                Content::ExecuteResult(result) => text.push_str(&result.data.plain_text().unwrap()),
+                Content::Error(error) => text.push_str(&error.ename),
+                _ => {}
+            },
+            ExecutionEvent::Input(request) => {
+                execution
+                    .send_input(format!("answer to {}", request.prompt))
+                    .await
+                    .unwrap();
+            }
+            ExecutionEvent::Reply(found) => reply = Some(found),
+            _ => {}
+        }
+    }
+    (text, reply.expect("the stream ends after the reply"))
+}
+
+async fn execute(client: &Client, code: &str) -> Execution {
+    client.execute(ExecuteRequest::new(code)).await.unwrap()
+}
+
+/// Waits until the code has written something.
+async fn until_output(execution: &mut Execution) {
+    loop {
+        if let ExecutionEvent::Output(message) = execution.next().await.unwrap().unwrap()
+            && matches!(message.content, Content::Stream(_))
+        {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_request_has_its_reply() {
+    let Some(kernel) = IpyKernel::start() else { return };
+    let client = Client::connect(&kernel.info).await.unwrap();
+    assert_eq!(client.kernel_info().await.unwrap().language_info.name, "python");
+    let (text, reply) = run(execute(&client, "print('hello'); 1 + 1").await).await;
+    assert_eq!(text, "hello\n2");
+    assert_eq!(reply.ok().unwrap().execution_count, Some(1));
+    let (text, reply) = run(execute(&client, "1 / 0").await).await;
+    assert_eq!(text, "ZeroDivisionError");
+    assert_eq!(reply.status(), "error");
+
+    let completed = client
+        .complete(CompleteRequest {
+            code: "pri".to_owned(),
+            cursor_pos: 3,
+            ..CompleteRequest::default()
+        })
+        .await
+        .unwrap();
+    assert!(completed.matches.contains(&"print".to_owned()));
+    let inspected = client
+        .inspect(InspectRequest {
+            code: "print".to_owned(),
+            cursor_pos: 5,
+            ..InspectRequest::default()
+        })
+        .await
+        .unwrap();
+    assert!(inspected.found && inspected.data.plain_text().is_some());
+    let complete = IsCompleteRequest {
+        code: "if 1:".to_owned(),
+        ..IsCompleteRequest::default()
+    };
+    assert_eq!(
+        client.is_complete(complete).await.unwrap().status,
+        Completeness::Incomplete
+    );
+    assert_eq!(client.history(HistoryRequest::tail(1)).await.unwrap().history.len(), 1);
+    assert!(
+        client
+            .comm_info(CommInfoRequest::default())
+            .await
+            .unwrap()
+            .comms
+            .is_empty()
+    );
+    assert!(client.usage().await.unwrap().pid.is_some());
+    client.heartbeat(SOON).await.unwrap();
+
+    let subshell = client.create_subshell().await.unwrap();
+    assert_eq!(client.list_subshells().await.unwrap(), [subshell.clone()]);
+    let there = client
+        .message(ExecuteRequest::new("print('there')"))
+        .on_subshell(&subshell);
+    let (text, _) = run(client.execute_message(&there).await.unwrap()).await;
+    assert_eq!(text, "there\n");
+    client.delete_subshell(subshell).await.unwrap();
+
+    assert!(!client.shutdown(false).await.unwrap().restart);
+}
+
+#[tokio::test]
+async fn input_is_asked_for_and_answered() {
+    let Some(kernel) = IpyKernel::start() else { return };
+    let client = Client::connect(&kernel.info).await.unwrap();
+    let (text, reply) = run(execute(&client, "print(input('name? '))").await).await;
+    assert_eq!(text, "answer to name? \n");
+    assert_eq!(reply.status(), "ok");
+    let mut execution = execute(&client, "1").await;
+    assert!(matches!(
+        execution.send_input("x").await,
+        Err(ClientError::NoInputRequested)
+    ));
+}
+
+#[tokio::test]
+async fn a_sleep_is_interrupted_and_what_waits_behind_it_runs() {
+    let Some(kernel) = IpyKernel::start() else { return };
+    let client = Client::connect(&kernel.info).await.unwrap();
+    let mut sleeping = execute(&client, "import time; print('now', flush=True); time.sleep(600)").await;
+    until_output(&mut sleeping).await;
+    // Heard while the code runs, since it is on control.
+    client.interrupt().await.unwrap();
+    let (text, reply) = run(sleeping).await;
+    assert_eq!(text, "KeyboardInterrupt");
+    assert_eq!(reply.status(), "error");
+    assert_eq!(run(execute(&client, "print(3)").await).await.0, "3\n");
+}
+
+#[tokio::test]
+async fn what_is_dropped_disturbs_nothing() {
+    let Some(kernel) = IpyKernel::start() else { return };
+    let client = Client::connect(&kernel.info).await.unwrap();
+    let mut dropped = execute(&client, "print('x', flush=True); [print(n) for n in range(20_000)]").await;
+    until_output(&mut dropped).await;
+    drop(dropped);
+    let given_up = client.request_within(HistoryRequest::tail(1), Duration::ZERO).await;
+    assert!(matches!(given_up, Err(ClientError::Deadline { .. })));
+    assert_eq!(run(execute(&client, "print('next')").await).await.0, "next\n");
+}
+
+#[tokio::test]
+async fn a_kernel_that_dies_is_an_error_for_all_who_wait() {
+    let Some(mut kernel) = IpyKernel::start() else { return };
+    let client = Client::connect(&kernel.info).await.unwrap();
+    let mut iopub = client.iopub();
+    let mut sleeping = execute(&client, "print('now', flush=True); import time; time.sleep(600)").await;
+    until_output(&mut sleeping).await;
+    kernel.process.kill().await.unwrap();
+    let died = async { sleeping.next().await.unwrap() };
+    let (died, asked) = tokio::join!(died, client.kernel_info());
+    assert!(matches!(died, Err(ClientError::Gone { .. })), "{died:?}");
+    assert!(matches!(asked, Err(ClientError::Gone { .. })), "{asked:?}");
+    assert!(sleeping.next().await.is_none());
+    while iopub.recv().await.is_ok() {}
+    assert!(client.lost().is_some());
+    assert!(matches!(
+        client.execute(ExecuteRequest::new("1")).await,
+        Err(ClientError::Gone { .. })
+    ));
+}
