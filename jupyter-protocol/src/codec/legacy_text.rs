@@ -13,26 +13,32 @@ use crate::wire::WireMessage;
 
 /// The message as one JSON text, its parts spliced in as they are. Buffers are left out: see [`super::legacy_binary`].
 ///
+/// A text must be UTF-8: bytes that are not (kernels send output of programs in any encoding) become replacement
+/// characters, as jupyter_server has it.
+///
 /// # Errors
 /// [`CodecError::Json`] where a part is no JSON, so that the whole would be none either.
 pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
     const NAMES: [&str; 4] = ["header", "parent_header", "metadata", "content"];
 
-    let header = HeaderRef::parse(message.header()).map_err(|error| CodecError::Json {
+    let parts = message.parts().map(|part| String::from_utf8_lossy(part));
+    let header = HeaderRef::parse(parts[0].as_bytes()).map_err(|error| CodecError::Json {
         part: "header",
         reason: error.to_string(),
     })?;
-    let id = serde_json::to_string(&header.msg_id).map_err(|error| CodecError::json("msg_id", &error))?;
-    let msg_type = serde_json::to_string(&header.msg_type).map_err(|error| CodecError::json("msg_type", &error))?;
-    let parts = message.parts();
-    let length = parts.iter().map(|part| part.len() + 20).sum::<usize>() + id.len() + msg_type.len() + 80;
+    let id = serde_json::to_string(&header.msg_id)
+        .map_err(|error| CodecError::json("msg_id", &error))?;
+    let msg_type = serde_json::to_string(&header.msg_type)
+        .map_err(|error| CodecError::json("msg_type", &error))?;
+    let length =
+        parts.iter().map(|part| part.len() + 20).sum::<usize>() + id.len() + msg_type.len() + 80;
     let mut out = BytesMut::with_capacity(length);
-    for (index, (name, part)) in NAMES.into_iter().zip(parts).enumerate() {
-        serde_json::from_slice::<&RawValue>(part).map_err(|error| CodecError::json(name, &error))?;
+    for (index, (name, part)) in NAMES.into_iter().zip(&parts).enumerate() {
+        serde_json::from_str::<&RawValue>(part).map_err(|error| CodecError::json(name, &error))?;
         out.put_slice(if index == 0 { b"{\"" } else { b",\"" });
         out.put_slice(name.as_bytes());
         out.put_slice(b"\":");
-        out.put_slice(part);
+        out.put_slice(part.as_bytes());
     }
     out.put_slice(b",\"channel\":\"");
     out.put_slice(channel.as_str().as_bytes());

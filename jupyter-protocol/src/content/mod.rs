@@ -19,6 +19,8 @@ mod media;
 mod reply;
 mod stdin;
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -110,9 +112,28 @@ macro_rules! contents {
 
             /// Reads a content. It always is one: where its type is not known or it does not fit its type, the bytes
             /// are kept.
+            ///
+            /// Bytes that are no UTF-8 are read with replacement characters, as `jupyter_client` does.
             #[must_use]
             pub fn parse(msg_type: &str, json: &[u8]) -> Self {
-                let parsed = match msg_type {
+                Self::parse_typed(msg_type, json).unwrap_or_else(|error| {
+                    // Kernels send file names and output of programs in any encoding.
+                    let replaced = match String::from_utf8_lossy(json) {
+                        Cow::Owned(text) => Self::parse_typed(msg_type, text.as_bytes()).ok(),
+                        Cow::Borrowed(_) => None,
+                    };
+                    replaced.unwrap_or_else(|| {
+                        Self::Invalid(InvalidContent {
+                            msg_type: msg_type.to_owned(),
+                            json: Bytes::copy_from_slice(json),
+                            problem: error.to_string(),
+                        })
+                    })
+                })
+            }
+
+            fn parse_typed(msg_type: &str, json: &[u8]) -> Result<Self, serde_json::Error> {
+                match msg_type {
                     $($msg_type => serde_json::from_slice(json).map(Self::$variant),)+
                     // Only looked at to be sure that it can be passed on.
                     _ => serde_json::from_slice::<serde::de::IgnoredAny>(json).map(|_| {
@@ -121,14 +142,7 @@ macro_rules! contents {
                             json: Bytes::copy_from_slice(json),
                         })
                     }),
-                };
-                parsed.unwrap_or_else(|error| {
-                    Self::Invalid(InvalidContent {
-                        msg_type: msg_type.to_owned(),
-                        json: Bytes::copy_from_slice(json),
-                        problem: error.to_string(),
-                    })
-                })
+                }
             }
 
             /// The message type that belongs to it, such as `execute_request`.

@@ -1,0 +1,129 @@
+//! Finding the connection file that someone means.
+
+use std::path::PathBuf;
+
+use super::{ConnectionFileError, ConnectionInfo};
+use crate::paths::PathEnv;
+
+impl ConnectionInfo {
+    /// Finds a connection file as `jupyter console --existing` does and gives its path.
+    ///
+    /// `wanted` is a path; or the name of a file in the working directory or in [`PathEnv::runtime_dir`]; or a pattern
+    /// with `*` and `?`; or a part of a name, such as a kernel's id. Of several matches, the one last modified is
+    /// taken. Blocks on the file system. Since any path is accepted, `wanted` must not come from an untrusted client.
+    ///
+    /// # Errors
+    /// [`ConnectionFileError::NotFound`] where nothing matches.
+    pub fn find(wanted: &str, env: &PathEnv) -> Result<PathBuf, ConnectionFileError> {
+        let searched = [PathBuf::from("."), env.runtime_dir()];
+        for dir in &searched {
+            // Joined with an absolute path, this is that path.
+            let path = dir.join(wanted);
+            if path.is_file() {
+                return Ok(path);
+            }
+        }
+        let pattern = if wanted.contains('*') {
+            wanted.to_owned()
+        } else {
+            format!("*{wanted}*")
+        };
+        searched
+            .iter()
+            .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten())
+            .filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                !name.starts_with('.') && matches(&pattern, &name) && entry.path().is_file()
+            })
+            .max_by_key(|entry| {
+                entry
+                    .metadata()
+                    .and_then(|metadata| metadata.modified())
+                    .ok()
+            })
+            .map(|entry| entry.path())
+            .ok_or_else(|| ConnectionFileError::NotFound {
+                wanted: wanted.to_owned(),
+                searched: searched.into(),
+            })
+    }
+}
+
+/// Whether `name` matches a pattern in which `*` is any text and `?` is any character.
+fn matches(pattern: &str, name: &str) -> bool {
+    let pattern: Vec<char> = pattern.chars().collect();
+    let name: Vec<char> = name.chars().collect();
+    let (mut p, mut n) = (0, 0);
+    // Where to go on when the text after the last `*` turns out not to match here.
+    let mut retry: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                retry = Some((p + 1, n));
+                p += 1;
+            }
+            Some(c) if *c == '?' || *c == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => match retry {
+                Some((after_star, at)) => {
+                    retry = Some((after_star, at + 1));
+                    p = after_star;
+                    n = at + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_by_path_name_pattern_and_part_and_prefers_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = PathEnv::new([("JUPYTER_RUNTIME_DIR", dir.path())], "/nonexistent");
+        let file = |name: &str, age: u64| {
+            let path = dir.path().join(name);
+            let file = std::fs::File::create(&path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age))
+                .unwrap();
+            path
+        };
+        let old = file("kernel-aaa-1.json", 500);
+        let new = file("kernel-bbb-2.json", 100);
+        file(".hidden-kernel-ccc.json", 0);
+        let find = |wanted: &str| ConnectionInfo::find(wanted, &env).unwrap();
+        assert_eq!(find(old.to_str().unwrap()), old);
+        assert_eq!(find("kernel-aaa-1.json"), old);
+        assert_eq!(find("aaa"), old);
+        assert_eq!(find("kernel-*.json"), new);
+        assert_eq!(find("kernel-"), new);
+        assert!(matches!(
+            ConnectionInfo::find("zzz", &env),
+            Err(ConnectionFileError::NotFound { .. })
+        ));
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("kernel-*.json", "kernel-1.json", true),
+            ("kernel-*.json", "kernel-1.jso", false),
+            ("*a*b", "xaab", true),
+            ("*ab", "aab", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("", "", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}
