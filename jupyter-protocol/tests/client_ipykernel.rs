@@ -1,4 +1,5 @@
 //! The client against a real ipykernel.
+#![cfg(feature = "client")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
