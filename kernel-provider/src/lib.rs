@@ -2,6 +2,8 @@
 
 mod kernel_id;
 pub mod log;
+pub mod manager;
 pub mod provider;
+pub mod session;
 
 pub use kernel_id::{KernelId, NoKernelId};

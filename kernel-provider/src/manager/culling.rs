@@ -1,0 +1,71 @@
+//! Ends kernels that nobody uses.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use chrono::Utc;
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::{Culling, Kernel, KernelEventKind, Shared};
+use crate::session::ExecutionState;
+
+/// Starts the task that looks at the kernels at the interval that the options say.
+pub(super) fn start(manager: &Arc<Shared>) {
+    let weak = Arc::downgrade(manager);
+    let stop = manager.stop.clone();
+    let interval = manager.options.culling.interval.max(Duration::from_millis(10));
+    manager.tasks.spawn(async move {
+        stop.run_until_cancelled(run(weak, interval)).await;
+    });
+}
+
+async fn run(manager: Weak<Shared>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(manager) = manager.upgrade() else {
+            return;
+        };
+        for kernel in manager.registry.list() {
+            if unused(&kernel, &manager.options.culling) {
+                info!(kernel_id = %kernel.id(), last_activity = %kernel.last_activity(), "culling a kernel that nobody uses");
+                manager.tasks.spawn(async move {
+                    if let Err(error) = kernel.end(KernelEventKind::Culled).await {
+                        warn!(kernel_id = %kernel.id(), %error, "the kernel cannot be culled");
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn unused(kernel: &Kernel, options: &Culling) -> bool {
+    let options = match kernel.spec() {
+        Some(spec) => options.overridden_by(&spec.spec.metadata),
+        None => options.clone(),
+    };
+    let idle = (Utc::now() - kernel.last_activity()).to_std().unwrap_or_default();
+    !options.idle_timeout.is_zero()
+        && idle >= options.idle_timeout
+        && (options.busy || *kernel.state().borrow() != ExecutionState::Busy)
+        && (options.connected || *kernel.connections().borrow() == 0)
+}
+
+impl Culling {
+    /// The same with what a kernelspec's `metadata` says otherwise.
+    fn overridden_by(&self, metadata: &serde_json::Map<String, Value>) -> Self {
+        let mut culling = self.clone();
+        if let Some(seconds) = metadata.get("cull_idle_timeout").and_then(Value::as_u64) {
+            culling.idle_timeout = Duration::from_secs(seconds);
+        }
+        if let Some(connected) = metadata.get("cull_connected").and_then(Value::as_bool) {
+            culling.connected = connected;
+        }
+        if let Some(busy) = metadata.get("cull_busy").and_then(Value::as_bool) {
+            culling.busy = busy;
+        }
+        culling
+    }
+}

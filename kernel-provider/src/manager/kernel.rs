@@ -1,0 +1,357 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use jupyter_protocol::{Channel, InstalledKernelspec, WireMessage};
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::events::KernelEventKind;
+use super::{RestartError, Shared};
+use crate::KernelId;
+use crate::log::{Log, Seq};
+use crate::provider::{Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, Progress, ProviderError};
+use crate::session::{Attachment, ExecutionState, Lifecycle, Recorder, RequestError, SendError, Sessions};
+
+/// The longest that connecting to a running kernel may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a kernel that was attached to is asked whether it answers, ever less often.
+const REATTACH_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest that a restarted kernel may take to answer.
+const RESTART_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A kernel: its life, its log, its clients.
+pub struct Kernel {
+    record: KernelRecord,
+    spec_name: String,
+    spec: Option<InstalledKernelspec>,
+    handle: Arc<dyn KernelHandle>,
+    recorder: Recorder,
+    sessions: Sessions,
+    manager: Weak<Shared>,
+    grace: Duration,
+    /// Held by whoever starts or ends the process, one at a time.
+    life: Mutex<()>,
+    /// Whether it is to end: its end is then no accident.
+    ending: AtomicBool,
+}
+
+/// Ends a kernel that was launched and cannot be used.
+pub(super) async fn abandon(handle: &dyn KernelHandle) {
+    if let Err(error) = handle.shutdown(Duration::ZERO).await {
+        warn!(%error, "a kernel that did not start well cannot be ended");
+    }
+}
+
+impl Kernel {
+    pub(super) fn new(
+        manager: &Arc<Shared>,
+        spec_name: String,
+        spec: InstalledKernelspec,
+        handle: Arc<dyn KernelHandle>,
+        log: Log,
+    ) -> Self {
+        Self::restored(manager, spec_name, Some(spec), handle, log)
+    }
+
+    pub(super) fn restored(
+        manager: &Arc<Shared>,
+        spec_name: String,
+        spec: Option<InstalledKernelspec>,
+        handle: Arc<dyn KernelHandle>,
+        log: Log,
+    ) -> Self {
+        Self {
+            record: handle.record(),
+            spec_name,
+            spec,
+            handle,
+            recorder: Recorder::new(log),
+            sessions: Sessions::new(),
+            manager: Arc::downgrade(manager),
+            grace: manager.options.shutdown_grace,
+            life: Mutex::new(()),
+            ending: AtomicBool::new(false),
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> KernelId {
+        self.record.id
+    }
+
+    /// The name of its kernelspec, as it was asked for.
+    #[must_use]
+    pub fn spec_name(&self) -> &str {
+        &self.spec_name
+    }
+
+    /// Its kernelspec, where the provider still has it.
+    #[must_use]
+    pub fn spec(&self) -> Option<&InstalledKernelspec> {
+        self.spec.as_ref()
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> Option<&str> {
+        self.record.owner.as_deref()
+    }
+
+    /// When it was launched.
+    #[must_use]
+    pub fn launched(&self) -> DateTime<Utc> {
+        self.record.launched
+    }
+
+    /// What it does: the state now, then each change.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<ExecutionState> {
+        self.recorder.state()
+    }
+
+    /// When it last said or was asked anything.
+    #[must_use]
+    pub fn last_activity(&self) -> DateTime<Utc> {
+        self.recorder.last_activity()
+    }
+
+    /// How many clients are attached: the number now, then each change.
+    #[must_use]
+    pub fn connections(&self) -> watch::Receiver<usize> {
+        self.sessions.attached()
+    }
+
+    /// All that it said and was asked.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        self.recorder.log()
+    }
+
+    /// What the provider knows of it.
+    #[must_use]
+    pub fn handle(&self) -> &dyn KernelHandle {
+        &*self.handle
+    }
+
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Attaches a client. A session that was attached before reads on after what it acknowledged last, and its earlier
+    /// attachment, if it is still there, is told that it is [superseded](Attachment::superseded).
+    #[must_use]
+    pub fn attach(self: &Arc<Self>, session: &str) -> Attachment {
+        Attachment::new(self.clone(), session)
+    }
+
+    pub(crate) async fn send(
+        &self,
+        session: &Arc<str>,
+        channel: Channel,
+        message: WireMessage,
+    ) -> Result<(), SendError> {
+        self.recorder.send(session, channel, message).await
+    }
+
+    /// Connects to a kernel that was just launched, and waits for its first answer.
+    pub(super) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
+        let gone = |error: ProviderError| SendError::Socket(jupyter_protocol::zmq::SocketError::Broken(error.to_string()));
+        let info = self.handle.connection().await.map_err(gone)?;
+        self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
+        // A kernel that dies before it answers is told at once, not after the deadline.
+        tokio::select! {
+            ready = self.recorder.ready(deadline) => ready,
+            exit = self.handle.wait() => Err(gone(ProviderError::Gone(exit.cause)).into()),
+        }
+    }
+
+    /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
+    pub(super) async fn reconnect(&self) -> Result<(), SendError> {
+        let gone = |error: ProviderError| jupyter_protocol::zmq::SocketError::Broken(error.to_string());
+        let info = self.handle.connection().await.map_err(gone)?;
+        self.recorder.connect(&info, CONNECT_DEADLINE).await?;
+        let unrecorded_ms = self
+            .last_entry_time()
+            .await
+            .map(|last| (Utc::now() - last).num_milliseconds());
+        self.recorder.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        // Whether it runs something is known once it answers.
+        self.recorder.set_state(ExecutionState::Busy);
+        Ok(())
+    }
+
+    /// Waits until a kernel that ran before has answered, however long it is busy.
+    pub(super) async fn await_answer(&self) {
+        if let Err(error) = self.recorder.ready(REATTACH_DEADLINE).await {
+            warn!(%error, "the kernel that was attached to does not answer");
+        }
+    }
+
+    async fn last_entry_time(&self) -> Option<DateTime<Utc>> {
+        let before_last = Seq(self.log().head().0.checked_sub(1)?);
+        let block = self.log().reader(before_last).next().await.ok()??;
+        block.entries().last().map(|entry| entry.time())
+    }
+
+    /// Interrupts what it runs: by signal or by message, as its kernelspec says.
+    ///
+    /// # Errors
+    /// [`RestartError::Provider`] where it is gone.
+    pub async fn interrupt(&self) -> Result<(), RestartError> {
+        if self.handle.interrupt().await? == Interrupt::ByMessage {
+            let asked = self
+                .recorder
+                .request(Channel::Control, "interrupt_request", &json!({}), self.grace)
+                .await;
+            if let Err(error) = asked {
+                // The kernel has the request, and may answer late.
+                warn!(kernel_id = %self.id(), %error, "the interrupt was not confirmed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends its process or pod and starts a new one under the same id; clients stay attached, and what they send
+    /// meanwhile waits. Returns once it has answered.
+    ///
+    /// # Errors
+    /// [`RestartError`]; the kernel is dead then, and can be restarted again.
+    pub async fn restart(&self) -> Result<(), RestartError> {
+        let _life = self.life.lock().await;
+        if self.ending.load(Ordering::Acquire) {
+            return Err(RestartError::ShutDown);
+        }
+        info!(kernel_id = %self.id(), "restarting");
+        self.recorder.lifecycle(&Lifecycle::Restarting);
+        self.recorder.set_state(ExecutionState::Restarting);
+        self.ask_to_end(true).await;
+        self.relaunch().await?;
+        self.tell(KernelEventKind::Restarted);
+        Ok(())
+    }
+
+    /// Starts a new process in place of one that ended; whoever calls it holds `life`.
+    async fn relaunch(&self) -> Result<(), RestartError> {
+        self.recorder.revive();
+        self.recorder.disconnect().await;
+        let started = async {
+            self.handle.restart(self.grace, Progress::ignored()).await?;
+            self.connect(RESTART_DEADLINE)
+                .await
+                .map_err(|error| RestartError::NoAnswer(error.to_string()))
+        };
+        if let Err(error) = started.await {
+            abandon(&*self.handle).await;
+            let cause = ExitCause::Unknown(error.to_string());
+            self.die(Exit::new(cause)).await;
+            return Err(error);
+        }
+        self.recorder.lifecycle(&Lifecycle::Restarted);
+        Ok(())
+    }
+
+    /// Starts a new process after the last one ended by itself; `attempts_left` is how often this may still be done.
+    /// Returns whether the kernel lives again. Nothing is done where somebody else has restarted or ended it meanwhile.
+    pub(super) async fn recover(&self, exit: Exit, attempts_left: u32) -> bool {
+        let _life = self.life.lock().await;
+        if self.ending.load(Ordering::Acquire) {
+            return false;
+        }
+        if !matches!(*self.handle.phase().borrow(), crate::provider::Phase::Exited(_)) {
+            return true;
+        }
+        if attempts_left == 0 {
+            self.die(exit).await;
+            return false;
+        }
+        warn!(kernel_id = %self.id(), cause = %exit.cause, "the kernel ended by itself and is started anew");
+        self.recorder.set_state(ExecutionState::Restarting);
+        self.recorder.lifecycle(&Lifecycle::RestartingByItself { exit: exit.clone() });
+        self.tell(KernelEventKind::RestartingByItself(exit.cause));
+        let alive = self.relaunch().await.is_ok();
+        if alive {
+            self.tell(KernelEventKind::Restarted);
+        }
+        alive
+    }
+
+    async fn die(&self, exit: Exit) {
+        warn!(kernel_id = %self.id(), cause = %exit.cause, "the kernel is dead");
+        self.recorder.finish().await;
+        self.recorder.lifecycle(&Lifecycle::Dead { exit: exit.clone() });
+        self.tell(KernelEventKind::Dead(exit.cause));
+    }
+
+    /// Asks the kernel by message to end, and waits for it a while.
+    async fn ask_to_end(&self, restart: bool) {
+        if *self.state().borrow() == ExecutionState::Dead {
+            return;
+        }
+        let asked = async {
+            // A busy kernel hears the request sooner where it handles control between cells only.
+            let _ = self.handle.interrupt().await;
+            let _ = self
+                .recorder
+                .request(Channel::Control, "shutdown_request", &json!({"restart": restart}), self.grace)
+                .await;
+            self.handle.wait().await
+        };
+        if timeout(self.grace, asked).await.is_err() {
+            info!(kernel_id = %self.id(), "the kernel did not end when it was asked to by message");
+        }
+    }
+
+    /// Ends the kernel: by message, then as its provider does, politely and then firmly. Its log stays. Ending a kernel
+    /// that has been ended is no error.
+    ///
+    /// # Errors
+    /// [`ProviderError`] where it cannot be ended.
+    pub async fn shutdown(&self) -> Result<(), ProviderError> {
+        self.end(KernelEventKind::ShutDown).await
+    }
+
+    pub(super) async fn end(&self, why: KernelEventKind) -> Result<(), ProviderError> {
+        let _life = self.life.lock().await;
+        if self.ending.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.ask_to_end(false).await;
+        if let Err(error) = self.handle.shutdown(self.grace).await {
+            self.ending.store(false, Ordering::Release);
+            return Err(error);
+        }
+        self.recorder.finish().await;
+        self.recorder.lifecycle(&Lifecycle::Dead {
+            exit: Exit::new(ExitCause::Requested),
+        });
+        self.log().close();
+        if let Some(manager) = self.manager.upgrade() {
+            manager.registry.remove(self.id());
+        }
+        info!(kernel_id = %self.id(), reason = ?why, "kernel ended");
+        self.tell(why);
+        Ok(())
+    }
+
+    /// Lets go of the kernel's sockets and stores what was recorded.
+    pub(super) async fn detach(&self) {
+        self.recorder.disconnect().await;
+        self.log().flushed().await;
+        self.log().close();
+    }
+
+    fn tell(&self, kind: KernelEventKind) {
+        if let Some(manager) = self.manager.upgrade() {
+            manager.events.tell(self.id(), kind);
+        }
+    }
+}

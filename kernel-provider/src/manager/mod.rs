@@ -1,0 +1,314 @@
+//! Owns the kernels of all providers: starts, restarts and ends them, and ends those that nobody uses.
+
+mod culling;
+mod error;
+mod events;
+mod kernel;
+mod options;
+mod registry;
+mod supervisor;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jupyter_protocol::InstalledKernelspec;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info, info_span, warn};
+
+pub use error::{RestartError, StartError};
+pub use events::{KernelEvent, KernelEventKind};
+pub use kernel::Kernel;
+pub use options::{Culling, ManagerOptions, StartRequest};
+
+use crate::KernelId;
+use crate::log::{Logs, StoreError};
+use crate::provider::{KernelProvider, LaunchRequest, Progress, Selector};
+use crate::session::Lifecycle;
+use events::Events;
+use registry::Registry;
+
+/// The kernels of several providers. Cloning gives another handle to the same manager.
+///
+/// Dropping the last handle ends the manager's tasks and leaves the kernels running, to be found again by
+/// [`restore`](Self::restore).
+#[derive(Clone)]
+pub struct Manager {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    providers: Vec<Arc<dyn KernelProvider>>,
+    options: ManagerOptions,
+    logs: Logs,
+    registry: Registry,
+    events: Events,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Manager {
+    /// A manager of these providers' kernels, logging to `logs`. The first provider is the default one. Starts the task
+    /// that culls, where the options ask for it; needs a tokio runtime.
+    #[must_use]
+    pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
+        let manager = Self {
+            shared: Arc::new(Shared {
+                providers,
+                registry: Registry::new(options.max_kernels, options.max_kernels_per_owner),
+                options,
+                logs,
+                events: Events::new(),
+                tasks: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            }),
+        };
+        culling::start(&manager.shared);
+        manager
+    }
+
+    /// What can be launched, by name: of the default provider `python3`, of every provider also `local/python3`.
+    #[must_use]
+    pub fn specs(&self) -> BTreeMap<String, InstalledKernelspec> {
+        let mut all = BTreeMap::new();
+        let several = self.shared.providers.len() > 1;
+        for (index, provider) in self.shared.providers.iter().enumerate() {
+            let specs = provider.specs().borrow().clone();
+            for (name, spec) in &specs.by_name {
+                if index == 0 {
+                    all.insert(name.clone(), spec.clone());
+                }
+                if several {
+                    all.insert(format!("{}/{name}", provider.name()), spec.clone());
+                }
+            }
+        }
+        all
+    }
+
+    /// The kernelspec that a start without a name takes: the one of the options where it exists, else the first one of
+    /// a Python kernel, else the first one.
+    #[must_use]
+    pub fn default_spec(&self) -> Option<String> {
+        let specs = self.specs();
+        if specs.contains_key(&self.shared.options.default_spec) {
+            return Some(self.shared.options.default_spec.clone());
+        }
+        specs
+            .iter()
+            .find(|(_, spec)| spec.spec.language.eq_ignore_ascii_case("python"))
+            .or_else(|| specs.iter().next())
+            .map(|(name, _)| name.clone())
+    }
+
+    /// Starts a kernel, and returns once it has answered.
+    ///
+    /// Dropping the future does not stop the start: the kernel is then there under its id, and is culled in its time.
+    ///
+    /// # Errors
+    /// [`StartError`], by cause.
+    pub async fn start(&self, request: StartRequest) -> Result<Arc<Kernel>, StartError> {
+        let shared = self.shared.clone();
+        let id = request.id.unwrap_or_else(KernelId::random);
+        let starting = async move { shared.start(id, request).await }.instrument(info_span!("start", kernel_id = %id));
+        match self.shared.tasks.spawn(starting).await {
+            Ok(result) => result,
+            Err(_) => Err(StartError::ShuttingDown),
+        }
+    }
+
+    /// The kernel of this id.
+    #[must_use]
+    pub fn get(&self, id: KernelId) -> Option<Arc<Kernel>> {
+        self.shared.registry.get(id)
+    }
+
+    /// All kernels, the oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Kernel>> {
+        self.shared.registry.list()
+    }
+
+    /// Finds the kernels that the providers run already, as after a restart of this process, and attaches to them.
+    /// Returns how many there are. Those that cannot be attached to are told in the process's log.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the logs cannot be opened.
+    pub async fn restore(&self) -> Result<usize, StoreError> {
+        let mut restored = 0;
+        for provider in &self.shared.providers {
+            let records = match provider.list(&Selector::all()).await {
+                Ok(records) => records,
+                Err(error) => {
+                    warn!(provider = provider.name(), %error, "the running kernels cannot be listed");
+                    continue;
+                }
+            };
+            for record in records {
+                let span = info_span!("restore", kernel_id = %record.id);
+                if self.shared.restore(provider, &record).instrument(span).await? {
+                    restored += 1;
+                }
+            }
+        }
+        Ok(restored)
+    }
+
+    /// What happens to the kernels, from now on. A receiver that falls behind by more than 1,024 events is told so.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<KernelEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// The logs, of kernels that run and of kernels that are gone.
+    #[must_use]
+    pub fn logs(&self) -> &Logs {
+        &self.shared.logs
+    }
+
+    /// Ends all kernels, side by side, and the manager's tasks.
+    pub async fn shutdown(&self) {
+        self.shared.registry.close();
+        self.wait_for_starts().await;
+        let ending = self.list().into_iter().map(|kernel| async move {
+            if let Err(error) = kernel.shutdown().await {
+                warn!(kernel_id = %kernel.id(), %error, "the kernel could not be ended");
+            }
+        });
+        futures::future::join_all(ending).await;
+        self.shared.stop.cancel();
+    }
+
+    /// Ends the manager's tasks and leaves the kernels running, with all that was recorded in the store.
+    pub async fn detach(&self) {
+        self.shared.registry.close();
+        self.wait_for_starts().await;
+        self.shared.stop.cancel();
+        for kernel in self.list() {
+            kernel.detach().await;
+        }
+    }
+
+    async fn wait_for_starts(&self) {
+        self.shared.registry.started().await;
+    }
+}
+
+impl Shared {
+    fn provider_of(&self, name: &str) -> Result<(&Arc<dyn KernelProvider>, String), StartError> {
+        if let Some((prefix, spec)) = name.split_once('/')
+            && let Some(provider) = self.providers.iter().find(|provider| provider.name() == prefix)
+        {
+            return Ok((provider, spec.to_owned()));
+        }
+        self.providers
+            .first()
+            .map(|provider| (provider, name.to_owned()))
+            .ok_or(StartError::NoProvider)
+    }
+
+    async fn start(self: &Arc<Self>, id: KernelId, request: StartRequest) -> Result<Arc<Kernel>, StartError> {
+        let (provider, spec_name) = self.provider_of(&request.spec)?;
+        let specs = provider.specs().borrow().clone();
+        let Some(spec) = specs.by_name.get(&spec_name).cloned() else {
+            return Err(StartError::NoSuchSpec {
+                spec: request.spec,
+                known: specs.by_name.keys().cloned().collect::<Vec<_>>().join(", "),
+            });
+        };
+        let reserved = self.registry.reserve(id, request.owner.as_deref())?;
+        let mut launch = LaunchRequest::new(id, spec_name);
+        launch.env = request.env;
+        launch.working_dir = request.working_dir;
+        launch.owner = request.owner;
+        launch.timeout = request.timeout;
+        let begun = tokio::time::Instant::now();
+        // The log is opened while the kernel starts.
+        let (handle, log) = tokio::join!(provider.launch(launch, Progress::ignored()), self.logs.open(id));
+        let (handle, log) = match (handle, log) {
+            (Ok(handle), Ok(log)) => (handle, log),
+            (Ok(handle), Err(error)) => {
+                kernel::abandon(&*handle).await;
+                return Err(error.into());
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        let kernel = Arc::new(Kernel::new(self, request.spec, spec, handle, log));
+        let left = request.timeout.saturating_sub(begun.elapsed());
+        if let Err(error) = kernel.connect(left).await {
+            kernel::abandon(kernel.handle()).await;
+            return Err(StartError::NoAnswer {
+                reason: error.to_string(),
+                output: kernel.handle().output().await.unwrap_or_default(),
+            });
+        }
+        kernel.recorder().lifecycle(&Lifecycle::Started);
+        self.adopt(&kernel);
+        reserved.fill(kernel.clone());
+        info!(spec = kernel.spec_name(), elapsed = ?begun.elapsed(), "kernel started");
+        self.events.tell(id, KernelEventKind::Started);
+        Ok(kernel)
+    }
+
+    /// Whether the kernel was attached to.
+    async fn restore(
+        self: &Arc<Self>,
+        provider: &Arc<dyn KernelProvider>,
+        record: &crate::provider::KernelRecord,
+    ) -> Result<bool, StoreError> {
+        if self.registry.get(record.id).is_some() {
+            return Ok(false);
+        }
+        let handle = match provider.attach(record).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                warn!(%error, "a running kernel cannot be attached to");
+                return Ok(false);
+            }
+        };
+        let Ok(reserved) = self.registry.reserve_running(record.id, record.owner.as_deref()) else {
+            return Ok(false);
+        };
+        let specs = provider.specs().borrow().clone();
+        let spec = specs.by_name.get(&record.spec).cloned();
+        let name = if Arc::ptr_eq(provider, &self.providers[0]) {
+            record.spec.clone()
+        } else {
+            format!("{}/{}", provider.name(), record.spec)
+        };
+        let log = self.logs.open(record.id).await?;
+        let kernel = Arc::new(Kernel::restored(self, name, spec, handle, log));
+        if let Err(error) = kernel.reconnect().await {
+            warn!(%error, "a running kernel cannot be connected to");
+            return Ok(false);
+        }
+        self.adopt(&kernel);
+        let (answering, stop) = (kernel.clone(), self.stop.clone());
+        self.tasks
+            .spawn(async move { stop.run_until_cancelled(answering.await_answer()).await });
+        reserved.fill(kernel);
+        info!("kernel attached");
+        self.events.tell(record.id, KernelEventKind::Attached);
+        Ok(true)
+    }
+
+    /// Watches over the kernel from now on.
+    fn adopt(self: &Arc<Self>, kernel: &Arc<Kernel>) {
+        let watching = supervisor::watch(Arc::downgrade(self), kernel.clone());
+        let stop = self.stop.clone();
+        let span = info_span!("supervisor", kernel_id = %kernel.id());
+        self.tasks.spawn(
+            async move {
+                stop.run_until_cancelled(watching).await;
+            }
+            .instrument(span),
+        );
+    }
+}

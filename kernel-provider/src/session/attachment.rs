@@ -1,0 +1,135 @@
+use std::sync::Arc;
+
+use jupyter_protocol::{Channel, WireMessage};
+use tokio::sync::watch;
+
+use super::SendError;
+use super::lifecycle::LIFECYCLE;
+use crate::log::{Block, Entry, Origin, ReadError, Reader, Seq};
+use crate::manager::Kernel;
+
+/// A client attached to a kernel: a position in its log, and a way to send.
+///
+/// Dropping it detaches the client and lets the kernel run. When a session comes back, it reads on after what it
+/// [acknowledged](Client::acknowledge) last; a session that was never there reads from the end of the log.
+pub struct Attachment {
+    client: Client,
+    reader: Reader,
+    current: watch::Receiver<u64>,
+}
+
+/// The part of an [`Attachment`] that can be shared: sends and acknowledges.
+#[derive(Clone)]
+pub struct Client {
+    hold: Arc<Hold>,
+}
+
+/// Detaches when the last of an attachment's parts is dropped.
+struct Hold {
+    kernel: Arc<Kernel>,
+    session: Arc<str>,
+    attachment: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.kernel.sessions().leave(&self.session, self.attachment);
+    }
+}
+
+impl Attachment {
+    pub(crate) fn new(kernel: Arc<Kernel>, session: &str) -> Self {
+        let session: Arc<str> = session.into();
+        let head = kernel.log().head();
+        let joined = kernel.sessions().join(&session, head);
+        let reader = kernel.log().reader(joined.acknowledged.unwrap_or(head));
+        Self {
+            client: Client {
+                hold: Arc::new(Hold {
+                    kernel,
+                    session,
+                    attachment: joined.attachment,
+                }),
+            },
+            reader,
+            current: joined.current,
+        }
+    }
+
+    /// The part that sends and acknowledges.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The next entries of the log, of which [`delivers`](Client::delivers) says whether this client is to see them;
+    /// waits until there are some. `None` where the kernel was shut down and all is read. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ReadError::Gap`] where entries are missing: call again to read on after them. [`ReadError::Store`] where the
+    /// store cannot be read.
+    pub async fn next(&mut self) -> Result<Option<Block>, ReadError> {
+        self.reader.next().await
+    }
+
+    /// The next entries where some are in memory already.
+    ///
+    /// # Errors
+    /// [`ReadError::Gap`] as for [`next`](Self::next).
+    pub fn recent(&mut self) -> Result<Option<Block>, ReadError> {
+        self.reader.recent()
+    }
+
+    /// Waits until the same session is attached anew, by another connection: this one is not wanted any more.
+    pub async fn superseded(&self) {
+        let mine = self.client.hold.attachment;
+        // The sender lives as long as the session is known, which it is while it is attached.
+        let _ = self.current.clone().wait_for(|current| *current != mine).await;
+    }
+}
+
+impl Client {
+    /// The kernel.
+    #[must_use]
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.hold.kernel
+    }
+
+    /// The session's key.
+    #[must_use]
+    pub fn session(&self) -> &str {
+        &self.hold.session
+    }
+
+    /// Sends a message to the kernel. Waits while the kernel is being restarted.
+    ///
+    /// # Errors
+    /// [`SendError`] where the kernel is dead, or the message cannot be sent.
+    pub async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
+        self.hold.kernel.send(&self.hold.session, channel, message).await
+    }
+
+    /// Says that the client surely has everything up to `seq`: should it come back, it reads on from there.
+    pub fn acknowledge(&self, seq: Seq) {
+        self.hold
+            .kernel
+            .sessions()
+            .acknowledge(&self.hold.session, self.hold.attachment, seq);
+    }
+
+    /// Whether a client that knows only the Jupyter protocol is to see this entry: what is published, replies to what
+    /// it asked, and such news of the kernel's life as have a message in that protocol.
+    #[must_use]
+    pub fn delivers(&self, entry: &Entry) -> bool {
+        match entry.origin() {
+            Origin::Client => false,
+            Origin::Kernel => {
+                entry.channel() == Channel::Iopub || entry.session().is_empty() || entry.session() == self.session()
+            }
+            Origin::Lifecycle => entry
+                .message()
+                .header_ref()
+                .is_ok_and(|header| header.msg_type != LIFECYCLE),
+        }
+    }
+}

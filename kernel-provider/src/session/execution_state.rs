@@ -1,0 +1,97 @@
+use std::collections::HashSet;
+use std::fmt;
+
+use bytes::Bytes;
+use jupyter_protocol::WireMessage;
+use memchr::memmem;
+use serde::{Deserialize, Serialize};
+
+/// What a kernel says of itself, or what is said of it where it cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ExecutionState {
+    /// Launched, and has not answered yet.
+    Starting,
+    /// Ready for a request.
+    Idle,
+    /// Running one.
+    Busy,
+    /// Being started anew.
+    Restarting,
+    /// Gone.
+    Dead,
+}
+
+impl ExecutionState {
+    /// The state as the protocol writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Restarting => "restarting",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// Follows a kernel's `status` messages. It is busy while any request is, on whichever channel: a request on control
+/// that is done does not make idle what still runs on shell.
+#[derive(Default)]
+pub(super) struct StatusFollower {
+    running: HashSet<String>,
+}
+
+/// How many requests may run at a time before the follower stops telling them apart.
+const MAX_RUNNING: usize = 1_024;
+
+impl StatusFollower {
+    /// The state after this iopub message, where it is a `status`.
+    pub(super) fn follow(&mut self, message: &WireMessage) -> Option<ExecutionState> {
+        // In a flood of output nearly no header has this word, and to look for it is cheaper than to parse.
+        memmem::find(message.header(), b"\"status\"")?;
+        if message.header_ref().ok()?.msg_type != "status" {
+            return None;
+        }
+        let request = message.parent_ref().ok()?.msg_id;
+        match told(message.content())? {
+            ExecutionState::Busy => {
+                if self.running.len() < MAX_RUNNING {
+                    self.running.insert(request.into_owned());
+                }
+                Some(ExecutionState::Busy)
+            }
+            ExecutionState::Idle => {
+                self.running.remove(&*request);
+                Some(if self.running.is_empty() {
+                    ExecutionState::Idle
+                } else {
+                    ExecutionState::Busy
+                })
+            }
+            other => Some(other),
+        }
+    }
+}
+
+fn told(content: &Bytes) -> Option<ExecutionState> {
+    #[derive(Deserialize)]
+    struct Status<'a> {
+        #[serde(borrow)]
+        execution_state: &'a str,
+    }
+    match serde_json::from_slice::<Status<'_>>(content).ok()?.execution_state {
+        "idle" => Some(ExecutionState::Idle),
+        "busy" => Some(ExecutionState::Busy),
+        "starting" => Some(ExecutionState::Starting),
+        _ => None,
+    }
+}
+
+impl fmt::Display for ExecutionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
