@@ -127,6 +127,21 @@ const CASES: &[(&str, &str, &str)] = &[
         r#"{"status":"ok","subshell_id":[]}"#,
     ),
     (
+        "delete_subshell_reply",
+        r#"{"status": "error", "evalue": "Unknown subshell_id 'x'"}"#,
+        r#"{"status":"error","ename":"","evalue":"Unknown subshell_id 'x'","traceback":[]}"#,
+    ),
+    (
+        "usage_reply",
+        r#"{"kernel_memory": 88197120, "kernel_cpu": 0.0}"#,
+        r#"{"status":"ok","kernel_cpu":0.0,"kernel_memory":88197120}"#,
+    ),
+    (
+        "comm_open",
+        r#"{"comm_id": "c", "target_name": "t", "target_module": null}"#,
+        r#"{"comm_id":"c","target_name":"t","data":{}}"#,
+    ),
+    (
         "usage_reply",
         r#"{"pid": 7, "kernel_cpu": 1.5, "new": []}"#,
         r#"{"status":"ok","pid":7,"kernel_cpu":1.5,"new":[]}"#,

@@ -147,8 +147,12 @@ pub struct UsageReply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_cpu: Option<f64>,
     /// What the kernel and its children use of memory, in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel_memory: Option<f64>,
+    #[serde(
+        default,
+        deserialize_with = "lenient::optional_number",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub kernel_memory: Option<u64>,
     /// What all processes use of the processors, in percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_cpu_percent: Option<f64>,
