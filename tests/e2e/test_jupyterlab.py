@@ -336,8 +336,8 @@ def test_page_reloaded_while_a_cell_runs(
     notebook.start(0)
     notebook.wait_text(0, "first line")
     notebook.reload()
-    notebook.wait_status("busy", 60)
     assert notebook.kernel_id() == kernel_id
+    assert gateway.wait_state(kernel_id, "busy")
     gate.touch()
     notebook.wait_status("idle", 60)
     notebook.run(1)

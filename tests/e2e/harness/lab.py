@@ -50,14 +50,11 @@ class Lab:
         self.home = home
         self.files = home / "files"
         self.port = free_port()
-        environment = clean_env(
-            home,
-            JUPYTER_GATEWAY_URL=gateway_url,
-            **({"JUPYTER_GATEWAY_AUTH_TOKEN": gateway_token} if gateway_token else {}),
-            **env,
-        )
+        environment = clean_env(home, JUPYTER_GATEWAY_URL=gateway_url, **env)
         # The server itself must find no kernels: only the gateway has some.
         environment.pop("JUPYTER_PATH")
+        if gateway_token:
+            environment["JUPYTER_GATEWAY_AUTH_TOKEN"] = gateway_token
         self.files.mkdir(parents=True)
         config = home / "config"
         (config / "labconfig").mkdir(parents=True)
@@ -122,7 +119,19 @@ class Notebook:
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         expect(self.panel).to_be_visible(timeout=timeout * 1000)
+        self.wait_connected(timeout)
         self.wait_status("idle", timeout)
+
+    def wait_connected(self, timeout: float = 60.0) -> None:
+        """Waits until the page has a kernel and a connection to it.
+
+        The toolbar says idle before there is a kernel at all.
+        """
+        self.page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+            "?.connectionStatus === 'connected'",
+            timeout=timeout * 1000,
+        )
 
     @property
     def panel(self) -> Locator:
@@ -184,9 +193,10 @@ class Notebook:
             [command, args or {}],
         )
 
-    def kernel_id(self) -> str:
-        return str(
-            self.page.evaluate(
-                "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.id"
-            )
+    def kernel_id(self, timeout: float = 30.0) -> str:
+        """The id of the page's kernel, once it has one."""
+        handle = self.page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.id",
+            timeout=timeout * 1000,
         )
+        return str(handle.json_value())
