@@ -2,6 +2,7 @@
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files>
 
+mod error;
 mod find;
 
 use std::io::{self, Write as _};
@@ -11,9 +12,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::channel::Channel;
+use crate::content::HandshakeRequest;
 use crate::files::{self, ReadError};
 use crate::key::Key;
 use crate::signing::{Signer, SigningError};
+
+pub use error::ConnectionFileError;
 
 /// The longest connection file that is read, in bytes. Real ones have a few hundred.
 pub const MAX_CONNECTION_FILE: u64 = 64 * 1024;
@@ -44,7 +48,7 @@ impl Transport {
 /// What a connection file holds.
 ///
 /// Read leniently: a field that is absent or null has its default, and a port of 0 means that there is no such
-/// socket. Fields that the protocol does not name are kept. `Debug` shows no key.
+/// socket, so it is not written either. Fields that the protocol does not name are kept. `Debug` shows no key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionInfo {
     /// What carries the messages.
@@ -54,19 +58,39 @@ pub struct ConnectionInfo {
     #[serde(default = "default_ip", deserialize_with = "ip_or_default")]
     pub ip: String,
     /// Port (or path suffix) of the shell socket.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(
+        default,
+        deserialize_with = "null_as_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub shell_port: u16,
     /// Port (or path suffix) of the iopub socket.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(
+        default,
+        deserialize_with = "null_as_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub iopub_port: u16,
     /// Port (or path suffix) of the stdin socket.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(
+        default,
+        deserialize_with = "null_as_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub stdin_port: u16,
     /// Port (or path suffix) of the control socket.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(
+        default,
+        deserialize_with = "null_as_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub control_port: u16,
     /// Port (or path suffix) of the heartbeat socket.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(
+        default,
+        deserialize_with = "null_as_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub hb_port: u16,
     /// Signs the messages; empty where they are unsigned.
     #[serde(default, deserialize_with = "null_as_default")]
@@ -115,74 +139,6 @@ impl Default for ConnectionInfo {
             extra: Map::new(),
         }
     }
-}
-
-/// A connection file could not be found, read, understood or written. Each names the file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectionFileError {
-    /// The system did not let it be read.
-    #[error(
-        "cannot read connection file {path}: {source}; check that the kernel still runs and that the file is yours"
-    )]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The path is a directory or a device.
-    #[error("{path} is not a regular file; give the path of a kernel's connection file")]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-    },
-    /// It is longer than [`MAX_CONNECTION_FILE`].
-    #[error(
-        "{path} has more than {MAX_CONNECTION_FILE} bytes, so it is no connection file; give another path"
-    )]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is no JSON object, or a field has the wrong type. The error holds no value of the file.
-    #[error(
-        "{path} is not a connection file: {problem}; give another path, or start the kernel again"
-    )]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and where, without the file's text.
-        problem: String,
-    },
-    /// It names neither the shell and iopub ports nor a registration port (JEP 66).
-    #[error(
-        "{path} names no {missing}: it is not the connection file of a running kernel; give another path"
-    )]
-    MissingPort {
-        /// The file.
-        path: PathBuf,
-        /// The first port that is absent or 0.
-        missing: &'static str,
-    },
-    /// No file matches.
-    #[error("no connection file matches {wanted:?} in {}; give another name, or the file's whole path", searched.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", "))]
-    NotFound {
-        /// The name, id or path that was asked for.
-        wanted: String,
-        /// The directories that were searched.
-        searched: Vec<PathBuf>,
-    },
-    /// The system did not let it be written.
-    #[error(
-        "cannot write connection file {path}: {source}; check that the folder exists, is yours and has room"
-    )]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
 }
 
 impl ConnectionInfo {
@@ -293,6 +249,23 @@ impl ConnectionInfo {
         }
     }
 
+    /// The ZeroMQ address at which the kernel is to say where it listens (JEP 66), if this is such a file.
+    #[must_use]
+    pub fn registration_address(&self) -> Option<String> {
+        self.registration_port
+            .map(|port| self.address_of_port(port))
+    }
+
+    /// Takes over the ports that a kernel announced in a handshake (JEP 66), so that this is a file like any other.
+    pub fn complete(&mut self, announced: &HandshakeRequest) {
+        self.registration_port = None;
+        self.shell_port = announced.shell_port;
+        self.iopub_port = announced.iopub_port;
+        self.stdin_port = announced.stdin_port;
+        self.control_port = announced.control_port;
+        self.hb_port = announced.hb_port;
+    }
+
     /// The path of a channel's Unix domain socket, where the transport is ipc.
     #[must_use]
     pub fn socket_path(&self, channel: Channel) -> Option<PathBuf> {
@@ -327,6 +300,11 @@ impl ConnectionInfo {
         .find(|(_, port)| *port == 0)
         .map(|(name, _)| name)
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(port: &u16) -> bool {
+    *port == 0
 }
 
 fn default_ip() -> String {
@@ -465,6 +443,32 @@ mod tests {
         assert_eq!(info.signature_scheme, "hmac-sha256");
         assert!(info.key.is_empty() && !info.signer().unwrap().signs());
         assert_eq!(info.extra["x"].to_string(), r#"{"b":1,"a":2}"#);
+    }
+
+    #[test]
+    fn a_file_for_a_handshake_names_no_ports_until_the_kernel_has() {
+        let mut info = ConnectionInfo {
+            registration_port: Some(7),
+            ..ConnectionInfo::default()
+        };
+        let written = serde_json::to_value(&info).unwrap();
+        assert_eq!(written.get("shell_port"), None);
+        assert_eq!(written["registration_port"], 7);
+        assert_eq!(
+            info.registration_address().as_deref(),
+            Some("tcp://127.0.0.1:7")
+        );
+        let announced = HandshakeRequest {
+            shell_port: 1,
+            iopub_port: 2,
+            stdin_port: 3,
+            hb_port: 4,
+            control_port: 5,
+            ..HandshakeRequest::default()
+        };
+        info.complete(&announced);
+        assert_eq!(info.registration_address(), None);
+        assert_eq!(info.address(Channel::Control), "tcp://127.0.0.1:5");
     }
 
     #[test]
