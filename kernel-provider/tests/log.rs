@@ -1,4 +1,5 @@
 //! The log over each of its stores.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +8,8 @@ use bytes::Bytes;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_provider::KernelId;
 use kernel_provider::log::{
-    Block, Cursor, Epoch, FjallStore, Log, LogInfo, LogOptions, LogStore, Logs, MemoryStore, NewEntry, NoCursor, Origin,
-    ReadError, Reader, Seq, StoreError, StoredLog,
+    Block, Cursor, Epoch, FjallStore, Log, LogInfo, LogOptions, LogStore, Logs, MemoryStore, NewEntry, NoCursor,
+    Origin, ReadError, Reader, Seq, StoreError, StoredLog,
 };
 
 fn message(n: u64, size: usize) -> WireMessage {
@@ -74,9 +75,21 @@ async fn every_reader_reads_every_entry_once_wherever_it_starts() {
         log.flushed().await;
         let mut late = log.reader(log.head());
         append(&log, 2_001..=2_010, 100);
-        assert_eq!(read_to(&mut early, 2_010).await, (1..=2_010).collect::<Vec<_>>(), "{name}");
-        assert_eq!(read_to(&mut middle, 2_010).await, (1_235..=2_010).collect::<Vec<_>>(), "{name}");
-        assert_eq!(read_to(&mut late, 2_010).await, (2_001..=2_010).collect::<Vec<_>>(), "{name}");
+        assert_eq!(
+            read_to(&mut early, 2_010).await,
+            (1..=2_010).collect::<Vec<_>>(),
+            "{name}"
+        );
+        assert_eq!(
+            read_to(&mut middle, 2_010).await,
+            (1_235..=2_010).collect::<Vec<_>>(),
+            "{name}"
+        );
+        assert_eq!(
+            read_to(&mut late, 2_010).await,
+            (2_001..=2_010).collect::<Vec<_>>(),
+            "{name}"
+        );
     }
 }
 
@@ -150,7 +163,16 @@ async fn a_removed_log_is_gone_and_comes_back_empty_in_another_epoch() {
         append(&log, [1], 1);
         log.flushed().await;
         let epoch = log.epoch();
-        assert_eq!(logs.list().await.unwrap().iter().map(|info: &LogInfo| info.id).collect::<Vec<_>>(), [id], "{name}");
+        assert_eq!(
+            logs.list()
+                .await
+                .unwrap()
+                .iter()
+                .map(|info: &LogInfo| info.id)
+                .collect::<Vec<_>>(),
+            [id],
+            "{name}"
+        );
         drop(log);
         logs.remove(id).await.unwrap();
         logs.remove(id).await.unwrap();
@@ -289,7 +311,15 @@ fn a_cursor_is_read_as_it_is_written() {
         seq: Seq(77),
     };
     assert_eq!(cursor.to_string().parse(), Ok(cursor));
-    for text in ["", ":", "1:2", "x", &format!("{}:", cursor.epoch), &format!("{}:-1", cursor.epoch), &format!("{}:1 ", cursor.epoch)] {
+    for text in [
+        "",
+        ":",
+        "1:2",
+        "x",
+        &format!("{}:", cursor.epoch),
+        &format!("{}:-1", cursor.epoch),
+        &format!("{}:1 ", cursor.epoch),
+    ] {
         assert_eq!(text.parse::<Cursor>(), Err(NoCursor), "{text:?}");
     }
 }

@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 use super::{Entry, Seq};
 
@@ -49,6 +50,12 @@ impl Block {
     #[must_use]
     pub fn last(&self) -> Seq {
         self.last
+    }
+
+    /// When its last entry was appended.
+    #[must_use]
+    pub fn updated(&self) -> Option<DateTime<Utc>> {
+        self.entries().last().map(|entry| entry.time())
     }
 
     /// The entries as they are stored.

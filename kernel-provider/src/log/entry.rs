@@ -145,7 +145,9 @@ impl Entry {
     /// When it was appended.
     #[must_use]
     pub fn time(&self) -> DateTime<Utc> {
-        let micros = self.bytes[8..].first_chunk::<8>().map_or(0, |bytes| i64::from_le_bytes(*bytes));
+        let micros = self.bytes[8..]
+            .first_chunk::<8>()
+            .map_or(0, |bytes| i64::from_le_bytes(*bytes));
         DateTime::from_timestamp_micros(micros).unwrap_or_default()
     }
 

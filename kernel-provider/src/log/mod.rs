@@ -130,7 +130,10 @@ impl Logs {
                     stored_since_trim: 0,
                     store_failed: false,
                 }),
-                head: watch::Sender::new(Head { seq: last, closed: false }),
+                head: watch::Sender::new(Head {
+                    seq: last,
+                    closed: false,
+                }),
                 room: Notify::new(),
             }),
         })

@@ -1,4 +1,4 @@
-//! Ends kernels that nobody uses.
+//! Ends kernels that nobody uses, and drops the logs of kernels that are long gone.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -23,11 +23,14 @@ pub(super) fn start(manager: &Arc<Shared>) {
 async fn run(manager: Weak<Shared>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // Not at once: kernels that ran before are not restored yet, and their logs are to stay.
+    ticks.reset();
     loop {
         ticks.tick().await;
         let Some(manager) = manager.upgrade() else {
             return;
         };
+        drop_old_logs(&manager).await;
         for kernel in manager.registry.list() {
             if unused(&kernel, &manager.options.culling) {
                 info!(kernel_id = %kernel.id(), last_activity = %kernel.last_activity(), "culling a kernel that nobody uses");
@@ -37,6 +40,26 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
                     }
                 });
             }
+        }
+    }
+}
+
+async fn drop_old_logs(manager: &Shared) {
+    let logs = match manager.logs.list().await {
+        Ok(logs) => logs,
+        Err(error) => {
+            warn!(%error, "the logs cannot be listed");
+            return;
+        }
+    };
+    for log in logs {
+        let age = (Utc::now() - log.updated).to_std().unwrap_or_default();
+        if age < manager.options.log_retention || manager.registry.knows(log.id) {
+            continue;
+        }
+        match manager.logs.remove(log.id).await {
+            Ok(()) => info!(kernel_id = %log.id, "the log of a kernel that is gone was dropped"),
+            Err(error) => warn!(kernel_id = %log.id, %error, "an old log cannot be dropped"),
         }
     }
 }

@@ -3,6 +3,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::{Channel, InstalledKernelspec, WireMessage};
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
@@ -14,7 +15,7 @@ use super::{RestartError, Shared};
 use crate::KernelId;
 use crate::log::{Log, Seq};
 use crate::provider::{Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, Progress, ProviderError};
-use crate::session::{Attachment, ExecutionState, Lifecycle, Recorder, RequestError, SendError, Sessions};
+use crate::session::{Attachment, Execution, ExecutionState, Lifecycle, Recorder, RequestError, SendError, Sessions};
 
 /// The longest that connecting to a running kernel may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -153,6 +154,14 @@ impl Kernel {
         Attachment::new(self.clone(), session)
     }
 
+    /// Runs code and follows it through the log.
+    ///
+    /// # Errors
+    /// [`SendError`] where the kernel is dead.
+    pub async fn execute(self: &Arc<Self>, request: ExecuteRequest) -> Result<Execution, SendError> {
+        Execution::start(self, request).await
+    }
+
     pub(crate) async fn send(
         &self,
         session: &Arc<str>,
@@ -164,7 +173,8 @@ impl Kernel {
 
     /// Connects to a kernel that was just launched, and waits for its first answer.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
-        let gone = |error: ProviderError| SendError::Socket(jupyter_protocol::zmq::SocketError::Broken(error.to_string()));
+        let gone =
+            |error: ProviderError| SendError::Socket(jupyter_protocol::zmq::SocketError::Broken(error.to_string()));
         let info = self.handle.connection().await.map_err(gone)?;
         self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
         // A kernel that dies before it answers is told at once, not after the deadline.
@@ -275,7 +285,8 @@ impl Kernel {
         }
         warn!(kernel_id = %self.id(), cause = %exit.cause, "the kernel ended by itself and is started anew");
         self.recorder.set_state(ExecutionState::Restarting);
-        self.recorder.lifecycle(&Lifecycle::RestartingByItself { exit: exit.clone() });
+        self.recorder
+            .lifecycle(&Lifecycle::RestartingByItself { exit: exit.clone() });
         self.tell(KernelEventKind::RestartingByItself(exit.cause));
         let alive = self.relaunch().await.is_ok();
         if alive {
@@ -301,7 +312,12 @@ impl Kernel {
             let _ = self.handle.interrupt().await;
             let _ = self
                 .recorder
-                .request(Channel::Control, "shutdown_request", &json!({"restart": restart}), self.grace)
+                .request(
+                    Channel::Control,
+                    "shutdown_request",
+                    &json!({"restart": restart}),
+                    self.grace,
+                )
                 .await;
             self.handle.wait().await
         };

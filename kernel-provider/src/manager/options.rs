@@ -24,10 +24,12 @@ pub struct ManagerOptions {
     pub shutdown_grace: Duration,
     /// When kernels that nobody uses are ended.
     pub culling: Culling,
+    /// How long a log outlives its kernel, so that a result can be read after the kernel is gone.
+    pub log_retention: Duration,
 }
 
 impl Default for ManagerOptions {
-    /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling.
+    /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling, logs kept for a week.
     fn default() -> Self {
         Self {
             default_spec: "python3".to_owned(),
@@ -37,6 +39,7 @@ impl Default for ManagerOptions {
             stable_after: Duration::from_secs(10),
             shutdown_grace: Duration::from_millis(2_500),
             culling: Culling::default(),
+            log_retention: Duration::from_secs(7 * 24 * 60 * 60),
         }
     }
 }

@@ -98,8 +98,18 @@ impl Registry {
         self.lock().by_id.get(&id)?.kernel.clone()
     }
 
+    /// Whether a kernel of this id runs or is being started.
+    pub(super) fn knows(&self, id: KernelId) -> bool {
+        self.lock().by_id.contains_key(&id)
+    }
+
     pub(super) fn list(&self) -> Vec<Arc<Kernel>> {
-        let mut kernels: Vec<_> = self.lock().by_id.values().filter_map(|place| place.kernel.clone()).collect();
+        let mut kernels: Vec<_> = self
+            .lock()
+            .by_id
+            .values()
+            .filter_map(|place| place.kernel.clone())
+            .collect();
         kernels.sort_by_key(|kernel| (kernel.launched(), kernel.id()));
         kernels
     }

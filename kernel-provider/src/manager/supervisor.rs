@@ -13,7 +13,11 @@ pub(super) async fn watch(manager: Weak<Shared>, kernel: Arc<Kernel>) {
     let mut ends = 0;
     let mut alive_since = Instant::now();
     loop {
-        let exit = match phase.wait_for(|phase| matches!(phase, Phase::Exited(_))).await.as_deref() {
+        let exit = match phase
+            .wait_for(|phase| matches!(phase, Phase::Exited(_)))
+            .await
+            .as_deref()
+        {
             Ok(Phase::Exited(exit)) => exit.clone(),
             _ => return,
         };

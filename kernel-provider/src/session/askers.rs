@@ -68,7 +68,11 @@ impl Askers {
         }
         let asker = waiting.by_id.remove(&*parent.msg_id);
         // Answered ones are dropped from the front, so that the queue is about as long as the map.
-        while waiting.in_order.front().is_some_and(|id| !waiting.by_id.contains_key(id)) {
+        while waiting
+            .in_order
+            .front()
+            .is_some_and(|id| !waiting.by_id.contains_key(id))
+        {
             waiting.in_order.pop_front();
         }
         match asker {

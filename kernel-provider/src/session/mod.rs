@@ -3,12 +3,14 @@
 
 mod askers;
 mod attachment;
+mod execution;
 mod execution_state;
 mod lifecycle;
 mod recorder;
 mod sessions;
 
 pub use attachment::{Attachment, Client};
+pub use execution::{Execution, ExecutionError};
 pub use execution_state::ExecutionState;
 pub use lifecycle::{LIFECYCLE, Lifecycle};
 pub use recorder::{RequestError, SendError};

@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, info_span, warn};
 
 use super::askers::{Addressee, Asker, Askers};
-use super::lifecycle::{self, Lifecycle};
 use super::execution_state::{ExecutionState, StatusFollower};
+use super::lifecycle::{self, Lifecycle};
 use crate::KernelId;
 use crate::log::{Log, NewEntry, Origin, Seq};
 
@@ -229,8 +229,15 @@ impl Recorder {
             // Each try makes the kernel publish its status, which shows that the subscription is live.
             let until = end.min(Instant::now() + patience);
             let left = until.saturating_duration_since(Instant::now());
-            answered |= self.request(Channel::Shell, "kernel_info_request", &json!({}), left).await.is_ok();
-            if answered && timeout_at(until, link.wait_for(|link| *link == Link::Live)).await.is_ok() {
+            answered |= self
+                .request(Channel::Shell, "kernel_info_request", &json!({}), left)
+                .await
+                .is_ok();
+            if answered
+                && timeout_at(until, link.wait_for(|link| *link == Link::Live))
+                    .await
+                    .is_ok()
+            {
                 return Ok(());
             }
             if Instant::now() >= end {
@@ -258,7 +265,13 @@ impl Recorder {
         let (reply, answer) = oneshot::channel();
         let message = lifecycle::message(msg_type, OUR_SESSION, content);
         let end = Instant::now() + deadline;
-        match timeout_at(end, self.recording.send(channel, OUR_SESSION, message, Asker::Ourselves(reply))).await {
+        match timeout_at(
+            end,
+            self.recording
+                .send(channel, OUR_SESSION, message, Asker::Ourselves(reply)),
+        )
+        .await
+        {
             Ok(sent) => sent?,
             Err(_) => return Err(no_answer()),
         }
@@ -270,7 +283,12 @@ impl Recorder {
 
     /// Logs a client's message and sends it to the kernel. Waits while the kernel is being restarted, and where its
     /// socket's queue is full.
-    pub(crate) async fn send(&self, session: &Arc<str>, channel: Channel, message: WireMessage) -> Result<(), SendError> {
+    pub(crate) async fn send(
+        &self,
+        session: &Arc<str>,
+        channel: Channel,
+        message: WireMessage,
+    ) -> Result<(), SendError> {
         self.recording
             .send(channel, session, message, Asker::Session(session.clone()))
             .await

@@ -84,7 +84,8 @@ impl LogStore for FjallStore {
                     epoch: Epoch::random(),
                     created: Utc::now(),
                 };
-                let json = serde_json::to_vec(&meta).map_err(|error| StoreError::failed("write a log's head", error))?;
+                let json =
+                    serde_json::to_vec(&meta).map_err(|error| StoreError::failed("write a log's head", error))?;
                 self.logs
                     .insert(id.as_uuid().as_bytes(), json)
                     .map_err(|error| StoreError::failed("write a log's head", error))?;
@@ -98,7 +99,7 @@ impl LogStore for FjallStore {
             blocks: self.blocks(id)?,
             bytes_appended: AtomicU64::new(0),
         };
-        let bytes = log.last()?.map_or(0, |last| last.bytes_after());
+        let bytes = last_of(&log.blocks, id)?.map_or(0, |last| last.bytes_after());
         log.bytes_appended.store(bytes, Ordering::Relaxed);
         Ok(Box::new(log))
     }
@@ -114,10 +115,12 @@ impl LogStore for FjallStore {
             };
             let id = KernelId::from(uuid);
             if let Some(meta) = self.meta(id)? {
+                let last = last_of(&self.blocks(id)?, id)?;
                 logs.push(LogInfo {
                     id,
                     epoch: meta.epoch,
                     created: meta.created,
+                    updated: last.and_then(|last| last.block.updated()).unwrap_or(meta.created),
                 });
             }
         }
@@ -164,24 +167,18 @@ impl StoredBlock {
     }
 }
 
-impl FjallLog {
-    fn decode(&self, guard: fjall::Guard) -> Result<StoredBlock, StoreError> {
-        let value = guard
-            .value()
-            .map_err(|error| StoreError::failed("read a kernel's log", error))?;
-        StoredBlock::read(&value.into()).ok_or_else(|| StoreError::Damaged {
-            id: self.id,
-            reason: "a block holds no whole entry".to_owned(),
-        })
-    }
+fn decode(guard: fjall::Guard, id: KernelId) -> Result<StoredBlock, StoreError> {
+    let value = guard
+        .value()
+        .map_err(|error| StoreError::failed("read a kernel's log", error))?;
+    StoredBlock::read(&value.into()).ok_or_else(|| StoreError::Damaged {
+        id,
+        reason: "a block holds no whole entry".to_owned(),
+    })
+}
 
-    fn first(&self) -> Result<Option<StoredBlock>, StoreError> {
-        self.blocks.first_key_value().map(|guard| self.decode(guard)).transpose()
-    }
-
-    fn last(&self) -> Result<Option<StoredBlock>, StoreError> {
-        self.blocks.last_key_value().map(|guard| self.decode(guard)).transpose()
-    }
+fn last_of(blocks: &Keyspace, id: KernelId) -> Result<Option<StoredBlock>, StoreError> {
+    blocks.last_key_value().map(|guard| decode(guard, id)).transpose()
 }
 
 impl StoredLog for FjallLog {
@@ -190,9 +187,13 @@ impl StoredLog for FjallLog {
     }
 
     fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError> {
-        Ok(self
-            .first()?
-            .zip(self.last()?)
+        let first = self
+            .blocks
+            .first_key_value()
+            .map(|guard| decode(guard, self.id))
+            .transpose()?;
+        Ok(first
+            .zip(last_of(&self.blocks, self.id)?)
             .map(|(first, last)| (first.block.first(), last.block.last())))
     }
 
@@ -215,8 +216,11 @@ impl StoredLog for FjallLog {
         let holding = self.blocks.range(..=from).next_back();
         let mut blocks = Vec::new();
         let mut bytes = 0;
-        for guard in holding.into_iter().chain(self.blocks.range(after.next().next().0.to_be_bytes()..)) {
-            let stored = self.decode(guard)?;
+        for guard in holding
+            .into_iter()
+            .chain(self.blocks.range(after.next().next().0.to_be_bytes()..))
+        {
+            let stored = decode(guard, self.id)?;
             bytes += stored.block.bytes().len();
             blocks.extend(stored.block.after(after));
             if bytes >= max_bytes && !blocks.is_empty() {
@@ -229,7 +233,7 @@ impl StoredLog for FjallLog {
     fn trim(&self, max_bytes: u64) -> Result<(), StoreError> {
         let end = self.bytes_appended.load(Ordering::Relaxed);
         for guard in self.blocks.iter() {
-            let stored = self.decode(guard)?;
+            let stored = decode(guard, self.id)?;
             if end - stored.bytes_before <= max_bytes || stored.bytes_after() == end {
                 break;
             }

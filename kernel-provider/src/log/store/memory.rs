@@ -60,6 +60,11 @@ impl LogStore for MemoryStore {
                 id: *id,
                 epoch: log.epoch,
                 created: log.created,
+                updated: lock(&log.blocks)
+                    .blocks
+                    .back()
+                    .and_then(Block::updated)
+                    .unwrap_or(log.created),
             })
             .collect())
     }

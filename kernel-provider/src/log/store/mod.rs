@@ -75,6 +75,8 @@ pub struct LogInfo {
     pub epoch: Epoch,
     /// When it was made.
     pub created: DateTime<Utc>,
+    /// When its last entry was appended; when it was made, where it has none.
+    pub updated: DateTime<Utc>,
 }
 
 /// One kernel's log in a store. Entries are appended and read in [`Block`]s.

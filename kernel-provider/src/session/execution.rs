@@ -1,0 +1,161 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use jupyter_protocol::content::{Content, ExecuteRequest, ExecutionState, InputReply};
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Channel, WireMessage};
+use memchr::memmem;
+
+use super::{Attachment, LIFECYCLE, SendError};
+use crate::log::{Entry, Origin, ReadError, Seq};
+use crate::manager::Kernel;
+
+/// Why an execution ended before it was done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecutionError {
+    /// The kernel ended, or was restarted. What it had put out before stays in its log.
+    #[error("the kernel ended before the execution was done{}", because(reason.as_deref()))]
+    KernelEnded {
+        /// What is known of it.
+        reason: Option<String>,
+    },
+    /// A part of the log is missing, or it cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!(": {reason}"))
+}
+
+/// Code that runs in a kernel, followed through the kernel's log: its outputs, its reply and its status.
+///
+/// Dropping it stops following; the code runs on, and what it puts out is in the log.
+pub struct Execution {
+    attachment: Attachment,
+    msg_id: String,
+    session: String,
+    ready: VecDeque<Entry>,
+    position: Seq,
+    replied: bool,
+    idle: bool,
+}
+
+impl Execution {
+    pub(crate) async fn start(kernel: &Arc<Kernel>, request: ExecuteRequest) -> Result<Self, SendError> {
+        let session = uuid::Uuid::new_v4().to_string();
+        let attachment = kernel.attach(&session);
+        let message = Message::new(request, &session);
+        let execution = Self {
+            position: kernel.log().head(),
+            attachment,
+            msg_id: message.header.msg_id.clone(),
+            session,
+            ready: VecDeque::new(),
+            replied: false,
+            idle: false,
+        };
+        execution.send(Channel::Shell, message.to_wire()).await?;
+        Ok(execution)
+    }
+
+    /// The `msg_id` of the request.
+    #[must_use]
+    pub fn msg_id(&self) -> &str {
+        &self.msg_id
+    }
+
+    /// The last entry of the log that was looked at.
+    #[must_use]
+    pub fn position(&self) -> Seq {
+        self.position
+    }
+
+    /// The next message that belongs to the execution, in the log's order: status, outputs, questions on stdin, the
+    /// reply. `None` once both the reply and `idle` have come, in whichever order. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ExecutionError::KernelEnded`] where the kernel ends first; [`ExecutionError::Read`] where entries are missing.
+    pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
+        loop {
+            if self.replied && self.idle {
+                return None;
+            }
+            while let Some(entry) = self.ready.pop_front() {
+                self.position = entry.seq();
+                match self.take(&entry) {
+                    Ok(None) => {}
+                    Ok(Some(message)) => return Some(Ok(message)),
+                    Err(error) => {
+                        (self.replied, self.idle) = (true, true);
+                        return Some(Err(error));
+                    }
+                }
+            }
+            match self.attachment.next().await {
+                Ok(Some(block)) => self.ready.extend(block.entries()),
+                Ok(None) => {
+                    (self.replied, self.idle) = (true, true);
+                    return Some(Err(ExecutionError::KernelEnded { reason: None }));
+                }
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+    }
+
+    /// Answers the kernel's question (an `input_request`).
+    ///
+    /// # Errors
+    /// [`SendError`] where the kernel is dead.
+    pub async fn answer(&self, value: impl Into<String>) -> Result<(), SendError> {
+        let reply = Message::new(InputReply::new(value), &self.session);
+        self.send(Channel::Stdin, reply.to_wire()).await
+    }
+
+    async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
+        self.attachment.client().send(channel, message).await
+    }
+
+    fn take(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
+        match entry.origin() {
+            Origin::Client => return Ok(None),
+            Origin::Lifecycle => return ended(&entry.message()).map_or(Ok(None), Err),
+            Origin::Kernel => {}
+        }
+        let wire = entry.message();
+        // Of a kernel's many messages few are this execution's: looking for its id is cheaper than parsing.
+        if memmem::find(wire.parent_header(), self.msg_id.as_bytes()).is_none() {
+            return Ok(None);
+        }
+        let Ok(message) = Message::from_wire(&wire) else {
+            return Ok(None);
+        };
+        if message
+            .parent_header
+            .as_ref()
+            .is_none_or(|parent| parent.msg_id != self.msg_id)
+        {
+            return Ok(None);
+        }
+        match &message.content {
+            Content::Status(status) if status.execution_state == ExecutionState::Idle => self.idle = true,
+            Content::ExecuteReply(_) => self.replied = true,
+            _ => {}
+        }
+        Ok(Some(message))
+    }
+}
+
+/// Whether this news of the kernel's life is its end, or the end of the process that ran the code.
+fn ended(message: &WireMessage) -> Option<ExecutionError> {
+    let header = message.header_ref().ok()?;
+    let content: serde_json::Value = serde_json::from_slice(message.content()).ok()?;
+    let text = |key: &str| content.get(key).and_then(serde_json::Value::as_str);
+    if header.msg_type == LIFECYCLE && text("event") != Some("restarting") {
+        return None;
+    }
+    Some(ExecutionError::KernelEnded {
+        reason: text("reason").or_else(|| text("event")).map(str::to_owned),
+    })
+}
