@@ -33,7 +33,11 @@ pub mod codec;
 pub mod connection_file;
 pub mod content;
 mod files;
+#[cfg(feature = "zeromq")]
+pub mod handshake;
 pub mod header;
+#[cfg(feature = "kernel")]
+pub mod kernel;
 mod key;
 pub mod kernelspec;
 pub mod message;

@@ -105,7 +105,7 @@ async fn every_request_has_its_reply() {
     client.heartbeat(SOON).await.unwrap();
 
     let subshell = client.create_subshell().await.unwrap();
-    assert_eq!(client.list_subshells().await.unwrap(), [subshell.clone()]);
+    assert_eq!(client.list_subshells().await.unwrap(), std::slice::from_ref(&subshell));
     let there = client
         .message(ExecuteRequest::new("print('there')"))
         .on_subshell(&subshell);

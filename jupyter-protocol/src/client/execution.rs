@@ -20,7 +20,7 @@ use crate::wire::WireMessage;
 pub enum ExecutionEvent {
     /// A message that the kernel published because of the execution: `stream`, `display_data`, `execute_result`,
     /// `error`, `execute_input`, comm messages, ... The states busy and idle are not among them.
-    Output(Message),
+    Output(Box<Message>),
     /// The kernel waits for input: answer with [`Execution::send_input`].
     Input(InputRequest),
     /// How it ended. Outputs may still follow.
@@ -105,7 +105,7 @@ impl Execution {
         match item {
             Item::Output(message) => {
                 let message = parse(&message)?;
-                (!matches!(message.content, Content::Status(_))).then_some(Ok(ExecutionEvent::Output(message)))
+                (!matches!(message.content, Content::Status(_))).then(|| Ok(ExecutionEvent::Output(Box::new(message))))
             }
             Item::Input(message) => {
                 let message = parse(&message)?;

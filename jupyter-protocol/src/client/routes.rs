@@ -161,3 +161,82 @@ impl Drop for Registered {
         self.routes.lock().waiting.remove(&self.msg_id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(msg_type: &str, parent: &str, content: &str) -> WireMessage {
+        let header = format!(r#"{{"msg_id":"x","msg_type":"{msg_type}"}}"#);
+        let parent = format!(r#"{{"msg_id":"{parent}"}}"#);
+        let parts = [header, parent, "{}".to_owned(), content.to_owned()].map(Bytes::from);
+        WireMessage::from_parts(parts, [])
+    }
+
+    fn queue() -> Arc<Queue> {
+        Arc::new(Queue::new(2, 1_000))
+    }
+
+    #[test]
+    fn whoever_is_dropped_leaves_nothing_behind() {
+        let routes = Arc::new(Routes::new(1));
+        let (reply, _receiver) = routes.reply_to("a").unwrap();
+        let execution = routes.execution("b", queue()).unwrap();
+        assert_eq!(routes.waiting(), 2);
+        drop(reply);
+        drop(execution);
+        assert_eq!(routes.waiting(), 0);
+        // What still arrives for them goes nowhere.
+        routes.deliver(Channel::Shell, message("execute_reply", "b", "{}"));
+    }
+
+    #[test]
+    fn an_execution_ends_with_reply_and_idle_in_either_order() {
+        let idle = || message("status", "a", r#"{"execution_state":"idle"}"#);
+        let busy = || message("status", "a", r#"{"execution_state":"busy"}"#);
+        let reply = || message("execute_reply", "a", r#"{"status":"ok"}"#);
+        for idle_first in [false, true] {
+            let routes = Arc::new(Routes::new(1));
+            let _execution = routes.execution("a", queue()).unwrap();
+            routes.deliver(Channel::Iopub, busy());
+            if idle_first {
+                routes.deliver(Channel::Iopub, idle());
+                assert_eq!(routes.waiting(), 1);
+                routes.deliver(Channel::Shell, reply());
+            } else {
+                routes.deliver(Channel::Shell, reply());
+                assert_eq!(routes.waiting(), 1);
+                routes.deliver(Channel::Iopub, idle());
+            }
+            assert_eq!(routes.waiting(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn outputs_beyond_the_bound_are_counted_and_the_reply_is_never_dropped() {
+        use std::future::poll_fn;
+
+        use super::super::queue::Item;
+
+        let routes = Arc::new(Routes::new(1));
+        let queue = queue();
+        let _execution = routes.execution("a", queue.clone()).unwrap();
+        for _ in 0..5 {
+            routes.deliver(Channel::Iopub, message("stream", "a", r#"{"text":"x"}"#));
+        }
+        routes.deliver(Channel::Shell, message("execute_reply", "a", "{}"));
+        routes.deliver(Channel::Iopub, message("status", "a", r#"{"execution_state":"idle"}"#));
+        let mut seen = Vec::new();
+        while let Some(item) = poll_fn(|context| queue.poll_next(context)).await {
+            seen.push(match item.unwrap() {
+                Item::Output(_) => "output",
+                Item::Missed(3) => "missed 3",
+                Item::Reply(_) => "reply",
+                _ => "else",
+            });
+        }
+        assert_eq!(seen, ["output", "output", "missed 3", "reply"]);
+    }
+}

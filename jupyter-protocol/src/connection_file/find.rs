@@ -51,7 +51,7 @@ impl ConnectionInfo {
 }
 
 /// Whether `name` matches a pattern in which `*` is any text and `?` is any character.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
     let (mut p, mut n) = (0, 0);

@@ -3,7 +3,7 @@
 //! <https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files>
 
 mod error;
-mod find;
+pub(crate) mod find;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};

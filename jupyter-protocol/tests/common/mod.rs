@@ -8,7 +8,7 @@ use jupyter_protocol::{Channel, ConnectionInfo, Key, Transport};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-pub const CHANNELS: [Channel; 5] = [
+pub(crate) const CHANNELS: [Channel; 5] = [
     Channel::Shell,
     Channel::Control,
     Channel::Stdin,
@@ -16,9 +16,9 @@ pub const CHANNELS: [Channel; 5] = [
     Channel::Heartbeat,
 ];
 
-pub struct IpyKernel {
-    pub info: ConnectionInfo,
-    pub process: Child,
+pub(crate) struct IpyKernel {
+    pub(crate) info: ConnectionInfo,
+    pub(crate) process: Child,
     _dir: TempDir,
 }
 
@@ -27,7 +27,7 @@ fn python() -> String {
 }
 
 /// Whether there is a Python with ipykernel. Where `CI` is set there has to be one.
-pub fn has_ipykernel() -> bool {
+pub(crate) fn has_ipykernel() -> bool {
     let probe = std::process::Command::new(python())
         .args(["-c", "import ipykernel"])
         .stderr(Stdio::null())
@@ -48,7 +48,7 @@ pub fn has_ipykernel() -> bool {
 }
 
 /// Where a kernel may listen, with a fresh key: Unix sockets in `dir`, or TCP ports that were free a moment ago.
-pub fn fresh_info(transport: Transport, dir: &TempDir) -> ConnectionInfo {
+pub(crate) fn fresh_info(transport: Transport, dir: &TempDir) -> ConnectionInfo {
     let mut info = ConnectionInfo {
         transport,
         key: Key::random(),
@@ -70,7 +70,7 @@ pub fn fresh_info(transport: Transport, dir: &TempDir) -> ConnectionInfo {
 
 impl IpyKernel {
     /// Starts one, over Unix sockets, so that no other test can take its ports. `None` where there is none to start.
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         if !has_ipykernel() {
             return None;
         }

@@ -1,0 +1,217 @@
+//! The handshake in which a kernel chooses its own ports and announces them to whoever starts it (JEP 66).
+//!
+//! The starter opens a registration socket, writes a connection file that names only its port and the key, and starts
+//! the kernel with it. The kernel binds its sockets, sends their ports in a `handshake_request` and waits for the
+//! `handshake_reply`. So no two kernels are ever told the same port.
+//!
+//! <https://jupyter.org/enhancement-proposals/66-jupyter-handshaking/jupyter-handshaking.html>
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use zeromq::{Endpoint, ReqSocket, RouterSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
+
+use crate::connection_file::{ConnectionInfo, Transport};
+use crate::content::{Content, HandshakeReply, HandshakeRequest, Reply};
+use crate::message::Message;
+use crate::signing::{Signer, SigningError};
+use crate::wire::WireMessage;
+
+/// A kernel and its starter did not come together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// The registration socket could not be bound or connected to.
+    #[error("cannot use the registration socket at {address}: {reason}")]
+    Socket {
+        /// The ZeroMQ address.
+        address: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// The other side did not answer in time.
+    #[error("no handshake within {after:?}")]
+    Deadline {
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The other side answered, but not with what the handshake asks for.
+    #[error("the handshake failed: {0}")]
+    Refused(String),
+    /// The connection's messages cannot be signed.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+    /// Registration over Unix domain sockets: there, names are free and no handshake is needed.
+    #[error("the handshake needs TCP; over ipc, choose the sockets' paths yourself")]
+    NotTcp,
+}
+
+/// The starter's side: a bound registration socket, for one kernel.
+pub struct Registration {
+    socket: RouterSocket,
+    signer: Signer,
+    info: ConnectionInfo,
+}
+
+impl Registration {
+    /// Binds the registration socket to a free port. `info` says the address, the key and the scheme; its ports are
+    /// ignored.
+    ///
+    /// # Errors
+    /// [`HandshakeError::NotTcp`], [`HandshakeError::Socket`] and [`HandshakeError::Signing`], each where its name says.
+    pub async fn bind(mut info: ConnectionInfo) -> Result<Self, HandshakeError> {
+        if info.transport != Transport::Tcp {
+            return Err(HandshakeError::NotTcp);
+        }
+        let signer = info.signer()?;
+        for channel in [crate::Channel::Heartbeat]
+            .into_iter()
+            .chain(crate::Channel::WITH_MESSAGES)
+        {
+            info.set_port(channel, 0);
+        }
+        let mut socket = RouterSocket::new();
+        let address = address(&info, 0);
+        let bound = socket
+            .bind(&address)
+            .await
+            .map_err(|error| socket_error(&address, error))?;
+        let Endpoint::Tcp(_, port) = bound else {
+            return Err(HandshakeError::NotTcp);
+        };
+        info.registration_port = Some(port);
+        Ok(Self { socket, signer, info })
+    }
+
+    /// What the kernel's connection file has to hold.
+    #[must_use]
+    pub fn connection_info(&self) -> &ConnectionInfo {
+        &self.info
+    }
+
+    /// Waits for the kernel's ports, acknowledges them and gives the connection. What is malformed or not signed with
+    /// the key is passed over.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Deadline`] where no kernel announced itself, [`HandshakeError::Socket`] where the reply could
+    /// not be sent.
+    pub async fn accept(mut self, deadline: Duration) -> Result<ConnectionInfo, HandshakeError> {
+        match timeout(deadline, self.accept_one()).await {
+            Ok(accepted) => accepted,
+            Err(_) => Err(HandshakeError::Deadline { after: deadline }),
+        }
+    }
+
+    async fn accept_one(&mut self) -> Result<ConnectionInfo, HandshakeError> {
+        loop {
+            let frames = match self.socket.recv().await {
+                Ok(message) => message.into_vec(),
+                Err(error) => {
+                    tracing::warn!(%error, "registration message refused");
+                    continue;
+                }
+            };
+            let (wire, message) = match verified(frames, &self.signer) {
+                Ok(verified) => verified,
+                Err(error) => {
+                    tracing::warn!(error, "registration message refused");
+                    continue;
+                }
+            };
+            let Content::HandshakeRequest(request) = &message.content else {
+                tracing::warn!(msg_type = message.msg_type(), "registration message refused");
+                continue;
+            };
+            let mut info = self.info.clone();
+            info.registration_port = None;
+            info.shell_port = request.shell_port;
+            info.iopub_port = request.iopub_port;
+            info.stdin_port = request.stdin_port;
+            info.hb_port = request.hb_port;
+            info.control_port = request.control_port;
+            let reply = Message::new(Reply::Ok(HandshakeReply::default()), "launcher").child_of(&message);
+            let reply = reply.to_wire().signed(&self.signer);
+            let reply = reply.with_identities(wire.identities().iter().cloned());
+            let address = address(&self.info, self.info.registration_port.unwrap_or_default());
+            let reply = ZmqMessage::try_from(reply.into_frames()).map_err(|error| socket_error(&address, error))?;
+            self.socket
+                .send(reply)
+                .await
+                .map_err(|error| socket_error(&address, error))?;
+            return Ok(info);
+        }
+    }
+}
+
+/// The kernel's side: announces the ports in `info` at the registration port and waits for the acknowledgement.
+///
+/// # Errors
+/// [`HandshakeError::Socket`] where nobody listens there, [`HandshakeError::Deadline`] where no answer came,
+/// [`HandshakeError::Refused`] where it is no acknowledgement, and [`HandshakeError::Signing`].
+pub async fn announce(info: &ConnectionInfo, registration_port: u16, deadline: Duration) -> Result<(), HandshakeError> {
+    let signer = info.signer()?;
+    let address = address(info, registration_port);
+    let request = HandshakeRequest {
+        shell_port: info.shell_port,
+        iopub_port: info.iopub_port,
+        stdin_port: info.stdin_port,
+        hb_port: info.hb_port,
+        control_port: info.control_port,
+        ..HandshakeRequest::default()
+    };
+    let request = Message::new(request, &uuid::Uuid::new_v4().to_string())
+        .to_wire()
+        .signed(&signer);
+    let exchange = async {
+        let mut options = SocketOptions::default();
+        options.connect_timeout(deadline);
+        // REQ, since the starter's socket may be a REP as well as a ROUTER.
+        let mut socket = ReqSocket::with_options(options);
+        socket
+            .connect(&address)
+            .await
+            .map_err(|error| socket_error(&address, error))?;
+        let request = ZmqMessage::try_from(request.into_frames()).map_err(|error| socket_error(&address, error))?;
+        socket
+            .send(request)
+            .await
+            .map_err(|error| socket_error(&address, error))?;
+        let reply = socket.recv().await.map_err(|error| socket_error(&address, error))?;
+        match verified(reply.into_vec(), &signer)
+            .map_err(HandshakeError::Refused)?
+            .1
+            .content
+        {
+            Content::HandshakeReply(Reply::Ok(_)) => Ok(()),
+            Content::HandshakeReply(reply) => Err(HandshakeError::Refused(format!("status {}", reply.status()))),
+            other => Err(HandshakeError::Refused(format!(
+                "{} in place of handshake_reply",
+                other.msg_type()
+            ))),
+        }
+    };
+    match timeout(deadline, exchange).await {
+        Ok(result) => result,
+        Err(_) => Err(HandshakeError::Deadline { after: deadline }),
+    }
+}
+
+fn address(info: &ConnectionInfo, port: u16) -> String {
+    let mut at = info.clone();
+    at.shell_port = port;
+    at.address(crate::Channel::Shell)
+}
+
+fn socket_error(address: &str, error: impl std::fmt::Display) -> HandshakeError {
+    HandshakeError::Socket {
+        address: address.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+fn verified(frames: Vec<bytes::Bytes>, signer: &Signer) -> Result<(WireMessage, Message), String> {
+    let wire = WireMessage::from_frames(frames).map_err(|error| error.to_string())?;
+    wire.verify(signer).map_err(|error| error.to_string())?;
+    let message = Message::from_wire(&wire).map_err(|error| error.to_string())?;
+    Ok((wire, message))
+}

@@ -1,0 +1,218 @@
+//! One request: busy, what the kernel makes of it, the reply, idle.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures::FutureExt as _;
+use serde_json::json;
+use zeromq::RouterSendHalf;
+
+use super::Kernel;
+use super::context::Context;
+use super::shared::{Incoming, Origin, Shared};
+use crate::channel::Channel;
+use crate::content::{
+    CommClose, ConnectReply, Content, ErrorOutput, ExecuteInput, ExecuteReply, ExecuteRequest, ExecutionState, Reply,
+    ReplyError, Status, UnknownContent,
+};
+use crate::header::PROTOCOL_VERSION;
+
+pub(super) type DynKernel = Arc<dyn Kernel>;
+
+/// Handles a request. True where the executions that wait behind it are to be aborted.
+pub(super) async fn handle(
+    kernel: &DynKernel,
+    shared: &Arc<Shared>,
+    socket: &RouterSendHalf,
+    incoming: Incoming,
+) -> bool {
+    let header = incoming.message.header.clone();
+    let identities = incoming.identities.clone();
+    shared.publish_content(Status::new(ExecutionState::Busy), &header).await;
+    let mut origin = Origin::new(incoming.identities.clone(), header.clone());
+    let mut aborts = false;
+    let reply = if let Content::ExecuteRequest(request) = incoming.message.content {
+        origin.allow_stdin = request.allow_stdin;
+        origin.silent = request.silent;
+        let counts = request.store_history && !request.silent;
+        let count = if counts {
+            shared.next_count.fetch_add(1, Ordering::Relaxed)
+        } else {
+            shared.next_count.load(Ordering::Relaxed)
+        };
+        origin.execution_count = Some(count);
+        let stops = request.stop_on_error && !request.silent;
+        let reply = execute(kernel, shared, Arc::new(origin), request, counts).await;
+        aborts = stops && matches!(reply, Reply::Error(_));
+        Some(reply.into())
+    } else {
+        let context = Context::new(shared.clone(), Arc::new(origin));
+        let answer = AssertUnwindSafe(answer(kernel, shared, incoming, &context)).catch_unwind();
+        answer
+            .await
+            .unwrap_or_else(|panic| Some(failure(&header.msg_type, &panicked(&*panic))))
+    };
+    if let Some(reply) = reply {
+        let origin = Origin::new(identities, header.clone());
+        shared.reply(socket, &origin, reply).await;
+    }
+    shared.publish_content(Status::new(ExecutionState::Idle), &header).await;
+    aborts
+}
+
+/// Answers a request without handling it.
+pub(super) async fn refuse(shared: &Shared, socket: &RouterSendHalf, incoming: Incoming, reply: Content) {
+    let origin = Origin::new(incoming.identities, incoming.message.header);
+    shared
+        .publish_content(Status::new(ExecutionState::Busy), &origin.header)
+        .await;
+    shared.reply(socket, &origin, reply).await;
+    shared
+        .publish_content(Status::new(ExecutionState::Idle), &origin.header)
+        .await;
+}
+
+async fn execute(
+    kernel: &DynKernel,
+    shared: &Arc<Shared>,
+    origin: Arc<Origin>,
+    request: ExecuteRequest,
+    counts: bool,
+) -> Reply<ExecuteReply> {
+    let execution_count = origin.execution_count;
+    if !request.silent {
+        let input = ExecuteInput {
+            code: request.code.clone(),
+            execution_count,
+            ..ExecuteInput::default()
+        };
+        shared.publish_content(input, &origin.header).await;
+    }
+    let context = Context::new(shared.clone(), origin.clone());
+    let running = AssertUnwindSafe(kernel.execute(&request, &context)).catch_unwind();
+    let result = tokio::select! {
+        biased;
+        result = running => match result {
+            Ok(result) => result,
+            Err(panic) => Err(panicked(&*panic)),
+        },
+        () = context.interrupted(), if kernel.cancels_on_interrupt() => {
+            Err(ReplyError::new("KeyboardInterrupt", "the execution was interrupted"))
+        }
+    };
+    if counts {
+        let output = origin.take_result();
+        shared
+            .history()
+            .push(execution_count.unwrap_or_default(), request.code, output);
+    }
+    match result {
+        Ok(mut reply) => {
+            reply.execution_count = reply.execution_count.or(execution_count);
+            Reply::Ok(reply)
+        }
+        Err(mut error) => {
+            let output = ErrorOutput {
+                ename: error.ename.clone(),
+                evalue: error.evalue.clone(),
+                traceback: error.traceback.clone(),
+                ..ErrorOutput::default()
+            };
+            shared.publish_content(output, &origin.header).await;
+            error.execution_count = error.execution_count.or(execution_count);
+            Reply::Error(error)
+        }
+    }
+}
+
+/// The reply to any other request; `None` where it has none.
+async fn answer(kernel: &DynKernel, shared: &Shared, incoming: Incoming, context: &Context) -> Option<Content> {
+    let message = incoming.message;
+    let reply: Content = match message.content {
+        Content::KernelInfoRequest(_) => {
+            let mut info = kernel.info();
+            if info.protocol_version.is_empty() {
+                PROTOCOL_VERSION.clone_into(&mut info.protocol_version);
+            }
+            const SUBSHELLS: &str = "kernel subshells";
+            if kernel.has_subshells() && !info.supports(SUBSHELLS) {
+                info.supported_features.push(SUBSHELLS.to_owned());
+            }
+            Reply::Ok(info).into()
+        }
+        Content::CompleteRequest(request) => Reply::from(kernel.complete(&request, context).await).into(),
+        Content::InspectRequest(request) => Reply::from(kernel.inspect(&request, context).await).into(),
+        Content::IsCompleteRequest(request) => Reply::from(kernel.is_complete(&request, context).await).into(),
+        Content::HistoryRequest(request) => Reply::from(kernel.history(&request, context).await).into(),
+        Content::CommInfoRequest(request) => Reply::from(shared.comms.info(request.target_name.as_deref())).into(),
+        Content::ConnectRequest(_) => Reply::from(ConnectReply {
+            shell_port: shared.info.port(Channel::Shell),
+            iopub_port: shared.info.port(Channel::Iopub),
+            stdin_port: shared.info.port(Channel::Stdin),
+            hb_port: shared.info.port(Channel::Heartbeat),
+            control_port: shared.info.port(Channel::Control),
+            ..ConnectReply::default()
+        })
+        .into(),
+        Content::DebugRequest(request) => kernel.debug(request, context).await.into(),
+        Content::UsageRequest(_) => kernel.usage(context).await.into(),
+        Content::CommOpen(open) => {
+            let comm_id = open.comm_id.clone();
+            if shared.comms.has_room() {
+                // Before the kernel sees it, so that it can close it at once.
+                shared.comms.add(&comm_id, &open.target_name);
+                if kernel.comm_open(open, message.buffers, context).await {
+                    return None;
+                }
+            }
+            let close = CommClose {
+                comm_id,
+                ..CommClose::default()
+            };
+            context.comm_close(close).await;
+            return None;
+        }
+        Content::CommMsg(comm_msg) => {
+            kernel.comm_msg(comm_msg, message.buffers, context).await;
+            return None;
+        }
+        Content::CommClose(close) => {
+            shared.comms.remove(&close.comm_id);
+            kernel.comm_close(close, message.buffers, context).await;
+            return None;
+        }
+        Content::Invalid(invalid) => {
+            tracing::warn!(
+                msg_type = invalid.msg_type,
+                problem = invalid.problem,
+                "malformed request"
+            );
+            failure(&invalid.msg_type, &ReplyError::new("MalformedRequest", invalid.problem))
+        }
+        _ => return kernel.other(&message, context).await,
+    };
+    Some(reply)
+}
+
+/// An error as the reply to a request of any type; nothing that is no request gets one.
+pub(super) fn failure(msg_type: &str, error: &ReplyError) -> Content {
+    let content = json!({
+        "status": "error",
+        "ename": error.ename,
+        "evalue": error.evalue,
+        "traceback": error.traceback,
+    });
+    let stem = msg_type.strip_suffix("_request").unwrap_or(msg_type);
+    UnknownContent::new(format!("{stem}_reply"), &content).into()
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> ReplyError {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    ReplyError::new("KernelPanic", text)
+}

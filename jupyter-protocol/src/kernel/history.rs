@@ -1,0 +1,129 @@
+use std::collections::VecDeque;
+
+use crate::connection_file::find::matches;
+use crate::content::{HistoryAccess, HistoryEntry, HistoryInput, HistoryReply, HistoryRequest};
+
+/// How many inputs are remembered; the oldest is forgotten first.
+const REMEMBERED: usize = 10_000;
+
+/// The session's number: a kernel that keeps nothing on disk has only this one.
+const SESSION: i64 = 1;
+
+/// What was run in this session.
+#[derive(Default)]
+pub(super) struct History {
+    entries: VecDeque<Entry>,
+}
+
+struct Entry {
+    line: i64,
+    input: String,
+    output: Option<String>,
+}
+
+impl History {
+    pub(super) fn push(&mut self, line: u64, input: String, output: Option<String>) {
+        if self.entries.len() == REMEMBERED {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(Entry {
+            line: i64::try_from(line).unwrap_or(i64::MAX),
+            input,
+            output,
+        });
+    }
+
+    /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#history>
+    pub(super) fn answer(&self, request: &HistoryRequest) -> HistoryReply {
+        let mut found: Vec<&Entry> = match &request.hist_access_type {
+            HistoryAccess::Tail => self.entries.iter().collect(),
+            HistoryAccess::Range => {
+                // 0 is the current session; an absent end is no end.
+                let here = matches!(request.session, None | Some(0 | SESSION));
+                let start = request.start.unwrap_or(1);
+                let stop = request.stop.unwrap_or(i64::MAX);
+                let within = |entry: &&Entry| here && (start..stop).contains(&entry.line);
+                self.entries.iter().filter(within).collect()
+            }
+            HistoryAccess::Search => {
+                let pattern = request.pattern.as_deref().unwrap_or("*");
+                self.entries
+                    .iter()
+                    .filter(|entry| matches(pattern, &entry.input))
+                    .collect()
+            }
+            HistoryAccess::Other(_) => Vec::new(),
+        };
+        if request.unique == Some(true) {
+            let mut seen = std::collections::HashSet::new();
+            // The latest of equal ones stays.
+            found.reverse();
+            found.retain(|entry| seen.insert(&entry.input));
+            found.reverse();
+        }
+        if request.hist_access_type != HistoryAccess::Range
+            && let Some(n) = request.n
+        {
+            let n = usize::try_from(n).unwrap_or(0);
+            found.drain(..found.len().saturating_sub(n));
+        }
+        let entry = |entry: &Entry| HistoryEntry {
+            session: SESSION,
+            line: entry.line,
+            input: if request.output {
+                HistoryInput::WithOutput(entry.input.clone(), entry.output.clone())
+            } else {
+                HistoryInput::Input(entry.input.clone())
+            },
+        };
+        HistoryReply {
+            history: found.into_iter().map(entry).collect(),
+            ..HistoryReply::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(history: &History, request: &HistoryRequest) -> Vec<i64> {
+        history.answer(request).history.iter().map(|entry| entry.line).collect()
+    }
+
+    #[test]
+    fn tail_range_and_search() {
+        let mut history = History::default();
+        for (line, input) in (1..).zip(["a = 1", "b", "a = 2", "b"]) {
+            history.push(line, input.to_owned(), (line == 4).then(|| "out".to_owned()));
+        }
+        assert_eq!(lines(&history, &HistoryRequest::tail(2)), [3, 4]);
+        assert_eq!(lines(&history, &HistoryRequest::tail(-1)), [0_i64; 0]);
+        let mut range = HistoryRequest {
+            hist_access_type: HistoryAccess::Range,
+            n: None,
+            start: Some(2),
+            stop: Some(4),
+            ..HistoryRequest::tail(0)
+        };
+        assert_eq!(lines(&history, &range), [2, 3]);
+        range.session = Some(7);
+        assert!(lines(&history, &range).is_empty());
+        let mut search = HistoryRequest {
+            hist_access_type: HistoryAccess::Search,
+            pattern: Some("a*".to_owned()),
+            n: None,
+            ..HistoryRequest::tail(0)
+        };
+        assert_eq!(lines(&history, &search), [1, 3]);
+        search.pattern = None;
+        search.unique = Some(true);
+        assert_eq!(lines(&history, &search), [1, 3, 4]);
+        search.output = true;
+        let found = history.answer(&search).history;
+        assert_eq!(
+            found[2].input,
+            HistoryInput::WithOutput("b".to_owned(), Some("out".to_owned()))
+        );
+    }
+}

@@ -1,0 +1,151 @@
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use zeromq::{RouterRecvHalf, RouterSendHalf};
+
+use super::comms::Comms;
+use super::history::History;
+use super::input::Input;
+use super::interrupt::Running;
+use super::iopub::Iopub;
+use super::sockets::{receive, send};
+use crate::channel::Channel;
+use crate::connection_file::ConnectionInfo;
+use crate::content::Content;
+use crate::header::Header;
+use crate::message::Message;
+use crate::signing::{DigestHistory, Signer};
+use crate::wire::{WireError, WireMessage};
+
+/// What the tasks of one kernel share.
+pub(super) struct Shared {
+    pub(super) info: ConnectionInfo,
+    pub(super) session: String,
+    pub(super) signer: Signer,
+    pub(super) iopub: Iopub,
+    pub(super) input: Input,
+    pub(super) running: Running,
+    pub(super) comms: Comms,
+    /// The number of the next execution.
+    pub(super) next_count: AtomicU64,
+    pub(super) history: Mutex<History>,
+    /// Whether the kernel is to end, and whether to be started again.
+    pub(super) shutdown: Mutex<Option<bool>>,
+    pub(super) shut_down: Notify,
+}
+
+impl Shared {
+    pub(super) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a message as an effect of the request with this header.
+    pub(super) async fn publish(&self, message: Message, parent: &Header) {
+        self.iopub.publish(&message.with_parent(parent.clone())).await;
+    }
+
+    pub(super) async fn publish_content(&self, content: impl Into<Content> + Send, parent: &Header) {
+        self.publish(Message::new(content, &self.session), parent).await;
+    }
+
+    /// Sends a reply to the client that asked.
+    pub(super) async fn reply(&self, socket: &RouterSendHalf, origin: &Origin, content: Content) {
+        let message = Message::new(content, &self.session).with_parent(origin.header.clone());
+        let wire = message.to_wire().signed(&self.signer);
+        if let Err(error) = send(socket, wire.with_identities(origin.identities.iter().cloned())).await {
+            tracing::debug!(%error, msg_type = message.msg_type(), "a reply could not be sent");
+        }
+    }
+
+    pub(super) fn receiver(&self, channel: Channel) -> Receiver {
+        Receiver {
+            channel,
+            signer: self.signer.clone(),
+            seen: DigestHistory::default(),
+        }
+    }
+
+    pub(super) fn end(&self, restart: bool) {
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = Some(restart);
+        self.shut_down.notify_one();
+    }
+}
+
+/// A message from a client, verified and parsed.
+pub(super) struct Incoming {
+    pub(super) identities: Vec<Bytes>,
+    pub(super) message: Message,
+}
+
+/// Where a request is from, and what its client wants besides.
+pub(super) struct Origin {
+    pub(super) identities: Vec<Bytes>,
+    pub(super) header: Header,
+    pub(super) allow_stdin: bool,
+    pub(super) silent: bool,
+    pub(super) execution_count: Option<u64>,
+    result: Mutex<Option<String>>,
+}
+
+impl Origin {
+    /// Of any request but an execution.
+    pub(super) fn new(identities: Vec<Bytes>, header: Header) -> Self {
+        Self {
+            identities,
+            header,
+            allow_stdin: false,
+            silent: false,
+            execution_count: None,
+            result: Mutex::default(),
+        }
+    }
+
+    pub(super) fn remember_result(&self, text: Option<String>) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    pub(super) fn take_result(&self) -> Option<String> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Receives one channel's messages. What is malformed, signed with another key or seen before is refused and logged.
+pub(super) struct Receiver {
+    channel: Channel,
+    signer: Signer,
+    seen: DigestHistory,
+}
+
+impl Receiver {
+    pub(super) async fn next(&mut self, socket: &mut RouterRecvHalf) -> Incoming {
+        loop {
+            let error = match WireMessage::from_frames(receive(socket).await) {
+                Err(error) => error.to_string(),
+                Ok(wire) => match self.check(&wire) {
+                    Err(error) => error.to_string(),
+                    Ok(()) => match Message::from_wire(&wire) {
+                        Err(error) => error.to_string(),
+                        Ok(message) => {
+                            return Incoming {
+                                identities: wire.identities().to_vec(),
+                                message,
+                            };
+                        }
+                    },
+                },
+            };
+            tracing::warn!(channel = %self.channel, error, "message refused");
+        }
+    }
+
+    fn check(&mut self, wire: &WireMessage) -> Result<(), WireError> {
+        wire.verify(&self.signer)?;
+        if self.seen.insert(wire.signature()) {
+            Ok(())
+        } else {
+            Err(WireError::Replayed)
+        }
+    }
+}
