@@ -1,0 +1,86 @@
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use jupyter_protocol::kernelspec::SearchPath;
+use jupyter_protocol::paths::PathEnv;
+
+/// How a [`LocalProvider`](crate::LocalProvider) runs kernels.
+///
+/// ```
+/// use provider_local::{LocalConfig, TransportChoice};
+///
+/// let mut config = LocalConfig::new("/var/lib/example/kernels");
+/// config.transport = TransportChoice::Tcp;
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LocalConfig {
+    /// The provider's name: the part before the slash in `local/python3`.
+    pub name: String,
+    /// Where the provider keeps what it knows of its kernels: one directory for each, with connection file, record
+    /// and output. Made with mode 0700 where it is missing. One embedder at a time can use it.
+    pub state_dir: PathBuf,
+    /// Where kernelspecs are looked for.
+    pub search: SearchPath,
+    /// The interpreter for kernelspecs that name only `python`; `None` takes the one of the prefix that the
+    /// kernelspec is installed in, else the first on the `PATH` of the kernel.
+    pub python: Option<PathBuf>,
+    /// What carries the messages.
+    pub transport: TransportChoice,
+    /// Where the sockets of kernels with the transport ipc are made. Unix limits a socket's path to 107 bytes, so
+    /// this must be short. `None` takes a directory in `state_dir` if its path is short enough, else one in
+    /// `XDG_RUNTIME_DIR` or the directory for temporary files. Made with mode 0700.
+    pub socket_dir: Option<PathBuf>,
+    /// What of the environment of this process a kernel inherits.
+    pub inherit_env: InheritEnv,
+    /// Where kernels start that were not told where to; `None` is the working directory of this process.
+    pub working_dir: Option<PathBuf>,
+    /// How many kernels that ended by themselves are remembered, with their output, until the eldest is forgotten.
+    pub keep_ended: usize,
+}
+
+impl LocalConfig {
+    /// A configuration with this directory for its state, kernelspecs from where Jupyter looks for them, and
+    /// defaults for all else.
+    #[must_use]
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            name: "local".to_owned(),
+            state_dir: state_dir.into(),
+            search: SearchPath::from_env(&PathEnv::from_process()),
+            python: None,
+            transport: TransportChoice::Auto,
+            socket_dir: None,
+            inherit_env: InheritEnv::AllButSecrets,
+            working_dir: None,
+            keep_ended: 32,
+        }
+    }
+}
+
+/// What carries a kernel's messages. `metadata.kernelmux.transport` in a `kernel.json`, `"tcp"` or `"ipc"`, goes over
+/// this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TransportChoice {
+    /// Unix sockets for kernels that are known to take them (ipykernel), TCP for others.
+    #[default]
+    Auto,
+    /// TCP on the loopback address.
+    Tcp,
+    /// Unix sockets, in a directory for this user only. Not every kernel takes them.
+    Ipc,
+}
+
+/// What of the environment of this process a kernel inherits.
+///
+/// `JPY_PARENT_PID` never is: a kernel that has it ends with that process, and kernels are to outlive their embedder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InheritEnv {
+    /// All but the tokens of servers: `*_AUTH_TOKEN`, `KERNELMUX_TOKEN`, `JUPYTER_TOKEN`, `JPY_API_TOKEN`.
+    #[default]
+    AllButSecrets,
+    /// Only the variables with these names. Most programs need `PATH` and `HOME` at least.
+    Only(BTreeSet<String>),
+}

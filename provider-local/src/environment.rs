@@ -1,0 +1,141 @@
+//! The environment of a kernel.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+
+use jupyter_protocol::kernelspec::expand_env;
+
+use crate::InheritEnv;
+
+/// Variables by name.
+pub(crate) type Env = BTreeMap<OsString, OsString>;
+
+/// The kernel would end when the process with this number does, and it is to outlive its embedder.
+const PARENT_PID: &str = "JPY_PARENT_PID";
+
+/// Put together from what the kernel inherits, over it what its kernelspec sets, over that what the caller asks for.
+///
+/// As with `jupyter_client`, `${NAME}` in the kernelspec's values is a variable of the other two.
+pub(crate) fn compose(
+    inherit: &InheritEnv,
+    own: impl IntoIterator<Item = (OsString, OsString)>,
+    kernelspec: &BTreeMap<String, String>,
+    request: &BTreeMap<String, String>,
+) -> Env {
+    let mut env: Env = own
+        .into_iter()
+        .filter(|(name, _)| is_inherited(inherit, name))
+        .collect();
+    let expanded: Env = kernelspec
+        .iter()
+        .map(|(name, template)| {
+            let value = expand_env(template, |name| match request.get(name) {
+                Some(value) => Some(value.clone()),
+                None => Some(env.get(OsStr::new(name))?.to_string_lossy().into_owned()),
+            });
+            (name.into(), value.into())
+        })
+        .collect();
+    env.extend(expanded);
+    env.extend(request.iter().map(|(name, value)| (name.into(), value.into())));
+    env.remove(OsStr::new(PARENT_PID));
+    env
+}
+
+fn is_inherited(inherit: &InheritEnv, name: &OsStr) -> bool {
+    match inherit {
+        InheritEnv::AllButSecrets => name.to_str().is_none_or(|name| !is_secret(name)),
+        InheritEnv::Only(names) => name.to_str().is_some_and(|name| names.contains(name)),
+    }
+}
+
+/// The tokens that let one in at this process's own door, or at the one that it is a back end of.
+fn is_secret(name: &str) -> bool {
+    name.ends_with("_AUTH_TOKEN") || matches!(name, "KERNELMUX_TOKEN" | "JUPYTER_TOKEN" | "JPY_API_TOKEN")
+}
+
+/// Says what is wrong with a variable that no process can have.
+pub(crate) fn check(request: &BTreeMap<String, String>) -> Result<(), String> {
+    for (name, value) in request {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(format!(
+                "{name:?} cannot be an environment variable: its name must not be empty nor hold '=' or NUL"
+            ));
+        }
+        if value.contains('\0') {
+            return Err(format!(
+                "the environment variable {name} holds a NUL character, which no process can have"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    fn composed(
+        inherit: &InheritEnv,
+        kernelspec: &[(&str, &str)],
+        request: &[(&str, &str)],
+    ) -> BTreeMap<String, String> {
+        let own = strings(&[
+            ("PATH", "/bin"),
+            ("HOME", "/h"),
+            ("KG_AUTH_TOKEN", "secret"),
+            ("KERNELMUX_TOKEN", "secret"),
+            ("JPY_PARENT_PID", "1"),
+        ]);
+        let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
+        compose(inherit, own, &strings(kernelspec), &strings(request))
+            .into_iter()
+            .map(|(name, value)| (name.into_string().unwrap(), value.into_string().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn the_callers_win_and_no_token_and_no_parent_is_passed_on() {
+        let env = composed(
+            &InheritEnv::AllButSecrets,
+            &[
+                ("PATH", "/opt:${PATH}"),
+                ("WHO", "$KERNEL_USERNAME ${NOBODY}"),
+                ("X", "spec"),
+            ],
+            &[("KERNEL_USERNAME", "ann"), ("X", "caller"), ("JPY_PARENT_PID", "7")],
+        );
+        assert_eq!(
+            env,
+            strings(&[
+                ("PATH", "/opt:/bin"),
+                ("HOME", "/h"),
+                ("WHO", "ann ${NOBODY}"),
+                ("X", "caller"),
+                ("KERNEL_USERNAME", "ann")
+            ])
+        );
+    }
+
+    #[test]
+    fn only_what_is_named_is_inherited() {
+        let only = InheritEnv::Only(["HOME".to_owned()].into());
+        assert_eq!(composed(&only, &[], &[]), strings(&[("HOME", "/h")]));
+        assert_eq!(composed(&InheritEnv::Only([].into()), &[], &[]), strings(&[]));
+    }
+
+    #[test]
+    fn what_no_process_can_have_is_refused() {
+        assert!(check(&strings(&[("A", "b=c\n")])).is_ok());
+        for (name, value) in [("", ""), ("a=b", ""), ("a\0", ""), ("a", "\0")] {
+            assert!(check(&strings(&[(name, value)])).is_err(), "{name:?} {value:?}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! When a kernel's sockets can be connected to.
+
+use std::io;
+use std::time::Duration;
+
+use jupyter_protocol::{ConnectionInfo, Transport};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::endpoints::CHANNELS;
+
+/// Waits until all of the kernel's sockets can be connected to; for ever, if they never can.
+///
+/// The making of a Unix socket is an event, which `made` must be woken by. There is none for a TCP port: that is
+/// tried, at first each millisecond, then after a hundredth of the time that has passed, at most after 10 ms.
+pub(crate) async fn sockets(connection: &ConnectionInfo, made: &Notify) {
+    let started = Instant::now();
+    for channel in CHANNELS {
+        let path = connection.socket_path(channel);
+        if let Some(path) = &path {
+            while !path.exists() {
+                made.notified().await;
+            }
+        } else if connection.port(channel) == 0 {
+            continue;
+        }
+        // A Unix socket is there a moment before it is listened on.
+        while connect(connection, connection.port(channel)).await.is_err() {
+            let pause = (started.elapsed() / 100).clamp(Duration::from_millis(1), Duration::from_millis(10));
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+async fn connect(connection: &ConnectionInfo, port: u16) -> io::Result<()> {
+    match connection.transport {
+        Transport::Ipc => UnixStream::connect(format!("{}-{port}", connection.ip)).await.map(drop),
+        _ => TcpStream::connect((connection.ip.as_str(), port)).await.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustix::fs::inotify::WatchFlags;
+
+    use super::*;
+    use crate::endpoints;
+    use crate::events::Events;
+
+    #[tokio::test]
+    async fn five_ports() {
+        let mut connection = ConnectionInfo::default();
+        let _held = endpoints::take_ports(&mut connection).unwrap();
+        let made = Notify::new();
+        let mut ready = Box::pin(sockets(&connection, &made));
+        let mut listeners = Vec::new();
+        for channel in CHANNELS {
+            let early = tokio::time::timeout(Duration::from_millis(5), &mut ready).await;
+            assert!(early.is_err(), "ready before {channel:?}");
+            let address = (connection.ip.as_str(), connection.port(channel));
+            listeners.push(tokio::net::TcpListener::bind(address).await.unwrap());
+        }
+        ready.await;
+    }
+
+    #[tokio::test]
+    async fn five_unix_sockets_by_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut connection = ConnectionInfo::default();
+        endpoints::take_sockets(&mut connection, dir.path());
+        let events = Events::new().unwrap();
+        let made = Arc::new(Notify::new());
+        let _watch = events.watch(dir.path(), None, WatchFlags::CREATE, &made).unwrap();
+        let ready = tokio::spawn({
+            let (connection, made) = (connection.clone(), Arc::clone(&made));
+            async move { sockets(&connection, &made).await }
+        });
+        let mut listeners = Vec::new();
+        for channel in CHANNELS {
+            tokio::task::yield_now().await;
+            assert!(!ready.is_finished(), "ready before {channel:?}");
+            let path = connection.socket_path(channel).unwrap();
+            listeners.push(tokio::net::UnixListener::bind(path).unwrap());
+        }
+        ready.await.unwrap();
+    }
+}

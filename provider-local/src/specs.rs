@@ -1,0 +1,148 @@
+//! The kernelspecs of this machine, and each change to them.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jupyter_protocol::kernelspec::{SearchPath, find_kernelspecs};
+use kernel_provider::provider::Specs;
+use rustix::fs::inotify::WatchFlags;
+use tokio::sync::{Notify, watch};
+
+use crate::events::{Events, Watch};
+
+/// Installing a kernelspec is many events: they are waited for, so that the search is made once.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// All that can make, change or remove a kernelspec or a folder of them.
+const CHANGES: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVE)
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::ATTRIB);
+
+/// Searches now. Blocks on the file system.
+pub(crate) fn find(search: &SearchPath) -> Specs {
+    let found = find_kernelspecs(search);
+    for warning in &found.warnings {
+        tracing::warn!(%warning, "a kernelspec is passed over");
+    }
+    Specs {
+        by_name: found.kernelspecs,
+    }
+}
+
+/// Searches again after each change, for ever.
+pub(crate) async fn follow(search: SearchPath, events: Arc<Events>, specs: watch::Sender<Arc<Specs>>) {
+    let wake = Arc::new(Notify::new());
+    let mut watches = Vec::new();
+    loop {
+        let again = tokio::task::spawn_blocking({
+            let (search, events, wake) = (search.clone(), Arc::clone(&events), Arc::clone(&wake));
+            move || {
+                // Watched before it is searched: what changes in between is seen by the one or by the other.
+                let fresh = watch_all(&search, &events, &wake);
+                drop(watches);
+                (fresh, find(&search))
+            }
+        });
+        let found;
+        (watches, found) = match again.await {
+            Ok(result) => result,
+            // The async runtime is going down.
+            Err(_) => return,
+        };
+        specs.send_if_modified(|old| {
+            let is_new = **old != found;
+            if is_new {
+                *old = Arc::new(found);
+            }
+            is_new
+        });
+        wake.notified().await;
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Watches the folders of kernelspecs, each kernelspec in them, and the place of those folders that are missing.
+fn watch_all(search: &SearchPath, events: &Events, wake: &Arc<Notify>) -> Vec<Watch> {
+    let mut watches = Vec::new();
+    let mut watch = |path: &Path, name: Option<&OsStr>| match events.watch(path, name, CHANGES, wake) {
+        Ok(watch) => watches.push(watch),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "changes of kernelspecs will not be seen here");
+        }
+    };
+    for dir in search.dirs() {
+        if dir.is_dir() {
+            watch(dir, None);
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    watch(&entry.path(), None);
+                }
+            }
+            // Its own parent says when it is replaced by another.
+        } else if let Some((parent, name)) = nearest_parent(dir) {
+            watch(&parent, Some(&name));
+        }
+    }
+    watches
+}
+
+/// The deepest directory above `dir` that there is, and the next name below it.
+fn nearest_parent(dir: &Path) -> Option<(PathBuf, OsString)> {
+    dir.ancestors()
+        .zip(dir.ancestors().skip(1))
+        .find(|(_, parent)| parent.is_dir())
+        .and_then(|(child, parent)| Some((parent.to_owned(), child.file_name()?.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn install(dir: &Path, display_name: &str) {
+        std::fs::create_dir_all(dir).unwrap();
+        let text = format!(r#"{{"argv": ["x"], "display_name": "{display_name}", "language": "l"}}"#);
+        std::fs::write(dir.join("kernel.json"), text).unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_change_is_seen() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("share/jupyter/kernels");
+        let search = SearchPath::new([dir.clone()]);
+        let (sender, mut specs) = watch::channel(Arc::new(find(&search)));
+        let events = Arc::new(Events::new().unwrap());
+        let follower = tokio::spawn(follow(search, events, sender));
+        let mut wait_for = async |expected: &[(&str, &str)]| {
+            let is_so = |specs: &Arc<Specs>| {
+                specs
+                    .by_name
+                    .iter()
+                    .map(|(name, spec)| (name.as_str(), spec.spec.display_name.as_str()))
+                    .eq(expected.iter().copied())
+            };
+            let found = tokio::time::timeout(Duration::from_secs(10), specs.wait_for(is_so)).await;
+            assert!(found.is_ok(), "no {expected:?}");
+        };
+        wait_for(&[]).await;
+        install(&dir.join("a"), "first");
+        wait_for(&[("a", "first")]).await;
+        install(&dir.join("a"), "second");
+        install(&dir.join("b"), "other");
+        wait_for(&[("a", "second"), ("b", "other")]).await;
+        std::fs::rename(dir.join("b"), dir.join("c")).unwrap();
+        std::fs::remove_dir_all(dir.join("a")).unwrap();
+        wait_for(&[("c", "other")]).await;
+        std::fs::remove_dir_all(root.path().join("share")).unwrap();
+        wait_for(&[]).await;
+        install(&dir.join("d"), "again");
+        wait_for(&[("d", "again")]).await;
+        follower.abort();
+    }
+}

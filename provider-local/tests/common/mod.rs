@@ -1,0 +1,155 @@
+//! What the tests share: a provider in a directory of its own, with kernelspecs that are made for it.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jupyter_protocol::kernelspec::SearchPath;
+use kernel_provider::KernelId;
+use kernel_provider::provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
+use provider_local::{LocalConfig, LocalProvider, TransportChoice};
+
+/// Far more than anything here takes.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// A Python with ipykernel: `KERNELMUX_TEST_PYTHON`, else `python3`.
+///
+/// Where there is none, says so, and the caller passes; in continuous integration it fails.
+pub(crate) fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("KERNELMUX_TEST_PYTHON").unwrap_or_else(|| "python3".into());
+    let found = Command::new(&python)
+        .args(["-c", "import ipykernel, sys; print(sys.executable)"])
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .and_then(|output| Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim())));
+    if found.is_none() {
+        let missing = format!(
+            "{} has no ipykernel; KERNELMUX_TEST_PYTHON can name one that has",
+            python.display()
+        );
+        assert!(std::env::var_os("CI").is_none(), "{missing}");
+        println!("skipped: {missing}");
+    }
+    found
+}
+
+/// A state directory and a folder of kernelspecs, removed at the end.
+pub(crate) struct Place {
+    pub(crate) root: tempfile::TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.root.path().join("state")
+    }
+
+    pub(crate) fn config(&self) -> LocalConfig {
+        let mut config = LocalConfig::new(self.state());
+        config.search = SearchPath::new([self.root.path().join("kernels")]);
+        config
+    }
+
+    pub(crate) async fn open(&self) -> LocalProvider {
+        LocalProvider::open(self.config()).await.unwrap()
+    }
+
+    pub(crate) async fn open_with(&self, transport: TransportChoice) -> LocalProvider {
+        let mut config = self.config();
+        config.transport = transport;
+        LocalProvider::open(config).await.unwrap()
+    }
+
+    /// Installs a kernelspec.
+    pub(crate) fn install(&self, name: &str, kernel_json: &serde_json::Value) {
+        let dir = self.root.path().join("kernels").join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("kernel.json"), kernel_json.to_string()).unwrap();
+    }
+
+    /// Installs ipykernel as `python3`.
+    pub(crate) fn install_ipykernel(&self, python: &Path) {
+        self.install(
+            "python3",
+            &serde_json::json!({
+                "argv": [python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                "display_name": "Python 3",
+                "language": "python",
+            }),
+        );
+    }
+
+    /// Installs a shell script as a kernel; `$1` is the connection file.
+    pub(crate) fn install_script(&self, name: &str, script: &str) {
+        self.install(
+            name,
+            &serde_json::json!({
+                "argv": ["sh", "-c", script, name, "{connection_file}"],
+                "display_name": name,
+                "language": "sh",
+            }),
+        );
+    }
+
+    /// The directories of kernels that there are.
+    pub(crate) fn kernel_dirs(&self) -> Vec<PathBuf> {
+        let dirs = std::fs::read_dir(self.state().join("kernels")).unwrap();
+        dirs.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// The processes that have something of this place on their command line.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let marker = self.root.path().as_os_str().as_encoded_bytes().to_owned();
+        pids()
+            .into_iter()
+            .filter(|pid| {
+                std::fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|line| line.windows(marker.len()).any(|window| window == marker))
+            })
+            .collect()
+    }
+
+    /// Waits until no process and no file of a kernel is left.
+    pub(crate) async fn wait_until_clear(&self) {
+        eventually("nothing is left", || {
+            self.processes().is_empty()
+                && self.kernel_dirs().is_empty()
+                && std::fs::read_dir(self.state().join("s")).is_ok_and(|mut dir| dir.next().is_none())
+        })
+        .await;
+    }
+}
+
+pub(crate) fn pids() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// Waits for what gives no event of its own.
+pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + LONG;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {LONG:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) async fn launch(provider: &LocalProvider, spec: &str) -> Result<Arc<dyn KernelHandle>, LaunchError> {
+    let request = LaunchRequest::new(KernelId::random(), spec);
+    provider.launch(request, Progress::ignored()).await
+}
+
+pub(crate) fn pid(kernel: &dyn KernelHandle) -> i32 {
+    kernel.record().data["pid"].as_i64().unwrap().try_into().unwrap()
+}

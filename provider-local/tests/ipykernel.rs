@@ -1,0 +1,32 @@
+//! A real kernel: ipykernel, over Unix sockets and over TCP.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Place, launch, pid, python};
+use jupyter_protocol::Transport;
+use kernel_provider::provider::{ExitCause, Interrupt, Phase};
+use provider_local::TransportChoice;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_and_ends_over_each_transport() {
+    let Some(python) = python() else { return };
+    for (choice, transport) in [
+        (TransportChoice::Auto, Transport::Ipc),
+        (TransportChoice::Tcp, Transport::Tcp),
+    ] {
+        let place = Place::new();
+        place.install_ipykernel(&python);
+        let provider = place.open_with(choice).await;
+        let kernel = launch(&provider, "python3").await.unwrap();
+        assert_eq!(*kernel.phase().borrow(), Phase::Running);
+        assert_eq!(kernel.connection().await.unwrap().transport, transport);
+        assert_eq!(kernel.interrupt().await.unwrap(), Interrupt::Signalled);
+        assert_eq!(place.processes(), [pid(&*kernel)]);
+        let exit = kernel.shutdown(Duration::from_secs(10)).await.unwrap();
+        assert_eq!(exit.cause, ExitCause::Requested);
+        assert_eq!(kernel.wait().await, exit);
+        assert!(place.processes().is_empty() && place.kernel_dirs().is_empty());
+    }
+}
