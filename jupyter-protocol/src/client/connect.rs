@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -18,6 +20,9 @@ use crate::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketErro
 
 /// How long a kernel has for its `iopub_welcome` before it is taken for one that sends none.
 const WELCOME: Duration = Duration::from_millis(100);
+
+/// How long, after one socket is lost, the others may take to be lost too.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long the kernel is waited for before it is asked once more to publish something.
 const NUDGE: Duration = Duration::from_millis(500);
@@ -156,7 +161,9 @@ async fn until_heard(iopub: &mut IopubSubscriber, mut nudge: Nudge<'_>, after: D
     }
 }
 
-/// Receives from all sockets until one of them is lost. Each is a loop of its own, so that none waits for another.
+/// Receives from all sockets, each in a loop of its own so that none waits for another, until one of them is lost.
+///
+/// A kernel that ends closes one socket after the other, so what it still sent on the others is received first.
 async fn receive_all(
     shell: DealerReceiver,
     control: Option<DealerReceiver>,
@@ -165,13 +172,32 @@ async fn receive_all(
     signer: Signer,
     routes: Arc<Routes>,
 ) {
-    let receive = |source, channel| receive(source, channel, &signer, &routes);
+    let dealers = [
+        (Some(shell), Channel::Shell),
+        (control, Channel::Control),
+        (stdin, Channel::Stdin),
+    ];
+    let mut dealers: FuturesUnordered<_> = dealers
+        .into_iter()
+        .filter_map(|(dealer, channel)| Some(receive(Source::Dealer(dealer?), channel, &signer, &routes)))
+        .collect();
+    let iopub = receive(Source::Subscriber(Box::new(iopub)), Channel::Iopub, &signer, &routes);
+    tokio::pin!(iopub);
     let error = tokio::select! {
-        error = receive(Some(Source::Dealer(shell)), Channel::Shell) => error,
-        error = receive(control.map(Source::Dealer), Channel::Control) => error,
-        error = receive(stdin.map(Source::Dealer), Channel::Stdin) => error,
-        error = receive(Some(Source::Subscriber(Box::new(iopub))), Channel::Iopub) => error,
+        Some(error) = dealers.next() => error,
+        error = &mut iopub => {
+            routes.lose(&error);
+            return;
+        }
     };
+    let others = async { while dealers.next().await.is_some() {} };
+    tokio::select! {
+        // It fails where the kernel lives on without this socket.
+        _ = timeout(LAST_WORDS, others) => {}
+        _ = &mut iopub => {}
+    }
+    // The subscriber would connect again: what it has is all there is.
+    let _ = (&mut iopub).now_or_never();
     routes.lose(&error);
 }
 
@@ -189,10 +215,7 @@ impl Source {
     }
 }
 
-async fn receive(source: Option<Source>, channel: Channel, signer: &Signer, routes: &Routes) -> ClientError {
-    let Some(mut source) = source else {
-        return std::future::pending().await;
-    };
+async fn receive(mut source: Source, channel: Channel, signer: &Signer, routes: &Routes) -> ClientError {
     let mut history = DigestHistory::default();
     loop {
         match source.recv().await {

@@ -103,10 +103,7 @@ impl Execution {
 
     fn event(&mut self, item: Item) -> Option<Result<ExecutionEvent, ClientError>> {
         match item {
-            Item::Output(message) => {
-                let message = parse(&message)?;
-                (!matches!(message.content, Content::Status(_))).then(|| Ok(ExecutionEvent::Output(Box::new(message))))
-            }
+            Item::Output(message) => Some(Ok(ExecutionEvent::Output(Box::new(parse(&message)?)))),
             Item::Input(message) => {
                 let message = parse(&message)?;
                 let Content::InputRequest(request) = message.content else {

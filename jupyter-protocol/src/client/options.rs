@@ -2,7 +2,6 @@ use std::time::Duration;
 
 /// How a [`Client`](super::Client) behaves. The default suits most programs.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct ClientOptions {
     /// The longest that connecting to each of the kernel's sockets may take. Default: 30 seconds.
     pub connect_deadline: Duration,

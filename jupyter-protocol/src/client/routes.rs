@@ -97,10 +97,10 @@ impl Routes {
         match channel {
             Channel::Iopub => {
                 if let Some(Waiting::Execution(queue)) = state.waiting.get(parent_id) {
-                    let ended = if is_idle(&message) {
-                        queue.idle()
-                    } else {
-                        queue.output(message.clone())
+                    let ended = match execution_state(&message) {
+                        Some(ExecutionState::Idle) => queue.idle(),
+                        Some(_) => false,
+                        None => queue.output(message.clone()),
                     };
                     if ended {
                         state.waiting.remove(parent_id);
@@ -144,10 +144,13 @@ impl Routes {
     }
 }
 
-fn is_idle(message: &WireMessage) -> bool {
-    message.header_ref().is_ok_and(|header| header.msg_type == "status")
-        && serde_json::from_slice::<Status>(message.content())
-            .is_ok_and(|status| status.execution_state == ExecutionState::Idle)
+/// What a `status` message says; `None` for any other message.
+fn execution_state(message: &WireMessage) -> Option<ExecutionState> {
+    if message.header_ref().ok()?.msg_type != "status" {
+        return None;
+    }
+    let status = serde_json::from_slice::<Status>(message.content());
+    Some(status.map_or(ExecutionState::Other(String::new()), |status| status.execution_state))
 }
 
 /// An entry that is taken out when this is dropped.

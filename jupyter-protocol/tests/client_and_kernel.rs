@@ -1,0 +1,513 @@
+//! Our client and our kernel side together, and what disturbs them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{CHANNELS, fresh_info};
+use jupyter_protocol::client::{Client, ClientError, ClientOptions, Execution, ExecutionEvent};
+use jupyter_protocol::content::{
+    CommClose, CommInfoRequest, CommMsg, CommOpen, Content, DebugRequest, ExecuteReply, ExecuteRequest, ExecutionState,
+    HistoryRequest, InterruptRequest, KernelInfoReply, KernelInfoRequest, MimeBundle, Reply, ReplyError,
+    UnknownContent,
+};
+use jupyter_protocol::handshake::{HandshakeError, Registration};
+use jupyter_protocol::kernel::{Context, Kernel, ServeError, Server, Shutdown, async_trait};
+use jupyter_protocol::{Channel, ConnectionInfo, Key, Message, Signer, Transport, WireMessage, zmq};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Runs words: `fail`, `flood N`, `ask`, `wait` (until interrupted or let go), `panic`; anything else is echoed.
+#[derive(Default)]
+struct Words {
+    let_go: Arc<Notify>,
+    running: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Kernel for Words {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply {
+            implementation: "words".to_owned(),
+            ..KernelInfoReply::default()
+        }
+    }
+
+    fn has_subshells(&self) -> bool {
+        true
+    }
+
+    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        let (word, rest) = request.code.split_once(' ').unwrap_or((&request.code, ""));
+        match word {
+            "fail" => return Err(ReplyError::new("Failed", rest)),
+            "flood" => {
+                for n in 0..rest.parse().unwrap() {
+                    context.stdout(format!("{n}\n")).await;
+                }
+            }
+            "ask" => {
+                let answer = context.input("name? ", false).await?;
+                context.result(MimeBundle::from_text(answer)).await;
+            }
+            "wait" => {
+                self.running.fetch_add(1, Ordering::SeqCst);
+                context.stdout("waiting").await;
+                self.let_go.notified().await;
+            }
+            "panic" => panic!("{rest}"),
+            _ => context.stdout(&request.code).await,
+        }
+        Ok(ExecuteReply::default())
+    }
+
+    async fn comm_open(&self, open: CommOpen, buffers: Vec<Bytes>, context: &Context) -> bool {
+        let answer = CommMsg {
+            comm_id: open.comm_id,
+            ..CommMsg::default()
+        };
+        let answer = Message::new(answer, "kernel").with_buffers(buffers);
+        context.publish_message(answer).await;
+        open.target_name == "known"
+    }
+}
+
+struct Running {
+    info: ConnectionInfo,
+    let_go: Arc<Notify>,
+    server: JoinHandle<Shutdown>,
+    _dir: TempDir,
+}
+
+async fn start(transport: Transport) -> Running {
+    let dir = TempDir::new().unwrap();
+    let mut info = fresh_info(transport, &dir);
+    for channel in CHANNELS {
+        info.set_port(channel, 0);
+    }
+    let kernel = Words::default();
+    let let_go = kernel.let_go.clone();
+    let server = Server::bind(info, kernel).await.unwrap();
+    Running {
+        info: server.connection_info().clone(),
+        let_go,
+        server: tokio::spawn(server.run()),
+        _dir: dir,
+    }
+}
+
+async fn connect(kernel: &Running) -> Client {
+    Client::connect(&kernel.info).await.unwrap()
+}
+
+async fn execute(client: &Client, code: &str) -> Execution {
+    client.execute(ExecuteRequest::new(code)).await.unwrap()
+}
+
+/// What the code wrote, and the reply's status.
+async fn run(mut execution: Execution) -> (String, String) {
+    let (mut text, mut status) = (String::new(), String::new());
+    while let Some(event) = execution.next().await {
+        match event.unwrap() {
+            ExecutionEvent::Output(message) => match message.content {
+                Content::Stream(stream) => text.push_str(&stream.text),
+                Content::ExecuteResult(result) => text.push_str(&result.data.plain_text().unwrap()),
+                Content::Error(error) => text.push_str(&error.ename),
+                _ => {}
+            },
+            ExecutionEvent::Input(request) => execution.send_input(request.prompt + "Ada").await.unwrap(),
+            ExecutionEvent::Reply(reply) => status = reply.status().to_owned(),
+            _ => {}
+        }
+    }
+    (text, status)
+}
+
+fn ran(text: &str, status: &str) -> (String, String) {
+    (text.to_owned(), status.to_owned())
+}
+
+/// Waits until the code waits.
+async fn until_waiting(execution: &mut Execution) {
+    loop {
+        if let ExecutionEvent::Output(message) = execution.next().await.unwrap().unwrap()
+            && matches!(message.content, Content::Stream(_))
+        {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_over_tcp_and_ipc() {
+    for transport in [Transport::Tcp, Transport::Ipc] {
+        let kernel = start(transport).await;
+        let client = connect(&kernel).await;
+        assert_eq!(client.kernel_info().await.unwrap().protocol_version, "5.4");
+        assert_eq!(run(execute(&client, "hello").await).await, ran("hello", "ok"));
+        assert_eq!(run(execute(&client, "ask").await).await, ran("name? Ada", "ok"));
+        assert_eq!(run(execute(&client, "fail").await).await, ran("Failed", "error"));
+        assert_eq!(
+            run(execute(&client, "panic oh").await).await,
+            ran("KernelPanic", "error")
+        );
+        assert_eq!(
+            client.history(HistoryRequest::tail(2)).await.unwrap().history[1].line,
+            4
+        );
+        assert_eq!(
+            client.debug(DebugRequest::default()).await.unwrap().success(),
+            Some(false)
+        );
+        assert!(matches!(client.usage().await, Err(ClientError::NoResult(_))));
+        client.heartbeat(SOON).await.unwrap();
+        assert!(client.shutdown(true).await.unwrap().restart);
+        assert!(kernel.server.await.unwrap().restart);
+        if let Some(path) = kernel.info.socket_path(Channel::Shell) {
+            assert!(!path.exists());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_order_of_messages_is_the_protocols() {
+    let kernel = start(Transport::Ipc).await;
+    let client = connect(&kernel).await;
+    let mut iopub = client.iopub();
+    run(execute(&client, "hello").await).await;
+    let mut seen = Vec::new();
+    while seen.last().map(String::as_str) != Some("idle") {
+        seen.push(match iopub.recv().await.unwrap().content {
+            Content::Status(status) => status.execution_state.to_string(),
+            other => other.msg_type().to_owned(),
+        });
+    }
+    assert_eq!(seen, ["busy", "execute_input", "stream", "idle"]);
+}
+
+#[tokio::test]
+async fn a_flood_arrives_whole() {
+    const COUNT: usize = 20_000;
+    let kernel = start(Transport::Tcp).await;
+    let options = ClientOptions {
+        queue: COUNT + 1,
+        ..ClientOptions::default()
+    };
+    let client = Client::connect_with(&kernel.info, options).await.unwrap();
+    let (text, status) = run(execute(&client, &format!("flood {COUNT}")).await).await;
+    assert_eq!(text.lines().count(), COUNT);
+    assert_eq!(status, "ok");
+}
+
+#[tokio::test]
+async fn who_does_not_read_is_told_what_was_dropped_and_still_gets_the_end() {
+    let kernel = start(Transport::Ipc).await;
+    let options = ClientOptions {
+        queue: 10,
+        ..ClientOptions::default()
+    };
+    let client = Client::connect_with(&kernel.info, options).await.unwrap();
+    let mut flooded = execute(&client, "flood 1000").await;
+    let mut iopub = client.iopub();
+    // Runs after it, so the flood is over.
+    assert_eq!(run(execute(&client, "next").await).await, ran("next", "ok"));
+    let (mut outputs, mut missed_there, mut replied) = (0, 0, false);
+    while let Some(event) = flooded.next().await {
+        match event {
+            Ok(ExecutionEvent::Output(_)) => outputs += 1,
+            Ok(ExecutionEvent::Reply(_)) => replied = true,
+            Err(ClientError::Lagged { missed }) => missed_there += missed,
+            other => panic!("{other:?}"),
+        }
+    }
+    // execute_input is one of them.
+    assert_eq!((outputs, missed_there, replied), (10, 991, true));
+    assert!(matches!(iopub.recv().await, Err(ClientError::Lagged { .. })));
+    iopub.recv().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_what_runs_while_shell_is_busy() {
+    let kernel = start(Transport::Ipc).await;
+    let client = connect(&kernel).await;
+    for code in ["wait", "ask"] {
+        let mut execution = client.execute(ExecuteRequest::new(code)).await.unwrap();
+        match code {
+            "wait" => until_waiting(&mut execution).await,
+            _ => while !matches!(execution.next().await, Some(Ok(ExecutionEvent::Input(_)))) {},
+        }
+        let info = client.message(KernelInfoRequest::default());
+        let info = client.request_message(Channel::Control, &info).await.unwrap();
+        assert!(matches!(info.content, Content::KernelInfoReply(Reply::Ok(_))));
+        client.interrupt().await.unwrap();
+        assert_eq!(run(execution).await, ran("KeyboardInterrupt", "error"));
+    }
+    // Nothing to interrupt, and nothing left over.
+    client.request(InterruptRequest::default()).await.unwrap();
+    assert_eq!(run(execute(&client, "next").await).await, ran("next", "ok"));
+}
+
+#[tokio::test]
+async fn an_error_aborts_what_waits_and_nothing_later() {
+    let kernel = start(Transport::Ipc).await;
+    let client = connect(&kernel).await;
+    for (stop_on_error, expected) in [(true, ran("", "aborted")), (false, ran("second", "ok"))] {
+        let mut first = execute(&client, "wait").await;
+        until_waiting(&mut first).await;
+        let failing = ExecuteRequest {
+            stop_on_error,
+            ..ExecuteRequest::new("fail")
+        };
+        let failing = client.execute(failing).await.unwrap();
+        let second = execute(&client, "second").await;
+        let info = client.kernel_info();
+        let let_go = async {
+            // Both are known to have arrived once the kernel answers what was sent after them on another subshell.
+            let subshell = client.create_subshell().await.unwrap();
+            let there = client.message(KernelInfoRequest::default()).on_subshell(&subshell);
+            client.request_message(Channel::Shell, &there).await.unwrap();
+            kernel.let_go.notify_one();
+        };
+        let (info, ()) = tokio::join!(info, let_go);
+        info.unwrap();
+        assert_eq!(run(first).await, ran("", "ok"));
+        assert_eq!(run(failing).await, ran("Failed", "error"));
+        assert_eq!(run(second).await, expected);
+        assert_eq!(run(execute(&client, "later").await).await, ran("later", "ok"));
+    }
+}
+
+#[tokio::test]
+async fn subshells_run_beside_the_main_shell() {
+    let kernel = start(Transport::Ipc).await;
+    let client = connect(&kernel).await;
+    let mut waiting = execute(&client, "wait").await;
+    until_waiting(&mut waiting).await;
+    let subshell = client.create_subshell().await.unwrap();
+    assert_eq!(client.list_subshells().await.unwrap().len(), 1);
+    let there = client.message(ExecuteRequest::new("there")).on_subshell(&subshell);
+    assert_eq!(
+        run(client.execute_message(&there).await.unwrap()).await,
+        ran("there", "ok")
+    );
+    client.delete_subshell(&subshell).await.unwrap();
+    assert!(client.delete_subshell(&subshell).await.is_err());
+    let nowhere = client.message(ExecuteRequest::new("there")).on_subshell(&subshell);
+    assert_eq!(run(client.execute_message(&nowhere).await.unwrap()).await.1, "error");
+    kernel.let_go.notify_one();
+    assert_eq!(run(waiting).await.1, "ok");
+}
+
+#[tokio::test]
+async fn input_only_where_it_is_allowed_and_from_who_asked() {
+    let kernel = start(Transport::Ipc).await;
+    let (asker, other) = (connect(&kernel).await, connect(&kernel).await);
+    let quiet = ExecuteRequest {
+        allow_stdin: false,
+        ..ExecuteRequest::new("ask")
+    };
+    let quiet = asker.execute(quiet).await.unwrap();
+    assert_eq!(run(quiet).await, ran("StdinNotAvailable", "error"));
+    let mut asking = execute(&asker, "ask").await;
+    while !matches!(asking.next().await, Some(Ok(ExecutionEvent::Input(_)))) {}
+    // Somebody else's answer is none.
+    let intruder = other.message(jupyter_protocol::content::InputReply::new("intruder"));
+    other.send(Channel::Stdin, &intruder).await.unwrap();
+    // As jupyter_client does it: without a parent.
+    let answer = asker.message(jupyter_protocol::content::InputReply::new("Ada"));
+    asker.send(Channel::Stdin, &answer).await.unwrap();
+    assert_eq!(run(asking).await, ran("Ada", "ok"));
+}
+
+#[tokio::test]
+async fn comms_are_opened_answered_with_their_buffers_and_closed() {
+    let kernel = start(Transport::Ipc).await;
+    let client = connect(&kernel).await;
+    let mut iopub = client.iopub();
+    for (target, open_after) in [("known", 1), ("unknown", 0)] {
+        let open = CommOpen {
+            comm_id: target.to_owned(),
+            target_name: target.to_owned(),
+            ..CommOpen::default()
+        };
+        let buffers = [Bytes::from_static(b"\0\xff"), Bytes::new()];
+        let open = client.message(open).with_buffers(buffers.clone());
+        client.send(Channel::Shell, &open).await.unwrap();
+        let answer = loop {
+            let message = iopub.recv().await.unwrap();
+            if matches!(message.content, Content::CommMsg(_)) {
+                break message;
+            }
+        };
+        assert_eq!(answer.buffers, buffers);
+        assert_eq!(answer.parent_id(), open.header.msg_id);
+        let info = client.comm_info(CommInfoRequest {
+            target_name: Some(target.to_owned()),
+            ..CommInfoRequest::default()
+        });
+        assert_eq!(info.await.unwrap().comms.len(), open_after);
+    }
+    let close = CommClose {
+        comm_id: "known".to_owned(),
+        ..CommClose::default()
+    };
+    client.send(Channel::Shell, &client.message(close)).await.unwrap();
+    assert!(
+        client
+            .comm_info(CommInfoRequest::default())
+            .await
+            .unwrap()
+            .comms
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn a_kernel_that_ends_is_told_to_all_who_wait() {
+    let kernel = start(Transport::Tcp).await;
+    let client = connect(&kernel).await;
+    let mut waiting = execute(&client, "wait").await;
+    until_waiting(&mut waiting).await;
+    kernel.server.abort();
+    assert!(matches!(waiting.next().await, Some(Err(ClientError::Gone { .. }))));
+    assert!(waiting.next().await.is_none());
+    assert!(matches!(client.kernel_info().await, Err(ClientError::Gone { .. })));
+    assert!(matches!(
+        client.execute(ExecuteRequest::new("x")).await,
+        Err(ClientError::Gone { .. })
+    ));
+}
+
+/// Sends frames on a channel as they are.
+async fn send_raw(info: &ConnectionInfo, channel: Channel, messages: Vec<WireMessage>) {
+    let (mut sender, _receiver) = zmq::dealer(&info.address(channel), "stranger", SOON).await.unwrap();
+    for message in messages {
+        sender.send(message).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn garbage_and_strangers_do_not_disturb_the_kernel() {
+    let kernel = start(Transport::Tcp).await;
+    let client = connect(&kernel).await;
+    let mut iopub = client.iopub();
+    let signer = kernel.info.signer().unwrap();
+    let request = || Message::new(ExecuteRequest::new("intruder"), "stranger").to_wire();
+    let signed = request().signed(&signer);
+    let parts = |parts: [&'static str; 4]| WireMessage::from_parts(parts.map(Bytes::from), []);
+    let bad = vec![
+        request(),
+        request().signed(&Signer::new("hmac-sha256", b"another key").unwrap()),
+        parts(["", "", "", ""]).signed(&signer),
+        parts(["{}", "{}", "{}", "{}"]).signed(&signer),
+        parts(["[]", "{}", "{}", "{}"]).signed(&signer),
+        parts([r#"{"msg_type":"execute_request"}"#, "x", "y", "[]"]).signed(&signer),
+        Message::new(UnknownContent::new("no_such_request", &1.into()), "s")
+            .to_wire()
+            .signed(&signer),
+        // The second is a replay of the first.
+        signed.clone(),
+        signed,
+    ];
+    for channel in CHANNELS {
+        let mut stream = TcpStream::connect((kernel.info.ip.as_str(), kernel.info.port(channel)))
+            .await
+            .unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        if matches!(channel, Channel::Shell | Channel::Control | Channel::Stdin) {
+            send_raw(&kernel.info, channel, bad.clone()).await;
+        }
+    }
+    assert_eq!(run(execute(&client, "still here").await).await, ran("still here", "ok"));
+    client.heartbeat(SOON).await.unwrap();
+    client.interrupt().await.unwrap();
+    let mut intruders = 0;
+    loop {
+        let message = iopub.recv().await.unwrap();
+        match message.content {
+            Content::ExecuteInput(input) if input.code == "intruder" => intruders += 1,
+            Content::Status(status)
+                if status.execution_state == ExecutionState::Idle
+                    && message
+                        .parent_header
+                        .is_some_and(|parent| parent.msg_type == "interrupt_request") =>
+            {
+                break;
+            }
+            _ => {}
+        }
+    }
+    // Once on shell, once on control, each in spite of the replay.
+    assert!(intruders <= 2, "{intruders}");
+}
+
+#[tokio::test]
+async fn the_client_refuses_another_keys_messages() {
+    let kernel = start(Transport::Tcp).await;
+    let mut info = kernel.info.clone();
+    info.key = Key::random();
+    let options = ClientOptions {
+        request_deadline: Duration::from_millis(50),
+        ..ClientOptions::default()
+    };
+    let client = Client::connect_with(&info, options).await.unwrap();
+    assert!(matches!(client.kernel_info().await, Err(ClientError::Deadline { .. })));
+}
+
+#[tokio::test]
+async fn nobody_there_and_a_port_that_is_taken_are_clear_errors() {
+    let dir = TempDir::new().unwrap();
+    let options = ClientOptions {
+        connect_deadline: Duration::from_millis(50),
+        ..ClientOptions::default()
+    };
+    let nobody = Client::connect_with(&fresh_info(Transport::Ipc, &dir), options).await;
+    assert!(matches!(nobody, Err(ClientError::Connect { .. })), "{nobody:?}");
+    let kernel = start(Transport::Tcp).await;
+    let taken = Server::bind(kernel.info.clone(), Words::default()).await.err();
+    assert!(matches!(taken, Some(ServeError::Bind { .. })), "{taken:?}");
+    let no_port = Client::connect(&ConnectionInfo::default()).await;
+    assert!(
+        matches!(no_port, Err(ClientError::NoPort(Channel::Iopub))),
+        "{no_port:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_kernel_announces_its_ports() {
+    let wanted = ConnectionInfo {
+        key: Key::random(),
+        ..ConnectionInfo::default()
+    };
+    let registration = Registration::bind(wanted.clone()).await.unwrap();
+    let file = registration.connection_info().clone();
+    // Somebody without the key is passed over.
+    let stranger = ConnectionInfo {
+        key: Key::random(),
+        ..file.clone()
+    };
+    let port = file.registration_port.unwrap();
+    let refused = jupyter_protocol::handshake::announce(&stranger, port, Duration::from_millis(50));
+    let bound = Server::bind(file, Words::default());
+    let (info, refused, server) = tokio::join!(registration.accept(SOON), refused, bound);
+    assert!(matches!(
+        refused,
+        Err(HandshakeError::Deadline { .. } | HandshakeError::Socket { .. })
+    ));
+    let (info, server) = (info.unwrap(), server.unwrap());
+    assert_eq!(&info, server.connection_info());
+    let server = tokio::spawn(server.run());
+    let client = Client::connect(&info).await.unwrap();
+    assert_eq!(run(execute(&client, "hello").await).await, ran("hello", "ok"));
+    client.shutdown(false).await.unwrap();
+    server.await.unwrap();
+}
