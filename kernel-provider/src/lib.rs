@@ -1,5 +1,7 @@
 //! Jupyter kernels behind one trait, a manager over them, and every message of theirs in an ordered log.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod kernel_id;
 pub mod log;
 pub mod manager;

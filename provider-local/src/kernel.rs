@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
 
 use crate::AbortOnDrop;
+use crate::events::Events;
 use crate::launch::{self, Machine, Ready, blocking};
 use crate::output::{self, Trimmer};
 use crate::process::Process;
@@ -44,6 +45,7 @@ pub(crate) struct LocalKernel {
 
 struct State {
     saved: Saved,
+    /// Kept when it has ended: a restart gives it the same key, and the same ports if they are free.
     connection: Option<ConnectionInfo>,
     running: Option<Running>,
     is_restarting: bool,
@@ -136,7 +138,7 @@ impl LocalKernel {
         let (gone, is_gone) = watch::channel(false);
         let task = supervise(
             Arc::downgrade(self),
-            Arc::clone(&self.machine),
+            Arc::clone(&self.machine.events),
             self.files.clone(),
             Arc::clone(&process),
             output_from,
@@ -166,7 +168,6 @@ impl LocalKernel {
 
     /// The kernel is gone and no other process takes its place. Blocks shortly, on files.
     fn exited(&self, mut state: MutexGuard<'_, State>, mut exit: Exit) {
-        state.connection = None;
         let is_ending = state.is_ending;
         if is_ending {
             exit.cause = ExitCause::Requested;
@@ -328,16 +329,18 @@ impl Drop for Restarting<'_> {
 }
 
 /// Watches a process until it is gone, and keeps its output bounded until then.
+///
+/// It holds nothing that keeps the state directory locked: dropped provider and handles let go of it at once.
 async fn supervise(
     kernel: Weak<LocalKernel>,
-    machine: Arc<Machine>,
+    events: Arc<Events>,
     files: KernelFiles,
     process: Arc<Process>,
     output_from: u64,
 ) {
     let ended = tokio::select! {
         ended = process.ended() => ended,
-        never = keep_bounded(&machine, &files) => match never {},
+        never = keep_bounded(&events, &files) => match never {},
     };
     let Ok(ended) = ended else {
         // The async runtime is going down.
@@ -347,7 +350,8 @@ async fn supervise(
         process.bury();
         if let Some(kernel) = kernel.upgrade() {
             let output = output::tail(&files.output(), output_from, output::EVIDENCE).unwrap_or_default();
-            kernel.process_ended(Exit::new(machine.cause(ended)).with_output(output));
+            let cause = kernel.machine.cause(ended);
+            kernel.process_ended(Exit::new(cause).with_output(output));
         }
     });
     if let Err(error) = ended.await {
@@ -355,14 +359,14 @@ async fn supervise(
     }
 }
 
-async fn keep_bounded(machine: &Machine, files: &KernelFiles) -> std::convert::Infallible {
+async fn keep_bounded(events: &Events, files: &KernelFiles) -> std::convert::Infallible {
     let path = files.output();
     let wrote = Arc::new(Notify::new());
     let mut trimmer = Trimmer::default();
     loop {
         // One event, then none until the pause is over: a flood of writes must not become a flood of events.
         let once = WatchFlags::MODIFY | WatchFlags::ONESHOT;
-        let watch = machine.events.watch(&path, None, once, &wrote);
+        let watch = events.watch(&path, None, once, &wrote);
         let trimmed = trimmer.trim(&path);
         if let Err(error) = watch.as_ref().map(drop).and(trimmed.as_ref().map(drop)) {
             tracing::warn!(%error, path = %path.display(), "the kernel's output is not kept bounded");

@@ -223,6 +223,7 @@ impl StateDir {
     }
 
     /// The kernels that there are records of, and the files of those whose record is missing or cut off.
+    #[allow(clippy::type_complexity)]
     pub(crate) fn load(&self) -> Result<(Vec<(KernelFiles, Saved)>, Vec<KernelFiles>), ProviderError> {
         let entries = fs::read_dir(&self.kernels)
             .map_err(|error| ProviderError::failed(format!("read {}", self.kernels.display()), error))?;

@@ -1,4 +1,5 @@
 //! A real kernel: ipykernel, over Unix sockets and over TCP.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

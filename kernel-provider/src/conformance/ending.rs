@@ -1,0 +1,141 @@
+//! How kernels end.
+
+use std::time::Duration;
+
+use super::{Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left, shutdown, step, wait_for_phase};
+use crate::KernelId;
+use crate::provider::{AttachError, ExitCause, LaunchError, Phase, Progress, ProviderError};
+
+/// A shutdown ends the kernel, tells everyone, leaves nothing, and can be repeated.
+pub async fn ends_when_asked(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let other = expect(subject, "attach", provider.attach(&kernel.record())).await?;
+    let exit = shutdown(subject, &*kernel).await?;
+    ensure!(
+        exit.cause == ExitCause::Requested,
+        "a shutdown as requested is told as: {}",
+        exit.cause
+    );
+    let told = step(subject, "the end at another handle", other.wait()).await?;
+    ensure!(told == exit, "another handle is told {told:?}");
+    ensure!(
+        shutdown(subject, &*kernel).await? == exit,
+        "the second shutdown says something else"
+    );
+    ensure!(
+        matches!(kernel.interrupt().await, Err(ProviderError::Gone(_))),
+        "a kernel that is gone can be interrupted"
+    );
+    ensure!(
+        kernel.connection().await.is_err(),
+        "a kernel that is gone has a connection"
+    );
+    let restarted = step(
+        subject,
+        "restart",
+        kernel.restart(Duration::from_secs(5), Progress::ignored()),
+    )
+    .await?;
+    ensure!(
+        matches!(restarted, Err(LaunchError::Provider(ProviderError::Gone(_)))),
+        "a kernel that was shut down is restarted: {restarted:?}"
+    );
+    nothing_is_left(subject, &*provider).await
+}
+
+/// Without grace a kernel is ended at once.
+pub async fn ends_at_once_without_grace(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let exit = expect(subject, "shutdown", kernel.shutdown(Duration::ZERO)).await?;
+    ensure!(
+        exit.cause == ExitCause::Requested,
+        "a shutdown as requested is told as: {}",
+        exit.cause
+    );
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A kernel that is killed is told to be gone, with a cause, without anyone asking.
+pub async fn sees_a_kernel_die(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let record = kernel.record();
+    subject.kill(&record).await;
+    let exit = step(subject, "the end of a killed kernel", kernel.wait()).await?;
+    ensure!(
+        exit.cause != ExitCause::Requested,
+        "a killed kernel is told to have been shut down"
+    );
+    wait_for_phase(subject, &*kernel, &Phase::Exited(exit.clone())).await?;
+    ensure!(list(subject, &*provider).await?.is_empty(), "a dead kernel is listed");
+    let attached = step(subject, "attach", provider.attach(&record)).await?;
+    ensure!(
+        matches!(attached, Err(AttachError::Gone { .. })),
+        "a dead kernel is attached to: {:?}",
+        attached.err()
+    );
+    ensure!(
+        matches!(kernel.interrupt().await, Err(ProviderError::Gone(_))),
+        "a dead kernel can be interrupted"
+    );
+    // Its id can be launched anew.
+    let again = launch(subject, &*provider, record.id).await?;
+    ask(subject, &*again).await?;
+    shutdown(subject, &*again).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A new embedder sees the end of a kernel that another launched.
+pub async fn a_reopened_provider_sees_the_end(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let record = kernel.record();
+    drop(kernel);
+    drop(provider);
+    let provider = subject.open().await;
+    let kernel = expect(subject, "attach", provider.attach(&record)).await?;
+    subject.kill(&record).await;
+    step(subject, "the end of a killed kernel", kernel.wait()).await?;
+    ensure!(list(subject, &*provider).await?.is_empty(), "a dead kernel is listed");
+    drop(kernel);
+    drop(provider);
+    let provider = subject.open().await;
+    let attached = step(subject, "attach", provider.attach(&record)).await?;
+    ensure!(
+        matches!(attached, Err(AttachError::Gone { .. })),
+        "a dead kernel is attached to: {:?}",
+        attached.err()
+    );
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A shutdown does not wait for a restart that is under way, and no kernel comes out of it.
+pub async fn a_shutdown_ends_a_restart(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let mut phase = kernel.phase();
+    let restart = kernel.restart(Duration::ZERO, Progress::ignored());
+    let end = async {
+        let _ = phase.wait_for(|phase| *phase == Phase::Restarting).await;
+        kernel.shutdown(Duration::ZERO).await
+    };
+    let (_, ended) = step(subject, "restart and shutdown", async { tokio::join!(restart, end) }).await?;
+    ensure!(ended.is_ok(), "the shutdown failed: {:?}", ended.err());
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A shutdown that is dropped does no harm: the next one ends the kernel.
+pub async fn a_dropped_shutdown_can_be_repeated(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    tokio::select! {
+        biased;
+        _ = kernel.shutdown(Duration::from_secs(5)) => {}
+        () = std::future::ready(()) => {}
+    }
+    shutdown(subject, &*kernel).await?;
+    step(subject, "the end", kernel.wait()).await?;
+    nothing_is_left(subject, &*provider).await
+}

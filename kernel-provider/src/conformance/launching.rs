@@ -1,0 +1,250 @@
+//! What can be launched, and how launches go and fail.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{
+    Failure, LAST_WORDS, Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left, shutdown, step,
+};
+use crate::KernelId;
+use crate::provider::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress};
+
+/// A progress that is kept.
+#[derive(Clone, Default)]
+struct Stages(Arc<Mutex<Vec<LaunchStage>>>);
+
+impl Stages {
+    fn progress(&self) -> Progress {
+        let stages = self.clone();
+        Progress::new(move |stage| stages.0.lock().unwrap_or_else(PoisonError::into_inner).push(stage))
+    }
+
+    fn get(&self) -> Vec<LaunchStage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The set of kernelspecs is there from the start, under the names that launches take.
+pub async fn says_what_can_be_launched(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    ensure!(
+        !provider.name().is_empty() && !provider.name().contains('/'),
+        "{:?} cannot be a provider's name",
+        provider.name()
+    );
+    let specs = provider.specs().borrow().clone();
+    for name in [subject.spec(), subject.dying_spec(), subject.silent_spec()] {
+        ensure!(specs.by_name.contains_key(&name), "there is no kernelspec {name:?}");
+    }
+    Ok(())
+}
+
+/// Progress goes on only, and a launch that is done has told that the kernel is ready.
+pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let stages = Stages::default();
+    let id = KernelId::random();
+    let mut request = LaunchRequest::new(id, subject.spec());
+    request.owner = Some("ann".to_owned());
+    let kernel = expect(subject, "launch", provider.launch(request, stages.progress())).await?;
+    let order = |stage: &LaunchStage| match stage {
+        LaunchStage::Scheduled => 0,
+        LaunchStage::Pulling(_) => 1,
+        LaunchStage::Starting => 2,
+        LaunchStage::Ready => 3,
+    };
+    let stages = stages.get();
+    ensure!(stages.is_sorted_by_key(order), "progress goes back: {stages:?}");
+    ensure!(
+        stages.contains(&LaunchStage::Starting) && stages.last() == Some(&LaunchStage::Ready),
+        "progress leaves out what every launch has: {stages:?}"
+    );
+    ensure!(
+        *kernel.phase().borrow() == Phase::Running,
+        "a kernel that is ready is not running"
+    );
+    let record = kernel.record();
+    ensure!(
+        record.id == id
+            && record.spec == subject.spec()
+            && record.provider == provider.name()
+            && record.owner.as_deref() == Some("ann"),
+        "the record is not what was launched: {record:?}"
+    );
+    shutdown(subject, &*kernel).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A kernel that is ready answers at the connection, with its key.
+pub async fn answers_at_its_connection(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let connection = expect(subject, "connection", kernel.connection()).await?;
+    ensure!(!connection.key.is_empty(), "the kernel's messages are not signed");
+    ask(subject, &*kernel).await?;
+    shutdown(subject, &*kernel).await.map(drop)
+}
+
+/// A kernelspec that is not there is told as such, with those that are.
+pub async fn refuses_an_unknown_spec(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let request = LaunchRequest::new(KernelId::random(), "no-such-spec");
+    match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
+        Err(LaunchError::NoSuchSpec { spec, known }) => {
+            ensure!(
+                spec == "no-such-spec" && known.contains(&subject.spec()),
+                "the error does not say what there is: {known:?}"
+            );
+        }
+        other => return Err(unexpected("NoSuchSpec", other.err())),
+    }
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A kernel that cannot be begun fails at once, and leaves nothing.
+pub async fn says_what_is_missing(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let request = LaunchRequest::new(KernelId::random(), subject.missing_spec());
+    match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
+        Err(LaunchError::CannotStart { what, reason }) => {
+            ensure!(
+                !what.is_empty() && !reason.is_empty(),
+                "the error does not say what is missing"
+            );
+        }
+        other => return Err(unexpected("CannotStart", other.err())),
+    }
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A kernel that dies at its start is told at once, with cause and output, long before the launch's time is over.
+pub async fn says_how_a_kernel_died_at_start(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let id = KernelId::random();
+    let mut request = LaunchRequest::new(id, subject.dying_spec());
+    request.timeout = subject.patience() * 10;
+    match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
+        Err(LaunchError::Died { exit }) => {
+            ensure!(exit.cause == ExitCause::Code(3), "the cause is {}", exit.cause);
+            ensure!(
+                exit.output.contains(LAST_WORDS),
+                "its output is not told: {:?}",
+                exit.output
+            );
+        }
+        other => return Err(unexpected("Died", other.err())),
+    }
+    nothing_is_left(subject, &*provider).await?;
+    // The id is free again.
+    let kernel = launch(subject, &*provider, id).await?;
+    shutdown(subject, &*kernel).await.map(drop)
+}
+
+/// A kernel that never answers is told with its output when the time is over, and is ended.
+pub async fn says_that_a_kernel_never_answered(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let mut request = LaunchRequest::new(KernelId::random(), subject.silent_spec());
+    request.timeout = subject.short_timeout();
+    match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
+        Err(LaunchError::TimedOut { timeout, output }) => {
+            ensure!(timeout == subject.short_timeout(), "it waited {timeout:?}");
+            ensure!(output.contains(LAST_WORDS), "its output is not told: {output:?}");
+        }
+        other => return Err(unexpected("TimedOut", other.err())),
+    }
+    nothing_is_left(subject, &*provider).await
+}
+
+/// An id that is launched again, at the same time or later, is one kernel.
+pub async fn launching_twice_attaches(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let id = KernelId::random();
+    let (first, second) = tokio::join!(launch(subject, &*provider, id), launch(subject, &*provider, id));
+    let third = launch(subject, &*provider, id).await?;
+    let connection = expect(subject, "connection", third.connection()).await?;
+    for kernel in [first?, second?] {
+        ensure!(
+            expect(subject, "connection", kernel.connection()).await? == connection,
+            "the same id was launched twice"
+        );
+    }
+    ensure!(
+        list(subject, &*provider).await?.len() == 1,
+        "the same id is listed twice"
+    );
+    shutdown(subject, &*third).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+/// Many launches at the same time do not get in each other's way.
+pub async fn launches_side_by_side(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let launches = (0..8).map(|_| launch(subject, &*provider, KernelId::random()));
+    let kernels = futures::future::try_join_all(launches).await?;
+    let mut addresses = BTreeSet::new();
+    for kernel in &kernels {
+        let connection = expect(subject, "connection", kernel.connection()).await?;
+        addresses.insert(connection.address(jupyter_protocol::Channel::Shell));
+        ask(subject, &**kernel).await?;
+    }
+    ensure!(addresses.len() == kernels.len(), "kernels share sockets: {addresses:?}");
+    let ends = kernels.iter().map(|kernel| shutdown(subject, &**kernel));
+    futures::future::try_join_all(ends).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A launch that is dropped, however far it has come, leaves nothing, and its id is free.
+pub async fn a_dropped_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let id = KernelId::random();
+    // The silent kernel would run for ever.
+    for spec in [subject.silent_spec(), subject.spec()] {
+        for stage in [None, Some(LaunchStage::Scheduled), Some(LaunchStage::Starting)] {
+            let (reached, mut wait) = tokio::sync::watch::channel(false);
+            let progress = Progress::new({
+                let stage = stage.clone();
+                move |now| {
+                    if Some(now) == stage {
+                        reached.send_replace(true);
+                    }
+                }
+            });
+            {
+                let mut request = LaunchRequest::new(id, &*spec);
+                request.timeout = subject.patience();
+                let mut launch = pin!(provider.launch(request, progress));
+                // Without a stage it is polled once: then it is given up as early as can be.
+                let reached = async {
+                    match &stage {
+                        Some(_) => wait.wait_for(|reached| *reached).await.is_ok(),
+                        None => true,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    launched = &mut launch => {
+                        // A provider may skip stages, and the well-behaved kernel may be quick.
+                        ensure!(spec == subject.spec(), "the silent kernel answered: {:?}", launched.err());
+                        if let Ok(kernel) = launched {
+                            shutdown(subject, &*kernel).await?;
+                        }
+                    }
+                    _ = reached => {}
+                }
+            }
+            nothing_is_left(subject, &*provider).await?;
+        }
+    }
+    let kernel = launch(subject, &*provider, id).await?;
+    ask(subject, &*kernel).await?;
+    shutdown(subject, &*kernel).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+fn unexpected(wanted: &str, error: Option<LaunchError>) -> Failure {
+    match error {
+        Some(error) => Failure::new(format!("not {wanted}, but {error:?}")),
+        None => Failure::new(format!("not {wanted}, but a kernel")),
+    }
+}

@@ -1,0 +1,211 @@
+//! What one can do with a running kernel.
+
+use std::time::Duration;
+
+use super::{
+    Failure, Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left, shutdown, step, wait_for_phase,
+};
+use crate::KernelId;
+use crate::provider::{AttachError, KernelRecord, LaunchRequest, Phase, Progress, Selector};
+
+/// Only what the selector lets through is listed, and only what runs.
+pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let mut kernels = Vec::new();
+    for owner in ["ann", "bob"] {
+        let mut request = LaunchRequest::new(KernelId::random(), subject.spec());
+        request.owner = Some(owner.to_owned());
+        kernels.push(expect(subject, "launch", provider.launch(request, Progress::ignored())).await?);
+    }
+    ensure!(
+        list(subject, &*provider).await?.len() == 2,
+        "not both kernels are listed"
+    );
+    let mut of_bob = Selector::all();
+    of_bob.owner = Some("bob".to_owned());
+    let listed = expect(subject, "list", provider.list(&of_bob)).await?;
+    ensure!(listed == [kernels[1].record()], "bob's kernels are {listed:?}");
+    let mut of_other_spec = Selector::all();
+    of_other_spec.spec = Some(subject.silent_spec());
+    let listed = expect(subject, "list", provider.list(&of_other_spec)).await?;
+    ensure!(
+        listed.is_empty(),
+        "kernels of another kernelspec are listed: {listed:?}"
+    );
+    for kernel in &kernels {
+        shutdown(subject, &**kernel).await?;
+    }
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A record can be stored as text and attached to; the key is not in it, nor in what is shown of it.
+pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let id = KernelId::random();
+    let mut request = LaunchRequest::new(id, subject.spec());
+    request
+        .env
+        .insert("MY_PASSWORD".to_owned(), "a-secret-value".to_owned());
+    let kernel = expect(subject, "launch", provider.launch(request, Progress::ignored())).await?;
+    let connection = expect(subject, "connection", kernel.connection()).await?;
+    let record = kernel.record();
+    let text =
+        serde_json::to_string(&record).map_err(|error| Failure::new(format!("the record is no JSON: {error}")))?;
+    for secret in [connection.key.expose(), "a-secret-value"] {
+        ensure!(
+            !text.contains(secret) && !format!("{record:?}").contains(secret),
+            "a secret is in the record: {text}"
+        );
+    }
+    let read: KernelRecord =
+        serde_json::from_str(&text).map_err(|error| Failure::new(format!("the record cannot be read: {error}")))?;
+    ensure!(read == record, "the record is another when it is read: {read:?}");
+    let attached = expect(subject, "attach", provider.attach(&read)).await?;
+    ensure!(
+        expect(subject, "connection", attached.connection()).await? == connection,
+        "what was attached to is another kernel"
+    );
+    shutdown(subject, &*attached).await?;
+    step(subject, "the end at the first handle", kernel.wait()).await?;
+    Ok(())
+}
+
+/// A record of another provider, and one of a kernel that is gone, are told apart.
+pub async fn refuses_records_that_are_not_its_own(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let mut foreign = kernel.record();
+    foreign.provider = "another".to_owned();
+    let attached = step(subject, "attach", provider.attach(&foreign)).await?;
+    ensure!(
+        matches!(attached, Err(AttachError::Foreign { .. })),
+        "another provider's record: {:?}",
+        attached.err()
+    );
+    let mut unknown = kernel.record();
+    unknown.id = KernelId::random();
+    let attached = step(subject, "attach", provider.attach(&unknown)).await?;
+    ensure!(
+        matches!(attached, Err(AttachError::Gone { id, .. }) if id == unknown.id),
+        "a kernel that never was: {:?}",
+        attached.err()
+    );
+    shutdown(subject, &*kernel).await?;
+    let attached = step(subject, "attach", provider.attach(&kernel.record())).await?;
+    ensure!(
+        matches!(attached, Err(AttachError::Gone { .. })),
+        "a kernel that was ended: {:?}",
+        attached.err()
+    );
+    Ok(())
+}
+
+/// Handles come and go without an effect on the kernel.
+pub async fn a_dropped_handle_leaves_the_kernel(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    let record = kernel.record();
+    drop(kernel);
+    let kernel = expect(subject, "attach", provider.attach(&record)).await?;
+    ask(subject, &*kernel).await?;
+    shutdown(subject, &*kernel).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+/// An interrupt is carried out as the kernelspec says, and does not end an idle kernel.
+pub async fn interrupts_as_the_spec_says(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    // It handles signals once it answers.
+    ask(subject, &*kernel).await?;
+    let how = expect(subject, "interrupt", kernel.interrupt()).await?;
+    ensure!(how == subject.interrupt(), "the interrupt was carried out as {how:?}");
+    ask(subject, &*kernel).await?;
+    shutdown(subject, &*kernel).await.map(drop)
+}
+
+/// A restart keeps the id and gives a kernel that answers.
+pub async fn restarts_under_the_same_id(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    ask(subject, &*kernel).await?;
+    let record = kernel.record();
+    let mut phase = kernel.phase();
+    phase.mark_unchanged();
+    expect(
+        subject,
+        "restart",
+        kernel.restart(Duration::from_secs(5), Progress::ignored()),
+    )
+    .await?;
+    ensure!(
+        phase.has_changed().unwrap_or(false),
+        "the phase's watch was not told of the restart"
+    );
+    ensure!(
+        *kernel.phase().borrow() == Phase::Running,
+        "a restarted kernel is not running"
+    );
+    ensure!(kernel.record().id == record.id, "a restart changed the id");
+    ask(subject, &*kernel).await?;
+    ensure!(
+        list(subject, &*provider).await?.len() == 1,
+        "a restarted kernel is listed twice or not at all"
+    );
+    // An old record is as good as the new one.
+    let attached = expect(subject, "attach", provider.attach(&record)).await?;
+    ask(subject, &*attached).await?;
+    shutdown(subject, &*kernel).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+/// A kernel that died can be restarted by who has its handle.
+pub async fn restarts_a_dead_kernel(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let kernel = launch(subject, &*provider, KernelId::random()).await?;
+    subject.kill(&kernel.record()).await;
+    step(subject, "the end of a killed kernel", kernel.wait()).await?;
+    expect(
+        subject,
+        "restart",
+        kernel.restart(Duration::from_secs(5), Progress::ignored()),
+    )
+    .await?;
+    ask(subject, &*kernel).await?;
+    shutdown(subject, &*kernel).await?;
+    nothing_is_left(subject, &*provider).await
+}
+
+/// Kernels go on when the embedder ends, and another finds them.
+pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
+    let provider = subject.open().await;
+    let id = KernelId::random();
+    let kernel = launch(subject, &*provider, id).await?;
+    ask(subject, &*kernel).await?;
+    let connection = expect(subject, "connection", kernel.connection()).await?;
+    drop(kernel);
+    drop(provider);
+    let provider = subject.open().await;
+    let listed = list(subject, &*provider).await?;
+    ensure!(
+        listed.len() == 1 && listed[0].id == id,
+        "a new embedder lists {listed:?}"
+    );
+    let kernel = expect(subject, "attach", provider.attach(&listed[0])).await?;
+    wait_for_phase(subject, &*kernel, &Phase::Running).await?;
+    ensure!(
+        expect(subject, "connection", kernel.connection()).await?.key == connection.key,
+        "a new embedder has another key"
+    );
+    ask(subject, &*kernel).await?;
+    // All that can be done with a kernel can be done by this embedder too.
+    expect(
+        subject,
+        "restart",
+        kernel.restart(Duration::from_secs(5), Progress::ignored()),
+    )
+    .await?;
+    ask(subject, &*kernel).await?;
+    shutdown(subject, &*kernel).await?;
+    nothing_is_left(subject, &*provider).await
+}

@@ -1,0 +1,108 @@
+//! The suite that every provider must pass, with ipykernel over Unix sockets and over TCP.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use common::{Place, python};
+use kernel_provider::conformance::{LAST_WORDS, Subject};
+use kernel_provider::provider::{KernelProvider, KernelRecord};
+use provider_local::{LocalProvider, TransportChoice};
+use rustix::process::{Pid, Signal, kill_process};
+
+struct Local {
+    place: Place,
+    transport: TransportChoice,
+}
+
+impl Local {
+    async fn new(transport: TransportChoice) -> Option<Self> {
+        let python = python()?;
+        let place = Place::new();
+        place.install_ipykernel(&python);
+        place.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
+        place.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
+        place.install(
+            "missing",
+            &serde_json::json!({"argv": ["/no/such/program"], "display_name": "", "language": ""}),
+        );
+        Some(Self { place, transport })
+    }
+}
+
+#[async_trait]
+impl Subject for Local {
+    async fn open(&self) -> Arc<dyn KernelProvider> {
+        let mut config = self.place.config();
+        config.transport = self.transport;
+        // A dropped provider lets go of its directory once its last task has ended.
+        let opened = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+            loop {
+                match LocalProvider::open(config.clone()).await {
+                    Ok(provider) => return provider,
+                    Err(error) if error.to_string().contains("another process uses it") => {
+                        tokio::task::yield_now().await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+        Arc::new(opened.await.unwrap())
+    }
+
+    fn spec(&self) -> String {
+        "python3".to_owned()
+    }
+
+    fn dying_spec(&self) -> String {
+        "dying".to_owned()
+    }
+
+    fn silent_spec(&self) -> String {
+        "silent".to_owned()
+    }
+
+    fn missing_spec(&self) -> String {
+        "missing".to_owned()
+    }
+
+    async fn kill(&self, record: &KernelRecord) {
+        let pid = Pid::from_raw(record.data["pid"].as_i64().unwrap().try_into().unwrap());
+        kill_process(pid.unwrap(), Signal::KILL).unwrap();
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        let processes = self.place.processes().into_iter().map(|pid| format!("process {pid}"));
+        // A kernel that died by itself leaves its record and its output.
+        let dirs = self.place.kernel_dirs().into_iter().filter(|dir| {
+            std::fs::read_to_string(dir.join("record.json")).is_ok_and(|record| !record.contains("\"ended\""))
+                || std::fs::read_dir(dir).is_ok_and(|files| {
+                    files
+                        .flatten()
+                        .any(|file| !["record.json", "output.log"].contains(&&*file.file_name().to_string_lossy()))
+                })
+        });
+        let sockets = std::fs::read_dir(self.place.state().join("s"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        processes
+            .chain(dirs.map(|dir| dir.display().to_string()))
+            .chain(sockets.map(|socket| socket.path().display().to_string()))
+            .collect()
+    }
+}
+
+mod over_unix_sockets {
+    use super::*;
+
+    kernel_provider::provider_conformance!(Local::new(TransportChoice::Ipc));
+}
+
+mod over_tcp {
+    use super::*;
+
+    kernel_provider::provider_conformance!(Local::new(TransportChoice::Tcp));
+}
