@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST ?=
 
 .PHONY: help run test test-rust test-embedders test-e2e lint lint-rust lint-features lint-msrv \
-	lint-docs lint-deny bench e2e-env
+	lint-docs lint-deny e2e-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ run: ## build (release) and start the gateway on 127.0.0.1:8888 with a Python ke
 	$(CARGO) build --release --locked --package kernelmux-gateway
 	@exec scripts/run.sh $(ARGS)
 
-test: test-rust test-embedders test-e2e ## all tests, with real kernels and a real browser
+test: test-rust ## the workspace's tests, with real kernels
 
 test-rust: e2e-env ## the workspace's own tests
 	PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \

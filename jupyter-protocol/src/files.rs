@@ -24,9 +24,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError
     let file = File::open(path).map_err(ReadError::Io)?;
     let mut bytes = Vec::new();
     // The length may change while reading, so it is no guide: the reader itself ends at the limit.
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(ReadError::Io)?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(ReadError::Io)?;
     if bytes.len() as u64 > limit {
         return Err(ReadError::TooLarge);
     }

@@ -45,11 +45,7 @@ impl Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_empty() {
-            "Key(none)"
-        } else {
-            "Key(…)"
-        })
+        f.write_str(if self.is_empty() { "Key(none)" } else { "Key(…)" })
     }
 }
 

@@ -38,8 +38,8 @@ pub mod handshake;
 pub mod header;
 #[cfg(feature = "kernel")]
 pub mod kernel;
-mod key;
 pub mod kernelspec;
+mod key;
 pub mod message;
 pub mod paths;
 pub mod signing;

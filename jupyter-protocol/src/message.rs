@@ -108,9 +108,7 @@ impl Message {
     /// The id of the message that caused it; empty where none did.
     #[must_use]
     pub fn parent_id(&self) -> &str {
-        self.parent_header
-            .as_ref()
-            .map_or("", |parent| &parent.msg_id)
+        self.parent_header.as_ref().map_or("", |parent| &parent.msg_id)
     }
 
     /// Parses a message. Does not verify its signature: see [`WireMessage::verify`].
@@ -135,12 +133,7 @@ impl Message {
     #[must_use]
     pub fn to_wire(&self) -> WireMessage {
         let parent = self.parent_header.as_ref().map_or_else(empty_object, json);
-        let parts = [
-            json(&self.header),
-            parent,
-            json(&self.metadata),
-            self.content.to_json(),
-        ];
+        let parts = [json(&self.header), parent, json(&self.metadata), self.content.to_json()];
         WireMessage::from_parts(parts, self.buffers.iter().cloned())
     }
 }
@@ -160,8 +153,7 @@ mod tests {
     use crate::content::{ExecutionState, Status};
 
     fn wire(header: &str, parent: &str, metadata: &str, content: &str) -> WireMessage {
-        let parts =
-            [header, parent, metadata, content].map(|part| Bytes::copy_from_slice(part.as_bytes()));
+        let parts = [header, parent, metadata, content].map(|part| Bytes::copy_from_slice(part.as_bytes()));
         WireMessage::from_parts(parts, [])
     }
 
@@ -170,35 +162,25 @@ mod tests {
         let parent = Message::new(Status::new(ExecutionState::Idle), "a").on_subshell("s");
         let message = Message::new(Status::new("thinking".into()), "b")
             .child_of(&parent)
-            .with_metadata(Map::from_iter([
-                ("z".to_owned(), 1.into()),
-                ("a".to_owned(), 2.into()),
-            ]))
+            .with_metadata(Map::from_iter([("z".to_owned(), 1.into()), ("a".to_owned(), 2.into())]))
             .with_buffers([Bytes::from_static(b"\0\xff"), Bytes::new()]);
         let wire = message.to_wire();
         assert_eq!(wire.metadata(), r#"{"z":1,"a":2}"#);
         assert_eq!(Message::from_wire(&wire).unwrap(), message);
-        assert_eq!(
-            message.parent_header.unwrap().subshell_id.as_deref(),
-            Some("s")
-        );
+        assert_eq!(message.parent_header.unwrap().subshell_id.as_deref(), Some("s"));
         assert_eq!(parent.to_wire().parent_header(), "{}");
     }
 
     #[test]
     fn only_an_unusable_header_is_an_error() {
         let header = r#"{"msg_id":"1","msg_type":"status"}"#;
-        let message =
-            Message::from_wire(&wire(header, "[", "null", "{\"execution_state\":")).unwrap();
+        let message = Message::from_wire(&wire(header, "[", "null", "{\"execution_state\":")).unwrap();
         assert_eq!(message.parent_header, None);
         assert!(message.metadata.is_empty());
         assert!(matches!(message.content, Content::Invalid(_)));
         assert_eq!(message.to_wire().content(), "{\"execution_state\":");
         for header in ["", "[]", "null", r#"{"msg_id":1}"#] {
-            assert!(
-                Message::from_wire(&wire(header, "{}", "{}", "{}")).is_err(),
-                "{header}"
-            );
+            assert!(Message::from_wire(&wire(header, "{}", "{}", "{}")).is_err(), "{header}");
         }
     }
 }

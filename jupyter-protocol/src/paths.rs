@@ -200,10 +200,7 @@ impl PathEnv {
     fn flag(&self, name: &str) -> Option<bool> {
         let value = self.vars.get(std::ffi::OsStr::new(name))?;
         let value = value.to_string_lossy().to_lowercase();
-        Some(!matches!(
-            value.as_str(),
-            "no" | "n" | "false" | "off" | "0" | "0.0"
-        ))
+        Some(!matches!(value.as_str(), "no" | "n" | "false" | "off" | "0" | "0.0"))
     }
 
     fn split_paths(&self, name: &str) -> Vec<PathBuf> {
@@ -305,10 +302,7 @@ impl PathEnv {
                 bases.push("/usr/share".into());
             }
         }
-        bases
-            .into_iter()
-            .map(|base| base.join(self.app_name()))
-            .collect()
+        bases.into_iter().map(|base| base.join(self.app_name())).collect()
     }
 
     fn app_name(&self) -> &'static str {
@@ -333,13 +327,10 @@ impl PathEnv {
             return false;
         };
         let is_virtualenv = self.virtualenv_config().is_some();
-        let is_named_conda = self.var("CONDA_PREFIX").is_some_and(|conda| {
-            prefix
-                .to_string_lossy()
-                .starts_with(&*conda.to_string_lossy())
-        }) && self
-            .var("CONDA_DEFAULT_ENV")
-            .is_some_and(|name| name != "base");
+        let is_named_conda = self
+            .var("CONDA_PREFIX")
+            .is_some_and(|conda| prefix.to_string_lossy().starts_with(&*conda.to_string_lossy()))
+            && self.var("CONDA_DEFAULT_ENV").is_some_and(|name| name != "base");
         (is_virtualenv || is_named_conda) && owned_by_this_user(prefix)
     }
 
@@ -357,8 +348,7 @@ const PYVENV_LIMIT: u64 = 64 * 1024;
 fn includes_system_packages(pyvenv_cfg: &str) -> bool {
     pyvenv_cfg.lines().any(|line| {
         line.split_once('=').is_some_and(|(name, value)| {
-            name.trim()
-                .eq_ignore_ascii_case("include-system-site-packages")
+            name.trim().eq_ignore_ascii_case("include-system-site-packages")
                 && value.trim().eq_ignore_ascii_case("true")
         })
     })

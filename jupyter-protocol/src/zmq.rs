@@ -85,11 +85,13 @@ pub async fn dealer(
     identity: &str,
     deadline: Duration,
 ) -> Result<(DealerSender, DealerReceiver), SocketError> {
-    let peer: PeerIdentity = identity.parse().map_err(|error: zeromq::ZmqError| SocketError::Invalid {
-        kind: "identity",
-        what: identity.to_owned(),
-        reason: error.to_string(),
-    })?;
+    let peer: PeerIdentity = identity
+        .parse()
+        .map_err(|error: zeromq::ZmqError| SocketError::Invalid {
+            kind: "identity",
+            what: identity.to_owned(),
+            reason: error.to_string(),
+        })?;
     let mut options = SocketOptions::default();
     options.peer_identity(peer).connect_timeout(deadline);
     let mut socket = DealerSocket::with_options(options);

@@ -1,4 +1,5 @@
 //! Our client and our kernel side together, and what disturbs them.
+#![cfg(all(feature = "client", feature = "kernel"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;

@@ -117,11 +117,7 @@ fn we_sign_as_jupyter_client_does() {
 
 #[test]
 fn a_changed_byte_in_any_signed_part_is_refused() {
-    for vector in vectors()
-        .messages
-        .iter()
-        .filter(|vector| !vector.key.is_empty())
-    {
+    for vector in vectors().messages.iter().filter(|vector| !vector.key.is_empty()) {
         for part in 1..6 {
             let mut frames = vector.frames();
             let index = vector.identities + part;
@@ -130,11 +126,7 @@ fn a_changed_byte_in_any_signed_part_is_refused() {
             changed[last] ^= 1;
             frames[index] = changed.into();
             let message = WireMessage::from_frames(frames).unwrap();
-            assert!(
-                message.verify(&vector.signer()).is_err(),
-                "{} {part}",
-                vector.name
-            );
+            assert!(message.verify(&vector.signer()).is_err(), "{} {part}", vector.name);
         }
     }
 }
@@ -146,17 +138,10 @@ fn websocket_v1_is_the_same_byte_for_byte() {
         let message = vector.message();
         let encoded = websocket_v1::encode(vector.channel, &message);
         assert_eq!(encoded, vector.websocket_v1.0, "{name}");
-        assert_eq!(
-            encoded.len(),
-            websocket_v1::encoded_len(vector.channel, &message)
-        );
+        assert_eq!(encoded.len(), websocket_v1::encoded_len(vector.channel, &message));
         let (channel, decoded) = websocket_v1::decode(&vector.websocket_v1.0).unwrap();
         assert_eq!(channel, vector.channel, "{name}");
-        assert_eq!(
-            decoded.parts_and_buffers(),
-            message.parts_and_buffers(),
-            "{name}"
-        );
+        assert_eq!(decoded.parts_and_buffers(), message.parts_and_buffers(), "{name}");
     }
 }
 
@@ -171,11 +156,7 @@ fn legacy_text_says_the_same() {
         let message = vector.message();
         let theirs: Value = serde_json::from_str(text).unwrap();
         let ours = legacy_text::encode(vector.channel, &message).unwrap();
-        assert_eq!(
-            serde_json::from_slice::<Value>(&ours).unwrap(),
-            theirs,
-            "{name}"
-        );
+        assert_eq!(serde_json::from_slice::<Value>(&ours).unwrap(), theirs, "{name}");
         let (channel, decoded) = legacy_text::decode(&Bytes::from(text.clone())).unwrap();
         assert_eq!(channel, vector.channel, "{name}");
         assert_parts_say_the_same(&decoded, &theirs, name);
@@ -195,11 +176,7 @@ fn legacy_binary_says_the_same() {
         assert_eq!(theirs.buffers(), message.buffers(), "{name}");
         let ours = legacy_binary::encode(vector.channel, &message).unwrap();
         let (_, ours) = legacy_binary::decode(&ours).unwrap();
-        assert_eq!(
-            ours.parts_and_buffers(),
-            message.parts_and_buffers(),
-            "{name}"
-        );
+        assert_eq!(ours.parts_and_buffers(), message.parts_and_buffers(), "{name}");
         for (ours, theirs) in ours.parts().into_iter().zip(theirs.parts()) {
             assert_eq!(json(ours), json(theirs), "{name}");
         }
@@ -211,11 +188,10 @@ fn json(bytes: &Bytes) -> Value {
 }
 
 fn assert_parts_say_the_same(message: &WireMessage, whole: &Value, name: &str) {
-    for (part, key) in
-        message
-            .parts()
-            .into_iter()
-            .zip(["header", "parent_header", "metadata", "content"])
+    for (part, key) in message
+        .parts()
+        .into_iter()
+        .zip(["header", "parent_header", "metadata", "content"])
     {
         assert_eq!(json(part), whole[key], "{name}: {key}");
     }
@@ -230,10 +206,7 @@ fn typed_messages_say_the_same_when_written_again() {
         let content_type = message.content.msg_type().to_owned();
         assert_eq!(content_type, message.header.msg_type, "{name}");
         assert!(
-            !matches!(
-                message.content,
-                jupyter_protocol::content::Content::Invalid(_)
-            ),
+            !matches!(message.content, jupyter_protocol::content::Content::Invalid(_)),
             "{name}"
         );
         let again = message.to_wire();
@@ -266,10 +239,7 @@ fn connection_files_of_jupyter_client_are_read() {
         assert_eq!(info.hb_port, 50004);
         assert_eq!(info.key.as_bytes(), b"secret-key");
         assert_eq!(info.kernel_name, "python3");
-        let session = vector
-            .options
-            .get("jupyter_session")
-            .and_then(Value::as_str);
+        let session = vector.options.get("jupyter_session").and_then(Value::as_str);
         assert_eq!(info.jupyter_session.as_deref(), session);
         assert!(info.extra.is_empty(), "{:?}", info.extra);
         if info.transport == Transport::Ipc {

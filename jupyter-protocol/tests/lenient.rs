@@ -37,11 +37,7 @@ const CASES: &[(&str, &str, &str)] = &[
         r#"{"ename": "E", "evalue": 7, "traceback": "one line"}"#,
         r#"{"status":"error","ename":"E","evalue":"7","traceback":["one line"]}"#,
     ),
-    (
-        "execute_reply",
-        r#"{"status": "abort"}"#,
-        r#"{"status":"aborted"}"#,
-    ),
+    ("execute_reply", r#"{"status": "abort"}"#, r#"{"status":"aborted"}"#),
     (
         "execute_reply",
         r#"{"status": "aborted", "why": 1}"#,
@@ -213,11 +209,7 @@ const CASES: &[(&str, &str, &str)] = &[
         r#"{"status": "ok", "value": "v"}"#,
         r#"{"value":"v","status":"ok"}"#,
     ),
-    (
-        "handshake_reply",
-        r#"{"status": "ok"}"#,
-        r#"{"status":"ok"}"#,
-    ),
+    ("handshake_reply", r#"{"status": "ok"}"#, r#"{"status":"ok"}"#),
 ];
 
 #[test]
@@ -267,10 +259,7 @@ fn no_type_loses_anything() {
             "\u{0}",
         ] {
             let content = Content::parse(msg_type, bad.as_bytes());
-            assert!(
-                matches!(content, Content::Invalid(_)),
-                "{msg_type} {bad}: {content:?}"
-            );
+            assert!(matches!(content, Content::Invalid(_)), "{msg_type} {bad}: {content:?}");
             assert_eq!(content.msg_type(), *msg_type);
             assert_eq!(content.to_json(), bad);
         }
@@ -285,10 +274,7 @@ fn what_has_no_sense_without_a_field_is_invalid_and_kept() {
         ("status", r#"{}"#),
         ("comm_msg", r#"{"data": {}}"#),
         ("delete_subshell_request", r#"{}"#),
-        (
-            "execute_reply",
-            r#"{"status": "ok", "execution_count": -1.5}"#,
-        ),
+        ("execute_reply", r#"{"status": "ok", "execution_count": -1.5}"#),
         ("complete_request", r#"{"code": "", "cursor_pos": -1}"#),
     ] {
         let content = Content::parse(msg_type, json.as_bytes());
@@ -321,57 +307,41 @@ fn text_that_is_no_unicode_is_read_with_replacement_characters() {
 
 #[test]
 fn what_is_read_means_what_was_meant() {
-    let parse =
-        |msg_type: &str, content: Value| Content::parse(msg_type, content.to_string().as_bytes());
+    let parse = |msg_type: &str, content: Value| Content::parse(msg_type, content.to_string().as_bytes());
 
     let Content::Stream(stream) = parse("stream", json!({"name": "stderr", "text": "t"})) else {
         panic!();
     };
-    assert_eq!(
-        (stream.name, stream.text.as_str()),
-        (StreamName::Stderr, "t")
-    );
+    assert_eq!((stream.name, stream.text.as_str()), (StreamName::Stderr, "t"));
     let Content::Status(status) = parse("status", json!({"execution_state": "dreaming"})) else {
         panic!();
     };
-    assert_eq!(
-        status.execution_state,
-        ExecutionState::Other("dreaming".into())
-    );
+    assert_eq!(status.execution_state, ExecutionState::Other("dreaming".into()));
 
-    let Content::ExecuteReply(reply) = parse(
-        "execute_reply",
-        json!({"status": "error", "ename": "E", "evalue": "v"}),
-    ) else {
+    let Content::ExecuteReply(reply) = parse("execute_reply", json!({"status": "error", "ename": "E", "evalue": "v"}))
+    else {
         panic!();
     };
     assert_eq!(reply.status(), "error");
-    assert!(
-        matches!(reply.into_result(), Err(NoResult::Error(error)) if error.to_string() == "E: v")
-    );
+    assert!(matches!(reply.into_result(), Err(NoResult::Error(error)) if error.to_string() == "E: v"));
     let Content::ExecuteReply(reply) = parse("execute_reply", json!({"status": "aborted"})) else {
         panic!();
     };
     assert_eq!(reply.into_result(), Err(NoResult::Aborted));
 
-    let Content::IsCompleteReply(Reply::Ok(reply)) = parse(
-        "is_complete_reply",
-        json!({"status": "incomplete", "indent": "  "}),
-    ) else {
+    let Content::IsCompleteReply(Reply::Ok(reply)) =
+        parse("is_complete_reply", json!({"status": "incomplete", "indent": "  "}))
+    else {
         panic!();
     };
     assert_eq!(reply.status, Completeness::Incomplete);
     assert_eq!(reply.indent.as_deref(), Some("  "));
 
-    let Content::HistoryReply(Reply::Ok(reply)) =
-        parse("history_reply", json!({"history": [[1, 2, ["c", null]]]}))
+    let Content::HistoryReply(Reply::Ok(reply)) = parse("history_reply", json!({"history": [[1, 2, ["c", null]]]}))
     else {
         panic!();
     };
-    assert_eq!(
-        reply.history[0].input,
-        HistoryInput::WithOutput("c".into(), None)
-    );
+    assert_eq!(reply.history[0].input, HistoryInput::WithOutput("c".into(), None));
 
     let Content::KernelInfoReply(Reply::Ok(reply)) = parse(
         "kernel_info_reply",
@@ -379,14 +349,9 @@ fn what_is_read_means_what_was_meant() {
     ) else {
         panic!();
     };
-    assert!(
-        reply.supports("kernel subshells")
-            && reply.supports("debugger")
-            && !reply.supports("flying")
-    );
+    assert!(reply.supports("kernel subshells") && reply.supports("debugger") && !reply.supports("flying"));
 
-    let bundle: MimeBundle =
-        serde_json::from_value(json!({"text/plain": ["a\n", "b"], "x/y": {"z": 1}})).unwrap();
+    let bundle: MimeBundle = serde_json::from_value(json!({"text/plain": ["a\n", "b"], "x/y": {"z": 1}})).unwrap();
     assert_eq!(bundle.plain_text().as_deref(), Some("a\nb"));
     assert_eq!(bundle.as_text("x/y"), None);
     assert_eq!(bundle.as_text("image/png"), None);

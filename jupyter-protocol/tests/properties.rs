@@ -31,8 +31,7 @@ fn json_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 32, 4, |inner| {
         prop_oneof![
             vec(inner.clone(), 0..4).prop_map(Value::from),
-            vec((any::<String>(), inner), 0..4)
-                .prop_map(|fields| Value::Object(Map::from_iter(fields))),
+            vec((any::<String>(), inner), 0..4).prop_map(|fields| Value::Object(Map::from_iter(fields))),
         ]
     })
 }
@@ -83,10 +82,7 @@ fn field_of_any_content() -> impl Strategy<Value = (String, Value)> {
         "indent",
         "hist_access_type",
     ];
-    (
-        prop::sample::select(NAMES).prop_map(str::to_owned),
-        json_value(),
-    )
+    (prop::sample::select(NAMES).prop_map(str::to_owned), json_value())
 }
 
 proptest! {

@@ -26,12 +26,9 @@ pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecErr
         part: "header",
         reason: error.to_string(),
     })?;
-    let id = serde_json::to_string(&header.msg_id)
-        .map_err(|error| CodecError::json("msg_id", &error))?;
-    let msg_type = serde_json::to_string(&header.msg_type)
-        .map_err(|error| CodecError::json("msg_type", &error))?;
-    let length =
-        parts.iter().map(|part| part.len() + 20).sum::<usize>() + id.len() + msg_type.len() + 80;
+    let id = serde_json::to_string(&header.msg_id).map_err(|error| CodecError::json("msg_id", &error))?;
+    let msg_type = serde_json::to_string(&header.msg_type).map_err(|error| CodecError::json("msg_type", &error))?;
+    let length = parts.iter().map(|part| part.len() + 20).sum::<usize>() + id.len() + msg_type.len() + 80;
     let mut out = BytesMut::with_capacity(length);
     for (index, (name, part)) in NAMES.into_iter().zip(&parts).enumerate() {
         serde_json::from_str::<&RawValue>(part).map_err(|error| CodecError::json(name, &error))?;
@@ -117,8 +114,9 @@ mod tests {
 
     #[test]
     fn parts_are_spliced_as_they_are() {
-        let text =
-            Bytes::from_static(br#" {"content": {"x" : 1.00}, "header":{"msg_id":"1","msg_type":"t"}, "metadata":null}"#);
+        let text = Bytes::from_static(
+            br#" {"content": {"x" : 1.00}, "header":{"msg_id":"1","msg_type":"t"}, "metadata":null}"#,
+        );
         let (channel, message) = decode(&text).unwrap();
         assert_eq!(channel, Channel::Shell);
         assert_eq!(message.content(), r#"{"x" : 1.00}"#);

@@ -26,17 +26,13 @@ pub enum ConnectionFileError {
         path: PathBuf,
     },
     /// It is longer than [`MAX_CONNECTION_FILE`].
-    #[error(
-        "{path} has more than {MAX_CONNECTION_FILE} bytes, so it is no connection file; give another path"
-    )]
+    #[error("{path} has more than {MAX_CONNECTION_FILE} bytes, so it is no connection file; give another path")]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
     /// It is no JSON object, or a field has the wrong type. The error holds no value of the file.
-    #[error(
-        "{path} is not a connection file: {problem}; give another path, or start the kernel again"
-    )]
+    #[error("{path} is not a connection file: {problem}; give another path, or start the kernel again")]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -44,9 +40,7 @@ pub enum ConnectionFileError {
         problem: String,
     },
     /// It names neither the shell and iopub ports nor a registration port (JEP 66).
-    #[error(
-        "{path} names no {missing}: it is not the connection file of a running kernel; give another path"
-    )]
+    #[error("{path} names no {missing}: it is not the connection file of a running kernel; give another path")]
     MissingPort {
         /// The file.
         path: PathBuf,
@@ -62,9 +56,7 @@ pub enum ConnectionFileError {
         searched: Vec<PathBuf>,
     },
     /// The system did not let it be written.
-    #[error(
-        "cannot write connection file {path}: {source}; check that the folder exists, is yours and has room"
-    )]
+    #[error("cannot write connection file {path}: {source}; check that the folder exists, is yours and has room")]
     Write {
         /// The file.
         path: PathBuf,

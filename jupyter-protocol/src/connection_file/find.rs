@@ -36,12 +36,7 @@ impl ConnectionInfo {
                 let name = name.to_string_lossy();
                 !name.starts_with('.') && matches(&pattern, &name) && entry.path().is_file()
             })
-            .max_by_key(|entry| {
-                entry
-                    .metadata()
-                    .and_then(|metadata| metadata.modified())
-                    .ok()
-            })
+            .max_by_key(|entry| entry.metadata().and_then(|metadata| metadata.modified()).ok())
             .map(|entry| entry.path())
             .ok_or_else(|| ConnectionFileError::NotFound {
                 wanted: wanted.to_owned(),

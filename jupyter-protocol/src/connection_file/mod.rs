@@ -58,39 +58,19 @@ pub struct ConnectionInfo {
     #[serde(default = "default_ip", deserialize_with = "ip_or_default")]
     pub ip: String,
     /// Port (or path suffix) of the shell socket.
-    #[serde(
-        default,
-        deserialize_with = "null_as_default",
-        skip_serializing_if = "is_zero"
-    )]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
     pub shell_port: u16,
     /// Port (or path suffix) of the iopub socket.
-    #[serde(
-        default,
-        deserialize_with = "null_as_default",
-        skip_serializing_if = "is_zero"
-    )]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
     pub iopub_port: u16,
     /// Port (or path suffix) of the stdin socket.
-    #[serde(
-        default,
-        deserialize_with = "null_as_default",
-        skip_serializing_if = "is_zero"
-    )]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
     pub stdin_port: u16,
     /// Port (or path suffix) of the control socket.
-    #[serde(
-        default,
-        deserialize_with = "null_as_default",
-        skip_serializing_if = "is_zero"
-    )]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
     pub control_port: u16,
     /// Port (or path suffix) of the heartbeat socket.
-    #[serde(
-        default,
-        deserialize_with = "null_as_default",
-        skip_serializing_if = "is_zero"
-    )]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
     pub hb_port: u16,
     /// Signs the messages; empty where they are unsigned.
     #[serde(default, deserialize_with = "null_as_default")]
@@ -160,18 +140,15 @@ impl ConnectionInfo {
                 ReadError::TooLarge => ConnectionFileError::TooLarge { path },
             }
         })?;
-        let info: Self =
-            serde_json::from_slice(&bytes).map_err(|error| ConnectionFileError::Malformed {
-                path: path.to_owned(),
-                problem: problem_without_values(&error),
-            })?;
+        let info: Self = serde_json::from_slice(&bytes).map_err(|error| ConnectionFileError::Malformed {
+            path: path.to_owned(),
+            problem: problem_without_values(&error),
+        })?;
         match info.missing_port() {
-            Some(missing) if info.registration_port.is_none() => {
-                Err(ConnectionFileError::MissingPort {
-                    path: path.to_owned(),
-                    missing,
-                })
-            }
+            Some(missing) if info.registration_port.is_none() => Err(ConnectionFileError::MissingPort {
+                path: path.to_owned(),
+                missing,
+            }),
             _ => Ok(info),
         }
     }
@@ -252,8 +229,7 @@ impl ConnectionInfo {
     /// The ZeroMQ address at which the kernel is to say where it listens (JEP 66), if this is such a file.
     #[must_use]
     pub fn registration_address(&self) -> Option<String> {
-        self.registration_port
-            .map(|port| self.address_of_port(port))
+        self.registration_port.map(|port| self.address_of_port(port))
     }
 
     /// Takes over the ports that a kernel announced in a handshake (JEP 66), so that this is a file like any other.
@@ -286,19 +262,14 @@ impl ConnectionInfo {
     /// Whether the sockets are encrypted with CurveZMQ.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
-        self.curve_publickey
-            .as_ref()
-            .is_some_and(|key| !key.is_empty())
+        self.curve_publickey.as_ref().is_some_and(|key| !key.is_empty())
     }
 
     fn missing_port(&self) -> Option<&'static str> {
-        [
-            ("shell_port", self.shell_port),
-            ("iopub_port", self.iopub_port),
-        ]
-        .into_iter()
-        .find(|(_, port)| *port == 0)
-        .map(|(name, _)| name)
+        [("shell_port", self.shell_port), ("iopub_port", self.iopub_port)]
+            .into_iter()
+            .find(|(_, port)| *port == 0)
+            .map(|(name, _)| name)
     }
 }
 
@@ -340,9 +311,7 @@ fn problem_without_values(error: &serde_json::Error) -> String {
     let kind = match error.classify() {
         serde_json::error::Category::Data => "a field has the wrong type or a value out of range",
         serde_json::error::Category::Eof => "the JSON ends too early",
-        serde_json::error::Category::Syntax | serde_json::error::Category::Io => {
-            "it is not valid JSON"
-        }
+        serde_json::error::Category::Syntax | serde_json::error::Category::Io => "it is not valid JSON",
     };
     format!("{kind} (line {}, column {})", error.line(), error.column())
 }
@@ -383,25 +352,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/on/the/way/kernel-1.json");
         let mut written = info();
-        written
-            .extra
-            .insert("provider".into(), serde_json::json!({"a": [1]}));
+        written.extra.insert("provider".into(), serde_json::json!({"a": [1]}));
         written.write(&path).unwrap();
         assert_eq!(ConnectionInfo::read(&path).unwrap(), written);
         written.hb_port = 6;
         written.write(&path).unwrap();
         assert_eq!(ConnectionInfo::read(&path).unwrap(), written);
-        assert_eq!(
-            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
-            1
-        );
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
-            assert_eq!(
-                std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-                0o600
-            );
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             let folder = std::fs::metadata(path.parent().unwrap()).unwrap();
             assert_eq!(folder.permissions().mode() & 0o777, 0o700);
         }
@@ -410,10 +371,7 @@ mod tests {
     #[test]
     fn no_secret_is_shown() {
         let text = format!("{:?}", info());
-        assert!(
-            !text.contains("topsecret") && !text.contains("curvesecret"),
-            "{text}"
-        );
+        assert!(!text.contains("topsecret") && !text.contains("curvesecret"), "{text}");
         let error = read_text(r#"{"shell_port": "topsecret"}"#).unwrap_err();
         assert!(!error.to_string().contains("topsecret"), "{error}");
     }
@@ -435,10 +393,8 @@ mod tests {
 
     #[test]
     fn absent_fields_have_defaults_and_unknown_ones_are_kept() {
-        let info = read_text(
-            r#"{"shell_port": 1, "iopub_port": 2, "key": null, "ip": null, "x": {"b": 1, "a": 2}}"#,
-        )
-        .unwrap();
+        let info =
+            read_text(r#"{"shell_port": 1, "iopub_port": 2, "key": null, "ip": null, "x": {"b": 1, "a": 2}}"#).unwrap();
         assert_eq!(info.ip, "127.0.0.1");
         assert_eq!(info.signature_scheme, "hmac-sha256");
         assert!(info.key.is_empty() && !info.signer().unwrap().signs());
@@ -454,10 +410,7 @@ mod tests {
         let written = serde_json::to_value(&info).unwrap();
         assert_eq!(written.get("shell_port"), None);
         assert_eq!(written["registration_port"], 7);
-        assert_eq!(
-            info.registration_address().as_deref(),
-            Some("tcp://127.0.0.1:7")
-        );
+        assert_eq!(info.registration_address().as_deref(), Some("tcp://127.0.0.1:7"));
         let announced = HandshakeRequest {
             shell_port: 1,
             iopub_port: 2,
@@ -508,9 +461,7 @@ mod tests {
             })
         ));
         assert_eq!(
-            read_text(r#"{"registration_port": 7}"#)
-                .unwrap()
-                .registration_port,
+            read_text(r#"{"registration_port": 7}"#).unwrap().registration_port,
             Some(7)
         );
     }

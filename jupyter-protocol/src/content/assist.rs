@@ -245,11 +245,7 @@ pub enum HistoryInput {
 
 impl From<(i64, i64, HistoryInput)> for HistoryEntry {
     fn from((session, line, input): (i64, i64, HistoryInput)) -> Self {
-        Self {
-            session,
-            line,
-            input,
-        }
+        Self { session, line, input }
     }
 }
 

@@ -54,10 +54,7 @@ impl KernelInfoReply {
     /// `kernel subshells`.
     #[must_use]
     pub fn supports(&self, feature: &str) -> bool {
-        self.supported_features
-            .iter()
-            .any(|supported| supported == feature)
-            || (feature == "debugger" && self.debugger)
+        self.supported_features.iter().any(|supported| supported == feature) || (feature == "debugger" && self.debugger)
     }
 }
 

@@ -28,9 +28,7 @@ pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, 
 }
 
 /// A count or position, or null. Languages without integers write `3.0`.
-pub(crate) fn optional_number<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<u64>, D::Error> {
+pub(crate) fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     match Option::<serde_json::Number>::deserialize(deserializer)? {
         None => Ok(None),
         Some(number) => whole(&number)

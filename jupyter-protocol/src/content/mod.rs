@@ -27,24 +27,23 @@ use serde_json::Value;
 use crate::channel::Channel;
 
 pub use assist::{
-    CompleteReply, CompleteRequest, Completeness, HistoryAccess, HistoryEntry, HistoryInput,
-    HistoryReply, HistoryRequest, InspectReply, InspectRequest, IsCompleteReply, IsCompleteRequest,
+    CompleteReply, CompleteRequest, Completeness, HistoryAccess, HistoryEntry, HistoryInput, HistoryReply,
+    HistoryRequest, InspectReply, InspectRequest, IsCompleteReply, IsCompleteRequest,
 };
 pub use comm::{CommClose, CommInfoReply, CommInfoRequest, CommMsg, CommOpen};
 pub use control::{
-    CreateSubshellReply, CreateSubshellRequest, DeleteSubshellReply, DeleteSubshellRequest,
-    InterruptReply, InterruptRequest, ListSubshellReply, ListSubshellRequest, ShutdownReply,
-    ShutdownRequest, UsageReply, UsageRequest,
+    CreateSubshellReply, CreateSubshellRequest, DeleteSubshellReply, DeleteSubshellRequest, InterruptReply,
+    InterruptRequest, ListSubshellReply, ListSubshellRequest, ShutdownReply, ShutdownRequest, UsageReply, UsageRequest,
 };
 pub use debug::{DebugEvent, DebugReply, DebugRequest};
 pub use execute::{ExecuteReply, ExecuteRequest};
 pub use iopub::{
-    ClearOutput, DisplayData, ErrorOutput, ExecuteInput, ExecuteResult, ExecutionState,
-    IopubWelcome, Status, Stream, StreamName, Transient, UpdateDisplayData,
+    ClearOutput, DisplayData, ErrorOutput, ExecuteInput, ExecuteResult, ExecutionState, IopubWelcome, Status, Stream,
+    StreamName, Transient, UpdateDisplayData,
 };
 pub use kernel_info::{
-    ConnectReply, ConnectRequest, HandshakeReply, HandshakeRequest, HelpLink, KernelInfoReply,
-    KernelInfoRequest, LanguageInfo,
+    ConnectReply, ConnectRequest, HandshakeReply, HandshakeRequest, HelpLink, KernelInfoReply, KernelInfoRequest,
+    LanguageInfo,
 };
 pub use media::MimeBundle;
 pub use reply::{NoResult, Reply, ReplyBody, ReplyError};

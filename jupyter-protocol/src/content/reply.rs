@@ -115,10 +115,7 @@ impl<T> Reply<T> {
             Self::Ok(_) => "ok",
             Self::Error(_) => "error",
             Self::Aborted(_) => "aborted",
-            Self::Other(content) => content
-                .get("status")
-                .and_then(Value::as_str)
-                .unwrap_or_default(),
+            Self::Other(content) => content.get("status").and_then(Value::as_str).unwrap_or_default(),
         }
     }
 
@@ -154,11 +151,7 @@ impl<T: ReplyBody> Serialize for Reply<T> {
         match self {
             Self::Ok(result) if T::STATUS_IS_RESULT => result.serialize(serializer),
             Self::Ok(rest) => WithStatus { status: "ok", rest }.serialize(serializer),
-            Self::Error(rest) => WithStatus {
-                status: "error",
-                rest,
-            }
-            .serialize(serializer),
+            Self::Error(rest) => WithStatus { status: "error", rest }.serialize(serializer),
             Self::Aborted(rest) => WithStatus {
                 status: "aborted",
                 rest,

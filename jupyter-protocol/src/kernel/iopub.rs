@@ -5,10 +5,11 @@
 //! it is disconnected. ZeroMQ does not tell which one it is, so all are; those that live connect again by themselves
 //! and are welcomed again, and miss what was published meanwhile.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zeromq::{Socket, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
@@ -26,20 +27,41 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Publishes on iopub.
 pub(super) struct Iopub {
     queue: mpsc::Sender<ZmqMessage>,
+    close: Arc<Notify>,
     signer: Signer,
     session: String,
 }
 
 impl Iopub {
     pub(super) fn new(socket: XPubSocket, signer: Signer, session: String) -> (Self, JoinHandle<()>) {
+        Self::with_patience(socket, signer, session, PATIENCE)
+    }
+
+    fn with_patience(
+        socket: XPubSocket,
+        signer: Signer,
+        session: String,
+        patience: Duration,
+    ) -> (Self, JoinHandle<()>) {
         let (queue, to_publish) = mpsc::channel(QUEUE);
         let welcome = Welcome {
             signer: signer.clone(),
             session: session.clone(),
         };
-        let task = tokio::spawn(publish_all(socket, to_publish, welcome));
-        let iopub = Self { queue, signer, session };
+        let close = Arc::new(Notify::new());
+        let task = tokio::spawn(publish_all(socket, to_publish, close.clone(), welcome, patience));
+        let iopub = Self {
+            queue,
+            close,
+            signer,
+            session,
+        };
         (iopub, task)
+    }
+
+    /// Lets the task end once what waits is published, even if somebody could still publish.
+    pub(super) fn close(&self) {
+        self.close.notify_one();
     }
 
     pub(super) async fn publish(&self, message: &Message) {
@@ -75,8 +97,14 @@ impl Welcome {
     }
 }
 
-/// Ends when nobody can publish any more, after the last message was handed to the system.
-async fn publish_all(mut socket: XPubSocket, mut to_publish: mpsc::Receiver<ZmqMessage>, welcome: Welcome) {
+/// Ends when nobody can publish any more or it is closed, after the last message was handed to the system.
+async fn publish_all(
+    mut socket: XPubSocket,
+    mut to_publish: mpsc::Receiver<ZmqMessage>,
+    close: Arc<Notify>,
+    welcome: Welcome,
+    patience: Duration,
+) {
     loop {
         let message = tokio::select! {
             // Before what follows, so that a subscriber's first message is its welcome.
@@ -88,18 +116,66 @@ async fn publish_all(mut socket: XPubSocket, mut to_publish: mpsc::Receiver<ZmqM
                     None
                 }
             },
+            () = close.notified() => {
+                to_publish.close();
+                None
+            }
             message = to_publish.recv() => match message {
                 Some(message) => Some(message),
                 None => return,
             },
         };
         let Some(message) = message else { continue };
-        match timeout(PATIENCE, socket.send(message)).await {
+        match timeout(patience, socket.send(message)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "an iopub subscriber is gone"),
             Err(_) => {
-                tracing::warn!("an iopub subscriber took nothing for {PATIENCE:?}: all are disconnected");
+                tracing::warn!("an iopub subscriber took nothing for {patience:?}: all are disconnected");
                 socket.backend().shutdown();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::{Content, Stream};
+    use crate::zmq::IopubSubscriber;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    async fn next(subscriber: &mut IopubSubscriber) -> Content {
+        let wire = timeout(SOON, subscriber.recv()).await.unwrap().unwrap();
+        Message::from_wire(&wire).unwrap().content
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_subscriber_that_takes_nothing_does_not_stop_the_others_for_ever() {
+        let mut socket = XPubSocket::new();
+        let address = socket.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
+        let patience = Duration::from_millis(100);
+        let (iopub, _task) = Iopub::with_patience(socket, Signer::unsigned(), "session".to_owned(), patience);
+        let mut stalled = IopubSubscriber::connect(&address, SOON).await.unwrap();
+        let mut reading = IopubSubscriber::connect(&address, SOON).await.unwrap();
+        for subscriber in [&mut stalled, &mut reading] {
+            assert!(matches!(next(subscriber).await, Content::IopubWelcome(_)));
+        }
+        let flood = async {
+            let text = "x".repeat(1 << 20);
+            for _ in 0..100 {
+                iopub.publish(&Message::new(Stream::stdout(&text), "session")).await;
+            }
+        };
+        // Whoever reads is disconnected too, but connects again and is welcomed again.
+        let welcomed_again = async { while !matches!(next(&mut reading).await, Content::IopubWelcome(_)) {} };
+        tokio::join!(flood, welcomed_again);
+        iopub.publish(&Message::new(Stream::stdout("last"), "session")).await;
+        loop {
+            if let Content::Stream(stream) = next(&mut reading).await
+                && stream.text == "last"
+            {
+                break;
             }
         }
     }

@@ -184,7 +184,7 @@ impl Server {
         // Running code is given up here; then nobody publishes any more, and what waits to be published is.
         // A kernel that blocks its thread cannot be waited for.
         let _ = timeout(LINGER, tasks.shutdown()).await;
-        drop(shared);
+        shared.iopub.close();
         iopub.finish().await;
         sleep(LAST_REPLY).await;
         Shutdown { restart }
@@ -221,7 +221,7 @@ struct AbortOnDrop(JoinHandle<()>);
 
 impl AbortOnDrop {
     async fn finish(mut self) {
-        // Whoever holds a `Context` could still publish; it is too late for that.
+        // Subscribers that take nothing are not waited for any longer.
         let _ = timeout(LINGER, &mut self.0).await;
     }
 }

@@ -63,15 +63,9 @@ impl InstalledKernelspec {
         let prefix = prefix_of(&self.resource_dir)?;
         let names = [command, "python3", "python"];
         let candidates: Vec<PathBuf> = if cfg!(windows) {
-            vec![
-                prefix.join("Scripts").join("python.exe"),
-                prefix.join("python.exe"),
-            ]
+            vec![prefix.join("Scripts").join("python.exe"), prefix.join("python.exe")]
         } else {
-            names
-                .iter()
-                .map(|name| prefix.join("bin").join(name))
-                .collect()
+            names.iter().map(|name| prefix.join("bin").join(name)).collect()
         };
         candidates.into_iter().find(|path| path.is_file())
     }
@@ -82,9 +76,9 @@ fn is_bare_python(command: &str) -> bool {
     command.strip_prefix("python").is_some_and(|version| {
         version.is_empty()
             || version == "3"
-            || version.strip_prefix("3.").is_some_and(|minor| {
-                !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit())
-            })
+            || version
+                .strip_prefix("3.")
+                .is_some_and(|minor| !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit()))
     })
 }
 
@@ -164,11 +158,7 @@ pub fn expand_env(template: &str, lookup: impl Fn(&str) -> Option<String>) -> St
 
 /// How many bytes at the start are a variable's name: `[A-Za-z_][A-Za-z0-9_]*`.
 fn name_len(text: &str) -> usize {
-    if text
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_digit())
-    {
+    if text.bytes().next().is_some_and(|byte| byte.is_ascii_digit()) {
         return 0;
     }
     text.bytes()
@@ -230,15 +220,10 @@ mod tests {
                 python,
                 ..LaunchArgs::default()
             };
-            installed(&resource_dir, &[command, "-m"])
-                .argv(&args)
-                .remove(0)
+            installed(&resource_dir, &[command, "-m"]).argv(&args).remove(0)
         };
         assert_eq!(argv("python3", None), "python3");
-        assert_eq!(
-            argv("python3", Some("/usr/bin/python3")),
-            "/usr/bin/python3"
-        );
+        assert_eq!(argv("python3", Some("/usr/bin/python3")), "/usr/bin/python3");
         #[cfg(unix)]
         {
             let bin = prefix.path().join("bin");
@@ -249,13 +234,7 @@ mod tests {
             assert_eq!(argv("python3", None), own);
             assert_eq!(argv("python3.12", None), own);
         }
-        for other in [
-            "/usr/bin/python3",
-            "pythonista",
-            "python2",
-            "python3.",
-            "python3.x",
-        ] {
+        for other in ["/usr/bin/python3", "pythonista", "python2", "python3.", "python3.x"] {
             assert_eq!(argv(other, Some("/mine")), other);
         }
     }

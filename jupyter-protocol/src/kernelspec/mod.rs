@@ -120,9 +120,7 @@ pub enum KernelspecError {
         installed: Vec<String>,
     },
     /// The folder's name cannot be a kernel's.
-    #[error(
-        "{path} is passed over: a kernel's name has only letters, digits, '.', '-' and '_'; rename the folder"
-    )]
+    #[error("{path} is passed over: a kernel's name has only letters, digits, '.', '-' and '_'; rename the folder")]
     InvalidName {
         /// The folder.
         path: PathBuf,
@@ -136,9 +134,7 @@ pub enum KernelspecError {
         source: io::Error,
     },
     /// It is longer than [`MAX_KERNEL_JSON`].
-    #[error(
-        "{path} has more than {MAX_KERNEL_JSON} bytes, so it is no kernelspec; install the kernel again"
-    )]
+    #[error("{path} has more than {MAX_KERNEL_JSON} bytes, so it is no kernelspec; install the kernel again")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -167,10 +163,7 @@ impl InstalledKernelspec {
     /// # Errors
     /// [`KernelspecError::Read`], [`TooLarge`](KernelspecError::TooLarge) and
     /// [`Malformed`](KernelspecError::Malformed), each where its name says.
-    pub fn read(
-        name: impl Into<String>,
-        resource_dir: impl Into<PathBuf>,
-    ) -> Result<Self, KernelspecError> {
+    pub fn read(name: impl Into<String>, resource_dir: impl Into<PathBuf>) -> Result<Self, KernelspecError> {
         let resource_dir = resource_dir.into();
         let path = resource_dir.join("kernel.json");
         let bytes = match files::read_limited(&path, MAX_KERNEL_JSON) {
@@ -204,12 +197,7 @@ impl InstalledKernelspec {
         let resources: BTreeMap<String, String> = self
             .resources()
             .into_iter()
-            .map(|(key, file)| {
-                (
-                    key,
-                    format!("{base_url}/kernelspecs/{name}/{}", url_quote(&file)),
-                )
-            })
+            .map(|(key, file)| (key, format!("{base_url}/kernelspecs/{name}/{}", url_quote(&file))))
             .collect();
         json!({ "name": self.name, "spec": self.spec, "resources": resources })
     }

@@ -155,18 +155,10 @@ mod tests {
             "a\0b",
             "..\\secret",
         ] {
-            assert_eq!(
-                installed.resource(path),
-                Err(ResourceError::Outside),
-                "{path:?}"
-            );
+            assert_eq!(installed.resource(path), Err(ResourceError::Outside), "{path:?}");
         }
         for path in ["", "sub", "none", "logo-svg.svg/x"] {
-            assert_eq!(
-                installed.resource(path),
-                Err(ResourceError::NotFound),
-                "{path:?}"
-            );
+            assert_eq!(installed.resource(path), Err(ResourceError::NotFound), "{path:?}");
         }
     }
 

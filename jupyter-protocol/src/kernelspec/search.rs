@@ -71,10 +71,7 @@ pub fn find_kernelspecs(search: &SearchPath) -> Found {
 ///
 /// # Errors
 /// [`KernelspecError::NoSuchKernel`] where there is none of this name; any other where its `kernel.json` is unusable.
-pub fn get_kernelspec(
-    search: &SearchPath,
-    name: &str,
-) -> Result<InstalledKernelspec, KernelspecError> {
+pub fn get_kernelspec(search: &SearchPath, name: &str) -> Result<InstalledKernelspec, KernelspecError> {
     let mut dirs = resource_dirs(search, &mut Vec::new());
     let wanted = name.to_ascii_lowercase();
     match dirs.remove(&wanted) {
@@ -86,10 +83,7 @@ pub fn get_kernelspec(
     }
 }
 
-fn resource_dirs(
-    search: &SearchPath,
-    warnings: &mut Vec<KernelspecError>,
-) -> BTreeMap<String, PathBuf> {
+fn resource_dirs(search: &SearchPath, warnings: &mut Vec<KernelspecError>) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
     for dir in &search.dirs {
         for (name, path) in list(dir, warnings) {
@@ -131,9 +125,7 @@ fn list(dir: &Path, warnings: &mut Vec<KernelspecError>) -> Vec<(String, PathBuf
             continue;
         }
         match entry.file_name().to_str() {
-            Some(name) if is_valid_kernel_name(name) => {
-                kernels.push((name.to_ascii_lowercase(), path))
-            }
+            Some(name) if is_valid_kernel_name(name) => kernels.push((name.to_ascii_lowercase(), path)),
             _ => warnings.push(KernelspecError::InvalidName { path }),
         }
     }
@@ -185,33 +177,20 @@ mod tests {
         install(&second, "a name", &named("bad name"));
         std::fs::create_dir_all(second.join("kernels/empty")).unwrap();
         std::fs::create_dir_all(second.join("kernels/dir/kernel.json")).unwrap();
-        let search = SearchPath::new([
-            first.join("kernels"),
-            second.join("kernels"),
-            root.path().join("none"),
-        ]);
+        let search = SearchPath::new([first.join("kernels"), second.join("kernels"), root.path().join("none")]);
         let found = find_kernelspecs(&search);
         assert_eq!(
             found.kernelspecs.keys().collect::<Vec<_>>(),
             ["b-o.m_1", "python3", "r"]
         );
         assert_eq!(found.kernelspecs["python3"].spec.display_name, "first");
-        assert_eq!(
-            found.kernelspecs["r"].spec.interrupt_mode,
-            InterruptMode::Message
-        );
-        assert_eq!(
-            found.kernelspecs["r"].spec.extra["mine"],
-            serde_json::json!([1])
-        );
+        assert_eq!(found.kernelspecs["r"].spec.interrupt_mode, InterruptMode::Message);
+        assert_eq!(found.kernelspecs["r"].spec.extra["mine"], serde_json::json!([1]));
         let mut warnings: Vec<String> = found.warnings.iter().map(ToString::to_string).collect();
         warnings.sort();
         assert_eq!(warnings.len(), 5, "{warnings:#?}");
         for name in ["a name", "broken", "huge", "mode", "wrong"] {
-            assert!(
-                warnings.iter().any(|warning| warning.contains(name)),
-                "{name}"
-            );
+            assert!(warnings.iter().any(|warning| warning.contains(name)), "{name}");
         }
 
         assert_eq!(get_kernelspec(&search, "PYTHON3").unwrap().name, "python3");
@@ -219,9 +198,7 @@ mod tests {
             get_kernelspec(&search, "broken"),
             Err(KernelspecError::Malformed { .. })
         ));
-        let error = get_kernelspec(&search, "../python3")
-            .unwrap_err()
-            .to_string();
+        let error = get_kernelspec(&search, "../python3").unwrap_err().to_string();
         assert!(error.contains("python3, r"), "{error}");
     }
 
@@ -268,10 +245,7 @@ mod tests {
                 .with_platform(Platform::Unix)
                 .with_python_prefix(prefix);
             let own = prefix.join("share/jupyter");
-            env.jupyter_path()
-                .iter()
-                .position(|dir| *dir == own)
-                .unwrap()
+            env.jupyter_path().iter().position(|dir| *dir == own).unwrap()
         };
         let prefix = tempfile::tempdir().unwrap();
         let path = prefix.path().to_str().unwrap();
@@ -284,10 +258,7 @@ mod tests {
         assert_eq!(order(&conda, prefix.path()), 0);
         std::fs::write(prefix.path().join("pyvenv.cfg"), "home = /usr/bin\n").unwrap();
         assert_eq!(order(&[], prefix.path()), 0);
-        assert_eq!(
-            order(&[("JUPYTER_PREFER_ENV_PATH", "False")], prefix.path()),
-            1
-        );
+        assert_eq!(order(&[("JUPYTER_PREFER_ENV_PATH", "False")], prefix.path()), 1);
         // VIRTUAL_ENV names the prefix where no other is given.
         let env = PathEnv::new([("VIRTUAL_ENV", path), ("CONDA_PREFIX", "/conda")], "/h");
         assert_eq!(env.python_prefix(), Some(prefix.path()));
@@ -300,8 +271,7 @@ mod tests {
             let env = PathEnv::new([("XDG_DATA_HOME", "/x")], "/h")
                 .with_platform(Platform::Unix)
                 .with_python_prefix(prefix.path());
-            env.jupyter_path()
-                .contains(&"/h/.local/share/jupyter".into())
+            env.jupyter_path().contains(&"/h/.local/share/jupyter".into())
         };
         assert!(has_user_base());
         let config = prefix.path().join("pyvenv.cfg");
@@ -315,12 +285,8 @@ mod tests {
     fn macos_and_windows_have_their_own_places() {
         let env = PathEnv::new([("x", "y")], "/Users/u").with_platform(Platform::MacOs);
         assert_eq!(env.data_dir(), Path::new("/Users/u/Library/Jupyter"));
-        assert_eq!(
-            env.runtime_dir(),
-            Path::new("/Users/u/Library/Jupyter/runtime")
-        );
-        let env = PathEnv::new([("JUPYTER_PLATFORM_DIRS", "1")], "/Users/u")
-            .with_platform(Platform::MacOs);
+        assert_eq!(env.runtime_dir(), Path::new("/Users/u/Library/Jupyter/runtime"));
+        let env = PathEnv::new([("JUPYTER_PLATFORM_DIRS", "1")], "/Users/u").with_platform(Platform::MacOs);
         assert_eq!(
             env.data_dir(),
             Path::new("/Users/u/Library/Application Support/Jupyter")

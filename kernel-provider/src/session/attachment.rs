@@ -81,10 +81,13 @@ impl Attachment {
     }
 
     /// Waits until the same session is attached anew, by another connection: this one is not wanted any more.
-    pub async fn superseded(&self) {
+    pub fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
         let mine = self.client.hold.attachment;
-        // The sender lives as long as the session is known, which it is while it is attached.
-        let _ = self.current.clone().wait_for(|current| *current != mine).await;
+        let mut current = self.current.clone();
+        async move {
+            // The sender lives as long as the session is known, which it is while it is attached.
+            let _ = current.wait_for(|current| *current != mine).await;
+        }
     }
 }
 

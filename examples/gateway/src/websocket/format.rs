@@ -89,11 +89,7 @@ impl Format {
     }
 
     /// The message that the client sent.
-    pub(super) fn decode(
-        self,
-        opcode: OpCode,
-        data: &Bytes,
-    ) -> Result<(Channel, WireMessage), CodecError> {
+    pub(super) fn decode(self, opcode: OpCode, data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
         match (self, opcode) {
             (Self::V1, OpCode::Binary) => websocket_v1::decode(data),
             // jupyter_server passes the browser's binary messages on as text.
@@ -113,16 +109,7 @@ fn notice(message: &WireMessage, bytes: usize) -> WireMessage {
         TORNADO_MAX_BYTES >> 20
     );
     let empty = || Bytes::from_static(b"{}");
-    let header = serde_json::to_vec(&Header::new("stream", "kernelmux"))
-        .map_or_else(|_| empty(), Bytes::from);
+    let header = serde_json::to_vec(&Header::new("stream", "kernelmux")).map_or_else(|_| empty(), Bytes::from);
     let content = json!({"name": "stderr", "text": text}).to_string();
-    WireMessage::from_parts(
-        [
-            header,
-            message.parent_header().clone(),
-            empty(),
-            content.into(),
-        ],
-        [],
-    )
+    WireMessage::from_parts([header, message.parent_header().clone(), empty(), content.into()], [])
 }

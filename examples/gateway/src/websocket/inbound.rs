@@ -2,9 +2,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use fastwebsockets::{
-    Frame, OpCode, Payload, Role, WebSocketError, WebSocketRead, after_handshake_split,
-};
+use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocketError, WebSocketRead, after_handshake_split};
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_provider::session::{Client, SendError};
 use tokio::io::AsyncRead;
@@ -105,9 +103,7 @@ async fn read(
 fn close_code(error: &WebSocketError) -> (u16, &'static str) {
     match error {
         WebSocketError::FrameTooLarge => (1009, "message too big"),
-        WebSocketError::UnexpectedEOF
-        | WebSocketError::IoError(_)
-        | WebSocketError::ConnectionClosed => (1000, ""),
+        WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) | WebSocketError::ConnectionClosed => (1000, ""),
         _ => (1002, "protocol error"),
     }
 }
@@ -132,10 +128,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         frames.set_auto_close(false);
         frames.set_auto_pong(false);
         frames.set_max_message_size(MAX_MESSAGE_BYTES);
-        Self {
-            frames,
-            partial: None,
-        }
+        Self { frames, partial: None }
     }
 
     async fn next(&mut self) -> Result<Received, WebSocketError> {
@@ -145,10 +138,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
                 .read_frame(&mut |_| async { Ok::<(), Infallible>(()) })
                 .await?;
             let Frame {
-                fin,
-                opcode,
-                payload,
-                ..
+                fin, opcode, payload, ..
             } = frame;
             let payload = to_bytes(payload);
             match opcode {

@@ -45,23 +45,12 @@ pub(crate) async fn channels(
     Query(query): Query<ChannelsQuery>,
     mut request: Request,
 ) -> Response {
-    let kernel = id
-        .parse::<KernelId>()
-        .ok()
-        .and_then(|id| gateway.manager.get(id));
+    let kernel = id.parse::<KernelId>().ok().and_then(|id| gateway.manager.get(id));
     let Some(kernel) = kernel else {
-        return ApiError::new(
-            StatusCode::NOT_FOUND,
-            format!("Kernel does not exist: {id}"),
-        )
-        .into_response();
+        return ApiError::new(StatusCode::NOT_FOUND, format!("Kernel does not exist: {id}")).into_response();
     };
     if !is_upgrade_request(&request) {
-        return ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "this address takes WebSocket connections only",
-        )
-        .into_response();
+        return ApiError::new(StatusCode::BAD_REQUEST, "this address takes WebSocket connections only").into_response();
     }
     let session = query
         .session_id
@@ -120,13 +109,7 @@ async fn serve(
     let (reading, writing) = tokio::io::split(websocket.into_inner());
     let acknowledgement = Arc::new(Acknowledgement::new(attachment.client()));
     let (control, control_frames) = mpsc::channel(CONTROL_FRAMES);
-    let inbound = inbound::run(
-        reading,
-        attachment.client(),
-        format,
-        acknowledgement.clone(),
-        control,
-    );
+    let inbound = inbound::run(reading, attachment.client(), format, acknowledgement.clone(), control);
     let outbound = outbound::run(writing, attachment, format, acknowledgement, control_frames);
     // Whichever half ends first ends the other: both are futures of this one task.
     tokio::select! {

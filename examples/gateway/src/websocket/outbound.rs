@@ -34,6 +34,7 @@ pub(super) async fn run(
     let mut keep_alive = interval(KEEP_ALIVE);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     keep_alive.reset();
+    let mut superseded = std::pin::pin!(attachment.superseded());
     loop {
         tokio::select! {
             block = attachment.next() => {
@@ -92,7 +93,7 @@ pub(super) async fn run(
                     out.flush().await?;
                 }
             }
-            () = attachment.superseded() => {
+            () = &mut superseded => {
                 out.close(1001, "the session is connected anew").await?;
                 return Ok("the session is connected anew");
             }
@@ -189,10 +190,7 @@ async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8]) -> i
         let written = match timeout_at(Instant::now() + WRITE_DEADLINE, stream.write(data)).await {
             Ok(written) => written?,
             Err(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the client takes nothing",
-                ));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing"));
             }
         };
         if written == 0 {

@@ -1,0 +1,97 @@
+//! The echo kernel as a process, started as JupyterLab starts it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use jupyter_protocol::client::{Client, Execution, ExecutionEvent};
+use jupyter_protocol::content::{Content, ExecuteRequest};
+use jupyter_protocol::handshake::Registration;
+use jupyter_protocol::{ConnectionInfo, Key, Transport};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn start(dir: &TempDir, info: &ConnectionInfo) -> Child {
+    let file = dir.path().join("kernel.json");
+    info.write(&file).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_echo-kernel"))
+        .arg(file)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// What the code wrote, and the reply's status.
+async fn run(mut execution: Execution) -> (String, String) {
+    let (mut text, mut status) = (String::new(), String::new());
+    while let Some(event) = execution.next().await {
+        match event.unwrap() {
+            ExecutionEvent::Output(message) => match message.content {
+                Content::Stream(stream) => text.push_str(&stream.text),
+                Content::Error(error) => text.push_str(&error.ename),
+                _ => {}
+            },
+            ExecutionEvent::Reply(reply) => status = reply.status().to_owned(),
+            _ => {}
+        }
+    }
+    (text, status)
+}
+
+#[tokio::test]
+async fn sigint_interrupts_and_shutdown_ends_the_process() {
+    let dir = TempDir::new().unwrap();
+    let info = ConnectionInfo {
+        transport: Transport::Ipc,
+        ip: dir.path().join("k").display().to_string(),
+        shell_port: 1,
+        iopub_port: 2,
+        stdin_port: 3,
+        control_port: 4,
+        hb_port: 5,
+        key: Key::random(),
+        ..ConnectionInfo::default()
+    };
+    let mut kernel = start(&dir, &info);
+    let client = Client::connect(&info).await.unwrap();
+    let mut sleeping = client.execute(ExecuteRequest::new("asleep\n%sleep 600")).await.unwrap();
+    loop {
+        if let ExecutionEvent::Output(message) = sleeping.next().await.unwrap().unwrap()
+            && matches!(message.content, Content::Stream(_))
+        {
+            break;
+        }
+    }
+    let pid = kernel.id().unwrap().to_string();
+    let signalled = Command::new("sh")
+        .args(["-c", &format!("kill -INT {pid}")])
+        .status()
+        .await
+        .unwrap();
+    assert!(signalled.success());
+    assert_eq!(
+        run(sleeping).await,
+        ("KeyboardInterrupt".to_owned(), "error".to_owned())
+    );
+    let hello = client.execute(ExecuteRequest::new("hello")).await.unwrap();
+    assert_eq!(run(hello).await, ("hello\n".to_owned(), "ok".to_owned()));
+    client.shutdown(false).await.unwrap();
+    let ended = tokio::time::timeout(SOON, kernel.wait()).await.unwrap().unwrap();
+    assert!(ended.success());
+}
+
+#[tokio::test]
+async fn it_announces_its_ports_where_it_is_asked_to() {
+    let dir = TempDir::new().unwrap();
+    let wanted = ConnectionInfo {
+        key: Key::random(),
+        ..ConnectionInfo::default()
+    };
+    let registration = Registration::bind(wanted).await.unwrap();
+    let _kernel = start(&dir, registration.connection_info());
+    let info = registration.accept(SOON).await.unwrap();
+    let client = Client::connect(&info).await.unwrap();
+    assert_eq!(client.kernel_info().await.unwrap().implementation, "echo-kernel");
+}

@@ -1,0 +1,498 @@
+//! The manager over real Python kernels: what happens to kernels, and what clients get to see of it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernelmux::local::{LocalConfig, LocalProvider};
+use kernelmux::protocol::content::{Content, ExecuteRequest};
+use kernelmux::protocol::kernelspec::SearchPath;
+use kernelmux::protocol::message::Message;
+use kernelmux::protocol::{Channel, WireMessage};
+use kernelmux::provider::KernelId;
+use kernelmux::provider::log::{Entry, FjallStore, LogOptions, Logs, Seq};
+use kernelmux::provider::manager::{
+    Culling, Kernel, KernelEventKind, Manager, ManagerOptions, StartError, StartRequest,
+};
+use kernelmux::provider::session::{Attachment, ExecutionError, ExecutionState, LIFECYCLE};
+use serde_json::{Value, json};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Within the deadline, or the test fails.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+}
+
+/// The interpreter with ipykernel; `None` where there is none, which only CI does not forgive.
+fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("KERNELMUX_TEST_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
+    let found = Command::new(&python)
+        .args(["-c", "import ipykernel"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if found {
+        return Some(python);
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{} has no ipykernel",
+        python.display()
+    );
+    println!(
+        "skipped: {} has no ipykernel; set KERNELMUX_TEST_PYTHON",
+        python.display()
+    );
+    None
+}
+
+/// A folder with a kernelspec of the real Python kernel and of some that fail, and the manager's state.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Option<Self> {
+        let python = python()?;
+        let place = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        place.spec(
+            "python3",
+            &json!([python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
+            &json!({}),
+        );
+        Some(place)
+    }
+
+    fn spec(&self, name: &str, argv: &Value, metadata: &Value) {
+        let folder = self.folder.path().join("kernels").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let spec = json!({"argv": argv, "display_name": name, "language": "python", "metadata": metadata});
+        std::fs::write(folder.join("kernel.json"), spec.to_string()).unwrap();
+    }
+
+    async fn manager(&self, options: ManagerOptions) -> Manager {
+        let mut config = LocalConfig::new(self.folder.path().join("state"));
+        config.search = SearchPath::new([self.folder.path().join("kernels")]);
+        let provider = LocalProvider::open(config).await.unwrap();
+        let store = FjallStore::open(&self.folder.path().join("logs")).unwrap();
+        let logs = Logs::new(Arc::new(store), LogOptions::default()).unwrap();
+        Manager::new(vec![Arc::new(provider)], logs, options)
+    }
+}
+
+/// Runs code and returns what it wrote to its standard output.
+async fn run(kernel: &Arc<Kernel>, code: &str) -> String {
+    let mut execution = kernel.execute(ExecuteRequest::new(code)).await.unwrap();
+    let mut text = String::new();
+    while let Some(message) = soon(execution.next()).await {
+        match message.expect("the execution goes on").content {
+            Content::Stream(stream) => text.push_str(&stream.text),
+            Content::Error(error) => panic!("{}: {}", error.ename, error.evalue),
+            _ => {}
+        }
+    }
+    text
+}
+
+/// Reads on until an entry that is for this client fits.
+async fn until(attachment: &mut Attachment, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
+    let mut seen = Vec::new();
+    loop {
+        let block = soon(attachment.next()).await.unwrap().expect("the log is open");
+        for entry in block.entries().filter(|entry| attachment.client().delivers(entry)) {
+            seen.push(entry.clone());
+            if fits(&entry) {
+                return seen;
+            }
+        }
+    }
+}
+
+fn content(entry: &Entry) -> Value {
+    serde_json::from_slice(entry.message().content()).unwrap()
+}
+
+fn msg_type(entry: &Entry) -> String {
+    entry.message().header_ref().unwrap().msg_type.into_owned()
+}
+
+fn execute(code: &str, session: &str) -> (String, WireMessage) {
+    let message = Message::new(ExecuteRequest::new(code), session);
+    (message.header.msg_id.clone(), message.to_wire())
+}
+
+fn kill(pid: &str, signal: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_is_started_used_restarted_and_ended() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let mut events = manager.events();
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    assert_eq!(run(&kernel, "x = 6; print(x * 7)").await, "42\n");
+    soon(kernel.restart()).await.unwrap();
+    assert_eq!(
+        run(&kernel, "print('x' in globals())").await,
+        "False\n",
+        "a new process knows nothing"
+    );
+    soon(kernel.shutdown()).await.unwrap();
+    assert!(manager.get(kernel.id()).is_none());
+    let kinds: Vec<_> = std::iter::from_fn(|| events.try_recv().ok())
+        .map(|event| event.kind)
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            KernelEventKind::Started,
+            KernelEventKind::Restarted,
+            KernelEventKind::ShutDown
+        ]
+    );
+    // What it said can be read after it is gone.
+    let log = manager.logs().open(kernel.id()).await.unwrap();
+    assert!(log.head() > Seq(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let mut client = kernel.attach("client");
+    let pid = run(&kernel, "import os; print(os.getpid())").await;
+    let mut execution = kernel
+        .execute(ExecuteRequest::new("import time; time.sleep(600)"))
+        .await
+        .unwrap();
+    soon(kernel.state().wait_for(|state| *state == ExecutionState::Busy))
+        .await
+        .unwrap();
+    kill(pid.trim(), "-KILL");
+    let seen = until(&mut client, |entry| content(entry)["execution_state"] == "restarting").await;
+    let told = content(seen.last().unwrap());
+    assert!(told["reason"].as_str().unwrap().contains("SIGKILL"), "{told}");
+    let error = loop {
+        match soon(execution.next()).await {
+            Some(Ok(_)) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(error, Some(Err(ExecutionError::KernelEnded { .. }))));
+    assert_eq!(run(&kernel, "print('again')").await, "again\n");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
+    let Some(place) = Place::new() else { return };
+    let mut options = ManagerOptions::default();
+    options.restart_limit = 1;
+    let manager = place.manager(options).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let mut client = kernel.attach("client");
+    for state in ["restarting", "dead"] {
+        let dying = kernel
+            .execute(ExecuteRequest::new("import os; os._exit(7)"))
+            .await
+            .unwrap();
+        let seen = until(&mut client, |entry| content(entry)["execution_state"] == state).await;
+        assert_eq!(content(seen.last().unwrap())["reason"], "exited with code 7");
+        drop(dying);
+        if state == "restarting" {
+            soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+                .await
+                .unwrap();
+        }
+    }
+    soon(kernel.state().wait_for(|state| *state == ExecutionState::Dead))
+        .await
+        .unwrap();
+    assert!(
+        kernel.execute(ExecuteRequest::new("1")).await.is_err(),
+        "the dead do not answer"
+    );
+    soon(kernel.restart()).await.unwrap();
+    assert_eq!(run(&kernel, "print('risen')").await, "risen\n");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    run(&kernel, "kept = 1").await;
+    let mut execution = kernel
+        .execute(ExecuteRequest::new(
+            "print('now', flush=True)\nimport time; time.sleep(600)",
+        ))
+        .await
+        .unwrap();
+    let mut error = None;
+    while let Some(message) = soon(execution.next()).await {
+        match message.unwrap().content {
+            Content::Stream(_) => soon(kernel.interrupt()).await.unwrap(),
+            Content::Error(content) => error = Some(content.ename),
+            _ => {}
+        }
+    }
+    assert_eq!(error.as_deref(), Some("KeyboardInterrupt"));
+    assert_eq!(run(&kernel, "print(kept)").await, "1\n");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_go_to_who_asked_and_output_goes_to_all() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let (mut alice, mut bob) = (kernel.attach("alice"), kernel.attach("bob"));
+    assert_eq!(*kernel.connections().borrow(), 2);
+    let (id, request) = execute("input('name? ')", "a");
+    alice.client().send(Channel::Shell, request).await.unwrap();
+    let seen = until(&mut alice, |entry| msg_type(entry) == "input_request").await;
+    assert_eq!(content(seen.last().unwrap())["prompt"], "name? ");
+    let answer = WireMessage::from_parts(
+        [
+            r#"{"msg_id":"answer","msg_type":"input_reply"}"#,
+            "{}",
+            "{}",
+            r#"{"value":"Ann"}"#,
+        ]
+        .map(bytes::Bytes::from),
+        [],
+    );
+    alice.client().send(Channel::Stdin, answer).await.unwrap();
+    until(&mut alice, |entry| msg_type(entry) == "execute_reply").await;
+    // Bob sees the same output, and neither Alice's question nor her reply.
+    let (mine, request) = execute("'done'", "b");
+    bob.client().send(Channel::Shell, request).await.unwrap();
+    let seen = until(&mut bob, |entry| msg_type(entry) == "execute_reply").await;
+    let reply = seen.last().unwrap().message();
+    assert_eq!(reply.parent_ref().unwrap().msg_id, mine);
+    let of_alice: Vec<_> = seen
+        .iter()
+        .filter(|entry| entry.message().parent_ref().unwrap().msg_id == id)
+        .map(msg_type)
+        .collect();
+    assert!(of_alice.contains(&"execute_result".to_owned()), "{of_alice:?}");
+    assert!(!of_alice.contains(&"input_request".to_owned()) && !of_alice.contains(&"execute_reply".to_owned()));
+    drop(alice);
+    soon(kernel.connections().wait_for(|connections| *connections == 1))
+        .await
+        .unwrap();
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_comes_back_reads_on_after_what_it_acknowledged() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let mut first = kernel.attach("laptop");
+    let (_, request) = execute("for i in range(1000): print(i, flush=True)", "laptop");
+    first.client().send(Channel::Shell, request).await.unwrap();
+    let seen = until(&mut first, |entry| msg_type(entry) == "stream").await;
+    let acknowledged = seen.last().unwrap().seq();
+    first.client().acknowledge(acknowledged);
+    let idle_or_reply = |entry: &Entry| msg_type(entry) == "execute_reply";
+    let second = kernel.attach("laptop");
+    soon(first.superseded()).await;
+    drop(first);
+    assert_eq!(
+        *kernel.connections().borrow(),
+        1,
+        "the older attachment does not count any more"
+    );
+    drop(second);
+    soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+        .await
+        .unwrap();
+    let mut again = kernel.attach("laptop");
+    let missed = until(&mut again, idle_or_reply).await;
+    assert!(missed[0].seq() > acknowledged);
+    let text: String = seen
+        .iter()
+        .chain(&missed)
+        .filter(|entry| msg_type(entry) == "stream")
+        .map(|entry| content(entry)["text"].as_str().unwrap().to_owned())
+        .collect();
+    let expected: String = (0..1000).map(|i| format!("{i}\n")).collect();
+    assert_eq!(text, expected, "nothing lost, nothing twice");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kernels_outlive_the_manager_and_their_logs_go_on() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let id = kernel.id();
+    run(&kernel, "kept = 'kept'").await;
+    let (epoch, head) = (kernel.log().epoch(), kernel.log().head());
+    soon(manager.detach()).await;
+    drop((kernel, manager));
+
+    let manager = reopened(&place).await;
+    assert_eq!(soon(manager.restore()).await.unwrap(), 1);
+    let kernel = manager.get(id).unwrap();
+    assert_eq!(kernel.log().epoch(), epoch);
+    assert_eq!(run(&kernel, "print(kept)").await, "kept\n");
+    let mut reader = kernel.log().reader(head);
+    // The time that nobody recorded is told.
+    let gap = loop {
+        let block = soon(reader.next()).await.unwrap().unwrap();
+        if let Some(entry) = block.entries().find(|entry| msg_type(entry) == LIFECYCLE) {
+            break content(&entry);
+        }
+    };
+    assert_eq!(gap["event"], "attached");
+    assert!(gap["unrecorded_ms"].is_i64());
+    soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+        .await
+        .unwrap();
+    soon(manager.shutdown()).await;
+}
+
+/// A manager on the same folder, once the last one's hold on it is gone.
+async fn reopened(place: &Place) -> Manager {
+    let lock = place.folder.path().to_owned();
+    soon(async move {
+        while !is_free(&lock) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    place.manager(ManagerOptions::default()).await
+}
+
+/// Whether the database of the logs can be opened: its last user lets go of it on a thread of its own.
+fn is_free(folder: &Path) -> bool {
+    FjallStore::open(&folder.join("logs")).is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_and_ids_are_kept_to_also_while_kernels_start() {
+    let Some(place) = Place::new() else { return };
+    let mut options = ManagerOptions::default();
+    options.max_kernels = Some(3);
+    options.max_kernels_per_owner = Some(1);
+    let manager = place.manager(options).await;
+    let request = |owner: &str| {
+        let mut request = StartRequest::new("python3");
+        request.owner = Some(owner.to_owned());
+        request
+    };
+    let id = KernelId::random();
+    let (mut named, mut twin) = (request("ann"), request("bob"));
+    (named.id, twin.id) = (Some(id), Some(id));
+    let (first, second) = soon(async { tokio::join!(manager.start(named), manager.start(twin)) }).await;
+    let (kernel, refused) = if first.is_ok() {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    let kernel = kernel.unwrap();
+    assert!(matches!(refused.map(|_| ()), Err(StartError::Duplicate(twice)) if twice == id));
+    let owner = kernel.owner().unwrap().to_owned();
+    let error = soon(manager.start(request(&owner))).await.map(|_| ()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StartError::LimitReached {
+                limit: 1,
+                owner: Some(_)
+            }
+        ),
+        "{error}"
+    );
+    soon(manager.start(request("cid"))).await.unwrap();
+    soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let error = soon(manager.start(StartRequest::new("python3")))
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(error, StartError::LimitReached { limit: 3, owner: None }),
+        "{error}"
+    );
+    soon(kernel.shutdown()).await.unwrap();
+    soon(manager.start(request(&owner))).await.unwrap();
+    soon(manager.shutdown()).await;
+    let error = soon(manager.start(request("dan"))).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, StartError::ShuttingDown), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_says_why_and_leaves_nothing() {
+    let Some(place) = Place::new() else { return };
+    place.spec(
+        "broken",
+        &json!(["sh", "-c", "echo no licence found >&2; exit 3"]),
+        &json!({}),
+    );
+    place.spec("missing", &json!(["/no/such/interpreter"]), &json!({}));
+    let manager = place.manager(ManagerOptions::default()).await;
+    for (spec, expected) in [
+        ("broken", &["exited with code 3", "no licence found"][..]),
+        ("missing", &["/no/such/interpreter"]),
+        ("unheard-of", &["unheard-of", "python3"]),
+    ] {
+        let error = soon(manager.start(StartRequest::new(spec)))
+            .await
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+        assert!(manager.list().is_empty());
+    }
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
+    let Some(place) = Place::new() else { return };
+    let python = python().unwrap();
+    let argv = json!([python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]);
+    place.spec("kept", &argv, &json!({"cull_idle_timeout": 0}));
+    let mut options = ManagerOptions::default();
+    options.culling = Culling::default();
+    options.culling.idle_timeout = Duration::from_secs(1);
+    options.culling.interval = Duration::from_millis(100);
+    let manager = place.manager(options).await;
+    let mut events = manager.events();
+    let idle = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let watched = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let _client = watched.attach("client");
+    let busy = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    drop(
+        busy.execute(ExecuteRequest::new("import time; time.sleep(600)"))
+            .await
+            .unwrap(),
+    );
+    let kept = soon(manager.start(StartRequest::new("kept"))).await.unwrap();
+    let culled = soon(async {
+        loop {
+            let event = events.recv().await.unwrap();
+            if event.kind == KernelEventKind::Culled {
+                return event.id;
+            }
+        }
+    })
+    .await;
+    assert_eq!(culled, idle.id());
+    let mut left: Vec<_> = manager.list().iter().map(|kernel| kernel.id()).collect();
+    let mut expected = vec![watched.id(), busy.id(), kept.id()];
+    left.sort();
+    expected.sort();
+    assert_eq!(left, expected);
+    soon(manager.shutdown()).await;
+}
