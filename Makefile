@@ -57,6 +57,3 @@ lint-docs:
 lint-deny:
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check; \
 	else echo "cargo-deny is not installed: licences and advisories not checked"; fi
-
-bench: e2e-env ## benchmarks against direct ZeroMQ and against the peers; writes benches/RESULTS.md
-	scripts/bench.sh

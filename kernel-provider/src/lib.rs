@@ -2,6 +2,8 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod kernel_id;
 pub mod log;
 pub mod manager;

@@ -5,14 +5,16 @@
 //! it is disconnected. ZeroMQ does not tell which one it is, so all are; those that live connect again by themselves
 //! and are welcomed again, and miss what was published meanwhile.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use zeromq::{Socket, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
+use zeromq::{Socket, SocketEvent, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
 
 use crate::content::IopubWelcome;
 use crate::message::Message;
@@ -23,6 +25,9 @@ const QUEUE: usize = 1_000;
 
 /// How long subscribers may take nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many of the latest subscribers are known by name, to be disconnected.
+const REMEMBERED_PEERS: usize = 1_024;
 
 /// Publishes on iopub.
 pub(super) struct Iopub {
@@ -105,6 +110,8 @@ async fn publish_all(
     welcome: Welcome,
     patience: Duration,
 ) {
+    let mut events = socket.monitor();
+    let mut peers = VecDeque::new();
     loop {
         let message = tokio::select! {
             // Before what follows, so that a subscriber's first message is its welcome.
@@ -116,6 +123,15 @@ async fn publish_all(
                     None
                 }
             },
+            Some(event) = events.next() => {
+                if let SocketEvent::Accepted(_, peer) = event {
+                    if peers.len() == REMEMBERED_PEERS {
+                        peers.pop_front();
+                    }
+                    peers.push_back(peer);
+                }
+                None
+            }
             () = close.notified() => {
                 to_publish.close();
                 None
@@ -131,7 +147,10 @@ async fn publish_all(
             Ok(Err(error)) => tracing::debug!(%error, "an iopub subscriber is gone"),
             Err(_) => {
                 tracing::warn!("an iopub subscriber took nothing for {patience:?}: all are disconnected");
-                socket.backend().shutdown();
+                let backend = socket.backend();
+                for peer in peers.drain(..) {
+                    backend.peer_disconnected(&peer);
+                }
             }
         }
     }
