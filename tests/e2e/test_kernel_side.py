@@ -1,0 +1,60 @@
+"""The public suite for kernels against a kernel written with the project's kernel side."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupyter_kernel_test
+import pytest
+from conftest import lacking
+from harness.gateway import REPO
+
+BINARY = Path(os.environ.get("KERNELMUX_ECHO_BIN", REPO / "target" / "debug" / "echo-kernel"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The kernel's own kernelspec, its command on the search path."""
+    if not BINARY.exists():
+        lacking(f"no echo-kernel at {BINARY}: build it, or set KERNELMUX_ECHO_BIN")
+    root = tmp_path_factory.mktemp("echo")
+    shutil.copytree(REPO / "examples" / "echo-kernel" / "kernelspec", root / "kernels" / "echo")
+    assert json.loads((root / "kernels" / "echo" / "kernel.json").read_text())["argv"]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("JUPYTER_PATH", str(root))
+    patch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
+    patch.setenv("PATH", f"{BINARY.parent}{os.pathsep}{os.environ['PATH']}")
+    (root / "run").mkdir()
+    yield
+    patch.undo()
+
+
+class EchoKernelTests(jupyter_kernel_test.KernelTests):
+    kernel_name = "echo"
+    language_name = "echo"
+    file_extension = ".txt"
+    code_hello_world = "hello, world"
+    code_stderr = "%stderr oh"
+    code_page_something = "%page text"
+    code_generate_error = "%error no"
+    code_clear_output = "%clear"
+    code_inspect_sample = "%sleep"
+    complete_code_samples = ["one line", "two\nlines"]
+    incomplete_code_samples = ["to be continued \\"]
+    invalid_code_samples = ["%%nothing"]
+    completion_samples = [
+        {"text": "%s", "matches": ["%sleep", "%stderr"]},
+        {"text": "%disp", "matches": ["%display"]},
+    ]
+    code_execute_result = [{"code": "%result 42", "result": "42"}]
+    code_display_data = [{"code": "%display text", "mime": "text/markdown"}]
+
+
+class EchoWelcomeTests(jupyter_kernel_test.IopubWelcomeTests):
+    kernel_name = "echo"
+    # zeromq's PUB socket tells nobody who subscribes, so there is nothing to welcome by.
+    support_iopub_welcome = False

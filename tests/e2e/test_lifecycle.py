@@ -1,0 +1,449 @@
+"""Start, end, end badly, start again; several clients; coming back to what was missed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import websocket
+from harness.gateway import TOKEN, Gateway, binary, clean_env, python_pid
+from harness.process import alive, kill
+from harness.proxy import Proxy
+from harness.waiting import eventually
+from harness.wire import KernelSocket, is_idle, message, parent_of, text_of, types
+
+Start = Callable[..., Gateway]
+
+
+def gated(path: Path, then: str) -> str:
+    return (
+        "import pathlib, time\nprint('on', flush=True)\n"
+        f"while not pathlib.Path({str(path)!r}).exists(): time.sleep(.02)\n{then}"
+    )
+
+
+def is_text(text: str) -> Callable[[dict], bool]:
+    return lambda m: m["header"]["msg_type"] == "stream" and text in m["content"]["text"]
+
+
+# --- ends and starts
+
+
+def test_sigint_ends_kernels_and_itself(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    kernel_id = gateway.start_kernel()["id"]
+    with gateway.socket(kernel_id) as client:
+        pid = python_pid(client)
+        # A child of the kernel must not outlive it either.
+        child = int(
+            client.run(
+                "import subprocess, sys\n"
+                "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+                "print(child.pid)"
+            )
+        )
+    assert gateway.stop(signal.SIGINT) == 0
+    eventually(lambda: not alive(pid), "the kernel has ended")
+    eventually(lambda: not alive(child), "the kernel's child has ended")
+    gateway.wait_no_kernels()
+
+
+def test_sigterm_detaches_and_the_next_start_attaches(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    kernel_id = gateway.start_kernel()["id"]
+    with gateway.socket(kernel_id, "one") as client:
+        pid = python_pid(client)
+        client.run("kept = 40")
+    assert gateway.stop(signal.SIGTERM) == 0
+    assert alive(pid)
+    gateway.start()
+    assert [k["id"] for k in gateway.rest("GET", "api/kernels").json()] == [kernel_id]
+    with gateway.socket(kernel_id, "two") as client:
+        assert client.run("kept + 2") == "42"
+        assert python_pid(client) == pid
+        # It is a whole kernel: it can be interrupted, restarted and ended.
+        msg_id = client.execute("print('on')\nwhile True: pass")
+        client.until(is_text("on"))
+        assert gateway.rest("POST", f"api/kernels/{kernel_id}/interrupt").status_code == 204
+        assert "error" in types(client.finish(msg_id))
+        assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
+        assert client.run("6 * 7") == "42"
+    assert gateway.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
+    gateway.wait_no_kernels()
+
+
+def test_on_terminate_stop(start_gateway: Start) -> None:
+    gateway = start_gateway("--on-terminate", "stop")
+    gateway.start_kernel()
+    assert gateway.kernel_pids()
+    assert gateway.stop(signal.SIGTERM) == 0
+    gateway.wait_no_kernels()
+
+
+def test_killed_gateway_finds_its_kernels_again(start_gateway: Start, tmp_path: Path) -> None:
+    gateway = start_gateway()
+    kernel_id = gateway.start_kernel()["id"]
+    with gateway.socket(kernel_id, "before") as client:
+        pid = python_pid(client)
+        client.run("kept = 40")
+        msg_id = client.execute(gated(tmp_path / "gate", "kept += 1"))
+        client.until(is_text("on"))
+        gateway.stop(signal.SIGKILL)
+    assert alive(pid)
+    gateway.start()
+    (tmp_path / "gate").touch()
+    with gateway.socket(kernel_id, "after") as client:
+        assert client.run("kept + 1") == "42"
+    assert msg_id
+
+
+def test_kernels_that_ended_meanwhile_are_not_listed(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    kernel_id = gateway.start_kernel()["id"]
+    with gateway.socket(kernel_id) as client:
+        pid = python_pid(client)
+    gateway.stop(signal.SIGTERM)
+    kill(pid)
+    eventually(lambda: not alive(pid), "the kernel has ended")
+    gateway.start()
+    model = gateway.model(kernel_id)
+    assert model is None or model["execution_state"] == "dead", model
+
+
+def test_sigint_while_a_kernel_starts_leaves_nothing(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    body = b"{}"
+    with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
+        sock.sendall(
+            b"POST /api/kernels HTTP/1.1\r\nHost: x\r\n"
+            + f"Authorization: token {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        eventually(gateway.kernel_pids, "a kernel process")
+        gateway.stop(signal.SIGINT)
+    gateway.wait_no_kernels()
+
+
+def refused(home: Path, *args: str, env: dict[str, str] | None = None) -> str:
+    """What the gateway says on standard error when it does not start: to be one clear line."""
+    ended = subprocess.run(
+        [str(binary()), *args],
+        env=clean_env(home, **(env or {})),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert ended.returncode not in (0, 101), ended
+    assert "panicked" not in ended.stderr
+    return ended.stderr.strip()
+
+
+def test_taken_port(built: None, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = refused(tmp_path, "--port", port, "--data-dir", str(tmp_path / "d"))
+    assert len(said.splitlines()) == 1, said
+    assert port in said
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--port", "seventy"],
+        ["--port", "70000"],
+        ["--port", "-1"],
+        ["--ip", "nowhere at all"],
+        ["--cull-idle-timeout", "soon"],
+        ["--cull-interval", "-5"],
+        ["--on-terminate", "dance"],
+        ["--nothing"],
+        ["stray"],
+    ],
+)
+def test_wrong_flags(built: None, tmp_path: Path, args: list[str]) -> None:
+    said = refused(tmp_path, "--data-dir", str(tmp_path / "d"), *args)
+    first = said.splitlines()[0]
+    assert args[-1] in first or args[0] in first, said
+
+
+def test_wrong_environment(built: None, tmp_path: Path) -> None:
+    said = refused(tmp_path, env={"KERNELMUX_PORT": "seventy"})
+    assert "seventy" in said
+
+
+def test_data_dir_that_cannot_be_made(built: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = refused(tmp_path, "--port", "0", "--data-dir", str(tmp_path / "file" / "d"))
+    assert len(said.splitlines()) == 1, said
+    assert str(tmp_path / "file") in said
+
+
+def test_two_gateways_on_one_data_dir(start_gateway: Start, tmp_path: Path) -> None:
+    gateway = start_gateway()
+    said = refused(tmp_path, "--port", "0", "--data-dir", str(gateway.data_dir))
+    assert str(gateway.data_dir) in said
+    with gateway.kernel() as kernel_id, gateway.socket(kernel_id) as client:
+        assert client.run("6 * 7") == "42"
+
+
+def test_what_it_prints(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    said = gateway.output
+    assert f"http://127.0.0.1:{gateway.port}/" in said
+    assert "JUPYTER_GATEWAY_URL=" in said or "--gateway-url" in said
+    assert TOKEN in said  # printed once for its user, and never logged
+
+
+def test_a_token_is_made_where_none_is_given(built: None, make_home: Callable[[str], Path]) -> None:
+    gateway = Gateway(make_home("gw"), token=None)
+    argv = [a for a in gateway.argv() if a != "--no-auth"]
+    gateway.argv = lambda: argv  # type: ignore[method-assign]
+    try:
+        gateway.start()
+        assert gateway.process is not None
+        token = gateway.process.wait_for_line(r"token=([\w-]{20,})")[1]
+        assert gateway.rest("GET", "api/kernels", headers={}).status_code in (401, 403)
+        headers = {"Authorization": f"token {token}"}
+        assert gateway.rest("GET", "api/kernels", headers=headers).status_code == 200
+    finally:
+        gateway.close()
+
+
+def test_no_secret_in_the_logs(start_gateway: Start) -> None:
+    gateway = start_gateway("--log", "trace")
+    announced = len(gateway.output)
+    gateway.rest("GET", f"api/kernels?token={TOKEN}", headers={})
+    gateway.rest("GET", "api/kernels", headers={"Authorization": "token a-wrong-secret"})
+    gateway.rest("GET", "api/kernels?token=a-wrong-secret", headers={})
+    kernel_id = gateway.start_kernel()["id"]
+    with gateway.socket(kernel_id, "logs") as client:
+        client.run("6 * 7")
+    keys = [
+        json.loads(path.read_text()).get("key")
+        for path in gateway.home.rglob("*.json")
+        if "shell_port" in path.read_text(errors="replace")
+    ]
+    gateway.stop()
+    logged = gateway.output[announced:]
+    assert kernel_id in logged
+    assert TOKEN not in logged and "a-wrong-secret" not in logged
+    for key in filter(None, keys):
+        assert key not in logged
+    # Only its user may read what it keeps.
+    for path in gateway.data_dir.rglob("*"):
+        if path.is_file() and b'"key"' in path.read_bytes():
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_crash_is_told_and_restarted(gateway: Gateway) -> None:
+    with gateway.kernel() as kernel_id, gateway.socket(kernel_id, "crash") as client:
+        pid = python_pid(client)
+        kill(pid)
+        told = client.until(
+            lambda m: m["header"]["msg_type"] == "status"
+            and m["content"]["execution_state"] == "restarting",
+            what="status restarting",
+        )
+        assert told["channel"] == "iopub" and told["parent_header"] == {}
+        assert client.run("6 * 7") == "42"
+        assert python_pid(client) != pid
+
+
+def test_culling(start_gateway: Start) -> None:
+    gateway = start_gateway("--cull-idle-timeout", "2", "--cull-interval", "1")
+    idle = gateway.start_kernel()["id"]
+    connected = gateway.start_kernel()["id"]
+    busy = gateway.start_kernel()["id"]
+    with gateway.socket(connected) as client:
+        client.run("1")
+        with gateway.socket(busy) as other:
+            other.execute("print('on', flush=True)\nimport time\nwhile True: time.sleep(.1)")
+            other.until(is_text("on"))
+        eventually(lambda: gateway.model(idle) is None, "the idle kernel is culled", 30)
+        # One more round of the culler: those that it must spare are still there.
+        second = gateway.start_kernel()["id"]
+        eventually(lambda: gateway.model(second) is None, "the second idle kernel is culled", 30)
+        assert gateway.model(connected) is not None
+        assert gateway.model(busy) is not None
+
+
+# --- several clients
+
+
+def test_replies_go_to_who_asked_and_iopub_to_all(gateway: Gateway) -> None:
+    with contextlib.ExitStack() as stack:
+        kernel_id = stack.enter_context(gateway.kernel())
+        asking = stack.enter_context(gateway.socket(kernel_id, "asking"))
+        watching = stack.enter_context(
+            gateway.socket(kernel_id, "watching", subprotocols=["v1.kernel.websocket.jupyter.org"])
+        )
+        watching.run("1")
+        msg_id = asking.execute("name = input('Who? '); print('Hello', name)", allow_stdin=True)
+        question = asking.until(lambda m: m["header"]["msg_type"] == "input_request")
+        assert question["channel"] == "stdin"
+        asking.send(message("input_reply", {"value": "Ada"}, "stdin", "asking", parent=question["header"]))
+        answers = asking.finish(msg_id)
+        assert text_of(answers) == "Hello Ada\n"
+        seen = watching.finish(msg_id, reply=False)
+        assert text_of(seen) == "Hello Ada\n"
+        assert "execute_reply" not in types(seen) and "input_request" not in types(seen)
+        # Control, likewise.
+        info = asking.request("kernel_info_request", channel="control")
+        reply = asking.until(lambda m: parent_of(m) == info and m["channel"] == "control")
+        assert reply["header"]["msg_type"] == "kernel_info_reply"
+        assert watching.run("6 * 7") == "42"
+        assert not [m for m in watching.seen if parent_of(m) == info and m["channel"] == "control"]
+
+
+def test_two_connections_without_a_session(gateway: Gateway) -> None:
+    # nbclient's gateway client sends no session_id at all.
+    with gateway.kernel() as kernel_id:
+        with gateway.socket(kernel_id) as one, gateway.socket(kernel_id) as two:
+            assert one.run("6 * 7") == "42"
+            assert two.run("6 * 7") == "42"
+
+
+def test_binary_buffers_both_ways(gateway: Gateway) -> None:
+    listen = (
+        "def opened(comm, msg):\n"
+        "    comm.send({'sizes': [len(b) for b in msg['buffers']]},"
+        " buffers=[bytes(b)[::-1] for b in msg['buffers']])\n"
+        "get_ipython().kernel.comm_manager.register_target('reverse', opened)"
+    )
+    buffers = [bytes(range(256)), b"", b"\xff" * 70_000]
+    for subprotocols, as_text in (
+        (["v1.kernel.websocket.jupyter.org"], False),
+        (None, False),
+        (None, True),
+    ):
+        with gateway.kernel() as kernel_id:
+            options = {"headers": ["User-Agent: Mozilla/5.0"], "subprotocols": subprotocols}
+            with gateway.socket(kernel_id, "binary", **options) as client:
+                client.run(listen)
+                opened = message(
+                    "comm_open",
+                    {"comm_id": uuid.uuid4().hex, "target_name": "reverse", "data": {}},
+                    session="binary",
+                    buffers=buffers,
+                )
+                client.send(opened, as_text)
+                answer = client.until(lambda m: m["header"]["msg_type"] == "comm_msg")
+                assert answer["content"]["data"]["sizes"] == [256, 0, 70_000]
+                assert answer["buffers"] == [b[::-1] for b in buffers]
+
+
+def test_no_binary_to_jupyter_servers_client(gateway: Gateway) -> None:
+    code = (
+        "from comm import create_comm\n"
+        "create_comm('nothing', data={'x': 1}, buffers=[b'\\xff' * 10])\nprint('after')"
+    )
+    with gateway.kernel() as kernel_id:
+        options = {"headers": ["User-Agent: Tornado/6.6.1"]}
+        with gateway.socket(kernel_id, "tornado", **options) as client:
+            assert "after" in client.run(code)
+            assert set(client.kinds) == {websocket.ABNF.OPCODE_TEXT}
+            opened = [m for m in client.seen if m["header"]["msg_type"] == "comm_open"]
+            assert len(opened) == 1 and opened[0]["buffers"] == []
+
+
+# --- coming back
+
+
+def lines(messages: list[dict]) -> list[str]:
+    text = "".join(
+        m["content"]["text"] for m in messages if m["header"]["msg_type"] == "stream"
+    )
+    return [line for line in text.splitlines() if line.startswith("line")]
+
+
+COUNT = 3000
+LINES = [f"line {i}" for i in range(COUNT)]
+PRINT = f"for i in range({COUNT}): print('line', i, flush=True)"
+
+
+def until_idle(client: KernelSocket, msg_id: str) -> list[dict]:
+    return client.finish(msg_id, timeout=60)
+
+
+def test_what_was_missed_comes_with_the_same_session(gateway: Gateway, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    session = uuid.uuid4().hex
+    with gateway.kernel() as kernel_id:
+        client = gateway.socket(kernel_id, session)
+        msg_id = client.execute(gated(gate, PRINT))
+        client.until(is_text("on"))
+        client.close()
+        gate.touch()
+        gateway.wait_state(kernel_id, "idle")
+        with gateway.socket(kernel_id, session) as again:
+            answers = until_idle(again, msg_id)
+            assert lines(answers) == LINES
+            assert types(answers).count("execute_reply") == 1
+            assert again.run("6 * 7") == "42"
+
+
+def test_cut_again_and_again_nothing_is_lost(
+    gateway: Gateway, make_proxy: Callable[[int], Proxy], tmp_path: Path
+) -> None:
+    proxy = make_proxy(gateway.port)
+    session = uuid.uuid4().hex
+    url = f"http://127.0.0.1:{proxy.port}/"
+    with gateway.kernel() as kernel_id:
+        seen: list[dict] = []
+        client = KernelSocket(url, kernel_id, session, TOKEN)
+        msg_id = client.execute(PRINT + "\nprint('end')")
+        for cut in range(4):
+            with contextlib.suppress(ConnectionError, OSError, websocket.WebSocketException):
+                if cut < 3:
+                    client.until(is_text("line"))
+                    proxy.cut()
+                    proxy.heal()
+                    while True:
+                        client.receive(5)
+                else:
+                    client.until(
+                        lambda m: parent_of(m) == msg_id and is_idle(m), 60, "the execution's idle"
+                    )
+            seen += client.seen
+            client.close()
+            if cut < 3:
+                client = KernelSocket(url, kernel_id, session, TOKEN)
+        # Each message has its id: what was said twice counts once here, what is lost is lost.
+        unique = {m["header"]["msg_id"]: m for m in seen if parent_of(m) == msg_id}
+        assert lines(list(unique.values())) == LINES
+
+
+def test_slow_reader_loses_nothing_and_slows_nobody(gateway: Gateway) -> None:
+    count = 30_000
+    code = f"for i in range({count}): print('line', i, 'x' * 300, flush=True)"
+    with gateway.kernel() as kernel_id:
+        with gateway.socket(kernel_id, "slow") as slow, gateway.socket(kernel_id, "fast") as fast:
+            slow.run("1")
+            msg_id = fast.execute(code)
+            # The slow one reads nothing until the fast one has everything.
+            assert len(lines(fast.finish(msg_id, timeout=120))) == count
+            seen = slow.finish(msg_id, timeout=60, reply=False)
+            assert [x.split()[1] for x in lines(seen)] == [str(i) for i in range(count)]
+
+
+def test_older_connection_of_a_session_is_closed(gateway: Gateway) -> None:
+    session = uuid.uuid4().hex
+    with gateway.kernel() as kernel_id:
+        first = gateway.socket(kernel_id, session)
+        first.run("1")
+        with gateway.socket(kernel_id, session) as second:
+            assert second.run("6 * 7") == "42"
+            with pytest.raises((ConnectionError, websocket.WebSocketException)):
+                first.until(lambda m: False, 20)
+        first.close()
