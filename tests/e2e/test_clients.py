@@ -1,0 +1,276 @@
+"""Other people's clients, and kernels of other languages, through the gateway."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from harness.gateway import Gateway, clean_env
+from harness.lab import Lab
+from playwright.sync_api import Page
+
+# jupyter_server's gateway client is one object a process and is set up by the environment, so
+# what uses it runs in a process of its own.
+NBCLIENT = """
+import nbformat, sys
+from nbclient import NotebookClient
+from jupyter_server.gateway.managers import GatewayKernelManager
+
+notebook = nbformat.read(sys.argv[1], 4)
+client = NotebookClient(notebook, kernel_manager_class=GatewayKernelManager, timeout=60)
+client.execute()
+nbformat.write(notebook, sys.argv[2])
+"""
+
+PAPERMILL = """
+import sys
+import papermill
+from jupyter_server.gateway.managers import GatewayKernelManager
+
+papermill.execute_notebook(
+    sys.argv[1], sys.argv[2], parameters={"who": "Ada"}, progress_bar=False,
+    kernel_manager_class="jupyter_server.gateway.managers.GatewayKernelManager",
+)
+"""
+
+MANAGER = """
+import asyncio, json, sys
+from jupyter_server.gateway.managers import GatewayKernelManager, GatewayKernelSpecManager
+
+async def main():
+    manager = GatewayKernelManager()
+    await manager.start_kernel(kernel_name="python3")
+    first = manager.kernel_id
+    assert await manager.is_alive()
+    client = manager.client()
+    await client.start_channels()
+    await client.wait_for_ready(timeout=60)
+
+    async def run(code):
+        msg_id = client.execute(code)
+        text = ""
+        while True:
+            msg = await client.get_iopub_msg(timeout=30)
+            if msg["parent_header"].get("msg_id") != msg_id:
+                continue
+            if msg["msg_type"] == "stream":
+                text += msg["content"]["text"]
+            if msg["msg_type"] == "status" and msg["content"]["execution_state"] == "idle":
+                break
+        while True:
+            reply = await client.get_shell_msg(timeout=30)
+            if reply["parent_header"].get("msg_id") == msg_id:
+                return text, reply["content"]["status"]
+
+    assert await run("x = 6; print(x * 7)") == ("42\\n", "ok")
+    await manager.refresh_model()
+    assert manager.execution_state == "idle", manager.execution_state
+    await manager.interrupt_kernel()
+    await manager.restart_kernel()
+    assert manager.kernel_id == first
+    assert await run("print('x' in globals())") == ("False\\n", "ok")
+    client.stop_channels()
+    # A second manager attaches to the same kernel by its id.
+    other = GatewayKernelManager()
+    await other.start_kernel(kernel_id=first)
+    assert other.kernel["id"] == first
+    await manager.shutdown_kernel()
+    assert await other.refresh_model() is None
+    print("done")
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def open_gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
+    """Without a token: jupyter_server's kernel client sends none on its WebSocket."""
+    gateway = Gateway(make_home("gw-open"), token=None)
+    gateway.start()
+    yield gateway
+    gateway.close()
+
+
+def run_python(gateway: Gateway, home: Path, code: str, *args: str) -> str:
+    env = clean_env(home, JUPYTER_GATEWAY_URL=gateway.url.rstrip("/"))
+    env.pop("JUPYTER_PATH")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return ended.stdout
+
+
+def notebook(path: Path, *cells: str, kernel: str = "python3", language: str = "python") -> Path:
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    book.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": language}
+    nbformat.write(book, str(path))
+    return path
+
+
+def outputs(path: Path) -> list[list[dict]]:
+    return [list(cell.get("outputs", [])) for cell in nbformat.read(str(path), 4).cells]
+
+
+def test_nbclient(open_gateway: Gateway, tmp_path: Path) -> None:
+    source = notebook(
+        tmp_path / "in.ipynb",
+        "x = 6\nprint('set')",
+        "from IPython.display import HTML, display\ndisplay(HTML('<b>rich</b>'))\nx * 7",
+        "for i in range(2000): print(i, flush=True)",
+    )
+    run_python(open_gateway, tmp_path / "home", NBCLIENT, str(source), str(tmp_path / "out.ipynb"))
+    first, second, third = outputs(tmp_path / "out.ipynb")
+    assert first[0]["text"] == "set\n"
+    assert second[0]["data"]["text/html"] == "<b>rich</b>"
+    assert second[1]["data"]["text/plain"] == "42"
+    assert "".join(o["text"] for o in third).split() == [str(i) for i in range(2000)]
+    assert open_gateway.rest("GET", "api/kernels").json() == []
+
+
+def test_nbclient_sees_an_error(open_gateway: Gateway, tmp_path: Path) -> None:
+    source = notebook(tmp_path / "in.ipynb", "1/0")
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        run_python(open_gateway, tmp_path / "home", NBCLIENT, str(source), str(tmp_path / "o"))
+    assert open_gateway.rest("GET", "api/kernels").json() == []
+
+
+def test_papermill(open_gateway: Gateway, tmp_path: Path) -> None:
+    source = notebook(tmp_path / "in.ipynb", "who = 'nobody'", "print('Hello', who)")
+    book = nbformat.read(str(source), 4)
+    book.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(book, str(source))
+    out = tmp_path / "out.ipynb"
+    run_python(open_gateway, tmp_path / "home", PAPERMILL, str(source), str(out))
+    assert outputs(out)[-1][0]["text"] == "Hello Ada\n"
+    assert nbformat.read(str(out), 4).metadata.papermill.exception is None
+
+
+def test_jupyter_servers_gateway_client(open_gateway: Gateway, tmp_path: Path) -> None:
+    assert "done" in run_python(open_gateway, tmp_path / "home", MANAGER)
+
+
+@pytest.mark.parametrize("subprotocol", ["DEFAULT", "V1"])
+def test_jupyter_kernel_client(gateway: Gateway, subprotocol: str) -> None:
+    from jupyter_kernel_client import KernelClient
+    from jupyter_kernel_client.wsclient import JupyterSubprotocol
+
+    with KernelClient(
+        server_url=gateway.url.rstrip("/"),
+        token=gateway.token,
+        client_kwargs={"subprotocol": JupyterSubprotocol[subprotocol]},
+    ) as kernel:
+        reply = kernel.execute("x = 6\nprint('set')\nx * 7")
+        assert reply["status"] == "ok" and reply["execution_count"] == 1
+        assert reply["outputs"][0]["text"] == "set\n"
+        assert reply["outputs"][1]["data"]["text/plain"] == "42"
+        assert kernel.execute("1/0")["status"] == "error"
+        kernel.interrupt()
+        kernel.restart()
+        assert kernel.execute("'x' in globals()")["outputs"][0]["data"]["text/plain"] == "False"
+
+
+@pytest.mark.parametrize(
+    "name,language,code,expected",
+    [
+        ("python3", "python", "print('on'); 6 * 7", "42"),
+        ("bash", "bash", "echo $((6 * 7))", "42"),
+        ("deno", "typescript", "const f = (x: number) => x * 7; console.log(f(6))", "42"),
+    ],
+)
+def test_languages(gateway: Gateway, name: str, language: str, code: str, expected: str) -> None:
+    with gateway.kernel(name) as kernel_id, gateway.socket(kernel_id, name) as client:
+        info = client.request("kernel_info_request")
+        (reply,) = [
+            m for m in client.finish(info) if m["header"]["msg_type"] == "kernel_info_reply"
+        ]
+        assert reply["content"]["language_info"]["name"] == language
+        assert expected in client.run(code, timeout=60)
+        complete = client.request("complete_request", {"code": "ec", "cursor_pos": 2})
+        client.finish(complete)
+        assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
+        assert expected in client.run(code, timeout=60)
+
+
+def test_interrupt_in_bash(gateway: Gateway) -> None:
+    with gateway.kernel("bash") as kernel_id, gateway.socket(kernel_id, "bash") as client:
+        msg_id = client.execute("echo on; sleep 600")
+        client.until(lambda m: "on" in m["content"].get("text", ""))
+        assert gateway.rest("POST", f"api/kernels/{kernel_id}/interrupt").status_code == 204
+        client.finish(msg_id)
+        assert "42" in client.run("echo $((6 * 7))")
+
+
+SERVICES = """
+async ([url, token]) => {
+  const own = window.jupyterapp.serviceManager;
+  const settings = {
+    ...own.serverSettings, baseUrl: url, wsUrl: url.replace('http', 'ws'), appUrl: url,
+    token, appendToken: true, init: {cache: 'no-store', credentials: 'omit'},
+  };
+  const Manager = own.kernels.constructor;
+  const kernels = new Manager({serverSettings: settings, standby: 'never'});
+  await kernels.ready;
+  const kernel = await kernels.startNew({name: 'python3'});
+  const run = async code => {
+    const texts = [];
+    const future = kernel.requestExecute({code});
+    future.onIOPub = m => {
+      if (m.header.msg_type === 'stream') texts.push(m.content.text);
+      if (m.header.msg_type === 'execute_result') texts.push(m.content.data['text/plain']);
+    };
+    await future.done;
+    return texts.join('');
+  };
+  const result = {};
+  result.first = await run("x = 6; print(x * 7)");
+  await run(
+    "def opened(comm, msg):\\n" +
+    "    comm.send({}, buffers=[bytes(b)[::-1] for b in msg['buffers']])\\n" +
+    "get_ipython().kernel.comm_manager.register_target('reverse', opened)");
+  const comm = kernel.createComm('reverse');
+  const answered = new Promise(resolve => {
+    comm.onMsg = m => resolve(m.buffers.map(b => Array.from(new Uint8Array(b.buffer ?? b, b.byteOffset ?? 0, b.byteLength))));
+  });
+  comm.open({}, {}, [new Uint8Array([1, 2, 255]).buffer]);
+  result.buffers = await answered;
+  await kernel.interrupt();
+  await kernel.restart();
+  result.restarted = await run("print('x' in globals())");
+  result.protocol = kernel._ws ? kernel._ws.protocol : '';
+  await kernel.shutdown();
+  kernels.dispose();
+  return result;
+}
+"""
+
+
+def test_jupyterlab_services_directly_from_a_page(
+    start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], page: Page
+) -> None:
+    """@jupyterlab/services at the gateway itself, from another origin, over the v1 subprotocol."""
+
+    # The page's own server has a gateway too; which one does not matter here.
+    first = start_gateway()
+    lab = Lab(make_home("lab-services"), first.url.rstrip("/"), first.token)
+    try:
+        gateway = start_gateway("--allow-origin", lab.url)
+        page.goto(f"{lab.url}/lab?token=e2e-lab-token&reset")
+        page.wait_for_function("() => window.jupyterapp?.serviceManager?.isReady")
+        result = page.evaluate(SERVICES, [gateway.url, gateway.token])
+        assert result["first"] == "42\n"
+        assert result["buffers"] == [[255, 2, 1]]
+        assert result["restarted"] == "False\n"
+        assert result["protocol"] == "v1.kernel.websocket.jupyter.org"
+    finally:
+        lab.close()
