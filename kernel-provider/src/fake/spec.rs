@@ -1,0 +1,92 @@
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use jupyter_protocol::ConnectionInfo;
+use jupyter_protocol::kernel::{Kernel, ServeError, Server};
+use jupyter_protocol::kernelspec::{InterruptMode, Kernelspec};
+
+use super::echo::Echo;
+use crate::provider::LaunchError;
+
+type Binding = Pin<Box<dyn Future<Output = Result<Server, ServeError>> + Send>>;
+
+/// A kernelspec of a [`FakeProvider`](super::FakeProvider), and what comes of launching it.
+#[derive(Clone)]
+pub struct FakeSpec {
+    pub(super) spec: Kernelspec,
+    pub(super) behaviour: Behaviour,
+}
+
+#[derive(Clone)]
+pub(super) enum Behaviour {
+    Serves(Arc<dyn Fn(ConnectionInfo) -> Binding + Send + Sync>),
+    Fails(LaunchError),
+    IsSilent(String),
+}
+
+impl FakeSpec {
+    /// A kernel that writes to stdout what it is told to execute.
+    #[must_use]
+    pub fn echo() -> Self {
+        Self::kernel(|| Echo)
+    }
+
+    /// The kernel that `make` makes, anew at each start. It runs as a task of this process and speaks the protocol
+    /// over TCP.
+    pub fn kernel<K: Kernel>(make: impl Fn() -> K + Send + Sync + 'static) -> Self {
+        Self::new(Behaviour::Serves(Arc::new(move |connection| {
+            Box::pin(Server::bind(connection, make()))
+        })))
+    }
+
+    /// Every launch fails with this error once it has reported that the kernel starts.
+    #[must_use]
+    pub fn failing(error: LaunchError) -> Self {
+        Self::new(Behaviour::Fails(error))
+    }
+
+    /// A kernel that writes `output` and never opens its sockets.
+    pub fn silent(output: impl Into<String>) -> Self {
+        Self::new(Behaviour::IsSilent(output.into()))
+    }
+
+    /// The same, with what its `kernel.json` says in place of display name `Fake` and language `echo`.
+    #[must_use]
+    pub fn with_kernelspec(mut self, spec: Kernelspec) -> Self {
+        self.spec = spec;
+        self
+    }
+
+    /// The same, interrupted in another way than by a signal.
+    #[must_use]
+    pub fn with_interrupt_mode(mut self, mode: InterruptMode) -> Self {
+        self.spec.interrupt_mode = mode;
+        self
+    }
+
+    fn new(behaviour: Behaviour) -> Self {
+        let spec = Kernelspec {
+            argv: vec!["fake".to_owned()],
+            display_name: "Fake".to_owned(),
+            language: "echo".to_owned(),
+            ..Kernelspec::default()
+        };
+        Self { spec, behaviour }
+    }
+}
+
+impl fmt::Debug for FakeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let behaviour = match &self.behaviour {
+            Behaviour::Serves(_) => "serves".to_owned(),
+            Behaviour::Fails(error) => format!("fails: {error}"),
+            Behaviour::IsSilent(_) => "is silent".to_owned(),
+        };
+        f.debug_struct("FakeSpec")
+            .field("spec", &self.spec)
+            .field("behaviour", &behaviour)
+            .finish()
+    }
+}

@@ -1,0 +1,65 @@
+//! The fake provider passes the suite that every provider must pass.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kernel_provider::conformance::{LAST_WORDS, Subject};
+use kernel_provider::fake::{FakeProvider, FakeSpec};
+use kernel_provider::provider::{ExitCause, KernelProvider, KernelRecord, LaunchError};
+
+struct Fake(FakeProvider);
+
+impl Fake {
+    fn new() -> Self {
+        let provider = FakeProvider::new();
+        provider.install("silent", FakeSpec::silent(LAST_WORDS));
+        provider.install(
+            "dying",
+            FakeSpec::failing(LaunchError::died(ExitCause::Code(3), LAST_WORDS)),
+        );
+        provider.install(
+            "missing",
+            FakeSpec::failing(LaunchError::CannotStart {
+                what: "nothing".to_owned(),
+                reason: "it is not there".to_owned(),
+            }),
+        );
+        Self(provider)
+    }
+}
+
+#[async_trait]
+impl Subject for Fake {
+    async fn open(&self) -> Arc<dyn KernelProvider> {
+        Arc::new(self.0.clone())
+    }
+
+    fn spec(&self) -> String {
+        "echo".to_owned()
+    }
+
+    fn dying_spec(&self) -> String {
+        "dying".to_owned()
+    }
+
+    fn silent_spec(&self) -> String {
+        "silent".to_owned()
+    }
+
+    fn missing_spec(&self) -> String {
+        "missing".to_owned()
+    }
+
+    async fn kill(&self, record: &KernelRecord) {
+        self.0.end(record.id, ExitCause::Signal(9));
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        match self.0.running() {
+            0 => Vec::new(),
+            count => vec![format!("{count} kernels")],
+        }
+    }
+}
+
+kernel_provider::provider_conformance!(async { Some(Fake::new()) });
