@@ -162,10 +162,10 @@ def test_jupyter_servers_gateway_client(open_gateway: Gateway, tmp_path: Path) -
 
 @pytest.mark.parametrize("subprotocol", ["DEFAULT", "V1"])
 def test_jupyter_kernel_client(gateway: Gateway, subprotocol: str) -> None:
-    from jupyter_kernel_client import KernelClient
+    from jupyter_kernel_client import JupyterKernelClient
     from jupyter_kernel_client.wsclient import JupyterSubprotocol
 
-    with KernelClient(
+    with JupyterKernelClient(
         server_url=gateway.url.rstrip("/"),
         token=gateway.token,
         client_kwargs={"subprotocol": JupyterSubprotocol[subprotocol]},
