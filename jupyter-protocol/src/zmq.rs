@@ -149,7 +149,10 @@ async fn disconnected(events: &mut futures::channel::mpsc::Receiver<SocketEvent>
 }
 
 /// The subscriber of a kernel's iopub, to all topics.
-pub struct IopubSubscriber(SubSocket);
+pub struct IopubSubscriber {
+    socket: SubSocket,
+    events: futures::channel::mpsc::Receiver<SocketEvent>,
+}
 
 impl IopubSubscriber {
     /// Connects and subscribes. The kernel learns of it a moment later: until its `iopub_welcome` or any other message
@@ -162,7 +165,9 @@ impl IopubSubscriber {
         options.connect_timeout(deadline);
         let mut socket = SubSocket::with_options(options);
         socket.subscribe("").await.map_err(SocketError::broken)?;
-        Ok(Self(connect(socket, endpoint).await?))
+        let events = socket.monitor();
+        let socket = connect(socket, endpoint).await?;
+        Ok(Self { socket, events })
     }
 
     /// The next message. Cancel-safe. The socket reconnects by itself where the connection is lost.
@@ -170,7 +175,21 @@ impl IopubSubscriber {
     /// # Errors
     /// As [`DealerReceiver::recv`].
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
-        from_zmq(self.0.recv().await.map_err(SocketError::broken)?)
+        from_zmq(self.socket.recv().await.map_err(SocketError::broken)?)
+    }
+
+    /// The next message, for who must know that none was missed: a lost connection is an error, even though the socket
+    /// would connect again. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`DealerReceiver::recv`].
+    pub async fn recv_gapless(&mut self) -> Result<WireMessage, SocketError> {
+        tokio::select! {
+            // What arrived before the connection ended is received first.
+            biased;
+            received = self.socket.recv() => from_zmq(received.map_err(SocketError::broken)?),
+            () = disconnected(&mut self.events) => Err(SocketError::Broken("the kernel closed it".to_owned())),
+        }
     }
 
     /// The next message where one is here already.
@@ -178,7 +197,7 @@ impl IopubSubscriber {
     /// # Errors
     /// As [`DealerReceiver::recv`].
     pub fn try_recv(&mut self) -> Option<Result<WireMessage, SocketError>> {
-        let received = self.0.recv().now_or_never()?;
+        let received = self.socket.recv().now_or_never()?;
         Some(received.map_err(SocketError::broken).and_then(from_zmq))
     }
 }

@@ -287,6 +287,17 @@ async fn an_error_aborts_what_waits_and_nothing_later() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_sent_because_of_an_error_is_not_aborted() {
+    let kernel = start(Transport::Ipc).await;
+    let client = connect(&kernel).await;
+    for _ in 0..200 {
+        let mut failing = execute(&client, "fail").await;
+        while !matches!(failing.next().await, Some(Ok(ExecutionEvent::Reply(_)))) {}
+        assert_eq!(run(execute(&client, "next").await).await, ran("next", "ok"));
+    }
+}
+
 #[tokio::test]
 async fn subshells_run_beside_the_main_shell() {
     let kernel = start(Transport::Ipc).await;

@@ -41,7 +41,6 @@ async fn run(mut execution: Execution) -> (String, String) {
 }
 
 #[tokio::test]
-#[ignore = "known defect: a request sent at once after an interrupted one's reply may be aborted with the queue"]
 async fn sigint_interrupts_and_shutdown_ends_the_process() {
     let dir = TempDir::new().unwrap();
     let info = ConnectionInfo {

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -172,32 +172,19 @@ async fn receive_all(
     signer: Signer,
     routes: Arc<Routes>,
 ) {
-    let dealers = [
-        (Some(shell), Channel::Shell),
-        (control, Channel::Control),
-        (stdin, Channel::Stdin),
+    let sources = [
+        (Some(Source::Dealer(shell)), Channel::Shell),
+        (control.map(Source::Dealer), Channel::Control),
+        (stdin.map(Source::Dealer), Channel::Stdin),
+        (Some(Source::Subscriber(Box::new(iopub))), Channel::Iopub),
     ];
-    let mut dealers: FuturesUnordered<_> = dealers
+    let mut sockets: FuturesUnordered<_> = sources
         .into_iter()
-        .filter_map(|(dealer, channel)| Some(receive(Source::Dealer(dealer?), channel, &signer, &routes)))
+        .filter_map(|(source, channel)| Some(receive(source?, channel, &signer, &routes)))
         .collect();
-    let iopub = receive(Source::Subscriber(Box::new(iopub)), Channel::Iopub, &signer, &routes);
-    tokio::pin!(iopub);
-    let error = tokio::select! {
-        Some(error) = dealers.next() => error,
-        error = &mut iopub => {
-            routes.lose(&error);
-            return;
-        }
-    };
-    let others = async { while dealers.next().await.is_some() {} };
-    tokio::select! {
-        // It fails where the kernel lives on without this socket.
-        _ = timeout(LAST_WORDS, others) => {}
-        _ = &mut iopub => {}
-    }
-    // The subscriber would connect again: what it has is all there is.
-    let _ = (&mut iopub).now_or_never();
+    let Some(error) = sockets.next().await else { return };
+    // It fails where the kernel lives on without this socket.
+    let _ = timeout(LAST_WORDS, async { while sockets.next().await.is_some() {} }).await;
     routes.lose(&error);
 }
 
@@ -210,7 +197,7 @@ impl Source {
     async fn recv(&mut self) -> Result<WireMessage, SocketError> {
         match self {
             Self::Dealer(dealer) => dealer.recv().await,
-            Self::Subscriber(iopub) => iopub.recv().await,
+            Self::Subscriber(iopub) => iopub.recv_gapless().await,
         }
     }
 }

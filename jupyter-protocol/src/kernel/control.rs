@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use zeromq::{RouterRecvHalf, RouterSendHalf};
 
 use super::dispatch::{DynKernel, failure, handle, refuse};
+use super::requests::Requests;
 use super::shared::{Incoming, Shared};
 use super::shell::Shells;
 use crate::channel::Channel;
@@ -28,10 +29,10 @@ pub(super) fn worker(
     shared: Arc<Shared>,
     socket: RouterSendHalf,
 ) -> (mpsc::Sender<Incoming>, impl Future<Output = ()> + Send) {
-    let (queue, mut requests) = mpsc::channel(QUEUE);
+    let (queue, mut requests) = Requests::new(QUEUE);
     let work = async move {
-        while let Some(incoming) = requests.recv().await {
-            handle(&kernel, &shared, &socket, incoming).await;
+        while let Some((incoming, _)) = requests.next().await {
+            handle(&kernel, &shared, &socket, incoming, &mut requests).await;
         }
     };
     (queue, work)

@@ -11,6 +11,7 @@ use zeromq::RouterSendHalf;
 
 use super::Kernel;
 use super::context::Context;
+use super::requests::Requests;
 use super::shared::{Incoming, Origin, Shared};
 use crate::channel::Channel;
 use crate::content::{
@@ -21,18 +22,18 @@ use crate::header::PROTOCOL_VERSION;
 
 pub(super) type DynKernel = Arc<dyn Kernel>;
 
-/// Handles a request. True where the executions that wait behind it are to be aborted.
+/// Handles a request. Where it is an execution that fails and says so, those that wait behind it are doomed.
 pub(super) async fn handle(
     kernel: &DynKernel,
     shared: &Arc<Shared>,
     socket: &RouterSendHalf,
     incoming: Incoming,
-) -> bool {
+    behind: &mut Requests,
+) {
     let header = incoming.message.header.clone();
     let identities = incoming.identities.clone();
     shared.publish_content(Status::new(ExecutionState::Busy), &header).await;
     let mut origin = Origin::new(incoming.identities.clone(), header.clone());
-    let mut aborts = false;
     let reply = if let Content::ExecuteRequest(request) = incoming.message.content {
         origin.allow_stdin = request.allow_stdin;
         origin.silent = request.silent;
@@ -44,9 +45,13 @@ pub(super) async fn handle(
         };
         origin.execution_count = Some(count);
         let stops = request.stop_on_error && !request.silent;
-        let reply = execute(kernel, shared, Arc::new(origin), request, counts).await;
-        aborts = stops && matches!(reply, Reply::Error(_));
-        Some(reply.into())
+        let origin = Arc::new(origin);
+        let result = execute(kernel, shared, &origin, request, counts).await;
+        if stops && result.is_err() {
+            // Before anybody is told of the failure: what is sent because of it is not doomed.
+            behind.doom().await;
+        }
+        Some(concluded(shared, &origin, result).await.into())
     } else {
         let context = Context::new(shared.clone(), Arc::new(origin));
         let answer = AssertUnwindSafe(answer(kernel, shared, incoming, &context)).catch_unwind();
@@ -59,7 +64,6 @@ pub(super) async fn handle(
         shared.reply(socket, &origin, reply).await;
     }
     shared.publish_content(Status::new(ExecutionState::Idle), &header).await;
-    aborts
 }
 
 /// Answers a request without handling it.
@@ -77,10 +81,10 @@ pub(super) async fn refuse(shared: &Shared, socket: &RouterSendHalf, incoming: I
 async fn execute(
     kernel: &DynKernel,
     shared: &Arc<Shared>,
-    origin: Arc<Origin>,
+    origin: &Arc<Origin>,
     request: ExecuteRequest,
     counts: bool,
-) -> Reply<ExecuteReply> {
+) -> Result<ExecuteReply, Box<ReplyError>> {
     let execution_count = origin.execution_count;
     if !request.silent {
         let input = ExecuteInput {
@@ -108,9 +112,18 @@ async fn execute(
             .history()
             .push(execution_count.unwrap_or_default(), request.code, output);
     }
+    result.map_err(Box::new)
+}
+
+/// The reply to an execution; a failure is published too.
+async fn concluded(
+    shared: &Shared,
+    origin: &Origin,
+    result: Result<ExecuteReply, Box<ReplyError>>,
+) -> Reply<ExecuteReply> {
     match result {
         Ok(mut reply) => {
-            reply.execution_count = reply.execution_count.or(execution_count);
+            reply.execution_count = reply.execution_count.or(origin.execution_count);
             Reply::Ok(reply)
         }
         Err(mut error) => {
@@ -121,8 +134,8 @@ async fn execute(
                 ..ErrorOutput::default()
             };
             shared.publish_content(output, &origin.header).await;
-            error.execution_count = error.execution_count.or(execution_count);
-            Reply::Error(error)
+            error.execution_count = error.execution_count.or(origin.execution_count);
+            Reply::Error(*error)
         }
     }
 }

@@ -14,7 +14,8 @@ use futures::StreamExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use zeromq::{Socket, SocketEvent, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
+use zeromq::util::PeerIdentity;
+use zeromq::{MultiPeerBackend, Socket, SocketEvent, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
 
 use crate::content::IopubWelcome;
 use crate::message::Message;
@@ -111,7 +112,10 @@ async fn publish_all(
     patience: Duration,
 ) {
     let mut events = socket.monitor();
-    let mut peers = VecDeque::new();
+    let mut peers = Peers {
+        backend: socket.backend(),
+        names: VecDeque::new(),
+    };
     loop {
         let message = tokio::select! {
             // Before what follows, so that a subscriber's first message is its welcome.
@@ -125,10 +129,7 @@ async fn publish_all(
             },
             Some(event) = events.next() => {
                 if let SocketEvent::Accepted(_, peer) = event {
-                    if peers.len() == REMEMBERED_PEERS {
-                        peers.pop_front();
-                    }
-                    peers.push_back(peer);
+                    peers.add(peer);
                 }
                 None
             }
@@ -147,12 +148,36 @@ async fn publish_all(
             Ok(Err(error)) => tracing::debug!(%error, "an iopub subscriber is gone"),
             Err(_) => {
                 tracing::warn!("an iopub subscriber took nothing for {patience:?}: all are disconnected");
-                let backend = socket.backend();
-                for peer in peers.drain(..) {
-                    backend.peer_disconnected(&peer);
-                }
+                peers.disconnect();
             }
         }
+    }
+}
+
+/// The subscribers, disconnected when this is dropped: the socket itself would leave their connections open.
+struct Peers {
+    backend: Arc<dyn MultiPeerBackend>,
+    names: VecDeque<PeerIdentity>,
+}
+
+impl Peers {
+    fn add(&mut self, name: PeerIdentity) {
+        if self.names.len() == REMEMBERED_PEERS {
+            self.names.pop_front();
+        }
+        self.names.push_back(name);
+    }
+
+    fn disconnect(&mut self) {
+        for name in self.names.drain(..) {
+            self.backend.peer_disconnected(&name);
+        }
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.disconnect();
     }
 }
 
@@ -165,8 +190,12 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
 
     async fn next(subscriber: &mut IopubSubscriber) -> Content {
-        let wire = timeout(SOON, subscriber.recv()).await.unwrap().unwrap();
-        Message::from_wire(&wire).unwrap().content
+        loop {
+            // An error where it was disconnected within a message; it connects again.
+            if let Ok(wire) = timeout(SOON, subscriber.recv()).await.unwrap() {
+                return Message::from_wire(&wire).unwrap().content;
+            }
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

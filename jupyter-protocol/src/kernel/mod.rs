@@ -43,6 +43,7 @@ mod history;
 mod input;
 mod interrupt;
 mod iopub;
+mod requests;
 mod server;
 mod shared;
 mod shell;

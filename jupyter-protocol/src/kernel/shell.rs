@@ -1,6 +1,6 @@
 //! The shell socket: requests in their order, one after the other, each subshell (JEP 91) an order of its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use zeromq::{RouterRecvHalf, RouterSendHalf};
 
 use super::dispatch::{DynKernel, failure, handle, refuse};
+use super::requests::Requests;
 use super::shared::{Incoming, Shared};
 use crate::channel::Channel;
 use crate::content::{Content, ExecuteReply, Reply, ReplyError};
@@ -54,7 +55,7 @@ impl Shells {
             return None;
         }
         let id = uuid::Uuid::new_v4().to_string();
-        let (queue, requests) = mpsc::channel(QUEUE);
+        let (queue, requests) = Requests::new(QUEUE);
         subshells.queues.insert(id.clone(), queue);
         subshells.workers.spawn(work(
             self.kernel.clone(),
@@ -97,7 +98,7 @@ impl Shells {
 
     /// The queue of the main shell, and what handles it.
     pub(super) fn main(&self) -> (mpsc::Sender<Incoming>, impl Future<Output = ()> + Send + use<>) {
-        let (queue, requests) = mpsc::channel(QUEUE);
+        let (queue, requests) = Requests::new(QUEUE);
         let work = work(self.kernel.clone(), self.shared.clone(), self.socket.clone(), requests);
         (queue, work)
     }
@@ -105,31 +106,14 @@ impl Shells {
 
 /// Handles requests one after the other. After an execution that failed, those that wait already are aborted, if it says
 /// so: what arrives later runs.
-async fn work(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSendHalf, mut requests: mpsc::Receiver<Incoming>) {
-    // What waited when an execution failed.
-    let mut doomed: VecDeque<Incoming> = VecDeque::new();
-    loop {
-        let (incoming, is_doomed) = match doomed.pop_front() {
-            Some(incoming) => (incoming, true),
-            None => match requests.recv().await {
-                Some(incoming) => (incoming, false),
-                None => return,
-            },
-        };
+async fn work(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSendHalf, mut requests: Requests) {
+    while let Some((incoming, is_doomed)) = requests.next().await {
         match incoming.message.content {
             Content::ExecuteRequest(_) if is_doomed => {
                 refuse(&shared, &socket, incoming, Reply::<ExecuteReply>::aborted().into()).await;
             }
             Content::ShutdownRequest(_) => super::control::shutdown(&kernel, &shared, &socket, incoming).await,
-            _ => {
-                if handle(&kernel, &shared, &socket, incoming).await {
-                    // What the client sent before it could know of the failure may be on its way through the receiver.
-                    tokio::task::yield_now().await;
-                    while let Ok(waiting) = requests.try_recv() {
-                        doomed.push_back(waiting);
-                    }
-                }
-            }
+            _ => handle(&kernel, &shared, &socket, incoming, &mut requests).await,
         }
     }
 }
