@@ -1,0 +1,52 @@
+/* Sends a flood of Jupyter messages from libzmq, as fast as its socket takes them or at a steady rate. The functions of
+ * libzmq come in as pointers, from the library that pyzmq has loaded, so that nothing has to be linked. */
+#define _POSIX_C_SOURCE 200809L
+#include <stddef.h>
+#include <string.h>
+#include <time.h>
+
+#define SNDMORE 2
+#define SIGNATURE 64
+#define DIGITS 9
+
+typedef int (*send_fn)(void *socket, const void *data, size_t size, int flags);
+
+struct frame {
+    const char *data;
+    size_t size;
+};
+
+static void wait_until(struct timespec *at, long nanoseconds) {
+    at->tv_nsec += nanoseconds;
+    while (at->tv_nsec >= 1000000000L) {
+        at->tv_nsec -= 1000000000L;
+        at->tv_sec += 1;
+    }
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, at, NULL);
+}
+
+/* Sends `count` messages: topic, delimiter, signature, header, parent header, metadata, content. The message's number
+ * stands in the header at `number_at`. With `per_tick` not zero it sends that many and then waits for the next tick.
+ * Returns how many were sent. */
+long flood(send_fn send, void *socket, struct frame topic, struct frame delimiter, const char *signatures, char *header,
+           size_t header_size, size_t number_at, struct frame parent, struct frame metadata, struct frame content,
+           long count, long per_tick, long tick_nanoseconds) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    for (long n = 0; n < count; n++) {
+        long rest = n;
+        for (int digit = DIGITS - 1; digit >= 0; digit--) {
+            header[number_at + digit] = '0' + rest % 10;
+            rest /= 10;
+        }
+        if (send(socket, topic.data, topic.size, SNDMORE) < 0 ||
+            send(socket, delimiter.data, delimiter.size, SNDMORE) < 0 ||
+            send(socket, signatures + n * SIGNATURE, SIGNATURE, SNDMORE) < 0 ||
+            send(socket, header, header_size, SNDMORE) < 0 || send(socket, parent.data, parent.size, SNDMORE) < 0 ||
+            send(socket, metadata.data, metadata.size, SNDMORE) < 0 || send(socket, content.data, content.size, 0) < 0)
+            return n;
+        if (per_tick > 0 && (n + 1) % per_tick == 0)
+            wait_until(&at, tick_nanoseconds);
+    }
+    return count;
+}

@@ -1,0 +1,134 @@
+//! The gateways that are measured, each a process of its own.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::setup::{Setup, binary};
+use crate::wire::Address;
+use crate::{Result, process};
+
+/// A gateway that runs; ended, with its kernels, when it is dropped.
+pub struct Gateway {
+    child: Child,
+    /// Where it listens.
+    pub address: Address,
+}
+
+const TOKEN: &str = "bench-token";
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const END_DEADLINE: Duration = Duration::from_secs(15);
+
+impl Gateway {
+    /// Our own, with a data folder of this name.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub async fn kernelmux(setup: &Setup, data: &str) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = setup.command(binary("kernelmux-gateway")?);
+        command
+            .args(["--ip", "127.0.0.1", "--token", TOKEN, "--log", "warn"])
+            .args(["--port", &port.to_string(), "--data-dir"])
+            .arg(setup.folder().join(data));
+        Self::start(command, port, TOKEN).await
+    }
+
+    /// Jupyter Kernel Gateway.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub async fn kernel_gateway(setup: &Setup) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = setup.command(setup.python());
+        command.args([
+            "-m",
+            "kernel_gateway",
+            "--KernelGatewayApp.ip=127.0.0.1",
+            "--log-level=ERROR",
+        ]);
+        command.arg(format!("--KernelGatewayApp.port={port}"));
+        Self::start(command, port, "").await
+    }
+
+    /// Any program that is told to listen on the port.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub async fn start(mut command: Command, port: u16, token: &str) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        let address = Address {
+            port,
+            token: token.to_owned(),
+        };
+        let mut gateway = Self { child, address };
+        let begun = Instant::now();
+        while let Err(error) = gateway.address.call("GET", "/api", "").await {
+            if let Some(status) = gateway.child.try_wait()? {
+                return Err(format!("{command:?}: {status}").into());
+            }
+            if begun.elapsed() > START_DEADLINE {
+                return Err(format!("{command:?} does not answer: {error}").into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(gateway)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The processor time that it has taken.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn cpu(&self) -> Result<Duration> {
+        process::cpu(self.pid())
+    }
+
+    /// Asks it to end, with its kernels, and waits until it has.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn end(mut self) -> Result<()> {
+        self.interrupt()
+    }
+
+    fn interrupt(&mut self) -> Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        let pid = i32::try_from(self.pid())?;
+        kill_process(Pid::from_raw(pid).ok_or("no process")?, Signal::INT)?;
+        let begun = Instant::now();
+        while begun.elapsed() < END_DEADLINE {
+            if self.child.try_wait()?.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err("the gateway does not end".into())
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Err(error) = self.interrupt() {
+            eprintln!("{error}");
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A port that nobody has at the moment.
+///
+/// # Errors
+/// Where there is none.
+pub fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}

@@ -1,0 +1,222 @@
+//! Frames in → verified → WebSocket v1 bytes out, against parsing to a typed message and back.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jupyter_protocol::codec::websocket_v1;
+use jupyter_protocol::{Channel, Message, Signer, WireMessage};
+use serde_json::json;
+
+use crate::measure::{Times, bytes, ratio, time};
+use crate::report::Section;
+use crate::{Result, setup};
+
+/// How long each of the two is run at a time, and how often.
+const ROUND: Duration = Duration::from_millis(20);
+const ROUNDS: usize = 15;
+
+/// A message to be passed on.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Bytes of text in its content.
+    pub text: usize,
+    /// How many buffers, of 64 KiB each.
+    pub buffers: usize,
+}
+
+/// From 64 B to 1 MiB of text, and from 0 to 8 buffers.
+pub const CASES: [Case; 9] = [
+    Case { text: 64, buffers: 0 },
+    Case {
+        text: 1 << 10,
+        buffers: 0,
+    },
+    Case {
+        text: 16 << 10,
+        buffers: 0,
+    },
+    Case {
+        text: 128 << 10,
+        buffers: 0,
+    },
+    Case {
+        text: 1 << 20,
+        buffers: 0,
+    },
+    Case { text: 64, buffers: 1 },
+    Case { text: 64, buffers: 2 },
+    Case { text: 64, buffers: 4 },
+    Case { text: 64, buffers: 8 },
+];
+
+/// Whatever signs the messages.
+///
+/// # Errors
+/// None; the scheme exists.
+pub fn signer() -> Result<Signer> {
+    Ok(Signer::new("hmac-sha256", b"a0436f6c-1916-498b-8eb9-e81ab9368e84")?)
+}
+
+/// The frames of the case's message, as a kernel's iopub sends them.
+#[must_use]
+pub fn frames(case: Case, signer: &Signer) -> Vec<Bytes> {
+    let header = |msg_type: &str, number: u32| {
+        json!({
+            "msg_id": format!("d3f9c3c2-6d1f1b2a5a9b4f1e8c7d_4711_{number}"), "msg_type": msg_type, "username": "user",
+            "session": "d3f9c3c2-6d1f1b2a5a9b4f1e8c7d", "date": "2026-01-01T12:34:56.789012Z", "version": "5.4",
+        })
+    };
+    let text: String = "All work and no play, said \"Jack\".\n"
+        .chars()
+        .cycle()
+        .take(case.text)
+        .collect();
+    let (msg_type, content) = if case.buffers == 0 {
+        ("stream", json!({"name": "stdout", "text": text}))
+    } else {
+        let data = json!({"method": "update", "state": {"text": text}});
+        ("comm_msg", json!({"comm_id": "c7d8e9f0a1b24c3d", "data": data}))
+    };
+    let json = |value: serde_json::Value| Bytes::from(value.to_string());
+    let parts = [
+        json(header(msg_type, 7)),
+        json(header("execute_request", 6)),
+        json(json!({})),
+        json(content),
+    ];
+    let buffer = Bytes::from(vec![7_u8; 64 << 10]);
+    let message = WireMessage::from_parts(parts, std::iter::repeat_n(buffer, case.buffers)).signed(signer);
+    let frames = message.with_identities([Bytes::from(msg_type)]).into_frames();
+    // A second handle to each, so that a later one costs a count and no allocation, as with frames from a socket.
+    let _ = frames.clone();
+    frames
+}
+
+/// As the recorder and the gateway do it.
+///
+/// # Errors
+/// Where the frames are no message, or are signed by another key.
+pub fn splice(frames: Vec<Bytes>, signer: &Signer) -> Result<Bytes> {
+    let message = WireMessage::from_frames(frames)?;
+    message.verify(signer)?;
+    Ok(websocket_v1::encode(Channel::Iopub, &message))
+}
+
+/// With everything parsed on the way.
+///
+/// # Errors
+/// As [`splice`], and where the header is no header.
+pub fn typed(frames: Vec<Bytes>, signer: &Signer) -> Result<Bytes> {
+    let message = WireMessage::from_frames(frames)?;
+    message.verify(signer)?;
+    let message = Message::from_wire(&message)?;
+    Ok(websocket_v1::encode(Channel::Iopub, &message.to_wire()))
+}
+
+/// Allocations that one message costs.
+#[derive(Clone, Copy)]
+struct Allocations {
+    number: u64,
+    bytes: u64,
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// Where the helper that counts allocations does not run.
+pub fn run() -> Result<Section> {
+    let mut section = Section::new(
+        "Protocol: frames in, verified, WebSocket v1 bytes out",
+        format!(
+            "A kernel's frames to a WebSocket message of the v1 subprotocol, signature checked: spliced, as kernelmux \
+             does, against parsed to a typed `Message` and written again. Median of {ROUNDS} rounds; allocations \
+             counted in a process of their own. Frames that come in are the socket's allocations and not counted."
+        ),
+    );
+    section.table(&[
+        "text",
+        "buffers of 64 KiB",
+        "spliced",
+        "allocations",
+        "typed",
+        "allocations",
+        "typed ÷ spliced",
+    ]);
+    let signer = signer()?;
+    let allocations = count_allocations()?;
+    let mut ratios = Vec::new();
+    for (case, (spliced_allocations, typed_allocations)) in CASES.into_iter().zip(&allocations) {
+        let frames = frames(case, &signer);
+        let (mut spliced, mut parsed) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            spliced.push(one_round(&frames, |frames| splice(frames, &signer))?);
+            parsed.push(one_round(&frames, |frames| typed(frames, &signer))?);
+        }
+        let (spliced, parsed) = (Times::new(spliced).median(), Times::new(parsed).median());
+        let times = parsed.as_secs_f64() / spliced.as_secs_f64();
+        ratios.push((case, times));
+        let told = |allocations: &Allocations| format!("{} ({})", allocations.number, bytes(allocations.bytes));
+        section.row([
+            bytes(case.text as u64),
+            case.buffers.to_string(),
+            time(spliced),
+            told(spliced_allocations),
+            time(parsed),
+            told(typed_allocations),
+            ratio(times),
+        ]);
+    }
+    let most = allocations.iter().map(|(spliced, _)| spliced.number).max().unwrap_or(0);
+    section.mark("allocations a message", "≤ 4", most.to_string(), most <= 4);
+    let with_buffers: Vec<u64> = CASES
+        .iter()
+        .zip(&allocations)
+        .filter(|(case, _)| case.text == 64)
+        .map(|(_, (spliced, _))| spliced.number)
+        .collect();
+    let flat = with_buffers.windows(2).all(|pair| pair[0] == pair[1]);
+    let told = with_buffers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    section.mark("allocations with 0, 1, 2, 4, 8 buffers", "the same", told, flat);
+    for (case, times) in ratios {
+        let what = match case.buffers {
+            0 => format!("time against typed, {}", bytes(case.text as u64)),
+            1 => format!("time against typed, {} and a buffer", bytes(case.text as u64)),
+            buffers => format!("time against typed, {} and {buffers} buffers", bytes(case.text as u64)),
+        };
+        section.mark(what, "≥ 5× less", format!("{} less", ratio(times)), times >= 5.0);
+    }
+    Ok(section)
+}
+
+/// The time of one message.
+fn one_round(frames: &[Bytes], pass: impl Fn(Vec<Bytes>) -> Result<Bytes>) -> Result<Duration> {
+    let mut total = Duration::ZERO;
+    let mut messages = 0;
+    while total < ROUND {
+        // What comes in is made beforehand.
+        let incoming: Vec<_> = (0..64).map(|_| frames.to_vec()).collect();
+        let begun = Instant::now();
+        for frames in incoming {
+            black_box(pass(black_box(frames))?);
+            messages += 1;
+        }
+        total += begun.elapsed();
+    }
+    Ok(total / messages)
+}
+
+/// Asks the program that counts, for it costs time: see `bin/allocations.rs`.
+fn count_allocations() -> Result<Vec<(Allocations, Allocations)>> {
+    let output = std::process::Command::new(setup::binary("allocations")?).output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    let mut all = Vec::new();
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let [spliced, spliced_bytes, typed, typed_bytes]: [u64; 4] = serde_json::from_str(line)?;
+        let of = |number, bytes| Allocations { number, bytes };
+        all.push((of(spliced, spliced_bytes), of(typed, typed_bytes)));
+    }
+    Ok(all)
+}

@@ -1,0 +1,327 @@
+//! A kernel that floods → ZeroMQ → recorder → log on disk → WebSocket: what it costs, and what is lost.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jupyter_protocol::codec::websocket_v1::V1Message;
+use jupyter_protocol::content::ExecuteRequest;
+use jupyter_protocol::header::HeaderRef;
+use jupyter_protocol::{Channel, Message, WireMessage};
+use kernel_provider::KernelId;
+use kernel_provider::log::{FjallStore, LogStore, Origin, Seq};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::measure::{bytes, count, per_second, time};
+use crate::peers::Gateway;
+use crate::report::Section;
+use crate::setup::{FLOOD, Setup};
+use crate::wire::WebSocket;
+use crate::{Result, process};
+
+const SMALL: u64 = 20_000;
+const LARGE: u64 = 1_000_000;
+/// Messages a second, for how long, of the search for where it ends.
+const RATES: [u64; 7] = [50_000, 100_000, 150_000, 200_000, 250_000, 300_000, 400_000];
+const PACED: Duration = Duration::from_secs(3);
+/// How long a client stands still.
+const STILL: Duration = Duration::from_secs(20);
+/// When no message came for so long after the reply, none comes any more.
+const QUIET: Duration = Duration::from_secs(2);
+const REPLY_DEADLINE: Duration = Duration::from_secs(300);
+/// Messages a second and core, and how much memory may grow, to meet the mark.
+const WANTED_RATE: f64 = 200_000.0;
+const FLAT_BYTES: u64 = 128 << 20;
+
+/// What came of a burst.
+struct Burst {
+    sent: u64,
+    emission: f64,
+    received: u64,
+    /// What the second client got, once it read again.
+    second: Option<u64>,
+    logged: u64,
+    cpu: Duration,
+    wall: Duration,
+    memory_before: u64,
+    memory_peak: u64,
+    memory_after: u64,
+}
+
+impl Burst {
+    fn lost(&self) -> u64 {
+        self.sent
+            .saturating_sub(self.received.min(self.logged).min(self.second.unwrap_or(u64::MAX)))
+    }
+
+    fn per_core(&self) -> f64 {
+        self.received as f64 / self.cpu.as_secs_f64().max(0.01)
+    }
+
+    fn growth(&self) -> u64 {
+        self.memory_peak.saturating_sub(self.memory_before)
+    }
+
+    fn row(&self, section: &mut Section, name: &str) {
+        section.row([
+            name.to_owned(),
+            count(self.sent),
+            per_second(self.sent, self.emission),
+            count(self.received),
+            self.second.map_or_else(|| "–".to_owned(), count),
+            count(self.logged),
+            count(self.lost()),
+            per_second(self.received, self.wall.as_secs_f64()),
+            time(self.cpu),
+            per_second(self.received, self.cpu.as_secs_f64().max(0.01)),
+            format!(
+                "{} → {} → {}",
+                bytes(self.memory_before),
+                bytes(self.memory_peak),
+                bytes(self.memory_after)
+            ),
+        ]);
+    }
+}
+
+const HEAD: [&str; 11] = [
+    "burst",
+    "sent",
+    "by the kernel at",
+    "client got",
+    "second client got",
+    "in the log",
+    "lost",
+    "to the client at",
+    "CPU of the gateway",
+    "messages a second and core",
+    "memory before, at most, after",
+];
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// Where the gateway or the kernel does not do its part.
+pub async fn run(setup: &Setup) -> Result<Section> {
+    let mut section = Section::new(
+        "Recorder: a kernel that floods, logged to disk, to one WebSocket client",
+        "A real Python kernel publishes signed stream messages of 200 B of text (about 680 B in seven frames) over \
+         libzmq's XPUB on TCP, high-water mark 1,000. `kernelmux-gateway` verifies, logs with fjall and forwards them. \
+         Each burst has a gateway, a kernel and a log of its own; what arrived is counted by message number at the \
+         client and in the log on disk. CPU is user and system time of the whole gateway process. Kernel, gateway and \
+         client share the machine's cores. \"jupyter_client\" signs and sends one by one as ipykernel does; \"pyzmq\" \
+         has them signed beforehand and sends as fast as Python's binding does; \"libzmq\" sends them from C.",
+    );
+    section.table(&HEAD);
+    let session = |count| json!({"how": "session", "count": count});
+    let pyzmq = |count| json!({"how": "pyzmq", "count": count});
+    let libzmq = |count, rate| json!({"how": "libzmq", "count": count, "rate": rate});
+
+    let as_ipykernel = burst(setup, &session(SMALL * 5), false).await?;
+    as_ipykernel.row(&mut section, "jupyter_client");
+    let small = burst(setup, &pyzmq(SMALL), false).await?;
+    small.row(&mut section, "pyzmq");
+    let large = burst(setup, &pyzmq(LARGE), false).await?;
+    large.row(&mut section, "pyzmq");
+    let still = burst(setup, &pyzmq(LARGE), true).await?;
+    still.row(&mut section, "pyzmq, a second client stands still for 20 s");
+    section.mark(
+        "messages a second and core of ours",
+        "≥ 200,000/s",
+        per_second(large.received, large.cpu.as_secs_f64()),
+        large.per_core() >= WANTED_RATE,
+    );
+    for (what, burst) in [
+        ("jupyter_client's burst", &as_ipykernel),
+        ("pyzmq's burst of 20,000", &small),
+        ("pyzmq's burst of 1,000,000", &large),
+        ("the same while a second client stands still for 20 s", &still),
+    ] {
+        section.mark(format!("lost of {what}"), "0", count(burst.lost()), burst.lost() == 0);
+    }
+    section.mark(
+        "memory while the second client stands still",
+        format!("flat (here: at most {} more than before)", bytes(FLAT_BYTES)),
+        format!(
+            "+{} at most; +{} without it",
+            bytes(still.growth()),
+            bytes(large.growth())
+        ),
+        still.growth() <= FLAT_BYTES,
+    );
+
+    section.table(&HEAD);
+    let (mut kept, mut losing) = (None, None);
+    for rate in RATES {
+        let paced = burst(setup, &libzmq(rate * PACED.as_secs(), Some(rate)), false).await?;
+        paced.row(&mut section, &format!("libzmq, {} wanted", per_second(rate, 1.0)));
+        let told = per_second(paced.sent, paced.emission);
+        if paced.lost() > 0 {
+            losing.get_or_insert(told);
+        } else if losing.is_none() {
+            kept = Some(told);
+        }
+    }
+    for count in [SMALL, LARGE] {
+        let unpaced = burst(setup, &libzmq(count, None), false).await?;
+        unpaced.row(&mut section, "libzmq, without pause");
+        let mut waiting = libzmq(count, None);
+        waiting["nodrop"] = true.into();
+        let nodrop = burst(setup, &waiting, false).await?;
+        nodrop.row(&mut section, "libzmq, without pause, XPUB_NODROP");
+        for (what, burst) in [("", &unpaced), (", XPUB_NODROP set by the kernel", &nodrop)] {
+            section.mark(
+                format!(
+                    "lost of libzmq's burst of {} without pause{what}",
+                    crate::measure::count(count)
+                ),
+                "0",
+                crate::measure::count(burst.lost()),
+                burst.lost() == 0,
+            );
+        }
+    }
+    section.note(format!(
+        "Where it ends, on this machine: the fastest steady rate without loss was {}; loss was first seen at {}. A \
+         kernel with `XPUB_NODROP` is slowed down instead.",
+        kept.unwrap_or_else(|| "none of these".to_owned()),
+        losing.unwrap_or_else(|| "none of these".to_owned()),
+    ));
+    Ok(section)
+}
+
+/// Has a kernel of a gateway of its own publish a burst.
+async fn burst(setup: &Setup, flood: &Value, still: bool) -> Result<Burst> {
+    let data = format!("recorder-{}", uuid::Uuid::new_v4());
+    let gateway = Gateway::kernelmux(setup, &data).await?;
+    let kernel = gateway.address.start_kernel(FLOOD).await?;
+    let mut client = gateway.address.channels(&kernel, "first").await?;
+    let mut second = match still {
+        true => Some(gateway.address.channels(&kernel, "second").await?),
+        false => None,
+    };
+    // What starting has left to do is done.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let memory_before = process::memory(gateway.pid())?;
+    process::forget_peak(gateway.pid())?;
+    let cpu_before = gateway.cpu()?;
+    let begun = Instant::now();
+    let request = Message::new(ExecuteRequest::new(flood.to_string()), "first");
+    client.send(Channel::Shell, &request.to_wire()).await?;
+    let mut counted = Counted::default();
+    counted.count(&mut client, true).await?;
+    let reply = counted.reply.take().ok_or("the kernel did not reply")?;
+    let cpu = gateway.cpu()? - cpu_before;
+    let second = match &mut second {
+        Some(second) => {
+            tokio::time::sleep(STILL.saturating_sub(begun.elapsed())).await;
+            let mut counted = Counted::default();
+            counted.count(second, false).await?;
+            Some(counted.distinct())
+        }
+        None => None,
+    };
+    let memory_peak = process::peak_memory(gateway.pid())?;
+    let memory_after = process::memory(gateway.pid())?;
+    let wall = counted.wall();
+    drop(client);
+    gateway.end()?;
+    let data = setup.folder().join(data);
+    let logged = logged(&data.join("logs"), kernel.parse()?)?;
+    std::fs::remove_dir_all(&data)?;
+    let told = &reply["user_expressions"];
+    Ok(Burst {
+        sent: told["sent"]
+            .as_u64()
+            .ok_or("the kernel does not tell how many it sent")?,
+        emission: told["seconds"].as_f64().unwrap_or_default(),
+        received: counted.distinct(),
+        second,
+        logged,
+        cpu,
+        wall,
+        memory_before,
+        memory_peak,
+        memory_after,
+    })
+}
+
+/// What a client got.
+#[derive(Default)]
+struct Counted {
+    numbers: Vec<u64>,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    reply: Option<Value>,
+}
+
+impl Counted {
+    /// Reads until all is there: the reply, where one is expected, and then nothing for a while.
+    async fn count(&mut self, client: &mut WebSocket, reply: bool) -> Result<()> {
+        loop {
+            let deadline = if reply && self.reply.is_none() {
+                REPLY_DEADLINE
+            } else {
+                QUIET
+            };
+            match timeout(deadline, client.receive()).await {
+                Ok(data) => self.take(&data?.ok_or("the WebSocket was closed")?)?,
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    fn take(&mut self, data: &Bytes) -> Result<()> {
+        let message = V1Message::parse(data)?;
+        let header = HeaderRef::parse(message.header())?;
+        if header.msg_type == "stream" {
+            self.numbers.push(number(&header.msg_id)?);
+            let now = Instant::now();
+            self.first.get_or_insert(now);
+            self.last = Some(now);
+        } else if header.msg_type == "execute_reply" {
+            self.reply = Some(serde_json::from_slice(message.content())?);
+        }
+        Ok(())
+    }
+
+    fn distinct(&self) -> u64 {
+        self.numbers.iter().collect::<HashSet<_>>().len() as u64
+    }
+
+    fn wall(&self) -> Duration {
+        self.last
+            .zip(self.first)
+            .map(|(last, first)| last - first)
+            .unwrap_or_default()
+    }
+}
+
+/// The number that ends a message's id.
+fn number(msg_id: &str) -> Result<u64> {
+    Ok(msg_id.rsplit('_').next().unwrap_or_default().parse()?)
+}
+
+/// How many stream messages a log on disk has.
+fn logged(store: &Path, kernel: KernelId) -> Result<u64> {
+    let store = FjallStore::open(store)?;
+    let log = store.open(kernel)?;
+    let mut numbers = HashSet::new();
+    let mut position = Seq::START;
+    loop {
+        let blocks = log.read(position, 1 << 20)?;
+        let Some(last) = blocks.last() else {
+            return Ok(numbers.len() as u64);
+        };
+        position = last.last();
+        for entry in blocks.iter().flat_map(kernel_provider::log::Block::entries) {
+            let message: WireMessage = entry.message();
+            let header = message.header_ref()?;
+            if entry.origin() == Origin::Kernel && header.msg_type == "stream" {
+                numbers.insert(number(&header.msg_id)?);
+            }
+        }
+    }
+}
