@@ -1,52 +1,272 @@
 //! What of a request's `env` becomes a kernel's environment, and what it says of the start itself.
+//!
+//! The kernel gets `KERNEL_*` and what the gateway's `client_envs` name. Nothing of the gateway's own environment is
+//! added here: what of that a kernel inherits is its provider's matter.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use kernel_provider::KernelId;
-use kernel_provider::manager::StartRequest;
 use serde_json::{Map, Value};
+use tracing::info;
 
+use crate::GatewayOptions;
 use crate::error::ApiError;
 
 /// The longest value, in characters.
 const MAX_VALUE: usize = 4_096;
+/// The longest name, in characters.
+const MAX_NAME: usize = 256;
+/// The most variables.
+const MAX_VARIABLES: usize = 1_024;
+/// The longest `KERNEL_LAUNCH_TIMEOUT`, in seconds.
+const MAX_TIMEOUT: f64 = 86_400.0;
 
-/// Takes the `KERNEL_*` variables of a request into the start.
-pub(crate) fn apply(env: &Map<String, Value>, request: &mut StartRequest) -> Result<(), ApiError> {
-    let bad = |message: String| ApiError::new(StatusCode::BAD_REQUEST, message);
-    let mut kept = BTreeMap::new();
-    for (key, value) in env {
-        let Value::String(value) = value else {
-            return Err(bad(format!("the environment variable {key} must be a string")));
-        };
-        if value.chars().count() > MAX_VALUE || value.contains(['\r', '\n', '\0']) || key.contains(['=', '\0']) {
-            return Err(bad(format!(
-                "the environment variable {key} has more than {MAX_VALUE} characters, or a line end or NUL"
+/// A request's `env`, checked.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Environment {
+    /// What the kernel gets.
+    pub(crate) variables: BTreeMap<String, String>,
+    /// `KERNEL_ID`.
+    pub(crate) id: Option<KernelId>,
+    /// `KERNEL_LAUNCH_TIMEOUT`.
+    pub(crate) timeout: Option<Duration>,
+    /// `KERNEL_USERNAME`.
+    pub(crate) username: Option<String>,
+    /// `KERNEL_WORKING_DIR`, where there is such a folder.
+    pub(crate) working_dir: Option<PathBuf>,
+}
+
+impl Environment {
+    /// Takes over what may be taken over; 400 for what is wrong in that.
+    pub(crate) fn read(env: &Map<String, Value>, options: &GatewayOptions) -> Result<Self, ApiError> {
+        let mut variables = BTreeMap::new();
+        for (name, value) in env.iter().filter(|(name, _)| is_taken(name, &options.client_envs)) {
+            variables.insert(name.clone(), checked(name, value)?.to_owned());
+        }
+        if variables.len() > MAX_VARIABLES {
+            return Err(ApiError::bad_request(format!(
+                "more than {MAX_VARIABLES} environment variables"
             )));
         }
-        if key.starts_with("KERNEL_") && !key.ends_with("_AUTH_TOKEN") {
-            kept.insert(key.clone(), value.clone());
+        let get = |name: &str| variables.get(name).map(String::as_str);
+        Ok(Self {
+            id: get("KERNEL_ID").map(|id| kernel_id("KERNEL_ID", id)).transpose()?,
+            timeout: get("KERNEL_LAUNCH_TIMEOUT").map(launch_timeout).transpose()?,
+            username: get("KERNEL_USERNAME")
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned),
+            working_dir: get("KERNEL_WORKING_DIR").and_then(existing_dir),
+            variables,
+        })
+    }
+}
+
+/// Tokens of servers are never passed on, whoever names them.
+fn is_taken(name: &str, client_envs: &[String]) -> bool {
+    let is_named = || client_envs.iter().any(|named| named == "*" || named == name);
+    !name.ends_with("_AUTH_TOKEN") && (name.starts_with("KERNEL_") || is_named())
+}
+
+fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
+    if name.is_empty() || name.chars().count() > MAX_NAME || name.contains(['=', '\0', '\r', '\n']) {
+        let shown: String = name.chars().take(64).collect();
+        return Err(ApiError::bad_request(format!(
+            "{shown:?} cannot be an environment variable: its name must have 1 to {MAX_NAME} characters, and no '=', \
+             line end or NUL"
+        )));
+    }
+    let Value::String(value) = value else {
+        return Err(ApiError::bad_request(format!(
+            "the environment variable {name} must be a string"
+        )));
+    };
+    if value.chars().count() > MAX_VALUE {
+        return Err(ApiError::bad_request(format!(
+            "the environment variable {name} has more than {MAX_VALUE} characters"
+        )));
+    }
+    if value.contains(['\r', '\n', '\0']) {
+        return Err(ApiError::bad_request(format!(
+            "the environment variable {name} holds a line end or NUL"
+        )));
+    }
+    Ok(value)
+}
+
+/// The id that a client chose for a kernel; `field` is where it did.
+pub(crate) fn kernel_id(field: &str, text: &str) -> Result<KernelId, ApiError> {
+    text.parse()
+        .ok()
+        .filter(KernelId::is_random)
+        .ok_or_else(|| ApiError::bad_request(format!("{field} must be a UUID of version 4, with hyphens")))
+}
+
+fn launch_timeout(text: &str) -> Result<Duration, ApiError> {
+    text.trim()
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0 && *seconds <= MAX_TIMEOUT)
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "KERNEL_LAUNCH_TIMEOUT must be a number of seconds, up to {MAX_TIMEOUT}"
+            ))
+        })
+}
+
+/// A client sends the folder of its own machine, which this machine need not have.
+fn existing_dir(text: &str) -> Option<PathBuf> {
+    let dir = Path::new(text);
+    if dir.is_absolute() && dir.is_dir() {
+        return Some(dir.to_owned());
+    }
+    if !text.is_empty() {
+        info!(
+            working_dir = text,
+            "there is no such folder here; the kernel starts elsewhere"
+        );
+    }
+    None
+}
+
+/// The deepest folder of `path` below `root` that there is: where the kernel of a notebook with this path starts, as
+/// with jupyter_server. `None` where the path leads out of the root.
+pub(crate) fn dir_of(root: &Path, path: &str) -> Option<PathBuf> {
+    let relative = Path::new(path.trim_start_matches('/'));
+    let is_below = relative
+        .components()
+        .all(|component| matches!(component, Component::Normal(_)));
+    if !is_below || path.contains('\0') {
+        return None;
+    }
+    let full = root.join(relative);
+    full.ancestors()
+        .take_while(|dir| dir.starts_with(root))
+        .find(|dir| dir.is_dir())
+        .map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::Access;
+
+    fn read(env: Value, client_envs: &[&str]) -> Result<Environment, String> {
+        let mut options = GatewayOptions::new(Access::Open);
+        options.client_envs = client_envs.iter().map(|name| (*name).to_owned()).collect();
+        let Value::Object(env) = env else { panic!("no object") };
+        Environment::read(&env, &options).map_err(|error| {
+            assert_eq!(error.status(), 400);
+            format!("{error:?}")
+        })
+    }
+
+    #[test]
+    fn only_what_is_allowed_passes() {
+        let env = json!({
+            "KERNEL_X": "1", "LANG": "C", "PATH": "/bin", "KERNEL_AUTH_TOKEN": "no", "GIT_AUTH_TOKEN": "no",
+            "kernel_y": "no", "OTHER": 7,
+        });
+        let names = |client_envs: &[&str]| {
+            let read = read(env.clone(), client_envs).unwrap();
+            read.variables.into_keys().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(&[]), "KERNEL_X");
+        assert_eq!(names(&["LANG", "GIT_AUTH_TOKEN"]), "KERNEL_X LANG");
+        assert!(
+            read(env.clone(), &["*"])
+                .unwrap_err()
+                .contains("OTHER must be a string")
+        );
+    }
+
+    #[test]
+    fn bad_values_are_refused_and_named() {
+        let long = "x".repeat(MAX_VALUE + 1);
+        for value in [
+            json!(1),
+            json!(null),
+            json!([]),
+            json!({}),
+            json!("a\nb"),
+            json!("a\rb"),
+            json!("\0"),
+            json!(long),
+        ] {
+            let message = read(json!({"KERNEL_X": value}), &[]).unwrap_err();
+            assert!(message.contains("KERNEL_X"), "{message}");
+        }
+        assert!(read(json!({"KERNEL_X": "ü".repeat(MAX_VALUE)}), &[]).is_ok());
+        for name in ["KERNEL_X=Y", "KERNEL_\0", "KERNEL_\n", &format!("KERNEL_{long}")] {
+            assert!(read(json!({name: "1"}), &[]).is_err(), "{name:?}");
+        }
+        let many: Map<String, Value> = (0..=MAX_VARIABLES)
+            .map(|i| (format!("KERNEL_{i}"), json!("")))
+            .collect();
+        assert!(read(many.into(), &[]).is_err());
+    }
+
+    #[test]
+    fn what_the_start_itself_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = KernelId::random();
+        let read_all = read(
+            json!({
+                "KERNEL_ID": id.to_string(), "KERNEL_LAUNCH_TIMEOUT": "40.5", "KERNEL_USERNAME": "ada",
+                "KERNEL_WORKING_DIR": dir.path().to_str().unwrap(),
+            }),
+            &[],
+        )
+        .unwrap();
+        assert_eq!(read_all.id, Some(id));
+        assert_eq!(read_all.timeout, Some(Duration::from_millis(40_500)));
+        assert_eq!(read_all.username.as_deref(), Some("ada"));
+        assert_eq!(read_all.working_dir.as_deref(), Some(dir.path()));
+        for (name, value) in [
+            ("KERNEL_ID", "seven"),
+            ("KERNEL_ID", ""),
+            ("KERNEL_ID", "../../etc/passwd"),
+            ("KERNEL_ID", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+            ("KERNEL_LAUNCH_TIMEOUT", "soon"),
+            ("KERNEL_LAUNCH_TIMEOUT", ""),
+            ("KERNEL_LAUNCH_TIMEOUT", "-1"),
+            ("KERNEL_LAUNCH_TIMEOUT", "0"),
+            ("KERNEL_LAUNCH_TIMEOUT", "nan"),
+            ("KERNEL_LAUNCH_TIMEOUT", "inf"),
+            ("KERNEL_LAUNCH_TIMEOUT", "1e300"),
+        ] {
+            assert!(read(json!({name: value}), &[]).is_err(), "{name}={value}");
+        }
+        let lenient = read(
+            json!({"KERNEL_USERNAME": "", "KERNEL_WORKING_DIR": "/nowhere/at/all"}),
+            &[],
+        )
+        .unwrap();
+        assert_eq!((lenient.username, lenient.working_dir), (None, None));
+    }
+
+    #[test]
+    fn a_path_starts_in_its_deepest_folder_and_never_leads_out() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(root.join("a/n.ipynb"), "").unwrap();
+        for (path, expected) in [
+            ("", ""),
+            ("a/b", "a/b"),
+            ("/a/b/", "a/b"),
+            ("a/n.ipynb", "a"),
+            ("a/b/c/d", "a/b"),
+            ("none", ""),
+        ] {
+            assert_eq!(dir_of(root, path), Some(root.join(expected)), "{path}");
+        }
+        for path in ["..", "a/../..", "../a", "\0"] {
+            assert_eq!(dir_of(root, path), None, "{path:?}");
         }
     }
-    let set = |key: &str| kept.get(key).filter(|value| !value.is_empty());
-    if let Some(id) = set("KERNEL_ID") {
-        let parsed = id.parse::<KernelId>().ok().filter(KernelId::is_random);
-        request.id = Some(parsed.ok_or_else(|| bad("KERNEL_ID must be a UUID of version 4".to_owned()))?);
-    }
-    if let Some(seconds) = set("KERNEL_LAUNCH_TIMEOUT") {
-        let seconds: f64 = seconds
-            .parse()
-            .ok()
-            .filter(|seconds| (1.0..=3_600.0).contains(seconds))
-            .ok_or_else(|| bad("KERNEL_LAUNCH_TIMEOUT must be a number of seconds, 1 to 3600".to_owned()))?;
-        request.timeout = Duration::from_secs_f64(seconds);
-    }
-    request.owner = set("KERNEL_USERNAME").cloned();
-    request.working_dir = set("KERNEL_WORKING_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
-    kept.insert("KERNEL_GATEWAY".to_owned(), "1".to_owned());
-    request.env = kept;
-    Ok(())
 }

@@ -1,7 +1,16 @@
+//! Errors as Jupyter's clients expect them: `{reason, message}`, whatever went wrong.
+
 use axum::Json;
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 use serde_json::json;
+
+/// The longest message, in bytes: a kernel's last output may be in it.
+const MAX_MESSAGE: usize = 32 << 10;
 
 /// What a client is told that cannot have what it asked for: `{reason, message}`.
 #[derive(Debug)]
@@ -11,11 +20,31 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
+    /// An error whose `reason` is the status's own name. A message that is too long is cut off.
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
+        let mut message = message.into();
+        if message.len() > MAX_MESSAGE {
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+            message.push('…');
         }
+        Self { status, message }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(crate) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
     }
 }
 
@@ -24,4 +53,51 @@ impl IntoResponse for ApiError {
         let reason = self.status.canonical_reason().unwrap_or("Error");
         (self.status, Json(json!({"reason": reason, "message": self.message}))).into_response()
     }
+}
+
+/// Gives every error that a framework made, such as 405 for a wrong method, the body that clients expect; and makes
+/// a panic in a handler an error like others.
+pub(crate) async fn as_json(request: Request, next: Next) -> Response {
+    let response = match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        // The panic's own text is in the process's log, and none of the client's business.
+        Err(_) => {
+            return ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the gateway failed; its log says more",
+            )
+            .into_response();
+        }
+    };
+    let status = response.status();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+    if !(status.is_client_error() || status.is_server_error()) || is_json {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let message = match axum::body::to_bytes(body, MAX_MESSAGE).await {
+        Ok(text) if text.is_empty() && status == StatusCode::METHOD_NOT_ALLOWED => {
+            "this address does not take this method; the header Allow lists those that it takes".to_owned()
+        }
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(_) => String::new(),
+    };
+    let (own, body) = ApiError::new(status, message).into_response().into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.extend(own.headers);
+    Response::from_parts(parts, Body::new(body))
+}
+
+/// Keeps answers out of caches, and browsers from guessing what they are.
+pub(crate) async fn plain_answers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    response
 }

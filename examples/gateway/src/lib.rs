@@ -1,46 +1,103 @@
 //! A Jupyter gateway: the REST API and the WebSockets that JupyterLab needs of its `JUPYTER_GATEWAY_URL`, over a
-//! [`Manager`]'s kernels, as an axum router to embed.
+//! [`Manager`]'s kernels, as an axum [router] to embed.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use kernel_provider::log::{LogOptions, Logs, MemoryStore};
+//! use kernel_provider::manager::{Manager, ManagerOptions};
+//! use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token};
+//! use provider_local::{LocalConfig, LocalProvider};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let provider = LocalProvider::open(LocalConfig::new("/var/lib/example/kernels")).await?;
+//! let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
+//! let manager = Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default());
+//!
+//! let mut options = GatewayOptions::new(Access::Token(Token::random()));
+//! options.base_url = "/jupyter".parse()?;
+//! let gateway = Arc::new(Gateway::new(manager, options));
+//! let app = axum::Router::new()
+//!     .route("/", axum::routing::get(async || "my own page"))
+//!     .merge(kernelmux_gateway::router(gateway));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The way of a request
+//!
+//! [Recorded](request_log), given [headers for browsers](cors), its errors [made JSON](error), [measured](limits), and
+//! [checked](auth) for token and [origin]; then the [route](routes) that it is for.
 
 mod auth;
+mod cors;
 mod environment;
 mod error;
-mod kernels;
-mod kernelspecs;
+mod limits;
+mod metrics;
+mod model;
+mod options;
+mod origin;
+mod request_log;
+mod routes;
+mod serve;
+mod sessions;
+mod start;
+mod token;
+mod users;
 mod websocket;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Json;
 use axum::Router;
-use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
-use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use chrono::{DateTime, Utc};
+use kernel_provider::KernelId;
 use kernel_provider::manager::Manager;
-use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
-use error::ApiError;
+pub use options::{Access, BaseUrl, GatewayOptions, InvalidBaseUrl};
+pub use origin::{AllowOrigin, InvalidOrigin};
+pub use serve::serve;
+pub use token::{InvalidToken, Token};
+
+use metrics::Metrics;
+use sessions::Sessions;
 
 /// What the handlers share.
 pub struct Gateway {
     manager: Manager,
-    token: Option<String>,
+    options: GatewayOptions,
+    sessions: Sessions,
+    metrics: Arc<Metrics>,
+    started: DateTime<Utc>,
+    /// When a kernel last did anything, as far as somebody asked.
+    last_activity: Mutex<DateTime<Utc>>,
     closing: watch::Sender<bool>,
+    counting: AbortHandle,
 }
 
 impl Gateway {
-    /// A gateway to the manager's kernels. Where `token` is `None` nobody is asked for one.
+    /// A gateway to the manager's kernels. Starts a task that counts what happens to them; needs a tokio runtime.
     #[must_use]
-    pub fn new(manager: Manager, token: Option<String>) -> Self {
+    pub fn new(manager: Manager, options: GatewayOptions) -> Self {
+        let metrics = Arc::new(Metrics::default());
+        let started = Utc::now();
+        let counting = tokio::spawn(count_events(manager.clone(), metrics.clone())).abort_handle();
         Self {
             manager,
-            token,
+            options,
+            sessions: Sessions::default(),
+            metrics,
+            started,
+            last_activity: Mutex::new(started),
             closing: watch::Sender::new(false),
+            counting,
         }
     }
 
-    /// Ends all WebSocket connections, now and from now on.
+    /// Ends all WebSocket connections, now and from now on, and [`serve`].
     pub fn close(&self) {
         self.closing.send_replace(true);
     }
@@ -49,35 +106,41 @@ impl Gateway {
         // The sender is `self`, so waiting cannot fail.
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
+
+    /// When a kernel last did anything, given what the kernels that there are say of themselves. It does not go back
+    /// where a kernel has gone.
+    fn last_activity(&self, of_kernels: Option<DateTime<Utc>>) -> DateTime<Utc> {
+        // Nothing panics while it holds the lock.
+        let mut last = self.last_activity.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = of_kernels.map_or(*last, |time| time.max(*last));
+        *last
+    }
+
+    /// Whether the manager has the kernel.
+    fn lives(&self, kernel: KernelId) -> bool {
+        self.manager.get(kernel).is_some()
+    }
 }
 
-/// The gateway's routes.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.counting.abort();
+    }
+}
+
+async fn count_events(manager: Manager, metrics: Arc<Metrics>) {
+    let mut events = manager.events();
+    drop(manager);
+    loop {
+        match events.recv().await {
+            Ok(event) => metrics.event(&event.kind),
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// The gateway's routes, below its base URL. Every other address below it is answered with 404 as JSON.
 pub fn router(gateway: Arc<Gateway>) -> Router {
-    Router::new()
-        .route("/api", get(version))
-        .route("/api/kernelspecs", get(kernelspecs::list))
-        .route("/api/kernelspecs/{name}", get(kernelspecs::one))
-        .route("/kernelspecs/{name}/{*path}", get(kernelspecs::resource))
-        .route("/api/kernels", get(kernels::list).post(kernels::start))
-        .route("/api/kernels/{id}", get(kernels::one).delete(kernels::end))
-        .route("/api/kernels/{id}/interrupt", post(kernels::interrupt))
-        .route("/api/kernels/{id}/restart", post(kernels::restart))
-        .route("/api/kernels/{id}/channels", get(websocket::channels))
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(gateway.clone(), auth::require))
-        .with_state(gateway)
-}
-
-async fn version() -> impl IntoResponse {
-    let version = env!("CARGO_PKG_VERSION");
-    Json(json!({"version": version, "gateway_version": version}))
-}
-
-async fn not_found() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "")
-}
-
-async fn method_not_allowed() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "")
+    routes::router(gateway)
 }

@@ -1,0 +1,102 @@
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// The directory that the gateway keeps its logs and its kernels' state in, while it is held: no other gateway can use
+/// it until this is dropped.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Takes the directory, which is made for this user only where it is missing.
+    pub(super) fn take(path: PathBuf) -> Result<Self, String> {
+        let failed =
+            |what: &str, error: io::Error| format!("cannot {what} the data directory {}: {error}", path.display());
+        // Absolute, so that the kernels' files are found whatever their own working directory is.
+        let path = std::path::absolute(&path).map_err(|error| failed("find", error))?;
+        make_private(&path).map_err(|error| failed("make", error))?;
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join("gateway.lock"))
+            .map_err(|error| failed("write to", error))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            // Who it is only makes the message better.
+            let _ = (&mut lock).take(32).read_to_string(&mut pid);
+            return Err(format!(
+                "the data directory {} is another gateway's, process {}; choose another --data-dir, or end it",
+                path.display(),
+                pid.trim()
+            ));
+        }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(|error| failed("write to", error))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// A directory in it, made for this user only where it is missing.
+    pub(super) fn folder(&self, name: &str) -> Result<PathBuf, String> {
+        let folder = self.path.join(name);
+        make_private(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        Ok(folder)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// `kernelmux` where the XDG base directory specification puts a user's data.
+/// <https://specifications.freedesktop.org/basedir-spec/latest/>
+pub(super) fn default_path() -> Result<PathBuf, String> {
+    let is_set = |path: &PathBuf| path.is_absolute();
+    let data_home = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(is_set);
+    let data_home = data_home.or_else(|| Some(std::env::home_dir().filter(is_set)?.join(".local/share")));
+    match data_home {
+        Some(data_home) => Ok(data_home.join("kernelmux")),
+        None => Err("there is no home directory to keep data in; give a --data-dir".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn one_gateway_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/data");
+        let first = DataDir::take(path.clone()).unwrap();
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        let message = DataDir::take(path.clone()).unwrap_err();
+        assert!(message.contains(&std::process::id().to_string()), "{message}");
+        drop(first);
+        let second = DataDir::take(path).unwrap();
+        assert!(second.folder("logs").unwrap().is_dir());
+    }
+
+    #[test]
+    fn what_cannot_be_a_directory_is_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let message = DataDir::take(file.path().to_owned()).unwrap_err();
+        assert!(message.contains("data directory"), "{message}");
+    }
+}

@@ -1,0 +1,247 @@
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
+use clap::{ArgAction, Parser, ValueEnum};
+use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, Token};
+use tracing_subscriber::EnvFilter;
+
+/// Serves this machine's Jupyter kernels to JupyterLab and other clients, in place of Enterprise Gateway.
+///
+/// Each flag is also an environment variable, such as KERNELMUX_PORT for --port.
+#[derive(Debug, Parser)]
+#[command(name = "kernelmux-gateway", version)]
+pub(super) struct Flags {
+    /// The address to listen on
+    #[arg(long, env = "KERNELMUX_IP", default_value = "127.0.0.1", value_parser = parse_ip)]
+    pub(super) ip: IpAddr,
+    /// The port to listen on; 0 picks a free one
+    #[arg(long, env = "KERNELMUX_PORT", default_value_t = 8888)]
+    pub(super) port: u16,
+    /// The token that clients must have; a random one where none is given. Others on this machine can read flags: better
+    /// give it as an environment variable
+    #[arg(long, env = "KERNELMUX_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Ask nobody for a token
+    #[arg(long, env = "KERNELMUX_NO_AUTH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    no_auth: bool,
+    /// Allow --no-auth on an address that other machines reach: whoever reaches it can run programs here
+    #[arg(long, env = "KERNELMUX_INSECURE", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    insecure: bool,
+    /// Where logs and the kernels' state are kept [default: kernelmux in XDG_DATA_HOME]
+    #[arg(long, env = "KERNELMUX_DATA_DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Origins whose pages may use the gateway, such as https://lab.example, separated by commas; * allows all
+    #[arg(long, env = "KERNELMUX_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGINS")]
+    allow_origin: Vec<String>,
+    /// The path in front of all addresses
+    #[arg(long, env = "KERNELMUX_BASE_URL", default_value = "/", value_name = "PATH")]
+    pub(super) base_url: BaseUrl,
+    /// The kernelspec of starts that name none
+    #[arg(
+        long,
+        env = "KERNELMUX_DEFAULT_KERNEL",
+        default_value = "python3",
+        value_name = "NAME"
+    )]
+    pub(super) default_kernel: String,
+    /// End kernels that did nothing for this long; 0 never does
+    #[arg(
+        long,
+        env = "KERNELMUX_CULL_IDLE_TIMEOUT",
+        default_value_t = 0,
+        value_name = "SECONDS"
+    )]
+    pub(super) cull_idle_timeout: u64,
+    /// How often to look for them
+    #[arg(long, env = "KERNELMUX_CULL_INTERVAL", default_value_t = 300, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) cull_interval: u64,
+    /// End them also while clients are connected
+    #[arg(long, env = "KERNELMUX_CULL_CONNECTED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(super) cull_connected: bool,
+    /// End them also while they run something
+    #[arg(long, env = "KERNELMUX_CULL_BUSY", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(super) cull_busy: bool,
+    /// The most kernels at a time [default: no limit]
+    #[arg(long, env = "KERNELMUX_MAX_KERNELS", value_name = "NUMBER")]
+    pub(super) max_kernels: Option<NonZeroUsize>,
+    /// The most kernels of one user at a time [default: no limit]
+    #[arg(long, env = "KERNELMUX_MAX_KERNELS_PER_USER", value_name = "NUMBER")]
+    pub(super) max_kernels_per_user: Option<NonZeroUsize>,
+    /// Environment variables that clients may set for kernels beside KERNEL_*, separated by commas; * allows all
+    #[arg(long, env = "KERNELMUX_CLIENT_ENVS", value_delimiter = ',', value_name = "NAMES")]
+    pub(super) client_envs: Vec<String>,
+    /// Environment variables of this process that kernels get beside PATH, HOME and the like, separated by commas; *
+    /// passes on all but tokens
+    #[arg(long, env = "KERNELMUX_INHERITED_ENVS", value_delimiter = ',', value_name = "NAMES")]
+    pub(super) inherited_envs: Vec<String>,
+    /// What SIGTERM does to the kernels
+    #[arg(long, env = "KERNELMUX_ON_TERMINATE", value_enum, default_value_t = OnTerminate::Detach)]
+    pub(super) on_terminate: OnTerminate,
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as info,kernel_provider=debug
+    #[arg(long, env = "KERNELMUX_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+}
+
+/// What the libraries below have to say on their own is for their authors, unless somebody asks for it by name.
+const QUIETER: &str = "fjall=warn,lsm_tree=warn,zeromq=error";
+
+/// What SIGTERM does to the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnTerminate {
+    /// Leave them running, for the next start with the same data directory
+    Detach,
+    /// End them
+    Stop,
+}
+
+/// What the command line asks for.
+pub(super) enum Parsed {
+    /// To run.
+    Flags(Box<Flags>),
+    /// This text, such as the help.
+    Answer(String),
+}
+
+impl Flags {
+    /// Reads the command line and the environment; the error is one line.
+    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, String> {
+        let flags = match Self::try_parse_from(args) {
+            Ok(flags) => flags,
+            Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+                return Ok(Parsed::Answer(error.render().to_string()));
+            }
+            Err(error) => return Err(one_line(&error)),
+        };
+        // All at once, so that nothing is set up before all is known to be right.
+        flags.access()?;
+        flags.allow_origin()?;
+        flags.log_filter()?;
+        Ok(Parsed::Flags(Box::new(flags)))
+    }
+
+    /// Who may use the gateway.
+    pub(super) fn access(&self) -> Result<Access, String> {
+        match (&self.token, self.no_auth) {
+            (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
+            (None, true) if !self.ip.is_loopback() && !self.insecure => Err(format!(
+                "--no-auth on {} lets whoever reaches it run programs here; give a token, or add --insecure if that is \
+                 wanted",
+                self.ip
+            )),
+            (None, true) => Ok(Access::Open),
+            (Some(token), false) => match Token::new(token.clone()) {
+                Ok(token) => Ok(Access::Token(token)),
+                Err(error) => Err(format!("wrong --token: {error}")),
+            },
+            (None, false) => Ok(Access::Token(Token::random())),
+        }
+    }
+
+    /// Which pages of other origins may use it.
+    pub(super) fn allow_origin(&self) -> Result<AllowOrigin, String> {
+        let origins: Vec<&str> = self.allow_origin.iter().map(|origin| origin.trim()).collect();
+        let origins: Vec<&str> = origins.into_iter().filter(|origin| !origin.is_empty()).collect();
+        AllowOrigin::parse(&origins).map_err(|error| format!("wrong --allow-origin: {error}"))
+    }
+
+    /// What is logged.
+    pub(super) fn log_filter(&self) -> Result<EnvFilter, String> {
+        EnvFilter::try_new(format!("{QUIETER},{}", self.log))
+            .map_err(|error| format!("wrong --log {:?}: {error}", self.log))
+    }
+}
+
+fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    if text == "localhost" {
+        return Ok(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    text.parse()
+        .map_err(|_| "it must be an IP address, such as 127.0.0.1 or 0.0.0.0".to_owned())
+}
+
+/// clap's errors have paragraphs; the first one says what is wrong.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = first.split_whitespace().collect();
+    let line = words.join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    format!("{line}; --help lists the flags")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Box<Flags>, String> {
+        let args = std::iter::once("kernelmux-gateway").chain(args.iter().copied());
+        match Flags::parse(args.map(OsString::from))? {
+            Parsed::Flags(flags) => Ok(flags),
+            Parsed::Answer(text) => Err(text),
+        }
+    }
+
+    #[test]
+    fn without_flags_it_is_for_this_machine_only() {
+        let flags = parse(&[]).unwrap();
+        assert!(flags.ip.is_loopback());
+        assert_eq!(flags.port, 8888);
+        assert!(matches!(flags.access(), Ok(Access::Token(_))));
+        assert_eq!(flags.allow_origin(), Ok(AllowOrigin::Own));
+        assert_eq!(flags.on_terminate, OnTerminate::Detach);
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas() {
+        let flags = parse(&["--client-envs", "A,B", "--allow-origin", "http://a, https://b:1"]).unwrap();
+        assert_eq!(flags.client_envs, ["A", "B"]);
+        let these = vec!["http://a".to_owned(), "https://b:1".to_owned()];
+        assert_eq!(flags.allow_origin(), Ok(AllowOrigin::These(these)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_in_one_line() {
+        for (args, expected) in [
+            (&["--port", "x"][..], "--port"),
+            (&["--port", "65536"], "--port"),
+            (&["--port"], "--port"),
+            (&["--prot", "1"], "--prot"),
+            (&["extra"], "extra"),
+            (&["--ip", "example.org"], "IP address"),
+            (&["--token", ""], "--token"),
+            (&["--token", "a b"], "--token"),
+            (&["--token", "hidden", "--no-auth"], "exclude"),
+            (&["--no-auth", "--ip", "0.0.0.0"], "--insecure"),
+            (&["--allow-origin", "lab"], "lab"),
+            (&["--base-url", "http://x"], "base URL"),
+            (&["--cull-interval", "0"], "--cull-interval"),
+            (&["--cull-idle-timeout", "-1"], "-1"),
+            (&["--max-kernels", "0"], "--max-kernels"),
+            (&["--on-terminate", "burn"], "detach, stop"),
+            (&["--log", "a=b=c"], "--log"),
+        ] {
+            let message = parse(args).unwrap_err();
+            assert!(
+                message.contains(expected) && !message.contains('\n'),
+                "{args:?}: {message}"
+            );
+            assert!(!message.contains("hidden"), "{message}");
+        }
+        assert!(parse(&["--no-auth", "--ip", "0.0.0.0", "--insecure"]).is_ok());
+        assert!(parse(&["--no-auth", "--ip", "::1"]).is_ok());
+    }
+
+    #[test]
+    fn the_help_names_every_flag() {
+        let help = parse(&["--help"]).unwrap_err();
+        for flag in ["--ip", "--on-terminate", "--inherited-envs", "KERNELMUX_TOKEN"] {
+            assert!(help.contains(flag), "{flag}\n{help}");
+        }
+        assert!(parse(&["--version"]).unwrap_err().contains(env!("CARGO_PKG_VERSION")));
+    }
+}

@@ -1,0 +1,274 @@
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel_provider::log::{FjallStore, LogOptions, Logs};
+use kernel_provider::manager::{Manager, ManagerOptions};
+use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
+use provider_local::{InheritEnv, LocalConfig, LocalProvider};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::announce::announce;
+use super::data_dir::{self, DataDir};
+use super::flags::{Flags, OnTerminate};
+
+/// How long kernels may take to end before the gateway ends without them.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// How long letting go of kernels may take.
+const DETACH_DEADLINE: Duration = Duration::from_secs(20);
+/// How many files and sockets the gateway wants to be able to open: a kernel takes five or so, a client one.
+const OPEN_FILES: u64 = 65_536;
+/// What of its own environment the gateway passes on to kernels in any case: what programs need to run at all.
+const INHERITED: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TZ",
+    "TMPDIR",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_COLLATE",
+    "LC_MESSAGES",
+    "LC_MONETARY",
+    "LC_NUMERIC",
+    "LC_TIME",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "CONDA_DEFAULT_ENV",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "XDG_RUNTIME_DIR",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "JUPYTER_PATH",
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_DATA_DIR",
+    "JUPYTER_RUNTIME_DIR",
+    "IPYTHONDIR",
+];
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Runs the gateway until a signal ends it.
+pub(super) fn run(flags: Flags) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(flags.log_filter()?)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        tokio::select! {
+            running = Running::start(&flags) => running?.until_signalled(&mut signals, flags.on_terminate).await,
+            _ = signals.next() => {}
+        }
+        Ok(())
+    });
+    // What blocks, such as a read from a store, is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Interrupt,
+    Terminate,
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::Interrupt,
+            _ = self.terminate.recv() => Asked::Terminate,
+        }
+    }
+}
+
+struct Running {
+    listener: TcpListener,
+    manager: Manager,
+    gateway: Arc<Gateway>,
+    _data_dir: DataDir,
+}
+
+impl Running {
+    async fn start(flags: &Flags) -> Result<Self> {
+        let wanted = SocketAddr::new(flags.ip, flags.port);
+        let listener = TcpListener::bind(wanted)
+            .await
+            .map_err(|error| format!("cannot listen on {wanted}: {error}; choose another --ip or --port"))?;
+        let address = listener.local_addr()?;
+        let data_dir = match &flags.data_dir {
+            Some(path) => path.clone(),
+            None => data_dir::default_path()?,
+        };
+        let data_dir = DataDir::take(data_dir)?;
+        let manager = manager(flags, &data_dir).await?;
+        let restored = manager.restore().await?;
+
+        let access = flags.access()?;
+        announce(&mut std::io::stdout().lock(), address, &flags.base_url, &access)?;
+        info!(%address, data_dir = %data_dir.path().display(), restored, "serving");
+        let gateway = Arc::new(Gateway::new(manager.clone(), options(flags, access)?));
+        Ok(Self {
+            listener,
+            manager,
+            gateway,
+            _data_dir: data_dir,
+        })
+    }
+
+    async fn until_signalled(self, signals: &mut Signals, on_terminate: OnTerminate) {
+        let serving = tokio::spawn(serve(self.listener, self.gateway.clone()));
+        let asked = signals.next().await;
+        let stop = asked == Asked::Interrupt || on_terminate == OnTerminate::Stop;
+        let kernels = self.manager.list().len();
+        if stop {
+            info!(kernels, "ending the kernels; another signal ends the gateway at once");
+        } else {
+            info!(
+                kernels,
+                "leaving the kernels to the next start with the same data directory"
+            );
+        }
+        self.gateway.close();
+        let ending = async {
+            if stop {
+                end_kernels(&self.manager).await;
+            } else if timeout(DETACH_DEADLINE, self.manager.detach()).await.is_err() {
+                warn!("the kernels could not be let go of in time; the last of their output may be missing");
+            }
+            // It has a deadline of its own.
+            let _ = serving.await;
+        };
+        tokio::select! {
+            () = ending => info!("done"),
+            _ = signals.next() => warn!("ended at once by a second signal"),
+        }
+    }
+}
+
+async fn end_kernels(manager: &Manager) {
+    let kernels = manager.list();
+    let ending = async {
+        manager.shutdown().await;
+        for kernel in kernels {
+            kernel.log().flushed().await;
+        }
+    };
+    if timeout(STOP_DEADLINE, ending).await.is_err() {
+        warn!("some kernels did not end in time and may go on");
+    }
+}
+
+/// This machine's kernels, with their logs on disk.
+async fn manager(flags: &Flags, data_dir: &DataDir) -> Result<Manager> {
+    let mut local = LocalConfig::new(data_dir.folder("kernels")?);
+    local.working_dir = std::env::current_dir().ok();
+    local.inherit_env = InheritEnv::Only(inherited(&flags.inherited_envs));
+    let provider = LocalProvider::open(local).await?;
+    let folder = data_dir.folder("logs")?;
+    let store = tokio::task::spawn_blocking(move || FjallStore::open(&folder)).await??;
+    let logs = Logs::new(Arc::new(store), LogOptions::default())?;
+    let mut options = ManagerOptions::default();
+    options.default_spec.clone_from(&flags.default_kernel);
+    options.max_kernels = flags.max_kernels.map(usize::from);
+    options.max_kernels_per_owner = flags.max_kernels_per_user.map(usize::from);
+    options.culling.idle_timeout = Duration::from_secs(flags.cull_idle_timeout);
+    options.culling.interval = Duration::from_secs(flags.cull_interval);
+    options.culling.connected = flags.cull_connected;
+    options.culling.busy = flags.cull_busy;
+    Ok(Manager::new(vec![Arc::new(provider)], logs, options))
+}
+
+/// The variables that kernels inherit. Tokens and the gateway's own flags are never among them.
+fn inherited(named: &[String]) -> BTreeSet<String> {
+    let own = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    own.filter(|own| INHERITED.contains(&own.as_str()) || named.iter().any(|name| name == "*" || name.trim() == own))
+        .filter(|own| !is_secret(own))
+        .collect()
+}
+
+fn is_secret(name: &str) -> bool {
+    name.ends_with("_AUTH_TOKEN") || name.starts_with("KERNELMUX_") || matches!(name, "JUPYTER_TOKEN" | "JPY_API_TOKEN")
+}
+
+fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
+    let is_open = matches!(access, Access::Open);
+    let mut options = GatewayOptions::new(access);
+    options.base_url = flags.base_url.clone();
+    options.allow_origin = flags.allow_origin()?;
+    options.local_hosts_only = is_open && flags.ip.is_loopback();
+    options.client_envs = flags.client_envs.iter().map(|name| name.trim().to_owned()).collect();
+    options.default_owner = user_name();
+    options.root_dir = std::env::current_dir().ok();
+    Ok(options)
+}
+
+/// Who runs the gateway: whose the kernels are of clients that name nobody.
+fn user_name() -> Option<String> {
+    ["USER", "LOGNAME"]
+        .iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .find(|name| !name.is_empty())
+        .or_else(|| Some(format!("uid-{}", rustix::process::getuid().as_raw())))
+}
+
+/// Many systems start programs with a limit of 1,024 open files, and let them have more if they ask.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            maximum: limit.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            warn!(%error, "the limit of open files stays low: there can be few kernels and clients");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_inherited_by_no_means() {
+        for name in ["X_AUTH_TOKEN", "KERNELMUX_TOKEN", "KERNELMUX_LOG", "JUPYTER_TOKEN"] {
+            assert!(is_secret(name), "{name}");
+        }
+        assert!(!is_secret("PATH"));
+        let all = inherited(&["*".to_owned()]);
+        assert!(all.contains("PATH"));
+        assert!(!all.iter().any(|name| is_secret(name)));
+    }
+}

@@ -1,0 +1,127 @@
+//! How much of a request is read.
+
+use std::time::Duration;
+
+use axum::body::BodyDataStream;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
+use futures::StreamExt;
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+
+use crate::error::ApiError;
+
+/// The longest path and query, in bytes.
+const MAX_TARGET: usize = 16 << 10;
+/// The longest headers, names and values together, in bytes.
+const MAX_HEADERS: usize = 64 << 10;
+/// The longest body, in bytes. The largest that the API has any use for is a kernel's environment.
+const MAX_BODY: usize = 1 << 20;
+/// How long a body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the rest of a body that is too large is read and thrown away, so that its sender gets to read the answer
+/// instead of a broken connection.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Refuses what is too long before anything looks at it.
+pub(crate) async fn check(request: Request, next: Next) -> Response {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if target > MAX_TARGET {
+        let message = format!("the address has more than {MAX_TARGET} bytes");
+        return ApiError::new(StatusCode::URI_TOO_LONG, message).into_response();
+    }
+    if size_of_headers(request.headers()) > MAX_HEADERS {
+        let message = format!("the headers have more than {MAX_HEADERS} bytes");
+        return ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message).into_response();
+    }
+    next.run(request).await
+}
+
+fn size_of_headers(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
+}
+
+/// A request's body: a JSON object, or nothing, which is the same as an empty object.
+///
+/// Whatever its `Content-Type`, as with jupyter_server.
+pub(crate) struct JsonObject(pub(crate) Map<String, Value>);
+
+impl<S: Sync> FromRequest<S> for JsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let declared = declared_length(request.headers());
+        let mut body = request.into_body().into_data_stream();
+        if declared.is_some_and(|length| length > MAX_BODY as u64) {
+            return Err(too_large(&mut body).await);
+        }
+        let body = match timeout(BODY_DEADLINE, read(&mut body)).await {
+            Ok(read) => read?,
+            Err(_) => {
+                let message = format!("the body did not arrive within {} s", BODY_DEADLINE.as_secs());
+                return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message));
+            }
+        };
+        if body.trim_ascii().is_empty() {
+            return Ok(Self(Map::new()));
+        }
+        match serde_json::from_slice(&body) {
+            Ok(Value::Object(object)) => Ok(Self(object)),
+            Ok(_) => Err(ApiError::bad_request("the body must be a JSON object")),
+            Err(error) => Err(ApiError::bad_request(format!("the body is no JSON: {error}"))),
+        }
+    }
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+async fn read(body: &mut BodyDataStream) -> Result<BytesMut, ApiError> {
+    let mut data = BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))?;
+        if data.len() + chunk.len() > MAX_BODY {
+            return Err(too_large(body).await);
+        }
+        data.extend_from_slice(&chunk);
+    }
+    Ok(data)
+}
+
+async fn too_large(body: &mut BodyDataStream) -> ApiError {
+    let rest = async { while let Some(Ok(_)) = body.next().await {} };
+    // Where it does not end in time, the connection breaks after all.
+    let _ = timeout(LINGER, rest).await;
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("the body has more than {MAX_BODY} bytes"),
+    )
+}
+
+/// A field's text; `None` where it is absent or null.
+pub(crate) fn text<'a>(object: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, ApiError> {
+    match object.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(ApiError::bad_request(format!("{field:?} must be a string"))),
+    }
+}
+
+/// A field's object; `None` where it is absent or null.
+pub(crate) fn object<'a>(
+    object: &'a Map<String, Value>,
+    field: &str,
+) -> Result<Option<&'a Map<String, Value>>, ApiError> {
+    match object.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(inner)) => Ok(Some(inner)),
+        Some(_) => Err(ApiError::bad_request(format!("{field:?} must be an object"))),
+    }
+}

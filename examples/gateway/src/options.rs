@@ -1,0 +1,134 @@
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::{AllowOrigin, Token};
+
+/// Who may use the gateway.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// Whoever has the token.
+    Token(Token),
+    /// Everybody who can connect to it. They can run programs on its machine.
+    Open,
+}
+
+/// How a gateway behaves.
+///
+/// ```
+/// use kernelmux_gateway::{Access, GatewayOptions, Token};
+///
+/// let mut options = GatewayOptions::new(Access::Token(Token::random()));
+/// options.base_url = "/jupyter".parse()?;
+/// # Ok::<(), kernelmux_gateway::InvalidBaseUrl>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct GatewayOptions {
+    /// Who may use it.
+    pub access: Access,
+    /// The path in front of all its addresses.
+    pub base_url: BaseUrl,
+    /// Which pages of other origins may use it.
+    pub allow_origin: AllowOrigin,
+    /// Whether it takes only requests whose `Host` is an address, `localhost`, or the host of an allowed origin. For
+    /// gateways with [`Access::Open`] that listen on this machine only: it keeps out pages whose name was made to point
+    /// at this machine (DNS rebinding).
+    pub local_hosts_only: bool,
+    /// Which of a client's environment variables a kernel gets, beside `KERNEL_*`; `*` means all.
+    pub client_envs: Vec<String>,
+    /// Whose the kernels are of clients that send no `KERNEL_USERNAME`.
+    pub default_owner: Option<String>,
+    /// Where the `path` of a new kernel or session starts from. Kernels start in the deepest folder of it that there is.
+    pub root_dir: Option<PathBuf>,
+}
+
+impl GatewayOptions {
+    /// At `/`, for no other origins, taking any `Host` and only `KERNEL_*`, with no default owner and no root.
+    #[must_use]
+    pub fn new(access: Access) -> Self {
+        Self {
+            access,
+            base_url: BaseUrl::default(),
+            allow_origin: AllowOrigin::Own,
+            local_hosts_only: false,
+            client_envs: Vec::new(),
+            default_owner: None,
+            root_dir: None,
+        }
+    }
+}
+
+/// The path in front of all addresses, such as `/jupyter/`.
+///
+/// ```
+/// use kernelmux_gateway::BaseUrl;
+///
+/// assert_eq!("jupyter".parse::<BaseUrl>()?.to_string(), "/jupyter/");
+/// assert_eq!(BaseUrl::default().to_string(), "/");
+/// # Ok::<(), kernelmux_gateway::InvalidBaseUrl>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BaseUrl {
+    /// Without a slash at its end; empty for `/`.
+    prefix: String,
+}
+
+impl BaseUrl {
+    /// The path without a slash at its end; empty for `/`.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.prefix)
+    }
+}
+
+/// A text that cannot be a base URL.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no base URL: write a path of letters, digits, '-', '_', '.', '~' and '/', such as /jupyter/")]
+pub struct InvalidBaseUrl(String);
+
+impl FromStr for BaseUrl {
+    type Err = InvalidBaseUrl;
+
+    /// Takes a path with or without slashes at its ends.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let names: Vec<&str> = text.split('/').filter(|name| !name.is_empty()).collect();
+        let is_plain = |name: &&str| {
+            !matches!(*name, "." | "..")
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte))
+        };
+        if !names.iter().all(is_plain) {
+            return Err(InvalidBaseUrl(text.to_owned()));
+        }
+        let prefix = names.iter().map(|name| format!("/{name}")).collect();
+        Ok(Self { prefix })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls_are_paths() {
+        for (text, expected) in [
+            ("", "/"),
+            ("/", "/"),
+            ("a", "/a/"),
+            ("/a//b/", "/a/b/"),
+            ("~me", "/~me/"),
+        ] {
+            assert_eq!(text.parse::<BaseUrl>().unwrap().to_string(), expected, "{text:?}");
+        }
+        for text in ["http://x/", "a b", "/a?b", "/{x}", "../a", "/a/%2e", "ü", "/a#b"] {
+            assert!(text.parse::<BaseUrl>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! A line in the log for each request, and its place in the metrics.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::{debug, info};
+
+use crate::Gateway;
+
+/// How much of a path is logged, in bytes.
+const MAX_PATH: usize = 256;
+
+/// Logs and counts the request. The query is left out: a token may be in it.
+pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    // What a URI holds is ASCII, so any byte is a good place to cut.
+    let path = request.uri().path();
+    let path = path[..path.len().min(MAX_PATH)].to_owned();
+    let route = request.extensions().get::<MatchedPath>().map(|matched| {
+        let route = matched.as_str();
+        let route = route.strip_prefix(gateway.options.base_url.prefix()).unwrap_or(route);
+        // `/api/kernels/:id` is easier to write in a query than `/api/kernels/{id}`.
+        route.replace("{*", ":").replace('{', ":").replace('}', "")
+    });
+    let response = next.run(request).await;
+    let status = response.status();
+    let took = began.elapsed();
+    gateway
+        .metrics
+        .request(&method, route.as_deref().unwrap_or("none"), status, took);
+    // What clients ask for all the time is not worth a line each.
+    if method.is_safe() && status.is_success() {
+        debug!(%method, path, status = status.as_u16(), ?took, "request");
+    } else {
+        info!(%method, path, status = status.as_u16(), ?took, "request");
+    }
+    response
+}

@@ -1,0 +1,10 @@
+//! `GET /api`.
+
+use axum::Json;
+use serde_json::{Value, json};
+
+/// The gateway's version, under the two names that clients look for.
+pub(super) async fn version() -> Json<Value> {
+    let version = env!("CARGO_PKG_VERSION");
+    Json(json!({"version": version, "gateway_version": version}))
+}

@@ -1,0 +1,64 @@
+//! What is answered at which address.
+
+mod api;
+mod description;
+mod kernels;
+mod kernelspecs;
+mod me;
+mod metrics;
+mod sessions;
+mod status;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+
+use crate::error::ApiError;
+use crate::{Gateway, auth, cors, error, limits, request_log, websocket};
+
+pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
+    let routes = Router::new()
+        .route("/api", get(api::version))
+        .route("/api/kernelspecs", get(kernelspecs::list))
+        .route("/api/kernelspecs/{name}", get(kernelspecs::one))
+        .route("/kernelspecs/{name}/{*path}", get(kernelspecs::resource))
+        .route("/api/kernels", get(kernels::list).post(kernels::start))
+        .route("/api/kernels/{id}", get(kernels::one).delete(kernels::end))
+        .route("/api/kernels/{id}/interrupt", post(kernels::interrupt))
+        .route("/api/kernels/{id}/restart", post(kernels::restart))
+        .route("/api/kernels/{id}/channels", get(websocket::channels))
+        .route("/api/sessions", get(sessions::list).post(sessions::create))
+        .route(
+            "/api/sessions/{id}",
+            get(sessions::one).patch(sessions::change).delete(sessions::end),
+        )
+        .route("/api/status", get(status::status))
+        .route("/api/me", get(me::me))
+        .route("/api/spec.yaml", get(description::yaml))
+        .route("/api/swagger.json", get(description::json))
+        .route("/api/swagger.yaml", get(description::yaml))
+        .route("/metrics", get(metrics::metrics));
+    let prefix = gateway.options.base_url.prefix();
+    let routes = if prefix.is_empty() {
+        routes
+    } else {
+        Router::new().nest(prefix, routes)
+    };
+    // The last layer sees a request first.
+    routes
+        .fallback(not_found)
+        .layer(from_fn_with_state(gateway.clone(), auth::guard))
+        .layer(from_fn_with_state(gateway.clone(), cors::options))
+        .layer(from_fn(limits::check))
+        .layer(from_fn(error::as_json))
+        .layer(from_fn(error::plain_answers))
+        .layer(from_fn_with_state(gateway.clone(), cors::expose))
+        .layer(from_fn_with_state(gateway.clone(), request_log::record))
+        .with_state(gateway)
+}
+
+async fn not_found() -> ApiError {
+    ApiError::not_found("")
+}

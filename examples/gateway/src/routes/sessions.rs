@@ -1,0 +1,263 @@
+//! `/api/sessions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use kernel_provider::KernelId;
+use kernel_provider::manager::Kernel;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::kernels::shut_down;
+use crate::error::ApiError;
+use crate::limits::{JsonObject, object, text};
+use crate::sessions::{Change, NotAdded, Session};
+use crate::{Gateway, model, start};
+
+/// The longest path, name or type of a session, in bytes.
+const MAX_TEXT: usize = 4_096;
+
+/// `None` where the session's kernel is gone.
+fn session_model(gateway: &Gateway, session: &Session) -> Option<Value> {
+    let kernel = gateway.manager.get(session.kernel)?;
+    let mut model = json!({
+        "id": session.id,
+        "path": session.path,
+        "name": session.name,
+        "type": session.kind,
+        "kernel": model::kernel(&kernel),
+    });
+    if session.kind == "notebook" {
+        // The form that clients of old know.
+        model["notebook"] = json!({"path": session.path, "name": session.name});
+    }
+    Some(model)
+}
+
+fn not_found(id: &str) -> ApiError {
+    let shown: String = id.chars().take(64).collect();
+    ApiError::not_found(format!("Session does not exist: {shown}"))
+}
+
+fn find(gateway: &Gateway, id: &str) -> Result<Session, ApiError> {
+    id.parse::<Uuid>()
+        .ok()
+        .and_then(|id| gateway.sessions.get(id))
+        .ok_or_else(|| not_found(id))
+}
+
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Value>> {
+    let sessions = gateway.sessions.list(|kernel| gateway.lives(kernel));
+    Json(
+        sessions
+            .iter()
+            .filter_map(|session| session_model(&gateway, session))
+            .collect(),
+    )
+}
+
+pub(super) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let session = find(&gateway, &id)?;
+    session_model(&gateway, &session)
+        .map(Json)
+        .ok_or_else(|| not_found(&id))
+}
+
+/// A field of at most [`MAX_TEXT`] bytes.
+fn short_text(body: &Map<String, Value>, field: &str) -> Result<Option<String>, ApiError> {
+    let text = text(body, field)?;
+    if text.is_some_and(|text| text.len() > MAX_TEXT) {
+        return Err(ApiError::bad_request(format!(
+            "{field:?} has more than {MAX_TEXT} bytes"
+        )));
+    }
+    Ok(text.map(str::to_owned))
+}
+
+/// `{path?, name?, type?}`, also as clients of old write it: `{notebook: {path}}`.
+struct Place {
+    path: Option<String>,
+    name: Option<String>,
+    kind: Option<String>,
+}
+
+impl Place {
+    fn read(body: &Map<String, Value>) -> Result<Self, ApiError> {
+        let mut place = Self {
+            path: short_text(body, "path")?,
+            name: short_text(body, "name")?,
+            kind: short_text(body, "type")?,
+        };
+        if let Some(notebook) = object(body, "notebook")? {
+            place.path = short_text(notebook, "path")?.or(place.path);
+            place.kind = Some("notebook".to_owned());
+        }
+        Ok(place)
+    }
+}
+
+fn missing(field: &str) -> ApiError {
+    ApiError::bad_request(format!("Missing field in JSON data: {field}"))
+}
+
+pub(super) async fn create(
+    State(gateway): State<Arc<Gateway>>,
+    JsonObject(body): JsonObject,
+) -> Result<Response, ApiError> {
+    let place = Place::read(&body)?;
+    let path = place.path.ok_or_else(|| missing("path"))?;
+    let kind = place.kind.ok_or_else(|| missing("type"))?;
+    let kernel = object(&body, "kernel")?.cloned().unwrap_or_default();
+    let name = place.name.unwrap_or_default();
+    let creating = whole(gateway.clone(), path, name, kind, kernel);
+    // Goes on where the client gives up waiting, so that no kernel is left without its session.
+    let session = tokio::spawn(creating).await.map_err(|_| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the gateway failed; its log says more",
+        )
+    })??;
+    let model = session_model(&gateway, &session)
+        .ok_or_else(|| ApiError::new(StatusCode::GONE, "the session's kernel is gone already"))?;
+    let location = format!("{}/api/sessions/{}", gateway.options.base_url.prefix(), session.id);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(model)).into_response())
+}
+
+/// The session of the path: the one that there is, else a new one.
+async fn whole(
+    gateway: Arc<Gateway>,
+    path: String,
+    name: String,
+    kind: String,
+    kernel: Map<String, Value>,
+) -> Result<Session, ApiError> {
+    let lives = |kernel| gateway.lives(kernel);
+    if let Some(session) = gateway.sessions.of_path(&path, lives) {
+        return Ok(session);
+    }
+    let (kernel, is_new) = match running(&gateway, &kernel)? {
+        Some(kernel) => (kernel, false),
+        None => (started(&gateway, &kernel, &path).await?, true),
+    };
+    let session = Session {
+        id: Uuid::new_v4(),
+        path,
+        name,
+        kind,
+        kernel: kernel.id(),
+    };
+    match gateway.sessions.add(session, lives).map_err(|not_added| *not_added) {
+        Ok(session) => Ok(session),
+        // Another request for the same path was faster, or there is no room: the new kernel is for nobody.
+        Err(not_added) => {
+            if is_new {
+                shut_down(kernel).await?;
+            }
+            match not_added {
+                NotAdded::Exists(session) => Ok(session),
+                NotAdded::Full(error) => Err(error),
+            }
+        }
+    }
+}
+
+/// The kernel of the body's `kernel.id`, if it names one.
+fn running(gateway: &Gateway, kernel: &Map<String, Value>) -> Result<Option<Arc<Kernel>>, ApiError> {
+    let Some(id) = text(kernel, "id")?.filter(|id| !id.is_empty()) else {
+        return Ok(None);
+    };
+    let found = id.parse::<KernelId>().ok().and_then(|id| gateway.manager.get(id));
+    match found {
+        Some(kernel) => Ok(Some(kernel)),
+        None => {
+            let shown: String = id.chars().take(64).collect();
+            Err(ApiError::bad_request(format!("No such kernel: {shown}")))
+        }
+    }
+}
+
+/// A new kernel as the body's `kernel` says. An unknown kernelspec is 501, as clients of sessions know it.
+async fn started(gateway: &Gateway, kernel: &Map<String, Value>, path: &str) -> Result<Arc<Kernel>, ApiError> {
+    start::start(gateway, kernel, Some(path))
+        .await
+        .map_err(|no_kernel| no_kernel.or_no_spec(StatusCode::NOT_IMPLEMENTED))
+}
+
+pub(super) async fn change(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    JsonObject(body): JsonObject,
+) -> Result<Json<Value>, ApiError> {
+    let session = find(&gateway, &id)?;
+    let place = Place::read(&body)?;
+    let kernel = object(&body, "kernel")?.cloned();
+    let changing = changed(gateway, session, place, kernel);
+    let model = tokio::spawn(changing).await.map_err(|_| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the gateway failed; its log says more",
+        )
+    })??;
+    model.map(Json).ok_or_else(|| not_found(&id))
+}
+
+/// The session's model after the change; `None` where the session or its kernel is gone meanwhile.
+async fn changed(
+    gateway: Arc<Gateway>,
+    session: Session,
+    place: Place,
+    kernel: Option<Map<String, Value>>,
+) -> Result<Option<Value>, ApiError> {
+    let mut started_for_it = None;
+    let kernel = match kernel {
+        None => None,
+        Some(wanted) => match running(&gateway, &wanted)? {
+            Some(kernel) => Some(kernel.id()),
+            None if text(&wanted, "name")?.is_some() => {
+                let kernel = started(&gateway, &wanted, &session.path).await?;
+                let id = kernel.id();
+                started_for_it = Some(kernel);
+                Some(id)
+            }
+            None => None,
+        },
+    };
+    let change = Change {
+        path: place.path,
+        name: place.name,
+        kind: place.kind,
+        kernel,
+    };
+    let Some((before, after)) = gateway.sessions.change(session.id, change) else {
+        if let Some(kernel) = started_for_it {
+            shut_down(kernel).await?;
+        }
+        return Ok(None);
+    };
+    if before.kernel != after.kernel {
+        end_unused(&gateway, before.kernel).await?;
+    }
+    Ok(session_model(&gateway, &after))
+}
+
+/// Ends a kernel that a session left, unless another session has it.
+async fn end_unused(gateway: &Gateway, kernel: KernelId) -> Result<(), ApiError> {
+    match gateway.manager.get(kernel) {
+        Some(kernel) if !gateway.sessions.uses(kernel.id()) => shut_down(kernel).await,
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn end(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let session = find(&gateway, &id)?;
+    let had_kernel = gateway.lives(session.kernel);
+    gateway.sessions.remove(session.id).ok_or_else(|| not_found(&id))?;
+    if !had_kernel {
+        return Err(ApiError::new(StatusCode::GONE, "Kernel deleted before session"));
+    }
+    end_unused(&gateway, session.kernel).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

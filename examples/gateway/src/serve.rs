@@ -1,0 +1,90 @@
+//! HTTP/1.1 over TCP, as a gateway needs it: without Nagle's delay, and with a bound on what a client can hold.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use crate::{Gateway, router};
+
+/// How long a client may take for a request's head, and how long an unused connection stays open.
+const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+/// The longest head of a request that is read at all, in bytes. The [limits](crate::limits) are lower, and tell why.
+const MAX_HEAD: usize = 256 << 10;
+/// The most headers.
+const MAX_HEADER_COUNT: usize = 200;
+/// How long requests may go on once the gateway is to end.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long to wait where no connection can be accepted, as when there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves the gateway until it is [closed](Gateway::close); then lets requests end for 5 s.
+pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
+    let service = TowerToHyperService::new(router(gateway.clone()));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADER_COUNT);
+    let connections = TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = accept(&listener) => accepted,
+            () = gateway.closing() => break,
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "TCP_NODELAY cannot be set");
+        }
+        let connection = http
+            .serve_connection(TokioIo::new(stream), service.clone())
+            .with_upgrades();
+        let gateway = gateway.clone();
+        connections.spawn(async move {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = gateway.closing() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                debug!(%error, "a connection ended");
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if timeout(SHUTDOWN_DEADLINE, connections.wait()).await.is_err() {
+        info!("some requests did not end in time");
+    }
+}
+
+/// The next connection. A connection that failed before it was accepted is passed over.
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) if is_of_connection(&error) => {}
+            Err(error) => {
+                warn!(%error, "no connection can be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}

@@ -1,0 +1,215 @@
+//! Sessions: which notebook, console or file uses which kernel.
+//!
+//! They are kept in memory. JupyterLab over `JUPYTER_GATEWAY_URL` keeps its own and never asks for these; they are for
+//! clients that talk to the gateway directly.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use axum::http::StatusCode;
+use kernel_provider::KernelId;
+use uuid::Uuid;
+
+use crate::error::ApiError;
+
+/// The most sessions.
+const MAX_SESSIONS: usize = 10_000;
+
+/// Which notebook, console or file uses which kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Session {
+    pub(crate) id: Uuid,
+    pub(crate) path: String,
+    pub(crate) name: String,
+    pub(crate) kind: String,
+    pub(crate) kernel: KernelId,
+}
+
+/// What of a session changes; what is `None` stays.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    pub(crate) path: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) kind: Option<String>,
+    pub(crate) kernel: Option<KernelId>,
+}
+
+/// All sessions, the oldest first.
+pub(crate) struct Sessions {
+    all: Mutex<Table>,
+    limit: usize,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            all: Mutex::default(),
+            limit: MAX_SESSIONS,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    by_age: BTreeMap<u64, Session>,
+    next: u64,
+}
+
+impl Table {
+    fn find(&mut self, id: Uuid) -> Option<&mut Session> {
+        self.by_age.values_mut().find(|session| session.id == id)
+    }
+}
+
+impl Sessions {
+    /// Nothing panics while it holds the lock, so what the lock guards is whole.
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sessions whose kernels `lives` knows.
+    pub(crate) fn list(&self, lives: impl Fn(KernelId) -> bool) -> Vec<Session> {
+        let mut sessions: Vec<_> = self.lock().by_age.values().cloned().collect();
+        sessions.retain(|session| lives(session.kernel));
+        sessions
+    }
+
+    pub(crate) fn get(&self, id: Uuid) -> Option<Session> {
+        self.lock().find(id).cloned()
+    }
+
+    pub(crate) fn of_path(&self, path: &str, lives: impl Fn(KernelId) -> bool) -> Option<Session> {
+        self.list(lives).into_iter().find(|session| session.path == path)
+    }
+
+    /// Adds a session, unless there is one of the same path with a kernel that lives: then that one is returned as the
+    /// error's value. Sessions of the same path whose kernels are gone make room.
+    pub(crate) fn add(&self, session: Session, lives: impl Fn(KernelId) -> bool) -> Result<Session, Box<NotAdded>> {
+        let mut table = self.lock();
+        if let Some(other) = table
+            .by_age
+            .values()
+            .find(|other| other.path == session.path && lives(other.kernel))
+        {
+            return Err(Box::new(NotAdded::Exists(other.clone())));
+        }
+        table.by_age.retain(|_, other| other.path != session.path);
+        if table.by_age.len() >= self.limit {
+            table.by_age.retain(|_, other| lives(other.kernel));
+        }
+        if table.by_age.len() >= self.limit {
+            let message = format!("the limit of {} sessions is reached; delete some first", self.limit);
+            return Err(Box::new(NotAdded::Full(ApiError::new(StatusCode::FORBIDDEN, message))));
+        }
+        let number = table.next;
+        table.next += 1;
+        table.by_age.insert(number, session.clone());
+        Ok(session)
+    }
+
+    /// The session before the change and after it; `None` where there is none.
+    pub(crate) fn change(&self, id: Uuid, change: Change) -> Option<(Session, Session)> {
+        let mut table = self.lock();
+        let session = table.find(id)?;
+        let before = session.clone();
+        let Change {
+            path,
+            name,
+            kind,
+            kernel,
+        } = change;
+        session.path = path.unwrap_or_else(|| before.path.clone());
+        session.name = name.unwrap_or_else(|| before.name.clone());
+        session.kind = kind.unwrap_or_else(|| before.kind.clone());
+        session.kernel = kernel.unwrap_or(before.kernel);
+        Some((before, session.clone()))
+    }
+
+    pub(crate) fn remove(&self, id: Uuid) -> Option<Session> {
+        let mut table = self.lock();
+        let number = *table.by_age.iter().find(|(_, session)| session.id == id)?.0;
+        table.by_age.remove(&number)
+    }
+
+    /// Whether any session uses the kernel.
+    pub(crate) fn uses(&self, kernel: KernelId) -> bool {
+        self.lock().by_age.values().any(|session| session.kernel == kernel)
+    }
+}
+
+/// Why a session was not added.
+#[derive(Debug)]
+pub(crate) enum NotAdded {
+    /// There is one of the same path.
+    Exists(Session),
+    /// There are too many.
+    Full(ApiError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(path: &str) -> Session {
+        Session {
+            id: Uuid::new_v4(),
+            path: path.to_owned(),
+            name: String::new(),
+            kind: "notebook".to_owned(),
+            kernel: KernelId::random(),
+        }
+    }
+
+    #[test]
+    fn one_session_a_path_as_long_as_its_kernel_lives() {
+        let sessions = Sessions::default();
+        let first = sessions.add(session("a"), |_| true).unwrap();
+        match *sessions.add(session("a"), |_| true).unwrap_err() {
+            NotAdded::Exists(other) => assert_eq!(other, first),
+            NotAdded::Full(_) => panic!("full"),
+        }
+        let second = sessions.add(session("a"), |kernel| kernel != first.kernel).unwrap();
+        assert_eq!(sessions.get(first.id), None);
+        assert_eq!(sessions.list(|_| true), std::slice::from_ref(&second));
+        assert_eq!(sessions.list(|_| false), []);
+        assert!(sessions.uses(second.kernel) && !sessions.uses(first.kernel));
+    }
+
+    #[test]
+    fn a_change_leaves_what_it_does_not_name() {
+        let sessions = Sessions::default();
+        let old = sessions.add(session("a"), |_| true).unwrap();
+        let change = Change {
+            name: Some("n".to_owned()),
+            ..Change::default()
+        };
+        let (before, after) = sessions.change(old.id, change).unwrap();
+        assert_eq!(before, old);
+        assert_eq!(
+            after,
+            Session {
+                name: "n".to_owned(),
+                ..old
+            }
+        );
+        assert_eq!(sessions.remove(after.id), Some(after.clone()));
+        assert_eq!(sessions.remove(after.id), None);
+    }
+
+    #[test]
+    fn there_is_a_limit_and_what_is_gone_makes_room() {
+        let sessions = Sessions {
+            limit: 3,
+            ..Sessions::default()
+        };
+        for number in 0..3 {
+            sessions.add(session(&number.to_string()), |_| true).unwrap();
+        }
+        assert!(matches!(
+            *sessions.add(session("x"), |_| true).unwrap_err(),
+            NotAdded::Full(_)
+        ));
+        sessions.add(session("x"), |_| false).unwrap();
+        assert_eq!(sessions.list(|_| true).len(), 1);
+    }
+}

@@ -1,0 +1,120 @@
+//! From a request's body to a running kernel, for `/api/kernels` and `/api/sessions`.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use kernel_provider::KernelId;
+use kernel_provider::manager::{Kernel, StartError, StartRequest};
+use kernel_provider::provider::LaunchError;
+use serde_json::{Map, Value};
+
+use crate::Gateway;
+use crate::environment::{self, Environment};
+use crate::error::ApiError;
+use crate::limits::{object, text};
+use crate::users::may_use;
+
+/// The longest name of a kernelspec that is looked for, in bytes.
+const MAX_NAME: usize = 256;
+
+/// Why no kernel was started.
+pub(crate) enum NoKernel {
+    /// There is no such kernelspec; the text says which there are.
+    NoSuchSpec(String),
+    /// Anything else.
+    Refused(ApiError),
+}
+
+impl From<ApiError> for NoKernel {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl NoKernel {
+    /// The error, where a kernelspec that there is none of gets this status.
+    pub(crate) fn or_no_spec(self, status: StatusCode) -> ApiError {
+        match self {
+            Self::NoSuchSpec(message) => ApiError::new(status, message),
+            Self::Refused(error) => error,
+        }
+    }
+}
+
+/// Starts a kernel as `{name?, env?, kernel_id?}` says, in the folder of `path`.
+///
+/// A client that gives up waiting does not stop it: the kernel is found again by its id or in the list.
+pub(crate) async fn start(
+    gateway: &Gateway,
+    body: &Map<String, Value>,
+    path: Option<&str>,
+) -> Result<Arc<Kernel>, NoKernel> {
+    let options = &gateway.options;
+    let env = match object(body, "env")? {
+        Some(env) => Environment::read(env, options)?,
+        None => Environment::default(),
+    };
+    let chosen = text(body, "kernel_id")?
+        .map(|id| environment::kernel_id("kernel_id", id))
+        .transpose()?;
+    if let (Some(chosen), Some(id)) = (chosen, env.id)
+        && chosen != id
+    {
+        return Err(ApiError::bad_request("kernel_id and KERNEL_ID name different ids").into());
+    }
+    let id = chosen.or(env.id).unwrap_or_else(KernelId::random);
+
+    let name = text(body, "name")?.filter(|name| !name.is_empty());
+    if name.is_some_and(|name| name.len() > MAX_NAME) {
+        return Err(ApiError::bad_request(format!("no kernelspec's name has more than {MAX_NAME} bytes")).into());
+    }
+    let specs = gateway.manager.specs();
+    let name = name.map(str::to_owned).or_else(|| gateway.manager.default_spec());
+    let Some((name, spec)) = name.as_ref().and_then(|name| specs.get_key_value(name)) else {
+        let known = specs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(NoKernel::NoSuchSpec(match name {
+            Some(name) => format!("there is no kernelspec {name:?}; there are: {known}"),
+            None => "there are no kernelspecs; install one, for example with `pip install ipykernel`".to_owned(),
+        }));
+    };
+    let owner = env.username.or_else(|| options.default_owner.clone());
+    if let Some(owner) = &owner
+        && !may_use(spec, owner)
+    {
+        return Err(ApiError::forbidden(format!("{owner} may not start kernels of the kernelspec {name}")).into());
+    }
+
+    let mut request = StartRequest::new(name);
+    request.id = Some(id);
+    request.env = env.variables;
+    request.env.insert("KERNEL_GATEWAY".to_owned(), "1".to_owned());
+    request.env.insert("KERNEL_ID".to_owned(), id.to_string());
+    if let Some(owner) = &owner {
+        request.env.insert("KERNEL_USERNAME".to_owned(), owner.clone());
+    }
+    request.owner = owner;
+    request.working_dir = env.working_dir.or_else(|| {
+        let root = options.root_dir.as_deref()?;
+        environment::dir_of(root, path?)
+    });
+    if let Some(timeout) = env.timeout {
+        request.timeout = timeout;
+    }
+    gateway.manager.start(request).await.map_err(refused)
+}
+
+fn refused(error: StartError) -> NoKernel {
+    let status = match &error {
+        StartError::NoSuchSpec { .. } | StartError::Launch(LaunchError::NoSuchSpec { .. }) => {
+            return NoKernel::NoSuchSpec(error.to_string());
+        }
+        StartError::Duplicate(_) => StatusCode::CONFLICT,
+        StartError::LimitReached { .. } => StatusCode::FORBIDDEN,
+        StartError::Launch(LaunchError::BadRequest(_)) => StatusCode::BAD_REQUEST,
+        StartError::ShuttingDown | StartError::Launch(LaunchError::NoRoom { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+        StartError::NoAnswer { .. } | StartError::Launch(LaunchError::TimedOut { .. }) => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    tracing::warn!(%error, "a kernel could not be started");
+    NoKernel::Refused(ApiError::new(status, error.to_string()))
+}
