@@ -20,15 +20,15 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request
     // What a URI holds is ASCII, so any byte is a good place to cut.
     let path = request.uri().path();
     let path = path[..path.len().min(MAX_PATH)].to_owned();
-    let route = request.extensions().get::<MatchedPath>().map(|matched| {
+    let response = next.run(request).await;
+    let status = response.status();
+    let took = began.elapsed();
+    let route = response.extensions().get::<MatchedPath>().map(|matched| {
         let route = matched.as_str();
         let route = route.strip_prefix(gateway.options.base_url.prefix()).unwrap_or(route);
         // `/api/kernels/:id` is easier to write in a query than `/api/kernels/{id}`.
         route.replace("{*", ":").replace('{', ":").replace('}', "")
     });
-    let response = next.run(request).await;
-    let status = response.status();
-    let took = began.elapsed();
     gateway
         .metrics
         .request(&method, route.as_deref().unwrap_or("none"), status, took);
@@ -37,6 +37,16 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request
         debug!(%method, path, status = status.as_u16(), ?took, "request");
     } else {
         info!(%method, path, status = status.as_u16(), ?took, "request");
+    }
+    response
+}
+
+/// Leaves word with the answer of which route it comes from: only inside of the router is that known.
+pub(crate) async fn note_route(request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    if let Some(route) = route {
+        response.extensions_mut().insert(route);
     }
     response
 }

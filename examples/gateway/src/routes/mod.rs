@@ -46,17 +46,21 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
     } else {
         Router::new().nest(prefix, routes)
     };
-    // The last layer sees a request first.
-    routes
+    let routes = routes
         .fallback(not_found)
         .layer(from_fn_with_state(gateway.clone(), auth::guard))
+        .layer(from_fn(request_log::note_route))
+        .with_state(gateway.clone());
+    // Around the routes as a whole, where it is seen what they say that no handler says, such as `Allow`. The last layer
+    // sees a request first.
+    Router::new()
+        .fallback_service(routes)
         .layer(from_fn_with_state(gateway.clone(), cors::options))
         .layer(from_fn(limits::check))
         .layer(from_fn(error::as_json))
         .layer(from_fn(error::plain_answers))
         .layer(from_fn_with_state(gateway.clone(), cors::expose))
-        .layer(from_fn_with_state(gateway.clone(), request_log::record))
-        .with_state(gateway)
+        .layer(from_fn_with_state(gateway, request_log::record))
 }
 
 async fn not_found() -> ApiError {
