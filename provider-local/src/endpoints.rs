@@ -13,6 +13,7 @@ use jupyter_protocol::{Channel, ConnectionInfo, Transport};
 use tokio::net::TcpSocket;
 
 use crate::TransportChoice;
+use crate::ipykernel::starts_ipykernel;
 
 /// The longest path that a Unix socket can have, in bytes (unix(7)).
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
@@ -43,15 +44,20 @@ pub(crate) fn transport(choice: TransportChoice, spec: &Kernelspec) -> Transport
     match (in_metadata, choice) {
         (Some("tcp"), _) | (None, TransportChoice::Tcp) => Transport::Tcp,
         (Some("ipc"), _) | (None, TransportChoice::Ipc) => Transport::Ipc,
-        _ if is_ipykernel(spec) => Transport::Ipc,
+        _ if starts_ipykernel(spec) => Transport::Ipc,
         _ => Transport::Tcp,
     }
 }
 
-fn is_ipykernel(spec: &Kernelspec) -> bool {
-    spec.argv
-        .iter()
-        .any(|arg| matches!(arg.as_str(), "ipykernel_launcher" | "ipykernel"))
+/// Whether the kernel chooses its ports itself and announces them (JEP 66): kernels that speak protocol 5.5 or later
+/// do, and their kernelspec says so.
+pub(crate) fn announces_ports(spec: &Kernelspec) -> bool {
+    let mut numbers = spec.kernel_protocol_version.split('.');
+    let mut next = || numbers.next().and_then(|number| number.trim().parse::<u32>().ok());
+    match (next(), next()) {
+        (Some(major), minor) => (major, minor.unwrap_or(0)) >= (5, 5),
+        (None, _) => false,
+    }
 }
 
 /// Gives the connection five ports that nobody has, and holds them.
@@ -130,6 +136,25 @@ mod tests {
         let _held = take_ports(&mut connection).unwrap();
         assert_eq!(connection.shell_port, before.shell_port);
         assert_ne!(connection.iopub_port, before.iopub_port);
+    }
+
+    #[test]
+    fn the_handshake_is_for_those_that_announce_it() {
+        for (version, expected) in [
+            ("5.5", true),
+            ("5.10.1", true),
+            ("6", true),
+            ("5.4", false),
+            ("5", false),
+            ("", false),
+            ("new", false),
+        ] {
+            let spec = Kernelspec {
+                kernel_protocol_version: version.to_owned(),
+                ..Kernelspec::default()
+            };
+            assert_eq!(announces_ports(&spec), expected, "{version:?}");
+        }
     }
 
     #[test]

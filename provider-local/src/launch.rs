@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jupyter_protocol::handshake::{HandshakeError, Registration};
 use jupyter_protocol::kernelspec::{KernelspecError, LaunchArgs, get_kernelspec};
 use jupyter_protocol::{ConnectionInfo, Key, Transport};
 use kernel_provider::provider::{
@@ -19,6 +20,7 @@ use crate::LocalConfig;
 use crate::endpoints::{self, Held};
 use crate::environment;
 use crate::events::{Events, Watch};
+use crate::ipykernel;
 use crate::output;
 use crate::process::oom::OomCounter;
 use crate::process::{Ended, Process};
@@ -78,10 +80,10 @@ struct Unfinished {
 }
 
 impl Unfinished {
-    /// Takes the process out; it is its new owner's then.
-    fn finish(mut self) -> Option<Arc<Process>> {
+    /// The process has another owner.
+    fn finish(mut self) {
         self.keep_files();
-        self.process.take()
+        self.process = None;
     }
 
     /// The files are needed again.
@@ -94,6 +96,15 @@ impl Unfinished {
         if let Some(process) = self.process.take() {
             process.kill();
             process.bury();
+        }
+    }
+
+    /// Does at once what dropping this does in time. Blocks.
+    fn clear_away(mut self) {
+        self.end();
+        if self.is_new {
+            self.files.remove_all();
+            self.keep_files();
         }
     }
 }
@@ -212,63 +223,107 @@ pub(crate) async fn start(
     progress: &Progress,
 ) -> Result<Ready, LaunchError> {
     let deadline = Instant::now() + timeout;
+    let transport = endpoints::transport(machine.config.transport, &saved.start.spec);
     let mut attempt = 0;
     loop {
         attempt += 1;
+        let endpoints = match transport {
+            Transport::Ipc => Endpoints::Sockets,
+            _ if endpoints::announces_ports(&saved.start.spec) => Endpoints::Announced(
+                Registration::bind(connection.clone())
+                    .await
+                    .map_err(registration_failed)?,
+            ),
+            _ if attempt == 1 => Endpoints::HeldPorts,
+            // Ports that were not to be had are not held a second time: the kernel may be one that cannot bind what
+            // is held.
+            _ => Endpoints::OtherPorts,
+        };
         let begun = blocking("start a kernel", {
             let (machine, files, saved, connection) =
                 (Arc::clone(machine), files.clone(), saved.clone(), connection.clone());
-            // Ports that were not to be had are not worth holding a second time: the kernel may be one that cannot
-            // bind what is held.
-            move || begin(&machine, files, saved, connection, attempt, is_new)
+            move || begin(&machine, files, saved, connection, endpoints, is_new)
         })
         .await??;
+        let Begun {
+            mut unfinished,
+            process,
+            mut endpoint,
+            saved,
+        } = begun;
         progress.report(LaunchStage::Starting);
-        let Some(failure) = outcome(&begun, deadline).await else {
-            return complete(begun).await;
+        let Some(failure) = outcome(&process, &mut endpoint, deadline).await else {
+            return complete(unfinished, process, endpoint.connection, saved).await;
         };
-        let (mut unfinished, machine) = (begun.unfinished, Arc::clone(machine));
-        let (connection, output_from, held) = (begun.connection, begun.saved.output_from, begun.held);
+        let id = saved.record.id;
+        let machine = Arc::clone(machine);
         let failed = blocking("end a kernel that did not start", move || {
             unfinished.end();
-            drop(held);
-            let output = output::tail(&unfinished.files.output(), output_from, output::EVIDENCE).unwrap_or_default();
-            match failure {
-                Failure::TimedOut => Some(LaunchError::TimedOut { timeout, output }),
+            let connection = endpoint.connection.clone();
+            drop(endpoint);
+            let output =
+                output::tail(&unfinished.files.output(), saved.output_from, output::EVIDENCE).unwrap_or_default();
+            let error = match failure {
+                Failure::TimedOut => LaunchError::TimedOut { timeout, output },
                 Failure::Ended(_) if attempt < ATTEMPTS && is_port_taken(&connection, &output) => {
                     unfinished.keep_files();
-                    None
+                    return None;
                 }
-                Failure::Ended(ended) => Some(LaunchError::died(machine.cause(ended), output)),
-                Failure::Lost(error) => Some(ProviderError::failed("watch the kernel's process", error).into()),
-            }
+                Failure::Ended(ended) => LaunchError::died(machine.cause(ended), output),
+                Failure::Lost(error) => ProviderError::failed("watch the kernel's process", error).into(),
+                Failure::Handshake(error) => registration_failed(error),
+            };
+            unfinished.clear_away();
+            Some(error)
         })
         .await?;
         match failed {
             Some(error) => return Err(error),
-            None => tracing::info!(kernel = %saved.record.id, attempt, "a port was taken; trying others"),
+            None => tracing::info!(kernel = %id, attempt, "a port was taken; trying others"),
         }
     }
+}
+
+/// Where the kernel is to have its sockets.
+enum Endpoints {
+    /// Unix sockets.
+    Sockets,
+    /// TCP ports that are held until the kernel has them; those of before if they are free.
+    HeldPorts,
+    /// TCP ports that were free a moment ago.
+    OtherPorts,
+    /// TCP ports that the kernel chooses and announces here.
+    Announced(Registration),
+}
+
+fn registration_failed(error: HandshakeError) -> LaunchError {
+    ProviderError::failed("let the kernel announce its ports", error).into()
 }
 
 /// A process whose sockets are not open yet.
 struct Begun {
     unfinished: Unfinished,
     process: Arc<Process>,
-    connection: ConnectionInfo,
+    endpoint: Endpoint,
     saved: Saved,
-    held: Held,
+}
+
+/// Where its sockets are to be, and what tells that they are.
+struct Endpoint {
+    connection: ConnectionInfo,
+    registration: Option<Registration>,
     /// Woken when a Unix socket is made.
     made: Arc<Notify>,
+    _held: Held,
     _watch: Option<Watch>,
 }
 
 fn begin(
     machine: &Machine,
     files: KernelFiles,
-    mut saved: Saved,
-    mut connection: ConnectionInfo,
-    attempt: usize,
+    saved: Saved,
+    connection: ConnectionInfo,
+    endpoints: Endpoints,
     is_new: bool,
 ) -> Result<Begun, LaunchError> {
     let mut unfinished = Unfinished {
@@ -276,28 +331,53 @@ fn begin(
         files,
         is_new,
     };
+    match spawn_with(machine, &mut unfinished, saved, connection, endpoints) {
+        Ok((process, endpoint, saved)) => Ok(Begun {
+            unfinished,
+            process,
+            endpoint,
+            saved,
+        }),
+        Err(error) => {
+            unfinished.clear_away();
+            Err(error)
+        }
+    }
+}
+
+/// Makes the files and starts the process.
+fn spawn_with(
+    machine: &Machine,
+    unfinished: &mut Unfinished,
+    mut saved: Saved,
+    mut connection: ConnectionInfo,
+    endpoints: Endpoints,
+) -> Result<(Arc<Process>, Endpoint, Saved), LaunchError> {
     let files = &unfinished.files;
-    let transport = endpoints::transport(machine.config.transport, &saved.start.spec);
-    files.make(transport == Transport::Ipc)?;
+    files.make(matches!(endpoints, Endpoints::Sockets))?;
     let made = Arc::new(Notify::new());
-    let (mut held, mut watch) = (Held::default(), None);
-    if transport == Transport::Ipc {
-        endpoints::take_sockets(&mut connection, &files.socket_dir);
-        let watched = machine.events.watch(&files.socket_dir, None, WatchFlags::CREATE, &made);
-        watch = Some(watched.map_err(|error| {
-            ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
-        })?);
-    } else {
-        if attempt > 1 {
+    let (mut held, mut watch, mut registration) = (Held::default(), None, None);
+    let no_port = |error: io::Error| LaunchError::NoRoom {
+        reason: format!("no free TCP port: {error}"),
+    };
+    match endpoints {
+        Endpoints::Sockets => {
+            endpoints::take_sockets(&mut connection, &files.socket_dir);
+            let watched = machine.events.watch(&files.socket_dir, None, WatchFlags::CREATE, &made);
+            watch = Some(watched.map_err(|error| {
+                ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
+            })?);
+        }
+        Endpoints::HeldPorts => held = endpoints::take_ports(&mut connection).map_err(no_port)?,
+        Endpoints::OtherPorts => {
             endpoints::CHANNELS
                 .into_iter()
                 .for_each(|channel| connection.set_port(channel, 0));
+            drop(endpoints::take_ports(&mut connection).map_err(no_port)?);
         }
-        held = endpoints::take_ports(&mut connection).map_err(|error| LaunchError::NoRoom {
-            reason: format!("no free TCP port: {error}"),
-        })?;
-        if attempt > 1 {
-            held = Held::default();
+        Endpoints::Announced(bound) => {
+            connection = bound.connection_info().clone();
+            registration = Some(bound);
         }
     }
     connection
@@ -312,15 +392,14 @@ fn begin(
     saved.process = Some(process.identity().clone());
     unfinished.process = Some(Arc::clone(&process));
     unfinished.files.save(&saved)?;
-    Ok(Begun {
-        unfinished,
-        process,
+    let endpoint = Endpoint {
         connection,
-        saved,
-        held,
+        registration,
         made,
+        _held: held,
         _watch: watch,
-    })
+    };
+    Ok((process, endpoint, saved))
 }
 
 fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Process, LaunchError> {
@@ -349,6 +428,7 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
     let mut command = Command::new(program);
     command
         .args(arguments)
+        .args(ipykernel::lossless_arguments(&start.spec))
         .env_clear()
         .envs(&env)
         .current_dir(&start.working_dir)
@@ -383,37 +463,55 @@ enum Failure {
     Ended(Ended),
     TimedOut,
     Lost(io::Error),
+    Handshake(HandshakeError),
 }
 
-/// Waits until the sockets can be connected to, which is no failure.
-async fn outcome(begun: &Begun, deadline: Instant) -> Option<Failure> {
+/// Waits until the sockets can be connected to, which is no failure. A kernel that announces its ports enters them.
+async fn outcome(process: &Process, endpoint: &mut Endpoint, deadline: Instant) -> Option<Failure> {
+    let ready = async {
+        if let Some(registration) = endpoint.registration.take() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match registration.accept(left).await {
+                Ok(announced) => endpoint.connection = announced,
+                Err(HandshakeError::Deadline { .. }) => return Some(Failure::TimedOut),
+                Err(error) => return Some(Failure::Handshake(error)),
+            }
+        }
+        ready::sockets(&endpoint.connection, &endpoint.made).await;
+        None
+    };
     tokio::select! {
         biased;
-        ended = begun.process.ended() => Some(match ended {
+        ended = process.ended() => Some(match ended {
             Ok(ended) => Failure::Ended(ended),
             Err(error) => Failure::Lost(error),
         }),
-        () = ready::sockets(&begun.connection, &begun.made) => None,
+        failure = ready => failure,
         () = tokio::time::sleep_until(deadline) => Some(Failure::TimedOut),
     }
 }
 
 /// The kernel is there: from here on it stays, even if this program ends.
-async fn complete(begun: Begun) -> Result<Ready, LaunchError> {
-    let Begun {
-        unfinished,
-        process,
-        connection,
-        mut saved,
-        ..
-    } = begun;
+async fn complete(
+    unfinished: Unfinished,
+    process: Arc<Process>,
+    connection: ConnectionInfo,
+    mut saved: Saved,
+) -> Result<Ready, LaunchError> {
     saved.stage = Stage::Running;
     blocking("start a kernel", move || {
+        // A kernel that announced its ports was started with a file that has none.
+        if endpoints::announces_ports(&saved.start.spec) {
+            connection
+                .write(unfinished.files.connection_file())
+                .map_err(|error| ProviderError::failed("start a kernel", error))?;
+        }
         unfinished.files.save(&saved)?;
-        Ok((unfinished, saved))
+        Ok((unfinished, connection, saved))
     })
     .await?
-    .map(|(unfinished, saved)| {
+    .map(|(unfinished, connection, saved)| {
+        // Only now, when nobody can drop this any more, is it somebody else's.
         unfinished.finish();
         Ready {
             process,

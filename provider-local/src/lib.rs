@@ -39,6 +39,7 @@ mod config;
 mod endpoints;
 mod environment;
 mod events;
+mod ipykernel;
 mod kernel;
 mod launch;
 mod output;
