@@ -82,12 +82,14 @@ def test_many_messages_all_arrive(lab: Lab, page: Page) -> None:
     notebook = lab.open(
         page,
         "many",
-        [f"import sys\nfor i in range({count}):\n    print(i, end=' ', flush=True)\n'end'"],
+        [f"for i in range({count}):\n    print(i, end=' ', flush=True)\n'end'"],
     )
-    notebook.run(0, 90)
+    notebook.start(0)
+    notebook.finished(0, timeout=120)
     notebook.wait_text(0, "end", 60)
-    numbers = notebook.output(0).first.inner_text().split()
-    assert numbers == [str(i) for i in range(count)]
+    stream, result = notebook.outputs(0)
+    assert stream["text"].split() == [str(i) for i in range(count)]
+    assert result["data"]["text/plain"] == "'end'"
 
 
 def test_message_too_large_for_the_server_between(lab: Lab, page: Page) -> None:

@@ -222,6 +222,9 @@ def test_a_token_is_made_where_none_is_given(built: None, make_home: Callable[[s
 
 def test_no_secret_in_the_logs(start_gateway: Start) -> None:
     gateway = start_gateway("--log", "trace")
+    # Printed for its user, on standard output, and before anything that is asked for here.
+    assert gateway.process is not None
+    gateway.process.wait_for_line("JUPYTER_GATEWAY_AUTH_TOKEN=")
     announced = len(gateway.output)
     gateway.rest("GET", f"api/kernels?token={TOKEN}", headers={})
     gateway.rest("GET", "api/kernels", headers={"Authorization": "token a-wrong-secret"})

@@ -115,6 +115,8 @@ class Gateway:
 
     def start(self, timeout: float = 30.0) -> Gateway:
         env = clean_env(self.home, **self.extra_env)
+        if self.process is not None:
+            self.past_output += self.process.output
         self.process = Process(self.argv(), env, self.home, "the gateway")
         if PEER == "kernel-gateway":
             self.process.wait_for_line(r"Kernel Gateway.* available at|at http://", timeout)
@@ -139,9 +141,7 @@ class Gateway:
 
     def stop(self, number: int = signal.SIGINT, timeout: float = 30.0) -> int:
         assert self.process is not None
-        status = self.process.stop(number, timeout)
-        self.past_output += self.process.output
-        return status
+        return self.process.stop(number, timeout)
 
     def kernel_pids(self) -> list[int]:
         """Processes whose command line names a file under this gateway's home: its kernels."""

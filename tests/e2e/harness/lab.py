@@ -176,6 +176,17 @@ class Notebook:
     def text(self, index: int) -> str:
         return "\n".join(self.output(index).all_inner_texts())
 
+    def outputs(self, index: int) -> list[dict[str, Any]]:
+        """The cell's outputs as they would be saved; streams joined as nbformat joins them."""
+        outputs: list[dict[str, Any]] = self.page.evaluate(
+            "i => window.jupyterapp.shell.currentWidget.content.model.cells.get(i).outputs.toJSON()",
+            index,
+        )
+        for output in outputs:
+            if isinstance(output.get("text"), list):
+                output["text"] = "".join(output["text"])
+        return outputs
+
     def wait_text(self, index: int, text: str | re.Pattern[str], timeout: float = 30.0) -> None:
         """Waits until one of the cell's outputs contains `text`."""
         expect(self.output(index).filter(has_text=text).first).to_be_visible(

@@ -217,25 +217,28 @@ class KernelSocket:
 
     def finish(self, msg_id: str, timeout: float = 30.0, reply: bool = True) -> list[Message]:
         """All messages that answer `msg_id` up to both its reply and idle (or idle alone)."""
-        mine: list[Message] = [m for m in self.seen if parent_of(m) == msg_id]
+        mine: list[Message] = []
+        replied, idle = not reply, False
         deadline = time.monotonic() + timeout
 
-        def done() -> bool:
-            replied = not reply or any(m["header"]["msg_type"].endswith("_reply") for m in mine)
-            return replied and any(is_idle(m) for m in mine)
-
-        while not done():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"{msg_id} not finished within {timeout:g} s: {types(mine)}")
-            try:
-                msg = self.receive(left)
-            except TimeoutError:
-                raise TimeoutError(
-                    f"{msg_id} not finished within {timeout:g} s: {types(mine)}"
-                ) from None
+        def take(msg: Message) -> None:
+            nonlocal replied, idle
             if parent_of(msg) == msg_id:
                 mine.append(msg)
+                replied = replied or msg["header"]["msg_type"].endswith("_reply")
+                idle = idle or is_idle(msg)
+
+        for msg in self.seen:
+            take(msg)
+        while not (replied and idle):
+            left = deadline - time.monotonic()
+            try:
+                take(self.receive(max(left, 0.001)))
+            except TimeoutError:
+                last = types(mine)[-5:]
+                raise TimeoutError(
+                    f"{msg_id} not finished within {timeout:g} s: {len(mine)} messages, {last}"
+                ) from None
         return mine
 
     def run(self, code: str, timeout: float = 30.0, **content: Any) -> str:
