@@ -229,11 +229,11 @@ pub(crate) async fn start(
         attempt += 1;
         let endpoints = match transport {
             Transport::Ipc => Endpoints::Sockets,
-            _ if endpoints::announces_ports(&saved.start.spec) => Endpoints::Announced(
+            _ if endpoints::announces_ports(&saved.start.spec) => Endpoints::Announced(Box::new(
                 Registration::bind(connection.clone())
                     .await
                     .map_err(registration_failed)?,
-            ),
+            )),
             _ if attempt == 1 => Endpoints::HeldPorts,
             // Ports that were not to be had are not held a second time: the kernel may be one that cannot bind what
             // is held.
@@ -293,7 +293,7 @@ enum Endpoints {
     /// TCP ports that were free a moment ago.
     OtherPorts,
     /// TCP ports that the kernel chooses and announces here.
-    Announced(Registration),
+    Announced(Box<Registration>),
 }
 
 fn registration_failed(error: HandshakeError) -> LaunchError {
@@ -377,7 +377,7 @@ fn spawn_with(
         }
         Endpoints::Announced(bound) => {
             connection = bound.connection_info().clone();
-            registration = Some(bound);
+            registration = Some(*bound);
         }
     }
     connection

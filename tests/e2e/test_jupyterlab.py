@@ -13,6 +13,7 @@ import pytest
 from harness.gateway import Gateway
 from harness.lab import Lab, Notebook
 from harness.proxy import Proxy
+from harness.wire import text_of
 from playwright.sync_api import Page, expect
 
 PNG = (
@@ -76,7 +77,7 @@ def test_rich_output(lab: Lab, page: Page) -> None:
     notebook.wait_text(2, "ZeroDivisionError")
 
 
-def test_many_messages_all_arrive(lab: Lab, page: Page) -> None:
+def test_many_messages_all_arrive(lab: Lab, page: Page, gateway: Gateway) -> None:
     # More a second than the peers' rate limiter lets through.
     count = 6000
     notebook = lab.open(
@@ -84,7 +85,10 @@ def test_many_messages_all_arrive(lab: Lab, page: Page) -> None:
         "many",
         [f"for i in range({count}):\n    print(i, end=' ', flush=True)\n'end'"],
     )
-    notebook.start(0)
+    with gateway.socket(notebook.kernel_id(), "watching") as watching:
+        notebook.start(0)
+        watching.until(lambda m: m["header"]["msg_type"] == "execute_result", 120)
+    assert text_of(watching.seen).split()[:-1] == [str(i) for i in range(count)]
     notebook.finished(0, timeout=120)
     notebook.wait_text(0, "end", 60)
     stream, result = notebook.outputs(0)

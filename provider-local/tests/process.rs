@@ -1,0 +1,462 @@
+//! Kernels as processes: how they end, what is left of them, and what goes wrong.
+
+mod common;
+#[path = "common/standin.rs"]
+mod standin;
+
+use std::time::{Duration, Instant};
+
+use common::{LONG, Place, eventually, launch, pid};
+use kernel_provider::KernelId;
+use kernel_provider::provider::{
+    ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress, Selector,
+};
+use provider_local::{InheritEnv, LocalConfig, LocalProvider, TransportChoice};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+#[tokio::test]
+#[ignore = "the kernel that the other tests start"]
+async fn be_a_kernel() {
+    standin::serve_if_asked().await;
+}
+
+fn place() -> Place {
+    let place = Place::new();
+    place.install("stand-in", &standin::kernelspec());
+    place
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// The session of a process.
+fn session(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = stat.rsplit_once(')').unwrap().1;
+    after_name.split_whitespace().nth(3).unwrap().parse().unwrap()
+}
+
+fn is_running(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.trim_start().starts_with('Z'))
+}
+
+/// A process that a kernelspec has told of in a file.
+async fn told(place: &Place, file: &str) -> i32 {
+    let path = place.root.path().join(file);
+    let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+    eventually("a process tells its number", || read().is_some()).await;
+    read().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_a_session_of_its_own() {
+    let place = place();
+    let provider = place.open().await;
+    let kernel = launch(&provider, "stand-in").await.unwrap();
+    assert_eq!(session(pid(&*kernel)), pid(&*kernel));
+    kernel.shutdown(LONG).await.unwrap();
+    assert!(place.processes().is_empty() && place.kernel_dirs().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_kernel_started_ends_with_it_unless_it_is_a_daemon() {
+    let place = place();
+    let root = place.root.path().display().to_string();
+    // One in the group of the kernel; one in a group of its own; one that no signal ends; and a daemon.
+    let command = format!(
+        "sleep 1001 & echo $! > {root}/member; \
+         set -m; sleep 1002 & echo $! > {root}/group; set +m; \
+         (trap '' TERM INT; sleep 1003; sleep 1003) & echo $! > {root}/deaf; \
+         setsid sh -c 'echo $$ > {root}/daemon; exec sleep 1004' &"
+    );
+    place.install("parent", &standin::kernelspec_after(&command));
+    let provider = place.open().await;
+    for is_killed in [false, true] {
+        for file in ["member", "group", "deaf", "daemon"] {
+            let _ = std::fs::remove_file(place.root.path().join(file));
+        }
+        let kernel = launch(&provider, "parent").await.unwrap();
+        let mut pids = Vec::new();
+        for file in ["member", "group", "deaf", "daemon"] {
+            pids.push(told(&place, file).await);
+        }
+        let daemon = pids.pop().unwrap();
+        assert!(pids.iter().all(|pid| is_running(*pid)));
+        if is_killed {
+            signal(pid(&*kernel), Signal::KILL);
+            assert_eq!(kernel.wait().await.cause, ExitCause::Signal(9));
+        } else {
+            kernel.shutdown(LONG).await.unwrap();
+        }
+        assert!(!pids.iter().any(|pid| is_running(*pid)), "{pids:?}");
+        assert!(is_running(daemon));
+        signal(daemon, Signal::KILL);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_does_not_want_to_end_is_killed_after_its_grace() {
+    let place = place();
+    // Ignored signals stay ignored in the program that takes the shell's place.
+    place.install("deaf", &standin::kernelspec_after("trap '' TERM"));
+    let provider = place.open().await;
+    let kernel = launch(&provider, "deaf").await.unwrap();
+    let grace = Duration::from_millis(300);
+    let begun = Instant::now();
+    let exit = kernel.shutdown(grace).await.unwrap();
+    assert!(begun.elapsed() >= grace);
+    assert_eq!(exit.cause, ExitCause::Requested);
+    assert!(place.processes().is_empty() && place.kernel_dirs().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_kernel_can_be_ended_politely() {
+    let place = place();
+    let provider = place.open().await;
+    let kernel = launch(&provider, "stand-in").await.unwrap();
+    signal(pid(&*kernel), Signal::STOP);
+    let begun = Instant::now();
+    kernel.shutdown(LONG).await.unwrap();
+    assert!(begun.elapsed() < LONG);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tells_exit_code_and_signal_and_keeps_the_output() {
+    let place = place();
+    place.install_script("fails", "echo out; echo err >&2; exit 7");
+    let provider = place.open().await;
+    match launch(&provider, "fails").await.err() {
+        Some(LaunchError::Died { exit }) => {
+            assert_eq!(exit.cause, ExitCause::Code(7));
+            assert_eq!(exit.output, "out\nerr\n");
+        }
+        other => panic!("{other:?}"),
+    }
+    place.install("chatty", &standin::kernelspec_after("echo I am about to crash"));
+    let kernel = launch(&provider, "chatty").await.unwrap();
+    assert!(kernel.output().await.unwrap().contains("about to crash"));
+    signal(pid(&*kernel), Signal::ABORT);
+    let exit = kernel.wait().await;
+    assert_eq!(exit.cause, ExitCause::Signal(6));
+    assert!(exit.output.contains("about to crash"));
+    // The log is still there to be read, by this embedder and by the next.
+    let dir = kernel.record().data["dir"].as_str().unwrap().to_owned();
+    let log = || std::fs::read_to_string(format!("{dir}/output.log"));
+    assert!(log().unwrap().contains("about to crash"));
+    let record = kernel.record();
+    drop(kernel);
+    drop(provider);
+    let provider = place.open().await;
+    assert!(log().unwrap().contains("about to crash"));
+    let attached = provider.attach(&record).await.err().unwrap();
+    assert!(attached.to_string().contains("SIGABRT"), "{attached}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_last_that_died_are_remembered() {
+    let place = place();
+    let mut config = place.config();
+    config.keep_ended = 2;
+    let provider = LocalProvider::open(config).await.unwrap();
+    for _ in 0..4 {
+        let kernel = launch(&provider, "stand-in").await.unwrap();
+        signal(pid(&*kernel), Signal::KILL);
+        kernel.wait().await;
+    }
+    eventually("two are kept", || place.kernel_dirs().len() == 2).await;
+    drop(provider);
+    let mut config = place.config();
+    config.keep_ended = 1;
+    LocalProvider::open(config).await.unwrap();
+    assert_eq!(place.kernel_dirs().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_writes_without_end_fills_no_disk() {
+    use std::os::unix::fs::MetadataExt as _;
+    let place = place();
+    place.install(
+        "flood",
+        &standin::kernelspec_after("(yes 'a line of no interest' | head -c 50000000; echo the end) &"),
+    );
+    let provider = place.open().await;
+    let kernel = launch(&provider, "flood").await.unwrap();
+    let log = format!("{}/output.log", kernel.record().data["dir"].as_str().unwrap());
+    let blocks = || std::fs::metadata(&log).unwrap().blocks() * 512;
+    let written = || std::fs::metadata(&log).unwrap().len();
+    eventually("all is written", || written() > 50_000_000).await;
+    eventually("little is kept", || blocks() < 3_000_000).await;
+    assert!(kernel.output().await.unwrap().ends_with("the end\n"));
+    signal(pid(&*kernel), Signal::KILL);
+    assert!(kernel.wait().await.output.ends_with("the end\n"));
+    assert!(written() < 3_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_say_what_is_wrong() {
+    let place = place();
+    place.install_script("plain", "exit 0");
+    place.install("empty", &json!({"argv": [], "display_name": "", "language": ""}));
+    place.install(
+        "gone",
+        &json!({"argv": ["no-such-program"], "display_name": "", "language": ""}),
+    );
+    let provider = place.open().await;
+    let refusal = async |change: &dyn Fn(&mut LaunchRequest)| {
+        let mut request = LaunchRequest::new(KernelId::random(), "plain");
+        change(&mut request);
+        let refused = provider.launch(request, Progress::ignored()).await.err().unwrap();
+        assert!(place.kernel_dirs().is_empty());
+        refused.to_string()
+    };
+    let missing = place.root.path().join("nowhere");
+    let text = refusal(&|request| request.working_dir = Some(missing.clone())).await;
+    assert!(text.contains("nowhere") && text.contains("make it"), "{text}");
+    let file = place.root.path().join("a-file");
+    std::fs::write(&file, "").unwrap();
+    let text = refusal(&|request| request.working_dir = Some(file.clone())).await;
+    assert!(text.contains("no directory"), "{text}");
+    let text = refusal(&|request| drop(request.env.insert("A=B".into(), String::new()))).await;
+    assert!(text.contains("A=B"), "{text}");
+    let text = refusal(&|request| request.spec = "empty".into()).await;
+    assert!(text.contains("no argv"), "{text}");
+    let text = refusal(&|request| request.spec = "gone".into()).await;
+    assert!(
+        text.contains("no-such-program") && text.contains("no such program"),
+        "{text}"
+    );
+    let text = refusal(&|request| request.spec = "other".into()).await;
+    assert!(text.contains("empty, gone, plain"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn environment_and_working_directory_are_the_kernels() {
+    let place = place();
+    let out = place.root.path().join("out");
+    let mut spec = standin::kernelspec_after(&format!("(pwd; env) > {}", out.display()));
+    spec["env"] = json!({"FROM_SPEC": "${KERNEL_USERNAME}:$FROM_SPEC"});
+    place.install("env", &spec);
+    let mut config = place.config();
+    config.inherit_env = InheritEnv::Only(["PATH".to_owned()].into());
+    let provider = LocalProvider::open(config).await.unwrap();
+    let mut request = LaunchRequest::new(KernelId::random(), "env");
+    request.working_dir = Some(place.root.path().to_owned());
+    request.env.insert("KERNEL_USERNAME".to_owned(), "ann".to_owned());
+    request.env.insert("JPY_PARENT_PID".to_owned(), "1".to_owned());
+    let kernel = provider.launch(request, Progress::ignored()).await.unwrap();
+    let check = || {
+        let text = std::fs::read_to_string(&out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], place.root.path().canonicalize().unwrap().to_str().unwrap());
+        assert!(
+            lines.contains(&"FROM_SPEC=ann:$FROM_SPEC") && lines.contains(&"KERNEL_USERNAME=ann"),
+            "{text}"
+        );
+        assert!(!text.contains("HOME=") && !text.contains("JPY_PARENT_PID"), "{text}");
+    };
+    check();
+    std::fs::remove_file(&out).unwrap();
+    // What was asked for at the launch is kept for each restart.
+    kernel.restart(LONG, Progress::ignored()).await.unwrap();
+    check();
+    kernel.shutdown(LONG).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = place();
+    let provider = place.open_with(TransportChoice::Ipc).await;
+    let kernel = launch(&provider, "stand-in").await.unwrap();
+    let mut dirs = vec![place.state()];
+    let mut files = 0;
+    while let Some(dir) = dirs.pop() {
+        assert_eq!(
+            std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777,
+            0o700,
+            "{dir:?}"
+        );
+        for entry in std::fs::read_dir(&dir).unwrap().flatten() {
+            let metadata = entry.metadata().unwrap();
+            if metadata.is_dir() {
+                dirs.push(entry.path());
+            } else if metadata.is_file() {
+                files += 1;
+                assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{entry:?}");
+            }
+        }
+    }
+    assert_eq!(files, 4);
+    kernel.shutdown(LONG).await.unwrap();
+    drop((provider, kernel));
+    std::fs::set_permissions(place.state(), PermissionsExt::from_mode(0o755)).unwrap();
+    let refused = LocalProvider::open(place.config()).await.err().unwrap().to_string();
+    assert!(refused.contains("others have access"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_are_made_elsewhere_when_the_state_directory_is_too_deep() {
+    let place = place();
+    let mut config = LocalConfig::new(place.root.path().join("d".repeat(100)));
+    config.search = place.config().search;
+    config.transport = TransportChoice::Ipc;
+    let provider = LocalProvider::open(config).await.unwrap();
+    let kernel = launch(&provider, "stand-in").await.unwrap();
+    kernel.shutdown(LONG).await.unwrap();
+    let mut config = place.config();
+    config.socket_dir = Some(place.root.path().join("s".repeat(100)));
+    let refused = LocalProvider::open(config).await.err().unwrap().to_string();
+    assert!(refused.contains("107 bytes"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_embedders_cannot_share_a_state_directory() {
+    let place = place();
+    let first = place.open().await;
+    let refused = LocalProvider::open(place.config()).await.err().unwrap().to_string();
+    assert!(
+        refused.contains("another process uses it") && refused.contains("state"),
+        "{refused}"
+    );
+    drop(first);
+    place.open().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_somebody_took_is_replaced_by_another() {
+    let place = place();
+    let root = place.root.path().display().to_string();
+    // The first start ends as when a port is taken; ports that are held cannot be taken by chance.
+    let command = format!(
+        "if [ ! -e {root}/second ]; then cp \"$1\" {root}/first.json; touch {root}/second; \
+         echo 'zmq.error.ZMQError: Address already in use'; exit 1; fi; cp \"$1\" {root}/second.json"
+    );
+    place.install("unlucky", &standin::kernelspec_after(&command));
+    let provider = place.open_with(TransportChoice::Tcp).await;
+    let kernel = launch(&provider, "unlucky").await.unwrap();
+    let read = |name: &str| jupyter_protocol::ConnectionInfo::read(place.root.path().join(name)).unwrap();
+    let (first, second) = (read("first.json"), read("second.json"));
+    assert_ne!(first.shell_port, second.shell_port);
+    assert_eq!(first.key, second.key);
+    assert_eq!(kernel.connection().await.unwrap(), second);
+    assert_eq!(place.kernel_dirs().len(), 1);
+    kernel.shutdown(LONG).await.unwrap();
+    // One that never finds a port is not tried for ever.
+    place.install_script(
+        "never",
+        &format!("echo >> {root}/tries; echo address already in use; exit 1"),
+    );
+    let failed = launch(&provider, "never").await.err().unwrap();
+    assert!(matches!(failed, LaunchError::Died { .. }), "{failed}");
+    assert_eq!(
+        std::fs::read_to_string(place.root.path().join("tries")).unwrap().len(),
+        4
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_announces_its_ports_is_not_told_any() {
+    let place = place();
+    let root = place.root.path().display().to_string();
+    let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/told.json"));
+    spec["kernel_protocol_version"] = json!("5.5");
+    place.install("announcer", &spec);
+    place.install_script("mute", "exit 4");
+    let mut mute = json!({"argv": ["sh", "-c", "exit 4"], "display_name": "", "language": ""});
+    mute["kernel_protocol_version"] = json!("5.5");
+    place.install("mute", &mute);
+    let provider = place.open().await;
+    let kernel = launch(&provider, "announcer").await.unwrap();
+    let told = jupyter_protocol::ConnectionInfo::read(place.root.path().join("told.json")).unwrap();
+    assert!(told.registration_port.is_some() && told.shell_port == 0);
+    let connection = kernel.connection().await.unwrap();
+    assert!(connection.shell_port != 0 && connection.registration_port.is_none());
+    kernel.restart(LONG, Progress::ignored()).await.unwrap();
+    let connection = kernel.connection().await.unwrap();
+    let record = kernel.record();
+    drop((kernel, provider));
+    // The next embedder knows the ports too.
+    let provider = place.open().await;
+    let kernel = provider.attach(&record).await.unwrap();
+    assert_eq!(kernel.connection().await.unwrap(), connection);
+    kernel.shutdown(LONG).await.unwrap();
+    let died = launch(&provider, "mute").await.err().unwrap();
+    assert!(died.to_string().contains("code 4"), "{died}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn launches_dropped_at_any_moment_leave_nothing() {
+    let place = place();
+    let provider = place.open().await;
+    let begun = Instant::now();
+    let kernel = launch(&provider, "stand-in").await.unwrap();
+    let whole = begun.elapsed();
+    kernel.shutdown(Duration::ZERO).await.unwrap();
+    drop(kernel);
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = descriptors();
+    for moment in 0..40 {
+        let limit = whole * moment / 30;
+        let launched = tokio::time::timeout(limit, launch(&provider, "stand-in")).await;
+        if let Ok(kernel) = launched {
+            kernel.unwrap().shutdown(Duration::ZERO).await.unwrap();
+        }
+    }
+    place.wait_until_clear().await;
+    assert!(provider.list(&Selector::all()).await.unwrap().is_empty());
+    // Other tests of this program open files too, but no process of this place is left unreaped, even as a zombie.
+    eventually("descriptors are closed", || descriptors() <= before + 64).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_cut_off_anywhere_stops_nobody() {
+    let place = place();
+    let provider = place.open().await;
+    let kernel = launch(&provider, "stand-in").await.unwrap();
+    let dir = std::path::PathBuf::from(kernel.record().data["dir"].as_str().unwrap());
+    let id = kernel.record().id;
+    drop((kernel, provider));
+    let record = std::fs::read(dir.join("record.json")).unwrap();
+    for length in (0..record.len()).step_by(record.len() / 20) {
+        let cut = place
+            .state()
+            .join("kernels")
+            .join(format!("{}-{length:08}", KernelId::random()));
+        std::fs::create_dir(&cut).unwrap();
+        std::fs::write(cut.join("record.json"), &record[..length]).unwrap();
+    }
+    std::fs::create_dir(place.state().join("kernels/what-is-this")).unwrap();
+    let provider = place.open().await;
+    let listed = provider.list(&Selector::all()).await.unwrap();
+    assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
+    assert_eq!(place.kernel_dirs().len(), 2);
+    // A running kernel whose record is lost could be ended by nobody.
+    drop(provider);
+    std::fs::write(dir.join("record.json"), &record[..10]).unwrap();
+    let provider = place.open().await;
+    assert!(provider.list(&Selector::all()).await.unwrap().is_empty());
+    eventually("the lost kernel is ended", || place.processes().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_reaches_the_whole_group() {
+    let place = place();
+    let root = place.root.path().display().to_string();
+    // A shell has its jobs in the background ignore interrupts, and lets nobody change that.
+    let command = format!(
+        "env --default-signal=INT sh -c 'trap \"echo got it > {root}/interrupted\" INT; echo $$ > {root}/member; \
+         while :; do sleep 0.01; done' &"
+    );
+    place.install("group", &standin::kernelspec_after(&command));
+    let provider = place.open().await;
+    let kernel = launch(&provider, "group").await.unwrap();
+    told(&place, "member").await;
+    kernel.interrupt().await.unwrap();
+    let interrupted = place.root.path().join("interrupted");
+    eventually("the interrupt arrives", || interrupted.exists()).await;
+    assert_eq!(*kernel.phase().borrow(), Phase::Running);
+    kernel.shutdown(LONG).await.unwrap();
+}
