@@ -1,4 +1,5 @@
 //! Kernels as processes: how they end, what is left of them, and what goes wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 #[path = "common/standin.rs"]
