@@ -421,7 +421,8 @@ def test_unknown_message_types_reach_the_kernel_and_hurt_nobody(victim: Victim) 
     with victim.gateway.socket(victim.kernel_id, "types") as client:
         for channel in ("shell", "control", "stdin"):
             client.request("nothing_request", {"x": 1}, channel)
-        client.send(message("execute_request", {"code": 7}))
+        # An error that is not to abort what is sent after it.
+        client.send(message("execute_request", {"code": 7, "stop_on_error": False}))
         client.send(message("comm_msg", {"comm_id": "nothing", "data": {}}))
         client.send(message("input_reply", {"value": 7}, "stdin"))
         assert client.run("kept + 2") == "42"

@@ -133,10 +133,13 @@ impl<S: AsyncRead + Unpin> Messages<S> {
 
     async fn next(&mut self) -> Result<Received, WebSocketError> {
         loop {
-            let frame = self
+            let mut frame = self
                 .frames
                 .read_frame(&mut |_| async { Ok::<(), Infallible>(()) })
                 .await?;
+            if !is_masked(&mut frame) {
+                return Err(WebSocketError::InvalidValue);
+            }
             let Frame {
                 fin, opcode, payload, ..
             } = frame;
@@ -170,6 +173,14 @@ impl<S: AsyncRead + Unpin> Messages<S> {
             }
         }
     }
+}
+
+/// Whether the client masked the frame, as it must (RFC 6455, 5.1).
+fn is_masked(frame: &mut Frame<'_>) -> bool {
+    const MASK_BIT: u8 = 0x80;
+    let mut head = [0; 16];
+    frame.fmt_head(&mut head);
+    head[1] & MASK_BIT != 0
 }
 
 fn to_bytes(payload: Payload<'_>) -> Bytes {

@@ -1,0 +1,195 @@
+//! Tokens, origins, CORS, base URL.
+
+mod common;
+
+use common::{Served, TOKEN, UNKNOWN};
+use kernelmux_gateway::{Access, AllowOrigin};
+
+/// One address of each kind.
+const ADDRESSES: [(&str, &str); 8] = [
+    ("GET", "/api"),
+    ("GET", "/api/kernels"),
+    ("POST", "/api/kernels"),
+    ("GET", "/api/kernelspecs"),
+    ("GET", "/kernelspecs/echo/logo-64x64.png"),
+    ("GET", "/metrics"),
+    ("GET", "/nothing"),
+    ("DELETE", "/api/kernels"),
+];
+
+#[tokio::test]
+async fn without_the_token_there_is_no_answer() {
+    let served = Served::start().await;
+    let almost = format!("token {TOKEN}x");
+    for value in ["", "token", "token ", "token wrong", &almost, "Basic s3cret", TOKEN] {
+        for (method, path) in ADDRESSES {
+            let answer = served.bare(method, path, &[("authorization", value)], "").await;
+            let message = answer.error(401);
+            assert!(!message.contains(TOKEN), "{message}");
+            assert_eq!(answer.header("www-authenticate"), "Bearer");
+        }
+    }
+    for query in ["token=", "token=wrong", "Token=s3cret"] {
+        served.bare("GET", &format!("/api?{query}"), &[], "").await.error(401);
+    }
+    let channels = format!("/api/kernels/{UNKNOWN}/channels");
+    served.bare("GET", &channels, &[], "").await.error(401);
+    assert!(served.provider.launches.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_token_is_taken_in_each_way() {
+    let served = Served::start().await;
+    for scheme in ["token", "Token", "TOKEN", "Bearer", "bearer"] {
+        let value = format!("{scheme} {TOKEN}");
+        assert_eq!(
+            served
+                .bare("GET", "/api", &[("authorization", &value)], "")
+                .await
+                .status,
+            200
+        );
+    }
+    let query = format!("/api?token={TOKEN}");
+    assert_eq!(served.bare("GET", &query, &[], "").await.status, 200);
+    // What a client without a token sends beside it.
+    assert_eq!(
+        served
+            .bare("GET", &query, &[("authorization", "token")], "")
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn where_no_token_is_asked_for_any_will_do() {
+    let served = Served::with(
+        |options| {
+            options.access = Access::Open;
+            options.local_hosts_only = true;
+        },
+        |_| {},
+    )
+    .await;
+    for value in ["token", "token anything", "Basic x"] {
+        assert_eq!(
+            served.bare("GET", "/api", &[("authorization", value)], "").await.status,
+            200
+        );
+    }
+    assert_eq!(served.bare("GET", "/api", &[], "").await.status, 200);
+    // A page whose name was made to point here.
+    served
+        .bare("GET", "/api/kernels", &[("host", "rebound.example:8888")], "")
+        .await
+        .error(403);
+}
+
+#[tokio::test]
+async fn foreign_pages_change_nothing() {
+    let served = Served::start().await;
+    let token = format!("token {TOKEN}");
+    let own = format!("http://{}", served.address);
+    for (origin, status) in [(own.as_str(), 201), ("http://evil.example", 403), ("null", 403)] {
+        let headers = [("authorization", token.as_str()), ("origin", origin)];
+        let answer = served.bare("POST", "/api/kernels", &headers, "{}").await;
+        assert_eq!(answer.status, status, "{origin}");
+        assert_eq!(answer.header("access-control-allow-origin"), "");
+        assert_eq!(served.bare("GET", "/api/kernels", &headers, "").await.status, 200);
+    }
+    let upgrade = [
+        ("authorization", token.as_str()),
+        ("origin", "http://evil.example"),
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+    ];
+    let channels = format!("/api/kernels/{UNKNOWN}/channels");
+    served.bare("GET", &channels, &upgrade, "").await.error(403);
+}
+
+#[tokio::test]
+async fn allowed_pages_may_do_all() {
+    let allow = AllowOrigin::parse(&["http://lab.example:1234"]).unwrap();
+    let served = Served::with(|options| options.allow_origin = allow, |_| {}).await;
+    let origin = ("origin", "http://lab.example:1234");
+    let token = format!("token {TOKEN}");
+    let preflight = [
+        origin,
+        ("access-control-request-method", "POST"),
+        ("access-control-request-headers", "authorization,content-type"),
+    ];
+    let answer = served.bare("OPTIONS", "/api/kernels", &preflight, "").await;
+    assert_eq!(answer.status, 204);
+    assert_eq!(answer.header("access-control-allow-origin"), origin.1);
+    assert_eq!(answer.header("access-control-allow-methods"), "GET,HEAD,POST,OPTIONS");
+    assert!(answer.header("access-control-allow-headers").contains("Authorization"));
+    assert_eq!(answer.header("vary"), "Origin");
+    let post = served
+        .bare("POST", "/api/kernels", &[origin, ("authorization", &token)], "{}")
+        .await;
+    assert_eq!(post.status, 201);
+    assert_eq!(post.header("access-control-expose-headers"), "Location");
+    // Errors too can be read by the page, that of a missing token among them.
+    for (path, headers, status) in [
+        ("/api/kernels/x", vec![origin, ("authorization", &token)], 404),
+        ("/api/kernels", vec![origin], 401),
+    ] {
+        let answer = served.bare("GET", path, &headers, "").await;
+        answer.error(status);
+        assert_eq!(answer.header("access-control-allow-origin"), origin.1);
+    }
+    let other = [("origin", "http://other.example"), ("authorization", token.as_str())];
+    let answer = served.bare("GET", "/api", &other, "").await;
+    assert_eq!(answer.header("access-control-allow-origin"), "");
+    assert_eq!(answer.header("vary"), "Origin");
+
+    let any = Served::with(|options| options.allow_origin = AllowOrigin::Any, |_| {}).await;
+    let answer = any.bare("POST", "/api/kernels", &other, "{}").await;
+    assert_eq!(
+        (answer.status, answer.header("access-control-allow-origin")),
+        (201, "*")
+    );
+}
+
+#[tokio::test]
+async fn options_needs_no_token_and_names_the_methods() {
+    let served = Served::start().await;
+    for (path, methods) in [
+        ("/api/kernels", "GET,HEAD,POST,OPTIONS"),
+        (&format!("/api/kernels/{UNKNOWN}"), "GET,HEAD,DELETE,OPTIONS"),
+        ("/api/sessions", "GET,HEAD,POST,OPTIONS"),
+        ("/api/kernelspecs", "GET,HEAD,OPTIONS"),
+    ] {
+        let answer = served.bare("OPTIONS", path, &[], "").await;
+        assert_eq!((answer.status, answer.header("allow")), (204, methods), "{path}");
+        assert_eq!(answer.header("access-control-allow-methods"), "");
+    }
+    served.bare("OPTIONS", "/nothing", &[], "").await.error(404);
+}
+
+#[tokio::test]
+async fn all_is_below_the_base_url() {
+    let served = Served::with(|options| options.base_url = "/some/where".parse().unwrap(), |_| {}).await;
+    let spec = served.ask("GET", "/some/where/api/kernelspecs/echo").await.json();
+    assert_eq!(
+        spec["resources"]["logo-svg"],
+        "/some/where/kernelspecs/echo/logo-svg.svg"
+    );
+    assert_eq!(
+        served
+            .ask("GET", "/some/where/kernelspecs/echo/logo-svg.svg")
+            .await
+            .status,
+        200
+    );
+    let kernel = served.send("POST", "/some/where/api/kernels", "").await;
+    assert!(kernel.header("location").starts_with("/some/where/api/kernels/"));
+    let session = served
+        .send("POST", "/some/where/api/sessions", r#"{"path": "p", "type": "x"}"#)
+        .await;
+    assert!(session.header("location").starts_with("/some/where/api/sessions/"));
+    for path in ["/api", "/api/kernels", "/some/where/nothing", "/some"] {
+        served.ask("GET", path).await.error(404);
+    }
+}

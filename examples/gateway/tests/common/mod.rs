@@ -1,0 +1,251 @@
+//! A gateway over real TCP, with kernels that are tasks of the test.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kernel_provider::fake::{FakeProvider, FakeSpec};
+use kernel_provider::log::{LogOptions, Logs, MemoryStore};
+use kernel_provider::manager::{Manager, ManagerOptions};
+use kernel_provider::provider::{
+    AttachError, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, Progress, ProviderError,
+    Selector, Specs,
+};
+use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token, serve};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+/// The token of every gateway of the tests.
+pub const TOKEN: &str = "s3cret";
+/// No kernel has this id.
+pub const UNKNOWN: &str = "00000000-0000-4000-8000-000000000000";
+/// Nothing that the tests wait for takes this long.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The fake provider, with what it was asked for written down, and kernelspecs that have files.
+pub struct Recording {
+    pub fake: FakeProvider,
+    pub launches: Mutex<Vec<LaunchRequest>>,
+    /// Told at each launch.
+    pub launching: Notify,
+    specs: watch::Sender<Arc<Specs>>,
+    resources: tempfile::TempDir,
+}
+
+impl Recording {
+    fn new() -> Self {
+        let resources = tempfile::tempdir().unwrap();
+        std::fs::write(resources.path().join("kernel.json"), "{}").unwrap();
+        std::fs::write(resources.path().join("logo-64x64.png"), b"\x89PNG logo").unwrap();
+        std::fs::write(resources.path().join("logo-svg.svg"), "<svg/>").unwrap();
+        Self {
+            fake: FakeProvider::new(),
+            launches: Mutex::default(),
+            launching: Notify::new(),
+            specs: watch::Sender::default(),
+            resources,
+        }
+    }
+
+    /// Adds a kernelspec with these `metadata`.
+    pub fn install(&self, name: &str, spec: FakeSpec, metadata: Value) {
+        let Value::Object(metadata) = metadata else {
+            panic!("metadata are an object")
+        };
+        let kernelspec = jupyter_protocol::kernelspec::Kernelspec {
+            argv: vec!["fake".to_owned(), "{connection_file}".to_owned()],
+            display_name: "Fake".to_owned(),
+            language: "echo".to_owned(),
+            metadata,
+            ..Default::default()
+        };
+        self.fake.install(name, spec.with_kernelspec(kernelspec));
+        self.refresh();
+    }
+
+    fn refresh(&self) {
+        let mut specs = (**self.fake.specs().borrow()).clone();
+        for spec in specs.by_name.values_mut() {
+            spec.resource_dir = self.resources.path().to_owned();
+        }
+        self.specs.send_replace(Arc::new(specs));
+    }
+
+    /// What the last launch was asked for with.
+    pub fn last(&self) -> LaunchRequest {
+        self.launches.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl KernelProvider for Recording {
+    fn name(&self) -> &str {
+        self.fake.name()
+    }
+
+    fn specs(&self) -> watch::Receiver<Arc<Specs>> {
+        self.specs.subscribe()
+    }
+
+    async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError> {
+        self.launches.lock().unwrap().push(request.clone());
+        self.launching.notify_one();
+        self.fake.launch(request, progress).await
+    }
+
+    async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
+        self.fake.list(selector).await
+    }
+
+    async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
+        self.fake.attach(record).await
+    }
+}
+
+/// A gateway that serves; ended when dropped.
+pub struct Served {
+    pub address: SocketAddr,
+    pub manager: Manager,
+    pub gateway: Arc<Gateway>,
+    pub provider: Arc<Recording>,
+    client: Client<HttpConnector, Full<Bytes>>,
+    serving: AbortHandle,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The message of an error with this status, whose body is as every error's.
+    #[track_caller]
+    pub fn error(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.header("content-type"), "application/json");
+        let body = self.json();
+        let fields: Vec<&String> = body.as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["reason", "message"]);
+        let reason = StatusCode::from_u16(status).unwrap().canonical_reason().unwrap();
+        assert_eq!(body["reason"], reason);
+        body["message"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Served {
+    /// A gateway with the kernelspec `echo`, the token [`TOKEN`], and defaults.
+    pub async fn start() -> Self {
+        Self::with(|_| {}, |_| {}).await
+    }
+
+    pub async fn with(gateway: impl FnOnce(&mut GatewayOptions), manager: impl FnOnce(&mut ManagerOptions)) -> Self {
+        let provider = Arc::new(Recording::new());
+        provider.install("echo", FakeSpec::echo(), serde_json::json!({}));
+        let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+        let mut manager_options = ManagerOptions::default();
+        manager_options.default_spec = "echo".to_owned();
+        manager(&mut manager_options);
+        let manager = Manager::new(vec![provider.clone()], logs, manager_options);
+        let mut options = GatewayOptions::new(Access::Token(Token::new(TOKEN).unwrap()));
+        gateway(&mut options);
+        let gateway = Arc::new(Gateway::new(manager.clone(), options));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, gateway.clone())).abort_handle();
+        Self {
+            address,
+            manager,
+            gateway,
+            provider,
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            serving,
+        }
+    }
+
+    /// A request with these headers and no others.
+    pub async fn bare(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+        let mut request = Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).unwrap())
+            .uri(format!("http://{}{path}", self.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body.into())).unwrap();
+        let answer = async {
+            let (parts, body) = self.client.request(request).await.unwrap().into_parts();
+            Answer {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: body.collect().await.unwrap().to_bytes(),
+            }
+        };
+        timeout(DEADLINE, answer).await.expect("an answer in time")
+    }
+
+    /// A request with the token.
+    pub async fn ask(&self, method: &str, path: &str) -> Answer {
+        self.send(method, path, "").await
+    }
+
+    /// A request with the token and this body.
+    pub async fn send(&self, method: &str, path: &str, body: impl ToString) -> Answer {
+        let authorization = format!("token {TOKEN}");
+        self.bare(method, path, &[("authorization", &authorization)], body.to_string())
+            .await
+    }
+
+    /// Starts a kernel and returns its model.
+    pub async fn start_kernel(&self, body: Value) -> Value {
+        let answer = self.send("POST", "/api/kernels", body).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()
+    }
+
+    /// Sends these bytes over a connection of their own, and returns what comes until it is closed.
+    pub async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        // The gateway may close it while it is written.
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let _ = timeout(DEADLINE, stream.read_to_end(&mut answer))
+            .await
+            .expect("an answer in time");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+/// Whether the text is a time as jupyter_server's gateway client parses it.
+pub fn is_timestamp(value: &Value) -> bool {
+    let text = value.as_str().unwrap();
+    text.len() == "2026-01-02T03:04:05.123456Z".len()
+        && chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.6fZ").is_ok()
+}

@@ -1,0 +1,86 @@
+//! What is too long, too slow or no HTTP at all.
+
+mod common;
+
+use common::{Served, TOKEN};
+use serde_json::Value;
+
+fn request(target: &str, headers: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: token {TOKEN}\r\n{headers}\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// The status, and the body as JSON where there is one.
+fn parse(answer: &str) -> (u16, Option<Value>) {
+    let status = answer.split(' ').nth(1).map_or(0, |status| status.parse().unwrap());
+    let body = answer
+        .split_once("\r\n\r\n")
+        .and_then(|(_, body)| serde_json::from_str(body).ok());
+    (status, body)
+}
+
+#[tokio::test]
+async fn what_is_too_long_is_told_so() {
+    let served = Served::start().await;
+    let long = "x".repeat(20 << 10);
+    let header = format!("X-Long: {}\r\n", "x".repeat(70 << 10));
+    let body = "x".repeat((1 << 20) + 1);
+    let length = format!("Content-Length: {}\r\n", body.len());
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    for (bytes, status, reason) in [
+        (request(&format!("/api/{long}"), "", ""), 414, "URI Too Long"),
+        (request(&format!("/api?user={long}"), "", ""), 414, "URI Too Long"),
+        (request("/api", &header, ""), 431, "Request Header Fields Too Large"),
+        (request("/api/kernels", &length, &body), 413, "Payload Too Large"),
+        (
+            request("/api/kernels", "Transfer-Encoding: chunked\r\n", &chunked),
+            413,
+            "Payload Too Large",
+        ),
+    ] {
+        let answer = served.raw(&bytes).await;
+        let (got, body) = parse(&answer);
+        assert_eq!(got, status, "{answer}");
+        assert_eq!(body.unwrap()["reason"], reason);
+    }
+    // Beyond what is read at all.
+    let huge = format!("X-Huge: {}\r\n", "x".repeat(1 << 20));
+    let (status, _) = parse(&served.raw(&request("/api", &huge, "")).await);
+    assert!(matches!(status, 0 | 431), "{status}");
+    let many: String = (0..1_000).map(|number| format!("X-{number}: y\r\n")).collect();
+    let (status, _) = parse(&served.raw(&request("/api", &many, "")).await);
+    assert!(matches!(status, 0 | 431), "{status}");
+    assert_eq!(served.ask("GET", "/api").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused() {
+    let served = Served::start().await;
+    for bytes in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
+        b"GET /api HTTP/9.9\r\n\r\n",
+        b"GET /api HTTP/1.1\r\nHost: x\r\nBad Name: y\r\n\r\n",
+        b"POST /api/kernels HTTP/1.1\r\nHost: x\r\nContent-Length: two\r\n\r\n",
+        b"POST /api/kernels HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    ] {
+        let (status, _) = parse(&served.raw(bytes).await);
+        assert!(matches!(status, 0 | 400), "{status}");
+    }
+    assert_eq!(served.ask("GET", "/api").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_closed_ends_its_connections() {
+    let served = Served::start().await;
+    // An open connection without a request.
+    let mut stream = tokio::net::TcpStream::connect(served.address).await.unwrap();
+    assert_eq!(served.ask("GET", "/api").await.status, 200);
+    served.gateway.close();
+    let mut rest = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)
+        .await
+        .unwrap();
+    assert!(rest.is_empty());
+}

@@ -1,0 +1,147 @@
+//! The program: its flags, what it prints, and how it ends. Signals and kernels that outlive it are tested end to end.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+fn gateway(data_dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kernelmux-gateway"));
+    command.env_clear().env("HOME", data_dir).env("JUPYTER_PATH", data_dir);
+    command
+        .args(["--data-dir", data_dir.join("data").to_str().unwrap()])
+        .args(args);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn run(data_dir: &Path, args: &[&str]) -> Output {
+    gateway(data_dir, args).output().unwrap()
+}
+
+/// The one line that a failed start leaves.
+#[track_caller]
+fn complaint(output: &Output, status: i32) -> String {
+    let error = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{error}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
+}
+
+/// A gateway that runs, and is ended with the test.
+struct Running {
+    child: Child,
+    lines: Vec<String>,
+}
+
+impl Running {
+    fn start(data_dir: &Path, args: &[&str]) -> Self {
+        let mut child = gateway(data_dir, args).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let lines = (0..2).map(|_| {
+            let mut line = String::new();
+            out.read_line(&mut line).unwrap();
+            line.trim_end().to_owned()
+        });
+        let lines = lines.collect();
+        Self { child, lines }
+    }
+
+    fn interrupt(&mut self) -> String {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        log
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn wrong_flags_are_one_line_and_status_2() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, expected) in [
+        (&["--port", "x"][..], "--port"),
+        (&["--prot", "1"], "--prot"),
+        (&["--no-auth", "--ip", "0.0.0.0"], "--insecure"),
+        (&["--on-terminate", "burn"], "detach"),
+        (&["--log", "a=b=c"], "--log"),
+    ] {
+        let line = complaint(&run(dir.path(), args), 2);
+        assert!(
+            line.starts_with("kernelmux-gateway: ") && line.contains(expected),
+            "{line}"
+        );
+    }
+    let wrong = gateway(dir.path(), &[]).env("KERNELMUX_PORT", "x").output().unwrap();
+    assert!(complaint(&wrong, 2).contains("--port"));
+    assert!(!dir.path().join("data").exists());
+}
+
+#[test]
+fn a_taken_port_is_one_line_and_status_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let line = complaint(&run(dir.path(), &["--port", &port]), 1);
+    assert!(line.contains(&format!("127.0.0.1:{port}")), "{line}");
+}
+
+#[test]
+fn a_data_directory_is_for_one_gateway() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Running::start(dir.path(), &["--port", "0"]);
+    let line = complaint(&run(dir.path(), &["--port", "0"]), 1);
+    assert!(
+        line.contains("data directory") && line.contains(&first.child.id().to_string()),
+        "{line}"
+    );
+    first.interrupt();
+    Running::start(dir.path(), &["--port", "0"]).interrupt();
+}
+
+#[test]
+fn it_says_where_it_is_and_what_jupyterlab_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = Running::start(dir.path(), &["--port", "0", "--base-url", "/b", "--log", "trace"]);
+    let url = running.lines[0]
+        .strip_prefix("kernelmux-gateway is at ")
+        .unwrap()
+        .to_owned();
+    let (base, token) = url.split_once("?token=").unwrap();
+    assert!(base.starts_with("http://127.0.0.1:") && base.ends_with("/b/"), "{base}");
+    assert_eq!(token.len(), 32);
+    let lab = format!("JUPYTER_GATEWAY_URL={base} JUPYTER_GATEWAY_AUTH_TOKEN={token} jupyter lab");
+    assert_eq!(running.lines[1], lab);
+
+    let address = base.strip_prefix("http://").unwrap().strip_suffix("/b/").unwrap();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let request = format!("GET /b/api?token={token} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let log = running.interrupt();
+    assert!(log.contains("path=\"/b/api\""), "{log}");
+    assert!(!log.contains(token), "the token is in the log");
+}
+
+#[test]
+fn without_a_token_none_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path(), &["--port", "0", "--no-auth"]);
+    assert!(running.lines[0].ends_with('/'), "{:?}", running.lines);
+    assert!(!running.lines[1].contains("TOKEN"), "{:?}", running.lines);
+}
