@@ -26,8 +26,8 @@
 //!
 //! # The way of a request
 //!
-//! [Recorded](request_log), given [headers for browsers](cors), its errors [made JSON](error), [measured](limits), and
-//! [checked](auth) for token and [origin]; then the [route](routes) that it is for.
+//! Recorded (`request_log`), given headers for browsers (`cors`), its errors made JSON (`error`), measured (`limits`),
+//! and checked for token (`auth`) and `origin`; then the route (`routes`) that it is for.
 
 mod auth;
 mod cors;

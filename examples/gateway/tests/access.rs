@@ -1,4 +1,5 @@
 //! Tokens, origins, CORS, base URL.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

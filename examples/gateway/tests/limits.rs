@@ -1,4 +1,5 @@
 //! What is too long, too slow or no HTTP at all.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

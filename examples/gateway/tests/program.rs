@@ -1,4 +1,5 @@
 //! The program: its flags, what it prints, and how it ends. Signals and kernels that outlive it are tested end to end.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;

@@ -1,4 +1,5 @@
 //! Kernels and kernelspecs over HTTP: every address, its answers and its errors.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! `/api/sessions`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
