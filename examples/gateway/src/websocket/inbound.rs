@@ -1,8 +1,7 @@
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use fastwebsockets::{Frame, OpCode, Payload, Role, WebSocketError, WebSocketRead, after_handshake_split};
+use bytes::Bytes;
+use fastwebsockets::WebSocketError;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_provider::session::{Client, SendError};
 use tokio::io::AsyncRead;
@@ -11,9 +10,8 @@ use tracing::{Instrument, debug, warn};
 
 use super::acknowledgement::Acknowledgement;
 use super::format::Format;
+use super::messages::{Messages, Received};
 
-/// The largest message that a client may send, in bytes: what JupyterLab's largest uploads through widgets need.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// How many messages may wait for a kernel that does not take them, as while it restarts. Then its client waits.
 const MAX_WAITING: usize = 64;
 
@@ -105,89 +103,5 @@ fn close_code(error: &WebSocketError) -> (u16, &'static str) {
         WebSocketError::FrameTooLarge => (1009, "message too big"),
         WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) | WebSocketError::ConnectionClosed => (1000, ""),
         _ => (1002, "protocol error"),
-    }
-}
-
-enum Received {
-    Message(OpCode, Bytes),
-    Ping(Bytes),
-    Pong(Bytes),
-    Close,
-}
-
-/// Whole messages of a connection. Text is not checked to be UTF-8: jupyter_server sends binary as text.
-struct Messages<S> {
-    frames: WebSocketRead<S>,
-    /// The opcode and the pieces so far of a message that comes in fragments.
-    partial: Option<(OpCode, BytesMut)>,
-}
-
-impl<S: AsyncRead + Unpin> Messages<S> {
-    fn new(stream: S) -> Self {
-        let (mut frames, _) = after_handshake_split(stream, tokio::io::sink(), Role::Server);
-        frames.set_auto_close(false);
-        frames.set_auto_pong(false);
-        frames.set_max_message_size(MAX_MESSAGE_BYTES);
-        Self { frames, partial: None }
-    }
-
-    async fn next(&mut self) -> Result<Received, WebSocketError> {
-        loop {
-            let mut frame = self
-                .frames
-                .read_frame(&mut |_| async { Ok::<(), Infallible>(()) })
-                .await?;
-            if !is_masked(&mut frame) {
-                return Err(WebSocketError::InvalidValue);
-            }
-            let Frame {
-                fin, opcode, payload, ..
-            } = frame;
-            let payload = to_bytes(payload);
-            match opcode {
-                OpCode::Close => return Ok(Received::Close),
-                OpCode::Ping => return Ok(Received::Ping(payload)),
-                OpCode::Pong => return Ok(Received::Pong(payload)),
-                OpCode::Text | OpCode::Binary => {
-                    if self.partial.is_some() {
-                        return Err(WebSocketError::InvalidFragment);
-                    }
-                    if fin {
-                        return Ok(Received::Message(opcode, payload));
-                    }
-                    self.partial = Some((opcode, BytesMut::from(&payload[..])));
-                }
-                OpCode::Continuation => {
-                    let Some((opcode, mut data)) = self.partial.take() else {
-                        return Err(WebSocketError::InvalidContinuationFrame);
-                    };
-                    if data.len() + payload.len() > MAX_MESSAGE_BYTES {
-                        return Err(WebSocketError::FrameTooLarge);
-                    }
-                    data.extend_from_slice(&payload);
-                    if fin {
-                        return Ok(Received::Message(opcode, data.freeze()));
-                    }
-                    self.partial = Some((opcode, data));
-                }
-            }
-        }
-    }
-}
-
-/// Whether the client masked the frame, as it must (RFC 6455, 5.1).
-fn is_masked(frame: &mut Frame<'_>) -> bool {
-    const MASK_BIT: u8 = 0x80;
-    let mut head = [0; 16];
-    frame.fmt_head(&mut head);
-    head[1] & MASK_BIT != 0
-}
-
-fn to_bytes(payload: Payload<'_>) -> Bytes {
-    match payload {
-        Payload::Bytes(data) => data.freeze(),
-        Payload::Owned(data) => data.into(),
-        Payload::Borrowed(data) => Bytes::copy_from_slice(data),
-        Payload::BorrowedMut(data) => Bytes::copy_from_slice(data),
     }
 }

@@ -9,6 +9,7 @@
 mod acknowledgement;
 mod format;
 mod inbound;
+mod messages;
 mod outbound;
 
 use std::sync::Arc;
