@@ -2,6 +2,8 @@
 //!
 //! Each benchmark gives a [`report::Section`]: its figures, and beside them the marks that it is to meet.
 
+pub mod by_hand;
+pub mod idle;
 pub mod log;
 pub mod measure;
 pub mod peers;
@@ -9,7 +11,9 @@ pub mod process;
 pub mod protocol;
 pub mod recorder;
 pub mod report;
+pub mod round_trip;
 pub mod setup;
+pub mod start;
 pub mod wire;
 
 /// What goes wrong in a benchmark is told and ends it.

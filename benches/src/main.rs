@@ -4,12 +4,17 @@
 
 use kernelmux_benches::report::{self, Section};
 use kernelmux_benches::setup::{Setup, root};
-use kernelmux_benches::{Result, log, protocol, recorder};
+use kernelmux_benches::{Result, idle, log, protocol, recorder, round_trip, start};
 
-const NAMES: [&str; 3] = ["protocol", "log", "recorder"];
+const NAMES: [&str; 6] = ["protocol", "log", "recorder", "round-trip", "start", "idle"];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let [child, what, rest @ ..] = &wanted[..]
+        && child == "child"
+    {
+        return run_child(what, rest);
+    }
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(format!("no benchmark named {unknown:?}; there are: {}", NAMES.join(", ")).into());
     }
@@ -34,7 +39,20 @@ fn run(name: &str, setup: &Setup) -> Result<Section> {
     match name {
         "protocol" => protocol::run(),
         "log" => log::run(),
-        _ => async_run(recorder::run(setup)),
+        "recorder" => async_run(recorder::run(setup)),
+        "round-trip" => async_run(round_trip::run(setup)),
+        "start" => async_run(start::run(setup)),
+        _ => async_run(idle::run(setup)),
+    }
+}
+
+/// What this program is started as by its own benchmarks.
+fn run_child(what: &str, arguments: &[String]) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match (what, arguments) {
+        ("idle-kernels", [folder]) => runtime.block_on(idle::kernels(folder.as_ref())),
+        ("idle-gateway", [port, folder]) => runtime.block_on(idle::gateway(port.parse()?, folder.as_ref())),
+        _ => Err(format!("no child process named {what:?}").into()),
     }
 }
 

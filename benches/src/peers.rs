@@ -29,7 +29,7 @@ impl Gateway {
         let port = free_port()?;
         let mut command = setup.command(binary("kernelmux-gateway")?);
         command
-            .args(["--ip", "127.0.0.1", "--token", TOKEN, "--log", "warn"])
+            .args(["--ip", "127.0.0.1", "--token", TOKEN, "--log", "error"])
             .args(["--port", &port.to_string(), "--data-dir"])
             .arg(setup.folder().join(data));
         Self::start(command, port, TOKEN).await

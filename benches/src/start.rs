@@ -1,0 +1,97 @@
+//! From the wish for a kernel to its first answer.
+
+use std::time::{Duration, Instant};
+
+use jupyter_protocol::Transport;
+
+use crate::Result;
+use crate::by_hand::{Direct, Kernel};
+use crate::measure::{Times, time};
+use crate::peers::Gateway;
+use crate::report::Section;
+use crate::round_trip::Shell;
+use crate::setup::{PYTHON, Setup};
+
+/// How often each is started.
+const ROUNDS: usize = 20;
+const WANTED: Duration = Duration::from_millis(5);
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// Where a kernel or a gateway does not do its part.
+pub async fn run(setup: &Setup) -> Result<Section> {
+    let mut section = Section::new(
+        "Start to first answer",
+        "ipykernel, started in turns, until the client has a `kernel_info_reply`. By hand: the process is started, its \
+         shell's port or socket tried every 0.2 ms, connected to over ZeroMQ and asked. Through a gateway: `POST \
+         /api/kernels`, the WebSocket opened, asked. Every start is a fresh kernel; the one before it was ended.",
+    );
+    section.table(&["", "starts", "p50", "p90", "p50 against by hand"]);
+    let ours = Gateway::kernelmux(setup, "start").await?;
+    let peer = Gateway::kernel_gateway(setup).await?;
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for round in 0..=ROUNDS {
+        let measured = [
+            by_hand(setup, Transport::Tcp).await?,
+            by_hand(setup, Transport::Ipc).await?,
+            through(&ours).await?,
+            through(&peer).await?,
+        ];
+        // The first round finds the files on disk.
+        if round > 0 {
+            for (times, time) in times.iter_mut().zip(measured) {
+                times.push(time);
+            }
+        }
+    }
+    ours.end()?;
+    peer.end()?;
+    let [tcp, ipc, through_ours, through_peer] = times.map(Times::new);
+    let by_hand = tcp.median().min(ipc.median());
+    let over = |times: &Times| times.median().as_secs_f64() - by_hand.as_secs_f64();
+    for (name, times) in [
+        ("by hand, TCP", &tcp),
+        ("by hand, Unix sockets", &ipc),
+        ("kernelmux-gateway", &through_ours),
+        ("Kernel Gateway", &through_peer),
+    ] {
+        section.row([
+            name.to_owned(),
+            times.runs().to_string(),
+            time(times.median()),
+            time(times.percentile(90)),
+            format!("{:+.1} ms", over(times) * 1e3),
+        ]);
+    }
+    let ours_over = over(&through_ours);
+    section.mark(
+        "over the faster start by hand, at p50",
+        "≤ 5 ms",
+        format!("{:+.1} ms", ours_over * 1e3),
+        ours_over <= WANTED.as_secs_f64(),
+    );
+    Ok(section)
+}
+
+async fn by_hand(setup: &Setup, transport: Transport) -> Result<Duration> {
+    let folder = tempfile::tempdir()?;
+    let begun = Instant::now();
+    let kernel = Kernel::start(setup, folder.path(), transport)?;
+    kernel.wait()?;
+    Shell::Direct(Box::new(Direct::to_shell(&kernel.info).await?))
+        .ask()
+        .await?;
+    Ok(begun.elapsed())
+}
+
+async fn through(gateway: &Gateway) -> Result<Duration> {
+    let begun = Instant::now();
+    let kernel = gateway.address.start_kernel(PYTHON).await?;
+    Shell::WebSocket(gateway.address.channels(&kernel, "bench").await?)
+        .ask()
+        .await?;
+    let elapsed = begun.elapsed();
+    gateway.address.end_kernel(&kernel).await?;
+    Ok(elapsed)
+}
