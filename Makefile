@@ -20,7 +20,7 @@ run: ## build (release) and start the gateway on 127.0.0.1:8888 with a Python ke
 	$(CARGO) build --release --locked --package kernelmux-gateway
 	@exec scripts/run.sh $(ARGS)
 
-test: test-rust ## the workspace's tests, with real kernels
+test: test-rust test-embedders test-e2e ## all tests, with real kernels and a real browser
 
 test-rust: e2e-env ## the workspace's own tests
 	PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \

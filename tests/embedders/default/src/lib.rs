@@ -1,0 +1,21 @@
+//! What an embedder with the default features sees.
+use std::sync::Arc;
+
+use kernelmux::local::{LocalConfig, LocalProvider};
+use kernelmux::provider::log::{LogOptions, Logs, MemoryStore, StoreError};
+use kernelmux::provider::manager::{Manager, ManagerOptions};
+use kernelmux::provider::provider::ProviderError;
+
+pub async fn provider(config: LocalConfig) -> Result<LocalProvider, ProviderError> {
+    LocalProvider::open(config).await
+}
+
+pub fn manager(provider: LocalProvider) -> Result<Manager, StoreError> {
+    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
+    Ok(Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default()))
+}
+
+#[test]
+fn options_have_the_defaults_that_are_documented() {
+    assert_eq!(ManagerOptions::default().default_spec, "python3");
+}
