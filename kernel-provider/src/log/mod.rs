@@ -36,12 +36,12 @@ mod cursor;
 mod entry;
 mod reader;
 mod store;
+mod waiting;
 mod writer;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::BytesMut;
 use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
 
@@ -54,6 +54,7 @@ pub use store::FjallStore;
 pub use store::{LogInfo, LogStore, MemoryStore, StoreError, StoredLog};
 
 use crate::KernelId;
+use waiting::Waiting;
 use writer::Writer;
 
 /// How much of each log is kept where.
@@ -120,9 +121,7 @@ impl Logs {
                 options: self.options.clone(),
                 writer: self.writer.queue(),
                 state: Mutex::new(State {
-                    appended: last,
-                    waiting: BytesMut::new(),
-                    waiting_first: last.next(),
+                    waiting: Waiting::after(last),
                     writing_bytes: 0,
                     with_writer: false,
                     recent: VecDeque::new(),
@@ -200,11 +199,7 @@ struct Shared {
 }
 
 struct State {
-    /// The last entry that was appended.
-    appended: Seq,
-    /// Entries appended and not yet taken by the writer.
-    waiting: BytesMut,
-    waiting_first: Seq,
+    waiting: Waiting,
     /// What the writer has taken and not yet stored.
     writing_bytes: usize,
     /// Whether the log is in the writer's queue or hands.
@@ -255,14 +250,13 @@ impl Log {
         let mut state = self.shared.state();
         let state = &mut *state;
         for entry in entries {
-            state.appended = state.appended.next();
-            entry::encode_into(&mut state.waiting, &entry, time, state.appended);
+            state.waiting.push(&entry, time);
         }
-        if !state.waiting.is_empty() && !state.with_writer {
+        if state.waiting.bytes() > 0 && !state.with_writer {
             state.with_writer = true;
             self.shared.writer.push(self.shared.clone());
         }
-        state.appended
+        state.waiting.last()
     }
 
     /// Waits until what waits for the store is below its bound. A slow disk then slows the kernel, not the memory.
@@ -271,7 +265,7 @@ impl Log {
             let freed = self.shared.room.notified();
             {
                 let state = self.shared.state();
-                if state.waiting.len() + state.writing_bytes < self.shared.options.waiting_bytes {
+                if state.waiting.bytes() + state.writing_bytes < self.shared.options.waiting_bytes {
                     return;
                 }
             }
@@ -292,7 +286,7 @@ impl Log {
 
     /// Waits until all that is appended is stored.
     pub async fn flushed(&self) {
-        let target = self.shared.state().appended;
+        let target = self.shared.state().waiting.last();
         let mut head = self.shared.head.subscribe();
         // The sender is in `shared`, which is held here, so waiting cannot fail.
         let _ = head.wait_for(|head| head.seq >= target).await;

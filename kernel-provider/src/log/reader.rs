@@ -68,7 +68,7 @@ impl Reader {
                 continue;
             }
             // Where the log was closed with entries still on their way, publishing them wakes this reader.
-            if closed && self.position >= self.log.state().appended || self.head.changed().await.is_err() {
+            if closed && self.position >= self.log.state().waiting.last() || self.head.changed().await.is_err() {
                 return Ok(None);
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
 
-use super::{Block, Seq, Shared};
+use super::{Seq, Shared};
 
 /// A log is trimmed each time this part of what it may keep was stored.
 const TRIM_AFTER_PART: u64 = 16;
@@ -64,12 +64,11 @@ fn run(waiting: &Receiver<Arc<Shared>>) {
 fn write_once(log: &Shared) -> bool {
     let block = {
         let mut state = log.state();
-        let bytes = state.waiting.split().freeze();
-        // A fresh buffer: the old one's memory belongs to the block now, and is freed with it.
-        state.waiting = bytes::BytesMut::new();
-        state.writing_bytes = bytes.len();
-        let block = Block::new(state.waiting_first, state.appended, bytes);
-        state.waiting_first = state.appended.next();
+        let Some(block) = state.waiting.take() else {
+            state.with_writer = false;
+            return false;
+        };
+        state.writing_bytes = block.bytes().len();
         block
     };
     let last = block.last();
@@ -104,7 +103,7 @@ fn write_once(log: &Shared) -> bool {
         if trim {
             state.stored_since_trim = 0;
         }
-        state.with_writer = !state.waiting.is_empty();
+        state.with_writer = state.waiting.bytes() > 0;
         (state.with_writer, trim)
     };
     publish(log, last);

@@ -5,6 +5,7 @@ mod askers;
 mod attachment;
 mod execution;
 mod execution_state;
+mod flood;
 mod lifecycle;
 mod recorder;
 mod sessions;

@@ -17,6 +17,7 @@ use tracing::{Instrument, info_span, warn};
 
 use super::askers::{Addressee, Asker, Askers};
 use super::execution_state::{ExecutionState, StatusFollower};
+use super::flood::Flood;
 use super::lifecycle::{self, Lifecycle};
 use crate::KernelId;
 use crate::log::{Log, NewEntry, Origin, Seq};
@@ -391,10 +392,12 @@ async fn record_iopub(recording: Arc<Recording>, mut iopub: IopubSubscriber, sig
     let mut gate = Gate::new(signer);
     let mut status = StatusFollower::default();
     let mut batch: Vec<WireMessage> = Vec::new();
+    let mut flood = Flood::new();
     loop {
         recording.log.room().await;
         let mut next = Some(iopub.recv().await);
         let mut broken = false;
+        let mut drained = true;
         let mut bytes = 0;
         while let Some(received) = next {
             broken = matches!(&received, Err(error) if !error.is_one_message());
@@ -403,6 +406,7 @@ async fn record_iopub(recording: Arc<Recording>, mut iopub: IopubSubscriber, sig
                 batch.push(message);
             }
             if broken || batch.len() >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+                drained = false;
                 break;
             }
             next = iopub.try_recv();
@@ -425,6 +429,9 @@ async fn record_iopub(recording: Arc<Recording>, mut iopub: IopubSubscriber, sig
                 }
                 first
             });
+            if flood.goes_on(batch.len()) && drained {
+                flood.gather().await;
+            }
             batch.clear();
         }
         if broken {

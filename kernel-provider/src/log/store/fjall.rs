@@ -42,6 +42,9 @@ impl FjallStore {
         let failed = |error| StoreError::failed("open the folder of the logs", error);
         let database = Database::builder(folder)
             .cache_size(CACHE_BYTES)
+            // With several, the first one passes compactions on to the others by sending them to itself again and
+            // again: as long as there is one it takes a whole core.
+            .worker_threads(1)
             .open()
             .map_err(failed)?;
         let logs = database
