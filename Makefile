@@ -9,9 +9,11 @@ CARGO ?= cargo
 ARGS ?=
 # Arguments for pytest: make test-e2e PYTEST="-k interrupt -x"
 PYTEST ?=
+# Benchmarks by name, without the file of results: make bench BENCH="protocol log"
+BENCH ?=
 
 .PHONY: help run test test-rust test-embedders test-e2e lint lint-rust lint-features lint-msrv \
-	lint-docs lint-deny e2e-env
+	lint-docs lint-deny bench e2e-env
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,3 +59,6 @@ lint-docs:
 lint-deny:
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check; \
 	else echo "cargo-deny is not installed: licences and advisories not checked"; fi
+
+bench: ## benchmarks against direct ZeroMQ and against the peers; writes benches/RESULTS.md; BENCH="protocol log"
+	$(CARGO) run --release --locked --package kernelmux-benches -- $(BENCH)
