@@ -14,7 +14,7 @@ use super::events::KernelEventKind;
 use super::{RestartError, Shared};
 use crate::KernelId;
 use crate::log::{Log, Seq};
-use crate::provider::{Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, Progress, ProviderError};
+use crate::provider::{Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Progress, ProviderError};
 use crate::session::{Attachment, Execution, ExecutionState, Lifecycle, Recorder, RequestError, SendError, Sessions};
 
 /// The longest that connecting to a running kernel may take.
@@ -244,7 +244,10 @@ impl Kernel {
         self.recorder.lifecycle(&Lifecycle::Restarting);
         self.recorder.set_state(ExecutionState::Restarting);
         self.ask_to_end(true).await;
-        self.relaunch().await?;
+        if let Err(error) = self.relaunch().await {
+            self.die(Exit::new(ExitCause::Unknown(error.to_string()))).await;
+            return Err(error);
+        }
         self.tell(KernelEventKind::Restarted);
         Ok(())
     }
@@ -261,8 +264,6 @@ impl Kernel {
         };
         if let Err(error) = started.await {
             abandon(&*self.handle).await;
-            let cause = ExitCause::Unknown(error.to_string());
-            self.die(Exit::new(cause)).await;
             return Err(error);
         }
         self.recorder.lifecycle(&Lifecycle::Restarted);
@@ -279,20 +280,24 @@ impl Kernel {
         if !matches!(*self.handle.phase().borrow(), crate::provider::Phase::Exited(_)) {
             return true;
         }
-        if attempts_left == 0 {
-            self.die(exit).await;
-            return false;
+        let mut exit = exit;
+        for left in (0..attempts_left).rev() {
+            warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is started anew");
+            self.recorder.set_state(ExecutionState::Restarting);
+            self.recorder
+                .lifecycle(&Lifecycle::RestartingByItself { exit: exit.clone() });
+            self.tell(KernelEventKind::RestartingByItself(exit.cause.clone()));
+            match self.relaunch().await {
+                Ok(()) => {
+                    self.tell(KernelEventKind::Restarted);
+                    return true;
+                }
+                Err(RestartError::Launch(LaunchError::Died { exit: again })) => exit = again,
+                Err(error) => exit = Exit::new(ExitCause::Unknown(error.to_string())),
+            }
         }
-        warn!(kernel_id = %self.id(), cause = %exit.cause, "the kernel ended by itself and is started anew");
-        self.recorder.set_state(ExecutionState::Restarting);
-        self.recorder
-            .lifecycle(&Lifecycle::RestartingByItself { exit: exit.clone() });
-        self.tell(KernelEventKind::RestartingByItself(exit.cause));
-        let alive = self.relaunch().await.is_ok();
-        if alive {
-            self.tell(KernelEventKind::Restarted);
-        }
-        alive
+        self.die(exit).await;
+        false
     }
 
     async fn die(&self, exit: Exit) {
