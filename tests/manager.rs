@@ -225,6 +225,51 @@ async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_dies_at_each_start_is_tried_up_to_the_limit_and_late_clients_are_told() {
+    let Some(place) = Place::new() else { return };
+    let python = python().unwrap();
+    // A kernel that ends once its sockets are open, as long as this file is there.
+    let fatal = place.folder.path().join("fatal");
+    let code = "import os, sys; os.path.exists(sys.argv[2]) and os._exit(3)";
+    let script = format!(
+        "{code}\nfrom ipykernel.kernelapp import launch_new_instance; launch_new_instance(['-f', sys.argv[1]])"
+    );
+    place.spec(
+        "frail",
+        &json!([python, "-c", script, "{connection_file}", fatal]),
+        &json!({}),
+    );
+    let mut options = ManagerOptions::default();
+    options.restart_limit = 3;
+    let manager = place.manager(options).await;
+    let kernel = soon(manager.start(StartRequest::new("frail"))).await.unwrap();
+    let mut client = kernel.attach("client");
+    std::fs::write(&fatal, "").unwrap();
+    drop(
+        kernel
+            .execute(ExecuteRequest::new("import os; os._exit(4)"))
+            .await
+            .unwrap(),
+    );
+    let seen = until(&mut client, |entry| content(entry)["execution_state"] == "dead").await;
+    let tries = seen
+        .iter()
+        .filter(|entry| content(entry)["execution_state"] == "restarting");
+    assert_eq!(tries.count(), 3);
+    assert_eq!(content(seen.last().unwrap())["reason"], "exited with code 3");
+    client.client().acknowledge(seen.last().unwrap().seq());
+    drop(client);
+    for session in ["client", "another"] {
+        let mut late = kernel.attach(session);
+        until(&mut late, |entry| content(entry)["execution_state"] == "dead").await;
+    }
+    std::fs::remove_file(&fatal).unwrap();
+    soon(kernel.restart()).await.unwrap();
+    assert_eq!(run(&kernel, "print('risen')").await, "risen\n");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
     let Some(place) = Place::new() else { return };
     let manager = place.manager(ManagerOptions::default()).await;

@@ -183,9 +183,12 @@ def test_kernel_that_keeps_dying_is_told_dead(lab: Lab, page: Page, gateway: Gat
     try:
         page.evaluate(
             "() => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;"
+            " window.statuses = []; k.statusChanged.connect((_, s) => window.statuses.push(s));"
             " void k.requestExecute({code: 'import os; os._exit(3)'}).done.catch(() => {}); }"
         )
-        notebook.wait_status("dead", 90)
+        # A kernel that is dead is let go of by the page, whose indicator then says that nothing is connected.
+        page.wait_for_function("() => window.statuses.includes('dead')", timeout=90_000)
+        notebook.wait_status("disconnected", 90)
         model = gateway.model(kernel_id)
         assert model is None or model["execution_state"] == "dead"
     finally:

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ use super::events::KernelEventKind;
 use super::{RestartError, Shared};
 use crate::KernelId;
 use crate::log::{Log, Seq};
-use crate::provider::{Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Progress, ProviderError};
+use crate::provider::{
+    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
+};
 use crate::session::{Attachment, Execution, ExecutionState, Lifecycle, Recorder, RequestError, SendError, Sessions};
 
 /// The longest that connecting to a running kernel may take.
@@ -38,6 +40,8 @@ pub struct Kernel {
     life: Mutex<()>,
     /// Whether it is to end: its end is then no accident.
     ending: AtomicBool,
+    /// The entry that tells of its death; 0 while it lives.
+    died_at: AtomicU64,
 }
 
 /// Ends a kernel that was launched and cannot be used.
@@ -76,6 +80,7 @@ impl Kernel {
             grace: manager.options.shutdown_grace,
             life: Mutex::new(()),
             ending: AtomicBool::new(false),
+            died_at: AtomicU64::new(0),
         }
     }
 
@@ -245,7 +250,7 @@ impl Kernel {
         self.recorder.set_state(ExecutionState::Restarting);
         self.ask_to_end(true).await;
         if let Err(error) = self.relaunch().await {
-            self.die(Exit::new(ExitCause::Unknown(error.to_string()))).await;
+            self.die(self.exit_after(&error)).await;
             return Err(error);
         }
         self.tell(KernelEventKind::Restarted);
@@ -262,10 +267,8 @@ impl Kernel {
                 .await
                 .map_err(|error| RestartError::NoAnswer(error.to_string()))
         };
-        if let Err(error) = started.await {
-            abandon(&*self.handle).await;
-            return Err(error);
-        }
+        started.await?;
+        self.died_at.store(0, Ordering::Release);
         self.recorder.lifecycle(&Lifecycle::Restarted);
         Ok(())
     }
@@ -277,7 +280,7 @@ impl Kernel {
         if self.ending.load(Ordering::Acquire) {
             return false;
         }
-        if !matches!(*self.handle.phase().borrow(), crate::provider::Phase::Exited(_)) {
+        if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
             return true;
         }
         let mut exit = exit;
@@ -292,19 +295,39 @@ impl Kernel {
                     self.tell(KernelEventKind::Restarted);
                     return true;
                 }
-                Err(RestartError::Launch(LaunchError::Died { exit: again })) => exit = again,
-                Err(error) => exit = Exit::new(ExitCause::Unknown(error.to_string())),
+                Err(error) => exit = self.exit_after(&error),
             }
         }
         self.die(exit).await;
         false
     }
 
+    /// How the kernel ended that could not be started anew: as its process did, where that ended.
+    fn exit_after(&self, error: &RestartError) -> Exit {
+        match (&*self.handle.phase().borrow(), error) {
+            (_, RestartError::Launch(LaunchError::Died { exit })) | (Phase::Exited(exit), _) => exit.clone(),
+            _ => Exit::new(ExitCause::Unknown(error.to_string())),
+        }
+    }
+
     async fn die(&self, exit: Exit) {
         warn!(kernel_id = %self.id(), cause = %exit.cause, "the kernel is dead");
+        if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
+            abandon(&*self.handle).await;
+        }
         self.recorder.finish().await;
-        self.recorder.lifecycle(&Lifecycle::Dead { exit: exit.clone() });
+        let died = self.recorder.lifecycle(&Lifecycle::Dead { exit: exit.clone() });
+        self.died_at.store(died.0, Ordering::Release);
         self.tell(KernelEventKind::Dead(exit.cause));
+    }
+
+    /// The entry that tells of the kernel's death, while it is dead. Whoever attaches is told of it again: who has
+    /// acknowledged it may have been a proxy with nobody behind it.
+    pub(crate) fn died_at(&self) -> Option<Seq> {
+        match self.died_at.load(Ordering::Acquire) {
+            0 => None,
+            seq => Some(Seq(seq)),
+        }
     }
 
     /// Asks the kernel by message to end, and waits for it a while.

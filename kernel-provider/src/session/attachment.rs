@@ -42,7 +42,11 @@ impl Attachment {
         let session: Arc<str> = session.into();
         let head = kernel.log().head();
         let joined = kernel.sessions().join(&session, head);
-        let reader = kernel.log().reader(joined.acknowledged.unwrap_or(head));
+        let from = joined.acknowledged.unwrap_or(head);
+        let before_death = kernel.died_at().map(|died| Seq(died.0 - 1));
+        let reader = kernel
+            .log()
+            .reader(before_death.map_or(from, |before| before.min(from)));
         Self {
             client: Client {
                 hold: Arc::new(Hold {
