@@ -57,6 +57,8 @@ struct Place {
 impl Place {
     fn new() -> Option<Self> {
         let python = python()?;
+        // Shown where a test fails.
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let place = Self {
             folder: tempfile::tempdir().unwrap(),
         };

@@ -316,8 +316,9 @@ impl Kernel {
             abandon(&*self.handle).await;
         }
         self.recorder.finish().await;
-        let died = self.recorder.lifecycle(&Lifecycle::Dead { exit: exit.clone() });
-        self.died_at.store(died.0, Ordering::Release);
+        // Known before it is told, at an entry that is surely not after it: who is told may attach anew at once.
+        self.died_at.store(self.log().head().next().0, Ordering::Release);
+        self.recorder.lifecycle(&Lifecycle::Dead { exit: exit.clone() });
         self.tell(KernelEventKind::Dead(exit.cause));
     }
 
