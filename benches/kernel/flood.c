@@ -50,3 +50,19 @@ long flood(send_fn send, void *socket, struct frame topic, struct frame delimite
     }
     return count;
 }
+
+typedef int (*receive_fn)(void *socket, void *data, size_t size, int flags);
+
+/* Receives and drops frames until none comes for as long as the socket's time-out. Returns how many of them were stream
+ * messages' topics. */
+long drain(receive_fn receive, void *socket, struct frame topic) {
+    char data[4096];
+    long count = 0;
+    for (;;) {
+        int size = receive(socket, data, sizeof data, 0);
+        if (size < 0)
+            return count;
+        if ((size_t)size == topic.size && memcmp(data, topic.data, topic.size) == 0)
+            count++;
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber};
@@ -17,22 +17,39 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// How long between two tries to reach a kernel that starts.
 const POLL: Duration = Duration::from_micros(200);
 
-/// An ipykernel process; killed when it is dropped.
+/// A kernel's process; killed when it is dropped.
 pub struct Kernel {
     child: Child,
     /// Its connection file.
     pub info: ConnectionInfo,
+    file: PathBuf,
 }
 
 impl Kernel {
-    /// Starts one over this transport, with files in this folder.
+    /// Starts an ipykernel over this transport, with files in this folder.
     ///
     /// # Errors
     /// Where it cannot be started.
-    pub fn start(setup: &Setup, folder: &Path, transport: Transport) -> Result<Self> {
-        let mut info = ConnectionInfo::default();
-        info.transport = transport;
-        info.key = Key::random();
+    pub fn python(setup: &Setup, folder: &Path, transport: Transport) -> Result<Self> {
+        let mut command = setup.command(setup.python());
+        command.args(["-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f"]);
+        Self::start(command, folder, transport)
+    }
+
+    /// Starts the kernel that floods, over TCP, with files in this folder.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn flood(setup: &Setup, folder: &Path) -> Result<Self> {
+        Self::start(setup.flood_kernel(), folder, Transport::Tcp)
+    }
+
+    fn start(mut command: Command, folder: &Path, transport: Transport) -> Result<Self> {
+        let mut info = ConnectionInfo {
+            transport,
+            key: Key::random(),
+            ..ConnectionInfo::default()
+        };
         let channels = [
             Channel::Shell,
             Channel::Iopub,
@@ -51,16 +68,22 @@ impl Kernel {
         }
         let file = folder.join("connection.json");
         info.write(&file)?;
-        let mut command = setup.command(setup.python());
         command
-            .args(["-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f"])
             .arg(&file)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Ok(Self {
             child: command.spawn()?,
             info,
+            file,
         })
+    }
+
+    /// Where its connection file is.
+    #[must_use]
+    pub fn connection_file(&self) -> &Path {
+        &self.file
     }
 
     /// Waits until its shell can be connected to, trying as fast as possible.

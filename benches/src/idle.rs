@@ -148,9 +148,11 @@ fn allow_open_files() -> Result<()> {
 pub async fn kernels(folder: &Path) -> Result<()> {
     allow_open_files()?;
     for index in 0..KERNELS {
-        let mut info = ConnectionInfo::default();
-        info.transport = Transport::Tcp;
-        info.key = Key::random();
+        let info = ConnectionInfo {
+            transport: Transport::Tcp,
+            key: Key::random(),
+            ..ConnectionInfo::default()
+        };
         let server = Server::bind(info, Idle).await?;
         let info = server.connection_info().clone();
         tokio::spawn(server.run());

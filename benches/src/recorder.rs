@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,11 +13,14 @@ use jupyter_protocol::{Channel, Message, WireMessage};
 use kernel_provider::KernelId;
 use kernel_provider::log::{FjallStore, LogStore, Origin, Seq};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
 
+use crate::by_hand::{Direct, Kernel};
 use crate::measure::{bytes, count, per_second, time};
 use crate::peers::Gateway;
 use crate::report::Section;
+use crate::round_trip::Shell;
 use crate::setup::{FLOOD, Setup};
 use crate::wire::WebSocket;
 use crate::{Result, process};
@@ -40,6 +44,8 @@ struct Burst {
     sent: u64,
     emission: f64,
     received: u64,
+    /// In how many places some were lost.
+    gaps: u64,
     /// What the second client got, once it read again.
     second: Option<u64>,
     logged: u64,
@@ -72,7 +78,10 @@ impl Burst {
             count(self.received),
             self.second.map_or_else(|| "–".to_owned(), count),
             count(self.logged),
-            count(self.lost()),
+            match self.gaps {
+                0 => count(self.lost()),
+                gaps => format!("{} in {gaps} places", count(self.lost())),
+            },
             per_second(self.received, self.wall.as_secs_f64()),
             time(self.cpu),
             per_second(self.received, self.cpu.as_secs_f64().max(0.01)),
@@ -183,6 +192,26 @@ pub async fn run(setup: &Setup) -> Result<Section> {
             );
         }
     }
+    section.table(&[
+        "a bare libzmq subscriber instead of us",
+        "sent",
+        "by the kernel at",
+        "it got",
+        "it missed",
+    ]);
+    for (name, flood) in [
+        ("pyzmq", pyzmq(SMALL)),
+        ("pyzmq", pyzmq(LARGE)),
+        ("libzmq, without pause", libzmq(SMALL, None)),
+        ("libzmq, without pause", libzmq(LARGE, None)),
+    ] {
+        bare(setup, &mut section, name, &flood).await?;
+    }
+    section.note(
+        "The last table is the same kernel with libzmq's own subscriber, from C, its queue unbounded, which verifies, \
+         keeps and forwards nothing: what it misses too was dropped by the kernel's own socket before it was sent, for \
+         want of a core or of room, and no recorder could have had it.",
+    );
     section.note(format!(
         "Where it ends, on this machine: the fastest steady rate without loss was {}; loss was first seen at {}. A \
          kernel with `XPUB_NODROP` is slowed down instead.",
@@ -238,6 +267,7 @@ async fn burst(setup: &Setup, flood: &Value, still: bool) -> Result<Burst> {
             .ok_or("the kernel does not tell how many it sent")?,
         emission: told["seconds"].as_f64().unwrap_or_default(),
         received: counted.distinct(),
+        gaps: counted.gaps(),
         second,
         logged,
         cpu,
@@ -246,6 +276,49 @@ async fn burst(setup: &Setup, flood: &Value, still: bool) -> Result<Burst> {
         memory_peak,
         memory_after,
     })
+}
+
+/// Shows how many of a burst the barest subscriber misses.
+async fn bare(setup: &Setup, section: &mut Section, name: &str, flood: &Value) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let kernel = Kernel::flood(setup, folder.path())?;
+    kernel.wait()?;
+    let mut drain = tokio::process::Command::from(setup.drain())
+        .arg(kernel.connection_file())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(drain.stdout.take().ok_or("no output")?).lines();
+    // It counts as subscribed once it has heard the kernel, which speaks when it is asked.
+    let mut shell = Shell::Direct(Box::new(Direct::to_shell(&kernel.info).await?));
+    loop {
+        shell.ask().await?;
+        if let Ok(line) = timeout(Duration::from_millis(100), lines.next_line()).await {
+            line?.ok_or("the bare subscriber ended")?;
+            break;
+        }
+    }
+    let request = Message::new(ExecuteRequest::new(flood.to_string()), "bench");
+    let reply = shell.request(&request).await?;
+    let reply: Value = serde_json::from_slice(reply.content())?;
+    let got: u64 = lines
+        .next_line()
+        .await?
+        .ok_or("the bare subscriber ended")?
+        .trim()
+        .parse()?;
+    let told = &reply["user_expressions"];
+    let sent = told["sent"]
+        .as_u64()
+        .ok_or("the kernel does not tell how many it sent")?;
+    section.row([
+        name.to_owned(),
+        count(sent),
+        per_second(sent, told["seconds"].as_f64().unwrap_or_default()),
+        count(got),
+        count(sent.saturating_sub(got)),
+    ]);
+    Ok(())
 }
 
 /// What a client got.
@@ -287,8 +360,16 @@ impl Counted {
         Ok(())
     }
 
-    fn distinct(&self) -> u64 {
-        self.numbers.iter().collect::<HashSet<_>>().len() as u64
+    fn distinct(&mut self) -> u64 {
+        self.numbers.sort_unstable();
+        self.numbers.dedup();
+        self.numbers.len() as u64
+    }
+
+    /// In how many places numbers are missing, before the last one that came.
+    fn gaps(&mut self) -> u64 {
+        self.distinct();
+        self.numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).count() as u64
     }
 
     fn wall(&self) -> Duration {

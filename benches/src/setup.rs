@@ -13,6 +13,8 @@ const PACKAGES: [&str; 2] = ["ipykernel==7.4.0", "jupyter-kernel-gateway==3.0.1"
 
 /// The name of the kernelspec of a kernel that floods.
 pub const FLOOD: &str = "flood";
+/// The part of the kernel that floods that is in C.
+const LIBRARY: &str = "flood.so";
 /// The name of ipykernel's kernelspec.
 pub const PYTHON: &str = "python3";
 
@@ -83,22 +85,20 @@ impl Setup {
         );
 
         let folder = tempfile::tempdir()?;
-        let kernel = root().join("benches/kernel");
-        let library = folder.path().join("flood.so");
+        let library = folder.path().join(LIBRARY);
         let mut compile = Command::new("cc");
         compile.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library);
-        done(compile.arg(kernel.join("flood.c")))?;
+        done(compile.arg(program("flood.c")))?;
         let setup = Self {
             folder,
             python,
             versions,
         };
         let python = setup.python.display().to_string();
-        let flood = kernel.join("flood_kernel.py").display().to_string();
         setup.write_spec(
             FLOOD,
             json!({
-                "argv": [python, flood, "{connection_file}"], "display_name": "Flood", "language": "flood",
+                "argv": [python, program("flood_kernel.py"), "{connection_file}"], "display_name": "Flood", "language": "flood",
                 "interrupt_mode": "message", "env": {"FLOOD_LIBRARY": library},
             }),
         )?;
@@ -128,6 +128,26 @@ impl Setup {
         &self.python
     }
 
+    /// The kernel that floods; wants its connection file.
+    #[must_use]
+    pub fn flood_kernel(&self) -> Command {
+        self.with_library("flood_kernel.py")
+    }
+
+    /// The barest subscriber; wants a connection file.
+    #[must_use]
+    pub fn drain(&self) -> Command {
+        self.with_library("drain.py")
+    }
+
+    fn with_library(&self, name: &str) -> Command {
+        let mut command = self.command(&self.python);
+        command
+            .arg(program(name))
+            .env("FLOOD_LIBRARY", self.folder().join(LIBRARY));
+        command
+    }
+
     /// A folder for what a benchmark writes.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -147,6 +167,10 @@ impl Setup {
             .current_dir(self.folder.path());
         command
     }
+}
+
+fn program(name: &str) -> PathBuf {
+    root().join("benches/kernel").join(name)
 }
 
 fn done(command: &mut Command) -> Result<()> {

@@ -77,7 +77,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
 async fn by_hand(setup: &Setup, transport: Transport) -> Result<Duration> {
     let folder = tempfile::tempdir()?;
     let begun = Instant::now();
-    let kernel = Kernel::start(setup, folder.path(), transport)?;
+    let kernel = Kernel::python(setup, folder.path(), transport)?;
     kernel.wait()?;
     Shell::Direct(Box::new(Direct::to_shell(&kernel.info).await?))
         .ask()
