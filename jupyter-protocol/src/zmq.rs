@@ -146,6 +146,8 @@ async fn disconnected(events: &mut futures::channel::mpsc::Receiver<SocketEvent>
             return;
         }
     }
+    // The socket holds the sender, so the events do not end before it.
+    std::future::pending().await
 }
 
 /// The subscriber of a kernel's iopub, to all topics.

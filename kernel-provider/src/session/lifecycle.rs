@@ -20,6 +20,9 @@ pub enum Lifecycle {
         /// How long nobody recorded, where an entry says when that began.
         unrecorded_ms: Option<i64>,
     },
+    /// The connection to its iopub was lost: what it publishes until it is back, nobody records. Where the kernel ended,
+    /// the next entry says so.
+    Disconnected,
     /// Somebody restarts it.
     Restarting,
     /// It ended by itself and is started anew.
@@ -45,6 +48,7 @@ impl Lifecycle {
             Self::Attached { unrecorded_ms } => {
                 (LIFECYCLE, json!({"event": "attached", "unrecorded_ms": unrecorded_ms}))
             }
+            Self::Disconnected => (LIFECYCLE, json!({"event": "disconnected"})),
             Self::Restarting => (LIFECYCLE, json!({"event": "restarting"})),
             Self::Restarted => (LIFECYCLE, json!({"event": "restarted"})),
             Self::RestartingByItself { exit } => ("status", status("restarting", exit)),

@@ -136,14 +136,7 @@ impl Recorder {
 
     /// Appends what became of the kernel.
     pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
-        let message = event.message(OUR_SESSION);
-        self.recording.touch();
-        self.recording.log.append([NewEntry {
-            origin: Origin::Lifecycle,
-            channel: Channel::Iopub,
-            session: "",
-            message: &message,
-        }])
+        self.recording.lifecycle(event)
     }
 
     /// Takes the kernel's sockets, in place of those before.
@@ -339,6 +332,17 @@ impl Recording {
         Ok(sender.send(message).await?)
     }
 
+    fn lifecycle(&self, event: &Lifecycle) -> Seq {
+        let message = event.message(OUR_SESSION);
+        self.touch();
+        self.log.append([NewEntry {
+            origin: Origin::Lifecycle,
+            channel: Channel::Iopub,
+            session: "",
+            message: &message,
+        }])
+    }
+
     fn touch(&self) {
         self.last_activity
             .store(Utc::now().timestamp_micros(), Ordering::Relaxed);
@@ -395,7 +399,7 @@ async fn record_iopub(recording: Arc<Recording>, mut iopub: IopubSubscriber, sig
     let mut flood = Flood::new();
     loop {
         recording.log.room().await;
-        let mut next = Some(iopub.recv().await);
+        let mut next = Some(iopub.recv_gapless().await);
         let mut broken = false;
         let mut drained = true;
         let mut bytes = 0;
@@ -435,8 +439,8 @@ async fn record_iopub(recording: Arc<Recording>, mut iopub: IopubSubscriber, sig
             batch.clear();
         }
         if broken {
-            // The subscriber connects again by itself; until then there is nothing to receive.
-            tokio::task::yield_now().await;
+            // The subscriber connects again by itself. A hole is never silent.
+            recording.lifecycle(&Lifecycle::Disconnected);
         }
     }
 }
