@@ -50,11 +50,15 @@ class EchoKernelTests(jupyter_kernel_test.KernelTests):
         {"text": "%s", "matches": ["%sleep", "%stderr"]},
         {"text": "%disp", "matches": ["%display"]},
     ]
-    code_execute_result = [{"code": "%result 42", "result": "42"}]
+    # Several, so that there is a history to look into.
+    code_execute_result = [
+        {"code": f"%result {text}", "result": text} for text in ("six", "7", "8")
+    ]
+    code_history_pattern = "%result s*"
+    supported_history_operations = ("tail", "range", "search")
     code_display_data = [{"code": "%display text", "mime": "text/markdown"}]
 
 
 class EchoWelcomeTests(jupyter_kernel_test.IopubWelcomeTests):
     kernel_name = "echo"
-    # zeromq's PUB socket tells nobody who subscribes, so there is nothing to welcome by.
-    support_iopub_welcome = False
+    support_iopub_welcome = True
