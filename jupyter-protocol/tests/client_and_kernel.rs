@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{CHANNELS, fresh_info};
+use common::{CHANNELS, execute, fresh_info, until_output};
 use jupyter_protocol::client::{Client, ClientError, ClientOptions, Execution, ExecutionEvent};
 use jupyter_protocol::content::{
     CommClose, CommInfoRequest, CommMsg, CommOpen, Content, DebugRequest, ExecuteReply, ExecuteRequest, ExecutionState,
@@ -110,10 +110,6 @@ async fn connect(kernel: &Running) -> Client {
     Client::connect(&kernel.info).await.unwrap()
 }
 
-async fn execute(client: &Client, code: &str) -> Execution {
-    client.execute(ExecuteRequest::new(code)).await.unwrap()
-}
-
 /// What the code wrote, and the reply's status.
 async fn run(mut execution: Execution) -> (String, String) {
     let (mut text, mut status) = (String::new(), String::new());
@@ -135,17 +131,6 @@ async fn run(mut execution: Execution) -> (String, String) {
 
 fn ran(text: &str, status: &str) -> (String, String) {
     (text.to_owned(), status.to_owned())
-}
-
-/// Waits until the code waits.
-async fn until_waiting(execution: &mut Execution) {
-    loop {
-        if let ExecutionEvent::Output(message) = execution.next().await.unwrap().unwrap()
-            && matches!(message.content, Content::Stream(_))
-        {
-            return;
-        }
-    }
 }
 
 #[tokio::test]
@@ -243,7 +228,7 @@ async fn an_interrupt_ends_what_runs_while_shell_is_busy() {
     for code in ["wait", "ask"] {
         let mut execution = client.execute(ExecuteRequest::new(code)).await.unwrap();
         match code {
-            "wait" => until_waiting(&mut execution).await,
+            "wait" => until_output(&mut execution).await,
             _ => while !matches!(execution.next().await, Some(Ok(ExecutionEvent::Input(_)))) {},
         }
         let info = client.message(KernelInfoRequest::default());
@@ -263,7 +248,7 @@ async fn an_error_aborts_what_waits_and_nothing_later() {
     let client = connect(&kernel).await;
     for (stop_on_error, expected) in [(true, ran("", "aborted")), (false, ran("second", "ok"))] {
         let mut first = execute(&client, "wait").await;
-        until_waiting(&mut first).await;
+        until_output(&mut first).await;
         let failing = ExecuteRequest {
             stop_on_error,
             ..ExecuteRequest::new("fail")
@@ -303,7 +288,7 @@ async fn subshells_run_beside_the_main_shell() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;
     let mut waiting = execute(&client, "wait").await;
-    until_waiting(&mut waiting).await;
+    until_output(&mut waiting).await;
     let subshell = client.create_subshell().await.unwrap();
     assert_eq!(client.list_subshells().await.unwrap().len(), 1);
     let there = client.message(ExecuteRequest::new("there")).on_subshell(&subshell);
@@ -388,7 +373,7 @@ async fn a_kernel_that_ends_is_told_to_all_who_wait() {
     let kernel = start(Transport::Tcp).await;
     let client = connect(&kernel).await;
     let mut waiting = execute(&client, "wait").await;
-    until_waiting(&mut waiting).await;
+    until_output(&mut waiting).await;
     kernel.server.abort();
     assert!(matches!(waiting.next().await, Some(Err(ClientError::Gone { .. }))));
     assert!(waiting.next().await.is_none());

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::IpyKernel;
+use common::{IpyKernel, execute, until_output};
 use jupyter_protocol::client::{Client, ClientError, Execution, ExecutionEvent};
 use jupyter_protocol::content::{
     CommInfoRequest, CompleteRequest, Completeness, Content, ExecuteReply, ExecuteRequest, HistoryRequest,
@@ -37,21 +37,6 @@ async fn run(mut execution: Execution) -> (String, Reply<ExecuteReply>) {
         }
     }
     (text, reply.expect("the stream ends after the reply"))
-}
-
-async fn execute(client: &Client, code: &str) -> Execution {
-    client.execute(ExecuteRequest::new(code)).await.unwrap()
-}
-
-/// Waits until the code has written something.
-async fn until_output(execution: &mut Execution) {
-    loop {
-        if let ExecutionEvent::Output(message) = execution.next().await.unwrap().unwrap()
-            && matches!(message.content, Content::Stream(_))
-        {
-            return;
-        }
-    }
 }
 
 #[tokio::test]

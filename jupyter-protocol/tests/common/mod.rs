@@ -4,6 +4,8 @@
 use std::net::TcpListener;
 use std::process::Stdio;
 
+use jupyter_protocol::client::{Client, Execution, ExecutionEvent};
+use jupyter_protocol::content::{Content, ExecuteRequest};
 use jupyter_protocol::{Channel, ConnectionInfo, Key, Transport};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -91,5 +93,20 @@ impl IpyKernel {
             process,
             _dir: dir,
         })
+    }
+}
+
+pub(crate) async fn execute(client: &Client, code: &str) -> Execution {
+    client.execute(ExecuteRequest::new(code)).await.unwrap()
+}
+
+/// Waits until the code has written something.
+pub(crate) async fn until_output(execution: &mut Execution) {
+    loop {
+        if let ExecutionEvent::Output(message) = execution.next().await.unwrap().unwrap()
+            && matches!(message.content, Content::Stream(_))
+        {
+            return;
+        }
     }
 }

@@ -3,9 +3,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use jupyter_protocol::content::ExecuteRequest;
+use jupyter_protocol::content::{ExecuteRequest, InterruptRequest, ShutdownRequest};
+use jupyter_protocol::zmq::SocketError;
 use jupyter_protocol::{Channel, InstalledKernelspec, WireMessage};
-use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -51,18 +51,13 @@ pub(super) async fn abandon(handle: &dyn KernelHandle) {
     }
 }
 
+/// The provider cannot say where the kernel's sockets are.
+fn unreachable(error: &ProviderError) -> SendError {
+    SocketError::Broken(error.to_string()).into()
+}
+
 impl Kernel {
     pub(super) fn new(
-        manager: &Arc<Shared>,
-        spec_name: String,
-        spec: InstalledKernelspec,
-        handle: Arc<dyn KernelHandle>,
-        log: Log,
-    ) -> Self {
-        Self::restored(manager, spec_name, Some(spec), handle, log)
-    }
-
-    pub(super) fn restored(
         manager: &Arc<Shared>,
         spec_name: String,
         spec: Option<InstalledKernelspec>,
@@ -178,22 +173,22 @@ impl Kernel {
 
     /// Connects to a kernel that was just launched, and waits for its first answer.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
-        let gone =
-            |error: ProviderError| SendError::Socket(jupyter_protocol::zmq::SocketError::Broken(error.to_string()));
-        let info = self.handle.connection().await.map_err(gone)?;
-        self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
+        self.connect_sockets(deadline).await?;
         // A kernel that dies before it answers is told at once, not after the deadline.
         tokio::select! {
             ready = self.recorder.ready(deadline) => ready,
-            exit = self.handle.wait() => Err(gone(ProviderError::Gone(exit.cause)).into()),
+            exit = self.handle.wait() => Err(unreachable(&ProviderError::Gone(exit.cause)).into()),
         }
+    }
+
+    async fn connect_sockets(&self, deadline: Duration) -> Result<(), SendError> {
+        let info = self.handle.connection().await.map_err(|error| unreachable(&error))?;
+        Ok(self.recorder.connect(&info, deadline).await?)
     }
 
     /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
     pub(super) async fn reconnect(&self) -> Result<(), SendError> {
-        let gone = |error: ProviderError| jupyter_protocol::zmq::SocketError::Broken(error.to_string());
-        let info = self.handle.connection().await.map_err(gone)?;
-        self.recorder.connect(&info, CONNECT_DEADLINE).await?;
+        self.connect_sockets(CONNECT_DEADLINE).await?;
         let unrecorded_ms = self
             .last_entry_time()
             .await
@@ -225,7 +220,7 @@ impl Kernel {
         if self.handle.interrupt().await? == Interrupt::ByMessage {
             let asked = self
                 .recorder
-                .request(Channel::Control, "interrupt_request", &json!({}), self.grace)
+                .request(Channel::Control, InterruptRequest::default(), self.grace)
                 .await;
             if let Err(error) = asked {
                 // The kernel has the request, and may answer late.
@@ -341,12 +336,7 @@ impl Kernel {
             let _ = self.handle.interrupt().await;
             let _ = self
                 .recorder
-                .request(
-                    Channel::Control,
-                    "shutdown_request",
-                    &json!({"restart": restart}),
-                    self.grace,
-                )
+                .request(Channel::Control, ShutdownRequest::new(restart), self.grace)
                 .await;
             self.handle.wait().await
         };

@@ -176,7 +176,7 @@ impl Manager {
     /// Ends all kernels, side by side, and the manager's tasks.
     pub async fn shutdown(&self) {
         self.shared.registry.close();
-        self.wait_for_starts().await;
+        self.shared.registry.started().await;
         let ending = self.list().into_iter().map(|kernel| async move {
             if let Err(error) = kernel.shutdown().await {
                 warn!(kernel_id = %kernel.id(), %error, "the kernel could not be ended");
@@ -189,15 +189,11 @@ impl Manager {
     /// Ends the manager's tasks and leaves the kernels running, with all that was recorded in the store.
     pub async fn detach(&self) {
         self.shared.registry.close();
-        self.wait_for_starts().await;
+        self.shared.registry.started().await;
         self.shared.stop.cancel();
         for kernel in self.list() {
             kernel.detach().await;
         }
-    }
-
-    async fn wait_for_starts(&self) {
-        self.shared.registry.started().await;
     }
 }
 
@@ -240,7 +236,7 @@ impl Shared {
             }
             (Err(error), _) => return Err(error.into()),
         };
-        let kernel = Arc::new(Kernel::new(self, request.spec, spec, handle, log));
+        let kernel = Arc::new(Kernel::new(self, request.spec, Some(spec), handle, log));
         let left = request.timeout.saturating_sub(begun.elapsed());
         if let Err(error) = kernel.connect(left).await {
             kernel::abandon(kernel.handle()).await;
@@ -284,7 +280,7 @@ impl Shared {
             format!("{}/{}", provider.name(), record.spec)
         };
         let log = self.logs.open(record.id).await?;
-        let kernel = Arc::new(Kernel::restored(self, name, spec, handle, log));
+        let kernel = Arc::new(Kernel::new(self, name, spec, handle, log));
         if let Err(error) = kernel.reconnect().await {
             warn!(%error, "a running kernel cannot be connected to");
             return Ok(false);

@@ -1,7 +1,8 @@
 //! Entries that the kernel does not write: what became of it.
 
-use bytes::Bytes;
-use jupyter_protocol::{Header, WireMessage};
+use jupyter_protocol::WireMessage;
+use jupyter_protocol::content::Content;
+use jupyter_protocol::message::Message;
 use serde_json::{Value, json};
 
 use crate::provider::Exit;
@@ -54,19 +55,11 @@ impl Lifecycle {
             Self::RestartingByItself { exit } => ("status", status("restarting", exit)),
             Self::Dead { exit } => ("status", status("dead", exit)),
         };
-        message(msg_type, session, &content)
+        let content = Content::parse(msg_type, content.to_string().as_bytes());
+        Message::new(content, session).to_wire()
     }
 }
 
 fn status(state: &str, exit: &Exit) -> Value {
     json!({"execution_state": state, "reason": exit.cause.to_string(), "output": exit.output})
-}
-
-/// A message of our own, without a parent.
-pub(super) fn message(msg_type: &str, session: &str, content: &Value) -> WireMessage {
-    let header = Header::new(msg_type, session);
-    let empty = || Bytes::from_static(b"{}");
-    // A header of strings is always JSON.
-    let header = serde_json::to_vec(&header).map_or_else(|_| empty(), Bytes::from);
-    WireMessage::from_parts([header, empty(), empty(), content.to_string().into()], [])
 }

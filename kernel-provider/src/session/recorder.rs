@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use jupyter_protocol::content::{Content, KernelInfoRequest};
+use jupyter_protocol::message::Message;
 use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
 use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
 use jupyter_protocol::{Channel, ConnectionInfo, Signer, WireMessage};
-use serde_json::{Value, json};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -18,9 +19,9 @@ use tracing::{Instrument, info_span, warn};
 use super::askers::{Addressee, Asker, Askers};
 use super::execution_state::{ExecutionState, StatusFollower};
 use super::flood::Flood;
-use super::lifecycle::{self, Lifecycle};
+use super::lifecycle::Lifecycle;
 use crate::KernelId;
-use crate::log::{Log, NewEntry, Origin, Seq};
+use crate::log::{Log, NewEntry, Origin};
 
 /// How many iopub messages are appended in one go at the most, so that a flood does not hold back its first output.
 const MAX_BATCH: usize = 256;
@@ -135,8 +136,8 @@ impl Recorder {
     }
 
     /// Appends what became of the kernel.
-    pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
-        self.recording.lifecycle(event)
+    pub(crate) fn lifecycle(&self, event: &Lifecycle) {
+        self.recording.lifecycle(event);
     }
 
     /// Takes the kernel's sockets, in place of those before.
@@ -224,7 +225,7 @@ impl Recorder {
             let until = end.min(Instant::now() + patience);
             let left = until.saturating_duration_since(Instant::now());
             answered |= self
-                .request(Channel::Shell, "kernel_info_request", &json!({}), left)
+                .request(Channel::Shell, KernelInfoRequest::default(), left)
                 .await
                 .is_ok();
             if answered
@@ -248,21 +249,20 @@ impl Recorder {
     pub(crate) async fn request(
         &self,
         channel: Channel,
-        msg_type: &str,
-        content: &Value,
+        content: impl Into<Content>,
         deadline: Duration,
     ) -> Result<WireMessage, RequestError> {
+        let message = Message::new(content, OUR_SESSION);
         let no_answer = || RequestError::NoAnswer {
-            msg_type: msg_type.to_owned(),
+            msg_type: message.msg_type().to_owned(),
             deadline,
         };
         let (reply, answer) = oneshot::channel();
-        let message = lifecycle::message(msg_type, OUR_SESSION, content);
         let end = Instant::now() + deadline;
         match timeout_at(
             end,
             self.recording
-                .send(channel, OUR_SESSION, message, Asker::Ourselves(reply)),
+                .send(channel, OUR_SESSION, message.to_wire(), Asker::Ourselves(reply)),
         )
         .await
         {
@@ -332,7 +332,7 @@ impl Recording {
         Ok(sender.send(message).await?)
     }
 
-    fn lifecycle(&self, event: &Lifecycle) -> Seq {
+    fn lifecycle(&self, event: &Lifecycle) {
         let message = event.message(OUR_SESSION);
         self.touch();
         self.log.append([NewEntry {
@@ -340,7 +340,7 @@ impl Recording {
             channel: Channel::Iopub,
             session: "",
             message: &message,
-        }])
+        }]);
     }
 
     fn touch(&self) {

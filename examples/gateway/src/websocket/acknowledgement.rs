@@ -21,6 +21,16 @@ struct State {
     acknowledged: Seq,
 }
 
+impl State {
+    fn ask(&mut self) -> Option<[u8; 8]> {
+        if self.asked.is_some() {
+            return None;
+        }
+        self.asked = Some((self.sent, Instant::now()));
+        Some(self.sent.0.to_be_bytes())
+    }
+}
+
 impl Acknowledgement {
     pub(super) fn new(client: Client) -> Self {
         Self {
@@ -46,21 +56,15 @@ impl Acknowledgement {
     /// where a Ping is on its way already.
     pub(super) fn ask(&self) -> Option<[u8; 8]> {
         let mut state = self.lock();
-        if state.asked.is_some() || state.sent <= state.acknowledged {
+        if state.sent <= state.acknowledged {
             return None;
         }
-        state.asked = Some((state.sent, Instant::now()));
-        Some(state.sent.0.to_be_bytes())
+        state.ask()
     }
 
     /// The payload of a Ping that only asks whether the client is there; `None` where a Ping is on its way already.
     pub(super) fn ask_alive(&self) -> Option<[u8; 8]> {
-        let mut state = self.lock();
-        if state.asked.is_some() {
-            return None;
-        }
-        state.asked = Some((state.sent, Instant::now()));
-        Some(state.sent.0.to_be_bytes())
+        self.lock().ask()
     }
 
     /// The client answered a Ping. Others' Pongs are none of ours.

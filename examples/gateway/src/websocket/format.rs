@@ -2,9 +2,9 @@ use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use fastwebsockets::OpCode;
 use jupyter_protocol::codec::{CodecError, legacy_binary, legacy_text, websocket_v1};
-use jupyter_protocol::{Channel, Header, WireMessage};
+use jupyter_protocol::content::Stream;
+use jupyter_protocol::{Channel, Header, Message, WireMessage};
 use kernel_provider::log::Entry;
-use serde_json::json;
 use tracing::warn;
 
 /// The largest message that jupyter_server's gateway client takes; a larger one closes its socket.
@@ -108,8 +108,10 @@ fn notice(message: &WireMessage, bytes: usize) -> WireMessage {
         bytes >> 20,
         TORNADO_MAX_BYTES >> 20
     );
-    let empty = || Bytes::from_static(b"{}");
-    let header = serde_json::to_vec(&Header::new("stream", "kernelmux")).map_or_else(|_| empty(), Bytes::from);
-    let content = json!({"name": "stderr", "text": text}).to_string();
-    WireMessage::from_parts([header, message.parent_header().clone(), empty(), content.into()], [])
+    let notice = Message::new(Stream::stderr(text), "kernelmux");
+    match Header::parse_parent(message.parent_header()) {
+        Ok(Some(parent)) => notice.with_parent(parent),
+        _ => notice,
+    }
+    .to_wire()
 }

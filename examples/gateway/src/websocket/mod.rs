@@ -21,7 +21,7 @@ use fastwebsockets::WebSocketError;
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use jupyter_protocol::codec::websocket_v1;
 use kernel_provider::KernelId;
-use kernel_provider::manager::Kernel;
+use kernel_provider::session::Attachment;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tracing::{Instrument, debug, info, info_span};
@@ -65,15 +65,18 @@ pub(crate) async fn channels(
         }
     };
     let mut response = response.map(axum::body::Body::new);
-    if offers_v1(request.headers()) {
+    let v1 = offers_v1(request.headers());
+    if v1 {
         response.headers_mut().insert(
             header::SEC_WEBSOCKET_PROTOCOL,
             HeaderValue::from_static(websocket_v1::SUBPROTOCOL),
         );
     }
-    let format = Format::new(offers_v1(request.headers()), peer);
+    let format = Format::new(v1, peer);
     let span = info_span!("client", kernel_id = %kernel.id(), session);
-    let serving = serve(gateway, kernel, session, format, upgraded);
+    // Attached before the handshake is answered, so that nothing the kernel says from then on is missed.
+    let attachment = kernel.attach(&session);
+    let serving = serve(gateway, attachment, format, upgraded);
     tokio::spawn(
         async move {
             match serving.await {
@@ -98,13 +101,10 @@ fn offers_v1(headers: &HeaderMap) -> bool {
 /// Serves the connection to its end, and says why it ended.
 async fn serve(
     gateway: Arc<Gateway>,
-    kernel: Arc<Kernel>,
-    session: String,
+    attachment: Attachment,
     format: Format,
     upgraded: UpgradeFut,
 ) -> Result<&'static str, WebSocketError> {
-    // Attached before the handshake is answered, so that nothing the kernel says from then on is missed.
-    let attachment = kernel.attach(&session);
     let websocket = upgraded.await?;
     debug!(?format, "client connected");
     let (reading, writing) = tokio::io::split(websocket.into_inner());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use fastwebsockets::{Frame, OpCode, Payload};
 use kernel_provider::log::{Block, ReadError};
-use kernel_provider::session::Attachment;
+use kernel_provider::session::{Attachment, Client};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, timeout_at};
@@ -30,6 +30,7 @@ pub(super) async fn run(
     acknowledgement: Arc<Acknowledgement>,
     mut control: mpsc::Receiver<Control>,
 ) -> io::Result<&'static str> {
+    let client = attachment.client();
     let mut out = Frames::new(stream);
     let mut keep_alive = interval(KEEP_ALIVE);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -54,7 +55,7 @@ pub(super) async fn run(
                     }
                 };
                 while let Some(block) = next.take() {
-                    write_block(&mut out, &block, &attachment, format).await?;
+                    write_block(&mut out, &block, &client, format).await?;
                     acknowledgement.sent(block.last());
                     if out.gathered() < GATHER_BYTES {
                         next = attachment.recent().unwrap_or_else(|error| {
@@ -104,10 +105,9 @@ pub(super) async fn run(
 async fn write_block(
     out: &mut Frames<impl AsyncWrite + Unpin>,
     block: &Block,
-    attachment: &Attachment,
+    client: &Client,
     format: Format,
 ) -> io::Result<()> {
-    let client = attachment.client();
     for entry in block.entries() {
         if client.delivers(&entry)
             && let Some((opcode, data)) = format.encode(&entry)
