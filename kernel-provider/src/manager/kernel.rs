@@ -281,6 +281,8 @@ impl Kernel {
         let mut exit = exit;
         for left in (0..attempts_left).rev() {
             warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is started anew");
+            // Before anyone is told: what is sent from then on waits for the new process.
+            self.recorder.disconnect().await;
             self.recorder.set_state(ExecutionState::Restarting);
             self.recorder
                 .lifecycle(&Lifecycle::RestartingByItself { exit: exit.clone() });
