@@ -12,17 +12,22 @@ PYTEST ?=
 # Benchmarks by name, without the file of results: make bench BENCH="protocol log"
 BENCH ?=
 
-.PHONY: help run test test-rust test-embedders test-e2e lint lint-rust lint-features lint-msrv \
-	lint-docs lint-deny bench e2e-env
+.PHONY: help run demo test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
+	lint-docs lint-deny bench e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
+	run-k8s
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## build (release) and start the gateway on 127.0.0.1:8888 with a Python kernel; ARGS="--port 9999"
 	$(CARGO) build --release --locked --package kernelmux-gateway
 	@exec scripts/run.sh $(ARGS)
 
-test: test-rust test-embedders test-e2e ## all tests, with real kernels and a real browser
+demo: ## a long cell whose connection is cut in the middle, and nothing is missing
+	$(CARGO) build --locked --package resume
+	@. scripts/venv.sh && exec target/debug/resume
+
+test: test-rust test-embedders test-js test-e2e test-k8s ## all tests, with real kernels, a real browser and a real cluster
 
 test-rust: e2e-env ## the workspace's own tests
 	PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \
@@ -34,12 +39,24 @@ test-embedders: ## crates outside the workspace that use kernelmux by path
 		$(CARGO) test --quiet --manifest-path "$$manifest" --target-dir target/embedders; \
 	done
 
-test-e2e: e2e-env ## JupyterLab in Chromium, other clients, other kernels, bad input; PYTEST="-k name"
-	$(CARGO) build --locked --package kernelmux-gateway --package echo-kernel
-	target/e2e-venv/bin/python -m pytest tests/e2e $(PYTEST)
+test-js: e2e-env e2e-programs ## the JavaScript client, against a scripted gateway and the real one
+	PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \
+		KERNELMUX_GATEWAY="$(CURDIR)/target/debug/kernelmux-gateway" scripts/test-js.sh
+
+test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other kernels, bad input; PYTEST="-k name"
+	target/e2e-venv/bin/python -m pytest tests/e2e -m "not kubernetes" $(PYTEST)
+
+test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, ten million entries in a log, and the chaos test at its full length
+	KERNELMUX_LONG=1 $(CARGO) test --locked --package kernel-provider --test simulation
+	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test log_memory
+	KERNELMUX_LONG=1 target/e2e-venv/bin/python -m pytest tests/e2e/test_resume_chaos.py
 
 e2e-env:
 	@scripts/e2e-env.sh
+	@scripts/nats-server.sh
+
+e2e-programs:
+	$(CARGO) build --locked --package kernelmux-gateway --package echo-kernel --features kernelmux-gateway/nats
 
 lint: lint-rust lint-features lint-msrv lint-docs lint-deny ## format, clippy, docs, every combination of features
 
@@ -62,3 +79,16 @@ lint-deny:
 
 bench: ## benchmarks against direct ZeroMQ and against the peers; writes benches/RESULTS.md; BENCH="protocol log"
 	$(CARGO) run --release --locked --package kernelmux-benches -- $(BENCH)
+
+test-k8s: e2e-env e2e-programs ## kernels as pods, JupyterLab with them, on `make dev-cluster` or, with KUBECONFIG set, on that cluster
+	@PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" scripts/test-k8s.sh
+
+run-k8s: ## the gateway (release) with kernels as pods, on `make dev-cluster` or the cluster of KUBECONFIG; ARGS="--port 9999"
+	$(CARGO) build --release --locked --package kernelmux-gateway
+	@exec scripts/run-k8s.sh $(ARGS)
+
+dev-cluster: ## a real Kubernetes on this machine, as root; with KUBECONFIG set: that cluster is used
+	@provider-k8s/dev-cluster/dev-cluster up >/dev/null
+
+dev-cluster-down: ## end it; only its cache is left
+	@provider-k8s/dev-cluster/dev-cluster down

@@ -4,15 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ipykernel=ipykernel==7.4.0
-if ! .venv/bin/python -c 'import ipykernel' 2>/dev/null; then
-    echo "making .venv with $ipykernel" >&2
-    "${PYTHON:-python3}" -m venv .venv
-    .venv/bin/pip install --quiet --disable-pip-version-check "$ipykernel"
-fi
-
-export PATH="$PWD/.venv/bin:$PATH"
-export JUPYTER_PATH="$PWD/.venv/share/jupyter${JUPYTER_PATH:+:$JUPYTER_PATH}"
+. scripts/venv.sh
 export KERNELMUX_IP=${KERNELMUX_IP:-127.0.0.1}
 export KERNELMUX_PORT=${KERNELMUX_PORT:-8888}
 export KERNELMUX_DATA_DIR=${KERNELMUX_DATA_DIR:-$PWD/.data}

@@ -181,6 +181,20 @@ async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
     let seen = until(&mut client, |entry| content(entry)["execution_state"] == "restarting").await;
     let told = content(seen.last().unwrap());
     assert!(told["reason"].as_str().unwrap().contains("SIGKILL"), "{told}");
+    // Nobody asked anything of the new one, and still all are told that it can be.
+    let seen = until(&mut client, |entry| {
+        let message = entry.message();
+        content(entry)["execution_state"] == "idle" && message.parent_ref().is_ok_and(|parent| parent.msg_id.is_empty())
+    })
+    .await;
+    let sessions: Vec<_> = seen[seen.len() - 2..]
+        .iter()
+        .map(|entry| entry.message().header_ref().unwrap().session.into_owned())
+        .collect();
+    assert_eq!(
+        sessions[0], sessions[1],
+        "the kernel's own word, then the one told in its name"
+    );
     let error = loop {
         match soon(execution.next()).await {
             Some(Ok(_)) => {}
@@ -524,6 +538,33 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_ends_gives_up_what_is_being_started() {
+    let Some(place) = Place::new() else { return };
+    let pid_file = place.folder.path().join("pid");
+    let script = format!("echo $$ >{0}.new; mv {0}.new {0}; exec sleep 600", pid_file.display());
+    place.spec("mute", &json!(["sh", "-c", script]), &json!({}));
+    let manager = place.manager(ManagerOptions::default()).await;
+    let starting = tokio::spawn({
+        let manager = manager.clone();
+        async move { manager.start(StartRequest::new("mute")).await.map(drop) }
+    });
+    let pid = soon(async {
+        loop {
+            match std::fs::read_to_string(&pid_file) {
+                Ok(pid) => return pid.trim().to_owned(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    })
+    .await;
+    soon(manager.shutdown()).await;
+    let error = soon(starting).await.unwrap().unwrap_err();
+    assert!(matches!(error, StartError::ShuttingDown), "{error}");
+    let left = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    assert!(!left.contains("sleep"), "{left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     let Some(place) = Place::new() else { return };
     let python = python().unwrap();
@@ -555,6 +596,19 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     })
     .await;
     assert_eq!(culled, idle.id());
+    let mut reader = idle.log().reader(Seq::START);
+    let told = soon(async {
+        loop {
+            let block = reader.next().await.unwrap().expect("its end is told");
+            let mut said = block.entries().map(|entry| content(&entry));
+            if let Some(told) = said.find(|said| said["execution_state"] == "dead") {
+                return told;
+            }
+        }
+    })
+    .await;
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.starts_with("culled: nobody used it for "), "{reason}");
     let mut left: Vec<_> = manager.list().iter().map(|kernel| kernel.id()).collect();
     let mut expected = vec![watched.id(), busy.id(), kept.id()];
     left.sort();

@@ -18,7 +18,6 @@ use kernel_provider::provider::{
     Phase, Progress, ProviderError, Selector, Specs,
 };
 use kernelmux_gateway::{Access, GatewayOptions};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 
 use crate::measure::{bytes, time};
@@ -129,24 +128,12 @@ fn connection_file(folder: &Path, index: usize) -> PathBuf {
     folder.join(format!("kernel-{index}.json"))
 }
 
-/// Many sockets need more open files than some shells allow at first.
-fn allow_open_files() -> Result<()> {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    Ok(setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    )?)
-}
-
 /// The child process that is all kernels.
 ///
 /// # Errors
 /// Where their sockets cannot be bound.
 pub async fn kernels(folder: &Path) -> Result<()> {
-    allow_open_files()?;
+    process::allow_open_files()?;
     for index in 0..KERNELS {
         let info = ConnectionInfo {
             transport: Transport::Tcp,
@@ -186,7 +173,7 @@ impl kernel::Kernel for Idle {
 /// # Errors
 /// Where it cannot listen or open its logs.
 pub async fn gateway(port: u16, folder: &Path) -> Result<()> {
-    allow_open_files()?;
+    process::allow_open_files()?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let logs = Logs::new(Arc::new(FjallStore::open(&folder.join("logs"))?), LogOptions::default())?;
     let provider = Arc::new(HandsOut::new(folder)?);

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_provider::KernelId;
-use kernel_provider::log::{Block, FjallStore, LogOptions, LogStore, Logs, MemoryStore, NewEntry, Origin, Seq};
+use kernel_provider::log::{Block, FjallStore, Log, LogOptions, LogStore, Logs, MemoryStore, NewEntry, Origin, Seq};
 
-use crate::Result;
-use crate::measure::{bytes, count, per_second, ratio};
+use crate::measure::{bytes, count, per_second, ratio, time};
 use crate::report::Section;
+use crate::setup::scaled;
+use crate::{Result, process};
 
 /// Bytes of an entry.
 const ENTRY: usize = 500;
@@ -23,6 +24,13 @@ const BATCHED: usize = 1_000_000;
 const SINGLE: usize = 100_000;
 /// Entries in a batch.
 const BATCH: usize = 64;
+/// Entries of the backlog that is read again: 1 GB.
+const BACKLOG: usize = 2_000_000;
+/// Entries of the long log, and how large they are.
+const LONG: usize = 10_000_000;
+const SMALL: usize = 200;
+/// How often the tail of the long log is attached to.
+const ATTACHES: usize = 200;
 /// Bytes read at a time in a scan.
 const READ: usize = 1 << 20;
 
@@ -37,7 +45,8 @@ pub fn run() -> Result<Section> {
             "Entries of about {ENTRY} B. A raw file takes the same blocks by `write` and gives them by `read` of {}; \
              neither is synced to the disk, and scans come from the page cache. \"Store\" is `FjallStore` alone, \"log\" \
              is what the recorder uses: `Log::append`, the writer thread, until all is stored; its scan is a `Reader`. \
-             No mark was set.",
+             A log on disk is opened \
+             again after its writer has shut down, and memory is how much the resident set of the benchmark grows.",
             bytes(READ as u64)
         ),
     );
@@ -72,7 +81,130 @@ pub fn run() -> Result<Section> {
             ]);
         }
     }
+    section.table(&["a log on disk", "measured", "memory"]);
+    runtime.block_on(backlog(&mut section))?;
+    runtime.block_on(long(&mut section))?;
     Ok(section)
+}
+
+/// A log of 1 GB, opened and read again from its first entry by a process that has nothing of it in memory.
+async fn backlog(section: &mut Section) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let id = KernelId::random();
+    let last = fill(folder.path(), id, scaled(BACKLOG), ENTRY).await?;
+    let before = process::memory(std::process::id())?;
+    let begun = Instant::now();
+    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), all_kept())?;
+    let log = logs.open(id).await?;
+    all_there(&log, last)?;
+    let opened = begun.elapsed();
+    let memory = process::memory(std::process::id())?;
+    let begun = Instant::now();
+    let (mut total, mut most) = (0, 0);
+    let mut reader = log.reader(Seq::START);
+    while reader.position() < last {
+        let block = reader.next().await?.ok_or("the log ended")?;
+        total += block.bytes().len();
+        most = most.max(process::memory(std::process::id())?);
+        black_box(block);
+    }
+    let read = begun.elapsed();
+    let rate = total as f64 / read.as_secs_f64() / 1e6;
+    section.row([
+        format!("opened again, {}", bytes(total as u64)),
+        time(opened),
+        format!("+ {}", bytes(memory.saturating_sub(before))),
+    ]);
+    section.row([
+        format!("read again, {}", bytes(total as u64)),
+        format!("{rate:.0} MB/s"),
+        format!("+ {}", bytes(most.saturating_sub(memory))),
+    ]);
+    section.mark(
+        format!("{} opened again", bytes(total as u64)),
+        "< 1 s",
+        time(opened),
+        opened.as_secs_f64() < 1.0,
+    );
+    section.mark(
+        format!("{} read again", bytes(total as u64)),
+        "≥ 500 MB/s",
+        format!("{rate:.0} MB/s"),
+        rate >= 500.0,
+    );
+    Ok(())
+}
+
+/// Ten million small entries in one log: what they take of memory, and how fast its tail is reached.
+async fn long(section: &mut Section) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let id = KernelId::random();
+    let before = process::memory(std::process::id())?;
+    let begun = Instant::now();
+    let last = fill(folder.path(), id, scaled(LONG), SMALL).await?;
+    let filled = begun.elapsed();
+    let after = process::memory(std::process::id())?;
+    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), all_kept())?;
+    let log = logs.open(id).await?;
+    all_there(&log, last)?;
+    // Those at the very end are in no memory yet: the first finds them on disk.
+    let mut times = Vec::with_capacity(ATTACHES);
+    for back in 0..ATTACHES {
+        let begun = Instant::now();
+        let mut reader = log.reader(Seq(last.0 - 1 - back as u64));
+        black_box(reader.next().await?);
+        times.push(begun.elapsed());
+    }
+    times.sort_unstable();
+    let slowest = times[ATTACHES - 1];
+    section.row([
+        format!("appended, {} entries", count(last.0)),
+        per_second(last.0, filled.as_secs_f64()),
+        format!("+ {}", bytes(after.saturating_sub(before))),
+    ]);
+    section.row([
+        format!("a reader at its tail, the slowest of {ATTACHES}"),
+        time(slowest),
+        String::new(),
+    ]);
+    section.mark(
+        format!("a reader at the tail of {} entries, the slowest", count(last.0)),
+        "≤ 5 ms",
+        time(slowest),
+        slowest.as_secs_f64() <= 0.005,
+    );
+    Ok(())
+}
+
+/// Options with which nothing is dropped.
+fn all_kept() -> LogOptions {
+    let mut options = LogOptions::default();
+    options.stored_bytes = 1 << 40;
+    options
+}
+
+fn all_there(log: &Log, last: Seq) -> Result<()> {
+    if log.earliest() != Seq::START.next() || log.head() != last {
+        let (earliest, head) = (log.earliest(), log.head());
+        return Err(format!("of entries 1 to {last} the log has {earliest} to {head}").into());
+    }
+    Ok(())
+}
+
+/// Writes a log with so many entries of about so many bytes, and gives the number of the last one.
+pub(crate) async fn fill(path: &Path, id: KernelId, entries: usize, size: usize) -> Result<Seq> {
+    let logs = Logs::new(Arc::new(FjallStore::open(path)?), all_kept())?;
+    let log = logs.open(id).await?;
+    let message = message(size);
+    let mut last = Seq::START;
+    for _ in 0..entries.div_ceil(BATCH) {
+        log.room().await;
+        last = log.append((0..BATCH).map(|_| new_entry(&message)));
+    }
+    log.flushed().await;
+    drop(log);
+    logs.shutdown().await;
+    Ok(last)
 }
 
 struct Run {
@@ -80,13 +212,13 @@ struct Run {
     scan: Duration,
 }
 
-/// A message that makes an entry of [`ENTRY`] bytes.
-fn message() -> WireMessage {
+/// A message that makes an entry of about so many bytes.
+fn message(size: usize) -> WireMessage {
     let header = r#"{"msg_id":"d3f9c3c2-6d1f1b2a5a9b4f1e8c7d_4711_7","msg_type":"stream","version":"5.4"}"#;
     let parts = [header, "{}", "{}", r#"{"name":"stdout","text":""}"#].map(|part| Bytes::from_static(part.as_bytes()));
     let fixed = 24 + 72 + 5 + parts.iter().map(Bytes::len).sum::<usize>();
     let [header, parent, metadata, _] = parts;
-    let text = "x".repeat(ENTRY.saturating_sub(fixed));
+    let text = "x".repeat(size.saturating_sub(fixed));
     let content = Bytes::from(format!(r#"{{"name":"stdout","text":"{text}"}}"#));
     WireMessage::from_parts([header, parent, metadata, content], [])
 }
@@ -107,7 +239,7 @@ async fn blocks(entries: usize, batch: usize) -> Result<Vec<Block>> {
     let logs = Logs::new(Arc::new(MemoryStore::new()), options)?;
     let log = logs.open(KernelId::random()).await?;
     let mut reader = log.reader(Seq::START);
-    let message = message();
+    let message = message(ENTRY);
     let mut blocks = Vec::with_capacity(entries / batch);
     for _ in 0..entries / batch {
         log.append((0..batch).map(|_| new_entry(&message)));
@@ -140,7 +272,7 @@ fn store(path: &Path, blocks: &[Block]) -> Result<Run> {
     let log = store.open(KernelId::random())?;
     let begun = Instant::now();
     for block in blocks {
-        log.append(block)?;
+        log.append(block, &[])?;
     }
     let append = begun.elapsed();
     let last = blocks.last().map_or(Seq::START, Block::last);
@@ -160,7 +292,7 @@ fn store(path: &Path, blocks: &[Block]) -> Result<Run> {
 async fn log(path: &Path, entries: usize, batch: usize) -> Result<Run> {
     let logs = Logs::new(Arc::new(FjallStore::open(path)?), LogOptions::default())?;
     let log = logs.open(KernelId::random()).await?;
-    let message = message();
+    let message = message(ENTRY);
     let begun = Instant::now();
     let mut last = Seq::START;
     for _ in 0..entries / batch {

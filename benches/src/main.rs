@@ -1,12 +1,29 @@
 //! `make bench`: runs the benchmarks side by side, and writes `RESULTS.md`.
 //!
-//! With names (`make bench BENCH="protocol log"`) it runs only these, and writes no file.
+//! With names (`make bench BENCH="protocol log"`) it runs only these, and writes no file; nor with `KERNELMUX_BENCH_DIVIDE=100`, which makes the large ones
+//! that much smaller, to see whether they work.
+
+use std::cell::OnceCell;
 
 use kernelmux_benches::report::{self, Section};
 use kernelmux_benches::setup::{Setup, root};
-use kernelmux_benches::{Result, idle, log, protocol, recorder, round_trip, start};
+use kernelmux_benches::{
+    Result, clients, cut, fold, idle, k8s, log, protocol, recorder, replay, round_trip, setup, start,
+};
 
-const NAMES: [&str; 6] = ["protocol", "log", "recorder", "round-trip", "start", "idle"];
+const NAMES: [&str; 11] = [
+    "protocol",
+    "log",
+    "replay",
+    "fold",
+    "recorder",
+    "cut",
+    "clients",
+    "round-trip",
+    "start",
+    "idle",
+    "k8s",
+];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -18,7 +35,17 @@ fn main() -> Result<()> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(format!("no benchmark named {unknown:?}; there are: {}", NAMES.join(", ")).into());
     }
-    let setup = Setup::make()?;
+    // Kernels in pods need nothing of what is built and installed here.
+    let made = OnceCell::new();
+    let setup = || -> Result<&Setup> {
+        match made.get() {
+            Some(setup) => Ok(setup),
+            None => {
+                let setup = Setup::make()?;
+                Ok(made.get_or_init(|| setup))
+            }
+        }
+    };
     let mut sections = Vec::new();
     for name in NAMES {
         if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
@@ -29,20 +56,25 @@ fn main() -> Result<()> {
         println!("{}", section.markdown());
         sections.push(section);
     }
-    if wanted.is_empty() {
-        report::write(&root().join("benches/RESULTS.md"), &sections, &setup.versions)?;
+    if wanted.is_empty() && !setup::is_scaled() {
+        report::write(&root().join("benches/RESULTS.md"), &sections, &setup()?.versions)?;
     }
     Ok(())
 }
 
-fn run(name: &str, setup: &Setup) -> Result<Section> {
+fn run<'a>(name: &str, setup: &dyn Fn() -> Result<&'a Setup>) -> Result<Section> {
     match name {
         "protocol" => protocol::run(),
         "log" => log::run(),
-        "recorder" => async_run(recorder::run(setup)),
-        "round-trip" => async_run(round_trip::run(setup)),
-        "start" => async_run(start::run(setup)),
-        _ => async_run(idle::run(setup)),
+        "replay" => async_run(replay::run(setup()?)),
+        "cut" => async_run(cut::run(setup()?)),
+        "clients" => async_run(clients::run(setup()?)),
+        "fold" => fold::run(),
+        "recorder" => async_run(recorder::run(setup()?)),
+        "round-trip" => async_run(round_trip::run(setup()?)),
+        "start" => async_run(start::run(setup()?)),
+        "idle" => async_run(idle::run(setup()?)),
+        _ => async_run(k8s::run()),
     }
 }
 

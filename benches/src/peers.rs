@@ -26,12 +26,21 @@ impl Gateway {
     /// # Errors
     /// Where it does not start.
     pub async fn kernelmux(setup: &Setup, data: &str) -> Result<Self> {
+        Self::kernelmux_with(setup, data, &[]).await
+    }
+
+    /// Our own, with more flags.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub async fn kernelmux_with(setup: &Setup, data: &str, flags: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let mut command = setup.command(binary("kernelmux-gateway")?);
         command
             .args(["--ip", "127.0.0.1", "--token", TOKEN, "--log", "error"])
             .args(["--port", &port.to_string(), "--data-dir"])
-            .arg(setup.folder().join(data));
+            .arg(setup.folder().join(data))
+            .args(flags);
         Self::start(command, port, TOKEN).await
     }
 
@@ -50,6 +59,27 @@ impl Gateway {
         ]);
         command.arg(format!("--KernelGatewayApp.port={port}"));
         Self::start(command, port, "").await
+    }
+
+    /// jupyter_server with its own kernels.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub async fn jupyter_server(setup: &Setup) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = setup.command(setup.python());
+        command.args([
+            "-m",
+            "jupyter_server",
+            "--no-browser",
+            "--allow-root",
+            "--log-level=ERROR",
+        ]);
+        command.args(["--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0"]);
+        command.arg(format!("--ServerApp.port={port}"));
+        command.arg(format!("--IdentityProvider.token={TOKEN}"));
+        command.arg(format!("--ServerApp.root_dir={}", setup.folder().display()));
+        Self::start(command, port, TOKEN).await
     }
 
     /// Any program that is told to listen on the port.

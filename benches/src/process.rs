@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::Result;
 
 /// The processor time that the process has taken so far, in user and system mode, all its threads together.
@@ -19,6 +21,13 @@ pub fn cpu(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(
         ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
     ))
+}
+
+/// The processor time that this thread has taken so far: what work without waiting costs, whatever else the machine does.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// How much memory the process holds, in bytes.
@@ -43,6 +52,21 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
 /// Where the process is another user's.
 pub fn forget_peak(pid: u32) -> Result<()> {
     Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+}
+
+/// Many sockets need more open files than some shells allow at first: as many as this process may have.
+///
+/// # Errors
+/// Where the system says no.
+pub fn allow_open_files() -> Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    )?)
 }
 
 fn status(pid: u32, field: &str) -> Result<u64> {

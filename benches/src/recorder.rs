@@ -381,7 +381,7 @@ impl Counted {
 }
 
 /// The number that ends a message's id.
-fn number(msg_id: &str) -> Result<u64> {
+pub(crate) fn number(msg_id: &str) -> Result<u64> {
     Ok(msg_id.rsplit('_').next().unwrap_or_default().parse()?)
 }
 

@@ -25,6 +25,23 @@ pub fn root() -> &'static Path {
     here.parent().unwrap_or(here)
 }
 
+/// The size of a large benchmark, divided by `KERNELMUX_BENCH_DIVIDE` where that is set: to try it, not to measure.
+#[must_use]
+pub fn scaled(size: usize) -> usize {
+    (size / divisor()).max(1)
+}
+
+/// Whether sizes are divided, so that figures say nothing.
+#[must_use]
+pub fn is_scaled() -> bool {
+    divisor() > 1
+}
+
+fn divisor() -> usize {
+    let divide = std::env::var("KERNELMUX_BENCH_DIVIDE").ok();
+    divide.and_then(|divide| divide.parse().ok()).unwrap_or(1).max(1)
+}
+
 /// A program that was built beside this one.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use jupyter_protocol::codec::websocket_v1;
 use jupyter_protocol::{Channel, WireMessage};
+use kernel_provider::resume::{self, Start};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -84,13 +85,25 @@ impl Address {
     /// # Errors
     /// Where it is refused, or speaks another subprotocol.
     pub async fn channels(&self, kernel: &str, session: &str) -> Result<WebSocket> {
+        let path = format!("/api/kernels/{kernel}/channels?session_id={session}");
+        self.upgrade(&path, websocket_v1::SUBPROTOCOL).await
+    }
+
+    /// Opens a kernel's WebSocket with our own subprotocol, beginning here.
+    ///
+    /// # Errors
+    /// Where it is refused, or speaks another subprotocol.
+    pub async fn resume(&self, kernel: &str, start: Start) -> Result<WebSocket> {
+        let path = format!("/api/kernels/{kernel}/channels?resume={start}");
+        self.upgrade(&path, resume::SUBPROTOCOL).await
+    }
+
+    async fn upgrade(&self, path: &str, subprotocol: &str) -> Result<WebSocket> {
         let upgrade = format!(
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {}\r\n",
-            websocket_v1::SUBPROTOCOL
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {subprotocol}\r\n"
         );
-        let path = format!("/api/kernels/{kernel}/channels?session_id={session}");
-        let mut stream = self.request("GET", &path, &upgrade, "").await?;
+        let mut stream = self.request("GET", path, &upgrade, "").await?;
         let mut received = BytesMut::new();
         let end = loop {
             if let Some(at) = received.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -101,14 +114,14 @@ impl Address {
             }
         };
         let head = String::from_utf8(received.split_to(end).to_vec())?;
-        if !head.starts_with("HTTP/1.1 101") || !head.contains(websocket_v1::SUBPROTOCOL) {
-            return Err(format!("no WebSocket of the v1 subprotocol: {head}").into());
+        if !head.starts_with("HTTP/1.1 101") || !head.contains(subprotocol) {
+            return Err(format!("no WebSocket of the subprotocol {subprotocol}: {head}").into());
         }
         Ok(WebSocket { stream, received })
     }
 }
 
-/// A WebSocket of the v1 subprotocol.
+/// A WebSocket that speaks the subprotocol that was asked for.
 pub struct WebSocket {
     stream: TcpStream,
     received: BytesMut,

@@ -9,13 +9,13 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use zeromq::{Endpoint, ReqSocket, RouterSocket, Socket, SocketOptions, SocketRecv, SocketSend, ZmqMessage};
 
 use crate::connection_file::{ConnectionInfo, Transport};
 use crate::content::{Content, HandshakeReply, HandshakeRequest, Reply};
 use crate::message::Message;
 use crate::signing::{Signer, SigningError};
 use crate::wire::WireMessage;
+use crate::zmq::{Listener, Listening, Requester, RouterReceiver, RouterSender, router};
 
 /// A kernel and its starter did not come together.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,9 @@ pub enum HandshakeError {
 
 /// The starter's side: a bound registration socket, for one kernel.
 pub struct Registration {
-    socket: RouterSocket,
+    sender: RouterSender,
+    receiver: RouterReceiver,
+    listening: Listening,
     signer: Signer,
     info: ConnectionInfo,
 }
@@ -70,17 +72,19 @@ impl Registration {
         {
             info.set_port(channel, 0);
         }
-        let mut socket = RouterSocket::new();
         let address = address(&info, 0);
-        let bound = socket
-            .bind(&address)
+        let listener = Listener::bind(&address)
             .await
             .map_err(|error| socket_error(&address, error))?;
-        let Endpoint::Tcp(_, port) = bound else {
-            return Err(HandshakeError::NotTcp);
-        };
-        info.registration_port = Some(port);
-        Ok(Self { socket, signer, info })
+        info.registration_port = listener.port();
+        let (sender, receiver, listening) = router(listener);
+        Ok(Self {
+            sender,
+            receiver,
+            listening,
+            signer,
+            info,
+        })
     }
 
     /// What the kernel's connection file has to hold.
@@ -96,22 +100,17 @@ impl Registration {
     /// [`HandshakeError::Deadline`] where no kernel announced itself, [`HandshakeError::Socket`] where the reply could
     /// not be sent.
     pub async fn accept(mut self, deadline: Duration) -> Result<ConnectionInfo, HandshakeError> {
-        match timeout(deadline, self.accept_one()).await {
-            Ok(accepted) => accepted,
-            Err(_) => Err(HandshakeError::Deadline { after: deadline }),
-        }
+        let Ok(accepted) = timeout(deadline, self.accept_one()).await else {
+            return Err(HandshakeError::Deadline { after: deadline });
+        };
+        // The kernel has its reply first.
+        self.listening.close().await;
+        accepted
     }
 
     async fn accept_one(&mut self) -> Result<ConnectionInfo, HandshakeError> {
         loop {
-            let frames = match self.socket.recv().await {
-                Ok(message) => message.into_vec(),
-                Err(error) => {
-                    tracing::warn!(%error, "registration message refused");
-                    continue;
-                }
-            };
-            let (wire, message) = match verified(frames, &self.signer) {
+            let (wire, message) = match verified(self.receiver.recv().await, &self.signer) {
                 Ok(verified) => verified,
                 Err(error) => {
                     tracing::warn!(error, "registration message refused");
@@ -132,13 +131,13 @@ impl Registration {
             let reply = Message::new(Reply::Ok(HandshakeReply::default()), "launcher").child_of(&message);
             let reply = reply.to_wire().signed(&self.signer);
             let reply = reply.with_identities(wire.identities().iter().cloned());
-            let address = address(&self.info, self.info.registration_port.unwrap_or_default());
-            let reply = ZmqMessage::try_from(reply.into_frames()).map_err(|error| socket_error(&address, error))?;
-            self.socket
-                .send(reply)
-                .await
-                .map_err(|error| socket_error(&address, error))?;
-            return Ok(info);
+            return match self.sender.send(reply).await {
+                Ok(()) => Ok(info),
+                Err(error) => {
+                    let address = address(&self.info, self.info.registration_port.unwrap_or_default());
+                    Err(socket_error(&address, error))
+                }
+            };
         }
     }
 }
@@ -163,25 +162,15 @@ pub async fn announce(info: &ConnectionInfo, registration_port: u16, deadline: D
         .to_wire()
         .signed(&signer);
     let exchange = async {
-        let mut options = SocketOptions::default();
-        options.connect_timeout(deadline);
         // REQ, since the starter's socket may be a REP as well as a ROUTER.
-        let mut socket = ReqSocket::with_options(options);
-        socket
-            .connect(&address)
-            .await
-            .map_err(|error| socket_error(&address, error))?;
-        let request = ZmqMessage::try_from(request.into_frames()).map_err(|error| socket_error(&address, error))?;
-        socket
-            .send(request)
-            .await
-            .map_err(|error| socket_error(&address, error))?;
-        let reply = socket.recv().await.map_err(|error| socket_error(&address, error))?;
-        match verified(reply.into_vec(), &signer)
-            .map_err(HandshakeError::Refused)?
-            .1
-            .content
-        {
+        let reply = async {
+            Requester::connect(&address, deadline)
+                .await?
+                .ask(request.into_frames())
+                .await
+        };
+        let reply = reply.await.map_err(|error| socket_error(&address, error))?;
+        match verified(reply, &signer).map_err(HandshakeError::Refused)?.1.content {
             Content::HandshakeReply(Reply::Ok(_)) => Ok(()),
             Content::HandshakeReply(reply) => Err(HandshakeError::Refused(format!("status {}", reply.status()))),
             other => Err(HandshakeError::Refused(format!(

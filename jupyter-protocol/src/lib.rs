@@ -33,7 +33,7 @@ pub mod codec;
 pub mod connection_file;
 pub mod content;
 mod files;
-#[cfg(feature = "zeromq")]
+#[cfg(feature = "zmq")]
 pub mod handshake;
 pub mod header;
 #[cfg(feature = "kernel")]
@@ -44,7 +44,7 @@ pub mod message;
 pub mod paths;
 pub mod signing;
 pub mod wire;
-#[cfg(feature = "zeromq")]
+#[cfg(feature = "zmq")]
 pub mod zmq;
 
 pub use channel::{Channel, UnknownChannel};

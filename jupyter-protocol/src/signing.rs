@@ -7,7 +7,7 @@ use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use hmac::digest::KeyInit;
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, Mac, SimpleHmac};
 use subtle::ConstantTimeEq;
 
 /// How many digests [`DigestHistory::default`] remembers, as jupyter_client does.
@@ -20,17 +20,17 @@ pub enum SigningError {
     /// The connection file names a scheme that is not known here.
     #[error(
         "signature scheme {0:?} is not supported; known are hmac-md5, hmac-sha1, hmac-sha224, hmac-sha256, \
-         hmac-sha384, hmac-sha512 and hmac-sha3-224, -256, -384, -512"
+         hmac-sha384, hmac-sha512, hmac-sha3_224, _256, _384, _512, hmac-blake2b and hmac-blake2s"
     )]
     UnknownScheme(String),
 }
 
 macro_rules! schemes {
-    ($($variant:ident, $digest:ty, [$($name:literal),+];)+) => {
+    ($($variant:ident, $hmac:ty, [$($name:literal),+];)+) => {
         #[derive(Clone)]
         enum Scheme {
             Unsigned,
-            $($variant(Hmac<$digest>),)+
+            $($variant($hmac),)+
         }
 
         impl Scheme {
@@ -40,7 +40,7 @@ macro_rules! schemes {
                 }
                 match name {
                     // HMAC takes keys of any length, so the error cannot occur; it is reported all the same.
-                    $($($name)|+ => <Hmac<$digest> as KeyInit>::new_from_slice(key)
+                    $($($name)|+ => <$hmac as KeyInit>::new_from_slice(key)
                         .map(Self::$variant)
                         .map_err(|_| SigningError::UnknownScheme(name.to_owned())),)+
                     other => Err(SigningError::UnknownScheme(other.chars().take(64).collect())),
@@ -63,17 +63,20 @@ macro_rules! schemes {
     };
 }
 
+// What Python's `hashlib` has by these names. Its `shake_*` have no digest of a fixed size, so no HMAC is made of them.
 schemes! {
-    Md5, md5::Md5, ["hmac-md5"];
-    Sha1, sha1::Sha1, ["hmac-sha1"];
-    Sha224, sha2::Sha224, ["hmac-sha224"];
-    Sha256, sha2::Sha256, ["hmac-sha256"];
-    Sha384, sha2::Sha384, ["hmac-sha384"];
-    Sha512, sha2::Sha512, ["hmac-sha512"];
-    Sha3x224, sha3::Sha3_224, ["hmac-sha3-224", "hmac-sha3_224"];
-    Sha3x256, sha3::Sha3_256, ["hmac-sha3-256", "hmac-sha3_256"];
-    Sha3x384, sha3::Sha3_384, ["hmac-sha3-384", "hmac-sha3_384"];
-    Sha3x512, sha3::Sha3_512, ["hmac-sha3-512", "hmac-sha3_512"];
+    Md5, Hmac<md5::Md5>, ["hmac-md5"];
+    Sha1, Hmac<sha1::Sha1>, ["hmac-sha1"];
+    Sha224, Hmac<sha2::Sha224>, ["hmac-sha224"];
+    Sha256, Hmac<sha2::Sha256>, ["hmac-sha256"];
+    Sha384, Hmac<sha2::Sha384>, ["hmac-sha384"];
+    Sha512, Hmac<sha2::Sha512>, ["hmac-sha512"];
+    Sha3x224, Hmac<sha3::Sha3_224>, ["hmac-sha3-224", "hmac-sha3_224"];
+    Sha3x256, Hmac<sha3::Sha3_256>, ["hmac-sha3-256", "hmac-sha3_256"];
+    Sha3x384, Hmac<sha3::Sha3_384>, ["hmac-sha3-384", "hmac-sha3_384"];
+    Sha3x512, Hmac<sha3::Sha3_512>, ["hmac-sha3-512", "hmac-sha3_512"];
+    Blake2b, SimpleHmac<blake2::Blake2b512>, ["hmac-blake2b"];
+    Blake2s, SimpleHmac<blake2::Blake2s256>, ["hmac-blake2s"];
 }
 
 /// Signs and verifies messages with a connection's key.
@@ -125,10 +128,10 @@ impl Signer {
             hex: [0; 128],
             len: digest.len * 2,
         };
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        for (byte, pair) in digest.as_bytes().iter().zip(signature.hex.chunks_exact_mut(2)) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
+        // All of the array, whatever the digest's length: of a known length it takes a few instructions.
+        for (byte, pair) in digest.bytes.iter().zip(signature.hex.chunks_exact_mut(2)) {
+            pair[0] = hex_digit(byte >> 4);
+            pair[1] = hex_digit(byte & 15);
         }
         signature
     }
@@ -136,8 +139,21 @@ impl Signer {
     /// Whether `signature` is the one of these parts, compared in constant time. Always true where unsigned.
     #[must_use]
     pub fn verify(&self, signature: &[u8], parts: [&[u8]; 4]) -> bool {
-        !self.signs() || bool::from(self.sign(parts).as_bytes().ct_eq(signature))
+        if !self.signs() {
+            return true;
+        }
+        let expected = self.sign(parts);
+        let expected = expected.as_bytes();
+        // The length is no secret. All digits are looked at before anything depends on one of them.
+        let differing = expected.iter().zip(signature).fold(0, |all, (a, b)| all | (a ^ b));
+        expected.len() == signature.len() && bool::from(differing.ct_eq(&0))
     }
+}
+
+/// The lower-case digit of a value below 16.
+const fn hex_digit(value: u8) -> u8 {
+    const FROM_TEN: u8 = b'a' - b'0' - 10;
+    b'0' + value + if value > 9 { FROM_TEN } else { 0 }
 }
 
 struct Digest {
@@ -153,10 +169,6 @@ impl Digest {
             bytes,
             len: digest.len(),
         }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
     }
 }
 

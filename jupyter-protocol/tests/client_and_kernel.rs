@@ -469,9 +469,16 @@ async fn nobody_there_and_a_port_that_is_taken_are_clear_errors() {
     };
     let nobody = Client::connect_with(&fresh_info(Transport::Ipc, &dir), options).await;
     assert!(matches!(nobody, Err(ClientError::Connect { .. })), "{nobody:?}");
-    let kernel = start(Transport::Tcp).await;
-    let taken = Server::bind(kernel.info.clone(), Words::default()).await.err();
-    assert!(matches!(taken, Some(ServeError::Bind { .. })), "{taken:?}");
+    for transport in [Transport::Tcp, Transport::Ipc] {
+        let kernel = start(transport).await;
+        let taken = Server::bind(kernel.info.clone(), Words::default()).await.err();
+        let Some(ServeError::Bind { source, .. }) = taken else {
+            panic!("{taken:?}");
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
+        // The one that has it still does.
+        connect(&kernel).await.kernel_info().await.unwrap();
+    }
     let no_port = Client::connect(&ConnectionInfo::default()).await;
     assert!(
         matches!(no_port, Err(ClientError::NoPort(Channel::Iopub))),

@@ -1,13 +1,17 @@
 //! Jupyter kernels behind one trait, a manager over them, and every message of theirs in an ordered log.
 
-#[cfg(feature = "conformance")]
+#[cfg(feature = "testing")]
 pub mod conformance;
-#[cfg(feature = "fake")]
+#[cfg(feature = "testing")]
 pub mod fake;
+pub mod fold;
 mod kernel_id;
 pub mod log;
 pub mod manager;
 pub mod provider;
+pub mod resume;
 pub mod session;
+#[cfg(feature = "testing")]
+pub mod simulation;
 
 pub use kernel_id::{KernelId, NoKernelId};

@@ -1,53 +1,19 @@
 //! The log over each of its stores.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod log_common;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use jupyter_protocol::{Channel, WireMessage};
+use jupyter_protocol::Channel;
 use kernel_provider::KernelId;
 use kernel_provider::log::{
-    Block, Cursor, Epoch, FjallStore, Log, LogInfo, LogOptions, LogStore, Logs, MemoryStore, NewEntry, NoCursor,
-    Origin, ReadError, Reader, Seq, StoreError, StoredLog,
+    Block, Cursor, Epoch, FjallStore, IndexUpdate, Log, LogInfo, LogOptions, LogStore, Logs, MemoryStore, NewEntry,
+    NoCursor, Origin, ReadError, RemoveError, Retention, Seq, StoreError, StoredLog,
 };
 
-fn message(n: u64, size: usize) -> WireMessage {
-    let header = Bytes::from(format!(r#"{{"msg_id":"{n}","msg_type":"stream"}}"#));
-    let content = Bytes::from(format!(r#"{{"text":"{}"}}"#, "x".repeat(size)));
-    let empty = || Bytes::from_static(b"{}");
-    WireMessage::from_parts([header, empty(), empty(), content], [Bytes::from_static(b"\0buffer")])
-}
-
-fn append(log: &Log, numbers: impl IntoIterator<Item = u64>, size: usize) {
-    for n in numbers {
-        log.append([NewEntry {
-            origin: Origin::Kernel,
-            channel: Channel::Iopub,
-            session: "",
-            message: &message(n, size),
-        }]);
-    }
-}
-
-async fn read_to(reader: &mut Reader, last: u64) -> Vec<u64> {
-    let mut ids = Vec::new();
-    while reader.position() < Seq(last) {
-        let block = tokio::time::timeout(Duration::from_secs(30), reader.next())
-            .await
-            .expect("entries come")
-            .expect("entries can be read")
-            .expect("the log is open");
-        for entry in block.entries() {
-            let message = entry.message();
-            let id: u64 = message.header_ref().unwrap().msg_id.parse().unwrap();
-            assert_eq!(entry.seq(), Seq(id), "entries are numbered in the order of appending");
-            assert_eq!(message.buffers(), [Bytes::from_static(b"\0buffer")]);
-            ids.push(id);
-        }
-    }
-    ids
-}
+use log_common::{append, message, read_to};
 
 fn stores() -> Vec<(&'static str, Arc<dyn LogStore>, Option<tempfile::TempDir>)> {
     let folder = tempfile::tempdir().unwrap();
@@ -173,13 +139,156 @@ async fn a_removed_log_is_gone_and_comes_back_empty_in_another_epoch() {
             [id],
             "{name}"
         );
-        drop(log);
+        let refused = logs.remove(id).await;
+        assert!(matches!(refused, Err(RemoveError::Open(open)) if open == id), "{name}");
+        log.close();
         logs.remove(id).await.unwrap();
         logs.remove(id).await.unwrap();
         assert!(logs.list().await.unwrap().is_empty(), "{name}");
         let log = logs.open(id).await.unwrap();
         assert_eq!(log.head(), Seq::START, "{name}");
         assert_ne!(log.epoch(), epoch, "{name}");
+    }
+}
+
+fn put(key: &str, value: &str) -> IndexUpdate {
+    IndexUpdate::put(key.to_owned(), value.to_owned())
+}
+
+async fn scan(log: &Log, start: &str, end: &str, limit: usize, newest_first: bool) -> Vec<String> {
+    log.index_scan(start.to_owned(), end.to_owned(), limit, newest_first)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|(key, value)| String::from_utf8([&key[..], b"=", &value[..]].concat()).unwrap())
+        .collect()
+}
+
+fn append_with_index(log: &Log, n: u64, index: impl FnOnce(Seq) -> Vec<IndexUpdate>) -> Seq {
+    let message = message(n, 10);
+    let entry = NewEntry {
+        origin: Origin::Client,
+        channel: Channel::Shell,
+        session: "asker",
+        message: &message,
+    };
+    log.append_indexed(chrono::Utc::now(), [entry], index)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_is_read_as_it_was_written_stored_already_or_not() {
+    for (name, store, _folder) in stores() {
+        let logs = Logs::new(store, LogOptions::default()).unwrap();
+        let log = logs.open(KernelId::random()).await.unwrap();
+        for n in 1..=9 {
+            append_with_index(&log, n, |first| vec![put(&format!("e/{n}"), &first.to_string())]);
+            if n == 5 {
+                log.flushed().await;
+            }
+            // Whatever the writer has got to.
+            assert_eq!(
+                log.index_get(format!("e/{n}")).await.unwrap().unwrap(),
+                n.to_string(),
+                "{name}"
+            );
+        }
+        log.update_index([
+            IndexUpdate::remove("e/3"),
+            put("e/4", "four"),
+            put("f/1", "other"),
+            IndexUpdate::remove("e/8"),
+        ]);
+        for _ in 0..2 {
+            assert_eq!(log.index_get("e/3").await.unwrap(), None, "{name}");
+            assert_eq!(
+                scan(&log, "e/2", "e/5", 9, false).await,
+                ["e/2=2", "e/4=four"],
+                "{name}"
+            );
+            assert_eq!(
+                scan(&log, "e/", "e0", 3, false).await,
+                ["e/1=1", "e/2=2", "e/4=four"],
+                "{name}"
+            );
+            assert_eq!(scan(&log, "e/", "e0", 2, true).await, ["e/9=9", "e/7=7"], "{name}");
+            assert!(scan(&log, "e0", "e/", 2, true).await.is_empty(), "{name}");
+            log.flushed().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_index_says_is_kept_while_the_disk_is_full() {
+    let store = FullDisk::default();
+    let full = store.full.clone();
+    let logs = Logs::new(Arc::new(store), LogOptions::default()).unwrap();
+    let id = KernelId::random();
+    let log = logs.open(id).await.unwrap();
+    full.store(true, std::sync::atomic::Ordering::SeqCst);
+    append_with_index(&log, 1, |_| vec![put("a", "1"), put("b", "1")]);
+    log.flushed().await;
+    log.update_index([put("a", "2"), IndexUpdate::remove("c")]);
+    log.flushed().await;
+    assert_eq!(scan(&log, "a", "z", 9, false).await, ["a=2", "b=1"]);
+    full.store(false, std::sync::atomic::Ordering::SeqCst);
+    append_with_index(&log, 2, |_| vec![put("b", "3")]);
+    log.flushed().await;
+    log.close();
+    drop(log);
+    let found = logs.find(id).await.unwrap().unwrap();
+    assert_eq!(scan(&found, "a", "z", 9, false).await, ["a=2", "b=3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_is_there_after_the_store_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = KernelId::random();
+    for round in 0..3_u64 {
+        let store = Arc::new(FjallStore::open(folder.path()).unwrap());
+        let logs = Logs::new(store, LogOptions::default()).unwrap();
+        let log = logs.open(id).await.unwrap();
+        assert_eq!(
+            scan(&log, "a", "z", 9, false).await.len(),
+            usize::try_from(round).unwrap()
+        );
+        append_with_index(&log, round + 1, |first| vec![put(&format!("k{first}"), "v")]);
+        drop(log);
+        logs.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_kernel_that_is_gone_is_found_and_ends() {
+    for (name, store, _folder) in stores() {
+        let logs = Logs::new(store, LogOptions::default()).unwrap();
+        let id = KernelId::random();
+        assert!(logs.find(id).await.unwrap().is_none(), "{name}");
+        assert!(logs.list().await.unwrap().is_empty(), "{name}: looking makes none");
+        let log = logs.open(id).await.unwrap();
+        append(&log, 1..=10, 100);
+        let live = logs.find(id).await.unwrap().unwrap();
+        assert!(!live.is_closed(), "{name}: the one that is open");
+        log.flushed().await;
+        assert_eq!(live.head(), Seq(10), "{name}");
+        log.close();
+        drop((log, live));
+        let found = logs.find(id).await.unwrap().unwrap();
+        assert!(found.is_closed(), "{name}");
+        assert_eq!((found.earliest(), found.head()), (Seq(1), Seq(10)), "{name}");
+        let mut reader = found.reader(Seq(4));
+        assert_eq!(read_to(&mut reader, 10).await, (5..=10).collect::<Vec<_>>(), "{name}");
+        assert!(reader.next().await.unwrap().is_none(), "{name}");
+        let info = &logs.list().await.unwrap()[0];
+        assert_eq!(
+            (info.first, info.last, info.bytes),
+            (Seq(1), Seq(10), found.bytes()),
+            "{name}"
+        );
+        // A kernel that comes back under its id goes on in the same log.
+        let log = logs.open(id).await.unwrap();
+        assert!(!found.is_closed(), "{name}");
+        append(&log, [11], 100);
+        assert_eq!(read_to(&mut reader, 11).await, [11], "{name}");
     }
 }
 
@@ -203,12 +312,31 @@ impl LogStore for FullDisk {
         }))
     }
 
+    fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError> {
+        let log = self.memory.get(id)?;
+        let full = self.full.clone();
+        Ok(log.map(|log| Box::new(FullDiskLog { log, full }) as Box<dyn StoredLog>))
+    }
+
     fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
         self.memory.list()
     }
 
     fn remove(&self, id: KernelId) -> Result<(), StoreError> {
         self.memory.remove(id)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.memory.sync()
+    }
+}
+
+impl FullDiskLog {
+    fn refuse_when_full(&self) -> Result<(), StoreError> {
+        if self.full.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(StoreError::failed("append", "no space left on device"));
+        }
+        Ok(())
     }
 }
 
@@ -221,23 +349,39 @@ impl StoredLog for FullDiskLog {
         self.log.bounds()
     }
 
-    fn append(&self, block: &Block) -> Result<(), StoreError> {
-        if self.full.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(StoreError::failed("append", "no space left on device"));
-        }
-        self.log.append(block)
+    fn bytes(&self) -> u64 {
+        self.log.bytes()
+    }
+
+    fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError> {
+        self.refuse_when_full()?;
+        self.log.append(block, index)
+    }
+
+    fn index_put(&self, index: &[IndexUpdate]) -> Result<(), StoreError> {
+        self.refuse_when_full()?;
+        self.log.index_put(index)
+    }
+
+    fn index_get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.log.index_get(key)
+    }
+
+    fn index_scan(
+        &self,
+        keys: (&[u8], &[u8]),
+        limit: usize,
+        newest_first: bool,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.log.index_scan(keys, limit, newest_first)
     }
 
     fn read(&self, after: Seq, max_bytes: usize) -> Result<Vec<Block>, StoreError> {
         self.log.read(after, max_bytes)
     }
 
-    fn trim(&self, max_bytes: u64) -> Result<(), StoreError> {
-        self.log.trim(max_bytes)
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        self.log.sync()
+    fn trim(&self, retention: &Retention) -> Result<Seq, StoreError> {
+        self.log.trim(retention)
     }
 }
 
@@ -257,16 +401,32 @@ async fn output_goes_on_where_the_disk_is_full_and_the_hole_is_told() {
         assert_eq!(read_to(&mut live, n).await, [n]);
     }
     full.store(false, std::sync::atomic::Ordering::SeqCst);
-    append(&log, 101..=150, 10);
+    append(&log, [101], 10);
+    log.flushed().await;
+    // The entry that says so has a number too.
+    log.flushed().await;
+    assert_eq!(log.head(), Seq(102));
+    append(&log, 103..=150, 10);
     log.flushed().await;
     let mut late = log.reader(Seq::START);
     assert_eq!(read_to(&mut late, 10).await, (1..=10).collect::<Vec<_>>());
     let Err(ReadError::Gap { first, last }) = late.next().await else {
         panic!("a hole is never silent");
     };
-    assert_eq!(first, Seq(11));
-    assert!(last <= Seq(100));
-    assert_eq!(read_to(&mut late, 150).await, (last.0 + 1..=150).collect::<Vec<_>>());
+    assert_eq!((first, last), (Seq(11), Seq(100)));
+    let rest: Vec<_> = (101..=150).filter(|n| *n != 102).collect();
+    assert_eq!(read_to(&mut late, 150).await, rest);
+    let block = log.reader(Seq(101)).next().await.unwrap().unwrap();
+    let told = block.entries().next().unwrap();
+    assert_eq!(told.origin(), Origin::Lifecycle);
+    let content: serde_json::Value = serde_json::from_slice(told.message().content()).unwrap();
+    assert_eq!(
+        content,
+        serde_json::json!({
+            "event": "not_recorded", "first": 11, "last": 100,
+            "reason": "cannot append: no space left on device",
+        })
+    );
 }
 
 #[test]

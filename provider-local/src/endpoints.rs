@@ -13,7 +13,7 @@ use jupyter_protocol::{Channel, ConnectionInfo, Transport};
 use tokio::net::TcpSocket;
 
 use crate::TransportChoice;
-use crate::ipykernel::starts_ipykernel;
+use kernel_provider::provider::ipykernel::starts_ipykernel;
 
 /// The longest path that a Unix socket can have, in bytes (unix(7)).
 pub(crate) const MAX_SOCKET_PATH: usize = 107;

@@ -10,7 +10,7 @@ use jupyter_protocol::handshake::{HandshakeError, Registration};
 use jupyter_protocol::kernelspec::{KernelspecError, LaunchArgs, get_kernelspec};
 use jupyter_protocol::{ConnectionInfo, Key, Transport};
 use kernel_provider::provider::{
-    ExitCause, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError,
+    ExitCause, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError, ipykernel,
 };
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::Notify;
@@ -20,7 +20,6 @@ use crate::LocalConfig;
 use crate::endpoints::{self, Held};
 use crate::environment;
 use crate::events::{Events, Watch};
-use crate::ipykernel;
 use crate::output;
 use crate::process::oom::OomCounter;
 use crate::process::{Ended, Process};
@@ -428,7 +427,7 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .args(ipykernel::lossless_arguments(&start.spec))
+        .args(ipykernel::lossless_argument(&start.spec))
         .env_clear()
         .envs(&env)
         .current_dir(&start.working_dir)

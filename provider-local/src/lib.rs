@@ -39,7 +39,6 @@ mod config;
 mod endpoints;
 mod environment;
 mod events;
-mod ipykernel;
 mod kernel;
 mod launch;
 mod output;

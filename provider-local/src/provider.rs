@@ -40,15 +40,20 @@ impl LocalProvider {
     /// [`ProviderError`] where the directory cannot be made or used, is open to others, or another process uses it;
     /// or the system refuses file system events.
     pub async fn open(config: LocalConfig) -> Result<Self, ProviderError> {
+        // Whoever tries again while another process has it takes nothing of the system.
+        let (config, state) = blocking("open the state directory", move || {
+            let state = StateDir::open(&config.state_dir, config.socket_dir.as_deref())?;
+            Ok::<_, ProviderError>((config, state))
+        })
+        .await??;
         let events = Arc::new(Events::new().map_err(|error| {
             let advice = format!("{error}; raise fs.inotify.max_user_instances or the limit of open files");
             ProviderError::failed("watch file system events", advice)
         })?);
         let registry = Arc::new(Registry::default());
-        let (machine, found) = blocking("open the state directory", {
+        let (machine, found) = blocking("find the kernels that run", {
             let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
             move || -> Result<_, ProviderError> {
-                let state = StateDir::open(&config.state_dir, config.socket_dir.as_deref())?;
                 let found = specs::find(&config.search);
                 let machine = Arc::new(Machine {
                     config,

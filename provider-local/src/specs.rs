@@ -3,17 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jupyter_protocol::kernelspec::{SearchPath, find_kernelspecs};
-use kernel_provider::provider::Specs;
+use kernel_provider::provider::{Specs, follow_specs};
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::{Notify, watch};
 
 use crate::events::{Events, Watch};
-
-/// Installing a kernelspec is many events: they are waited for, so that the search is made once.
-const SETTLE: Duration = Duration::from_millis(50);
 
 /// All that can make, change or remove a kernelspec or a folder of them.
 const CHANGES: WatchFlags = WatchFlags::CREATE
@@ -38,33 +34,11 @@ pub(crate) fn find(search: &SearchPath) -> Specs {
 /// Searches again after each change, for ever.
 pub(crate) async fn follow(search: SearchPath, events: Arc<Events>, specs: watch::Sender<Arc<Specs>>) {
     let wake = Arc::new(Notify::new());
-    let mut watches = Vec::new();
-    loop {
-        let again = tokio::task::spawn_blocking({
-            let (search, events, wake) = (search.clone(), Arc::clone(&events), Arc::clone(&wake));
-            move || {
-                // Watched before it is searched: what changes in between is seen by the one or by the other.
-                let fresh = watch_all(&search, &events, &wake);
-                drop(watches);
-                (fresh, find(&search))
-            }
-        });
-        let found;
-        (watches, found) = match again.await {
-            Ok(result) => result,
-            // The async runtime is going down.
-            Err(_) => return,
-        };
-        specs.send_if_modified(|old| {
-            let is_new = **old != found;
-            if is_new {
-                *old = Arc::new(found);
-            }
-            is_new
-        });
-        wake.notified().await;
-        tokio::time::sleep(SETTLE).await;
-    }
+    let watch = {
+        let (search, wake) = (search.clone(), Arc::clone(&wake));
+        move || watch_all(&search, &events, &wake)
+    };
+    follow_specs(specs, wake, watch, move || find(&search)).await;
 }
 
 /// Watches the folders of kernelspecs, each kernelspec in them, and the place of those folders that are missing.
@@ -103,6 +77,8 @@ fn nearest_parent(dir: &Path) -> Option<(PathBuf, OsString)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn install(dir: &Path, display_name: &str) {

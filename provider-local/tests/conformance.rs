@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use common::{Place, python};
 use kernel_provider::conformance::{LAST_WORDS, Subject};
 use kernel_provider::provider::{KernelProvider, KernelRecord};
-use provider_local::{LocalProvider, TransportChoice};
+use provider_local::TransportChoice;
 use rustix::process::{Pid, Signal, kill_process};
 
 struct Local {
@@ -35,21 +35,7 @@ impl Local {
 #[async_trait]
 impl Subject for Local {
     async fn open(&self) -> Arc<dyn KernelProvider> {
-        let mut config = self.place.config();
-        config.transport = self.transport;
-        // A dropped provider lets go of its directory once its last task has ended.
-        let opened = tokio::time::timeout(std::time::Duration::from_secs(30), async {
-            loop {
-                match LocalProvider::open(config.clone()).await {
-                    Ok(provider) => return provider,
-                    Err(error) if error.to_string().contains("another process uses it") => {
-                        tokio::task::yield_now().await;
-                    }
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        });
-        Arc::new(opened.await.unwrap())
+        Arc::new(self.place.open_with(self.transport).await)
     }
 
     fn spec(&self) -> String {

@@ -110,16 +110,24 @@ def lab(gateway: Gateway, gateway_proxy: Proxy, make_home: Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[object]:
+def launch_browser() -> Iterator[Callable[..., object]]:
+    """Starts browsers of a test's own: `launch_browser("--flag", ...)`."""
     from playwright.sync_api import sync_playwright
 
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         lacking("no Chromium: install Debian's `chromium`, or set CHROMIUM to its path")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM, headless=True)
-        yield browser
-        browser.close()
+        yield lambda *args: playwright.chromium.launch(
+            executable_path=path, args=[*CHROMIUM, *args], headless=True
+        )
+
+
+@pytest.fixture(scope="session")
+def browser(launch_browser: Callable[..., object]) -> Iterator[object]:
+    browser = launch_browser()
+    yield browser
+    browser.close()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ JupyterLab's server stands between: browser - jupyter_server - (proxy) - gateway
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.gated import expect_whole, gated
 from harness.gateway import Gateway
 from harness.lab import Lab, Notebook
 from harness.proxy import Proxy
@@ -20,33 +20,6 @@ PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
     "gg=="
 )
-
-# Prints a line, waits for a file the test writes, prints the rest: the test, not a clock, decides
-# when the cell goes on.
-GATED = """
-import pathlib, time
-print("first line", flush=True)
-while not pathlib.Path({gate!r}).exists():
-    time.sleep(0.02)
-for i in range(200):
-    print(f"line {{i}};", flush=True)
-"last line"
-"""
-
-
-def gated(path: Path) -> str:
-    return GATED.format(gate=str(path))
-
-
-def expect_whole(notebook: Notebook, index: int) -> None:
-    """The gated cell's output is there, all of it, once and in order."""
-    notebook.wait_text(index, "last line", 60)
-    lines = re.findall(r"line (\d+);", notebook.text(index))
-    assert lines == [str(i) for i in range(200)]
-    assert notebook.text(index).count("first line") == 1
-    notebook.finished(index)
-    notebook.wait_status("idle")
-
 
 def test_rich_output(lab: Lab, page: Page) -> None:
     notebook = lab.open(

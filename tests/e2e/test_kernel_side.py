@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import jupyter_kernel_test
 import pytest
 from conftest import lacking
-from harness.gateway import REPO
-
-BINARY = Path(os.environ.get("KERNELMUX_ECHO_BIN", REPO / "target" / "debug" / "echo-kernel"))
-
+from harness.echo import BINARY, install
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -22,13 +15,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if not BINARY.exists():
         lacking(f"no echo-kernel at {BINARY}: build it, or set KERNELMUX_ECHO_BIN")
     root = tmp_path_factory.mktemp("echo")
-    shutil.copytree(REPO / "examples" / "echo-kernel" / "kernelspec", root / "kernels" / "echo")
-    assert json.loads((root / "kernels" / "echo" / "kernel.json").read_text())["argv"]
-    patch = pytest.MonkeyPatch()
-    patch.setenv("JUPYTER_PATH", str(root))
-    patch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
-    patch.setenv("PATH", f"{BINARY.parent}{os.pathsep}{os.environ['PATH']}")
     (root / "run").mkdir()
+    patch = pytest.MonkeyPatch()
+    for name, value in install(root).items():
+        patch.setenv(name, value)
+    patch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
     yield
     patch.undo()
 

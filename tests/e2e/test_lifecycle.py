@@ -199,6 +199,9 @@ def test_two_gateways_on_one_data_dir(start_gateway: Start, tmp_path: Path) -> N
 
 def test_what_it_prints(start_gateway: Start) -> None:
     gateway = start_gateway()
+    assert gateway.process is not None
+    # It comes after the line that says where the gateway is.
+    gateway.process.wait_for_line(r"JUPYTER_GATEWAY_URL=|--gateway-url")
     said = gateway.output
     assert f"http://127.0.0.1:{gateway.port}/" in said
     assert "JUPYTER_GATEWAY_URL=" in said or "--gateway-url" in said

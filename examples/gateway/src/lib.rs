@@ -56,6 +56,7 @@ use kernel_provider::manager::Manager;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio_util::task::TaskTracker;
 
 pub use options::{Access, BaseUrl, GatewayOptions, InvalidBaseUrl};
 pub use origin::{AllowOrigin, InvalidOrigin};
@@ -75,6 +76,8 @@ pub struct Gateway {
     /// When a kernel last did anything, as far as somebody asked.
     last_activity: Mutex<DateTime<Utc>>,
     closing: watch::Sender<bool>,
+    /// The WebSocket connections.
+    clients: TaskTracker,
     counting: AbortHandle,
 }
 
@@ -93,16 +96,18 @@ impl Gateway {
             started,
             last_activity: Mutex::new(started),
             closing: watch::Sender::new(false),
+            clients: TaskTracker::new(),
             counting,
         }
     }
 
-    /// Ends all WebSocket connections, now and from now on, and [`serve`].
+    /// Ends all WebSocket connections, now and from now on, with a Close frame, and [`serve`]. Its code is 1001 (RFC 6455
+    /// section 7.4.1) in the resume protocol and 1012, "service restart", elsewhere: clients come back after either.
     pub fn close(&self) {
         self.closing.send_replace(true);
     }
 
-    async fn closing(&self) {
+    pub(crate) async fn closing(&self) {
         // The sender is `self`, so waiting cannot fail.
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }

@@ -1,5 +1,6 @@
 //! How much of a request is read.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::BodyDataStream;
@@ -12,6 +13,7 @@ use futures::StreamExt;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
+use crate::Gateway;
 use crate::error::ApiError;
 
 /// The longest path and query, in bytes.
@@ -20,8 +22,6 @@ const MAX_TARGET: usize = 16 << 10;
 const MAX_HEADERS: usize = 64 << 10;
 /// The longest body, in bytes. The largest that the API has any use for is a kernel's environment.
 const MAX_BODY: usize = 1 << 20;
-/// How long a body may take to arrive.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the rest of a body that is too large is read and thrown away, so that its sender gets to read the answer
 /// instead of a broken connection.
 const LINGER: Duration = Duration::from_secs(5);
@@ -52,19 +52,20 @@ fn size_of_headers(headers: &HeaderMap) -> usize {
 /// Whatever its `Content-Type`, as with jupyter_server.
 pub(crate) struct JsonObject(pub(crate) Map<String, Value>);
 
-impl<S: Sync> FromRequest<S> for JsonObject {
+impl FromRequest<Arc<Gateway>> for JsonObject {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, gateway: &Arc<Gateway>) -> Result<Self, ApiError> {
         let declared = declared_length(request.headers());
         let mut body = request.into_body().into_data_stream();
         if declared.is_some_and(|length| length > MAX_BODY as u64) {
             return Err(too_large(&mut body).await);
         }
-        let body = match timeout(BODY_DEADLINE, read(&mut body)).await {
+        let deadline = gateway.options.body_deadline;
+        let body = match timeout(deadline, read(&mut body)).await {
             Ok(read) => read?,
             Err(_) => {
-                let message = format!("the body did not arrive within {} s", BODY_DEADLINE.as_secs());
+                let message = format!("the body did not arrive within {deadline:?}");
                 return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message));
             }
         };

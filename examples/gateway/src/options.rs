@@ -1,6 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::{AllowOrigin, Token};
 
@@ -41,10 +42,16 @@ pub struct GatewayOptions {
     pub default_owner: Option<String>,
     /// Where the `path` of a new kernel or session starts from. Kernels start in the deepest folder of it that there is.
     pub root_dir: Option<PathBuf>,
+    /// How long a client may take for a request's head, and how long [`serve`](crate::serve) keeps a connection open
+    /// that is not used. It is closed then.
+    pub head_deadline: Duration,
+    /// How long a request's body may take to arrive. The answer is 408 then.
+    pub body_deadline: Duration,
 }
 
 impl GatewayOptions {
-    /// At `/`, for no other origins, taking any `Host` and only `KERNEL_*`, with no default owner and no root.
+    /// At `/`, for no other origins, taking any `Host` and only `KERNEL_*`, with no default owner and no root; 60 s for
+    /// a request's head and 30 s for its body.
     #[must_use]
     pub fn new(access: Access) -> Self {
         Self {
@@ -55,6 +62,8 @@ impl GatewayOptions {
             client_envs: Vec::new(),
             default_owner: None,
             root_dir: None,
+            head_deadline: Duration::from_secs(60),
+            body_deadline: Duration::from_secs(30),
         }
     }
 }

@@ -15,8 +15,6 @@ use tracing::{debug, info, warn};
 
 use crate::{Gateway, router};
 
-/// How long a client may take for a request's head, and how long an unused connection stays open.
-const HEAD_DEADLINE: Duration = Duration::from_secs(60);
 /// The longest head of a request that is read at all, in bytes. The [limits](crate::limits) are lower, and tell why.
 const MAX_HEAD: usize = 256 << 10;
 /// The most headers.
@@ -26,12 +24,12 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait where no connection can be accepted, as when there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves the gateway until it is [closed](Gateway::close); then lets requests end for 5 s.
+/// Serves the gateway until it is [closed](Gateway::close); then lets requests and WebSocket connections end for 5 s.
 pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     let service = TowerToHyperService::new(router(gateway.clone()));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
+        .header_read_timeout(gateway.options.head_deadline)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADER_COUNT);
     let connections = TaskTracker::new();
@@ -63,8 +61,13 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     }
     drop(listener);
     connections.close();
-    if timeout(SHUTDOWN_DEADLINE, connections.wait()).await.is_err() {
-        info!("some requests did not end in time");
+    gateway.clients.close();
+    let ending = async {
+        connections.wait().await;
+        gateway.clients.wait().await;
+    };
+    if timeout(SHUTDOWN_DEADLINE, ending).await.is_err() {
+        info!("some connections did not end in time");
     }
 }
 

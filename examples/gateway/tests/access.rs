@@ -194,3 +194,20 @@ async fn all_is_below_the_base_url() {
         served.ask("GET", path).await.error(404);
     }
 }
+
+#[tokio::test]
+async fn its_health_is_told_to_anybody() {
+    for (base_url, path) in [("/", "/healthz"), ("/jupyter", "/jupyter/healthz")] {
+        let served = Served::with(|options| options.base_url = base_url.parse().unwrap(), |_| {}).await;
+        for headers in [
+            &[][..],
+            &[("authorization", "token wrong"), ("origin", "http://evil.example")],
+        ] {
+            let answer = served.bare("GET", path, headers, "").await;
+            assert_eq!((answer.status, &answer.body[..]), (200, &b"ok\n"[..]));
+            assert_eq!(answer.header("cache-control"), "no-store");
+            assert_eq!(answer.header("access-control-allow-origin"), "");
+        }
+        assert_eq!(served.bare("POST", path, &[], "").await.status, 405);
+    }
+}

@@ -3,8 +3,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Served, TOKEN};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 fn request(target: &str, headers: &str, body: &str) -> Vec<u8> {
     format!(
@@ -73,15 +77,57 @@ async fn what_is_no_http_is_refused() {
 }
 
 #[tokio::test]
+async fn what_is_too_slow_is_ended() {
+    let short = Duration::from_millis(50);
+    let served = Served::with(
+        |options| {
+            options.head_deadline = short;
+            options.body_deadline = short;
+        },
+        |_| {},
+    )
+    .await;
+    // Nothing, half a head, half a body of either kind: each sender then waits for the gateway.
+    for unfinished in [&b""[..], b"GET /api HT", b"GET /api HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
+        let answer = served.raw(unfinished).await;
+        assert!(matches!(parse(&answer).0, 0 | 408), "{answer}");
+    }
+    for (header, body) in [
+        ("Content-Length: 20\r\n", "{\"name\""),
+        ("Content-Length: 20\r\n", ""),
+        ("Transfer-Encoding: chunked\r\n", "7\r\n{\"name\"\r\n"),
+    ] {
+        let answer = served.raw(&request("/api/kernels", header, body)).await;
+        let (status, body) = parse(&answer);
+        assert_eq!(status, 408, "{answer}");
+        assert_eq!(body.unwrap()["reason"], "Request Timeout");
+    }
+    assert_eq!(served.ask("GET", "/api").await.status, 200);
+    assert!(served.manager.list().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_comes_in_pieces_is_taken() {
+    let served = Served::start().await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let body = "{\"name\": \"echo\"}";
+    let length = format!("Content-Length: {}\r\n", body.len());
+    for byte in request("/api/kernels", &length, body) {
+        stream.write_all(&[byte]).await.unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(parse(&answer).0, 201, "{answer}");
+}
+
+#[tokio::test]
 async fn a_gateway_that_is_closed_ends_its_connections() {
     let served = Served::start().await;
     // An open connection without a request.
-    let mut stream = tokio::net::TcpStream::connect(served.address).await.unwrap();
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
     assert_eq!(served.ask("GET", "/api").await.status, 200);
     served.gateway.close();
     let mut rest = Vec::new();
-    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)
-        .await
-        .unwrap();
+    stream.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty());
 }

@@ -460,6 +460,7 @@ async fn the_description_names_every_address() {
         let path = path
             .replace("{name}", "echo")
             .replace("{id}", UNKNOWN)
+            .replace("{msg_id}", "m")
             .replace("{path}", "x");
         let answer = served.ask("OPTIONS", &format!("/a{path}")).await;
         assert_eq!(answer.status, 204, "{path}");

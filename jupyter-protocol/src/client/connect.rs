@@ -197,7 +197,7 @@ impl Source {
     async fn recv(&mut self) -> Result<WireMessage, SocketError> {
         match self {
             Self::Dealer(dealer) => dealer.recv().await,
-            Self::Subscriber(iopub) => iopub.recv_gapless().await,
+            Self::Subscriber(iopub) => iopub.recv().await,
         }
     }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use zeromq::{RouterRecvHalf, RouterSendHalf};
 
 use super::dispatch::{DynKernel, failure, handle, refuse};
 use super::requests::Requests;
@@ -16,6 +15,7 @@ use crate::content::{
     Content, CreateSubshellReply, DeleteSubshellReply, InterruptReply, ListSubshellReply, Reply, ReplyError,
     ShutdownReply,
 };
+use crate::zmq::{RouterReceiver, RouterSender};
 
 /// How many requests wait to be handled.
 const QUEUE: usize = 100;
@@ -27,7 +27,7 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 pub(super) fn worker(
     kernel: DynKernel,
     shared: Arc<Shared>,
-    socket: RouterSendHalf,
+    socket: RouterSender,
 ) -> (mpsc::Sender<Incoming>, impl Future<Output = ()> + Send) {
     let (queue, mut requests) = Requests::new(QUEUE);
     let work = async move {
@@ -42,8 +42,8 @@ pub(super) async fn receive_all(
     kernel: DynKernel,
     shared: Arc<Shared>,
     shells: Arc<Shells>,
-    sender: RouterSendHalf,
-    mut socket: RouterRecvHalf,
+    sender: RouterSender,
+    mut socket: RouterReceiver,
     queue: mpsc::Sender<Incoming>,
 ) {
     let mut receiver = shared.receiver(Channel::Control);
@@ -71,7 +71,7 @@ pub(super) fn interrupt(kernel: &DynKernel, shared: &Shared) {
     kernel.interrupt();
 }
 
-pub(super) async fn shutdown(kernel: &DynKernel, shared: &Shared, socket: &RouterSendHalf, incoming: Incoming) {
+pub(super) async fn shutdown(kernel: &DynKernel, shared: &Shared, socket: &RouterSender, incoming: Incoming) {
     let Content::ShutdownRequest(request) = &incoming.message.content else {
         return;
     };

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 
 use futures::FutureExt as _;
 use serde_json::json;
-use zeromq::RouterSendHalf;
 
 use super::Kernel;
 use super::context::Context;
@@ -19,6 +18,7 @@ use crate::content::{
     ReplyError, Status, UnknownContent,
 };
 use crate::header::PROTOCOL_VERSION;
+use crate::zmq::RouterSender;
 
 pub(super) type DynKernel = Arc<dyn Kernel>;
 
@@ -26,7 +26,7 @@ pub(super) type DynKernel = Arc<dyn Kernel>;
 pub(super) async fn handle(
     kernel: &DynKernel,
     shared: &Arc<Shared>,
-    socket: &RouterSendHalf,
+    socket: &RouterSender,
     incoming: Incoming,
     behind: &mut Requests,
 ) {
@@ -67,7 +67,7 @@ pub(super) async fn handle(
 }
 
 /// Answers a request without handling it.
-pub(super) async fn refuse(shared: &Shared, socket: &RouterSendHalf, incoming: Incoming, reply: Content) {
+pub(super) async fn refuse(shared: &Shared, socket: &RouterSender, incoming: Incoming, reply: Content) {
     let origin = Origin::new(incoming.identities, incoming.message.header);
     shared
         .publish_content(Status::new(ExecutionState::Busy), &origin.header)

@@ -17,14 +17,14 @@ pub enum ServeError {
     #[error("the connection file asks for sockets encrypted with CurveZMQ, which are not supported")]
     Encrypted,
     /// A socket could not be bound: its port is taken, say.
-    #[error("cannot bind the {channel} socket to {address}: {reason}")]
+    #[error("cannot bind the {channel} socket to {address}: {source}")]
     Bind {
         /// Which socket.
         channel: Channel,
         /// The ZeroMQ address.
         address: String,
-        /// What the system says.
-        reason: String,
+        /// What the system says: [`AddrInUse`](std::io::ErrorKind::AddrInUse) where somebody has it.
+        source: std::io::Error,
     },
     /// The starter could not be told the ports (JEP 66).
     #[error(transparent)]

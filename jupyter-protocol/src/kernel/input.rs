@@ -4,17 +4,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use zeromq::{RouterRecvHalf, RouterSendHalf};
 
 use super::error::InputError;
 use super::shared::{Incoming, Origin, Shared};
-use super::sockets::send;
 use crate::channel::Channel;
 use crate::content::{Content, InputRequest};
 use crate::message::Message;
+use crate::zmq::{RouterReceiver, RouterSender};
 
 pub(super) struct Input {
-    socket: RouterSendHalf,
+    socket: RouterSender,
     asked: Mutex<Vec<Asked>>,
 }
 
@@ -25,7 +24,7 @@ struct Asked {
 }
 
 impl Input {
-    pub(super) fn new(socket: RouterSendHalf) -> Self {
+    pub(super) fn new(socket: RouterSender) -> Self {
         Self {
             socket,
             asked: Mutex::default(),
@@ -65,7 +64,8 @@ impl Input {
         }
         let wire = message.to_wire().signed(&shared.signer);
         // A client has the same identity on shell and stdin.
-        send(&self.socket, wire.with_identities(origin.identities.iter().cloned()))
+        self.socket
+            .send(wire.with_identities(origin.identities.iter().cloned()))
             .await
             .map_err(|_| InputError::NoClient)?;
         answered.await.map_err(|_| InputError::NoClient)
@@ -93,7 +93,7 @@ impl Input {
         }
     }
 
-    pub(super) async fn receive_all(shared: &Shared, mut socket: RouterRecvHalf) {
+    pub(super) async fn receive_all(shared: &Shared, mut socket: RouterReceiver) {
         let mut receiver = shared.receiver(Channel::Stdin);
         loop {
             shared.input.answer(receiver.next(&mut socket).await);

@@ -2,49 +2,42 @@
 //!
 //! Nothing is dropped here: what is published waits for the slowest subscriber, and once [`QUEUE`] messages wait, so
 //! does whoever publishes. A subscriber that takes nothing at all would stop the kernel for ever, so after [`PATIENCE`]
-//! it is disconnected. ZeroMQ does not tell which one it is, so all are; those that live connect again by themselves
-//! and are welcomed again, and miss what was published meanwhile.
+//! it is disconnected.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
-use zeromq::util::PeerIdentity;
-use zeromq::{MultiPeerBackend, Socket, SocketEvent, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
 
 use crate::content::IopubWelcome;
 use crate::message::Message;
 use crate::signing::Signer;
+use crate::wire::WireMessage;
+use crate::zmq::{Listener, Publisher, Subscription};
 
 /// How many messages wait to be published.
 const QUEUE: usize = 1_000;
 
-/// How long subscribers may take nothing.
+/// How long a subscriber may take nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How many of the latest subscribers are known by name, to be disconnected.
-const REMEMBERED_PEERS: usize = 1_024;
 
 /// Publishes on iopub.
 pub(super) struct Iopub {
-    queue: mpsc::Sender<ZmqMessage>,
+    queue: mpsc::Sender<WireMessage>,
     close: Arc<Notify>,
     signer: Signer,
     session: String,
 }
 
 impl Iopub {
-    pub(super) fn new(socket: XPubSocket, signer: Signer, session: String) -> (Self, JoinHandle<()>) {
-        Self::with_patience(socket, signer, session, PATIENCE)
+    pub(super) fn new(listener: Listener, signer: Signer, session: String) -> (Self, JoinHandle<()>) {
+        Self::with_patience(listener, signer, session, PATIENCE)
     }
 
     fn with_patience(
-        socket: XPubSocket,
+        listener: Listener,
         signer: Signer,
         session: String,
         patience: Duration,
@@ -55,7 +48,8 @@ impl Iopub {
             session: session.clone(),
         };
         let close = Arc::new(Notify::new());
-        let task = tokio::spawn(publish_all(socket, to_publish, close.clone(), welcome, patience));
+        let publisher = Publisher::new(listener, patience);
+        let task = tokio::spawn(publish_all(publisher, to_publish, close.clone(), welcome));
         let iopub = Self {
             queue,
             close,
@@ -72,16 +66,13 @@ impl Iopub {
 
     pub(super) async fn publish(&self, message: &Message) {
         let topic = format!("kernel.{}.{}", self.session, message.msg_type());
-        if let Some(message) = frames(message, topic.into(), &self.signer) {
-            // It fails where the kernel is being shut down.
-            let _ = self.queue.send(message).await;
-        }
+        // It fails where the kernel is being shut down.
+        let _ = self.queue.send(wire(message, topic.into(), &self.signer)).await;
     }
 }
 
-fn frames(message: &Message, topic: Bytes, signer: &Signer) -> Option<ZmqMessage> {
-    let message = message.to_wire().signed(signer).with_identities([topic]);
-    ZmqMessage::try_from(message.into_frames()).ok()
+fn wire(message: &Message, topic: Bytes, signer: &Signer) -> WireMessage {
+    message.to_wire().signed(signer).with_identities([topic])
 }
 
 struct Welcome {
@@ -90,99 +81,44 @@ struct Welcome {
 }
 
 impl Welcome {
-    /// The answer to a subscription; `None` for anything else, such as the end of one.
-    fn to(&self, event: ZmqMessage) -> Option<ZmqMessage> {
-        let event = event.into_vec().pop()?;
-        let topic = event.strip_prefix(&[1])?;
+    /// The answer to a subscription.
+    fn to(&self, subscription: &Subscription) -> WireMessage {
+        let topic = &subscription.topic;
         let welcome = IopubWelcome {
             subscription: String::from_utf8_lossy(topic).into_owned(),
             ..IopubWelcome::default()
         };
-        let message = Message::new(welcome, &self.session);
-        frames(&message, Bytes::copy_from_slice(topic), &self.signer)
+        wire(&Message::new(welcome, &self.session), topic.clone(), &self.signer)
     }
 }
 
 /// Ends when nobody can publish any more or it is closed, after the last message was handed to the system.
 async fn publish_all(
-    mut socket: XPubSocket,
-    mut to_publish: mpsc::Receiver<ZmqMessage>,
+    mut publisher: Publisher,
+    mut to_publish: mpsc::Receiver<WireMessage>,
     close: Arc<Notify>,
     welcome: Welcome,
-    patience: Duration,
 ) {
-    let mut events = socket.monitor();
-    let mut peers = Peers {
-        backend: socket.backend(),
-        names: VecDeque::new(),
-    };
     loop {
-        let message = tokio::select! {
-            // Before what follows, so that a subscriber's first message is its welcome.
-            biased;
-            event = socket.recv() => match event {
-                Ok(event) => welcome.to(event),
-                Err(error) => {
-                    tracing::debug!(%error, "an iopub subscriber sent what is no subscription");
-                    None
-                }
-            },
-            Some(event) = events.next() => {
-                if let SocketEvent::Accepted(_, peer) = event {
-                    peers.add(peer);
-                }
-                None
+        // None before the others, so that who subscribes again and again keeps nobody from publishing.
+        tokio::select! {
+            subscription = publisher.subscription() => {
+                publisher.answer(&subscription, welcome.to(&subscription)).await;
             }
-            () = close.notified() => {
-                to_publish.close();
-                None
-            }
+            () = close.notified() => to_publish.close(),
             message = to_publish.recv() => match message {
-                Some(message) => Some(message),
-                None => return,
+                Some(message) => publisher.publish(message).await,
+                None => break,
             },
-        };
-        let Some(message) = message else { continue };
-        match timeout(patience, socket.send(message)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "an iopub subscriber is gone"),
-            Err(_) => {
-                tracing::warn!("an iopub subscriber took nothing for {patience:?}: all are disconnected");
-                peers.disconnect();
-            }
         }
     }
-}
-
-/// The subscribers, disconnected when this is dropped: the socket itself would leave their connections open.
-struct Peers {
-    backend: Arc<dyn MultiPeerBackend>,
-    names: VecDeque<PeerIdentity>,
-}
-
-impl Peers {
-    fn add(&mut self, name: PeerIdentity) {
-        if self.names.len() == REMEMBERED_PEERS {
-            self.names.pop_front();
-        }
-        self.names.push_back(name);
-    }
-
-    fn disconnect(&mut self) {
-        for name in self.names.drain(..) {
-            self.backend.peer_disconnected(&name);
-        }
-    }
-}
-
-impl Drop for Peers {
-    fn drop(&mut self) {
-        self.disconnect();
-    }
+    publisher.close().await;
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::content::{Content, Stream};
     use crate::zmq::IopubSubscriber;
@@ -190,41 +126,43 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
 
     async fn next(subscriber: &mut IopubSubscriber) -> Content {
-        loop {
-            // An error where it was disconnected within a message; it connects again.
-            if let Ok(wire) = timeout(SOON, subscriber.recv()).await.unwrap() {
-                return Message::from_wire(&wire).unwrap().content;
-            }
-        }
+        let wire = timeout(SOON, subscriber.recv()).await.unwrap().unwrap();
+        Message::from_wire(&wire).unwrap().content
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_subscriber_that_takes_nothing_does_not_stop_the_others_for_ever() {
-        let mut socket = XPubSocket::new();
-        let address = socket.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
-        let patience = Duration::from_millis(100);
-        let (iopub, _task) = Iopub::with_patience(socket, Signer::unsigned(), "session".to_owned(), patience);
+    #[tokio::test]
+    async fn a_subscriber_that_takes_nothing_is_disconnected_and_the_others_miss_nothing() {
+        let listener = Listener::bind("tcp://127.0.0.1:0").await.unwrap();
+        let address = format!("tcp://127.0.0.1:{}", listener.port().unwrap());
+        let patience = Duration::from_secs(2);
+        let (iopub, task) = Iopub::with_patience(listener, Signer::unsigned(), "session".to_owned(), patience);
         let mut stalled = IopubSubscriber::connect(&address, SOON).await.unwrap();
         let mut reading = IopubSubscriber::connect(&address, SOON).await.unwrap();
         for subscriber in [&mut stalled, &mut reading] {
             assert!(matches!(next(subscriber).await, Content::IopubWelcome(_)));
         }
         let flood = async {
-            let text = "x".repeat(1 << 20);
-            for _ in 0..100 {
+            for number in 0..1_000 {
+                let text = format!("{number} {}", "x".repeat(64 << 10));
                 iopub.publish(&Message::new(Stream::stdout(&text), "session")).await;
+                tokio::task::yield_now().await;
             }
         };
-        // Whoever reads is disconnected too, but connects again and is welcomed again.
-        let welcomed_again = async { while !matches!(next(&mut reading).await, Content::IopubWelcome(_)) {} };
-        tokio::join!(flood, welcomed_again);
-        iopub.publish(&Message::new(Stream::stdout("last"), "session")).await;
-        loop {
-            if let Content::Stream(stream) = next(&mut reading).await
-                && stream.text == "last"
-            {
-                break;
+        let reads = async {
+            for number in 0..1_000 {
+                let Content::Stream(stream) = next(&mut reading).await else {
+                    panic!("what is no output came before output {number}");
+                };
+                assert!(stream.text.starts_with(&format!("{number} ")));
             }
-        }
+        };
+        tokio::join!(flood, reads);
+        // What was on its way, and then the end.
+        timeout(SOON, async { while stalled.recv().await.is_ok() {} })
+            .await
+            .unwrap();
+        iopub.close();
+        timeout(SOON, task).await.unwrap().unwrap();
+        assert!(timeout(SOON, reading.recv()).await.unwrap().is_err());
     }
 }

@@ -31,8 +31,7 @@
 //! signed with another key or sent twice is refused and logged, and the kernel goes on.
 //!
 //! On iopub nothing is dropped: what is published waits for the slowest subscriber, which slows the kernel down. A
-//! subscriber that takes nothing for 30 seconds is disconnected, and with it all others, since ZeroMQ does not tell
-//! them apart; those that live connect again by themselves.
+//! subscriber that takes nothing for 30 seconds is disconnected, as a client is that takes none of its replies for ten.
 
 mod comms;
 mod context;

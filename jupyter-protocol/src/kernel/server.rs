@@ -3,10 +3,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
-use zeromq::{RouterRecvHalf, RouterSendHalf, RouterSocket};
+use tokio::time::timeout;
 
 use super::Kernel;
 use super::control;
@@ -16,17 +16,15 @@ use super::input::Input;
 use super::iopub::Iopub;
 use super::shared::Shared;
 use super::shell::Shells;
-use super::sockets::{SocketFiles, Sockets, heartbeat};
+use super::sockets::Sockets;
 use crate::connection_file::ConnectionInfo;
 use crate::content::{ExecutionState, Status};
 use crate::handshake;
 use crate::message::Message;
+use crate::zmq::{Listening, RouterReceiver, RouterSender};
 
 /// How long the last messages have to leave before the sockets are closed.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// ZeroMQ does not tell when a reply was written, so the last one is given this long.
-const LAST_REPLY: Duration = Duration::from_millis(50);
 
 /// How long a starter may take to acknowledge the ports (JEP 66).
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -75,13 +73,12 @@ pub async fn serve(connection_file: impl AsRef<Path>, kernel: impl Kernel) -> Re
 pub struct Server {
     kernel: DynKernel,
     shared: Arc<Shared>,
-    shell: RouterSocket,
-    control: RouterSocket,
-    heartbeat: RouterSocket,
-    stdin: RouterRecvHalf,
-    iopub: JoinHandle<()>,
-    /// Removed when the kernel has ended.
-    files: SocketFiles,
+    shell: (RouterSender, RouterReceiver),
+    control: (RouterSender, RouterReceiver),
+    stdin: RouterReceiver,
+    iopub: AbortOnDrop,
+    /// What the sockets but iopub's are open by.
+    listening: Vec<Listening>,
 }
 
 impl Server {
@@ -99,17 +96,15 @@ impl Server {
         let Sockets {
             shell,
             control,
-            stdin,
-            heartbeat,
+            stdin: (ask, stdin),
             iopub,
-            files,
+            listening,
         } = Sockets::bind(&mut info).await?;
         if let Some(port) = info.registration_port.take() {
             handshake::announce(&info, port, HANDSHAKE).await?;
         }
         let session = uuid::Uuid::new_v4().to_string();
         let (iopub, iopub_task) = Iopub::new(iopub, signer.clone(), session.clone());
-        let (ask, stdin) = stdin.split();
         let shared = Arc::new(Shared {
             info,
             session,
@@ -128,10 +123,9 @@ impl Server {
             shared,
             shell,
             control,
-            heartbeat,
             stdin,
-            iopub: iopub_task,
-            files,
+            iopub: AbortOnDrop(iopub_task),
+            listening,
         })
     }
 
@@ -157,23 +151,19 @@ impl Server {
             shared,
             shell,
             control,
-            heartbeat: beat,
             stdin,
             iopub,
-            files: _files,
+            listening,
         } = self;
-        let iopub = AbortOnDrop(iopub);
         let starting = Message::new(Status::new(ExecutionState::Starting), &shared.session);
         shared.iopub.publish(&starting).await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(heartbeat(beat));
         let stdin_shared = shared.clone();
         tasks.spawn(async move { Input::receive_all(&stdin_shared, stdin).await });
-        let (shell_sender, shell_receiver) = shell.split();
+        let (shell_sender, shell_receiver) = shell;
         let shells = Arc::new(Shells::new(kernel.clone(), shared.clone(), shell_sender));
         spawn_main_shell(&mut tasks, &shells, shell_receiver);
-        let (control_sender, control_receiver) = control.split();
-        spawn_control(&mut tasks, kernel, &shared, shells, control_sender, control_receiver);
+        spawn_control(&mut tasks, kernel, &shared, shells, control);
 
         shared.shut_down.notified().await;
         let restart = shared
@@ -185,13 +175,13 @@ impl Server {
         // A kernel that blocks its thread cannot be waited for.
         let _ = timeout(LINGER, tasks.shutdown()).await;
         shared.iopub.close();
-        iopub.finish().await;
-        sleep(LAST_REPLY).await;
+        // The last replies and what was published have left then, and the sockets' files are gone.
+        tokio::join!(iopub.finish(), join_all(listening.into_iter().map(Listening::close)));
         Shutdown { restart }
     }
 }
 
-fn spawn_main_shell(tasks: &mut JoinSet<()>, shells: &Arc<Shells>, socket: RouterRecvHalf) {
+fn spawn_main_shell(tasks: &mut JoinSet<()>, shells: &Arc<Shells>, socket: RouterReceiver) {
     let (queue, work) = shells.main();
     tasks.spawn(shells.clone().receive_all(socket, queue));
     tasks.spawn(work);
@@ -202,8 +192,7 @@ fn spawn_control(
     kernel: DynKernel,
     shared: &Arc<Shared>,
     shells: Arc<Shells>,
-    sender: RouterSendHalf,
-    receiver: RouterRecvHalf,
+    (sender, receiver): (RouterSender, RouterReceiver),
 ) {
     let (queue, work) = control::worker(kernel.clone(), shared.clone(), sender.clone());
     tasks.spawn(control::receive_all(

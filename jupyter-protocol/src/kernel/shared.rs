@@ -3,14 +3,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use zeromq::{RouterRecvHalf, RouterSendHalf};
 
 use super::comms::Comms;
 use super::history::History;
 use super::input::Input;
 use super::interrupt::Running;
 use super::iopub::Iopub;
-use super::sockets::{receive, send};
 use crate::channel::Channel;
 use crate::connection_file::ConnectionInfo;
 use crate::content::Content;
@@ -18,6 +16,7 @@ use crate::header::Header;
 use crate::message::Message;
 use crate::signing::{DigestHistory, Signer};
 use crate::wire::{WireError, WireMessage};
+use crate::zmq::{RouterReceiver, RouterSender};
 
 /// What the tasks of one kernel share.
 pub(super) struct Shared {
@@ -51,10 +50,13 @@ impl Shared {
     }
 
     /// Sends a reply to the client that asked.
-    pub(super) async fn reply(&self, socket: &RouterSendHalf, origin: &Origin, content: Content) {
+    pub(super) async fn reply(&self, socket: &RouterSender, origin: &Origin, content: Content) {
         let message = Message::new(content, &self.session).with_parent(origin.header.clone());
         let wire = message.to_wire().signed(&self.signer);
-        if let Err(error) = send(socket, wire.with_identities(origin.identities.iter().cloned())).await {
+        if let Err(error) = socket
+            .send(wire.with_identities(origin.identities.iter().cloned()))
+            .await
+        {
             tracing::debug!(%error, msg_type = message.msg_type(), "a reply could not be sent");
         }
     }
@@ -119,9 +121,9 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) async fn next(&mut self, socket: &mut RouterRecvHalf) -> Incoming {
+    pub(super) async fn next(&mut self, socket: &mut RouterReceiver) -> Incoming {
         loop {
-            let error = match WireMessage::from_frames(receive(socket).await) {
+            let error = match WireMessage::from_frames(socket.recv().await) {
                 Err(error) => error.to_string(),
                 Ok(wire) => match self.check(&wire) {
                     Err(error) => error.to_string(),

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use zeromq::{RouterRecvHalf, RouterSendHalf};
 
 use super::dispatch::{DynKernel, failure, handle, refuse};
 use super::requests::Requests;
 use super::shared::{Incoming, Shared};
 use crate::channel::Channel;
 use crate::content::{Content, ExecuteReply, Reply, ReplyError};
+use crate::zmq::{RouterReceiver, RouterSender};
 
 /// How many requests wait to be handled; after that their clients wait.
 const QUEUE: usize = 1_000;
@@ -23,7 +23,7 @@ const MOST_SUBSHELLS: usize = 100;
 pub(super) struct Shells {
     kernel: DynKernel,
     shared: Arc<Shared>,
-    socket: RouterSendHalf,
+    socket: RouterSender,
     subshells: Mutex<Subshells>,
 }
 
@@ -34,7 +34,7 @@ struct Subshells {
 }
 
 impl Shells {
-    pub(super) fn new(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSendHalf) -> Self {
+    pub(super) fn new(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSender) -> Self {
         Self {
             kernel,
             shared,
@@ -76,7 +76,7 @@ impl Shells {
     }
 
     /// Receives all requests and hands each to its shell's worker.
-    pub(super) async fn receive_all(self: Arc<Self>, mut socket: RouterRecvHalf, main: mpsc::Sender<Incoming>) {
+    pub(super) async fn receive_all(self: Arc<Self>, mut socket: RouterReceiver, main: mpsc::Sender<Incoming>) {
         let mut receiver = self.shared.receiver(Channel::Shell);
         loop {
             let incoming = receiver.next(&mut socket).await;
@@ -106,7 +106,7 @@ impl Shells {
 
 /// Handles requests one after the other. After an execution that failed, those that wait already are aborted, if it says
 /// so: what arrives later runs.
-async fn work(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSendHalf, mut requests: Requests) {
+async fn work(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSender, mut requests: Requests) {
     while let Some((incoming, is_doomed)) = requests.next().await {
         match incoming.message.content {
             Content::ExecuteRequest(_) if is_doomed => {

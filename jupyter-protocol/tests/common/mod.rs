@@ -24,7 +24,7 @@ pub(crate) struct IpyKernel {
     _dir: TempDir,
 }
 
-fn python() -> String {
+pub(crate) fn python() -> String {
     std::env::var("KERNELMUX_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned())
 }
 

@@ -124,6 +124,8 @@ CASES = [
             "hmac-sha3_256",
             "hmac-sha3_384",
             "hmac-sha3_512",
+            "hmac-blake2b",
+            "hmac-blake2s",
         ]
     ),
     case("a key longer than the digest's block", "shell", "execute_request", EXECUTE, key="key" * 100),

@@ -49,7 +49,7 @@ pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
     request.owner = Some("ann".to_owned());
     let kernel = expect(subject, "launch", provider.launch(request, stages.progress())).await?;
     let order = |stage: &LaunchStage| match stage {
-        LaunchStage::Scheduled => 0,
+        LaunchStage::Cold(_) | LaunchStage::Scheduled => 0,
         LaunchStage::Pulling(_) => 1,
         LaunchStage::Starting => 2,
         LaunchStage::Ready => 3,

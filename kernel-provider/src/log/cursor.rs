@@ -32,7 +32,7 @@ impl fmt::Display for Seq {
 /// A log's identity: random, new only when a log is made anew, so that a [`Seq`] of another log is not mistaken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Epoch(Uuid);
+pub struct Epoch(#[serde(with = "uuid::serde::simple")] Uuid);
 
 impl Epoch {
     /// A fresh random one.

@@ -7,6 +7,20 @@
 //! A [`Reader`] is a position, not a queue. The newest entries are read from memory, older ones from the store; a
 //! reader that stands still costs nothing.
 //!
+//! Beside its entries a log has an index: small records by key, which are stored with the block that they came with, so
+//! that after a crash both are there or neither.
+//!
+//! The oldest blocks are dropped by their bytes and age ([`LogOptions`]). Whoever reads them still is told
+//! ([`ReadError::Gap`]), and whoever keeps records of them follows [`Log::earliest_changes`].
+//!
+//! A store that refuses entries stops nothing: they go on from memory, as far as that reaches. Where they are missing
+//! later, readers are told; and once the store takes entries again, an entry says which it had refused
+//! ([`Log::is_recorded`]). Their numbers are never given to others.
+//!
+//! Where logs are kept is a [`LogStore`]: [`MemoryStore`], [`FjallStore`] on disk, and with the feature `nats`
+//! `NatsStore`, which several gateways can share. What every store must do is a suite of tests, the module
+//! `conformance` behind the feature of that name.
+//!
 //! ```
 //! use std::sync::Arc;
 //! use bytes::Bytes;
@@ -32,263 +46,50 @@
 //! ```
 
 mod block;
+#[cfg(feature = "testing")]
+pub mod conformance;
 mod cursor;
 mod entry;
+mod handle;
+mod index;
+mod logs;
+mod options;
 mod reader;
+mod shared;
+#[cfg(feature = "testing")]
+mod stepper;
 mod store;
+mod sync;
+mod unrecorded;
 mod waiting;
 mod writer;
-
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use chrono::{DateTime, Utc};
-use tokio::sync::{Notify, watch};
 
 pub use block::Block;
 pub use cursor::{Cursor, Epoch, NoCursor, Seq};
 pub use entry::{Entry, NewEntry, Origin};
+pub use handle::Log;
+pub use index::IndexUpdate;
+pub use logs::{Logs, RemoveError};
+pub use options::{Durability, LogOptions};
 pub use reader::{ReadError, Reader};
+#[cfg(feature = "testing")]
+pub use stepper::Stepper;
 #[cfg(feature = "fjall")]
 pub use store::FjallStore;
-pub use store::{LogInfo, LogStore, MemoryStore, StoreError, StoredLog};
+pub use store::{LogInfo, LogStore, MemoryStore, Retention, StoreError, StoredLog};
+#[cfg(feature = "nats")]
+pub use store::{NatsOptions, NatsStore};
 
-use crate::KernelId;
-use waiting::Waiting;
-use writer::Writer;
-
-/// How much of each log is kept where.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct LogOptions {
-    /// How many bytes of a log's newest entries stay in memory.
-    pub memory_bytes: usize,
-    /// How many appended bytes may wait for the store. Beyond that [`Log::room`] waits.
-    pub waiting_bytes: usize,
-    /// How many bytes of a log the store keeps; the oldest entries are dropped first.
-    pub stored_bytes: u64,
-}
-
-impl Default for LogOptions {
-    /// 1 MiB in memory, 64 MiB waiting, 1 GiB stored.
-    fn default() -> Self {
-        Self {
-            memory_bytes: 1 << 20,
-            waiting_bytes: 64 << 20,
-            stored_bytes: 1 << 30,
-        }
-    }
-}
-
-/// All logs of a store, and the thread that writes to it.
-pub struct Logs {
-    store: Arc<dyn LogStore>,
-    writer: Writer,
-    options: LogOptions,
-}
-
-impl Logs {
-    /// Logs kept in `store`, with a writer thread of their own.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] where no thread can be started.
-    pub fn new(store: Arc<dyn LogStore>, options: LogOptions) -> Result<Self, StoreError> {
-        Ok(Self {
-            store,
-            writer: Writer::start().map_err(|error| StoreError::failed("start the thread that writes logs", error))?,
-            options,
-        })
-    }
-
-    /// Opens the kernel's log, or makes an empty one. Open it once at a time: two would give the same numbers.
-    ///
-    /// # Errors
-    /// [`StoreError`] where the store cannot.
-    pub async fn open(&self, id: KernelId) -> Result<Log, StoreError> {
-        let store = self.store.clone();
-        let (stored, bounds) = blocking(move || {
-            let stored = store.open(id)?;
-            let bounds = stored.bounds()?;
-            Ok((stored, bounds))
-        })
-        .await?;
-        let last = bounds.map_or(Seq::START, |(_, last)| last);
-        Ok(Log {
-            shared: Arc::new(Shared {
-                id,
-                epoch: stored.epoch(),
-                stored,
-                options: self.options.clone(),
-                writer: self.writer.queue(),
-                state: Mutex::new(State {
-                    waiting: Waiting::after(last),
-                    writing_bytes: 0,
-                    with_writer: false,
-                    recent: VecDeque::new(),
-                    recent_bytes: 0,
-                    stored_since_trim: 0,
-                    store_failed: false,
-                }),
-                head: watch::Sender::new(Head {
-                    seq: last,
-                    closed: false,
-                }),
-                room: Notify::new(),
-            }),
-        })
-    }
-
-    /// Waits until all that was appended is stored and the store is let go of. Logs that are still open keep it.
-    pub async fn shutdown(self) {
-        let Self { store, writer, .. } = self;
-        drop(store);
-        // Where a log is still open its handle keeps the thread; it then ends with the last of them.
-        let _ = tokio::task::spawn_blocking(move || writer.finish()).await;
-    }
-
-    /// The logs that the store keeps, of kernels that run and of kernels that are gone.
-    ///
-    /// # Errors
-    /// [`StoreError`] where the store cannot say.
-    pub async fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
-        let store = self.store.clone();
-        blocking(move || store.list()).await
-    }
-
-    /// Drops the kernel's log from the store.
-    ///
-    /// # Errors
-    /// [`StoreError`] where the store cannot.
-    pub async fn remove(&self, id: KernelId) -> Result<(), StoreError> {
-        let store = self.store.clone();
-        blocking(move || store.remove(id)).await
-    }
-}
-
+/// Does what may take long where it holds up nobody; at once where it `blocks` nothing.
 async fn blocking<T: Send + 'static>(
+    blocks: bool,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
+    if !blocks {
+        return work();
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(StoreError::failed("wait for the store", error)),
-    }
-}
-
-/// One kernel's log, open for appending and reading. Cloning gives another handle to the same.
-#[derive(Clone)]
-pub struct Log {
-    shared: Arc<Shared>,
-}
-
-/// How far readers may read.
-#[derive(Clone, Copy, Debug)]
-struct Head {
-    seq: Seq,
-    closed: bool,
-}
-
-struct Shared {
-    id: KernelId,
-    epoch: Epoch,
-    stored: Box<dyn StoredLog>,
-    options: LogOptions,
-    writer: writer::Queue,
-    state: Mutex<State>,
-    head: watch::Sender<Head>,
-    room: Notify,
-}
-
-struct State {
-    waiting: Waiting,
-    /// What the writer has taken and not yet stored.
-    writing_bytes: usize,
-    /// Whether the log is in the writer's queue or hands.
-    with_writer: bool,
-    /// The newest blocks, all of them stored.
-    recent: VecDeque<Block>,
-    recent_bytes: usize,
-    stored_since_trim: u64,
-    /// Whether the last append to the store failed.
-    store_failed: bool,
-}
-
-impl Shared {
-    /// A panic elsewhere while the lock was held leaves whole entries, so the state is good.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Log {
-    /// Whose log it is.
-    #[must_use]
-    pub fn kernel_id(&self) -> KernelId {
-        self.shared.id
-    }
-
-    /// The log's identity.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.shared.epoch
-    }
-
-    /// The last entry that readers can read.
-    #[must_use]
-    pub fn head(&self) -> Seq {
-        self.shared.head.borrow().seq
-    }
-
-    /// Appends entries, in order, at the time now. Never waits. Returns the last one's number.
-    ///
-    /// Ask for [`room`](Self::room) first where there may be many: what waits for the store is in memory.
-    pub fn append<'a>(&self, entries: impl IntoIterator<Item = NewEntry<'a>>) -> Seq {
-        self.append_at(Utc::now(), entries)
-    }
-
-    /// The same at a given time.
-    pub fn append_at<'a>(&self, time: DateTime<Utc>, entries: impl IntoIterator<Item = NewEntry<'a>>) -> Seq {
-        let mut state = self.shared.state();
-        let state = &mut *state;
-        for entry in entries {
-            state.waiting.push(&entry, time);
-        }
-        if state.waiting.bytes() > 0 && !state.with_writer {
-            state.with_writer = true;
-            self.shared.writer.push(self.shared.clone());
-        }
-        state.waiting.last()
-    }
-
-    /// Waits until what waits for the store is below its bound. A slow disk then slows the kernel, not the memory.
-    pub async fn room(&self) {
-        loop {
-            let freed = self.shared.room.notified();
-            {
-                let state = self.shared.state();
-                if state.waiting.bytes() + state.writing_bytes < self.shared.options.waiting_bytes {
-                    return;
-                }
-            }
-            freed.await;
-        }
-    }
-
-    /// A reader of the entries after `after`.
-    #[must_use]
-    pub fn reader(&self, after: Seq) -> Reader {
-        Reader::new(self.shared.clone(), after)
-    }
-
-    /// Says that nothing will be appended any more, so that readers end at the last entry.
-    pub fn close(&self) {
-        self.shared.head.send_modify(|head| head.closed = true);
-    }
-
-    /// Waits until all that is appended is stored.
-    pub async fn flushed(&self) {
-        let target = self.shared.state().waiting.last();
-        let mut head = self.shared.head.subscribe();
-        // The sender is in `shared`, which is held here, so waiting cannot fail.
-        let _ = head.wait_for(|head| head.seq >= target).await;
     }
 }

@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Block, Head, Seq, Shared, StoreError, blocking};
+use super::shared::{Head, Shared};
+use super::{Block, Seq, StoreError, blocking};
 
 /// How many bytes are read from the store at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -56,7 +57,7 @@ impl Reader {
     /// store cannot be read.
     pub async fn next(&mut self) -> Result<Option<Block>, ReadError> {
         loop {
-            let Head { seq, closed } = *self.head.borrow_and_update();
+            let Head { seq, closed, .. } = *self.head.borrow_and_update();
             if self.position < seq {
                 if let Some(block) = self.recent()? {
                     return Ok(Some(block));
@@ -119,29 +120,32 @@ impl Reader {
     async fn read_store(&mut self, head: Seq) -> Result<(), ReadError> {
         let log = self.log.clone();
         let after = self.position;
-        let mut blocks = blocking(move || log.stored.read(after, READ_BYTES)).await?;
+        let mut blocks = blocking(log.stored.blocks(), move || log.stored.read(after, READ_BYTES)).await?;
         // What the writer has stored and not yet published is not ours to read.
         blocks.retain(|block| block.last() <= head);
-        if blocks.is_empty() {
-            // The store lacks what memory has, which happens while it cannot be appended to.
-            let next = {
+        let stored = blocks.first().map_or_else(|| head.next(), Block::first);
+        if stored > after.next() {
+            // Memory may have what the store lacks: what it refused, or has dropped already.
+            let recent = {
                 let state = self.log.state();
-                state
-                    .recent
-                    .iter()
-                    .map(Block::first)
-                    .find(|first| *first > after)
-                    .unwrap_or_else(|| head.next())
+                state.recent.iter().map(Block::first).find(|first| *first > after)
             };
+            let next = recent.map_or(stored, |recent| recent.min(stored));
             if next > after.next() {
-                let last = Seq(next.0 - 1);
-                self.position = last;
+                self.position = Seq(next.0 - 1);
                 return Err(ReadError::Gap {
                     first: after.next(),
-                    last,
+                    last: self.position,
                 });
             }
+            return Ok(());
         }
+        // Only as far as nothing is missing: memory may have that, too.
+        let whole = blocks
+            .windows(2)
+            .take_while(|pair| pair[1].first() == pair[0].last().next());
+        let whole = 1 + whole.count();
+        blocks.truncate(whole);
         blocks.reverse();
         self.ahead = blocks;
         Ok(())

@@ -3,20 +3,24 @@ use std::collections::VecDeque;
 use bytes::BytesMut;
 use chrono::{DateTime, Utc};
 
-use super::{Block, NewEntry, Seq, entry};
+use super::index::Updates;
+use super::{Block, IndexUpdate, NewEntry, Seq, entry};
 
 /// How many bytes of entries make a block, where more are waiting. Blocks are written, read and kept in memory whole.
 const BLOCK_BYTES: usize = 256 << 10;
 
-/// Entries that are appended and not yet taken by the writer.
+/// Entries and updates of the index that are accepted and not yet taken by the writer.
 pub(super) struct Waiting {
-    /// Whole blocks, in order.
-    full: VecDeque<Block>,
+    /// Whole blocks, in order, each with the updates that came with its entries.
+    full: VecDeque<(Block, Updates)>,
     full_bytes: usize,
     /// The block that grows.
     open: BytesMut,
     open_first: Seq,
+    open_index: Updates,
     last: Seq,
+    /// How many updates of the index there were.
+    index_updates: u64,
 }
 
 impl Waiting {
@@ -27,7 +31,9 @@ impl Waiting {
             full_bytes: 0,
             open: BytesMut::new(),
             open_first: last.next(),
+            open_index: Updates::default(),
             last,
+            index_updates: 0,
         }
     }
 
@@ -36,34 +42,72 @@ impl Waiting {
         self.last
     }
 
+    /// How many updates of the index there ever were.
+    pub(super) fn index_updates(&self) -> u64 {
+        self.index_updates
+    }
+
     pub(super) fn push(&mut self, entry: &NewEntry<'_>, time: DateTime<Utc>) {
         self.last = self.last.next();
         entry::encode_into(&mut self.open, entry, time, self.last);
         if self.open.len() >= BLOCK_BYTES {
-            let block = self.close(BytesMut::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 8));
-            self.full_bytes += block.bytes().len();
-            self.full.push_back(block);
+            let closed = self.close(BytesMut::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 8));
+            self.full_bytes += size(&closed);
+            self.full.push_back(closed);
         }
     }
 
-    /// The oldest block; `None` where nothing waits.
-    pub(super) fn take(&mut self) -> Option<Block> {
-        if let Some(block) = self.full.pop_front() {
-            self.full_bytes -= block.bytes().len();
-            return Some(block);
+    /// Updates that are to be stored with the last entry, not before it.
+    pub(super) fn update_index(&mut self, updates: Vec<IndexUpdate>) {
+        if updates.is_empty() {
+            return;
+        }
+        self.index_updates += updates.len() as u64;
+        match self.full.back_mut() {
+            Some((_, index)) if self.open.is_empty() => {
+                self.full_bytes -= index.bytes();
+                index.extend_to(self.index_updates, updates);
+                self.full_bytes += index.bytes();
+            }
+            _ => self.open_index.extend_to(self.index_updates, updates),
+        }
+    }
+
+    /// The oldest block with its updates of the index, or updates alone; `None` where nothing waits.
+    pub(super) fn take(&mut self) -> Option<(Option<Block>, Updates)> {
+        if let Some(full) = self.full.pop_front() {
+            self.full_bytes -= size(&full);
+            return Some((Some(full.0), full.1));
+        }
+        if self.open.is_empty() {
+            let updates = std::mem::take(&mut self.open_index);
+            return (!updates.is_empty()).then_some((None, updates));
         }
         // A small buffer next: where single messages come, no more is needed.
-        (!self.open.is_empty()).then(|| self.close(BytesMut::new()))
+        let (block, updates) = self.close(BytesMut::new());
+        Some((Some(block), updates))
     }
 
-    fn close(&mut self, next: BytesMut) -> Block {
+    fn close(&mut self, next: BytesMut) -> (Block, Updates) {
         let bytes = std::mem::replace(&mut self.open, next).freeze();
         let block = Block::new(self.open_first, self.last, bytes);
         self.open_first = self.last.next();
-        block
+        (block, std::mem::take(&mut self.open_index))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.open.is_empty() && self.open_index.is_empty()
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.full_bytes + self.open.len()
+        self.full_bytes + self.open.len() + self.open_index.bytes()
     }
+
+    pub(super) fn updates_newest_first(&self) -> impl Iterator<Item = &Updates> {
+        std::iter::once(&self.open_index).chain(self.full.iter().rev().map(|(_, updates)| updates))
+    }
+}
+
+fn size((block, updates): &(Block, Updates)) -> usize {
+    block.bytes().len() + updates.bytes()
 }

@@ -4,35 +4,63 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
 
-use super::{Seq, Shared};
+use super::shared::Shared;
+use super::sync::{self, Syncer, Wanted};
+use super::{Block, Durability, LogStore, Seq};
 
 /// A log is trimmed each time this part of what it may keep was stored.
 const TRIM_AFTER_PART: u64 = 16;
+/// How many logs are written before readers are woken, at the most.
+const ROUND: usize = 64;
 
 /// Owns the thread. Dropping it lets the thread store what waits, and end with the last log.
 pub(super) struct Writer {
     queue: Queue,
-    thread: JoinHandle<()>,
+    /// `None` where somebody else does the [`Rounds`].
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
-    pub(super) fn start() -> std::io::Result<Self> {
-        // Bounded by the number of logs: a log is in it once at most.
-        let (queue, waiting) = mpsc::channel();
-        let thread = Builder::new()
-            .name("kernelmux-log".to_owned())
-            .spawn(move || run(&waiting))?;
+    pub(super) fn start(store: Arc<dyn LogStore>, durability: Durability) -> std::io::Result<Self> {
+        let syncer = match durability {
+            Durability::Batched => Some(Syncer::start(store.clone())?),
+            Durability::Process | Durability::Always => None,
+        };
+        let wanted = syncer.as_ref().map(Syncer::wanted);
+        let always = (durability == Durability::Always).then_some(store);
+        let (queue, mut rounds) = Rounds::new(always, wanted);
+        let thread = Builder::new().name("kernelmux-log".to_owned()).spawn({
+            move || {
+                while let Ok(log) = rounds.waiting.recv() {
+                    rounds.store(log);
+                    rounds.publish();
+                }
+                if let Some(syncer) = syncer {
+                    syncer.finish();
+                }
+            }
+        })?;
         Ok(Self {
-            queue: Queue(queue),
-            thread,
+            queue,
+            thread: Some(thread),
         })
+    }
+
+    /// One without threads, whose rounds the caller does. Nothing is synced but with [`Durability::Always`].
+    #[cfg(feature = "testing")]
+    pub(super) fn by_hand(store: Arc<dyn LogStore>, durability: Durability) -> (Self, Rounds) {
+        let always = (durability == Durability::Always).then_some(store);
+        let (queue, rounds) = Rounds::new(always, None);
+        (Self { queue, thread: None }, rounds)
     }
 
     /// Waits for the thread, which ends once all is stored and no log is open.
     pub(super) fn finish(self) {
         drop(self.queue);
-        // A panic of the thread was reported when it happened.
-        let _ = self.thread.join();
+        if let Some(thread) = self.thread {
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
+        }
     }
 
     pub(super) fn queue(&self) -> Queue {
@@ -40,60 +68,158 @@ impl Writer {
     }
 }
 
-/// Logs with entries to be stored.
+/// Logs with something to be stored.
 #[derive(Clone)]
-pub(super) struct Queue(Sender<Arc<Shared>>);
+pub(super) struct Queue {
+    queue: Sender<Arc<Shared>>,
+    wanted: Option<Arc<Wanted>>,
+}
 
 impl Queue {
     pub(super) fn push(&self, log: Arc<Shared>) {
         // The thread ends only after the last sender is gone, and this is one.
-        let _ = self.0.send(log);
+        let _ = self.queue.send(log);
     }
-}
 
-fn run(waiting: &Receiver<Arc<Shared>>) {
-    while let Ok(log) = waiting.recv() {
-        if write_once(&log) {
-            // More was appended meanwhile: behind the other logs, so that a flood does not starve them.
-            log.writer.push(log.clone());
+    /// What is stored is to be synced now, where that is what the options say.
+    pub(super) fn sync_soon(&self) {
+        if let Some(wanted) = &self.wanted {
+            wanted.soon();
         }
     }
 }
 
-/// Stores what waits and wakes the readers. Returns whether there is more.
-fn write_once(log: &Shared) -> bool {
-    let block = {
-        let mut state = log.state();
-        let Some(block) = state.waiting.take() else {
-            state.with_writer = false;
+/// What the thread does, again and again: stores what waits, then tells of it.
+pub(super) struct Rounds {
+    waiting: Receiver<Arc<Shared>>,
+    /// Where readers wait for the disk.
+    always: Option<Arc<dyn LogStore>>,
+    wanted: Option<Arc<Wanted>>,
+    sync_fails: bool,
+    /// What is stored and not told yet.
+    round: Vec<(Arc<Shared>, Written)>,
+}
+
+impl Rounds {
+    fn new(always: Option<Arc<dyn LogStore>>, wanted: Option<Arc<Wanted>>) -> (Queue, Self) {
+        // Bounded by the number of logs: a log is in it once at most.
+        let (queue, waiting) = mpsc::channel();
+        let rounds = Self {
+            waiting,
+            always,
+            wanted: wanted.clone(),
+            sync_fails: false,
+            round: Vec::new(),
+        };
+        (Queue { queue, wanted }, rounds)
+    }
+
+    /// Stores what waits of the first log in the queue; `false` where there is none.
+    #[cfg(feature = "testing")]
+    pub(super) fn store_first(&mut self) -> bool {
+        let Ok(log) = self.waiting.try_recv() else {
             return false;
         };
-        state.writing_bytes = block.bytes().len();
-        block
-    };
-    let last = block.last();
-    let length = block.bytes().len();
-    let stored = log.stored.append(&block);
-    let (more, trim) = {
-        let mut state = log.state();
-        match &stored {
-            Ok(()) => {
-                if state.store_failed {
-                    tracing::warn!(kernel_id = %log.id, first = %block.first(), "the log is being recorded again");
-                }
-                state.store_failed = false;
-            }
-            Err(error) => {
-                if !state.store_failed {
-                    tracing::error!(kernel_id = %log.id, first = %block.first(), %error, "the log is not being recorded");
-                }
-                state.store_failed = true;
+        self.store(log);
+        true
+    }
+
+    /// Stores what waits of this log, and where that takes a sync of those behind it.
+    fn store(&mut self, log: Arc<Shared>) {
+        // Those that wait already share a sync. Without one, the first is not to wait for the others.
+        let others = if self.always.is_some() { ROUND - 1 } else { 0 };
+        for log in std::iter::once(log).chain(self.waiting.try_iter().take(others)) {
+            if let Some(written) = store(&log) {
+                self.round.push((log, written));
             }
         }
+        if let Some(store) = &self.always
+            && self.round.iter().any(|(_, written)| written.stored)
+        {
+            self.sync_fails = sync::sync(&**store, self.sync_fails);
+        }
+    }
+
+    /// Wakes the readers of what was stored.
+    pub(super) fn publish(&mut self) {
+        for (log, written) in self.round.drain(..) {
+            if let Some(wanted) = &self.wanted
+                && written.stored
+            {
+                wanted.stored();
+                if written.sync_soon {
+                    wanted.soon();
+                }
+            }
+            if publish(&log, written) {
+                // More was appended meanwhile: behind the other logs, so that a flood does not starve them.
+                log.writer.push(log.clone());
+            }
+        }
+    }
+}
+
+/// What was taken from a log to the store.
+struct Written {
+    block: Option<Block>,
+    index_updates: u64,
+    stored: bool,
+    sync_soon: bool,
+}
+
+/// Stores what waits. `None` where nothing does.
+fn store(log: &Shared) -> Option<Written> {
+    let (block, updates) = {
+        let mut state = log.state();
+        let Some((block, mut updates)) = state.waiting.take() else {
+            state.with_writer = false;
+            return None;
+        };
+        state.writing_bytes = block.as_ref().map_or(0, |block| block.bytes().len()) + updates.bytes();
+        if !state.refused_index.is_empty() {
+            let newer = updates;
+            updates = std::mem::take(&mut state.refused_index);
+            updates.extend_to(newer.newest(), newer.to_vec());
+        }
+        state.writing_index = Arc::new(updates);
+        (block, state.writing_index.clone())
+    };
+    let index = updates.to_vec();
+    let stored = match &block {
+        Some(block) => log.stored.append(block, &index),
+        None => log.stored.index_put(&index),
+    };
+    let mut state = log.state();
+    state.writing_index = Arc::default();
+    let index_updates = updates.newest();
+    match &stored {
+        Ok(()) => state.recorded(log.id),
+        Err(error) => {
+            state.not_recorded(log.id, block.as_ref(), error);
+            state.refused_index = Arc::unwrap_or_clone(updates);
+        }
+    }
+    // Whoever wants a sync wants it of all that was appended before.
+    let sync_soon = state.waiting.is_empty() && std::mem::take(&mut state.sync_soon);
+    Some(Written {
+        block,
+        index_updates,
+        stored: stored.is_ok(),
+        sync_soon,
+    })
+}
+
+/// Wakes the readers. Returns whether there is more to store.
+fn publish(log: &Shared, written: Written) -> bool {
+    let last: Option<Seq> = written.block.as_ref().map(Block::last);
+    let (more, trim) = {
+        let mut state = log.state();
         state.writing_bytes = 0;
+        let length = written.block.as_ref().map_or(0, |block| block.bytes().len());
         state.recent_bytes += length;
-        state.recent.push_back(block);
-        while state.recent_bytes > log.options.memory_bytes && state.recent.len() > 1 {
+        state.recent.extend(written.block);
+        // The newest stays where nothing else has it; one that is stored goes where it alone is too large.
+        while state.recent_bytes > log.options.memory_bytes && (state.recent.len() > 1 || written.stored) {
             if let Some(oldest) = state.recent.pop_front() {
                 state.recent_bytes -= oldest.bytes().len();
             }
@@ -103,17 +229,16 @@ fn write_once(log: &Shared) -> bool {
         if trim {
             state.stored_since_trim = 0;
         }
-        state.with_writer = state.waiting.bytes() > 0;
+        state.with_writer = !state.waiting.is_empty();
         (state.with_writer, trim)
     };
-    publish(log, last);
-    if trim && let Err(error) = log.stored.trim(log.options.stored_bytes) {
+    log.head.send_modify(|head| {
+        head.seq = last.unwrap_or(head.seq);
+        head.index_updates = head.index_updates.max(written.index_updates);
+    });
+    log.room.notify_waiters();
+    if trim && let Err(error) = log.trim() {
         tracing::error!(kernel_id = %log.id, %error, "the log cannot be trimmed");
     }
     more
-}
-
-fn publish(log: &Shared, last: Seq) {
-    log.head.send_modify(|head| head.seq = last);
-    log.room.notify_waiters();
 }

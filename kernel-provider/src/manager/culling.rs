@@ -7,8 +7,9 @@ use chrono::Utc;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::{Culling, Kernel, KernelEventKind, Shared};
-use crate::session::ExecutionState;
+use super::{Culling, Kernel, Shared};
+use crate::provider::ExitCause;
+use crate::session::{ExecutionState, trim_index};
 
 /// Starts the task that looks at the kernels at the interval that the options say.
 pub(super) fn start(manager: &Arc<Shared>) {
@@ -32,10 +33,13 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
         };
         drop_old_logs(&manager).await;
         for kernel in manager.registry.list() {
-            if unused(&kernel, &manager.options.culling) {
+            if let Err(error) = trim_index(kernel.log()).await {
+                warn!(kernel_id = %kernel.id(), %error, "the index of the kernel's log cannot be trimmed");
+            }
+            if let Some(idle) = unused(&kernel, &manager.options.culling) {
                 info!(kernel_id = %kernel.id(), last_activity = %kernel.last_activity(), "culling a kernel that nobody uses");
                 manager.tasks.spawn(async move {
-                    if let Err(error) = kernel.end(KernelEventKind::Culled).await {
+                    if let Err(error) = kernel.end(ExitCause::Culled(idle)).await {
                         warn!(kernel_id = %kernel.id(), %error, "the kernel cannot be culled");
                     }
                 });
@@ -64,16 +68,18 @@ async fn drop_old_logs(manager: &Shared) {
     }
 }
 
-fn unused(kernel: &Kernel, options: &Culling) -> bool {
+/// For how long nobody has used the kernel, where that is too long.
+fn unused(kernel: &Kernel, options: &Culling) -> Option<Duration> {
     let options = match kernel.spec() {
         Some(spec) => options.overridden_by(&spec.spec.metadata),
         None => options.clone(),
     };
     let idle = (Utc::now() - kernel.last_activity()).to_std().unwrap_or_default();
-    !options.idle_timeout.is_zero()
+    let too_long = !options.idle_timeout.is_zero()
         && idle >= options.idle_timeout
         && (options.busy || *kernel.state().borrow() != ExecutionState::Busy)
-        && (options.connected || *kernel.connections().borrow() == 0)
+        && (options.connected || *kernel.connections().borrow() == 0);
+    too_long.then_some(idle)
 }
 
 impl Culling {

@@ -17,7 +17,9 @@ use crate::log::{Log, Seq};
 use crate::provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
-use crate::session::{Attachment, Execution, ExecutionState, Lifecycle, Recorder, RequestError, SendError, Sessions};
+use crate::session::{
+    Attachment, Execution, ExecutionState, Executions, Lifecycle, Recorder, RequestError, SendError, Sessions,
+};
 
 /// The longest that connecting to a running kernel may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -62,17 +64,36 @@ impl Kernel {
         spec_name: String,
         spec: Option<InstalledKernelspec>,
         handle: Arc<dyn KernelHandle>,
-        log: Log,
+        recorder: Recorder,
+        sessions: Sessions,
     ) -> Self {
         Self {
             record: handle.record(),
             spec_name,
             spec,
             handle,
-            recorder: Recorder::new(log),
-            sessions: Sessions::new(),
+            recorder,
+            sessions,
             manager: Arc::downgrade(manager),
             grace: manager.options.shutdown_grace,
+            life: Mutex::new(()),
+            ending: AtomicBool::new(false),
+            died_at: AtomicU64::new(0),
+        }
+    }
+
+    /// One without a manager.
+    #[cfg(feature = "testing")]
+    pub(crate) fn unmanaged(handle: Arc<dyn KernelHandle>, recorder: Recorder, sessions: Sessions) -> Self {
+        Self {
+            record: handle.record(),
+            spec_name: "simulated".to_owned(),
+            spec: None,
+            handle,
+            recorder,
+            sessions,
+            manager: Weak::new(),
+            grace: Duration::ZERO,
             life: Mutex::new(()),
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
@@ -139,7 +160,7 @@ impl Kernel {
         &*self.handle
     }
 
-    pub(super) fn recorder(&self) -> &Recorder {
+    pub(crate) fn recorder(&self) -> &Recorder {
         &self.recorder
     }
 
@@ -151,7 +172,35 @@ impl Kernel {
     /// attachment, if it is still there, is told that it is [superseded](Attachment::superseded).
     #[must_use]
     pub fn attach(self: &Arc<Self>, session: &str) -> Attachment {
-        Attachment::new(self.clone(), session)
+        Attachment::of_session(self.clone(), session, false)
+    }
+
+    /// Attaches one of several connections that lead, or led, to the same client, as servers that stand between have them:
+    /// each reads everything. Where the client stands is known from the newest one over which it has
+    /// [sent](crate::session::Client::send) something; a session that comes back reads on from there.
+    #[must_use]
+    pub fn attach_shared(self: &Arc<Self>, session: &str) -> Attachment {
+        Attachment::of_session(self.clone(), session, true)
+    }
+
+    /// Waits until the connection over which a session was attached is gone, or for so long. A client that connects anew
+    /// because of what it was just sent has closed the old one, and only what is read from that to its end tells what the
+    /// client has.
+    pub async fn session_left(&self, session: &str, patience: Duration) {
+        let _ = timeout(patience, self.sessions.left(session)).await;
+    }
+
+    /// Attaches a client that remembers its place in the log: it reads the entries after `after`. Nothing is remembered
+    /// of its session once it is gone.
+    #[must_use]
+    pub fn attach_at(self: &Arc<Self>, session: &str, after: Seq) -> Attachment {
+        Attachment::at(self.clone(), session, after)
+    }
+
+    /// What it was asked to run, and what came of it.
+    #[must_use]
+    pub fn executions(&self) -> Executions {
+        Executions::of(self.log().clone())
     }
 
     /// Runs code and follows it through the log.
@@ -162,12 +211,12 @@ impl Kernel {
         Execution::start(self, request).await
     }
 
-    pub(crate) async fn send(
-        &self,
-        session: &Arc<str>,
-        channel: Channel,
-        message: WireMessage,
-    ) -> Result<(), SendError> {
+    /// Sends a message on behalf of a session, attached or not: its reply is for that session. A message whose `msg_id`
+    /// the kernel was sent before is dropped. Waits while the kernel is being restarted.
+    ///
+    /// # Errors
+    /// [`SendError`] where the kernel is dead, or the message cannot be sent.
+    pub async fn send(&self, session: &Arc<str>, channel: Channel, message: WireMessage) -> Result<(), SendError> {
         self.recorder.send(session, channel, message).await
     }
 
@@ -186,23 +235,27 @@ impl Kernel {
         Ok(self.recorder.connect(&info, deadline).await?)
     }
 
-    /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
-    pub(super) async fn reconnect(&self) -> Result<(), SendError> {
-        self.connect_sockets(CONNECT_DEADLINE).await?;
+    /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for. Returns the entry
+    /// that tells of it.
+    pub(super) async fn reconnect(&self) -> Result<Seq, SendError> {
         let unrecorded_ms = self
             .last_entry_time()
             .await
             .map(|last| (Utc::now() - last).num_milliseconds());
-        self.recorder.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        // Before anything of what it says from now on.
+        let attached = self.recorder.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        self.connect_sockets(CONNECT_DEADLINE).await?;
         // Whether it runs something is known once it answers.
         self.recorder.set_state(ExecutionState::Busy);
-        Ok(())
+        Ok(attached)
     }
 
-    /// Waits until a kernel that ran before has answered, however long it is busy.
-    pub(super) async fn await_answer(&self) {
-        if let Err(error) = self.recorder.ready(REATTACH_DEADLINE).await {
-            warn!(%error, "the kernel that was attached to does not answer");
+    /// Waits until a kernel that ran before has answered, however long it is busy. It answers in the order in which it
+    /// is asked, so what it was asked before it was `attached` to is done by then.
+    pub(super) async fn await_answer(&self, attached: Seq) {
+        match self.recorder.ready(REATTACH_DEADLINE).await {
+            Ok(()) => self.recorder.settle(attached),
+            Err(error) => warn!(%error, "the kernel that was attached to does not answer"),
         }
     }
 
@@ -243,6 +296,7 @@ impl Kernel {
         info!(kernel_id = %self.id(), "restarting");
         self.recorder.lifecycle(&Lifecycle::Restarting);
         self.recorder.set_state(ExecutionState::Restarting);
+        self.handle.prepare_restart().await;
         self.ask_to_end(true).await;
         if let Err(error) = self.relaunch().await {
             self.die(self.exit_after(&error)).await;
@@ -254,6 +308,7 @@ impl Kernel {
 
     /// Starts a new process in place of one that ended; whoever calls it holds `life`.
     async fn relaunch(&self) -> Result<(), RestartError> {
+        self.hear_out().await;
         self.recorder.revive();
         self.recorder.disconnect().await;
         let started = async {
@@ -282,6 +337,7 @@ impl Kernel {
         for left in (0..attempts_left).rev() {
             warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is started anew");
             // Before anyone is told: what is sent from then on waits for the new process.
+            self.hear_out().await;
             self.recorder.disconnect().await;
             self.recorder.set_state(ExecutionState::Restarting);
             self.recorder
@@ -307,11 +363,19 @@ impl Kernel {
         }
     }
 
+    /// Records the last words of a process that has ended.
+    async fn hear_out(&self) {
+        if matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
+            self.recorder.hear_out().await;
+        }
+    }
+
     async fn die(&self, exit: Exit) {
         warn!(kernel_id = %self.id(), cause = %exit.cause, "the kernel is dead");
         if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
             abandon(&*self.handle).await;
         }
+        self.hear_out().await;
         self.recorder.finish().await;
         // Known before it is told, at an entry that is surely not after it: who is told may attach anew at once.
         self.died_at.store(self.log().head().next().0, Ordering::Release);
@@ -353,10 +417,11 @@ impl Kernel {
     /// # Errors
     /// [`ProviderError`] where it cannot be ended.
     pub async fn shutdown(&self) -> Result<(), ProviderError> {
-        self.end(KernelEventKind::ShutDown).await
+        self.end(ExitCause::Requested).await
     }
 
-    pub(super) async fn end(&self, why: KernelEventKind) -> Result<(), ProviderError> {
+    /// The same; `cause` is what is told of its end.
+    pub(super) async fn end(&self, cause: ExitCause) -> Result<(), ProviderError> {
         let _life = self.life.lock().await;
         if self.ending.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -366,16 +431,20 @@ impl Kernel {
             self.ending.store(false, Ordering::Release);
             return Err(error);
         }
+        self.hear_out().await;
         self.recorder.finish().await;
         self.recorder.lifecycle(&Lifecycle::Dead {
-            exit: Exit::new(ExitCause::Requested),
+            exit: Exit::new(cause.clone()),
         });
         self.log().close();
         if let Some(manager) = self.manager.upgrade() {
             manager.registry.remove(self.id());
         }
-        info!(kernel_id = %self.id(), reason = ?why, "kernel ended");
-        self.tell(why);
+        info!(kernel_id = %self.id(), %cause, "kernel ended");
+        self.tell(match cause {
+            ExitCause::Culled(_) => KernelEventKind::Culled,
+            _ => KernelEventKind::ShutDown,
+        });
         Ok(())
     }
 

@@ -10,12 +10,14 @@ mod supervisor;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jupyter_protocol::InstalledKernelspec;
 use tokio::sync::broadcast;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span, warn};
 
 pub use error::{RestartError, StartError};
 pub use events::{KernelEvent, KernelEventKind};
@@ -23,11 +25,14 @@ pub use kernel::Kernel;
 pub use options::{Culling, ManagerOptions, StartRequest};
 
 use crate::KernelId;
-use crate::log::{Logs, StoreError};
-use crate::provider::{KernelProvider, LaunchRequest, Progress, Selector};
-use crate::session::Lifecycle;
+use crate::log::{Log, Logs, StoreError};
+use crate::provider::{KernelHandle, KernelProvider, LaunchRequest, Progress, Selector};
+use crate::session::{Lifecycle, Recorder, Sessions};
 use events::Events;
 use registry::Registry;
+
+/// The longest that a manager that ends waits for providers to clear away what was being started.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The kernels of several providers. Cloning gives another handle to the same manager.
 ///
@@ -45,6 +50,8 @@ struct Shared {
     registry: Registry,
     events: Events,
     tasks: TaskTracker,
+    /// Cancelled when no kernel is started any more: those that are being started are given up.
+    closing: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -67,6 +74,7 @@ impl Manager {
                 logs,
                 events: Events::new(),
                 tasks: TaskTracker::new(),
+                closing: CancellationToken::new(),
                 stop: CancellationToken::new(),
             }),
         };
@@ -173,10 +181,9 @@ impl Manager {
         &self.shared.logs
     }
 
-    /// Ends all kernels, side by side, and the manager's tasks.
+    /// Ends all kernels, side by side, and the manager's tasks. Kernels that are being started are given up.
     pub async fn shutdown(&self) {
-        self.shared.registry.close();
-        self.shared.registry.started().await;
+        self.shared.start_no_more().await;
         let ending = self.list().into_iter().map(|kernel| async move {
             if let Err(error) = kernel.shutdown().await {
                 warn!(kernel_id = %kernel.id(), %error, "the kernel could not be ended");
@@ -186,10 +193,10 @@ impl Manager {
         self.shared.stop.cancel();
     }
 
-    /// Ends the manager's tasks and leaves the kernels running, with all that was recorded in the store.
+    /// Ends the manager's tasks and leaves the kernels running, with all that was recorded in the store. Kernels that are
+    /// being started are given up.
     pub async fn detach(&self) {
-        self.shared.registry.close();
-        self.shared.registry.started().await;
+        self.shared.start_no_more().await;
         self.shared.stop.cancel();
         for kernel in self.list() {
             kernel.detach().await;
@@ -198,6 +205,19 @@ impl Manager {
 }
 
 impl Shared {
+    async fn start_no_more(&self) {
+        self.registry.close();
+        self.closing.cancel();
+        self.registry.started().await;
+        let settling = self.providers.iter().map(|provider| provider.settle());
+        if timeout(SETTLE_DEADLINE, futures::future::join_all(settling))
+            .await
+            .is_err()
+        {
+            warn!("what kernels left that were being started could not be cleared away in time");
+        }
+    }
+
     fn provider_of(&self, name: &str) -> Result<(&Arc<dyn KernelProvider>, String), StartError> {
         if let Some((prefix, spec)) = name.split_once('/')
             && let Some(provider) = self.providers.iter().find(|provider| provider.name() == prefix)
@@ -227,7 +247,9 @@ impl Shared {
         launch.timeout = request.timeout;
         let begun = tokio::time::Instant::now();
         // The log is opened while the kernel starts.
-        let (handle, log) = tokio::join!(provider.launch(launch, Progress::ignored()), self.logs.open(id));
+        let launching = async { tokio::join!(provider.launch(launch, Progress::ignored()), self.logs.open(id)) };
+        let launched = self.closing.run_until_cancelled(launching).await;
+        let (handle, log) = launched.ok_or(StartError::ShuttingDown)?;
         let (handle, log) = match (handle, log) {
             (Ok(handle), Ok(log)) => (handle, log),
             (Ok(handle), Err(error)) => {
@@ -236,14 +258,27 @@ impl Shared {
             }
             (Err(error), _) => return Err(error.into()),
         };
-        let kernel = Arc::new(Kernel::new(self, request.spec, Some(spec), handle, log));
+        let kernel = match self.kernel(request.spec, Some(spec), handle.clone(), log).await {
+            Ok(kernel) => kernel,
+            Err(error) => {
+                kernel::abandon(&*handle).await;
+                return Err(error.into());
+            }
+        };
         let left = request.timeout.saturating_sub(begun.elapsed());
-        if let Err(error) = kernel.connect(left).await {
-            kernel::abandon(kernel.handle()).await;
-            return Err(StartError::NoAnswer {
-                reason: error.to_string(),
-                output: kernel.handle().output().await.unwrap_or_default(),
-            });
+        match self.closing.run_until_cancelled(kernel.connect(left)).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                kernel::abandon(kernel.handle()).await;
+                return Err(StartError::NoAnswer {
+                    reason: error.to_string(),
+                    output: kernel.handle().output().await.unwrap_or_default(),
+                });
+            }
+            None => {
+                kernel::abandon(kernel.handle()).await;
+                return Err(StartError::ShuttingDown);
+            }
         }
         kernel.recorder().lifecycle(&Lifecycle::Started);
         self.adopt(&kernel);
@@ -251,6 +286,19 @@ impl Shared {
         info!(spec = kernel.spec_name(), elapsed = ?begun.elapsed(), "kernel started");
         self.events.tell(id, KernelEventKind::Started);
         Ok(kernel)
+    }
+
+    /// The kernel, with what its log knows of requests and sessions.
+    async fn kernel(
+        self: &Arc<Self>,
+        spec_name: String,
+        spec: Option<InstalledKernelspec>,
+        handle: Arc<dyn KernelHandle>,
+        log: Log,
+    ) -> Result<Arc<Kernel>, StoreError> {
+        let recorder = Recorder::load(log.clone()).await?;
+        let sessions = Sessions::load(log).await?;
+        Ok(Arc::new(Kernel::new(self, spec_name, spec, handle, recorder, sessions)))
     }
 
     /// Whether the kernel was attached to.
@@ -279,16 +327,30 @@ impl Shared {
         } else {
             format!("{}/{}", provider.name(), record.spec)
         };
-        let log = self.logs.open(record.id).await?;
-        let kernel = Arc::new(Kernel::new(self, name, spec, handle, log));
-        if let Err(error) = kernel.reconnect().await {
-            warn!(%error, "a running kernel cannot be connected to");
-            return Ok(false);
-        }
+        let recorded = async {
+            let log = self.logs.open(record.id).await?;
+            self.kernel(name, spec, handle, log).await
+        };
+        let kernel = match recorded.await {
+            Ok(kernel) => kernel,
+            // Of this kernel alone: the others' logs are sound.
+            Err(error @ StoreError::Damaged { .. }) => {
+                error!(%error, "a running kernel is left alone, since its log is damaged; once that is removed, the kernel is attached to at the next start");
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let attached = match kernel.reconnect().await {
+            Ok(attached) => attached,
+            Err(error) => {
+                warn!(%error, "a running kernel cannot be connected to");
+                return Ok(false);
+            }
+        };
         self.adopt(&kernel);
         let (answering, stop) = (kernel.clone(), self.stop.clone());
         self.tasks
-            .spawn(async move { stop.run_until_cancelled(answering.await_answer()).await });
+            .spawn(async move { stop.run_until_cancelled(answering.await_answer(attached)).await });
         reserved.fill(kernel);
         info!("kernel attached");
         self.events.tell(record.id, KernelEventKind::Attached);

@@ -49,6 +49,8 @@ pub enum LaunchStage {
     Scheduled,
     /// What it runs from is being fetched; the text says what.
     Pulling(String),
+    /// None of the kernels that the provider keeps ready is taken, and one is started; the text says why.
+    Cold(String),
     /// The kernel's process has been started.
     Starting,
     /// Its sockets can be connected to.

@@ -1,6 +1,8 @@
 //! Where kernels come from: the trait that a provider implements.
 
 mod error;
+mod follow;
+pub mod ipykernel;
 mod launch;
 mod phase;
 mod record;
@@ -13,6 +15,7 @@ use jupyter_protocol::ConnectionInfo;
 use tokio::sync::watch;
 
 pub use error::{AttachError, LaunchError, ProviderError};
+pub use follow::follow_specs;
 pub use launch::{LaunchRequest, LaunchStage, Progress, Specs};
 pub use phase::{Exit, ExitCause, Phase};
 pub use record::{KernelRecord, Selector};
@@ -51,6 +54,10 @@ pub trait KernelProvider: Send + Sync + 'static {
     /// # Errors
     /// [`AttachError::Gone`] where it does not run any more, [`AttachError::Foreign`] for another provider's record.
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError>;
+
+    /// Waits until what launches that were given up had made is cleared away. An embedder that is about to end calls it
+    /// last, with a deadline of its own. Returns at once where dropping a launch clears all of it away.
+    async fn settle(&self) {}
 }
 
 /// A running kernel. Dropping the handle leaves the kernel running.
@@ -81,6 +88,11 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// # Errors
     /// [`ProviderError`] where the kernel is gone.
     async fn interrupt(&self) -> Result<Interrupt, ProviderError>;
+
+    /// Says that the kernel is about to be asked by message to end, for a [`restart`](Self::restart) that follows at once.
+    /// A provider that can restart in place, as in a pod, keeps the place from now on; the process's end is told as ever.
+    /// By default nothing is done, and nothing depends on it.
+    async fn prepare_restart(&self) {}
 
     /// Ends the process or pod, if it still runs, and starts a new one under the same id. Returns once its sockets can
     /// be connected to; the [connection](Self::connection) may be another.

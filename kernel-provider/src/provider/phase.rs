@@ -1,4 +1,5 @@
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,8 @@ impl Exit {
 pub enum ExitCause {
     /// It was asked to.
     Requested,
+    /// It was ended since nobody had used it for this long.
+    Culled(Duration),
     /// By itself, with this exit code.
     Code(i32),
     /// By a signal, with its number.
@@ -71,6 +74,7 @@ impl fmt::Display for ExitCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Requested => f.write_str("shut down as requested"),
+            Self::Culled(idle) => write!(f, "culled: nobody used it for {} s", idle.as_secs()),
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(signal) => write!(f, "killed by signal {signal}{}", signal_name(*signal)),
             Self::OutOfMemory => f.write_str("killed because it ran out of memory"),

@@ -1,19 +1,26 @@
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use jupyter_protocol::{Channel, WireMessage};
 use tokio::sync::watch;
 
-use super::SendError;
 use super::lifecycle::LIFECYCLE;
+use super::replay::replay;
+use super::sessions::Joining;
+use super::{ExecutionRecord, SendError};
 use crate::log::{Block, Entry, Origin, ReadError, Reader, Seq};
 use crate::manager::Kernel;
 
 /// A client attached to a kernel: a position in its log, and a way to send.
 ///
 /// Dropping it detaches the client and lets the kernel run. When a session comes back, it reads on after what it
-/// [acknowledged](Client::acknowledge) last; a session that was never there reads from the end of the log.
+/// [acknowledged](Client::acknowledge) last, and what it may or may not have seen is [replayed](Attachment::replay); a
+/// session that was never there reads from the end of the log.
 pub struct Attachment {
     client: Client,
+    /// The executions in doubt, with the entry up to which they are replayed.
+    in_doubt: VecDeque<ExecutionRecord>,
+    acknowledged: Seq,
     reader: Reader,
     current: watch::Receiver<u64>,
 }
@@ -38,26 +45,52 @@ impl Drop for Hold {
 }
 
 impl Attachment {
-    pub(crate) fn new(kernel: Arc<Kernel>, session: &str) -> Self {
-        let session: Arc<str> = session.into();
+    /// Attaches a client that only knows its session; `shared` where it may have several connections.
+    pub(crate) fn of_session(kernel: Arc<Kernel>, session: &str, shared: bool) -> Self {
+        let joining = if shared { Joining::Shared } else { Joining::Alone };
         let head = kernel.log().head();
-        let joined = kernel.sessions().join(&session, head);
-        let from = joined.acknowledged.unwrap_or(head);
-        let before_death = kernel.died_at().map(|died| Seq(died.0 - 1));
-        let reader = kernel
-            .log()
-            .reader(before_death.map_or(from, |before| before.min(from)));
+        let session: Arc<str> = session.into();
+        let joined = kernel.sessions().join(&session, head, joining);
+        let acknowledged = joined.position.map_or(head, |position| position.acknowledged);
+        // A session that is new here and has asked something was forgotten, as by a process that was killed before it
+        // could store where the session was: what it has of that is not known.
+        let sure = joined.position.map_or(Seq::START, |position| position.sure);
+        let in_doubt = kernel.recorder().active_after(&session, sure);
+        let from = match kernel.died_at() {
+            Some(died) => acknowledged.min(Seq(died.0 - 1)),
+            None => acknowledged,
+        };
         Self {
-            client: Client {
-                hold: Arc::new(Hold {
-                    kernel,
-                    session,
-                    attachment: joined.attachment,
-                }),
-            },
-            reader,
+            in_doubt: in_doubt.into(),
+            acknowledged,
+            reader: kernel.log().reader(from),
             current: joined.current,
+            client: Client::hold(kernel, session, joined.attachment),
         }
+    }
+
+    /// Attaches a client that remembers its place in the log.
+    pub(crate) fn at(kernel: Arc<Kernel>, session: &str, after: Seq) -> Self {
+        let session: Arc<str> = session.into();
+        let joined = kernel.sessions().join(&session, after, Joining::KnowsItsPlace);
+        Self {
+            in_doubt: VecDeque::new(),
+            acknowledged: after,
+            reader: kernel.log().reader(after),
+            current: joined.current,
+            client: Client::hold(kernel, session, joined.attachment),
+        }
+    }
+
+    /// The messages to be sent before anything else, an execution at a time: they clear what the client shows of it and
+    /// put it anew. `None` once all executions are done that the client may not have whole. Clients that remember their
+    /// place have none.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] where the log cannot be read; the execution is left out then.
+    pub async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
+        let execution = self.in_doubt.pop_front()?;
+        Some(replay(self.client.kernel().log(), &execution, self.acknowledged).await)
     }
 
     /// The part that sends and acknowledges.
@@ -96,6 +129,16 @@ impl Attachment {
 }
 
 impl Client {
+    fn hold(kernel: Arc<Kernel>, session: Arc<str>, attachment: u64) -> Self {
+        Self {
+            hold: Arc::new(Hold {
+                kernel,
+                session,
+                attachment,
+            }),
+        }
+    }
+
     /// The kernel.
     #[must_use]
     pub fn kernel(&self) -> &Arc<Kernel> {
@@ -113,6 +156,10 @@ impl Client {
     /// # Errors
     /// [`SendError`] where the kernel is dead, or the message cannot be sent.
     pub async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
+        self.hold
+            .kernel
+            .sessions()
+            .spoke(&self.hold.session, self.hold.attachment);
         self.hold.kernel.send(&self.hold.session, channel, message).await
     }
 

@@ -20,6 +20,9 @@ pub enum ExecutionError {
         /// What is known of it.
         reason: Option<String>,
     },
+    /// It ended while nobody recorded what the kernel said, as during a restart of the process that records.
+    #[error("the execution ended while nobody recorded what the kernel said")]
+    Lost,
     /// A part of the log is missing, or it cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -45,10 +48,11 @@ pub struct Execution {
 impl Execution {
     pub(crate) async fn start(kernel: &Arc<Kernel>, request: ExecuteRequest) -> Result<Self, SendError> {
         let session = uuid::Uuid::new_v4().to_string();
-        let attachment = kernel.attach(&session);
+        let position = kernel.log().head();
+        let attachment = kernel.attach_at(&session, position);
         let message = Message::new(request, &session);
         let execution = Self {
-            position: kernel.log().head(),
+            position,
             attachment,
             msg_id: message.header.msg_id.clone(),
             session,
@@ -120,7 +124,7 @@ impl Execution {
     fn take(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
         match entry.origin() {
             Origin::Client => return Ok(None),
-            Origin::Lifecycle => return ended(&entry.message()).map_or(Ok(None), Err),
+            Origin::Lifecycle => return self.ended(&entry.message()).map_or(Ok(None), Err),
             Origin::Kernel => {}
         }
         let wire = entry.message();
@@ -145,17 +149,25 @@ impl Execution {
         }
         Ok(Some(message))
     }
-}
 
-/// Whether this news of the kernel's life is its end, or the end of the process that ran the code.
-fn ended(message: &WireMessage) -> Option<ExecutionError> {
-    let header = message.header_ref().ok()?;
-    let content: serde_json::Value = serde_json::from_slice(message.content()).ok()?;
-    let text = |key: &str| content.get(key).and_then(serde_json::Value::as_str);
-    if header.msg_type == LIFECYCLE && text("event") != Some("restarting") {
-        return None;
+    /// Whether this news of the kernel's life is its end, or the end of the process that ran the code.
+    fn ended(&self, message: &WireMessage) -> Option<ExecutionError> {
+        let header = message.header_ref().ok()?;
+        let content: serde_json::Value = serde_json::from_slice(message.content()).ok()?;
+        let text = |key: &str| content.get(key).and_then(serde_json::Value::as_str);
+        if header.msg_type == LIFECYCLE {
+            match text("event") {
+                Some("restarting") => {}
+                Some("lost") if content["executions"].as_array()?.iter().any(|id| id == &*self.msg_id) => {
+                    return Some(ExecutionError::Lost);
+                }
+                _ => return None,
+            }
+        } else if !matches!(text("execution_state"), Some("restarting" | "dead")) {
+            return None;
+        }
+        Some(ExecutionError::KernelEnded {
+            reason: text("reason").or_else(|| text("event")).map(str::to_owned),
+        })
     }
-    Some(ExecutionError::KernelEnded {
-        reason: text("reason").or_else(|| text("event")).map(str::to_owned),
-    })
 }

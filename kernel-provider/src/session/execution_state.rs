@@ -42,6 +42,7 @@ impl ExecutionState {
 #[derive(Default)]
 pub(super) struct StatusFollower {
     running: HashSet<String>,
+    was_idle: bool,
 }
 
 /// How many requests may run at a time before the follower stops telling them apart.
@@ -73,6 +74,11 @@ impl StatusFollower {
             }
             other => Some(other),
         }
+    }
+
+    /// Whether this is asked for the first time.
+    pub(super) fn idle_for_the_first_time(&mut self) -> bool {
+        !std::mem::replace(&mut self.was_idle, true)
     }
 }
 

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use jupyter_protocol::zmq::IopubSubscriber;
 use tokio::time::Instant;
 
 /// From how many messages a second on it is a flood.
@@ -40,7 +41,7 @@ impl Flood {
     }
 
     /// Waits a moment, for when there is nothing at hand.
-    pub(super) async fn gather(&self) {
-        tokio::time::sleep(GATHER).await;
+    pub(super) async fn gather(&self, iopub: &mut IopubSubscriber) {
+        iopub.gather(GATHER).await;
     }
 }

@@ -5,6 +5,7 @@ use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use serde_json::{Value, json};
 
+use super::execution_record::ExecutionStatus;
 use crate::provider::Exit;
 
 /// The `msg_type` of life-cycle entries that stock clients are not shown.
@@ -21,6 +22,12 @@ pub enum Lifecycle {
         /// How long nobody recorded, where an entry says when that began.
         unrecorded_ms: Option<i64>,
     },
+    /// It has answered since it was attached to: these executions, by the `msg_id` of their requests, ended while nobody
+    /// recorded.
+    Lost {
+        /// The executions.
+        executions: Vec<String>,
+    },
     /// The connection to its iopub was lost: what it publishes until it is back, nobody records. Where the kernel ended,
     /// the next entry says so.
     Disconnected,
@@ -33,6 +40,12 @@ pub enum Lifecycle {
     },
     /// It has answered for the first time after a restart.
     Restarted,
+    /// It is idle for the first time since it was connected to. Its own word for that answers a `kernel_info_request`,
+    /// of which JupyterLab takes no notice: it would show a kernel that starts until the next cell is run.
+    Idle {
+        /// The kernel's session. JupyterLab drops what waits to be handled when a message of another session arrives.
+        session: String,
+    },
     /// It is gone for good.
     Dead {
         /// How it ended.
@@ -40,24 +53,65 @@ pub enum Lifecycle {
     },
 }
 
+/// What becomes of executions that the kernel has not ended.
+pub(super) struct Ending {
+    pub(super) status: ExecutionStatus,
+    pub(super) reason: Option<String>,
+}
+
 impl Lifecycle {
+    /// What becomes of the executions that the kernel had and has not ended.
+    pub(super) fn ends_executions(&self) -> Option<Ending> {
+        let died = |reason| Ending {
+            status: ExecutionStatus::Died,
+            reason: Some(reason),
+        };
+        match self {
+            Self::Restarted => Some(died("the kernel was restarted".to_owned())),
+            Self::RestartingByItself { exit } | Self::Dead { exit } => Some(died(exit.cause.to_string())),
+            Self::Lost { .. } => Some(Ending {
+                status: ExecutionStatus::Lost,
+                reason: None,
+            }),
+            _ => None,
+        }
+    }
+
     /// The message that the log keeps. Where stock clients are to know, it is a `status` as jupyter_server sends it: on
     /// iopub, without a parent.
     pub(super) fn message(&self, session: &str) -> WireMessage {
+        let mut session = session;
         let (msg_type, content) = match self {
             Self::Started => (LIFECYCLE, json!({"event": "started"})),
             Self::Attached { unrecorded_ms } => {
                 (LIFECYCLE, json!({"event": "attached", "unrecorded_ms": unrecorded_ms}))
             }
+            Self::Lost { executions } => (LIFECYCLE, json!({"event": "lost", "executions": executions})),
             Self::Disconnected => (LIFECYCLE, json!({"event": "disconnected"})),
             Self::Restarting => (LIFECYCLE, json!({"event": "restarting"})),
             Self::Restarted => (LIFECYCLE, json!({"event": "restarted"})),
             Self::RestartingByItself { exit } => ("status", status("restarting", exit)),
+            Self::Idle { session: kernel } => {
+                session = kernel;
+                ("status", json!({"execution_state": "idle"}))
+            }
             Self::Dead { exit } => ("status", status("dead", exit)),
         };
         let content = Content::parse(msg_type, content.to_string().as_bytes());
         Message::new(content, session).to_wire()
     }
+}
+
+/// Whether a life-cycle entry says that there may have been messages of the kernel that nobody recorded.
+pub(super) fn tells_of_a_hole(message: &WireMessage) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Told<'a> {
+        #[serde(borrow)]
+        event: &'a str,
+    }
+    message.header_ref().is_ok_and(|header| header.msg_type == LIFECYCLE)
+        && serde_json::from_slice::<Told<'_>>(message.content())
+            .is_ok_and(|told| matches!(told.event, "attached" | "disconnected" | "not_recorded"))
 }
 
 fn status(state: &str, exit: &Exit) -> Value {

@@ -4,17 +4,28 @@
 mod askers;
 mod attachment;
 mod execution;
+mod execution_record;
 mod execution_state;
+mod executions;
 mod flood;
+mod index_keys;
+mod index_trim;
+mod journal;
 mod lifecycle;
+mod parent_filter;
+mod peek;
 mod recorder;
+mod replay;
 mod sessions;
 
 pub use attachment::{Attachment, Client};
 pub use execution::{Execution, ExecutionError};
+pub use execution_record::{ExecutionRecord, ExecutionStatus};
 pub use execution_state::ExecutionState;
+pub use executions::{ExecutionFilter, ExecutionOutputs, ExecutionPage, Executions};
 pub use lifecycle::{LIFECYCLE, Lifecycle};
 pub use recorder::{RequestError, SendError};
 
+pub(crate) use index_trim::trim_index;
 pub(crate) use recorder::Recorder;
 pub(crate) use sessions::Sessions;

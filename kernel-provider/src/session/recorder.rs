@@ -1,7 +1,11 @@
 //! The only one on a kernel's sockets: writes every message of both directions into the log.
 
+mod reconnect;
+#[cfg(feature = "testing")]
+mod simulated;
+
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -11,22 +15,29 @@ use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
 use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
 use jupyter_protocol::{Channel, ConnectionInfo, Signer, WireMessage};
-use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
-use tracing::{Instrument, info_span, warn};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{Instrument, debug, info_span, warn};
 
+use self::reconnect::Pauses;
 use super::askers::{Addressee, Asker, Askers};
+use super::execution_record::ExecutionRecord;
 use super::execution_state::{ExecutionState, StatusFollower};
 use super::flood::Flood;
+use super::index_keys as keys;
+use super::journal::{Journal, Known};
 use super::lifecycle::Lifecycle;
+use super::peek;
 use crate::KernelId;
-use crate::log::{Log, NewEntry, Origin};
+use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
 
 /// How many iopub messages are appended in one go at the most, so that a flood does not hold back its first output.
 const MAX_BATCH: usize = 256;
 /// The same in bytes.
 const MAX_BATCH_BYTES: usize = 256 << 10;
+/// The longest that what a kernel said before it ended is waited for.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a kernel has to answer before it is asked again whether it is there.
 const NUDGE_AFTER: Duration = Duration::from_millis(250);
 /// The session of our own requests: no client's, so their replies are delivered to none.
@@ -45,7 +56,7 @@ pub enum SendError {
     /// The header is no JSON object.
     #[error(transparent)]
     Header(#[from] jupyter_protocol::header::HeaderError),
-    /// The socket is broken.
+    /// The kernel's socket was not to be reached for 60 seconds.
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
@@ -77,9 +88,12 @@ pub(crate) struct Recorder {
 struct Recording {
     id: KernelId,
     log: Log,
+    journal: Mutex<Journal>,
     askers: Askers,
     senders: AsyncMutex<Option<Senders>>,
     link: watch::Sender<Link>,
+    /// Whether more may come from the kernel's iopub.
+    publishing: watch::Sender<bool>,
     state: watch::Sender<ExecutionState>,
     last_activity: AtomicI64,
 }
@@ -90,33 +104,49 @@ enum Link {
     Down,
     /// Sockets connected; nothing heard on iopub yet, so the subscription may not be live.
     Connected,
-    /// The subscription is live.
+    /// The same, and clients have waited for it long enough.
+    Unheard,
+    /// The subscription is live; the kernel has not said what it does.
+    Subscribed,
+    /// It has, so that its state is known from now on.
     Live,
     /// No sockets ever again.
     Dead,
 }
 
+/// The sending halves. One is missing while its connection is lost.
 struct Senders {
     signer: Signer,
-    shell: DealerSender,
-    control: DealerSender,
-    stdin: DealerSender,
+    shell: Option<Sender>,
+    control: Option<Sender>,
+    stdin: Option<Sender>,
+}
+
+/// What takes messages to the kernel.
+enum Sender {
+    Socket(DealerSender),
+    #[cfg(feature = "testing")]
+    Simulated(Channel, tokio::sync::mpsc::Sender<(Channel, WireMessage)>),
 }
 
 impl Recorder {
-    pub(crate) fn new(log: Log) -> Self {
-        Self {
+    /// Goes on with what the log's index says of requests and executions.
+    pub(crate) async fn load(log: Log) -> Result<Self, StoreError> {
+        let journal = Journal::load(&log).await?;
+        Ok(Self {
             recording: Arc::new(Recording {
                 id: log.kernel_id(),
                 log,
+                journal: Mutex::new(journal),
                 askers: Askers::default(),
                 senders: AsyncMutex::new(None),
                 link: watch::Sender::new(Link::Down),
+                publishing: watch::Sender::new(false),
                 state: watch::Sender::new(ExecutionState::Starting),
                 last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
             }),
             connection: Mutex::new(None),
-        }
+        })
     }
 
     pub(crate) fn log(&self) -> &Log {
@@ -135,9 +165,23 @@ impl Recorder {
         DateTime::from_timestamp_micros(self.recording.last_activity.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
-    /// Appends what became of the kernel.
-    pub(crate) fn lifecycle(&self, event: &Lifecycle) {
-        self.recording.lifecycle(event);
+    /// The session's executions that had entries after `seq`, or have not ended, in the order in which they were asked.
+    pub(super) fn active_after(&self, session: &str, seq: Seq) -> Vec<ExecutionRecord> {
+        self.recording.journal().active_after(session, seq)
+    }
+
+    /// The kernel has answered what was asked after entry `attached`: what was asked earlier and has not ended, ended
+    /// while nobody recorded.
+    pub(crate) fn settle(&self, attached: Seq) {
+        let executions = self.recording.journal().unfinished(attached);
+        if !executions.is_empty() {
+            self.recording.lifecycle_of(&Lifecycle::Lost { executions }, attached);
+        }
+    }
+
+    /// Appends what became of the kernel. Returns the entry's number.
+    pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
+        self.recording.lifecycle(event)
     }
 
     /// Takes the kernel's sockets, in place of those before.
@@ -162,26 +206,52 @@ impl Recorder {
             zmq::dealer(&control_at, &identity, deadline),
             zmq::dealer(&stdin_at, &identity, deadline),
         )?;
+        *self.recording.senders.lock().await = Some(Senders {
+            signer: signer.clone(),
+            shell: Some(Sender::Socket(shell.0)),
+            control: Some(Sender::Socket(control.0)),
+            stdin: Some(Sender::Socket(stdin.0)),
+        });
+        self.recording.publishing.send_replace(true);
         let mut tasks = JoinSet::new();
         let span = info_span!("recorder", kernel_id = %self.recording.id);
-        tasks.spawn(record_iopub(self.recording.clone(), iopub, signer.clone()).instrument(span.clone()));
-        for (channel, receiver) in [
-            (Channel::Shell, shell.1),
-            (Channel::Control, control.1),
-            (Channel::Stdin, stdin.1),
+        let resubscribed = Arc::new(Notify::new());
+        let published = record_iopub(
+            self.recording.clone(),
+            iopub,
+            iopub_at,
+            signer.clone(),
+            resubscribed.clone(),
+        );
+        tasks.spawn(published.instrument(span.clone()));
+        tasks.spawn(reconnect::nudge(self.recording.clone(), resubscribed).instrument(span.clone()));
+        for (channel, receiver, address) in [
+            (Channel::Shell, shell.1, shell_at),
+            (Channel::Control, control.1, control_at),
+            (Channel::Stdin, stdin.1, stdin_at),
         ] {
-            let replies = record_replies(self.recording.clone(), channel, receiver, signer.clone());
+            let replies = record_replies(
+                self.recording.clone(),
+                channel,
+                receiver,
+                (address, identity.clone()),
+                signer.clone(),
+            );
             tasks.spawn(replies.instrument(span.clone()));
         }
-        *self.recording.senders.lock().await = Some(Senders {
-            signer,
-            shell: shell.0,
-            control: control.0,
-            stdin: stdin.0,
-        });
-        self.set_connection(Some(tasks));
+        self.set_connection(tasks);
         self.recording.link.send_replace(Link::Connected);
         Ok(())
+    }
+
+    /// Records what a kernel that has ended said last: until its iopub is read to the end, or for a while where somebody
+    /// else keeps that open, which is told: something may be on its way still.
+    pub(crate) async fn hear_out(&self) {
+        let mut publishing = self.recording.publishing.subscribe();
+        let heard = timeout(LAST_WORDS_DEADLINE, publishing.wait_for(|publishing| !publishing)).await;
+        if heard.is_err() {
+            self.lifecycle(&Lifecycle::Disconnected);
+        }
     }
 
     /// Lets go of the sockets. What clients send waits until there are new ones.
@@ -193,7 +263,12 @@ impl Recorder {
             }
             up
         });
-        self.set_connection(None);
+        let tasks = self.take_connection();
+        if let Some(mut tasks) = tasks {
+            // Waited for, so that nothing is appended after what is told next.
+            tasks.shutdown().await;
+        }
+        self.recording.publishing.send_replace(false);
         *self.recording.senders.lock().await = None;
         self.recording.askers.clear();
     }
@@ -210,8 +285,12 @@ impl Recorder {
         self.recording.link.send_replace(Link::Down);
     }
 
-    fn set_connection(&self, tasks: Option<JoinSet<()>>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+    fn set_connection(&self, tasks: JoinSet<()>) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(tasks);
+    }
+
+    fn take_connection(&self) -> Option<JoinSet<()>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until the kernel answers and what it publishes arrives.
@@ -224,14 +303,21 @@ impl Recorder {
             // Each try makes the kernel publish its status, which shows that the subscription is live.
             let until = end.min(Instant::now() + patience);
             let left = until.saturating_duration_since(Instant::now());
-            answered |= self
-                .request(Channel::Shell, KernelInfoRequest::default(), left)
-                .await
-                .is_ok();
+            let subscribed = matches!(*link.borrow(), Link::Subscribed | Link::Live);
+            match self.request(Channel::Shell, KernelInfoRequest::default(), left).await {
+                Ok(_) => answered = true,
+                // Asking again would fail at once, over and over.
+                Err(dead @ RequestError::Send(SendError::Dead)) => return Err(dead),
+                Err(_) => {}
+            }
+            // Where only the answer came, and the subscription was live too late for the status, it is asked again at once.
             if answered
-                && timeout_at(until, link.wait_for(|link| *link == Link::Live))
-                    .await
-                    .is_ok()
+                && let Ok(Ok(heard)) = timeout_at(
+                    until,
+                    link.wait_for(|link| *link == Link::Live || !subscribed && *link == Link::Subscribed),
+                )
+                .await
+                && *heard == Link::Live
             {
                 return Ok(());
             }
@@ -275,8 +361,8 @@ impl Recorder {
         }
     }
 
-    /// Logs a client's message and sends it to the kernel. Waits while the kernel is being restarted, and where its
-    /// socket's queue is full.
+    /// Logs a client's message and sends it to the kernel. Waits while the kernel is being restarted or its connection
+    /// is lost, and where its socket's queue is full.
     pub(crate) async fn send(
         &self,
         session: &Arc<str>,
@@ -290,57 +376,182 @@ impl Recorder {
 }
 
 impl Recording {
+    /// A panic elsewhere while the lock was held leaves a journal that lacks at most what was being looked at.
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn send(&self, channel: Channel, session: &str, message: WireMessage, asker: Asker) -> Result<(), SendError> {
         if !matches!(channel, Channel::Shell | Channel::Control | Channel::Stdin) {
             return Err(SendError::NotToBeSentOn(channel));
         }
         let header = message.header_ref()?;
-        let mut link = self.link.subscribe();
-        let mut senders = loop {
-            let up = link
-                .wait_for(|link| *link != Link::Down)
-                .await
-                .map_or(Link::Dead, |link| *link);
-            if up == Link::Dead {
-                return Err(SendError::Dead);
-            }
-            let senders = self.senders.lock().await;
-            if senders.is_some() {
-                break senders;
-            }
-        };
-        let Some(senders) = senders.as_mut() else {
+        let mut held = self.senders_for(channel, session).await?;
+        let Some(senders) = held.as_mut() else {
             return Err(SendError::Dead);
         };
+        let ours = matches!(asker, Asker::Ourselves(_));
+        // Nobody else sends meanwhile, so what is not known now is not known when it is appended.
+        if !ours && self.was_asked(&header.msg_id).await {
+            debug!(msg_id = %header.msg_id, "a message that the kernel has been sent before is dropped");
+            return Ok(());
+        }
         if header.msg_type.ends_with("_request") {
             self.askers.expect_reply(&header.msg_id, asker);
         }
         drop(header);
         self.touch();
-        self.log.append([NewEntry {
+        let entry = NewEntry {
             origin: Origin::Client,
             channel,
             session,
             message: &message,
-        }]);
-        let message = message.with_identities([]).signed(&senders.signer);
-        let sender = match channel {
-            Channel::Control => &mut senders.control,
-            Channel::Stdin => &mut senders.stdin,
-            _ => &mut senders.shell,
         };
-        Ok(sender.send(message).await?)
+        let seq = if ours {
+            self.log.append([entry])
+        } else {
+            let now = Utc::now();
+            let mut journal = self.journal();
+            self.log.append_indexed(now, [entry], |seq| {
+                journal.asked(seq, now, session, channel, &message);
+                journal.take_updates()
+            })
+        };
+        let unsent = Unsent {
+            recording: self,
+            msg_id: &message.header_ref()?.msg_id,
+        };
+        if !ours && !only_asks(&message) {
+            // First the log has it: where the process is killed in between, the request is lost, which its record tells.
+            // The other way about, a client that asks again would run it twice.
+            self.log.stored(seq).await;
+        }
+        let sent = senders.send(channel, message.clone()).await;
+        drop(held);
+        if let Err(error) = sent {
+            self.send_again(channel, session, message.clone(), error).await?;
+        }
+        unsent.was_sent();
+        Ok(())
     }
 
-    fn lifecycle(&self, event: &Lifecycle) {
+    /// Whether the kernel was sent a message of this id, over whichever connection, by this process or one before it.
+    async fn was_asked(&self, msg_id: &str) -> bool {
+        let known = self.journal().knows(msg_id);
+        match known {
+            Known::Yes => true,
+            Known::No => false,
+            Known::AskTheIndex => match self.log.index_get(keys::request(msg_id)).await {
+                // With some stores the index may be ahead of the entries.
+                Ok(seq) => seq
+                    .and_then(|seq| keys::seq_of(&seq))
+                    .is_some_and(|seq| seq <= self.log.head()),
+                Err(error) => {
+                    warn!(%error, "whether a message was sent before cannot be found out; it is sent");
+                    false
+                }
+            },
+        }
+    }
+
+    /// The session that asked for what this message answers, before this process was started.
+    fn asked_before(&self, message: &WireMessage) -> Option<Arc<str>> {
+        let parent = message.parent_ref().ok()?;
+        Some(self.journal().session_of(&parent.msg_id)?.into())
+    }
+
+    /// Appends messages of the kernel that came together.
+    fn record(&self, channel: Channel, session: &str, messages: &[WireMessage]) {
+        self.touch();
+        let now = Utc::now();
+        let mut journal = self.journal();
+        let entries = messages.iter().map(|message| NewEntry {
+            origin: Origin::Kernel,
+            channel,
+            session,
+            message,
+        });
+        self.log.append_indexed(now, entries, |first| {
+            for (seq, message) in (first.0..).zip(messages) {
+                journal.said(Seq(seq), now, channel, message);
+            }
+            journal.take_updates()
+        });
+        if journal.take_ended() {
+            // What somebody may have waited for long is to survive the machine too.
+            self.log.sync_soon();
+        }
+    }
+
+    /// Appends what came together on iopub, and learns from it what the kernel does.
+    fn record_published(&self, messages: &[WireMessage], status: &mut StatusFollower) {
+        self.record(Channel::Iopub, "", messages);
+        let mut told = None;
+        for message in messages {
+            if let Some(state) = status.follow(message) {
+                self.set_state(state);
+                told = Some((state, message));
+            }
+        }
+        if let Some((ExecutionState::Idle, message)) = told
+            && status.idle_for_the_first_time()
+            && let Ok(header) = message.header_ref()
+        {
+            let session = header.session.into_owned();
+            self.lifecycle(&Lifecycle::Idle { session });
+        }
+        self.link.send_if_modified(|link| {
+            let now = match *link {
+                Link::Connected | Link::Unheard | Link::Subscribed if told.is_some() => Link::Live,
+                Link::Connected | Link::Unheard => Link::Subscribed,
+                other => other,
+            };
+            std::mem::replace(link, now) != now
+        });
+    }
+
+    /// Appends what came on shell, control or stdin, for whom it is.
+    fn record_reply(&self, channel: Channel, message: WireMessage) {
+        let mut addressee = self.askers.addressee(channel, &message);
+        if matches!(addressee, Addressee::All)
+            && let Some(session) = self.asked_before(&message)
+        {
+            addressee = Addressee::Session(session);
+        }
+        let session = match &addressee {
+            Addressee::Session(session) => session,
+            Addressee::Ourselves(_) => OUR_SESSION,
+            Addressee::All => "",
+        };
+        self.record(channel, session, std::slice::from_ref(&message));
+        if let Addressee::Ourselves(waiting) = addressee {
+            // Who asked may have stopped waiting.
+            let _ = waiting.send(message);
+        }
+    }
+
+    fn lifecycle(&self, event: &Lifecycle) -> Seq {
+        self.lifecycle_of(event, Seq(u64::MAX))
+    }
+
+    /// The same, where it is about executions that were asked before this entry.
+    fn lifecycle_of(&self, event: &Lifecycle, asked_before: Seq) -> Seq {
         let message = event.message(OUR_SESSION);
         self.touch();
-        self.log.append([NewEntry {
+        let entry = NewEntry {
             origin: Origin::Lifecycle,
             channel: Channel::Iopub,
             session: "",
             message: &message,
-        }]);
+        };
+        let now = Utc::now();
+        let mut journal = self.journal();
+        self.log.append_indexed(now, [entry], |seq| {
+            if let Some(end) = event.ends_executions() {
+                journal.end_all(asked_before, (seq, now), &end);
+            }
+            journal.take_updates()
+        })
     }
 
     fn touch(&self) {
@@ -354,6 +565,41 @@ impl Recording {
             *current = state;
             changed
         });
+    }
+}
+
+/// Whether this changes nothing in the kernel, so that it may be sent twice. Who completes while typing is not to wait for
+/// a disk.
+fn only_asks(message: &WireMessage) -> bool {
+    matches!(
+        &*peek::msg_type(message),
+        "kernel_info_request"
+            | "complete_request"
+            | "inspect_request"
+            | "is_complete_request"
+            | "history_request"
+            | "comm_info_request"
+    )
+}
+
+/// Lets a message that was appended be tried again, should it not be sent: the socket is broken, or whoever sends has
+/// given up waiting.
+struct Unsent<'a> {
+    recording: &'a Recording,
+    msg_id: &'a str,
+}
+
+impl Unsent<'_> {
+    fn was_sent(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        let mut journal = self.recording.journal();
+        journal.not_sent(self.msg_id);
+        self.recording.log.update_index(journal.take_updates());
     }
 }
 
@@ -392,14 +638,22 @@ impl Gate {
 }
 
 /// Drains iopub and never waits for a reader. Where the store falls far behind it waits for that.
-async fn record_iopub(recording: Arc<Recording>, mut iopub: IopubSubscriber, signer: Signer) {
+async fn record_iopub(
+    recording: Arc<Recording>,
+    mut iopub: IopubSubscriber,
+    address: String,
+    signer: Signer,
+    resubscribed: Arc<Notify>,
+) {
+    let mut pauses = Pauses::new();
+    let mut silent = false;
     let mut gate = Gate::new(signer);
     let mut status = StatusFollower::default();
     let mut batch: Vec<WireMessage> = Vec::new();
     let mut flood = Flood::new();
     loop {
         recording.log.room().await;
-        let mut next = Some(iopub.recv_gapless().await);
+        let mut next = Some(iopub.recv().await);
         let mut broken = false;
         let mut drained = true;
         let mut bytes = 0;
@@ -416,63 +670,50 @@ async fn record_iopub(recording: Arc<Recording>, mut iopub: IopubSubscriber, sig
             next = iopub.try_recv();
         }
         if !batch.is_empty() {
-            recording.touch();
-            recording.log.append(batch.iter().map(|message| NewEntry {
-                origin: Origin::Kernel,
-                channel: Channel::Iopub,
-                session: "",
-                message,
-            }));
-            for state in batch.iter().filter_map(|message| status.follow(message)) {
-                recording.set_state(state);
-            }
-            recording.link.send_if_modified(|link| {
-                let first = *link == Link::Connected;
-                if first {
-                    *link = Link::Live;
-                }
-                first
-            });
+            recording.record_published(&batch, &mut status);
             if flood.goes_on(batch.len()) && drained {
-                flood.gather().await;
+                flood.gather(&mut iopub).await;
             }
             batch.clear();
+            silent = false;
         }
         if broken {
-            // The subscriber connects again by itself. A hole is never silent.
-            recording.lifecycle(&Lifecycle::Disconnected);
+            // A hole is never silent, and one hole is one entry.
+            if !silent {
+                recording.lifecycle(&Lifecycle::Disconnected);
+            }
+            silent = true;
+            recording.publishing.send_replace(false);
+            iopub = recording.iopub_again(&address, &mut pauses).await;
+            recording.publishing.send_replace(true);
+            // What ended meanwhile did so unheard.
+            status = StatusFollower::default();
+            resubscribed.notify_one();
         }
     }
 }
 
-async fn record_replies(recording: Arc<Recording>, channel: Channel, mut socket: DealerReceiver, signer: Signer) {
+async fn record_replies(
+    recording: Arc<Recording>,
+    channel: Channel,
+    mut socket: DealerReceiver,
+    (address, identity): (String, String),
+    signer: Signer,
+) {
+    let mut pauses = Pauses::new();
     let mut gate = Gate::new(signer);
     loop {
         recording.log.room().await;
         let received = socket.recv().await;
         if matches!(&received, Err(error) if !error.is_one_message()) {
-            warn!(%channel, "the kernel's socket is broken; nothing more comes from it");
-            return;
+            // The kernel's side may not take two connections of one identity.
+            drop(socket);
+            socket = recording.dealer_again(channel, &address, &identity, &mut pauses).await;
+            continue;
         }
         let Some(message) = gate.admit(channel, received) else {
             continue;
         };
-        let addressee = recording.askers.addressee(channel, &message);
-        let session = match &addressee {
-            Addressee::Session(session) => session,
-            Addressee::Ourselves(_) => OUR_SESSION,
-            Addressee::All => "",
-        };
-        recording.touch();
-        recording.log.append([NewEntry {
-            origin: Origin::Kernel,
-            channel,
-            session,
-            message: &message,
-        }]);
-        if let Addressee::Ourselves(waiting) = addressee {
-            // Who asked may have stopped waiting.
-            let _ = waiting.send(message);
-        }
+        recording.record_reply(channel, message);
     }
 }

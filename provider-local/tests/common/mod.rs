@@ -37,6 +37,22 @@ pub(crate) fn python() -> Option<PathBuf> {
     found
 }
 
+/// Opens a provider. One that was dropped lets go of its directory once its last task has ended; and a process that
+/// another test forks at that moment has its lock too, until it runs its program.
+async fn open(config: LocalConfig) -> LocalProvider {
+    let opened = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+        loop {
+            match LocalProvider::open(config.clone()).await {
+                Err(error) if error.to_string().contains("another process uses it") => {
+                    tokio::task::yield_now().await;
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    });
+    opened.await.unwrap()
+}
+
 /// A state directory and a folder of kernelspecs, removed at the end.
 pub(crate) struct Place {
     pub(crate) root: tempfile::TempDir,
@@ -60,13 +76,13 @@ impl Place {
     }
 
     pub(crate) async fn open(&self) -> LocalProvider {
-        LocalProvider::open(self.config()).await.unwrap()
+        open(self.config()).await
     }
 
     pub(crate) async fn open_with(&self, transport: TransportChoice) -> LocalProvider {
         let mut config = self.config();
         config.transport = transport;
-        LocalProvider::open(config).await.unwrap()
+        open(config).await
     }
 
     /// Installs a kernelspec.

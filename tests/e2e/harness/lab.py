@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import requests
 from playwright.sync_api import Locator, Page, expect
 
 from harness.gateway import clean_env, free_port
 from harness.process import Process
+from harness.waiting import eventually
 
 LAB_TOKEN = "e2e-lab-token"
 
@@ -59,7 +63,13 @@ class Lab:
         config = home / "config"
         (config / "labconfig").mkdir(parents=True)
         (config / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
-        (config / "jupyter_lab_config.py").write_text(LAB_CONFIG)
+        sessions = f"c.SessionManager.database_filepath = {str(home / 'sessions.sqlite')!r}\n"
+        (config / "jupyter_lab_config.py").write_text(LAB_CONFIG + sessions)
+        self.environment = environment
+        self.start()
+
+    def start(self) -> None:
+        """Starts the server; again where it has ended: same directories, same port."""
         self.process = Process(
             [
                 sys.executable,
@@ -68,15 +78,35 @@ class Lab:
                 f"--ServerApp.port={self.port}",
                 f"--ServerApp.root_dir={self.files}",
             ],
-            environment,
-            home,
+            self.environment,
+            self.home,
             "JupyterLab",
         )
         self.process.wait_for_line(r"is running at:", 60)
+        # It says so before it listens.
+        eventually(self._listens, "JupyterLab listens")
+
+    def _listens(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        """Ends the server without its knowing. Asked to end, it would shut down its kernels."""
+        self.process.stop(signal.SIGKILL)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def adopt(self, kernel_id: str, name: str = "python3") -> None:
+        """Tells a server that was started anew of a kernel that it had: it asks no gateway which there are."""
+        response = requests.post(
+            f"{self.url}/api/kernels",
+            json={"name": name, "kernel_id": kernel_id},
+            headers={"Authorization": f"token {LAB_TOKEN}"},
+            timeout=60,
+        )
+        assert response.status_code == 201, (response.status_code, response.text)
 
     def write_notebook(self, name: str, cells: list[str], kernel: str = "python3") -> None:
         notebook = nbformat.v4.new_notebook(
@@ -186,6 +216,13 @@ class Notebook:
             if isinstance(output.get("text"), list):
                 output["text"] = "".join(output["text"])
         return outputs
+
+    def cell_id(self, index: int) -> str:
+        """What JupyterLab sends as `cellId` with the cell's code."""
+        cell_id = self.page.evaluate(
+            "i => window.jupyterapp.shell.currentWidget.content.model.cells.get(i).id", index
+        )
+        return str(cell_id)
 
     def wait_text(self, index: int, text: str | re.Pattern[str], timeout: float = 30.0) -> None:
         """Waits until one of the cell's outputs contains `text`."""

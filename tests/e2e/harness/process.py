@@ -108,6 +108,23 @@ def pids_mentioning(text: str) -> list[int]:
     return pids
 
 
+def family(pid: int) -> list[int]:
+    """`pid` and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(entry))
+    found = [pid]
+    for member in found:
+        found += children.get(member, [])
+    return found
+
+
 def alive(pid: int) -> bool:
     """Whether `pid` runs, zombies not counted."""
     try:
@@ -121,3 +138,11 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def resident_kib(pid: int) -> int:
+    """What a process has in memory."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")

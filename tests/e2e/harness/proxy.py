@@ -19,13 +19,14 @@ class _Link:
         self.silent = False
         self.over = asyncio.Event()
 
-    def abort(self, reset: bool) -> None:
-        self.over.set()
-        for writer in (self.near, self.far):
+    def abort(self, reset: bool, far: bool = True) -> None:
+        if far:
+            self.over.set()
+        for writer in (self.near, self.far if far else None):
             if writer is None:
                 continue
             sock = writer.get_extra_info("socket")
-            if reset and sock is not None:
+            if reset and sock is not None and sock.fileno() >= 0:
                 # Linger of zero seconds: close() sends a reset and not a FIN.
                 linger = struct.pack("ii", 1, 0)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -38,15 +39,17 @@ class Proxy:
     """Listens on a free port of 127.0.0.1 and forwards to `target`.
 
     cut      ends every connection with a reset (or a FIN); new ones are refused until heal
+    hold     ends every connection with a reset (or a FIN); new ones are taken, and forwarded at heal
     silence  keeps every connection and every new one open, and swallows what is sent into them
     heal     forwards new connections again; the swallowed ones are reset, as a network does
-             that has forgotten them
+             that has forgotten them, or only towards who connected: the target is never told
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
         self._links: set[_Link] = set()
         self._mode = "open"
+        self._healed = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -68,6 +71,8 @@ class Proxy:
             if self._mode == "cut":
                 link.abort(reset=True)
                 return
+            if self._mode == "hold":
+                await self._healed.wait()
             link.silent = self._mode == "silent"
             if link.silent:
                 await self._swallow(link, reader)
@@ -82,6 +87,9 @@ class Proxy:
             )
         except OSError:
             link.abort(reset=False)
+        except asyncio.CancelledError:
+            # Closed. asyncio logs a handler that ends in this way.
+            pass
         finally:
             self._links.discard(link)
 
@@ -110,6 +118,7 @@ class Proxy:
 
     async def _set(self, mode: str, end: str) -> None:
         self._mode = mode
+        self._healed.clear()
         for link in list(self._links):
             if end == "silent":
                 link.silent = True
@@ -121,15 +130,19 @@ class Proxy:
     def cut(self, reset: bool = True) -> None:
         self._call(self._set("cut", "reset" if reset else "fin"))
 
+    def hold(self, reset: bool = True) -> None:
+        self._call(self._set("hold", "reset" if reset else "fin"))
+
     def silence(self) -> None:
         self._call(self._set("silent", "silent"))
 
-    def heal(self) -> None:
+    def heal(self, tell_target: bool = True) -> None:
         async def work() -> None:
             self._mode = "open"
+            self._healed.set()
             for link in list(self._links):
                 if link.silent:
-                    link.abort(reset=True)
+                    link.abort(reset=True, far=tell_target)
 
         self._call(work())
 

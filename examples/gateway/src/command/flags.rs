@@ -9,7 +9,9 @@ use clap::{ArgAction, Parser, ValueEnum};
 use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, Token};
 use tracing_subscriber::EnvFilter;
 
-/// Serves this machine's Jupyter kernels to JupyterLab and other clients, in place of Enterprise Gateway.
+use super::kubernetes::KubernetesFlags;
+
+/// Serves this machine's or a cluster's Jupyter kernels to JupyterLab and other clients, in place of Enterprise Gateway.
 ///
 /// Each flag is also an environment variable, such as KERNELMUX_PORT for --port.
 #[derive(Debug, Parser)]
@@ -79,6 +81,25 @@ pub(super) struct Flags {
     /// passes on all but tokens
     #[arg(long, env = "KERNELMUX_INHERITED_ENVS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) inherited_envs: Vec<String>,
+    /// How many MiB of a kernel's log are kept; the oldest entries are dropped first
+    #[arg(long, env = "KERNELMUX_LOG_MAX_MIB", default_value_t = 1024, value_name = "MIB",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub(super) log_max_mib: u64,
+    /// How long an entry of a kernel's log is kept, in seconds; 0 for ever
+    #[arg(long, env = "KERNELMUX_LOG_MAX_AGE", default_value_t = 30 * 24 * 60 * 60, value_name = "SECONDS")]
+    pub(super) log_max_age: u64,
+    /// How long a log outlives its kernel, in seconds
+    #[arg(long, env = "KERNELMUX_LOG_RETENTION", default_value_t = 7 * 24 * 60 * 60, value_name = "SECONDS")]
+    pub(super) log_retention: u64,
+    /// Keep logs in NATS JetStream, at these servers, instead of the data directory; for a gateway built with its
+    /// feature nats
+    #[arg(long, env = "KERNELMUX_LOG_NATS", value_name = "URL", hide_env_values = true)]
+    pub(super) log_nats: Option<String>,
+    /// What an entry of a log survives once clients have it, beside this process's end
+    #[arg(long, env = "KERNELMUX_LOG_DURABILITY", value_enum, default_value_t = LogDurability::Batched)]
+    pub(super) log_durability: LogDurability,
+    #[command(flatten)]
+    pub(super) kubernetes: KubernetesFlags,
     /// What SIGTERM does to the kernels
     #[arg(long, env = "KERNELMUX_ON_TERMINATE", value_enum, default_value_t = OnTerminate::Detach)]
     pub(super) on_terminate: OnTerminate,
@@ -88,7 +109,18 @@ pub(super) struct Flags {
 }
 
 /// What the libraries below have to say on their own is for their authors, unless somebody asks for it by name.
-const QUIETER: &str = "fjall=warn,lsm_tree=warn,zeromq=error";
+const QUIETER: &str = "kube_client=off,fjall=warn,lsm_tree=warn";
+
+/// What an entry of a log survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogDurability {
+    /// This process's end only
+    Process,
+    /// The machine's end too, but for the last 50 ms
+    Batched,
+    /// The machine's end too: clients wait for the disk
+    Always,
+}
 
 /// What SIGTERM does to the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -140,6 +172,11 @@ impl Flags {
             },
             (None, false) => Ok(Access::Token(Token::random())),
         }
+    }
+
+    /// Whether the token was given by the environment variable.
+    pub(super) fn token_is_from_env(&self) -> bool {
+        self.token.is_some() && std::env::var("KERNELMUX_TOKEN").ok() == self.token
     }
 
     /// Which pages of other origins may use it.

@@ -3,6 +3,7 @@
 mod announce;
 mod data_dir;
 mod flags;
+mod kubernetes;
 mod run;
 
 use std::io::Write;

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel_provider::log::{FjallStore, LogOptions, Logs};
+use kernel_provider::log::{Durability, FjallStore, LogOptions, LogStore, Logs};
 use kernel_provider::manager::{Manager, ManagerOptions};
+use kernel_provider::provider::KernelProvider;
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
 use provider_local::{InheritEnv, LocalConfig, LocalProvider};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,7 +18,7 @@ use tracing::{info, warn};
 
 use super::announce::announce;
 use super::data_dir::{self, DataDir};
-use super::flags::{Flags, OnTerminate};
+use super::flags::{Flags, LogDurability, OnTerminate};
 
 /// How long kernels may take to end before the gateway ends without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -135,7 +136,14 @@ impl Running {
         let restored = manager.restore().await?;
 
         let access = flags.access()?;
-        announce(&mut std::io::stdout().lock(), address, &flags.base_url, &access)?;
+        let from_env = flags.token_is_from_env();
+        announce(
+            &mut std::io::stdout().lock(),
+            address,
+            &flags.base_url,
+            &access,
+            from_env,
+        )?;
         info!(%address, data_dir = %data_dir.path().display(), restored, "serving");
         let gateway = Arc::new(Gateway::new(manager.clone(), options(flags, access)?));
         Ok(Self {
@@ -189,24 +197,65 @@ async fn end_kernels(manager: &Manager) {
     }
 }
 
-/// This machine's kernels, with their logs on disk.
+/// This machine's or the cluster's kernels, with their logs on disk.
 async fn manager(flags: &Flags, data_dir: &DataDir) -> Result<Manager> {
-    let mut local = LocalConfig::new(data_dir.folder("kernels")?);
-    local.working_dir = std::env::current_dir().ok();
-    local.inherit_env = InheritEnv::Only(inherited(&flags.inherited_envs));
-    let provider = LocalProvider::open(local).await?;
-    let folder = data_dir.folder("logs")?;
-    let store = tokio::task::spawn_blocking(move || FjallStore::open(&folder)).await??;
-    let logs = Logs::new(Arc::new(store), LogOptions::default())?;
+    let provider: Arc<dyn KernelProvider> = match flags.kubernetes.open().await? {
+        Some(pods) => Arc::new(pods),
+        None => Arc::new(local(flags, data_dir).await?),
+    };
+    let store = log_store(flags, data_dir).await?;
+    let logs = Logs::new(store, log_options(flags))?;
     let mut options = ManagerOptions::default();
     options.default_spec.clone_from(&flags.default_kernel);
     options.max_kernels = flags.max_kernels.map(usize::from);
     options.max_kernels_per_owner = flags.max_kernels_per_user.map(usize::from);
+    options.log_retention = Duration::from_secs(flags.log_retention);
     options.culling.idle_timeout = Duration::from_secs(flags.cull_idle_timeout);
     options.culling.interval = Duration::from_secs(flags.cull_interval);
     options.culling.connected = flags.cull_connected;
     options.culling.busy = flags.cull_busy;
-    Ok(Manager::new(vec![Arc::new(provider)], logs, options))
+    Ok(Manager::new(vec![provider], logs, options))
+}
+
+/// Kernels as processes of this machine.
+async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
+    let mut local = LocalConfig::new(data_dir.folder("kernels")?);
+    local.working_dir = std::env::current_dir().ok();
+    local.inherit_env = InheritEnv::Only(inherited(&flags.inherited_envs));
+    Ok(LocalProvider::open(local).await?)
+}
+
+/// Where logs are kept.
+async fn log_store(flags: &Flags, data_dir: &DataDir) -> Result<Arc<dyn LogStore>> {
+    match &flags.log_nats {
+        #[cfg(feature = "nats")]
+        Some(url) => {
+            let options = kernel_provider::log::NatsOptions::new(url.clone());
+            let connecting = tokio::task::spawn_blocking(move || kernel_provider::log::NatsStore::connect(options));
+            Ok(Arc::new(connecting.await??))
+        }
+        #[cfg(not(feature = "nats"))]
+        Some(_) => {
+            Err("--log-nats: this gateway was built without its feature nats; build it with --features nats".into())
+        }
+        None => {
+            let folder = data_dir.folder("logs")?;
+            let opening = tokio::task::spawn_blocking(move || FjallStore::open(&folder));
+            Ok(Arc::new(opening.await??))
+        }
+    }
+}
+
+fn log_options(flags: &Flags) -> LogOptions {
+    let mut options = LogOptions::default();
+    options.stored_bytes = flags.log_max_mib << 20;
+    options.stored_age = (flags.log_max_age > 0).then(|| Duration::from_secs(flags.log_max_age));
+    options.durability = match flags.log_durability {
+        LogDurability::Process => Durability::Process,
+        LogDurability::Batched => Durability::Batched,
+        LogDurability::Always => Durability::Always,
+    };
+    options
 }
 
 /// The variables that kernels inherit. Tokens and the gateway's own flags are never among them.

@@ -16,14 +16,14 @@ use crate::error::ApiError;
 use crate::limits::{JsonObject, text};
 use crate::{model, start};
 
-fn find(gateway: &Gateway, id: &str) -> Result<Arc<Kernel>, ApiError> {
+pub(super) fn find(gateway: &Gateway, id: &str) -> Result<Arc<Kernel>, ApiError> {
     id.parse::<KernelId>()
         .ok()
         .and_then(|id| gateway.manager.get(id))
         .ok_or_else(|| not_found(id))
 }
 
-fn not_found(id: &str) -> ApiError {
+pub(super) fn not_found(id: &str) -> ApiError {
     let shown: String = id.chars().take(64).collect();
     ApiError::not_found(format!("Kernel does not exist: {shown}"))
 }

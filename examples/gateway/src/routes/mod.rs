@@ -2,8 +2,12 @@
 
 mod api;
 mod description;
+mod event_stream;
+mod executions;
+mod health;
 mod kernels;
 mod kernelspecs;
+mod logs;
 mod me;
 mod metrics;
 mod sessions;
@@ -13,7 +17,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use crate::error::ApiError;
 use crate::{Gateway, auth, cors, error, limits, request_log, websocket};
@@ -29,6 +33,14 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
         .route("/api/kernels/{id}/interrupt", post(kernels::interrupt))
         .route("/api/kernels/{id}/restart", post(kernels::restart))
         .route("/api/kernels/{id}/channels", get(websocket::channels))
+        .route("/api/kernels/{id}/log", get(event_stream::events))
+        .route(
+            "/api/kernels/{id}/executions",
+            get(executions::list).post(executions::start),
+        )
+        .route("/api/kernels/{id}/executions/{msg_id}", get(executions::one))
+        .route("/api/logs", get(logs::list))
+        .route("/api/logs/{id}", delete(logs::remove))
         .route("/api/sessions", get(sessions::list).post(sessions::create))
         .route(
             "/api/sessions/{id}",
@@ -49,6 +61,8 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
     let routes = routes
         .fallback(not_found)
         .layer(from_fn_with_state(gateway.clone(), auth::guard))
+        // Not guarded.
+        .route(&format!("{prefix}/healthz"), get(health::health))
         .layer(from_fn(request_log::note_route))
         .with_state(gateway.clone());
     // Around the routes as a whole, where it is seen what they say that no handler says, such as `Allow`. The last layer

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kernel_provider::log::Seq;
@@ -6,38 +7,39 @@ use tokio::time::{Duration, Instant};
 
 /// How long a client may not answer a Ping before it counts as gone.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How many Pings may be on their way. More than one, so that a client that leaves because of what it was just sent, as
+/// JupyterLab does when its kernel is restarted, has answered the Ping that came with it.
+const MAX_ASKED: usize = 8;
 
 /// What the client is known to have, from its Pongs.
 pub(super) struct Acknowledgement {
-    client: Client,
+    /// `None` where the kernel is gone: nothing has to be remembered of who reads its log.
+    client: Option<Client>,
     state: Mutex<State>,
 }
 
 struct State {
     /// The last entry that was written.
     sent: Seq,
-    /// The one before a Ping that is not answered yet, and when the Ping was written.
-    asked: Option<(Seq, Instant)>,
+    /// Those before the Pings that are not answered yet, and when each Ping was written.
+    asked: VecDeque<(Seq, Instant)>,
     acknowledged: Seq,
 }
 
 impl State {
-    fn ask(&mut self) -> Option<[u8; 8]> {
-        if self.asked.is_some() {
-            return None;
-        }
-        self.asked = Some((self.sent, Instant::now()));
-        Some(self.sent.0.to_be_bytes())
+    fn ask(&mut self) -> [u8; 8] {
+        self.asked.push_back((self.sent, Instant::now()));
+        self.sent.0.to_be_bytes()
     }
 }
 
 impl Acknowledgement {
-    pub(super) fn new(client: Client) -> Self {
+    pub(super) fn new(client: Option<Client>) -> Self {
         Self {
             client,
             state: Mutex::new(State {
                 sent: Seq::START,
-                asked: None,
+                asked: VecDeque::new(),
                 acknowledged: Seq::START,
             }),
         }
@@ -53,34 +55,60 @@ impl Acknowledgement {
     }
 
     /// The payload of a Ping that asks for the entries written since the last one; `None` where there are none, or
-    /// where a Ping is on its way already.
+    /// where [`MAX_ASKED`] Pings are on their way.
     pub(super) fn ask(&self) -> Option<[u8; 8]> {
         let mut state = self.lock();
-        if state.sent <= state.acknowledged {
-            return None;
-        }
-        state.ask()
+        let asked = state.asked.back().map_or(state.acknowledged, |(seq, _)| *seq);
+        (state.sent > asked && state.asked.len() < MAX_ASKED).then(|| state.ask())
     }
 
     /// The payload of a Ping that only asks whether the client is there; `None` where a Ping is on its way already.
     pub(super) fn ask_alive(&self) -> Option<[u8; 8]> {
-        self.lock().ask()
+        let mut state = self.lock();
+        state.asked.is_empty().then(|| state.ask())
     }
 
-    /// The client answered a Ping. Others' Pongs are none of ours.
+    /// The client answered a Ping, and with it those before (RFC 6455, 5.5.3). Others' Pongs are none of ours.
     pub(super) fn answered(&self, payload: &[u8]) {
         let mut state = self.lock();
-        if let Some((seq, _)) = state.asked
-            && payload == seq.0.to_be_bytes()
-        {
-            state.asked = None;
+        let mut asked = state.asked.iter().map(|(seq, _)| *seq).enumerate();
+        if let Some((place, seq)) = asked.rfind(|(_, seq)| payload == seq.0.to_be_bytes()) {
+            state.asked.drain(..=place);
             state.acknowledged = seq;
-            self.client.acknowledge(seq);
+            if let Some(client) = &self.client {
+                client.acknowledge(seq);
+            }
         }
     }
 
     /// When the client counts as gone, should it not answer.
     pub(super) fn gone_at(&self) -> Option<Instant> {
-        self.lock().asked.map(|(_, since)| since + PATIENCE)
+        self.lock().asked.front().map(|(_, since)| *since + PATIENCE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_while_a_ping_is_on_its_way_is_asked_for_too() {
+        let acknowledgement = Acknowledgement::new(None);
+        let asked: Vec<_> = (1..=20)
+            .filter_map(|seq| {
+                acknowledgement.sent(Seq(seq));
+                acknowledgement.ask()
+            })
+            .collect();
+        assert_eq!(asked.len(), MAX_ASKED, "a flood is not a flood of Pings");
+        assert!(acknowledgement.ask_alive().is_none());
+        // The last one's Pong stands for those before it, and late ones are no news.
+        for pong in [&asked[MAX_ASKED - 1], &asked[0]] {
+            acknowledgement.answered(pong);
+            assert_eq!(acknowledgement.lock().acknowledged, Seq(MAX_ASKED as u64));
+        }
+        assert!(acknowledgement.gone_at().is_none());
+        assert_eq!(acknowledgement.ask(), Some(20_u64.to_be_bytes()));
+        assert!(acknowledgement.ask().is_none(), "nothing was sent since");
     }
 }

@@ -5,6 +5,7 @@ use jupyter_protocol::codec::{CodecError, legacy_binary, legacy_text, websocket_
 use jupyter_protocol::content::Stream;
 use jupyter_protocol::{Channel, Header, Message, WireMessage};
 use kernel_provider::log::Entry;
+use kernel_provider::resume;
 use tracing::warn;
 
 /// The largest message that jupyter_server's gateway client takes; a larger one closes its socket.
@@ -35,6 +36,8 @@ impl Peer {
 /// How messages are written on one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
+    /// The resume protocol.
+    Resume,
     /// The subprotocol `v1.kernel.websocket.jupyter.org`.
     V1,
     /// No subprotocol: text, and binary for messages with buffers.
@@ -44,45 +47,62 @@ pub(super) enum Format {
 }
 
 impl Format {
-    pub(super) fn new(v1: bool, peer: Peer) -> Self {
-        match (v1, peer) {
-            (true, _) => Self::V1,
-            (false, Peer::Any) => Self::Legacy,
-            (false, Peer::Tornado) => Self::LegacyText,
+    pub(super) fn new(subprotocol: Option<&str>, peer: Peer) -> Self {
+        match (subprotocol, peer) {
+            (Some(resume::SUBPROTOCOL), _) => Self::Resume,
+            (Some(_), _) => Self::V1,
+            (None, Peer::Any) => Self::Legacy,
+            (None, Peer::Tornado) => Self::LegacyText,
         }
+    }
+
+    /// Whether a session may have several connections of this kind, each of which is sent everything.
+    ///
+    /// jupyter_server has several at times, of which only one leads to the browser: it holds on to that of a browser that
+    /// vanished for up to 90 s, and leaks one at every page load. It connects anew what is closed. So were only the newest
+    /// one kept, they would take the session from each other in turns, and what the user sends meanwhile be lost.
+    pub(super) fn is_shared(self) -> bool {
+        self == Self::LegacyText
     }
 
     /// The entry as one WebSocket message. `None` where it can pass in no form, which is told in the process's log.
     pub(super) fn encode(self, entry: &Entry) -> Option<(OpCode, Bytes)> {
-        let channel = entry.channel();
-        if self == Self::V1 {
-            return Some((OpCode::Binary, entry.v1()));
+        match self {
+            Self::Resume => Some((OpCode::Binary, entry.seq_and_v1())),
+            Self::V1 => Some((OpCode::Binary, entry.v1())),
+            _ => self.encode_message(entry.channel(), &entry.message()),
         }
-        let message = entry.message();
+    }
+
+    /// A message that is no entry of the log, in the same way. The resume protocol has none of these.
+    pub(super) fn encode_message(self, channel: Channel, message: &WireMessage) -> Option<(OpCode, Bytes)> {
         let encoded = match self {
+            Self::V1 | Self::Resume => return Some((OpCode::Binary, websocket_v1::encode(channel, message))),
             Self::Legacy if !message.buffers().is_empty() => {
-                legacy_binary::encode(channel, &message).map(|data| (OpCode::Binary, data))
+                legacy_binary::encode(channel, message).map(|data| (OpCode::Binary, data))
             }
-            _ => legacy_text::encode(channel, &message).map(|text| (OpCode::Text, text)),
+            _ => legacy_text::encode(channel, message).map(|text| (OpCode::Text, text)),
         };
         if self == Self::LegacyText && !message.buffers().is_empty() {
             warn!(
-                seq = %entry.seq(),
                 buffers = message.buffers().len(),
                 "a message is sent without its buffers: jupyter_server's gateway client cannot take binary frames"
             );
         }
         match encoded {
             Ok((_, data)) if self == Self::LegacyText && data.len() > TORNADO_MAX_BYTES => {
-                warn!(seq = %entry.seq(), bytes = data.len(), "a message is larger than jupyter_server takes; a notice is sent in its place");
-                let notice = notice(&message, data.len());
+                warn!(
+                    bytes = data.len(),
+                    "a message is larger than jupyter_server takes; a notice is sent in its place"
+                );
+                let notice = notice(message, data.len());
                 legacy_text::encode(Channel::Iopub, &notice)
                     .ok()
                     .map(|text| (OpCode::Text, text))
             }
             Ok(encoded) => Some(encoded),
             Err(error) => {
-                warn!(seq = %entry.seq(), %error, "a message cannot be written in this client's format");
+                warn!(%error, "a message cannot be written in this client's format");
                 None
             }
         }
@@ -91,7 +111,7 @@ impl Format {
     /// The message that the client sent.
     pub(super) fn decode(self, opcode: OpCode, data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
         match (self, opcode) {
-            (Self::V1, OpCode::Binary) => websocket_v1::decode(data),
+            (Self::V1 | Self::Resume, OpCode::Binary) => websocket_v1::decode(data),
             // jupyter_server passes the browser's binary messages on as text.
             (_, OpCode::Text) if std::str::from_utf8(data).is_err() => legacy_binary::decode(data),
             (_, OpCode::Text) => legacy_text::decode(data),
@@ -108,7 +128,10 @@ fn notice(message: &WireMessage, bytes: usize) -> WireMessage {
         bytes >> 20,
         TORNADO_MAX_BYTES >> 20
     );
-    let notice = Message::new(Stream::stderr(text), "kernelmux");
+    // JupyterLab lets go of what it is handling when a message of another session arrives: the kernel is another then.
+    let header = message.header_ref();
+    let session = header.as_ref().map_or("kernelmux", |header| &*header.session);
+    let notice = Message::new(Stream::stderr(text), session);
     match Header::parse_parent(message.parent_header()) {
         Ok(Some(parent)) => notice.with_parent(parent),
         _ => notice,

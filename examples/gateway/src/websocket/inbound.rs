@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fastwebsockets::WebSocketError;
+use fastwebsockets::{OpCode, WebSocketError};
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_provider::session::{Client, SendError};
 use tokio::io::AsyncRead;
@@ -28,7 +28,7 @@ pub(super) enum Control {
 /// Reads until the client is gone or breaks the protocol.
 pub(super) async fn run(
     stream: impl AsyncRead + Unpin,
-    client: Client,
+    client: Option<Client>,
     format: Format,
     acknowledgement: Arc<Acknowledgement>,
     control: mpsc::Sender<Control>,
@@ -41,8 +41,12 @@ pub(super) async fn run(
 }
 
 /// Hands messages to the kernel, in order, so that the reader goes on to see Pongs and the connection's end meanwhile.
-async fn forward(client: Client, mut waiting: mpsc::Receiver<(Channel, WireMessage)>) {
+async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<(Channel, WireMessage)>) {
     while let Some((channel, message)) = waiting.recv().await {
+        let Some(client) = &client else {
+            debug!(%channel, "a message for a kernel that is gone is dropped");
+            continue;
+        };
         match client.send(channel, message).await {
             Ok(()) => {}
             Err(SendError::Dead) => debug!(%channel, "a message for a dead kernel is dropped"),
@@ -71,6 +75,8 @@ async fn read(
             }
         };
         match received {
+            // Kept free for later versions of the protocol.
+            Received::Message(OpCode::Text, _) if format == Format::Resume => {}
             Received::Message(opcode, data) => match format.decode(opcode, &data) {
                 Ok(message) => {
                     if to_kernel.send(message).await.is_err() {

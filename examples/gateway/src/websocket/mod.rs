@@ -4,39 +4,50 @@
 //! *outbound* half reads the kernel's log and writes what is for this client. Neither knows how far the other is.
 //!
 //! What a client has received is known from its Pongs: each Ping carries the number of the last entry sent before it,
-//! and a Pong returns after that entry was read. When the session comes back, it reads on from there.
+//! and a Pong returns after that entry was read. When the session comes back, it reads on from there, after the
+//! executions were put anew of which it may not have everything. Clients of the resume protocol
+//! (`docs/resume-protocol.md`) say themselves where they go on.
 
 mod acknowledgement;
+mod feed;
 mod format;
 mod inbound;
 mod messages;
 mod outbound;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use fastwebsockets::WebSocketError;
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use jupyter_protocol::codec::websocket_v1;
 use kernel_provider::KernelId;
-use kernel_provider::session::Attachment;
+use kernel_provider::resume::{self, Notice, Start};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::time::{Duration, sleep, timeout};
 use tracing::{Instrument, debug, info, info_span};
 
 use crate::Gateway;
 use crate::error::ApiError;
 use acknowledgement::Acknowledgement;
+use feed::Feed;
 use format::{Format, Peer};
 
 /// How many control frames may wait for the outbound half; the inbound half waits where there are more.
 const CONTROL_FRAMES: usize = 16;
+/// How long a session that connects anew waits for the end of its old connection, which may be silent and never end.
+const LEAVING: Duration = Duration::from_millis(200);
+/// How long a client may take to answer a Close, and to take what is being written when the gateway shuts down.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
 pub(crate) struct ChannelsQuery {
     session_id: Option<String>,
+    resume: Option<String>,
 }
 
 /// Answers 101 and serves the connection; 404 for an unknown kernel, 400 for what is no WebSocket handshake.
@@ -44,40 +55,71 @@ pub(crate) async fn channels(
     State(gateway): State<Arc<Gateway>>,
     Path(id): Path<String>,
     Query(query): Query<ChannelsQuery>,
-    mut request: Request,
+    request: Request,
 ) -> Response {
-    let kernel = id.parse::<KernelId>().ok().and_then(|id| gateway.manager.get(id));
-    let Some(kernel) = kernel else {
-        return ApiError::new(StatusCode::NOT_FOUND, format!("Kernel does not exist: {id}")).into_response();
+    open(gateway, &id, query, request)
+        .await
+        .unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn open(
+    gateway: Arc<Gateway>,
+    id: &str,
+    query: ChannelsQuery,
+    mut request: Request,
+) -> Result<Response, ApiError> {
+    let subprotocol = chosen_subprotocol(request.headers());
+    let no_kernel = || ApiError::not_found(format!("Kernel does not exist: {id}"));
+    let kernel_id: KernelId = id.parse().map_err(|_| no_kernel())?;
+    let kernel = gateway.manager.get(kernel_id);
+    let log = match &kernel {
+        Some(kernel) => kernel.log().clone(),
+        // What is left of a kernel that is gone can be read by who knows what a log is.
+        None if subprotocol == Some(resume::SUBPROTOCOL) => {
+            gateway.manager.logs().find(kernel_id).await?.ok_or_else(no_kernel)?
+        }
+        None => return Err(no_kernel()),
     };
     if !is_upgrade_request(&request) {
-        return ApiError::new(StatusCode::BAD_REQUEST, "this address takes WebSocket connections only").into_response();
+        return Err(ApiError::bad_request("this address takes WebSocket connections only"));
     }
     let session = query
         .session_id
         .filter(|session| !session.is_empty())
         .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let start = match &query.resume {
+        Some(start) => start
+            .parse()
+            .map_err(|error| ApiError::bad_request(format!("resume: {error}")))?,
+        None => Start::Head,
+    };
     let peer = Peer::of(request.headers());
-    let (response, upgraded) = match upgrade(&mut request) {
-        Ok(upgrade) => upgrade,
-        Err(error) => {
-            return ApiError::new(StatusCode::BAD_REQUEST, error.to_string()).into_response();
+    let (response, upgraded) = upgrade(&mut request).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let mut response = response.map(axum::body::Body::new);
+    if let Some(subprotocol) = subprotocol {
+        response
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
+    }
+    let span = info_span!("client", %kernel_id, session);
+    let format = Format::new(subprotocol, peer);
+    if let Some(kernel) = &kernel
+        && format != Format::Resume
+    {
+        kernel.session_left(&session, LEAVING).await;
+    }
+    // Attached before the handshake is answered, so that nothing the kernel says from then on is missed.
+    let (feed, hello) = match kernel {
+        Some(kernel) if format.is_shared() => (Feed::Kernel(kernel.attach_shared(&session)), None),
+        Some(kernel) if format != Format::Resume => (Feed::Kernel(kernel.attach(&session)), None),
+        kernel => {
+            let (feed, hello) = Feed::resume(&log, kernel.as_ref(), &session, start);
+            (feed, Some(hello))
         }
     };
-    let mut response = response.map(axum::body::Body::new);
-    let v1 = offers_v1(request.headers());
-    if v1 {
-        response.headers_mut().insert(
-            header::SEC_WEBSOCKET_PROTOCOL,
-            HeaderValue::from_static(websocket_v1::SUBPROTOCOL),
-        );
-    }
-    let format = Format::new(v1, peer);
-    let span = info_span!("client", kernel_id = %kernel.id(), session);
-    // Attached before the handshake is answered, so that nothing the kernel says from then on is missed.
-    let attachment = kernel.attach(&session);
-    let serving = serve(gateway, attachment, format, upgraded);
-    tokio::spawn(
+    let clients = gateway.clients.clone();
+    let serving = serve(gateway, feed, hello, format, upgraded);
+    clients.spawn(
         async move {
             match serving.await {
                 Ok(reason) => info!(reason, "client gone"),
@@ -86,36 +128,58 @@ pub(crate) async fn channels(
         }
         .instrument(span),
     );
-    response
+    Ok(response)
 }
 
-fn offers_v1(headers: &HeaderMap) -> bool {
-    headers
+/// The best of the subprotocols that the client offers and that are spoken here.
+fn chosen_subprotocol(headers: &HeaderMap) -> Option<&'static str> {
+    let offers: Vec<&str> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|offer| offer.trim() == websocket_v1::SUBPROTOCOL)
+        .flat_map(|value| value.split(',').map(str::trim))
+        .collect();
+    [resume::SUBPROTOCOL, websocket_v1::SUBPROTOCOL]
+        .into_iter()
+        .find(|subprotocol| offers.contains(subprotocol))
 }
 
 /// Serves the connection to its end, and says why it ended.
 async fn serve(
     gateway: Arc<Gateway>,
-    attachment: Attachment,
+    feed: Feed,
+    hello: Option<Notice>,
     format: Format,
     upgraded: UpgradeFut,
 ) -> Result<&'static str, WebSocketError> {
     let websocket = upgraded.await?;
     debug!(?format, "client connected");
     let (reading, writing) = tokio::io::split(websocket.into_inner());
-    let acknowledgement = Arc::new(Acknowledgement::new(attachment.client()));
+    let acknowledgement = Arc::new(Acknowledgement::new(feed.client()));
     let (control, control_frames) = mpsc::channel(CONTROL_FRAMES);
-    let inbound = inbound::run(reading, attachment.client(), format, acknowledgement.clone(), control);
-    let outbound = outbound::run(writing, attachment, format, acknowledgement, control_frames);
+    let inbound = inbound::run(reading, feed.client(), format, acknowledgement.clone(), control);
+    let outbound = outbound::run(
+        writing,
+        feed,
+        hello,
+        format,
+        acknowledgement,
+        control_frames,
+        gateway.closing(),
+    );
+    let mut inbound = pin!(inbound);
     // Whichever half ends first ends the other: both are futures of this one task.
     tokio::select! {
-        ended = inbound => ended,
-        ended = outbound => ended.map_err(WebSocketError::from),
-        () = gateway.closing() => Ok("the gateway is shutting down"),
+        ended = &mut inbound => ended,
+        ended = outbound => {
+            let reason = ended?;
+            // Closed with something still to be read, the connection would be reset, and the Close frame lost with it.
+            let _ = timeout(CLOSE_DEADLINE, inbound).await;
+            Ok(reason)
+        }
+        () = async {
+            gateway.closing().await;
+            sleep(CLOSE_DEADLINE).await;
+        } => Ok("the gateway is shutting down"),
     }
 }

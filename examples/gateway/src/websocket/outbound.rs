@@ -1,16 +1,20 @@
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use fastwebsockets::{Frame, OpCode, Payload};
+use futures::FutureExt;
 use kernel_provider::log::{Block, ReadError};
-use kernel_provider::session::{Attachment, Client};
+use kernel_provider::resume::{CLOSE_REPLACED, Notice};
+use kernel_provider::session::Client;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, timeout_at};
 use tracing::warn;
 
 use super::acknowledgement::Acknowledgement;
+use super::feed::Feed;
 use super::format::Format;
 use super::inbound::Control;
 
@@ -21,45 +25,68 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long a client may take nothing of what is written before it counts as gone. Its session can come back.
 const WRITE_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Writes what the log has for this client until the kernel or the client is gone. How fast the client reads is its own
-/// matter: what it has not read is in the log.
+/// Writes what the log has for this client until the kernel or the client is gone, or `closing` is over. How fast the
+/// client reads is its own matter: what it has not read is in the log.
 pub(super) async fn run(
     stream: impl AsyncWrite + Unpin,
-    mut attachment: Attachment,
+    mut feed: Feed,
+    hello: Option<Notice>,
     format: Format,
     acknowledgement: Arc<Acknowledgement>,
     mut control: mpsc::Receiver<Control>,
+    closing: impl Future<Output = ()>,
 ) -> io::Result<&'static str> {
-    let client = attachment.client();
+    let client = feed.client();
     let mut out = Frames::new(stream);
     let mut keep_alive = interval(KEEP_ALIVE);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     keep_alive.reset();
-    let mut superseded = std::pin::pin!(attachment.superseded());
+    let mut superseded = pin!(feed.superseded());
+    let mut closing = pin!(closing);
+    let mut silent = true;
+    if let Some(hello) = hello {
+        out.notice(&hello);
+        out.flush().await?;
+    }
+    write_replay(&mut out, &mut feed, format).await?;
     loop {
         tokio::select! {
-            block = attachment.next() => {
+            block = feed.next() => {
                 let mut next = match block {
                     Ok(Some(block)) => Some(block),
+                    // A gateway that shuts down closes the logs of kernels that go on.
+                    Ok(None) if closing.as_mut().now_or_never().is_some() => {
+                        out.close(1001, "the gateway is shutting down").await?;
+                        return Ok("the gateway is shutting down");
+                    }
+                    Ok(None) if format == Format::Resume => {
+                        out.notice(&Notice::End {});
+                        out.close(1000, "the kernel is gone").await?;
+                        return Ok("the kernel is gone");
+                    }
                     Ok(None) => {
                         out.close(1001, "the kernel is gone").await?;
                         return Ok("the kernel is gone");
                     }
+                    Err(error @ ReadError::Store(_)) => {
+                        warn!(%error, "a client's connection is closed");
+                        out.close(1011, "the kernel's log cannot be read").await?;
+                        return Ok("the kernel's log cannot be read");
+                    }
                     Err(error) => {
-                        report(&error);
-                        if matches!(error, ReadError::Store(_)) {
-                            out.close(1011, "the kernel's log cannot be read").await?;
-                            return Ok("the kernel's log cannot be read");
-                        }
+                        tell_gap(&mut out, &error, format);
                         None
                     }
                 };
+                // Only so much at a time, for there is more to see to than a kernel's flood.
+                let mut taken = 0;
                 while let Some(block) = next.take() {
-                    write_block(&mut out, &block, &client, format).await?;
+                    write_block(&mut out, &block, client.as_ref(), format).await?;
                     acknowledgement.sent(block.last());
-                    if out.gathered() < GATHER_BYTES {
-                        next = attachment.recent().unwrap_or_else(|error| {
-                            report(&error);
+                    taken += block.bytes().len();
+                    if taken < GATHER_BYTES {
+                        next = feed.recent().unwrap_or_else(|error| {
+                            tell_gap(&mut out, &error, format);
                             None
                         });
                     }
@@ -68,6 +95,7 @@ pub(super) async fn run(
                     out.gather(OpCode::Ping, &payload);
                 }
                 out.flush().await?;
+                silent = false;
             }
             Some(wanted) = control.recv() => match wanted {
                 Control::Pong(payload) => {
@@ -91,35 +119,68 @@ pub(super) async fn run(
                 }
                 if let Some(payload) = acknowledgement.ask_alive() {
                     out.gather(OpCode::Ping, &payload);
-                    out.flush().await?;
                 }
+                if silent && format == Format::Resume {
+                    out.notice(&Notice::Alive {});
+                }
+                out.flush().await?;
+                silent = true;
             }
-            () = &mut superseded => {
-                out.close(1001, "the session is connected anew").await?;
+            () = &mut superseded, if !format.is_shared() => {
+                let code = if format == Format::Resume { CLOSE_REPLACED } else { 1001 };
+                out.close(code, "the session is connected anew").await?;
                 return Ok("the session is connected anew");
+            }
+            () = &mut closing => {
+                // JupyterLab connects anew after any code but 1000 and 1001.
+                let code = if format == Format::Resume { 1001 } else { 1012 };
+                out.close(code, "the gateway is shutting down").await?;
+                return Ok("the gateway is shutting down");
             }
         }
     }
 }
 
+/// Puts anew what a client that comes back may or may not have seen.
+async fn write_replay(out: &mut Frames<impl AsyncWrite + Unpin>, feed: &mut Feed, format: Format) -> io::Result<()> {
+    while let Some(messages) = feed.replay().await {
+        match messages {
+            Ok(messages) => {
+                for (channel, message) in messages {
+                    if let Some((opcode, data)) = format.encode_message(channel, &message) {
+                        out.write(opcode, &data).await?;
+                    }
+                }
+            }
+            Err(error) => warn!(%error, "an execution cannot be replayed"),
+        }
+    }
+    out.flush().await
+}
+
 async fn write_block(
     out: &mut Frames<impl AsyncWrite + Unpin>,
     block: &Block,
-    client: &Client,
+    client: Option<&Client>,
     format: Format,
 ) -> io::Result<()> {
     for entry in block.entries() {
-        if client.delivers(&entry)
-            && let Some((opcode, data)) = format.encode(&entry)
-        {
+        let delivers = format == Format::Resume || client.is_none_or(|client| client.delivers(&entry));
+        if delivers && let Some((opcode, data)) = format.encode(&entry) {
             out.write(opcode, &data).await?;
         }
     }
     Ok(())
 }
 
-fn report(error: &ReadError) {
+/// A client of the resume protocol is told of what is missing; others cannot be.
+fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, format: Format) {
     warn!(%error, "the client misses a part of the log");
+    if format == Format::Resume
+        && let ReadError::Gap { first, last } = *error
+    {
+        out.notice(&Notice::Gap { first, last });
+    }
 }
 
 /// Frames a server writes, gathered so that a flood of small messages is few writes.
@@ -136,15 +197,15 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
         }
     }
 
-    fn gathered(&self) -> usize {
-        self.gathered.len()
-    }
-
     /// A frame's head in front of a payload that follows.
     fn head(&mut self, opcode: OpCode, payload: &[u8]) {
         let mut head = [0; 16];
         let length = Frame::new(true, opcode, None, Payload::Borrowed(payload)).fmt_head(&mut head);
         self.gathered.extend_from_slice(&head[..length]);
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        self.gather(OpCode::Text, notice.to_json().as_bytes());
     }
 
     fn gather(&mut self, opcode: OpCode, payload: &[u8]) {

@@ -24,7 +24,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// The token of every gateway of the tests.
@@ -121,7 +121,7 @@ pub struct Served {
     pub gateway: Arc<Gateway>,
     pub provider: Arc<Recording>,
     client: Client<HttpConnector, Full<Bytes>>,
-    serving: AbortHandle,
+    serving: JoinHandle<()>,
 }
 
 impl Drop for Served {
@@ -180,7 +180,7 @@ impl Served {
         let gateway = Arc::new(Gateway::new(manager.clone(), options));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(serve(listener, gateway.clone())).abort_handle();
+        let serving = tokio::spawn(serve(listener, gateway.clone()));
         Self {
             address,
             manager,
@@ -189,6 +189,14 @@ impl Served {
             client: Client::builder(TokioExecutor::new()).build_http(),
             serving,
         }
+    }
+
+    /// Waits until it serves no more, as after it was closed.
+    pub async fn ended(&mut self) {
+        timeout(DEADLINE, &mut self.serving)
+            .await
+            .expect("it ends in time")
+            .unwrap();
     }
 
     /// A request with these headers and no others.

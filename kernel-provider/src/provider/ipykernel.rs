@@ -1,4 +1,4 @@
-//! What is known of the Python kernel beyond its kernelspec.
+//! What is known of the Python kernel beyond its kernelspec. For those who write a provider.
 
 use jupyter_protocol::Kernelspec;
 use serde_json::Value;
@@ -13,15 +13,17 @@ const WAIT_FOR_SUBSCRIBER: &str = "--IPKernelApp.code_to_run=(lambda app: app.io
      (__import__('ipykernel.kernelapp').kernelapp.IPKernelApp.instance())";
 
 /// Whether the kernelspec starts ipykernel.
-pub(crate) fn starts_ipykernel(spec: &Kernelspec) -> bool {
+#[must_use]
+pub fn starts_ipykernel(spec: &Kernelspec) -> bool {
     spec.argv
         .iter()
         .any(|arg| matches!(arg.as_str(), "ipykernel_launcher" | "ipykernel"))
 }
 
-/// Arguments that make the kernel drop no output; none for other kernels, for one whose kernelspec says
-/// `metadata.kernelmux.wait_for_subscriber: false`, and for one that is given code to run already.
-pub(crate) fn lossless_arguments(spec: &Kernelspec) -> Option<&'static str> {
+/// An argument for the end of the command that makes the kernel drop no output; none for other kernels, for one whose
+/// kernelspec says `metadata.kernelmux.wait_for_subscriber: false`, and for one that is given code to run already.
+#[must_use]
+pub fn lossless_argument(spec: &Kernelspec) -> Option<&'static str> {
     let refused = spec
         .metadata
         .get("kernelmux")
@@ -46,11 +48,11 @@ mod tests {
     fn only_ipykernel_is_told_to_wait_and_a_kernelspec_can_refuse() {
         let ipykernel = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
         let none = serde_json::json!({});
-        assert!(lossless_arguments(&spec(&ipykernel, &none)).is_some());
-        assert!(lossless_arguments(&spec(&["python", "-m", "bash_kernel"], &none)).is_none());
+        assert!(lossless_argument(&spec(&ipykernel, &none)).is_some());
+        assert!(lossless_argument(&spec(&["python", "-m", "bash_kernel"], &none)).is_none());
         let refusing = serde_json::json!({"kernelmux": {"wait_for_subscriber": false}});
-        assert!(lossless_arguments(&spec(&ipykernel, &refusing)).is_none());
+        assert!(lossless_argument(&spec(&ipykernel, &refusing)).is_none());
         let with_code = ["python", "-m", "ipykernel", "--IPKernelApp.code_to_run=1"];
-        assert!(lossless_arguments(&spec(&with_code, &none)).is_none());
+        assert!(lossless_argument(&spec(&with_code, &none)).is_none());
     }
 }

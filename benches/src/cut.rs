@@ -1,0 +1,274 @@
+//! A client whose connection is cut three times while a cell prints: what it gets, from us and from the peers.
+
+use std::time::Duration;
+
+use jupyter_protocol::content::ExecuteRequest;
+use jupyter_protocol::{Channel, Message, WireMessage};
+use kernel_provider::fold::Fold;
+use kernel_provider::resume::client::{Event, Options, ResumeClient};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::Result;
+use crate::measure::count;
+use crate::peers::Gateway;
+use crate::report::Section;
+use crate::setup::{PYTHON, Setup, scaled};
+use crate::wire::WebSocket;
+
+/// Messages of the cell, and how many a second where they are paced: jupyter_server leaves out what is above 1,000.
+const MESSAGES: usize = 10_000;
+const RATE: usize = 700;
+/// After which of ten parts of them the connection is cut, and for how long.
+const CUTS: [usize; 3] = [2, 5, 8];
+const AWAY: Duration = Duration::from_millis(500);
+/// How long to wait for more, when the cell is at its end and when it is not.
+const AFTER_END: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(10);
+const SESSION: &str = "cut";
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// Where a gateway or a kernel does not do its part.
+pub async fn run(setup: &Setup) -> Result<Section> {
+    let messages = scaled(MESSAGES);
+    let cuts = CUTS.map(|part| messages * part / 10);
+    let mut section = Section::new(
+        "Cut connections: the same cell through us and the peers",
+        format!(
+            "A cell in ipykernel writes the numbers below {} to stdout, each a message of its own, {RATE} a second or without pause (more than the \
+             1,000 a second that jupyter_server lets through by default). The \
+             client drops its connection once it has read number {}, {} and {}, and opens the next one {} ms later with \
+             the same session_id; the server's own defaults otherwise. \"By number\" counts each number in all that was \
+             received: a stock client of ours is sent the outputs so far once more, after a `clear_output`. \"Shown\" \
+             counts it in what the messages come to, folded as JupyterLab does. The resume protocol's client is \
+             `ResumeClient`. What is lost in the rows with 0 cuts is not lost by one.",
+            count(messages as u64),
+            cuts[0],
+            cuts[1],
+            cuts[2],
+            AWAY.as_millis()
+        ),
+    );
+    section.table(&[
+        "",
+        "cut",
+        "lost, by number",
+        "doubled, by number",
+        "lost, shown",
+        "doubled, shown",
+        "reply",
+        "idle",
+    ]);
+    let ours = Gateway::kernelmux(setup, "cut").await?;
+    let kernel_gateway = Gateway::kernel_gateway(setup).await?;
+    let jupyter_server = Gateway::jupyter_server(setup).await?;
+    for pace in [Some(RATE), None] {
+        let named = |name: &str| match pace {
+            Some(rate) => format!("{name}, {rate} a second"),
+            None => format!("{name}, without pause"),
+        };
+        for (name, gateway) in [("Kernel Gateway", &kernel_gateway), ("jupyter_server", &jupyter_server)] {
+            for cuts in [&[][..], &cuts] {
+                stock(gateway, &cell(messages, pace), messages, cuts)
+                    .await?
+                    .row(&mut section, &named(name));
+            }
+        }
+        stock(&ours, &cell(messages, pace), messages, &[])
+            .await?
+            .row(&mut section, &named("ours, stock client"));
+        let stock = stock(&ours, &cell(messages, pace), messages, &cuts).await?;
+        stock.row(&mut section, &named("ours, stock client"));
+        let resumed = resuming(&ours, &cell(messages, pace), messages, &cuts).await?;
+        resumed.row(&mut section, &named("ours, resume protocol"));
+        for (name, got, (lost, doubled)) in [
+            ("shown by a stock client of ours", &stock, stock.shown()),
+            ("by number, resume protocol", &resumed, resumed.by_number()),
+        ] {
+            if got.cuts != cuts.len() {
+                return Err("ours was not cut as often as it was to be: too little came".into());
+            }
+            let measured = format!("{} and {}", count(lost), count(doubled));
+            section.mark(
+                format!("lost and doubled, {}", named(name)),
+                "0 and 0",
+                measured,
+                lost + doubled == 0,
+            );
+            let ended = if got.ended() { "came" } else { "did not come" };
+            section.mark(format!("reply and idle, {}", named(name)), "came", ended, got.ended());
+        }
+    }
+    for gateway in [ours, kernel_gateway, jupyter_server] {
+        gateway.end()?;
+    }
+    Ok(section)
+}
+
+/// What a client got of the cell.
+struct Got {
+    request: String,
+    /// How often each number came.
+    times: Vec<u64>,
+    /// The highest number that came, and one more.
+    reached: usize,
+    fold: Fold,
+    reply: bool,
+    idle: bool,
+    /// How often its connection was cut.
+    cuts: usize,
+}
+
+impl Got {
+    fn new(request: &Message, messages: usize) -> Self {
+        Self {
+            request: request.header.msg_id.clone(),
+            times: vec![0; messages],
+            reached: 0,
+            fold: Fold::default(),
+            reply: false,
+            idle: false,
+            cuts: 0,
+        }
+    }
+
+    fn take(&mut self, channel: Channel, message: &WireMessage) -> Result<()> {
+        if !message.parent_ref().is_ok_and(|parent| parent.msg_id == self.request) {
+            return Ok(());
+        }
+        self.fold.apply(channel, message);
+        let content = || serde_json::from_slice::<Value>(message.content());
+        match (channel, &*message.header_ref()?.msg_type) {
+            (Channel::Iopub, "stream") => {
+                tally(content()?["text"].as_str().unwrap_or_default(), &mut self.times);
+                let highest = self.times[self.reached..].iter().rposition(|&times| times > 0);
+                self.reached += highest.map_or(0, |number| number + 1);
+            }
+            (Channel::Iopub, "status") if content()?["execution_state"] == "idle" => self.idle = true,
+            (Channel::Shell, "execute_reply") => self.reply = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn ended(&self) -> bool {
+        self.reply && self.idle
+    }
+
+    /// How long to wait for more.
+    fn patience(&self) -> Duration {
+        if self.ended() { AFTER_END } else { QUIET }
+    }
+
+    /// Lost and doubled of all that was received.
+    fn by_number(&self) -> (u64, u64) {
+        lost_and_doubled(&self.times)
+    }
+
+    /// Lost and doubled of what is shown in the end.
+    fn shown(&self) -> (u64, u64) {
+        let mut times = vec![0; self.times.len()];
+        for output in self.fold.outputs() {
+            let output = serde_json::to_value(&output).unwrap_or_default();
+            tally(output["text"].as_str().unwrap_or_default(), &mut times);
+        }
+        lost_and_doubled(&times)
+    }
+
+    fn row(&self, section: &mut Section, name: &str) {
+        let ((lost, doubled), (lost_shown, doubled_shown)) = (self.by_number(), self.shown());
+        let came = |came| if came { "came" } else { "lost" }.to_owned();
+        section.row([
+            name.to_owned(),
+            format!("{}×", self.cuts),
+            count(lost),
+            count(doubled),
+            count(lost_shown),
+            count(doubled_shown),
+            came(self.reply),
+            came(self.idle),
+        ]);
+    }
+}
+
+fn tally(text: &str, times: &mut [u64]) {
+    let numbers = text.lines().filter_map(|line| line.parse::<usize>().ok());
+    for number in numbers {
+        if let Some(times) = times.get_mut(number) {
+            *times += 1;
+        }
+    }
+}
+
+fn lost_and_doubled(times: &[u64]) -> (u64, u64) {
+    let lost = times.iter().filter(|&&times| times == 0).count() as u64;
+    (lost, times.iter().map(|times| times.saturating_sub(1)).sum())
+}
+
+fn cell(messages: usize, pace: Option<usize>) -> Message {
+    let pause = pace.map_or_else(
+        || "pass".to_owned(),
+        |rate| format!("time.sleep(max(0, begun + (number + 1) / {rate} - time.perf_counter()))"),
+    );
+    let code = format!(
+        "import sys, time\n\
+         begun = time.perf_counter()\n\
+         for number in range({messages}):\n    \
+             sys.stdout.write(f'{{number}}\\n')\n    \
+             sys.stdout.flush()\n    \
+             {pause}\n"
+    );
+    Message::new(ExecuteRequest::new(code), SESSION)
+}
+
+/// A client of the v1 subprotocol that knows nothing but its session.
+async fn stock(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Got> {
+    let kernel = gateway.address.start_kernel(PYTHON).await?;
+    let connect = async || -> Result<WebSocket> { gateway.address.channels(&kernel, SESSION).await };
+    let mut client = connect().await?;
+    client.send(Channel::Shell, &request.to_wire()).await?;
+    let mut got = Got::new(request, messages);
+    let mut cuts = cuts.iter().copied().peekable();
+    while let Ok(received) = timeout(got.patience(), client.receive_message()).await {
+        // Where a server closes the connection, the rest is lost.
+        let Ok((channel, message)) = received else { break };
+        got.take(channel, &message)?;
+        if cuts.next_if(|&cut| got.reached > cut).is_some() {
+            got.cuts += 1;
+            drop(client);
+            tokio::time::sleep(AWAY).await;
+            client = connect().await?;
+        }
+    }
+    drop(client);
+    gateway.address.end_kernel(&kernel).await?;
+    Ok(got)
+}
+
+/// A client of the resume protocol.
+async fn resuming(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Got> {
+    let kernel = gateway.address.start_kernel(PYTHON).await?;
+    let url = format!("http://127.0.0.1:{}", gateway.address.port);
+    let options = Options::new(url, kernel.parse()?)
+        .with_token(&gateway.address.token)
+        .with_session(SESSION);
+    let mut client = ResumeClient::connect(options).await?;
+    client.send(Channel::Shell, request.to_wire())?;
+    let mut got = Got::new(request, messages);
+    let mut cuts = cuts.iter().copied().peekable();
+    while let Ok(event) = timeout(got.patience(), client.next()).await {
+        let Some(event) = event? else { break };
+        let Event::Entry(entry) = event else { continue };
+        got.take(entry.channel, &entry.message)?;
+        if cuts.next_if(|&cut| got.reached > cut).is_some() {
+            got.cuts += 1;
+            client.disconnect();
+            tokio::time::sleep(AWAY).await;
+        }
+    }
+    drop(client);
+    gateway.address.end_kernel(&kernel).await?;
+    Ok(got)
+}

@@ -1,0 +1,137 @@
+// One WebSocket, from its handshake to its end. It knows when a connection is dead, not what to do then.
+
+import { ProtocolError } from './errors.js';
+
+export const SUBPROTOCOL = 'v1.resume.kernelmux';
+
+/**
+ * As much of the browsers' WebSocket as is used.
+ * @typedef {object} WebSocketLike
+ * @property {string} binaryType
+ * @property {string} protocol
+ * @property {(data: any) => void} send
+ * @property {(code?: number, reason?: string) => void} close
+ * @property {(type: any, listener: any) => void} addEventListener
+ */
+
+/** @typedef {new (url: string, protocols?: any) => WebSocketLike} WebSocketClass */
+
+/**
+ * How a connection ended.
+ * @typedef {object} Ended
+ * @property {boolean} opened Whether the handshake succeeded.
+ * @property {boolean} spoken Whether anything came after the hello.
+ * @property {boolean} abandoned Whether it was ended here, so that the gateway may not know it yet.
+ * @property {number} code The close code; 1006 where there is none.
+ * @property {string} reason
+ */
+
+/**
+ * @typedef {object} LinkOptions
+ * @property {WebSocketClass} WebSocket
+ * @property {string} url
+ * @property {number} helloMs How long to wait for the first frame.
+ * @property {number} silenceMs How long to wait for every other one.
+ * @property {(notice: Record<string, any>) => void} onNotice A text frame; the first is the hello. What it throws ends
+ *   the connection.
+ * @property {(bytes: ArrayBuffer) => void} onEntry A binary frame. What it throws ends the connection.
+ */
+
+/** The code of a connection whose handshake did not accept the subprotocol. */
+export const NO_SUBPROTOCOL = 1010;
+const NO_CODE = 1006;
+
+export class Link {
+  /** @type {(ended: Ended) => void} */
+  #end = () => {};
+  #opened = false;
+  #frames = 0;
+  #over = false;
+  #socket;
+  #watch;
+
+  /** @param {LinkOptions} options */
+  constructor({ WebSocket, url, helloMs, silenceMs, onNotice, onEntry }) {
+    /** Resolves when the connection is over; no callback is called afterwards. */
+    this.over = /** @type {Promise<Ended>} */ (new Promise((resolve) => (this.#end = resolve)));
+    this.#socket = new WebSocket(url, [SUBPROTOCOL]);
+    this.#socket.binaryType = 'arraybuffer';
+    // The clock on the wall, looked at often: a timer may stand still while the machine sleeps.
+    let heard = Date.now();
+    this.#watch = setInterval(
+      () => {
+        const patience = this.#frames === 0 ? helloMs : silenceMs;
+        if (Date.now() - heard > patience) this.abandon(`nothing was heard for ${patience / 1000} s`);
+      },
+      Math.min(helloMs, silenceMs, 30_000) / 3,
+    );
+
+    this.#socket.addEventListener('open', () => {
+      this.#opened = true;
+      if (this.#socket.protocol !== SUBPROTOCOL) this.abandon('the subprotocol was not accepted', NO_SUBPROTOCOL);
+    });
+    this.#socket.addEventListener('message', (/** @type {{data: unknown}} */ { data }) => {
+      if (this.#over) return;
+      heard = Date.now();
+      try {
+        if (typeof data === 'string') this.#text(data, onNotice);
+        else if (this.#frames === 0) throw new ProtocolError('the first frame is no hello');
+        else onEntry(/** @type {ArrayBuffer} */ (data));
+        this.#frames += 1;
+      } catch (error) {
+        this.abandon(error instanceof Error ? error.message : String(error));
+      }
+    });
+    // A close event should follow, and says more. Node's own WebSocket sends none when a handshake is refused.
+    this.#socket.addEventListener('error', () => setTimeout(() => this.abandon('the connection broke')));
+    this.#socket.addEventListener('close', (/** @type {{code?: number, reason?: string}} */ { code, reason }) =>
+      this.#finish({ code: code || NO_CODE, reason: reason || '', abandoned: false }),
+    );
+  }
+
+  /** @param {ArrayBuffer} bytes */
+  send(bytes) {
+    if (!this.#over) this.#socket.send(bytes);
+  }
+
+  /** Ends a connection that works: what was sent arrives. */
+  close() {
+    if (this.#over) return;
+    this.#finish({ code: NO_CODE, reason: '', abandoned: true });
+    this.#socket.close();
+  }
+
+  /**
+   * Ends a connection that does not work.
+   * @param {string} reason
+   * @param {number} [code] what `over` says
+   */
+  abandon(reason, code = NO_CODE) {
+    if (this.#over) return;
+    this.#finish({ code, reason, abandoned: true });
+    // The `ws` package waits for the other side at close(); browsers leave it to the background.
+    const socket = /** @type {WebSocketLike & {terminate?: () => void}} */ (this.#socket);
+    if (socket.terminate) socket.terminate();
+    else socket.close();
+  }
+
+  /**
+   * @param {string} data
+   * @param {LinkOptions['onNotice']} onNotice
+   */
+  #text(data, onNotice) {
+    const notice = JSON.parse(data);
+    if ((this.#frames === 0) !== (notice?.type === 'hello')) {
+      throw new ProtocolError('there is to be one hello, and it is the first frame');
+    }
+    if (typeof notice === 'object' && notice !== null) onNotice(notice);
+  }
+
+  /** @param {{code: number, reason: string, abandoned: boolean}} how */
+  #finish(how) {
+    if (this.#over) return;
+    this.#over = true;
+    clearInterval(this.#watch);
+    this.#end({ opened: this.#opened, spoken: this.#frames > 1, ...how });
+  }
+}

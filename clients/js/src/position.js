@@ -1,0 +1,89 @@
+// Where a client stands in a log: what may come next, and what may not.
+
+import { ProtocolError } from './errors.js';
+
+/**
+ * The first frame of a connection.
+ * @typedef {object} Hello
+ * @property {string} epoch The log's identity.
+ * @property {number} earliest The first entry that is kept; `head` + 1 where there is none.
+ * @property {number} head The last entry at that moment.
+ * @property {number} from The next entry is the one after this.
+ * @property {boolean} recovered Whether that is where the client asked to begin.
+ * @property {'epoch' | 'earliest' | 'ahead'} [reason] Why not.
+ */
+
+/**
+ * Entries that are not in the log: `first` to `last`.
+ * @typedef {{first: number, last: number}} Gap
+ */
+
+const CURSOR = /^([0-9a-f]{32}):(0|[1-9][0-9]*)$/;
+
+/** @param {unknown} value */
+const isSeq = (value) => Number.isSafeInteger(value) && /** @type {number} */ (value) >= 0;
+
+export class Position {
+  /** @type {string | undefined} */
+  epoch;
+  /** The last entry that was received, or that is known to be missing. */
+  seq = 0;
+  /** Where to begin while there is no epoch. */
+  start = 'head';
+
+  /**
+   * @param {string} start `start`, `head` or a cursor
+   * @throws {TypeError} where it is none of them
+   */
+  constructor(start) {
+    this.moveTo(start);
+  }
+
+  /** @param {string} start */
+  moveTo(start) {
+    const cursor = CURSOR.exec(start);
+    if (!cursor && start !== 'start' && start !== 'head') {
+      throw new TypeError('resume: give start, head, or the cursor of an entry');
+    }
+    this.start = start;
+    this.epoch = cursor?.[1];
+    this.seq = cursor ? Number(cursor[2]) : 0;
+    if (!isSeq(this.seq)) throw new TypeError('resume: the number in this cursor is too large');
+  }
+
+  /** The cursor; `undefined` before it is known. */
+  get cursor() {
+    return this.epoch === undefined ? undefined : `${this.epoch}:${this.seq}`;
+  }
+
+  /** What to ask for when connecting. */
+  get resume() {
+    return this.cursor ?? this.start;
+  }
+
+  /** @param {Hello} hello */
+  hello({ epoch, from, head, earliest, recovered }) {
+    if (!/^[0-9a-f]{32}$/.test(epoch) || ![from, head, earliest].every(isSeq)) {
+      throw new ProtocolError('the hello says no place in a log');
+    }
+    if (recovered && this.epoch !== undefined && (this.epoch !== epoch || this.seq !== from)) {
+      throw new ProtocolError('the hello says recovered, and another place than was asked for');
+    }
+    this.epoch = epoch;
+    this.seq = from;
+  }
+
+  /** @param {number} seq */
+  entry(seq) {
+    if (seq !== this.seq + 1) throw new ProtocolError(`entry ${seq} came after entry ${this.seq}`);
+    this.seq = seq;
+  }
+
+  /** @param {Gap} gap */
+  gap({ first, last }) {
+    if (first !== this.seq + 1 || !isSeq(last) || last < first) {
+      throw new ProtocolError(`a gap from ${first} to ${last} came after entry ${this.seq}`);
+    }
+    this.seq = last;
+  }
+}

@@ -1,0 +1,279 @@
+// The client against the real gateway and a real kernel, through a proxy that cuts. KERNELMUX_GATEWAY is the gateway's
+// binary; the kernelspec python3 must be found by it.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { KernelConnection } from 'kernelmux-client';
+import { WebSocket as Ws } from 'ws';
+import { CuttingProxy } from './cutting-proxy.js';
+import { collect, event, seeded, streamText } from './helpers.js';
+
+const binary = process.env.KERNELMUX_GATEWAY;
+const skip = binary ? false : 'KERNELMUX_GATEWAY is not set';
+if (skip && process.env.CI) throw new Error(skip);
+
+const token = 'js-token';
+const headers = { Authorization: `token ${token}` };
+/** @type {string} */
+let home;
+/** @type {Gateway} */
+let gateway;
+
+class Gateway {
+  port = 0;
+  /** @type {import('node:child_process').ChildProcess | undefined} */
+  #child;
+
+  /** Starts it; again after it was ended: on the same port. */
+  async start() {
+    if (this.#runs) return this;
+    const args = ['--ip', '127.0.0.1', '--port', `${this.port}`, '--data-dir', join(home, 'data')];
+    const child = spawn(/** @type {string} */ (binary), args, {
+      env: { ...process.env, HOME: home, TMPDIR: home, KERNELMUX_TOKEN: token },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.#child = child;
+    this.port = await new Promise((resolve, reject) => {
+      let output = '';
+      const read = (/** @type {Buffer} */ chunk) => {
+        output += chunk;
+        const port = /http:\/\/127\.0\.0\.1:(\d+)/.exec(output)?.[1];
+        if (port) resolve(Number(port));
+      };
+      child.stdout.on('data', read);
+      child.stderr.on('data', read);
+      child.on('error', reject);
+      child.on('exit', () => reject(new Error(`the gateway ended: ${output}`)));
+    });
+    return this;
+  }
+
+  get #runs() {
+    return this.#child?.exitCode === null && this.#child.signalCode === null;
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  /** @param {NodeJS.Signals} signal */
+  async end(signal) {
+    const child = this.#child;
+    if (!child || !this.#runs) return;
+    const ended = new Promise((resolve) => child.once('exit', resolve));
+    child.kill(signal);
+    await ended;
+  }
+
+  /** @param {string} method @param {string} path @param {unknown} [body] */
+  async rest(method, path, body) {
+    const response = await fetch(new URL(path, this.url), { method, headers, body: body ? JSON.stringify(body) : null });
+    const text = await response.text();
+    assert.ok(response.ok, `${method} ${path}: ${response.status} ${text}`);
+    return text ? JSON.parse(text) : undefined;
+  }
+}
+
+/**
+ * @param {(made: {id: string, proxy: CuttingProxy, client: (options?: any) => KernelConnection}) => Promise<void>} body
+ */
+async function withKernel(body) {
+  const { id } = await gateway.rest('POST', '/api/kernels', { name: 'python3' });
+  const proxy = await new CuttingProxy(gateway.port).start();
+  /** @type {KernelConnection[]} */
+  const clients = [];
+  try {
+    await body({
+      id,
+      proxy,
+      client: (options = {}) => {
+        const basics = { url: proxy.url, kernelId: id, token, WebSocket: Ws, pauseMs: 5, maxPauseMs: 200 };
+        clients.push(new KernelConnection({ ...basics, ...options }));
+        return /** @type {KernelConnection} */ (clients.at(-1));
+      },
+    });
+  } finally {
+    for (const client of clients) client.close();
+    await proxy.stop();
+    await gateway.rest('DELETE', `/api/kernels/${id}`).catch(() => {});
+  }
+}
+
+const options = { skip, timeout: 120_000 };
+
+// The reply, on another channel, may come before the last outputs; the status idle does not.
+/** @param {import('kernelmux-client').Entry} entry */
+const isIdle = ({ header, content }) => header.msg_type === 'status' && content.execution_state === 'idle';
+
+before(async () => {
+  if (skip) return;
+  home = await mkdtemp(join(tmpdir(), 'kernelmux-js-'));
+  gateway = await new Gateway().start();
+});
+
+after(async () => {
+  if (skip) return;
+  // A test that failed may have left none.
+  await gateway.start().catch(() => {});
+  for (const { id } of await gateway.rest('GET', '/api/kernels')) await gateway.rest('DELETE', `/api/kernels/${id}`);
+  await gateway.end('SIGINT');
+  await rm(home, { recursive: true, force: true });
+});
+
+test('code runs, is watched by another client, and ends with the kernel', options, () =>
+  withKernel(async ({ id, client }) => {
+    const watching = collect(client({ resume: 'start' }).entries());
+    const kernel = client();
+    const execution = kernel.execute('print("größe", 6 * 7)\n1 / 0');
+    const messages = await collect(execution);
+    assert.equal(streamText(messages), 'größe 42\n');
+    const reply = await execution.reply;
+    assert.equal(reply.content.ename, 'ZeroDivisionError');
+    const asking = kernel.execute('print("Hello " + input("Who? "))', { allowStdin: true });
+    const answered = [];
+    for await (const message of asking) {
+      answered.push(message);
+      if (message.header.msg_type === 'input_request') asking.input('you');
+    }
+    assert.equal(streamText(answered), 'Hello you\n');
+    await gateway.rest('DELETE', `/api/kernels/${id}`);
+    const all = await watching;
+    assert.deepEqual(
+      all.map((entry) => entry.seq),
+      all.map((_, i) => i + 1),
+    );
+    const mine = all.filter((entry) => entry.parent_header.msg_id === execution.msgId);
+    assert.deepEqual(mine, messages);
+  }));
+
+test('through hundreds of cuts, nothing is missing and nothing twice', options, () =>
+  withKernel(async ({ proxy, client }) => {
+    const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
+    console.log(`SEED=${seed}`);
+    const random = seeded(seed);
+    let calm = false;
+    proxy.plan = () => (calm ? {} : { down: Math.floor(random() * 40_000), up: 400 + Math.floor(random() * 4000) });
+    const kernel = client({ resume: 'start' });
+    const run = async (/** @type {string} */ code) => streamText(await collect(kernel.execute(code)));
+    const reading = (async () => {
+      const entries = [];
+      for await (const entry of kernel.entries()) {
+        entries.push(entry);
+        if (calm && entry.header.msg_type === 'execute_reply' && entry.content.execution_count === 12) break;
+      }
+      return entries;
+    })();
+    const outputs = [];
+    for (let i = 0; i < 11; i++) {
+      const code = `for i in range(200): print(${i}, i, end=";", flush=True)`;
+      outputs.push(run(code));
+      // Some one after another, some queued.
+      if (random() < 0.5) await outputs.at(-1);
+    }
+    const expected = (/** @type {number} */ i) => Array.from({ length: 200 }, (_, k) => `${i} ${k};`).join('');
+    for (let i = 0; i < 11; i++) assert.equal(await outputs[i], expected(i));
+    calm = true;
+    assert.equal(await run('print("last")'), 'last\n');
+    const entries = await reading;
+    assert.deepEqual(
+      entries.map((entry) => entry.seq),
+      entries.map((_, i) => i + 1),
+    );
+    const ids = entries.map((entry) => `${entry.channel} ${entry.header.msg_id}`);
+    assert.equal(new Set(ids).size, ids.length);
+    assert.ok(proxy.connections > 10, `${proxy.connections} connections`);
+  }));
+
+test('another page goes on from the cursor', options, () =>
+  withKernel(async ({ client }) => {
+    const one = client({ resume: 'start' });
+    const { msgId } = one.execute('for i in range(1000): print(i, end=";", flush=True)');
+    let text = '';
+    for await (const entry of one.entries()) {
+      if (entry.parent_header.msg_id === msgId && entry.header.msg_type === 'stream') text += entry.content.text;
+      if (text.includes('100;')) break;
+    }
+    one.close();
+    const two = client({ resume: one.cursor });
+    for await (const entry of two.entries()) {
+      if (entry.parent_header.msg_id !== msgId) continue;
+      if (entry.header.msg_type === 'stream') text += entry.content.text;
+      if (isIdle(entry)) break;
+    }
+    assert.equal(text, Array.from({ length: 1000 }, (_, i) => `${i};`).join(''));
+  }));
+
+test('a slow reader of much output gets all of it', options, () =>
+  withKernel(async ({ client }) => {
+    const talking = client().execute('for i in range(1000): print("x" * 9999)');
+    await collect(talking);
+    const kernel = client({ resume: 'start', maxWaitingBytes: 500_000 });
+    const paused = event(kernel, 'state', ({ state }) => state === 'paused');
+    const iterator = kernel.entries();
+    await paused;
+    let length = 0;
+    for await (const entry of iterator) {
+      const { parent_header, header, content } = entry;
+      if (parent_header.msg_id === talking.msgId && isIdle(entry)) break;
+      if (parent_header.msg_id === talking.msgId && header.msg_type === 'stream') length += content.text.length;
+      // Lets what has arrived be received.
+      await new Promise((resolve) => setTimeout(resolve));
+    }
+    assert.equal(length, 10_000_000);
+  }));
+
+test('what there is not, is told', options, () =>
+  withKernel(async ({ client }) => {
+    await assert.rejects(collect(client({ token: 'wrong' }).entries()), { code: 'unauthorized' });
+    const kernelId = '00000000-0000-0000-0000-000000000000';
+    await assert.rejects(collect(client({ kernelId }).entries()), { code: 'not-found' });
+  }));
+
+test('the same session elsewhere takes over', options, () =>
+  withKernel(async ({ client }) => {
+    const one = client({ session: 'the-same' });
+    const reading = assert.rejects(collect(one.entries()), { code: 'replaced' });
+    await event(one, 'hello');
+    await client({ session: 'the-same' }).execute('1').reply;
+    await reading;
+  }));
+
+test('a kernel that dies ends what it ran; the next execution runs', options, () =>
+  withKernel(async ({ client }) => {
+    const kernel = client();
+    const execution = kernel.execute('import os; print("before", flush=True); os._exit(3)');
+    await assert.rejects(collect(execution), { code: 'kernel-restarted', message: /exited with code 3/ });
+    assert.equal(streamText(await collect(kernel.execute('print("after")'))), 'after\n');
+  }));
+
+for (const signal of /** @type {const} */ (['SIGKILL', 'SIGTERM'])) {
+  test(`the gateway ended by ${signal} and started again: the log goes on`, options, () =>
+    withKernel(async ({ client }) => {
+      const kernel = client({ resume: 'start' });
+      const entries = [];
+      const iterator = kernel.entries();
+      kernel.execute('a = 41');
+      for await (const entry of iterator) {
+        entries.push(entry);
+        if (entry.header.msg_type === 'execute_reply') break;
+      }
+      const broken = event(kernel, 'state');
+      await gateway.end(signal);
+      assert.equal((await broken).state, 'waiting');
+      // Asked while there is no gateway.
+      const execution = kernel.execute('print(a + 1)');
+      await gateway.start();
+      assert.equal(streamText(await collect(execution)), '42\n');
+      const reply = await execution.reply;
+      entries.push(...(await collect(kernel.entries(), (entry) => entry.seq >= reply.seq)));
+      assert.deepEqual(
+        entries.map((entry) => entry.seq),
+        entries.map((_, i) => i + 1),
+      );
+      assert.equal(new Set(entries.map((entry) => entry.cursor.split(':')[0])).size, 1);
+    }));
+}

@@ -1,0 +1,553 @@
+// The client against a scripted gateway: what it must do at each thing that a gateway or a network can do.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { KernelConnection } from 'kernelmux-client';
+import { WebSocket as Ws } from 'ws';
+import { IMPLEMENTATIONS, assertSeqs, collect, event, streamText, withGateway } from './helpers.js';
+import { encodeEntry } from './mock-gateway.js';
+
+/** @typedef {import('kernelmux-client').Entry} Entry */
+
+const EPOCH = 'a'.repeat(32);
+
+/** @param {string} code */
+const failsWith = (code) => ({ name: 'KernelConnectionError', code });
+
+/** @param {import('./mock-gateway.js').MockGateway} gateway @param {number} count */
+function fill(gateway, count) {
+  for (let i = 0; i < count; i++) gateway.publish('stream', { name: 'stdout', text: `${i} ` });
+}
+
+for (const [name, WebSocket] of IMPLEMENTATIONS) {
+  test(`${name}: reads the log, runs code, and ends with the kernel`, () =>
+    withGateway(async ({ gateway, client }) => {
+      fill(gateway, 3);
+      const kernel = client({ resume: 'start', session: 'me' });
+      assert.equal(kernel.state, 'new');
+      assert.equal(kernel.cursor, undefined);
+      const reading = collect(kernel.entries());
+      const execution = kernel.execute('print(1)', { cellId: 'cell-1' });
+      const messages = await collect(execution);
+      assert.deepEqual(
+        messages.map((message) => message.header.msg_type),
+        ['status', 'stream', 'execute_reply', 'status'],
+      );
+      const reply = await execution.reply;
+      assert.equal(reply.content.status, 'ok');
+      assert.equal(await execution.logged, `${EPOCH}:4`);
+      gateway.end();
+      const entries = await reading;
+      assertSeqs(entries, 1, 8);
+      assert.equal(entries[3].header.session, 'me');
+      assert.equal(entries[3].header.msg_id, execution.msgId);
+      assert.deepEqual(entries[3].metadata, { cellId: 'cell-1' });
+      assert.equal(kernel.cursor, `${EPOCH}:8`);
+      assert.equal(kernel.state, 'ended');
+      await assert.rejects(kernel.send('shell', 'kernel_info_request').logged, failsWith('kernel-ended'));
+    }, WebSocket));
+
+  test(`${name}: connects again after a broken connection, a stopping gateway, an unreadable log`, () =>
+    withGateway(async ({ gateway, client }) => {
+      const kernel = client({ resume: 'start' });
+      /** @type {Entry[]} */
+      const entries = [];
+      for (const code of [undefined, 1001, 1011, 1000, 4000]) {
+        const iterator = kernel.entries();
+        gateway.publish('stream', { text: 'x' });
+        entries.push(...(await collect(iterator, (entry) => entry.seq === gateway.log.length)));
+        const again = event(kernel, 'state', ({ state }) => state === 'connected');
+        gateway.disconnect(code);
+        await again;
+      }
+      assertSeqs(entries, 1, 5);
+      assert.equal(gateway.connections, 6);
+    }, WebSocket));
+
+  for (const [status, code] of /** @type {const} */ ([
+    [401, 'unauthorized'],
+    [403, 'unauthorized'],
+    [404, 'not-found'],
+  ])) {
+    test(`${name}: a handshake refused with ${status} is final`, () =>
+      withGateway(async ({ gateway, client }) => {
+        gateway.refuse = () => status;
+        const kernel = client();
+        const { reply, logged } = kernel.execute('1');
+        await assert.rejects(collect(kernel.entries()), failsWith(code));
+        await assert.rejects(reply, failsWith(code));
+        await assert.rejects(logged, failsWith(code));
+        assert.equal(gateway.connections, 1);
+        assert.equal(kernel.state, 'failed');
+        // Also for who asks later.
+        await assert.rejects(collect(kernel.entries()), failsWith(code));
+        await assert.rejects(kernel.execute('1').reply, failsWith(code));
+      }, WebSocket));
+  }
+
+  test(`${name}: a handshake refused with 503, or not answered, is tried again`, () =>
+    withGateway(async ({ gateway, proxy, client }) => {
+      gateway.refuse = (n) => (n < 3 ? 503 : undefined);
+      proxy.plan = (n) => (n < 4 ? { down: 0 } : {});
+      fill(gateway, 1);
+      gateway.end();
+      const kernel = client({ url: proxy.url, resume: 'start' });
+      assertSeqs(await collect(kernel.entries()), 1, 1);
+      assert.ok(gateway.probes > 0);
+    }, WebSocket));
+
+  for (const [code, expected] of /** @type {const} */ ([
+    [4001, 'replaced'],
+    [1002, 'refused'],
+    [1009, 'refused'],
+  ])) {
+    test(`${name}: a connection closed with ${code} is not made again`, () =>
+      withGateway(async ({ gateway, client }) => {
+        const kernel = client();
+        const reading = assert.rejects(collect(kernel.entries()), failsWith(expected));
+        await event(kernel, 'hello');
+        gateway.publish('stream', {});
+        gateway.disconnect(code);
+        await reading;
+        assert.equal(gateway.connections, 1);
+      }, WebSocket));
+  }
+
+  test(`${name}: what is silent is dead; a frame that only says alive is not silence`, () =>
+    withGateway(async ({ gateway, client }) => {
+      gateway.script = (socket, n) => {
+        if (n === 0) return true; // no hello
+        if (n === 2) setInterval(() => socket.send('{"type":"alive"}'), 20).unref();
+        return false;
+      };
+      const kernel = client({ helloMs: 60, silenceMs: 120, resume: 'start' });
+      const reading = collect(kernel.entries());
+      await event(kernel, 'state', ({ reason }) => reason.includes('0.06'));
+      await event(kernel, 'state', ({ reason }) => reason.includes('0.12'));
+      await event(kernel, 'hello');
+      const state = event(kernel, 'state');
+      await new Promise((resolve) => setTimeout(resolve, 400));
+      gateway.publish('stream', {});
+      gateway.end();
+      assertSeqs(await reading, 1, 1);
+      assert.equal((await state).state, 'ended');
+    }, WebSocket));
+
+  test(`${name}: a slow reader gets all, and little waits in memory`, () =>
+    withGateway(async ({ gateway, client }) => {
+      const text = 'x'.repeat(10_000);
+      for (let i = 0; i < 1000; i++) gateway.publish('stream', { text });
+      gateway.end();
+      const kernel = client({ resume: 'start', maxWaitingBytes: 200_000 });
+      let pauses = 0;
+      kernel.on('state', ({ state }) => (pauses += Number(state === 'paused')));
+      const entries = [];
+      for await (const entry of kernel.entries()) {
+        entries.push(entry);
+        // Lets what has arrived be received.
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      assertSeqs(entries, 1, 1000);
+      assert.ok(pauses >= 5, `${pauses} pauses`);
+    }, WebSocket));
+}
+
+test('a WebSocket that says nothing of the subprotocol is not kernelmux', () =>
+  withGateway(async ({ gateway, client }) => {
+    class Lax extends Ws {
+      /** @param {string} url */
+      constructor(url) {
+        super(url);
+      }
+    }
+    await assert.rejects(collect(client({ WebSocket: Lax }).entries()), failsWith('not-kernelmux'));
+    gateway.protocol = false;
+    gateway.refuse = (n) => (n === -1 ? 404 : undefined);
+    await assert.rejects(collect(client().entries()), failsWith('not-found'));
+  }));
+
+test('options that make no sense are refused', () => {
+  const options = { url: 'http://127.0.0.1:1/', kernelId: 'k', WebSocket: Ws };
+  for (const resume of ['', 'HEAD', '4711', `${EPOCH}:`, `${EPOCH}:-1`, `${EPOCH}:01`, `${EPOCH}:99999999999999999`]) {
+    assert.throws(() => new KernelConnection({ ...options, resume }), TypeError);
+  }
+  for (const url of ['ftp://x/', 'nonsense']) assert.throws(() => new KernelConnection({ ...options, url }), TypeError);
+});
+
+test('a cursor goes on elsewhere', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 10);
+    const one = client({ resume: 'start' });
+    await collect(one.entries(), (entry) => entry.seq === 4);
+    const cursor = JSON.parse(JSON.stringify(one.cursor));
+    assert.equal(cursor, `${EPOCH}:4`);
+    one.close();
+    gateway.end();
+    assertSeqs(await collect(client({ resume: cursor }).entries()), 5, 10);
+  }));
+
+test('after a break the next reader goes on there, also when other messages were read meanwhile', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 10);
+    const kernel = client({ resume: 'start' });
+    const entries = await collect(kernel.entries(), (entry) => entry.seq === 4);
+    const execution = kernel.execute('a');
+    assert.equal((await collect(execution)).length, 4);
+    assert.equal(kernel.cursor, `${EPOCH}:4`);
+    const second = kernel.execute('b');
+    entries.push(...(await collect(kernel.entries(), (entry) => entry.seq === 12)));
+    assert.equal((await collect(second)).length, 4);
+    gateway.end();
+    await event(kernel, 'state', ({ state }) => state === 'ended');
+    entries.push(...(await collect(kernel.entries())));
+    assertSeqs(entries, 1, 20);
+    assert.deepEqual(await collect(kernel.entries()), []);
+  }));
+
+test('one reader at a time', () =>
+  withGateway(async ({ client }) => {
+    const kernel = client();
+    kernel.entries();
+    assert.throws(() => kernel.entries(), /being read/);
+  }));
+
+for (const [name, mangle] of /** @type {[string, (seq: number, frame: Buffer) => (Buffer | string)[]][]} */ ([
+  ['twice', (_, frame) => [frame, frame]],
+  ['left out', () => []],
+  ['of an earlier number', (seq) => [encodeEntry(seq - 1, {})]],
+  ['that is no entry', () => [Buffer.from('nonsense')]],
+  ['with text that is no JSON', (_, frame) => ['{', frame]],
+  ['with a second hello', (_, frame) => [`{"type":"hello","epoch":"${EPOCH}","from":0,"head":9,"earliest":1}`, frame]],
+  ['with a gap of another place', (_, frame) => ['{"type":"gap","first":1,"last":1}', frame]],
+  ['with a gap that goes backwards', (seq, frame) => [`{"type":"gap","first":${seq},"last":0}`, frame]],
+])) {
+  test(`an entry ${name}: a broken connection`, () =>
+    withGateway(async ({ gateway, client }) => {
+      fill(gateway, 6);
+      gateway.end();
+      gateway.mangle = (frame, n) => {
+        if (n > 0 || typeof frame === 'string') return [frame];
+        const seq = Number(frame.readBigUInt64LE(0));
+        return seq === 4 ? mangle(seq, frame) : [frame];
+      };
+      const kernel = client({ resume: 'start' });
+      assertSeqs(await collect(kernel.entries()), 1, 6);
+      assert.equal(gateway.connections, 2);
+    }));
+}
+
+test('unknown types and members are ignored', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 2);
+    gateway.end();
+    gateway.mangle = (frame) =>
+      typeof frame === 'string'
+        ? [JSON.stringify({ ...JSON.parse(frame), more: [] })]
+        : ['{"type":"later","x":1}', 'null', '[]', '7', frame, '{"type":"alive"}'];
+    assertSeqs(await collect(client({ resume: 'start' }).entries()), 1, 2);
+    assert.equal(gateway.connections, 1);
+  }));
+
+test('a first frame that is no hello, or a hello of another place, is a broken connection', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 3);
+    gateway.end();
+    const hello = { type: 'hello', epoch: EPOCH, earliest: 1, head: 3, from: 1, recovered: true };
+    const frames = [
+      encodeEntry(1, {}),
+      '{"type":"alive"}',
+      JSON.stringify({ ...hello, epoch: 'x' }),
+      JSON.stringify({ ...hello, from: 2 }),
+      JSON.stringify({ ...hello, epoch: 'b'.repeat(32) }),
+      JSON.stringify({ ...hello, from: '1' }),
+    ];
+    gateway.script = (socket, n) => {
+      if (n >= frames.length) return false;
+      socket.send(frames[n]);
+      return true;
+    };
+    assertSeqs(await collect(client({ resume: `${EPOCH}:1` }).entries()), 2, 3);
+    assert.equal(gateway.connections, frames.length + 1);
+  }));
+
+test('gaps are told where they are', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 2);
+    gateway.append(null);
+    gateway.append(null);
+    fill(gateway, 1);
+    gateway.append(null);
+    gateway.end();
+    const kernel = client({ resume: 'start' });
+    /** @type {unknown[]} */
+    const seen = [];
+    kernel.on('gap', (gap) => seen.push(gap, kernel.cursor));
+    const iterator = kernel.entries();
+    await event(kernel, 'state', ({ state }) => state === 'ended');
+    assert.equal(seen.length, 0);
+    for await (const entry of iterator) seen.push(entry.seq);
+    const expected = [1, 2, { first: 3, last: 4 }, `${EPOCH}:4`, 5, { first: 6, last: 6 }, `${EPOCH}:6`];
+    assert.deepEqual(seen, expected);
+  }));
+
+test('a place that is not there any more is told before what follows', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 6);
+    gateway.earliest = 4;
+    const kernel = client({ resume: `${EPOCH}:2` });
+    /** @type {unknown[]} */
+    const seen = [];
+    kernel.on('notRecovered', ({ reason }) => seen.push(reason, kernel.cursor));
+    for await (const entry of kernel.entries()) {
+      seen.push(entry.cursor.slice(-2));
+      if (entry.seq === 6 && entry.cursor.startsWith('a')) {
+        // The end of the log is lost.
+        gateway.log.length = 5;
+        gateway.disconnect();
+        await event(kernel, 'hello');
+        gateway.end();
+      }
+    }
+    assert.deepEqual(seen, [
+      ...['earliest', `${EPOCH}:3`, ':4', ':5', ':6'],
+      ...['ahead', `${EPOCH}:3`, ':4', ':5'],
+    ]);
+    gateway.epoch = 'b'.repeat(32);
+    const late = client({ resume: kernel.cursor });
+    const [notRecovered] = await Promise.all([event(late, 'notRecovered'), collect(late.entries())]);
+    assert.equal(notRecovered.reason, 'epoch');
+    assert.equal(late.cursor, `${'b'.repeat(32)}:5`);
+  }));
+
+test('what was in flight when entries were lost fails; what was sent after them does not', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 5);
+    gateway.log[2] = null;
+    // The old gap is behind us when this is sent, though it comes later.
+    const kernel = client({ resume: 'start' });
+    await kernel.execute('fine').reply;
+    gateway.kernel = ({ header }) => gateway.publish('status', { execution_state: 'busy' }, header);
+    const lost = kernel.execute('lost');
+    await lost.logged;
+    gateway.append(null);
+    await assert.rejects(lost.reply, failsWith('gap'));
+    const messages = [];
+    await assert.rejects(async () => {
+      for await (const message of lost) messages.push(message);
+    }, failsWith('gap'));
+    assert.equal(messages.length, 1);
+  }));
+
+test('a message is sent again until it is in the log, and runs once', () =>
+  withGateway(async ({ gateway, client }) => {
+    // Entries reach nobody before the third connection.
+    gateway.mangle = (frame, n) => (n < 2 && typeof frame !== 'string' ? [] : [frame]);
+    const kernel = client({ resume: 'start' });
+    const execution = kernel.execute('once');
+    for (const n of [1, 2]) {
+      while (gateway.arrivals < n) await new Promise((resolve) => setTimeout(resolve, 1));
+      gateway.disconnect();
+    }
+    await execution.reply;
+    assert.ok(gateway.arrivals >= 2);
+    assert.equal(gateway.handed.size, 1);
+  }));
+
+test('nothing is sent before the hello', () =>
+  withGateway(async ({ gateway, client }) => {
+    gateway.script = (socket, n, resume) => {
+      socket.once('message', () => assert.fail('sent before the hello'));
+      setTimeout(() => {
+        socket.removeAllListeners('message');
+        gateway.serve(socket, n, resume);
+      }, 50);
+      return true;
+    };
+    assert.equal(streamText(await collect(client().execute('x'))), 'x');
+  }));
+
+test('a message on another channel with the same id is not taken for ours', () =>
+  withGateway(async ({ gateway, client }) => {
+    gateway.kernel = () => {};
+    const kernel = client();
+    const { msgId, logged } = kernel.send('control', 'debug_request', {}, { buffers: [new Uint8Array([1])] });
+    assert.equal(await logged, `${EPOCH}:1`);
+    assert.equal(gateway.log[0]?.header.msg_id, msgId);
+    assert.deepEqual(gateway.log[0]?.buffers, [Buffer.from([1])]);
+  }));
+
+test('questions are answered', () =>
+  withGateway(async ({ gateway, client }) => {
+    /** @type {any} */
+    let request;
+    gateway.kernel = (message) => {
+      if (message.channel === 'shell') {
+        request = message;
+        assert.equal(message.content.allow_stdin, true);
+        gateway.publish('input_request', { prompt: '?' }, message.header, { channel: 'stdin' });
+      } else {
+        assert.equal(message.parent_header.msg_type, 'input_request');
+        request.content.code = message.content.value;
+        gateway.reply(request);
+      }
+    };
+    const execution = client().execute('input()', { allowStdin: true });
+    assert.throws(() => execution.input('too early'));
+    const entries = [];
+    for await (const entry of execution) {
+      entries.push(entry);
+      if (entry.header.msg_type === 'input_request') execution.input('answer');
+    }
+    assert.equal(streamText(entries), 'answer');
+  }));
+
+for (const [msgType, content] of /** @type {const} */ ([
+  ['status', { execution_state: 'restarting', reason: 'killed' }],
+  ['status', { execution_state: 'dead' }],
+  ['kernelmux_lifecycle', { event: 'restarting' }],
+])) {
+  test(`executions end at ${msgType} ${JSON.stringify(content)}`, () =>
+    withGateway(async ({ gateway, client }) => {
+      gateway.kernel = () => {};
+      const kernel = client();
+      const execution = kernel.execute('exit()');
+      await execution.logged;
+      gateway.publish('kernelmux_lifecycle', { event: 'started' });
+      gateway.publish(msgType, content);
+      await assert.rejects(collect(execution), failsWith('kernel-restarted'));
+      await assert.rejects(execution.reply, failsWith('kernel-restarted'));
+      gateway.kernel = (request) => gateway.reply(request);
+      await kernel.execute('1').reply;
+    }));
+}
+
+test('an execution fails with the end of the kernel, and with close()', () =>
+  withGateway(async ({ gateway, client }) => {
+    gateway.kernel = () => {};
+    const closed = client();
+    const one = closed.execute('1');
+    await one.logged;
+    const reading = collect(closed.entries());
+    closed.close();
+    assert.deepEqual(await reading, []);
+    await assert.rejects(collect(one), failsWith('closed'));
+    await assert.rejects(closed.send('shell', 'x_request').logged, failsWith('closed'));
+    assert.deepEqual(await collect(closed.entries()), []);
+
+    const two = client().execute('2');
+    await two.logged;
+    gateway.end();
+    await assert.rejects(two.reply, failsWith('kernel-ended'));
+  }));
+
+test('a signal closes, before and during', () =>
+  withGateway(async ({ gateway, client }) => {
+    const before = client({ signal: AbortSignal.abort() });
+    assert.equal(before.state, 'closed');
+    assert.deepEqual(await collect(before.entries()), []);
+    assert.equal(gateway.connections, 0);
+    const abort = new AbortController();
+    const during = client({ signal: abort.signal });
+    const reading = collect(during.entries());
+    await event(during, 'hello');
+    abort.abort();
+    assert.deepEqual(await reading, []);
+  }));
+
+test('close() ends a pause, a handshake and a probe', () =>
+  withGateway(async ({ gateway, client }) => {
+    for (const refuse of [() => 503, () => undefined]) {
+      gateway.refuse = refuse;
+      gateway.script = () => true;
+      const kernel = client({ pauseMs: 600_000, maxPauseMs: 600_000 });
+      const there = event(kernel, 'state', ({ state }) => state === (refuse() ? 'waiting' : 'connecting'));
+      const reading = collect(kernel.entries());
+      await there;
+      kernel.close();
+      assert.deepEqual(await reading, []);
+    }
+  }));
+
+test('an execution that nobody reads does not stop the others', () =>
+  withGateway(async ({ gateway, client }) => {
+    gateway.kernel = (request) => {
+      for (let i = 0; i < 20; i++) gateway.publish('stream', { text: 'x'.repeat(10_000) }, request.header);
+      gateway.reply(request);
+    };
+    const kernel = client({ maxWaitingBytes: 50_000 });
+    const unread = kernel.execute('unread');
+    await unread.reply;
+    const read = kernel.execute('read');
+    const text = [];
+    for await (const message of read) {
+      text.push(message);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    assert.equal(streamText(text).length, 200_004);
+    await assert.rejects(collect(unread), failsWith('unread'));
+    // One that is left half-way neither.
+    await collect(kernel.execute('left'), () => true);
+    await kernel.execute('last').reply;
+  }));
+
+test('what waits to be sent is bounded', () =>
+  withGateway(async ({ gateway, client }) => {
+    gateway.refuse = () => 503;
+    const kernel = client({ maxWaitingBytes: 10_000 });
+    kernel.execute('x'.repeat(9_000)).reply.catch(() => {});
+    assert.throws(() => kernel.execute('y'.repeat(9_000)), RangeError);
+    kernel.send('shell', 'kernel_info_request');
+  }));
+
+test('a handshake of its own that was late does not end a client', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 1);
+    // Connection 0 is given up without a hello; the gateway comes to it after connection 1 and closes that.
+    gateway.script = (socket, n, resume) => {
+      if (n === 1) {
+        gateway.serve(socket, n, resume);
+        socket.close(4001);
+      }
+      return n < 2;
+    };
+    const kernel = client({ resume: 'start', helloMs: 50 });
+    const reading = collect(kernel.entries());
+    await event(kernel, 'state', ({ reason }) => reason.includes('4001'));
+    await event(kernel, 'hello');
+    gateway.end();
+    assertSeqs(await reading, 1, 1);
+  }));
+
+test('pauses grow until a frame comes after the hello', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 1);
+    gateway.mangle = (frame, n) => (n < 5 && typeof frame !== 'string' ? [Buffer.from('poison')] : [frame]);
+    const kernel = client({ resume: 'start', pauseMs: 16, maxPauseMs: 10_000 });
+    const began = Date.now();
+    await collect(kernel.entries(), () => true);
+    // 16, 32, 64, 128 and 256 ms, each at least halved.
+    assert.ok(Date.now() - began >= 248, `${Date.now() - began} ms`);
+  }));
+
+test("a listener's error is its own", () =>
+  withGateway(async ({ gateway, client }) => {
+    /** @type {unknown[]} */
+    const errors = [];
+    const listeners = process.rawListeners('uncaughtException');
+    process.removeAllListeners('uncaughtException');
+    process.on('uncaughtException', (error) => errors.push(error.message));
+    try {
+      const kernel = client({ resume: 'start' });
+      kernel.on('hello', () => {
+        throw new Error('of the listener');
+      });
+      fill(gateway, 1);
+      gateway.end();
+      assertSeqs(await collect(kernel.entries()), 1, 1);
+      assert.equal(gateway.connections, 1);
+      assert.deepEqual(errors, ['of the listener']);
+    } finally {
+      process.removeAllListeners('uncaughtException');
+      for (const listener of listeners) process.on('uncaughtException', /** @type {any} */ (listener));
+    }
+  }));

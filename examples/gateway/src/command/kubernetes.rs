@@ -1,0 +1,109 @@
+use std::error::Error;
+
+use clap::Args;
+use provider_k8s::{Input, K8sConfig, K8sProvider, Policy};
+
+/// The flags for kernels in pods.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kernels as pods")]
+pub(super) struct KubernetesFlags {
+    /// Run kernels as pods in this namespace, in place of processes here; the cluster is that of KUBECONFIG, or the one
+    /// that the gateway runs in
+    #[arg(long, env = "KERNELMUX_KUBERNETES_NAMESPACE", value_name = "NAME")]
+    pub(super) kubernetes_namespace: Option<String>,
+    /// The image for kernelspecs that name none
+    #[arg(
+        long,
+        env = "KERNELMUX_KUBERNETES_IMAGE",
+        value_name = "IMAGE",
+        requires = "kubernetes_namespace"
+    )]
+    kubernetes_image: Option<String>,
+    /// What users may set with KERNEL_* variables, separated by commas
+    #[arg(
+        long,
+        env = "KERNELMUX_KUBERNETES_USER_INPUTS",
+        value_name = "INPUTS",
+        value_delimiter = ',',
+        default_value = "cpus,memory,gpus,working-dir",
+        value_parser = parse_input
+    )]
+    kubernetes_user_inputs: Vec<Input>,
+    /// Images that users may choose where they may choose one, separated by commas; one that ends with * is a beginning
+    #[arg(
+        long,
+        env = "KERNELMUX_KUBERNETES_USER_IMAGES",
+        value_name = "IMAGES",
+        value_delimiter = ','
+    )]
+    kubernetes_user_images: Vec<String>,
+    /// Service accounts that users may choose where they may choose one, separated by commas
+    #[arg(
+        long,
+        env = "KERNELMUX_KUBERNETES_USER_SERVICE_ACCOUNTS",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    kubernetes_user_service_accounts: Vec<String>,
+}
+
+impl KubernetesFlags {
+    /// Opens the namespace, if one is named.
+    pub(super) async fn open(&self) -> Result<Option<K8sProvider>, Box<dyn Error>> {
+        let Some(namespace) = &self.kubernetes_namespace else {
+            return Ok(None);
+        };
+        let mut config = K8sConfig::new(namespace);
+        config.default_image.clone_from(&self.kubernetes_image);
+        config.policy = self.policy();
+        config.set_volumes_from_env(|name| std::env::var(name).ok())?;
+        Ok(Some(K8sProvider::open(config).await?))
+    }
+
+    fn policy(&self) -> Policy {
+        let mut policy = Policy::default();
+        policy.inputs = self.kubernetes_user_inputs.iter().copied().collect();
+        policy.images = trimmed(&self.kubernetes_user_images).collect();
+        policy.service_accounts = trimmed(&self.kubernetes_user_service_accounts).collect();
+        policy
+    }
+}
+
+fn trimmed(names: &[String]) -> impl Iterator<Item = String> {
+    names
+        .iter()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+}
+
+/// The names that flags have for what users may set.
+const INPUTS: &[(&str, Input)] = &[
+    ("cpus", Input::Cpus),
+    ("memory", Input::Memory),
+    ("gpus", Input::Gpus),
+    ("working-dir", Input::WorkingDir),
+    ("image", Input::Image),
+    ("user-id", Input::UserId),
+    ("service-account", Input::ServiceAccount),
+    ("volumes", Input::Volumes),
+];
+
+fn parse_input(text: &str) -> Result<Input, String> {
+    let found = INPUTS.iter().find(|(name, _)| *name == text.trim());
+    found.map(|(_, input)| *input).ok_or_else(|| {
+        let names: Vec<&str> = INPUTS.iter().map(|(name, _)| *name).collect();
+        format!("it must be some of {}", names.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_input_has_a_name() {
+        for input in Input::ALL {
+            assert!(INPUTS.iter().any(|(_, named)| *named == input), "{input}");
+        }
+    }
+}

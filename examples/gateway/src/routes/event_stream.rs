@@ -1,0 +1,199 @@
+//! `GET /api/kernels/{id}/log`: a kernel's log as server-sent events (`docs/resume-protocol.md`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::{BufMut, Bytes, BytesMut};
+use kernel_provider::log::{Cursor, Entry, Epoch, Log, ReadError, Reader, Seq};
+use kernel_provider::resume::Start;
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::executions::find_log;
+use crate::Gateway;
+use crate::error::ApiError;
+
+/// How long nothing is sent before a comment shows that the connection is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How many bytes are sent in one piece at the most, where more is at hand and no single event is larger.
+const CHUNK_BYTES: usize = 256 << 10;
+
+#[derive(Deserialize)]
+pub(super) struct LogQuery {
+    from: Option<String>,
+    follow: Option<bool>,
+}
+
+pub(super) async fn events(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let log = find_log(&gateway, &id).await?;
+    // A browser that connects again repeats its address and adds where it is.
+    let last = headers.get("last-event-id").map(HeaderValue::to_str);
+    let from = match last {
+        Some(Ok(last)) if !last.is_empty() => last,
+        Some(Err(_)) => return Err(ApiError::bad_request("Last-Event-ID is no cursor")),
+        _ => query.from.as_deref().unwrap_or("start"),
+    };
+    let start: Start = from
+        .parse()
+        .map_err(|error| ApiError::bad_request(format!("from: {error}")))?;
+    let (epoch, earliest, head) = (log.epoch(), log.earliest(), log.head());
+    let found = start.find(epoch, earliest, head);
+    if let Some(reason) = found.not_recovered {
+        let gone = json!({
+            "reason": "Gone",
+            "message": "the entries after this cursor are not in the log; read on from earliest, or from start",
+            "not_recovered": reason,
+            "epoch": epoch,
+            "earliest": earliest,
+            "head": head,
+        });
+        return Ok((StatusCode::GONE, Json(gone)).into_response());
+    }
+    let until = if query.follow == Some(false) { Some(head) } else { None };
+    let stream = EventStream {
+        gateway,
+        epoch,
+        reader: log.reader(found.from),
+        log,
+        until,
+        ended: false,
+    };
+    let body = Body::from_stream(futures::stream::unfold(stream, |mut stream| async move {
+        let chunk = stream.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(chunk), stream))
+    }));
+    let content_type = HeaderValue::from_static("text/event-stream");
+    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+}
+
+struct EventStream {
+    gateway: Arc<Gateway>,
+    epoch: Epoch,
+    reader: Reader,
+    /// Held so that the log stays open for as long as it is read.
+    log: Log,
+    /// The last entry that is wanted.
+    until: Option<Seq>,
+    ended: bool,
+}
+
+impl EventStream {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        if self.until.is_some_and(|until| self.reader.position() >= until) {
+            return Some(self.end("head"));
+        }
+        let closing = self.gateway.clone();
+        let block = tokio::select! {
+            // First: a gateway that shuts down closes the logs of kernels that go on, which is not their end.
+            biased;
+            // The client connects again, to the next gateway.
+            () = closing.closing() => return None,
+            block = timeout(KEEP_ALIVE, self.reader.next()) => block,
+        };
+        let mut out = BytesMut::new();
+        let mut block = match block {
+            Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
+            Ok(Ok(Some(block))) => Some(block),
+            Ok(Ok(None)) => return Some(self.end("gone")),
+            Ok(Err(ReadError::Gap { first, last })) => {
+                write_event(
+                    &mut out,
+                    None,
+                    "gap",
+                    json!({"first": first, "last": last}).to_string().as_bytes(),
+                );
+                return Some(out.freeze());
+            }
+            Ok(Err(error)) => {
+                warn!(kernel_id = %self.log.kernel_id(), %error, "a client's event stream ends");
+                return None;
+            }
+        };
+        while let Some(entries) = block.take() {
+            for entry in entries.entries() {
+                if self.until.is_some_and(|until| entry.seq() > until) {
+                    break;
+                }
+                let id = Cursor {
+                    epoch: self.epoch,
+                    seq: entry.seq(),
+                };
+                write_event(&mut out, Some(id), "message", &json_of(&entry));
+            }
+            if out.len() < CHUNK_BYTES && self.until.is_none() {
+                // A gap is met again, and told, by the next read.
+                block = self.reader.recent().unwrap_or(None);
+            }
+        }
+        Some(out.freeze())
+    }
+
+    fn end(&mut self, reason: &str) -> Bytes {
+        self.ended = true;
+        let mut out = BytesMut::new();
+        write_event(&mut out, None, "end", json!({"reason": reason}).to_string().as_bytes());
+        out.freeze()
+    }
+}
+
+fn write_event(out: &mut BytesMut, id: Option<Cursor>, event: &str, data: &[u8]) {
+    if let Some(id) = id {
+        out.put_slice(format!("id: {id}\n").as_bytes());
+    }
+    out.put_slice(b"event: ");
+    out.put_slice(event.as_bytes());
+    // JSON has line breaks only where it may have any space: a receiver puts the lines together again.
+    for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        out.put_slice(b"\ndata: ");
+        out.put_slice(line);
+    }
+    out.put_slice(b"\n\n");
+}
+
+/// The entry as JSON: its parts are spliced in as they are.
+fn json_of(entry: &Entry) -> BytesMut {
+    let message = entry.message();
+    let mut out = BytesMut::with_capacity(entry.size() + 128);
+    out.put_slice(format!(r#"{{"seq":{},"channel":"{}""#, entry.seq(), entry.channel()).as_bytes());
+    for (name, part) in ["header", "parent_header", "metadata", "content"]
+        .into_iter()
+        .zip(message.parts())
+    {
+        let text = String::from_utf8_lossy(part);
+        // A part that is no JSON is shown as a text: better than nothing, and the whole stays JSON.
+        let is_json = serde_json::from_str::<&RawValue>(&text).is_ok();
+        let json = if is_json {
+            text
+        } else {
+            serde_json::Value::from(text.into_owned()).to_string().into()
+        };
+        out.put_slice(format!(r#","{name}":"#).as_bytes());
+        out.put_slice(json.as_bytes());
+    }
+    out.put_slice(br#","buffers":["#);
+    for (index, buffer) in message.buffers().iter().enumerate() {
+        out.put_slice(if index == 0 { b"\"" } else { b",\"" });
+        out.put_slice(BASE64_STANDARD.encode(buffer).as_bytes());
+        out.put_u8(b'"');
+    }
+    out.put_slice(b"]}");
+    out
+}

@@ -1,0 +1,218 @@
+//! `/api/kernels/{id}/executions`: what a kernel was asked to run and what came of it, from its log; also after the
+//! kernel is gone. And running code without a client.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use jupyter_protocol::content::{ExecuteRequest, InputRequest};
+use jupyter_protocol::{Channel, Message};
+use kernel_provider::KernelId;
+use kernel_provider::log::{Log, ReadError, Seq};
+use kernel_provider::session::{ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, SendError};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::kernels;
+use crate::Gateway;
+use crate::error::ApiError;
+use crate::limits::{JsonObject, text};
+use crate::model::timestamp;
+
+/// How many executions a page has unless the client asks for fewer or more, and at the most.
+const DEFAULT_PAGE: usize = 50;
+const MAX_PAGE: usize = 500;
+/// The longest `msg_id`, cell and session that are taken, in bytes.
+const MAX_ID: usize = 256;
+
+/// The log of a kernel that runs or is gone.
+pub(super) async fn find_log(gateway: &Gateway, id: &str) -> Result<Log, ApiError> {
+    let parsed: KernelId = id.parse().map_err(|_| kernels::not_found(id))?;
+    if let Some(kernel) = gateway.manager.get(parsed) {
+        return Ok(kernel.log().clone());
+    }
+    gateway
+        .manager
+        .logs()
+        .find(parsed)
+        .await?
+        .ok_or_else(|| kernels::not_found(id))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    #[serde(rename = "cellId", alias = "cell_id")]
+    cell_id: Option<String>,
+    session: Option<String>,
+    /// One or several, separated by commas.
+    status: Option<String>,
+    since: Option<DateTime<Utc>>,
+    until: Option<DateTime<Utc>>,
+    /// The `next` of the page before.
+    before: Option<u64>,
+    limit: Option<usize>,
+}
+
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let executions = Executions::of(find_log(&gateway, &id).await?);
+    let filter = ExecutionFilter {
+        cell_id: query.cell_id,
+        session: query.session,
+        statuses: statuses(query.status.as_deref().unwrap_or_default())?,
+        since: query.since,
+        until: query.until,
+    };
+    let limit = query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
+    let page = executions.list(&filter, query.before.map(Seq), limit).await?;
+    let models: Vec<Value> = page
+        .executions
+        .iter()
+        .map(|execution| model(&gateway, &id, execution))
+        .collect();
+    Ok(Json(json!({"executions": models, "next": page.next})))
+}
+
+fn statuses(text: &str) -> Result<Vec<ExecutionStatus>, ApiError> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|status| !status.is_empty())
+        .map(|status| {
+            serde_json::from_value(status.into()).map_err(|_| {
+                ApiError::bad_request(format!(
+                    "status: there is no {status:?}; there are queued, running, ok, error, aborted, died and lost"
+                ))
+            })
+        })
+        .collect()
+}
+
+pub(super) async fn one(
+    State(gateway): State<Arc<Gateway>>,
+    Path((id, msg_id)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let executions = Executions::of(find_log(&gateway, &id).await?);
+    let Some(execution) = executions.get(&msg_id).await? else {
+        return Err(ApiError::not_found(format!("Execution does not exist: {msg_id}")));
+    };
+    let outputs = executions.outputs(&execution).await.map_err(unreadable)?;
+    let mut whole = model(&gateway, &id, &execution);
+    whole["code"] = executions.code(&execution).await.map_err(unreadable)?.into();
+    whole["outputs"] = serde_json::to_value(outputs.fold.outputs())
+        .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the outputs: {error}")))?;
+    let question = outputs
+        .fold
+        .input_request()
+        .filter(|_| !execution.status.has_ended())
+        .and_then(|message| serde_json::from_slice::<InputRequest>(message.content()).ok());
+    whole["input_request"] = question.map_or(
+        Value::Null,
+        |question| json!({"prompt": question.prompt, "password": question.password}),
+    );
+    whole["cursor"] = outputs.cursor.to_string().into();
+    whole["complete"] = outputs.complete.into();
+    whole["truncated"] = outputs.fold.truncated().into();
+    Ok(Json(whole))
+}
+
+fn unreadable(error: ReadError) -> ApiError {
+    tracing::error!(%error, "a log cannot be read");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+fn address(gateway: &Gateway, id: &str, msg_id: &str) -> String {
+    // What may be in a `msg_id` and not in a path is escaped.
+    let escaped: String = msg_id.bytes().fold(String::new(), |mut escaped, byte| {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+        escaped
+    });
+    let prefix = gateway.options.base_url.prefix();
+    format!("{prefix}/api/kernels/{id}/executions/{escaped}")
+}
+
+/// `{msg_id, cellId, session, status, reason, execution_count, requested, started, ended, seq, url}`.
+fn model(gateway: &Gateway, id: &str, execution: &ExecutionRecord) -> Value {
+    json!({
+        "msg_id": execution.msg_id(),
+        "cellId": execution.cell_id,
+        "session": execution.session,
+        "status": execution.status,
+        "reason": execution.reason,
+        "execution_count": execution.execution_count,
+        "requested": timestamp(execution.requested),
+        "started": execution.started.map(timestamp),
+        "ended": execution.ended.map(timestamp),
+        "seq": execution.request,
+        "url": address(gateway, id, execution.msg_id()),
+    })
+}
+
+/// Runs code: the kernel has it when this answers, and no client has to stay for it.
+pub(super) async fn start(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+    JsonObject(body): JsonObject,
+) -> Result<Response, ApiError> {
+    let kernel = kernels::find(&gateway, &id)?;
+    let Some(code) = text(&body, "code")? else {
+        return Err(ApiError::bad_request("Missing field in JSON data: code"));
+    };
+    let session = short(&body, "session")?.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned);
+    let mut request = ExecuteRequest::new(code);
+    request.silent = flag(&body, "silent")?.unwrap_or(request.silent);
+    request.store_history = flag(&body, "store_history")?.unwrap_or(request.store_history);
+    // Nobody is there to answer, unless the caller says so.
+    request.allow_stdin = flag(&body, "allow_stdin")?.unwrap_or(false);
+    request.stop_on_error = flag(&body, "stop_on_error")?.unwrap_or(request.stop_on_error);
+    let mut message = Message::new(request, &session);
+    if let Some(msg_id) = short(&body, "msg_id")? {
+        msg_id.clone_into(&mut message.header.msg_id);
+    }
+    if let Some(cell_id) = short(&body, "cellId")? {
+        message = message.with_metadata(Map::from_iter([("cellId".to_owned(), cell_id.into())]));
+    }
+    kernel
+        .send(&session.as_str().into(), Channel::Shell, message.to_wire())
+        .await
+        .map_err(|error| match error {
+            SendError::Dead => ApiError::new(StatusCode::CONFLICT, error.to_string()),
+            _ => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        })?;
+    kernel.log().flushed().await;
+    let msg_id = message.header.msg_id;
+    let execution = Executions::of(kernel.log().clone()).get(&msg_id).await?;
+    let location = address(&gateway, &id, &msg_id);
+    let body = match &execution {
+        Some(execution) => model(&gateway, &id, execution),
+        // A message of this id was no execution.
+        None => json!({"msg_id": msg_id, "status": ExecutionStatus::Queued, "session": session, "url": location}),
+    };
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(body)).into_response())
+}
+
+fn flag(body: &Map<String, Value>, field: &str) -> Result<Option<bool>, ApiError> {
+    match body.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(_) => Err(ApiError::bad_request(format!("{field:?} must be true or false"))),
+    }
+}
+
+/// An id that the caller chose.
+fn short<'a>(body: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, ApiError> {
+    match text(body, field)? {
+        Some("") => Err(ApiError::bad_request(format!("{field:?} is empty"))),
+        Some(id) if id.len() > MAX_ID => Err(ApiError::bad_request(format!("{field:?} has more than {MAX_ID} bytes"))),
+        id => Ok(id),
+    }
+}

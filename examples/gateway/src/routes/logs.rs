@@ -1,0 +1,61 @@
+//! `/api/logs`: what is kept of kernels that run and of kernels that are gone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use kernel_provider::KernelId;
+use kernel_provider::log::RemoveError;
+use serde_json::{Value, json};
+
+use crate::Gateway;
+use crate::error::ApiError;
+use crate::model::timestamp;
+
+/// The logs, the one that was written last first.
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
+    let mut running: BTreeMap<KernelId, String> = BTreeMap::new();
+    for kernel in gateway.manager.list() {
+        running.insert(kernel.id(), kernel.spec_name().to_owned());
+    }
+    let mut logs = gateway.manager.logs().list().await?;
+    logs.sort_by_key(|log| std::cmp::Reverse(log.updated));
+    Ok(Json(
+        logs.iter()
+            .map(|log| {
+                json!({
+                    "kernel_id": log.id,
+                    "name": running.get(&log.id),
+                    "running": running.contains_key(&log.id),
+                    "epoch": log.epoch,
+                    "earliest": log.first,
+                    "head": log.last,
+                    "bytes": log.bytes,
+                    "created": timestamp(log.created),
+                    "updated": timestamp(log.updated),
+                })
+            })
+            .collect(),
+    ))
+}
+
+/// Drops the log of a kernel that is gone.
+pub(super) async fn remove(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let no_log = || ApiError::not_found(format!("there is no log of kernel {id}"));
+    let kernel: KernelId = id.parse().map_err(|_| no_log())?;
+    let logs = gateway.manager.logs();
+    // One that is damaged is not found as others are, and is there to be removed.
+    if gateway.manager.get(kernel).is_none() && matches!(logs.find(kernel).await, Ok(None)) {
+        return Err(no_log());
+    }
+    match logs.remove(kernel).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(error @ RemoveError::Open(_)) => Err(ApiError::new(StatusCode::CONFLICT, error.to_string())),
+        Err(error) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}

@@ -1,0 +1,80 @@
+use std::sync::Arc;
+
+use jupyter_protocol::{Channel, WireMessage};
+use kernel_provider::log::{Block, Log, ReadError, Reader};
+use kernel_provider::manager::Kernel;
+use kernel_provider::resume::{Hello, Notice, Start};
+use kernel_provider::session::{Attachment, Client};
+
+/// Where a connection's entries come from.
+pub(super) enum Feed {
+    /// A kernel.
+    Kernel(Attachment),
+    /// The log of a kernel that is gone.
+    Log(Reader),
+}
+
+impl Feed {
+    /// Of a client that remembers its place in the log; `kernel` is `None` where it is gone. Gives the frame that tells
+    /// the client where it stands.
+    pub(super) fn resume(log: &Log, kernel: Option<&Arc<Kernel>>, session: &str, start: Start) -> (Self, Notice) {
+        let (epoch, earliest, head) = (log.epoch(), log.earliest(), log.head());
+        let found = start.find(epoch, earliest, head);
+        let feed = match kernel {
+            Some(kernel) => Self::Kernel(kernel.attach_at(session, found.from)),
+            None => Self::Log(log.reader(found.from)),
+        };
+        let hello = Hello {
+            epoch,
+            earliest,
+            head,
+            from: found.from,
+            recovered: found.not_recovered.is_none(),
+            reason: found.not_recovered,
+        };
+        (feed, Notice::Hello(hello))
+    }
+
+    pub(super) fn client(&self) -> Option<Client> {
+        match self {
+            Self::Kernel(attachment) => Some(attachment.client()),
+            Self::Log(_) => None,
+        }
+    }
+
+    /// What is to be sent before anything else, to a client that may or may not have seen it.
+    pub(super) async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
+        match self {
+            Self::Kernel(attachment) => attachment.replay().await,
+            Self::Log(_) => None,
+        }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<Block>, ReadError> {
+        match self {
+            Self::Kernel(attachment) => attachment.next().await,
+            Self::Log(reader) => reader.next().await,
+        }
+    }
+
+    pub(super) fn recent(&mut self) -> Result<Option<Block>, ReadError> {
+        match self {
+            Self::Kernel(attachment) => attachment.recent(),
+            Self::Log(reader) => reader.recent(),
+        }
+    }
+
+    /// Waits until the session is connected anew.
+    pub(super) fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
+        let superseded = match self {
+            Self::Kernel(attachment) => Some(attachment.superseded()),
+            Self::Log(_) => None,
+        };
+        async {
+            match superseded {
+                Some(superseded) => superseded.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+}

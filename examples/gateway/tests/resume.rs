@@ -1,0 +1,271 @@
+//! Clients of the resume protocol and the gateway, with a network between them that cuts, stalls and delays.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Served, TOKEN};
+use jupyter_protocol::content::{Content, ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
+use jupyter_protocol::kernel::{Context, Kernel, async_trait};
+use jupyter_protocol::{Channel, Message};
+use kernel_provider::fake::FakeSpec;
+use kernel_provider::log::{Cursor, Epoch, Log, Seq};
+use kernel_provider::manager::StartRequest;
+use kernel_provider::resume::client::{Error, Event, Options, ResumeClient};
+use kernel_provider::resume::{NotRecovered, Start};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Within the deadline, or the test fails.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+/// Prints as many lines as it is told, and counts how often it is told what.
+#[derive(Clone, Default)]
+struct Flood(Arc<Mutex<HashMap<String, usize>>>);
+
+#[async_trait]
+impl Kernel for Flood {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        *self.0.lock().unwrap().entry(request.code.clone()).or_default() += 1;
+        let lines = request.code.split_whitespace().next().unwrap().parse().unwrap();
+        for line in 0..lines {
+            context.stdout(format!("{line}\n")).await;
+        }
+        Ok(ExecuteReply::default())
+    }
+}
+
+/// SplitMix64.
+#[derive(Clone)]
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let seed = std::env::var("KERNELMUX_SEED").ok().map(|seed| seed.parse().unwrap());
+        let seed = seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1);
+        println!("KERNELMUX_SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
+
+/// A way to the gateway on which each connection breaks after a random number of bytes: up to so many from the gateway,
+/// and up to so many from the client. One in four does not break but falls silent.
+async fn bad_line(gateway: SocketAddr, mut random: Random, down: u64, up: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (down, up, silent) = (random.below(down), random.below(up), random.below(4) == 0);
+            tokio::spawn(async move {
+                let gateway = TcpStream::connect(gateway).await?;
+                let (from_client, mut to_client) = client.into_split();
+                let (from_gateway, mut to_gateway) = gateway.into_split();
+                let (mut from_client, mut from_gateway) = (from_client.take(up), from_gateway.take(down));
+                tokio::select! {
+                    copied = tokio::io::copy(&mut from_client, &mut to_gateway) => copied?,
+                    copied = tokio::io::copy(&mut from_gateway, &mut to_client) => copied?,
+                };
+                if silent {
+                    // Until the client has had enough of it.
+                    tokio::io::copy(from_client.get_mut(), &mut tokio::io::sink()).await?;
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    address
+}
+
+/// What is in the log, from the first entry on, when the kernel is idle.
+async fn all(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
+    let mut reader = log.reader(Seq::START);
+    let mut entries = Vec::new();
+    while entries.len() < log.head().0 as usize {
+        let block = soon(reader.next()).await.unwrap().unwrap();
+        entries.extend(block.entries().map(|entry| {
+            (
+                entry.seq(),
+                entry.channel(),
+                entry.message().parts_and_buffers().to_vec(),
+            )
+        }));
+    }
+    entries
+}
+
+fn options(address: SocketAddr, kernel: kernel_provider::KernelId) -> Options {
+    Options::new(format!("http://{address}"), kernel)
+        .with_token(TOKEN)
+        .with_start(Start::Earliest)
+}
+
+/// With a kernelspec `flood`.
+async fn served() -> (Served, Flood) {
+    let served = Served::start().await;
+    let flood = Flood::default();
+    let kernel = flood.clone();
+    let spec = FakeSpec::kernel(move || kernel.clone());
+    served.provider.install("flood", spec, serde_json::json!({}));
+    (served, flood)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_on_bad_lines_see_every_entry_once_while_the_kernel_floods() {
+    const LINES: usize = 20_000;
+    let (served, flood) = served().await;
+    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
+    let mut random = Random::new();
+    let mut clients = Vec::new();
+    for number in 0..4 {
+        let random = Random(random.below(u64::MAX));
+        let line = bad_line(served.address, random, 1 << 20, 20_000).await;
+        let mut options = options(line, kernel.id());
+        options.first_pause = Duration::from_millis(5);
+        options.silence = Duration::from_millis(500);
+        clients.push(tokio::spawn(async move {
+            let mut client = ResumeClient::new(options).unwrap();
+            if number == 0 {
+                let request = Message::new(ExecuteRequest::new(LINES.to_string()), client.session());
+                client.send(Channel::Shell, request.to_wire()).unwrap();
+            }
+            let (mut entries, mut disconnects) = (Vec::new(), 0);
+            while let Some(event) = client.next().await.unwrap() {
+                match event {
+                    Event::Entry(entry) => {
+                        entries.push((entry.seq, entry.channel, entry.message.parts_and_buffers().to_vec()))
+                    }
+                    Event::Disconnected { .. } => disconnects += 1,
+                    Event::Connected(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            (entries, disconnects)
+        }));
+    }
+    let mut following = soon(ResumeClient::connect(options(served.address, kernel.id())))
+        .await
+        .unwrap();
+    let is_last = |event: &Event| {
+        let Event::Entry(entry) = event else { return false };
+        entry.channel == Channel::Iopub
+            && entry.message.header_ref().unwrap().msg_type == "stream"
+            && String::from_utf8_lossy(entry.message.content()).contains(&format!("\"{}\\n\"", LINES - 1))
+    };
+    while !is_last(&soon(following.next()).await.unwrap().unwrap()) {}
+    let log = kernel.log().clone();
+    soon(kernel.shutdown()).await.unwrap();
+    let expected = all(&log).await;
+    assert!(expected.len() > LINES);
+    let mut all_disconnects = 0;
+    for client in clients {
+        let (entries, disconnects) = soon(client).await.unwrap();
+        assert_eq!(entries.len(), expected.len());
+        assert!(entries == expected);
+        all_disconnects += disconnects;
+    }
+    assert!(all_disconnects > 8, "{all_disconnects}");
+    assert_eq!(flood.0.lock().unwrap()[&LINES.to_string()], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_over_a_line_that_hardly_holds_run_once_each() {
+    let (served, flood) = served().await;
+    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
+    let line = bad_line(served.address, Random::new(), 20_000, 4_000).await;
+    let mut options = options(line, kernel.id());
+    options.first_pause = Duration::from_millis(5);
+    options.silence = Duration::from_millis(500);
+    let mut client = ResumeClient::new(options).unwrap();
+    for number in 0..30 {
+        let code = format!("5 lines, {number}");
+        let mut execution = client.execute(ExecuteRequest::new(code)).unwrap();
+        let mut text = String::new();
+        while let Some(message) = soon(execution.next()).await.unwrap() {
+            if let Content::Stream(stream) = message.content {
+                text += &stream.text;
+            }
+        }
+        assert_eq!(text, "0\n1\n2\n3\n4\n");
+    }
+    let counts = flood.0.lock().unwrap();
+    assert_eq!(counts.len(), 30);
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_told() {
+    let (served, _) = served().await;
+    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
+    let to = || options(served.address, kernel.id());
+    let refused = async |options| soon(ResumeClient::connect(options)).await.err();
+    let status = |status| Some(Error::Refused { status });
+    assert_eq!(refused(to().with_token("wrong")).await, status(401));
+    let unknown = options(served.address, kernel_provider::KernelId::random());
+    assert_eq!(refused(unknown).await, status(404));
+
+    let mut first = soon(ResumeClient::connect(to().with_session("one"))).await.unwrap();
+    let _second = soon(ResumeClient::connect(to().with_session("one"))).await.unwrap();
+    let error = loop {
+        match soon(first.next()).await {
+            Ok(event) => assert!(event.is_some()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, Error::Replaced);
+
+    let cursor = |epoch, seq| Start::After(Cursor { epoch, seq: Seq(seq) });
+    for (start, reason) in [
+        (cursor(Epoch::random(), 1), NotRecovered::Epoch),
+        (cursor(kernel.log().epoch(), 1 << 40), NotRecovered::Ahead),
+    ] {
+        let mut client = soon(ResumeClient::connect(to().with_start(start))).await.unwrap();
+        let Ok(Some(Event::NotRecovered(hello))) = soon(client.next()).await else {
+            panic!("not told")
+        };
+        assert_eq!((hello.from, hello.reason), (Seq::START, Some(reason)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_is_gone_is_read_to_its_end() {
+    let (served, _) = served().await;
+    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
+    let mut during = soon(ResumeClient::connect(options(served.address, kernel.id())))
+        .await
+        .unwrap();
+    let mut execution = during.execute(ExecuteRequest::new("100")).unwrap();
+    while soon(execution.next()).await.unwrap().is_some() {}
+    soon(kernel.shutdown()).await.unwrap();
+    while soon(during.next()).await.unwrap().is_some() {}
+    assert_eq!(during.cursor().unwrap().seq, kernel.log().head());
+    let mut after = soon(ResumeClient::connect(options(served.address, kernel.id())))
+        .await
+        .unwrap();
+    let mut count = 0;
+    while let Some(event) = soon(after.next()).await.unwrap() {
+        count += u64::from(matches!(event, Event::Entry(_)));
+    }
+    assert_eq!(count, kernel.log().head().0);
+}

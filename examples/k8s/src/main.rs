@@ -1,0 +1,58 @@
+//! Starts a kernel in a pod, runs code in it and prints what it puts out, as it comes. Where the kernel cannot start, or
+//! ends, says why.
+//!
+//! ```console
+//! $ cargo run -p k8s -- kernels python3 'for i in range(3): print(i)'
+//! ```
+//!
+//! The arguments are a namespace of the cluster that `KUBECONFIG` names, a kernelspec for pods, and code.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use kernelmux::k8s::{K8sConfig, K8sProvider};
+use kernelmux::protocol::content::{Content, ExecuteRequest};
+use kernelmux::provider::log::{LogOptions, Logs, MemoryStore};
+use kernelmux::provider::manager::{Kernel, Manager, ManagerOptions, StartRequest};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [namespace, spec, code] = &args[..] else {
+        eprintln!("usage: k8s NAMESPACE KERNELSPEC CODE");
+        return ExitCode::from(2);
+    };
+    match run(namespace, spec, code).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(namespace: &str, spec: &str, code: &str) -> Result<(), Box<dyn Error>> {
+    let provider = K8sProvider::open(K8sConfig::new(namespace)).await?;
+    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
+    let manager = Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default());
+    // The error says why: no room, no such image, a quota, what the kernel said before it ended.
+    let kernel = manager.start(StartRequest::new(spec)).await?;
+    let outcome = show(&kernel, code).await;
+    // Ends the pod. To leave it running, for the next program that opens the namespace: `detach`.
+    manager.shutdown().await;
+    outcome
+}
+
+async fn show(kernel: &Arc<Kernel>, code: &str) -> Result<(), Box<dyn Error>> {
+    let mut execution = kernel.execute(ExecuteRequest::new(code)).await?;
+    while let Some(message) = execution.next().await {
+        match message?.content {
+            Content::Stream(stream) => print!("{}", stream.text),
+            Content::ExecuteResult(result) => println!("{}", result.data.as_text("text/plain").unwrap_or_default()),
+            Content::Error(error) => println!("{}: {}", error.ename, error.evalue),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The example on a real cluster: output as it comes, and the cause where there can be none. `make test-k8s` runs it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../../../provider-k8s/tests/common/mod.rs"]
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use common::Place;
+use serde_json::{Value, json};
+
+/// The example in this place, with a kernelspec of its own.
+fn example(place: &Place, kubernetes: Value, code: &str) -> Command {
+    let argv = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
+    // Where Jupyter looks for kernelspecs, rather than where the other tests have them.
+    place.install("kernels/tested", &argv, kubernetes);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_k8s"));
+    command
+        .args([&place.namespace, "tested", code])
+        .env("JUPYTER_PATH", place.specs.path());
+    command
+}
+
+/// Starts a cell on its way: it prints its pod's name, and goes on once that has been read.
+async fn started(place: &Place, kubernetes: Value, then: &str) -> (Child, BufReader<ChildStdout>) {
+    let gate = "import os, time\nprint(os.uname().nodename)\nwhile not os.path.exists('/tmp/gate'): time.sleep(0.01)\n";
+    let mut command = example(place, kubernetes, &format!("{gate}{then}"));
+    let mut example = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut shown = BufReader::new(example.stdout.take().unwrap());
+    let mut pod = String::new();
+    shown.read_line(&mut pod).unwrap();
+    assert!(!pod.is_empty(), "it ended: {example:?}");
+    place.exec(pod.trim(), &["touch", "/tmp/gate"]).await;
+    (example, shown)
+}
+
+/// What it says where it fails.
+fn failure(example: Child) -> String {
+    let output = example.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_shows_output_as_it_comes() {
+    let Some(place) = Place::new().await else { return };
+    let (mut example, mut shown) = started(&place, json!({}), "print('second')\n6 * 7").await;
+    let mut rest = String::new();
+    shown.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "second\n42\n");
+    assert!(example.wait().unwrap().success());
+    assert_eq!(place.leftovers().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_why_the_kernel_does_not_start() {
+    let Some(place) = Place::new().await else { return };
+    let mut command = example(&place, json!({"resources": {"requests": {"memory": "900Ti"}}}), "1");
+    let told = failure(command.stderr(Stdio::piped()).spawn().unwrap());
+    assert!(told.contains("Insufficient memory"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_what_ended_the_kernel() {
+    let Some(place) = Place::new().await else { return };
+    let code = "x = bytearray(1 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1";
+    let (example, _shown) = started(&place, json!({"resources": {"limits": {"memory": "200Mi"}}}), code).await;
+    let told = failure(example);
+    assert!(told.contains("out of memory"), "{told}");
+}

@@ -1,0 +1,191 @@
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::SocketError;
+use super::connection::{Role, connect};
+use super::inbox::Inbox;
+use super::stream::Stream;
+use super::zmtp::{SUBSCRIBE_TO_ALL, Traffic};
+use crate::wire::WireMessage;
+
+const SUB: Role<'_> = Role {
+    socket_type: "SUB",
+    identity: b"",
+    peers: &["XPUB", "PUB"],
+};
+
+/// The subscriber of a kernel's iopub, to all topics.
+///
+/// A kernel that publishes faster than its subscriber reads drops what it cannot send, so that what reading costs
+/// decides from where on output is lost. So there is no task and no queue between the connection and whoever receives,
+/// and messages can be let [`gather`](Self::gather).
+pub struct IopubSubscriber {
+    stream: Stream,
+    inbox: Inbox,
+}
+
+impl IopubSubscriber {
+    /// Connects and subscribes. The kernel learns of it a moment later: until its `iopub_welcome` or any other message
+    /// arrives, what it publishes may pass unseen. An address where nobody listens yet is tried again until the
+    /// deadline.
+    ///
+    /// # Errors
+    /// [`SocketError::Connect`] where nobody answered by the deadline, or not as a ZeroMQ publisher.
+    pub async fn connect(endpoint: &str, deadline: Duration) -> Result<Self, SocketError> {
+        let (socket, inbox) = connect(endpoint, &SUB, &SUBSCRIBE_TO_ALL, deadline).await?;
+        Ok(Self {
+            stream: Stream::Watched(socket),
+            inbox,
+        })
+    }
+
+    /// The next message. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`SocketError::Wire`] where the frames are no message, after which the socket goes on;
+    /// [`SocketError::Broken`] where the connection is lost. It does not connect again by itself: what was published
+    /// meanwhile would be missing, and nobody told.
+    pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
+        // Where there is always something to read, the other tasks have their turn.
+        tokio::task::consume_budget().await;
+        loop {
+            if let Some(message) = self.decoded() {
+                return message;
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The next message where one is here already.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn try_recv(&mut self) -> Option<Result<WireMessage, SocketError>> {
+        loop {
+            if let Some(message) = self.decoded() {
+                return Some(message);
+            }
+            match self.try_fill() {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Lets messages gather for so long, without being woken for each of them: for in a flood, where waking costs more
+    /// than all that is done with a message. Cancel-safe. Should the connection not survive it, the next
+    /// [`recv`](Self::recv) tells.
+    pub async fn gather(&mut self, time: Duration) {
+        if self.stream.unwatch().is_ok() {
+            sleep(time).await;
+        }
+    }
+
+    /// A message that was read already.
+    fn decoded(&mut self) -> Option<Result<WireMessage, SocketError>> {
+        loop {
+            match self.inbox.next() {
+                Ok(Some(Traffic::Message(frames))) => {
+                    return Some(WireMessage::from_frames(frames).map_err(SocketError::from));
+                }
+                // None that a subscriber would have to answer.
+                Ok(Some(Traffic::Command(_))) => {}
+                Ok(None) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Reads, and waits for something to read. Cancel-safe.
+    async fn fill(&mut self) -> Result<(), SocketError> {
+        while !self.try_fill()? {
+            self.inbox.rest();
+            self.stream.readable().await.map_err(SocketError::broken)?;
+        }
+        Ok(())
+    }
+
+    /// Reads once what is there. Whether there was something.
+    fn try_fill(&mut self) -> Result<bool, SocketError> {
+        self.inbox.read(|buffer| self.stream.try_read(buffer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::zmtp;
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+    const READY: &[u8] = b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04XPUB";
+
+    /// A publisher's side of the handshake, and a subscriber.
+    async fn pair() -> (TcpStream, IopubSubscriber) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        let publisher = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            stream.write_all(&zmtp::greeting()).await.unwrap();
+            stream.write_all(READY).await.unwrap();
+            let mut handshake = vec![0; zmtp::GREETING + zmtp::ready("SUB", b"").len() + SUBSCRIBE_TO_ALL.len()];
+            stream.read_exact(&mut handshake).await.unwrap();
+            assert!(handshake.ends_with(&SUBSCRIBE_TO_ALL));
+            stream
+        };
+        let (stream, subscriber) = tokio::join!(publisher, IopubSubscriber::connect(&address, SOON));
+        (stream, subscriber.unwrap())
+    }
+
+    fn message(content: &[u8]) -> Vec<u8> {
+        let mut bytes = b"\x01\x09<IDS|MSG>\x01\0\x01\x02{}\x01\x02{}\x01\x02{}\x02".to_vec();
+        bytes.extend((content.len() as u64).to_be_bytes());
+        bytes.extend(content);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn what_gathers_unwatched_arrives_and_then_the_end() {
+        let (mut publisher, mut subscriber) = pair().await;
+        subscriber.gather(Duration::ZERO).await;
+        publisher.write_all(&message(b"{1}")).await.unwrap();
+        assert_eq!(subscriber.recv().await.unwrap().content(), "{1}");
+        assert!(subscriber.try_recv().is_none());
+        subscriber.gather(Duration::ZERO).await;
+        let large = vec![b' '; 3 << 20];
+        let sent = message(&large);
+        let (sent, received) = tokio::join!(publisher.write_all(&sent), subscriber.recv());
+        sent.unwrap();
+        assert_eq!(received.unwrap().content(), &large[..]);
+        publisher.write_all(b"\x04\x02hi\x00\x03bad").await.unwrap();
+        let bad = subscriber.recv().await.unwrap_err();
+        assert!(bad.is_one_message(), "{bad}");
+        publisher.write_all(&message(b"{2}")).await.unwrap();
+        drop(publisher);
+        assert_eq!(subscriber.recv().await.unwrap().content(), "{2}");
+        let end = subscriber.recv().await.unwrap_err();
+        assert!(!end.is_one_message(), "{end}");
+    }
+
+    #[tokio::test]
+    async fn who_is_no_publisher_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        let server = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            stream.write_all(&[b'x'; zmtp::GREETING]).await.unwrap();
+            stream
+        };
+        let (_stream, refused) = tokio::join!(server, IopubSubscriber::connect(&address, SOON));
+        let refused = refused.err().unwrap().to_string();
+        assert!(refused.contains(&address) && refused.contains("ZMTP"), "{refused}");
+        let nobody = IopubSubscriber::connect("ipc:///nonexistent/socket", Duration::from_millis(1)).await;
+        assert!(matches!(nobody.err(), Some(SocketError::Connect { .. })));
+        let odd = IopubSubscriber::connect("udp://1.2.3.4:5", SOON).await.err().unwrap();
+        assert!(odd.to_string().contains("ipc://"), "{odd}");
+    }
+}

@@ -1,0 +1,395 @@
+//! Reading contents, as much as JupyterLab's checks ask and no more: what they refuse is `None` here.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use memchr::{memchr, memmem};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::list::Bundle;
+
+/// A content's text. Bytes that are no UTF-8 become U+FFFD, as in a browser.
+pub(super) fn text(content: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(content)
+}
+
+/// Whether the header says `stream`: most messages do, and to parse the others' headers alone is twice as fast.
+///
+/// `false` may be wrong. Within strings quotes are escaped, so that in an object without objects the name and the value
+/// are nothing else.
+pub(super) fn is_stream(header: &[u8]) -> bool {
+    static MSG_TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(r#""msg_type":"#));
+
+    let Some((b'{', fields)) = header.split_first() else {
+        return false;
+    };
+    MSG_TYPE.find(fields).is_some_and(|at| {
+        let value = fields[at + MSG_TYPE.needle().len()..].trim_ascii_start();
+        value.starts_with(br#""stream""#) && memchr(b'{', fields).is_none()
+    })
+}
+
+/// A string of JSON which may hold half an emoji (`"\ud83d"`); `serde_json` has no such text, but such bytes.
+struct Wtf8(Vec<u8>);
+
+impl<'de> Deserialize<'de> for Wtf8 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BytesVisitor;
+
+        impl Visitor<'_> for BytesVisitor {
+            type Value = Wtf8;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Wtf8, E> {
+                Ok(Wtf8(bytes.to_vec()))
+            }
+        }
+
+        deserializer.deserialize_bytes(BytesVisitor)
+    }
+}
+
+impl Wtf8 {
+    fn units(&self) -> Vec<u16> {
+        let mut units = Vec::with_capacity(self.0.len());
+        let mut rest = &self.0[..];
+        // ED is a first byte in UTF-8, and A0 or more after it is half an emoji.
+        while let Some(at) = rest.windows(3).position(|bytes| bytes[0] == 0xed && bytes[1] >= 0xa0) {
+            units.extend(text(&rest[..at]).encode_utf16());
+            units.push(0xd000 | u16::from(rest[at + 1] & 0x3f) << 6 | u16::from(rest[at + 2] & 0x3f));
+            rest = &rest[at + 3..];
+        }
+        units.extend(text(rest).encode_utf16());
+        units
+    }
+}
+
+/// A string of JSON in which half an emoji is U+FFFD.
+#[derive(Default)]
+struct Lossy(String);
+
+impl<'de> Deserialize<'de> for Lossy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(String::from_utf16_lossy(
+            &Wtf8::deserialize(deserializer)?.units(),
+        )))
+    }
+}
+
+fn number(raw: &RawValue) -> Option<serde_json::Number> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// A counter: whole and from 0 on. Languages without integers write `3.0`.
+fn counter(number: &serde_json::Number) -> Option<u64> {
+    /// Up to here each whole number has a float of its own.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    number.as_u64().or_else(|| {
+        let float = number.as_f64()?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "whole and in range, as just checked"
+        )]
+        ((0.0..=EXACT).contains(&float) && float.fract() == 0.0).then_some(float as u64)
+    })
+}
+
+/// Text written to a stream.
+#[derive(Debug)]
+pub(super) enum Written<'a> {
+    Text(Cow<'a, str>),
+    /// UTF-16 that holds half an emoji.
+    Units(Vec<u16>),
+}
+
+/// `stream`.
+pub(super) fn stream(content: &str) -> Option<(Cow<'_, str>, Written<'_>)> {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        name: Cow<'a, str>,
+        #[serde(borrow)]
+        text: Cow<'a, str>,
+    }
+    #[derive(Deserialize)]
+    struct WithHalves {
+        name: Lossy,
+        text: Wtf8,
+    }
+    if let Ok(Content { name, text }) = serde_json::from_str(content) {
+        return Some((name, Written::Text(text)));
+    }
+    let WithHalves { name, text } = serde_json::from_str(content).ok()?;
+    Some((Cow::Owned(name.0), Written::Units(text.units())))
+}
+
+/// An object as it is written; anything else is an empty one. Half an emoji is U+FFFD, for few can read it.
+fn object(raw: &RawValue) -> Arc<RawValue> {
+    if !raw.get().starts_with('{') {
+        return empty();
+    }
+    match whole_characters(raw.get()).and_then(|json| RawValue::from_string(json).ok()) {
+        Some(json) => Arc::from(json),
+        None => Arc::from(raw.to_owned()),
+    }
+}
+
+/// The JSON with the escapes of half an emoji replaced; `None` where it has none.
+fn whole_characters(json: &str) -> Option<String> {
+    // What the four digits at `at` say, where there is an escape before them.
+    let escape = |at: usize| -> Option<u16> {
+        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let mut halves = Vec::new();
+    let mut at = 0;
+    while let Some(backslash) = memchr(b'\\', &json.as_bytes()[at..]) {
+        at += backslash;
+        at += match escape(at) {
+            Some(0xd800..0xdc00) if matches!(escape(at + 6), Some(0xdc00..0xe000)) => 12,
+            Some(0xd800..0xe000) => {
+                halves.push(at);
+                6
+            }
+            Some(_) => 6,
+            None => 2,
+        };
+    }
+    if halves.is_empty() {
+        return None;
+    }
+    let mut whole = json.to_owned();
+    for at in halves {
+        whole.replace_range(at..at + 6, "\\ufffd");
+    }
+    Some(whole)
+}
+
+pub(super) fn empty() -> Arc<RawValue> {
+    Arc::from(serde_json::from_str::<Box<RawValue>>("{}").unwrap_or_else(|_| RawValue::NULL.to_owned()))
+}
+
+/// `display_data`, `update_display_data` or `execute_result`.
+pub(super) struct Display<'a> {
+    pub(super) bundle: Bundle,
+    /// Whether data and metadata were there: they need not be in an update.
+    pub(super) whole: bool,
+    pub(super) display_id: Option<Cow<'a, str>>,
+    /// Of a result: `None` where there is no number, which JupyterLab refuses.
+    pub(super) execution_count: Option<Count>,
+}
+
+/// A number that was there; `None` where it is no counter.
+pub(super) struct Count(pub(super) Option<u64>);
+
+/// A field that is there, if only as null.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
+}
+
+pub(super) fn display(content: &str) -> Option<Display<'_>> {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow, default, deserialize_with = "present")]
+        data: Option<&'a RawValue>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        metadata: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        transient: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        execution_count: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Transient<'a> {
+        #[serde(borrow)]
+        display_id: Cow<'a, str>,
+    }
+    let content: Content<'_> = serde_json::from_str(content).ok()?;
+    let display_id = content
+        .transient
+        .and_then(|transient| serde_json::from_str::<Transient<'_>>(transient.get()).ok())
+        .map(|transient| transient.display_id)
+        .filter(|id| !id.is_empty());
+    Some(Display {
+        bundle: Bundle {
+            data: content.data.map_or_else(empty, object),
+            metadata: content.metadata.map_or_else(empty, object),
+        },
+        whole: content.data.is_some() && content.metadata.is_some(),
+        display_id,
+        execution_count: content
+            .execution_count
+            .and_then(number)
+            .map(|number| Count(counter(&number))),
+    })
+}
+
+/// `error`: `ename`, `evalue` and the traceback.
+pub(super) fn error(content: &str) -> Option<(String, String, Vec<String>)> {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        ename: Lossy,
+        evalue: Lossy,
+        #[serde(borrow)]
+        traceback: Vec<&'a RawValue>,
+    }
+    let content: Content<'_> = serde_json::from_str(content).ok()?;
+    let line =
+        |raw: &&RawValue| serde_json::from_str(raw.get()).map_or_else(|_| raw.get().to_owned(), |Lossy(line)| line);
+    let traceback = content.traceback.iter().map(line).collect();
+    Some((content.ename.0, content.evalue.0, traceback))
+}
+
+/// `clear_output`: whether to wait.
+pub(super) fn clear(content: &str) -> Option<bool> {
+    #[derive(Deserialize)]
+    struct Content {
+        wait: bool,
+    }
+    serde_json::from_str(content).ok().map(|Content { wait }| wait)
+}
+
+/// `execute_input`, `execute_reply`: the counter.
+pub(super) fn execution_count(content: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Content {
+        execution_count: serde_json::Number,
+    }
+    let content: Content = serde_json::from_str(content).ok()?;
+    counter(&content.execution_count)
+}
+
+/// `execute_reply`: what the pager is to show, if anything. JupyterLab shows the first page, as an output.
+pub(super) fn page(content: &str) -> Option<Bundle> {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow)]
+        status: Cow<'a, str>,
+        #[serde(borrow)]
+        payload: Vec<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Payload<'a> {
+        #[serde(borrow)]
+        source: Cow<'a, str>,
+        #[serde(borrow, default)]
+        data: Option<&'a RawValue>,
+    }
+    let content: Content<'_> = serde_json::from_str(content).ok()?;
+    if content.status != "ok" {
+        return None;
+    }
+    let page = content
+        .payload
+        .iter()
+        .filter_map(|payload| serde_json::from_str::<Payload<'_>>(payload.get()).ok())
+        .find(|payload| payload.source == "page")?;
+    Some(Bundle {
+        data: page.data.map_or_else(empty, object),
+        metadata: empty(),
+    })
+}
+
+/// `input_request`: the prompt, and whether the answer is secret.
+pub(super) fn input_request(content: &str) -> (String, bool) {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Content {
+        prompt: Lossy,
+        password: bool,
+    }
+    let content: Content = serde_json::from_str(content).unwrap_or_default();
+    (content.prompt.0, content.password)
+}
+
+/// `input_reply`: the line.
+pub(super) fn input_reply(content: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Content {
+        value: Lossy,
+    }
+    let content: Content = serde_json::from_str(content).ok()?;
+    Some(content.value.0)
+}
+
+/// The content without the pages of its payload; `None` where it has none.
+pub(super) fn without_pages(content: &str) -> Option<Vec<u8>> {
+    use serde_json::Value;
+
+    page(content)?;
+    let mut content: serde_json::Map<String, Value> = serde_json::from_str(content).ok()?;
+    if let Some(Value::Array(payload)) = content.get_mut("payload") {
+        payload.retain(|payload| payload.get("source").and_then(Value::as_str) != Some("page"));
+    }
+    serde_json::to_vec(&content).ok()
+}
+
+/// UTF-16 as a string of JSON, half an emoji as an escape.
+pub(super) fn json_string(units: &[u16]) -> Option<Box<RawValue>> {
+    let mut json = String::from("\"");
+    let mut text = String::new();
+    for unit in char::decode_utf16(units.iter().copied()) {
+        match unit {
+            Ok(character) => text.push(character),
+            Err(half) => {
+                json.push_str(&escaped(&std::mem::take(&mut text))?);
+                json.push_str(&format!("\\u{:04x}", half.unpaired_surrogate()));
+            }
+        }
+    }
+    json.push_str(&escaped(&text)?);
+    json.push('"');
+    RawValue::from_string(json).ok()
+}
+
+/// What stands between the quotes.
+fn escaped(text: &str) -> Option<String> {
+    let quoted = serde_json::to_string(text).ok()?;
+    quoted.get(1..quoted.len() - 1).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_surely_a_stream_is_taken_for_one() {
+        for header in [
+            r#"{"msg_type":"stream"}"#,
+            r#"{"msg_id":"1","msg_type": "stream","x":[1]}"#,
+            r#"{"x":"\"msg_type\":\"error\"","msg_type":"stream"}"#,
+        ] {
+            assert!(is_stream(header.as_bytes()), "{header}");
+        }
+        for header in [
+            "",
+            "[]",
+            r#"{"msg_type":"error"}"#,
+            r#"{"x":"msg_type","y":"stream"}"#,
+            r#"{"x":{"msg_type":"stream"},"msg_type":"error"}"#,
+            r#"{"x":"\"msg_type\":\"stream\"","msg_type":"error"}"#,
+            r#"{"msg_type" : "stream"}"#,
+        ] {
+            assert!(!is_stream(header.as_bytes()), "{header}");
+        }
+    }
+
+    #[test]
+    fn half_an_emoji_in_json_is_replaced_and_whole_ones_stay() {
+        for (json, expected) in [
+            (r#""a\ud83d""#, Some(r#""a\ufffd""#)),
+            (r#""\ud83d\ud83d\ude00\ude00""#, Some(r#""\ufffd\ud83d\ude00\ufffd""#)),
+            (r#""\\ud83d \u00e9 \n \ud83d\ude00""#, None),
+            (r#""\\\ud83dé""#, Some(r#""\\\ufffdé""#)),
+        ] {
+            assert_eq!(whole_characters(json).as_deref(), expected, "{json}");
+        }
+    }
+}

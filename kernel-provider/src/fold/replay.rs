@@ -1,0 +1,164 @@
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::content::json_string;
+use super::list::{Bundle, Item};
+use super::terminal::StreamText;
+use super::{Fold, content};
+
+/// How much text one `stream` message may have: with every character escaped it stays below what proxies pass on.
+const PIECE: usize = 1 << 20;
+
+/// Types and contents.
+type Messages = Vec<(&'static str, Bytes)>;
+
+#[derive(Serialize)]
+struct Clear {
+    wait: bool,
+}
+
+#[derive(Serialize)]
+struct Stream<'a> {
+    name: &'a str,
+    text: &'a str,
+}
+
+#[derive(Serialize)]
+struct RawStream<'a> {
+    name: &'a str,
+    text: &'a RawValue,
+}
+
+#[derive(Serialize)]
+struct Transient<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    display_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Display<'a> {
+    data: &'a RawValue,
+    metadata: &'a RawValue,
+    transient: Transient<'a>,
+}
+
+#[derive(Serialize)]
+struct ExecuteResult<'a> {
+    execution_count: u64,
+    data: &'a RawValue,
+    metadata: &'a RawValue,
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    ename: &'a str,
+    evalue: &'a str,
+    traceback: &'a [String],
+}
+
+impl Fold {
+    /// What to send to a client whose cell is to show the fold, whatever it shows now, as message types and contents:
+    /// `clear_output`, the outputs, and a `clear_output` that waits where one is pending. Done twice it changes nothing.
+    ///
+    /// The caller puts headers around them, with the original request as parent, on iopub. The headers' `session` must be
+    /// the kernel's own: JupyterLab drops a display with a `display_id` if a message of another session arrives while it
+    /// is being handled. The open question, if any, goes after them ([`input_request`](Self::input_request)), and what follows in the log goes on where the fold
+    /// ends, also in the middle of a line that a progress bar is written over. Where the `execute_reply` is sent again
+    /// as well, it goes without its pages, which are among the outputs here: [`without_pages`].
+    #[must_use]
+    pub fn messages(&self) -> Vec<(&'static str, Bytes)> {
+        let mut messages = Messages::new();
+        add(&mut messages, "clear_output", &Clear { wait: false });
+        let (head, tail) = self.list.parts();
+        for item in head {
+            self.replay(item, &mut messages);
+        }
+        if let Some(marker) = self.marker() {
+            self.replay(&marker, &mut messages);
+        }
+        for item in tail {
+            self.replay(item, &mut messages);
+        }
+        if self.clear_pending() {
+            add(&mut messages, "clear_output", &Clear { wait: true });
+        }
+        messages
+    }
+
+    fn replay(&self, item: &Item, messages: &mut Messages) {
+        let display = |bundle: &Bundle, display_id, messages: &mut _| {
+            let display = Display {
+                data: &bundle.data,
+                metadata: &bundle.metadata,
+                transient: Transient { display_id },
+            };
+            add(messages, "display_data", &display);
+        };
+        match item {
+            Item::Stream { name, text } => stream(name, text, messages),
+            Item::Display(bundle) => display(bundle, None, messages),
+            Item::Named(id) => {
+                if let Some(bundle) = self.list.bundle_of(id) {
+                    display(bundle, Some(id), messages);
+                }
+            }
+            // Without its display_id: nothing updates a result, but a result updates displays, which have had that.
+            Item::Result {
+                execution_count,
+                bundle,
+            } => {
+                let result = ExecuteResult {
+                    execution_count: execution_count.unwrap_or_default(),
+                    data: &bundle.data,
+                    metadata: &bundle.metadata,
+                };
+                add(messages, "execute_result", &result);
+            }
+            Item::Error {
+                ename,
+                evalue,
+                traceback,
+            } => {
+                let error = Error {
+                    ename,
+                    evalue,
+                    traceback,
+                };
+                add(messages, "error", &error);
+            }
+        }
+    }
+}
+
+fn stream(name: &str, text: &StreamText, messages: &mut Messages) {
+    let (mut done, line) = (text.done(), text.last_line());
+    // A stream without text is an output, too.
+    while !done.is_empty() || line.is_empty() {
+        let (text, rest) = done.split_at(done.floor_char_boundary(PIECE));
+        add(messages, "stream", &Stream { name, text });
+        done = rest;
+        if done.is_empty() {
+            break;
+        }
+    }
+    for piece in line.chunks(PIECE) {
+        if let Some(text) = json_string(piece) {
+            add(messages, "stream", &RawStream { name, text: &text });
+        }
+    }
+}
+
+/// What is serialised here is strings, numbers and JSON that was read before: it cannot fail.
+fn add(messages: &mut Messages, msg_type: &'static str, content: &impl Serialize) {
+    if let Ok(content) = serde_json::to_vec(content) {
+        messages.push((msg_type, content.into()));
+    }
+}
+
+/// An `execute_reply`'s content without the pages in its payload: what to send where [`Fold::messages`] was sent
+/// before, since JupyterLab makes an output of a page, each time.
+#[must_use]
+pub fn without_pages(content: &Bytes) -> Bytes {
+    content::without_pages(&content::text(content)).map_or_else(|| content.clone(), Bytes::from)
+}

@@ -1,0 +1,284 @@
+//! The text of a stream, with `\r`, `\b` and `\n` as JupyterLab's output area has them.
+//!
+//! Only the last line can change: what stands before the last `\n` is done. A line that nothing moved back in is the
+//! end of one `String`, and text is appended to it. Once a `\r` or `\b` comes, the line is held apart until it ends, as
+//! what is left of the cursor and what is right of it, so that each of these costs what was written since the last.
+//!
+//! JupyterLab counts as JavaScript does, in UTF-16 units: an emoji is two places wide, and half of it can be
+//! overwritten. So the line held apart is in these units.
+
+use memchr::{memchr, memchr2, memchr3, memrchr};
+
+/// How far a cut may move to come to the end of a line.
+const NEAR: usize = 4 << 10;
+
+const NEWLINE: u16 = b'\n' as u16;
+const RETURN: u16 = b'\r' as u16;
+const BACKSPACE: u16 = 8;
+
+/// A stream's text.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StreamText {
+    text: String,
+    /// The last line, where the cursor has moved in it. `text` then ends with `\n`, or is empty.
+    line: Option<Line>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Line {
+    left: Vec<u16>,
+    /// From its end to the cursor.
+    right: Vec<u16>,
+}
+
+impl Line {
+    fn of(text: &str) -> Self {
+        let mut line = Self::default();
+        line.write(text);
+        line
+    }
+
+    /// Writes over what is right of the cursor.
+    fn write(&mut self, text: &str) {
+        let before = self.left.len();
+        if text.is_ascii() {
+            self.left.extend(text.bytes().map(u16::from));
+        } else {
+            self.left.extend(text.encode_utf16());
+        }
+        let written = self.left.len() - before;
+        self.right.truncate(self.right.len().saturating_sub(written));
+    }
+
+    fn write_unit(&mut self, unit: u16) {
+        self.left.push(unit);
+        self.right.pop();
+    }
+
+    fn home(&mut self) {
+        self.right.extend(self.left.drain(..).rev());
+    }
+
+    /// JupyterLab takes away what is under the cursor, too.
+    fn backspace(&mut self) {
+        if self.left.pop().is_some() {
+            self.right.pop();
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.left.len() + self.right.len()
+    }
+
+    fn units(&self) -> impl Iterator<Item = u16> + '_ {
+        self.left.iter().chain(self.right.iter().rev()).copied()
+    }
+
+    /// Half an emoji is U+FFFD.
+    fn append_to(&self, text: &mut String) {
+        text.reserve(self.len());
+        text.extend(char::decode_utf16(self.units()).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)));
+    }
+}
+
+impl StreamText {
+    /// How many bytes of memory it needs.
+    pub(super) fn size(&self) -> usize {
+        self.text.len() + self.line.as_ref().map_or(0, |line| 2 * line.len())
+    }
+
+    /// What is shown.
+    pub(super) fn shown(&self) -> String {
+        let mut text = self.text.clone();
+        if let Some(line) = &self.line {
+            line.append_to(&mut text);
+        }
+        text
+    }
+
+    /// The lines that cannot change any more, and all of the text where the cursor is at its end.
+    pub(super) fn done(&self) -> &str {
+        &self.text
+    }
+
+    /// What, written after [`done`](Self::done), makes the last line, with the cursor where it is: in UTF-16, since
+    /// half an emoji is no text.
+    pub(super) fn last_line(&self) -> Vec<u16> {
+        let Some(line) = &self.line else { return Vec::new() };
+        let mut units: Vec<u16> = line.units().collect();
+        if !line.right.is_empty() {
+            units.push(RETURN);
+            units.extend_from_slice(&line.left);
+        }
+        units
+    }
+
+    /// Writes text at the cursor.
+    pub(super) fn write(&mut self, mut rest: &str) {
+        while !rest.is_empty() {
+            let Some(line) = &mut self.line else {
+                rest = self.append(rest);
+                continue;
+            };
+            let Some(at) = memchr3(b'\n', b'\r', 8, rest.as_bytes()) else {
+                line.write(rest);
+                return;
+            };
+            let (plain, control) = rest.split_at(at);
+            line.write(plain);
+            match control.as_bytes().first() {
+                Some(b'\r') => line.home(),
+                Some(8) => line.backspace(),
+                _ => self.end_line(),
+            }
+            rest = &control[1..];
+        }
+    }
+
+    /// Appends up to the first `\r` or `\b`, from which on the last line is held apart, and returns the rest.
+    fn append<'a>(&mut self, text: &'a str) -> &'a str {
+        let Some(at) = memchr2(b'\r', 8, text.as_bytes()) else {
+            self.text.push_str(text);
+            return "";
+        };
+        let (plain, rest) = text.split_at(at);
+        self.text.push_str(plain);
+        if let Some(rest) = rest.strip_prefix("\r\n") {
+            self.text.push('\n');
+            return rest;
+        }
+        self.hold_line();
+        rest
+    }
+
+    /// Writes UTF-16 at the cursor: text that holds half an emoji.
+    pub(super) fn write_units(&mut self, units: &[u16]) {
+        for &unit in units {
+            let line = match &mut self.line {
+                Some(line) => line,
+                None => self.hold_line(),
+            };
+            match unit {
+                NEWLINE => self.end_line(),
+                RETURN => line.home(),
+                BACKSPACE => line.backspace(),
+                unit => line.write_unit(unit),
+            }
+        }
+    }
+
+    fn hold_line(&mut self) -> &mut Line {
+        let start = memrchr(b'\n', self.text.as_bytes()).map_or(0, |at| at + 1);
+        let line = Line::of(&self.text[start..]);
+        self.text.truncate(start);
+        self.line.insert(line)
+    }
+
+    /// Wherever the cursor is, `\n` goes to the end.
+    fn end_line(&mut self) {
+        if let Some(line) = self.line.take() {
+            line.append_to(&mut self.text);
+        }
+        self.text.push('\n');
+    }
+
+    /// Takes off about `bytes` from its beginning, up to the end of a line if one is near; returns how many.
+    pub(super) fn cut_front(&mut self, bytes: usize) -> usize {
+        if bytes < self.text.len() {
+            let at = self.text.ceil_char_boundary(bytes);
+            let near = &self.text.as_bytes()[at..(at + NEAR).min(self.text.len())];
+            let at = memchr(b'\n', near).map_or(at, |newline| at + newline + 1);
+            self.text.drain(..at);
+            return at;
+        }
+        let mut cut = self.text.len();
+        self.text.clear();
+        if let Some(line) = &mut self.line {
+            let units = (bytes - cut).div_ceil(2).min(line.len());
+            let from_left = units.min(line.left.len());
+            let gone: Vec<u16> = line.left.drain(..from_left).collect();
+            line.right.truncate(line.right.len() - (units - from_left));
+            cut += String::from_utf16_lossy(&gone).len() + units - from_left;
+        }
+        // A `String` keeps its room.
+        self.text.shrink_to_fit();
+        cut
+    }
+
+    /// Takes off at most `bytes` from its beginning and returns them, up to the end of a line if one is near.
+    pub(super) fn split_front(&mut self, bytes: usize) -> Self {
+        let at = self.text.floor_char_boundary(bytes);
+        let near = at.saturating_sub(NEAR);
+        let at = memrchr(b'\n', &self.text.as_bytes()[near..at]).map_or(at, |newline| near + newline + 1);
+        let text = self.text[..at].to_owned();
+        self.text.drain(..at);
+        Self { text, line: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(pieces: &[&str]) -> String {
+        let mut text = StreamText::default();
+        for piece in pieces {
+            text.write(piece);
+        }
+        text.shown()
+    }
+
+    #[test]
+    fn the_cursor_moves_and_what_is_written_replaces() {
+        for (pieces, expected) in [
+            (&["abc\r"][..], "abc"),
+            (&["abc\r", "x"], "xbc"),
+            (&["abc\rx\n", "y"], "xbc\ny"),
+            (&["1\r\n2\r\n"], "1\n2\n"),
+            (&["abc\x08", "d"], "abd"),
+            (&["\n\x08\x08x"], "\nx"),
+            (&["abcd\rxy\x08"], "xd"),
+            (&["😀\rab"], "ab"),
+            (&["😀\ra"], "a\u{fffd}"),
+            (&["😀\ra", "b"], "ab"),
+            (&["a\r\r\n", "b"], "a\nb"),
+        ] {
+            assert_eq!(shown(pieces), expected, "{pieces:?}");
+        }
+    }
+
+    #[test]
+    fn half_an_emoji_meets_its_other_half() {
+        let mut text = StreamText::default();
+        text.write_units(&[0xd83d]);
+        assert_eq!(text.shown(), "\u{fffd}");
+        text.write_units(&[0xde00]);
+        assert_eq!(text.shown(), "😀");
+    }
+
+    #[test]
+    fn cuts_are_between_characters_and_lines() {
+        let mut text = StreamText::default();
+        text.write("ääää\nb\nc\rd");
+        let head = text.split_front(3);
+        assert_eq!((head.shown().as_str(), text.shown().as_str()), ("ä", "äää\nb\nd"));
+        assert_eq!(text.cut_front(1), 7);
+        assert_eq!(text.shown(), "b\nd");
+        text.cut_front(100);
+        assert_eq!(text.shown(), "");
+        text.write("x");
+        assert_eq!(text.shown(), "x");
+    }
+
+    #[test]
+    fn a_bar_of_progress_costs_its_line() {
+        let mut text = StreamText::default();
+        let line = "█".repeat(80);
+        for _ in 0..10_000 {
+            text.write("\r");
+            text.write(&line);
+        }
+        assert_eq!(text.shown(), line);
+        assert!(text.size() < 1_000);
+    }
+}

@@ -1,0 +1,132 @@
+//! Whether the machine went down while logs were written.
+//!
+//! What was appended and not synced is lost then, and readers have had it: were its numbers given to other entries, a
+//! reader that comes back would take those for what it has. So the numbers go on after a hole, which readers are told.
+
+use std::fs;
+
+use memchr::memmem;
+
+use super::StoreError;
+use super::database::Open;
+use super::log::{last_of, lost, lost_key};
+use crate::KernelId;
+use crate::log::{Block, Origin};
+
+/// Where in the list of logs it is said since which boot of the machine they are written.
+const KEY: &[u8] = b"boot";
+/// What is said there once all is synced and nobody writes.
+const CLEAN: &[u8] = b"clean";
+/// More entries than were appended and not synced. A sync is due every 50 ms, and the disk may be slow.
+const HOLE: u64 = 1 << 20;
+
+/// As Linux tells it. Elsewhere nothing is known of it.
+fn boot() -> Option<Vec<u8>> {
+    fs::read("/proc/sys/kernel/random/boot_id").ok()
+}
+
+/// To be called before anything is written.
+pub(super) fn begin(open: &Open) -> Result<(), StoreError> {
+    let failed = |error| open.failed("note that the logs are written", error);
+    let Some(boot) = boot() else { return Ok(()) };
+    let before = open.logs.get(KEY).map_err(failed)?;
+    let mut batch = open.database.batch();
+    if before.is_some_and(|before| *before != *boot && *before != *CLEAN) {
+        tracing::warn!("the machine went down while the logs were written: what was not on the disk yet is lost");
+        for guard in open.logs.iter() {
+            let key = guard.key().map_err(failed)?;
+            let Ok(id) = uuid::Uuid::from_slice(&key).map(KernelId::from) else {
+                continue;
+            };
+            match first_after_the_hole(open, id) {
+                Ok(Some(seq)) => batch.insert(&open.logs, lost_key(id), seq.to_be_bytes()),
+                Ok(None) => {}
+                Err(error) => tracing::error!(kernel_id = %id, %error, "what is lost of a log cannot be told"),
+            }
+        }
+    }
+    batch.insert(&open.logs, KEY, boot);
+    batch.commit().map_err(failed)
+}
+
+/// To be called when nothing more is written.
+pub(super) fn end(open: &Open) -> Result<(), StoreError> {
+    open.logs
+        .insert(KEY, CLEAN)
+        .map_err(|error| open.failed("note that the logs are whole", error))?;
+    open.sync()
+}
+
+/// Up to where entries may be lost; `None` where none are.
+fn first_after_the_hole(open: &Open, id: KernelId) -> Result<Option<u64>, StoreError> {
+    let last = last_of(&open.blocks(id)?, id)?;
+    let ended = last.as_ref().is_some_and(|last| tells_of_the_end(&last.block));
+    let last = last.map_or(0, |last| last.block.last().0);
+    Ok((!ended).then_some(last.max(lost(open, id)?.0) + HOLE))
+}
+
+/// Whether its last entry says that the kernel is dead: nothing came after that.
+fn tells_of_the_end(block: &Block) -> bool {
+    block.entries().last().is_some_and(|entry| {
+        entry.origin() == Origin::Lifecycle && memmem::find(entry.message().content(), b"\"dead\"").is_some()
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::path::Path;
+
+    use chrono::Utc;
+    use jupyter_protocol::Channel;
+    use jupyter_protocol::content::Content;
+    use jupyter_protocol::message::Message;
+
+    use super::*;
+    use crate::log::waiting::Waiting;
+    use crate::log::{LogStore, NewEntry, Seq};
+
+    fn block(first: u64, state: &str) -> Block {
+        let content = format!(r#"{{"execution_state":"{state}"}}"#);
+        let message = Message::new(Content::parse("status", content.as_bytes()), "test").to_wire();
+        let entry = NewEntry {
+            origin: Origin::Lifecycle,
+            channel: Channel::Iopub,
+            session: "",
+            message: &message,
+        };
+        let mut waiting = Waiting::after(Seq(first - 1));
+        waiting.push(&entry, Utc::now());
+        waiting.take().unwrap().0.unwrap()
+    }
+
+    fn last(folder: &Path, id: KernelId) -> u64 {
+        let log = super::super::FjallStore::open(folder).unwrap().open(id).unwrap();
+        log.bounds().unwrap().map_or(0, |(_, last)| last.0)
+    }
+
+    #[test]
+    fn numbers_are_not_given_twice_where_the_machine_went_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let (runs, ended) = (KernelId::random(), KernelId::random());
+        {
+            let store = super::super::FjallStore::open(folder.path()).unwrap();
+            store.open(runs).unwrap().append(&block(1, "idle"), &[]).unwrap();
+            store.open(ended).unwrap().append(&block(1, "dead"), &[]).unwrap();
+        }
+        assert_eq!(last(folder.path(), runs), 1, "it was closed in order");
+        {
+            let open = Open::new(folder.path()).unwrap();
+            open.logs.insert(KEY, boot().unwrap()).unwrap();
+        }
+        assert_eq!(last(folder.path(), runs), 1, "only the process was killed");
+        for went_down in 1..=2 {
+            let open = Open::new(folder.path()).unwrap();
+            open.logs.insert(KEY, "another boot").unwrap();
+            drop(open);
+            assert_eq!(last(folder.path(), runs), 1 + went_down * HOLE);
+            assert_eq!(last(folder.path(), runs), 1 + went_down * HOLE, "told once");
+            assert_eq!(last(folder.path(), ended), 1, "nothing came after its end");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Looks after fjall's journals before fjall reads them.
+//!
+//! The journals are of all logs. Where one holds something else than was written, fjall either refuses to open at all,
+//! or cuts off whatever follows, without a word. Here only what is damaged is cut out, which is a block of one log, and
+//! it is told. What a machine left half written as it went down, at the end, is cut off as fjall does.
+//!
+//! A journal is a sequence of batches (fjall's format 3, numbers little-endian), and zeros where nothing is written yet:
+//!
+//! ```text
+//! batch  u8 1 | u32 number of items | u64 number of the batch | items | u8 3 | u64 xxh3 of the items | "FJL" 3
+//! item   u8 2 | u8 type | u8 0, not compressed | u64 keyspace | u16 key's length | u32 value's length, twice | key | value
+//! item   u8 4 | u64 keyspace, which is emptied
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use xxhash_rust::xxh3::Xxh3;
+
+const MAGIC: &[u8] = b"FJL\x03";
+const START: u8 = 1;
+const ITEM: u8 = 2;
+const END: u8 = 3;
+const CLEAR: u8 = 4;
+const ITEM_HEAD: usize = 21;
+
+/// Cuts out of the folder's journals what is damaged. Returns how many bytes that were, in all.
+pub(super) fn mend(folder: &Path) -> io::Result<u64> {
+    let mut damaged = 0;
+    let files = match fs::read_dir(folder) {
+        Ok(files) => files,
+        // fjall will make it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    for file in files {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == "jnl") {
+            damaged += mend_one(&path)?;
+        }
+    }
+    Ok(damaged)
+}
+
+fn mend_one(path: &Path) -> io::Result<u64> {
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let sound = skip_batches(&mut reader)?;
+    reader.seek(SeekFrom::Start(sound))?;
+    if only_zeros(&mut reader)? {
+        return Ok(0);
+    }
+    reader.seek(SeekFrom::Start(sound))?;
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest)?;
+    let mut kept = Vec::new();
+    let mut damaged = 0;
+    let mut position = 0;
+    while let Some(next) = next_batch(&rest, position) {
+        damaged += next - position;
+        let length = skip_batches(&mut &rest[next..])? as usize;
+        kept.push(next..next + length);
+        position = next + length;
+    }
+    if kept.is_empty() {
+        // Nothing whole follows: it was being written as the machine went down.
+        File::options().write(true).open(path)?.set_len(sound)?;
+        return Ok(0);
+    }
+    let mended = path.with_extension("mended");
+    let mut writer = BufWriter::new(File::create(&mended)?);
+    reader.seek(SeekFrom::Start(0))?;
+    io::copy(&mut reader.take(sound), &mut writer)?;
+    for range in kept {
+        writer.write_all(&rest[range])?;
+    }
+    writer.into_inner()?.sync_all()?;
+    fs::rename(&mended, path)?;
+    Ok(damaged as u64)
+}
+
+/// The next batch at or after the position that is as it was written, where another one was before it.
+fn next_batch(bytes: &[u8], position: usize) -> Option<usize> {
+    memchr::memmem::find_iter(&bytes[position..], MAGIC)
+        .map(|found| position + found + MAGIC.len())
+        .find(|start| matches!(skip_batch(&mut &bytes[*start..]), Ok(Some(_))))
+}
+
+/// The length of the batches that the reader has until one is not as it was written.
+fn skip_batches(reader: &mut impl Read) -> io::Result<u64> {
+    let mut length = 0;
+    while let Some(batch) = skip_batch(reader)? {
+        length += batch;
+    }
+    Ok(length)
+}
+
+/// The length of a batch; `None` where it is not as it was written.
+fn skip_batch(reader: &mut impl Read) -> io::Result<Option<u64>> {
+    match try_skip_batch(reader) {
+        Ok(length) => Ok(length),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn try_skip_batch(reader: &mut impl Read) -> io::Result<Option<u64>> {
+    let mut start = [0; 13];
+    reader.read_exact(&mut start)?;
+    let [START, c0, c1, c2, c3, ..] = start else {
+        return Ok(None);
+    };
+    let mut length = start.len() as u64;
+    let mut hash = Xxh3::new();
+    for _ in 0..u32::from_le_bytes([c0, c1, c2, c3]) {
+        let mut head = [0; ITEM_HEAD];
+        reader.read_exact(&mut head[..9])?;
+        match head[0] {
+            CLEAR => {
+                hash.update(&head[..9]);
+                length += 9;
+            }
+            ITEM => {
+                reader.read_exact(&mut head[9..])?;
+                hash.update(&head);
+                let [.., k0, k1, _, _, _, _, v0, v1, v2, v3] = head;
+                let left = u64::from(u16::from_le_bytes([k0, k1])) + u64::from(u32::from_le_bytes([v0, v1, v2, v3]));
+                if !hash_next(reader, left, &mut hash)? {
+                    return Ok(None);
+                }
+                length += ITEM_HEAD as u64 + left;
+            }
+            _ => return Ok(None),
+        }
+    }
+    let mut end = [0; 13];
+    reader.read_exact(&mut end)?;
+    let sound = end[0] == END && end[1..9] == hash.digest().to_le_bytes() && &end[9..] == MAGIC;
+    Ok(sound.then_some(length + end.len() as u64))
+}
+
+/// Whether there were so many bytes.
+fn hash_next(reader: &mut impl Read, mut left: u64, hash: &mut Xxh3) -> io::Result<bool> {
+    let mut buffer = [0; 8 << 10];
+    while left > 0 {
+        let wanted = buffer.len().min(left as usize);
+        let read = reader.read(&mut buffer[..wanted])?;
+        if read == 0 {
+            return Ok(false);
+        }
+        hash.update(&buffer[..read]);
+        left -= read as u64;
+    }
+    Ok(true)
+}
+
+fn only_zeros(reader: &mut impl Read) -> io::Result<bool> {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = reader.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        if buffer[..read].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+}

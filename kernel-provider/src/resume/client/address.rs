@@ -1,0 +1,100 @@
+use std::fmt::Write;
+
+use tokio_tungstenite::tungstenite::client::{ClientRequestBuilder, IntoClientRequest};
+use tokio_tungstenite::tungstenite::handshake::client::Request;
+use tokio_tungstenite::tungstenite::http::uri::{Scheme, Uri};
+use tokio_tungstenite::tungstenite::http::{HeaderValue, header::AUTHORIZATION};
+
+use super::error::Error;
+use super::options::Options;
+use crate::resume::{SUBPROTOCOL, Start};
+
+/// Where the gateway is, and what it wants to see.
+pub(super) struct Address {
+    host: String,
+    port: u16,
+    /// The WebSocket's address, up to the place in the log.
+    url: String,
+    authorization: Option<HeaderValue>,
+}
+
+impl Address {
+    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+        let uri: Uri = options.url.parse().map_err(|_| invalid("it is no URL"))?;
+        let tls = match uri.scheme().map(Scheme::as_str) {
+            Some("http" | "ws") => false,
+            Some("https" | "wss") => true,
+            _ => return Err(invalid("it must begin with http://, https://, ws:// or wss://")),
+        };
+        if tls && options.dial.is_none() {
+            return Err(invalid(
+                "this client was built without TLS: give it a `dial` that does it",
+            ));
+        }
+        let authority = uri.authority().ok_or(invalid("it has no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(invalid("it has a user name: give the token as such"));
+        }
+        if uri.query().is_some() {
+            return Err(invalid("it has a query: give the token as such"));
+        }
+        let authorization = options.token.as_ref().map(|token| {
+            let mut value = HeaderValue::try_from(format!("token {token}")).map_err(|_| Error::InvalidToken)?;
+            value.set_sensitive(true);
+            Ok(value)
+        });
+        let host = authority.host();
+        Ok(Self {
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            url: format!(
+                "ws://{authority}{}/api/kernels/{}/channels?session_id={}",
+                uri.path().trim_end_matches('/'),
+                options.kernel,
+                escaped(&options.session),
+            ),
+            authorization: authorization.transpose()?,
+        })
+    }
+
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The handshake's request, for a connection that begins here.
+    pub(super) fn request(&self, start: Start) -> Result<Request, Error> {
+        let uri: Uri = format!("{}&resume={start}", self.url)
+            .parse()
+            .map_err(|_| invalid("the kernel's address below it is no URL"))?;
+        let mut request = ClientRequestBuilder::new(uri)
+            .with_sub_protocol(SUBPROTOCOL)
+            .into_client_request()
+            .map_err(|_| invalid("no request can be made to it"))?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+}
+
+fn invalid(reason: &'static str) -> Error {
+    Error::InvalidUrl { reason }
+}
+
+/// The text as a value in a query (RFC 3986 section 2.1).
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            // Writing into a string cannot fail.
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}

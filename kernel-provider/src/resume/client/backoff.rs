@@ -1,0 +1,40 @@
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use super::Options;
+
+/// The pauses between attempts to connect.
+pub(super) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+    /// What the random numbers are made from. Of the client, not of the moment: a test can be repeated.
+    random: DefaultHasher,
+}
+
+impl Backoff {
+    pub(super) fn new(options: &Options) -> Self {
+        let mut random = DefaultHasher::new();
+        (options.kernel, &options.session).hash(&mut random);
+        Self {
+            first: options.first_pause,
+            longest: options.longest_pause,
+            next: options.first_pause,
+            random,
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.next = self.first;
+    }
+
+    /// The pause before the next attempt. Random, so that the clients of a gateway that went away do not come back all
+    /// at the same moment.
+    pub(super) fn pause(&mut self) -> Duration {
+        let pause = self.next.min(self.longest);
+        self.next = pause.saturating_mul(2);
+        self.random.write_u8(0);
+        let random = self.random.finish() as f64 / u64::MAX as f64;
+        pause.mul_f64(0.5 + random)
+    }
+}

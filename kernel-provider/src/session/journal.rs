@@ -1,0 +1,434 @@
+//! What the recorder remembers of requests, and writes into the log's index: which there were, so that none runs twice,
+//! and what became of the executions, so that they are found without reading the log.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use jupyter_protocol::{Channel, Header, WireMessage};
+use memchr::memmem;
+use serde::Deserialize;
+
+use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::lifecycle::Ending;
+use super::{index_keys as keys, peek};
+use crate::log::{IndexUpdate, Log, Seq, StoreError};
+
+/// How many requests are remembered. Older ones are looked up in the log's index.
+const MAX_REQUESTS: usize = 4_096;
+/// How many executions that have ended are remembered: their late output is noticed, and they are replayed to a session
+/// that comes back.
+const MAX_ENDED: usize = 256;
+/// The longest `msg_id` and `display_id` that are indexed, in bytes. Nobody's are longer.
+const MAX_ID: usize = 1_024;
+
+/// The recorder's memory of requests. Each change is told as updates of the log's index, which belong to the entries
+/// that were looked at.
+pub(super) struct Journal {
+    requests: Requests,
+    executions: HashMap<Arc<str>, ExecutionRecord>,
+    /// Those that have ended, in that order.
+    ended: VecDeque<Arc<str>>,
+    /// The parent of the message before, and the execution that it names: in a flood the next one has the same.
+    last_parent: (Bytes, Option<Arc<str>>),
+    /// Executions whose record has changed.
+    changed: HashSet<Arc<str>>,
+    updates: Vec<IndexUpdate>,
+    /// Whether an execution has ended since somebody asked.
+    some_ended: bool,
+    displays: HashMap<String, Seq>,
+}
+
+/// Whether a request was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Yes,
+    No,
+    /// Only the log's index knows.
+    AskTheIndex,
+}
+
+struct Requests {
+    known: HashSet<Arc<str>>,
+    in_order: VecDeque<Arc<str>>,
+    /// Whether those of the log are all known.
+    all: bool,
+}
+
+impl Requests {
+    fn insert(&mut self, msg_id: Arc<str>) {
+        if self.known.insert(msg_id.clone()) {
+            self.in_order.push_back(msg_id);
+        }
+        if self.in_order.len() > MAX_REQUESTS
+            && let Some(oldest) = self.in_order.pop_front()
+        {
+            self.known.remove(&oldest);
+            self.all = false;
+        }
+    }
+}
+
+impl Journal {
+    /// What the log's index says.
+    pub(super) async fn load(log: &Log) -> Result<Self, StoreError> {
+        let mut journal = Self {
+            requests: Requests {
+                known: HashSet::new(),
+                in_order: VecDeque::new(),
+                all: log.head() == Seq::START,
+            },
+            executions: HashMap::new(),
+            ended: VecDeque::new(),
+            last_parent: (Bytes::new(), None),
+            changed: HashSet::new(),
+            updates: Vec::new(),
+            some_ended: false,
+            displays: HashMap::new(),
+        };
+        if journal.requests.all {
+            return Ok(journal);
+        }
+        let (start, end) = keys::RUNNING;
+        for (key, _) in log.index_scan(start, end, MAX_REQUESTS, true).await? {
+            if let Some(seq) = keys::seq_of(&key)
+                && let Some(record) = log.index_get(keys::execution(seq)).await?
+            {
+                journal.remember(&record, log.head());
+            }
+        }
+        let (start, end) = keys::EXECUTIONS;
+        let mut newest = log.index_scan(start, end, MAX_ENDED, true).await?;
+        newest.reverse();
+        for (_, record) in newest {
+            journal.remember(&record, log.head());
+        }
+        Ok(journal)
+    }
+
+    fn remember(&mut self, json: &[u8], head: Seq) {
+        // A record that cannot be read is one that is not there: its execution is only found in the log.
+        let Ok(mut record) = serde_json::from_slice::<ExecutionRecord>(json) else {
+            return;
+        };
+        if record.request > head {
+            return;
+        }
+        let msg_id: Arc<str> = record.msg_id().into();
+        if record.status.has_ended() {
+            self.ended.push_back(msg_id.clone());
+        } else {
+            // How far it came was not written while it ran.
+            record.last = head;
+        }
+        self.executions.insert(msg_id, record);
+    }
+
+    /// Whether the kernel was sent a message of this id.
+    pub(super) fn knows(&self, msg_id: &str) -> Known {
+        if msg_id.is_empty() || msg_id.len() > MAX_ID {
+            Known::No
+        } else if self.requests.known.contains(msg_id) {
+            Known::Yes
+        } else if self.requests.all {
+            Known::No
+        } else {
+            Known::AskTheIndex
+        }
+    }
+
+    /// A client's message is appended as entry `seq`.
+    pub(super) fn asked(
+        &mut self,
+        seq: Seq,
+        time: DateTime<Utc>,
+        session: &str,
+        channel: Channel,
+        message: &WireMessage,
+    ) {
+        let Ok(header) = message.header_ref() else {
+            return;
+        };
+        if channel == Channel::Stdin {
+            self.answered(message);
+        }
+        if header.msg_id.is_empty() || header.msg_id.len() > MAX_ID {
+            return;
+        }
+        let msg_id: Arc<str> = (*header.msg_id).into();
+        self.requests.insert(msg_id.clone());
+        self.updates
+            .push(IndexUpdate::put(keys::request(&msg_id), keys::number(seq)));
+        if channel != Channel::Shell || header.msg_type != "execute_request" {
+            self.updates
+                .push(IndexUpdate::put(keys::other_request(seq), msg_id.as_bytes().to_vec()));
+            return;
+        }
+        let Ok(header) = Header::parse(message.header()) else {
+            return;
+        };
+        self.updates.push(IndexUpdate::put(keys::running(seq), Bytes::new()));
+        // A process that was killed before this was stored may have sent it, so that the kernel has spoken of it already.
+        self.last_parent = (Bytes::new(), None);
+        self.changed.insert(msg_id.clone());
+        self.executions.insert(
+            msg_id,
+            ExecutionRecord {
+                header,
+                session: session.to_owned(),
+                cell_id: cell_id(message.metadata()),
+                status: ExecutionStatus::Queued,
+                reason: None,
+                execution_count: None,
+                request: seq,
+                reply: None,
+                idle: None,
+                open_input: None,
+                last: seq,
+                requested: time,
+                started: None,
+                ended: None,
+            },
+        );
+    }
+
+    /// A message of a client that was appended could not be sent: it may be tried again.
+    pub(super) fn not_sent(&mut self, msg_id: &str) {
+        if !self.requests.known.remove(msg_id) {
+            return;
+        }
+        self.requests.in_order.retain(|id| &**id != msg_id);
+        self.updates.push(IndexUpdate::remove(keys::request(msg_id)));
+        if let Some(execution) = self.executions.remove(msg_id) {
+            self.changed.remove(msg_id);
+            self.updates
+                .push(IndexUpdate::remove(keys::execution(execution.request)));
+            self.updates.push(IndexUpdate::remove(keys::running(execution.request)));
+        }
+    }
+
+    /// An answer to a question on stdin. Its parent is the question, which says nothing of the execution; but a kernel
+    /// asks one question at a time.
+    fn answered(&mut self, message: &WireMessage) {
+        if peek::msg_type(message) != "input_reply" {
+            return;
+        }
+        for (msg_id, execution) in &mut self.executions {
+            if execution.open_input.take().is_some() {
+                self.changed.insert(msg_id.clone());
+            }
+        }
+    }
+
+    /// A message of the kernel is appended as entry `seq`.
+    pub(super) fn said(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
+        if channel == Channel::Control {
+            return;
+        }
+        let msg_type = peek::msg_type(message);
+        if msg_type == "update_display_data"
+            && let Some(id) = display_id(message.content())
+        {
+            self.displays.insert(id, seq);
+        }
+        if self.last_parent.0 != message.parent_header() {
+            let parent = message.parent_ref().ok().map(|parent| parent.msg_id);
+            let execution = parent.and_then(|id| self.executions.get_key_value(&*id).map(|(id, _)| id.clone()));
+            // A copy: the frame would keep the whole message.
+            self.last_parent = (Bytes::copy_from_slice(message.parent_header()), execution);
+        }
+        let Some(msg_id) = &self.last_parent.1 else {
+            return;
+        };
+        let Some(execution) = self.executions.get_mut(msg_id) else {
+            return;
+        };
+        execution.last = seq;
+        let mut changed = execution.status.has_ended();
+        match (channel, &*msg_type) {
+            (Channel::Iopub, "status") => match kernel_state(message.content()) {
+                Some("busy") if execution.started.is_none() => {
+                    execution.started = Some(time);
+                    if execution.status == ExecutionStatus::Queued {
+                        execution.status = ExecutionStatus::Running;
+                    }
+                    changed = true;
+                }
+                Some("idle") => {
+                    execution.idle = Some(seq);
+                    changed = true;
+                }
+                _ => {}
+            },
+            (Channel::Iopub, "execute_input") => {
+                execution.execution_count = execution_count(message.content()).or(execution.execution_count);
+            }
+            (Channel::Shell, "execute_reply") => {
+                let (status, count) = outcome(message.content());
+                execution.status = status;
+                execution.reason = None;
+                execution.execution_count = count.or(execution.execution_count);
+                execution.reply = Some(seq);
+                execution.open_input = None;
+                changed = true;
+            }
+            (Channel::Stdin, "input_request") => {
+                execution.open_input = Some(seq);
+                changed = true;
+            }
+            _ => {}
+        }
+        if execution.reply.is_some() && execution.idle.is_some() && execution.ended.is_none() {
+            execution.ended = Some(time);
+            let msg_id = msg_id.clone();
+            self.end(msg_id);
+        } else if changed {
+            self.changed.insert(msg_id.clone());
+        }
+    }
+
+    /// The execution will say no more, or only late output.
+    fn end(&mut self, msg_id: Arc<str>) {
+        if let Some(execution) = self.executions.get(&msg_id) {
+            self.updates.push(IndexUpdate::remove(keys::running(execution.request)));
+        }
+        self.changed.insert(msg_id.clone());
+        self.ended.push_back(msg_id);
+        self.some_ended = true;
+    }
+
+    /// Whether an execution has ended since this was asked last.
+    pub(super) fn take_ended(&mut self) -> bool {
+        std::mem::take(&mut self.some_ended)
+    }
+
+    /// The `msg_id`s of the executions that were asked before this entry and have not ended.
+    pub(super) fn unfinished(&self, asked_before: Seq) -> Vec<String> {
+        let unfinished = self
+            .executions
+            .values()
+            .filter(|execution| execution.ended.is_none() && execution.request < asked_before);
+        unfinished.map(|execution| execution.msg_id().to_owned()).collect()
+    }
+
+    /// Those will not end any more, as an entry tells that is appended at this time; `end` is their status and why.
+    pub(super) fn end_all(&mut self, asked_before: Seq, told: (Seq, DateTime<Utc>), end: &Ending) {
+        for msg_id in self.unfinished(asked_before) {
+            if let Some(execution) = self.executions.get_mut(&*msg_id) {
+                if !execution.status.has_ended() {
+                    execution.status = end.status;
+                    execution.reason.clone_from(&end.reason);
+                }
+                execution.open_input = None;
+                execution.last = execution.last.max(told.0);
+                execution.ended = Some(told.1);
+            }
+            self.end(msg_id.into());
+        }
+    }
+
+    /// What the index is to be told of all that was looked at since the last time.
+    pub(super) fn take_updates(&mut self) -> Vec<IndexUpdate> {
+        for msg_id in self.changed.drain() {
+            if let Some(execution) = self.executions.get(&msg_id)
+                // It consists of texts, numbers and times: all of them can be written.
+                && let Ok(json) = serde_json::to_vec(execution)
+            {
+                self.updates
+                    .push(IndexUpdate::put(keys::execution(execution.request), json));
+            }
+        }
+        for (display_id, seq) in self.displays.drain() {
+            self.updates
+                .push(IndexUpdate::put(keys::display(&display_id), keys::number(seq)));
+        }
+        while self.ended.len() > MAX_ENDED {
+            if let Some(oldest) = self.ended.pop_front() {
+                self.executions.remove(&oldest);
+                if self.last_parent.1.as_ref() == Some(&oldest) {
+                    self.last_parent = (Bytes::new(), None);
+                }
+            }
+        }
+        std::mem::take(&mut self.updates)
+    }
+
+    /// The session that asked for this execution.
+    pub(super) fn session_of(&self, msg_id: &str) -> Option<&str> {
+        self.executions.get(msg_id).map(|execution| &*execution.session)
+    }
+
+    /// The session's executions that had entries after `seq`, or have not ended, in the order in which they were asked.
+    pub(super) fn active_after(&self, session: &str, seq: Seq) -> Vec<ExecutionRecord> {
+        let mut active: Vec<_> = self
+            .executions
+            .values()
+            .filter(|execution| execution.session == session && (execution.ended.is_none() || execution.last > seq))
+            .cloned()
+            .collect();
+        active.sort_by_key(|execution| execution.request);
+        active
+    }
+}
+
+/// JupyterLab's `cellId`, and nbclient's `cell_id`.
+fn cell_id(metadata: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        #[serde(alias = "cell_id", rename = "cellId")]
+        cell_id: Option<String>,
+    }
+    if metadata == b"{}" {
+        return None;
+    }
+    let metadata: Metadata = serde_json::from_slice(metadata).ok()?;
+    metadata.cell_id.filter(|id| !id.is_empty() && id.len() <= MAX_ID)
+}
+
+/// The `execution_state` of a `status`.
+fn kernel_state(content: &[u8]) -> Option<&str> {
+    #[derive(Deserialize)]
+    struct Status<'a> {
+        #[serde(borrow)]
+        execution_state: &'a str,
+    }
+    Some(serde_json::from_slice::<Status<'_>>(content).ok()?.execution_state)
+}
+
+fn execution_count(content: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Input {
+        execution_count: Option<u64>,
+    }
+    serde_json::from_slice::<Input>(content).ok()?.execution_count
+}
+
+fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
+    #[derive(Default, Deserialize)]
+    struct Reply {
+        status: Option<String>,
+        execution_count: Option<u64>,
+    }
+    let reply: Reply = serde_json::from_slice(content).unwrap_or_default();
+    let status = match reply.status.as_deref() {
+        Some("error") => ExecutionStatus::Error,
+        Some("aborted" | "abort") => ExecutionStatus::Aborted,
+        _ => ExecutionStatus::Ok,
+    };
+    (status, reply.execution_count)
+}
+
+fn display_id(content: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Display {
+        transient: Transient,
+    }
+    #[derive(Deserialize)]
+    struct Transient {
+        display_id: String,
+    }
+    memmem::find(content, b"\"display_id\"")?;
+    let display: Display = serde_json::from_slice(content).ok()?;
+    Some(display.transient.display_id).filter(|id| id.len() <= MAX_ID)
+}

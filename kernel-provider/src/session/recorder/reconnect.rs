@@ -1,0 +1,271 @@
+//! Connections to a kernel that were lost while it lives, as by a network: each socket is connected anew by itself, for
+//! as long as the provider does not say that the kernel is gone, and what clients send waits for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jupyter_protocol::content::KernelInfoRequest;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::zmq::{self, DealerReceiver, IopubSubscriber, SocketError};
+use jupyter_protocol::{Channel, WireMessage};
+use tokio::sync::{MutexGuard, Notify, oneshot};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{debug, info};
+
+use super::{Link, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender, Senders};
+use crate::session::ExecutionState;
+use crate::session::askers::Asker;
+
+/// How long to wait before the first try, then twice as long each time. Nothing tells when a network is back.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest wait between tries.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The longest that a try may take.
+const TRY_DEADLINE: Duration = Duration::from_secs(10);
+/// How long what a client sends waits for a socket that is lost.
+const SEND_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a client's request waits for a new subscription to be live, so that what it makes the kernel publish is
+/// heard. A kernel that is busy may say nothing for long.
+const SUBSCRIBED_DEADLINE: Duration = Duration::from_secs(1);
+
+/// When a socket is tried again. A connection that is lost soon after it was made is not tried at once.
+pub(super) struct Pauses {
+    next: Duration,
+    connected: Instant,
+}
+
+impl Pauses {
+    pub(super) fn new() -> Self {
+        Self {
+            next: FIRST_PAUSE,
+            connected: Instant::now(),
+        }
+    }
+
+    /// Tries until it connects. Who learns that the kernel is gone drops this.
+    async fn connect<T, F>(&mut self, channel: Channel, connect: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T, SocketError>>,
+    {
+        info!(%channel, "the connection to the kernel is lost; connecting anew");
+        if self.connected.elapsed() > MAX_PAUSE {
+            self.next = FIRST_PAUSE;
+        }
+        loop {
+            sleep(self.next).await;
+            self.next = (self.next * 2).min(MAX_PAUSE);
+            match timeout(TRY_DEADLINE, connect()).await {
+                Ok(Ok(connected)) => {
+                    info!(%channel, "connected to the kernel anew");
+                    self.connected = Instant::now();
+                    return connected;
+                }
+                Ok(Err(error)) => debug!(%channel, %error, "the kernel cannot be connected to"),
+                Err(_) => debug!(%channel, "the kernel's socket does not answer"),
+            }
+        }
+    }
+}
+
+impl Sender {
+    async fn send(&mut self, message: WireMessage) -> Result<(), SocketError> {
+        match self {
+            Self::Socket(socket) => socket.send(message).await,
+            #[cfg(feature = "testing")]
+            Self::Simulated(channel, kernel) => {
+                let sent = kernel.send((*channel, message)).await;
+                sent.map_err(|_| unreachable(*channel))
+            }
+        }
+    }
+}
+
+impl Senders {
+    fn sender(&mut self, channel: Channel) -> &mut Option<Sender> {
+        match channel {
+            Channel::Control => &mut self.control,
+            Channel::Stdin => &mut self.stdin,
+            _ => &mut self.shell,
+        }
+    }
+
+    /// Signs a message and sends it. A socket that fails is not there any more.
+    pub(super) async fn send(&mut self, channel: Channel, message: WireMessage) -> Result<(), SocketError> {
+        let message = message.with_identities([]).signed(&self.signer);
+        let sent = match self.sender(channel) {
+            Some(sender) => sender.send(message).await,
+            None => Err(unreachable(channel)),
+        };
+        if sent.is_err() {
+            *self.sender(channel) = None;
+        }
+        sent
+    }
+}
+
+fn unreachable(channel: Channel) -> SocketError {
+    SocketError::Broken(format!("its {channel} socket cannot be reached"))
+}
+
+impl Recording {
+    /// The sockets, once there is the one of this channel.
+    pub(super) async fn senders_for(
+        &self,
+        channel: Channel,
+        session: &str,
+    ) -> Result<MutexGuard<'_, Option<Senders>>, SendError> {
+        let is_request = channel == Channel::Shell && session != OUR_SESSION;
+        if is_request {
+            self.subscribed().await;
+        }
+        let mut link = self.link.subscribe();
+        let mut deadline = None;
+        loop {
+            let up = *link.borrow_and_update();
+            match up {
+                Link::Dead => return Err(SendError::Dead),
+                // Whoever starts the kernel anew has a deadline.
+                Link::Down => deadline = None,
+                Link::Connected | Link::Unheard | Link::Subscribed | Link::Live => {
+                    let mut senders = self.senders.lock().await;
+                    if senders.as_mut().is_some_and(|senders| {
+                        // A client's request may make the kernel ask on stdin.
+                        senders.sender(channel).is_some() && (!is_request || senders.stdin.is_some())
+                    }) {
+                        return Ok(senders);
+                    }
+                    deadline.get_or_insert_with(|| Instant::now() + SEND_DEADLINE);
+                }
+            }
+            let changed = match deadline {
+                Some(deadline) => timeout_at(deadline, link.changed())
+                    .await
+                    .map_err(|_| unreachable(channel))?,
+                None => link.changed().await,
+            };
+            if changed.is_err() {
+                return Err(SendError::Dead);
+            }
+        }
+    }
+
+    /// Waits a while for the subscription to be live.
+    async fn subscribed(&self) {
+        let mut link = self.link.subscribe();
+        let heard = async {
+            // The sender is `self`, so waiting cannot fail.
+            let _ = link.wait_for(|link| *link != Link::Down).await;
+            timeout(SUBSCRIBED_DEADLINE, link.wait_for(|link| *link != Link::Connected))
+                .await
+                .is_ok()
+        };
+        if !heard.await {
+            self.link.send_if_modified(|link| {
+                let waited = *link == Link::Connected;
+                if waited {
+                    *link = Link::Unheard;
+                }
+                waited
+            });
+        }
+    }
+
+    /// Sends a message, which is logged, where the first try failed: once there is another connection.
+    pub(super) async fn send_again(
+        &self,
+        channel: Channel,
+        session: &str,
+        message: WireMessage,
+        error: SocketError,
+    ) -> Result<(), SendError> {
+        let deadline = Instant::now() + SEND_DEADLINE;
+        let mut error = error;
+        while Instant::now() < deadline {
+            let mut senders = self.senders_for(channel, session).await?;
+            let Some(senders) = senders.as_mut() else {
+                continue;
+            };
+            // Who asked is forgotten where the kernel was started anew meanwhile.
+            let header = message.header_ref()?;
+            if session != OUR_SESSION && header.msg_type.ends_with("_request") {
+                self.askers.expect_reply(&header.msg_id, Asker::Session(session.into()));
+            }
+            drop(header);
+            match senders.send(channel, message.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(again) => error = again,
+            }
+        }
+        Err(error.into())
+    }
+
+    /// Connects a DEALER socket anew and gives its sending half to the clients.
+    pub(super) async fn dealer_again(
+        &self,
+        channel: Channel,
+        address: &str,
+        identity: &str,
+        pauses: &mut Pauses,
+    ) -> DealerReceiver {
+        if let Some(senders) = self.senders.lock().await.as_mut() {
+            *senders.sender(channel) = None;
+        }
+        let (sender, receiver) = pauses
+            .connect(channel, || zmq::dealer(address, identity, TRY_DEADLINE))
+            .await;
+        if let Some(senders) = self.senders.lock().await.as_mut() {
+            *senders.sender(channel) = Some(Sender::Socket(sender));
+        }
+        // Wakes who waits for it.
+        self.link.send_modify(|_| {});
+        receiver
+    }
+
+    /// Subscribes anew. What the kernel does is not known until it says so.
+    pub(super) async fn iopub_again(&self, address: &str, pauses: &mut Pauses) -> IopubSubscriber {
+        self.link.send_if_modified(|link| {
+            let up = matches!(link, Link::Unheard | Link::Subscribed | Link::Live);
+            if up {
+                *link = Link::Connected;
+            }
+            up
+        });
+        self.state.send_if_modified(|state| {
+            let idle = *state == ExecutionState::Idle;
+            if idle {
+                *state = ExecutionState::Busy;
+            }
+            idle
+        });
+        pauses
+            .connect(Channel::Iopub, || IopubSubscriber::connect(address, TRY_DEADLINE))
+            .await
+    }
+}
+
+/// Makes the kernel say what it does after each new subscription.
+pub(super) async fn nudge(recording: Arc<Recording>, resubscribed: Arc<Notify>) {
+    let mut link = recording.link.subscribe();
+    loop {
+        resubscribed.notified().await;
+        let mut patience = NUDGE_AFTER;
+        loop {
+            let heard = async {
+                // Its status is what is waited for; its reply is nobody's.
+                let (nobody, _) = oneshot::channel();
+                let request = Message::new(KernelInfoRequest::default(), OUR_SESSION).to_wire();
+                let sent = recording
+                    .send(Channel::Shell, OUR_SESSION, request, Asker::Ourselves(nobody))
+                    .await;
+                if let Err(error) = sent {
+                    debug!(%error, "the kernel cannot be asked");
+                }
+                let _ = link.wait_for(|link| *link == Link::Live).await;
+            };
+            if timeout(patience, heard).await.is_ok() {
+                break;
+            }
+            patience = patience.saturating_mul(2);
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The recorder without sockets: a simulation is the kernel.
+
+use jupyter_protocol::{Channel, Signer, WireMessage};
+use tokio::sync::mpsc;
+
+use super::{Link, Recorder, Sender, Senders, StatusFollower};
+
+impl Recorder {
+    /// Takes `kernel` for the kernel's sockets, in place of those before.
+    pub(crate) async fn connect_simulated(&self, kernel: &mpsc::Sender<(Channel, WireMessage)>) {
+        self.disconnect().await;
+        let sender = |channel| Some(Sender::Simulated(channel, kernel.clone()));
+        *self.recording.senders.lock().await = Some(Senders {
+            signer: Signer::unsigned(),
+            shell: sender(Channel::Shell),
+            control: sender(Channel::Control),
+            stdin: sender(Channel::Stdin),
+        });
+        self.recording.link.send_replace(Link::Connected);
+    }
+
+    /// Records what has come together on iopub.
+    pub(crate) fn heard(&self, messages: &[WireMessage]) {
+        let mut status = StatusFollower::default();
+        // Else each time would be the first since it was connected to.
+        status.idle_for_the_first_time();
+        self.recording.record_published(messages, &mut status);
+    }
+
+    /// Records what has come on shell, control or stdin.
+    pub(crate) fn answered(&self, channel: Channel, message: WireMessage) {
+        self.recording.record_reply(channel, message);
+    }
+}

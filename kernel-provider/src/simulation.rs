@@ -1,0 +1,124 @@
+//! A kernel for simulations: recorder, log, sessions and attachments as they are, and in place of process and sockets
+//! whatever the simulation does. It has no tasks and no threads; the log comes from
+//! [`Logs::stepped`](crate::log::Logs::stepped).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::DateTime;
+use jupyter_protocol::{Channel, ConnectionInfo, WireMessage};
+use tokio::sync::{mpsc, watch};
+
+use crate::KernelId;
+use crate::log::{Log, Seq, StoreError};
+use crate::manager::Kernel;
+use crate::provider::{
+    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
+};
+use crate::session::{Lifecycle, Recorder, Sessions};
+
+/// A kernel, and what a simulation does in the place of its process.
+pub struct SimulatedKernel {
+    kernel: Arc<Kernel>,
+    /// The entry that tells that it was attached to.
+    attached: Seq,
+}
+
+impl SimulatedKernel {
+    /// Attaches to the kernel whose log this is, as a process does that has just been started: `requests` gets what it is
+    /// sent from now on.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the log's index cannot be read.
+    pub async fn attach(log: Log, requests: &mpsc::Sender<(Channel, WireMessage)>) -> Result<Self, StoreError> {
+        let is_new = log.head() == Seq::START;
+        let handle = Arc::new(NoProcess {
+            id: log.kernel_id(),
+            phase: watch::Sender::new(Phase::Running),
+        });
+        let recorder = Recorder::load(log.clone()).await?;
+        let kernel = Arc::new(Kernel::unmanaged(handle, recorder, Sessions::load(log).await?));
+        let attached = kernel.recorder().lifecycle(&if is_new {
+            Lifecycle::Started
+        } else {
+            Lifecycle::Attached { unrecorded_ms: Some(0) }
+        });
+        kernel.recorder().connect_simulated(requests).await;
+        Ok(Self { kernel, attached })
+    }
+
+    /// The kernel as clients know it.
+    #[must_use]
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
+    /// The kernel publishes these, together.
+    pub fn publish(&self, messages: &[WireMessage]) {
+        self.kernel.recorder().heard(messages);
+    }
+
+    /// The kernel sends this on shell, control or stdin.
+    pub fn reply(&self, channel: Channel, message: WireMessage) {
+        self.kernel.recorder().answered(channel, message);
+    }
+
+    /// The kernel has answered what it was asked since it was attached to: what was asked earlier is done.
+    pub fn settle(&self) {
+        self.kernel.recorder().settle(self.attached);
+    }
+
+    /// The kernel is ended and started anew: what it was asked before and has not done is not done any more.
+    pub async fn restart(&self, requests: &mpsc::Sender<(Channel, WireMessage)>) {
+        let recorder = self.kernel.recorder();
+        recorder.lifecycle(&Lifecycle::Restarting);
+        recorder.disconnect().await;
+        recorder.connect_simulated(requests).await;
+        recorder.lifecycle(&Lifecycle::Restarted);
+    }
+}
+
+/// There is nothing that could be asked, or end.
+struct NoProcess {
+    id: KernelId,
+    phase: watch::Sender<Phase>,
+}
+
+#[async_trait]
+impl KernelHandle for NoProcess {
+    fn record(&self) -> KernelRecord {
+        KernelRecord::new(
+            "simulated",
+            self.id,
+            "simulated",
+            None,
+            DateTime::UNIX_EPOCH,
+            serde_json::Value::Null,
+        )
+    }
+
+    async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
+        Err(ProviderError::Gone(ExitCause::Requested))
+    }
+
+    fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    async fn output(&self) -> Result<String, ProviderError> {
+        Ok(String::new())
+    }
+
+    async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
+        Ok(Interrupt::Signalled)
+    }
+
+    async fn restart(&self, _grace: Duration, _progress: Progress) -> Result<(), LaunchError> {
+        Ok(())
+    }
+
+    async fn shutdown(&self, _grace: Duration) -> Result<Exit, ProviderError> {
+        Ok(Exit::new(ExitCause::Requested))
+    }
+}

@@ -1,0 +1,481 @@
+//! What clients find when they come back: requests that ran once however often they were sent, executions by what is
+//! known of them, and, in a client that only knows its session, exactly what it would have shown.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use jupyter_protocol::content::{
+    DisplayData, ExecuteReply, ExecuteRequest, KernelInfoReply, MimeBundle, ReplyError, Transient, UpdateDisplayData,
+};
+use jupyter_protocol::kernel::{Context, Kernel as KernelSide, async_trait};
+use jupyter_protocol::{Channel, Message, WireMessage};
+use kernel_provider::KernelId;
+use kernel_provider::fake::{FakeProvider, FakeSpec};
+use kernel_provider::fold::{Fold, FoldLimits};
+use kernel_provider::log::{FjallStore, LogOptions, LogStore, Logs, MemoryStore, Seq};
+use kernel_provider::manager::{Kernel, Manager, ManagerOptions, StartRequest};
+use kernel_provider::provider::ExitCause;
+use kernel_provider::session::{Attachment, ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions};
+use tokio::sync::Notify;
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), what)
+        .await
+        .expect("within the deadline")
+}
+
+/// Runs scripts: lines of `print x`, `bar x` (over the line before), `clear`, `clear later`, `show x`, `change x`, `fail`
+/// and `wait` (until it is let go).
+struct Scripts {
+    runs: Arc<AtomicUsize>,
+    go: Arc<Notify>,
+}
+
+#[async_trait]
+impl KernelSide for Scripts {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        for line in request.code.lines() {
+            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+            let data = MimeBundle::from_text(rest);
+            let transient = Transient::display_id("d");
+            match word {
+                "print" => context.stdout(format!("{rest}\n")).await,
+                "bar" => context.stdout(format!("\r{rest}")).await,
+                "clear" => context.clear_output(rest == "later").await,
+                "show" => {
+                    let mut display = DisplayData::new(data);
+                    display.transient = transient;
+                    context.display(display).await;
+                }
+                "change" => {
+                    let update = UpdateDisplayData {
+                        data,
+                        transient,
+                        ..UpdateDisplayData::default()
+                    };
+                    context.update_display(update).await;
+                }
+                "wait" => self.go.notified().await,
+                "ask" => drop(context.input(rest, false).await),
+                _ => return Err(ReplyError::new("Failed", rest)),
+            }
+        }
+        Ok(ExecuteReply::default())
+    }
+}
+
+/// A provider whose kernels outlive their managers, and a store that does.
+struct Place {
+    provider: FakeProvider,
+    store: Arc<dyn LogStore>,
+    runs: Arc<AtomicUsize>,
+    go: Arc<Notify>,
+}
+
+impl Place {
+    fn new(store: Arc<dyn LogStore>) -> Self {
+        let provider = FakeProvider::new();
+        let (runs, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (seen, waits) = (runs.clone(), go.clone());
+        provider.install(
+            "scripts",
+            FakeSpec::kernel(move || Scripts {
+                runs: seen.clone(),
+                go: waits.clone(),
+            }),
+        );
+        Self {
+            provider,
+            store,
+            runs,
+            go,
+        }
+    }
+
+    fn manager(&self) -> Manager {
+        let logs = Logs::new(self.store.clone(), LogOptions::default()).unwrap();
+        let mut options = ManagerOptions::default();
+        options.restart_limit = 0;
+        Manager::new(vec![Arc::new(self.provider.clone())], logs, options)
+    }
+
+    /// The kernel of a manager that has just been started beside the one before.
+    async fn again(&self, before: Manager, id: KernelId) -> (Manager, Arc<Kernel>) {
+        soon(before.detach()).await;
+        drop(before);
+        let manager = self.manager();
+        assert_eq!(soon(manager.restore()).await.unwrap(), 1);
+        let kernel = manager.get(id).unwrap();
+        (manager, kernel)
+    }
+}
+
+async fn start(manager: &Manager) -> Arc<Kernel> {
+    soon(manager.start(StartRequest::new("scripts"))).await.unwrap()
+}
+
+fn request(code: &str, session: &str) -> Message {
+    Message::new(ExecuteRequest::new(code), session)
+}
+
+async fn record(kernel: &Kernel, msg_id: &str) -> ExecutionRecord {
+    kernel.log().flushed().await;
+    kernel.executions().get(msg_id).await.unwrap().unwrap()
+}
+
+/// Waits for an entry after which the execution is as wanted.
+async fn until(kernel: &Kernel, msg_id: &str, wanted: impl Fn(&ExecutionRecord) -> bool) -> ExecutionRecord {
+    let mut reader = kernel.log().reader(Seq::START);
+    soon(async {
+        loop {
+            let execution = kernel.executions().get(msg_id).await.unwrap();
+            if let Some(execution) = execution.filter(|execution| wanted(execution)) {
+                return execution;
+            }
+            reader.next().await.unwrap();
+        }
+    })
+    .await
+}
+
+fn outputs(fold: &Fold) -> String {
+    serde_json::to_string_pretty(&fold.outputs()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_runs_once_however_often_it_comes() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let message = request("print once", "s");
+    let send = async |kernel: &Arc<Kernel>, session: &str| {
+        let client = kernel.attach(session).client();
+        soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
+    };
+    for session in ["s", "s", "other"] {
+        send(&kernel, session).await;
+    }
+    let msg_id = message.header.msg_id.clone();
+    until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
+    send(&kernel, "s").await;
+
+    let (manager, kernel) = place.again(manager, kernel.id()).await;
+    send(&kernel, "s").await;
+    let after = soon(kernel.execute(ExecuteRequest::new("print after"))).await.unwrap();
+    until(&kernel, after.msg_id(), |execution| execution.ended.is_some()).await;
+    assert_eq!(place.runs.load(Ordering::SeqCst), 2, "the two requests, once each");
+    assert_eq!(record(&kernel, &msg_id).await.session, "s");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn executions_are_found_with_what_became_of_them_also_after_the_kernel_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new(Arc::new(FjallStore::open(folder.path()).unwrap()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let mut attachment = kernel.attach("s");
+    let client = attachment.client();
+    let mut messages = Vec::new();
+    for (cell, code) in [
+        ("a", "print 1\nshow x"),
+        ("b", "fail"),
+        ("a", "print 2\nchange y"),
+        ("c", "wait"),
+        ("d", "print 3"),
+    ] {
+        let metadata = serde_json::from_value(serde_json::json!({"cellId": cell})).unwrap();
+        let message = request(code, "s").with_metadata(metadata);
+        soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
+        let msg_id = message.header.msg_id.clone();
+        if code == "wait" {
+            until(&kernel, &msg_id, |execution| {
+                execution.status == ExecutionStatus::Running
+            })
+            .await;
+        } else if cell != "d" {
+            until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
+        }
+        messages.push(msg_id);
+    }
+    let statuses = async |executions: &Executions| {
+        let page = executions.list(&ExecutionFilter::default(), None, 10).await.unwrap();
+        assert_eq!(page.next, None);
+        let found = page.executions.iter().rev();
+        found
+            .map(|execution| (execution.msg_id().to_owned(), execution.status.as_str()))
+            .collect::<Vec<_>>()
+    };
+    let with = |statuses: [&'static str; 5]| messages.iter().cloned().zip(statuses).collect::<Vec<_>>();
+    kernel.log().flushed().await;
+    assert_eq!(
+        statuses(&kernel.executions()).await,
+        with(["ok", "error", "ok", "running", "queued"])
+    );
+    // What the third one has made of the first one's display is seen in that.
+    let first = record(&kernel, &messages[0]).await;
+    let folded = kernel.executions().outputs(&first).await.unwrap();
+    assert!(folded.complete);
+    assert!(outputs(&folded.fold).contains("\"y\""), "{}", outputs(&folded.fold));
+
+    place.provider.end(kernel.id(), ExitCause::Signal(9));
+    until(&kernel, &messages[3], |execution| execution.ended.is_some()).await;
+    soon(kernel.shutdown()).await.unwrap();
+    while soon(attachment.next()).await.is_ok_and(|block| block.is_some()) {}
+    drop((attachment, client));
+    let id = kernel.id();
+    drop(kernel);
+    let log = soon(manager.logs().find(id)).await.unwrap().unwrap();
+    let executions = Executions::of(log);
+    assert_eq!(statuses(&executions).await, with(["ok", "error", "ok", "died", "died"]));
+    for (msg_id, reason) in messages.iter().zip([None, None, None, Some(9), Some(9)]) {
+        let execution = executions.get(msg_id).await.unwrap().unwrap();
+        assert_eq!(
+            execution.reason,
+            reason.map(|signal| ExitCause::Signal(signal).to_string())
+        );
+    }
+
+    // Page by page, and by cell, status and time.
+    let mut paged = Vec::new();
+    let mut before = None;
+    loop {
+        let page = executions.list(&ExecutionFilter::default(), before, 2).await.unwrap();
+        assert!(page.executions.len() <= 2);
+        paged.extend(page.executions.iter().map(|execution| execution.msg_id().to_owned()));
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    paged.reverse();
+    assert_eq!(paged, messages);
+    let found = async |filter: ExecutionFilter| {
+        let page = executions.list(&filter, None, 10).await.unwrap();
+        page.executions
+            .iter()
+            .rev()
+            .map(|execution| messages.iter().position(|id| id == execution.msg_id()).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let filter = ExecutionFilter::default;
+    let third = executions.get(&messages[2]).await.unwrap().unwrap().requested;
+    assert_eq!(
+        found(ExecutionFilter {
+            cell_id: Some("a".into()),
+            ..filter()
+        })
+        .await,
+        [0, 2]
+    );
+    assert_eq!(
+        found(ExecutionFilter {
+            statuses: vec![ExecutionStatus::Died, ExecutionStatus::Error],
+            ..filter()
+        })
+        .await,
+        [1, 3, 4]
+    );
+    assert_eq!(
+        found(ExecutionFilter {
+            since: Some(third),
+            ..filter()
+        })
+        .await,
+        [2, 3, 4]
+    );
+    assert_eq!(
+        found(ExecutionFilter {
+            until: Some(third),
+            ..filter()
+        })
+        .await,
+        [0, 1]
+    );
+    assert!(
+        found(ExecutionFilter {
+            session: Some("t".into()),
+            ..filter()
+        })
+        .await
+        .is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_while_nobody_listened_is_told_as_lost() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let message = request("wait\nprint unheard", "s");
+    let msg_id = message.header.msg_id.clone();
+    let client = kernel.attach("s").client();
+    soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
+    until(&kernel, &msg_id, |execution| {
+        execution.status == ExecutionStatus::Running
+    })
+    .await;
+    drop(client);
+    let id = kernel.id();
+    soon(manager.detach()).await;
+    drop((manager, kernel));
+    place.go.notify_one();
+    let manager = place.manager();
+    soon(manager.restore()).await.unwrap();
+    let kernel = manager.get(id).unwrap();
+    let execution = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
+    // Its reply may or may not have been waiting in the kernel's socket.
+    assert!(
+        matches!(execution.status, ExecutionStatus::Lost | ExecutionStatus::Ok),
+        "{execution:?}"
+    );
+    let folded = kernel.executions().outputs(&execution).await.unwrap();
+    assert_eq!(
+        folded.complete,
+        execution.status == ExecutionStatus::Ok && outputs(&folded.fold).contains("unheard")
+    );
+    soon(manager.shutdown()).await;
+}
+
+/// What a client shows that gets messages as they come, and knows nothing of a log.
+struct Screen {
+    msg_id: String,
+    fold: Fold,
+    replies: usize,
+}
+
+impl Screen {
+    fn of(msg_id: &str) -> Self {
+        Self {
+            msg_id: msg_id.to_owned(),
+            fold: Fold::new(FoldLimits::default()),
+            replies: 0,
+        }
+    }
+
+    fn show(&mut self, channel: Channel, message: &WireMessage) {
+        if message.parent_ref().unwrap().msg_id != self.msg_id {
+            return;
+        }
+        self.replies += usize::from(channel == Channel::Shell);
+        self.fold.apply(channel, message);
+    }
+}
+
+/// Everything that the client is sent of the entries after `from` up to `end`.
+async fn receive_all(attachment: &mut Attachment, from: Seq, end: Seq) -> Vec<(Seq, Channel, WireMessage)> {
+    let client = attachment.client();
+    let mut received = Vec::new();
+    let mut position = from;
+    while position < end {
+        let block = soon(attachment.next()).await.unwrap().unwrap();
+        position = block.last();
+        for entry in block.entries().filter(|entry| client.delivers(entry)) {
+            received.push((entry.seq(), entry.channel(), entry.message()));
+        }
+    }
+    received
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wherever_a_client_is_cut_it_shows_in_the_end_what_it_would_have_shown() {
+    let code = "print a\nbar 10%\nbar 20%\nclear later\nprint b\nshow x\nprint c\nclear\nprint d\nbar 1\nbar 2\nchange z\nprint e";
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let mut manager = place.manager();
+    let mut kernel = start(&manager).await;
+    let mut cuts = 0;
+    for acknowledged in 0..20 {
+        for received in acknowledged..20 {
+            let session = format!("s{acknowledged}-{received}");
+            let mut attachment = kernel.attach(&session);
+            let message = request(code, &session);
+            let msg_id = message.header.msg_id.clone();
+            soon(attachment.client().send(Channel::Shell, message.to_wire()))
+                .await
+                .unwrap();
+            let execution = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
+            let all = receive_all(&mut attachment, Seq::START, execution.last).await;
+            let mut undisturbed = Screen::of(&msg_id);
+            for (_, channel, message) in &all {
+                undisturbed.show(*channel, message);
+            }
+            let mut screen = Screen::of(&msg_id);
+            for (_, channel, message) in all.iter().take(received) {
+                screen.show(*channel, message);
+            }
+            let mut from = Seq::START;
+            if let Some((seq, ..)) = acknowledged.checked_sub(1).and_then(|index| all.get(index)) {
+                attachment.client().acknowledge(*seq);
+                from = *seq;
+            }
+            drop(attachment);
+            if received % 7 == 3 {
+                (manager, kernel) = place.again(manager, kernel.id()).await;
+            }
+
+            let mut attachment = kernel.attach(&session);
+            while let Some(messages) = soon(attachment.replay()).await {
+                for (channel, message) in messages.unwrap() {
+                    screen.show(channel, &message);
+                }
+            }
+            for (_, channel, message) in receive_all(&mut attachment, from, execution.last).await {
+                screen.show(channel, &message);
+            }
+            assert_eq!(outputs(&screen.fold), outputs(&undisturbed.fold), "{session}");
+            let kept = kernel.executions().outputs(&execution).await.unwrap();
+            assert_eq!(outputs(&kept.fold), outputs(&undisturbed.fold), "{session}");
+            assert!(screen.replies >= 1, "{session}: no reply");
+            cuts += 1;
+        }
+    }
+    assert_eq!(cuts, 210);
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_is_open_is_put_again_and_one_that_is_answered_is_not() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let mut attachment = kernel.attach("s");
+    let message = request("print before\nask name", "s");
+    let msg_id = message.header.msg_id.clone();
+    soon(attachment.client().send(Channel::Shell, message.to_wire()))
+        .await
+        .unwrap();
+    let asked = until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
+    // What it printed before came over another socket, and may come after it.
+    let received = receive_all(&mut attachment, Seq::START, asked.open_input.unwrap()).await;
+    let (_, _, question) = received
+        .into_iter()
+        .find(|(_, channel, _)| *channel == Channel::Stdin)
+        .unwrap();
+    attachment.client().acknowledge(asked.open_input.unwrap());
+    drop(attachment);
+
+    let mut attachment = kernel.attach("s");
+    let again = soon(attachment.replay()).await.unwrap().unwrap();
+    let asked_again: Vec<_> = again.iter().filter(|(channel, _)| *channel == Channel::Stdin).collect();
+    assert_eq!(asked_again.len(), 1);
+    assert_eq!(asked_again[0].1.header(), question.header());
+    let answer = Message::new(jupyter_protocol::content::InputReply::new("me"), "s");
+    soon(attachment.client().send(Channel::Stdin, answer.to_wire()))
+        .await
+        .unwrap();
+    until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
+    drop(attachment);
+    let mut attachment = kernel.attach("s");
+    let last = soon(attachment.replay()).await.unwrap().unwrap();
+    assert!(last.iter().all(|(channel, _)| *channel != Channel::Stdin));
+    assert!(soon(attachment.replay()).await.is_none());
+    soon(manager.shutdown()).await;
+}

@@ -1,0 +1,500 @@
+//! Connections to a kernel that are cut while it lives. The fake provider's kernel is on TCP, behind proxies.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jupyter_protocol::content::{
+    Content, ExecuteReply, ExecuteRequest, InputReply, KernelInfoReply, KernelInfoRequest, ReplyError,
+};
+use jupyter_protocol::kernel::{Context, Kernel as Serves};
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Channel, ConnectionInfo, WireMessage};
+use kernel_provider::fake::{FakeProvider, FakeSpec};
+use kernel_provider::log::{Entry, LogOptions, Logs, MemoryStore, Origin};
+use kernel_provider::manager::{Kernel, KernelEventKind, Manager, ManagerOptions, StartRequest};
+use kernel_provider::provider::{
+    AttachError, Exit, ExitCause, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest,
+    Phase, Progress, ProviderError, Selector, Specs,
+};
+use kernel_provider::session::{Attachment, ExecutionState, SendError};
+use tokio::io::{AsyncWriteExt as _, copy};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const SESSION: &str = "client";
+const CHANNELS: [Channel; 4] = [Channel::Shell, Channel::Control, Channel::Stdin, Channel::Iopub];
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+}
+
+/// Runs words: `wait` (until it is let go), `ask`; anything else is echoed.
+struct Words {
+    let_go: Arc<Notify>,
+}
+
+#[async_trait]
+impl Serves for Words {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        match request.code.as_str() {
+            "wait" => {
+                context.stdout("before").await;
+                self.let_go.notified().await;
+                context.stdout("after").await;
+            }
+            "ask" => context.stdout(context.input("name? ", false).await?).await,
+            text => context.stdout(text).await,
+        }
+        Ok(ExecuteReply::default())
+    }
+}
+
+/// A way to a port of this machine, which can be cut.
+struct Proxy {
+    port: u16,
+    /// While this is so, what connects is left without an answer.
+    holds: watch::Sender<bool>,
+    cuts: watch::Sender<u32>,
+    /// While this is so, who connected is not told that the other side has ended.
+    keeps: watch::Sender<bool>,
+    /// How many connections there have been.
+    accepted: watch::Sender<u32>,
+    /// Ended when this is dropped.
+    _accepting: JoinSet<()>,
+}
+
+impl Proxy {
+    async fn to(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (holds, cuts, accepted) = (watch::Sender::new(false), watch::Sender::new(0), watch::Sender::new(0));
+        let keeps = watch::Sender::new(false);
+        let (told, held, mut cut, kept) = (accepted.clone(), holds.subscribe(), cuts.subscribe(), keeps.subscribe());
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    incoming = listener.accept() => {
+                        let (mut client, _) = incoming.unwrap();
+                        let (mut held, mut kept) = (held.clone(), kept.clone());
+                        connections.spawn(async move {
+                            held.wait_for(|held| !held).await.unwrap();
+                            let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
+                            let (mut from_client, mut to_client) = client.split();
+                            let (mut from_server, mut to_server) = server.split();
+                            let down = async {
+                                copy(&mut from_server, &mut to_client).await?;
+                                kept.wait_for(|kept| !kept).await.unwrap();
+                                to_client.shutdown().await
+                            };
+                            tokio::try_join!(copy(&mut from_client, &mut to_server), down)
+                        });
+                        told.send_modify(|count| *count += 1);
+                    }
+                    _ = cut.changed() => connections.abort_all(),
+                }
+            }
+        });
+        Self {
+            port,
+            holds,
+            cuts,
+            keeps,
+            accepted,
+            _accepting: accepting,
+        }
+    }
+
+    /// Cuts what is connected. What connects anew is held until [`release`](Self::release).
+    fn cut(&self) {
+        self.holds.send_replace(true);
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    fn release(&self) {
+        self.holds.send_replace(false);
+    }
+
+    /// Waits for another connection than those that `before` counted.
+    async fn reconnected(&self, before: u32) {
+        soon(self.accepted.subscribe().wait_for(|count| *count > before))
+            .await
+            .unwrap();
+    }
+
+    fn count(&self) -> u32 {
+        *self.accepted.borrow()
+    }
+}
+
+/// The fake provider, its kernels' sockets behind proxies.
+struct Proxied {
+    fake: FakeProvider,
+    proxies: Arc<Mutex<Vec<Arc<Proxy>>>>,
+}
+
+struct ProxiedHandle {
+    inner: Arc<dyn KernelHandle>,
+    proxies: Arc<Mutex<Vec<Arc<Proxy>>>>,
+}
+
+#[async_trait]
+impl KernelProvider for Proxied {
+    fn name(&self) -> &str {
+        self.fake.name()
+    }
+
+    fn specs(&self) -> watch::Receiver<Arc<Specs>> {
+        self.fake.specs()
+    }
+
+    async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError> {
+        Ok(Arc::new(ProxiedHandle {
+            inner: self.fake.launch(request, progress).await?,
+            proxies: self.proxies.clone(),
+        }))
+    }
+
+    async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
+        self.fake.list(selector).await
+    }
+
+    async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
+        self.fake.attach(record).await
+    }
+}
+
+#[async_trait]
+impl KernelHandle for ProxiedHandle {
+    fn record(&self) -> KernelRecord {
+        self.inner.record()
+    }
+
+    async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
+        let mut info = self.inner.connection().await?;
+        let mut proxies = Vec::new();
+        for port in [
+            &mut info.shell_port,
+            &mut info.control_port,
+            &mut info.stdin_port,
+            &mut info.iopub_port,
+        ] {
+            let proxy = Proxy::to(*port).await;
+            *port = proxy.port;
+            proxies.push(Arc::new(proxy));
+        }
+        *self.proxies.lock().unwrap() = proxies;
+        Ok(info)
+    }
+
+    fn phase(&self) -> watch::Receiver<Phase> {
+        self.inner.phase()
+    }
+
+    async fn output(&self) -> Result<String, ProviderError> {
+        self.inner.output().await
+    }
+
+    async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
+        self.inner.interrupt().await
+    }
+
+    async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
+        self.inner.restart(grace, progress).await
+    }
+
+    async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
+        self.inner.shutdown(grace).await
+    }
+}
+
+/// A kernel with one client.
+struct Place {
+    fake: FakeProvider,
+    manager: Manager,
+    kernel: Arc<Kernel>,
+    attachment: Attachment,
+    proxies: Arc<Mutex<Vec<Arc<Proxy>>>>,
+    let_go: Arc<Notify>,
+}
+
+impl Place {
+    async fn new(restart_limit: u32) -> Self {
+        let fake = FakeProvider::new();
+        let let_go = Arc::new(Notify::new());
+        let kernel = {
+            let let_go = let_go.clone();
+            move || Words { let_go: let_go.clone() }
+        };
+        fake.install("words", FakeSpec::kernel(kernel));
+        let proxies = Arc::default();
+        let provider = Proxied {
+            fake: fake.clone(),
+            proxies: Arc::clone(&proxies),
+        };
+        let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+        let mut options = ManagerOptions::default();
+        options.restart_limit = restart_limit;
+        let manager = Manager::new(vec![Arc::new(provider)], logs, options);
+        let kernel = soon(manager.start(StartRequest::new("words"))).await.unwrap();
+        let attachment = kernel.attach(SESSION);
+        Self {
+            fake,
+            manager,
+            kernel,
+            attachment,
+            proxies,
+            let_go,
+        }
+    }
+
+    fn proxy(&self, channel: Channel) -> Arc<Proxy> {
+        let index = CHANNELS.iter().position(|other| *other == channel).unwrap();
+        self.proxies.lock().unwrap()[index].clone()
+    }
+
+    fn send(
+        &self,
+        channel: Channel,
+        content: Content,
+    ) -> (String, impl Future<Output = Result<(), SendError>> + use<>) {
+        let message = Message::new(content, SESSION);
+        let client = self.attachment.client();
+        let id = message.header.msg_id.clone();
+        (id, async move { client.send(channel, message.to_wire()).await })
+    }
+
+    async fn execute(&self, code: &str) -> String {
+        let (id, sending) = self.send(Channel::Shell, ExecuteRequest::new(code).into());
+        soon(sending).await.unwrap();
+        id
+    }
+
+    /// Reads the log on until an entry fits, and returns what was read.
+    async fn until(&mut self, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
+        let mut seen = Vec::new();
+        loop {
+            let block = soon(self.attachment.next()).await.unwrap().expect("the log goes on");
+            let entries: Vec<Entry> = block.entries().collect();
+            let found = entries.iter().any(&mut fits);
+            seen.extend(entries);
+            if found {
+                return seen;
+            }
+        }
+    }
+
+    /// Reads on until both the reply to a request and the idle after it are there.
+    async fn until_done(&mut self, id: &str) -> Vec<Entry> {
+        let (mut replied, mut idle) = (false, false);
+        self.until(|entry| {
+            if entry.origin() == Origin::Kernel && parent(entry) == id {
+                replied |= entry.channel() == Channel::Shell && msg_type(entry).ends_with("_reply");
+                idle |= msg_type(entry) == "status" && text(entry).contains("\"idle\"");
+            }
+            replied && idle
+        })
+        .await
+    }
+
+    /// Reads on until the connection was lost and the kernel has welcomed a subscriber; how many entries tell of the loss.
+    async fn until_welcomed_anew(&mut self) -> usize {
+        let mut told = 0;
+        self.until(|entry| {
+            told += usize::from(is_disconnected(entry));
+            told > 0 && msg_type(entry) == "iopub_welcome"
+        })
+        .await;
+        told
+    }
+
+    /// Runs a word and returns what it wrote.
+    async fn run(&mut self, code: &str) -> String {
+        let id = self.execute(code).await;
+        outputs(&self.until_done(&id).await, &id)
+    }
+
+    async fn until_state(&self, wanted: ExecutionState) {
+        soon(self.kernel.state().wait_for(|state| *state == wanted))
+            .await
+            .unwrap();
+    }
+}
+
+fn msg_type(entry: &Entry) -> String {
+    entry.message().header_ref().unwrap().msg_type.into_owned()
+}
+
+fn parent(entry: &Entry) -> String {
+    let message: WireMessage = entry.message();
+    message
+        .parent_ref()
+        .map_or_else(|_| String::new(), |parent| parent.msg_id.into_owned())
+}
+
+fn text(entry: &Entry) -> String {
+    String::from_utf8(entry.message().content().to_vec()).unwrap()
+}
+
+fn outputs(entries: &[Entry], id: &str) -> String {
+    entries
+        .iter()
+        .filter(|entry| msg_type(entry) == "stream" && parent(entry) == id)
+        .map(|entry| {
+            let content: serde_json::Value = serde_json::from_slice(entry.message().content()).unwrap();
+            content["text"].as_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+fn is_disconnected(entry: &Entry) -> bool {
+    entry.origin() == Origin::Lifecycle && text(entry).contains("\"disconnected\"")
+}
+
+#[tokio::test]
+async fn a_lost_iopub_is_told_and_later_output_arrives() {
+    let mut place = Place::new(0).await;
+    let id = place.execute("wait").await;
+    let mut seen = place.until(|entry| msg_type(entry) == "stream").await;
+    assert_eq!(outputs(&seen, &id), "before");
+
+    let iopub = place.proxy(Channel::Iopub);
+    let before = iopub.count();
+    iopub.cut();
+    iopub.reconnected(before).await;
+    iopub.release();
+    // The kernel welcomes the new subscriber, though it is busy.
+    assert_eq!(place.until_welcomed_anew().await, 1);
+    assert_eq!(*place.kernel.state().borrow(), ExecutionState::Busy);
+
+    place.let_go.notify_one();
+    seen = place.until_done(&id).await;
+    assert_eq!(outputs(&seen, &id), "after");
+    place.until_state(ExecutionState::Idle).await;
+    assert_eq!(place.run("next").await, "next");
+}
+
+#[tokio::test]
+async fn a_hole_is_one_entry_however_often_it_is_tried_to_close_it() {
+    let mut place = Place::new(0).await;
+    let iopub = place.proxy(Channel::Iopub);
+    for _ in 0..3 {
+        let before = iopub.count();
+        iopub.cut();
+        iopub.reconnected(before).await;
+    }
+    iopub.release();
+    assert_eq!(place.until_welcomed_anew().await, 1);
+    // An idle kernel is asked what it does, since nobody would have heard it.
+    place.until_state(ExecutionState::Idle).await;
+    assert_eq!(place.run("next").await, "next");
+}
+
+#[tokio::test]
+async fn every_socket_comes_back_and_what_is_sent_meanwhile_waits() {
+    let mut place = Place::new(0).await;
+    let cuts: [&[Channel]; 5] = [
+        &CHANNELS,
+        &[Channel::Shell],
+        &[Channel::Control],
+        &[Channel::Stdin],
+        &[Channel::Iopub],
+    ];
+    for lost in cuts {
+        let proxies: Vec<Arc<Proxy>> = lost.iter().map(|channel| place.proxy(*channel)).collect();
+        let before: Vec<u32> = proxies.iter().map(|proxy| proxy.count()).collect();
+        for proxy in &proxies {
+            proxy.cut();
+        }
+        // That it is tried shows that it was noticed.
+        for (proxy, before) in proxies.iter().zip(before) {
+            proxy.reconnected(before).await;
+        }
+        let (asked, asking) = place.send(Channel::Shell, ExecuteRequest::new("ask").into());
+        let (informed, informing) = place.send(Channel::Control, KernelInfoRequest::default().into());
+        let mut sending = std::pin::pin!(async { tokio::join!(asking, informing) });
+        let sent = futures::poll!(&mut sending);
+        assert!(sent.is_pending(), "{lost:?}: {sent:?}");
+        for proxy in &proxies {
+            proxy.release();
+        }
+        let sent = soon(sending).await;
+        assert!(matches!(sent, (Ok(()), Ok(()))), "{lost:?}: {sent:?}");
+
+        let mut seen = place.until(|entry| msg_type(entry) == "input_request").await;
+        let answer = InputReply {
+            value: "Ada".to_owned(),
+            ..InputReply::default()
+        };
+        let (_, answering) = place.send(Channel::Stdin, answer.into());
+        soon(answering).await.unwrap();
+        seen.extend(place.until_done(&asked).await);
+        assert_eq!(outputs(&seen, &asked), "Ada", "{lost:?}");
+        let on_control = |entry: &Entry| entry.channel() == Channel::Control && parent(entry) == informed;
+        if !seen.iter().any(on_control) {
+            place.until(on_control).await;
+        }
+        // Each is for who asked, over the new connections too.
+        let replies = seen
+            .iter()
+            .filter(|entry| entry.origin() == Origin::Kernel && entry.channel() != Channel::Iopub);
+        for reply in replies.filter(|entry| parent(entry) == asked || parent(entry) == informed) {
+            assert_eq!(reply.session(), SESSION, "{lost:?}: {}", msg_type(reply));
+        }
+    }
+}
+
+/// On several threads, so that some of what is sent finds sockets whose other end is gone before anyone knows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn sending_does_not_fail_while_a_kernel_dies_and_is_started_anew() {
+    const DEATHS: u32 = 20;
+    let mut place = Place::new(DEATHS).await;
+    let mut events = place.manager.events();
+    for _ in 0..DEATHS {
+        place.fake.end(place.kernel.id(), ExitCause::Signal(9));
+        loop {
+            let (_, sending) = place.send(Channel::Shell, KernelInfoRequest::default().into());
+            soon(sending).await.expect("what is sent waits for the next kernel");
+            if let Ok(event) = events.try_recv()
+                && event.kind == KernelEventKind::Restarted
+            {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(place.run("next").await, "next");
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_kernel_that_is_then_dead_is_told_so() {
+    let place = Place::new(0).await;
+    let shell = place.proxy(Channel::Shell);
+    let before = shell.count();
+    shell.cut();
+    shell.reconnected(before).await;
+    let (_, sending) = place.send(Channel::Shell, ExecuteRequest::new("never").into());
+    let mut sending = std::pin::pin!(sending);
+    assert!(futures::poll!(&mut sending).is_pending());
+    place.fake.end(place.kernel.id(), ExitCause::OutOfMemory);
+    assert!(matches!(soon(sending).await, Err(SendError::Dead)));
+}
+
+#[tokio::test]
+async fn last_words_that_may_be_on_their_way_are_told_as_missing() {
+    let mut place = Place::new(0).await;
+    place.proxy(Channel::Iopub).keeps.send_replace(true);
+    place.fake.end(place.kernel.id(), ExitCause::OutOfMemory);
+    let entries = place.until(|entry| text(entry).contains("\"dead\"")).await;
+    assert_eq!(entries.iter().filter(|entry| is_disconnected(entry)).count(), 1);
+}

@@ -1,0 +1,56 @@
+"""As much of a client of the API as bringing a cluster up needs."""
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from .places import NODE, Net
+
+
+class Api:
+    def __init__(self, pki: Path, net: Net):
+        self.server = net.server
+        context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+        context.load_cert_chain(str(pki / "admin.crt"), str(pki / "admin.key"))
+        # Not through any proxy that the environment names.
+        self.opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+
+    def get(self, path: str) -> bytes:
+        with self.opener.open(self.server + path, timeout=5) as response:
+            return response.read()
+
+    def make_namespace(self, name: str) -> None:
+        """Makes a namespace whose pods must be of the `restricted` level."""
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        namespace = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        request = urllib.request.Request(
+            self.server + "/api/v1/namespaces", namespace.encode(), {"Content-Type": "application/json"}
+        )
+        self.opener.open(request, timeout=10).close()
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/readyz") == b"ok"
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def is_node_ready(self) -> bool:
+        try:
+            node = json.loads(self.get(f"/api/v1/nodes/{NODE}"))
+        except (OSError, urllib.error.URLError):
+            return False
+        return any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for condition in node.get("status", {}).get("conditions", [])
+        )
+
+    def has_default_account(self, namespace: str) -> bool:
+        """No pod can be made in a namespace before its service account is."""
+        try:
+            return bool(self.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"))
+        except (OSError, urllib.error.URLError):
+            return False

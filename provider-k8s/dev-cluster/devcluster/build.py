@@ -1,0 +1,157 @@
+"""Kubernetes' programs, built from their Go modules, and images, both kept in the cache."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import needs
+from .places import CACHE, PAUSE_IMAGE, PYTHON_IMAGE, SOURCE
+from .problem import Problem
+
+DEBIAN = "trixie"
+PACKAGES = "python3-ipykernel,python3-ipywidgets,python3-numpy"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def digest(*parts: bytes) -> str:
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "big") + part)
+    return hashed.hexdigest()[:16]
+
+
+@contextmanager
+def locked(name: str):
+    """One at a time, also of other work trees."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{name}.lock", "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def programs() -> Path:
+    """The folder with Kubernetes' programs, `kubectl` and `pause`; built where it is not in the cache."""
+    source = SOURCE / "components"
+    files = ["go.mod", "go.sum", "main.go", "kubectl/main.go", "pause/main.go"]
+    version = re.search(r"k8s\.io/kubernetes (v\S+)", (source / "go.mod").read_text(encoding="ascii"))
+    # What Kubernetes' own build would set: clients go by it.
+    flags = f"-s -w -X k8s.io/component-base/version.gitVersion={version.group(1) if version else 'v0.0.0'}"
+    key = digest(platform.machine().encode(), flags.encode(), *((source / file).read_bytes() for file in files))
+    place = CACHE / f"programs-{key}"
+    with locked("programs"):
+        if place.is_dir():
+            return place
+        go = needs.go()
+        say(f"building Kubernetes' programs into {place}: takes 6 minutes or more, once")
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as folder:
+            # The compiler's own cache would keep gigabytes for a build that is made once.
+            environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOCACHE": f"{folder}-go"}
+            for package, name in ((".", "kubernetes"), ("./kubectl", "kubectl"), ("./pause", "pause")):
+                command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{folder}/{name}", package]
+                if subprocess.call(command, cwd=source, env=environment, stdout=sys.stderr) != 0:
+                    raise Problem("Kubernetes' programs do not build; what the Go compiler said is above")
+            shutil.rmtree(f"{folder}-go")
+            os.chmod(folder, 0o755)
+            os.rename(folder, place)
+            os.mkdir(folder)  # what the context manager removes
+    return place
+
+
+def images(programs_folder: Path) -> dict[str, Path]:
+    """Archives of the images by name; made where they are not in the cache."""
+    made = {}
+    with locked("images"):
+        made[PAUSE_IMAGE] = _pause(programs_folder)
+        made[PYTHON_IMAGE] = _python()
+    return made
+
+
+def _pause(programs_folder: Path) -> Path:
+    binary = programs_folder / "pause"
+    place = CACHE / f"image-pause-{digest(binary.read_bytes())}.tar"
+    if not place.exists():
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as tar:
+            tar.add(binary, "pause", filter=_owned_by_root)
+        with tempfile.NamedTemporaryFile(dir=CACHE) as file:
+            file.write(layer.getvalue())
+            file.flush()
+            _archive(PAUSE_IMAGE, Path(file.name), place, {"Entrypoint": ["/pause"], "User": "65535:65535"})
+    return place
+
+
+def _owned_by_root(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.uid = info.gid = info.mtime = 0
+    info.uname = info.gname = "root"
+    return info
+
+
+def _python() -> Path:
+    hooks = ['chroot "$1" useradd --create-home --uid 1000 --gid 100 jovyan']
+    command = ["mmdebstrap", "--variant=minbase", "--quiet", f"--include={PACKAGES}"]
+    command += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale")]
+    command += [f"--customize-hook={hook}" for hook in hooks]
+    config = {
+        "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/home/jovyan", "LANG=C.UTF-8"],
+        "User": "1000:100",
+        "WorkingDir": "/home/jovyan",
+        "Cmd": ["python3"],
+    }
+    place = CACHE / f"image-python-{digest(json.dumps([command, DEBIAN, config]).encode())}.tar"
+    if not place.exists():
+        say(f"making a kernel image of Debian's {PACKAGES}: takes 2 minutes or so, once")
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as folder:
+            # Its own unprivileged user must be able to come here.
+            os.chmod(folder, 0o755)
+            root = Path(folder) / "root.tar"
+            if subprocess.call([*command, DEBIAN, str(root)], stdout=sys.stderr) != 0:
+                raise Problem("the kernel image's file system cannot be made; what mmdebstrap said is above")
+            _archive(PYTHON_IMAGE, root, place, config)
+    return place
+
+
+def _archive(name: str, layer: Path, place: Path, config: dict) -> None:
+    """Wraps a root file system into what `docker save` writes, which containerd imports."""
+    content = hashlib.sha256()
+    with open(layer, "rb") as file:
+        while part := file.read(1 << 20):
+            content.update(part)
+    about = {
+        "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{content.hexdigest()}"]},
+        "history": [{"created_by": "kernelmux dev-cluster"}],
+    }
+    config_name = f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.json"
+    manifest = [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]
+    unfinished = place.with_suffix(".unfinished")
+    with tarfile.open(unfinished, "w") as tar:
+        for file, value in ((config_name, about), ("manifest.json", manifest)):
+            encoded = json.dumps(value).encode()
+            info = tarfile.TarInfo(file)
+            info.size = len(encoded)
+            tar.addfile(info, io.BytesIO(encoded))
+        tar.add(layer, "layer.tar", filter=_owned_by_root)
+    os.rename(unfinished, place)
+
+
+def forget_unfinished() -> None:
+    """Removes what builds that were killed left."""
+    for rest in CACHE.glob("building-*"):
+        shutil.rmtree(rest, ignore_errors=True)

@@ -1,0 +1,244 @@
+"""The first process inside: makes the node's network and places, starts each program, and ends when one of them does.
+
+Called as `python3 -m devcluster.inside NUMBER PROGRAMS CONTAINERD IMAGE=ARCHIVE...`; see `cluster.start`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import pki
+from .api import Api
+from .places import (
+    API_PORT,
+    KERNELS,
+    LOGS,
+    NODE,
+    PAUSE_IMAGE,
+    PROGRAMS,
+    READY,
+    SERVICES,
+    SOCKET,
+    STATE,
+    Net,
+)
+from .problem import Problem, run
+
+PKI = STATE / "pki"
+CNI = STATE / "cni"
+ETCD = "http://127.0.0.1:2379"
+
+
+class Node:
+    def __init__(self, net: Net, programs: Path, containerd: Path):
+        self.net, self.programs, self.containerd = net, programs, containerd
+        self.names: dict[int, str] = {}
+
+    def start(self, name: str, *command) -> None:
+        with open(LOGS / f"{name}.log", "wb") as log:
+            process = subprocess.Popen(
+                [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=STATE
+            )
+        self.names[process.pid] = name
+
+    def reap(self, wait: bool = False) -> None:
+        """Takes leave of processes that ended; one of ours that did is the end of it all."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, 0 if wait else os.WNOHANG)
+            except ChildProcessError:
+                raise Problem("nothing runs") from None
+            if pid == 0:
+                return
+            if pid in self.names:
+                name = self.names[pid]
+                lines = (LOGS / f"{name}.log").read_text(errors="replace").strip().splitlines()
+                raise Problem(f"{name} ended ({os.waitstatus_to_exitcode(status)}): {lines[-1] if lines else 'silently'}")
+
+    def until(self, what: str, is_so, seconds: float = 90) -> None:
+        """None of the programs tells when it is ready; they are asked."""
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            self.reap()
+            if time.monotonic() > deadline:
+                raise Problem(f"{what}: not within {seconds:.0f} s; see {LOGS}")
+            time.sleep(0.05)
+
+    def make_places(self) -> None:
+        """What would otherwise be left in the machine's own folders is in the state's."""
+        run("mount", "--make-rprivate", "/")
+        for path in ("/var/lib", "/var/log"):
+            own = STATE / path.strip("/").replace("/", "-")
+            own.mkdir()
+            run("mount", "--bind", own, path)
+        run("mount", "-t", "tmpfs", "tmpfs", "/run")
+        run("mount", "--make-rshared", "/")
+
+    def make_network(self) -> None:
+        """A bridge for the pods, and the one device that the other side put here."""
+        net = self.net
+        self.until("the node's network device", lambda: Path("/sys/class/net/node").exists() or _has_device("node"))
+        for command in (
+            "ip link set lo up",
+            f"ip addr add {net.node}/30 dev node",
+            "ip link set node up",
+            "ip link add pods type bridge",
+            f"ip addr add {net.gateway}/24 dev pods",
+            "ip link set pods up",
+            # All that is not the pods' goes to the machine.
+            f"ip route add default via {net.outside}",
+        ):
+            run(*command.split())
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1", encoding="ascii")
+
+    def run_containerd(self) -> None:
+        CNI.mkdir()
+        plugin = {
+            "type": "bridge",
+            "bridge": "pods",
+            "isGateway": True,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": str(STATE / "addresses"),
+                "ranges": [[{"subnet": self.net.pods, "gateway": self.net.gateway}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }
+        conflist = {"cniVersion": "0.4.0", "name": "pods", "plugins": [plugin, {"type": "portmap", "capabilities": {"portMappings": True}}]}
+        (CNI / "10-pods.conflist").write_text(json.dumps(conflist), encoding="ascii")
+        # Here no process may be made less likely to be killed for memory: containerd must not try. Nor is there AppArmor.
+        (STATE / "containerd.toml").write_text(
+            f"""
+version = 2
+root = "{self.containerd}"
+state = "/run/containerd"
+[grpc]
+  address = "{SOCKET}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE_IMAGE}"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{CNI}"
+""",
+            encoding="ascii",
+        )
+        self.start("containerd", "containerd", "--config", STATE / "containerd.toml")
+
+    def import_images(self, archives: dict[str, str]) -> None:
+        self.until("containerd", lambda: subprocess.call(["ctr", "-a", SOCKET, "version"], stdout=-3, stderr=-3) == 0)
+        ctr = ("ctr", "-a", SOCKET, "-n", "k8s.io")
+        # An image of another archive has another archive's label.
+        listed = run(*ctr, "images", "ls").splitlines()
+        for name, archive in archives.items():
+            label = f"kernelmux.archive={Path(archive).name}"
+            if not any(line.startswith(f"{name} ") and label in line for line in listed):
+                run(*ctr, "images", "import", "--digests=false", archive)
+                run(*ctr, "images", "label", name, label)
+
+    def run_control_plane(self) -> None:
+        net, config = self.net, STATE / "config"
+        config.mkdir(mode=0o700)
+        for name in pki.CLIENTS:
+            (config / name).write_text(pki.kubeconfig(PKI, net, name), encoding="ascii")
+        for name in PROGRAMS:
+            (STATE / name).symlink_to(self.programs / "kubernetes")
+        # Its data is gone with the cluster: nothing has to reach the disk.
+        self.start("etcd", "etcd", "--unsafe-no-fsync", "--data-dir", STATE / "etcd",
+                   "--listen-client-urls", ETCD, "--advertise-client-urls", ETCD)
+        self.start(
+            "kube-apiserver", STATE / "kube-apiserver", f"--etcd-servers={ETCD}", "--bind-address=0.0.0.0",
+            f"--advertise-address={net.node}", f"--secure-port={API_PORT}",
+            f"--tls-cert-file={PKI}/apiserver.crt", f"--tls-private-key-file={PKI}/apiserver.key",
+            f"--client-ca-file={PKI}/ca.crt", f"--kubelet-certificate-authority={PKI}/ca.crt",
+            f"--kubelet-client-certificate={PKI}/admin.crt", f"--kubelet-client-key={PKI}/admin.key",
+            "--kubelet-preferred-address-types=InternalIP", "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
+            f"--service-cluster-ip-range={SERVICES}", "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={PKI}/service-accounts.key",
+            f"--service-account-signing-key-file={PKI}/service-accounts.key", "--profiling=false",
+        )
+
+    def run_controllers(self) -> None:
+        config = STATE / "config"
+        self.start(
+            "kube-controller-manager", STATE / "kube-controller-manager", f"--kubeconfig={config}/controller-manager",
+            "--leader-elect=false", "--use-service-account-credentials=true", f"--root-ca-file={PKI}/ca.crt",
+            f"--service-account-private-key-file={PKI}/service-accounts.key",
+        )
+        self.start("kube-scheduler", STATE / "kube-scheduler", f"--kubeconfig={config}/scheduler", "--leader-elect=false")
+
+    def run_node(self) -> None:
+        config = STATE / "config"
+        settings = {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "containerRuntimeEndpoint": f"unix://{SOCKET}",
+            "cgroupDriver": "cgroupfs",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "oomScoreAdj": 0,
+            "authentication": {
+                "x509": {"clientCAFile": f"{PKI}/ca.crt"},
+                "webhook": {"enabled": True},
+                "anonymous": {"enabled": False},
+            },
+            "authorization": {"mode": "Webhook"},
+            "tlsCertFile": f"{PKI}/kubelet.crt",
+            "tlsPrivateKeyFile": f"{PKI}/kubelet.key",
+            # The disk is the machine's own, and may be nearly full for reasons of its own.
+            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "200Mi", "imagefs.available": "200Mi"},
+            "imageGCHighThresholdPercent": 100,
+            "resolvConf": "",
+            "clusterDomain": "cluster.local",
+            "maxPods": 200,
+            # As fast as the API lets it, not as a node of thousands should.
+            "kubeAPIQPS": 500,
+            "kubeAPIBurst": 1000,
+            "serializeImagePulls": False,
+        }
+        (STATE / "kubelet.json").write_text(json.dumps(settings), encoding="ascii")
+        self.start(
+            "kubelet", STATE / "kubelet", f"--config={STATE}/kubelet.json", f"--kubeconfig={config}/kubelet",
+            f"--hostname-override={NODE}", f"--node-ip={self.net.node}", f"--root-dir={STATE}/kubelet-data",
+        )
+        self.start(
+            "kube-proxy", STATE / "kube-proxy", f"--kubeconfig={config}/proxy", f"--hostname-override={NODE}",
+            "--proxy-mode=iptables", f"--cluster-cidr={self.net.pods}", "--conntrack-max-per-core=0",
+        )
+
+
+def _has_device(name: str) -> bool:
+    return subprocess.call(["ip", "link", "show", name], stdout=-3, stderr=-3) == 0
+
+
+def main() -> None:
+    number, programs, containerd, *images = sys.argv[1:]
+    net = Net(int(number))
+    node = Node(net, Path(programs), Path(containerd))
+    try:
+        node.make_places()
+        node.make_network()
+        pki.make(PKI, net)
+        node.run_containerd()
+        node.run_control_plane()
+        api = Api(PKI, net)
+        node.until("the API", api.is_ready)
+        node.run_controllers()
+        node.import_images(dict(image.split("=", 1) for image in images))
+        node.run_node()
+        node.until("the node", api.is_node_ready)
+        api.make_namespace(KERNELS)
+        node.until("the namespace's service account", lambda: api.has_default_account(KERNELS))
+        READY.touch()
+        node.reap(wait=True)
+    except Problem as problem:
+        sys.exit(f"dev-cluster: {problem}")
+
+
+main()

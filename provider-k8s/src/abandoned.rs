@@ -1,0 +1,43 @@
+//! Pods that a provider made before it was killed, and that never got their Secret: they would wait for it for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::names;
+use crate::phase::{self, PodPhase};
+
+/// Removes those that are there now, once nobody can be about to make their Secret any more.
+pub(crate) async fn clear(cluster: Arc<Cluster>) {
+    let is_waiting = |pod: &_| {
+        matches!(
+            phase::assess(pod, &[]),
+            PodPhase::Starting(_) | PodPhase::CannotStart(_)
+        )
+    };
+    let mut found = cluster.view.pods();
+    // Those of warm pools are the pools' own matter.
+    found.retain(|(_, pod)| names::pool(pod).is_none() && is_waiting(pod));
+    if found.is_empty() {
+        return;
+    }
+    tokio::time::sleep(cluster.config.abandoned_after).await;
+    for (id, pod) in found {
+        let now = cluster.view.sight(id).borrow().clone();
+        let Some(now) = now
+            .present()
+            .filter(|now| names::uid(now) == names::uid(&pod) && is_waiting(now))
+        else {
+            continue;
+        };
+        let removed = match cluster.has_secret(now).await {
+            Ok(true) => continue,
+            Ok(false) => cluster.delete(now, Duration::ZERO).await,
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(()) => tracing::warn!(kernel = %id, "a pod that was never finished is removed"),
+            Err(error) => tracing::warn!(kernel = %id, %error, "a pod that was never finished may be left"),
+        }
+    }
+}

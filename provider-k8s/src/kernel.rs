@@ -1,0 +1,507 @@
+//! One kernel: its handle, and the task that watches its pod.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jupyter_protocol::ConnectionInfo;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Pod;
+use kernel_provider::KernelId;
+use kernel_provider::provider::{
+    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
+};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::hold::Hold;
+use crate::link::Link;
+use crate::manifest::Manifest;
+use crate::phase::{self, PodPhase};
+use crate::registry::Registry;
+use crate::start::{self, Made, Ready, Waiting};
+use crate::view::Sight;
+use crate::{AbortOnDrop, names, plan};
+
+/// How long a restarted kernel may take until it answers: its image is on the node, as a rule.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a pod may be kept for a restart that was announced, beyond the grace that its kernel has.
+const HOLD: Duration = Duration::from_secs(60);
+/// How long a kernel may take to be gone that was killed.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long may pass from a pod's removal until the kernel's end is known here. It is an event; this is for a watch that
+/// is broken.
+const NEWS_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A kernel of a [`K8sProvider`](crate::K8sProvider).
+pub(crate) struct K8sKernel {
+    id: KernelId,
+    cluster: Arc<Cluster>,
+    registry: Weak<Registry>,
+    phase: watch::Sender<Phase>,
+    state: Mutex<State>,
+    /// Held by whoever restarts or ends it.
+    operation: tokio::sync::Mutex<()>,
+    /// Woken when a restart that is under way is no longer wanted.
+    give_up_restart: Notify,
+}
+
+struct State {
+    pod: Arc<Pod>,
+    /// As it is in the pod.
+    file: ConnectionInfo,
+    secret: BTreeMap<String, ByteString>,
+    link: Arc<Link>,
+    supervisor: Option<AbortOnDrop>,
+    /// Keeps the pod for a restart, and waits for the kernel's end.
+    held: Option<(Hold, AbortOnDrop)>,
+    is_restarting: bool,
+    /// Whether it is to end for good.
+    is_ending: bool,
+}
+
+impl K8sKernel {
+    /// A kernel that runs.
+    pub(crate) fn running(cluster: &Arc<Cluster>, registry: &Arc<Registry>, id: KernelId, ready: Ready) -> Arc<Self> {
+        let kernel = Arc::new(Self {
+            id,
+            cluster: Arc::clone(cluster),
+            registry: Arc::downgrade(registry),
+            phase: watch::Sender::new(Phase::Running),
+            state: Mutex::new(State {
+                pod: ready.pod,
+                file: ready.file,
+                secret: ready.secret,
+                link: Arc::new(ready.link),
+                supervisor: None,
+                held: None,
+                is_restarting: false,
+                is_ending: false,
+            }),
+            operation: tokio::sync::Mutex::default(),
+            give_up_restart: Notify::new(),
+        });
+        kernel.supervise();
+        kernel
+    }
+
+    pub(crate) fn id(&self) -> KernelId {
+        self.id
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        match &*self.phase.borrow() {
+            Phase::Exited(exit) => Some(exit.clone()),
+            _ => None,
+        }
+    }
+
+    fn pod(&self) -> Arc<Pod> {
+        Arc::clone(&crate::lock(&self.state).pod)
+    }
+
+    fn gone(&self) -> Result<(), ProviderError> {
+        match self.exit() {
+            Some(exit) => Err(ProviderError::Gone(exit.cause)),
+            None => Ok(()),
+        }
+    }
+
+    /// Watches the pod that the kernel has now.
+    fn supervise(self: &Arc<Self>) {
+        let sight = self.cluster.view.sight(self.id);
+        let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), sight));
+        crate::lock(&self.state).supervisor = Some(AbortOnDrop::new(&task));
+    }
+
+    /// The pod's process is gone.
+    fn pod_ended(&self, exit: Exit) {
+        if !crate::lock(&self.state).is_restarting {
+            self.exited(exit);
+        }
+    }
+
+    /// The kernel is gone and no other pod takes its place.
+    fn exited(&self, mut exit: Exit) {
+        if crate::lock(&self.state).is_ending {
+            exit.cause = ExitCause::Requested;
+            if let Some(registry) = self.registry.upgrade() {
+                registry.remove(self);
+            }
+        } else {
+            tracing::warn!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
+            forget_eldest(&self.cluster);
+        }
+        self.phase.send_replace(Phase::Exited(exit));
+    }
+
+    /// What is to be made for a restart where the kernelspec is another than when the pod was made.
+    async fn changed(&self) -> Option<Manifest> {
+        let cluster = Arc::clone(&self.cluster);
+        let (id, pod, secret) = {
+            let state = crate::lock(&self.state);
+            (self.id, Arc::clone(&state.pod), state.secret.clone())
+        };
+        let looking = tokio::task::spawn_blocking(move || plan::changed(&cluster.config, id, &pod, &secret));
+        looking.await.ok().flatten()
+    }
+
+    /// Keeps the pod for a restart, if it can be kept.
+    async fn hold(&self, grace: Duration) -> Option<Hold> {
+        let pod = self.pod();
+        let is_kept = names::annotation(&pod, names::RESTART) == Some(names::IN_PLACE);
+        if !is_kept || !matches!(phase::assess(&pod, &[]), PodPhase::Running { .. }) {
+            return None;
+        }
+        match Hold::begin(&self.cluster, &pod, grace.saturating_add(HOLD)).await {
+            Ok(hold) => Some(hold),
+            Err(error) => {
+                tracing::info!(kernel = %self.id, %error, "a restart takes a new pod");
+                None
+            }
+        }
+    }
+
+    /// Keeps the pod for a restart that follows, if it can be kept and the restart will want it.
+    async fn prepare_restart(self: &Arc<Self>) {
+        if self.exit().is_some() || self.changed().await.is_some() {
+            return;
+        }
+        let Some(hold) = self.hold(Duration::ZERO).await else {
+            return;
+        };
+        let (kernel, ended) = (Arc::downgrade(self), hold.ended());
+        let telling = tokio::spawn(async move {
+            // Where the pod ended with it, its supervisor tells that.
+            if let Some(cause) = ended.await
+                && let Some(kernel) = kernel.upgrade()
+            {
+                kernel.pod_ended(Exit::new(cause));
+            }
+        });
+        crate::lock(&self.state).held = Some((hold, AbortOnDrop::new(&telling)));
+    }
+
+    /// Ends the kernel and starts another in the same pod. False where the pod cannot be kept; it may be gone then.
+    async fn restart_in_place(&self, waiting: &Waiting<'_>, grace: Duration) -> Result<bool, LaunchError> {
+        let held = crate::lock(&self.state).held.take();
+        let pod = self.pod();
+        let uid = names::uid(&pod);
+        let hold = match held.map(|(hold, _)| hold).filter(|hold| hold.is_of(uid)) {
+            Some(hold) => Some(hold),
+            None => self.hold(grace).await,
+        };
+        let Some(mut hold) = hold else {
+            return Ok(false);
+        };
+        let ended = hold.ended();
+        tokio::pin!(ended);
+        if !grace.is_zero() {
+            hold.signal("TERM").await;
+        }
+        let is_ended = match tokio::time::timeout(grace, &mut ended).await {
+            Ok(ended) => ended.is_some(),
+            Err(_) => {
+                hold.signal("KILL").await;
+                matches!(tokio::time::timeout(KILL_DEADLINE, ended).await, Ok(Some(_)))
+            }
+        };
+        if !is_ended {
+            return Ok(false);
+        }
+        hold.go().await;
+        let (link, file) = {
+            let state = crate::lock(&self.state);
+            (Arc::clone(&state.link), state.file.clone())
+        };
+        let mut sight = self.cluster.view.sight(self.id);
+        let opened = start::wait_for_sockets(waiting, &mut sight, uid, &file, &link).await;
+        // One that does not answer goes, as a new pod would.
+        if let Err(LaunchError::TimedOut { .. }) = opened
+            && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut sight).await
+        {
+            tracing::warn!(kernel = %self.id, %error, "a kernel that does not answer after a restart is left");
+        }
+        opened.map(|()| true)
+    }
+
+    async fn restart_now(self: &Arc<Self>, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
+        let restarting = Restarting::begin(self)?;
+        self.phase.send_replace(Phase::Restarting);
+        let waiting = Waiting {
+            cluster: &self.cluster,
+            id: self.id,
+            timeout: RESTART_TIMEOUT,
+            deadline: Instant::now() + RESTART_TIMEOUT,
+            progress: &progress,
+            may_have_rivals: false,
+        };
+        let changed = self.changed().await;
+        if changed.is_none() {
+            match self.restart_in_place(&waiting, grace).await {
+                Ok(true) => {
+                    restarting.done(None);
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    restarting.failed(&error);
+                    return Err(error);
+                }
+            }
+        }
+        let (pod, secret) = {
+            let mut state = crate::lock(&self.state);
+            state.held = None;
+            (Arc::clone(&state.pod), state.secret.clone())
+        };
+        let mut sight = self.cluster.view.sight(self.id);
+        self.cluster.end(&pod, grace, &mut sight).await?;
+        let manifest = changed.unwrap_or_else(|| Manifest::again(self.id, &pod, &secret));
+        let made = start::start(&waiting, manifest, None).await;
+        let made = match made {
+            // Another that restarts or launches the same kernel was quicker.
+            Ok(Made::Exists | Made::Rival) => {
+                let theirs = sight.borrow().present().cloned();
+                match theirs {
+                    Some(theirs) => start::adopt(&waiting, &theirs).await,
+                    None => Err(ProviderError::failed("restart the kernel", "another pod of its name is made").into()),
+                }
+            }
+            Ok(Made::Ready(ready)) => Ok(*ready),
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(ready) => {
+                restarting.done(Some(ready));
+                Ok(())
+            }
+            Err(error) => {
+                restarting.failed(&error);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Removes the pods of kernels that ended by themselves, but for the newest.
+fn forget_eldest(cluster: &Arc<Cluster>) {
+    let is_over = |pod: &Arc<Pod>| matches!(phase::assess(pod, &[]), PodPhase::Ended(_) | PodPhase::CannotStart(_));
+    let mut over: Vec<_> = cluster
+        .view
+        .pods()
+        .into_iter()
+        .map(|(_, pod)| pod)
+        // Those of warm pools are the pools' own matter.
+        .filter(|pod| names::pool(pod).is_none() && is_over(pod))
+        .collect();
+    over.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
+    let excess = over.len().saturating_sub(cluster.config.keep_ended);
+    over.truncate(excess);
+    if over.is_empty() {
+        return;
+    }
+    let cluster = Arc::clone(cluster);
+    // Short, and with a deadline of its own for each call.
+    tokio::spawn(async move {
+        for pod in over {
+            if let Err(error) = cluster.delete(&pod, Duration::ZERO).await {
+                tracing::debug!(%error, "the pod of a kernel that ended stays");
+            }
+        }
+    });
+}
+
+/// A restart that is under way. Dropping it gives the restart up.
+struct Restarting<'a> {
+    kernel: &'a Arc<K8sKernel>,
+    exit: Exit,
+    is_over: bool,
+}
+
+impl<'a> Restarting<'a> {
+    fn begin(kernel: &'a Arc<K8sKernel>) -> Result<Self, ProviderError> {
+        let mut state = crate::lock(&kernel.state);
+        if state.is_ending {
+            return Err(ProviderError::Gone(ExitCause::Requested));
+        }
+        state.is_restarting = true;
+        let given_up = "it was ended for a restart that was given up".to_owned();
+        Ok(Self {
+            kernel,
+            exit: Exit::new(ExitCause::Unknown(given_up)),
+            is_over: false,
+        })
+    }
+
+    /// In a new pod, where there is one.
+    fn done(mut self, ready: Option<Ready>) {
+        self.is_over = true;
+        {
+            let mut state = crate::lock(&self.kernel.state);
+            state.is_restarting = false;
+            if let Some(ready) = ready {
+                state.pod = ready.pod;
+                state.file = ready.file;
+                state.secret = ready.secret;
+                state.link = Arc::new(ready.link);
+            }
+        }
+        self.kernel.phase.send_replace(Phase::Running);
+        self.kernel.supervise();
+    }
+
+    fn failed(mut self, error: &LaunchError) {
+        self.exit = match error {
+            LaunchError::Died { exit } => exit.clone(),
+            LaunchError::TimedOut { timeout, output } => {
+                let cause = format!("it did not answer within {timeout:?} after a restart, and was ended");
+                Exit::new(ExitCause::Unknown(cause)).with_output(output)
+            }
+            other => Exit::new(ExitCause::Unknown(format!("it could not be restarted: {other}"))),
+        };
+    }
+}
+
+impl Drop for Restarting<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        crate::lock(&self.kernel.state).is_restarting = false;
+        let pod = self.kernel.pod();
+        let is_there = {
+            let sight = self.kernel.cluster.view.sight(self.kernel.id);
+            let sight = sight.borrow();
+            let same = sight.present().filter(|now| names::uid(now) == names::uid(&pod));
+            same.is_some_and(|now| matches!(phase::assess(now, &[]), PodPhase::Running { .. } | PodPhase::Ending))
+        };
+        if is_there {
+            // The old pod is there still. If it was asked to end, its supervisor will tell.
+            self.kernel.phase.send_replace(Phase::Running);
+            self.kernel.supervise();
+        } else {
+            self.kernel.exited(self.exit.clone());
+        }
+    }
+}
+
+/// Watches a pod until its kernel is gone.
+async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut sight: watch::Receiver<Sight>) {
+    let uid = names::uid(&last).to_owned();
+    loop {
+        let now = sight.borrow_and_update().clone();
+        if let Some(pod) = now.pod.filter(|pod| names::uid(pod) == uid) {
+            last = pod;
+            if let Some(kernel) = kernel.upgrade() {
+                crate::lock(&kernel.state).pod = Arc::clone(&last);
+            }
+        }
+        let is_present = !sight.borrow().lacks(&uid);
+        let is_deleted = last.metadata.deletion_timestamp.is_some();
+        let ended = match phase::assess(&last, &[]) {
+            _ if !is_present => Some(phase::removal(&last)),
+            // It is gone when its pod is, which it is about to be.
+            _ if is_deleted => None,
+            PodPhase::Ended(cause) => Some(cause),
+            PodPhase::CannotStart(failure) => Some(ExitCause::Unknown(format!("{failure:?}"))),
+            _ => None,
+        };
+        if let Some(cause) = ended {
+            let Some(kernel) = kernel.upgrade() else {
+                return;
+            };
+            let output = if is_present {
+                kernel.cluster.evidence(&last).await
+            } else {
+                String::new()
+            };
+            kernel.pod_ended(Exit::new(cause).with_output(output));
+            return;
+        }
+        if sight.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What embedders hold.
+pub(crate) struct Shared(pub(crate) Arc<K8sKernel>);
+
+#[async_trait]
+impl KernelHandle for Shared {
+    fn record(&self) -> KernelRecord {
+        names::record(&self.0.cluster.config.name, self.0.id, &self.0.pod())
+    }
+
+    async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
+        self.0.gone()?;
+        let state = crate::lock(&self.0.state);
+        Ok(state.link.connection(&state.file))
+    }
+
+    fn phase(&self) -> watch::Receiver<Phase> {
+        self.0.phase.subscribe()
+    }
+
+    async fn output(&self) -> Result<String, ProviderError> {
+        match (self.0.cluster.output(&self.0.pod()).await, self.0.exit()) {
+            (Err(_), Some(exit)) => Ok(exit.output),
+            (read, _) => read,
+        }
+    }
+
+    async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
+        self.0.gone()?;
+        let pod = self.0.pod();
+        if names::annotation(&pod, names::INTERRUPT) == Some("message") {
+            return Ok(Interrupt::ByMessage);
+        }
+        match self.0.cluster.signal(&pod, "INT").await {
+            Ok(()) => Ok(Interrupt::Signalled),
+            Err(error) => {
+                self.0.gone()?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn prepare_restart(&self) {
+        let _operation = self.0.operation.lock().await;
+        self.0.prepare_restart().await;
+    }
+
+    async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
+        let _operation = self.0.operation.lock().await;
+        tokio::select! {
+            biased;
+            () = self.0.give_up_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
+            restarted = self.0.restart_now(grace, progress) => restarted,
+        }
+    }
+
+    async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
+        self.0.give_up_restart.notify_waiters();
+        let _operation = self.0.operation.lock().await;
+        let mut sight = self.0.cluster.view.sight(self.0.id);
+        let pod = self.0.pod();
+        if let Some(exit) = self.0.exit() {
+            // It ended before; now nobody wants its pod any more.
+            if !sight.borrow().lacks(names::uid(&pod)) {
+                self.0.cluster.end(&pod, Duration::ZERO, &mut sight).await?;
+            }
+            if let Some(registry) = self.0.registry.upgrade() {
+                registry.remove(&self.0);
+            }
+            return Ok(exit);
+        }
+        crate::lock(&self.0.state).is_ending = true;
+        self.0.cluster.end(&pod, grace, &mut sight).await?;
+        tokio::time::timeout(NEWS_DEADLINE, self.wait())
+            .await
+            .map_err(|_| ProviderError::failed("end the kernel", "its pod is gone, and nothing says so here"))
+    }
+}

@@ -1,0 +1,168 @@
+//! The way to a kernel's sockets: its pod's address, or a port-forward.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use jupyter_protocol::{Channel, ConnectionInfo, Transport};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+const CHANNELS: [Channel; 5] = [
+    Channel::Shell,
+    Channel::Iopub,
+    Channel::Stdin,
+    Channel::Control,
+    Channel::Heartbeat,
+];
+/// How long one try may take. A pod that is gone does not refuse a connection: it does not answer.
+const TRY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The way to one pod.
+pub(crate) enum Link {
+    /// By its address.
+    Address(String),
+    /// Through the API server.
+    Forward(Box<Forward>),
+}
+
+impl Link {
+    /// Where clients connect to; `file` is the connection file as it is in the pod.
+    pub(crate) fn connection(&self, file: &ConnectionInfo) -> ConnectionInfo {
+        let mut connection = file.clone();
+        match self {
+            Self::Address(ip) => connection.ip.clone_from(ip),
+            Self::Forward(forward) => {
+                connection.transport = Transport::Ipc;
+                connection.ip.clone_from(&forward.prefix);
+            }
+        }
+        connection
+    }
+
+    /// Waits until all of the kernel's sockets are open; for ever, if they never are.
+    ///
+    /// That is no event anywhere, so it is tried: at an address every few milliseconds; through the API server, where
+    /// each try is a call, at first after 50 ms, then ever later up to half a second.
+    pub(crate) async fn ready(&self, file: &ConnectionInfo) {
+        match self {
+            Self::Address(ip) => {
+                let started = Instant::now();
+                for channel in CHANNELS {
+                    let address = (ip.as_str(), file.port(channel));
+                    while !matches!(
+                        tokio::time::timeout(TRY_DEADLINE, TcpStream::connect(address)).await,
+                        Ok(Ok(_))
+                    ) {
+                        let pause =
+                            (started.elapsed() / 100).clamp(Duration::from_millis(1), Duration::from_millis(10));
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+            }
+            Self::Forward(forward) => {
+                let mut pause = Duration::from_millis(50);
+                while !matches!(
+                    tokio::time::timeout(TRY_DEADLINE, forward.greeted(file)).await,
+                    Ok(Ok(()))
+                ) {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 3 / 2).min(Duration::from_millis(500));
+                }
+            }
+        }
+    }
+}
+
+/// Unix sockets, each connection to which is carried through the API server to a port of the pod. A connection that
+/// breaks is closed; who connects again gets another.
+pub(crate) struct Forward {
+    pods: Api<Pod>,
+    pod: String,
+    prefix: String,
+    _dir: tempfile::TempDir,
+    _tasks: JoinSet<()>,
+}
+
+impl Forward {
+    /// Makes the sockets. Blocks shortly, on files.
+    pub(crate) fn open(pods: &Api<Pod>, pod: &str, file: &ConnectionInfo, dir: Option<&Path>) -> io::Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("kmux-");
+        // Made for this user only.
+        let dir = match dir {
+            Some(parent) => builder.tempdir_in(parent)?,
+            None => builder.tempdir()?,
+        };
+        let prefix = dir.path().join("k").to_string_lossy().into_owned();
+        let mut tasks = JoinSet::new();
+        for channel in CHANNELS {
+            let port = file.port(channel);
+            let listener = UnixListener::bind(format!("{prefix}-{port}"))?;
+            tasks.spawn(serve(listener, pods.clone(), pod.to_owned(), port));
+        }
+        Ok(Self {
+            pods: pods.clone(),
+            pod: pod.to_owned(),
+            prefix,
+            _dir: dir,
+            _tasks: tasks,
+        })
+    }
+
+    /// Whether all ports are open: who listens there greets first, as ZMTP has it. An open port-forward says nothing yet.
+    async fn greeted(&self, file: &ConnectionInfo) -> Result<(), ()> {
+        let ports = CHANNELS.map(|channel| file.port(channel));
+        let mut forwarder = self.pods.portforward(&self.pod, &ports).await.map_err(drop)?;
+        let mut streams: Vec<_> = ports.iter().filter_map(|port| forwarder.take_stream(*port)).collect();
+        let mut all = Ok(());
+        for stream in &mut streams {
+            all = all.and(stream.read_u8().await.map(drop).map_err(drop));
+            if all.is_err() {
+                break;
+            }
+        }
+        forwarder.abort();
+        all
+    }
+}
+
+/// Carries each connection that is made, for ever.
+async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let (pods, pod) = (pods.clone(), pod.clone());
+                    connections.spawn(async move {
+                        if let Err(error) = carry(stream, &pods, &pod, port).await {
+                            tracing::debug!(%pod, port, %error, "a port-forward ended");
+                        }
+                    });
+                }
+                // Out of descriptors, as a rule: the next one may fare better.
+                Err(error) => {
+                    tracing::warn!(%pod, port, %error, "a port-forward cannot be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn carry(mut local: UnixStream, pods: &Api<Pod>, pod: &str, port: u16) -> Result<(), String> {
+    let mut forwarder = pods
+        .portforward(pod, &[port])
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut remote = forwarder.take_stream(port).ok_or("there is no stream")?;
+    let copied = tokio::io::copy_bidirectional(&mut local, &mut remote).await;
+    forwarder.abort();
+    copied.map(drop).map_err(|error| error.to_string())
+}

@@ -1,0 +1,659 @@
+//! The objects of a kernel: its pod, and the Secret with its connection file and environment.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use jupyter_protocol::kernelspec::{InterruptMode, LaunchArgs, expand_env};
+use jupyter_protocol::{ConnectionInfo, InstalledKernelspec, Key};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, LocalObjectReference, Pod, PodSecurityContext,
+    PodSpec, SeccompProfile, Secret, SecretKeySelector, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kernel_provider::KernelId;
+use kernel_provider::provider::ipykernel::lossless_argument;
+use sha2::{Digest as _, Sha256};
+
+use crate::names;
+use crate::settings::{self, Settings};
+
+/// A kernel's sockets in its pod. The network is the pod's own, so they are the same in each.
+const PORTS: [u16; 5] = [9301, 9302, 9303, 9304, 9305];
+
+/// A pod that is to be made, and what its Secret will hold.
+#[derive(Clone)]
+pub(crate) struct Manifest {
+    pub(crate) pod: Pod,
+    pub(crate) secret: BTreeMap<String, ByteString>,
+}
+
+/// What a kernel is made from.
+pub(crate) struct Kernel<'a> {
+    pub(crate) id: KernelId,
+    pub(crate) provider: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) owner: Option<&'a str>,
+    pub(crate) installed: &'a InstalledKernelspec,
+    pub(crate) settings: Settings,
+    pub(crate) env: &'a BTreeMap<String, String>,
+    pub(crate) launched: DateTime<Utc>,
+    /// Whether it is made ahead, for a launch that is not known yet.
+    pub(crate) is_ahead: bool,
+}
+
+/// The connection file of a kernel in a pod.
+pub(crate) fn connection(spec_name: &str, env: &BTreeMap<String, String>) -> ConnectionInfo {
+    let [shell_port, iopub_port, stdin_port, control_port, hb_port] = PORTS;
+    ConnectionInfo {
+        ip: "0.0.0.0".to_owned(),
+        shell_port,
+        iopub_port,
+        stdin_port,
+        control_port,
+        hb_port,
+        key: Key::random(),
+        kernel_name: spec_name.to_owned(),
+        jupyter_session: env.get("JPY_SESSION_NAME").cloned(),
+        ..ConnectionInfo::default()
+    }
+}
+
+/// A word that no other attempt has, as names of objects may hold it.
+pub(crate) fn attempt() -> String {
+    let random = KernelId::random().as_uuid().simple().to_string();
+    random.chars().take(12).collect()
+}
+
+impl Manifest {
+    /// The objects of a kernel.
+    ///
+    /// # Errors
+    /// What is wrong with the kernelspec or the environment.
+    pub(crate) fn new(kernel: Kernel<'_>) -> Result<Self, String> {
+        let Kernel { installed, env, .. } = &kernel;
+        let connection = connection(&installed.name, env);
+        let file = serde_json::to_vec(&connection).map_err(|error| error.to_string())?;
+        let mut secret = BTreeMap::from([(names::CONNECTION_KEY.to_owned(), ByteString(file))]);
+        for (name, value) in *env {
+            check_variable(name)?;
+            secret.insert(
+                format!("{}{name}", names::ENV_PREFIX),
+                ByteString(value.clone().into_bytes()),
+            );
+        }
+        let attempt = attempt();
+        let secret_name = names::secret(&names::pod(kernel.id), &attempt);
+        let spec = pod_spec(&kernel, &secret_name)?;
+        let is_kept = restarts_in_place(&kernel)?;
+        let template = kernel.settings.pod_template.metadata.unwrap_or_default();
+        let mut labels = template.labels.unwrap_or_default();
+        labels.extend(
+            [
+                (names::MANAGED_BY, names::OURS.to_owned()),
+                (names::PROVIDER, kernel.provider.to_owned()),
+                (names::KERNEL_ID, kernel.id.to_string()),
+                // What tools that know Enterprise Gateway go by.
+                ("component", "kernel".to_owned()),
+                (names::EG_KERNEL_ID, kernel.id.to_string()),
+            ]
+            .map(|(name, value)| (name.to_owned(), value)),
+        );
+        let interrupt = match kernel.installed.spec.interrupt_mode {
+            InterruptMode::Message => "message",
+            _ => "signal",
+        };
+        let mut annotations = template.annotations.unwrap_or_default();
+        annotations.extend(
+            [
+                (names::SPEC, kernel.installed.name.clone()),
+                (
+                    names::LAUNCHED,
+                    kernel.launched.to_rfc3339_opts(SecondsFormat::Micros, true),
+                ),
+                (names::INTERRUPT, interrupt.to_owned()),
+                (names::ATTEMPT, attempt),
+            ]
+            .map(|(name, value)| (name.to_owned(), value)),
+        );
+        if let Some(owner) = kernel.owner {
+            annotations.insert(names::OWNER.to_owned(), owner.to_owned());
+        }
+        if is_kept {
+            annotations.insert(names::RESTART.to_owned(), names::IN_PLACE.to_owned());
+        }
+        let pod = Pod {
+            metadata: ObjectMeta {
+                name: Some(names::pod(kernel.id)),
+                namespace: Some(kernel.namespace.to_owned()),
+                labels: Some(labels),
+                annotations: Some(annotations),
+                ..ObjectMeta::default()
+            },
+            spec: Some(spec),
+            status: None,
+        };
+        Ok(Self { pod, secret })
+    }
+
+    /// Notes in the pod what it was made from.
+    pub(crate) fn note(&mut self, name: &str, value: String) {
+        let annotations = self.pod.metadata.annotations.get_or_insert_default();
+        annotations.insert(name.to_owned(), value);
+    }
+
+    /// Puts the pod into a warm pool.
+    pub(crate) fn enter(&mut self, pool: &str) {
+        let labels = self.pod.metadata.labels.get_or_insert_default();
+        labels.insert(names::POOL.to_owned(), pool.to_owned());
+    }
+
+    /// The same for the same kernelspec, settings and environment, whoever makes it, and for nothing else: what two
+    /// pods differ in beside names and keys. As a label's value may be.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut pod = self.pod.clone();
+        pod.metadata.name = None;
+        let labels = pod.metadata.labels.get_or_insert_default();
+        for name in [names::KERNEL_ID, names::EG_KERNEL_ID] {
+            labels.remove(name);
+        }
+        let annotations = pod.metadata.annotations.get_or_insert_default();
+        let attempt = annotations.remove(names::ATTEMPT).unwrap_or_default();
+        for name in [names::LAUNCHED, names::OWNER, names::SETTINGS, names::WORKING_DIR] {
+            annotations.remove(name);
+        }
+        let secret_name = names::secret(names::name(&self.pod), &attempt);
+        // A pod is always text.
+        let text = serde_json::to_string(&pod)
+            .unwrap_or_default()
+            .replace(&secret_name, "");
+        let mut hash = Sha256::new();
+        hash.update(text);
+        for (name, value) in self.secret.iter().filter(|(name, _)| *name != names::CONNECTION_KEY) {
+            hash.update(name);
+            hash.update(&value.0);
+        }
+        hash.finalize()
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    /// The same kernel in another pod, with the same key.
+    pub(crate) fn again(id: KernelId, pod: &Pod, secret: &BTreeMap<String, ByteString>) -> Self {
+        let attempt = attempt();
+        let name = names::secret(&names::pod(id), &attempt);
+        let mut annotations = pod.metadata.annotations.clone().unwrap_or_default();
+        annotations.insert(names::ATTEMPT.to_owned(), attempt);
+        let mut spec = pod.spec.clone().unwrap_or_default();
+        // What the cluster has entered of its own accord is for it to choose anew.
+        spec.node_name = None;
+        for volume in spec
+            .volumes
+            .iter_mut()
+            .flatten()
+            .filter(|volume| volume.name == names::VOLUME)
+        {
+            if let Some(source) = &mut volume.secret {
+                source.secret_name = Some(name.clone());
+            }
+        }
+        let containers = spec
+            .containers
+            .iter_mut()
+            .filter(|container| container.name == names::CONTAINER);
+        for variable in containers.filter_map(|container| container.env.as_mut()).flatten() {
+            let source = variable
+                .value_from
+                .as_mut()
+                .and_then(|from| from.secret_key_ref.as_mut());
+            if let Some(source) = source.filter(|source| source.key.starts_with(names::ENV_PREFIX)) {
+                source.name.clone_from(&name);
+            }
+        }
+        let metadata = ObjectMeta {
+            // Where the pod before was claimed, its name was another.
+            name: Some(names::pod(id)),
+            namespace: pod.metadata.namespace.clone(),
+            labels: pod.metadata.labels.clone(),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        };
+        let pod = Pod {
+            metadata,
+            spec: Some(spec),
+            status: None,
+        };
+        Self {
+            pod,
+            secret: secret.clone(),
+        }
+    }
+
+    /// The Secret, once the pod that owns it is there.
+    pub(crate) fn secret(&self, made: &Pod) -> Secret {
+        let attempt = names::annotation(&self.pod, names::ATTEMPT).unwrap_or_default();
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(names::secret(names::name(&self.pod), attempt)),
+                namespace: made.metadata.namespace.clone(),
+                labels: made.metadata.labels.clone(),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Pod".to_owned(),
+                    name: made.metadata.name.clone().unwrap_or_default(),
+                    uid: names::uid(made).to_owned(),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            },
+            immutable: Some(true),
+            data: Some(self.secret.clone()),
+            ..Secret::default()
+        }
+    }
+}
+
+fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
+    let settings = &kernel.settings;
+    let mut spec = settings.pod_template.spec.clone().unwrap_or_default();
+    refuse_owned(&spec)?;
+    let given = spec
+        .containers
+        .iter()
+        .position(|container| container.name == names::CONTAINER);
+    let base = given.map(|index| spec.containers.remove(index)).unwrap_or_default();
+    spec.containers.insert(0, container(kernel, base, secret_name)?);
+    // A kernel's state is gone with its process: there is nothing to start again.
+    spec.restart_policy = Some("Never".to_owned());
+    // Then the kernel is not process 1, whose signals are ignored where it has no handler for them, and what it leaves
+    // behind is reaped.
+    spec.share_process_namespace.get_or_insert(true);
+    spec.automount_service_account_token.get_or_insert(false);
+    spec.enable_service_links.get_or_insert(false);
+    if settings.service_account.is_some() {
+        spec.service_account_name.clone_from(&settings.service_account);
+    }
+    let context = spec.security_context.get_or_insert_default();
+    secure(context, settings);
+    let secrets = settings
+        .image_pull_secrets
+        .iter()
+        .map(|name| LocalObjectReference { name: name.clone() });
+    spec.image_pull_secrets.get_or_insert_default().extend(secrets);
+    if !settings.node_selector.is_empty() {
+        spec.node_selector
+            .get_or_insert_default()
+            .extend(settings.node_selector.clone());
+    }
+    if !settings.tolerations.is_empty() {
+        spec.tolerations
+            .get_or_insert_default()
+            .extend(settings.tolerations.clone());
+    }
+    let volumes = spec.volumes.get_or_insert_default();
+    volumes.extend(settings.volumes.clone());
+    volumes.push(Volume {
+        name: names::VOLUME.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret_name.to_owned()),
+            default_mode: Some(0o400),
+            items: Some(vec![k8s_openapi::api::core::v1::KeyToPath {
+                key: names::CONNECTION_KEY.to_owned(),
+                path: names::CONNECTION_KEY.to_owned(),
+                mode: None,
+            }]),
+            optional: None,
+        }),
+        ..Volume::default()
+    });
+    // In memory, as Secrets are: no key reaches a node's disk.
+    volumes.push(Volume {
+        name: names::COPY_VOLUME.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".to_owned()),
+            size_limit: Some(Quantity("1Mi".to_owned())),
+        }),
+        ..Volume::default()
+    });
+    Ok(spec)
+}
+
+/// Copies the connection file, over what a kernel before may have left, then becomes the kernel.
+const COPYING: &str = r#"umask 077; cp -f "$1" "$2" && shift 2 && exec "$@""#;
+/// Runs the kernel, also after a restart.
+const KEEPING: &str = include_str!("shell/keep.sh");
+
+/// Whether Python runs the kernel: then its image has a shell.
+fn is_python(program: &str) -> bool {
+    program.rsplit('/').next().unwrap_or_default().starts_with("python")
+}
+
+fn restarts_in_place(kernel: &Kernel<'_>) -> Result<bool, String> {
+    let argv = settings::argv(&kernel.installed.spec)?;
+    let program = argv.first().map(String::as_str).unwrap_or_default();
+    Ok(kernel.settings.restart_in_place.unwrap_or_else(|| is_python(program)))
+}
+
+/// What the provider decides, whatever a template says: said so, rather than gone over in silence.
+fn refuse_owned(spec: &PodSpec) -> Result<(), String> {
+    let kernel = spec
+        .containers
+        .iter()
+        .find(|container| container.name == names::CONTAINER);
+    let mounts_ours = kernel
+        .and_then(|kernel| kernel.volume_mounts.as_ref())
+        .is_some_and(|mounts| {
+            mounts
+                .iter()
+                .any(|mount| mount.mount_path.starts_with(names::CONNECTION_DIR))
+        });
+    let owned = [
+        ("spec.restartPolicy", spec.restart_policy.is_some()),
+        ("spec.nodeName", spec.node_name.is_some()),
+        ("spec.hostNetwork", spec.host_network.is_some()),
+        ("spec.activeDeadlineSeconds", spec.active_deadline_seconds.is_some()),
+        (
+            "the kernel container's command",
+            kernel.is_some_and(|kernel| kernel.command.is_some()),
+        ),
+        (
+            "the kernel container's args",
+            kernel.is_some_and(|kernel| kernel.args.is_some()),
+        ),
+        (
+            "the kernel container's image",
+            kernel.is_some_and(|kernel| kernel.image.is_some()),
+        ),
+        ("a mount at /run/kernelmux or /run/kernelmux-rw", mounts_ours),
+        (
+            "a volume named kernelmux-connection",
+            spec.volumes.iter().flatten().any(|volume| volume.name == names::VOLUME),
+        ),
+        (
+            "a volume named kernelmux-connection-copy",
+            spec.volumes
+                .iter()
+                .flatten()
+                .any(|volume| volume.name == names::COPY_VOLUME),
+        ),
+    ];
+    match owned.iter().find(|(_, is_set)| *is_set) {
+        Some((what, _)) => Err(format!(
+            "the pod template sets {what}, which is the provider's to decide"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What the `restricted` level of Pod Security asks for, where the template does not say otherwise.
+fn secure(context: &mut PodSecurityContext, settings: &Settings) {
+    context.run_as_non_root.get_or_insert(true);
+    context.seccomp_profile.get_or_insert_with(|| SeccompProfile {
+        type_: "RuntimeDefault".to_owned(),
+        localhost_profile: None,
+    });
+    if context.run_as_user.is_none() {
+        context.run_as_user = settings.run_as_user;
+    }
+    if context.run_as_group.is_none() {
+        context.run_as_group = settings.run_as_group;
+    }
+    // The connection file is this group's: nobody else in the pod can read it.
+    if context.fs_group.is_none() {
+        context.fs_group = context.run_as_group;
+    }
+}
+
+fn container(kernel: &Kernel<'_>, mut base: Container, secret_name: &str) -> Result<Container, String> {
+    let settings = &kernel.settings;
+    let spec = &kernel.installed.spec;
+    let mut argv = kernel.installed.clone();
+    argv.spec.argv = settings::argv(spec)?;
+    // The interpreter is the image's, not one of this machine.
+    let program = argv.spec.argv.first().cloned().unwrap_or_default();
+    let copies = settings.writable_connection_file.unwrap_or_else(|| is_python(&program));
+    let keeps = restarts_in_place(kernel)?;
+    let mut command = argv.argv(&LaunchArgs {
+        connection_file: if copies {
+            names::COPY_FILE
+        } else {
+            names::CONNECTION_FILE
+        },
+        python: Some(&program),
+        ..LaunchArgs::default()
+    });
+    command.extend(lossless_argument(&argv.spec).map(str::to_owned));
+    if copies {
+        let copying = ["sh", "-c", COPYING, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
+        command.splice(0..0, copying);
+    }
+    if keeps {
+        command.splice(0..0, ["sh", "-c", KEEPING, "sh", names::COPY_DIR].map(str::to_owned));
+    }
+    command.iter_mut().for_each(|word| *word = literal(word));
+    names::CONTAINER.clone_into(&mut base.name);
+    base.image.clone_from(&settings.image);
+    if settings.image_pull_policy.is_some() {
+        base.image_pull_policy.clone_from(&settings.image_pull_policy);
+    }
+    base.command = Some(command);
+    if settings.working_dir.is_some() {
+        base.working_dir.clone_from(&settings.working_dir);
+    }
+    let environment = environment(kernel, base.env.take().unwrap_or_default(), secret_name);
+    base.env = Some(environment);
+    let resources = base.resources.get_or_insert_default();
+    for (ours, theirs) in [
+        (&settings.resources.requests, &mut resources.requests),
+        (&settings.resources.limits, &mut resources.limits),
+    ] {
+        if let Some(ours) = ours {
+            theirs.get_or_insert_default().extend(ours.clone());
+        }
+    }
+    let mounts = base.volume_mounts.get_or_insert_default();
+    mounts.extend(settings.volume_mounts.clone());
+    mounts.push(VolumeMount {
+        name: names::VOLUME.to_owned(),
+        mount_path: names::CONNECTION_DIR.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    });
+    if copies || keeps {
+        mounts.push(VolumeMount {
+            name: names::COPY_VOLUME.to_owned(),
+            mount_path: names::COPY_DIR.to_owned(),
+            ..VolumeMount::default()
+        });
+    }
+    let security: &mut SecurityContext = base.security_context.get_or_insert_default();
+    security.allow_privilege_escalation.get_or_insert(false);
+    security.capabilities.get_or_insert_with(|| Capabilities {
+        drop: Some(vec!["ALL".to_owned()]),
+        add: None,
+    });
+    Ok(base)
+}
+
+/// As Kubernetes, which takes `$(NAME)` for a variable and `$$` for `$`, takes it for just this text.
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+/// The kernelspec's variables, then those of the launch. The latter can be anything, tokens included, so they come from
+/// the Secret.
+fn environment(kernel: &Kernel<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> Vec<EnvVar> {
+    let own = kernel
+        .installed
+        .spec
+        .env
+        .iter()
+        .filter(|(name, _)| !kernel.env.contains_key(*name));
+    env.extend(own.map(|(name, template)| EnvVar {
+        name: name.clone(),
+        value: Some(literal(&expand_env(template, |name| kernel.env.get(name).cloned()))),
+        value_from: None,
+    }));
+    env.extend(kernel.env.keys().map(|name| EnvVar {
+        name: name.clone(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            secret_key_ref: Some(SecretKeySelector {
+                key: format!("{}{name}", names::ENV_PREFIX),
+                name: secret_name.to_owned(),
+                optional: None,
+            }),
+            ..EnvVarSource::default()
+        }),
+    }));
+    if !kernel.is_ahead {
+        env.push(EnvVar {
+            name: "KERNELMUX_KERNEL_ID".to_owned(),
+            value: Some(kernel.id.to_string()),
+            value_from: None,
+        });
+    }
+    env
+}
+
+fn check_variable(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.len() > 200 || !name.chars().all(fits) {
+        return Err(format!(
+            "{name:?} cannot be an environment variable of a pod: letters, digits, '_', '-' and '.' only"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn manifest(kubernetes: Value) -> Result<Manifest, String> {
+        let spec = serde_json::from_value(json!({
+            "argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "env": {"GREETING": "for ${KERNEL_USERNAME}"},
+            "metadata": {"kernelmux": {"kubernetes": kubernetes}},
+        }))
+        .unwrap();
+        let installed = InstalledKernelspec {
+            name: "python3".to_owned(),
+            spec,
+            resource_dir: PathBuf::from("/nowhere"),
+        };
+        let settings = Settings::of(&installed.spec, None)?.unwrap();
+        Manifest::new(Kernel {
+            id: KernelId::random(),
+            provider: "k8s",
+            namespace: "kernels",
+            owner: Some("Ann Ö"),
+            installed: &installed,
+            settings,
+            env: &BTreeMap::from([
+                ("KERNEL_USERNAME".to_owned(), "ann".to_owned()),
+                ("TOKEN".to_owned(), "a-secret-value".to_owned()),
+            ]),
+            launched: DateTime::UNIX_EPOCH,
+            is_ahead: true,
+        })
+    }
+
+    #[test]
+    fn a_fingerprint_tells_settings_apart_and_nothing_else() {
+        let of = |kubernetes: Value| manifest(kubernetes).unwrap().fingerprint();
+        let one = of(json!({"image": "x"}));
+        assert_eq!(one, of(json!({"image": "x"})));
+        assert_ne!(one, of(json!({"image": "y"})));
+        assert_ne!(one, of(json!({"image": "x", "gpus": 1})));
+        // As a label's value may be.
+        assert!(one.len() == 32 && one.chars().all(|c| c.is_ascii_hexdigit()), "{one}");
+    }
+
+    #[test]
+    fn nothing_secret_is_in_the_pod() {
+        let manifest = manifest(json!({"image": "x"})).unwrap();
+        let text = serde_json::to_string(&manifest.pod).unwrap();
+        let file = &manifest.secret[names::CONNECTION_KEY].0;
+        let connection: ConnectionInfo = serde_json::from_slice(file).unwrap();
+        assert!(
+            !text.contains("a-secret-value") && !text.contains(connection.key.expose()),
+            "{text}"
+        );
+        assert_eq!(manifest.secret["env.TOKEN"].0, b"a-secret-value");
+        assert!(text.contains("for ann"), "{text}");
+        let container = &manifest.pod.spec.unwrap().containers[0];
+        let command = container.command.as_ref().unwrap();
+        let [.., file, lossless] = &command[..] else {
+            panic!("{command:?}")
+        };
+        assert_eq!(file, names::COPY_FILE);
+        assert!(lossless.contains("XPUB_NODROP"), "{lossless}");
+        assert_eq!(command[11], "python3");
+        // Kubernetes makes one of each two.
+        let keeping = command[2].replace("$$", "\0");
+        assert!(!keeping.contains('$') && keeping.replace('\0', "$") == KEEPING);
+    }
+
+    #[test]
+    fn a_template_is_merged() {
+        let manifest = manifest(json!({
+            "image": "x",
+            "volume_mounts": [{"name": "home", "mountPath": "/home"}],
+            "pod_template": {"spec": {
+                "containers": [
+                    {"name": "sidecar", "image": "y"},
+                    {"name": "kernel", "env": [{"name": "A", "value": "1"}], "resources": {"limits": {"cpu": "1"}}},
+                ],
+                "securityContext": {"runAsUser": 7},
+                "volumes": [{"name": "home", "emptyDir": {}}],
+            }},
+        }))
+        .unwrap();
+        let spec = manifest.pod.spec.unwrap();
+        let names: Vec<_> = spec
+            .containers
+            .iter()
+            .map(|container| container.name.as_str())
+            .collect();
+        assert_eq!(names, ["kernel", "sidecar"]);
+        assert_eq!(spec.containers[0].env.as_ref().unwrap()[0].name, "A");
+        let context = spec.security_context.unwrap();
+        assert_eq!((context.run_as_user, context.run_as_group), (Some(7), Some(100)));
+        assert_eq!(spec.volumes.unwrap().len(), 3);
+    }
+
+    #[test]
+    fn what_is_the_providers_cannot_be_overridden() {
+        for spec in [
+            json!({"containers": [{"name": "kernel", "command": ["sh"]}]}),
+            json!({"containers": [], "restartPolicy": "Always"}),
+            json!({"containers": [], "hostNetwork": true}),
+            json!({"containers": [], "volumes": [{"name": "kernelmux-connection", "emptyDir": {}}]}),
+        ] {
+            let refused = manifest(json!({"image": "x", "pod_template": {"spec": spec}}))
+                .err()
+                .unwrap();
+            assert!(refused.contains("the provider's to decide"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_same_kernel_in_another_pod_has_another_secret_of_the_same_content() {
+        let first = manifest(json!({"image": "x"})).unwrap();
+        let id = names::kernel_id(&first.pod).unwrap();
+        let second = Manifest::again(id, &first.pod, &first.secret);
+        let name = |manifest: &Manifest| manifest.secret(&manifest.pod).metadata.name.unwrap();
+        assert_ne!(name(&first), name(&second));
+        assert!(first.secret == second.secret);
+        let text = serde_json::to_string(&second.pod).unwrap();
+        assert!(text.contains(&name(&second)) && !text.contains(&name(&first)), "{text}");
+    }
+}

@@ -1,0 +1,249 @@
+//! What a pod and its events say of the kernel in it. Pure: the same objects give the same answer.
+
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition};
+use kernel_provider::provider::ExitCause;
+
+use crate::names;
+
+/// Reasons for which a container waits that do not pass by themselves, or are not worth waiting for.
+const CANNOT_START: &[&str] = &[
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+    "PreCreateHookError",
+    "PreStartHookError",
+    "PostStartHookError",
+    "CrashLoopBackOff",
+];
+/// Reasons with which a container is told to have ended that never ran.
+const NEVER_RAN: &[&str] = &["StartError", "ContainerCannotRun"];
+/// A kubelet that has no room tells it so.
+const NO_ROOM: &[&str] = &[
+    "OutOfcpu",
+    "OutOfmemory",
+    "OutOfpods",
+    "UnexpectedAdmissionError",
+    "NodeAffinity",
+];
+/// A volume is being made, as a rule, which is no lack of anything. If none ever is, the launch's time-out tells it.
+const UNBOUND: &str = "unbound immediate PersistentVolumeClaims";
+/// Exit codes above this are 128 plus a signal's number.
+const SIGNALLED: i32 = 128;
+const LAST_SIGNAL: i32 = 64;
+const SIGKILL: i32 = 9;
+
+/// What a pod is doing, as far as it concerns its kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PodPhase {
+    /// It is being started.
+    Starting(Step),
+    /// It will not start.
+    CannotStart(StartFailure),
+    /// The kernel's process runs.
+    Running {
+        /// The pod's address.
+        ip: String,
+    },
+    /// It was asked to end and has not ended yet.
+    Ending,
+    /// The kernel's process is gone.
+    Ended(ExitCause),
+}
+
+/// How far it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    /// No node is chosen yet.
+    Accepted,
+    /// A node is chosen.
+    Scheduled,
+    /// An image is being fetched, which the text says.
+    Pulling(String),
+}
+
+/// Why it does not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StartFailure {
+    /// There is no place for it.
+    NoRoom(String),
+    /// Something is wrong with what it is made of.
+    Broken {
+        /// Kubernetes' word for it, such as `ErrImagePull`.
+        reason: String,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// What a pod and the events about it come to.
+pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
+    if let Some(phase) = ended(pod) {
+        return phase;
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        return PodPhase::Ending;
+    }
+    let status = pod.status.clone().unwrap_or_default();
+    let scheduled = condition(pod, "PodScheduled");
+    if let Some(refused) = scheduled.filter(|scheduled| scheduled.status == "False") {
+        let reason = refused.reason.clone().unwrap_or_default();
+        let message = refused.message.as_deref().unwrap_or_default();
+        if reason == "Unschedulable" && !message.contains(UNBOUND) {
+            return PodPhase::CannotStart(StartFailure::NoRoom(refused.message.clone().unwrap_or(reason)));
+        }
+    }
+    // An init container of the pod's template can hold it up just as well.
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
+    for container in containers {
+        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+        if let Some(reason) = waiting.and_then(|waiting| waiting.reason.as_deref())
+            && CANNOT_START.contains(&reason)
+        {
+            let message = waiting.and_then(|waiting| waiting.message.clone()).unwrap_or_default();
+            return broken(reason, &message);
+        }
+    }
+    let is_running = kernel_container(pod)
+        .and_then(|container| container.state.as_ref())
+        .is_some_and(|state| state.running.is_some());
+    if let Some(ip) = status.pod_ip.filter(|ip| is_running && !ip.is_empty()) {
+        return PodPhase::Running { ip };
+    }
+    PodPhase::Starting(step(pod, events))
+}
+
+fn step(pod: &Pod, events: &[Event]) -> Step {
+    let pulling = events
+        .iter()
+        .rfind(|event| matches!(event.reason.as_deref(), Some("Pulling" | "Pulled" | "Failed")))
+        .filter(|event| event.reason.as_deref() == Some("Pulling"));
+    let is_scheduled = condition(pod, "PodScheduled").is_some_and(|scheduled| scheduled.status == "True");
+    match pulling {
+        Some(event) => Step::Pulling(event.message.clone().unwrap_or_default()),
+        None if is_scheduled => Step::Scheduled,
+        None => Step::Accepted,
+    }
+}
+
+fn broken(reason: &str, message: &str) -> PodPhase {
+    PodPhase::CannotStart(StartFailure::Broken {
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    })
+}
+
+fn ended(pod: &Pod) -> Option<PodPhase> {
+    let status = pod.status.as_ref()?;
+    let terminated = kernel_container(pod)
+        .and_then(|container| container.state.as_ref())
+        .and_then(|state| state.terminated.as_ref());
+    let is_over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+    if terminated.is_none() && !is_over {
+        return None;
+    }
+    let reason = status.reason.as_deref().unwrap_or_default();
+    let message = status.message.clone().unwrap_or_else(|| reason.to_owned());
+    if NO_ROOM.contains(&reason) {
+        return Some(PodPhase::CannotStart(StartFailure::NoRoom(message)));
+    }
+    if let Some(told) = terminated
+        && let Some(reason) = told.reason.as_deref()
+        && NEVER_RAN.contains(&reason)
+    {
+        return Some(broken(reason, told.message.as_deref().unwrap_or_default()));
+    }
+    Some(PodPhase::Ended(cause(pod, reason, message, terminated)))
+}
+
+fn cause(pod: &Pod, reason: &str, message: String, terminated: Option<&ContainerStateTerminated>) -> ExitCause {
+    match reason {
+        "Evicted" | "Preempting" | "Shutdown" | "Terminated" | "NodeShutdown" => return ExitCause::Evicted(message),
+        "NodeLost" => return ExitCause::NodeLost(message),
+        _ => {}
+    }
+    let is_oom = |told: &ContainerStateTerminated| told.reason.as_deref() == Some("OOMKilled");
+    if terminated.is_some_and(is_oom) {
+        return ExitCause::OutOfMemory;
+    }
+    if let Some(disrupted) = disruption(pod) {
+        return disrupted;
+    }
+    match terminated {
+        Some(told) => match (told.signal, told.exit_code) {
+            (Some(signal), _) if signal != 0 => ExitCause::Signal(signal),
+            (_, code) => exit_cause(code),
+        },
+        None => ExitCause::Unknown(if message.is_empty() {
+            "its pod ended and says nothing".to_owned()
+        } else {
+            message
+        }),
+    }
+}
+
+/// What an exit code says, as shells and Kubernetes have it.
+pub(crate) fn exit_cause(code: i32) -> ExitCause {
+    match code {
+        code if code > SIGNALLED && code <= SIGNALLED + LAST_SIGNAL => ExitCause::Signal(code - SIGNALLED),
+        code => ExitCause::Code(code),
+    }
+}
+
+/// Why somebody takes the pod's place from it, if that is so.
+fn disruption(pod: &Pod) -> Option<ExitCause> {
+    let disrupted = condition(pod, "DisruptionTarget").filter(|target| target.status == "True")?;
+    let why = disrupted
+        .message
+        .clone()
+        .or_else(|| disrupted.reason.clone())
+        .unwrap_or_default();
+    Some(match disrupted.reason.as_deref() {
+        Some("DeletionByTaintManager" | "DeletionByPodGC") => ExitCause::NodeLost(why),
+        _ => ExitCause::Evicted(why),
+    })
+}
+
+/// Why a kernel is gone whose pod was removed by somebody else; the pod as it was seen last.
+pub(crate) fn removal(pod: &Pod) -> ExitCause {
+    let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref());
+    if reason == Some("NodeLost") {
+        return ExitCause::NodeLost("its node does not answer".to_owned());
+    }
+    if let Some(disrupted) = disruption(pod) {
+        return disrupted;
+    }
+    match assess(pod, &[]) {
+        // What ends a process that is deleted, as `kubectl delete pod` does, is a signal.
+        PodPhase::Ended(ExitCause::Signal(15 | SIGKILL) | ExitCause::Code(_)) if is_deleted(pod) => ExitCause::Deleted,
+        PodPhase::Ended(cause) => cause,
+        _ => ExitCause::Deleted,
+    }
+}
+
+fn is_deleted(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+fn kernel_container(pod: &Pod) -> Option<&ContainerStatus> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    containers.iter().find(|container| container.name == names::CONTAINER)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! What is to be made for a launch, and whether a pod that is kept ready will do.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jupyter_protocol::InstalledKernelspec;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Pod;
+use kernel_provider::KernelId;
+use kernel_provider::provider::{LaunchError, LaunchRequest};
+
+use crate::manifest::{Kernel, Manifest};
+use crate::settings::Settings;
+use crate::{K8sConfig, inputs, names, specs};
+
+/// What is to be made.
+pub(crate) struct Plan {
+    /// Where a pod is made for the launch.
+    pub(crate) manifest: Manifest,
+    /// Of which pool a pod will do, or why none does; `None` where the kernelspec has no pool.
+    pub(crate) pool: Option<Result<String, String>>,
+}
+
+/// Plans a launch. Blocks on the file system.
+///
+/// # Errors
+/// What is wrong with the kernelspec or the request.
+pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, LaunchError> {
+    let (installed, mut own) = specs::get(config, &request.spec)?;
+    config.add_volumes(&mut own);
+    let wrong = |reason| LaunchError::CannotStart {
+        what: format!("a kernel of {}", installed.name),
+        reason,
+    };
+    let settings = asked(config, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
+    let pool = (own.warm_pool.size > 0).then(|| fitting(config, &installed, &own, request));
+    let made_from = ahead(config, request.id, &installed, own.clone());
+    let kernel = kernel(config, request.id, &installed, settings);
+    let manifest = Manifest::new(Kernel {
+        owner: request.owner.as_deref(),
+        env: &request.env,
+        ..kernel
+    });
+    let mut manifest = manifest.map_err(wrong)?;
+    manifest.note(names::SETTINGS, made_from.map_err(wrong)?.fingerprint());
+    if let Some(dir) = &request.working_dir {
+        manifest.note(names::WORKING_DIR, dir.to_string_lossy().into_owned());
+    }
+    Ok(Plan { manifest, pool })
+}
+
+/// What is to be made for a restart where the kernelspec is another by now than when the pod was made; `None` where it
+/// is the same, or where what it says now will not do. Blocks on the file system.
+pub(crate) fn changed(
+    config: &K8sConfig,
+    id: KernelId,
+    pod: &Pod,
+    secret: &BTreeMap<String, ByteString>,
+) -> Option<Manifest> {
+    let made_from = names::annotation(pod, names::SETTINGS)?;
+    let spec = names::annotation(pod, names::SPEC)?;
+    let (installed, mut own) = specs::get(config, spec).ok()?;
+    config.add_volumes(&mut own);
+    if ahead(config, id, &installed, own).ok()?.fingerprint() == made_from {
+        return None;
+    }
+    let mut request = LaunchRequest::new(id, spec);
+    request.owner = names::annotation(pod, names::OWNER).map(str::to_owned);
+    request.working_dir = names::annotation(pod, names::WORKING_DIR).map(PathBuf::from);
+    request.env = secret
+        .iter()
+        .filter_map(|(name, value)| {
+            let value = String::from_utf8(value.0.clone()).ok()?;
+            Some((name.strip_prefix(names::ENV_PREFIX)?.to_owned(), value))
+        })
+        .collect();
+    match plan(config, &request) {
+        Ok(Plan { mut manifest, .. }) => {
+            if let Some(launched) = names::annotation(pod, names::LAUNCHED) {
+                manifest.note(names::LAUNCHED, launched.to_owned());
+            }
+            Some(manifest)
+        }
+        Err(error) => {
+            tracing::warn!(kernel = %id, %error, "a kernel is restarted as it was, not as its kernelspec is by now");
+            None
+        }
+    }
+}
+
+/// What a kernel without an owner and variables of its own is made from.
+fn kernel<'a>(
+    config: &'a K8sConfig,
+    id: KernelId,
+    installed: &'a InstalledKernelspec,
+    settings: Settings,
+) -> Kernel<'a> {
+    const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+    Kernel {
+        id,
+        provider: &config.name,
+        namespace: &config.namespace,
+        owner: None,
+        installed,
+        settings,
+        env: NONE,
+        launched: chrono::Utc::now(),
+        is_ahead: false,
+    }
+}
+
+/// A pod that is made ahead, for whichever launch.
+///
+/// # Errors
+/// What is wrong with the kernelspec.
+pub(crate) fn ahead(
+    config: &K8sConfig,
+    id: KernelId,
+    installed: &InstalledKernelspec,
+    settings: Settings,
+) -> Result<Manifest, String> {
+    let mut manifest = Manifest::new(Kernel {
+        is_ahead: true,
+        ..kernel(config, id, installed, settings)
+    })?;
+    manifest.note(names::SETTINGS, manifest.fingerprint());
+    Ok(manifest)
+}
+
+/// The kernelspec's settings with what the launch sets of them.
+fn asked(
+    config: &K8sConfig,
+    own: &Settings,
+    env: &BTreeMap<String, String>,
+    request: &LaunchRequest,
+) -> Result<Settings, String> {
+    let mut settings = own.clone();
+    inputs::apply(&mut settings, env, &config.policy)?;
+    let ignores_dir = own.warm_pool.without.contains(inputs::WORKING_DIR) && !env.contains_key(inputs::WORKING_DIR);
+    if let Some(dir) = request.working_dir.as_ref().filter(|_| !ignores_dir) {
+        inputs::working_dir(&mut settings, &dir.to_string_lossy(), &config.policy)?;
+    }
+    Ok(settings)
+}
+
+/// The pool whose pods are as the launch wants its pod.
+///
+/// # Errors
+/// Why they are not.
+fn fitting(
+    config: &K8sConfig,
+    installed: &InstalledKernelspec,
+    own: &Settings,
+    request: &LaunchRequest,
+) -> Result<String, String> {
+    let mut env = request.env.clone();
+    env.retain(|name, _| !own.warm_pool.does_without(name));
+    let settings = asked(config, own, &env, request)?;
+    let differences = own.differences(&settings);
+    if !differences.is_empty() {
+        return Err(format!("it asks for {} of its own", differences.join(", ")));
+    }
+    if !env.is_empty() {
+        let names: Vec<&str> = env.keys().map(String::as_str).collect();
+        return Err(format!("it sets {}", names.join(", ")));
+    }
+    ahead(config, request.id, installed, settings).map(|manifest| manifest.fingerprint())
+}

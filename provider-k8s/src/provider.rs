@@ -1,0 +1,287 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use kernel_provider::KernelId;
+use kernel_provider::provider::{
+    AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
+    Progress, ProviderError, Selector, Specs,
+};
+use kube::Client;
+use std::time::Duration;
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::kernel::{K8sKernel, Shared};
+use crate::phase::{self, PodPhase};
+use crate::plan::{self, Plan};
+use crate::pool::{Claimed, Pools};
+use crate::registry::Registry;
+use crate::start::{self, Made, Waiting};
+use crate::{AbortOnDrop, K8sConfig, abandoned, names, specs};
+
+/// How long a pod that was found may take until its kernel can be connected to.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long another gateway may take, once it has claimed a pod or made one, to find that this one did so too.
+const RIVAL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Runs kernels as pods of a Kubernetes cluster, in one namespace.
+///
+/// The cluster alone knows what runs: another provider of the same name on the same namespace, also one that runs at the
+/// same time, finds the same kernels.
+pub struct K8sProvider {
+    cluster: Arc<Cluster>,
+    registry: Arc<Registry>,
+    specs: watch::Sender<Arc<Specs>>,
+    pools: Pools,
+    _tasks: [AbortOnDrop; 2],
+}
+
+fn is_ending(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+impl K8sProvider {
+    /// Opens the namespace with the credentials that there are: those of `KUBECONFIG` or `~/.kube/config`, or of the pod
+    /// that this program runs in.
+    ///
+    /// # Errors
+    /// [`ProviderError`] where there are none, or as [`open_with`](Self::open_with).
+    pub async fn open(config: K8sConfig) -> Result<Self, ProviderError> {
+        let client = Client::try_default().await.map_err(|error| {
+            let advice = format!("{error}; set KUBECONFIG, or run in a pod with a service account");
+            ProviderError::failed("find the cluster", advice)
+        })?;
+        Self::open_with(client, config).await
+    }
+
+    /// Opens the namespace with this client. Must be called in an async runtime with its I/O and time enabled.
+    ///
+    /// # Errors
+    /// [`ProviderError`] where the cluster does not answer or does not let the namespace's pods be watched.
+    pub async fn open_with(client: Client, config: K8sConfig) -> Result<Self, ProviderError> {
+        let cluster = Arc::new(Cluster::open(client, config).await?);
+        let found = blocking({
+            let cluster = Arc::clone(&cluster);
+            move || specs::find(&cluster.config)
+        })
+        .await?;
+        let specs = watch::Sender::new(Arc::new(found));
+        let following = tokio::spawn(specs::follow(Arc::new(cluster.config.clone()), specs.clone()));
+        let clearing = tokio::spawn(abandoned::clear(Arc::clone(&cluster)));
+        Ok(Self {
+            _tasks: [AbortOnDrop::new(&following), AbortOnDrop::new(&clearing)],
+            pools: Pools::keep(&cluster, specs.subscribe()),
+            cluster,
+            registry: Arc::default(),
+            specs,
+        })
+    }
+
+    /// What is to be made for the request.
+    async fn plan(&self, request: &LaunchRequest) -> Result<Plan, LaunchError> {
+        let (cluster, request) = (Arc::clone(&self.cluster), request.clone());
+        blocking(move || plan::plan(&cluster.config, &request)).await?
+    }
+
+    /// Takes a pod that is kept ready, where there is one that will do, or makes one.
+    async fn make(
+        &self,
+        waiting: &Waiting<'_>,
+        request: &LaunchRequest,
+        mut turn: Option<OwnedMutexGuard<()>>,
+    ) -> Result<Made, LaunchError> {
+        let Plan { manifest, pool } = self.plan(request).await?;
+        let why = match pool {
+            None => return start::start(waiting, manifest, turn).await,
+            Some(Err(why)) => why,
+            Some(Ok(pool)) => {
+                let owner = request.owner.as_deref();
+                match self.pools.claim(waiting, &pool, owner, &mut turn).await? {
+                    Claimed::Ready(ready) => return Ok(Made::Ready(ready)),
+                    Claimed::Rival => return Ok(Made::Rival),
+                    Claimed::Cold(why) => why,
+                }
+            }
+        };
+        tracing::info!(kernel = %request.id, spec = request.spec, why, "no pod that is kept ready is taken");
+        waiting.progress.report(LaunchStage::Cold(why));
+        let waiting = Waiting {
+            may_have_rivals: true,
+            ..*waiting
+        };
+        start::start(&waiting, manifest, turn).await
+    }
+
+    fn hold(&self, id: KernelId, ready: start::Ready) -> Arc<dyn KernelHandle> {
+        let kernel = K8sKernel::running(&self.cluster, &self.registry, id, ready);
+        self.registry.insert(&kernel);
+        Arc::new(Shared(kernel))
+    }
+}
+
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, ProviderError> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(|error| ProviderError::failed("read the kernelspecs", error))
+}
+
+#[async_trait]
+impl KernelProvider for K8sProvider {
+    fn name(&self) -> &str {
+        &self.cluster.config.name
+    }
+
+    fn specs(&self) -> watch::Receiver<Arc<Specs>> {
+        self.specs.subscribe()
+    }
+
+    async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError> {
+        let deadline = Instant::now() + request.timeout;
+        let timed_out = || LaunchError::TimedOut {
+            timeout: request.timeout,
+            output: String::new(),
+        };
+        let id = request.id;
+        let turn = tokio::time::timeout_at(deadline, self.registry.turn(id));
+        let mut turn = Some(turn.await.map_err(|_| timed_out())?);
+        if let Some(kernel) = self.registry.get(id).filter(|kernel| kernel.exit().is_none()) {
+            progress.report(LaunchStage::Ready);
+            return Ok(Arc::new(Shared(kernel)));
+        }
+        let waiting = Waiting {
+            cluster: &self.cluster,
+            id,
+            timeout: request.timeout,
+            deadline,
+            progress: &progress,
+            may_have_rivals: false,
+        };
+        let mut sight = self.cluster.view.sight(id);
+        let ready = loop {
+            let now = sight.borrow_and_update().clone();
+            let Some(pod) = now.present() else {
+                match self.make(&waiting, &request, turn.take()).await? {
+                    Made::Ready(ready) => break *ready,
+                    Made::Rival => {
+                        // Until nothing is left of this one's pod, and it is known what the other does with its own:
+                        // it may have seen this one and have stepped back just so.
+                        let turn_again = tokio::time::timeout_at(deadline, self.registry.turn(id));
+                        turn = Some(turn_again.await.map_err(|_| timed_out())?);
+                        let left = sight.wait_for(|sight| sight.present().is_none_or(|pod| is_ending(pod)));
+                        let _ = tokio::time::timeout(RIVAL_DEADLINE, left).await;
+                        continue;
+                    }
+                    Made::Exists => {
+                        // Another's, which the watch has not told of yet.
+                        let turn_again = tokio::time::timeout_at(deadline, self.registry.turn(id));
+                        turn = Some(turn_again.await.map_err(|_| timed_out())?);
+                        let seen = sight.wait_for(|sight| sight.present().is_some());
+                        // Or which is gone by now.
+                        let _ = tokio::time::timeout(Duration::from_secs(1), seen).await;
+                        if Instant::now() >= deadline {
+                            return Err(timed_out());
+                        }
+                        continue;
+                    }
+                }
+            };
+            if names::pool(pod).is_some() {
+                let reason = format!("the id {id} is that of a pod that is kept ready; choose another");
+                return Err(LaunchError::BadRequest(reason));
+            }
+            match phase::assess(pod, &now.events_of(pod)) {
+                PodPhase::Ending | PodPhase::Ended(_) | PodPhase::CannotStart(_) => {
+                    // What is left of the kernel that had this id before makes place.
+                    let end = self.cluster.end(pod, Duration::ZERO, &mut sight);
+                    tokio::time::timeout_at(deadline, end)
+                        .await
+                        .map_err(|_| timed_out())??;
+                }
+                PodPhase::Starting(_) | PodPhase::Running { .. } => match start::adopt(&waiting, pod).await {
+                    // Whoever made it has not finished it.
+                    Err(LaunchError::Died { exit }) if exit.cause == ExitCause::Deleted => continue,
+                    adopted => break adopted?,
+                },
+            }
+        };
+        let handle = self.hold(id, ready);
+        progress.report(LaunchStage::Ready);
+        Ok(handle)
+    }
+
+    async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
+        let runs = |id: KernelId, pod: &_| match self.registry.get(id) {
+            Some(kernel) => kernel.exit().is_none(),
+            // What is being started here belongs to who starts it. What another began, and may have been killed before
+            // it was done, is found too.
+            None => {
+                let phase = phase::assess(pod, &[]);
+                let is_begun = matches!(phase, PodPhase::Starting(_) | PodPhase::Running { .. });
+                is_begun && !self.registry.is_launching(id)
+            }
+        };
+        let pods = self.cluster.view.pods();
+        let is_claimed = |pod: &_| names::pool(pod).is_none();
+        let running = pods.into_iter().filter(|(id, pod)| is_claimed(pod) && runs(*id, pod));
+        let records = running.map(|(id, pod)| names::record(&self.cluster.config.name, id, &pod));
+        Ok(records.filter(|record| selector.matches(record)).collect())
+    }
+
+    async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
+        if record.provider != self.cluster.config.name {
+            return Err(AttachError::Foreign {
+                theirs: record.provider.clone(),
+                ours: self.cluster.config.name.clone(),
+            });
+        }
+        let id = record.id;
+        let gone = |cause| AttachError::Gone { id, cause };
+        if let Some(kernel) = self.registry.get(id) {
+            return match kernel.exit() {
+                Some(exit) => Err(gone(exit.cause)),
+                None => Ok(Arc::new(Shared(kernel))),
+            };
+        }
+        let now = self.cluster.view.sight(id).borrow().clone();
+        let Some(pod) = now.present().filter(|pod| names::pool(pod).is_none()) else {
+            return Err(gone(ExitCause::Unknown("the cluster has no pod of it".to_owned())));
+        };
+        match phase::assess(pod, &[]) {
+            PodPhase::Ending => return Err(gone(phase::removal(pod))),
+            PodPhase::Ended(cause) => return Err(gone(cause)),
+            PodPhase::CannotStart(failure) => {
+                return Err(gone(ExitCause::Unknown(format!("it did not start: {failure:?}"))));
+            }
+            PodPhase::Starting(_) if !self.cluster.has_secret(pod).await? => {
+                let reason = "whoever made its pod has not made its Secret";
+                return Err(ProviderError::failed("attach to the kernel", reason).into());
+            }
+            PodPhase::Starting(_) | PodPhase::Running { .. } => {}
+        }
+        let progress = Progress::ignored();
+        let waiting = Waiting {
+            cluster: &self.cluster,
+            id,
+            timeout: ATTACH_TIMEOUT,
+            deadline: Instant::now() + ATTACH_TIMEOUT,
+            progress: &progress,
+            may_have_rivals: false,
+        };
+        match start::adopt(&waiting, pod).await {
+            Ok(ready) => {
+                let kernel = K8sKernel::running(&self.cluster, &self.registry, id, ready);
+                Ok(Arc::new(Shared(self.registry.insert_or_get(kernel))))
+            }
+            Err(LaunchError::Died { exit }) => Err(gone(exit.cause)),
+            Err(LaunchError::Provider(error)) => Err(error.into()),
+            Err(other) => Err(ProviderError::failed("attach to the kernel", other).into()),
+        }
+    }
+
+    async fn settle(&self) {
+        self.cluster.clearing.close();
+        self.cluster.clearing.wait().await;
+    }
+}

@@ -1,0 +1,64 @@
+//! The kernels that one provider has taken hold of, and whose turn it is to launch an id.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use kernel_provider::KernelId;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::kernel::K8sKernel;
+
+#[derive(Default)]
+pub(crate) struct Registry {
+    kernels: Mutex<HashMap<KernelId, Arc<K8sKernel>>>,
+    turns: Mutex<HashMap<KernelId, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Registry {
+    pub(crate) fn get(&self, id: KernelId) -> Option<Arc<K8sKernel>> {
+        crate::lock(&self.kernels).get(&id).cloned()
+    }
+
+    pub(crate) fn insert(&self, kernel: &Arc<K8sKernel>) {
+        crate::lock(&self.kernels).insert(kernel.id(), Arc::clone(kernel));
+    }
+
+    /// Adds a kernel unless there is one that lives; the one that is there now.
+    pub(crate) fn insert_or_get(&self, kernel: Arc<K8sKernel>) -> Arc<K8sKernel> {
+        let mut kernels = crate::lock(&self.kernels);
+        match kernels.get(&kernel.id()).filter(|known| known.exit().is_none()) {
+            Some(known) => Arc::clone(known),
+            None => {
+                kernels.insert(kernel.id(), Arc::clone(&kernel));
+                kernel
+            }
+        }
+    }
+
+    /// Removes this kernel; another that has its id by now stays.
+    pub(crate) fn remove(&self, kernel: &K8sKernel) {
+        let mut kernels = crate::lock(&self.kernels);
+        let is_it = |known: &Arc<K8sKernel>| std::ptr::eq(Arc::as_ptr(known), kernel);
+        if kernels.get(&kernel.id()).is_some_and(is_it) {
+            kernels.remove(&kernel.id());
+        }
+    }
+
+    /// Launches of one id come one after the other, and after what a launch that was given up left is gone.
+    pub(crate) async fn turn(&self, id: KernelId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = crate::lock(&self.turns);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let turn = turns.get(&id).and_then(Weak::upgrade).unwrap_or_default();
+            turns.insert(id, Arc::downgrade(&turn));
+            turn
+        };
+        turn.lock_owned().await
+    }
+
+    /// Whether this provider is launching the id, or clears away what a launch of it left.
+    pub(crate) fn is_launching(&self, id: KernelId) -> bool {
+        let turns = crate::lock(&self.turns);
+        turns.get(&id).is_some_and(|turn| turn.strong_count() > 0)
+    }
+}

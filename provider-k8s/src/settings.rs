@@ -1,0 +1,320 @@
+//! What a kernelspec says of its kernels' pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::TimeDelta;
+use jupyter_protocol::Kernelspec;
+use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements, Toleration, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// `metadata.kernelmux.kubernetes` of a `kernel.json`. Objects of Kubernetes are written as in its manifests.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// The image that has the kernel.
+    pub(crate) image: Option<String>,
+    /// `Always`, `IfNotPresent` or `Never`; Kubernetes' default where it is missing.
+    pub(crate) image_pull_policy: Option<String>,
+    /// Names of Secrets to fetch the image with.
+    pub(crate) image_pull_secrets: Vec<String>,
+    /// CPU, memory and the like: `{"requests": {…}, "limits": {…}}`.
+    pub(crate) resources: ResourceRequirements,
+    /// How many GPUs.
+    pub(crate) gpus: Option<u32>,
+    /// What Kubernetes calls them.
+    pub(crate) gpu_resource: String,
+    /// Volumes beside the operator's.
+    pub(crate) volumes: Vec<Volume>,
+    /// Where volumes are mounted in the kernel's container.
+    pub(crate) volume_mounts: Vec<VolumeMount>,
+    /// Labels that the node must have.
+    pub(crate) node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that are borne.
+    pub(crate) tolerations: Vec<Toleration>,
+    /// The service account; its token is not mounted.
+    pub(crate) service_account: Option<String>,
+    /// The directory that the kernel starts in; the image's where it is missing.
+    pub(crate) working_dir: Option<String>,
+    /// The user's id that the kernel runs as.
+    pub(crate) run_as_user: Option<i64>,
+    /// Its group's.
+    pub(crate) run_as_group: Option<i64>,
+    /// Whether the kernel gets a copy of the connection file that it can write. ipykernel before 6.29 writes the file
+    /// that it has read, and ends where it cannot. The copying takes `sh` and `cp` in the image. `None` is true for
+    /// kernels that Python runs.
+    pub(crate) writable_connection_file: Option<bool>,
+    /// Whether a restart keeps the pod. That takes `sh`, `mkfifo` and the like in the image. `None` is true for kernels
+    /// that Python runs.
+    pub(crate) restart_in_place: Option<bool>,
+    /// Pods that are made ahead, with a kernel that waits in each.
+    pub(crate) warm_pool: WarmPool,
+    /// What all else of the pod is like: a pod template, into which the above and what the provider needs is entered.
+    pub(crate) pod_template: PodTemplateSpec,
+}
+
+/// How many pods are kept ready, and for whom.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct WarmPool {
+    /// How many; none where it is 0.
+    pub(crate) size: u32,
+    /// After how many seconds a pod that nobody has claimed is replaced.
+    pub(crate) max_age: u64,
+    /// Variables of a launch that its kernel can do without: a pod that runs cannot take them any more.
+    pub(crate) without: BTreeSet<String>,
+}
+
+impl Default for WarmPool {
+    fn default() -> Self {
+        Self {
+            size: 0,
+            max_age: 3600,
+            without: BTreeSet::new(),
+        }
+    }
+}
+
+/// Variables that say something of the launch itself, and nothing to the kernel.
+const OF_THE_LAUNCH: [&str; 3] = ["KERNEL_GATEWAY", "KERNEL_ID", "KERNEL_LAUNCH_TIMEOUT"];
+
+impl WarmPool {
+    /// Whether a kernel does without this variable.
+    pub(crate) fn does_without(&self, variable: &str) -> bool {
+        OF_THE_LAUNCH.contains(&variable) || self.without.contains(variable)
+    }
+
+    pub(crate) fn max_age(&self) -> TimeDelta {
+        let seconds = i64::try_from(self.max_age).unwrap_or(i64::MAX);
+        TimeDelta::try_seconds(seconds).unwrap_or(TimeDelta::MAX)
+    }
+
+    /// # Errors
+    /// What is wrong with it.
+    fn check(&self) -> Result<(), String> {
+        if self.size > 1000 {
+            return Err(format!("warm_pool.size is {}, and at most 1000", self.size));
+        }
+        if self.max_age == 0 {
+            return Err("warm_pool.max_age is 0, and at least 1 (seconds)".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            image: None,
+            image_pull_policy: None,
+            image_pull_secrets: Vec::new(),
+            resources: ResourceRequirements::default(),
+            gpus: None,
+            gpu_resource: "nvidia.com/gpu".to_owned(),
+            volumes: Vec::new(),
+            volume_mounts: Vec::new(),
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            service_account: None,
+            working_dir: None,
+            // Of Jupyter's own images and of Enterprise Gateway's.
+            run_as_user: Some(1000),
+            run_as_group: Some(100),
+            writable_connection_file: None,
+            restart_in_place: None,
+            warm_pool: WarmPool::default(),
+            pod_template: PodTemplateSpec::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// What the kernelspec says; `None` where it is not of a kind that runs in a pod.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn of(spec: &Kernelspec, default_image: Option<&str>) -> Result<Option<Self>, String> {
+        let own = spec.metadata.get("kernelmux").and_then(|own| own.get("kubernetes"));
+        let mut settings = match (own, enterprise_gateway(spec)) {
+            (Some(own), _) => serde_json::from_value::<Self>(own.clone())
+                .map_err(|error| format!("metadata.kernelmux.kubernetes: {error}"))?,
+            (None, Some(theirs)) => theirs?,
+            (None, None) if default_image.is_some() => Self::default(),
+            (None, None) => return Ok(None),
+        };
+        if settings.image.is_none() {
+            settings.image = default_image.map(str::to_owned);
+        }
+        if settings.image.is_none() {
+            return Err("no image is named in metadata.kernelmux.kubernetes.image".to_owned());
+        }
+        settings
+            .warm_pool
+            .check()
+            .map_err(|error| format!("metadata.kernelmux.kubernetes: {error}"))?;
+        if let Some(gpus) = settings.gpus {
+            let resource = settings.gpu_resource.clone();
+            settings.limit(&resource, Quantity(gpus.to_string()));
+        }
+        Ok(Some(settings))
+    }
+
+    /// In what the other differs, of what a launch can set.
+    pub(crate) fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let fields = [
+            ("the image", self.image != other.image),
+            ("resources", self.resources != other.resources),
+            (
+                "volumes",
+                self.volumes != other.volumes || self.volume_mounts != other.volume_mounts,
+            ),
+            ("the service account", self.service_account != other.service_account),
+            ("the working directory", self.working_dir != other.working_dir),
+            (
+                "the user's or group's id",
+                self.run_as_user != other.run_as_user || self.run_as_group != other.run_as_group,
+            ),
+        ];
+        let differ = fields.into_iter().filter(|(_, differs)| *differs);
+        differ.map(|(field, _)| field).collect()
+    }
+
+    pub(crate) fn request(&mut self, resource: &str, quantity: Quantity) {
+        let requests = self.resources.requests.get_or_insert_default();
+        requests.insert(resource.to_owned(), quantity);
+    }
+
+    pub(crate) fn limit(&mut self, resource: &str, quantity: Quantity) {
+        let limits = self.resources.limits.get_or_insert_default();
+        limits.insert(resource.to_owned(), quantity);
+    }
+}
+
+/// Enterprise Gateway's form: `metadata.process_proxy`, or `metadata.kernel_provisioner` in its place.
+fn enterprise_gateway(spec: &Kernelspec) -> Option<Result<Settings, String>> {
+    let named = |stanza: &str, class: &str| {
+        let stanza = spec.metadata.get(stanza)?;
+        let name = stanza.get(class)?.as_str()?;
+        name.to_ascii_lowercase().contains("kubernetes").then_some(stanza)
+    };
+    let stanza = named("process_proxy", "class_name").or_else(|| named("kernel_provisioner", "provisioner_name"))?;
+    let image = stanza.get("config").and_then(|config| config.get("image_name"));
+    Some(match image.and_then(Value::as_str) {
+        Some(image) => Ok(Settings {
+            image: Some(image.to_owned()),
+            ..Settings::default()
+        }),
+        None => Ok(Settings::default()),
+    })
+}
+
+/// The command that runs the kernel in its container. The file's path is filled in where the kernel runs.
+///
+/// The `argv` of Enterprise Gateway's kernelspecs starts a launcher beside the gateway, which has no use here: the kernel
+/// in the image is started itself, as it is by everyone else.
+///
+/// # Errors
+/// Where it is not known how.
+pub(crate) fn argv(spec: &Kernelspec) -> Result<Vec<String>, String> {
+    let is_launcher = |arg: &String| arg.contains("launch_kubernetes") || arg.contains("launch_custom_resource");
+    if !spec.argv.iter().any(is_launcher) {
+        return match spec.argv.is_empty() {
+            true => Err("it has no argv".to_owned()),
+            false => Ok(spec.argv.clone()),
+        };
+    }
+    let command: &[&str] = match spec.language.to_ascii_lowercase().as_str() {
+        "python" => &["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "r" => &["R", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"],
+        other => {
+            return Err(format!(
+                "its argv starts Enterprise Gateway's launcher, and how kernels of the language {other:?} are started \
+                 without that is not known; put the kernel's own command into argv"
+            ));
+        }
+    };
+    Ok(command.iter().map(|word| (*word).to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(value: Value) -> Kernelspec {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn the_own_form() {
+        let spec = spec(json!({
+            "argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "metadata": {"kernelmux": {"kubernetes": {
+                "image": "example/python:1",
+                "resources": {"requests": {"memory": "1Gi"}},
+                "gpus": 2,
+                "tolerations": [{"key": "gpu", "operator": "Exists"}],
+                "pod_template": {"metadata": {"labels": {"team": "a"}}, "spec": {"priorityClassName": "low"}},
+            }}},
+        }));
+        let settings = Settings::of(&spec, None).unwrap().unwrap();
+        assert_eq!(settings.image.as_deref(), Some("example/python:1"));
+        assert_eq!(settings.resources.limits.unwrap()["nvidia.com/gpu"].0, "2");
+        assert_eq!(
+            settings.pod_template.spec.unwrap().priority_class_name.as_deref(),
+            Some("low")
+        );
+        assert_eq!(settings.run_as_user, Some(1000));
+    }
+
+    #[test]
+    fn the_own_form_with_a_mistake() {
+        for wrong in [
+            json!({"imgae": "x"}),
+            json!({"image": 1}),
+            json!({}),
+            json!([]),
+            json!({"image": "x", "warm_pool": {"size": 1, "max_age": 0}}),
+            json!({"image": "x", "warm_pool": {"size": -1}}),
+            json!({"image": "x", "warm_pool": {"sise": 1}}),
+        ] {
+            let spec = spec(json!({"argv": ["x"], "metadata": {"kernelmux": {"kubernetes": wrong}}}));
+            assert!(Settings::of(&spec, None).is_err());
+        }
+    }
+
+    #[test]
+    fn enterprise_gateways_form_as_it_is() {
+        let spec = spec(json!({
+            "language": "python",
+            "display_name": "Python on Kubernetes",
+            "metadata": {
+                "process_proxy": {
+                    "class_name": "enterprise_gateway.services.processproxies.k8s.KubernetesProcessProxy",
+                    "config": {"image_name": "elyra/kernel-py:3.2.3"},
+                },
+                "debugger": true,
+            },
+            "env": {},
+            "argv": ["python", "/usr/local/share/jupyter/kernels/python_kubernetes/scripts/launch_kubernetes.py",
+                     "--RemoteProcessProxy.kernel-id", "{kernel_id}"],
+        }));
+        let settings = Settings::of(&spec, None).unwrap().unwrap();
+        assert_eq!(settings.image.as_deref(), Some("elyra/kernel-py:3.2.3"));
+        assert_eq!(argv(&spec).unwrap()[2], "ipykernel_launcher");
+    }
+
+    #[test]
+    fn others_are_passed_over_unless_there_is_an_image_for_them() {
+        let spec = spec(json!({"argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]}));
+        assert_eq!(Settings::of(&spec, None), Ok(None));
+        let settings = Settings::of(&spec, Some("example/all:1")).unwrap().unwrap();
+        assert_eq!(settings.image.as_deref(), Some("example/all:1"));
+        let distributed = serde_json::from_value(json!({
+            "argv": ["x"], "metadata": {"process_proxy": {"class_name": "x.distributed.DistributedProcessProxy"}}
+        }));
+        assert_eq!(Settings::of(&distributed.unwrap(), None), Ok(None));
+    }
+}

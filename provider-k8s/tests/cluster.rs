@@ -1,0 +1,372 @@
+//! What goes wrong around kernels that run: connections break, gateways end, two of them work side by side.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "common/calls.rs"]
+mod calls;
+mod common;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use calls::Calls;
+use common::{LONG, Place, create, image, launch, pod_name, run};
+use futures::future::join_all;
+use http::Method;
+use jupyter_protocol::client::Client;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kernel_provider::KernelId;
+use kernel_provider::provider::{
+    ExitCause, KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress, Selector,
+};
+use kube::api::DeleteParams;
+use kube::{Api, Client as Kube};
+use provider_k8s::{K8sProvider, Policy, Reach};
+use serde_json::json;
+
+async fn answers(kernel: &dyn KernelHandle) {
+    let client = Client::connect(&kernel.connection().await.unwrap()).await.unwrap();
+    client.kernel_info().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_gateways_launch_the_same_id() {
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let (one, other) = (
+        place.open(Reach::PortForward).await,
+        place.open(Reach::PortForward).await,
+    );
+    let id = KernelId::random();
+    let launch = async |provider: &K8sProvider| {
+        let mut request = LaunchRequest::new(id, "python3");
+        request.timeout = LONG;
+        provider.launch(request, Progress::ignored()).await.unwrap()
+    };
+    let (first, second) = tokio::join!(launch(&one), launch(&other));
+    let key = |kernel: &dyn KernelHandle| kernel.record().data["uid"].clone();
+    assert_eq!(key(&*first), key(&*second));
+    assert_eq!(
+        first.connection().await.unwrap().key,
+        second.connection().await.unwrap().key
+    );
+    answers(&*first).await;
+    answers(&*second).await;
+    first.shutdown(Duration::from_secs(5)).await.unwrap();
+    // To the other it is somebody else who removed it.
+    let told = tokio::time::timeout(LONG, second.wait()).await.unwrap();
+    assert_eq!(told.cause, ExitCause::Deleted);
+    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_gone_leaves_its_kernels_to_the_next() {
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let ids: BTreeSet<KernelId> = {
+        let provider = place.open(Reach::PortForward).await;
+        let kernels = join_all((0..4).map(|_| launch(&provider, "python3"))).await;
+        kernels.into_iter().map(|kernel| kernel.unwrap().record().id).collect()
+    };
+    let provider = place.open(Reach::PortForward).await;
+    let records = provider.list(&Selector::all()).await.unwrap();
+    assert_eq!(records.iter().map(|record| record.id).collect::<BTreeSet<_>>(), ids);
+    for record in &records {
+        let kernel = provider.attach(record).await.unwrap();
+        answers(&*kernel).await;
+        kernel.shutdown(Duration::from_secs(5)).await.unwrap();
+    }
+    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_broke_is_made_again() {
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let provider = place.open(Reach::PortForward).await;
+    let kernel = launch(&provider, "python3").await.unwrap();
+    let connection = kernel.connection().await.unwrap();
+    // Each connection is a port-forward of its own; that one breaks does not keep the next from being made.
+    for _ in 0..5 {
+        let client = Client::connect(&connection).await.unwrap();
+        client.kernel_info().await.unwrap();
+        drop(client);
+    }
+    let clients = join_all((0..5).map(|_| Client::connect(&connection))).await;
+    for client in clients {
+        client.unwrap().kernel_info().await.unwrap();
+    }
+    kernel.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kernels_cannot_read_the_secrets_of_others() {
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let provider = place.open(Reach::PortForward).await;
+    let kernel = launch(&provider, "python3").await.unwrap();
+    let pod = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    let spec = pod.spec.unwrap();
+    assert_eq!(spec.automount_service_account_token, Some(false));
+    let token = "/var/run/secrets/kubernetes.io";
+    let mounts = spec.containers[0].volume_mounts.clone().unwrap();
+    assert!(mounts.iter().all(|mount| !mount.mount_path.starts_with(token)));
+    let text = serde_json::to_string(&spec.containers).unwrap();
+    assert!(!text.contains(kernel.connection().await.unwrap().key.expose()));
+    kernel.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_kernels_share_a_volume() {
+    if std::env::var_os("KERNELMUX_TEST_POD_ADDRESSES").is_none() {
+        println!("skipped: needs the cluster that `make test-k8s` brings up, whose node is this machine");
+        return;
+    }
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let volumes: Api<PersistentVolume> = Api::all(place.admin.clone());
+    let size = json!({"storage": "1Mi"});
+    let volume = json!({"metadata": {"name": place.namespace}, "spec": {
+        "capacity": size, "accessModes": ["ReadWriteMany"], "hostPath": {"path": folder.path()},
+        "claimRef": {"namespace": place.namespace, "name": "shared"}, "storageClassName": "",
+    }});
+    create(&volumes, volume).await;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(place.admin.clone(), &place.namespace);
+    let claim = json!({"metadata": {"name": "shared"}, "spec": {
+        "accessModes": ["ReadWriteMany"], "resources": {"requests": size}, "storageClassName": "",
+        "volumeName": place.namespace,
+    }});
+    create(&claims, claim).await;
+    let mut config = place.config(Reach::PortForward);
+    config.policy = Policy::permissive();
+    let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+    let kernels = join_all((0..2).map(|_| async {
+        let mut request = LaunchRequest::new(KernelId::random(), "python3");
+        request.timeout = LONG;
+        let volumes = "[{name: 'shared', persistentVolumeClaim: {claimName: 'shared'}}]";
+        request.env.insert("KERNEL_VOLUMES".to_owned(), volumes.to_owned());
+        let mounts = "[{name: 'shared', mountPath: '/shared'}]";
+        request.env.insert("KERNEL_VOLUME_MOUNTS".to_owned(), mounts.to_owned());
+        provider.launch(request, Progress::ignored()).await.unwrap()
+    }))
+    .await;
+    assert!(run(&*kernels[0], "open('/shared/a', 'w').write('from the other')").await);
+    assert!(run(&*kernels[1], "assert open('/shared/a').read() == 'from the other'").await);
+    for kernel in kernels {
+        kernel.shutdown(Duration::from_secs(5)).await.unwrap();
+    }
+    volumes
+        .delete(&place.namespace, &DeleteParams::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn enterprise_gateways_kernelspec_as_it_is() {
+    let Some(place) = Place::new().await else { return };
+    let kernel_json = json!({
+        "language": "R",
+        "display_name": "R on Kubernetes",
+        "metadata": {"process_proxy": {
+            "class_name": "enterprise_gateway.services.processproxies.k8s.KubernetesProcessProxy",
+            "config": {"image_name": image()},
+        }},
+        "argv": ["python", "/usr/local/share/jupyter/kernels/r/scripts/launch_kubernetes.py", "{kernel_id}"],
+    });
+    let dir = place.specs.path().join("r_kubernetes");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("kernel.json"), kernel_json.to_string()).unwrap();
+    let provider = place.open(Reach::PortForward).await;
+    assert!(provider.specs().borrow().by_name.contains_key("r_kubernetes"));
+    // The image of the tests has no R: that its own command was tried is what can be seen.
+    let error = launch(&provider, "r_kubernetes").await.err().unwrap();
+    assert!(
+        matches!(&error, LaunchError::CannotStart { reason, .. } if reason.contains("StartError") && reason.contains("\"R\"")),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_the_pod_and_what_is_in_it() {
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let provider = place.open(Reach::PortForward).await;
+    let kernel = launch(&provider, "python3").await.unwrap();
+    let pod = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    // A process in a session of its own, as those of a pool that a cell started.
+    let code = "import os, subprocess\nopen('/tmp/kept', 'w').write('x')\nx = 1\n\
+        started = subprocess.Popen(['sleep', '1000'], start_new_session=True).pid\n\
+        open('/tmp/started', 'w').write(str(started))";
+    assert!(run(&*kernel, code).await);
+    for (grace, announced) in [(5, false), (0, false), (5, true)] {
+        if announced {
+            kernel.prepare_restart().await;
+            // Asked by message to end, as the manager does it.
+            let client = Client::connect(&kernel.connection().await.unwrap()).await.unwrap();
+            let _ = client.shutdown(true).await;
+            let exit = tokio::time::timeout(LONG, kernel.wait()).await.unwrap();
+            assert_eq!(exit.cause, ExitCause::Code(0));
+        }
+        let grace = Duration::from_secs(grace);
+        kernel.restart(grace, Progress::ignored()).await.unwrap();
+        let now = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+        assert_eq!(now.metadata.uid, pod.metadata.uid);
+        let code = "import os\nassert 'x' not in globals() and os.path.exists('/tmp/kept')\nx = 1\n\
+            assert not os.path.exists('/proc/' + open('/tmp/started').read())";
+        assert!(run(&*kernel, code).await);
+    }
+    // What ends it after that is told as ever, and nothing starts it anew.
+    run(&*kernel, "import os; os._exit(7)").await;
+    let exit = tokio::time::timeout(LONG, kernel.wait()).await.unwrap();
+    assert_eq!(exit.cause, ExitCause::Code(7));
+    // Then there is nothing to keep.
+    kernel.restart(Duration::ZERO, Progress::ignored()).await.unwrap();
+    let now = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    assert_ne!(now.metadata.uid, pod.metadata.uid);
+    kernel.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_was_announced_and_never_came_hides_no_end() {
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let provider = place.open(Reach::PortForward).await;
+    let kernel = launch(&provider, "python3").await.unwrap();
+    kernel.prepare_restart().await;
+    // An embedder that is killed now lets go of the pod.
+    let record = kernel.record();
+    drop((kernel, provider));
+    let provider = place.open(Reach::PortForward).await;
+    let kernel = provider.attach(&record).await.unwrap();
+    common::eventually("the pod is let go of", async || {
+        run(
+            &*kernel,
+            "import os; assert not os.path.exists('/run/kernelmux-rw/holder')",
+        )
+        .await
+    })
+    .await;
+    run(&*kernel, "import os; os._exit(7)").await;
+    let exit = tokio::time::timeout(LONG, kernel.wait()).await.unwrap();
+    assert_eq!(exit.cause, ExitCause::Code(7));
+    kernel.shutdown(Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_takes_a_new_pod_where_the_kernelspec_has_changed() {
+    let Some(place) = Place::new().await else { return };
+    place.install_ipykernel();
+    let mut config = place.config(Reach::PortForward);
+    config.policy = Policy::permissive();
+    let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+    let mut request = LaunchRequest::new(KernelId::random(), "python3");
+    request.timeout = LONG;
+    request.owner = Some("Ann Ö".to_owned());
+    request.working_dir = Some("/tmp".into());
+    request.env.insert("MINE".to_owned(), "a b".to_owned());
+    let kernel = provider.launch(request, Progress::ignored()).await.unwrap();
+    let before = kernel.record();
+    let argv = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
+    place.install("python3", &argv, json!({"resources": {"limits": {"memory": "777Mi"}}}));
+    kernel
+        .restart(Duration::from_secs(5), Progress::ignored())
+        .await
+        .unwrap();
+    let now = kernel.record();
+    assert_ne!(now.data["uid"], before.data["uid"]);
+    assert_eq!((&now.owner, now.launched), (&before.owner, before.launched));
+    let pod = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    let limits = pod.spec.unwrap().containers[0].resources.clone().unwrap().limits;
+    assert_eq!(limits.unwrap()["memory"].0, "777Mi");
+    let code = "import os; assert os.environ['MINE'] == 'a b' and os.getcwd() == '/tmp'";
+    assert!(run(&*kernel, code).await);
+    kernel.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+/// A gateway that is killed while it launches this, once `is_there`: what ends with its runtime clears nothing away.
+fn killed_while_it_launches(place: &Place, client: Kube, request: LaunchRequest, is_there: impl AsyncFnMut() -> bool) {
+    let killed = runtime();
+    let config = place.config(Reach::PortForward);
+    killed.spawn(async move {
+        let provider = K8sProvider::open_with(client, config).await.unwrap();
+        provider.launch(request, Progress::ignored()).await.map(drop)
+    });
+    place.wait(common::eventually("it is under way", is_there));
+    killed.shutdown_background();
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn request() -> LaunchRequest {
+    let mut request = LaunchRequest::new(KernelId::random(), "python3");
+    request.timeout = LONG;
+    request
+}
+
+#[test]
+fn a_pod_that_a_killed_gateway_left_without_its_secret_is_removed() {
+    let tests = runtime();
+    let Some(place) = tests.block_on(Place::new()) else {
+        return;
+    };
+    let _inside = tests.enter();
+    place.install_ipykernel();
+    let calls = Arc::new(Calls::holding(Method::POST, "/secrets"));
+    let asked = request();
+    let pod = format!("kernel-{}", asked.id);
+    killed_while_it_launches(&place, calls.client(place.rights.clone()), asked.clone(), async || {
+        place.pods().get_opt(&pod).await.unwrap().is_some()
+    });
+    tests.block_on(async {
+        let running = launch(&place.open(Reach::PortForward).await, "python3").await.unwrap();
+        let mut config = place.config(Reach::PortForward);
+        config.abandoned_after = Duration::from_secs(1);
+        let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+        for record in provider.list(&Selector::all()).await.unwrap() {
+            assert_eq!(provider.attach(&record).await.is_ok(), record == running.record());
+        }
+        // Who launches the same kernel gets one, once that is gone.
+        let kernel = provider.launch(asked, Progress::ignored()).await.unwrap();
+        answers(&*kernel).await;
+        answers(&*running).await;
+        kernel.shutdown(Duration::ZERO).await.unwrap();
+        running.shutdown(Duration::ZERO).await.unwrap();
+        common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+        drop(place);
+    });
+}
+
+#[test]
+fn a_start_that_a_killed_gateway_began_is_the_nexts() {
+    let tests = runtime();
+    let Some(place) = tests.block_on(Place::new()) else {
+        return;
+    };
+    let _inside = tests.enter();
+    place.install_ipykernel();
+    let asked = request();
+    killed_while_it_launches(
+        &place,
+        Kube::try_from(place.rights.clone()).unwrap(),
+        asked.clone(),
+        async || !place.leftovers().await.iter().all(|left| left.starts_with("pod")),
+    );
+    tests.block_on(async {
+        let provider = place.open(Reach::PortForward).await;
+        let found = provider.list(&Selector::all()).await.unwrap();
+        assert_eq!(found.iter().map(|record| record.id).collect::<Vec<_>>(), [asked.id]);
+        let kernel = provider.attach(&found[0]).await.unwrap();
+        answers(&*kernel).await;
+        kernel.shutdown(Duration::ZERO).await.unwrap();
+        common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+        drop(place);
+    });
+}

@@ -1,0 +1,105 @@
+//! Kernels that count, and what of that is recorded.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::sync::Arc;
+
+use jupyter_protocol::content::ExecuteRequest;
+use kernel_provider::log::{Entry, LogOptions, LogStore, Logs, Origin, Seq};
+use kernel_provider::manager::{Kernel, Manager, ManagerOptions, StartRequest};
+use provider_k8s::K8sProvider;
+
+use super::common::LONG;
+
+pub(crate) fn manager(provider: K8sProvider, store: Arc<dyn LogStore>) -> Manager {
+    let logs = Logs::new(store, LogOptions::default()).unwrap();
+    Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default())
+}
+
+pub(crate) async fn start(manager: &Manager) -> Arc<Kernel> {
+    let mut request = StartRequest::new("python3");
+    request.timeout = LONG;
+    manager.start(request).await.unwrap()
+}
+
+/// Makes the kernel count up, a hundred a second.
+pub(crate) async fn count(kernel: &Arc<Kernel>, below: u64) {
+    let code = format!("import time\nfor i in range({below}):\n    print(i, flush=True)\n    time.sleep(0.01)");
+    kernel.execute(ExecuteRequest::new(code)).await.unwrap();
+}
+
+/// What was recorded of a count.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// How often it is told that something may be missing.
+    pub(crate) holes: usize,
+}
+
+/// Waits until a kernel has counted that far. Where a number is missing, the log must say so, and none may come twice.
+pub(crate) async fn counted(kernel: &Kernel, until: u64) -> Counted {
+    let mut reader = kernel.log().reader(Seq(0));
+    let mut counted: Option<Counted> = None;
+    let (mut holes, mut may_lack) = (0, false);
+    let counting = async {
+        while counted.as_ref().is_none_or(|counted| counted.last < until) {
+            let block = reader.next().await.unwrap().expect("the log has ended");
+            for entry in block.entries() {
+                if is_hole(&entry) {
+                    (holes, may_lack) = (holes + 1, true);
+                }
+                for number in printed(&entry) {
+                    let counted = counted.get_or_insert(Counted {
+                        first: number,
+                        last: number,
+                        holes,
+                    });
+                    let is_next = number == counted.last + 1 || number == counted.first && number == counted.last;
+                    assert!(
+                        is_next || may_lack && number > counted.last,
+                        "{number} after {}",
+                        counted.last
+                    );
+                    (counted.last, may_lack) = (number, false);
+                }
+            }
+        }
+    };
+    tokio::time::timeout(LONG, counting)
+        .await
+        .expect("it does not count on");
+    let mut counted = counted.unwrap();
+    counted.holes = holes;
+    counted
+}
+
+/// How far a kernel's count was recorded until now.
+pub(crate) async fn numbers(kernel: &Kernel) -> u64 {
+    let head = kernel.log().head();
+    let mut reader = kernel.log().reader(Seq(0));
+    let (mut last, mut at) = (0, Seq(0));
+    while at < head {
+        let block = reader.next().await.unwrap().expect("the log has ended");
+        at = block.last();
+        last = block.entries().flat_map(|entry| printed(&entry)).last().unwrap_or(last);
+    }
+    last
+}
+
+fn printed(entry: &Entry) -> Vec<u64> {
+    let message = entry.message();
+    if entry.origin() != Origin::Kernel || message.header_ref().unwrap().msg_type != "stream" {
+        return Vec::new();
+    }
+    let content: serde_json::Value = serde_json::from_slice(message.content()).unwrap();
+    let lines = content["text"].as_str().unwrap().lines();
+    lines.filter_map(|line| line.trim().parse().ok()).collect()
+}
+
+/// Whether an entry says that nobody may have recorded what the kernel said.
+fn is_hole(entry: &Entry) -> bool {
+    let content = entry.message().content().to_vec();
+    let told = String::from_utf8_lossy(&content);
+    entry.origin() == Origin::Lifecycle && (told.contains("\"disconnected\"") || told.contains("\"attached\""))
+}

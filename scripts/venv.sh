@@ -1,0 +1,10 @@
+# Sourced from the project's folder: a Python kernel in .venv, made where it is not there, on PATH and JUPYTER_PATH.
+ipykernel=ipykernel==7.4.0
+if ! .venv/bin/python -c 'import ipykernel' 2>/dev/null; then
+    echo "making .venv with $ipykernel" >&2
+    "${PYTHON:-python3}" -m venv .venv
+    .venv/bin/pip install --quiet --disable-pip-version-check "$ipykernel"
+fi
+
+export PATH="$PWD/.venv/bin:$PATH"
+export JUPYTER_PATH="$PWD/.venv/share/jupyter${JUPYTER_PATH:+:$JUPYTER_PATH}"

@@ -1,0 +1,261 @@
+"""Clients that lose their connection and come back: of the resume protocol, of the event stream, and stock ones.
+
+Each is a thread that reads until it is told to stop or the kernel is gone, connects again whenever its connection
+breaks, and keeps what it saw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import threading
+import time
+from typing import Any
+
+import requests
+import websocket
+
+from harness.gateway import Gateway
+from harness.wire import V1, KernelSocket, Message, execute_request, from_v1, is_idle, message, parent_of
+
+RESUME = "v1.resume.kernelmux"
+BROKEN = (OSError, websocket.WebSocketException, requests.RequestException, TimeoutError, ConnectionError)
+
+
+class Client(threading.Thread):
+    """What all of them share. A failed check ends the thread and is told by `failure`."""
+
+    def __init__(self, gateway: Gateway, kernel_id: str, port: int) -> None:
+        super().__init__(daemon=True)
+        self.gateway = gateway
+        self.kernel_id = kernel_id
+        self.url = f"http://127.0.0.1:{port}/"
+        self.connections = 0
+        self.failure: BaseException | None = None
+        self.stopping = threading.Event()
+        # While it is set the client does not read.
+        self.stalled = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except BaseException as failure:  # noqa: BLE001: told by the test that joins it
+            self.failure = failure
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+    def stall(self) -> None:
+        while self.stalled.is_set() and not self.stopping.is_set():
+            self.stopping.wait(0.05)
+
+    def finish(self, timeout: float = 60.0) -> None:
+        self.join(timeout)
+        assert not self.is_alive(), f"{type(self).__name__} did not end within {timeout:g} s"
+        if self.failure is not None:
+            raise self.failure
+
+
+class LogClient(Client):
+    """Sees every entry of the log: `seen` has each one's `msg_id`, the first entry's first."""
+
+    def __init__(self, gateway: Gateway, kernel_id: str, port: int) -> None:
+        super().__init__(gateway, kernel_id, port)
+        self.epoch: str | None = None
+        self.seen: list[str] = []
+        self.ended = False
+
+    def cursor(self) -> str:
+        return f"{self.epoch}:{len(self.seen)}" if self.epoch else "start"
+
+    def take(self, seq: int, msg: Message) -> None:
+        assert seq == len(self.seen) + 1, f"entry {seq} after {len(self.seen)} entries"
+        self.seen.append(msg["header"]["msg_id"])
+
+    def work(self) -> None:
+        while not self.stopping.is_set() and not self.ended:
+            with contextlib.suppress(*BROKEN):
+                self.connections += 1
+                self.read()
+            self.stopping.wait(0.05)
+
+
+class ResumeClient(LogClient):
+    def read(self) -> None:
+        address = self.url.replace("http", "ws", 1)
+        address += f"api/kernels/{self.kernel_id}/channels?resume={self.cursor()}&token={self.gateway.token}"
+        socket = websocket.create_connection(
+            address, timeout=10, subprotocols=[RESUME], suppress_origin=True
+        )
+        try:
+            assert socket.getsubprotocol() == RESUME
+            socket.settimeout(1)
+            first = True
+            while not self.stopping.is_set():
+                self.stall()
+                try:
+                    kind, data = socket.recv_data()
+                except websocket.WebSocketTimeoutException:
+                    continue
+                if kind == websocket.ABNF.OPCODE_CLOSE:
+                    return
+                if kind == websocket.ABNF.OPCODE_TEXT:
+                    self.told(json.loads(data), first)
+                    first = False
+                elif kind == websocket.ABNF.OPCODE_BINARY:
+                    self.take(struct.unpack_from("<Q", data)[0], from_v1(data[8:]))
+        finally:
+            socket.shutdown()
+
+    def told(self, notice: dict[str, Any], first: bool) -> None:
+        assert (notice["type"] == "hello") == first, notice
+        if notice["type"] == "hello":
+            assert notice["recovered"] is True, notice
+            assert self.epoch in (None, notice["epoch"]), notice
+            assert notice["from"] == len(self.seen), notice
+            self.epoch = notice["epoch"]
+        elif notice["type"] == "end":
+            self.ended = True
+        else:
+            assert notice["type"] == "alive", notice
+
+
+class EventClient(LogClient):
+    def read(self) -> None:
+        headers = dict(self.gateway.headers())
+        if self.epoch:
+            headers["Last-Event-ID"] = self.cursor()
+        address = f"{self.url}api/kernels/{self.kernel_id}/log?from=start"
+        with requests.get(address, headers=headers, stream=True, timeout=20) as response:
+            assert response.status_code == 200, response.text
+            event: dict[str, str] = {}
+            for line in response.iter_lines(chunk_size=None):
+                self.stall()
+                if self.stopping.is_set():
+                    return
+                if line:
+                    name, _, value = line.decode().partition(": ")
+                    event[name] = event.get(name, "") + value
+                elif event.get("event") == "end":
+                    self.ended = True
+                    return
+                elif event:
+                    if "data" in event:
+                        assert event["event"] == "message", event
+                        entry = json.loads(event["data"])
+                        self.take(entry["seq"], entry)
+                        self.epoch = event["id"].partition(":")[0]
+                    event = {}
+
+
+class Screen:
+    """What a notebook shows of one cell, as far as these tests need it: text, with `\\r` at fixed widths."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.clear_later = False
+        self.replies: list[Message] = []
+        self.idle = False
+        self.heard = False
+
+    def show(self, msg: Message) -> None:
+        self.heard = True
+        kind, content = msg["header"]["msg_type"], msg["content"]
+        if kind == "clear_output":
+            if content.get("wait"):
+                self.clear_later = True
+            else:
+                self.text, self.clear_later = "", False
+        elif kind == "stream":
+            if self.clear_later:
+                self.text, self.clear_later = "", False
+            self.text += content["text"]
+        elif kind == "execute_reply":
+            self.replies.append(msg)
+        elif is_idle(msg):
+            self.idle = True
+
+    def shown(self) -> str:
+        return shown(self.text)
+
+
+def shown(text: str) -> str:
+    return "\n".join(line.rpartition("\r")[2] for line in text.split("\n"))
+
+
+class StockClient(Client):
+    """Runs the cells that `cell` makes, one after another, knowing nothing but its session_id.
+
+    A request of which nothing was ever heard is sent once more on the next connection, as a user would.
+    """
+
+    def __init__(self, gateway: Gateway, kernel_id: str, port: int, session: str, v1: bool, cell: Any) -> None:
+        super().__init__(gateway, kernel_id, port)
+        self.session = session
+        self.subprotocols = [V1] if v1 else None
+        self.cell = cell
+        self.cells = 0
+        self.socket: KernelSocket | None = None
+
+    def work(self) -> None:
+        while not self.stopping.is_set():
+            code, check = self.cell(self.cells)
+            request = message("execute_request", execute_request(code), session=self.session)
+            screen = self.watch(request)
+            assert screen.replies[0]["content"]["status"] == "ok", screen.replies
+            check(request["header"]["msg_id"], screen)
+            self.cells += 1
+        if self.socket is not None:
+            self.socket.close()
+
+    def watch(self, request: Message) -> Screen:
+        screen = Screen()
+        deadline = time.monotonic() + 120
+        while not (screen.replies and screen.idle):
+            assert time.monotonic() < deadline, f"the cell does not end: {screen.__dict__}"
+            try:
+                if self.socket is None:
+                    self.connections += 1
+                    self.socket = KernelSocket(
+                        self.url, self.kernel_id, self.session, self.gateway.token, self.subprotocols, timeout=10
+                    )
+                    if not screen.heard:
+                        self.socket.send(request)
+                elif not screen.heard and not self.sent(request):
+                    self.socket.send(request)
+                self.stall()
+                msg = self.socket.receive(1)
+            except TimeoutError:
+                continue
+            except BROKEN:
+                if self.socket is not None:
+                    with contextlib.suppress(*BROKEN):
+                        self.socket.abort()
+                self.socket = None
+                time.sleep(0.05)
+                continue
+            self.socket.seen.clear()
+            if parent_of(msg) == request["header"]["msg_id"]:
+                screen.show(msg)
+        return screen
+
+    def sent(self, request: Message) -> bool:
+        """Whether the request was sent on this connection; marks it as sent."""
+        sent = getattr(self.socket, "last_sent", None) == request["header"]["msg_id"]
+        setattr(self.socket, "last_sent", request["header"]["msg_id"])
+        return sent
+
+
+def log_of(gateway: Gateway, kernel_id: str) -> list[tuple[int, str]]:
+    """Every entry that is kept: its seq and `msg_id`."""
+    response = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false")
+    assert response.status_code == 200, response.text
+    text = response.content.decode()
+    entries = []
+    for line in text.split("\n"):
+        if line.startswith('data: {"seq":'):
+            entry = json.loads(line[len("data: ") :])
+            entries.append((entry["seq"], entry["header"]["msg_id"]))
+    assert "event: end" in text[-100:], text[-200:]
+    return entries

@@ -1,0 +1,88 @@
+"""A namespace of a cluster for a gateway on this machine, and the way to the cluster, which can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from harness.cluster import Namespace
+from harness.gateway import REPO
+from harness.proxy import Proxy
+from harness.waiting import eventually
+
+RIGHTS = REPO / "deploy" / "kubernetes" / "rights.yaml"
+KERNELSPEC = REPO / "provider-k8s" / "dev-cluster" / "share" / "jupyter" / "kernels" / "python3" / "kernel.json"
+ACCOUNT = "kernelmux-gateway"
+
+
+class KernelNamespace(Namespace):
+    """Where a gateway outside the cluster runs kernels: `environment` has its rights, its way, its kernelspecs.
+
+    The rights are those of the Role that is shipped, and to forward ports. `api` is the proxy between the gateway and
+    the API server, which also carries what goes to the pods and comes from them.
+    """
+
+    def __init__(self, name: str, home: Path) -> None:
+        super().__init__(name)
+        self.home = home
+        config = json.loads(self.kubectl("config", "view", "--raw", "--minify", "--flatten", "--output=json"))
+        cluster = config["clusters"][0]["cluster"]
+        server = urlsplit(cluster["server"])
+        self.api = Proxy((str(server.hostname), server.port or 443))
+        cluster["server"] = f"https://127.0.0.1:{self.api.port}"
+        cluster.setdefault("tls-server-name", server.hostname)
+        config["users"][0]["user"] = {"token": self._account()}
+        kubeconfig = home / "kubeconfig"
+        kubeconfig.touch(mode=0o600)
+        kubeconfig.write_text(json.dumps(config))
+        self.environment = {"KUBECONFIG": str(kubeconfig), "JUPYTER_PATH": str(home / "jupyter")}
+
+    def _account(self) -> str:
+        """Makes the namespace and the gateway's account; its token."""
+        labels = {"pod-security.kubernetes.io/enforce": "restricted", "app.kubernetes.io/part-of": "kernelmux-tests"}
+        metadata = {"name": self.name, "labels": labels}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        self.kubectl("create", f"--filename={RIGHTS}")
+        forward = {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]}
+        patch = json.dumps([{"op": "add", "path": "/rules/-", "value": forward}])
+        self.kubectl("patch", "role", ACCOUNT, "--type=json", f"--patch={patch}")
+        path = f"/api/v1/namespaces/{self.name}/serviceaccounts/{ACCOUNT}/token"
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        answer = self.kubectl("create", f"--raw={path}", "--filename=-", stdin=json.dumps(request))
+        # Pods can be made once the account is there that they run as.
+        eventually(lambda: "default" in self.kubectl("get", "serviceaccounts", "--output=name"), "the default account")
+        return str(json.loads(answer)["status"]["token"])
+
+    def install(self, name: str, memory: str | None = None, **metadata: Any) -> None:
+        """Installs the dev cluster's kernelspec under this name."""
+        spec = json.loads(KERNELSPEC.read_text())
+        spec["metadata"].update(metadata)
+        pod = spec["metadata"]["kernelmux"]["kubernetes"]
+        pod["image"] = os.environ.get("KERNELMUX_TEST_IMAGE", pod["image"])
+        if memory:
+            pod["resources"]["limits"]["memory"] = memory
+        folder = self.home / "jupyter" / "kernels" / name
+        folder.mkdir(parents=True)
+        (folder / "kernel.json").write_text(json.dumps(spec))
+
+    def run(self, kernel_id: str, script: str) -> str:
+        """Runs a shell script in a kernel's container, past the gateway; what it prints."""
+        return self.kubectl("exec", f"kernel-{kernel_id}", "--", "sh", "-c", script)
+
+
+@contextlib.contextmanager
+def kernel_namespace(home: Path) -> Iterator[KernelNamespace]:
+    """One of its own, and nothing of it at the end."""
+    name = f"kmux-test-{uuid.uuid4().hex[:12]}"
+    try:
+        place = KernelNamespace(name, home)
+        yield place
+        place.api.close()
+    finally:
+        Namespace(name).kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")

@@ -1,0 +1,56 @@
+"""A kernel that is out to end the gateway ends nobody but itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+from harness import claims
+from harness.gateway import VENV, Gateway
+from harness.process import kill, pids_mentioning, resident_kib
+from harness.waiting import eventually
+
+
+def test_lengths_that_a_kernel_claims_do_not_end_the_gateway(
+    start_gateway: Callable[..., Gateway], tmp_path: Path
+) -> None:
+    claimed = tmp_path / "claims"
+    spec = tmp_path / "share" / "kernels" / "hostile"
+    spec.mkdir(parents=True)
+    argv = [sys.executable, claims.__file__, "{connection_file}", str(claimed)]
+    spec.joinpath("kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "hostile", "language": "none"})
+    )
+    paths = f"{tmp_path / 'share'}:{VENV / 'share' / 'jupyter'}"
+    gateway = start_gateway(env={"JUPYTER_PATH": paths})
+    good = gateway.start_kernel()["id"]
+    with gateway.socket(good) as client:
+        assert client.run("kept = 6") == ""
+    before = resident_kib(gateway.pid)
+
+    answers: list[requests.Response] = []
+
+    def start_hostile() -> None:
+        answers.append(gateway.rest("POST", "api/kernels", json={"name": "hostile"}))
+
+    starting = threading.Thread(target=start_hostile)
+    starting.start()
+    expected = {"shell", "control", "stdin", "iopub"}
+    eventually(
+        lambda: claimed.exists() and expected <= set(claimed.read_text().split()),
+        "each socket was claimed 2^60 bytes on",
+    )
+    # It connects anew, and is told the same again.
+    eventually(lambda: claimed.read_text().split().count("shell") > 1, "shell is connected anew")
+    assert gateway.process is not None and gateway.process.running()
+    assert resident_kib(gateway.pid) - before < 64 << 10
+    with gateway.socket(good) as client:
+        assert client.run("kept * 7") == "42"
+    for pid in pids_mentioning(str(claimed)):
+        kill(pid)
+    starting.join()
+    assert answers[0].status_code >= 500, answers[0].text

@@ -1,0 +1,232 @@
+"""The JavaScript client (clients/js) as a page in Chromium uses it: no build, another origin than the gateway's."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.gateway import REPO, TOKEN, Gateway
+from harness.proxy import Proxy
+from playwright.sync_api import Page
+
+SOURCES = REPO / "clients" / "js" / "src"
+
+# What a small notebook page does: follow the kernel from where it stood, keep what comes.
+PAGE = b"""<!doctype html>
+<title>client</title>
+<script type="module">
+  import { KernelConnection } from "/src/index.js";
+  window.states = [];
+  window.seqs = JSON.parse(localStorage.seqs ?? "[]");
+  window.texts = JSON.parse(localStorage.texts ?? "{}");
+  window.follow = async (options) => {
+    window.kernel = new KernelConnection({ resume: localStorage.cursor ?? "start", ...options });
+    kernel.on("state", ({ state, reason }) => states.push(`${state}: ${reason}`));
+    kernel.on("gap", ({ first, last }) => seqs.push(`gap ${first} ${last}`));
+    kernel.on("notRecovered", ({ reason }) => seqs.push(`not recovered: ${reason}`));
+    try {
+      for await (const entry of kernel.entries()) {
+        seqs.push(entry.seq);
+        const parent = entry.parent_header.msg_id;
+        if (entry.header.msg_type === "stream") texts[parent] = (texts[parent] ?? "") + entry.content.text;
+        localStorage.cursor = entry.cursor;
+        localStorage.seqs = JSON.stringify(seqs);
+        localStorage.texts = JSON.stringify(texts);
+      }
+    } catch (error) {
+      window.error = error.code ?? String(error);
+    }
+  };
+  window.run = async (code) => {
+    const execution = kernel.execute(code);
+    window.running = execution.msgId;
+    let text = "";
+    for await (const { header, content } of execution) {
+      if (header.msg_type === "stream") window.text = text += content.text;
+    }
+    const reply = await execution.reply;
+    return { id: execution.msgId, text, status: reply.content.status };
+  };
+  window.ready = true;
+</script>
+"""
+
+# The test decides when the cell goes on.
+GATED = """
+import pathlib, time
+print("begun", flush=True)
+while not pathlib.Path({gate!r}).exists():
+    time.sleep(0.02)
+for i in range(300):
+    print(f"line {{i}}", flush=True)
+"""
+EXPECTED = "begun\n" + "".join(f"line {i}\n" for i in range(300))
+
+
+class _Pages(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path != "/":
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(PAGE)))
+        self.end_headers()
+        self.wfile.write(PAGE)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    """The origin of a site that has the page and the client."""
+    handler = functools.partial(_Pages, directory=str(SOURCES.parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    built: None, make_home: Callable[[str], Path], site: str
+) -> Iterator[Gateway]:
+    """A gateway that takes pages of the site."""
+    gateway = Gateway(make_home("gw"), "--allow-origin", site)
+    gateway.start()
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def proxy(gateway: Gateway, make_proxy: Callable[[int], Proxy]) -> Proxy:
+    """Between the page and the gateway."""
+    return make_proxy(gateway.port)
+
+
+class Client:
+    """The page, and the client in it."""
+
+    def __init__(self, page: Page, site: str, proxy: Proxy, kernel_id: str) -> None:
+        self.page = page
+        self.site = site
+        self.options = {
+            "url": f"http://127.0.0.1:{proxy.port}",
+            "kernelId": kernel_id,
+            "token": TOKEN,
+            "silenceMs": 2000,
+        }
+
+    def open(self, **options: Any) -> Client:
+        """Opens the page, or reloads it, and follows the kernel."""
+        self.page.goto(self.site)
+        self.page.wait_for_function("() => window.ready")
+        self.page.evaluate("options => { follow(options) }", {**self.options, **options})
+        return self
+
+    def wait(self, condition: str, timeout: float = 30.0) -> Any:
+        return self.page.wait_for_function(f"() => {condition}", timeout=timeout * 1000).json_value()
+
+    def start(self, code: str) -> None:
+        """Runs code and does not wait; `window.result` will be what came of it."""
+        self.page.evaluate(
+            "code => { window.result = null; run(code).then(r => (window.result = r)) }", code
+        )
+
+    def result(self, timeout: float = 60.0) -> dict[str, Any]:
+        return dict(self.wait("window.result", timeout))
+
+    def assert_no_hole(self) -> None:
+        seqs = self.page.evaluate("seqs")
+        assert seqs == list(range(1, len(seqs) + 1))
+
+
+@pytest.mark.parametrize("how", ["cut", "silent"])
+def test_a_cell_whose_connection_is_lost(
+    gateway: Gateway, proxy: Proxy, page: Page, site: str, tmp_path: Path, how: str
+) -> None:
+    gate = tmp_path / "gate"
+    with gateway.kernel() as kernel_id:
+        client = Client(page, site, proxy, kernel_id).open()
+        client.start(GATED.format(gate=str(gate)))
+        client.wait("window.text === 'begun\\n'")
+        if how == "cut":
+            proxy.cut()
+        else:
+            proxy.silence()
+        client.wait("states.some(state => state.startsWith('waiting'))")
+        if how == "silent":
+            assert "nothing was heard" in str(page.evaluate("states.join()"))
+        gate.touch()
+        # The kernel has said all when the gateway knows it idle.
+        gateway.wait_state(kernel_id, "idle")
+        assert page.evaluate("window.text") == "begun\n"
+        proxy.heal()
+        result = client.result()
+        assert (result["text"], result["status"]) == (EXPECTED, "ok")
+        client.wait(f"texts['{result['id']}'].endsWith('line 299\\n')")
+        assert page.evaluate(f"texts['{result['id']}']") == EXPECTED
+        client.assert_no_hole()
+
+
+def test_a_page_reloaded_while_a_cell_runs(
+    gateway: Gateway, proxy: Proxy, page: Page, site: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    with gateway.kernel() as kernel_id:
+        client = Client(page, site, proxy, kernel_id).open()
+        client.start(GATED.format(gate=str(gate)))
+        running = client.wait("window.running")
+        client.wait(f"texts['{running}'] === 'begun\\n'")
+        client.open()
+        gate.touch()
+        client.wait(f"texts['{running}']?.endsWith('line 299\\n')")
+        assert page.evaluate(f"texts['{running}']") == EXPECTED
+        client.start("print(6 * 7)")
+        assert client.result()["text"] == "42\n"
+        client.assert_no_hole()
+
+
+def test_a_cell_through_a_connection_that_is_cut_again_and_again(
+    gateway: Gateway, proxy: Proxy, page: Page, site: str
+) -> None:
+    count = 3000
+    with gateway.kernel() as kernel_id:
+        client = Client(page, site, proxy, kernel_id).open(pauseMs=5)
+        client.start(f"for i in range({count}): print(i, end=';', flush=True)")
+        cuts = 0
+        while not page.evaluate("window.result") and cuts < 200:
+            page.wait_for_function("() => kernel.state === 'connected' || window.result")
+            proxy.cut()
+            proxy.heal()
+            cuts += 1
+        text = client.result()["text"]
+        assert text == "".join(f"{i};" for i in range(count))
+        assert cuts > 1
+        client.assert_no_hole()
+
+
+def test_what_connecting_again_does_not_mend_is_told(
+    gateway: Gateway, proxy: Proxy, page: Page, site: str
+) -> None:
+    with gateway.kernel() as kernel_id:
+        client = Client(page, site, proxy, kernel_id)
+        client.open(token="wrong")
+        assert client.wait("window.error") == "unauthorized"
+        client.open(kernelId="00000000-0000-0000-0000-000000000000")
+        assert client.wait("window.error") == "not-found"
+        # The kernel's end is no error.
+        client.open()
+        client.start("print('last')")
+        client.result()
+    client.wait("states.at(-1).startsWith('ended')")
+    assert page.evaluate("window.error") is None
+    client.assert_no_hole()

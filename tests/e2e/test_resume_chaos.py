@@ -1,0 +1,268 @@
+"""Connections and gateways that end at random moments, under load: nothing is lost, nothing comes twice.
+
+The seed is printed; KERNELMUX_SEED repeats it. `make test-long` sets KERNELMUX_LONG, for the long runs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.coming_back import EventClient, LogClient, ResumeClient, Screen, StockClient, log_of, shown
+from harness.executions import ended, one, run
+from harness.gateway import Gateway
+from harness.process import resident_kib
+from harness.proxy import Proxy
+from harness.wire import is_idle, parent_of
+
+LONG = bool(os.environ.get("KERNELMUX_LONG"))
+pytestmark = pytest.mark.timeout(1800 if LONG else 240)
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    seed = int(os.environ.get("KERNELMUX_SEED", time.time_ns() % 1_000_000))
+    print(f"KERNELMUX_SEED={seed}")
+    return random.Random(seed)
+
+
+def quiet_port() -> int:
+    """A free port that no outgoing connection is given: a client that connects again and again while nobody listens
+    could otherwise be given the gateway's own, and be connected to itself."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+@pytest.fixture
+def gateway(make_home: Callable[[str], Path], built: None) -> Iterator[Gateway]:
+    gateway = Gateway(make_home("chaos"), port=quiet_port()).start()
+    yield gateway
+    gateway.close()
+
+
+CELL = """
+import random, time
+from IPython.display import clear_output
+chance = random.Random({seed})
+truth = ""
+def say(text):
+    global truth
+    truth += text
+    print(text, end="", flush=True)
+for block in range({blocks}):
+    kind = chance.randrange(4)
+    if kind == 0:
+        for line in range(chance.randrange(200)):
+            say(f"{{block}}-{{line}}\\n")
+    elif kind == 1:
+        for percent in range(0, 100, 3):
+            say(f"\\r{{block:5}} {{percent:3}}%")
+        say("\\n")
+    elif kind == 2 and chance.random() < 0.3:
+        clear_output(wait=chance.random() < 0.5)
+        truth = ""
+        say(f"cleared at {{block}}\\n")
+    else:
+        say("x" * chance.randrange(1, 20_000) + "\\n")
+    time.sleep(chance.random() * 0.05)
+with open({path!r}, "wb") as file:
+    file.write(truth.encode())
+"""
+
+
+def cells(gateway: Gateway, kernel_id: str, folder: Path, seed: int, blocks: int) -> Callable[[int], Any]:
+    """Makes cells whose output is known, with the check of what was shown of each."""
+
+    def cell(number: int) -> tuple[str, Callable[[str, Screen], None]]:
+        path = folder / f"{kernel_id}-{number}"
+
+        def check(msg_id: str, screen: Screen) -> None:
+            truth = shown(path.read_bytes().decode())
+            assert screen.shown() == truth, f"cell {number} of {kernel_id} is shown otherwise"
+            execution = one(gateway, kernel_id, msg_id)
+            kept = "".join(output["text"] for output in execution["outputs"])
+            assert kept == truth, f"cell {number} of {kernel_id} is kept otherwise"
+            assert execution["complete"] is True and execution["status"] == "ok", execution["status"]
+
+        return CELL.format(seed=seed + number, blocks=blocks, path=str(path)), check
+
+    return cell
+
+
+def disturb(chance: random.Random, client: Any, proxy: Proxy, until: float) -> None:
+    """Cuts, silences and stalls one client until the time is up; leaves all well."""
+    while time.monotonic() < until and client.failure is None:
+        time.sleep(chance.uniform(0.2, 2.5))
+        kind = chance.randrange(5)
+        if kind == 0:
+            proxy.cut(reset=True)
+        elif kind == 1:
+            proxy.cut(reset=False)
+        elif kind == 2:
+            proxy.silence()
+        elif kind == 3:
+            client.stalled.set()
+        time.sleep(chance.uniform(0.0, 1.5))
+        client.stalled.clear()
+        proxy.heal()
+
+
+def test_clients_that_come_and_go_see_everything_once(
+    gateway: Gateway, tmp_path: Path, chance: random.Random
+) -> None:
+    seconds = 120 if LONG else 20
+    kernels = [gateway.start_kernel()["id"] for _ in range(8)]
+    clients: list[Any] = []
+    proxies: list[Proxy] = []
+
+    def proxied() -> int:
+        proxies.append(Proxy(("127.0.0.1", gateway.port)))
+        return proxies[-1].port
+
+    for number, kernel_id in enumerate(kernels):
+        cell = cells(gateway, kernel_id, tmp_path, chance.randrange(1 << 30), 40)
+        clients.append(StockClient(gateway, kernel_id, proxied(), uuid.uuid4().hex, number % 2 == 0, cell))
+        clients.append(ResumeClient(gateway, kernel_id, proxied()))
+        clients.append(EventClient(gateway, kernel_id, proxied()))
+    try:
+        for client in clients:
+            client.start()
+        until = time.monotonic() + seconds
+        disturbing = [
+            threading.Thread(target=disturb, args=(random.Random(chance.random()), client, proxy, until))
+            for client, proxy in zip(clients, proxies)
+        ]
+        for thread in disturbing:
+            thread.start()
+        for thread in disturbing:
+            thread.join()
+        stock = [client for client in clients if isinstance(client, StockClient)]
+        for client in stock:
+            client.stopping.set()
+        for client in stock:
+            client.finish(180)
+        for kernel_id in kernels:
+            assert gateway.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
+        for client in clients:
+            client.finish(120)
+        for client in clients:
+            assert client.connections > 1, "a client was never disturbed"
+            if isinstance(client, LogClient):
+                kept = log_of(gateway, client.kernel_id)
+                assert [seq for seq, _ in kept] == list(range(1, len(kept) + 1))
+                assert client.seen == [msg_id for _, msg_id in kept]
+        assert sum(client.cells for client in stock) >= 8
+        print(
+            f"{sum(client.cells for client in stock)} cells, {sum(client.connections for client in clients)} "
+            f"connections, {sum(len(client.seen) for client in clients if isinstance(client, LogClient))} entries"
+        )
+    finally:
+        for client in clients:
+            client.stopping.set()
+        for proxy in proxies:
+            proxy.close()
+
+
+def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
+    gateway: Gateway, tmp_path: Path, chance: random.Random
+) -> None:
+    kills = 50 if LONG else 10
+    kernels = [gateway.start_kernel()["id"] for _ in range(3)]
+    readers = [kind(gateway, kernel_id, gateway.port) for kernel_id in kernels for kind in (ResumeClient, EventClient)]
+    for reader in readers:
+        reader.start()
+    runs: dict[str, list[tuple[str, Path]]] = {kernel_id: [] for kernel_id in kernels}
+    try:
+        for kill in range(kills):
+            for kernel_id in kernels:
+                marks = tmp_path / f"{kernel_id}-{kill}"
+                code = (
+                    f"open({str(marks)!r}, 'a').write('run')\n"
+                    "import time\n"
+                    "for i in range(2000):\n"
+                    "    print(f'{i:04}', flush=True)\n"
+                    "    if i % 100 == 0: time.sleep(0.01)\n"
+                )
+                msg_id = uuid.uuid4().hex
+                runs[kernel_id].append((msg_id, marks))
+                run(gateway, kernel_id, code, msg_id=msg_id)
+                if chance.random() < 0.5:
+                    run(gateway, kernel_id, code, msg_id=msg_id)
+            time.sleep(chance.uniform(0.0, 0.7))
+            gateway.stop(signal.SIGKILL)
+            gateway.start()
+            for kernel_id in kernels:
+                assert gateway.model(kernel_id) is not None, f"kernel {kernel_id} is not there after kill {kill}"
+                # What was asked before is not run again.
+                msg_id, marks = chance.choice(runs[kernel_id])
+                run(gateway, kernel_id, "raise SystemExit('run twice')", msg_id=msg_id)
+        for kernel_id in kernels:
+            for msg_id, marks in runs[kernel_id]:
+                done = ended(gateway, kernel_id, msg_id, 120)
+                assert done["status"] in ("ok", "lost"), done
+                assert marks.read_text() == "run"
+                # By their digits and not by lines: a gap may have taken an end of a line.
+                text = "".join(output["text"] for output in done["outputs"])
+                numbers = [int(digits) for digits in re.findall(r"\d{4}", text)]
+                assert numbers == sorted(set(numbers)), f"execution {msg_id} has lines twice or out of order"
+                if done["complete"] is True:
+                    assert numbers == list(range(2000)), f"execution {msg_id} lacks lines and does not tell"
+            assert gateway.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
+        for reader in readers:
+            reader.finish(120)
+            kept = log_of(gateway, reader.kernel_id)
+            assert [seq for seq, _ in kept] == list(range(1, len(kept) + 1))
+            assert reader.seen == [msg_id for _, msg_id in kept]
+            assert reader.connections > kills // 2
+    finally:
+        for reader in readers:
+            reader.stopping.set()
+
+
+def test_a_client_that_never_reads_costs_nothing(gateway: Gateway) -> None:
+    seconds = 600 if LONG else 30
+    kernel_id = gateway.start_kernel()["id"]
+    flood = "import time\nend = time.time() + {}\nwhile time.time() < end:\n    print('x' * 20_000)\n    time.sleep(0.005)"
+    with gateway.socket(kernel_id, "reads") as reader:
+
+        def most_memory(seconds: int) -> int:
+            """While a flood of so long is read by the one client: the most that the gateway had, in KiB."""
+            most = 0
+            request = reader.execute(flood.format(seconds))
+            ended: set[str] = set()
+            while len(ended) < 2:
+                msg = reader.receive(60)
+                reader.seen.clear()
+                most = max(most, resident_kib(gateway.pid))
+                if parent_of(msg) == request and (is_idle(msg) or msg["channel"] == "shell"):
+                    ended.add(msg["channel"])
+            return most
+
+        # Until the buffers of the kernel's, the store's and the connections' sides have grown to what they are.
+        before = most_memory(10)
+        for _ in range(4):
+            grown, before = before, max(before, most_memory(10))
+            if before - grown < 2 << 10:
+                break
+        with gateway.socket(kernel_id, "never") as never:
+            most = most_memory(seconds)
+            assert never.seen == []
+        print(f"{before >> 10} MiB before, {most >> 10} MiB at most")
+        assert most - before < 20 << 10, f"{before} KiB before, {most} KiB at most"

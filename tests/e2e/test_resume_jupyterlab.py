@@ -1,0 +1,531 @@
+"""No output is lost in a stock JupyterLab, whichever connection goes away: each cell ends as if nothing had happened.
+
+browser - (proxy) - jupyter_server - (proxy) - gateway - kernel. A cell that was cut is compared with the same code run
+undisturbed in the same notebook, and with what the gateway itself tells of the execution.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.executions import of_cell
+from harness.gateway import Gateway
+from harness.lab import Lab, Notebook
+from harness.process import family, kill, pids_mentioning
+from harness.proxy import Proxy
+from harness.waiting import eventually
+from playwright.sync_api import Browser, Page, expect
+
+# Says what a cell shows while it runs; the test, not a clock, decides when it goes on.
+GATE = """
+import pathlib, sys, time
+def gate(name):
+    print("[at", name + "]", flush=True)
+    pathlib.Path({directory!r}, "at-" + name).touch()
+    while not pathlib.Path({directory!r}, name).exists():
+        time.sleep(0.02)
+"""
+
+PROGRESS = """
+from IPython.display import display
+shown = display("not yet", display_id=True)
+for line in range(100):
+    if line in (10, 60):
+        gate(f"line-{line}")
+    for part in (0, 35, 70, 100):
+        print(f"\\rline {line:2}: {part:3} %", end="", flush=True)
+    print(flush=True)
+    if line % 25 == 0:
+        print("careful", line, file=sys.stderr, flush=True)
+shown.update("done")
+{"lines": 100}
+"""
+GATES = ("line-10", "line-60")
+LAST = "{'lines': 100}"
+
+
+def gated(directory: Path, code: str) -> str:
+    return GATE.format(directory=str(directory)) + code
+
+
+def open_gates(directory: Path, *names: str) -> None:
+    for name in names:
+        (directory / name).touch()
+
+
+def plain(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs without what differs between two runs of the same code, and in one form."""
+
+    def text(value: Any) -> Any:
+        return "".join(value) if isinstance(value, list) else value
+
+    plain = []
+    for output in outputs:
+        output = {k: v for k, v in output.items() if k not in ("execution_count", "transient")}
+        if "text" in output:
+            output["text"] = text(output["text"])
+        if "data" in output:
+            output["data"] = {k: text(v) for k, v in output["data"].items()}
+        plain.append(output)
+    return plain
+
+
+def expect_undisturbed(
+    gateway: Gateway, notebook: Notebook, kernel_id: str, last: str = LAST
+) -> None:
+    """Cell 0 is as it would have been; cell 1 has the same code, runs undisturbed, and shows `last` last."""
+    notebook.finished(0, timeout=90)
+    expect(notebook.prompt(0)).to_have_text("[1]:")
+    # Its outputs come after all that is said of cell 0, on the same connection. The prompt may change before them.
+    notebook.run(1, 60)
+    notebook.wait_text(1, last)
+    expect(notebook.prompt(1)).to_have_text("[2]:")
+    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert told["execution_count"] == 1
+    assert told["status"] == "ok"
+    assert plain(notebook.outputs(0)) == plain(notebook.outputs(1))
+    assert plain(notebook.outputs(0)) == plain(told["outputs"])
+    counts = [o["execution_count"] for o in notebook.outputs(0) if "execution_count" in o]
+    assert counts in ([], [1])
+    assert notebook.text(0) == notebook.text(1)
+    expect(notebook.cell(0).locator(".jp-Stdin")).to_have_count(0)
+
+
+class Asleep:
+    """A laptop that falls asleep while a cell runs: none of the browser's processes runs any more."""
+
+    SECONDS = 60
+
+    def __init__(
+        self, launch_browser: Callable[..., Browser], lab: Lab, gateway: Gateway, directory: Path
+    ) -> None:
+        mark = f"--e2e-asleep={uuid.uuid4().hex}"
+        self.browser = launch_browser(mark)
+        self.notebook = None
+        self.stopped: list[int] = []
+        code = gated(directory, PROGRESS)
+        self.notebook = lab.open(self.browser.new_page(), "asleep", [code, code])
+        self.kernel_id = self.notebook.kernel_id()
+        self.notebook.start(0)
+        self.notebook.wait_text(0, "[at line-10]")
+        for pid in pids_mentioning(mark):
+            self.stopped += family(pid)
+        assert len(self.stopped) > 1, "a browser has several processes"
+        for pid in self.stopped:
+            kill(pid, signal.SIGSTOP)
+        self.since = time.monotonic()
+        open_gates(directory, *GATES)
+        gateway.wait_state(self.kernel_id, "idle", 60)
+
+    def slept(self) -> bool:
+        return time.monotonic() - self.since >= self.SECONDS
+
+    def wake(self) -> None:
+        for pid in self.stopped:
+            kill(pid, signal.SIGCONT)
+        self.stopped.clear()
+
+    def close(self) -> None:
+        self.wake()
+        self.browser.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def asleep(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Asleep | None]:
+    """Sleeps while the other tests run, where it is wanted at all."""
+    wanted = any("asleep" in item.fixturenames and "slow" in item.keywords for item in request.session.items)
+    if not wanted:
+        yield None
+        return
+    directory = tmp_path_factory.mktemp("asleep")
+    launch, lab, gateway = map(request.getfixturevalue, ("launch_browser", "lab", "gateway"))
+    asleep = Asleep(launch, lab, gateway, directory)
+    yield asleep
+    asleep.close()
+
+
+@pytest.fixture
+def browser_proxy(lab: Lab, make_proxy: Callable[[int], Proxy]) -> Proxy:
+    """The hop between the browser and JupyterLab's server."""
+    return make_proxy(lab.port)
+
+
+def open_through(proxy: Proxy, lab: Lab, page: Page, name: str, cells: list[str]) -> Notebook:
+    lab.write_notebook(name, cells)
+    notebook = Notebook(page, lab, name, url=f"http://127.0.0.1:{proxy.port}")
+    notebook.load()
+    return notebook
+
+
+def lose(proxy: Proxy, how: str) -> None:
+    if how in ("silent", "half-open"):
+        proxy.silence()
+    else:
+        proxy.hold(reset=how == "reset")
+
+
+@pytest.mark.parametrize(
+    ("hops", "how"),
+    [
+        ("browser", "reset"),
+        ("browser", "silent"),
+        ("browser", "half-open"),
+        ("gateway", "fin"),
+        ("gateway", "silent"),
+        ("gateway", "half-open"),
+        ("both", "reset"),
+        ("both", "silent"),
+    ],
+)
+def test_connections_lost_while_a_cell_prints(
+    lab: Lab,
+    page: Page,
+    gateway: Gateway,
+    gateway_proxy: Proxy,
+    browser_proxy: Proxy,
+    tmp_path: Path,
+    hops: str,
+    how: str,
+) -> None:
+    code = gated(tmp_path, PROGRESS)
+    notebook = open_through(browser_proxy, lab, page, f"lost-{hops}-{how}", [code, code])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "[at line-10]")
+    proxies = {"browser": [browser_proxy], "gateway": [gateway_proxy]}.get(
+        hops, [browser_proxy, gateway_proxy]
+    )
+    try:
+        for proxy in proxies:
+            lose(proxy, how)
+        open_gates(tmp_path, *GATES)
+        # All of the cell is said while nobody hears it.
+        gateway.wait_state(kernel_id, "idle", 60)
+    finally:
+        for proxy in reversed(proxies):
+            proxy.heal(tell_target=how != "half-open")
+    expect_undisturbed(gateway, notebook, kernel_id)
+
+
+def test_browser_that_came_back_keeps_its_session(
+    lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path
+) -> None:
+    # jupyter_server holds on to the connection of the browser that vanished for 90 s, and connects it to the gateway
+    # again and again should that be closed: the two must not take the session from each other.
+    code = gated(tmp_path, PROGRESS)
+    notebook = open_through(browser_proxy, lab, page, "came-back", [code, code, "6 * 7"])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "[at line-10]")
+    lost = lab.process.output.count(f"Lost connection to Gateway: {kernel_id}")
+    browser_proxy.silence()
+    open_gates(tmp_path, *GATES)
+    gateway.wait_state(kernel_id, "idle", 60)
+    browser_proxy.heal(tell_target=False)
+    expect_undisturbed(gateway, notebook, kernel_id)
+    for count in range(3, 13):
+        notebook.run(2)
+        expect(notebook.prompt(2)).to_have_text(f"[{count}]:")
+        notebook.wait_text(2, "42")
+    assert lab.process.output.count(f"Lost connection to Gateway: {kernel_id}") == lost
+
+
+PAGE = """
+from IPython.core.page import page
+page("shown by the pager")
+gate("go")
+"""
+
+
+def test_page_that_comes_with_the_reply(
+    lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path
+) -> None:
+    code = gated(tmp_path, PAGE)
+    notebook = open_through(browser_proxy, lab, page, "pager", [code, code])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "[at go]")
+    open_gates(tmp_path, "go")
+    notebook.wait_text(0, "shown by the pager")
+    # The reply came, and comes again.
+    browser_proxy.hold()
+    browser_proxy.heal()
+    expect_undisturbed(gateway, notebook, kernel_id, "shown by the pager")
+
+
+QUESTION = """
+print("before")
+gate("ask")
+answer = input("Who? ")
+gate("answered")
+print("Hello", answer)
+"""
+
+
+@pytest.mark.parametrize("cut", ["before the question", "at the question", "after the answer"])
+def test_question_open_while_cut(
+    lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path, cut: str
+) -> None:
+    notebook = open_through(
+        browser_proxy, lab, page, f"question-{cut.split()[0]}", [gated(tmp_path, QUESTION), "answer"]
+    )
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "[at ask]")
+    field = notebook.cell(0).locator(".jp-Stdin-input")
+
+    def asked() -> bool:
+        return of_cell(gateway, kernel_id, notebook.cell_id(0))["input_request"] is not None
+
+    if cut == "before the question":
+        browser_proxy.hold()
+        open_gates(tmp_path, "ask")
+        eventually(asked, "the gateway knows the question")
+        browser_proxy.heal()
+    else:
+        open_gates(tmp_path, "ask")
+        expect(field).to_be_visible(timeout=30_000)
+    if cut == "at the question":
+        eventually(asked, "the gateway knows the question")
+        first = field.element_handle()
+        browser_proxy.hold()
+        browser_proxy.heal()
+        page.wait_for_function("field => !field.isConnected", arg=first, timeout=60_000)
+    expect(field).to_be_visible(timeout=30_000)
+    expect(field).to_have_count(1)
+    field.fill("Ada")
+    field.press("Enter")
+    # The question comes again before the answer is known: what was typed is taken once.
+    notebook.wait_text(0, "[at answered]")
+    if cut == "after the answer":
+        browser_proxy.hold()
+    open_gates(tmp_path, "answered")
+    gateway.wait_state(kernel_id, "idle", 60)
+    browser_proxy.heal()
+    notebook.wait_text(0, "Hello Ada")
+    notebook.finished(0)
+    expect(field).to_have_count(0)
+    # The answer runs what follows, and nothing asks again.
+    notebook.run(1)
+    notebook.wait_text(1, "'Ada'")
+    expect(field).to_have_count(0)
+    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert told["input_request"] is None
+    shown = "".join(o["text"] for o in notebook.outputs(0))
+    assert [shown.count(t) for t in ("before", "[at ask]", "[at answered]", "Hello Ada")] == [1] * 4
+
+
+LARGE = """
+print("before")
+gate("large")
+display({"application/x-e2e": "x" * (11 << 20), "text/plain": "large"}, raw=True)
+gate("after")
+print("after the large one")
+"""
+NOTICE = "An output of 11 MiB is not shown"
+
+
+def test_output_too_large_for_jupyter_server(
+    lab: Lab, page: Page, gateway: Gateway, gateway_proxy: Proxy, tmp_path: Path
+) -> None:
+    code = "from IPython.display import display\n" + gated(tmp_path, LARGE)
+    notebook = lab.open(page, "too-large", [code, code])
+    kernel_id = notebook.kernel_id()
+    lost = lab.process.output.count(f"Lost connection to Gateway: {kernel_id}")
+    notebook.start(0)
+    notebook.wait_text(0, "[at large]")
+    # It is there when the connection is lost, and there when it is back: it comes both ways.
+    gateway_proxy.hold()
+    open_gates(tmp_path, "large")
+    eventually(
+        lambda: len(of_cell(gateway, kernel_id, notebook.cell_id(0))["outputs"]) > 1,
+        "the large output is recorded",
+    )
+    gateway_proxy.heal()
+    notebook.wait_text(0, "[at after]", 60)
+    gateway_proxy.hold()
+    gateway_proxy.heal()
+    open_gates(tmp_path, "after")
+    notebook.wait_text(0, "after the large one", 60)
+    notebook.finished(0)
+    notebook.run(1, 60)
+    notebook.wait_text(1, "after the large one")
+    for cell in (0, 1):
+        shown = notebook.text(cell)
+        assert shown.count(NOTICE) == 1, shown
+        assert [shown.count(t) for t in ("before", "after the large one")] == [1, 1]
+    assert plain(notebook.outputs(0)) == plain(notebook.outputs(1))
+    # The connection was lost where it was cut and not where the large message passed.
+    assert lab.process.output.count(f"Lost connection to Gateway: {kernel_id}") == lost + 2
+    kept = of_cell(gateway, kernel_id, notebook.cell_id(0))["outputs"]
+    assert [len(o["data"]["application/x-e2e"]) for o in kept if "data" in o] == [11 << 20]
+
+
+def test_displays_and_widgets_changed_while_cut(
+    lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path
+) -> None:
+    make = (
+        "import ipywidgets as w\nfrom IPython.display import display\n"
+        "shown = display('display: old', display_id=True)\n"
+        "label = w.Label('label: old')\ndisplay(label)"
+    )
+    change = gated(
+        tmp_path,
+        "gate('change')\nshown.update('display: new')\nlabel.value = 'label: new'\n"
+        "display(label)\nother = w.Label('other: made')\ndisplay(other)\nprint('changed')",
+    )
+    notebook = open_through(
+        browser_proxy,
+        lab,
+        page,
+        "displays",
+        [make, change, "shown.update('display: last')\nlabel.value = 'label: last'"],
+    )
+    kernel_id = notebook.kernel_id()
+    notebook.run(0)
+    expect(notebook.cell(0)).to_contain_text("label: old", timeout=30_000)
+    notebook.start(1)
+    notebook.wait_text(1, "[at change]")
+    browser_proxy.hold()
+    open_gates(tmp_path, "change")
+    gateway.wait_state(kernel_id, "idle", 60)
+    browser_proxy.heal()
+    notebook.finished(1, timeout=60)
+    expect(notebook.output(1).filter(has_text="other: made")).to_have_count(1)
+    for cell in (0, 1):
+        expect(notebook.cell(cell)).to_contain_text("label: new")
+    expect(notebook.cell(0)).to_contain_text("display: new")
+    assert "old" not in notebook.text(0)
+    notebook.run(2)
+    for cell in (0, 1):
+        expect(notebook.cell(cell)).to_contain_text("label: last")
+    expect(notebook.cell(0)).to_contain_text("display: last")
+    assert notebook.text(0).count("display:") == 1
+    assert notebook.text(1).count("changed") == 1
+    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert plain(told["outputs"]) == plain(notebook.outputs(0))
+
+
+def test_reloaded_page_finds_its_cell(
+    lab: Lab, page: Page, gateway: Gateway, tmp_path: Path
+) -> None:
+    code = gated(tmp_path, PROGRESS)
+    notebook = lab.open(page, "reloaded", [code, code])
+    kernel_id = notebook.kernel_id()
+    cell_id = notebook.cell_id(0)
+    notebook.start(0)
+    notebook.wait_text(0, "[at line-10]")
+    notebook.reload()
+    assert notebook.kernel_id() == kernel_id
+    assert notebook.cell_id(0) == cell_id
+    running = of_cell(gateway, kernel_id, cell_id)
+    assert running["status"] == "running"
+    assert "line  9: 100 %" in str(running["outputs"])
+    open_gates(tmp_path, *GATES)
+    gateway.wait_state(kernel_id, "idle", 60)
+    notebook.wait_status("idle", 60)
+    notebook.run(1, 60)
+    notebook.wait_text(1, LAST)
+    told = of_cell(gateway, kernel_id, cell_id)
+    assert (told["status"], told["execution_count"]) == ("ok", 1)
+    assert plain(told["outputs"]) == plain(notebook.outputs(1))
+
+
+@pytest.fixture(scope="module")
+def pair(
+    built: None, make_home: Callable[[str], Path]
+) -> Iterator[tuple[Gateway, Lab]]:
+    """A gateway and a JupyterLab that tests may end and start anew."""
+    gateway = Gateway(make_home("gw-ends")).start()
+    lab = Lab(make_home("lab-ends"), gateway.url, gateway.token)
+    yield gateway, lab
+    lab.close()
+    gateway.close()
+
+
+def test_jupyter_server_restarted(
+    pair: tuple[Gateway, Lab], page: Page, make_proxy: Callable[[int], Proxy], tmp_path: Path
+) -> None:
+    gateway, lab = pair
+    proxy = make_proxy(lab.port)
+    code = gated(tmp_path, PROGRESS)
+    notebook = open_through(proxy, lab, page, "server-restarted", [code, code])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "[at line-10]")
+    # jupyter_server forgets which kernels it had, and the page forgets a kernel that its server does not know. So the
+    # page must not see the server before it was told.
+    proxy.hold()
+    lab.kill()
+    open_gates(tmp_path, *GATES)
+    gateway.wait_state(kernel_id, "idle", 60)
+    lab.start()
+    lab.adopt(kernel_id)
+    proxy.heal()
+    expect_undisturbed(gateway, notebook, kernel_id)
+
+
+def log_of(gateway: Gateway, kernel_id: str) -> list[dict[str, Any]]:
+    """The messages of the kernel's log."""
+    response = gateway.rest("GET", f"api/kernels/{kernel_id}/log?from=start&follow=false")
+    assert response.status_code == 200, response.text
+    data = re.findall(r"^event: message\ndata: (.*)$", response.text, re.MULTILINE)
+    return [json.loads(line) for line in data]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_gateway_restarted_while_a_cell_runs(
+    pair: tuple[Gateway, Lab], page: Page, tmp_path: Path, number: signal.Signals
+) -> None:
+    gateway, lab = pair
+    code = gated(tmp_path, PROGRESS)
+    notebook = lab.open(page, f"gateway-{number.name}", [code, code])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "[at line-10]")
+    gateway.stop(number)
+    # What the kernel says now, nobody hears.
+    open_gates(tmp_path, "line-10")
+    eventually((tmp_path / "at-line-60").exists, "the cell goes on")
+    gateway.start()
+
+    def attached() -> list[dict[str, Any]]:
+        return [m for m in log_of(gateway, kernel_id) if m["content"].get("event") == "attached"]
+
+    [event] = eventually(attached, "the kernel is attached again")
+    assert event["content"]["unrecorded_ms"] > 0
+    open_gates(tmp_path, "line-60")
+    notebook.finished(0, timeout=90)
+    expect(notebook.prompt(0)).to_have_text("[1]:")
+    notebook.run(1, 60)
+    notebook.wait_text(1, LAST)
+    expect(notebook.prompt(1)).to_have_text("[2]:")
+    # All that was said while somebody listened, once and in order; of the rest at most what the kernel had not sent.
+    lines = [int(n) for n in re.findall(r"line +(\d+): 100 %", notebook.text(0))]
+    assert lines == sorted(set(lines))
+    assert set(lines) >= {*range(10), *range(61, 100)}, lines
+    assert notebook.text(0).count(LAST) == 1
+    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert (told["status"], told["execution_count"]) == ("ok", 1)
+    assert told["complete"] is False
+    assert plain(told["outputs"]) == plain(notebook.outputs(0))
+    again = of_cell(gateway, kernel_id, notebook.cell_id(1))
+    assert again["complete"] is True
+    assert plain(again["outputs"]) == plain(notebook.outputs(1))
+
+
+@pytest.mark.slow
+def test_laptop_asleep_for_a_minute(asleep: Asleep, gateway: Gateway) -> None:
+    eventually(asleep.slept, "a minute is over", Asleep.SECONDS + 10)
+    asleep.wake()
+    expect_undisturbed(gateway, asleep.notebook, asleep.kernel_id)
