@@ -16,13 +16,11 @@ use crate::manager::Kernel;
 use crate::provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
-use crate::session::{Lifecycle, Recorder, Sessions};
+use crate::session::{Lifecycle, Recorder, SendError, Sessions};
 
 /// A kernel, and what a simulation does in the place of its process.
 pub struct SimulatedKernel {
     kernel: Arc<Kernel>,
-    /// The entry that tells that it was attached to.
-    attached: Seq,
 }
 
 impl SimulatedKernel {
@@ -39,13 +37,13 @@ impl SimulatedKernel {
         });
         let recorder = Recorder::load(log.clone()).await?;
         let kernel = Arc::new(Kernel::unmanaged(handle, recorder, Sessions::load(log).await?));
-        let attached = kernel.recorder().lifecycle(&if is_new {
+        kernel.recorder().lifecycle(&if is_new {
             Lifecycle::Started
         } else {
             Lifecycle::Attached { unrecorded_ms: Some(0) }
         });
         kernel.recorder().connect_simulated(requests).await;
-        Ok(Self { kernel, attached })
+        Ok(Self { kernel })
     }
 
     /// The kernel as clients know it.
@@ -64,9 +62,12 @@ impl SimulatedKernel {
         self.kernel.recorder().answered(channel, message);
     }
 
-    /// The kernel has answered what it was asked since it was attached to: what was asked earlier is done.
-    pub fn settle(&self) {
-        self.kernel.recorder().settle(self.attached);
+    /// Waits until the kernel has done what it was sent before, and tells which of it ended unheard.
+    ///
+    /// # Errors
+    /// [`SendError`] where the kernel takes no more requests.
+    pub async fn settle(&self) -> Result<(), SendError> {
+        self.kernel.recorder().settle().await
     }
 
     /// The kernel is ended and started anew: what it was asked before and has not done is not done any more.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;
+use std::io::Read as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use kernel_provider::provider::{
     AttachError, Exit, ExitCause, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest,
     Phase, Progress, ProviderError, Selector, Specs,
 };
-use kernel_provider::session::{Attachment, ExecutionState, SendError};
+use kernel_provider::session::{Attachment, ExecutionState, ExecutionStatus, SendError};
 use tokio::io::{AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -33,9 +34,10 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
 }
 
-/// Runs words: `wait` (until it is let go), `ask`; anything else is echoed.
+/// Runs words: `wait` (until it is let go), `tell` (somebody who waits for it), `ask`; anything else is echoed.
 struct Words {
     let_go: Arc<Notify>,
+    told: Arc<Notify>,
 }
 
 #[async_trait]
@@ -51,6 +53,7 @@ impl Serves for Words {
                 self.let_go.notified().await;
                 context.stdout("after").await;
             }
+            "tell" => self.told.notify_one(),
             "ask" => context.stdout(context.input("name? ", false).await?).await,
             text => context.stdout(text).await,
         }
@@ -78,31 +81,41 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let (holds, cuts, accepted) = (watch::Sender::new(false), watch::Sender::new(0), watch::Sender::new(0));
         let keeps = watch::Sender::new(false);
-        let (told, held, mut cut, kept) = (accepted.clone(), holds.subscribe(), cuts.subscribe(), keeps.subscribe());
+        let (told, held, cut, kept) = (accepted.clone(), holds.subscribe(), cuts.subscribe(), keeps.subscribe());
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
-                tokio::select! {
-                    incoming = listener.accept() => {
-                        let (mut client, _) = incoming.unwrap();
-                        let (mut held, mut kept) = (held.clone(), kept.clone());
-                        connections.spawn(async move {
-                            held.wait_for(|held| !held).await.unwrap();
-                            let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
-                            let (mut from_client, mut to_client) = client.split();
-                            let (mut from_server, mut to_server) = server.split();
-                            let down = async {
-                                copy(&mut from_server, &mut to_client).await?;
-                                kept.wait_for(|kept| !kept).await.unwrap();
-                                to_client.shutdown().await
-                            };
-                            tokio::try_join!(copy(&mut from_client, &mut to_server), down)
-                        });
-                        told.send_modify(|count| *count += 1);
+                let (mut client, _) = listener.accept().await.unwrap();
+                let (mut cut, mut held, mut kept) = (cut.clone(), held.clone(), kept.clone());
+                cut.mark_unchanged();
+                connections.spawn(async move {
+                    held.wait_for(|held| !held).await.unwrap();
+                    let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
+                    {
+                        let (mut from_client, mut to_client) = client.split();
+                        let (mut from_server, mut to_server) = server.split();
+                        let down = async {
+                            copy(&mut from_server, &mut to_client).await?;
+                            kept.wait_for(|kept| !kept).await.unwrap();
+                            to_client.shutdown().await
+                        };
+                        tokio::select! {
+                            ended = async { tokio::try_join!(copy(&mut from_client, &mut to_server), down) } => {
+                                return ended.map(drop);
+                            }
+                            _ = cut.changed() => {}
+                        }
                     }
-                    _ = cut.changed() => connections.abort_all(),
-                }
+                    // What was sent before the cut arrives.
+                    let mut sent = client.into_std()?;
+                    let mut buffer = vec![0; 1 << 16];
+                    while let Ok(length @ 1..) = sent.read(&mut buffer) {
+                        server.write_all(&buffer[..length]).await?;
+                    }
+                    Ok::<(), std::io::Error>(())
+                });
+                told.send_modify(|count| *count += 1);
             }
         });
         Self {
@@ -226,15 +239,19 @@ struct Place {
     attachment: Attachment,
     proxies: Arc<Mutex<Vec<Arc<Proxy>>>>,
     let_go: Arc<Notify>,
+    told: Arc<Notify>,
 }
 
 impl Place {
     async fn new(restart_limit: u32) -> Self {
         let fake = FakeProvider::new();
-        let let_go = Arc::new(Notify::new());
+        let (let_go, told) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let kernel = {
-            let let_go = let_go.clone();
-            move || Words { let_go: let_go.clone() }
+            let (let_go, told) = (let_go.clone(), told.clone());
+            move || Words {
+                let_go: let_go.clone(),
+                told: told.clone(),
+            }
         };
         fake.install("words", FakeSpec::kernel(kernel));
         let proxies = Arc::default();
@@ -255,6 +272,7 @@ impl Place {
             attachment,
             proxies,
             let_go,
+            told,
         }
     }
 
@@ -450,6 +468,87 @@ async fn every_socket_comes_back_and_what_is_sent_meanwhile_waits() {
             .filter(|entry| entry.origin() == Origin::Kernel && entry.channel() != Channel::Iopub);
         for reply in replies.filter(|entry| parent(entry) == asked || parent(entry) == informed) {
             assert_eq!(reply.session(), SESSION, "{lost:?}: {}", msg_type(reply));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_ends_while_the_connection_is_lost_is_told_and_what_goes_on_is_not() {
+    let mut place = Place::new(0).await;
+    let cuts: [&[Channel]; 3] = [&[Channel::Shell, Channel::Iopub], &[Channel::Shell], &[Channel::Iopub]];
+    for lost in cuts {
+        let ends_unheard = place.execute("wait").await;
+        place.until(|entry| msg_type(entry) == "stream").await;
+        let tells = place.execute("tell").await;
+        let goes_on = place.execute("wait").await;
+        let proxies: Vec<Arc<Proxy>> = lost.iter().map(|channel| place.proxy(*channel)).collect();
+        let before: Vec<u32> = proxies.iter().map(|proxy| proxy.count()).collect();
+        for proxy in &proxies {
+            proxy.cut();
+        }
+        for (proxy, before) in proxies.iter().zip(before) {
+            proxy.reconnected(before).await;
+        }
+        place.let_go.notify_one();
+        soon(place.told.notified()).await;
+        // This one waits for the connection, and is known all the same.
+        let (waits, waiting) = place.send(Channel::Shell, ExecuteRequest::new("later").into());
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending(), "{lost:?}");
+        for proxy in &proxies {
+            proxy.release();
+        }
+        soon(waiting).await.unwrap();
+        // As the kernel goes on, nothing is said of those that it still has.
+        let executions = place.kernel.executions();
+        assert!(
+            executions.get(&goes_on).await.unwrap().unwrap().ended.is_none(),
+            "{lost:?}"
+        );
+        place.let_go.notify_one();
+        let mut seen = place.until_done(&waits).await;
+        assert_eq!(outputs(&seen, &waits), "later", "{lost:?}");
+
+        let is_told = |entry: &Entry| entry.origin() == Origin::Lifecycle && parent(entry) == ends_unheard;
+        // In place of what was not heard.
+        let expected: &[(Channel, &str)] = match lost {
+            [Channel::Shell] => &[(Channel::Iopub, "stream"), (Channel::Shell, "execute_reply")],
+            [Channel::Iopub] => &[(Channel::Iopub, "stream"), (Channel::Iopub, "status")],
+            _ => &[
+                (Channel::Iopub, "stream"),
+                (Channel::Shell, "execute_reply"),
+                (Channel::Iopub, "status"),
+            ],
+        };
+        let last = expected.last().unwrap().1;
+        let is_last = |entry: &Entry| is_told(entry) && msg_type(entry) == last;
+        if !seen.iter().any(is_last) {
+            seen.extend(place.until(is_last).await);
+        }
+        let told: Vec<(Channel, String)> = seen
+            .iter()
+            .filter(|entry| is_told(entry))
+            .map(|entry| (entry.channel(), msg_type(entry)))
+            .collect();
+        let told: Vec<(Channel, &str)> = told.iter().map(|(channel, told)| (*channel, &**told)).collect();
+        assert_eq!(told, expected, "{lost:?}");
+        for entry in seen.iter().filter(|entry| is_told(entry)) {
+            assert!(place.attachment.client().delivers(entry), "{lost:?}");
+        }
+        let status = async |id: &str| executions.get(id).await.unwrap().unwrap().status;
+        // Where its reply came, only its idle was not heard.
+        let unheard = if lost == [Channel::Iopub] {
+            ExecutionStatus::Ok
+        } else {
+            ExecutionStatus::Lost
+        };
+        assert_eq!(status(&ends_unheard).await, unheard, "{lost:?}");
+        assert_eq!(status(&waits).await, ExecutionStatus::Ok, "{lost:?}");
+        // The kernel may have replied before it knew of the new connection.
+        let known = [ExecutionStatus::Ok, ExecutionStatus::Lost];
+        assert!(known.contains(&status(&goes_on).await), "{lost:?}");
+        for id in [ends_unheard, tells, goes_on, waits] {
+            assert!(executions.get(&id).await.unwrap().unwrap().ended.is_some(), "{lost:?}");
         }
     }
 }

@@ -15,6 +15,8 @@ use kernel_provider::provider::{
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::LocalConfig;
 use crate::endpoints::{self, Held};
@@ -35,6 +37,8 @@ pub(crate) struct Machine {
     pub(crate) state: StateDir,
     pub(crate) events: Arc<Events>,
     pub(crate) oom: OomCounter,
+    /// What is not handed over yet, and what was given up and is not cleared away yet.
+    pub(crate) unfinished: TaskTracker,
 }
 
 impl Machine {
@@ -76,6 +80,7 @@ struct Unfinished {
     files: KernelFiles,
     /// Whether the files go with it, as they do where the kernel was not there before.
     is_new: bool,
+    counted: TaskTrackerToken,
 }
 
 impl Unfinished {
@@ -119,7 +124,9 @@ impl Drop for Unfinished {
         if process.is_none() && files.is_none() {
             return;
         }
+        let counted = self.counted.clone();
         let clear_away = move || {
+            let _until_done = counted;
             if let Some(process) = process {
                 process.bury();
             }
@@ -239,9 +246,15 @@ pub(crate) async fn start(
             _ => Endpoints::OtherPorts,
         };
         let begun = blocking("start a kernel", {
-            let (machine, files, saved, connection) =
-                (Arc::clone(machine), files.clone(), saved.clone(), connection.clone());
-            move || begin(&machine, files, saved, connection, endpoints, is_new)
+            let (machine, saved, connection) = (Arc::clone(machine), saved.clone(), connection.clone());
+            // Counted from here on: the thread goes on when this is dropped.
+            let unfinished = Unfinished {
+                process: None,
+                files: files.clone(),
+                is_new,
+                counted: machine.unfinished.token(),
+            };
+            move || begin(&machine, unfinished, saved, connection, endpoints)
         })
         .await??;
         let Begun {
@@ -319,17 +332,11 @@ struct Endpoint {
 
 fn begin(
     machine: &Machine,
-    files: KernelFiles,
+    mut unfinished: Unfinished,
     saved: Saved,
     connection: ConnectionInfo,
     endpoints: Endpoints,
-    is_new: bool,
 ) -> Result<Begun, LaunchError> {
-    let mut unfinished = Unfinished {
-        process: None,
-        files,
-        is_new,
-    };
     match spawn_with(machine, &mut unfinished, saved, connection, endpoints) {
         Ok((process, endpoint, saved)) => Ok(Begun {
             unfinished,

@@ -7,6 +7,7 @@ use kernel_provider::provider::{
     Progress, ProviderError, Selector, Specs,
 };
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::events::Events;
 use crate::kernel::{LocalKernel, Shared};
@@ -60,6 +61,7 @@ impl LocalProvider {
                     state,
                     events,
                     oom: OomCounter::new(),
+                    unfinished: TaskTracker::new(),
                 });
                 recover(&machine, &registry)?;
                 Ok((machine, found))
@@ -220,5 +222,10 @@ impl KernelProvider for LocalProvider {
             Some(exit) => Err(gone(exit.cause)),
             None => Ok(Arc::new(Shared(kernel))),
         }
+    }
+
+    async fn settle(&self) {
+        self.machine.unfinished.close();
+        self.machine.unfinished.wait().await;
     }
 }

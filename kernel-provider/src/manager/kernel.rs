@@ -23,8 +23,6 @@ use crate::session::{
 
 /// The longest that connecting to a running kernel may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a kernel that was attached to is asked whether it answers, ever less often.
-const REATTACH_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest that a restarted kernel may take to answer.
 const RESTART_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -222,7 +220,8 @@ impl Kernel {
 
     /// Connects to a kernel that was just launched, and waits for its first answer.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
-        self.connect_sockets(deadline).await?;
+        let info = self.handle.connection().await.map_err(|error| unreachable(&error))?;
+        self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
         // A kernel that dies before it answers is told at once, not after the deadline.
         tokio::select! {
             ready = self.recorder.ready(deadline) => ready,
@@ -230,33 +229,19 @@ impl Kernel {
         }
     }
 
-    async fn connect_sockets(&self, deadline: Duration) -> Result<(), SendError> {
-        let info = self.handle.connection().await.map_err(|error| unreachable(&error))?;
-        Ok(self.recorder.connect(&info, deadline).await?)
-    }
-
-    /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for. Returns the entry
-    /// that tells of it.
-    pub(super) async fn reconnect(&self) -> Result<Seq, SendError> {
+    /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
+    pub(super) async fn reconnect(&self) -> Result<(), SendError> {
         let unrecorded_ms = self
             .last_entry_time()
             .await
             .map(|last| (Utc::now() - last).num_milliseconds());
         // Before anything of what it says from now on.
-        let attached = self.recorder.lifecycle(&Lifecycle::Attached { unrecorded_ms });
-        self.connect_sockets(CONNECT_DEADLINE).await?;
+        self.recorder.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        let info = self.handle.connection().await.map_err(|error| unreachable(&error))?;
+        self.recorder.reconnect(&info, CONNECT_DEADLINE).await?;
         // Whether it runs something is known once it answers.
         self.recorder.set_state(ExecutionState::Busy);
-        Ok(attached)
-    }
-
-    /// Waits until a kernel that ran before has answered, however long it is busy. It answers in the order in which it
-    /// is asked, so what it was asked before it was `attached` to is done by then.
-    pub(super) async fn await_answer(&self, attached: Seq) {
-        match self.recorder.ready(REATTACH_DEADLINE).await {
-            Ok(()) => self.recorder.settle(attached),
-            Err(error) => warn!(%error, "the kernel that was attached to does not answer"),
-        }
+        Ok(())
     }
 
     async fn last_entry_time(&self) -> Option<DateTime<Utc>> {

@@ -340,17 +340,11 @@ impl Shared {
             }
             Err(error) => return Err(error),
         };
-        let attached = match kernel.reconnect().await {
-            Ok(attached) => attached,
-            Err(error) => {
-                warn!(%error, "a running kernel cannot be connected to");
-                return Ok(false);
-            }
-        };
+        if let Err(error) = kernel.reconnect().await {
+            warn!(%error, "a running kernel cannot be connected to");
+            return Ok(false);
+        }
         self.adopt(&kernel);
-        let (answering, stop) = (kernel.clone(), self.stop.clone());
-        self.tasks
-            .spawn(async move { stop.run_until_cancelled(answering.await_answer(attached)).await });
         reserved.fill(kernel);
         info!("kernel attached");
         self.events.tell(record.id, KernelEventKind::Attached);

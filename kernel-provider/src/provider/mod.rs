@@ -56,7 +56,8 @@ pub trait KernelProvider: Send + Sync + 'static {
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError>;
 
     /// Waits until what launches that were given up had made is cleared away. An embedder that is about to end calls it
-    /// last, with a deadline of its own. Returns at once where dropping a launch clears all of it away.
+    /// last, with a deadline of its own; launches that are under way may be waited for as well. Returns at once where
+    /// dropping a launch clears all of it away.
     async fn settle(&self) {}
 }
 

@@ -177,13 +177,15 @@ impl Client {
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {
             Origin::Client => false,
-            Origin::Kernel => {
-                entry.channel() == Channel::Iopub || entry.session().is_empty() || entry.session() == self.session()
+            Origin::Kernel => self.is_addressed(entry),
+            Origin::Lifecycle => {
+                let message = entry.message();
+                self.is_addressed(entry) && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
             }
-            Origin::Lifecycle => entry
-                .message()
-                .header_ref()
-                .is_ok_and(|header| header.msg_type != LIFECYCLE),
         }
+    }
+
+    fn is_addressed(&self, entry: &Entry) -> bool {
+        entry.channel() == Channel::Iopub || entry.session().is_empty() || entry.session() == self.session()
     }
 }

@@ -211,6 +211,8 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
                 // An answer has its question as parent, not the execution's request.
                 Origin::Client if entry.channel() == Channel::Stdin => outputs.fold.apply(entry.channel(), &message),
                 Origin::Lifecycle if tells_of_a_hole(&message) => outputs.complete = false,
+                // What is said in the kernel's place, of an execution that ended unheard.
+                Origin::Lifecycle if filter.takes(&message) => outputs.fold.apply(entry.channel(), &message),
                 _ => {}
             }
         }

@@ -28,6 +28,8 @@ const MAX_ID: usize = 1_024;
 pub(super) struct Journal {
     requests: Requests,
     executions: HashMap<Arc<str>, ExecutionRecord>,
+    /// Executions that are appended and wait to be sent.
+    unsent: HashSet<Arc<str>>,
     /// Those that have ended, in that order.
     ended: VecDeque<Arc<str>>,
     /// The parent of the message before, and the execution that it names: in a flood the next one has the same.
@@ -80,6 +82,7 @@ impl Journal {
                 all: log.head() == Seq::START,
             },
             executions: HashMap::new(),
+            unsent: HashSet::new(),
             ended: VecDeque::new(),
             last_parent: (Bytes::new(), None),
             changed: HashSet::new(),
@@ -172,6 +175,7 @@ impl Journal {
         // A process that was killed before this was stored may have sent it, so that the kernel has spoken of it already.
         self.last_parent = (Bytes::new(), None);
         self.changed.insert(msg_id.clone());
+        self.unsent.insert(msg_id.clone());
         self.executions.insert(
             msg_id,
             ExecutionRecord {
@@ -193,8 +197,14 @@ impl Journal {
         );
     }
 
+    /// The kernel has been sent a message that was appended.
+    pub(super) fn sent(&mut self, msg_id: &str) {
+        self.unsent.remove(msg_id);
+    }
+
     /// A message of a client that was appended could not be sent: it may be tried again.
     pub(super) fn not_sent(&mut self, msg_id: &str) {
+        self.unsent.remove(msg_id);
         if !self.requests.known.remove(msg_id) {
             return;
         }
@@ -303,29 +313,81 @@ impl Journal {
         std::mem::take(&mut self.some_ended)
     }
 
-    /// The `msg_id`s of the executions that were asked before this entry and have not ended.
-    pub(super) fn unfinished(&self, asked_before: Seq) -> Vec<String> {
+    /// The executions that the kernel was sent and has not ended: where they run, and their `msg_id`.
+    pub(super) fn sent_and_unfinished(&self) -> Vec<(Option<String>, Arc<str>)> {
         let unfinished = self
             .executions
-            .values()
-            .filter(|execution| execution.ended.is_none() && execution.request < asked_before);
-        unfinished.map(|execution| execution.msg_id().to_owned()).collect()
+            .iter()
+            .filter(|(_, execution)| execution.ended.is_none());
+        unfinished
+            .filter(|(msg_id, _)| !self.unsent.contains(*msg_id))
+            .map(|(msg_id, execution)| (execution.header.subshell_id.clone(), msg_id.clone()))
+            .collect()
     }
 
-    /// Those will not end any more, as an entry tells that is appended at this time; `end` is their status and why.
-    pub(super) fn end_all(&mut self, asked_before: Seq, told: (Seq, DateTime<Utc>), end: &Ending) {
-        for msg_id in self.unfinished(asked_before) {
-            if let Some(execution) = self.executions.get_mut(&*msg_id) {
-                if !execution.status.has_ended() {
-                    execution.status = end.status;
-                    execution.reason.clone_from(&end.reason);
-                }
-                execution.open_input = None;
-                execution.last = execution.last.max(told.0);
-                execution.ended = Some(told.1);
-            }
-            self.end(msg_id.into());
+    /// Those of the executions that have not ended, in the order in which they were asked.
+    pub(super) fn unfinished_among(&self, msg_ids: &[Arc<str>]) -> Vec<ExecutionRecord> {
+        let executions = msg_ids.iter().filter_map(|msg_id| self.executions.get(msg_id));
+        let mut unfinished: Vec<_> = executions
+            .filter(|execution| execution.ended.is_none())
+            .cloned()
+            .collect();
+        unfinished.sort_by_key(|execution| execution.request);
+        unfinished
+    }
+
+    /// None of those that have not ended will, as entry `told` says; `end` is their status and why.
+    pub(super) fn end_all(&mut self, told: Seq, now: DateTime<Utc>, end: &Ending) {
+        let unfinished = self
+            .executions
+            .iter()
+            .filter(|(_, execution)| execution.ended.is_none());
+        let unfinished: Vec<_> = unfinished.map(|(msg_id, _)| msg_id.clone()).collect();
+        for msg_id in unfinished {
+            self.end_unheard(msg_id, told, now, end);
         }
+    }
+
+    /// The execution ended unheard. What is told in the kernel's place is appended from this entry on. Returns the number
+    /// of the entry after that.
+    pub(super) fn lost(
+        &mut self,
+        msg_id: &str,
+        (first, now): (Seq, DateTime<Utc>),
+        told: &[(Channel, WireMessage)],
+    ) -> Seq {
+        let mut next = first;
+        let mut last = first;
+        for (channel, message) in told {
+            last = next;
+            next = next.next();
+            if let Some(execution) = self.executions.get_mut(msg_id) {
+                match (channel, &*peek::msg_type(message)) {
+                    (Channel::Shell, _) => execution.reply = Some(last),
+                    (_, "status") => execution.idle = Some(last),
+                    _ => {}
+                }
+            }
+        }
+        let lost = Ending {
+            status: ExecutionStatus::Lost,
+            reason: None,
+        };
+        self.end_unheard(msg_id.into(), last, now, &lost);
+        next
+    }
+
+    fn end_unheard(&mut self, msg_id: Arc<str>, last: Seq, now: DateTime<Utc>, end: &Ending) {
+        if let Some(execution) = self.executions.get_mut(&msg_id) {
+            if !execution.status.has_ended() {
+                execution.status = end.status;
+                execution.reason.clone_from(&end.reason);
+            }
+            execution.open_input = None;
+            execution.last = execution.last.max(last);
+            execution.ended = Some(now);
+        }
+        self.end(msg_id);
     }
 
     /// What the index is to be told of all that was looked at since the last time.

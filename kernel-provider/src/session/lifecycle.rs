@@ -22,8 +22,9 @@ pub enum Lifecycle {
         /// How long nobody recorded, where an entry says when that began.
         unrecorded_ms: Option<i64>,
     },
-    /// It has answered since it was attached to: these executions, by the `msg_id` of their requests, ended while nobody
-    /// recorded.
+    /// It has answered since it was attached to, or a connection to it was lost: these executions, by the `msg_id` of
+    /// their requests, ended while nobody recorded. For each of them follow a notice on stderr and, where the kernel's
+    /// own were not heard, a reply and an idle status.
     Lost {
         /// The executions.
         executions: Vec<String>,
@@ -60,7 +61,7 @@ pub(super) struct Ending {
 }
 
 impl Lifecycle {
-    /// What becomes of the executions that the kernel had and has not ended.
+    /// What becomes of all executions that the kernel had and has not ended.
     pub(super) fn ends_executions(&self) -> Option<Ending> {
         let died = |reason| Ending {
             status: ExecutionStatus::Died,
@@ -69,10 +70,6 @@ impl Lifecycle {
         match self {
             Self::Restarted => Some(died("the kernel was restarted".to_owned())),
             Self::RestartingByItself { exit } | Self::Dead { exit } => Some(died(exit.cause.to_string())),
-            Self::Lost { .. } => Some(Ending {
-                status: ExecutionStatus::Lost,
-                reason: None,
-            }),
             _ => None,
         }
     }

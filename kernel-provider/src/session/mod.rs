@@ -12,6 +12,7 @@ mod index_keys;
 mod index_trim;
 mod journal;
 mod lifecycle;
+mod lost;
 mod parent_filter;
 mod peek;
 mod recorder;

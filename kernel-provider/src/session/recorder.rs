@@ -1,6 +1,7 @@
 //! The only one on a kernel's sockets: writes every message of both directions into the log.
 
 mod reconnect;
+mod settle;
 #[cfg(feature = "testing")]
 mod simulated;
 
@@ -21,6 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, debug, info_span, warn};
 
 use self::reconnect::Pauses;
+use self::settle::Statuses;
 use super::askers::{Addressee, Asker, Askers};
 use super::execution_record::ExecutionRecord;
 use super::execution_state::{ExecutionState, StatusFollower};
@@ -90,6 +92,7 @@ struct Recording {
     log: Log,
     journal: Mutex<Journal>,
     askers: Askers,
+    statuses: Statuses,
     senders: AsyncMutex<Option<Senders>>,
     link: watch::Sender<Link>,
     /// Whether more may come from the kernel's iopub.
@@ -139,6 +142,7 @@ impl Recorder {
                 log,
                 journal: Mutex::new(journal),
                 askers: Askers::default(),
+                statuses: Statuses::default(),
                 senders: AsyncMutex::new(None),
                 link: watch::Sender::new(Link::Down),
                 publishing: watch::Sender::new(false),
@@ -170,22 +174,24 @@ impl Recorder {
         self.recording.journal().active_after(session, seq)
     }
 
-    /// The kernel has answered what was asked after entry `attached`: what was asked earlier and has not ended, ended
-    /// while nobody recorded.
-    pub(crate) fn settle(&self, attached: Seq) {
-        let executions = self.recording.journal().unfinished(attached);
-        if !executions.is_empty() {
-            self.recording.lifecycle_of(&Lifecycle::Lost { executions }, attached);
-        }
-    }
-
     /// Appends what became of the kernel. Returns the entry's number.
     pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
         self.recording.lifecycle(event)
     }
 
-    /// Takes the kernel's sockets, in place of those before.
+    /// Takes the sockets of a kernel that was just started, in place of those before.
     pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
+        self.connect_sockets(info, deadline).await.map(drop)
+    }
+
+    /// Takes the sockets of a kernel that ran before. Once it answers, what it had been sent is settled.
+    pub(crate) async fn reconnect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
+        self.connect_sockets(info, deadline).await?.notify_one();
+        Ok(())
+    }
+
+    /// Gives what is told of each connection that was made anew.
+    async fn connect_sockets(&self, info: &ConnectionInfo, deadline: Duration) -> Result<Arc<Notify>, SocketError> {
         let signer = info.signer().map_err(|error| SocketError::Invalid {
             kind: "signature scheme",
             what: info.signature_scheme.clone(),
@@ -215,16 +221,16 @@ impl Recorder {
         self.recording.publishing.send_replace(true);
         let mut tasks = JoinSet::new();
         let span = info_span!("recorder", kernel_id = %self.recording.id);
-        let resubscribed = Arc::new(Notify::new());
+        let reconnected = Arc::new(Notify::new());
         let published = record_iopub(
             self.recording.clone(),
             iopub,
             iopub_at,
             signer.clone(),
-            resubscribed.clone(),
+            reconnected.clone(),
         );
         tasks.spawn(published.instrument(span.clone()));
-        tasks.spawn(reconnect::nudge(self.recording.clone(), resubscribed).instrument(span.clone()));
+        tasks.spawn(reconnect::settle(self.recording.clone(), reconnected.clone()).instrument(span.clone()));
         for (channel, receiver, address) in [
             (Channel::Shell, shell.1, shell_at),
             (Channel::Control, control.1, control_at),
@@ -236,12 +242,13 @@ impl Recorder {
                 receiver,
                 (address, identity.clone()),
                 signer.clone(),
+                reconnected.clone(),
             );
             tasks.spawn(replies.instrument(span.clone()));
         }
         self.set_connection(tasks);
         self.recording.link.send_replace(Link::Connected);
-        Ok(())
+        Ok(reconnected)
     }
 
     /// Records what a kernel that has ended said last: until its iopub is read to the end, or for a while where somebody
@@ -343,21 +350,9 @@ impl Recorder {
             msg_type: message.msg_type().to_owned(),
             deadline,
         };
-        let (reply, answer) = oneshot::channel();
-        let end = Instant::now() + deadline;
-        match timeout_at(
-            end,
-            self.recording
-                .send(channel, OUR_SESSION, message.to_wire(), Asker::Ourselves(reply)),
-        )
-        .await
-        {
-            Ok(sent) => sent?,
-            Err(_) => return Err(no_answer()),
-        }
-        match timeout_at(end, answer).await {
-            Ok(Ok(reply)) => Ok(reply),
-            _ => Err(no_answer()),
+        match timeout(deadline, self.recording.ask(channel, &message)).await {
+            Ok(answer) => answer?.ok_or_else(no_answer),
+            Err(_) => Err(no_answer()),
         }
     }
 
@@ -379,6 +374,14 @@ impl Recording {
     /// A panic elsewhere while the lock was held leaves a journal that lacks at most what was being looked at.
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request of our own. Gives its reply; `None` where the kernel is started anew instead.
+    async fn ask(&self, channel: Channel, request: &Message) -> Result<Option<WireMessage>, SendError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(channel, OUR_SESSION, request.to_wire(), Asker::Ourselves(reply))
+            .await?;
+        Ok(answer.await.ok())
     }
 
     async fn send(&self, channel: Channel, session: &str, message: WireMessage, asker: Asker) -> Result<(), SendError> {
@@ -490,6 +493,7 @@ impl Recording {
         for message in messages {
             if let Some(state) = status.follow(message) {
                 self.set_state(state);
+                self.statuses.heard(message);
                 told = Some((state, message));
             }
         }
@@ -531,11 +535,6 @@ impl Recording {
     }
 
     fn lifecycle(&self, event: &Lifecycle) -> Seq {
-        self.lifecycle_of(event, Seq(u64::MAX))
-    }
-
-    /// The same, where it is about executions that were asked before this entry.
-    fn lifecycle_of(&self, event: &Lifecycle, asked_before: Seq) -> Seq {
         let message = event.message(OUR_SESSION);
         self.touch();
         let entry = NewEntry {
@@ -548,7 +547,7 @@ impl Recording {
         let mut journal = self.journal();
         self.log.append_indexed(now, [entry], |seq| {
             if let Some(end) = event.ends_executions() {
-                journal.end_all(asked_before, (seq, now), &end);
+                journal.end_all(seq, now, &end);
             }
             journal.take_updates()
         })
@@ -591,6 +590,7 @@ struct Unsent<'a> {
 
 impl Unsent<'_> {
     fn was_sent(self) {
+        self.recording.journal().sent(self.msg_id);
         std::mem::forget(self);
     }
 }
@@ -643,7 +643,7 @@ async fn record_iopub(
     mut iopub: IopubSubscriber,
     address: String,
     signer: Signer,
-    resubscribed: Arc<Notify>,
+    reconnected: Arc<Notify>,
 ) {
     let mut pauses = Pauses::new();
     let mut silent = false;
@@ -688,7 +688,7 @@ async fn record_iopub(
             recording.publishing.send_replace(true);
             // What ended meanwhile did so unheard.
             status = StatusFollower::default();
-            resubscribed.notify_one();
+            reconnected.notify_one();
         }
     }
 }
@@ -699,6 +699,7 @@ async fn record_replies(
     mut socket: DealerReceiver,
     (address, identity): (String, String),
     signer: Signer,
+    reconnected: Arc<Notify>,
 ) {
     let mut pauses = Pauses::new();
     let mut gate = Gate::new(signer);
@@ -709,6 +710,8 @@ async fn record_replies(
             // The kernel's side may not take two connections of one identity.
             drop(socket);
             socket = recording.dealer_again(channel, &address, &identity, &mut pauses).await;
+            // Replies may have been on the connection that is lost.
+            reconnected.notify_one();
             continue;
         }
         let Some(message) = gate.admit(channel, received) else {

@@ -4,17 +4,12 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use jupyter_protocol::Channel;
 use kernel_provider::log::{LogOptions, Logs, ReadError, Seq};
 use kernel_provider::simulation::SimulatedKernel;
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::scheduler::Life;
-use super::world::{Process, World, message};
-
-/// The `msg_id` of what a process asks first.
-const NUDGE: &str = "nudge";
+use super::world::{Process, World};
 
 /// Starts one.
 pub(crate) async fn start(world: &Rc<World>, number: u64) {
@@ -40,9 +35,8 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
         replies,
     });
     world.stepper.replace(Some(stepper));
-    let nudge = format!("{NUDGE}{number}");
     world.scheduler.spawn(Life::Process, {
-        let (world, process, log, nudge) = (world.clone(), process.clone(), log.clone(), nudge.clone());
+        let (process, log) = (process.clone(), log.clone());
         async move {
             let mut batch = Vec::new();
             loop {
@@ -55,13 +49,6 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
                     batch.push(next);
                 }
                 process.simulated.publish(&batch);
-                let settled = batch.iter().any(|message| {
-                    message.parent_ref().unwrap().msg_id == nudge && message.content().ends_with(b"\"idle\"}")
-                });
-                if settled {
-                    world.trace(format_args!("settled"));
-                    process.simulated.settle();
-                }
                 batch.clear();
             }
         }
@@ -78,9 +65,12 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
             }
         }
     });
-    world.scheduler.spawn(Life::Process, async move {
-        let request = message(&nudge, "kernel_info_request", "kernelmux", None, &json!({}));
-        let _ = requests.send((Channel::Shell, request)).await;
+    world.scheduler.spawn(Life::Process, {
+        let (world, process) = (world.clone(), process.clone());
+        async move {
+            process.simulated.settle().await.unwrap();
+            world.trace(format_args!("settled"));
+        }
     });
     world.process.send_replace(Some(process));
 }

@@ -243,28 +243,44 @@ impl Recording {
     }
 }
 
-/// Makes the kernel say what it does after each new subscription.
-pub(super) async fn nudge(recording: Arc<Recording>, resubscribed: Arc<Notify>) {
-    let mut link = recording.link.subscribe();
+/// After each new connection: makes the kernel say what it does, and settles what it was sent before.
+pub(super) async fn settle(recording: Arc<Recording>, reconnected: Arc<Notify>) {
     loop {
-        resubscribed.notified().await;
-        let mut patience = NUDGE_AFTER;
-        loop {
-            let heard = async {
-                // Its status is what is waited for; its reply is nobody's.
-                let (nobody, _) = oneshot::channel();
-                let request = Message::new(KernelInfoRequest::default(), OUR_SESSION).to_wire();
-                let sent = recording
-                    .send(Channel::Shell, OUR_SESSION, request, Asker::Ourselves(nobody))
-                    .await;
-                if let Err(error) = sent {
-                    debug!(%error, "the kernel cannot be asked");
+        reconnected.notified().await;
+        let settling = async {
+            nudge(&recording).await;
+            recording.settle().await
+        };
+        tokio::select! {
+            settled = settling => {
+                if let Err(error) = settled {
+                    debug!(%error, "what the kernel was sent before is not settled");
                 }
-                let _ = link.wait_for(|link| *link == Link::Live).await;
-            };
-            if timeout(patience, heard).await.is_ok() {
-                break;
             }
+            // Replies to our own requests may be lost too: from the beginning.
+            () = reconnected.notified() => reconnected.notify_one(),
+        }
+    }
+}
+
+/// Waits until the kernel has said what it does, and makes it say so.
+async fn nudge(recording: &Recording) {
+    let mut link = recording.link.subscribe();
+    let mut patience = NUDGE_AFTER;
+    while *link.borrow() != Link::Live {
+        let heard = async {
+            // Its status is what is waited for; its reply is nobody's.
+            let (nobody, _) = oneshot::channel();
+            let request = Message::new(KernelInfoRequest::default(), OUR_SESSION).to_wire();
+            let sent = recording
+                .send(Channel::Shell, OUR_SESSION, request, Asker::Ourselves(nobody))
+                .await;
+            if let Err(error) = sent {
+                debug!(%error, "the kernel cannot be asked");
+            }
+            let _ = link.wait_for(|link| *link == Link::Live).await;
+        };
+        if timeout(patience, heard).await.is_err() {
             patience = patience.saturating_mul(2);
         }
     }

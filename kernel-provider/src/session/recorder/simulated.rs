@@ -3,7 +3,7 @@
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use tokio::sync::mpsc;
 
-use super::{Link, Recorder, Sender, Senders, StatusFollower};
+use super::{Link, Recorder, SendError, Sender, Senders, StatusFollower};
 
 impl Recorder {
     /// Takes `kernel` for the kernel's sockets, in place of those before.
@@ -17,6 +17,11 @@ impl Recorder {
             stdin: sender(Channel::Stdin),
         });
         self.recording.link.send_replace(Link::Connected);
+    }
+
+    /// Does what is done after each new connection.
+    pub(crate) async fn settle(&self) -> Result<(), SendError> {
+        self.recording.settle().await
     }
 
     /// Records what has come together on iopub.

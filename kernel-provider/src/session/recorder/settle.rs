@@ -1,0 +1,168 @@
+//! What became of executions whose end may not have been heard, as after a lost connection or a restart of this
+//! process: a kernel does in order what it is asked, so once it answers a request of ours, what it was sent before is
+//! done.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use jupyter_protocol::content::KernelInfoRequest;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Channel, WireMessage};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::{OUR_SESSION, Recording, SendError};
+use crate::log::{NewEntry, Origin, Seq};
+use crate::session::lifecycle::Lifecycle;
+use crate::session::{ExecutionRecord, lost};
+
+/// How long a kernel that has answered has for the status that comes with the answer. Not all name what it is about.
+const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Requests of ours whose first status is waited for: what the kernel published before is recorded by then.
+#[derive(Default)]
+pub(super) struct Statuses(Mutex<HashMap<String, oneshot::Sender<()>>>);
+
+impl Statuses {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A status was recorded.
+    pub(super) fn heard(&self, message: &WireMessage) {
+        let Ok(parent) = message.parent_ref() else {
+            return;
+        };
+        if parent.session == OUR_SESSION
+            && let Some(waiting) = self.lock().remove(&*parent.msg_id)
+        {
+            // Who waited may have been dropped.
+            let _ = waiting.send(());
+        }
+    }
+}
+
+/// Forgets the request when this is dropped.
+struct Awaited<'a> {
+    statuses: &'a Statuses,
+    msg_id: String,
+    heard: oneshot::Receiver<()>,
+}
+
+impl<'a> Awaited<'a> {
+    fn new(statuses: &'a Statuses, msg_id: &str) -> Self {
+        let (sender, heard) = oneshot::channel();
+        statuses.lock().insert(msg_id.to_owned(), sender);
+        Self {
+            statuses,
+            msg_id: msg_id.to_owned(),
+            heard,
+        }
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.statuses.lock().remove(&self.msg_id);
+    }
+}
+
+/// Which executions there are and how far they are.
+fn positions(executions: &[ExecutionRecord]) -> Vec<(Seq, Seq)> {
+    let positions = executions.iter().map(|execution| (execution.request, execution.last));
+    positions.collect()
+}
+
+impl Recording {
+    /// Waits until the kernel has done what it was sent before this, however long that takes, and tells which of it
+    /// ended unheard. Whoever loses the connection drops this.
+    pub(super) async fn settle(&self) -> Result<(), SendError> {
+        let mut doubtful: BTreeMap<Option<String>, Vec<Arc<str>>> = BTreeMap::new();
+        for (subshell, msg_id) in self.journal().sent_and_unfinished() {
+            doubtful.entry(subshell).or_default().push(msg_id);
+        }
+        // Each subshell has an order of its own.
+        let settling = doubtful
+            .into_iter()
+            .map(|(subshell, executions)| self.settle_in(subshell, executions));
+        futures::future::try_join_all(settling).await.map(drop)
+    }
+
+    async fn settle_in(&self, subshell: Option<String>, executions: Vec<Arc<str>>) -> Result<(), SendError> {
+        let mut before = None;
+        loop {
+            let Some(kernel_session) = self.turn(subshell.as_deref()).await? else {
+                return Ok(());
+            };
+            let now = positions(&self.journal().unfinished_among(&executions));
+            if now.is_empty() {
+                return Ok(());
+            }
+            // Requests of the connection before may wait beside those of the new one, and the kernel take from each in
+            // turn. So it has two turns in which nothing happens to them.
+            if before.as_ref() == Some(&now) {
+                self.lose(&executions, &kernel_session);
+                return Ok(());
+            }
+            before = Some(now);
+        }
+    }
+
+    /// Waits until the kernel has answered a request and what it published before is recorded. Returns the session that
+    /// it names in its messages; `None` where it is started anew instead.
+    async fn turn(&self, subshell: Option<&str>) -> Result<Option<String>, SendError> {
+        let mut request = Message::new(KernelInfoRequest::default(), OUR_SESSION);
+        if let Some(subshell) = subshell {
+            request = request.on_subshell(subshell);
+        }
+        let mut awaited = Awaited::new(&self.statuses, &request.header.msg_id);
+        let Some(reply) = self.ask(Channel::Shell, &request).await? else {
+            return Ok(None);
+        };
+        let _ = timeout(STATUS_DEADLINE, &mut awaited.heard).await;
+        Ok(Some(reply.header_ref()?.session.into_owned()))
+    }
+
+    /// Those of the executions that have not ended did so unheard. Who waits for their reply, and knows only the Jupyter
+    /// protocol, gets one.
+    pub(super) fn lose(&self, executions: &[Arc<str>], kernel_session: &str) {
+        self.touch();
+        let now = Utc::now();
+        let mut journal = self.journal();
+        let lost = journal.unfinished_among(executions);
+        if lost.is_empty() {
+            return;
+        }
+        let event = Lifecycle::Lost {
+            executions: lost.iter().map(|record| record.msg_id().to_owned()).collect(),
+        };
+        let told: Vec<_> = lost.iter().map(|record| lost::told(record, kernel_session)).collect();
+        let event = event.message(OUR_SESSION);
+        let entry = |channel, session, message| NewEntry {
+            origin: Origin::Lifecycle,
+            channel,
+            session,
+            message,
+        };
+        let mut entries = vec![entry(Channel::Iopub, "", &event)];
+        for (record, told) in lost.iter().zip(&told) {
+            for (channel, message) in told {
+                let session = if *channel == Channel::Shell {
+                    &*record.session
+                } else {
+                    ""
+                };
+                entries.push(entry(*channel, session, message));
+            }
+        }
+        self.log.append_indexed(now, entries, |event| {
+            let mut seq = event.next();
+            for (record, told) in lost.iter().zip(&told) {
+                seq = journal.lost(record.msg_id(), (seq, now), told);
+            }
+            journal.take_updates()
+        });
+    }
+}
