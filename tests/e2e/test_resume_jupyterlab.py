@@ -524,6 +524,38 @@ def test_gateway_restarted_while_a_cell_runs(
     assert plain(again["outputs"]) == plain(notebook.outputs(1))
 
 
+def test_cells_that_end_while_there_is_no_gateway(
+    pair: tuple[Gateway, Lab], page: Page, tmp_path: Path
+) -> None:
+    gateway, lab = pair
+    code = gated(tmp_path, "print('before', flush=True)\ngate('cut')\nprint('after')")
+    marks = f"import pathlib\npathlib.Path({str(tmp_path)!r}, 'second').touch()"
+    notebook = lab.open(page, "ended-unheard", [code, marks, "print('next', 6 * 7)"])
+    kernel_id = notebook.kernel_id()
+    notebook.start(0)
+    notebook.wait_text(0, "[at cut]")
+    notebook.start(1)
+    sent = f"api/kernels/{kernel_id}/executions?cellId={notebook.cell_id(1)}"
+    eventually(lambda: gateway.rest("GET", sent).json()["executions"], "the kernel is sent the second")
+    gateway.stop(signal.SIGKILL)
+    open_gates(tmp_path, "cut")
+    # The second runs when the first has been replied to.
+    eventually((tmp_path / "second").exists, "both have run")
+    gateway.start()
+    # Neither spins for ever, nor looks as if nothing had happened.
+    for cell, prompt in ((0, "[1]:"), (1, "[ ]:")):
+        notebook.wait_text(cell, "some of its output may be missing", 90)
+        expect(notebook.prompt(cell)).to_have_text(prompt)
+    assert "before" in notebook.text(0)
+    assert "after" not in notebook.text(0)
+    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert (told["status"], told["complete"]) == ("lost", False)
+    assert plain(told["outputs"]) == plain(notebook.outputs(0))
+    notebook.run(2, 60)
+    notebook.wait_text(2, "next 42")
+    expect(notebook.prompt(2)).to_have_text("[3]:")
+
+
 @pytest.mark.slow
 def test_laptop_asleep_for_a_minute(asleep: Asleep, gateway: Gateway) -> None:
     eventually(asleep.slept, "a minute is over", Asleep.SECONDS + 10)
