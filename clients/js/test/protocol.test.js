@@ -115,18 +115,22 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
 
   test(`${name}: what is silent is dead; a frame that only says alive is not silence`, () =>
     withGateway(async ({ gateway, client }) => {
-      gateway.script = (socket, n) => {
-        if (n === 0) return true; // no hello
-        if (n === 2) setInterval(() => socket.send('{"type":"alive"}'), 20).unref();
-        return false;
+      // Steps, and not numbers of connections: on a busy machine one more may be given up. And so long a silence that
+      // what comes all the time is heard there.
+      let step = 'no hello';
+      gateway.script = (socket) => {
+        if (step === 'alive') setInterval(() => socket.send('{"type":"alive"}'), 20).unref();
+        return step === 'no hello';
       };
-      const kernel = client({ helloMs: 60, silenceMs: 120, resume: 'start' });
+      const kernel = client({ helloMs: 250, silenceMs: 1500, resume: 'start' });
       const reading = collect(kernel.entries());
-      await event(kernel, 'state', ({ reason }) => reason.includes('0.06'));
-      await event(kernel, 'state', ({ reason }) => reason.includes('0.12'));
+      await event(kernel, 'state', ({ reason }) => reason.includes('0.25'));
+      step = 'silent';
+      await event(kernel, 'state', ({ reason }) => reason.includes('1.5'));
+      step = 'alive';
       await event(kernel, 'hello');
       const state = event(kernel, 'state');
-      await new Promise((resolve) => setTimeout(resolve, 400));
+      await new Promise((resolve) => setTimeout(resolve, 3000));
       gateway.publish('stream', {});
       gateway.end();
       assertSeqs(await reading, 1, 1);
@@ -502,17 +506,19 @@ test('what waits to be sent is bounded', () =>
 test('a handshake of its own that was late does not end a client', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 1);
-    // Connection 0 is given up without a hello; the gateway comes to it after connection 1 and closes that.
+    // Connection 0 is given up without a hello; the gateway comes to it after the next one and closes that.
+    let closing = true;
     gateway.script = (socket, n, resume) => {
-      if (n === 1) {
+      if (n > 0 && closing) {
         gateway.serve(socket, n, resume);
         socket.close(4001);
       }
-      return n < 2;
+      return n === 0 || closing;
     };
-    const kernel = client({ resume: 'start', helloMs: 50 });
+    const kernel = client({ resume: 'start', helloMs: 250 });
     const reading = collect(kernel.entries());
     await event(kernel, 'state', ({ reason }) => reason.includes('4001'));
+    closing = false;
     await event(kernel, 'hello');
     gateway.end();
     assertSeqs(await reading, 1, 1);
