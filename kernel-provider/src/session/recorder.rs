@@ -463,8 +463,8 @@ impl Recording {
         Some(self.journal().session_of(&parent.msg_id)?.into())
     }
 
-    /// Appends messages of the kernel that came together.
-    fn record(&self, channel: Channel, session: &str, messages: &[WireMessage]) {
+    /// Appends messages of the kernel that came together, after which it is in this state.
+    fn record(&self, channel: Channel, session: &str, messages: &[WireMessage], state: Option<ExecutionState>) {
         self.touch();
         let now = Utc::now();
         let mut journal = self.journal();
@@ -478,6 +478,10 @@ impl Recording {
             for (seq, message) in (first.0..).zip(messages) {
                 journal.said(Seq(seq), now, channel, message);
             }
+            // Before a client can read the entries: one that is told idle and asks for the state is not told busy.
+            if let Some(state) = state {
+                self.set_state(state);
+            }
             journal.take_updates()
         });
         if journal.take_ended() {
@@ -488,14 +492,14 @@ impl Recording {
 
     /// Appends what came together on iopub, and learns from it what the kernel does.
     fn record_published(&self, messages: &[WireMessage], status: &mut StatusFollower) {
-        self.record(Channel::Iopub, "", messages);
-        let mut told = None;
-        for message in messages {
-            if let Some(state) = status.follow(message) {
-                self.set_state(state);
-                self.statuses.heard(message);
-                told = Some((state, message));
-            }
+        let statuses: Vec<_> = messages
+            .iter()
+            .filter_map(|message| Some((status.follow(message)?, message)))
+            .collect();
+        let told = statuses.last().copied();
+        self.record(Channel::Iopub, "", messages, told.map(|(state, _)| state));
+        for (_, message) in statuses {
+            self.statuses.heard(message);
         }
         if let Some((ExecutionState::Idle, message)) = told
             && status.idle_for_the_first_time()
@@ -527,7 +531,7 @@ impl Recording {
             Addressee::Ourselves(_) => OUR_SESSION,
             Addressee::All => "",
         };
-        self.record(channel, session, std::slice::from_ref(&message));
+        self.record(channel, session, std::slice::from_ref(&message), None);
         if let Addressee::Ourselves(waiting) = addressee {
             // Who asked may have stopped waiting.
             let _ = waiting.send(message);
