@@ -9,7 +9,6 @@ import os
 import random
 import re
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ import pytest
 
 from harness.coming_back import EventClient, LogClient, ResumeClient, Screen, StockClient, log_of, shown
 from harness.executions import ended, one, run
-from harness.gateway import Gateway
+from harness.gateway import Gateway, free_port
 from harness.process import resident_kib
 from harness.proxy import Proxy
 from harness.wire import is_idle, parent_of
@@ -37,22 +36,9 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
-def quiet_port() -> int:
-    """A free port that no outgoing connection is given: a client that connects again and again while nobody listens
-    could otherwise be given the gateway's own, and be connected to itself."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
-
-
 @pytest.fixture
 def gateway(make_home: Callable[[str], Path], built: None) -> Iterator[Gateway]:
-    gateway = Gateway(make_home("chaos"), port=quiet_port()).start()
+    gateway = Gateway(make_home("chaos"), port=free_port()).start()
     yield gateway
     gateway.close()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from harness.executions import of_cell
-from harness.gateway import Gateway
+from harness.gateway import Gateway, free_port
 from harness.lab import Lab, Notebook
 from harness.process import family, kill, pids_mentioning
 from harness.proxy import Proxy
@@ -446,7 +446,7 @@ def pair(
     built: None, make_home: Callable[[str], Path]
 ) -> Iterator[tuple[Gateway, Lab]]:
     """A gateway and a JupyterLab that tests may end and start anew."""
-    gateway = Gateway(make_home("gw-ends")).start()
+    gateway = Gateway(make_home("gw-ends"), port=free_port()).start()
     lab = Lab(make_home("lab-ends"), gateway.url, gateway.token)
     yield gateway, lab
     lab.close()

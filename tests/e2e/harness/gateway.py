@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -32,9 +33,16 @@ def binary() -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A free port that nobody is given who asks for any: neither a server that starts before the port is taken, nor a
+    client, which could be connected to itself where it connects again and again while nobody listens."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
 
 
 def clean_env(home: Path, **extra: str) -> dict[str, str]:
@@ -113,7 +121,7 @@ class Gateway:
                 argv.append(f"--KernelGatewayApp.allow_origin={next(args)}")
         return argv
 
-    def start(self, timeout: float = 30.0) -> Gateway:
+    def start(self, timeout: float = 60.0) -> Gateway:
         env = clean_env(self.home, **self.extra_env)
         if self.process is not None:
             self.past_output += self.process.output
@@ -146,7 +154,8 @@ class Gateway:
     def kernel_pids(self) -> list[int]:
         """Processes whose command line names a file under this gateway's home: its kernels."""
         own = {self.process.pid} if self.process else set()
-        return [p for p in pids_mentioning(str(self.home)) if p not in own]
+        # With the slash: gw1 is not gw10.
+        return [p for p in pids_mentioning(f"{self.home}/") if p not in own]
 
     def close(self) -> None:
         """Ends the gateway and every kernel it left, by pid."""
@@ -200,7 +209,7 @@ class Gateway:
         assert found is not None
         return found
 
-    def wait_no_kernels(self, timeout: float = 20.0) -> None:
+    def wait_no_kernels(self, timeout: float = 30.0) -> None:
         eventually(lambda: not self.kernel_pids(), "no kernel process is left", timeout)
 
 

@@ -93,7 +93,7 @@ class Process:
 
 
 def pids_mentioning(text: str) -> list[int]:
-    """Live processes with `text` in their command line or working directory, this one not counted."""
+    """Live processes with `text` in their command line, this one not counted."""
     pids = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
