@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from jupyter_server.gateway.managers import GatewayKernelManager
 
 notebook = nbformat.read(sys.argv[1], 4)
-client = NotebookClient(notebook, kernel_manager_class=GatewayKernelManager, timeout=60)
+client = NotebookClient(notebook, kernel_manager_class=GatewayKernelManager, timeout=60, iopub_timeout=60)
 client.execute()
 nbformat.write(notebook, sys.argv[2])
 """
@@ -276,7 +276,7 @@ def test_jupyterlab_services_directly_from_a_page(
     try:
         gateway = start_gateway("--allow-origin", lab.url)
         page.goto(f"{lab.url}/lab?token=e2e-lab-token&reset")
-        page.wait_for_function("() => window.jupyterapp?.serviceManager?.isReady")
+        page.wait_for_function("() => window.jupyterapp?.serviceManager?.isReady", timeout=60_000)
         result = page.evaluate(SERVICES, [gateway.url, gateway.token])
         assert result["first"] == "42\n"
         assert result["buffers"] == [[255, 2, 1]]

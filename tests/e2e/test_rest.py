@@ -326,7 +326,7 @@ def test_start_that_fails_says_why(start_gateway: Callable[..., Gateway], make_h
         (folder / "kernel.json").write_text(json.dumps(spec))
     gateway = start_gateway(env={"JUPYTER_PATH": str(specs)})
     for name, evidence in {"missing": "/nowhere/python", "dies": "the licence has run out"}.items():
-        response = gateway.rest("POST", "api/kernels", json={"name": name}, timeout=30)
+        response = gateway.rest("POST", "api/kernels", json={"name": name})
         assert response.status_code >= 400, response.text
         body = check_error(response, response.status_code)
         assert evidence in body["message"], body

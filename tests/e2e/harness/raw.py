@@ -46,7 +46,7 @@ def complete(received: bytes) -> bool:
     return length is not None and len(body) >= int(length[1])
 
 
-def http(port: int, data: bytes, timeout: float = 20.0) -> Answer:
+def http(port: int, data: bytes, timeout: float = 60.0) -> Answer:
     """Sends `data` as it is; TimeoutError when the gateway neither answers nor closes."""
     received = _exchange(port, data, timeout)
     match = re.match(rb"HTTP/1\.[01] (\d{3})", received)
@@ -109,7 +109,7 @@ class RawSocket:
     """A WebSocket after its handshake, to write any bytes into."""
 
     def __init__(self, port: int, path: str, token: str, subprotocol: str | None = None) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), 20)
+        self.sock = socket.create_connection(("127.0.0.1", port), 60)
         add = (f"Sec-WebSocket-Protocol: {subprotocol}",) if subprotocol else ()
         self.sock.sendall(handshake(path, token, add=add))
         self.buffer = b""
@@ -157,7 +157,7 @@ class RawSocket:
             (length,) = struct.unpack("!Q", self._exactly(8))
         return first & 0x0F, self._exactly(length)
 
-    def outcome(self, timeout: float = 20.0) -> str:
+    def outcome(self, timeout: float = 60.0) -> str:
         """`closed CODE`, `closed` (without a code), or `pong` when it answered our ping."""
         self.sock.settimeout(timeout)
         self.send(frame(0x9, b"still there?"))
