@@ -120,9 +120,7 @@ def test_restart(lab: Lab, page: Page) -> None:
     notebook = lab.open(page, "restart", ["kept = 1\nprint('set')", "print(kept)"])
     notebook.run(0)
     kernel = notebook.kernel_id()
-    notebook.command("kernelmenu:restart")
-    notebook.dialog_button("Restart")
-    notebook.wait_status("idle")
+    notebook.restart()
     notebook.start(1)
     notebook.wait_text(1, "NameError")
     # A restarted kernel counts anew, and is the same kernel.

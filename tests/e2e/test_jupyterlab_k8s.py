@@ -133,11 +133,7 @@ def test_restart(shared: Notebook, place: KernelNamespace) -> None:
     shared.run(CELL["set"])
     kernel_id = shared.kernel_id()
     before = pod()
-    shared.command("kernelmenu:restart")
-    shared.dialog_button("Restart")
-    # It is idle by the kernel's own word, before any cell is run: the toolbar says so of a kernel that starts.
-    shared.wait_status("restarting")
-    shared.wait_status("idle", 60)
+    shared.restart()
     assert pod() != before
     shared.start(CELL["kept"])
     shared.wait_text(CELL["kept"], "NameError")
