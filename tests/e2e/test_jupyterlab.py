@@ -346,7 +346,8 @@ def test_culled_kernel_is_told(
     start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], page: Page
 ) -> None:
     gateway = start_gateway(
-        "--cull-idle-timeout", "3", "--cull-interval", "1", "--cull-connected"
+        # So long that the page has run the cell by then.
+        "--cull-idle-timeout", "12", "--cull-interval", "1", "--cull-connected"
     )
     lab = Lab(make_home("lab-cull"), gateway.url, gateway.token)
     try:

@@ -138,7 +138,7 @@ def refused(home: Path, *args: str, env: dict[str, str] | None = None) -> str:
         env=clean_env(home, **(env or {})),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         stdin=subprocess.DEVNULL,
         check=False,
     )
@@ -267,19 +267,20 @@ def test_crash_is_told_and_restarted(gateway: Gateway) -> None:
 
 
 def test_culling(start_gateway: Start) -> None:
-    gateway = start_gateway("--cull-idle-timeout", "2", "--cull-interval", "1")
-    idle = gateway.start_kernel()["id"]
+    gateway = start_gateway("--cull-idle-timeout", "5", "--cull-interval", "1")
+    # Each is used as soon as it runs: the start of the next one may take as long as an idle kernel is left alone.
     connected = gateway.start_kernel()["id"]
-    busy = gateway.start_kernel()["id"]
     with gateway.socket(connected) as client:
         client.run("1")
+        busy = gateway.start_kernel()["id"]
         with gateway.socket(busy) as other:
             other.execute("print('on', flush=True)\nimport time\nwhile True: time.sleep(.1)")
             other.until(is_text("on"))
-        eventually(lambda: gateway.model(idle) is None, "the idle kernel is culled", 30)
+        idle = gateway.start_kernel()["id"]
+        eventually(lambda: gateway.model(idle) is None, "the idle kernel is culled", 60)
         # One more round of the culler: those that it must spare are still there.
         second = gateway.start_kernel()["id"]
-        eventually(lambda: gateway.model(second) is None, "the second idle kernel is culled", 30)
+        eventually(lambda: gateway.model(second) is None, "the second idle kernel is culled", 60)
         assert gateway.model(connected) is not None
         assert gateway.model(busy) is not None
 
@@ -451,5 +452,5 @@ def test_older_connection_of_a_session_is_closed(gateway: Gateway) -> None:
         with gateway.socket(kernel_id, session) as second:
             assert second.run("6 * 7") == "42"
             with pytest.raises((ConnectionError, websocket.WebSocketException)):
-                first.until(lambda m: False, 20)
+                first.until(lambda m: False, 60)
         first.close()
