@@ -22,6 +22,7 @@ from harness.lab import Lab, Notebook
 from harness.process import family, kill, pids_mentioning
 from harness.proxy import Proxy
 from harness.waiting import eventually
+from harness.wire import parent_of
 from playwright.sync_api import Browser, Page, expect
 
 # Says what a cell shows while it runs; the test, not a clock, decides when it goes on.
@@ -535,8 +536,12 @@ def test_cells_that_end_while_there_is_no_gateway(
     notebook.start(0)
     notebook.wait_text(0, "[at cut]")
     notebook.start(1)
-    sent = f"api/kernels/{kernel_id}/executions?cellId={notebook.cell_id(1)}"
-    eventually(lambda: gateway.rest("GET", sent).json()["executions"], "the kernel is sent the second")
+    logged = f"api/kernels/{kernel_id}/executions?cellId={notebook.cell_id(1)}"
+    eventually(lambda: gateway.rest("GET", logged).json()["executions"], "the second is logged")
+    # It is logged before it is sent. Messages are sent one after another: what is answered now was sent after it.
+    with gateway.socket(kernel_id) as client:
+        asked = client.request("kernel_info_request", channel="control")
+        client.until(lambda m: parent_of(m) == asked and m["channel"] == "control")
     gateway.stop(signal.SIGKILL)
     open_gates(tmp_path, "cut")
     # The second runs when the first has been replied to.
