@@ -273,6 +273,8 @@ impl Journal {
             },
             (Channel::Iopub, "execute_input") => {
                 execution.execution_count = execution_count(message.content()).or(execution.execution_count);
+                // Should the kernel's reply come while nobody hears it, the one in its place has the count from here.
+                changed = true;
             }
             (Channel::Shell, "execute_reply") => {
                 let (status, count) = outcome(message.content());
