@@ -162,7 +162,14 @@ fn remove(dir: &Path) {
 pub(crate) struct StateDir {
     kernels: PathBuf,
     sockets: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that is forked at this moment has it too, until it runs its program.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl StateDir {
@@ -200,11 +207,7 @@ impl StateDir {
             None => default_socket_dir(&dir),
         };
         make_private(&sockets)?;
-        Ok(Self {
-            kernels,
-            sockets,
-            _lock: lock,
-        })
+        Ok(Self { kernels, sockets, lock })
     }
 
     /// Names the files of a kernel that is to be launched; makes none.

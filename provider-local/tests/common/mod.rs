@@ -37,10 +37,9 @@ pub(crate) fn python() -> Option<PathBuf> {
     found
 }
 
-/// Opens a provider. One that was dropped lets go of its directory once its last task has ended; and a process that
-/// another test forks at that moment has its lock too, until it runs its program.
-async fn open(config: LocalConfig) -> LocalProvider {
-    let opened = tokio::time::timeout(std::time::Duration::from_secs(30), async {
+/// Opens a provider. One that was dropped lets go of its directory once its last task has ended.
+pub(crate) async fn open(config: LocalConfig) -> LocalProvider {
+    let opened = tokio::time::timeout(LONG, async {
         loop {
             match LocalProvider::open(config.clone()).await {
                 Err(error) if error.to_string().contains("another process uses it") => {
