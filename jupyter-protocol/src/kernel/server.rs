@@ -47,11 +47,15 @@ pub struct Shutdown {
 /// [`ServeError`] where the kernel could not be started; once it runs, there is none.
 pub async fn serve(connection_file: impl AsRef<Path>, kernel: impl Kernel) -> Result<Shutdown, ServeError> {
     let info = ConnectionInfo::read(connection_file)?;
+    // Before there are sockets: once they can be connected to, an interrupt must not end the process.
+    #[cfg(unix)]
+    let mut signals = {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::interrupt()).map_err(ServeError::Signal)?
+    };
     let server = Server::bind(info, kernel).await?;
     #[cfg(unix)]
     let interrupts = {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut signals = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
         let handle = server.handle();
         async move {
             while signals.recv().await.is_some() {
