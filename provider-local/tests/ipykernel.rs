@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::{Place, launch, pid, python};
 use jupyter_protocol::Transport;
+use jupyter_protocol::client::Client;
 use kernel_provider::provider::{ExitCause, Interrupt, Phase};
 use provider_local::TransportChoice;
 
@@ -22,7 +23,10 @@ async fn starts_and_ends_over_each_transport() {
         let provider = place.open_with(choice).await;
         let kernel = launch(&provider, "python3").await.unwrap();
         assert_eq!(*kernel.phase().borrow(), Phase::Running);
-        assert_eq!(kernel.connection().await.unwrap().transport, transport);
+        let connection = kernel.connection().await.unwrap();
+        assert_eq!(connection.transport, transport);
+        // Its sockets are open before it handles signals; once it answers it does.
+        Client::connect(&connection).await.unwrap().kernel_info().await.unwrap();
         assert_eq!(kernel.interrupt().await.unwrap(), Interrupt::Signalled);
         assert_eq!(place.processes(), [pid(&*kernel)]);
         let exit = kernel.shutdown(Duration::from_secs(10)).await.unwrap();

@@ -7,7 +7,7 @@ mod standin;
 
 use std::time::{Duration, Instant};
 
-use common::{LONG, Place, eventually, launch, pid};
+use common::{LONG, Place, eventually, launch, open, pid};
 use kernel_provider::KernelId;
 use kernel_provider::provider::{
     ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress, Selector,
@@ -171,7 +171,7 @@ async fn only_the_last_that_died_are_remembered() {
     drop(provider);
     let mut config = place.config();
     config.keep_ended = 1;
-    LocalProvider::open(config).await.unwrap();
+    open(config).await;
     assert_eq!(place.kernel_dirs().len(), 1);
 }
 
@@ -179,16 +179,21 @@ async fn only_the_last_that_died_are_remembered() {
 async fn a_kernel_that_writes_without_end_fills_no_disk() {
     use std::os::unix::fs::MetadataExt as _;
     let place = place();
-    place.install(
-        "flood",
-        &standin::kernelspec_after("(yes 'a line of no interest' | head -c 50000000; echo the end) &"),
+    let root = place.root.path().display().to_string();
+    // The stand-in has said what it says before it is let go.
+    let command = format!(
+        "(yes 'a line of no interest' | head -c 50000000; while [ ! -e {root}/go ]; do sleep 0.01; done; \
+         echo the end; touch {root}/done) &"
     );
+    place.install("flood", &standin::kernelspec_after(&command));
     let provider = place.open().await;
     let kernel = launch(&provider, "flood").await.unwrap();
     let log = format!("{}/output.log", kernel.record().data["dir"].as_str().unwrap());
     let blocks = || std::fs::metadata(&log).unwrap().blocks() * 512;
     let written = || std::fs::metadata(&log).unwrap().len();
-    eventually("all is written", || written() > 50_000_000).await;
+    std::fs::write(place.root.path().join("go"), "").unwrap();
+    eventually("all is written", || place.root.path().join("done").exists()).await;
+    assert!(written() > 50_000_000);
     eventually("little is kept", || blocks() < 3_000_000).await;
     assert!(kernel.output().await.unwrap().ends_with("the end\n"));
     signal(pid(&*kernel), Signal::KILL);
