@@ -1,6 +1,7 @@
 //! The fake provider passes the suite that every provider must pass.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kernel_provider::conformance::{LAST_WORDS, Subject};
@@ -52,6 +53,11 @@ impl Subject for Fake {
 
     async fn kill(&self, record: &KernelRecord) {
         self.0.end(record.id, ExitCause::Signal(9));
+    }
+
+    /// Its words are there without being written.
+    fn short_timeout(&self) -> Duration {
+        Duration::from_millis(50)
     }
 
     async fn leftovers(&self) -> Vec<String> {

@@ -103,7 +103,7 @@ mod tests {
                     .map(|(name, spec)| (name.as_str(), spec.spec.display_name.as_str()))
                     .eq(expected.iter().copied())
             };
-            let found = tokio::time::timeout(Duration::from_secs(10), specs.wait_for(is_so)).await;
+            let found = tokio::time::timeout(Duration::from_secs(60), specs.wait_for(is_so)).await;
             assert!(found.is_ok(), "no {expected:?}");
         };
         wait_for(&[]).await;

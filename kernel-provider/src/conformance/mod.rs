@@ -72,9 +72,10 @@ pub trait Subject: Send + Sync {
         Duration::from_secs(60)
     }
 
-    /// How long a kernel of [`silent_spec`](Self::silent_spec) is given.
+    /// How long a kernel of [`silent_spec`](Self::silent_spec) is given. It has to have written its words by then, also
+    /// on a machine that has much else to do.
     fn short_timeout(&self) -> Duration {
-        Duration::from_millis(500)
+        Duration::from_secs(5)
     }
 }
 
