@@ -75,8 +75,9 @@ impl SimulatedKernel {
         let recorder = self.kernel.recorder();
         recorder.lifecycle(&Lifecycle::Restarting);
         recorder.disconnect().await;
+        let asked_before = recorder.next_entry();
         recorder.connect_simulated(requests).await;
-        recorder.lifecycle(&Lifecycle::Restarted);
+        recorder.restarted(asked_before);
     }
 }
 

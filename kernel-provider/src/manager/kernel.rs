@@ -296,6 +296,7 @@ impl Kernel {
         self.hear_out().await;
         self.recorder.revive();
         self.recorder.disconnect().await;
+        let asked_before = self.recorder.next_entry();
         let started = async {
             self.handle.restart(self.grace, Progress::ignored()).await?;
             self.connect(RESTART_DEADLINE)
@@ -304,7 +305,7 @@ impl Kernel {
         };
         started.await?;
         self.died_at.store(0, Ordering::Release);
-        self.recorder.lifecycle(&Lifecycle::Restarted);
+        self.recorder.restarted(asked_before);
         Ok(())
     }
 

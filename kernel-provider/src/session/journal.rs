@@ -338,12 +338,13 @@ impl Journal {
         unfinished
     }
 
-    /// None of those that have not ended will, as entry `told` says; `end` is their status and why.
-    pub(super) fn end_all(&mut self, told: Seq, now: DateTime<Utc>, end: &Ending) {
+    /// None of those that were asked before this entry and have not ended will, as entry `told` says; `end` is their status
+    /// and why.
+    pub(super) fn end_all(&mut self, asked_before: Seq, (told, now): (Seq, DateTime<Utc>), end: &Ending) {
         let unfinished = self
             .executions
             .iter()
-            .filter(|(_, execution)| execution.ended.is_none());
+            .filter(|(_, execution)| execution.ended.is_none() && execution.request < asked_before);
         let unfinished: Vec<_> = unfinished.map(|(msg_id, _)| msg_id.clone()).collect();
         for msg_id in unfinished {
             self.end_unheard(msg_id, told, now, end);

@@ -174,6 +174,17 @@ impl Recorder {
         self.recording.journal().active_after(session, seq)
     }
 
+    /// The number of the entry that is appended next.
+    pub(crate) fn next_entry(&self) -> Seq {
+        self.recording.log.append([]).next()
+    }
+
+    /// The kernel has answered for the first time after a restart: what was asked before entry `asked_before` ended with
+    /// the process before. What was asked later waited for this one.
+    pub(crate) fn restarted(&self, asked_before: Seq) {
+        self.recording.lifecycle_of(&Lifecycle::Restarted, asked_before);
+    }
+
     /// Appends what became of the kernel. Returns the entry's number.
     pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
         self.recording.lifecycle(event)
@@ -539,6 +550,11 @@ impl Recording {
     }
 
     fn lifecycle(&self, event: &Lifecycle) -> Seq {
+        self.lifecycle_of(event, Seq(u64::MAX))
+    }
+
+    /// The same, where it is about executions that were asked before this entry.
+    fn lifecycle_of(&self, event: &Lifecycle, asked_before: Seq) -> Seq {
         let message = event.message(OUR_SESSION);
         self.touch();
         let entry = NewEntry {
@@ -551,7 +567,7 @@ impl Recording {
         let mut journal = self.journal();
         self.log.append_indexed(now, [entry], |seq| {
             if let Some(end) = event.ends_executions() {
-                journal.end_all(seq, now, &end);
+                journal.end_all(asked_before, (seq, now), &end);
             }
             journal.take_updates()
         })
