@@ -5,9 +5,11 @@
 mod log_common;
 mod nats_server;
 
+use std::time::Duration;
+
 use kernel_provider::KernelId;
 use kernel_provider::log::{IndexUpdate, LogOptions, Logs, NatsOptions, NatsStore, Seq};
-use log_common::{append, read_with_gaps, until};
+use log_common::{append, read_with_gaps};
 use nats_server::Server;
 
 fn logs(server: &Server) -> Logs {
@@ -43,15 +45,17 @@ async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
     log.update_index([IndexUpdate::put("k", "away")]);
     assert_eq!(log.index_get("k").await.unwrap().unwrap(), "away");
     server.restart();
-    let head = std::cell::Cell::new(0);
-    until("the log is recorded again", || {
-        if !log.is_recorded() {
+    let again = async {
+        while !log.is_recorded() {
             append(&log, [log.head().0 + 1], 1_000);
+            // Only then the next one's number is known.
+            log.flushed().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        head.set(log.head().0);
-        log.is_recorded()
-    })
-    .await;
+    };
+    tokio::time::timeout(Duration::from_secs(60), again)
+        .await
+        .expect("the log is recorded again");
     log.flushed().await;
     log.flushed().await;
     let head = log.head();

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_provider::log::{Log, NewEntry, Origin, ReadError, Reader, Seq};
+use kernel_provider::log::{IndexUpdate, Log, NewEntry, Origin, ReadError, Reader, Seq};
+
+/// Far more than anything here takes.
+const SOON: Duration = Duration::from_secs(60);
 
 /// The message that entry `n` has.
 pub(crate) fn message(n: u64, size: usize) -> WireMessage {
@@ -42,9 +45,7 @@ pub(crate) async fn read_to(reader: &mut Reader, last: u64) -> Vec<u64> {
 pub(crate) async fn read_with_gaps(reader: &mut Reader, last: u64) -> (Vec<u64>, Vec<(u64, u64)>) {
     let (mut ids, mut gaps) = (Vec::new(), Vec::new());
     while reader.position() < Seq(last) {
-        let read = tokio::time::timeout(Duration::from_secs(30), reader.next())
-            .await
-            .expect("entries come");
+        let read = tokio::time::timeout(SOON, reader.next()).await.expect("entries come");
         let block = match read {
             Ok(block) => block.expect("the log is open"),
             Err(ReadError::Gap { first, last }) => {
@@ -67,6 +68,14 @@ pub(crate) async fn read_with_gaps(reader: &mut Reader, last: u64) -> (Vec<u64>,
     (ids, gaps)
 }
 
+/// Waits until what was appended is stored, and the log trimmed. Trimming comes after publishing, and is done once another
+/// round of the writer, which adds nothing that could be trimmed for, is.
+pub(crate) async fn trimmed(log: &Log) {
+    log.flushed().await;
+    log.update_index([IndexUpdate::put("round", "")]);
+    log.flushed().await;
+}
+
 /// How many bytes a folder takes on the disk: what its files hold, not how long they are.
 pub(crate) fn disk_usage(folder: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -85,7 +94,7 @@ pub(crate) fn disk_usage(folder: &Path) -> u64 {
 
 /// Waits for something that has no event.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + SOON;
     while !condition() {
         assert!(Instant::now() < end, "this did not come: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
