@@ -1,6 +1,7 @@
 //! The manager over real Python kernels: what happens to kernels, and what clients get to see of it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +18,7 @@ use kernelmux::provider::log::{Entry, FjallStore, LogOptions, Logs, Seq};
 use kernelmux::provider::manager::{
     Culling, Kernel, KernelEventKind, Manager, ManagerOptions, StartError, StartRequest,
 };
-use kernelmux::provider::session::{Attachment, ExecutionError, ExecutionState, LIFECYCLE};
+use kernelmux::provider::session::{Attachment, Client, ExecutionError, ExecutionState, LIFECYCLE};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -101,16 +102,38 @@ async fn run(kernel: &Arc<Kernel>, code: &str) -> String {
     text
 }
 
-/// Reads on until an entry that is for this client fits.
-async fn until(attachment: &mut Attachment, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
-    let mut seen = Vec::new();
-    loop {
-        let block = soon(attachment.next()).await.unwrap().expect("the log is open");
-        for entry in block.entries().filter(|entry| attachment.client().delivers(entry)) {
-            seen.push(entry.clone());
-            if fits(&entry) {
-                return seen;
+/// A client, with what it has been sent and has not looked at yet.
+struct Attached {
+    attachment: Attachment,
+    unread: VecDeque<Entry>,
+}
+
+impl Attached {
+    fn to(kernel: &Arc<Kernel>, session: &str) -> Self {
+        Self {
+            attachment: kernel.attach(session),
+            unread: VecDeque::new(),
+        }
+    }
+
+    fn client(&self) -> Client {
+        self.attachment.client()
+    }
+
+    /// Reads on until an entry that is for this client fits.
+    async fn until(&mut self, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
+        let client = self.client();
+        let mut seen = Vec::new();
+        loop {
+            while let Some(entry) = self.unread.pop_front() {
+                seen.push(entry.clone());
+                if fits(&entry) {
+                    return seen;
+                }
             }
+            let block = soon(self.attachment.next()).await.unwrap().expect("the log is open");
+            self.unread
+                .extend(block.entries().filter(|entry| client.delivers(entry)));
         }
     }
 }
@@ -168,7 +191,7 @@ async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
     let Some(place) = Place::new() else { return };
     let manager = place.manager(ManagerOptions::default()).await;
     let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
-    let mut client = kernel.attach("client");
+    let mut client = Attached::to(&kernel, "client");
     let pid = run(&kernel, "import os; print(os.getpid())").await;
     let mut execution = kernel
         .execute(ExecuteRequest::new("import time; time.sleep(600)"))
@@ -178,15 +201,19 @@ async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
         .await
         .unwrap();
     kill(pid.trim(), "-KILL");
-    let seen = until(&mut client, |entry| content(entry)["execution_state"] == "restarting").await;
+    let seen = client
+        .until(|entry| content(entry)["execution_state"] == "restarting")
+        .await;
     let told = content(seen.last().unwrap());
     assert!(told["reason"].as_str().unwrap().contains("SIGKILL"), "{told}");
     // Nobody asked anything of the new one, and still all are told that it can be.
-    let seen = until(&mut client, |entry| {
-        let message = entry.message();
-        content(entry)["execution_state"] == "idle" && message.parent_ref().is_ok_and(|parent| parent.msg_id.is_empty())
-    })
-    .await;
+    let seen = client
+        .until(|entry| {
+            let message = entry.message();
+            content(entry)["execution_state"] == "idle"
+                && message.parent_ref().is_ok_and(|parent| parent.msg_id.is_empty())
+        })
+        .await;
     let sessions: Vec<_> = seen[seen.len() - 2..]
         .iter()
         .map(|entry| entry.message().header_ref().unwrap().session.into_owned())
@@ -211,15 +238,17 @@ async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
     let Some(place) = Place::new() else { return };
     let mut options = ManagerOptions::default();
     options.restart_limit = 1;
+    // However long it takes from one end to the next.
+    options.stable_after = Duration::MAX;
     let manager = place.manager(options).await;
     let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
-    let mut client = kernel.attach("client");
+    let mut client = Attached::to(&kernel, "client");
     for state in ["restarting", "dead"] {
         let dying = kernel
             .execute(ExecuteRequest::new("import os; os._exit(7)"))
             .await
             .unwrap();
-        let seen = until(&mut client, |entry| content(entry)["execution_state"] == state).await;
+        let seen = client.until(|entry| content(entry)["execution_state"] == state).await;
         assert_eq!(content(seen.last().unwrap())["reason"], "exited with code 7");
         drop(dying);
         if state == "restarting" {
@@ -259,7 +288,7 @@ async fn a_kernel_that_dies_at_each_start_is_tried_up_to_the_limit_and_late_clie
     options.restart_limit = 3;
     let manager = place.manager(options).await;
     let kernel = soon(manager.start(StartRequest::new("frail"))).await.unwrap();
-    let mut client = kernel.attach("client");
+    let mut client = Attached::to(&kernel, "client");
     std::fs::write(&fatal, "").unwrap();
     drop(
         kernel
@@ -267,7 +296,7 @@ async fn a_kernel_that_dies_at_each_start_is_tried_up_to_the_limit_and_late_clie
             .await
             .unwrap(),
     );
-    let seen = until(&mut client, |entry| content(entry)["execution_state"] == "dead").await;
+    let seen = client.until(|entry| content(entry)["execution_state"] == "dead").await;
     let tries = seen
         .iter()
         .filter(|entry| content(entry)["execution_state"] == "restarting");
@@ -276,8 +305,8 @@ async fn a_kernel_that_dies_at_each_start_is_tried_up_to_the_limit_and_late_clie
     client.client().acknowledge(seen.last().unwrap().seq());
     drop(client);
     for session in ["client", "another"] {
-        let mut late = kernel.attach(session);
-        until(&mut late, |entry| content(entry)["execution_state"] == "dead").await;
+        let mut late = Attached::to(&kernel, session);
+        late.until(|entry| content(entry)["execution_state"] == "dead").await;
     }
     std::fs::remove_file(&fatal).unwrap();
     soon(kernel.restart()).await.unwrap();
@@ -293,7 +322,8 @@ async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
     run(&kernel, "kept = 1").await;
     let mut execution = kernel
         .execute(ExecuteRequest::new(
-            "print('now', flush=True)\nimport time; time.sleep(600)",
+            // One piece, so that it is one message.
+            "print('now', end='', flush=True)\nimport time; time.sleep(600)",
         ))
         .await
         .unwrap();
@@ -315,11 +345,11 @@ async fn replies_go_to_who_asked_and_output_goes_to_all() {
     let Some(place) = Place::new() else { return };
     let manager = place.manager(ManagerOptions::default()).await;
     let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
-    let (mut alice, mut bob) = (kernel.attach("alice"), kernel.attach("bob"));
+    let (mut alice, mut bob) = (Attached::to(&kernel, "alice"), Attached::to(&kernel, "bob"));
     assert_eq!(*kernel.connections().borrow(), 2);
     let (id, request) = execute("input('name? ')", "a");
     alice.client().send(Channel::Shell, request).await.unwrap();
-    let seen = until(&mut alice, |entry| msg_type(entry) == "input_request").await;
+    let seen = alice.until(|entry| msg_type(entry) == "input_request").await;
     assert_eq!(content(seen.last().unwrap())["prompt"], "name? ");
     let answer = WireMessage::from_parts(
         [
@@ -332,13 +362,21 @@ async fn replies_go_to_who_asked_and_output_goes_to_all() {
         [],
     );
     alice.client().send(Channel::Stdin, answer).await.unwrap();
-    until(&mut alice, |entry| msg_type(entry) == "execute_reply").await;
+    alice.until(|entry| msg_type(entry) == "execute_reply").await;
     // Bob sees the same output, and neither Alice's question nor her reply.
     let (mine, request) = execute("'done'", "b");
     bob.client().send(Channel::Shell, request).await.unwrap();
-    let seen = until(&mut bob, |entry| msg_type(entry) == "execute_reply").await;
-    let reply = seen.last().unwrap().message();
-    assert_eq!(reply.parent_ref().unwrap().msg_id, mine);
+    // What Alice's cell published is surely there once Bob's is over on iopub too: replies come over another socket.
+    let (mut replied, mut idle) = (false, false);
+    let seen = bob
+        .until(|entry| {
+            if entry.message().parent_ref().unwrap().msg_id == mine {
+                replied |= msg_type(entry) == "execute_reply";
+                idle |= content(entry)["execution_state"] == "idle";
+            }
+            replied && idle
+        })
+        .await;
     let of_alice: Vec<_> = seen
         .iter()
         .filter(|entry| entry.message().parent_ref().unwrap().msg_id == id)
@@ -358,14 +396,14 @@ async fn a_session_that_comes_back_reads_on_after_what_it_acknowledged() {
     let Some(place) = Place::new() else { return };
     let manager = place.manager(ManagerOptions::default()).await;
     let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
-    let mut first = kernel.attach("laptop");
+    let mut first = Attached::to(&kernel, "laptop");
     let (id, request) = execute("for i in range(1000): print(i, flush=True)", "laptop");
     first.client().send(Channel::Shell, request).await.unwrap();
-    let seen = until(&mut first, |entry| msg_type(entry) == "stream").await;
+    let seen = first.until(|entry| msg_type(entry) == "stream").await;
     let acknowledged = seen.last().unwrap().seq();
     first.client().acknowledge(acknowledged);
     let second = kernel.attach("laptop");
-    soon(first.superseded()).await;
+    soon(first.attachment.superseded()).await;
     drop(first);
     assert_eq!(
         *kernel.connections().borrow(),
@@ -376,12 +414,13 @@ async fn a_session_that_comes_back_reads_on_after_what_it_acknowledged() {
     soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
         .await
         .unwrap();
-    let mut again = kernel.attach("laptop");
+    let mut again = Attached::to(&kernel, "laptop");
     // The idle is the last on iopub; the reply comes over another socket, and may be before it.
-    let missed = until(&mut again, |entry| {
-        content(entry)["execution_state"] == "idle" && entry.message().parent_ref().unwrap().msg_id == id
-    })
-    .await;
+    let missed = again
+        .until(|entry| {
+            content(entry)["execution_state"] == "idle" && entry.message().parent_ref().unwrap().msg_id == id
+        })
+        .await;
     assert!(missed[0].seq() > acknowledged);
     let text: String = seen
         .iter()
@@ -572,7 +611,8 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     place.spec("kept", &argv, &json!({"cull_idle_timeout": 0}));
     let mut options = ManagerOptions::default();
     options.culling = Culling::default();
-    options.culling.idle_timeout = Duration::from_secs(1);
+    // Longer than a client takes to be there.
+    options.culling.idle_timeout = Duration::from_secs(5);
     options.culling.interval = Duration::from_millis(100);
     let manager = place.manager(options).await;
     let mut events = manager.events();
@@ -580,11 +620,16 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     let watched = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
     let _client = watched.attach("client");
     let busy = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
-    drop(
-        busy.execute(ExecuteRequest::new("import time; time.sleep(600)"))
-            .await
-            .unwrap(),
-    );
+    let mut running = busy
+        .execute(ExecuteRequest::new("import time; time.sleep(600)"))
+        .await
+        .unwrap();
+    // It is attached until the kernel is known to be busy.
+    soon(running.next()).await.unwrap().unwrap();
+    soon(busy.state().wait_for(|state| *state == ExecutionState::Busy))
+        .await
+        .unwrap();
+    drop(running);
     let kept = soon(manager.start(StartRequest::new("kept"))).await.unwrap();
     let culled = soon(async {
         loop {
