@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Runs words: `fail`, `flood N`, `ask`, `wait` (until interrupted or let go), `panic`; anything else is echoed.
 #[derive(Default)]

@@ -119,7 +119,12 @@ async fn input_is_asked_for_and_answered() {
 async fn a_sleep_is_interrupted_and_what_waits_behind_it_runs() {
     let Some(kernel) = IpyKernel::start() else { return };
     let client = Client::connect(&kernel.info).await.unwrap();
-    let mut sleeping = execute(&client, "import time; print('now', flush=True); time.sleep(600)").await;
+    // One piece, so that it is one message.
+    let mut sleeping = execute(
+        &client,
+        "import time; print('now', end='', flush=True); time.sleep(600)",
+    )
+    .await;
     until_output(&mut sleeping).await;
     // Heard while the code runs, since it is on control.
     client.interrupt().await.unwrap();

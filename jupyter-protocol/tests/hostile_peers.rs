@@ -129,7 +129,7 @@ async fn a_send_that_is_given_up_was_not_sent() {
     let (mut stream, mut sender, _receiver) = pair().await;
     let mut taken = 0;
     // Until the peer, which does not read, has its buffers full.
-    while let Ok(sent) = tokio::time::timeout(Duration::from_millis(200), sender.send(message(4 * MIB))).await {
+    while let Ok(sent) = tokio::time::timeout(Duration::from_secs(2), sender.send(message(4 * MIB))).await {
         sent.unwrap();
         taken += 1;
     }

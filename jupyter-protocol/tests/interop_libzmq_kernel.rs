@@ -8,7 +8,7 @@ mod zmtp_peer;
 
 use std::process::Stdio;
 
-use common::fresh_info;
+use common::{CHANNELS, fresh_info};
 use jupyter_protocol::{Channel, ConnectionInfo, Transport};
 use served::serve;
 use tempfile::TempDir;
@@ -59,7 +59,7 @@ def until(socket, msg_type):
 
 
 if what == "kinds":
-    pings = dict(heartbeat_ivl=50, heartbeat_timeout=1000)
+    pings = dict(heartbeat_ivl=50, heartbeat_timeout=3000)
     sockets = [
         connect(kind, shell, **pings, **identity)
         for kind in (zmq.DEALER, zmq.REQ)
@@ -77,7 +77,7 @@ if what == "kinds":
             for subscriber in subscribers:
                 assert [hear(subscriber)[0] for _ in range(2)] == ["status", "status"]
         # Longer than libzmq waits for a PONG.
-        time.sleep(2.5)
+        time.sleep(4)
 elif what == "topics":
     topics = connect(zmq.SUB, iopub, b"nobody's")
     assert hear(topics)[0] == "iopub_welcome"
@@ -155,6 +155,10 @@ fn start(what: &str, info: &ConnectionInfo) -> Option<Child> {
 async fn runs(what: &str, transport: Transport) {
     let folder = TempDir::new().unwrap();
     let mut info = fresh_info(transport, &folder);
+    if transport == Transport::Tcp {
+        // Others could take ports that are free now.
+        CHANNELS.into_iter().for_each(|channel| info.set_port(channel, 0));
+    }
     info.key = jupyter_protocol::Key::default();
     let kernel = serve(info).await;
     let Some(client) = start(what, &kernel.info) else {

@@ -121,7 +121,7 @@ mod tests {
     use super::super::zmtp;
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(20);
+    const SOON: Duration = Duration::from_secs(60);
     const READY: &[u8] = b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04XPUB";
 
     /// A publisher's side of the handshake, and a subscriber.
