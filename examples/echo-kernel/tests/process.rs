@@ -11,7 +11,7 @@ use jupyter_protocol::{ConnectionInfo, Key, Transport};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 fn start(dir: &TempDir, info: &ConnectionInfo) -> Child {
     let file = dir.path().join("kernel.json");

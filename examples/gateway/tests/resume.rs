@@ -98,8 +98,9 @@ async fn bad_line(gateway: SocketAddr, mut random: Random, down: u64, up: u64) -
     address
 }
 
-/// What is in the log, from the first entry on, when the kernel is idle.
+/// What is in the log, from the first entry on, once nothing more is said.
 async fn all(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
+    log.flushed().await;
     let mut reader = log.reader(Seq::START);
     let mut entries = Vec::new();
     while entries.len() < log.head().0 as usize {

@@ -32,7 +32,7 @@ pub const TOKEN: &str = "s3cret";
 /// No kernel has this id.
 pub const UNKNOWN: &str = "00000000-0000-4000-8000-000000000000";
 /// Nothing that the tests wait for takes this long.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The fake provider, with what it was asked for written down, and kernelspecs that have files.
 pub struct Recording {
