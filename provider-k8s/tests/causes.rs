@@ -22,8 +22,9 @@ use provider_k8s::{K8sProvider, Policy, Reach};
 use serde_json::{Value, json};
 
 const IPYKERNEL: &[&str] = &["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
-/// How long after Kubernetes knows why, by its own clock, a launch may take to tell it.
-const SOON: i64 = 3;
+/// How long after Kubernetes knows why, by its own clock, a launch may take to tell it: far less than it has, and more than
+/// a machine takes that is busy with a cluster.
+const SOON: i64 = 30;
 
 /// Launches a kernel that cannot start, and makes sure that it is told at once why, and that nothing is left of it.
 async fn fails(place: &Place, provider: &K8sProvider, kubernetes: Value) -> LaunchError {

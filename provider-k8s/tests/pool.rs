@@ -261,6 +261,8 @@ async fn pods_that_are_too_old_or_do_not_work_are_replaced() {
         !now.is_empty() && names(&now).is_disjoint(&first)
     })
     .await;
+    // What takes its place may have just been made.
+    filled(&place, 1).await;
     let second = names(&unclaimed(&place).await);
     let killed = second.first().unwrap();
     place.exec(killed, &["sh", "-c", "kill -9 -1"]).await;
