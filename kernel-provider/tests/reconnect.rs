@@ -90,7 +90,10 @@ impl Proxy {
                 let (mut cut, mut held, mut kept) = (cut.clone(), held.clone(), kept.clone());
                 cut.mark_unchanged();
                 connections.spawn(async move {
-                    held.wait_for(|held| !held).await.unwrap();
+                    tokio::select! {
+                        released = held.wait_for(|held| !held) => drop(released.unwrap()),
+                        _ = cut.changed() => return Ok(()),
+                    }
                     let mut server = TcpStream::connect(("127.0.0.1", target)).await?;
                     {
                         let (mut from_client, mut to_client) = client.split();
