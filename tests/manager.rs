@@ -266,6 +266,21 @@ async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
     );
     soon(kernel.restart()).await.unwrap();
     assert_eq!(run(&kernel, "print('risen')").await, "risen\n");
+
+    // It is watched over as before, and to be restarted by somebody is no accident.
+    soon(kernel.restart()).await.unwrap();
+    let dying = kernel
+        .execute(ExecuteRequest::new("import os; os._exit(7)"))
+        .await
+        .unwrap();
+    client
+        .until(|entry| content(entry)["execution_state"] == "restarting" && content(entry)["reason"].is_string())
+        .await;
+    drop(dying);
+    soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+        .await
+        .unwrap();
+    assert_eq!(run(&kernel, "print('again')").await, "again\n");
     soon(manager.shutdown()).await;
 }
 

@@ -42,6 +42,18 @@ pub struct Kernel {
     ending: AtomicBool,
     /// The entry that tells of its death; 0 while it lives.
     died_at: AtomicU64,
+    /// Whether a supervisor watches it. Changed by who holds `life`.
+    watched: AtomicBool,
+}
+
+/// What became of a kernel whose process or pod had ended by itself.
+pub(super) enum Recovery {
+    /// Its supervisor has started it anew.
+    Restarted,
+    /// Somebody else has.
+    NotNeeded,
+    /// It is dead, or somebody ends it: its supervisor goes.
+    Over,
 }
 
 /// Ends a kernel that was launched and cannot be used.
@@ -77,6 +89,7 @@ impl Kernel {
             life: Mutex::new(()),
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
+            watched: AtomicBool::new(true),
         }
     }
 
@@ -95,6 +108,7 @@ impl Kernel {
             life: Mutex::new(()),
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
+            watched: AtomicBool::new(true),
         }
     }
 
@@ -273,7 +287,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`RestartError`]; the kernel is dead then, and can be restarted again.
-    pub async fn restart(&self) -> Result<(), RestartError> {
+    pub async fn restart(self: &Arc<Self>) -> Result<(), RestartError> {
         let _life = self.life.lock().await;
         if self.ending.load(Ordering::Acquire) {
             return Err(RestartError::ShutDown);
@@ -286,6 +300,11 @@ impl Kernel {
         if let Err(error) = self.relaunch().await {
             self.die(self.exit_after(&error)).await;
             return Err(error);
+        }
+        if let Some(manager) = self.manager.upgrade()
+            && !self.watched.swap(true, Ordering::AcqRel)
+        {
+            manager.watch(self);
         }
         self.tell(KernelEventKind::Restarted);
         Ok(())
@@ -310,15 +329,22 @@ impl Kernel {
     }
 
     /// Starts a new process after the last one ended by itself; `attempts_left` is how often this may still be done.
-    /// Returns whether the kernel lives again. Nothing is done where somebody else has restarted or ended it meanwhile.
-    pub(super) async fn recover(&self, exit: Exit, attempts_left: u32) -> bool {
+    /// Nothing is done where somebody else has restarted or ended it meanwhile, or could not restart it.
+    pub(super) async fn recover(&self, exit: Exit, attempts_left: u32) -> Recovery {
         let _life = self.life.lock().await;
-        if self.ending.load(Ordering::Acquire) {
-            return false;
-        }
         if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
-            return true;
+            return Recovery::NotNeeded;
         }
+        let is_over = self.ending.load(Ordering::Acquire) || self.died_at().is_some();
+        if !is_over && self.start_anew(exit, attempts_left).await {
+            return Recovery::Restarted;
+        }
+        self.watched.store(false, Ordering::Release);
+        Recovery::Over
+    }
+
+    /// Whether one of the attempts succeeds; the kernel is dead otherwise.
+    async fn start_anew(&self, exit: Exit, attempts_left: u32) -> bool {
         let mut exit = exit;
         for left in (0..attempts_left).rev() {
             warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is started anew");

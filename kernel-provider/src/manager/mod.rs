@@ -281,7 +281,7 @@ impl Shared {
             }
         }
         kernel.recorder().lifecycle(&Lifecycle::Started);
-        self.adopt(&kernel);
+        self.watch(&kernel);
         reserved.fill(kernel.clone());
         info!(spec = kernel.spec_name(), elapsed = ?begun.elapsed(), "kernel started");
         self.events.tell(id, KernelEventKind::Started);
@@ -344,7 +344,7 @@ impl Shared {
             warn!(%error, "a running kernel cannot be connected to");
             return Ok(false);
         }
-        self.adopt(&kernel);
+        self.watch(&kernel);
         reserved.fill(kernel);
         info!("kernel attached");
         self.events.tell(record.id, KernelEventKind::Attached);
@@ -352,7 +352,7 @@ impl Shared {
     }
 
     /// Watches over the kernel from now on.
-    fn adopt(self: &Arc<Self>, kernel: &Arc<Kernel>) {
+    fn watch(self: &Arc<Self>, kernel: &Arc<Kernel>) {
         let watching = supervisor::watch(Arc::downgrade(self), kernel.clone());
         let stop = self.stop.clone();
         let span = info_span!("supervisor", kernel_id = %kernel.id());

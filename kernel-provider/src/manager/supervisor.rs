@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
+use super::kernel::Recovery;
 use super::{Kernel, Shared};
 use crate::provider::Phase;
 
@@ -30,10 +31,11 @@ pub(super) async fn watch(manager: Weak<Shared>, kernel: Arc<Kernel>) {
         if alive_since.elapsed() > stable_after {
             ends = 0;
         }
-        if !kernel.recover(exit, limit.saturating_sub(ends)).await {
-            return;
+        match kernel.recover(exit, limit.saturating_sub(ends)).await {
+            Recovery::Restarted => ends += 1,
+            Recovery::NotNeeded => {}
+            Recovery::Over => return,
         }
-        ends += 1;
         alive_since = Instant::now();
     }
 }
