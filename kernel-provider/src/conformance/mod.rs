@@ -25,7 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jupyter_protocol::client::Client;
+use jupyter_protocol::client::{Client, ClientError};
+use jupyter_protocol::content::KernelInfoRequest;
 
 pub use ending::*;
 pub use launching::*;
@@ -79,6 +80,8 @@ pub trait Subject: Send + Sync {
     }
 }
 
+/// How long a kernel that was asked what it is has to answer before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// What the kernels that fail write before.
 pub const LAST_WORDS: &str = "these are the last words";
 
@@ -186,8 +189,19 @@ async fn list(subject: &dyn Subject, provider: &dyn KernelProvider) -> Result<Ve
 async fn ask(subject: &dyn Subject, kernel: &dyn KernelHandle) -> Outcome {
     let connection = expect(subject, "connection", kernel.connection()).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;
-    expect(subject, "kernel_info", client.kernel_info()).await?;
-    Ok(())
+    // Again where no answer comes, as jupyter_client and the manager do: a kernel whose sockets are open has just begun.
+    let asking = async {
+        loop {
+            match client.request_within(KernelInfoRequest::default(), ASK_AGAIN).await {
+                Err(ClientError::Deadline { .. }) => {}
+                answer => return answer,
+            }
+        }
+    };
+    step(subject, "kernel_info", asking)
+        .await?
+        .map(drop)
+        .map_err(|error| Failure::new(format!("kernel_info: {error}")))
 }
 
 async fn wait_for_phase(subject: &dyn Subject, kernel: &dyn KernelHandle, wanted: &Phase) -> Outcome {
