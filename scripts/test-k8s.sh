@@ -31,5 +31,5 @@ for file in provider-k8s/tests/*.rs examples/k8s/tests/*.rs; do
 done
 # Of the whole workspace, so that nothing is built anew with fewer features. More threads only wait for each other: a
 # Python takes a core for a second to start.
-"${CARGO:-cargo}" test --locked --workspace "${tests[@]}" -- --test-threads "${KERNELMUX_TEST_THREADS:-6}"
+"${CARGO:-cargo}" test --locked --workspace "${tests[@]}" -- --test-threads "${KERNELMUX_TEST_THREADS:-4}"
 target/e2e-venv/bin/python -m pytest tests/e2e -m kubernetes
