@@ -355,14 +355,7 @@ impl<'a> Restarting<'a> {
     }
 
     fn failed(mut self, error: &LaunchError) {
-        self.exit = match error {
-            LaunchError::Died { exit } => exit.clone(),
-            LaunchError::TimedOut { timeout, output } => {
-                let cause = format!("it did not answer within {timeout:?} after a restart, and was ended");
-                Exit::new(ExitCause::Unknown(cause)).with_output(output)
-            }
-            other => Exit::new(ExitCause::Unknown(format!("it could not be restarted: {other}"))),
-        };
+        self.exit = error.exit_after_restart();
     }
 }
 

@@ -31,13 +31,15 @@ pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, 
 pub(crate) fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     match Option::<serde_json::Number>::deserialize(deserializer)? {
         None => Ok(None),
-        Some(number) => whole(&number)
+        Some(number) => whole_number(&number)
             .map(Some)
             .ok_or_else(|| de::Error::custom(format!("{number} is not a whole number from 0 on"))),
     }
 }
 
-fn whole(number: &serde_json::Number) -> Option<u64> {
+/// A count as a JSON number has it: whole and from 0 on. Languages without integers write `3.0`. `None` for any other.
+#[must_use]
+pub fn whole_number(number: &serde_json::Number) -> Option<u64> {
     /// Up to here each whole number has a float of its own.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     number.as_u64().or_else(|| {

@@ -45,6 +45,7 @@ pub use kernel_info::{
     ConnectReply, ConnectRequest, HandshakeReply, HandshakeRequest, HelpLink, KernelInfoReply, KernelInfoRequest,
     LanguageInfo,
 };
+pub use lenient::whole_number;
 pub use media::MimeBundle;
 pub use reply::{NoResult, Reply, ReplyBody, ReplyError};
 pub use stdin::{InputReply, InputRequest};

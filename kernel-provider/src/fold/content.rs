@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+use jupyter_protocol::content::whole_number;
 use memchr::{memchr, memmem};
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
@@ -84,21 +85,6 @@ impl<'de> Deserialize<'de> for Lossy {
 
 fn number(raw: &RawValue) -> Option<serde_json::Number> {
     serde_json::from_str(raw.get()).ok()
-}
-
-/// A counter: whole and from 0 on. Languages without integers write `3.0`.
-fn counter(number: &serde_json::Number) -> Option<u64> {
-    /// Up to here each whole number has a float of its own.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    number.as_u64().or_else(|| {
-        let float = number.as_f64()?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "whole and in range, as just checked"
-        )]
-        ((0.0..=EXACT).contains(&float) && float.fract() == 0.0).then_some(float as u64)
-    })
 }
 
 /// Text written to a stream.
@@ -227,7 +213,7 @@ pub(super) fn display(content: &str) -> Option<Display<'_>> {
         execution_count: content
             .execution_count
             .and_then(number)
-            .map(|number| Count(counter(&number))),
+            .map(|number| Count(whole_number(&number))),
     })
 }
 
@@ -263,7 +249,7 @@ pub(super) fn execution_count(content: &str) -> Option<u64> {
         execution_count: serde_json::Number,
     }
     let content: Content = serde_json::from_str(content).ok()?;
-    counter(&content.execution_count)
+    whole_number(&content.execution_count)
 }
 
 /// `execute_reply`: what the pager is to show, if anything. JupyterLab shows the first page, as an output.

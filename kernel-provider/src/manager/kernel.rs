@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{ExecuteRequest, InterruptRequest, ShutdownRequest};
 use jupyter_protocol::zmq::SocketError;
-use jupyter_protocol::{Channel, InstalledKernelspec, WireMessage};
+use jupyter_protocol::{Channel, ConnectionInfo, InstalledKernelspec, WireMessage};
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -234,7 +234,7 @@ impl Kernel {
 
     /// Connects to a kernel that was just launched, and waits for its first answer.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
-        let info = self.handle.connection().await.map_err(|error| unreachable(&error))?;
+        let info = self.connection().await?;
         self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
         // A kernel that dies before it answers is told at once, not after the deadline.
         tokio::select! {
@@ -251,11 +251,15 @@ impl Kernel {
             .map(|last| (Utc::now() - last).num_milliseconds());
         // Before anything of what it says from now on.
         self.recorder.lifecycle(&Lifecycle::Attached { unrecorded_ms });
-        let info = self.handle.connection().await.map_err(|error| unreachable(&error))?;
+        let info = self.connection().await?;
         self.recorder.reconnect(&info, CONNECT_DEADLINE).await?;
         // Whether it runs something is known once it answers.
         self.recorder.set_state(ExecutionState::Busy);
         Ok(())
+    }
+
+    async fn connection(&self) -> Result<ConnectionInfo, SendError> {
+        self.handle.connection().await.map_err(|error| unreachable(&error))
     }
 
     async fn last_entry_time(&self) -> Option<DateTime<Utc>> {

@@ -59,6 +59,19 @@ impl LaunchError {
             exit: Exit::new(cause).with_output(output),
         }
     }
+
+    /// How a kernel ended that was ended for a restart, which then failed like this.
+    #[must_use]
+    pub fn exit_after_restart(&self) -> Exit {
+        match self {
+            Self::Died { exit } => exit.clone(),
+            Self::TimedOut { timeout, output } => {
+                let cause = format!("it did not answer within {timeout:?} after a restart, and was ended");
+                Exit::new(ExitCause::Unknown(cause)).with_output(output)
+            }
+            other => Exit::new(ExitCause::Unknown(format!("it could not be restarted: {other}"))),
+        }
+    }
 }
 
 fn output_of(output: &str) -> String {
