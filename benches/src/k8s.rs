@@ -47,6 +47,8 @@ const MESSAGES: usize = 50_000;
 const AT_ONCE: usize = 50;
 const MANY: usize = 1_000;
 const PORTS: std::ops::RangeInclusive<u16> = 9301..=9305;
+/// How often the node that there is none of says that it is there: the cluster gives up on one after 40 s.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A label of the node that there is none of.
 const FAKE: &str = "kernelmux.dev/fake";
 
@@ -639,15 +641,24 @@ impl FakeNode {
         nodes
             .create(&PostParams::default(), &serde_json::from_value(node)?)
             .await?;
-        let room = json!({"cpu": "1000", "memory": "1000Gi", "pods": "10000"});
-        let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        let status = json!({"status": {"capacity": room, "allocatable": room, "conditions": [
-            {"type": "Ready", "status": "True", "reason": "Fake", "message": "", "lastHeartbeatTime": now,
-                "lastTransitionTime": now},
-        ]}});
-        nodes
-            .patch_status(&place.namespace, &PatchParams::default(), &Patch::Merge(status))
-            .await?;
+        say_ready(&nodes, &place.namespace).await?;
+        // Pods are let on it when the cluster has taken note.
+        let mut watch = watcher(nodes.clone(), watcher::Config::default()).boxed();
+        let admitted = async {
+            while let Some(event) = watch.try_next().await? {
+                if let watcher::Event::Apply(node) | watcher::Event::InitApply(node) = event
+                    && node.metadata.name.as_deref() == Some(&place.namespace)
+                    && node
+                        .spec
+                        .and_then(|spec| spec.taints)
+                        .is_none_or(|taints| taints.is_empty())
+                {
+                    return Ok(());
+                }
+            }
+            Result::Err("the watch ended".into())
+        };
+        tokio::time::timeout(DEADLINE, admitted).await??;
         let mut tasks = Vec::new();
         for port in PORTS {
             let listener = TcpListener::bind(("127.0.0.1", port)).await?;
@@ -680,6 +691,13 @@ impl FakeNode {
             }
         });
         tasks.push(kubelet.abort_handle());
+        let (alive, name) = (nodes.clone(), place.namespace.clone());
+        let heartbeat = tokio::spawn(async move {
+            while say_ready(&alive, &name).await.is_ok() {
+                tokio::time::sleep(HEARTBEAT).await;
+            }
+        });
+        tasks.push(heartbeat.abort_handle());
         Ok(Self { nodes, tasks })
     }
 
@@ -688,6 +706,20 @@ impl FakeNode {
         self.nodes.delete(&place.namespace, &DeleteParams::default()).await?;
         Ok(())
     }
+}
+
+/// Says of a node that it is ready and has room, as its kubelet does again and again.
+async fn say_ready(nodes: &Api<Node>, name: &str) -> Result<()> {
+    let room = json!({"cpu": "1000", "memory": "1000Gi", "pods": "10000"});
+    let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    let status = json!({"status": {"capacity": room, "allocatable": room, "conditions": [
+        {"type": "Ready", "status": "True", "reason": "Fake", "message": "", "lastHeartbeatTime": now,
+            "lastTransitionTime": now},
+    ]}});
+    nodes
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+        .await?;
+    Ok(())
 }
 
 async fn many(place: &Place, section: &mut Section) -> Result<()> {

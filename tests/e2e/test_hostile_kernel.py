@@ -11,7 +11,7 @@ from pathlib import Path
 import requests
 from harness import claims
 from harness.gateway import VENV, Gateway
-from harness.process import kill, pids_mentioning, resident_kib
+from harness.process import kill, pids_mentioning, own_kib
 from harness.waiting import eventually
 
 
@@ -30,7 +30,7 @@ def test_lengths_that_a_kernel_claims_do_not_end_the_gateway(
     good = gateway.start_kernel()["id"]
     with gateway.socket(good) as client:
         assert client.run("kept = 6") == ""
-    before = resident_kib(gateway.pid)
+    before = own_kib(gateway.pid)
 
     answers: list[requests.Response] = []
 
@@ -47,7 +47,7 @@ def test_lengths_that_a_kernel_claims_do_not_end_the_gateway(
     # It connects anew, and is told the same again.
     eventually(lambda: claimed.read_text().split().count("shell") > 1, "shell is connected anew")
     assert gateway.process is not None and gateway.process.running()
-    assert resident_kib(gateway.pid) - before < 64 << 10
+    assert own_kib(gateway.pid) - before < 64 << 10
     with gateway.socket(good) as client:
         assert client.run("kept * 7") == "42"
     for pid in pids_mentioning(str(claimed)):

@@ -140,9 +140,9 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         pass
 
 
-def resident_kib(pid: int) -> int:
-    """What a process has in memory."""
+def own_kib(pid: int) -> int:
+    """What a process has in memory that is no file's, as its program is."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith("RssAnon:"):
             return int(line.split()[1])
-    raise AssertionError("no VmRSS")
+    raise AssertionError("no RssAnon")
