@@ -9,7 +9,7 @@ CARGO ?= cargo
 ARGS ?=
 # Arguments for pytest: make test-e2e PYTEST="-k interrupt -x"
 PYTEST ?=
-# Benchmarks by name, without the file of results: make bench BENCH="protocol log"
+# Benchmarks by name, whose results are renewed: make bench BENCH="protocol log"
 BENCH ?=
 
 .PHONY: help run demo test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \

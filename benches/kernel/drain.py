@@ -1,13 +1,15 @@
 """The barest subscriber there can be: libzmq's, from C, without a bound on its queue; it only counts.
 
 What it misses of a kernel's flood, no subscriber could have had on this machine: it was dropped before it was sent.
-Usage: drain.py CONNECTION_FILE; prints a line when it is subscribed, and one with how many stream messages came.
+Usage: drain.py CONNECTION_FILE; prints a line when it is subscribed, and one with how many stream messages came and how
+many seconds of a core that took.
 """
 
 import ctypes
 import json
 import os
 import sys
+import time
 
 import zmq
 from flood_kernel import Frame, libzmq
@@ -25,10 +27,14 @@ socket.connect(f"tcp://{info['ip']}:{info['iopub_port']}")
 while b"status" not in socket.recv_multipart():
     pass
 print("subscribed", flush=True)
-while b"status" not in socket.recv_multipart():
-    pass
-socket.rcvtimeo = QUIET_MS
 drain = ctypes.CDLL(os.environ["FLOOD_LIBRARY"]).drain
 drain.restype = ctypes.c_long
 drain.argtypes = [ctypes.c_void_p, ctypes.c_void_p, Frame]
-print(drain(ctypes.cast(libzmq().zmq_recv, ctypes.c_void_p), socket.underlying, Frame.of(b"stream.stdout")), flush=True)
+topic = b"stream.stdout"
+# The kernel may take long to make its messages before it sends the first.
+while socket.recv_multipart()[0] != topic:
+    pass
+socket.rcvtimeo = QUIET_MS
+before = time.process_time()
+count = 1 + drain(ctypes.cast(libzmq().zmq_recv, ctypes.c_void_p), socket.underlying, Frame.of(topic))
+print(count, time.process_time() - before, flush=True)

@@ -1,7 +1,7 @@
 //! `make bench`: runs the benchmarks side by side, and writes `RESULTS.md`.
 //!
-//! With names (`make bench BENCH="protocol log"`) it runs only these, and writes no file; nor with `KERNELMUX_BENCH_DIVIDE=100`, which makes the large ones
-//! that much smaller, to see whether they work.
+//! With names (`make bench BENCH="protocol log"`) it runs only these, and renews only their sections. With
+//! `KERNELMUX_BENCH_DIVIDE=100` the large ones are that much smaller, to see whether they work, and no file is written.
 
 use std::cell::OnceCell;
 
@@ -54,10 +54,15 @@ fn main() -> Result<()> {
         eprintln!("{name}");
         let section = run(name, &setup)?;
         println!("{}", section.markdown());
-        sections.push(section);
+        sections.push((name, section));
     }
-    if wanted.is_empty() && !setup::is_scaled() {
-        report::write(&root().join("benches/RESULTS.md"), &sections, &setup()?.versions)?;
+    if !setup::is_scaled() {
+        report::write(
+            &root().join("benches/RESULTS.md"),
+            &NAMES,
+            &sections,
+            &setup()?.versions,
+        )?;
     }
     Ok(())
 }

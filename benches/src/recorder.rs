@@ -198,6 +198,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         "by the kernel at",
         "it got",
         "it missed",
+        "messages a second and core",
     ]);
     for (name, flood) in [
         ("pyzmq", pyzmq(SMALL)),
@@ -210,7 +211,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     section.note(
         "The last table is the same kernel with libzmq's own subscriber, from C, its queue unbounded, which verifies, \
          keeps and forwards nothing: what it misses too was dropped by the kernel's own socket before it was sent, for \
-         want of a core or of room, and no recorder could have had it.",
+         want of a core or of room, and no recorder could have had it. What it takes of a core says how fast this machine is.",
     );
     section.note(format!(
         "Where it ends, on this machine: the fastest steady rate without loss was {}; loss was first seen at {}. A \
@@ -301,12 +302,9 @@ async fn bare(setup: &Setup, section: &mut Section, name: &str, flood: &Value) -
     let request = Message::new(ExecuteRequest::new(flood.to_string()), "bench");
     let reply = shell.request(&request).await?;
     let reply: Value = serde_json::from_slice(reply.content())?;
-    let got: u64 = lines
-        .next_line()
-        .await?
-        .ok_or("the bare subscriber ended")?
-        .trim()
-        .parse()?;
+    let line = lines.next_line().await?.ok_or("the bare subscriber ended")?;
+    let (got, seconds) = line.split_once(' ').ok_or("the bare subscriber says nothing")?;
+    let (got, seconds): (u64, f64) = (got.parse()?, seconds.parse()?);
     let told = &reply["user_expressions"];
     let sent = told["sent"]
         .as_u64()
@@ -317,6 +315,7 @@ async fn bare(setup: &Setup, section: &mut Section, name: &str, flood: &Value) -
         per_second(sent, told["seconds"].as_f64().unwrap_or_default()),
         count(got),
         count(sent.saturating_sub(got)),
+        per_second(got, seconds),
     ]);
     Ok(())
 }

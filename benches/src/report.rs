@@ -1,4 +1,4 @@
-//! What is written of the figures: to the terminal as they come, and to `RESULTS.md` in the end.
+//! What is written of the figures: to the terminal as they come, and into `RESULTS.md` in the end.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,6 +16,10 @@ pub struct Section {
     marks: Vec<Mark>,
     notes: Vec<String>,
 }
+
+/// How a mark's row ends.
+const MET: &str = " | met |";
+const MISSED: &str = " | **not met** |";
 
 struct Table {
     head: Vec<String>,
@@ -74,12 +78,6 @@ impl Section {
         self.notes.push(note.into());
     }
 
-    /// How many marks are not met.
-    #[must_use]
-    pub fn missed(&self) -> usize {
-        self.marks.iter().filter(|mark| !mark.met).count()
-    }
-
     /// The section in Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
@@ -95,16 +93,8 @@ impl Section {
         if !self.marks.is_empty() {
             out.push_str("\n| Mark | Wanted | Measured | |\n| --- | --- | --- | --- |\n");
             for mark in &self.marks {
-                let met = if mark.met { "met" } else { "**not met**" };
-                line(
-                    &mut out,
-                    &[
-                        mark.what.clone(),
-                        mark.wanted.clone(),
-                        mark.measured.clone(),
-                        met.to_owned(),
-                    ],
-                );
+                let met = if mark.met { MET } else { MISSED };
+                let _ = writeln!(out, "| {} | {} | {}{met}", mark.what, mark.wanted, mark.measured);
             }
         }
         for note in &self.notes {
@@ -118,24 +108,59 @@ fn line(out: &mut String, cells: &[String]) {
     let _ = writeln!(out, "| {} |", cells.join(" | "));
 }
 
-/// Writes all sections to a file, with the machine and the date.
+/// Puts sections into the file of results, each with its name, in place of what was measured before of the same name.
+/// `names` are those of all benchmarks, in the file's order.
 ///
 /// # Errors
-/// Where the file cannot be written.
-pub fn write(path: &Path, sections: &[Section], versions: &str) -> Result<()> {
-    let missed: usize = sections.iter().map(Section::missed).sum();
-    let marks: usize = sections.iter().map(|section| section.marks.len()).sum();
+/// Where the file cannot be read or written.
+pub fn write(path: &Path, names: &[&str], measured: &[(&str, Section)], versions: &str) -> Result<()> {
+    let before = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        before => before?,
+    };
+    let machine = machine();
+    let sections: Vec<String> = names
+        .iter()
+        .filter_map(|name| match measured.iter().find(|(measured, _)| measured == name) {
+            Some((_, section)) => Some(format!(
+                "{}\n{}\n{machine}\n{versions}\n",
+                begin(name),
+                section.markdown()
+            )),
+            None => kept(&before, name),
+        })
+        .collect();
+    let count = |what: &str| {
+        sections
+            .iter()
+            .map(|section| section.matches(what).count())
+            .sum::<usize>()
+    };
+    let (met, missed) = (count(MET), count(MISSED));
     let mut out = format!(
-        "# Results\n\nWritten by `make bench`; not by hand. {} of {marks} marks are met.\n\n{}\n{versions}\n",
-        marks - missed,
-        machine()
+        "# Results\n\nWritten by `make bench`; not by hand. {met} of {} marks are met. Each section ends with when and on what \
+         it was measured.\n",
+        met + missed
     );
     for section in sections {
         out.push('\n');
-        out.push_str(&section.markdown());
+        out.push_str(&section);
     }
     std::fs::write(path, out)?;
     Ok(())
+}
+
+/// The line before a section of this name.
+fn begin(name: &str) -> String {
+    format!("<!-- {name} -->")
+}
+
+/// The section of this name as it is in the file.
+fn kept(file: &str, name: &str) -> Option<String> {
+    let start = file.find(&begin(name))?;
+    let section = &file[start..];
+    let end = section.find("\n<!-- ").map_or(section.len(), |end| end);
+    Some(section[..end].to_owned())
 }
 
 /// When, on what, of what.
