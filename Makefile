@@ -9,6 +9,8 @@ CARGO ?= cargo
 ARGS ?=
 # Arguments for pytest: make test-e2e PYTEST="-k interrupt -x"
 PYTEST ?=
+# How many files of the end-to-end tests run side by side: they wait more than they compute.
+E2E_WORKERS ?= 2
 # Benchmarks by name, whose results are renewed: make bench BENCH="protocol log"
 BENCH ?=
 
@@ -44,7 +46,7 @@ test-js: e2e-env e2e-programs ## the JavaScript client, against a scripted gatew
 		KERNELMUX_GATEWAY="$(CURDIR)/target/debug/kernelmux-gateway" scripts/test-js.sh
 
 test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other kernels, bad input; PYTEST="-k name"
-	target/e2e-venv/bin/python -m pytest tests/e2e -m "not kubernetes" $(PYTEST)
+	target/e2e-venv/bin/python -m pytest tests/e2e -m "not kubernetes" -n $(E2E_WORKERS) --dist loadfile $(PYTEST)
 
 test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, ten million entries in a log, and the chaos test at its full length
 	KERNELMUX_LONG=1 $(CARGO) test --locked --package kernel-provider --test simulation

@@ -132,7 +132,7 @@ impl K8sKernel {
                 registry.remove(self);
             }
         } else {
-            tracing::warn!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
+            tracing::info!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
             forget_eldest(&self.cluster);
         }
         self.phase.send_replace(Phase::Exited(exit));

@@ -173,7 +173,7 @@ impl LocalKernel {
             exit.cause = ExitCause::Requested;
             self.files.remove_all();
         } else {
-            tracing::warn!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
+            tracing::info!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
             state.saved.stage = Stage::Ended(exit.clone());
             self.files.remove_connection();
             if let Err(error) = self.files.save(&state.saved) {

@@ -19,7 +19,7 @@ use jupyter_protocol::{Channel, ConnectionInfo, Signer, WireMessage};
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use self::reconnect::Pauses;
 use self::settle::Statuses;
@@ -652,7 +652,11 @@ impl Gate {
             Ok(message)
         });
         checked
-            .inspect_err(|error| warn!(%channel, %error, "a message from the kernel was refused"))
+            .inspect_err(|error| match error {
+                // Which every connection does when its kernel ends.
+                SocketError::Broken(_) => info!(%channel, %error, "nothing more comes from the kernel"),
+                error => warn!(%channel, %error, "a message from the kernel was refused"),
+            })
             .ok()
     }
 }
