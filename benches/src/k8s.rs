@@ -693,8 +693,11 @@ impl FakeNode {
         tasks.push(kubelet.abort_handle());
         let (alive, name) = (nodes.clone(), place.namespace.clone());
         let heartbeat = tokio::spawn(async move {
-            while say_ready(&alive, &name).await.is_ok() {
+            loop {
                 tokio::time::sleep(HEARTBEAT).await;
+                if say_ready(&alive, &name).await.is_err() {
+                    break;
+                }
             }
         });
         tasks.push(heartbeat.abort_handle());

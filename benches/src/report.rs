@@ -159,7 +159,7 @@ fn begin(name: &str) -> String {
 fn kept(file: &str, name: &str) -> Option<String> {
     let start = file.find(&begin(name))?;
     let section = &file[start..];
-    let end = section.find("\n<!-- ").map_or(section.len(), |end| end);
+    let end = section.find("\n<!-- ").unwrap_or(section.len());
     Some(section[..end].to_owned())
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import requests
 from harness import claims
 from harness.gateway import VENV, Gateway
-from harness.process import kill, pids_mentioning, own_kib
+from harness.process import kill, own_kib, pids_mentioning
 from harness.waiting import eventually
 
 

@@ -652,10 +652,13 @@ impl Gate {
             Ok(message)
         });
         checked
-            .inspect_err(|error| match error {
-                // Which every connection does when its kernel ends.
-                SocketError::Broken(_) => info!(%channel, %error, "nothing more comes from the kernel"),
-                error => warn!(%channel, %error, "a message from the kernel was refused"),
+            .inspect_err(|error| {
+                if error.is_one_message() {
+                    warn!(%channel, %error, "a message from the kernel was refused");
+                } else {
+                    // As with every connection whose kernel ends.
+                    info!(%channel, %error, "nothing more comes from the kernel");
+                }
             })
             .ok()
     }
