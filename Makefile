@@ -49,7 +49,7 @@ test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other k
 	target/e2e-venv/bin/python -m pytest tests/e2e -m "not kubernetes" -n $(E2E_WORKERS) --dist loadfile $(PYTEST)
 
 test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, ten million entries in a log, and the chaos test at its full length
-	KERNELMUX_LONG=1 $(CARGO) test --locked --package kernel-provider --test simulation
+	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test simulation
 	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test log_memory
 	KERNELMUX_LONG=1 target/e2e-venv/bin/python -m pytest tests/e2e/test_resume_chaos.py
 

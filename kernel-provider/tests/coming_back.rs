@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jupyter_protocol::content::{
-    DisplayData, ExecuteReply, ExecuteRequest, KernelInfoReply, MimeBundle, ReplyError, Transient, UpdateDisplayData,
+    DisplayData, ExecuteReply, ExecuteRequest, InputReply, KernelInfoReply, MimeBundle, ReplyError, Transient,
+    UpdateDisplayData,
 };
 use jupyter_protocol::kernel::{Context, Kernel as KernelSide, async_trait};
 use jupyter_protocol::{Channel, Message, WireMessage};
@@ -499,7 +500,7 @@ async fn a_question_that_is_open_is_put_again_and_one_that_is_answered_is_not() 
     let asked_again: Vec<_> = again.iter().filter(|(channel, _)| *channel == Channel::Stdin).collect();
     assert_eq!(asked_again.len(), 1);
     assert_eq!(asked_again[0].1.header(), question.header());
-    let answer = Message::new(jupyter_protocol::content::InputReply::new("me"), "s");
+    let answer = Message::new(InputReply::new("me"), "s");
     soon(attachment.client().send(Channel::Stdin, answer.to_wire()))
         .await
         .unwrap();
@@ -509,5 +510,50 @@ async fn a_question_that_is_open_is_put_again_and_one_that_is_answered_is_not() 
     let last = soon(attachment.replay()).await.unwrap().unwrap();
     assert!(last.iter().all(|(channel, _)| *channel != Channel::Stdin));
     assert!(soon(attachment.replay()).await.is_none());
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_answered_a_question_is_not_asked_again_though_it_acknowledged_nothing() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let attachment = kernel.attach("s");
+    let message = request("ask name?\nwait", "s");
+    let msg_id = message.header.msg_id.clone();
+    soon(attachment.client().send(Channel::Shell, message.to_wire()))
+        .await
+        .unwrap();
+    until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
+    let answer = Message::new(InputReply::new("me"), "s");
+    soon(attachment.client().send(Channel::Stdin, answer.to_wire()))
+        .await
+        .unwrap();
+    until(&kernel, &msg_id, |execution| execution.open_input.is_none()).await;
+
+    let comes_back = async |kernel: &Arc<Kernel>| {
+        let mut back = kernel.attach("s");
+        let mut screen = Screen::of(&msg_id);
+        let mut shown = soon(back.replay()).await.unwrap().unwrap();
+        assert!(soon(back.replay()).await.is_none());
+        while let Some(block) = back.recent().unwrap() {
+            let client = back.client();
+            let delivered = block.entries().filter(|entry| client.delivers(entry));
+            shown.extend(delivered.map(|entry| (entry.channel(), entry.message())));
+        }
+        for (channel, message) in &shown {
+            assert_ne!(*channel, Channel::Stdin, "asked again");
+            screen.show(*channel, message);
+        }
+        serde_json::to_string(&screen.fold.outputs()).unwrap()
+    };
+    let asked_and_answered = r#"[{"output_type":"stream","name":"stdin","text":"name? me\n"}]"#;
+    assert_eq!(comes_back(&kernel).await, asked_and_answered);
+    // The first attachment is still there, so nothing more was stored of it: as where a process is killed.
+    let (manager, kernel) = place.again(manager, kernel.id()).await;
+    assert_eq!(comes_back(&kernel).await, asked_and_answered);
+    drop(attachment);
+    place.go.notify_one();
+    until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
     soon(manager.shutdown()).await;
 }

@@ -300,7 +300,8 @@ impl Fold {
     }
 }
 
-fn answers(reply: &WireMessage, request: &WireMessage) -> bool {
+/// Whether this `input_reply` can be the answer to this `input_request`: unless its parent is another message.
+pub(crate) fn answers(reply: &WireMessage, request: &WireMessage) -> bool {
     let Ok(parent) = reply.parent_ref() else { return true };
     let is = |header: Result<HeaderRef<'_>, _>| header.is_ok_and(|header| header.msg_id == parent.msg_id);
     parent.msg_id.is_empty() || is(request.header_ref()) || is(request.parent_ref())

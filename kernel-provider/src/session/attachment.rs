@@ -1,11 +1,12 @@
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jupyter_protocol::{Channel, WireMessage};
 use tokio::sync::watch;
 
 use super::lifecycle::LIFECYCLE;
-use super::replay::replay;
+use super::replay::{Ahead, replay};
 use super::sessions::Joining;
 use super::{ExecutionRecord, SendError};
 use crate::log::{Block, Entry, Origin, ReadError, Reader, Seq};
@@ -36,6 +37,32 @@ struct Hold {
     kernel: Arc<Kernel>,
     session: Arc<str>,
     attachment: u64,
+    ahead: AllAhead,
+}
+
+/// What the client was sent ahead of its place in the log.
+#[derive(Default)]
+struct AllAhead {
+    /// Nothing is after this.
+    until: AtomicU64,
+    by_execution: Mutex<Vec<Ahead>>,
+}
+
+impl AllAhead {
+    fn lock(&self) -> MutexGuard<'_, Vec<Ahead>> {
+        self.by_execution.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn extend(&self, ahead: Option<Ahead>) {
+        if let Some(ahead) = ahead {
+            self.until.fetch_max(ahead.until.0, Ordering::Relaxed);
+            self.lock().push(ahead);
+        }
+    }
+
+    fn has(&self, entry: &Entry) -> bool {
+        entry.seq().0 <= self.until.load(Ordering::Relaxed) && self.lock().iter().any(|ahead| ahead.has(entry))
+    }
 }
 
 impl Drop for Hold {
@@ -90,7 +117,11 @@ impl Attachment {
     /// [`ReadError::Store`] where the log cannot be read; the execution is left out then.
     pub async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
         let execution = self.in_doubt.pop_front()?;
-        Some(replay(self.client.kernel().log(), &execution, self.acknowledged).await)
+        let replay = replay(self.client.kernel().log(), &execution, self.acknowledged).await;
+        Some(replay.map(|replay| {
+            self.client.hold.ahead.extend(replay.ahead);
+            replay.messages
+        }))
     }
 
     /// The part that sends and acknowledges.
@@ -135,6 +166,7 @@ impl Client {
                 kernel,
                 session,
                 attachment,
+                ahead: AllAhead::default(),
             }),
         }
     }
@@ -156,10 +188,14 @@ impl Client {
     /// # Errors
     /// [`SendError`] where the kernel is dead, or the message cannot be sent.
     pub async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
-        self.hold
-            .kernel
-            .sessions()
-            .spoke(&self.hold.session, self.hold.attachment);
+        let sessions = self.hold.kernel.sessions();
+        sessions.spoke(&self.hold.session, self.hold.attachment);
+        if channel == Channel::Stdin
+            && let recorder = self.hold.kernel.recorder()
+            && let Some(question) = recorder.question_answered(self.session(), &message).await
+        {
+            sessions.has_seen(&self.hold.session, self.hold.attachment, question);
+        }
         self.hold.kernel.send(&self.hold.session, channel, message).await
     }
 
@@ -172,12 +208,13 @@ impl Client {
     }
 
     /// Whether a client that knows only the Jupyter protocol is to see this entry: what is published, replies to what
-    /// it asked, and such news of the kernel's life as have a message in that protocol.
+    /// it asked, and such news of the kernel's life as have a message in that protocol. What was [replayed](Attachment::replay)
+    /// ahead of it is not.
     #[must_use]
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {
             Origin::Client => false,
-            Origin::Kernel => self.is_addressed(entry),
+            Origin::Kernel => self.is_addressed(entry) && !self.hold.ahead.has(entry),
             Origin::Lifecycle => {
                 let message = entry.message();
                 self.is_addressed(entry) && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)

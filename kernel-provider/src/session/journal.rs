@@ -197,6 +197,13 @@ impl Journal {
         );
     }
 
+    /// The entries of the questions that this session's executions have open.
+    pub(super) fn open_questions(&self, session: &str) -> Vec<Seq> {
+        let executions = self.executions.values();
+        let of_session = executions.filter(|execution| execution.session == session);
+        of_session.filter_map(|execution| execution.open_input).collect()
+    }
+
     /// The kernel has been sent a message that was appended.
     pub(super) fn sent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
@@ -484,7 +491,8 @@ fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
     (status, reply.execution_count)
 }
 
-fn display_id(content: &[u8]) -> Option<String> {
+/// The `display_id` of a display's content.
+pub(super) fn display_id(content: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Display {
         transient: Transient,

@@ -26,12 +26,14 @@ use self::settle::Statuses;
 use super::askers::{Addressee, Asker, Askers};
 use super::execution_record::ExecutionRecord;
 use super::execution_state::{ExecutionState, StatusFollower};
+use super::executions::message_at;
 use super::flood::Flood;
 use super::index_keys as keys;
 use super::journal::{Journal, Known};
 use super::lifecycle::Lifecycle;
 use super::peek;
 use crate::KernelId;
+use crate::fold::answers;
 use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
 
 /// How many iopub messages are appended in one go at the most, so that a flood does not hold back its first output.
@@ -365,6 +367,19 @@ impl Recorder {
             Ok(answer) => answer?.ok_or_else(no_answer),
             Err(_) => Err(no_answer()),
         }
+    }
+
+    /// The entry of the open question that this session answers with this message.
+    pub(crate) async fn question_answered(&self, session: &str, message: &WireMessage) -> Option<Seq> {
+        let open = self.recording.journal().open_questions(session);
+        for seq in open {
+            if let Ok(Some((_, question))) = message_at(&self.recording.log, seq).await
+                && answers(message, &question)
+            {
+                return Some(seq);
+            }
+        }
+        None
     }
 
     /// Logs a client's message and sends it to the kernel. Waits while the kernel is being restarted or its connection

@@ -1,6 +1,8 @@
 //! How a client that knows only the Jupyter protocol is brought up to date when it comes back: which of its executions'
 //! messages it has is not known for sure, so what it shows of them is cleared and put anew.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
@@ -8,16 +10,42 @@ use jupyter_protocol::{Channel, WireMessage};
 
 use super::execution_record::ExecutionRecord;
 use super::executions::{fold, message_at};
-use crate::fold::without_pages;
-use crate::log::{Log, Origin, ReadError, Seq};
+use super::journal::display_id;
+use super::parent_filter::ParentFilter;
+use super::peek;
+use crate::fold::{answers, without_pages};
+use crate::log::{Entry, Log, Origin, ReadError, Seq};
 
-/// The messages that make a client show the execution as it was after entry `until`, whatever it showed before. Those
-/// after `until` can follow as they are.
-pub(super) async fn replay(
-    log: &Log,
-    execution: &ExecutionRecord,
-    until: Seq,
-) -> Result<Vec<(Channel, WireMessage)>, ReadError> {
+/// An execution put anew.
+pub(super) struct Replay {
+    /// What makes a client show it, whatever it showed before.
+    pub(super) messages: Vec<(Channel, WireMessage)>,
+    /// What of it is shown by that already, and is not to follow.
+    pub(super) ahead: Option<Ahead>,
+}
+
+/// Entries of an execution that its client is sent as a part of its replay.
+pub(super) struct Ahead {
+    msg_id: String,
+    pub(super) until: Seq,
+    display_ids: Vec<Arc<str>>,
+}
+
+impl Ahead {
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        let message = entry.message();
+        if entry.seq() > self.until || !ParentFilter::new(&self.msg_id).takes(&message) {
+            return false;
+        }
+        // It may change what other executions show.
+        let changed = display_id(message.content()).filter(|_| peek::msg_type(&message) == "update_display_data");
+        changed.is_none_or(|changed| self.display_ids.iter().any(|id| **id == *changed))
+    }
+}
+
+/// Puts the execution anew as it was after entry `until`. What comes after that can follow as it is, but for what is
+/// [ahead](Replay::ahead).
+pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Seq) -> Result<Replay, ReadError> {
     // JupyterLab lets go of what it is handling when a message of another session arrives: the kernel is another then.
     let kernel_session = kernel_session(log, execution).await?;
     let session = kernel_session.as_deref().unwrap_or(&execution.session);
@@ -29,9 +57,24 @@ pub(super) async fn replay(
     if execution.request > until {
         // All of it follows; what was received of that already goes.
         messages.push(ours("clear_output", br#"{"wait":false}"#));
-        return Ok(messages);
+        return Ok(Replay { messages, ahead: None });
     }
-    let folded = fold(log, execution, until).await?.fold;
+    let mut folded = fold(log, execution, until).await?.fold;
+    let mut ahead = None;
+    if let Some(question) = folded.input_request()
+        && execution.open_input.is_none_or(|open| open > until)
+        && let Some(answer) = answer_after(log, until, question).await?
+    {
+        // The client wrote the answer beside the question itself: no message that follows has it. So it is put anew with
+        // what the log has before it.
+        until = answer;
+        folded = fold(log, execution, until).await?.fold;
+        ahead = Some(Ahead {
+            msg_id: execution.msg_id().to_owned(),
+            until,
+            display_ids: folded.display_ids(),
+        });
+    }
     messages.push(ours("status", br#"{"execution_state":"busy"}"#));
     for (msg_type, content) in folded.messages() {
         messages.push(ours(msg_type, &content));
@@ -46,7 +89,28 @@ pub(super) async fn replay(
             messages.push((channel, again(message)));
         }
     }
-    Ok(messages)
+    Ok(Replay { messages, ahead })
+}
+
+/// The entry after `until` that answers this question, where there is one.
+async fn answer_after(log: &Log, until: Seq, question: &WireMessage) -> Result<Option<Seq>, ReadError> {
+    let mut reader = log.reader(until);
+    let head = log.head();
+    while reader.position() < head {
+        let block = match reader.next().await {
+            Ok(Some(block)) => block,
+            Ok(None) => break,
+            Err(ReadError::Gap { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        let answer = block.entries().find(|entry| {
+            entry.origin() == Origin::Client && entry.channel() == Channel::Stdin && answers(&entry.message(), question)
+        });
+        if let Some(answer) = answer {
+            return Ok(Some(answer.seq()));
+        }
+    }
+    Ok(None)
 }
 
 /// A message that is sent once more. The pages that a reply brings are among the outputs.

@@ -248,6 +248,21 @@ impl Sessions {
         }
     }
 
+    /// The client has acted on entry `seq`: it has everything up to there, whoever is between.
+    pub(super) fn has_seen(&self, key: &str, attachment: u64, seq: Seq) {
+        let mut known = self.lock();
+        if let Some(session) = known.by_key.get_mut(key)
+            && !session.knows_its_place
+            && let Some(progress) = session.attachments.get_mut(&attachment)
+        {
+            progress.acknowledge(seq);
+            progress.position.sure = progress.position.sure.max(seq);
+            if let Some(update) = session.store(key, true) {
+                self.log.update_index([update]);
+            }
+        }
+    }
+
     pub(super) fn leave(&self, key: &str, attachment: u64) {
         let mut known = self.lock();
         known.clock += 1;

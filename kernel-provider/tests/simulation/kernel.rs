@@ -1,18 +1,30 @@
 //! The kernel, which lives on while the gateway's process comes and goes.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use jupyter_protocol::{Channel, WireMessage};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::world::{World, message};
 
+/// How long it waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(100);
+
 /// Does what requests say, one after another, until its socket is closed.
-pub(crate) async fn run(world: Rc<World>, number: u64, mut requests: mpsc::Receiver<(Channel, WireMessage)>) {
-    let mut kernel = Kernel { world, number, said: 0 };
+pub(crate) async fn run(world: Rc<World>, number: u64, requests: mpsc::Receiver<(Channel, WireMessage)>) {
+    let mut kernel = Kernel {
+        world,
+        number,
+        said: 0,
+        requests,
+        waiting: VecDeque::new(),
+    };
     let mut count = 0;
-    while let Some((_, request)) = requests.recv().await {
+    while let Some(request) = kernel.next_request().await {
         let header = request.header_ref().unwrap();
         kernel
             .publish(&request, "status", json!({"execution_state": "busy"}))
@@ -58,12 +70,65 @@ struct Kernel {
     world: Rc<World>,
     number: u64,
     said: u64,
+    requests: mpsc::Receiver<(Channel, WireMessage)>,
+    /// Requests that came while it waited for an answer.
+    waiting: VecDeque<WireMessage>,
 }
 
 impl Kernel {
+    async fn next_request(&mut self) -> Option<WireMessage> {
+        if let Some(request) = self.waiting.pop_front() {
+            return Some(request);
+        }
+        loop {
+            match self.requests.recv().await? {
+                // To a question that it has given up.
+                (Channel::Stdin, _) => {}
+                (_, request) => return Some(request),
+            }
+        }
+    }
+
+    /// Asks the user, and prints the answer; goes on without one after some time. As ipykernel, it takes whatever answer
+    /// comes after the question for its answer.
+    async fn ask(&mut self, request: &WireMessage, prompt: &str) {
+        while let Ok((channel, request)) = self.requests.try_recv() {
+            if channel != Channel::Stdin {
+                self.waiting.push_back(request);
+            }
+        }
+        let question = self.make(request, "input_request", &json!({"prompt": prompt, "password": false}));
+        self.answer(Channel::Stdin, question.clone()).await;
+        let question = question.header_ref().unwrap().msg_id;
+        let answered = timeout(PATIENCE, async {
+            loop {
+                match self.requests.recv().await {
+                    Some((Channel::Stdin, reply)) => return Some(reply),
+                    Some((_, request)) => self.waiting.push_back(request),
+                    None => return None,
+                }
+            }
+        });
+        let answer = answered.await.ok().flatten();
+        let meant = answer.filter(|answer| answer.parent_ref().unwrap().msg_id == question);
+        let Some(answer) = meant else {
+            let id = request.header_ref().unwrap().msg_id.to_string();
+            self.world.trace(format_args!("kernel has no answer for {id}"));
+            self.world.unanswered.borrow_mut().insert(id);
+            return;
+        };
+        let id = answer.header_ref().unwrap().msg_id.to_string();
+        self.world.answers.borrow_mut().insert(question.to_string(), id);
+        let content: Value = serde_json::from_slice(answer.content()).unwrap();
+        let text = format!("answered {}\n", content["value"].as_str().unwrap());
+        self.publish(request, "stream", json!({"name": "stdout", "text": text}))
+            .await;
+    }
+
     async fn line(&mut self, request: &WireMessage, line: &str) {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (msg_type, content) = match word {
+            "ask" => return self.ask(request, rest).await,
             "print" => ("stream", json!({"name": "stdout", "text": format!("{rest}\n")})),
             "bar" => ("stream", json!({"name": "stdout", "text": format!("\r{rest}")})),
             "clear" => ("clear_output", json!({"wait": rest == "later"})),
@@ -109,6 +174,11 @@ impl Kernel {
     async fn reply(&mut self, parent: &WireMessage, content: &Value) {
         let msg_type = parent.header_ref().unwrap().msg_type.replace("_request", "_reply");
         let message = self.make(parent, &msg_type, content);
+        self.answer(Channel::Shell, message).await;
+    }
+
+    /// Nobody hears it where there is no process.
+    async fn answer(&mut self, channel: Channel, message: WireMessage) {
         let replies = self
             .world
             .process
@@ -116,7 +186,7 @@ impl Kernel {
             .as_ref()
             .map(|process| process.replies.clone());
         if let Some(replies) = replies {
-            let _ = replies.send((Channel::Shell, message)).await;
+            let _ = replies.send((channel, message)).await;
         }
     }
 }

@@ -19,7 +19,7 @@ mod world;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use jupyter_protocol::Channel;
@@ -151,19 +151,23 @@ async fn simulate(seed: u64) -> Digest {
     world.digest()
 }
 
-/// Says which seed it was.
-struct Told(u64);
+/// Says which seed failed, and has no others tried after it.
+struct Failing<'a> {
+    seed: u64,
+    failed: &'a AtomicBool,
+}
 
-impl Drop for Told {
+impl Drop for Failing<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("failed with KERNELMUX_SEED={}", self.0);
+            self.failed.store(true, Ordering::Relaxed);
+            println!("failed with KERNELMUX_SEED={}", self.seed);
         }
     }
 }
 
-fn run(seed: u64) -> Digest {
-    let _told = Told(seed);
+fn run(seed: u64, failed: &AtomicBool) -> Digest {
+    let _failing = Failing { seed, failed };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -184,20 +188,20 @@ fn whatever_goes_wrong_nothing_is_lost_or_doubled() {
     let first = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1);
     println!("seeds from {first}, {count} of them");
     // Each seed has a thread for itself; how many there are changes nothing for it.
-    let next = AtomicU64::new(0);
+    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= count {
+                    if number >= count || failed.load(Ordering::Relaxed) {
                         return;
                     }
                     let seed = first.wrapping_add(number);
-                    let digest = run(seed);
+                    let digest = run(seed, &failed);
                     if number.is_multiple_of(8) {
-                        assert_eq!(run(seed), digest, "seed {seed} does not repeat itself");
+                        assert_eq!(run(seed, &failed), digest, "seed {seed} does not repeat itself");
                     }
                 }
             });

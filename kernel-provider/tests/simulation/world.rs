@@ -1,7 +1,7 @@
 //! What all parts of a simulation share.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,6 +39,10 @@ pub(crate) struct World {
     seen: RefCell<BTreeMap<u64, u64>>,
     /// How often the kernel was handed each request.
     pub(crate) runs: RefCell<BTreeMap<String, u64>>,
+    /// The questions that the kernel has an answer to, with the answer.
+    pub(crate) answers: RefCell<BTreeMap<String, String>>,
+    /// Requests whose code waited in vain for an answer of its user.
+    pub(crate) unanswered: RefCell<BTreeSet<String>>,
     /// Whether no more is to go wrong.
     pub(crate) calm: watch::Sender<bool>,
     /// Clients that have what they are to have.
@@ -73,6 +77,8 @@ impl World {
             requests: RefCell::new(mpsc::channel(1).0),
             seen: RefCell::default(),
             runs: RefCell::default(),
+            answers: RefCell::default(),
+            unanswered: RefCell::default(),
             calm: watch::Sender::new(false),
             finished: Cell::new(0),
             screens: RefCell::default(),
@@ -104,6 +110,8 @@ impl World {
     /// A request that runs something.
     pub(crate) fn request(&self, msg_id: &str, session: &str) -> WireMessage {
         let lines = (0..self.below(12)).map(|line| match self.below(10) {
+            // The others read no questions.
+            9 if session.starts_with("stock") && self.one_in(3) => format!("ask {line}"),
             0 => "clear".to_owned(),
             1 => "clear later".to_owned(),
             2 => format!("show {line}"),
