@@ -32,15 +32,16 @@ pub(super) struct Role<'a> {
     pub(super) peers: &'a [&'a str],
 }
 
-/// Connects, shakes hands and sends `first`, all until the deadline. An address where nobody listens yet is tried again.
+/// Connects, with room for `unread` bytes, shakes hands and sends `first`, all until the deadline. An address where nobody listens yet is tried again.
 pub(super) async fn connect(
     endpoint: &str,
     role: &Role<'_>,
     first: &'static [u8],
+    unread: u32,
     deadline: Duration,
 ) -> Result<(Socket, Inbox), SocketError> {
     let connected = timeout(deadline, async {
-        let socket = connect_patiently(endpoint).await.map_err(SocketError::broken)?;
+        let socket = connect_patiently(endpoint, unread).await.map_err(SocketError::broken)?;
         let mut inbox = Inbox::new(Limits::MESSAGE);
         shake_hands(&socket, &mut inbox, role).await?;
         write(&socket, Bytes::from_static(first)).await?;
@@ -59,10 +60,10 @@ pub(super) async fn connect(
 }
 
 /// Connects as soon as somebody listens. That they do is no event that could be waited for.
-async fn connect_patiently(endpoint: &str) -> io::Result<Socket> {
+async fn connect_patiently(endpoint: &str, unread: u32) -> io::Result<Socket> {
     let mut pause = RETRY_FIRST;
     loop {
-        match Socket::connect(endpoint).await {
+        match Socket::connect(endpoint, unread).await {
             Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
                 sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MOST);

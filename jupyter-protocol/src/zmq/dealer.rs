@@ -35,7 +35,7 @@ pub async fn dealer(
         identity: identity.as_bytes(),
         peers: &["ROUTER", "REP", "DEALER"],
     };
-    let (socket, inbox) = connect(endpoint, &role, b"", deadline).await?;
+    let (socket, inbox) = connect(endpoint, &role, b"", 0, deadline).await?;
     let (sender, receiver) = connection::split(socket, inbox, WAITING);
     Ok((DealerSender(sender), DealerReceiver(receiver)))
 }

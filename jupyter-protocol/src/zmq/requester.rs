@@ -20,7 +20,7 @@ pub(crate) struct Requester {
 
 impl Requester {
     pub(crate) async fn connect(endpoint: &str, deadline: Duration) -> Result<Self, SocketError> {
-        let (socket, inbox) = connect(endpoint, &REQ, b"", deadline).await?;
+        let (socket, inbox) = connect(endpoint, &REQ, b"", 0, deadline).await?;
         let (sender, receiver) = connection::split(socket, inbox, 1);
         Ok(Self { sender, receiver })
     }

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::timeout;
 
 /// How many pieces are written at a time.
@@ -29,11 +30,41 @@ macro_rules! either {
     };
 }
 
+async fn connect_tcp(address: &str, unread: u32) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(ErrorKind::NotFound, "the host has no address");
+    for address in lookup_host(address).await? {
+        match tcp_socket(address, unread)?.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+fn tcp_socket(address: SocketAddr, unread: u32) -> io::Result<TcpSocket> {
+    let new = || match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    };
+    let socket = new()?;
+    if unread == 0 {
+        return Ok(socket);
+    }
+    // A buffer of a fixed size grows no more. Where it may not be as large as that, it is better left to grow.
+    socket.set_recv_buffer_size(unread)?;
+    if socket.recv_buffer_size()? >= unread {
+        Ok(socket)
+    } else {
+        new()
+    }
+}
+
 impl Socket {
-    /// Connects once, to an address as connection files have it.
-    pub(super) async fn connect(address: &str) -> io::Result<Self> {
+    /// Connects once, to an address as connection files have it. The operating system is asked to hold `unread` bytes of
+    /// what arrives over TCP; 0 leaves that to it.
+    pub(super) async fn connect(address: &str, unread: u32) -> io::Result<Self> {
         if let Some(address) = address.strip_prefix("tcp://") {
-            return Self::tcp(TcpStream::connect(address).await?);
+            return Self::tcp(connect_tcp(address, unread).await?);
         }
         #[cfg(unix)]
         if let Some(path) = address.strip_prefix("ipc://") {

@@ -15,6 +15,10 @@ const SUB: Role<'_> = Role {
     peers: &["XPUB", "PUB"],
 };
 
+/// How much the operating system is to hold, in bytes, where we do not come to read: what does not fit is dropped by a
+/// kernel that does not wait.
+const UNREAD: u32 = 4 << 20;
+
 /// The subscriber of a kernel's iopub, to all topics.
 ///
 /// A kernel that publishes faster than its subscriber reads drops what it cannot send, so that what reading costs
@@ -33,7 +37,7 @@ impl IopubSubscriber {
     /// # Errors
     /// [`SocketError::Connect`] where nobody answered by the deadline, or not as a ZeroMQ publisher.
     pub async fn connect(endpoint: &str, deadline: Duration) -> Result<Self, SocketError> {
-        let (socket, inbox) = connect(endpoint, &SUB, &SUBSCRIBE_TO_ALL, deadline).await?;
+        let (socket, inbox) = connect(endpoint, &SUB, &SUBSCRIBE_TO_ALL, UNREAD, deadline).await?;
         Ok(Self {
             stream: Stream::Watched(socket),
             inbox,
