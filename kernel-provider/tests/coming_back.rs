@@ -17,10 +17,13 @@ use kernel_provider::KernelId;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::fold::{Fold, FoldLimits};
 use kernel_provider::log::{FjallStore, LogOptions, LogStore, Logs, MemoryStore, Seq};
-use kernel_provider::manager::{Kernel, Manager, ManagerOptions, StartRequest};
-use kernel_provider::provider::ExitCause;
+use kernel_provider::manager::{Kernel, KernelEventKind, Manager, ManagerOptions, StartRequest};
+use kernel_provider::provider::{
+    AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, Progress,
+    ProviderError, Selector, Specs,
+};
 use kernel_provider::session::{Attachment, ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), what)
@@ -555,5 +558,64 @@ async fn who_has_answered_a_question_is_not_asked_again_though_it_acknowledged_n
     drop(attachment);
     place.go.notify_one();
     until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
+    soon(manager.shutdown()).await;
+}
+
+/// A provider at the same place, to whose kernels can be attached when they are let go.
+struct Slow {
+    provider: FakeProvider,
+    go: Arc<Notify>,
+}
+
+#[async_trait]
+impl KernelProvider for Slow {
+    fn name(&self) -> &str {
+        self.provider.name()
+    }
+
+    fn specs(&self) -> watch::Receiver<Arc<Specs>> {
+        self.provider.specs()
+    }
+
+    async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError> {
+        self.provider.launch(request, progress).await
+    }
+
+    async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
+        self.provider.list(selector).await
+    }
+
+    async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
+        self.go.notified().await;
+        self.provider.attach(record).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_is_still_started_is_attached_to_once_it_runs() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let before = place.manager();
+    let kernel = start(&before).await;
+    let (id, epoch) = (kernel.id(), kernel.log().epoch());
+    drop(kernel);
+    soon(before.detach()).await;
+    drop(before);
+
+    let go = Arc::new(Notify::new());
+    let slow = Slow {
+        provider: place.provider.clone(),
+        go: go.clone(),
+    };
+    let mut options = ManagerOptions::default();
+    options.restore_patience = Duration::ZERO;
+    let logs = Logs::new(place.store.clone(), LogOptions::default()).unwrap();
+    let manager = Manager::new(vec![Arc::new(slow)], logs, options);
+    let mut events = manager.events();
+    assert_eq!(soon(manager.restore()).await.unwrap(), 0);
+    assert!(manager.get(id).is_none());
+    go.notify_one();
+    let event = soon(events.recv()).await.unwrap();
+    assert!(matches!(event.kind, KernelEventKind::Attached), "{event:?}");
+    assert_eq!(manager.get(id).unwrap().log().epoch(), epoch);
     soon(manager.shutdown()).await;
 }

@@ -21,8 +21,10 @@ use crate::registry::Registry;
 use crate::start::{self, Made, Waiting};
 use crate::{AbortOnDrop, K8sConfig, abandoned, names, specs};
 
-/// How long a pod that was found may take until its kernel can be connected to.
+/// How long a pod that was found may take until its kernel can be connected to: one that runs, and one that is still
+/// being started, as whoever began that would have waited while its image is pulled.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+const STARTING_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// How long another gateway may take, once it has claimed a pod or made one, to find that this one did so too.
 const RIVAL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -248,7 +250,7 @@ impl KernelProvider for K8sProvider {
         let Some(pod) = now.present().filter(|pod| names::pool(pod).is_none()) else {
             return Err(gone(ExitCause::Unknown("the cluster has no pod of it".to_owned())));
         };
-        match phase::assess(pod, &[]) {
+        let timeout = match phase::assess(pod, &[]) {
             PodPhase::Ending => return Err(gone(phase::removal(pod))),
             PodPhase::Ended(cause) => return Err(gone(cause)),
             PodPhase::CannotStart(failure) => {
@@ -258,14 +260,15 @@ impl KernelProvider for K8sProvider {
                 let reason = "whoever made its pod has not made its Secret";
                 return Err(ProviderError::failed("attach to the kernel", reason).into());
             }
-            PodPhase::Starting(_) | PodPhase::Running { .. } => {}
-        }
+            PodPhase::Starting(_) => STARTING_TIMEOUT,
+            PodPhase::Running { .. } => ATTACH_TIMEOUT,
+        };
         let progress = Progress::ignored();
         let waiting = Waiting {
             cluster: &self.cluster,
             id,
-            timeout: ATTACH_TIMEOUT,
-            deadline: Instant::now() + ATTACH_TIMEOUT,
+            timeout,
+            deadline: Instant::now() + timeout,
             progress: &progress,
             may_have_rivals: false,
         };

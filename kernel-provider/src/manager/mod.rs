@@ -6,6 +6,7 @@ mod events;
 mod kernel;
 mod options;
 mod registry;
+mod restore;
 mod supervisor;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, info, info_span, warn};
 
 pub use error::{RestartError, StartError};
 pub use events::{KernelEvent, KernelEventKind};
@@ -26,7 +27,7 @@ pub use options::{Culling, ManagerOptions, StartRequest};
 
 use crate::KernelId;
 use crate::log::{Log, Logs, StoreError};
-use crate::provider::{KernelHandle, KernelProvider, LaunchRequest, Progress, Selector};
+use crate::provider::{KernelHandle, KernelProvider, LaunchRequest, Progress};
 use crate::session::{Lifecycle, Recorder, Sessions};
 use events::Events;
 use registry::Registry;
@@ -66,6 +67,7 @@ impl Manager {
     /// that culls, where the options ask for it; needs a tokio runtime.
     #[must_use]
     pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
+        let stop = CancellationToken::new();
         let manager = Self {
             shared: Arc::new(Shared {
                 providers,
@@ -74,8 +76,8 @@ impl Manager {
                 logs,
                 events: Events::new(),
                 tasks: TaskTracker::new(),
-                closing: CancellationToken::new(),
-                stop: CancellationToken::new(),
+                closing: stop.child_token(),
+                stop,
             }),
         };
         culling::start(&manager.shared);
@@ -142,31 +144,6 @@ impl Manager {
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Kernel>> {
         self.shared.registry.list()
-    }
-
-    /// Finds the kernels that the providers run already, as after a restart of this process, and attaches to them.
-    /// Returns how many there are. Those that cannot be attached to are told in the process's log.
-    ///
-    /// # Errors
-    /// [`StoreError`] where the logs cannot be opened.
-    pub async fn restore(&self) -> Result<usize, StoreError> {
-        let mut restored = 0;
-        for provider in &self.shared.providers {
-            let records = match provider.list(&Selector::all()).await {
-                Ok(records) => records,
-                Err(error) => {
-                    warn!(provider = provider.name(), %error, "the running kernels cannot be listed");
-                    continue;
-                }
-            };
-            for record in records {
-                let span = info_span!("restore", kernel_id = %record.id);
-                if self.shared.restore(provider, &record).instrument(span).await? {
-                    restored += 1;
-                }
-            }
-        }
-        Ok(restored)
     }
 
     /// What happens to the kernels, from now on. A receiver that falls behind by more than 1,024 events is told so.
@@ -299,56 +276,6 @@ impl Shared {
         let recorder = Recorder::load(log.clone()).await?;
         let sessions = Sessions::load(log).await?;
         Ok(Arc::new(Kernel::new(self, spec_name, spec, handle, recorder, sessions)))
-    }
-
-    /// Whether the kernel was attached to.
-    async fn restore(
-        self: &Arc<Self>,
-        provider: &Arc<dyn KernelProvider>,
-        record: &crate::provider::KernelRecord,
-    ) -> Result<bool, StoreError> {
-        if self.registry.get(record.id).is_some() {
-            return Ok(false);
-        }
-        let handle = match provider.attach(record).await {
-            Ok(handle) => handle,
-            Err(error) => {
-                warn!(%error, "a running kernel cannot be attached to");
-                return Ok(false);
-            }
-        };
-        let Ok(reserved) = self.registry.reserve_running(record.id, record.owner.as_deref()) else {
-            return Ok(false);
-        };
-        let specs = provider.specs().borrow().clone();
-        let spec = specs.by_name.get(&record.spec).cloned();
-        let name = if Arc::ptr_eq(provider, &self.providers[0]) {
-            record.spec.clone()
-        } else {
-            format!("{}/{}", provider.name(), record.spec)
-        };
-        let recorded = async {
-            let log = self.logs.open(record.id).await?;
-            self.kernel(name, spec, handle, log).await
-        };
-        let kernel = match recorded.await {
-            Ok(kernel) => kernel,
-            // Of this kernel alone: the others' logs are sound.
-            Err(error @ StoreError::Damaged { .. }) => {
-                error!(%error, "a running kernel is left alone, since its log is damaged; once that is removed, the kernel is attached to at the next start");
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        };
-        if let Err(error) = kernel.reconnect().await {
-            warn!(%error, "a running kernel cannot be connected to");
-            return Ok(false);
-        }
-        self.watch(&kernel);
-        reserved.fill(kernel);
-        info!("kernel attached");
-        self.events.tell(record.id, KernelEventKind::Attached);
-        Ok(true)
     }
 
     /// Watches over the kernel from now on.

@@ -24,12 +24,16 @@ pub struct ManagerOptions {
     pub shutdown_grace: Duration,
     /// When kernels that nobody uses are ended.
     pub culling: Culling,
+    /// How long [`restore`](super::Manager::restore) waits for all kernels together, before it leaves those that are still
+    /// being started for later.
+    pub restore_patience: Duration,
     /// How long a log outlives its kernel, so that a result can be read after the kernel is gone.
     pub log_retention: Duration,
 }
 
 impl Default for ManagerOptions {
-    /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling, logs kept for a week.
+    /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling, 30 s for kernels that
+    /// run already, logs kept for a week.
     fn default() -> Self {
         Self {
             default_spec: "python3".to_owned(),
@@ -39,6 +43,7 @@ impl Default for ManagerOptions {
             stable_after: Duration::from_secs(10),
             shutdown_grace: Duration::from_millis(2_500),
             culling: Culling::default(),
+            restore_patience: Duration::from_secs(30),
             log_retention: Duration::from_secs(7 * 24 * 60 * 60),
         }
     }

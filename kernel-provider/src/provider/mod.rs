@@ -49,7 +49,8 @@ pub trait KernelProvider: Send + Sync + 'static {
     /// [`ProviderError`] where the provider cannot be asked.
     async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError>;
 
-    /// Takes hold of a running kernel, for instance one that an embedder launched before it was restarted.
+    /// Takes hold of a running kernel, for instance one that an embedder launched before it was restarted. One that is
+    /// still being started is waited for.
     ///
     /// # Errors
     /// [`AttachError::Gone`] where it does not run any more, [`AttachError::Foreign`] for another provider's record.
