@@ -60,7 +60,7 @@ e2e-env:
 e2e-programs:
 	$(CARGO) build --locked --package kernelmux-gateway --package echo-kernel --features kernelmux-gateway/nats
 
-lint: lint-rust lint-features lint-msrv lint-docs lint-deny ## format, clippy, docs, every combination of features
+lint: lint-rust lint-features lint-msrv lint-docs lint-deny ## format, clippy, docs, each feature alone
 
 lint-rust:
 	$(CARGO) fmt --all --check

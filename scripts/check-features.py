@@ -1,12 +1,10 @@
 #!/usr/bin/env python3
-"""Runs clippy over every combination of features of every library of the workspace, and sees that the protocol's types
-alone do not need tokio."""
+"""Runs clippy over every library of the workspace without features, with each one alone, and with all of them; and sees
+that the protocol's types alone do not need tokio."""
 
-import itertools
 import json
 import subprocess
 import sys
-
 
 
 def implied(chosen: tuple[str, ...], features: dict[str, list[str]]) -> frozenset[str]:
@@ -30,20 +28,19 @@ for package in metadata["packages"]:
         continue
     features = sorted(set(package["features"]) - {"default"})
     checked = set()
-    for size in range(len(features) + 1):
-        for chosen in itertools.combinations(features, size):
-            if (all_on := implied(chosen, package["features"])) in checked:
-                continue
-            checked.add(all_on)
-            name = f"{package['name']} [{', '.join(chosen)}]"
-            command = ["cargo", "clippy", "--quiet", "--package", package["name"], "--lib"]
-            command += ["--no-default-features", "--features", ",".join(chosen)]
-            print("clippy", name, flush=True)
-            if subprocess.call([*command, "--", "-D", "warnings"]) != 0:
-                failed.append(name)
+    for chosen in [(), *((feature,) for feature in features), tuple(features)]:
+        if (all_on := implied(chosen, package["features"])) in checked:
+            continue
+        checked.add(all_on)
+        name = f"{package['name']} [{', '.join(chosen)}]"
+        command = ["cargo", "clippy", "--quiet", "--package", package["name"], "--lib"]
+        command += ["--no-default-features", "--features", ",".join(chosen)]
+        print("clippy", name, flush=True)
+        if subprocess.call([*command, "--", "-D", "warnings"]) != 0:
+            failed.append(name)
 alone = ["cargo", "tree", "--package", "jupyter-protocol", "--no-default-features"]
 needed = subprocess.check_output([*alone, "--edges", "normal", "--prefix", "none"], text=True)
 if any(line.startswith("tokio ") for line in needed.splitlines()):
     sys.exit("jupyter-protocol without default features needs tokio")
 if failed:
-    sys.exit("these combinations of features fail: " + "; ".join(failed))
+    sys.exit("with these features it fails: " + "; ".join(failed))

@@ -8,4 +8,4 @@ cd "$(dirname "$0")/.."
 export KERNELMUX_IP=${KERNELMUX_IP:-127.0.0.1}
 export KERNELMUX_PORT=${KERNELMUX_PORT:-8888}
 export KERNELMUX_DATA_DIR=${KERNELMUX_DATA_DIR:-$PWD/.data}
-exec target/release/kernelmux-gateway "$@"
+exec "${CARGO_TARGET_DIR:-target}/release/kernelmux-gateway" "$@"

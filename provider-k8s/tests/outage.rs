@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{LONG, Place, launch};
-use counting::{count, counted, manager, start};
+use counting::{count, counted, manager, numbers, start};
 use jupyter_protocol::client::Client;
 use jupyter_protocol::content::ExecuteRequest;
 use kernel_provider::KernelId;
@@ -26,18 +26,22 @@ struct Stopped(String);
 
 impl Stopped {
     fn now(program: &str) -> Self {
-        let is_it = |pid: &String| {
-            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
-                let name = line.split(|byte| *byte == 0).next().unwrap_or_default();
-                name.rsplit(|byte| *byte == b'/').next() == Some(program.as_bytes())
-            })
-        };
-        let pids = std::fs::read_dir("/proc").unwrap();
-        let mut names = pids.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let pid = names.find(is_it).expect("it does not run here");
+        let pid = pid_of(program).expect("it does not run here");
         signal(&pid, "-STOP");
         Self(pid)
     }
+}
+
+fn pid_of(program: &str) -> Option<String> {
+    let is_it = |pid: &String| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+            let name = line.split(|byte| *byte == 0).next().unwrap_or_default();
+            name.rsplit(|byte| *byte == b'/').next() == Some(program.as_bytes())
+        })
+    };
+    let pids = std::fs::read_dir("/proc").unwrap();
+    let mut names = pids.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.find(is_it)
 }
 
 impl Drop for Stopped {
@@ -108,6 +112,38 @@ async fn without_the_kubelet_nothing_of_what_kernels_say_is_lost() {
         let seen = counted(kernel, 399).await;
         assert_eq!((seen.first, seen.holes), (0, 0), "{seen:?}");
     }
+    for manager in managers {
+        manager.shutdown().await;
+    }
+    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_is_killed_and_comes_back_finds_kernels_that_never_stopped() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let Some(place) = place().await else { return };
+    let (by_address, by_forward) = tokio::join!(place.open(Reach::PodAddress), place.open(Reach::PortForward));
+    let managers = [by_address, by_forward].map(|provider| manager(provider, Arc::new(MemoryStore::new())));
+    let (direct, forwarded) = tokio::join!(start(&managers[0]), start(&managers[1]));
+    for kernel in [&direct, &forwarded] {
+        count(kernel, 100_000).await;
+        counted(kernel, 20).await;
+    }
+    let killed = pid_of("kubelet").expect("it does not run here");
+    signal(&killed, "-KILL");
+    common::eventually("another kubelet runs", async || {
+        pid_of("kubelet").is_some_and(|pid| pid != killed)
+    })
+    .await;
+    // Port-forwards end with it and are made anew; the pods themselves are of no concern to it.
+    let now = numbers(&direct).await;
+    let heard = [counted(&direct, now + 200).await, counted(&forwarded, now + 200).await];
+    assert_eq!((heard[0].first, heard[0].holes), (0, 0), "{heard:?}");
+    assert_eq!(heard[1].first, 0, "{heard:?}");
+    // It starts pods, and ends them.
+    let next = start(&managers[0]).await;
+    count(&next, 10).await;
+    counted(&next, 9).await;
     for manager in managers {
         manager.shutdown().await;
     }

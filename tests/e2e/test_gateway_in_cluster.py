@@ -151,3 +151,18 @@ def test_kernels_are_reached_by_the_gateway_only(gateway: GatewayInCluster) -> N
             [output] = ended(gateway, kernel_id, asked["msg_id"], 60)["outputs"]
             expected = [f"refused {port}" for port in range(9301, 9306)] if kernel_id == one else ["answers"]
             assert output["text"].splitlines() == expected
+
+
+# The last: the gateway has more rights from here on.
+def test_with_the_right_to_run_commands_a_restart_keeps_the_pod(gateway: GatewayInCluster) -> None:
+    with gateway.kernel() as kernel_id:
+        before = gateway.uid(f"kernel-{kernel_id}")
+        assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
+        made_anew = gateway.uid(f"kernel-{kernel_id}")
+        assert made_anew != before
+        gateway.apply_manifests("exec")
+        assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
+        assert gateway.uid(f"kernel-{kernel_id}") == made_anew
+        asked = run(gateway, kernel_id, "print('answers')")
+        [output] = ended(gateway, kernel_id, asked["msg_id"], 60)["outputs"]
+        assert output["text"] == "answers\n"

@@ -1,4 +1,5 @@
-"""The first process inside: makes the node's network and places, starts each program, and ends when one of them does.
+"""The first process inside: makes the node's network and places, starts each program, and ends when one of them does;
+but for the kubelet, which is started again, as on any node.
 
 Called as `python3 -m devcluster.inside NUMBER PROGRAMS CONTAINERD IMAGE=ARCHIVE...`; see `cluster.start`.
 """
@@ -32,13 +33,19 @@ CNI = STATE / "cni"
 ETCD = "http://127.0.0.1:2379"
 
 
+# So that one that cannot run is not started for ever.
+LEAST_SECONDS = 2
+
+
 class Node:
     def __init__(self, net: Net, programs: Path, containerd: Path):
         self.net, self.programs, self.containerd = net, programs, containerd
         self.names: dict[int, str] = {}
+        self.kubelet: list = []
+        self.kubelet_started = 0.0
 
     def start(self, name: str, *command) -> None:
-        with open(LOGS / f"{name}.log", "wb") as log:
+        with open(LOGS / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=STATE
             )
@@ -54,7 +61,10 @@ class Node:
             if pid == 0:
                 return
             if pid in self.names:
-                name = self.names[pid]
+                name = self.names.pop(pid)
+                if name == "kubelet" and time.monotonic() - self.kubelet_started > LEAST_SECONDS:
+                    self.run_kubelet()
+                    continue
                 lines = (LOGS / f"{name}.log").read_text(errors="replace").strip().splitlines()
                 raise Problem(f"{name} ended ({os.waitstatus_to_exitcode(status)}): {lines[-1] if lines else 'silently'}")
 
@@ -203,14 +213,20 @@ state = "/run/containerd"
             "serializeImagePulls": False,
         }
         (STATE / "kubelet.json").write_text(json.dumps(settings), encoding="ascii")
-        self.start(
-            "kubelet", STATE / "kubelet", f"--config={STATE}/kubelet.json", f"--kubeconfig={config}/kubelet",
+        self.kubelet = [
+            STATE / "kubelet", f"--config={STATE}/kubelet.json", f"--kubeconfig={config}/kubelet",
             f"--hostname-override={NODE}", f"--node-ip={self.net.node}", f"--root-dir={STATE}/kubelet-data",
-        )
+        ]
+        self.run_kubelet()
         self.start(
             "kube-proxy", STATE / "kube-proxy", f"--kubeconfig={config}/proxy", f"--hostname-override={NODE}",
             "--proxy-mode=iptables", f"--cluster-cidr={self.net.pods}", "--conntrack-max-per-core=0",
         )
+
+
+    def run_kubelet(self) -> None:
+        self.kubelet_started = time.monotonic()
+        self.start("kubelet", *self.kubelet)
 
 
 def _has_device(name: str) -> bool:

@@ -111,26 +111,32 @@ class GatewayInCluster(Gateway):
                 },
             }
         )
-        claim = [
-            {"op": "add", "path": "/spec/storageClassName", "value": ""},
-            {"op": "add", "path": "/spec/volumeName", "value": self.namespace.name},
-        ]
-        overlay = self.home / "overlay"
-        overlay.mkdir()
-        kustomization = {
-            "namespace": self.namespace.name,
-            "resources": [os.path.relpath(REPO / "deploy" / "kubernetes", overlay)],
-            "images": [{"name": IMAGE, "newTag": self.namespace.name}],
-            "patches": [{"target": {"kind": "PersistentVolumeClaim"}, "patch": yaml.safe_dump(claim)}],
-        }
-        (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        self.namespace.kubectl("apply", "--kustomize", overlay)
+        self.apply_manifests()
         self.namespace.kubectl("create", "secret", "generic", "kernelmux-token", f"--from-literal=token={TOKEN}")
         self.process = GatewayPod(self.namespace)  # type: ignore[assignment]
         address = self.namespace.kubectl("get", "service", NAME, "--output=jsonpath={.spec.clusterIP}")
         self.url = f"http://{address}:{self.port}/"
         self.wait_replaced("", timeout)
         return self
+
+    def apply_manifests(self, *components: str) -> None:
+        """What deploy/kubernetes has, with these components of it."""
+        claim = [
+            {"op": "add", "path": "/spec/storageClassName", "value": ""},
+            {"op": "add", "path": "/spec/volumeName", "value": self.namespace.name},
+        ]
+        overlay = self.home / "overlay"
+        overlay.mkdir(exist_ok=True)
+        manifests = Path(os.path.relpath(REPO / "deploy" / "kubernetes", overlay))
+        kustomization = {
+            "namespace": self.namespace.name,
+            "resources": [str(manifests)],
+            "components": [str(manifests / component) for component in components],
+            "images": [{"name": IMAGE, "newTag": self.namespace.name}],
+            "patches": [{"target": {"kind": "PersistentVolumeClaim"}, "patch": yaml.safe_dump(claim)}],
+        }
+        (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        self.namespace.kubectl("apply", "--kustomize", overlay)
 
     def wait_replaced(self, uid: str, timeout: float = 60.0) -> None:
         """Waits until another pod than that of `uid` serves at the Service's address."""
