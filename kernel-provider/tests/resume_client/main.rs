@@ -1,5 +1,5 @@
 //! The client of the resume protocol, against a gateway in memory that does whatever a network and a gateway can do.
-//! Time is tokio's, and stands still while anything can go on.
+//! Time is tokio's, and stands still while anything can go on, except with TLS.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod gateway;
@@ -7,6 +7,7 @@ mod giving_up;
 mod limited;
 mod random;
 mod sending;
+mod tls;
 mod view;
 
 use std::time::Duration;

@@ -7,6 +7,8 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, header::AUTHORIZATION};
 
 use super::error::Error;
 use super::options::Options;
+#[cfg(feature = "resume-client-tls")]
+use super::tls::Tls;
 use crate::resume::{SUBPROTOCOL, Start};
 
 /// Where the gateway is, and what it wants to see.
@@ -16,6 +18,9 @@ pub(super) struct Address {
     /// The WebSocket's address, up to the place in the log.
     url: String,
     authorization: Option<HeaderValue>,
+    /// Where the connection is made here, and not by the program.
+    #[cfg(feature = "resume-client-tls")]
+    tls: Option<Tls>,
 }
 
 impl Address {
@@ -26,9 +31,11 @@ impl Address {
             Some("https" | "wss") => true,
             _ => return Err(invalid("it must begin with http://, https://, ws:// or wss://")),
         };
+        #[cfg(not(feature = "resume-client-tls"))]
         if tls && options.dial.is_none() {
             return Err(invalid(
-                "this client was built without TLS: give it a `dial` that does it",
+                "this client was built without TLS: build it with the feature `resume-client-tls`, or give it a `dial` that \
+                 does it",
             ));
         }
         let authority = uri.authority().ok_or(invalid("it has no host"))?;
@@ -43,9 +50,9 @@ impl Address {
             value.set_sensitive(true);
             Ok(value)
         });
-        let host = authority.host();
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         Ok(Self {
-            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            host: host.to_owned(),
             port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
             url: format!(
                 "ws://{authority}{}/api/kernels/{}/channels?session_id={}",
@@ -54,6 +61,10 @@ impl Address {
                 escaped(&options.session),
             ),
             authorization: authorization.transpose()?,
+            #[cfg(feature = "resume-client-tls")]
+            tls: (tls && options.dial.is_none())
+                .then(|| Tls::new(host, options.tls.clone()))
+                .transpose()?,
         })
     }
 
@@ -63,6 +74,11 @@ impl Address {
 
     pub(super) fn port(&self) -> u16 {
         self.port
+    }
+
+    #[cfg(feature = "resume-client-tls")]
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// The handshake's request, for a connection that begins here.

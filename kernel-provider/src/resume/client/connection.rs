@@ -52,9 +52,7 @@ impl Connection {
     }
 
     async fn handshake(options: &Options, address: &Address, start: Start) -> Result<(Self, Hello), Failure> {
-        let stream = dial(options, address)
-            .await
-            .map_err(|error| Lost::Unreachable(error.to_string()))?;
+        let stream = dial(options, address).await?;
         let config = WebSocketConfig::default()
             .max_message_size(Some(options.max_message_bytes))
             .max_frame_size(Some(options.max_message_bytes));
@@ -129,13 +127,20 @@ impl Connection {
     }
 }
 
-async fn dial(options: &Options, address: &Address) -> std::io::Result<Box<dyn Transport>> {
+async fn dial(options: &Options, address: &Address) -> Result<Box<dyn Transport>, Lost> {
+    let unreachable = |error: std::io::Error| Lost::Unreachable(error.to_string());
     if let Some(dial) = &options.dial {
-        return dial().await;
+        return dial().await.map_err(unreachable);
     }
-    let stream = TcpStream::connect((address.host(), address.port())).await?;
+    let stream = TcpStream::connect((address.host(), address.port()))
+        .await
+        .map_err(unreachable)?;
     // What a client sends is small and somebody waits for it.
-    stream.set_nodelay(true)?;
+    stream.set_nodelay(true).map_err(unreachable)?;
+    #[cfg(feature = "resume-client-tls")]
+    if let Some(tls) = address.tls() {
+        return Ok(Box::new(tls.handshake(stream).await?));
+    }
     Ok(Box::new(stream))
 }
 
@@ -173,10 +178,19 @@ fn failure(error: WebSocketError, max_message_bytes: usize) -> Failure {
         WebSocketError::Capacity(_) => Failure::Final(Error::TooLarge {
             limit: max_message_bytes,
         }),
-        WebSocketError::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<Silence>()) {
-            Some(Silence(silence)) => Lost::Silent(*silence).into(),
-            None => Lost::Broke(error.to_string()).into(),
-        },
+        WebSocketError::Io(error) => broken(&error).into(),
         other => Lost::Broke(other.to_string()).into(),
     }
+}
+
+fn broken(error: &std::io::Error) -> Lost {
+    if let Some(Silence(silence)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return Lost::Silent(*silence);
+    }
+    // A gateway that refuses the client's certificate says so after the handshake (RFC 8446 section 4.4.2.4).
+    #[cfg(feature = "resume-client-tls")]
+    if let Some(lost) = super::tls::error_of(error) {
+        return lost;
+    }
+    Lost::Broke(error.to_string())
 }

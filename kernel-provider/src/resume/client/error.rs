@@ -17,6 +17,14 @@ pub enum Error {
     /// The token has characters that a header cannot carry.
     #[error("the token cannot be sent: it has characters other than visible ASCII")]
     InvalidToken,
+    /// `https://` or `wss://`, and the system has no certificates that it trusts: install them (on Debian the package
+    /// `ca-certificates`), or give the client [`Options::tls`](super::Options::tls).
+    #[cfg(feature = "resume-client-tls")]
+    #[error("TLS cannot be set up with what the system trusts: {reason}; install its certificates, or give `tls`")]
+    Tls {
+        /// What is wrong.
+        reason: String,
+    },
     /// The first connection, which [`ResumeClient::connect`](super::ResumeClient::connect) makes, could not be made.
     /// Trying again may help.
     #[error("cannot connect to the gateway: {0}")]
@@ -83,6 +91,15 @@ pub enum Lost {
     /// Nobody answered, or not in [time](super::Options::connect_timeout).
     #[error("no connection: {0}")]
     Unreachable(String),
+    /// TLS failed: the gateway's certificate is of an unknown issuer, for another name or not valid at this time; the
+    /// gateway does not take the client's certificate, or wants one; or it does not speak TLS there. The text says which.
+    ///
+    /// It is tried again because all of it is put right elsewhere while a client waits: certificates are renewed, clocks
+    /// set. A program that would rather stop has this variant to tell it by. No token is sent to a gateway whose
+    /// certificate does not hold.
+    #[cfg(feature = "resume-client-tls")]
+    #[error("TLS failed: {0}")]
+    Tls(String),
     /// The gateway answered with a status that may be another one soon: it starts, stops or is overloaded.
     #[error("the gateway answered {0}")]
     Status(u16),

@@ -39,6 +39,14 @@
 //! begins after the last entry that was handed on. Where that happens five times and nothing else came meanwhile, the
 //! client gives up with [`Error::Broken`]. What else ends it for good: [`Error`]; what does not: [`Lost`].
 //!
+//! # TLS
+//!
+//! With the feature `resume-client-tls` the address may begin with `https://` or `wss://`. The gateway's certificate must
+//! be for the address's host, a name or an IP address, and of an issuer that the operating system trusts, or that
+//! `Options::tls` names; that also holds a certificate of the client's own. A certificate that does not hold is
+//! `Lost::Tls` with what is wrong with it, and the client tries again, as after any failure that somebody else may put
+//! right; [`connect`](ResumeClient::connect) tries once. Without the feature, [`Options::dial`] can do TLS.
+//!
 //! `docs/resume-protocol.md` has the protocol.
 
 mod address;
@@ -49,6 +57,8 @@ mod event;
 mod execution;
 mod options;
 mod outbox;
+#[cfg(feature = "resume-client-tls")]
+mod tls;
 mod watchdog;
 
 use std::future::poll_fn;
@@ -66,6 +76,8 @@ pub use error::{Error, ExecutionError, Lost, SendError};
 pub use event::{Entry, Event};
 pub use execution::Execution;
 pub use options::{Dial, Options, Transport};
+#[cfg(feature = "resume-client-tls")]
+pub use tokio_rustls::rustls;
 
 use super::{Hello, Notice, Start, decode_entry};
 use crate::log::{Cursor, Seq};
@@ -108,7 +120,8 @@ impl ResumeClient {
     /// A client that connects when it is first asked for the [`next`](Self::next) event, and tries until it succeeds.
     ///
     /// # Errors
-    /// [`Error::InvalidUrl`] and [`Error::InvalidToken`] where the options cannot be used.
+    /// [`Error::InvalidUrl`] and [`Error::InvalidToken`] where the options cannot be used; with the feature
+    /// `resume-client-tls` also `Error::Tls`, where the system has no certificates that it trusts.
     pub fn new(options: Options) -> Result<Self, Error> {
         Ok(Self {
             address: Arc::new(Address::new(&options)?),

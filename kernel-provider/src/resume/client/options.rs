@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
+#[cfg(feature = "resume-client-tls")]
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::KernelId;
 use crate::resume::Start;
@@ -50,6 +52,13 @@ pub struct Options {
     /// How to reach the gateway where it is not over TCP to the host of `url`: a Unix socket, a tunnel. The host is then
     /// only the `Host` header. It gets plain HTTP whatever `url` says, so TLS is its own matter.
     pub dial: Option<Dial>,
+    /// How to speak TLS where `url` begins with `https://` or `wss://` and there is no [`dial`](Self::dial): which roots to
+    /// trust, which certificate to show. The type is of the [`rustls`](super::rustls) that is exported here. What is
+    /// spoken in it is HTTP/1.1: ALPN, if any, must offer `http/1.1` alone. `None`: what the system trusts, read once,
+    /// when the client is made; on Linux and the BSDs the files that `SSL_CERT_FILE` and `SSL_CERT_DIR` name come before
+    /// the system's own.
+    #[cfg(feature = "resume-client-tls")]
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Options {
@@ -71,6 +80,8 @@ impl Options {
             max_message_bytes: 256 << 20,
             max_unconfirmed: 64,
             dial: None,
+            #[cfg(feature = "resume-client-tls")]
+            tls: None,
         }
     }
 

@@ -1,0 +1,56 @@
+use std::io;
+use std::sync::Arc;
+
+use rustls_platform_verifier::BuilderVerifierExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig, crypto::ring};
+
+use super::error::{Error, Lost};
+
+/// TLS with one host.
+pub(super) struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+impl Tls {
+    /// For this host, a name or an IP address without brackets; without a config, with what the system trusts.
+    pub(super) fn new(host: &str, config: Option<Arc<ClientConfig>>) -> Result<Self, Error> {
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::InvalidUrl {
+            reason: "its host is neither a DNS name nor an IP address, as TLS needs it",
+        })?;
+        let config = match config {
+            Some(config) => config,
+            None => Arc::new(trusting_the_system().map_err(|error| Error::Tls {
+                reason: error.to_string(),
+            })?),
+        };
+        Ok(Self {
+            connector: config.into(),
+            name,
+        })
+    }
+
+    pub(super) async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Lost> {
+        let connected = self.connector.connect(self.name.clone(), stream).await;
+        connected.map_err(|error| error_of(&error).unwrap_or_else(|| Lost::Unreachable(error.to_string())))
+    }
+}
+
+/// What TLS says is wrong, where the error is not the connection's below it.
+pub(super) fn error_of(error: &io::Error) -> Option<Lost> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(Lost::Tls(error.to_string()))
+}
+
+/// The provider is named: where other crates of the program bring a second one, rustls has no default.
+fn trusting_the_system() -> Result<ClientConfig, rustls::Error> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?
+        .with_no_client_auth();
+    Ok(config)
+}
