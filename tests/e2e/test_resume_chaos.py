@@ -226,8 +226,9 @@ def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
 
 
 def test_a_client_that_never_reads_costs_nothing(gateway: Gateway) -> None:
-    # What a queue for one client would hold at the end is four times what is allowed; the long run takes ten minutes.
-    without, with_it = (12_000, 120_000) if LONG else (4_000, 4_000)
+    # What a queue for one client would hold at the end is four times what is allowed, or twelve times in the long run,
+    # which takes ten minutes. Its lines are shorter, for the client that reads must keep up.
+    without, with_it, width = (12_000, 120_000, 2_000) if LONG else (4_000, 4_000, 20_000)
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id, "reads") as reader:
 
@@ -235,7 +236,7 @@ def test_a_client_that_never_reads_costs_nothing(gateway: Gateway) -> None:
             """While a flood is read by the one client: what the gateway mostly had in the latter half of it, in MiB."""
             had = []
             request = reader.execute(
-                f"import time\nfor _ in range({lines}):\n    print('x' * 20_000)\n    time.sleep(0.005)"
+                f"import time\nfor _ in range({lines}):\n    print('x' * {width})\n    time.sleep(0.005)"
             )
             ended: set[str] = set()
             while len(ended) < 2:
