@@ -14,7 +14,8 @@ use super::list::Bundle;
 
 /// A content's text. Bytes that are no UTF-8 become U+FFFD, as in a browser.
 pub(super) fn text(content: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(content)
+    // To see that all is well is much faster than to look for what is not.
+    str::from_utf8(content).map_or_else(|_| String::from_utf8_lossy(content), Cow::Borrowed)
 }
 
 /// Whether the header says `stream`: most messages do, and to parse the others' headers alone is twice as fast.
@@ -90,30 +91,79 @@ fn number(raw: &RawValue) -> Option<serde_json::Number> {
 /// Text written to a stream.
 #[derive(Debug)]
 pub(super) enum Written<'a> {
-    Text(Cow<'a, str>),
+    Text(&'a str),
     /// UTF-16 that holds half an emoji.
     Units(Vec<u16>),
 }
 
-/// `stream`.
-pub(super) fn stream(content: &str) -> Option<(Cow<'_, str>, Written<'_>)> {
+/// `stream`. In `room` stands its text, where that is not as it is written.
+pub(super) fn stream<'a>(content: &'a str, room: &'a mut String) -> Option<(Cow<'a, str>, Written<'a>)> {
     #[derive(Deserialize)]
     struct Content<'a> {
         #[serde(borrow)]
         name: Cow<'a, str>,
         #[serde(borrow)]
-        text: Cow<'a, str>,
+        text: &'a RawValue,
     }
     #[derive(Deserialize)]
     struct WithHalves {
         name: Lossy,
         text: Wtf8,
     }
-    if let Ok(Content { name, text }) = serde_json::from_str(content) {
+    if let Ok(Content { name, text }) = serde_json::from_str(content)
+        && let Some(text) = unescaped(text.get(), room)
+    {
         return Some((name, Written::Text(text)));
     }
     let WithHalves { name, text } = serde_json::from_str(content).ok()?;
     Some((Cow::Owned(name.0), Written::Units(text.units())))
+}
+
+/// What this JSON stands for; `None` where it is no string or one with half an emoji. A parser has seen that it is JSON.
+fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
+    let mut rest = json.strip_prefix('"')?.strip_suffix('"')?;
+    let Some(mut at) = memchr(b'\\', rest.as_bytes()) else {
+        return Some(rest);
+    };
+    room.clear();
+    loop {
+        room.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let (character, length) = match rest.as_bytes().first()? {
+            b'n' => ('\n', 1),
+            b'r' => ('\r', 1),
+            b't' => ('\t', 1),
+            b'b' => ('\u{8}', 1),
+            b'f' => ('\u{c}', 1),
+            b'u' => escaped_character(&rest[1..])?,
+            // Themselves.
+            b'"' => ('"', 1),
+            b'/' => ('/', 1),
+            b'\\' => ('\\', 1),
+            _ => return None,
+        };
+        room.push(character);
+        rest = &rest[length..];
+        match memchr(b'\\', rest.as_bytes()) {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    room.push_str(rest);
+    Some(room)
+}
+
+/// The character that these four digits after `\u` stand for, or they and those of a second escape, and the length of all
+/// that, with the `u`. `None` where one half lacks the other.
+fn escaped_character(digits: &str) -> Option<(char, usize)> {
+    let unit = |digits: &str| u16::from_str_radix(digits.get(..4)?, 16).ok();
+    let first = unit(digits)?;
+    if let Some(character) = char::from_u32(first.into()) {
+        return Some((character, 5));
+    }
+    let second = unit(digits[4..].strip_prefix("\\u")?)?;
+    let character = char::decode_utf16([first, second]).next()?.ok()?;
+    Some((character, 11))
 }
 
 /// An object as it is written; anything else is an empty one. Half an emoji is U+FFFD, for few can read it.
@@ -343,7 +393,56 @@ fn escaped(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn escaped_as_told(character: char, way: u8) -> String {
+        let mut units = [0; 2];
+        match way {
+            0 => character
+                .encode_utf16(&mut units)
+                .iter()
+                .map(|unit| format!("\\u{unit:04x}"))
+                .collect(),
+            1 if character == '/' => "\\/".to_owned(),
+            _ => serde_json::to_string(&character).unwrap().trim_matches('"').to_owned(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_string_stands_for_is_what_a_parser_says(
+            text in proptest::collection::vec((any::<char>(), 0..8_u8), 0..40),
+        ) {
+            let written: String = text.iter().map(|(character, way)| {
+                // Quotes are trimmed above.
+                if *character == '"' { "\\\"".to_owned() } else { escaped_as_told(*character, *way) }
+            }).collect();
+            let json = format!("\"{written}\"");
+            let expected: String = serde_json::from_str(&json).unwrap();
+            let mut room = "left from before".to_owned();
+            prop_assert_eq!(unescaped(&json, &mut room), Some(expected.as_str()));
+        }
+    }
+
+    #[test]
+    fn half_an_emoji_and_what_is_no_string_are_left_to_others() {
+        let mut room = String::new();
+        for json in [
+            r#""\ud83d""#,
+            r#""\ude00""#,
+            r#""\ud83d\ud83d""#,
+            r#""\ud83dx""#,
+            r#""\ud83d\n""#,
+            "7",
+            "null",
+            "[]",
+        ] {
+            assert_eq!(unescaped(json, &mut room), None, "{json}");
+        }
+        assert_eq!(unescaped(r#""a\ud83d\ude00b""#, &mut room), Some("a😀b"));
+    }
 
     #[test]
     fn only_what_is_surely_a_stream_is_taken_for_one() {

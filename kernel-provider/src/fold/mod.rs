@@ -47,6 +47,9 @@ pub use replay::without_pages;
 /// What an answer that must not be shown is shown as.
 const HIDDEN: &str = "········";
 
+/// Room for text that is kept from one message to the next, at the most.
+const MOST_ROOM: usize = 64 << 10;
+
 /// How much a fold may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -82,6 +85,8 @@ pub struct Fold {
     clear_pending: bool,
     execution_count: Option<u64>,
     input_request: Option<WireMessage>,
+    /// For one message's text after the other.
+    room: String,
 }
 
 impl Default for Fold {
@@ -99,6 +104,7 @@ impl Fold {
             clear_pending: false,
             execution_count: None,
             input_request: None,
+            room: String::new(),
         }
     }
 
@@ -209,8 +215,12 @@ impl Fold {
     }
 
     fn written(&mut self, text: &str) {
-        if let Some((name, written)) = content::stream(text) {
+        let mut room = std::mem::take(&mut self.room);
+        if let Some((name, written)) = content::stream(text, &mut room) {
             self.stream(&name, &written);
+        }
+        if room.capacity() <= MOST_ROOM {
+            self.room = room;
         }
     }
 
@@ -270,7 +280,7 @@ impl Fold {
         };
         let (prompt, password) = content::input_request(&content::text(request.content()));
         let value = if password { HIDDEN } else { &value };
-        self.stream("stdin", &Written::Text(format!("{prompt} {value}\n").into()));
+        self.stream("stdin", &Written::Text(&format!("{prompt} {value}\n")));
     }
 
     fn clear_if_pending(&mut self) {
