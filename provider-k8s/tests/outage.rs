@@ -16,6 +16,7 @@ use jupyter_protocol::client::Client;
 use jupyter_protocol::content::ExecuteRequest;
 use kernel_provider::KernelId;
 use kernel_provider::log::MemoryStore;
+use kernel_provider::manager::{Kernel, Manager};
 use kernel_provider::provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress};
 use provider_k8s::Reach;
 
@@ -65,6 +66,19 @@ async fn place() -> Option<Place> {
     Some(place)
 }
 
+/// Two kernels that count, one reached by its pod's address and one by a port-forward, each with a manager of its own.
+async fn counting(place: &Place, below: u64) -> ([Manager; 2], [Arc<Kernel>; 2]) {
+    let (by_address, by_forward) = tokio::join!(place.open(Reach::PodAddress), place.open(Reach::PortForward));
+    let managers = [by_address, by_forward].map(|provider| manager(provider, Arc::new(MemoryStore::new())));
+    let (direct, forwarded) = tokio::join!(start(&managers[0]), start(&managers[1]));
+    let kernels = [direct, forwarded];
+    for kernel in &kernels {
+        count(kernel, below).await;
+        counted(kernel, 20).await;
+    }
+    (managers, kernels)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_api_server_kernels_go_on_and_launches_leave_nothing() {
     let _alone = ONE_AT_A_TIME.lock().await;
@@ -96,13 +110,7 @@ async fn without_the_api_server_kernels_go_on_and_launches_leave_nothing() {
 async fn without_the_kubelet_nothing_of_what_kernels_say_is_lost() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let Some(place) = place().await else { return };
-    let (by_address, by_forward) = tokio::join!(place.open(Reach::PodAddress), place.open(Reach::PortForward));
-    let managers = [by_address, by_forward].map(|provider| manager(provider, Arc::new(MemoryStore::new())));
-    let (direct, forwarded) = tokio::join!(start(&managers[0]), start(&managers[1]));
-    for kernel in [&direct, &forwarded] {
-        count(kernel, 400).await;
-        counted(kernel, 20).await;
-    }
+    let (managers, [direct, forwarded]) = counting(&place, 400).await;
     let stopped = Stopped::now("kubelet");
     // Which carries a port-forward, so that only the other is heard meanwhile.
     let heard = counted(&direct, 200).await;
@@ -122,13 +130,7 @@ async fn without_the_kubelet_nothing_of_what_kernels_say_is_lost() {
 async fn a_kubelet_that_is_killed_and_comes_back_finds_kernels_that_never_stopped() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let Some(place) = place().await else { return };
-    let (by_address, by_forward) = tokio::join!(place.open(Reach::PodAddress), place.open(Reach::PortForward));
-    let managers = [by_address, by_forward].map(|provider| manager(provider, Arc::new(MemoryStore::new())));
-    let (direct, forwarded) = tokio::join!(start(&managers[0]), start(&managers[1]));
-    for kernel in [&direct, &forwarded] {
-        count(kernel, 100_000).await;
-        counted(kernel, 20).await;
-    }
+    let (managers, [direct, forwarded]) = counting(&place, 100_000).await;
     let killed = pid_of("kubelet").expect("it does not run here");
     signal(&killed, "-KILL");
     common::eventually("another kubelet runs", async || {

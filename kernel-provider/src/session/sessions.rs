@@ -225,13 +225,25 @@ impl Sessions {
     }
 
     pub(super) fn acknowledge(&self, key: &str, attachment: u64, seq: Seq) {
+        self.advance(key, attachment, false, |progress| progress.acknowledge(seq));
+    }
+
+    /// The client has acted on entry `seq`: it has everything up to there, whoever is between.
+    pub(super) fn has_seen(&self, key: &str, attachment: u64, seq: Seq) {
+        self.advance(key, attachment, true, |progress| {
+            progress.acknowledge(seq);
+            progress.position.sure = progress.position.sure.max(seq);
+        });
+    }
+
+    fn advance(&self, key: &str, attachment: u64, store_at_once: bool, advance: impl FnOnce(&mut Progress)) {
         let mut known = self.lock();
         if let Some(session) = known.by_key.get_mut(key)
             && !session.knows_its_place
             && let Some(progress) = session.attachments.get_mut(&attachment)
         {
-            progress.acknowledge(seq);
-            if let Some(update) = session.store(key, false) {
+            advance(progress);
+            if let Some(update) = session.store(key, store_at_once) {
                 self.log.update_index([update]);
             }
         }
@@ -245,21 +257,6 @@ impl Sessions {
         {
             // What comes late over an older one says nothing.
             session.heard = session.heard.max(attachment);
-        }
-    }
-
-    /// The client has acted on entry `seq`: it has everything up to there, whoever is between.
-    pub(super) fn has_seen(&self, key: &str, attachment: u64, seq: Seq) {
-        let mut known = self.lock();
-        if let Some(session) = known.by_key.get_mut(key)
-            && !session.knows_its_place
-            && let Some(progress) = session.attachments.get_mut(&attachment)
-        {
-            progress.acknowledge(seq);
-            progress.position.sure = progress.position.sure.max(seq);
-            if let Some(update) = session.store(key, true) {
-                self.log.update_index([update]);
-            }
         }
     }
 
