@@ -32,7 +32,8 @@ pub(super) struct Role<'a> {
     pub(super) peers: &'a [&'a str],
 }
 
-/// Connects, with room for `unread` bytes, shakes hands and sends `first`, all until the deadline. An address where nobody listens yet is tried again.
+/// Connects, with room for `unread` bytes, shakes hands and sends `first`, all until the deadline. An address where nobody
+/// listens yet is tried again.
 pub(super) async fn connect(
     endpoint: &str,
     role: &Role<'_>,

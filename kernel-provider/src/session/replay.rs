@@ -63,11 +63,14 @@ pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
     let mut ahead = None;
     if let Some(question) = folded.input_request()
         && execution.open_input.is_none_or(|open| open > until)
-        && let Some(answer) = answer_after(log, until, question).await?
+        && let Some(answer) = first_after(log, until, |entry| {
+            entry.origin() == Origin::Client && entry.channel() == Channel::Stdin && answers(&entry.message(), question)
+        })
+        .await?
     {
         // The client wrote the answer beside the question itself: no message that follows has it. So it is put anew with
         // what the log has before it.
-        until = answer;
+        until = answer.seq();
         folded = fold(log, execution, until).await?.fold;
         ahead = Some(Ahead {
             msg_id: execution.msg_id().to_owned(),
@@ -92,27 +95,6 @@ pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
     Ok(Replay { messages, ahead })
 }
 
-/// The entry after `until` that answers this question, where there is one.
-async fn answer_after(log: &Log, until: Seq, question: &WireMessage) -> Result<Option<Seq>, ReadError> {
-    let mut reader = log.reader(until);
-    let head = log.head();
-    while reader.position() < head {
-        let block = match reader.next().await {
-            Ok(Some(block)) => block,
-            Ok(None) => break,
-            Err(ReadError::Gap { .. }) => continue,
-            Err(error) => return Err(error),
-        };
-        let answer = block.entries().find(|entry| {
-            entry.origin() == Origin::Client && entry.channel() == Channel::Stdin && answers(&entry.message(), question)
-        });
-        if let Some(answer) = answer {
-            return Ok(Some(answer.seq()));
-        }
-    }
-    Ok(None)
-}
-
 /// A message that is sent once more. The pages that a reply brings are among the outputs.
 fn again(message: WireMessage) -> WireMessage {
     let content = without_pages(message.content());
@@ -125,18 +107,26 @@ fn again(message: WireMessage) -> WireMessage {
 
 /// The session that the kernel names in its messages; `None` where it has said nothing since the execution was asked.
 async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
-    let mut reader = log.reader(execution.request);
-    while reader.position() < log.head() {
+    let said = first_after(log, execution.request, |entry| entry.origin() == Origin::Kernel).await?;
+    Ok(said.and_then(|entry| {
+        let message = entry.message();
+        message.header_ref().ok().map(|header| header.session.into_owned())
+    }))
+}
+
+/// The first such entry after this one; `None` where there is none yet.
+async fn first_after(log: &Log, after: Seq, is_it: impl Fn(&Entry) -> bool) -> Result<Option<Entry>, ReadError> {
+    let mut reader = log.reader(after);
+    let head = log.head();
+    while reader.position() < head {
         let block = match reader.next().await {
             Ok(Some(block)) => block,
             Ok(None) => break,
             Err(ReadError::Gap { .. }) => continue,
             Err(error) => return Err(error),
         };
-        let said = block.entries().find(|entry| entry.origin() == Origin::Kernel);
-        if let Some(entry) = said {
-            let message = entry.message();
-            return Ok(message.header_ref().ok().map(|header| header.session.into_owned()));
+        if let Some(found) = block.entries().find(&is_it) {
+            return Ok(Some(found));
         }
     }
     Ok(None)
