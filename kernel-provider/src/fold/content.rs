@@ -15,13 +15,13 @@ use super::list::Bundle;
 /// A content's text. Bytes that are no UTF-8 become U+FFFD, as in a browser.
 pub(super) fn text(content: &[u8]) -> Cow<'_, str> {
     // To see that all is well is much faster than to look for what is not.
-    str::from_utf8(content).map_or_else(|_| String::from_utf8_lossy(content), Cow::Borrowed)
+    simdutf8::basic::from_utf8(content).map_or_else(|_| String::from_utf8_lossy(content), Cow::Borrowed)
 }
 
 /// Whether the header says `stream`: most messages do, and to parse the others' headers alone is twice as fast.
 ///
-/// `false` may be wrong. Within strings quotes are escaped, so that in an object without objects the name and the value
-/// are nothing else.
+/// `false` may be wrong. Within strings quotes are escaped, so that before any object within the header the name and the
+/// value are nothing else.
 pub(super) fn is_stream(header: &[u8]) -> bool {
     static MSG_TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(r#""msg_type":"#));
 
@@ -30,7 +30,7 @@ pub(super) fn is_stream(header: &[u8]) -> bool {
     };
     MSG_TYPE.find(fields).is_some_and(|at| {
         let value = fields[at + MSG_TYPE.needle().len()..].trim_ascii_start();
-        value.starts_with(br#""stream""#) && memchr(b'{', fields).is_none()
+        value.starts_with(br#""stream""#) && memchr(b'{', &fields[..at]).is_none()
     })
 }
 

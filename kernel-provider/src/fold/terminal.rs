@@ -5,7 +5,8 @@
 //! what is left of the cursor and what is right of it, so that each of these costs what was written since the last.
 //!
 //! JupyterLab counts as JavaScript does, in UTF-16 units: an emoji is two places wide, and half of it can be
-//! overwritten. So the line held apart is in these units.
+//! overwritten. So the line held apart is in these units, unless all of it is overwritten each time: most bars of
+//! progress do that, and stay text.
 
 use memchr::{memchr, memchr2, memchr3, memrchr};
 
@@ -24,67 +25,176 @@ pub(super) struct StreamText {
     line: Option<Line>,
 }
 
+#[derive(Clone, Debug)]
+enum Line {
+    /// With the cursor at its end or, sent home, at its beginning.
+    Text {
+        text: String,
+        units: usize,
+        home: bool,
+    },
+    Units(Units),
+}
+
+/// What is left of the cursor, and what is right of it, from its end to the cursor.
 #[derive(Clone, Debug, Default)]
-struct Line {
+struct Units {
     left: Vec<u16>,
-    /// From its end to the cursor.
     right: Vec<u16>,
 }
 
 impl Line {
-    fn of(text: &str) -> Self {
-        let mut line = Self::default();
-        line.write(text);
-        line
+    fn of(text: String) -> Self {
+        let units = units_in(&text);
+        let home = false;
+        Self::Text { text, units, home }
     }
 
     /// Writes over what is right of the cursor.
-    fn write(&mut self, text: &str) {
-        let before = self.left.len();
-        if text.is_ascii() {
-            self.left.extend(text.bytes().map(u16::from));
-        } else {
-            self.left.extend(text.encode_utf16());
+    fn write(&mut self, written: &str) {
+        let number = units_in(written);
+        match self {
+            Self::Text { text, units, home } if !*home || number >= *units => {
+                if std::mem::take(home) {
+                    text.clear();
+                    *units = 0;
+                }
+                text.push_str(written);
+                *units += number;
+            }
+            Self::Units(Units { left, right }) if left.is_empty() && number >= right.len() => {
+                *self = Self::of(written.to_owned());
+            }
+            _ => self.in_units(|Units { left, right }| {
+                left.extend(written.encode_utf16());
+                right.truncate(right.len().saturating_sub(number));
+            }),
         }
-        let written = self.left.len() - before;
-        self.right.truncate(self.right.len().saturating_sub(written));
     }
 
     fn write_unit(&mut self, unit: u16) {
-        self.left.push(unit);
-        self.right.pop();
+        self.in_units(|Units { left, right }| {
+            left.push(unit);
+            right.pop();
+        });
     }
 
     fn home(&mut self) {
-        self.right.extend(self.left.drain(..).rev());
+        match self {
+            Self::Text { home, .. } => *home = true,
+            Self::Units(Units { left, right }) => right.extend(left.drain(..).rev()),
+        }
     }
 
     /// JupyterLab takes away what is under the cursor, too.
     fn backspace(&mut self) {
-        if self.left.pop().is_some() {
-            self.right.pop();
+        self.in_units(|Units { left, right }| {
+            if left.pop().is_some() {
+                right.pop();
+            }
+        });
+    }
+
+    fn in_units(&mut self, change: impl FnOnce(&mut Units)) {
+        let mut units = match std::mem::replace(self, Self::of(String::new())) {
+            Self::Units(units) => units,
+            Self::Text { text, home: false, .. } => Units {
+                left: text.encode_utf16().collect(),
+                right: Vec::new(),
+            },
+            Self::Text { text, home: true, .. } => {
+                let mut right: Vec<u16> = text.encode_utf16().collect();
+                right.reverse();
+                let left = Vec::new();
+                Units { left, right }
+            }
+        };
+        change(&mut units);
+        *self = Self::Units(units);
+    }
+
+    /// How many bytes of memory it needs.
+    fn size(&self) -> usize {
+        match self {
+            Self::Text { text, .. } => text.len(),
+            Self::Units(units) => 2 * units.len(),
         }
     }
 
+    /// Half an emoji is U+FFFD.
+    fn append_to(&self, to: &mut String) {
+        match self {
+            Self::Text { text, .. } => to.push_str(text),
+            Self::Units(units) => {
+                to.reserve(units.len());
+                let characters = char::decode_utf16(units.iter());
+                to.extend(characters.map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)));
+            }
+        }
+    }
+
+    /// What, written anew, makes this line, with the cursor where it is.
+    fn rewritten(&self) -> Vec<u16> {
+        match self {
+            Self::Text { text, home, .. } => {
+                let home = (*home && !text.is_empty()).then_some(RETURN);
+                text.encode_utf16().chain(home).collect()
+            }
+            Self::Units(units) => {
+                let mut rewritten: Vec<u16> = units.iter().collect();
+                if !units.right.is_empty() {
+                    rewritten.push(RETURN);
+                    rewritten.extend_from_slice(&units.left);
+                }
+                rewritten
+            }
+        }
+    }
+
+    /// Takes off about `bytes` of memory from its beginning; returns how many bytes of text that were.
+    fn cut_front(&mut self, bytes: usize) -> usize {
+        match self {
+            Self::Text { text, units, .. } => {
+                let at = text.ceil_char_boundary(bytes);
+                *units -= units_in(&text[..at]);
+                text.drain(..at);
+                at
+            }
+            Self::Units(units) => {
+                let cut = bytes.div_ceil(2).min(units.len());
+                let from_left = cut.min(units.left.len());
+                let from_right = cut - from_left;
+                let gone: Vec<u16> = units.left.drain(..from_left).collect();
+                units.right.truncate(units.right.len() - from_right);
+                String::from_utf16_lossy(&gone).len() + from_right
+            }
+        }
+    }
+}
+
+impl Units {
     fn len(&self) -> usize {
         self.left.len() + self.right.len()
     }
 
-    fn units(&self) -> impl Iterator<Item = u16> + '_ {
+    fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         self.left.iter().chain(self.right.iter().rev()).copied()
     }
+}
 
-    /// Half an emoji is U+FFFD.
-    fn append_to(&self, text: &mut String) {
-        text.reserve(self.len());
-        text.extend(char::decode_utf16(self.units()).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)));
+/// The length of a text in UTF-16.
+fn units_in(text: &str) -> usize {
+    if text.is_ascii() {
+        return text.len();
     }
+    // What has four bytes is two units.
+    text.chars().count() + text.bytes().filter(|&byte| byte >= 0xf0).count()
 }
 
 impl StreamText {
     /// How many bytes of memory it needs.
     pub(super) fn size(&self) -> usize {
-        self.text.len() + self.line.as_ref().map_or(0, |line| 2 * line.len())
+        self.text.len() + self.line.as_ref().map_or(0, Line::size)
     }
 
     /// What is shown.
@@ -104,13 +214,7 @@ impl StreamText {
     /// What, written after [`done`](Self::done), makes the last line, with the cursor where it is: in UTF-16, since
     /// half an emoji is no text.
     pub(super) fn last_line(&self) -> Vec<u16> {
-        let Some(line) = &self.line else { return Vec::new() };
-        let mut units: Vec<u16> = line.units().collect();
-        if !line.right.is_empty() {
-            units.push(RETURN);
-            units.extend_from_slice(&line.left);
-        }
-        units
+        self.line.as_ref().map_or_else(Vec::new, Line::rewritten)
     }
 
     /// Writes text at the cursor.
@@ -169,8 +273,7 @@ impl StreamText {
 
     fn hold_line(&mut self) -> &mut Line {
         let start = memrchr(b'\n', self.text.as_bytes()).map_or(0, |at| at + 1);
-        let line = Line::of(&self.text[start..]);
-        self.text.truncate(start);
+        let line = Line::of(self.text.split_off(start));
         self.line.insert(line)
     }
 
@@ -194,11 +297,7 @@ impl StreamText {
         let mut cut = self.text.len();
         self.text.clear();
         if let Some(line) = &mut self.line {
-            let units = (bytes - cut).div_ceil(2).min(line.len());
-            let from_left = units.min(line.left.len());
-            let gone: Vec<u16> = line.left.drain(..from_left).collect();
-            line.right.truncate(line.right.len() - (units - from_left));
-            cut += String::from_utf16_lossy(&gone).len() + units - from_left;
+            cut += line.cut_front(bytes - cut);
         }
         // A `String` keeps its room.
         self.text.shrink_to_fit();
@@ -218,6 +317,8 @@ impl StreamText {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn shown(pieces: &[&str]) -> String {
@@ -244,6 +345,57 @@ mod tests {
             (&["a\r\r\n", "b"], "a\nb"),
         ] {
             assert_eq!(shown(pieces), expected, "{pieces:?}");
+        }
+    }
+
+    /// Unit by unit.
+    fn as_jupyterlab_does(pieces: &[&str]) -> String {
+        let (mut done, mut line, mut cursor) = (Vec::new(), Vec::new(), 0);
+        for unit in pieces.iter().flat_map(|piece| piece.encode_utf16()) {
+            match unit {
+                NEWLINE => {
+                    done.append(&mut line);
+                    done.push(NEWLINE);
+                    cursor = 0;
+                }
+                RETURN => cursor = 0,
+                BACKSPACE if cursor == 0 => {}
+                BACKSPACE => {
+                    cursor -= 1;
+                    line.drain(cursor..(cursor + 2).min(line.len()));
+                }
+                unit => {
+                    line.splice(cursor..(cursor + 1).min(line.len()), [unit]);
+                    cursor += 1;
+                }
+            }
+        }
+        done.append(&mut line);
+        String::from_utf16_lossy(&done)
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_is_what_it_is_unit_by_unit(
+            pieces in proptest::collection::vec(
+                proptest::sample::select(&["\r", "\x08", "\n", "a", "é", "😀", "one two", "█████", "\rover it all", "\r\n", "\rß"][..]),
+                0..30,
+            ),
+        ) {
+            let mut text = StreamText::default();
+            for (number, piece) in pieces.iter().enumerate() {
+                text.write(piece);
+                let expected = as_jupyterlab_does(&pieces[..=number]);
+                prop_assert_eq!(text.shown(), &*expected);
+                // Written anew it is the same, and further text comes to stand where it did.
+                let mut anew = StreamText::default();
+                anew.write(text.done());
+                anew.write_units(&text.last_line());
+                let mut further = pieces[..=number].to_vec();
+                further.push("x");
+                anew.write("x");
+                prop_assert_eq!(anew.shown(), as_jupyterlab_does(&further));
+            }
         }
     }
 
