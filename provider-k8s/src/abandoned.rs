@@ -1,4 +1,5 @@
-//! Pods that a provider made before it was killed, and that never got their Secret: they would wait for it for ever.
+//! Pods that a provider made before it was killed, and that never got their Secret, or cannot start: they would wait for
+//! ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::names;
 use crate::phase::{self, PodPhase};
 
-/// Removes those that are there now, once nobody can be about to make their Secret any more.
+/// Removes those that are there now, once nobody can be about to make their Secret any more, or to wait for room.
 pub(crate) async fn clear(cluster: Arc<Cluster>) {
     let is_waiting = |pod: &_| {
         matches!(
@@ -21,7 +22,8 @@ pub(crate) async fn clear(cluster: Arc<Cluster>) {
     if found.is_empty() {
         return;
     }
-    tokio::time::sleep(cluster.config.abandoned_after).await;
+    let config = &cluster.config;
+    tokio::time::sleep(config.abandoned_after.max(config.wait_for_room)).await;
     for (id, pod) in found {
         let now = cluster.view.sight(id).borrow().clone();
         let Some(now) = now
@@ -30,7 +32,11 @@ pub(crate) async fn clear(cluster: Arc<Cluster>) {
         else {
             continue;
         };
-        let removed = match cluster.has_secret(now).await {
+        let is_begun = match phase::assess(now, &[]) {
+            PodPhase::Starting(_) => cluster.has_secret(now).await,
+            _ => Ok(false),
+        };
+        let removed = match is_begun {
             Ok(true) => continue,
             Ok(false) => cluster.delete(now, Duration::ZERO).await,
             Err(error) => Err(error),

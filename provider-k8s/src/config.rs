@@ -46,8 +46,9 @@ pub struct K8sConfig {
     /// How long a pod that no node has room for may wait for one, as for a cluster that grows when it is full. Without
     /// such a wait the launch fails at once and says what is lacking.
     pub wait_for_room: Duration,
-    /// How long another provider, of those that share the namespace, may take from a pod to its Secret. A pod that is
-    /// found without one at the start and still has none after this was left by one that was killed, and is removed.
+    /// How long another provider, of those that share the namespace, may take from a pod to its Secret, and to remove one
+    /// that cannot start. What is found like that at the start, and still is after this (and after
+    /// [`wait_for_room`](Self::wait_for_room), if that is longer), was left by one that was killed, and is removed.
     pub abandoned_after: Duration,
     /// How many pods of kernels that ended by themselves are kept, so that what ended them can still be told; the eldest
     /// go first.

@@ -279,7 +279,15 @@ impl KernelProvider for K8sProvider {
             }
             Err(LaunchError::Died { exit }) => Err(gone(exit.cause)),
             Err(LaunchError::Provider(error)) => Err(error.into()),
-            Err(other) => Err(ProviderError::failed("attach to the kernel", other).into()),
+            Err(error) => {
+                // Whoever made it removes it, unless that one was killed.
+                if matches!(error, LaunchError::CannotStart { .. } | LaunchError::NoRoom { .. })
+                    && let Err(error) = self.cluster.delete(pod, Duration::ZERO).await
+                {
+                    tracing::warn!(kernel = %id, %error, "a pod that cannot start may be left");
+                }
+                Err(ProviderError::failed("attach to the kernel", error).into())
+            }
         }
     }
 

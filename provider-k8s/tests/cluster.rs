@@ -345,6 +345,38 @@ fn a_pod_that_a_killed_gateway_left_without_its_secret_is_removed() {
 }
 
 #[test]
+fn a_pod_that_cannot_start_and_that_a_killed_gateway_left_is_removed() {
+    let tests = runtime();
+    let Some(place) = tests.block_on(Place::new()) else {
+        return;
+    };
+    let _inside = tests.enter();
+    for (name, kubernetes) in [
+        (
+            "no-image",
+            json!({"image": "localhost/kernelmux/none:dev", "image_pull_policy": "Never"}),
+        ),
+        ("no-room", json!({"resources": {"requests": {"memory": "900Ti"}}})),
+    ] {
+        place.install(name, &["python3", "{connection_file}"], kubernetes);
+        // It would remove the pod itself.
+        let calls = Arc::new(Calls::holding(Method::DELETE, "/pods"));
+        let mut asked = request();
+        asked.spec = name.to_owned();
+        killed_while_it_launches(&place, calls.client(place.rights.clone()), asked, async || {
+            !place.leftovers().await.iter().all(|left| left.starts_with("pod"))
+        });
+        tests.block_on(async {
+            let mut config = place.config(Reach::PortForward);
+            config.abandoned_after = Duration::from_secs(1);
+            let _provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+            common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+        });
+    }
+    tests.block_on(async { drop(place) });
+}
+
+#[test]
 fn a_start_that_a_killed_gateway_began_is_the_nexts() {
     let tests = runtime();
     let Some(place) = tests.block_on(Place::new()) else {

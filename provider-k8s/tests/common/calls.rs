@@ -67,6 +67,6 @@ impl Calls {
         *self.counts.lock().unwrap().entry(kind).or_default() += 1;
         self.held
             .as_ref()
-            .is_some_and(|(method, end)| request.method() == method && path.ends_with(end))
+            .is_some_and(|(method, part)| request.method() == method && path.contains(part))
     }
 }
