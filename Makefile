@@ -9,8 +9,11 @@ CARGO ?= cargo
 ARGS ?=
 # Arguments for pytest: make test-e2e PYTEST="-k interrupt -x"
 PYTEST ?=
-# How many files of the end-to-end tests run side by side: they wait more than they compute.
+# How many files of the end-to-end tests run side by side.
 E2E_WORKERS ?= 2
+# The gateway of the tests has all that it can have. Of the whole workspace, whatever of it is built: so that nothing is
+# built a second time with fewer features.
+TESTED := --locked --workspace --features kernelmux-gateway/nats
 # Benchmarks by name, whose results are renewed: make bench BENCH="protocol log"
 BENCH ?=
 
@@ -33,12 +36,13 @@ test: test-rust test-embedders test-js test-e2e test-k8s ## all tests, with real
 
 test-rust: e2e-env ## the workspace's own tests
 	PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \
-		$(CARGO) test --locked --workspace
+		$(CARGO) test $(TESTED)
 
+# Where the workspace is built, and as it is, so that what both need is built once.
 test-embedders: ## crates outside the workspace that use kernelmux by path
 	@for manifest in tests/embedders/*/Cargo.toml; do \
 		echo "$$manifest"; \
-		$(CARGO) test --quiet --manifest-path "$$manifest" --target-dir target/embedders; \
+		CARGO_PROFILE_DEV_DEBUG=line-tables-only $(CARGO) test --quiet --manifest-path "$$manifest" --target-dir target; \
 	done
 
 test-js: e2e-env e2e-programs ## the JavaScript client, against a scripted gateway and the real one
@@ -46,7 +50,8 @@ test-js: e2e-env e2e-programs ## the JavaScript client, against a scripted gatew
 		KERNELMUX_GATEWAY="$(CURDIR)/target/debug/kernelmux-gateway" scripts/test-js.sh
 
 test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other kernels, bad input; PYTEST="-k name"
-	target/e2e-venv/bin/python -m pytest tests/e2e -m "not kubernetes" -n $(E2E_WORKERS) --dist loadfile $(PYTEST)
+	target/e2e-venv/bin/python -m pytest tests/e2e -m "not kubernetes" -n $(E2E_WORKERS) --dist loadfile \
+		--no-loadscope-reorder $(PYTEST)
 
 test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, ten million entries in a log, and the chaos test at its full length
 	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test simulation
@@ -57,8 +62,9 @@ e2e-env:
 	@scripts/e2e-env.sh
 	@scripts/nats-server.sh
 
+# A package's programs are built with its tests.
 e2e-programs:
-	$(CARGO) build --locked --package kernelmux-gateway --package echo-kernel --features kernelmux-gateway/nats
+	$(CARGO) test $(TESTED) --no-run --test program --test process
 
 lint: lint-rust lint-features lint-msrv lint-docs lint-deny ## format, clippy, docs, each feature alone
 
@@ -83,7 +89,8 @@ bench: ## benchmarks against direct ZeroMQ and against the peers; writes benches
 	$(CARGO) run --release --locked --package kernelmux-benches -- $(BENCH)
 
 test-k8s: e2e-env e2e-programs ## kernels as pods, JupyterLab with them, on `make dev-cluster` or, with KUBECONFIG set, on that cluster
-	@PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" scripts/test-k8s.sh
+	@PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \
+		scripts/test-k8s.sh $(TESTED)
 
 run-k8s: ## the gateway (release) with kernels as pods, on `make dev-cluster` or the cluster of KUBECONFIG; ARGS="--port 9999"
 	$(CARGO) build --release --locked --package kernelmux-gateway

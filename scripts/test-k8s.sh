@@ -2,6 +2,7 @@
 # Tests kernels as pods, and JupyterLab with them, on the cluster of KUBECONFIG, or on one that is brought up here (as
 # root) and left up, but for CI.
 # KERNELMUX_TEST_IMAGE names an image with ipykernel that the cluster can have; the one brought up here has its own.
+# Its arguments are cargo's, that say what is built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,7 +30,6 @@ tests=()
 for file in provider-k8s/tests/*.rs examples/k8s/tests/*.rs; do
     tests+=(--test "$(basename "$file" .rs)")
 done
-# Of the whole workspace, so that nothing is built anew with fewer features. More threads only wait for each other: a
-# Python takes a core for a second to start.
-"${CARGO:-cargo}" test --locked --workspace "${tests[@]}" -- --test-threads "${KERNELMUX_TEST_THREADS:-4}"
+# More threads only wait for each other: a Python takes a core for a second to start.
+"${CARGO:-cargo}" test "$@" "${tests[@]}" -- --test-threads "${KERNELMUX_TEST_THREADS:-4}"
 target/e2e-venv/bin/python -m pytest tests/e2e -m kubernetes

@@ -351,25 +351,33 @@ fn a_pod_that_cannot_start_and_that_a_killed_gateway_left_is_removed() {
         return;
     };
     let _inside = tests.enter();
-    for (name, kubernetes) in [
-        (
-            "no-image",
-            json!({"image": "localhost/kernelmux/none:dev", "image_pull_policy": "Never"}),
-        ),
-        ("no-room", json!({"resources": {"requests": {"memory": "900Ti"}}})),
+    let no_image = json!({"image": "localhost/kernelmux/none:dev", "image_pull_policy": "Never"});
+    place.install("no-image", &["python3", "{connection_file}"], no_image);
+    let no_room = json!({"resources": {"requests": {"memory": "900Ti"}}});
+    place.install("no-room", &["python3", "{connection_file}"], no_room);
+    for (name, told) in [
+        // Found when that is known, and before.
+        ("no-image", "ErrImageNeverPull"),
+        ("no-room", "Unschedulable"),
+        ("no-image", ""),
     ] {
-        place.install(name, &["python3", "{connection_file}"], kubernetes);
         // It would remove the pod itself.
         let calls = Arc::new(Calls::holding(Method::DELETE, "/pods"));
         let mut asked = request();
         asked.spec = name.to_owned();
+        let pod = format!("kernel-{}", asked.id);
         killed_while_it_launches(&place, calls.client(place.rights.clone()), asked, async || {
-            !place.leftovers().await.iter().all(|left| left.starts_with("pod"))
+            let has_secret = !place.leftovers().await.iter().all(|left| left.starts_with("pod"));
+            let pod = place.pods().get_opt(&pod).await.unwrap();
+            has_secret && serde_json::to_string(&pod).unwrap().contains(told)
         });
         tests.block_on(async {
             let mut config = place.config(Reach::PortForward);
             config.abandoned_after = Duration::from_secs(1);
-            let _provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+            let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+            for record in provider.list(&Selector::all()).await.unwrap() {
+                provider.attach(&record).await.map(drop).unwrap_err();
+            }
             common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
         });
     }

@@ -32,6 +32,14 @@ CHROMIUM = [
 ]
 
 
+# They go first, so that at the end no worker is alone with one of them.
+LONGEST = ["test_resume_chaos.py", "test_resume_jupyterlab.py", "test_jupyterlab.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def lacking(what: str) -> None:
     """A test's need is not met: a failure in CI, a told skip elsewhere."""
     if os.environ.get("CI"):
