@@ -146,6 +146,8 @@ async fn until(kernel: &Kernel, msg_id: &str, wanted: impl Fn(&ExecutionRecord) 
         loop {
             let execution = kernel.executions().get(msg_id).await.unwrap();
             if let Some(execution) = execution.filter(|execution| wanted(execution)) {
+                // The index may be ahead of what can be read: of what a client could have.
+                kernel.log().flushed().await;
                 return execution;
             }
             reader.next().await.unwrap();
