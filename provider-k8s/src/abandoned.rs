@@ -26,17 +26,15 @@ pub(crate) async fn clear(cluster: Arc<Cluster>) {
     tokio::time::sleep(config.abandoned_after.max(config.wait_for_room)).await;
     for (id, pod) in found {
         let now = cluster.view.sight(id).borrow().clone();
-        let Some(now) = now
-            .present()
-            .filter(|now| names::uid(now) == names::uid(&pod) && is_waiting(now))
-        else {
+        let Some(now) = now.present().filter(|now| names::uid(now) == names::uid(&pod)) else {
             continue;
         };
-        let is_begun = match phase::assess(now, &[]) {
+        let may_stay = match phase::assess(now, &[]) {
             PodPhase::Starting(_) => cluster.has_secret(now).await,
-            _ => Ok(false),
+            PodPhase::CannotStart(_) => Ok(false),
+            _ => Ok(true),
         };
-        let removed = match is_begun {
+        let removed = match may_stay {
             Ok(true) => continue,
             Ok(false) => cluster.delete(now, Duration::ZERO).await,
             Err(error) => Err(error),

@@ -311,6 +311,18 @@ fn request() -> LaunchRequest {
     request
 }
 
+/// Whether there is more than the pod.
+async fn has_secret(place: &Place) -> bool {
+    !place.leftovers().await.iter().all(|left| left.starts_with("pod"))
+}
+
+/// The next gateway, which soon removes what the killed one left.
+async fn impatient(place: &Place) -> K8sProvider {
+    let mut config = place.config(Reach::PortForward);
+    config.abandoned_after = Duration::from_secs(1);
+    K8sProvider::open_with(place.limited.clone(), config).await.unwrap()
+}
+
 #[test]
 fn a_pod_that_a_killed_gateway_left_without_its_secret_is_removed() {
     let tests = runtime();
@@ -327,9 +339,7 @@ fn a_pod_that_a_killed_gateway_left_without_its_secret_is_removed() {
     });
     tests.block_on(async {
         let running = launch(&place.open(Reach::PortForward).await, "python3").await.unwrap();
-        let mut config = place.config(Reach::PortForward);
-        config.abandoned_after = Duration::from_secs(1);
-        let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+        let provider = impatient(&place).await;
         for record in provider.list(&Selector::all()).await.unwrap() {
             assert_eq!(provider.attach(&record).await.is_ok(), record == running.record());
         }
@@ -367,14 +377,11 @@ fn a_pod_that_cannot_start_and_that_a_killed_gateway_left_is_removed() {
         asked.spec = name.to_owned();
         let pod = format!("kernel-{}", asked.id);
         killed_while_it_launches(&place, calls.client(place.rights.clone()), asked, async || {
-            let has_secret = !place.leftovers().await.iter().all(|left| left.starts_with("pod"));
             let pod = place.pods().get_opt(&pod).await.unwrap();
-            has_secret && serde_json::to_string(&pod).unwrap().contains(told)
+            serde_json::to_string(&pod).unwrap().contains(told) && has_secret(&place).await
         });
         tests.block_on(async {
-            let mut config = place.config(Reach::PortForward);
-            config.abandoned_after = Duration::from_secs(1);
-            let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+            let provider = impatient(&place).await;
             for record in provider.list(&Selector::all()).await.unwrap() {
                 provider.attach(&record).await.map(drop).unwrap_err();
             }
@@ -397,7 +404,7 @@ fn a_start_that_a_killed_gateway_began_is_the_nexts() {
         &place,
         Kube::try_from(place.rights.clone()).unwrap(),
         asked.clone(),
-        async || !place.leftovers().await.iter().all(|left| left.starts_with("pod")),
+        async || has_secret(&place).await,
     );
     tests.block_on(async {
         let provider = place.open(Reach::PortForward).await;

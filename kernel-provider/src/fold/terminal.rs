@@ -52,6 +52,10 @@ impl Line {
 
     /// Writes over what is right of the cursor.
     fn write(&mut self, written: &str) {
+        // As between two controls: the line stays text.
+        if written.is_empty() {
+            return;
+        }
         let number = units_in(written);
         match self {
             Self::Text { text, units, home } if !*home || number >= *units => {

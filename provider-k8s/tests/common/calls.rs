@@ -16,7 +16,7 @@ use tower::filter::AsyncFilterLayer;
 #[derive(Default)]
 pub(crate) struct Calls {
     counts: Mutex<BTreeMap<String, usize>>,
-    /// Calls of this method, to a path that ends so, wait for ever.
+    /// Calls of this method, to a path with this in it, wait for ever.
     held: Option<(Method, &'static str)>,
 }
 
