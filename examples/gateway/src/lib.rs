@@ -44,6 +44,7 @@ mod serve;
 mod sessions;
 mod start;
 mod token;
+mod unread_body;
 mod users;
 mod websocket;
 

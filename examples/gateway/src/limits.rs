@@ -1,7 +1,6 @@
 //! How much of a request is read.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::BodyDataStream;
 use axum::extract::{FromRequest, Request};
@@ -22,9 +21,6 @@ const MAX_TARGET: usize = 16 << 10;
 const MAX_HEADERS: usize = 64 << 10;
 /// The longest body, in bytes. The largest that the API has any use for is a kernel's environment.
 const MAX_BODY: usize = 1 << 20;
-/// How long the rest of a body that is too large is read and thrown away, so that its sender gets to read the answer
-/// instead of a broken connection.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// Refuses what is too long before anything looks at it.
 pub(crate) async fn check(request: Request, next: Next) -> Response {
@@ -59,7 +55,7 @@ impl FromRequest<Arc<Gateway>> for JsonObject {
         let declared = declared_length(request.headers());
         let mut body = request.into_body().into_data_stream();
         if declared.is_some_and(|length| length > MAX_BODY as u64) {
-            return Err(too_large(&mut body).await);
+            return Err(too_large());
         }
         let deadline = gateway.options.body_deadline;
         let body = match timeout(deadline, read(&mut body)).await {
@@ -89,17 +85,14 @@ async fn read(body: &mut BodyDataStream) -> Result<BytesMut, ApiError> {
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the body cannot be read: {error}")))?;
         if data.len() + chunk.len() > MAX_BODY {
-            return Err(too_large(body).await);
+            return Err(too_large());
         }
         data.extend_from_slice(&chunk);
     }
     Ok(data)
 }
 
-async fn too_large(body: &mut BodyDataStream) -> ApiError {
-    let rest = async { while let Some(Ok(_)) = body.next().await {} };
-    // Where it does not end in time, the connection breaks after all.
-    let _ = timeout(LINGER, rest).await;
+fn too_large() -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("the body has more than {MAX_BODY} bytes"),

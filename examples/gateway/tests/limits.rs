@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Served, TOKEN};
+use common::{Served, TOKEN, UNKNOWN};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -118,6 +118,34 @@ async fn a_body_that_comes_in_pieces_is_taken() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert_eq!(parse(&answer).0, 201, "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_after_a_body_that_nobody_read() {
+    let served = Served::start().await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    for (method, target, token) in [
+        ("DELETE", format!("/api/sessions/{UNKNOWN}"), TOKEN),
+        ("POST", format!("/api/kernels/{UNKNOWN}/interrupt"), TOKEN),
+        ("POST", "/api/kernels".to_owned(), "wrong"),
+    ] {
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: x\r\nAuthorization: token {token}\r\nContent-Length: 2\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The gateway has all that it needs for its answer by now, and not the body.
+        assert_eq!(served.ask("GET", "/api").await.status, 200);
+        stream.write_all(b"{}").await.unwrap();
+    }
+    stream.write_all(&request("/api/kernels", "", "")).await.unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).await.unwrap();
+    let statuses: Vec<u16> = answers
+        .split("HTTP/1.1")
+        .skip(1)
+        .map(|answer| parse(answer).0)
+        .collect();
+    assert_eq!(statuses, [404, 404, 401, 201], "{answers}");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 
 use crate::error::ApiError;
-use crate::{Gateway, auth, cors, error, limits, request_log, websocket};
+use crate::{Gateway, auth, cors, error, limits, request_log, unread_body, websocket};
 
 pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
     let routes = Router::new()
@@ -71,6 +71,7 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
         .fallback_service(routes)
         .layer(from_fn_with_state(gateway.clone(), cors::options))
         .layer(from_fn(limits::check))
+        .layer(from_fn(unread_body::discard))
         .layer(from_fn(error::as_json))
         .layer(from_fn(error::plain_answers))
         .layer(from_fn_with_state(gateway.clone(), cors::expose))
