@@ -1,6 +1,10 @@
 #!/usr/bin/env python3
-"""Runs clippy over every library that is no program's, without features, with each one alone, and with all of them; and
-sees that the protocol's types alone do not need tokio."""
+"""Runs clippy over every library that has features and is no program's: without them, and with each one alone; and
+sees that the protocol's types alone do not need tokio.
+
+`make lint-rust` checks them with all features at once. A feature that does nothing but switch on features of another
+package is checked with that package, and a library without features with the package that has it as one.
+"""
 
 import json
 import subprocess
@@ -19,18 +23,27 @@ def implied(chosen: tuple[str, ...], features: dict[str, list[str]]) -> frozense
     return frozenset(on)
 
 
+def is_passed_on(feature: str, features: dict[str, list[str]]) -> bool:
+    """Whether it does nothing but switch on features of other packages."""
+    return features[feature] != [] and all(
+        "/" in switched or (switched in features and is_passed_on(switched, features))
+        for switched in features[feature]
+    )
+
+
 metadata = json.loads(
     subprocess.check_output(["cargo", "metadata", "--no-deps", "--format-version", "1"])
 )
 failed = []
 for package in metadata["packages"]:
     kinds = {kind for target in package["targets"] for kind in target["kind"]}
-    if "lib" not in kinds or "bin" in kinds:
+    if "lib" not in kinds or "bin" in kinds or not package["features"]:
         continue
-    features = sorted(set(package["features"]) - {"default"})
+    known = package["features"]
+    features = sorted(name for name in known if name != "default" and not is_passed_on(name, known))
     checked = set()
-    for chosen in [(), *((feature,) for feature in features), tuple(features)]:
-        if (all_on := implied(chosen, package["features"])) in checked:
+    for chosen in [(), *((feature,) for feature in features)]:
+        if (all_on := implied(chosen, known)) in checked:
             continue
         checked.add(all_on)
         name = f"{package['name']} [{', '.join(chosen)}]"
