@@ -140,6 +140,8 @@ class KernelSocket:
             header=headers or [],
             suppress_origin=True,
             enable_multithread=True,
+            # It goes byte by byte, in Python. The text is decoded here.
+            skip_utf8_validation=True,
         )
         self.v1 = self.socket.getsubprotocol() == V1
         self.seen: list[Message] = []
@@ -195,7 +197,7 @@ class KernelSocket:
                 continue
             self.kinds.append(kind)
             if kind == websocket.ABNF.OPCODE_TEXT:
-                msg = json.loads(data)
+                msg = json.loads(data.decode())
             else:
                 msg = from_v1(data) if self.v1 else from_legacy_binary(data)
             self.seen.append(msg)
