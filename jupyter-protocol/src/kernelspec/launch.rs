@@ -1,6 +1,8 @@
 //! From a kernelspec to a command line and an environment.
 
 use std::collections::BTreeMap;
+use std::env::consts::EXE_SUFFIX;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::{InstalledKernelspec, prefix_of};
@@ -16,9 +18,12 @@ pub struct LaunchArgs<'a> {
     /// The interpreter to take where `argv` names only `python`, `python3` or `pythonX.Y`.
     ///
     /// `jupyter_client` takes the Python that it runs on itself, which a program in Rust has not. `None` takes the
-    /// interpreter that [`InstalledKernelspec::python`] finds; where that finds none, the name stays and the search
-    /// path of the kernel's environment decides.
+    /// interpreter that [`InstalledKernelspec::python`] finds, or else one of `search_path`.
     pub python: Option<&'a str>,
+    /// The `PATH` of the kernel's environment: in it is looked for the `python` that `argv` names and that is found
+    /// nowhere else, and then for `python3` and `python`, for ipykernel's own kernelspec says `python`, which many
+    /// systems do not have. `None`: the name stays.
+    pub search_path: Option<&'a OsStr>,
     /// More templates: `{name}` becomes the value. They win over the ones above.
     pub extra: BTreeMap<&'a str, &'a str>,
 }
@@ -43,10 +48,10 @@ impl InstalledKernelspec {
         if let Some(command) = argv.first_mut()
             && is_bare_python(command)
         {
-            let python = args
-                .python
-                .map(str::to_owned)
-                .or_else(|| Some(self.python(command)?.to_string_lossy().into_owned()));
+            let python = args.python.map(str::to_owned).or_else(|| {
+                let found = self.python(command).or_else(|| in_path(args.search_path?, command))?;
+                Some(found.to_string_lossy().into_owned())
+            });
             if let Some(python) = python {
                 *command = python;
             }
@@ -69,6 +74,15 @@ impl InstalledKernelspec {
         };
         candidates.into_iter().find(|path| path.is_file())
     }
+}
+
+/// The first of `command`, `python3` and `python` that there is in one of the directories of `path`.
+fn in_path(path: &OsStr, command: &str) -> Option<PathBuf> {
+    [command, "python3", "python"].iter().find_map(|name| {
+        std::env::split_paths(path)
+            .map(|dir| dir.join(format!("{name}{EXE_SUFFIX}")))
+            .find(|path| path.is_absolute() && path.is_file())
+    })
 }
 
 /// `python`, `python3`, `python3.12`: a name that says no more than that it is Python 3.
@@ -233,6 +247,19 @@ mod tests {
             assert_eq!(argv("python", None), own);
             assert_eq!(argv("python3", None), own);
             assert_eq!(argv("python3.12", None), own);
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let alone = installed(elsewhere.path(), &["python"]);
+        let path = std::env::join_paths([Path::new("bin"), &elsewhere.path().join("none"), elsewhere.path()]).unwrap();
+        let args = LaunchArgs {
+            search_path: Some(&path),
+            ..LaunchArgs::default()
+        };
+        assert_eq!(alone.argv(&args), ["python"]);
+        for name in ["python3", "python"] {
+            let program = elsewhere.path().join(format!("{name}{EXE_SUFFIX}"));
+            std::fs::write(&program, "").unwrap();
+            assert_eq!(alone.argv(&args), [program.to_string_lossy()]);
         }
         for other in ["/usr/bin/python3", "pythonista", "python2", "python3.", "python3.x"] {
             assert_eq!(argv(other, Some("/mine")), other);

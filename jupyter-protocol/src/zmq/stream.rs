@@ -1,8 +1,9 @@
 //! A connection that need not be watched while it is read from.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -24,6 +25,11 @@ impl Stream {
     /// As [`Socket::try_read`].
     pub(super) fn try_read(&mut self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
         self.watched()?.try_read(buffer)
+    }
+
+    /// As [`Socket::try_write`].
+    pub(super) fn try_write(&mut self, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
+        self.watched()?.try_write(pieces)
     }
 
     /// As [`Socket::readable`].

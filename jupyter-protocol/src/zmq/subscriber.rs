@@ -1,3 +1,4 @@
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -6,7 +7,7 @@ use super::SocketError;
 use super::connection::{Role, connect};
 use super::inbox::Inbox;
 use super::stream::Stream;
-use super::zmtp::{SUBSCRIBE_TO_ALL, Traffic};
+use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
 
 const SUB: Role<'_> = Role {
@@ -94,11 +95,27 @@ impl IopubSubscriber {
                 Ok(Some(Traffic::Message(frames))) => {
                     return Some(WireMessage::from_frames(frames).map_err(SocketError::from));
                 }
-                // None that a subscriber would have to answer.
-                Ok(Some(Traffic::Command(_))) => {}
+                Ok(Some(Traffic::Command(command))) => {
+                    if let Err(error) = self.answer(&command) {
+                        return Some(Err(error));
+                    }
+                }
                 Ok(None) => return None,
                 Err(error) => return Some(Err(error)),
             }
+        }
+    }
+
+    /// Answers a publisher that asks whether somebody is there, as one with `ZMQ_HEARTBEAT_IVL` does. One that takes no
+    /// answer now asks again.
+    fn answer(&mut self, command: &[u8]) -> Result<(), SocketError> {
+        let Some(pong) = zmtp::pong(command) else { return Ok(()) };
+        let mut pieces = [pong.clone()].into();
+        self.stream.try_write(&mut pieces).map_err(SocketError::broken)?;
+        match pieces.front() {
+            // A part of it would make nonsense of what follows.
+            Some(rest) if rest.len() < pong.len() => Err(SocketError::broken(ErrorKind::WriteZero)),
+            _ => Ok(()),
         }
     }
 
@@ -122,7 +139,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
-    use super::super::zmtp;
     use super::*;
 
     const SOON: Duration = Duration::from_secs(60);
@@ -173,6 +189,17 @@ mod tests {
         assert_eq!(subscriber.recv().await.unwrap().content(), "{2}");
         let end = subscriber.recv().await.unwrap_err();
         assert!(!end.is_one_message(), "{end}");
+    }
+
+    #[tokio::test]
+    async fn a_publisher_that_asks_whether_somebody_is_there_is_answered() {
+        let (mut publisher, mut subscriber) = pair().await;
+        publisher.write_all(b"\x04\x0a\x04PING\0\x0aabc").await.unwrap();
+        publisher.write_all(&message(b"{1}")).await.unwrap();
+        assert_eq!(subscriber.recv().await.unwrap().content(), "{1}");
+        let mut answer = [0; 10];
+        publisher.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"\x04\x08\x04PONGabc");
     }
 
     #[tokio::test]
