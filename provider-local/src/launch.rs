@@ -1,5 +1,6 @@
 //! From a kernelspec to a process whose sockets can be connected to, or to the reason why not.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -36,7 +37,7 @@ pub(crate) struct Machine {
     pub(crate) config: LocalConfig,
     pub(crate) state: StateDir,
     pub(crate) events: Arc<Events>,
-    pub(crate) oom: OomCounter,
+    pub(crate) oom: Arc<OomCounter>,
     /// What is not handed over yet, and what was given up and is not cleared away yet.
     pub(crate) unfinished: TaskTracker,
 }
@@ -409,12 +410,20 @@ fn spawn_with(
 }
 
 fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Process, LaunchError> {
+    let env = environment::compose(
+        &machine.config.inherit_env,
+        std::env::vars_os(),
+        &start.spec.env,
+        &start.env,
+    );
+    let search_path = env.get(OsStr::new("PATH"));
     let connection_file = files.connection_file();
     let connection_file = connection_file.to_string_lossy();
     let python = machine.config.python.as_ref().map(|python| python.to_string_lossy());
     let argv = start.kernelspec().argv(&LaunchArgs {
         connection_file: &connection_file,
         python: python.as_deref(),
+        search_path: search_path.map(OsString::as_os_str),
         ..LaunchArgs::default()
     });
     let Some((program, arguments)) = argv.split_first() else {
@@ -423,12 +432,6 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
             reason: format!("{} has no argv", start.resource_dir.join("kernel.json").display()),
         });
     };
-    let env = environment::compose(
-        &machine.config.inherit_env,
-        std::env::vars_os(),
-        &start.spec.env,
-        &start.env,
-    );
     let open = |error: io::Error| ProviderError::failed(format!("write {}", files.output().display()), error);
     let output = output::create(&files.output()).map_err(open)?;
     let mut command = Command::new(program);
@@ -449,7 +452,7 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
             io::ErrorKind::NotFound => format!(
                 "there is no such program, or not the interpreter that its first line names; it was looked for in {}; \
                  install it, or correct argv in {}",
-                env.get(std::ffi::OsStr::new("PATH")).map_or_else(
+                search_path.map_or_else(
                     || "the system's directories".to_owned(),
                     |path| path.to_string_lossy().into_owned()
                 ),

@@ -28,7 +28,7 @@ pub struct LocalProvider {
     machine: Arc<Machine>,
     registry: Arc<Registry>,
     specs: watch::Receiver<Arc<Specs>>,
-    _follower: AbortOnDrop,
+    _tasks: [AbortOnDrop; 2],
 }
 
 impl LocalProvider {
@@ -51,6 +51,9 @@ impl LocalProvider {
             let advice = format!("{error}; raise fs.inotify.max_user_instances or the limit of open files");
             ProviderError::failed("watch file system events", advice)
         })?);
+        let oom = Arc::new(OomCounter::new());
+        let counting = tokio::spawn(Arc::clone(&oom).follow(Arc::clone(&events)));
+        let counting = AbortOnDrop::new(&counting);
         let registry = Arc::new(Registry::default());
         let (machine, found) = blocking("find the kernels that run", {
             let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
@@ -60,7 +63,7 @@ impl LocalProvider {
                     config,
                     state,
                     events,
-                    oom: OomCounter::new(),
+                    oom,
                     unfinished: TaskTracker::new(),
                 });
                 recover(&machine, &registry)?;
@@ -74,7 +77,7 @@ impl LocalProvider {
             machine,
             registry,
             specs,
-            _follower: AbortOnDrop::new(&follower),
+            _tasks: [AbortOnDrop::new(&follower), counting],
         })
     }
 }

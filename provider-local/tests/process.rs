@@ -368,11 +368,10 @@ async fn a_kernel_that_announces_its_ports_is_not_told_any() {
     let place = place();
     let root = place.root.path().display().to_string();
     let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/told.json"));
-    spec["kernel_protocol_version"] = json!("5.5");
+    let metadata = json!({"kernelmux": {"handshake": true}});
+    spec["metadata"] = metadata.clone();
     place.install("announcer", &spec);
-    place.install_script("mute", "exit 4");
-    let mut mute = json!({"argv": ["sh", "-c", "exit 4"], "display_name": "", "language": ""});
-    mute["kernel_protocol_version"] = json!("5.5");
+    let mute = json!({"argv": ["sh", "-c", "exit 4"], "display_name": "", "language": "", "metadata": metadata});
     place.install("mute", &mute);
     let provider = place.open().await;
     let kernel = launch(&provider, "announcer").await.unwrap();

@@ -99,6 +99,8 @@ impl Place {
                 "argv": [python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
                 "display_name": "Python 3",
                 "language": "python",
+                // As it says itself, and yet knows of no handshake.
+                "kernel_protocol_version": "5.5",
             }),
         );
     }
