@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kernel_provider::KernelId;
 use kernel_provider::provider::ProviderError;
 use kube::api::{
-    AttachParams, AttachedProcess, DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions,
+    AttachParams, AttachedProcess, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
 };
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -33,6 +33,10 @@ const EVIDENCE_DEADLINE: Duration = Duration::from_secs(2);
 const DEATH_DEADLINE: Duration = Duration::from_secs(30);
 /// How long it is tried to remove what a launch left that was given up.
 const CLEARING_DEADLINE: Duration = Duration::from_secs(600);
+
+/// How long is waited before a pod that was refused since others changed the quota is asked for again: ever longer.
+const CREATE_PAUSE: Duration = Duration::from_millis(50);
+const LAST_CREATE_PAUSE: Duration = Duration::from_secs(2);
 
 /// Sends a signal to the processes that were started with the connection file. The brackets keep it from finding itself.
 const SIGNAL: &str = r#"
@@ -134,6 +138,30 @@ impl Cluster {
             )
         };
         Ok(pods.items.iter().filter(runs).any(|pod| names::uid(pod) != uid))
+    }
+
+    /// Makes a pod that has this mark.
+    pub(crate) async fn create(pods: &Api<Pod>, pod: &Pod, mark: &(&'static str, String)) -> Result<Pod, CallError> {
+        let mut pause = CREATE_PAUSE;
+        loop {
+            let made = call(pods.create(&PostParams::default(), pod)).await;
+            match made {
+                // The client repeats a call that a proxy has answered in the API server's place: the first may have
+                // made it.
+                Err(error) if error.already_exists() => {
+                    let there = call(pods.get_opt(names::name(pod))).await;
+                    let own = there.ok().flatten();
+                    let own = own.filter(|there| names::annotation(there, mark.0) == Some(&mark.1));
+                    return own.ok_or(error);
+                }
+                // Others have used the same quota just then.
+                Err(error) if error.is_conflict() && pause <= LAST_CREATE_PAUSE => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                made => return made,
+            }
+        }
     }
 
     /// Makes a pod of a pool the kernel's own. The API server carries it out only if the pod is in the pool still: it is
@@ -341,4 +369,71 @@ async fn read_some(reader: impl tokio::io::AsyncRead + Unpin) -> String {
     let mut bytes = Vec::new();
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut tokio::io::AsyncReadExt::take(reader, 4096), &mut bytes).await;
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::{Method, Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    const MARK: (&str, &str) = (names::ATTEMPT, "mine");
+
+    fn pod(attempt: &str) -> Value {
+        json!({"metadata": {"name": "kernel-1", "annotations": {names::ATTEMPT: attempt}}})
+    }
+
+    /// The pods of an API server that answers one after the other so, and what was asked of it.
+    fn answering(answers: Vec<(u16, Value)>) -> (Api<Pod>, Arc<Mutex<Vec<Method>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let next = Arc::new(AtomicUsize::new(0));
+        let service = tower::service_fn({
+            let asked = Arc::clone(&asked);
+            move |request: Request<Body>| {
+                crate::lock(&asked).push(request.method().clone());
+                let (status, body) = answers[next.fetch_add(1, Ordering::Relaxed)].clone();
+                let body = Body::from(serde_json::to_vec(&body).unwrap());
+                let response = Response::builder().status(status).body(body);
+                async move { Ok::<_, tower::BoxError>(response.unwrap()) }
+            }
+        });
+        (Api::namespaced(Client::new(service, "test"), "test"), asked)
+    }
+
+    fn refusal(reason: &str) -> (u16, Value) {
+        (
+            409,
+            json!({"status": "Failure", "reason": reason, "message": reason, "code": 409}),
+        )
+    }
+
+    async fn create(answers: Vec<(u16, Value)>) -> (Result<Pod, CallError>, Vec<Method>) {
+        let (pods, asked) = answering(answers);
+        let wanted = serde_json::from_value(pod(MARK.1)).unwrap();
+        let made = Cluster::create(&pods, &wanted, &(MARK.0, MARK.1.to_owned())).await;
+        let asked = crate::lock(&asked).clone();
+        (made, asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_a_repeated_call_finds_made_is_known_by_its_mark() {
+        let (made, asked) = create(vec![refusal("AlreadyExists"), (200, pod("mine"))]).await;
+        made.unwrap();
+        assert_eq!(asked, [Method::POST, Method::GET]);
+        let (made, _) = create(vec![refusal("AlreadyExists"), (200, pod("another's"))]).await;
+        assert!(made.unwrap_err().already_exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quota_that_others_use_too_is_asked_again() {
+        let (made, asked) = create(vec![refusal("Conflict"), refusal("Conflict"), (201, pod("mine"))]).await;
+        made.unwrap();
+        assert_eq!(asked.len(), 3);
+        let (made, asked) = create(vec![refusal("Conflict"); 99]).await;
+        assert!(made.unwrap_err().is_conflict() && asked.len() < 10);
+    }
 }

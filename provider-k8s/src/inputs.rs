@@ -109,19 +109,14 @@ pub(crate) fn apply(settings: &mut Settings, env: &BTreeMap<String, String>, pol
     Ok(())
 }
 
-/// Enters the working directory of a launch.
-///
-/// # Errors
-/// Where the policy does not let users choose one, or it is no absolute path.
-pub(crate) fn working_dir(settings: &mut Settings, dir: &str, policy: &Policy) -> Result<(), String> {
-    if !policy.inputs.contains(&Input::WorkingDir) {
-        return Err(format!(
-            "the operator's policy does not let users choose {}",
-            Input::WorkingDir
-        ));
+/// Whether a pod can have this working directory. Clients send theirs by themselves, of another machine and maybe of
+/// another system: one that the policy does not let users choose, or that is no path here, is left out.
+pub(crate) fn takes_working_dir(dir: &str, policy: &Policy) -> bool {
+    let takes = policy.inputs.contains(&Input::WorkingDir) && absolute(dir).is_ok();
+    if !takes {
+        tracing::debug!(dir, "the working directory that a client names is left out");
     }
-    settings.working_dir = Some(absolute(dir)?);
-    Ok(())
+    takes
 }
 
 fn apply_one(settings: &mut Settings, name: &str, value: &str, policy: &Policy) -> Result<(), String> {
@@ -212,6 +207,14 @@ fn check_volume(volume: &Volume, policy: &Policy) -> Result<(), String> {
     claim_only
         .persistent_volume_claim
         .clone_from(&volume.persistent_volume_claim);
+    if let Some(claim) = &volume.persistent_volume_claim
+        && policy.forbidden_claims.contains(&claim.claim_name)
+    {
+        return Err(format!(
+            "the operator's policy forbids the volume {:?}",
+            claim.claim_name
+        ));
+    }
     if volume.persistent_volume_claim.is_none() || claim_only != *volume {
         if policy.any_volume {
             return Ok(());
@@ -281,6 +284,8 @@ mod tests {
     fn what_is_not_allowed_or_not_understood_is_refused_by_name() {
         let permissive = Policy::permissive();
         let default = Policy::default();
+        let mut guarded = Policy::permissive();
+        guarded.forbidden_claims.insert("log".to_owned());
         for (name, value, policy) in [
             ("KERNEL_IMAGE", "a", &default),
             ("KERNEL_VOLUMES", "[]", &default),
@@ -296,6 +301,11 @@ mod tests {
             ("KERNEL_VOLUMES", "[{name: x, hostPath: {path: /}}]", &permissive),
             ("KERNEL_VOLUMES", "[{name: x, secret: {secretName: y}}]", &permissive),
             ("KERNEL_VOLUMES", "}{", &permissive),
+            (
+                "KERNEL_VOLUMES",
+                "[{name: x, persistentVolumeClaim: {claimName: log}}]",
+                &guarded,
+            ),
         ] {
             let refused = with(&[(name, value)], policy).unwrap_err();
             assert!(refused.starts_with(name) && !refused.contains('\n'), "{refused}");

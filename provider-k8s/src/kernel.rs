@@ -27,6 +27,9 @@ use crate::{AbortOnDrop, names, plan};
 
 /// How long a restarted kernel may take until it answers: its image is on the node, as a rule.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long is waited before a pod is asked for again that could not be made, at first; twice as long each time.
+const RESTART_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(8);
 /// How long a pod may be kept for a restart that was announced, beyond the grace that its kernel has.
 const HOLD: Duration = Duration::from_secs(60);
 /// How long a kernel may take to be gone that was killed.
@@ -228,6 +231,33 @@ impl K8sKernel {
         opened.map(|()| true)
     }
 
+    /// Makes another pod, now that there is none: as is wanted now, or as the last one was. What does not last is waited
+    /// for, since the kernel would be lost.
+    async fn start_anew(
+        &self,
+        waiting: &Waiting<'_>,
+        mut changed: Option<Manifest>,
+        (pod, secret): (&Pod, &BTreeMap<String, ByteString>),
+    ) -> Result<Made, LaunchError> {
+        let mut pause = RESTART_PAUSE;
+        loop {
+            let turn = match self.registry.upgrade() {
+                // Until nothing is left of the attempt before.
+                Some(registry) => Some(start::within(waiting, registry.turn(self.id)).await?),
+                None => None,
+            };
+            let manifest = changed.take().unwrap_or_else(|| Manifest::again(self.id, pod, secret));
+            match start::start(waiting, manifest, turn).await {
+                Err(error) if passes(&error) && Instant::now() + pause < waiting.deadline && pause <= LAST_PAUSE => {
+                    tracing::warn!(kernel = %self.id, %error, "a restart is tried again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                made => return made,
+            }
+        }
+    }
+
     async fn restart_now(self: &Arc<Self>, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
         let restarting = Restarting::begin(self)?;
         self.phase.send_replace(Phase::Restarting);
@@ -260,9 +290,7 @@ impl K8sKernel {
         };
         let mut sight = self.cluster.view.sight(self.id);
         self.cluster.end(&pod, grace, &mut sight).await?;
-        let manifest = changed.unwrap_or_else(|| Manifest::again(self.id, &pod, &secret));
-        let made = start::start(&waiting, manifest, None).await;
-        let made = match made {
+        let made = match self.start_anew(&waiting, changed, (&pod, &secret)).await {
             // Another that restarts or launches the same kernel was quicker.
             Ok(Made::Exists | Made::Rival) => {
                 let theirs = sight.borrow().present().cloned();
@@ -287,9 +315,16 @@ impl K8sKernel {
     }
 }
 
+/// Whether the same may succeed in a while: the API server has not answered, or the room is not free yet that the pod
+/// before had.
+fn passes(error: &LaunchError) -> bool {
+    matches!(error, LaunchError::Provider(_) | LaunchError::NoRoom { .. })
+}
+
 /// Removes the pods of kernels that ended by themselves, but for the newest.
 fn forget_eldest(cluster: &Arc<Cluster>) {
-    let is_over = |pod: &Arc<Pod>| matches!(phase::assess(pod, &[]), PodPhase::Ended(_) | PodPhase::CannotStart(_));
+    // Those that cannot start are whoever's who starts them, and may wait for room.
+    let is_over = |pod: &Arc<Pod>| matches!(phase::assess(pod, &[]), PodPhase::Ended(_));
     let mut over: Vec<_> = cluster
         .view
         .pods()

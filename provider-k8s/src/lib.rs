@@ -85,6 +85,7 @@
 //! restart makes a new pod.
 
 mod abandoned;
+mod client;
 mod cluster;
 mod config;
 mod hold;
@@ -109,6 +110,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::task::{AbortHandle, JoinHandle};
 
+pub use client::client;
 pub use config::{K8sConfig, Reach};
 pub use inputs::Input;
 pub use policy::Policy;

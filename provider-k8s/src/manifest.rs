@@ -190,6 +190,9 @@ impl Manifest {
         let mut spec = pod.spec.clone().unwrap_or_default();
         // What the cluster has entered of its own accord is for it to choose anew.
         spec.node_name = None;
+        annotations.retain(|name, _| !is_of_network(name));
+        // Such as `kubectl debug` adds: no pod can be made with them.
+        spec.ephemeral_containers = None;
         for volume in spec
             .volumes
             .iter_mut()
@@ -254,6 +257,19 @@ impl Manifest {
             ..Secret::default()
         }
     }
+}
+
+/// Whether a network plug-in notes with this annotation what it has given to a pod.
+fn is_of_network(annotation: &str) -> bool {
+    const NOTES: &[&str] = &[
+        "cni.projectcalico.org/containerID",
+        "cni.projectcalico.org/podIP",
+        "cni.projectcalico.org/podIPs",
+        "k8s.ovn.org/pod-networks",
+        "k8s.v1.cni.cncf.io/network-status",
+        "k8s.v1.cni.cncf.io/networks-status",
+    ];
+    NOTES.contains(&annotation)
 }
 
 fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
@@ -647,7 +663,11 @@ mod tests {
 
     #[test]
     fn the_same_kernel_in_another_pod_has_another_secret_of_the_same_content() {
-        let first = manifest(json!({"image": "x"})).unwrap();
+        let mut first = manifest(json!({"image": "x"})).unwrap();
+        // What others have added to it as it ran.
+        first.note("cni.projectcalico.org/podIP", "10.0.0.7/32".to_owned());
+        let added = json!([{"name": "debugger", "image": "busybox"}]);
+        first.pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(added).unwrap();
         let id = names::kernel_id(&first.pod).unwrap();
         let second = Manifest::again(id, &first.pod, &first.secret);
         let name = |manifest: &Manifest| manifest.secret(&manifest.pod).metadata.name.unwrap();
@@ -655,5 +675,6 @@ mod tests {
         assert!(first.secret == second.secret);
         let text = serde_json::to_string(&second.pod).unwrap();
         assert!(text.contains(&name(&second)) && !text.contains(&name(&first)), "{text}");
+        assert!(!text.contains("debugger") && !text.contains("10.0.0.7"), "{text}");
     }
 }

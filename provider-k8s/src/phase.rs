@@ -91,11 +91,20 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
         return PodPhase::Ending;
     }
     let status = pod.status.clone().unwrap_or_default();
+    // Whatever its other containers do: a sidecar that is started anew does not end it.
+    let is_running = kernel_container(pod)
+        .and_then(|container| container.state.as_ref())
+        .is_some_and(|state| state.running.is_some());
+    if let Some(ip) = status.pod_ip.filter(|ip| is_running && !ip.is_empty()) {
+        return PodPhase::Running { ip };
+    }
     let scheduled = condition(pod, "PodScheduled");
     if let Some(refused) = scheduled.filter(|scheduled| scheduled.status == "False") {
         let reason = refused.reason.clone().unwrap_or_default();
         let message = refused.message.as_deref().unwrap_or_default();
-        if reason == "Unschedulable" && !message.contains(UNBOUND) {
+        // Where a node is named, others are being evicted from it to make room.
+        let is_nominated = status.nominated_node_name.as_ref().is_some_and(|node| !node.is_empty());
+        if reason == "Unschedulable" && !is_nominated && !message.contains(UNBOUND) {
             return PodPhase::CannotStart(StartFailure::NoRoom(refused.message.clone().unwrap_or(reason)));
         }
     }
@@ -113,12 +122,6 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
             let message = waiting.and_then(|waiting| waiting.message.clone()).unwrap_or_default();
             return broken(reason, &message);
         }
-    }
-    let is_running = kernel_container(pod)
-        .and_then(|container| container.state.as_ref())
-        .is_some_and(|state| state.running.is_some());
-    if let Some(ip) = status.pod_ip.filter(|ip| is_running && !ip.is_empty()) {
-        return PodPhase::Running { ip };
     }
     PodPhase::Starting(step(pod, events))
 }

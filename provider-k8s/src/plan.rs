@@ -32,6 +32,14 @@ pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, 
         what: format!("a kernel of {}", installed.name),
         reason,
     };
+    let mut request = request.clone();
+    request
+        .env
+        .retain(|name, dir| name != inputs::WORKING_DIR || inputs::takes_working_dir(dir, &config.policy));
+    request.working_dir = request
+        .working_dir
+        .filter(|dir| inputs::takes_working_dir(&dir.to_string_lossy(), &config.policy));
+    let request = &request;
     let settings = asked(config, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
     let pool = (own.warm_pool.size > 0).then(|| fitting(config, &installed, &own, request));
     let made_from = ahead(config, request.id, &installed, own.clone());
@@ -138,7 +146,7 @@ fn asked(
     inputs::apply(&mut settings, env, &config.policy)?;
     let ignores_dir = own.warm_pool.without.contains(inputs::WORKING_DIR) && !env.contains_key(inputs::WORKING_DIR);
     if let Some(dir) = request.working_dir.as_ref().filter(|_| !ignores_dir) {
-        inputs::working_dir(&mut settings, &dir.to_string_lossy(), &config.policy)?;
+        settings.working_dir = Some(dir.to_string_lossy().into_owned());
     }
     Ok(settings)
 }

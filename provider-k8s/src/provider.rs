@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
+use crate::client::client;
 use crate::cluster::Cluster;
 use crate::kernel::{K8sKernel, Shared};
 use crate::phase::{self, PodPhase};
@@ -51,14 +52,18 @@ impl K8sProvider {
     /// # Errors
     /// [`ProviderError`] where there are none, or as [`open_with`](Self::open_with).
     pub async fn open(config: K8sConfig) -> Result<Self, ProviderError> {
-        let client = Client::try_default().await.map_err(|error| {
+        let credentials = kube::Config::infer().await.map_err(|error| {
             let advice = format!("{error}; set KUBECONFIG, or run in a pod with a service account");
             ProviderError::failed("find the cluster", advice)
         })?;
+        let client =
+            client(credentials).map_err(|error| ProviderError::failed("use the cluster's credentials", error))?;
         Self::open_with(client, config).await
     }
 
-    /// Opens the namespace with this client. Must be called in an async runtime with its I/O and time enabled.
+    /// Opens the namespace with this client, such as [`client`](crate::client) makes: one that does not notice when
+    /// nobody answers any more leaves kernels unwatched for as long. Must be called in an async runtime with its I/O and
+    /// time enabled.
     ///
     /// # Errors
     /// [`ProviderError`] where the cluster does not answer or does not let the namespace's pods be watched.

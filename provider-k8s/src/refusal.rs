@@ -44,8 +44,14 @@ impl CallError {
         self.code() == Some(404)
     }
 
+    /// Whether something else has this name.
+    pub(crate) fn already_exists(&self) -> bool {
+        matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists")
+    }
+
+    /// Whether something was changed at the same time; the same call may succeed now.
     pub(crate) fn is_conflict(&self) -> bool {
-        self.code() == Some(409)
+        self.code() == Some(409) && !self.already_exists()
     }
 
     /// As an error of the provider.

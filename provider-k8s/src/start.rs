@@ -187,13 +187,13 @@ pub(crate) async fn place(
     let sight = cluster.view.sight(id);
     let attempt = names::annotation(&manifest.pod, names::ATTEMPT).unwrap_or_default();
     let mark = (names::ATTEMPT, attempt.to_owned());
-    let (pods, pod) = (cluster.pods.clone(), manifest.pod.clone());
-    let making = async move { call(pods.create(&PostParams::default(), &pod)).await };
+    let (pods, pod, own) = (cluster.pods.clone(), manifest.pod.clone(), mark.clone());
+    let making = async move { Cluster::create(&pods, &pod, &own).await };
     let mut unfinished = Unfinished::new(cluster, id, &name, mark, turn, making);
     let made = within(waiting, unfinished.made()).await?;
     let pod = match made {
         Ok(pod) => pod,
-        Err(error) if error.is_conflict() => {
+        Err(error) if error.already_exists() => {
             unfinished.finish();
             return Ok(Place::Exists);
         }
@@ -213,7 +213,13 @@ pub(crate) async fn place(
     }
     let secret = manifest.secret(&pod);
     let made = within(waiting, call(cluster.secrets().create(&PostParams::default(), &secret))).await?;
-    made.map_err(|error| error.launch_error(&format!("the Secret of the pod {name}")))?;
+    match made {
+        // As with the pod: its name is of this attempt only.
+        Err(error) if !error.already_exists() => {
+            return Err(error.launch_error(&format!("the Secret of the pod {name}")));
+        }
+        _ => {}
+    }
     let file = manifest
         .secret
         .get(names::CONNECTION_KEY)

@@ -73,6 +73,27 @@ fn a_start_step_by_step() {
 }
 
 #[test]
+fn a_kernel_that_runs_does_so_whatever_a_sidecar_does() {
+    let mut status = running();
+    let failing = json!([{"name": "proxy", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]);
+    status["initContainerStatuses"] = failing.clone();
+    assert!(matches!(assess(&pod(status), &[]), PodPhase::Running { .. }));
+    let mut starting = waiting("PodInitializing", "");
+    starting["initContainerStatuses"] = failing;
+    assert!(matches!(assess(&pod(starting), &[]), PodPhase::CannotStart(_)));
+}
+
+#[test]
+fn others_make_room() {
+    let preempting = pod(json!({
+        "phase": "Pending",
+        "nominatedNodeName": "node-1",
+        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}],
+    }));
+    assert_eq!(assess(&preempting, &[]), PodPhase::Starting(Step::Accepted));
+}
+
+#[test]
 fn no_node_has_room() {
     let message = "0/1 nodes are available: 1 Insufficient memory.";
     let refused = pod(json!({

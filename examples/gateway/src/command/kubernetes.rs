@@ -19,13 +19,14 @@ pub(super) struct KubernetesFlags {
         requires = "kubernetes_namespace"
     )]
     kubernetes_image: Option<String>,
-    /// What users may set with KERNEL_* variables, separated by commas
+    /// What users may set with KERNEL_* variables, separated by commas: some of cpus, memory, gpus, working-dir, image,
+    /// user-id, service-account, volumes
     #[arg(
         long,
         env = "KERNELMUX_KUBERNETES_USER_INPUTS",
         value_name = "INPUTS",
         value_delimiter = ',',
-        default_value = "cpus,memory,gpus,working-dir",
+        default_value = "cpus,memory,gpus",
         value_parser = parse_input
     )]
     kubernetes_user_inputs: Vec<Input>,
@@ -45,6 +46,15 @@ pub(super) struct KubernetesFlags {
         value_delimiter = ','
     )]
     kubernetes_user_service_accounts: Vec<String>,
+    /// Persistent volume claims that users may not mount where they may choose volumes, separated by commas
+    #[arg(
+        long,
+        env = "KERNELMUX_KUBERNETES_FORBIDDEN_CLAIMS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "kernelmux-data"
+    )]
+    kubernetes_forbidden_claims: Vec<String>,
 }
 
 impl KubernetesFlags {
@@ -65,6 +75,7 @@ impl KubernetesFlags {
         policy.inputs = self.kubernetes_user_inputs.iter().copied().collect();
         policy.images = trimmed(&self.kubernetes_user_images).collect();
         policy.service_accounts = trimmed(&self.kubernetes_user_service_accounts).collect();
+        policy.forbidden_claims = trimmed(&self.kubernetes_forbidden_claims).collect();
         policy
     }
 }

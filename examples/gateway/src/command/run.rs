@@ -278,7 +278,11 @@ fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
     options.local_hosts_only = is_open && flags.ip.is_loopback();
     options.client_envs = flags.client_envs.iter().map(|name| name.trim().to_owned()).collect();
     options.default_owner = user_name();
-    options.root_dir = std::env::current_dir().ok();
+    // Pods have other directories than this.
+    options.root_dir = match flags.kubernetes.kubernetes_namespace {
+        Some(_) => None,
+        None => std::env::current_dir().ok(),
+    };
     Ok(options)
 }
 
