@@ -340,6 +340,12 @@ impl Kernel {
             return Recovery::NotNeeded;
         }
         let is_over = self.ending.load(Ordering::Acquire) || self.died_at().is_some();
+        // What somebody has deleted, as another gateway that has the same kernels does, is not wanted any more.
+        let attempts_left = if exit.cause == ExitCause::Deleted {
+            0
+        } else {
+            attempts_left
+        };
         if !is_over && self.start_anew(exit, attempts_left).await {
             return Recovery::Restarted;
         }

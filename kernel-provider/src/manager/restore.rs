@@ -1,9 +1,10 @@
 //! The kernels that run already when a manager begins.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{KernelEventKind, Manager, Shared};
@@ -12,10 +13,23 @@ use crate::provider::{AttachError, KernelHandle, KernelProvider, KernelRecord, S
 
 /// How many logs are opened and kernels connected to at a time.
 const AT_A_TIME: usize = 32;
+/// How long is waited before a kernel that could not be attached to is tried again, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What came of one try to attach to a kernel.
+enum Outcome {
+    Attached,
+    /// It is gone, or is the manager's already, or must be left alone.
+    Over,
+    /// It runs, as far as is known, and was not reached.
+    Unreached,
+}
 
 impl Manager {
     /// Finds the kernels that the providers run already, as after a restart of this process, and attaches to them, side
-    /// by side. Returns how many there are. Those that cannot be attached to are told in the process's log. Those that
+    /// by side. Returns how many there are. Those that cannot be attached to are told in the process's log, and are tried again
+    /// until they are gone. Those that
     /// take longer than [`restore_patience`](super::ManagerOptions::restore_patience), as pods whose image is still pulled,
     /// are attached to later, each as soon as it runs, and told as [`KernelEventKind::Attached`] as all are.
     ///
@@ -41,12 +55,32 @@ impl Manager {
                 let (provider, places, done) = (provider.clone(), places.clone(), done.clone());
                 let (shared, closing) = (Arc::downgrade(&self.shared), self.shared.closing.clone());
                 let attaching = async move {
-                    let attached = provider.attach(&record).await;
-                    // It is never closed.
-                    let _place = places.acquire().await;
-                    let Some(shared) = shared.upgrade() else { return };
-                    let outcome = shared.restored(&provider, &record, attached).await;
-                    if let Err(mpsc::error::SendError(Err(error))) = done.send(outcome) {
+                    let attach = async || {
+                        let attached = provider.attach(&record).await;
+                        // It is never closed.
+                        let _place = places.acquire().await;
+                        Some(shared.upgrade()?.restored(&provider, &record, attached).await)
+                    };
+                    let Some(mut outcome) = attach().await else { return };
+                    let mut pause = FIRST_PAUSE;
+                    let mut done = Some(done);
+                    while let Ok(Outcome::Unreached) = outcome {
+                        // Only the first try is waited for.
+                        if let Some(done) = done.take() {
+                            let _ = done.send(outcome);
+                        }
+                        sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        match attach().await {
+                            Some(now) => outcome = now,
+                            None => return,
+                        }
+                    }
+                    let told = match done {
+                        Some(done) => done.send(outcome),
+                        None => Err(mpsc::error::SendError(outcome)),
+                    };
+                    if let Err(mpsc::error::SendError(Err(error))) = told {
                         error!(%error, "a kernel that runs is left alone");
                     }
                 };
@@ -58,7 +92,7 @@ impl Manager {
         let mut restored = 0;
         let attached = timeout(self.shared.options.restore_patience, async {
             while let Some(outcome) = outcomes.recv().await {
-                restored += usize::from(outcome?);
+                restored += usize::from(matches!(outcome?, Outcome::Attached));
             }
             Ok(())
         });
@@ -71,22 +105,25 @@ impl Manager {
 }
 
 impl Shared {
-    /// Whether the kernel that was attached to is one of the manager's now.
+    /// Makes the kernel that was attached to one of the manager's.
     async fn restored(
         self: &Arc<Self>,
         provider: &Arc<dyn KernelProvider>,
         record: &KernelRecord,
         attached: Result<Arc<dyn KernelHandle>, AttachError>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Outcome, StoreError> {
         let handle = match attached {
             Ok(handle) => handle,
             Err(error) => {
                 warn!(%error, "a running kernel cannot be attached to");
-                return Ok(false);
+                return Ok(match error {
+                    AttachError::Provider(_) => Outcome::Unreached,
+                    _ => Outcome::Over,
+                });
             }
         };
         let Ok(reserved) = self.registry.reserve_running(record.id, record.owner.as_deref()) else {
-            return Ok(false);
+            return Ok(Outcome::Over);
         };
         let specs = provider.specs().borrow().clone();
         let spec = specs.by_name.get(&record.spec).cloned();
@@ -104,18 +141,18 @@ impl Shared {
             // Of this kernel alone: the others' logs are sound.
             Err(error @ StoreError::Damaged { .. }) => {
                 error!(%error, "a running kernel is left alone, since its log is damaged; once that is removed, the kernel is attached to at the next start");
-                return Ok(false);
+                return Ok(Outcome::Over);
             }
             Err(error) => return Err(error),
         };
         if let Err(error) = kernel.reconnect().await {
             warn!(%error, "a running kernel cannot be connected to");
-            return Ok(false);
+            return Ok(Outcome::Unreached);
         }
         self.watch(&kernel);
         reserved.fill(kernel);
         info!("kernel attached");
         self.events.tell(record.id, KernelEventKind::Attached);
-        Ok(true)
+        Ok(Outcome::Attached)
     }
 }
