@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{ExecuteRequest, InterruptRequest, ShutdownRequest};
 use jupyter_protocol::zmq::SocketError;
 use jupyter_protocol::{Channel, ConnectionInfo, InstalledKernelspec, WireMessage};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -44,7 +44,17 @@ pub struct Kernel {
     died_at: AtomicU64,
     /// Whether a supervisor watches it. Changed by who holds `life`.
     watched: AtomicBool,
+    /// The bytes that messages may have that wait to be sent to it.
+    room: Arc<Semaphore>,
 }
+
+/// [Room](Kernel::room) for a message that waits to be sent; given back when dropped.
+pub struct Room {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// How many bytes messages may have that wait for a kernel that does not take them.
+const ROOM: usize = 256 << 20;
 
 /// What became of a kernel whose process or pod had ended by itself.
 pub(super) enum Recovery {
@@ -90,6 +100,7 @@ impl Kernel {
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
             watched: AtomicBool::new(true),
+            room: Arc::new(Semaphore::new(ROOM)),
         }
     }
 
@@ -109,6 +120,7 @@ impl Kernel {
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
             watched: AtomicBool::new(true),
+            room: Arc::new(Semaphore::new(ROOM)),
         }
     }
 
@@ -223,6 +235,17 @@ impl Kernel {
         Execution::start(self, request).await
     }
 
+    /// Waits until there is room for a message of so many bytes among those that wait to be sent to the kernel: 256 MiB
+    /// in all, so that a kernel that takes nothing does not fill the memory. What is returned is kept until the message
+    /// is sent.
+    pub async fn room(&self, bytes: usize) -> Room {
+        let bytes = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
+        Room {
+            // It is never closed.
+            _permit: Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
+        }
+    }
+
     /// Sends a message on behalf of a session, attached or not: its reply is for that session. A message whose `msg_id`
     /// the kernel was sent before is dropped. Waits while the kernel is being restarted.
     ///
@@ -245,14 +268,9 @@ impl Kernel {
 
     /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
     pub(super) async fn reconnect(&self) -> Result<(), SendError> {
-        let unrecorded_ms = self
-            .last_entry_time()
-            .await
-            .map(|last| (Utc::now() - last).num_milliseconds());
-        // Before anything of what it says from now on.
-        self.recorder.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        let recorded = self.last_entry_time().await;
         let info = self.connection().await?;
-        self.recorder.reconnect(&info, CONNECT_DEADLINE).await?;
+        self.recorder.reconnect(&info, CONNECT_DEADLINE, recorded).await?;
         // Whether it runs something is known once it answers.
         self.recorder.set_state(ExecutionState::Busy);
         Ok(())
@@ -470,8 +488,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Lets go of the kernel's sockets and stores what was recorded.
+    /// Lets go of the kernel's sockets and stores what was recorded, once nobody restarts or ends it: half a restart
+    /// would leave no kernel at all.
     pub(super) async fn detach(&self) {
+        let _life = self.life.lock().await;
         self.recorder.disconnect().await;
         self.log().flushed().await;
         self.log().close();

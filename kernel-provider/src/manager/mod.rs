@@ -22,7 +22,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 pub use error::{RestartError, StartError};
 pub use events::{KernelEvent, KernelEventKind};
-pub use kernel::Kernel;
+pub use kernel::{Kernel, Room};
 pub use options::{Culling, ManagerOptions, StartRequest};
 
 use crate::KernelId;
@@ -175,9 +175,8 @@ impl Manager {
     pub async fn detach(&self) {
         self.shared.start_no_more().await;
         self.shared.stop.cancel();
-        for kernel in self.list() {
-            kernel.detach().await;
-        }
+        // Side by side: one that is being restarted holds up no other.
+        futures::future::join_all(self.list().iter().map(|kernel| kernel.detach())).await;
     }
 }
 

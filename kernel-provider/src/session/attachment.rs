@@ -65,9 +65,15 @@ impl AllAhead {
     }
 }
 
+impl Hold {
+    fn leave(&self) {
+        self.kernel.sessions().leave(&self.session, self.attachment);
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.kernel.sessions().leave(&self.session, self.attachment);
+        self.leave();
     }
 }
 
@@ -197,6 +203,11 @@ impl Client {
             sessions.has_seen(&self.hold.session, self.hold.attachment, question);
         }
         self.hold.kernel.send(&self.hold.session, channel, message).await
+    }
+
+    /// Detaches the client although parts of its attachment are kept, as by what it sent and the kernel does not take.
+    pub fn leave(&self) {
+        self.hold.leave();
     }
 
     /// Says that the client surely has everything up to `seq`: should it come back, it reads on from there.

@@ -194,17 +194,33 @@ impl Recorder {
 
     /// Takes the sockets of a kernel that was just started, in place of those before.
     pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
-        self.connect_sockets(info, deadline).await.map(drop)
+        self.connect_sockets(info, deadline, || {}).await.map(drop)
     }
 
-    /// Takes the sockets of a kernel that ran before. Once it answers, what it had been sent is settled.
-    pub(crate) async fn reconnect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
-        self.connect_sockets(info, deadline).await?.notify_one();
+    /// Takes the sockets of a kernel that ran before, of which nothing was recorded since `recorded`. Once it answers,
+    /// what it had been sent is settled.
+    pub(crate) async fn reconnect(
+        &self,
+        info: &ConnectionInfo,
+        deadline: Duration,
+        recorded: Option<DateTime<Utc>>,
+    ) -> Result<(), SocketError> {
+        // Before anything of what it says from now on.
+        let attached = || {
+            let unrecorded_ms = recorded.map(|recorded| (Utc::now() - recorded).num_milliseconds());
+            self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        };
+        self.connect_sockets(info, deadline, attached).await?.notify_one();
         Ok(())
     }
 
     /// Gives what is told of each connection that was made anew.
-    async fn connect_sockets(&self, info: &ConnectionInfo, deadline: Duration) -> Result<Arc<Notify>, SocketError> {
+    async fn connect_sockets(
+        &self,
+        info: &ConnectionInfo,
+        deadline: Duration,
+        connected: impl FnOnce(),
+    ) -> Result<Arc<Notify>, SocketError> {
         let signer = info.signer().map_err(|error| SocketError::Invalid {
             kind: "signature scheme",
             what: info.signature_scheme.clone(),
@@ -225,6 +241,7 @@ impl Recorder {
             zmq::dealer(&control_at, &identity, deadline),
             zmq::dealer(&stdin_at, &identity, deadline),
         )?;
+        connected();
         *self.recording.senders.lock().await = Some(Senders {
             signer: signer.clone(),
             shell: Some(Sender::Socket(shell.0)),
@@ -455,7 +472,7 @@ impl Recording {
             // The other way about, a client that asks again would run it twice.
             self.log.stored(seq).await;
         }
-        let sent = senders.send(channel, message.clone()).await;
+        let sent = self.send_on(senders, channel, message.clone()).await;
         drop(held);
         if let Err(error) = sent {
             self.send_again(channel, session, message.clone(), error).await?;

@@ -59,7 +59,10 @@ pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
         messages.push(ours("clear_output", br#"{"wait":false}"#));
         return Ok(Replay { messages, ahead: None });
     }
-    let mut folded = fold(log, execution, until).await?.fold;
+    // Nothing was said of one that waits for its turn, however much was of others.
+    let is_queued = execution.last == execution.request;
+    let end = if is_queued { execution.request } else { until };
+    let mut folded = fold(log, execution, end).await?.fold;
     let mut ahead = None;
     if let Some(question) = folded.input_request()
         && execution.open_input.is_none_or(|open| open > until)

@@ -1,11 +1,17 @@
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fastwebsockets::{OpCode, WebSocketError};
+use futures::FutureExt;
 use jupyter_protocol::{Channel, WireMessage};
+use kernel_provider::manager::Room;
 use kernel_provider::session::{Client, SendError};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
 use super::acknowledgement::Acknowledgement;
@@ -14,6 +20,15 @@ use super::messages::{Messages, Received};
 
 /// How many messages may wait for a kernel that does not take them, as while it restarts. Then its client waits.
 const MAX_WAITING: usize = 64;
+/// How long a client counts as attached that is gone and whose messages the kernel does not take.
+const LEAVE_AFTER: Duration = Duration::from_secs(10);
+
+/// A message for the kernel, and its room among those that wait.
+struct Waiting {
+    channel: Channel,
+    message: WireMessage,
+    _room: Option<Room>,
+}
 
 /// What the client wants of the connection itself.
 pub(super) enum Control {
@@ -36,18 +51,38 @@ pub(super) async fn run(
     let (to_kernel, waiting) = mpsc::channel(MAX_WAITING);
     // Not ended with the connection: what a client sent before it left reaches the kernel all the same. It ends when
     // the queue is empty, which it is at the latest when the kernel answers again or is dead.
-    tokio::spawn(forward(client, waiting).in_current_span());
-    read(stream, format, acknowledgement, control, to_kernel).await
+    let connected = CancellationToken::new();
+    let _connected = connected.clone().drop_guard();
+    tokio::spawn(forward(client.clone(), waiting, connected).in_current_span());
+    read(stream, format, acknowledgement, control, client, to_kernel).await
 }
 
 /// Hands messages to the kernel, in order, so that the reader goes on to see Pongs and the connection's end meanwhile.
-async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<(Channel, WireMessage)>) {
-    while let Some((channel, message)) = waiting.recv().await {
+async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<Waiting>, connected: CancellationToken) {
+    let leaving = async {
+        connected.cancelled().await;
+        sleep(LEAVE_AFTER).await;
+    };
+    let mut leaving = pin!(leaving.fuse());
+    while let Some(Waiting {
+        channel,
+        message,
+        _room,
+    }) = waiting.recv().await
+    {
         let Some(client) = &client else {
             debug!(%channel, "a message for a kernel that is gone is dropped");
             continue;
         };
-        match client.send(channel, message).await {
+        let mut sending = pin!(client.send(channel, message));
+        let sent = tokio::select! {
+            sent = &mut sending => sent,
+            () = &mut leaving => {
+                client.leave();
+                sending.await
+            }
+        };
+        match sent {
             Ok(()) => {}
             Err(SendError::Dead) => debug!(%channel, "a message for a dead kernel is dropped"),
             Err(error) => warn!(%channel, %error, "a message cannot be sent to the kernel"),
@@ -60,7 +95,8 @@ async fn read(
     format: Format,
     acknowledgement: Arc<Acknowledgement>,
     control: mpsc::Sender<Control>,
-    to_kernel: mpsc::Sender<(Channel, WireMessage)>,
+    client: Option<Client>,
+    to_kernel: mpsc::Sender<Waiting>,
 ) -> Result<&'static str, WebSocketError> {
     let mut messages = Messages::new(stream);
     loop {
@@ -78,8 +114,17 @@ async fn read(
             // Kept free for later versions of the protocol.
             Received::Message(OpCode::Text, _) if format == Format::Resume => {}
             Received::Message(opcode, data) => match format.decode(opcode, &data) {
-                Ok(message) => {
-                    if to_kernel.send(message).await.is_err() {
+                Ok((channel, message)) => {
+                    let room = match &client {
+                        Some(client) => Some(client.kernel().room(data.len()).await),
+                        None => None,
+                    };
+                    let waiting = Waiting {
+                        channel,
+                        message,
+                        _room: room,
+                    };
+                    if to_kernel.send(waiting).await.is_err() {
                         return Ok("nothing more is forwarded");
                     }
                 }

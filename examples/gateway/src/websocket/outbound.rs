@@ -56,7 +56,7 @@ pub(super) async fn run(
                     Ok(Some(block)) => Some(block),
                     // A gateway that shuts down closes the logs of kernels that go on.
                     Ok(None) if closing.as_mut().now_or_never().is_some() => {
-                        out.close(1001, "the gateway is shutting down").await?;
+                        out.close(shutting_down(format), "the gateway is shutting down").await?;
                         return Ok("the gateway is shutting down");
                     }
                     Ok(None) if format == Format::Resume => {
@@ -132,13 +132,16 @@ pub(super) async fn run(
                 return Ok("the session is connected anew");
             }
             () = &mut closing => {
-                // JupyterLab connects anew after any code but 1000 and 1001.
-                let code = if format == Format::Resume { 1001 } else { 1012 };
-                out.close(code, "the gateway is shutting down").await?;
+                out.close(shutting_down(format), "the gateway is shutting down").await?;
                 return Ok("the gateway is shutting down");
             }
         }
     }
+}
+
+/// The code for a connection that is closed since the gateway ends: JupyterLab connects anew after any but 1000 and 1001.
+fn shutting_down(format: Format) -> u16 {
+    if format == Format::Resume { 1001 } else { 1012 }
 }
 
 /// Puts anew what a client that comes back may or may not have seen.

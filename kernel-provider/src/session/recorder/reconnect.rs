@@ -170,6 +170,22 @@ impl Recording {
         }
     }
 
+    /// Sends a message on these sockets, unless they are given up meanwhile: a kernel that takes nothing would keep
+    /// whoever ends it for that from doing so.
+    pub(super) async fn send_on(
+        &self,
+        senders: &mut Senders,
+        channel: Channel,
+        message: WireMessage,
+    ) -> Result<(), SocketError> {
+        let mut link = self.link.subscribe();
+        tokio::select! {
+            biased;
+            sent = senders.send(channel, message) => sent,
+            _ = link.wait_for(|link| matches!(link, Link::Down | Link::Dead)) => Err(unreachable(channel)),
+        }
+    }
+
     /// Sends a message, which is logged, where the first try failed: once there is another connection.
     pub(super) async fn send_again(
         &self,
@@ -191,7 +207,7 @@ impl Recording {
                 self.askers.expect_reply(&header.msg_id, Asker::Session(session.into()));
             }
             drop(header);
-            match senders.send(channel, message.clone()).await {
+            match self.send_on(senders, channel, message.clone()).await {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,
             }
