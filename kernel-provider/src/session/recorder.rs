@@ -95,7 +95,7 @@ struct Recording {
     journal: Mutex<Journal>,
     askers: Askers,
     statuses: Statuses,
-    senders: AsyncMutex<Option<Senders>>,
+    senders: Senders,
     link: watch::Sender<Link>,
     /// Whether more may come from the kernel's iopub.
     publishing: watch::Sender<bool>,
@@ -119,16 +119,42 @@ enum Link {
     Dead,
 }
 
-/// The sending halves. One is missing while its connection is lost.
+/// The sending halves. One is missing while its connection is lost. Each is held by itself: a kernel that takes no more
+/// requests may wait for an answer, or have to be interrupted.
+#[derive(Default)]
 struct Senders {
-    signer: Signer,
-    shell: Option<Sender>,
-    control: Option<Sender>,
-    stdin: Option<Sender>,
+    shell: AsyncMutex<Option<Sender>>,
+    control: AsyncMutex<Option<Sender>>,
+    stdin: AsyncMutex<Option<Sender>>,
 }
 
-/// What takes messages to the kernel.
-enum Sender {
+impl Senders {
+    fn of(&self, channel: Channel) -> &AsyncMutex<Option<Sender>> {
+        match channel {
+            Channel::Control => &self.control,
+            Channel::Stdin => &self.stdin,
+            _ => &self.shell,
+        }
+    }
+
+    async fn set(&self, channel: Channel, sender: Option<Sender>) {
+        *self.of(channel).lock().await = sender;
+    }
+
+    async fn clear(&self) {
+        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
+            self.set(channel, None).await;
+        }
+    }
+}
+
+/// Signs messages and takes them to the kernel.
+struct Sender {
+    signer: Signer,
+    to: Destination,
+}
+
+enum Destination {
     Socket(DealerSender),
     #[cfg(feature = "testing")]
     Simulated(Channel, tokio::sync::mpsc::Sender<(Channel, WireMessage)>),
@@ -145,7 +171,7 @@ impl Recorder {
                 journal: Mutex::new(journal),
                 askers: Askers::default(),
                 statuses: Statuses::default(),
-                senders: AsyncMutex::new(None),
+                senders: Senders::default(),
                 link: watch::Sender::new(Link::Down),
                 publishing: watch::Sender::new(false),
                 state: watch::Sender::new(ExecutionState::Starting),
@@ -242,12 +268,17 @@ impl Recorder {
             zmq::dealer(&stdin_at, &identity, deadline),
         )?;
         connected();
-        *self.recording.senders.lock().await = Some(Senders {
-            signer: signer.clone(),
-            shell: Some(Sender::Socket(shell.0)),
-            control: Some(Sender::Socket(control.0)),
-            stdin: Some(Sender::Socket(stdin.0)),
-        });
+        for (channel, socket) in [
+            (Channel::Shell, shell.0),
+            (Channel::Control, control.0),
+            (Channel::Stdin, stdin.0),
+        ] {
+            let sender = Sender {
+                signer: signer.clone(),
+                to: Destination::Socket(socket),
+            };
+            self.recording.senders.set(channel, Some(sender)).await;
+        }
         self.recording.publishing.send_replace(true);
         let mut tasks = JoinSet::new();
         let span = info_span!("recorder", kernel_id = %self.recording.id);
@@ -306,7 +337,7 @@ impl Recorder {
             tasks.shutdown().await;
         }
         self.recording.publishing.send_replace(false);
-        *self.recording.senders.lock().await = None;
+        self.recording.senders.clear().await;
         self.recording.askers.clear();
     }
 
@@ -432,10 +463,7 @@ impl Recording {
             return Err(SendError::NotToBeSentOn(channel));
         }
         let header = message.header_ref()?;
-        let mut held = self.senders_for(channel, session).await?;
-        let Some(senders) = held.as_mut() else {
-            return Err(SendError::Dead);
-        };
+        let mut sender = self.sender_for(channel, session).await?;
         let ours = matches!(asker, Asker::Ourselves(_));
         // Nobody else sends meanwhile, so what is not known now is not known when it is appended.
         if !ours && self.was_asked(&header.msg_id).await {
@@ -472,8 +500,8 @@ impl Recording {
             // The other way about, a client that asks again would run it twice.
             self.log.stored(seq).await;
         }
-        let sent = self.send_on(senders, channel, message.clone()).await;
-        drop(held);
+        let sent = self.send_on(&mut sender, channel, message.clone()).await;
+        drop(sender);
         if let Err(error) = sent {
             self.send_again(channel, session, message.clone(), error).await?;
         }
@@ -761,14 +789,16 @@ async fn record_replies(
     reconnected: Arc<Notify>,
 ) {
     let mut pauses = Pauses::new();
-    let mut gate = Gate::new(signer);
+    let mut gate = Gate::new(signer.clone());
     loop {
         recording.log.room().await;
         let received = socket.recv().await;
         if matches!(&received, Err(error) if !error.is_one_message()) {
             // The kernel's side may not take two connections of one identity.
             drop(socket);
-            socket = recording.dealer_again(channel, &address, &identity, &mut pauses).await;
+            socket = recording
+                .dealer_again(channel, &address, &identity, &signer, &mut pauses)
+                .await;
             // Replies may have been on the connection that is lost.
             reconnected.notify_one();
             continue;

@@ -7,12 +7,12 @@ use std::time::Duration;
 use jupyter_protocol::content::KernelInfoRequest;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::{self, DealerReceiver, IopubSubscriber, SocketError};
-use jupyter_protocol::{Channel, WireMessage};
+use jupyter_protocol::{Channel, Signer, WireMessage};
 use tokio::sync::{MutexGuard, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::{Link, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender, Senders};
+use super::{Destination, Link, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender};
 use crate::session::ExecutionState;
 use crate::session::askers::Asker;
 
@@ -69,37 +69,15 @@ impl Pauses {
 
 impl Sender {
     async fn send(&mut self, message: WireMessage) -> Result<(), SocketError> {
-        match self {
-            Self::Socket(socket) => socket.send(message).await,
+        let message = message.with_identities([]).signed(&self.signer);
+        match &mut self.to {
+            Destination::Socket(socket) => socket.send(message).await,
             #[cfg(feature = "testing")]
-            Self::Simulated(channel, kernel) => {
+            Destination::Simulated(channel, kernel) => {
                 let sent = kernel.send((*channel, message)).await;
                 sent.map_err(|_| unreachable(*channel))
             }
         }
-    }
-}
-
-impl Senders {
-    fn sender(&mut self, channel: Channel) -> &mut Option<Sender> {
-        match channel {
-            Channel::Control => &mut self.control,
-            Channel::Stdin => &mut self.stdin,
-            _ => &mut self.shell,
-        }
-    }
-
-    /// Signs a message and sends it. A socket that fails is not there any more.
-    pub(super) async fn send(&mut self, channel: Channel, message: WireMessage) -> Result<(), SocketError> {
-        let message = message.with_identities([]).signed(&self.signer);
-        let sent = match self.sender(channel) {
-            Some(sender) => sender.send(message).await,
-            None => Err(unreachable(channel)),
-        };
-        if sent.is_err() {
-            *self.sender(channel) = None;
-        }
-        sent
     }
 }
 
@@ -108,12 +86,12 @@ fn unreachable(channel: Channel) -> SocketError {
 }
 
 impl Recording {
-    /// The sockets, once there is the one of this channel.
-    pub(super) async fn senders_for(
+    /// What takes messages to this channel, once it is there.
+    pub(super) async fn sender_for(
         &self,
         channel: Channel,
         session: &str,
-    ) -> Result<MutexGuard<'_, Option<Senders>>, SendError> {
+    ) -> Result<MutexGuard<'_, Option<Sender>>, SendError> {
         let is_request = channel == Channel::Shell && session != OUR_SESSION;
         if is_request {
             self.subscribed().await;
@@ -127,12 +105,11 @@ impl Recording {
                 // Whoever starts the kernel anew has a deadline.
                 Link::Down => deadline = None,
                 Link::Connected | Link::Unheard | Link::Subscribed | Link::Live => {
-                    let mut senders = self.senders.lock().await;
-                    if senders.as_mut().is_some_and(|senders| {
-                        // A client's request may make the kernel ask on stdin.
-                        senders.sender(channel).is_some() && (!is_request || senders.stdin.is_some())
-                    }) {
-                        return Ok(senders);
+                    let sender = self.senders.of(channel).lock().await;
+                    // A client's request may make the kernel ask on stdin. What is held by somebody is there.
+                    let can_answer = !is_request || self.senders.stdin.try_lock().map_or(true, |stdin| stdin.is_some());
+                    if sender.is_some() && can_answer {
+                        return Ok(sender);
                     }
                     deadline.get_or_insert_with(|| Instant::now() + SEND_DEADLINE);
                 }
@@ -170,20 +147,27 @@ impl Recording {
         }
     }
 
-    /// Sends a message on these sockets, unless they are given up meanwhile: a kernel that takes nothing would keep
-    /// whoever ends it for that from doing so.
+    /// Sends a message, unless the sockets are given up meanwhile: a kernel that takes nothing would keep whoever ends
+    /// it for that from doing so. A socket that fails is not there any more.
     pub(super) async fn send_on(
         &self,
-        senders: &mut Senders,
+        sender: &mut Option<Sender>,
         channel: Channel,
         message: WireMessage,
     ) -> Result<(), SocketError> {
         let mut link = self.link.subscribe();
-        tokio::select! {
+        let Some(socket) = sender else {
+            return Err(unreachable(channel));
+        };
+        let sent = tokio::select! {
             biased;
-            sent = senders.send(channel, message) => sent,
+            sent = socket.send(message) => sent,
             _ = link.wait_for(|link| matches!(link, Link::Down | Link::Dead)) => Err(unreachable(channel)),
+        };
+        if sent.is_err() {
+            *sender = None;
         }
+        sent
     }
 
     /// Sends a message, which is logged, where the first try failed: once there is another connection.
@@ -197,17 +181,14 @@ impl Recording {
         let deadline = Instant::now() + SEND_DEADLINE;
         let mut error = error;
         while Instant::now() < deadline {
-            let mut senders = self.senders_for(channel, session).await?;
-            let Some(senders) = senders.as_mut() else {
-                continue;
-            };
+            let mut sender = self.sender_for(channel, session).await?;
             // Who asked is forgotten where the kernel was started anew meanwhile.
             let header = message.header_ref()?;
             if session != OUR_SESSION && header.msg_type.ends_with("_request") {
                 self.askers.expect_reply(&header.msg_id, Asker::Session(session.into()));
             }
             drop(header);
-            match self.send_on(senders, channel, message.clone()).await {
+            match self.send_on(&mut sender, channel, message.clone()).await {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,
             }
@@ -221,17 +202,16 @@ impl Recording {
         channel: Channel,
         address: &str,
         identity: &str,
+        signer: &Signer,
         pauses: &mut Pauses,
     ) -> DealerReceiver {
-        if let Some(senders) = self.senders.lock().await.as_mut() {
-            *senders.sender(channel) = None;
-        }
-        let (sender, receiver) = pauses
+        self.senders.set(channel, None).await;
+        let (socket, receiver) = pauses
             .connect(channel, || zmq::dealer(address, identity, TRY_DEADLINE))
             .await;
-        if let Some(senders) = self.senders.lock().await.as_mut() {
-            *senders.sender(channel) = Some(Sender::Socket(sender));
-        }
+        let to = Destination::Socket(socket);
+        let signer = signer.clone();
+        self.senders.set(channel, Some(Sender { signer, to })).await;
         // Wakes who waits for it.
         self.link.send_modify(|_| {});
         receiver

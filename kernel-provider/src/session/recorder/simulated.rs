@@ -3,19 +3,19 @@
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use tokio::sync::mpsc;
 
-use super::{Link, Recorder, SendError, Sender, Senders, StatusFollower};
+use super::{Destination, Link, Recorder, SendError, Sender, StatusFollower};
 
 impl Recorder {
     /// Takes `kernel` for the kernel's sockets, in place of those before.
     pub(crate) async fn connect_simulated(&self, kernel: &mpsc::Sender<(Channel, WireMessage)>) {
         self.disconnect().await;
-        let sender = |channel| Some(Sender::Simulated(channel, kernel.clone()));
-        *self.recording.senders.lock().await = Some(Senders {
-            signer: Signer::unsigned(),
-            shell: sender(Channel::Shell),
-            control: sender(Channel::Control),
-            stdin: sender(Channel::Stdin),
-        });
+        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
+            let sender = Sender {
+                signer: Signer::unsigned(),
+                to: Destination::Simulated(channel, kernel.clone()),
+            };
+            self.recording.senders.set(channel, Some(sender)).await;
+        }
         self.recording.link.send_replace(Link::Connected);
     }
 
