@@ -444,7 +444,7 @@ async fn messages(place: &Place, section: &mut Section) -> Result<()> {
         let kernel = match &known {
             None => manager.start(StartRequest::new("bench")).await?,
             Some((id, _)) => {
-                manager.restore().await?;
+                manager.restore().await;
                 manager.get(*id).ok_or("the kernel is not found again")?
             }
         };

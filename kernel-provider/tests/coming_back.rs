@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jupyter_protocol::content::{
@@ -120,7 +120,7 @@ impl Place {
         soon(before.detach()).await;
         drop(before);
         let manager = self.manager();
-        assert_eq!(soon(manager.restore()).await.unwrap(), 1);
+        assert_eq!(soon(manager.restore()).await, 1);
         let kernel = manager.get(id).unwrap();
         (manager, kernel)
     }
@@ -369,7 +369,7 @@ async fn what_ended_while_nobody_listened_is_told_as_lost() {
     drop((manager, kernel));
     place.go.notify_one();
     let manager = place.manager();
-    soon(manager.restore()).await.unwrap();
+    soon(manager.restore()).await;
     let kernel = manager.get(id).unwrap();
     let execution = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
     // Its reply may or may not have been waiting in the kernel's socket.
@@ -567,6 +567,22 @@ async fn who_has_answered_a_question_is_not_asked_again_though_it_acknowledged_n
 struct Slow {
     provider: FakeProvider,
     go: Arc<Notify>,
+    /// Whether the first try to attach fails.
+    fails: AtomicBool,
+}
+
+impl Place {
+    fn slow_manager(&self, go: &Arc<Notify>, fails: bool, patience: Duration) -> Manager {
+        let slow = Slow {
+            provider: self.provider.clone(),
+            go: go.clone(),
+            fails: AtomicBool::new(fails),
+        };
+        let mut options = ManagerOptions::default();
+        options.restore_patience = patience;
+        let logs = Logs::new(self.store.clone(), LogOptions::default()).unwrap();
+        Manager::new(vec![Arc::new(slow)], logs, options)
+    }
 }
 
 #[async_trait]
@@ -588,6 +604,9 @@ impl KernelProvider for Slow {
     }
 
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
+        if self.fails.swap(false, Ordering::SeqCst) {
+            return Err(ProviderError::failed("attach", "not now").into());
+        }
         self.go.notified().await;
         self.provider.attach(record).await
     }
@@ -604,20 +623,97 @@ async fn a_kernel_that_is_still_started_is_attached_to_once_it_runs() {
     drop(before);
 
     let go = Arc::new(Notify::new());
-    let slow = Slow {
-        provider: place.provider.clone(),
-        go: go.clone(),
-    };
-    let mut options = ManagerOptions::default();
-    options.restore_patience = Duration::ZERO;
-    let logs = Logs::new(place.store.clone(), LogOptions::default()).unwrap();
-    let manager = Manager::new(vec![Arc::new(slow)], logs, options);
+    let manager = place.slow_manager(&go, false, Duration::ZERO);
     let mut events = manager.events();
-    assert_eq!(soon(manager.restore()).await.unwrap(), 0);
+    assert_eq!(soon(manager.restore()).await, 0);
     assert!(manager.get(id).is_none());
     go.notify_one();
     let event = soon(events.recv()).await.unwrap();
     assert!(matches!(event.kind, KernelEventKind::Attached), "{event:?}");
     assert_eq!(manager.get(id).unwrap().log().epoch(), epoch);
+    soon(manager.shutdown()).await;
+}
+
+/// A cell that waits, in a kernel whose manager is gone.
+async fn left_alone(place: &Place) -> (KernelId, String) {
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let message = request("wait", "s");
+    let msg_id = message.header.msg_id.clone();
+    soon(kernel.send(&"s".into(), Channel::Shell, message.to_wire()))
+        .await
+        .unwrap();
+    until(&kernel, &msg_id, |execution| {
+        execution.status == ExecutionStatus::Running
+    })
+    .await;
+    let id = kernel.id();
+    drop(kernel);
+    soon(manager.detach()).await;
+    (id, msg_id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_is_not_reached_is_tried_again_and_is_not_taken_for_dead() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let (id, msg_id) = left_alone(&place).await;
+    let go = Arc::new(Notify::new());
+    let manager = place.slow_manager(&go, true, Duration::from_secs(60));
+    let mut events = manager.events();
+    assert_eq!(soon(manager.restore()).await, 0);
+    assert!(manager.get(id).is_none());
+    let past = manager.past_executions(id).await.unwrap().unwrap();
+    let execution = past.get(&msg_id).await.unwrap().unwrap();
+    assert_eq!(execution.status, ExecutionStatus::Running);
+    go.notify_one();
+    let event = soon(events.recv()).await.unwrap();
+    assert!(matches!(event.kind, KernelEventKind::Attached), "{event:?}");
+    place.go.notify_one();
+    let kernel = manager.get(id).unwrap();
+    until(&kernel, &msg_id, |execution| execution.status == ExecutionStatus::Ok).await;
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ran_when_its_kernel_ended_unseen_has_died() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let (id, msg_id) = left_alone(&place).await;
+    let left = place.provider.list(&Selector::all()).await.unwrap().remove(0);
+    let handle = place.provider.attach(&left).await.unwrap();
+    handle.shutdown(Duration::ZERO).await.unwrap();
+    let manager = place.manager();
+    assert_eq!(soon(manager.restore()).await, 0);
+    let past = manager.past_executions(id).await.unwrap().unwrap();
+    let execution = past.get(&msg_id).await.unwrap().unwrap();
+    assert_eq!(execution.status, ExecutionStatus::Died);
+    assert!(execution.reason.is_some());
+    drop(past);
+    // Another kernel that has its log goes on without it.
+    let mut again = StartRequest::new("scripts");
+    again.id = Some(id);
+    let kernel = soon(manager.start(again)).await.unwrap();
+    let execution = record(&kernel, &msg_id).await;
+    assert_eq!(execution.status, ExecutionStatus::Died);
+    assert!(execution.ended.is_some());
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_are_too_old_go_from_logs_that_nobody_writes() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let mut log_options = LogOptions::default();
+    log_options.stored_age = Some(Duration::from_millis(50));
+    let logs = Logs::new(place.store.clone(), log_options).unwrap();
+    let mut options = ManagerOptions::default();
+    options.culling.interval = Duration::from_millis(10);
+    let manager = Manager::new(vec![Arc::new(place.provider.clone())], logs, options);
+    let kernel = start(&manager).await;
+    let log = kernel.log().clone();
+    soon(async {
+        while log.earliest() <= Seq(1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     soon(manager.shutdown()).await;
 }

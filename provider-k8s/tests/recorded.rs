@@ -130,7 +130,7 @@ async fn an_embedder_that_is_killed_leaves_all_to_the_next() {
 
     let store: Arc<dyn LogStore> = Arc::new(FjallStore::open(data.path()).unwrap());
     let manager = manager(place.open(Reach::PortForward).await, store);
-    assert_eq!(manager.restore().await.unwrap(), KERNELS);
+    assert_eq!(manager.restore().await, KERNELS);
     let kernels = manager.list();
     let pods: BTreeSet<String> = kernels
         .iter()

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::shared::{Shared, StoredWithBounds};
 use super::writer::Writer;
@@ -57,6 +58,17 @@ impl Logs {
             handles: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// Whether other processes may write logs of the store too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.store.is_shared()
+    }
+
+    /// For how long entries are kept; `None` where their age does not matter.
+    pub(crate) fn stored_age(&self) -> Option<Duration> {
+        self.options.stored_age
     }
 
     /// Opens the kernel's log for appending, or makes an empty one. Where it is open already, this is another handle.

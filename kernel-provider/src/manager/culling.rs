@@ -1,15 +1,22 @@
 //! Ends kernels that nobody uses, and drops the logs of kernels that are long gone.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use serde_json::Value;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Culling, Kernel, Shared};
+use crate::KernelId;
 use crate::provider::ExitCause;
-use crate::session::{ExecutionState, trim_index};
+use crate::session::{ExecutionState, Lifecycle, trim_index};
+
+/// How often entries that are too old are dropped: so many times within the age that they may have, and each hour.
+const TRIMMINGS: u32 = 16;
+const TRIM_AT_LEAST: Duration = Duration::from_secs(60 * 60);
 
 /// Starts the task that looks at the kernels at the interval that the options say.
 pub(super) fn start(manager: &Arc<Shared>) {
@@ -26,13 +33,28 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Not at once: kernels that ran before are not restored yet, and their logs are to stay.
     ticks.reset();
+    let mut trimmed = Instant::now();
+    let mut told_quiet = HashMap::new();
     loop {
         ticks.tick().await;
         let Some(manager) = manager.upgrade() else {
             return;
         };
         drop_old_logs(&manager).await;
-        for kernel in manager.registry.list() {
+        // A log that is written is trimmed as it grows; this is for those that are not.
+        if let Some(age) = manager.logs.stored_age()
+            && trimmed.elapsed() >= (age / TRIMMINGS).min(TRIM_AT_LEAST)
+        {
+            trimmed = Instant::now();
+            if let Err(error) = manager.logs.trim().await {
+                warn!(%error, "entries that are too old cannot be dropped");
+            }
+        }
+        let kernels = manager.registry.list();
+        if manager.logs.is_shared() {
+            tell_quiet(&kernels, manager.options.log_retention, &mut told_quiet);
+        }
+        for kernel in kernels {
             if let Err(error) = trim_index(kernel.log()).await {
                 warn!(kernel_id = %kernel.id(), %error, "the index of the kernel's log cannot be trimmed");
             }
@@ -48,6 +70,20 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
     }
 }
 
+/// Has the logs of quiet kernels say that they run, before another manager takes them for those of kernels that are gone.
+fn tell_quiet(kernels: &[Arc<Kernel>], retention: Duration, told: &mut HashMap<KernelId, DateTime<Utc>>) {
+    told.retain(|id, _| kernels.iter().any(|kernel| kernel.id() == *id));
+    let now = Utc::now();
+    for kernel in kernels {
+        let told = told.entry(kernel.id()).or_insert_with(|| kernel.last_activity());
+        let last = kernel.last_activity().max(*told);
+        if (now - last).to_std().is_ok_and(|quiet| quiet >= retention / 4) {
+            kernel.recorder().lifecycle(&Lifecycle::Quiet);
+            *told = now;
+        }
+    }
+}
+
 async fn drop_old_logs(manager: &Shared) {
     let logs = match manager.logs.list().await {
         Ok(logs) => logs,
@@ -58,7 +94,8 @@ async fn drop_old_logs(manager: &Shared) {
     };
     for log in logs {
         let age = (Utc::now() - log.updated).to_std().unwrap_or_default();
-        if age < manager.options.log_retention || manager.registry.knows(log.id) {
+        let may_run = manager.registry.knows(log.id) || manager.attaching().contains(&log.id);
+        if age < manager.options.log_retention || may_run {
             continue;
         }
         match manager.logs.remove(log.id).await {

@@ -9,8 +9,8 @@ mod registry;
 mod restore;
 mod supervisor;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jupyter_protocol::InstalledKernelspec;
@@ -28,7 +28,7 @@ pub use options::{Culling, ManagerOptions, StartRequest};
 use crate::KernelId;
 use crate::log::{Log, Logs, StoreError};
 use crate::provider::{KernelHandle, KernelProvider, LaunchRequest, Progress};
-use crate::session::{Lifecycle, Recorder, Sessions};
+use crate::session::{Executions, Lifecycle, Recorder, Sessions};
 use events::Events;
 use registry::Registry;
 
@@ -49,6 +49,8 @@ struct Shared {
     options: ManagerOptions,
     logs: Logs,
     registry: Registry,
+    /// Kernels that ran before this process and that it has not attached to yet.
+    attaching: Mutex<HashSet<KernelId>>,
     events: Events,
     tasks: TaskTracker,
     /// Cancelled when no kernel is started any more: those that are being started are given up.
@@ -74,6 +76,7 @@ impl Manager {
                 registry: Registry::new(options.max_kernels, options.max_kernels_per_owner),
                 options,
                 logs,
+                attaching: Mutex::default(),
                 events: Events::new(),
                 tasks: TaskTracker::new(),
                 closing: stop.child_token(),
@@ -170,6 +173,27 @@ impl Manager {
         self.shared.stop.cancel();
     }
 
+    /// What the log of a kernel that this manager does not run says of executions; `None` where there is no log. Those
+    /// that had not ended have died with it, unless the kernel may run all the same: not attached to yet, or at another
+    /// manager that shares the store.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the log cannot be opened.
+    pub async fn past_executions(&self, id: KernelId) -> Result<Option<Executions>, StoreError> {
+        let Some(log) = self.shared.logs.find(id).await? else {
+            return Ok(None);
+        };
+        let may_run = self.shared.closing.is_cancelled()
+            || self.shared.registry.knows(id)
+            || self.shared.attaching().contains(&id)
+            || self.shared.logs.is_shared();
+        Ok(Some(if may_run {
+            Executions::of(log)
+        } else {
+            Executions::of_the_past(log)
+        }))
+    }
+
     /// Ends the manager's tasks and leaves the kernels running, with all that was recorded in the store. Kernels that are
     /// being started are given up.
     pub async fn detach(&self) {
@@ -181,6 +205,10 @@ impl Manager {
 }
 
 impl Shared {
+    fn attaching(&self) -> MutexGuard<'_, HashSet<KernelId>> {
+        self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn start_no_more(&self) {
         self.registry.close();
         self.closing.cancel();

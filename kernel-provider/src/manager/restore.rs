@@ -32,10 +32,7 @@ impl Manager {
     /// until they are gone. Those that
     /// take longer than [`restore_patience`](super::ManagerOptions::restore_patience), as pods whose image is still pulled,
     /// are attached to later, each as soon as it runs, and told as [`KernelEventKind::Attached`] as all are.
-    ///
-    /// # Errors
-    /// [`StoreError`] where the logs cannot be opened.
-    pub async fn restore(&self) -> Result<usize, StoreError> {
+    pub async fn restore(&self) -> usize {
         let places = Arc::new(Semaphore::new(AT_A_TIME));
         // A message a kernel, no more.
         let (done, mut outcomes) = mpsc::unbounded_channel();
@@ -54,34 +51,31 @@ impl Manager {
                 let span = info_span!("restore", kernel_id = %record.id);
                 let (provider, places, done) = (provider.clone(), places.clone(), done.clone());
                 let (shared, closing) = (Arc::downgrade(&self.shared), self.shared.closing.clone());
+                self.shared.attaching().insert(record.id);
                 let attaching = async move {
                     let attach = async || {
                         let attached = provider.attach(&record).await;
                         // It is never closed.
                         let _place = places.acquire().await;
-                        Some(shared.upgrade()?.restored(&provider, &record, attached).await)
+                        let shared = shared.upgrade()?;
+                        let outcome = shared.restored(&provider, &record, attached).await;
+                        if !matches!(outcome, Outcome::Unreached) {
+                            shared.attaching().remove(&record.id);
+                        }
+                        Some(outcome)
                     };
                     let Some(mut outcome) = attach().await else { return };
                     let mut pause = FIRST_PAUSE;
-                    let mut done = Some(done);
-                    while let Ok(Outcome::Unreached) = outcome {
-                        // Only the first try is waited for.
-                        if let Some(done) = done.take() {
-                            let _ = done.send(outcome);
-                        }
+                    // Only the first try is waited for. Who waits may have gone on.
+                    let _ = done.send(matches!(outcome, Outcome::Attached));
+                    drop(done);
+                    while matches!(outcome, Outcome::Unreached) {
                         sleep(pause).await;
                         pause = (pause * 2).min(LONGEST_PAUSE);
                         match attach().await {
                             Some(now) => outcome = now,
                             None => return,
                         }
-                    }
-                    let told = match done {
-                        Some(done) => done.send(outcome),
-                        None => Err(mpsc::error::SendError(outcome)),
-                    };
-                    if let Err(mpsc::error::SendError(Err(error))) = told {
-                        error!(%error, "a kernel that runs is left alone");
                     }
                 };
                 let attaching = async move { closing.run_until_cancelled(attaching).await };
@@ -91,16 +85,14 @@ impl Manager {
         drop(done);
         let mut restored = 0;
         let attached = timeout(self.shared.options.restore_patience, async {
-            while let Some(outcome) = outcomes.recv().await {
-                restored += usize::from(matches!(outcome?, Outcome::Attached));
+            while let Some(attached) = outcomes.recv().await {
+                restored += usize::from(attached);
             }
-            Ok(())
         });
-        match attached.await {
-            Ok(all) => all?,
-            Err(_) => info!("some kernels are still being started; they are attached to once they run"),
+        if attached.await.is_err() {
+            info!("some kernels are still being started; they are attached to once they run");
         }
-        Ok(restored)
+        restored
     }
 }
 
@@ -111,19 +103,19 @@ impl Shared {
         provider: &Arc<dyn KernelProvider>,
         record: &KernelRecord,
         attached: Result<Arc<dyn KernelHandle>, AttachError>,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Outcome {
         let handle = match attached {
             Ok(handle) => handle,
             Err(error) => {
                 warn!(%error, "a running kernel cannot be attached to");
-                return Ok(match error {
+                return match error {
                     AttachError::Provider(_) => Outcome::Unreached,
                     _ => Outcome::Over,
-                });
+                };
             }
         };
         let Ok(reserved) = self.registry.reserve_running(record.id, record.owner.as_deref()) else {
-            return Ok(Outcome::Over);
+            return Outcome::Over;
         };
         let specs = provider.specs().borrow().clone();
         let spec = specs.by_name.get(&record.spec).cloned();
@@ -141,18 +133,21 @@ impl Shared {
             // Of this kernel alone: the others' logs are sound.
             Err(error @ StoreError::Damaged { .. }) => {
                 error!(%error, "a running kernel is left alone, since its log is damaged; once that is removed, the kernel is attached to at the next start");
-                return Ok(Outcome::Over);
+                return Outcome::Over;
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                error!(%error, "a running kernel's log cannot be opened");
+                return Outcome::Unreached;
+            }
         };
         if let Err(error) = kernel.reconnect().await {
             warn!(%error, "a running kernel cannot be connected to");
-            return Ok(Outcome::Unreached);
+            return Outcome::Unreached;
         }
         self.watch(&kernel);
         reserved.fill(kernel);
         info!("kernel attached");
         self.events.tell(record.id, KernelEventKind::Attached);
-        Ok(Outcome::Attached)
+        Outcome::Attached
     }
 }

@@ -28,6 +28,7 @@ const PAGE: usize = 256;
 /// ```
 pub struct Executions {
     log: Log,
+    are_past: bool,
 }
 
 /// Which executions are wanted: those that all of its parts apply to.
@@ -83,7 +84,12 @@ impl Executions {
     /// Those in this log.
     #[must_use]
     pub fn of(log: Log) -> Self {
-        Self { log }
+        Self { log, are_past: false }
+    }
+
+    /// Those in the log of a kernel that is gone: what has not ended by then has died with it.
+    pub(crate) fn of_the_past(log: Log) -> Self {
+        Self { log, are_past: true }
     }
 
     /// The log.
@@ -140,7 +146,12 @@ impl Executions {
     }
 
     fn read(&self, json: &[u8]) -> Option<ExecutionRecord> {
-        let record: ExecutionRecord = serde_json::from_slice(json).ok()?;
+        let mut record: ExecutionRecord = serde_json::from_slice(json).ok()?;
+        if self.are_past && !record.status.has_ended() {
+            record.status = ExecutionStatus::Died;
+            record.reason = Some("the kernel ended while nobody recorded it".to_owned());
+            record.open_input = None;
+        }
         // With some stores the index may be ahead of the entries.
         (record.request <= self.log.head()).then_some(record)
     }

@@ -32,6 +32,8 @@ pub enum Lifecycle {
     /// The connection to its iopub was lost: what it publishes until it is back, nobody records. Where the kernel ended,
     /// the next entry says so.
     Disconnected,
+    /// It runs, and has said nothing for long: told to whoever shares the store, so that they keep its log.
+    Quiet,
     /// Somebody restarts it.
     Restarting,
     /// It ended by itself and is started anew.
@@ -69,6 +71,8 @@ impl Lifecycle {
         };
         match self {
             Self::Restarted => Some(died("the kernel was restarted".to_owned())),
+            // Of one of the same id, before it.
+            Self::Started => Some(died("the kernel ended while nobody recorded it".to_owned())),
             Self::RestartingByItself { exit } | Self::Dead { exit } => Some(died(exit.cause.to_string())),
             _ => None,
         }
@@ -85,6 +89,7 @@ impl Lifecycle {
             }
             Self::Lost { executions } => (LIFECYCLE, json!({"event": "lost", "executions": executions})),
             Self::Disconnected => (LIFECYCLE, json!({"event": "disconnected"})),
+            Self::Quiet => (LIFECYCLE, json!({"event": "quiet"})),
             Self::Restarting => (LIFECYCLE, json!({"event": "restarting"})),
             Self::Restarted => (LIFECYCLE, json!({"event": "restarted"})),
             Self::RestartingByItself { exit } => ("status", status("restarting", exit)),

@@ -616,7 +616,9 @@ impl Recording {
     /// The same, where it is about executions that were asked before this entry.
     fn lifecycle_of(&self, event: &Lifecycle, asked_before: Seq) -> Seq {
         let message = event.message(OUR_SESSION);
-        self.touch();
+        if !matches!(event, Lifecycle::Quiet) {
+            self.touch();
+        }
         let entry = NewEntry {
             origin: Origin::Lifecycle,
             channel: Channel::Iopub,

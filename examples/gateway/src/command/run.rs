@@ -133,7 +133,7 @@ impl Running {
         };
         let data_dir = DataDir::take(data_dir)?;
         let manager = manager(flags, &data_dir).await?;
-        let restored = manager.restore().await?;
+        let restored = manager.restore().await;
 
         let access = flags.access()?;
         let from_env = flags.token_is_from_env();

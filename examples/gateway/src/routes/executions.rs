@@ -42,6 +42,16 @@ pub(super) async fn find_log(gateway: &Gateway, id: &str) -> Result<Log, ApiErro
         .ok_or_else(|| kernels::not_found(id))
 }
 
+/// What a kernel that runs or is gone was asked to run.
+async fn find(gateway: &Gateway, id: &str) -> Result<Executions, ApiError> {
+    let parsed: KernelId = id.parse().map_err(|_| kernels::not_found(id))?;
+    if let Some(kernel) = gateway.manager.get(parsed) {
+        return Ok(kernel.executions());
+    }
+    let past = gateway.manager.past_executions(parsed).await?;
+    past.ok_or_else(|| kernels::not_found(id))
+}
+
 #[derive(Deserialize)]
 pub(super) struct ListQuery {
     #[serde(rename = "cellId", alias = "cell_id")]
@@ -61,7 +71,7 @@ pub(super) async fn list(
     Path(id): Path<String>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Value>, ApiError> {
-    let executions = Executions::of(find_log(&gateway, &id).await?);
+    let executions = find(&gateway, &id).await?;
     let filter = ExecutionFilter {
         cell_id: query.cell_id,
         session: query.session,
@@ -97,7 +107,7 @@ pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
     Path((id, msg_id)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
-    let executions = Executions::of(find_log(&gateway, &id).await?);
+    let executions = find(&gateway, &id).await?;
     let Some(execution) = executions.get(&msg_id).await? else {
         return Err(ApiError::not_found(format!("Execution does not exist: {msg_id}")));
     };

@@ -81,6 +81,11 @@ pub trait LogStore: Send + Sync + 'static {
         true
     }
 
+    /// Whether other processes may write logs of this store at the same time. None do, unless a store says so.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Opens the kernel's log, or makes an empty one with a fresh [`Epoch`].
     ///
     /// # Errors

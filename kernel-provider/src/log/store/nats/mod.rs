@@ -320,6 +320,10 @@ fn meta_of(id: KernelId, info: &Info) -> Result<Meta, StoreError> {
 }
 
 impl LogStore for NatsStore {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError> {
         Ok(Box::new(self.nats.block_on(self.nats.open(id))?))
     }
