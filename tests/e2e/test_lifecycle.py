@@ -266,6 +266,47 @@ def test_crash_is_told_and_restarted(gateway: Gateway) -> None:
         assert python_pid(client) != pid
 
 
+def test_a_kernel_that_takes_nothing_is_restarted(gateway: Gateway) -> None:
+    with gateway.kernel() as kernel_id, gateway.socket(kernel_id) as client:
+        pid = python_pid(client)
+        kill(pid, signal.SIGSTOP)
+        # More than fits into its socket: the gateway is in the midst of sending.
+        for _ in range(8):
+            client.execute("#" + "x" * (2 << 20))
+        response = gateway.rest("POST", f"api/kernels/{kernel_id}/restart")
+        assert response.status_code == 200, response.text
+        with gateway.socket(kernel_id) as other:
+            assert other.run("6 * 7") == "42"
+            assert python_pid(other) != pid
+
+
+def test_an_answer_reaches_a_kernel_that_takes_no_requests(gateway: Gateway) -> None:
+    with gateway.kernel() as kernel_id, gateway.socket(kernel_id, "asks") as client:
+        asked = client.execute("input('name? ')")
+        client.until(lambda m: m["header"]["msg_type"] == "input_request")
+        with gateway.socket(kernel_id, "floods") as other:
+            for _ in range(8):
+                other.execute("#" + "x" * (2 << 20))
+            client.send(message("input_reply", {"value": "Ann"}, session="asks", channel="stdin"))
+            assert "'Ann'" in text_of(client.finish(asked))
+
+
+def test_sigterm_while_a_kernel_restarts_keeps_the_kernel(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    kernel_id = gateway.start_kernel()["id"]
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+            path = f"/api/kernels/{kernel_id}/restart"
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: token {TOKEN}\r\n\r\n".encode())
+            eventually(lambda: gateway.model(kernel_id)["execution_state"] == "restarting", "it restarts")
+        # Nobody waits for the answer any more.
+        assert gateway.stop(signal.SIGTERM) == 0
+        gateway.start()
+        assert [k["id"] for k in gateway.rest("GET", "api/kernels").json()] == [kernel_id]
+        with gateway.socket(kernel_id) as client:
+            assert client.run("6 * 7") == "42"
+
+
 def test_culling(start_gateway: Start) -> None:
     gateway = start_gateway("--cull-idle-timeout", "5", "--cull-interval", "1")
     # Each is used as soon as it runs: the start of the next one may take as long as an idle kernel is left alone.

@@ -8,7 +8,8 @@
 //! beyond the limit, through a queue that the worker puts its own work into as well: a flood fills it, the worker then
 //! waits for itself for ever, and from then on all that is written stays in memory and in the journal.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -46,6 +47,8 @@ pub(super) struct Database {
     /// How many writes are to fail before the database is opened anew, and how many it is after the next failure.
     skip: AtomicU32,
     skip_next: AtomicU32,
+    /// Given up last.
+    _lock: File,
 }
 
 /// The database as it is open. Keyspaces are asked for when they are needed: who kept one would keep the database from
@@ -63,6 +66,7 @@ pub(super) struct Open {
 
 impl Database {
     pub(super) fn open(folder: &Path) -> Result<Self, StoreError> {
+        let lock = lock(folder)?;
         let open = Open::new(folder)?;
         boot::begin(&open)?;
         Ok(Self {
@@ -72,6 +76,7 @@ impl Database {
             failed: AtomicBool::new(false),
             skip: AtomicU32::new(0),
             skip_next: AtomicU32::new(1),
+            _lock: lock,
         })
     }
 
@@ -188,6 +193,21 @@ impl Drop for Database {
             tracing::warn!(folder = %self.folder.display(), %error, "the logs were not closed in order");
         }
     }
+}
+
+/// Makes the folder this process's alone. fjall locks it too, but looks after nothing before it has.
+fn lock(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join("in-use");
+    let locked = || {
+        fs::create_dir_all(folder)?;
+        let file = File::create(&path)?;
+        file.try_lock()?;
+        Ok(file)
+    };
+    locked().map_err(|error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock => failed(folder, "open the logs", fjall::Error::Locked),
+        _ => StoreError::failed(format!("open the logs in {}", folder.display()), error),
+    })
 }
 
 impl Open {
@@ -398,18 +418,49 @@ fn put_damaged_aside(folder: &Path) {
     let Ok(keyspaces) = fs::read_dir(folder.join("keyspaces")) else {
         return;
     };
+    let mut is_any_sound = false;
+    let mut broken = Vec::new();
     for keyspace in keyspaces.flatten() {
         let path = keyspace.path();
         // The first holds the names of the others. Without it there is no database.
         if keyspace.file_name() == "0" || !path.join(CURRENT).exists() {
             continue;
         }
-        let Err(error) = lsm_tree::Config::new(&path, Default::default(), Default::default()).open() else {
+        match lsm_tree::Config::new(&path, Default::default(), Default::default()).open() {
+            Ok(_) => is_any_sound = true,
+            Err(error) => broken.push((keyspace.file_name(), path, error)),
+        }
+    }
+    for (name, path, error) in broken {
+        if !is_damage(&error, is_any_sound) {
+            tracing::error!(path = %path.display(), %error, "files of a log cannot be read now");
             continue;
-        };
-        let aside = damaged(folder).join(keyspace.file_name());
+        }
+        let aside = damaged(folder).join(name);
         let moved = fs::create_dir_all(damaged(folder)).and_then(|()| fs::rename(&path, &aside));
         tracing::error!(path = %path.display(), aside = %aside.display(), %error, ?moved, "files of a log are damaged and are put aside");
+    }
+}
+
+/// Whether the files themselves are damaged, and not what reads them at its limits, as of open files. A disk that cannot
+/// read them is at fault itself where it can read no others.
+fn is_damage(error: &lsm_tree::Error, is_any_sound: bool) -> bool {
+    use io::ErrorKind::{
+        OutOfMemory, PermissionDenied, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, TimedOut,
+    };
+    const EIO: i32 = 5;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    let lsm_tree::Error::Io(error) = error else {
+        return true;
+    };
+    match (error.raw_os_error(), error.kind()) {
+        (Some(EIO), _) => is_any_sound,
+        (Some(ENFILE | EMFILE), _) => false,
+        (_, OutOfMemory | PermissionDenied | ReadOnlyFilesystem | StaleNetworkFileHandle | StorageFull | TimedOut) => {
+            false
+        }
+        _ => true,
     }
 }
 

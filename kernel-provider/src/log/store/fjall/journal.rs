@@ -53,6 +53,8 @@ fn mend_one(path: &Path) -> io::Result<u64> {
     reader.seek(SeekFrom::Start(sound))?;
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest)?;
+    let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    rest.truncate(written);
     let mut kept = Vec::new();
     let mut damaged = 0;
     let mut position = 0;
@@ -79,11 +81,41 @@ fn mend_one(path: &Path) -> io::Result<u64> {
     Ok(damaged as u64)
 }
 
-/// The next batch at or after the position that is as it was written, where another one was before it.
+/// The next batch at or after the position, which is where one is that is damaged, that is as it was written.
+///
+/// What looks like a batch may be what a kernel sent, inside of one. So none is looked for in what the damaged one says
+/// that it has. Where that would be more than there is, it was being written as the machine went down.
 fn next_batch(bytes: &[u8], position: usize) -> Option<usize> {
-    memchr::memmem::find_iter(&bytes[position..], MAGIC)
-        .map(|found| position + found + MAGIC.len())
+    let end = position + claimed_length(&bytes[position..]);
+    let rest = bytes.get(end..)?;
+    let after_others = memchr::memmem::find_iter(rest, MAGIC).map(|found| end + found + MAGIC.len());
+    std::iter::once(end)
+        .chain(after_others)
         .find(|start| matches!(skip_batch(&mut &bytes[*start..]), Ok(Some(_))))
+}
+
+/// How long a batch is by what it says itself, as far as that is to be read; what kind of thing it and its items are is
+/// taken for granted.
+fn claimed_length(bytes: &[u8]) -> usize {
+    let &[_, c0, c1, c2, c3, _, _, _, _, _, _, _, _, ..] = bytes else {
+        return 0;
+    };
+    let mut length = 13_usize;
+    for _ in 0..u32::from_le_bytes([c0, c1, c2, c3]) {
+        match bytes.get(length..).unwrap_or_default() {
+            [CLEAR, ..] => length += 9,
+            [_, head @ ..] if head.len() >= ITEM_HEAD - 1 => {
+                let [.., k0, k1, _, _, _, _, v0, v1, v2, v3] = head[..ITEM_HEAD - 1] else {
+                    return length;
+                };
+                let key = usize::from(u16::from_le_bytes([k0, k1]));
+                let value = u32::from_le_bytes([v0, v1, v2, v3]) as usize;
+                length += ITEM_HEAD + key + value;
+            }
+            _ => return length,
+        }
+    }
+    length + 13
 }
 
 /// The length of the batches that the reader has until one is not as it was written.
@@ -163,6 +195,68 @@ fn only_zeros(reader: &mut impl Read) -> io::Result<bool> {
         }
         if buffer[..read].iter().any(|byte| *byte != 0) {
             return Ok(false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch of one item.
+    fn batch(value: &[u8]) -> Vec<u8> {
+        let mut item = vec![ITEM, 0, 0];
+        item.extend(2_u64.to_le_bytes());
+        item.extend(1_u16.to_le_bytes());
+        item.extend([value.len() as u32; 2].map(u32::to_le_bytes).concat());
+        item.push(b'k');
+        item.extend(value);
+        let mut hash = Xxh3::new();
+        hash.update(&item);
+        let mut batch = vec![START, 1, 0, 0, 0];
+        batch.extend(7_u64.to_le_bytes());
+        batch.extend(item);
+        batch.push(END);
+        batch.extend(hash.digest().to_le_bytes());
+        batch.extend(MAGIC);
+        batch
+    }
+
+    fn mended(bytes: &[u8]) -> (u64, Vec<u8>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.jnl");
+        fs::write(&path, bytes).unwrap();
+        let damaged = mend(folder.path()).unwrap();
+        (damaged, fs::read(&path).unwrap())
+    }
+
+    #[test]
+    fn what_a_kernel_sent_is_no_batch_wherever_the_one_around_it_is_torn() {
+        let first = batch(b"sound");
+        let forged = batch(b"of another log");
+        let around = batch(&[b"x\xff", MAGIC, &forged, b"and more of it"].concat());
+        for end in 1..around.len() {
+            let mut torn = [&first[..], &around[..end]].concat();
+            assert_eq!(mended(&torn), (0, first.clone()), "torn after {end}");
+            torn.resize(torn.len() + 100, 0);
+            let (damaged, left) = mended(&torn);
+            assert!(damaged == 0 && left == first, "torn after {end}, and zeros");
+        }
+    }
+
+    #[test]
+    fn nor_where_it_is_damaged() {
+        let (first, last) = (batch(b"sound"), batch(b"the last"));
+        let around = batch(&[MAGIC, &batch(b"of another log"), b"and more of it"].concat());
+        // Its number is not hashed.
+        for at in (0..around.len()).filter(|at| !(5..13).contains(at)) {
+            let mut damaged = around.clone();
+            damaged[at] ^= 0xff;
+            let (_, left) = mended(&[&first[..], &damaged, &last].concat());
+            // Where a length is damaged, it may look like one that was being written.
+            let is_length = (1..5).contains(&at) || (13 + 11..13 + ITEM_HEAD).contains(&at);
+            let kept = [&first[..], &last].concat();
+            assert!(left == kept || is_length && left == first, "damaged at {at}");
         }
     }
 }
