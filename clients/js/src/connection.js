@@ -59,6 +59,8 @@ export class KernelConnection {
   /** @type {string | undefined} */
   #handed;
 
+  /** The last entry that was received of this log: reading may have gone back since. */
+  #received = { epoch: '', seq: 0 };
   /** @type {Map<string, Request>} */
   #requests = new Map();
   #requestBytes = 0;
@@ -78,11 +80,11 @@ export class KernelConnection {
     const WebSocket = options.WebSocket ?? /** @type {WebSocketClass | undefined} */ (globalThis.WebSocket);
     if (!WebSocket) throw new TypeError('there is no global WebSocket: pass one, such as that of the package ws');
     this.#options = {
-      helloMs: 30_000,
-      silenceMs: 90_000,
-      pauseMs: 100,
-      maxPauseMs: 10_000,
       ...options,
+      helloMs: options.helloMs ?? 30_000,
+      silenceMs: options.silenceMs ?? 90_000,
+      pauseMs: options.pauseMs ?? 100,
+      maxPauseMs: options.maxPauseMs ?? 10_000,
       WebSocket,
     };
     /** What names this client to the gateway. */
@@ -104,8 +106,7 @@ export class KernelConnection {
       this.#probeUrl.searchParams.set('token', options.token);
     }
 
-    if (options.signal?.aborted) this.close();
-    else options.signal?.addEventListener('abort', this.#onAbort);
+    this.#heedSignal();
   }
 
   /** @returns {State} */
@@ -260,6 +261,12 @@ export class KernelConnection {
 
   #onAbort = () => this.close();
 
+  #heedSignal() {
+    const { signal } = this.#options;
+    if (signal?.aborted) this.close();
+    else signal?.addEventListener('abort', this.#onAbort);
+  }
+
   // --- The connection ---
 
   async #run() {
@@ -275,7 +282,11 @@ export class KernelConnection {
         }
         this.#setState('connecting');
         const ended = await this.#connect();
-        if (this.#over || !this.#link) continue;
+        if (this.#over) continue;
+        if (!this.#link) {
+          if (!ended.spoken) this.#lostHandshake = Date.now();
+          continue;
+        }
         this.#link = undefined;
         const error = await this.#judge(ended);
         if (this.#over) continue;
@@ -378,7 +389,10 @@ export class KernelConnection {
   #goBack() {
     const handed = this.#handed;
     if (!this.#handing || handed === undefined || handed === this.#position.cursor) return;
-    if (this.#over?.state === 'ended') this.#over = undefined;
+    if (this.#over?.state === 'ended') {
+      this.#over = undefined;
+      this.#heedSignal();
+    }
     if (this.#over) return;
     this.#position.moveTo(handed);
     this.#reconnect();
@@ -398,6 +412,7 @@ export class KernelConnection {
   /** @param {Hello} hello */
   #onHello(hello) {
     this.#position.hello(hello);
+    if (this.#received.epoch !== hello.epoch) this.#received = { epoch: hello.epoch, seq: 0 };
     const cursor = /** @type {string} */ (this.#position.cursor);
     if (this.#handing) this.#handed ??= cursor;
     if (!hello.recovered) {
@@ -429,6 +444,7 @@ export class KernelConnection {
   #onEntry(bytes) {
     const frame = new Frame(bytes, /** @type {string} */ (this.#position.epoch));
     this.#position.entry(frame.seq);
+    this.#received.seq = Math.max(this.#received.seq, frame.seq);
     const request = this.#requests.get(frame.header.msg_id);
     if (request && request.channel === frame.channel) {
       this.#forget(request);
@@ -469,6 +485,8 @@ export class KernelConnection {
    * @param {number} last
    */
   #loseInFlight(last) {
+    // They were received before: `entries()` has them read once more.
+    if (last <= this.#received.seq) return;
     const error = new KernelConnectionError(
       'gap',
       'entries of the log are gone, and the reply may be among them; the gateway may still have the execution',

@@ -19,7 +19,8 @@
  *   package `ws`.
  * @property {AbortSignal} [signal] Aborting is as `close()`.
  * @property {number} [maxWaitingBytes] How much may wait to be read, and how much to be sent: 64 MiB without it. With more
- *   to read, the connection is closed until it is read; the log keeps what comes meanwhile.
+ *   to read, the connection is closed until it is read; the log keeps what comes meanwhile. Of an execution that nobody has
+ *   begun to read as much may wait besides; then it is dropped.
  * @property {number} [helloMs] How many milliseconds a connection has for its first frame; 30,000 without it.
  * @property {number} [silenceMs] After how many milliseconds without a frame a connection is dead; 90,000 without it.
  * @property {number} [pauseMs] The first pause before a reconnect; 100 without it. It doubles each time.

@@ -14,9 +14,9 @@ const EPOCH = 'a'.repeat(32);
 /** @param {string} code */
 const failsWith = (code) => ({ name: 'KernelConnectionError', code });
 
-/** @param {import('./mock-gateway.js').MockGateway} gateway @param {number} count */
-function fill(gateway, count) {
-  for (let i = 0; i < count; i++) gateway.publish('stream', { name: 'stdout', text: `${i} ` });
+/** @param {import('./mock-gateway.js').MockGateway} gateway @param {number} count @param {any} [parent] */
+function fill(gateway, count, parent = {}) {
+  for (let i = 0; i < count; i++) gateway.publish('stream', { name: 'stdout', text: `${i} ` }, parent);
 }
 
 for (const [name, WebSocket] of IMPLEMENTATIONS) {
@@ -342,6 +342,25 @@ test('what was in flight when entries were lost fails; what was sent after them 
     assert.equal(messages.length, 1);
   }));
 
+test('a gap that is read once more loses nothing that was received', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 3);
+    const kernel = client({ resume: 'start' });
+    await collect(kernel.entries(), () => true);
+    gateway.kernel = ({ header }) => fill(gateway, 2, header);
+    const execution = kernel.execute('go on');
+    const messages = execution[Symbol.asyncIterator]();
+    assert.equal((await messages.next()).value?.seq, 5);
+    gateway.log.fill(null, 0, 3);
+    gateway.earliest = 4;
+    const reading = collect(kernel.entries(), ({ seq }) => seq === 7);
+    await event(kernel, 'notRecovered');
+    assert.equal((await messages.next()).value?.seq, 6);
+    gateway.publish('status', { execution_state: 'idle' }, { msg_id: execution.msgId });
+    assertSeqs(await reading, 4, 7);
+    assert.equal((await messages.next()).value?.seq, 7);
+  }));
+
 test('a message is sent again until it is in the log, and runs once', () =>
   withGateway(async ({ gateway, client }) => {
     // Entries reach nobody before the third connection.
@@ -458,6 +477,23 @@ test('a signal closes, before and during', () =>
     assert.deepEqual(await reading, []);
   }));
 
+test('a signal closes a client that reads once more what it had left', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 3);
+    const abort = new AbortController();
+    const kernel = client({ resume: 'start', signal: abort.signal });
+    await collect(kernel.entries(), () => true);
+    const ended = event(kernel, 'state', ({ state }) => state === 'ended');
+    gateway.end();
+    await ended;
+    gateway.ended = false;
+    const reading = collect(kernel.entries());
+    await event(kernel, 'hello');
+    abort.abort();
+    await reading;
+    assert.equal(kernel.state, 'closed');
+  }));
+
 test('close() ends a pause, a handshake and a probe', () =>
   withGateway(async ({ gateway, client }) => {
     for (const refuse of [() => 503, () => undefined]) {
@@ -522,6 +558,42 @@ test('a handshake of its own that was late does not end a client', () =>
     await event(kernel, 'hello');
     gateway.end();
     assertSeqs(await reading, 1, 1);
+  }));
+
+test('nor does one that was given up to go back', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 3);
+    let late = true;
+    gateway.script = (socket, n, resume) => {
+      if (n === 2 && late) {
+        late = false;
+        gateway.serve(socket, n, resume);
+        socket.close(4001);
+        return true;
+      }
+      return n === 1;
+    };
+    const kernel = client({ resume: 'start' });
+    await collect(kernel.entries(), () => true);
+    const connecting = event(kernel, 'state', ({ state }) => state === 'connecting');
+    gateway.disconnect();
+    await connecting;
+    while (gateway.connections < 2) await new Promise((resolve) => setTimeout(resolve, 1));
+    assertSeqs(await collect(kernel.entries(), ({ seq }) => seq === 3), 2, 3);
+    gateway.end();
+    assert.equal((await event(kernel, 'state', ({ state }) => ['ended', 'failed'].includes(state))).state, 'ended');
+  }));
+
+test('an option that is undefined is one that is not given', () =>
+  withGateway(async ({ gateway, client }) => {
+    fill(gateway, 1);
+    gateway.refuse = (n) => (n < 2 ? 503 : undefined);
+    const none = undefined;
+    const kernel = client({ resume: 'start', helloMs: none, silenceMs: none, pauseMs: none, maxPauseMs: none });
+    const began = Date.now();
+    await collect(kernel.entries(), () => true);
+    // 100 and 200 ms, each at least halved.
+    assert.ok(Date.now() - began >= 148, `${Date.now() - began} ms`);
   }));
 
 test('pauses grow until a frame comes after the hello', () =>
