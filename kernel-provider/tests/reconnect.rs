@@ -13,6 +13,7 @@ use jupyter_protocol::content::{
 use jupyter_protocol::kernel::{Context, Kernel as Serves};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, ConnectionInfo, WireMessage};
+use kernel_provider::KernelId;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::log::{Entry, LogOptions, Logs, MemoryStore, Origin};
 use kernel_provider::manager::{Kernel, KernelEventKind, Manager, ManagerOptions, StartRequest};
@@ -20,7 +21,8 @@ use kernel_provider::provider::{
     AttachError, Exit, ExitCause, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest,
     Phase, Progress, ProviderError, Selector, Specs,
 };
-use kernel_provider::session::{Attachment, ExecutionState, ExecutionStatus, SendError};
+use kernel_provider::session::{Attachment, ExecutionState, ExecutionStatus, Executions, SendError};
+use kernel_provider::simulation::SimulatedKernel;
 use tokio::io::{AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -612,4 +614,25 @@ async fn last_words_that_may_be_on_their_way_are_told_as_missing() {
     place.fake.end(place.kernel.id(), ExitCause::OutOfMemory);
     let entries = place.until(|entry| text(entry).contains("\"dead\"")).await;
     assert_eq!(entries.iter().filter(|entry| is_disconnected(entry)).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cell_that_cannot_be_sent_for_long_is_told_as_lost() {
+    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+    let log = logs.open(KernelId::random()).await.unwrap();
+    let (requests, kernel_side) = tokio::sync::mpsc::channel(1);
+    let simulated = SimulatedKernel::attach(log.clone(), &requests).await.unwrap();
+    // The network to it is gone.
+    drop(kernel_side);
+    let message = Message::new(ExecuteRequest::new("1"), "s");
+    let msg_id = message.header.msg_id.clone();
+    let sent = simulated
+        .kernel()
+        .send(&"s".into(), Channel::Shell, message.to_wire())
+        .await;
+    assert!(matches!(sent, Err(SendError::Socket(_))), "{sent:?}");
+    log.flushed().await;
+    let execution = Executions::of(log.clone()).get(&msg_id).await.unwrap().unwrap();
+    assert_eq!(execution.status, ExecutionStatus::Lost);
+    assert!(execution.reply.is_some() && execution.idle.is_some());
 }

@@ -502,11 +502,19 @@ impl Recording {
         }
         let sent = self.send_on(&mut sender, channel, message.clone()).await;
         drop(sender);
-        if let Err(error) = sent {
-            self.send_again(channel, session, message.clone(), error).await?;
+        let sent = match sent {
+            Ok(()) => Ok(()),
+            Err(error) => self.send_again(channel, session, message.clone(), error).await,
+        };
+        if sent.is_err() {
+            if ours || &*peek::msg_type(&message) != "execute_request" {
+                return sent;
+            }
+            // Its client has seen it in the log, or waits for its reply: neither sends it again.
+            self.lose(&[unsent.msg_id.into()], session);
         }
         unsent.was_sent();
-        Ok(())
+        sent
     }
 
     /// Whether the kernel was sent a message of this id, over whichever connection, by this process or one before it.
