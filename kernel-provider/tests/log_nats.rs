@@ -8,7 +8,7 @@ mod nats_server;
 use std::time::Duration;
 
 use kernel_provider::KernelId;
-use kernel_provider::log::{IndexUpdate, LogOptions, Logs, NatsOptions, NatsStore, Seq};
+use kernel_provider::log::{IndexUpdate, Log, LogOptions, Logs, NatsOptions, NatsStore, Seq};
 use log_common::{append, read_with_gaps};
 use nats_server::Server;
 
@@ -16,6 +16,24 @@ fn logs(server: &Server) -> Logs {
     let mut options = LogOptions::default();
     options.memory_bytes = 10_000;
     Logs::new(server.connect(), options).unwrap()
+}
+
+/// Appends at least one entry, and more until they are recorded.
+async fn append_until_recorded(log: &Log) {
+    let again = async {
+        loop {
+            append(log, [log.head().0 + 1], 1_000);
+            // Only then the next one's number is known.
+            log.flushed().await;
+            if log.is_recorded() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), again)
+        .await
+        .expect("the log is recorded again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,18 +62,10 @@ async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
     }
     log.update_index([IndexUpdate::put("k", "away")]);
     assert_eq!(log.index_get("k").await.unwrap().unwrap(), "away");
+    // More than the server takes in one message.
+    log.update_index((0..3_000).map(|n| IndexUpdate::put(format!("many{n}"), vec![0; 1_000])));
     server.restart();
-    let again = async {
-        while !log.is_recorded() {
-            append(&log, [log.head().0 + 1], 1_000);
-            // Only then the next one's number is known.
-            log.flushed().await;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), again)
-        .await
-        .expect("the log is recorded again");
+    append_until_recorded(&log).await;
     log.flushed().await;
     log.flushed().await;
     let head = log.head();
@@ -65,6 +75,7 @@ async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
     let log = logs.open(id).await.unwrap();
     assert_eq!(log.head(), head);
     assert_eq!(log.index_get("k").await.unwrap().unwrap(), "away");
+    assert!(log.index_get("many2999").await.unwrap().is_some());
     let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
     assert_eq!(&ids[..50], (1..=50).collect::<Vec<_>>());
     assert_eq!(gaps.len(), 1, "{gaps:?}");
@@ -94,6 +105,40 @@ async fn what_was_appended_survives_a_server_that_is_killed() {
     let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), last).await;
     assert_eq!((ids, gaps), ((1..=last).collect(), Vec::new()));
     assert_eq!(log.index_scan("k", "l", 9, true).await.unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_lost_the_newest_entries_records_again() {
+    let Some(server) = Server::start() else { return };
+    let logs = logs(&server);
+    let id = KernelId::random();
+    let log = logs.open(id).await.unwrap();
+    append(&log, 1..=20, 1_000);
+    log.flushed().await;
+    server.kill();
+    let earlier = server.copy();
+    server.restart();
+    append_until_recorded(&log).await;
+    append(&log, [log.head().0 + 1], 1_000);
+    log.flushed().await;
+    let lost = log.head();
+    server.kill();
+    server.put_back(&earlier);
+    server.restart();
+    append_until_recorded(&log).await;
+    log.flushed().await;
+    let head = log.head();
+    assert!(head > lost);
+    drop(log);
+    logs.shutdown().await;
+    let log = self::logs(&server).find(id).await.unwrap().unwrap();
+    let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
+    assert_eq!(&ids[..20], (1..=20).collect::<Vec<_>>());
+    assert!(ids.last().is_some_and(|last| *last > lost.0), "{ids:?}");
+    assert!(
+        gaps.iter().any(|(first, last)| (*first..=*last).contains(&lost.0)),
+        "{gaps:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

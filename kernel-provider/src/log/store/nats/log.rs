@@ -30,6 +30,8 @@ pub(super) struct NatsLog {
     writer: u64,
     /// The last message of the stream that is known.
     last_message: AtomicU64,
+    /// The last one that there was when this process opened the log.
+    opened_at: AtomicU64,
     /// The first entry that is kept.
     first: AtomicU64,
     last: AtomicU64,
@@ -77,6 +79,7 @@ impl NatsLog {
             stream,
             writer: uuid::Uuid::new_v4().as_u64_pair().0,
             last_message: AtomicU64::new(0),
+            opened_at: AtomicU64::new(0),
             first: AtomicU64::new(EMPTY.0.0),
             last: AtomicU64::new(EMPTY.1.0),
             bytes_appended: AtomicU64::new(0),
@@ -94,6 +97,7 @@ impl NatsLog {
             .await
             .map_err(|error| failed("open a log", error))?;
         log.last_message.store(info.state.last_sequence, Ordering::Relaxed);
+        log.opened_at.store(info.state.last_sequence, Ordering::Relaxed);
         if info.state.messages == 0 {
             return Ok(log);
         }
@@ -345,6 +349,28 @@ impl NatsLog {
             self.index.apply(*message, earlier).await?;
             writing.unapplied = None;
         }
+        let max = self
+            .nats
+            .client
+            .server_info()
+            .max_payload
+            .saturating_sub(MESSAGE_OVERHEAD);
+        // What was refused for long may be more than one message can have.
+        let mut batches = part::batches(updates, max / 2);
+        let with_block = batches.pop().unwrap_or_default();
+        for batch in batches {
+            self.publish(writing, None, batch, max).await?;
+        }
+        self.publish(writing, block, with_block, max).await
+    }
+
+    async fn publish(
+        &self,
+        writing: &mut Writing,
+        block: Option<&Block>,
+        updates: &[IndexUpdate],
+        max: usize,
+    ) -> Result<(), StoreError> {
         let bytes_before = self.bytes_appended.load(Ordering::Relaxed);
         let last = Seq(self.last.load(Ordering::Relaxed));
         let head = Head {
@@ -359,12 +385,6 @@ impl NatsLog {
                 .map_or_else(Utc::now, |entry| entry.time())
                 .timestamp_micros(),
         };
-        let max = self
-            .nats
-            .client
-            .server_info()
-            .max_payload
-            .saturating_sub(MESSAGE_OVERHEAD);
         let messages = part::encode(head, block, updates, max).ok_or_else(|| {
             failed(
                 "append to a log",
@@ -422,13 +442,19 @@ impl NatsLog {
             .get_raw_message(last)
             .await
             .map_err(|error| failed("append to a log", error))?;
-        let ours = Part::decode(raw.payload).is_some_and(|part| part.head.writer == self.writer);
-        if last < known || !ours {
+        let ours = last <= self.opened_at.load(Ordering::Relaxed)
+            || Part::decode(raw.payload).is_some_and(|part| part.head.writer == self.writer);
+        if !ours {
             let action = format!("append to the log of kernel {}", self.id);
             return Err(failed(
                 &action,
                 "another gateway has written it; detach the kernel here",
             ));
+        }
+        if last < known {
+            // As after its machine has lost power.
+            tracing::error!(kernel_id = %self.id, "the server has lost the last entries of a log; readers are told that they are missing");
+            self.places().retain(|_, message| *message <= last);
         }
         self.last_message.store(last, Ordering::Relaxed);
         Ok(())

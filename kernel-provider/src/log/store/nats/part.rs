@@ -101,6 +101,24 @@ pub(super) fn encode(head: Head, block: Option<&Block>, updates: &[IndexUpdate],
     Some(messages.collect())
 }
 
+/// The updates in batches of so many bytes each, or of one update; none is empty.
+pub(super) fn batches(updates: &[IndexUpdate], max: usize) -> Vec<&[IndexUpdate]> {
+    let mut batches = Vec::new();
+    let (mut begin, mut bytes) = (0, 0);
+    for (at, update) in updates.iter().enumerate() {
+        let size = 6 + update.key.len() + update.value.as_ref().map_or(0, Bytes::len);
+        if bytes > 0 && bytes + size > max {
+            batches.push(&updates[begin..at]);
+            (begin, bytes) = (at, 0);
+        }
+        bytes += size;
+    }
+    if begin < updates.len() {
+        batches.push(&updates[begin..]);
+    }
+    batches
+}
+
 fn encode_updates(updates: &[IndexUpdate]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     for update in updates {
@@ -170,6 +188,11 @@ mod tests {
             assert_eq!(read, entries, "{length}");
         }
         assert!(encode(head, None, &updates, HEAD + 10).is_none());
+        let many = vec![IndexUpdate::put("key", vec![0; 100]); 25];
+        let sizes: Vec<usize> = batches(&many, 1_100).iter().map(|batch| batch.len()).collect();
+        assert_eq!(sizes, [10, 10, 5]);
+        assert_eq!(batches(&many, 10).len(), 25);
+        assert!(batches(&[], 10).is_empty());
         assert!(Part::decode(Bytes::from_static(&[0; 60])).is_none());
     }
 }
