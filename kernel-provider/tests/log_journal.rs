@@ -162,3 +162,26 @@ async fn a_damaged_journal_costs_one_block_which_is_told() {
         fs::remove_dir_all(&copied).unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_is_being_written_is_nobody_elses_to_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    let logs = logs(folder.path());
+    let log = logs.open(KernelId::random()).await.unwrap();
+    append(&log, 1..=10, 100);
+    log.flushed().await;
+    // As in the midst of a write.
+    let journal = journal(folder.path());
+    let end = end_of(&journal);
+    let mut file = OpenOptions::new().write(true).open(&journal).unwrap();
+    file.seek(SeekFrom::Start(end)).unwrap();
+    file.write_all(b"\x01\x01\0\0\0").unwrap();
+    let before = fs::metadata(&journal).unwrap().len();
+    let refused = FjallStore::open(folder.path()).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("another process has it open"), "{refused}");
+    assert_eq!(fs::metadata(&journal).unwrap().len(), before);
+    drop(log);
+    logs.shutdown().await;
+    let log = self::logs(folder.path());
+    assert_eq!(log.list().await.unwrap()[0].last, Seq(10));
+}

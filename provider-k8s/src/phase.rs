@@ -24,14 +24,9 @@ const CANNOT_START: &[&str] = &[
 ];
 /// Reasons with which a container is told to have ended that never ran.
 const NEVER_RAN: &[&str] = &["StartError", "ContainerCannotRun"];
-/// A kubelet that has no room tells it so.
-const NO_ROOM: &[&str] = &[
-    "OutOfcpu",
-    "OutOfmemory",
-    "OutOfpods",
-    "UnexpectedAdmissionError",
-    "NodeAffinity",
-];
+/// A kubelet that has no room tells it so: of which resource, such as `OutOfcpu` or `OutOfnvidia.com/gpu`, or otherwise.
+const NO_ROOM_OF: &str = "OutOf";
+const NO_ROOM: &[&str] = &["UnexpectedAdmissionError", "NodeAffinity"];
 /// A volume is being made, as a rule, which is no lack of anything. If none ever is, the launch's time-out tells it.
 const UNBOUND: &str = "unbound immediate PersistentVolumeClaims";
 /// Exit codes above this are 128 plus a signal's number.
@@ -157,7 +152,7 @@ fn ended(pod: &Pod) -> Option<PodPhase> {
     }
     let reason = status.reason.as_deref().unwrap_or_default();
     let message = status.message.clone().unwrap_or_else(|| reason.to_owned());
-    if NO_ROOM.contains(&reason) {
+    if NO_ROOM.contains(&reason) || reason.starts_with(NO_ROOM_OF) {
         return Some(PodPhase::CannotStart(StartFailure::NoRoom(message)));
     }
     if let Some(told) = terminated

@@ -66,7 +66,8 @@ pub enum TransportChoice {
     /// Unix sockets for kernels that are known to take them (ipykernel), TCP for others.
     #[default]
     Auto,
-    /// TCP on the loopback address.
+    /// TCP on the loopback address. A kernel whose `kernel.json` says `metadata.kernelmux.handshake: true` chooses its
+    /// ports and announces them (JEP 66); others are told which.
     Tcp,
     /// Unix sockets, in a directory for this user only. Not every kernel takes them.
     Ipc,

@@ -114,8 +114,10 @@ fn no_node_has_room() {
     }));
     assert_eq!(assess(&gated, &[]), PodPhase::Starting(Step::Accepted));
     let text = "Pod was rejected: Node didn't have enough resource: memory";
-    let by_kubelet = pod(json!({"phase": "Failed", "reason": "OutOfmemory", "message": text}));
-    assert_eq!(assess(&by_kubelet, &[]), no_room(text));
+    for reason in ["OutOfmemory", "OutOfnvidia.com/gpu"] {
+        let by_kubelet = pod(json!({"phase": "Failed", "reason": reason, "message": text}));
+        assert_eq!(assess(&by_kubelet, &[]), no_room(text), "{reason}");
+    }
 }
 
 #[test]
