@@ -28,10 +28,10 @@ enum Outcome {
 
 impl Manager {
     /// Finds the kernels that the providers run already, as after a restart of this process, and attaches to them, side
-    /// by side. Returns how many there are. Those that cannot be attached to are told in the process's log, and are tried again
-    /// until they are gone. Those that
-    /// take longer than [`restore_patience`](super::ManagerOptions::restore_patience), as pods whose image is still pulled,
-    /// are attached to later, each as soon as it runs, and told as [`KernelEventKind::Attached`] as all are.
+    /// by side. Returns how many there are. Those that take longer than
+    /// [`restore_patience`](super::ManagerOptions::restore_patience), as pods whose image is still pulled, are attached to
+    /// later, each as soon as it runs, and told as [`KernelEventKind::Attached`] as all are. So are those that cannot be
+    /// attached to now, which is told in the process's log: they are tried again until they are gone.
     pub async fn restore(&self) -> usize {
         let places = Arc::new(Semaphore::new(AT_A_TIME));
         // A message a kernel, no more.
