@@ -6,6 +6,7 @@ use chrono::TimeDelta;
 use jupyter_protocol::Kernelspec;
 use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements, Toleration, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kernel_provider::provider::own_metadata;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -135,8 +136,7 @@ impl Settings {
     /// # Errors
     /// What is wrong with it.
     pub(crate) fn of(spec: &Kernelspec, default_image: Option<&str>) -> Result<Option<Self>, String> {
-        let own = spec.metadata.get("kernelmux").and_then(|own| own.get("kubernetes"));
-        let mut settings = match (own, enterprise_gateway(spec)) {
+        let mut settings = match (own_metadata(spec, "kubernetes"), enterprise_gateway(spec)) {
             (Some(own), _) => serde_json::from_value::<Self>(own.clone())
                 .map_err(|error| format!("metadata.kernelmux.kubernetes: {error}"))?,
             (None, Some(theirs)) => theirs?,

@@ -213,12 +213,11 @@ pub(crate) async fn place(
     }
     let secret = manifest.secret(&pod);
     let made = within(waiting, call(cluster.secrets().create(&PostParams::default(), &secret))).await?;
-    match made {
-        // As with the pod: its name is of this attempt only.
-        Err(error) if !error.already_exists() => {
-            return Err(error.launch_error(&format!("the Secret of the pod {name}")));
-        }
-        _ => {}
+    // As with the pod: its name is of this attempt only.
+    if let Err(error) = made
+        && !error.already_exists()
+    {
+        return Err(error.launch_error(&format!("the Secret of the pod {name}")));
     }
     let file = manifest
         .secret

@@ -15,6 +15,7 @@ use tokio::net::TcpSocket;
 
 use crate::TransportChoice;
 use kernel_provider::provider::ipykernel::starts_ipykernel;
+use kernel_provider::provider::own_metadata;
 
 /// The longest path that a Unix socket can have, in bytes (unix(7)).
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
@@ -53,11 +54,6 @@ pub(crate) fn transport(choice: TransportChoice, spec: &Kernelspec) -> Transport
 /// handshake.
 pub(crate) fn announces_ports(spec: &Kernelspec) -> bool {
     own_metadata(spec, "handshake").and_then(Value::as_bool) == Some(true)
-}
-
-/// What the kernelspec says in `metadata.kernelmux`.
-fn own_metadata<'a>(spec: &'a Kernelspec, name: &str) -> Option<&'a Value> {
-    spec.metadata.get("kernelmux")?.get(name)
 }
 
 /// Gives the connection five ports that nobody has, and holds them.

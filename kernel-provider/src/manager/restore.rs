@@ -53,29 +53,27 @@ impl Manager {
                 let (shared, closing) = (Arc::downgrade(&self.shared), self.shared.closing.clone());
                 self.shared.attaching().insert(record.id);
                 let attaching = async move {
-                    let attach = async || {
+                    let (mut pause, mut done) = (FIRST_PAUSE, Some(done));
+                    loop {
                         let attached = provider.attach(&record).await;
                         // It is never closed.
-                        let _place = places.acquire().await;
-                        let shared = shared.upgrade()?;
+                        let place = places.acquire().await;
+                        let Some(shared) = shared.upgrade() else { return };
                         let outcome = shared.restored(&provider, &record, attached).await;
-                        if !matches!(outcome, Outcome::Unreached) {
+                        let is_unreached = matches!(outcome, Outcome::Unreached);
+                        if !is_unreached {
                             shared.attaching().remove(&record.id);
                         }
-                        Some(outcome)
-                    };
-                    let Some(mut outcome) = attach().await else { return };
-                    let mut pause = FIRST_PAUSE;
-                    // Only the first try is waited for. Who waits may have gone on.
-                    let _ = done.send(matches!(outcome, Outcome::Attached));
-                    drop(done);
-                    while matches!(outcome, Outcome::Unreached) {
+                        // Only the first try is waited for. Who waits may have gone on.
+                        if let Some(done) = done.take() {
+                            let _ = done.send(matches!(outcome, Outcome::Attached));
+                        }
+                        if !is_unreached {
+                            return;
+                        }
+                        drop((place, shared));
                         sleep(pause).await;
                         pause = (pause * 2).min(LONGEST_PAUSE);
-                        match attach().await {
-                            Some(now) => outcome = now,
-                            None => return,
-                        }
                     }
                 };
                 let attaching = async move { closing.run_until_cancelled(attaching).await };

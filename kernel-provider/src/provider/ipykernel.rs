@@ -3,6 +3,8 @@
 use jupyter_protocol::Kernelspec;
 use serde_json::Value;
 
+use super::own_metadata;
+
 /// Makes iopub's socket wait for its subscriber where that falls behind. As ipykernel sets it up it drops whatever
 /// comes after 1,000 messages, a cell's last ones and its `idle` included, before anybody can record them.
 ///
@@ -24,11 +26,7 @@ pub fn starts_ipykernel(spec: &Kernelspec) -> bool {
 /// kernelspec says `metadata.kernelmux.wait_for_subscriber: false`, and for one that is given code to run already.
 #[must_use]
 pub fn lossless_argument(spec: &Kernelspec) -> Option<&'static str> {
-    let refused = spec
-        .metadata
-        .get("kernelmux")
-        .and_then(|own| own.get("wait_for_subscriber"))
-        == Some(&Value::Bool(false));
+    let refused = own_metadata(spec, "wait_for_subscriber") == Some(&Value::Bool(false));
     let has_code = spec.argv.iter().any(|arg| arg == "-c" || arg.contains(".code_to_run"));
     (starts_ipykernel(spec) && !refused && !has_code).then_some(WAIT_FOR_SUBSCRIBER)
 }

@@ -4,6 +4,7 @@ mod error;
 mod follow;
 pub mod ipykernel;
 mod launch;
+mod own_metadata;
 mod phase;
 mod record;
 
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 pub use error::{AttachError, LaunchError, ProviderError};
 pub use follow::follow_specs;
 pub use launch::{LaunchRequest, LaunchStage, Progress, Specs};
+pub use own_metadata::own_metadata;
 pub use phase::{Exit, ExitCause, Phase};
 pub use record::{KernelRecord, Selector};
 

@@ -30,16 +30,7 @@ const MAX_ID: usize = 256;
 
 /// The log of a kernel that runs or is gone.
 pub(super) async fn find_log(gateway: &Gateway, id: &str) -> Result<Log, ApiError> {
-    let parsed: KernelId = id.parse().map_err(|_| kernels::not_found(id))?;
-    if let Some(kernel) = gateway.manager.get(parsed) {
-        return Ok(kernel.log().clone());
-    }
-    gateway
-        .manager
-        .logs()
-        .find(parsed)
-        .await?
-        .ok_or_else(|| kernels::not_found(id))
+    Ok(find(gateway, id).await?.log().clone())
 }
 
 /// What a kernel that runs or is gone was asked to run.

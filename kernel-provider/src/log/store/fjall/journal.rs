@@ -104,18 +104,19 @@ fn claimed_length(bytes: &[u8]) -> usize {
     for _ in 0..u32::from_le_bytes([c0, c1, c2, c3]) {
         match bytes.get(length..).unwrap_or_default() {
             [CLEAR, ..] => length += 9,
-            [_, head @ ..] if head.len() >= ITEM_HEAD - 1 => {
-                let [.., k0, k1, _, _, _, _, v0, v1, v2, v3] = head[..ITEM_HEAD - 1] else {
-                    return length;
-                };
-                let key = usize::from(u16::from_le_bytes([k0, k1]));
-                let value = u32::from_le_bytes([v0, v1, v2, v3]) as usize;
-                length += ITEM_HEAD + key + value;
-            }
-            _ => return length,
+            item => match item.first_chunk() {
+                Some(head) => length += ITEM_HEAD + after_head(head) as usize,
+                None => return length,
+            },
         }
     }
     length + 13
+}
+
+/// How long an item's key and value are.
+fn after_head(head: &[u8; ITEM_HEAD]) -> u64 {
+    let [.., k0, k1, _, _, _, _, v0, v1, v2, v3] = *head;
+    u64::from(u16::from_le_bytes([k0, k1])) + u64::from(u32::from_le_bytes([v0, v1, v2, v3]))
 }
 
 /// The length of the batches that the reader has until one is not as it was written.
@@ -155,8 +156,7 @@ fn try_skip_batch(reader: &mut impl Read) -> io::Result<Option<u64>> {
             ITEM => {
                 reader.read_exact(&mut head[9..])?;
                 hash.update(&head);
-                let [.., k0, k1, _, _, _, _, v0, v1, v2, v3] = head;
-                let left = u64::from(u16::from_le_bytes([k0, k1])) + u64::from(u32::from_le_bytes([v0, v1, v2, v3]));
+                let left = after_head(&head);
                 if !hash_next(reader, left, &mut hash)? {
                     return Ok(None);
                 }
