@@ -709,6 +709,10 @@ async fn entries_that_are_too_old_go_from_logs_that_nobody_writes() {
     let manager = Manager::new(vec![Arc::new(place.provider.clone())], logs, options);
     let kernel = start(&manager).await;
     let log = kernel.log().clone();
+    // What is stored at once is one block, and the newest block stays: there must be a second one.
+    soon(log.stored(log.head())).await;
+    let message = request("print x", "s").to_wire();
+    soon(kernel.send(&"s".into(), Channel::Shell, message)).await.unwrap();
     soon(async {
         while log.earliest() <= Seq(1) {
             tokio::time::sleep(Duration::from_millis(5)).await;
