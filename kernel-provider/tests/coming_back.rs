@@ -16,7 +16,7 @@ use jupyter_protocol::{Channel, Message, WireMessage};
 use kernel_provider::KernelId;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::fold::{Fold, FoldLimits};
-use kernel_provider::log::{FjallStore, LogOptions, LogStore, Logs, MemoryStore, Seq};
+use kernel_provider::log::{Entry, FjallStore, LogOptions, LogStore, Logs, MemoryStore, Seq};
 use kernel_provider::manager::{Kernel, KernelEventKind, Manager, ManagerOptions, StartRequest};
 use kernel_provider::provider::{
     AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, Progress,
@@ -183,6 +183,33 @@ async fn a_request_runs_once_however_often_it_comes() {
     until(&kernel, after.msg_id(), |execution| execution.ended.is_some()).await;
     assert_eq!(place.runs.load(Ordering::SeqCst), 2, "the two requests, once each");
     assert_eq!(record(&kernel, &msg_id).await.session, "s");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_whose_header_is_no_clients_runs_and_has_no_record() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let mut attachment = kernel.attach("s");
+    let mut message = request("print once", "s");
+    message.header.extra.insert("x".into(), "x".repeat(1 << 20).into());
+    let msg_id = message.header.msg_id.clone();
+    let sent = attachment.client();
+    soon(sent.send(Channel::Shell, message.to_wire())).await.unwrap();
+    let answered = async {
+        while let Some(block) = attachment.next().await.unwrap() {
+            let is_reply = |entry: Entry| {
+                entry.channel() == Channel::Shell && entry.message().parent_ref().unwrap().msg_id == msg_id
+            };
+            if block.entries().any(is_reply) {
+                return;
+            }
+        }
+    };
+    soon(answered).await;
+    assert_eq!(place.runs.load(Ordering::SeqCst), 1);
+    assert!(kernel.executions().get(&msg_id).await.unwrap().is_none());
     soon(manager.shutdown()).await;
 }
 

@@ -16,6 +16,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::link::{Forward, Link};
@@ -33,6 +34,8 @@ const EVIDENCE_DEADLINE: Duration = Duration::from_secs(2);
 const DEATH_DEADLINE: Duration = Duration::from_secs(30);
 /// How long it is tried to remove what a launch left that was given up.
 const CLEARING_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a call that was not answered may still be carried out. An API server gives up after a minute.
+const LATE: Duration = Duration::from_secs(120);
 
 /// How long is waited before a pod that was refused since others changed the quota is asked for again: ever longer.
 const CREATE_PAUSE: Duration = Duration::from_millis(50);
@@ -66,6 +69,8 @@ pub(crate) struct Cluster {
     forwards: bool,
     /// What clears away after launches that were given up.
     pub(crate) clearing: TaskTracker,
+    /// Ends the wait for pods that may still come of those.
+    pub(crate) settling: CancellationToken,
     _watches: Vec<AbortOnDrop>,
 }
 
@@ -79,6 +84,7 @@ impl Cluster {
             forwards: config.reach.forwards(),
             config,
             clearing: TaskTracker::new(),
+            settling: CancellationToken::new(),
             _watches: watches,
         })
     }
@@ -357,6 +363,19 @@ impl Cluster {
             pause = (pause * 2).min(Duration::from_secs(10));
         }
     }
+
+    /// The same for a pod that is not there yet and may come: the call for it was not answered.
+    pub(crate) async fn clear_away_late(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
+        let mut sight = self.view.sight(id);
+        let is_it = |pod: &Arc<Pod>| names::name(pod) == name && names::annotation(pod, mark.0) == Some(&mark.1);
+        let comes = async {
+            let seen = tokio::time::timeout(LATE, sight.wait_for(|sight| sight.present().is_some_and(is_it)));
+            seen.await.is_ok_and(|seen| seen.is_ok())
+        };
+        if self.settling.run_until_cancelled(comes).await == Some(true) {
+            self.clear_away(id, name, mark).await;
+        }
+    }
 }
 
 fn secret_name(pod: &Pod) -> String {
@@ -426,6 +445,45 @@ mod tests {
         assert_eq!(asked, [Method::POST, Method::GET]);
         let (made, _) = create(vec![refusal("AlreadyExists"), (200, pod("another's"))]).await;
         assert!(made.unwrap_err().already_exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_comes_after_it_was_given_up_is_removed() {
+        let id = KernelId::random();
+        let late = |attempt: &str| {
+            let mut pod = pod(attempt);
+            pod["metadata"]["uid"] = attempt.into();
+            pod["metadata"]["labels"] = json!({ names::KERNEL_ID: id });
+            pod
+        };
+        let seen = |attempt: &str| serde_json::from_value(late(attempt)).unwrap();
+        let (pods, asked) = answering(vec![(200, late("mine")), (200, late("mine"))]);
+        let view = Arc::new(View::default());
+        let cluster = Cluster {
+            config: K8sConfig::new("test"),
+            secrets: Api::namespaced(pods.clone().into_client(), "test"),
+            pods,
+            view: view.clone(),
+            forwards: false,
+            clearing: TaskTracker::new(),
+            settling: CancellationToken::new(),
+            _watches: Vec::new(),
+        };
+        let mark = (MARK.0, MARK.1.to_owned());
+        let cluster_does = async {
+            // Another's pod of this name is not it.
+            view.is_there(seen("another's"));
+            tokio::time::sleep(LATE / 2).await;
+            assert!(crate::lock(&asked).is_empty());
+            view.is_gone(seen("another's"));
+            view.is_there(seen("mine"));
+            while crate::lock(&asked).len() < 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            view.is_gone(seen("mine"));
+        };
+        tokio::join!(cluster.clear_away_late(id, "kernel-1", &mark), cluster_does);
+        assert_eq!(*crate::lock(&asked), [Method::GET, Method::DELETE]);
     }
 
     #[tokio::test(start_paused = true)]

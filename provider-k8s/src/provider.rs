@@ -297,6 +297,7 @@ impl KernelProvider for K8sProvider {
     }
 
     async fn settle(&self) {
+        self.cluster.settling.cancel();
         self.cluster.clearing.close();
         self.cluster.clearing.wait().await;
     }

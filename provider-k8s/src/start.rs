@@ -59,6 +59,8 @@ pub(crate) struct Unfinished {
     mark: (&'static str, String),
     /// The call that makes it is not given up with the launch: what a given-up call did could never be known.
     making: Option<JoinHandle<Result<Pod, CallError>>>,
+    /// Whether that call may be carried out later than now.
+    may_come: bool,
     /// The next launch of the id waits until nothing is left of this one.
     turn: Option<OwnedMutexGuard<()>>,
     is_needed: bool,
@@ -80,6 +82,7 @@ impl Unfinished {
             name: name.to_owned(),
             mark,
             making: Some(tokio::spawn(call)),
+            may_come: false,
             turn,
             is_needed: false,
         }
@@ -89,10 +92,11 @@ impl Unfinished {
         let Some(making) = &mut self.making else {
             return Err(CallError::TimedOut);
         };
-        let made = making.await;
-        self.making = None;
         // A task that was ended by the runtime's end leaves the same question open as a call without an answer.
-        made.unwrap_or(Err(CallError::TimedOut))
+        let made = making.await.unwrap_or(Err(CallError::TimedOut));
+        self.making = None;
+        self.may_come = may_come(&made);
+        made
     }
 
     /// It stays, or was never made. The next launch of the id may go on, unless what is returned is kept.
@@ -109,14 +113,17 @@ impl Drop for Unfinished {
         }
         let (cluster, id, name) = (Arc::clone(&self.cluster), self.id, std::mem::take(&mut self.name));
         let mark = (self.mark.0, std::mem::take(&mut self.mark.1));
-        let (making, turn) = (self.making.take(), self.turn.take());
+        let (making, turn, mut is_late) = (self.making.take(), self.turn.take(), self.may_come);
         let tasks = self.cluster.clearing.clone();
         let clearing = async move {
             if let Some(making) = making {
-                let _ = making.await;
+                is_late = may_come(&making.await.unwrap_or(Err(CallError::TimedOut)));
             }
             cluster.clear_away(id, &name, &mark).await;
             drop(turn);
+            if is_late {
+                cluster.clear_away_late(id, &name, &mark).await;
+            }
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(tasks.spawn_on(clearing, &runtime)),
@@ -125,6 +132,12 @@ impl Drop for Unfinished {
             }
         }
     }
+}
+
+/// Whether a call left open what becomes of it.
+fn may_come(made: &Result<Pod, CallError>) -> bool {
+    made.as_ref()
+        .is_err_and(|error| error.code().is_none_or(|code| code >= 500))
 }
 
 /// Makes the pod and its Secret and waits for the kernel's sockets.
@@ -199,7 +212,7 @@ pub(crate) async fn place(
         }
         Err(error) => {
             // An answer means that it was not made.
-            if error.code().is_some_and(|code| code < 500) {
+            if !unfinished.may_come {
                 unfinished.finish();
             }
             return Err(error.launch_error(&format!("the pod {name}")));

@@ -177,7 +177,7 @@ impl View {
         }
     }
 
-    fn is_there(&self, pod: Pod) {
+    pub(crate) fn is_there(&self, pod: Pod) {
         let Some(id) = names::kernel_id(&pod) else {
             return;
         };
@@ -209,7 +209,7 @@ impl View {
     }
 
     /// The pod as it was last.
-    fn is_gone(&self, last: Pod) {
+    pub(crate) fn is_gone(&self, last: Pod) {
         let Some(id) = names::kernel_id(&last) else {
             return;
         };

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import websocket
+from harness.executions import ended
 from harness.gateway import TOKEN, Gateway, binary, clean_env, python_pid
 from harness.process import alive, kill
 from harness.proxy import Proxy
 from harness.waiting import eventually
-from harness.wire import KernelSocket, is_idle, message, parent_of, text_of, types
+from harness.wire import KernelSocket, execute_request, is_idle, message, parent_of, text_of, types
 
 Start = Callable[..., Gateway]
 
@@ -273,8 +274,17 @@ def test_a_kernel_that_takes_nothing_is_restarted(gateway: Gateway) -> None:
         # More than fits into its socket: the gateway is in the midst of sending.
         for _ in range(8):
             client.execute("#" + "x" * (2 << 20))
+        # What runs code without a client does not wait for ever either, nor for who asked.
+        code = {"code": "7 * 6", "msg_id": "once"}
+        refused = gateway.rest("POST", f"api/kernels/{kernel_id}/executions", json=code)
+        assert (refused.status_code, "not taken" in refused.text) == (504, True), refused.text
         response = gateway.rest("POST", f"api/kernels/{kernel_id}/restart")
         assert response.status_code == 200, response.text
+        taken = gateway.rest("POST", f"api/kernels/{kernel_id}/executions", json=code)
+        assert taken.status_code == 202, taken.text
+        one = ended(gateway, kernel_id, "once")
+        assert one["status"] == "ok", one
+        assert one["outputs"][0]["data"]["text/plain"] == "42"
         with gateway.socket(kernel_id) as other:
             assert other.run("6 * 7") == "42"
             assert python_pid(other) != pid
@@ -290,6 +300,30 @@ def test_an_answer_reaches_a_kernel_that_takes_no_requests(gateway: Gateway) -> 
                 other.request("comm_info_request")
             client.send(message("input_reply", {"value": "Ann"}, session="asks", channel="stdin"))
             assert "'Ann'" in text_of(client.finish(asked))
+
+
+def test_what_ran_in_a_subshell_that_is_gone_is_told_as_lost(start_gateway: Start, tmp_path: Path) -> None:
+    gateway = start_gateway()
+    kernel_id = gateway.start_kernel()["id"]
+    gate = tmp_path / "gate"
+    with gateway.socket(kernel_id, "s") as client:
+        tasks = Path(f"/proc/{python_pid(client)}/task")
+        created = client.finish(client.request("create_subshell_request", channel="control"), reply=True)
+        subshell = {"subshell_id": next(m for m in created if "subshell_id" in m["content"])["content"]["subshell_id"]}
+        running = message("execute_request", execute_request(gated(gate, "print('off')")), session="s")
+        running["header"].update(subshell)
+        client.send(running)
+        client.until(is_text("on"))
+        # The kernel deletes it once the cell has ended, when there is no gateway.
+        deleting = client.request("delete_subshell_request", subshell, channel="control")
+        client.until(lambda m: parent_of(m) == deleting, what="the kernel was asked")
+        threads = len(list(tasks.iterdir()))
+        gateway.stop(signal.SIGKILL)
+    gate.touch()
+    eventually(lambda: len(list(tasks.iterdir())) < threads, "the subshell is gone")
+    gateway.start()
+    one = ended(gateway, kernel_id, running["header"]["msg_id"], 60)
+    assert one["status"] == "lost", one
 
 
 def test_sigterm_while_a_kernel_restarts_keeps_the_kernel(start_gateway: Start) -> None:

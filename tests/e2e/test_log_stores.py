@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -86,6 +87,10 @@ def test_a_full_disk_ends_the_recording_for_a_while_and_nothing_else(home: Path)
                     return "event: gap" in log and '"event":"not_recorded"' in log.replace(" ", "")
 
                 eventually(recorded, "the log goes on, and says where it stopped", 60)
+                whole = gateway.rest("GET", f"api/kernels/{flooding}/log?follow=false").text
+                *_, behind = re.findall(r"^id: (\S+)\nevent: gap", whole, re.MULTILINE)
+                rest = gateway.rest("GET", f"api/kernels/{flooding}/log?follow=false&from={behind}").text
+                assert rest.startswith("id: ") and "event: gap" not in rest, "a gap is told once"
             after = detached(gateway, flooding, "print('after')")
             assert (after["complete"], texts(after)) == (True, ["after"])
             again = ended(gateway, other, before["msg_id"], 60)

@@ -32,6 +32,13 @@ const FIXED_PARTS = 5;
 const decoder = new TextDecoder();
 const encoder = new TextEncoder();
 
+/**
+ * `instanceof` would miss those of another realm, as a page in a test or a frame of its own has.
+ * @param {unknown} value
+ * @returns {value is ArrayBuffer}
+ */
+const isArrayBuffer = (value) => Object.prototype.toString.call(value) === '[object ArrayBuffer]';
+
 /** An entry as it came: what is not needed to see whose it is stays bytes until somebody reads it. */
 export class Frame {
   /** @type {string[]} */
@@ -47,7 +54,7 @@ export class Frame {
    * @throws {ProtocolError} where they are no entry
    */
   constructor(bytes, epoch) {
-    if (!(bytes instanceof ArrayBuffer) || bytes.byteLength < WORD) {
+    if (!isArrayBuffer(bytes) || bytes.byteLength < WORD) {
       throw new ProtocolError('a frame has no sequence number');
     }
     const view = new DataView(bytes);

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { runInNewContext } from 'node:vm';
 import { ProtocolError } from '../src/errors.js';
 import { Frame, encodeMessage } from '../src/frames.js';
 import { decodeMessage, encodeEntry } from './mock-gateway.js';
@@ -23,6 +24,14 @@ test('an entry is read as it was written', () => {
     { ...entry, buffers: entry.buffers.map((buffer) => Buffer.from(buffer)) },
     { seq: 4711, cursor: `${EPOCH}:4711`, ...message },
   );
+});
+
+test('an entry that came from another realm is read', () => {
+  const written = encodeEntry(1, { header: { msg_id: 'x' } });
+  const foreign = runInNewContext('new ArrayBuffer(length)', { length: written.length });
+  new Uint8Array(foreign).set(written);
+  assert.equal(foreign instanceof ArrayBuffer, false);
+  assert.equal(new Frame(foreign, EPOCH).header.msg_id, 'x');
 });
 
 test('a message is written as the protocol has it', () => {

@@ -47,11 +47,14 @@ pub struct GatewayOptions {
     pub head_deadline: Duration,
     /// How long a request's body may take to arrive. The answer is 408 then.
     pub body_deadline: Duration,
+    /// How long a client may take nothing of what it is sent before [`serve`](crate::serve) closes its connection. On
+    /// Linux.
+    pub write_deadline: Duration,
 }
 
 impl GatewayOptions {
     /// At `/`, for no other origins, taking any `Host` and only `KERNEL_*`, with no default owner and no root; 60 s for
-    /// a request's head and 30 s for its body.
+    /// a request's head, 30 s for its body, and 90 s in which a client may take nothing.
     #[must_use]
     pub fn new(access: Access) -> Self {
         Self {
@@ -64,6 +67,7 @@ impl GatewayOptions {
             root_dir: None,
             head_deadline: Duration::from_secs(60),
             body_deadline: Duration::from_secs(30),
+            write_deadline: Duration::from_secs(90),
         }
     }
 }

@@ -38,8 +38,8 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
             accepted = accept(&listener) => accepted,
             () = gateway.closing() => break,
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "TCP_NODELAY cannot be set");
+        if let Err(error) = set_up(&stream, gateway.options.write_deadline) {
+            debug!(%error, "a connection cannot be set up as it should be");
         }
         let connection = http
             .serve_connection(TokioIo::new(stream), service.clone())
@@ -69,6 +69,16 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     if timeout(SHUTDOWN_DEADLINE, ending).await.is_err() {
         info!("some connections did not end in time");
     }
+}
+
+/// An answer may be as long as a kernel runs, so that who takes nothing of it is noticed by the connection itself.
+fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(write_deadline.as_millis()).unwrap_or(u32::MAX))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = write_deadline;
+    Ok(())
 }
 
 /// The next connection. A connection that failed before it was accepted is passed over.

@@ -6,7 +6,10 @@ mod common;
 use std::time::Duration;
 
 use common::{Served, TOKEN, UNKNOWN};
-use serde_json::Value;
+use jupyter_protocol::content::Stream;
+use jupyter_protocol::{Channel, Message};
+use kernel_provider::log::{NewEntry, Origin};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -104,6 +107,46 @@ async fn what_is_too_slow_is_ended() {
     }
     assert_eq!(served.ask("GET", "/api").await.status, 200);
     assert!(served.manager.list().is_empty());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn who_takes_nothing_of_an_answer_that_goes_on_is_ended() {
+    let served = Served::with(|options| options.write_deadline = Duration::from_millis(500), |_| {}).await;
+    let started = served
+        .send("POST", "/api/kernels", json!({"name": "echo"}))
+        .await
+        .json();
+    let id = started["id"].as_str().unwrap();
+    // More than the sockets of both sides hold.
+    let message = Message::new(Stream::stdout("x".repeat(1 << 20)), "s").to_wire();
+    let entry = NewEntry {
+        origin: Origin::Kernel,
+        channel: Channel::Iopub,
+        session: "",
+        message: &message,
+    };
+    let kernel = served.manager.get(id.parse().unwrap()).unwrap();
+    kernel.log().append(std::iter::repeat_n(entry, 32));
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let (theirs, own) = (served.address.port(), stream.local_addr().unwrap().port());
+    // Among the connections of this machine, as the gateway's side has it.
+    let is_open = || {
+        let sides = format!("0100007F:{theirs:04X} 0100007F:{own:04X} 01");
+        std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&sides)
+    };
+    let head = format!("GET /api/kernels/{id}/log HTTP/1.1\r\nHost: x\r\nAuthorization: token {TOKEN}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.read_exact(&mut [0; 1024]).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while is_open() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the gateway closes it");
+    // Who asks for nothing and reads is not.
+    assert_eq!(served.ask("GET", "/api").await.status, 200);
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ const MAX_REQUESTS: usize = 4_096;
 const MAX_ENDED: usize = 256;
 /// The longest `msg_id` and `display_id` that are indexed, in bytes. Nobody's are longer.
 const MAX_ID: usize = 1_024;
+/// The longest header of which there is a record, in bytes: the record has it whole. A client's has some hundreds.
+const MAX_HEADER: usize = 64 << 10;
 
 /// The recorder's memory of requests. Each change is told as updates of the log's index, which belong to the entries
 /// that were looked at.
@@ -156,7 +158,7 @@ impl Journal {
         if channel == Channel::Stdin {
             self.answered(message);
         }
-        if header.msg_id.is_empty() || header.msg_id.len() > MAX_ID {
+        if header.msg_id.is_empty() || header.msg_id.len() > MAX_ID || message.header().len() > MAX_HEADER {
             return;
         }
         let msg_id: Arc<str> = (*header.msg_id).into();

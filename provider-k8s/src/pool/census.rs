@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::phase::{self, PodPhase};
 use crate::settings::WarmPool;
 
-/// How long a pod may take until its kernel can be connected to. One that takes longer was left by a gateway that was
-/// killed before the pod had its Secret, as a rule.
-pub(crate) const START_DEADLINE: TimeDelta = TimeDelta::minutes(5);
+/// How long a pod may take until its kernel can be connected to: as long as a large image takes to be pulled over a slow
+/// line. One that takes longer was left by a gateway that was killed before the pod had its Secret, as a rule.
+pub(crate) const START_DEADLINE: TimeDelta = TimeDelta::minutes(20);
 
 /// A pod of the pool, which nobody has claimed.
 pub(crate) struct Member {
@@ -198,7 +198,7 @@ mod tests {
     fn those_that_do_not_work_are_removed_and_replaced() {
         let members = [
             member("ended", 5, "Failed", State::Found),
-            member("stuck", 400, "Pending", State::Found),
+            member("stuck", 1300, "Pending", State::Found),
             member("mine", 5, "Failed", State::Awaited),
         ];
         let census = count(&pool(1), &members, 0, NOW());

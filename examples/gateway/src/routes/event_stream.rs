@@ -114,9 +114,14 @@ impl EventStream {
             Ok(Ok(Some(block))) => Some(block),
             Ok(Ok(None)) => return Some(self.end("gone")),
             Ok(Err(ReadError::Gap { first, last })) => {
+                // Who comes back with it is not told of the gap once more.
+                let id = Cursor {
+                    epoch: self.epoch,
+                    seq: last,
+                };
                 write_event(
                     &mut out,
-                    None,
+                    Some(id),
                     "gap",
                     json!({"first": first, "last": last}).to_string().as_bytes(),
                 );

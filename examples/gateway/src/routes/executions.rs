@@ -2,6 +2,7 @@
 //! kernel is gone. And running code without a client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -9,12 +10,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{ExecuteRequest, InputRequest};
-use jupyter_protocol::{Channel, Message};
+use jupyter_protocol::{Channel, Message, WireMessage};
 use kernel_provider::KernelId;
 use kernel_provider::log::{Log, ReadError, Seq};
+use kernel_provider::manager::Kernel;
 use kernel_provider::session::{ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, SendError};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::time::timeout;
 
 use super::kernels;
 use crate::Gateway;
@@ -27,6 +30,9 @@ const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 500;
 /// The longest `msg_id`, cell and session that are taken, in bytes.
 const MAX_ID: usize = 256;
+
+/// How long a kernel may take to take code that it is to run.
+const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 
 /// The log of a kernel that runs or is gone.
 pub(super) async fn find_log(gateway: &Gateway, id: &str) -> Result<Log, ApiError> {
@@ -182,15 +188,11 @@ pub(super) async fn start(
     if let Some(cell_id) = short(&body, "cellId")? {
         message = message.with_metadata(Map::from_iter([("cellId".to_owned(), cell_id.into())]));
     }
-    kernel
-        .send(&session.as_str().into(), Channel::Shell, message.to_wire())
-        .await
-        .map_err(|error| match error {
-            SendError::Dead => ApiError::new(StatusCode::CONFLICT, error.to_string()),
-            _ => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-        })?;
-    kernel.log().flushed().await;
+    let wire = message.to_wire();
     let msg_id = message.header.msg_id;
+    let sending = send(&gateway, &kernel, session.as_str().into(), wire);
+    timeout(TAKEN_WITHIN, sending).await.map_err(|_| not_taken(&msg_id))??;
+    kernel.log().flushed().await;
     let execution = Executions::of(kernel.log().clone()).get(&msg_id).await?;
     let location = address(&gateway, &id, &msg_id);
     let body = match &execution {
@@ -199,6 +201,36 @@ pub(super) async fn start(
         None => json!({"msg_id": msg_id, "status": ExecutionStatus::Queued, "session": session, "url": location}),
     };
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(body)).into_response())
+}
+
+/// Sends a request, to its end also where nobody waits for that any more.
+async fn send(
+    gateway: &Gateway,
+    kernel: &Arc<Kernel>,
+    session: Arc<str>,
+    request: WireMessage,
+) -> Result<(), ApiError> {
+    let room = kernel.room(request.parts().iter().map(|part| part.len()).sum()).await;
+    let kernel = kernel.clone();
+    let sending = gateway.clients.spawn(async move {
+        let _room = room;
+        kernel.send(&session, Channel::Shell, request).await
+    });
+    // It is ended with the process only.
+    let sent = sending.await.unwrap_or(Err(SendError::Dead));
+    sent.map_err(|error| match error {
+        SendError::Dead => ApiError::new(StatusCode::CONFLICT, error.to_string()),
+        _ => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    })
+}
+
+fn not_taken(msg_id: &str) -> ApiError {
+    let message = format!(
+        "the kernel has not taken the code within {} s; it may still: ask again with the msg_id {msg_id:?}, which runs it \
+         once, or restart the kernel",
+        TAKEN_WITHIN.as_secs()
+    );
+    ApiError::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
 fn flag(body: &Map<String, Value>, field: &str) -> Result<Option<bool>, ApiError> {

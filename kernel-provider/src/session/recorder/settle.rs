@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
-use jupyter_protocol::content::KernelInfoRequest;
+use jupyter_protocol::content::{KernelInfoRequest, ListSubshellReply, ListSubshellRequest, Reply};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
 use tokio::sync::oneshot;
@@ -20,6 +20,8 @@ use crate::session::{ExecutionRecord, lost};
 
 /// How long a kernel that has answered has for the status that comes with the answer. Not all name what it is about.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a kernel has to say which subshells it has.
+const LIST_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Requests of ours whose first status is waited for: what the kernel published before is recorded by then.
 #[derive(Default)]
@@ -93,6 +95,12 @@ impl Recording {
     async fn settle_in(&self, subshell: Option<String>, executions: Vec<Arc<str>>) -> Result<(), SendError> {
         let mut before = None;
         loop {
+            if let Some(subshell) = &subshell
+                && let Some(kernel_session) = self.lacks(subshell).await?
+            {
+                self.lose(&executions, &kernel_session);
+                return Ok(());
+            }
             let Some(kernel_session) = self.turn(subshell.as_deref()).await? else {
                 return Ok(());
             };
@@ -108,6 +116,26 @@ impl Recording {
             }
             before = Some(now);
         }
+    }
+
+    /// The session that the kernel names in its messages, where it has no such subshell any more: what is asked there is
+    /// never answered.
+    async fn lacks(&self, subshell: &str) -> Result<Option<String>, SendError> {
+        let request = Message::new(ListSubshellRequest::default(), OUR_SESSION);
+        // Not each kernel knows the question.
+        let Ok(reply) = timeout(LIST_DEADLINE, self.ask(Channel::Control, &request)).await else {
+            return Ok(None);
+        };
+        let Some(reply) = reply? else {
+            return Ok(None);
+        };
+        let list: Option<Reply<ListSubshellReply>> = serde_json::from_slice(reply.content()).ok();
+        let has = match list {
+            Some(Reply::Ok(list)) => list.subshell_id.iter().any(|there| there == subshell),
+            _ => true,
+        };
+        let session = reply.header_ref()?.session.into_owned();
+        Ok((!has).then_some(session))
     }
 
     /// Waits until the kernel has answered a request and what it published before is recorded. Returns the session that
