@@ -66,8 +66,10 @@ fn logs(folder: &Path) -> Logs {
     Logs::new(Arc::new(FjallStore::open(folder).unwrap()), options()).unwrap()
 }
 
-/// Appends entries one by one, as a live reader sees them, until the store refuses them, or takes them again.
-async fn append_until_recorded(log: &Log, recorded: bool) {
+/// Appends entries one by one, as a live reader sees them, until the store refuses them, or takes them again. Returns how
+/// many it refused.
+async fn append_until_recorded(log: &Log, recorded: bool) -> u64 {
+    let mut refused = 0;
     for _ in 0..3_000 {
         let next = log.head().next();
         let mut live = log.reader(log.head());
@@ -75,10 +77,11 @@ async fn append_until_recorded(log: &Log, recorded: bool) {
         let block = live.next().await.unwrap().unwrap();
         assert_eq!(block.first(), next, "whoever keeps up misses nothing");
         log.flushed().await;
+        refused += u64::from(!log.is_recorded());
         if log.is_recorded() == recorded {
             // The entry that says so.
             log.flushed().await;
-            return;
+            return refused;
         }
     }
     panic!("that the log is recorded, {recorded}, did not come");
@@ -182,7 +185,7 @@ async fn a_store_that_gave_up_is_opened_again() {
         .take_while(|n| fs::File::create(fillers.join(n.to_string())).is_ok())
         .count();
     assert!(filled > 0);
-    let refused = append_much(&log, 400).await;
+    let mut refused = append_much(&log, 400).await;
     let told = read_with_gaps(&mut other.reader(Seq::START), 10).await;
     assert_eq!(
         told,
@@ -190,7 +193,7 @@ async fn a_store_that_gave_up_is_opened_again() {
         "what is there can be read all the while"
     );
     fs::remove_dir_all(&fillers).unwrap();
-    append_until_recorded(&log, true).await;
+    refused += append_until_recorded(&log, true).await;
     append_live(&log, 10).await;
     append_live(&other, 10).await;
     let heads = [log.head(), other.head()];
