@@ -29,7 +29,7 @@ use crate::{AbortOnDrop, K8sConfig, names};
 const OUTPUT_BYTES: i64 = 64 * 1024;
 const OUTPUT_LINES: i64 = 400;
 /// How long the output may be waited for that an error is told with.
-const EVIDENCE_DEADLINE: Duration = Duration::from_secs(2);
+const EVIDENCE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a pod may take to be gone beyond the grace that it has.
 const DEATH_DEADLINE: Duration = Duration::from_secs(30);
 /// How long it is tried to remove what a launch left that was given up.

@@ -13,7 +13,7 @@ use crate::{AbortOnDrop, names, phase};
 
 const HOLDING: &str = include_str!("shell/hold.sh");
 /// How long the pod may take to say that it is held.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 /// The longest that the command in the pod may say in all.
 const MOST_SAID: u64 = 4096;
 

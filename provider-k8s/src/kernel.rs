@@ -33,7 +33,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(8);
 /// How long a pod may be kept for a restart that was announced, beyond the grace that its kernel has.
 const HOLD: Duration = Duration::from_secs(60);
 /// How long a kernel may take to be gone that was killed.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long may pass from a pod's removal until the kernel's end is known here. It is an event; this is for a watch that
 /// is broken.
 const NEWS_DEADLINE: Duration = Duration::from_secs(30);

@@ -285,6 +285,7 @@ async fn what_users_ask_for_is_in_the_pod_and_the_rest_is_refused() {
     config.policy = Policy::default();
     let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
     let mut request = LaunchRequest::new(KernelId::random(), "python3");
+    request.timeout = LONG;
     for (name, value) in [
         ("KERNEL_CPUS", "10m"),
         ("KERNEL_MEMORY", "64Mi"),

@@ -18,7 +18,7 @@ use kernel_provider::KernelId;
 use kernel_provider::log::MemoryStore;
 use kernel_provider::manager::{Kernel, Manager};
 use kernel_provider::provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress};
-use provider_k8s::Reach;
+use provider_k8s::{K8sProvider, Reach};
 
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -68,7 +68,13 @@ async fn place() -> Option<Place> {
 
 /// Two kernels that count, one reached by its pod's address and one by a port-forward, each with a manager of its own.
 async fn counting(place: &Place, below: u64) -> ([Manager; 2], [Arc<Kernel>; 2]) {
-    let (by_address, by_forward) = tokio::join!(place.open(Reach::PodAddress), place.open(Reach::PortForward));
+    let open = async |reach| {
+        let mut config = place.config(reach);
+        // A kubelet that has just begun may say that it is not ready yet.
+        config.wait_for_room = common::LONG;
+        K8sProvider::open_with(place.limited.clone(), config).await.unwrap()
+    };
+    let (by_address, by_forward) = tokio::join!(open(Reach::PodAddress), open(Reach::PortForward));
     let managers = [by_address, by_forward].map(|provider| manager(provider, Arc::new(MemoryStore::new())));
     let (direct, forwarded) = tokio::join!(start(&managers[0]), start(&managers[1]));
     let kernels = [direct, forwarded];

@@ -252,7 +252,7 @@ async fn a_gateway_that_comes_back_takes_its_pods_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_that_are_too_old_or_do_not_work_are_replaced() {
     let Some(place) = Place::new().await else { return };
-    install(&place, "python3", json!({"size": 1, "max_age": 15}));
+    install(&place, "python3", json!({"size": 1, "max_age": 30}));
     let _provider = place.open(Reach::PortForward).await;
     filled(&place, 1).await;
     let first = names(&unclaimed(&place).await);

@@ -80,7 +80,7 @@ impl Subject for Pods {
 
     fn short_timeout(&self) -> Duration {
         // A pod's start takes seconds.
-        Duration::from_secs(15)
+        Duration::from_secs(25)
     }
 }
 

@@ -105,10 +105,16 @@ def test_the_gateways_pod_is_replaced_while_a_cell_prints(
     assert after["head"] >= before["head"] + 60
 
 
-def test_it_may_do_what_it_needs_and_no_more(gateway: GatewayInCluster) -> None:
+def may(gateway: GatewayInCluster, what: str) -> bool:
     account = f"--as=system:serviceaccount:{gateway.namespace.name}:kernelmux-gateway"
+    answer = gateway.namespace.tried("auth", "can-i", *what.split(), account).stdout.strip()
+    assert answer in ("yes", "no"), answer
+    return answer == "yes"
+
+
+def test_it_may_do_what_it_needs_and_no_more(gateway: GatewayInCluster) -> None:
     for allowed in ("create pods", "watch events", "get secrets"):
-        assert gateway.namespace.kubectl("auth", "can-i", *allowed.split(), account).strip() == "yes"
+        assert may(gateway, allowed), allowed
     # The first: so kernels are reached by their pods' addresses, or not at all.
     for refused in (
         "create pods --subresource=portforward",
@@ -116,7 +122,7 @@ def test_it_may_do_what_it_needs_and_no_more(gateway: GatewayInCluster) -> None:
         "list secrets",
         "list pods --all-namespaces",
     ):
-        assert gateway.namespace.refused("auth", "can-i", *refused.split(), account).strip() == "no"
+        assert not may(gateway, refused), refused
 
 
 def test_its_token_is_told_nowhere(gateway: GatewayInCluster) -> None:
@@ -161,6 +167,8 @@ def test_with_the_right_to_run_commands_a_restart_keeps_the_pod(gateway: Gateway
         made_anew = gateway.uid(f"kernel-{kernel_id}")
         assert made_anew != before
         gateway.apply_manifests("exec")
+        # What is applied is in force a moment later.
+        eventually(lambda: may(gateway, "create pods --subresource=exec"), "the gateway may run commands")
         assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
         assert gateway.uid(f"kernel-{kernel_id}") == made_anew
         asked = run(gateway, kernel_id, "print('answers')")

@@ -347,7 +347,7 @@ def test_culled_kernel_is_told(
 ) -> None:
     gateway = start_gateway(
         # So long that the page has run the cell by then.
-        "--cull-idle-timeout", "12", "--cull-interval", "1", "--cull-connected"
+        "--cull-idle-timeout", "20", "--cull-interval", "1", "--cull-connected"
     )
     lab = Lab(make_home("lab-cull"), gateway.url, gateway.token)
     try:

@@ -42,7 +42,7 @@ SHARED = {
 }
 CELL = {name: index for index, name in enumerate(SHARED)}
 # So long that the page has run the cell by then.
-IDLE_SECONDS = 12
+IDLE_SECONDS = 20
 OUT_OF_MEMORY = "killed because it ran out of memory"
 
 

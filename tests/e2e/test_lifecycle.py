@@ -272,19 +272,31 @@ def test_a_kernel_that_takes_nothing_is_restarted(gateway: Gateway) -> None:
         pid = python_pid(client)
         kill(pid, signal.SIGSTOP)
         # More than fits into its socket: the gateway is in the midst of sending.
-        for _ in range(8):
-            client.execute("#" + "x" * (2 << 20))
+        sent = [client.execute("#" + "x" * (2 << 20)) for _ in range(8)]
+        asked = f"api/kernels/{kernel_id}/executions"
+
+        def logged() -> int:
+            """How many of them: one more found the pid."""
+            return len(gateway.rest("GET", asked).json()["executions"]) - 1
+
+        # The third is logged once it has the socket, which the first two fill: the others wait for it.
+        eventually(lambda: logged() >= 3, "it is in the midst of sending")
         # What runs code without a client does not wait for ever either, nor for who asked.
         code = {"code": "7 * 6", "msg_id": "once"}
-        refused = gateway.rest("POST", f"api/kernels/{kernel_id}/executions", json=code)
+        refused = gateway.rest("POST", asked, json=code)
         assert (refused.status_code, "not taken" in refused.text) == (504, True), refused.text
+        before = logged()
         response = gateway.rest("POST", f"api/kernels/{kernel_id}/restart")
         assert response.status_code == 200, response.text
-        taken = gateway.rest("POST", f"api/kernels/{kernel_id}/executions", json=code)
+        taken = gateway.rest("POST", asked, json=code)
         assert taken.status_code == 202, taken.text
         one = ended(gateway, kernel_id, "once")
         assert one["status"] == "ok", one
         assert one["outputs"][0]["data"]["text/plain"] == "42"
+        # What was logged before the restart ended with the kernel as it was, though that had not taken the last of it; what
+        # waited is for the new one.
+        statuses = [ended(gateway, kernel_id, msg_id)["status"] for msg_id in sent]
+        assert statuses == ["died"] * before + ["ok"] * (8 - before)
         with gateway.socket(kernel_id) as other:
             assert other.run("6 * 7") == "42"
             assert python_pid(other) != pid
@@ -336,7 +348,7 @@ def test_sigterm_while_a_kernel_restarts_keeps_the_kernel(start_gateway: Start) 
             client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: token {TOKEN}\r\n\r\n".encode())
             eventually(lambda: gateway.output.count(": restarting ") > begun, "it restarts")
         # Nobody waits for the answer any more.
-        assert gateway.stop(signal.SIGTERM) == 0
+        assert gateway.stop(signal.SIGTERM, 60) == 0
         gateway.start()
         assert [k["id"] for k in gateway.rest("GET", "api/kernels").json()] == [kernel_id]
         with gateway.socket(kernel_id) as client:
@@ -344,7 +356,7 @@ def test_sigterm_while_a_kernel_restarts_keeps_the_kernel(start_gateway: Start) 
 
 
 def test_culling(start_gateway: Start) -> None:
-    gateway = start_gateway("--cull-idle-timeout", "5", "--cull-interval", "1")
+    gateway = start_gateway("--cull-idle-timeout", "15", "--cull-interval", "1")
     # Each is used as soon as it runs: the start of the next one may take as long as an idle kernel is left alone.
     connected = gateway.start_kernel()["id"]
     with gateway.socket(connected) as client:
@@ -354,10 +366,11 @@ def test_culling(start_gateway: Start) -> None:
             other.execute("print('on', flush=True)\nimport time\nwhile True: time.sleep(.1)")
             other.until(is_text("on"))
         idle = gateway.start_kernel()["id"]
-        eventually(lambda: gateway.model(idle) is None, "the idle kernel is culled", 60)
+        eventually(lambda: gateway.model(idle) is None, "the idle kernel is culled", 90)
+        client.run("1")
         # One more round of the culler: those that it must spare are still there.
         second = gateway.start_kernel()["id"]
-        eventually(lambda: gateway.model(second) is None, "the second idle kernel is culled", 60)
+        eventually(lambda: gateway.model(second) is None, "the second idle kernel is culled", 90)
         assert gateway.model(connected) is not None
         assert gateway.model(busy) is not None
 

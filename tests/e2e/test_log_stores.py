@@ -210,6 +210,8 @@ def test_gateways_share_logs_in_nats(
     assert log_of(first, kernel_id)[: len(before)] == before
     assert texts(detached(first, kernel_id, "print('goes on')")) == ["goes on"]
     assert first.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
+    log = f"api/kernels/{kernel_id}/log?follow=false"
+    eventually(lambda: '"execution_state":"dead"' in first.rest("GET", log).text.replace(" ", ""), "its end is stored")
     # The other one has never had this kernel.
     listed = second.rest("GET", "api/logs").json()
     assert kernel_id in str(listed)

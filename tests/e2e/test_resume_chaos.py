@@ -254,4 +254,5 @@ def test_a_client_that_never_reads_costs_nothing(gateway: Gateway) -> None:
         with gateway.socket(kernel_id, "never") as never:
             then = usual_memory(with_it)
             assert never.seen == []
-        assert then - before < 20, f"{before:.1f} MiB without it, {then:.1f} MiB with it"
+        # In the short run the caches of the store may fill for the first time.
+        assert then - before < (20 if LONG else 40), f"{before:.1f} MiB without it, {then:.1f} MiB with it"

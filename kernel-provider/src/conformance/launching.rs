@@ -46,6 +46,7 @@ pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
     let stages = Stages::default();
     let id = KernelId::random();
     let mut request = LaunchRequest::new(id, subject.spec());
+    request.timeout = subject.patience();
     request.owner = Some("ann".to_owned());
     let kernel = expect(subject, "launch", provider.launch(request, stages.progress())).await?;
     let order = |stage: &LaunchStage| match stage {

@@ -173,7 +173,8 @@ async fn launch(
     provider: &dyn KernelProvider,
     id: KernelId,
 ) -> Result<Arc<dyn KernelHandle>, Failure> {
-    let request = LaunchRequest::new(id, subject.spec());
+    let mut request = LaunchRequest::new(id, subject.spec());
+    request.timeout = subject.patience();
     expect(subject, "launch", provider.launch(request, Progress::ignored())).await
 }
 

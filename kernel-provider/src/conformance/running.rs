@@ -14,6 +14,7 @@ pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
     let mut kernels = Vec::new();
     for owner in ["ann", "bob"] {
         let mut request = LaunchRequest::new(KernelId::random(), subject.spec());
+        request.timeout = subject.patience();
         request.owner = Some(owner.to_owned());
         kernels.push(expect(subject, "launch", provider.launch(request, Progress::ignored())).await?);
     }
@@ -43,6 +44,7 @@ pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome 
     let provider = subject.open().await;
     let id = KernelId::random();
     let mut request = LaunchRequest::new(id, subject.spec());
+    request.timeout = subject.patience();
     request
         .env
         .insert("MY_PASSWORD".to_owned(), "a-secret-value".to_owned());

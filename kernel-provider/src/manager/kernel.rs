@@ -270,9 +270,9 @@ impl Kernel {
     pub(super) async fn reconnect(&self) -> Result<(), SendError> {
         let recorded = self.last_entry_time().await;
         let info = self.connection().await?;
-        self.recorder.reconnect(&info, CONNECT_DEADLINE, recorded).await?;
-        // Whether it runs something is known once it answers.
+        // Whether it runs something is known once it answers, which it may do at once.
         self.recorder.set_state(ExecutionState::Busy);
+        self.recorder.reconnect(&info, CONNECT_DEADLINE, recorded).await?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ mod settle;
 #[cfg(feature = "testing")]
 mod simulated;
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +57,9 @@ pub enum SendError {
     /// No client sends on iopub or the heartbeat.
     #[error("clients do not send on {0}; they send on shell, control and stdin")]
     NotToBeSentOn(Channel),
+    /// The kernel was started anew before it took the `execute_request`, which is in the log and ended with the one before.
+    #[error("the kernel was restarted before it took the code; send it again as another message")]
+    Restarted,
     /// The header is no JSON object.
     #[error(transparent)]
     Header(#[from] jupyter_protocol::header::HeaderError),
@@ -96,6 +99,8 @@ struct Recording {
     askers: Askers,
     statuses: Statuses,
     senders: Senders,
+    /// How many times all sockets were let go of: who was given one knows by this whether it is of the kernel as it is now.
+    lives: AtomicU64,
     link: watch::Sender<Link>,
     /// Whether more may come from the kernel's iopub.
     publishing: watch::Sender<bool>,
@@ -172,6 +177,7 @@ impl Recorder {
                 askers: Askers::default(),
                 statuses: Statuses::default(),
                 senders: Senders::default(),
+                lives: AtomicU64::new(0),
                 link: watch::Sender::new(Link::Down),
                 publishing: watch::Sender::new(false),
                 state: watch::Sender::new(ExecutionState::Starting),
@@ -338,6 +344,8 @@ impl Recorder {
         }
         self.recording.publishing.send_replace(false);
         self.recording.senders.clear().await;
+        // Now that nobody has a socket of the kernel as it was.
+        self.recording.lives.fetch_add(1, Ordering::AcqRel);
         self.recording.askers.clear();
     }
 
@@ -464,6 +472,7 @@ impl Recording {
         }
         let header = message.header_ref()?;
         let mut sender = self.sender_for(channel, session).await?;
+        let life = self.lives.load(Ordering::Acquire);
         let ours = matches!(asker, Asker::Ourselves(_));
         // Nobody else sends meanwhile, so what is not known now is not known when it is appended.
         if !ours && self.was_asked(&header.msg_id).await {
@@ -504,14 +513,17 @@ impl Recording {
         drop(sender);
         let sent = match sent {
             Ok(()) => Ok(()),
-            Err(error) => self.send_again(channel, session, message.clone(), error).await,
+            Err(error) => self.send_again(life, channel, session, message.clone(), error).await,
         };
-        if sent.is_err() {
-            if ours || &*peek::msg_type(&message) != "execute_request" {
+        if let Err(error) = &sent {
+            if !is_execution(&message) {
                 return sent;
             }
-            // Its client has seen it in the log, or waits for its reply: neither sends it again.
-            self.lose(&[unsent.msg_id.into()], session);
+            // Its client has seen it in the log, or waits for its reply: neither sends it again. What the restart ends is
+            // told with that.
+            if !matches!(error, SendError::Restarted) {
+                self.lose(&[unsent.msg_id.into()], session);
+            }
         }
         unsent.was_sent();
         sent
@@ -655,6 +667,11 @@ impl Recording {
             changed
         });
     }
+}
+
+/// Whether this is code of a client's, which runs in the kernel that it was for or in none.
+fn is_execution(message: &WireMessage) -> bool {
+    &*peek::msg_type(message) == "execute_request"
 }
 
 /// Whether this changes nothing in the kernel, so that it may be sent twice. Who completes while typing is not to wait for

@@ -60,6 +60,8 @@ impl Calls {
         let is_watch = request.uri().query().is_some_and(|query| query.contains("watch="));
         let kind = match (parts.as_slice(), is_watch) {
             ([collection], true) => format!("watch {collection}"),
+            // What a watch that begins anew does first.
+            ([collection], false) if request.method() == Method::GET => format!("watch {collection}, listed"),
             ([collection, _, part], _) => format!("{} {collection}/{part}", request.method()),
             ([collection, ..], _) => format!("{} {collection}", request.method()),
             ([], _) => path.to_owned(),

@@ -60,10 +60,13 @@ class Namespace:
 
     def refused(self, *args: object) -> str:
         """What it says of something that it does not do."""
-        command = [str(self.program), "--namespace", self.name, *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = self.tried(*args)
         assert done.returncode != 0, done.stdout
         return done.stdout + done.stderr
+
+    def tried(self, *args: object) -> subprocess.CompletedProcess[str]:
+        command = [str(self.program), "--namespace", self.name, *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     def apply(self, *objects: dict[str, Any]) -> None:
         self.kubectl("apply", "--filename=-", stdin=yaml.safe_dump_all(objects))

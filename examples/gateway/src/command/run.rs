@@ -23,7 +23,7 @@ use super::flags::{Flags, LogDurability, OnTerminate};
 /// How long kernels may take to end before the gateway ends without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long letting go of kernels may take.
-const DETACH_DEADLINE: Duration = Duration::from_secs(20);
+const DETACH_DEADLINE: Duration = Duration::from_secs(45);
 /// How many files and sockets the gateway wants to be able to open: a kernel takes five or so, a client one.
 const OPEN_FILES: u64 = 65_536;
 /// What of its own environment the gateway passes on to kernels in any case: what programs need to run at all.

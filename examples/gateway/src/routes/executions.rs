@@ -219,7 +219,7 @@ async fn send(
     // It is ended with the process only.
     let sent = sending.await.unwrap_or(Err(SendError::Dead));
     sent.map_err(|error| match error {
-        SendError::Dead => ApiError::new(StatusCode::CONFLICT, error.to_string()),
+        SendError::Dead | SendError::Restarted => ApiError::new(StatusCode::CONFLICT, error.to_string()),
         _ => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     })
 }

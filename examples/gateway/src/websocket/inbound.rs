@@ -84,7 +84,7 @@ async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<Waiting>, c
         };
         match sent {
             Ok(()) => {}
-            Err(SendError::Dead) => debug!(%channel, "a message for a dead kernel is dropped"),
+            Err(error @ (SendError::Dead | SendError::Restarted)) => debug!(%channel, %error, "a message is dropped"),
             Err(error) => warn!(%channel, %error, "a message cannot be sent to the kernel"),
         }
     }

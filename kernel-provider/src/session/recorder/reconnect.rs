@@ -2,6 +2,7 @@
 //! as long as the provider does not say that the kernel is gone, and what clients send waits for it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jupyter_protocol::content::KernelInfoRequest;
@@ -12,7 +13,7 @@ use tokio::sync::{MutexGuard, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::{Destination, Link, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender};
+use super::{Destination, Link, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender, is_execution};
 use crate::session::ExecutionState;
 use crate::session::askers::Asker;
 
@@ -93,12 +94,12 @@ impl Recording {
         session: &str,
     ) -> Result<MutexGuard<'_, Option<Sender>>, SendError> {
         let is_request = channel == Channel::Shell && session != OUR_SESSION;
-        if is_request {
-            self.subscribed().await;
-        }
         let mut link = self.link.subscribe();
         let mut deadline = None;
         loop {
+            if is_request {
+                self.subscribed().await;
+            }
             let up = *link.borrow_and_update();
             match up {
                 Link::Dead => return Err(SendError::Dead),
@@ -108,6 +109,10 @@ impl Recording {
                     let sender = self.senders.of(channel).lock().await;
                     // A client's request may make the kernel ask on stdin. What is held by somebody is there.
                     let can_answer = !is_request || self.senders.stdin.try_lock().map_or(true, |stdin| stdin.is_some());
+                    // The kernel may have been started anew while somebody else sent.
+                    if is_request && *self.link.borrow() == Link::Connected {
+                        continue;
+                    }
                     if sender.is_some() && can_answer {
                         return Ok(sender);
                     }
@@ -170,9 +175,11 @@ impl Recording {
         sent
     }
 
-    /// Sends a message, which is logged, where the first try failed: once there is another connection.
+    /// Sends a message, which is logged, where the first try failed: once there is another connection. Code is for the
+    /// kernel as it was in this `life` only: what was logged before a restart has ended with that.
     pub(super) async fn send_again(
         &self,
+        life: u64,
         channel: Channel,
         session: &str,
         message: WireMessage,
@@ -182,6 +189,9 @@ impl Recording {
         let mut error = error;
         while Instant::now() < deadline {
             let mut sender = self.sender_for(channel, session).await?;
+            if is_execution(&message) && self.lives.load(Ordering::Acquire) != life {
+                return Err(SendError::Restarted);
+            }
             // Who asked is forgotten where the kernel was started anew meanwhile.
             let header = message.header_ref()?;
             if session != OUR_SESSION && header.msg_type.ends_with("_request") {

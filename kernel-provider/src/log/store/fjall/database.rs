@@ -48,7 +48,7 @@ pub(super) struct Database {
     skip: AtomicU32,
     skip_next: AtomicU32,
     /// Given up last.
-    _lock: File,
+    lock: File,
 }
 
 /// The database as it is open. Keyspaces are asked for when they are needed: who kept one would keep the database from
@@ -76,7 +76,7 @@ impl Database {
             failed: AtomicBool::new(false),
             skip: AtomicU32::new(0),
             skip_next: AtomicU32::new(1),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -191,6 +191,11 @@ impl Drop for Database {
     fn drop(&mut self) {
         if let Err(error) = self.write(None, boot::end) {
             tracing::warn!(folder = %self.folder.display(), %error, "the logs were not closed in order");
+        }
+        *self.open.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        // To close the file is not enough: a process that is forked at this moment has it too, until it runs its program.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(folder = %self.folder.display(), %error, "the logs may look as if they were in use for a moment");
         }
     }
 }
