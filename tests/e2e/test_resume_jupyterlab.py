@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.coming_back import log_of
 from harness.executions import of_cell
 from harness.gateway import Gateway, free_port
 from harness.lab import Lab, Notebook
@@ -544,7 +543,11 @@ def test_cells_that_end_while_there_is_no_gateway(
     # It is logged before it is sent. Those of a channel are logged and sent one after another.
     with gateway.socket(kernel_id) as client:
         asked = client.request("kernel_info_request")
-        eventually(lambda: asked in [msg_id for _, msg_id in log_of(gateway, kernel_id)], "what follows is logged")
+
+        def follows() -> bool:
+            return any(entry["header"]["msg_id"] == asked for entry in log_of(gateway, kernel_id))
+
+        eventually(follows, "what follows is logged")
     gateway.stop(signal.SIGKILL)
     open_gates(tmp_path, "cut")
     # The second runs when the first has been replied to.
