@@ -157,7 +157,7 @@ impl Cluster {
                 Err(error) if error.already_exists() => {
                     let there = call(pods.get_opt(names::name(pod))).await;
                     let own = there.ok().flatten();
-                    let own = own.filter(|there| names::annotation(there, mark.0) == Some(&mark.1));
+                    let own = own.filter(|there| has_mark(there, mark));
                     return own.ok_or(error);
                 }
                 // Others have used the same quota just then.
@@ -346,9 +346,7 @@ impl Cluster {
         let mut sight = self.view.sight(id);
         loop {
             let cleared = match call(self.pods.get_opt(name)).await {
-                Ok(Some(pod)) if names::annotation(&pod, mark.0) == Some(&mark.1) => {
-                    self.end(&pod, Duration::ZERO, &mut sight).await
-                }
+                Ok(Some(pod)) if has_mark(&pod, mark) => self.end(&pod, Duration::ZERO, &mut sight).await,
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.failed(format!("look for the pod {name}"))),
             };
@@ -367,7 +365,7 @@ impl Cluster {
     /// The same for a pod that is not there yet and may come: the call for it was not answered.
     pub(crate) async fn clear_away_late(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
         let mut sight = self.view.sight(id);
-        let is_it = |pod: &Arc<Pod>| names::name(pod) == name && names::annotation(pod, mark.0) == Some(&mark.1);
+        let is_it = |pod: &Arc<Pod>| names::name(pod) == name && has_mark(pod, mark);
         let comes = async {
             let seen = tokio::time::timeout(LATE, sight.wait_for(|sight| sight.present().is_some_and(is_it)));
             seen.await.is_ok_and(|seen| seen.is_ok())
@@ -376,6 +374,11 @@ impl Cluster {
             self.clear_away(id, name, mark).await;
         }
     }
+}
+
+/// Whether it is what the attempt with this mark made.
+fn has_mark(pod: &Pod, mark: &(&'static str, String)) -> bool {
+    names::annotation(pod, mark.0) == Some(&mark.1)
 }
 
 fn secret_name(pod: &Pod) -> String {

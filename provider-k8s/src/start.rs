@@ -92,8 +92,7 @@ impl Unfinished {
         let Some(making) = &mut self.making else {
             return Err(CallError::TimedOut);
         };
-        // A task that was ended by the runtime's end leaves the same question open as a call without an answer.
-        let made = making.await.unwrap_or(Err(CallError::TimedOut));
+        let made = outcome(making).await;
         self.making = None;
         self.may_come = may_come(&made);
         made
@@ -116,8 +115,8 @@ impl Drop for Unfinished {
         let (making, turn, mut is_late) = (self.making.take(), self.turn.take(), self.may_come);
         let tasks = self.cluster.clearing.clone();
         let clearing = async move {
-            if let Some(making) = making {
-                is_late = may_come(&making.await.unwrap_or(Err(CallError::TimedOut)));
+            if let Some(mut making) = making {
+                is_late = may_come(&outcome(&mut making).await);
             }
             cluster.clear_away(id, &name, &mark).await;
             drop(turn);
@@ -132,6 +131,11 @@ impl Drop for Unfinished {
             }
         }
     }
+}
+
+async fn outcome(making: &mut JoinHandle<Result<Pod, CallError>>) -> Result<Pod, CallError> {
+    // A task that was ended by the runtime's end leaves the same question open as a call without an answer.
+    making.await.unwrap_or(Err(CallError::TimedOut))
 }
 
 /// Whether a call left open what becomes of it.

@@ -6,7 +6,6 @@ Role and no others. `make test-k8s` runs these on a cluster that it brings up.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import lacking
 from harness.cluster import lacks_cluster
+from harness.coming_back import entries_of
 from harness.executions import of_cell
 from harness.gated import expect_whole, gated
 from harness.gateway import Gateway
@@ -81,10 +81,7 @@ def shared(lab: Lab, written: None, page: Page) -> Notebook:
 
 def life_of(gateway: Gateway, kernel_id: str) -> list[dict[str, Any]]:
     """What the kernel's log tells of its ends."""
-    response = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false")
-    assert response.status_code == 200, response.text
-    data = re.findall(r"^event: message\ndata: (.*)$", response.text, re.MULTILINE)
-    contents = [json.loads(line)["content"] for line in data]
+    contents = [entry["content"] for entry in entries_of(gateway, kernel_id)]
     return [content for content in contents if content.get("execution_state") in ("restarting", "dead")]
 
 

@@ -6,7 +6,6 @@ undisturbed in the same notebook, and with what the gateway itself tells of the 
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.coming_back import entries_of, log_of
 from harness.executions import of_cell
 from harness.gateway import Gateway, free_port
 from harness.lab import Lab, Notebook
@@ -478,14 +478,6 @@ def test_jupyter_server_restarted(
     expect_undisturbed(gateway, notebook, kernel_id)
 
 
-def log_of(gateway: Gateway, kernel_id: str) -> list[dict[str, Any]]:
-    """The messages of the kernel's log."""
-    response = gateway.rest("GET", f"api/kernels/{kernel_id}/log?from=start&follow=false")
-    assert response.status_code == 200, response.text
-    data = re.findall(r"^event: message\ndata: (.*)$", response.text, re.MULTILINE)
-    return [json.loads(line) for line in data]
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_gateway_restarted_while_a_cell_runs(
     pair: tuple[Gateway, Lab], page: Page, tmp_path: Path, number: signal.Signals
@@ -503,7 +495,7 @@ def test_gateway_restarted_while_a_cell_runs(
     gateway.start()
 
     def attached() -> list[dict[str, Any]]:
-        return [m for m in log_of(gateway, kernel_id) if m["content"].get("event") == "attached"]
+        return [m for m in entries_of(gateway, kernel_id) if m["content"].get("event") == "attached"]
 
     [event] = eventually(attached, "the kernel is attached again")
     assert event["content"]["unrecorded_ms"] > 0
@@ -545,7 +537,7 @@ def test_cells_that_end_while_there_is_no_gateway(
         asked = client.request("kernel_info_request")
 
         def follows() -> bool:
-            return any(entry["header"]["msg_id"] == asked for entry in log_of(gateway, kernel_id))
+            return asked in [msg_id for _, msg_id in log_of(gateway, kernel_id)]
 
         eventually(follows, "what follows is logged")
     gateway.stop(signal.SIGKILL)

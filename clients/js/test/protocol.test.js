@@ -136,9 +136,11 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
         lasts = await Promise.race([event(kernel, 'state').then(() => false), later.then(() => true)]);
       }
       assert.ok(lasts, 'what only says alive was taken for silence');
+      const ended = event(kernel, 'state', ({ state }) => state === 'ended');
       gateway.publish('stream', {});
       gateway.end();
       assertSeqs(await reading, 1, 1);
+      await ended;
     }, WebSocket));
 
   test(`${name}: a slow reader gets all, and little waits in memory`, () =>

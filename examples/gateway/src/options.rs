@@ -47,8 +47,8 @@ pub struct GatewayOptions {
     pub head_deadline: Duration,
     /// How long a request's body may take to arrive. The answer is 408 then.
     pub body_deadline: Duration,
-    /// How long a client may take nothing of what it is sent before [`serve`](crate::serve) closes its connection. On
-    /// Linux.
+    /// How long a client may take nothing of what it is sent before its connection is closed: a WebSocket's everywhere,
+    /// any other of [`serve`](crate::serve)'s on Linux.
     pub write_deadline: Duration,
 }
 

@@ -146,7 +146,7 @@ async fn who_takes_nothing_of_an_answer_that_goes_on_is_ended() {
     })
     .await
     .expect("the gateway closes it");
-    // Who asks for nothing and reads is not.
+    // Others are served all the while.
     assert_eq!(served.ask("GET", "/api").await.status, 200);
 }
 

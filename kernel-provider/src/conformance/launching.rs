@@ -5,7 +5,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
-    Failure, LAST_WORDS, Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left, shutdown, step,
+    Failure, LAST_WORDS, Outcome, Subject, ask, ensure, expect, launch, launch_request, list, nothing_is_left,
+    shutdown, step,
 };
 use crate::KernelId;
 use crate::provider::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress};
@@ -45,8 +46,7 @@ pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let stages = Stages::default();
     let id = KernelId::random();
-    let mut request = LaunchRequest::new(id, subject.spec());
-    request.timeout = subject.patience();
+    let mut request = launch_request(subject, id);
     request.owner = Some("ann".to_owned());
     let kernel = expect(subject, "launch", provider.launch(request, stages.progress())).await?;
     let order = |stage: &LaunchStage| match stage {

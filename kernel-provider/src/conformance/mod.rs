@@ -167,14 +167,20 @@ async fn expect<T, E: fmt::Display>(
         .map_err(|error| Failure::new(format!("{what}: {error}")))
 }
 
+/// For a kernel of the subject's spec, which may take as long as all else.
+fn launch_request(subject: &dyn Subject, id: KernelId) -> LaunchRequest {
+    let mut request = LaunchRequest::new(id, subject.spec());
+    request.timeout = subject.patience();
+    request
+}
+
 /// Launches a kernel of the subject's spec.
 async fn launch(
     subject: &dyn Subject,
     provider: &dyn KernelProvider,
     id: KernelId,
 ) -> Result<Arc<dyn KernelHandle>, Failure> {
-    let mut request = LaunchRequest::new(id, subject.spec());
-    request.timeout = subject.patience();
+    let request = launch_request(subject, id);
     expect(subject, "launch", provider.launch(request, Progress::ignored())).await
 }
 

@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use super::{
-    Failure, Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left, shutdown, step, wait_for_phase,
+    Failure, Outcome, Subject, ask, ensure, expect, launch, launch_request, list, nothing_is_left, shutdown, step,
+    wait_for_phase,
 };
 use crate::KernelId;
-use crate::provider::{AttachError, KernelRecord, LaunchRequest, Phase, Progress, Selector};
+use crate::provider::{AttachError, KernelRecord, Phase, Progress, Selector};
 
 /// Only what the selector lets through is listed, and only what runs.
 pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let mut kernels = Vec::new();
     for owner in ["ann", "bob"] {
-        let mut request = LaunchRequest::new(KernelId::random(), subject.spec());
-        request.timeout = subject.patience();
+        let mut request = launch_request(subject, KernelId::random());
         request.owner = Some(owner.to_owned());
         kernels.push(expect(subject, "launch", provider.launch(request, Progress::ignored())).await?);
     }
@@ -43,8 +43,7 @@ pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
 pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
-    let mut request = LaunchRequest::new(id, subject.spec());
-    request.timeout = subject.patience();
+    let mut request = launch_request(subject, id);
     request
         .env
         .insert("MY_PASSWORD".to_owned(), "a-secret-value".to_owned());

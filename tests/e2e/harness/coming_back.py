@@ -249,13 +249,17 @@ class StockClient(Client):
 
 def log_of(gateway: Gateway, kernel_id: str) -> list[tuple[int, str]]:
     """Every entry that is kept: its seq and `msg_id`."""
+    return [(entry["seq"], entry["header"]["msg_id"]) for entry in entries_of(gateway, kernel_id)]
+
+
+def entries_of(gateway: Gateway, kernel_id: str) -> list[dict[str, Any]]:
+    """Every entry that is kept, whole."""
     response = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false")
     assert response.status_code == 200, response.text
     text = response.content.decode()
     entries = []
     for line in text.split("\n"):
         if line.startswith('data: {"seq":'):
-            entry = json.loads(line[len("data: ") :])
-            entries.append((entry["seq"], entry["header"]["msg_id"]))
+            entries.append(json.loads(line[len("data: ") :]))
     assert "event: end" in text[-100:], text[-200:]
     return entries

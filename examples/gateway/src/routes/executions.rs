@@ -193,7 +193,7 @@ pub(super) async fn start(
     let sending = send(&gateway, &kernel, session.as_str().into(), wire);
     timeout(TAKEN_WITHIN, sending).await.map_err(|_| not_taken(&msg_id))??;
     kernel.log().flushed().await;
-    let execution = Executions::of(kernel.log().clone()).get(&msg_id).await?;
+    let execution = kernel.executions().get(&msg_id).await?;
     let location = address(&gateway, &id, &msg_id);
     let body = match &execution {
         Some(execution) => model(&gateway, &id, execution),

@@ -22,13 +22,11 @@ use super::inbound::Control;
 const GATHER_BYTES: usize = 64 << 10;
 /// How often a connection that says nothing is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// How long a client may take nothing of what is written before it counts as gone. Its session can come back.
-const WRITE_DEADLINE: Duration = Duration::from_secs(90);
 
 /// Writes what the log has for this client until the kernel or the client is gone, or `closing` is over. How fast the
 /// client reads is its own matter: what it has not read is in the log.
 pub(super) async fn run(
-    stream: impl AsyncWrite + Unpin,
+    mut out: Frames<impl AsyncWrite + Unpin>,
     mut feed: Feed,
     hello: Option<Notice>,
     format: Format,
@@ -37,7 +35,6 @@ pub(super) async fn run(
     closing: impl Future<Output = ()>,
 ) -> io::Result<&'static str> {
     let client = feed.client();
-    let mut out = Frames::new(stream);
     let mut keep_alive = interval(KEEP_ALIVE);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     keep_alive.reset();
@@ -187,16 +184,19 @@ fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, format
 }
 
 /// Frames a server writes, gathered so that a flood of small messages is few writes.
-struct Frames<S> {
+pub(super) struct Frames<S> {
     stream: S,
     gathered: BytesMut,
+    /// How long the client may take nothing before it counts as gone. Its session can come back.
+    deadline: Duration,
 }
 
 impl<S: AsyncWrite + Unpin> Frames<S> {
-    fn new(stream: S) -> Self {
+    pub(super) fn new(stream: S, deadline: Duration) -> Self {
         Self {
             stream,
             gathered: BytesMut::new(),
+            deadline,
         }
     }
 
@@ -227,11 +227,11 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
         // A large message is written from where it lies.
         self.head(opcode, data);
         self.flush().await?;
-        write_all(&mut self.stream, data).await
+        write_all(&mut self.stream, data, self.deadline).await
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        write_all(&mut self.stream, &self.gathered).await?;
+        write_all(&mut self.stream, &self.gathered, self.deadline).await?;
         if self.gathered.capacity() > 4 * GATHER_BYTES {
             self.gathered = BytesMut::new();
         }
@@ -249,9 +249,9 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
 }
 
 /// Writes all, as long as the client takes something now and then.
-async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8]) -> io::Result<()> {
+async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8], deadline: Duration) -> io::Result<()> {
     while !data.is_empty() {
-        let written = match timeout_at(Instant::now() + WRITE_DEADLINE, stream.write(data)).await {
+        let written = match timeout_at(Instant::now() + deadline, stream.write(data)).await {
             Ok(written) => written?,
             Err(_) => {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing"));
