@@ -18,7 +18,7 @@ TESTED := --locked --workspace --features kernelmux-gateway/nats
 BENCH ?=
 
 .PHONY: help run demo test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
-	lint-docs lint-deny bench e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
+	lint-docs lint-deny bench build-cache tools e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
 	run-k8s
 
 help: ## list the targets
@@ -32,65 +32,76 @@ demo: ## a long cell whose connection is cut in the middle, and nothing is missi
 	$(CARGO) build --locked --package resume
 	@. scripts/venv.sh && exec target/debug/resume
 
-test: test-rust test-embedders test-js test-e2e test-k8s ## all tests, with real kernels, a real browser and a real cluster
+test: ## all tests, with real kernels, a real browser and a real cluster
+	@scripts/in-parts.py test test-rust test-embedders test-js test-e2e test-k8s
+	@scripts/build-cache.py save
 
-test-rust: e2e-env ## the workspace's own tests
-	PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \
-		$(CARGO) test $(TESTED)
+# Tests find the kernels, nextest and the gateway here.
+TOOLS := PATH="$(CURDIR)/target/tools/bin:$(CURDIR)/target/e2e-venv/bin:$$PATH" \
+	JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter"
+
+test-rust: e2e-env build-cache ## the workspace's own tests
+	$(TOOLS) scripts/run-tests.py rust nextest $(TESTED)
+	$(CARGO) test $(TESTED) --doc --quiet
 
 # Where the workspace is built, and as it is, so that what both need is built once.
-test-embedders: ## crates outside the workspace that use kernelmux by path
+test-embedders: build-cache ## crates outside the workspace that use kernelmux by path
 	@for manifest in tests/embedders/*/Cargo.toml; do \
 		echo "$$manifest"; \
-		CARGO_PROFILE_DEV_DEBUG=line-tables-only $(CARGO) test --quiet --manifest-path "$$manifest" --target-dir target; \
+		$(CARGO) test --quiet --manifest-path "$$manifest" --target-dir target \
+			--config 'profile.dev.debug="line-tables-only"' --config 'profile.dev.package."*".debug=false'; \
 	done
 
 test-js: e2e-env e2e-programs ## the JavaScript client, against a scripted gateway and the real one
-	PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \
-		KERNELMUX_GATEWAY="$(CURDIR)/target/debug/kernelmux-gateway" scripts/test-js.sh
+	$(TOOLS) KERNELMUX_GATEWAY="$(CURDIR)/target/debug/kernelmux-gateway" scripts/test-js.sh
 
 test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other kernels, bad input; PYTEST="-k name"
-	target/e2e-venv/bin/python -m pytest tests/e2e -m "not kubernetes" -n $(E2E_WORKERS) --dist loadfile \
-		--no-loadscope-reorder $(PYTEST)
+	target/e2e-venv/bin/python scripts/run-tests.py e2e pytest tests/e2e -m "not kubernetes" -n $(E2E_WORKERS) \
+		--dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, ten million entries in a log, and the chaos test at its full length
 	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test simulation
 	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test log_memory
 	KERNELMUX_LONG=1 target/e2e-venv/bin/python -m pytest tests/e2e/test_resume_chaos.py
 
-e2e-env:
+tools:
+	@scripts/cached-venv.sh target/tools scripts/tools.txt
+
+e2e-env: tools
 	@scripts/e2e-env.sh
-	@scripts/nats-server.sh
+
+build-cache:
+	@scripts/build-cache.py restore
 
 # A package's programs are built with its tests.
-e2e-programs:
+e2e-programs: build-cache
 	$(CARGO) test $(TESTED) --no-run --test program --test process
 
-lint: lint-rust lint-features lint-msrv lint-docs lint-deny ## format, clippy, docs, each feature alone
+lint: ## format, clippy, docs, each feature alone, licences
+	@scripts/in-parts.py lint lint-rust lint-features lint-msrv lint-docs lint-deny
 
-lint-rust:
+lint-rust: build-cache
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-lint-features:
+lint-features: build-cache
 	@scripts/check-features.py
 
 lint-msrv:
 	@scripts/check-msrv.py
 
-lint-docs:
+lint-docs: build-cache
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
-lint-deny:
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check; \
-	else echo "cargo-deny is not installed: licences and advisories not checked"; fi
+# Advisories are looked up by `cargo deny check advisories`, which needs their database from the network.
+lint-deny: tools
+	$(TOOLS) $(CARGO) deny --locked --all-features check bans licenses sources
 
 bench: ## benchmarks against direct ZeroMQ and against the peers; writes benches/RESULTS.md; BENCH="protocol log"
 	$(CARGO) run --release --locked --package kernelmux-benches -- $(BENCH)
 
 test-k8s: e2e-env e2e-programs ## kernels as pods, JupyterLab with them, on `make dev-cluster` or, with KUBECONFIG set, on that cluster
-	@PATH="$(CURDIR)/target/e2e-venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter" \
-		scripts/test-k8s.sh $(TESTED)
+	@$(TOOLS) scripts/test-k8s.sh $(TESTED)
 
 run-k8s: ## the gateway (release) with kernels as pods, on `make dev-cluster` or the cluster of KUBECONFIG; ARGS="--port 9999"
 	$(CARGO) build --release --locked --package kernelmux-gateway

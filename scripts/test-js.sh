@@ -21,4 +21,5 @@ if ! cmp -s package-lock.json node_modules/.lock-installed; then
     npm ci --no-audit --no-fund --loglevel=error
     cp package-lock.json node_modules/.lock-installed
 fi
-npm test --silent
+npm run --silent check
+CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-../../target}" ../../scripts/run-tests.py js node test/*.test.js

@@ -26,10 +26,7 @@ fi
 KUBECONFIG=$($dev_cluster up)
 export KUBECONFIG KERNELMUX_TEST_KUBERNETES=1
 
-tests=()
-for file in provider-k8s/tests/*.rs examples/k8s/tests/*.rs; do
-    tests+=(--test "$(basename "$file" .rs)")
-done
 # More threads only wait for each other: a Python takes a core for a second to start.
-"${CARGO:-cargo}" test "$@" "${tests[@]}" -- --test-threads "${KERNELMUX_TEST_THREADS:-4}"
-target/e2e-venv/bin/python -m pytest tests/e2e -m kubernetes
+scripts/run-tests.py k8s-rust nextest "$@" --test-threads "${KERNELMUX_TEST_THREADS:-4}" \
+    --filterset "(package(provider-k8s) | package(k8s)) & kind(test)"
+target/e2e-venv/bin/python scripts/run-tests.py k8s-e2e pytest tests/e2e -m kubernetes

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Third-party crates, built once for all checkouts: kept in the user's cache, copied into a fresh checkout's target folder.
+
+    build-cache.py restore     before a build; does nothing where the target folder has one, or the cache has nothing
+    build-cache.py save        after a build; does nothing where the cache has this one
+
+The workspace's own crates are left out. Cargo tells whether they are fresh by their files' times, which say nothing
+about another checkout. Third-party crates it knows by name, version, features and profile.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernelmux"
+BUILT = Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "debug"
+KEPT = "build-"
+
+
+def key() -> str:
+    """Stable for the same compiler, dependencies and profiles."""
+    compiler = subprocess.check_output(["rustc", "-vV"])
+    files = [Path(name).read_bytes() for name in ("Cargo.lock", "Cargo.toml")]
+    return hashlib.sha256(b"\0".join([compiler, *files])).hexdigest()[:16]
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file or folder with its times, which cargo compares; without copying its blocks where the disk can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.check_call(["cp", "-a", "--reflink=auto", str(source), str(target)])
+
+
+def restore() -> None:
+    saved = CACHE / f"{KEPT}{key()}"
+    if saved.is_dir() and not BUILT.exists():
+        partial = BUILT.with_name(f"debug.{os.getpid()}")
+        copy(saved, partial)
+        partial.rename(BUILT)
+
+
+def save() -> None:
+    saved = CACHE / f"{KEPT}{key()}"
+    if saved.exists() or not BUILT.is_dir():
+        return
+    metadata = subprocess.check_output(["cargo", "metadata", "--no-deps", "--format-version", "1", "--locked"])
+    own = {package["name"] for package in json.loads(metadata)["packages"]}
+    own |= {f"embedder-{path.name}" for path in Path("tests/embedders").iterdir()}
+    units = {
+        unit.name.rpartition("-")[2]
+        for unit in (BUILT / ".fingerprint").iterdir()
+        if unit.name.rpartition("-")[0] not in own
+    }
+    partial = CACHE / f"partial-{os.getpid()}"
+    try:
+        for folder in (".fingerprint", "build", "deps"):
+            (partial / folder).mkdir(parents=True, exist_ok=True)
+            # `name-UNIT`, `libname-UNIT.rlib`
+            kept = [file for file in (BUILT / folder).iterdir() if file.name.rpartition("-")[2].split(".")[0] in units]
+            for start in range(0, len(kept), 200):
+                files = [str(file) for file in kept[start : start + 200]]
+                subprocess.check_call(["cp", "-a", "--reflink=auto", *files, str(partial / folder)])
+        for old in CACHE.glob(f"{KEPT}*"):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.rename(saved)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    commands = {"restore": restore, "save": save}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        sys.exit(__doc__)
+    commands[sys.argv[1]]()

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Two kernels of other languages beside ipykernel's python3, for the virtual environment in folder $1.
+set -euo pipefail
+venv=$1
+
+"$venv/bin/python" -m bash_kernel.install --sys-prefix >/dev/null 2>&1
+mkdir -p "$venv/share/jupyter/kernels/deno"
+cat >"$venv/share/jupyter/kernels/deno/kernel.json" <<SPEC
+{
+  "argv": ["deno", "jupyter", "--kernel", "--conn", "{connection_file}"],
+  "display_name": "Deno",
+  "language": "typescript"
+}
+SPEC

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Runs a test suite, and each test that failed once more, alone, when the others have ended.
+
+    run-tests.py SUITE RUNNER ARGUMENTS...      SUITE is any name, RUNNER one of nextest, pytest, node
+
+A test that passes on its second try is flaky: a defect of the test or of the product. It is named under `flaky:` and in
+target/flaky.txt. The suite fails where a test failed twice, or where more than three tests of all suites are flaky.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+MOST_FLAKY = 3
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
+FLAKY = TARGET / "flaky.txt"
+
+
+class Runner:
+    """How a test runner is started, where its report is, and how one test of the report is run again."""
+
+    def __init__(self, suite: str, arguments: list[str]):
+        self.arguments = arguments
+        self.report = (TARGET / f"junit-{suite}.xml").absolute()
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def again(self, case: ElementTree.Element) -> list[str]:
+        raise NotImplementedError
+
+
+class Nextest(Runner):
+    def __init__(self, suite: str, arguments: list[str]):
+        super().__init__(suite, arguments)
+        self.report = TARGET / "nextest" / "default" / "junit.xml"
+
+    def command(self) -> list[str]:
+        return [os.environ.get("CARGO", "cargo"), "nextest", "run", *self.arguments]
+
+    def again(self, case: ElementTree.Element) -> list[str]:
+        test = f"binary_id(={case.get('classname')}) & test(={case.get('name')})"
+        return [*self.command(), "--filterset", test]
+
+
+class Pytest(Runner):
+    def command(self) -> list[str]:
+        # This family of reports names each test's file.
+        report = ["-o", "junit_family=xunit1", f"--junitxml={self.report}"]
+        return [sys.executable, "-m", "pytest", *report, *self.arguments]
+
+    def again(self, case: ElementTree.Element) -> list[str]:
+        file, name = case.get("file"), case.get("name", "")
+        if not file:
+            # A file that could not be collected has its module's name.
+            return [sys.executable, "-m", "pytest", f"tests/e2e/{name.replace('.', '/')}.py"]
+        # `module.Class` for the methods of a class.
+        classes = case.get("classname", "").removeprefix(Path(file).stem).strip(".").split(".")
+        return [sys.executable, "-m", "pytest", "::".join([f"tests/e2e/{file}", *filter(None, classes), name])]
+
+
+class Node(Runner):
+    def command(self) -> list[str]:
+        reports = ["--test-reporter=spec", "--test-reporter-destination=stdout"]
+        reports += ["--test-reporter=junit", f"--test-reporter-destination={self.report}"]
+        return ["node", "--test", *reports, *self.arguments]
+
+    def again(self, case: ElementTree.Element) -> list[str]:
+        pattern = f"^{re.escape(case.get('name', ''))}$"
+        return ["node", "--test", f"--test-name-pattern={pattern}", *self.arguments]
+
+
+RUNNERS = {"nextest": Nextest, "pytest": Pytest, "node": Node}
+
+
+def failed(report: Path) -> Iterator[ElementTree.Element]:
+    """The report's tests that failed. A test whose clean-up failed too is in it twice."""
+    seen = set()
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = title(case)
+        if name not in seen and (case.find("failure") is not None or case.find("error") is not None):
+            seen.add(name)
+            yield case
+
+
+def title(case: ElementTree.Element) -> str:
+    return f"{case.get('file') or case.get('classname') or ''} {case.get('name')}".strip()
+
+
+def flaky_of_others(suite: str) -> list[str]:
+    """What other suites of this run found."""
+    lines = FLAKY.read_text(encoding="utf-8").splitlines() if FLAKY.exists() else []
+    return [line for line in lines if not line.startswith(f"{suite}: ")]
+
+
+def main(suite: str, runner: Runner) -> int:
+    TARGET.mkdir(exist_ok=True)
+    runner.report.unlink(missing_ok=True)
+    known = flaky_of_others(suite)
+    FLAKY.write_text("".join(f"{line}\n" for line in known), encoding="utf-8")
+    code = subprocess.call(runner.command())
+    if code == 0:
+        return 0
+    cases = list(failed(runner.report)) if runner.report.exists() else []
+    if not cases:
+        print(f"{suite}: failed without a test that did", file=sys.stderr)
+        return code
+    allowed = MOST_FLAKY - len(known)
+    if len(cases) > allowed:
+        print(f"{suite}: {len(cases)} tests failed; at most {allowed} are run again", file=sys.stderr)
+        return code
+    for case in cases:
+        name = title(case)
+        print(f"{suite}: run again, alone: {name}", flush=True)
+        if subprocess.call(runner.again(case)) != 0:
+            print(f"{suite}: failed twice: {name}", file=sys.stderr)
+            return 1
+        with FLAKY.open("a", encoding="utf-8") as file:
+            file.write(f"{suite}: {name}\n")
+    print("flaky:", *(f"  {title(case)}" for case in cases), sep="\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[2] not in RUNNERS:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1], RUNNERS[sys.argv[2]](sys.argv[1], sys.argv[3:])))
