@@ -37,7 +37,7 @@ test: ## all tests, with real kernels, a real browser and a real cluster
 	@scripts/build-cache.py save
 
 # Tests find the kernels, nextest and the gateway here.
-TOOLS := PATH="$(CURDIR)/target/tools/bin:$(CURDIR)/target/e2e-venv/bin:$$PATH" \
+TOOLS := PATH="$(CURDIR)/target/e2e-venv/bin:$(CURDIR)/target/tools/bin:$$PATH" \
 	JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter"
 
 test-rust: e2e-env build-cache ## the workspace's own tests

@@ -1,50 +1,73 @@
 //! Who may: whoever has the token, in `Authorization: token X`, `Authorization: Bearer X` (in any case) or `?token=X`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::time::sleep;
 
 use crate::error::ApiError;
-use crate::{Access, Gateway, origin};
+use crate::wrong_tokens::{ClientAddress, WrongTokens};
+use crate::{Access, Gateway, Token, origin};
 
-/// Lets a request through that has the token and does not come from a foreign page.
+/// Lets a request through that has the token. Where no token is asked for, it must not come from a foreign page.
+///
+/// A page that knows the token could as well send its requests from elsewhere: its origin tells nothing more then. No
+/// cookie grants access, so no page can use a token that it does not know.
 pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     // A browser asks without its token what it may do. No route takes OPTIONS, so this lets nobody do anything.
     if request.method() == Method::OPTIONS {
         return next.run(request).await;
     }
-    if let Err(refusal) = check(&gateway.options.access, request.headers(), request.uri()) {
-        let mut response = refusal.into_response();
-        let challenge = HeaderValue::from_static("Bearer");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-        return response;
+    let checked = match &gateway.options.access {
+        Access::Token(token) => {
+            // Absent where another server than `serve` has the router.
+            let address = request.extensions().get::<ClientAddress>().copied();
+            check_token(&gateway.wrong_tokens, token, address, request.headers(), request.uri()).await
+        }
+        Access::Open => origin::check(&gateway.options, request.method(), request.headers())
+            .map_err(|refusal| Box::new(refusal.into_response())),
+    };
+    match checked {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => *refusal,
     }
-    if let Err(refusal) = origin::check(&gateway.options, request.method(), request.headers()) {
-        return refusal.into_response();
-    }
-    next.run(request).await
 }
 
-fn check(access: &Access, headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
-    let Access::Token(token) = access else {
-        return Ok(());
-    };
+async fn check_token(
+    wrong_tokens: &WrongTokens,
+    token: &Token,
+    address: Option<ClientAddress>,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Result<(), Box<Response>> {
     let given = given(headers, uri);
     if given.is_empty() {
         let how = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
-        return Err(ApiError::new(StatusCode::UNAUTHORIZED, how));
+        return Err(unauthorized(how));
+    }
+    if let Some(wait) = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now())) {
+        let message = "too many wrong tokens came from this address; wait as long as Retry-After says";
+        let retry_after = [(header::RETRY_AFTER, wait.as_secs().max(1).to_string())];
+        let refusal = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
+        return Err(Box::new((retry_after, refusal).into_response()));
     }
     if given.iter().any(|given| token.is(given)) {
-        Ok(())
-    } else {
-        Err(ApiError::new(
-            StatusCode::UNAUTHORIZED,
-            "the token is not the right one",
-        ))
+        return Ok(());
     }
+    if let Some(address) = address {
+        sleep(wrong_tokens.count(address, Instant::now())).await;
+    }
+    Err(unauthorized("the token is not the right one"))
+}
+
+fn unauthorized(message: &str) -> Box<Response> {
+    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+    let refusal = ApiError::new(StatusCode::UNAUTHORIZED, message);
+    Box::new((challenge, refusal).into_response())
 }
 
 /// All tokens that the request has. `Authorization: token` and `?token=` without more are none: that is what clients
@@ -73,20 +96,20 @@ fn of_header(value: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::Token;
+    use axum::http::HeaderValue;
 
-    #[test]
-    fn the_token_counts_wherever_it_is() {
-        let access = Access::Token(Token::new("s3cret/&").unwrap());
-        let status = |headers: &[&[u8]], uri: &str| {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_token_counts_wherever_it_is() {
+        let (wrong_tokens, token) = (WrongTokens::default(), Token::new("s3cret/&").unwrap());
+        let status = async |headers: &[&[u8]], uri: &str| {
             let mut map = HeaderMap::new();
             for value in headers {
                 map.append(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
             }
-            check(&access, &map, &uri.parse().unwrap())
-                .err()
-                .map(|error| error.status())
+            let checked = check_token(&wrong_tokens, &token, None, &map, &uri.parse().unwrap()).await;
+            checked.err().map(|refusal| refusal.status())
         };
         let right: &[(&[&[u8]], &str)] = &[
             (&[b"token s3cret/&"], "/"),
@@ -101,7 +124,7 @@ mod tests {
             (&[b"token"], "/?token=s3cret/%26"),
         ];
         for (headers, uri) in right {
-            assert_eq!(status(headers, uri), None, "{headers:?} {uri}");
+            assert_eq!(status(headers, uri).await, None, "{headers:?} {uri}");
         }
         let wrong: &[(&[&[u8]], &str)] = &[
             (&[], "/"),
@@ -121,11 +144,10 @@ mod tests {
         ];
         for (headers, uri) in wrong {
             assert_eq!(
-                status(headers, uri),
+                status(headers, uri).await,
                 Some(StatusCode::UNAUTHORIZED),
                 "{headers:?} {uri}"
             );
         }
-        assert!(check(&Access::Open, &HeaderMap::new(), &"/".parse().unwrap()).is_ok());
     }
 }

@@ -1,36 +1,84 @@
 //! What browsers are told about pages of other origins, and the answer to `OPTIONS`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::{AllowOrigin, Gateway};
+use crate::{AllowOrigin, Gateway, GatewayOptions};
+
+/// What browsers are told that pages of allowed origins may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CorsOptions {
+    /// Whether pages may send credentials, such as a proxy's cookies. With any origin allowed, each page's own is named
+    /// then, as the Fetch standard wants.
+    pub allow_credentials: bool,
+    /// The request headers that pages may send, beside `Authorization`, `Content-Type` and `X-XSRFToken`.
+    pub allow_headers: Vec<HeaderName>,
+    /// The methods that pages may use; those that the address takes where this is empty.
+    pub allow_methods: Vec<Method>,
+    /// The answer's headers that pages may read, beside `Location`.
+    pub expose_headers: Vec<HeaderName>,
+    /// How long a browser may go by this.
+    pub max_age: Duration,
+}
+
+impl Default for CorsOptions {
+    fn default() -> Self {
+        Self {
+            allow_credentials: false,
+            allow_headers: Vec::new(),
+            allow_methods: Vec::new(),
+            expose_headers: Vec::new(),
+            max_age: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A list as headers have it; `None` where it is empty.
+fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> Option<HeaderValue> {
+    let items: Vec<T> = items.into_iter().collect();
+    let texts: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
+    (!texts.is_empty()).then(|| HeaderValue::try_from(texts.join(", ")).ok())?
+}
 
 /// Lets pages of the allowed origins read the answer, errors included.
 pub(crate) async fn expose(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let allowed = allowed(&gateway.options.allow_origin, request.headers());
+    let cors = &gateway.options.cors;
+    let allowed = allowed(&gateway.options, request.headers());
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    let names_origin = matches!(gateway.options.allow_origin, AllowOrigin::These(_)) || cors.allow_credentials;
     if let Some(origin) = allowed {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        let location = HeaderValue::from_static("Location");
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, location);
+        let exposed = std::iter::once("Location").chain(cors.expose_headers.iter().map(HeaderName::as_str));
+        headers.extend(list(exposed).map(|exposed| (header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed)));
+        if cors.allow_credentials {
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                HeaderValue::from_static("true"),
+            );
+        }
     }
-    if matches!(gateway.options.allow_origin, AllowOrigin::These(_)) {
+    if names_origin && gateway.options.allow_origin != AllowOrigin::Own {
         headers.append(header::VARY, HeaderValue::from_static("Origin"));
     }
     response
 }
 
-fn allowed(allow: &AllowOrigin, headers: &HeaderMap) -> Option<HeaderValue> {
-    if *allow == AllowOrigin::Any {
+fn allowed(options: &GatewayOptions, headers: &HeaderMap) -> Option<HeaderValue> {
+    if options.allow_origin == AllowOrigin::Any && !options.cors.allow_credentials {
         return Some(HeaderValue::from_static("*"));
     }
     let origin = headers.get(header::ORIGIN)?;
-    allow.allows(origin.to_str().ok()?).then(|| origin.clone())
+    options
+        .allow_origin
+        .allows(origin.to_str().ok()?)
+        .then(|| origin.clone())
 }
 
 /// Answers `OPTIONS` with the methods that the address takes. Needs no token: a browser asks without one, before it
@@ -39,7 +87,7 @@ pub(crate) async fn options(State(gateway): State<Arc<Gateway>>, request: Reques
     if request.method() != Method::OPTIONS {
         return next.run(request).await;
     }
-    let allowed = allowed(&gateway.options.allow_origin, request.headers()).is_some();
+    let allowed = allowed(&gateway.options, request.headers()).is_some();
     // No route takes OPTIONS: the router's own answer names the methods of the address, or says that there is none.
     let answer = next.run(request).await;
     if answer.status() != StatusCode::METHOD_NOT_ALLOWED {
@@ -57,10 +105,13 @@ pub(crate) async fn options(State(gateway): State<Arc<Gateway>>, request: Reques
     let headers = response.headers_mut();
     headers.insert(header::ALLOW, methods.clone());
     if allowed {
-        let taken = HeaderValue::from_static("Authorization, Content-Type, X-XSRFToken");
+        let cors = &gateway.options.cors;
+        let taken = ["Authorization", "Content-Type", "X-XSRFToken"].into_iter();
+        let taken = taken.chain(cors.allow_headers.iter().map(HeaderName::as_str));
+        let methods = list(&cors.allow_methods).unwrap_or(methods);
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, taken);
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+        headers.extend(list(taken).map(|taken| (header::ACCESS_CONTROL_ALLOW_HEADERS, taken)));
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, cors.max_age.as_secs().into());
     }
     response
 }

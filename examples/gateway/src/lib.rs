@@ -30,6 +30,7 @@
 //! and checked for token (`auth`) and `origin`; then the route (`routes`) that it is for.
 
 mod auth;
+mod base_url;
 mod cors;
 mod environment;
 mod error;
@@ -47,6 +48,7 @@ mod token;
 mod unread_body;
 mod users;
 mod websocket;
+mod wrong_tokens;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,19 +61,23 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
-pub use options::{Access, BaseUrl, GatewayOptions, InvalidBaseUrl};
+pub use base_url::{BaseUrl, InvalidBaseUrl};
+pub use cors::CorsOptions;
+pub use options::{Access, GatewayOptions};
 pub use origin::{AllowOrigin, InvalidOrigin};
 pub use serve::serve;
 pub use token::{InvalidToken, Token};
 
 use metrics::Metrics;
 use sessions::Sessions;
+use wrong_tokens::WrongTokens;
 
 /// What the handlers share.
 pub struct Gateway {
     manager: Manager,
     options: GatewayOptions,
     sessions: Sessions,
+    wrong_tokens: WrongTokens,
     metrics: Arc<Metrics>,
     started: DateTime<Utc>,
     /// When a kernel last did anything, as far as somebody asked.
@@ -93,6 +99,7 @@ impl Gateway {
             manager,
             options,
             sessions: Sessions::default(),
+            wrong_tokens: WrongTokens::default(),
             metrics,
             started,
             last_activity: Mutex::new(started),

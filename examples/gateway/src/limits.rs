@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::BodyDataStream;
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
@@ -22,7 +22,7 @@ const MAX_HEADERS: usize = 64 << 10;
 /// The longest body, in bytes. The largest that the API has any use for is a kernel's environment.
 const MAX_BODY: usize = 1 << 20;
 
-/// Refuses what is too long before anything looks at it.
+/// Refuses what is too long, or no HTTP/1.1, before anything looks at it.
 pub(crate) async fn check(request: Request, next: Next) -> Response {
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if target > MAX_TARGET {
@@ -32,6 +32,10 @@ pub(crate) async fn check(request: Request, next: Next) -> Response {
     if size_of_headers(request.headers()) > MAX_HEADERS {
         let message = format!("the headers have more than {MAX_HEADERS} bytes");
         return ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message).into_response();
+    }
+    // RFC 9112, section 3.2.
+    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        return ApiError::bad_request("an HTTP/1.1 request has one Host header").into_response();
     }
     next.run(request).await
 }
@@ -43,7 +47,7 @@ fn size_of_headers(headers: &HeaderMap) -> usize {
         .sum()
 }
 
-/// A request's body: a JSON object, or nothing, which is the same as an empty object.
+/// A request's body: a JSON object. No body and `null` are the same as an empty object.
 ///
 /// Whatever its `Content-Type`, as with jupyter_server.
 pub(crate) struct JsonObject(pub(crate) Map<String, Value>);
@@ -70,6 +74,7 @@ impl FromRequest<Arc<Gateway>> for JsonObject {
         }
         match serde_json::from_slice(&body) {
             Ok(Value::Object(object)) => Ok(Self(object)),
+            Ok(Value::Null) => Ok(Self(Map::new())),
             Ok(_) => Err(ApiError::bad_request("the body must be a JSON object")),
             Err(error) => Err(ApiError::bad_request(format!("the body is no JSON: {error}"))),
         }

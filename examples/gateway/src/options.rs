@@ -1,9 +1,7 @@
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use crate::{AllowOrigin, Token};
+use crate::{AllowOrigin, BaseUrl, CorsOptions, Token};
 
 /// Who may use the gateway.
 #[derive(Clone, Debug)]
@@ -32,6 +30,11 @@ pub struct GatewayOptions {
     pub base_url: BaseUrl,
     /// Which pages of other origins may use it.
     pub allow_origin: AllowOrigin,
+    /// What browsers are told that such pages may do.
+    pub cors: CorsOptions,
+    /// Whether kernels, sessions and logs may be listed. Where they may not, one that is known by its id can still be
+    /// used.
+    pub list_kernels: bool,
     /// Whether it takes only requests whose `Host` is an address, `localhost`, or the host of an allowed origin. For
     /// gateways with [`Access::Open`] that listen on this machine only: it keeps out pages whose name was made to point
     /// at this machine (DNS rebinding).
@@ -61,6 +64,8 @@ impl GatewayOptions {
             access,
             base_url: BaseUrl::default(),
             allow_origin: AllowOrigin::Own,
+            cors: CorsOptions::default(),
+            list_kernels: true,
             local_hosts_only: false,
             client_envs: Vec::new(),
             default_owner: None,
@@ -68,80 +73,6 @@ impl GatewayOptions {
             head_deadline: Duration::from_secs(60),
             body_deadline: Duration::from_secs(30),
             write_deadline: Duration::from_secs(90),
-        }
-    }
-}
-
-/// The path in front of all addresses, such as `/jupyter/`.
-///
-/// ```
-/// use kernelmux_gateway::BaseUrl;
-///
-/// assert_eq!("jupyter".parse::<BaseUrl>()?.to_string(), "/jupyter/");
-/// assert_eq!(BaseUrl::default().to_string(), "/");
-/// # Ok::<(), kernelmux_gateway::InvalidBaseUrl>(())
-/// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BaseUrl {
-    /// Without a slash at its end; empty for `/`.
-    prefix: String,
-}
-
-impl BaseUrl {
-    /// The path without a slash at its end; empty for `/`.
-    pub(crate) fn prefix(&self) -> &str {
-        &self.prefix
-    }
-}
-
-impl fmt::Display for BaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/", self.prefix)
-    }
-}
-
-/// A text that cannot be a base URL.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no base URL: write a path of letters, digits, '-', '_', '.', '~' and '/', such as /jupyter/")]
-pub struct InvalidBaseUrl(String);
-
-impl FromStr for BaseUrl {
-    type Err = InvalidBaseUrl;
-
-    /// Takes a path with or without slashes at its ends.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let names: Vec<&str> = text.split('/').filter(|name| !name.is_empty()).collect();
-        let is_plain = |name: &&str| {
-            !matches!(*name, "." | "..")
-                && name
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte))
-        };
-        if !names.iter().all(is_plain) {
-            return Err(InvalidBaseUrl(text.to_owned()));
-        }
-        let prefix = names.iter().map(|name| format!("/{name}")).collect();
-        Ok(Self { prefix })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base_urls_are_paths() {
-        for (text, expected) in [
-            ("", "/"),
-            ("/", "/"),
-            ("a", "/a/"),
-            ("/a//b/", "/a/b/"),
-            ("~me", "/~me/"),
-        ] {
-            assert_eq!(text.parse::<BaseUrl>().unwrap().to_string(), expected, "{text:?}");
-        }
-        for text in ["http://x/", "a b", "/a?b", "/{x}", "../a", "/a/%2e", "ü", "/a#b"] {
-            assert!(text.parse::<BaseUrl>().is_err(), "{text:?}");
         }
     }
 }

@@ -24,10 +24,8 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request
     let status = response.status();
     let took = began.elapsed();
     let route = response.extensions().get::<MatchedPath>().map(|matched| {
-        let route = matched.as_str();
-        let route = route.strip_prefix(gateway.options.base_url.prefix()).unwrap_or(route);
         // `/api/kernels/:id` is easier to write in a query than `/api/kernels/{id}`.
-        route.replace("{*", ":").replace('{', ":").replace('}', "")
+        matched.as_str().replace("{*", ":").replace('{', ":").replace('}', "")
     });
     gateway
         .metrics

@@ -1,10 +1,12 @@
 //! HTTP/1.1 over TCP, as a gateway needs it: without Nagle's delay, and with a bound on what a client can hold.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -13,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::wrong_tokens::ClientAddress;
 use crate::{Gateway, router};
 
 /// The longest head of a request that is read at all, in bytes. The [limits](crate::limits) are lower, and tell why.
@@ -26,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the gateway until it is [closed](Gateway::close); then lets requests and WebSocket connections end for 5 s.
 pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
-    let service = TowerToHyperService::new(router(gateway.clone()));
+    let router = router(gateway.clone());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(gateway.options.head_deadline)
@@ -34,15 +37,17 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
         .max_headers(MAX_HEADER_COUNT);
     let connections = TaskTracker::new();
     loop {
-        let stream = tokio::select! {
+        let (stream, address) = tokio::select! {
             accepted = accept(&listener) => accepted,
             () = gateway.closing() => break,
         };
         if let Err(error) = set_up(&stream, gateway.options.write_deadline) {
             debug!(%error, "a connection cannot be set up as it should be");
         }
+        // So that the routes know whose the request is.
+        let service = router.clone().layer(Extension(ClientAddress::from(address.ip())));
         let connection = http
-            .serve_connection(TokioIo::new(stream), service.clone())
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
             .with_upgrades();
         let gateway = gateway.clone();
         connections.spawn(async move {
@@ -82,10 +87,10 @@ fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
 }
 
 /// The next connection. A connection that failed before it was accepted is passed over.
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(accepted) => return accepted,
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
                 warn!(%error, "no connection can be accepted");

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::error::ApiError;
 
-/// The most sessions.
-const MAX_SESSIONS: usize = 10_000;
+/// The most sessions of one kernel. How many kernels there are, and how many a user has, the manager bounds.
+const MAX_SESSIONS: usize = 256;
 
 /// Which notebook, console or file uses which kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Sessions {
     }
 
     /// Adds a session, unless there is one of the same path with a kernel that lives: then that one is returned as the
-    /// error's value. Sessions of the same path whose kernels are gone make room.
+    /// error's value. Sessions whose kernels are gone are removed.
     pub(crate) fn add(&self, session: Session, lives: impl Fn(KernelId) -> bool) -> Result<Session, Box<NotAdded>> {
         let mut table = self.lock();
         if let Some(other) = table
@@ -93,12 +93,13 @@ impl Sessions {
         {
             return Err(Box::new(NotAdded::Exists(other.clone())));
         }
-        table.by_age.retain(|_, other| other.path != session.path);
-        if table.by_age.len() >= self.limit {
-            table.by_age.retain(|_, other| lives(other.kernel));
-        }
-        if table.by_age.len() >= self.limit {
-            let message = format!("the limit of {} sessions is reached; delete some first", self.limit);
+        table.by_age.retain(|_, other| lives(other.kernel));
+        let of_kernel = table.by_age.values().filter(|other| other.kernel == session.kernel);
+        if of_kernel.count() >= self.limit {
+            let message = format!(
+                "the limit of {} sessions of one kernel is reached; delete some first",
+                self.limit
+            );
             return Err(Box::new(NotAdded::Full(ApiError::new(StatusCode::FORBIDDEN, message))));
         }
         let number = table.next;
@@ -197,19 +198,26 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_limit_and_what_is_gone_makes_room() {
+    fn one_kernels_sessions_are_bounded_and_leave_room_for_others() {
         let sessions = Sessions {
             limit: 3,
             ..Sessions::default()
         };
+        let kernel = KernelId::random();
+        let of_kernel = |path: &str| Session {
+            kernel,
+            ..session(path)
+        };
         for number in 0..3 {
-            sessions.add(session(&number.to_string()), |_| true).unwrap();
+            sessions.add(of_kernel(&number.to_string()), |_| true).unwrap();
         }
         assert!(matches!(
-            *sessions.add(session("x"), |_| true).unwrap_err(),
+            *sessions.add(of_kernel("x"), |_| true).unwrap_err(),
             NotAdded::Full(_)
         ));
-        sessions.add(session("x"), |_| false).unwrap();
-        assert_eq!(sessions.list(|_| true).len(), 1);
+        sessions.add(session("y"), |_| true).unwrap();
+        // Those of a kernel that is gone make room.
+        sessions.add(session("z"), |other| other != kernel).unwrap();
+        assert_eq!(sessions.list(|_| true).len(), 2);
     }
 }

@@ -3,8 +3,10 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Served, TOKEN, UNKNOWN};
-use kernelmux_gateway::{Access, AllowOrigin};
+use kernelmux_gateway::{Access, AllowOrigin, GatewayOptions};
 
 /// One address of each kind.
 const ADDRESSES: [(&str, &str); 8] = [
@@ -88,25 +90,29 @@ async fn where_no_token_is_asked_for_any_will_do() {
 }
 
 #[tokio::test]
-async fn foreign_pages_change_nothing() {
-    let served = Served::start().await;
+async fn foreign_pages_change_nothing_without_a_token() {
+    let open = Served::with(|options| options.access = Access::Open, |_| {}).await;
+    let with_token = Served::start().await;
     let token = format!("token {TOKEN}");
-    let own = format!("http://{}", served.address);
-    for (origin, status) in [(own.as_str(), 201), ("http://evil.example", 403), ("null", 403)] {
-        let headers = [("authorization", token.as_str()), ("origin", origin)];
-        let answer = served.bare("POST", "/api/kernels", &headers, "{}").await;
-        assert_eq!(answer.status, status, "{origin}");
-        assert_eq!(answer.header("access-control-allow-origin"), "");
-        assert_eq!(served.bare("GET", "/api/kernels", &headers, "").await.status, 200);
-    }
-    let upgrade = [
-        ("authorization", token.as_str()),
-        ("origin", "http://evil.example"),
-        ("connection", "upgrade"),
-        ("upgrade", "websocket"),
-    ];
+    let upgrade = [("connection", "upgrade"), ("upgrade", "websocket")];
     let channels = format!("/api/kernels/{UNKNOWN}/channels");
-    served.bare("GET", &channels, &upgrade, "").await.error(403);
+    for (served, foreign) in [(&open, 403), (&with_token, 201)] {
+        let own = format!("http://{}", served.address);
+        for (origin, status) in [(own.as_str(), 201), ("http://evil.example", foreign), ("null", foreign)] {
+            let headers = [("authorization", token.as_str()), ("origin", origin)];
+            let answer = served.bare("POST", "/api/kernels", &headers, "{}").await;
+            assert_eq!(answer.status, status, "{origin}");
+            // What is read is shown to no foreign page.
+            assert_eq!(answer.header("access-control-allow-origin"), "");
+            assert_eq!(served.bare("GET", "/api/kernels", &headers, "").await.status, 200);
+            // The kernel is looked for only by who may.
+            let status = if status == 201 { 404 } else { 403 };
+            served
+                .bare("GET", &channels, &[&headers[..], &upgrade].concat(), "")
+                .await
+                .error(status);
+        }
+    }
 }
 
 #[tokio::test]
@@ -151,6 +157,36 @@ async fn allowed_pages_may_do_all() {
         (answer.status, answer.header("access-control-allow-origin")),
         (201, "*")
     );
+}
+
+#[tokio::test]
+async fn what_pages_may_do_is_configured() {
+    let configure = |options: &mut GatewayOptions| {
+        options.allow_origin = AllowOrigin::Any;
+        options.cors.allow_credentials = true;
+        options.cors.allow_headers = vec!["x-mine".parse().unwrap()];
+        options.cors.allow_methods = vec!["GET".parse().unwrap(), "POST".parse().unwrap()];
+        options.cors.expose_headers = vec!["x-theirs".parse().unwrap()];
+        options.cors.max_age = Duration::from_secs(7);
+    };
+    let served = Served::with(configure, |_| {}).await;
+    let origin = ("origin", "http://lab.example");
+    let answer = served.bare("OPTIONS", "/api/kernels", &[origin], "").await;
+    for (header, expected) in [
+        // Any origin, but with credentials each by its name.
+        ("access-control-allow-origin", origin.1),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-allow-methods", "GET, POST"),
+        (
+            "access-control-allow-headers",
+            "Authorization, Content-Type, X-XSRFToken, x-mine",
+        ),
+        ("access-control-expose-headers", "Location, x-theirs"),
+        ("access-control-max-age", "7"),
+        ("vary", "Origin"),
+    ] {
+        assert_eq!(answer.header(header), expected, "{header}");
+    }
 }
 
 #[tokio::test]

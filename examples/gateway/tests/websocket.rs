@@ -3,7 +3,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Served, TOKEN};
+use futures::FutureExt;
+use kernel_provider::manager::Kernel;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -11,7 +15,12 @@ use tokio::net::TcpStream;
 /// Connects to a new kernel, and returns the stream after the handshake.
 async fn connect(served: &Served) -> TcpStream {
     let kernel = served.start_kernel(json!({"name": "echo"})).await;
-    let path = format!("/api/kernels/{}/channels?token={TOKEN}", kernel["id"].as_str().unwrap());
+    connect_to(served, kernel["id"].as_str().unwrap()).await
+}
+
+/// Connects to the kernel, and returns the stream after the handshake.
+async fn connect_to(served: &Served, kernel: &str) -> TcpStream {
+    let path = format!("/api/kernels/{kernel}/channels?token={TOKEN}");
     let mut stream = TcpStream::connect(served.address).await.unwrap();
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -71,4 +80,50 @@ async fn a_gateway_that_shuts_down_says_so_to_its_clients() {
     served.ended().await;
     silent.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty(), "{rest:?}");
+}
+
+/// How much room there is for messages that wait for a kernel.
+const ROOM: usize = 256 << 20;
+
+/// Waits until the kernel's room is taken in part, or free, as seen by a message that needs all of it.
+async fn room_is_free(kernel: &Kernel, free: bool) {
+    while kernel.room(ROOM).now_or_never().is_some() != free {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_messages_take_room_until_they_are_whole_or_their_client_is_gone() {
+    let served = Served::start().await;
+    let model = served.start_kernel(json!({"name": "echo"})).await;
+    let id = model["id"].as_str().unwrap();
+    let kernel = served.manager.get(id.parse().unwrap()).unwrap();
+    room_is_free(&kernel, true).await;
+
+    // A frame of 60 MiB of which nothing has come, and the first fragment of a message.
+    let unfinished = [&[0x82, 0xff][..], &(60_u64 << 20).to_be_bytes(), &[0; 4]].concat();
+    let fragment = [&[0x02, 0xfe][..], &60_000_u16.to_be_bytes(), &[0; 4], &[0; 60_000]].concat();
+    for pieces in [unfinished, fragment] {
+        let mut client = connect_to(&served, id).await;
+        client.write_all(&pieces).await.unwrap();
+        room_is_free(&kernel, false).await;
+        drop(client);
+        room_is_free(&kernel, true).await;
+    }
+
+    // In five pieces too no message is larger than one may be.
+    let mut client = connect_to(&served, id).await;
+    let large = [&[0xff][..], &(16_u64 << 20).to_be_bytes(), &[0; 4], &vec![0; 16 << 20]].concat();
+    let sent = async {
+        for opcode in [0x02, 0, 0, 0, 0x80] {
+            client.write_u8(opcode).await.unwrap();
+            // The last one is refused for what it claims.
+            let _ = client.write_all(&large).await;
+        }
+        client
+    };
+    let mut client = sent.await;
+    assert_eq!(read_close(&mut client).await, (1009, "message too big".to_owned()));
+    drop(client);
+    room_is_free(&kernel, true).await;
 }

@@ -50,7 +50,20 @@ pub struct Kernel {
 
 /// [Room](Kernel::room) for a message that waits to be sent; given back when dropped.
 pub struct Room {
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Adds the room of another piece of the message.
+    ///
+    /// # Panics
+    /// If the other is of another kernel.
+    pub fn merge(&mut self, mut other: Self) {
+        match (&mut self.permit, other.permit.take()) {
+            (Some(permit), Some(other)) => permit.merge(other),
+            (permit, other) => *permit = permit.take().or(other),
+        }
+    }
 }
 
 /// How many bytes messages may have that wait for a kernel that does not take them.
@@ -242,7 +255,7 @@ impl Kernel {
         let bytes = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
         Room {
             // It is never closed.
-            _permit: Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
+            permit: Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
         }
     }
 

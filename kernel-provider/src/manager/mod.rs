@@ -34,6 +34,8 @@ use registry::Registry;
 
 /// The longest that a manager that ends waits for providers to clear away what was being started.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
+/// The kernelspec that every Python installation calls its kernel by.
+const PYTHON: &str = "python3";
 
 /// The kernels of several providers. Cloning gives another handle to the same manager.
 ///
@@ -106,17 +108,22 @@ impl Manager {
         all
     }
 
-    /// The kernelspec that a start without a name takes: the one of the options where it exists, else the first one of
-    /// a Python kernel, else the first one.
+    /// The kernelspec that a start without a name takes, by [`ManagerOptions::default_spec`]; `None` where that is not
+    /// set and there are no kernelspecs.
     #[must_use]
     pub fn default_spec(&self) -> Option<String> {
-        let specs = self.specs();
-        if specs.contains_key(&self.shared.options.default_spec) {
-            return Some(self.shared.options.default_spec.clone());
+        if let Some(name) = &self.shared.options.default_spec {
+            return Some(name.clone());
         }
+        let specs = self.specs();
+        let python = || {
+            specs
+                .iter()
+                .find(|(_, spec)| spec.spec.language.eq_ignore_ascii_case("python"))
+        };
         specs
-            .iter()
-            .find(|(_, spec)| spec.spec.language.eq_ignore_ascii_case("python"))
+            .get_key_value(PYTHON)
+            .or_else(python)
             .or_else(|| specs.iter().next())
             .map(|(name, _)| name.clone())
     }

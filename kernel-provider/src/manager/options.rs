@@ -8,8 +8,9 @@ use crate::KernelId;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ManagerOptions {
-    /// The kernelspec that a start without a name takes.
-    pub default_spec: String,
+    /// The kernelspec that a start without a name takes; it fails where there is none of this name. `None` takes
+    /// `python3`, else the first kernelspec of a Python kernel, else the first.
+    pub default_spec: Option<String>,
     /// The most kernels at a time, those that start included; `None` for no limit.
     pub max_kernels: Option<usize>,
     /// The most kernels of one owner at a time; `None` for no limit.
@@ -36,7 +37,7 @@ impl Default for ManagerOptions {
     /// run already, logs kept for a week.
     fn default() -> Self {
         Self {
-            default_spec: "python3".to_owned(),
+            default_spec: None,
             max_kernels: None,
             max_kernels_per_owner: None,
             restart_limit: 5,

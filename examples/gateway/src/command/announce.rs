@@ -1,18 +1,32 @@
-use std::fmt::Write;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use kernelmux_gateway::{Access, BaseUrl};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// Says where the gateway is, with its token, and how to point JupyterLab at it. The only place that tells the token; one
-/// that was given by the environment variable is told by that name: whoever set it has it, and what a pod prints is read
-/// by others.
+/// What is escaped in a query: all but the unreserved characters of RFC 3986.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Where the token comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenSource<'a> {
+    /// A flag, or chance.
+    Shown,
+    /// The variable `KERNELMUX_TOKEN`.
+    Environment,
+    /// This file.
+    File(&'a Path),
+}
+
+/// Says where the gateway is and how to point JupyterLab at it, with the token. The only place that shows a token. One
+/// from a file or an environment variable is referred to: what a pod prints has other readers than those.
 pub(super) fn announce(
     out: &mut impl io::Write,
     address: SocketAddr,
     base_url: &BaseUrl,
     access: &Access,
-    from_env: bool,
+    token_source: TokenSource<'_>,
 ) -> io::Result<()> {
     // Where it listens on all addresses, this machine's own reaches it.
     let ip = match address.ip() {
@@ -22,32 +36,28 @@ pub(super) fn announce(
     };
     let url = format!("http://{}{base_url}", SocketAddr::new(ip, address.port()));
     let (query, variable) = match access {
-        Access::Token(_) if from_env => (
-            String::new(),
-            " JUPYTER_GATEWAY_AUTH_TOKEN=\"$KERNELMUX_TOKEN\"".to_owned(),
-        ),
-        Access::Token(token) => (
-            format!("?token={}", percent_encode(token.reveal())),
-            format!(" JUPYTER_GATEWAY_AUTH_TOKEN={}", shell_quote(token.reveal())),
-        ),
+        Access::Token(token) => match token_source {
+            TokenSource::Environment => (
+                String::new(),
+                " JUPYTER_GATEWAY_AUTH_TOKEN=\"$KERNELMUX_TOKEN\"".to_owned(),
+            ),
+            TokenSource::File(path) => (
+                String::new(),
+                format!(
+                    " JUPYTER_GATEWAY_AUTH_TOKEN=\"$(cat {})\"",
+                    shell_quote(&path.to_string_lossy())
+                ),
+            ),
+            TokenSource::Shown => (
+                format!("?token={}", utf8_percent_encode(token.reveal(), ESCAPED)),
+                format!(" JUPYTER_GATEWAY_AUTH_TOKEN={}", shell_quote(token.reveal())),
+            ),
+        },
         Access::Open => (String::new(), String::new()),
     };
     writeln!(out, "kernelmux-gateway is at {url}{query}")?;
     writeln!(out, "JUPYTER_GATEWAY_URL={url}{variable} jupyter lab")?;
     out.flush()
-}
-
-fn percent_encode(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
 }
 
 fn shell_quote(text: &str) -> String {
@@ -67,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    fn said(address: &str, base_url: &str, token: Option<&str>, from_env: bool) -> String {
+    fn said(address: &str, base_url: &str, token: Option<&str>, token_source: TokenSource<'_>) -> String {
         let access = token.map_or(Access::Open, |token| Access::Token(Token::new(token).unwrap()));
         let mut out = Vec::new();
         announce(
@@ -75,7 +85,7 @@ mod tests {
             address.parse().unwrap(),
             &base_url.parse().unwrap(),
             &access,
-            from_env,
+            token_source,
         )
         .unwrap();
         String::from_utf8(out).unwrap()
@@ -84,27 +94,34 @@ mod tests {
     #[test]
     fn both_lines_can_be_used_as_they_are() {
         assert_eq!(
-            said("127.0.0.1:8888", "/", Some("abc"), false),
+            said("127.0.0.1:8888", "/", Some("abc"), TokenSource::Shown),
             "kernelmux-gateway is at http://127.0.0.1:8888/?token=abc\n\
              JUPYTER_GATEWAY_URL=http://127.0.0.1:8888/ JUPYTER_GATEWAY_AUTH_TOKEN=abc jupyter lab\n"
         );
         assert_eq!(
-            said("0.0.0.0:1", "/a", Some("a&b's"), false),
+            said("0.0.0.0:1", "/a", Some("a&b's"), TokenSource::Shown),
             "kernelmux-gateway is at http://127.0.0.1:1/a/?token=a%26b%27s\n\
              JUPYTER_GATEWAY_URL=http://127.0.0.1:1/a/ JUPYTER_GATEWAY_AUTH_TOKEN='a&b'\\''s' jupyter lab\n"
         );
         assert_eq!(
-            said("[::1]:1", "/", None, false),
+            said("[::1]:1", "/", None, TokenSource::Shown),
             "kernelmux-gateway is at http://[::1]:1/\nJUPYTER_GATEWAY_URL=http://[::1]:1/ jupyter lab\n"
         );
     }
 
     #[test]
-    fn a_token_of_the_environment_is_not_told() {
+    fn a_token_that_is_elsewhere_is_referred_to() {
         assert_eq!(
-            said("127.0.0.1:8888", "/", Some("abc"), true),
+            said("127.0.0.1:8888", "/", Some("abc"), TokenSource::Environment),
             "kernelmux-gateway is at http://127.0.0.1:8888/\n\
              JUPYTER_GATEWAY_URL=http://127.0.0.1:8888/ JUPYTER_GATEWAY_AUTH_TOKEN=\"$KERNELMUX_TOKEN\" jupyter lab\n"
         );
+        let file = TokenSource::File(Path::new("/run/a token"));
+        let lines = said("127.0.0.1:8888", "/", Some("abc"), file);
+        assert!(
+            lines.contains("AUTH_TOKEN=\"$(cat '/run/a token')\" jupyter lab"),
+            "{lines}"
+        );
+        assert!(!lines.contains("abc"), "{lines}");
     }
 }

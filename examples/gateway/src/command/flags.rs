@@ -3,12 +3,14 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use axum::http::{HeaderName, Method};
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Parser, ValueEnum};
 use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, Token};
 use tracing_subscriber::EnvFilter;
 
+use super::announce::TokenSource;
 use super::kubernetes::KubernetesFlags;
 
 /// Serves this machine's or a cluster's Jupyter kernels to JupyterLab and other clients, in place of Enterprise Gateway.
@@ -27,6 +29,9 @@ pub(super) struct Flags {
     /// give it as an environment variable
     #[arg(long, env = "KERNELMUX_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// A file that holds the token, and nothing else
+    #[arg(long, env = "KERNELMUX_TOKEN_FILE", value_name = "PATH", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// Ask nobody for a token
     #[arg(long, env = "KERNELMUX_NO_AUTH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     no_auth: bool,
@@ -39,17 +44,31 @@ pub(super) struct Flags {
     /// Origins whose pages may use the gateway, such as https://lab.example, separated by commas; * allows all
     #[arg(long, env = "KERNELMUX_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGINS")]
     allow_origin: Vec<String>,
+    /// Let pages of allowed origins send credentials, such as a proxy's cookies
+    #[arg(long, env = "KERNELMUX_ALLOW_CREDENTIALS", action = ArgAction::SetTrue,
+          value_parser = BoolishValueParser::new())]
+    pub(super) allow_credentials: bool,
+    /// Request headers that such pages may send beside Authorization, Content-Type and X-XSRFToken, separated by commas
+    #[arg(long, env = "KERNELMUX_ALLOW_HEADERS", value_delimiter = ',', value_name = "NAMES")]
+    pub(super) allow_headers: Vec<HeaderName>,
+    /// Methods that such pages may use, separated by commas [default: those that an address takes]
+    #[arg(long, env = "KERNELMUX_ALLOW_METHODS", value_delimiter = ',', value_name = "METHODS")]
+    pub(super) allow_methods: Vec<Method>,
+    /// Headers of answers that such pages may read beside Location, separated by commas
+    #[arg(long, env = "KERNELMUX_EXPOSE_HEADERS", value_delimiter = ',', value_name = "NAMES")]
+    pub(super) expose_headers: Vec<HeaderName>,
+    /// How long browsers may go by these, in seconds
+    #[arg(long, env = "KERNELMUX_CORS_MAX_AGE", default_value_t = 600, value_name = "SECONDS")]
+    pub(super) cors_max_age: u64,
+    /// Refuse to list kernels, sessions and logs; one whose id is known can still be used
+    #[arg(long, env = "KERNELMUX_NO_LIST", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(super) no_list: bool,
     /// The path in front of all addresses
     #[arg(long, env = "KERNELMUX_BASE_URL", default_value = "/", value_name = "PATH")]
     pub(super) base_url: BaseUrl,
-    /// The kernelspec of starts that name none
-    #[arg(
-        long,
-        env = "KERNELMUX_DEFAULT_KERNEL",
-        default_value = "python3",
-        value_name = "NAME"
-    )]
-    pub(super) default_kernel: String,
+    /// The kernelspec of starts that name none [default: python3, else the first of a Python kernel, else the first]
+    #[arg(long, env = "KERNELMUX_DEFAULT_KERNEL", value_name = "NAME")]
+    pub(super) default_kernel: Option<String>,
     /// End kernels that did nothing for this long; 0 never does
     #[arg(
         long,
@@ -158,7 +177,7 @@ impl Flags {
 
     /// Who may use the gateway.
     pub(super) fn access(&self) -> Result<Access, String> {
-        match (&self.token, self.no_auth) {
+        match (self.token()?, self.no_auth) {
             (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
             (None, true) if !self.ip.is_loopback() && !self.insecure => Err(format!(
                 "--no-auth on {} lets whoever reaches it run programs here; give a token, or add --insecure if that is \
@@ -166,17 +185,33 @@ impl Flags {
                 self.ip
             )),
             (None, true) => Ok(Access::Open),
-            (Some(token), false) => match Token::new(token.clone()) {
+            (Some(token), false) => match Token::new(token) {
                 Ok(token) => Ok(Access::Token(token)),
-                Err(error) => Err(format!("wrong --token: {error}")),
+                Err(error) => Err(format!("wrong token: {error}")),
             },
             (None, false) => Ok(Access::Token(Token::random())),
         }
     }
 
-    /// Whether the token was given by the environment variable.
-    pub(super) fn token_is_from_env(&self) -> bool {
-        self.token.is_some() && std::env::var("KERNELMUX_TOKEN").ok() == self.token
+    fn token(&self) -> Result<Option<String>, String> {
+        match &self.token_file {
+            Some(path) => match std::fs::read_to_string(path) {
+                Ok(text) => Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned())),
+                Err(error) => Err(format!("--token-file {}: {error}", path.display())),
+            },
+            None => Ok(self.token.clone()),
+        }
+    }
+
+    /// Where the token comes from.
+    pub(super) fn token_source(&self) -> TokenSource<'_> {
+        match &self.token_file {
+            Some(path) => TokenSource::File(path),
+            None if self.token.is_some() && std::env::var("KERNELMUX_TOKEN").ok() == self.token => {
+                TokenSource::Environment
+            }
+            None => TokenSource::Shown,
+        }
     }
 
     /// Which pages of other origins may use it.
@@ -250,8 +285,11 @@ mod tests {
             (&["--prot", "1"], "--prot"),
             (&["extra"], "extra"),
             (&["--ip", "example.org"], "IP address"),
-            (&["--token", ""], "--token"),
-            (&["--token", "a b"], "--token"),
+            (&["--token", ""], "token"),
+            (&["--token", "a b"], "wrong token"),
+            (&["--token", "hidden", "--token-file", "x"], "--token-file"),
+            (&["--token-file", "/nonexistent/token"], "/nonexistent/token"),
+            (&["--allow-headers", "a b"], "--allow-headers"),
             (&["--token", "hidden", "--no-auth"], "exclude"),
             (&["--no-auth", "--ip", "0.0.0.0"], "--insecure"),
             (&["--allow-origin", "lab"], "lab"),

@@ -10,6 +10,8 @@ use kernel_provider::manager::{Manager, ManagerOptions};
 use kernel_provider::provider::KernelProvider;
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
 use provider_local::{InheritEnv, LocalConfig, LocalProvider};
+#[cfg(target_os = "linux")]
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -71,6 +73,7 @@ pub(super) fn run(flags: Flags) -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     raise_open_files();
+    keep_memory_private();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
@@ -95,6 +98,7 @@ enum Asked {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -102,13 +106,18 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
+    /// The next signal that ends the gateway. One that says that its terminal is gone does not.
     async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.interrupt.recv() => Asked::Interrupt,
-            _ = self.terminate.recv() => Asked::Terminate,
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return Asked::Interrupt,
+                _ = self.terminate.recv() => return Asked::Terminate,
+                _ = self.hang_up.recv() => info!("SIGHUP changes nothing: there is no configuration to reload"),
+            }
         }
     }
 }
@@ -136,13 +145,12 @@ impl Running {
         let restored = manager.restore().await;
 
         let access = flags.access()?;
-        let from_env = flags.token_is_from_env();
         announce(
             &mut std::io::stdout().lock(),
             address,
             &flags.base_url,
             &access,
-            from_env,
+            flags.token_source(),
         )?;
         info!(%address, data_dir = %data_dir.path().display(), restored, "serving");
         let gateway = Arc::new(Gateway::new(manager.clone(), options(flags, access)?));
@@ -206,7 +214,9 @@ async fn manager(flags: &Flags, data_dir: &DataDir) -> Result<Manager> {
     let store = log_store(flags, data_dir).await?;
     let logs = Logs::new(store, log_options(flags))?;
     let mut options = ManagerOptions::default();
-    options.default_spec.clone_from(&flags.default_kernel);
+    if let Some(name) = &flags.default_kernel {
+        options.default_spec = Some(name.clone());
+    }
     options.max_kernels = flags.max_kernels.map(usize::from);
     options.max_kernels_per_owner = flags.max_kernels_per_user.map(usize::from);
     options.log_retention = Duration::from_secs(flags.log_retention);
@@ -275,6 +285,12 @@ fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
     let mut options = GatewayOptions::new(access);
     options.base_url = flags.base_url.clone();
     options.allow_origin = flags.allow_origin()?;
+    options.cors.allow_credentials = flags.allow_credentials;
+    options.cors.allow_headers.clone_from(&flags.allow_headers);
+    options.cors.allow_methods.clone_from(&flags.allow_methods);
+    options.cors.expose_headers.clone_from(&flags.expose_headers);
+    options.cors.max_age = Duration::from_secs(flags.cors_max_age);
+    options.list_kernels = !flags.no_list;
     options.local_hosts_only = is_open && flags.ip.is_loopback();
     options.client_envs = flags.client_envs.iter().map(|name| name.trim().to_owned()).collect();
     options.default_owner = user_name();
@@ -307,6 +323,15 @@ fn raise_open_files() {
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             warn!(%error, "the limit of open files stays low: there can be few kernels and clients");
         }
+    }
+}
+
+/// Kernels run as the same user: they must not read the token or other kernels' keys from this process's memory or
+/// environment. (A kernel that runs as root can.)
+fn keep_memory_private() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        warn!(%error, "kernels of the same user can read the memory of the gateway");
     }
 }
 

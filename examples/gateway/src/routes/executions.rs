@@ -15,12 +15,14 @@ use kernel_provider::KernelId;
 use kernel_provider::log::{Log, ReadError, Seq};
 use kernel_provider::manager::Kernel;
 use kernel_provider::session::{ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, SendError};
+use percent_encoding::utf8_percent_encode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::kernels;
 use crate::Gateway;
+use crate::base_url::ESCAPED;
 use crate::error::ApiError;
 use crate::limits::{JsonObject, text};
 use crate::model::timestamp;
@@ -134,15 +136,7 @@ fn unreadable(error: ReadError) -> ApiError {
 }
 
 fn address(gateway: &Gateway, id: &str, msg_id: &str) -> String {
-    // What may be in a `msg_id` and not in a path is escaped.
-    let escaped: String = msg_id.bytes().fold(String::new(), |mut escaped, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-        escaped
-    });
+    let escaped = utf8_percent_encode(msg_id, ESCAPED);
     let prefix = gateway.options.base_url.prefix();
     format!("{prefix}/api/kernels/{id}/executions/{escaped}")
 }

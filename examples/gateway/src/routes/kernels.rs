@@ -28,15 +28,19 @@ pub(super) fn not_found(id: &str) -> ApiError {
     ApiError::not_found(format!("Kernel does not exist: {shown}"))
 }
 
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Value>> {
-    Json(
-        gateway
-            .manager
-            .list()
-            .iter()
-            .map(|kernel| model::kernel(kernel))
-            .collect(),
-    )
+/// Whether kernels, sessions and logs may be listed; 403 where not.
+pub(super) fn may_list(gateway: &Gateway) -> Result<(), ApiError> {
+    if gateway.options.list_kernels {
+        Ok(())
+    } else {
+        Err(ApiError::forbidden("listing is disabled; ask for a kernel by its id"))
+    }
+}
+
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
+    may_list(&gateway)?;
+    let kernels = gateway.manager.list();
+    Ok(Json(kernels.iter().map(|kernel| model::kernel(kernel)).collect()))
 }
 
 pub(super) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {

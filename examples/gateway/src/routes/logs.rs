@@ -10,12 +10,14 @@ use kernel_provider::KernelId;
 use kernel_provider::log::RemoveError;
 use serde_json::{Value, json};
 
+use super::kernels::may_list;
 use crate::Gateway;
 use crate::error::ApiError;
 use crate::model::timestamp;
 
 /// The logs, the one that was written last first.
 pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
+    may_list(&gateway)?;
     let mut running: BTreeMap<KernelId, String> = BTreeMap::new();
     for kernel in gateway.manager.list() {
         running.insert(kernel.id(), kernel.spec_name().to_owned());

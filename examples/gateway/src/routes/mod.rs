@@ -20,7 +20,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 
 use crate::error::ApiError;
-use crate::{Gateway, auth, cors, error, limits, request_log, unread_body, websocket};
+use crate::{Gateway, auth, base_url, cors, error, limits, request_log, unread_body, websocket};
 
 pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
     let routes = Router::new()
@@ -52,23 +52,18 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
         .route("/api/swagger.json", get(description::json))
         .route("/api/swagger.yaml", get(description::yaml))
         .route("/metrics", get(metrics::metrics));
-    let prefix = gateway.options.base_url.prefix();
-    let routes = if prefix.is_empty() {
-        routes
-    } else {
-        Router::new().nest(prefix, routes)
-    };
     let routes = routes
         .fallback(not_found)
         .layer(from_fn_with_state(gateway.clone(), auth::guard))
         // Not guarded.
-        .route(&format!("{prefix}/healthz"), get(health::health))
+        .route("/healthz", get(health::health))
         .layer(from_fn(request_log::note_route))
         .with_state(gateway.clone());
     // Around the routes as a whole, where it is seen what they say that no handler says, such as `Allow`. The last layer
     // sees a request first.
     Router::new()
         .fallback_service(routes)
+        .layer(from_fn_with_state(gateway.clone(), base_url::strip))
         .layer(from_fn_with_state(gateway.clone(), cors::options))
         .layer(from_fn(limits::check))
         .layer(from_fn(unread_body::discard))

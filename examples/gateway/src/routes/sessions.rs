@@ -11,7 +11,7 @@ use kernel_provider::manager::Kernel;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::kernels::shut_down;
+use super::kernels::{may_list, shut_down};
 use crate::error::ApiError;
 use crate::limits::{JsonObject, object, text};
 use crate::sessions::{Change, NotAdded, Session};
@@ -49,14 +49,15 @@ fn find(gateway: &Gateway, id: &str) -> Result<Session, ApiError> {
         .ok_or_else(|| not_found(id))
 }
 
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Json<Vec<Value>> {
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
+    may_list(&gateway)?;
     let sessions = gateway.sessions.list(|kernel| gateway.lives(kernel));
-    Json(
+    Ok(Json(
         sessions
             .iter()
             .filter_map(|session| session_model(&gateway, session))
             .collect(),
-    )
+    ))
 }
 
 pub(super) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
@@ -139,8 +140,9 @@ async fn whole(
         return Ok(session);
     }
     let (kernel, is_new) = match running(&gateway, &kernel)? {
-        Some(kernel) => (kernel, false),
-        None => (started(&gateway, &kernel, &path).await?, true),
+        Running::Found(kernel) => (kernel, false),
+        // As jupyter_server does: the notebook's kernel may have ended since.
+        Running::Unnamed | Running::Unknown(_) => (started(&gateway, &kernel, &path).await?, true),
     };
     let session = Session {
         id: Uuid::new_v4(),
@@ -164,19 +166,21 @@ async fn whole(
     }
 }
 
-/// The kernel of the body's `kernel.id`, if it names one.
-fn running(gateway: &Gateway, kernel: &Map<String, Value>) -> Result<Option<Arc<Kernel>>, ApiError> {
+/// What the body's `kernel.id` names.
+enum Running {
+    Found(Arc<Kernel>),
+    /// There is no kernel of this id.
+    Unknown(String),
+    /// No id.
+    Unnamed,
+}
+
+fn running(gateway: &Gateway, kernel: &Map<String, Value>) -> Result<Running, ApiError> {
     let Some(id) = text(kernel, "id")?.filter(|id| !id.is_empty()) else {
-        return Ok(None);
+        return Ok(Running::Unnamed);
     };
     let found = id.parse::<KernelId>().ok().and_then(|id| gateway.manager.get(id));
-    match found {
-        Some(kernel) => Ok(Some(kernel)),
-        None => {
-            let shown: String = id.chars().take(64).collect();
-            Err(ApiError::bad_request(format!("No such kernel: {shown}")))
-        }
-    }
+    Ok(found.map_or_else(|| Running::Unknown(id.chars().take(64).collect()), Running::Found))
 }
 
 /// A new kernel as the body's `kernel` says. An unknown kernelspec is 501, as clients of sessions know it.
@@ -215,14 +219,15 @@ async fn changed(
     let kernel = match kernel {
         None => None,
         Some(wanted) => match running(&gateway, &wanted)? {
-            Some(kernel) => Some(kernel.id()),
-            None if text(&wanted, "name")?.is_some() => {
+            Running::Found(kernel) => Some(kernel.id()),
+            Running::Unknown(id) => return Err(ApiError::bad_request(format!("No such kernel: {id}"))),
+            Running::Unnamed if text(&wanted, "name")?.is_some() => {
                 let kernel = started(&gateway, &wanted, &session.path).await?;
                 let id = kernel.id();
                 started_for_it = Some(kernel);
                 Some(id)
             }
-            None => None,
+            Running::Unnamed => None,
         },
     };
     let change = Change {

@@ -1,3 +1,4 @@
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,7 +99,7 @@ async fn read(
     client: Option<Client>,
     to_kernel: mpsc::Sender<Waiting>,
 ) -> Result<&'static str, WebSocketError> {
-    let mut messages = Messages::new(stream);
+    let mut messages = Messages::new(stream, client);
     loop {
         let received = match messages.next().await {
             Ok(received) => received,
@@ -112,13 +113,9 @@ async fn read(
         };
         match received {
             // Kept free for later versions of the protocol.
-            Received::Message(OpCode::Text, _) if format == Format::Resume => {}
-            Received::Message(opcode, data) => match format.decode(opcode, &data) {
+            Received::Message(OpCode::Text, ..) if format == Format::Resume => {}
+            Received::Message(opcode, data, room) => match format.decode(opcode, &data) {
                 Ok((channel, message)) => {
-                    let room = match &client {
-                        Some(client) => Some(client.kernel().room(data.len()).await),
-                        None => None,
-                    };
                     let waiting = Waiting {
                         channel,
                         message,
@@ -152,6 +149,7 @@ async fn read(
 fn close_code(error: &WebSocketError) -> (u16, &'static str) {
     match error {
         WebSocketError::FrameTooLarge => (1009, "message too big"),
+        WebSocketError::IoError(error) if error.kind() == ErrorKind::TimedOut => (1013, "try again later"),
         WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) | WebSocketError::ConnectionClosed => (1000, ""),
         _ => (1002, "protocol error"),
     }

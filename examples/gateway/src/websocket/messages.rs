@@ -3,20 +3,33 @@
 //! Not a library's, because each that there is refuses text that is not UTF-8, as the RFC wants, and jupyter_server
 //! passes a browser's binary messages on as just that.
 
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
 use bytes::{Buf, Bytes, BytesMut};
 use fastwebsockets::{OpCode, WebSocketError, unmask};
+use kernel_provider::manager::Room;
+use kernel_provider::session::Client;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::timeout;
 
 /// The largest message that a client may send, in bytes: what JupyterLab's largest uploads through widgets need.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// The same where there is no kernel that could take it.
+const MAX_UNTAKEN_BYTES: usize = 64 << 10;
 /// The largest payload of a Ping, Pong or Close.
 const MAX_CONTROL_BYTES: usize = 125;
 /// How much room is made before it is known that it is needed: a length is only a claim.
 const READ_BYTES: usize = 64 << 10;
+/// How long a client may send nothing in the middle of a message: its first pieces take room meanwhile.
+const IDLE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a message waits for room among those for its kernel. Its first pieces have some already, so that clients
+/// could wait for each other.
+const ROOM_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) enum Received {
-    /// A whole message, text or binary; text is not checked to be UTF-8.
-    Message(OpCode, Bytes),
+    /// A whole message, text or binary, with its room among those for the kernel; text is not checked to be UTF-8.
+    Message(OpCode, Bytes, Option<Room>),
     Ping(Bytes),
     Pong(Bytes),
     Close,
@@ -25,21 +38,31 @@ pub(super) enum Received {
 /// Whole messages of a connection.
 pub(super) struct Messages<S> {
     stream: S,
+    /// Whose kernel the messages are for.
+    client: Option<Client>,
     buffer: BytesMut,
-    /// The opcode and the pieces so far of a message that comes in fragments.
-    partial: Option<(OpCode, BytesMut)>,
+    partial: Option<Partial>,
+}
+
+/// What has come of a message in fragments.
+struct Partial {
+    opcode: OpCode,
+    data: BytesMut,
+    room: Option<Room>,
 }
 
 struct Frame {
     fin: bool,
     opcode: OpCode,
     payload: BytesMut,
+    room: Option<Room>,
 }
 
 impl<S: AsyncRead + Unpin> Messages<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(super) fn new(stream: S, client: Option<Client>) -> Self {
         Self {
             stream,
+            client,
             buffer: BytesMut::new(),
             partial: None,
         }
@@ -48,10 +71,16 @@ impl<S: AsyncRead + Unpin> Messages<S> {
     /// The next message or control frame.
     ///
     /// # Errors
-    /// Where the connection ends, or the client breaks the protocol: it cannot be read on then.
+    /// Where the connection ends, or the client breaks the protocol: it cannot be read on then. An I/O error of kind
+    /// `TimedOut` where there was no room for the message, or the client stopped in the middle of it.
     pub(super) async fn next(&mut self) -> Result<Received, WebSocketError> {
         loop {
-            let Frame { fin, opcode, payload } = self.frame().await?;
+            let Frame {
+                fin,
+                opcode,
+                payload,
+                room,
+            } = self.frame().await?;
             match opcode {
                 OpCode::Close => return Ok(Received::Close),
                 OpCode::Ping => return Ok(Received::Ping(payload.freeze())),
@@ -61,24 +90,47 @@ impl<S: AsyncRead + Unpin> Messages<S> {
                         return Err(WebSocketError::InvalidFragment);
                     }
                     if fin {
-                        return Ok(Received::Message(opcode, payload.freeze()));
+                        return Ok(Received::Message(opcode, payload.freeze(), room));
                     }
-                    self.partial = Some((opcode, payload));
+                    self.partial = Some(Partial {
+                        opcode,
+                        data: payload,
+                        room,
+                    });
                 }
                 OpCode::Continuation => {
-                    let Some((opcode, mut data)) = self.partial.take() else {
+                    let Some(mut partial) = self.partial.take() else {
                         return Err(WebSocketError::InvalidContinuationFrame);
                     };
-                    if data.len() + payload.len() > MAX_MESSAGE_BYTES {
-                        return Err(WebSocketError::FrameTooLarge);
+                    partial.data.extend_from_slice(&payload);
+                    if let (Some(all), Some(room)) = (&mut partial.room, room) {
+                        all.merge(room);
                     }
-                    data.extend_from_slice(&payload);
                     if fin {
-                        return Ok(Received::Message(opcode, data.freeze()));
+                        return Ok(Received::Message(partial.opcode, partial.data.freeze(), partial.room));
                     }
-                    self.partial = Some((opcode, data));
+                    self.partial = Some(partial);
                 }
             }
+        }
+    }
+
+    fn max_message_bytes(&self) -> usize {
+        if self.client.is_some() {
+            MAX_MESSAGE_BYTES
+        } else {
+            MAX_UNTAKEN_BYTES
+        }
+    }
+
+    /// Waits for room for a piece of a message.
+    async fn room(&mut self, bytes: usize) -> Result<Option<Room>, WebSocketError> {
+        match &self.client {
+            Some(client) => match timeout(ROOM_DEADLINE, client.kernel().room(bytes)).await {
+                Ok(room) => Ok(Some(room)),
+                Err(_) => Err(timed_out("there is no room among the messages for the kernel")),
+            },
+            None => Ok(None),
         }
     }
 
@@ -105,11 +157,13 @@ impl<S: AsyncRead + Unpin> Messages<S> {
             }
             short => u64::from(short),
         };
+        let before = self.partial.as_ref().map_or(0, |partial| partial.data.len());
         let length = usize::try_from(length)
             .ok()
-            .filter(|length| *length <= MAX_MESSAGE_BYTES)
+            .filter(|length| length.saturating_add(before) <= self.max_message_bytes())
             .ok_or(WebSocketError::FrameTooLarge)?;
-        if matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong) {
+        let is_control = matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong);
+        if is_control {
             if !fin {
                 return Err(WebSocketError::ControlFrameFragmented);
             }
@@ -119,20 +173,61 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         }
         self.fill(4).await?;
         let mask = self.buffer.get_u32().to_be_bytes();
+        let room = if is_control { None } else { self.room(length).await? };
         self.fill(length).await?;
         let mut payload = self.buffer.split_to(length);
         unmask(&mut payload, mask);
-        Ok(Frame { fin, opcode, payload })
+        Ok(Frame {
+            fin,
+            opcode,
+            payload,
+            room,
+        })
     }
 
-    /// Reads until the buffer has this many bytes.
+    /// Reads until the buffer has this many bytes, with a deadline in the middle of a message.
     async fn fill(&mut self, length: usize) -> Result<(), WebSocketError> {
         while self.buffer.len() < length {
             self.buffer.reserve((length - self.buffer.len()).clamp(1, READ_BYTES));
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            let in_message = self.partial.is_some() || !self.buffer.is_empty() || length > MAX_CONTROL_BYTES;
+            let reading = self.stream.read_buf(&mut self.buffer);
+            let read = if in_message {
+                let in_time = timeout(IDLE_DEADLINE, reading).await;
+                in_time.map_err(|_| timed_out("the client stopped in the middle of a message"))??
+            } else {
+                reading.await?
+            };
+            if read == 0 {
                 return Err(WebSocketError::UnexpectedEOF);
             }
         }
         Ok(())
+    }
+}
+
+fn timed_out(reason: &str) -> WebSocketError {
+    WebSocketError::IoError(io::Error::new(ErrorKind::TimedOut, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_may_be_silent_between_messages_but_not_in_the_middle_of_one() {
+        for pieces in [&[0x81][..], &[0x81, 0xfe, 1, 0], &[0x01, 0x80, 0, 0, 0, 0]] {
+            let (mut client, stream) = tokio::io::duplex(1 << 10);
+            let mut messages = Messages::new(stream, None);
+            let silent = timeout(IDLE_DEADLINE * 10, messages.next()).await;
+            assert!(silent.is_err(), "{pieces:?}");
+            client.write_all(pieces).await.unwrap();
+            let stopped = messages.next().await.err().unwrap();
+            assert!(
+                matches!(&stopped, WebSocketError::IoError(error) if error.kind() == ErrorKind::TimedOut),
+                "{stopped}"
+            );
+        }
     }
 }

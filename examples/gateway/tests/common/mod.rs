@@ -172,7 +172,7 @@ impl Served {
         provider.install("echo", FakeSpec::echo(), serde_json::json!({}));
         let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
         let mut manager_options = ManagerOptions::default();
-        manager_options.default_spec = "echo".to_owned();
+        manager_options.default_spec = Some("echo".to_owned());
         manager(&mut manager_options);
         let manager = Manager::new(vec![provider.clone()], logs, manager_options);
         let mut options = GatewayOptions::new(Access::Token(Token::new(TOKEN).unwrap()));

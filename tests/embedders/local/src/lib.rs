@@ -17,5 +17,5 @@ pub fn manager(provider: LocalProvider) -> Result<Manager, StoreError> {
 
 #[test]
 fn options_have_the_defaults_that_are_documented() {
-    assert_eq!(ManagerOptions::default().default_spec, "python3");
+    assert_eq!(ManagerOptions::default().default_spec, None);
 }

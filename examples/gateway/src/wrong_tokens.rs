@@ -1,0 +1,104 @@
+//! Slows down addresses that try tokens.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many wrong tokens an address may send without delay.
+const BURST: u32 = 20;
+/// How long each further one delays its answer, and those that wait behind it.
+const DELAY: Duration = Duration::from_secs(1);
+/// How many delayed answers may wait for each other. Beyond, no token of this address is looked at.
+const MAX_WAITING: u32 = 30;
+/// How many addresses are remembered. Beyond, addresses that sent none for long are forgotten, then all.
+const MAX_ADDRESSES: usize = 10_000;
+
+/// A client's address. IPv6 hosts choose from their network's 2^64 addresses, so that counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ClientAddress(IpAddr);
+
+impl From<IpAddr> for ClientAddress {
+    fn from(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+            address => address,
+        })
+    }
+}
+
+/// Wrong tokens by address: a generic cell rate algorithm (GCRA).
+#[derive(Default)]
+pub(crate) struct WrongTokens {
+    /// When the address will have paid for its wrong tokens, a delay for each.
+    paid_at: Mutex<HashMap<ClientAddress, Instant>>,
+}
+
+impl WrongTokens {
+    /// Nothing panics while it holds the lock.
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClientAddress, Instant>> {
+        self.paid_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long the address has to wait before a token of its is looked at again; `None` where one is looked at now.
+    pub(crate) fn locked_out(&self, address: ClientAddress, now: Instant) -> Option<Duration> {
+        let paid_at = *self.lock().get(&address)?;
+        paid_at
+            .checked_duration_since(now + DELAY * (BURST + MAX_WAITING))
+            .map(|left| left + DELAY)
+    }
+
+    /// Counts a wrong token. Returns how long its answer is to be delayed.
+    pub(crate) fn count(&self, address: ClientAddress, now: Instant) -> Duration {
+        let mut all = self.lock();
+        if all.len() >= MAX_ADDRESSES && !all.contains_key(&address) {
+            all.retain(|_, paid_at| *paid_at > now);
+            if all.len() >= MAX_ADDRESSES {
+                all.clear();
+            }
+        }
+        let paid_at = all.entry(address).or_insert(now);
+        *paid_at = (*paid_at).max(now) + DELAY;
+        paid_at.saturating_duration_since(now + DELAY * BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> ClientAddress {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn an_address_that_tries_tokens_is_slowed_down_then_locked_out_and_no_other_is() {
+        let (wrong, now) = (WrongTokens::default(), Instant::now());
+        let (thief, other) = (address("192.0.2.1"), address("192.0.2.2"));
+        for _ in 0..BURST {
+            assert_eq!(wrong.count(thief, now), Duration::ZERO);
+        }
+        for waiting in 1..=MAX_WAITING {
+            assert_eq!(wrong.locked_out(thief, now), None);
+            assert_eq!(wrong.count(thief, now), DELAY * waiting);
+        }
+        assert_eq!(wrong.locked_out(thief, now), Some(DELAY));
+        assert_eq!(wrong.locked_out(other, now), None);
+        assert_eq!(wrong.count(other, now), Duration::ZERO);
+        // As time goes by it has paid for them.
+        assert_eq!(wrong.locked_out(thief, now + DELAY), None);
+        assert_eq!(wrong.count(thief, now + DELAY * 100), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_address_and_the_table_is_bounded() {
+        assert_eq!(address("2001:db8::1"), address("2001:db8::ffff:1"));
+        assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
+        assert_eq!(address("::ffff:192.0.2.1"), address("192.0.2.1"));
+        let (wrong, now) = (WrongTokens::default(), Instant::now());
+        for number in 0..=MAX_ADDRESSES as u32 {
+            wrong.count(IpAddr::from(number.to_be_bytes()).into(), now);
+        }
+        assert!(wrong.lock().len() <= MAX_ADDRESSES);
+    }
+}

@@ -1,0 +1,129 @@
+//! Requests as sloppy, strict and hostile clients write them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{Served, TOKEN};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+
+#[tokio::test]
+async fn a_base_url_may_have_any_characters_and_is_met_in_any_encoding() {
+    let served = Served::with(|options| options.base_url = "/user/jim@x/".parse().unwrap(), |_| {}).await;
+    for path in ["/user/jim@x/api", "/user/jim%40x/api", "/user/jim@x/api/"] {
+        assert_eq!(served.ask("GET", path).await.status, 200, "{path}");
+    }
+    let answer = served.send("POST", "/user/jim%40x/api/kernels", json!({})).await;
+    let location = answer.header("location");
+    assert!(location.starts_with("/user/jim@x/api/kernels/"), "{location}");
+    assert_eq!(served.ask("GET", location).await.status, 200);
+    for path in ["/api", "/user/jim/api", "/user/jim@xy/api"] {
+        served.ask("GET", path).await.error(404);
+    }
+}
+
+#[tokio::test]
+async fn a_slash_at_the_end_changes_nothing() {
+    let served = Served::start().await;
+    let kernel = served.start_kernel(Value::Null).await;
+    let id = kernel["id"].as_str().unwrap();
+    for path in ["/api/", "/api/kernels/", "/api/sessions/", "/api/kernelspecs/"] {
+        assert_eq!(served.ask("GET", path).await.status, 200, "{path}");
+    }
+    assert_eq!(served.ask("GET", &format!("/api/kernels/{id}/")).await.json()["id"], id);
+    assert_eq!(
+        served
+            .ask("POST", &format!("/api/kernels/{id}/interrupt/"))
+            .await
+            .status,
+        204
+    );
+}
+
+#[tokio::test]
+async fn null_is_no_body() {
+    let served = Served::start().await;
+    assert_eq!(served.start_kernel(Value::Null).await["name"], "echo");
+    for body in ["[]", "7", "\"x\"", "nul"] {
+        served.send("POST", "/api/kernels", body).await.error(400);
+    }
+}
+
+#[tokio::test]
+async fn a_request_has_one_host() {
+    let served = Served::start().await;
+    let status = async |version: &str, hosts: &str| {
+        let request =
+            format!("GET /api HTTP/{version}\r\n{hosts}Connection: close\r\nAuthorization: token {TOKEN}\r\n\r\n");
+        let answer = served.raw(request.as_bytes()).await;
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    assert_eq!(status("1.1", "Host: x\r\n").await, "200");
+    assert_eq!(status("1.1", "").await, "400");
+    assert_eq!(status("1.1", "Host: x\r\nHost: x\r\n").await, "400");
+    assert_eq!(status("1.1", "Host: x\r\nHost: y\r\n").await, "400");
+    // HTTP/1.0 knows no Host.
+    assert_eq!(status("1.0", "").await, "200");
+}
+
+#[tokio::test]
+async fn a_default_kernel_that_does_not_exist_is_an_error() {
+    let served = Served::with(|_| {}, |manager| manager.default_spec = Some("rust".to_owned())).await;
+    let message = served.send("POST", "/api/kernels", json!({})).await.error(400);
+    assert!(message.contains("\"rust\"") && message.contains("echo"), "{message}");
+    assert_eq!(served.ask("GET", "/api/kernelspecs").await.json()["default"], "rust");
+    assert_eq!(served.start_kernel(json!({"name": "echo"})).await["name"], "echo");
+
+    let unset = Served::with(|_| {}, |manager| manager.default_spec = None).await;
+    assert_eq!(unset.start_kernel(json!({})).await["name"], "echo");
+}
+
+#[tokio::test]
+async fn where_lists_are_disabled_a_known_kernel_can_still_be_used() {
+    let served = Served::with(|options| options.list_kernels = false, |_| {}).await;
+    let kernel = served.start_kernel(json!({})).await;
+    let path = format!("/api/kernels/{}", kernel["id"].as_str().unwrap());
+    for list in ["/api/kernels", "/api/sessions", "/api/logs"] {
+        served.ask("GET", list).await.error(403);
+    }
+    assert_eq!(served.ask("GET", &path).await.json()["id"], kernel["id"]);
+    assert_eq!(served.ask("DELETE", &path).await.status, 204);
+}
+
+/// The status of `GET /api` with this token, from this address of this machine.
+async fn status(served: &Served, from: &str, token: &str) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    let mut stream = socket.connect(served.address).await.unwrap();
+    let request = format!("GET /api HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: token {token}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    if answer.contains(" 429 ") {
+        assert!(answer.contains("retry-after: "), "{answer}");
+    }
+    answer.split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn an_address_that_tries_tokens_is_refused_and_others_are_not() {
+    let served = Served::start().await;
+    let (thief, other) = ("127.0.0.1", "127.0.0.2");
+    assert_eq!(status(&served, thief, "wrong").await, "401");
+    assert_eq!(status(&served, thief, TOKEN).await, "200");
+    // Their answers are delayed more and more.
+    let mut wrong: FuturesUnordered<_> = (0..200).map(|_| status(&served, thief, "wrong")).collect();
+    while let Some(answer) = wrong.next().await {
+        if answer == "429" {
+            break;
+        }
+        assert_eq!(answer, "401");
+    }
+    assert!(!wrong.is_empty());
+    assert_eq!(status(&served, thief, TOKEN).await, "429");
+    assert_eq!(status(&served, other, TOKEN).await, "200");
+    assert_eq!(status(&served, other, "wrong").await, "401");
+}
