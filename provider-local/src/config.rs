@@ -63,7 +63,9 @@ impl LocalConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TransportChoice {
-    /// Unix sockets for kernels that are known to take them (ipykernel), TCP for others.
+    /// Unix sockets where a Python interpreter of this machine starts ipykernel with the arguments of ipykernel's own
+    /// kernelspec (`-m ipykernel_launcher -f {connection_file}`), TCP for all others. A wrapper may run the kernel in a
+    /// container or on another machine, where a Unix socket is not seen.
     #[default]
     Auto,
     /// TCP on the loopback address. A kernel whose `kernel.json` says `metadata.kernelmux.handshake: true` chooses its

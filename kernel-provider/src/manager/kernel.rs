@@ -15,7 +15,7 @@ use super::{RestartError, Shared};
 use crate::KernelId;
 use crate::log::{Log, Seq};
 use crate::provider::{
-    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
+    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, own_metadata,
 };
 use crate::session::{
     Attachment, Execution, ExecutionState, Executions, Lifecycle, Recorder, RequestError, SendError, Sessions,
@@ -261,9 +261,18 @@ impl Kernel {
         self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
         // A kernel that dies before it answers is told at once, not after the deadline.
         tokio::select! {
-            ready = self.recorder.ready(deadline) => ready,
+            ready = self.recorder.ready(deadline, self.waits_for_subscriber()) => ready,
             exit = self.handle.wait() => Err(unreachable(&ProviderError::Gone(exit.cause)).into()),
         }
+    }
+
+    /// Whether ipykernel is made to wait for the recorder instead of dropping output.
+    fn waits_for_subscriber(&self) -> bool {
+        let says = self
+            .spec
+            .as_ref()
+            .and_then(|spec| own_metadata(&spec.spec, "wait_for_subscriber"));
+        says != Some(&serde_json::Value::Bool(false))
     }
 
     /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
