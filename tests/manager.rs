@@ -695,6 +695,17 @@ async fn a_python_kernel_has_the_arguments_of_its_kernelspec_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_python_kernel_knows_that_it_runs_in_jupyter_and_does_not_watch_its_parent() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let look = "import os, threading\nprint('JPY_PARENT_PID' in os.environ, \
+                [thread for thread in threading.enumerate() if 'Poller' in type(thread).__name__])";
+    assert_eq!(run(&kernel, look).await, "True []\n");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn code_and_files_of_profiles_and_kernelspecs_run_at_the_start() {
     let Some(place) = Place::new() else { return };
     let python = python().unwrap();

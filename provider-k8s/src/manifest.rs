@@ -523,12 +523,17 @@ fn environment(kernel: &Kernel<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> 
             ..EnvVarSource::default()
         }),
     }));
-    if !kernel.is_ahead {
+    let mut set = |name: &str, value: String| {
         env.push(EnvVar {
-            name: "KERNELMUX_KERNEL_ID".to_owned(),
-            value: Some(kernel.id.to_string()),
+            name: name.to_owned(),
+            value: Some(value),
             value_from: None,
         });
+    };
+    // As everywhere else in Jupyter. ipykernel ends with the process of this number, which is the pod's first.
+    set("JPY_PARENT_PID", "1".to_owned());
+    if !kernel.is_ahead {
+        set("KERNELMUX_KERNEL_ID", kernel.id.to_string());
     }
     env
 }

@@ -77,7 +77,8 @@ pub enum TransportChoice {
 
 /// What of the environment of this process a kernel inherits.
 ///
-/// `JPY_PARENT_PID` never is: a kernel that has it ends with that process, and kernels are to outlive their embedder.
+/// `JPY_PARENT_PID` is always 1: libraries take its presence for a sign that they run in Jupyter, and ipykernel, which
+/// ends with the process that it names, never ends with process 1. Kernels are to outlive their embedder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {

@@ -10,8 +10,9 @@ use crate::InheritEnv;
 /// Variables by name.
 pub(crate) type Env = BTreeMap<OsString, OsString>;
 
-/// The kernel would end when the process with this number does, and it is to outlive its embedder.
-const PARENT_PID: &str = "JPY_PARENT_PID";
+/// Libraries take its presence for a sign that they run in Jupyter. ipykernel ends when the process with this number
+/// does, unless the number is 1, and a kernel is to outlive its embedder.
+const PARENT_PID: (&str, &str) = ("JPY_PARENT_PID", "1");
 
 /// Put together from what the kernel inherits, over it what its kernelspec sets, over that what the caller asks for.
 ///
@@ -38,7 +39,7 @@ pub(crate) fn compose(
         .collect();
     env.extend(expanded);
     env.extend(request.iter().map(|(name, value)| (name.into(), value.into())));
-    env.remove(OsStr::new(PARENT_PID));
+    env.insert(PARENT_PID.0.into(), PARENT_PID.1.into());
     env
 }
 
@@ -92,7 +93,7 @@ mod tests {
             ("HOME", "/h"),
             ("KG_AUTH_TOKEN", "secret"),
             ("KERNELMUX_TOKEN", "secret"),
-            ("JPY_PARENT_PID", "1"),
+            ("JPY_PARENT_PID", "77"),
         ]);
         let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
         compose(inherit, own, &strings(kernelspec), &strings(request))
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_win_and_no_token_and_no_parent_is_passed_on() {
+    fn the_callers_win_and_no_token_is_passed_on() {
         let env = composed(
             &InheritEnv::AllButSecrets,
             &[
@@ -119,7 +120,8 @@ mod tests {
                 ("HOME", "/h"),
                 ("WHO", "ann ${NOBODY}"),
                 ("X", "caller"),
-                ("KERNEL_USERNAME", "ann")
+                ("KERNEL_USERNAME", "ann"),
+                ("JPY_PARENT_PID", "1"),
             ])
         );
     }
@@ -127,8 +129,14 @@ mod tests {
     #[test]
     fn only_what_is_named_is_inherited() {
         let only = InheritEnv::Only(["HOME".to_owned()].into());
-        assert_eq!(composed(&only, &[], &[]), strings(&[("HOME", "/h")]));
-        assert_eq!(composed(&InheritEnv::Only([].into()), &[], &[]), strings(&[]));
+        assert_eq!(
+            composed(&only, &[], &[]),
+            strings(&[("HOME", "/h"), ("JPY_PARENT_PID", "1")])
+        );
+        assert_eq!(
+            composed(&InheritEnv::Only([].into()), &[], &[]),
+            strings(&[("JPY_PARENT_PID", "1")])
+        );
     }
 
     #[test]

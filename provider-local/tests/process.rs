@@ -251,7 +251,7 @@ async fn environment_and_working_directory_are_the_kernels() {
     let mut request = LaunchRequest::new(KernelId::random(), "env");
     request.working_dir = Some(place.root.path().to_owned());
     request.env.insert("KERNEL_USERNAME".to_owned(), "ann".to_owned());
-    request.env.insert("JPY_PARENT_PID".to_owned(), "1".to_owned());
+    request.env.insert("JPY_PARENT_PID".to_owned(), "7".to_owned());
     let kernel = provider.launch(request, Progress::ignored()).await.unwrap();
     let check = || {
         let text = std::fs::read_to_string(&out).unwrap();
@@ -261,7 +261,7 @@ async fn environment_and_working_directory_are_the_kernels() {
             lines.contains(&"FROM_SPEC=ann:$FROM_SPEC") && lines.contains(&"KERNEL_USERNAME=ann"),
             "{text}"
         );
-        assert!(!text.contains("HOME=") && !text.contains("JPY_PARENT_PID"), "{text}");
+        assert!(!text.contains("HOME=") && lines.contains(&"JPY_PARENT_PID=1"), "{text}");
     };
     check();
     std::fs::remove_file(&out).unwrap();
