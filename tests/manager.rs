@@ -818,3 +818,37 @@ async fn a_python_kernel_does_not_show_that_it_waits_for_its_subscriber() {
     assert_eq!(seen[0], seen[1]);
     soon(manager.shutdown()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kernelspecs_are_found_as_jupyter_client_finds_them_and_broken_ones_say_what_is_wrong() {
+    let Some(place) = Place::new() else { return };
+    place.spec(
+        "ROOT",
+        &json!([python().unwrap(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
+        &json!({}),
+    );
+    place.spec("broken", &json!("python"), &json!({}));
+    let manager = place.manager(ManagerOptions::default()).await;
+    for (name, expected) in [
+        ("ROOT", "root"),
+        ("Root", "root"),
+        ("root", "root"),
+        ("python", "python3"),
+    ] {
+        let kernel = soon(manager.start(StartRequest::new(name))).await.unwrap();
+        assert_eq!(kernel.spec_name(), expected);
+        soon(kernel.shutdown()).await.unwrap();
+    }
+    let file = place.folder.path().join("kernels/broken/kernel.json");
+    let reason = &manager.broken_specs()["broken"];
+    assert!(
+        reason.contains(file.to_str().unwrap()) && reason.contains("argv"),
+        "{reason}"
+    );
+    let error = soon(manager.start(StartRequest::new("Broken"))).await.err().unwrap();
+    assert!(
+        matches!(&error, StartError::BrokenSpec { reason: said, .. } if said == reason),
+        "{error}"
+    );
+    soon(manager.shutdown()).await;
+}

@@ -36,6 +36,52 @@ async fn kernelspecs_are_listed_with_their_files() {
 }
 
 #[tokio::test]
+async fn kernelspecs_that_cannot_be_used_are_named() {
+    let served = Served::start().await;
+    assert!(
+        served
+            .ask("GET", "/api/kernelspecs")
+            .await
+            .json()
+            .get("broken")
+            .is_none()
+    );
+    let reason = "/kernels/bad/kernel.json is not a kernelspec: argv: invalid type";
+    served.provider.install_broken("bad", reason);
+    let body = served.ask("GET", "/api/kernelspecs").await.json();
+    assert_eq!(body["broken"], json!({"bad": reason}));
+    assert!(body["kernelspecs"].get("bad").is_none());
+    for name in ["bad", "BAD"] {
+        let error = served.ask("GET", &format!("/api/kernelspecs/{name}")).await.error(404);
+        assert!(error.contains(reason), "{error}");
+        let error = served.send("POST", "/api/kernels", json!({"name": name})).await.error(500);
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn names_of_kernelspecs_are_taken_as_jupyter_client_takes_them() {
+    let served = Served::start().await;
+    served.provider.install("python3", FakeSpec::echo(), json!({}));
+    for (name, expected) in [
+        ("ECHO", "echo"),
+        ("Python3", "python3"),
+        ("python", "python3"),
+        ("python2", "python3"),
+    ] {
+        assert_eq!(
+            served.ask("GET", &format!("/api/kernelspecs/{name}")).await.json()["name"],
+            expected
+        );
+        let model = served.send("POST", "/api/kernels", json!({"name": name})).await.json();
+        assert_eq!(model["name"], expected);
+        let body = json!({"path": name, "name": "", "type": "notebook", "kernel": {"name": name}});
+        let session = served.send("POST", "/api/sessions", body).await.json();
+        assert_eq!(session["kernel"]["name"], expected);
+    }
+}
+
+#[tokio::test]
 async fn the_files_of_kernelspecs_and_no_others_are_served() {
     let served = Served::start().await;
     let png = served.ask("GET", "/kernelspecs/echo/logo-64x64.png").await;

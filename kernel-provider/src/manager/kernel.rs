@@ -130,7 +130,7 @@ impl Kernel {
         self.record.id
     }
 
-    /// The name of its kernelspec, as it was asked for.
+    /// The name of its kernelspec among those of all providers.
     #[must_use]
     pub fn spec_name(&self) -> &str {
         &self.spec_name
