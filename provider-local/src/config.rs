@@ -33,8 +33,14 @@ pub struct LocalConfig {
     pub socket_dir: Option<PathBuf>,
     /// What of the environment of this process a kernel inherits.
     pub inherit_env: InheritEnv,
+    /// The inherited variables that win over the kernelspec's of the same name. Those of a launch win over both.
+    pub inherit_over_kernelspec: BTreeSet<String>,
     /// Where kernels start that were not told where to; `None` is the working directory of this process.
     pub working_dir: Option<PathBuf>,
+    /// Whether the provider reaps each child of this process that is no kernel. As process 1, the one that a container
+    /// starts, a program is given the processes that ended kernels leave. Not for programs that start others themselves
+    /// and ask how those ended.
+    pub reap_orphans: bool,
     /// How many kernels that ended by themselves are remembered, with their output, until the eldest is forgotten.
     pub keep_ended: usize,
 }
@@ -52,7 +58,9 @@ impl LocalConfig {
             transport: TransportChoice::Auto,
             socket_dir: None,
             inherit_env: InheritEnv::AllButSecrets,
+            inherit_over_kernelspec: BTreeSet::new(),
             working_dir: None,
+            reap_orphans: false,
             keep_ended: 32,
         }
     }

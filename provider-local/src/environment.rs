@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 
 use jupyter_protocol::kernelspec::expand_env;
 
-use crate::InheritEnv;
+use crate::{InheritEnv, LocalConfig};
 
 /// Variables by name.
 pub(crate) type Env = BTreeMap<OsString, OsString>;
@@ -15,20 +15,23 @@ pub(crate) type Env = BTreeMap<OsString, OsString>;
 const PARENT_PID: (&str, &str) = ("JPY_PARENT_PID", "1");
 
 /// Put together from what the kernel inherits, over it what its kernelspec sets, over that what the caller asks for.
+/// [`LocalConfig::inherit_over_kernelspec`] turns the first two round.
 ///
 /// As with `jupyter_client`, `${NAME}` in the kernelspec's values is a variable of the other two.
 pub(crate) fn compose(
-    inherit: &InheritEnv,
+    config: &LocalConfig,
     own: impl IntoIterator<Item = (OsString, OsString)>,
     kernelspec: &BTreeMap<String, String>,
     request: &BTreeMap<String, String>,
 ) -> Env {
     let mut env: Env = own
         .into_iter()
-        .filter(|(name, _)| is_inherited(inherit, name))
+        .filter(|(name, _)| is_inherited(&config.inherit_env, name))
         .collect();
+    let is_kept = |name: &str| config.inherit_over_kernelspec.contains(name) && env.contains_key(OsStr::new(name));
     let expanded: Env = kernelspec
         .iter()
+        .filter(|(name, _)| !is_kept(name))
         .map(|(name, template)| {
             let value = expand_env(template, |name| match request.get(name) {
                 Some(value) => Some(value.clone()),
@@ -84,7 +87,7 @@ mod tests {
     }
 
     fn composed(
-        inherit: &InheritEnv,
+        inherit: InheritEnv,
         kernelspec: &[(&str, &str)],
         request: &[(&str, &str)],
     ) -> BTreeMap<String, String> {
@@ -96,7 +99,10 @@ mod tests {
             ("JPY_PARENT_PID", "77"),
         ]);
         let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
-        compose(inherit, own, &strings(kernelspec), &strings(request))
+        let mut config = LocalConfig::new("/nowhere");
+        config.inherit_env = inherit;
+        config.inherit_over_kernelspec = ["HOME".to_owned(), "UNSET".to_owned()].into();
+        compose(&config, own, &strings(kernelspec), &strings(request))
             .into_iter()
             .map(|(name, value)| (name.into_string().unwrap(), value.into_string().unwrap()))
             .collect()
@@ -105,7 +111,7 @@ mod tests {
     #[test]
     fn the_callers_win_and_no_token_is_passed_on() {
         let env = composed(
-            &InheritEnv::AllButSecrets,
+            InheritEnv::AllButSecrets,
             &[
                 ("PATH", "/opt:${PATH}"),
                 ("WHO", "$KERNEL_USERNAME ${NOBODY}"),
@@ -130,13 +136,22 @@ mod tests {
     fn only_what_is_named_is_inherited() {
         let only = InheritEnv::Only(["HOME".to_owned()].into());
         assert_eq!(
-            composed(&only, &[], &[]),
+            composed(only, &[], &[]),
             strings(&[("HOME", "/h"), ("JPY_PARENT_PID", "1")])
         );
         assert_eq!(
-            composed(&InheritEnv::Only([].into()), &[], &[]),
+            composed(InheritEnv::Only([].into()), &[], &[]),
             strings(&[("JPY_PARENT_PID", "1")])
         );
+    }
+
+    #[test]
+    fn inherited_variables_can_win_over_the_kernelspec() {
+        let spec = [("HOME", "spec"), ("UNSET", "spec"), ("PATH", "${HOME}")];
+        let env = composed(InheritEnv::AllButSecrets, &spec, &[]);
+        assert_eq!((&*env["HOME"], &*env["UNSET"], &*env["PATH"]), ("/h", "spec", "/h"));
+        let env = composed(InheritEnv::AllButSecrets, &spec, &[("HOME", "caller")]);
+        assert_eq!(env["HOME"], "caller");
     }
 
     #[test]

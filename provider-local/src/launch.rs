@@ -426,12 +426,7 @@ struct Invocation {
 }
 
 fn invocation(machine: &Machine, files: &KernelFiles, start: &Start) -> Invocation {
-    let env = environment::compose(
-        &machine.config.inherit_env,
-        std::env::vars_os(),
-        &start.spec.env,
-        &start.env,
-    );
+    let env = environment::compose(&machine.config, std::env::vars_os(), &start.spec.env, &start.env);
     let connection_file = files.connection_file().to_string_lossy().into_owned();
     let python = machine.config.python.as_ref().map(|python| python.to_string_lossy());
     let argv = start.kernelspec().argv(&LaunchArgs {
@@ -481,6 +476,9 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
                 ),
                 start.resource_dir.join("kernel.json").display()
             ),
+            io::ErrorKind::ArgumentListTooLong => "its environment or arguments are longer than the system takes (on \
+                 Linux 128 KiB for one variable); shorten them"
+                .to_owned(),
             _ => error.to_string(),
         };
         LaunchError::CannotStart {
