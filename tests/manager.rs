@@ -677,6 +677,41 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     soon(manager.shutdown()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_is_stopped_at_a_restore_holds_up_no_other_and_can_be_used_later_or_ended() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+        let pid = run(&kernel, "import os; print(os.getpid())").await.trim().to_owned();
+        pids.push((kernel.id(), pid));
+    }
+    soon(manager.detach()).await;
+    drop(manager);
+    let [(one, _), (two, second), (three, third)] = &pids[..] else {
+        panic!("three kernels")
+    };
+    kill(second, "-STOP");
+    kill(third, "-STOP");
+
+    let manager = place.manager(ManagerOptions::default()).await;
+    assert_eq!(
+        soon(manager.restore()).await,
+        3,
+        "those that do not answer are listed too"
+    );
+    let kernel = |id: &KernelId| manager.get(*id).unwrap();
+    assert_eq!(run(&kernel(one), "print('served')").await, "served\n");
+    assert_eq!(*kernel(two).state().borrow(), ExecutionState::Busy);
+    // One goes on, the other is ended while it is not reached.
+    soon(kernel(three).shutdown()).await.unwrap();
+    assert!(manager.get(*three).is_none());
+    kill(second, "-CONT");
+    assert_eq!(run(&kernel(two), "print('back')").await, "back\n");
+    soon(manager.shutdown()).await;
+}
+
 /// Writes a line for each number, each in a message of its own.
 const FLOOD: &str = "for i in range(60_000):\n    print(i, flush=True)";
 

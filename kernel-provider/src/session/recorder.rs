@@ -363,6 +363,11 @@ impl Recorder {
         self.set_state(ExecutionState::Dead);
     }
 
+    /// Whether there are no sockets for now, as before the first connection.
+    pub(crate) fn is_disconnected(&self) -> bool {
+        *self.recording.link.borrow() == Link::Down
+    }
+
     /// Undoes [`finish`](Self::finish), for a dead kernel that is restarted.
     pub(crate) fn revive(&self) {
         self.recording.link.send_replace(Link::Down);
