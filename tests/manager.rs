@@ -676,3 +676,214 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     assert_eq!(left, expected);
     soon(manager.shutdown()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_is_stopped_at_a_restore_holds_up_no_other_and_can_be_used_later_or_ended() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+        let pid = run(&kernel, "import os; print(os.getpid())").await.trim().to_owned();
+        pids.push((kernel.id(), pid));
+    }
+    soon(manager.detach()).await;
+    drop(manager);
+    let [(one, _), (two, second), (three, third)] = &pids[..] else {
+        panic!("three kernels")
+    };
+    kill(second, "-STOP");
+    kill(third, "-STOP");
+
+    let manager = place.manager(ManagerOptions::default()).await;
+    assert_eq!(
+        soon(manager.restore()).await,
+        3,
+        "those that do not answer are listed too"
+    );
+    let kernel = |id: &KernelId| manager.get(*id).unwrap();
+    assert_eq!(run(&kernel(one), "print('served')").await, "served\n");
+    assert_eq!(*kernel(two).state().borrow(), ExecutionState::Busy);
+    // One goes on, the other is ended while it is not reached.
+    soon(kernel(three).shutdown()).await.unwrap();
+    assert!(manager.get(*three).is_none());
+    kill(second, "-CONT");
+    assert_eq!(run(&kernel(two), "print('back')").await, "back\n");
+    soon(manager.shutdown()).await;
+}
+
+/// Writes a line for each number, each in a message of its own.
+const FLOOD: &str = "for i in range(60_000):\n    print(i, flush=True)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_kernel_has_the_arguments_of_its_kernelspec_and_no_others() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let argv = run(&kernel, "import sys; print(len(sys.argv), sys.argv[1:2])").await;
+    assert_eq!(argv, "3 ['-f']\n");
+    // What countless notebooks do.
+    let parse = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('-f')\n\
+                 print(parser.parse_args().f == sys.argv[2])";
+    assert_eq!(run(&kernel, parse).await, "True\n");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_kernel_knows_that_it_runs_in_jupyter_and_does_not_watch_its_parent() {
+    let Some(place) = Place::new() else { return };
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let look = "import os, threading\nprint('JPY_PARENT_PID' in os.environ, \
+                [thread for thread in threading.enumerate() if 'Poller' in type(thread).__name__])";
+    assert_eq!(run(&kernel, look).await, "True []\n");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_and_files_of_profiles_and_kernelspecs_run_at_the_start() {
+    let Some(place) = Place::new() else { return };
+    let python = python().unwrap();
+    let file = place.folder.path().join("start.py");
+    std::fs::write(&file, "from_file = 'file'\n").unwrap();
+    let profile = place.folder.path().join("ipython").join("profile_default");
+    std::fs::create_dir_all(&profile).unwrap();
+    std::fs::write(
+        profile.join("ipython_kernel_config.py"),
+        "c.IPKernelApp.code_to_run = \"from_profile = 'profile'\"\n",
+    )
+    .unwrap();
+    let plain = json!([python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]);
+    let with = |argument: &str| {
+        let mut argv = plain.clone();
+        argv.as_array_mut().unwrap().push(json!(argument));
+        argv
+    };
+    place.spec(
+        "code",
+        &with("--IPKernelApp.code_to_run=from_argv = 'argv'"),
+        &json!({}),
+    );
+    place.spec(
+        "file",
+        &with(&format!("--IPKernelApp.file_to_run={}", file.display())),
+        &json!({}),
+    );
+    let manager = place.manager(ManagerOptions::default()).await;
+    for (spec, expected) in [
+        ("python3", "from_profile"),
+        ("code", "from_argv"),
+        ("file", "from_file"),
+    ] {
+        let mut request = StartRequest::new(spec);
+        if spec == "python3" {
+            let ipython = place.folder.path().join("ipython");
+            request
+                .env
+                .insert("IPYTHONDIR".to_owned(), ipython.to_str().unwrap().to_owned());
+        }
+        let kernel = soon(manager.start(request)).await.unwrap();
+        let printed = run(&kernel, &format!("print({expected})")).await;
+        assert_eq!(printed.trim(), expected.trim_start_matches("from_"));
+    }
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_kernel_behind_a_wrapper_starts_and_loses_no_output() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let Some(place) = Place::new() else { return };
+    let wrapper = place.folder.path().join("wrapper.sh");
+    // Unquoted, as written on many clusters.
+    std::fs::write(
+        &wrapper,
+        format!("#!/bin/sh\nexec {} $@\n", python().unwrap().display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    place.spec(
+        "wrapped",
+        &json!([wrapper, "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
+        &json!({}),
+    );
+    let manager = place.manager(ManagerOptions::default()).await;
+    let kernel = soon(manager.start(StartRequest::new("wrapped"))).await.unwrap();
+    let output = kernel.handle().output().await.unwrap();
+    assert!(!output.contains("Error"), "{output}");
+    for _ in 0..2 {
+        let printed = run(&kernel, FLOOD).await;
+        assert!(printed.lines().eq((0..60_000).map(|i| i.to_string())));
+        // The option belongs to the process.
+        soon(kernel.restart()).await.unwrap();
+    }
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_kernel_does_not_show_that_it_waits_for_its_subscriber() {
+    let Some(place) = Place::new() else { return };
+    let python = python().unwrap();
+    place.spec(
+        "untouched",
+        &json!([python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
+        &json!({"kernelmux": {"wait_for_subscriber": false}}),
+    );
+    let manager = place.manager(ManagerOptions::default()).await;
+    let look = "import sys\nshell = get_ipython()\n\
+                print(shell.execution_count, In, Out, repr(_), repr(__), repr(_i), shell.history_manager.input_hist_raw)\n\
+                print(sorted(globals()))\nprint(sorted(sys.modules))";
+    let mut seen = Vec::new();
+    for spec in ["untouched", "python3"] {
+        let kernel = soon(manager.start(StartRequest::new(spec))).await.unwrap();
+        seen.push(run(&kernel, look).await);
+        kernel.log().flushed().await;
+        // What clients are sent names no request but theirs and those that ask what the kernel is.
+        let mut reader = kernel.log().reader(Seq(0));
+        let mut last = Seq(0);
+        while last < kernel.log().head() {
+            for entry in soon(reader.next()).await.unwrap().unwrap().entries() {
+                last = entry.seq();
+                let message = entry.message();
+                let text = String::from_utf8_lossy(&message.parts_and_buffers().concat()).into_owned();
+                assert!(!text.contains("XPUB_NODROP") && !text.contains("setup"), "{text}");
+            }
+        }
+    }
+    assert_eq!(seen[0], seen[1]);
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kernelspecs_are_found_as_jupyter_client_finds_them_and_broken_ones_say_what_is_wrong() {
+    let Some(place) = Place::new() else { return };
+    place.spec(
+        "ROOT",
+        &json!([python().unwrap(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
+        &json!({}),
+    );
+    place.spec("broken", &json!("python"), &json!({}));
+    let manager = place.manager(ManagerOptions::default()).await;
+    for (name, expected) in [
+        ("ROOT", "root"),
+        ("Root", "root"),
+        ("root", "root"),
+        ("python", "python3"),
+    ] {
+        let kernel = soon(manager.start(StartRequest::new(name))).await.unwrap();
+        assert_eq!(kernel.spec_name(), expected);
+        soon(kernel.shutdown()).await.unwrap();
+    }
+    let file = place.folder.path().join("kernels/broken/kernel.json");
+    let reason = &manager.broken_specs()["broken"];
+    assert!(
+        reason.contains(file.to_str().unwrap()) && reason.contains("argv"),
+        "{reason}"
+    );
+    let error = soon(manager.start(StartRequest::new("Broken"))).await.err().unwrap();
+    assert!(
+        matches!(&error, StartError::BrokenSpec { reason: said, .. } if said == reason),
+        "{error}"
+    );
+    soon(manager.shutdown()).await;
+}

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A kernel's id: a UUID, written with hyphens.
+/// A kernel's id: a UUID of any version, written with hyphens. It names files, pods and logs, so nothing else is one.
 ///
 /// Chosen by whoever launches the kernel, so that a launch can be repeated without making two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -22,12 +22,6 @@ impl KernelId {
     #[must_use]
     pub fn as_uuid(&self) -> Uuid {
         self.0
-    }
-
-    /// Whether this is a random (version 4) UUID, as `KERNEL_ID` must be.
-    #[must_use]
-    pub fn is_random(&self) -> bool {
-        self.0.get_version_num() == 4
     }
 }
 

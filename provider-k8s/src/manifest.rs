@@ -13,7 +13,6 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kernel_provider::KernelId;
-use kernel_provider::provider::ipykernel::lossless_argument;
 use sha2::{Digest as _, Sha256};
 
 use crate::names;
@@ -441,7 +440,6 @@ fn container(kernel: &Kernel<'_>, mut base: Container, secret_name: &str) -> Res
         python: Some(&program),
         ..LaunchArgs::default()
     });
-    command.extend(lossless_argument(&argv.spec).map(str::to_owned));
     if copies {
         let copying = ["sh", "-c", COPYING, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
         command.splice(0..0, copying);
@@ -525,12 +523,17 @@ fn environment(kernel: &Kernel<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> 
             ..EnvVarSource::default()
         }),
     }));
-    if !kernel.is_ahead {
+    let mut set = |name: &str, value: String| {
         env.push(EnvVar {
-            name: "KERNELMUX_KERNEL_ID".to_owned(),
-            value: Some(kernel.id.to_string()),
+            name: name.to_owned(),
+            value: Some(value),
             value_from: None,
         });
+    };
+    // As everywhere else in Jupyter. ipykernel ends with the process of this number, which is the pod's first.
+    set("JPY_PARENT_PID", "1".to_owned());
+    if !kernel.is_ahead {
+        set("KERNELMUX_KERNEL_ID", kernel.id.to_string());
     }
     env
 }
@@ -607,11 +610,8 @@ mod tests {
         assert!(text.contains("for ann"), "{text}");
         let container = &manifest.pod.spec.unwrap().containers[0];
         let command = container.command.as_ref().unwrap();
-        let [.., file, lossless] = &command[..] else {
-            panic!("{command:?}")
-        };
-        assert_eq!(file, names::COPY_FILE);
-        assert!(lossless.contains("XPUB_NODROP"), "{lossless}");
+        // As the kernelspec says, with nothing after it.
+        assert_eq!(command.last().unwrap(), names::COPY_FILE);
         assert_eq!(command[11], "python3");
         // Kubernetes makes one of each two.
         let keeping = command[2].replace("$$", "\0");

@@ -16,21 +16,28 @@ use crate::settings::Settings;
 pub(crate) fn find(config: &K8sConfig) -> Specs {
     let found = find_kernelspecs(&config.search);
     for warning in &found.warnings {
-        tracing::warn!(%warning, "a kernelspec is passed over");
+        tracing::warn!(%warning, "a folder of kernelspecs is passed over");
     }
-    let runs_in_a_pod = |name: &str, installed: &InstalledKernelspec| match Settings::of(
-        &installed.spec,
-        config.default_image.as_deref(),
-    ) {
-        Ok(settings) => settings.is_some(),
-        Err(error) => {
-            tracing::warn!(kernelspec = name, error, "a kernelspec is passed over");
-            false
-        }
+    let mut specs = Specs {
+        by_name: found.kernelspecs,
+        broken: found
+            .broken
+            .into_iter()
+            .map(|(name, error)| (name, error.to_string()))
+            .collect(),
     };
-    let mut by_name = found.kernelspecs;
-    by_name.retain(|name, installed| runs_in_a_pod(name, installed));
-    Specs { by_name }
+    let Specs { by_name, broken } = &mut specs;
+    by_name.retain(
+        |name, installed| match Settings::of(&installed.spec, config.default_image.as_deref()) {
+            Ok(settings) => settings.is_some(),
+            Err(error) => {
+                let file = installed.resource_dir.join("kernel.json");
+                broken.insert(name.clone(), format!("{}: {error}", file.display()));
+                false
+            }
+        },
+    );
+    specs
 }
 
 /// Searches again after each change of files, also of a ConfigMap that is mounted there, for ever.

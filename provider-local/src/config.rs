@@ -33,8 +33,14 @@ pub struct LocalConfig {
     pub socket_dir: Option<PathBuf>,
     /// What of the environment of this process a kernel inherits.
     pub inherit_env: InheritEnv,
+    /// The inherited variables that win over the kernelspec's of the same name. Those of a launch win over both.
+    pub inherit_over_kernelspec: BTreeSet<String>,
     /// Where kernels start that were not told where to; `None` is the working directory of this process.
     pub working_dir: Option<PathBuf>,
+    /// Whether the provider reaps each child of this process that is no kernel. As process 1, the one that a container
+    /// starts, a program is given the processes that ended kernels leave. Not for programs that start others themselves
+    /// and ask how those ended.
+    pub reap_orphans: bool,
     /// How many kernels that ended by themselves are remembered, with their output, until the eldest is forgotten.
     pub keep_ended: usize,
 }
@@ -52,7 +58,9 @@ impl LocalConfig {
             transport: TransportChoice::Auto,
             socket_dir: None,
             inherit_env: InheritEnv::AllButSecrets,
+            inherit_over_kernelspec: BTreeSet::new(),
             working_dir: None,
+            reap_orphans: false,
             keep_ended: 32,
         }
     }
@@ -63,7 +71,9 @@ impl LocalConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TransportChoice {
-    /// Unix sockets for kernels that are known to take them (ipykernel), TCP for others.
+    /// Unix sockets where a Python interpreter of this machine starts ipykernel with the arguments of ipykernel's own
+    /// kernelspec (`-m ipykernel_launcher -f {connection_file}`), TCP for all others. A wrapper may run the kernel in a
+    /// container or on another machine, where a Unix socket is not seen.
     #[default]
     Auto,
     /// TCP on the loopback address. A kernel whose `kernel.json` says `metadata.kernelmux.handshake: true` chooses its
@@ -75,7 +85,8 @@ pub enum TransportChoice {
 
 /// What of the environment of this process a kernel inherits.
 ///
-/// `JPY_PARENT_PID` never is: a kernel that has it ends with that process, and kernels are to outlive their embedder.
+/// `JPY_PARENT_PID` is always 1: libraries take its presence for a sign that they run in Jupyter, and ipykernel, which
+/// ends with the process that it names, never ends with process 1. Kernels are to outlive their embedder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {

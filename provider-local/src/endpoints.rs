@@ -5,6 +5,8 @@
 //! it to nobody who asks for any port, and the kernel, which as all of ZeroMQ sets `SO_REUSEADDR`, can bind it all the
 //! same. A kernel that cannot fails, and is started again with ports that are not held.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
@@ -14,7 +16,6 @@ use serde_json::Value;
 use tokio::net::TcpSocket;
 
 use crate::TransportChoice;
-use kernel_provider::provider::ipykernel::starts_ipykernel;
 use kernel_provider::provider::own_metadata;
 
 /// The longest path that a Unix socket can have, in bytes (unix(7)).
@@ -37,14 +38,59 @@ pub(crate) struct Held {
     _sockets: Vec<TcpSocket>,
 }
 
-/// Which transport the kernel is to use.
-pub(crate) fn transport(choice: TransportChoice, spec: &Kernelspec) -> Transport {
+/// Which transport the kernel is to use. `argv` is its command line, with `connection_file` filled in. May read from the
+/// file system.
+pub(crate) fn transport(
+    choice: TransportChoice,
+    spec: &Kernelspec,
+    argv: &[String],
+    connection_file: &str,
+) -> Transport {
     match (own_metadata(spec, "transport").and_then(Value::as_str), choice) {
         (Some("tcp"), _) | (None, TransportChoice::Tcp) => Transport::Tcp,
         (Some("ipc"), _) | (None, TransportChoice::Ipc) => Transport::Ipc,
-        _ if starts_ipykernel(spec) => Transport::Ipc,
+        _ if is_plain_ipykernel(argv, connection_file) => Transport::Ipc,
         _ => Transport::Tcp,
     }
+}
+
+/// Whether this command starts ipykernel by a Python interpreter of this machine, as ipykernel's own kernelspec does, so
+/// that kernel and provider see the same files. Any other program or argument may put the kernel into a container, onto
+/// another machine or onto another address.
+fn is_plain_ipykernel(argv: &[String], connection_file: &str) -> bool {
+    let Some((program, arguments)) = argv.split_first() else {
+        return false;
+    };
+    // Such as -Xfrozen_modules=off.
+    let options = arguments
+        .iter()
+        .take_while(|argument| argument.starts_with("-X") && argument.len() > 2)
+        .count();
+    matches!(
+        &arguments[options..],
+        [m, module, f, file]
+            if m == "-m"
+                && matches!(module.as_str(), "ipykernel_launcher" | "ipykernel")
+                && f == "-f"
+                && file == connection_file
+    ) && is_interpreter(Path::new(program))
+}
+
+/// Whether this is a Python interpreter itself and no script that starts one.
+fn is_interpreter(program: &Path) -> bool {
+    // A name alone was not found on the PATH.
+    let Some(program) = program.is_absolute().then(|| program.canonicalize().ok()).flatten() else {
+        return false;
+    };
+    let is_named_so = program
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.starts_with("python") || name.starts_with("pypy"));
+    let mut start = [0; 2];
+    is_named_so
+        && program.is_file()
+        && File::open(&program).is_ok_and(|mut file| file.read_exact(&mut start).is_ok())
+        && start != *b"#!"
 }
 
 /// Whether the kernel chooses its ports itself and announces them (JEP 66): its kernelspec says so with
@@ -134,33 +180,68 @@ mod tests {
         assert_ne!(connection.iopub_port, before.iopub_port);
     }
 
+    /// What stands for the connection file.
+    const FILE: &str = "/run/kernel.json";
+
     #[test]
-    fn ipykernel_gets_unix_sockets_and_a_kernelspec_can_choose() {
-        let spec = |argv: &[&str], transport: Option<&str>| {
-            let mut spec = Kernelspec {
-                argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
-                ..Kernelspec::default()
-            };
-            if let Some(transport) = transport {
+    fn a_kernelspec_and_a_setting_choose_the_transport() {
+        for (choice, metadata, expected) in [
+            (TransportChoice::Auto, None, Transport::Tcp),
+            (TransportChoice::Auto, Some("ipc"), Transport::Ipc),
+            (TransportChoice::Ipc, None, Transport::Ipc),
+            (TransportChoice::Ipc, Some("tcp"), Transport::Tcp),
+        ] {
+            let mut spec = Kernelspec::default();
+            if let Some(transport) = metadata {
                 spec.metadata
                     .insert("kernelmux".into(), serde_json::json!({"transport": transport}));
             }
-            spec
+            let chosen = transport(choice, &spec, &["R".to_owned(), FILE.to_owned()], FILE);
+            assert_eq!(chosen, expected, "{choice:?} {metadata:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_plain_command_of_ipykernel_gets_unix_sockets() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |name: &str, content: &[u8]| {
+            let path = root.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path.to_str().unwrap().to_owned()
         };
-        let ipykernel = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
-        for (choice, argv, metadata, expected) in [
-            (TransportChoice::Auto, &ipykernel[..], None, Transport::Ipc),
-            (TransportChoice::Auto, &["R"][..], None, Transport::Tcp),
-            (TransportChoice::Auto, &["R"][..], Some("ipc"), Transport::Ipc),
-            (TransportChoice::Tcp, &ipykernel[..], None, Transport::Tcp),
-            (TransportChoice::Ipc, &["R"][..], None, Transport::Ipc),
-            (TransportChoice::Ipc, &["R"][..], Some("tcp"), Transport::Tcp),
+        let python = make("python3.11", b"\x7fELF...");
+        std::os::unix::fs::symlink(&python, root.path().join("python")).unwrap();
+        let link = root.path().join("python").to_str().unwrap().to_owned();
+        let script = make("python3", b"#!/bin/sh\nexec ssh there python \"$@\"\n");
+        let other = make("docker", b"\x7fELF...");
+        let mount = format!("{FILE}:/x");
+        let plain = ["-m", "ipykernel_launcher", "-f", FILE];
+        let unbuffered = [&["-Xfrozen_modules=off"], &plain[..]].concat();
+        let mounted = [&["run", "-v", &mount, "image", "python"], &plain[..]].concat();
+        let elsewhere = [&plain[..], &["--ip=10.0.0.1"]].concat();
+        let other_file = ["-m", "ipykernel_launcher", "-f", "/x"];
+        for (program, arguments, expected) in [
+            (&python, &plain[..], Transport::Ipc),
+            (&link, &unbuffered, Transport::Ipc),
+            (&python, &["-m", "ipykernel", "-f", FILE], Transport::Ipc),
+            (&python, &["-m", "bash_kernel", "-f", FILE], Transport::Tcp),
+            (&python, &elsewhere, Transport::Tcp),
+            (&python, &mounted, Transport::Tcp),
+            (&python, &other_file, Transport::Tcp),
+            (&script, &plain, Transport::Tcp),
+            (&other, &plain, Transport::Tcp),
+            (&other, &mounted, Transport::Tcp),
+            (&"python3".to_owned(), &plain, Transport::Tcp),
+            (&"/nowhere/python3".to_owned(), &plain, Transport::Tcp),
         ] {
-            assert_eq!(
-                transport(choice, &spec(argv, metadata)),
-                expected,
-                "{choice:?} {argv:?} {metadata:?}"
-            );
+            let argv: Vec<String> = std::iter::once(program.as_str())
+                .chain(arguments.iter().copied())
+                .map(str::to_owned)
+                .collect();
+            let chosen = transport(TransportChoice::Auto, &Kernelspec::default(), &argv, FILE);
+            assert_eq!(chosen, expected, "{argv:?}");
+            let chosen = transport(TransportChoice::Tcp, &Kernelspec::default(), &argv, FILE);
+            assert_eq!(chosen, Transport::Tcp);
         }
     }
 }

@@ -5,29 +5,33 @@ use std::ffi::{OsStr, OsString};
 
 use jupyter_protocol::kernelspec::expand_env;
 
-use crate::InheritEnv;
+use crate::{InheritEnv, LocalConfig};
 
 /// Variables by name.
 pub(crate) type Env = BTreeMap<OsString, OsString>;
 
-/// The kernel would end when the process with this number does, and it is to outlive its embedder.
-const PARENT_PID: &str = "JPY_PARENT_PID";
+/// Libraries take its presence for a sign that they run in Jupyter. ipykernel ends when the process with this number
+/// does, unless the number is 1, and a kernel is to outlive its embedder.
+const PARENT_PID: (&str, &str) = ("JPY_PARENT_PID", "1");
 
 /// Put together from what the kernel inherits, over it what its kernelspec sets, over that what the caller asks for.
+/// [`LocalConfig::inherit_over_kernelspec`] turns the first two round.
 ///
 /// As with `jupyter_client`, `${NAME}` in the kernelspec's values is a variable of the other two.
 pub(crate) fn compose(
-    inherit: &InheritEnv,
+    config: &LocalConfig,
     own: impl IntoIterator<Item = (OsString, OsString)>,
     kernelspec: &BTreeMap<String, String>,
     request: &BTreeMap<String, String>,
 ) -> Env {
     let mut env: Env = own
         .into_iter()
-        .filter(|(name, _)| is_inherited(inherit, name))
+        .filter(|(name, _)| is_inherited(&config.inherit_env, name))
         .collect();
+    let is_kept = |name: &str| config.inherit_over_kernelspec.contains(name) && env.contains_key(OsStr::new(name));
     let expanded: Env = kernelspec
         .iter()
+        .filter(|(name, _)| !is_kept(name))
         .map(|(name, template)| {
             let value = expand_env(template, |name| match request.get(name) {
                 Some(value) => Some(value.clone()),
@@ -38,7 +42,7 @@ pub(crate) fn compose(
         .collect();
     env.extend(expanded);
     env.extend(request.iter().map(|(name, value)| (name.into(), value.into())));
-    env.remove(OsStr::new(PARENT_PID));
+    env.insert(PARENT_PID.0.into(), PARENT_PID.1.into());
     env
 }
 
@@ -83,7 +87,7 @@ mod tests {
     }
 
     fn composed(
-        inherit: &InheritEnv,
+        inherit: InheritEnv,
         kernelspec: &[(&str, &str)],
         request: &[(&str, &str)],
     ) -> BTreeMap<String, String> {
@@ -92,19 +96,22 @@ mod tests {
             ("HOME", "/h"),
             ("KG_AUTH_TOKEN", "secret"),
             ("KERNELMUX_TOKEN", "secret"),
-            ("JPY_PARENT_PID", "1"),
+            ("JPY_PARENT_PID", "77"),
         ]);
         let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
-        compose(inherit, own, &strings(kernelspec), &strings(request))
+        let mut config = LocalConfig::new("/nowhere");
+        config.inherit_env = inherit;
+        config.inherit_over_kernelspec = ["HOME".to_owned(), "UNSET".to_owned()].into();
+        compose(&config, own, &strings(kernelspec), &strings(request))
             .into_iter()
             .map(|(name, value)| (name.into_string().unwrap(), value.into_string().unwrap()))
             .collect()
     }
 
     #[test]
-    fn the_callers_win_and_no_token_and_no_parent_is_passed_on() {
+    fn the_callers_win_and_no_token_is_passed_on() {
         let env = composed(
-            &InheritEnv::AllButSecrets,
+            InheritEnv::AllButSecrets,
             &[
                 ("PATH", "/opt:${PATH}"),
                 ("WHO", "$KERNEL_USERNAME ${NOBODY}"),
@@ -119,7 +126,8 @@ mod tests {
                 ("HOME", "/h"),
                 ("WHO", "ann ${NOBODY}"),
                 ("X", "caller"),
-                ("KERNEL_USERNAME", "ann")
+                ("KERNEL_USERNAME", "ann"),
+                ("JPY_PARENT_PID", "1"),
             ])
         );
     }
@@ -127,8 +135,23 @@ mod tests {
     #[test]
     fn only_what_is_named_is_inherited() {
         let only = InheritEnv::Only(["HOME".to_owned()].into());
-        assert_eq!(composed(&only, &[], &[]), strings(&[("HOME", "/h")]));
-        assert_eq!(composed(&InheritEnv::Only([].into()), &[], &[]), strings(&[]));
+        assert_eq!(
+            composed(only, &[], &[]),
+            strings(&[("HOME", "/h"), ("JPY_PARENT_PID", "1")])
+        );
+        assert_eq!(
+            composed(InheritEnv::Only([].into()), &[], &[]),
+            strings(&[("JPY_PARENT_PID", "1")])
+        );
+    }
+
+    #[test]
+    fn inherited_variables_can_win_over_the_kernelspec() {
+        let spec = [("HOME", "spec"), ("UNSET", "spec"), ("PATH", "${HOME}")];
+        let env = composed(InheritEnv::AllButSecrets, &spec, &[]);
+        assert_eq!((&*env["HOME"], &*env["UNSET"], &*env["PATH"]), ("/h", "spec", "/h"));
+        let env = composed(InheritEnv::AllButSecrets, &spec, &[("HOME", "caller")]);
+        assert_eq!(env["HOME"], "caller");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use jupyter_protocol::handshake::{HandshakeError, Registration};
 use jupyter_protocol::kernelspec::{KernelspecError, LaunchArgs, get_kernelspec};
 use jupyter_protocol::{ConnectionInfo, Key, Transport};
 use kernel_provider::provider::{
-    ExitCause, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError, ipykernel,
+    ExitCause, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError,
 };
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::Notify;
@@ -21,7 +21,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::LocalConfig;
 use crate::endpoints::{self, Held};
-use crate::environment;
+use crate::environment::{self, Env};
 use crate::events::{Events, Watch};
 use crate::output;
 use crate::process::oom::OomCounter;
@@ -230,7 +230,16 @@ pub(crate) async fn start(
     progress: &Progress,
 ) -> Result<Ready, LaunchError> {
     let deadline = Instant::now() + timeout;
-    let transport = endpoints::transport(machine.config.transport, &saved.start.spec);
+    let transport = blocking("start a kernel", {
+        let (machine, files, start) = (Arc::clone(machine), files.clone(), saved.start.clone());
+        move || {
+            let Invocation {
+                argv, connection_file, ..
+            } = invocation(&machine, &files, &start);
+            endpoints::transport(machine.config.transport, &start.spec, &argv, &connection_file)
+        }
+    })
+    .await?;
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -409,23 +418,33 @@ fn spawn_with(
     Ok((process, endpoint, saved))
 }
 
-fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Process, LaunchError> {
-    let env = environment::compose(
-        &machine.config.inherit_env,
-        std::env::vars_os(),
-        &start.spec.env,
-        &start.env,
-    );
-    let search_path = env.get(OsStr::new("PATH"));
-    let connection_file = files.connection_file();
-    let connection_file = connection_file.to_string_lossy();
+/// How a kernel's program is called.
+struct Invocation {
+    argv: Vec<String>,
+    env: Env,
+    connection_file: String,
+}
+
+fn invocation(machine: &Machine, files: &KernelFiles, start: &Start) -> Invocation {
+    let env = environment::compose(&machine.config, std::env::vars_os(), &start.spec.env, &start.env);
+    let connection_file = files.connection_file().to_string_lossy().into_owned();
     let python = machine.config.python.as_ref().map(|python| python.to_string_lossy());
     let argv = start.kernelspec().argv(&LaunchArgs {
         connection_file: &connection_file,
         python: python.as_deref(),
-        search_path: search_path.map(OsString::as_os_str),
+        search_path: env.get(OsStr::new("PATH")).map(OsString::as_os_str),
         ..LaunchArgs::default()
     });
+    Invocation {
+        argv,
+        env,
+        connection_file,
+    }
+}
+
+fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Process, LaunchError> {
+    let Invocation { argv, env, .. } = invocation(machine, files, start);
+    let search_path = env.get(OsStr::new("PATH"));
     let Some((program, arguments)) = argv.split_first() else {
         return Err(LaunchError::CannotStart {
             what: format!("a kernel of {}", start.spec_name),
@@ -437,7 +456,6 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .args(ipykernel::lossless_argument(&start.spec))
         .env_clear()
         .envs(&env)
         .current_dir(&start.working_dir)
@@ -458,6 +476,9 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
                 ),
                 start.resource_dir.join("kernel.json").display()
             ),
+            io::ErrorKind::ArgumentListTooLong => "its environment or arguments are longer than the system takes (on \
+                 Linux 128 KiB for one variable); shorten them"
+                .to_owned(),
             _ => error.to_string(),
         };
         LaunchError::CannotStart {

@@ -46,6 +46,7 @@ mod process;
 mod provider;
 mod ready;
 mod registry;
+mod salvage;
 mod specs;
 mod state;
 

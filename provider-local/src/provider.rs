@@ -15,8 +15,10 @@ use crate::launch::{self, Machine, blocking};
 use crate::output;
 use crate::process::Process;
 use crate::process::oom::OomCounter;
+use crate::process::orphans;
 use crate::process::stat::{Identity, find_by_argument};
 use crate::registry::Registry;
+use crate::salvage::{is_listened_on, salvage};
 use crate::state::{KernelFiles, Saved, Stage, StateDir};
 use crate::{AbortOnDrop, LocalConfig, specs};
 
@@ -28,7 +30,7 @@ pub struct LocalProvider {
     machine: Arc<Machine>,
     registry: Arc<Registry>,
     specs: watch::Receiver<Arc<Specs>>,
-    _tasks: [AbortOnDrop; 2],
+    _tasks: Vec<AbortOnDrop>,
 }
 
 impl LocalProvider {
@@ -73,11 +75,16 @@ impl LocalProvider {
         .await??;
         let (sender, specs) = watch::channel(Arc::new(found));
         let follower = tokio::spawn(specs::follow(machine.config.search.clone(), events, sender));
+        let mut tasks = vec![AbortOnDrop::new(&follower), counting];
+        if machine.config.reap_orphans {
+            let ends = orphans::ends().map_err(|error| ProviderError::failed("notice the ends of processes", error))?;
+            tasks.push(AbortOnDrop::new(&tokio::spawn(orphans::reap(ends))));
+        }
         Ok(Self {
             machine,
             registry,
             specs,
-            _tasks: [AbortOnDrop::new(&follower), counting],
+            _tasks: tasks,
         })
     }
 }
@@ -86,8 +93,16 @@ impl LocalProvider {
 fn recover(machine: &Arc<Machine>, registry: &Arc<Registry>) -> Result<(), ProviderError> {
     let (mut whole, broken) = machine.state.load()?;
     for files in broken {
-        // A kernel without a record could never be ended by anyone.
-        end_abandoned(None, &files)?;
+        if let Some(saved) = salvage(&files, &machine.config.name) {
+            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "a running kernel is known by its process alone");
+            files.keep_damaged_record();
+            files.save(&saved)?;
+            whole.push((files, saved));
+        } else if is_listened_on(&files) {
+            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "a kernel seems to run whose process is not known; it is left alone");
+        } else {
+            files.remove_all();
+        }
     }
     whole.sort_by_key(|(_, saved)| saved.record.launched);
     for (files, mut saved) in whole {

@@ -24,10 +24,15 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
 pub(crate) fn find(search: &SearchPath) -> Specs {
     let found = find_kernelspecs(search);
     for warning in &found.warnings {
-        tracing::warn!(%warning, "a kernelspec is passed over");
+        tracing::warn!(%warning, "a folder of kernelspecs is passed over");
     }
     Specs {
         by_name: found.kernelspecs,
+        broken: found
+            .broken
+            .into_iter()
+            .map(|(name, error)| (name, error.to_string()))
+            .collect(),
     }
 }
 

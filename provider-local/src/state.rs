@@ -27,7 +27,7 @@ use crate::endpoints::MAX_SOCKET_PATH;
 use crate::process::stat::Identity;
 
 /// The longest record that is read, in bytes. The environment of a kernel is in it.
-const MAX_RECORD: u64 = 16 * 1024 * 1024;
+pub(crate) const MAX_RECORD: u64 = 16 * 1024 * 1024;
 
 /// What `record.json` holds. It is private to this user, as the environment may hold secrets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub(crate) struct KernelFiles {
     pub(crate) dir: PathBuf,
     /// The directory of its Unix sockets; made only where it has them.
     pub(crate) socket_dir: PathBuf,
-    id: KernelId,
+    pub(crate) id: KernelId,
 }
 
 impl KernelFiles {
@@ -100,8 +100,15 @@ impl KernelFiles {
         self.dir.join("output.log")
     }
 
-    fn record(&self) -> PathBuf {
+    pub(crate) fn record(&self) -> PathBuf {
         self.dir.join("record.json")
+    }
+
+    /// Puts a damaged record aside.
+    pub(crate) fn keep_damaged_record(&self) {
+        let aside = self.dir.join("record.json.damaged");
+        // It may be missing.
+        let _ = fs::rename(self.record(), aside);
     }
 
     /// Writes the record, whole or not at all. Blocks shortly.
@@ -244,9 +251,12 @@ impl StateDir {
             let files = self.files(id, token);
             match files.load() {
                 Ok(saved) if saved.record.id == id => whole.push((files, saved)),
-                Ok(_) => broken.push(files),
+                Ok(_) => {
+                    tracing::warn!(kernel = %id, file = %files.record().display(), "the record is another kernel's");
+                    broken.push(files);
+                }
                 Err(error) => {
-                    tracing::warn!(kernel = %id, %error, "the kernel's record cannot be read");
+                    tracing::warn!(kernel = %id, file = %files.record().display(), %error, "the record cannot be read");
                     broken.push(files);
                 }
             }

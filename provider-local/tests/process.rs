@@ -251,7 +251,7 @@ async fn environment_and_working_directory_are_the_kernels() {
     let mut request = LaunchRequest::new(KernelId::random(), "env");
     request.working_dir = Some(place.root.path().to_owned());
     request.env.insert("KERNEL_USERNAME".to_owned(), "ann".to_owned());
-    request.env.insert("JPY_PARENT_PID".to_owned(), "1".to_owned());
+    request.env.insert("JPY_PARENT_PID".to_owned(), "7".to_owned());
     let kernel = provider.launch(request, Progress::ignored()).await.unwrap();
     let check = || {
         let text = std::fs::read_to_string(&out).unwrap();
@@ -261,7 +261,7 @@ async fn environment_and_working_directory_are_the_kernels() {
             lines.contains(&"FROM_SPEC=ann:$FROM_SPEC") && lines.contains(&"KERNEL_USERNAME=ann"),
             "{text}"
         );
-        assert!(!text.contains("HOME=") && !text.contains("JPY_PARENT_PID"), "{text}");
+        assert!(!text.contains("HOME=") && lines.contains(&"JPY_PARENT_PID=1"), "{text}");
     };
     check();
     std::fs::remove_file(&out).unwrap();
@@ -417,7 +417,7 @@ async fn launches_dropped_at_any_moment_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_is_cut_off_anywhere_stops_nobody() {
+async fn a_damaged_record_stops_nothing_and_costs_no_kernel() {
     let place = place();
     let provider = place.open().await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
@@ -438,12 +438,90 @@ async fn a_record_that_is_cut_off_anywhere_stops_nobody() {
     let listed = provider.list(&Selector::all()).await.unwrap();
     assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
     assert_eq!(place.kernel_dirs().len(), 2);
-    // A running kernel whose record is lost could be ended by nobody.
     drop(provider);
-    std::fs::write(dir.join("record.json"), &record[..10]).unwrap();
+    // The kernel goes on, is known, and can be restarted and ended.
+    let damaged: [&dyn Fn() -> std::io::Result<()>; 3] = [
+        &|| std::fs::write(dir.join("record.json"), &record[..10]),
+        &|| std::fs::write(dir.join("record.json"), [0; 500]),
+        &|| std::fs::remove_file(dir.join("record.json")),
+    ];
+    let mut running = place.processes();
+    for damage in damaged {
+        damage().unwrap();
+        let provider = place.open().await;
+        assert_eq!(place.processes(), running);
+        let listed = provider.list(&Selector::all()).await.unwrap();
+        assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
+        assert_eq!(listed[0].spec, "stand-in");
+        let kernel = provider.attach(&listed[0]).await.unwrap();
+        kernel.restart(LONG, Progress::ignored()).await.unwrap();
+        assert_ne!(place.processes(), running);
+        running = place.processes();
+    }
     let provider = place.open().await;
-    assert!(provider.list(&Selector::all()).await.unwrap().is_empty());
-    eventually("the lost kernel is ended", || place.processes().is_empty()).await;
+    let listed = provider.list(&Selector::all()).await.unwrap();
+    let kernel = provider.attach(&listed[0]).await.unwrap();
+    kernel.shutdown(LONG).await.unwrap();
+    assert!(place.processes().is_empty());
+    assert_eq!(place.kernel_dirs().len(), 1);
+}
+
+/// Whether this machine lets a test have a PID namespace.
+fn can_be_first_process() -> bool {
+    let unshare = std::process::Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", "true"])
+        .stderr(std::process::Stdio::null())
+        .status();
+    let can = unshare.is_ok_and(|status| status.success());
+    if !can {
+        println!("skipped: no PID namespace can be made here; root can make one");
+    }
+    can
+}
+
+#[test]
+fn orphans_are_reaped_and_kernels_ends_are_told() {
+    if !can_be_first_process() {
+        return;
+    }
+    let status = std::process::Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "be_the_first_process"])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "runs as process 1, which another test makes it"]
+async fn be_the_first_process() {
+    assert_eq!(std::process::id(), 1, "run by the test of orphans");
+    let place = Place::new();
+    // It leaves a process that has a session of its own, as a daemon has.
+    let orphaning = "setsid sh -c '> \"$1.up\"; exec sleep 1000' daemon \"$1\" &\n\
+                     until [ -e \"$1.up\" ]; do sleep 0.01; done\nexit 7";
+    place.install_script("orphaning", orphaning);
+    let mut config = place.config();
+    config.reap_orphans = true;
+    let provider = open(config).await;
+    for _ in 0..10 {
+        // Its end is asked for by its own watcher, and by no other.
+        match launch(&provider, "orphaning").await {
+            Err(LaunchError::Died { exit }) => assert_eq!(exit.cause, ExitCause::Code(7)),
+            other => panic!("{:?}", other.map(|kernel| kernel.record())),
+        }
+    }
+    let children = || -> Vec<i32> {
+        let is_child = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/stat"))
+                .is_ok_and(|stat| stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1) == Some("1"))
+        };
+        common::pids().into_iter().filter(is_child).collect()
+    };
+    eventually("the orphans are this process's", || children().len() == 10).await;
+    children().into_iter().for_each(|orphan| signal(orphan, Signal::KILL));
+    eventually("all of them are reaped", || children().is_empty()).await;
+    drop(provider);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,6 +61,8 @@ def test_sigterm_detaches_and_the_next_start_attaches(start_gateway: Start) -> N
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id, "one") as client:
         pid = python_pid(client)
+        # ipykernel would end with the process that this names, were it the gateway.
+        assert client.run("'JPY_PARENT_PID' in __import__('os').environ") == "True"
         client.run("kept = 40")
     assert gateway.stop(signal.SIGTERM) == 0
     assert alive(pid)

@@ -14,8 +14,6 @@ use tracing::info;
 use crate::GatewayOptions;
 use crate::error::ApiError;
 
-/// The longest value, in characters.
-const MAX_VALUE: usize = 4_096;
 /// The longest name, in characters.
 const MAX_NAME: usize = 256;
 /// The most variables.
@@ -82,14 +80,10 @@ fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
             "the environment variable {name} must be a string"
         )));
     };
-    if value.chars().count() > MAX_VALUE {
+    // Its length is bounded with the request's body.
+    if value.contains('\0') {
         return Err(ApiError::bad_request(format!(
-            "the environment variable {name} has more than {MAX_VALUE} characters"
-        )));
-    }
-    if value.contains(['\r', '\n', '\0']) {
-        return Err(ApiError::bad_request(format!(
-            "the environment variable {name} holds a line end or NUL"
+            "the environment variable {name} holds a NUL character, which no process can have"
         )));
     }
     Ok(value)
@@ -98,9 +92,7 @@ fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
 /// The id that a client chose for a kernel; `field` is where it did.
 pub(crate) fn kernel_id(field: &str, text: &str) -> Result<KernelId, ApiError> {
     text.parse()
-        .ok()
-        .filter(KernelId::is_random)
-        .ok_or_else(|| ApiError::bad_request(format!("{field} must be a UUID of version 4, with hyphens")))
+        .map_err(|_| ApiError::bad_request(format!("{field} must be a UUID, with hyphens")))
 }
 
 fn launch_timeout(text: &str) -> Result<Duration, ApiError> {
@@ -186,21 +178,15 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused_and_named() {
-        let long = "x".repeat(MAX_VALUE + 1);
-        for value in [
-            json!(1),
-            json!(null),
-            json!([]),
-            json!({}),
-            json!("a\nb"),
-            json!("a\rb"),
-            json!("\0"),
-            json!(long),
-        ] {
+        let long = "x".repeat(MAX_NAME);
+        for value in [json!(1), json!(null), json!([]), json!({}), json!("\0")] {
             let message = read(json!({"KERNEL_X": value}), &[]).unwrap_err();
             assert!(message.contains("KERNEL_X"), "{message}");
         }
-        assert!(read(json!({"KERNEL_X": "ü".repeat(MAX_VALUE)}), &[]).is_ok());
+        for value in ["a\nb\r\n", &"ü".repeat(50_000)] {
+            let read = read(json!({"KERNEL_X": value}), &[]).unwrap();
+            assert_eq!(read.variables["KERNEL_X"], value);
+        }
         for name in ["KERNEL_X=Y", "KERNEL_\0", "KERNEL_\n", &format!("KERNEL_{long}")] {
             assert!(read(json!({name: "1"}), &[]).is_err(), "{name:?}");
         }
@@ -230,7 +216,7 @@ mod tests {
             ("KERNEL_ID", "seven"),
             ("KERNEL_ID", ""),
             ("KERNEL_ID", "../../etc/passwd"),
-            ("KERNEL_ID", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+            ("KERNEL_ID", "6ba7b8109dad11d180b400c04fd430c8"),
             ("KERNEL_LAUNCH_TIMEOUT", "soon"),
             ("KERNEL_LAUNCH_TIMEOUT", ""),
             ("KERNEL_LAUNCH_TIMEOUT", "-1"),

@@ -68,18 +68,14 @@ pub(crate) async fn start(
     if name.is_some_and(|name| name.len() > MAX_NAME) {
         return Err(ApiError::bad_request(format!("no kernelspec's name has more than {MAX_NAME} bytes")).into());
     }
-    let specs = gateway.manager.specs();
-    let name = name.map(str::to_owned).or_else(|| gateway.manager.default_spec());
-    let Some((name, spec)) = name.as_ref().and_then(|name| specs.get_key_value(name)) else {
-        let known = specs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        return Err(NoKernel::NoSuchSpec(match name {
-            Some(name) => format!("there is no kernelspec {name:?}; there are: {known}"),
-            None => "there are no kernelspecs; install one, for example with `pip install ipykernel`".to_owned(),
-        }));
+    let Some(name) = name.map(str::to_owned).or_else(|| gateway.manager.default_spec()) else {
+        let none = "there are no kernelspecs; install one, for example with `pip install ipykernel`";
+        return Err(NoKernel::NoSuchSpec(none.to_owned()));
     };
+    let (name, spec) = gateway.manager.find_spec(&name).map_err(refused)?;
     let owner = env.username.or_else(|| options.default_owner.clone());
     if let Some(owner) = &owner
-        && !may_use(spec, owner)
+        && !may_use(&spec, owner)
     {
         return Err(ApiError::forbidden(format!("{owner} may not start kernels of the kernelspec {name}")).into());
     }

@@ -36,6 +36,55 @@ async fn kernelspecs_are_listed_with_their_files() {
 }
 
 #[tokio::test]
+async fn kernelspecs_that_cannot_be_used_are_named() {
+    let served = Served::start().await;
+    assert!(
+        served
+            .ask("GET", "/api/kernelspecs")
+            .await
+            .json()
+            .get("broken")
+            .is_none()
+    );
+    let reason = "/kernels/bad/kernel.json is not a kernelspec: argv: invalid type";
+    served.provider.install_broken("bad", reason);
+    let body = served.ask("GET", "/api/kernelspecs").await.json();
+    assert_eq!(body["broken"], json!({"bad": reason}));
+    assert!(body["kernelspecs"].get("bad").is_none());
+    for name in ["bad", "BAD"] {
+        let error = served.ask("GET", &format!("/api/kernelspecs/{name}")).await.error(404);
+        assert!(error.contains(reason), "{error}");
+        let error = served
+            .send("POST", "/api/kernels", json!({"name": name}))
+            .await
+            .error(500);
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn names_of_kernelspecs_are_taken_as_jupyter_client_takes_them() {
+    let served = Served::start().await;
+    served.provider.install("python3", FakeSpec::echo(), json!({}));
+    for (name, expected) in [
+        ("ECHO", "echo"),
+        ("Python3", "python3"),
+        ("python", "python3"),
+        ("python2", "python3"),
+    ] {
+        assert_eq!(
+            served.ask("GET", &format!("/api/kernelspecs/{name}")).await.json()["name"],
+            expected
+        );
+        let model = served.send("POST", "/api/kernels", json!({"name": name})).await.json();
+        assert_eq!(model["name"], expected);
+        let body = json!({"path": name, "name": "", "type": "notebook", "kernel": {"name": name}});
+        let session = served.send("POST", "/api/sessions", body).await.json();
+        assert_eq!(session["kernel"]["name"], expected);
+    }
+}
+
+#[tokio::test]
 async fn the_files_of_kernelspecs_and_no_others_are_served() {
     let served = Served::start().await;
     let png = served.ask("GET", "/kernelspecs/echo/logo-64x64.png").await;
@@ -187,6 +236,9 @@ async fn the_client_may_name_the_kernel() {
     let env = json!({"env": {"KERNEL_ID": by_env}});
     assert_eq!(served.start_kernel(env.clone()).await["id"], by_env);
     assert_eq!(served.start_kernel(json!({"kernel_id": by_body})).await["id"], by_body);
+    // Of version 1, as other servers take it too.
+    let by_time = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+    assert_eq!(served.start_kernel(json!({"kernel_id": by_time})).await["id"], by_time);
     assert!(
         served
             .send("POST", "/api/kernels", env)
@@ -196,12 +248,13 @@ async fn the_client_may_name_the_kernel() {
     );
     assert_eq!(
         served.ask("GET", "/api/kernels").await.json().as_array().unwrap().len(),
-        2
+        3
     );
     for body in [
         json!({"kernel_id": "seven"}),
         json!({"kernel_id": 7}),
-        json!({"kernel_id": "6ba7b810-9dad-11d1-80b4-00c04fd430c8"}),
+        json!({"kernel_id": "6ba7b8109dad11d180b400c04fd430c8"}),
+        json!({"kernel_id": "a-b-c-d-e"}),
         json!({"env": {"KERNEL_ID": "../../etc/passwd"}}),
         json!({"kernel_id": UNKNOWN, "env": {"KERNEL_ID": uuid::Uuid::new_v4()}}),
     ] {
@@ -366,7 +419,7 @@ async fn bodies_that_are_wrong_are_told_so() {
         "{\"env\": []}",
         "{\"env\": \"KERNEL_X=1\"}",
         "{\"env\": {\"KERNEL_X\": 1}}",
-        "{\"env\": {\"KERNEL_X\": \"a\\nb\"}}",
+        "{\"env\": {\"KERNEL_X\": \"a\\u0000b\"}}",
         "{\"env\": {\"KERNEL_LAUNCH_TIMEOUT\": \"soon\"}}",
         &format!("{{\"name\": \"{}\"}}", "x".repeat(100_000)),
     ] {

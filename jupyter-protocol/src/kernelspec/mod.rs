@@ -8,13 +8,14 @@
 //! for (name, installed) in &found.kernelspecs {
 //!     println!("{name}: {} in {}", installed.spec.display_name, installed.resource_dir.display());
 //! }
-//! for warning in &found.warnings {
+//! for warning in found.broken.values().chain(&found.warnings) {
 //!     eprintln!("{warning}");
 //! }
 //! ```
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/kernels.html#kernel-specs>
 
+mod kernel_json;
 mod launch;
 mod resources;
 mod search;
@@ -26,11 +27,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
+use self::kernel_json::Malformed;
 use crate::files::{self, ReadError};
 
 pub use launch::{LaunchArgs, expand_env};
 pub use resources::ResourceError;
-pub use search::{Found, SearchPath, find_kernelspecs, get_kernelspec};
+pub use search::{Found, SearchPath, canonical_name, find_kernelspecs, get_kernelspec};
 
 /// The longest `kernel.json` that is read, in bytes.
 pub const MAX_KERNEL_JSON: u64 = 1024 * 1024;
@@ -62,7 +64,8 @@ impl<'de> Deserialize<'de> for InterruptMode {
 
 /// What a `kernel.json` holds.
 ///
-/// Read leniently: an absent or null field is empty. Fields that the protocol does not name are kept.
+/// Read leniently: an absent or null field is empty, and a number in `env` becomes text. Fields that the protocol does
+/// not name are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernelspec {
     /// The command that starts the kernel, with templates such as `{connection_file}`: see
@@ -70,7 +73,7 @@ pub struct Kernelspec {
     #[serde(default, deserialize_with = "null_as_default")]
     pub argv: Vec<String>,
     /// Environment variables for the kernel, with `${VAR}` references: see [`expand_env`].
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "kernel_json::env")]
     pub env: BTreeMap<String, String>,
     /// The kernel's name for its users.
     #[serde(default, deserialize_with = "null_as_default")]
@@ -140,10 +143,12 @@ pub enum KernelspecError {
         path: PathBuf,
     },
     /// It is no JSON object, or a field has the wrong type.
-    #[error("{path} is not a kernelspec: {source}; correct it, or install the kernel again")]
+    #[error("{path} is not a kernelspec: {member}{source}; correct it, or install the kernel again")]
     Malformed {
         /// The file.
         path: PathBuf,
+        /// The member that is wrong, as in `env.LANG: `; empty where the file is no JSON object.
+        member: String,
         /// What is wrong and where.
         source: serde_json::Error,
     },
@@ -177,13 +182,13 @@ impl InstalledKernelspec {
         };
         // Some editors put a byte order mark in front, which JSON does not allow.
         let json = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-        match serde_json::from_slice(json) {
+        match kernel_json::read(json) {
             Ok(spec) => Ok(Self {
                 name: name.into(),
                 spec,
                 resource_dir,
             }),
-            Err(source) => Err(KernelspecError::Malformed { path, source }),
+            Err(Malformed { member, source }) => Err(KernelspecError::Malformed { path, member, source }),
         }
     }
 

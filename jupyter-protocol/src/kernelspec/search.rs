@@ -44,7 +44,9 @@ impl SearchPath {
 pub struct Found {
     /// By name.
     pub kernelspecs: BTreeMap<String, InstalledKernelspec>,
-    /// One for each folder or file that was passed over. They are for a log.
+    /// Those whose `kernel.json` cannot be used, by name.
+    pub broken: BTreeMap<String, KernelspecError>,
+    /// One for each folder that was passed over. They are for a log.
     pub warnings: Vec<KernelspecError>,
 }
 
@@ -61,21 +63,34 @@ pub fn find_kernelspecs(search: &SearchPath) -> Found {
             Ok(installed) => {
                 found.kernelspecs.insert(name, installed);
             }
-            Err(warning) => found.warnings.push(warning),
+            Err(error) => {
+                found.broken.insert(name, error);
+            }
         }
     }
     found
 }
 
-/// Finds one kernelspec by its name, in which upper and lower case do not matter. Blocks on the file system.
+/// The name among `installed` that `name` means: in lower case, as `jupyter_client` looks for it. Where no kernelspec is
+/// called `python` or `python2`, those mean `python3`.
+#[must_use]
+pub fn canonical_name(name: &str, installed: impl Fn(&str) -> bool) -> Option<String> {
+    let wanted = name.to_ascii_lowercase();
+    if installed(&wanted) {
+        return Some(wanted);
+    }
+    (matches!(wanted.as_str(), "python" | "python2") && installed("python3")).then(|| "python3".to_owned())
+}
+
+/// Finds one kernelspec by its name, or another that [means it](canonical_name). Blocks on the file system.
 ///
 /// # Errors
 /// [`KernelspecError::NoSuchKernel`] where there is none of this name; any other where its `kernel.json` is unusable.
 pub fn get_kernelspec(search: &SearchPath, name: &str) -> Result<InstalledKernelspec, KernelspecError> {
     let mut dirs = resource_dirs(search, &mut Vec::new());
-    let wanted = name.to_ascii_lowercase();
-    match dirs.remove(&wanted) {
-        Some(resource_dir) => InstalledKernelspec::read(wanted, resource_dir),
+    let found = canonical_name(name, |name| dirs.contains_key(name)).and_then(|name| dirs.remove_entry(&name));
+    match found {
+        Some((name, resource_dir)) => InstalledKernelspec::read(name, resource_dir),
         None => Err(KernelspecError::NoSuchKernel {
             name: name.chars().take(64).collect(),
             installed: dirs.into_keys().collect(),
@@ -186,14 +201,21 @@ mod tests {
         assert_eq!(found.kernelspecs["python3"].spec.display_name, "first");
         assert_eq!(found.kernelspecs["r"].spec.interrupt_mode, InterruptMode::Message);
         assert_eq!(found.kernelspecs["r"].spec.extra["mine"], serde_json::json!([1]));
-        let mut warnings: Vec<String> = found.warnings.iter().map(ToString::to_string).collect();
-        warnings.sort();
-        assert_eq!(warnings.len(), 5, "{warnings:#?}");
-        for name in ["a name", "broken", "huge", "mode", "wrong"] {
-            assert!(warnings.iter().any(|warning| warning.contains(name)), "{name}");
+        let warnings: Vec<String> = found.warnings.iter().map(ToString::to_string).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains("a name"), "{warnings:#?}");
+        assert_eq!(
+            found.broken.keys().collect::<Vec<_>>(),
+            ["broken", "huge", "mode", "wrong"]
+        );
+        for (name, error) in &found.broken {
+            assert!(error.to_string().contains(&format!("{name}/kernel.json")), "{error}");
         }
 
-        assert_eq!(get_kernelspec(&search, "PYTHON3").unwrap().name, "python3");
+        for name in ["PYTHON3", "python", "Python2"] {
+            assert_eq!(get_kernelspec(&search, name).unwrap().name, "python3");
+        }
+        install(&second, "Python", &named("a kernelspec of that name"));
+        assert_eq!(get_kernelspec(&search, "python").unwrap().name, "python");
         assert!(matches!(
             get_kernelspec(&search, "broken"),
             Err(KernelspecError::Malformed { .. })

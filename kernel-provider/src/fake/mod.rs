@@ -114,6 +114,7 @@ impl FakeProvider {
         });
         let specs = Specs {
             by_name: by_name.collect(),
+            broken: BTreeMap::new(),
         };
         self.place.specs.send_replace(Arc::new(specs));
     }

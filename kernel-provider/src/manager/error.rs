@@ -14,6 +14,14 @@ pub enum StartError {
         /// The names that there are, separated by commas.
         known: String,
     },
+    /// Its kernel.json cannot be used.
+    #[error("the kernelspec {spec:?} cannot be used: {reason}")]
+    BrokenSpec {
+        /// Its name.
+        spec: String,
+        /// What is wrong, and in which file.
+        reason: String,
+    },
     /// A kernel of this id runs or is being started.
     #[error("kernel {0} exists already; attach to it, or choose another id")]
     Duplicate(KernelId),

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{ExecuteRequest, InterruptRequest, ShutdownRequest};
 use jupyter_protocol::zmq::SocketError;
 use jupyter_protocol::{Channel, ConnectionInfo, InstalledKernelspec, WireMessage};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -15,7 +15,7 @@ use super::{RestartError, Shared};
 use crate::KernelId;
 use crate::log::{Log, Seq};
 use crate::provider::{
-    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
+    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, own_metadata,
 };
 use crate::session::{
     Attachment, Execution, ExecutionState, Executions, Lifecycle, Recorder, RequestError, SendError, Sessions,
@@ -36,8 +36,10 @@ pub struct Kernel {
     sessions: Sessions,
     manager: Weak<Shared>,
     grace: Duration,
-    /// Held by whoever starts or ends the process, one at a time.
+    /// Held by whoever starts or ends the process, one at a time: see [`life`](Self::life).
     life: Mutex<()>,
+    /// How many wait for `life`. A connection attempt that holds it gives way to them.
+    waiting_for_life: watch::Sender<usize>,
     /// Whether it is to end: its end is then no accident.
     ending: AtomicBool,
     /// The entry that tells of its death; 0 while it lives.
@@ -110,6 +112,7 @@ impl Kernel {
             manager: Arc::downgrade(manager),
             grace: manager.options.shutdown_grace,
             life: Mutex::new(()),
+            waiting_for_life: watch::Sender::new(0),
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
             watched: AtomicBool::new(true),
@@ -130,6 +133,7 @@ impl Kernel {
             manager: Weak::new(),
             grace: Duration::ZERO,
             life: Mutex::new(()),
+            waiting_for_life: watch::Sender::new(0),
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
             watched: AtomicBool::new(true),
@@ -143,7 +147,7 @@ impl Kernel {
         self.record.id
     }
 
-    /// The name of its kernelspec, as it was asked for.
+    /// The name of its kernelspec among those of all providers.
     #[must_use]
     pub fn spec_name(&self) -> &str {
         &self.spec_name
@@ -274,17 +278,54 @@ impl Kernel {
         self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
         // A kernel that dies before it answers is told at once, not after the deadline.
         tokio::select! {
-            ready = self.recorder.ready(deadline) => ready,
+            ready = self.recorder.ready(deadline, self.waits_for_subscriber()) => ready,
             exit = self.handle.wait() => Err(unreachable(&ProviderError::Gone(exit.cause)).into()),
         }
     }
 
+    /// Whether ipykernel is made to wait for the recorder instead of dropping output.
+    fn waits_for_subscriber(&self) -> bool {
+        let says = self
+            .spec
+            .as_ref()
+            .and_then(|spec| own_metadata(&spec.spec, "wait_for_subscriber"));
+        says != Some(&serde_json::Value::Bool(false))
+    }
+
+    /// Takes `life`, from a connection attempt too.
+    async fn life(&self) -> MutexGuard<'_, ()> {
+        /// Counted as long as this is there, however the wait ends.
+        struct Waiting<'a>(&'a watch::Sender<usize>);
+
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.send_modify(|waiting| *waiting -= 1);
+            }
+        }
+
+        self.waiting_for_life.send_modify(|waiting| *waiting += 1);
+        let _waiting = Waiting(&self.waiting_for_life);
+        self.life.lock().await
+    }
+
+    /// Connects to a kernel that ran before, unless that has been done, or it was restarted or ended meanwhile. Returns
+    /// whether nothing is left to do; an attempt that gives way to a restart or an end is to be repeated.
+    pub(super) async fn reconnect_once(&self) -> Result<bool, SendError> {
+        let _life = self.life.lock().await;
+        if self.ending.load(Ordering::Acquire) || !self.recorder.is_disconnected() {
+            return Ok(true);
+        }
+        let mut waiting = self.waiting_for_life.subscribe();
+        tokio::select! {
+            connected = self.reconnect() => connected.map(|()| true),
+            _ = waiting.wait_for(|waiting| *waiting > 0) => Ok(false),
+        }
+    }
+
     /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
-    pub(super) async fn reconnect(&self) -> Result<(), SendError> {
+    async fn reconnect(&self) -> Result<(), SendError> {
         let recorded = self.last_entry_time().await;
         let info = self.connection().await?;
-        // Whether it runs something is known once it answers, which it may do at once.
-        self.recorder.set_state(ExecutionState::Busy);
         self.recorder.reconnect(&info, CONNECT_DEADLINE, recorded).await?;
         Ok(())
     }
@@ -323,7 +364,7 @@ impl Kernel {
     /// # Errors
     /// [`RestartError`]; the kernel is dead then, and can be restarted again.
     pub async fn restart(self: &Arc<Self>) -> Result<(), RestartError> {
-        let _life = self.life.lock().await;
+        let _life = self.life().await;
         if self.ending.load(Ordering::Acquire) {
             return Err(RestartError::ShutDown);
         }
@@ -366,7 +407,7 @@ impl Kernel {
     /// Starts a new process after the last one ended by itself; `attempts_left` is how often this may still be done.
     /// Nothing is done where somebody else has restarted or ended it meanwhile, or could not restart it.
     pub(super) async fn recover(&self, exit: Exit, attempts_left: u32) -> Recovery {
-        let _life = self.life.lock().await;
+        let _life = self.life().await;
         if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
             return Recovery::NotNeeded;
         }
@@ -447,7 +488,8 @@ impl Kernel {
 
     /// Asks the kernel by message to end, and waits for it a while.
     async fn ask_to_end(&self, restart: bool) {
-        if *self.state().borrow() == ExecutionState::Dead {
+        // One that was never reached cannot be asked.
+        if *self.state().borrow() == ExecutionState::Dead || self.recorder.is_disconnected() {
             return;
         }
         let asked = async {
@@ -475,7 +517,7 @@ impl Kernel {
 
     /// The same; `cause` is what is told of its end.
     pub(super) async fn end(&self, cause: ExitCause) -> Result<(), ProviderError> {
-        let _life = self.life.lock().await;
+        let _life = self.life().await;
         if self.ending.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
@@ -504,7 +546,7 @@ impl Kernel {
     /// Lets go of the kernel's sockets and stores what was recorded, once nobody restarts or ends it: half a restart
     /// would leave no kernel at all.
     pub(super) async fn detach(&self) {
-        let _life = self.life.lock().await;
+        let _life = self.life().await;
         self.recorder.disconnect().await;
         self.log().flushed().await;
         self.log().close();

@@ -108,6 +108,34 @@ impl Manager {
         all
     }
 
+    /// What is wrong with the kernelspecs that cannot be used, by name, as in [`specs`](Self::specs). The texts name the
+    /// files.
+    #[must_use]
+    pub fn broken_specs(&self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        let several = self.shared.providers.len() > 1;
+        for (index, provider) in self.shared.providers.iter().enumerate() {
+            for (name, reason) in &provider.specs().borrow().broken {
+                if index == 0 {
+                    all.insert(name.clone(), reason.clone());
+                }
+                if several {
+                    all.insert(format!("{}/{name}", provider.name()), reason.clone());
+                }
+            }
+        }
+        all
+    }
+
+    /// The kernelspec that a start under this name takes, with the name that [`specs`](Self::specs) has for it: upper and
+    /// lower case do not matter, and `python` is `python3` where it is no other kernelspec's name.
+    ///
+    /// # Errors
+    /// [`StartError::NoSuchSpec`] and [`StartError::BrokenSpec`].
+    pub fn find_spec(&self, name: &str) -> Result<(String, InstalledKernelspec), StartError> {
+        self.shared.find_spec(name).map(|found| (found.name, found.spec))
+    }
+
     /// The kernelspec that a start without a name takes, by [`ManagerOptions::default_spec`]; `None` where that is not
     /// set and there are no kernelspecs.
     #[must_use]
@@ -211,6 +239,16 @@ impl Manager {
     }
 }
 
+/// A kernelspec that can be started.
+struct FoundSpec {
+    provider: Arc<dyn KernelProvider>,
+    /// Its name among all providers.
+    name: String,
+    /// Its name within its provider.
+    own_name: String,
+    spec: InstalledKernelspec,
+}
+
 impl Shared {
     fn attaching(&self) -> MutexGuard<'_, HashSet<KernelId>> {
         self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
@@ -229,29 +267,53 @@ impl Shared {
         }
     }
 
-    fn provider_of(&self, name: &str) -> Result<(&Arc<dyn KernelProvider>, String), StartError> {
+    /// The provider that this name names, and the rest of it.
+    fn provider_of<'a>(&self, name: &'a str) -> Result<(&Arc<dyn KernelProvider>, &'a str), StartError> {
         if let Some((prefix, spec)) = name.split_once('/')
             && let Some(provider) = self.providers.iter().find(|provider| provider.name() == prefix)
         {
-            return Ok((provider, spec.to_owned()));
+            return Ok((provider, spec));
         }
         self.providers
             .first()
-            .map(|provider| (provider, name.to_owned()))
+            .map(|provider| (provider, name))
             .ok_or(StartError::NoProvider)
     }
 
-    async fn start(self: &Arc<Self>, id: KernelId, request: StartRequest) -> Result<Arc<Kernel>, StartError> {
-        let (provider, spec_name) = self.provider_of(&request.spec)?;
+    fn find_spec(&self, name: &str) -> Result<FoundSpec, StartError> {
+        let (provider, own_name) = self.provider_of(name)?;
         let specs = provider.specs().borrow().clone();
-        let Some(spec) = specs.by_name.get(&spec_name).cloned() else {
-            return Err(StartError::NoSuchSpec {
-                spec: request.spec,
-                known: specs.by_name.keys().cloned().collect::<Vec<_>>().join(", "),
+        let prefix = &name[..name.len() - own_name.len()];
+        let canonical = specs.canonical(own_name).unwrap_or_else(|| own_name.to_owned());
+        if let Some(spec) = specs.by_name.get(&canonical).cloned() {
+            return Ok(FoundSpec {
+                provider: provider.clone(),
+                name: format!("{prefix}{canonical}"),
+                own_name: canonical,
+                spec,
             });
-        };
+        }
+        Err(match specs.broken.get(&canonical).cloned() {
+            Some(reason) => StartError::BrokenSpec {
+                spec: format!("{prefix}{canonical}"),
+                reason,
+            },
+            None => StartError::NoSuchSpec {
+                spec: name.to_owned(),
+                known: specs.by_name.keys().cloned().collect::<Vec<_>>().join(", "),
+            },
+        })
+    }
+
+    async fn start(self: &Arc<Self>, id: KernelId, request: StartRequest) -> Result<Arc<Kernel>, StartError> {
+        let FoundSpec {
+            provider,
+            name,
+            own_name,
+            spec,
+        } = self.find_spec(&request.spec)?;
         let reserved = self.registry.reserve(id, request.owner.as_deref())?;
-        let mut launch = LaunchRequest::new(id, spec_name);
+        let mut launch = LaunchRequest::new(id, own_name);
         launch.env = request.env;
         launch.working_dir = request.working_dir;
         launch.owner = request.owner;
@@ -269,7 +331,7 @@ impl Shared {
             }
             (Err(error), _) => return Err(error.into()),
         };
-        let kernel = match self.kernel(request.spec, Some(spec), handle.clone(), log).await {
+        let kernel = match self.kernel(name, Some(spec), handle.clone(), log).await {
             Ok(kernel) => kernel,
             Err(error) => {
                 kernel::abandon(&*handle).await;

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use super::{KernelEventKind, Manager, Shared};
+use super::{Kernel, KernelEventKind, Manager, Shared};
 use crate::log::StoreError;
 use crate::provider::{AttachError, KernelHandle, KernelProvider, KernelRecord, Selector};
+use crate::session::ExecutionState;
 
-/// How many logs are opened and kernels connected to at a time.
+/// How many logs are opened at a time.
 const AT_A_TIME: usize = 32;
 /// How long is waited before a kernel that could not be attached to is tried again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -19,7 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What came of one try to attach to a kernel.
 enum Outcome {
-    Attached,
+    /// It is the manager's from now on, and is still to be connected to.
+    Attached(Arc<Kernel>),
     /// It is gone, or is the manager's already, or must be left alone.
     Over,
     /// It runs, as far as is known, and was not reached.
@@ -32,6 +34,9 @@ impl Manager {
     /// [`restore_patience`](super::ManagerOptions::restore_patience), as pods whose image is still pulled, are attached to
     /// later, each as soon as it runs, and told as [`KernelEventKind::Attached`] as all are. So are those that cannot be
     /// attached to now, which is told in the process's log: they are tried again until they are gone.
+    ///
+    /// A kernel that is attached to can be ended and restarted. Its sockets are connected to after that: one that does not
+    /// take the connection, as a process that is stopped, is busy until it does, and holds up no other.
     pub async fn restore(&self) -> usize {
         let places = Arc::new(Semaphore::new(AT_A_TIME));
         // A message a kernel, no more.
@@ -66,12 +71,14 @@ impl Manager {
                         }
                         // Only the first try is waited for. Who waits may have gone on.
                         if let Some(done) = done.take() {
-                            let _ = done.send(matches!(outcome, Outcome::Attached));
-                        }
-                        if !is_unreached {
-                            return;
+                            let _ = done.send(matches!(outcome, Outcome::Attached(_)));
                         }
                         drop((place, shared));
+                        match outcome {
+                            Outcome::Attached(kernel) => return connect(&kernel).await,
+                            Outcome::Over => return,
+                            Outcome::Unreached => {}
+                        }
                         sleep(pause).await;
                         pause = (pause * 2).min(LONGEST_PAUSE);
                     }
@@ -91,6 +98,24 @@ impl Manager {
             info!("some kernels are still being started; they are attached to once they run");
         }
         restored
+    }
+}
+
+/// Connects to a kernel's sockets, as often as it takes.
+async fn connect(kernel: &Kernel) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match kernel.reconnect_once().await {
+            Ok(true) => return,
+            // Once the restart or end is over.
+            Ok(false) => continue,
+            Err(error) if pause == FIRST_PAUSE => {
+                warn!(%error, "a running kernel cannot be connected to; it is busy until it can");
+            }
+            Err(error) => debug!(%error, "a running kernel cannot be connected to"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -138,14 +163,12 @@ impl Shared {
                 return Outcome::Unreached;
             }
         };
-        if let Err(error) = kernel.reconnect().await {
-            warn!(%error, "a running kernel cannot be connected to");
-            return Outcome::Unreached;
-        }
+        // Whether it runs something is known once it answers.
+        kernel.recorder().set_state(ExecutionState::Busy);
         self.watch(&kernel);
-        reserved.fill(kernel);
+        reserved.fill(kernel.clone());
         info!("kernel attached");
         self.events.tell(record.id, KernelEventKind::Attached);
-        Outcome::Attached
+        Outcome::Attached(kernel)
     }
 }

@@ -39,6 +39,7 @@ pub async fn follow_specs<W: Send + 'static>(
         specs.send_if_modified(|old| {
             let is_new = **old != found;
             if is_new {
+                found.warn_of_broken(old);
                 *old = Arc::new(found);
             }
             is_new

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jupyter_protocol::InstalledKernelspec;
+use jupyter_protocol::kernelspec::canonical_name;
 
 use crate::KernelId;
 
@@ -92,4 +93,25 @@ impl fmt::Debug for Progress {
 pub struct Specs {
     /// The kernelspecs by name.
     pub by_name: BTreeMap<String, InstalledKernelspec>,
+    /// What is wrong with those that cannot be used, by name. The text names the file.
+    pub broken: BTreeMap<String, String>,
+}
+
+impl Specs {
+    /// The name that `name` [means](canonical_name) here.
+    #[must_use]
+    pub fn canonical(&self, name: &str) -> Option<String> {
+        canonical_name(name, |name| {
+            self.by_name.contains_key(name) || self.broken.contains_key(name)
+        })
+    }
+
+    /// Logs the kernelspecs that cannot be used and were not known to be so `before`.
+    pub fn warn_of_broken(&self, before: &Self) {
+        for (name, reason) in &self.broken {
+            if before.broken.get(name) != Some(reason) {
+                tracing::warn!(kernelspec = name, reason, "a kernelspec cannot be used");
+            }
+        }
+    }
 }

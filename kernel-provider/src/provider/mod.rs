@@ -2,7 +2,6 @@
 
 mod error;
 mod follow;
-pub mod ipykernel;
 mod launch;
 mod own_metadata;
 mod phase;

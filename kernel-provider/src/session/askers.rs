@@ -13,6 +13,8 @@ pub(super) enum Asker {
     Session(Arc<str>),
     /// This library itself.
     Ourselves(oneshot::Sender<WireMessage>),
+    /// The recorder, for a request that is in no log.
+    Setup,
 }
 
 /// The requests that wait for their reply, by `msg_id`.
@@ -32,6 +34,8 @@ pub(super) enum Addressee {
     Session(Arc<str>),
     /// Whoever waits in this library.
     Ourselves(oneshot::Sender<WireMessage>),
+    /// The recorder: it answers a request that is in no log.
+    Setup,
     /// Nobody known asked: all of them.
     All,
 }
@@ -78,6 +82,7 @@ impl Askers {
         match asker {
             Some(Asker::Session(session)) => Addressee::Session(session),
             Some(Asker::Ourselves(reply)) => Addressee::Ourselves(reply),
+            Some(Asker::Setup) => Addressee::Setup,
             None => Addressee::All,
         }
     }

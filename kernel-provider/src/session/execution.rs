@@ -41,6 +41,8 @@ pub struct Execution {
     session: String,
     ready: VecDeque<Entry>,
     position: Seq,
+    /// Whether the request has been read. What the log says of the kernel before it is about earlier executions.
+    asked: bool,
     replied: bool,
     idle: bool,
 }
@@ -57,6 +59,7 @@ impl Execution {
             msg_id: message.header.msg_id.clone(),
             session,
             ready: VecDeque::new(),
+            asked: false,
             replied: false,
             idle: false,
         };
@@ -123,7 +126,11 @@ impl Execution {
 
     fn take(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
         match entry.origin() {
-            Origin::Client => return Ok(None),
+            Origin::Client => {
+                self.asked |= entry.session() == self.session;
+                return Ok(None);
+            }
+            Origin::Lifecycle if !self.asked => return Ok(None),
             Origin::Lifecycle => return self.ended(&entry.message()).map_or(Ok(None), Err),
             Origin::Kernel => {}
         }

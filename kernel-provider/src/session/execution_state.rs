@@ -82,7 +82,8 @@ impl StatusFollower {
     }
 }
 
-fn told(content: &Bytes) -> Option<ExecutionState> {
+/// The state that the content of a `status` message names.
+pub(super) fn told(content: &Bytes) -> Option<ExecutionState> {
     #[derive(Deserialize)]
     struct Status<'a> {
         #[serde(borrow)]

@@ -2,6 +2,7 @@
 
 mod reconnect;
 mod settle;
+mod setup;
 #[cfg(feature = "testing")]
 mod simulated;
 
@@ -23,6 +24,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use self::reconnect::Pauses;
 use self::settle::Statuses;
+use self::setup::Setup;
 use super::askers::{Addressee, Asker, Askers};
 use super::execution_record::ExecutionRecord;
 use super::execution_state::{ExecutionState, StatusFollower};
@@ -104,6 +106,7 @@ struct Recording {
     link: watch::Sender<Link>,
     /// Whether more may come from the kernel's iopub.
     publishing: watch::Sender<bool>,
+    setup: Setup,
     state: watch::Sender<ExecutionState>,
     last_activity: AtomicI64,
 }
@@ -180,6 +183,7 @@ impl Recorder {
                 lives: AtomicU64::new(0),
                 link: watch::Sender::new(Link::Down),
                 publishing: watch::Sender::new(false),
+                setup: Setup::default(),
                 state: watch::Sender::new(ExecutionState::Starting),
                 last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
             }),
@@ -226,7 +230,9 @@ impl Recorder {
 
     /// Takes the sockets of a kernel that was just started, in place of those before.
     pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
-        self.connect_sockets(info, deadline, || {}).await.map(drop)
+        // Before a client's request finds a socket.
+        let connected = || self.recording.setup.begin();
+        self.connect_sockets(info, deadline, connected).await.map(drop)
     }
 
     /// Takes the sockets of a kernel that ran before, of which nothing was recorded since `recorded`. Once it answers,
@@ -344,6 +350,7 @@ impl Recorder {
         }
         self.recording.publishing.send_replace(false);
         self.recording.senders.clear().await;
+        self.recording.setup.end();
         // Now that nobody has a socket of the kernel as it was.
         self.recording.lives.fetch_add(1, Ordering::AcqRel);
         self.recording.askers.clear();
@@ -354,6 +361,11 @@ impl Recorder {
         self.disconnect().await;
         self.recording.link.send_replace(Link::Dead);
         self.set_state(ExecutionState::Dead);
+    }
+
+    /// Whether there are no sockets for now, as before the first connection.
+    pub(crate) fn is_disconnected(&self) -> bool {
+        *self.recording.link.borrow() == Link::Down
     }
 
     /// Undoes [`finish`](Self::finish), for a dead kernel that is restarted.
@@ -369,8 +381,9 @@ impl Recorder {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Waits until the kernel answers and what it publishes arrives.
-    pub(crate) async fn ready(&self, deadline: Duration) -> Result<(), RequestError> {
+    /// Waits until the kernel answers and what it publishes arrives. Clients' requests are sent once it has answered; before
+    /// them, where `lossless`, what makes ipykernel drop no output.
+    pub(crate) async fn ready(&self, deadline: Duration, lossless: bool) -> Result<(), RequestError> {
         let end = Instant::now() + deadline;
         let mut link = self.recording.link.subscribe();
         let mut answered = false;
@@ -381,7 +394,11 @@ impl Recorder {
             let left = until.saturating_duration_since(Instant::now());
             let subscribed = matches!(*link.borrow(), Link::Subscribed | Link::Live);
             match self.request(Channel::Shell, KernelInfoRequest::default(), left).await {
-                Ok(_) => answered = true,
+                Ok(reply) => {
+                    if !std::mem::replace(&mut answered, true) {
+                        self.recording.set_up(&reply, lossless).await;
+                    }
+                }
                 // Asking again would fail at once, over and over.
                 Err(dead @ RequestError::Send(SendError::Dead)) => return Err(dead),
                 Err(_) => {}
@@ -620,6 +637,7 @@ impl Recording {
         let session = match &addressee {
             Addressee::Session(session) => session,
             Addressee::Ourselves(_) => OUR_SESSION,
+            Addressee::Setup => return setup::answered(&message),
             Addressee::All => "",
         };
         self.record(channel, session, std::slice::from_ref(&message), None);
@@ -773,7 +791,9 @@ async fn record_iopub(
         let mut bytes = 0;
         while let Some(received) = next {
             broken = matches!(&received, Err(error) if !error.is_one_message());
-            if let Some(message) = gate.admit(Channel::Iopub, received) {
+            if let Some(message) = gate.admit(Channel::Iopub, received)
+                && !recording.setup.hides(&message)
+            {
                 bytes += message.parts_and_buffers().iter().map(bytes::Bytes::len).sum::<usize>();
                 batch.push(message);
             }

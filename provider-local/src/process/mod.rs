@@ -4,6 +4,7 @@
 //! dead by now; and it never means another process, as a number may.
 
 pub(crate) mod oom;
+pub(crate) mod orphans;
 pub(crate) mod session;
 pub(crate) mod stat;
 
@@ -47,12 +48,18 @@ impl Process {
     pub(crate) fn spawn(command: Command) -> io::Result<Self> {
         // The session keeps terminal signals and hang-ups of the embedder's terminal away from the kernel, and the
         // kernel from that terminal.
-        let child = CommandWrap::from(command).wrap(ProcessSession).spawn()?;
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let pid = orphans::start(
+            || {
+                let child = CommandWrap::from(command).wrap(ProcessSession).spawn()?;
+                i32::try_from(child.id()).map_err(io::Error::other)
+            },
+            |pid| *pid,
+        )?;
         // The child is reaped through its pidfd alone; the number is safe to use until then.
         match Self::open(pid) {
             Ok(process) => Ok(process),
             Err(error) => {
+                orphans::forget(pid);
                 if let Some(pid) = Pid::from_raw(pid) {
                     let _ = kill_process_group(pid, Signal::KILL);
                     let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
@@ -155,6 +162,7 @@ impl Process {
     pub(crate) fn bury(&self) {
         let _ = poll(&mut [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)], None);
         session::end(&self.identity);
+        orphans::forget(self.identity.pid);
         let _ = waitid(
             WaitId::PidFd(self.pidfd.get_ref().as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,

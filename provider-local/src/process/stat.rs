@@ -29,6 +29,8 @@ impl Identity {
 /// The fields of `/proc/PID/stat` that are needed here (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
+    /// Field 4.
+    pub(crate) parent: i32,
     /// Field 6.
     pub(crate) session: i32,
     /// Field 22.
@@ -50,6 +52,7 @@ impl Stat {
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         Some(Self {
             is_zombie: matches!(*fields.first()?, "Z" | "X" | "x"),
+            parent: fields.get(1)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
         })
@@ -97,6 +100,7 @@ mod tests {
             assert_eq!(
                 stat,
                 Stat {
+                    parent: 1,
                     session: 43,
                     start_ticks: 987_654,
                     is_zombie: false

@@ -96,8 +96,8 @@ pub(super) struct Flags {
     /// Environment variables that clients may set for kernels beside KERNEL_*, separated by commas; * allows all
     #[arg(long, env = "KERNELMUX_CLIENT_ENVS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) client_envs: Vec<String>,
-    /// Environment variables of this process that kernels get beside PATH, HOME and the like, separated by commas; *
-    /// passes on all but tokens
+    /// Environment variables of this process that kernels get beside PATH, HOME and the like, separated by commas; those
+    /// named win over a kernel.json's; * passes on all but tokens
     #[arg(long, env = "KERNELMUX_INHERITED_ENVS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) inherited_envs: Vec<String>,
     /// How many MiB of a kernel's log are kept; the oldest entries are dropped first

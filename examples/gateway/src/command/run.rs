@@ -231,7 +231,12 @@ async fn manager(flags: &Flags, data_dir: &DataDir) -> Result<Manager> {
 async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
     let mut local = LocalConfig::new(data_dir.folder("kernels")?);
     local.working_dir = std::env::current_dir().ok();
-    local.inherit_env = InheritEnv::Only(inherited(&flags.inherited_envs));
+    let inherited = inherited(&flags.inherited_envs);
+    // As in Enterprise Gateway, where a variable that the operator names wins over a kernel.json.
+    let is_named = |name: &&String| flags.inherited_envs.iter().any(|named| named.trim() == *name);
+    local.inherit_over_kernelspec = inherited.iter().filter(is_named).cloned().collect();
+    local.inherit_env = InheritEnv::Only(inherited);
+    local.reap_orphans = std::process::id() == 1;
     Ok(LocalProvider::open(local).await?)
 }
 

@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jupyter_protocol::InstalledKernelspec;
+use kernel_provider::manager::StartError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -41,11 +42,14 @@ fn not_found(name: &str) -> ApiError {
 
 /// The kernelspec, under the name that it is known by here, if this user may use it.
 fn find(gateway: &Gateway, name: &str, user: Option<&str>) -> Result<InstalledKernelspec, ApiError> {
-    let mut spec = gateway.manager.specs().remove(name).ok_or_else(|| not_found(name))?;
+    let (name, mut spec) = gateway.manager.find_spec(name).map_err(|error| match error {
+        StartError::BrokenSpec { .. } => ApiError::not_found(error.to_string()),
+        _ => not_found(name),
+    })?;
     if let Some(user) = user.filter(|user| !may_use(&spec, user)) {
         return Err(ApiError::forbidden(format!("{user} may not use the kernelspec {name}")));
     }
-    name.clone_into(&mut spec.name);
+    spec.name = name;
     Ok(spec)
 }
 
@@ -78,7 +82,12 @@ pub(super) async fn list(
     })
     .await?;
     let default = gateway.manager.default_spec().unwrap_or_default();
-    Ok(Json(json!({"default": default, "kernelspecs": models})))
+    let mut body = json!({"default": default, "kernelspecs": models});
+    let broken = gateway.manager.broken_specs();
+    if !broken.is_empty() {
+        body["broken"] = json!(broken);
+    }
+    Ok(Json(body))
 }
 
 pub(super) async fn one(

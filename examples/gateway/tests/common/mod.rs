@@ -75,8 +75,16 @@ impl Recording {
         self.refresh();
     }
 
+    /// Adds a kernelspec that cannot be used.
+    pub fn install_broken(&self, name: &str, reason: &str) {
+        self.specs.send_modify(|specs| {
+            Arc::make_mut(specs).broken.insert(name.to_owned(), reason.to_owned());
+        });
+    }
+
     fn refresh(&self) {
         let mut specs = (**self.fake.specs().borrow()).clone();
+        specs.broken.clone_from(&self.specs.borrow().broken);
         for spec in specs.by_name.values_mut() {
             spec.resource_dir = self.resources.path().to_owned();
         }

@@ -98,6 +98,7 @@ impl Recording {
         let mut deadline = None;
         loop {
             if is_request {
+                self.setup.done().await;
                 self.subscribed().await;
             }
             let up = *link.borrow_and_update();
@@ -110,7 +111,7 @@ impl Recording {
                     // A client's request may make the kernel ask on stdin. What is held by somebody is there.
                     let can_answer = !is_request || self.senders.stdin.try_lock().map_or(true, |stdin| stdin.is_some());
                     // The kernel may have been started anew while somebody else sent.
-                    if is_request && *self.link.borrow() == Link::Connected {
+                    if is_request && (*self.link.borrow() == Link::Connected || self.setup.is_pending()) {
                         continue;
                     }
                     if sender.is_some() && can_answer {

@@ -1,0 +1,138 @@
+//! Makes ipykernel keep the output that its subscriber has not read yet.
+//!
+//! ipykernel's iopub socket drops messages while more than 1,000 of them wait, before the recorder can read them. One
+//! request sets `XPUB_NODROP` on that socket, after which a full queue slows the kernel down. The recorder sends it when a
+//! kernel that it started has first answered, before any client's request. The log holds neither the request nor its reply
+//! nor the `status` messages about it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jupyter_protocol::content::ExecuteRequest;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Channel, WireMessage};
+use serde::Deserialize;
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::Recording;
+use crate::session::askers::Asker;
+use crate::session::execution_state::{ExecutionState, told};
+
+/// The session of the request.
+const SETUP_SESSION: &str = "kernelmux-setup";
+
+/// Sets the option in the thread that owns the socket, ahead of all later output, and evaluates to `None`.
+const WAIT_FOR_SUBSCRIBER: &str = "(lambda thread: thread.schedule(lambda: \
+     thread.socket.setsockopt(__import__('zmq').XPUB_NODROP, 1)))\
+     (__import__('IPython').get_ipython().kernel.iopub_thread)";
+
+/// How far a started kernel is set up.
+pub(super) struct Setup {
+    /// Whether clients' requests wait.
+    pending: watch::Sender<bool>,
+    /// Whether `status` messages about the request may arrive.
+    hiding: AtomicBool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            pending: watch::Sender::new(false),
+            hiding: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Setup {
+    /// Holds clients' requests back until [`end`](Self::end).
+    pub(super) fn begin(&self) {
+        self.pending.send_replace(true);
+    }
+
+    pub(super) fn end(&self) {
+        self.pending.send_replace(false);
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        *self.pending.borrow()
+    }
+
+    /// Waits until clients' requests may be sent. The start has a deadline, so this ends.
+    pub(super) async fn done(&self) {
+        // The sender is `self`, so waiting cannot fail.
+        let _ = self.pending.subscribe().wait_for(|pending| !pending).await;
+    }
+
+    /// Whether this iopub message is a `status` about the request. Other messages are recorded whatever their parent: a
+    /// thread of the kernel's may print at any time.
+    pub(super) fn hides(&self, message: &WireMessage) -> bool {
+        if !self.hiding.load(Ordering::Relaxed) {
+            return false;
+        }
+        let is_ours = message.parent_ref().is_ok_and(|parent| parent.session == SETUP_SESSION);
+        let state = if is_ours { told(message.content()) } else { None };
+        if state == Some(ExecutionState::Idle) {
+            self.hiding.store(false, Ordering::Relaxed);
+        }
+        state.is_some()
+    }
+}
+
+impl Recording {
+    /// Lets clients' requests pass, now that a kernel that was just started has answered its first `kernel_info_request`.
+    /// Where it is ipykernel and is to be `lossless`, the request goes ahead of them. Its reply is not waited for, since
+    /// the kernel takes requests in order.
+    pub(super) async fn set_up(&self, kernel_info: &WireMessage, lossless: bool) {
+        if lossless && is_ipykernel(kernel_info) {
+            self.wait_for_subscriber().await;
+        }
+        self.setup.end();
+    }
+
+    async fn wait_for_subscriber(&self) {
+        // No code: IPython then runs none of its hooks before a cell and changes neither history nor counter.
+        let mut request = ExecuteRequest::new("");
+        request.silent = true;
+        request.store_history = false;
+        request.allow_stdin = false;
+        request
+            .user_expressions
+            .insert("setup".to_owned(), WAIT_FOR_SUBSCRIBER.into());
+        let request = Message::new(request, SETUP_SESSION);
+        self.askers.expect_reply(&request.header.msg_id, Asker::Setup);
+        self.setup.hiding.store(true, Ordering::Relaxed);
+        let mut shell = self.senders.shell.lock().await;
+        if let Err(error) = self.send_on(&mut shell, Channel::Shell, request.to_wire()).await {
+            debug!(%error, "ipykernel was not asked to wait for its subscriber; it may drop output in a flood");
+        }
+    }
+}
+
+fn is_ipykernel(kernel_info: &WireMessage) -> bool {
+    #[derive(Deserialize)]
+    struct KernelInfo {
+        implementation: String,
+    }
+    serde_json::from_slice::<KernelInfo>(kernel_info.content()).is_ok_and(|info| info.implementation == "ipython")
+}
+
+/// The reply to the request has come.
+pub(super) fn answered(reply: &WireMessage) {
+    #[derive(Deserialize)]
+    struct Reply {
+        status: String,
+        #[serde(default)]
+        user_expressions: serde_json::Map<String, serde_json::Value>,
+    }
+    let reply = serde_json::from_slice::<Reply>(reply.content());
+    let succeeded = reply.as_ref().is_ok_and(|reply| {
+        reply.status == "ok"
+            && reply
+                .user_expressions
+                .get("setup")
+                .is_some_and(|setup| setup["status"] == "ok")
+    });
+    if !succeeded {
+        debug!("ipykernel does not wait for its subscriber; it may drop output in a flood");
+    }
+}

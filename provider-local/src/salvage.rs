@@ -1,0 +1,82 @@
+//! Takes hold of a running kernel whose record is damaged: its process and its connection file say what is needed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use jupyter_protocol::kernelspec::Kernelspec;
+use jupyter_protocol::{Channel, ConnectionInfo};
+use kernel_provider::provider::KernelRecord;
+
+use crate::process::stat::find_by_argument;
+use crate::state::{KernelFiles, MAX_RECORD, Saved, Stage, Start};
+
+/// What the record must have held, as far as it can be known: how the process was started, not by which kernelspec.
+/// `None` where no process is known by its connection file. Blocks.
+pub(crate) fn salvage(files: &KernelFiles, provider: &str) -> Option<Saved> {
+    let file = files.connection_file();
+    let process = find_by_argument(&file)?;
+    let of_process = |name: &str| PathBuf::from(format!("/proc/{}/{name}", process.pid));
+    let connection = ConnectionInfo::read(&file).unwrap_or_default();
+    let launched = fs::metadata(&file).and_then(|metadata| metadata.modified());
+    let argv = texts(of_process("cmdline")).ok()?;
+    let env: BTreeMap<String, String> = texts(of_process("environ"))
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|variable| variable.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let record = KernelRecord::new(
+        provider,
+        files.id,
+        if connection.kernel_name.is_empty() {
+            "unknown"
+        } else {
+            &connection.kernel_name
+        },
+        env.get("KERNEL_USERNAME").cloned(),
+        launched.map_or_else(|_| Utc::now(), DateTime::from),
+        serde_json::Value::Null,
+    );
+    let spec = Kernelspec {
+        argv: argv
+            .iter()
+            .map(|argument| argument.replace(&*file.to_string_lossy(), "{connection_file}"))
+            .collect(),
+        display_name: record.spec.clone(),
+        ..Kernelspec::default()
+    };
+    Some(Saved {
+        start: Start {
+            spec_name: record.spec.clone(),
+            spec,
+            resource_dir: PathBuf::new(),
+            env,
+            working_dir: fs::read_link(of_process("cwd")).unwrap_or_else(|_| PathBuf::from("/")),
+        },
+        record,
+        process: Some(process),
+        output_from: 0,
+        stage: Stage::Running,
+    })
+}
+
+/// Whether a program listens where the connection file says that the kernel does. Blocks.
+pub(crate) fn is_listened_on(files: &KernelFiles) -> bool {
+    ConnectionInfo::read(files.connection_file()).is_ok_and(|connection| match connection.socket_path(Channel::Shell) {
+        Some(path) => UnixStream::connect(path).is_ok(),
+        None => TcpStream::connect((connection.ip.as_str(), connection.port(Channel::Shell))).is_ok(),
+    })
+}
+
+/// The texts of a file in which NUL ends each.
+fn texts(path: PathBuf) -> io::Result<Vec<String>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_RECORD).read_to_end(&mut bytes)?;
+    let texts = bytes.strip_suffix(b"\0").unwrap_or(&bytes).split(|byte| *byte == 0);
+    Ok(texts.map(|text| String::from_utf8_lossy(text).into_owned()).collect())
+}
