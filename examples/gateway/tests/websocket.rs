@@ -3,10 +3,15 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::{Served, TOKEN};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 /// Connects to a new kernel, and returns the stream after the handshake.
 async fn connect(served: &Served) -> TcpStream {
@@ -71,4 +76,30 @@ async fn a_gateway_that_shuts_down_says_so_to_its_clients() {
     served.ended().await;
     silent.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty(), "{rest:?}");
+}
+
+/// Counts the process's warnings.
+struct Warnings(Arc<AtomicUsize>);
+
+impl<S: Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() == Level::WARN {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn texts_that_are_no_messages_cause_few_log_lines() {
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(Warnings(warnings.clone())));
+    let served = Served::start().await;
+    let mut stream = connect(&served).await;
+    let junk = frame(1, b"junk").repeat(1_000);
+    stream.write_all(&junk).await.unwrap();
+    stream.write_all(&frame(8, &1000_u16.to_be_bytes())).await.unwrap();
+    // All that came before is handled by then.
+    assert_eq!(read_close(&mut stream).await.0, 1000);
+    let warnings = warnings.load(Ordering::Relaxed);
+    assert!((1..10).contains(&warnings), "{warnings} lines");
 }

@@ -15,9 +15,9 @@ use jupyter_protocol::message::Message;
 use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
 use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
-use jupyter_protocol::{Channel, ConnectionInfo, Signer, WireMessage};
+use jupyter_protocol::{Channel, ConnectionInfo, LogLimiter, Signer, WireMessage};
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, debug, info, info_span, warn};
 
@@ -40,6 +40,8 @@ use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
 const MAX_BATCH: usize = 256;
 /// The same in bytes.
 const MAX_BATCH_BYTES: usize = 256 << 10;
+/// From how many bytes on a message is verified apart, so that other kernels need not wait for it.
+const VERIFY_APART: usize = 1 << 20;
 /// The longest that what a kernel said before it ended is waited for.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a kernel has to answer before it is asked again whether it is there.
@@ -710,45 +712,72 @@ impl Drop for Unsent<'_> {
     }
 }
 
+/// A received message that was not admitted.
+enum Refused {
+    /// This one message.
+    Message(WireMessage),
+    /// What was received is no message; the socket goes on.
+    Garbage,
+    /// The socket is broken.
+    Broken,
+}
+
 /// Checks what arrives on one socket.
 struct Gate {
+    channel: Channel,
     signer: Signer,
     seen: DigestHistory,
+    refusals: LogLimiter,
 }
 
 impl Gate {
-    fn new(signer: Signer) -> Self {
+    fn new(channel: Channel, signer: Signer) -> Self {
         Self {
+            channel,
             signer,
             seen: DigestHistory::default(),
+            refusals: LogLimiter::new(),
         }
     }
 
-    fn check(&mut self, message: &WireMessage) -> Result<(), WireError> {
-        message.verify(&self.signer)?;
+    async fn check(&mut self, message: &WireMessage) -> Result<(), WireError> {
+        if self.signer.signs() && size(message) >= VERIFY_APART {
+            let (signer, message) = (self.signer.clone(), message.clone());
+            let verified = spawn_blocking(move || message.verify(&signer)).await;
+            // It fails where the process ends.
+            verified.unwrap_or(Err(WireError::BadSignature))?;
+        } else {
+            message.verify(&self.signer)?;
+        }
         if self.signer.signs() && !self.seen.insert(message.signature()) {
             return Err(WireError::Replayed);
         }
         Ok(())
     }
 
-    /// The message where it passes; what does not is told in the process's log. `None` too where the socket is broken.
-    fn admit(&mut self, channel: Channel, received: Result<WireMessage, SocketError>) -> Option<WireMessage> {
-        let checked = received.and_then(|message| {
-            self.check(&message)?;
-            Ok(message)
-        });
-        checked
-            .inspect_err(|error| {
-                if error.is_one_message() {
-                    warn!(%channel, %error, "a message from the kernel was refused");
-                } else {
-                    // As with every connection whose kernel ends.
-                    info!(%channel, %error, "nothing more comes from the kernel");
-                }
-            })
-            .ok()
+    /// Passes the message on where it is the kernel's; logs what is not.
+    async fn admit(&mut self, received: Result<WireMessage, SocketError>) -> Result<WireMessage, Refused> {
+        let (error, refused) = match received {
+            Ok(message) => match self.check(&message).await {
+                Ok(()) => return Ok(message),
+                Err(error) => (error, Refused::Message(message)),
+            },
+            Err(SocketError::Wire(error)) => (error, Refused::Garbage),
+            Err(error) => {
+                // As with every connection whose kernel ends.
+                info!(channel = %self.channel, %error, "nothing more comes from the kernel");
+                return Err(Refused::Broken);
+            }
+        };
+        if let Some(left_out) = self.refusals.due() {
+            warn!(channel = %self.channel, %error, left_out, "a message from the kernel was refused");
+        }
+        Err(refused)
     }
+}
+
+fn size(message: &WireMessage) -> usize {
+    message.parts_and_buffers().iter().map(bytes::Bytes::len).sum()
 }
 
 /// Drains iopub and never waits for a reader. Where the store falls far behind it waits for that.
@@ -761,7 +790,7 @@ async fn record_iopub(
 ) {
     let mut pauses = Pauses::new();
     let mut silent = false;
-    let mut gate = Gate::new(signer);
+    let mut gate = Gate::new(Channel::Iopub, signer);
     let mut status = StatusFollower::default();
     let mut batch: Vec<WireMessage> = Vec::new();
     let mut flood = Flood::new();
@@ -770,14 +799,22 @@ async fn record_iopub(
         let mut next = Some(iopub.recv().await);
         let mut broken = false;
         let mut drained = true;
-        let mut bytes = 0;
-        while let Some(received) = next {
-            broken = matches!(&received, Err(error) if !error.is_one_message());
-            if let Some(message) = gate.admit(Channel::Iopub, received) {
-                bytes += message.parts_and_buffers().iter().map(bytes::Bytes::len).sum::<usize>();
-                batch.push(message);
+        let (mut received, mut bytes) = (0, 0);
+        while let Some(message) = next {
+            received += 1;
+            match gate.admit(message).await {
+                Ok(message) => {
+                    bytes += size(&message);
+                    batch.push(message);
+                }
+                Err(Refused::Message(message)) => {
+                    bytes += size(&message);
+                    iopub.refused(&message);
+                }
+                Err(Refused::Garbage) => {}
+                Err(Refused::Broken) => broken = true,
             }
-            if broken || batch.len() >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+            if broken || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
                 drained = false;
                 break;
             }
@@ -804,6 +841,10 @@ async fn record_iopub(
             status = StatusFollower::default();
             reconnected.notify_one();
         }
+        if !drained {
+            // Other kernels and their clients have their turn, however much is at hand.
+            yield_now().await;
+        }
     }
 }
 
@@ -816,11 +857,22 @@ async fn record_replies(
     reconnected: Arc<Notify>,
 ) {
     let mut pauses = Pauses::new();
-    let mut gate = Gate::new(signer.clone());
+    let mut gate = Gate::new(channel, signer.clone());
     loop {
         recording.log.room().await;
-        let received = socket.recv().await;
-        if matches!(&received, Err(error) if !error.is_one_message()) {
+        let broken = match gate.admit(socket.recv().await).await {
+            Ok(message) => {
+                recording.record_reply(channel, message);
+                false
+            }
+            Err(Refused::Message(message)) => {
+                socket.refused(&message);
+                false
+            }
+            Err(Refused::Garbage) => false,
+            Err(Refused::Broken) => true,
+        };
+        if broken {
             // The kernel's side may not take two connections of one identity.
             drop(socket);
             socket = recording
@@ -828,11 +880,6 @@ async fn record_replies(
                 .await;
             // Replies may have been on the connection that is lost.
             reconnected.notify_one();
-            continue;
         }
-        let Some(message) = gate.admit(channel, received) else {
-            continue;
-        };
-        recording.record_reply(channel, message);
     }
 }
