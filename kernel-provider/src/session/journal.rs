@@ -11,7 +11,6 @@ use memchr::memmem;
 use serde::Deserialize;
 
 use super::execution_record::{ExecutionRecord, ExecutionStatus};
-use super::lifecycle::Ending;
 use super::{index_keys as keys, peek};
 use crate::log::{IndexUpdate, Log, Seq, StoreError};
 
@@ -347,30 +346,29 @@ impl Journal {
         unfinished
     }
 
-    /// None of those that were asked before this entry and have not ended will, as entry `told` says; `end` is their status
-    /// and why.
-    pub(super) fn end_all(&mut self, asked_before: Seq, (told, now): (Seq, DateTime<Utc>), end: &Ending) {
-        let unfinished = self
-            .executions
-            .iter()
-            .filter(|(_, execution)| execution.ended.is_none() && execution.request < asked_before);
-        let unfinished: Vec<_> = unfinished.map(|(msg_id, _)| msg_id.clone()).collect();
-        for msg_id in unfinished {
-            self.end_unheard(msg_id, told, now, end);
-        }
+    /// Those that were asked before this entry and have not ended, in the order in which they were asked.
+    pub(super) fn unfinished_before(&self, asked_before: Seq) -> Vec<ExecutionRecord> {
+        let executions = self.executions.values();
+        let mut unfinished: Vec<_> = executions
+            .filter(|execution| execution.ended.is_none() && execution.request < asked_before)
+            .cloned()
+            .collect();
+        unfinished.sort_by_key(|execution| execution.request);
+        unfinished
     }
 
-    /// The execution ended unheard. What is told in the kernel's place is appended from this entry on. Returns the number
-    /// of the entry after that.
-    pub(super) fn lost(
+    /// The execution ended unheard, with this status and for this reason. The messages in the kernel's place are appended
+    /// from entry `first` on. Returns the number of the entry after them.
+    pub(super) fn ended_unheard(
         &mut self,
         msg_id: &str,
         (first, now): (Seq, DateTime<Utc>),
-        told: &[(Channel, WireMessage)],
+        messages: &[(Channel, WireMessage)],
+        (status, reason): (ExecutionStatus, Option<&str>),
     ) -> Seq {
         let mut next = first;
         let mut last = first;
-        for (channel, message) in told {
+        for (channel, message) in messages {
             last = next;
             next = next.next();
             if let Some(execution) = self.executions.get_mut(msg_id) {
@@ -381,25 +379,17 @@ impl Journal {
                 }
             }
         }
-        let lost = Ending {
-            status: ExecutionStatus::Lost,
-            reason: None,
-        };
-        self.end_unheard(msg_id.into(), last, now, &lost);
-        next
-    }
-
-    fn end_unheard(&mut self, msg_id: Arc<str>, last: Seq, now: DateTime<Utc>, end: &Ending) {
-        if let Some(execution) = self.executions.get_mut(&msg_id) {
+        if let Some(execution) = self.executions.get_mut(msg_id) {
             if !execution.status.has_ended() {
-                execution.status = end.status;
-                execution.reason.clone_from(&end.reason);
+                execution.status = status;
+                execution.reason = reason.map(str::to_owned);
             }
             execution.open_input = None;
             execution.last = execution.last.max(last);
             execution.ended = Some(now);
         }
-        self.end(msg_id);
+        self.end(msg_id.into());
+        next
     }
 
     /// What the index is to be told of all that was looked at since the last time.

@@ -108,6 +108,12 @@ struct Recording {
     publishing: watch::Sender<bool>,
     state: watch::Sender<ExecutionState>,
     last_activity: AtomicI64,
+    kernel_session: Mutex<Arc<str>>,
+}
+
+/// A panic elsewhere while the lock was held leaves a session that was told.
+fn lock(session: &Mutex<Arc<str>>) -> MutexGuard<'_, Arc<str>> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +190,7 @@ impl Recorder {
                 publishing: watch::Sender::new(false),
                 state: watch::Sender::new(ExecutionState::Starting),
                 last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
+                kernel_session: Mutex::new(OUR_SESSION.into()),
             }),
             connection: Mutex::new(None),
         })
@@ -219,6 +226,11 @@ impl Recorder {
     /// the process before. What was asked later waited for this one.
     pub(crate) fn restarted(&self, asked_before: Seq) {
         self.recording.lifecycle_of(&Lifecycle::Restarted, asked_before);
+    }
+
+    /// Ends the executions that the kernel's death ends, which is told after that.
+    pub(crate) fn end_with_kernel(&self, event: &Lifecycle) {
+        self.recording.end_with_kernel(event, Seq(u64::MAX));
     }
 
     /// Appends what became of the kernel. Returns the entry's number.
@@ -594,6 +606,13 @@ impl Recording {
         for (_, message) in statuses {
             self.statuses.heard(message);
         }
+        if let Some((_, message)) = told
+            && let Ok(header) = message.header_ref()
+            && let mut session = lock(&self.kernel_session)
+            && **session != *header.session
+        {
+            *session = (*header.session).into();
+        }
         if let Some((ExecutionState::Idle, message)) = told
             && status.idle_for_the_first_time()
             && let Ok(header) = message.header_ref()
@@ -647,14 +666,14 @@ impl Recording {
             session: "",
             message: &message,
         };
-        let now = Utc::now();
-        let mut journal = self.journal();
-        self.log.append_indexed(now, [entry], |seq| {
-            if let Some(end) = event.ends_executions() {
-                journal.end_all(asked_before, (seq, now), &end);
-            }
-            journal.take_updates()
-        })
+        // Clients of the Jupyter protocol have the ends of their executions before they see the kernel dead or restarting.
+        self.end_with_kernel(event, asked_before);
+        self.log.append([entry])
+    }
+
+    /// The session that the kernel named last in a status; ours where it has named none.
+    fn kernel_session(&self) -> Arc<str> {
+        lock(&self.kernel_session).clone()
     }
 
     fn touch(&self) {
