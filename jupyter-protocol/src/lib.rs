@@ -36,6 +36,7 @@ mod files;
 #[cfg(feature = "zmq")]
 pub mod handshake;
 pub mod header;
+pub mod json;
 #[cfg(feature = "kernel")]
 pub mod kernel;
 pub mod kernelspec;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use jupyter_protocol::{Channel, Header, WireMessage};
+use jupyter_protocol::{Channel, Header, WireMessage, json};
 use memchr::memmem;
 use serde::Deserialize;
 
@@ -173,6 +173,7 @@ impl Journal {
             return;
         };
         self.updates.push(IndexUpdate::put(keys::running(seq), Bytes::new()));
+        self.replace_unfinished(&msg_id, time);
         // A process that was killed before this was stored may have sent it, so that the kernel has spoken of it already.
         self.last_parent = (Bytes::new(), None);
         self.changed.insert(msg_id.clone());
@@ -196,6 +197,26 @@ impl Journal {
                 ended: None,
             },
         );
+    }
+
+    /// Other code has come under this `msg_id`: what the kernel says from now on is taken for that one's.
+    fn replace_unfinished(&mut self, msg_id: &str, time: DateTime<Utc>) {
+        let Some(before) = self.executions.get_mut(msg_id) else {
+            return;
+        };
+        if before.ended.is_some() {
+            self.ended.retain(|ended| **ended != *msg_id);
+        } else {
+            before.status = ExecutionStatus::Lost;
+            before.reason = Some("other code came with the same msg_id".to_owned());
+            before.ended = Some(time);
+            self.updates.push(IndexUpdate::remove(keys::running(before.request)));
+            // It consists of texts, numbers and times: all of them can be written.
+            if let Ok(json) = serde_json::to_vec(before) {
+                self.updates
+                    .push(IndexUpdate::put(keys::execution(before.request), json));
+            }
+        }
     }
 
     /// The entries of the questions that this session's executions have open.
@@ -474,7 +495,7 @@ fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
         status: Option<String>,
         execution_count: Option<u64>,
     }
-    let reply: Reply = serde_json::from_slice(content).unwrap_or_default();
+    let reply: Reply = json::from_slice(content).unwrap_or_default();
     let status = match reply.status.as_deref() {
         Some("error") => ExecutionStatus::Error,
         Some("aborted" | "abort") => ExecutionStatus::Aborted,

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
+use jupyter_protocol::header;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
@@ -460,6 +462,7 @@ impl Recorder {
         channel: Channel,
         message: WireMessage,
     ) -> Result<(), SendError> {
+        let message = completed(message, session);
         self.recording
             .send(channel, session, message, Asker::Session(session.clone()))
             .await
@@ -489,7 +492,7 @@ impl Recording {
         let life = self.lives.load(Ordering::Acquire);
         let ours = matches!(asker, Asker::Ourselves(_));
         // Nobody else sends meanwhile, so what is not known now is not known when it is appended.
-        if !ours && self.was_asked(&header.msg_id).await {
+        if !ours && self.was_asked(&header.msg_id, &message).await {
             debug!(msg_id = %header.msg_id, "a message that the kernel has been sent before is dropped");
             return Ok(());
         }
@@ -543,22 +546,31 @@ impl Recording {
         sent
     }
 
-    /// Whether the kernel was sent a message of this id, over whichever connection, by this process or one before it.
-    async fn was_asked(&self, msg_id: &str) -> bool {
+    /// Whether the kernel was sent this message, over whichever connection, by this process or one before it. Another
+    /// message of the same id was not.
+    async fn was_asked(&self, msg_id: &str, message: &WireMessage) -> bool {
         let known = self.journal().knows(msg_id);
-        match known {
-            Known::Yes => true,
-            Known::No => false,
-            Known::AskTheIndex => match self.log.index_get(keys::request(msg_id)).await {
-                // With some stores the index may be ahead of the entries.
-                Ok(seq) => seq
-                    .and_then(|seq| keys::seq_of(&seq))
-                    .is_some_and(|seq| seq <= self.log.head()),
-                Err(error) => {
-                    warn!(%error, "whether a message was sent before cannot be found out; it is sent");
-                    false
-                }
-            },
+        if known == Known::No {
+            return false;
+        }
+        let before = match self.log.index_get(keys::request(msg_id)).await {
+            Ok(seq) => seq.and_then(|seq| keys::seq_of(&seq)),
+            Err(error) => {
+                warn!(%error, "whether a message was sent before cannot be found out; it is sent");
+                return false;
+            }
+        };
+        let Some(before) = before else { return false };
+        if known == Known::Yes {
+            self.log.stored(before).await;
+        } else if before > self.log.head() {
+            // With some stores the index may be ahead of the entries.
+            return false;
+        }
+        match message_at(&self.log, before).await {
+            Ok(Some((_, before))) => is_same_request(&before, message),
+            // What it was is not known any more, but that there was one is.
+            Ok(None) | Err(_) => true,
         }
     }
 
@@ -690,6 +702,23 @@ impl Recording {
     }
 }
 
+/// The message with what its header lacks filled in.
+fn completed(message: WireMessage, session: &str) -> WireMessage {
+    let Some(header) = header::completed(message.header(), session) else {
+        return message;
+    };
+    let [_, parent, metadata, content] = message.parts().map(Bytes::clone);
+    WireMessage::from_parts(
+        [header.into(), parent, metadata, content],
+        message.buffers().iter().cloned(),
+    )
+}
+
+/// Whether both ask for the same.
+fn is_same_request(one: &WireMessage, other: &WireMessage) -> bool {
+    peek::msg_type(one) == peek::msg_type(other) && one.content() == other.content() && one.buffers() == other.buffers()
+}
+
 /// Whether this is code of a client's, which runs in the kernel that it was for or in none.
 fn is_execution(message: &WireMessage) -> bool {
     &*peek::msg_type(message) == "execute_request"
@@ -796,7 +825,7 @@ impl Gate {
 }
 
 fn size(message: &WireMessage) -> usize {
-    message.parts_and_buffers().iter().map(bytes::Bytes::len).sum()
+    message.parts_and_buffers().iter().map(Bytes::len).sum()
 }
 
 /// Drains iopub and never waits for a reader. Where the store falls far behind it waits for that.
