@@ -256,7 +256,7 @@ impl Receiver {
             self.throttle.wait().await;
             let next = self.inbox.next()?;
             if let Some(Traffic::Command(command)) = &next {
-                self.throttle.refused(command.len());
+                self.throttle.command(command);
             }
             match next {
                 Some(Traffic::Command(command)) => match zmtp::pong(&command) {

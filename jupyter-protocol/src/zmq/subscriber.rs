@@ -112,7 +112,7 @@ impl IopubSubscriber {
             match self.inbox.next() {
                 Ok(Some(Traffic::Message(frames))) => return Some(self.throttle.message(frames)),
                 Ok(Some(Traffic::Command(command))) => {
-                    self.throttle.refused(command.len());
+                    self.throttle.command(&command);
                     if let Err(error) = self.answer(&command) {
                         return Some(Err(error));
                     }

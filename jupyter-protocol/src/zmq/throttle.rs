@@ -6,8 +6,12 @@ use tokio::time::sleep;
 use super::SocketError;
 use crate::wire::WireMessage;
 
-/// How much refused input is taken before a pause: pieces, of which each KiB counts as one more.
-const BURST: usize = 256;
+/// How much refused input is taken before a pause. A command counts as one.
+const BURST: usize = 2_048;
+/// What a refused message counts as, of which the signature was computed.
+const MESSAGE: usize = 8;
+/// How many of its bytes count as one.
+const BYTES: usize = 128;
 /// How long reading pauses then, so that what a peer sends waits on its own side.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -20,9 +24,14 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// Counts a piece of refused input of this size.
+    /// Counts a command that was passed over, or answered.
+    pub(super) fn command(&mut self, command: &[u8]) {
+        self.refused = self.refused.saturating_add(1 + command.len() / BYTES);
+    }
+
+    /// Counts a message that was refused.
     pub(super) fn refused(&mut self, bytes: usize) {
-        self.refused = self.refused.saturating_add(1 + bytes / 1024);
+        self.refused = self.refused.saturating_add(MESSAGE + bytes / BYTES);
     }
 
     /// The message that these frames are; refused where they are none.
