@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::connection_file::{ConnectionInfo, Transport};
 use crate::content::{Content, HandshakeReply, HandshakeRequest, Reply};
+use crate::log_limiter::LogLimiter;
 use crate::message::Message;
 use crate::signing::{Signer, SigningError};
 use crate::wire::WireMessage;
@@ -109,16 +110,21 @@ impl Registration {
     }
 
     async fn accept_one(&mut self) -> Result<ConnectionInfo, HandshakeError> {
+        let refusals = LogLimiter::new();
         loop {
             let (wire, message) = match verified(self.receiver.recv().await, &self.signer) {
                 Ok(verified) => verified,
                 Err(error) => {
-                    tracing::warn!(error, "registration message refused");
+                    if let Some(left_out) = refusals.due() {
+                        tracing::warn!(error, left_out, "registration message refused");
+                    }
                     continue;
                 }
             };
             let Content::HandshakeRequest(request) = &message.content else {
-                tracing::warn!(msg_type = message.msg_type(), "registration message refused");
+                if let Some(left_out) = refusals.due() {
+                    tracing::warn!(msg_type = message.msg_type(), left_out, "registration message refused");
+                }
                 continue;
             };
             let mut info = self.info.clone();

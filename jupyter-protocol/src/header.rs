@@ -6,55 +6,55 @@ use std::borrow::Cow;
 use std::fmt;
 
 use chrono::{SecondsFormat, Utc};
-use serde::de::Visitor;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+
+use crate::content::lenient::text;
+use crate::json;
 
 /// The version of the protocol that this crate writes into headers.
 pub const PROTOCOL_VERSION: &str = "5.4";
 
-/// The header frame is no JSON object, or one of its known fields has the wrong type.
+/// The header frame is no JSON object.
 #[derive(Debug, thiserror::Error)]
-#[error("the header is not a JSON object with the protocol's fields: {0}")]
+#[error("the header is not a JSON object: {0}")]
 pub struct HeaderError(#[from] serde_json::Error);
 
 /// What tells a message from others, owned.
 ///
-/// Lenient when read: absent and null fields are empty. Fields that the protocol does not name are kept.
+/// Lenient when read, each field by itself: absent and null ones are empty, and one that is no string is its JSON, such as
+/// the `date` that jupyter_server's gateway client writes as a number. Fields that the protocol does not name are kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// Unique to this message.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "text")]
     pub msg_id: String,
     /// Such as `execute_request`.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "text")]
     pub msg_type: String,
     /// Unique to the sender's session.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "text")]
     pub session: String,
     /// The sender's user name.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "text")]
     pub username: String,
     /// When it was made, ISO 8601; kept as it was written, since not every kernel writes a zone.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "text")]
     pub date: String,
     /// The protocol's version, such as `5.4`.
-    #[serde(default, deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "text")]
     pub version: String,
     /// The subshell that a request is for (JEP 91).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     pub subshell_id: Option<String>,
     /// Fields that the protocol does not name.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+fn optional_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    text(deserializer).map(|text| Some(text).filter(|text| !text.is_empty()))
 }
 
 impl Header {
@@ -78,7 +78,7 @@ impl Header {
     /// # Errors
     /// [`HeaderError`] where it is no JSON object.
     pub fn parse(json: &[u8]) -> Result<Self, HeaderError> {
-        Ok(serde_json::from_slice(json)?)
+        Ok(json::from_slice(json)?)
     }
 
     /// Reads a parent header frame: `None` where it is `{}` or `null`, or has no `msg_id`.
@@ -86,7 +86,7 @@ impl Header {
     /// # Errors
     /// [`HeaderError`] where it is neither a JSON object nor `null`.
     pub fn parse_parent(json: &[u8]) -> Result<Option<Self>, HeaderError> {
-        let parent: Option<Self> = serde_json::from_slice(json)?;
+        let parent: Option<Self> = json::from_slice(json)?;
         Ok(parent.filter(|header| !header.msg_id.is_empty() || !header.msg_type.is_empty()))
     }
 }
@@ -112,7 +112,8 @@ struct HeaderFields<'a> {
     session: Text<'a>,
 }
 
-/// A string borrowed where it has no escapes, empty where it is null. (`Option<Cow>` would always own.)
+/// A string borrowed where it has no escapes, empty where it is null, and its JSON where it is a number or truth value.
+/// (`Option<Cow>` would always own.) Anything else tells nothing apart, and is empty.
 #[derive(Default)]
 struct Text<'a>(Cow<'a, str>);
 
@@ -124,7 +125,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
             type Value = Text<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string or null")
+                f.write_str("any JSON")
             }
 
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
@@ -136,6 +137,32 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
             }
 
             fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Text::default())
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(value.to_string())))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(value.to_string())))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(value.to_string())))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(Value::from(value).to_string())))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Text::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(Text::default())
             }
         }
@@ -154,7 +181,11 @@ impl<'a> HeaderRef<'a> {
         if json == b"{}" {
             return Ok(Self::default());
         }
-        let fields: Option<HeaderFields<'a>> = serde_json::from_slice(json)?;
+        let fields: Option<HeaderFields<'a>> = match serde_json::from_slice(json) {
+            Ok(fields) => fields,
+            // As Python writes it, or not at all.
+            Err(_) => return Header::parse_parent(json).map(|header| header.unwrap_or_default().into()),
+        };
         let Some(fields) = fields else {
             return Ok(Self::default());
         };
@@ -164,6 +195,52 @@ impl<'a> HeaderRef<'a> {
             session: fields.session.0,
         })
     }
+}
+
+impl From<Header> for HeaderRef<'_> {
+    fn from(header: Header) -> Self {
+        Self {
+            msg_id: header.msg_id.into(),
+            msg_type: header.msg_type.into(),
+            session: header.session.into(),
+        }
+    }
+}
+
+/// The header of a client's request with what it lacks filled in, the rest as it was written; `None` where it lacks
+/// nothing, or is no JSON object.
+///
+/// Kernels of protocol 5 take requests without `version` for those of version 4, and need the session, user name and
+/// date. An empty `msg_id` gets a field beside it that no other request has: kernels refuse a message whose signature
+/// they have seen.
+#[must_use]
+pub fn completed(header: &[u8], session: &str) -> Option<Vec<u8>> {
+    let mut fields: Map<String, Value> = json::from_slice(header).ok()?;
+    let is_missing = |fields: &Map<String, Value>, name: &str| fields.get(name).is_none_or(Value::is_null);
+    let is_empty = |fields: &Map<String, Value>, name: &str| fields.get(name).is_none_or(|value| value == "");
+    let has_id = !is_missing(&fields, "msg_id") && !is_empty(&fields, "msg_id");
+    let lacks_nothing = ["session", "username", "date", "version"]
+        .iter()
+        .all(|name| !is_missing(&fields, name));
+    if has_id && lacks_nothing {
+        return None;
+    }
+    let new = Header::new("", session);
+    for (name, value) in [
+        ("session", new.session),
+        ("username", new.username),
+        ("date", new.date),
+        ("version", new.version),
+    ] {
+        if is_missing(&fields, name) {
+            fields.insert(name.to_owned(), value.into());
+        }
+    }
+    if !has_id {
+        fields.insert("msg_id".to_owned(), "".into());
+        fields.insert("kernelmux_request".to_owned(), new.msg_id.into());
+    }
+    serde_json::to_vec(&fields).ok()
 }
 
 #[cfg(test)]
@@ -181,6 +258,40 @@ mod tests {
         assert_eq!(owned.session, "");
         assert_eq!(owned.subshell_id.as_deref(), Some("s"));
         assert_eq!(owned.extra["x"], 1);
+    }
+
+    #[test]
+    fn a_field_of_another_type_costs_no_other_field() {
+        let header =
+            br#"{"msg_id":7,"msg_type":"execute_request","session":["x"],"date":1764.5,"version":{},"subshell_id":3}"#;
+        let owned = Header::parse(header).unwrap();
+        assert_eq!((&*owned.msg_id, &*owned.date, &*owned.version), ("7", "1764.5", "{}"));
+        assert_eq!(owned.subshell_id.as_deref(), Some("3"));
+        let borrowed = HeaderRef::parse(header).unwrap();
+        assert_eq!((&*borrowed.msg_id, &*borrowed.msg_type), ("7", "execute_request"));
+        let nan = br#"{"msg_id":"1","msg_type":"status","date":NaN}"#;
+        assert_eq!(HeaderRef::parse(nan).unwrap().msg_type, "status");
+        assert_eq!(Header::parse(nan).unwrap().msg_id, "1");
+    }
+
+    #[test]
+    fn what_a_request_lacks_is_filled_in_and_the_rest_stays() {
+        let header = completed(br#"{"msg_id":"1","msg_type":"execute_request","x":1,"date":2}"#, "s").unwrap();
+        let header: Value = serde_json::from_slice(&header).unwrap();
+        assert_eq!(header["msg_id"], "1");
+        assert_eq!((&header["x"], &header["date"]), (&1.into(), &2.into()));
+        assert_eq!(
+            (&header["session"], &header["version"]),
+            (&"s".into(), &PROTOCOL_VERSION.into())
+        );
+        assert!(header["username"].is_string());
+        let whole = serde_json::to_vec(&Header::new("execute_request", "s")).unwrap();
+        assert_eq!(completed(&whole, "other"), None);
+        assert_eq!(completed(b"7", "s"), None);
+        let empty = |_| completed(br#"{"msg_id":"","msg_type":"execute_request"}"#, "s").unwrap();
+        let [first, second] = [(); 2].map(empty);
+        assert_ne!(first, second);
+        assert_eq!(HeaderRef::parse(&first).unwrap().msg_id, "");
     }
 
     #[test]

@@ -36,10 +36,12 @@ mod files;
 #[cfg(feature = "zmq")]
 pub mod handshake;
 pub mod header;
+pub mod json;
 #[cfg(feature = "kernel")]
 pub mod kernel;
 pub mod kernelspec;
 mod key;
+mod log_limiter;
 pub mod message;
 pub mod paths;
 pub mod signing;
@@ -52,6 +54,7 @@ pub use connection_file::{ConnectionInfo, Transport};
 pub use header::Header;
 pub use kernelspec::{InstalledKernelspec, Kernelspec};
 pub use key::Key;
+pub use log_limiter::LogLimiter;
 pub use message::Message;
 pub use signing::Signer;
 pub use wire::WireMessage;

@@ -27,6 +27,7 @@ mod router;
 mod socket;
 mod stream;
 mod subscriber;
+mod throttle;
 mod zmtp;
 
 pub use dealer::{DealerReceiver, DealerSender, dealer};

@@ -12,6 +12,7 @@ use jupyter_protocol::content::{
     UpdateDisplayData,
 };
 use jupyter_protocol::kernel::{Context, Kernel as KernelSide, async_trait};
+use jupyter_protocol::kernelspec::InterruptMode;
 use jupyter_protocol::{Channel, Message, WireMessage};
 use kernel_provider::KernelId;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
@@ -94,7 +95,9 @@ impl Place {
             FakeSpec::kernel(move || Scripts {
                 runs: seen.clone(),
                 go: waits.clone(),
-            }),
+            })
+            // Code goes on until the kernel ends.
+            .with_interrupt_mode(InterruptMode::Message),
         );
         Self {
             provider,
@@ -375,6 +378,83 @@ async fn what_is_asked_while_a_kernel_is_started_anew_did_not_end_with_the_one_b
         assert_eq!(execution.status, ExecutionStatus::Ok, "{execution:?}");
     }
     soon(manager.shutdown()).await;
+}
+
+/// What a stock client is sent of these executions and of the kernel, in short, until `end` is among it.
+async fn sent_until(attachment: &mut Attachment, msg_ids: &[String], end: &str) -> Vec<String> {
+    let client = attachment.client();
+    let mut sent = Vec::new();
+    while !sent.iter().any(|line| line == end) {
+        let block = soon(attachment.next()).await.unwrap().unwrap();
+        for entry in block.entries().filter(|entry| client.delivers(entry)) {
+            let message = entry.message();
+            let msg_type = message.header_ref().unwrap().msg_type.into_owned();
+            let parent = message.parent_ref().unwrap().msg_id.into_owned();
+            let content: serde_json::Value = serde_json::from_slice(message.content()).unwrap();
+            let what = ["execution_state", "ename"]
+                .iter()
+                .find_map(|key| content[key].as_str());
+            let what = what.unwrap_or_default();
+            if let Some(index) = msg_ids.iter().position(|id| *id == parent) {
+                sent.push(format!("{index} {msg_type} {what}"));
+            } else if parent.is_empty() && matches!(what, "restarting" | "dead") {
+                sent.push(what.to_owned());
+            }
+        }
+    }
+    sent
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply() {
+    for (restart_limit, is_restarted, ename, last) in [
+        (0, false, "DeadKernelError", "dead"),
+        (1, false, "DeadKernelError", "restarting"),
+        (0, true, "KernelRestarted", "1 status idle"),
+    ] {
+        let place = Place::new(Arc::new(MemoryStore::new()));
+        let manager = place.manager_that_restarts(restart_limit);
+        let kernel = start(&manager).await;
+        let mut attachment = kernel.attach("s");
+        let client = attachment.client();
+        let mut msg_ids = Vec::new();
+        for code in ["wait", "print queued"] {
+            let message = request(code, "s");
+            soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
+            msg_ids.push(message.header.msg_id);
+        }
+        until(&kernel, &msg_ids[0], |execution| execution.execution_count.is_some()).await;
+        if is_restarted {
+            soon(kernel.restart()).await.unwrap();
+        } else {
+            place.provider.end(kernel.id(), ExitCause::Signal(9));
+        }
+        let sent = sent_until(&mut attachment, &msg_ids, last).await;
+        let expected = [
+            "0 status busy".to_owned(),
+            "0 execute_input ".to_owned(),
+            format!("0 error {ename}"),
+            format!("0 execute_reply {ename}"),
+            "0 status idle".to_owned(),
+            format!("1 execute_reply {ename}"),
+            "1 status idle".to_owned(),
+        ];
+        let with_news = [last.to_owned()].into_iter().filter(|_| !is_restarted);
+        assert_eq!(sent, expected.into_iter().chain(with_news).collect::<Vec<_>>());
+        for msg_id in &msg_ids {
+            let execution = record(&kernel, msg_id).await;
+            assert_eq!(execution.status, ExecutionStatus::Died);
+            assert!(execution.reply.is_some() && execution.idle.is_some() && execution.reason.is_some());
+        }
+        // Whoever attaches to a dead kernel is told of its death once more, and of nothing else.
+        if last == "dead" {
+            client.acknowledge(kernel.log().head());
+            drop((attachment, client));
+            let mut attachment = kernel.attach("s");
+            assert_eq!(sent_until(&mut attachment, &msg_ids, last).await, ["dead"]);
+        }
+        soon(manager.shutdown()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -727,7 +807,7 @@ async fn what_ran_when_its_kernel_ended_unseen_has_died() {
     let kernel = soon(manager.start(again)).await.unwrap();
     let execution = record(&kernel, &msg_id).await;
     assert_eq!(execution.status, ExecutionStatus::Died);
-    assert!(execution.ended.is_some());
+    assert!(execution.ended.is_some() && execution.reply.is_some() && execution.idle.is_some());
     soon(manager.shutdown()).await;
 }
 

@@ -449,3 +449,15 @@ fn a_reply_goes_without_its_pages() {
     assert_eq!(without_pages(&without), without);
     assert_eq!(without_pages(&Bytes::from_static(b"[")), "[");
 }
+
+#[test]
+fn an_output_with_numbers_that_only_python_knows_is_kept() {
+    let mut fold = Fold::default();
+    let display = br#"{"data":{"application/json":[NaN,-Infinity],"text/plain":"NaN"},"metadata":{}}"#;
+    fold.apply(Channel::Iopub, &message("display_data", display));
+    let outputs = serde_json::to_value(fold.outputs()).unwrap();
+    assert_eq!(
+        outputs[0]["data"],
+        serde_json::json!({"application/json": [null, null], "text/plain": "NaN"})
+    );
+}

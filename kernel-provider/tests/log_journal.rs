@@ -185,3 +185,28 @@ async fn a_journal_that_is_being_written_is_nobody_elses_to_mend() {
     let log = self::logs(folder.path());
     assert_eq!(log.list().await.unwrap()[0].last, Seq(10));
 }
+
+#[test]
+fn a_foreign_folder_among_the_logs_is_put_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(FjallStore::open(folder.path()).unwrap());
+    fs::create_dir_all(folder.path().join("keyspaces/lost+found")).unwrap();
+    fs::write(folder.path().join("keyspaces/lost+found/file"), "kept").unwrap();
+    drop(FjallStore::open(folder.path()).unwrap());
+    let kept = fs::read_to_string(folder.path().join("damaged/lost+found/file")).unwrap();
+    assert_eq!(kept, "kept");
+}
+
+#[test]
+fn logs_that_another_version_wrote_are_refused_in_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(FjallStore::open(folder.path()).unwrap());
+    fs::write(folder.path().join("version"), b"FJL\x04").unwrap();
+    let before = fs::read(journal(folder.path())).unwrap();
+    let refused = FjallStore::open(folder.path()).err().unwrap().to_string();
+    assert!(
+        refused.contains("format 4 of fjall") && !refused.contains('\n'),
+        "{refused}"
+    );
+    assert_eq!(fs::read(journal(folder.path())).unwrap(), before);
+}

@@ -463,9 +463,11 @@ export class KernelConnection {
    */
   #onNews({ seq, channel, header, content }) {
     if (channel !== 'iopub') return;
+    const event = header.msg_type === 'kernelmux_lifecycle' ? content.event : undefined;
     const died =
       (header.msg_type === 'status' && ['restarting', 'dead'].includes(content.execution_state)) ||
-      (header.msg_type === 'kernelmux_lifecycle' && content.event === 'restarting');
+      event === 'restarting' ||
+      event === 'died';
     if (!died) return;
     const reason = content.reason ? `: ${content.reason}` : '';
     const error = new KernelConnectionError(
@@ -475,6 +477,8 @@ export class KernelConnection {
     for (const [msgId, { execution, request }] of this.#executions) {
       // What comes later in the log, or is not there yet, is for the kernel that follows.
       if ((request.seq ?? Infinity) > seq) continue;
+      // Their synthetic replies, which follow, are for clients that do not know this.
+      if (event === 'died' && !content.executions.includes(msgId)) continue;
       this.#executions.delete(msgId);
       execution.fail(error);
     }

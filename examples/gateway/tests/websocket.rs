@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{Served, TOKEN};
@@ -11,6 +13,8 @@ use kernel_provider::manager::Kernel;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 /// Connects to a new kernel, and returns the stream after the handshake.
 async fn connect(served: &Served) -> TcpStream {
@@ -113,17 +117,42 @@ async fn pieces_of_messages_take_room_until_they_are_whole_or_their_client_is_go
 
     // In five pieces too no message is larger than one may be.
     let mut client = connect_to(&served, id).await;
-    let large = [&[0xff][..], &(16_u64 << 20).to_be_bytes(), &[0; 4], &vec![0; 16 << 20]].concat();
-    let sent = async {
-        for opcode in [0x02, 0, 0, 0, 0x80] {
-            client.write_u8(opcode).await.unwrap();
-            // The last one is refused for what it claims.
-            let _ = client.write_all(&large).await;
-        }
-        client
-    };
-    let mut client = sent.await;
+    let head = [&[0xff][..], &(16_u64 << 20).to_be_bytes(), &[0; 4]].concat();
+    for opcode in [0x02, 0, 0, 0] {
+        client.write_u8(opcode).await.unwrap();
+        client.write_all(&head).await.unwrap();
+        client.write_all(&vec![0; 16 << 20]).await.unwrap();
+    }
+    // The last one is refused for what it claims.
+    client.write_u8(0x80).await.unwrap();
+    client.write_all(&head).await.unwrap();
     assert_eq!(read_close(&mut client).await, (1009, "message too big".to_owned()));
     drop(client);
     room_is_free(&kernel, true).await;
+}
+
+/// Counts the process's warnings.
+struct Warnings(Arc<AtomicUsize>);
+
+impl<S: Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() == Level::WARN {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn texts_that_are_no_messages_cause_few_log_lines() {
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(Warnings(warnings.clone())));
+    let served = Served::start().await;
+    let mut stream = connect(&served).await;
+    let junk = frame(1, b"junk").repeat(1_000);
+    stream.write_all(&junk).await.unwrap();
+    stream.write_all(&frame(8, &1000_u16.to_be_bytes())).await.unwrap();
+    // All that came before is handled by then.
+    assert_eq!(read_close(&mut stream).await.0, 1000);
+    let warnings = warnings.load(Ordering::Relaxed);
+    assert!((1..10).contains(&warnings), "{warnings} lines");
 }

@@ -13,6 +13,7 @@ use super::{Client, Inner};
 use crate::channel::Channel;
 use crate::connection_file::ConnectionInfo;
 use crate::content::KernelInfoRequest;
+use crate::log_limiter::LogLimiter;
 use crate::message::Message;
 use crate::signing::{DigestHistory, Signer};
 use crate::wire::{WireError, WireMessage};
@@ -200,17 +201,33 @@ impl Source {
             Self::Subscriber(iopub) => iopub.recv().await,
         }
     }
+
+    fn refused(&mut self, message: &WireMessage) {
+        match self {
+            Self::Dealer(dealer) => dealer.refused(message),
+            Self::Subscriber(iopub) => iopub.refused(message),
+        }
+    }
 }
 
 async fn receive(mut source: Source, channel: Channel, signer: &Signer, routes: &Routes) -> ClientError {
     let mut history = DigestHistory::default();
+    let refusals = LogLimiter::new();
+    let refused = |error: &WireError| {
+        if let Some(left_out) = refusals.due() {
+            tracing::warn!(%channel, %error, left_out, "message refused");
+        }
+    };
     loop {
         match source.recv().await {
             Ok(message) => match check(&message, signer, &mut history) {
                 Ok(()) => routes.deliver(channel, message),
-                Err(error) => tracing::warn!(%channel, %error, "message refused"),
+                Err(error) => {
+                    source.refused(&message);
+                    refused(&error);
+                }
             },
-            Err(error) if error.is_one_message() => tracing::warn!(%channel, %error, "message refused"),
+            Err(SocketError::Wire(error)) => refused(&error),
             Err(error) => return ClientError::gone(&error),
         }
         // A flood on one socket must not keep the others waiting.

@@ -11,11 +11,12 @@ use super::CodecError;
 use super::websocket_v1::channel_of_messages;
 use crate::channel::Channel;
 use crate::header::HeaderRef;
+use crate::json;
 use crate::wire::WireMessage;
 
 /// The message as one JSON text, its parts spliced in as they are. Buffers are left out: see [`super::legacy_binary`].
 ///
-/// A text must be UTF-8: bytes that are not (kernels send output of programs in any encoding) become replacement
+/// `NaN` and `Infinity`, which Python's encoder writes, become null. A text must be UTF-8: bytes that are not (kernels send output of programs in any encoding) become replacement
 /// characters, as jupyter_server has it.
 ///
 /// # Errors
@@ -24,9 +25,16 @@ pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecErr
     const NAMES: [&str; 4] = ["header", "parent_header", "metadata", "content"];
 
     // To see that all is well is much faster than to look for what is not.
-    let parts = message
+    let mut parts = message
         .parts()
         .map(|part| str::from_utf8(part).map_or_else(|_| String::from_utf8_lossy(part), Cow::Borrowed));
+    for (name, part) in NAMES.into_iter().zip(&mut parts) {
+        if serde_json::from_str::<&RawValue>(part).is_err() {
+            let finite = json::finite(part).into_owned();
+            serde_json::from_str::<&RawValue>(&finite).map_err(|error| CodecError::json(name, &error))?;
+            *part = Cow::Owned(finite);
+        }
+    }
     let header = HeaderRef::parse(parts[0].as_bytes()).map_err(|error| CodecError::Json {
         part: "header",
         reason: error.to_string(),
@@ -36,7 +44,6 @@ pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecErr
     let length = parts.iter().map(|part| part.len() + 20).sum::<usize>() + id.len() + msg_type.len() + 80;
     let mut out = BytesMut::with_capacity(length);
     for (index, (name, part)) in NAMES.into_iter().zip(&parts).enumerate() {
-        serde_json::from_str::<&RawValue>(part).map_err(|error| CodecError::json(name, &error))?;
         out.put_slice(if index == 0 { b"{\"" } else { b",\"" });
         out.put_slice(name.as_bytes());
         out.put_slice(b"\":");
@@ -79,8 +86,14 @@ pub(super) fn decode_with_buffers(
     text: &Bytes,
     buffers: impl Iterator<Item = Bytes>,
 ) -> Result<(Channel, WireMessage), CodecError> {
-    let message: TextMessage<'_> =
-        serde_json::from_slice(text).map_err(|error| CodecError::json("the message", &error))?;
+    let message: TextMessage<'_> = match serde_json::from_slice(text) {
+        Ok(message) => message,
+        Err(error) => match str::from_utf8(text).map(json::finite) {
+            // Without such numbers it does not come here again.
+            Ok(Cow::Owned(finite)) => return decode_with_buffers(&finite.into(), buffers),
+            _ => return Err(CodecError::json("the message", &error)),
+        },
+    };
     let channel = match &message.channel {
         None => Channel::Shell,
         Some(name) => channel_of_messages(name)?,
@@ -132,6 +145,23 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&again).unwrap();
         assert_eq!(value["msg_type"], "t");
         assert_eq!(value["buffers"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn numbers_that_only_python_knows_are_null() {
+        let text = Bytes::from_static(br#"{"header":{"msg_id":"1"},"content":{"a":NaN,"b":"NaN"}}"#);
+        let (_, message) = decode(&text).unwrap();
+        assert_eq!(message.content(), r#"{"a":null,"b":"NaN"}"#);
+        let content = Bytes::from_static(br#"{"data":{"x":[Infinity,-Infinity]}}"#);
+        let object = || Bytes::from_static(b"{}");
+        let message = WireMessage::from_parts([object(), object(), object(), content], []);
+        let encoded: serde_json::Value = serde_json::from_slice(&encode(Channel::Iopub, &message).unwrap()).unwrap();
+        assert_eq!(encoded["content"]["data"]["x"], serde_json::json!([null, null]));
+        let broken = WireMessage::from_parts([object(), object(), object(), Bytes::from_static(b"[NaN")], []);
+        assert!(matches!(
+            encode(Channel::Iopub, &broken),
+            Err(CodecError::Json { part: "content", .. })
+        ));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod debug;
 mod execute;
 mod iopub;
 mod kernel_info;
-mod lenient;
+pub(crate) mod lenient;
 mod media;
 mod reply;
 mod stdin;

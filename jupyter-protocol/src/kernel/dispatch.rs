@@ -18,6 +18,7 @@ use crate::content::{
     ReplyError, Status, UnknownContent,
 };
 use crate::header::PROTOCOL_VERSION;
+use crate::log_limiter::LogLimiter;
 use crate::zmq::RouterSender;
 
 pub(super) type DynKernel = Arc<dyn Kernel>;
@@ -197,11 +198,15 @@ async fn answer(kernel: &DynKernel, shared: &Shared, incoming: Incoming, context
             return None;
         }
         Content::Invalid(invalid) => {
-            tracing::warn!(
-                msg_type = invalid.msg_type,
-                problem = invalid.problem,
-                "malformed request"
-            );
+            static MALFORMED: LogLimiter = LogLimiter::new();
+            if let Some(left_out) = MALFORMED.due() {
+                tracing::warn!(
+                    msg_type = invalid.msg_type,
+                    problem = invalid.problem,
+                    left_out,
+                    "malformed request"
+                );
+            }
             failure(&invalid.msg_type, &ReplyError::new("MalformedRequest", invalid.problem))
         }
         _ => return kernel.other(&message, context).await,

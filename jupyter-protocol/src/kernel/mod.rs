@@ -60,6 +60,7 @@ use crate::content::{
     ExecuteReply, ExecuteRequest, HistoryReply, HistoryRequest, InspectReply, InspectRequest, IsCompleteReply,
     IsCompleteRequest, KernelInfoReply, Reply, ReplyError, UsageReply,
 };
+use crate::log_limiter::LogLimiter;
 use crate::message::Message;
 
 /// What makes a language's kernel.
@@ -147,10 +148,14 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// A message of a type that the protocol does not have; the answer is sent as its reply. Default: logged.
     async fn other(&self, message: &Message, _context: &Context) -> Option<Content> {
-        tracing::warn!(
-            msg_type = message.msg_type(),
-            "a message that this kernel does not know"
-        );
+        static UNKNOWN: LogLimiter = LogLimiter::new();
+        if let Some(left_out) = UNKNOWN.due() {
+            tracing::warn!(
+                msg_type = message.msg_type(),
+                left_out,
+                "a message that this kernel does not know"
+            );
+        }
         None
     }
 

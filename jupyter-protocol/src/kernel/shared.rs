@@ -13,6 +13,7 @@ use crate::channel::Channel;
 use crate::connection_file::ConnectionInfo;
 use crate::content::Content;
 use crate::header::Header;
+use crate::log_limiter::LogLimiter;
 use crate::message::Message;
 use crate::signing::{DigestHistory, Signer};
 use crate::wire::{WireError, WireMessage};
@@ -66,6 +67,7 @@ impl Shared {
             channel,
             signer: self.signer.clone(),
             seen: DigestHistory::default(),
+            refusals: LogLimiter::new(),
         }
     }
 
@@ -118,6 +120,7 @@ pub(super) struct Receiver {
     channel: Channel,
     signer: Signer,
     seen: DigestHistory,
+    refusals: LogLimiter,
 }
 
 impl Receiver {
@@ -138,7 +141,9 @@ impl Receiver {
                     },
                 },
             };
-            tracing::warn!(channel = %self.channel, error, "message refused");
+            if let Some(left_out) = self.refusals.due() {
+                tracing::warn!(channel = %self.channel, error, left_out, "message refused");
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::SocketError;
 use super::inbox::Inbox;
 use super::socket::Socket;
+use super::throttle::Throttle;
 use super::zmtp::{self, Limits, Traffic};
 
 /// How long to wait before an address where nobody listens yet is tried again, at first and at most.
@@ -134,6 +135,7 @@ pub(super) fn halves(
     let receiver = Receiver {
         inbox,
         sender: sender.clone(),
+        throttle: Throttle::default(),
     };
     (sender, receiver, write)
 }
@@ -233,6 +235,7 @@ fn not_writable() -> SocketError {
 pub(super) struct Receiver {
     inbox: Inbox,
     sender: Sender,
+    pub(super) throttle: Throttle,
 }
 
 impl Receiver {
@@ -250,7 +253,12 @@ impl Receiver {
         loop {
             // Where there is always something to read, the other tasks have their turn.
             tokio::task::consume_budget().await;
-            match self.inbox.next()? {
+            self.throttle.wait().await;
+            let next = self.inbox.next()?;
+            if let Some(Traffic::Command(command)) = &next {
+                self.throttle.command(command);
+            }
+            match next {
                 Some(Traffic::Command(command)) => match zmtp::pong(&command) {
                     Some(pong) => {
                         // Where there is no room the other side will hear from us by what waits, if it reads at all.

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::SocketError;
 use super::connection::{self, Role, connect};
+use super::throttle::size;
 use crate::wire::WireMessage;
 
 /// How many messages may wait for the one that is being written.
@@ -66,6 +67,12 @@ impl DealerReceiver {
     /// [`SocketError::Broken`] where the connection failed or the kernel is gone, or sent what is no ZMTP or more than a
     /// message may have: the socket does not connect again.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
-        Ok(WireMessage::from_frames(self.0.recv().await?)?)
+        let frames = self.0.recv().await?;
+        self.0.throttle.message(frames)
+    }
+
+    /// Counts a message that the caller refuses: after many of them, receiving pauses.
+    pub fn refused(&mut self, message: &WireMessage) {
+        self.0.throttle.refused(size(message.parts_and_buffers()));
     }
 }

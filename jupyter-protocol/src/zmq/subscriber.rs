@@ -7,6 +7,7 @@ use super::SocketError;
 use super::connection::{Role, connect};
 use super::inbox::Inbox;
 use super::stream::Stream;
+use super::throttle::{Throttle, size};
 use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
 
@@ -19,6 +20,8 @@ const SUB: Role<'_> = Role {
 /// How much the operating system is to hold, in bytes, where we do not come to read: what does not fit is dropped by a
 /// kernel that does not wait.
 const UNREAD: u32 = 4 << 20;
+/// How often [`IopubSubscriber::try_recv`] reads at most: a large message must not be read in one go.
+const READS: usize = 16;
 
 /// The subscriber of a kernel's iopub, to all topics.
 ///
@@ -28,6 +31,7 @@ const UNREAD: u32 = 4 << 20;
 pub struct IopubSubscriber {
     stream: Stream,
     inbox: Inbox,
+    throttle: Throttle,
 }
 
 impl IopubSubscriber {
@@ -42,6 +46,7 @@ impl IopubSubscriber {
         Ok(Self {
             stream: Stream::Watched(socket),
             inbox,
+            throttle: Throttle::default(),
         })
     }
 
@@ -52,24 +57,31 @@ impl IopubSubscriber {
     /// [`SocketError::Broken`] where the connection is lost. It does not connect again by itself: what was published
     /// meanwhile would be missing, and nobody told.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
-        // Where there is always something to read, the other tasks have their turn.
-        tokio::task::consume_budget().await;
         loop {
+            // Where there is always something to read, the other tasks have their turn.
+            tokio::task::consume_budget().await;
+            self.throttle.wait().await;
             if let Some(message) = self.decoded() {
                 return message;
             }
-            self.fill().await?;
+            if !self.throttle.is_due() {
+                self.fill().await?;
+            }
         }
     }
 
-    /// The next message where one is here already.
+    /// The next message where one is here already. `None` too after a bounded amount of other traffic, or of one large
+    /// message: [`recv`](Self::recv) goes on then.
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn try_recv(&mut self) -> Option<Result<WireMessage, SocketError>> {
-        loop {
+        for _ in 0..READS {
             if let Some(message) = self.decoded() {
                 return Some(message);
+            }
+            if self.throttle.is_due() {
+                return None;
             }
             match self.try_fill() {
                 Ok(true) => {}
@@ -77,6 +89,12 @@ impl IopubSubscriber {
                 Err(error) => return Some(Err(error)),
             }
         }
+        None
+    }
+
+    /// Counts a message that the caller refuses: after many of them, receiving pauses.
+    pub fn refused(&mut self, message: &WireMessage) {
+        self.throttle.refused(size(message.parts_and_buffers()));
     }
 
     /// Lets messages gather for so long, without being woken for each of them: for in a flood, where waking costs more
@@ -88,14 +106,13 @@ impl IopubSubscriber {
         }
     }
 
-    /// A message that was read already.
+    /// A message that was read already; `None` too once there were too many commands.
     fn decoded(&mut self) -> Option<Result<WireMessage, SocketError>> {
-        loop {
+        while !self.throttle.is_due() {
             match self.inbox.next() {
-                Ok(Some(Traffic::Message(frames))) => {
-                    return Some(WireMessage::from_frames(frames).map_err(SocketError::from));
-                }
+                Ok(Some(Traffic::Message(frames))) => return Some(self.throttle.message(frames)),
                 Ok(Some(Traffic::Command(command))) => {
+                    self.throttle.command(&command);
                     if let Err(error) = self.answer(&command) {
                         return Some(Err(error));
                     }
@@ -104,6 +121,7 @@ impl IopubSubscriber {
                 Err(error) => return Some(Err(error)),
             }
         }
+        None
     }
 
     /// Answers a publisher that asks whether somebody is there, as one with `ZMQ_HEARTBEAT_IVL` does. One that takes no

@@ -18,6 +18,18 @@ pub(super) fn text(content: &[u8]) -> Cow<'_, str> {
     simdutf8::basic::from_utf8(content).map_or_else(|_| String::from_utf8_lossy(content), Cow::Borrowed)
 }
 
+/// The same JSON without `NaN` and `Infinity`, which Python's encoder writes.
+pub(super) fn finite(content: &str) -> Cow<'_, str> {
+    static NAN: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("NaN"));
+    static INFINITY: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("Infinity"));
+
+    // To look for them is much faster than to tell strings from what is beside them.
+    if NAN.find(content.as_bytes()).is_none() && INFINITY.find(content.as_bytes()).is_none() {
+        return Cow::Borrowed(content);
+    }
+    jupyter_protocol::json::finite(content)
+}
+
 /// Whether the header says `stream`: most messages do, and to parse the others' headers alone is twice as fast.
 ///
 /// `false` may be wrong. Within strings quotes are escaped, so that before any object within the header the name and the

@@ -119,6 +119,7 @@ impl Fold {
             return self.written(&text);
         }
         let Ok(header) = message.header_ref() else { return };
+        let text = content::finite(&text);
         match (channel, &*header.msg_type) {
             (Channel::Iopub, "stream") => self.written(&text),
             (Channel::Iopub, "display_data") => self.display(&text),
@@ -162,7 +163,7 @@ impl Fold {
     /// Takes the content of another execution's `display_data`, `update_display_data` or `execute_result`: what it
     /// shows is shown by all outputs with its `display_id`, in whichever cell. Returns whether there is one here.
     pub fn update_display(&mut self, content: &[u8]) -> bool {
-        self.update(&content::text(content))
+        self.update(&content::finite(&content::text(content)))
     }
 
     /// The outputs, as a notebook holds them.

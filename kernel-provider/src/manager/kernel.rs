@@ -471,9 +471,11 @@ impl Kernel {
         }
         self.hear_out().await;
         self.recorder.finish().await;
+        let dead = Lifecycle::Dead { exit: exit.clone() };
+        self.recorder.end_with_kernel(&dead);
         // Known before it is told, at an entry that is surely not after it: who is told may attach anew at once.
-        self.died_at.store(self.log().head().next().0, Ordering::Release);
-        self.recorder.lifecycle(&Lifecycle::Dead { exit: exit.clone() });
+        self.died_at.store(self.recorder.next_entry().0, Ordering::Release);
+        self.recorder.lifecycle(&dead);
         self.tell(KernelEventKind::Dead(exit.cause));
     }
 

@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use jupyter_protocol::{Channel, Header, WireMessage};
+use jupyter_protocol::{Channel, Header, WireMessage, json};
 use memchr::memmem;
 use serde::Deserialize;
 
 use super::execution_record::{ExecutionRecord, ExecutionStatus};
-use super::lifecycle::Ending;
 use super::{index_keys as keys, peek};
 use crate::log::{IndexUpdate, Log, Seq, StoreError};
 
@@ -174,6 +173,7 @@ impl Journal {
             return;
         };
         self.updates.push(IndexUpdate::put(keys::running(seq), Bytes::new()));
+        self.replace_unfinished(&msg_id, time);
         // A process that was killed before this was stored may have sent it, so that the kernel has spoken of it already.
         self.last_parent = (Bytes::new(), None);
         self.changed.insert(msg_id.clone());
@@ -197,6 +197,26 @@ impl Journal {
                 ended: None,
             },
         );
+    }
+
+    /// Other code has come under this `msg_id`: what the kernel says from now on is taken for that one's.
+    fn replace_unfinished(&mut self, msg_id: &str, time: DateTime<Utc>) {
+        let Some(before) = self.executions.get_mut(msg_id) else {
+            return;
+        };
+        if before.ended.is_some() {
+            self.ended.retain(|ended| **ended != *msg_id);
+        } else {
+            before.status = ExecutionStatus::Lost;
+            before.reason = Some("other code came with the same msg_id".to_owned());
+            before.ended = Some(time);
+            self.updates.push(IndexUpdate::remove(keys::running(before.request)));
+            // It consists of texts, numbers and times: all of them can be written.
+            if let Ok(json) = serde_json::to_vec(before) {
+                self.updates
+                    .push(IndexUpdate::put(keys::execution(before.request), json));
+            }
+        }
     }
 
     /// The entries of the questions that this session's executions have open.
@@ -347,30 +367,29 @@ impl Journal {
         unfinished
     }
 
-    /// None of those that were asked before this entry and have not ended will, as entry `told` says; `end` is their status
-    /// and why.
-    pub(super) fn end_all(&mut self, asked_before: Seq, (told, now): (Seq, DateTime<Utc>), end: &Ending) {
-        let unfinished = self
-            .executions
-            .iter()
-            .filter(|(_, execution)| execution.ended.is_none() && execution.request < asked_before);
-        let unfinished: Vec<_> = unfinished.map(|(msg_id, _)| msg_id.clone()).collect();
-        for msg_id in unfinished {
-            self.end_unheard(msg_id, told, now, end);
-        }
+    /// Those that were asked before this entry and have not ended, in the order in which they were asked.
+    pub(super) fn unfinished_before(&self, asked_before: Seq) -> Vec<ExecutionRecord> {
+        let executions = self.executions.values();
+        let mut unfinished: Vec<_> = executions
+            .filter(|execution| execution.ended.is_none() && execution.request < asked_before)
+            .cloned()
+            .collect();
+        unfinished.sort_by_key(|execution| execution.request);
+        unfinished
     }
 
-    /// The execution ended unheard. What is told in the kernel's place is appended from this entry on. Returns the number
-    /// of the entry after that.
-    pub(super) fn lost(
+    /// The execution ended unheard, with this status and for this reason. The messages in the kernel's place are appended
+    /// from entry `first` on. Returns the number of the entry after them.
+    pub(super) fn ended_unheard(
         &mut self,
         msg_id: &str,
         (first, now): (Seq, DateTime<Utc>),
-        told: &[(Channel, WireMessage)],
+        messages: &[(Channel, WireMessage)],
+        (status, reason): (ExecutionStatus, Option<&str>),
     ) -> Seq {
         let mut next = first;
         let mut last = first;
-        for (channel, message) in told {
+        for (channel, message) in messages {
             last = next;
             next = next.next();
             if let Some(execution) = self.executions.get_mut(msg_id) {
@@ -381,25 +400,17 @@ impl Journal {
                 }
             }
         }
-        let lost = Ending {
-            status: ExecutionStatus::Lost,
-            reason: None,
-        };
-        self.end_unheard(msg_id.into(), last, now, &lost);
-        next
-    }
-
-    fn end_unheard(&mut self, msg_id: Arc<str>, last: Seq, now: DateTime<Utc>, end: &Ending) {
-        if let Some(execution) = self.executions.get_mut(&msg_id) {
+        if let Some(execution) = self.executions.get_mut(msg_id) {
             if !execution.status.has_ended() {
-                execution.status = end.status;
-                execution.reason.clone_from(&end.reason);
+                execution.status = status;
+                execution.reason = reason.map(str::to_owned);
             }
             execution.open_input = None;
             execution.last = execution.last.max(last);
             execution.ended = Some(now);
         }
-        self.end(msg_id);
+        self.end(msg_id.into());
+        next
     }
 
     /// What the index is to be told of all that was looked at since the last time.
@@ -484,7 +495,7 @@ fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
         status: Option<String>,
         execution_count: Option<u64>,
     }
-    let reply: Reply = serde_json::from_slice(content).unwrap_or_default();
+    let reply: Reply = json::from_slice(content).unwrap_or_default();
     let status = match reply.status.as_deref() {
         Some("error") => ExecutionStatus::Error,
         Some("aborted" | "abort") => ExecutionStatus::Aborted,

@@ -5,7 +5,6 @@ use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use serde_json::{Value, json};
 
-use super::execution_record::ExecutionStatus;
 use crate::provider::Exit;
 
 /// The `msg_type` of life-cycle entries that stock clients are not shown.
@@ -28,6 +27,14 @@ pub enum Lifecycle {
     Lost {
         /// The executions.
         executions: Vec<String>,
+    },
+    /// These executions, by the `msg_id` of their requests, ended with the kernel's process. For each of them follow, as
+    /// far as the kernel's own were not heard, an error, a reply and an idle status.
+    Died {
+        /// The executions.
+        executions: Vec<String>,
+        /// What ended the kernel.
+        reason: String,
     },
     /// The connection to its iopub was lost: what it publishes until it is back, nobody records. Where the kernel ended,
     /// the next entry says so.
@@ -56,21 +63,27 @@ pub enum Lifecycle {
     },
 }
 
-/// What becomes of executions that the kernel has not ended.
-pub(super) struct Ending {
-    pub(super) status: ExecutionStatus,
-    pub(super) reason: Option<String>,
+/// What ended executions together with the kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Death {
+    /// The name of the error that clients are sent.
+    pub(super) ename: &'static str,
+    pub(super) reason: String,
 }
 
 impl Lifecycle {
-    /// What becomes of all executions that the kernel had and has not ended.
-    pub(super) fn ends_executions(&self) -> Option<Ending> {
-        let died = |reason| Ending {
-            status: ExecutionStatus::Died,
-            reason: Some(reason),
+    /// What ended all executions that the kernel had and has not ended.
+    pub(super) fn death(&self) -> Option<Death> {
+        // As nbclient calls it.
+        let died = |reason| Death {
+            ename: "DeadKernelError",
+            reason,
         };
         match self {
-            Self::Restarted => Some(died("the kernel was restarted".to_owned())),
+            Self::Restarted => Some(Death {
+                ename: "KernelRestarted",
+                reason: "the kernel was restarted".to_owned(),
+            }),
             // Of one of the same id, before it.
             Self::Started => Some(died("the kernel ended while nobody recorded it".to_owned())),
             Self::RestartingByItself { exit } | Self::Dead { exit } => Some(died(exit.cause.to_string())),
@@ -88,6 +101,10 @@ impl Lifecycle {
                 (LIFECYCLE, json!({"event": "attached", "unrecorded_ms": unrecorded_ms}))
             }
             Self::Lost { executions } => (LIFECYCLE, json!({"event": "lost", "executions": executions})),
+            Self::Died { executions, reason } => (
+                LIFECYCLE,
+                json!({"event": "died", "executions": executions, "reason": reason}),
+            ),
             Self::Disconnected => (LIFECYCLE, json!({"event": "disconnected"})),
             Self::Quiet => (LIFECYCLE, json!({"event": "quiet"})),
             Self::Restarting => (LIFECYCLE, json!({"event": "restarting"})),

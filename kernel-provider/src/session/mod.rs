@@ -12,12 +12,12 @@ mod index_keys;
 mod index_trim;
 mod journal;
 mod lifecycle;
-mod lost;
 mod parent_filter;
 mod peek;
 mod recorder;
 mod replay;
 mod sessions;
+mod synthetic_reply;
 
 pub use attachment::{Attachment, Client};
 pub use execution::{Execution, ExecutionError};

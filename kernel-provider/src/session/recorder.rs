@@ -10,15 +10,17 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
+use jupyter_protocol::header;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
 use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
-use jupyter_protocol::{Channel, ConnectionInfo, Signer, WireMessage};
+use jupyter_protocol::{Channel, ConnectionInfo, LogLimiter, Signer, WireMessage};
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, debug, info, info_span, warn};
 
@@ -42,6 +44,8 @@ use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
 const MAX_BATCH: usize = 256;
 /// The same in bytes.
 const MAX_BATCH_BYTES: usize = 256 << 10;
+/// From how many bytes on a message is verified apart, so that other kernels need not wait for it.
+const VERIFY_APART: usize = 1 << 20;
 /// The longest that what a kernel said before it ended is waited for.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a kernel has to answer before it is asked again whether it is there.
@@ -109,6 +113,12 @@ struct Recording {
     setup: Setup,
     state: watch::Sender<ExecutionState>,
     last_activity: AtomicI64,
+    kernel_session: Mutex<Arc<str>>,
+}
+
+/// A panic elsewhere while the lock was held leaves a session that was told.
+fn lock(session: &Mutex<Arc<str>>) -> MutexGuard<'_, Arc<str>> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +196,7 @@ impl Recorder {
                 setup: Setup::default(),
                 state: watch::Sender::new(ExecutionState::Starting),
                 last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
+                kernel_session: Mutex::new(OUR_SESSION.into()),
             }),
             connection: Mutex::new(None),
         })
@@ -221,6 +232,11 @@ impl Recorder {
     /// the process before. What was asked later waited for this one.
     pub(crate) fn restarted(&self, asked_before: Seq) {
         self.recording.lifecycle_of(&Lifecycle::Restarted, asked_before);
+    }
+
+    /// Ends the executions that the kernel's death ends, which is told after that.
+    pub(crate) fn end_with_kernel(&self, event: &Lifecycle) {
+        self.recording.end_with_kernel(event, Seq(u64::MAX));
     }
 
     /// Appends what became of the kernel. Returns the entry's number.
@@ -463,6 +479,7 @@ impl Recorder {
         channel: Channel,
         message: WireMessage,
     ) -> Result<(), SendError> {
+        let message = completed(message, session);
         self.recording
             .send(channel, session, message, Asker::Session(session.clone()))
             .await
@@ -492,7 +509,7 @@ impl Recording {
         let life = self.lives.load(Ordering::Acquire);
         let ours = matches!(asker, Asker::Ourselves(_));
         // Nobody else sends meanwhile, so what is not known now is not known when it is appended.
-        if !ours && self.was_asked(&header.msg_id).await {
+        if !ours && self.was_asked(&header.msg_id, &message).await {
             debug!(msg_id = %header.msg_id, "a message that the kernel has been sent before is dropped");
             return Ok(());
         }
@@ -546,22 +563,31 @@ impl Recording {
         sent
     }
 
-    /// Whether the kernel was sent a message of this id, over whichever connection, by this process or one before it.
-    async fn was_asked(&self, msg_id: &str) -> bool {
+    /// Whether the kernel was sent this message, over whichever connection, by this process or one before it. Another
+    /// message of the same id was not.
+    async fn was_asked(&self, msg_id: &str, message: &WireMessage) -> bool {
         let known = self.journal().knows(msg_id);
-        match known {
-            Known::Yes => true,
-            Known::No => false,
-            Known::AskTheIndex => match self.log.index_get(keys::request(msg_id)).await {
-                // With some stores the index may be ahead of the entries.
-                Ok(seq) => seq
-                    .and_then(|seq| keys::seq_of(&seq))
-                    .is_some_and(|seq| seq <= self.log.head()),
-                Err(error) => {
-                    warn!(%error, "whether a message was sent before cannot be found out; it is sent");
-                    false
-                }
-            },
+        if known == Known::No {
+            return false;
+        }
+        let before = match self.log.index_get(keys::request(msg_id)).await {
+            Ok(seq) => seq.and_then(|seq| keys::seq_of(&seq)),
+            Err(error) => {
+                warn!(%error, "whether a message was sent before cannot be found out; it is sent");
+                return false;
+            }
+        };
+        let Some(before) = before else { return false };
+        if known == Known::Yes {
+            self.log.stored(before).await;
+        } else if before > self.log.head() {
+            // With some stores the index may be ahead of the entries.
+            return false;
+        }
+        match message_at(&self.log, before).await {
+            Ok(Some((_, before))) => is_same_request(&before, message),
+            // What it was is not known any more, but that there was one is.
+            Ok(None) | Err(_) => true,
         }
     }
 
@@ -608,6 +634,13 @@ impl Recording {
         self.record(Channel::Iopub, "", messages, told.map(|(state, _)| state));
         for (_, message) in statuses {
             self.statuses.heard(message);
+        }
+        if let Some((_, message)) = told
+            && let Ok(header) = message.header_ref()
+            && let mut session = lock(&self.kernel_session)
+            && **session != *header.session
+        {
+            *session = (*header.session).into();
         }
         if let Some((ExecutionState::Idle, message)) = told
             && status.idle_for_the_first_time()
@@ -663,14 +696,14 @@ impl Recording {
             session: "",
             message: &message,
         };
-        let now = Utc::now();
-        let mut journal = self.journal();
-        self.log.append_indexed(now, [entry], |seq| {
-            if let Some(end) = event.ends_executions() {
-                journal.end_all(asked_before, (seq, now), &end);
-            }
-            journal.take_updates()
-        })
+        // Clients of the Jupyter protocol have the ends of their executions before they see the kernel dead or restarting.
+        self.end_with_kernel(event, asked_before);
+        self.log.append([entry])
+    }
+
+    /// The session that the kernel named last in a status; ours where it has named none.
+    fn kernel_session(&self) -> Arc<str> {
+        lock(&self.kernel_session).clone()
     }
 
     fn touch(&self) {
@@ -685,6 +718,23 @@ impl Recording {
             changed
         });
     }
+}
+
+/// The message with what its header lacks filled in.
+fn completed(message: WireMessage, session: &str) -> WireMessage {
+    let Some(header) = header::completed(message.header(), session) else {
+        return message;
+    };
+    let [_, parent, metadata, content] = message.parts().map(Bytes::clone);
+    WireMessage::from_parts(
+        [header.into(), parent, metadata, content],
+        message.buffers().iter().cloned(),
+    )
+}
+
+/// Whether both ask for the same.
+fn is_same_request(one: &WireMessage, other: &WireMessage) -> bool {
+    peek::msg_type(one) == peek::msg_type(other) && one.content() == other.content() && one.buffers() == other.buffers()
 }
 
 /// Whether this is code of a client's, which runs in the kernel that it was for or in none.
@@ -728,45 +778,72 @@ impl Drop for Unsent<'_> {
     }
 }
 
+/// A received message that was not admitted.
+enum Refused {
+    /// This one message.
+    Message(WireMessage),
+    /// What was received is no message; the socket goes on.
+    Garbage,
+    /// The socket is broken.
+    Broken,
+}
+
 /// Checks what arrives on one socket.
 struct Gate {
+    channel: Channel,
     signer: Signer,
     seen: DigestHistory,
+    refusals: LogLimiter,
 }
 
 impl Gate {
-    fn new(signer: Signer) -> Self {
+    fn new(channel: Channel, signer: Signer) -> Self {
         Self {
+            channel,
             signer,
             seen: DigestHistory::default(),
+            refusals: LogLimiter::new(),
         }
     }
 
-    fn check(&mut self, message: &WireMessage) -> Result<(), WireError> {
-        message.verify(&self.signer)?;
+    async fn check(&mut self, message: &WireMessage) -> Result<(), WireError> {
+        if self.signer.signs() && size(message) >= VERIFY_APART {
+            let (signer, message) = (self.signer.clone(), message.clone());
+            let verified = spawn_blocking(move || message.verify(&signer)).await;
+            // It fails where the process ends.
+            verified.unwrap_or(Err(WireError::BadSignature))?;
+        } else {
+            message.verify(&self.signer)?;
+        }
         if self.signer.signs() && !self.seen.insert(message.signature()) {
             return Err(WireError::Replayed);
         }
         Ok(())
     }
 
-    /// The message where it passes; what does not is told in the process's log. `None` too where the socket is broken.
-    fn admit(&mut self, channel: Channel, received: Result<WireMessage, SocketError>) -> Option<WireMessage> {
-        let checked = received.and_then(|message| {
-            self.check(&message)?;
-            Ok(message)
-        });
-        checked
-            .inspect_err(|error| {
-                if error.is_one_message() {
-                    warn!(%channel, %error, "a message from the kernel was refused");
-                } else {
-                    // As with every connection whose kernel ends.
-                    info!(%channel, %error, "nothing more comes from the kernel");
-                }
-            })
-            .ok()
+    /// Passes the message on where it is the kernel's; logs what is not.
+    async fn admit(&mut self, received: Result<WireMessage, SocketError>) -> Result<WireMessage, Refused> {
+        let (error, refused) = match received {
+            Ok(message) => match self.check(&message).await {
+                Ok(()) => return Ok(message),
+                Err(error) => (error, Refused::Message(message)),
+            },
+            Err(SocketError::Wire(error)) => (error, Refused::Garbage),
+            Err(error) => {
+                // As with every connection whose kernel ends.
+                info!(channel = %self.channel, %error, "nothing more comes from the kernel");
+                return Err(Refused::Broken);
+            }
+        };
+        if let Some(left_out) = self.refusals.due() {
+            warn!(channel = %self.channel, %error, left_out, "a message from the kernel was refused");
+        }
+        Err(refused)
     }
+}
+
+fn size(message: &WireMessage) -> usize {
+    message.parts_and_buffers().iter().map(Bytes::len).sum()
 }
 
 /// Drains iopub and never waits for a reader. Where the store falls far behind it waits for that.
@@ -779,7 +856,7 @@ async fn record_iopub(
 ) {
     let mut pauses = Pauses::new();
     let mut silent = false;
-    let mut gate = Gate::new(signer);
+    let mut gate = Gate::new(Channel::Iopub, signer);
     let mut status = StatusFollower::default();
     let mut batch: Vec<WireMessage> = Vec::new();
     let mut flood = Flood::new();
@@ -788,16 +865,24 @@ async fn record_iopub(
         let mut next = Some(iopub.recv().await);
         let mut broken = false;
         let mut drained = true;
-        let mut bytes = 0;
-        while let Some(received) = next {
-            broken = matches!(&received, Err(error) if !error.is_one_message());
-            if let Some(message) = gate.admit(Channel::Iopub, received)
-                && !recording.setup.hides(&message)
-            {
-                bytes += message.parts_and_buffers().iter().map(bytes::Bytes::len).sum::<usize>();
-                batch.push(message);
+        let (mut received, mut bytes) = (0, 0);
+        while let Some(message) = next {
+            received += 1;
+            match gate.admit(message).await {
+                Ok(message) => {
+                    bytes += size(&message);
+                    if !recording.setup.hides(&message) {
+                        batch.push(message);
+                    }
+                }
+                Err(Refused::Message(message)) => {
+                    bytes += size(&message);
+                    iopub.refused(&message);
+                }
+                Err(Refused::Garbage) => {}
+                Err(Refused::Broken) => broken = true,
             }
-            if broken || batch.len() >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+            if broken || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
                 drained = false;
                 break;
             }
@@ -824,6 +909,10 @@ async fn record_iopub(
             status = StatusFollower::default();
             reconnected.notify_one();
         }
+        if !drained {
+            // Other kernels and their clients have their turn, however much is at hand.
+            yield_now().await;
+        }
     }
 }
 
@@ -836,11 +925,22 @@ async fn record_replies(
     reconnected: Arc<Notify>,
 ) {
     let mut pauses = Pauses::new();
-    let mut gate = Gate::new(signer.clone());
+    let mut gate = Gate::new(channel, signer.clone());
     loop {
         recording.log.room().await;
-        let received = socket.recv().await;
-        if matches!(&received, Err(error) if !error.is_one_message()) {
+        let broken = match gate.admit(socket.recv().await).await {
+            Ok(message) => {
+                recording.record_reply(channel, message);
+                false
+            }
+            Err(Refused::Message(message)) => {
+                socket.refused(&message);
+                false
+            }
+            Err(Refused::Garbage) => false,
+            Err(Refused::Broken) => true,
+        };
+        if broken {
             // The kernel's side may not take two connections of one identity.
             drop(socket);
             socket = recording
@@ -848,11 +948,6 @@ async fn record_replies(
                 .await;
             // Replies may have been on the connection that is lost.
             reconnected.notify_one();
-            continue;
         }
-        let Some(message) = gate.admit(channel, received) else {
-            continue;
-        };
-        recording.record_reply(channel, message);
     }
 }

@@ -3,13 +3,18 @@ use bytes::Bytes;
 use fastwebsockets::OpCode;
 use jupyter_protocol::codec::{CodecError, legacy_binary, legacy_text, websocket_v1};
 use jupyter_protocol::content::Stream;
-use jupyter_protocol::{Channel, Header, Message, WireMessage};
+use jupyter_protocol::{Channel, Header, LogLimiter, Message, WireMessage};
 use kernel_provider::log::Entry;
 use kernel_provider::resume;
 use tracing::warn;
 
 /// The largest message that jupyter_server's gateway client takes; a larger one closes its socket.
 const TORNADO_MAX_BYTES: usize = 10 << 20;
+
+/// Limits the log lines about messages that kernels' outputs cause, of all clients together.
+static WITHOUT_BUFFERS: LogLimiter = LogLimiter::new();
+static TOO_LARGE: LogLimiter = LogLimiter::new();
+static UNWRITABLE: LogLimiter = LogLimiter::new();
 
 /// Who is at the other end, as far as the format depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,18 +88,25 @@ impl Format {
             }
             _ => legacy_text::encode(channel, message).map(|text| (OpCode::Text, text)),
         };
-        if self == Self::LegacyText && !message.buffers().is_empty() {
+        if self == Self::LegacyText
+            && !message.buffers().is_empty()
+            && let Some(left_out) = WITHOUT_BUFFERS.due()
+        {
             warn!(
+                left_out,
                 buffers = message.buffers().len(),
                 "a message is sent without its buffers: jupyter_server's gateway client cannot take binary frames"
             );
         }
         match encoded {
             Ok((_, data)) if self == Self::LegacyText && data.len() > TORNADO_MAX_BYTES => {
-                warn!(
-                    bytes = data.len(),
-                    "a message is larger than jupyter_server takes; a notice is sent in its place"
-                );
+                if let Some(left_out) = TOO_LARGE.due() {
+                    warn!(
+                        left_out,
+                        bytes = data.len(),
+                        "a message is larger than jupyter_server takes; a notice is sent in its place"
+                    );
+                }
                 let notice = notice(message, data.len());
                 legacy_text::encode(Channel::Iopub, &notice)
                     .ok()
@@ -102,7 +114,9 @@ impl Format {
             }
             Ok(encoded) => Some(encoded),
             Err(error) => {
-                warn!(%error, "a message cannot be written in this client's format");
+                if let Some(left_out) = UNWRITABLE.due() {
+                    warn!(%error, left_out, "a message cannot be written in this client's format");
+                }
                 None
             }
         }

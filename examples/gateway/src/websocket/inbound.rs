@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fastwebsockets::{OpCode, WebSocketError};
 use futures::FutureExt;
-use jupyter_protocol::{Channel, WireMessage};
+use jupyter_protocol::{Channel, LogLimiter, WireMessage};
 use kernel_provider::manager::Room;
 use kernel_provider::session::{Client, SendError};
 use tokio::io::AsyncRead;
@@ -65,6 +65,7 @@ async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<Waiting>, c
         sleep(LEAVE_AFTER).await;
     };
     let mut leaving = pin!(leaving.fuse());
+    let unsendable = LogLimiter::new();
     while let Some(Waiting {
         channel,
         message,
@@ -86,7 +87,11 @@ async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<Waiting>, c
         match sent {
             Ok(()) => {}
             Err(error @ (SendError::Dead | SendError::Restarted)) => debug!(%channel, %error, "a message is dropped"),
-            Err(error) => warn!(%channel, %error, "a message cannot be sent to the kernel"),
+            Err(error) => {
+                if let Some(left_out) = unsendable.due() {
+                    warn!(%channel, %error, left_out, "a message cannot be sent to the kernel");
+                }
+            }
         }
     }
 }
@@ -100,6 +105,7 @@ async fn read(
     to_kernel: mpsc::Sender<Waiting>,
 ) -> Result<&'static str, WebSocketError> {
     let mut messages = Messages::new(stream, client);
+    let ignored = LogLimiter::new();
     loop {
         let received = match messages.next().await {
             Ok(received) => received,
@@ -125,7 +131,11 @@ async fn read(
                         return Ok("nothing more is forwarded");
                     }
                 }
-                Err(error) => warn!(%error, "a message from the client is ignored"),
+                Err(error) => {
+                    if let Some(left_out) = ignored.due() {
+                        warn!(%error, left_out, "a message from the client is ignored");
+                    }
+                }
             },
             Received::Ping(payload) => {
                 if control.send(Control::Pong(payload)).await.is_err() {

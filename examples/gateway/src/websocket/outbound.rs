@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use fastwebsockets::{Frame, OpCode, Payload};
 use futures::FutureExt;
+use jupyter_protocol::LogLimiter;
 use kernel_provider::log::{Block, ReadError};
 use kernel_provider::resume::{CLOSE_REPLACED, Notice};
 use kernel_provider::session::Client;
@@ -175,7 +176,10 @@ async fn write_block(
 
 /// A client of the resume protocol is told of what is missing; others cannot be.
 fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, format: Format) {
-    warn!(%error, "the client misses a part of the log");
+    static GAPS: LogLimiter = LogLimiter::new();
+    if let Some(left_out) = GAPS.due() {
+        warn!(%error, left_out, "the client misses a part of the log");
+    }
     if format == Format::Resume
         && let ReadError::Gap { first, last } = *error
     {

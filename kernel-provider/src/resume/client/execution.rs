@@ -83,7 +83,7 @@ impl<'a> Execution<'a> {
         if !has_id(wire.parent_header()) {
             // What became of the kernel before it had the request is of no concern.
             let begun = !self.client.outbox.contains(&self.msg_id);
-            let end = (begun && entry.channel == Channel::Iopub).then(|| end_of_process(wire));
+            let end = (begun && entry.channel == Channel::Iopub).then(|| end_of_process(wire, &self.msg_id));
             return end.flatten().map_or(Ok(None), |reason| {
                 (self.replied, self.idle) = (true, true);
                 Err(ExecutionError::KernelEnded { reason })
@@ -105,7 +105,9 @@ impl<'a> Execution<'a> {
 }
 
 /// What is known of the end of the process that ran the code, where this message is the news of it.
-fn end_of_process(message: &WireMessage) -> Option<Option<String>> {
+///
+/// The synthetic reply that follows such news is for clients that do not know it.
+fn end_of_process(message: &WireMessage, msg_id: &str) -> Option<Option<String>> {
     if message.parent_header() != "{}" {
         return None;
     }
@@ -114,7 +116,13 @@ fn end_of_process(message: &WireMessage) -> Option<Option<String>> {
     let text = |key: &str| content.get(key).and_then(serde_json::Value::as_str);
     let ended = match &*msg_type {
         "status" => matches!(text("execution_state"), Some("restarting" | "dead")),
-        LIFECYCLE => text("event") == Some("restarting"),
+        LIFECYCLE => match text("event") {
+            Some("restarting") => true,
+            Some("died") => content["executions"]
+                .as_array()
+                .is_some_and(|died| died.iter().any(|died| died == msg_id)),
+            _ => false,
+        },
         _ => false,
     };
     ended.then(|| text("reason").or_else(|| text("event")).map(str::to_owned))

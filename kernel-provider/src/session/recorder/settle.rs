@@ -15,8 +15,10 @@ use tokio::time::timeout;
 
 use super::{OUR_SESSION, Recording, SendError};
 use crate::log::{NewEntry, Origin, Seq};
+use crate::session::execution_record::{ExecutionRecord, ExecutionStatus};
+use crate::session::journal::Journal;
 use crate::session::lifecycle::Lifecycle;
-use crate::session::{ExecutionRecord, lost};
+use crate::session::synthetic_reply::{self, Unheard};
 
 /// How long a kernel that has answered has for the status that comes with the answer. Not all name what it is about.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
@@ -157,16 +159,52 @@ impl Recording {
     /// protocol, gets one.
     pub(super) fn lose(&self, executions: &[Arc<str>], kernel_session: &str) {
         self.touch();
-        let now = Utc::now();
         let mut journal = self.journal();
         let lost = journal.unfinished_among(executions);
-        if lost.is_empty() {
+        let event = Lifecycle::Lost {
+            executions: msg_ids(&lost),
+        };
+        self.end_unheard(&mut journal, &lost, &event, Unheard::OutputLost, kernel_session);
+    }
+
+    /// The kernel has ended or was restarted, as `event` says: what it was asked before this entry has ended with it.
+    pub(super) fn end_with_kernel(&self, event: &Lifecycle, asked_before: Seq) {
+        let Some(death) = event.death() else { return };
+        let kernel_session = self.kernel_session();
+        let mut journal = self.journal();
+        let died = journal.unfinished_before(asked_before);
+        let event = Lifecycle::Died {
+            executions: msg_ids(&died),
+            reason: death.reason.clone(),
+        };
+        let unheard = Unheard::KernelEnded {
+            ename: death.ename,
+            reason: &death.reason,
+        };
+        self.end_unheard(&mut journal, &died, &event, unheard, &kernel_session);
+    }
+
+    /// Ends executions in the kernel's place: appends the event, and for each of them what its client is sent.
+    fn end_unheard(
+        &self,
+        journal: &mut Journal,
+        executions: &[ExecutionRecord],
+        event: &Lifecycle,
+        unheard: Unheard<'_>,
+        kernel_session: &str,
+    ) {
+        if executions.is_empty() {
             return;
         }
-        let event = Lifecycle::Lost {
-            executions: lost.iter().map(|record| record.msg_id().to_owned()).collect(),
+        let now = Utc::now();
+        let outcome = match unheard {
+            Unheard::OutputLost => (ExecutionStatus::Lost, None),
+            Unheard::KernelEnded { reason, .. } => (ExecutionStatus::Died, Some(reason)),
         };
-        let told: Vec<_> = lost.iter().map(|record| lost::told(record, kernel_session)).collect();
+        let replies = executions
+            .iter()
+            .map(|record| synthetic_reply::messages(record, unheard, kernel_session));
+        let replies: Vec<_> = replies.collect();
         let event = event.message(OUR_SESSION);
         let entry = |channel, session, message| NewEntry {
             origin: Origin::Lifecycle,
@@ -175,8 +213,8 @@ impl Recording {
             message,
         };
         let mut entries = vec![entry(Channel::Iopub, "", &event)];
-        for (record, told) in lost.iter().zip(&told) {
-            for (channel, message) in told {
+        for (record, messages) in executions.iter().zip(&replies) {
+            for (channel, message) in messages {
                 let session = if *channel == Channel::Shell {
                     &*record.session
                 } else {
@@ -187,10 +225,14 @@ impl Recording {
         }
         self.log.append_indexed(now, entries, |event| {
             let mut seq = event.next();
-            for (record, told) in lost.iter().zip(&told) {
-                seq = journal.lost(record.msg_id(), (seq, now), told);
+            for (record, messages) in executions.iter().zip(&replies) {
+                seq = journal.ended_unheard(record.msg_id(), (seq, now), messages, outcome);
             }
             journal.take_updates()
         });
     }
+}
+
+fn msg_ids(executions: &[ExecutionRecord]) -> Vec<String> {
+    executions.iter().map(|record| record.msg_id().to_owned()).collect()
 }

@@ -223,11 +223,18 @@ impl Open {
             Ok(bytes) => {
                 tracing::error!(folder = %folder.display(), bytes, "a journal of the logs was damaged: what was damaged was cut out, and readers are told that entries are missing");
             }
+            Err(error @ journal::JournalError::UnknownFormat { .. }) => {
+                return Err(StoreError::failed(
+                    format!("open the logs in {}", folder.display()),
+                    error,
+                ));
+            }
             // What is wrong with the folder fjall tells as well.
             Err(error) => {
                 tracing::warn!(folder = %folder.display(), %error, "the journals of the logs cannot be looked after")
             }
         }
+        put_foreign_aside(folder)?;
         let database = match open_database(folder) {
             // Which keyspace cannot be opened, fjall does not say.
             Err(fjall::Error::Storage(_)) => {
@@ -416,6 +423,27 @@ fn names(id: KernelId) -> [String; 2] {
 
 fn damaged(folder: &Path) -> PathBuf {
     folder.join("damaged")
+}
+
+/// Moves folders that are no keyspaces, such as `lost+found`, out of the database's way: fjall would panic.
+fn put_foreign_aside(folder: &Path) -> Result<(), StoreError> {
+    let Ok(keyspaces) = fs::read_dir(folder.join("keyspaces")) else {
+        return Ok(());
+    };
+    for keyspace in keyspaces.flatten() {
+        let name = keyspace.file_name();
+        let is_keyspace = name.to_str().is_some_and(|name| name.parse::<u64>().is_ok());
+        if is_keyspace || !keyspace.path().is_dir() {
+            continue;
+        }
+        let path = keyspace.path();
+        let aside = damaged(folder).join(&name);
+        fs::create_dir_all(damaged(folder))
+            .and_then(|()| fs::rename(&path, &aside))
+            .map_err(|error| StoreError::failed(format!("move {}, which is no log, aside", path.display()), error))?;
+        tracing::warn!(path = %path.display(), aside = %aside.display(), "a folder that is no log is put aside");
+    }
+    Ok(())
 }
 
 /// Moves the files of keyspaces that cannot be opened out of the database's way.

@@ -25,14 +25,35 @@ const END: u8 = 3;
 const CLEAR: u8 = 4;
 const ITEM_HEAD: usize = 21;
 
+/// Why the journals are left as they are.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum JournalError {
+    /// Written by another version of fjall.
+    #[error(
+        "{path} has format {found} of fjall, and only format {} is known here: start the version that wrote it", MAGIC[3]
+    )]
+    UnknownFormat { path: String, found: u8 },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// Cuts out of the folder's journals what is damaged. Returns how many bytes that were, in all.
-pub(super) fn mend(folder: &Path) -> io::Result<u64> {
+///
+/// # Errors
+/// [`JournalError::UnknownFormat`] where the folder is of another version of fjall; nothing is changed then.
+pub(super) fn mend(folder: &Path) -> Result<u64, JournalError> {
+    let marker = folder.join("version");
+    match fs::read(&marker) {
+        Ok(bytes) => check_format(&marker, bytes.first_chunk())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
     let mut damaged = 0;
     let files = match fs::read_dir(folder) {
         Ok(files) => files,
         // fjall will make it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     for file in files {
         let path = file?.path();
@@ -43,7 +64,18 @@ pub(super) fn mend(folder: &Path) -> io::Result<u64> {
     Ok(damaged)
 }
 
-fn mend_one(path: &Path) -> io::Result<u64> {
+fn check_format(path: &Path, magic: Option<&[u8; 4]>) -> Result<(), JournalError> {
+    match magic {
+        Some(&[b'F', b'J', b'L', found]) if found != MAGIC[3] => Err(JournalError::UnknownFormat {
+            path: path.display().to_string(),
+            found,
+        }),
+        // fjall says what is wrong with anything else.
+        _ => Ok(()),
+    }
+}
+
+fn mend_one(path: &Path) -> Result<u64, JournalError> {
     let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
     let sound = skip_batches(&mut reader)?;
     reader.seek(SeekFrom::Start(sound))?;
@@ -65,6 +97,13 @@ fn mend_one(path: &Path) -> io::Result<u64> {
         position = next + length;
     }
     if kept.is_empty() {
+        if sound == 0 {
+            // No batch of the known format in the whole file: it may be of another one, whose batches end alike.
+            let ends = memchr::memmem::find_iter(&rest, &MAGIC[..3]);
+            for end in ends {
+                check_format(path, rest[end..].first_chunk())?;
+            }
+        }
         // Nothing whole follows: it was being written as the machine went down.
         File::options().write(true).open(path)?.set_len(sound)?;
         return Ok(0);
@@ -76,7 +115,7 @@ fn mend_one(path: &Path) -> io::Result<u64> {
     for range in kept {
         writer.write_all(&rest[range])?;
     }
-    writer.into_inner()?.sync_all()?;
+    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&mended, path)?;
     Ok(damaged as u64)
 }
@@ -242,6 +281,29 @@ mod tests {
             let (damaged, left) = mended(&torn);
             assert!(damaged == 0 && left == first, "torn after {end}, and zeros");
         }
+    }
+
+    #[test]
+    fn what_another_version_wrote_is_refused_and_left() {
+        let known = batch(b"sound");
+        let mut newer = known.clone();
+        let end = newer.len();
+        newer[end - 1] = 4;
+        // Its items are written in another way.
+        newer[0] = 9;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.jnl");
+        fs::write(&path, [&newer[..], &newer, &[0; 100]].concat()).unwrap();
+        let before = fs::read(&path).unwrap();
+        let refused = mend(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("0.jnl") && refused.contains("format 4"), "{refused}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+
+        fs::write(&path, &known[..known.len() - 1]).unwrap();
+        fs::write(folder.path().join("version"), b"FJL\x04").unwrap();
+        let refused = mend(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("version") && refused.contains("format 4"), "{refused}");
+        assert_eq!(fs::read(&path).unwrap().len(), known.len() - 1);
     }
 
     #[test]

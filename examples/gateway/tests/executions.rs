@@ -1,0 +1,61 @@
+//! `GET /api/kernels/{id}/executions/{msg_id}`, of outputs that few kernels have.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use async_trait::async_trait;
+use common::Served;
+use jupyter_protocol::content::{DisplayData, ExecuteReply, ExecuteRequest, KernelInfoReply, MimeBundle, ReplyError};
+use jupyter_protocol::kernel::{Context, Kernel};
+use kernel_provider::fake::FakeSpec;
+use serde_json::{Value, json};
+use tokio::task::yield_now;
+
+/// Displays JSON that is nested as deep as its code says.
+struct Nests;
+
+#[async_trait]
+impl Kernel for Nests {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        let depth: usize = request.code.parse().unwrap();
+        let nested = (0..depth).fold(json!(1), |inner, _| json!([inner]));
+        let bundle = MimeBundle::new().with("application/json", nested);
+        context.display(DisplayData::new(bundle)).await;
+        Ok(ExecuteReply::default())
+    }
+}
+
+#[tokio::test]
+async fn an_output_nested_deeper_than_a_parser_goes_is_sent_as_it_is() {
+    let served = Served::start().await;
+    served.provider.install("nests", FakeSpec::kernel(|| Nests), json!({}));
+    let kernel = served.start_kernel(json!({"name": "nests"})).await;
+    let executions = format!("/api/kernels/{}/executions", kernel["id"].as_str().unwrap());
+    for depth in [10, 120, 128, 500] {
+        let started = served
+            .send("POST", &executions, json!({"code": depth.to_string()}))
+            .await;
+        assert_eq!(started.status, 202, "{started:?}");
+        let path = started.json()["url"].as_str().unwrap().to_owned();
+        let body = loop {
+            let answer = served.ask("GET", &path).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let body = String::from_utf8(answer.body.to_vec()).unwrap();
+            if body.contains("\"status\":\"ok\"") && body.contains("display_data") {
+                break body;
+            }
+            yield_now().await;
+        };
+        let nested = format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(body.contains(&nested), "{depth}");
+        if depth < 100 {
+            let body: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(body["outputs"][0]["output_type"], "display_data");
+            assert_eq!(body["execution_count"], 1);
+        }
+    }
+}

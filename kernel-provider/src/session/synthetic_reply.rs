@@ -1,0 +1,76 @@
+//! What clients that know only the Jupyter protocol are sent for an execution whose end the kernel did not tell, since it
+//! ended first or the connection was lost: without a reply they would wait for ever.
+
+use jupyter_protocol::content::Content;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Channel, WireMessage};
+use serde_json::{Value, json};
+
+use super::execution_record::ExecutionRecord;
+
+/// How much is missing is not known.
+const MISSING: &str = "The connection to the kernel was lost while this ran: some of its output may be missing.";
+const UNKNOWN: &str = "It ended meanwhile; whether it succeeded is not known.";
+
+/// Why the kernel did not tell the execution's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unheard<'a> {
+    /// The connection was lost meanwhile.
+    OutputLost,
+    /// The kernel ended or was restarted first.
+    KernelEnded {
+        /// The name of the error.
+        ename: &'a str,
+        /// What ended it.
+        reason: &'a str,
+    },
+}
+
+/// The messages in the order in which they are sent: an output that says what happened; then, as far as the kernel's own
+/// were not heard, a reply and an idle status. `session` is the kernel's: JupyterLab drops what waits to be handled when
+/// a message of another session arrives.
+pub(super) fn messages(
+    execution: &ExecutionRecord,
+    unheard: Unheard<'_>,
+    session: &str,
+) -> Vec<(Channel, WireMessage)> {
+    let message = |channel, msg_type: &str, content: Value| {
+        let content = Content::parse(msg_type, content.to_string().as_bytes());
+        let message = Message::new(content, session).with_parent(execution.header.clone());
+        (channel, message.to_wire())
+    };
+    let is_open = execution.reply.is_none();
+    let mut messages = Vec::new();
+    let (ename, evalue) = match unheard {
+        Unheard::OutputLost => {
+            let unknown = if is_open { format!(" {UNKNOWN}") } else { String::new() };
+            let text = format!("{MISSING}{unknown}\n");
+            messages.push(message(
+                Channel::Iopub,
+                "stream",
+                json!({"name": "stderr", "text": text}),
+            ));
+            ("OutputLost", format!("{MISSING} {UNKNOWN}"))
+        }
+        Unheard::KernelEnded { ename, reason } => (ename, reason.to_owned()),
+    };
+    let traceback = match unheard {
+        Unheard::OutputLost => Vec::new(),
+        Unheard::KernelEnded { .. } => vec![format!("{ename}: {evalue}")],
+    };
+    let mut error = json!({"ename": ename, "evalue": evalue, "traceback": traceback});
+    if is_open {
+        // As a kernel does for code that raises. What had not begun shows nothing.
+        if !traceback.is_empty() && execution.started.is_some() {
+            messages.push(message(Channel::Iopub, "error", error.clone()));
+        }
+        // A failure, so that a client that runs cells one after the other does not go on.
+        error["status"] = "error".into();
+        error["execution_count"] = execution.execution_count.into();
+        messages.push(message(Channel::Shell, "execute_reply", error));
+    }
+    if execution.idle.is_none() {
+        messages.push(message(Channel::Iopub, "status", json!({"execution_state": "idle"})));
+    }
+    messages
+}
