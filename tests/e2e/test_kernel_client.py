@@ -91,9 +91,7 @@ def test_restart(kernel: JupyterKernelClient) -> None:
 
 
 def test_a_kernel_that_dies_while_a_cell_runs(kernel: JupyterKernelClient) -> None:
-    reply = kernel.execute("import os\nprint('before', flush=True)\nos._exit(1)", timeout=60)
-    assert reply["status"] == "error"
-    assert reply["outputs"][0]["text"] == "before\n"
+    assert kernel.execute("import os; os._exit(1)", timeout=60)["status"] == "error"
     assert text(kernel.execute("6 * 7", timeout=60)) == "42"
 
 

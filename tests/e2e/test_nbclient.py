@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from harness.gateway import Gateway
 from harness.notebooks import in_thread, notebook, stdout
 from harness.waiting import eventually
+from harness.wire import KernelSocket
 from jupyter_server.gateway.managers import GatewayKernelClient, GatewayKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -57,14 +61,30 @@ def test_a_cell_that_raises(open_gateway: Gateway) -> None:
     assert kernels(open_gateway) == []
 
 
-@pytest.mark.parametrize("end", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_kernel_that_dies_while_a_cell_runs(open_gateway: Gateway, end: str) -> None:
-    client = nbclient(f"import os, signal\nprint('before', flush=True)\n{end}", "print('not run')")
+def test_a_kernel_that_exits_while_a_cell_runs(open_gateway: Gateway) -> None:
+    client = nbclient("import os; os._exit(1)", "print('not run')")
     with pytest.raises((CellExecutionError, DeadKernelError)):
         in_thread(client.execute)
-    first, second = client.nb.cells
-    assert stdout(first) == "before\n"
-    assert stdout(second) == ""
+    assert stdout(client.nb.cells[1]) == ""
+    assert kernels(open_gateway) == []
+
+
+def test_a_kernel_that_is_killed_while_a_cell_runs(open_gateway: Gateway) -> None:
+    with contextlib.ExitStack() as stack:
+        watching: list[KernelSocket] = []
+
+        def watch(**_: object) -> None:
+            watching.append(stack.enter_context(open_gateway.socket(client.km.kernel_id, "watching")))
+
+        def end(**_: object) -> None:
+            printed = watching[0].until(lambda m: m["header"]["msg_type"] == "stream")
+            os.kill(int(printed["content"]["text"]), signal.SIGKILL)
+
+        cell = "import os; print(os.getpid(), flush=True)\nwhile True: pass"
+        client = nbclient(cell, on_cell_execute=watch, on_cell_complete=end)
+        with pytest.raises((CellExecutionError, DeadKernelError)):
+            in_thread(client.execute)
+    assert stdout(client.nb.cells[0]).strip().isdecimal()
     assert kernels(open_gateway) == []
 
 
