@@ -1,5 +1,9 @@
 import { ServerConnection } from '@jupyterlab/services';
 
+// A disposed manager leaves its poll's timer behind, of up to a minute: no timer keeps the process alive.
+const { setTimeout } = globalThis;
+globalThis.setTimeout = (...args) => setTimeout(...args).unref();
+
 /**
  * Settings of a client of `gateway`, which may connect through a proxy.
  * @param {import('../../../clients/js/test/real-gateway.js').RealGateway} gateway
