@@ -87,6 +87,24 @@ def gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
     gateway.close()
 
 
+@pytest.fixture(scope="module")
+def open_gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
+    """The same without a token: jupyter_server's kernel client sends none on its WebSocket."""
+    gateway = Gateway(make_home("gw-open"), token=None)
+    gateway.start()
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture(scope="module")
+def gateway_client(open_gateway: Gateway, make_home: Callable[[str], Path]) -> Iterator[None]:
+    """jupyter_server's gateway client in this process, of `open_gateway`."""
+    from harness.notebooks import gateway_client_of
+
+    with gateway_client_of(open_gateway, make_home("gateway-client")):
+        yield
+
+
 @pytest.fixture
 def make_proxy() -> Iterator[Callable[[int], Proxy]]:
     """Proxies to a port of this machine."""

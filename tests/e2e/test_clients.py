@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import pytest
 from harness.gateway import Gateway, clean_env
 from harness.lab import Lab
@@ -16,28 +15,6 @@ from playwright.sync_api import Page
 
 # jupyter_server's gateway client is one object a process and is set up by the environment, so
 # what uses it runs in a process of its own.
-NBCLIENT = """
-import nbformat, sys
-from nbclient import NotebookClient
-from jupyter_server.gateway.managers import GatewayKernelManager
-
-notebook = nbformat.read(sys.argv[1], 4)
-client = NotebookClient(notebook, kernel_manager_class=GatewayKernelManager, timeout=60, iopub_timeout=60)
-client.execute()
-nbformat.write(notebook, sys.argv[2])
-"""
-
-PAPERMILL = """
-import sys
-import papermill
-from jupyter_server.gateway.managers import GatewayKernelManager
-
-papermill.execute_notebook(
-    sys.argv[1], sys.argv[2], parameters={"who": "Ada"}, progress_bar=False,
-    kernel_manager_class="jupyter_server.gateway.managers.GatewayKernelManager",
-)
-"""
-
 MANAGER = """
 import asyncio, json, sys
 from jupyter_server.gateway.managers import GatewayKernelManager, GatewayKernelSpecManager
@@ -87,15 +64,6 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(scope="module")
-def open_gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
-    """Without a token: jupyter_server's kernel client sends none on its WebSocket."""
-    gateway = Gateway(make_home("gw-open"), token=None)
-    gateway.start()
-    yield gateway
-    gateway.close()
-
-
 def run_python(gateway: Gateway, home: Path, code: str, *args: str) -> str:
     env = clean_env(home, JUPYTER_GATEWAY_URL=gateway.url.rstrip("/"))
     env.pop("JUPYTER_PATH")
@@ -112,74 +80,8 @@ def run_python(gateway: Gateway, home: Path, code: str, *args: str) -> str:
     return ended.stdout
 
 
-def notebook(path: Path, *cells: str, kernel: str = "python3", language: str = "python") -> Path:
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    book.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": language}
-    nbformat.write(book, str(path))
-    return path
-
-
-def outputs(path: Path) -> list[list[dict]]:
-    return [list(cell.get("outputs", [])) for cell in nbformat.read(str(path), 4).cells]
-
-
-def test_nbclient(open_gateway: Gateway, tmp_path: Path) -> None:
-    source = notebook(
-        tmp_path / "in.ipynb",
-        "x = 6\nprint('set')",
-        "from IPython.display import HTML, display\ndisplay(HTML('<b>rich</b>'))\nx * 7",
-        "for i in range(2000): print(i, flush=True)",
-    )
-    run_python(open_gateway, tmp_path / "home", NBCLIENT, str(source), str(tmp_path / "out.ipynb"))
-    first, second, third = outputs(tmp_path / "out.ipynb")
-    assert first[0]["text"] == "set\n"
-    assert second[0]["data"]["text/html"] == "<b>rich</b>"
-    assert second[1]["data"]["text/plain"] == "42"
-    assert "".join(o["text"] for o in third).split() == [str(i) for i in range(2000)]
-    assert open_gateway.rest("GET", "api/kernels").json() == []
-
-
-def test_nbclient_sees_an_error(open_gateway: Gateway, tmp_path: Path) -> None:
-    source = notebook(tmp_path / "in.ipynb", "1/0")
-    with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        run_python(open_gateway, tmp_path / "home", NBCLIENT, str(source), str(tmp_path / "o"))
-    assert open_gateway.rest("GET", "api/kernels").json() == []
-
-
-def test_papermill(open_gateway: Gateway, tmp_path: Path) -> None:
-    source = notebook(tmp_path / "in.ipynb", "who = 'nobody'", "print('Hello', who)")
-    book = nbformat.read(str(source), 4)
-    book.cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(book, str(source))
-    out = tmp_path / "out.ipynb"
-    run_python(open_gateway, tmp_path / "home", PAPERMILL, str(source), str(out))
-    assert outputs(out)[-1][0]["text"] == "Hello Ada\n"
-    assert nbformat.read(str(out), 4).metadata.papermill.exception is None
-
-
 def test_jupyter_servers_gateway_client(open_gateway: Gateway, tmp_path: Path) -> None:
     assert "done" in run_python(open_gateway, tmp_path / "home", MANAGER)
-
-
-# Not "V1": the client formats a log line by a key that its own v1 messages do not have, and drops each of them.
-@pytest.mark.parametrize("subprotocol", ["DEFAULT"])
-def test_jupyter_kernel_client(gateway: Gateway, subprotocol: str) -> None:
-    from jupyter_kernel_client import JupyterKernelClient
-    from jupyter_kernel_client.wsclient import JupyterSubprotocol
-
-    with JupyterKernelClient(
-        server_url=gateway.url.rstrip("/"),
-        token=gateway.token,
-        client_kwargs={"subprotocol": JupyterSubprotocol[subprotocol]},
-    ) as kernel:
-        reply = kernel.execute("x = 6\nprint('set')\nx * 7")
-        assert reply["status"] == "ok" and reply["execution_count"] == 1
-        assert reply["outputs"][0]["text"] == "set\n"
-        assert reply["outputs"][1]["data"]["text/plain"] == "42"
-        assert kernel.execute("1/0")["status"] == "error"
-        kernel.interrupt()
-        kernel.restart()
-        assert kernel.execute("'x' in globals()")["outputs"][0]["data"]["text/plain"] == "False"
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-from unittest.mock import patch
 
 import jupyter_kernel_test
 import pytest
 from conftest import lacking
+from harness import kernel_suite
 from harness.echo import BINARY, install
-from jupyter_kernel_test.msgspec_v5 import validate_message
+
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -27,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.undo()
 
 
-class EchoKernelTests(jupyter_kernel_test.KernelTests):
+class EchoKernelTests(kernel_suite.PatientKernelTests):
     kernel_name = "echo"
     language_name = "echo"
     file_extension = ".txt"
@@ -51,25 +50,6 @@ class EchoKernelTests(jupyter_kernel_test.KernelTests):
     code_history_pattern = "%result s*"
     supported_history_operations = ("tail", "range", "search")
     code_display_data = [{"code": "%display text", "mime": "text/markdown"}]
-
-    # The suite gives a kernel a tenth of a second between two messages, and takes as long a silence for the end of
-    # what was asked before: on a busy machine neither holds.
-
-    def execute_helper(self, *args: Any, **options: Any) -> Any:
-        iopub = self.kc.iopub_channel
-        get_msg = iopub.get_msg
-        with patch.object(iopub, "get_msg", lambda timeout: get_msg(timeout=60)):
-            return super().execute_helper(*args, **options)
-
-    def flush_channels(self) -> None:
-        asked = self.kc.kernel_info()
-        for channel, last in ((self.kc.shell_channel, "kernel_info_reply"), (self.kc.iopub_channel, "idle")):
-            while True:
-                message = channel.get_msg(timeout=60)
-                validate_message(message)
-                said = message["content"].get("execution_state", message["msg_type"])
-                if message["parent_header"].get("msg_id") == asked and said == last:
-                    break
 
 
 class EchoWelcomeTests(jupyter_kernel_test.IopubWelcomeTests):

@@ -1,82 +1,14 @@
-// The client against the real gateway and a real kernel, through a proxy that cuts. KERNELMUX_GATEWAY is the gateway's
-// binary; the kernelspec python3 must be found by it.
+// The client against the real gateway and a real kernel, through a proxy that cuts.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { KernelConnection } from 'kernelmux-client';
 import { WebSocket as Ws } from 'ws';
 import { CuttingProxy } from './cutting-proxy.js';
 import { collect, event, seeded, streamText } from './helpers.js';
+import { RealGateway, skip } from './real-gateway.js';
 
-const binary = process.env.KERNELMUX_GATEWAY;
-const skip = binary ? false : 'KERNELMUX_GATEWAY is not set';
-if (skip && process.env.CI) throw new Error(skip);
-
-const token = 'js-token';
-const headers = { Authorization: `token ${token}` };
-/** @type {string} */
-let home;
-/** @type {Gateway} */
-let gateway;
-
-class Gateway {
-  port = 0;
-  /** @type {import('node:child_process').ChildProcess | undefined} */
-  #child;
-
-  /** Starts it; again after it was ended: on the same port. */
-  async start() {
-    if (this.#runs) return this;
-    const args = ['--ip', '127.0.0.1', '--port', `${this.port}`, '--data-dir', join(home, 'data')];
-    const child = spawn(/** @type {string} */ (binary), args, {
-      env: { ...process.env, HOME: home, TMPDIR: home, KERNELMUX_TOKEN: token },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
-    this.#child = child;
-    this.port = await new Promise((resolve, reject) => {
-      let output = '';
-      const read = (/** @type {Buffer} */ chunk) => {
-        output += chunk;
-        const port = /http:\/\/127\.0\.0\.1:(\d+)/.exec(output)?.[1];
-        if (port) resolve(Number(port));
-      };
-      child.stdout.on('data', read);
-      child.stderr.on('data', read);
-      child.on('error', reject);
-      child.on('exit', () => reject(new Error(`the gateway ended: ${output}`)));
-    });
-    return this;
-  }
-
-  get #runs() {
-    return this.#child?.exitCode === null && this.#child.signalCode === null;
-  }
-
-  get url() {
-    return `http://127.0.0.1:${this.port}`;
-  }
-
-  /** @param {NodeJS.Signals} signal */
-  async end(signal) {
-    const child = this.#child;
-    if (!child || !this.#runs) return;
-    const ended = new Promise((resolve) => child.once('exit', resolve));
-    child.kill(signal);
-    await ended;
-  }
-
-  /** @param {string} method @param {string} path @param {unknown} [body] */
-  async rest(method, path, body) {
-    const response = await fetch(new URL(path, this.url), { method, headers, body: body ? JSON.stringify(body) : null });
-    const text = await response.text();
-    assert.ok(response.ok, `${method} ${path}: ${response.status} ${text}`);
-    return text ? JSON.parse(text) : undefined;
-  }
-}
+const gateway = new RealGateway();
 
 /**
  * @param {(made: {id: string, proxy: CuttingProxy, client: (options?: any) => KernelConnection}) => Promise<void>} body
@@ -91,7 +23,7 @@ async function withKernel(body) {
       id,
       proxy,
       client: (options = {}) => {
-        const basics = { url: proxy.url, kernelId: id, token, WebSocket: Ws, pauseMs: 5, maxPauseMs: 200 };
+        const basics = { url: proxy.url, kernelId: id, token: gateway.token, WebSocket: Ws, pauseMs: 5, maxPauseMs: 200 };
         clients.push(new KernelConnection({ ...basics, ...options }));
         return /** @type {KernelConnection} */ (clients.at(-1));
       },
@@ -110,18 +42,11 @@ const options = { skip, timeout: 120_000 };
 const isIdle = ({ header, content }) => header.msg_type === 'status' && content.execution_state === 'idle';
 
 before(async () => {
-  if (skip) return;
-  home = await mkdtemp(join(tmpdir(), 'kernelmux-js-'));
-  gateway = await new Gateway().start();
+  if (!skip) await gateway.start();
 });
 
 after(async () => {
-  if (skip) return;
-  // A test that failed may have left none.
-  await gateway.start().catch(() => {});
-  for (const { id } of await gateway.rest('GET', '/api/kernels')) await gateway.rest('DELETE', `/api/kernels/${id}`);
-  await gateway.end('SIGINT');
-  await rm(home, { recursive: true, force: true });
+  if (!skip) await gateway.remove();
 });
 
 test('code runs, is watched by another client, and ends with the kernel', options, () =>

@@ -188,7 +188,8 @@ class KernelSocket:
         while True:
             self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
-                kind, data = self.socket.recv_data()
+                # Each frame, since the gateway's Pings put the timeout off.
+                kind, data = self.socket.recv_data(control_frame=True)
             except websocket.WebSocketTimeoutException:
                 raise TimeoutError(f"no message within {timeout:g} s") from None
             if kind == websocket.ABNF.OPCODE_CLOSE:

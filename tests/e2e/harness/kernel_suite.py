@@ -1,0 +1,30 @@
+"""The public suite for kernels, made to wait for messages rather than for a time."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import jupyter_kernel_test
+from jupyter_kernel_test.msgspec_v5 import validate_message
+
+
+class PatientKernelTests(jupyter_kernel_test.KernelTests):
+    """The suite gives a kernel a tenth of a second between two messages, and takes as long a silence for the end of what
+    was asked before: on a busy machine neither holds."""
+
+    def execute_helper(self, *args: Any, **options: Any) -> Any:
+        iopub = self.kc.iopub_channel
+        get_msg = iopub.get_msg
+        with patch.object(iopub, "get_msg", lambda timeout: get_msg(timeout=60)):
+            return super().execute_helper(*args, **options)
+
+    def flush_channels(self) -> None:
+        asked = self.kc.kernel_info()
+        for channel, last in ((self.kc.shell_channel, "kernel_info_reply"), (self.kc.iopub_channel, "idle")):
+            while True:
+                message = channel.get_msg(timeout=60)
+                validate_message(message)
+                said = message["content"].get("execution_state", message["msg_type"])
+                if message["parent_header"].get("msg_id") == asked and said == last:
+                    break
