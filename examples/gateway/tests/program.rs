@@ -146,3 +146,42 @@ fn without_a_token_none_is_printed() {
     assert!(running.lines[0].ends_with('/'), "{:?}", running.lines);
     assert!(!running.lines[1].contains("TOKEN"), "{:?}", running.lines);
 }
+
+/// `/proc/PID` of a process that is not dumpable belongs to root, so that others of its user cannot read its memory and
+/// environment.
+#[cfg(target_os = "linux")]
+#[test]
+fn kernels_of_the_same_user_cannot_read_the_token() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    use std::os::unix::process::CommandExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    // Where kernels can read it at all.
+    let program = dir.path().join("kernelmux-gateway");
+    std::fs::copy(env!("CARGO_BIN_EXE_kernelmux-gateway"), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.env_clear().env("HOME", dir.path()).env("KERNELMUX_TOKEN", "s3cret");
+    command
+        .args(["--port", "0", "--data-dir"])
+        .arg(dir.path().join("data"))
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut user = rustix::process::getuid().as_raw();
+    if user == 0 {
+        user = 65_534;
+        chown(dir.path(), Some(user), None).unwrap();
+        command.uid(user);
+    }
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let process = format!("/proc/{}", child.id());
+    let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+    let owner = std::fs::metadata(format!("{process}/environ")).unwrap().uid();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(line.starts_with("kernelmux-gateway is at"), "{line:?}");
+    assert!(status.contains(&format!("Uid:\t{user}\t")), "{status}");
+    assert_eq!(owner, 0);
+}
