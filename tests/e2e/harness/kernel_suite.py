@@ -10,8 +10,8 @@ from jupyter_kernel_test.msgspec_v5 import validate_message
 
 
 class PatientKernelTests(jupyter_kernel_test.KernelTests):
-    """The suite gives a kernel a tenth of a second between two messages, and takes as long a silence for the end of what
-    was asked before: on a busy machine neither holds."""
+    """The suite gives a kernel a tenth of a second between two messages, and takes as long a silence for the end of
+    what was asked before: on a busy machine neither holds."""
 
     def execute_helper(self, *args: Any, **options: Any) -> Any:
         iopub = self.kc.iopub_channel

@@ -85,7 +85,8 @@ get_comm_manager().register_target("echo", opened)`;
   await comm.send({ n: 1 }, {}, [new Uint8Array([1, 2, 255])]).done;
   const { content, buffers } = await echoed;
   assert.deepEqual(content.data, { n: 1 });
-  assert.deepEqual(buffers.map(({ buffer, byteOffset, byteLength }) => [...new Uint8Array(buffer, byteOffset, byteLength)]), [[255, 2, 1]]);
+  const [{ buffer, byteOffset, byteLength }] = buffers;
+  assert.deepEqual([...new Uint8Array(buffer, byteOffset, byteLength)], [255, 2, 1]);
   await comm.close().done;
 
   const opened = new Promise((resolve) => kernel.registerCommTarget('here', (_, message) => resolve(message)));
@@ -150,6 +151,7 @@ for i in range(5000): print(i, flush=True)`;
 
 test('the kernel name python', options, async () => {
   const other = await kernels.startNew({ name: 'python' });
+  assert.equal(other.name, 'python3');
   assert.equal((await run(other, '6 * 7')).text, '42');
   await other.shutdown();
 });

@@ -28,7 +28,8 @@ after(async () => {
 });
 
 test('a session is made, changed and deleted', options, async () => {
-  const session = await sessions.startNew({ path: 'a.ipynb', name: 'a', type: 'notebook', kernel: { name: 'python3' } });
+  const kernel = { name: 'python3' };
+  const session = await sessions.startNew({ path: 'a.ipynb', name: 'a', type: 'notebook', kernel });
   assert.equal((await run(session.kernel, '6 * 7')).text, '42');
   await sessions.refreshRunning();
   assert.deepEqual([...sessions.running()].map(({ id }) => id), [session.id]);
@@ -63,6 +64,7 @@ test('a session of a kernel that runs', options, async () => {
 test('a session of a kernel that there is not starts one', options, async () => {
   const id = 'b2a4d5c6-0000-4000-8000-000000000000';
   const session = await sessions.startNew({ path: 'd.ipynb', name: 'd', type: 'notebook', kernel: { id } });
+  assert.equal(session.kernel.id, id);
   assert.equal((await run(session.kernel, '6 * 7')).text, '42');
   await session.shutdown();
 });
