@@ -97,11 +97,11 @@ impl IopubSubscriber {
         self.throttle.refused(size(message.parts_and_buffers()));
     }
 
-    /// Lets messages gather for so long, without being woken for each of them: for in a flood, where waking costs more
-    /// than all that is done with a message. Cancel-safe. Should the connection not survive it, the next
+    /// Lets messages gather for so long on a TCP connection, without being woken for each of them: for in a flood, where
+    /// waking costs more than all that is done with a message. A Unix socket has no room for that. Cancel-safe. Should the connection not survive it, the next
     /// [`recv`](Self::recv) tells.
     pub async fn gather(&mut self, time: Duration) {
-        if self.stream.unwatch().is_ok() {
+        if self.stream.unwatch() {
             sleep(time).await;
         }
     }
