@@ -34,6 +34,8 @@ use super::index_keys as keys;
 use super::journal::{Journal, Known};
 use super::lifecycle::Lifecycle;
 use super::peek;
+use super::replay::kernel_session;
+use super::synthetic_reply::{self, MISSING, NOT_KEPT};
 use crate::KernelId;
 use crate::fold::answers;
 use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
@@ -235,6 +237,24 @@ impl Recorder {
         self.recording.end_with_kernel(event, Seq(u64::MAX));
     }
 
+    /// The kernel, which ran before, is attached to: what it put out for so long nobody recorded.
+    pub(crate) fn attached(&self, unrecorded_ms: Option<i64>) {
+        self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        self.recording.tell_missing();
+    }
+
+    /// Notices for a client of this session that cannot get the entries after `seq`: of each of its executions that may
+    /// have had some.
+    pub(super) fn gap_notices(&self, session: &str, seq: Seq) -> Vec<WireMessage> {
+        let kernel_session = self.recording.kernel_session();
+        let executions = self.active_after(session, seq);
+        let notices = executions
+            .iter()
+            .filter(|execution| execution.started.is_some())
+            .map(|execution| synthetic_reply::notice(execution, NOT_KEPT, &kernel_session));
+        notices.collect()
+    }
+
     /// Appends what became of the kernel. Returns the entry's number.
     pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
         self.recording.lifecycle(event)
@@ -253,10 +273,11 @@ impl Recorder {
         deadline: Duration,
         recorded: Option<DateTime<Utc>>,
     ) -> Result<(), SocketError> {
+        self.recording.find_kernel_session().await;
         // Before anything of what it says from now on.
         let attached = || {
             let unrecorded_ms = recorded.map(|recorded| (Utc::now() - recorded).num_milliseconds());
-            self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+            self.attached(unrecorded_ms);
         };
         self.connect_sockets(info, deadline, attached).await?.notify_one();
         Ok(())
@@ -686,6 +707,36 @@ impl Recording {
     /// The session that the kernel named last in a status; ours where it has named none.
     fn kernel_session(&self) -> Arc<str> {
         lock(&self.kernel_session).clone()
+    }
+
+    /// Sets the kernel's session to what it named while its oldest execution that has not ended ran.
+    async fn find_kernel_session(&self) {
+        let running = self.journal().running();
+        if let Some(execution) = running.first()
+            && let Ok(Some(session)) = kernel_session(&self.log, execution).await
+        {
+            *lock(&self.kernel_session) = session.into();
+        }
+    }
+
+    /// Tells clients that know only the Jupyter protocol that output of what runs may be missing.
+    fn tell_missing(&self) {
+        let kernel_session = self.kernel_session();
+        let now = Utc::now();
+        let mut journal = self.journal();
+        for execution in journal.running() {
+            let notice = synthetic_reply::notice(&execution, MISSING, &kernel_session);
+            let entry = NewEntry {
+                origin: Origin::Lifecycle,
+                channel: Channel::Iopub,
+                session: "",
+                message: &notice,
+            };
+            self.log.append_indexed(now, [entry], |seq| {
+                journal.told_missing(execution.msg_id(), seq);
+                journal.take_updates()
+            });
+        }
     }
 
     fn touch(&self) {

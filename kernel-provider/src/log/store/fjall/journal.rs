@@ -115,7 +115,10 @@ fn mend_one(path: &Path) -> Result<u64, JournalError> {
     for range in kept {
         writer.write_all(&rest[range])?;
     }
-    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?
+        .sync_all()?;
     fs::rename(&mended, path)?;
     Ok(damaged as u64)
 }
