@@ -7,7 +7,7 @@ use super::SocketError;
 use super::connection::{Role, connect};
 use super::inbox::Inbox;
 use super::stream::Stream;
-use super::throttle::{Throttle, size};
+use super::throttle::{Throttle, size, too_large};
 use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
 
@@ -111,6 +111,7 @@ impl IopubSubscriber {
         while !self.throttle.is_due() {
             match self.inbox.next() {
                 Ok(Some(Traffic::Message(frames))) => return Some(self.throttle.message(frames)),
+                Ok(Some(Traffic::TooLarge(bytes))) => return Some(Err(too_large(bytes))),
                 Ok(Some(Traffic::Command(command))) => {
                     self.throttle.command(&command);
                     if let Err(error) = self.answer(&command) {

@@ -386,10 +386,10 @@ impl Journal {
         running
     }
 
-    /// A notice that output may be missing is appended as entry `seq`.
-    pub(super) fn told_missing(&mut self, msg_id: &str, seq: Seq) {
+    /// A notice that output is missing is appended as entry `seq`.
+    pub(super) fn told_missing(&mut self, msg_id: &str, seq: Seq, is_hole: bool) {
         if let Some(execution) = self.executions.get_mut(msg_id) {
-            execution.told_missing = true;
+            execution.told_missing |= is_hole;
             execution.last = seq;
             self.changed.insert(msg_id.into());
         }

@@ -16,7 +16,7 @@ use jupyter_protocol::header;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
-use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
+use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, MAX_MESSAGE_BYTES, SocketError};
 use jupyter_protocol::{Channel, ConnectionInfo, LogLimiter, Signer, WireMessage};
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
@@ -44,6 +44,8 @@ use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
 const MAX_BATCH: usize = 256;
 /// The same in bytes.
 const MAX_BATCH_BYTES: usize = 256 << 10;
+/// After how many batches in a row the task yields.
+const BATCHES: usize = 8;
 /// From how many bytes on a message is verified apart, so that other kernels need not wait for it.
 const VERIFY_APART: usize = 1 << 20;
 /// The longest that what a kernel said before it ended is waited for.
@@ -240,7 +242,7 @@ impl Recorder {
     /// The kernel, which ran before, is attached to: what it put out for so long nobody recorded.
     pub(crate) fn attached(&self, unrecorded_ms: Option<i64>) {
         self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
-        self.recording.tell_missing();
+        self.recording.tell_running(MISSING, true);
     }
 
     /// Notices for a client of this session that cannot get the entries after `seq`: of each of its executions that may
@@ -719,13 +721,14 @@ impl Recording {
         }
     }
 
-    /// Tells clients that know only the Jupyter protocol that output of what runs may be missing.
-    fn tell_missing(&self) {
+    /// Tells clients that know only the Jupyter protocol that output of what runs is missing; `is_hole` where it is not
+    /// known how much.
+    fn tell_running(&self, text: &str, is_hole: bool) {
         let kernel_session = self.kernel_session();
         let now = Utc::now();
         let mut journal = self.journal();
         for execution in journal.running() {
-            let notice = synthetic_reply::notice(&execution, MISSING, &kernel_session);
+            let notice = synthetic_reply::notice(&execution, text, &kernel_session);
             let entry = NewEntry {
                 origin: Origin::Lifecycle,
                 channel: Channel::Iopub,
@@ -733,7 +736,7 @@ impl Recording {
                 message: &notice,
             };
             self.log.append_indexed(now, [entry], |seq| {
-                journal.told_missing(execution.msg_id(), seq);
+                journal.told_missing(execution.msg_id(), seq, is_hole);
                 journal.take_updates()
             });
         }
@@ -817,6 +820,8 @@ enum Refused {
     Message(WireMessage),
     /// What was received is no message; the socket goes on.
     Garbage,
+    /// A message of so many bytes, which were passed over.
+    TooLarge(u64),
     /// The socket is broken.
     Broken,
 }
@@ -861,7 +866,10 @@ impl Gate {
                 Ok(()) => return Ok(message),
                 Err(error) => (error, Refused::Message(message)),
             },
-            Err(SocketError::Wire(error)) => (error, Refused::Garbage),
+            Err(SocketError::Wire(error)) => match error {
+                WireError::TooLarge { bytes, .. } => (error, Refused::TooLarge(bytes)),
+                _ => (error, Refused::Garbage),
+            },
             Err(error) => {
                 // As with every connection whose kernel ends.
                 info!(channel = %self.channel, %error, "nothing more comes from the kernel");
@@ -893,12 +901,14 @@ async fn record_iopub(
     let mut status = StatusFollower::default();
     let mut batch: Vec<WireMessage> = Vec::new();
     let mut flood = Flood::new();
+    let mut batches = 0;
     loop {
         recording.log.room().await;
         let mut next = Some(iopub.recv().await);
         let mut broken = false;
         let mut drained = true;
         let (mut received, mut bytes) = (0, 0);
+        let mut left_out = None;
         while let Some(message) = next {
             received += 1;
             match gate.admit(message).await {
@@ -911,9 +921,10 @@ async fn record_iopub(
                     iopub.refused(&message);
                 }
                 Err(Refused::Garbage) => {}
+                Err(Refused::TooLarge(bytes)) => left_out = Some(bytes),
                 Err(Refused::Broken) => broken = true,
             }
-            if broken || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+            if broken || left_out.is_some() || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
                 drained = false;
                 break;
             }
@@ -926,6 +937,14 @@ async fn record_iopub(
             }
             batch.clear();
             silent = false;
+        }
+        if let Some(bytes) = left_out {
+            let text = format!(
+                "An output of {} MiB is left out: a message may have {} MiB.",
+                bytes >> 20,
+                MAX_MESSAGE_BYTES >> 20
+            );
+            recording.tell_running(&text, false);
         }
         if broken {
             // A hole is never silent, and one hole is one entry.
@@ -940,8 +959,11 @@ async fn record_iopub(
             status = StatusFollower::default();
             reconnected.notify_one();
         }
-        if !drained {
-            // Other kernels and their clients have their turn, however much is at hand.
+        // Other kernels and their clients have their turn, however much is at hand; not at each batch, for a kernel that
+        // does not wait drops what is not read in time.
+        batches = if drained { 0 } else { batches + 1 };
+        if batches == BATCHES {
+            batches = 0;
             yield_now().await;
         }
     }
@@ -969,6 +991,11 @@ async fn record_replies(
                 false
             }
             Err(Refused::Garbage) => false,
+            Err(Refused::TooLarge(_)) => {
+                // It may have been a reply that a client waits for.
+                reconnected.notify_one();
+                false
+            }
             Err(Refused::Broken) => true,
         };
         if broken {
