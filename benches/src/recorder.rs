@@ -21,7 +21,7 @@ use crate::measure::{bytes, count, per_second, time};
 use crate::peers::Gateway;
 use crate::report::Section;
 use crate::round_trip::Shell;
-use crate::setup::{FLOOD, Setup};
+use crate::setup::{FLOOD, FLOOD_IPC, Setup};
 use crate::wire::WebSocket;
 use crate::{Result, process};
 
@@ -117,7 +117,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Recorder: a kernel that floods, logged to disk, to one WebSocket client",
         "A real Python kernel publishes signed stream messages of 200 B of text (about 680 B in seven frames) over \
-         libzmq's XPUB on TCP, high-water mark 1,000. `kernelmux-gateway` verifies, logs with fjall and forwards them. \
+         libzmq's XPUB, high-water mark 1,000, on TCP unless a row says Unix sockets. `kernelmux-gateway` verifies, logs with fjall and forwards them. \
          Each burst has a gateway, a kernel and a log of its own; what arrived is counted by message number at the \
          client and in the log on disk. CPU is user and system time of the whole gateway process. Kernel, gateway and \
          client share the machine's cores. \"jupyter_client\" signs and sends one by one as ipykernel does; \"pyzmq\" \
@@ -128,6 +128,14 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let pyzmq = |count| json!({"how": "pyzmq", "count": count});
     let libzmq = |count, rate| json!({"how": "libzmq", "count": count, "rate": rate});
 
+    let unix = burst_of(setup, FLOOD_IPC, &pyzmq(LARGE), false).await?;
+    unix.row(&mut section, "pyzmq over Unix sockets");
+    section.mark(
+        "lost of pyzmq's burst of 1,000,000 over Unix sockets",
+        "0",
+        count(unix.lost()),
+        unix.lost() == 0,
+    );
     let as_ipykernel = burst(setup, &session(SMALL * 5), false).await?;
     as_ipykernel.row(&mut section, "jupyter_client");
     let small = burst(setup, &pyzmq(SMALL), false).await?;
@@ -164,8 +172,12 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     section.table(&HEAD);
     let (mut kept, mut losing) = (None, None);
     for rate in RATES {
-        let paced = burst(setup, &libzmq(rate * PACED.as_secs(), Some(rate)), false).await?;
-        paced.row(&mut section, &format!("libzmq, {} wanted", per_second(rate, 1.0)));
+        let flood = libzmq(rate * PACED.as_secs(), Some(rate));
+        let paced = burst(setup, &flood, false).await?;
+        let wanted = per_second(rate, 1.0);
+        paced.row(&mut section, &format!("libzmq, {wanted} wanted"));
+        let ipc = burst_of(setup, FLOOD_IPC, &flood, false).await?;
+        ipc.row(&mut section, &format!("libzmq over Unix sockets, {wanted} wanted"));
         let told = per_second(paced.sent, paced.emission);
         if paced.lost() > 0 {
             losing.get_or_insert(told);
@@ -222,11 +234,16 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// Has a kernel of a gateway of its own publish a burst.
+/// Has a kernel of a gateway of its own publish a burst over TCP.
 async fn burst(setup: &Setup, flood: &Value, still: bool) -> Result<Burst> {
+    burst_of(setup, FLOOD, flood, still).await
+}
+
+/// The same of a kernel of this kernelspec.
+async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Result<Burst> {
     let data = format!("recorder-{}", uuid::Uuid::new_v4());
     let gateway = Gateway::kernelmux(setup, &data).await?;
-    let kernel = gateway.address.start_kernel(FLOOD).await?;
+    let kernel = gateway.address.start_kernel(spec).await?;
     let mut client = gateway.address.channels(&kernel, "first").await?;
     let mut second = match still {
         true => Some(gateway.address.channels(&kernel, "second").await?),

@@ -13,6 +13,8 @@ const PACKAGES: [&str; 2] = ["ipykernel==7.4.0", "jupyter-kernel-gateway==3.0.1"
 
 /// The name of the kernelspec of a kernel that floods.
 pub const FLOOD: &str = "flood";
+/// The same over Unix sockets.
+pub const FLOOD_IPC: &str = "flood-ipc";
 /// The part of the kernel that floods that is in C.
 const LIBRARY: &str = "flood.so";
 /// The name of ipykernel's kernelspec.
@@ -126,6 +128,14 @@ impl Setup {
             json!({
                 "argv": [python, program("flood_kernel.py"), "{connection_file}"], "display_name": "Flood", "language": "flood",
                 "interrupt_mode": "message", "env": {"FLOOD_LIBRARY": library},
+            }),
+        )?;
+        setup.write_spec(
+            FLOOD_IPC,
+            json!({
+                "argv": [python, program("flood_kernel.py"), "{connection_file}"], "display_name": "Flood", "language": "flood",
+                "interrupt_mode": "message", "env": {"FLOOD_LIBRARY": library},
+                "metadata": {"kernelmux": {"transport": "ipc"}},
             }),
         )?;
         setup.write_spec(

@@ -29,6 +29,14 @@ pub enum WireError {
         /// How many frames there were after the delimiter.
         parts: usize,
     },
+    /// More bytes than a socket takes. They were passed over.
+    #[error("a message of {bytes} bytes, where one may have {most}, was left out")]
+    TooLarge {
+        /// How many bytes it had.
+        bytes: u64,
+        /// How many it may have.
+        most: u64,
+    },
     /// More frames than [`MAX_FRAMES`].
     #[error("{frames} frames, where a message may have {MAX_FRAMES}")]
     TooManyFrames {

@@ -4,7 +4,7 @@
 //!
 //! # What a peer can do
 //!
-//! Room is made only for bytes that have come, and messages of more than 1 GiB are refused, heartbeats and subscriptions
+//! Room is made only for bytes that have come, and messages of more than [`MAX_MESSAGE_BYTES`] are passed over, heartbeats and subscriptions
 //! of more than 4 KiB. A socket of a kernel has at most 128 connections, each with ten seconds for its handshake, and a
 //! bounded queue for each; those beyond wait until one ends. Who takes nothing of what there is for it loses its
 //! connection: after ten seconds, on iopub after thirty.
@@ -43,6 +43,9 @@ pub(crate) use router::{RouterReceiver, RouterSender, router};
 pub use subscriber::IopubSubscriber;
 
 use crate::wire::WireError;
+
+/// How many bytes a message may have. Several times as many are held while it is received, logged and sent on.
+pub const MAX_MESSAGE_BYTES: u64 = 128 << 20;
 
 /// A socket could not be used.
 #[derive(Debug, thiserror::Error)]

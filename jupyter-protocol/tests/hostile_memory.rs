@@ -56,11 +56,11 @@ async fn what_a_length_claims_takes_no_memory() {
         assert!(error.to_string().contains("command"), "{error}");
     }
     // Lengths that a message may have, of which nothing follows.
-    let (at, _router) = peer(shaken("ROUTER", &claim(0, 1 << 30))).await;
+    let (at, _router) = peer(shaken("ROUTER", &claim(0, 1 << 27))).await;
     let (_sender, mut receiver) = dealer(&at, "me", SOON).await.unwrap();
-    let (at, _publisher) = peer(shaken("XPUB", &claim(1, 1 << 30))).await;
+    let (at, _publisher) = peer(shaken("XPUB", &claim(1, 1 << 27))).await;
     let mut subscriber = IopubSubscriber::connect(&at, SOON).await.unwrap();
-    let (at, _rep) = peer(shaken("REP", &claim(0, 1 << 30))).await;
+    let (at, _rep) = peer(shaken("REP", &claim(0, 1 << 27))).await;
     let a_while = Duration::from_millis(200);
     let (shell, iopub, beat) = tokio::join!(
         tokio::time::timeout(a_while, receiver.recv()),
@@ -105,7 +105,7 @@ async fn what_clients_claim_takes_no_memory_of_a_kernel() {
     for (channel, socket_type) in &SOCKETS[..3] {
         for _ in 0..20 {
             let mut stream = kernel.shaken(*channel, socket_type).await;
-            stream.write_all(&claim(1, 1 << 30)).await.unwrap();
+            stream.write_all(&claim(1, 1 << 27)).await.unwrap();
             clients.push(stream);
         }
     }

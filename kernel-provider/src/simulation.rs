@@ -37,11 +37,11 @@ impl SimulatedKernel {
         });
         let recorder = Recorder::load(log.clone()).await?;
         let kernel = Arc::new(Kernel::unmanaged(handle, recorder, Sessions::load(log).await?));
-        kernel.recorder().lifecycle(&if is_new {
-            Lifecycle::Started
+        if is_new {
+            kernel.recorder().lifecycle(&Lifecycle::Started);
         } else {
-            Lifecycle::Attached { unrecorded_ms: Some(0) }
-        });
+            kernel.recorder().attached(Some(0));
+        }
         kernel.recorder().connect_simulated(requests).await;
         Ok(Self { kernel })
     }

@@ -17,13 +17,13 @@ use jupyter_protocol::{Channel, Message, WireMessage};
 use kernel_provider::KernelId;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::fold::{Fold, FoldLimits};
-use kernel_provider::log::{Entry, FjallStore, LogOptions, LogStore, Logs, MemoryStore, Seq};
+use kernel_provider::log::{Entry, FjallStore, LogOptions, LogStore, Logs, MemoryStore, Origin, Seq};
 use kernel_provider::manager::{Kernel, KernelEventKind, Manager, ManagerOptions, StartRequest};
 use kernel_provider::provider::{
     AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, Progress,
     ProviderError, Selector, Specs,
 };
-use kernel_provider::session::{Attachment, ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions};
+use kernel_provider::session::{Attachment, ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, LIFECYCLE};
 use tokio::sync::{Notify, watch};
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
@@ -455,6 +455,82 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
         }
         soon(manager.shutdown()).await;
     }
+}
+
+/// The texts on stderr that are for this execution.
+fn notices(messages: impl IntoIterator<Item = WireMessage>, msg_id: &str) -> Vec<String> {
+    let of_execution = messages
+        .into_iter()
+        .filter(|message| message.parent_ref().unwrap().msg_id == msg_id);
+    let contents = of_execution.map(|message| serde_json::from_slice::<serde_json::Value>(message.content()).unwrap());
+    contents
+        .filter(|content| content["name"] == "stderr")
+        .map(|content| content["text"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_on_while_nobody_records_says_that_output_may_be_missing() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let mut msg_ids = Vec::new();
+    let client = kernel.attach("s").client();
+    for code in ["wait", "print queued"] {
+        let message = request(code, "s");
+        soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
+        msg_ids.push(message.header.msg_id);
+    }
+    until(&kernel, &msg_ids[0], |execution| execution.execution_count.is_some()).await;
+    // Of entries that the store has not, the client is told in the cell that runs.
+    let gap = notices(client.gap_notices(Seq(1)), &msg_ids[0]);
+    assert!(gap.len() == 1 && gap[0].contains("missing"), "{gap:?}");
+    assert!(notices(client.gap_notices(Seq(1)), &msg_ids[1]).is_empty());
+    drop(client);
+
+    let (manager, kernel) = place.again(manager, kernel.id()).await;
+    let mut attachment = kernel.attach("s");
+    let mut replayed = Vec::new();
+    while let Some(messages) = soon(attachment.replay()).await {
+        replayed.extend(messages.unwrap().into_iter().map(|(_, message)| message));
+    }
+    place.go.notify_one();
+    let execution = until(&kernel, &msg_ids[1], |execution| execution.ended.is_some()).await;
+    let received = receive_all(&mut attachment, Seq::START, execution.last).await;
+    let shown = replayed
+        .into_iter()
+        .chain(received.into_iter().map(|(_, _, message)| message));
+    let shown: Vec<_> = shown.collect();
+    let told = notices(shown.clone(), &msg_ids[0]);
+    assert!(told.len() == 1 && told[0].contains("may be missing"), "{told:?}");
+    assert!(notices(shown, &msg_ids[1]).is_empty());
+    for msg_id in &msg_ids {
+        assert_eq!(record(&kernel, msg_id).await.status, ExecutionStatus::Ok);
+    }
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_kernel_is_idle_is_no_message_without_a_parent() {
+    let place = Place::new(Arc::new(MemoryStore::new()));
+    let manager = place.manager();
+    let kernel = start(&manager).await;
+    let mut reader = kernel.log().reader(Seq::START);
+    let mut told = 0;
+    while told == 0 {
+        let block = soon(reader.next()).await.unwrap().unwrap();
+        for entry in block.entries().filter(|entry| entry.origin() == Origin::Lifecycle) {
+            let message = entry.message();
+            if message.header_ref().unwrap().msg_type == "status" {
+                let parent = message.parent_ref().unwrap();
+                assert!(!parent.msg_id.is_empty());
+                // JupyterLab takes no notice of a status that belongs to a kernel_info_request.
+                assert_eq!(parent.msg_type, LIFECYCLE);
+                told += 1;
+            }
+        }
+    }
+    soon(manager.shutdown()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

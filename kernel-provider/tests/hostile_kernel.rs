@@ -11,13 +11,17 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use jupyter_protocol::content::ExecuteRequest;
+use async_trait::async_trait;
+use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
+use jupyter_protocol::kernel::{Context as KernelContext, Kernel as Serves};
 use jupyter_protocol::message::Message;
+use jupyter_protocol::zmq::MAX_MESSAGE_BYTES;
 use jupyter_protocol::{Channel, ConnectionInfo};
-use kernel_provider::fake::FakeProvider;
+use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::log::{Entry, LogOptions, Logs, MemoryStore, Origin};
 use kernel_provider::manager::{Kernel, Manager, ManagerOptions, StartRequest};
 use kernel_provider::session::Attachment;
+use tokio::sync::Notify;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
@@ -57,6 +61,13 @@ impl Interposer {
             }
         });
         port
+    }
+
+    /// Writes these bytes once.
+    async fn write(&self, bytes: Vec<u8>) {
+        let mut stream = self.client.lock().unwrap().as_ref().unwrap().try_clone().unwrap();
+        let writing = tokio::task::spawn_blocking(move || stream.write_all(&bytes));
+        soon(writing).await.unwrap().unwrap();
     }
 
     /// Writes these bytes over and over until the attack is dropped.
@@ -216,4 +227,72 @@ async fn pings_on_shell() {
 #[tokio::test]
 async fn a_message_without_an_end() {
     others_go_on(Channel::Iopub, b"\x01\x01x".repeat(1_000)).await;
+}
+
+/// Runs code until it is told to go on.
+struct Waits(Arc<Notify>);
+
+#[async_trait]
+impl Serves for Waits {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, _: &ExecuteRequest, context: &KernelContext) -> Result<ExecuteReply, ReplyError> {
+        context.stdout("before").await;
+        self.0.notified().await;
+        context.stdout("after").await;
+        Ok(ExecuteReply::default())
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_left_out_with_a_word_and_the_next_one_arrives() {
+    let interposer = Arc::new(Interposer::default());
+    let go = Arc::new(Notify::new());
+    let fake = FakeProvider::new();
+    let waits = go.clone();
+    fake.install("waits", FakeSpec::kernel(move || Waits(waits.clone())));
+    let rewire = {
+        let interposer = interposer.clone();
+        move |info: &mut ConnectionInfo| info.iopub_port = interposer.listen(info.iopub_port)
+    };
+    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+    let manager = Manager::new(
+        vec![Arc::new(Rewired::new(fake, rewire))],
+        logs,
+        ManagerOptions::default(),
+    );
+    let kernel = soon(manager.start(StartRequest::new("waits"))).await.unwrap();
+    let mut attachment = kernel.attach("s");
+    let request = Message::new(ExecuteRequest::new(""), "s").to_wire();
+    soon(attachment.client().send(Channel::Shell, request)).await.unwrap();
+    let mut shown = Vec::new();
+    while shown.last().is_none_or(|text| text != "after") {
+        let block = soon(attachment.next()).await.unwrap().unwrap();
+        for entry in block.entries() {
+            let message = entry.message();
+            if message.header_ref().unwrap().msg_type != "stream" {
+                continue;
+            }
+            let content: serde_json::Value = serde_json::from_slice(message.content()).unwrap();
+            let text = content["text"].as_str().unwrap().to_owned();
+            if text == "before" {
+                interposer.write(message_of(MAX_MESSAGE_BYTES as usize)).await;
+            } else if text.contains("left out") {
+                go.notify_one();
+            }
+            shown.push(text);
+        }
+    }
+    let [before, notice, after] = &shown[..] else {
+        panic!("{shown:?}")
+    };
+    assert_eq!((&**before, &**after), ("before", "after"));
+    assert!(notice.contains("128 MiB"), "{notice}");
+    soon(manager.shutdown()).await;
+}
+
+fn message_of(bytes: usize) -> Vec<u8> {
+    message(b"", &vec![b' '; bytes])
 }

@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernel_provider::KernelId;
+use kernel_provider::fake::FakeProvider;
 use kernel_provider::log::{
     Durability, FjallStore, IndexUpdate, Log, LogOptions, LogStore, Logs, Origin, Seq, StoreError,
 };
+use kernel_provider::manager::{Manager, ManagerOptions, RestartError, StartRequest};
+use kernel_provider::session::ExecutionState;
 use log_common::{append, disk_usage, entry, message, read_to, read_with_gaps};
 
 /// A small disk of its own.
@@ -455,4 +458,35 @@ async fn a_sync_that_is_asked_for_comes() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_without_room_for_the_log_leaves_the_kernel_as_it_is() {
+    let Some(disk) = Tmpfs::mount("size=200m") else { return };
+    let provider = FakeProvider::new();
+    let manager = Manager::new(
+        vec![Arc::new(provider.clone())],
+        logs(disk.path()),
+        ManagerOptions::default(),
+    );
+    let kernel = manager.start(StartRequest::new("echo")).await.unwrap();
+    let filler = disk.path().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    let full = loop {
+        if let Err(error) = file.write_all(&vec![1; 1 << 20]) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let refused = kernel.restart().await.unwrap_err();
+    assert!(
+        matches!(refused, RestartError::Log(StoreError::Full { .. })),
+        "{refused}"
+    );
+    assert_eq!(provider.running(), 1);
+    assert_eq!(*kernel.state().borrow(), ExecutionState::Idle);
+    fs::remove_file(&filler).unwrap();
+    drop(file);
+    kernel.restart().await.unwrap();
+    manager.shutdown().await;
 }

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::SocketError;
 use super::inbox::Inbox;
 use super::socket::Socket;
-use super::throttle::Throttle;
+use super::throttle::{Throttle, too_large};
 use super::zmtp::{self, Limits, Traffic};
 
 /// How long to wait before an address where nobody listens yet is tried again, at first and at most.
@@ -242,8 +242,10 @@ impl Receiver {
     /// The next message's frames; commands are passed over. Cancel-safe.
     pub(super) async fn recv(&mut self) -> Result<Vec<Bytes>, SocketError> {
         loop {
-            if let Traffic::Message(frames) = self.traffic().await? {
-                return Ok(frames);
+            match self.traffic().await? {
+                Traffic::Message(frames) => return Ok(frames),
+                Traffic::TooLarge(bytes) => return Err(too_large(bytes)),
+                Traffic::Command(_) => {}
             }
         }
     }

@@ -40,7 +40,7 @@ impl Inbox {
         zmtp::check_is_command(&self.buffer)?;
         match self.decoder.decode(&mut self.buffer)? {
             Some(Traffic::Command(command)) => Ok(Some(command)),
-            Some(Traffic::Message(_)) => Err(ZmtpError::NotZmtp),
+            Some(Traffic::Message(_) | Traffic::TooLarge(_)) => Err(ZmtpError::NotZmtp),
             None => Ok(None),
         }
     }

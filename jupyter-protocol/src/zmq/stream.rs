@@ -5,8 +5,6 @@ use std::io::{self, ErrorKind};
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
-#[cfg(unix)]
-use tokio::net::UnixStream;
 
 use super::socket::Socket;
 
@@ -14,9 +12,7 @@ use super::socket::Socket;
 /// and for the kernel, whose thread does the waking.
 pub(super) enum Stream {
     Watched(Socket),
-    TcpUnwatched(std::net::TcpStream),
-    #[cfg(unix)]
-    UnixUnwatched(std::os::unix::net::UnixStream),
+    Unwatched(std::net::TcpStream),
     /// The operating system did not let it be watched any more.
     Gone,
 }
@@ -37,23 +33,24 @@ impl Stream {
         self.watched()?.readable().await
     }
 
-    /// Watches it no more, until it is used the next time.
-    pub(super) fn unwatch(&mut self) -> io::Result<()> {
-        *self = match std::mem::replace(self, Self::Gone) {
-            Self::Watched(Socket::Tcp(stream)) => Self::TcpUnwatched(stream.into_std()?),
-            #[cfg(unix)]
-            Self::Watched(Socket::Unix(stream)) => Self::UnixUnwatched(stream.into_std()?),
-            unwatched => unwatched,
-        };
-        Ok(())
+    /// Watches a TCP connection no more, until it is used the next time. Returns whether it is not watched.
+    ///
+    /// A Unix socket is watched always: it holds what its sender's buffer does, some 200 KiB, which a flood fills in less
+    /// time than it takes to come back.
+    pub(super) fn unwatch(&mut self) -> bool {
+        if let Self::Watched(Socket::Tcp(_)) = self
+            && let Self::Watched(Socket::Tcp(stream)) = std::mem::replace(self, Self::Gone)
+            && let Ok(stream) = stream.into_std()
+        {
+            *self = Self::Unwatched(stream);
+        }
+        matches!(self, Self::Unwatched(_))
     }
 
     fn watched(&mut self) -> io::Result<&Socket> {
         if !matches!(self, Self::Watched(_)) {
             *self = match std::mem::replace(self, Self::Gone) {
-                Self::TcpUnwatched(stream) => Self::Watched(Socket::Tcp(TcpStream::from_std(stream)?)),
-                #[cfg(unix)]
-                Self::UnixUnwatched(stream) => Self::Watched(Socket::Unix(UnixStream::from_std(stream)?)),
+                Self::Unwatched(stream) => Self::Watched(Socket::Tcp(TcpStream::from_std(stream)?)),
                 watched => watched,
             };
         }

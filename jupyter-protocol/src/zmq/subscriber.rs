@@ -7,7 +7,7 @@ use super::SocketError;
 use super::connection::{Role, connect};
 use super::inbox::Inbox;
 use super::stream::Stream;
-use super::throttle::{Throttle, size};
+use super::throttle::{Throttle, size, too_large};
 use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
 
@@ -97,11 +97,11 @@ impl IopubSubscriber {
         self.throttle.refused(size(message.parts_and_buffers()));
     }
 
-    /// Lets messages gather for so long, without being woken for each of them: for in a flood, where waking costs more
-    /// than all that is done with a message. Cancel-safe. Should the connection not survive it, the next
+    /// Lets messages gather for so long on a TCP connection, without being woken for each of them: for in a flood, where
+    /// waking costs more than all that is done with a message. A Unix socket has no room for that. Cancel-safe. Should the connection not survive it, the next
     /// [`recv`](Self::recv) tells.
     pub async fn gather(&mut self, time: Duration) {
-        if self.stream.unwatch().is_ok() {
+        if self.stream.unwatch() {
             sleep(time).await;
         }
     }
@@ -111,6 +111,7 @@ impl IopubSubscriber {
         while !self.throttle.is_due() {
             match self.inbox.next() {
                 Ok(Some(Traffic::Message(frames))) => return Some(self.throttle.message(frames)),
+                Ok(Some(Traffic::TooLarge(bytes))) => return Some(Err(too_large(bytes))),
                 Ok(Some(Traffic::Command(command))) => {
                     self.throttle.command(&command);
                     if let Err(error) = self.answer(&command) {

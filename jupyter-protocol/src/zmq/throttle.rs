@@ -3,8 +3,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::sleep;
 
-use super::SocketError;
-use crate::wire::WireMessage;
+use super::{MAX_MESSAGE_BYTES, SocketError};
+use crate::wire::{WireError, WireMessage};
 
 /// How much refused input is taken before a pause. A command counts as one.
 const BURST: usize = 2_048;
@@ -55,6 +55,15 @@ impl Throttle {
             self.refused = 0;
         }
     }
+}
+
+/// The error in place of a message that was passed over.
+pub(super) fn too_large(bytes: u64) -> SocketError {
+    WireError::TooLarge {
+        bytes,
+        most: MAX_MESSAGE_BYTES,
+    }
+    .into()
 }
 
 /// How many bytes the frames have.

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::MAX_MESSAGE_BYTES;
 use crate::wire::MAX_FRAMES;
 
 /// The length of a greeting.
@@ -28,9 +29,9 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// A message of the protocol. The log's entries are bounded by 4 GiB, and nobody means to send this much.
+    /// A message of the protocol.
     pub(super) const MESSAGE: Self = Self {
-        bytes: 1 << 30,
+        bytes: MAX_MESSAGE_BYTES,
         frames: MAX_FRAMES,
     };
     /// A heartbeat or a subscription.
@@ -40,6 +41,9 @@ impl Limits {
         frames: 16,
     };
 }
+
+/// The largest message that is passed over. One that claims to be larger breaks the connection.
+const MOST_SKIPPED: u64 = 1 << 34;
 
 const VERSION: u8 = 3;
 const MECHANISM: &[u8] = b"NULL";
@@ -166,6 +170,7 @@ pub(super) fn subscription(traffic: &Traffic) -> Option<(bool, Bytes)> {
             ),
             _ => return None,
         },
+        Traffic::TooLarge(_) => return None,
         Traffic::Command(command) => match short(command)? {
             (b"SUBSCRIBE", topic) => (true, topic),
             (b"CANCEL", topic) => (false, topic),
@@ -225,6 +230,18 @@ pub(super) enum Traffic {
     Command(Bytes),
     /// The frames of a message.
     Message(Vec<Bytes>),
+    /// A message of so many bytes, which is larger than the limit and was passed over.
+    TooLarge(u64),
+}
+
+/// A message that is passed over.
+struct Skipped {
+    /// How many bytes of it are known of.
+    bytes: u64,
+    /// How many bytes of its current frame have not come.
+    left: u64,
+    /// Whether another frame follows.
+    more: bool,
 }
 
 /// Takes messages off what was read.
@@ -238,6 +255,7 @@ pub(super) struct Decoder {
     bytes: u64,
     /// How many bytes of the next frame have not come, as far as that is known.
     missing: usize,
+    skipped: Option<Skipped>,
 }
 
 impl Decoder {
@@ -248,6 +266,7 @@ impl Decoder {
             settled: 0,
             bytes: 0,
             missing: 0,
+            skipped: None,
         }
     }
 
@@ -258,15 +277,44 @@ impl Decoder {
 
     /// The next message or command that is whole; its frames share the buffer's memory.
     pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Traffic>, ZmtpError> {
-        while let Some((flags, head, length)) = frame_head(buffer)? {
-            let is_command = flags & COMMAND != 0;
-            let is_too_large = if is_command {
-                length > MAX_COMMAND
-            } else {
-                self.bytes.saturating_add(length) > self.limits.bytes || self.frames.len() == self.limits.frames
+        loop {
+            if let Some(skipped) = &mut self.skipped {
+                let there = skipped.left.min(buffer.len() as u64);
+                // At most what the buffer has.
+                buffer.advance(there as usize);
+                skipped.left -= there;
+                if skipped.left > 0 {
+                    self.missing = 0;
+                    return Ok(None);
+                }
+                if !skipped.more {
+                    let bytes = skipped.bytes;
+                    self.skipped = None;
+                    return Ok(Some(Traffic::TooLarge(bytes)));
+                }
+            }
+            let Some((flags, head, length)) = frame_head(buffer)? else {
+                break;
             };
-            if is_too_large {
+            let is_command = flags & COMMAND != 0;
+            if is_command && length > MAX_COMMAND || !is_command && self.frames.len() == self.limits.frames {
                 return Err(ZmtpError::TooLarge(self.limits));
+            }
+            let known = self.skipped.as_ref().map_or(self.bytes, |skipped| skipped.bytes);
+            let bytes = known.saturating_add(length);
+            if !is_command && (self.skipped.is_some() || bytes > self.limits.bytes) {
+                if self.limits != Limits::MESSAGE || bytes > MOST_SKIPPED {
+                    return Err(ZmtpError::TooLarge(self.limits));
+                }
+                self.frames.clear();
+                (self.bytes, self.settled) = (0, 0);
+                buffer.advance(head);
+                self.skipped = Some(Skipped {
+                    bytes,
+                    left: length,
+                    more: flags & MORE != 0,
+                });
+                continue;
             }
             // In range: that of a command or a message.
             let length = length as usize;
@@ -431,15 +479,53 @@ mod tests {
         let too_large = ZmtpError::TooLarge(Limits::MESSAGE);
         assert_eq!(decoded(&[&huge]), Err(too_large));
         assert_eq!(decoded(&[&[8, 0]]), Err(ZmtpError::Flags(8)));
+        assert_eq!(
+            decoded(&[&claim(MORE, MOST_SKIPPED + 1)]),
+            Err(ZmtpError::TooLarge(Limits::MESSAGE))
+        );
         let long_command = [&[COMMAND | LONG][..], &(MAX_COMMAND + 1).to_be_bytes()].concat();
         assert_eq!(decoded(&[&long_command]), Err(ZmtpError::TooLarge(Limits::MESSAGE)));
         assert_eq!(check_is_command(&long_command), Ok(()));
         assert_eq!(check_is_command(&huge), Err(ZmtpError::NotZmtp));
         let mut decoder = Decoder::new(Limits::MESSAGE);
-        let mut buffer = BytesMut::from(&[&[LONG][..], &(1_u64 << 29).to_be_bytes()].concat()[..]);
+        let mut buffer = BytesMut::from(&[&[LONG][..], &(1_u64 << 26).to_be_bytes()].concat()[..]);
         assert_eq!(decoder.decode(&mut buffer), Ok(None));
-        assert_eq!(decoder.missing(), 1 << 29);
+        assert_eq!(decoder.missing(), 1 << 26);
         assert_eq!(buffer.len(), 9);
+    }
+
+    fn claim(flags: u8, length: u64) -> Vec<u8> {
+        [&[flags | LONG][..], &length.to_be_bytes()].concat()
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_passed_over_and_takes_no_room() {
+        let mut decoder = Decoder::new(Limits::MESSAGE);
+        let mut buffer = BytesMut::new();
+        let next = Bytes::from_static(b"next");
+        buffer.extend_from_slice(&[&[MORE, 1, b'a'][..], &claim(MORE, MAX_MESSAGE_BYTES)].concat());
+        assert_eq!(decoder.decode(&mut buffer), Ok(None));
+        let mut left = MAX_MESSAGE_BYTES as usize;
+        while left > 0 {
+            let piece = left.min(1 << 20);
+            buffer.extend_from_slice(&vec![b'x'; piece]);
+            left -= piece;
+            assert_eq!(decoder.decode(&mut buffer), Ok(None));
+            assert!(buffer.is_empty());
+        }
+        // A command may come between its frames.
+        buffer.extend_from_slice(&[COMMAND, 1, b'c', 0, 2, b'e']);
+        assert_eq!(
+            decoder.decode(&mut buffer),
+            Ok(Some(Traffic::Command(Bytes::from_static(b"c"))))
+        );
+        buffer.extend_from_slice(b"f");
+        assert_eq!(
+            decoder.decode(&mut buffer),
+            Ok(Some(Traffic::TooLarge(MAX_MESSAGE_BYTES + 3)))
+        );
+        buffer.extend_from_slice(&encoded(&[vec![next.clone()]]));
+        assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::Message(vec![next]))));
     }
 
     #[test]

@@ -150,6 +150,15 @@ impl Log {
         self.shared.state().unrecorded.is_none()
     }
 
+    /// Whether the store has room for what is appended.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] where it has none.
+    pub async fn check_room(&self) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        blocking(shared.stored.blocks(), move || shared.stored.check_room()).await
+    }
+
     /// Waits until what waits for the store is below its bound. A slow disk then slows the kernel, not the memory.
     pub async fn room(&self) {
         loop {

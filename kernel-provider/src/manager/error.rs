@@ -83,4 +83,7 @@ pub enum RestartError {
     /// The provider cannot reach it.
     #[error(transparent)]
     Provider(#[from] ProviderError),
+    /// Its log has no room. The kernel runs on.
+    #[error("the kernel is not restarted, since its log takes nothing: {0}")]
+    Log(StoreError),
 }

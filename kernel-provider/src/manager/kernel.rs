@@ -362,12 +362,15 @@ impl Kernel {
     /// meanwhile waits. Returns once it has answered.
     ///
     /// # Errors
-    /// [`RestartError`]; the kernel is dead then, and can be restarted again.
+    /// [`RestartError::Log`] where its log has no room, as on a full disk; the kernel runs on. With any other the kernel is
+    /// dead, and can be restarted again.
     pub async fn restart(self: &Arc<Self>) -> Result<(), RestartError> {
         let _life = self.life().await;
         if self.ending.load(Ordering::Acquire) {
             return Err(RestartError::ShutDown);
         }
+        // Where files cannot be written the new process could not be started.
+        self.log().check_room().await.map_err(RestartError::Log)?;
         info!(kernel_id = %self.id(), "restarting");
         self.recorder.lifecycle(&Lifecycle::Restarting);
         self.recorder.set_state(ExecutionState::Restarting);

@@ -218,6 +218,14 @@ impl Client {
             .acknowledge(&self.hold.session, self.hold.attachment, seq);
     }
 
+    /// What a client that knows only the Jupyter protocol is told of entries from `first` on that it cannot get, since
+    /// they are not in the log: a notice on stderr of each of its executions that may have had some.
+    #[must_use]
+    pub fn gap_notices(&self, first: Seq) -> Vec<WireMessage> {
+        let before = Seq(first.0.saturating_sub(1));
+        self.hold.kernel.recorder().gap_notices(self.session(), before)
+    }
+
     /// Whether a client that knows only the Jupyter protocol is to see this entry: what is published, replies to what
     /// it asked, and such news of the kernel's life as have a message in that protocol. What was [replayed](Attachment::replay)
     /// ahead of it is not.

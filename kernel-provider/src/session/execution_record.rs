@@ -77,6 +77,9 @@ pub struct ExecutionRecord {
     /// The entry of a question to the user that is not answered yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_input: Option<Seq>,
+    /// Whether its client was told that output may be missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_missing: bool,
     /// Its last entry. While it runs it may have later ones.
     pub last: Seq,
     /// When it was asked for.

@@ -191,6 +191,7 @@ impl Journal {
                 reply: None,
                 idle: None,
                 open_input: None,
+                told_missing: false,
                 last: seq,
                 requested: time,
                 started: None,
@@ -376,6 +377,22 @@ impl Journal {
             .collect();
         unfinished.sort_by_key(|execution| execution.request);
         unfinished
+    }
+
+    /// Those that the kernel runs, as far as it said so.
+    pub(super) fn running(&self) -> Vec<ExecutionRecord> {
+        let mut running = self.unfinished_before(Seq(u64::MAX));
+        running.retain(|execution| execution.started.is_some());
+        running
+    }
+
+    /// A notice that output is missing is appended as entry `seq`.
+    pub(super) fn told_missing(&mut self, msg_id: &str, seq: Seq, is_hole: bool) {
+        if let Some(execution) = self.executions.get_mut(msg_id) {
+            execution.told_missing |= is_hole;
+            execution.last = seq;
+            self.changed.insert(msg_id.into());
+        }
     }
 
     /// The execution ended unheard, with this status and for this reason. The messages in the kernel's place are appended

@@ -1,8 +1,8 @@
 //! Entries that the kernel does not write: what became of it.
 
-use jupyter_protocol::WireMessage;
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
+use jupyter_protocol::{Header, WireMessage};
 use serde_json::{Value, json};
 
 use crate::provider::Exit;
@@ -92,8 +92,10 @@ impl Lifecycle {
     }
 
     /// The message that the log keeps. Where stock clients are to know, it is a `status` as jupyter_server sends it: on
-    /// iopub, without a parent.
+    /// iopub, without a parent. That the kernel is idle has one of ours: no peer says that unasked, and clients take each
+    /// such message for an answer.
     pub(super) fn message(&self, session: &str) -> WireMessage {
+        let ours = session;
         let mut session = session;
         let (msg_type, content) = match self {
             Self::Started => (LIFECYCLE, json!({"event": "started"})),
@@ -117,7 +119,12 @@ impl Lifecycle {
             Self::Dead { exit } => ("status", status("dead", exit)),
         };
         let content = Content::parse(msg_type, content.to_string().as_bytes());
-        Message::new(content, session).to_wire()
+        let message = Message::new(content, session);
+        match self {
+            Self::Idle { .. } => message.with_parent(Header::new(LIFECYCLE, ours)),
+            _ => message,
+        }
+        .to_wire()
     }
 }
 

@@ -17,7 +17,7 @@ use jupyter_protocol::header;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
-use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
+use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, MAX_MESSAGE_BYTES, SocketError};
 use jupyter_protocol::{Channel, ConnectionInfo, LogLimiter, Signer, WireMessage};
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
@@ -36,6 +36,8 @@ use super::index_keys as keys;
 use super::journal::{Journal, Known};
 use super::lifecycle::Lifecycle;
 use super::peek;
+use super::replay::kernel_session;
+use super::synthetic_reply::{self, MISSING, NOT_KEPT};
 use crate::KernelId;
 use crate::fold::answers;
 use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
@@ -44,6 +46,8 @@ use crate::log::{Log, NewEntry, Origin, Seq, StoreError};
 const MAX_BATCH: usize = 256;
 /// The same in bytes.
 const MAX_BATCH_BYTES: usize = 256 << 10;
+/// After how many batches in a row the task yields.
+const BATCHES: usize = 8;
 /// From how many bytes on a message is verified apart, so that other kernels need not wait for it.
 const VERIFY_APART: usize = 1 << 20;
 /// The longest that what a kernel said before it ended is waited for.
@@ -239,6 +243,24 @@ impl Recorder {
         self.recording.end_with_kernel(event, Seq(u64::MAX));
     }
 
+    /// The kernel, which ran before, is attached to: what it put out for so long nobody recorded.
+    pub(crate) fn attached(&self, unrecorded_ms: Option<i64>) {
+        self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        self.recording.tell_running(MISSING, true);
+    }
+
+    /// Notices for a client of this session that cannot get the entries after `seq`: of each of its executions that may
+    /// have had some.
+    pub(super) fn gap_notices(&self, session: &str, seq: Seq) -> Vec<WireMessage> {
+        let kernel_session = self.recording.kernel_session();
+        let executions = self.active_after(session, seq);
+        let notices = executions
+            .iter()
+            .filter(|execution| execution.started.is_some())
+            .map(|execution| synthetic_reply::notice(execution, NOT_KEPT, &kernel_session));
+        notices.collect()
+    }
+
     /// Appends what became of the kernel. Returns the entry's number.
     pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
         self.recording.lifecycle(event)
@@ -259,10 +281,11 @@ impl Recorder {
         deadline: Duration,
         recorded: Option<DateTime<Utc>>,
     ) -> Result<(), SocketError> {
+        self.recording.find_kernel_session().await;
         // Before anything of what it says from now on.
         let attached = || {
             let unrecorded_ms = recorded.map(|recorded| (Utc::now() - recorded).num_milliseconds());
-            self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+            self.attached(unrecorded_ms);
         };
         self.connect_sockets(info, deadline, attached).await?.notify_one();
         Ok(())
@@ -706,6 +729,37 @@ impl Recording {
         lock(&self.kernel_session).clone()
     }
 
+    /// Sets the kernel's session to what it named while its oldest execution that has not ended ran.
+    async fn find_kernel_session(&self) {
+        let running = self.journal().running();
+        if let Some(execution) = running.first()
+            && let Ok(Some(session)) = kernel_session(&self.log, execution).await
+        {
+            *lock(&self.kernel_session) = session.into();
+        }
+    }
+
+    /// Tells clients that know only the Jupyter protocol that output of what runs is missing; `is_hole` where it is not
+    /// known how much.
+    fn tell_running(&self, text: &str, is_hole: bool) {
+        let kernel_session = self.kernel_session();
+        let now = Utc::now();
+        let mut journal = self.journal();
+        for execution in journal.running() {
+            let notice = synthetic_reply::notice(&execution, text, &kernel_session);
+            let entry = NewEntry {
+                origin: Origin::Lifecycle,
+                channel: Channel::Iopub,
+                session: "",
+                message: &notice,
+            };
+            self.log.append_indexed(now, [entry], |seq| {
+                journal.told_missing(execution.msg_id(), seq, is_hole);
+                journal.take_updates()
+            });
+        }
+    }
+
     fn touch(&self) {
         self.last_activity
             .store(Utc::now().timestamp_micros(), Ordering::Relaxed);
@@ -784,6 +838,8 @@ enum Refused {
     Message(WireMessage),
     /// What was received is no message; the socket goes on.
     Garbage,
+    /// A message of so many bytes, which were passed over.
+    TooLarge(u64),
     /// The socket is broken.
     Broken,
 }
@@ -828,7 +884,10 @@ impl Gate {
                 Ok(()) => return Ok(message),
                 Err(error) => (error, Refused::Message(message)),
             },
-            Err(SocketError::Wire(error)) => (error, Refused::Garbage),
+            Err(SocketError::Wire(error)) => match error {
+                WireError::TooLarge { bytes, .. } => (error, Refused::TooLarge(bytes)),
+                _ => (error, Refused::Garbage),
+            },
             Err(error) => {
                 // As with every connection whose kernel ends.
                 info!(channel = %self.channel, %error, "nothing more comes from the kernel");
@@ -860,12 +919,14 @@ async fn record_iopub(
     let mut status = StatusFollower::default();
     let mut batch: Vec<WireMessage> = Vec::new();
     let mut flood = Flood::new();
+    let mut batches = 0;
     loop {
         recording.log.room().await;
         let mut next = Some(iopub.recv().await);
         let mut broken = false;
         let mut drained = true;
         let (mut received, mut bytes) = (0, 0);
+        let mut left_out = None;
         while let Some(message) = next {
             received += 1;
             match gate.admit(message).await {
@@ -880,9 +941,10 @@ async fn record_iopub(
                     iopub.refused(&message);
                 }
                 Err(Refused::Garbage) => {}
+                Err(Refused::TooLarge(bytes)) => left_out = Some(bytes),
                 Err(Refused::Broken) => broken = true,
             }
-            if broken || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+            if broken || left_out.is_some() || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
                 drained = false;
                 break;
             }
@@ -895,6 +957,14 @@ async fn record_iopub(
             }
             batch.clear();
             silent = false;
+        }
+        if let Some(bytes) = left_out {
+            let text = format!(
+                "An output of {} MiB is left out: a message may have {} MiB.",
+                bytes >> 20,
+                MAX_MESSAGE_BYTES >> 20
+            );
+            recording.tell_running(&text, false);
         }
         if broken {
             // A hole is never silent, and one hole is one entry.
@@ -909,8 +979,11 @@ async fn record_iopub(
             status = StatusFollower::default();
             reconnected.notify_one();
         }
-        if !drained {
-            // Other kernels and their clients have their turn, however much is at hand.
+        // Other kernels and their clients have their turn, however much is at hand; not at each batch, for a kernel that
+        // does not wait drops what is not read in time.
+        batches = if drained { 0 } else { batches + 1 };
+        if batches == BATCHES {
+            batches = 0;
             yield_now().await;
         }
     }
@@ -938,6 +1011,11 @@ async fn record_replies(
                 false
             }
             Err(Refused::Garbage) => false,
+            Err(Refused::TooLarge(_)) => {
+                // It may have been a reply that a client waits for.
+                reconnected.notify_one();
+                false
+            }
             Err(Refused::Broken) => true,
         };
         if broken {

@@ -109,7 +109,7 @@ fn again(message: WireMessage) -> WireMessage {
 }
 
 /// The session that the kernel names in its messages; `None` where it has said nothing since the execution was asked.
-async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
+pub(super) async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
     let said = first_after(log, execution.request, |entry| entry.origin() == Origin::Kernel).await?;
     Ok(said.and_then(|entry| {
         let message = entry.message();

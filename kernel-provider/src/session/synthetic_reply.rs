@@ -9,8 +9,20 @@ use serde_json::{Value, json};
 use super::execution_record::ExecutionRecord;
 
 /// How much is missing is not known.
-const MISSING: &str = "The connection to the kernel was lost while this ran: some of its output may be missing.";
+pub(super) const MISSING: &str =
+    "The connection to the kernel was lost while this ran: some of its output may be missing.";
+/// The same, of what the store could not keep.
+pub(super) const NOT_KEPT: &str = "Some output of this could not be stored, and is missing here.";
 const UNKNOWN: &str = "It ended meanwhile; whether it succeeded is not known.";
+
+/// Says that output of the execution may be missing, for the eye.
+pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> WireMessage {
+    let content = json!({"name": "stderr", "text": format!("{text}\n")}).to_string();
+    let content = Content::parse("stream", content.as_bytes());
+    Message::new(content, session)
+        .with_parent(execution.header.clone())
+        .to_wire()
+}
 
 /// Why the kernel did not tell the execution's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +55,11 @@ pub(super) fn messages(
     let mut messages = Vec::new();
     let (ename, evalue) = match unheard {
         Unheard::OutputLost => {
-            let unknown = if is_open { format!(" {UNKNOWN}") } else { String::new() };
-            let text = format!("{MISSING}{unknown}\n");
-            messages.push(message(
-                Channel::Iopub,
-                "stream",
-                json!({"name": "stderr", "text": text}),
-            ));
+            let missing = (!execution.told_missing).then_some(MISSING);
+            let text: Vec<_> = missing.into_iter().chain(is_open.then_some(UNKNOWN)).collect();
+            if !text.is_empty() {
+                messages.push((Channel::Iopub, notice(execution, &text.join(" "), session)));
+            }
             ("OutputLost", format!("{MISSING} {UNKNOWN}"))
         }
         Unheard::KernelEnded { ename, reason } => (ename, reason.to_owned()),

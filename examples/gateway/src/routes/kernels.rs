@@ -116,6 +116,7 @@ fn failed(id: &str, error: &RestartError) -> ApiError {
         RestartError::ShutDown => return not_found(id),
         // It is there, and dead: a restart brings it back.
         RestartError::Provider(ProviderError::Gone(_)) => StatusCode::CONFLICT,
+        RestartError::Log(_) => StatusCode::INSUFFICIENT_STORAGE,
         RestartError::NoAnswer(_) | RestartError::Launch(LaunchError::TimedOut { .. }) => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };

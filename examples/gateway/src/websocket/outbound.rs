@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use fastwebsockets::{Frame, OpCode, Payload};
 use futures::FutureExt;
-use jupyter_protocol::LogLimiter;
+use jupyter_protocol::{Channel, LogLimiter};
 use kernel_provider::log::{Block, ReadError};
 use kernel_provider::resume::{CLOSE_REPLACED, Notice};
 use kernel_provider::session::Client;
@@ -72,7 +72,7 @@ pub(super) async fn run(
                         return Ok("the kernel's log cannot be read");
                     }
                     Err(error) => {
-                        tell_gap(&mut out, &error, format);
+                        tell_gap(&mut out, &error, client.as_ref(), format);
                         None
                     }
                 };
@@ -84,7 +84,7 @@ pub(super) async fn run(
                     taken += block.bytes().len();
                     if taken < GATHER_BYTES {
                         next = feed.recent().unwrap_or_else(|error| {
-                            tell_gap(&mut out, &error, format);
+                            tell_gap(&mut out, &error, client.as_ref(), format);
                             None
                         });
                     }
@@ -174,16 +174,22 @@ async fn write_block(
     Ok(())
 }
 
-/// A client of the resume protocol is told of what is missing; others cannot be.
-fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, format: Format) {
+/// A client of the resume protocol is told of what is missing; others see it in the cells that it may belong to.
+fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client: Option<&Client>, format: Format) {
     static GAPS: LogLimiter = LogLimiter::new();
     if let Some(left_out) = GAPS.due() {
         warn!(%error, left_out, "the client misses a part of the log");
     }
-    if format == Format::Resume
-        && let ReadError::Gap { first, last } = *error
-    {
-        out.notice(&Notice::Gap { first, last });
+    let ReadError::Gap { first, last } = *error else {
+        return;
+    };
+    if format == Format::Resume {
+        return out.notice(&Notice::Gap { first, last });
+    }
+    for notice in client.iter().flat_map(|client| client.gap_notices(first)) {
+        if let Some((opcode, data)) = format.encode_message(Channel::Iopub, &notice) {
+            out.gather(opcode, &data);
+        }
     }
 }
 

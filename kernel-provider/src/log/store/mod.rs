@@ -180,6 +180,14 @@ pub trait StoredLog: Send + Sync + 'static {
     /// [`StoreError`], for instance where the disk is full; nothing of the block and of the changes is kept then.
     fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError>;
 
+    /// Whether the store takes entries now, as far as it can tell without writing.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] where it has no room.
+    fn check_room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Makes changes to the index, in one piece.
     ///
     /// # Errors

@@ -155,7 +155,7 @@ impl Database {
     }
 
     /// An error where the disk has no room for `bytes` more and for what is to be written as tables yet.
-    fn expect_room(&self, bytes: Option<usize>) -> Result<(), StoreError> {
+    pub(super) fn expect_room(&self, bytes: Option<usize>) -> Result<(), StoreError> {
         let (Some(bytes), Some(free)) = (bytes, free_bytes(&self.folder)) else {
             return Ok(());
         };

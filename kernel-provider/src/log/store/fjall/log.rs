@@ -293,6 +293,10 @@ impl FjallLog {
 }
 
 impl StoredLog for FjallLog {
+    fn check_room(&self) -> Result<(), StoreError> {
+        self.database.expect_room(Some(0))
+    }
+
     fn epoch(&self) -> Epoch {
         self.epoch
     }
