@@ -160,7 +160,10 @@ fn kernels_of_the_same_user_cannot_read_the_token() {
     let program = dir.path().join("kernelmux-gateway");
     std::fs::copy(env!("CARGO_BIN_EXE_kernelmux-gateway"), &program).unwrap();
     let mut command = Command::new(&program);
-    command.env_clear().env("HOME", dir.path()).env("KERNELMUX_TOKEN", "s3cret");
+    command
+        .env_clear()
+        .env("HOME", dir.path())
+        .env("KERNELMUX_TOKEN", "s3cret");
     command
         .args(["--port", "0", "--data-dir"])
         .arg(dir.path().join("data"))
@@ -175,7 +178,9 @@ fn kernels_of_the_same_user_cannot_read_the_token() {
     }
     let mut child = command.spawn().unwrap();
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     let process = format!("/proc/{}", child.id());
     let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
     let owner = std::fs::metadata(format!("{process}/environ")).unwrap().uid();

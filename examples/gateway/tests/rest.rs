@@ -410,7 +410,6 @@ async fn bodies_that_are_wrong_are_told_so() {
         "[]",
         "7",
         "\"echo\"",
-        "null",
         "{\"name\": NaN}",
         &deep,
         "{\"name\": 7}",
@@ -541,7 +540,6 @@ async fn what_is_not_there_is_404_and_wrong_methods_405() {
         "/api/nothing",
         "/api/kernels/x/y/z",
         "/api/kernelspecs/a/b",
-        "/api/kernels/",
     ] {
         let answer = served.ask("GET", path).await;
         assert_eq!(answer.json(), json!({"reason": "Not Found", "message": ""}), "{path}");

@@ -135,20 +135,21 @@ async fn what_is_wrong_is_told() {
     post(json!({"path": "p".repeat(5_000), "type": "x"})).await.error(400);
     served.send("POST", "/api/sessions", "[]").await.error(400);
 
-    // Its kernel may have ended since: another one is started, as jupyter_server does.
-    let started = create(
-        &served,
-        json!({"path": "y", "type": "x", "kernel": {"id": UNKNOWN, "name": "echo"}}),
-    )
-    .await;
-    assert_ne!(started["kernel"]["id"], UNKNOWN);
-    assert_eq!(started["kernel"]["name"], "echo");
+    // Its kernel may have ended since: another is started under its id, as by jupyter_server.
+    for (path, id, is_taken) in [("y", UNKNOWN, true), ("z", "seven", false)] {
+        let kernel = json!({"id": id, "name": "echo"});
+        let started = create(&served, json!({"path": path, "type": "x", "kernel": kernel})).await;
+        assert_eq!(started["kernel"]["id"] == id, is_taken, "{started}");
+        assert_eq!(started["kernel"]["name"], "echo");
+    }
     let kernel = served.start_kernel(json!({})).await;
     post(of(json!({"env": {"KERNEL_ID": kernel["id"]}}))).await.error(409);
     let model = create(&served, of(json!({}))).await;
     let patch = async |body: Value| served.send("PATCH", &path(&model), body).await;
     patch(json!({"kernel": {"name": "nothing"}})).await.error(501);
-    patch(json!({"kernel": {"id": UNKNOWN}})).await.error(400);
+    patch(json!({"kernel": {"id": "00000000-0000-4000-8000-000000000001"}}))
+        .await
+        .error(400);
     patch(json!({"path": []})).await.error(400);
     assert_eq!(
         served.ask("GET", &path(&model)).await.json()["kernel"]["id"],

@@ -165,6 +165,19 @@ impl Attachment {
     }
 }
 
+/// Whether this is what a kernel says of its own start: an `iopub_welcome`, or a status that answers no request. Clients
+/// of jupyter_server are not sent them, and many read `parent_header["msg_id"]` of each message.
+fn is_of_start(entry: &Entry) -> bool {
+    if entry.channel() != Channel::Iopub {
+        return false;
+    }
+    let message = entry.message();
+    message.parent_header().len() <= b"{}".len()
+        && message
+            .header_ref()
+            .is_ok_and(|header| matches!(&*header.msg_type, "iopub_welcome" | "status"))
+}
+
 impl Client {
     fn hold(kernel: Arc<Kernel>, session: Arc<str>, attachment: u64) -> Self {
         Self {
@@ -233,7 +246,7 @@ impl Client {
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {
             Origin::Client => false,
-            Origin::Kernel => self.is_addressed(entry) && !self.hold.ahead.has(entry),
+            Origin::Kernel => self.is_addressed(entry) && !self.hold.ahead.has(entry) && !is_of_start(entry),
             Origin::Lifecycle => {
                 let message = entry.message();
                 self.is_addressed(entry) && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)

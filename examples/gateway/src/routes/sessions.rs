@@ -141,8 +141,15 @@ async fn whole(
     }
     let (kernel, is_new) = match running(&gateway, &kernel)? {
         Running::Found(kernel) => (kernel, false),
-        // As jupyter_server does: the notebook's kernel may have ended since.
-        Running::Unnamed | Running::Unknown(_) => (started(&gateway, &kernel, &path).await?, true),
+        Running::Unnamed => (started(&gateway, &kernel, &path).await?, true),
+        // The notebook's kernel has ended since: as with jupyter_server, another is started under its id.
+        Running::Unknown(id) => {
+            let mut kernel = kernel;
+            if id.parse::<KernelId>().is_ok() {
+                kernel.insert("kernel_id".to_owned(), id.into());
+            }
+            (started(&gateway, &kernel, &path).await?, true)
+        }
     };
     let session = Session {
         id: Uuid::new_v4(),
