@@ -17,7 +17,7 @@ async fn no_kernel_is_kept_after_its_end() {
     options.restart_limit = 1;
     let manager = Manager::new(vec![Arc::new(provider.clone())], logs, options);
     let mut kernels: Vec<Weak<Kernel>> = Vec::new();
-    for round in 0..20 {
+    for round in 0..6 {
         let kernel = manager.start(StartRequest::new("echo")).await.unwrap();
         let attachment = kernel.attach("client");
         match round % 3 {
