@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use jupyter_protocol::kernelspec::SearchPath;
@@ -27,6 +28,9 @@ pub struct LocalConfig {
     pub python: Option<PathBuf>,
     /// What carries the messages.
     pub transport: TransportChoice,
+    /// The ports that kernels with the transport tcp get; `None` lets the system choose. A kernel that announces its ports
+    /// (JEP 66) chooses them itself. Each kernel needs five.
+    pub port_range: Option<RangeInclusive<u16>>,
     /// Where the sockets of kernels with the transport ipc are made. Unix limits a socket's path to 107 bytes, so
     /// this must be short. `None` takes a directory in `state_dir` if its path is short enough, else one in
     /// `XDG_RUNTIME_DIR` or the directory for temporary files. Made with mode 0700.
@@ -56,6 +60,7 @@ impl LocalConfig {
             search: SearchPath::from_env(&PathEnv::from_process()),
             python: None,
             transport: TransportChoice::Auto,
+            port_range: None,
             socket_dir: None,
             inherit_env: InheritEnv::AllButSecrets,
             inherit_over_kernelspec: BTreeSet::new(),

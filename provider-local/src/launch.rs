@@ -20,10 +20,11 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::LocalConfig;
-use crate::endpoints::{self, Held};
+use crate::endpoints;
 use crate::environment::{self, Env};
 use crate::events::{Events, Watch};
 use crate::output;
+use crate::ports::{HeldPorts, Ports};
 use crate::process::oom::OomCounter;
 use crate::process::{Ended, Process};
 use crate::ready;
@@ -38,6 +39,7 @@ pub(crate) struct Machine {
     pub(crate) state: StateDir,
     pub(crate) events: Arc<Events>,
     pub(crate) oom: Arc<OomCounter>,
+    pub(crate) ports: Ports,
     /// What is not handed over yet, and what was given up and is not cleared away yet.
     pub(crate) unfinished: TaskTracker,
 }
@@ -336,7 +338,7 @@ struct Endpoint {
     registration: Option<Registration>,
     /// Woken when a Unix socket is made.
     made: Arc<Notify>,
-    _held: Held,
+    _held: HeldPorts,
     _watch: Option<Watch>,
 }
 
@@ -372,7 +374,7 @@ fn spawn_with(
     let files = &unfinished.files;
     files.make(matches!(endpoints, Endpoints::Sockets))?;
     let made = Arc::new(Notify::new());
-    let (mut held, mut watch, mut registration) = (Held::default(), None, None);
+    let (mut held, mut watch, mut registration) = (HeldPorts::default(), None, None);
     let no_port = |error: io::Error| LaunchError::NoRoom {
         reason: format!("no free TCP port: {error}"),
     };
@@ -384,12 +386,12 @@ fn spawn_with(
                 ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
             })?);
         }
-        Endpoints::HeldPorts => held = endpoints::take_ports(&mut connection).map_err(no_port)?,
+        Endpoints::HeldPorts => held = machine.ports.take(&mut connection).map_err(no_port)?,
         Endpoints::OtherPorts => {
             endpoints::CHANNELS
                 .into_iter()
                 .for_each(|channel| connection.set_port(channel, 0));
-            drop(endpoints::take_ports(&mut connection).map_err(no_port)?);
+            held = machine.ports.take(&mut connection).map_err(no_port)?.without_sockets();
         }
         Endpoints::Announced(bound) => {
             connection = bound.connection_info().clone();

@@ -42,6 +42,7 @@ mod events;
 mod kernel;
 mod launch;
 mod output;
+mod ports;
 mod process;
 mod provider;
 mod ready;

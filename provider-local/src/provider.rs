@@ -13,6 +13,7 @@ use crate::events::Events;
 use crate::kernel::{LocalKernel, Shared};
 use crate::launch::{self, Machine, blocking};
 use crate::output;
+use crate::ports::Ports;
 use crate::process::Process;
 use crate::process::oom::OomCounter;
 use crate::process::orphans;
@@ -62,6 +63,7 @@ impl LocalProvider {
             move || -> Result<_, ProviderError> {
                 let found = specs::find(&config.search);
                 let machine = Arc::new(Machine {
+                    ports: Ports::new(config.port_range.clone()),
                     config,
                     state,
                     events,

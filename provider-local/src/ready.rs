@@ -49,11 +49,12 @@ mod tests {
     use super::*;
     use crate::endpoints;
     use crate::events::Events;
+    use crate::ports::Ports;
 
     #[tokio::test]
     async fn five_ports() {
         let mut connection = ConnectionInfo::default();
-        let _held = endpoints::take_ports(&mut connection).unwrap();
+        let _held = Ports::new(None).take(&mut connection).unwrap();
         let made = Notify::new();
         let mut ready = Box::pin(sockets(&connection, &made));
         let mut listeners = Vec::new();

@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use axum::http::{HeaderName, Method};
@@ -100,6 +101,9 @@ pub(super) struct Flags {
     /// named win over a kernel.json's; * passes on all but tokens
     #[arg(long, env = "KERNELMUX_INHERITED_ENVS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) inherited_envs: Vec<String>,
+    /// The TCP ports that kernels of this machine get, such as 40000..50000, both included; five each [default: any]
+    #[arg(long, env = "KERNELMUX_PORT_RANGE", value_name = "LOW..HIGH", value_parser = parse_port_range)]
+    pub(super) port_range: Option<RangeInclusive<u16>>,
     /// How many MiB of a kernel's log are kept; the oldest entries are dropped first
     #[arg(long, env = "KERNELMUX_LOG_MAX_MIB", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
@@ -236,6 +240,14 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
         .map_err(|_| "it must be an IP address, such as 127.0.0.1 or 0.0.0.0".to_owned())
 }
 
+fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    text.split_once("..")
+        .and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)))
+        .filter(|(low, high): &(u16, u16)| *low > 0 && low < high && high - low >= 4)
+        .map(|(low, high)| low..=high)
+        .ok_or_else(|| "it must be two ports, such as 40000..50000, with room for the five of a kernel".to_owned())
+}
+
 /// clap's errors have paragraphs; the first one says what is wrong.
 fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
@@ -269,6 +281,13 @@ mod tests {
     }
 
     #[test]
+    fn a_range_of_ports_is_two_ports() {
+        let flags = parse(&["--port-range", "40000..40004"]).unwrap();
+        assert_eq!(flags.port_range, Some(40000..=40004));
+        assert_eq!(parse(&[]).unwrap().port_range, None);
+    }
+
+    #[test]
     fn lists_are_separated_by_commas() {
         let flags = parse(&["--client-envs", "A,B", "--allow-origin", "http://a, https://b:1"]).unwrap();
         assert_eq!(flags.client_envs, ["A", "B"]);
@@ -290,6 +309,9 @@ mod tests {
             (&["--token", "hidden", "--token-file", "x"], "--token-file"),
             (&["--token-file", "/nonexistent/token"], "/nonexistent/token"),
             (&["--allow-headers", "a b"], "--allow-headers"),
+            (&["--port-range", "50000..40000"], "two ports"),
+            (&["--port-range", "40000..40003"], "two ports"),
+            (&["--port-range", "0..70000"], "two ports"),
             (&["--token", "hidden", "--no-auth"], "exclude"),
             (&["--no-auth", "--ip", "0.0.0.0"], "--insecure"),
             (&["--allow-origin", "lab"], "lab"),

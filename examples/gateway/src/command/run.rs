@@ -236,6 +236,7 @@ async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
     let is_named = |name: &&String| flags.inherited_envs.iter().any(|named| named.trim() == *name);
     local.inherit_over_kernelspec = inherited.iter().filter(is_named).cloned().collect();
     local.inherit_env = InheritEnv::Only(inherited);
+    local.port_range.clone_from(&flags.port_range);
     local.reap_orphans = std::process::id() == 1;
     Ok(LocalProvider::open(local).await?)
 }
