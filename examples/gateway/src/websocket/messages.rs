@@ -135,6 +135,10 @@ impl<S: AsyncRead + Unpin> Messages<S> {
     }
 
     async fn frame(&mut self) -> Result<Frame, WebSocketError> {
+        if self.partial.is_none() && self.buffer.is_empty() {
+            // Between messages a client may be silent.
+            self.read(2).await?;
+        }
         self.fill(2).await?;
         let (first, second) = (self.buffer.get_u8(), self.buffer.get_u8());
         if first & 0x70 != 0 {
@@ -185,23 +189,23 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         })
     }
 
-    /// Reads until the buffer has this many bytes, with a deadline in the middle of a message.
+    /// Reads until the buffer has this many bytes of a message that has begun.
     async fn fill(&mut self, length: usize) -> Result<(), WebSocketError> {
         while self.buffer.len() < length {
-            self.buffer.reserve((length - self.buffer.len()).clamp(1, READ_BYTES));
-            let in_message = self.partial.is_some() || !self.buffer.is_empty() || length > MAX_CONTROL_BYTES;
-            let reading = self.stream.read_buf(&mut self.buffer);
-            let read = if in_message {
-                let in_time = timeout(IDLE_DEADLINE, reading).await;
-                in_time.map_err(|_| timed_out("the client stopped in the middle of a message"))??
-            } else {
-                reading.await?
-            };
-            if read == 0 {
-                return Err(WebSocketError::UnexpectedEOF);
-            }
+            let in_time = timeout(IDLE_DEADLINE, self.read(length)).await;
+            in_time.map_err(|_| timed_out("the client stopped in the middle of a message"))??;
         }
         Ok(())
+    }
+
+    /// Reads some of what the buffer lacks of this many bytes.
+    async fn read(&mut self, length: usize) -> Result<(), WebSocketError> {
+        let lacking = length.saturating_sub(self.buffer.len());
+        self.buffer.reserve(lacking.clamp(1, READ_BYTES));
+        match self.stream.read_buf(&mut self.buffer).await? {
+            0 => Err(WebSocketError::UnexpectedEOF),
+            _ => Ok(()),
+        }
     }
 }
 
