@@ -410,7 +410,7 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
     for (restart_limit, is_restarted, ename, last) in [
         (0, false, "DeadKernelError", "dead"),
         (1, false, "DeadKernelError", "restarting"),
-        (0, true, "KernelRestarted", "1 status idle"),
+        (0, true, "KernelRestarted", "0 status idle"),
     ] {
         let place = Place::new(Arc::new(MemoryStore::new()));
         let manager = place.manager_that_restarts(restart_limit);
@@ -418,7 +418,13 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
         let mut attachment = kernel.attach("s");
         let client = attachment.client();
         let mut msg_ids = Vec::new();
-        for code in ["wait", "print queued"] {
+        // A kernel that is asked to end may still answer what waits.
+        let codes = if is_restarted {
+            &["wait"][..]
+        } else {
+            &["wait", "print queued"]
+        };
+        for code in codes {
             let message = request(code, "s");
             soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
             msg_ids.push(message.header.msg_id);
@@ -439,8 +445,13 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
             format!("1 execute_reply {ename}"),
             "1 status idle".to_owned(),
         ];
-        let with_news = [last.to_owned()].into_iter().filter(|_| !is_restarted);
-        assert_eq!(sent, expected.into_iter().chain(with_news).collect::<Vec<_>>());
+        let mut expected = expected.to_vec();
+        if is_restarted {
+            expected.truncate(5);
+        } else {
+            expected.push(last.to_owned());
+        }
+        assert_eq!(sent, expected);
         for msg_id in &msg_ids {
             let execution = record(&kernel, msg_id).await;
             assert_eq!(execution.status, ExecutionStatus::Died);
@@ -488,7 +499,12 @@ async fn what_runs_on_while_nobody_records_says_that_output_may_be_missing() {
     assert!(notices(client.gap_notices(Seq(1)), &msg_ids[1]).is_empty());
     drop(client);
 
+    let recorded = kernel.log().head();
     let (manager, kernel) = place.again(manager, kernel.id()).await;
+    // What the kernel says before its new subscriber is there would be missing indeed.
+    let mut reader = kernel.log().reader(recorded);
+    let is_welcome = |entry: Entry| entry.message().header_ref().unwrap().msg_type == "iopub_welcome";
+    while !soon(reader.next()).await.unwrap().unwrap().entries().any(is_welcome) {}
     let mut attachment = kernel.attach("s");
     let mut replayed = Vec::new();
     while let Some(messages) = soon(attachment.replay()).await {
