@@ -211,7 +211,9 @@ async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
         .until(|entry| {
             let message = entry.message();
             content(entry)["execution_state"] == "idle"
-                && message.parent_ref().is_ok_and(|parent| parent.msg_id.is_empty())
+                && message
+                    .parent_ref()
+                    .is_ok_and(|parent| parent.msg_type == "kernelmux_lifecycle")
         })
         .await;
     let sessions: Vec<_> = seen[seen.len() - 2..]

@@ -101,7 +101,7 @@ async fn frames_of_every_length_come_back_over_tcp_and_unix_sockets() {
         echoed(&mut socket, &message(buffers)).await;
         let many = (0..20_000_u32).map(|number| Bytes::copy_from_slice(&number.to_be_bytes()));
         echoed(&mut socket, &message(many)).await;
-        let large: Vec<u8> = (0..100 * MIB).map(|at| (at % 251) as u8).collect();
+        let large: Vec<u8> = (0..60 * MIB).map(|at| (at % 251) as u8).collect();
         let large = Bytes::from(large);
         echoed(&mut socket, &message([large.clone(), Bytes::from("x"), large])).await;
     }
