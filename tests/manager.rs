@@ -78,11 +78,24 @@ impl Place {
         std::fs::write(folder.join("kernel.json"), spec.to_string()).unwrap();
     }
 
+    /// Opens the store, once tasks of a manager that was dropped hold it no more.
+    async fn store(&self) -> FjallStore {
+        loop {
+            match FjallStore::open(&self.folder.path().join("logs")) {
+                Ok(store) => return store,
+                Err(error) if error.to_string().contains("has it open") => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
     async fn manager(&self, options: ManagerOptions) -> Manager {
         let mut config = LocalConfig::new(self.folder.path().join("state"));
         config.search = SearchPath::new([self.folder.path().join("kernels")]);
         let provider = LocalProvider::open(config).await.unwrap();
-        let store = FjallStore::open(&self.folder.path().join("logs")).unwrap();
+        let store = soon(self.store()).await;
         let logs = Logs::new(Arc::new(store), LogOptions::default()).unwrap();
         Manager::new(vec![Arc::new(provider)], logs, options)
     }
