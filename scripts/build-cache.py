@@ -8,12 +8,15 @@ The workspace's own crates are left out. Cargo tells whether they are fresh by t
 about another checkout. Third-party crates it knows by name, version, features and profile.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernelmux"
@@ -34,12 +37,26 @@ def copy(source: Path, target: Path) -> None:
     subprocess.check_call(["cp", "-a", "--reflink=auto", str(source), str(target)])
 
 
+@contextmanager
+def locked() -> Iterator[None]:
+    """One checkout at a time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "build.lock", "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def restore() -> None:
     saved = CACHE / f"{KEPT}{key()}"
-    if saved.is_dir() and not BUILT.exists():
-        partial = BUILT.with_name(f"debug.{os.getpid()}")
+    if not saved.is_dir() or BUILT.exists():
+        return
+    partial = BUILT.with_name(f"debug.{os.getpid()}")
+    try:
         copy(saved, partial)
-        partial.rename(BUILT)
+        if not BUILT.exists():
+            partial.rename(BUILT)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save() -> None:
@@ -74,4 +91,9 @@ if __name__ == "__main__":
     commands = {"restore": restore, "save": save}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
-    commands[sys.argv[1]]()
+    try:
+        with locked():
+            commands[sys.argv[1]]()
+    except (OSError, subprocess.CalledProcessError) as error:
+        # Without it a build takes longer, and that is all.
+        print(f"the cache of built crates is not used: {error}", file=sys.stderr)

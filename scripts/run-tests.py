@@ -23,9 +23,16 @@ FLAKY = TARGET / "flaky.txt"
 class Runner:
     """How a test runner is started, where its report is, and how one test of the report is run again."""
 
+    # The exit code that says that tests failed, and that the run was whole otherwise.
+    tests_failed = 1
+
     def __init__(self, suite: str, arguments: list[str]):
         self.arguments = arguments
         self.report = (TARGET / f"junit-{suite}.xml").absolute()
+
+    def stops_early(self) -> bool:
+        """Whether tests may be left out once one has failed."""
+        return False
 
     def command(self) -> list[str]:
         raise NotImplementedError
@@ -35,6 +42,8 @@ class Runner:
 
 
 class Nextest(Runner):
+    tests_failed = 100
+
     def __init__(self, suite: str, arguments: list[str]):
         super().__init__(suite, arguments)
         self.report = TARGET / "nextest" / "default" / "junit.xml"
@@ -44,10 +53,21 @@ class Nextest(Runner):
 
     def again(self, case: ElementTree.Element) -> list[str]:
         test = f"binary_id(={case.get('classname')}) & test(={case.get('name')})"
-        return [*self.command(), "--filterset", test]
+        # Of several filters any would do.
+        chosen = list(self.arguments)
+        while "--filterset" in chosen:
+            at = chosen.index("--filterset")
+            del chosen[at : at + 2]
+        return [os.environ.get("CARGO", "cargo"), "nextest", "run", *chosen, "--filterset", test]
+
+    def stops_early(self) -> bool:
+        return "--fail-fast" in self.arguments
 
 
 class Pytest(Runner):
+    def stops_early(self) -> bool:
+        return any(argument.startswith(("-x", "--exitfirst", "--maxfail")) for argument in self.arguments)
+
     def command(self) -> list[str]:
         # This family of reports names each test's file.
         report = ["-o", "junit_family=xunit1", f"--junitxml={self.report}"]
@@ -106,8 +126,8 @@ def main(suite: str, runner: Runner) -> int:
     if code == 0:
         return 0
     cases = list(failed(runner.report)) if runner.report.exists() else []
-    if not cases:
-        print(f"{suite}: failed without a test that did", file=sys.stderr)
+    if code != runner.tests_failed or runner.stops_early() or not cases:
+        print(f"{suite}: failed, and not all tests were run", file=sys.stderr)
         return code
     allowed = MOST_FLAKY - len(known)
     if len(cases) > allowed:

@@ -71,7 +71,11 @@ impl K8sProvider {
         let cluster = Arc::new(Cluster::open(client, config).await?);
         let found = blocking({
             let cluster = Arc::clone(&cluster);
-            move || specs::find(&cluster.config)
+            move || {
+                let found = specs::find(&cluster.config);
+                found.warn_of_broken(&Specs::default());
+                found
+            }
         })
         .await?;
         let specs = watch::Sender::new(Arc::new(found));

@@ -86,7 +86,7 @@ impl Ports {
 
     fn any(&self) -> io::Result<(TcpSocket, Reservation)> {
         let Some(range) = self.range.clone() else {
-            return self.hold(0);
+            return self.any_of_system();
         };
         // From anywhere on, so that the ports of a kernel that has just ended are not the next one's.
         let count = usize::from(range.end() - range.start()) + 1;
@@ -101,17 +101,39 @@ impl Ports {
         })
     }
 
-    fn hold(&self, port: u16) -> io::Result<(TcpSocket, Reservation)> {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(SocketAddr::new(LOOPBACK, port))?;
-        let port = socket.local_addr()?.port();
-        if !crate::lock(&self.reserved).insert(port) {
-            return Err(io::ErrorKind::AddrInUse.into());
+    /// A port that the system chooses. Where that is reserved and not held, it is held until there is another.
+    fn any_of_system(&self) -> io::Result<(TcpSocket, Reservation)> {
+        let mut refused = Vec::new();
+        loop {
+            let socket = bound(0)?;
+            let port = socket.local_addr()?.port();
+            match self.reserve(port) {
+                Some(reservation) => return Ok((socket, reservation)),
+                None => refused.push(socket),
+            }
         }
-        let all = Arc::clone(&self.reserved);
-        Ok((socket, Reservation { port, all }))
     }
+
+    fn hold(&self, port: u16) -> io::Result<(TcpSocket, Reservation)> {
+        let socket = bound(port)?;
+        let reservation = self.reserve(port).ok_or(io::ErrorKind::AddrInUse)?;
+        Ok((socket, reservation))
+    }
+
+    /// `None` where the port is reserved already.
+    fn reserve(&self, port: u16) -> Option<Reservation> {
+        let all = Arc::clone(&self.reserved);
+        let is_new = crate::lock(&all).insert(port);
+        is_new.then_some(Reservation { port, all })
+    }
+}
+
+/// A socket that has the port and does not listen; 0 for any port.
+fn bound(port: u16) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(LOOPBACK, port))?;
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -178,7 +200,8 @@ mod tests {
         };
         assert!(error.to_string().contains(&low.to_string()), "{error}");
         assert!(taken.len() > 5);
-        held.pop();
+        // Some may have been given to other programs meanwhile.
+        held.clear();
         ports.take(&mut ConnectionInfo::default()).unwrap();
     }
 }

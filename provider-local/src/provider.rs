@@ -75,6 +75,7 @@ impl LocalProvider {
             }
         })
         .await??;
+        found.warn_of_broken(&Specs::default());
         let (sender, specs) = watch::channel(Arc::new(found));
         let follower = tokio::spawn(specs::follow(machine.config.search.clone(), events, sender));
         let mut tasks = vec![AbortOnDrop::new(&follower), counting];
@@ -95,7 +96,7 @@ impl LocalProvider {
 fn recover(machine: &Arc<Machine>, registry: &Arc<Registry>) -> Result<(), ProviderError> {
     let (mut whole, broken) = machine.state.load()?;
     for files in broken {
-        if let Some(saved) = salvage(&files, &machine.config.name) {
+        if let Some(saved) = salvage(&files, &machine.config.name, &machine.config.search) {
             tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "a running kernel is known by its process alone");
             files.keep_damaged_record();
             files.save(&saved)?;

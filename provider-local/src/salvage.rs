@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
-use jupyter_protocol::kernelspec::Kernelspec;
+use jupyter_protocol::kernelspec::{Kernelspec, SearchPath, get_kernelspec};
 use jupyter_protocol::{Channel, ConnectionInfo};
 use kernel_provider::provider::KernelRecord;
 
@@ -17,7 +17,7 @@ use crate::state::{KernelFiles, MAX_RECORD, Saved, Stage, Start};
 
 /// What the record must have held, as far as it can be known: how the process was started, not by which kernelspec.
 /// `None` where no process is known by its connection file. Blocks.
-pub(crate) fn salvage(files: &KernelFiles, provider: &str) -> Option<Saved> {
+pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) -> Option<Saved> {
     let file = files.connection_file();
     let process = find_by_argument(&file)?;
     let of_process = |name: &str| PathBuf::from(format!("/proc/{}/{name}", process.pid));
@@ -42,13 +42,15 @@ pub(crate) fn salvage(files: &KernelFiles, provider: &str) -> Option<Saved> {
         launched.map_or_else(|_| Utc::now(), DateTime::from),
         serde_json::Value::Null,
     );
+    // How it is interrupted, among others, only its kernelspec says.
+    let installed = get_kernelspec(search, &record.spec).ok();
     let spec = Kernelspec {
         argv: argv
             .iter()
             .map(|argument| argument.replace(&*file.to_string_lossy(), "{connection_file}"))
             .collect(),
         display_name: record.spec.clone(),
-        ..Kernelspec::default()
+        ..installed.map(|installed| installed.spec).unwrap_or_default()
     };
     Some(Saved {
         start: Start {

@@ -112,7 +112,7 @@ class LiveManager(GatewayKernelManager):
 
 
 def test_a_time_out_interrupts(open_gateway: Gateway) -> None:
-    timeout: Callable[[Any], int] = lambda cell: 2 if "while" in cell.source else 60
+    timeout: Callable[[Any], int] = lambda cell: 5 if "while" in cell.source else 60
     client = nbclient(
         "x = 6\nprint('on', flush=True)\nwhile True: pass",
         "x * 7",

@@ -49,7 +49,9 @@ async fn check_token(
         let how = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
         return Err(unauthorized(how));
     }
-    if let Some(wait) = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now())) {
+    let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
+    // To lock out others at the same address, such as a proxy's, is worth it only where tokens can be guessed.
+    if let Some(wait) = locked_out.filter(|_| token.is_guessable()) {
         let message = "too many wrong tokens came from this address; wait as long as Retry-After says";
         let retry_after = [(header::RETRY_AFTER, wait.as_secs().max(1).to_string())];
         let refusal = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);

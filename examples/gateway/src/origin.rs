@@ -1,8 +1,9 @@
 //! Which pages a browser may use the gateway from.
 //!
-//! A page of another origin can open WebSockets, and send requests that change something, without asking first. So a
-//! foreign `Origin` is refused there, whatever token the browser adds. What only reads is left to the browser, which
-//! shows the answer to no page that the [CORS](crate::cors) headers do not name.
+//! A page of another origin can open WebSockets, and send requests that change something, without asking first. So where
+//! no token is asked for, a foreign `Origin` is refused there. What only reads is left to the browser, which shows the
+//! answer to no page that the [CORS](crate::cors) headers do not name. Where a token is asked for, it is the page's that
+//! has it (see [`auth`](crate::auth)).
 
 use axum::http::{HeaderMap, Method, header};
 

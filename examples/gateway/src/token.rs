@@ -37,6 +37,11 @@ impl Token {
         &self.0
     }
 
+    /// Whether it is so short that somebody may guess it: a random one has 32 characters.
+    pub(crate) fn is_guessable(&self) -> bool {
+        self.0.len() < 32
+    }
+
     /// Whether `given` is the token, in a time that does not tell how much of it is right.
     pub(crate) fn is(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()
@@ -70,6 +75,7 @@ mod tests {
         }
         let random = Token::random();
         assert_eq!(random.reveal().len(), 32);
+        assert!(!random.is_guessable() && Token::new("abc").unwrap().is_guessable());
         assert_ne!(random.reveal(), Token::random().reveal());
     }
 }

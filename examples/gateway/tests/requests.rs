@@ -3,12 +3,14 @@
 
 mod common;
 
+use std::net::SocketAddr;
+
 use common::{Served, TOKEN};
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use kernelmux_gateway::{Access, Token};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
+use tokio::task::JoinSet;
 
 #[tokio::test]
 async fn a_base_url_may_have_any_characters_and_is_met_in_any_encoding() {
@@ -94,10 +96,10 @@ async fn where_lists_are_disabled_a_known_kernel_can_still_be_used() {
 }
 
 /// The status of `GET /api` with this token, from this address of this machine.
-async fn status(served: &Served, from: &str, token: &str) -> String {
+async fn status(gateway: SocketAddr, from: &str, token: String) -> String {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
-    let mut stream = socket.connect(served.address).await.unwrap();
+    let mut stream = socket.connect(gateway).await.unwrap();
     let request = format!("GET /api HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: token {token}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -108,22 +110,41 @@ async fn status(served: &Served, from: &str, token: &str) -> String {
     answer.split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
+const THIEF: &str = "127.0.0.1";
+const OTHER: &str = "127.0.0.2";
+
+/// Sends wrong tokens, whose answers are delayed more and more.
+fn try_tokens(gateway: SocketAddr, count: usize, trying: &mut JoinSet<String>) {
+    for _ in 0..count {
+        trying.spawn(status(gateway, THIEF, "wrong".to_owned()));
+    }
+}
+
 #[tokio::test]
 async fn an_address_that_tries_tokens_is_refused_and_others_are_not() {
     let served = Served::start().await;
-    let (thief, other) = ("127.0.0.1", "127.0.0.2");
-    assert_eq!(status(&served, thief, "wrong").await, "401");
-    assert_eq!(status(&served, thief, TOKEN).await, "200");
-    // Their answers are delayed more and more.
-    let mut wrong: FuturesUnordered<_> = (0..200).map(|_| status(&served, thief, "wrong")).collect();
-    while let Some(answer) = wrong.next().await {
-        if answer == "429" {
-            break;
-        }
-        assert_eq!(answer, "401");
+    let ask = |from, token: &str| status(served.address, from, token.to_owned());
+    assert_eq!(ask(THIEF, "wrong").await, "401");
+    assert_eq!(ask(THIEF, TOKEN).await, "200");
+    let mut trying = JoinSet::new();
+    while ask(THIEF, TOKEN).await != "429" {
+        try_tokens(served.address, 10, &mut trying);
     }
-    assert!(!wrong.is_empty());
-    assert_eq!(status(&served, thief, TOKEN).await, "429");
-    assert_eq!(status(&served, other, TOKEN).await, "200");
-    assert_eq!(status(&served, other, "wrong").await, "401");
+    assert_eq!(ask(OTHER, TOKEN).await, "200");
+    assert_eq!(ask(OTHER, "wrong").await, "401");
+}
+
+#[tokio::test]
+async fn a_token_that_nobody_can_guess_is_taken_however_many_are_wrong() {
+    let token = Token::random();
+    let access = Access::Token(token.clone());
+    let served = Served::with(|options| options.access = access, |_| {}).await;
+    let ask = || status(served.address, THIEF, token.reveal().to_owned());
+    let mut trying = JoinSet::new();
+    for _ in 0..20 {
+        try_tokens(served.address, 10, &mut trying);
+        assert_eq!(ask().await, "200");
+    }
+    // Those within the burst, at least, were answered.
+    assert_eq!(trying.join_next().await.unwrap().unwrap(), "401");
 }

@@ -63,9 +63,9 @@ impl DealerReceiver {
     /// The next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`SocketError::Wire`] where the frames are no message, after which the socket goes on;
-    /// [`SocketError::Broken`] where the connection failed or the kernel is gone, or sent what is no ZMTP or more than a
-    /// message may have: the socket does not connect again.
+    /// [`SocketError::Wire`] where the frames are no message, or have more bytes than one may have, after which the socket
+    /// goes on; [`SocketError::Broken`] where the connection failed, the kernel is gone or sent what is no ZMTP: the socket
+    /// does not connect again.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
         let frames = self.0.recv().await?;
         self.0.throttle.message(frames)

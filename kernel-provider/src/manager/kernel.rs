@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use jupyter_protocol::content::{ExecuteRequest, InterruptRequest, ShutdownRequest};
 use jupyter_protocol::zmq::SocketError;
 use jupyter_protocol::{Channel, ConnectionInfo, InstalledKernelspec, WireMessage};
@@ -68,6 +68,9 @@ impl Room {
     }
 }
 
+/// How far the clock of a cluster that says when a kernel was launched may be behind this one.
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(5);
+
 /// How many bytes messages may have that wait for a kernel that does not take them.
 const ROOM: usize = 256 << 20;
 
@@ -81,10 +84,20 @@ pub(super) enum Recovery {
     Over,
 }
 
-/// Ends a kernel that was launched and cannot be used.
-pub(super) async fn abandon(handle: &dyn KernelHandle) {
+/// Ends a kernel that cannot be used.
+async fn abandon(handle: &dyn KernelHandle) {
     if let Err(error) = handle.shutdown(Duration::ZERO).await {
         warn!(%error, "a kernel that did not start well cannot be ended");
+    }
+}
+
+/// Ends a kernel whose start, which began at this time, failed. One that ran before, which its provider has found under
+/// the same id, is left alone.
+pub(super) async fn abandon_new(handle: &dyn KernelHandle, began: DateTime<Utc>) {
+    if handle.record().launched < began - CLOCK_TOLERANCE {
+        warn!("a kernel of this id ran already and is left alone");
+    } else {
+        abandon(handle).await;
     }
 }
 
@@ -275,6 +288,8 @@ impl Kernel {
     /// Connects to a kernel that was just launched, and waits for its first answer.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
         let info = self.connection().await?;
+        // Also where this is dropped in the middle, and the sockets stay.
+        let _ends_setup = self.recorder.ends_setup();
         self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
         // A kernel that dies before it answers is told at once, not after the deadline.
         tokio::select! {

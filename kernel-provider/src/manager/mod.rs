@@ -312,7 +312,12 @@ impl Shared {
             own_name,
             spec,
         } = self.find_spec(&request.spec)?;
+        // It runs, and is not attached to yet.
+        if self.attaching().contains(&id) {
+            return Err(StartError::Duplicate(id));
+        }
         let reserved = self.registry.reserve(id, request.owner.as_deref())?;
+        let began = chrono::Utc::now();
         let mut launch = LaunchRequest::new(id, own_name);
         launch.env = request.env;
         launch.working_dir = request.working_dir;
@@ -326,7 +331,7 @@ impl Shared {
         let (handle, log) = match (handle, log) {
             (Ok(handle), Ok(log)) => (handle, log),
             (Ok(handle), Err(error)) => {
-                kernel::abandon(&*handle).await;
+                kernel::abandon_new(&*handle, began).await;
                 return Err(error.into());
             }
             (Err(error), _) => return Err(error.into()),
@@ -334,7 +339,7 @@ impl Shared {
         let kernel = match self.kernel(name, Some(spec), handle.clone(), log).await {
             Ok(kernel) => kernel,
             Err(error) => {
-                kernel::abandon(&*handle).await;
+                kernel::abandon_new(&*handle, began).await;
                 return Err(error.into());
             }
         };
@@ -342,14 +347,14 @@ impl Shared {
         match self.closing.run_until_cancelled(kernel.connect(left)).await {
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                kernel::abandon(kernel.handle()).await;
+                kernel::abandon_new(kernel.handle(), began).await;
                 return Err(StartError::NoAnswer {
                     reason: error.to_string(),
                     output: kernel.handle().output().await.unwrap_or_default(),
                 });
             }
             None => {
-                kernel::abandon(kernel.handle()).await;
+                kernel::abandon_new(kernel.handle(), began).await;
                 return Err(StartError::ShuttingDown);
             }
         }

@@ -2,9 +2,11 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jupyter_protocol::codec::websocket_v1::V1Message;
 use jupyter_protocol::{Channel, WireMessage};
 use tokio::sync::watch;
 
+use super::execution_state::{ExecutionState, told};
 use super::lifecycle::LIFECYCLE;
 use super::replay::{Ahead, replay};
 use super::sessions::Joining;
@@ -165,17 +167,24 @@ impl Attachment {
     }
 }
 
-/// Whether this is what a kernel says of its own start: an `iopub_welcome`, or a status that answers no request. Clients
-/// of jupyter_server are not sent them, and many read `parent_header["msg_id"]` of each message.
+/// The part of a message in the log's layout that is the parent's header.
+const PARENT: usize = 2;
+
+/// Whether this is what a kernel says of its own start: an `iopub_welcome`, or that it is starting, in answer to no
+/// request. Clients of jupyter_server are not sent them, and many read `parent_header["msg_id"]` of each message.
 fn is_of_start(entry: &Entry) -> bool {
-    if entry.channel() != Channel::Iopub {
+    let message = entry.v1();
+    // Nearly every message has a parent, which is found without decoding the message.
+    let answers = V1Message::parse(&message).is_ok_and(|message| message.part(PARENT).len() > b"{}".len());
+    if answers || entry.channel() != Channel::Iopub {
         return false;
     }
     let message = entry.message();
-    message.parent_header().len() <= b"{}".len()
-        && message
-            .header_ref()
-            .is_ok_and(|header| matches!(&*header.msg_type, "iopub_welcome" | "status"))
+    message.header_ref().is_ok_and(|header| match &*header.msg_type {
+        "iopub_welcome" => true,
+        "status" => told(message.content()) == Some(ExecutionState::Starting),
+        _ => false,
+    })
 }
 
 impl Client {
@@ -249,7 +258,9 @@ impl Client {
             Origin::Kernel => self.is_addressed(entry) && !self.hold.ahead.has(entry) && !is_of_start(entry),
             Origin::Lifecycle => {
                 let message = entry.message();
-                self.is_addressed(entry) && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
+                self.is_addressed(entry)
+                    && !self.hold.ahead.has(entry)
+                    && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
             }
         }
     }

@@ -266,6 +266,11 @@ impl Recorder {
         self.recording.lifecycle(event)
     }
 
+    /// Lets clients' requests pass when it is dropped, however the start of a kernel ends.
+    pub(crate) fn ends_setup(&self) -> impl Drop + use<'_> {
+        self.recording.setup.ends()
+    }
+
     /// Takes the sockets of a kernel that was just started, in place of those before.
     pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
         // Before a client's request finds a socket.
@@ -579,7 +584,7 @@ impl Recording {
             // Its client has seen it in the log, or waits for its reply: neither sends it again. What the restart ends is
             // told with that.
             if !matches!(error, SendError::Restarted) {
-                self.lose(&[unsent.msg_id.into()], session);
+                self.lose(&[unsent.msg_id.into()], &self.kernel_session());
             }
         }
         unsent.was_sent();
@@ -596,11 +601,14 @@ impl Recording {
         let before = match self.log.index_get(keys::request(msg_id)).await {
             Ok(seq) => seq.and_then(|seq| keys::seq_of(&seq)),
             Err(error) => {
-                warn!(%error, "whether a message was sent before cannot be found out; it is sent");
-                return false;
+                warn!(%error, "the index does not say whether a message was sent before");
+                return known == Known::Yes;
             }
         };
-        let Some(before) = before else { return false };
+        // An ended execution's record goes from the index before it goes from memory.
+        let Some(before) = before else {
+            return known == Known::Yes;
+        };
         if known == Known::Yes {
             self.log.stored(before).await;
         } else if before > self.log.head() {
@@ -929,6 +937,11 @@ async fn record_iopub(
         let mut left_out = None;
         while let Some(message) = next {
             received += 1;
+            if matches!(&message, Ok(message) if size(message) >= VERIFY_APART) && !batch.is_empty() {
+                // What has come before is recorded should this task be ended while the message is verified.
+                recording.record_published(&batch, &mut status);
+                batch.clear();
+            }
             match gate.admit(message).await {
                 Ok(message) => {
                     bytes += size(&message);
@@ -975,6 +988,7 @@ async fn record_iopub(
             recording.publishing.send_replace(false);
             iopub = recording.iopub_again(&address, &mut pauses).await;
             recording.publishing.send_replace(true);
+            recording.tell_running(MISSING, true);
             // What ended meanwhile did so unheard.
             status = StatusFollower::default();
             reconnected.notify_one();

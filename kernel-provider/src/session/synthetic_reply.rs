@@ -12,7 +12,7 @@ use super::execution_record::ExecutionRecord;
 pub(super) const MISSING: &str =
     "The connection to the kernel was lost while this ran: some of its output may be missing.";
 /// The same, of what the store could not keep.
-pub(super) const NOT_KEPT: &str = "Some output of this could not be stored, and is missing here.";
+pub(super) const NOT_KEPT: &str = "Some output of this is not in the log any more, and is missing here.";
 const UNKNOWN: &str = "It ended meanwhile; whether it succeeded is not known.";
 
 /// Says that output of the execution may be missing, for the eye.

@@ -165,13 +165,14 @@ pub(super) enum Parsed {
 impl Flags {
     /// Reads the command line and the environment; the error is one line.
     pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, String> {
-        let flags = match Self::try_parse_from(args) {
+        let mut flags = match Self::try_parse_from(args) {
             Ok(flags) => flags,
             Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
                 return Ok(Parsed::Answer(error.render().to_string()));
             }
             Err(error) => return Err(one_line(&error)),
         };
+        flags.read_token_file()?;
         // All at once, so that nothing is set up before all is known to be right.
         flags.access()?;
         flags.allow_origin()?;
@@ -181,7 +182,7 @@ impl Flags {
 
     /// Who may use the gateway.
     pub(super) fn access(&self) -> Result<Access, String> {
-        match (self.token()?, self.no_auth) {
+        match (&self.token, self.no_auth) {
             (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
             (None, true) if !self.ip.is_loopback() && !self.insecure => Err(format!(
                 "--no-auth on {} lets whoever reaches it run programs here; give a token, or add --insecure if that is \
@@ -189,7 +190,7 @@ impl Flags {
                 self.ip
             )),
             (None, true) => Ok(Access::Open),
-            (Some(token), false) => match Token::new(token) {
+            (Some(token), false) => match Token::new(token.clone()) {
                 Ok(token) => Ok(Access::Token(token)),
                 Err(error) => Err(format!("wrong token: {error}")),
             },
@@ -197,14 +198,14 @@ impl Flags {
         }
     }
 
-    fn token(&self) -> Result<Option<String>, String> {
-        match &self.token_file {
-            Some(path) => match std::fs::read_to_string(path) {
-                Ok(text) => Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned())),
-                Err(error) => Err(format!("--token-file {}: {error}", path.display())),
-            },
-            None => Ok(self.token.clone()),
+    /// Takes the token from its file. Once: it may be a pipe.
+    fn read_token_file(&mut self) -> Result<(), String> {
+        if let Some(path) = &self.token_file {
+            let text =
+                std::fs::read_to_string(path).map_err(|error| format!("--token-file {}: {error}", path.display()))?;
+            self.token = Some(text.trim_end_matches(['\r', '\n']).to_owned());
         }
+        Ok(())
     }
 
     /// Where the token comes from.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
+use memchr::memmem;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tracing::debug;
@@ -53,6 +54,11 @@ impl Setup {
         self.pending.send_replace(false);
     }
 
+    /// Ends the setup when it is dropped.
+    pub(super) fn ends(&self) -> EndsSetup<'_> {
+        EndsSetup(self)
+    }
+
     pub(super) fn is_pending(&self) -> bool {
         *self.pending.borrow()
     }
@@ -69,12 +75,22 @@ impl Setup {
         if !self.hiding.load(Ordering::Relaxed) {
             return false;
         }
-        let is_ours = message.parent_ref().is_ok_and(|parent| parent.session == SETUP_SESSION);
+        // To look for the session is cheaper than to parse: all iopub messages pass here.
+        let is_ours = memmem::find(message.parent_header(), SETUP_SESSION.as_bytes()).is_some()
+            && message.parent_ref().is_ok_and(|parent| parent.session == SETUP_SESSION);
         let state = if is_ours { told(message.content()) } else { None };
         if state == Some(ExecutionState::Idle) {
             self.hiding.store(false, Ordering::Relaxed);
         }
         state.is_some()
+    }
+}
+
+pub(super) struct EndsSetup<'a>(&'a Setup);
+
+impl Drop for EndsSetup<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -64,12 +64,17 @@ pub(super) fn mend(folder: &Path) -> Result<u64, JournalError> {
     Ok(damaged)
 }
 
+/// Formats are numbers. What is no number after `FJL` is text of a kernel's, which may hold anything.
+const FIRST_TEXT: u8 = 32;
+
 fn check_format(path: &Path, magic: Option<&[u8; 4]>) -> Result<(), JournalError> {
     match magic {
-        Some(&[b'F', b'J', b'L', found]) if found != MAGIC[3] => Err(JournalError::UnknownFormat {
-            path: path.display().to_string(),
-            found,
-        }),
+        Some(&[b'F', b'J', b'L', found]) if found != MAGIC[3] && found < FIRST_TEXT => {
+            Err(JournalError::UnknownFormat {
+                path: path.display().to_string(),
+                found,
+            })
+        }
         // fjall says what is wrong with anything else.
         _ => Ok(()),
     }
