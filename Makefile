@@ -33,8 +33,7 @@ demo: ## a long cell whose connection is cut in the middle, and nothing is missi
 	@. scripts/venv.sh && exec target/debug/resume
 
 test: ## all tests, with real kernels, a real browser and a real cluster
-	@scripts/in-parts.py test test-rust test-embedders test-js test-e2e test-k8s
-	@scripts/build-cache.py save
+	@trap 'scripts/build-cache.py save' EXIT; scripts/in-parts.py test test-rust test-embedders test-js test-e2e test-k8s
 
 # Tests find the kernels, nextest and the gateway here.
 TOOLS := PATH="$(CURDIR)/target/e2e-venv/bin:$(CURDIR)/target/tools/bin:$$PATH" \

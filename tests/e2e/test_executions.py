@@ -43,8 +43,11 @@ def test_code_runs_without_a_client_and_once(gateway: Gateway, kernel: str) -> N
     code = "n = globals().get('n', 0) + 1\nprint(f'run {n}')\nn"
     first = run(gateway, kernel, code, msg_id="mine", cellId="cell-1")
     assert first["status"] in ("queued", "running", "ok")
-    again = run(gateway, kernel, "print('another')", msg_id="mine")
+    again = run(gateway, kernel, code, msg_id="mine")
     assert again["url"] == first["url"]
+    other = {"code": "print('another')", "msg_id": "mine"}
+    refused = gateway.rest("POST", f"api/kernels/{kernel}/executions", json=other)
+    assert refused.status_code == 409 and "mine" in refused.json()["message"], refused.text
     done = ended(gateway, kernel, "mine")
     assert done["status"] == "ok" and done["execution_count"] == 1 and done["cellId"] == "cell-1"
     assert done["code"] == code

@@ -177,7 +177,7 @@ def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
     readers = [kind(gateway, kernel_id, gateway.port) for kernel_id in kernels for kind in (ResumeClient, EventClient)]
     for reader in readers:
         reader.start()
-    runs: dict[str, list[tuple[str, Path]]] = {kernel_id: [] for kernel_id in kernels}
+    runs: dict[str, list[tuple[str, Path, str]]] = {kernel_id: [] for kernel_id in kernels}
     try:
         for kill in range(kills):
             for kernel_id in kernels:
@@ -190,7 +190,7 @@ def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
                     "    if i % 100 == 0: time.sleep(0.01)\n"
                 )
                 msg_id = uuid.uuid4().hex
-                runs[kernel_id].append((msg_id, marks))
+                runs[kernel_id].append((msg_id, marks, code))
                 run(gateway, kernel_id, code, msg_id=msg_id)
                 if chance.random() < 0.5:
                     run(gateway, kernel_id, code, msg_id=msg_id)
@@ -200,10 +200,10 @@ def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
             for kernel_id in kernels:
                 assert gateway.model(kernel_id) is not None, f"kernel {kernel_id} is not there after kill {kill}"
                 # What was asked before is not run again.
-                msg_id, marks = chance.choice(runs[kernel_id])
-                run(gateway, kernel_id, "raise SystemExit('run twice')", msg_id=msg_id)
+                msg_id, marks, code = chance.choice(runs[kernel_id])
+                run(gateway, kernel_id, code, msg_id=msg_id)
         for kernel_id in kernels:
-            for msg_id, marks in runs[kernel_id]:
+            for msg_id, marks, _ in runs[kernel_id]:
                 done = ended(gateway, kernel_id, msg_id, 120)
                 assert done["status"] in ("ok", "lost"), done
                 assert marks.read_text() == "run"

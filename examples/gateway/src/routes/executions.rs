@@ -214,6 +214,7 @@ pub(super) async fn start(
     request.stop_on_error = flag(&body, "stop_on_error")?.unwrap_or(request.stop_on_error);
     let mut message = Message::new(request, &session);
     if let Some(msg_id) = short(&body, "msg_id")? {
+        check_is_new(&kernel.executions(), msg_id, code).await?;
         msg_id.clone_into(&mut message.header.msg_id);
     }
     if let Some(cell_id) = short(&body, "cellId")? {
@@ -232,6 +233,19 @@ pub(super) async fn start(
         None => json!({"msg_id": msg_id, "status": ExecutionStatus::Queued, "session": session, "url": location}),
     };
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(body)).into_response())
+}
+
+/// 409 where the kernel was asked to run other code under this `msg_id`. The same code may be asked for again: it runs once.
+async fn check_is_new(executions: &Executions, msg_id: &str, code: &str) -> Result<(), ApiError> {
+    let Some(execution) = executions.get(msg_id).await? else {
+        return Ok(());
+    };
+    let known = executions.code(&execution).await.map_err(unreadable)?;
+    if known.is_none_or(|known| known == code) {
+        return Ok(());
+    }
+    let message = format!("the msg_id {msg_id:?} is that of other code; choose another");
+    Err(ApiError::new(StatusCode::CONFLICT, message))
 }
 
 /// Sends a request, to its end also where nobody waits for that any more.
