@@ -550,7 +550,9 @@ async fn what_ends_while_the_connection_is_lost_is_told_and_what_goes_on_is_not(
             .filter(|entry| is_told(entry))
             .map(|entry| (entry.channel(), msg_type(entry)))
             .collect();
-        let told: Vec<(Channel, &str)> = told.iter().map(|(channel, told)| (*channel, &**told)).collect();
+        let mut told: Vec<(Channel, &str)> = told.iter().map(|(channel, told)| (*channel, &**told)).collect();
+        // That output is missing, and then that it ended, where the first was told before the second was known.
+        told.dedup();
         assert_eq!(told, expected, "{lost:?}");
         for entry in seen.iter().filter(|entry| is_told(entry)) {
             assert!(place.attachment.client().delivers(entry), "{lost:?}");
