@@ -126,8 +126,6 @@ HTTP: list[tuple[str, Data, set[int]]] = [
         post("/api/sessions", b'{"path": "p", "type": "x", "kernel": "python3"}'),
         {400},
     ),
-        {400, 404},
-    ),
     ("session: patch of an unknown", raw.request("PATCH", f"/api/sessions/{UNKNOWN}", TOKEN, b"{}"), {404}),
     # ids and paths
     ("kernel: unknown id", kernel("GET", UNKNOWN), {404}),

@@ -19,6 +19,8 @@ use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
 use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, MAX_MESSAGE_BYTES, SocketError};
 use jupyter_protocol::{Channel, ConnectionInfo, LogLimiter, Signer, WireMessage};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -794,9 +796,21 @@ fn completed(message: WireMessage, session: &str) -> WireMessage {
     )
 }
 
-/// Whether both ask for the same.
+/// Whether both ask for the same: to run the same code, or anything else with the same content.
 fn is_same_request(one: &WireMessage, other: &WireMessage) -> bool {
-    peek::msg_type(one) == peek::msg_type(other) && one.content() == other.content() && one.buffers() == other.buffers()
+    #[derive(Deserialize)]
+    struct Execute {
+        code: String,
+    }
+    fn parsed<T: DeserializeOwned>(message: &WireMessage) -> Option<T> {
+        serde_json::from_slice(message.content()).ok()
+    }
+    if peek::msg_type(one) != peek::msg_type(other) || one.buffers() != other.buffers() {
+        return false;
+    }
+    one.content() == other.content()
+        || is_execution(one)
+            && matches!((parsed::<Execute>(one), parsed::<Execute>(other)), (Some(one), Some(other)) if one.code == other.code)
 }
 
 /// Whether this is code of a client's, which runs in the kernel that it was for or in none.
