@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jupyter_protocol::InstalledKernelspec;
-use jupyter_protocol::kernelspec::{KernelspecError, find_kernelspecs, get_kernelspec};
+use jupyter_protocol::kernelspec::{KernelspecError, get_kernelspec};
 use kernel_provider::provider::{LaunchError, Specs, follow_specs};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, watch};
@@ -14,18 +14,7 @@ use crate::settings::Settings;
 
 /// Searches now. Blocks on the file system.
 pub(crate) fn find(config: &K8sConfig) -> Specs {
-    let found = find_kernelspecs(&config.search);
-    for warning in &found.warnings {
-        tracing::warn!(%warning, "a folder of kernelspecs is passed over");
-    }
-    let mut specs = Specs {
-        by_name: found.kernelspecs,
-        broken: found
-            .broken
-            .into_iter()
-            .map(|(name, error)| (name, error.to_string()))
-            .collect(),
-    };
+    let mut specs = Specs::find(&config.search);
     let Specs { by_name, broken } = &mut specs;
     by_name.retain(
         |name, installed| match Settings::of(&installed.spec, config.default_image.as_deref()) {

@@ -61,7 +61,7 @@ impl LocalProvider {
         let (machine, found) = blocking("find the kernels that run", {
             let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
             move || -> Result<_, ProviderError> {
-                let found = specs::find(&config.search);
+                let found = Specs::find(&config.search);
                 let machine = Arc::new(Machine {
                     ports: Ports::new(config.port_range.clone()),
                     config,

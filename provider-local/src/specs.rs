@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jupyter_protocol::kernelspec::{SearchPath, find_kernelspecs};
+use jupyter_protocol::kernelspec::SearchPath;
 use kernel_provider::provider::{Specs, follow_specs};
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::{Notify, watch};
@@ -20,22 +20,6 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ATTRIB);
 
-/// Searches now. Blocks on the file system.
-pub(crate) fn find(search: &SearchPath) -> Specs {
-    let found = find_kernelspecs(search);
-    for warning in &found.warnings {
-        tracing::warn!(%warning, "a folder of kernelspecs is passed over");
-    }
-    Specs {
-        by_name: found.kernelspecs,
-        broken: found
-            .broken
-            .into_iter()
-            .map(|(name, error)| (name, error.to_string()))
-            .collect(),
-    }
-}
-
 /// Searches again after each change, for ever.
 pub(crate) async fn follow(search: SearchPath, events: Arc<Events>, specs: watch::Sender<Arc<Specs>>) {
     let wake = Arc::new(Notify::new());
@@ -43,7 +27,7 @@ pub(crate) async fn follow(search: SearchPath, events: Arc<Events>, specs: watch
         let (search, wake) = (search.clone(), Arc::clone(&wake));
         move || watch_all(&search, &events, &wake)
     };
-    follow_specs(specs, wake, watch, move || find(&search)).await;
+    follow_specs(specs, wake, watch, move || Specs::find(&search)).await;
 }
 
 /// Watches the folders of kernelspecs, each kernelspec in them, and the place of those folders that are missing.
@@ -97,7 +81,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("share/jupyter/kernels");
         let search = SearchPath::new([dir.clone()]);
-        let (sender, mut specs) = watch::channel(Arc::new(find(&search)));
+        let (sender, mut specs) = watch::channel(Arc::new(Specs::find(&search)));
         let events = Arc::new(Events::new().unwrap());
         let follower = tokio::spawn(follow(search, events, sender));
         let mut wait_for = async |expected: &[(&str, &str)]| {

@@ -1,4 +1,4 @@
-//! The path in front of all addresses, and what is below it.
+//! The path in front of all addresses, and its removal from the path of a request.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use crate::Gateway;
 use crate::error::ApiError;
 
-/// What is escaped in a path's segment: all but the characters that RFC 3986, section 3.3, allows in one.
+/// The characters that are escaped in a segment of a path: all but the characters that RFC 3986, section 3.3, allows in one.
 pub(crate) const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')

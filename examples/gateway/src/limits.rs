@@ -22,7 +22,7 @@ const MAX_HEADERS: usize = 64 << 10;
 /// The longest body, in bytes. The largest that the API has any use for is a kernel's environment.
 const MAX_BODY: usize = 1 << 20;
 
-/// Refuses what is too long, or no HTTP/1.1, before anything looks at it.
+/// Refuses requests that are too long or break HTTP/1.1 before any other code reads them.
 pub(crate) async fn check(request: Request, next: Next) -> Response {
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if target > MAX_TARGET {

@@ -53,7 +53,7 @@ impl IopubSubscriber {
     /// The next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`SocketError::Wire`] where the frames are no message, after which the socket goes on;
+    /// [`SocketError::Wire`] where the frames are no message or too large, after which the socket goes on;
     /// [`SocketError::Broken`] where the connection is lost. It does not connect again by itself: what was published
     /// meanwhile would be missing, and nobody told.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {

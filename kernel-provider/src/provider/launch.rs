@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jupyter_protocol::InstalledKernelspec;
-use jupyter_protocol::kernelspec::canonical_name;
+use jupyter_protocol::kernelspec::{SearchPath, canonical_name, find_kernelspecs};
 
 use crate::KernelId;
 
@@ -98,6 +98,20 @@ pub struct Specs {
 }
 
 impl Specs {
+    /// Searches for kernelspecs and logs the folders that cannot be read. Blocks on the file system.
+    #[must_use]
+    pub fn find(search: &SearchPath) -> Self {
+        let found = find_kernelspecs(search);
+        for warning in &found.warnings {
+            tracing::warn!(%warning, "a folder of kernelspecs is passed over");
+        }
+        let broken = found.broken.into_iter();
+        Self {
+            by_name: found.kernelspecs,
+            broken: broken.map(|(name, error)| (name, error.to_string())).collect(),
+        }
+    }
+
     /// The name that `name` [means](canonical_name) here.
     #[must_use]
     pub fn canonical(&self, name: &str) -> Option<String> {
