@@ -97,6 +97,7 @@ lint-deny: tools
 	$(TOOLS) $(CARGO) deny --locked --all-features check bans licenses sources
 
 bench: ## benchmarks against direct ZeroMQ and against the peers; writes benches/RESULTS.md; BENCH="protocol log"
+	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-benches --bins
 	$(CARGO) run --release --locked --package kernelmux-benches -- $(BENCH)
 
 test-k8s: e2e-env e2e-programs ## kernels as pods, JupyterLab with them, on `make dev-cluster` or, with KUBECONFIG set, on that cluster

@@ -352,8 +352,11 @@ async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
     run(&kernel, "kept = 1").await;
     let mut execution = kernel
         .execute(ExecuteRequest::new(
-            // One piece, so that it is one message.
-            "print('now', end='', flush=True)\nimport time; time.sleep(600)",
+            // Said by another thread while the first one sleeps: Python drops a KeyboardInterrupt that it raises in the
+            // middle of a destructor. One piece, so that it is one message.
+            "import threading, time\n\
+             threading.Timer(0.5, lambda: print('now', end='', flush=True)).start()\n\
+             time.sleep(600)",
         ))
         .await
         .unwrap();

@@ -1,4 +1,5 @@
-//! What the benchmarks need beside themselves: the release builds, Python with a kernel and a peer, kernelspecs.
+//! What the benchmarks need beside the release builds that `make bench` makes: Python with a kernel and a peer,
+//! kernelspecs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,25 +63,11 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Builds, installs and writes what is needed.
+    /// Installs and writes what is needed.
     ///
     /// # Errors
-    /// Where a build, Python, a package or a C compiler is missing.
+    /// Where Python, a package or a C compiler is missing.
     pub fn make() -> Result<Self> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        // What cargo tells the program that it runs would have some of the dependencies built anew, by one that it starts.
-        for (name, _) in std::env::vars_os() {
-            let told = name
-                .to_str()
-                .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST"));
-            if told {
-                build.env_remove(name);
-            }
-        }
-        build.args(["build", "--release", "--locked", "--package", "kernelmux-gateway"]);
-        done(build.args(["--package", "kernelmux-benches", "--bins"]))?;
-
         let venv = root().join("target/bench-venv");
         let python = venv.join("bin/python");
         let installed = "from importlib.metadata import version as v; \

@@ -37,6 +37,12 @@ pub enum WireError {
         /// How many it may have.
         most: u64,
     },
+    /// There was no memory for it, since large messages of other sockets had all of it. It was passed over.
+    #[error("a message of {bytes} bytes was left out: there was no memory for it beside other large messages")]
+    NoMemory {
+        /// How many bytes it had.
+        bytes: u64,
+    },
     /// More frames than [`MAX_FRAMES`].
     #[error("{frames} frames, where a message may have {MAX_FRAMES}")]
     TooManyFrames {

@@ -20,6 +20,7 @@ mod echo;
 mod inbox;
 mod listener;
 mod listening;
+mod memory;
 #[cfg(feature = "kernel")]
 mod publisher;
 mod requester;
@@ -35,6 +36,7 @@ pub use dealer::{DealerReceiver, DealerSender, dealer};
 pub(crate) use echo::echo;
 pub(crate) use listener::Listener;
 pub(crate) use listening::Listening;
+pub use memory::MessageMemory;
 #[cfg(feature = "kernel")]
 pub(crate) use publisher::{Publisher, Subscription};
 pub(crate) use requester::Requester;
@@ -44,7 +46,8 @@ pub use subscriber::IopubSubscriber;
 
 use crate::wire::WireError;
 
-/// How many bytes a message may have. Several times as many are held while it is received, logged and sent on.
+/// How many bytes a message may have. Several times as many are held while it is received, logged and sent on, which
+/// [`MessageMemory`] bounds for many sockets together.
 pub const MAX_MESSAGE_BYTES: u64 = 128 << 20;
 
 /// A socket could not be used.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::DateTime;
+use jupyter_protocol::zmq::MessageMemory;
 use jupyter_protocol::{Channel, ConnectionInfo, WireMessage};
 use tokio::sync::{mpsc, watch};
 
@@ -16,7 +17,7 @@ use crate::manager::Kernel;
 use crate::provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
-use crate::session::{Lifecycle, Recorder, SendError, Sessions};
+use crate::session::{Lifecycle, Recorder, RecorderOptions, SendError, Sessions};
 
 /// A kernel, and what a simulation does in the place of its process.
 pub struct SimulatedKernel {
@@ -35,7 +36,11 @@ impl SimulatedKernel {
             id: log.kernel_id(),
             phase: watch::Sender::new(Phase::Running),
         });
-        let recorder = Recorder::load(log.clone()).await?;
+        let options = RecorderOptions {
+            runtime: None,
+            memory: MessageMemory::new(256 << 20),
+        };
+        let recorder = Recorder::load(log.clone(), options).await?;
         let kernel = Arc::new(Kernel::unmanaged(handle, recorder, Sessions::load(log).await?));
         if is_new {
             kernel.recorder().lifecycle(&Lifecycle::Started);

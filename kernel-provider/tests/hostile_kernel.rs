@@ -248,6 +248,18 @@ impl Serves for Waits {
 
 #[tokio::test]
 async fn a_message_that_is_too_large_is_left_out_with_a_word_and_the_next_one_arrives() {
+    is_left_out(ManagerOptions::default(), MAX_MESSAGE_BYTES as usize, "128 MiB").await;
+}
+
+#[tokio::test]
+async fn a_message_for_which_there_is_no_memory_is_left_out_with_a_word_and_the_next_one_arrives() {
+    let mut options = ManagerOptions::default();
+    options.message_memory = 2 << 20;
+    is_left_out(options, 3 << 20, "no memory").await;
+}
+
+/// A message of so many bytes is left out, for this reason.
+async fn is_left_out(options: ManagerOptions, bytes: usize, reason: &str) {
     let interposer = Arc::new(Interposer::default());
     let go = Arc::new(Notify::new());
     let fake = FakeProvider::new();
@@ -258,11 +270,7 @@ async fn a_message_that_is_too_large_is_left_out_with_a_word_and_the_next_one_ar
         move |info: &mut ConnectionInfo| info.iopub_port = interposer.listen(info.iopub_port)
     };
     let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
-    let manager = Manager::new(
-        vec![Arc::new(Rewired::new(fake, rewire))],
-        logs,
-        ManagerOptions::default(),
-    );
+    let manager = Manager::new(vec![Arc::new(Rewired::new(fake, rewire))], logs, options);
     let kernel = soon(manager.start(StartRequest::new("waits"))).await.unwrap();
     let mut attachment = kernel.attach("s");
     let request = Message::new(ExecuteRequest::new(""), "s").to_wire();
@@ -278,7 +286,7 @@ async fn a_message_that_is_too_large_is_left_out_with_a_word_and_the_next_one_ar
             let content: serde_json::Value = serde_json::from_slice(message.content()).unwrap();
             let text = content["text"].as_str().unwrap().to_owned();
             if text == "before" {
-                interposer.write(message_of(MAX_MESSAGE_BYTES as usize)).await;
+                interposer.write(message_of(bytes)).await;
             } else if text.contains("left out") {
                 go.notify_one();
             }
@@ -289,7 +297,7 @@ async fn a_message_that_is_too_large_is_left_out_with_a_word_and_the_next_one_ar
         panic!("{shown:?}")
     };
     assert_eq!((&**before, &**after), ("before", "after"));
-    assert!(notice.contains("128 MiB"), "{notice}");
+    assert!(notice.contains(reason), "{notice}");
     soon(manager.shutdown()).await;
 }
 

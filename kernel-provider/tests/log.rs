@@ -3,9 +3,11 @@
 
 mod log_common;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use jupyter_protocol::Channel;
 use kernel_provider::KernelId;
 use kernel_provider::log::{
@@ -424,6 +426,55 @@ async fn output_goes_on_where_the_disk_is_full_and_the_hole_is_told() {
             "reason": "cannot append: no space left on device",
         })
     );
+}
+
+#[tokio::test]
+async fn one_log_leaves_room_to_the_others() {
+    let mut options = LogOptions::default();
+    options.all_waiting_bytes = 4 << 20;
+    let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), options);
+    let [large, small, none] = [(); 3].map(|()| KernelId::random());
+    let (large, small) = (logs.open(large).await.unwrap(), logs.open(small).await.unwrap());
+    let none = logs.open(none).await.unwrap();
+    append(&large, [1], 3 << 20);
+    assert!(large.room().now_or_never().is_some());
+    append(&small, [1], 2 << 20);
+    for log in [&large, &small] {
+        assert!(log.room().now_or_never().is_none(), "5 MiB wait");
+    }
+    assert!(none.room().now_or_never().is_some(), "nothing of this one waits");
+    {
+        let mut waiting = pin!(small.room());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        while stepper.store() {
+            stepper.publish();
+        }
+        waiting.await;
+    }
+    drop((large, small));
+    append(&none, [1], 3 << 20);
+    assert!(none.room().now_or_never().is_some(), "nothing of others waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_stand_still_share_a_large_block() {
+    for (name, store, _folder) in stores() {
+        let logs = Logs::new(store, options(10_000)).unwrap();
+        let log = logs.open(KernelId::random()).await.unwrap();
+        append(&log, [1], 3 << 20);
+        append(&log, [2], 100);
+        log.flushed().await;
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let block = log.reader(Seq::START).next().await.unwrap().unwrap();
+            assert_eq!((block.first(), block.entries().next().unwrap().seq()), (Seq(1), Seq(1)));
+            held.push(block);
+        }
+        let places: Vec<_> = held.iter().map(|block| block.bytes().as_ptr()).collect();
+        assert!(places.iter().all(|place| *place == places[0]), "{name}: {places:?}");
+        drop(held);
+        assert_eq!(read_to(&mut log.reader(Seq::START), 2).await, [1, 2], "{name}");
+    }
 }
 
 #[test]

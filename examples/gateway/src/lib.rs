@@ -69,6 +69,7 @@ pub use serve::serve;
 pub use token::{InvalidToken, Token};
 
 use metrics::Metrics;
+use routes::OutputLimits;
 use sessions::Sessions;
 use wrong_tokens::WrongTokens;
 
@@ -79,6 +80,7 @@ pub struct Gateway {
     sessions: Sessions,
     wrong_tokens: WrongTokens,
     metrics: Arc<Metrics>,
+    output_limits: OutputLimits,
     started: DateTime<Utc>,
     /// When a kernel last did anything, as far as somebody asked.
     last_activity: Mutex<DateTime<Utc>>,
@@ -101,6 +103,7 @@ impl Gateway {
             sessions: Sessions::default(),
             wrong_tokens: WrongTokens::default(),
             metrics,
+            output_limits: OutputLimits::default(),
             started,
             last_activity: Mutex::new(started),
             closing: watch::Sender::new(false),

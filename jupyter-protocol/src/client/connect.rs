@@ -177,7 +177,7 @@ async fn receive_all(
         (Some(Source::Dealer(shell)), Channel::Shell),
         (control.map(Source::Dealer), Channel::Control),
         (stdin.map(Source::Dealer), Channel::Stdin),
-        (Some(Source::Subscriber(Box::new(iopub))), Channel::Iopub),
+        (Some(Source::Subscriber(iopub)), Channel::Iopub),
     ];
     let mut sockets: FuturesUnordered<_> = sources
         .into_iter()
@@ -191,7 +191,7 @@ async fn receive_all(
 
 enum Source {
     Dealer(DealerReceiver),
-    Subscriber(Box<IopubSubscriber>),
+    Subscriber(IopubSubscriber),
 }
 
 impl Source {

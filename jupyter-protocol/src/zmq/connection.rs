@@ -11,8 +11,9 @@ use tokio::time::{sleep, timeout};
 
 use super::SocketError;
 use super::inbox::Inbox;
+use super::memory::MessageMemory;
 use super::socket::Socket;
-use super::throttle::{Throttle, too_large};
+use super::throttle::{Throttle, left_out};
 use super::zmtp::{self, Limits, Traffic};
 
 /// How long to wait before an address where nobody listens yet is tried again, at first and at most.
@@ -98,9 +99,13 @@ async fn write(socket: &Socket, bytes: Bytes) -> Result<(), SocketError> {
 
 /// Reads, and waits for something to read. Cancel-safe.
 async fn fill(socket: &Socket, inbox: &mut Inbox) -> Result<(), SocketError> {
+    inbox.memory().await?;
     while !inbox.read(|buffer| socket.try_read(buffer))? {
         inbox.rest();
-        socket.readable().await.map_err(SocketError::broken)?;
+        tokio::select! {
+            readable = socket.readable() => readable.map_err(SocketError::broken)?,
+            () = inbox.overdue() => {}
+        }
     }
     Ok(())
 }
@@ -239,12 +244,16 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
+    pub(super) fn share(&mut self, memory: &MessageMemory) {
+        self.inbox.share(memory);
+    }
+
     /// The next message's frames; commands are passed over. Cancel-safe.
     pub(super) async fn recv(&mut self) -> Result<Vec<Bytes>, SocketError> {
         loop {
             match self.traffic().await? {
                 Traffic::Message(frames) => return Ok(frames),
-                Traffic::TooLarge(bytes) => return Err(too_large(bytes)),
+                Traffic::LeftOut(bytes) => return Err(left_out(bytes)),
                 Traffic::Command(_) => {}
             }
         }

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::MessageMemory;
 use super::SocketError;
 use super::connection::{self, Role, connect};
 use super::throttle::size;
@@ -60,10 +61,17 @@ impl DealerSender {
 pub struct DealerReceiver(connection::Receiver);
 
 impl DealerReceiver {
+    /// Takes the memory for large messages from what other sockets take theirs from.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &MessageMemory) -> Self {
+        self.0.share(memory);
+        self
+    }
+
     /// The next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`SocketError::Wire`] where the frames are no message, or have more bytes than one may have, after which the socket
+    /// [`SocketError::Wire`] where the frames are no message, or are left out for their size, after which the socket
     /// goes on; [`SocketError::Broken`] where the connection failed, the kernel is gone or sent what is no ZMTP: the socket
     /// does not connect again.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {

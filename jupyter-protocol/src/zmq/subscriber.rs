@@ -6,8 +6,9 @@ use tokio::time::sleep;
 use super::SocketError;
 use super::connection::{Role, connect};
 use super::inbox::Inbox;
+use super::memory::MessageMemory;
 use super::stream::Stream;
-use super::throttle::{Throttle, size, too_large};
+use super::throttle::{Throttle, left_out, size};
 use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
 
@@ -50,10 +51,17 @@ impl IopubSubscriber {
         })
     }
 
+    /// Takes the memory for large messages from what other sockets take theirs from.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &MessageMemory) -> Self {
+        self.inbox.share(memory);
+        self
+    }
+
     /// The next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`SocketError::Wire`] where the frames are no message or too large, after which the socket goes on;
+    /// [`SocketError::Wire`] where the frames are no message, too large, or there is no memory for them, after which the socket goes on;
     /// [`SocketError::Broken`] where the connection is lost. It does not connect again by itself: what was published
     /// meanwhile would be missing, and nobody told.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
@@ -80,7 +88,7 @@ impl IopubSubscriber {
             if let Some(message) = self.decoded() {
                 return Some(message);
             }
-            if self.throttle.is_due() {
+            if self.throttle.is_due() || !self.inbox.has_memory() {
                 return None;
             }
             match self.try_fill() {
@@ -97,13 +105,15 @@ impl IopubSubscriber {
         self.throttle.refused(size(message.parts_and_buffers()));
     }
 
-    /// Lets messages gather for so long on a TCP connection, without being woken for each of them: for in a flood, where
-    /// waking costs more than all that is done with a message. A Unix socket has no room for that. Cancel-safe. Should the connection not survive it, the next
-    /// [`recv`](Self::recv) tells.
-    pub async fn gather(&mut self, time: Duration) {
-        if self.stream.unwatch() {
+    /// Reads nothing for so long, and is not woken for what arrives meanwhile: in a flood over TCP, waking costs more than
+    /// all that is done with a message. Returns `false` at once for a Unix socket, which has too little room for that.
+    /// Cancel-safe. Should the connection not survive it, the next [`recv`](Self::recv) tells.
+    pub async fn gather(&mut self, time: Duration) -> bool {
+        let gathers = self.stream.unwatch();
+        if gathers {
             sleep(time).await;
         }
+        gathers
     }
 
     /// A message that was read already; `None` too once there were too many commands.
@@ -111,7 +121,7 @@ impl IopubSubscriber {
         while !self.throttle.is_due() {
             match self.inbox.next() {
                 Ok(Some(Traffic::Message(frames))) => return Some(self.throttle.message(frames)),
-                Ok(Some(Traffic::TooLarge(bytes))) => return Some(Err(too_large(bytes))),
+                Ok(Some(Traffic::LeftOut(bytes))) => return Some(Err(left_out(bytes))),
                 Ok(Some(Traffic::Command(command))) => {
                     self.throttle.command(&command);
                     if let Err(error) = self.answer(&command) {
@@ -140,9 +150,13 @@ impl IopubSubscriber {
 
     /// Reads, and waits for something to read. Cancel-safe.
     async fn fill(&mut self) -> Result<(), SocketError> {
+        self.inbox.memory().await?;
         while !self.try_fill()? {
             self.inbox.rest();
-            self.stream.readable().await.map_err(SocketError::broken)?;
+            tokio::select! {
+                readable = self.stream.readable() => readable.map_err(SocketError::broken)?,
+                () = self.inbox.overdue() => {}
+            }
         }
         Ok(())
     }
@@ -155,6 +169,8 @@ impl IopubSubscriber {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -208,6 +224,42 @@ mod tests {
         assert_eq!(subscriber.recv().await.unwrap().content(), "{2}");
         let end = subscriber.recv().await.unwrap_err();
         assert!(!end.is_one_message(), "{end}");
+    }
+
+    #[tokio::test]
+    async fn a_large_message_waits_until_another_was_received() {
+        let memory = MessageMemory::new(4 << 20);
+        let ((mut publisher, subscriber), (mut other, others)) = (pair().await, pair().await);
+        let (mut subscriber, mut others) = (subscriber.with_memory(&memory), others.with_memory(&memory));
+        let large = message(&vec![b' '; 3 << 20]);
+        let (sent, received) = tokio::join!(publisher.write_all(&large), subscriber.recv());
+        sent.unwrap();
+        received.unwrap();
+        let mut both = pin!(async { tokio::join!(other.write_all(&large), others.recv()) });
+        tokio::select! {
+            _ = &mut both => panic!("6 MiB of 4"),
+            () = memory.is_waited_for() => {}
+        }
+        publisher.write_all(&message(b"{2}")).await.unwrap();
+        assert_eq!(subscriber.recv().await.unwrap().content(), "{2}");
+        let (sent, received) = both.await;
+        sent.unwrap();
+        assert_eq!(received.unwrap().content().len(), 3 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_needs_more_memory_than_there_is_is_left_out() {
+        let (mut publisher, subscriber) = pair().await;
+        let mut subscriber = subscriber.with_memory(&MessageMemory::new(2 << 20));
+        let sent = [message(&vec![b' '; 3 << 20]), message(b"{2}")].concat();
+        let (sent, left_out) = tokio::join!(publisher.write_all(&sent), async {
+            let left_out = subscriber.recv().await.unwrap_err();
+            assert_eq!(subscriber.recv().await.unwrap().content(), "{2}");
+            left_out
+        });
+        sent.unwrap();
+        assert!(left_out.is_one_message());
+        assert!(left_out.to_string().contains("no memory"), "{left_out}");
     }
 
     #[tokio::test]

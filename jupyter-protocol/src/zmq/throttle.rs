@@ -58,12 +58,14 @@ impl Throttle {
 }
 
 /// The error in place of a message that was passed over.
-pub(super) fn too_large(bytes: u64) -> SocketError {
-    WireError::TooLarge {
-        bytes,
-        most: MAX_MESSAGE_BYTES,
-    }
-    .into()
+pub(super) fn left_out(bytes: u64) -> SocketError {
+    let most = MAX_MESSAGE_BYTES;
+    let error = if bytes > most {
+        WireError::TooLarge { bytes, most }
+    } else {
+        WireError::NoMemory { bytes }
+    };
+    error.into()
 }
 
 /// How many bytes the frames have.

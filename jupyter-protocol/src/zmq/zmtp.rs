@@ -170,7 +170,7 @@ pub(super) fn subscription(traffic: &Traffic) -> Option<(bool, Bytes)> {
             ),
             _ => return None,
         },
-        Traffic::TooLarge(_) => return None,
+        Traffic::LeftOut(_) => return None,
         Traffic::Command(command) => match short(command)? {
             (b"SUBSCRIBE", topic) => (true, topic),
             (b"CANCEL", topic) => (false, topic),
@@ -230,8 +230,8 @@ pub(super) enum Traffic {
     Command(Bytes),
     /// The frames of a message.
     Message(Vec<Bytes>),
-    /// A message of so many bytes, which is larger than the limit and was passed over.
-    TooLarge(u64),
+    /// A message of so many bytes, which was passed over: it is larger than the limit, or there was no memory for it.
+    LeftOut(u64),
 }
 
 /// A message that is passed over.
@@ -275,6 +275,31 @@ impl Decoder {
         self.missing
     }
 
+    /// How many bytes the message that is being received has, as far as that is known. `buffered` is how many of them
+    /// have come and were not taken.
+    pub(super) fn message_bytes(&self, buffered: usize) -> u64 {
+        match &self.skipped {
+            Some(_) => 0,
+            None => self.bytes + (buffered + self.missing) as u64,
+        }
+    }
+
+    /// Passes over the message that is being received: what has come of it, and what will.
+    pub(super) fn leave_out(&mut self) {
+        self.skipped = Some(Skipped {
+            bytes: self.bytes,
+            left: 0,
+            more: true,
+        });
+        self.forget();
+    }
+
+    /// Drops the frames that have come.
+    fn forget(&mut self) {
+        self.frames.clear();
+        (self.bytes, self.settled) = (0, 0);
+    }
+
     /// The next message or command that is whole; its frames share the buffer's memory.
     pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Traffic>, ZmtpError> {
         loop {
@@ -290,7 +315,7 @@ impl Decoder {
                 if !skipped.more {
                     let bytes = skipped.bytes;
                     self.skipped = None;
-                    return Ok(Some(Traffic::TooLarge(bytes)));
+                    return Ok(Some(Traffic::LeftOut(bytes)));
                 }
             }
             let Some((flags, head, length)) = frame_head(buffer)? else {
@@ -306,8 +331,7 @@ impl Decoder {
                 if self.limits != Limits::MESSAGE || bytes > MOST_SKIPPED {
                     return Err(ZmtpError::TooLarge(self.limits));
                 }
-                self.frames.clear();
-                (self.bytes, self.settled) = (0, 0);
+                self.forget();
                 buffer.advance(head);
                 self.skipped = Some(Skipped {
                     bytes,
@@ -499,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_too_large_is_passed_over_and_takes_no_room() {
+    fn a_message_that_is_left_out_is_passed_over_and_takes_no_room() {
         let mut decoder = Decoder::new(Limits::MESSAGE);
         let mut buffer = BytesMut::new();
         let next = Bytes::from_static(b"next");
@@ -522,10 +546,26 @@ mod tests {
         buffer.extend_from_slice(b"f");
         assert_eq!(
             decoder.decode(&mut buffer),
-            Ok(Some(Traffic::TooLarge(MAX_MESSAGE_BYTES + 3)))
+            Ok(Some(Traffic::LeftOut(MAX_MESSAGE_BYTES + 3)))
         );
         buffer.extend_from_slice(&encoded(&[vec![next.clone()]]));
         assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::Message(vec![next]))));
+    }
+
+    #[test]
+    fn a_message_can_be_left_out_at_any_point() {
+        let frames = [b"one", b"two", b"end"].map(|frame| Bytes::from_static(frame));
+        let next = vec![Bytes::from_static(b"next")];
+        let bytes = encoded(&[frames.to_vec()]);
+        for cut in 1..bytes.len() {
+            let (mut decoder, mut buffer) = (Decoder::new(Limits::MESSAGE), BytesMut::from(&bytes[..cut]));
+            assert_eq!(decoder.decode(&mut buffer), Ok(None));
+            decoder.leave_out();
+            assert_eq!(decoder.decode(&mut buffer), Ok(None));
+            buffer.extend_from_slice(&[&bytes[cut..], &encoded(std::slice::from_ref(&next))].concat());
+            assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::LeftOut(9))), "{cut}");
+            assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::Message(next.clone()))));
+        }
     }
 
     #[test]

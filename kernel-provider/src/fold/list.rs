@@ -106,6 +106,11 @@ impl List {
         self.joining.clear();
     }
 
+    /// How many bytes count.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
     pub(super) fn omitted(&self) -> Option<Omitted> {
         self.omitted
     }

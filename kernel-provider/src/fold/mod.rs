@@ -169,11 +169,21 @@ impl Fold {
     /// The outputs, as a notebook holds them.
     #[must_use]
     pub fn outputs(&self) -> Vec<Output> {
+        self.each_output().collect()
+    }
+
+    /// The same, one after the other: each is copied when it is asked for.
+    pub fn each_output(&self) -> impl Iterator<Item = Output> {
         let (head, tail) = self.list.parts();
-        let mut outputs: Vec<Output> = head.filter_map(|item| self.list.output(item)).collect();
-        outputs.extend(self.marker().and_then(|marker| self.list.output(&marker)));
-        outputs.extend(tail.filter_map(|item| self.list.output(item)));
-        outputs
+        let marker = self.marker().and_then(|marker| self.list.output(&marker));
+        let output = |item| self.list.output(item);
+        head.filter_map(output).chain(marker).chain(tail.filter_map(output))
+    }
+
+    /// How many bytes of text and data the outputs have, and some for each.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.list.size()
     }
 
     /// The `display_id`s of the outputs: an update of another one changes nothing here. In no order.

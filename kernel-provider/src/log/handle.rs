@@ -79,6 +79,7 @@ impl Log {
         }
         let updates = index(first);
         state.waiting.update_index(updates);
+        self.shared.count(&mut state);
         self.shared.wake_writer(&mut state);
         state.waiting.last()
     }
@@ -88,6 +89,7 @@ impl Log {
         let updates: Vec<_> = updates.into_iter().collect();
         let mut state = self.shared.state();
         state.waiting.update_index(updates);
+        self.shared.count(&mut state);
         self.shared.wake_writer(&mut state);
     }
 
@@ -159,15 +161,12 @@ impl Log {
         blocking(shared.stored.blocks(), move || shared.stored.check_room()).await
     }
 
-    /// Waits until what waits for the store is below its bound. A slow disk then slows the kernel, not the memory.
+    /// Waits until what waits for the store is below its bounds. A slow disk then slows kernels, and takes no memory.
     pub async fn room(&self) {
         loop {
             let freed = self.shared.room.notified();
-            {
-                let state = self.shared.state();
-                if state.waiting.bytes() + state.writing_bytes < self.shared.options.waiting_bytes {
-                    return;
-                }
+            if self.shared.has_room() {
+                return;
             }
             freed.await;
         }

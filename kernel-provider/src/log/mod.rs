@@ -52,6 +52,7 @@ mod cursor;
 mod entry;
 mod handle;
 mod index;
+mod large_blocks;
 mod logs;
 mod options;
 mod reader;

@@ -12,6 +12,8 @@ pub struct LogOptions {
     pub memory_bytes: usize,
     /// How many appended bytes may wait for the store. Beyond that [`Log::room`](super::Log::room) waits.
     pub waiting_bytes: usize,
+    /// How many appended bytes of all logs may wait for the store, beside 1 MiB of each.
+    pub all_waiting_bytes: usize,
     /// How many bytes of a log the store keeps; the oldest entries are dropped first.
     pub stored_bytes: u64,
     /// How long the store keeps an entry; `None` for ever, within `stored_bytes`.
@@ -48,11 +50,12 @@ impl LogOptions {
 }
 
 impl Default for LogOptions {
-    /// 1 MiB in memory, 64 MiB waiting, 1 GiB stored, for 30 days, synced in batches.
+    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting of all logs, 1 GiB stored, for 30 days, synced in batches.
     fn default() -> Self {
         Self {
             memory_bytes: 1 << 20,
             waiting_bytes: 64 << 20,
+            all_waiting_bytes: 256 << 20,
             stored_bytes: 1 << 30,
             stored_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
             durability: Durability::default(),

@@ -120,7 +120,13 @@ impl Reader {
     async fn read_store(&mut self, head: Seq) -> Result<(), ReadError> {
         let log = self.log.clone();
         let after = self.position;
-        let mut blocks = blocking(log.stored.blocks(), move || log.stored.read(after, READ_BYTES)).await?;
+        let _reading = log.large_blocks.reading().await;
+        if let Some(block) = log.large_blocks.get(after.next()).filter(|block| block.last() <= head) {
+            self.ahead.push(block);
+            return Ok(());
+        }
+        let reading = log.clone();
+        let mut blocks = blocking(log.stored.blocks(), move || reading.stored.read(after, READ_BYTES)).await?;
         // What the writer has stored and not yet published is not ours to read.
         blocks.retain(|block| block.last() <= head);
         let stored = blocks.first().map_or_else(|| head.next(), Block::first);
@@ -146,8 +152,8 @@ impl Reader {
             .take_while(|pair| pair[1].first() == pair[0].last().next());
         let whole = 1 + whole.count();
         blocks.truncate(whole);
-        blocks.reverse();
-        self.ahead = blocks;
+        let shared = blocks.into_iter().rev().map(|block| self.log.large_blocks.share(block));
+        self.ahead = shared.collect();
         Ok(())
     }
 }

@@ -7,10 +7,14 @@ use jupyter_protocol::Channel;
 use tokio::sync::{Notify, watch};
 
 use super::index::Updates;
+use super::large_blocks::LargeBlocks;
 use super::unrecorded::Unrecorded;
 use super::waiting::Waiting;
 use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, writer};
 use crate::KernelId;
+
+/// How many bytes of a log may wait for the store however many of other logs do.
+const FREE: usize = 1 << 20;
 
 /// How far readers may read.
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +50,15 @@ pub(super) struct Shared {
     pub(super) head: watch::Sender<Head>,
     pub(super) earliest: watch::Sender<Seq>,
     pub(super) room: Notify,
+    pub(super) large_blocks: LargeBlocks,
 }
 
 pub(super) struct State {
     pub(super) waiting: Waiting,
     /// What the writer has taken and not yet stored.
     pub(super) writing_bytes: usize,
+    /// How many bytes of this log [`writer::Queue::waiting_bytes`] has.
+    counted_bytes: usize,
     pub(super) writing_index: Arc<Updates>,
     /// Updates of the index that the store refused: they go with the next block. Bounded by the number of keys.
     pub(super) refused_index: Updates,
@@ -72,6 +79,7 @@ impl State {
         Self {
             waiting: Waiting::after(last),
             writing_bytes: 0,
+            counted_bytes: 0,
             writing_index: Arc::default(),
             refused_index: Updates::default(),
             with_writer: false,
@@ -140,6 +148,13 @@ impl State {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let counted = self.state().counted_bytes;
+        self.writer.count(counted, 0);
+    }
+}
+
 impl Shared {
     /// What `stored` holds, with nothing in memory.
     pub(super) fn new(
@@ -164,12 +179,29 @@ impl Shared {
             }),
             earliest: watch::Sender::new(bounds.map_or(last.next(), |(first, _)| first)),
             room: Notify::new(),
+            large_blocks: LargeBlocks::default(),
         }
     }
 
     /// A panic elsewhere while the lock was held leaves whole entries, so the state is good.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts what is appended and not stored, with that of all logs.
+    pub(super) fn count(&self, state: &mut State) {
+        let now = state.waiting.bytes() + state.writing_bytes;
+        self.writer.count(state.counted_bytes, now);
+        state.counted_bytes = now;
+    }
+
+    /// Whether more may be appended: less waits for the store than may, of this log and of all together. However much
+    /// others have, a little is free to each.
+    pub(super) fn has_room(&self) -> bool {
+        let options = &self.options;
+        let waiting = self.state().counted_bytes;
+        waiting < options.waiting_bytes.min(FREE)
+            || waiting < options.waiting_bytes && self.writer.waiting_bytes() < options.all_waiting_bytes
     }
 
     /// Gives the log to the writer where it has something to store and the writer does not have it already.

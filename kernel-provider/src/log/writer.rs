@@ -1,6 +1,7 @@
 //! The thread that stores what is appended. One for all logs of a store: they share its disk.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
 
@@ -73,12 +74,28 @@ impl Writer {
 pub(super) struct Queue {
     queue: Sender<Arc<Shared>>,
     wanted: Option<Arc<Wanted>>,
+    /// How many appended bytes of all logs are not stored.
+    waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Queue {
     pub(super) fn push(&self, log: Arc<Shared>) {
         // The thread ends only after the last sender is gone, and this is one.
         let _ = self.queue.send(log);
+    }
+
+    /// How many appended bytes of all logs are not stored.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A log had `before` bytes that are not stored, and has `now`.
+    pub(super) fn count(&self, before: usize, now: usize) {
+        if now >= before {
+            self.waiting_bytes.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.waiting_bytes.fetch_sub(before - now, Ordering::Relaxed);
+        }
     }
 
     /// What is stored is to be synced now, where that is what the options say.
@@ -111,7 +128,12 @@ impl Rounds {
             sync_fails: false,
             round: Vec::new(),
         };
-        (Queue { queue, wanted }, rounds)
+        let queue = Queue {
+            queue,
+            wanted,
+            waiting_bytes: Arc::default(),
+        };
+        (queue, rounds)
     }
 
     /// Stores what waits of the first log in the queue; `false` where there is none.
@@ -217,6 +239,9 @@ fn publish(log: &Shared, written: Written) -> bool {
         state.writing_bytes = 0;
         let length = written.block.as_ref().map_or(0, |block| block.bytes().len());
         state.recent_bytes += length;
+        if let Some(block) = &written.block {
+            log.large_blocks.stored(block);
+        }
         state.recent.extend(written.block);
         // The newest stays where nothing else has it; one that is stored goes where it alone is too large.
         while state.recent_bytes > log.options.memory_bytes && (state.recent.len() > 1 || written.stored) {
@@ -230,6 +255,7 @@ fn publish(log: &Shared, written: Written) -> bool {
             state.stored_since_trim = 0;
         }
         state.with_writer = !state.waiting.is_empty();
+        log.count(&mut state);
         (state.with_writer, trim)
     };
     log.head.send_modify(|head| {

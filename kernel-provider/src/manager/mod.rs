@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jupyter_protocol::InstalledKernelspec;
+use jupyter_protocol::zmq::MessageMemory;
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,7 @@ pub use options::{Culling, ManagerOptions, StartRequest};
 use crate::KernelId;
 use crate::log::{Log, Logs, StoreError};
 use crate::provider::{KernelHandle, KernelProvider, LaunchRequest, Progress};
-use crate::session::{Executions, Lifecycle, Recorder, Sessions};
+use crate::session::{Executions, Lifecycle, Recorder, RecorderOptions, Sessions};
 use events::Events;
 use registry::Registry;
 
@@ -49,6 +50,7 @@ pub struct Manager {
 struct Shared {
     providers: Vec<Arc<dyn KernelProvider>>,
     options: ManagerOptions,
+    recorder_options: RecorderOptions,
     logs: Logs,
     registry: Registry,
     /// Kernels that ran before this process and that it has not attached to yet.
@@ -72,11 +74,16 @@ impl Manager {
     #[must_use]
     pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
         let stop = CancellationToken::new();
+        let recorder_options = RecorderOptions {
+            runtime: options.recorder_runtime.clone(),
+            memory: MessageMemory::new(options.message_memory),
+        };
         let manager = Self {
             shared: Arc::new(Shared {
                 providers,
                 registry: Registry::new(options.max_kernels, options.max_kernels_per_owner),
                 options,
+                recorder_options,
                 logs,
                 attaching: Mutex::default(),
                 events: Events::new(),
@@ -374,7 +381,7 @@ impl Shared {
         handle: Arc<dyn KernelHandle>,
         log: Log,
     ) -> Result<Arc<Kernel>, StoreError> {
-        let recorder = Recorder::load(log.clone()).await?;
+        let recorder = Recorder::load(log.clone(), self.recorder_options.clone()).await?;
         let sessions = Sessions::load(log).await?;
         Ok(Arc::new(Kernel::new(self, spec_name, spec, handle, recorder, sessions)))
     }

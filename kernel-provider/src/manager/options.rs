@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use crate::KernelId;
 
 /// How a manager treats its kernels.
@@ -30,11 +32,18 @@ pub struct ManagerOptions {
     pub restore_patience: Duration,
     /// How long a log outlives its kernel, so that a result can be read after the kernel is gone.
     pub log_retention: Duration,
+    /// How many bytes the large messages of all kernels may take together while they are received and stored; as
+    /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory) has it. What the store takes for them comes on top.
+    pub message_memory: u64,
+    /// The runtime whose threads read what kernels publish; `None` for the one that kernels are started on. With a
+    /// runtime of its own, that is read in time however busy clients keep the other threads: many kernels drop what is
+    /// not. It must outlive the manager.
+    pub recorder_runtime: Option<Handle>,
 }
 
 impl Default for ManagerOptions {
     /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling, 30 s for kernels that
-    /// run already, logs kept for a week.
+    /// run already, logs kept for a week, 256 MiB for large messages, the caller's runtime.
     fn default() -> Self {
         Self {
             default_spec: None,
@@ -46,6 +55,8 @@ impl Default for ManagerOptions {
             culling: Culling::default(),
             restore_patience: Duration::from_secs(30),
             log_retention: Duration::from_secs(7 * 24 * 60 * 60),
+            message_memory: 256 << 20,
+            recorder_runtime: None,
         }
     }
 }

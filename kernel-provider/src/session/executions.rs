@@ -26,6 +26,7 @@ const PAGE: usize = 256;
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Clone)]
 pub struct Executions {
     log: Log,
     are_past: bool,

@@ -1,6 +1,5 @@
 use std::time::Duration;
 
-use jupyter_protocol::zmq::IopubSubscriber;
 use tokio::time::Instant;
 
 /// From how many messages a second on it is a flood.
@@ -9,7 +8,7 @@ const RATE: f64 = 5_000.0;
 const WINDOW: Duration = Duration::from_millis(10);
 /// For how long messages of a flood are gathered. Between a kernel's queue of 1,000 and the connection's buffers there
 /// is room for more than any kernel sends meanwhile.
-const GATHER: Duration = Duration::from_millis(1);
+pub(super) const GATHER: Duration = Duration::from_millis(1);
 
 /// Tells a flood from single messages. In a flood it is worth to let messages gather for a moment: to wake up for each
 /// of them costs more, here and in all that follows, than everything that is done with it.
@@ -38,10 +37,5 @@ impl Flood {
             self.messages = 0;
         }
         self.goes_on
-    }
-
-    /// Waits a moment, for when there is nothing at hand.
-    pub(super) async fn gather(&self, iopub: &mut IopubSubscriber) {
-        iopub.gather(GATHER).await;
     }
 }

@@ -28,5 +28,5 @@ pub use lifecycle::{LIFECYCLE, Lifecycle};
 pub use recorder::{RequestError, SendError};
 
 pub(crate) use index_trim::trim_index;
-pub(crate) use recorder::Recorder;
+pub(crate) use recorder::{Recorder, RecorderOptions};
 pub(crate) use sessions::Sessions;

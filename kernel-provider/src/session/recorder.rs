@@ -1,6 +1,7 @@
 //! The only one on a kernel's sockets: writes every message of both directions into the log.
 
 mod reconnect;
+mod runtime;
 mod settle;
 mod setup;
 #[cfg(feature = "testing")]
@@ -17,23 +18,27 @@ use jupyter_protocol::header;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::signing::DigestHistory;
 use jupyter_protocol::wire::WireError;
-use jupyter_protocol::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, MAX_MESSAGE_BYTES, SocketError};
+use jupyter_protocol::zmq::{
+    self, DealerReceiver, DealerSender, IopubSubscriber, MAX_MESSAGE_BYTES, MessageMemory, SocketError,
+};
 use jupyter_protocol::{Channel, ConnectionInfo, LogLimiter, Signer, WireMessage};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use self::reconnect::Pauses;
+use self::runtime::in_runtime;
 use self::settle::Statuses;
 use self::setup::Setup;
 use super::askers::{Addressee, Asker, Askers};
 use super::execution_record::ExecutionRecord;
 use super::execution_state::{ExecutionState, StatusFollower};
 use super::executions::message_at;
-use super::flood::Flood;
+use super::flood::{Flood, GATHER};
 use super::index_keys as keys;
 use super::journal::{Journal, Known};
 use super::lifecycle::Lifecycle;
@@ -97,9 +102,19 @@ pub enum RequestError {
     },
 }
 
+/// How kernels are recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct RecorderOptions {
+    /// Where iopub is read; `None` for the runtime of the caller.
+    pub(crate) runtime: Option<Handle>,
+    /// The memory for large messages.
+    pub(crate) memory: MessageMemory,
+}
+
 /// Records one kernel, over all its restarts.
 pub(crate) struct Recorder {
     recording: Arc<Recording>,
+    runtime: Option<Handle>,
     /// The tasks on the sockets; ended with the connection.
     connection: Mutex<Option<JoinSet<()>>>,
 }
@@ -120,6 +135,7 @@ struct Recording {
     state: watch::Sender<ExecutionState>,
     last_activity: AtomicI64,
     kernel_session: Mutex<Arc<str>>,
+    memory: MessageMemory,
 }
 
 /// A panic elsewhere while the lock was held leaves a session that was told.
@@ -186,7 +202,8 @@ enum Destination {
 
 impl Recorder {
     /// Goes on with what the log's index says of requests and executions.
-    pub(crate) async fn load(log: Log) -> Result<Self, StoreError> {
+    pub(crate) async fn load(log: Log, options: RecorderOptions) -> Result<Self, StoreError> {
+        let RecorderOptions { runtime, memory } = options;
         let journal = Journal::load(&log).await?;
         Ok(Self {
             recording: Arc::new(Recording {
@@ -203,7 +220,9 @@ impl Recorder {
                 state: watch::Sender::new(ExecutionState::Starting),
                 last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
                 kernel_session: Mutex::new(OUR_SESSION.into()),
+                memory,
             }),
+            runtime,
             connection: Mutex::new(None),
         })
     }
@@ -319,8 +338,9 @@ impl Recorder {
             address(Channel::Stdin),
             address(Channel::Iopub),
         );
+        let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
         let (iopub, shell, control, stdin) = tokio::try_join!(
-            IopubSubscriber::connect(&iopub_at, deadline),
+            in_runtime(&runtime, IopubSubscriber::connect(&iopub_at, deadline)),
             zmq::dealer(&shell_at, &identity, deadline),
             zmq::dealer(&control_at, &identity, deadline),
             zmq::dealer(&stdin_at, &identity, deadline),
@@ -343,12 +363,12 @@ impl Recorder {
         let reconnected = Arc::new(Notify::new());
         let published = record_iopub(
             self.recording.clone(),
-            iopub,
+            iopub.with_memory(&self.recording.memory),
             iopub_at,
             signer.clone(),
             reconnected.clone(),
         );
-        tasks.spawn(published.instrument(span.clone()));
+        tasks.spawn_on(published.instrument(span.clone()), &runtime);
         tasks.spawn(reconnect::settle(self.recording.clone(), reconnected.clone()).instrument(span.clone()));
         for (channel, receiver, address) in [
             (Channel::Shell, shell.1, shell_at),
@@ -358,7 +378,7 @@ impl Recorder {
             let replies = record_replies(
                 self.recording.clone(),
                 channel,
-                receiver,
+                receiver.with_memory(&self.recording.memory),
                 (address, identity.clone()),
                 signer.clone(),
                 reconnected.clone(),
@@ -860,8 +880,8 @@ enum Refused {
     Message(WireMessage),
     /// What was received is no message; the socket goes on.
     Garbage,
-    /// A message of so many bytes, which were passed over.
-    TooLarge(u64),
+    /// A message of so many bytes, which were passed over: it was too large, or there was no memory for it.
+    LeftOut(u64),
     /// The socket is broken.
     Broken,
 }
@@ -907,7 +927,7 @@ impl Gate {
                 Err(error) => (error, Refused::Message(message)),
             },
             Err(SocketError::Wire(error)) => match error {
-                WireError::TooLarge { bytes, .. } => (error, Refused::TooLarge(bytes)),
+                WireError::TooLarge { bytes, .. } | WireError::NoMemory { bytes } => (error, Refused::LeftOut(bytes)),
                 _ => (error, Refused::Garbage),
             },
             Err(error) => {
@@ -927,6 +947,28 @@ fn size(message: &WireMessage) -> usize {
     message.parts_and_buffers().iter().map(Bytes::len).sum()
 }
 
+/// What was received on iopub and is recorded together. It is recorded also where its task is ended.
+struct Batch {
+    recording: Arc<Recording>,
+    messages: Vec<WireMessage>,
+    status: StatusFollower,
+}
+
+impl Batch {
+    fn record(&mut self) {
+        if !self.messages.is_empty() {
+            self.recording.record_published(&self.messages, &mut self.status);
+            self.messages.clear();
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.record();
+    }
+}
+
 /// Drains iopub and never waits for a reader. Where the store falls far behind it waits for that.
 async fn record_iopub(
     recording: Arc<Recording>,
@@ -938,29 +980,30 @@ async fn record_iopub(
     let mut pauses = Pauses::new();
     let mut silent = false;
     let mut gate = Gate::new(Channel::Iopub, signer);
-    let mut status = StatusFollower::default();
-    let mut batch: Vec<WireMessage> = Vec::new();
+    let mut batch = Batch {
+        recording: recording.clone(),
+        messages: Vec::new(),
+        status: StatusFollower::default(),
+    };
     let mut flood = Flood::new();
+    // Whether messages are read as they arrive and recorded together a moment later.
+    let mut collects = false;
     let mut batches = 0;
     loop {
         recording.log.room().await;
         let mut next = Some(iopub.recv().await);
+        let until = Instant::now() + GATHER;
         let mut broken = false;
         let mut drained = true;
         let (mut received, mut bytes) = (0, 0);
         let mut left_out = None;
         while let Some(message) = next {
             received += 1;
-            if matches!(&message, Ok(message) if size(message) >= VERIFY_APART) && !batch.is_empty() {
-                // What has come before is recorded should this task be ended while the message is verified.
-                recording.record_published(&batch, &mut status);
-                batch.clear();
-            }
             match gate.admit(message).await {
                 Ok(message) => {
                     bytes += size(&message);
                     if !recording.setup.hides(&message) {
-                        batch.push(message);
+                        batch.messages.push(message);
                     }
                 }
                 Err(Refused::Message(message)) => {
@@ -968,29 +1011,35 @@ async fn record_iopub(
                     iopub.refused(&message);
                 }
                 Err(Refused::Garbage) => {}
-                Err(Refused::TooLarge(bytes)) => left_out = Some(bytes),
+                Err(Refused::LeftOut(bytes)) => left_out = Some(bytes),
                 Err(Refused::Broken) => broken = true,
             }
             if broken || left_out.is_some() || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
                 drained = false;
                 break;
             }
-            next = iopub.try_recv();
+            next = match iopub.try_recv() {
+                None if collects => timeout_at(until, iopub.recv()).await.ok(),
+                next => next,
+            };
         }
-        if !batch.is_empty() {
-            recording.record_published(&batch, &mut status);
-            if flood.goes_on(batch.len()) && drained {
-                flood.gather(&mut iopub).await;
-            }
-            batch.clear();
+        if !batch.messages.is_empty() {
+            let flooded = flood.goes_on(batch.messages.len());
+            batch.record();
             silent = false;
+            if !flooded {
+                collects = false;
+            } else if drained {
+                collects = !iopub.gather(GATHER).await;
+            }
         }
         if let Some(bytes) = left_out {
-            let text = format!(
-                "An output of {} MiB is left out: a message may have {} MiB.",
-                bytes >> 20,
-                MAX_MESSAGE_BYTES >> 20
-            );
+            let reason = if bytes > MAX_MESSAGE_BYTES {
+                format!("a message may have {} MiB", MAX_MESSAGE_BYTES >> 20)
+            } else {
+                "there was no memory for it beside other large outputs".to_owned()
+            };
+            let text = format!("An output of {} MiB is left out: {reason}.", bytes >> 20);
             recording.tell_running(&text, false);
         }
         if broken {
@@ -1004,7 +1053,7 @@ async fn record_iopub(
             recording.publishing.send_replace(true);
             recording.tell_running(MISSING, true);
             // What ended meanwhile did so unheard.
-            status = StatusFollower::default();
+            batch.status = StatusFollower::default();
             reconnected.notify_one();
         }
         // Other kernels and their clients have their turn, however much is at hand; not at each batch, for a kernel that
@@ -1039,7 +1088,7 @@ async fn record_replies(
                 false
             }
             Err(Refused::Garbage) => false,
-            Err(Refused::TooLarge(_)) => {
+            Err(Refused::LeftOut(_)) => {
                 // It may have been a reply that a client waits for.
                 reconnected.notify_one();
                 false

@@ -104,6 +104,11 @@ pub(super) struct Flags {
     /// The TCP ports that kernels of this machine get, such as 40000..50000, both included; five each [default: any]
     #[arg(long, env = "KERNELMUX_PORT_RANGE", value_name = "LOW..HIGH", value_parser = parse_port_range)]
     pub(super) port_range: Option<RangeInclusive<u16>>,
+    /// How many MiB the large messages of all kernels may take together while they are received and logged; a message
+    /// that gets none within a minute is left out, which its cell says
+    #[arg(long, env = "KERNELMUX_MESSAGE_MEMORY_MIB", default_value_t = 256, value_name = "MIB",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(super) message_memory_mib: u64,
     /// How many MiB of a kernel's log are kept; the oldest entries are dropped first
     #[arg(long, env = "KERNELMUX_LOG_MAX_MIB", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]

@@ -14,6 +14,7 @@ use provider_local::{InheritEnv, LocalConfig, LocalProvider};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -74,17 +75,23 @@ pub(super) fn run(flags: Flags) -> Result<()> {
         .init();
     raise_open_files();
     keep_memory_private();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    // Threads of their own read the kernels' sockets, so that no client's traffic makes a kernel drop output.
+    let recorders = Builder::new_multi_thread()
+        .thread_name("recorder")
+        .enable_all()
+        .build()?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         tokio::select! {
-            running = Running::start(&flags) => running?.until_signalled(&mut signals, flags.on_terminate).await,
+            running = Running::start(&flags, recorders.handle()) => running?.until_signalled(&mut signals, flags.on_terminate).await,
             _ = signals.next() => {}
         }
         Ok(())
     });
     // What blocks, such as a read from a store, is not waited for.
     runtime.shutdown_background();
+    recorders.shutdown_background();
     ended
 }
 
@@ -130,7 +137,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(flags: &Flags) -> Result<Self> {
+    async fn start(flags: &Flags, recorders: &Handle) -> Result<Self> {
         let wanted = SocketAddr::new(flags.ip, flags.port);
         let listener = TcpListener::bind(wanted)
             .await
@@ -141,7 +148,7 @@ impl Running {
             None => data_dir::default_path()?,
         };
         let data_dir = DataDir::take(data_dir)?;
-        let manager = manager(flags, &data_dir).await?;
+        let manager = manager(flags, &data_dir, recorders).await?;
         let restored = manager.restore().await;
 
         let access = flags.access()?;
@@ -206,7 +213,7 @@ async fn end_kernels(manager: &Manager) {
 }
 
 /// This machine's or the cluster's kernels, with their logs on disk.
-async fn manager(flags: &Flags, data_dir: &DataDir) -> Result<Manager> {
+async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Result<Manager> {
     let provider: Arc<dyn KernelProvider> = match flags.kubernetes.open().await? {
         Some(pods) => Arc::new(pods),
         None => Arc::new(local(flags, data_dir).await?),
@@ -224,6 +231,8 @@ async fn manager(flags: &Flags, data_dir: &DataDir) -> Result<Manager> {
     options.culling.interval = Duration::from_secs(flags.cull_interval);
     options.culling.connected = flags.cull_connected;
     options.culling.busy = flags.cull_busy;
+    options.message_memory = flags.message_memory_mib << 20;
+    options.recorder_runtime = Some(recorders.clone());
     Ok(Manager::new(vec![provider], logs, options))
 }
 

@@ -9,23 +9,18 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use jupyter_protocol::content::{ExecuteRequest, InputRequest};
+use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::{Channel, Message, WireMessage};
 use kernel_provider::KernelId;
-use kernel_provider::fold::Output;
 use kernel_provider::log::{Log, ReadError, Seq};
 use kernel_provider::manager::Kernel;
-use kernel_provider::session::{
-    ExecutionFilter, ExecutionOutputs, ExecutionRecord, ExecutionStatus, Executions, SendError,
-};
+use kernel_provider::session::{ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, SendError};
 use percent_encoding::utf8_percent_encode;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::execution_outputs::answer;
 use super::kernels;
 use crate::Gateway;
 use crate::base_url::ESCAPED;
@@ -38,10 +33,6 @@ const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 500;
 /// The longest `msg_id`, cell and session that are taken, in bytes.
 const MAX_ID: usize = 256;
-
-/// How many executions are folded at a time. Each may hold [`FoldLimits`](kernel_provider::fold::FoldLimits) of outputs,
-/// and keeps a processor busy.
-static FOLDING: Semaphore = Semaphore::const_new(2);
 
 /// How long a kernel may take to take code that it is to run.
 const TAKEN_WITHIN: Duration = Duration::from_secs(20);
@@ -120,54 +111,12 @@ pub(super) async fn one(
     let Some(execution) = executions.get(&msg_id).await? else {
         return Err(ApiError::not_found(format!("Execution does not exist: {msg_id}")));
     };
-    // It is never closed.
-    let folding = FOLDING.acquire().await;
     let mut whole = model(&gateway, &id, &execution);
     whole["code"] = executions.code(&execution).await.map_err(unreadable)?.into();
-    // Outputs are folded and written not where others would wait for that, from where they lie.
-    let runtime = Handle::current();
-    let folded = spawn_blocking(move || {
-        let _folding = folding;
-        let outputs = runtime.block_on(executions.outputs(&execution)).map_err(unreadable)?;
-        write(whole, &execution, &outputs)
-    });
-    let body = folded.await.map_err(|error| not_written(&error))??;
-    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+    answer(&gateway.output_limits, &executions, execution, whole).await
 }
 
-fn write(mut whole: Value, execution: &ExecutionRecord, outputs: &ExecutionOutputs) -> Result<Vec<u8>, ApiError> {
-    let question = outputs
-        .fold
-        .input_request()
-        .filter(|_| !execution.status.has_ended())
-        .and_then(|message| serde_json::from_slice::<InputRequest>(message.content()).ok());
-    whole["input_request"] = question.map_or(
-        Value::Null,
-        |question| json!({"prompt": question.prompt, "password": question.password}),
-    );
-    whole["cursor"] = outputs.cursor.to_string().into();
-    whole["complete"] = outputs.complete.into();
-    whole["truncated"] = outputs.fold.truncated().into();
-    let whole = Whole {
-        model: &whole,
-        outputs: outputs.fold.outputs(),
-    };
-    serde_json::to_vec(&whole).map_err(|error| not_written(&error))
-}
-
-fn not_written(error: &dyn std::error::Error) -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the outputs: {error}"))
-}
-
-/// An execution with its outputs, however deeply these are nested.
-#[derive(Serialize)]
-struct Whole<'a> {
-    #[serde(flatten)]
-    model: &'a Value,
-    outputs: Vec<Output>,
-}
-
-fn unreadable(error: ReadError) -> ApiError {
+pub(super) fn unreadable(error: ReadError) -> ApiError {
     tracing::error!(%error, "a log cannot be read");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }

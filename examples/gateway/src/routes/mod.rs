@@ -3,6 +3,7 @@
 mod api;
 mod description;
 mod event_stream;
+mod execution_outputs;
 mod executions;
 mod health;
 mod kernels;
@@ -19,6 +20,7 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 
+pub(crate) use self::execution_outputs::OutputLimits;
 use crate::error::ApiError;
 use crate::{Gateway, auth, base_url, cors, error, limits, request_log, unread_body, websocket};
 

@@ -225,7 +225,7 @@ impl Recording {
         self.senders.set(channel, Some(Sender { signer, to })).await;
         // Wakes who waits for it.
         self.link.send_modify(|_| {});
-        receiver
+        receiver.with_memory(&self.memory)
     }
 
     /// Subscribes anew. What the kernel does is not known until it says so.
@@ -244,9 +244,10 @@ impl Recording {
             }
             idle
         });
-        pauses
+        let subscriber = pauses
             .connect(Channel::Iopub, || IopubSubscriber::connect(address, TRY_DEADLINE))
-            .await
+            .await;
+        subscriber.with_memory(&self.memory)
     }
 }
 

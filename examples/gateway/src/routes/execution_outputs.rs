@@ -1,0 +1,245 @@
+//! An execution with its outputs, as JSON: folded and written where nobody waits for that, and bounded in memory however
+//! many clients ask and however slowly they read.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use bytes::{BufMut, Bytes, BytesMut};
+use jupyter_protocol::content::InputRequest;
+use kernel_provider::fold::{Fold, FoldLimits};
+use kernel_provider::session::{ExecutionOutputs, ExecutionRecord, Executions};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::executions::unreadable;
+use crate::error::ApiError;
+
+/// How many executions are folded at a time: each keeps a processor busy.
+const FOLDED_AT_A_TIME: usize = 2;
+/// How many bytes of outputs clients may be reading at a time, in [`UNIT`]s.
+const BEING_READ: u32 = 256;
+const UNIT: usize = 1 << 20;
+/// How long a client waits for others to have read theirs.
+const WAITED: Duration = Duration::from_secs(30);
+/// How many bytes are sent in one piece, and how many pieces may wait for a client.
+const PIECE: usize = 64 << 10;
+const PIECES: usize = 4;
+
+/// What bounds the answers with outputs.
+pub(crate) struct OutputLimits {
+    folding: Arc<Semaphore>,
+    being_read: Arc<Semaphore>,
+}
+
+impl Default for OutputLimits {
+    fn default() -> Self {
+        Self {
+            folding: Arc::new(Semaphore::new(FOLDED_AT_A_TIME)),
+            being_read: Arc::new(Semaphore::new(BEING_READ as usize)),
+        }
+    }
+}
+
+impl OutputLimits {
+    /// The execution's outputs, and what is held while they are sent. Outputs that are small hold nothing.
+    async fn outputs(
+        &self,
+        executions: &Executions,
+        execution: &ExecutionRecord,
+    ) -> Result<(ExecutionOutputs, Option<OwnedSemaphorePermit>), ApiError> {
+        let outputs = self.fold(executions, execution).await?;
+        let Some(units) = units(outputs.fold.bytes()) else {
+            return Ok((outputs, None));
+        };
+        if let Ok(room) = self.being_read.clone().try_acquire_many_owned(units) {
+            return Ok((outputs, Some(room)));
+        }
+        // Not held while this waits. There may be more of them by then, and there is room for as many as there can be.
+        drop(outputs);
+        let units = units_of_most();
+        let waiting = timeout(WAITED, self.being_read.clone().acquire_many_owned(units));
+        let Ok(Ok(room)) = waiting.await else {
+            return Err(ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many large outputs are being read; ask again in a while",
+            ));
+        };
+        Ok((self.fold(executions, execution).await?, Some(room)))
+    }
+
+    async fn fold(&self, executions: &Executions, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ApiError> {
+        // It is never closed.
+        let folding = self.folding.clone().acquire_owned().await;
+        let (executions, execution, runtime) = (executions.clone(), execution.clone(), Handle::current());
+        let folded = spawn_blocking(move || {
+            let _folding = folding;
+            runtime.block_on(executions.outputs(&execution))
+        });
+        folded.await.map_err(|error| not_written(&error))?.map_err(unreadable)
+    }
+}
+
+/// What outputs of so many bytes hold while they are sent: nothing where they have less than a unit.
+fn units(bytes: usize) -> Option<u32> {
+    let units = u32::try_from(bytes / UNIT).unwrap_or(BEING_READ);
+    (units > 0).then(|| units.min(BEING_READ))
+}
+
+fn units_of_most() -> u32 {
+    units(FoldLimits::default().max_bytes).unwrap_or(1)
+}
+
+/// Answers with what `model` has, and the outputs.
+pub(super) async fn answer(
+    limits: &OutputLimits,
+    executions: &Executions,
+    execution: ExecutionRecord,
+    mut model: Value,
+) -> Result<Response, ApiError> {
+    let (outputs, room) = limits.outputs(executions, &execution).await?;
+    let question = outputs
+        .fold
+        .input_request()
+        .filter(|_| !execution.status.has_ended())
+        .and_then(|message| serde_json::from_slice::<InputRequest>(message.content()).ok());
+    model["input_request"] = question.map_or(
+        Value::Null,
+        |question| json!({"prompt": question.prompt, "password": question.password}),
+    );
+    model["cursor"] = outputs.cursor.to_string().into();
+    model["complete"] = outputs.complete.into();
+    model["truncated"] = outputs.fold.truncated().into();
+    let body = written(move |writer| {
+        let _room = room;
+        let whole = Whole {
+            model: &model,
+            outputs: &outputs.fold,
+        };
+        serde_json::to_writer(writer, &whole).map_err(Into::into)
+    });
+    let mut response = Response::new(body);
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    Ok(response)
+}
+
+fn not_written(error: &dyn std::error::Error) -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the outputs: {error}"))
+}
+
+/// An execution with its outputs, however deeply these are nested.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    model: &'a Value,
+    #[serde(serialize_with = "each")]
+    outputs: &'a Fold,
+}
+
+/// One after the other, so that there is a copy of one at a time.
+fn each<S: Serializer>(fold: &&Fold, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(fold.each_output())
+}
+
+/// A body that is written on a thread of its own, no faster than the client takes it.
+fn written(write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static) -> Body {
+    let (sender, mut receiver) = mpsc::channel(PIECES);
+    spawn_blocking(move || {
+        let mut pieces = Pieces {
+            piece: BytesMut::new(),
+            sender,
+        };
+        if let Err(error) = write(&mut pieces).and_then(|()| pieces.flush()) {
+            debug!(%error, "an answer was not sent to its end");
+            // The client sees that it was cut off. Where it is gone it does not.
+            let _ = pieces.sender.blocking_send(Err(error));
+        }
+    });
+    Body::from_stream(futures::stream::poll_fn(move |context| receiver.poll_recv(context)))
+}
+
+/// Sends what is written, in pieces.
+struct Pieces {
+    piece: BytesMut,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(PIECE - self.piece.len());
+        self.piece.put_slice(&bytes[..taken]);
+        if self.piece.len() == PIECE {
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = self.piece.split().freeze();
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone");
+        self.sender.blocking_send(Ok(piece)).map_err(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_arrives_and_no_more_is_written_than_is_taken() {
+        let (told, mut ended) = oneshot::channel();
+        let mut body = written(move |writer| {
+            for number in 0..100_000_u32 {
+                writer.write_all(&number.to_be_bytes())?;
+            }
+            let _ = told.send(());
+            Ok(())
+        });
+        let mut all = body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec();
+        assert_eq!(all.len(), PIECE);
+        assert!(ended.try_recv().is_err(), "400 KB do not fit into what may wait");
+        all.extend(body.collect().await.unwrap().to_bytes());
+        let numbers = all.as_chunks().0.iter().map(|bytes| u32::from_be_bytes(*bytes));
+        assert!(numbers.eq(0..100_000));
+    }
+
+    #[tokio::test]
+    async fn who_goes_ends_what_is_written_and_a_failure_is_no_end() {
+        let (told, ended) = oneshot::channel();
+        let body = written(move |writer| {
+            let written = std::iter::repeat(()).try_for_each(|()| writer.write_all(b"text"));
+            let _ = told.send(());
+            written
+        });
+        drop(body);
+        ended.await.unwrap();
+        let failing = written(|writer| {
+            writer.write_all(b"text")?;
+            Err(io::Error::other("no more"))
+        });
+        assert!(failing.collect().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn large_outputs_hold_room_and_small_ones_do_not() {
+        assert_eq!(units(UNIT - 1), None);
+        assert_eq!(units(70 << 20), Some(70));
+        assert_eq!(units(usize::MAX), Some(BEING_READ));
+        assert!(units_of_most() <= BEING_READ);
+    }
+}
