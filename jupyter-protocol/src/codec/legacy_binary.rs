@@ -18,22 +18,31 @@ use crate::wire::{MAX_FRAMES, WireMessage};
 /// # Errors
 /// [`CodecError::Json`] where a part is no JSON, [`CodecError::TooLarge`] where it has 4 GiB or more.
 pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
-    let json = legacy_text::encode(channel, message)?;
+    encode_pieces(channel, message).map(super::whole)
+}
+
+/// The same in pieces, to be sent one after the other: buffers, and parts of more than 64 KiB, share the message's
+/// memory.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Bytes>, CodecError> {
+    let json = legacy_text::encode_pieces(channel, message)?;
+    let json_length = json.iter().map(Bytes::len).sum();
     let buffers = message.buffers();
+    let length = |bytes: usize| u32::try_from(bytes).map_err(|_| CodecError::TooLarge { length: bytes });
     let table = 4 * (buffers.len() + 2);
-    let length = table + json.len() + buffers.iter().map(Bytes::len).sum::<usize>();
-    let too_large = |_| CodecError::TooLarge { length };
-    let mut out = BytesMut::with_capacity(length);
-    out.put_u32(u32::try_from(buffers.len() + 1).map_err(too_large)?);
+    let mut out = BytesMut::with_capacity(table);
+    out.put_u32(length(buffers.len() + 1)?);
     let mut offset = table;
-    for part in std::iter::once(&json).chain(buffers) {
-        out.put_u32(u32::try_from(offset).map_err(too_large)?);
-        offset += part.len();
+    for part in std::iter::once(json_length).chain(buffers.iter().map(Bytes::len)) {
+        out.put_u32(length(offset)?);
+        offset += part;
     }
-    for part in std::iter::once(&json).chain(buffers) {
-        out.put_slice(part);
-    }
-    Ok(out.freeze())
+    let mut pieces = vec![out.freeze()];
+    pieces.extend(json);
+    pieces.extend_from_slice(buffers);
+    Ok(pieces)
 }
 
 /// Reads a binary WebSocket message; the frames share its memory.

@@ -14,14 +14,26 @@ use crate::header::HeaderRef;
 use crate::json;
 use crate::wire::WireMessage;
 
+/// A part of more bytes than this is not copied.
+const LARGE: usize = 64 << 10;
+
 /// The message as one JSON text, its parts spliced in as they are. Buffers are left out: see [`super::legacy_binary`].
 ///
-/// `NaN` and `Infinity`, which Python's encoder writes, become null. A text must be UTF-8: bytes that are not (kernels send output of programs in any encoding) become replacement
-/// characters, as jupyter_server has it.
+/// `NaN` and `Infinity`, which Python's encoder writes, become null. A text must be UTF-8: bytes that are not (kernels
+/// send output of programs in any encoding) become replacement characters, as jupyter_server has it.
 ///
 /// # Errors
 /// [`CodecError::Json`] where a part is no JSON, so that the whole would be none either.
 pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
+    encode_pieces(channel, message).map(super::whole)
+}
+
+/// The same in pieces, to be sent one after the other: a part of more than 64 KiB is one of them, and shares the
+/// message's memory.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Bytes>, CodecError> {
     const NAMES: [&str; 4] = ["header", "parent_header", "metadata", "content"];
 
     // To see that all is well is much faster than to look for what is not.
@@ -41,13 +53,24 @@ pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecErr
     })?;
     let id = serde_json::to_string(&header.msg_id).map_err(|error| CodecError::json("msg_id", &error))?;
     let msg_type = serde_json::to_string(&header.msg_type).map_err(|error| CodecError::json("msg_type", &error))?;
-    let length = parts.iter().map(|part| part.len() + 20).sum::<usize>() + id.len() + msg_type.len() + 80;
+    drop(header);
+    let copied = parts.iter().map(|part| part.len()).filter(|length| *length <= LARGE);
+    let length = copied.sum::<usize>() + 4 * 20 + id.len() + msg_type.len() + 80;
+    let mut pieces = Vec::new();
     let mut out = BytesMut::with_capacity(length);
-    for (index, (name, part)) in NAMES.into_iter().zip(&parts).enumerate() {
+    for (index, (name, part)) in NAMES.into_iter().zip(parts).enumerate() {
         out.put_slice(if index == 0 { b"{\"" } else { b",\"" });
         out.put_slice(name.as_bytes());
         out.put_slice(b"\":");
-        out.put_slice(part.as_bytes());
+        if part.len() <= LARGE {
+            out.put_slice(part.as_bytes());
+        } else {
+            let part = match part {
+                Cow::Borrowed(_) => message.parts()[index].clone(),
+                Cow::Owned(part) => part.into(),
+            };
+            pieces.extend([out.split().freeze(), part]);
+        }
     }
     out.put_slice(b",\"channel\":\"");
     out.put_slice(channel.as_str().as_bytes());
@@ -56,7 +79,8 @@ pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecErr
     out.put_slice(b",\"msg_type\":");
     out.put_slice(msg_type.as_bytes());
     out.put_u8(b'}');
-    Ok(out.freeze())
+    pieces.push(out.freeze());
+    Ok(pieces)
 }
 
 #[derive(Deserialize)]
@@ -145,6 +169,17 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&again).unwrap();
         assert_eq!(value["msg_type"], "t");
         assert_eq!(value["buffers"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_large_part_is_not_copied() {
+        let object = || Bytes::from_static(b"{}");
+        let content: Bytes = format!("{{\"text\":\"{}\"}}", "x".repeat(LARGE)).into();
+        let message = WireMessage::from_parts([object(), object(), object(), content.clone()], []);
+        let pieces = encode_pieces(Channel::Iopub, &message).unwrap();
+        assert_eq!(pieces.len(), 3);
+        assert_eq!(pieces[1].as_ptr(), content.as_ptr());
+        assert_eq!(decode(&encode(Channel::Iopub, &message).unwrap()).unwrap().1, message);
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub mod legacy_binary;
 pub mod legacy_text;
 pub mod websocket_v1;
 
+use bytes::Bytes;
+
 use crate::channel::UnknownChannel;
 
 /// Bytes that are no message of the format, or a message that the format cannot carry.
@@ -57,6 +59,14 @@ pub enum CodecError {
         /// How many bytes the message has.
         length: usize,
     },
+}
+
+/// The pieces in one.
+fn whole(pieces: Vec<Bytes>) -> Bytes {
+    match <[Bytes; 1]>::try_from(pieces) {
+        Ok([piece]) => piece,
+        Err(pieces) => pieces.concat().into(),
+    }
 }
 
 impl CodecError {

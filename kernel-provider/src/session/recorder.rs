@@ -55,8 +55,9 @@ const MAX_BATCH: usize = 256;
 const MAX_BATCH_BYTES: usize = 256 << 10;
 /// After how many batches in a row the task yields.
 const BATCHES: usize = 8;
-/// From how many bytes on a message is verified apart, so that other kernels need not wait for it.
-const VERIFY_APART: usize = 1 << 20;
+/// From how many bytes on a message is verified on a thread of its own, so that other kernels need not wait for it, and
+/// is stored before the next one is received, so that there are few copies of it.
+const LARGE: usize = 1 << 20;
 /// The longest that what a kernel said before it ended is waited for.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a kernel has to answer before it is asked again whether it is there.
@@ -905,7 +906,7 @@ impl Gate {
     }
 
     async fn check(&mut self, message: &WireMessage) -> Result<(), WireError> {
-        if self.signer.signs() && size(message) >= VERIFY_APART {
+        if self.signer.signs() && size(message) >= LARGE {
             let (signer, message) = (self.signer.clone(), message.clone());
             let verified = spawn_blocking(move || message.verify(&signer)).await;
             // It fails where the process ends.
@@ -1032,6 +1033,9 @@ async fn record_iopub(
             } else if drained {
                 collects = !iopub.gather(GATHER).await;
             }
+            if bytes >= LARGE {
+                recording.log.flushed().await;
+            }
         }
         if let Some(bytes) = left_out {
             let reason = if bytes > MAX_MESSAGE_BYTES {
@@ -1080,7 +1084,11 @@ async fn record_replies(
         recording.log.room().await;
         let broken = match gate.admit(socket.recv().await).await {
             Ok(message) => {
+                let is_large = size(&message) >= LARGE;
                 recording.record_reply(channel, message);
+                if is_large {
+                    recording.log.flushed().await;
+                }
                 false
             }
             Err(Refused::Message(message)) => {

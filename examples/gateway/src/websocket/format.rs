@@ -38,6 +38,45 @@ impl Peer {
     }
 }
 
+/// A message as a client is sent it, in pieces that share the memory of what they are made of.
+pub(super) struct Encoded {
+    pub(super) opcode: OpCode,
+    pieces: Pieces,
+}
+
+/// One needs no allocation.
+enum Pieces {
+    One(Bytes),
+    Many(Vec<Bytes>),
+}
+
+impl Encoded {
+    fn binary(data: Bytes) -> Self {
+        Self {
+            opcode: OpCode::Binary,
+            pieces: Pieces::One(data),
+        }
+    }
+
+    fn text(pieces: Vec<Bytes>) -> Self {
+        Self {
+            opcode: OpCode::Text,
+            pieces: Pieces::Many(pieces),
+        }
+    }
+
+    pub(super) fn pieces(&self) -> &[Bytes] {
+        match &self.pieces {
+            Pieces::One(piece) => std::slice::from_ref(piece),
+            Pieces::Many(pieces) => pieces,
+        }
+    }
+
+    pub(super) fn length(&self) -> usize {
+        self.pieces().iter().map(Bytes::len).sum()
+    }
+}
+
 /// How messages are written on one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -71,22 +110,25 @@ impl Format {
     }
 
     /// The entry as one WebSocket message. `None` where it can pass in no form, which is told in the process's log.
-    pub(super) fn encode(self, entry: &Entry) -> Option<(OpCode, Bytes)> {
+    pub(super) fn encode(self, entry: &Entry) -> Option<Encoded> {
         match self {
-            Self::Resume => Some((OpCode::Binary, entry.seq_and_v1())),
-            Self::V1 => Some((OpCode::Binary, entry.v1())),
+            Self::Resume => Some(Encoded::binary(entry.seq_and_v1())),
+            Self::V1 => Some(Encoded::binary(entry.v1())),
             _ => self.encode_message(entry.channel(), &entry.message()),
         }
     }
 
     /// A message that is no entry of the log, in the same way. The resume protocol has none of these.
-    pub(super) fn encode_message(self, channel: Channel, message: &WireMessage) -> Option<(OpCode, Bytes)> {
+    pub(super) fn encode_message(self, channel: Channel, message: &WireMessage) -> Option<Encoded> {
         let encoded = match self {
-            Self::V1 | Self::Resume => return Some((OpCode::Binary, websocket_v1::encode(channel, message))),
+            Self::V1 | Self::Resume => return Some(Encoded::binary(websocket_v1::encode(channel, message))),
             Self::Legacy if !message.buffers().is_empty() => {
-                legacy_binary::encode(channel, message).map(|data| (OpCode::Binary, data))
+                legacy_binary::encode_pieces(channel, message).map(|pieces| Encoded {
+                    opcode: OpCode::Binary,
+                    pieces: Pieces::Many(pieces),
+                })
             }
-            _ => legacy_text::encode(channel, message).map(|text| (OpCode::Text, text)),
+            _ => legacy_text::encode_pieces(channel, message).map(Encoded::text),
         };
         if self == Self::LegacyText
             && !message.buffers().is_empty()
@@ -99,18 +141,18 @@ impl Format {
             );
         }
         match encoded {
-            Ok((_, data)) if self == Self::LegacyText && data.len() > TORNADO_MAX_BYTES => {
+            Ok(encoded) if self == Self::LegacyText && encoded.length() > TORNADO_MAX_BYTES => {
                 if let Some(left_out) = TOO_LARGE.due() {
                     warn!(
                         left_out,
-                        bytes = data.len(),
+                        bytes = encoded.length(),
                         "a message is larger than jupyter_server takes; a notice is sent in its place"
                     );
                 }
-                let notice = notice(message, data.len());
-                legacy_text::encode(Channel::Iopub, &notice)
+                let notice = notice(message, encoded.length());
+                legacy_text::encode_pieces(Channel::Iopub, &notice)
                     .ok()
-                    .map(|text| (OpCode::Text, text))
+                    .map(Encoded::text)
             }
             Ok(encoded) => Some(encoded),
             Err(error) => {

@@ -2,8 +2,8 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use fastwebsockets::{Frame, OpCode, Payload};
+use bytes::{BufMut, BytesMut};
+use fastwebsockets::OpCode;
 use futures::FutureExt;
 use jupyter_protocol::{Channel, LogLimiter};
 use kernel_provider::log::{Block, ReadError};
@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::acknowledgement::Acknowledgement;
 use super::feed::Feed;
-use super::format::Format;
+use super::format::{Encoded, Format};
 use super::inbound::Control;
 
 /// Small messages are gathered up to this many bytes, as long as there are more at hand, and written in one go.
@@ -148,8 +148,8 @@ async fn write_replay(out: &mut Frames<impl AsyncWrite + Unpin>, feed: &mut Feed
         match messages {
             Ok(messages) => {
                 for (channel, message) in messages {
-                    if let Some((opcode, data)) = format.encode_message(channel, &message) {
-                        out.write(opcode, &data).await?;
+                    if let Some(message) = format.encode_message(channel, &message) {
+                        out.write(&message).await?;
                     }
                 }
             }
@@ -167,8 +167,8 @@ async fn write_block(
 ) -> io::Result<()> {
     for entry in block.entries() {
         let delivers = format == Format::Resume || client.is_none_or(|client| client.delivers(&entry));
-        if delivers && let Some((opcode, data)) = format.encode(&entry) {
-            out.write(opcode, &data).await?;
+        if delivers && let Some(message) = format.encode(&entry) {
+            out.write(&message).await?;
         }
     }
     Ok(())
@@ -187,8 +187,8 @@ fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client
         return out.notice(&Notice::Gap { first, last });
     }
     for notice in client.iter().flat_map(|client| client.gap_notices(first)) {
-        if let Some((opcode, data)) = format.encode_message(Channel::Iopub, &notice) {
-            out.gather(opcode, &data);
+        if let Some(message) = format.encode_message(Channel::Iopub, &notice) {
+            out.gather_message(&message);
         }
     }
 }
@@ -210,11 +210,21 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
         }
     }
 
-    /// A frame's head in front of a payload that follows.
-    fn head(&mut self, opcode: OpCode, payload: &[u8]) {
-        let mut head = [0; 16];
-        let length = Frame::new(true, opcode, None, Payload::Borrowed(payload)).fmt_head(&mut head);
-        self.gathered.extend_from_slice(&head[..length]);
+    /// A frame's head in front of a payload of this length (RFC 6455 section 5.2).
+    fn head(&mut self, opcode: OpCode, length: usize) {
+        const IS_LAST: u8 = 0x80;
+        self.gathered.put_u8(IS_LAST | opcode as u8);
+        match (u8::try_from(length), u16::try_from(length)) {
+            (Ok(length @ ..126), _) => self.gathered.put_u8(length),
+            (_, Ok(length)) => {
+                self.gathered.put_u8(126);
+                self.gathered.put_u16(length);
+            }
+            _ => {
+                self.gathered.put_u8(127);
+                self.gathered.put_u64(length as u64);
+            }
+        }
     }
 
     fn notice(&mut self, notice: &Notice) {
@@ -222,22 +232,32 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
     }
 
     fn gather(&mut self, opcode: OpCode, payload: &[u8]) {
-        self.head(opcode, payload);
+        self.head(opcode, payload.len());
         self.gathered.extend_from_slice(payload);
     }
 
-    async fn write(&mut self, opcode: OpCode, data: &Bytes) -> io::Result<()> {
-        if data.len() < GATHER_BYTES {
-            self.gather(opcode, data);
+    fn gather_message(&mut self, message: &Encoded) {
+        self.head(message.opcode, message.length());
+        for piece in message.pieces() {
+            self.gathered.extend_from_slice(piece);
+        }
+    }
+
+    async fn write(&mut self, message: &Encoded) -> io::Result<()> {
+        if message.length() < GATHER_BYTES {
+            self.gather_message(message);
             if self.gathered.len() >= GATHER_BYTES {
                 self.flush().await?;
             }
             return Ok(());
         }
         // A large message is written from where it lies.
-        self.head(opcode, data);
+        self.head(message.opcode, message.length());
         self.flush().await?;
-        write_all(&mut self.stream, data, self.deadline).await
+        for piece in message.pieces() {
+            write_all(&mut self.stream, piece, self.deadline).await?;
+        }
+        Ok(())
     }
 
     async fn flush(&mut self) -> io::Result<()> {
