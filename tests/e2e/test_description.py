@@ -1,0 +1,49 @@
+"""The gateway's answers are those that its description has, to requests of every shape that it allows and of others."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.gateway import VENV, Gateway
+
+# A kernelspec that does not exist is 501 with Enterprise Gateway, too, and more kernels than are allowed 503.
+CONFIGURATION = """\
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "4xx", 501, 503]
+"""
+CHECKS = "not_a_server_error,status_code_conformance,response_schema_conformance,response_headers_conformance"
+# WebSockets, and a stream that does not end.
+ENDLESS = r"/(channels|log)$"
+
+
+def test_answers_are_as_described(start_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+    gateway = start_gateway("--max-kernels", "2", "--cull-idle-timeout", "5", "--cull-interval", "1")
+    configuration = tmp_path / "schemathesis.toml"
+    configuration.write_text(CONFIGURATION)
+    (authorization,) = gateway.headers().values()
+    tried = subprocess.run(
+        [
+            VENV / "bin" / "schemathesis",
+            f"--config-file={configuration}",
+            "run",
+            f"{gateway.url}api/swagger.json",
+            f"--header=Authorization: {authorization}",
+            f"--checks={CHECKS}",
+            f"--exclude-path-regex={ENDLESS}",
+            "--phases=coverage,fuzzing",
+            "--max-examples=10",
+            "--generation-deterministic",
+            "--continue-on-failure",
+            "--warnings=off",
+            "--request-timeout=120",
+            "--no-color",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert tried.returncode == 0, tried.stdout[-20_000:] + tried.stderr
