@@ -406,7 +406,7 @@ impl Kernel {
 
     /// Starts a new process in place of one that ended; whoever calls it holds `life`.
     async fn relaunch(&self) -> Result<(), RestartError> {
-        self.hear_out().await;
+        self.drain().await;
         self.recorder.revive();
         self.recorder.disconnect().await;
         let asked_before = self.recorder.next_entry();
@@ -449,7 +449,7 @@ impl Kernel {
         for left in (0..attempts_left).rev() {
             warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is started anew");
             // Before anyone is told: what is sent from then on waits for the new process.
-            self.hear_out().await;
+            self.drain().await;
             self.recorder.disconnect().await;
             self.recorder.set_state(ExecutionState::Restarting);
             self.recorder
@@ -476,9 +476,9 @@ impl Kernel {
     }
 
     /// Records the last words of a process that has ended.
-    async fn hear_out(&self) {
+    async fn drain(&self) {
         if matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
-            self.recorder.hear_out().await;
+            self.recorder.drain().await;
         }
     }
 
@@ -487,7 +487,7 @@ impl Kernel {
         if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
             abandon(&*self.handle).await;
         }
-        self.hear_out().await;
+        self.drain().await;
         self.recorder.finish().await;
         let dead = Lifecycle::Dead { exit: exit.clone() };
         self.recorder.end_with_kernel(&dead);
@@ -546,7 +546,7 @@ impl Kernel {
             self.ending.store(false, Ordering::Release);
             return Err(error);
         }
-        self.hear_out().await;
+        self.drain().await;
         self.recorder.finish().await;
         self.recorder.lifecycle(&Lifecycle::Dead {
             exit: Exit::new(cause.clone()),

@@ -1,21 +1,21 @@
 //! The way between a kernel and its clients: the recorder on the kernel's sockets, and the clients' attachments, which
 //! read the log.
 
-mod askers;
 mod attachment;
+mod coalesce;
 mod execution;
 mod execution_record;
 mod execution_state;
 mod executions;
-mod flood;
 mod index_keys;
 mod index_trim;
-mod journal;
 mod lifecycle;
+mod msg_type;
 mod parent_filter;
-mod peek;
+mod pending_requests;
 mod recorder;
 mod replay;
+mod request_index;
 mod sessions;
 mod synthetic_reply;
 

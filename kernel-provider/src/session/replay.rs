@@ -10,9 +10,9 @@ use jupyter_protocol::{Channel, WireMessage};
 
 use super::execution_record::ExecutionRecord;
 use super::executions::{fold, message_at};
-use super::journal::display_id;
+use super::msg_type::msg_type;
 use super::parent_filter::ParentFilter;
-use super::peek;
+use super::request_index::display_id;
 use crate::fold::{answers, without_pages};
 use crate::log::{Entry, Log, Origin, ReadError, Seq};
 
@@ -38,7 +38,7 @@ impl Ahead {
             return false;
         }
         // It may change what other executions show.
-        let changed = display_id(message.content()).filter(|_| peek::msg_type(&message) == "update_display_data");
+        let changed = display_id(message.content()).filter(|_| msg_type(&message) == "update_display_data");
         changed.is_none_or(|changed| self.display_ids.iter().any(|id| **id == *changed))
     }
 }

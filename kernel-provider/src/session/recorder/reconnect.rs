@@ -1,5 +1,5 @@
-//! Connections to a kernel that were lost while it lives, as by a network: each socket is connected anew by itself, for
-//! as long as the provider does not say that the kernel is gone, and what clients send waits for it.
+//! Reconnects sockets that were lost while the kernel lives. Each socket reconnects on its own until the provider
+//! reports the kernel gone; clients' messages wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,23 +13,23 @@ use tokio::sync::{MutexGuard, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::{Destination, Link, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender, is_execution};
+use super::{ConnectionState, Destination, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender, is_execution};
 use crate::session::ExecutionState;
-use crate::session::askers::Asker;
+use crate::session::pending_requests::Requester;
 
-/// How long to wait before the first try, then twice as long each time. Nothing tells when a network is back.
+/// Pause before the first try; doubles with each try. No event says that a network is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest wait between tries.
+/// Longest pause between tries.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// The longest that a try may take.
+/// Timeout of one try.
 const TRY_DEADLINE: Duration = Duration::from_secs(10);
-/// How long what a client sends waits for a socket that is lost.
+/// How long a client's message waits for a lost socket.
 const SEND_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a client's request waits for a new subscription to be live, so that what it makes the kernel publish is
-/// heard. A kernel that is busy may say nothing for long.
+/// How long a client's request waits for a new subscription, so that its output is not missed. A busy kernel may
+/// publish nothing for long.
 const SUBSCRIBED_DEADLINE: Duration = Duration::from_secs(1);
 
-/// When a socket is tried again. A connection that is lost soon after it was made is not tried at once.
+/// Exponential backoff. A connection that was lost soon after it was made is not retried at once.
 pub(super) struct Pauses {
     next: Duration,
     connected: Instant,
@@ -43,7 +43,7 @@ impl Pauses {
         }
     }
 
-    /// Tries until it connects. Who learns that the kernel is gone drops this.
+    /// Retries until it succeeds. The caller drops the future when the kernel is gone.
     async fn connect<T, F>(&mut self, channel: Channel, connect: impl Fn() -> F) -> T
     where
         F: Future<Output = Result<T, SocketError>>,
@@ -87,7 +87,7 @@ fn unreachable(channel: Channel) -> SocketError {
 }
 
 impl Recording {
-    /// What takes messages to this channel, once it is there.
+    /// Locks the channel's sender and waits until it can take this session's message.
     pub(super) async fn sender_for(
         &self,
         channel: Channel,
@@ -103,15 +103,19 @@ impl Recording {
             }
             let up = *link.borrow_and_update();
             match up {
-                Link::Dead => return Err(SendError::Dead),
-                // Whoever starts the kernel anew has a deadline.
-                Link::Down => deadline = None,
-                Link::Connected | Link::Unheard | Link::Subscribed | Link::Live => {
+                ConnectionState::Dead => return Err(SendError::Dead),
+                // The restart that is under way has a deadline of its own.
+                ConnectionState::Down => deadline = None,
+                ConnectionState::Connected
+                | ConnectionState::Unconfirmed
+                | ConnectionState::Subscribed
+                | ConnectionState::Live => {
                     let sender = self.senders.of(channel).lock().await;
-                    // A client's request may make the kernel ask on stdin. What is held by somebody is there.
+                    // The request may make the kernel ask for input, so stdin must be connected too. A locked sender is
+                    // connected.
                     let can_answer = !is_request || self.senders.stdin.try_lock().map_or(true, |stdin| stdin.is_some());
-                    // The kernel may have been started anew while somebody else sent.
-                    if is_request && (*self.link.borrow() == Link::Connected || self.setup.is_pending()) {
+                    // The kernel may have been restarted while this waited for the lock.
+                    if is_request && (*self.link.borrow() == ConnectionState::Connected || self.setup.is_pending()) {
                         continue;
                     }
                     if sender.is_some() && can_answer {
@@ -132,29 +136,32 @@ impl Recording {
         }
     }
 
-    /// Waits a while for the subscription to be live.
+    /// Waits a while for the subscription.
     async fn subscribed(&self) {
         let mut link = self.link.subscribe();
         let heard = async {
-            // The sender is `self`, so waiting cannot fail.
-            let _ = link.wait_for(|link| *link != Link::Down).await;
-            timeout(SUBSCRIBED_DEADLINE, link.wait_for(|link| *link != Link::Connected))
-                .await
-                .is_ok()
+            // `self` holds the sender, so this cannot fail.
+            let _ = link.wait_for(|link| *link != ConnectionState::Down).await;
+            timeout(
+                SUBSCRIBED_DEADLINE,
+                link.wait_for(|link| *link != ConnectionState::Connected),
+            )
+            .await
+            .is_ok()
         };
         if !heard.await {
             self.link.send_if_modified(|link| {
-                let waited = *link == Link::Connected;
+                let waited = *link == ConnectionState::Connected;
                 if waited {
-                    *link = Link::Unheard;
+                    *link = ConnectionState::Unconfirmed;
                 }
                 waited
             });
         }
     }
 
-    /// Sends a message, unless the sockets are given up meanwhile: a kernel that takes nothing would keep whoever ends
-    /// it for that from doing so. A socket that fails is not there any more.
+    /// Sends a message, unless the connection is closed first: a kernel that reads nothing must not block its own
+    /// shutdown. A failed socket is removed.
     pub(super) async fn send_on(
         &self,
         sender: &mut Option<Sender>,
@@ -168,7 +175,7 @@ impl Recording {
         let sent = tokio::select! {
             biased;
             sent = socket.send(message) => sent,
-            _ = link.wait_for(|link| matches!(link, Link::Down | Link::Dead)) => Err(unreachable(channel)),
+            _ = link.wait_for(|link| matches!(link, ConnectionState::Down | ConnectionState::Dead)) => Err(unreachable(channel)),
         };
         if sent.is_err() {
             *sender = None;
@@ -176,8 +183,8 @@ impl Recording {
         sent
     }
 
-    /// Sends a message, which is logged, where the first try failed: once there is another connection. Code is for the
-    /// kernel as it was in this `life` only: what was logged before a restart has ended with that.
+    /// Sends a logged message again after a failure, once the socket is reconnected. Code is sent only within the
+    /// connection generation it was logged for; a restart has ended it.
     pub(super) async fn send_again(
         &self,
         life: u64,
@@ -190,13 +197,14 @@ impl Recording {
         let mut error = error;
         while Instant::now() < deadline {
             let mut sender = self.sender_for(channel, session).await?;
-            if is_execution(&message) && self.lives.load(Ordering::Acquire) != life {
+            if is_execution(&message) && self.generation.load(Ordering::Acquire) != life {
                 return Err(SendError::Restarted);
             }
-            // Who asked is forgotten where the kernel was started anew meanwhile.
+            // A restart cleared the pending requests.
             let header = message.header_ref()?;
             if session != OUR_SESSION && header.msg_type.ends_with("_request") {
-                self.askers.expect_reply(&header.msg_id, Asker::Session(session.into()));
+                self.pending_requests
+                    .expect_reply(&header.msg_id, Requester::Session(session.into()));
             }
             drop(header);
             match self.send_on(&mut sender, channel, message.clone()).await {
@@ -207,7 +215,7 @@ impl Recording {
         Err(error.into())
     }
 
-    /// Connects a DEALER socket anew and gives its sending half to the clients.
+    /// Reconnects a DEALER socket and hands its sending half to clients.
     pub(super) async fn dealer_again(
         &self,
         channel: Channel,
@@ -223,17 +231,20 @@ impl Recording {
         let to = Destination::Socket(socket);
         let signer = signer.clone();
         self.senders.set(channel, Some(Sender { signer, to })).await;
-        // Wakes who waits for it.
+        // Wakes waiting senders.
         self.link.send_modify(|_| {});
         receiver.with_memory(&self.memory)
     }
 
-    /// Subscribes anew. What the kernel does is not known until it says so.
+    /// Subscribes again. The kernel's state is unknown until it publishes it.
     pub(super) async fn iopub_again(&self, address: &str, pauses: &mut Pauses) -> IopubSubscriber {
         self.link.send_if_modified(|link| {
-            let up = matches!(link, Link::Unheard | Link::Subscribed | Link::Live);
+            let up = matches!(
+                link,
+                ConnectionState::Unconfirmed | ConnectionState::Subscribed | ConnectionState::Live
+            );
             if up {
-                *link = Link::Connected;
+                *link = ConnectionState::Connected;
             }
             up
         });
@@ -251,13 +262,13 @@ impl Recording {
     }
 }
 
-/// After each new connection: makes the kernel say what it does, and settles what it was sent before.
-pub(super) async fn settle(recording: Arc<Recording>, reconnected: Arc<Notify>) {
+/// After each reconnect, makes the kernel report its status and recovers pending executions.
+pub(super) async fn recover(recording: Arc<Recording>, reconnected: Arc<Notify>) {
     loop {
         reconnected.notified().await;
         let settling = async {
             nudge(&recording).await;
-            recording.settle().await
+            recording.recover().await
         };
         tokio::select! {
             settled = settling => {
@@ -265,28 +276,28 @@ pub(super) async fn settle(recording: Arc<Recording>, reconnected: Arc<Notify>) 
                     debug!(%error, "what the kernel was sent before is not settled");
                 }
             }
-            // Replies to our own requests may be lost too: from the beginning.
+            // The recovery's own replies may be lost too, so it starts over.
             () = reconnected.notified() => reconnected.notify_one(),
         }
     }
 }
 
-/// Waits until the kernel has said what it does, and makes it say so.
+/// Asks the kernel for its status until it reports one.
 async fn nudge(recording: &Recording) {
     let mut link = recording.link.subscribe();
     let mut patience = NUDGE_AFTER;
-    while *link.borrow() != Link::Live {
+    while *link.borrow() != ConnectionState::Live {
         let heard = async {
-            // Its status is what is waited for; its reply is nobody's.
+            // Only the status matters; the reply is dropped.
             let (nobody, _) = oneshot::channel();
             let request = Message::new(KernelInfoRequest::default(), OUR_SESSION).to_wire();
             let sent = recording
-                .send(Channel::Shell, OUR_SESSION, request, Asker::Ourselves(nobody))
+                .send(Channel::Shell, OUR_SESSION, request, Requester::Internal(nobody))
                 .await;
             if let Err(error) = sent {
                 debug!(%error, "the kernel cannot be asked");
             }
-            let _ = link.wait_for(|link| *link == Link::Live).await;
+            let _ = link.wait_for(|link| *link == ConnectionState::Live).await;
         };
         if timeout(patience, heard).await.is_err() {
             patience = patience.saturating_mul(2);

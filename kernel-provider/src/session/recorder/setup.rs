@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Recording;
-use crate::session::askers::Asker;
 use crate::session::execution_state::{ExecutionState, told};
+use crate::session::pending_requests::Requester;
 
 /// The session of the request.
 const SETUP_SESSION: &str = "kernelmux-setup";
@@ -55,8 +55,8 @@ impl Setup {
     }
 
     /// Ends the setup when it is dropped.
-    pub(super) fn ends(&self) -> EndsSetup<'_> {
-        EndsSetup(self)
+    pub(super) fn ends(&self) -> SetupGuard<'_> {
+        SetupGuard(self)
     }
 
     pub(super) fn is_pending(&self) -> bool {
@@ -86,9 +86,9 @@ impl Setup {
     }
 }
 
-pub(super) struct EndsSetup<'a>(&'a Setup);
+pub(super) struct SetupGuard<'a>(&'a Setup);
 
-impl Drop for EndsSetup<'_> {
+impl Drop for SetupGuard<'_> {
     fn drop(&mut self) {
         self.0.end();
     }
@@ -115,7 +115,8 @@ impl Recording {
             .user_expressions
             .insert("setup".to_owned(), WAIT_FOR_SUBSCRIBER.into());
         let request = Message::new(request, SETUP_SESSION);
-        self.askers.expect_reply(&request.header.msg_id, Asker::Setup);
+        self.pending_requests
+            .expect_reply(&request.header.msg_id, Requester::Setup);
         self.setup.hiding.store(true, Ordering::Relaxed);
         let mut shell = self.senders.shell.lock().await;
         if let Err(error) = self.send_on(&mut shell, Channel::Shell, request.to_wire()).await {

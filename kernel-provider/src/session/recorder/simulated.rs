@@ -3,7 +3,8 @@
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use tokio::sync::mpsc;
 
-use super::{Destination, Link, Recorder, SendError, Sender, StatusFollower};
+use super::{ConnectionState, Destination, Recorder, SendError, Sender};
+use crate::session::execution_state::StatusFollower;
 
 impl Recorder {
     /// Takes `kernel` for the kernel's sockets, in place of those before.
@@ -16,12 +17,12 @@ impl Recorder {
             };
             self.recording.senders.set(channel, Some(sender)).await;
         }
-        self.recording.link.send_replace(Link::Connected);
+        self.recording.link.send_replace(ConnectionState::Connected);
     }
 
     /// Does what is done after each new connection.
     pub(crate) async fn settle(&self) -> Result<(), SendError> {
-        self.recording.settle().await
+        self.recording.recover().await
     }
 
     /// Records what has come together on iopub.

@@ -11,7 +11,8 @@ use memchr::memmem;
 use serde::Deserialize;
 
 use super::execution_record::{ExecutionRecord, ExecutionStatus};
-use super::{index_keys as keys, peek};
+use super::index_keys as keys;
+use super::msg_type::msg_type;
 use crate::log::{IndexUpdate, Log, Seq, StoreError};
 
 /// How many requests are remembered. Older ones are looked up in the log's index.
@@ -26,7 +27,7 @@ const MAX_HEADER: usize = 64 << 10;
 
 /// The recorder's memory of requests. Each change is told as updates of the log's index, which belong to the entries
 /// that were looked at.
-pub(super) struct Journal {
+pub(super) struct RequestIndex {
     requests: Requests,
     executions: HashMap<Arc<str>, ExecutionRecord>,
     /// Executions that are appended and wait to be sent.
@@ -73,10 +74,10 @@ impl Requests {
     }
 }
 
-impl Journal {
+impl RequestIndex {
     /// What the log's index says.
     pub(super) async fn load(log: &Log) -> Result<Self, StoreError> {
-        let mut journal = Self {
+        let mut requests = Self {
             requests: Requests {
                 known: HashSet::new(),
                 in_order: VecDeque::new(),
@@ -91,24 +92,24 @@ impl Journal {
             some_ended: false,
             displays: HashMap::new(),
         };
-        if journal.requests.all {
-            return Ok(journal);
+        if requests.requests.all {
+            return Ok(requests);
         }
         let (start, end) = keys::RUNNING;
         for (key, _) in log.index_scan(start, end, MAX_REQUESTS, true).await? {
             if let Some(seq) = keys::seq_of(&key)
                 && let Some(record) = log.index_get(keys::execution(seq)).await?
             {
-                journal.remember(&record, log.head());
+                requests.remember(&record, log.head());
             }
         }
         let (start, end) = keys::EXECUTIONS;
         let mut newest = log.index_scan(start, end, MAX_ENDED, true).await?;
         newest.reverse();
         for (_, record) in newest {
-            journal.remember(&record, log.head());
+            requests.remember(&record, log.head());
         }
-        Ok(journal)
+        Ok(requests)
     }
 
     fn remember(&mut self, json: &[u8], head: Seq) {
@@ -143,7 +144,7 @@ impl Journal {
     }
 
     /// A client's message is appended as entry `seq`.
-    pub(super) fn asked(
+    pub(super) fn on_request(
         &mut self,
         seq: Seq,
         time: DateTime<Utc>,
@@ -155,7 +156,7 @@ impl Journal {
             return;
         };
         if channel == Channel::Stdin {
-            self.answered(message);
+            self.on_input_reply(message);
         }
         if header.msg_id.is_empty() || header.msg_id.len() > MAX_ID || message.header().len() > MAX_HEADER {
             return;
@@ -228,12 +229,12 @@ impl Journal {
     }
 
     /// The kernel has been sent a message that was appended.
-    pub(super) fn sent(&mut self, msg_id: &str) {
+    pub(super) fn mark_sent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
     }
 
     /// A message of a client that was appended could not be sent: it may be tried again.
-    pub(super) fn not_sent(&mut self, msg_id: &str) {
+    pub(super) fn mark_unsent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
         if !self.requests.known.remove(msg_id) {
             return;
@@ -250,8 +251,8 @@ impl Journal {
 
     /// An answer to a question on stdin. Its parent is the question, which says nothing of the execution; but a kernel
     /// asks one question at a time.
-    fn answered(&mut self, message: &WireMessage) {
-        if peek::msg_type(message) != "input_reply" {
+    fn on_input_reply(&mut self, message: &WireMessage) {
+        if msg_type(message) != "input_reply" {
             return;
         }
         for (msg_id, execution) in &mut self.executions {
@@ -262,11 +263,11 @@ impl Journal {
     }
 
     /// A message of the kernel is appended as entry `seq`.
-    pub(super) fn said(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
+    pub(super) fn on_kernel_message(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
         if channel == Channel::Control {
             return;
         }
-        let msg_type = peek::msg_type(message);
+        let msg_type = msg_type(message);
         if msg_type == "update_display_data"
             && let Some(id) = display_id(message.content())
         {
@@ -387,7 +388,7 @@ impl Journal {
     }
 
     /// A notice that output is missing is appended as entry `seq`.
-    pub(super) fn told_missing(&mut self, msg_id: &str, seq: Seq, is_hole: bool) {
+    pub(super) fn mark_incomplete(&mut self, msg_id: &str, seq: Seq, is_hole: bool) {
         if let Some(execution) = self.executions.get_mut(msg_id) {
             execution.told_missing |= is_hole;
             execution.last = seq;
@@ -397,7 +398,7 @@ impl Journal {
 
     /// The execution ended unheard, with this status and for this reason. The messages in the kernel's place are appended
     /// from entry `first` on. Returns the number of the entry after them.
-    pub(super) fn ended_unheard(
+    pub(super) fn end_without_reply(
         &mut self,
         msg_id: &str,
         (first, now): (Seq, DateTime<Utc>),
@@ -410,7 +411,7 @@ impl Journal {
             last = next;
             next = next.next();
             if let Some(execution) = self.executions.get_mut(msg_id) {
-                match (channel, &*peek::msg_type(message)) {
+                match (channel, &*msg_type(message)) {
                     (Channel::Shell, _) => execution.reply = Some(last),
                     (_, "status") => execution.idle = Some(last),
                     _ => {}

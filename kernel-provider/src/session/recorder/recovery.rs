@@ -1,6 +1,5 @@
-//! What became of executions whose end may not have been heard, as after a lost connection or a restart of this
-//! process: a kernel does in order what it is asked, so once it answers a request of ours, what it was sent before is
-//! done.
+//! Finds executions whose end went unrecorded, after a lost connection or a restart of this process. A kernel answers
+//! in order, so once it answers a new request, everything sent before it is done.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,20 +15,20 @@ use tokio::time::timeout;
 use super::{OUR_SESSION, Recording, SendError};
 use crate::log::{NewEntry, Origin, Seq};
 use crate::session::execution_record::{ExecutionRecord, ExecutionStatus};
-use crate::session::journal::Journal;
 use crate::session::lifecycle::Lifecycle;
+use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply::{self, Unheard};
 
-/// How long a kernel that has answered has for the status that comes with the answer. Not all name what it is about.
+/// How long after a kernel's answer its status may take. Not all kernels name the parent.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a kernel has to say which subshells it has.
+/// How long a kernel has to list its subshells.
 const LIST_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Requests of ours whose first status is waited for: what the kernel published before is recorded by then.
+/// Waits for the status of the recorder's own requests: everything published before it has been recorded by then.
 #[derive(Default)]
-pub(super) struct Statuses(Mutex<HashMap<String, oneshot::Sender<()>>>);
+pub(super) struct StatusWaiters(Mutex<HashMap<String, oneshot::Sender<()>>>);
 
-impl Statuses {
+impl StatusWaiters {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -42,21 +41,21 @@ impl Statuses {
         if parent.session == OUR_SESSION
             && let Some(waiting) = self.lock().remove(&*parent.msg_id)
         {
-            // Who waited may have been dropped.
+            // The waiter may have been dropped.
             let _ = waiting.send(());
         }
     }
 }
 
-/// Forgets the request when this is dropped.
-struct Awaited<'a> {
-    statuses: &'a Statuses,
+/// Unregisters the request when dropped.
+struct StatusWaiter<'a> {
+    statuses: &'a StatusWaiters,
     msg_id: String,
     heard: oneshot::Receiver<()>,
 }
 
-impl<'a> Awaited<'a> {
-    fn new(statuses: &'a Statuses, msg_id: &str) -> Self {
+impl<'a> StatusWaiter<'a> {
+    fn new(statuses: &'a StatusWaiters, msg_id: &str) -> Self {
         let (sender, heard) = oneshot::channel();
         statuses.lock().insert(msg_id.to_owned(), sender);
         Self {
@@ -67,64 +66,63 @@ impl<'a> Awaited<'a> {
     }
 }
 
-impl Drop for Awaited<'_> {
+impl Drop for StatusWaiter<'_> {
     fn drop(&mut self) {
         self.statuses.lock().remove(&self.msg_id);
     }
 }
 
-/// Which executions there are and how far they are.
+/// How far each execution has come.
 fn positions(executions: &[ExecutionRecord]) -> Vec<(Seq, Seq)> {
     let positions = executions.iter().map(|execution| (execution.request, execution.last));
     positions.collect()
 }
 
 impl Recording {
-    /// Waits until the kernel has done what it was sent before this, however long that takes, and tells which of it
-    /// ended unheard. Whoever loses the connection drops this.
-    pub(super) async fn settle(&self) -> Result<(), SendError> {
+    /// Waits until the kernel has done everything that it was sent so far, however long that takes, and ends the
+    /// executions whose reply was lost. The caller drops the future when the connection is lost.
+    pub(super) async fn recover(&self) -> Result<(), SendError> {
         let mut doubtful: BTreeMap<Option<String>, Vec<Arc<str>>> = BTreeMap::new();
-        for (subshell, msg_id) in self.journal().sent_and_unfinished() {
+        for (subshell, msg_id) in self.requests().sent_and_unfinished() {
             doubtful.entry(subshell).or_default().push(msg_id);
         }
-        // Each subshell has an order of its own.
+        // Each subshell answers in an order of its own.
         let settling = doubtful
             .into_iter()
-            .map(|(subshell, executions)| self.settle_in(subshell, executions));
+            .map(|(subshell, executions)| self.recover_on_subshell(subshell, executions));
         futures::future::try_join_all(settling).await.map(drop)
     }
 
-    async fn settle_in(&self, subshell: Option<String>, executions: Vec<Arc<str>>) -> Result<(), SendError> {
+    async fn recover_on_subshell(&self, subshell: Option<String>, executions: Vec<Arc<str>>) -> Result<(), SendError> {
         let mut before = None;
         loop {
             if let Some(subshell) = &subshell
-                && let Some(kernel_session) = self.lacks(subshell).await?
+                && let Some(kernel_session) = self.session_without_subshell(subshell).await?
             {
-                self.lose(&executions, &kernel_session);
+                self.mark_lost(&executions, &kernel_session);
                 return Ok(());
             }
-            let Some(kernel_session) = self.turn(subshell.as_deref()).await? else {
+            let Some(kernel_session) = self.probe(subshell.as_deref()).await? else {
                 return Ok(());
             };
-            let now = positions(&self.journal().unfinished_among(&executions));
+            let now = positions(&self.requests().unfinished_among(&executions));
             if now.is_empty() {
                 return Ok(());
             }
-            // Requests of the connection before may wait beside those of the new one, and the kernel take from each in
-            // turn. So it has two turns in which nothing happens to them.
+            // The kernel may alternate between requests of the old and the new connection, so an execution counts as
+            // lost only after two probes without progress.
             if before.as_ref() == Some(&now) {
-                self.lose(&executions, &kernel_session);
+                self.mark_lost(&executions, &kernel_session);
                 return Ok(());
             }
             before = Some(now);
         }
     }
 
-    /// The session that the kernel names in its messages, where it has no such subshell any more: what is asked there is
-    /// never answered.
-    async fn lacks(&self, subshell: &str) -> Result<Option<String>, SendError> {
+    /// The kernel's session, if it no longer has this subshell: requests there are never answered.
+    async fn session_without_subshell(&self, subshell: &str) -> Result<Option<String>, SendError> {
         let request = Message::new(ListSubshellRequest::default(), OUR_SESSION);
-        // Not each kernel knows the question.
+        // Not every kernel knows this request.
         let Ok(reply) = timeout(LIST_DEADLINE, self.ask(Channel::Control, &request)).await else {
             return Ok(None);
         };
@@ -140,14 +138,14 @@ impl Recording {
         Ok((!has).then_some(session))
     }
 
-    /// Waits until the kernel has answered a request and what it published before is recorded. Returns the session that
-    /// it names in its messages; `None` where it is started anew instead.
-    async fn turn(&self, subshell: Option<&str>) -> Result<Option<String>, SendError> {
+    /// Waits until the kernel answers a request and everything published before is recorded. Returns the kernel's
+    /// session, or `None` if it restarts instead.
+    async fn probe(&self, subshell: Option<&str>) -> Result<Option<String>, SendError> {
         let mut request = Message::new(KernelInfoRequest::default(), OUR_SESSION);
         if let Some(subshell) = subshell {
             request = request.on_subshell(subshell);
         }
-        let mut awaited = Awaited::new(&self.statuses, &request.header.msg_id);
+        let mut awaited = StatusWaiter::new(&self.statuses, &request.header.msg_id);
         let Some(reply) = self.ask(Channel::Shell, &request).await? else {
             return Ok(None);
         };
@@ -155,24 +153,23 @@ impl Recording {
         Ok(Some(reply.header_ref()?.session.into_owned()))
     }
 
-    /// Those of the executions that have not ended did so unheard. Who waits for their reply, and knows only the Jupyter
-    /// protocol, gets one.
-    pub(super) fn lose(&self, executions: &[Arc<str>], kernel_session: &str) {
+    /// Marks unfinished executions as lost. Plain Jupyter clients that wait for a reply get one.
+    pub(super) fn mark_lost(&self, executions: &[Arc<str>], kernel_session: &str) {
         self.touch();
-        let mut journal = self.journal();
-        let lost = journal.unfinished_among(executions);
+        let mut requests = self.requests();
+        let lost = requests.unfinished_among(executions);
         let event = Lifecycle::Lost {
             executions: msg_ids(&lost),
         };
-        self.end_unheard(&mut journal, &lost, &event, Unheard::OutputLost, kernel_session);
+        self.end_without_reply(&mut requests, &lost, &event, Unheard::OutputLost, kernel_session);
     }
 
-    /// The kernel has ended or was restarted, as `event` says: what it was asked before this entry has ended with it.
+    /// Ends the executions requested before this entry, because the kernel died or was restarted.
     pub(super) fn end_with_kernel(&self, event: &Lifecycle, asked_before: Seq) {
         let Some(death) = event.death() else { return };
         let kernel_session = self.kernel_session();
-        let mut journal = self.journal();
-        let died = journal.unfinished_before(asked_before);
+        let mut requests = self.requests();
+        let died = requests.unfinished_before(asked_before);
         let event = Lifecycle::Died {
             executions: msg_ids(&died),
             reason: death.reason.clone(),
@@ -181,13 +178,13 @@ impl Recording {
             ename: death.ename,
             reason: &death.reason,
         };
-        self.end_unheard(&mut journal, &died, &event, unheard, &kernel_session);
+        self.end_without_reply(&mut requests, &died, &event, unheard, &kernel_session);
     }
 
-    /// Ends executions in the kernel's place: appends the event, and for each of them what its client is sent.
-    fn end_unheard(
+    /// Ends executions in place of the kernel: appends the event and the messages that their clients wait for.
+    fn end_without_reply(
         &self,
-        journal: &mut Journal,
+        requests: &mut RequestIndex,
         executions: &[ExecutionRecord],
         event: &Lifecycle,
         unheard: Unheard<'_>,
@@ -226,9 +223,9 @@ impl Recording {
         self.log.append_indexed(now, entries, |event| {
             let mut seq = event.next();
             for (record, messages) in executions.iter().zip(&replies) {
-                seq = journal.ended_unheard(record.msg_id(), (seq, now), messages, outcome);
+                seq = requests.end_without_reply(record.msg_id(), (seq, now), messages, outcome);
             }
-            journal.take_updates()
+            requests.take_updates()
         });
     }
 }

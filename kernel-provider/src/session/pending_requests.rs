@@ -8,22 +8,22 @@ use tokio::sync::oneshot;
 const MAX_WAITING: usize = 16_384;
 
 /// Who asked a request, and so gets its reply.
-pub(super) enum Asker {
+pub(super) enum Requester {
     /// A client's session.
     Session(Arc<str>),
     /// This library itself.
-    Ourselves(oneshot::Sender<WireMessage>),
+    Internal(oneshot::Sender<WireMessage>),
     /// The recorder, for a request that is in no log.
     Setup,
 }
 
 /// The requests that wait for their reply, by `msg_id`.
 #[derive(Default)]
-pub(super) struct Askers(Mutex<Waiting>);
+pub(super) struct PendingRequests(Mutex<Waiting>);
 
 #[derive(Default)]
 struct Waiting {
-    by_id: HashMap<Arc<str>, Asker>,
+    by_id: HashMap<Arc<str>, Requester>,
     /// Some of these may have been answered.
     in_order: VecDeque<Arc<str>>,
 }
@@ -33,22 +33,22 @@ pub(super) enum Addressee {
     /// The session that asked.
     Session(Arc<str>),
     /// Whoever waits in this library.
-    Ourselves(oneshot::Sender<WireMessage>),
+    Internal(oneshot::Sender<WireMessage>),
     /// The recorder: it answers a request that is in no log.
     Setup,
     /// Nobody known asked: all of them.
     All,
 }
 
-impl Askers {
+impl PendingRequests {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn expect_reply(&self, msg_id: &str, asker: Asker) {
+    pub(super) fn expect_reply(&self, msg_id: &str, requester: Requester) {
         let mut waiting = self.lock();
         let msg_id: Arc<str> = msg_id.into();
-        if waiting.by_id.insert(msg_id.clone(), asker).is_none() {
+        if waiting.by_id.insert(msg_id.clone(), requester).is_none() {
             waiting.in_order.push_back(msg_id);
         }
         while waiting.in_order.len() > MAX_WAITING {
@@ -66,11 +66,11 @@ impl Askers {
         let mut waiting = self.lock();
         if channel == Channel::Stdin {
             return match waiting.by_id.get(&*parent.msg_id) {
-                Some(Asker::Session(session)) => Addressee::Session(session.clone()),
+                Some(Requester::Session(session)) => Addressee::Session(session.clone()),
                 _ => Addressee::All,
             };
         }
-        let asker = waiting.by_id.remove(&*parent.msg_id);
+        let requester = waiting.by_id.remove(&*parent.msg_id);
         // Answered ones are dropped from the front, so that the queue is about as long as the map.
         while waiting
             .in_order
@@ -79,10 +79,10 @@ impl Askers {
         {
             waiting.in_order.pop_front();
         }
-        match asker {
-            Some(Asker::Session(session)) => Addressee::Session(session),
-            Some(Asker::Ourselves(reply)) => Addressee::Ourselves(reply),
-            Some(Asker::Setup) => Addressee::Setup,
+        match requester {
+            Some(Requester::Session(session)) => Addressee::Session(session),
+            Some(Requester::Internal(reply)) => Addressee::Internal(reply),
+            Some(Requester::Setup) => Addressee::Setup,
             None => Addressee::All,
         }
     }

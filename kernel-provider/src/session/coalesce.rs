@@ -8,17 +8,17 @@ const RATE: f64 = 5_000.0;
 const WINDOW: Duration = Duration::from_millis(10);
 /// For how long messages of a flood are gathered. Between a kernel's queue of 1,000 and the connection's buffers there
 /// is room for more than any kernel sends meanwhile.
-pub(super) const GATHER: Duration = Duration::from_millis(1);
+pub(super) const COALESCE_FOR: Duration = Duration::from_millis(1);
 
 /// Tells a flood from single messages. In a flood it is worth to let messages gather for a moment: to wake up for each
 /// of them costs more, here and in all that follows, than everything that is done with it.
-pub(super) struct Flood {
+pub(super) struct FloodDetector {
     since: Instant,
     messages: usize,
     goes_on: bool,
 }
 
-impl Flood {
+impl FloodDetector {
     pub(super) fn new() -> Self {
         Self {
             since: Instant::now(),

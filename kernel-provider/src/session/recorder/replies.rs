@@ -1,0 +1,55 @@
+use std::sync::Arc;
+
+use jupyter_protocol::zmq::DealerReceiver;
+use jupyter_protocol::{Channel, Signer};
+use tokio::sync::Notify;
+
+use super::reconnect::Pauses;
+use super::verification::{Gate, Refused, size};
+use super::{LARGE, Recording};
+
+/// Records what arrives on shell, control or stdin.
+pub(super) async fn record_replies(
+    recording: Arc<Recording>,
+    channel: Channel,
+    mut socket: DealerReceiver,
+    (address, identity): (String, String),
+    signer: Signer,
+    reconnected: Arc<Notify>,
+) {
+    let mut pauses = Pauses::new();
+    let mut gate = Gate::new(channel, signer.clone());
+    loop {
+        recording.log.room().await;
+        let broken = match gate.admit(socket.recv().await).await {
+            Ok(message) => {
+                let is_large = size(&message) >= LARGE;
+                recording.record_reply(channel, message);
+                if is_large {
+                    recording.log.flushed().await;
+                }
+                false
+            }
+            Err(Refused::Message(message)) => {
+                socket.refused(&message);
+                false
+            }
+            Err(Refused::Garbage) => false,
+            Err(Refused::LeftOut(_)) => {
+                // The skipped message may be a reply that a client waits for.
+                reconnected.notify_one();
+                false
+            }
+            Err(Refused::Broken) => true,
+        };
+        if broken {
+            // Some kernels refuse a second connection with the same identity.
+            drop(socket);
+            socket = recording
+                .dealer_again(channel, &address, &identity, &signer, &mut pauses)
+                .await;
+            // Replies may have been lost with the connection.
+            reconnected.notify_one();
+        }
+    }
+}
