@@ -16,25 +16,25 @@ use crate::manager::Kernel;
 
 /// A client attached to a kernel: a position in its log, and a way to send.
 ///
-/// Dropping it detaches the client and lets the kernel run. When a session comes back, it reads on after what it
-/// [acknowledged](Client::acknowledge) last, and what it may or may not have seen is [replayed](Attachment::replay); a
-/// session that was never there reads from the end of the log.
+/// Dropping it detaches the client; the kernel keeps running. A session that reconnects resumes after the entry that it
+/// last [acknowledged](Client::acknowledge), and executions that it may have seen in part are
+/// [replayed](Attachment::replay). A new session starts at the end of the log.
 pub struct Attachment {
     client: Client,
-    /// The executions in doubt, with the entry up to which they are replayed.
+    /// Executions to replay. Each is left out of the live stream up to the entry that its replay covers.
     in_doubt: VecDeque<ExecutionRecord>,
     acknowledged: Seq,
     reader: Reader,
     current: watch::Receiver<u64>,
 }
 
-/// The part of an [`Attachment`] that can be shared: sends and acknowledges.
+/// The cloneable part of an [`Attachment`]: sends and acknowledges.
 #[derive(Clone)]
 pub struct Client {
     hold: Arc<Hold>,
 }
 
-/// Detaches when the last of an attachment's parts is dropped.
+/// Detaches when the last part of an attachment is dropped.
 struct Hold {
     kernel: Arc<Kernel>,
     session: Arc<str>,
@@ -42,10 +42,10 @@ struct Hold {
     ahead: AllAhead,
 }
 
-/// What the client was sent ahead of its place in the log.
+/// Entries that the client received in a replay, before the reader reached them.
 #[derive(Default)]
 struct AllAhead {
-    /// Nothing is after this.
+    /// The last such entry of all executions.
     until: AtomicU64,
     by_execution: Mutex<Vec<Ahead>>,
 }
@@ -80,15 +80,15 @@ impl Drop for Hold {
 }
 
 impl Attachment {
-    /// Attaches a client that only knows its session; `shared` where it may have several connections.
+    /// Attaches a client that knows only its session. With `shared`, the session may have several connections.
     pub(crate) fn of_session(kernel: Arc<Kernel>, session: &str, shared: bool) -> Self {
         let joining = if shared { Joining::Shared } else { Joining::Alone };
         let head = kernel.log().head();
         let session: Arc<str> = session.into();
         let joined = kernel.sessions().join(&session, head, joining);
         let acknowledged = joined.position.map_or(head, |position| position.acknowledged);
-        // A session that is new here and has asked something was forgotten, as by a process that was killed before it
-        // could store where the session was: what it has of that is not known.
+        // A session that is new here but has made requests was forgotten, for example by a process that was killed
+        // before it stored the position. What the client received is unknown.
         let sure = joined.position.map_or(Seq::START, |position| position.sure);
         let in_doubt = kernel.recorder().active_after(&session, sure);
         let from = match kernel.died_at() {
@@ -104,7 +104,7 @@ impl Attachment {
         }
     }
 
-    /// Attaches a client that remembers its place in the log.
+    /// Attaches a client that tracks its own position.
     pub(crate) fn at(kernel: Arc<Kernel>, session: &str, after: Seq) -> Self {
         let session: Arc<str> = session.into();
         let joined = kernel.sessions().join(&session, after, Joining::KnowsItsPlace);
@@ -117,12 +117,12 @@ impl Attachment {
         }
     }
 
-    /// The messages to be sent before anything else, an execution at a time: they clear what the client shows of it and
-    /// put it anew. `None` once all executions are done that the client may not have whole. Clients that remember their
-    /// place have none.
+    /// The messages to send before anything else, one execution at a time. They clear what the client shows of the
+    /// execution and show it again. `None` when no execution is left that the client may have in part. Clients that
+    /// track their own position have none.
     ///
     /// # Errors
-    /// [`ReadError::Store`] where the log cannot be read; the execution is left out then.
+    /// [`ReadError::Store`] if the log cannot be read; this execution is skipped.
     pub async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
         let execution = self.in_doubt.pop_front()?;
         let replay = replay(self.client.kernel().log(), &execution, self.acknowledged).await;
@@ -138,17 +138,17 @@ impl Attachment {
         self.client.clone()
     }
 
-    /// The next entries of the log, of which [`delivers`](Client::delivers) says whether this client is to see them;
-    /// waits until there are some. `None` where the kernel was shut down and all is read. Cancel-safe.
+    /// Waits for the next entries. [`Client::delivers`] decides which of them the client receives. `None` if the kernel
+    /// was shut down and everything is read. Cancel-safe.
     ///
     /// # Errors
-    /// [`ReadError::Gap`] where entries are missing: call again to read on after them. [`ReadError::Store`] where the
-    /// store cannot be read.
+    /// [`ReadError::Gap`] if entries are missing: call again to continue after them. [`ReadError::Store`] if the store
+    /// cannot be read.
     pub async fn next(&mut self) -> Result<Option<Block>, ReadError> {
         self.reader.next().await
     }
 
-    /// The next entries where some are in memory already.
+    /// The next entries that are already in memory.
     ///
     /// # Errors
     /// [`ReadError::Gap`] as for [`next`](Self::next).
@@ -156,22 +156,22 @@ impl Attachment {
         self.reader.recent()
     }
 
-    /// Waits until the same session is attached anew, by another connection: this one is not wanted any more.
+    /// Waits until another connection attaches the same session and replaces this one.
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
         let mine = self.client.hold.attachment;
         let mut current = self.current.clone();
         async move {
-            // The sender lives as long as the session is known, which it is while it is attached.
+            // The sender lives as long as the session is attached.
             let _ = current.wait_for(|current| *current != mine).await;
         }
     }
 }
 
-/// The part of a message in the log's layout that is the parent's header.
+/// Index of the parent header among a message's parts.
 const PARENT: usize = 2;
 
-/// Whether this is what a kernel says of its own start: an `iopub_welcome`, or that it is starting, in answer to no
-/// request. Clients of jupyter_server are not sent them, and many read `parent_header["msg_id"]` of each message.
+/// Whether a kernel announces its own start: an `iopub_welcome`, or a `starting` status without a parent.
+/// jupyter_server does not forward these, and many clients read `parent_header["msg_id"]` of every message.
 fn is_of_start(entry: &Entry) -> bool {
     let message = entry.v1();
     // Nearly every message has a parent, which is found without decoding the message.
@@ -205,16 +205,16 @@ impl Client {
         &self.hold.kernel
     }
 
-    /// The session's key.
+    /// The session id.
     #[must_use]
     pub fn session(&self) -> &str {
         &self.hold.session
     }
 
-    /// Sends a message to the kernel. Waits while the kernel is being restarted.
+    /// Sends a message to the kernel. Waits while the kernel restarts.
     ///
     /// # Errors
-    /// [`SendError`] where the kernel is dead, or the message cannot be sent.
+    /// [`SendError`] if the kernel is dead or the message cannot be sent.
     pub async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
         let sessions = self.hold.kernel.sessions();
         sessions.spoke(&self.hold.session, self.hold.attachment);
@@ -227,12 +227,12 @@ impl Client {
         self.hold.kernel.send(&self.hold.session, channel, message).await
     }
 
-    /// Detaches the client although parts of its attachment are kept, as by what it sent and the kernel does not take.
+    /// Detaches the client even if clones of this remain, for example in messages that the kernel has not read yet.
     pub fn leave(&self) {
         self.hold.leave();
     }
 
-    /// Says that the client surely has everything up to `seq`: should it come back, it reads on from there.
+    /// Records that the client has everything up to `seq`. A reconnect resumes there.
     pub fn acknowledge(&self, seq: Seq) {
         self.hold
             .kernel
@@ -240,17 +240,17 @@ impl Client {
             .acknowledge(&self.hold.session, self.hold.attachment, seq);
     }
 
-    /// What a client that knows only the Jupyter protocol is told of entries from `first` on that it cannot get, since
-    /// they are not in the log: a notice on stderr of each of its executions that may have had some.
+    /// Notices for a plain Jupyter client that cannot get the entries from `first` on because they are not in the log:
+    /// text on stderr for each of its executions that may have output there.
     #[must_use]
     pub fn gap_notices(&self, first: Seq) -> Vec<WireMessage> {
         let before = Seq(first.0.saturating_sub(1));
         self.hold.kernel.recorder().gap_notices(self.session(), before)
     }
 
-    /// Whether a client that knows only the Jupyter protocol is to see this entry: what is published, replies to what
-    /// it asked, and such news of the kernel's life as have a message in that protocol. What was [replayed](Attachment::replay)
-    /// ahead of it is not.
+    /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests, and life-cycle
+    /// events that have a message in the Jupyter protocol. Entries that were [replayed](Attachment::replay) already are
+    /// left out.
     #[must_use]
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {

@@ -2,16 +2,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// From how many messages a second on it is a flood.
+/// Messages per second from which output counts as a flood.
 const RATE: f64 = 5_000.0;
-/// Over which time that is judged.
+/// The window over which the rate is measured.
 const WINDOW: Duration = Duration::from_millis(10);
-/// For how long messages of a flood are gathered. Between a kernel's queue of 1,000 and the connection's buffers there
-/// is room for more than any kernel sends meanwhile.
+/// How long messages of a flood are collected. A kernel's queue of 1,000 messages and the connection's buffers hold
+/// more than a kernel sends in this time.
 pub(super) const COALESCE_FOR: Duration = Duration::from_millis(1);
 
-/// Tells a flood from single messages. In a flood it is worth to let messages gather for a moment: to wake up for each
-/// of them costs more, here and in all that follows, than everything that is done with it.
+/// Detects floods. In a flood, waking up for each message costs more than processing it, here and downstream, so the
+/// recorder collects messages for a moment.
 pub(super) struct FloodDetector {
     since: Instant,
     messages: usize,
@@ -27,7 +27,7 @@ impl FloodDetector {
         }
     }
 
-    /// Whether there is a flood, after this many more messages.
+    /// Counts messages and returns whether they are part of a flood.
     pub(super) fn goes_on(&mut self, messages: usize) -> bool {
         self.messages += messages;
         let elapsed = self.since.elapsed();

@@ -10,20 +10,20 @@ use super::{Attachment, LIFECYCLE, SendError};
 use crate::log::{Entry, Origin, ReadError, Seq};
 use crate::manager::Kernel;
 
-/// Why an execution ended before it was done.
+/// Why an execution ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExecutionError {
-    /// The kernel ended, or was restarted. What it had put out before stays in its log.
+    /// The kernel died or was restarted. Output up to then is in its log.
     #[error("the kernel ended before the execution was done{}", because(reason.as_deref()))]
     KernelEnded {
-        /// What is known of it.
+        /// The known cause.
         reason: Option<String>,
     },
-    /// It ended while nobody recorded what the kernel said, as during a restart of the process that records.
+    /// It ended unrecorded, for example while the recording process restarted.
     #[error("the execution ended while nobody recorded what the kernel said")]
     Lost,
-    /// A part of the log is missing, or it cannot be read.
+    /// A part of the log is missing or unreadable.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
@@ -32,16 +32,16 @@ fn because(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!(": {reason}"))
 }
 
-/// Code that runs in a kernel, followed through the kernel's log: its outputs, its reply and its status.
+/// Code that runs in a kernel, followed through the kernel's log: its outputs, reply and status.
 ///
-/// Dropping it stops following; the code runs on, and what it puts out is in the log.
+/// Dropping it stops following. The code keeps running, and its output goes to the log.
 pub struct Execution {
     attachment: Attachment,
     msg_id: String,
     session: String,
     ready: VecDeque<Entry>,
     position: Seq,
-    /// Whether the request has been read. What the log says of the kernel before it is about earlier executions.
+    /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     asked: bool,
     replied: bool,
     idle: bool,
@@ -73,17 +73,17 @@ impl Execution {
         &self.msg_id
     }
 
-    /// The last entry of the log that was looked at.
+    /// The last log entry that was read.
     #[must_use]
     pub fn position(&self) -> Seq {
         self.position
     }
 
-    /// The next message that belongs to the execution, in the log's order: status, outputs, questions on stdin, the
-    /// reply. `None` once both the reply and `idle` have come, in whichever order. Cancel-safe.
+    /// The next message of the execution, in log order: status, outputs, input requests, the reply. `None` once both
+    /// the reply and `idle` have been returned. Cancel-safe.
     ///
     /// # Errors
-    /// [`ExecutionError::KernelEnded`] where the kernel ends first; [`ExecutionError::Read`] where entries are missing.
+    /// [`ExecutionError::KernelEnded`] if the kernel ends first; [`ExecutionError::Read`] if entries are missing.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
         loop {
             if self.replied && self.idle {
@@ -111,10 +111,10 @@ impl Execution {
         }
     }
 
-    /// Answers the kernel's question (an `input_request`).
+    /// Answers the kernel's `input_request`.
     ///
     /// # Errors
-    /// [`SendError`] where the kernel is dead.
+    /// [`SendError`] if the kernel is dead.
     pub async fn answer(&self, value: impl Into<String>) -> Result<(), SendError> {
         let reply = Message::new(InputReply::new(value), &self.session);
         self.send(Channel::Stdin, reply.to_wire()).await
@@ -135,7 +135,7 @@ impl Execution {
             Origin::Kernel => {}
         }
         let wire = entry.message();
-        // Of a kernel's many messages few are this execution's: looking for its id is cheaper than parsing.
+        // Few of a kernel's messages belong to this execution, and searching for its id is cheaper than parsing.
         if memmem::find(wire.parent_header(), self.msg_id.as_bytes()).is_none() {
             return Ok(None);
         }
@@ -157,7 +157,7 @@ impl Execution {
         Ok(Some(message))
     }
 
-    /// Whether this news of the kernel's life is its end, or the end of the process that ran the code.
+    /// Whether this event ends the kernel, or the process that ran the code.
     fn ended(&self, message: &WireMessage) -> Option<ExecutionError> {
         let header = message.header_ref().ok()?;
         let content: serde_json::Value = serde_json::from_slice(message.content()).ok()?;

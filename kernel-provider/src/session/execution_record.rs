@@ -4,29 +4,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Seq;
 
-/// How far an execution is, and how it ended.
+/// How far an execution has come and how it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ExecutionStatus {
-    /// The kernel has it and has not begun.
+    /// Sent to the kernel, not started.
     Queued,
     /// The kernel runs it.
     Running,
-    /// Done.
+    /// Completed.
     Ok,
-    /// Done, with an error.
+    /// Completed with an error.
     Error,
-    /// Not run, since one before it failed.
+    /// Not run, because an earlier one failed.
     Aborted,
-    /// The kernel ended or was restarted before it was done.
+    /// The kernel died or was restarted first.
     Died,
-    /// It ended while nobody recorded; how is not known.
+    /// It ended unrecorded; the outcome is unknown.
     Lost,
 }
 
 impl ExecutionStatus {
-    /// The status as it is written.
+    /// The status as JSON has it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,54 +40,54 @@ impl ExecutionStatus {
         }
     }
 
-    /// Whether nothing but late output is to come.
+    /// Whether only late output may follow.
     #[must_use]
     pub const fn has_ended(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
 }
 
-/// What is known of a piece of code that a client asked to be run, and where in the log it is.
+/// What is known of an execution, and where the log has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExecutionRecord {
-    /// The header of the `execute_request`.
+    /// Header of the `execute_request`.
     pub header: Header,
-    /// The session that asked.
+    /// The session that sent the request.
     pub session: String,
-    /// The notebook's cell, where the client said so: `cellId` in the request's metadata (JEP 95).
+    /// The notebook cell, if the client sent `cellId` in the request's metadata (JEP 95).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cell_id: Option<String>,
-    /// How far it is.
+    /// Its status.
     pub status: ExecutionStatus,
-    /// What ended the kernel, where the execution [died](ExecutionStatus::Died) with it.
+    /// What ended the kernel, if the execution [died](ExecutionStatus::Died).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The kernel's count, as soon as it says it.
+    /// The kernel's execution counter, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execution_count: Option<u64>,
-    /// The entry of the request.
+    /// Entry of the request.
     pub request: Seq,
-    /// The entry of the reply.
+    /// Entry of the reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Seq>,
-    /// The entry of the `status` that says that the kernel is done with it.
+    /// Entry of the `idle` status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Seq>,
-    /// The entry of a question to the user that is not answered yet.
+    /// Entry of an open `input_request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_input: Option<Seq>,
-    /// Whether its client was told that output may be missing.
+    /// Whether the client was told that output may be missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told_missing: bool,
-    /// Its last entry. While it runs it may have later ones.
+    /// Its last entry. While it runs, later ones may exist.
     pub last: Seq,
-    /// When it was asked for.
+    /// When it was requested.
     pub requested: DateTime<Utc>,
-    /// When the kernel began.
+    /// When the kernel started it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<DateTime<Utc>>,
-    /// When it was done.
+    /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<DateTime<Utc>>,
 }

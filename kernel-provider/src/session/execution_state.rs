@@ -6,20 +6,20 @@ use jupyter_protocol::WireMessage;
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
-/// What a kernel says of itself, or what is said of it where it cannot.
+/// The kernel's state, as the kernel reports it or as this library knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ExecutionState {
-    /// Launched, and has not answered yet.
+    /// Launched; it has not answered yet.
     Starting,
     /// Ready for a request.
     Idle,
-    /// Running one.
+    /// Running a request.
     Busy,
-    /// Being started anew.
+    /// Being restarted.
     Restarting,
-    /// Gone.
+    /// Dead.
     Dead,
 }
 
@@ -37,21 +37,21 @@ impl ExecutionState {
     }
 }
 
-/// Follows a kernel's `status` messages. It is busy while any request is, on whichever channel: a request on control
-/// that is done does not make idle what still runs on shell.
+/// Derives the state from a kernel's `status` messages. The kernel is busy while any request runs, on any channel: an
+/// idle status for a control request does not end what runs on shell.
 #[derive(Default)]
 pub(super) struct StatusFollower {
     running: HashSet<String>,
     was_idle: bool,
 }
 
-/// How many requests may run at a time before the follower stops telling them apart.
+/// How many concurrent requests are tracked apart.
 const MAX_RUNNING: usize = 1_024;
 
 impl StatusFollower {
-    /// The state after this iopub message, where it is a `status`.
+    /// The state after this iopub message, if it is a `status`.
     pub(super) fn follow(&mut self, message: &WireMessage) -> Option<ExecutionState> {
-        // In a flood of output nearly no header has this word, and to look for it is cheaper than to parse.
+        // In a flood of output hardly any header has this word, and searching is cheaper than parsing.
         memmem::find(message.header(), b"\"status\"")?;
         if message.header_ref().ok()?.msg_type != "status" {
             return None;
@@ -76,13 +76,13 @@ impl StatusFollower {
         }
     }
 
-    /// Whether this is asked for the first time.
+    /// Whether this is the first call.
     pub(super) fn idle_for_the_first_time(&mut self) -> bool {
         !std::mem::replace(&mut self.was_idle, true)
     }
 }
 
-/// The state that the content of a `status` message names.
+/// The state that a `status` message's content names.
 pub(super) fn told(content: &Bytes) -> Option<ExecutionState> {
     #[derive(Deserialize)]
     struct Status<'a> {

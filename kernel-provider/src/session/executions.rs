@@ -8,7 +8,7 @@ use super::parent_filter::ParentFilter;
 use crate::fold::{Fold, FoldLimits};
 use crate::log::{Cursor, Entry, Log, Origin, ReadError, Seq, StoreError};
 
-/// How many records are read from the index at a time.
+/// Index records per read.
 const PAGE: usize = 256;
 
 /// The executions of a kernel, as its log has them: of kernels that run and of kernels that are gone.
@@ -32,18 +32,18 @@ pub struct Executions {
     are_past: bool,
 }
 
-/// Which executions are wanted: those that all of its parts apply to.
+/// Selects executions that match all of its fields.
 #[derive(Clone, Debug, Default)]
 pub struct ExecutionFilter {
-    /// Of this cell.
+    /// The notebook cell.
     pub cell_id: Option<String>,
-    /// Asked by this session.
+    /// The session that sent the request.
     pub session: Option<String>,
-    /// With one of these; with any where it is empty.
+    /// Any of these statuses; all if empty.
     pub statuses: Vec<ExecutionStatus>,
-    /// Asked at this time or later.
+    /// Requested at this time or later.
     pub since: Option<DateTime<Utc>>,
-    /// Asked before this time.
+    /// Requested before this time.
     pub until: Option<DateTime<Utc>>,
 }
 
@@ -60,35 +60,35 @@ impl ExecutionFilter {
     }
 }
 
-/// A part of a list of executions.
+/// A page of executions.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ExecutionPage {
-    /// The newest first.
+    /// Newest first.
     pub executions: Vec<ExecutionRecord>,
-    /// Where the next page begins; `None` where there are no more.
+    /// Pass this as `before` for the next page; `None` on the last one.
     pub next: Option<Seq>,
 }
 
-/// What an execution has put out.
+/// The outputs of an execution.
 #[non_exhaustive]
 pub struct ExecutionOutputs {
-    /// Its outputs, as a notebook shows them.
+    /// The outputs as a notebook shows them.
     pub fold: Fold,
-    /// Everything up to here is in them: follow the log from here to see what comes.
+    /// The outputs include everything up to here. Follow the log from here for more.
     pub cursor: Cursor,
-    /// Whether no entries of it are missing.
+    /// Whether no entries of the execution are missing.
     pub complete: bool,
 }
 
 impl Executions {
-    /// Those in this log.
+    /// The executions in this log.
     #[must_use]
     pub fn of(log: Log) -> Self {
         Self { log, are_past: false }
     }
 
-    /// Those in the log of a kernel that is gone: what has not ended by then has died with it.
+    /// The executions in the log of a kernel that is gone: unfinished ones died with it.
     pub(crate) fn of_the_past(log: Log) -> Self {
         Self { log, are_past: true }
     }
@@ -99,10 +99,10 @@ impl Executions {
         &self.log
     }
 
-    /// The execution of this `msg_id`; `None` where the log has none.
+    /// The execution with this `msg_id`; `None` if the log has none.
     ///
     /// # Errors
-    /// [`StoreError`] where the index cannot be read.
+    /// [`StoreError`] if the index cannot be read.
     pub async fn get(&self, msg_id: &str) -> Result<Option<ExecutionRecord>, StoreError> {
         let Some(seq) = self.log.index_get(keys::request(msg_id)).await? else {
             return Ok(None);
@@ -114,10 +114,10 @@ impl Executions {
         Ok(record.and_then(|json| self.read(&json)))
     }
 
-    /// The executions that the filter takes, the newest first: at most `limit`, asked before entry `before`.
+    /// At most `limit` matching executions, newest first, requested before entry `before`.
     ///
     /// # Errors
-    /// [`StoreError`] where the index cannot be read.
+    /// [`StoreError`] if the index cannot be read.
     pub async fn list(
         &self,
         filter: &ExecutionFilter,
@@ -153,14 +153,14 @@ impl Executions {
             record.reason = Some("the kernel ended while nobody recorded it".to_owned());
             record.open_input = None;
         }
-        // With some stores the index may be ahead of the entries.
+        // Some stores make index updates visible before entries.
         (record.request <= self.log.head()).then_some(record)
     }
 
-    /// The code of the execution; `None` where its request is not in the log any more.
+    /// The code of the execution; `None` if its request is no longer in the log.
     ///
     /// # Errors
-    /// [`ReadError::Store`] where the log cannot be read.
+    /// [`ReadError::Store`] if the log cannot be read.
     pub async fn code(&self, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
         #[derive(serde::Deserialize)]
         struct Request {
@@ -173,12 +173,12 @@ impl Executions {
         }))
     }
 
-    /// Folds what the execution has put out until now: all of it, where the record says that it has ended.
+    /// Folds the execution's outputs so far: all of them, if the record says that it has ended.
     ///
     /// # Errors
-    /// [`ReadError::Store`] where the log cannot be read.
+    /// [`ReadError::Store`] if the log cannot be read.
     pub async fn outputs(&self, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ReadError> {
-        // The index tells of an end that is not stored yet, and so cannot be read.
+        // The index may report an end whose entry is not stored yet and cannot be read.
         if execution.ended.is_some() && execution.last > self.log.head() {
             self.log.flushed().await;
         }
@@ -186,7 +186,7 @@ impl Executions {
     }
 }
 
-/// Folds the execution's entries up to `until`, and what others have made of its displays by then.
+/// Folds the execution's entries up to `until`, including updates of its displays by other executions.
 pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> Result<ExecutionOutputs, ReadError> {
     let mut outputs = ExecutionOutputs {
         fold: Fold::new(FoldLimits::default()),
@@ -196,7 +196,7 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
         },
         complete: true,
     };
-    // How far it is was not written while it runs.
+    // Records of running executions do not store their progress.
     let end = if execution.ended.is_some() {
         until.min(execution.last)
     } else {
@@ -220,15 +220,15 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
                 Origin::Kernel if entry.channel() != Channel::Control && filter.takes(&message) => {
                     outputs.fold.apply(entry.channel(), &message);
                 }
-                // An answer has its question as parent, not the execution's request.
+                // The parent of an answer is the question, not the execution's request.
                 Origin::Client if entry.channel() == Channel::Stdin => outputs.fold.apply(entry.channel(), &message),
                 Origin::Lifecycle if tells_of_a_hole(&message) => outputs.complete = false,
-                // What is said in the kernel's place, of an execution that ended unheard.
+                // A synthetic message of an execution that ended unrecorded.
                 Origin::Lifecycle if filter.takes(&message) => outputs.fold.apply(entry.channel(), &message),
                 _ => {}
             }
         }
-        // What is at hand in memory would otherwise be folded without a pause for other tasks.
+        // Entries in memory are read without waiting, so other tasks need a turn.
         tokio::task::yield_now().await;
     }
     for display_id in outputs.fold.display_ids() {
@@ -244,7 +244,7 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
     Ok(outputs)
 }
 
-/// The entry of this number; `None` where it is not there any more.
+/// The entry with this number; `None` if it is gone.
 pub(super) async fn entry_at(log: &Log, seq: Seq) -> Result<Option<Entry>, ReadError> {
     if seq > log.head() {
         return Ok(None);
@@ -256,7 +256,7 @@ pub(super) async fn entry_at(log: &Log, seq: Seq) -> Result<Option<Entry>, ReadE
     }
 }
 
-/// The kernel's message of an entry, to be sent once more; `None` where it is not there any more.
+/// The kernel's message of an entry, to send again; `None` if it is gone.
 pub(super) async fn message_at(log: &Log, seq: Seq) -> Result<Option<(Channel, WireMessage)>, ReadError> {
     let entry = entry_at(log, seq).await?;
     Ok(entry.map(|entry| (entry.channel(), entry.message())))

@@ -1,13 +1,13 @@
-//! The keys under which a log's index has what is found by something else than its number.
+//! The keys of a log's index.
 //!
 //! | Key | Record |
 //! |---|---|
 //! | `r/` `msg_id` of a client's message | its entry's number |
 //! | `e/` number of an `execute_request` | its [`ExecutionRecord`](super::ExecutionRecord) as JSON |
-//! | `q/` number of another message of a client | its `msg_id` |
-//! | `u/` number of an `execute_request` that is not done | nothing |
+//! | `q/` number of another client message | its `msg_id` |
+//! | `u/` number of an unfinished `execute_request` | empty |
 //! | `d/` `display_id` | the number of its newest `update_display_data` |
-//! | `s/` session | what it is known to have, as JSON |
+//! | `s/` session | its position, as JSON |
 //!
 //! Numbers are 8 bytes, big-endian, so that they sort.
 
@@ -47,18 +47,18 @@ pub(super) fn session(session: &str) -> Bytes {
     text(b"s/", session)
 }
 
-/// A number as a record, or as the part of a key.
+/// A number as a record or as part of a key.
 pub(super) fn number(seq: Seq) -> Bytes {
     Bytes::copy_from_slice(&seq.0.to_be_bytes())
 }
 
-/// The number that a record is, or that a key has after its two letters.
+/// The number in a record, or in a key after its prefix.
 pub(super) fn seq_of(bytes: &[u8]) -> Option<Seq> {
     let digits = bytes.last_chunk::<8>()?;
     Some(Seq(u64::from_be_bytes(*digits)))
 }
 
-/// What a key has after its two letters.
+/// The part of a key after its prefix.
 pub(super) fn text_of(key: &[u8]) -> Option<&str> {
     std::str::from_utf8(key.get(2..)?).ok()
 }

@@ -1,4 +1,4 @@
-//! Takes out of a log's index what is about entries that were dropped.
+//! Removes index records of entries that retention dropped.
 
 use bytes::Bytes;
 
@@ -6,10 +6,10 @@ use super::execution_record::ExecutionRecord;
 use super::index_keys as keys;
 use crate::log::{IndexUpdate, Log, Seq, StoreError};
 
-/// How many records are looked at in one go.
+/// Records per pass.
 const PAGE: usize = 1_024;
 
-/// Takes out what is about entries before the earliest one.
+/// Removes the records of entries before the earliest one.
 pub(crate) async fn trim_index(log: &Log) -> Result<(), StoreError> {
     let earliest = log.earliest();
     if earliest <= Seq(1) {
@@ -55,7 +55,7 @@ async fn each_page(
             each(key, record, &mut updates);
         }
         if let Some((last, _)) = records.last() {
-            // The next key after this one.
+            // The key after this one.
             start = [last, &[0][..]].concat().into();
         }
         if !updates.is_empty() {

@@ -1,4 +1,4 @@
-//! Entries that the kernel does not write: what became of it.
+//! Log entries about the kernel's life, written by this library.
 
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
@@ -7,74 +7,73 @@ use serde_json::{Value, json};
 
 use crate::provider::Exit;
 
-/// The `msg_type` of life-cycle entries that stock clients are not shown.
+/// The `msg_type` of life-cycle entries that plain Jupyter clients do not receive.
 pub const LIFECYCLE: &str = "kernelmux_lifecycle";
 
-/// What became of a kernel. Each is an entry of its log.
+/// An event in a kernel's life. Each is an entry of its log.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Lifecycle {
-    /// It has answered for the first time.
+    /// It answered for the first time.
     Started,
-    /// It was attached to: what it said since the last entry, in these milliseconds, nobody recorded.
+    /// It was attached to while running. Its output since the previous entry went unrecorded.
     Attached {
-        /// How long nobody recorded, where an entry says when that began.
+        /// For how many milliseconds, if the start of the gap is known.
         unrecorded_ms: Option<i64>,
     },
-    /// It has answered since it was attached to, or a connection to it was lost: these executions, by the `msg_id` of
-    /// their requests, ended while nobody recorded. For each of them follow a notice on stderr and, where the kernel's
-    /// own were not heard, a reply and an idle status.
+    /// After a connection was lost, these executions were found to have ended unrecorded. For each of them follow a
+    /// notice on stderr and, unless the kernel's own were recorded, a reply and an idle status.
     Lost {
-        /// The executions.
+        /// The `msg_id`s of their requests.
         executions: Vec<String>,
     },
-    /// These executions, by the `msg_id` of their requests, ended with the kernel's process. For each of them follow, as
-    /// far as the kernel's own were not heard, an error, a reply and an idle status.
+    /// These executions ended with the kernel's process. For each of them follow, unless the kernel's own were
+    /// recorded, an error, a reply and an idle status.
     Died {
-        /// The executions.
+        /// The `msg_id`s of their requests.
         executions: Vec<String>,
-        /// What ended the kernel.
+        /// The cause.
         reason: String,
     },
-    /// The connection to its iopub was lost: what it publishes until it is back, nobody records. Where the kernel ended,
-    /// the next entry says so.
+    /// The iopub connection was lost, and output goes unrecorded until it is back. If the kernel has ended, the next
+    /// entry says so.
     Disconnected,
-    /// It runs, and has said nothing for long: told to whoever shares the store, so that they keep its log.
+    /// It runs and has published nothing for long. Gateways that share the store keep its log.
     Quiet,
-    /// Somebody restarts it.
+    /// A restart was requested.
     Restarting,
-    /// It ended by itself and is started anew.
+    /// It ended by itself and is being restarted.
     RestartingByItself {
-        /// How it ended.
+        /// The cause.
         exit: Exit,
     },
-    /// It has answered for the first time after a restart.
+    /// It answered for the first time after a restart.
     Restarted,
-    /// It is idle for the first time since it was connected to. Its own word for that answers a `kernel_info_request`,
-    /// of which JupyterLab takes no notice: it would show a kernel that starts until the next cell is run.
+    /// It is idle for the first time since it was connected to. Its own status answers a `kernel_info_request` and
+    /// JupyterLab ignores it, so without this JupyterLab would show a starting kernel until the next cell runs.
     Idle {
-        /// The kernel's session. JupyterLab drops what waits to be handled when a message of another session arrives.
+        /// The kernel's session. JupyterLab drops queued messages when a message of another session arrives.
         session: String,
     },
-    /// It is gone for good.
+    /// It is dead.
     Dead {
-        /// How it ended.
+        /// The cause.
         exit: Exit,
     },
 }
 
-/// What ended executions together with the kernel.
+/// Why executions ended together with the kernel.
 #[derive(Clone, Debug)]
 pub(super) struct Death {
-    /// The name of the error that clients are sent.
+    /// The error name that clients receive.
     pub(super) ename: &'static str,
     pub(super) reason: String,
 }
 
 impl Lifecycle {
-    /// What ended all executions that the kernel had and has not ended.
+    /// The cause of death, if this event ends all unfinished executions.
     pub(super) fn death(&self) -> Option<Death> {
-        // As nbclient calls it.
+        // nbclient's name for it.
         let died = |reason| Death {
             ename: "DeadKernelError",
             reason,
@@ -84,16 +83,16 @@ impl Lifecycle {
                 ename: "KernelRestarted",
                 reason: "the kernel was restarted".to_owned(),
             }),
-            // Of one of the same id, before it.
+            // The previous kernel with the same id.
             Self::Started => Some(died("the kernel ended while nobody recorded it".to_owned())),
             Self::RestartingByItself { exit } | Self::Dead { exit } => Some(died(exit.cause.to_string())),
             _ => None,
         }
     }
 
-    /// The message that the log keeps. Where stock clients are to know, it is a `status` as jupyter_server sends it: on
-    /// iopub, without a parent. That the kernel is idle has one of ours: no peer says that unasked, and clients take each
-    /// such message for an answer.
+    /// The message that the log keeps. For events that plain Jupyter clients know, it is a `status` as jupyter_server
+    /// sends it: on iopub, without a parent. For [`Idle`](Self::Idle) the parent is a request of this library: no other
+    /// server sends it unrequested, and clients take each such status for an answer.
     pub(super) fn message(&self, session: &str) -> WireMessage {
         let ours = session;
         let mut session = session;
@@ -128,7 +127,7 @@ impl Lifecycle {
     }
 }
 
-/// Whether a life-cycle entry says that there may have been messages of the kernel that nobody recorded.
+/// Whether a life-cycle entry says that messages of the kernel may be missing.
 pub(super) fn tells_of_a_hole(message: &WireMessage) -> bool {
     #[derive(serde::Deserialize)]
     struct Told<'a> {

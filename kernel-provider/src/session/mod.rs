@@ -1,5 +1,4 @@
-//! The way between a kernel and its clients: the recorder on the kernel's sockets, and the clients' attachments, which
-//! read the log.
+//! Connects kernels with clients: the recorder owns a kernel's sockets and writes the log; clients attach to the log.
 
 mod attachment;
 mod coalesce;

@@ -1,22 +1,22 @@
-//! What a message is, without parsing it: in a flood, to look is cheaper than to parse.
+//! Finds a message's type without parsing its header, which is cheaper in a flood.
 
 use std::borrow::Cow;
 
 use jupyter_protocol::WireMessage;
 use memchr::memmem;
 
-/// The message's type; empty where it has none.
+/// The message's type; empty if it has none.
 pub(super) fn msg_type(message: &WireMessage) -> Cow<'_, str> {
     match plain_text_at(message.header(), b"\"msg_type\"") {
         Some(msg_type) => Cow::Borrowed(msg_type),
-        // Written in a way that only a parser reads right.
+        // Written in a form that needs a parser.
         None => message
             .header_ref()
             .map_or(Cow::Borrowed(""), |header| Cow::Owned(header.msg_type.into_owned())),
     }
 }
 
-/// The string after this key, where it is written plainly. A key inside of a string is no such key: its quotes are
+/// The string value of this key, if it is written plainly. A match inside another string is impossible: quotes are
 /// escaped there.
 fn plain_text_at<'a>(json: &'a [u8], key: &[u8]) -> Option<&'a str> {
     let mut rest = json[memmem::find(json, key)? + key.len()..].trim_ascii_start();

@@ -2,11 +2,11 @@ use bytes::Bytes;
 use jupyter_protocol::WireMessage;
 use memchr::memmem;
 
-/// Finds the messages that belong to one request.
+/// Selects the messages that belong to one request.
 pub(super) struct ParentFilter<'a> {
     finder: memmem::Finder<'a>,
     msg_id: &'a str,
-    /// The parent that was looked at last: the messages of an execution have the same one.
+    /// The previous parent header: consecutive messages of an execution share it.
     last: (Bytes, bool),
 }
 
@@ -22,7 +22,7 @@ impl<'a> ParentFilter<'a> {
     pub(super) fn takes(&mut self, message: &WireMessage) -> bool {
         let parent = message.parent_header();
         if self.last.0 != parent {
-            // To look for the id is cheaper than to parse.
+            // Searching for the id is cheaper than parsing.
             let takes = self.finder.find(parent).is_some()
                 && message.parent_ref().is_ok_and(|parent| parent.msg_id == self.msg_id);
             self.last = (parent.clone(), takes);

@@ -4,39 +4,39 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jupyter_protocol::{Channel, WireMessage};
 use tokio::sync::oneshot;
 
-/// How many requests may wait for their reply. Of more the oldest is forgotten: its reply then goes to all sessions.
+/// The most pending requests. Beyond that, the oldest is forgotten and its reply goes to all sessions.
 const MAX_WAITING: usize = 16_384;
 
-/// Who asked a request, and so gets its reply.
+/// The origin of a request, which receives its reply.
 pub(super) enum Requester {
-    /// A client's session.
+    /// A client session.
     Session(Arc<str>),
-    /// This library itself.
+    /// This library.
     Internal(oneshot::Sender<WireMessage>),
-    /// The recorder, for a request that is in no log.
+    /// The recorder's setup request, which is not logged.
     Setup,
 }
 
-/// The requests that wait for their reply, by `msg_id`.
+/// Requests that wait for their reply, by `msg_id`.
 #[derive(Default)]
 pub(super) struct PendingRequests(Mutex<Waiting>);
 
 #[derive(Default)]
 struct Waiting {
     by_id: HashMap<Arc<str>, Requester>,
-    /// Some of these may have been answered.
+    /// May contain requests that were answered already.
     in_order: VecDeque<Arc<str>>,
 }
 
-/// Whom a message from the kernel is for.
+/// The destination of a message from the kernel.
 pub(super) enum Addressee {
-    /// The session that asked.
+    /// The session that sent the request.
     Session(Arc<str>),
-    /// Whoever waits in this library.
+    /// A waiter in this library.
     Internal(oneshot::Sender<WireMessage>),
-    /// The recorder: it answers a request that is in no log.
+    /// The recorder: the reply to its setup request, which is not logged.
     Setup,
-    /// Nobody known asked: all of them.
+    /// All sessions, because the requester is unknown.
     All,
 }
 
@@ -58,7 +58,8 @@ impl PendingRequests {
         }
     }
 
-    /// Whom a message on shell, control or stdin answers. A reply ends the wait; a question on stdin does not.
+    /// The destination of a message on shell, control or stdin. A reply completes its request; an `input_request` does
+    /// not.
     pub(super) fn addressee(&self, channel: Channel, message: &WireMessage) -> Addressee {
         let Ok(parent) = message.parent_ref() else {
             return Addressee::All;
@@ -71,7 +72,7 @@ impl PendingRequests {
             };
         }
         let requester = waiting.by_id.remove(&*parent.msg_id);
-        // Answered ones are dropped from the front, so that the queue is about as long as the map.
+        // Answered requests leave the front, which keeps the queue about as long as the map.
         while waiting
             .in_order
             .front()
@@ -87,7 +88,7 @@ impl PendingRequests {
         }
     }
 
-    /// Forgets all, as when the kernel is started anew and will answer none of them.
+    /// Forgets all requests, because a restarted kernel answers none of them.
     pub(super) fn clear(&self) {
         *self.lock() = Waiting::default();
     }

@@ -1,5 +1,5 @@
-//! How a client that knows only the Jupyter protocol is brought up to date when it comes back: which of its executions'
-//! messages it has is not known for sure, so what it shows of them is cleared and put anew.
+//! Replays executions to a plain Jupyter client that reconnects. Which of their messages it has is uncertain, so each
+//! execution is cleared and shown again.
 
 use std::sync::Arc;
 
@@ -16,15 +16,15 @@ use super::request_index::display_id;
 use crate::fold::{answers, without_pages};
 use crate::log::{Entry, Log, Origin, ReadError, Seq};
 
-/// An execution put anew.
+/// The replay of one execution.
 pub(super) struct Replay {
-    /// What makes a client show it, whatever it showed before.
+    /// The messages that show it, whatever the client showed before.
     pub(super) messages: Vec<(Channel, WireMessage)>,
-    /// What of it is shown by that already, and is not to follow.
+    /// Entries that these messages cover and that must not follow again.
     pub(super) ahead: Option<Ahead>,
 }
 
-/// Entries of an execution that its client is sent as a part of its replay.
+/// Entries of an execution that the client received in its replay.
 pub(super) struct Ahead {
     msg_id: String,
     pub(super) until: Seq,
@@ -37,16 +37,16 @@ impl Ahead {
         if entry.seq() > self.until || !ParentFilter::new(&self.msg_id).takes(&message) {
             return false;
         }
-        // It may change what other executions show.
+        // An update may change displays of other executions.
         let changed = display_id(message.content()).filter(|_| msg_type(&message) == "update_display_data");
         changed.is_none_or(|changed| self.display_ids.iter().any(|id| **id == *changed))
     }
 }
 
-/// Puts the execution anew as it was after entry `until`. What comes after that can follow as it is, but for what is
+/// Replays the execution as it was after entry `until`. Later entries can follow unchanged, except those that are
 /// [ahead](Replay::ahead).
 pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Seq) -> Result<Replay, ReadError> {
-    // JupyterLab lets go of what it is handling when a message of another session arrives: the kernel is another then.
+    // JupyterLab drops the message that it is handling when one of another session arrives, as after a restart.
     let kernel_session = kernel_session(log, execution).await?;
     let session = kernel_session.as_deref().unwrap_or(&execution.session);
     let ours = |msg_type: &str, content: &[u8]| {
@@ -55,11 +55,11 @@ pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
     };
     let mut messages = Vec::new();
     if execution.request > until {
-        // All of it follows; what was received of that already goes.
+        // The client gets everything live; clear what it received of that before.
         messages.push(ours("clear_output", br#"{"wait":false}"#));
         return Ok(Replay { messages, ahead: None });
     }
-    // Nothing was said of one that waits for its turn, however much was of others.
+    // A queued execution has no messages yet, however many entries others have.
     let is_queued = execution.last == execution.request;
     let end = if is_queued { execution.request } else { until };
     let mut folded = fold(log, execution, end).await?.fold;
@@ -71,8 +71,8 @@ pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
         })
         .await?
     {
-        // The client wrote the answer beside the question itself: no message that follows has it. So it is put anew with
-        // what the log has before it.
+        // The client wrote the answer next to the question itself, and no later message contains it. So the replay adds
+        // it from the log.
         until = answer.seq();
         folded = fold(log, execution, until).await?.fold;
         ahead = Some(Ahead {
@@ -98,7 +98,7 @@ pub(super) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
     Ok(Replay { messages, ahead })
 }
 
-/// A message that is sent once more. The pages that a reply brings are among the outputs.
+/// A message to send again. Pager output of a reply is part of the outputs.
 fn again(message: WireMessage) -> WireMessage {
     let content = without_pages(message.content());
     if content == *message.content() {
@@ -108,7 +108,7 @@ fn again(message: WireMessage) -> WireMessage {
     WireMessage::from_parts([header, parent, metadata, content], [])
 }
 
-/// The session that the kernel names in its messages; `None` where it has said nothing since the execution was asked.
+/// The session that the kernel uses in its messages; `None` if it has published nothing since the request.
 pub(super) async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
     let said = first_after(log, execution.request, |entry| entry.origin() == Origin::Kernel).await?;
     Ok(said.and_then(|entry| {
@@ -117,7 +117,7 @@ pub(super) async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Re
     }))
 }
 
-/// The first such entry after this one; `None` where there is none yet.
+/// The first matching entry after this one; `None` if there is none yet.
 async fn first_after(log: &Log, after: Seq, is_it: impl Fn(&Entry) -> bool) -> Result<Option<Entry>, ReadError> {
     let mut reader = log.reader(after);
     let head = log.head();

@@ -1,5 +1,5 @@
-//! What the recorder remembers of requests, and writes into the log's index: which there were, so that none runs twice,
-//! and what became of the executions, so that they are found without reading the log.
+//! Tracks requests and executions and mirrors them into the log's index, so that no request runs twice and executions
+//! are found without reading the log.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -15,48 +15,49 @@ use super::index_keys as keys;
 use super::msg_type::msg_type;
 use crate::log::{IndexUpdate, Log, Seq, StoreError};
 
-/// How many requests are remembered. Older ones are looked up in the log's index.
+/// How many requests are kept in memory. Older ones are looked up in the log's index.
 const MAX_REQUESTS: usize = 4_096;
-/// How many executions that have ended are remembered: their late output is noticed, and they are replayed to a session
-/// that comes back.
+/// How many ended executions are kept in memory, for late output and for replays to sessions that reconnect.
 const MAX_ENDED: usize = 256;
-/// The longest `msg_id` and `display_id` that are indexed, in bytes. Nobody's are longer.
+/// The longest indexed `msg_id` and `display_id`, in bytes. Real ones are far shorter.
 const MAX_ID: usize = 1_024;
-/// The longest header of which there is a record, in bytes: the record has it whole. A client's has some hundreds.
+/// The longest header of an execution record, in bytes. The record contains it whole; typical headers have a few
+/// hundred.
 const MAX_HEADER: usize = 64 << 10;
 
-/// The recorder's memory of requests. Each change is told as updates of the log's index, which belong to the entries
-/// that were looked at.
+/// Requests and executions of one kernel. Every change becomes an update of the log's index, stored with the entries
+/// that caused it.
 pub(super) struct RequestIndex {
     requests: Requests,
     executions: HashMap<Arc<str>, ExecutionRecord>,
-    /// Executions that are appended and wait to be sent.
+    /// Executions that are logged and not sent yet.
     unsent: HashSet<Arc<str>>,
-    /// Those that have ended, in that order.
+    /// Ended executions, in the order in which they ended.
     ended: VecDeque<Arc<str>>,
-    /// The parent of the message before, and the execution that it names: in a flood the next one has the same.
+    /// Parent header of the previous message and the execution that it names. In a flood, the next message has the
+    /// same.
     last_parent: (Bytes, Option<Arc<str>>),
-    /// Executions whose record has changed.
+    /// Executions whose record changed.
     changed: HashSet<Arc<str>>,
     updates: Vec<IndexUpdate>,
-    /// Whether an execution has ended since somebody asked.
+    /// Whether an execution has ended since the last [`take_ended`](Self::take_ended).
     some_ended: bool,
     displays: HashMap<String, Seq>,
 }
 
-/// Whether a request was there before.
+/// Whether a request was seen before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     Yes,
     No,
-    /// Only the log's index knows.
+    /// Memory does not reach back far enough; the index knows.
     AskTheIndex,
 }
 
 struct Requests {
     known: HashSet<Arc<str>>,
     in_order: VecDeque<Arc<str>>,
-    /// Whether those of the log are all known.
+    /// Whether `known` has every request of the log.
     all: bool,
 }
 
@@ -75,7 +76,7 @@ impl Requests {
 }
 
 impl RequestIndex {
-    /// What the log's index says.
+    /// Restores requests and executions from the log's index.
     pub(super) async fn load(log: &Log) -> Result<Self, StoreError> {
         let mut requests = Self {
             requests: Requests {
@@ -113,7 +114,7 @@ impl RequestIndex {
     }
 
     fn remember(&mut self, json: &[u8], head: Seq) {
-        // A record that cannot be read is one that is not there: its execution is only found in the log.
+        // An unreadable record counts as missing; the log still has the execution.
         let Ok(mut record) = serde_json::from_slice::<ExecutionRecord>(json) else {
             return;
         };
@@ -124,13 +125,13 @@ impl RequestIndex {
         if record.status.has_ended() {
             self.ended.push_back(msg_id.clone());
         } else {
-            // How far it came was not written while it ran.
+            // Records of running executions do not store their progress.
             record.last = head;
         }
         self.executions.insert(msg_id, record);
     }
 
-    /// Whether the kernel was sent a message of this id.
+    /// Whether the kernel was sent a message with this id.
     pub(super) fn knows(&self, msg_id: &str) -> Known {
         if msg_id.is_empty() || msg_id.len() > MAX_ID {
             Known::No
@@ -143,7 +144,7 @@ impl RequestIndex {
         }
     }
 
-    /// A client's message is appended as entry `seq`.
+    /// A client's message was appended as entry `seq`.
     pub(super) fn on_request(
         &mut self,
         seq: Seq,
@@ -175,7 +176,7 @@ impl RequestIndex {
         };
         self.updates.push(IndexUpdate::put(keys::running(seq), Bytes::new()));
         self.replace_unfinished(&msg_id, time);
-        // A process that was killed before this was stored may have sent it, so that the kernel has spoken of it already.
+        // A process that was killed before it stored this may have sent it, so the kernel may have answered already.
         self.last_parent = (Bytes::new(), None);
         self.changed.insert(msg_id.clone());
         self.unsent.insert(msg_id.clone());
@@ -201,7 +202,7 @@ impl RequestIndex {
         );
     }
 
-    /// Other code has come under this `msg_id`: what the kernel says from now on is taken for that one's.
+    /// Other code arrived under this `msg_id`. From now on, the kernel's messages count for the new execution.
     fn replace_unfinished(&mut self, msg_id: &str, time: DateTime<Utc>) {
         let Some(before) = self.executions.get_mut(msg_id) else {
             return;
@@ -213,7 +214,7 @@ impl RequestIndex {
             before.reason = Some("other code came with the same msg_id".to_owned());
             before.ended = Some(time);
             self.updates.push(IndexUpdate::remove(keys::running(before.request)));
-            // It consists of texts, numbers and times: all of them can be written.
+            // Texts, numbers and times always serialize.
             if let Ok(json) = serde_json::to_vec(before) {
                 self.updates
                     .push(IndexUpdate::put(keys::execution(before.request), json));
@@ -221,19 +222,19 @@ impl RequestIndex {
         }
     }
 
-    /// The entries of the questions that this session's executions have open.
+    /// The entries of the session's open `input_request`s.
     pub(super) fn open_questions(&self, session: &str) -> Vec<Seq> {
         let executions = self.executions.values();
         let of_session = executions.filter(|execution| execution.session == session);
         of_session.filter_map(|execution| execution.open_input).collect()
     }
 
-    /// The kernel has been sent a message that was appended.
+    /// A logged message was sent to the kernel.
     pub(super) fn mark_sent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
     }
 
-    /// A message of a client that was appended could not be sent: it may be tried again.
+    /// A logged message could not be sent and may be repeated.
     pub(super) fn mark_unsent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
         if !self.requests.known.remove(msg_id) {
@@ -249,8 +250,8 @@ impl RequestIndex {
         }
     }
 
-    /// An answer to a question on stdin. Its parent is the question, which says nothing of the execution; but a kernel
-    /// asks one question at a time.
+    /// An `input_reply` was appended. Its parent is the question, not the execution; but a kernel asks one question at
+    /// a time.
     fn on_input_reply(&mut self, message: &WireMessage) {
         if msg_type(message) != "input_reply" {
             return;
@@ -262,7 +263,7 @@ impl RequestIndex {
         }
     }
 
-    /// A message of the kernel is appended as entry `seq`.
+    /// A message of the kernel was appended as entry `seq`.
     pub(super) fn on_kernel_message(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
         if channel == Channel::Control {
             return;
@@ -276,7 +277,7 @@ impl RequestIndex {
         if self.last_parent.0 != message.parent_header() {
             let parent = message.parent_ref().ok().map(|parent| parent.msg_id);
             let execution = parent.and_then(|id| self.executions.get_key_value(&*id).map(|(id, _)| id.clone()));
-            // A copy: the frame would keep the whole message.
+            // Copied, because the frame would keep the whole message in memory.
             self.last_parent = (Bytes::copy_from_slice(message.parent_header()), execution);
         }
         let Some(msg_id) = &self.last_parent.1 else {
@@ -304,7 +305,7 @@ impl RequestIndex {
             },
             (Channel::Iopub, "execute_input") => {
                 execution.execution_count = execution_count(message.content()).or(execution.execution_count);
-                // Should the kernel's reply come while nobody hears it, the one in its place has the count from here.
+                // A synthetic reply takes the count from the record if the kernel's reply is lost.
                 changed = true;
             }
             (Channel::Shell, "execute_reply") => {
@@ -331,7 +332,7 @@ impl RequestIndex {
         }
     }
 
-    /// The execution will say no more, or only late output.
+    /// The execution has ended; only late output may follow.
     fn end(&mut self, msg_id: Arc<str>) {
         if let Some(execution) = self.executions.get(&msg_id) {
             self.updates.push(IndexUpdate::remove(keys::running(execution.request)));
@@ -341,12 +342,12 @@ impl RequestIndex {
         self.some_ended = true;
     }
 
-    /// Whether an execution has ended since this was asked last.
+    /// Whether an execution has ended since the last call.
     pub(super) fn take_ended(&mut self) -> bool {
         std::mem::take(&mut self.some_ended)
     }
 
-    /// The executions that the kernel was sent and has not ended: where they run, and their `msg_id`.
+    /// Sent and unfinished executions: their subshell and `msg_id`.
     pub(super) fn sent_and_unfinished(&self) -> Vec<(Option<String>, Arc<str>)> {
         let unfinished = self
             .executions
@@ -358,7 +359,7 @@ impl RequestIndex {
             .collect()
     }
 
-    /// Those of the executions that have not ended, in the order in which they were asked.
+    /// Which of these executions are unfinished, oldest request first.
     pub(super) fn unfinished_among(&self, msg_ids: &[Arc<str>]) -> Vec<ExecutionRecord> {
         let executions = msg_ids.iter().filter_map(|msg_id| self.executions.get(msg_id));
         let mut unfinished: Vec<_> = executions
@@ -369,7 +370,7 @@ impl RequestIndex {
         unfinished
     }
 
-    /// Those that were asked before this entry and have not ended, in the order in which they were asked.
+    /// Unfinished executions requested before this entry, oldest request first.
     pub(super) fn unfinished_before(&self, asked_before: Seq) -> Vec<ExecutionRecord> {
         let executions = self.executions.values();
         let mut unfinished: Vec<_> = executions
@@ -380,14 +381,14 @@ impl RequestIndex {
         unfinished
     }
 
-    /// Those that the kernel runs, as far as it said so.
+    /// Executions that the kernel has started, as far as it reported.
     pub(super) fn running(&self) -> Vec<ExecutionRecord> {
         let mut running = self.unfinished_before(Seq(u64::MAX));
         running.retain(|execution| execution.started.is_some());
         running
     }
 
-    /// A notice that output is missing is appended as entry `seq`.
+    /// A notice about missing output was appended as entry `seq`.
     pub(super) fn mark_incomplete(&mut self, msg_id: &str, seq: Seq, is_hole: bool) {
         if let Some(execution) = self.executions.get_mut(msg_id) {
             execution.told_missing |= is_hole;
@@ -396,8 +397,8 @@ impl RequestIndex {
         }
     }
 
-    /// The execution ended unheard, with this status and for this reason. The messages in the kernel's place are appended
-    /// from entry `first` on. Returns the number of the entry after them.
+    /// Ends an execution whose reply was not recorded. Its synthetic messages are appended from entry `first` on.
+    /// Returns the number of the next entry.
     pub(super) fn end_without_reply(
         &mut self,
         msg_id: &str,
@@ -431,11 +432,11 @@ impl RequestIndex {
         next
     }
 
-    /// What the index is to be told of all that was looked at since the last time.
+    /// Takes the index updates since the last call.
     pub(super) fn take_updates(&mut self) -> Vec<IndexUpdate> {
         for msg_id in self.changed.drain() {
             if let Some(execution) = self.executions.get(&msg_id)
-                // It consists of texts, numbers and times: all of them can be written.
+                // Texts, numbers and times always serialize.
                 && let Ok(json) = serde_json::to_vec(execution)
             {
                 self.updates
@@ -457,12 +458,12 @@ impl RequestIndex {
         std::mem::take(&mut self.updates)
     }
 
-    /// The session that asked for this execution.
+    /// The session that requested this execution.
     pub(super) fn session_of(&self, msg_id: &str) -> Option<&str> {
         self.executions.get(msg_id).map(|execution| &*execution.session)
     }
 
-    /// The session's executions that had entries after `seq`, or have not ended, in the order in which they were asked.
+    /// Executions of the session that have entries after `seq` or are unfinished, oldest request first.
     pub(super) fn active_after(&self, session: &str, seq: Seq) -> Vec<ExecutionRecord> {
         let mut active: Vec<_> = self
             .executions
@@ -475,7 +476,7 @@ impl RequestIndex {
     }
 }
 
-/// JupyterLab's `cellId`, and nbclient's `cell_id`.
+/// The `cellId` of JupyterLab, or nbclient's `cell_id`.
 fn cell_id(metadata: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -522,7 +523,7 @@ fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
     (status, reply.execution_count)
 }
 
-/// The `display_id` of a display's content.
+/// The `display_id` in a display's content.
 pub(super) fn display_id(content: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Display {

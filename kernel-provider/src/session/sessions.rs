@@ -9,19 +9,19 @@ use tokio::time::Instant;
 use super::index_keys as keys;
 use crate::log::{IndexUpdate, Log, Seq, StoreError};
 
-/// How many sessions that are not attached a kernel remembers. Of more the one that left first is forgotten: should it
-/// come back, it starts at the end of the log.
+/// How many detached sessions a kernel remembers. Beyond that, it forgets the one that left first, which then resumes
+/// at the end of the log.
 const MAX_DETACHED: usize = 256;
-/// For how long what was acknowledged may not have reached the client: a proxy that answers for it notices only after
-/// such a time that nobody is behind it any more. jupyter_server takes 90 s.
+/// How long an acknowledgement stays provisional: a proxy may acknowledge for a client that is already gone.
+/// jupyter_server takes up to 90 s to notice.
 const GRACE: Duration = Duration::from_secs(120);
-/// How finely positions are remembered within [`GRACE`].
+/// Resolution of the positions within [`GRACE`].
 const GRACE_STEP: Duration = Duration::from_secs(5);
-/// How often at the most a position is stored while it moves.
+/// Minimum interval between two writes of a moving position.
 const STORE_EVERY: Duration = Duration::from_secs(1);
 
-/// Where each client's session stands in a kernel's log, attached or not. Positions are in the log's index too, so that a
-/// session can come back to another process.
+/// The position of every client session in a kernel's log, attached or not. The log's index stores positions too, so
+/// that a session can resume in another process.
 pub(crate) struct Sessions {
     known: Mutex<Known>,
     attached: watch::Sender<usize>,
@@ -31,59 +31,59 @@ pub(crate) struct Sessions {
 #[derive(Default)]
 struct Known {
     by_key: HashMap<Arc<str>, Session>,
-    /// Counts attachments and detachments: tells one attachment of a session from the next, and who left first.
+    /// Logical clock: numbers attachments, and orders sessions by when they left.
     clock: u64,
 }
 
 struct Session {
-    /// How far each of its attachments is. Of several the client hears only one.
+    /// The progress of each attachment. With several of them, the client receives only one.
     attachments: BTreeMap<u64, Progress>,
-    /// The attachment that the client hears, or heard: the newest one over which it has sent something, or that was alone.
+    /// The attachment that the client receives: the newest one that it sent something over, or the only one.
     heard: u64,
-    /// How far that one was when it left.
+    /// The progress of that attachment when it left.
     left: Option<Progress>,
-    /// The position in the index, and since when.
+    /// The stored position, and when it was stored.
     stored: Option<(Position, Instant)>,
-    /// Whether the client remembers its place in the log, so that nothing has to be remembered of it here.
+    /// Whether the client tracks its own position, so that none is stored here.
     knows_its_place: bool,
-    /// The clock when it was attached or detached.
+    /// The clock at the last attach or detach.
     changed: u64,
-    /// Tells the newest attachment's number, so that an older one sees that it is not meant any more.
+    /// Announces the number of the newest attachment; older ones are superseded.
     current: watch::Sender<u64>,
 }
 
-/// How far an attachment is.
+/// The progress of one attachment.
 #[derive(Clone)]
 struct Progress {
     position: Position,
-    /// What was acknowledged when, within [`GRACE`], the oldest first.
+    /// Acknowledgements within [`GRACE`], oldest first.
     recent: VecDeque<(Instant, Seq)>,
 }
 
-/// What a session has of the log.
+/// How much of the log a session has received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Position {
-    /// The last entry that the next hop towards the client has acknowledged.
+    /// The last entry that the next hop towards the client acknowledged.
     pub(super) acknowledged: Seq,
-    /// The last entry that the client surely has: it was acknowledged [`GRACE`] before the last sign of life.
+    /// The last entry that the client has for certain: acknowledged [`GRACE`] before its last sign of life.
     pub(super) sure: Seq,
 }
 
-/// Who attaches.
+/// How a client attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Joining {
-    /// A client that has one connection, and this is it.
+    /// With its only connection.
     Alone,
-    /// Somebody who may have several connections for one client.
+    /// With one of several connections that the session may have.
     Shared,
-    /// A client that remembers its place in the log.
+    /// With a position that the client tracks itself.
     KnowsItsPlace,
 }
 
-/// What an attachment gets to know.
+/// The result of an attach.
 pub(super) struct Joined {
     pub(super) attachment: u64,
-    /// What the session has; `None` where it is new.
+    /// What the session has received; `None` if it is new.
     pub(super) position: Option<Position>,
     pub(super) current: watch::Receiver<u64>,
 }
@@ -128,12 +128,12 @@ impl Session {
         self.attachments.is_empty()
     }
 
-    /// How far the client is; `None` where it has never been attached.
+    /// The session's position; `None` if it never attached.
     fn progress(&self) -> Option<&Progress> {
         self.attachments.get(&self.heard).or(self.left.as_ref())
     }
 
-    /// The index's update, where the position is to be stored now.
+    /// The index update, if the position is due to be stored.
     fn store(&mut self, key: &str, at_once: bool) -> Option<IndexUpdate> {
         let position = self.progress()?.position;
         let due = match &self.stored {
@@ -144,14 +144,14 @@ impl Session {
             return None;
         }
         self.stored = Some((position, Instant::now()));
-        // Two numbers: they can be written.
+        // Two numbers always serialize.
         let json = serde_json::to_vec(&position).ok()?;
         Some(IndexUpdate::put(keys::session(key), json))
     }
 }
 
 impl Sessions {
-    /// The sessions that the log's index knows, all of them away.
+    /// Restores the sessions of the log's index, all detached.
     pub(crate) async fn load(log: Log) -> Result<Self, StoreError> {
         let (start, end) = keys::SESSIONS;
         let mut known = Known::default();
@@ -173,17 +173,17 @@ impl Sessions {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many sessions are attached: the number now, then each change.
+    /// The number of attached sessions: its value now and each change.
     pub(crate) fn attached(&self) -> watch::Receiver<usize> {
         self.attached.subscribe()
     }
 
-    /// Attaches a session; older attachments of the same one are told, and may stay. A new one reads on after `head`.
+    /// Attaches a session and supersedes its older attachments. A new session starts after `head`.
     pub(super) fn join(&self, key: &Arc<str>, head: Seq, joining: Joining) -> Joined {
         let mut known = self.lock();
         known.clock += 1;
         let attachment = known.clock;
-        // Of what it asked earlier, if it did and was forgotten, nothing is sure.
+        // If the session was forgotten, nothing that it requested earlier is certain.
         let new = Position {
             acknowledged: head,
             sure: Seq::START,
@@ -209,11 +209,11 @@ impl Sessions {
         }
     }
 
-    /// Waits until the attachment that the session's client hears, if there is one, is gone.
+    /// Waits until the attachment that the client receives, if any, has left.
     pub(crate) async fn left(&self, key: &str) {
         let mut changes = self.attached.subscribe();
         while self.is_heard(key) {
-            // The sender is `self`, so waiting cannot fail.
+            // `self` holds the sender, so this cannot fail.
             let _ = changes.changed().await;
         }
     }
@@ -228,7 +228,7 @@ impl Sessions {
         self.advance(key, attachment, false, |progress| progress.acknowledge(seq));
     }
 
-    /// The client has acted on entry `seq`: it has everything up to there, whoever is between.
+    /// The client acted on entry `seq`, so it has everything up to there, whatever proxies acknowledged.
     pub(super) fn has_seen(&self, key: &str, attachment: u64, seq: Seq) {
         self.advance(key, attachment, true, |progress| {
             progress.acknowledge(seq);
@@ -249,13 +249,13 @@ impl Sessions {
         }
     }
 
-    /// The client has sent something over this attachment, so this is the one that it hears.
+    /// The client sent something over this attachment, so this is the one that it receives.
     pub(super) fn spoke(&self, key: &str, attachment: u64) {
         let mut known = self.lock();
         if let Some(session) = known.by_key.get_mut(key)
             && session.attachments.contains_key(&attachment)
         {
-            // What comes late over an older one says nothing.
+            // A late message over an older attachment says nothing.
             session.heard = session.heard.max(attachment);
         }
     }

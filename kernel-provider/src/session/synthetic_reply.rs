@@ -1,5 +1,5 @@
-//! What clients that know only the Jupyter protocol are sent for an execution whose end the kernel did not tell, since it
-//! ended first or the connection was lost: without a reply they would wait for ever.
+//! Messages that end an execution for plain Jupyter clients when the kernel's own were lost or never sent. Without a
+//! reply, such clients wait forever.
 
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use super::execution_record::ExecutionRecord;
 
-/// How much is missing is not known.
+/// For an unknown amount of missing output.
 pub(super) const MISSING: &str =
     "The connection to the kernel was lost while this ran: some of its output may be missing.";
-/// The same, of what the store could not keep.
+/// For output that the store could not keep.
 pub(super) const NOT_KEPT: &str = "Some output of this is not in the log any more, and is missing here.";
 const UNKNOWN: &str = "It ended meanwhile; whether it succeeded is not known.";
 
-/// Says that output of the execution may be missing, for the eye.
+/// A notice on stderr that output of the execution may be missing.
 pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> WireMessage {
     let content = json!({"name": "stderr", "text": format!("{text}\n")}).to_string();
     let content = Content::parse("stream", content.as_bytes());
@@ -24,23 +24,23 @@ pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> 
         .to_wire()
 }
 
-/// Why the kernel did not tell the execution's end.
+/// Why the kernel's own reply is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unheard<'a> {
-    /// The connection was lost meanwhile.
+    /// The connection was lost.
     OutputLost,
-    /// The kernel ended or was restarted first.
+    /// The kernel ended or was restarted.
     KernelEnded {
-        /// The name of the error.
+        /// The error name.
         ename: &'a str,
         /// What ended it.
         reason: &'a str,
     },
 }
 
-/// The messages in the order in which they are sent: an output that says what happened; then, as far as the kernel's own
-/// were not heard, a reply and an idle status. `session` is the kernel's: JupyterLab drops what waits to be handled when
-/// a message of another session arrives.
+/// The messages in sending order: a notice of what happened, then a reply and an idle status unless the kernel's own
+/// were recorded. `session` is the kernel's: JupyterLab drops queued messages when a message of another session
+/// arrives.
 pub(super) fn messages(
     execution: &ExecutionRecord,
     unheard: Unheard<'_>,
@@ -70,11 +70,11 @@ pub(super) fn messages(
     };
     let mut error = json!({"ename": ename, "evalue": evalue, "traceback": traceback});
     if is_open {
-        // As a kernel does for code that raises. What had not begun shows nothing.
+        // As a kernel does for code that raises. Code that had not started shows nothing.
         if !traceback.is_empty() && execution.started.is_some() {
             messages.push(message(Channel::Iopub, "error", error.clone()));
         }
-        // A failure, so that a client that runs cells one after the other does not go on.
+        // An error, so that a client that runs cells in sequence stops.
         error["status"] = "error".into();
         error["execution_count"] = execution.execution_count.into();
         messages.push(message(Channel::Shell, "execute_reply", error));

@@ -1,9 +1,9 @@
-//! Makes ipykernel keep the output that its subscriber has not read yet.
+//! Makes ipykernel wait for its subscriber instead of dropping output.
 //!
-//! ipykernel's iopub socket drops messages while more than 1,000 of them wait, before the recorder can read them. One
-//! request sets `XPUB_NODROP` on that socket, after which a full queue slows the kernel down. The recorder sends it when a
-//! kernel that it started has first answered, before any client's request. The log holds neither the request nor its reply
-//! nor the `status` messages about it.
+//! ipykernel's iopub socket drops messages while more than 1,000 are queued, before the recorder can read them. One
+//! request sets `XPUB_NODROP` on that socket, and a full queue then slows the kernel down. The recorder sends it after
+//! a kernel that it started has answered for the first time, before any client request. The log contains neither the
+//! request nor its reply nor their `status` messages.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,19 +19,19 @@ use super::Recording;
 use crate::session::execution_state::{ExecutionState, told};
 use crate::session::pending_requests::Requester;
 
-/// The session of the request.
+/// Session of the setup request.
 const SETUP_SESSION: &str = "kernelmux-setup";
 
-/// Sets the option in the thread that owns the socket, ahead of all later output, and evaluates to `None`.
+/// Sets the option on the thread that owns the socket, before all later output, and evaluates to `None`.
 const WAIT_FOR_SUBSCRIBER: &str = "(lambda thread: thread.schedule(lambda: \
      thread.socket.setsockopt(__import__('zmq').XPUB_NODROP, 1)))\
      (__import__('IPython').get_ipython().kernel.iopub_thread)";
 
-/// How far a started kernel is set up.
+/// Setup state of a started kernel.
 pub(super) struct Setup {
-    /// Whether clients' requests wait.
+    /// Whether clients' requests are held back.
     pending: watch::Sender<bool>,
-    /// Whether `status` messages about the request may arrive.
+    /// Whether `status` messages of the request may still arrive.
     hiding: AtomicBool,
 }
 
@@ -54,7 +54,7 @@ impl Setup {
         self.pending.send_replace(false);
     }
 
-    /// Ends the setup when it is dropped.
+    /// A guard that ends the setup when dropped.
     pub(super) fn ends(&self) -> SetupGuard<'_> {
         SetupGuard(self)
     }
@@ -63,19 +63,19 @@ impl Setup {
         *self.pending.borrow()
     }
 
-    /// Waits until clients' requests may be sent. The start has a deadline, so this ends.
+    /// Waits until clients' requests may be sent. A start has a deadline, so this returns.
     pub(super) async fn done(&self) {
-        // The sender is `self`, so waiting cannot fail.
+        // `self` holds the sender, so this cannot fail.
         let _ = self.pending.subscribe().wait_for(|pending| !pending).await;
     }
 
-    /// Whether this iopub message is a `status` about the request. Other messages are recorded whatever their parent: a
-    /// thread of the kernel's may print at any time.
+    /// Whether this iopub message is a `status` of the request. Other messages are recorded whatever their parent,
+    /// because a kernel's threads may print at any time.
     pub(super) fn hides(&self, message: &WireMessage) -> bool {
         if !self.hiding.load(Ordering::Relaxed) {
             return false;
         }
-        // To look for the session is cheaper than to parse: all iopub messages pass here.
+        // Every iopub message passes here, and searching for the session is cheaper than parsing.
         let is_ours = memmem::find(message.parent_header(), SETUP_SESSION.as_bytes()).is_some()
             && message.parent_ref().is_ok_and(|parent| parent.session == SETUP_SESSION);
         let state = if is_ours { told(message.content()) } else { None };
@@ -95,9 +95,8 @@ impl Drop for SetupGuard<'_> {
 }
 
 impl Recording {
-    /// Lets clients' requests pass, now that a kernel that was just started has answered its first `kernel_info_request`.
-    /// Where it is ipykernel and is to be `lossless`, the request goes ahead of them. Its reply is not waited for, since
-    /// the kernel takes requests in order.
+    /// Releases clients' requests after a started kernel's first `kernel_info_reply`. With `lossless`, ipykernel gets
+    /// the setup request first. Its reply is not awaited, because a kernel answers in order.
     pub(super) async fn set_up(&self, kernel_info: &WireMessage, lossless: bool) {
         if lossless && is_ipykernel(kernel_info) {
             self.wait_for_subscriber().await;
@@ -106,7 +105,7 @@ impl Recording {
     }
 
     async fn wait_for_subscriber(&self) {
-        // No code: IPython then runs none of its hooks before a cell and changes neither history nor counter.
+        // With empty code, IPython runs no cell hooks and changes neither history nor counter.
         let mut request = ExecuteRequest::new("");
         request.silent = true;
         request.store_history = false;
@@ -133,7 +132,7 @@ fn is_ipykernel(kernel_info: &WireMessage) -> bool {
     serde_json::from_slice::<KernelInfo>(kernel_info.content()).is_ok_and(|info| info.implementation == "ipython")
 }
 
-/// The reply to the request has come.
+/// Checks the reply to the request.
 pub(super) fn answered(reply: &WireMessage) {
     #[derive(Deserialize)]
     struct Reply {
