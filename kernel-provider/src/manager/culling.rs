@@ -1,4 +1,4 @@
-//! Ends kernels that nobody uses, and drops the logs of kernels that are long gone.
+//! Ends idle kernels and drops logs whose retention is over.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -14,11 +14,11 @@ use crate::KernelId;
 use crate::provider::ExitCause;
 use crate::session::{ExecutionState, Lifecycle, trim_index};
 
-/// How often entries that are too old are dropped: so many times within the age that they may have, and each hour.
+/// How often expired entries are dropped: this many times within their maximum age, and at least hourly.
 const TRIMMINGS: u32 = 16;
 const TRIM_AT_LEAST: Duration = Duration::from_secs(60 * 60);
 
-/// Starts the task that looks at the kernels at the interval that the options say.
+/// Starts the culling task, which runs at the configured interval.
 pub(super) fn start(manager: &Arc<Shared>) {
     let weak = Arc::downgrade(manager);
     let stop = manager.stop.clone();
@@ -31,7 +31,7 @@ pub(super) fn start(manager: &Arc<Shared>) {
 async fn run(manager: Weak<Shared>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Not at once: kernels that ran before are not restored yet, and their logs are to stay.
+    // Not at once: running kernels are not restored yet, and their logs must stay.
     ticks.reset();
     let mut trimmed = Instant::now();
     let mut told_quiet = HashMap::new();
@@ -41,7 +41,7 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
             return;
         };
         drop_old_logs(&manager).await;
-        // A log that is written is trimmed as it grows; this is for those that are not.
+        // Active logs are trimmed as they grow; this trims the others.
         if let Some(age) = manager.logs.stored_age()
             && trimmed.elapsed() >= (age / TRIMMINGS).min(TRIM_AT_LEAST)
         {
@@ -70,7 +70,8 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
     }
 }
 
-/// Has the logs of quiet kernels say that they run, before another manager takes them for those of kernels that are gone.
+/// Appends an entry to the logs of quiet kernels, so that other managers of the same store do not take them for
+/// abandoned.
 fn tell_quiet(kernels: &[Arc<Kernel>], retention: Duration, told: &mut HashMap<KernelId, DateTime<Utc>>) {
     told.retain(|id, _| kernels.iter().any(|kernel| kernel.id() == *id));
     let now = Utc::now();
@@ -105,7 +106,7 @@ async fn drop_old_logs(manager: &Shared) {
     }
 }
 
-/// For how long nobody has used the kernel, where that is too long.
+/// How long the kernel has been idle, if that exceeds its limit.
 fn unused(kernel: &Kernel, options: &Culling) -> Option<Duration> {
     let options = match kernel.spec() {
         Some(spec) => options.overridden_by(&spec.spec.metadata),
@@ -120,7 +121,7 @@ fn unused(kernel: &Kernel, options: &Culling) -> Option<Duration> {
 }
 
 impl Culling {
-    /// The same with what a kernelspec's `metadata` says otherwise.
+    /// The culling options, overridden by the kernelspec's `metadata`.
     fn overridden_by(&self, metadata: &serde_json::Map<String, Value>) -> Self {
         let mut culling = self.clone();
         if let Some(seconds) = metadata.get("cull_idle_timeout").and_then(Value::as_u64) {

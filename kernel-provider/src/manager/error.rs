@@ -6,42 +6,42 @@ use crate::provider::{LaunchError, ProviderError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// There is no such kernelspec.
+    /// No kernelspec has this name.
     #[error("no kernelspec named {spec:?}; there are: {known}")]
     NoSuchSpec {
-        /// The name that was asked for.
+        /// The requested name.
         spec: String,
-        /// The names that there are, separated by commas.
+        /// The existing names, separated by commas.
         known: String,
     },
-    /// Its kernel.json cannot be used.
+    /// The kernel.json is invalid.
     #[error("the kernelspec {spec:?} cannot be used: {reason}")]
     BrokenSpec {
-        /// Its name.
+        /// The kernelspec's name.
         spec: String,
-        /// What is wrong, and in which file.
+        /// The problem and the file.
         reason: String,
     },
-    /// A kernel of this id runs or is being started.
+    /// A kernel with this id runs or is starting.
     #[error("kernel {0} exists already; attach to it, or choose another id")]
     Duplicate(KernelId),
-    /// The limit on kernels is reached.
+    /// The kernel limit is reached.
     #[error("the limit of {limit} kernels{} is reached; shut one down first", of_owner(owner.as_deref()))]
     LimitReached {
         /// The limit.
         limit: usize,
-        /// Whose limit it is; `None` for all together.
+        /// The owner it applies to; `None` for all kernels.
         owner: Option<String>,
     },
-    /// The provider could not launch it.
+    /// The provider failed to launch it.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// It runs and does not answer. It has been ended.
+    /// It runs but did not answer, and was ended.
     #[error("the kernel started and did not answer: {reason}{}", with_output(output))]
     NoAnswer {
-        /// What was waited for.
+        /// What it did not do.
         reason: String,
-        /// The last of what it wrote outside the protocol.
+        /// The end of its output outside the protocol.
         output: String,
     },
     /// Its log cannot be opened.
@@ -50,7 +50,7 @@ pub enum StartError {
     /// The manager has no provider.
     #[error("there is no provider that could start a kernel")]
     NoProvider,
-    /// The manager is being shut down.
+    /// The manager is shutting down.
     #[error("no kernel is started any more: the service is shutting down")]
     ShuttingDown,
 }
@@ -71,19 +71,19 @@ fn with_output(output: &str) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestartError {
-    /// The provider could not launch it again.
+    /// The provider failed to launch it again.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// It runs again and does not answer.
+    /// It was restarted but does not answer.
     #[error("the kernel was restarted and did not answer: {0}")]
     NoAnswer(String),
-    /// It has been shut down.
+    /// It was shut down.
     #[error("the kernel has been shut down")]
     ShutDown,
     /// The provider cannot reach it.
     #[error(transparent)]
     Provider(#[from] ProviderError),
-    /// Its log has no room. The kernel runs on.
+    /// Its log has no room. The kernel keeps running.
     #[error("the kernel is not restarted, since its log takes nothing: {0}")]
     Log(StoreError),
 }

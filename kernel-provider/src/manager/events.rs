@@ -3,10 +3,10 @@ use tokio::sync::broadcast;
 use crate::KernelId;
 use crate::provider::ExitCause;
 
-/// How many events a receiver may fall behind before it misses some, and is told so.
+/// How many events a receiver may lag behind before it loses some.
 const CAPACITY: usize = 1_024;
 
-/// Something happened to a kernel.
+/// An event of a kernel.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct KernelEvent {
@@ -20,19 +20,19 @@ pub struct KernelEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelEventKind {
-    /// Launched, and has answered.
+    /// Launched, and answered.
     Started,
-    /// Found running, and attached to.
+    /// Found running, and attached.
     Attached,
-    /// Ended by itself, and is started anew.
+    /// Ended by itself, and is being restarted.
     RestartingByItself(ExitCause),
-    /// Restarted, by somebody or by itself, and has answered.
+    /// Restarted, on request or automatically, and answered.
     Restarted,
-    /// Gone, and not started anew.
+    /// Dead, and not restarted.
     Dead(ExitCause),
-    /// Ended because nobody used it.
+    /// Culled because it was idle.
     Culled,
-    /// Ended as somebody wanted.
+    /// Shut down on request.
     ShutDown,
 }
 
@@ -48,7 +48,7 @@ impl Events {
     }
 
     pub(super) fn tell(&self, id: KernelId, kind: KernelEventKind) {
-        // No receiver is no fault.
+        // Events without a receiver are dropped.
         let _ = self.0.send(KernelEvent { id, kind });
     }
 }

@@ -21,12 +21,12 @@ use crate::session::{
     Attachment, Execution, ExecutionState, Executions, Lifecycle, Recorder, RequestError, SendError, Sessions,
 };
 
-/// The longest that connecting to a running kernel may take.
+/// Timeout for connecting to a running kernel.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// The longest that a restarted kernel may take to answer.
+/// How long a restarted kernel has to answer.
 const RESTART_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A kernel: its life, its log, its clients.
+/// A kernel: its process, its log and its clients.
 pub struct Kernel {
     record: KernelRecord,
     spec_name: String,
@@ -36,30 +36,30 @@ pub struct Kernel {
     sessions: Sessions,
     manager: Weak<Shared>,
     grace: Duration,
-    /// Held by whoever starts or ends the process, one at a time: see [`life`](Self::life).
+    /// Serializes starts and ends of the process: see [`life`](Self::life).
     life: Mutex<()>,
-    /// How many wait for `life`. A connection attempt that holds it gives way to them.
+    /// How many tasks wait for `life`. A connection attempt that holds it yields to them.
     waiting_for_life: watch::Sender<usize>,
-    /// Whether it is to end: its end is then no accident.
+    /// Whether a shutdown is under way, so that the kernel's end is expected.
     ending: AtomicBool,
-    /// The entry that tells of its death; 0 while it lives.
+    /// The entry that announces its death; 0 while it lives.
     died_at: AtomicU64,
-    /// Whether a supervisor watches it. Changed by who holds `life`.
+    /// Whether a supervisor watches it. Changed only while `life` is held.
     watched: AtomicBool,
-    /// The bytes that messages may have that wait to be sent to it.
+    /// Budget of bytes for messages that wait to be sent.
     room: Arc<Semaphore>,
 }
 
-/// [Room](Kernel::room) for a message that waits to be sent; given back when dropped.
+/// A reservation from [`Kernel::room`] for one message; released when dropped.
 pub struct Room {
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Room {
-    /// Adds the room of another piece of the message.
+    /// Adds the reservation for another piece of the message.
     ///
     /// # Panics
-    /// If the other is of another kernel.
+    /// If the other reservation is for another kernel.
     pub fn merge(&mut self, mut other: Self) {
         match (&mut self.permit, other.permit.take()) {
             (Some(permit), Some(other)) => permit.merge(other),
@@ -68,31 +68,31 @@ impl Room {
     }
 }
 
-/// How far the clock of a cluster that says when a kernel was launched may be behind this one.
+/// Tolerated clock difference to the cluster that reports a kernel's launch time.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(5);
 
-/// How many bytes messages may have that wait for a kernel that does not take them.
+/// The most bytes of messages that may wait for a kernel that does not read them.
 const ROOM: usize = 256 << 20;
 
-/// What became of a kernel whose process or pod had ended by itself.
+/// How a kernel whose process or pod ended by itself continues.
 pub(super) enum Recovery {
-    /// Its supervisor has started it anew.
+    /// Its supervisor restarted it.
     Restarted,
-    /// Somebody else has.
+    /// It was restarted on request.
     NotNeeded,
-    /// It is dead, or somebody ends it: its supervisor goes.
+    /// It is dead or being shut down, so its supervisor ends.
     Over,
 }
 
-/// Ends a kernel that cannot be used.
+/// Ends a kernel that failed to start.
 async fn abandon(handle: &dyn KernelHandle) {
     if let Err(error) = handle.shutdown(Duration::ZERO).await {
         warn!(%error, "a kernel that did not start well cannot be ended");
     }
 }
 
-/// Ends a kernel whose start, which began at this time, failed. One that ran before, which its provider has found under
-/// the same id, is left alone.
+/// Ends a kernel whose start failed, unless it was launched before `began`: the provider then found a running kernel
+/// with the same id.
 pub(super) async fn abandon_new(handle: &dyn KernelHandle, began: DateTime<Utc>) {
     if handle.record().launched < began - CLOCK_TOLERANCE {
         warn!("a kernel of this id ran already and is left alone");
@@ -133,7 +133,7 @@ impl Kernel {
         }
     }
 
-    /// One without a manager.
+    /// A kernel without a manager.
     #[cfg(feature = "testing")]
     pub(crate) fn unmanaged(handle: Arc<dyn KernelHandle>, recorder: Recorder, sessions: Sessions) -> Self {
         Self {
@@ -160,19 +160,19 @@ impl Kernel {
         self.record.id
     }
 
-    /// The name of its kernelspec among those of all providers.
+    /// The name of its kernelspec, as [`Manager::specs`](super::Manager::specs) has it.
     #[must_use]
     pub fn spec_name(&self) -> &str {
         &self.spec_name
     }
 
-    /// Its kernelspec, where the provider still has it.
+    /// Its kernelspec, if the provider still has it.
     #[must_use]
     pub fn spec(&self) -> Option<&InstalledKernelspec> {
         self.spec.as_ref()
     }
 
-    /// Whose it is.
+    /// Its owner.
     #[must_use]
     pub fn owner(&self) -> Option<&str> {
         self.record.owner.as_deref()
@@ -184,31 +184,31 @@ impl Kernel {
         self.record.launched
     }
 
-    /// What it does: the state now, then each change.
+    /// Its state: the value now and each change.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<ExecutionState> {
         self.recorder.state()
     }
 
-    /// When it last said or was asked anything.
+    /// When it last sent or received a message.
     #[must_use]
     pub fn last_activity(&self) -> DateTime<Utc> {
         self.recorder.last_activity()
     }
 
-    /// How many clients are attached: the number now, then each change.
+    /// The number of attached clients: the value now and each change.
     #[must_use]
     pub fn connections(&self) -> watch::Receiver<usize> {
         self.sessions.attached()
     }
 
-    /// All that it said and was asked.
+    /// Its log.
     #[must_use]
     pub fn log(&self) -> &Log {
         self.recorder.log()
     }
 
-    /// What the provider knows of it.
+    /// Its record at the provider.
     #[must_use]
     pub fn handle(&self) -> &dyn KernelHandle {
         &*self.handle
@@ -222,36 +222,35 @@ impl Kernel {
         &self.sessions
     }
 
-    /// Attaches a client. A session that was attached before reads on after what it acknowledged last, and its earlier
-    /// attachment, if it is still there, is told that it is [superseded](Attachment::superseded).
+    /// Attaches a client. A session that was attached before resumes after what it acknowledged last, and its earlier
+    /// attachment is [superseded](Attachment::superseded).
     #[must_use]
     pub fn attach(self: &Arc<Self>, session: &str) -> Attachment {
         Attachment::of_session(self.clone(), session, false)
     }
 
-    /// Attaches one of several connections that lead, or led, to the same client, as servers that stand between have them:
-    /// each reads everything. Where the client stands is known from the newest one over which it has
-    /// [sent](crate::session::Client::send) something; a session that comes back reads on from there.
+    /// Attaches one of several connections to the same client, as servers in between have them. Each receives
+    /// everything. The client's position is that of the newest one over which it [sent](crate::session::Client::send) a
+    /// message; a reconnect resumes there.
     #[must_use]
     pub fn attach_shared(self: &Arc<Self>, session: &str) -> Attachment {
         Attachment::of_session(self.clone(), session, true)
     }
 
-    /// Waits until the connection over which a session was attached is gone, or for so long. A client that connects anew
-    /// because of what it was just sent has closed the old one, and only what is read from that to its end tells what the
-    /// client has.
+    /// Waits until the session's earlier connection is closed, or for this long. A client that reconnects because of
+    /// the last messages has closed the old connection, and only reading that to its end shows what the client
+    /// received.
     pub async fn session_left(&self, session: &str, patience: Duration) {
         let _ = timeout(patience, self.sessions.left(session)).await;
     }
 
-    /// Attaches a client that remembers its place in the log: it reads the entries after `after`. Nothing is remembered
-    /// of its session once it is gone.
+    /// Attaches a client that tracks its own position, after entry `after`. Its session is forgotten when it detaches.
     #[must_use]
     pub fn attach_at(self: &Arc<Self>, session: &str, after: Seq) -> Attachment {
         Attachment::at(self.clone(), session, after)
     }
 
-    /// What it was asked to run, and what came of it.
+    /// Its executions.
     #[must_use]
     pub fn executions(&self) -> Executions {
         Executions::of(self.log().clone())
@@ -260,45 +259,44 @@ impl Kernel {
     /// Runs code and follows it through the log.
     ///
     /// # Errors
-    /// [`SendError`] where the kernel is dead.
+    /// [`SendError`] if the kernel is dead.
     pub async fn execute(self: &Arc<Self>, request: ExecuteRequest) -> Result<Execution, SendError> {
         Execution::start(self, request).await
     }
 
-    /// Waits until there is room for a message of so many bytes among those that wait to be sent to the kernel: 256 MiB
-    /// in all, so that a kernel that takes nothing does not fill the memory. What is returned is kept until the message
-    /// is sent.
+    /// Reserves room for a message of this many bytes among those that wait for the kernel: 256 MiB in total, so that a
+    /// kernel that reads nothing cannot fill the memory. Keep the reservation until the message is sent.
     pub async fn room(&self, bytes: usize) -> Room {
         let bytes = u32::try_from(bytes.min(ROOM)).unwrap_or(u32::MAX);
         Room {
-            // It is never closed.
+            // The semaphore is never closed.
             permit: Arc::clone(&self.room).acquire_many_owned(bytes).await.ok(),
         }
     }
 
-    /// Sends a message on behalf of a session, attached or not: its reply is for that session. A message whose `msg_id`
-    /// the kernel was sent before is dropped. Waits while the kernel is being restarted.
+    /// Sends a message for a session, attached or not. The reply goes to that session. A message that the kernel was
+    /// sent before, by its `msg_id`, is dropped. Waits while the kernel restarts.
     ///
     /// # Errors
-    /// [`SendError`] where the kernel is dead, or the message cannot be sent.
+    /// [`SendError`] if the kernel is dead or the message cannot be sent.
     pub async fn send(&self, session: &Arc<str>, channel: Channel, message: WireMessage) -> Result<(), SendError> {
         self.recorder.send(session, channel, message).await
     }
 
-    /// Connects to a kernel that was just launched, and waits for its first answer.
+    /// Connects to a kernel that was just launched and waits for its first answer.
     pub(super) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
         let info = self.connection().await?;
-        // Also where this is dropped in the middle, and the sockets stay.
+        // Also runs if this future is dropped midway; the sockets stay connected.
         let _ends_setup = self.recorder.ends_setup();
         self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
-        // A kernel that dies before it answers is told at once, not after the deadline.
+        // Fails at once if the kernel dies first, not at the deadline.
         tokio::select! {
             ready = self.recorder.ready(deadline, self.waits_for_subscriber()) => ready,
             exit = self.handle.wait() => Err(unreachable(&ProviderError::Gone(exit.cause)).into()),
         }
     }
 
-    /// Whether ipykernel is made to wait for the recorder instead of dropping output.
+    /// Whether ipykernel is set up to wait for the recorder instead of dropping output.
     fn waits_for_subscriber(&self) -> bool {
         let says = self
             .spec
@@ -307,9 +305,9 @@ impl Kernel {
         says != Some(&serde_json::Value::Bool(false))
     }
 
-    /// Takes `life`, from a connection attempt too.
+    /// Locks `life`; a connection attempt that holds it yields.
     async fn life(&self) -> MutexGuard<'_, ()> {
-        /// Counted as long as this is there, however the wait ends.
+        /// Counts a waiter until dropped.
         struct Waiting<'a>(&'a watch::Sender<usize>);
 
         impl Drop for Waiting<'_> {
@@ -323,8 +321,8 @@ impl Kernel {
         self.life.lock().await
     }
 
-    /// Connects to a kernel that ran before, unless that has been done, or it was restarted or ended meanwhile. Returns
-    /// whether nothing is left to do; an attempt that gives way to a restart or an end is to be repeated.
+    /// Connects to a kernel that was running before, unless it is already connected or was restarted or ended. Returns
+    /// whether nothing is left to do; an attempt that yielded to a restart or an end must be repeated.
     pub(super) async fn reconnect_once(&self) -> Result<bool, SendError> {
         let _life = self.life.lock().await;
         if self.ending.load(Ordering::Acquire) || !self.recorder.is_disconnected() {
@@ -337,7 +335,7 @@ impl Kernel {
         }
     }
 
-    /// Connects to a kernel that ran before. It may be busy for long, so its answer is not waited for.
+    /// Connects to a kernel that was running before. It may be busy for long, so this does not wait for an answer.
     async fn reconnect(&self) -> Result<(), SendError> {
         let recorded = self.last_entry_time().await;
         let info = self.connection().await?;
@@ -355,10 +353,10 @@ impl Kernel {
         block.entries().last().map(|entry| entry.time())
     }
 
-    /// Interrupts what it runs: by signal or by message, as its kernelspec says.
+    /// Interrupts the running code, by signal or by message as the kernelspec says.
     ///
     /// # Errors
-    /// [`RestartError::Provider`] where it is gone.
+    /// [`RestartError::Provider`] if the kernel is gone.
     pub async fn interrupt(&self) -> Result<(), RestartError> {
         if self.handle.interrupt().await? == Interrupt::ByMessage {
             let asked = self
@@ -366,25 +364,25 @@ impl Kernel {
                 .request(Channel::Control, InterruptRequest::default(), self.grace)
                 .await;
             if let Err(error) = asked {
-                // The kernel has the request, and may answer late.
+                // The kernel has the request and may answer late.
                 warn!(kernel_id = %self.id(), %error, "the interrupt was not confirmed");
             }
         }
         Ok(())
     }
 
-    /// Ends its process or pod and starts a new one under the same id; clients stay attached, and what they send
-    /// meanwhile waits. Returns once it has answered.
+    /// Restarts the process or pod under the same id. Clients stay attached, and their messages wait. Returns once the
+    /// kernel has answered.
     ///
     /// # Errors
-    /// [`RestartError::Log`] where its log has no room, as on a full disk; the kernel runs on. With any other the kernel is
-    /// dead, and can be restarted again.
+    /// [`RestartError::Log`] if its log has no room, as on a full disk; the kernel keeps running. After any other error
+    /// the kernel is dead and can be restarted again.
     pub async fn restart(self: &Arc<Self>) -> Result<(), RestartError> {
         let _life = self.life().await;
         if self.ending.load(Ordering::Acquire) {
             return Err(RestartError::ShutDown);
         }
-        // Where files cannot be written the new process could not be started.
+        // The new process could not start without room for its files.
         self.log().check_room().await.map_err(RestartError::Log)?;
         info!(kernel_id = %self.id(), "restarting");
         self.recorder.lifecycle(&Lifecycle::Restarting);
@@ -404,7 +402,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Starts a new process in place of one that ended; whoever calls it holds `life`.
+    /// Starts a new process in place of one that ended. The caller holds `life`.
     async fn relaunch(&self) -> Result<(), RestartError> {
         self.drain().await;
         self.recorder.revive();
@@ -422,15 +420,15 @@ impl Kernel {
         Ok(())
     }
 
-    /// Starts a new process after the last one ended by itself; `attempts_left` is how often this may still be done.
-    /// Nothing is done where somebody else has restarted or ended it meanwhile, or could not restart it.
+    /// Restarts a kernel whose process ended by itself, at most `attempts_left` more times. Does nothing if it was
+    /// restarted or shut down meanwhile.
     pub(super) async fn recover(&self, exit: Exit, attempts_left: u32) -> Recovery {
         let _life = self.life().await;
         if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
             return Recovery::NotNeeded;
         }
         let is_over = self.ending.load(Ordering::Acquire) || self.died_at().is_some();
-        // What somebody has deleted, as another gateway that has the same kernels does, is not wanted any more.
+        // Another gateway with the same kernels may have deleted it.
         let attempts_left = if exit.cause == ExitCause::Deleted {
             0
         } else {
@@ -443,12 +441,12 @@ impl Kernel {
         Recovery::Over
     }
 
-    /// Whether one of the attempts succeeds; the kernel is dead otherwise.
+    /// Whether an attempt succeeded; otherwise the kernel is dead.
     async fn start_anew(&self, exit: Exit, attempts_left: u32) -> bool {
         let mut exit = exit;
         for left in (0..attempts_left).rev() {
             warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is started anew");
-            // Before anyone is told: what is sent from then on waits for the new process.
+            // Before the event, so that later messages wait for the new process.
             self.drain().await;
             self.recorder.disconnect().await;
             self.recorder.set_state(ExecutionState::Restarting);
@@ -467,7 +465,7 @@ impl Kernel {
         false
     }
 
-    /// How the kernel ended that could not be started anew: as its process did, where that ended.
+    /// The exit to report for a kernel that could not be restarted: that of its process, if it ended.
     fn exit_after(&self, error: &RestartError) -> Exit {
         match (&*self.handle.phase().borrow(), error) {
             (_, RestartError::Launch(LaunchError::Died { exit })) | (Phase::Exited(exit), _) => exit.clone(),
@@ -475,7 +473,7 @@ impl Kernel {
         }
     }
 
-    /// Records the last words of a process that has ended.
+    /// Drains the output of a process that has ended.
     async fn drain(&self) {
         if matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
             self.recorder.drain().await;
@@ -491,14 +489,15 @@ impl Kernel {
         self.recorder.finish().await;
         let dead = Lifecycle::Dead { exit: exit.clone() };
         self.recorder.end_with_kernel(&dead);
-        // Known before it is told, at an entry that is surely not after it: who is told may attach anew at once.
+        // Set before the event is appended, to an entry not after it: a client may attach again as soon as it sees the
+        // event.
         self.died_at.store(self.recorder.next_entry().0, Ordering::Release);
         self.recorder.lifecycle(&dead);
         self.tell(KernelEventKind::Dead(exit.cause));
     }
 
-    /// The entry that tells of the kernel's death, while it is dead. Whoever attaches is told of it again: who has
-    /// acknowledged it may have been a proxy with nobody behind it.
+    /// The entry that announces the kernel's death, while it is dead. Every client that attaches receives it, because
+    /// an earlier acknowledgement may be a proxy's.
     pub(crate) fn died_at(&self) -> Option<Seq> {
         match self.died_at.load(Ordering::Acquire) {
             0 => None,
@@ -506,14 +505,14 @@ impl Kernel {
         }
     }
 
-    /// Asks the kernel by message to end, and waits for it a while.
+    /// Asks the kernel by message to shut down and waits a while.
     async fn ask_to_end(&self, restart: bool) {
-        // One that was never reached cannot be asked.
+        // A kernel that was never connected cannot be asked.
         if *self.state().borrow() == ExecutionState::Dead || self.recorder.is_disconnected() {
             return;
         }
         let asked = async {
-            // A busy kernel hears the request sooner where it handles control between cells only.
+            // A busy kernel that handles control only between cells hears the request sooner after an interrupt.
             let _ = self.handle.interrupt().await;
             let _ = self
                 .recorder
@@ -526,16 +525,16 @@ impl Kernel {
         }
     }
 
-    /// Ends the kernel: by message, then as its provider does, politely and then firmly. Its log stays. Ending a kernel
-    /// that has been ended is no error.
+    /// Shuts the kernel down: by message, then through its provider, gracefully and then by force. Its log stays.
+    /// Shutting down a dead kernel succeeds.
     ///
     /// # Errors
-    /// [`ProviderError`] where it cannot be ended.
+    /// [`ProviderError`] if the kernel cannot be ended.
     pub async fn shutdown(&self) -> Result<(), ProviderError> {
         self.end(ExitCause::Requested).await
     }
 
-    /// The same; `cause` is what is told of its end.
+    /// As [`shutdown`](Self::shutdown); `cause` is the reported reason.
     pub(super) async fn end(&self, cause: ExitCause) -> Result<(), ProviderError> {
         let _life = self.life().await;
         if self.ending.swap(true, Ordering::AcqRel) {
@@ -563,8 +562,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Lets go of the kernel's sockets and stores what was recorded, once nobody restarts or ends it: half a restart
-    /// would leave no kernel at all.
+    /// Disconnects from the kernel and stores what was recorded, after any restart or shutdown under way: half a
+    /// restart would leave no kernel.
     pub(super) async fn detach(&self) {
         let _life = self.life().await;
         self.recorder.disconnect().await;

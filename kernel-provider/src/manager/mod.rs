@@ -1,4 +1,4 @@
-//! Owns the kernels of all providers: starts, restarts and ends them, and ends those that nobody uses.
+//! Starts, restarts and ends the kernels of all providers, and culls idle ones.
 
 mod culling;
 mod error;
@@ -33,15 +33,15 @@ use crate::session::{Executions, Lifecycle, Recorder, RecorderOptions, Sessions}
 use events::Events;
 use registry::Registry;
 
-/// The longest that a manager that ends waits for providers to clear away what was being started.
+/// How long a closing manager waits for providers to clean up cancelled launches.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
-/// The kernelspec that every Python installation calls its kernel by.
+/// The usual name of Python's kernelspec.
 const PYTHON: &str = "python3";
 
-/// The kernels of several providers. Cloning gives another handle to the same manager.
+/// Manages the kernels of several providers. Clones share the same manager.
 ///
-/// Dropping the last handle ends the manager's tasks and leaves the kernels running, to be found again by
-/// [`restore`](Self::restore).
+/// Dropping the last clone ends the manager's tasks and leaves the kernels running; [`restore`](Self::restore) finds
+/// them again.
 #[derive(Clone)]
 pub struct Manager {
     shared: Arc<Shared>,
@@ -53,11 +53,11 @@ struct Shared {
     recorder_options: RecorderOptions,
     logs: Logs,
     registry: Registry,
-    /// Kernels that ran before this process and that it has not attached to yet.
+    /// Running kernels of an earlier process that are not attached yet.
     attaching: Mutex<HashSet<KernelId>>,
     events: Events,
     tasks: TaskTracker,
-    /// Cancelled when no kernel is started any more: those that are being started are given up.
+    /// Cancelled when the manager starts no more kernels; cancels pending starts.
     closing: CancellationToken,
     stop: CancellationToken,
 }
@@ -69,8 +69,8 @@ impl Drop for Shared {
 }
 
 impl Manager {
-    /// A manager of these providers' kernels, logging to `logs`. The first provider is the default one. Starts the task
-    /// that culls, where the options ask for it; needs a tokio runtime.
+    /// A manager for these providers' kernels, logging to `logs`. The first provider is the default. Starts the culling
+    /// task if the options ask for it; needs a tokio runtime.
     #[must_use]
     pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
         let stop = CancellationToken::new();
@@ -96,7 +96,8 @@ impl Manager {
         manager
     }
 
-    /// What can be launched, by name: of the default provider `python3`, of every provider also `local/python3`.
+    /// The kernelspecs by name. With several providers, each name also exists with the provider's name in front, such
+    /// as `local/python3`, and names without it are the default provider's.
     #[must_use]
     pub fn specs(&self) -> BTreeMap<String, InstalledKernelspec> {
         let mut all = BTreeMap::new();
@@ -115,8 +116,7 @@ impl Manager {
         all
     }
 
-    /// What is wrong with the kernelspecs that cannot be used, by name, as in [`specs`](Self::specs). The texts name the
-    /// files.
+    /// Errors of unusable kernelspecs, by name as in [`specs`](Self::specs). The texts name the files.
     #[must_use]
     pub fn broken_specs(&self) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
@@ -134,8 +134,8 @@ impl Manager {
         all
     }
 
-    /// The kernelspec that a start under this name takes, with the name that [`specs`](Self::specs) has for it: upper and
-    /// lower case do not matter, and `python` is `python3` where it is no other kernelspec's name.
+    /// The kernelspec that a start with this name uses, and its name in [`specs`](Self::specs). Case does not matter,
+    /// and `python` means `python3` unless a kernelspec is named `python`.
     ///
     /// # Errors
     /// [`StartError::NoSuchSpec`] and [`StartError::BrokenSpec`].
@@ -143,8 +143,8 @@ impl Manager {
         self.shared.find_spec(name).map(|found| (found.name, found.spec))
     }
 
-    /// The kernelspec that a start without a name takes, by [`ManagerOptions::default_spec`]; `None` where that is not
-    /// set and there are no kernelspecs.
+    /// The kernelspec of a start without a name, by [`ManagerOptions::default_spec`]; `None` if that is unset and no
+    /// kernelspec exists.
     #[must_use]
     pub fn default_spec(&self) -> Option<String> {
         if let Some(name) = &self.shared.options.default_spec {
@@ -163,9 +163,10 @@ impl Manager {
             .map(|(name, _)| name.clone())
     }
 
-    /// Starts a kernel, and returns once it has answered.
+    /// Starts a kernel and returns once it has answered.
     ///
-    /// Dropping the future does not stop the start: the kernel is then there under its id, and is culled in its time.
+    /// Dropping the future does not cancel the start: the kernel then runs under its id until it is culled or shut
+    /// down.
     ///
     /// # Errors
     /// [`StartError`], by cause.
@@ -179,31 +180,31 @@ impl Manager {
         }
     }
 
-    /// The kernel of this id.
+    /// The kernel with this id.
     #[must_use]
     pub fn get(&self, id: KernelId) -> Option<Arc<Kernel>> {
         self.shared.registry.get(id)
     }
 
-    /// All kernels, the oldest first.
+    /// All kernels, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Kernel>> {
         self.shared.registry.list()
     }
 
-    /// What happens to the kernels, from now on. A receiver that falls behind by more than 1,024 events is told so.
+    /// Subscribes to kernel events. A receiver that lags more than 1,024 events behind learns how many it missed.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<KernelEvent> {
         self.shared.events.subscribe()
     }
 
-    /// The logs, of kernels that run and of kernels that are gone.
+    /// The logs of running and past kernels.
     #[must_use]
     pub fn logs(&self) -> &Logs {
         &self.shared.logs
     }
 
-    /// Ends all kernels, side by side, and the manager's tasks. Kernels that are being started are given up.
+    /// Shuts down all kernels concurrently and ends the manager's tasks. Pending starts are cancelled.
     pub async fn shutdown(&self) {
         self.shared.start_no_more().await;
         let ending = self.list().into_iter().map(|kernel| async move {
@@ -215,12 +216,11 @@ impl Manager {
         self.shared.stop.cancel();
     }
 
-    /// What the log of a kernel that this manager does not run says of executions; `None` where there is no log. Those
-    /// that had not ended have died with it, unless the kernel may run all the same: not attached to yet, or at another
-    /// manager that shares the store.
+    /// The executions of a kernel that this manager does not run; `None` if it has no log. Unfinished executions count
+    /// as died, unless the kernel may still run: not attached yet, or at another manager of the same store.
     ///
     /// # Errors
-    /// [`StoreError`] where the log cannot be opened.
+    /// [`StoreError`] if the log cannot be opened.
     pub async fn past_executions(&self, id: KernelId) -> Result<Option<Executions>, StoreError> {
         let Some(log) = self.shared.logs.find(id).await? else {
             return Ok(None);
@@ -236,12 +236,12 @@ impl Manager {
         }))
     }
 
-    /// Ends the manager's tasks and leaves the kernels running, with all that was recorded in the store. Kernels that are
-    /// being started are given up.
+    /// Ends the manager's tasks and leaves the kernels running, with everything recorded in the store. Pending starts
+    /// are cancelled.
     pub async fn detach(&self) {
         self.shared.start_no_more().await;
         self.shared.stop.cancel();
-        // Side by side: one that is being restarted holds up no other.
+        // Concurrently, so that a kernel that is restarting delays no other.
         futures::future::join_all(self.list().iter().map(|kernel| kernel.detach())).await;
     }
 }
@@ -251,7 +251,7 @@ struct FoundSpec {
     provider: Arc<dyn KernelProvider>,
     /// Its name among all providers.
     name: String,
-    /// Its name within its provider.
+    /// Its name at its provider.
     own_name: String,
     spec: InstalledKernelspec,
 }
@@ -274,7 +274,7 @@ impl Shared {
         }
     }
 
-    /// The provider that this name names, and the rest of it.
+    /// The provider in this name, and the rest of the name.
     fn provider_of<'a>(&self, name: &'a str) -> Result<(&Arc<dyn KernelProvider>, &'a str), StartError> {
         if let Some((prefix, spec)) = name.split_once('/')
             && let Some(provider) = self.providers.iter().find(|provider| provider.name() == prefix)
@@ -319,7 +319,7 @@ impl Shared {
             own_name,
             spec,
         } = self.find_spec(&request.spec)?;
-        // It runs, and is not attached to yet.
+        // It runs and is not attached yet.
         if self.attaching().contains(&id) {
             return Err(StartError::Duplicate(id));
         }
@@ -331,7 +331,7 @@ impl Shared {
         launch.owner = request.owner;
         launch.timeout = request.timeout;
         let begun = tokio::time::Instant::now();
-        // The log is opened while the kernel starts.
+        // The log opens while the kernel starts.
         let launching = async { tokio::join!(provider.launch(launch, Progress::ignored()), self.logs.open(id)) };
         let launched = self.closing.run_until_cancelled(launching).await;
         let (handle, log) = launched.ok_or(StartError::ShuttingDown)?;
@@ -373,7 +373,7 @@ impl Shared {
         Ok(kernel)
     }
 
-    /// The kernel, with what its log knows of requests and sessions.
+    /// Creates the kernel with the requests and sessions of its log.
     async fn kernel(
         self: &Arc<Self>,
         spec_name: String,
@@ -386,7 +386,7 @@ impl Shared {
         Ok(Arc::new(Kernel::new(self, spec_name, spec, handle, recorder, sessions)))
     }
 
-    /// Watches over the kernel from now on.
+    /// Starts a supervisor for the kernel.
     fn watch(self: &Arc<Self>, kernel: &Arc<Kernel>) {
         let watching = supervisor::watch(Arc::downgrade(self), kernel.clone());
         let stop = self.stop.clone();

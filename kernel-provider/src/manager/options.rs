@@ -6,44 +6,43 @@ use tokio::runtime::Handle;
 
 use crate::KernelId;
 
-/// How a manager treats its kernels.
+/// Options of a [`Manager`](super::Manager).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ManagerOptions {
-    /// The kernelspec that a start without a name takes; it fails where there is none of this name. `None` takes
-    /// `python3`, else the first kernelspec of a Python kernel, else the first.
+    /// The kernelspec of a start without a name; such a start fails if it does not exist. `None` selects `python3`,
+    /// else the first Python kernelspec, else the first one.
     pub default_spec: Option<String>,
-    /// The most kernels at a time, those that start included; `None` for no limit.
+    /// The most kernels at a time, including those that are starting; `None` for no limit.
     pub max_kernels: Option<usize>,
     /// The most kernels of one owner at a time; `None` for no limit.
     pub max_kernels_per_owner: Option<usize>,
-    /// How often a kernel that ends by itself is started anew before it counts as dead. A kernel that ran for longer
-    /// than [`stable_after`](Self::stable_after) starts counting anew.
+    /// How often a kernel that ends by itself is restarted before it counts as dead. The count resets when it ran for
+    /// longer than [`stable_after`](Self::stable_after).
     pub restart_limit: u32,
-    /// After how long a kernel's earlier ends are forgotten.
+    /// How long a kernel must run for its earlier crashes to be forgotten.
     pub stable_after: Duration,
-    /// How long a kernel has to end after it was asked to by message, and again after it was asked to by its provider
-    /// (SIGTERM), before it is made to.
+    /// How long a kernel has to end after a shutdown request, and again after SIGTERM, before it is killed.
     pub shutdown_grace: Duration,
-    /// When kernels that nobody uses are ended.
+    /// When idle kernels are ended.
     pub culling: Culling,
-    /// How long [`restore`](super::Manager::restore) waits for all kernels together, before it leaves those that are still
-    /// being started for later.
+    /// How long [`restore`](super::Manager::restore) waits for all kernels together. Those that still start after that
+    /// are attached later.
     pub restore_patience: Duration,
-    /// How long a log outlives its kernel, so that a result can be read after the kernel is gone.
+    /// How long a log is kept after its kernel is gone.
     pub log_retention: Duration,
-    /// How many bytes the large messages of all kernels may take together while they are received and stored; as
-    /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory) has it. What the store takes for them comes on top.
+    /// Budget in bytes for the large messages of all kernels while they are received and stored; see
+    /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory). The store's own copies come on top.
     pub message_memory: u64,
-    /// The runtime whose threads read what kernels publish; `None` for the one that kernels are started on. With a
-    /// runtime of its own, that is read in time however busy clients keep the other threads: many kernels drop what is
-    /// not. It must outlive the manager.
+    /// The runtime that reads iopub; `None` for the one that starts the kernels. A separate runtime reads iopub in time
+    /// even if clients keep the other threads busy; many kernels drop output that is not read in time. It must outlive
+    /// the manager.
     pub recorder_runtime: Option<Handle>,
 }
 
 impl Default for ManagerOptions {
-    /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling, 30 s for kernels that
-    /// run already, logs kept for a week, 256 MiB for large messages, the caller's runtime.
+    /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling, 30 s for running
+    /// kernels, logs kept for a week, 256 MiB for large messages, the caller's runtime.
     fn default() -> Self {
         Self {
             default_spec: None,
@@ -61,23 +60,23 @@ impl Default for ManagerOptions {
     }
 }
 
-/// When kernels that nobody uses are ended. A kernelspec's `metadata` may say otherwise for its kernels, by the same
-/// names as the command line has them: `cull_idle_timeout` in seconds, `cull_connected`, `cull_busy`.
+/// When idle kernels are ended. A kernelspec's `metadata` overrides this for its kernels, with the names of the command
+/// line: `cull_idle_timeout` in seconds, `cull_connected`, `cull_busy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Culling {
-    /// How long a kernel may be inactive; zero for ever.
+    /// Idle time after which a kernel is ended; zero for never.
     pub idle_timeout: Duration,
-    /// How often to look.
+    /// How often to check.
     pub interval: Duration,
-    /// Whether kernels with clients attached are ended too.
+    /// Whether to end kernels with attached clients.
     pub connected: bool,
-    /// Whether kernels that run something are ended too.
+    /// Whether to end busy kernels.
     pub busy: bool,
 }
 
 impl Default for Culling {
-    /// Never; looks every 300 s.
+    /// Never; checks every 300 s.
     fn default() -> Self {
         Self {
             idle_timeout: Duration::ZERO,
@@ -88,26 +87,26 @@ impl Default for Culling {
     }
 }
 
-/// A kernel to be started.
+/// A request to start a kernel.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StartRequest {
-    /// The kernelspec's name, such as `python3` or `local/python3`.
+    /// Name of the kernelspec, such as `python3` or `local/python3`.
     pub spec: String,
-    /// The kernel's id; a random one where `None`.
+    /// Id of the kernel; `None` for a random one.
     pub id: Option<KernelId>,
-    /// Environment variables for the kernel, over those of its kernelspec.
+    /// Environment variables; they override the kernelspec's.
     pub env: BTreeMap<String, String>,
-    /// Where the kernel starts.
+    /// Working directory.
     pub working_dir: Option<PathBuf>,
-    /// Whose kernel it is.
+    /// Owner.
     pub owner: Option<String>,
-    /// The longest that the start may take.
+    /// Timeout of the start.
     pub timeout: Duration,
 }
 
 impl StartRequest {
-    /// A request with a random id, no environment, the provider's working directory, no owner, and 60 s.
+    /// A request with a random id, no environment, the provider's working directory, no owner, and a timeout of 60 s.
     #[must_use]
     pub fn new(spec: impl Into<String>) -> Self {
         Self {

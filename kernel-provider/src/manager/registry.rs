@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use super::{Kernel, StartError};
 use crate::KernelId;
 
-/// The kernels by id, and places for those that are being started.
+/// The kernels by id, including those that are starting.
 pub(super) struct Registry {
     kernels: Arc<Mutex<Kernels>>,
     starting: watch::Sender<usize>,
@@ -22,11 +22,11 @@ struct Kernels {
 
 struct Place {
     owner: Option<String>,
-    /// `None` while it is being started.
+    /// `None` while it starts.
     kernel: Option<Arc<Kernel>>,
 }
 
-/// A place for a kernel that is being started; given back when dropped before it is filled.
+/// Reserves an id for a kernel that is starting; released when dropped before it is filled.
 pub(super) struct Reserved<'a> {
     registry: &'a Registry,
     id: KernelId,
@@ -47,7 +47,7 @@ impl Registry {
         self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place within the limits.
+    /// Reserves an id within the limits.
     pub(super) fn reserve(&self, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
         let mut kernels = self.lock();
         let of_owner = kernels
@@ -71,7 +71,7 @@ impl Registry {
         self.place(&mut kernels, id, owner)
     }
 
-    /// A place for a kernel that runs already, whatever the limits.
+    /// Reserves an id for a running kernel, regardless of limits.
     pub(super) fn reserve_running(&self, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
         let mut kernels = self.lock();
         if kernels.by_id.contains_key(&id) {
@@ -98,7 +98,7 @@ impl Registry {
         self.lock().by_id.get(&id)?.kernel.clone()
     }
 
-    /// Whether a kernel of this id runs or is being started.
+    /// Whether a kernel with this id runs or is starting.
     pub(super) fn knows(&self, id: KernelId) -> bool {
         self.lock().by_id.contains_key(&id)
     }
@@ -118,14 +118,14 @@ impl Registry {
         self.lock().by_id.remove(&id);
     }
 
-    /// No kernel gets a place any more.
+    /// Refuses further reservations.
     pub(super) fn close(&self) {
         self.lock().closed = true;
     }
 
-    /// Waits until no kernel is being started.
+    /// Waits until no kernel is starting.
     pub(super) async fn started(&self) {
-        // The sender is `self`, so waiting cannot fail.
+        // `self` holds the sender, so this cannot fail.
         let _ = self.starting.subscribe().wait_for(|starting| *starting == 0).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The kernels that run already when a manager begins.
+//! Attaches to kernels that were running before the manager.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,34 +12,34 @@ use crate::log::StoreError;
 use crate::provider::{AttachError, KernelHandle, KernelProvider, KernelRecord, Selector};
 use crate::session::ExecutionState;
 
-/// How many logs are opened at a time.
+/// How many logs are opened concurrently.
 const AT_A_TIME: usize = 32;
-/// How long is waited before a kernel that could not be attached to is tried again, at first and at most.
+/// First and longest pause between attempts to attach to a kernel.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What came of one try to attach to a kernel.
+/// Result of one attempt to attach.
 enum Outcome {
-    /// It is the manager's from now on, and is still to be connected to.
+    /// The manager has it; its sockets are still to be connected.
     Attached(Arc<Kernel>),
-    /// It is gone, or is the manager's already, or must be left alone.
+    /// It is gone, already managed, or must be left alone.
     Over,
-    /// It runs, as far as is known, and was not reached.
+    /// It seems to run but could not be reached.
     Unreached,
 }
 
 impl Manager {
-    /// Finds the kernels that the providers run already, as after a restart of this process, and attaches to them, side
-    /// by side. Returns how many there are. Those that take longer than
-    /// [`restore_patience`](super::ManagerOptions::restore_patience), as pods whose image is still pulled, are attached to
-    /// later, each as soon as it runs, and told as [`KernelEventKind::Attached`] as all are. So are those that cannot be
-    /// attached to now, which is told in the process's log: they are tried again until they are gone.
+    /// Attaches to all kernels that the providers already run, as after a restart of this process, and returns their
+    /// number. Kernels that take longer than [`restore_patience`](super::ManagerOptions::restore_patience), such as
+    /// pods whose image is still being pulled, are attached as soon as they run, each with
+    /// [`KernelEventKind::Attached`]. Attaching is retried, with a warning in the process's log, until it succeeds or
+    /// the kernel is gone.
     ///
-    /// A kernel that is attached to can be ended and restarted. Its sockets are connected to after that: one that does not
-    /// take the connection, as a process that is stopped, is busy until it does, and holds up no other.
+    /// An attached kernel can be shut down and restarted. Its sockets are connected afterwards: a kernel that accepts
+    /// no connection, such as a stopped process, is busy until it does and delays no other.
     pub async fn restore(&self) -> usize {
         let places = Arc::new(Semaphore::new(AT_A_TIME));
-        // A message a kernel, no more.
+        // At most one message per kernel.
         let (done, mut outcomes) = mpsc::unbounded_channel();
         for provider in &self.shared.providers {
             let records = match provider.list(&Selector::all()).await {
@@ -61,7 +61,7 @@ impl Manager {
                     let (mut pause, mut done) = (FIRST_PAUSE, Some(done));
                     loop {
                         let attached = provider.attach(&record).await;
-                        // It is never closed.
+                        // The semaphore is never closed.
                         let place = places.acquire().await;
                         let Some(shared) = shared.upgrade() else { return };
                         let outcome = shared.restored(&provider, &record, attached).await;
@@ -69,7 +69,7 @@ impl Manager {
                         if !is_unreached {
                             shared.attaching().remove(&record.id);
                         }
-                        // Only the first try is waited for. Who waits may have gone on.
+                        // Only the first attempt is reported, and the receiver may be gone.
                         if let Some(done) = done.take() {
                             let _ = done.send(matches!(outcome, Outcome::Attached(_)));
                         }
@@ -101,13 +101,13 @@ impl Manager {
     }
 }
 
-/// Connects to a kernel's sockets, as often as it takes.
+/// Connects to a kernel's sockets and retries until it succeeds.
 async fn connect(kernel: &Kernel) {
     let mut pause = FIRST_PAUSE;
     loop {
         match kernel.reconnect_once().await {
             Ok(true) => return,
-            // Once the restart or end is over.
+            // After the restart or shutdown.
             Ok(false) => continue,
             Err(error) if pause == FIRST_PAUSE => {
                 warn!(%error, "a running kernel cannot be connected to; it is busy until it can");
@@ -120,7 +120,7 @@ async fn connect(kernel: &Kernel) {
 }
 
 impl Shared {
-    /// Makes the kernel that was attached to one of the manager's.
+    /// Makes an attached kernel one of the manager's.
     async fn restored(
         self: &Arc<Self>,
         provider: &Arc<dyn KernelProvider>,
@@ -153,7 +153,7 @@ impl Shared {
         };
         let kernel = match recorded.await {
             Ok(kernel) => kernel,
-            // Of this kernel alone: the others' logs are sound.
+            // The error concerns this kernel alone.
             Err(error @ StoreError::Damaged { .. }) => {
                 error!(%error, "a running kernel is left alone, since its log is damaged; once that is removed, the kernel is attached to at the next start");
                 return Outcome::Over;
@@ -163,7 +163,7 @@ impl Shared {
                 return Outcome::Unreached;
             }
         };
-        // Whether it runs something is known once it answers.
+        // Whether it is busy is known once it answers.
         kernel.recorder().set_state(ExecutionState::Busy);
         self.watch(&kernel);
         reserved.fill(kernel.clone());

@@ -1,4 +1,4 @@
-//! Watches a kernel's process or pod, and starts it anew where it ends by itself.
+//! Watches a kernel's process or pod and restarts it when it ends by itself.
 
 use std::sync::{Arc, Weak};
 
@@ -8,7 +8,7 @@ use super::kernel::Recovery;
 use super::{Kernel, Shared};
 use crate::provider::Phase;
 
-/// Ends when the kernel is dead or was ended.
+/// Returns when the kernel is dead or shut down.
 pub(super) async fn watch(manager: Weak<Shared>, kernel: Arc<Kernel>) {
     let mut phase = kernel.handle().phase();
     let mut ends = 0;
