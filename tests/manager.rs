@@ -686,7 +686,7 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     })
     .await;
     let reason = told["reason"].as_str().unwrap();
-    assert!(reason.starts_with("culled: nobody used it for "), "{reason}");
+    assert!(reason.starts_with("culled: idle for "), "{reason}");
     let mut left: Vec<_> = manager.list().iter().map(|kernel| kernel.id()).collect();
     let mut expected = vec![watched.id(), busy.id(), kept.id()];
     left.sort();

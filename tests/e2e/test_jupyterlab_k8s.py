@@ -188,7 +188,7 @@ def test_connection_to_the_pod_lost_while_a_cell_runs(
     place.api.cut()
     gateway.process.wait_for_line(rf"{kernel_id}.* the connection to the kernel is lost.*channel=iopub")
     place.api.heal()
-    gateway.process.wait_for_line(rf"{kernel_id}.* connected to the kernel anew.*channel=iopub")
+    gateway.process.wait_for_line(rf"{kernel_id}.* reconnected to the kernel.*channel=iopub")
     place.run(kernel_id, f"touch {gate}")
     expect_whole(notebook, 0)
     # What the kernel might have said in between would be missing, and that is told.
@@ -206,7 +206,7 @@ def test_culled_kernel_is_told(lab: Lab, page: Page, gateway: Gateway) -> None:
     eventually(lambda: gateway.model(kernel_id) is None, "it is culled", 60)
     [died] = life_of(gateway, kernel_id)
     assert died["execution_state"] == "dead"
-    told = re.fullmatch(r"culled: nobody used it for (\d+) s", died["reason"])
+    told = re.fullmatch(r"culled: idle for (\d+) s", died["reason"])
     assert told and int(told[1]) >= IDLE_SECONDS, died
     # Its output stays.
     [log] = [log for log in gateway.rest("GET", "api/logs").json() if log["kernel_id"] == kernel_id]

@@ -13,7 +13,7 @@ const READ_BYTES: usize = 1 << 20;
 #[non_exhaustive]
 pub enum ReadError {
     /// Entries are missing: dropped to keep the log in its bounds, or never stored. Reading goes on after them.
-    #[error("entries {first} to {last} of the log are not there any more")]
+    #[error("entries {first} to {last} of the log are missing")]
     Gap {
         /// The first one missing.
         first: Seq,

@@ -123,7 +123,7 @@ pub(super) fn sync(store: &dyn LogStore, failing: bool) -> bool {
         }
         Err(error) => {
             if !failing {
-                tracing::error!(%error, "the logs cannot be synced: what was stored may not survive the machine");
+                tracing::error!(%error, "the logs cannot be synced; recent entries may not survive a machine failure");
             }
             true
         }

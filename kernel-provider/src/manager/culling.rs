@@ -47,7 +47,7 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
         {
             trimmed = Instant::now();
             if let Err(error) = manager.logs.trim().await {
-                warn!(%error, "entries that are too old cannot be dropped");
+                warn!(%error, "expired entries cannot be dropped");
             }
         }
         let kernels = manager.registry.list();
@@ -59,7 +59,7 @@ async fn run(manager: Weak<Shared>, interval: Duration) {
                 warn!(kernel_id = %kernel.id(), %error, "the index of the kernel's log cannot be trimmed");
             }
             if let Some(idle) = unused(&kernel, &manager.options.culling) {
-                info!(kernel_id = %kernel.id(), last_activity = %kernel.last_activity(), "culling a kernel that nobody uses");
+                info!(kernel_id = %kernel.id(), last_activity = %kernel.last_activity(), "culling an idle kernel");
                 manager.tasks.spawn(async move {
                     if let Err(error) = kernel.end(ExitCause::Culled(idle)).await {
                         warn!(kernel_id = %kernel.id(), %error, "the kernel cannot be culled");

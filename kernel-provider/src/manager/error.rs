@@ -48,10 +48,10 @@ pub enum StartError {
     #[error("the kernel's log cannot be opened: {0}")]
     Log(#[from] StoreError),
     /// The manager has no provider.
-    #[error("there is no provider that could start a kernel")]
+    #[error("no provider can start kernels")]
     NoProvider,
     /// The manager is shutting down.
-    #[error("no kernel is started any more: the service is shutting down")]
+    #[error("no kernels can be started: the service is shutting down")]
     ShuttingDown,
 }
 
@@ -84,6 +84,6 @@ pub enum RestartError {
     #[error(transparent)]
     Provider(#[from] ProviderError),
     /// Its log has no room. The kernel keeps running.
-    #[error("the kernel is not restarted, since its log takes nothing: {0}")]
+    #[error("the kernel was not restarted because its log has no room: {0}")]
     Log(StoreError),
 }

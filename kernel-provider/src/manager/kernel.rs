@@ -87,7 +87,7 @@ pub(super) enum Recovery {
 /// Ends a kernel that failed to start.
 async fn abandon(handle: &dyn KernelHandle) {
     if let Err(error) = handle.shutdown(Duration::ZERO).await {
-        warn!(%error, "a kernel that did not start well cannot be ended");
+        warn!(%error, "a kernel that failed to start cannot be ended");
     }
 }
 
@@ -95,7 +95,7 @@ async fn abandon(handle: &dyn KernelHandle) {
 /// with the same id.
 pub(super) async fn abandon_new(handle: &dyn KernelHandle, began: DateTime<Utc>) {
     if handle.record().launched < began - CLOCK_TOLERANCE {
-        warn!("a kernel of this id ran already and is left alone");
+        warn!("left a running kernel with the same id alone");
     } else {
         abandon(handle).await;
     }
@@ -445,7 +445,7 @@ impl Kernel {
     async fn start_anew(&self, exit: Exit, attempts_left: u32) -> bool {
         let mut exit = exit;
         for left in (0..attempts_left).rev() {
-            warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is started anew");
+            warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is being restarted");
             // Before the event, so that later messages wait for the new process.
             self.drain().await;
             self.recorder.disconnect().await;
@@ -521,7 +521,7 @@ impl Kernel {
             self.handle.wait().await
         };
         if timeout(self.grace, asked).await.is_err() {
-            info!(kernel_id = %self.id(), "the kernel did not end when it was asked to by message");
+            info!(kernel_id = %self.id(), "the kernel did not end after a shutdown request");
         }
     }
 

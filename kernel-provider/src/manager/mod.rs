@@ -270,7 +270,7 @@ impl Shared {
             .await
             .is_err()
         {
-            warn!("what kernels left that were being started could not be cleared away in time");
+            warn!("the cleanup of cancelled launches did not finish in time");
         }
     }
 

@@ -95,7 +95,7 @@ impl Manager {
             }
         });
         if attached.await.is_err() {
-            info!("some kernels are still being started; they are attached to once they run");
+            info!("some kernels are still starting and will be attached once they run");
         }
         restored
     }
@@ -155,7 +155,7 @@ impl Shared {
             Ok(kernel) => kernel,
             // The error concerns this kernel alone.
             Err(error @ StoreError::Damaged { .. }) => {
-                error!(%error, "a running kernel is left alone, since its log is damaged; once that is removed, the kernel is attached to at the next start");
+                error!(%error, "cannot attach to a running kernel because its log is damaged; remove the log and start again");
                 return Outcome::Over;
             }
             Err(error) => {

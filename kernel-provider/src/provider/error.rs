@@ -87,7 +87,7 @@ fn output_of(output: &str) -> String {
 #[non_exhaustive]
 pub enum AttachError {
     /// It does not run any more.
-    #[error("kernel {id} does not run any more: {cause}")]
+    #[error("kernel {id} no longer runs: {cause}")]
     Gone {
         /// The kernel.
         id: KernelId,

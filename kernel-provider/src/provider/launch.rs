@@ -103,7 +103,7 @@ impl Specs {
     pub fn find(search: &SearchPath) -> Self {
         let found = find_kernelspecs(search);
         for warning in &found.warnings {
-            tracing::warn!(%warning, "a folder of kernelspecs is passed over");
+            tracing::warn!(%warning, "skipping a kernelspec folder");
         }
         let broken = found.broken.into_iter();
         Self {

@@ -74,7 +74,7 @@ impl fmt::Display for ExitCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Requested => f.write_str("shut down as requested"),
-            Self::Culled(idle) => write!(f, "culled: nobody used it for {} s", idle.as_secs()),
+            Self::Culled(idle) => write!(f, "culled: idle for {} s", idle.as_secs()),
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(signal) => write!(f, "killed by signal {signal}{}", signal_name(*signal)),
             Self::OutOfMemory => f.write_str("killed because it ran out of memory"),

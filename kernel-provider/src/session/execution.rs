@@ -21,7 +21,7 @@ pub enum ExecutionError {
         reason: Option<String>,
     },
     /// It ended unrecorded, for example while the recording process restarted.
-    #[error("the execution ended while nobody recorded what the kernel said")]
+    #[error("the execution ended while its kernel was not recorded")]
     Lost,
     /// A part of the log is missing or unreadable.
     #[error(transparent)]

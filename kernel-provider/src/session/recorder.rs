@@ -61,11 +61,11 @@ pub enum SendError {
     #[error("the kernel is dead; restart it or start another")]
     Dead,
     /// Clients send only on shell, control and stdin.
-    #[error("clients do not send on {0}; they send on shell, control and stdin")]
+    #[error("clients cannot send on {0}; they send on shell, control and stdin")]
     NotToBeSentOn(Channel),
     /// The kernel was restarted before it received this `execute_request`. The log has the request, and its execution
     /// ended with the previous process.
-    #[error("the kernel was restarted before it took the code; send it again as another message")]
+    #[error("the kernel was restarted before it received the code; send the code again in a new message")]
     Restarted,
     /// The header is not a JSON object.
     #[error(transparent)]

@@ -43,7 +43,7 @@ pub enum Error {
     Unsupported,
     /// The gateway closed the connection over what this client sent: code 1002 for a frame that is no message, 1009 for
     /// one that is too large. Each connection would end the same way.
-    #[error("the gateway takes no more from this client: code {code}{}", because(reason))]
+    #[error("the gateway accepts no more messages from this client: code {code}{}", because(reason))]
     Closed {
         /// The code of the Close frame (RFC 6455 section 7.4).
         code: u16,
@@ -178,7 +178,7 @@ pub enum ExecutionError {
         last: u64,
     },
     /// After a disconnect the client could not go on where it was.
-    #[error("the log does not go on where it was read to: messages of the execution may be missing, or come again")]
+    #[error("the log does not continue at the last position: messages of the execution may be missing or repeated")]
     NotRecovered(Option<NotRecovered>),
     /// The connection ended for good.
     #[error(transparent)]

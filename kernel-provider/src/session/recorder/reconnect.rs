@@ -48,7 +48,7 @@ impl Pauses {
     where
         F: Future<Output = Result<T, SocketError>>,
     {
-        info!(%channel, "the connection to the kernel is lost; connecting anew");
+        info!(%channel, "the connection to the kernel is lost; reconnecting");
         if self.connected.elapsed() > MAX_PAUSE {
             self.next = FIRST_PAUSE;
         }
@@ -57,7 +57,7 @@ impl Pauses {
             self.next = (self.next * 2).min(MAX_PAUSE);
             match timeout(TRY_DEADLINE, connect()).await {
                 Ok(Ok(connected)) => {
-                    info!(%channel, "connected to the kernel anew");
+                    info!(%channel, "reconnected to the kernel");
                     self.connected = Instant::now();
                     return connected;
                 }
@@ -273,7 +273,7 @@ pub(super) async fn recover(recording: Arc<Recording>, reconnected: Arc<Notify>)
         tokio::select! {
             settled = settling => {
                 if let Err(error) = settled {
-                    debug!(%error, "what the kernel was sent before is not settled");
+                    debug!(%error, "pending executions were not recovered");
                 }
             }
             // The recovery's own replies may be lost too, so it starts over.

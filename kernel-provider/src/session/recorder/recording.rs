@@ -55,7 +55,7 @@ impl Recording {
         let ours = matches!(requester, Requester::Internal(_));
         // The sender's lock is held, so no other request can be appended between this check and the append.
         if !ours && self.was_asked(&header.msg_id, &message).await {
-            debug!(msg_id = %header.msg_id, "a message that the kernel has been sent before is dropped");
+            debug!(msg_id = %header.msg_id, "dropped a message that was sent to the kernel before");
             return Ok(());
         }
         if header.msg_type.ends_with("_request") {
@@ -118,7 +118,7 @@ impl Recording {
         let before = match self.log.index_get(keys::request(msg_id)).await {
             Ok(seq) => seq.and_then(|seq| keys::seq_of(&seq)),
             Err(error) => {
-                warn!(%error, "the index does not say whether a message was sent before");
+                warn!(%error, "the index cannot be read to check for a repeated message");
                 return known == Known::Yes;
             }
         };

@@ -66,7 +66,7 @@ impl Gate {
             },
             Err(error) => {
                 // Happens whenever a kernel ends.
-                info!(channel = %self.channel, %error, "nothing more comes from the kernel");
+                info!(channel = %self.channel, %error, "the kernel closed its connection");
                 return Err(Refused::Broken);
             }
         };

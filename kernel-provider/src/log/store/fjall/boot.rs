@@ -32,7 +32,7 @@ pub(super) fn begin(open: &Open) -> Result<(), StoreError> {
     let before = open.logs.get(KEY).map_err(failed)?;
     let mut batch = open.database.batch();
     if before.is_some_and(|before| *before != *boot && *before != *CLEAN) {
-        tracing::warn!("the machine went down while the logs were written: what was not on the disk yet is lost");
+        tracing::warn!("the machine went down while the logs were written; entries that were not on disk are lost");
         for guard in open.logs.iter() {
             let key = guard.key().map_err(failed)?;
             let Ok(id) = uuid::Uuid::from_slice(&key).map(KernelId::from) else {
@@ -41,7 +41,7 @@ pub(super) fn begin(open: &Open) -> Result<(), StoreError> {
             match first_after_the_hole(open, id) {
                 Ok(Some(seq)) => batch.insert(&open.logs, lost_key(id), seq.to_be_bytes()),
                 Ok(None) => {}
-                Err(error) => tracing::error!(kernel_id = %id, %error, "what is lost of a log cannot be told"),
+                Err(error) => tracing::error!(kernel_id = %id, %error, "missing entries of a log cannot be recorded"),
             }
         }
     }

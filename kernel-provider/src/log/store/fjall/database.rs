@@ -190,7 +190,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         if let Err(error) = self.write(None, boot::end) {
-            tracing::warn!(folder = %self.folder.display(), %error, "the logs were not closed in order");
+            tracing::warn!(folder = %self.folder.display(), %error, "the logs were not closed cleanly");
         }
         *self.open.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         // To close the file is not enough: a process that is forked at this moment has it too, until it runs its program.
@@ -221,7 +221,7 @@ impl Open {
         match journal::mend(folder) {
             Ok(0) => {}
             Ok(bytes) => {
-                tracing::error!(folder = %folder.display(), bytes, "a journal of the logs was damaged: what was damaged was cut out, and readers are told that entries are missing");
+                tracing::error!(folder = %folder.display(), bytes, "a journal of the logs was damaged; the damaged part was cut out, and readers will learn that entries are missing");
             }
             Err(error @ journal::JournalError::UnknownFormat { .. }) => {
                 return Err(StoreError::failed(
@@ -231,7 +231,7 @@ impl Open {
             }
             // What is wrong with the folder fjall tells as well.
             Err(error) => {
-                tracing::warn!(folder = %folder.display(), %error, "the journals of the logs cannot be looked after")
+                tracing::warn!(folder = %folder.display(), %error, "the journals of the logs cannot be checked")
             }
         }
         put_foreign_aside(folder)?;
@@ -441,7 +441,7 @@ fn put_foreign_aside(folder: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(damaged(folder))
             .and_then(|()| fs::rename(&path, &aside))
             .map_err(|error| StoreError::failed(format!("move {}, which is no log, aside", path.display()), error))?;
-        tracing::warn!(path = %path.display(), aside = %aside.display(), "a folder that is no log is put aside");
+        tracing::warn!(path = %path.display(), aside = %aside.display(), "moved a folder aside that is no log");
     }
     Ok(())
 }
@@ -466,12 +466,12 @@ fn put_damaged_aside(folder: &Path) {
     }
     for (name, path, error) in broken {
         if !is_damage(&error, is_any_sound) {
-            tracing::error!(path = %path.display(), %error, "files of a log cannot be read now");
+            tracing::error!(path = %path.display(), %error, "files of a log cannot be read at the moment");
             continue;
         }
         let aside = damaged(folder).join(name);
         let moved = fs::create_dir_all(damaged(folder)).and_then(|()| fs::rename(&path, &aside));
-        tracing::error!(path = %path.display(), aside = %aside.display(), %error, ?moved, "files of a log are damaged and are put aside");
+        tracing::error!(path = %path.display(), aside = %aside.display(), %error, ?moved, "moved damaged files of a log aside");
     }
 }
 

@@ -126,7 +126,7 @@ impl LogStore for FjallStore {
                 match info {
                     Ok(info) => logs.push(info),
                     // The others are to be had all the same.
-                    Err(error) => tracing::error!(kernel_id = %id, %error, "a log is left out of the list"),
+                    Err(error) => tracing::error!(kernel_id = %id, %error, "skipping a log in the list"),
                 }
             }
             Ok(logs)

@@ -453,7 +453,7 @@ impl NatsLog {
         }
         if last < known {
             // As after its machine has lost power.
-            tracing::error!(kernel_id = %self.id, "the server has lost the last entries of a log; readers are told that they are missing");
+            tracing::error!(kernel_id = %self.id, "the server lost the newest entries of a log; readers will learn that they are missing");
             self.places().retain(|_, message| *message <= last);
         }
         self.last_message.store(last, Ordering::Relaxed);

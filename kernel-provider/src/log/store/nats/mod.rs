@@ -294,7 +294,7 @@ impl Nats {
             match described.await {
                 Ok(info) => logs.extend(info),
                 Err(error @ StoreError::Damaged { .. }) => {
-                    tracing::error!(kernel_id = %id, %error, "a log is left out of the list");
+                    tracing::error!(kernel_id = %id, %error, "skipping a log in the list");
                 }
                 Err(error) => return Err(error),
             }
