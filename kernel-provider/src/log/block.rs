@@ -3,7 +3,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Entry, Seq};
 
-/// Consecutive entries in one piece of memory: what was appended together is stored together and read together.
+/// Consecutive entries in one buffer. A block is stored and read as a whole.
 #[derive(Clone, Debug)]
 pub struct Block {
     first: Seq,
@@ -12,13 +12,13 @@ pub struct Block {
 }
 
 impl Block {
-    /// Entries `first` to `last`, encoded; the caller answers for that.
+    /// A block of encoded entries `first` to `last`. The caller guarantees the contents.
     pub(super) fn new(first: Seq, last: Seq, bytes: Bytes) -> Self {
         Self { first, last, bytes }
     }
 
-    /// Reads back what a store kept of a block: as many whole entries, in order from the first, as are there.
-    /// `None` where there is none.
+    /// Decodes a stored block up to the first entry that is incomplete or out of order. `None` if there is no whole
+    /// entry.
     #[must_use]
     pub fn recover(bytes: Bytes) -> Option<Self> {
         let mut rest = bytes.clone();
@@ -40,31 +40,31 @@ impl Block {
         })
     }
 
-    /// The first entry's number.
+    /// Number of the first entry.
     #[must_use]
     pub fn first(&self) -> Seq {
         self.first
     }
 
-    /// The last entry's number.
+    /// Number of the last entry.
     #[must_use]
     pub fn last(&self) -> Seq {
         self.last
     }
 
-    /// When its last entry was appended.
+    /// When the last entry was appended.
     #[must_use]
     pub fn updated(&self) -> Option<DateTime<Utc>> {
         self.entries().last().map(|entry| entry.time())
     }
 
-    /// The entries as they are stored.
+    /// The encoded entries.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The entries after `seq`; `None` where there are none.
+    /// The entries after `seq`; `None` if there are none.
     #[must_use]
     pub fn after(&self, seq: Seq) -> Option<Self> {
         if self.last <= seq {
@@ -79,7 +79,7 @@ impl Block {
         Some(Self::new(first, self.last, rest))
     }
 
-    /// The entries in order.
+    /// Iterates over the entries.
     pub fn entries(&self) -> impl Iterator<Item = Entry> + use<> {
         let mut rest = self.bytes.clone();
         std::iter::from_fn(move || Entry::split_off(&mut rest))

@@ -4,19 +4,19 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// An entry's number in its log: the first is 1, each next one more.
+/// The number of an entry in its log, counted from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Seq(
-    /// The number; 0 is before the first entry.
+    /// The number; 0 is the position before the first entry.
     pub u64,
 );
 
 impl Seq {
-    /// Before the first entry.
+    /// The position before the first entry.
     pub const START: Self = Self(0);
 
-    /// The next entry's.
+    /// The number of the next entry.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -29,13 +29,14 @@ impl fmt::Display for Seq {
     }
 }
 
-/// A log's identity: random, new only when a log is made anew, so that a [`Seq`] of another log is not mistaken.
+/// The identity of a log. It is random and changes when a log is recreated, so that a [`Seq`] is not applied to another
+/// log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(#[serde(with = "uuid::serde::simple")] Uuid);
 
 impl Epoch {
-    /// A fresh random one.
+    /// A new random epoch.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
@@ -48,10 +49,10 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// A position in a log: everything up to and including `seq` is behind it. Written `epoch:seq`.
+/// A position in a log: everything up to and including `seq` has been read. Written as `epoch:seq`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cursor {
-    /// Which log.
+    /// The log.
     pub epoch: Epoch,
     /// The last entry that was read; [`Seq::START`] for none.
     pub seq: Seq,
@@ -63,7 +64,7 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// A text that is no cursor.
+/// The text is not a cursor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor: a cursor is a log's epoch (32 hex digits), a colon and a number")]
 pub struct NoCursor;

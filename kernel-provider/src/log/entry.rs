@@ -1,11 +1,11 @@
-//! How an entry is laid out: the same bytes in memory, on disk and, but for its head, in a WebSocket frame.
+//! The layout of a log entry, which is the same in memory and on disk.
 //!
 //! ```text
 //! u32 length of all | u8 origin | u8 channel | u16 length of session | i64 time in µs | session | u64 seq | message
 //! ```
 //!
-//! Numbers are little-endian. The message is in the layout of `v1.kernel.websocket.jupyter.org`, so what a client is
-//! sent is a slice of the entry; with the `seq` in front of it, it is a frame of the resume protocol.
+//! Numbers are little-endian. The message has the layout of `v1.kernel.websocket.jupyter.org`, so a WebSocket message
+//! is a slice of the entry; together with the `seq` it is a frame of the resume protocol.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chrono::{DateTime, Utc};
@@ -17,15 +17,15 @@ use super::Seq;
 const HEAD: usize = 16;
 const SEQ: usize = 8;
 
-/// Where an entry comes from.
+/// The origin of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// The kernel said it.
+    /// Sent by the kernel.
     Kernel,
-    /// A client asked it.
+    /// Sent by a client.
     Client,
-    /// The kernel's life: started, restarting, dead, a gap. Made here, as a message on iopub.
+    /// A life-cycle event, such as started, restarting, dead, or a gap: written by this library as an iopub message.
     Lifecycle,
 }
 
@@ -68,26 +68,26 @@ const fn channel_of(byte: u8) -> Option<Channel> {
     }
 }
 
-/// What is to be appended to a log.
+/// An entry to append to a log.
 #[derive(Clone, Debug)]
 pub struct NewEntry<'a> {
-    /// Where it comes from.
+    /// Its origin.
     pub origin: Origin,
-    /// The channel it went over.
+    /// Its channel.
     pub channel: Channel,
-    /// For a request the session that asked, for its reply the same; empty where it is for all. At most 65,535 bytes,
-    /// the rest is cut off.
+    /// The session that sent the request, for a request or its reply; empty for messages to all sessions. At most
+    /// 65,535 bytes; the rest is cut off.
     pub session: &'a str,
-    /// The message; identities and signature are not kept.
+    /// The message. Identities and signature are not stored.
     pub message: &'a WireMessage,
 }
 
-/// Appends the entry's bytes to `out`.
+/// Appends the encoded entry to `out`.
 pub(super) fn encode_into(out: &mut BytesMut, entry: &NewEntry<'_>, time: DateTime<Utc>, seq: Seq) {
     let session = &entry.session.as_bytes()[..entry.session.len().min(usize::from(u16::MAX))];
     let length = HEAD + session.len() + SEQ + websocket_v1::encoded_len(entry.channel, entry.message);
     out.reserve(length);
-    // Messages of 4 GiB do not come this far: sockets and bodies are limited below that.
+    // Sockets and request bodies are limited to far less than 4 GiB.
     out.put_u32_le(u32::try_from(length).unwrap_or(u32::MAX));
     out.put_u8(entry.origin.to_byte());
     out.put_u8(channel_byte(entry.channel));
@@ -98,7 +98,7 @@ pub(super) fn encode_into(out: &mut BytesMut, entry: &NewEntry<'_>, time: DateTi
     websocket_v1::encode_into(out, entry.channel, entry.message);
 }
 
-/// An entry of a log, sharing its block's memory.
+/// A log entry that shares the memory of its block.
 #[derive(Clone, Debug)]
 pub struct Entry {
     bytes: Bytes,
@@ -108,7 +108,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Takes the first entry off `bytes`; `None` where no whole, sound one is there, as after a torn write.
+    /// Takes the first entry off `bytes`; `None` if it is incomplete or invalid, as after a torn write.
     pub(super) fn split_off(bytes: &mut Bytes) -> Option<Self> {
         let head = bytes.first_chunk::<HEAD>()?;
         let [l0, l1, l2, l3, origin, channel, s0, s1, ..] = *head;
@@ -151,47 +151,47 @@ impl Entry {
         DateTime::from_timestamp_micros(micros).unwrap_or_default()
     }
 
-    /// Where it comes from.
+    /// Its origin.
     #[must_use]
     pub fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// The channel it went over.
+    /// Its channel.
     #[must_use]
     pub fn channel(&self) -> Channel {
         self.channel
     }
 
-    /// The session that asked, of a request and its replies; empty where it is for all.
+    /// The session that sent the request, for requests and replies; empty for messages to all sessions.
     #[must_use]
     pub fn session(&self) -> &str {
         std::str::from_utf8(&self.bytes[HEAD..HEAD + self.session]).unwrap_or_default()
     }
 
-    /// The message as a WebSocket message of the v1 subprotocol: a slice of the entry, nothing is copied.
+    /// The message as a WebSocket message of the v1 subprotocol, without copying.
     #[must_use]
     pub fn v1(&self) -> Bytes {
         self.bytes.slice(HEAD + self.session + SEQ..)
     }
 
-    /// The `seq` and the message, as a frame of the resume protocol: a slice of the entry, nothing is copied.
+    /// The `seq` and the message as a frame of the resume protocol, without copying.
     #[must_use]
     pub fn seq_and_v1(&self) -> Bytes {
         self.bytes.slice(HEAD + self.session..)
     }
 
-    /// The message's frames, sharing the entry's memory, unsigned and without identities.
+    /// The message, unsigned and without identities. It shares the entry's memory.
     #[must_use]
     pub fn message(&self) -> WireMessage {
-        // The layout was checked when the entry was split off, so an entry always has its message.
+        // The layout was checked when the entry was split off, so this always decodes.
         websocket_v1::decode(&self.v1()).map_or_else(
             |_| WireMessage::from_parts([(); 4].map(|()| Bytes::from_static(b"{}")), []),
             |(_, message)| message,
         )
     }
 
-    /// How many bytes it takes in memory and on disk.
+    /// Size in bytes, in memory and on disk.
     #[must_use]
     pub fn size(&self) -> usize {
         self.bytes.len()

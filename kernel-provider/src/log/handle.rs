@@ -8,14 +8,14 @@ use super::shared::Shared;
 use super::{Epoch, IndexUpdate, NewEntry, Reader, Seq, StoreError, blocking, index};
 use crate::KernelId;
 
-/// One kernel's log. Cloning gives another handle to the same.
+/// The log of one kernel. Clones share the same log.
 #[derive(Clone)]
 pub struct Log {
     pub(super) shared: Arc<Shared>,
 }
 
 impl Log {
-    /// Whose log it is.
+    /// The kernel's id.
     #[must_use]
     pub fn kernel_id(&self) -> KernelId {
         self.shared.id
@@ -33,14 +33,13 @@ impl Log {
         self.shared.head.borrow().seq
     }
 
-    /// The first entry that is kept; the one to come where none is. It moves when old entries are dropped.
+    /// The first entry that is kept, or the next one if none is. It advances when retention drops entries.
     #[must_use]
     pub fn earliest(&self) -> Seq {
         *self.shared.earliest.borrow()
     }
 
-    /// [`earliest`](Self::earliest), and a wake-up for when it has moved: who keeps records of entries in the index
-    /// removes those of entries before it.
+    /// [`earliest`](Self::earliest) and its changes, for removing index records of dropped entries.
     #[must_use]
     pub fn earliest_changes(&self) -> watch::Receiver<Seq> {
         self.shared.earliest.subscribe()
@@ -52,20 +51,20 @@ impl Log {
         self.shared.stored.bytes()
     }
 
-    /// Appends entries, in order, at the time now. Never waits. Returns the last one's number.
+    /// Appends entries with the current time and returns the last one's number. Never waits.
     ///
-    /// Ask for [`room`](Self::room) first where there may be many: what waits for the store is in memory.
+    /// Await [`room`](Self::room) first if there may be many: entries stay in memory until they are stored.
     pub fn append<'a>(&self, entries: impl IntoIterator<Item = NewEntry<'a>>) -> Seq {
         self.append_at(Utc::now(), entries)
     }
 
-    /// The same at a given time.
+    /// As [`append`](Self::append), with the given time.
     pub fn append_at<'a>(&self, time: DateTime<Utc>, entries: impl IntoIterator<Item = NewEntry<'a>>) -> Seq {
         self.append_indexed(time, entries, |_| Vec::new())
     }
 
-    /// The same with updates of the index, which `index` makes of the first entry's number while others wait to append.
-    /// They are stored with the last of the entries in one piece: both are there after a crash, or neither.
+    /// As [`append_at`](Self::append_at), with updates of the index. `index` computes them from the first entry's
+    /// number and runs before anything else is appended. The store writes them atomically with the last entry.
     pub fn append_indexed<'a>(
         &self,
         time: DateTime<Utc>,
@@ -84,7 +83,7 @@ impl Log {
         state.waiting.last()
     }
 
-    /// Changes the index. It is stored soon, not before what was appended already. Never waits.
+    /// Updates the index. The update is stored soon, not before what was appended earlier. Never waits.
     pub fn update_index(&self, updates: impl IntoIterator<Item = IndexUpdate>) {
         let updates: Vec<_> = updates.into_iter().collect();
         let mut state = self.shared.state();
@@ -93,13 +92,13 @@ impl Log {
         self.shared.wake_writer(&mut state);
     }
 
-    /// The record of this key in the index, as it was last put, stored already or not; `None` where there is none.
+    /// The index record of this key, including updates that are not stored yet; `None` if there is none.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot be read.
+    /// [`StoreError`] if the store cannot be read.
     pub async fn index_get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, StoreError> {
         let key = key.into();
-        // First what is not stored yet: it may be stored meanwhile, and is then found there.
+        // Unstored updates first: once they are stored, the store has them.
         let unstored = self.shared.state().unstored_record(&key);
         if let Some(record) = unstored {
             return Ok(record);
@@ -108,11 +107,11 @@ impl Log {
         blocking(shared.stored.blocks(), move || shared.stored.index_get(&key)).await
     }
 
-    /// The index's records with keys from `start` and before `end`, in the order of their keys or, with `newest_first`,
-    /// against it; at most `limit`.
+    /// At most `limit` index records with keys from `start` (inclusive) to `end` (exclusive), in key order, or in
+    /// reverse with `newest_first`.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot be read.
+    /// [`StoreError`] if the store cannot be read.
     pub async fn index_scan(
         &self,
         start: impl Into<Bytes>,
@@ -131,9 +130,9 @@ impl Log {
         Ok(index::overlay(stored, unstored, limit, newest_first))
     }
 
-    /// Has what is appended survive the machine soon, without waiting for it: for entries after which somebody relies on
-    /// what came before, such as a reply. With [`Durability::Batched`](super::Durability::Batched) the store is synced
-    /// once it has them; otherwise this does nothing.
+    /// Requests a sync without waiting for it, after entries that somebody relies on, such as a reply. With
+    /// [`Durability::Batched`](super::Durability::Batched), the store is synced once it has everything appended so far;
+    /// otherwise this does nothing.
     pub fn sync_soon(&self) {
         let mut state = self.shared.state();
         if state.with_writer {
@@ -144,24 +143,25 @@ impl Log {
         }
     }
 
-    /// Whether the store took what was appended last. Where it did not, readers that keep up have it all the same, and
-    /// the log says so with an entry once the store takes entries again: a `kernelmux_lifecycle` message whose content
-    /// is `{"event": "not_recorded", "first": …, "last": …, "reason": …}`.
+    /// Whether the store accepted the newest entries. If it refused some, readers that keep up still receive them. Once
+    /// it accepts entries again, the log gets a `kernelmux_lifecycle` entry with the content `{"event": "not_recorded",
+    /// "first": …, "last": …, "reason": …}`.
     #[must_use]
     pub fn is_recorded(&self) -> bool {
         self.shared.state().unrecorded.is_none()
     }
 
-    /// Whether the store has room for what is appended.
+    /// Checks whether the store has room for more entries.
     ///
     /// # Errors
-    /// [`StoreError::Full`] where it has none.
+    /// [`StoreError::Full`] if it has none.
     pub async fn check_room(&self) -> Result<(), StoreError> {
         let shared = self.shared.clone();
         blocking(shared.stored.blocks(), move || shared.stored.check_room()).await
     }
 
-    /// Waits until what waits for the store is below its bounds. A slow disk then slows kernels, and takes no memory.
+    /// Waits until the bytes that wait for the store are below their bounds, so that a slow disk slows the kernel and
+    /// takes no memory.
     pub async fn room(&self) {
         loop {
             let freed = self.shared.room.notified();
@@ -178,32 +178,32 @@ impl Log {
         Reader::new(self.shared.clone(), after)
     }
 
-    /// Says that nothing will be appended any more, so that readers end at the last entry.
+    /// Closes the log: nothing more will be appended, and readers end at the last entry.
     pub fn close(&self) {
         self.shared.set_closed(true);
     }
 
-    /// Whether readers end at the last entry: the kernel is gone.
+    /// Whether the log is closed because its kernel is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.is_closed()
     }
 
-    /// Waits until this entry is stored, or was refused by the store.
+    /// Waits until the store has accepted or refused this entry.
     pub async fn stored(&self, seq: Seq) {
         let mut head = self.shared.head.subscribe();
-        // The sender is in `shared`, which is held here, so waiting cannot fail.
+        // `shared` holds the sender, so this cannot fail.
         let _ = head.wait_for(|head| head.seq >= seq).await;
     }
 
-    /// Waits until all that is appended, and what the index was told, is stored, or was refused by the store.
+    /// Waits until the store has accepted or refused everything appended so far, including index updates.
     pub async fn flushed(&self) {
         let (last, index_updates) = {
             let state = self.shared.state();
             (state.waiting.last(), state.waiting.index_updates())
         };
         let mut head = self.shared.head.subscribe();
-        // The sender is in `shared`, which is held here, so waiting cannot fail.
+        // `shared` holds the sender, so this cannot fail.
         let _ = head
             .wait_for(|head| head.seq >= last && head.index_updates >= index_updates)
             .await;

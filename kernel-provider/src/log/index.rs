@@ -1,22 +1,21 @@
-//! Small records beside a log's entries, for who looks entries up by something else than their number. What they say is
-//! up to who writes them; the log keeps them, in the order of their keys, and stores them with the entries that they
-//! came with.
+//! A log's index: small records by key, for finding entries by something other than their number. The log does not
+//! interpret them. It keeps them in key order and stores them with the entries that they came with.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-/// A record to be put into a log's index, or taken out of it.
+/// An update of a log's index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexUpdate {
-    /// The record's key; at most 65,535 bytes.
+    /// The key, at most 65,535 bytes.
     pub key: Bytes,
-    /// The record; `None` takes out what is there.
+    /// The new record; `None` removes the old one.
     pub value: Option<Bytes>,
 }
 
 impl IndexUpdate {
-    /// Puts a record in the place of what is there under this key.
+    /// Inserts or replaces a record.
     pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
         Self {
             key: key.into(),
@@ -24,7 +23,7 @@ impl IndexUpdate {
         }
     }
 
-    /// Takes out what is there under this key.
+    /// Removes a record.
     pub fn remove(key: impl Into<Bytes>) -> Self {
         Self {
             key: key.into(),
@@ -33,17 +32,17 @@ impl IndexUpdate {
     }
 }
 
-/// Updates that go to the store together: the last one of each key.
+/// Updates that are stored together: the last one of each key.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Updates {
     by_key: BTreeMap<Bytes, Option<Bytes>>,
     bytes: usize,
-    /// The number of the newest one among all updates that the log was ever given.
+    /// Sequence number of the newest update.
     newest: u64,
 }
 
 impl Updates {
-    /// Adds updates of which the last one has this number.
+    /// Adds updates; the last one has this sequence number.
     pub(super) fn extend_to(&mut self, newest: u64, updates: impl IntoIterator<Item = IndexUpdate>) {
         self.newest = newest;
         self.extend(updates);
@@ -68,18 +67,18 @@ impl Updates {
         self.by_key.is_empty()
     }
 
-    /// The bytes of keys and values.
+    /// Size of keys and values in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What the key is to become: `None` where nothing is said of it, `Some(None)` where it is taken out.
+    /// The pending update of a key: `None` if there is none, `Some(None)` if it is removed.
     pub(super) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
         self.by_key.get(key).cloned()
     }
 
     pub(super) fn range(&self, start: &[u8], end: &[u8]) -> impl Iterator<Item = IndexUpdate> {
-        // The map panics where the start is beyond the end.
+        // The map panics if the start is beyond the end.
         (start < end)
             .then(|| {
                 self.by_key
@@ -104,8 +103,8 @@ impl Updates {
     }
 }
 
-/// What a scan of the store becomes with updates that it does not have yet. `stored` has at least `limit` records, and
-/// one more for each update, if there are so many.
+/// Applies unstored updates to the result of a store's scan. `stored` must have at least `limit` records plus one for
+/// each update, if that many exist.
 pub(super) fn overlay(
     stored: Vec<(Bytes, Bytes)>,
     updates: BTreeMap<Bytes, Option<Bytes>>,

@@ -1,4 +1,4 @@
-//! Large blocks that readers hold: each is in memory once, however many readers have not taken it to its end.
+//! Shares large blocks among slow readers, so that each is in memory once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,20 +8,20 @@ use bytes::Bytes;
 
 use super::{Block, Seq};
 
-/// Blocks of more than this many bytes are shared: those with a message that is itself large.
+/// Larger blocks are shared. They contain a message that is itself large.
 const LARGE: usize = 1 << 20;
 
-/// The large blocks of a log that were read from its store.
+/// Large blocks that were read from a log's store.
 #[derive(Default)]
 pub(super) struct LargeBlocks {
-    /// Those that somebody still holds: first entry → last entry and memory.
+    /// Blocks that readers hold, by first entry: their last entry and memory.
     held: Mutex<BTreeMap<Seq, (Seq, Weak<Bytes>)>>,
-    /// Whether there are any.
+    /// Whether the log has large blocks.
     any: AtomicBool,
     reading: tokio::sync::Mutex<()>,
 }
 
-/// What blocks that share memory are made of.
+/// The owner of a shared block's memory.
 struct Held(Arc<Bytes>);
 
 impl AsRef<[u8]> for Held {
@@ -31,13 +31,13 @@ impl AsRef<[u8]> for Held {
 }
 
 impl LargeBlocks {
-    /// A panic elsewhere while the lock was held leaves a whole map.
+    /// A panic while the lock is held leaves a consistent map.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Seq, (Seq, Weak<Bytes>)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Held by who reads the store of a log that has large blocks, one at a time: the next one may find what it is about
-    /// to read. `None` where the log is not known to have any.
+    /// Serializes reads from the store of a log with large blocks, because the next reader may find the block that the
+    /// previous one has read. `None` if the log is not known to have any.
     pub(super) async fn reading(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         if self.any.load(Ordering::Relaxed) {
             Some(self.reading.lock().await)
@@ -46,21 +46,21 @@ impl LargeBlocks {
         }
     }
 
-    /// A block was stored.
+    /// Notes that a block was stored.
     pub(super) fn stored(&self, block: &Block) {
         if block.bytes().len() > LARGE {
             self.any.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The block that begins with this entry, where it is large and somebody holds it.
+    /// The large block that begins with this entry, if a reader holds it.
     pub(super) fn get(&self, first: Seq) -> Option<Block> {
         let blocks = self.lock();
         let (last, bytes) = blocks.get(&first)?;
         Some(shared(first, *last, bytes.upgrade()?))
     }
 
-    /// The block, in the memory of the one that is held already where there is one.
+    /// The block, in the memory of the copy that readers already hold, if there is one.
     pub(super) fn share(&self, block: Block) -> Block {
         if block.bytes().len() <= LARGE {
             return block;

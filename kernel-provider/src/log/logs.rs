@@ -7,42 +7,41 @@ use super::writer::Writer;
 use super::{Log, LogInfo, LogOptions, LogStore, StoreError, blocking};
 use crate::KernelId;
 
-/// Why a log was not dropped.
+/// Why a log was not removed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoveError {
     /// It is open for appending.
     #[error("the log of kernel {0} is being written; end the kernel first")]
     Open(KernelId),
-    /// The store cannot.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// All logs of a store, and the thread that writes to it.
+/// The logs of a store and the thread that writes them.
 pub struct Logs {
     store: Arc<dyn LogStore>,
     writer: Writer,
     options: LogOptions,
-    /// Those of which there are handles. One for a log at the most, so that all see the same.
+    /// Open logs. Each is open at most once, so that all handles share it.
     handles: Mutex<HashMap<KernelId, Weak<Shared>>>,
-    /// Held while a log is opened or removed, so that neither sees half of the other.
+    /// Serializes opening and removing logs.
     opening: tokio::sync::Mutex<()>,
 }
 
 impl Logs {
-    /// Logs kept in `store`, with a writer thread of their own.
+    /// Opens the logs in `store` and starts their writer thread.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] where no thread can be started.
+    /// [`StoreError::Failed`] if the thread cannot be started.
     pub fn new(store: Arc<dyn LogStore>, options: LogOptions) -> Result<Self, StoreError> {
         let writer = Writer::start(store.clone(), options.durability)
             .map_err(|error| StoreError::failed("start the threads that write logs", error))?;
         Ok(Self::with_writer(store, options, writer))
     }
 
-    /// Logs without a writer thread: what is appended is stored, and readers told of it, as the stepper is moved. For
-    /// simulations, in which nothing is to depend on how fast threads are.
+    /// Logs without a writer thread: a stepper stores and publishes instead. For deterministic simulations.
     #[cfg(feature = "testing")]
     #[must_use]
     pub fn stepped(store: Arc<dyn LogStore>, options: LogOptions) -> (Self, super::Stepper) {
@@ -60,21 +59,21 @@ impl Logs {
         }
     }
 
-    /// Whether other processes may write logs of the store too.
+    /// Whether other processes may write to the store, too.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.store.is_shared()
     }
 
-    /// For how long entries are kept; `None` where their age does not matter.
+    /// Maximum age of entries; `None` if unlimited.
     pub(crate) fn stored_age(&self) -> Option<Duration> {
         self.options.stored_age
     }
 
-    /// Opens the kernel's log for appending, or makes an empty one. Where it is open already, this is another handle.
+    /// Opens the kernel's log for appending and creates it if necessary. If it is open already, this is another handle.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot.
+    /// [`StoreError`] if the store fails.
     pub async fn open(&self, id: KernelId) -> Result<Log, StoreError> {
         let _opening = self.opening.lock().await;
         if let Some(log) = self.handle(id) {
@@ -86,10 +85,10 @@ impl Logs {
         Ok(self.register(id, stored, false))
     }
 
-    /// The kernel's log where there is one; `None` where not. Where the kernel is gone, readers end at the last entry.
+    /// The kernel's log; `None` if it has none. If the kernel is gone, readers end at the last entry.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot say.
+    /// [`StoreError`] if the store fails.
     pub async fn find(&self, id: KernelId) -> Result<Option<Log>, StoreError> {
         let _opening = self.opening.lock().await;
         if let Some(log) = self.handle(id) {
@@ -104,7 +103,7 @@ impl Logs {
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<KernelId, Weak<Shared>>> {
-        // A panic elsewhere while the lock was held leaves a whole map.
+        // A panic while the lock is held leaves a consistent map.
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,29 +121,28 @@ impl Logs {
         Log { shared }
     }
 
-    /// Waits until all that was appended is stored and the store is let go of. Logs that are still open keep it.
+    /// Waits until everything is stored and the store is closed. Logs that are still open keep it open.
     pub async fn shutdown(self) {
         let Self { store, writer, .. } = self;
         drop(store);
-        // Where a log is still open its handle keeps the thread; it then ends with the last of them.
+        // An open log keeps the thread alive, which then ends with the last handle.
         let _ = tokio::task::spawn_blocking(move || writer.finish()).await;
     }
 
-    /// The logs that the store keeps, of kernels that run and of kernels that are gone.
+    /// Lists the logs of running and past kernels.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot say.
+    /// [`StoreError`] if the store fails.
     pub async fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
         let store = self.store.clone();
         blocking(store.blocks(), move || store.list()).await
     }
 
-    /// Drops what need not be kept any more of the logs, those of kernels that are gone included. A log that is written
-    /// is trimmed as it grows; what grows old in one that is quiet is dropped by this. Those that cannot be trimmed are
-    /// told in the process's log.
+    /// Applies retention to all logs. Active logs are also trimmed as they grow; this trims quiet ones and those of
+    /// past kernels. Failures of single logs go to the process's log.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot say which logs there are.
+    /// [`StoreError`] if the logs cannot be listed.
     pub async fn trim(&self) -> Result<(), StoreError> {
         let retention = self.options.retention();
         for info in self.list().await? {
@@ -166,11 +164,10 @@ impl Logs {
         Ok(())
     }
 
-    /// Drops the kernel's log from the store. Dropping one that is not there is no error. Who reads it still is told
-    /// that entries are missing.
+    /// Removes the kernel's log from the store. Removing a missing log succeeds. Readers that are still open get a gap.
     ///
     /// # Errors
-    /// [`RemoveError::Open`] where the log is open for appending, [`RemoveError::Store`] where the store cannot.
+    /// [`RemoveError::Open`] if the log is open for appending, [`RemoveError::Store`] if the store fails.
     pub async fn remove(&self, id: KernelId) -> Result<(), RemoveError> {
         let _opening = self.opening.lock().await;
         {

@@ -1,25 +1,25 @@
-//! The log of a kernel: every message of both directions, in order, from which any number of clients read.
+//! The log of a kernel: every message of both directions, in order, for any number of readers.
 //!
-//! Whoever [appends](Log::append) never waits for whoever reads. Appended entries are handed to a writer thread, which
-//! stores them and then wakes the readers: what a client was sent is in the store. While the writer is busy entries
-//! gather, and are stored in one go; so a flood is stored in few large blocks, and a single message at once.
+//! [Appending](Log::append) never waits for readers. A writer thread stores appended entries and then wakes the
+//! readers, so everything that a client received is in the store. Entries that arrive while the writer is busy are
+//! stored as one block: a flood in few large blocks, a single message at once.
 //!
-//! A [`Reader`] is a position, not a queue. The newest entries are read from memory, older ones from the store; a
-//! reader that stands still costs nothing.
+//! A [`Reader`] is a position, not a queue. It reads the newest entries from memory and older ones from the store; an
+//! idle reader costs nothing.
 //!
-//! Beside its entries a log has an index: small records by key, which are stored with the block that they came with, so
-//! that after a crash both are there or neither.
+//! A log also has an index: small records by key. The store writes them atomically with the entries that they came
+//! with.
 //!
-//! The oldest blocks are dropped by their bytes and age ([`LogOptions`]). Whoever reads them still is told
-//! ([`ReadError::Gap`]), and whoever keeps records of them follows [`Log::earliest_changes`].
+//! Retention drops the oldest blocks by size and age ([`LogOptions`]). Their readers get a [`ReadError::Gap`]; index
+//! records of dropped entries can be removed by following [`Log::earliest_changes`].
 //!
-//! A store that refuses entries stops nothing: they go on from memory, as far as that reaches. Where they are missing
-//! later, readers are told; and once the store takes entries again, an entry says which it had refused
-//! ([`Log::is_recorded`]). Their numbers are never given to others.
+//! A store that refuses entries stops nothing: they are served from memory as far as that reaches, and later readers
+//! get a gap. Once the store accepts entries again, an entry lists the refused ones ([`Log::is_recorded`]). Their
+//! numbers are not reused.
 //!
-//! Where logs are kept is a [`LogStore`]: [`MemoryStore`], [`FjallStore`] on disk, and with the feature `nats`
-//! `NatsStore`, which several gateways can share. What every store must do is a suite of tests, the module
-//! `conformance` behind the feature of that name.
+//! A [`LogStore`] is where logs are kept: [`MemoryStore`], [`FjallStore`] on disk, or, with the feature `nats`,
+//! `NatsStore`, which several gateways can share. The module `conformance`, behind the feature of that name, tests what
+//! every store must do.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -81,7 +81,7 @@ pub use store::{LogInfo, LogStore, MemoryStore, Retention, StoreError, StoredLog
 #[cfg(feature = "nats")]
 pub use store::{NatsOptions, NatsStore};
 
-/// Does what may take long where it holds up nobody; at once where it `blocks` nothing.
+/// Runs a blocking operation on a thread for those, or directly if it does not block.
 async fn blocking<T: Send + 'static>(
     blocks: bool,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,

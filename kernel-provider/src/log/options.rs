@@ -4,42 +4,42 @@ use chrono::Utc;
 
 use super::Retention;
 
-/// How much of each log is kept where.
+/// Sizes and retention of logs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LogOptions {
-    /// How many bytes of a log's newest entries stay in memory.
+    /// Bytes of the newest entries that each log keeps in memory.
     pub memory_bytes: usize,
-    /// How many appended bytes may wait for the store. Beyond that [`Log::room`](super::Log::room) waits.
+    /// Bytes of a log that may wait for the store. Beyond that, [`Log::room`](super::Log::room) waits.
     pub waiting_bytes: usize,
-    /// How many appended bytes of all logs may wait for the store, beside 1 MiB of each.
+    /// Bytes of all logs together that may wait for the store, in addition to 1 MiB of each.
     pub all_waiting_bytes: usize,
-    /// How many bytes of a log the store keeps; the oldest entries are dropped first.
+    /// Bytes of a log that the store keeps; the oldest entries are dropped first.
     pub stored_bytes: u64,
-    /// How long the store keeps an entry; `None` for ever, within `stored_bytes`.
+    /// How long the store keeps an entry, within `stored_bytes`; `None` for no limit.
     pub stored_age: Option<Duration>,
-    /// What an entry survives once readers have it.
+    /// What entries survive once readers have them.
     pub durability: Durability,
 }
 
-/// What an entry survives once readers have it. The process's end, `kill -9` included, in each case.
+/// What an entry survives once readers have it. All variants survive the end of the process, including `kill -9`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// The process's end only: it is left to the operating system when the disk is written.
+    /// Only the end of the process: the operating system decides when it writes to disk.
     Process,
-    /// The machine's end too, after 50 ms at the most, and sooner after [`Log::sync_soon`](super::Log::sync_soon).
+    /// Also a machine failure, after at most 50 ms, or sooner after [`Log::sync_soon`](super::Log::sync_soon).
     #[default]
     Batched,
-    /// The machine's end too. Readers wait for the disk.
+    /// Also a machine failure. Readers wait for the disk.
     Always,
 }
 
 impl LogOptions {
-    /// What is to be kept of a log now.
+    /// The retention that applies now.
     pub(super) fn retention(&self) -> Retention {
         let oldest = self.stored_age.and_then(|age| {
-            // Ages beyond what a date can tell are for ever.
+            // An age that no date can express means no limit.
             Utc::now().checked_sub_signed(chrono::Duration::from_std(age).ok()?)
         });
         Retention {
@@ -50,7 +50,7 @@ impl LogOptions {
 }
 
 impl Default for LogOptions {
-    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting of all logs, 1 GiB stored, for 30 days, synced in batches.
+    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 1 GiB stored, for 30 days, synced in batches.
     fn default() -> Self {
         Self {
             memory_bytes: 1 << 20,

@@ -5,19 +5,19 @@ use tokio::sync::watch;
 use super::shared::{Head, Shared};
 use super::{Block, Seq, StoreError, blocking};
 
-/// How many bytes are read from the store at a time.
+/// Bytes per read from the store.
 const READ_BYTES: usize = 1 << 20;
 
 /// Why entries cannot be read.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// Entries are missing: dropped to keep the log in its bounds, or never stored. Reading goes on after them.
+    /// Entries are missing, because retention dropped them or the store never had them. Reading continues after them.
     #[error("entries {first} to {last} of the log are missing")]
     Gap {
-        /// The first one missing.
+        /// The first missing entry.
         first: Seq,
-        /// The last one missing.
+        /// The last missing entry.
         last: Seq,
     },
     /// The store cannot be read.
@@ -25,12 +25,12 @@ pub enum ReadError {
     Store(#[from] StoreError),
 }
 
-/// A position in a log, and a wake-up for when there is more.
+/// A position in a log that can wait for more entries.
 pub struct Reader {
     log: Arc<Shared>,
     position: Seq,
     head: watch::Receiver<Head>,
-    /// Read from the store and not handed out yet, the next one last.
+    /// Blocks read ahead from the store, in reverse order.
     ahead: Vec<Block>,
 }
 
@@ -44,17 +44,17 @@ impl Reader {
         }
     }
 
-    /// The last entry that was read, or where the reader started.
+    /// The last entry that was read, or the start position.
     #[must_use]
     pub fn position(&self) -> Seq {
         self.position
     }
 
-    /// The next entries; waits until there are some. `None` where the log is closed and all is read. Cancel-safe.
+    /// Waits for the next entries. `None` if the log is closed and everything is read. Cancel-safe.
     ///
     /// # Errors
-    /// [`ReadError::Gap`] where entries are missing: call again to read on after them. [`ReadError::Store`] where the
-    /// store cannot be read.
+    /// [`ReadError::Gap`] if entries are missing: call again to continue after them. [`ReadError::Store`] if the store
+    /// cannot be read.
     pub async fn next(&mut self) -> Result<Option<Block>, ReadError> {
         loop {
             let Head { seq, closed, .. } = *self.head.borrow_and_update();
@@ -68,14 +68,14 @@ impl Reader {
                 }
                 continue;
             }
-            // Where the log was closed with entries still on their way, publishing them wakes this reader.
+            // If the log was closed before all entries were published, publishing them wakes this reader.
             if closed && self.position >= self.log.state().waiting.last() || self.head.changed().await.is_err() {
                 return Ok(None);
             }
         }
     }
 
-    /// The next entries where some are in memory; `None` says nothing about the store.
+    /// The next entries that are in memory; `None` does not mean that the store has none.
     ///
     /// # Errors
     /// [`ReadError::Gap`] as for [`next`](Self::next).
@@ -100,7 +100,7 @@ impl Reader {
         }
     }
 
-    /// Moves past the block, unless entries before it are missing.
+    /// Advances past the block, unless entries before it are missing.
     fn hand_out(&mut self, block: Block) -> Result<Block, ReadError> {
         let expected = self.position.next();
         if block.first() > expected {
@@ -116,7 +116,7 @@ impl Reader {
         Ok(block)
     }
 
-    /// Reads blocks after the position from the store, none of them beyond `head`.
+    /// Reads blocks after the position from the store, up to `head`.
     async fn read_store(&mut self, head: Seq) -> Result<(), ReadError> {
         let log = self.log.clone();
         let after = self.position;
@@ -127,11 +127,11 @@ impl Reader {
         }
         let reading = log.clone();
         let mut blocks = blocking(log.stored.blocks(), move || reading.stored.read(after, READ_BYTES)).await?;
-        // What the writer has stored and not yet published is not ours to read.
+        // Skip what the writer has stored but not published yet.
         blocks.retain(|block| block.last() <= head);
         let stored = blocks.first().map_or_else(|| head.next(), Block::first);
         if stored > after.next() {
-            // Memory may have what the store lacks: what it refused, or has dropped already.
+            // Memory may have entries that the store refused or dropped.
             let recent = {
                 let state = self.log.state();
                 state.recent.iter().map(Block::first).find(|first| *first > after)
@@ -146,7 +146,7 @@ impl Reader {
             }
             return Ok(());
         }
-        // Only as far as nothing is missing: memory may have that, too.
+        // Up to the first gap; memory may have those entries, too.
         let whole = blocks
             .windows(2)
             .take_while(|pair| pair[1].first() == pair[0].last().next());

@@ -13,7 +13,7 @@ use super::waiting::Waiting;
 use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, writer};
 use crate::KernelId;
 
-/// How many bytes of a log may wait for the store however many of other logs do.
+/// Bytes of a log that may wait for the store regardless of other logs.
 const FREE: usize = 1 << 20;
 
 /// How far readers may read.
@@ -21,11 +21,11 @@ const FREE: usize = 1 << 20;
 pub(super) struct Head {
     pub(super) seq: Seq,
     pub(super) closed: bool,
-    /// How many updates of the index were taken to the store.
+    /// How many index updates the store has received.
     pub(super) index_updates: u64,
 }
 
-/// What a store gives for [`Shared::new`].
+/// A stored log with its bounds, for [`Shared::new`].
 pub(super) struct StoredWithBounds {
     stored: Box<dyn StoredLog>,
     bounds: Option<(Seq, Seq)>,
@@ -39,7 +39,7 @@ impl StoredWithBounds {
     }
 }
 
-/// What all handles of a log, its readers and the writer share.
+/// The state shared by all handles of a log, its readers and the writer.
 pub(super) struct Shared {
     pub(super) id: KernelId,
     pub(super) epoch: Epoch,
@@ -55,22 +55,22 @@ pub(super) struct Shared {
 
 pub(super) struct State {
     pub(super) waiting: Waiting,
-    /// What the writer has taken and not yet stored.
+    /// Bytes that the writer is storing.
     pub(super) writing_bytes: usize,
-    /// How many bytes of this log [`writer::Queue::waiting_bytes`] has.
+    /// Bytes of this log that are included in [`writer::Queue::waiting_bytes`].
     counted_bytes: usize,
     pub(super) writing_index: Arc<Updates>,
-    /// Updates of the index that the store refused: they go with the next block. Bounded by the number of keys.
+    /// Index updates that the store refused; they go with the next block. Bounded by the number of keys.
     pub(super) refused_index: Updates,
-    /// Whether the log is in the writer's queue or hands.
+    /// Whether the log is queued at the writer or being written.
     pub(super) with_writer: bool,
-    /// The newest blocks, all of them stored.
+    /// The newest stored blocks.
     pub(super) recent: VecDeque<Block>,
     pub(super) recent_bytes: usize,
     pub(super) stored_since_trim: u64,
-    /// Whether a sync is wanted once all that waits is stored.
+    /// Whether to sync once everything waiting is stored.
     pub(super) sync_soon: bool,
-    /// The entries since the store refused one, as far as it is known.
+    /// Entries that the store has refused since it last accepted one.
     pub(super) unrecorded: Option<Unrecorded>,
 }
 
@@ -91,13 +91,13 @@ impl State {
         }
     }
 
-    /// What is to become of the key, where that is not stored yet.
+    /// The unstored update of this key.
     pub(super) fn unstored_record(&self, key: &[u8]) -> Option<Option<Bytes>> {
         self.unstored_updates_newest_first()
             .find_map(|updates| updates.get(key))
     }
 
-    /// What is to become of the keys from `start` and before `end`, where that is not stored yet.
+    /// The unstored updates of keys from `start` (inclusive) to `end` (exclusive).
     pub(super) fn unstored_records(&self, start: &[u8], end: &[u8]) -> BTreeMap<Bytes, Option<Bytes>> {
         let mut records = BTreeMap::new();
         for update in self
@@ -109,7 +109,7 @@ impl State {
         records
     }
 
-    /// The store took a block, or updates of the index. Where it had refused some before, the log says so.
+    /// The store accepted a write. If it had refused entries before, an entry says so.
     pub(super) fn recorded(&mut self, id: KernelId) {
         if let Some(unrecorded) = self.unrecorded.take() {
             let Unrecorded { first, last, .. } = &unrecorded;
@@ -124,9 +124,9 @@ impl State {
         }
     }
 
-    /// The store refused a block, or updates of the index.
+    /// The store refused a write.
     pub(super) fn not_recorded(&mut self, id: KernelId, block: Option<&Block>, error: &StoreError) {
-        // What waits in the index is tried again, so only entries are missing later.
+        // Index updates are retried, so only entries can be missing.
         let Some(block) = block else { return };
         match &mut self.unrecorded {
             Some(unrecorded) => unrecorded.last = block.last(),
@@ -156,7 +156,7 @@ impl Drop for Shared {
 }
 
 impl Shared {
-    /// What `stored` holds, with nothing in memory.
+    /// A log with the contents of `stored` and nothing in memory.
     pub(super) fn new(
         id: KernelId,
         StoredWithBounds { stored, bounds }: StoredWithBounds,
@@ -183,20 +183,20 @@ impl Shared {
         }
     }
 
-    /// A panic elsewhere while the lock was held leaves whole entries, so the state is good.
+    /// A panic while the lock is held leaves whole entries.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts what is appended and not stored, with that of all logs.
+    /// Updates this log's share of the bytes that wait in all logs.
     pub(super) fn count(&self, state: &mut State) {
         let now = state.waiting.bytes() + state.writing_bytes;
         self.writer.count(state.counted_bytes, now);
         state.counted_bytes = now;
     }
 
-    /// Whether more may be appended: less waits for the store than may, of this log and of all together. However much
-    /// others have, a little is free to each.
+    /// Whether more may be appended: both this log and all logs together are below their bounds. A small amount is
+    /// always allowed, regardless of other logs.
     pub(super) fn has_room(&self) -> bool {
         let options = &self.options;
         let waiting = self.state().counted_bytes;
@@ -204,7 +204,7 @@ impl Shared {
             || waiting < options.waiting_bytes && self.writer.waiting_bytes() < options.all_waiting_bytes
     }
 
-    /// Gives the log to the writer where it has something to store and the writer does not have it already.
+    /// Queues the log at the writer if it has something to store and is not queued yet.
     pub(super) fn wake_writer(self: &Arc<Self>, state: &mut State) {
         if !state.with_writer && !state.waiting.is_empty() {
             state.with_writer = true;
@@ -221,7 +221,7 @@ impl Shared {
             .send_if_modified(|head| std::mem::replace(&mut head.closed, closed) != closed);
     }
 
-    /// Tells that entries before `earliest` are not kept any more.
+    /// Advances the first entry that is kept.
     pub(super) fn moved_to(&self, earliest: Seq) {
         self.earliest.send_if_modified(|current| {
             let moved = earliest > *current;
@@ -232,7 +232,7 @@ impl Shared {
         });
     }
 
-    /// Drops what need not be kept any more. Blocks.
+    /// Applies retention. Blocks.
     pub(super) fn trim(&self) -> Result<(), StoreError> {
         let earliest = self.stored.trim(&self.options.retention())?;
         self.moved_to(earliest);

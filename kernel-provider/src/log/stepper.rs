@@ -1,7 +1,7 @@
 use super::writer::Rounds;
 
-/// Does by hand what the writer thread does: see [`Logs::stepped`](super::Logs::stepped). Dropped between its two steps
-/// it leaves what a process leaves that is killed there.
+/// Performs the writer thread's steps one by one; see [`Logs::stepped`](super::Logs::stepped). Dropping it between the
+/// two steps simulates a process that is killed there.
 pub struct Stepper {
     rounds: Rounds,
 }
@@ -11,12 +11,12 @@ impl Stepper {
         Self { rounds }
     }
 
-    /// Stores what waits of one log, and tells nobody yet. Returns whether there was a log that waited.
+    /// Stores what waits in one log without publishing it. Returns whether a log was waiting.
     pub fn store(&mut self) -> bool {
         self.rounds.store_first()
     }
 
-    /// Tells the readers of what was stored.
+    /// Publishes what was stored to readers.
     pub fn publish(&mut self) {
         self.rounds.publish();
     }

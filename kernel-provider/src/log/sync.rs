@@ -1,5 +1,4 @@
-//! The thread that makes what is stored survive the machine. One for all logs of a store: one sync is for all of them,
-//! and the writer goes on meanwhile.
+//! The thread that syncs the store to disk. All logs of a store share it, and writing continues meanwhile.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -7,7 +6,7 @@ use std::time::Duration;
 
 use super::LogStore;
 
-/// The longest that what is stored is not synced while more comes.
+/// The longest time that stored entries stay unsynced while more arrive.
 const AT_MOST: Duration = Duration::from_millis(50);
 
 /// Owns the thread.
@@ -16,7 +15,7 @@ pub(super) struct Syncer {
     thread: JoinHandle<()>,
 }
 
-/// What the thread is to do. It sleeps without a timer while nothing is stored.
+/// Requests to the thread. While nothing is stored, it sleeps without a timer.
 #[derive(Default)]
 pub(super) struct Wanted {
     state: Mutex<State>,
@@ -33,7 +32,7 @@ struct State {
 
 impl Wanted {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere while the lock was held leaves three flags, each good.
+        // A panic while the lock is held leaves three valid flags.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -42,7 +41,7 @@ impl Wanted {
         self.changed.notify_one();
     }
 
-    /// Something was stored; it is to be synced within [`AT_MOST`].
+    /// Something was stored; sync it within [`AT_MOST`].
     pub(super) fn stored(&self) {
         let mut state = self.state();
         if !state.stored {
@@ -51,13 +50,13 @@ impl Wanted {
         }
     }
 
-    /// What is stored is to be synced now.
+    /// Syncs what is stored as soon as possible.
     pub(super) fn soon(&self) {
-        // Where nothing was stored since the last sync, there is nothing to do.
+        // Nothing was stored since the last sync.
         self.change(|state| state.soon = state.stored);
     }
 
-    /// Waits until there is something to sync. `false` where the thread is to end instead.
+    /// Waits until a sync is due; `false` if the thread is to end.
     fn wait(&self) -> bool {
         let wait = |result| match result {
             Ok(state) => state,
@@ -97,7 +96,7 @@ impl Syncer {
         self.wanted.clone()
     }
 
-    /// Syncs what is stored, and waits for the thread.
+    /// Syncs once more and joins the thread.
     pub(super) fn finish(self) {
         self.wanted.change(|state| state.end = true);
         // A panic of the thread was reported when it happened.
@@ -112,7 +111,7 @@ fn run(wanted: &Wanted, store: &dyn LogStore) {
     }
 }
 
-/// Syncs, and tells of the first failure of a row. Returns whether it failed.
+/// Syncs and logs the first of consecutive failures. Returns whether it failed.
 pub(super) fn sync(store: &dyn LogStore, failing: bool) -> bool {
     match store.sync() {
         Ok(()) => {

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::Seq;
 use crate::session::LIFECYCLE;
 
-/// Entries that the store refused, the last ones that were appended.
+/// The newest entries, which the store refused.
 #[derive(Clone, Debug)]
 pub(super) struct Unrecorded {
     pub(super) first: Seq,
@@ -15,7 +15,7 @@ pub(super) struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// The entry that says so, for when the store takes entries again.
+    /// The entry that reports them once the store accepts entries again.
     pub(super) fn message(&self) -> WireMessage {
         let Self { first, last, reason } = self;
         let content = json!({"event": "not_recorded", "first": first, "last": last, "reason": reason}).to_string();

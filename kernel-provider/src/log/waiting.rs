@@ -6,25 +6,25 @@ use chrono::{DateTime, Utc};
 use super::index::Updates;
 use super::{Block, IndexUpdate, NewEntry, Seq, entry};
 
-/// How many bytes of entries make a block, where more are waiting. Blocks are written, read and kept in memory whole.
+/// Target size of a block while entries are waiting. Blocks are written, read and cached as a whole.
 const BLOCK_BYTES: usize = 256 << 10;
 
-/// Entries and updates of the index that are accepted and not yet taken by the writer.
+/// Entries and index updates that the writer has not taken yet.
 pub(super) struct Waiting {
-    /// Whole blocks, in order, each with the updates that came with its entries.
+    /// Full blocks in order, with their index updates.
     full: VecDeque<(Block, Updates)>,
     full_bytes: usize,
-    /// The block that grows.
+    /// The block that is being filled.
     open: BytesMut,
     open_first: Seq,
     open_index: Updates,
     last: Seq,
-    /// How many updates of the index there were.
+    /// How many index updates there have been.
     index_updates: u64,
 }
 
 impl Waiting {
-    /// None, after this entry.
+    /// Empty, after this entry.
     pub(super) fn after(last: Seq) -> Self {
         Self {
             full: VecDeque::new(),
@@ -37,12 +37,12 @@ impl Waiting {
         }
     }
 
-    /// The last entry that was ever appended.
+    /// The last entry that was appended.
     pub(super) fn last(&self) -> Seq {
         self.last
     }
 
-    /// How many updates of the index there ever were.
+    /// How many index updates there have been.
     pub(super) fn index_updates(&self) -> u64 {
         self.index_updates
     }
@@ -57,7 +57,7 @@ impl Waiting {
         }
     }
 
-    /// Updates that are to be stored with the last entry, not before it.
+    /// Adds updates that are stored with the last entry, not before it.
     pub(super) fn update_index(&mut self, updates: Vec<IndexUpdate>) {
         if updates.is_empty() {
             return;
@@ -73,7 +73,7 @@ impl Waiting {
         }
     }
 
-    /// The oldest block with its updates of the index, or updates alone; `None` where nothing waits.
+    /// Takes the oldest block and its index updates, or index updates alone; `None` if nothing waits.
     pub(super) fn take(&mut self) -> Option<(Option<Block>, Updates)> {
         if let Some(full) = self.full.pop_front() {
             self.full_bytes -= size(&full);
@@ -83,7 +83,7 @@ impl Waiting {
             let updates = std::mem::take(&mut self.open_index);
             return (!updates.is_empty()).then_some((None, updates));
         }
-        // A small buffer next: where single messages come, no more is needed.
+        // Single messages need no large buffer.
         let (block, updates) = self.close(BytesMut::new());
         Some((Some(block), updates))
     }

@@ -1,4 +1,4 @@
-//! The thread that stores what is appended. One for all logs of a store: they share its disk.
+//! The thread that stores appended entries, shared by all logs of a store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,15 +9,15 @@ use super::shared::Shared;
 use super::sync::{self, Syncer, Wanted};
 use super::{Block, Durability, LogStore, Seq};
 
-/// A log is trimmed each time this part of what it may keep was stored.
+/// A log is trimmed whenever this fraction of its size limit was stored.
 const TRIM_AFTER_PART: u64 = 16;
-/// How many logs are written before readers are woken, at the most.
+/// The most logs that are written before readers are woken.
 const ROUND: usize = 64;
 
-/// Owns the thread. Dropping it lets the thread store what waits, and end with the last log.
+/// Owns the thread. When this is dropped, the thread stores what waits and ends with the last log.
 pub(super) struct Writer {
     queue: Queue,
-    /// `None` where somebody else does the [`Rounds`].
+    /// `None` if the caller runs the [`Rounds`].
     thread: Option<JoinHandle<()>>,
 }
 
@@ -47,7 +47,7 @@ impl Writer {
         })
     }
 
-    /// One without threads, whose rounds the caller does. Nothing is synced but with [`Durability::Always`].
+    /// A writer without a thread, whose rounds the caller runs. Syncs only with [`Durability::Always`].
     #[cfg(feature = "testing")]
     pub(super) fn by_hand(store: Arc<dyn LogStore>, durability: Durability) -> (Self, Rounds) {
         let always = (durability == Durability::Always).then_some(store);
@@ -55,7 +55,7 @@ impl Writer {
         (Self { queue, thread: None }, rounds)
     }
 
-    /// Waits for the thread, which ends once all is stored and no log is open.
+    /// Joins the thread, which ends when everything is stored and no log is open.
     pub(super) fn finish(self) {
         drop(self.queue);
         if let Some(thread) = self.thread {
@@ -69,27 +69,27 @@ impl Writer {
     }
 }
 
-/// Logs with something to be stored.
+/// The queue of logs with something to store.
 #[derive(Clone)]
 pub(super) struct Queue {
     queue: Sender<Arc<Shared>>,
     wanted: Option<Arc<Wanted>>,
-    /// How many appended bytes of all logs are not stored.
+    /// Bytes of all logs that wait to be stored.
     waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Queue {
     pub(super) fn push(&self, log: Arc<Shared>) {
-        // The thread ends only after the last sender is gone, and this is one.
+        // The thread lives as long as any sender, and this is one.
         let _ = self.queue.send(log);
     }
 
-    /// How many appended bytes of all logs are not stored.
+    /// Bytes of all logs that wait to be stored.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.waiting_bytes.load(Ordering::Relaxed)
     }
 
-    /// A log had `before` bytes that are not stored, and has `now`.
+    /// Replaces a log's contribution `before` by `now`.
     pub(super) fn count(&self, before: usize, now: usize) {
         if now >= before {
             self.waiting_bytes.fetch_add(now - before, Ordering::Relaxed);
@@ -98,7 +98,7 @@ impl Queue {
         }
     }
 
-    /// What is stored is to be synced now, where that is what the options say.
+    /// Requests a sync, if the options ask for syncs.
     pub(super) fn sync_soon(&self) {
         if let Some(wanted) = &self.wanted {
             wanted.soon();
@@ -106,20 +106,20 @@ impl Queue {
     }
 }
 
-/// What the thread does, again and again: stores what waits, then tells of it.
+/// The writer thread's loop: store, then publish.
 pub(super) struct Rounds {
     waiting: Receiver<Arc<Shared>>,
-    /// Where readers wait for the disk.
+    /// The store to sync before publishing, with [`Durability::Always`].
     always: Option<Arc<dyn LogStore>>,
     wanted: Option<Arc<Wanted>>,
     sync_fails: bool,
-    /// What is stored and not told yet.
+    /// Stored and not yet published.
     round: Vec<(Arc<Shared>, Written)>,
 }
 
 impl Rounds {
     fn new(always: Option<Arc<dyn LogStore>>, wanted: Option<Arc<Wanted>>) -> (Queue, Self) {
-        // Bounded by the number of logs: a log is in it once at most.
+        // Bounded by the number of logs, because each is queued at most once.
         let (queue, waiting) = mpsc::channel();
         let rounds = Self {
             waiting,
@@ -136,7 +136,7 @@ impl Rounds {
         (queue, rounds)
     }
 
-    /// Stores what waits of the first log in the queue; `false` where there is none.
+    /// Stores what waits in the first queued log; `false` if none is queued.
     #[cfg(feature = "testing")]
     pub(super) fn store_first(&mut self) -> bool {
         let Ok(log) = self.waiting.try_recv() else {
@@ -146,9 +146,9 @@ impl Rounds {
         true
     }
 
-    /// Stores what waits of this log, and where that takes a sync of those behind it.
+    /// Stores what waits in this log, and in the logs behind it if they can share a sync.
     fn store(&mut self, log: Arc<Shared>) {
-        // Those that wait already share a sync. Without one, the first is not to wait for the others.
+        // Queued logs share the sync. Without one, the first log does not wait for the others.
         let others = if self.always.is_some() { ROUND - 1 } else { 0 };
         for log in std::iter::once(log).chain(self.waiting.try_iter().take(others)) {
             if let Some(written) = store(&log) {
@@ -162,7 +162,7 @@ impl Rounds {
         }
     }
 
-    /// Wakes the readers of what was stored.
+    /// Publishes what was stored to readers.
     pub(super) fn publish(&mut self) {
         for (log, written) in self.round.drain(..) {
             if let Some(wanted) = &self.wanted
@@ -174,14 +174,14 @@ impl Rounds {
                 }
             }
             if publish(&log, written) {
-                // More was appended meanwhile: behind the other logs, so that a flood does not starve them.
+                // The log goes to the end of the queue, so that a flood does not starve the others.
                 log.writer.push(log.clone());
             }
         }
     }
 }
 
-/// What was taken from a log to the store.
+/// What was taken from a log and written.
 struct Written {
     block: Option<Block>,
     index_updates: u64,
@@ -189,7 +189,7 @@ struct Written {
     sync_soon: bool,
 }
 
-/// Stores what waits. `None` where nothing does.
+/// Stores what waits; `None` if nothing does.
 fn store(log: &Shared) -> Option<Written> {
     let (block, updates) = {
         let mut state = log.state();
@@ -221,7 +221,7 @@ fn store(log: &Shared) -> Option<Written> {
             state.refused_index = Arc::unwrap_or_clone(updates);
         }
     }
-    // Whoever wants a sync wants it of all that was appended before.
+    // A sync request covers everything appended before it.
     let sync_soon = state.waiting.is_empty() && std::mem::take(&mut state.sync_soon);
     Some(Written {
         block,
@@ -243,7 +243,7 @@ fn publish(log: &Shared, written: Written) -> bool {
             log.large_blocks.stored(block);
         }
         state.recent.extend(written.block);
-        // The newest stays where nothing else has it; one that is stored goes where it alone is too large.
+        // Keep the newest block only if the store does not have it, or if it fits.
         while state.recent_bytes > log.options.memory_bytes && (state.recent.len() > 1 || written.stored) {
             if let Some(oldest) = state.recent.pop_front() {
                 state.recent_bytes -= oldest.bytes().len();

@@ -43,7 +43,10 @@ pub enum Error {
     Unsupported,
     /// The gateway closed the connection over what this client sent: code 1002 for a frame that is no message, 1009 for
     /// one that is too large. Each connection would end the same way.
-    #[error("the gateway accepts no more messages from this client: code {code}{}", because(reason))]
+    #[error(
+        "the gateway accepts no more messages from this client: code {code}{}",
+        because(reason)
+    )]
     Closed {
         /// The code of the Close frame (RFC 6455 section 7.4).
         code: u16,
