@@ -4,15 +4,15 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A kernel's id: a UUID of any version, written with hyphens. It names files, pods and logs, so nothing else is one.
+/// A kernel's id: a UUID of any version, written with hyphens. It is used in names of files, pods and logs.
 ///
-/// Chosen by whoever launches the kernel, so that a launch can be repeated without making two.
+/// Whoever launches the kernel chooses it, so that repeating a launch does not create a second kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KernelId(Uuid);
 
 impl KernelId {
-    /// A fresh random id.
+    /// A new random id.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
@@ -37,7 +37,7 @@ impl fmt::Display for KernelId {
     }
 }
 
-/// A text that is no kernel id.
+/// The text is not a kernel id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a kernel id: an id is a UUID with hyphens, such as 3fa85f64-5717-4562-b3fc-2c963f66afa6")]
 pub struct NoKernelId;
@@ -45,7 +45,7 @@ pub struct NoKernelId;
 impl FromStr for KernelId {
     type Err = NoKernelId;
 
-    /// Takes the form with hyphens only, in either case.
+    /// Accepts only the form with hyphens, in either case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.len() != 36 {
             return Err(NoKernelId);

@@ -1,4 +1,4 @@
-//! Jupyter kernels behind one trait, a manager over them, and every message of theirs in an ordered log.
+//! Jupyter kernels behind one trait, a manager for them, and an ordered log of every message.
 
 #[cfg(feature = "testing")]
 pub mod conformance;

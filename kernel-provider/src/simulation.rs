@@ -1,6 +1,5 @@
-//! A kernel for simulations: recorder, log, sessions and attachments as they are, and in place of process and sockets
-//! whatever the simulation does. It has no tasks and no threads; the log comes from
-//! [`Logs::stepped`](crate::log::Logs::stepped).
+//! A simulated kernel: real recorder, log, sessions and attachments, without process and sockets. It has no tasks and
+//! no threads; its log comes from [`Logs::stepped`](crate::log::Logs::stepped).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,17 +18,17 @@ use crate::provider::{
 };
 use crate::session::{Lifecycle, Recorder, RecorderOptions, SendError, Sessions};
 
-/// A kernel, and what a simulation does in the place of its process.
+/// A kernel whose process is simulated.
 pub struct SimulatedKernel {
     kernel: Arc<Kernel>,
 }
 
 impl SimulatedKernel {
-    /// Attaches to the kernel whose log this is, as a process does that has just been started: `requests` gets what it is
-    /// sent from now on.
+    /// Attaches to the kernel of this log, as a newly started process does. `requests` receives what the kernel is sent
+    /// from now on.
     ///
     /// # Errors
-    /// [`StoreError`] where the log's index cannot be read.
+    /// [`StoreError`] if the log's index cannot be read.
     pub async fn attach(log: Log, requests: &mpsc::Sender<(Channel, WireMessage)>) -> Result<Self, StoreError> {
         let is_new = log.head() == Seq::START;
         let handle = Arc::new(NoProcess {
@@ -51,31 +50,32 @@ impl SimulatedKernel {
         Ok(Self { kernel })
     }
 
-    /// The kernel as clients know it.
+    /// The kernel as clients see it.
     #[must_use]
     pub fn kernel(&self) -> &Arc<Kernel> {
         &self.kernel
     }
 
-    /// The kernel publishes these, together.
+    /// Publishes these messages in one batch.
     pub fn publish(&self, messages: &[WireMessage]) {
         self.kernel.recorder().heard(messages);
     }
 
-    /// The kernel sends this on shell, control or stdin.
+    /// Sends a message on shell, control or stdin.
     pub fn reply(&self, channel: Channel, message: WireMessage) {
         self.kernel.recorder().answered(channel, message);
     }
 
-    /// Waits until the kernel has done what it was sent before, and tells which of it ended unheard.
+    /// Recovers pending executions: waits until the kernel has done everything that it was sent, and ends those whose
+    /// reply was lost.
     ///
     /// # Errors
-    /// [`SendError`] where the kernel takes no more requests.
+    /// [`SendError`] if the kernel takes no requests.
     pub async fn settle(&self) -> Result<(), SendError> {
         self.kernel.recorder().settle().await
     }
 
-    /// The kernel is ended and started anew: what it was asked before and has not done is not done any more.
+    /// Restarts the kernel; its unfinished requests end.
     pub async fn restart(&self, requests: &mpsc::Sender<(Channel, WireMessage)>) {
         let recorder = self.kernel.recorder();
         recorder.lifecycle(&Lifecycle::Restarting);
@@ -86,7 +86,7 @@ impl SimulatedKernel {
     }
 }
 
-/// There is nothing that could be asked, or end.
+/// A handle without a process behind it.
 struct NoProcess {
     id: KernelId,
     phase: watch::Sender<Phase>,

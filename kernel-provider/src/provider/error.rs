@@ -3,30 +3,30 @@ use std::time::Duration;
 use super::phase::{Exit, ExitCause};
 use crate::KernelId;
 
-/// Why a kernel could not be started.
+/// Why a kernel was not launched.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
-    /// The provider has no such kernelspec.
+    /// The provider has no kernelspec with this name.
     #[error("no kernelspec named {spec:?}; there are: {known}")]
     NoSuchSpec {
-        /// The name that was asked for.
+        /// The requested name.
         spec: String,
-        /// The names that there are, separated by commas.
+        /// The existing names, separated by commas.
         known: String,
     },
-    /// The request is not one that the provider takes.
+    /// The provider refuses the request.
     #[error("{0}")]
     BadRequest(String),
-    /// The process or pod could not be made at all: no such program, no permission, no such directory.
+    /// The process or pod could not be created: missing program, permission or directory.
     #[error("cannot start {what}: {reason}")]
     CannotStart {
-        /// What was to be started, such as the program's name.
+        /// What failed to start, such as the program's name.
         what: String,
-        /// Why not, and what to do.
+        /// The reason, and what to do.
         reason: String,
     },
-    /// There is no place for it: quota, limits, nothing schedulable.
+    /// No capacity: quota, limits, or nothing schedulable.
     #[error("no room for the kernel: {reason}")]
     NoRoom {
         /// What is missing.
@@ -35,24 +35,24 @@ pub enum LaunchError {
     /// It ended before its sockets were open.
     #[error("the kernel ended while it started: {}{}", exit.cause, output_of(&exit.output))]
     Died {
-        /// How it ended, with its last output.
+        /// How it ended, with the end of its output.
         exit: Exit,
     },
-    /// It runs and did not open its sockets in time. It has been ended.
+    /// It did not open its sockets in time, and was ended.
     #[error("the kernel did not answer within {timeout:?}{}", output_of(output))]
     TimedOut {
-        /// How long was waited.
+        /// The timeout.
         timeout: Duration,
-        /// The last of what it wrote.
+        /// The end of its output.
         output: String,
     },
-    /// The provider itself cannot be used.
+    /// The provider failed.
     #[error(transparent)]
     Provider(#[from] ProviderError),
 }
 
 impl LaunchError {
-    /// A kernel that ended while it started.
+    /// A kernel that ended during its start.
     #[must_use]
     pub fn died(cause: ExitCause, output: impl Into<String>) -> Self {
         Self::Died {
@@ -60,7 +60,7 @@ impl LaunchError {
         }
     }
 
-    /// How a kernel ended that was ended for a restart, which then failed like this.
+    /// The exit of a kernel whose restart failed with this error.
     #[must_use]
     pub fn exit_after_restart(&self) -> Exit {
         match self {
@@ -86,7 +86,7 @@ fn output_of(output: &str) -> String {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// It does not run any more.
+    /// It no longer runs.
     #[error("kernel {id} no longer runs: {cause}")]
     Gone {
         /// The kernel.
@@ -94,7 +94,7 @@ pub enum AttachError {
         /// What is known of its end.
         cause: ExitCause,
     },
-    /// The record is another provider's.
+    /// The record belongs to another provider.
     #[error("the kernel's record is of provider {theirs:?}, this is {ours:?}")]
     Foreign {
         /// The record's provider.
@@ -102,12 +102,12 @@ pub enum AttachError {
         /// This provider.
         ours: String,
     },
-    /// The provider itself cannot be used.
+    /// The provider failed.
     #[error(transparent)]
     Provider(#[from] ProviderError),
 }
 
-/// The provider cannot do what was asked.
+/// Why the provider could not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProviderError {
@@ -117,15 +117,15 @@ pub enum ProviderError {
     /// The machine or cluster refused.
     #[error("cannot {action}: {reason}")]
     Failed {
-        /// What was tried, such as `read /run/…/kernel.json`.
+        /// The attempted action, such as `read /run/…/kernel.json`.
         action: String,
-        /// What it said.
+        /// The error.
         reason: String,
     },
 }
 
 impl ProviderError {
-    /// `action` was tried, and `error` came.
+    /// An `action` that failed with `error`.
     #[must_use]
     pub fn failed(action: impl Into<String>, error: impl std::fmt::Display) -> Self {
         Self::Failed {

@@ -5,14 +5,13 @@ use tokio::sync::{Notify, watch};
 
 use super::Specs;
 
-/// Installing a kernelspec is many events: they are waited for, so that the search is made once.
+/// Debounce time: installing a kernelspec causes many file events.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// Searches for kernelspecs again after each change, for ever, and tells `specs` of what is another than before. For those
-/// who write a provider whose kernelspecs are files.
+/// Searches for kernelspecs after each change and updates `specs`, for providers whose kernelspecs are files.
 ///
-/// `watch` begins to watch and returns what ends that when it is dropped; where something may have changed, `changed` is
-/// notified. `find` searches. Both may block. It ends only with the async runtime.
+/// `watch` starts a watcher, which stops when dropped, and notifies `changed` when something may have changed. `find`
+/// searches. Both may block. The future ends only with the async runtime.
 pub async fn follow_specs<W: Send + 'static>(
     specs: watch::Sender<Arc<Specs>>,
     changed: Arc<Notify>,
@@ -24,7 +23,7 @@ pub async fn follow_specs<W: Send + 'static>(
         let again = tokio::task::spawn_blocking({
             let (watch, find) = (watch.clone(), find.clone());
             move || {
-                // Watched before it is searched: what changes in between is seen by the one or by the other.
+                // Watch before searching, so that changes in between are not missed.
                 let fresh = watch();
                 drop(watches);
                 (Some(fresh), find())
@@ -33,7 +32,7 @@ pub async fn follow_specs<W: Send + 'static>(
         let found;
         (watches, found) = match again.await {
             Ok(done) => done,
-            // The async runtime is going down.
+            // The async runtime is shutting down.
             Err(_) => return,
         };
         specs.send_if_modified(|old| {

@@ -9,26 +9,26 @@ use jupyter_protocol::kernelspec::{SearchPath, canonical_name, find_kernelspecs}
 
 use crate::KernelId;
 
-/// A kernel to be started.
+/// A request to launch a kernel.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LaunchRequest {
-    /// The kernel's id, chosen by the caller.
+    /// Id of the kernel, chosen by the caller.
     pub id: KernelId,
-    /// The kernelspec's name within the provider, such as `python3`.
+    /// Name of the kernelspec at the provider, such as `python3`.
     pub spec: String,
-    /// Environment variables for the kernel, over those of its kernelspec.
+    /// Environment variables; they override the kernelspec's.
     pub env: BTreeMap<String, String>,
-    /// Where the kernel starts; the provider's default where `None`.
+    /// Working directory; `None` for the provider's default.
     pub working_dir: Option<PathBuf>,
-    /// Whose kernel it is.
+    /// Owner.
     pub owner: Option<String>,
-    /// The longest that the launch may take.
+    /// Timeout of the launch.
     pub timeout: Duration,
 }
 
 impl LaunchRequest {
-    /// A request with no environment, the provider's working directory, no owner, and 60 s.
+    /// A request with no environment, the provider's working directory, no owner, and a timeout of 60 s.
     #[must_use]
     pub fn new(id: KernelId, spec: impl Into<String>) -> Self {
         Self {
@@ -42,23 +42,23 @@ impl LaunchRequest {
     }
 }
 
-/// How far a launch has come.
+/// The progress of a launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LaunchStage {
-    /// A place for the kernel is known.
+    /// The kernel was assigned a place.
     Scheduled,
-    /// What it runs from is being fetched; the text says what.
+    /// Files are being fetched; the text names them.
     Pulling(String),
-    /// None of the kernels that the provider keeps ready is taken, and one is started; the text says why.
+    /// No warm kernel could be used, so a new one starts; the text has the reason.
     Cold(String),
-    /// The kernel's process has been started.
+    /// The process was started.
     Starting,
-    /// Its sockets can be connected to.
+    /// The sockets accept connections.
     Ready,
 }
 
-/// Where a provider reports how far a launch has come.
+/// Receives the progress of a launch.
 #[derive(Clone)]
 pub struct Progress(Option<Arc<dyn Fn(LaunchStage) + Send + Sync>>);
 
@@ -68,13 +68,13 @@ impl Progress {
         Self(Some(Arc::new(report)))
     }
 
-    /// Reports to nobody.
+    /// Discards all reports.
     #[must_use]
     pub fn ignored() -> Self {
         Self(None)
     }
 
-    /// For providers: the launch has come to this stage.
+    /// Reports a stage; called by providers.
     pub fn report(&self, stage: LaunchStage) {
         if let Some(report) = &self.0 {
             report(stage);
@@ -88,17 +88,17 @@ impl fmt::Debug for Progress {
     }
 }
 
-/// What a provider can launch, by name.
+/// The kernelspecs that a provider can launch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Specs {
-    /// The kernelspecs by name.
+    /// Usable kernelspecs by name.
     pub by_name: BTreeMap<String, InstalledKernelspec>,
-    /// What is wrong with those that cannot be used, by name. The text names the file.
+    /// Errors of unusable kernelspecs by name. Each text names the file.
     pub broken: BTreeMap<String, String>,
 }
 
 impl Specs {
-    /// Searches for kernelspecs and logs the folders that cannot be read. Blocks on the file system.
+    /// Searches for kernelspecs and logs folders that cannot be read. Blocks on the file system.
     #[must_use]
     pub fn find(search: &SearchPath) -> Self {
         let found = find_kernelspecs(search);
@@ -112,7 +112,7 @@ impl Specs {
         }
     }
 
-    /// The name that `name` [means](canonical_name) here.
+    /// The kernelspec that a name [refers to](canonical_name).
     #[must_use]
     pub fn canonical(&self, name: &str) -> Option<String> {
         canonical_name(name, |name| {
@@ -120,7 +120,7 @@ impl Specs {
         })
     }
 
-    /// Logs the kernelspecs that cannot be used and were not known to be so `before`.
+    /// Logs unusable kernelspecs that were not in `before`.
     pub fn warn_of_broken(&self, before: &Self) {
         for (name, reason) in &self.broken {
             if before.broken.get(name) != Some(reason) {

@@ -1,4 +1,4 @@
-//! Where kernels come from: the trait that a provider implements.
+//! The trait that kernel providers implement, and its types.
 
 mod error;
 mod follow;
@@ -21,97 +21,96 @@ pub use own_metadata::own_metadata;
 pub use phase::{Exit, ExitCause, Phase};
 pub use record::{KernelRecord, Selector};
 
-/// A place that runs kernels: this machine, a cluster.
+/// Runs kernels somewhere: on this machine or in a cluster.
 ///
-/// The provider is the source of truth about what runs: an embedder that was restarted finds its kernels again with
-/// [`list`](Self::list) and [`attach`](Self::attach). Every future is cancel-safe.
+/// The provider knows which kernels run. After a restart, an embedder finds its kernels with [`list`](Self::list) and
+/// [`attach`](Self::attach). Every future is cancel-safe.
 ///
-/// A provider starts, signals and ends kernels; it never sends them messages. Messages are the
-/// [recorder](crate::session)'s, the only one on a kernel's sockets.
+/// A provider starts, signals and ends kernels. It never sends them messages: the [recorder](crate::session) owns a
+/// kernel's sockets.
 #[async_trait]
 pub trait KernelProvider: Send + Sync + 'static {
-    /// The provider's name, such as `local`: the part before the slash in `local/python3`. Without a slash itself.
+    /// The provider's name, such as `local` in `local/python3`. It contains no slash.
     fn name(&self) -> &str;
 
-    /// What can be launched: the set now, then each change.
+    /// The available kernelspecs: the set now and each change.
     fn specs(&self) -> watch::Receiver<Arc<Specs>>;
 
-    /// Starts a kernel and returns once its sockets can be connected to.
+    /// Starts a kernel and returns once its sockets accept connections.
     ///
-    /// Launching an id that runs already attaches to it. Dropping the future before it is done leaves nothing behind.
+    /// If a kernel with this id runs already, attaches to it. Dropping the future cancels the launch and leaves nothing
+    /// behind.
     ///
     /// # Errors
-    /// [`LaunchError`], by cause, with the kernel's last output where it has any.
+    /// [`LaunchError`], by cause, with the end of the kernel's output if there is any.
     async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError>;
 
-    /// The kernels that run here, whoever launched them, as far as the selector lets them through.
+    /// Lists the running kernels that match the selector, including those that other processes launched.
     ///
     /// # Errors
-    /// [`ProviderError`] where the provider cannot be asked.
+    /// [`ProviderError`] if the provider cannot be asked.
     async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError>;
 
-    /// Takes hold of a running kernel, for instance one that an embedder launched before it was restarted. One that is
-    /// still being started is waited for.
+    /// Attaches to a running kernel, for example one that an earlier process launched. Waits for a kernel that is still
+    /// starting.
     ///
     /// # Errors
-    /// [`AttachError::Gone`] where it does not run any more, [`AttachError::Foreign`] for another provider's record.
+    /// [`AttachError::Gone`] if it no longer runs, [`AttachError::Foreign`] for a record of another provider.
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError>;
 
-    /// Waits until what launches that were given up had made is cleared away. An embedder that is about to end calls it
-    /// last, with a deadline of its own; launches that are under way may be waited for as well. Returns at once where
-    /// dropping a launch clears all of it away.
+    /// Waits for cleanup of cancelled launches. An embedder calls it last before it exits, with a timeout of its own;
+    /// pending launches may be awaited, too. Returns at once if cancelling a launch cleans up by itself.
     async fn settle(&self) {}
 }
 
 /// A running kernel. Dropping the handle leaves the kernel running.
 #[async_trait]
 pub trait KernelHandle: Send + Sync + 'static {
-    /// What identifies the kernel; can be stored and given to [`KernelProvider::attach`]. Holds no secrets.
+    /// A storable record for [`KernelProvider::attach`]. It contains no secrets.
     fn record(&self) -> KernelRecord;
 
-    /// Where the kernel's sockets are, and the key. Changes with each restart.
+    /// The connection information with the key. It changes with each restart.
     ///
     /// # Errors
-    /// [`ProviderError`] where it is not known (any more).
+    /// [`ProviderError`] if it is unknown.
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError>;
 
-    /// What the kernel is doing as a process or pod: the phase now, then each change.
+    /// The phase of the process or pod: the value now and each change.
     fn phase(&self) -> watch::Receiver<Phase>;
 
-    /// The last of what the kernel wrote to its standard output and error, outside the protocol. At most some tens of
-    /// kilobytes.
+    /// The end of the kernel's standard output and error, at most some tens of kilobytes.
     ///
     /// # Errors
+    /// [`ProviderError`] if it cannot be read.
     /// [`ProviderError`] where it cannot be read.
     async fn output(&self) -> Result<String, ProviderError>;
 
-    /// Interrupts what the kernel runs, where its kernelspec says `interrupt_mode: signal`. Where it says `message`,
-    /// returns [`Interrupt::ByMessage`]: the caller then sends `interrupt_request` on the control channel.
+    /// Interrupts the kernel by signal. If its kernelspec says `interrupt_mode: message`, returns
+    /// [`Interrupt::ByMessage`] instead, and the caller sends an `interrupt_request` on control.
     ///
     /// # Errors
-    /// [`ProviderError`] where the kernel is gone.
+    /// [`ProviderError`] if the kernel is gone.
     async fn interrupt(&self) -> Result<Interrupt, ProviderError>;
 
-    /// Says that the kernel is about to be asked by message to end, for a [`restart`](Self::restart) that follows at once.
-    /// A provider that can restart in place, as in a pod, keeps the place from now on; the process's end is told as ever.
-    /// By default nothing is done, and nothing depends on it.
+    /// Announces a [`restart`](Self::restart), before the kernel gets a shutdown request. A provider that restarts in
+    /// place, such as in a pod, keeps the place; it still reports the end of the process. The default does nothing.
     async fn prepare_restart(&self) {}
 
-    /// Ends the process or pod, if it still runs, and starts a new one under the same id. Returns once its sockets can
-    /// be connected to; the [connection](Self::connection) may be another.
+    /// Ends the process or pod if it runs and starts a new one under the same id. Returns once its sockets accept
+    /// connections; the [connection](Self::connection) may have changed.
     ///
     /// # Errors
     /// [`LaunchError`] as for a launch.
     async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError>;
 
-    /// Ends the kernel: asks it (as SIGTERM does), and after `grace` makes it. Returns when it is gone, which includes
-    /// all that it started. Ending a kernel that is gone is no error.
+    /// Ends the kernel: gracefully, as with SIGTERM, and by force after `grace`. Returns when the kernel and everything
+    /// that it started is gone. Ending a kernel that is gone succeeds.
     ///
     /// # Errors
-    /// [`ProviderError`] where it cannot be ended.
+    /// [`ProviderError`] if it cannot be ended.
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError>;
 
-    /// Waits for the kernel's end and says what caused it.
+    /// Waits for the kernel's end and returns its cause.
     async fn wait(&self) -> Exit {
         let mut phase = self.phase();
         loop {
@@ -125,11 +124,11 @@ pub trait KernelHandle: Send + Sync + 'static {
     }
 }
 
-/// How an interrupt is carried out.
+/// How a kernel is interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupt {
-    /// The kernel was signalled.
+    /// It was sent a signal.
     Signalled,
-    /// The kernel takes an `interrupt_request` on its control channel, which the caller sends.
+    /// It needs an `interrupt_request` on control, which the caller sends.
     ByMessage,
 }

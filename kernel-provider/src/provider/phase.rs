@@ -3,15 +3,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What a kernel is doing as a process or pod, whatever it says over the protocol.
+/// The state of a kernel's process or pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Started, its sockets are not open yet.
+    /// Started; its sockets do not accept connections yet.
     Starting,
-    /// Its sockets can be connected to.
+    /// Its sockets accept connections.
     Running,
-    /// Being ended to be started anew.
+    /// Being ended for a restart.
     Restarting,
     /// Gone.
     Exited(Exit),
@@ -21,14 +21,14 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Exit {
-    /// Why it ended.
+    /// The cause.
     pub cause: ExitCause,
-    /// The last of what it wrote outside the protocol; may be empty.
+    /// The end of its output outside the protocol; may be empty.
     pub output: String,
 }
 
 impl Exit {
-    /// An end with no output known.
+    /// An exit without known output.
     #[must_use]
     pub fn new(cause: ExitCause) -> Self {
         Self {
@@ -37,7 +37,7 @@ impl Exit {
         }
     }
 
-    /// The same with the last of what the kernel wrote.
+    /// The same exit with the end of the kernel's output.
     #[must_use]
     pub fn with_output(mut self, output: impl Into<String>) -> Self {
         self.output = output.into();
@@ -50,23 +50,23 @@ impl Exit {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ExitCause {
-    /// It was asked to.
+    /// On request.
     Requested,
-    /// It was ended since nobody had used it for this long.
+    /// Culled after it was idle for this long.
     Culled(Duration),
     /// By itself, with this exit code.
     Code(i32),
-    /// By a signal, with its number.
+    /// By this signal.
     Signal(i32),
-    /// It took more memory than it may.
+    /// Out of memory.
     OutOfMemory,
-    /// Its place was taken from it; the text says why.
+    /// Evicted or preempted; the text has the reason.
     Evicted(String),
-    /// The machine it ran on is gone.
+    /// Its machine is gone.
     NodeLost(String),
-    /// Somebody else removed it.
+    /// Removed by someone else.
     Deleted,
-    /// It is gone and nobody can say why; the text says what is known.
+    /// Unknown; the text says what is known.
     Unknown(String),
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::KernelId;
 
-/// What identifies a running kernel: enough to attach to it, and no secrets.
+/// Identifies a running kernel: everything needed to attach to it, and no secrets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct KernelRecord {
@@ -12,18 +12,18 @@ pub struct KernelRecord {
     pub provider: String,
     /// The kernel's id.
     pub id: KernelId,
-    /// Its kernelspec's name within the provider.
+    /// The name of its kernelspec at the provider.
     pub spec: String,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Option<String>,
     /// When it was launched.
     pub launched: DateTime<Utc>,
-    /// What the provider itself needs to find it again.
+    /// Data that the provider needs to find it.
     pub data: Value,
 }
 
 impl KernelRecord {
-    /// A record; `data` is the provider's own.
+    /// A record; `data` belongs to the provider.
     #[must_use]
     pub fn new(
         provider: impl Into<String>,
@@ -44,13 +44,13 @@ impl KernelRecord {
     }
 }
 
-/// Which kernels to list; what is `None` lets all through.
+/// Selects kernels; a field that is `None` matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Selector {
-    /// Only this owner's.
+    /// Kernels of this owner.
     pub owner: Option<String>,
-    /// Only those of this kernelspec.
+    /// Kernels of this kernelspec.
     pub spec: Option<String>,
 }
 
@@ -61,7 +61,7 @@ impl Selector {
         Self::default()
     }
 
-    /// Whether the record passes.
+    /// Whether the record matches.
     #[must_use]
     pub fn matches(&self, record: &KernelRecord) -> bool {
         self.owner
