@@ -17,7 +17,7 @@ TESTED := --locked --workspace --features kernelmux-gateway/nats
 # Benchmarks by name, whose results are renewed: make bench BENCH="protocol log"
 BENCH ?=
 
-.PHONY: help run demo test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
+.PHONY: help run demo hooks test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
 	lint-docs lint-deny bench build-cache tools e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
 	run-k8s
 
@@ -75,6 +75,9 @@ build-cache:
 # A package's programs are built with its tests.
 e2e-programs: build-cache
 	$(CARGO) test $(TESTED) --no-run --test program --test process
+
+hooks: ## have git check format and clippy before each commit
+	@git config core.hooksPath scripts/hooks
 
 lint: ## format, clippy, docs, each feature alone, licences
 	@scripts/in-parts.py lint lint-rust lint-features lint-msrv lint-docs lint-deny
