@@ -1,4 +1,4 @@
-//! Who may: whoever has the token, in `Authorization: token X`, `Authorization: Bearer X` (in any case) or `?token=X`.
+//! Authentication by token: `Authorization: token X`, `Authorization: Bearer X` (in any case) or `?token=X`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,18 +13,18 @@ use crate::error::ApiError;
 use crate::wrong_tokens::{ClientAddress, WrongTokens};
 use crate::{Access, Gateway, Token, origin};
 
-/// Lets a request through that has the token. Where no token is asked for, it must not come from a foreign page.
+/// Passes requests that have the token. Without authentication, it refuses requests from foreign pages.
 ///
-/// A page that knows the token could as well send its requests from elsewhere: its origin tells nothing more then. No
-/// cookie grants access, so no page can use a token that it does not know.
+/// A page that knows the token could send its requests from elsewhere, so its origin does not matter. No cookie grants
+/// access, so a page cannot use a token that it does not know.
 pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    // A browser asks without its token what it may do. No route takes OPTIONS, so this lets nobody do anything.
+    // Browsers send preflight requests without a token. No route handles OPTIONS, so this allows nothing.
     if request.method() == Method::OPTIONS {
         return next.run(request).await;
     }
     let checked = match &gateway.options.access {
         Access::Token(token) => {
-            // Absent where another server than `serve` has the router.
+            // Missing if the router is not served by `serve`.
             let address = request.extensions().get::<ClientAddress>().copied();
             check_token(&gateway.wrong_tokens, token, address, request.headers(), request.uri()).await
         }
@@ -50,7 +50,7 @@ async fn check_token(
         return Err(unauthorized(how));
     }
     let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
-    // To lock out others at the same address, such as a proxy's, is worth it only where tokens can be guessed.
+    // Locking out an address, which may be a proxy's, is justified only if tokens can be guessed.
     if let Some(wait) = locked_out.filter(|_| token.is_guessable()) {
         let message = "too many wrong tokens came from this address; wait as long as Retry-After says";
         let retry_after = [(header::RETRY_AFTER, wait.as_secs().max(1).to_string())];
@@ -72,8 +72,8 @@ fn unauthorized(message: &str) -> Box<Response> {
     Box::new((challenge, refusal).into_response())
 }
 
-/// All tokens that the request has. `Authorization: token` and `?token=` without more are none: that is what clients
-/// without a token send.
+/// All tokens in the request. An empty `Authorization: token` or `?token=` does not count: clients without a token send
+/// those.
 fn given(headers: &HeaderMap, uri: &Uri) -> Vec<Vec<u8>> {
     let from_headers = headers
         .get_all(header::AUTHORIZATION)
@@ -121,7 +121,7 @@ mod tests {
             (&[b"Bearer s3cret/&"], "/"),
             (&[], "/?token=s3cret/%26"),
             (&[], "/?a=b&token=s3cret%2F%26"),
-            // A proxy's own header beside it does no harm.
+            // A proxy may add a header of its own.
             (&[b"Basic dXNlcjpwYXNz"], "/?token=s3cret/%26"),
             (&[b"token"], "/?token=s3cret/%26"),
         ];

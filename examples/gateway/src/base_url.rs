@@ -1,4 +1,4 @@
-//! The path in front of all addresses, and its removal from the path of a request.
+//! The base URL, and its removal from request paths.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use crate::Gateway;
 use crate::error::ApiError;
 
-/// The characters that are escaped in a segment of a path: all but the characters that RFC 3986, section 3.3, allows in one.
+/// Characters to escape in a path segment: all but those that RFC 3986 section 3.3 allows.
 pub(crate) const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -34,7 +34,7 @@ pub(crate) const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b':')
     .remove(b'@');
 
-/// The path in front of all addresses, such as `/jupyter/`.
+/// The path prefix of all addresses, such as `/jupyter/`.
 ///
 /// ```
 /// use kernelmux_gateway::BaseUrl;
@@ -46,19 +46,19 @@ pub(crate) const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseUrl {
-    /// The segments, decoded.
+    /// The decoded segments.
     segments: Vec<String>,
-    /// The path, encoded, without a slash at its end; empty for `/`.
+    /// The encoded path without a trailing slash; empty for `/`.
     prefix: String,
 }
 
 impl BaseUrl {
-    /// The path, encoded, without a slash at its end; empty for `/`.
+    /// The encoded path without a trailing slash; empty for `/`.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The rest of a request's path below this one, as the request has it; `None` for a path elsewhere.
+    /// The rest of a request's path below this prefix, as sent; `None` for other paths.
     fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
         let mut rest = path;
         for segment in &self.segments {
@@ -79,7 +79,7 @@ impl fmt::Display for BaseUrl {
     }
 }
 
-/// A text that cannot be a base URL.
+/// The text is not a valid base URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no base URL: write a path such as /jupyter/, without scheme, host, query, \"..\" or control characters"
@@ -89,7 +89,7 @@ pub struct InvalidBaseUrl(String);
 impl FromStr for BaseUrl {
     type Err = InvalidBaseUrl;
 
-    /// Takes a path with or without slashes at its ends, encoded or not.
+    /// Parses a path, encoded or not, with or without slashes at its ends.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidBaseUrl(text.to_owned());
         if text.contains("://") || text.contains(['?', '#']) {
@@ -109,7 +109,7 @@ impl FromStr for BaseUrl {
     }
 }
 
-/// Takes the base URL, and a slash at the end, off a request's path before it is routed. 404 for a path elsewhere.
+/// Strips the base URL and a trailing slash from a request's path before routing. Other paths get 404.
 pub(crate) async fn strip(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     let stripped = gateway
         .options

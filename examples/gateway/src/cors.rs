@@ -1,4 +1,4 @@
-//! What browsers are told about pages of other origins, and the answer to `OPTIONS`.
+//! CORS headers, and answers to `OPTIONS`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use axum::response::{IntoResponse, Response};
 
 use crate::{AllowOrigin, Gateway, GatewayOptions};
 
-/// What browsers are told that pages of allowed origins may do.
+/// What pages of allowed origins may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CorsOptions {
-    /// Whether pages may send credentials, such as a proxy's cookies. With any origin allowed, each page's own is named
-    /// then, as the Fetch standard wants.
+    /// Whether pages may send credentials, such as a proxy's cookies. If any origin is allowed, the answer names the
+    /// page's own, as the Fetch standard requires.
     pub allow_credentials: bool,
-    /// The request headers that pages may send, beside `Authorization`, `Content-Type` and `X-XSRFToken`.
+    /// Request headers that pages may send, in addition to `Authorization`, `Content-Type` and `X-XSRFToken`.
     pub allow_headers: Vec<HeaderName>,
-    /// The methods that pages may use; those that the address takes where this is empty.
+    /// Methods that pages may use; if empty, those of the address.
     pub allow_methods: Vec<Method>,
-    /// The answer's headers that pages may read, beside `Location`.
+    /// Response headers that pages may read, in addition to `Location`.
     pub expose_headers: Vec<HeaderName>,
-    /// How long a browser may go by this.
+    /// How long browsers may cache this.
     pub max_age: Duration,
 }
 
@@ -39,14 +39,14 @@ impl Default for CorsOptions {
     }
 }
 
-/// A list as headers have it; `None` where it is empty.
+/// A list as a header value; `None` if it is empty.
 fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> Option<HeaderValue> {
     let items: Vec<T> = items.into_iter().collect();
     let texts: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
     (!texts.is_empty()).then(|| HeaderValue::try_from(texts.join(", ")).ok())?
 }
 
-/// Lets pages of the allowed origins read the answer, errors included.
+/// Adds CORS headers for pages of allowed origins, also to errors.
 pub(crate) async fn expose(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let cors = &gateway.options.cors;
     let allowed = allowed(&gateway.options, request.headers());
@@ -81,14 +81,14 @@ fn allowed(options: &GatewayOptions, headers: &HeaderMap) -> Option<HeaderValue>
         .then(|| origin.clone())
 }
 
-/// Answers `OPTIONS` with the methods that the address takes. Needs no token: a browser asks without one, before it
-/// sends the request itself.
+/// Answers `OPTIONS` with the methods of the address. Needs no token, because browsers send preflight requests without
+/// one.
 pub(crate) async fn options(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     if request.method() != Method::OPTIONS {
         return next.run(request).await;
     }
     let allowed = allowed(&gateway.options, request.headers()).is_some();
-    // No route takes OPTIONS: the router's own answer names the methods of the address, or says that there is none.
+    // No route handles OPTIONS, so the router's own answer lists the methods of the address, or is 404.
     let answer = next.run(request).await;
     if answer.status() != StatusCode::METHOD_NOT_ALLOWED {
         return answer;

@@ -1,7 +1,7 @@
-//! What of a request's `env` becomes a kernel's environment, and what it says of the start itself.
+//! Turns a request's `env` into a kernel's environment and start options.
 //!
-//! The kernel gets `KERNEL_*` and what the gateway's `client_envs` name. Nothing of the gateway's own environment is
-//! added here: what of that a kernel inherits is its provider's matter.
+//! The kernel gets `KERNEL_*` and the variables in the gateway's `client_envs`. Inheriting variables of the gateway
+//! itself is up to the provider.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -14,17 +14,17 @@ use tracing::info;
 use crate::GatewayOptions;
 use crate::error::ApiError;
 
-/// The longest name, in characters.
+/// Longest name in characters.
 const MAX_NAME: usize = 256;
-/// The most variables.
+/// Most variables.
 const MAX_VARIABLES: usize = 1_024;
-/// The longest `KERNEL_LAUNCH_TIMEOUT`, in seconds.
+/// Longest `KERNEL_LAUNCH_TIMEOUT` in seconds.
 const MAX_TIMEOUT: f64 = 86_400.0;
 
-/// A request's `env`, checked.
+/// A validated `env` of a request.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Environment {
-    /// What the kernel gets.
+    /// Variables for the kernel.
     pub(crate) variables: BTreeMap<String, String>,
     /// `KERNEL_ID`.
     pub(crate) id: Option<KernelId>,
@@ -32,12 +32,12 @@ pub(crate) struct Environment {
     pub(crate) timeout: Option<Duration>,
     /// `KERNEL_USERNAME`.
     pub(crate) username: Option<String>,
-    /// `KERNEL_WORKING_DIR`, where there is such a folder.
+    /// `KERNEL_WORKING_DIR`, if that folder exists.
     pub(crate) working_dir: Option<PathBuf>,
 }
 
 impl Environment {
-    /// Takes over what may be taken over; 400 for what is wrong in that.
+    /// Selects the allowed variables; 400 if one of them is invalid.
     pub(crate) fn read(env: &Map<String, Value>, options: &GatewayOptions) -> Result<Self, ApiError> {
         let mut variables = BTreeMap::new();
         for (name, value) in env.iter().filter(|(name, _)| is_taken(name, &options.client_envs)) {
@@ -61,7 +61,7 @@ impl Environment {
     }
 }
 
-/// Tokens of servers are never passed on, whoever names them.
+/// Servers' tokens are never passed on, even if they are named.
 fn is_taken(name: &str, client_envs: &[String]) -> bool {
     let is_named = || client_envs.iter().any(|named| named == "*" || named == name);
     !name.ends_with("_AUTH_TOKEN") && (name.starts_with("KERNEL_") || is_named())
@@ -80,7 +80,7 @@ fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
             "the environment variable {name} must be a string"
         )));
     };
-    // Its length is bounded with the request's body.
+    // The limit of the request body bounds its length.
     if value.contains('\0') {
         return Err(ApiError::bad_request(format!(
             "the environment variable {name} holds a NUL character, which no process can have"
@@ -89,7 +89,7 @@ fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
     Ok(value)
 }
 
-/// The id that a client chose for a kernel; `field` is where it did.
+/// A kernel id chosen by the client in `field`.
 pub(crate) fn kernel_id(field: &str, text: &str) -> Result<KernelId, ApiError> {
     text.parse()
         .map_err(|_| ApiError::bad_request(format!("{field} must be a UUID, with hyphens")))
@@ -108,7 +108,7 @@ fn launch_timeout(text: &str) -> Result<Duration, ApiError> {
         })
 }
 
-/// A client sends the folder of its own machine, which this machine need not have.
+/// Clients send folders of their own machine, which may not exist here.
 fn existing_dir(text: &str) -> Option<PathBuf> {
     let dir = Path::new(text);
     if dir.is_absolute() && dir.is_dir() {
@@ -123,8 +123,8 @@ fn existing_dir(text: &str) -> Option<PathBuf> {
     None
 }
 
-/// The deepest folder of `path` below `root` that there is: where the kernel of a notebook with this path starts, as
-/// with jupyter_server. `None` where the path leads out of the root.
+/// The deepest existing folder of `path` below `root`, where a notebook with this path starts its kernel, as with
+/// jupyter_server. `None` if the path leaves the root.
 pub(crate) fn dir_of(root: &Path, path: &str) -> Option<PathBuf> {
     let relative = Path::new(path.trim_start_matches('/'));
     let is_below = relative

@@ -1,4 +1,4 @@
-//! Errors as Jupyter's clients expect them: `{reason, message}`, whatever went wrong.
+//! Errors as Jupyter clients expect them: `{reason, message}` for every failure.
 
 use axum::Json;
 use axum::body::Body;
@@ -10,10 +10,10 @@ use futures::FutureExt;
 use kernel_provider::log::StoreError;
 use serde_json::json;
 
-/// The longest message, in bytes: a kernel's last output may be in it.
+/// Longest message in bytes. It may contain a kernel's last output.
 const MAX_MESSAGE: usize = 32 << 10;
 
-/// What a client is told that cannot have what it asked for: `{reason, message}`.
+/// An error response: `{reason, message}`.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
@@ -21,7 +21,7 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    /// An error whose `reason` is the status's own name. A message that is too long is cut off.
+    /// An error whose `reason` is the name of the status. Truncates long messages.
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > MAX_MESSAGE {
@@ -63,12 +63,11 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Gives every error that a framework made, such as 405 for a wrong method, the body that clients expect; and makes
-/// a panic in a handler an error like others.
+/// Gives errors of the framework, such as 405, the same body, and turns panics in handlers into errors.
 pub(crate) async fn as_json(request: Request, next: Next) -> Response {
     let response = match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
-        // The panic's own text is in the process's log, and none of the client's business.
+        // The panic's text goes to the process's log, not to the client.
         Err(_) => {
             return ApiError::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -99,7 +98,7 @@ pub(crate) async fn as_json(request: Request, next: Next) -> Response {
     Response::from_parts(parts, Body::new(body))
 }
 
-/// Keeps answers out of caches, and browsers from guessing what they are.
+/// Forbids caching and content sniffing.
 pub(crate) async fn plain_answers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();

@@ -1,5 +1,5 @@
-//! A Jupyter gateway: the REST API and the WebSockets that JupyterLab needs of its `JUPYTER_GATEWAY_URL`, over a
-//! [`Manager`]'s kernels, as an axum [router] to embed.
+//! A Jupyter gateway as an embeddable axum [router]: the REST API and the WebSockets that JupyterLab uses through
+//! `JUPYTER_GATEWAY_URL`, on top of a [`Manager`].
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -24,10 +24,10 @@
 //! # }
 //! ```
 //!
-//! # The way of a request
+//! # The path of a request
 //!
-//! Recorded (`request_log`), given headers for browsers (`cors`), its errors made JSON (`error`), measured (`limits`),
-//! and checked for token (`auth`) and `origin`; then the route (`routes`) that it is for.
+//! A request is logged and counted (`request_log`), gets CORS headers (`cors`) and JSON errors (`error`), is checked
+//! for size (`limits`), token (`auth`) and `origin`, and reaches its handler (`routes`).
 
 mod auth;
 mod base_url;
@@ -73,7 +73,7 @@ use routes::OutputLimits;
 use sessions::Sessions;
 use wrong_tokens::WrongTokens;
 
-/// What the handlers share.
+/// The state that handlers share.
 pub struct Gateway {
     manager: Manager,
     options: GatewayOptions,
@@ -82,7 +82,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     output_limits: OutputLimits,
     started: DateTime<Utc>,
-    /// When a kernel last did anything, as far as somebody asked.
+    /// The latest kernel activity that was seen.
     last_activity: Mutex<DateTime<Utc>>,
     closing: watch::Sender<bool>,
     /// The WebSocket connections.
@@ -91,7 +91,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway to the manager's kernels. Starts a task that counts what happens to them; needs a tokio runtime.
+    /// A gateway for the manager's kernels. Starts a task that counts kernel events; needs a tokio runtime.
     #[must_use]
     pub fn new(manager: Manager, options: GatewayOptions) -> Self {
         let metrics = Arc::new(Metrics::default());
@@ -112,21 +112,20 @@ impl Gateway {
         }
     }
 
-    /// Ends all WebSocket connections, now and from now on, with a Close frame, and [`serve`]. Its code is 1001 (RFC 6455
-    /// section 7.4.1) in the resume protocol and 1012, "service restart", elsewhere: clients come back after either.
+    /// Closes all WebSocket connections, current and new ones, and ends [`serve`]. The close code is 1001 (RFC 6455
+    /// section 7.4.1) in the resume protocol and 1012, "service restart", otherwise; clients reconnect after either.
     pub fn close(&self) {
         self.closing.send_replace(true);
     }
 
     pub(crate) async fn closing(&self) {
-        // The sender is `self`, so waiting cannot fail.
+        // `self` holds the sender, so this cannot fail.
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
-    /// When a kernel last did anything, given what the kernels that there are say of themselves. It does not go back
-    /// where a kernel has gone.
+    /// The latest kernel activity, given that of the existing kernels. It never goes back, even if a kernel is gone.
     fn last_activity(&self, of_kernels: Option<DateTime<Utc>>) -> DateTime<Utc> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         let mut last = self.last_activity.lock().unwrap_or_else(PoisonError::into_inner);
         *last = of_kernels.map_or(*last, |time| time.max(*last));
         *last
@@ -156,7 +155,7 @@ async fn count_events(manager: Manager, metrics: Arc<Metrics>) {
     }
 }
 
-/// The gateway's routes, below its base URL. Every other address below it is answered with 404 as JSON.
+/// The gateway's routes below its base URL. Other addresses below it are answered with 404 as JSON.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     routes::router(gateway)
 }

@@ -1,4 +1,4 @@
-//! How much of a request is read.
+//! Limits of requests.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use tokio::time::timeout;
 use crate::Gateway;
 use crate::error::ApiError;
 
-/// The longest path and query, in bytes.
+/// Longest path with query in bytes.
 const MAX_TARGET: usize = 16 << 10;
-/// The longest headers, names and values together, in bytes.
+/// Total length of header names and values in bytes.
 const MAX_HEADERS: usize = 64 << 10;
-/// The longest body, in bytes. The largest that the API has any use for is a kernel's environment.
+/// Longest body in bytes. The largest that the API needs is a kernel's environment.
 const MAX_BODY: usize = 1 << 20;
 
-/// Refuses requests that are too long or break HTTP/1.1 before any other code reads them.
+/// Refuses oversized requests and violations of HTTP/1.1 before other code reads them.
 pub(crate) async fn check(request: Request, next: Next) -> Response {
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if target > MAX_TARGET {
@@ -47,9 +47,9 @@ fn size_of_headers(headers: &HeaderMap) -> usize {
         .sum()
 }
 
-/// A request's body: a JSON object. No body and `null` are the same as an empty object.
+/// A JSON object as request body. An empty body and `null` count as an empty object.
 ///
-/// Whatever its `Content-Type`, as with jupyter_server.
+/// The `Content-Type` does not matter, as with jupyter_server.
 pub(crate) struct JsonObject(pub(crate) Map<String, Value>);
 
 impl FromRequest<Arc<Gateway>> for JsonObject {
@@ -104,7 +104,7 @@ fn too_large() -> ApiError {
     )
 }
 
-/// A field's text; `None` where it is absent or null.
+/// A field's text; `None` if it is absent or null.
 pub(crate) fn text<'a>(object: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, ApiError> {
     match object.get(field) {
         None | Some(Value::Null) => Ok(None),
@@ -113,7 +113,7 @@ pub(crate) fn text<'a>(object: &'a Map<String, Value>, field: &str) -> Result<Op
     }
 }
 
-/// A field's object; `None` where it is absent or null.
+/// A field's object; `None` if it is absent or null.
 pub(crate) fn object<'a>(
     object: &'a Map<String, Value>,
     field: &str,

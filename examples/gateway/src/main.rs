@@ -1,4 +1,4 @@
-//! `kernelmux-gateway`: the gateway over this machine's kernels.
+//! `kernelmux-gateway`: serves the kernels of this machine or of a cluster.
 
 mod command;
 

@@ -1,4 +1,4 @@
-//! What `GET /metrics` tells Prometheus.
+//! The Prometheus metrics of `GET /metrics`.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use kernel_provider::manager::KernelEventKind;
 
-/// The upper bounds, in seconds, that the durations of requests are counted by.
+/// Upper bounds of the duration histogram in seconds.
 const BUCKETS: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 60.0];
 
-/// What is counted. There are only as many series as there are routes, methods and statuses.
+/// The counters. The number of series is bounded by routes, methods and statuses.
 #[derive(Default)]
 pub(crate) struct Metrics {
     counts: Mutex<Counts>,
@@ -32,7 +32,7 @@ struct Durations {
 }
 
 impl Metrics {
-    /// Nothing panics while it holds the lock, so what the lock guards is whole.
+    /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -52,12 +52,12 @@ impl Metrics {
         }
     }
 
-    /// Counts what happened to a kernel.
+    /// Counts a kernel event.
     pub(crate) fn event(&self, kind: &KernelEventKind) {
         *self.lock().events.entry(name(kind)).or_default() += 1;
     }
 
-    /// Writes what is counted.
+    /// Writes all metrics.
     pub(crate) fn write(&self, text: &mut Text) {
         let counts = self.lock();
         text.family("kernelmux_kernel_events_total", "counter", "What happened to kernels.");
@@ -95,7 +95,7 @@ impl Metrics {
     }
 }
 
-/// A client may invent methods, and each would be a series of its own.
+/// Clients may invent methods, each of which would be another series.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -128,13 +128,13 @@ fn name(kind: &KernelEventKind) -> &'static str {
 pub(crate) struct Text(String);
 
 impl Text {
-    /// Begins a family of samples.
+    /// Begins a metric family.
     pub(crate) fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}"));
         self.line(format_args!("# TYPE {name} {kind}"));
     }
 
-    /// A sample of the family that was begun.
+    /// Writes a sample of the current family.
     pub(crate) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl fmt::Display) {
         if labels.is_empty() {
             return self.line(format_args!("{name} {value}"));
@@ -146,7 +146,7 @@ impl Text {
         self.line(format_args!("{name}{{{}}} {value}", labels.join(",")));
     }
 
-    /// A family of one sample.
+    /// Writes a family with one sample.
     pub(crate) fn single(&mut self, name: &str, kind: &str, help: &str, value: impl fmt::Display) {
         self.family(name, kind, help);
         self.sample(name, &[], value);
@@ -157,7 +157,7 @@ impl Text {
     }
 
     fn line(&mut self, line: fmt::Arguments<'_>) {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{line}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a kernel looks like in answers.
+//! Kernels as they appear in responses.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use kernel_provider::manager::Kernel;
@@ -6,12 +6,12 @@ use kernel_provider::provider::Phase;
 use kernel_provider::session::ExecutionState;
 use serde_json::{Value, json};
 
-/// A time as jupyter_server's gateway client parses it: six digits after the point, and `Z`.
+/// A timestamp in the form that jupyter_server's gateway client parses: six decimals and `Z`.
 pub(crate) fn timestamp(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// `{id, name, last_activity, execution_state, connections}`, and the `reason` where it is dead.
+/// `{id, name, last_activity, execution_state, connections}`, and `reason` if it is dead.
 pub(crate) fn kernel(kernel: &Kernel) -> Value {
     let state = *kernel.state().borrow();
     let mut model = json!({

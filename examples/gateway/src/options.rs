@@ -3,16 +3,16 @@ use std::time::Duration;
 
 use crate::{AllowOrigin, BaseUrl, CorsOptions, Token};
 
-/// Who may use the gateway.
+/// Access control of a gateway.
 #[derive(Clone, Debug)]
 pub enum Access {
-    /// Whoever has the token.
+    /// Requires this token.
     Token(Token),
-    /// Everybody who can connect to it. They can run programs on its machine.
+    /// Open to everyone who can connect, and who can thus run programs on its machine.
     Open,
 }
 
-/// How a gateway behaves.
+/// Options of a gateway.
 ///
 /// ```
 /// use kernelmux_gateway::{Access, GatewayOptions, Token};
@@ -24,40 +24,38 @@ pub enum Access {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GatewayOptions {
-    /// Who may use it.
+    /// Access control.
     pub access: Access,
-    /// The path in front of all its addresses.
+    /// Path prefix of all addresses.
     pub base_url: BaseUrl,
-    /// Which pages of other origins may use it.
+    /// Foreign origins whose pages may use the gateway.
     pub allow_origin: AllowOrigin,
-    /// What browsers are told that such pages may do.
+    /// What those pages may do.
     pub cors: CorsOptions,
-    /// Whether kernels, sessions and logs may be listed. Where they may not, one that is known by its id can still be
-    /// used.
+    /// Whether kernels, sessions and logs may be listed. Otherwise they can only be used by id.
     pub list_kernels: bool,
-    /// Whether it takes only requests whose `Host` is an address, `localhost`, or the host of an allowed origin. For
-    /// gateways with [`Access::Open`] that listen on this machine only: it keeps out pages whose name was made to point
-    /// at this machine (DNS rebinding).
+    /// Whether to accept only requests whose `Host` is an address, `localhost`, or the host of an allowed origin. For
+    /// gateways with [`Access::Open`] on loopback: it blocks pages whose name was pointed at this machine (DNS
+    /// rebinding).
     pub local_hosts_only: bool,
-    /// Which of a client's environment variables a kernel gets, beside `KERNEL_*`; `*` means all.
+    /// Environment variables that clients may set for kernels, in addition to `KERNEL_*`; `*` allows all.
     pub client_envs: Vec<String>,
-    /// Whose the kernels are of clients that send no `KERNEL_USERNAME`.
+    /// Owner of kernels whose client sends no `KERNEL_USERNAME`.
     pub default_owner: Option<String>,
-    /// Where the `path` of a new kernel or session starts from. Kernels start in the deepest folder of it that there is.
+    /// Root of the `path` of new kernels and sessions. A kernel starts in the deepest existing folder of its path.
     pub root_dir: Option<PathBuf>,
-    /// How long a client may take for a request's head, and how long [`serve`](crate::serve) keeps a connection open
-    /// that is not used. It is closed then.
+    /// Timeout for a request's head, and for idle connections of [`serve`](crate::serve).
     pub head_deadline: Duration,
-    /// How long a request's body may take to arrive. The answer is 408 then.
+    /// Timeout for a request's body; the response is 408.
     pub body_deadline: Duration,
-    /// How long a client may take nothing of what it is sent before its connection is closed: a WebSocket's everywhere,
-    /// any other of [`serve`](crate::serve)'s on Linux.
+    /// Write timeout, after which the connection is closed: of WebSockets, and on Linux of all connections of
+    /// [`serve`](crate::serve).
     pub write_deadline: Duration,
 }
 
 impl GatewayOptions {
-    /// At `/`, for no other origins, taking any `Host` and only `KERNEL_*`, with no default owner and no root; 60 s for
-    /// a request's head, 30 s for its body, and 90 s in which a client may take nothing.
+    /// Base URL `/`, no foreign origins, any `Host`, only `KERNEL_*`, no default owner, no root, 60 s for a request's
+    /// head, 30 s for its body, and a write timeout of 90 s.
     #[must_use]
     pub fn new(access: Access) -> Self {
         Self {

@@ -1,16 +1,16 @@
-//! Which pages a browser may use the gateway from.
+//! Restricts which web pages may use the gateway.
 //!
-//! A page of another origin can open WebSockets, and send requests that change something, without asking first. So where
-//! no token is asked for, a foreign `Origin` is refused there. What only reads is left to the browser, which shows the
-//! answer to no page that the [CORS](crate::cors) headers do not name. Where a token is asked for, it is the page's that
-//! has it (see [`auth`](crate::auth)).
+//! A page of another origin can open WebSockets and send some modifying requests without a preflight. So without
+//! authentication, a foreign `Origin` is refused for those. Reading is left to browsers, which hide responses from
+//! pages that the [CORS](crate::cors) headers do not name. With authentication, the token decides (see
+//! [`auth`](crate::auth)).
 
 use axum::http::{HeaderMap, Method, header};
 
 use crate::GatewayOptions;
 use crate::error::ApiError;
 
-/// Which pages' origins may use the gateway, beside those that it serves under its own name.
+/// Foreign origins whose pages may use the gateway, in addition to its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AllowOrigin {
@@ -23,16 +23,16 @@ pub enum AllowOrigin {
     These(Vec<String>),
 }
 
-/// A text that is no origin.
+/// The text is not an origin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no origin: write `*`, or scheme, host and port such as https://lab.example:8443")]
 pub struct InvalidOrigin(String);
 
 impl AllowOrigin {
-    /// Takes a list of origins; `*` among them allows all, an empty list none.
+    /// Parses a list of origins. `*` allows all, and an empty list none.
     ///
     /// # Errors
-    /// [`InvalidOrigin`] for the first that is none.
+    /// [`InvalidOrigin`] for the first invalid one.
     pub fn parse<T: AsRef<str>>(origins: &[T]) -> Result<Self, InvalidOrigin> {
         let mut these = Vec::new();
         for origin in origins.iter().map(AsRef::as_ref) {
@@ -77,11 +77,11 @@ impl AllowOrigin {
     }
 }
 
-/// Refuses what a foreign page started.
+/// Refuses requests that a foreign page started.
 pub(crate) fn check(options: &GatewayOptions, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
     let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or(""));
-    // A page whose own name was made to point at this machine has that name as host, and so is no foreign one. Where no
-    // token keeps it out, only names that no page from elsewhere can have are taken.
+    // A page whose name was pointed at this machine has that name as host, so its origin is not foreign. Without a
+    // token, only hosts that no such page can have are accepted.
     if options.local_hosts_only
         && let Some(host) = host
         && !is_local(host)
@@ -112,7 +112,7 @@ fn host_of(origin: &str) -> Option<&str> {
     origin.split_once("://").map(|(_, host)| host)
 }
 
-/// Whether the host is written as an address, or is a name that always means this machine.
+/// Whether the host is an IP address or a name that always means this machine.
 fn is_local(host: &str) -> bool {
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,

@@ -1,4 +1,4 @@
-//! A line in the log for each request, and its place in the metrics.
+//! Logs and counts requests.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,14 +10,14 @@ use tracing::{debug, info};
 
 use crate::Gateway;
 
-/// How much of a path is logged, in bytes.
+/// How many bytes of a path are logged.
 const MAX_PATH: usize = 256;
 
-/// Logs and counts the request. The query is left out: a token may be in it.
+/// Logs and counts the request, without its query, which may contain a token.
 pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
-    // What a URI holds is ASCII, so any byte is a good place to cut.
+    // A URI is ASCII, so any byte is a character boundary.
     let path = request.uri().path();
     let path = path[..path.len().min(MAX_PATH)].to_owned();
     let response = next.run(request).await;
@@ -30,7 +30,7 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request
     gateway
         .metrics
         .request(&method, route.as_deref().unwrap_or("none"), status, took);
-    // What clients ask for all the time is not worth a line each.
+    // Frequent polls are not logged.
     if method.is_safe() && status.is_success() {
         debug!(%method, path, status = status.as_u16(), ?took, "request");
     } else {
@@ -39,7 +39,7 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request
     response
 }
 
-/// Leaves word with the answer of which route it comes from: only inside of the router is that known.
+/// Attaches the route to the response, because only the router knows it.
 pub(crate) async fn note_route(request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;

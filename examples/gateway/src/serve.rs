@@ -1,4 +1,4 @@
-//! HTTP/1.1 over TCP, as a gateway needs it: without Nagle's delay, and with a bound on what a client can hold.
+//! HTTP/1.1 over TCP without Nagle's algorithm and with bounds on what a client can hold.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,16 +18,16 @@ use tracing::{debug, info, warn};
 use crate::wrong_tokens::ClientAddress;
 use crate::{Gateway, router};
 
-/// The longest head of a request that is read at all, in bytes. The [limits](crate::limits) are lower, and tell why.
+/// Longest request head that is read, in bytes. The [limits](crate::limits) are lower and explain themselves.
 const MAX_HEAD: usize = 256 << 10;
-/// The most headers.
+/// Most headers.
 const MAX_HEADER_COUNT: usize = 200;
-/// How long requests may go on once the gateway is to end.
+/// How long requests may continue after the gateway is closed.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
-/// How long to wait where no connection can be accepted, as when there are too many open files.
+/// Pause when no connection can be accepted, for example because of too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves the gateway until it is [closed](Gateway::close); then lets requests and WebSocket connections end for 5 s.
+/// Serves the gateway until it is [closed](Gateway::close), then gives requests and WebSocket connections 5 s to end.
 pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     let router = router(gateway.clone());
     let mut http = http1::Builder::new();
@@ -44,7 +44,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
         if let Err(error) = set_up(&stream, gateway.options.write_deadline) {
             debug!(%error, "a connection cannot be set up as it should be");
         }
-        // So that the routes know whose the request is.
+        // The routes need the peer's address.
         let service = router.clone().layer(Extension(ClientAddress::from(address.ip())));
         let connection = http
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
@@ -76,7 +76,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     }
 }
 
-/// An answer may be as long as a kernel runs, so that who takes nothing of it is noticed by the connection itself.
+/// A response may last as long as a kernel runs, so the connection itself detects a client that reads nothing.
 fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
@@ -86,7 +86,7 @@ fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// The next connection. A connection that failed before it was accepted is passed over.
+/// The next connection. Skips connections that failed before they were accepted.
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {

@@ -14,7 +14,8 @@ use tracing_subscriber::EnvFilter;
 use super::announce::TokenSource;
 use super::kubernetes::KubernetesFlags;
 
-/// Serves this machine's or a cluster's Jupyter kernels to JupyterLab and other clients, in place of Enterprise Gateway.
+/// Serves the Jupyter kernels of this machine or of a cluster to JupyterLab and other clients, in place of Enterprise
+/// Gateway.
 ///
 /// Each flag is also an environment variable, such as KERNELMUX_PORT for --port.
 #[derive(Debug, Parser)]
@@ -26,20 +27,20 @@ pub(super) struct Flags {
     /// The port to listen on; 0 picks a free one
     #[arg(long, env = "KERNELMUX_PORT", default_value_t = 8888)]
     pub(super) port: u16,
-    /// The token that clients must have; a random one where none is given. Others on this machine can read flags: better
-    /// give it as an environment variable
+    /// The token that clients need [default: a random one]. Other users of this machine can read flags, so prefer the
+    /// environment variable or --token-file
     #[arg(long, env = "KERNELMUX_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// A file that holds the token, and nothing else
+    /// A file that contains only the token
     #[arg(long, env = "KERNELMUX_TOKEN_FILE", value_name = "PATH", conflicts_with = "token")]
     token_file: Option<PathBuf>,
-    /// Ask nobody for a token
+    /// Disable authentication
     #[arg(long, env = "KERNELMUX_NO_AUTH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     no_auth: bool,
-    /// Allow --no-auth on an address that other machines reach: whoever reaches it can run programs here
+    /// Allow --no-auth on an address that other machines can reach: whoever reaches it can run programs here
     #[arg(long, env = "KERNELMUX_INSECURE", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     insecure: bool,
-    /// Where logs and the kernels' state are kept [default: kernelmux in XDG_DATA_HOME]
+    /// Directory for logs and the kernels' state [default: kernelmux in XDG_DATA_HOME]
     #[arg(long, env = "KERNELMUX_DATA_DIR")]
     pub(super) data_dir: Option<PathBuf>,
     /// Origins whose pages may use the gateway, such as https://lab.example, separated by commas; * allows all
@@ -49,28 +50,29 @@ pub(super) struct Flags {
     #[arg(long, env = "KERNELMUX_ALLOW_CREDENTIALS", action = ArgAction::SetTrue,
           value_parser = BoolishValueParser::new())]
     pub(super) allow_credentials: bool,
-    /// Request headers that such pages may send beside Authorization, Content-Type and X-XSRFToken, separated by commas
+    /// Request headers that such pages may send, in addition to Authorization, Content-Type and X-XSRFToken, separated
+    /// by commas
     #[arg(long, env = "KERNELMUX_ALLOW_HEADERS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) allow_headers: Vec<HeaderName>,
-    /// Methods that such pages may use, separated by commas [default: those that an address takes]
+    /// Methods that such pages may use, separated by commas [default: those of the address]
     #[arg(long, env = "KERNELMUX_ALLOW_METHODS", value_delimiter = ',', value_name = "METHODS")]
     pub(super) allow_methods: Vec<Method>,
-    /// Headers of answers that such pages may read beside Location, separated by commas
+    /// Response headers that such pages may read, in addition to Location, separated by commas
     #[arg(long, env = "KERNELMUX_EXPOSE_HEADERS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) expose_headers: Vec<HeaderName>,
-    /// How long browsers may go by these, in seconds
+    /// How long browsers may cache these settings, in seconds
     #[arg(long, env = "KERNELMUX_CORS_MAX_AGE", default_value_t = 600, value_name = "SECONDS")]
     pub(super) cors_max_age: u64,
-    /// Refuse to list kernels, sessions and logs; one whose id is known can still be used
+    /// Refuse to list kernels, sessions and logs; they can still be used by id
     #[arg(long, env = "KERNELMUX_NO_LIST", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(super) no_list: bool,
-    /// The path in front of all addresses
+    /// The path prefix of all addresses
     #[arg(long, env = "KERNELMUX_BASE_URL", default_value = "/", value_name = "PATH")]
     pub(super) base_url: BaseUrl,
-    /// The kernelspec of starts that name none [default: python3, else the first of a Python kernel, else the first]
+    /// The kernelspec of starts that name none [default: python3, else the first Python kernel, else the first]
     #[arg(long, env = "KERNELMUX_DEFAULT_KERNEL", value_name = "NAME")]
     pub(super) default_kernel: Option<String>,
-    /// End kernels that did nothing for this long; 0 never does
+    /// End kernels that were idle for this long, in seconds; 0 never does
     #[arg(
         long,
         env = "KERNELMUX_CULL_IDLE_TIMEOUT",
@@ -78,14 +80,14 @@ pub(super) struct Flags {
         value_name = "SECONDS"
     )]
     pub(super) cull_idle_timeout: u64,
-    /// How often to look for them
+    /// How often to look for idle kernels, in seconds
     #[arg(long, env = "KERNELMUX_CULL_INTERVAL", default_value_t = 300, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) cull_interval: u64,
-    /// End them also while clients are connected
+    /// Also end idle kernels with connected clients
     #[arg(long, env = "KERNELMUX_CULL_CONNECTED", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(super) cull_connected: bool,
-    /// End them also while they run something
+    /// Also end busy kernels
     #[arg(long, env = "KERNELMUX_CULL_BUSY", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(super) cull_busy: bool,
     /// The most kernels at a time [default: no limit]
@@ -94,36 +96,38 @@ pub(super) struct Flags {
     /// The most kernels of one user at a time [default: no limit]
     #[arg(long, env = "KERNELMUX_MAX_KERNELS_PER_USER", value_name = "NUMBER")]
     pub(super) max_kernels_per_user: Option<NonZeroUsize>,
-    /// Environment variables that clients may set for kernels beside KERNEL_*, separated by commas; * allows all
+    /// Environment variables that clients may set for kernels, in addition to KERNEL_*, separated by commas; * allows
+    /// all
     #[arg(long, env = "KERNELMUX_CLIENT_ENVS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) client_envs: Vec<String>,
-    /// Environment variables of this process that kernels get beside PATH, HOME and the like, separated by commas; those
-    /// named win over a kernel.json's; * passes on all but tokens
+    /// Environment variables of the gateway that kernels inherit, in addition to PATH, HOME and the like, separated by
+    /// commas; they override a kernel.json's; * passes on all but tokens
     #[arg(long, env = "KERNELMUX_INHERITED_ENVS", value_delimiter = ',', value_name = "NAMES")]
     pub(super) inherited_envs: Vec<String>,
-    /// The TCP ports that kernels of this machine get, such as 40000..50000, both included; five each [default: any]
+    /// TCP ports for kernels of this machine, such as 40000..50000, both included; each kernel needs five [default:
+    /// any]
     #[arg(long, env = "KERNELMUX_PORT_RANGE", value_name = "LOW..HIGH", value_parser = parse_port_range)]
     pub(super) port_range: Option<RangeInclusive<u16>>,
-    /// How many MiB the large messages of all kernels may take together while they are received and logged; a message
-    /// that gets none within a minute is left out, which its cell says
+    /// MiB that the large messages of all kernels may take together while they are received and logged; a message that
+    /// gets no memory within a minute is skipped, and its cell says so
     #[arg(long, env = "KERNELMUX_MESSAGE_MEMORY_MIB", default_value_t = 256, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub(super) message_memory_mib: u64,
-    /// How many MiB of a kernel's log are kept; the oldest entries are dropped first
+    /// MiB of a kernel's log to keep; the oldest entries are dropped first
     #[arg(long, env = "KERNELMUX_LOG_MAX_MIB", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(super) log_max_mib: u64,
-    /// How long an entry of a kernel's log is kept, in seconds; 0 for ever
+    /// How long to keep an entry of a kernel's log, in seconds; 0 for no limit
     #[arg(long, env = "KERNELMUX_LOG_MAX_AGE", default_value_t = 30 * 24 * 60 * 60, value_name = "SECONDS")]
     pub(super) log_max_age: u64,
-    /// How long a log outlives its kernel, in seconds
+    /// How long to keep a log after its kernel is gone, in seconds
     #[arg(long, env = "KERNELMUX_LOG_RETENTION", default_value_t = 7 * 24 * 60 * 60, value_name = "SECONDS")]
     pub(super) log_retention: u64,
-    /// Keep logs in NATS JetStream, at these servers, instead of the data directory; for a gateway built with its
+    /// Keep logs in NATS JetStream, at these servers, instead of the data directory; needs a gateway built with the
     /// feature nats
     #[arg(long, env = "KERNELMUX_LOG_NATS", value_name = "URL", hide_env_values = true)]
     pub(super) log_nats: Option<String>,
-    /// What an entry of a log survives once clients have it, beside this process's end
+    /// What a log entry survives once clients have it, besides the end of the gateway
     #[arg(long, env = "KERNELMUX_LOG_DURABILITY", value_enum, default_value_t = LogDurability::Batched)]
     pub(super) log_durability: LogDurability,
     #[command(flatten)]
@@ -136,39 +140,39 @@ pub(super) struct Flags {
     log: String,
 }
 
-/// What the libraries below have to say on their own is for their authors, unless somebody asks for it by name.
+/// Libraries log only if they are named in the filter.
 const QUIETER: &str = "kube_client=off,fjall=warn,lsm_tree=warn";
 
-/// What an entry of a log survives.
+/// What a log entry survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogDurability {
-    /// This process's end only
+    /// Only the end of the gateway
     Process,
-    /// The machine's end too, but for the last 50 ms
+    /// Also a machine failure, except for the last 50 ms
     Batched,
-    /// The machine's end too: clients wait for the disk
+    /// Also a machine failure; clients wait for the disk
     Always,
 }
 
 /// What SIGTERM does to the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnTerminate {
-    /// Leave them running, for the next start with the same data directory
+    /// Leave them running for the next start with the same data directory
     Detach,
     /// End them
     Stop,
 }
 
-/// What the command line asks for.
+/// The result of parsing the command line.
 pub(super) enum Parsed {
-    /// To run.
+    /// Run with these flags.
     Flags(Box<Flags>),
-    /// This text, such as the help.
+    /// Print this text, such as the help.
     Answer(String),
 }
 
 impl Flags {
-    /// Reads the command line and the environment; the error is one line.
+    /// Parses the command line and the environment; an error is one line.
     pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, String> {
         let mut flags = match Self::try_parse_from(args) {
             Ok(flags) => flags,
@@ -178,14 +182,14 @@ impl Flags {
             Err(error) => return Err(one_line(&error)),
         };
         flags.read_token_file()?;
-        // All at once, so that nothing is set up before all is known to be right.
+        // Validates everything before anything is set up.
         flags.access()?;
         flags.allow_origin()?;
         flags.log_filter()?;
         Ok(Parsed::Flags(Box::new(flags)))
     }
 
-    /// Who may use the gateway.
+    /// Access control.
     pub(super) fn access(&self) -> Result<Access, String> {
         match (&self.token, self.no_auth) {
             (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
@@ -203,7 +207,7 @@ impl Flags {
         }
     }
 
-    /// Takes the token from its file. Once: it may be a pipe.
+    /// Reads the token file once, because it may be a pipe.
     fn read_token_file(&mut self) -> Result<(), String> {
         if let Some(path) = &self.token_file {
             let text =
@@ -213,7 +217,7 @@ impl Flags {
         Ok(())
     }
 
-    /// Where the token comes from.
+    /// The source of the token.
     pub(super) fn token_source(&self) -> TokenSource<'_> {
         match &self.token_file {
             Some(path) => TokenSource::File(path),
@@ -224,14 +228,14 @@ impl Flags {
         }
     }
 
-    /// Which pages of other origins may use it.
+    /// Foreign origins whose pages may use the gateway.
     pub(super) fn allow_origin(&self) -> Result<AllowOrigin, String> {
         let origins: Vec<&str> = self.allow_origin.iter().map(|origin| origin.trim()).collect();
         let origins: Vec<&str> = origins.into_iter().filter(|origin| !origin.is_empty()).collect();
         AllowOrigin::parse(&origins).map_err(|error| format!("wrong --allow-origin: {error}"))
     }
 
-    /// What is logged.
+    /// The log filter.
     pub(super) fn log_filter(&self) -> Result<EnvFilter, String> {
         EnvFilter::try_new(format!("{QUIETER},{}", self.log))
             .map_err(|error| format!("wrong --log {:?}: {error}", self.log))
@@ -254,7 +258,7 @@ fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
         .ok_or_else(|| "it must be two ports, such as 40000..50000, with room for the five of a kernel".to_owned())
 }
 
-/// clap's errors have paragraphs; the first one says what is wrong.
+/// The first paragraph of clap's error.
 fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
