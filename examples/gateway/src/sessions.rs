@@ -1,7 +1,7 @@
-//! Sessions: which notebook, console or file uses which kernel.
+//! Sessions map notebooks, consoles and files to kernels.
 //!
-//! They are kept in memory. JupyterLab over `JUPYTER_GATEWAY_URL` keeps its own and never asks for these; they are for
-//! clients that talk to the gateway directly.
+//! They are kept in memory. JupyterLab over `JUPYTER_GATEWAY_URL` keeps its own and never asks for these; they serve
+//! clients that use the gateway directly.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use crate::error::ApiError;
 
-/// The most sessions of one kernel. How many kernels there are, and how many a user has, the manager bounds.
+/// The most sessions of one kernel. The manager bounds the kernels, in total and per user.
 const MAX_SESSIONS: usize = 256;
 
-/// Which notebook, console or file uses which kernel.
+/// A notebook, console or file and its kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) id: Uuid,
@@ -25,7 +25,7 @@ pub(crate) struct Session {
     pub(crate) kernel: KernelId,
 }
 
-/// What of a session changes; what is `None` stays.
+/// Changes to a session; `None` leaves a field unchanged.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     pub(crate) path: Option<String>,
@@ -34,7 +34,7 @@ pub(crate) struct Change {
     pub(crate) kernel: Option<KernelId>,
 }
 
-/// All sessions, the oldest first.
+/// All sessions, oldest first.
 pub(crate) struct Sessions {
     all: Mutex<Table>,
     limit: usize,
@@ -62,12 +62,12 @@ impl Table {
 }
 
 impl Sessions {
-    /// Nothing panics while it holds the lock, so what the lock guards is whole.
+    /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The sessions whose kernels `lives` knows.
+    /// Sessions whose kernel exists, as `lives` says.
     pub(crate) fn list(&self, lives: impl Fn(KernelId) -> bool) -> Vec<Session> {
         let mut sessions: Vec<_> = self.lock().by_age.values().cloned().collect();
         sessions.retain(|session| lives(session.kernel));
@@ -82,8 +82,8 @@ impl Sessions {
         self.list(lives).into_iter().find(|session| session.path == path)
     }
 
-    /// Adds a session, unless there is one of the same path with a kernel that lives: then that one is returned as the
-    /// error's value. Sessions whose kernels are gone are removed.
+    /// Adds a session and removes those whose kernels are gone. If a session with the same path and an existing kernel
+    /// exists, returns that one as the error's value.
     pub(crate) fn add(&self, session: Session, lives: impl Fn(KernelId) -> bool) -> Result<Session, Box<NotAdded>> {
         let mut table = self.lock();
         if let Some(other) = table
@@ -108,7 +108,7 @@ impl Sessions {
         Ok(session)
     }
 
-    /// The session before the change and after it; `None` where there is none.
+    /// Changes a session; returns it before and after the change, or `None` if it does not exist.
     pub(crate) fn change(&self, id: Uuid, change: Change) -> Option<(Session, Session)> {
         let mut table = self.lock();
         let session = table.find(id)?;
@@ -141,7 +141,7 @@ impl Sessions {
 /// Why a session was not added.
 #[derive(Debug)]
 pub(crate) enum NotAdded {
-    /// There is one of the same path.
+    /// A session with the same path exists.
     Exists(Session),
     /// There are too many.
     Full(ApiError),
@@ -216,7 +216,7 @@ mod tests {
             NotAdded::Full(_)
         ));
         sessions.add(session("y"), |_| true).unwrap();
-        // Those of a kernel that is gone make room.
+        // Sessions of gone kernels make room.
         sessions.add(session("z"), |other| other != kernel).unwrap();
         assert_eq!(sessions.list(|_| true).len(), 2);
     }

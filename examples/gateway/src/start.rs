@@ -1,4 +1,4 @@
-//! From a request's body to a running kernel, for `/api/kernels` and `/api/sessions`.
+//! Starts kernels from request bodies, for `/api/kernels` and `/api/sessions`.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::error::ApiError;
 use crate::limits::{object, text};
 use crate::users::may_use;
 
-/// The longest name of a kernelspec that is looked for, in bytes.
+/// Longest kernelspec name to look up, in bytes.
 const MAX_NAME: usize = 256;
 
 /// Why no kernel was started.
 pub(crate) enum NoKernel {
-    /// There is no such kernelspec; the text says which there are.
+    /// The kernelspec does not exist; the text lists those that do.
     NoSuchSpec(String),
-    /// Anything else.
+    /// Any other error.
     Refused(ApiError),
 }
 
@@ -32,7 +32,7 @@ impl From<ApiError> for NoKernel {
 }
 
 impl NoKernel {
-    /// The error, where a kernelspec that there is none of gets this status.
+    /// The error, with this status for an unknown kernelspec.
     pub(crate) fn or_no_spec(self, status: StatusCode) -> ApiError {
         match self {
             Self::NoSuchSpec(message) => ApiError::new(status, message),
@@ -41,9 +41,9 @@ impl NoKernel {
     }
 }
 
-/// Starts a kernel as `{name?, env?, kernel_id?}` says, in the folder of `path`.
+/// Starts a kernel from `{name?, env?, kernel_id?}`, in the folder of `path`.
 ///
-/// A client that gives up waiting does not stop it: the kernel is found again by its id or in the list.
+/// If the client disconnects, the start continues; the kernel can be found by its id or in the list.
 pub(crate) async fn start(
     gateway: &Gateway,
     body: &Map<String, Value>,

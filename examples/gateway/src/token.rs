@@ -3,20 +3,20 @@ use std::fmt;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-/// The token that a client must have. Its `Debug` output does not tell it.
+/// A token for authentication. Its `Debug` output hides it.
 #[derive(Clone)]
 pub struct Token(String);
 
-/// A text that cannot be a token.
+/// The text is not a valid token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a token must have at least one character, and only visible ASCII ones, as it travels in a header")]
 pub struct InvalidToken;
 
 impl Token {
-    /// Takes a token that somebody chose.
+    /// Accepts a chosen token.
     ///
     /// # Errors
-    /// [`InvalidToken`] where it is empty, or holds a character that is no visible ASCII.
+    /// [`InvalidToken`] if it is empty or contains characters other than visible ASCII.
     pub fn new(token: impl Into<String>) -> Result<Self, InvalidToken> {
         let token = token.into();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -25,24 +25,24 @@ impl Token {
         Ok(Self(token))
     }
 
-    /// Makes one that nobody can guess, of 32 letters and digits.
+    /// Generates a random token of 32 letters and digits.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4().simple().to_string())
     }
 
-    /// The token itself. It opens the gateway: show it only to whom it is for, and never log it.
+    /// The token itself. It grants full access, so never log it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is so short that somebody may guess it: a random one has 32 characters.
+    /// Whether it may be guessed because it is short; random ones have 32 characters.
     pub(crate) fn is_guessable(&self) -> bool {
         self.0.len() < 32
     }
 
-    /// Whether `given` is the token, in a time that does not tell how much of it is right.
+    /// Whether `given` is the token, compared in constant time.
     pub(crate) fn is(&self, given: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(given).into()
     }

@@ -1,8 +1,8 @@
-//! The body of a request that is answered without it.
+//! Discards the unread body of a request.
 //!
-//! A connection can serve the next request only where the last one's body was read: otherwise hyper closes it after the
-//! answer, and a client that has begun its next request by then sees it fail; one that is still sending loses the answer
-//! too. So what a handler left is read here and thrown away.
+//! A connection can be reused only if the previous body was read. Otherwise hyper closes it after the response; a
+//! client that has already sent its next request sees that fail, and one that is still sending loses the response. So
+//! this reads and discards what a handler left.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,10 +19,10 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// How long is read what nobody wants. A client that takes longer to send it is told that its connection closes.
+/// How long to keep reading an unwanted body. After that, the connection is closed after the response.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Reads what is left of the request's body before it is answered.
+/// Reads the rest of the request's body before the response is sent.
 pub(crate) async fn discard(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
@@ -31,7 +31,7 @@ pub(crate) async fn discard(request: Request, next: Next) -> Response {
     let lent = |body| Lent { body, left: Some(left) };
     let mut response = next.run(request.map(|body| Body::new(lent(body)))).await;
     let Ok(rest) = unread.try_recv() else { return response };
-    // Who has sent too slowly is not waited for once more.
+    // A client that was too slow gets no second timeout.
     let slow = response.status() == StatusCode::REQUEST_TIMEOUT;
     if slow || !ends(rest).await {
         let close = HeaderValue::from_static("close");
@@ -40,7 +40,7 @@ pub(crate) async fn discard(request: Request, next: Next) -> Response {
     response
 }
 
-/// Whether the body comes to its end in time.
+/// Whether the body ended in time.
 async fn ends(rest: Body) -> bool {
     let mut rest = rest.into_data_stream();
     let read = async {
@@ -54,7 +54,7 @@ async fn ends(rest: Body) -> bool {
     timeout(DEADLINE, read).await.unwrap_or(false)
 }
 
-/// A body that comes back when it is dropped before its end.
+/// Returns the body if it is dropped before its end.
 struct Lent {
     body: Body,
     left: Option<oneshot::Sender<Body>>,
@@ -82,7 +82,7 @@ impl Drop for Lent {
         if let Some(left) = self.left.take()
             && !self.body.is_end_stream()
         {
-            // Where nobody waits for it, the request itself was given up.
+            // Without a receiver, the request itself was dropped.
             let _ = left.send(std::mem::take(&mut self.body));
         }
     }

@@ -1,10 +1,10 @@
-//! Who may use which kernelspec, where the kernelspec itself says so: `authorized_users` and `unauthorized_users` in
-//! the `config` of its `metadata.process_proxy` (Enterprise Gateway) or `metadata.kernel_provisioner` (`jupyter_client`).
+//! Kernelspecs that restrict their users: `authorized_users` and `unauthorized_users` in the `config` of
+//! `metadata.process_proxy` (Enterprise Gateway) or `metadata.kernel_provisioner` (`jupyter_client`).
 
 use jupyter_protocol::InstalledKernelspec;
 use serde_json::Value;
 
-/// Whether the kernelspec lets this user in. Names are compared as they are.
+/// Whether the kernelspec allows this user. Names are compared exactly.
 pub(crate) fn may_use(spec: &InstalledKernelspec, user: &str) -> bool {
     ["process_proxy", "kernel_provisioner"].iter().all(|stanza| {
         let Some(config) = spec.spec.metadata.get(*stanza).and_then(|stanza| stanza.get("config")) else {
@@ -16,7 +16,7 @@ pub(crate) fn may_use(spec: &InstalledKernelspec, user: &str) -> bool {
     })
 }
 
-/// Written as a list, or as one text with commas.
+/// A list, or one text with commas.
 fn names(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::String(names)) => names

@@ -1,20 +1,20 @@
-//! Slows down addresses that try tokens.
+//! Slows down addresses that guess tokens.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How many wrong tokens an address may send without delay.
+/// Wrong tokens per address that are answered without delay.
 const BURST: u32 = 20;
-/// How long each further one delays its answer, and those that wait behind it.
+/// Delay of the answer to each further wrong token.
 const DELAY: Duration = Duration::from_secs(1);
-/// How many delayed answers may wait for each other. Beyond, no token of this address is looked at.
+/// The most delayed answers per address. Beyond that, its tokens are not checked.
 const MAX_WAITING: u32 = 30;
-/// How many addresses are remembered. Beyond, addresses that sent none for long are forgotten, then all.
+/// The most addresses to remember. Beyond that, inactive ones are forgotten, then all.
 const MAX_ADDRESSES: usize = 10_000;
 
-/// A client's address. IPv6 hosts choose from their network's 2^64 addresses, so that counts as one.
+/// A client's address. IPv6 hosts can choose any of the 2^64 addresses of their network, so a network counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClientAddress(IpAddr);
 
@@ -30,17 +30,17 @@ impl From<IpAddr> for ClientAddress {
 /// Wrong tokens by address: a generic cell rate algorithm (GCRA).
 #[derive(Default)]
 pub(crate) struct WrongTokens {
-    /// When the address will have paid for its wrong tokens, a delay for each.
+    /// When the delays of all wrong tokens of the address are over.
     paid_at: Mutex<HashMap<ClientAddress, Instant>>,
 }
 
 impl WrongTokens {
-    /// Nothing panics while it holds the lock.
+    /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientAddress, Instant>> {
         self.paid_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the address has to wait before a token of its is looked at again; `None` where one is looked at now.
+    /// How long the address must wait before its next token is checked; `None` if it need not.
     pub(crate) fn locked_out(&self, address: ClientAddress, now: Instant) -> Option<Duration> {
         let paid_at = *self.lock().get(&address)?;
         paid_at
@@ -48,7 +48,7 @@ impl WrongTokens {
             .map(|left| left + DELAY)
     }
 
-    /// Counts a wrong token. Returns how long its answer is to be delayed.
+    /// Counts a wrong token and returns the delay of its answer.
     pub(crate) fn count(&self, address: ClientAddress, now: Instant) -> Duration {
         let mut all = self.lock();
         if all.len() >= MAX_ADDRESSES && !all.contains_key(&address) {
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(wrong.locked_out(thief, now), Some(DELAY));
         assert_eq!(wrong.locked_out(other, now), None);
         assert_eq!(wrong.count(other, now), Duration::ZERO);
-        // As time goes by it has paid for them.
+        // Its delays are over.
         assert_eq!(wrong.locked_out(thief, now + DELAY), None);
         assert_eq!(wrong.count(thief, now + DELAY * 100), Duration::ZERO);
     }

@@ -5,13 +5,13 @@ use std::path::Path;
 use kernelmux_gateway::{Access, BaseUrl};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What is escaped in a query: all but the unreserved characters of RFC 3986.
+/// Characters to escape in a query: all but the unreserved ones of RFC 3986.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Where the token comes from.
+/// The source of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenSource<'a> {
-    /// A flag, or chance.
+    /// A flag, or generated.
     Shown,
     /// The variable `KERNELMUX_TOKEN`.
     Environment,
@@ -19,8 +19,8 @@ pub(super) enum TokenSource<'a> {
     File(&'a Path),
 }
 
-/// Says where the gateway is and how to point JupyterLab at it, with the token. The only place that shows a token. One
-/// from a file or an environment variable is referred to: what a pod prints has other readers than those.
+/// Prints the gateway's address and the command line for JupyterLab, with the token. Nothing else prints a token. One
+/// from a file or the environment is only named, because a pod's output has other readers.
 pub(super) fn announce(
     out: &mut impl io::Write,
     address: SocketAddr,
@@ -28,7 +28,7 @@ pub(super) fn announce(
     access: &Access,
     token_source: TokenSource<'_>,
 ) -> io::Result<()> {
-    // Where it listens on all addresses, this machine's own reaches it.
+    // A gateway on all addresses can be reached through loopback.
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),

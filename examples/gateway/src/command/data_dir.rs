@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// The directory that the gateway keeps its logs and its kernels' state in, while it is held: no other gateway can use
-/// it until this is dropped.
+/// The directory for logs and the kernels' state, locked so that no other gateway uses it.
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
@@ -14,11 +13,11 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Takes the directory, which is made for this user only where it is missing.
+    /// Locks the directory and creates it, with access for this user only, if it is missing.
     pub(super) fn take(path: PathBuf) -> Result<Self, String> {
         let failed =
             |what: &str, error: io::Error| format!("cannot {what} the data directory {}: {error}", path.display());
-        // Absolute, so that the kernels' files are found whatever their own working directory is.
+        // Absolute, because kernels have other working directories.
         let path = std::path::absolute(&path).map_err(|error| failed("find", error))?;
         make_private(&path).map_err(|error| failed("make", error))?;
         let mut lock = OpenOptions::new()
@@ -31,7 +30,7 @@ impl DataDir {
             .map_err(|error| failed("write to", error))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
-            // Who it is only makes the message better.
+            // The owner only improves the message.
             let _ = (&mut lock).take(32).read_to_string(&mut pid);
             return Err(format!(
                 "the data directory {} is another gateway's, process {}; choose another --data-dir, or end it",
@@ -45,7 +44,7 @@ impl DataDir {
         Ok(Self { path, _lock: lock })
     }
 
-    /// A directory in it, made for this user only where it is missing.
+    /// A subdirectory, created with access for this user only if it is missing.
     pub(super) fn folder(&self, name: &str) -> Result<PathBuf, String> {
         let folder = self.path.join(name);
         make_private(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
@@ -61,7 +60,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// `kernelmux` where the XDG base directory specification puts a user's data.
+/// `kernelmux` in the user's data directory of the XDG base directory specification.
 /// <https://specifications.freedesktop.org/basedir-spec/latest/>
 pub(super) fn default_path() -> Result<PathBuf, String> {
     let is_set = |path: &PathBuf| path.is_absolute();

@@ -3,15 +3,15 @@ use std::error::Error;
 use clap::Args;
 use provider_k8s::{Input, K8sConfig, K8sProvider, Policy};
 
-/// The flags for kernels in pods.
+/// Flags for kernels in pods.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Kernels as pods")]
 pub(super) struct KubernetesFlags {
-    /// Run kernels as pods in this namespace, in place of processes here; the cluster is that of KUBECONFIG, or the one
-    /// that the gateway runs in
+    /// Run kernels as pods in this namespace instead of as processes here; the cluster is that of KUBECONFIG, or the
+    /// one that the gateway runs in
     #[arg(long, env = "KERNELMUX_KUBERNETES_NAMESPACE", value_name = "NAME")]
     pub(super) kubernetes_namespace: Option<String>,
-    /// The image for kernelspecs that name none
+    /// The image of kernelspecs that name none
     #[arg(
         long,
         env = "KERNELMUX_KUBERNETES_IMAGE",
@@ -30,7 +30,7 @@ pub(super) struct KubernetesFlags {
         value_parser = parse_input
     )]
     kubernetes_user_inputs: Vec<Input>,
-    /// Images that users may choose where they may choose one, separated by commas; one that ends with * is a beginning
+    /// Images that users may choose if they may choose one, separated by commas; a final * matches any rest
     #[arg(
         long,
         env = "KERNELMUX_KUBERNETES_USER_IMAGES",
@@ -38,7 +38,7 @@ pub(super) struct KubernetesFlags {
         value_delimiter = ','
     )]
     kubernetes_user_images: Vec<String>,
-    /// Service accounts that users may choose where they may choose one, separated by commas
+    /// Service accounts that users may choose if they may choose one, separated by commas
     #[arg(
         long,
         env = "KERNELMUX_KUBERNETES_USER_SERVICE_ACCOUNTS",
@@ -46,7 +46,7 @@ pub(super) struct KubernetesFlags {
         value_delimiter = ','
     )]
     kubernetes_user_service_accounts: Vec<String>,
-    /// Persistent volume claims that users may not mount where they may choose volumes, separated by commas
+    /// Persistent volume claims that users may not mount if they may choose volumes, separated by commas
     #[arg(
         long,
         env = "KERNELMUX_KUBERNETES_FORBIDDEN_CLAIMS",
@@ -58,7 +58,7 @@ pub(super) struct KubernetesFlags {
 }
 
 impl KubernetesFlags {
-    /// Opens the namespace, if one is named.
+    /// Opens the namespace, if one is configured.
     pub(super) async fn open(&self) -> Result<Option<K8sProvider>, Box<dyn Error>> {
         let Some(namespace) = &self.kubernetes_namespace else {
             return Ok(None);
@@ -87,7 +87,7 @@ fn trimmed(names: &[String]) -> impl Iterator<Item = String> {
         .filter(|name| !name.is_empty())
 }
 
-/// The names that flags have for what users may set.
+/// The flag values for what users may set.
 const INPUTS: &[(&str, Input)] = &[
     ("cpus", Input::Cpus),
     ("memory", Input::Memory),

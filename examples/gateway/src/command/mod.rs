@@ -1,4 +1,4 @@
-//! The program: its flags, what it sets up, what it says at its start, and how it ends.
+//! The program: its flags, setup, first output and end.
 
 mod announce;
 mod data_dir;
@@ -11,14 +11,14 @@ use std::process::ExitCode;
 
 use flags::{Flags, Parsed};
 
-/// What the shell is told where a flag is wrong.
+/// Exit code for invalid flags.
 const WRONG_FLAGS: u8 = 2;
 
 pub(crate) fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os()) {
         Ok(Parsed::Flags(flags)) => flags,
         Ok(Parsed::Answer(text)) => {
-            // Whoever closed the pipe does not want to read it.
+            // The reader may have closed the pipe.
             let _ = write!(std::io::stdout(), "{text}");
             return ExitCode::SUCCESS;
         }

@@ -23,13 +23,13 @@ use super::announce::announce;
 use super::data_dir::{self, DataDir};
 use super::flags::{Flags, LogDurability, OnTerminate};
 
-/// How long kernels may take to end before the gateway ends without them.
+/// How long kernels have to end before the gateway exits without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
-/// How long letting go of kernels may take.
+/// How long detaching from kernels may take.
 const DETACH_DEADLINE: Duration = Duration::from_secs(45);
-/// How many files and sockets the gateway wants to be able to open: a kernel takes five or so, a client one.
+/// The wanted limit of open files: a kernel needs about five, a client one.
 const OPEN_FILES: u64 = 65_536;
-/// What of its own environment the gateway passes on to kernels in any case: what programs need to run at all.
+/// Variables of the gateway's own environment that kernels always inherit, because programs need them to run.
 const INHERITED: &[&str] = &[
     "PATH",
     "HOME",
@@ -76,7 +76,7 @@ pub(super) fn run(flags: Flags) -> Result<()> {
     raise_open_files();
     keep_memory_private();
     let runtime = Builder::new_multi_thread().enable_all().build()?;
-    // Threads of their own read the kernels' sockets, so that no client's traffic makes a kernel drop output.
+    // Separate threads read iopub, so that clients' traffic cannot make a kernel drop output.
     let recorders = Builder::new_multi_thread()
         .thread_name("recorder")
         .enable_all()
@@ -89,13 +89,13 @@ pub(super) fn run(flags: Flags) -> Result<()> {
         }
         Ok(())
     });
-    // What blocks, such as a read from a store, is not waited for.
+    // Blocking operations, such as a read from a store, are not awaited.
     runtime.shutdown_background();
     recorders.shutdown_background();
     ended
 }
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Interrupt,
@@ -117,7 +117,7 @@ impl Signals {
         })
     }
 
-    /// The next signal that ends the gateway. One that says that its terminal is gone does not.
+    /// The next signal that ends the gateway. A hangup does not.
     async fn next(&mut self) -> Asked {
         loop {
             tokio::select! {
@@ -189,7 +189,7 @@ impl Running {
             } else if timeout(DETACH_DEADLINE, self.manager.detach()).await.is_err() {
                 warn!("the kernels could not be let go of in time; the last of their output may be missing");
             }
-            // It has a deadline of its own.
+            // `serve` has a deadline of its own.
             let _ = serving.await;
         };
         tokio::select! {
@@ -212,7 +212,7 @@ async fn end_kernels(manager: &Manager) {
     }
 }
 
-/// This machine's or the cluster's kernels, with their logs on disk.
+/// The kernels of this machine or of a cluster, with their logs.
 async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Result<Manager> {
     let provider: Arc<dyn KernelProvider> = match flags.kubernetes.open().await? {
         Some(pods) => Arc::new(pods),
@@ -241,7 +241,7 @@ async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
     let mut local = LocalConfig::new(data_dir.folder("kernels")?);
     local.working_dir = std::env::current_dir().ok();
     let inherited = inherited(&flags.inherited_envs);
-    // As in Enterprise Gateway, where a variable that the operator names wins over a kernel.json.
+    // As in Enterprise Gateway, a variable that the operator names overrides a kernel.json.
     let is_named = |name: &&String| flags.inherited_envs.iter().any(|named| named.trim() == *name);
     local.inherit_over_kernelspec = inherited.iter().filter(is_named).cloned().collect();
     local.inherit_env = InheritEnv::Only(inherited);
@@ -250,7 +250,7 @@ async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
     Ok(LocalProvider::open(local).await?)
 }
 
-/// Where logs are kept.
+/// The configured log store.
 async fn log_store(flags: &Flags, data_dir: &DataDir) -> Result<Arc<dyn LogStore>> {
     match &flags.log_nats {
         #[cfg(feature = "nats")]
@@ -283,7 +283,7 @@ fn log_options(flags: &Flags) -> LogOptions {
     options
 }
 
-/// The variables that kernels inherit. Tokens and the gateway's own flags are never among them.
+/// Variables that kernels inherit. Tokens and the gateway's own flags are never among them.
 fn inherited(named: &[String]) -> BTreeSet<String> {
     let own = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     own.filter(|own| INHERITED.contains(&own.as_str()) || named.iter().any(|name| name == "*" || name.trim() == own))
@@ -309,7 +309,7 @@ fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
     options.local_hosts_only = is_open && flags.ip.is_loopback();
     options.client_envs = flags.client_envs.iter().map(|name| name.trim().to_owned()).collect();
     options.default_owner = user_name();
-    // Pods have other directories than this.
+    // Pods do not have this machine's directories.
     options.root_dir = match flags.kubernetes.kubernetes_namespace {
         Some(_) => None,
         None => std::env::current_dir().ok(),
@@ -317,7 +317,7 @@ fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
     Ok(options)
 }
 
-/// Who runs the gateway: whose the kernels are of clients that name nobody.
+/// The user that runs the gateway owns the kernels of clients that name no user.
 fn user_name() -> Option<String> {
     ["USER", "LOGNAME"]
         .iter()
@@ -326,7 +326,7 @@ fn user_name() -> Option<String> {
         .or_else(|| Some(format!("uid-{}", rustix::process::getuid().as_raw())))
 }
 
-/// Many systems start programs with a limit of 1,024 open files, and let them have more if they ask.
+/// Many systems start programs with a soft limit of 1,024 open files and allow more on request.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
@@ -341,8 +341,8 @@ fn raise_open_files() {
     }
 }
 
-/// Kernels run as the same user: they must not read the token or other kernels' keys from this process's memory or
-/// environment. (A kernel that runs as root can.)
+/// Kernels run as the same user and must not read the token or other kernels' keys from this process's memory or
+/// environment. (Kernels that run as root still can.)
 fn keep_memory_private() {
     #[cfg(target_os = "linux")]
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {

@@ -1,4 +1,4 @@
-//! `GET /api/spec.yaml` and `GET /api/swagger.json`: the API's description, in Swagger 2.0.
+//! `GET /api/spec.yaml` and `GET /api/swagger.json`: the API description in Swagger 2.0.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::error::ApiError;
 
 const DESCRIPTION: &str = include_str!("description.json");
 
-/// The description of this gateway: with its version and base URL.
+/// The description with this gateway's version and base URL.
 fn description(gateway: &Gateway) -> Result<Value, ApiError> {
     let mut description: Value = serde_json::from_str(DESCRIPTION).map_err(|error| {
         ApiError::new(
@@ -37,10 +37,10 @@ pub(super) async fn yaml(State(gateway): State<Arc<Gateway>>) -> Result<Response
     Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
 }
 
-/// Writes a value as YAML in block style. Texts are written as in JSON, which YAML takes.
+/// Writes a value as YAML in block style. Strings are written as in JSON, which YAML accepts.
 fn write_yaml(text: &mut String, value: &Value, depth: usize) {
     let pad = "  ".repeat(depth);
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (name, field) in fields {
@@ -66,7 +66,7 @@ fn write_yaml(text: &mut String, value: &Value, depth: usize) {
     }
 }
 
-/// What stands after `name:` or `-`: on the same line where it is one, else on the next ones.
+/// Writes the value after `name:` or `-`, on the same line if it is scalar.
 fn write_inner(text: &mut String, value: &Value, depth: usize) {
     let is_block = match value {
         Value::Object(fields) => !fields.is_empty(),

@@ -23,9 +23,9 @@ use super::executions::find_log;
 use crate::Gateway;
 use crate::error::ApiError;
 
-/// How long nothing is sent before a comment shows that the connection is there.
+/// Idle time before a comment shows that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How many bytes are sent in one piece at the most, where more is at hand and no single event is larger.
+/// Preferred size of a chunk. Only a single event can be larger.
 const CHUNK_BYTES: usize = 256 << 10;
 
 #[derive(Deserialize)]
@@ -41,7 +41,7 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let log = find_log(&gateway, &id).await?;
-    // A browser that connects again repeats its address and adds where it is.
+    // A reconnecting browser repeats the URL and adds its position.
     let last = headers.get("last-event-id").map(HeaderValue::to_str);
     let from = match last {
         Some(Ok(last)) if !last.is_empty() => last,
@@ -85,9 +85,9 @@ struct EventStream {
     gateway: Arc<Gateway>,
     epoch: Epoch,
     reader: Reader,
-    /// Held so that the log stays open for as long as it is read.
+    /// Keeps the log open while it is read.
     log: Log,
-    /// The last entry that is wanted.
+    /// The last entry to send.
     until: Option<Seq>,
     ended: bool,
 }
@@ -102,9 +102,9 @@ impl EventStream {
         }
         let closing = self.gateway.clone();
         let block = tokio::select! {
-            // First: a gateway that shuts down closes the logs of kernels that go on, which is not their end.
+            // Checked first: a gateway that shuts down closes the logs of kernels that keep running.
             biased;
-            // The client connects again, to the next gateway.
+            // The client reconnects to the next gateway.
             () = closing.closing() => return None,
             block = timeout(KEEP_ALIVE, self.reader.next()) => block,
         };
@@ -114,7 +114,7 @@ impl EventStream {
             Ok(Ok(Some(block))) => Some(block),
             Ok(Ok(None)) => return Some(self.end("gone")),
             Ok(Err(ReadError::Gap { first, last })) => {
-                // Who comes back with it is not told of the gap once more.
+                // With this id, a reconnecting client does not get the gap again.
                 let id = Cursor {
                     epoch: self.epoch,
                     seq: last,
@@ -144,7 +144,7 @@ impl EventStream {
                 write_event(&mut out, Some(id), "message", &json_of(&entry));
             }
             if out.len() < CHUNK_BYTES && self.until.is_none() {
-                // A gap is met again, and told, by the next read.
+                // The next read reports the gap.
                 block = self.reader.recent().unwrap_or(None);
             }
         }
@@ -165,7 +165,7 @@ fn write_event(out: &mut BytesMut, id: Option<Cursor>, event: &str, data: &[u8])
     }
     out.put_slice(b"event: ");
     out.put_slice(event.as_bytes());
-    // JSON has line breaks only where it may have any space: a receiver puts the lines together again.
+    // JSON has line breaks only as insignificant whitespace, and receivers join the lines.
     for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
         out.put_slice(b"\ndata: ");
         out.put_slice(line);
@@ -173,7 +173,7 @@ fn write_event(out: &mut BytesMut, id: Option<Cursor>, event: &str, data: &[u8])
     out.put_slice(b"\n\n");
 }
 
-/// The entry as JSON: its parts are spliced in as they are.
+/// The entry as JSON, with its parts spliced in.
 fn json_of(entry: &Entry) -> BytesMut {
     let message = entry.message();
     let mut out = BytesMut::with_capacity(entry.size() + 128);
@@ -183,7 +183,7 @@ fn json_of(entry: &Entry) -> BytesMut {
         .zip(message.parts())
     {
         let text = String::from_utf8_lossy(part);
-        // A part that is no JSON is shown as a text: better than nothing, and the whole stays JSON.
+        // A part that is not JSON becomes a string, so that the whole stays JSON.
         let is_json = serde_json::from_str::<&RawValue>(&text).is_ok();
         let json = if is_json {
             text

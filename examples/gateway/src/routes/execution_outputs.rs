@@ -1,5 +1,5 @@
-//! An execution with its outputs, as JSON: folded and written where nobody waits for that, and bounded in memory however
-//! many clients ask and however slowly they read.
+//! An execution with its outputs as JSON. Folding and writing happen on blocking threads, with bounds on memory for any
+//! number of clients at any speed.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use tracing::debug;
 use super::executions::unreadable;
 use crate::error::ApiError;
 
-/// How many executions are folded at a time: each keeps a processor busy.
+/// How many executions are folded concurrently; each occupies a processor.
 const FOLDED_AT_A_TIME: usize = 2;
-/// How many bytes of outputs clients may be reading at a time, in [`UNIT`]s.
+/// How much of outputs may be in transmission, in [`UNIT`]s.
 const BEING_READ: u32 = 256;
 const UNIT: usize = 1 << 20;
-/// How long a client waits for others to have read theirs.
+/// How long a request waits for other clients to finish reading.
 const WAITED: Duration = Duration::from_secs(30);
-/// How many bytes are sent in one piece, and how many pieces may wait for a client.
+/// Size of a piece of the body, and how many pieces may wait for the client.
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 4;
 
-/// What bounds the answers with outputs.
+/// Bounds responses with outputs.
 pub(crate) struct OutputLimits {
     folding: Arc<Semaphore>,
     being_read: Arc<Semaphore>,
@@ -50,7 +50,7 @@ impl Default for OutputLimits {
 }
 
 impl OutputLimits {
-    /// The execution's outputs, and what is held while they are sent. Outputs that are small hold nothing.
+    /// Folds the outputs and reserves memory for sending them. Small outputs need no reservation.
     async fn outputs(
         &self,
         executions: &Executions,
@@ -63,7 +63,7 @@ impl OutputLimits {
         if let Ok(room) = self.being_read.clone().try_acquire_many_owned(units) {
             return Ok((outputs, Some(room)));
         }
-        // Not held while this waits. There may be more of them by then, and there is room for as many as there can be.
+        // Nothing is held while waiting. The outputs may grow meanwhile, so reserve the most that they can have.
         drop(outputs);
         let units = units_of_most();
         let waiting = timeout(WAITED, self.being_read.clone().acquire_many_owned(units));
@@ -77,7 +77,7 @@ impl OutputLimits {
     }
 
     async fn fold(&self, executions: &Executions, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ApiError> {
-        // It is never closed.
+        // The semaphore is never closed.
         let folding = self.folding.clone().acquire_owned().await;
         let (executions, execution, runtime) = (executions.clone(), execution.clone(), Handle::current());
         let folded = spawn_blocking(move || {
@@ -88,7 +88,7 @@ impl OutputLimits {
     }
 }
 
-/// What outputs of so many bytes hold while they are sent: nothing where they have less than a unit.
+/// The reservation for outputs of this size; `None` for less than one unit.
 fn units(bytes: usize) -> Option<u32> {
     let units = u32::try_from(bytes / UNIT).unwrap_or(BEING_READ);
     (units > 0).then(|| units.min(BEING_READ))
@@ -98,7 +98,7 @@ fn units_of_most() -> u32 {
     units(FoldLimits::default().max_bytes).unwrap_or(1)
 }
 
-/// Answers with what `model` has, and the outputs.
+/// Responds with `model` and the outputs.
 pub(super) async fn answer(
     limits: &OutputLimits,
     executions: &Executions,
@@ -136,7 +136,7 @@ fn not_written(error: &dyn std::error::Error) -> ApiError {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the outputs: {error}"))
 }
 
-/// An execution with its outputs, however deeply these are nested.
+/// An execution with its outputs. Nested outputs of any depth are written verbatim.
 #[derive(Serialize)]
 struct Whole<'a> {
     #[serde(flatten)]
@@ -145,12 +145,12 @@ struct Whole<'a> {
     outputs: &'a Fold,
 }
 
-/// One after the other, so that there is a copy of one at a time.
+/// Copies one output at a time.
 fn each<S: Serializer>(fold: &&Fold, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(fold.each_output())
 }
 
-/// A body that is written on a thread of its own, no faster than the client takes it.
+/// A body that a blocking thread writes as fast as the client reads it.
 fn written(write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static) -> Body {
     let (sender, mut receiver) = mpsc::channel(PIECES);
     spawn_blocking(move || {
@@ -160,14 +160,14 @@ fn written(write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static) -
         };
         if let Err(error) = write(&mut pieces).and_then(|()| pieces.flush()) {
             debug!(%error, "an answer was not sent to its end");
-            // The client sees that it was cut off. Where it is gone it does not.
+            // The client sees a truncated response. It may also be gone.
             let _ = pieces.sender.blocking_send(Err(error));
         }
     });
     Body::from_stream(futures::stream::poll_fn(move |context| receiver.poll_recv(context)))
 }
 
-/// Sends what is written, in pieces.
+/// Sends written bytes in pieces.
 struct Pieces {
     piece: BytesMut,
     sender: mpsc::Sender<io::Result<Bytes>>,

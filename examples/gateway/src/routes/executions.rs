@@ -1,5 +1,5 @@
-//! `/api/kernels/{id}/executions`: what a kernel was asked to run and what came of it, from its log; also after the
-//! kernel is gone. And running code without a client.
+//! `/api/kernels/{id}/executions`: the executions in a kernel's log, also after the kernel is gone, and execution
+//! without a connected client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,21 +28,21 @@ use crate::error::ApiError;
 use crate::limits::{JsonObject, text};
 use crate::model::timestamp;
 
-/// How many executions a page has unless the client asks for fewer or more, and at the most.
+/// Default and maximum page size.
 const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 500;
-/// The longest `msg_id`, cell and session that are taken, in bytes.
+/// Longest `msg_id`, cell id and session id, in bytes.
 const MAX_ID: usize = 256;
 
-/// How long a kernel may take to take code that it is to run.
+/// How long a kernel may take to receive code.
 const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 
-/// The log of a kernel that runs or is gone.
+/// The log of a running or past kernel.
 pub(super) async fn find_log(gateway: &Gateway, id: &str) -> Result<Log, ApiError> {
     Ok(find(gateway, id).await?.log().clone())
 }
 
-/// What a kernel that runs or is gone was asked to run.
+/// The executions of a running or past kernel.
 async fn find(gateway: &Gateway, id: &str) -> Result<Executions, ApiError> {
     let parsed: KernelId = id.parse().map_err(|_| kernels::not_found(id))?;
     if let Some(kernel) = gateway.manager.get(parsed) {
@@ -61,7 +61,7 @@ pub(super) struct ListQuery {
     status: Option<String>,
     since: Option<DateTime<Utc>>,
     until: Option<DateTime<Utc>>,
-    /// The `next` of the page before.
+    /// The `next` of the previous page.
     before: Option<u64>,
     limit: Option<usize>,
 }
@@ -144,7 +144,7 @@ fn model(gateway: &Gateway, id: &str, execution: &ExecutionRecord) -> Value {
     })
 }
 
-/// Runs code: the kernel has it when this answers, and no client has to stay for it.
+/// Runs code. The kernel has received it when this responds, and no client needs to stay connected.
 pub(super) async fn start(
     State(gateway): State<Arc<Gateway>>,
     Path(id): Path<String>,
@@ -158,7 +158,7 @@ pub(super) async fn start(
     let mut request = ExecuteRequest::new(code);
     request.silent = flag(&body, "silent")?.unwrap_or(request.silent);
     request.store_history = flag(&body, "store_history")?.unwrap_or(request.store_history);
-    // Nobody is there to answer, unless the caller says so.
+    // No one can answer unless the caller says so.
     request.allow_stdin = flag(&body, "allow_stdin")?.unwrap_or(false);
     request.stop_on_error = flag(&body, "stop_on_error")?.unwrap_or(request.stop_on_error);
     let mut message = Message::new(request, &session);
@@ -178,13 +178,13 @@ pub(super) async fn start(
     let location = address(&gateway, &id, &msg_id);
     let body = match &execution {
         Some(execution) => model(&gateway, &id, execution),
-        // A message of this id was no execution.
+        // The message with this id was not an execution.
         None => json!({"msg_id": msg_id, "status": ExecutionStatus::Queued, "session": session, "url": location}),
     };
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(body)).into_response())
 }
 
-/// 409 where the kernel was asked to run other code under this `msg_id`. The same code may be asked for again: it runs once.
+/// 409 if the kernel was sent other code with this `msg_id`. The same code may be sent again and runs once.
 async fn check_is_new(executions: &Executions, msg_id: &str, code: &str) -> Result<(), ApiError> {
     let Some(execution) = executions.get(msg_id).await? else {
         return Ok(());
@@ -197,7 +197,7 @@ async fn check_is_new(executions: &Executions, msg_id: &str, code: &str) -> Resu
     Err(ApiError::new(StatusCode::CONFLICT, message))
 }
 
-/// Sends a request, to its end also where nobody waits for that any more.
+/// Sends a request to its end, even if the client disconnects.
 async fn send(
     gateway: &Gateway,
     kernel: &Arc<Kernel>,
@@ -210,7 +210,7 @@ async fn send(
         let _room = room;
         kernel.send(&session, Channel::Shell, request).await
     });
-    // It is ended with the process only.
+    // The task ends only with the process.
     let sent = sending.await.unwrap_or(Err(SendError::Dead));
     sent.map_err(|error| match error {
         SendError::Dead | SendError::Restarted => ApiError::new(StatusCode::CONFLICT, error.to_string()),
@@ -235,7 +235,7 @@ fn flag(body: &Map<String, Value>, field: &str) -> Result<Option<bool>, ApiError
     }
 }
 
-/// An id that the caller chose.
+/// An id chosen by the client.
 fn short<'a>(body: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, ApiError> {
     match text(body, field)? {
         Some("") => Err(ApiError::bad_request(format!("{field:?} is empty"))),

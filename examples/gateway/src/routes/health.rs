@@ -1,4 +1,4 @@
-//! `GET /healthz`: whether the gateway takes requests, for probes, which have no token.
+//! `GET /healthz`: whether the gateway accepts requests. Probes need no token.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 use crate::Gateway;
 use crate::error::ApiError;
 
-/// 503 from when it was asked to end. That it answers is otherwise all there is to know: neither a disk that is full nor
-/// a cluster that is away is a reason to start it anew, for kernels and their output go on meanwhile.
+/// 503 once the gateway is shutting down. A full disk or an unreachable cluster does not count: kernels and their
+/// output continue, so a restart would not help.
 pub(super) async fn health(State(gateway): State<Arc<Gateway>>) -> Result<&'static str, ApiError> {
     if *gateway.closing.borrow() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway ends"));

@@ -28,7 +28,7 @@ pub(super) fn not_found(id: &str) -> ApiError {
     ApiError::not_found(format!("Kernel does not exist: {shown}"))
 }
 
-/// Whether kernels, sessions and logs may be listed; 403 where not.
+/// 403 if kernels, sessions and logs may not be listed.
 pub(super) fn may_list(gateway: &Gateway) -> Result<(), ApiError> {
     if gateway.options.list_kernels {
         Ok(())
@@ -64,7 +64,7 @@ pub(super) async fn start(
         .into_response())
 }
 
-/// Runs to its end even where the client gives up waiting: half a restart would leave no kernel at all.
+/// Runs to completion even if the client disconnects: half a restart would leave no kernel.
 async fn whole<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
     tokio::spawn(work).await.map_err(|_| {
         ApiError::new(
@@ -80,7 +80,7 @@ pub(super) async fn end(State(gateway): State<Arc<Gateway>>, Path(id): Path<Stri
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ends a kernel; for sessions too.
+/// Ends a kernel, also for sessions.
 pub(super) async fn shut_down(kernel: Arc<Kernel>) -> Result<(), ApiError> {
     whole(async move { kernel.shutdown().await })
         .await?
@@ -112,9 +112,9 @@ pub(super) async fn restart(
 
 fn failed(id: &str, error: &RestartError) -> ApiError {
     let status = match error {
-        // It was ended after it was found.
+        // It was shut down after it was found.
         RestartError::ShutDown => return not_found(id),
-        // It is there, and dead: a restart brings it back.
+        // It is dead; a restart may revive it.
         RestartError::Provider(ProviderError::Gone(_)) => StatusCode::CONFLICT,
         RestartError::Log(_) => StatusCode::INSUFFICIENT_STORAGE,
         RestartError::NoAnswer(_) | RestartError::Launch(LaunchError::TimedOut { .. }) => StatusCode::GATEWAY_TIMEOUT,

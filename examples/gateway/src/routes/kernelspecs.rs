@@ -1,4 +1,4 @@
-//! `/api/kernelspecs`, and the files of kernelspecs under `/kernelspecs`.
+//! `/api/kernelspecs`, and kernelspec resources under `/kernelspecs`.
 
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
@@ -17,7 +17,7 @@ use crate::Gateway;
 use crate::error::ApiError;
 use crate::users::may_use;
 
-/// The largest resource that is served, in bytes.
+/// Largest resource in bytes.
 const MAX_RESOURCE: u64 = 16 << 20;
 
 #[derive(Deserialize)]
@@ -25,7 +25,7 @@ pub(super) struct User {
     user: Option<String>,
 }
 
-/// Looking for a kernelspec's resources blocks on the file system.
+/// Finding a kernelspec's resources blocks on the file system.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| {
         ApiError::new(
@@ -40,7 +40,7 @@ fn not_found(name: &str) -> ApiError {
     ApiError::not_found(format!("Kernel spec {shown} not found"))
 }
 
-/// The kernelspec, under the name that it is known by here, if this user may use it.
+/// The kernelspec and its name, if this user may use it.
 fn find(gateway: &Gateway, name: &str, user: Option<&str>) -> Result<InstalledKernelspec, ApiError> {
     let (name, mut spec) = gateway.manager.find_spec(name).map_err(|error| match error {
         StartError::BrokenSpec { .. } => ApiError::not_found(error.to_string()),
@@ -58,8 +58,8 @@ async fn model(gateway: &Gateway, spec: InstalledKernelspec) -> Result<Json<Valu
     Ok(Json(blocking(move || spec.model(&prefix)).await?))
 }
 
-/// All that the user may use. jupyter_server with `KERNEL_USERNAME` set asks here for one, too, by appending its name
-/// to the user's: `?user=bob/python3`.
+/// The kernelspecs that the user may use. With `KERNEL_USERNAME`, jupyter_server requests a single one here, by
+/// appending its name to the user's: `?user=bob/python3`.
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
     Query(User { user }): Query<User>,
@@ -116,7 +116,7 @@ pub(super) async fn resource(
     let headers = [
         (header::CONTENT_TYPE, content_type),
         (header::CACHE_CONTROL, "private, max-age=60"),
-        // An SVG opened as a page of its own must not run as one of the gateway's.
+        // An SVG that is opened as a page must not run as one of the gateway's.
         (
             header::CONTENT_SECURITY_POLICY,
             "default-src 'none'; style-src 'unsafe-inline'; sandbox",

@@ -1,4 +1,4 @@
-//! `/api/logs`: what is kept of kernels that run and of kernels that are gone.
+//! `/api/logs`: the logs of running and past kernels.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::Gateway;
 use crate::error::ApiError;
 use crate::model::timestamp;
 
-/// The logs, the one that was written last first.
+/// The logs, most recently written first.
 pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
     may_list(&gateway)?;
     let mut running: BTreeMap<KernelId, String> = BTreeMap::new();
@@ -43,7 +43,7 @@ pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec
     ))
 }
 
-/// Drops the log of a kernel that is gone.
+/// Removes the log of a past kernel.
 pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
     Path(id): Path<String>,
@@ -51,7 +51,7 @@ pub(super) async fn remove(
     let no_log = || ApiError::not_found(format!("there is no log of kernel {id}"));
     let kernel: KernelId = id.parse().map_err(|_| no_log())?;
     let logs = gateway.manager.logs();
-    // One that is damaged is not found as others are, and is there to be removed.
+    // A damaged log cannot be opened but can be removed.
     if gateway.manager.get(kernel).is_none() && matches!(logs.find(kernel).await, Ok(None)) {
         return Err(no_log());
     }

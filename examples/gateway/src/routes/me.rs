@@ -1,4 +1,4 @@
-//! `GET /api/me`: who the client is, which is whoever has the token, and what it may do, which is everything.
+//! `GET /api/me`: the client's identity and permissions. Whoever has the token may do everything.
 
 use std::sync::Arc;
 

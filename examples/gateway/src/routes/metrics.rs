@@ -11,7 +11,7 @@ use kernel_provider::session::ExecutionState;
 use crate::Gateway;
 use crate::metrics::Text;
 
-/// Every state, so that a series does not come and go.
+/// All states, so that series do not come and go.
 const STATES: [ExecutionState; 5] = [
     ExecutionState::Starting,
     ExecutionState::Idle,
@@ -80,7 +80,7 @@ pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     ([(header::CONTENT_TYPE, content_type)], text.finish()).into_response()
 }
 
-/// `None` where the system does not tell it as Linux does.
+/// `None` on systems other than Linux.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,4 +1,4 @@
-//! What is answered at which address.
+//! The routes.
 
 mod api;
 mod description;
@@ -57,12 +57,12 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
     let routes = routes
         .fallback(not_found)
         .layer(from_fn_with_state(gateway.clone(), auth::guard))
-        // Not guarded.
+        // Without authentication.
         .route("/healthz", get(health::health))
         .layer(from_fn(request_log::note_route))
         .with_state(gateway.clone());
-    // Around the routes as a whole, where it is seen what they say that no handler says, such as `Allow`. The last layer
-    // sees a request first.
+    // Around all routes, to see responses that no handler makes, such as 405 with `Allow`. Requests pass the last layer
+    // first.
     Router::new()
         .fallback_service(routes)
         .layer(from_fn_with_state(gateway.clone(), base_url::strip))

@@ -17,10 +17,10 @@ use crate::limits::{JsonObject, object, text};
 use crate::sessions::{Change, NotAdded, Session};
 use crate::{Gateway, model, start};
 
-/// The longest path, name or type of a session, in bytes.
+/// Longest path, name or type of a session, in bytes.
 const MAX_TEXT: usize = 4_096;
 
-/// `None` where the session's kernel is gone.
+/// `None` if the session's kernel is gone.
 fn session_model(gateway: &Gateway, session: &Session) -> Option<Value> {
     let kernel = gateway.manager.get(session.kernel)?;
     let mut model = json!({
@@ -31,7 +31,7 @@ fn session_model(gateway: &Gateway, session: &Session) -> Option<Value> {
         "kernel": model::kernel(&kernel),
     });
     if session.kind == "notebook" {
-        // The form that clients of old know.
+        // The older form.
         model["notebook"] = json!({"path": session.path, "name": session.name});
     }
     Some(model)
@@ -78,7 +78,7 @@ fn short_text(body: &Map<String, Value>, field: &str) -> Result<Option<String>, 
     Ok(text.map(str::to_owned))
 }
 
-/// `{path?, name?, type?}`, also as clients of old write it: `{notebook: {path}}`.
+/// `{path?, name?, type?}`, or the older form `{notebook: {path}}`.
 struct Place {
     path: Option<String>,
     name: Option<String>,
@@ -114,7 +114,7 @@ pub(super) async fn create(
     let kernel = object(&body, "kernel")?.cloned().unwrap_or_default();
     let name = place.name.unwrap_or_default();
     let creating = whole(gateway.clone(), path, name, kind, kernel);
-    // Goes on where the client gives up waiting, so that no kernel is left without its session.
+    // Continues if the client disconnects, so that no kernel is left without its session.
     let session = tokio::spawn(creating).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -127,7 +127,7 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(model)).into_response())
 }
 
-/// The session of the path: the one that there is, else a new one.
+/// The session of this path, or a new one.
 async fn whole(
     gateway: Arc<Gateway>,
     path: String,
@@ -142,7 +142,7 @@ async fn whole(
     let (kernel, is_new) = match running(&gateway, &kernel)? {
         Running::Found(kernel) => (kernel, false),
         Running::Unnamed => (started(&gateway, &kernel, &path).await?, true),
-        // The notebook's kernel has ended since: as with jupyter_server, another is started under its id.
+        // The notebook's kernel has ended; as with jupyter_server, a new one starts under its id.
         Running::Unknown(id) => {
             let mut kernel = kernel;
             if id.parse::<KernelId>().is_ok() {
@@ -160,7 +160,7 @@ async fn whole(
     };
     match gateway.sessions.add(session, lives).map_err(|not_added| *not_added) {
         Ok(session) => Ok(session),
-        // Another request for the same path was faster, or there is no room: the new kernel is for nobody.
+        // Another request for the same path was faster, or there is no room, so the new kernel is not needed.
         Err(not_added) => {
             if is_new {
                 shut_down(kernel).await?;
@@ -173,10 +173,10 @@ async fn whole(
     }
 }
 
-/// What the body's `kernel.id` names.
+/// The kernel named by `kernel.id` in the body.
 enum Running {
     Found(Arc<Kernel>),
-    /// There is no kernel of this id.
+    /// No kernel has this id.
     Unknown(String),
     /// No id.
     Unnamed,
@@ -190,7 +190,7 @@ fn running(gateway: &Gateway, kernel: &Map<String, Value>) -> Result<Running, Ap
     Ok(found.map_or_else(|| Running::Unknown(id.chars().take(64).collect()), Running::Found))
 }
 
-/// A new kernel as the body's `kernel` says. An unknown kernelspec is 501, as clients of sessions know it.
+/// Starts a kernel from the body's `kernel`. An unknown kernelspec is 501, as clients of sessions expect.
 async fn started(gateway: &Gateway, kernel: &Map<String, Value>, path: &str) -> Result<Arc<Kernel>, ApiError> {
     start::start(gateway, kernel, Some(path))
         .await
@@ -215,7 +215,7 @@ pub(super) async fn change(
     model.map(Json).ok_or_else(|| not_found(&id))
 }
 
-/// The session's model after the change; `None` where the session or its kernel is gone meanwhile.
+/// The session's model after the change; `None` if the session or its kernel is gone.
 async fn changed(
     gateway: Arc<Gateway>,
     session: Session,
@@ -255,7 +255,7 @@ async fn changed(
     Ok(session_model(&gateway, &after))
 }
 
-/// Ends a kernel that a session left, unless another session has it.
+/// Ends a kernel that a session no longer uses, unless another session does.
 async fn end_unused(gateway: &Gateway, kernel: KernelId) -> Result<(), ApiError> {
     match gateway.manager.get(kernel) {
         Some(kernel) if !gateway.sessions.uses(kernel.id()) => shut_down(kernel).await,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::Gateway;
 use crate::model::timestamp;
 
-/// When the gateway started, when a kernel last did anything, how many kernels there are and clients on them.
+/// Start time, last activity, and the numbers of kernels and connections.
 pub(super) async fn status(State(gateway): State<Arc<Gateway>>) -> Json<Value> {
     let kernels = gateway.manager.list();
     let connections: usize = kernels.iter().map(|kernel| *kernel.connections().borrow()).sum();

@@ -5,15 +5,15 @@ use kernel_provider::log::Seq;
 use kernel_provider::session::Client;
 use tokio::time::{Duration, Instant};
 
-/// How long a client may not answer a Ping before it counts as gone.
+/// How long a client may take to answer a Ping.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// How many Pings may be on their way. More than one, so that a client that leaves because of what it was just sent, as
-/// JupyterLab does when its kernel is restarted, has answered the Ping that came with it.
+/// The most Pings in flight. More than one, so that a client that disconnects because of a message, as JupyterLab does
+/// when its kernel restarts, has answered the Ping that came with it.
 const MAX_ASKED: usize = 8;
 
-/// What the client is known to have, from its Pongs.
+/// Tracks what the client has received, by its Pongs.
 pub(super) struct Acknowledgement {
-    /// `None` where the kernel is gone: nothing has to be remembered of who reads its log.
+    /// `None` for a past kernel, whose readers' positions are not stored.
     client: Option<Client>,
     state: Mutex<State>,
 }
@@ -21,7 +21,7 @@ pub(super) struct Acknowledgement {
 struct State {
     /// The last entry that was written.
     sent: Seq,
-    /// Those before the Pings that are not answered yet, and when each Ping was written.
+    /// Entries before unanswered Pings, and when each Ping was written.
     asked: VecDeque<(Seq, Instant)>,
     acknowledged: Seq,
 }
@@ -49,26 +49,26 @@ impl Acknowledgement {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Entries up to `seq` were written, or are not for this client.
+    /// Entries up to `seq` were written or are not for this client.
     pub(super) fn sent(&self, seq: Seq) {
         self.lock().sent = seq;
     }
 
-    /// The payload of a Ping that asks for the entries written since the last one; `None` where there are none, or
-    /// where [`MAX_ASKED`] Pings are on their way.
+    /// Payload of a Ping for the entries since the previous one; `None` if there are none or [`MAX_ASKED`] Pings are in
+    /// flight.
     pub(super) fn ask(&self) -> Option<[u8; 8]> {
         let mut state = self.lock();
         let asked = state.asked.back().map_or(state.acknowledged, |(seq, _)| *seq);
         (state.sent > asked && state.asked.len() < MAX_ASKED).then(|| state.ask())
     }
 
-    /// The payload of a Ping that only asks whether the client is there; `None` where a Ping is on its way already.
+    /// Payload of a Ping that only checks the connection; `None` if a Ping is in flight.
     pub(super) fn ask_alive(&self) -> Option<[u8; 8]> {
         let mut state = self.lock();
         state.asked.is_empty().then(|| state.ask())
     }
 
-    /// The client answered a Ping, and with it those before (RFC 6455, 5.5.3). Others' Pongs are none of ours.
+    /// The client answered a Ping and thus all earlier ones (RFC 6455 section 5.5.3). Other Pongs are ignored.
     pub(super) fn answered(&self, payload: &[u8]) {
         let mut state = self.lock();
         let mut asked = state.asked.iter().map(|(seq, _)| *seq).enumerate();
@@ -81,7 +81,7 @@ impl Acknowledgement {
         }
     }
 
-    /// When the client counts as gone, should it not answer.
+    /// When an unanswered Ping times out.
     pub(super) fn gone_at(&self) -> Option<Instant> {
         self.lock().asked.front().map(|(_, since)| *since + PATIENCE)
     }
@@ -102,7 +102,7 @@ mod tests {
             .collect();
         assert_eq!(asked.len(), MAX_ASKED, "a flood is not a flood of Pings");
         assert!(acknowledgement.ask_alive().is_none());
-        // The last one's Pong stands for those before it, and late ones are no news.
+        // The last Pong covers earlier ones; late ones are ignored.
         for pong in [&asked[MAX_ASKED - 1], &asked[0]] {
             acknowledgement.answered(pong);
             assert_eq!(acknowledgement.lock().acknowledged, Seq(MAX_ASKED as u64));

@@ -6,17 +6,17 @@ use kernel_provider::manager::Kernel;
 use kernel_provider::resume::{Hello, Notice, Start};
 use kernel_provider::session::{Attachment, Client};
 
-/// Where a connection's entries come from.
+/// The source of a connection's entries.
 pub(super) enum Feed {
     /// A kernel.
     Kernel(Attachment),
-    /// The log of a kernel that is gone.
+    /// The log of a past kernel.
     Log(Reader),
 }
 
 impl Feed {
-    /// Of a client that remembers its place in the log; `kernel` is `None` where it is gone. Gives the frame that tells
-    /// the client where it stands.
+    /// The feed of a client that tracks its own position; `kernel` is `None` if it is gone. Returns the frame that
+    /// tells the client its position.
     pub(super) fn resume(log: &Log, kernel: Option<&Arc<Kernel>>, session: &str, start: Start) -> (Self, Notice) {
         let (epoch, earliest, head) = (log.epoch(), log.earliest(), log.head());
         let found = start.find(epoch, earliest, head);
@@ -42,7 +42,7 @@ impl Feed {
         }
     }
 
-    /// What is to be sent before anything else, to a client that may or may not have seen it.
+    /// Messages to send first, to a client that may have them in part.
     pub(super) async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
         match self {
             Self::Kernel(attachment) => attachment.replay().await,
@@ -64,7 +64,7 @@ impl Feed {
         }
     }
 
-    /// Waits until the session is connected anew.
+    /// Waits until another connection replaces this one.
     pub(super) fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
         let superseded = match self {
             Self::Kernel(attachment) => Some(attachment.superseded()),

@@ -8,18 +8,18 @@ use kernel_provider::log::Entry;
 use kernel_provider::resume;
 use tracing::warn;
 
-/// The largest message that jupyter_server's gateway client takes; a larger one closes its socket.
+/// Largest message that jupyter_server's gateway client accepts. A larger one closes its socket.
 const TORNADO_MAX_BYTES: usize = 10 << 20;
 
-/// Limits the log lines about messages that kernels' outputs cause, of all clients together.
+/// Limits log lines caused by kernels' outputs, for all clients together.
 static WITHOUT_BUFFERS: LogLimiter = LogLimiter::new();
 static TOO_LARGE: LogLimiter = LogLimiter::new();
 static UNWRITABLE: LogLimiter = LogLimiter::new();
 
-/// Who is at the other end, as far as the format depends on it.
+/// The kind of client, as far as the format depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
-    /// A browser, or a client that takes what a browser does.
+    /// A browser, or a client with the same abilities.
     Any,
     /// jupyter_server's gateway client: a binary frame ends its reader for good.
     Tornado,
@@ -38,13 +38,13 @@ impl Peer {
     }
 }
 
-/// A message as a client is sent it, in pieces that share the memory of what they are made of.
+/// A message in a client's format, in pieces that share memory with the log.
 pub(super) struct Encoded {
     pub(super) opcode: OpCode,
     pieces: Pieces,
 }
 
-/// One needs no allocation.
+/// Needs no allocation.
 enum Pieces {
     One(Bytes),
     Many(Vec<Bytes>),
@@ -77,7 +77,7 @@ impl Encoded {
     }
 }
 
-/// How messages are written on one connection.
+/// The message format of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// The resume protocol.
@@ -86,7 +86,7 @@ pub(super) enum Format {
     V1,
     /// No subprotocol: text, and binary for messages with buffers.
     Legacy,
-    /// No subprotocol, and never binary.
+    /// No subprotocol and never binary.
     LegacyText,
 }
 
@@ -100,16 +100,16 @@ impl Format {
         }
     }
 
-    /// Whether a session may have several connections of this kind, each of which is sent everything.
+    /// Whether a session may have several connections of this kind, each of which receives everything.
     ///
-    /// jupyter_server has several at times, of which only one leads to the browser: it holds on to that of a browser that
-    /// vanished for up to 90 s, and leaks one at every page load. It connects anew what is closed. So were only the newest
-    /// one kept, they would take the session from each other in turns, and what the user sends meanwhile be lost.
+    /// jupyter_server may have several, of which one leads to the browser: it keeps that of a vanished browser for up
+    /// to 90 s, leaks one at each page load, and reconnects closed ones. If only the newest were kept, they would keep
+    /// replacing each other and lose the user's messages.
     pub(super) fn is_shared(self) -> bool {
         self == Self::LegacyText
     }
 
-    /// The entry as one WebSocket message. `None` where it can pass in no form, which is told in the process's log.
+    /// The entry as one WebSocket message. `None`, with a line in the process's log, if the format cannot express it.
     pub(super) fn encode(self, entry: &Entry) -> Option<Encoded> {
         match self {
             Self::Resume => Some(Encoded::binary(entry.seq_and_v1())),
@@ -118,7 +118,7 @@ impl Format {
         }
     }
 
-    /// A message that is no entry of the log, in the same way. The resume protocol has none of these.
+    /// As [`encode`](Self::encode), for a message that is not a log entry. The resume protocol has no such messages.
     pub(super) fn encode_message(self, channel: Channel, message: &WireMessage) -> Option<Encoded> {
         let encoded = match self {
             Self::V1 | Self::Resume => return Some(Encoded::binary(websocket_v1::encode(channel, message))),
@@ -164,11 +164,11 @@ impl Format {
         }
     }
 
-    /// The message that the client sent.
+    /// Decodes a client's message.
     pub(super) fn decode(self, opcode: OpCode, data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
         match (self, opcode) {
             (Self::V1 | Self::Resume, OpCode::Binary) => websocket_v1::decode(data),
-            // jupyter_server passes the browser's binary messages on as text.
+            // jupyter_server forwards a browser's binary messages as text.
             (_, OpCode::Text) if std::str::from_utf8(data).is_err() => legacy_binary::decode(data),
             (_, OpCode::Text) => legacy_text::decode(data),
             (_, _) => legacy_binary::decode(data),
@@ -176,7 +176,7 @@ impl Format {
     }
 }
 
-/// What is shown to the user in place of a message that cannot pass.
+/// A notice in place of a message that cannot be sent.
 fn notice(message: &WireMessage, bytes: usize) -> WireMessage {
     let text = format!(
         "[kernelmux] An output of {} MiB is not shown: jupyter_server takes {} MiB at most from a gateway. \
@@ -184,7 +184,7 @@ fn notice(message: &WireMessage, bytes: usize) -> WireMessage {
         bytes >> 20,
         TORNADO_MAX_BYTES >> 20
     );
-    // JupyterLab lets go of what it is handling when a message of another session arrives: the kernel is another then.
+    // JupyterLab drops queued messages when a message of another session arrives.
     let header = message.header_ref();
     let session = header.as_ref().map_or("kernelmux", |header| &*header.session);
     let notice = Message::new(Stream::stderr(text), session);

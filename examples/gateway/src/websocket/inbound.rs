@@ -19,29 +19,30 @@ use super::acknowledgement::Acknowledgement;
 use super::format::Format;
 use super::messages::{Messages, Received};
 
-/// How many messages may wait for a kernel that does not take them, as while it restarts. Then its client waits.
+/// How many messages may wait for a kernel that does not read, such as one that restarts. Beyond that, the client
+/// waits.
 const MAX_WAITING: usize = 64;
-/// How long a client counts as attached that is gone and whose messages the kernel does not take.
+/// How long a disconnected client counts as attached while its messages wait for the kernel.
 const LEAVE_AFTER: Duration = Duration::from_secs(10);
 
-/// A message for the kernel, and its room among those that wait.
+/// A message for the kernel, and its reservation.
 struct Waiting {
     channel: Channel,
     message: WireMessage,
     _room: Option<Room>,
 }
 
-/// What the client wants of the connection itself.
+/// Requests to the outbound half.
 pub(super) enum Control {
-    /// Answer its Ping.
+    /// Answer a Ping.
     Pong(Bytes),
-    /// It has what was asked for.
+    /// The client answered a Ping.
     Acknowledged,
-    /// Close, with this code.
+    /// Close with this code.
     Close(u16, &'static str),
 }
 
-/// Reads until the client is gone or breaks the protocol.
+/// Reads until the client disconnects or violates the protocol.
 pub(super) async fn run(
     stream: impl AsyncRead + Unpin,
     client: Option<Client>,
@@ -50,15 +51,15 @@ pub(super) async fn run(
     control: mpsc::Sender<Control>,
 ) -> Result<&'static str, WebSocketError> {
     let (to_kernel, waiting) = mpsc::channel(MAX_WAITING);
-    // Not ended with the connection: what a client sent before it left reaches the kernel all the same. It ends when
-    // the queue is empty, which it is at the latest when the kernel answers again or is dead.
+    // Outlives the connection: messages that a client sent before it left still reach the kernel. Ends when its queue
+    // is empty, at the latest when the kernel answers again or dies.
     let connected = CancellationToken::new();
     let _connected = connected.clone().drop_guard();
     tokio::spawn(forward(client.clone(), waiting, connected).in_current_span());
     read(stream, format, acknowledgement, control, client, to_kernel).await
 }
 
-/// Hands messages to the kernel, in order, so that the reader goes on to see Pongs and the connection's end meanwhile.
+/// Sends messages to the kernel in order, while the reader continues to see Pongs and the end of the connection.
 async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<Waiting>, connected: CancellationToken) {
     let leaving = async {
         connected.cancelled().await;
@@ -110,7 +111,7 @@ async fn read(
         let received = match messages.next().await {
             Ok(received) => received,
             Err(error) => {
-                // Told to the client where it can still hear; then the connection ends.
+                // Tell the client if possible, then end the connection.
                 let (code, reason) = close_code(&error);
                 let _ = control.send(Control::Close(code, reason)).await;
                 control.closed().await;
@@ -118,7 +119,7 @@ async fn read(
             }
         };
         match received {
-            // Kept free for later versions of the protocol.
+            // Reserved for later versions of the protocol.
             Received::Message(OpCode::Text, ..) if format == Format::Resume => {}
             Received::Message(opcode, data, room) => match format.decode(opcode, &data) {
                 Ok((channel, message)) => {
@@ -144,7 +145,7 @@ async fn read(
             }
             Received::Pong(payload) => {
                 acknowledgement.answered(&payload);
-                // Where the queue is full the writer is awake anyway.
+                // With a full queue, the writer is awake anyway.
                 let _ = control.try_send(Control::Acknowledged);
             }
             Received::Close => {

@@ -1,7 +1,7 @@
-//! Reading a client's WebSocket (RFC 6455).
+//! Reads a client's WebSocket messages (RFC 6455).
 //!
-//! Not a library's, because each that there is refuses text that is not UTF-8, as the RFC wants, and jupyter_server
-//! passes a browser's binary messages on as just that.
+//! Libraries refuse text that is not UTF-8, as the RFC requires, but jupyter_server forwards a browser's binary
+//! messages as such text.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -13,38 +13,37 @@ use kernel_provider::session::Client;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
-/// The largest message that a client may send, in bytes: what JupyterLab's largest uploads through widgets need.
+/// Largest message of a client in bytes, sized for JupyterLab's largest uploads through widgets.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// The same where there is no kernel that could take it.
+/// The same if there is no kernel to receive it.
 const MAX_UNTAKEN_BYTES: usize = 64 << 10;
-/// The largest payload of a Ping, Pong or Close.
+/// Largest payload of a Ping, Pong or Close.
 const MAX_CONTROL_BYTES: usize = 125;
-/// How much room is made before it is known that it is needed: a length is only a claim.
+/// Initial allocation for a message; its length is only a claim.
 const READ_BYTES: usize = 64 << 10;
-/// How long a client may send nothing in the middle of a message: its first pieces take room meanwhile.
+/// How long a client may pause in the middle of a message, which occupies memory.
 const IDLE_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a message waits for room among those for its kernel. Its first pieces have some already, so that clients
-/// could wait for each other.
+/// How long a message waits for a reservation. Its first pieces have one already, so clients could wait for each other.
 const ROOM_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) enum Received {
-    /// A whole message, text or binary, with its room among those for the kernel; text is not checked to be UTF-8.
+    /// A whole message, text or binary, with its reservation. Text may be invalid UTF-8.
     Message(OpCode, Bytes, Option<Room>),
     Ping(Bytes),
     Pong(Bytes),
     Close,
 }
 
-/// Whole messages of a connection.
+/// Reassembles a connection's messages.
 pub(super) struct Messages<S> {
     stream: S,
-    /// Whose kernel the messages are for.
+    /// The kernel that the messages are for.
     client: Option<Client>,
     buffer: BytesMut,
     partial: Option<Partial>,
 }
 
-/// What has come of a message in fragments.
+/// The fragments of an incomplete message.
 struct Partial {
     opcode: OpCode,
     data: BytesMut,
@@ -71,8 +70,8 @@ impl<S: AsyncRead + Unpin> Messages<S> {
     /// The next message or control frame.
     ///
     /// # Errors
-    /// Where the connection ends, or the client breaks the protocol: it cannot be read on then. An I/O error of kind
-    /// `TimedOut` where there was no room for the message, or the client stopped in the middle of it.
+    /// If the connection ends or the client violates the protocol; reading cannot continue then. An I/O error of kind
+    /// `TimedOut` if no memory was free for the message, or the client paused in the middle of it.
     pub(super) async fn next(&mut self) -> Result<Received, WebSocketError> {
         loop {
             let Frame {
@@ -123,7 +122,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         }
     }
 
-    /// Waits for room for a piece of a message.
+    /// Reserves memory for a piece of a message.
     async fn room(&mut self, bytes: usize) -> Result<Option<Room>, WebSocketError> {
         match &self.client {
             Some(client) => match timeout(ROOM_DEADLINE, client.kernel().room(bytes)).await {
@@ -136,7 +135,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
 
     async fn frame(&mut self) -> Result<Frame, WebSocketError> {
         if self.partial.is_none() && self.buffer.is_empty() {
-            // Between messages a client may be silent.
+            // A client may be silent between messages.
             self.read(2).await?;
         }
         self.fill(2).await?;
@@ -145,7 +144,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
             return Err(WebSocketError::ReservedBitsNotZero);
         }
         if second & 0x80 == 0 {
-            // A client must mask (section 5.1).
+            // Clients must mask (section 5.1).
             return Err(WebSocketError::InvalidValue);
         }
         let fin = first & 0x80 != 0;
@@ -198,7 +197,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         Ok(())
     }
 
-    /// Reads some of what the buffer lacks of this many bytes.
+    /// Reads some of the bytes that the buffer lacks.
     async fn read(&mut self, length: usize) -> Result<(), WebSocketError> {
         let lacking = length.saturating_sub(self.buffer.len());
         self.buffer.reserve(lacking.clamp(1, READ_BYTES));

@@ -1,12 +1,11 @@
 //! `GET /api/kernels/{id}/channels`: a client's WebSocket on a kernel.
 //!
-//! A connection is two halves. The *inbound* half takes the client's messages apart and hands them to the kernel; the
-//! *outbound* half reads the kernel's log and writes what is for this client. Neither knows how far the other is.
+//! A connection has two independent halves. The *inbound* half parses the client's messages and sends them to the
+//! kernel; the *outbound* half reads the kernel's log and writes what is for this client.
 //!
-//! What a client has received is known from its Pongs: each Ping carries the number of the last entry sent before it,
-//! and a Pong returns after that entry was read. When the session comes back, it reads on from there, after the
-//! executions were put anew of which it may not have everything. Clients of the resume protocol
-//! (`docs/resume-protocol.md`) say themselves where they go on.
+//! Pongs show what a client has received: each Ping carries the number of the last entry sent before it, and the Pong
+//! follows once that entry was read. A session that reconnects resumes there, after a replay of executions that it may
+//! have in part. Clients of the resume protocol (`docs/resume-protocol.md`) track their own position.
 
 mod acknowledgement;
 mod feed;
@@ -37,11 +36,11 @@ use acknowledgement::Acknowledgement;
 use feed::Feed;
 use format::{Format, Peer};
 
-/// How many control frames may wait for the outbound half; the inbound half waits where there are more.
+/// How many control frames may wait for the outbound half. Beyond that, the inbound half waits.
 const CONTROL_FRAMES: usize = 16;
-/// How long a session that connects anew waits for the end of its old connection, which may be silent and never end.
+/// How long a reconnecting session waits for the end of its old connection, which may be silent forever.
 const LEAVING: Duration = Duration::from_millis(200);
-/// How long a client may take to answer a Close, and to take what is being written when the gateway shuts down.
+/// How long a client may take to answer a Close, and to read what is being written when the gateway shuts down.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
@@ -50,7 +49,7 @@ pub(crate) struct ChannelsQuery {
     resume: Option<String>,
 }
 
-/// Answers 101 and serves the connection; 404 for an unknown kernel, 400 for what is no WebSocket handshake.
+/// Responds with 101 and serves the connection; 404 for an unknown kernel, 400 for an invalid handshake.
 pub(crate) async fn channels(
     State(gateway): State<Arc<Gateway>>,
     Path(id): Path<String>,
@@ -74,7 +73,7 @@ async fn open(
     let kernel = gateway.manager.get(kernel_id);
     let log = match &kernel {
         Some(kernel) => kernel.log().clone(),
-        // What is left of a kernel that is gone can be read by who knows what a log is.
+        // Only clients of the resume protocol can read the log of a past kernel.
         None if subprotocol == Some(resume::SUBPROTOCOL) => {
             gateway.manager.logs().find(kernel_id).await?.ok_or_else(no_kernel)?
         }
@@ -108,7 +107,7 @@ async fn open(
     {
         kernel.session_left(&session, LEAVING).await;
     }
-    // Attached before the handshake is answered, so that nothing the kernel says from then on is missed.
+    // Attached before the handshake is answered, so that no later output is missed.
     let (feed, hello) = match kernel {
         Some(kernel) if format.is_shared() => (Feed::Kernel(kernel.attach_shared(&session)), None),
         Some(kernel) if format != Format::Resume => (Feed::Kernel(kernel.attach(&session)), None),
@@ -131,7 +130,7 @@ async fn open(
     Ok(response)
 }
 
-/// The best of the subprotocols that the client offers and that are spoken here.
+/// The best subprotocol that the client offers.
 fn chosen_subprotocol(headers: &HeaderMap) -> Option<&'static str> {
     let offers: Vec<&str> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -144,7 +143,7 @@ fn chosen_subprotocol(headers: &HeaderMap) -> Option<&'static str> {
         .find(|subprotocol| offers.contains(subprotocol))
 }
 
-/// Serves the connection to its end, and says why it ended.
+/// Serves the connection to its end and returns the reason for it.
 async fn serve(
     gateway: Arc<Gateway>,
     feed: Feed,
@@ -168,12 +167,12 @@ async fn serve(
         gateway.closing(),
     );
     let mut inbound = pin!(inbound);
-    // Whichever half ends first ends the other: both are futures of this one task.
+    // Both halves are futures of this task, so whichever ends first ends the other.
     tokio::select! {
         ended = &mut inbound => ended,
         ended = outbound => {
             let reason = ended?;
-            // Closed with something still to be read, the connection would be reset, and the Close frame lost with it.
+            // Closing with unread data would reset the connection and lose the Close frame.
             let _ = timeout(CLOSE_DEADLINE, inbound).await;
             Ok(reason)
         }

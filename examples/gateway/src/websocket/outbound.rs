@@ -19,13 +19,13 @@ use super::feed::Feed;
 use super::format::{Encoded, Format};
 use super::inbound::Control;
 
-/// Small messages are gathered up to this many bytes, as long as there are more at hand, and written in one go.
+/// Small messages are combined up to this many bytes into one write.
 const GATHER_BYTES: usize = 64 << 10;
-/// How often a connection that says nothing is asked whether it is there.
+/// Interval of Pings on an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// Writes what the log has for this client until the kernel or the client is gone, or `closing` is over. How fast the
-/// client reads is its own matter: what it has not read is in the log.
+/// Writes the client's share of the log until the kernel or the client is gone, or `closing` completes. A slow client
+/// delays no one: its unread entries stay in the log.
 pub(super) async fn run(
     mut out: Frames<impl AsyncWrite + Unpin>,
     mut feed: Feed,
@@ -52,7 +52,7 @@ pub(super) async fn run(
             block = feed.next() => {
                 let mut next = match block {
                     Ok(Some(block)) => Some(block),
-                    // A gateway that shuts down closes the logs of kernels that go on.
+                    // A gateway that shuts down closes the logs of kernels that keep running.
                     Ok(None) if closing.as_mut().now_or_never().is_some() => {
                         out.close(shutting_down(format), "the gateway is shutting down").await?;
                         return Ok("the gateway is shutting down");
@@ -76,7 +76,7 @@ pub(super) async fn run(
                         None
                     }
                 };
-                // Only so much at a time, for there is more to see to than a kernel's flood.
+                // Bounded, because other events need a turn during a flood.
                 let mut taken = 0;
                 while let Some(block) = next.take() {
                     write_block(&mut out, &block, client.as_ref(), format).await?;
@@ -137,12 +137,12 @@ pub(super) async fn run(
     }
 }
 
-/// The code for a connection that is closed since the gateway ends: JupyterLab connects anew after any but 1000 and 1001.
+/// Close code at shutdown. JupyterLab reconnects after any but 1000 and 1001.
 fn shutting_down(format: Format) -> u16 {
     if format == Format::Resume { 1001 } else { 1012 }
 }
 
-/// Puts anew what a client that comes back may or may not have seen.
+/// Replays executions that a reconnecting client may have in part.
 async fn write_replay(out: &mut Frames<impl AsyncWrite + Unpin>, feed: &mut Feed, format: Format) -> io::Result<()> {
     while let Some(messages) = feed.replay().await {
         match messages {
@@ -174,7 +174,7 @@ async fn write_block(
     Ok(())
 }
 
-/// A client of the resume protocol is told of what is missing; others see it in the cells that it may belong to.
+/// Reports a gap: to clients of the resume protocol as such, to others in the cells that may be affected.
 fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client: Option<&Client>, format: Format) {
     static GAPS: LogLimiter = LogLimiter::new();
     if let Some(left_out) = GAPS.due() {
@@ -193,11 +193,11 @@ fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client
     }
 }
 
-/// Frames a server writes, gathered so that a flood of small messages is few writes.
+/// Writes frames and combines small ones.
 pub(super) struct Frames<S> {
     stream: S,
     gathered: BytesMut,
-    /// How long the client may take nothing before it counts as gone. Its session can come back.
+    /// Write timeout. The session can reconnect.
     deadline: Duration,
 }
 
@@ -210,7 +210,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
         }
     }
 
-    /// A frame's head in front of a payload of this length (RFC 6455 section 5.2).
+    /// Writes a frame header for a payload of this length (RFC 6455 section 5.2).
     fn head(&mut self, opcode: OpCode, length: usize) {
         const IS_LAST: u8 = 0x80;
         self.gathered.put_u8(IS_LAST | opcode as u8);
@@ -251,7 +251,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
             }
             return Ok(());
         }
-        // A large message is written from where it lies.
+        // Large messages are written without copying.
         self.head(message.opcode, message.length());
         self.flush().await?;
         for piece in message.pieces() {
@@ -278,7 +278,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
     }
 }
 
-/// Writes all, as long as the client takes something now and then.
+/// Writes everything, with a timeout for each bit of progress.
 async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8], deadline: Duration) -> io::Result<()> {
     while !data.is_empty() {
         let written = match timeout_at(Instant::now() + deadline, stream.write(data)).await {
