@@ -14,14 +14,14 @@ use tower::{BoxError, ServiceBuilder};
 
 /// How long a connection may be silent until the other side is asked whether it is there, how long is waited for an
 /// answer, and how many times.
-const SILENCE: Duration = Duration::from_secs(15);
-const ANSWER: Duration = Duration::from_secs(5);
-const QUESTIONS: u32 = 3;
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
 /// How long what was sent may stay without an acknowledgement.
 #[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an answer may take to begin.
-const BEGINNING: Duration = Duration::from_secs(30);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client for the cluster of a configuration, for [`K8sProvider::open_with`](crate::K8sProvider::open_with).
 ///
@@ -41,11 +41,11 @@ pub fn client(config: Config) -> Result<Client, kube::Error> {
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(config.connect_timeout);
-    tcp.set_keepalive(Some(SILENCE));
-    tcp.set_keepalive_interval(Some(ANSWER));
-    tcp.set_keepalive_retries(Some(QUESTIONS));
+    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     #[cfg(target_os = "linux")]
-    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    tcp.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
     let https = config.rustls_https_connector_with_connector(tcp)?;
     let retries = config
         .default_retry
@@ -53,7 +53,7 @@ pub fn client(config: Config) -> Result<Client, kube::Error> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(retries)
-        .layer(TimeoutLayer::new(BEGINNING))
+        .layer(TimeoutLayer::new(RESPONSE_TIMEOUT))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
@@ -87,7 +87,7 @@ mod tests {
             .await;
         assert!(asked.is_err());
         assert!(
-            (BEGINNING..BEGINNING * 2).contains(&began.elapsed()),
+            (RESPONSE_TIMEOUT..RESPONSE_TIMEOUT * 2).contains(&began.elapsed()),
             "{:?}",
             began.elapsed()
         );

@@ -19,23 +19,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::link::{Forward, Link};
+use crate::api_error::{CallError, call};
 use crate::phase::{self, PodPhase};
-use crate::refusal::{CallError, call};
-use crate::view::{Sight, View};
+use crate::pod_cache::{CachedPod, PodCache};
+use crate::route::{PortForward, Route};
 use crate::{AbortOnDrop, K8sConfig, names};
 
 /// The most of a kernel's output that is told, in bytes and in lines.
 const OUTPUT_BYTES: i64 = 64 * 1024;
 const OUTPUT_LINES: i64 = 400;
 /// How long the output may be waited for that an error is told with.
-const EVIDENCE_DEADLINE: Duration = Duration::from_secs(5);
+const ERROR_OUTPUT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a pod may take to be gone beyond the grace that it has.
-const DEATH_DEADLINE: Duration = Duration::from_secs(30);
+const DELETION_DEADLINE: Duration = Duration::from_secs(30);
 /// How long it is tried to remove what a launch left that was given up.
-const CLEARING_DEADLINE: Duration = Duration::from_secs(600);
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(600);
 /// How long a call that was not answered may still be carried out. An API server gives up after a minute.
-const LATE: Duration = Duration::from_secs(120);
+const LATE_CALL_WINDOW: Duration = Duration::from_secs(120);
 
 /// How long is waited before a pod that was refused since others changed the quota is asked for again: ever longer.
 const CREATE_PAUSE: Duration = Duration::from_millis(50);
@@ -65,26 +65,26 @@ pub(crate) struct Cluster {
     pub(crate) config: K8sConfig,
     pub(crate) pods: Api<Pod>,
     secrets: Api<Secret>,
-    pub(crate) view: Arc<View>,
+    pub(crate) pod_cache: Arc<PodCache>,
     forwards: bool,
     /// What clears away after launches that were given up.
-    pub(crate) clearing: TaskTracker,
+    pub(crate) cleanup: TaskTracker,
     /// Ends the wait for pods that may still come of those.
-    pub(crate) settling: CancellationToken,
+    pub(crate) stop_late_cleanup: CancellationToken,
     _watches: Vec<AbortOnDrop>,
 }
 
 impl Cluster {
     pub(crate) async fn open(client: Client, config: K8sConfig) -> Result<Self, ProviderError> {
-        let (view, watches) = View::open(&client, &config.namespace, &names::selector(&config.name)).await?;
+        let (pod_cache, watches) = PodCache::open(&client, &config.namespace, &names::selector(&config.name)).await?;
         Ok(Self {
             pods: Api::namespaced(client.clone(), &config.namespace),
             secrets: Api::namespaced(client, &config.namespace),
-            view,
+            pod_cache,
             forwards: config.reach.forwards(),
             config,
-            clearing: TaskTracker::new(),
-            settling: CancellationToken::new(),
+            cleanup: TaskTracker::new(),
+            stop_late_cleanup: CancellationToken::new(),
             _watches: watches,
         })
     }
@@ -94,14 +94,14 @@ impl Cluster {
     }
 
     /// The way to a pod that runs at this address.
-    pub(crate) fn link(&self, pod: &Pod, ip: &str, file: &ConnectionInfo) -> Result<Link, ProviderError> {
+    pub(crate) fn route(&self, pod: &Pod, ip: &str, file: &ConnectionInfo) -> Result<Route, ProviderError> {
         if !self.forwards {
-            return Ok(Link::Address(ip.to_owned()));
+            return Ok(Route::PodAddress(ip.to_owned()));
         }
         let name = names::name(pod);
-        let forward = Forward::open(&self.pods, name, file, self.config.socket_dir.as_deref());
+        let forward = PortForward::open(&self.pods, name, file, self.config.socket_dir.as_deref());
         let forward = forward.map_err(|error| ProviderError::failed("make the sockets of a port-forward", error))?;
-        Ok(Link::Forward(Box::new(forward)))
+        Ok(Route::PortForward(Box::new(forward)))
     }
 
     /// Whether the Secret of a pod is there.
@@ -172,7 +172,7 @@ impl Cluster {
 
     /// Makes a pod of a pool the kernel's own. The API server carries it out only if the pod is in the pool still: it is
     /// handed out once, however many ask for it.
-    pub(crate) async fn relabel(&self, pod: &Pod, pool: &str, claim: &Claim) -> Result<Pod, CallError> {
+    pub(crate) async fn claim(&self, pod: &Pod, pool: &str, claim: &Claim) -> Result<Pod, CallError> {
         let path = |kind: &str, name: &str| format!("/metadata/{kind}/{}", name.replace('/', "~1"));
         let mut steps = vec![
             json!({"op": "test", "path": "/metadata/uid", "value": names::uid(pod)}),
@@ -209,8 +209,8 @@ impl Cluster {
     }
 
     /// The same for an error's text: empty where it cannot be had soon.
-    pub(crate) async fn evidence(&self, pod: &Pod) -> String {
-        match tokio::time::timeout(EVIDENCE_DEADLINE, self.output(pod)).await {
+    pub(crate) async fn output_for_error(&self, pod: &Pod) -> String {
+        match tokio::time::timeout(ERROR_OUTPUT_DEADLINE, self.output(pod)).await {
             Ok(Ok(output)) => output,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a kernel's output is not known");
@@ -315,19 +315,19 @@ impl Cluster {
         &self,
         pod: &Pod,
         grace: Duration,
-        sight: &mut watch::Receiver<Sight>,
+        updates: &mut watch::Receiver<CachedPod>,
     ) -> Result<(), ProviderError> {
         let name = names::name(pod);
         // With none at all the pod would be gone from the API before its processes are.
         self.delete(pod, grace.max(Duration::from_secs(1))).await?;
-        let is_gone = |sight: &Sight| sight.lacks(names::uid(pod));
-        let within = grace.saturating_add(DEATH_DEADLINE);
-        if tokio::time::timeout(within, sight.wait_for(is_gone)).await.is_ok() {
+        let is_gone = |cached: &CachedPod| cached.is_absent(names::uid(pod));
+        let within = grace.saturating_add(DELETION_DEADLINE);
+        if tokio::time::timeout(within, updates.wait_for(is_gone)).await.is_ok() {
             return Ok(());
         }
         if grace.is_zero() {
             self.delete(pod, Duration::ZERO).await?;
-            if tokio::time::timeout(DEATH_DEADLINE, sight.wait_for(is_gone))
+            if tokio::time::timeout(DELETION_DEADLINE, updates.wait_for(is_gone))
                 .await
                 .is_ok()
             {
@@ -340,13 +340,13 @@ impl Cluster {
 
     /// Removes the pod of this name if it has the mark: what an attempt to start a kernel left, whether it is known to
     /// have left anything or not.
-    pub(crate) async fn clear_away(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
-        let deadline = Instant::now() + CLEARING_DEADLINE;
+    pub(crate) async fn clean_up(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
+        let deadline = Instant::now() + CLEANUP_DEADLINE;
         let mut pause = Duration::from_millis(200);
-        let mut sight = self.view.sight(id);
+        let mut updates = self.pod_cache.subscribe(id);
         loop {
             let cleared = match call(self.pods.get_opt(name)).await {
-                Ok(Some(pod)) if has_mark(&pod, mark) => self.end(&pod, Duration::ZERO, &mut sight).await,
+                Ok(Some(pod)) if has_mark(&pod, mark) => self.end(&pod, Duration::ZERO, &mut updates).await,
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.failed(format!("look for the pod {name}"))),
             };
@@ -363,15 +363,18 @@ impl Cluster {
     }
 
     /// The same for a pod that is not there yet and may come: the call for it was not answered.
-    pub(crate) async fn clear_away_late(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
-        let mut sight = self.view.sight(id);
+    pub(crate) async fn clean_up_late(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
+        let mut updates = self.pod_cache.subscribe(id);
         let is_it = |pod: &Arc<Pod>| names::name(pod) == name && has_mark(pod, mark);
         let comes = async {
-            let seen = tokio::time::timeout(LATE, sight.wait_for(|sight| sight.present().is_some_and(is_it)));
+            let seen = tokio::time::timeout(
+                LATE_CALL_WINDOW,
+                updates.wait_for(|cached| cached.present().is_some_and(is_it)),
+            );
             seen.await.is_ok_and(|seen| seen.is_ok())
         };
-        if self.settling.run_until_cancelled(comes).await == Some(true) {
-            self.clear_away(id, name, mark).await;
+        if self.stop_late_cleanup.run_until_cancelled(comes).await == Some(true) {
+            self.clean_up(id, name, mark).await;
         }
     }
 }
@@ -426,7 +429,7 @@ mod tests {
         (Api::namespaced(Client::new(service, "test"), "test"), asked)
     }
 
-    fn refusal(reason: &str) -> (u16, Value) {
+    fn conflict(reason: &str) -> (u16, Value) {
         (
             409,
             json!({"status": "Failure", "reason": reason, "message": reason, "code": 409}),
@@ -443,10 +446,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_a_repeated_call_finds_made_is_known_by_its_mark() {
-        let (made, asked) = create(vec![refusal("AlreadyExists"), (200, pod("mine"))]).await;
+        let (made, asked) = create(vec![conflict("AlreadyExists"), (200, pod("mine"))]).await;
         made.unwrap();
         assert_eq!(asked, [Method::POST, Method::GET]);
-        let (made, _) = create(vec![refusal("AlreadyExists"), (200, pod("another's"))]).await;
+        let (made, _) = create(vec![conflict("AlreadyExists"), (200, pod("another's"))]).await;
         assert!(made.unwrap_err().already_exists());
     }
 
@@ -461,40 +464,40 @@ mod tests {
         };
         let seen = |attempt: &str| serde_json::from_value(late(attempt)).unwrap();
         let (pods, asked) = answering(vec![(200, late("mine")), (200, late("mine"))]);
-        let view = Arc::new(View::default());
+        let pod_cache = Arc::new(PodCache::default());
         let cluster = Cluster {
             config: K8sConfig::new("test"),
             secrets: Api::namespaced(pods.clone().into_client(), "test"),
             pods,
-            view: view.clone(),
+            pod_cache: pod_cache.clone(),
             forwards: false,
-            clearing: TaskTracker::new(),
-            settling: CancellationToken::new(),
+            cleanup: TaskTracker::new(),
+            stop_late_cleanup: CancellationToken::new(),
             _watches: Vec::new(),
         };
         let mark = (MARK.0, MARK.1.to_owned());
         let cluster_does = async {
             // Another's pod of this name is not it.
-            view.is_there(seen("another's"));
-            tokio::time::sleep(LATE / 2).await;
+            pod_cache.upsert(seen("another's"));
+            tokio::time::sleep(LATE_CALL_WINDOW / 2).await;
             assert!(crate::lock(&asked).is_empty());
-            view.is_gone(seen("another's"));
-            view.is_there(seen("mine"));
+            pod_cache.remove(seen("another's"));
+            pod_cache.upsert(seen("mine"));
             while crate::lock(&asked).len() < 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            view.is_gone(seen("mine"));
+            pod_cache.remove(seen("mine"));
         };
-        tokio::join!(cluster.clear_away_late(id, "kernel-1", &mark), cluster_does);
+        tokio::join!(cluster.clean_up_late(id, "kernel-1", &mark), cluster_does);
         assert_eq!(*crate::lock(&asked), [Method::GET, Method::DELETE]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_quota_that_others_use_too_is_asked_again() {
-        let (made, asked) = create(vec![refusal("Conflict"), refusal("Conflict"), (201, pod("mine"))]).await;
+        let (made, asked) = create(vec![conflict("Conflict"), conflict("Conflict"), (201, pod("mine"))]).await;
         made.unwrap();
         assert_eq!(asked.len(), 3);
-        let (made, asked) = create(vec![refusal("Conflict"); 99]).await;
+        let (made, asked) = create(vec![conflict("Conflict"); 99]).await;
         assert!(made.unwrap_err().is_conflict() && asked.len() < 10);
     }
 }

@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::{Volume, VolumeMount};
 
 use kernel_provider::provider::ProviderError;
 
-use crate::inputs::yaml;
 use crate::policy::Policy;
 use crate::settings::Settings;
+use crate::user_overrides::yaml;
 
 /// How a [`K8sProvider`](crate::K8sProvider) runs kernels.
 ///

@@ -16,27 +16,27 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
-use crate::hold::Hold;
-use crate::link::Link;
+use crate::in_place_restart::RestartHold;
 use crate::manifest::Manifest;
 use crate::phase::{self, PodPhase};
+use crate::pod_cache::CachedPod;
 use crate::registry::Registry;
-use crate::start::{self, Made, Ready, Waiting};
-use crate::view::Sight;
+use crate::route::Route;
+use crate::start::{self, LaunchContext, Ready, StartOutcome};
 use crate::{AbortOnDrop, names, plan};
 
 /// How long a restarted kernel may take until it answers: its image is on the node, as a rule.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long is waited before a pod is asked for again that could not be made, at first; twice as long each time.
 const RESTART_PAUSE: Duration = Duration::from_millis(250);
-const LAST_PAUSE: Duration = Duration::from_secs(8);
+const MAX_RESTART_PAUSE: Duration = Duration::from_secs(8);
 /// How long a pod may be kept for a restart that was announced, beyond the grace that its kernel has.
-const HOLD: Duration = Duration::from_secs(60);
+const HOLD_MARGIN: Duration = Duration::from_secs(60);
 /// How long a kernel may take to be gone that was killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long may pass from a pod's removal until the kernel's end is known here. It is an event; this is for a watch that
 /// is broken.
-const NEWS_DEADLINE: Duration = Duration::from_secs(30);
+const EXIT_EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A kernel of a [`K8sProvider`](crate::K8sProvider).
 pub(crate) struct K8sKernel {
@@ -44,22 +44,22 @@ pub(crate) struct K8sKernel {
     cluster: Arc<Cluster>,
     registry: Weak<Registry>,
     phase: watch::Sender<Phase>,
-    state: Mutex<State>,
+    state: Mutex<KernelState>,
     /// Held by whoever restarts or ends it.
     operation: tokio::sync::Mutex<()>,
     /// Woken when a restart that is under way is no longer wanted.
-    give_up_restart: Notify,
+    cancel_restart: Notify,
 }
 
-struct State {
+struct KernelState {
     pod: Arc<Pod>,
     /// As it is in the pod.
     file: ConnectionInfo,
     secret: BTreeMap<String, ByteString>,
-    link: Arc<Link>,
+    route: Arc<Route>,
     supervisor: Option<AbortOnDrop>,
     /// Keeps the pod for a restart, and waits for the kernel's end.
-    held: Option<(Hold, AbortOnDrop)>,
+    restart_hold: Option<(RestartHold, AbortOnDrop)>,
     is_restarting: bool,
     /// Whether it is to end for good.
     is_ending: bool,
@@ -73,18 +73,18 @@ impl K8sKernel {
             cluster: Arc::clone(cluster),
             registry: Arc::downgrade(registry),
             phase: watch::Sender::new(Phase::Running),
-            state: Mutex::new(State {
+            state: Mutex::new(KernelState {
                 pod: ready.pod,
                 file: ready.file,
                 secret: ready.secret,
-                link: Arc::new(ready.link),
+                route: Arc::new(ready.route),
                 supervisor: None,
-                held: None,
+                restart_hold: None,
                 is_restarting: false,
                 is_ending: false,
             }),
             operation: tokio::sync::Mutex::default(),
-            give_up_restart: Notify::new(),
+            cancel_restart: Notify::new(),
         });
         kernel.supervise();
         kernel
@@ -106,7 +106,7 @@ impl K8sKernel {
         Arc::clone(&crate::lock(&self.state).pod)
     }
 
-    fn gone(&self) -> Result<(), ProviderError> {
+    fn check_running(&self) -> Result<(), ProviderError> {
         match self.exit() {
             Some(exit) => Err(ProviderError::Gone(exit.cause)),
             None => Ok(()),
@@ -115,8 +115,8 @@ impl K8sKernel {
 
     /// Watches the pod that the kernel has now.
     fn supervise(self: &Arc<Self>) {
-        let sight = self.cluster.view.sight(self.id);
-        let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), sight));
+        let updates = self.cluster.pod_cache.subscribe(self.id);
+        let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), updates));
         crate::lock(&self.state).supervisor = Some(AbortOnDrop::new(&task));
     }
 
@@ -136,30 +136,30 @@ impl K8sKernel {
             }
         } else {
             tracing::info!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
-            forget_eldest(&self.cluster);
+            remove_oldest_ended_pods(&self.cluster);
         }
         self.phase.send_replace(Phase::Exited(exit));
     }
 
     /// What is to be made for a restart where the kernelspec is another than when the pod was made.
-    async fn changed(&self) -> Option<Manifest> {
+    async fn updated_manifest(&self) -> Option<Manifest> {
         let cluster = Arc::clone(&self.cluster);
         let (id, pod, secret) = {
             let state = crate::lock(&self.state);
             (self.id, Arc::clone(&state.pod), state.secret.clone())
         };
-        let looking = tokio::task::spawn_blocking(move || plan::changed(&cluster.config, id, &pod, &secret));
+        let looking = tokio::task::spawn_blocking(move || plan::updated_manifest(&cluster.config, id, &pod, &secret));
         looking.await.ok().flatten()
     }
 
     /// Keeps the pod for a restart, if it can be kept.
-    async fn hold(&self, grace: Duration) -> Option<Hold> {
+    async fn hold_pod(&self, grace: Duration) -> Option<RestartHold> {
         let pod = self.pod();
         let is_kept = names::annotation(&pod, names::RESTART) == Some(names::IN_PLACE);
         if !is_kept || !matches!(phase::assess(&pod, &[]), PodPhase::Running { .. }) {
             return None;
         }
-        match Hold::begin(&self.cluster, &pod, grace.saturating_add(HOLD)).await {
+        match RestartHold::begin(&self.cluster, &pod, grace.saturating_add(HOLD_MARGIN)).await {
             Ok(hold) => Some(hold),
             Err(error) => {
                 tracing::info!(kernel = %self.id, %error, "a restart takes a new pod");
@@ -170,10 +170,10 @@ impl K8sKernel {
 
     /// Keeps the pod for a restart that follows, if it can be kept and the restart will want it.
     async fn prepare_restart(self: &Arc<Self>) {
-        if self.exit().is_some() || self.changed().await.is_some() {
+        if self.exit().is_some() || self.updated_manifest().await.is_some() {
             return;
         }
-        let Some(hold) = self.hold(Duration::ZERO).await else {
+        let Some(hold) = self.hold_pod(Duration::ZERO).await else {
             return;
         };
         let (kernel, ended) = (Arc::downgrade(self), hold.ended());
@@ -185,17 +185,17 @@ impl K8sKernel {
                 kernel.pod_ended(Exit::new(cause));
             }
         });
-        crate::lock(&self.state).held = Some((hold, AbortOnDrop::new(&telling)));
+        crate::lock(&self.state).restart_hold = Some((hold, AbortOnDrop::new(&telling)));
     }
 
     /// Ends the kernel and starts another in the same pod. False where the pod cannot be kept; it may be gone then.
-    async fn restart_in_place(&self, waiting: &Waiting<'_>, grace: Duration) -> Result<bool, LaunchError> {
-        let held = crate::lock(&self.state).held.take();
+    async fn restart_in_place(&self, context: &LaunchContext<'_>, grace: Duration) -> Result<bool, LaunchError> {
+        let restart_hold = crate::lock(&self.state).restart_hold.take();
         let pod = self.pod();
         let uid = names::uid(&pod);
-        let hold = match held.map(|(hold, _)| hold).filter(|hold| hold.is_of(uid)) {
+        let hold = match restart_hold.map(|(hold, _)| hold).filter(|hold| hold.is_of(uid)) {
             Some(hold) => Some(hold),
-            None => self.hold(grace).await,
+            None => self.hold_pod(grace).await,
         };
         let Some(mut hold) = hold else {
             return Ok(false);
@@ -215,16 +215,16 @@ impl K8sKernel {
         if !is_ended {
             return Ok(false);
         }
-        hold.go().await;
-        let (link, file) = {
+        hold.start_kernel().await;
+        let (route, file) = {
             let state = crate::lock(&self.state);
-            (Arc::clone(&state.link), state.file.clone())
+            (Arc::clone(&state.route), state.file.clone())
         };
-        let mut sight = self.cluster.view.sight(self.id);
-        let opened = start::wait_for_sockets(waiting, &mut sight, uid, &file, &link).await;
+        let mut updates = self.cluster.pod_cache.subscribe(self.id);
+        let opened = start::wait_for_sockets(context, &mut updates, uid, &file, &route).await;
         // One that does not answer goes, as a new pod would.
         if let Err(LaunchError::TimedOut { .. }) = opened
-            && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut sight).await
+            && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut updates).await
         {
             tracing::warn!(kernel = %self.id, %error, "a kernel that does not answer after a restart is left");
         }
@@ -233,22 +233,28 @@ impl K8sKernel {
 
     /// Makes another pod, now that there is none: as is wanted now, or as the last one was. What does not last is waited
     /// for, since the kernel would be lost.
-    async fn start_anew(
+    async fn start_in_new_pod(
         &self,
-        waiting: &Waiting<'_>,
-        mut changed: Option<Manifest>,
+        context: &LaunchContext<'_>,
+        mut updated: Option<Manifest>,
         (pod, secret): (&Pod, &BTreeMap<String, ByteString>),
-    ) -> Result<Made, LaunchError> {
+    ) -> Result<StartOutcome, LaunchError> {
         let mut pause = RESTART_PAUSE;
         loop {
-            let turn = match self.registry.upgrade() {
+            let launch_lock = match self.registry.upgrade() {
                 // Until nothing is left of the attempt before.
-                Some(registry) => Some(start::within(waiting, registry.turn(self.id)).await?),
+                Some(registry) => Some(start::within(context, registry.launch_lock(self.id)).await?),
                 None => None,
             };
-            let manifest = changed.take().unwrap_or_else(|| Manifest::again(self.id, pod, secret));
-            match start::start(waiting, manifest, turn).await {
-                Err(error) if passes(&error) && Instant::now() + pause < waiting.deadline && pause <= LAST_PAUSE => {
+            let manifest = updated
+                .take()
+                .unwrap_or_else(|| Manifest::recreate(self.id, pod, secret));
+            match start::start(context, manifest, launch_lock).await {
+                Err(error)
+                    if is_transient(&error)
+                        && Instant::now() + pause < context.deadline
+                        && pause <= MAX_RESTART_PAUSE =>
+                {
                     tracing::warn!(kernel = %self.id, %error, "a restart is tried again");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
@@ -259,9 +265,9 @@ impl K8sKernel {
     }
 
     async fn restart_now(self: &Arc<Self>, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
-        let restarting = Restarting::begin(self)?;
+        let restarting = RestartGuard::begin(self)?;
         self.phase.send_replace(Phase::Restarting);
-        let waiting = Waiting {
+        let context = LaunchContext {
             cluster: &self.cluster,
             id: self.id,
             timeout: RESTART_TIMEOUT,
@@ -269,9 +275,9 @@ impl K8sKernel {
             progress: &progress,
             may_have_rivals: false,
         };
-        let changed = self.changed().await;
-        if changed.is_none() {
-            match self.restart_in_place(&waiting, grace).await {
+        let updated = self.updated_manifest().await;
+        if updated.is_none() {
+            match self.restart_in_place(&context, grace).await {
                 Ok(true) => {
                     restarting.done(None);
                     return Ok(());
@@ -285,21 +291,21 @@ impl K8sKernel {
         }
         let (pod, secret) = {
             let mut state = crate::lock(&self.state);
-            state.held = None;
+            state.restart_hold = None;
             (Arc::clone(&state.pod), state.secret.clone())
         };
-        let mut sight = self.cluster.view.sight(self.id);
-        self.cluster.end(&pod, grace, &mut sight).await?;
-        let made = match self.start_anew(&waiting, changed, (&pod, &secret)).await {
+        let mut updates = self.cluster.pod_cache.subscribe(self.id);
+        self.cluster.end(&pod, grace, &mut updates).await?;
+        let made = match self.start_in_new_pod(&context, updated, (&pod, &secret)).await {
             // Another that restarts or launches the same kernel was quicker.
-            Ok(Made::Exists | Made::Rival) => {
-                let theirs = sight.borrow().present().cloned();
+            Ok(StartOutcome::Exists | StartOutcome::Rival) => {
+                let theirs = updates.borrow().present().cloned();
                 match theirs {
-                    Some(theirs) => start::adopt(&waiting, &theirs).await,
+                    Some(theirs) => start::adopt(&context, &theirs).await,
                     None => Err(ProviderError::failed("restart the kernel", "another pod of its name is made").into()),
                 }
             }
-            Ok(Made::Ready(ready)) => Ok(*ready),
+            Ok(StartOutcome::Ready(ready)) => Ok(*ready),
             Err(error) => Err(error),
         };
         match made {
@@ -317,16 +323,16 @@ impl K8sKernel {
 
 /// Whether the same may succeed in a while: the API server has not answered, or the room is not free yet that the pod
 /// before had.
-fn passes(error: &LaunchError) -> bool {
+fn is_transient(error: &LaunchError) -> bool {
     matches!(error, LaunchError::Provider(_) | LaunchError::NoRoom { .. })
 }
 
 /// Removes the pods of kernels that ended by themselves, but for the newest.
-fn forget_eldest(cluster: &Arc<Cluster>) {
+fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
     // Those that cannot start are whoever's who starts them, and may wait for room.
     let is_over = |pod: &Arc<Pod>| matches!(phase::assess(pod, &[]), PodPhase::Ended(_));
     let mut over: Vec<_> = cluster
-        .view
+        .pod_cache
         .pods()
         .into_iter()
         .map(|(_, pod)| pod)
@@ -351,23 +357,23 @@ fn forget_eldest(cluster: &Arc<Cluster>) {
 }
 
 /// A restart that is under way. Dropping it gives the restart up.
-struct Restarting<'a> {
+struct RestartGuard<'a> {
     kernel: &'a Arc<K8sKernel>,
     exit: Exit,
     is_over: bool,
 }
 
-impl<'a> Restarting<'a> {
+impl<'a> RestartGuard<'a> {
     fn begin(kernel: &'a Arc<K8sKernel>) -> Result<Self, ProviderError> {
         let mut state = crate::lock(&kernel.state);
         if state.is_ending {
             return Err(ProviderError::Gone(ExitCause::Requested));
         }
         state.is_restarting = true;
-        let given_up = "it was ended for a restart that was given up".to_owned();
+        let cancelled = "it was ended for a restart that was given up".to_owned();
         Ok(Self {
             kernel,
-            exit: Exit::new(ExitCause::Unknown(given_up)),
+            exit: Exit::new(ExitCause::Unknown(cancelled)),
             is_over: false,
         })
     }
@@ -382,7 +388,7 @@ impl<'a> Restarting<'a> {
                 state.pod = ready.pod;
                 state.file = ready.file;
                 state.secret = ready.secret;
-                state.link = Arc::new(ready.link);
+                state.route = Arc::new(ready.route);
             }
         }
         self.kernel.phase.send_replace(Phase::Running);
@@ -394,7 +400,7 @@ impl<'a> Restarting<'a> {
     }
 }
 
-impl Drop for Restarting<'_> {
+impl Drop for RestartGuard<'_> {
     fn drop(&mut self) {
         if self.is_over {
             return;
@@ -402,9 +408,9 @@ impl Drop for Restarting<'_> {
         crate::lock(&self.kernel.state).is_restarting = false;
         let pod = self.kernel.pod();
         let is_there = {
-            let sight = self.kernel.cluster.view.sight(self.kernel.id);
-            let sight = sight.borrow();
-            let same = sight.present().filter(|now| names::uid(now) == names::uid(&pod));
+            let updates = self.kernel.cluster.pod_cache.subscribe(self.kernel.id);
+            let cached = updates.borrow();
+            let same = cached.present().filter(|now| names::uid(now) == names::uid(&pod));
             same.is_some_and(|now| matches!(phase::assess(now, &[]), PodPhase::Running { .. } | PodPhase::Ending))
         };
         if is_there {
@@ -418,17 +424,17 @@ impl Drop for Restarting<'_> {
 }
 
 /// Watches a pod until its kernel is gone.
-async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut sight: watch::Receiver<Sight>) {
+async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: watch::Receiver<CachedPod>) {
     let uid = names::uid(&last).to_owned();
     loop {
-        let now = sight.borrow_and_update().clone();
+        let now = updates.borrow_and_update().clone();
         if let Some(pod) = now.pod.filter(|pod| names::uid(pod) == uid) {
             last = pod;
             if let Some(kernel) = kernel.upgrade() {
                 crate::lock(&kernel.state).pod = Arc::clone(&last);
             }
         }
-        let is_present = !sight.borrow().lacks(&uid);
+        let is_present = !updates.borrow().is_absent(&uid);
         let is_deleted = last.metadata.deletion_timestamp.is_some();
         let ended = match phase::assess(&last, &[]) {
             _ if !is_present => Some(phase::removal(&last)),
@@ -443,32 +449,32 @@ async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut sight: watch
                 return;
             };
             let output = if is_present {
-                kernel.cluster.evidence(&last).await
+                kernel.cluster.output_for_error(&last).await
             } else {
                 String::new()
             };
             kernel.pod_ended(Exit::new(cause).with_output(output));
             return;
         }
-        if sight.changed().await.is_err() {
+        if updates.changed().await.is_err() {
             return;
         }
     }
 }
 
 /// What embedders hold.
-pub(crate) struct Shared(pub(crate) Arc<K8sKernel>);
+pub(crate) struct K8sKernelHandle(pub(crate) Arc<K8sKernel>);
 
 #[async_trait]
-impl KernelHandle for Shared {
+impl KernelHandle for K8sKernelHandle {
     fn record(&self) -> KernelRecord {
         names::record(&self.0.cluster.config.name, self.0.id, &self.0.pod())
     }
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
-        self.0.gone()?;
+        self.0.check_running()?;
         let state = crate::lock(&self.0.state);
-        Ok(state.link.connection(&state.file))
+        Ok(state.route.connection(&state.file))
     }
 
     fn phase(&self) -> watch::Receiver<Phase> {
@@ -483,7 +489,7 @@ impl KernelHandle for Shared {
     }
 
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
-        self.0.gone()?;
+        self.0.check_running()?;
         let pod = self.0.pod();
         if names::annotation(&pod, names::INTERRUPT) == Some("message") {
             return Ok(Interrupt::ByMessage);
@@ -491,7 +497,7 @@ impl KernelHandle for Shared {
         match self.0.cluster.signal(&pod, "INT").await {
             Ok(()) => Ok(Interrupt::Signalled),
             Err(error) => {
-                self.0.gone()?;
+                self.0.check_running()?;
                 Err(error)
             }
         }
@@ -506,20 +512,20 @@ impl KernelHandle for Shared {
         let _operation = self.0.operation.lock().await;
         tokio::select! {
             biased;
-            () = self.0.give_up_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
+            () = self.0.cancel_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
             restarted = self.0.restart_now(grace, progress) => restarted,
         }
     }
 
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
-        self.0.give_up_restart.notify_waiters();
+        self.0.cancel_restart.notify_waiters();
         let _operation = self.0.operation.lock().await;
-        let mut sight = self.0.cluster.view.sight(self.0.id);
+        let mut updates = self.0.cluster.pod_cache.subscribe(self.0.id);
         let pod = self.0.pod();
         if let Some(exit) = self.0.exit() {
             // It ended before; now nobody wants its pod any more.
-            if !sight.borrow().lacks(names::uid(&pod)) {
-                self.0.cluster.end(&pod, Duration::ZERO, &mut sight).await?;
+            if !updates.borrow().is_absent(names::uid(&pod)) {
+                self.0.cluster.end(&pod, Duration::ZERO, &mut updates).await?;
             }
             if let Some(registry) = self.0.registry.upgrade() {
                 registry.remove(&self.0);
@@ -527,8 +533,8 @@ impl KernelHandle for Shared {
             return Ok(exit);
         }
         crate::lock(&self.0.state).is_ending = true;
-        self.0.cluster.end(&pod, grace, &mut sight).await?;
-        tokio::time::timeout(NEWS_DEADLINE, self.wait())
+        self.0.cluster.end(&pod, grace, &mut updates).await?;
+        tokio::time::timeout(EXIT_EVENT_TIMEOUT, self.wait())
             .await
             .map_err(|_| ProviderError::failed("end the kernel", "its pod is gone, and nothing says so here"))
     }

@@ -84,27 +84,27 @@
 //! the cluster, and pods/exec where a kernelspec's `interrupt_mode` is `signal` and for restarts in place: without it a
 //! restart makes a new pod.
 
-mod abandoned;
+mod api_error;
 mod client;
 mod cluster;
 mod config;
-mod hold;
-mod inputs;
+mod in_place_restart;
 mod kernel;
-mod link;
 mod manifest;
 mod names;
+mod orphans;
 mod phase;
 mod plan;
+mod pod_cache;
 mod policy;
 mod pool;
 mod provider;
-mod refusal;
 mod registry;
+mod route;
 mod settings;
 mod specs;
 mod start;
-mod view;
+mod user_overrides;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -112,9 +112,9 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 pub use client::client;
 pub use config::{K8sConfig, Reach};
-pub use inputs::Input;
 pub use policy::Policy;
 pub use provider::K8sProvider;
+pub use user_overrides::Input;
 
 /// Nothing here panics while it holds a lock, so what a lock guards is whole even if it says otherwise.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

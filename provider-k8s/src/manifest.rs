@@ -29,7 +29,7 @@ pub(crate) struct Manifest {
 }
 
 /// What a kernel is made from.
-pub(crate) struct Kernel<'a> {
+pub(crate) struct ManifestParams<'a> {
     pub(crate) id: KernelId,
     pub(crate) provider: &'a str,
     pub(crate) namespace: &'a str,
@@ -39,7 +39,7 @@ pub(crate) struct Kernel<'a> {
     pub(crate) env: &'a BTreeMap<String, String>,
     pub(crate) launched: DateTime<Utc>,
     /// Whether it is made ahead, for a launch that is not known yet.
-    pub(crate) is_ahead: bool,
+    pub(crate) is_warm: bool,
 }
 
 /// The connection file of a kernel in a pod.
@@ -60,7 +60,7 @@ pub(crate) fn connection(spec_name: &str, env: &BTreeMap<String, String>) -> Con
 }
 
 /// A word that no other attempt has, as names of objects may hold it.
-pub(crate) fn attempt() -> String {
+pub(crate) fn random_token() -> String {
     let random = KernelId::random().as_uuid().simple().to_string();
     random.chars().take(12).collect()
 }
@@ -70,8 +70,8 @@ impl Manifest {
     ///
     /// # Errors
     /// What is wrong with the kernelspec or the environment.
-    pub(crate) fn new(kernel: Kernel<'_>) -> Result<Self, String> {
-        let Kernel { installed, env, .. } = &kernel;
+    pub(crate) fn new(kernel: ManifestParams<'_>) -> Result<Self, String> {
+        let ManifestParams { installed, env, .. } = &kernel;
         let connection = connection(&installed.name, env);
         let file = serde_json::to_vec(&connection).map_err(|error| error.to_string())?;
         let mut secret = BTreeMap::from([(names::CONNECTION_KEY.to_owned(), ByteString(file))]);
@@ -82,7 +82,7 @@ impl Manifest {
                 ByteString(value.clone().into_bytes()),
             );
         }
-        let attempt = attempt();
+        let attempt = random_token();
         let secret_name = names::secret(&names::pod(kernel.id), &attempt);
         let spec = pod_spec(&kernel, &secret_name)?;
         let is_kept = restarts_in_place(&kernel)?;
@@ -90,7 +90,7 @@ impl Manifest {
         let mut labels = template.labels.unwrap_or_default();
         labels.extend(
             [
-                (names::MANAGED_BY, names::OURS.to_owned()),
+                (names::MANAGED_BY, names::MANAGER_NAME.to_owned()),
                 (names::PROVIDER, kernel.provider.to_owned()),
                 (names::KERNEL_ID, kernel.id.to_string()),
                 // What tools that know Enterprise Gateway go by.
@@ -137,13 +137,13 @@ impl Manifest {
     }
 
     /// Notes in the pod what it was made from.
-    pub(crate) fn note(&mut self, name: &str, value: String) {
+    pub(crate) fn annotate(&mut self, name: &str, value: String) {
         let annotations = self.pod.metadata.annotations.get_or_insert_default();
         annotations.insert(name.to_owned(), value);
     }
 
     /// Puts the pod into a warm pool.
-    pub(crate) fn enter(&mut self, pool: &str) {
+    pub(crate) fn add_to_pool(&mut self, pool: &str) {
         let labels = self.pod.metadata.labels.get_or_insert_default();
         labels.insert(names::POOL.to_owned(), pool.to_owned());
     }
@@ -181,8 +181,8 @@ impl Manifest {
     }
 
     /// The same kernel in another pod, with the same key.
-    pub(crate) fn again(id: KernelId, pod: &Pod, secret: &BTreeMap<String, ByteString>) -> Self {
-        let attempt = attempt();
+    pub(crate) fn recreate(id: KernelId, pod: &Pod, secret: &BTreeMap<String, ByteString>) -> Self {
+        let attempt = random_token();
         let name = names::secret(&names::pod(id), &attempt);
         let mut annotations = pod.metadata.annotations.clone().unwrap_or_default();
         annotations.insert(names::ATTEMPT.to_owned(), attempt);
@@ -271,7 +271,7 @@ fn is_of_network(annotation: &str) -> bool {
     NOTES.contains(&annotation)
 }
 
-fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
+fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result<PodSpec, String> {
     let settings = &kernel.settings;
     let mut spec = settings.pod_template.spec.clone().unwrap_or_default();
     refuse_owned(&spec)?;
@@ -337,16 +337,16 @@ fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
 }
 
 /// Copies the connection file, over what a kernel before may have left, then becomes the kernel.
-const COPYING: &str = r#"umask 077; cp -f "$1" "$2" && shift 2 && exec "$@""#;
+const COPY_SCRIPT: &str = r#"umask 077; cp -f "$1" "$2" && shift 2 && exec "$@""#;
 /// Runs the kernel, also after a restart.
-const KEEPING: &str = include_str!("shell/keep.sh");
+const KEEP_SCRIPT: &str = include_str!("shell/keep.sh");
 
 /// Whether Python runs the kernel: then its image has a shell.
 fn is_python(program: &str) -> bool {
     program.rsplit('/').next().unwrap_or_default().starts_with("python")
 }
 
-fn restarts_in_place(kernel: &Kernel<'_>) -> Result<bool, String> {
+fn restarts_in_place(kernel: &ManifestParams<'_>) -> Result<bool, String> {
     let argv = settings::argv(&kernel.installed.spec)?;
     let program = argv.first().map(String::as_str).unwrap_or_default();
     Ok(kernel.settings.restart_in_place.unwrap_or_else(|| is_python(program)))
@@ -422,7 +422,7 @@ fn secure(context: &mut PodSecurityContext, settings: &Settings) {
     }
 }
 
-fn container(kernel: &Kernel<'_>, mut base: Container, secret_name: &str) -> Result<Container, String> {
+fn container(kernel: &ManifestParams<'_>, mut base: Container, secret_name: &str) -> Result<Container, String> {
     let settings = &kernel.settings;
     let spec = &kernel.installed.spec;
     let mut argv = kernel.installed.clone();
@@ -441,11 +441,14 @@ fn container(kernel: &Kernel<'_>, mut base: Container, secret_name: &str) -> Res
         ..LaunchArgs::default()
     });
     if copies {
-        let copying = ["sh", "-c", COPYING, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
+        let copying = ["sh", "-c", COPY_SCRIPT, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
         command.splice(0..0, copying);
     }
     if keeps {
-        command.splice(0..0, ["sh", "-c", KEEPING, "sh", names::COPY_DIR].map(str::to_owned));
+        command.splice(
+            0..0,
+            ["sh", "-c", KEEP_SCRIPT, "sh", names::COPY_DIR].map(str::to_owned),
+        );
     }
     command.iter_mut().for_each(|word| *word = literal(word));
     names::CONTAINER.clone_into(&mut base.name);
@@ -499,7 +502,7 @@ fn literal(text: &str) -> String {
 
 /// The kernelspec's variables, then those of the launch. The latter can be anything, tokens included, so they come from
 /// the Secret.
-fn environment(kernel: &Kernel<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> Vec<EnvVar> {
+fn environment(kernel: &ManifestParams<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> Vec<EnvVar> {
     let own = kernel
         .installed
         .spec
@@ -532,7 +535,7 @@ fn environment(kernel: &Kernel<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> 
     };
     // As everywhere else in Jupyter. ipykernel ends with the process of this number, which is the pod's first.
     set("JPY_PARENT_PID", "1".to_owned());
-    if !kernel.is_ahead {
+    if !kernel.is_warm {
         set("KERNELMUX_KERNEL_ID", kernel.id.to_string());
     }
     env
@@ -568,8 +571,8 @@ mod tests {
             spec,
             resource_dir: PathBuf::from("/nowhere"),
         };
-        let settings = Settings::of(&installed.spec, None)?.unwrap();
-        Manifest::new(Kernel {
+        let settings = Settings::from_spec(&installed.spec, None)?.unwrap();
+        Manifest::new(ManifestParams {
             id: KernelId::random(),
             provider: "k8s",
             namespace: "kernels",
@@ -581,7 +584,7 @@ mod tests {
                 ("TOKEN".to_owned(), "a-secret-value".to_owned()),
             ]),
             launched: DateTime::UNIX_EPOCH,
-            is_ahead: true,
+            is_warm: true,
         })
     }
 
@@ -615,7 +618,7 @@ mod tests {
         assert_eq!(command[11], "python3");
         // Kubernetes makes one of each two.
         let keeping = command[2].replace("$$", "\0");
-        assert!(!keeping.contains('$') && keeping.replace('\0', "$") == KEEPING);
+        assert!(!keeping.contains('$') && keeping.replace('\0', "$") == KEEP_SCRIPT);
     }
 
     #[test]
@@ -665,11 +668,11 @@ mod tests {
     fn the_same_kernel_in_another_pod_has_another_secret_of_the_same_content() {
         let mut first = manifest(json!({"image": "x"})).unwrap();
         // What others have added to it as it ran.
-        first.note("cni.projectcalico.org/podIP", "10.0.0.7/32".to_owned());
+        first.annotate("cni.projectcalico.org/podIP", "10.0.0.7/32".to_owned());
         let added = json!([{"name": "debugger", "image": "busybox"}]);
         first.pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(added).unwrap();
         let id = names::kernel_id(&first.pod).unwrap();
-        let second = Manifest::again(id, &first.pod, &first.secret);
+        let second = Manifest::recreate(id, &first.pod, &first.secret);
         let name = |manifest: &Manifest| manifest.secret(&manifest.pod).metadata.name.unwrap();
         assert_ne!(name(&first), name(&second));
         assert!(first.secret == second.secret);

@@ -23,7 +23,7 @@ pub(crate) const CONNECTION_KEY: &str = "connection.json";
 pub(crate) const ENV_PREFIX: &str = "env.";
 
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-pub(crate) const OURS: &str = "kernelmux";
+pub(crate) const MANAGER_NAME: &str = "kernelmux";
 pub(crate) const PROVIDER: &str = "kernelmux.dev/provider";
 pub(crate) const KERNEL_ID: &str = "kernelmux.dev/kernel-id";
 /// The same as tools have it that know Enterprise Gateway.
@@ -65,7 +65,7 @@ pub(crate) fn id_in_name(pod_name: &str) -> Option<KernelId> {
 
 /// Which pods are this provider's.
 pub(crate) fn selector(provider: &str) -> String {
-    format!("{MANAGED_BY}={OURS},{PROVIDER}={provider}")
+    format!("{MANAGED_BY}={MANAGER_NAME},{PROVIDER}={provider}")
 }
 
 pub(crate) fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {

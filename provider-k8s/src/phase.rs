@@ -38,7 +38,7 @@ const SIGKILL: i32 = 9;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PodPhase {
     /// It is being started.
-    Starting(Step),
+    Starting(StartStep),
     /// It will not start.
     CannotStart(StartFailure),
     /// The kernel's process runs.
@@ -54,7 +54,7 @@ pub(crate) enum PodPhase {
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Step {
+pub(crate) enum StartStep {
     /// No node is chosen yet.
     Accepted,
     /// A node is chosen.
@@ -121,16 +121,16 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
     PodPhase::Starting(step(pod, events))
 }
 
-fn step(pod: &Pod, events: &[Event]) -> Step {
+fn step(pod: &Pod, events: &[Event]) -> StartStep {
     let pulling = events
         .iter()
         .rfind(|event| matches!(event.reason.as_deref(), Some("Pulling" | "Pulled" | "Failed")))
         .filter(|event| event.reason.as_deref() == Some("Pulling"));
     let is_scheduled = condition(pod, "PodScheduled").is_some_and(|scheduled| scheduled.status == "True");
     match pulling {
-        Some(event) => Step::Pulling(event.message.clone().unwrap_or_default()),
-        None if is_scheduled => Step::Scheduled,
-        None => Step::Accepted,
+        Some(event) => StartStep::Pulling(event.message.clone().unwrap_or_default()),
+        None if is_scheduled => StartStep::Scheduled,
+        None => StartStep::Accepted,
     }
 }
 

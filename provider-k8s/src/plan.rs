@@ -9,9 +9,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kernel_provider::KernelId;
 use kernel_provider::provider::{LaunchError, LaunchRequest};
 
-use crate::manifest::{Kernel, Manifest};
+use crate::manifest::{Manifest, ManifestParams};
 use crate::settings::Settings;
-use crate::{K8sConfig, inputs, names, specs};
+use crate::{K8sConfig, names, specs, user_overrides};
 
 /// What is to be made.
 pub(crate) struct Plan {
@@ -33,33 +33,33 @@ pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, 
         reason,
     };
     let mut request = request.clone();
-    request
-        .env
-        .retain(|name, dir| name != inputs::WORKING_DIR || inputs::takes_working_dir(dir, &config.policy));
+    request.env.retain(|name, dir| {
+        name != user_overrides::WORKING_DIR || user_overrides::allows_working_dir(dir, &config.policy)
+    });
     request.working_dir = request
         .working_dir
-        .filter(|dir| inputs::takes_working_dir(&dir.to_string_lossy(), &config.policy));
+        .filter(|dir| user_overrides::allows_working_dir(&dir.to_string_lossy(), &config.policy));
     let request = &request;
-    let settings = asked(config, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
-    let pool = (own.warm_pool.size > 0).then(|| fitting(config, &installed, &own, request));
-    let made_from = ahead(config, request.id, &installed, own.clone());
-    let kernel = kernel(config, request.id, &installed, settings);
-    let manifest = Manifest::new(Kernel {
+    let settings = requested_settings(config, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
+    let pool = (own.warm_pool.size > 0).then(|| matching_pool(config, &installed, &own, request));
+    let made_from = warm_manifest(config, request.id, &installed, own.clone());
+    let params = params(config, request.id, &installed, settings);
+    let manifest = Manifest::new(ManifestParams {
         owner: request.owner.as_deref(),
         env: &request.env,
-        ..kernel
+        ..params
     });
     let mut manifest = manifest.map_err(wrong)?;
-    manifest.note(names::SETTINGS, made_from.map_err(wrong)?.fingerprint());
+    manifest.annotate(names::SETTINGS, made_from.map_err(wrong)?.fingerprint());
     if let Some(dir) = &request.working_dir {
-        manifest.note(names::WORKING_DIR, dir.to_string_lossy().into_owned());
+        manifest.annotate(names::WORKING_DIR, dir.to_string_lossy().into_owned());
     }
     Ok(Plan { manifest, pool })
 }
 
 /// What is to be made for a restart where the kernelspec is another by now than when the pod was made; `None` where it
 /// is the same, or where what it says now will not do. Blocks on the file system.
-pub(crate) fn changed(
+pub(crate) fn updated_manifest(
     config: &K8sConfig,
     id: KernelId,
     pod: &Pod,
@@ -69,7 +69,7 @@ pub(crate) fn changed(
     let spec = names::annotation(pod, names::SPEC)?;
     let (installed, mut own) = specs::get(config, spec).ok()?;
     config.add_volumes(&mut own);
-    if ahead(config, id, &installed, own).ok()?.fingerprint() == made_from {
+    if warm_manifest(config, id, &installed, own).ok()?.fingerprint() == made_from {
         return None;
     }
     let mut request = LaunchRequest::new(id, spec);
@@ -85,7 +85,7 @@ pub(crate) fn changed(
     match plan(config, &request) {
         Ok(Plan { mut manifest, .. }) => {
             if let Some(launched) = names::annotation(pod, names::LAUNCHED) {
-                manifest.note(names::LAUNCHED, launched.to_owned());
+                manifest.annotate(names::LAUNCHED, launched.to_owned());
             }
             Some(manifest)
         }
@@ -97,14 +97,14 @@ pub(crate) fn changed(
 }
 
 /// What a kernel without an owner and variables of its own is made from.
-fn kernel<'a>(
+fn params<'a>(
     config: &'a K8sConfig,
     id: KernelId,
     installed: &'a InstalledKernelspec,
     settings: Settings,
-) -> Kernel<'a> {
+) -> ManifestParams<'a> {
     const NONE: &BTreeMap<String, String> = &BTreeMap::new();
-    Kernel {
+    ManifestParams {
         id,
         provider: &config.name,
         namespace: &config.namespace,
@@ -113,7 +113,7 @@ fn kernel<'a>(
         settings,
         env: NONE,
         launched: chrono::Utc::now(),
-        is_ahead: false,
+        is_warm: false,
     }
 }
 
@@ -121,30 +121,31 @@ fn kernel<'a>(
 ///
 /// # Errors
 /// What is wrong with the kernelspec.
-pub(crate) fn ahead(
+pub(crate) fn warm_manifest(
     config: &K8sConfig,
     id: KernelId,
     installed: &InstalledKernelspec,
     settings: Settings,
 ) -> Result<Manifest, String> {
-    let mut manifest = Manifest::new(Kernel {
-        is_ahead: true,
-        ..kernel(config, id, installed, settings)
+    let mut manifest = Manifest::new(ManifestParams {
+        is_warm: true,
+        ..params(config, id, installed, settings)
     })?;
-    manifest.note(names::SETTINGS, manifest.fingerprint());
+    manifest.annotate(names::SETTINGS, manifest.fingerprint());
     Ok(manifest)
 }
 
 /// The kernelspec's settings with what the launch sets of them.
-fn asked(
+fn requested_settings(
     config: &K8sConfig,
     own: &Settings,
     env: &BTreeMap<String, String>,
     request: &LaunchRequest,
 ) -> Result<Settings, String> {
     let mut settings = own.clone();
-    inputs::apply(&mut settings, env, &config.policy)?;
-    let ignores_dir = own.warm_pool.without.contains(inputs::WORKING_DIR) && !env.contains_key(inputs::WORKING_DIR);
+    user_overrides::apply(&mut settings, env, &config.policy)?;
+    let ignores_dir =
+        own.warm_pool.without.contains(user_overrides::WORKING_DIR) && !env.contains_key(user_overrides::WORKING_DIR);
     if let Some(dir) = request.working_dir.as_ref().filter(|_| !ignores_dir) {
         settings.working_dir = Some(dir.to_string_lossy().into_owned());
     }
@@ -155,15 +156,15 @@ fn asked(
 ///
 /// # Errors
 /// Why they are not.
-fn fitting(
+fn matching_pool(
     config: &K8sConfig,
     installed: &InstalledKernelspec,
     own: &Settings,
     request: &LaunchRequest,
 ) -> Result<String, String> {
     let mut env = request.env.clone();
-    env.retain(|name, _| !own.warm_pool.does_without(name));
-    let settings = asked(config, own, &env, request)?;
+    env.retain(|name, _| !own.warm_pool.ignores(name));
+    let settings = requested_settings(config, own, &env, request)?;
     let differences = own.differences(&settings);
     if !differences.is_empty() {
         return Err(format!("it asks for {} of its own", differences.join(", ")));
@@ -172,5 +173,5 @@ fn fitting(
         let names: Vec<&str> = env.keys().map(String::as_str).collect();
         return Err(format!("it sets {}", names.join(", ")));
     }
-    ahead(config, request.id, installed, settings).map(|manifest| manifest.fingerprint())
+    warm_manifest(config, request.id, installed, settings).map(|manifest| manifest.fingerprint())
 }

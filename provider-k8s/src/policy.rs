@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use crate::inputs::Input;
+use crate::user_overrides::Input;
 
 /// What users may set of their kernels' pods with `KERNEL_*` variables. What it does not allow is refused by its name.
 ///

@@ -14,13 +14,13 @@ use tokio::time::Instant;
 
 use crate::client::client;
 use crate::cluster::Cluster;
-use crate::kernel::{K8sKernel, Shared};
+use crate::kernel::{K8sKernel, K8sKernelHandle};
 use crate::phase::{self, PodPhase};
 use crate::plan::{self, Plan};
-use crate::pool::{Claimed, Pools};
+use crate::pool::{ClaimOutcome, Pools};
 use crate::registry::Registry;
-use crate::start::{self, Made, Waiting};
-use crate::{AbortOnDrop, K8sConfig, abandoned, names, specs};
+use crate::start::{self, LaunchContext, StartOutcome};
+use crate::{AbortOnDrop, K8sConfig, names, orphans, specs};
 
 /// How long a pod that was found may take until its kernel can be connected to: one that runs, and one that is still
 /// being started, as whoever began that would have waited while its image is pulled.
@@ -80,10 +80,10 @@ impl K8sProvider {
         .await?;
         let specs = watch::Sender::new(Arc::new(found));
         let following = tokio::spawn(specs::follow(Arc::new(cluster.config.clone()), specs.clone()));
-        let clearing = tokio::spawn(abandoned::clear(Arc::clone(&cluster)));
+        let cleanup = tokio::spawn(orphans::remove_orphans(Arc::clone(&cluster)));
         Ok(Self {
-            _tasks: [AbortOnDrop::new(&following), AbortOnDrop::new(&clearing)],
-            pools: Pools::keep(&cluster, specs.subscribe()),
+            _tasks: [AbortOnDrop::new(&following), AbortOnDrop::new(&cleanup)],
+            pools: Pools::start(&cluster, specs.subscribe()),
             cluster,
             registry: Arc::default(),
             specs,
@@ -97,38 +97,38 @@ impl K8sProvider {
     }
 
     /// Takes a pod that is kept ready, where there is one that will do, or makes one.
-    async fn make(
+    async fn claim_or_start(
         &self,
-        waiting: &Waiting<'_>,
+        context: &LaunchContext<'_>,
         request: &LaunchRequest,
-        mut turn: Option<OwnedMutexGuard<()>>,
-    ) -> Result<Made, LaunchError> {
+        mut launch_lock: Option<OwnedMutexGuard<()>>,
+    ) -> Result<StartOutcome, LaunchError> {
         let Plan { manifest, pool } = self.plan(request).await?;
         let why = match pool {
-            None => return start::start(waiting, manifest, turn).await,
+            None => return start::start(context, manifest, launch_lock).await,
             Some(Err(why)) => why,
             Some(Ok(pool)) => {
                 let owner = request.owner.as_deref();
-                match self.pools.claim(waiting, &pool, owner, &mut turn).await? {
-                    Claimed::Ready(ready) => return Ok(Made::Ready(ready)),
-                    Claimed::Rival => return Ok(Made::Rival),
-                    Claimed::Cold(why) => why,
+                match self.pools.claim(context, &pool, owner, &mut launch_lock).await? {
+                    ClaimOutcome::Ready(ready) => return Ok(StartOutcome::Ready(ready)),
+                    ClaimOutcome::Rival => return Ok(StartOutcome::Rival),
+                    ClaimOutcome::Cold(why) => why,
                 }
             }
         };
         tracing::info!(kernel = %request.id, spec = request.spec, why, "no pod that is kept ready is taken");
-        waiting.progress.report(LaunchStage::Cold(why));
-        let waiting = Waiting {
+        context.progress.report(LaunchStage::Cold(why));
+        let context = LaunchContext {
             may_have_rivals: true,
-            ..*waiting
+            ..*context
         };
-        start::start(&waiting, manifest, turn).await
+        start::start(&context, manifest, launch_lock).await
     }
 
-    fn hold(&self, id: KernelId, ready: start::Ready) -> Arc<dyn KernelHandle> {
+    fn register(&self, id: KernelId, ready: start::Ready) -> Arc<dyn KernelHandle> {
         let kernel = K8sKernel::running(&self.cluster, &self.registry, id, ready);
         self.registry.insert(&kernel);
-        Arc::new(Shared(kernel))
+        Arc::new(K8sKernelHandle(kernel))
     }
 }
 
@@ -155,13 +155,13 @@ impl KernelProvider for K8sProvider {
             output: String::new(),
         };
         let id = request.id;
-        let turn = tokio::time::timeout_at(deadline, self.registry.turn(id));
-        let mut turn = Some(turn.await.map_err(|_| timed_out())?);
+        let launch_lock = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
+        let mut launch_lock = Some(launch_lock.await.map_err(|_| timed_out())?);
         if let Some(kernel) = self.registry.get(id).filter(|kernel| kernel.exit().is_none()) {
             progress.report(LaunchStage::Ready);
-            return Ok(Arc::new(Shared(kernel)));
+            return Ok(Arc::new(K8sKernelHandle(kernel)));
         }
-        let waiting = Waiting {
+        let context = LaunchContext {
             cluster: &self.cluster,
             id,
             timeout: request.timeout,
@@ -169,26 +169,26 @@ impl KernelProvider for K8sProvider {
             progress: &progress,
             may_have_rivals: false,
         };
-        let mut sight = self.cluster.view.sight(id);
+        let mut updates = self.cluster.pod_cache.subscribe(id);
         let ready = loop {
-            let now = sight.borrow_and_update().clone();
+            let now = updates.borrow_and_update().clone();
             let Some(pod) = now.present() else {
-                match self.make(&waiting, &request, turn.take()).await? {
-                    Made::Ready(ready) => break *ready,
-                    Made::Rival => {
+                match self.claim_or_start(&context, &request, launch_lock.take()).await? {
+                    StartOutcome::Ready(ready) => break *ready,
+                    StartOutcome::Rival => {
                         // Until nothing is left of this one's pod, and it is known what the other does with its own:
                         // it may have seen this one and have stepped back just so.
-                        let turn_again = tokio::time::timeout_at(deadline, self.registry.turn(id));
-                        turn = Some(turn_again.await.map_err(|_| timed_out())?);
-                        let left = sight.wait_for(|sight| sight.present().is_none_or(|pod| is_ending(pod)));
+                        let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
+                        launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
+                        let left = updates.wait_for(|cached| cached.present().is_none_or(|pod| is_ending(pod)));
                         let _ = tokio::time::timeout(RIVAL_DEADLINE, left).await;
                         continue;
                     }
-                    Made::Exists => {
+                    StartOutcome::Exists => {
                         // Another's, which the watch has not told of yet.
-                        let turn_again = tokio::time::timeout_at(deadline, self.registry.turn(id));
-                        turn = Some(turn_again.await.map_err(|_| timed_out())?);
-                        let seen = sight.wait_for(|sight| sight.present().is_some());
+                        let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
+                        launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
+                        let seen = updates.wait_for(|cached| cached.present().is_some());
                         // Or which is gone by now.
                         let _ = tokio::time::timeout(Duration::from_secs(1), seen).await;
                         if Instant::now() >= deadline {
@@ -205,19 +205,19 @@ impl KernelProvider for K8sProvider {
             match phase::assess(pod, &now.events_of(pod)) {
                 PodPhase::Ending | PodPhase::Ended(_) | PodPhase::CannotStart(_) => {
                     // What is left of the kernel that had this id before makes place.
-                    let end = self.cluster.end(pod, Duration::ZERO, &mut sight);
+                    let end = self.cluster.end(pod, Duration::ZERO, &mut updates);
                     tokio::time::timeout_at(deadline, end)
                         .await
                         .map_err(|_| timed_out())??;
                 }
-                PodPhase::Starting(_) | PodPhase::Running { .. } => match start::adopt(&waiting, pod).await {
+                PodPhase::Starting(_) | PodPhase::Running { .. } => match start::adopt(&context, pod).await {
                     // Whoever made it has not finished it.
                     Err(LaunchError::Died { exit }) if exit.cause == ExitCause::Deleted => continue,
                     adopted => break adopted?,
                 },
             }
         };
-        let handle = self.hold(id, ready);
+        let handle = self.register(id, ready);
         progress.report(LaunchStage::Ready);
         Ok(handle)
     }
@@ -233,7 +233,7 @@ impl KernelProvider for K8sProvider {
                 is_begun && !self.registry.is_launching(id)
             }
         };
-        let pods = self.cluster.view.pods();
+        let pods = self.cluster.pod_cache.pods();
         let is_claimed = |pod: &_| names::pool(pod).is_none();
         let running = pods.into_iter().filter(|(id, pod)| is_claimed(pod) && runs(*id, pod));
         let records = running.map(|(id, pod)| names::record(&self.cluster.config.name, id, &pod));
@@ -252,10 +252,10 @@ impl KernelProvider for K8sProvider {
         if let Some(kernel) = self.registry.get(id) {
             return match kernel.exit() {
                 Some(exit) => Err(gone(exit.cause)),
-                None => Ok(Arc::new(Shared(kernel))),
+                None => Ok(Arc::new(K8sKernelHandle(kernel))),
             };
         }
-        let now = self.cluster.view.sight(id).borrow().clone();
+        let now = self.cluster.pod_cache.subscribe(id).borrow().clone();
         let Some(pod) = now.present().filter(|pod| names::pool(pod).is_none()) else {
             return Err(gone(ExitCause::Unknown("the cluster has no pod of it".to_owned())));
         };
@@ -273,7 +273,7 @@ impl KernelProvider for K8sProvider {
             PodPhase::Running { .. } => ATTACH_TIMEOUT,
         };
         let progress = Progress::ignored();
-        let waiting = Waiting {
+        let context = LaunchContext {
             cluster: &self.cluster,
             id,
             timeout,
@@ -281,10 +281,10 @@ impl KernelProvider for K8sProvider {
             progress: &progress,
             may_have_rivals: false,
         };
-        match start::adopt(&waiting, pod).await {
+        match start::adopt(&context, pod).await {
             Ok(ready) => {
                 let kernel = K8sKernel::running(&self.cluster, &self.registry, id, ready);
-                Ok(Arc::new(Shared(self.registry.insert_or_get(kernel))))
+                Ok(Arc::new(K8sKernelHandle(self.registry.insert_or_get(kernel))))
             }
             Err(LaunchError::Died { exit }) => Err(gone(exit.cause)),
             Err(LaunchError::Provider(error)) => Err(error.into()),
@@ -301,8 +301,8 @@ impl KernelProvider for K8sProvider {
     }
 
     async fn settle(&self) {
-        self.cluster.settling.cancel();
-        self.cluster.clearing.close();
-        self.cluster.clearing.wait().await;
+        self.cluster.stop_late_cleanup.cancel();
+        self.cluster.cleanup.close();
+        self.cluster.cleanup.wait().await;
     }
 }

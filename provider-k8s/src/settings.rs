@@ -78,12 +78,12 @@ impl Default for WarmPool {
 }
 
 /// Variables that say something of the launch itself, and nothing to the kernel.
-const OF_THE_LAUNCH: [&str; 3] = ["KERNEL_GATEWAY", "KERNEL_ID", "KERNEL_LAUNCH_TIMEOUT"];
+const LAUNCH_VARIABLES: [&str; 3] = ["KERNEL_GATEWAY", "KERNEL_ID", "KERNEL_LAUNCH_TIMEOUT"];
 
 impl WarmPool {
     /// Whether a kernel does without this variable.
-    pub(crate) fn does_without(&self, variable: &str) -> bool {
-        OF_THE_LAUNCH.contains(&variable) || self.without.contains(variable)
+    pub(crate) fn ignores(&self, variable: &str) -> bool {
+        LAUNCH_VARIABLES.contains(&variable) || self.without.contains(variable)
     }
 
     pub(crate) fn max_age(&self) -> TimeDelta {
@@ -135,7 +135,7 @@ impl Settings {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(crate) fn of(spec: &Kernelspec, default_image: Option<&str>) -> Result<Option<Self>, String> {
+    pub(crate) fn from_spec(spec: &Kernelspec, default_image: Option<&str>) -> Result<Option<Self>, String> {
         let mut settings = match (own_metadata(spec, "kubernetes"), enterprise_gateway(spec)) {
             (Some(own), _) => serde_json::from_value::<Self>(own.clone())
                 .map_err(|error| format!("metadata.kernelmux.kubernetes: {error}"))?,
@@ -259,7 +259,7 @@ mod tests {
                 "pod_template": {"metadata": {"labels": {"team": "a"}}, "spec": {"priorityClassName": "low"}},
             }}},
         }));
-        let settings = Settings::of(&spec, None).unwrap().unwrap();
+        let settings = Settings::from_spec(&spec, None).unwrap().unwrap();
         assert_eq!(settings.image.as_deref(), Some("example/python:1"));
         assert_eq!(settings.resources.limits.unwrap()["nvidia.com/gpu"].0, "2");
         assert_eq!(
@@ -281,7 +281,7 @@ mod tests {
             json!({"image": "x", "warm_pool": {"sise": 1}}),
         ] {
             let spec = spec(json!({"argv": ["x"], "metadata": {"kernelmux": {"kubernetes": wrong}}}));
-            assert!(Settings::of(&spec, None).is_err());
+            assert!(Settings::from_spec(&spec, None).is_err());
         }
     }
 
@@ -301,7 +301,7 @@ mod tests {
             "argv": ["python", "/usr/local/share/jupyter/kernels/python_kubernetes/scripts/launch_kubernetes.py",
                      "--RemoteProcessProxy.kernel-id", "{kernel_id}"],
         }));
-        let settings = Settings::of(&spec, None).unwrap().unwrap();
+        let settings = Settings::from_spec(&spec, None).unwrap().unwrap();
         assert_eq!(settings.image.as_deref(), Some("elyra/kernel-py:3.2.3"));
         assert_eq!(argv(&spec).unwrap()[2], "ipykernel_launcher");
     }
@@ -309,12 +309,12 @@ mod tests {
     #[test]
     fn others_are_passed_over_unless_there_is_an_image_for_them() {
         let spec = spec(json!({"argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]}));
-        assert_eq!(Settings::of(&spec, None), Ok(None));
-        let settings = Settings::of(&spec, Some("example/all:1")).unwrap().unwrap();
+        assert_eq!(Settings::from_spec(&spec, None), Ok(None));
+        let settings = Settings::from_spec(&spec, Some("example/all:1")).unwrap().unwrap();
         assert_eq!(settings.image.as_deref(), Some("example/all:1"));
         let distributed = serde_json::from_value(json!({
             "argv": ["x"], "metadata": {"process_proxy": {"class_name": "x.distributed.DistributedProcessProxy"}}
         }));
-        assert_eq!(Settings::of(&distributed.unwrap(), None), Ok(None));
+        assert_eq!(Settings::from_spec(&distributed.unwrap(), None), Ok(None));
     }
 }

@@ -17,7 +17,7 @@ pub(crate) fn find(config: &K8sConfig) -> Specs {
     let mut specs = Specs::find(&config.search);
     let Specs { by_name, broken } = &mut specs;
     by_name.retain(
-        |name, installed| match Settings::of(&installed.spec, config.default_image.as_deref()) {
+        |name, installed| match Settings::from_spec(&installed.spec, config.default_image.as_deref()) {
             Ok(settings) => settings.is_some(),
             Err(error) => {
                 let file = installed.resource_dir.join("kernel.json");
@@ -95,7 +95,7 @@ pub(crate) fn get(config: &K8sConfig, name: &str) -> Result<(InstalledKernelspec
         KernelspecError::NoSuchKernel { .. } => no_such_spec(),
         other => cannot_start(other.to_string()),
     })?;
-    match Settings::of(&installed.spec, config.default_image.as_deref()) {
+    match Settings::from_spec(&installed.spec, config.default_image.as_deref()) {
         Ok(Some(settings)) => Ok((installed, settings)),
         Ok(None) => Err(no_such_spec()),
         Err(error) => {
@@ -144,7 +144,8 @@ mod tests {
         let (sender, mut specs) = watch::channel(Arc::new(find(&config)));
         let follower = tokio::spawn(follow(Arc::new(config), sender));
         let mut wait_for = async |expected: &[(&str, &str)]| {
-            let image = |spec: &InstalledKernelspec| Settings::of(&spec.spec, None).unwrap().unwrap().image.unwrap();
+            let image =
+                |spec: &InstalledKernelspec| Settings::from_spec(&spec.spec, None).unwrap().unwrap().image.unwrap();
             let is_so = |specs: &Arc<Specs>| {
                 let found: Vec<_> = specs
                     .by_name

@@ -59,14 +59,14 @@ fn running() -> Value {
 #[test]
 fn a_start_step_by_step() {
     let accepted = pod(json!({"phase": "Pending"}));
-    assert_eq!(assess(&accepted, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&accepted, &[]), PodPhase::Starting(StartStep::Accepted));
     let creating = pod(waiting("ContainerCreating", ""));
-    assert_eq!(assess(&creating, &[]), PodPhase::Starting(Step::Scheduled));
+    assert_eq!(assess(&creating, &[]), PodPhase::Starting(StartStep::Scheduled));
     let mut events = vec![event("Scheduled", "to dev"), event("Pulling", "Pulling image \"x\"")];
-    let pulling = PodPhase::Starting(Step::Pulling("Pulling image \"x\"".to_owned()));
+    let pulling = PodPhase::Starting(StartStep::Pulling("Pulling image \"x\"".to_owned()));
     assert_eq!(assess(&creating, &events), pulling);
     events.push(event("Pulled", "in 3 s"));
-    assert_eq!(assess(&creating, &events), PodPhase::Starting(Step::Scheduled));
+    assert_eq!(assess(&creating, &events), PodPhase::Starting(StartStep::Scheduled));
     let ip = "10.0.0.7".to_owned();
     assert_eq!(assess(&pod(running()), &events), PodPhase::Running { ip });
     assert_eq!(assess(&deleted(running()), &events), PodPhase::Ending);
@@ -90,7 +90,7 @@ fn others_make_room() {
         "nominatedNodeName": "node-1",
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}],
     }));
-    assert_eq!(assess(&preempting, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&preempting, &[]), PodPhase::Starting(StartStep::Accepted));
 }
 
 #[test]
@@ -107,12 +107,12 @@ fn no_node_has_room() {
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"}],
     }));
-    assert_eq!(assess(&unbound, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&unbound, &[]), PodPhase::Starting(StartStep::Accepted));
     let gated = pod(json!({
         "phase": "Pending",
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}],
     }));
-    assert_eq!(assess(&gated, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&gated, &[]), PodPhase::Starting(StartStep::Accepted));
     let text = "Pod was rejected: Node didn't have enough resource: memory";
     for reason in ["OutOfmemory", "OutOfnvidia.com/gpu"] {
         let by_kubelet = pod(json!({"phase": "Failed", "reason": reason, "message": text}));

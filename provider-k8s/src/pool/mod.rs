@@ -1,4 +1,4 @@
-//! Warm pools: pods that are made ahead, with a kernel that waits in each.
+//! ReadyPods pools: pods that are made ahead, with a kernel that waits in each.
 //!
 //! A pod of a pool is made like any other, with a key and a Secret of its own, and has a label that names the pool: the
 //! fingerprint of what it was made from. A launch that wants just that makes it its own with one conditional patch, which
@@ -8,8 +8,8 @@
 //! A gateway waits for the kernels of all pods of its pools, whoever made them, and reads their keys then. A claim has
 //! nothing left to wait for.
 
-mod census;
-mod keeper;
+mod pool_diff;
+mod reconciler;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,17 +25,17 @@ use crate::manifest;
 use crate::names;
 use crate::phase::{self, PodPhase};
 use crate::settings::WarmPool;
-use crate::start::{self, Ready, Unfinished, Waiting};
+use crate::start::{self, LaunchContext, PodGuard, Ready};
 
 /// The warm pools of one provider.
 pub(crate) struct Pools {
-    ready: Arc<Warm>,
-    _keeper: AbortOnDrop,
+    ready: Arc<ReadyPods>,
+    _reconciler: AbortOnDrop,
 }
 
 /// The pods that can be handed out, by the id that each was made with.
 #[derive(Default)]
-struct Warm(Mutex<HashMap<KernelId, WarmPod>>);
+struct ReadyPods(Mutex<HashMap<KernelId, WarmPod>>);
 
 struct WarmPod {
     pool: String,
@@ -44,7 +44,7 @@ struct WarmPod {
 }
 
 /// What a claim came to.
-pub(crate) enum Claimed {
+pub(crate) enum ClaimOutcome {
     Ready(Box<Ready>),
     /// There is none; the text says why.
     Cold(String),
@@ -54,12 +54,12 @@ pub(crate) enum Claimed {
 
 impl Pools {
     /// Keeps the pools of these kernelspecs filled until this is dropped. The pods stay.
-    pub(crate) fn keep(cluster: &Arc<Cluster>, specs: watch::Receiver<Arc<kernel_provider::provider::Specs>>) -> Self {
-        let ready = Arc::new(Warm::default());
-        let keeper = tokio::spawn(keeper::keep(Arc::clone(cluster), specs, Arc::clone(&ready)));
+    pub(crate) fn start(cluster: &Arc<Cluster>, specs: watch::Receiver<Arc<kernel_provider::provider::Specs>>) -> Self {
+        let ready = Arc::new(ReadyPods::default());
+        let reconciler = tokio::spawn(reconciler::run(Arc::clone(cluster), specs, Arc::clone(&ready)));
         Self {
             ready,
-            _keeper: AbortOnDrop::new(&keeper),
+            _reconciler: AbortOnDrop::new(&reconciler),
         }
     }
 
@@ -69,44 +69,44 @@ impl Pools {
     /// Where the API server does not answer in time, or it is not known what it did.
     pub(crate) async fn claim(
         &self,
-        waiting: &Waiting<'_>,
+        context: &LaunchContext<'_>,
         pool: &str,
         owner: Option<&str>,
-        turn: &mut Option<OwnedMutexGuard<()>>,
-    ) -> Result<Claimed, LaunchError> {
-        let (cluster, id) = (waiting.cluster, waiting.id);
+        launch_lock: &mut Option<OwnedMutexGuard<()>>,
+    ) -> Result<ClaimOutcome, LaunchError> {
+        let (cluster, id) = (context.cluster, context.id);
         let claim = Claim {
             id,
-            token: manifest::attempt(),
+            token: manifest::random_token(),
             owner: owner.map(str::to_owned),
         };
         loop {
             let Some(mut ready) = self.ready.take(cluster, pool) else {
-                return Ok(Claimed::Cold("none that is kept ready is left".to_owned()));
+                return Ok(ClaimOutcome::Cold("none that is kept ready is left".to_owned()));
             };
-            let relabelling = {
+            let patch = {
                 let (cluster, pod) = (Arc::clone(cluster), Arc::clone(&ready.pod));
                 let (pool, claim) = (pool.to_owned(), claim.clone());
-                async move { cluster.relabel(&pod, &pool, &claim).await }
+                async move { cluster.claim(&pod, &pool, &claim).await }
             };
             let mark = (names::CLAIM, claim.token.clone());
             let name = names::name(&ready.pod);
-            let mut unfinished = Unfinished::new(cluster, id, name, mark, turn.take(), relabelling);
-            match start::within(waiting, unfinished.made()).await? {
+            let mut guard = PodGuard::new(cluster, id, name, mark, launch_lock.take(), patch);
+            match start::within(context, guard.result()).await? {
                 // Somebody removes it, who did not see the claim.
                 Ok(pod) if pod.metadata.deletion_timestamp.is_some() => {
-                    *turn = unfinished.finish();
+                    *launch_lock = guard.disarm();
                     continue;
                 }
                 Ok(_) => {}
                 // Another has it, or it is gone.
                 Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => {
-                    *turn = unfinished.finish();
+                    *launch_lock = guard.disarm();
                     continue;
                 }
                 Err(error) if error.code().is_some_and(|code| code < 500) => {
-                    *turn = unfinished.finish();
-                    return Ok(Claimed::Cold(format!(
+                    *launch_lock = guard.disarm();
+                    return Ok(ClaimOutcome::Cold(format!(
                         "those kept ready cannot be had: {}",
                         error.text()
                     )));
@@ -114,26 +114,26 @@ impl Pools {
                 Err(error) => return Err(error.launch_error(&format!("sure of the pod {name}"))),
             }
             let uid = names::uid(&ready.pod).to_owned();
-            let asked = start::within(waiting, cluster.has_rivals(id, &uid)).await?;
+            let asked = start::within(context, cluster.has_rivals(id, &uid)).await?;
             if asked.map_err(|error| error.launch_error("sure of the pod"))? {
-                return Ok(Claimed::Rival);
+                return Ok(ClaimOutcome::Rival);
             }
-            let mut sight = cluster.view.sight(id);
-            let seen = sight.wait_for(|sight| !sight.lacks(&uid));
-            if let Ok(seen) = start::within(waiting, seen).await?
+            let mut updates = cluster.pod_cache.subscribe(id);
+            let seen = updates.wait_for(|cached| !cached.is_absent(&uid));
+            if let Ok(seen) = start::within(context, seen).await?
                 && let Some(pod) = seen.present()
             {
                 ready.pod = Arc::clone(pod);
             }
-            unfinished.finish();
-            waiting.progress.report(LaunchStage::Scheduled);
-            waiting.progress.report(LaunchStage::Starting);
-            return Ok(Claimed::Ready(Box::new(ready)));
+            guard.disarm();
+            context.progress.report(LaunchStage::Scheduled);
+            context.progress.report(LaunchStage::Starting);
+            return Ok(ClaimOutcome::Ready(Box::new(ready)));
         }
     }
 }
 
-impl Warm {
+impl ReadyPods {
     /// One of the pool that can be handed out, as far as is known here.
     fn take(&self, cluster: &Cluster, pool: &str) -> Option<Ready> {
         let mut warm = crate::lock(&self.0);
@@ -141,9 +141,9 @@ impl Warm {
             // In no order, so that gateways that claim at the same time rarely want the same.
             let id = *warm.iter().find(|(_, one)| one.pool == pool)?.0;
             let one = warm.remove(&id)?;
-            let sight = cluster.view.sight(id).borrow().clone();
-            let is_there = sight.present().is_some_and(|pod| {
-                let age = Utc::now() - census::created(pod);
+            let cached = cluster.pod_cache.subscribe(id).borrow().clone();
+            let is_there = cached.present().is_some_and(|pod| {
+                let age = Utc::now() - pool_diff::created(pod);
                 names::uid(pod) == names::uid(&one.ready.pod)
                     && age < one.limits.max_age()
                     && matches!(phase::assess(pod, &[]), PodPhase::Running { .. })

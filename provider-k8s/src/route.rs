@@ -20,23 +20,23 @@ const CHANNELS: [Channel; 5] = [
     Channel::Heartbeat,
 ];
 /// How long one try may take. A pod that is gone does not refuse a connection: it does not answer.
-const TRY_DEADLINE: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The way to one pod.
-pub(crate) enum Link {
+pub(crate) enum Route {
     /// By its address.
-    Address(String),
+    PodAddress(String),
     /// Through the API server.
-    Forward(Box<Forward>),
+    PortForward(Box<PortForward>),
 }
 
-impl Link {
+impl Route {
     /// Where clients connect to; `file` is the connection file as it is in the pod.
     pub(crate) fn connection(&self, file: &ConnectionInfo) -> ConnectionInfo {
         let mut connection = file.clone();
         match self {
-            Self::Address(ip) => connection.ip.clone_from(ip),
-            Self::Forward(forward) => {
+            Self::PodAddress(ip) => connection.ip.clone_from(ip),
+            Self::PortForward(forward) => {
                 connection.transport = Transport::Ipc;
                 connection.ip.clone_from(&forward.prefix);
             }
@@ -50,12 +50,12 @@ impl Link {
     /// each try is a call, at first after 50 ms, then ever later up to half a second.
     pub(crate) async fn ready(&self, file: &ConnectionInfo) {
         match self {
-            Self::Address(ip) => {
+            Self::PodAddress(ip) => {
                 let started = Instant::now();
                 for channel in CHANNELS {
                     let address = (ip.as_str(), file.port(channel));
                     while !matches!(
-                        tokio::time::timeout(TRY_DEADLINE, TcpStream::connect(address)).await,
+                        tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await,
                         Ok(Ok(_))
                     ) {
                         let pause =
@@ -64,10 +64,10 @@ impl Link {
                     }
                 }
             }
-            Self::Forward(forward) => {
+            Self::PortForward(forward) => {
                 let mut pause = Duration::from_millis(50);
                 while !matches!(
-                    tokio::time::timeout(TRY_DEADLINE, forward.greeted(file)).await,
+                    tokio::time::timeout(PROBE_TIMEOUT, forward.probe(file)).await,
                     Ok(Ok(()))
                 ) {
                     tokio::time::sleep(pause).await;
@@ -80,7 +80,7 @@ impl Link {
 
 /// Unix sockets, each connection to which is carried through the API server to a port of the pod. A connection that
 /// breaks is closed; who connects again gets another.
-pub(crate) struct Forward {
+pub(crate) struct PortForward {
     pods: Api<Pod>,
     pod: String,
     prefix: String,
@@ -88,7 +88,7 @@ pub(crate) struct Forward {
     _tasks: JoinSet<()>,
 }
 
-impl Forward {
+impl PortForward {
     /// Makes the sockets. Blocks shortly, on files.
     pub(crate) fn open(pods: &Api<Pod>, pod: &str, file: &ConnectionInfo, dir: Option<&Path>) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
@@ -115,7 +115,7 @@ impl Forward {
     }
 
     /// Whether all ports are open: who listens there greets first, as ZMTP has it. An open port-forward says nothing yet.
-    async fn greeted(&self, file: &ConnectionInfo) -> Result<(), ()> {
+    async fn probe(&self, file: &ConnectionInfo) -> Result<(), ()> {
         let ports = CHANNELS.map(|channel| file.port(channel));
         let mut forwarder = self.pods.portforward(&self.pod, &ports).await.map_err(drop)?;
         let mut streams: Vec<_> = ports.iter().filter_map(|port| forwarder.take_stream(*port)).collect();

@@ -7,11 +7,11 @@ use kernel_provider::provider::{LaunchError, ProviderError};
 use kube::runtime::watcher;
 
 /// The longest that one call may take. The client's own default is minutes.
-const CALL_DEADLINE: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Makes one call, within its time. What is not a kube error is that it took too long.
 pub(crate) async fn call<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, CallError> {
-    match tokio::time::timeout(CALL_DEADLINE, call).await {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(done) => done.map_err(CallError::Kube),
         Err(_) => Err(CallError::TimedOut),
     }
@@ -63,7 +63,7 @@ impl CallError {
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Kube(error) => text(error),
-            Self::TimedOut => format!("the API server does not answer within {CALL_DEADLINE:?}"),
+            Self::TimedOut => format!("the API server does not answer within {CALL_TIMEOUT:?}"),
         }
     }
 
@@ -82,7 +82,7 @@ impl CallError {
 }
 
 /// What a watch's error says, in one line.
-pub(crate) fn of_watch(error: &watcher::Error) -> String {
+pub(crate) fn watch_error_text(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)

@@ -1,4 +1,4 @@
-//! What a warm pool lacks and what it has too much of. Pure: the same pods at the same time give the same answer.
+//! What a warm pool to_create and what it has too much of. Pure: the same pods at the same time give the same answer.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ pub(crate) const START_DEADLINE: TimeDelta = TimeDelta::minutes(20);
 /// A pod of the pool, which nobody has claimed.
 pub(crate) struct Member {
     pub(crate) pod: Arc<Pod>,
-    pub(crate) state: State,
+    pub(crate) state: MemberState,
 }
 
 /// How far this gateway is with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum MemberState {
     /// Another made it, or this gateway before it was restarted.
     Found,
     /// This gateway waits for its kernel.
@@ -31,9 +31,9 @@ pub(crate) enum State {
 
 /// What is to be done.
 #[derive(Debug, Default)]
-pub(crate) struct Census {
+pub(crate) struct PoolDiff {
     /// How many pods are to be made.
-    pub(crate) lacks: usize,
+    pub(crate) to_create: usize,
     /// Those to wait for.
     pub(crate) to_await: Vec<Arc<Pod>>,
     /// Those to be removed because there are enough, or because they are too old.
@@ -41,15 +41,15 @@ pub(crate) struct Census {
     /// Those to be removed because they do not work.
     pub(crate) broken: Vec<Arc<Pod>>,
     /// When to look again, if nothing happens before.
-    pub(crate) next: Option<DateTime<Utc>>,
+    pub(crate) next_check: Option<DateTime<Utc>>,
 }
 
 /// Counts a pool; `expected` are those that are being made and that the cluster has not shown yet.
 ///
 /// A pod is replaced shortly before its time is over and goes when its replacement is ready, at the latest when its time
 /// is over.
-pub(crate) fn count(pool: &WarmPool, members: &[Member], expected: usize, now: DateTime<Utc>) -> Census {
-    let mut census = Census::default();
+pub(crate) fn diff(pool: &WarmPool, members: &[Member], expected: usize, now: DateTime<Utc>) -> PoolDiff {
+    let mut changes = PoolDiff::default();
     let max_age = pool.max_age();
     let due_age = max_age - (max_age / 10).min(TimeDelta::minutes(1));
     let size = usize::try_from(pool.size).unwrap_or(usize::MAX);
@@ -59,16 +59,16 @@ pub(crate) fn count(pool: &WarmPool, members: &[Member], expected: usize, now: D
     let mut look_again = |after: TimeDelta| next = Some(next.map_or(after, |next| next.min(after)));
     for member in members.iter().filter(|member| !is_ending(&member.pod)) {
         let age = now - created(&member.pod);
-        let is_awaited = member.state == State::Awaited;
+        let is_awaited = member.state == MemberState::Awaited;
         match phase::assess(&member.pod, &[]) {
             PodPhase::Ending => {}
             // Who waits for it hears of it and removes it.
             PodPhase::Ended(_) | PodPhase::CannotStart(_) if is_awaited => {}
-            PodPhase::Ended(_) | PodPhase::CannotStart(_) => census.broken.push(Arc::clone(&member.pod)),
+            PodPhase::Ended(_) | PodPhase::CannotStart(_) => changes.broken.push(Arc::clone(&member.pod)),
             PodPhase::Starting(_) if age >= START_DEADLINE && !is_awaited => {
-                census.broken.push(Arc::clone(&member.pod));
+                changes.broken.push(Arc::clone(&member.pod));
             }
-            _ if age >= max_age => census.to_remove.push(Arc::clone(&member.pod)),
+            _ if age >= max_age => changes.to_remove.push(Arc::clone(&member.pod)),
             _ => {
                 if age >= due_age {
                     look_again(max_age - age);
@@ -77,21 +77,21 @@ pub(crate) fn count(pool: &WarmPool, members: &[Member], expected: usize, now: D
                     look_again(due_age - age);
                 }
                 match member.state {
-                    State::Ready => ready.push((age, &member.pod)),
-                    State::Found => census.to_await.push(Arc::clone(&member.pod)),
-                    State::Awaited => {}
+                    MemberState::Ready => ready.push((age, &member.pod)),
+                    MemberState::Found => changes.to_await.push(Arc::clone(&member.pod)),
+                    MemberState::Awaited => {}
                 }
             }
         }
     }
-    census.lacks = size.saturating_sub(fresh);
+    changes.to_create = size.saturating_sub(fresh);
     // The eldest first; of the same age, each gateway takes the same.
     ready.sort_by_key(|(age, pod)| (std::cmp::Reverse(*age), pod.metadata.name.clone()));
     let surplus = ready.len().saturating_sub(size);
     let surplus = ready.into_iter().take(surplus);
-    census.to_remove.extend(surplus.map(|(_, pod)| Arc::clone(pod)));
-    census.next = next.and_then(|after| now.checked_add_signed(after));
-    census
+    changes.to_remove.extend(surplus.map(|(_, pod)| Arc::clone(pod)));
+    changes.next_check = next.and_then(|after| now.checked_add_signed(after));
+    changes
 }
 
 fn is_ending(pod: &Pod) -> bool {
@@ -121,7 +121,7 @@ mod tests {
         }
     }
 
-    fn member(name: &str, age: i64, phase: &str, state: State) -> Member {
+    fn member(name: &str, age: i64, phase: &str, state: MemberState) -> Member {
         let container = match phase {
             "Running" => json!({"name": "kernel", "state": {"running": {}}}),
             "Failed" => json!({"name": "kernel", "state": {"terminated": {"exitCode": 1}}}),
@@ -144,64 +144,77 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_made_once() {
-        assert_eq!(count(&pool(3), &[], 0, NOW()).lacks, 3);
+        assert_eq!(diff(&pool(3), &[], 0, NOW()).to_create, 3);
         let members = [
-            member("a", 5, "Running", State::Ready),
-            member("b", 1, "Pending", State::Awaited),
+            member("a", 5, "Running", MemberState::Ready),
+            member("b", 1, "Pending", MemberState::Awaited),
         ];
-        assert_eq!(count(&pool(3), &members, 1, NOW()).lacks, 0);
-        let census = count(&pool(3), &members, 0, NOW());
-        assert_eq!(census.lacks, 1);
+        assert_eq!(diff(&pool(3), &members, 1, NOW()).to_create, 0);
+        let changes = diff(&pool(3), &members, 0, NOW());
+        assert_eq!(changes.to_create, 1);
         // When the elder one is due to be replaced.
-        assert_eq!(census.next, Some(NOW() + TimeDelta::seconds(940 - 5)));
+        assert_eq!(changes.next_check, Some(NOW() + TimeDelta::seconds(940 - 5)));
     }
 
     #[test]
     fn those_that_are_found_are_taken_over() {
-        let members = [member("a", 5, "Running", State::Found)];
-        let census = count(&pool(1), &members, 0, NOW());
-        assert_eq!((census.lacks, names(&census.to_await)), (0, vec!["a"]));
+        let members = [member("a", 5, "Running", MemberState::Found)];
+        let changes = diff(&pool(1), &members, 0, NOW());
+        assert_eq!((changes.to_create, names(&changes.to_await)), (0, vec!["a"]));
     }
 
     #[test]
     fn an_old_one_goes_when_its_replacement_is_ready() {
-        let old = || member("old", 950, "Running", State::Ready);
-        let alone = count(&pool(1), &[old()], 0, NOW());
-        assert_eq!((alone.lacks, alone.to_remove.len()), (1, 0));
-        assert_eq!(alone.next, Some(NOW() + TimeDelta::seconds(50)));
-        let waiting = count(
+        let old = || member("old", 950, "Running", MemberState::Ready);
+        let alone = diff(&pool(1), &[old()], 0, NOW());
+        assert_eq!((alone.to_create, alone.to_remove.len()), (1, 0));
+        assert_eq!(alone.next_check, Some(NOW() + TimeDelta::seconds(50)));
+        let waiting = diff(
             &pool(1),
-            &[old(), member("new", 2, "Pending", State::Awaited)],
+            &[old(), member("new", 2, "Pending", MemberState::Awaited)],
             0,
             NOW(),
         );
-        assert_eq!((waiting.lacks, waiting.to_remove.len()), (0, 0));
-        let replaced = count(&pool(1), &[member("new", 2, "Running", State::Ready), old()], 0, NOW());
-        assert_eq!((replaced.lacks, names(&replaced.to_remove)), (0, vec!["old"]));
-        let over = count(&pool(1), &[member("over", 1000, "Running", State::Ready)], 0, NOW());
-        assert_eq!((over.lacks, names(&over.to_remove)), (1, vec!["over"]));
+        assert_eq!((waiting.to_create, waiting.to_remove.len()), (0, 0));
+        let replaced = diff(
+            &pool(1),
+            &[member("new", 2, "Running", MemberState::Ready), old()],
+            0,
+            NOW(),
+        );
+        assert_eq!((replaced.to_create, names(&replaced.to_remove)), (0, vec!["old"]));
+        let over = diff(
+            &pool(1),
+            &[member("over", 1000, "Running", MemberState::Ready)],
+            0,
+            NOW(),
+        );
+        assert_eq!((over.to_create, names(&over.to_remove)), (1, vec!["over"]));
     }
 
     #[test]
     fn two_gateways_that_made_too_many_remove_the_same() {
-        let members = |states: [State; 3]| {
+        let members = |states: [MemberState; 3]| {
             let named = ["b", "a", "c"].into_iter().zip(states);
             let members: Vec<_> = named.map(|(name, state)| member(name, 7, "Running", state)).collect();
-            names(&count(&pool(2), &members, 0, NOW()).to_remove).join(" ")
+            names(&diff(&pool(2), &members, 0, NOW()).to_remove).join(" ")
         };
-        assert_eq!(members([State::Ready; 3]), "a");
+        assert_eq!(members([MemberState::Ready; 3]), "a");
         // One that cannot be handed out yet counts for nothing here.
-        assert_eq!(members([State::Ready, State::Ready, State::Awaited]), "");
+        assert_eq!(
+            members([MemberState::Ready, MemberState::Ready, MemberState::Awaited]),
+            ""
+        );
     }
 
     #[test]
     fn those_that_do_not_work_are_removed_and_replaced() {
         let members = [
-            member("ended", 5, "Failed", State::Found),
-            member("stuck", 1300, "Pending", State::Found),
-            member("mine", 5, "Failed", State::Awaited),
+            member("ended", 5, "Failed", MemberState::Found),
+            member("stuck", 1300, "Pending", MemberState::Found),
+            member("mine", 5, "Failed", MemberState::Awaited),
         ];
-        let census = count(&pool(1), &members, 0, NOW());
-        assert_eq!((census.lacks, names(&census.broken)), (1, vec!["ended", "stuck"]));
+        let changes = diff(&pool(1), &members, 0, NOW());
+        assert_eq!((changes.to_create, names(&changes.broken)), (1, vec!["ended", "stuck"]));
     }
 }

@@ -65,7 +65,7 @@ impl fmt::Display for Input {
 pub(crate) const WORKING_DIR: &str = "KERNEL_WORKING_DIR";
 
 /// The variables that are settings, and not just the kernel's environment.
-const INPUTS: &[(&str, Input)] = &[
+const VARIABLES: &[(&str, Input)] = &[
     ("KERNEL_CPUS", Input::Cpus),
     ("KERNEL_CPUS_LIMIT", Input::Cpus),
     ("KERNEL_MEMORY", Input::Memory),
@@ -82,7 +82,7 @@ const INPUTS: &[(&str, Input)] = &[
 ];
 /// Of Enterprise Gateway, and not taken here: pods are named by the kernel's id and are in one namespace, and nothing
 /// runs in them but the kernel.
-const REFUSED: &[(&str, &str)] = &[
+const UNSUPPORTED: &[(&str, &str)] = &[
     ("KERNEL_NAMESPACE", "kernels run in the gateway's own namespace"),
     ("KERNEL_POD_NAME", "pods are named by the kernel's id"),
 ];
@@ -93,10 +93,10 @@ const REFUSED: &[(&str, &str)] = &[
 /// What is not allowed or not understood, by the variable's name.
 pub(crate) fn apply(settings: &mut Settings, env: &BTreeMap<String, String>, policy: &Policy) -> Result<(), String> {
     for (name, value) in env.iter().filter(|(_, value)| !value.trim().is_empty()) {
-        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == name) {
+        if let Some((_, why)) = UNSUPPORTED.iter().find(|(refused, _)| refused == name) {
             return Err(format!("{name} cannot be set: {why}"));
         }
-        let Some((_, input)) = INPUTS.iter().find(|(known, _)| known == name) else {
+        let Some((_, input)) = VARIABLES.iter().find(|(known, _)| known == name) else {
             continue;
         };
         if !policy.inputs.contains(input) {
@@ -111,7 +111,7 @@ pub(crate) fn apply(settings: &mut Settings, env: &BTreeMap<String, String>, pol
 
 /// Whether a pod can have this working directory. Clients send theirs by themselves, of another machine and maybe of
 /// another system: one that the policy does not let users choose, or that is no path here, is left out.
-pub(crate) fn takes_working_dir(dir: &str, policy: &Policy) -> bool {
+pub(crate) fn allows_working_dir(dir: &str, policy: &Policy) -> bool {
     let takes = policy.inputs.contains(&Input::WorkingDir) && absolute(dir).is_ok();
     if !takes {
         tracing::debug!(dir, "the working directory that a client names is left out");

@@ -12,16 +12,16 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Notify, watch};
 
-use crate::{AbortOnDrop, names, refusal};
+use crate::{AbortOnDrop, api_error, names};
 
 /// How long one watch lasts, in seconds. The client's own default notices a dead connection only after minutes.
 const WATCH_SECONDS: u32 = 30;
 /// How many events are kept of one pod: the newest.
-const EVENTS: usize = 16;
+const MAX_EVENTS: usize = 16;
 
 /// A kernel's pod as it was seen last.
 #[derive(Clone, Debug)]
-pub(crate) struct Sight {
+pub(crate) struct CachedPod {
     /// `None` where no pod of this kernel was ever seen.
     pub(crate) pod: Option<Arc<Pod>>,
     /// Whether it is not there (any more).
@@ -30,12 +30,14 @@ pub(crate) struct Sight {
     pub(crate) events: Arc<Vec<Event>>,
 }
 
-impl Sight {
-    const NEVER: fn() -> Self = || Self {
-        pod: None,
-        is_gone: true,
-        events: Arc::default(),
-    };
+impl CachedPod {
+    fn unknown() -> Self {
+        Self {
+            pod: None,
+            is_gone: true,
+            events: Arc::default(),
+        }
+    }
 
     /// The pod, where it is there.
     pub(crate) fn present(&self) -> Option<&Arc<Pod>> {
@@ -43,7 +45,7 @@ impl Sight {
     }
 
     /// Whether the pod with this UID is not there (any more).
-    pub(crate) fn lacks(&self, uid: &str) -> bool {
+    pub(crate) fn is_absent(&self, uid: &str) -> bool {
         self.present().is_none_or(|pod| names::uid(pod) != uid)
     }
 
@@ -56,16 +58,16 @@ impl Sight {
 
 /// The pods by kernel.
 #[derive(Default)]
-pub(crate) struct View {
-    sights: Mutex<HashMap<KernelId, watch::Sender<Sight>>>,
+pub(crate) struct PodCache {
+    kernels: Mutex<HashMap<KernelId, watch::Sender<CachedPod>>>,
     /// Pods of kernels that have another already, until the one or the other is gone: two gateways launched the same id
     /// at once, and one of them claimed a pod.
     rivals: Mutex<Vec<Arc<Pod>>>,
     /// Told of each change to a pod that is in a warm pool, or was.
-    pools: Notify,
+    warm_pods_changed: Notify,
 }
 
-impl View {
+impl PodCache {
     /// Starts to watch; returns when all pods that there are have been seen.
     ///
     /// # Errors
@@ -75,7 +77,7 @@ impl View {
         namespace: &str,
         selector: &str,
     ) -> Result<(Arc<Self>, Vec<AbortOnDrop>), ProviderError> {
-        let view = Arc::new(Self::default());
+        let cache = Arc::new(Self::default());
         let config = watcher::Config::default().labels(selector).timeout(WATCH_SECONDS);
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let mut stream = watcher(pods, config).default_backoff().boxed();
@@ -83,26 +85,29 @@ impl View {
         loop {
             let next = stream.try_next().await.map_err(|error| {
                 let action = format!("watch the pods of the namespace {namespace}");
-                ProviderError::failed(action, refusal::of_watch(&error))
+                ProviderError::failed(action, api_error::watch_error_text(&error))
             })?;
             let Some(event) = next else {
                 let action = format!("watch the pods of the namespace {namespace}");
                 return Err(ProviderError::failed(action, "the watch ended"));
             };
             let is_first_list = matches!(event, watcher::Event::InitDone);
-            view.take_pod(event, &mut listed);
+            cache.apply_pod_event(event, &mut listed);
             if is_first_list {
                 break;
             }
         }
-        let following = tokio::spawn({
-            let view = Arc::clone(&view);
+        let pod_task = tokio::spawn({
+            let cache = Arc::clone(&cache);
             async move {
                 while let Some(event) = stream.next().await {
                     match event {
-                        Ok(event) => view.take_pod(event, &mut listed),
+                        Ok(event) => cache.apply_pod_event(event, &mut listed),
                         Err(error) => {
-                            tracing::debug!(error = refusal::of_watch(&error), "the watch of pods begins anew")
+                            tracing::debug!(
+                                error = api_error::watch_error_text(&error),
+                                "the watch of pods begins anew"
+                            )
                         }
                     }
                 }
@@ -112,56 +117,58 @@ impl View {
             .fields("involvedObject.kind=Pod")
             .timeout(WATCH_SECONDS);
         let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-        let hearing = tokio::spawn({
-            let view = Arc::clone(&view);
+        let event_task = tokio::spawn({
+            let cache = Arc::clone(&cache);
             async move {
                 let mut stream = watcher(events, config).default_backoff().boxed();
                 while let Some(event) = stream.next().await {
                     match event {
-                        Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) => view.take_event(event),
+                        Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) => {
+                            cache.record_event(event)
+                        }
                         Ok(_) => {}
                         Err(error) => tracing::debug!(
-                            error = refusal::of_watch(&error),
+                            error = api_error::watch_error_text(&error),
                             "events are not heard: less is known of why pods do not start"
                         ),
                     }
                 }
             }
         });
-        Ok((view, vec![AbortOnDrop::new(&following), AbortOnDrop::new(&hearing)]))
+        Ok((cache, vec![AbortOnDrop::new(&pod_task), AbortOnDrop::new(&event_task)]))
     }
 
     /// The kernel's pod, now and as it changes.
-    pub(crate) fn sight(&self, id: KernelId) -> watch::Receiver<Sight> {
-        let mut sights = crate::lock(&self.sights);
-        sights
+    pub(crate) fn subscribe(&self, id: KernelId) -> watch::Receiver<CachedPod> {
+        let mut kernels = crate::lock(&self.kernels);
+        kernels
             .entry(id)
-            .or_insert_with(|| watch::Sender::new(Sight::NEVER()))
+            .or_insert_with(|| watch::Sender::new(CachedPod::unknown()))
             .subscribe()
     }
 
     /// The pods that are there.
     pub(crate) fn pods(&self) -> Vec<(KernelId, Arc<Pod>)> {
-        let sights = crate::lock(&self.sights);
-        sights
+        let kernels = crate::lock(&self.kernels);
+        kernels
             .iter()
-            .filter_map(|(id, sight)| Some((*id, Arc::clone(sight.borrow().present()?))))
+            .filter_map(|(id, entry)| Some((*id, Arc::clone(entry.borrow().present()?))))
             .collect()
     }
 
     /// Waits for the next change to a warm pool; one that came since the last wait counts.
-    pub(crate) async fn pools_changed(&self) {
-        self.pools.notified().await;
+    pub(crate) async fn warm_pods_changed(&self) {
+        self.warm_pods_changed.notified().await;
     }
 
-    fn take_pod(&self, event: watcher::Event<Pod>, listed: &mut Listed) {
+    fn apply_pod_event(&self, event: watcher::Event<Pod>, listed: &mut Listed) {
         match event {
-            watcher::Event::Apply(pod) => self.is_there(pod),
-            watcher::Event::Delete(pod) => self.is_gone(pod),
+            watcher::Event::Apply(pod) => self.upsert(pod),
+            watcher::Event::Delete(pod) => self.remove(pod),
             watcher::Event::Init => listed.uids.clear(),
             watcher::Event::InitApply(pod) => {
                 listed.uids.insert(names::uid(&pod).to_owned());
-                self.is_there(pod);
+                self.upsert(pod);
             }
             watcher::Event::InitDone => {
                 // Those that went while nobody watched.
@@ -169,7 +176,7 @@ impl View {
                 let rivals = crate::lock(&self.rivals).clone();
                 for pod in known.chain(rivals) {
                     if !listed.uids.contains(names::uid(&pod)) {
-                        self.is_gone(Arc::unwrap_or_clone(pod));
+                        self.remove(Arc::unwrap_or_clone(pod));
                     }
                 }
                 listed.uids.clear();
@@ -177,44 +184,46 @@ impl View {
         }
     }
 
-    pub(crate) fn is_there(&self, pod: Pod) {
+    pub(crate) fn upsert(&self, pod: Pod) {
         let Some(id) = names::kernel_id(&pod) else {
             return;
         };
         if names::pool(&pod).is_some() {
-            self.pools.notify_one();
+            self.warm_pods_changed.notify_one();
         }
         let pod = Arc::new(pod);
-        let mut sights = crate::lock(&self.sights);
+        let mut kernels = crate::lock(&self.kernels);
         // One that was claimed has another id than the one that it was made with.
-        let born = names::id_in_name(names::name(&pod)).filter(|born| *born != id);
-        if let Some(sight) = born.and_then(|born| sights.get(&born))
-            && !sight.borrow().lacks(names::uid(&pod))
+        let original_id = names::id_in_name(names::name(&pod)).filter(|original_id| *original_id != id);
+        if let Some(entry) = original_id.and_then(|original_id| kernels.get(&original_id))
+            && !entry.borrow().is_absent(names::uid(&pod))
         {
-            sight.send_modify(|sight| sight.is_gone = true);
-            self.pools.notify_one();
+            entry.send_modify(|cached| cached.is_gone = true);
+            self.warm_pods_changed.notify_one();
         }
-        let sight = sights.entry(id).or_insert_with(|| watch::Sender::new(Sight::NEVER()));
-        let has_another = sight.borrow().present().is_some_and(|now| !is_same(now, &pod));
+        let entry = kernels
+            .entry(id)
+            .or_insert_with(|| watch::Sender::new(CachedPod::unknown()));
+        let has_another = entry.borrow().present().is_some_and(|now| !is_same(now, &pod));
         if has_another {
             let mut rivals = crate::lock(&self.rivals);
             rivals.retain(|rival| !is_same(rival, &pod));
             rivals.push(pod);
         } else {
-            sight.send_modify(|sight| {
-                sight.pod = Some(pod);
-                sight.is_gone = false;
+            entry.send_modify(|cached| {
+                cached.pod = Some(pod);
+                cached.is_gone = false;
             });
         }
     }
 
     /// The pod as it was last.
-    pub(crate) fn is_gone(&self, last: Pod) {
+    pub(crate) fn remove(&self, last: Pod) {
         let Some(id) = names::kernel_id(&last) else {
             return;
         };
         if names::pool(&last).is_some() {
-            self.pools.notify_one();
+            self.warm_pods_changed.notify_one();
         }
         let next = {
             let mut rivals = crate::lock(&self.rivals);
@@ -222,32 +231,32 @@ impl View {
             let next = rivals.iter().position(|rival| names::kernel_id(rival) == Some(id));
             next.map(|next| rivals.remove(next))
         };
-        let mut sights = crate::lock(&self.sights);
-        if let Some(sight) = sights.get(&id)
-            && !sight.borrow().lacks(names::uid(&last))
+        let mut kernels = crate::lock(&self.kernels);
+        if let Some(entry) = kernels.get(&id)
+            && !entry.borrow().is_absent(names::uid(&last))
         {
-            sight.send_modify(|sight| {
-                sight.is_gone = next.is_none();
-                sight.pod = Some(next.unwrap_or_else(|| Arc::new(last)));
+            entry.send_modify(|cached| {
+                cached.is_gone = next.is_none();
+                cached.pod = Some(next.unwrap_or_else(|| Arc::new(last)));
             });
         } else if let Some(next) = next {
             crate::lock(&self.rivals).push(next);
         }
         // What nobody looks at and is not there is forgotten.
-        sights.retain(|_, sight| sight.receiver_count() > 0 || !sight.borrow().is_gone);
+        kernels.retain(|_, entry| entry.receiver_count() > 0 || !entry.borrow().is_gone);
     }
 
-    fn take_event(&self, event: Event) {
+    fn record_event(&self, event: Event) {
         let name = event.involved_object.name.as_deref().unwrap_or_default();
         let id = names::id_in_name(name);
-        let sights = crate::lock(&self.sights);
+        let kernels = crate::lock(&self.kernels);
         // Events can come before the pod that they are about; then there is only who waits for it.
-        if let Some(sight) = id.and_then(|id| sights.get(&id)) {
-            sight.send_modify(|sight| {
-                let events = Arc::make_mut(&mut sight.events);
+        if let Some(entry) = id.and_then(|id| kernels.get(&id)) {
+            entry.send_modify(|cached| {
+                let events = Arc::make_mut(&mut cached.events);
                 events.retain(|known| known.metadata.uid != event.metadata.uid);
                 events.push(event);
-                let excess = events.len().saturating_sub(EVENTS);
+                let excess = events.len().saturating_sub(MAX_EVENTS);
                 events.drain(..excess);
             });
         }

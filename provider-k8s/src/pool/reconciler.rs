@@ -14,70 +14,70 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::census::{self, Census, Member, State};
-use super::{Warm, WarmPod};
+use super::pool_diff::{self, Member, MemberState, PoolDiff};
+use super::{ReadyPods, WarmPod};
 use crate::cluster::Cluster;
 use crate::manifest::Manifest;
 use crate::names;
 use crate::plan;
 use crate::settings::Settings;
-use crate::start::{self, Place, Ready, Waiting};
+use crate::start::{self, CreateOutcome, LaunchContext, Ready};
 
 /// How long a pod of a pool may take until its kernel can be connected to.
-const START_DEADLINE: Duration = Duration::from_secs(census::START_DEADLINE.num_seconds().unsigned_abs());
+const START_DEADLINE: Duration = Duration::from_secs(pool_diff::START_DEADLINE.num_seconds().unsigned_abs());
 /// How long nothing is made after something could not be made: at first, and at most.
 const PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// How long a pod that another made is awaited in the watch before its name is tried again.
-const SIGHT_DEADLINE: Duration = Duration::from_secs(5);
+const UNSEEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A pool that there is to be.
-struct Wanted {
+struct DesiredPool {
     installed: InstalledKernelspec,
     settings: Settings,
     /// Nothing is made before this, and how long the pause was.
     pause: Option<(Instant, Duration)>,
 }
 
-/// What became of what the keeper had under way.
-enum Done {
+/// What became of what the reconciler had under way.
+enum TaskOutcome {
     /// A pod's kernel can be connected to.
     Ready(KernelId, Box<Ready>),
     /// Another gateway has made a pod of this name.
-    Taken(KernelId),
+    NameTaken(KernelId),
     /// Its pod was claimed, or is gone.
-    Gone(KernelId),
+    PodGone(KernelId),
     Failed(KernelId, LaunchError),
     /// The pod with this UID was to be removed.
     Removed(String, Result<bool, ProviderError>),
     /// The async runtime is going down.
-    Lost,
+    Aborted,
 }
 
-struct Keeper {
+struct Reconciler {
     cluster: Arc<Cluster>,
-    ready: Arc<Warm>,
-    wanted: BTreeMap<String, Wanted>,
-    /// Since when these pools are wanted.
+    ready: Arc<ReadyPods>,
+    desired: BTreeMap<String, DesiredPool>,
+    /// Since when these pools are desired.
     since: DateTime<Utc>,
     /// The pools of those whose kernel is waited for here, by the id that each was made with.
     awaited: HashMap<KernelId, String>,
     /// The same of those that another gateway has made and the watch has not shown yet, and until when that is believed.
-    taken: HashMap<KernelId, (String, Instant)>,
+    unseen: HashMap<KernelId, (String, Instant)>,
     /// Pods that are being removed, by their UID; where that failed, when it is tried again.
     removing: HashMap<String, Option<Instant>>,
-    tasks: JoinSet<Done>,
+    tasks: JoinSet<TaskOutcome>,
 }
 
 /// Keeps the pools of these kernelspecs filled, for ever.
-pub(super) async fn keep(cluster: Arc<Cluster>, mut specs: watch::Receiver<Arc<Specs>>, ready: Arc<Warm>) {
-    let mut keeper = Keeper {
+pub(super) async fn run(cluster: Arc<Cluster>, mut specs: watch::Receiver<Arc<Specs>>, ready: Arc<ReadyPods>) {
+    let mut reconciler = Reconciler {
         cluster: Arc::clone(&cluster),
         ready,
-        wanted: BTreeMap::new(),
+        desired: BTreeMap::new(),
         since: Utc::now(),
         awaited: HashMap::new(),
-        taken: HashMap::new(),
+        unseen: HashMap::new(),
         removing: HashMap::new(),
         tasks: JoinSet::new(),
     };
@@ -86,9 +86,9 @@ pub(super) async fn keep(cluster: Arc<Cluster>, mut specs: watch::Receiver<Arc<S
     loop {
         if has_specs && specs.has_changed().unwrap_or(false) {
             let now = Arc::clone(&specs.borrow_and_update());
-            keeper.want(&now);
+            reconciler.set_desired(&now);
         }
-        let next = keeper.step();
+        let next = reconciler.reconcile();
         let sleep = async {
             match next {
                 Some(next) => tokio::time::sleep_until(next).await,
@@ -96,59 +96,59 @@ pub(super) async fn keep(cluster: Arc<Cluster>, mut specs: watch::Receiver<Arc<S
             }
         };
         tokio::select! {
-            () = cluster.view.pools_changed() => {}
+            () = cluster.pod_cache.warm_pods_changed() => {}
             changed = specs.changed(), if has_specs => {
                 has_specs = changed.is_ok();
                 specs.mark_changed();
             }
-            Some(done) = keeper.tasks.join_next() => keeper.done(done.unwrap_or(Done::Lost)),
+            Some(done) = reconciler.tasks.join_next() => reconciler.on_task_done(done.unwrap_or(TaskOutcome::Aborted)),
             () = sleep => {}
         }
     }
 }
 
-impl Keeper {
-    fn want(&mut self, specs: &Specs) {
+impl Reconciler {
+    fn set_desired(&mut self, specs: &Specs) {
         let config = &self.cluster.config;
-        let mut wanted = BTreeMap::new();
+        let mut desired = BTreeMap::new();
         for installed in specs.by_name.values() {
             // What is wrong with a kernelspec is told where they are searched.
-            let Ok(Some(mut settings)) = Settings::of(&installed.spec, config.default_image.as_deref()) else {
+            let Ok(Some(mut settings)) = Settings::from_spec(&installed.spec, config.default_image.as_deref()) else {
                 continue;
             };
             if settings.warm_pool.size == 0 {
                 continue;
             }
             config.add_volumes(&mut settings);
-            let pool = Wanted {
+            let pool = DesiredPool {
                 installed: installed.clone(),
                 settings,
                 pause: None,
             };
             match self.manifest(&pool, KernelId::random()) {
-                Ok(manifest) => drop(wanted.insert(manifest.fingerprint(), pool)),
+                Ok(manifest) => drop(desired.insert(manifest.fingerprint(), pool)),
                 Err(error) => {
                     tracing::warn!(kernelspec = installed.name, error, "no pods are kept ready");
                 }
             }
         }
-        self.wanted = wanted;
+        self.desired = desired;
         self.since = Utc::now();
     }
 
-    fn manifest(&self, pool: &Wanted, id: KernelId) -> Result<Manifest, String> {
-        plan::ahead(&self.cluster.config, id, &pool.installed, pool.settings.clone())
+    fn manifest(&self, pool: &DesiredPool, id: KernelId) -> Result<Manifest, String> {
+        plan::warm_manifest(&self.cluster.config, id, &pool.installed, pool.settings.clone())
     }
 
     /// Does what is to be done now. When to look again, if nothing happens before.
-    fn step(&mut self) -> Option<Instant> {
+    fn reconcile(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        let pods = self.cluster.view.pods();
+        let pods = self.cluster.pod_cache.pods();
         let names: HashSet<KernelId> = pods
             .iter()
             .filter_map(|(_, pod)| names::id_in_name(names::name(pod)))
             .collect();
-        self.taken.retain(|id, (_, until)| !names.contains(id) && *until > now);
+        self.unseen.retain(|id, (_, until)| !names.contains(id) && *until > now);
         let uids: HashSet<&str> = pods.iter().map(|(_, pod)| names::uid(pod)).collect();
         self.removing
             .retain(|uid, again| uids.contains(uid.as_str()) && again.is_none_or(|again| again > now));
@@ -168,60 +168,64 @@ impl Keeper {
             members.entry(pool.to_owned()).or_default().push(Member { pod, state });
         }
         let retries = self.removing.values().flatten().copied();
-        let mut next = self.taken.values().map(|(_, until)| *until).chain(retries).min();
+        let mut next = self.unseen.values().map(|(_, until)| *until).chain(retries).min();
         let mut look_again = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
-        let pools: Vec<String> = self.wanted.keys().cloned().collect();
+        let pools: Vec<String> = self.desired.keys().cloned().collect();
         for pool in pools {
             let here = members.remove(&pool).unwrap_or_default();
             let expected = self.expected(&pool, &names);
-            let Some(limits) = self.wanted.get(&pool).map(|wanted| wanted.settings.warm_pool.clone()) else {
+            let Some(limits) = self
+                .desired
+                .get(&pool)
+                .map(|desired| desired.settings.warm_pool.clone())
+            else {
                 continue;
             };
-            let census = census::count(&limits, &here, expected, Utc::now());
-            if let Some(at) = census.next {
+            let changes = pool_diff::diff(&limits, &here, expected, Utc::now());
+            if let Some(at) = changes.next_check {
                 let after = (at - Utc::now()).to_std().unwrap_or_default();
                 look_again(now + after.max(Duration::from_millis(10)));
             }
-            if let Some(pause) = self.carry_out(&pool, census, &names) {
+            if let Some(pause) = self.apply(&pool, changes, &names) {
                 look_again(pause);
             }
         }
         // Pools that this gateway does not have. Where another that runs has one, it makes its pods anew.
         for member in members.into_values().flatten() {
-            if census::created(&member.pod) < self.since {
+            if pool_diff::created(&member.pod) < self.since {
                 self.remove(member.pod);
             }
         }
         next
     }
 
-    fn state(&self, id: KernelId, pod: &Pod) -> State {
+    fn state(&self, id: KernelId, pod: &Pod) -> MemberState {
         if self.awaited.contains_key(&id) {
-            return State::Awaited;
+            return MemberState::Awaited;
         }
         let ready = crate::lock(&self.ready.0);
         match ready.get(&id) {
-            Some(one) if names::uid(&one.ready.pod) == names::uid(pod) => State::Ready,
-            _ => State::Found,
+            Some(one) if names::uid(&one.ready.pod) == names::uid(pod) => MemberState::Ready,
+            _ => MemberState::Found,
         }
     }
 
     /// How many pods of this pool are being made and are not seen yet.
     fn expected(&self, pool: &str, seen: &HashSet<KernelId>) -> usize {
-        let taken = self.taken.iter().map(|(id, (pool, _))| (id, pool));
-        let under_way = self.awaited.iter().chain(taken);
+        let unseen = self.unseen.iter().map(|(id, (pool, _))| (id, pool));
+        let under_way = self.awaited.iter().chain(unseen);
         under_way.filter(|(id, of)| *of == pool && !seen.contains(id)).count()
     }
 
     /// Until when nothing is made, if that is so.
-    fn carry_out(&mut self, pool: &str, census: Census, names: &HashSet<KernelId>) -> Option<Instant> {
-        for pod in census.to_await {
+    fn apply(&mut self, pool: &str, changes: PoolDiff, names: &HashSet<KernelId>) -> Option<Instant> {
+        for pod in changes.to_await {
             self.adopt(pool, pod);
         }
-        for pod in census.to_remove {
+        for pod in changes.to_remove {
             self.remove(pod);
         }
-        for pod in census.broken {
+        for pod in changes.broken {
             tracing::warn!(
                 pod = names::name(&pod),
                 "a pod that was kept ready does not work and is removed"
@@ -229,13 +233,13 @@ impl Keeper {
             self.remove(pod);
             self.pause(pool);
         }
-        let pause = self.wanted.get(pool)?.pause;
+        let pause = self.desired.get(pool)?.pause;
         if let Some((until, _)) = pause
             && until > Instant::now()
         {
-            return Some(until).filter(|_| census.lacks > 0);
+            return Some(until).filter(|_| changes.to_create > 0);
         }
-        for _ in 0..census.lacks {
+        for _ in 0..changes.to_create {
             self.make(pool, names);
         }
         None
@@ -246,11 +250,11 @@ impl Keeper {
     fn make(&mut self, pool: &str, names: &HashSet<KernelId>) {
         let provider = &self.cluster.config.name;
         let is_free =
-            |id: &KernelId| !names.contains(id) && !self.awaited.contains_key(id) && !self.taken.contains_key(id);
-        let Some(id) = (0..).map(|number| born(provider, pool, number)).find(is_free) else {
+            |id: &KernelId| !names.contains(id) && !self.awaited.contains_key(id) && !self.unseen.contains_key(id);
+        let Some(id) = (0..).map(|number| pool_pod_id(provider, pool, number)).find(is_free) else {
             return;
         };
-        let Some(manifest) = self.wanted.get(pool).map(|wanted| self.manifest(wanted, id)) else {
+        let Some(manifest) = self.desired.get(pool).map(|desired| self.manifest(desired, id)) else {
             return;
         };
         let mut manifest = match manifest {
@@ -261,22 +265,22 @@ impl Keeper {
                 return;
             }
         };
-        manifest.enter(pool);
+        manifest.add_to_pool(pool);
         self.awaited.insert(id, pool.to_owned());
         let cluster = Arc::clone(&self.cluster);
         self.tasks.spawn(async move {
             let progress = Progress::ignored();
-            let waiting = waiting(&cluster, id, &progress);
-            let placed = match start::place(&waiting, manifest, None).await {
-                Ok(Place::Placed(placed)) => placed,
-                Ok(Place::Exists | Place::Rival) => return Done::Taken(id),
-                Err(error) => return Done::Failed(id, error),
+            let context = launch_context(&cluster, id, &progress);
+            let created = match start::create_pod(&context, manifest, None).await {
+                Ok(CreateOutcome::Created(created)) => created,
+                Ok(CreateOutcome::Exists | CreateOutcome::Rival) => return TaskOutcome::NameTaken(id),
+                Err(error) => return TaskOutcome::Failed(id, error),
             };
             // From here on any gateway can have it, so that it stays when this one ends.
-            let (placed, unfinished) = *placed;
-            unfinished.finish();
-            let uid = names::uid(&placed.pod).to_owned();
-            awaited(&cluster, id, &uid, placed.ready(&waiting).await).await
+            let (created, guard) = *created;
+            guard.disarm();
+            let uid = names::uid(&created.pod).to_owned();
+            wait_outcome(&cluster, id, &uid, created.ready(&context).await).await
         });
     }
 
@@ -289,8 +293,8 @@ impl Keeper {
         let cluster = Arc::clone(&self.cluster);
         self.tasks.spawn(async move {
             let progress = Progress::ignored();
-            let ready = start::adopt(&waiting(&cluster, id, &progress), &pod).await;
-            awaited(&cluster, id, names::uid(&pod), ready).await
+            let ready = start::adopt(&launch_context(&cluster, id, &progress), &pod).await;
+            wait_outcome(&cluster, id, names::uid(&pod), ready).await
         });
     }
 
@@ -303,76 +307,76 @@ impl Keeper {
         self.removing.insert(uid.clone(), None);
         let cluster = Arc::clone(&self.cluster);
         self.tasks
-            .spawn(async move { Done::Removed(uid, cluster.delete_unchanged(&pod).await) });
+            .spawn(async move { TaskOutcome::Removed(uid, cluster.delete_unchanged(&pod).await) });
     }
 
     fn pause(&mut self, pool: &str) {
-        if let Some(wanted) = self.wanted.get_mut(pool) {
+        if let Some(desired) = self.desired.get_mut(pool) {
             // What was under way when it began to fail fails once, not ever longer.
-            if wanted.pause.is_some_and(|(until, _)| until > Instant::now()) {
+            if desired.pause.is_some_and(|(until, _)| until > Instant::now()) {
                 return;
             }
-            let before = wanted.pause.map_or(Duration::ZERO, |(_, pause)| pause);
-            let pause = (before * 2).clamp(PAUSE, LONGEST_PAUSE);
-            wanted.pause = Some((Instant::now() + pause, pause));
+            let before = desired.pause.map_or(Duration::ZERO, |(_, pause)| pause);
+            let pause = (before * 2).clamp(PAUSE, MAX_PAUSE);
+            desired.pause = Some((Instant::now() + pause, pause));
         }
     }
 
-    fn done(&mut self, done: Done) {
-        match done {
-            Done::Ready(id, ready) => {
+    fn on_task_done(&mut self, outcome: TaskOutcome) {
+        match outcome {
+            TaskOutcome::Ready(id, ready) => {
                 let Some(pool) = self.awaited.remove(&id) else { return };
-                if let Some(wanted) = self.wanted.get_mut(&pool)
+                if let Some(desired) = self.desired.get_mut(&pool)
                     && names::kernel_id(&ready.pod) == Some(id)
                 {
-                    wanted.pause = None;
-                    let limits = wanted.settings.warm_pool.clone();
+                    desired.pause = None;
+                    let limits = desired.settings.warm_pool.clone();
                     let ready = *ready;
                     crate::lock(&self.ready.0).insert(id, WarmPod { pool, limits, ready });
                 }
             }
-            Done::Taken(id) => {
+            TaskOutcome::NameTaken(id) => {
                 if let Some(pool) = self.awaited.remove(&id) {
-                    self.taken.insert(id, (pool, Instant::now() + SIGHT_DEADLINE));
+                    self.unseen.insert(id, (pool, Instant::now() + UNSEEN_TIMEOUT));
                 }
             }
-            Done::Gone(id) => drop(self.awaited.remove(&id)),
-            Done::Failed(id, error) => {
+            TaskOutcome::PodGone(id) => drop(self.awaited.remove(&id)),
+            TaskOutcome::Failed(id, error) => {
                 if let Some(pool) = self.awaited.remove(&id) {
                     tracing::warn!(%error, "a pod that was to be kept ready did not get so");
                     self.pause(&pool);
                 }
             }
             // Gone, or about to be.
-            Done::Removed(_, Ok(true)) | Done::Lost => {}
+            TaskOutcome::Removed(_, Ok(true)) | TaskOutcome::Aborted => {}
             // It has changed, so it is looked at again.
-            Done::Removed(uid, Ok(false)) => drop(self.removing.remove(&uid)),
-            Done::Removed(uid, Err(error)) => {
+            TaskOutcome::Removed(uid, Ok(false)) => drop(self.removing.remove(&uid)),
+            TaskOutcome::Removed(uid, Err(error)) => {
                 tracing::warn!(%error, "a pod that was kept ready is not removed");
-                self.removing.insert(uid, Some(Instant::now() + SIGHT_DEADLINE));
+                self.removing.insert(uid, Some(Instant::now() + UNSEEN_TIMEOUT));
             }
         }
     }
 }
 
 /// What the wait for a pod's kernel came to. A pod whose kernel does not get ready is removed, unless another claimed it.
-async fn awaited(cluster: &Cluster, id: KernelId, uid: &str, ready: Result<Ready, LaunchError>) -> Done {
+async fn wait_outcome(cluster: &Cluster, id: KernelId, uid: &str, ready: Result<Ready, LaunchError>) -> TaskOutcome {
     let error = match ready {
-        Ok(ready) => return Done::Ready(id, Box::new(ready)),
+        Ok(ready) => return TaskOutcome::Ready(id, Box::new(ready)),
         Err(error) => error,
     };
-    let now = cluster.view.sight(id).borrow().present().cloned();
+    let now = cluster.pod_cache.subscribe(id).borrow().present().cloned();
     let Some(now) = now.filter(|now| names::uid(now) == uid) else {
-        return Done::Gone(id);
+        return TaskOutcome::PodGone(id);
     };
     if let Err(error) = cluster.delete_unchanged(&now).await {
         tracing::debug!(%error, "a pod that does not get ready is not removed");
     }
-    Done::Failed(id, error)
+    TaskOutcome::Failed(id, error)
 }
 
-fn waiting<'a>(cluster: &'a Arc<Cluster>, id: KernelId, progress: &'a Progress) -> Waiting<'a> {
-    Waiting {
+fn launch_context<'a>(cluster: &'a Arc<Cluster>, id: KernelId, progress: &'a Progress) -> LaunchContext<'a> {
+    LaunchContext {
         cluster,
         id,
         timeout: START_DEADLINE,
@@ -383,7 +387,7 @@ fn waiting<'a>(cluster: &'a Arc<Cluster>, id: KernelId, progress: &'a Progress) 
 }
 
 /// The id that a pool's pod is made with: the same for the same number, whichever gateway makes it.
-fn born(provider: &str, pool: &str, number: u64) -> KernelId {
+fn pool_pod_id(provider: &str, pool: &str, number: u64) -> KernelId {
     let hash = Sha256::digest(format!("{provider}/{pool}/{number}"));
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);

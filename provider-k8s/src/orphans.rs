@@ -9,14 +9,14 @@ use crate::names;
 use crate::phase::{self, PodPhase};
 
 /// Removes those that are there now, once nobody can be about to make their Secret any more, or to wait for room.
-pub(crate) async fn clear(cluster: Arc<Cluster>) {
+pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
     let is_waiting = |pod: &_| {
         matches!(
             phase::assess(pod, &[]),
             PodPhase::Starting(_) | PodPhase::CannotStart(_)
         )
     };
-    let mut found = cluster.view.pods();
+    let mut found = cluster.pod_cache.pods();
     // Those of warm pools are the pools' own matter.
     found.retain(|(_, pod)| names::pool(pod).is_none() && is_waiting(pod));
     if found.is_empty() {
@@ -25,7 +25,7 @@ pub(crate) async fn clear(cluster: Arc<Cluster>) {
     let config = &cluster.config;
     tokio::time::sleep(config.abandoned_after.max(config.wait_for_room)).await;
     for (id, pod) in found {
-        let now = cluster.view.sight(id).borrow().clone();
+        let now = cluster.pod_cache.subscribe(id).borrow().clone();
         let Some(now) = now.present().filter(|now| names::uid(now) == names::uid(&pod)) else {
             continue;
         };
