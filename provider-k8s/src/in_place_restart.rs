@@ -1,4 +1,4 @@
-//! A restart in place: a pod that is kept while its kernel ends and another is started in it.
+//! Restarts in place: the pod is kept while its kernel ends and another one starts in it.
 
 use std::time::Duration;
 
@@ -12,13 +12,15 @@ use crate::cluster::Cluster;
 use crate::{AbortOnDrop, names, phase};
 
 const HOLD_SCRIPT: &str = include_str!("shell/hold.sh");
-/// How long the pod may take to say that it is held.
+/// How long the command in the pod may take to confirm the hold or a request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest that the command in the pod may say in all.
+/// Limit on the command's whole output, in bytes.
 const MAX_OUTPUT_BYTES: u64 = 4096;
 
-/// A command in the pod's container, without which the pod would end with its kernel. Dropping this lets go: a kernel
-/// that has not ended goes on as if nothing had been, one that has ended is started anew.
+/// A hold on a pod, which keeps it from ending with its kernel.
+///
+/// A command in the pod's container keeps the hold until this is dropped. A kernel that is still running then continues
+/// normally. A kernel that has ended is started again.
 pub(crate) struct RestartHold {
     uid: String,
     stdin: Box<dyn tokio::io::AsyncWrite + Send + Sync + Unpin>,
@@ -26,21 +28,21 @@ pub(crate) struct RestartHold {
     _reader: AbortOnDrop,
 }
 
-/// What the command has status last.
+/// The last status that the command reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum HoldStatus {
     Pending,
     Held,
     Ended(i32),
-    /// It sender no more: it is done, or the way to it is lost.
+    /// No more status will arrive: the command has ended, or the connection to it is lost.
     Closed,
 }
 
 impl RestartHold {
-    /// Holds the pod, which must have been made to be restarted in place, at most for as long as is status.
+    /// Starts to hold the pod for at most `longest`. The pod must have been created for restarts in place.
     ///
     /// # Errors
-    /// Where no command can be run in it, or the image lacks what the command needs.
+    /// [`ProviderError`] if no command can be run in the pod, or the image lacks a program that the command needs.
     pub(crate) async fn begin(cluster: &Cluster, pod: &Pod, longest: Duration) -> Result<Self, ProviderError> {
         let name = names::name(pod);
         let failed = |reason: String| ProviderError::failed(format!("keep the pod {name} for a restart"), reason);
@@ -54,7 +56,8 @@ impl RestartHold {
                 .exec(pod, ["sh", "-c", HOLD_SCRIPT, "sh", names::COPY_DIR], &params)
                 .await?;
             let streams = process.stdin().zip(process.stdout());
-            let (stdin, stdout) = streams.ok_or_else(|| failed("it has no streams".to_owned()))?;
+            let (stdin, stdout) =
+                streams.ok_or_else(|| failed("the command has no standard input or output".to_owned()))?;
             let (sender, mut status) = watch::channel(HoldStatus::Pending);
             let lines = BufReader::new(stdout.take(MAX_OUTPUT_BYTES)).lines();
             let reader = tokio::spawn(async move {
@@ -72,22 +75,26 @@ impl RestartHold {
                 .await
                 .as_deref()
             {
-                Ok(HoldStatus::Closed) | Err(_) => Err(failed("its image must have sh, mkfifo, mv and rm".to_owned())),
+                Ok(HoldStatus::Closed) | Err(_) => {
+                    Err(failed("the image must contain sh, mkfifo, mv and rm".to_owned()))
+                }
                 Ok(_) => Ok(hold),
             }
         };
         match tokio::time::timeout(REPLY_TIMEOUT, begun).await {
             Ok(begun) => begun,
-            Err(_) => Err(failed(format!("it does not answer within {REPLY_TIMEOUT:?}"))),
+            Err(_) => Err(failed(format!("the command did not answer within {REPLY_TIMEOUT:?}"))),
         }
     }
 
-    /// Whether it holds the pod with this UID, still.
+    /// Whether this still holds the pod with this UID.
     pub(crate) fn is_of(&self, uid: &str) -> bool {
         self.uid == uid && *self.status.borrow() != HoldStatus::Closed
     }
 
-    /// Waits until the kernel and all that it started is gone; how it ended, `None` where that will not be told.
+    /// Waits until the kernel and all processes that it started are gone.
+    ///
+    /// Returns how the kernel ended, or `None` if the connection to the command is lost before that is known.
     pub(crate) fn ended(&self) -> impl Future<Output = Option<ExitCause>> + Send + use<> {
         let mut status = self.status.clone();
         async move {
@@ -99,27 +106,27 @@ impl RestartHold {
         }
     }
 
-    /// Signals the kernel.
+    /// Sends a signal to the kernel, named without its `SIG` prefix.
     pub(crate) async fn signal(&mut self, signal: &str) {
         self.send_line(signal).await;
     }
 
-    /// Starts the kernel anew, once it has ended.
+    /// Starts the kernel again after it has ended.
     pub(crate) async fn start_kernel(mut self) {
         self.send_line("go").await;
-        // That it goes away by itself shows that it has heard it.
+        // The command exits once it has read the request.
         let gone = self.status.wait_for(|status| *status == HoldStatus::Closed);
         let _ = tokio::time::timeout(REPLY_TIMEOUT, gone).await;
     }
 
-    /// A command that does not hear any more is seen to be over.
+    /// Sends one line to the command. A failed write is ignored: the status becomes `Closed` then.
     async fn send_line(&mut self, word: &str) {
         let _ = self.stdin.write_all(format!("{word}\n").as_bytes()).await;
         let _ = self.stdin.flush().await;
     }
 }
 
-/// Takes in what the command sender, until it is done or the way to it is lost.
+/// Reads the command's status lines until it exits or the connection is lost.
 async fn read_status<R>(_process: AttachedProcess, mut lines: Lines<R>, sender: &watch::Sender<HoldStatus>)
 where
     R: tokio::io::AsyncBufRead + Unpin,

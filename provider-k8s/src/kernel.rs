@@ -1,4 +1,4 @@
-//! One kernel: its handle, and the task that watches its pod.
+//! A kernel's handle, and the task that watches its pod.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -25,17 +25,16 @@ use crate::route::Route;
 use crate::start::{self, LaunchContext, Ready, StartOutcome};
 use crate::{AbortOnDrop, names, plan};
 
-/// How long a restarted kernel may take until it answers: its image is on the node, as a rule.
+/// How long a restarted kernel may take to accept connections. Its image is usually on the node already.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long is waited before a pod is asked for again that could not be made, at first; twice as long each time.
+/// Pause before a failed restart is retried: the first pause, doubled each time, and the longest.
 const RESTART_PAUSE: Duration = Duration::from_millis(250);
 const MAX_RESTART_PAUSE: Duration = Duration::from_secs(8);
-/// How long a pod may be kept for a restart that was announced, beyond the grace that its kernel has.
+/// How long a pod is held for an announced restart, beyond the grace period.
 const HOLD_MARGIN: Duration = Duration::from_secs(60);
-/// How long a kernel may take to be gone that was killed.
+/// How long a killed kernel may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
-/// How long may pass from a pod's removal until the kernel's end is known here. It is an event; this is for a watch that
-/// is broken.
+/// Time limit for the exit event after a pod's deletion. It is exceeded only if the watch is broken.
 const EXIT_EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A kernel of a [`K8sProvider`](crate::K8sProvider).
@@ -45,28 +44,28 @@ pub(crate) struct K8sKernel {
     registry: Weak<Registry>,
     phase: watch::Sender<Phase>,
     state: Mutex<KernelState>,
-    /// Held by whoever restarts or ends it.
+    /// Serializes restarts and shutdown.
     operation: tokio::sync::Mutex<()>,
-    /// Woken when a restart that is under way is no longer wanted.
+    /// Cancels a restart in progress.
     cancel_restart: Notify,
 }
 
 struct KernelState {
     pod: Arc<Pod>,
-    /// As it is in the pod.
+    /// The connection file in the pod.
     file: ConnectionInfo,
     secret: BTreeMap<String, ByteString>,
     route: Arc<Route>,
     supervisor: Option<AbortOnDrop>,
-    /// Keeps the pod for a restart, and waits for the kernel's end.
+    /// Holds the pod for an announced restart, with the task that waits for the kernel's end.
     restart_hold: Option<(RestartHold, AbortOnDrop)>,
     is_restarting: bool,
-    /// Whether it is to end for good.
+    /// Whether the kernel is being shut down.
     is_ending: bool,
 }
 
 impl K8sKernel {
-    /// A kernel that runs.
+    /// Creates the handle of a running kernel and starts to watch its pod.
     pub(crate) fn running(cluster: &Arc<Cluster>, registry: &Arc<Registry>, id: KernelId, ready: Ready) -> Arc<Self> {
         let kernel = Arc::new(Self {
             id,
@@ -94,7 +93,7 @@ impl K8sKernel {
         self.id
     }
 
-    /// How it ended, if it has.
+    /// How the kernel ended, or `None` while it runs.
     pub(crate) fn exit(&self) -> Option<Exit> {
         match &*self.phase.borrow() {
             Phase::Exited(exit) => Some(exit.clone()),
@@ -113,21 +112,21 @@ impl K8sKernel {
         }
     }
 
-    /// Watches the pod that the kernel has now.
+    /// Starts to watch the kernel's current pod.
     fn supervise(self: &Arc<Self>) {
         let updates = self.cluster.pod_cache.subscribe(self.id);
         let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), updates));
         crate::lock(&self.state).supervisor = Some(AbortOnDrop::new(&task));
     }
 
-    /// The pod's process is gone.
+    /// Records the end of the pod's process, unless a restart is in progress.
     fn pod_ended(&self, exit: Exit) {
         if !crate::lock(&self.state).is_restarting {
             self.exited(exit);
         }
     }
 
-    /// The kernel is gone and no other pod takes its place.
+    /// Records the end of the kernel.
     fn exited(&self, mut exit: Exit) {
         if crate::lock(&self.state).is_ending {
             exit.cause = ExitCause::Requested;
@@ -141,7 +140,7 @@ impl K8sKernel {
         self.phase.send_replace(Phase::Exited(exit));
     }
 
-    /// What is to be made for a restart where the kernelspec is another than when the pod was made.
+    /// Returns the manifest for the restart if the kernelspec has changed since the pod was created.
     async fn updated_manifest(&self) -> Option<Manifest> {
         let cluster = Arc::clone(&self.cluster);
         let (id, pod, secret) = {
@@ -152,7 +151,7 @@ impl K8sKernel {
         looking.await.ok().flatten()
     }
 
-    /// Keeps the pod for a restart, if it can be kept.
+    /// Holds the pod for a restart. Returns `None` if the pod cannot be kept.
     async fn hold_pod(&self, grace: Duration) -> Option<RestartHold> {
         let pod = self.pod();
         let is_kept = names::annotation(&pod, names::RESTART) == Some(names::IN_PLACE);
@@ -162,13 +161,13 @@ impl K8sKernel {
         match RestartHold::begin(&self.cluster, &pod, grace.saturating_add(HOLD_MARGIN)).await {
             Ok(hold) => Some(hold),
             Err(error) => {
-                tracing::info!(kernel = %self.id, %error, "a restart takes a new pod");
+                tracing::info!(kernel = %self.id, %error, "cannot restart in place; using a new pod");
                 None
             }
         }
     }
 
-    /// Keeps the pod for a restart that follows, if it can be kept and the restart will want it.
+    /// Holds the pod for an announced restart, if the restart can keep the pod.
     async fn prepare_restart(self: &Arc<Self>) {
         if self.exit().is_some() || self.updated_manifest().await.is_some() {
             return;
@@ -178,7 +177,7 @@ impl K8sKernel {
         };
         let (kernel, ended) = (Arc::downgrade(self), hold.ended());
         let telling = tokio::spawn(async move {
-            // Where the pod ended with it, its supervisor tells that.
+            // If the pod ended too, its supervisor reports the exit.
             if let Some(cause) = ended.await
                 && let Some(kernel) = kernel.upgrade()
             {
@@ -188,7 +187,9 @@ impl K8sKernel {
         crate::lock(&self.state).restart_hold = Some((hold, AbortOnDrop::new(&telling)));
     }
 
-    /// Ends the kernel and starts another in the same pod. False where the pod cannot be kept; it may be gone then.
+    /// Ends the kernel and starts it again in the same pod.
+    ///
+    /// Returns `false` if the pod cannot be kept; the pod may be gone then.
     async fn restart_in_place(&self, context: &LaunchContext<'_>, grace: Duration) -> Result<bool, LaunchError> {
         let restart_hold = crate::lock(&self.state).restart_hold.take();
         let pod = self.pod();
@@ -222,17 +223,19 @@ impl K8sKernel {
         };
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
         let opened = start::wait_for_sockets(context, &mut updates, uid, &file, &route).await;
-        // One that does not answer goes, as a new pod would.
+        // A kernel that does not answer in time is removed, like one that does not start in a new pod.
         if let Err(LaunchError::TimedOut { .. }) = opened
             && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut updates).await
         {
-            tracing::warn!(kernel = %self.id, %error, "a kernel that does not answer after a restart is left");
+            tracing::warn!(kernel = %self.id, %error, "cannot remove the pod of a restarted kernel that does not answer");
         }
         opened.map(|()| true)
     }
 
-    /// Makes another pod, now that there is none: as is wanted now, or as the last one was. What does not last is waited
-    /// for, since the kernel would be lost.
+    /// Starts the kernel in a new pod, after the old one was deleted.
+    ///
+    /// The pod is created from `updated` if there is one, and otherwise from the old pod. Transient errors are retried,
+    /// because otherwise the kernel would be lost.
     async fn start_in_new_pod(
         &self,
         context: &LaunchContext<'_>,
@@ -242,7 +245,7 @@ impl K8sKernel {
         let mut pause = RESTART_PAUSE;
         loop {
             let launch_lock = match self.registry.upgrade() {
-                // Until nothing is left of the attempt before.
+                // Wait until the previous attempt's pod is removed.
                 Some(registry) => Some(start::within(context, registry.launch_lock(self.id)).await?),
                 None => None,
             };
@@ -255,7 +258,7 @@ impl K8sKernel {
                         && Instant::now() + pause < context.deadline
                         && pause <= MAX_RESTART_PAUSE =>
                 {
-                    tracing::warn!(kernel = %self.id, %error, "a restart is tried again");
+                    tracing::warn!(kernel = %self.id, %error, "retrying a restart");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
@@ -297,12 +300,16 @@ impl K8sKernel {
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
         self.cluster.end(&pod, grace, &mut updates).await?;
         let made = match self.start_in_new_pod(&context, updated, (&pod, &secret)).await {
-            // Another that restarts or launches the same kernel was quicker.
+            // A concurrent restart or launch of the same kernel has created its pod first.
             Ok(StartOutcome::Exists | StartOutcome::Rival) => {
                 let theirs = updates.borrow().present().cloned();
                 match theirs {
                     Some(theirs) => start::adopt(&context, &theirs).await,
-                    None => Err(ProviderError::failed("restart the kernel", "another pod of its name is made").into()),
+                    None => Err(ProviderError::failed(
+                        "restart the kernel",
+                        "another pod with its name was created and is gone",
+                    )
+                    .into()),
                 }
             }
             Ok(StartOutcome::Ready(ready)) => Ok(*ready),
@@ -321,22 +328,21 @@ impl K8sKernel {
     }
 }
 
-/// Whether the same may succeed in a while: the API server has not answered, or the room is not free yet that the pod
-/// before had.
+/// Whether a retry may succeed, because the API server did not answer, or the old pod's room is not free yet.
 fn is_transient(error: &LaunchError) -> bool {
     matches!(error, LaunchError::Provider(_) | LaunchError::NoRoom { .. })
 }
 
-/// Removes the pods of kernels that ended by themselves, but for the newest.
+/// Removes the pods of kernels that ended by themselves, except the newest.
 fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
-    // Those that cannot start are whoever's who starts them, and may wait for room.
+    // Pods that cannot start may still be waiting for room; their launch removes them.
     let is_over = |pod: &Arc<Pod>| matches!(phase::assess(pod, &[]), PodPhase::Ended(_));
     let mut over: Vec<_> = cluster
         .pod_cache
         .pods()
         .into_iter()
         .map(|(_, pod)| pod)
-        // Those of warm pools are the pools' own matter.
+        // The pool reconciler handles warm pods.
         .filter(|pod| names::pool(pod).is_none() && is_over(pod))
         .collect();
     over.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
@@ -346,17 +352,17 @@ fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
         return;
     }
     let cluster = Arc::clone(cluster);
-    // Short, and with a deadline of its own for each call.
+    // Not joined: each call has a time limit.
     tokio::spawn(async move {
         for pod in over {
             if let Err(error) = cluster.delete(&pod, Duration::ZERO).await {
-                tracing::debug!(%error, "the pod of a kernel that ended stays");
+                tracing::debug!(%error, "cannot remove the pod of an ended kernel");
             }
         }
     });
 }
 
-/// A restart that is under way. Dropping it gives the restart up.
+/// A restart in progress. Dropping it cancels the restart.
 struct RestartGuard<'a> {
     kernel: &'a Arc<K8sKernel>,
     exit: Exit,
@@ -370,7 +376,7 @@ impl<'a> RestartGuard<'a> {
             return Err(ProviderError::Gone(ExitCause::Requested));
         }
         state.is_restarting = true;
-        let cancelled = "it was ended for a restart that was given up".to_owned();
+        let cancelled = "it was ended for a restart that was cancelled".to_owned();
         Ok(Self {
             kernel,
             exit: Exit::new(ExitCause::Unknown(cancelled)),
@@ -378,7 +384,7 @@ impl<'a> RestartGuard<'a> {
         })
     }
 
-    /// In a new pod, where there is one.
+    /// Completes the restart. `ready` is the new pod, or `None` if the old one was kept.
     fn done(mut self, ready: Option<Ready>) {
         self.is_over = true;
         {
@@ -414,7 +420,7 @@ impl Drop for RestartGuard<'_> {
             same.is_some_and(|now| matches!(phase::assess(now, &[]), PodPhase::Running { .. } | PodPhase::Ending))
         };
         if is_there {
-            // The old pod is there still. If it was asked to end, its supervisor will tell.
+            // The old pod still exists. If it is being deleted, its supervisor reports the exit.
             self.kernel.phase.send_replace(Phase::Running);
             self.kernel.supervise();
         } else {
@@ -423,7 +429,7 @@ impl Drop for RestartGuard<'_> {
     }
 }
 
-/// Watches a pod until its kernel is gone.
+/// Watches a pod until its kernel has ended.
 async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: watch::Receiver<CachedPod>) {
     let uid = names::uid(&last).to_owned();
     loop {
@@ -437,8 +443,8 @@ async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: wat
         let is_present = !updates.borrow().is_absent(&uid);
         let is_deleted = last.metadata.deletion_timestamp.is_some();
         let ended = match phase::assess(&last, &[]) {
-            _ if !is_present => Some(phase::removal(&last)),
-            // It is gone when its pod is, which it is about to be.
+            _ if !is_present => Some(phase::removal_cause(&last)),
+            // The pod is about to disappear, which ends its kernel.
             _ if is_deleted => None,
             PodPhase::Ended(cause) => Some(cause),
             PodPhase::CannotStart(failure) => Some(ExitCause::Unknown(format!("{failure:?}"))),
@@ -462,7 +468,7 @@ async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: wat
     }
 }
 
-/// What embedders hold.
+/// The handle that the provider returns.
 pub(crate) struct K8sKernelHandle(pub(crate) Arc<K8sKernel>);
 
 #[async_trait]
@@ -523,7 +529,7 @@ impl KernelHandle for K8sKernelHandle {
         let mut updates = self.0.cluster.pod_cache.subscribe(self.0.id);
         let pod = self.0.pod();
         if let Some(exit) = self.0.exit() {
-            // It ended before; now nobody wants its pod any more.
+            // The kernel ended earlier, and its pod is no longer needed.
             if !updates.borrow().is_absent(names::uid(&pod)) {
                 self.0.cluster.end(&pod, Duration::ZERO, &mut updates).await?;
             }
@@ -536,6 +542,6 @@ impl KernelHandle for K8sKernelHandle {
         self.0.cluster.end(&pod, grace, &mut updates).await?;
         tokio::time::timeout(EXIT_EVENT_TIMEOUT, self.wait())
             .await
-            .map_err(|_| ProviderError::failed("end the kernel", "its pod is gone, and nothing says so here"))
+            .map_err(|_| ProviderError::failed("end the kernel", "its pod is gone, but the watch has not reported it"))
     }
 }

@@ -1,5 +1,7 @@
-//! Pods that a provider made before it was killed, and that never got their Secret, or cannot start: they would wait for
-//! ever.
+//! Removal of orphaned pods.
+//!
+//! A provider that is killed can leave pods that never got their Secret, or that cannot start. Nothing else would
+//! remove them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,9 @@ use crate::cluster::Cluster;
 use crate::names;
 use crate::phase::{self, PodPhase};
 
-/// Removes those that are there now, once nobody can be about to make their Secret any more, or to wait for room.
+/// Removes the orphaned pods that exist now.
+///
+/// Waits first, until no other provider can still be about to create their Secret or be waiting for room on a node.
 pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
     let is_waiting = |pod: &_| {
         matches!(
@@ -17,7 +21,7 @@ pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
         )
     };
     let mut found = cluster.pod_cache.pods();
-    // Those of warm pools are the pools' own matter.
+    // The pool reconciler handles warm pods.
     found.retain(|(_, pod)| names::pool(pod).is_none() && is_waiting(pod));
     if found.is_empty() {
         return;
@@ -40,8 +44,8 @@ pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
             Err(error) => Err(error),
         };
         match removed {
-            Ok(()) => tracing::warn!(kernel = %id, "a pod that was never finished is removed"),
-            Err(error) => tracing::warn!(kernel = %id, %error, "a pod that was never finished may be left"),
+            Ok(()) => tracing::warn!(kernel = %id, "removed an orphaned pod"),
+            Err(error) => tracing::warn!(kernel = %id, %error, "cannot remove an orphaned pod"),
         }
     }
 }

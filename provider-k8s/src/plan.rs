@@ -1,4 +1,4 @@
-//! What is to be made for a launch, and whether a pod that is kept ready will do.
+//! Plans a launch: the manifest of its pod, and the warm pool that matches it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,18 +13,18 @@ use crate::manifest::{Manifest, ManifestParams};
 use crate::settings::Settings;
 use crate::{K8sConfig, names, specs, user_overrides};
 
-/// What is to be made.
+/// The plan for a launch.
 pub(crate) struct Plan {
-    /// Where a pod is made for the launch.
+    /// The manifest for a new pod.
     pub(crate) manifest: Manifest,
-    /// Of which pool a pod will do, or why none does; `None` where the kernelspec has no pool.
+    /// The matching warm pool, or the reason why its pods do not match. `None` if the kernelspec has no pool.
     pub(crate) pool: Option<Result<String, String>>,
 }
 
 /// Plans a launch. Blocks on the file system.
 ///
 /// # Errors
-/// What is wrong with the kernelspec or the request.
+/// [`LaunchError`] if the kernelspec or the request is invalid.
 pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, LaunchError> {
     let (installed, mut own) = specs::get(config, &request.spec)?;
     config.add_volumes(&mut own);
@@ -57,8 +57,9 @@ pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, 
     Ok(Plan { manifest, pool })
 }
 
-/// What is to be made for a restart where the kernelspec is another by now than when the pod was made; `None` where it
-/// is the same, or where what it says now will not do. Blocks on the file system.
+/// Returns a manifest for a restart if the kernelspec has changed since the pod was created. Blocks on the file system.
+///
+/// Returns `None` if it is unchanged, or if its new version is invalid.
 pub(crate) fn updated_manifest(
     config: &K8sConfig,
     id: KernelId,
@@ -90,13 +91,13 @@ pub(crate) fn updated_manifest(
             Some(manifest)
         }
         Err(error) => {
-            tracing::warn!(kernel = %id, %error, "a kernel is restarted as it was, not as its kernelspec is by now");
+            tracing::warn!(kernel = %id, %error, "the changed kernelspec is invalid; restarting with the old one");
             None
         }
     }
 }
 
-/// What a kernel without an owner and variables of its own is made from.
+/// Parameters of a kernel without owner and variables.
 fn params<'a>(
     config: &'a K8sConfig,
     id: KernelId,
@@ -117,10 +118,10 @@ fn params<'a>(
     }
 }
 
-/// A pod that is made ahead, for whichever launch.
+/// Creates the manifest of a pod for a warm pool.
 ///
 /// # Errors
-/// What is wrong with the kernelspec.
+/// The reason why the kernelspec is invalid.
 pub(crate) fn warm_manifest(
     config: &K8sConfig,
     id: KernelId,
@@ -135,7 +136,7 @@ pub(crate) fn warm_manifest(
     Ok(manifest)
 }
 
-/// The kernelspec's settings with what the launch sets of them.
+/// Applies the launch's settings to the kernelspec's.
 fn requested_settings(
     config: &K8sConfig,
     own: &Settings,
@@ -152,10 +153,10 @@ fn requested_settings(
     Ok(settings)
 }
 
-/// The pool whose pods are as the launch wants its pod.
+/// Returns the pool whose pods match the launch.
 ///
 /// # Errors
-/// Why they are not.
+/// The reason why they do not match.
 fn matching_pool(
     config: &K8sConfig,
     installed: &InstalledKernelspec,
@@ -167,7 +168,7 @@ fn matching_pool(
     let settings = requested_settings(config, own, &env, request)?;
     let differences = own.differences(&settings);
     if !differences.is_empty() {
-        return Err(format!("it asks for {} of its own", differences.join(", ")));
+        return Err(format!("it sets {}", differences.join(", ")));
     }
     if !env.is_empty() {
         let names: Vec<&str> = env.keys().map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! What the cluster says of this provider's pods: one watch of the pods of a namespace, one of the events about them.
+//! The newest known state of this provider's pods, from one watch of a namespace's pods and one of their events.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -14,19 +14,19 @@ use tokio::sync::{Notify, watch};
 
 use crate::{AbortOnDrop, api_error, names};
 
-/// How long one watch lasts, in seconds. The client's own default notices a dead connection only after minutes.
+/// Length of one watch, in seconds. The client's own default notices a dead connection only after minutes.
 const WATCH_SECONDS: u32 = 30;
-/// How many events are kept of one pod: the newest.
+/// Number of events kept per pod; older ones are dropped.
 const MAX_EVENTS: usize = 16;
 
-/// A kernel's pod as it was seen last.
+/// The newest known state of a kernel's pod.
 #[derive(Clone, Debug)]
 pub(crate) struct CachedPod {
-    /// `None` where no pod of this kernel was ever seen.
+    /// `None` if no pod of this kernel has ever been seen.
     pub(crate) pod: Option<Arc<Pod>>,
-    /// Whether it is not there (any more).
+    /// Whether the pod does not exist, or no longer does.
     pub(crate) is_gone: bool,
-    /// The newest events about it, the eldest first.
+    /// The newest events about the pod, oldest first.
     pub(crate) events: Arc<Vec<Event>>,
 }
 
@@ -39,39 +39,39 @@ impl CachedPod {
         }
     }
 
-    /// The pod, where it is there.
+    /// Returns the pod if it exists.
     pub(crate) fn present(&self) -> Option<&Arc<Pod>> {
         self.pod.as_ref().filter(|_| !self.is_gone)
     }
 
-    /// Whether the pod with this UID is not there (any more).
+    /// Whether no pod with this UID exists, or no longer does.
     pub(crate) fn is_absent(&self, uid: &str) -> bool {
         self.present().is_none_or(|pod| names::uid(pod) != uid)
     }
 
-    /// The events that are about this very pod.
+    /// Returns the events about this pod, identified by its UID.
     pub(crate) fn events_of(&self, pod: &Pod) -> Vec<Event> {
         let is_of = |event: &&Event| event.involved_object.uid.as_deref() == Some(names::uid(pod));
         self.events.iter().filter(is_of).cloned().collect()
     }
 }
 
-/// The pods by kernel.
+/// The newest known pod of each kernel.
 #[derive(Default)]
 pub(crate) struct PodCache {
     kernels: Mutex<HashMap<KernelId, watch::Sender<CachedPod>>>,
-    /// Pods of kernels that have another already, until the one or the other is gone: two gateways launched the same id
-    /// at once, and one of them claimed a pod.
+    /// Second pods of kernels that already have one, kept until either is deleted. They appear when two gateways launch
+    /// the same id at once and one of them claims a pod.
     rivals: Mutex<Vec<Arc<Pod>>>,
-    /// Told of each change to a pod that is in a warm pool, or was.
+    /// Notified on each change to a pod that is or was in a warm pool.
     warm_pods_changed: Notify,
 }
 
 impl PodCache {
-    /// Starts to watch; returns when all pods that there are have been seen.
+    /// Starts the watches and returns once all existing pods have been listed.
     ///
     /// # Errors
-    /// Where the cluster cannot be asked or does not let this be watched.
+    /// [`ProviderError`] if the API server cannot be reached or refuses the watch of pods.
     pub(crate) async fn open(
         client: &Client,
         namespace: &str,
@@ -106,7 +106,7 @@ impl PodCache {
                         Err(error) => {
                             tracing::debug!(
                                 error = api_error::watch_error_text(&error),
-                                "the watch of pods begins anew"
+                                "restarting the watch of pods"
                             )
                         }
                     }
@@ -129,7 +129,7 @@ impl PodCache {
                         Ok(_) => {}
                         Err(error) => tracing::debug!(
                             error = api_error::watch_error_text(&error),
-                            "events are not heard: less is known of why pods do not start"
+                            "the watch of events failed; reasons for failed pod starts may be missing"
                         ),
                     }
                 }
@@ -138,7 +138,7 @@ impl PodCache {
         Ok((cache, vec![AbortOnDrop::new(&pod_task), AbortOnDrop::new(&event_task)]))
     }
 
-    /// The kernel's pod, now and as it changes.
+    /// Subscribes to the kernel's pod: its current state and every change.
     pub(crate) fn subscribe(&self, id: KernelId) -> watch::Receiver<CachedPod> {
         let mut kernels = crate::lock(&self.kernels);
         kernels
@@ -147,7 +147,7 @@ impl PodCache {
             .subscribe()
     }
 
-    /// The pods that are there.
+    /// Returns all existing pods, without second pods of the same kernel.
     pub(crate) fn pods(&self) -> Vec<(KernelId, Arc<Pod>)> {
         let kernels = crate::lock(&self.kernels);
         kernels
@@ -156,7 +156,7 @@ impl PodCache {
             .collect()
     }
 
-    /// Waits for the next change to a warm pool; one that came since the last wait counts.
+    /// Waits for the next change to a warm pod. A change since the last call completes it at once.
     pub(crate) async fn warm_pods_changed(&self) {
         self.warm_pods_changed.notified().await;
     }
@@ -171,7 +171,7 @@ impl PodCache {
                 self.upsert(pod);
             }
             watcher::Event::InitDone => {
-                // Those that went while nobody watched.
+                // These pods were deleted while the watch was interrupted.
                 let known = self.pods().into_iter().map(|(_, pod)| pod);
                 let rivals = crate::lock(&self.rivals).clone();
                 for pod in known.chain(rivals) {
@@ -193,7 +193,7 @@ impl PodCache {
         }
         let pod = Arc::new(pod);
         let mut kernels = crate::lock(&self.kernels);
-        // One that was claimed has another id than the one that it was made with.
+        // A claimed pod's kernel id differs from the id that it was created with.
         let original_id = names::id_in_name(names::name(&pod)).filter(|original_id| *original_id != id);
         if let Some(entry) = original_id.and_then(|original_id| kernels.get(&original_id))
             && !entry.borrow().is_absent(names::uid(&pod))
@@ -217,7 +217,7 @@ impl PodCache {
         }
     }
 
-    /// The pod as it was last.
+    /// Removes a pod; `last` is its last known state.
     pub(crate) fn remove(&self, last: Pod) {
         let Some(id) = names::kernel_id(&last) else {
             return;
@@ -242,7 +242,7 @@ impl PodCache {
         } else if let Some(next) = next {
             crate::lock(&self.rivals).push(next);
         }
-        // What nobody looks at and is not there is forgotten.
+        // Drop entries of deleted pods without subscribers.
         kernels.retain(|_, entry| entry.receiver_count() > 0 || !entry.borrow().is_gone);
     }
 
@@ -250,7 +250,8 @@ impl PodCache {
         let name = event.involved_object.name.as_deref().unwrap_or_default();
         let id = names::id_in_name(name);
         let kernels = crate::lock(&self.kernels);
-        // Events can come before the pod that they are about; then there is only who waits for it.
+        // Events can arrive before the pod that they are about. Then the entry exists only if a launch has subscribed
+        // to it.
         if let Some(entry) = id.and_then(|id| kernels.get(&id)) {
             entry.send_modify(|cached| {
                 let events = Arc::make_mut(&mut cached.events);
@@ -267,7 +268,7 @@ fn is_same(one: &Pod, other: &Pod) -> bool {
     names::uid(one) == names::uid(other)
 }
 
-/// What a list that is under way has shown so far.
+/// UIDs of the pods that the current list has returned so far.
 #[derive(Default)]
 struct Listed {
     uids: std::collections::HashSet<String>,

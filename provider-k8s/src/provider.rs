@@ -22,17 +22,17 @@ use crate::registry::Registry;
 use crate::start::{self, LaunchContext, StartOutcome};
 use crate::{AbortOnDrop, K8sConfig, names, orphans, specs};
 
-/// How long a pod that was found may take until its kernel can be connected to: one that runs, and one that is still
-/// being started, as whoever began that would have waited while its image is pulled.
+/// How long an existing pod's kernel may take until it accepts connections. A pod that is still starting may have to
+/// pull its image first.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 const STARTING_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-/// How long another gateway may take, once it has claimed a pod or made one, to find that this one did so too.
+/// How long to wait for another gateway that launches the same id to remove its own pod.
 const RIVAL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Runs kernels as pods of a Kubernetes cluster, in one namespace.
+/// Runs kernels as pods in one namespace of a Kubernetes cluster.
 ///
-/// The cluster alone knows what runs: another provider of the same name on the same namespace, also one that runs at the
-/// same time, finds the same kernels.
+/// The cluster is the only record of which kernels run. Another provider with the same name and namespace finds the
+/// same kernels, even while this one is running.
 pub struct K8sProvider {
     cluster: Arc<Cluster>,
     registry: Arc<Registry>,
@@ -46,11 +46,11 @@ fn is_ending(pod: &Pod) -> bool {
 }
 
 impl K8sProvider {
-    /// Opens the namespace with the credentials that there are: those of `KUBECONFIG` or `~/.kube/config`, or of the pod
-    /// that this program runs in.
+    /// Opens the namespace with the default credentials: `KUBECONFIG`, `~/.kube/config`, or the service account of the
+    /// pod that this program runs in.
     ///
     /// # Errors
-    /// [`ProviderError`] where there are none, or as [`open_with`](Self::open_with).
+    /// [`ProviderError`] if there are no credentials, or for the reasons given at [`open_with`](Self::open_with).
     pub async fn open(config: K8sConfig) -> Result<Self, ProviderError> {
         let credentials = kube::Config::infer().await.map_err(|error| {
             let advice = format!("{error}; set KUBECONFIG, or run in a pod with a service account");
@@ -61,12 +61,13 @@ impl K8sProvider {
         Self::open_with(client, config).await
     }
 
-    /// Opens the namespace with this client, such as [`client`](crate::client) makes: one that does not notice when
-    /// nobody answers any more leaves kernels unwatched for as long. Must be called in an async runtime with its I/O and
-    /// time enabled.
+    /// Opens the namespace with the given client.
+    ///
+    /// Use [`client`](crate::client) to create it: a client that does not detect dead connections leaves kernels
+    /// unwatched until TCP gives up. Must be called in a tokio runtime with I/O and time enabled.
     ///
     /// # Errors
-    /// [`ProviderError`] where the cluster does not answer or does not let the namespace's pods be watched.
+    /// [`ProviderError`] if the cluster does not answer, or refuses the watch of the namespace's pods.
     pub async fn open_with(client: Client, config: K8sConfig) -> Result<Self, ProviderError> {
         let cluster = Arc::new(Cluster::open(client, config).await?);
         let found = blocking({
@@ -90,13 +91,13 @@ impl K8sProvider {
         })
     }
 
-    /// What is to be made for the request.
+    /// Plans the pod for a request.
     async fn plan(&self, request: &LaunchRequest) -> Result<Plan, LaunchError> {
         let (cluster, request) = (Arc::clone(&self.cluster), request.clone());
         blocking(move || plan::plan(&cluster.config, &request)).await?
     }
 
-    /// Takes a pod that is kept ready, where there is one that will do, or makes one.
+    /// Claims a matching warm pod, or starts a new pod.
     async fn claim_or_start(
         &self,
         context: &LaunchContext<'_>,
@@ -116,7 +117,7 @@ impl K8sProvider {
                 }
             }
         };
-        tracing::info!(kernel = %request.id, spec = request.spec, why, "no pod that is kept ready is taken");
+        tracing::info!(kernel = %request.id, spec = request.spec, why, "no warm pod is used");
         context.progress.report(LaunchStage::Cold(why));
         let context = LaunchContext {
             may_have_rivals: true,
@@ -176,8 +177,8 @@ impl KernelProvider for K8sProvider {
                 match self.claim_or_start(&context, &request, launch_lock.take()).await? {
                     StartOutcome::Ready(ready) => break *ready,
                     StartOutcome::Rival => {
-                        // Until nothing is left of this one's pod, and it is known what the other does with its own:
-                        // it may have seen this one and have stepped back just so.
+                        // Wait until this launch's pod is gone. The other gateway may have seen that pod and be
+                        // removing its own in turn.
                         let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
                         launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
                         let left = updates.wait_for(|cached| cached.present().is_none_or(|pod| is_ending(pod)));
@@ -185,11 +186,11 @@ impl KernelProvider for K8sProvider {
                         continue;
                     }
                     StartOutcome::Exists => {
-                        // Another's, which the watch has not told of yet.
+                        // The watch has not delivered the existing pod yet.
                         let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
                         launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
                         let seen = updates.wait_for(|cached| cached.present().is_some());
-                        // Or which is gone by now.
+                        // The pod may also be gone already.
                         let _ = tokio::time::timeout(Duration::from_secs(1), seen).await;
                         if Instant::now() >= deadline {
                             return Err(timed_out());
@@ -199,19 +200,19 @@ impl KernelProvider for K8sProvider {
                 }
             };
             if names::pool(pod).is_some() {
-                let reason = format!("the id {id} is that of a pod that is kept ready; choose another");
+                let reason = format!("the id {id} belongs to an unclaimed warm pod; choose another id");
                 return Err(LaunchError::BadRequest(reason));
             }
             match phase::assess(pod, &now.events_of(pod)) {
                 PodPhase::Ending | PodPhase::Ended(_) | PodPhase::CannotStart(_) => {
-                    // What is left of the kernel that had this id before makes place.
+                    // Remove the ended pod of an earlier kernel with this id.
                     let end = self.cluster.end(pod, Duration::ZERO, &mut updates);
                     tokio::time::timeout_at(deadline, end)
                         .await
                         .map_err(|_| timed_out())??;
                 }
                 PodPhase::Starting(_) | PodPhase::Running { .. } => match start::adopt(&context, pod).await {
-                    // Whoever made it has not finished it.
+                    // The pod's creator removed it before its kernel was ready.
                     Err(LaunchError::Died { exit }) if exit.cause == ExitCause::Deleted => continue,
                     adopted => break adopted?,
                 },
@@ -225,8 +226,8 @@ impl KernelProvider for K8sProvider {
     async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
         let runs = |id: KernelId, pod: &_| match self.registry.get(id) {
             Some(kernel) => kernel.exit().is_none(),
-            // What is being started here belongs to who starts it. What another began, and may have been killed before
-            // it was done, is found too.
+            // A pod that this provider is launching is listed once its launch succeeds. A pod that another provider has
+            // begun to launch is listed at once, because that provider may have been killed.
             None => {
                 let phase = phase::assess(pod, &[]);
                 let is_begun = matches!(phase, PodPhase::Starting(_) | PodPhase::Running { .. });
@@ -257,16 +258,16 @@ impl KernelProvider for K8sProvider {
         }
         let now = self.cluster.pod_cache.subscribe(id).borrow().clone();
         let Some(pod) = now.present().filter(|pod| names::pool(pod).is_none()) else {
-            return Err(gone(ExitCause::Unknown("the cluster has no pod of it".to_owned())));
+            return Err(gone(ExitCause::Unknown("the cluster has no pod for it".to_owned())));
         };
         let timeout = match phase::assess(pod, &[]) {
-            PodPhase::Ending => return Err(gone(phase::removal(pod))),
+            PodPhase::Ending => return Err(gone(phase::removal_cause(pod))),
             PodPhase::Ended(cause) => return Err(gone(cause)),
             PodPhase::CannotStart(failure) => {
                 return Err(gone(ExitCause::Unknown(format!("it did not start: {failure:?}"))));
             }
             PodPhase::Starting(_) if !self.cluster.has_secret(pod).await? => {
-                let reason = "whoever made its pod has not made its Secret";
+                let reason = "its pod has no Secret yet";
                 return Err(ProviderError::failed("attach to the kernel", reason).into());
             }
             PodPhase::Starting(_) => STARTING_TIMEOUT,
@@ -289,11 +290,11 @@ impl KernelProvider for K8sProvider {
             Err(LaunchError::Died { exit }) => Err(gone(exit.cause)),
             Err(LaunchError::Provider(error)) => Err(error.into()),
             Err(error) => {
-                // Whoever made it removes it, unless that one was killed.
+                // The pod's creator removes it too, unless that provider was killed.
                 if matches!(error, LaunchError::CannotStart { .. } | LaunchError::NoRoom { .. })
                     && let Err(error) = self.cluster.delete(pod, Duration::ZERO).await
                 {
-                    tracing::warn!(kernel = %id, %error, "a pod that cannot start may be left");
+                    tracing::warn!(kernel = %id, %error, "cannot remove a pod that cannot start");
                 }
                 Err(ProviderError::failed("attach to the kernel", error).into())
             }

@@ -1,4 +1,4 @@
-//! The kernels that one provider has taken hold of, and whose launch_lock it is to launch an id.
+//! The kernels that one provider has attached to, and a launch lock per kernel id.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -23,7 +23,7 @@ impl Registry {
         crate::lock(&self.kernels).insert(kernel.id(), Arc::clone(kernel));
     }
 
-    /// Adds a kernel unless there is one that lives; the one that is there now.
+    /// Adds a kernel unless a running one with its id is registered. Returns the registered kernel.
     pub(crate) fn insert_or_get(&self, kernel: Arc<K8sKernel>) -> Arc<K8sKernel> {
         let mut kernels = crate::lock(&self.kernels);
         match kernels.get(&kernel.id()).filter(|known| known.exit().is_none()) {
@@ -35,7 +35,7 @@ impl Registry {
         }
     }
 
-    /// Removes this kernel; another that has its id by now stays.
+    /// Removes this kernel. A newer kernel with the same id stays.
     pub(crate) fn remove(&self, kernel: &K8sKernel) {
         let mut kernels = crate::lock(&self.kernels);
         let is_it = |known: &Arc<K8sKernel>| std::ptr::eq(Arc::as_ptr(known), kernel);
@@ -44,7 +44,9 @@ impl Registry {
         }
     }
 
-    /// Launches of one id come one after the other, and after what a launch that was given up left is gone.
+    /// Locks launches of this id.
+    ///
+    /// Launches of one id run one after the other. Cleanup of a cancelled launch keeps the lock until its pod is gone.
     pub(crate) async fn launch_lock(&self, id: KernelId) -> OwnedMutexGuard<()> {
         let lock = {
             let mut launch_locks = crate::lock(&self.launch_locks);
@@ -56,7 +58,7 @@ impl Registry {
         lock.lock_owned().await
     }
 
-    /// Whether this provider is launching the id, or clears away what a launch of it left.
+    /// Whether this provider is launching the id, or cleaning up after a cancelled launch of it.
     pub(crate) fn is_launching(&self, id: KernelId) -> bool {
         let launch_locks = crate::lock(&self.launch_locks);
         launch_locks.get(&id).is_some_and(|lock| lock.strong_count() > 0)

@@ -1,4 +1,4 @@
-//! The way to a kernel's sockets: its pod's address, or a port-forward.
+//! Routes to a kernel's sockets: its pod's address, or a port-forward.
 
 use std::io;
 use std::path::Path;
@@ -19,19 +19,19 @@ const CHANNELS: [Channel; 5] = [
     Channel::Control,
     Channel::Heartbeat,
 ];
-/// How long one try may take. A pod that is gone does not refuse a connection: it does not answer.
+/// Time limit of one connection attempt. A pod that is gone does not refuse a connection, it does not answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The way to one pod.
+/// How clients connect to one pod.
 pub(crate) enum Route {
-    /// By its address.
+    /// The pod's IP address.
     PodAddress(String),
-    /// Through the API server.
+    /// A port-forward through the API server.
     PortForward(Box<PortForward>),
 }
 
 impl Route {
-    /// Where clients connect to; `file` is the connection file as it is in the pod.
+    /// Returns the connection info for clients. `file` is the connection file in the pod.
     pub(crate) fn connection(&self, file: &ConnectionInfo) -> ConnectionInfo {
         let mut connection = file.clone();
         match self {
@@ -44,10 +44,10 @@ impl Route {
         connection
     }
 
-    /// Waits until all of the kernel's sockets are open; for ever, if they never are.
+    /// Waits until all of the kernel's sockets accept connections, without a time limit.
     ///
-    /// That is no event anywhere, so it is tried: at an address every few milliseconds; through the API server, where
-    /// each try is a call, at first after 50 ms, then ever later up to half a second.
+    /// No event announces this, so the sockets are polled: a pod address every 1 to 10 ms; a port-forward, where each
+    /// attempt is an API call, after 50 ms at first, increasing to 500 ms.
     pub(crate) async fn ready(&self, file: &ConnectionInfo) {
         match self {
             Self::PodAddress(ip) => {
@@ -78,8 +78,9 @@ impl Route {
     }
 }
 
-/// Unix sockets, each connection to which is carried through the API server to a port of the pod. A connection that
-/// breaks is closed; who connects again gets another.
+/// Unix sockets whose connections are forwarded through the API server to the pod's ports.
+///
+/// Each connection has its own port-forward. When that breaks, the connection is closed; reconnecting opens another.
 pub(crate) struct PortForward {
     pods: Api<Pod>,
     pod: String,
@@ -89,11 +90,11 @@ pub(crate) struct PortForward {
 }
 
 impl PortForward {
-    /// Makes the sockets. Blocks shortly, on files.
+    /// Binds the sockets. Blocks briefly on the file system.
     pub(crate) fn open(pods: &Api<Pod>, pod: &str, file: &ConnectionInfo, dir: Option<&Path>) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("kmux-");
-        // Made for this user only.
+        // The directory is only accessible to this user.
         let dir = match dir {
             Some(parent) => builder.tempdir_in(parent)?,
             None => builder.tempdir()?,
@@ -114,7 +115,8 @@ impl PortForward {
         })
     }
 
-    /// Whether all ports are open: who listens there greets first, as ZMTP has it. An open port-forward says nothing yet.
+    /// Checks that the kernel listens on all ports, by reading the first byte of its ZMTP greeting. Opening a
+    /// port-forward succeeds even without a listener.
     async fn probe(&self, file: &ConnectionInfo) -> Result<(), ()> {
         let ports = CHANNELS.map(|channel| file.port(channel));
         let mut forwarder = self.pods.portforward(&self.pod, &ports).await.map_err(drop)?;
@@ -131,7 +133,7 @@ impl PortForward {
     }
 }
 
-/// Carries each connection that is made, for ever.
+/// Forwards each accepted connection. Never returns.
 async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
     let mut connections = JoinSet::new();
     loop {
@@ -145,9 +147,9 @@ async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
                         }
                     });
                 }
-                // Out of descriptors, as a rule: the next one may fare better.
+                // Usually too many open files, which may pass.
                 Err(error) => {
-                    tracing::warn!(%pod, port, %error, "a port-forward cannot be accepted");
+                    tracing::warn!(%pod, port, %error, "cannot accept a connection for a port-forward");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -161,7 +163,7 @@ async fn carry(mut local: UnixStream, pods: &Api<Pod>, pod: &str, port: u16) -> 
         .portforward(pod, &[port])
         .await
         .map_err(|error| error.to_string())?;
-    let mut remote = forwarder.take_stream(port).ok_or("there is no stream")?;
+    let mut remote = forwarder.take_stream(port).ok_or("the port-forward has no stream")?;
     let copied = tokio::io::copy_bidirectional(&mut local, &mut remote).await;
     forwarder.abort();
     copied.map(drop).map_err(|error| error.to_string())

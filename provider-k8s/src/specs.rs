@@ -1,4 +1,4 @@
-//! The kernelspecs that run in pods, and each change to them.
+//! Finds the kernelspecs that run in pods, and follows changes to them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::K8sConfig;
 use crate::settings::Settings;
 
-/// Searches now. Blocks on the file system.
+/// Searches for kernelspecs. Blocks on the file system.
 pub(crate) fn find(config: &K8sConfig) -> Specs {
     let mut specs = Specs::find(&config.search);
     let Specs { by_name, broken } = &mut specs;
@@ -29,7 +29,7 @@ pub(crate) fn find(config: &K8sConfig) -> Specs {
     specs
 }
 
-/// Searches again after each change of files, also of a ConfigMap that is mounted there, for ever.
+/// Searches again after each change of files, including updates of a mounted ConfigMap. Never returns.
 pub(crate) async fn follow(config: Arc<K8sConfig>, specs: watch::Sender<Arc<Specs>>) {
     let wake = Arc::new(Notify::new());
     let watch = {
@@ -39,13 +39,13 @@ pub(crate) async fn follow(config: Arc<K8sConfig>, specs: watch::Sender<Arc<Spec
     follow_specs(specs, wake, watch, move || find(&config)).await;
 }
 
-/// Watches the folders of kernelspecs, and the place of those that are missing.
+/// Watches the kernelspec folders, and the nearest existing parent of each missing one.
 fn watch_all(dirs: &[PathBuf], wake: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let unseen = |error: notify::Error| tracing::warn!(%error, "changes of kernelspecs will not be seen");
+    let unseen = |error: notify::Error| tracing::warn!(%error, "cannot watch for kernelspec changes");
     let of_interest = dirs.to_vec();
     let wake = Arc::clone(wake);
     let hear = move |event: notify::Result<notify::Event>| {
-        // Of the place of a folder that is missing, only the way to it matters.
+        // In a missing folder's parent, only changes on the path to the folder matter.
         let is_near = |path: &PathBuf| {
             of_interest
                 .iter()
@@ -69,19 +69,22 @@ fn watch_all(dirs: &[PathBuf], wake: &Arc<Notify>) -> Option<notify::Recommended
                 None => Ok(()),
             },
         };
-        // One that is gone by now is seen to be missing in the search that follows, and changed after it.
+        // If the folder was removed meanwhile, the next search finds it missing.
         watched.unwrap_or_else(unseen);
     }
     Some(watcher)
 }
 
-/// Our own reading is no change.
+/// Whether a file was written. Other accesses, such as our own reads, are no changes.
 fn is_written(access: notify::event::AccessKind) -> bool {
     use notify::event::{AccessKind, AccessMode};
     matches!(access, AccessKind::Close(AccessMode::Write))
 }
 
-/// One kernelspec as it is now, with its settings. Blocks on the file system.
+/// Reads one kernelspec and its settings. Blocks on the file system.
+///
+/// # Errors
+/// [`LaunchError::NoSuchSpec`] if there is none that runs in pods, [`LaunchError::CannotStart`] if it is invalid.
 pub(crate) fn get(config: &K8sConfig, name: &str) -> Result<(InstalledKernelspec, Settings), LaunchError> {
     let cannot_start = |reason: String| LaunchError::CannotStart {
         what: format!("a kernel of {name}"),
@@ -121,7 +124,7 @@ mod tests {
         std::fs::write(dir.join("kernel.json"), text).unwrap();
     }
 
-    /// Puts another version of a ConfigMap's files in place, as the kubelet does it.
+    /// Replaces a mounted ConfigMap's files the way the kubelet does.
     fn mount(dir: &Path, version: &str, fill: impl FnOnce(&Path)) {
         let files = dir.join(version);
         std::fs::create_dir_all(&files).unwrap();
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_change_is_seen() {
+    async fn each_kernelspec_change_is_seen() {
         let root = tempfile::tempdir().unwrap();
         let (plain, mounted) = (root.path().join("share/jupyter/kernels"), root.path().join("mounted"));
         std::fs::create_dir(&mounted).unwrap();

@@ -1,4 +1,4 @@
-//! From a manifest to a pod whose kernel can be connected to, or to the reason why not.
+//! Starts a pod from a manifest, or attaches to an existing pod, and waits until its kernel accepts connections.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::phase::{self, PodPhase, StartFailure, StartStep};
 use crate::pod_cache::CachedPod;
 use crate::route::Route;
 
-/// A kernel that answers at its sockets.
+/// A pod whose kernel accepts connections.
 pub(crate) struct Ready {
     pub(crate) pod: Arc<Pod>,
     pub(crate) file: ConnectionInfo,
@@ -30,44 +30,46 @@ pub(crate) struct Ready {
     pub(crate) route: Route,
 }
 
-/// Where to look for the kernel, and until when.
+/// The kernel to wait for, and the time limit.
 pub(crate) struct LaunchContext<'a> {
     pub(crate) cluster: &'a Arc<Cluster>,
     pub(crate) id: KernelId,
     pub(crate) timeout: Duration,
     pub(crate) deadline: Instant,
     pub(crate) progress: &'a Progress,
-    /// Whether the same kernel can be in a pod of another name, since one was claimed for it.
+    /// Whether the kernel may also have a pod with another name, because a warm pod was claimed for it.
     pub(crate) may_have_rivals: bool,
 }
 
-/// What became of the attempt to make a pod.
+/// Result of starting a pod.
 pub(crate) enum StartOutcome {
     Ready(Box<Ready>),
-    /// There is a pod of the kernel's name already.
+    /// A pod with the kernel's name already exists.
     Exists,
-    /// Another gateway has claimed a pod for the same kernel at the same time; this one is being removed.
+    /// Another gateway has claimed a pod for the same kernel at the same time. This gateway's pod is being removed.
     Rival,
 }
 
-/// A pod that is not handed over yet. Dropping this removes it, also where it is not known whether it was made.
+/// Guards a pod until its launch succeeds. Dropping it removes the pod, even if the call that creates it has not been
+/// answered.
 pub(crate) struct PodGuard {
     cluster: Arc<Cluster>,
     id: KernelId,
     name: String,
-    /// An annotation that no other attempt's pod has.
+    /// An annotation that identifies the pods of this attempt.
     mark: (&'static str, String),
-    /// The call that makes it is not given up with the launch: what a given-up call did could never be known.
+    /// The call that creates or claims the pod. It runs to completion even if the launch is cancelled, because the
+    /// effect of a cancelled call would be unknown.
     pending_call: Option<JoinHandle<Result<Pod, CallError>>>,
-    /// Whether that call may be carried out later than now.
+    /// Whether the call may still be carried out later.
     may_appear_later: bool,
-    /// The next launch of the id waits until nothing is left of this one.
+    /// Keeps the next launch of the id waiting until this pod is removed.
     launch_lock: Option<OwnedMutexGuard<()>>,
     is_disarmed: bool,
 }
 
 impl PodGuard {
-    /// A pod of this name is to get this mark by `call`.
+    /// Guards the pod with this name, which `call` creates with or patches to this mark.
     pub(crate) fn new(
         cluster: &Arc<Cluster>,
         id: KernelId,
@@ -98,7 +100,7 @@ impl PodGuard {
         made
     }
 
-    /// It stays, or was never made. The next launch of the id may go on, unless what is returned is kept.
+    /// Keeps the pod, or accepts that it was never created. Returns the launch lock.
     pub(crate) fn disarm(mut self) -> Option<OwnedMutexGuard<()>> {
         self.is_disarmed = true;
         self.launch_lock.take()
@@ -128,24 +130,24 @@ impl Drop for PodGuard {
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(tasks.spawn_on(cleanup, &runtime)),
             Err(_) => {
-                tracing::error!(kernel = %self.id, "a launch is given up outside of the async runtime: its pod is left")
+                tracing::error!(kernel = %self.id, "a launch was cancelled outside the async runtime; its pod may remain")
             }
         }
     }
 }
 
 async fn call_result(pending_call: &mut JoinHandle<Result<Pod, CallError>>) -> Result<Pod, CallError> {
-    // A task that was ended by the runtime's end leaves the same question open as a call without an answer.
+    // If the runtime stopped the task, the call's effect is as unknown as without an answer.
     pending_call.await.unwrap_or(Err(CallError::TimedOut))
 }
 
-/// Whether a call left open what becomes of it.
+/// Whether a call's answer leaves open if it was or will be carried out.
 fn may_appear_later(made: &Result<Pod, CallError>) -> bool {
     made.as_ref()
         .is_err_and(|error| error.code().is_none_or(|code| code >= 500))
 }
 
-/// Makes the pod and its Secret and waits for the kernel's sockets.
+/// Creates the pod and its Secret and waits for the kernel's sockets.
 pub(crate) async fn start(
     context: &LaunchContext<'_>,
     manifest: Manifest,
@@ -162,17 +164,17 @@ pub(crate) async fn start(
     Ok(StartOutcome::Ready(Box::new(ready)))
 }
 
-/// What became of the attempt to make a pod and its Secret.
+/// Result of creating a pod and its Secret.
 pub(crate) enum CreateOutcome {
-    /// They are there; they go again when what guards them is dropped.
+    /// Both exist. Dropping the guard removes them.
     Created(Box<(CreatedPod, PodGuard)>),
-    /// As [`StartOutcome::Exists`].
+    /// Same as [`StartOutcome::Exists`].
     Exists,
-    /// As [`StartOutcome::Rival`].
+    /// Same as [`StartOutcome::Rival`].
     Rival,
 }
 
-/// A pod that has all that it needs.
+/// A pod that exists together with its Secret.
 pub(crate) struct CreatedPod {
     pub(crate) pod: Pod,
     file: ConnectionInfo,
@@ -194,7 +196,7 @@ impl CreatedPod {
     }
 }
 
-/// Makes the pod and its Secret.
+/// Creates the pod and its Secret.
 pub(crate) async fn create_pod(
     context: &LaunchContext<'_>,
     manifest: Manifest,
@@ -216,32 +218,32 @@ pub(crate) async fn create_pod(
             return Ok(CreateOutcome::Exists);
         }
         Err(error) => {
-            // An answer means that it was not made.
+            // An error answer means that the pod was not created.
             if !guard.may_appear_later {
                 guard.disarm();
             }
-            return Err(error.launch_error(&format!("the pod {name}")));
+            return Err(error.launch_error("create", &format!("the pod {name}")));
         }
     };
     if context.may_have_rivals {
         let asked = within(context, cluster.has_rivals(id, names::uid(&pod))).await?;
-        if asked.map_err(|error| error.launch_error("sure of the pod"))? {
+        if asked.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
             return Ok(CreateOutcome::Rival);
         }
     }
     let secret = manifest.secret(&pod);
     let made = within(context, call(cluster.secrets().create(&PostParams::default(), &secret))).await?;
-    // As with the pod: its name is of this attempt only.
+    // The Secret's name is unique to this attempt, so an existing Secret was created by a retried call.
     if let Err(error) = made
         && !error.already_exists()
     {
-        return Err(error.launch_error(&format!("the Secret of the pod {name}")));
+        return Err(error.launch_error("create", &format!("the Secret of the pod {name}")));
     }
     let file = manifest
         .secret
         .get(names::CONNECTION_KEY)
         .and_then(|file| serde_json::from_slice(&file.0).ok())
-        .ok_or_else(|| ProviderError::failed("start a kernel", "its connection file is damaged"))?;
+        .ok_or_else(|| ProviderError::failed("start a kernel", "its connection file is invalid"))?;
     let created = CreatedPod {
         pod,
         file,
@@ -251,11 +253,11 @@ pub(crate) async fn create_pod(
     Ok(CreateOutcome::Created(Box::new((created, guard))))
 }
 
-/// Takes hold of a pod that somebody made, once its kernel can be connected to.
+/// Waits until the kernel of an existing pod accepts connections, and returns its pod, Secret and route.
 pub(crate) async fn adopt(context: &LaunchContext<'_>, pod: &Pod) -> Result<Ready, LaunchError> {
     let cluster = context.cluster;
     let mut updates = cluster.pod_cache.subscribe(context.id);
-    // Its Secret is made after the pod, and before anything in the pod runs.
+    // The Secret is created after the pod, and no container starts before it exists.
     let (pod, ip) = wait_until_running(context, &mut updates, names::uid(pod)).await?;
     let (file, secret) = cluster.secret_of(&pod).await?;
     let route = cluster.route(&pod, &ip, &file)?;
@@ -269,13 +271,13 @@ pub(crate) async fn adopt(context: &LaunchContext<'_>, pod: &Pod) -> Result<Read
     })
 }
 
-/// Waits, at most until the launch's time is over.
+/// Waits for a future, at most until the launch's deadline.
 pub(crate) async fn within<T>(context: &LaunchContext<'_>, future: impl Future<Output = T>) -> Result<T, LaunchError> {
     tokio::time::timeout_at(context.deadline, future)
         .await
         .map_err(|_| LaunchError::TimedOut {
             timeout: context.timeout,
-            output: "the API server has not answered".to_owned(),
+            output: "the API server did not answer".to_owned(),
         })
 }
 
@@ -288,7 +290,7 @@ async fn wait_until_ready(
     let (pod, ip) = wait_until_running(context, updates, uid).await?;
     let route = context.cluster.route(&pod, &ip, file)?;
     wait_for_sockets(context, updates, uid, file, &route).await?;
-    // The pod as it is by now.
+    // Use the pod's latest state.
     let pod = updates.borrow().present().cloned().unwrap_or(pod);
     Ok((pod, route))
 }
@@ -322,7 +324,9 @@ async fn wait_until_running(
             }
             last = Some((pod, events));
         } else if was_seen {
-            let cause = last.as_ref().map_or(ExitCause::Deleted, |(pod, _)| phase::removal(pod));
+            let cause = last
+                .as_ref()
+                .map_or(ExitCause::Deleted, |(pod, _)| phase::removal_cause(pod));
             return Err(LaunchError::died(cause, ""));
         }
         let until = if lacks_room {
@@ -337,7 +341,7 @@ async fn wait_until_running(
     }
 }
 
-/// Tells each step once, and none that was passed.
+/// Reports a start step once, and never an earlier one.
 fn report(progress: &Progress, reported: &mut StartStep, step: StartStep) {
     if step <= *reported {
         return;
@@ -351,7 +355,7 @@ fn report(progress: &Progress, reported: &mut StartStep, step: StartStep) {
     *reported = step;
 }
 
-/// Waits until the kernel in a pod that runs can be connected to.
+/// Waits until the kernel in a running pod accepts connections.
 pub(crate) async fn wait_for_sockets(
     context: &LaunchContext<'_>,
     updates: &mut watch::Receiver<CachedPod>,
@@ -400,7 +404,7 @@ fn failed(pod: &Pod, failure: StartFailure) -> LaunchError {
 
 async fn died(context: &LaunchContext<'_>, pod: &Pod) -> LaunchError {
     if pod.metadata.deletion_timestamp.is_some() {
-        return LaunchError::died(phase::removal(pod), "");
+        return LaunchError::died(phase::removal_cause(pod), "");
     }
     match phase::assess(pod, &[]) {
         PodPhase::CannotStart(failure) => failed(pod, failure),
@@ -409,7 +413,7 @@ async fn died(context: &LaunchContext<'_>, pod: &Pod) -> LaunchError {
     }
 }
 
-/// With all that is known of why: the kernel's output, or what Kubernetes warned of, such as a volume that is missing.
+/// Creates the timeout error with the kernel's output, or with Kubernetes' warnings, such as about a missing volume.
 async fn timed_out(context: &LaunchContext<'_>, pod: Option<&Pod>, events: &[Event]) -> LaunchError {
     let is_running = pod.is_some_and(|pod| matches!(phase::assess(pod, &[]), PodPhase::Running { .. }));
     let output = match pod {

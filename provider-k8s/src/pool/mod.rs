@@ -1,12 +1,12 @@
-//! ReadyPods pools: pods that are made ahead, with a kernel that waits in each.
+//! Warm pools: pods that are created ahead of launches, each with an idle kernel.
 //!
-//! A pod of a pool is made like any other, with a key and a Secret of its own, and has a label that names the pool: the
-//! fingerprint of what it was made from. A launch that wants just that makes it its own with one conditional patch, which
-//! takes the label away. So the cluster knows whose each pod is, and gateways that are restarted, or that work side by
-//! side, share a pool.
+//! A pool's pod is created like any other, with its own key and Secret. A label names its pool, which is the
+//! fingerprint of the pod's manifest. A launch with the same fingerprint claims the pod with one conditional patch,
+//! which removes the label. So the cluster records the owner of each pod, and restarted or concurrent gateways share a
+//! pool.
 //!
-//! A gateway waits for the kernels of all pods of its pools, whoever made them, and reads their keys then. A claim has
-//! nothing left to wait for.
+//! A gateway waits for the kernels of all pods in its pools, including those that other gateways created, and reads
+//! their keys in advance. So a claim does not wait for the kernel.
 
 mod pool_diff;
 mod reconciler;
@@ -33,7 +33,7 @@ pub(crate) struct Pools {
     _reconciler: AbortOnDrop,
 }
 
-/// The pods that can be handed out, by the id that each was made with.
+/// Pods that can be handed out, by the id in their name.
 #[derive(Default)]
 struct ReadyPods(Mutex<HashMap<KernelId, WarmPod>>);
 
@@ -43,17 +43,17 @@ struct WarmPod {
     ready: Ready,
 }
 
-/// What a claim came to.
+/// Result of a claim.
 pub(crate) enum ClaimOutcome {
     Ready(Box<Ready>),
-    /// There is none; the text says why.
+    /// No pod can be claimed; the text gives the reason.
     Cold(String),
-    /// Another gateway launches the same kernel at the same time; the pod that was claimed is being removed.
+    /// Another gateway is launching the same kernel at the same time. The claimed pod is being removed.
     Rival,
 }
 
 impl Pools {
-    /// Keeps the pools of these kernelspecs filled until this is dropped. The pods stay.
+    /// Keeps the pools of these kernelspecs filled until this is dropped. The pods remain after that.
     pub(crate) fn start(cluster: &Arc<Cluster>, specs: watch::Receiver<Arc<kernel_provider::provider::Specs>>) -> Self {
         let ready = Arc::new(ReadyPods::default());
         let reconciler = tokio::spawn(reconciler::run(Arc::clone(cluster), specs, Arc::clone(&ready)));
@@ -63,10 +63,11 @@ impl Pools {
         }
     }
 
-    /// Makes a pod of the pool the kernel's.
+    /// Claims a pod of the pool for the kernel.
     ///
     /// # Errors
-    /// Where the API server does not answer in time, or it is not known what it did.
+    /// [`LaunchError::TimedOut`] if the API server does not answer before the launch's deadline.
+    /// [`LaunchError::Provider`] if a call fails, or it is unknown whether the claim succeeded. [`LaunchError::CannotStart`] if the API server refuses to list pods.
     pub(crate) async fn claim(
         &self,
         context: &LaunchContext<'_>,
@@ -82,7 +83,7 @@ impl Pools {
         };
         loop {
             let Some(mut ready) = self.ready.take(cluster, pool) else {
-                return Ok(ClaimOutcome::Cold("none that is kept ready is left".to_owned()));
+                return Ok(ClaimOutcome::Cold("the warm pool has no ready pod".to_owned()));
             };
             let patch = {
                 let (cluster, pod) = (Arc::clone(cluster), Arc::clone(&ready.pod));
@@ -93,13 +94,13 @@ impl Pools {
             let name = names::name(&ready.pod);
             let mut guard = PodGuard::new(cluster, id, name, mark, launch_lock.take(), patch);
             match start::within(context, guard.result()).await? {
-                // Somebody removes it, who did not see the claim.
+                // Another gateway removed the pod before it saw the claim.
                 Ok(pod) if pod.metadata.deletion_timestamp.is_some() => {
                     *launch_lock = guard.disarm();
                     continue;
                 }
                 Ok(_) => {}
-                // Another has it, or it is gone.
+                // The pod was claimed by another gateway, or is gone.
                 Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => {
                     *launch_lock = guard.disarm();
                     continue;
@@ -107,15 +108,15 @@ impl Pools {
                 Err(error) if error.code().is_some_and(|code| code < 500) => {
                     *launch_lock = guard.disarm();
                     return Ok(ClaimOutcome::Cold(format!(
-                        "those kept ready cannot be had: {}",
+                        "the warm pool's pods cannot be claimed: {}",
                         error.text()
                     )));
                 }
-                Err(error) => return Err(error.launch_error(&format!("sure of the pod {name}"))),
+                Err(error) => return Err(error.launch_error("claim", &format!("the pod {name}"))),
             }
             let uid = names::uid(&ready.pod).to_owned();
             let asked = start::within(context, cluster.has_rivals(id, &uid)).await?;
-            if asked.map_err(|error| error.launch_error("sure of the pod"))? {
+            if asked.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
                 return Ok(ClaimOutcome::Rival);
             }
             let mut updates = cluster.pod_cache.subscribe(id);
@@ -134,11 +135,11 @@ impl Pools {
 }
 
 impl ReadyPods {
-    /// One of the pool that can be handed out, as far as is known here.
+    /// Takes a pod of the pool that can be handed out, as far as this gateway knows.
     fn take(&self, cluster: &Cluster, pool: &str) -> Option<Ready> {
         let mut warm = crate::lock(&self.0);
         loop {
-            // In no order, so that gateways that claim at the same time rarely want the same.
+            // The map's random order makes concurrent gateways choose different pods.
             let id = *warm.iter().find(|(_, one)| one.pool == pool)?.0;
             let one = warm.remove(&id)?;
             let cached = cluster.pod_cache.subscribe(id).borrow().clone();

@@ -1,4 +1,4 @@
-//! What a warm pool to_create and what it has too much of. Pure: the same pods at the same time give the same answer.
+//! Compares a warm pool's pods with its desired size and age. Pure functions.
 
 use std::sync::Arc;
 
@@ -8,46 +8,47 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::phase::{self, PodPhase};
 use crate::settings::WarmPool;
 
-/// How long a pod may take until its kernel can be connected to: as long as a large image takes to be pulled over a slow
-/// line. One that takes longer was left by a gateway that was killed before the pod had its Secret, as a rule.
+/// How long a pod may take until its kernel accepts connections, such as when a large image is pulled over a slow
+/// connection. A pod that takes longer was usually left without its Secret by a killed gateway.
 pub(crate) const START_DEADLINE: TimeDelta = TimeDelta::minutes(20);
 
-/// A pod of the pool, which nobody has claimed.
+/// An unclaimed pod of the pool.
 pub(crate) struct Member {
     pub(crate) pod: Arc<Pod>,
     pub(crate) state: MemberState,
 }
 
-/// How far this gateway is with it.
+/// What this gateway knows about a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MemberState {
-    /// Another made it, or this gateway before it was restarted.
+    /// Created by another gateway, or by this one before its restart.
     Found,
-    /// This gateway waits for its kernel.
+    /// This gateway is waiting for the pod's kernel.
     Awaited,
-    /// It can be handed out.
+    /// The pod can be handed out.
     Ready,
 }
 
-/// What is to be done.
+/// The changes that a pool needs.
 #[derive(Debug, Default)]
 pub(crate) struct PoolDiff {
-    /// How many pods are to be made.
+    /// Number of pods to create.
     pub(crate) to_create: usize,
-    /// Those to wait for.
+    /// Pods whose kernels to wait for.
     pub(crate) to_await: Vec<Arc<Pod>>,
-    /// Those to be removed because there are enough, or because they are too old.
+    /// Pods to remove because they are surplus or too old.
     pub(crate) to_remove: Vec<Arc<Pod>>,
-    /// Those to be removed because they do not work.
+    /// Pods to remove because they failed.
     pub(crate) broken: Vec<Arc<Pod>>,
-    /// When to look again, if nothing happens before.
+    /// When to compare again if nothing changes before.
     pub(crate) next_check: Option<DateTime<Utc>>,
 }
 
-/// Counts a pool; `expected` are those that are being made and that the cluster has not shown yet.
+/// Computes the changes that a pool needs. `expected` is the number of pods that are being created and not yet visible
+/// in the cluster.
 ///
-/// A pod is replaced shortly before its time is over and goes when its replacement is ready, at the latest when its time
-/// is over.
+/// The replacement of a pod is created shortly before the pod reaches its maximum age. The pod is removed when its
+/// replacement is ready, or at the latest when it reaches that age.
 pub(crate) fn diff(pool: &WarmPool, members: &[Member], expected: usize, now: DateTime<Utc>) -> PoolDiff {
     let mut changes = PoolDiff::default();
     let max_age = pool.max_age();
@@ -62,7 +63,7 @@ pub(crate) fn diff(pool: &WarmPool, members: &[Member], expected: usize, now: Da
         let is_awaited = member.state == MemberState::Awaited;
         match phase::assess(&member.pod, &[]) {
             PodPhase::Ending => {}
-            // Who waits for it hears of it and removes it.
+            // The waiting task notices the failure and removes the pod.
             PodPhase::Ended(_) | PodPhase::CannotStart(_) if is_awaited => {}
             PodPhase::Ended(_) | PodPhase::CannotStart(_) => changes.broken.push(Arc::clone(&member.pod)),
             PodPhase::Starting(_) if age >= START_DEADLINE && !is_awaited => {
@@ -85,7 +86,7 @@ pub(crate) fn diff(pool: &WarmPool, members: &[Member], expected: usize, now: Da
         }
     }
     changes.to_create = size.saturating_sub(fresh);
-    // The eldest first; of the same age, each gateway takes the same.
+    // Oldest first. Pods of the same age are ordered by name, so that all gateways choose the same ones.
     ready.sort_by_key(|(age, pod)| (std::cmp::Reverse(*age), pod.metadata.name.clone()));
     let surplus = ready.len().saturating_sub(size);
     let surplus = ready.into_iter().take(surplus);
@@ -98,7 +99,7 @@ fn is_ending(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
-/// When the pod was made, by the cluster's clock.
+/// The pod's creation time, by the cluster's clock.
 pub(crate) fn created(pod: &Pod) -> DateTime<Utc> {
     let time = pod.metadata.creation_timestamp.as_ref();
     time.and_then(|time| DateTime::from_timestamp(time.0.as_second(), 0))
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_made_once() {
+    fn missing_pods_are_created_once() {
         assert_eq!(diff(&pool(3), &[], 0, NOW()).to_create, 3);
         let members = [
             member("a", 5, "Running", MemberState::Ready),
@@ -152,19 +153,19 @@ mod tests {
         assert_eq!(diff(&pool(3), &members, 1, NOW()).to_create, 0);
         let changes = diff(&pool(3), &members, 0, NOW());
         assert_eq!(changes.to_create, 1);
-        // When the elder one is due to be replaced.
+        // When the replacement of the older pod is due.
         assert_eq!(changes.next_check, Some(NOW() + TimeDelta::seconds(940 - 5)));
     }
 
     #[test]
-    fn those_that_are_found_are_taken_over() {
+    fn existing_pods_are_adopted() {
         let members = [member("a", 5, "Running", MemberState::Found)];
         let changes = diff(&pool(1), &members, 0, NOW());
         assert_eq!((changes.to_create, names(&changes.to_await)), (0, vec!["a"]));
     }
 
     #[test]
-    fn an_old_one_goes_when_its_replacement_is_ready() {
+    fn an_old_pod_is_removed_once_its_replacement_is_ready() {
         let old = || member("old", 950, "Running", MemberState::Ready);
         let alone = diff(&pool(1), &[old()], 0, NOW());
         assert_eq!((alone.to_create, alone.to_remove.len()), (1, 0));
@@ -193,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn two_gateways_that_made_too_many_remove_the_same() {
+    fn all_gateways_choose_the_same_surplus_pods() {
         let members = |states: [MemberState; 3]| {
             let named = ["b", "a", "c"].into_iter().zip(states);
             let members: Vec<_> = named.map(|(name, state)| member(name, 7, "Running", state)).collect();
             names(&diff(&pool(2), &members, 0, NOW()).to_remove).join(" ")
         };
         assert_eq!(members([MemberState::Ready; 3]), "a");
-        // One that cannot be handed out yet counts for nothing here.
+        // Pods that this gateway cannot hand out yet do not count as surplus.
         assert_eq!(
             members([MemberState::Ready, MemberState::Ready, MemberState::Awaited]),
             ""
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_do_not_work_are_removed_and_replaced() {
+    fn failed_pods_are_removed_and_replaced() {
         let members = [
             member("ended", 5, "Failed", MemberState::Found),
             member("stuck", 1300, "Pending", MemberState::Found),

@@ -1,4 +1,4 @@
-//! The task that keeps pools filled. It does something when pods or kernelspecs change, and when a pod's time is over.
+//! The task that keeps pools filled. It runs when pods or kernelspecs change, and when a pod reaches its maximum age.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -23,34 +23,35 @@ use crate::plan;
 use crate::settings::Settings;
 use crate::start::{self, CreateOutcome, LaunchContext, Ready};
 
-/// How long a pod of a pool may take until its kernel can be connected to.
+/// How long a pool's pod may take until its kernel accepts connections.
 const START_DEADLINE: Duration = Duration::from_secs(pool_diff::START_DEADLINE.num_seconds().unsigned_abs());
-/// How long nothing is made after something could not be made: at first, and at most.
+/// Pause before pods are created again after a failure: the first pause, doubled each time, and the longest.
 const PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(300);
-/// How long a pod that another made is awaited in the watch before its name is tried again.
+/// How long a pod that another gateway created may take to appear in the watch, before its name is tried again. Also
+/// the pause before a failed deletion is retried.
 const UNSEEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A pool that there is to be.
+/// A pool that should exist.
 struct DesiredPool {
     installed: InstalledKernelspec,
     settings: Settings,
-    /// Nothing is made before this, and how long the pause was.
+    /// No pods are created before this time; the second value is the length of the pause.
     pause: Option<(Instant, Duration)>,
 }
 
-/// What became of what the reconciler had under way.
+/// Result of one of the reconciler's tasks.
 enum TaskOutcome {
-    /// A pod's kernel can be connected to.
+    /// A pod's kernel accepts connections.
     Ready(KernelId, Box<Ready>),
-    /// Another gateway has made a pod of this name.
+    /// Another gateway has created a pod with this name.
     NameTaken(KernelId),
-    /// Its pod was claimed, or is gone.
+    /// The pod was claimed or is gone.
     PodGone(KernelId),
     Failed(KernelId, LaunchError),
-    /// The pod with this UID was to be removed.
+    /// The pod with this UID was deleted, or its deletion failed.
     Removed(String, Result<bool, ProviderError>),
-    /// The async runtime is going down.
+    /// The task was stopped by the runtime's shutdown.
     Aborted,
 }
 
@@ -58,18 +59,19 @@ struct Reconciler {
     cluster: Arc<Cluster>,
     ready: Arc<ReadyPods>,
     desired: BTreeMap<String, DesiredPool>,
-    /// Since when these pools are desired.
+    /// When the set of desired pools last changed.
     since: DateTime<Utc>,
-    /// The pools of those whose kernel is waited for here, by the id that each was made with.
+    /// The pool of each pod whose kernel this gateway is waiting for, by the id in the pod's name.
     awaited: HashMap<KernelId, String>,
-    /// The same of those that another gateway has made and the watch has not shown yet, and until when that is believed.
+    /// Pods that another gateway created and that the watch has not shown yet: their pool, and how long to wait for
+    /// them.
     unseen: HashMap<KernelId, (String, Instant)>,
-    /// Pods that are being removed, by their UID; where that failed, when it is tried again.
+    /// UIDs of pods that are being removed. A failed removal has the time of its retry.
     removing: HashMap<String, Option<Instant>>,
     tasks: JoinSet<TaskOutcome>,
 }
 
-/// Keeps the pools of these kernelspecs filled, for ever.
+/// Keeps the pools of these kernelspecs filled. Never returns.
 pub(super) async fn run(cluster: Arc<Cluster>, mut specs: watch::Receiver<Arc<Specs>>, ready: Arc<ReadyPods>) {
     let mut reconciler = Reconciler {
         cluster: Arc::clone(&cluster),
@@ -112,7 +114,7 @@ impl Reconciler {
         let config = &self.cluster.config;
         let mut desired = BTreeMap::new();
         for installed in specs.by_name.values() {
-            // What is wrong with a kernelspec is told where they are searched.
+            // Broken kernelspecs are reported by the search for kernelspecs.
             let Ok(Some(mut settings)) = Settings::from_spec(&installed.spec, config.default_image.as_deref()) else {
                 continue;
             };
@@ -128,7 +130,7 @@ impl Reconciler {
             match self.manifest(&pool, KernelId::random()) {
                 Ok(manifest) => drop(desired.insert(manifest.fingerprint(), pool)),
                 Err(error) => {
-                    tracing::warn!(kernelspec = installed.name, error, "no pods are kept ready");
+                    tracing::warn!(kernelspec = installed.name, error, "cannot keep a warm pool");
                 }
             }
         }
@@ -140,7 +142,7 @@ impl Reconciler {
         plan::warm_manifest(&self.cluster.config, id, &pool.installed, pool.settings.clone())
     }
 
-    /// Does what is to be done now. When to look again, if nothing happens before.
+    /// Makes the changes that the pools need now. Returns when to run again if nothing changes before.
     fn reconcile(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let pods = self.cluster.pod_cache.pods();
@@ -190,7 +192,8 @@ impl Reconciler {
                 look_again(pause);
             }
         }
-        // Pools that this gateway does not have. Where another that runs has one, it makes its pods anew.
+        // Pods of pools that this gateway does not have. If another running gateway still has such a pool, it replaces
+        // its pods.
         for member in members.into_values().flatten() {
             if pool_diff::created(&member.pod) < self.since {
                 self.remove(member.pod);
@@ -210,14 +213,14 @@ impl Reconciler {
         }
     }
 
-    /// How many pods of this pool are being made and are not seen yet.
+    /// Number of this pool's pods that are being created and not visible yet.
     fn expected(&self, pool: &str, seen: &HashSet<KernelId>) -> usize {
         let unseen = self.unseen.iter().map(|(id, (pool, _))| (id, pool));
         let under_way = self.awaited.iter().chain(unseen);
         under_way.filter(|(id, of)| *of == pool && !seen.contains(id)).count()
     }
 
-    /// Until when nothing is made, if that is so.
+    /// Applies the changes to a pool. Returns the end of the pause if pods are missing and creation is paused.
     fn apply(&mut self, pool: &str, changes: PoolDiff, names: &HashSet<KernelId>) -> Option<Instant> {
         for pod in changes.to_await {
             self.adopt(pool, pod);
@@ -226,10 +229,7 @@ impl Reconciler {
             self.remove(pod);
         }
         for pod in changes.broken {
-            tracing::warn!(
-                pod = names::name(&pod),
-                "a pod that was kept ready does not work and is removed"
-            );
+            tracing::warn!(pod = names::name(&pod), "removing a failed warm pod");
             self.remove(pod);
             self.pause(pool);
         }
@@ -240,14 +240,16 @@ impl Reconciler {
             return Some(until).filter(|_| changes.to_create > 0);
         }
         for _ in 0..changes.to_create {
-            self.make(pool, names);
+            self.create_pod(pool, names);
         }
         None
     }
 
-    /// Makes a pod. Its name is the first that is free, so that another gateway that makes one at the same time takes the
-    /// same name, and one of the two is refused.
-    fn make(&mut self, pool: &str, names: &HashSet<KernelId>) {
+    /// Creates a pod.
+    ///
+    /// It gets the first free name of the pool. If two gateways create a pod at the same time, both choose the same
+    /// name, and the API server refuses one of them.
+    fn create_pod(&mut self, pool: &str, names: &HashSet<KernelId>) {
         let provider = &self.cluster.config.name;
         let is_free =
             |id: &KernelId| !names.contains(id) && !self.awaited.contains_key(id) && !self.unseen.contains_key(id);
@@ -260,7 +262,7 @@ impl Reconciler {
         let mut manifest = match manifest {
             Ok(manifest) => manifest,
             Err(error) => {
-                tracing::warn!(error, "no pod is made to be kept ready");
+                tracing::warn!(error, "cannot create a warm pod");
                 self.pause(pool);
                 return;
             }
@@ -276,7 +278,7 @@ impl Reconciler {
                 Ok(CreateOutcome::Exists | CreateOutcome::Rival) => return TaskOutcome::NameTaken(id),
                 Err(error) => return TaskOutcome::Failed(id, error),
             };
-            // From here on any gateway can have it, so that it stays when this one ends.
+            // Any gateway can claim the pod from now on, so it stays if this gateway ends.
             let (created, guard) = *created;
             guard.disarm();
             let uid = names::uid(&created.pod).to_owned();
@@ -284,7 +286,7 @@ impl Reconciler {
         });
     }
 
-    /// Waits for the kernel of a pod that is there.
+    /// Waits for the kernel of an existing pod.
     fn adopt(&mut self, pool: &str, pod: Arc<Pod>) {
         let Some(id) = names::kernel_id(&pod) else {
             return;
@@ -299,7 +301,7 @@ impl Reconciler {
     }
 
     fn remove(&mut self, pod: Arc<Pod>) {
-        // Not handed out any more, whether it is removed or not.
+        // The pod is no longer handed out, even if its removal fails.
         if let Some(id) = names::kernel_id(&pod) {
             crate::lock(&self.ready.0).remove(&id);
         }
@@ -312,7 +314,7 @@ impl Reconciler {
 
     fn pause(&mut self, pool: &str) {
         if let Some(desired) = self.desired.get_mut(pool) {
-            // What was under way when it began to fail fails once, not ever longer.
+            // Several tasks that fail together count as one failure.
             if desired.pause.is_some_and(|(until, _)| until > Instant::now()) {
                 return;
             }
@@ -343,23 +345,24 @@ impl Reconciler {
             TaskOutcome::PodGone(id) => drop(self.awaited.remove(&id)),
             TaskOutcome::Failed(id, error) => {
                 if let Some(pool) = self.awaited.remove(&id) {
-                    tracing::warn!(%error, "a pod that was to be kept ready did not get so");
+                    tracing::warn!(%error, "a warm pod did not become ready");
                     self.pause(&pool);
                 }
             }
-            // Gone, or about to be.
+            // The pod is gone or about to be.
             TaskOutcome::Removed(_, Ok(true)) | TaskOutcome::Aborted => {}
-            // It has changed, so it is looked at again.
+            // The pod has changed, so the next run examines it again.
             TaskOutcome::Removed(uid, Ok(false)) => drop(self.removing.remove(&uid)),
             TaskOutcome::Removed(uid, Err(error)) => {
-                tracing::warn!(%error, "a pod that was kept ready is not removed");
+                tracing::warn!(%error, "cannot remove a warm pod");
                 self.removing.insert(uid, Some(Instant::now() + UNSEEN_TIMEOUT));
             }
         }
     }
 }
 
-/// What the wait for a pod's kernel came to. A pod whose kernel does not get ready is removed, unless another claimed it.
+/// Maps the result of waiting for a pod's kernel. Removes a pod whose kernel did not become ready, unless it was
+/// claimed.
 async fn wait_outcome(cluster: &Cluster, id: KernelId, uid: &str, ready: Result<Ready, LaunchError>) -> TaskOutcome {
     let error = match ready {
         Ok(ready) => return TaskOutcome::Ready(id, Box::new(ready)),
@@ -370,7 +373,7 @@ async fn wait_outcome(cluster: &Cluster, id: KernelId, uid: &str, ready: Result<
         return TaskOutcome::PodGone(id);
     };
     if let Err(error) = cluster.delete_unchanged(&now).await {
-        tracing::debug!(%error, "a pod that does not get ready is not removed");
+        tracing::debug!(%error, "cannot remove a warm pod that did not become ready");
     }
     TaskOutcome::Failed(id, error)
 }
@@ -386,7 +389,7 @@ fn launch_context<'a>(cluster: &'a Arc<Cluster>, id: KernelId, progress: &'a Pro
     }
 }
 
-/// The id that a pool's pod is made with: the same for the same number, whichever gateway makes it.
+/// The id in the name of a pool's pod with this number. All gateways compute the same id.
 fn pool_pod_id(provider: &str, pool: &str, number: u64) -> KernelId {
     let hash = Sha256::digest(format!("{provider}/{pool}/{number}"));
     let mut bytes = [0; 16];
