@@ -46,8 +46,8 @@ impl Route {
 
     /// Waits until all of the kernel's sockets accept connections, without a time limit.
     ///
-    /// No event announces this, so the sockets are polled: a pod address every 1 to 10 ms; a port-forward, where each
-    /// attempt is an API call, after 50 ms at first, increasing to 500 ms.
+    /// No event announces this, so the sockets are polled. At a pod address the pause between attempts is 1 to 10 ms.
+    /// Through a port-forward, where each attempt is an API call, it grows from 50 ms to 500 ms.
     pub(crate) async fn ready(&self, file: &ConnectionInfo) {
         match self {
             Self::PodAddress(ip) => {

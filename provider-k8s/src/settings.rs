@@ -234,8 +234,8 @@ pub(crate) fn argv(spec: &Kernelspec) -> Result<Vec<String>, String> {
         "r" => &["R", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"],
         other => {
             return Err(format!(
-                "its argv starts Enterprise Gateway's launcher, and how kernels of the language {other:?} are started \
-                 without that is not known; put the kernel's own command into argv"
+                "its argv starts Enterprise Gateway's launcher, and the command for kernels of the language {other:?} \
+                 is unknown; put the kernel's own command into argv"
             ));
         }
     };
