@@ -536,8 +536,8 @@ fn environment(kernel: &ManifestParams<'_>, mut env: Vec<EnvVar>, secret_name: &
             value_from: None,
         });
     };
-    // Other Jupyter servers set this too. ipykernel exits when the process with this id ends; 1 is the pod's first
-    // process.
+    // Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process with this id
+    // ends, except for process 1.
     set("JPY_PARENT_PID", "1".to_owned());
     if !kernel.is_warm {
         set("KERNELMUX_KERNEL_ID", kernel.id.to_string());

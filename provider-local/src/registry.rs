@@ -22,7 +22,7 @@ struct Kernels {
 }
 
 /// A place in the queue of those who launch the same id; the lock in it is to be taken.
-pub(crate) struct Turn<'a> {
+pub(crate) struct LaunchLock<'a> {
     registry: &'a Registry,
     id: KernelId,
     pub(crate) lock: Arc<tokio::sync::Mutex<()>>,
@@ -67,14 +67,14 @@ impl Registry {
             }
         }
         for kernel in forgotten {
-            kernel.forget();
+            kernel.discard();
         }
     }
 
     /// Launches of one id come one after the other: the second finds the kernel of the first.
-    pub(crate) fn turn(&self, id: KernelId) -> Turn<'_> {
+    pub(crate) fn launch_lock(&self, id: KernelId) -> LaunchLock<'_> {
         let lock = Arc::clone(crate::lock(&self.launches).entry(id).or_default());
-        Turn {
+        LaunchLock {
             registry: self,
             id,
             lock,
@@ -90,7 +90,7 @@ impl Kernels {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for LaunchLock<'_> {
     fn drop(&mut self) {
         let mut launches = crate::lock(&self.registry.launches);
         // The map's and this one: nobody else waits.

@@ -13,11 +13,11 @@ use jupyter_protocol::{Channel, ConnectionInfo};
 use kernel_provider::provider::KernelRecord;
 
 use crate::process::stat::find_by_argument;
-use crate::state::{KernelFiles, MAX_RECORD, Saved, Stage, Start};
+use crate::state::{KernelFiles, LaunchSpec, MAX_RECORD, SavedKernel, Stage};
 
 /// What the record must have held, as far as it can be known: how the process was started, not by which kernelspec.
 /// `None` where no process is known by its connection file. Blocks.
-pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) -> Option<Saved> {
+pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) -> Option<SavedKernel> {
     let file = files.connection_file();
     let process = find_by_argument(&file)?;
     let of_process = |name: &str| PathBuf::from(format!("/proc/{}/{name}", process.pid));
@@ -52,8 +52,8 @@ pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) 
         display_name: record.spec.clone(),
         ..installed.map(|installed| installed.spec).unwrap_or_default()
     };
-    Some(Saved {
-        start: Start {
+    Some(SavedKernel {
+        start: LaunchSpec {
             spec_name: record.spec.clone(),
             spec,
             resource_dir: PathBuf::new(),

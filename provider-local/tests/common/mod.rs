@@ -53,11 +53,11 @@ pub(crate) async fn open(config: LocalConfig) -> LocalProvider {
 }
 
 /// A state directory and a folder of kernelspecs, removed at the end.
-pub(crate) struct Place {
+pub(crate) struct Fixture {
     pub(crate) root: tempfile::TempDir,
 }
 
-impl Place {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),
@@ -123,7 +123,7 @@ impl Place {
         dirs.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// The processes that have something of this place on their command line.
+    /// The processes that have something of this fixture on their command line.
     pub(crate) fn processes(&self) -> Vec<i32> {
         let marker = self.root.path().as_os_str().as_encoded_bytes().to_owned();
         pids()
