@@ -71,7 +71,7 @@ mod tests {
     async fn waits_for_five_unix_sockets_by_events() {
         let dir = tempfile::tempdir().unwrap();
         let mut connection = ConnectionInfo::default();
-        endpoints::take_sockets(&mut connection, dir.path());
+        endpoints::set_unix_sockets(&mut connection, dir.path());
         let events = Events::new().unwrap();
         let made = Arc::new(Notify::new());
         let _watch = events.watch(dir.path(), None, WatchFlags::CREATE, &made).unwrap();

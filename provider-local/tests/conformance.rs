@@ -1,4 +1,4 @@
-//! The suite that every provider must pass, with ipykernel over Unix sockets and over TCP.
+//! The conformance suite for providers, run with ipykernel over Unix sockets and over TCP.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -61,7 +61,7 @@ impl Subject for Local {
 
     async fn leftovers(&self) -> Vec<String> {
         let processes = self.fixture.processes().into_iter().map(|pid| format!("process {pid}"));
-        // A kernel that died by itself leaves its record and its output.
+        // A kernel that ended by itself keeps its record and its output.
         let dirs = self.fixture.kernel_dirs().into_iter().filter(|dir| {
             std::fs::read_to_string(dir.join("record.json")).is_ok_and(|record| !record.contains("\"ended\""))
                 || std::fs::read_dir(dir).is_ok_and(|files| {

@@ -1,4 +1,4 @@
-//! A real kernel: ipykernel, over Unix sockets and over TCP.
+//! Starts and ends ipykernel over Unix sockets and over TCP.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -25,7 +25,7 @@ async fn starts_and_ends_over_each_transport() {
         assert_eq!(*kernel.phase().borrow(), Phase::Running);
         let connection = kernel.connection().await.unwrap();
         assert_eq!(connection.transport, transport);
-        // Its sockets are open before it handles signals; once it answers it does.
+        // The sockets open before ipykernel handles signals. Once it replies, it handles them.
         Client::connect(&connection).await.unwrap().kernel_info().await.unwrap();
         assert_eq!(kernel.interrupt().await.unwrap(), Interrupt::Signalled);
         assert_eq!(fixture.processes(), [pid(&*kernel)]);

@@ -1,4 +1,4 @@
-//! Kernels as processes: how they end, what is left of them, and what goes wrong.
+//! Kernels as processes: exits, cleanup and failures.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -19,7 +19,7 @@ use serde_json::json;
 #[tokio::test]
 #[ignore = "the kernel that the other tests start"]
 async fn be_a_kernel() {
-    standin::serve_if_asked().await;
+    standin::serve_if_requested().await;
 }
 
 fn fixture() -> Fixture {
@@ -32,7 +32,7 @@ fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-/// The session of a process.
+/// Returns the session id of a process.
 fn session(pid: i32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let after_name = stat.rsplit_once(')').unwrap().1;
@@ -44,16 +44,16 @@ fn is_running(pid: i32) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.trim_start().starts_with('Z'))
 }
 
-/// A process that a kernelspec has told of in a file.
+/// Reads a process id that a kernelspec's command writes to this file.
 async fn read_pid(fixture: &Fixture, file: &str) -> i32 {
     let path = fixture.root.path().join(file);
     let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
-    eventually("a process tells its number", || read().is_some()).await;
+    eventually("a process id is written", || read().is_some()).await;
     read().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leads_a_session_of_its_own() {
+async fn a_kernel_leads_its_own_session() {
     let fixture = fixture();
     let provider = fixture.open().await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
@@ -63,10 +63,10 @@ async fn leads_a_session_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_kernel_started_ends_with_it_unless_it_is_a_daemon() {
+async fn processes_of_a_kernel_end_with_it_except_daemons() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    // One in the group of the kernel; one in a group of its own; one that no signal ends; and a daemon.
+    // A process in the kernel's group, one in its own group, one that ignores SIGTERM and SIGINT, and a daemon.
     let command = format!(
         "sleep 1001 & echo $! > {root}/member; \
          set -m; sleep 1002 & echo $! > {root}/group; set +m; \
@@ -99,9 +99,9 @@ async fn what_a_kernel_started_ends_with_it_unless_it_is_a_daemon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_does_not_want_to_end_is_killed_after_its_grace() {
+async fn a_kernel_that_ignores_sigterm_is_killed_after_its_grace() {
     let fixture = fixture();
-    // Ignored signals stay ignored in the program that takes the shell's fixture.
+    // Ignored signals stay ignored in the program that the shell executes.
     fixture.install("deaf", &standin::kernelspec_after("trap '' TERM"));
     let provider = fixture.open().await;
     let kernel = launch(&provider, "deaf").await.unwrap();
@@ -114,7 +114,7 @@ async fn one_that_does_not_want_to_end_is_killed_after_its_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_kernel_can_be_ended_politely() {
+async fn a_stopped_kernel_ends_on_sigterm() {
     let fixture = fixture();
     let provider = fixture.open().await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
@@ -125,7 +125,7 @@ async fn a_stopped_kernel_can_be_ended_politely() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tells_exit_code_and_signal_and_keeps_the_output() {
+async fn exit_codes_and_signals_are_reported_with_the_output() {
     let fixture = fixture();
     fixture.install_script("fails", "echo out; echo err >&2; exit 7");
     let provider = fixture.open().await;
@@ -143,7 +143,7 @@ async fn tells_exit_code_and_signal_and_keeps_the_output() {
     let exit = kernel.wait().await;
     assert_eq!(exit.cause, ExitCause::Signal(6));
     assert!(exit.output.contains("about to crash"));
-    // The log is still there to be read, by this embedder and by the next.
+    // The output file remains readable, for this provider and the next.
     let dir = kernel.record().data["dir"].as_str().unwrap().to_owned();
     let log = || std::fs::read_to_string(format!("{dir}/output.log"));
     assert!(log().unwrap().contains("about to crash"));
@@ -157,7 +157,7 @@ async fn tells_exit_code_and_signal_and_keeps_the_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_last_that_died_are_remembered() {
+async fn only_the_newest_ended_kernels_are_remembered() {
     let fixture = fixture();
     let mut config = fixture.config();
     config.keep_ended = 2;
@@ -167,7 +167,7 @@ async fn only_the_last_that_died_are_remembered() {
         signal(pid(&*kernel), Signal::KILL);
         kernel.wait().await;
     }
-    eventually("two are kept", || fixture.kernel_dirs().len() == 2).await;
+    eventually("two kernels are kept", || fixture.kernel_dirs().len() == 2).await;
     drop(provider);
     let mut config = fixture.config();
     config.keep_ended = 1;
@@ -176,11 +176,11 @@ async fn only_the_last_that_died_are_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_writes_without_end_fills_no_disk() {
+async fn endless_output_does_not_fill_the_disk() {
     use std::os::unix::fs::MetadataExt as _;
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    // The stand-in has said what it says before it is let go.
+    // The flood starts in the background once the kernel's start is complete.
     let command = format!(
         "(yes 'a line of no interest' | head -c 50000000; while [ ! -e {root}/go ]; do sleep 0.01; done; \
          echo the end; touch {root}/done) &"
@@ -192,9 +192,9 @@ async fn a_kernel_that_writes_without_end_fills_no_disk() {
     let blocks = || std::fs::metadata(&log).unwrap().blocks() * 512;
     let written = || std::fs::metadata(&log).unwrap().len();
     std::fs::write(fixture.root.path().join("go"), "").unwrap();
-    eventually("all is written", || fixture.root.path().join("done").exists()).await;
+    eventually("all output is written", || fixture.root.path().join("done").exists()).await;
     assert!(written() > 50_000_000);
-    eventually("little is kept", || blocks() < 3_000_000).await;
+    eventually("the file is cut", || blocks() < 3_000_000).await;
     assert!(kernel.output().await.unwrap().ends_with("the end\n"));
     signal(pid(&*kernel), Signal::KILL);
     assert!(kernel.wait().await.output.ends_with("the end\n"));
@@ -202,7 +202,7 @@ async fn a_kernel_that_writes_without_end_fills_no_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_say_what_is_wrong() {
+async fn launch_errors_name_the_cause() {
     let fixture = fixture();
     fixture.install_script("plain", "exit 0");
     fixture.install("empty", &json!({"argv": [], "display_name": "", "language": ""}));
@@ -239,7 +239,7 @@ async fn refusals_say_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn environment_and_working_directory_are_the_kernels() {
+async fn environment_and_working_directory_are_applied() {
     let fixture = fixture();
     let out = fixture.root.path().join("out");
     let mut spec = standin::kernelspec_after(&format!("(pwd; env) > {}", out.display()));
@@ -265,7 +265,7 @@ async fn environment_and_working_directory_are_the_kernels() {
     };
     check();
     std::fs::remove_file(&out).unwrap();
-    // What was asked for at the launch is kept for each restart.
+    // The launch's environment and working directory are kept for restarts.
     kernel.restart(LONG, Progress::ignored()).await.unwrap();
     check();
     kernel.shutdown(LONG).await.unwrap();
@@ -304,7 +304,7 @@ async fn files_are_private() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sockets_are_made_elsewhere_when_the_state_directory_is_too_deep() {
+async fn sockets_are_created_elsewhere_if_the_state_directory_path_is_too_long() {
     let fixture = fixture();
     let mut config = LocalConfig::new(fixture.root.path().join("d".repeat(100)));
     config.search = fixture.config().search;
@@ -319,7 +319,7 @@ async fn sockets_are_made_elsewhere_when_the_state_directory_is_too_deep() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_embedders_cannot_share_a_state_directory() {
+async fn two_providers_cannot_share_a_state_directory() {
     let fixture = fixture();
     let first = fixture.open().await;
     let refused = LocalProvider::open(fixture.config()).await.err().unwrap().to_string();
@@ -332,10 +332,10 @@ async fn two_embedders_cannot_share_a_state_directory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_somebody_took_is_replaced_by_another() {
+async fn a_port_in_use_is_replaced() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    // The first start ends as when a port is taken; ports that are held cannot be taken by chance.
+    // The first start fails as if a port were in use. Reserved ports cannot be taken by chance.
     let command = format!(
         "if [ ! -e {root}/second ]; then cp \"$1\" {root}/first.json; touch {root}/second; \
          echo 'zmq.error.ZMQError: Address already in use'; exit 1; fi; cp \"$1\" {root}/second.json"
@@ -350,7 +350,7 @@ async fn a_port_that_somebody_took_is_replaced_by_another() {
     assert_eq!(kernel.connection().await.unwrap(), second);
     assert_eq!(fixture.kernel_dirs().len(), 1);
     kernel.shutdown(LONG).await.unwrap();
-    // One that never finds a port is not tried for ever.
+    // A kernel that always fails this way is not retried forever.
     fixture.install_script(
         "never",
         &format!("echo >> {root}/tries; echo address already in use; exit 1"),
@@ -366,7 +366,7 @@ async fn a_port_that_somebody_took_is_replaced_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_announces_its_ports_is_not_told_any() {
+async fn a_kernel_that_announces_its_ports_is_given_none() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
     let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/told.json"));
@@ -385,7 +385,7 @@ async fn a_kernel_that_announces_its_ports_is_not_told_any() {
     let connection = kernel.connection().await.unwrap();
     let record = kernel.record();
     drop((kernel, provider));
-    // The next embedder knows the ports too.
+    // The next provider also knows the ports.
     let provider = fixture.open().await;
     let kernel = provider.attach(&record).await.unwrap();
     assert_eq!(kernel.connection().await.unwrap(), connection);
@@ -395,7 +395,7 @@ async fn a_kernel_that_announces_its_ports_is_not_told_any() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn launches_dropped_at_any_moment_leave_nothing() {
+async fn launches_cancelled_at_any_time_leave_nothing_behind() {
     let fixture = fixture();
     let provider = fixture.open().await;
     let begun = Instant::now();
@@ -414,12 +414,12 @@ async fn launches_dropped_at_any_moment_leave_nothing() {
     }
     fixture.wait_until_clear().await;
     assert!(provider.list(&Selector::all()).await.unwrap().is_empty());
-    // Other tests of this program open files too, but no process of this fixture is left unreaped, even as a zombie.
+    // The limit is loose because other tests of this program open files too.
     eventually("descriptors are closed", || descriptors() <= before + 64).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_record_stops_nothing_and_costs_no_kernel() {
+async fn kernels_with_damaged_records_are_recovered() {
     let fixture = fixture();
     let provider = fixture.open().await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
@@ -441,7 +441,7 @@ async fn a_damaged_record_stops_nothing_and_costs_no_kernel() {
     assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
     assert_eq!(fixture.kernel_dirs().len(), 2);
     drop(provider);
-    // The kernel goes on, is known, and can be restarted and ended.
+    // The kernel keeps running, is listed, and can be restarted and shut down.
     let damaged: [&dyn Fn() -> std::io::Result<()>; 3] = [
         &|| std::fs::write(dir.join("record.json"), &record[..10]),
         &|| std::fs::write(dir.join("record.json"), [0; 500]),
@@ -468,7 +468,7 @@ async fn a_damaged_record_stops_nothing_and_costs_no_kernel() {
     assert_eq!(fixture.kernel_dirs().len(), 1);
 }
 
-/// Whether this machine lets a test have a PID namespace.
+/// Whether a test can create a PID namespace on this machine.
 fn can_be_first_process() -> bool {
     let unshare = std::process::Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "true"])
@@ -476,13 +476,13 @@ fn can_be_first_process() -> bool {
         .status();
     let can = unshare.is_ok_and(|status| status.success());
     if !can {
-        println!("skipped: no PID namespace can be made here; root can make one");
+        println!("skipped: cannot create a PID namespace; root can create one");
     }
     can
 }
 
 #[test]
-fn orphans_are_reaped_and_kernels_ends_are_told() {
+fn orphans_are_reaped_and_kernel_exits_are_reported() {
     if !can_be_first_process() {
         return;
     }
@@ -495,11 +495,11 @@ fn orphans_are_reaped_and_kernels_ends_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "runs as process 1, which another test makes it"]
+#[ignore = "another test runs this as process 1"]
 async fn be_the_first_process() {
-    assert_eq!(std::process::id(), 1, "run by the test of orphans");
+    assert_eq!(std::process::id(), 1, "must run as process 1");
     let fixture = Fixture::new();
-    // It leaves a process that has a session of its own, as a daemon has.
+    // The script leaves a process with its own session, like a daemon.
     let orphaning = "setsid sh -c '> \"$1.up\"; exec sleep 1000' daemon \"$1\" &\n\
                      until [ -e \"$1.up\" ]; do sleep 0.01; done\nexit 7";
     fixture.install_script("orphaning", orphaning);
@@ -507,7 +507,7 @@ async fn be_the_first_process() {
     config.reap_orphans = true;
     let provider = open(config).await;
     for _ in 0..10 {
-        // Its end is asked for by its own watcher, and by no other.
+        // The kernel's exit status is only read by its own supervisor.
         match launch(&provider, "orphaning").await {
             Err(LaunchError::Died { exit }) => assert_eq!(exit.cause, ExitCause::Code(7)),
             other => panic!("{:?}", other.map(|kernel| kernel.record())),
@@ -520,9 +520,9 @@ async fn be_the_first_process() {
         };
         common::pids().into_iter().filter(is_child).collect()
     };
-    eventually("the orphans are this process's", || children().len() == 10).await;
+    eventually("this process is the parent of all orphans", || children().len() == 10).await;
     children().into_iter().for_each(|orphan| signal(orphan, Signal::KILL));
-    eventually("all of them are reaped", || children().is_empty()).await;
+    eventually("all orphans are reaped", || children().is_empty()).await;
     drop(provider);
 }
 
@@ -530,7 +530,7 @@ async fn be_the_first_process() {
 async fn an_interrupt_reaches_the_whole_group() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    // A shell has its jobs in the background ignore interrupts, and lets nobody change that.
+    // A shell makes its background jobs ignore interrupts, and a script cannot undo that with `trap`.
     let command = format!(
         "env --default-signal=INT sh -c 'trap \"echo got it > {root}/interrupted\" INT; echo $$ > {root}/member; \
          while :; do sleep 0.01; done' &"
@@ -541,7 +541,7 @@ async fn an_interrupt_reaches_the_whole_group() {
     read_pid(&fixture, "member").await;
     kernel.interrupt().await.unwrap();
     let interrupted = fixture.root.path().join("interrupted");
-    eventually("the interrupt arrives", || interrupted.exists()).await;
+    eventually("the group member is interrupted", || interrupted.exists()).await;
     assert_eq!(*kernel.phase().borrow(), Phase::Running);
     kernel.shutdown(LONG).await.unwrap();
 }

@@ -145,7 +145,7 @@ impl Process {
             return Err(io::ErrorKind::NotFound.into());
         }
         match kill_process_group(self.pid, signal) {
-            // The process left its group, or may not signal any member: signal the process alone.
+            // The process left its group, or no member of it may be signalled: signal the process alone.
             Err(Errno::SRCH | Errno::PERM) => Ok(pidfd_send_signal(self.pidfd.get_ref(), signal)?),
             result => Ok(result?),
         }
