@@ -84,10 +84,10 @@ mod tests {
         });
         let client = client(Config::new(address.parse().unwrap())).unwrap();
         let began = Instant::now();
-        let asked = Api::<Pod>::namespaced(client, "default")
+        let result = Api::<Pod>::namespaced(client, "default")
             .watch(&Default::default(), "0")
             .await;
-        assert!(asked.is_err());
+        assert!(result.is_err());
         assert!(
             (RESPONSE_TIMEOUT..RESPONSE_TIMEOUT * 2).contains(&began.elapsed()),
             "{:?}",

@@ -423,19 +423,19 @@ mod tests {
 
     /// An API server that gives these answers in turn, and the methods of the requests that it received.
     fn answering(answers: Vec<(u16, Value)>) -> (Api<Pod>, Arc<Mutex<Vec<Method>>>) {
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let methods = Arc::new(Mutex::new(Vec::new()));
         let next = Arc::new(AtomicUsize::new(0));
         let service = tower::service_fn({
-            let asked = Arc::clone(&asked);
+            let methods = Arc::clone(&methods);
             move |request: Request<Body>| {
-                crate::lock(&asked).push(request.method().clone());
+                crate::lock(&methods).push(request.method().clone());
                 let (status, body) = answers[next.fetch_add(1, Ordering::Relaxed)].clone();
                 let body = Body::from(serde_json::to_vec(&body).unwrap());
                 let response = Response::builder().status(status).body(body);
                 async move { Ok::<_, tower::BoxError>(response.unwrap()) }
             }
         });
-        (Api::namespaced(Client::new(service, "test"), "test"), asked)
+        (Api::namespaced(Client::new(service, "test"), "test"), methods)
     }
 
     fn conflict(reason: &str) -> (u16, Value) {
@@ -446,18 +446,18 @@ mod tests {
     }
 
     async fn create(answers: Vec<(u16, Value)>) -> (Result<Pod, CallError>, Vec<Method>) {
-        let (pods, asked) = answering(answers);
+        let (pods, methods) = answering(answers);
         let wanted = serde_json::from_value(pod(MARK.1)).unwrap();
         let made = Cluster::create(&pods, &wanted, &(MARK.0, MARK.1.to_owned())).await;
-        let asked = crate::lock(&asked).clone();
-        (made, asked)
+        let methods = crate::lock(&methods).clone();
+        (made, methods)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_retried_create_recognizes_its_own_pod_by_its_mark() {
-        let (made, asked) = create(vec![conflict("AlreadyExists"), (200, pod("mine"))]).await;
+        let (made, methods) = create(vec![conflict("AlreadyExists"), (200, pod("mine"))]).await;
         made.unwrap();
-        assert_eq!(asked, [Method::POST, Method::GET]);
+        assert_eq!(methods, [Method::POST, Method::GET]);
         let (made, _) = create(vec![conflict("AlreadyExists"), (200, pod("another's"))]).await;
         assert!(made.unwrap_err().already_exists());
     }
@@ -472,7 +472,7 @@ mod tests {
             pod
         };
         let seen = |attempt: &str| serde_json::from_value(late(attempt)).unwrap();
-        let (pods, asked) = answering(vec![(200, late("mine")), (200, late("mine"))]);
+        let (pods, methods) = answering(vec![(200, late("mine")), (200, late("mine"))]);
         let pod_cache = Arc::new(PodCache::default());
         let cluster = Cluster {
             config: K8sConfig::new("test"),
@@ -489,24 +489,24 @@ mod tests {
             // A pod of the same name with another mark is not removed.
             pod_cache.upsert(seen("another's"));
             tokio::time::sleep(LATE_CALL_WINDOW / 2).await;
-            assert!(crate::lock(&asked).is_empty());
+            assert!(crate::lock(&methods).is_empty());
             pod_cache.remove(seen("another's"));
             pod_cache.upsert(seen("mine"));
-            while crate::lock(&asked).len() < 2 {
+            while crate::lock(&methods).len() < 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             pod_cache.remove(seen("mine"));
         };
         tokio::join!(cluster.clean_up_late(id, "kernel-1", &mark), cluster_does);
-        assert_eq!(*crate::lock(&asked), [Method::GET, Method::DELETE]);
+        assert_eq!(*crate::lock(&methods), [Method::GET, Method::DELETE]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_create_that_conflicts_with_a_quota_update_is_retried() {
-        let (made, asked) = create(vec![conflict("Conflict"), conflict("Conflict"), (201, pod("mine"))]).await;
+        let (made, methods) = create(vec![conflict("Conflict"), conflict("Conflict"), (201, pod("mine"))]).await;
         made.unwrap();
-        assert_eq!(asked.len(), 3);
-        let (made, asked) = create(vec![conflict("Conflict"); 99]).await;
-        assert!(made.unwrap_err().is_conflict() && asked.len() < 10);
+        assert_eq!(methods.len(), 3);
+        let (made, methods) = create(vec![conflict("Conflict"); 99]).await;
+        assert!(made.unwrap_err().is_conflict() && methods.len() < 10);
     }
 }

@@ -51,7 +51,7 @@ impl RestartHold {
             .stdin(true)
             .stdout(true)
             .stderr(false);
-        let begun = async {
+        let begin = async {
             let mut process = cluster
                 .exec(pod, ["sh", "-c", HOLD_SCRIPT, "sh", names::COPY_DIR], &params)
                 .await?;
@@ -81,8 +81,8 @@ impl RestartHold {
                 Ok(_) => Ok(hold),
             }
         };
-        match tokio::time::timeout(REPLY_TIMEOUT, begun).await {
-            Ok(begun) => begun,
+        match tokio::time::timeout(REPLY_TIMEOUT, begin).await {
+            Ok(result) => result,
             Err(_) => Err(failed(format!("the command did not answer within {REPLY_TIMEOUT:?}"))),
         }
     }

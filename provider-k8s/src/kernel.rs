@@ -337,7 +337,7 @@ fn is_transient(error: &LaunchError) -> bool {
 fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
     // Pods that cannot start may still be waiting for room; their launch removes them.
     let is_over = |pod: &Arc<Pod>| matches!(phase::assess(pod, &[]), PodPhase::Ended(_));
-    let mut over: Vec<_> = cluster
+    let mut ended: Vec<_> = cluster
         .pod_cache
         .pods()
         .into_iter()
@@ -345,16 +345,16 @@ fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
         // The pool reconciler handles warm pods.
         .filter(|pod| names::pool(pod).is_none() && is_over(pod))
         .collect();
-    over.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
-    let excess = over.len().saturating_sub(cluster.config.keep_ended);
-    over.truncate(excess);
-    if over.is_empty() {
+    ended.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
+    let excess = ended.len().saturating_sub(cluster.config.keep_ended);
+    ended.truncate(excess);
+    if ended.is_empty() {
         return;
     }
     let cluster = Arc::clone(cluster);
     // Not joined: each call has a time limit.
     tokio::spawn(async move {
-        for pod in over {
+        for pod in ended {
             if let Err(error) = cluster.delete(&pod, Duration::ZERO).await {
                 tracing::debug!(%error, "cannot remove the pod of an ended kernel");
             }
@@ -413,13 +413,13 @@ impl Drop for RestartGuard<'_> {
         }
         crate::lock(&self.kernel.state).is_restarting = false;
         let pod = self.kernel.pod();
-        let is_there = {
+        let still_exists = {
             let updates = self.kernel.cluster.pod_cache.subscribe(self.kernel.id);
             let cached = updates.borrow();
             let same = cached.present().filter(|now| names::uid(now) == names::uid(&pod));
             same.is_some_and(|now| matches!(phase::assess(now, &[]), PodPhase::Running { .. } | PodPhase::Ending))
         };
-        if is_there {
+        if still_exists {
             // The old pod still exists. If it is being deleted, its supervisor reports the exit.
             self.kernel.phase.send_replace(Phase::Running);
             self.kernel.supervise();

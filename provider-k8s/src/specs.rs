@@ -41,26 +41,26 @@ pub(crate) async fn follow(config: Arc<K8sConfig>, specs: watch::Sender<Arc<Spec
 
 /// Watches the kernelspec folders, and the nearest existing parent of each missing one.
 fn watch_all(dirs: &[PathBuf], wake: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let unseen = |error: notify::Error| tracing::warn!(%error, "cannot watch for kernelspec changes");
-    let of_interest = dirs.to_vec();
+    let warn = |error: notify::Error| tracing::warn!(%error, "cannot watch for kernelspec changes");
+    let watched_dirs = dirs.to_vec();
     let wake = Arc::clone(wake);
-    let hear = move |event: notify::Result<notify::Event>| {
+    let on_event = move |event: notify::Result<notify::Event>| {
         // In a missing folder's parent, only changes on the path to the folder matter.
-        let is_near = |path: &PathBuf| {
-            of_interest
+        let is_relevant = |path: &PathBuf| {
+            watched_dirs
                 .iter()
                 .any(|dir| path.starts_with(dir) || dir.starts_with(path))
         };
         let is_change = event.map_or(true, |event| {
             event.need_rescan()
-                || event.paths.iter().any(is_near)
+                || event.paths.iter().any(is_relevant)
                     && !matches!(event.kind, EventKind::Access(access) if !is_written(access))
         });
         if is_change {
             wake.notify_one();
         }
     };
-    let mut watcher = notify::recommended_watcher(hear).map_err(unseen).ok()?;
+    let mut watcher = notify::recommended_watcher(on_event).map_err(warn).ok()?;
     for dir in dirs {
         let watched = match dir.is_dir() {
             true => watcher.watch(dir, RecursiveMode::Recursive),
@@ -70,7 +70,7 @@ fn watch_all(dirs: &[PathBuf], wake: &Arc<Notify>) -> Option<notify::Recommended
             },
         };
         // If the folder was removed meanwhile, the next search finds it missing.
-        watched.unwrap_or_else(unseen);
+        watched.unwrap_or_else(warn);
     }
     Some(watcher)
 }

@@ -94,10 +94,10 @@ impl PodGuard {
         let Some(pending_call) = &mut self.pending_call else {
             return Err(CallError::TimedOut);
         };
-        let made = call_result(pending_call).await;
+        let result = call_result(pending_call).await;
         self.pending_call = None;
-        self.may_appear_later = may_appear_later(&made);
-        made
+        self.may_appear_later = may_appear_later(&result);
+        result
     }
 
     /// Keeps the pod, or accepts that it was never created. Returns the launch lock.
@@ -142,8 +142,9 @@ async fn call_result(pending_call: &mut JoinHandle<Result<Pod, CallError>>) -> R
 }
 
 /// Whether a call's answer leaves open if it was or will be carried out.
-fn may_appear_later(made: &Result<Pod, CallError>) -> bool {
-    made.as_ref()
+fn may_appear_later(result: &Result<Pod, CallError>) -> bool {
+    result
+        .as_ref()
         .is_err_and(|error| error.code().is_none_or(|code| code >= 500))
 }
 
@@ -226,8 +227,8 @@ pub(crate) async fn create_pod(
         }
     };
     if context.may_have_rivals {
-        let asked = within(context, cluster.has_rivals(id, names::uid(&pod))).await?;
-        if asked.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
+        let has_rivals = within(context, cluster.has_rivals(id, names::uid(&pod))).await?;
+        if has_rivals.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
             return Ok(CreateOutcome::Rival);
         }
     }

@@ -183,10 +183,10 @@ async fn an_exceeded_quota_is_reported() {
     ns.install_tiny("tiny");
     let provider = ns.open(Reach::PortForward).await;
     let first = launch(&provider, "tiny").await.unwrap();
-    let asked = Timestamp::now();
+    let requested = Timestamp::now();
     let error = launch(&provider, "tiny").await.err().expect("it started");
     assert!(
-        Timestamp::now().as_second() - asked.as_second() <= PROMPT_SECONDS,
+        Timestamp::now().as_second() - requested.as_second() <= PROMPT_SECONDS,
         "{error}"
     );
     assert!(
@@ -245,8 +245,8 @@ async fn an_exit_code_is_reported_with_the_output() {
     assert!(exit.output.contains("last words"), "{}", exit.output);
     // The kept pod gives the cause to later providers, until it is removed.
     let later = ns.open(Reach::PortForward).await;
-    let told = later.attach(&kernel.record()).await.err().unwrap();
-    assert!(told.to_string().contains("code 7"), "{told}");
+    let error = later.attach(&kernel.record()).await.err().unwrap();
+    assert!(error.to_string().contains("code 7"), "{error}");
     kernel.shutdown(Duration::ZERO).await.unwrap();
     common::eventually("its pod is gone", async || {
         ns.pods().get_opt(&pod_name(&*kernel)).await.unwrap().is_none()

@@ -52,8 +52,8 @@ async fn two_gateways_launch_the_same_id() {
     answers(&*second).await;
     first.shutdown(Duration::from_secs(5)).await.unwrap();
     // The other gateway sees a deletion that it did not request.
-    let told = tokio::time::timeout(LONG, second.wait()).await.unwrap();
-    assert_eq!(told.cause, ExitCause::Deleted);
+    let exit = tokio::time::timeout(LONG, second.wait()).await.unwrap();
+    assert_eq!(exit.cause, ExitCause::Deleted);
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
 
@@ -331,12 +331,12 @@ fn an_orphaned_pod_without_a_secret_is_removed() {
     let _inside = tests.enter();
     ns.install_ipykernel();
     let calls = Arc::new(Calls::blocking(Method::POST, "/secrets"));
-    let asked = request();
-    let pod = format!("kernel-{}", asked.id);
+    let wanted = request();
+    let pod = format!("kernel-{}", wanted.id);
     kill_gateway_during_launch(
         &ns,
         calls.client(ns.limited_config.clone()),
-        asked.clone(),
+        wanted.clone(),
         async || ns.pods().get_opt(&pod).await.unwrap().is_some(),
     );
     tests.block_on(async {
@@ -346,7 +346,7 @@ fn an_orphaned_pod_without_a_secret_is_removed() {
             assert_eq!(provider.attach(&record).await.is_ok(), record == running.record());
         }
         // A new launch of the same kernel succeeds once the orphaned pod is removed.
-        let kernel = provider.launch(asked, Progress::ignored()).await.unwrap();
+        let kernel = provider.launch(wanted, Progress::ignored()).await.unwrap();
         answers(&*kernel).await;
         answers(&*running).await;
         kernel.shutdown(Duration::ZERO).await.unwrap();
@@ -367,7 +367,7 @@ fn an_orphaned_pod_that_cannot_start_is_removed() {
     ns.install("no-image", &["python3", "{connection_file}"], no_image);
     let no_room = json!({"resources": {"requests": {"memory": "900Ti"}}});
     ns.install("no-room", &["python3", "{connection_file}"], no_room);
-    for (name, told) in [
+    for (name, shown) in [
         // Found by the next gateway after the pod's failure is known, and before.
         ("no-image", "ErrImageNeverPull"),
         ("no-room", "Unschedulable"),
@@ -375,12 +375,12 @@ fn an_orphaned_pod_that_cannot_start_is_removed() {
     ] {
         // The launching gateway would otherwise remove the pod itself.
         let calls = Arc::new(Calls::blocking(Method::DELETE, "/pods"));
-        let mut asked = request();
-        asked.spec = name.to_owned();
-        let pod = format!("kernel-{}", asked.id);
-        kill_gateway_during_launch(&ns, calls.client(ns.limited_config.clone()), asked, async || {
+        let mut wanted = request();
+        wanted.spec = name.to_owned();
+        let pod = format!("kernel-{}", wanted.id);
+        kill_gateway_during_launch(&ns, calls.client(ns.limited_config.clone()), wanted, async || {
             let pod = ns.pods().get_opt(&pod).await.unwrap();
-            serde_json::to_string(&pod).unwrap().contains(told) && has_secret(&ns).await
+            serde_json::to_string(&pod).unwrap().contains(shown) && has_secret(&ns).await
         });
         tests.block_on(async {
             let provider = open_with_short_orphan_timeout(&ns).await;
@@ -401,17 +401,17 @@ fn a_launch_of_a_killed_gateway_is_taken_over() {
     };
     let _inside = tests.enter();
     ns.install_ipykernel();
-    let asked = request();
+    let wanted = request();
     kill_gateway_during_launch(
         &ns,
         Kube::try_from(ns.limited_config.clone()).unwrap(),
-        asked.clone(),
+        wanted.clone(),
         async || has_secret(&ns).await,
     );
     tests.block_on(async {
         let provider = ns.open(Reach::PortForward).await;
         let found = provider.list(&Selector::all()).await.unwrap();
-        assert_eq!(found.iter().map(|record| record.id).collect::<Vec<_>>(), [asked.id]);
+        assert_eq!(found.iter().map(|record| record.id).collect::<Vec<_>>(), [wanted.id]);
         let kernel = provider.attach(&found[0]).await.unwrap();
         answers(&*kernel).await;
         kernel.shutdown(Duration::ZERO).await.unwrap();

@@ -47,11 +47,11 @@ async fn a_claimed_pod_is_replaced() {
         provider.list(&Selector::all()).await.unwrap().is_empty(),
         "unclaimed pods are listed as kernels"
     );
-    let mut asked = request("python3");
-    asked.owner = Some("Ann Ö".to_owned());
-    let id = asked.id;
+    let mut wanted = request("python3");
+    wanted.owner = Some("Ann Ö".to_owned());
+    let id = wanted.id;
     let (kernel, why) = loop {
-        let (kernel, why) = launch_as(&provider, asked.clone()).await;
+        let (kernel, why) = launch_as(&provider, wanted.clone()).await;
         let kernel = kernel.unwrap();
         if why.is_none() {
             break (kernel, why);
@@ -71,7 +71,7 @@ async fn a_claimed_pod_is_replaced() {
     wait_until_full(&ns, 2).await;
     // Launching the same id again attaches to the kernel, also from another provider.
     let other = ns.open(Reach::PortForward).await;
-    let again = other.launch(asked, Progress::ignored()).await.unwrap();
+    let again = other.launch(wanted, Progress::ignored()).await.unwrap();
     assert_eq!(again.record().data["uid"], record.data["uid"]);
     assert!(run(&*again, "assert x == 1").await);
     // Each pod has its own key.
@@ -138,12 +138,12 @@ async fn one_id_launched_by_two_gateways_is_one_kernel() {
     let (one, other) = tokio::join!(ns.open(Reach::PortForward), ns.open(Reach::PortForward));
     wait_until_full(&ns, 2).await;
     for _ in 0..3 {
-        let asked = request("python3");
-        let (first, second) = tokio::join!(launch_as(&one, asked.clone()), launch_as(&other, asked.clone()));
+        let wanted = request("python3");
+        let (first, second) = tokio::join!(launch_as(&one, wanted.clone()), launch_as(&other, wanted.clone()));
         let (first, second) = (first.0.unwrap(), second.0.unwrap());
         assert_eq!(first.record().data["uid"], second.record().data["uid"]);
         assert!(run(&*second, "1").await);
-        let selected = format!("kernelmux.dev/kernel-id={}", asked.id);
+        let selected = format!("kernelmux.dev/kernel-id={}", wanted.id);
         common::eventually("only one pod is left", async || {
             let pods = ns.pods().list(&ListParams::default().labels(&selected)).await.unwrap();
             pods.items.len() == 1
@@ -170,11 +170,11 @@ async fn a_launch_with_own_settings_starts_cold_and_says_why() {
         ("KERNEL_WORKING_DIR", "/tmp", "working directory"),
     ]
     .map(|(name, value, said)| {
-        let mut asked = request("python3");
-        asked.env.insert(name.to_owned(), value.to_owned());
+        let mut wanted = request("python3");
+        wanted.env.insert(name.to_owned(), value.to_owned());
         let provider = &provider;
         async move {
-            let (kernel, why) = launch_as(provider, asked).await;
+            let (kernel, why) = launch_as(provider, wanted).await;
             let why = why.expect("a pod was claimed from the pool");
             assert!(why.contains(said), "{name}: {why}");
             kernel.unwrap().shutdown(Duration::ZERO).await.unwrap();
@@ -182,13 +182,13 @@ async fn a_launch_with_own_settings_starts_cold_and_says_why() {
     });
     join_all(launches).await;
     // Variables that describe the launch, or that the kernelspec lists in `without`, do not prevent a claim.
-    let mut asked = request("python3");
+    let mut wanted = request("python3");
     for (name, value) in [("KERNEL_GATEWAY", "1"), ("KERNEL_ID", "x"), ("KERNEL_USERNAME", "ann")] {
-        asked.env.insert(name.to_owned(), value.to_owned());
+        wanted.env.insert(name.to_owned(), value.to_owned());
     }
     wait_until_full(&ns, 1).await;
     common::eventually("a claim", async || {
-        let (kernel, why) = launch_as(&provider, asked.clone()).await;
+        let (kernel, why) = launch_as(&provider, wanted.clone()).await;
         kernel.unwrap().shutdown(Duration::ZERO).await.unwrap();
         why.is_none()
     })

@@ -57,13 +57,13 @@ async fn a_cut_port_forward_is_reopened_and_the_gap_is_recorded() {
     assert!(run(kernel.handle(), "assert 'x' not in globals()").await);
     let pod = kernel.handle().record().data["pod"].as_str().unwrap().to_owned();
     ns.exec(&pod, &["sh", "-c", "kill -9 -1"]).await;
-    let told = async {
+    let restarting = async {
         while !matches!(
             events.recv().await.unwrap().kind,
             KernelEventKind::RestartingByItself(_)
         ) {}
     };
-    tokio::time::timeout(LONG, told).await.unwrap();
+    tokio::time::timeout(LONG, restarting).await.unwrap();
     manager.shutdown().await;
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
@@ -110,18 +110,18 @@ async fn kernels_of_a_killed_embedder_are_restored_by_the_next() {
     let Some(ns) = TestNamespace::new().await else { return };
     // Count panics in all tasks, because the tasks that query busy kernels are not joined.
     let panics = Arc::new(AtomicUsize::new(0));
-    let (seen, told) = (Arc::clone(&panics), std::panic::take_hook());
+    let (seen, default_hook) = (Arc::clone(&panics), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |panic| {
         seen.fetch_add(1, Ordering::Relaxed);
-        told(panic);
+        default_hook(panic);
     }));
     ns.install_ipykernel();
     let data = tempfile::tempdir().unwrap();
     let mut killed = embedder(&ns, data.path()).spawn().unwrap();
-    let said = BufReader::new(killed.stdout.take().unwrap()).lines();
+    let lines = BufReader::new(killed.stdout.take().unwrap()).lines();
     let counts = tokio::task::spawn_blocking(|| {
-        let mut said = said;
-        said.any(|line| line.unwrap().contains("they count"))
+        let mut lines = lines;
+        lines.any(|line| line.unwrap().contains("they count"))
     });
     assert!(
         tokio::time::timeout(LONG, counts).await.unwrap().unwrap(),

@@ -180,7 +180,7 @@ async fn endless_output_does_not_fill_the_disk() {
     use std::os::unix::fs::MetadataExt as _;
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    // The flood starts in the background once the kernel's start is complete.
+    // The last line waits until the kernel has started, so that it comes after the stand-in's own output.
     let command = format!(
         "(yes 'a line of no interest' | head -c 50000000; while [ ! -e {root}/go ]; do sleep 0.01; done; \
          echo the end; touch {root}/done) &"
@@ -369,7 +369,7 @@ async fn a_port_in_use_is_replaced() {
 async fn a_kernel_that_announces_its_ports_is_given_none() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/told.json"));
+    let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/given.json"));
     let metadata = json!({"kernelmux": {"handshake": true}});
     spec["metadata"] = metadata.clone();
     fixture.install("announcer", &spec);
@@ -377,8 +377,8 @@ async fn a_kernel_that_announces_its_ports_is_given_none() {
     fixture.install("mute", &mute);
     let provider = fixture.open().await;
     let kernel = launch(&provider, "announcer").await.unwrap();
-    let told = jupyter_protocol::ConnectionInfo::read(fixture.root.path().join("told.json")).unwrap();
-    assert!(told.registration_port.is_some() && told.shell_port == 0);
+    let given = jupyter_protocol::ConnectionInfo::read(fixture.root.path().join("given.json")).unwrap();
+    assert!(given.registration_port.is_some() && given.shell_port == 0);
     let connection = kernel.connection().await.unwrap();
     assert!(connection.shell_port != 0 && connection.registration_port.is_none());
     kernel.restart(LONG, Progress::ignored()).await.unwrap();

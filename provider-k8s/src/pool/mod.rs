@@ -115,8 +115,8 @@ impl Pools {
                 Err(error) => return Err(error.launch_error("claim", &format!("the pod {name}"))),
             }
             let uid = names::uid(&ready.pod).to_owned();
-            let asked = start::within(context, cluster.has_rivals(id, &uid)).await?;
-            if asked.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
+            let has_rivals = start::within(context, cluster.has_rivals(id, &uid)).await?;
+            if has_rivals.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
                 return Ok(ClaimOutcome::Rival);
             }
             let mut updates = cluster.pod_cache.subscribe(id);
@@ -143,13 +143,13 @@ impl ReadyPods {
             let id = *warm.iter().find(|(_, one)| one.pool == pool)?.0;
             let one = warm.remove(&id)?;
             let cached = cluster.pod_cache.subscribe(id).borrow().clone();
-            let is_there = cached.present().is_some_and(|pod| {
+            let is_usable = cached.present().is_some_and(|pod| {
                 let age = Utc::now() - pool_diff::created(pod);
                 names::uid(pod) == names::uid(&one.ready.pod)
                     && age < one.limits.max_age()
                     && matches!(phase::assess(pod, &[]), PodPhase::Running { .. })
             });
-            if is_there {
+            if is_usable {
                 return Some(one.ready);
             }
         }

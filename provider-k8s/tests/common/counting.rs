@@ -101,6 +101,6 @@ fn printed(entry: &Entry) -> Vec<u64> {
 /// Whether an entry records that output may be missing.
 fn is_gap(entry: &Entry) -> bool {
     let content = entry.message().content().to_vec();
-    let told = String::from_utf8_lossy(&content);
-    entry.origin() == Origin::Lifecycle && (told.contains("\"disconnected\"") || told.contains("\"attached\""))
+    let text = String::from_utf8_lossy(&content);
+    entry.origin() == Origin::Lifecycle && (text.contains("\"disconnected\"") || text.contains("\"attached\""))
 }
