@@ -55,7 +55,7 @@ pub struct K8sConfig {
     ///
     /// A pod found in such a state when the provider opens, and still in it after this time (or after
     /// [`wait_for_room`](Self::wait_for_room), if that is longer), is considered orphaned and removed.
-    pub abandoned_after: Duration,
+    pub orphaned_after: Duration,
     /// How many pods of kernels that ended by themselves are kept, so that the cause remains available. The oldest are
     /// removed first.
     pub keep_ended: usize,
@@ -77,7 +77,7 @@ impl K8sConfig {
             reach: Reach::Auto,
             socket_dir: None,
             wait_for_room: Duration::ZERO,
-            abandoned_after: Duration::from_secs(60),
+            orphaned_after: Duration::from_secs(60),
             keep_ended: 32,
         }
     }

@@ -147,8 +147,8 @@ impl K8sKernel {
             let state = crate::lock(&self.state);
             (self.id, Arc::clone(&state.pod), state.secret.clone())
         };
-        let looking = tokio::task::spawn_blocking(move || plan::updated_manifest(&cluster.config, id, &pod, &secret));
-        looking.await.ok().flatten()
+        let planning = tokio::task::spawn_blocking(move || plan::updated_manifest(&cluster.config, id, &pod, &secret));
+        planning.await.ok().flatten()
     }
 
     /// Holds the pod for a restart. Returns `None` if the pod cannot be kept.
@@ -176,7 +176,7 @@ impl K8sKernel {
             return;
         };
         let (kernel, ended) = (Arc::downgrade(self), hold.ended());
-        let telling = tokio::spawn(async move {
+        let exit_task = tokio::spawn(async move {
             // If the pod ended too, its supervisor reports the exit.
             if let Some(cause) = ended.await
                 && let Some(kernel) = kernel.upgrade()
@@ -184,7 +184,7 @@ impl K8sKernel {
                 kernel.pod_ended(Exit::new(cause));
             }
         });
-        crate::lock(&self.state).restart_hold = Some((hold, AbortOnDrop::new(&telling)));
+        crate::lock(&self.state).restart_hold = Some((hold, AbortOnDrop::new(&exit_task)));
     }
 
     /// Ends the kernel and starts it again in the same pod.
@@ -262,7 +262,7 @@ impl K8sKernel {
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
-                made => return made,
+                outcome => return outcome,
             }
         }
     }
@@ -299,7 +299,7 @@ impl K8sKernel {
         };
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
         self.cluster.end(&pod, grace, &mut updates).await?;
-        let made = match self.start_in_new_pod(&context, updated, (&pod, &secret)).await {
+        let result = match self.start_in_new_pod(&context, updated, (&pod, &secret)).await {
             // A concurrent restart or launch of the same kernel has created its pod first.
             Ok(StartOutcome::Exists | StartOutcome::Rival) => {
                 let theirs = updates.borrow().present().cloned();
@@ -315,7 +315,7 @@ impl K8sKernel {
             Ok(StartOutcome::Ready(ready)) => Ok(*ready),
             Err(error) => Err(error),
         };
-        match made {
+        match result {
             Ok(ready) => {
                 restarting.done(Some(ready));
                 Ok(())

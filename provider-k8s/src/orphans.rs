@@ -12,7 +12,7 @@ use crate::phase::{self, PodPhase};
 
 /// Removes the orphaned pods that exist now.
 ///
-/// Waits first, until no other provider can still be about to create their Secret or be waiting for room on a node.
+/// Waits first, so that another provider has time to create their Secrets, or to wait for room on a node.
 pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
     let is_waiting = |pod: &_| {
         matches!(
@@ -27,7 +27,7 @@ pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
         return;
     }
     let config = &cluster.config;
-    tokio::time::sleep(config.abandoned_after.max(config.wait_for_room)).await;
+    tokio::time::sleep(config.orphaned_after.max(config.wait_for_room)).await;
     for (id, pod) in found {
         let now = cluster.pod_cache.subscribe(id).borrow().clone();
         let Some(now) = now.present().filter(|now| names::uid(now) == names::uid(&pod)) else {

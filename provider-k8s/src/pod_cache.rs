@@ -1,4 +1,6 @@
-//! The newest known state of this provider's pods, from one watch of a namespace's pods and one of their events.
+//! The newest known state of this provider's pods.
+//!
+//! It comes from two watches of the namespace: one of its pods, and one of their events.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -24,7 +26,7 @@ const MAX_EVENTS: usize = 16;
 pub(crate) struct CachedPod {
     /// `None` if no pod of this kernel has ever been seen.
     pub(crate) pod: Option<Arc<Pod>>,
-    /// Whether the pod does not exist, or no longer does.
+    /// Whether no pod of this kernel exists now.
     pub(crate) is_gone: bool,
     /// The newest events about the pod, oldest first.
     pub(crate) events: Arc<Vec<Event>>,
@@ -44,7 +46,7 @@ impl CachedPod {
         self.pod.as_ref().filter(|_| !self.is_gone)
     }
 
-    /// Whether no pod with this UID exists, or no longer does.
+    /// Whether no pod with this UID exists now.
     pub(crate) fn is_absent(&self, uid: &str) -> bool {
         self.present().is_none_or(|pod| names::uid(pod) != uid)
     }
@@ -171,7 +173,7 @@ impl PodCache {
                 self.upsert(pod);
             }
             watcher::Event::InitDone => {
-                // These pods were deleted while the watch was interrupted.
+                // Remove pods that were deleted while the watch was interrupted.
                 let known = self.pods().into_iter().map(|(_, pod)| pod);
                 let rivals = crate::lock(&self.rivals).clone();
                 for pod in known.chain(rivals) {

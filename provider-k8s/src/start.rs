@@ -30,7 +30,7 @@ pub(crate) struct Ready {
     pub(crate) route: Route,
 }
 
-/// The kernel to wait for, and the time limit.
+/// A launch, restart or attach in progress: its kernel, deadline and progress.
 pub(crate) struct LaunchContext<'a> {
     pub(crate) cluster: &'a Arc<Cluster>,
     pub(crate) id: KernelId,

@@ -318,7 +318,7 @@ async fn has_secret(ns: &TestNamespace) -> bool {
 /// Opens a gateway that soon removes what the killed one left.
 async fn open_with_short_orphan_timeout(ns: &TestNamespace) -> K8sProvider {
     let mut config = ns.config(Reach::PortForward);
-    config.abandoned_after = Duration::from_secs(1);
+    config.orphaned_after = Duration::from_secs(1);
     K8sProvider::open_with(ns.limited.clone(), config).await.unwrap()
 }
 
