@@ -40,8 +40,8 @@ pub(crate) struct ProviderContext {
     pub(crate) events: Arc<Events>,
     pub(crate) oom: Arc<OomCounter>,
     pub(crate) ports: PortAllocator,
-    /// Processes that are being launched, and cleanups of failed and cancelled launches.
-    pub(crate) cleanups: TaskTracker,
+    /// Launches whose process has neither been handed over nor cleaned up yet.
+    pub(crate) pending_launches: TaskTracker,
 }
 
 impl ProviderContext {
@@ -269,7 +269,7 @@ pub(crate) async fn start(
                 process: None,
                 files: files.clone(),
                 is_new,
-                tracker_token: context.cleanups.token(),
+                tracker_token: context.pending_launches.token(),
             };
             move || spawn_or_clean_up(&context, guard, saved, connection, endpoints)
         })

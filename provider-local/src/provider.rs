@@ -69,7 +69,7 @@ impl LocalProvider {
                     state,
                     events,
                     oom,
-                    cleanups: TaskTracker::new(),
+                    pending_launches: TaskTracker::new(),
                 });
                 recover(&context, &registry)?;
                 Ok((context, found))
@@ -255,7 +255,7 @@ impl KernelProvider for LocalProvider {
     }
 
     async fn settle(&self) {
-        self.context.cleanups.close();
-        self.context.cleanups.wait().await;
+        self.context.pending_launches.close();
+        self.context.pending_launches.wait().await;
     }
 }
