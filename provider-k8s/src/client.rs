@@ -1,4 +1,4 @@
-//! The client of the API server: kube's own, but one that notices when nobody answers any more.
+//! A Kubernetes client that detects dead connections.
 
 use std::time::Duration;
 
@@ -12,28 +12,30 @@ use tower::retry::RetryLayer;
 use tower::timeout::TimeoutLayer;
 use tower::{BoxError, ServiceBuilder};
 
-/// How long a connection may be silent until the other side is asked whether it is there, how long is waited for an
-/// answer, and how many times.
-const SILENCE: Duration = Duration::from_secs(15);
-const ANSWER: Duration = Duration::from_secs(5);
-const QUESTIONS: u32 = 3;
-/// How long what was sent may stay without an acknowledgement.
+/// TCP keepalive: idle time before the first probe, interval between probes, and number of unanswered probes before the
+/// connection is closed.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// How long sent data may stay unacknowledged before the connection is closed.
 #[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
-/// How long an answer may take to begin.
-const BEGINNING: Duration = Duration::from_secs(30);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a response may take to begin.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client for the cluster of a configuration, for [`K8sProvider::open_with`](crate::K8sProvider::open_with).
+/// Creates a client for [`K8sProvider::open_with`](crate::K8sProvider::open_with) from a kube configuration.
 ///
-/// It is as kube makes one, but for a connection that is dead and does not say so, as after a node of the control plane
-/// is lost, or where this machine was asleep: a watch on it would be silent, and so would a port-forward, until TCP gives
-/// up after a quarter of an hour. This one gives up a connection that does not answer within 30 s, and a request whose
-/// answer has not begun within 30 s.
+/// It differs from kube's own client in that it detects dead connections, such as after a control plane node is lost or
+/// this machine was suspended. Without that, watches and port-forwards would stay silent until TCP gives up after about
+/// 15 minutes. This client closes a connection that is unresponsive for 30 s, and fails a request whose response does
+/// not begin within 30 s.
+///
+/// If the configuration has a proxy, this returns kube's own client.
 ///
 /// # Errors
-/// Where the configuration's credentials cannot be used.
+/// [`kube::Error`] if the configuration's credentials cannot be used.
 pub fn client(config: Config) -> Result<Client, kube::Error> {
-    // kube tells what is wrong with that: this client has no way through a proxy.
+    // This client's connector does not support proxies.
     if config.proxy_url.is_some() {
         return Client::try_from(config);
     }
@@ -41,11 +43,11 @@ pub fn client(config: Config) -> Result<Client, kube::Error> {
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(config.connect_timeout);
-    tcp.set_keepalive(Some(SILENCE));
-    tcp.set_keepalive_interval(Some(ANSWER));
-    tcp.set_keepalive_retries(Some(QUESTIONS));
+    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     #[cfg(target_os = "linux")]
-    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    tcp.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
     let https = config.rustls_https_connector_with_connector(tcp)?;
     let retries = config
         .default_retry
@@ -53,7 +55,7 @@ pub fn client(config: Config) -> Result<Client, kube::Error> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(retries)
-        .layer(TimeoutLayer::new(BEGINNING))
+        .layer(TimeoutLayer::new(RESPONSE_TIMEOUT))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
@@ -71,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_does_not_begin_is_not_waited_for() {
+    async fn a_response_that_does_not_begin_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let silent = tokio::spawn(async move {
@@ -82,12 +84,12 @@ mod tests {
         });
         let client = client(Config::new(address.parse().unwrap())).unwrap();
         let began = Instant::now();
-        let asked = Api::<Pod>::namespaced(client, "default")
+        let result = Api::<Pod>::namespaced(client, "default")
             .watch(&Default::default(), "0")
             .await;
-        assert!(asked.is_err());
+        assert!(result.is_err());
         assert!(
-            (BEGINNING..BEGINNING * 2).contains(&began.elapsed()),
+            (RESPONSE_TIMEOUT..RESPONSE_TIMEOUT * 2).contains(&began.elapsed()),
             "{:?}",
             began.elapsed()
         );

@@ -1,4 +1,4 @@
-//! The calls to the cluster that kernels are started, signalled and ended with.
+//! The API calls that start, signal and end kernels.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,29 +19,31 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::link::{Forward, Link};
+use crate::api_error::{CallError, call};
 use crate::phase::{self, PodPhase};
-use crate::refusal::{CallError, call};
-use crate::view::{Sight, View};
+use crate::pod_cache::{CachedPod, PodCache};
+use crate::route::{PortForward, Route};
 use crate::{AbortOnDrop, K8sConfig, names};
 
-/// The most of a kernel's output that is told, in bytes and in lines.
+/// Limits on the kernel output that is read, in bytes and in lines.
 const OUTPUT_BYTES: i64 = 64 * 1024;
 const OUTPUT_LINES: i64 = 400;
-/// How long the output may be waited for that an error is told with.
-const EVIDENCE_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a pod may take to be gone beyond the grace that it has.
-const DEATH_DEADLINE: Duration = Duration::from_secs(30);
-/// How long it is tried to remove what a launch left that was given up.
-const CLEARING_DEADLINE: Duration = Duration::from_secs(600);
-/// How long a call that was not answered may still be carried out. An API server gives up after a minute.
-const LATE: Duration = Duration::from_secs(120);
+/// Time limit for reading the output that goes into an error.
+const ERROR_OUTPUT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a pod's deletion may take beyond its grace period.
+const DELETION_DEADLINE: Duration = Duration::from_secs(30);
+/// How long cleanup of a cancelled launch is retried.
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(600);
+/// How long an unanswered call may still be carried out. An API server times out after one minute.
+const LATE_CALL_WINDOW: Duration = Duration::from_secs(120);
 
-/// How long is waited before a pod that was refused since others changed the quota is asked for again: ever longer.
-const CREATE_PAUSE: Duration = Duration::from_millis(50);
+/// Pause before a pod's creation is retried after a concurrent change of the quota: the first pause, doubled each time,
+/// and the longest.
+const FIRST_CREATE_PAUSE: Duration = Duration::from_millis(50);
 const LAST_CREATE_PAUSE: Duration = Duration::from_secs(2);
 
-/// Sends a signal to the processes that were started with the connection file. The brackets keep it from finding itself.
+/// Sends a signal to the processes whose command line contains the connection file's path. The brackets keep the
+/// pattern from matching the script itself.
 const SIGNAL: &str = r#"
 found=1
 for file in $(grep -sl "/run/kernelmux[-rw]*/[c]onnection\.json" /proc/[0-9]*/cmdline); do
@@ -51,40 +53,40 @@ done
 exit $found
 "#;
 
-/// Who claims a pod.
+/// A kernel's claim on a warm pod.
 #[derive(Clone)]
 pub(crate) struct Claim {
     pub(crate) id: KernelId,
-    /// A word of this claim only, by which it is known again where the API server's answer is lost.
+    /// Random token of this claim. It identifies a claimed pod after the API server's answer was lost.
     pub(crate) token: String,
     pub(crate) owner: Option<String>,
 }
 
-/// What the kernels of one provider share.
+/// State shared by the kernels of one provider.
 pub(crate) struct Cluster {
     pub(crate) config: K8sConfig,
     pub(crate) pods: Api<Pod>,
     secrets: Api<Secret>,
-    pub(crate) view: Arc<View>,
+    pub(crate) pod_cache: Arc<PodCache>,
     forwards: bool,
-    /// What clears away after launches that were given up.
-    pub(crate) clearing: TaskTracker,
-    /// Ends the wait for pods that may still come of those.
-    pub(crate) settling: CancellationToken,
+    /// Cleanup tasks of cancelled launches.
+    pub(crate) cleanup: TaskTracker,
+    /// Cancels waiting for pods that a cancelled launch may still create.
+    pub(crate) stop_late_cleanup: CancellationToken,
     _watches: Vec<AbortOnDrop>,
 }
 
 impl Cluster {
     pub(crate) async fn open(client: Client, config: K8sConfig) -> Result<Self, ProviderError> {
-        let (view, watches) = View::open(&client, &config.namespace, &names::selector(&config.name)).await?;
+        let (pod_cache, watches) = PodCache::open(&client, &config.namespace, &names::selector(&config.name)).await?;
         Ok(Self {
             pods: Api::namespaced(client.clone(), &config.namespace),
             secrets: Api::namespaced(client, &config.namespace),
-            view,
+            pod_cache,
             forwards: config.reach.forwards(),
             config,
-            clearing: TaskTracker::new(),
-            settling: CancellationToken::new(),
+            cleanup: TaskTracker::new(),
+            stop_late_cleanup: CancellationToken::new(),
             _watches: watches,
         })
     }
@@ -93,18 +95,18 @@ impl Cluster {
         &self.secrets
     }
 
-    /// The way to a pod that runs at this address.
-    pub(crate) fn link(&self, pod: &Pod, ip: &str, file: &ConnectionInfo) -> Result<Link, ProviderError> {
+    /// Opens a route to a pod that runs at this address.
+    pub(crate) fn route(&self, pod: &Pod, ip: &str, file: &ConnectionInfo) -> Result<Route, ProviderError> {
         if !self.forwards {
-            return Ok(Link::Address(ip.to_owned()));
+            return Ok(Route::PodAddress(ip.to_owned()));
         }
         let name = names::name(pod);
-        let forward = Forward::open(&self.pods, name, file, self.config.socket_dir.as_deref());
-        let forward = forward.map_err(|error| ProviderError::failed("make the sockets of a port-forward", error))?;
-        Ok(Link::Forward(Box::new(forward)))
+        let forward = PortForward::open(&self.pods, name, file, self.config.socket_dir.as_deref());
+        let forward = forward.map_err(|error| ProviderError::failed("create the sockets of a port-forward", error))?;
+        Ok(Route::PortForward(Box::new(forward)))
     }
 
-    /// Whether the Secret of a pod is there.
+    /// Whether the pod's Secret exists.
     pub(crate) async fn has_secret(&self, pod: &Pod) -> Result<bool, ProviderError> {
         let name = secret_name(pod);
         match call(self.secrets.get_metadata(&name)).await {
@@ -114,7 +116,7 @@ impl Cluster {
         }
     }
 
-    /// What the Secret of a pod holds.
+    /// Reads the connection file and all data from the pod's Secret.
     pub(crate) async fn secret_of(
         &self,
         pod: &Pod,
@@ -126,14 +128,16 @@ impl Cluster {
             .map_err(|error| error.failed(action()))?;
         let data = secret.data.unwrap_or_default();
         let file = data.get(names::CONNECTION_KEY).map(|file| file.0.as_slice());
-        // What is wrong with it is not told: that could show the key.
-        let connection = file
-            .and_then(|file| serde_json::from_slice(file).ok())
-            .ok_or_else(|| ProviderError::failed(action(), "it holds no connection file; shut the kernel down"))?;
+        // The parse error is left out because it could reveal the key.
+        let connection = file.and_then(|file| serde_json::from_slice(file).ok()).ok_or_else(|| {
+            ProviderError::failed(action(), "it contains no valid connection file; shut the kernel down")
+        })?;
         Ok((connection, data))
     }
 
-    /// Whether other pods of this kernel are there than this one. Asked of the API server itself: the watch may lag.
+    /// Whether the kernel has other starting or running pods than the one with this UID.
+    ///
+    /// Lists the pods, because the watch may lag behind.
     pub(crate) async fn has_rivals(&self, id: KernelId, uid: &str) -> Result<bool, CallError> {
         let selector = format!("{},{}={id}", names::selector(&self.config.name), names::KERNEL_ID);
         let pods = call(self.pods.list(&ListParams::default().labels(&selector))).await?;
@@ -146,21 +150,20 @@ impl Cluster {
         Ok(pods.items.iter().filter(runs).any(|pod| names::uid(pod) != uid))
     }
 
-    /// Makes a pod that has this mark.
+    /// Creates a pod that carries the annotation `mark`.
     pub(crate) async fn create(pods: &Api<Pod>, pod: &Pod, mark: &(&'static str, String)) -> Result<Pod, CallError> {
-        let mut pause = CREATE_PAUSE;
+        let mut pause = FIRST_CREATE_PAUSE;
         loop {
             let made = call(pods.create(&PostParams::default(), pod)).await;
             match made {
-                // The client repeats a call that a proxy has answered in the API server's place: the first may have
-                // made it.
+                // The client retries a call after a proxy error, and the first attempt may have created the pod.
                 Err(error) if error.already_exists() => {
                     let there = call(pods.get_opt(names::name(pod))).await;
                     let own = there.ok().flatten();
                     let own = own.filter(|there| has_mark(there, mark));
                     return own.ok_or(error);
                 }
-                // Others have used the same quota just then.
+                // A concurrent change of the same quota.
                 Err(error) if error.is_conflict() && pause <= LAST_CREATE_PAUSE => {
                     tokio::time::sleep(pause).await;
                     pause *= 2;
@@ -170,9 +173,11 @@ impl Cluster {
         }
     }
 
-    /// Makes a pod of a pool the kernel's own. The API server carries it out only if the pod is in the pool still: it is
-    /// handed out once, however many ask for it.
-    pub(crate) async fn relabel(&self, pod: &Pod, pool: &str, claim: &Claim) -> Result<Pod, CallError> {
+    /// Claims a warm pod for a kernel.
+    ///
+    /// The patch only succeeds while the pod is still in the pool. So a pod is handed out once, even with concurrent
+    /// claims.
+    pub(crate) async fn claim(&self, pod: &Pod, pool: &str, claim: &Claim) -> Result<Pod, CallError> {
         let path = |kind: &str, name: &str| format!("/metadata/{kind}/{}", name.replace('/', "~1"));
         let mut steps = vec![
             json!({"op": "test", "path": "/metadata/uid", "value": names::uid(pod)}),
@@ -194,7 +199,7 @@ impl Cluster {
         .await
     }
 
-    /// The last of what the kernel wrote.
+    /// Reads the end of the kernel's output.
     pub(crate) async fn output(&self, pod: &Pod) -> Result<String, ProviderError> {
         let name = names::name(pod);
         let params = LogParams {
@@ -208,19 +213,19 @@ impl Cluster {
             .map_err(|error| error.failed(format!("read the output of the pod {name}")))
     }
 
-    /// The same for an error's text: empty where it cannot be had soon.
-    pub(crate) async fn evidence(&self, pod: &Pod) -> String {
-        match tokio::time::timeout(EVIDENCE_DEADLINE, self.output(pod)).await {
+    /// Reads the end of the kernel's output for an error message. Returns an empty string if it cannot be read in time.
+    pub(crate) async fn output_for_error(&self, pod: &Pod) -> String {
+        match tokio::time::timeout(ERROR_OUTPUT_DEADLINE, self.output(pod)).await {
             Ok(Ok(output)) => output,
             Ok(Err(error)) => {
-                tracing::debug!(%error, "a kernel's output is not known");
+                tracing::debug!(%error, "cannot read a kernel's output");
                 String::new()
             }
             Err(_) => String::new(),
         }
     }
 
-    /// Runs a command in a pod.
+    /// Runs a command in the pod's container.
     pub(crate) async fn exec<const N: usize>(
         &self,
         pod: &Pod,
@@ -247,7 +252,7 @@ impl Cluster {
                 .exec(name, ["sh", "-c", SIGNAL, "sh", signal], &params)
                 .await?;
             let status = process.take_status();
-            let said = match process.stderr() {
+            let stderr = match process.stderr() {
                 Some(stderr) => read_some(stderr).await,
                 None => String::new(),
             };
@@ -255,24 +260,23 @@ impl Cluster {
                 Some(status) => status.await,
                 None => None,
             };
-            Ok((status, said))
+            Ok((status, stderr))
         };
-        let (status, said) = call(signalling).await.map_err(|error| error.failed(action()))?;
+        let (status, stderr) = call(signalling).await.map_err(|error| error.failed(action()))?;
         match status {
             Some(status) if status.status.as_deref() == Some("Success") => Ok(()),
             status => {
-                let told = status.and_then(|status| status.message).unwrap_or_default();
-                let advice =
-                    "its image must have sh, grep and kill; interrupt_mode \"message\" in kernel.json needs none";
+                let message = status.and_then(|status| status.message).unwrap_or_default();
+                let advice = "the image must contain sh, grep and kill; interrupt_mode \"message\" needs none of them";
                 Err(ProviderError::failed(
                     action(),
-                    format!("{} {told} ({advice})", said.trim()),
+                    format!("{} {message} ({advice})", stderr.trim()),
                 ))
             }
         }
     }
 
-    /// Asks for the removal of this very pod. One that is gone, or has been replaced, is no error.
+    /// Deletes the pod with this UID. Does nothing if it is gone or was replaced.
     pub(crate) async fn delete(&self, pod: &Pod, grace: Duration) -> Result<(), ProviderError> {
         let name = names::name(pod);
         let seconds = u32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
@@ -287,8 +291,9 @@ impl Cluster {
         self.delete_with(name, &params).await.map(drop)
     }
 
-    /// Removes a pod, without grace, if nobody has changed it since it was seen: one that was claimed meanwhile stays.
-    /// Whether it is being removed, or gone.
+    /// Deletes a pod if it has not changed since `pod` was read, so a pod that was claimed since then stays.
+    ///
+    /// Returns whether the pod is gone or being deleted.
     pub(crate) async fn delete_unchanged(&self, pod: &Pod) -> Result<bool, ProviderError> {
         let params = DeleteParams {
             grace_period_seconds: Some(1),
@@ -309,44 +314,48 @@ impl Cluster {
         }
     }
 
-    /// Removes this very pod and waits until it is gone, which is when its node has ended its processes. Without grace
-    /// they are killed at once; a pod whose node does not answer is then given up.
+    /// Deletes the pod with this UID and waits until it is gone, that is, until its node has ended its processes.
+    ///
+    /// Without grace the processes are killed at once. If the node does not answer then, the pod is removed from the
+    /// API only.
     pub(crate) async fn end(
         &self,
         pod: &Pod,
         grace: Duration,
-        sight: &mut watch::Receiver<Sight>,
+        updates: &mut watch::Receiver<CachedPod>,
     ) -> Result<(), ProviderError> {
         let name = names::name(pod);
-        // With none at all the pod would be gone from the API before its processes are.
+        // With a grace period of zero the pod would disappear from the API before its processes end.
         self.delete(pod, grace.max(Duration::from_secs(1))).await?;
-        let is_gone = |sight: &Sight| sight.lacks(names::uid(pod));
-        let within = grace.saturating_add(DEATH_DEADLINE);
-        if tokio::time::timeout(within, sight.wait_for(is_gone)).await.is_ok() {
+        let is_gone = |cached: &CachedPod| cached.is_absent(names::uid(pod));
+        let within = grace.saturating_add(DELETION_DEADLINE);
+        if tokio::time::timeout(within, updates.wait_for(is_gone)).await.is_ok() {
             return Ok(());
         }
         if grace.is_zero() {
             self.delete(pod, Duration::ZERO).await?;
-            if tokio::time::timeout(DEATH_DEADLINE, sight.wait_for(is_gone))
+            if tokio::time::timeout(DELETION_DEADLINE, updates.wait_for(is_gone))
                 .await
                 .is_ok()
             {
                 return Ok(());
             }
         }
-        let reason = "it is still there; its node may not answer (a shutdown without grace gives it up)";
+        let reason =
+            "the pod still exists; its node may be unreachable (a shutdown without grace removes the pod anyway)";
         Err(ProviderError::failed(format!("end the pod {name}"), reason))
     }
 
-    /// Removes the pod of this name if it has the mark: what an attempt to start a kernel left, whether it is known to
-    /// have left anything or not.
-    pub(crate) async fn clear_away(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
-        let deadline = Instant::now() + CLEARING_DEADLINE;
+    /// Deletes the pod with this name if it carries `mark`, which an attempt to start a kernel may have left.
+    ///
+    /// Retries failed calls for [`CLEANUP_DEADLINE`].
+    pub(crate) async fn clean_up(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
+        let deadline = Instant::now() + CLEANUP_DEADLINE;
         let mut pause = Duration::from_millis(200);
-        let mut sight = self.view.sight(id);
+        let mut updates = self.pod_cache.subscribe(id);
         loop {
             let cleared = match call(self.pods.get_opt(name)).await {
-                Ok(Some(pod)) if has_mark(&pod, mark) => self.end(&pod, Duration::ZERO, &mut sight).await,
+                Ok(Some(pod)) if has_mark(&pod, mark) => self.end(&pod, Duration::ZERO, &mut updates).await,
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.failed(format!("look for the pod {name}"))),
             };
@@ -354,7 +363,7 @@ impl Cluster {
                 return;
             };
             if Instant::now() > deadline {
-                tracing::error!(kernel = %id, %error, "a launch that was given up left a pod");
+                tracing::error!(kernel = %id, %error, "cannot remove the pod of a cancelled launch");
                 return;
             }
             tokio::time::sleep(pause).await;
@@ -362,21 +371,24 @@ impl Cluster {
         }
     }
 
-    /// The same for a pod that is not there yet and may come: the call for it was not answered.
-    pub(crate) async fn clear_away_late(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
-        let mut sight = self.view.sight(id);
+    /// Deletes the pod with this name and `mark` if it appears later, after an unanswered call.
+    pub(crate) async fn clean_up_late(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {
+        let mut updates = self.pod_cache.subscribe(id);
         let is_it = |pod: &Arc<Pod>| names::name(pod) == name && has_mark(pod, mark);
         let comes = async {
-            let seen = tokio::time::timeout(LATE, sight.wait_for(|sight| sight.present().is_some_and(is_it)));
+            let seen = tokio::time::timeout(
+                LATE_CALL_WINDOW,
+                updates.wait_for(|cached| cached.present().is_some_and(is_it)),
+            );
             seen.await.is_ok_and(|seen| seen.is_ok())
         };
-        if self.settling.run_until_cancelled(comes).await == Some(true) {
-            self.clear_away(id, name, mark).await;
+        if self.stop_late_cleanup.run_until_cancelled(comes).await == Some(true) {
+            self.clean_up(id, name, mark).await;
         }
     }
 }
 
-/// Whether it is what the attempt with this mark made.
+/// Whether the pod was created or claimed by the attempt with this mark.
 fn has_mark(pod: &Pod, mark: &(&'static str, String)) -> bool {
     names::annotation(pod, mark.0) == Some(&mark.1)
 }
@@ -386,7 +398,7 @@ fn secret_name(pod: &Pod) -> String {
     names::secret(names::name(pod), attempt)
 }
 
-/// At most some kilobytes of what a command says.
+/// Reads at most 4 KiB.
 async fn read_some(reader: impl tokio::io::AsyncRead + Unpin) -> String {
     let mut bytes = Vec::new();
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut tokio::io::AsyncReadExt::take(reader, 4096), &mut bytes).await;
@@ -409,24 +421,24 @@ mod tests {
         json!({"metadata": {"name": "kernel-1", "annotations": {names::ATTEMPT: attempt}}})
     }
 
-    /// The pods of an API server that answers one after the other so, and what was asked of it.
+    /// An API server that gives these answers in turn, and the methods of the requests that it received.
     fn answering(answers: Vec<(u16, Value)>) -> (Api<Pod>, Arc<Mutex<Vec<Method>>>) {
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let methods = Arc::new(Mutex::new(Vec::new()));
         let next = Arc::new(AtomicUsize::new(0));
         let service = tower::service_fn({
-            let asked = Arc::clone(&asked);
+            let methods = Arc::clone(&methods);
             move |request: Request<Body>| {
-                crate::lock(&asked).push(request.method().clone());
+                crate::lock(&methods).push(request.method().clone());
                 let (status, body) = answers[next.fetch_add(1, Ordering::Relaxed)].clone();
                 let body = Body::from(serde_json::to_vec(&body).unwrap());
                 let response = Response::builder().status(status).body(body);
                 async move { Ok::<_, tower::BoxError>(response.unwrap()) }
             }
         });
-        (Api::namespaced(Client::new(service, "test"), "test"), asked)
+        (Api::namespaced(Client::new(service, "test"), "test"), methods)
     }
 
-    fn refusal(reason: &str) -> (u16, Value) {
+    fn conflict(reason: &str) -> (u16, Value) {
         (
             409,
             json!({"status": "Failure", "reason": reason, "message": reason, "code": 409}),
@@ -434,24 +446,24 @@ mod tests {
     }
 
     async fn create(answers: Vec<(u16, Value)>) -> (Result<Pod, CallError>, Vec<Method>) {
-        let (pods, asked) = answering(answers);
+        let (pods, methods) = answering(answers);
         let wanted = serde_json::from_value(pod(MARK.1)).unwrap();
         let made = Cluster::create(&pods, &wanted, &(MARK.0, MARK.1.to_owned())).await;
-        let asked = crate::lock(&asked).clone();
-        (made, asked)
+        let methods = crate::lock(&methods).clone();
+        (made, methods)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_a_repeated_call_finds_made_is_known_by_its_mark() {
-        let (made, asked) = create(vec![refusal("AlreadyExists"), (200, pod("mine"))]).await;
+    async fn a_retried_create_recognizes_its_own_pod_by_its_mark() {
+        let (made, methods) = create(vec![conflict("AlreadyExists"), (200, pod("mine"))]).await;
         made.unwrap();
-        assert_eq!(asked, [Method::POST, Method::GET]);
-        let (made, _) = create(vec![refusal("AlreadyExists"), (200, pod("another's"))]).await;
+        assert_eq!(methods, [Method::POST, Method::GET]);
+        let (made, _) = create(vec![conflict("AlreadyExists"), (200, pod("another's"))]).await;
         assert!(made.unwrap_err().already_exists());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_comes_after_it_was_given_up_is_removed() {
+    async fn a_pod_that_appears_after_its_launch_was_cancelled_is_removed() {
         let id = KernelId::random();
         let late = |attempt: &str| {
             let mut pod = pod(attempt);
@@ -460,41 +472,41 @@ mod tests {
             pod
         };
         let seen = |attempt: &str| serde_json::from_value(late(attempt)).unwrap();
-        let (pods, asked) = answering(vec![(200, late("mine")), (200, late("mine"))]);
-        let view = Arc::new(View::default());
+        let (pods, methods) = answering(vec![(200, late("mine")), (200, late("mine"))]);
+        let pod_cache = Arc::new(PodCache::default());
         let cluster = Cluster {
             config: K8sConfig::new("test"),
             secrets: Api::namespaced(pods.clone().into_client(), "test"),
             pods,
-            view: view.clone(),
+            pod_cache: pod_cache.clone(),
             forwards: false,
-            clearing: TaskTracker::new(),
-            settling: CancellationToken::new(),
+            cleanup: TaskTracker::new(),
+            stop_late_cleanup: CancellationToken::new(),
             _watches: Vec::new(),
         };
         let mark = (MARK.0, MARK.1.to_owned());
         let cluster_does = async {
-            // Another's pod of this name is not it.
-            view.is_there(seen("another's"));
-            tokio::time::sleep(LATE / 2).await;
-            assert!(crate::lock(&asked).is_empty());
-            view.is_gone(seen("another's"));
-            view.is_there(seen("mine"));
-            while crate::lock(&asked).len() < 2 {
+            // A pod of the same name with another mark is not removed.
+            pod_cache.upsert(seen("another's"));
+            tokio::time::sleep(LATE_CALL_WINDOW / 2).await;
+            assert!(crate::lock(&methods).is_empty());
+            pod_cache.remove(seen("another's"));
+            pod_cache.upsert(seen("mine"));
+            while crate::lock(&methods).len() < 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            view.is_gone(seen("mine"));
+            pod_cache.remove(seen("mine"));
         };
-        tokio::join!(cluster.clear_away_late(id, "kernel-1", &mark), cluster_does);
-        assert_eq!(*crate::lock(&asked), [Method::GET, Method::DELETE]);
+        tokio::join!(cluster.clean_up_late(id, "kernel-1", &mark), cluster_does);
+        assert_eq!(*crate::lock(&methods), [Method::GET, Method::DELETE]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_quota_that_others_use_too_is_asked_again() {
-        let (made, asked) = create(vec![refusal("Conflict"), refusal("Conflict"), (201, pod("mine"))]).await;
+    async fn a_create_that_conflicts_with_a_quota_update_is_retried() {
+        let (made, methods) = create(vec![conflict("Conflict"), conflict("Conflict"), (201, pod("mine"))]).await;
         made.unwrap();
-        assert_eq!(asked.len(), 3);
-        let (made, asked) = create(vec![refusal("Conflict"); 99]).await;
-        assert!(made.unwrap_err().is_conflict() && asked.len() < 10);
+        assert_eq!(methods.len(), 3);
+        let (made, methods) = create(vec![conflict("Conflict"); 99]).await;
+        assert!(made.unwrap_err().is_conflict() && methods.len() < 10);
     }
 }

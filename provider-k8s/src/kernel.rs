@@ -1,4 +1,4 @@
-//! One kernel: its handle, and the task that watches its pod.
+//! A kernel's handle, and the task that watches its pod.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -16,27 +16,26 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
-use crate::hold::Hold;
-use crate::link::Link;
+use crate::in_place_restart::RestartHold;
 use crate::manifest::Manifest;
 use crate::phase::{self, PodPhase};
+use crate::pod_cache::CachedPod;
 use crate::registry::Registry;
-use crate::start::{self, Made, Ready, Waiting};
-use crate::view::Sight;
+use crate::route::Route;
+use crate::start::{self, LaunchContext, Ready, StartOutcome};
 use crate::{AbortOnDrop, names, plan};
 
-/// How long a restarted kernel may take until it answers: its image is on the node, as a rule.
+/// How long a restarted kernel may take to accept connections. Its image is usually on the node already.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long is waited before a pod is asked for again that could not be made, at first; twice as long each time.
+/// Pause before a failed restart is retried: the first pause, doubled each time, and the longest.
 const RESTART_PAUSE: Duration = Duration::from_millis(250);
-const LAST_PAUSE: Duration = Duration::from_secs(8);
-/// How long a pod may be kept for a restart that was announced, beyond the grace that its kernel has.
-const HOLD: Duration = Duration::from_secs(60);
-/// How long a kernel may take to be gone that was killed.
+const MAX_RESTART_PAUSE: Duration = Duration::from_secs(8);
+/// How long a pod is held for an announced restart, beyond the grace period.
+const HOLD_MARGIN: Duration = Duration::from_secs(60);
+/// How long a killed kernel may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
-/// How long may pass from a pod's removal until the kernel's end is known here. It is an event; this is for a watch that
-/// is broken.
-const NEWS_DEADLINE: Duration = Duration::from_secs(30);
+/// Time limit for the exit event after a pod's deletion. It is exceeded only if the watch is broken.
+const EXIT_EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A kernel of a [`K8sProvider`](crate::K8sProvider).
 pub(crate) struct K8sKernel {
@@ -44,47 +43,47 @@ pub(crate) struct K8sKernel {
     cluster: Arc<Cluster>,
     registry: Weak<Registry>,
     phase: watch::Sender<Phase>,
-    state: Mutex<State>,
-    /// Held by whoever restarts or ends it.
+    state: Mutex<KernelState>,
+    /// Serializes restarts and shutdown.
     operation: tokio::sync::Mutex<()>,
-    /// Woken when a restart that is under way is no longer wanted.
-    give_up_restart: Notify,
+    /// Cancels a restart in progress.
+    cancel_restart: Notify,
 }
 
-struct State {
+struct KernelState {
     pod: Arc<Pod>,
-    /// As it is in the pod.
+    /// The connection file in the pod.
     file: ConnectionInfo,
     secret: BTreeMap<String, ByteString>,
-    link: Arc<Link>,
+    route: Arc<Route>,
     supervisor: Option<AbortOnDrop>,
-    /// Keeps the pod for a restart, and waits for the kernel's end.
-    held: Option<(Hold, AbortOnDrop)>,
+    /// Holds the pod for an announced restart, with the task that waits for the kernel's end.
+    restart_hold: Option<(RestartHold, AbortOnDrop)>,
     is_restarting: bool,
-    /// Whether it is to end for good.
+    /// Whether the kernel is being shut down.
     is_ending: bool,
 }
 
 impl K8sKernel {
-    /// A kernel that runs.
+    /// Creates the handle of a running kernel and starts to watch its pod.
     pub(crate) fn running(cluster: &Arc<Cluster>, registry: &Arc<Registry>, id: KernelId, ready: Ready) -> Arc<Self> {
         let kernel = Arc::new(Self {
             id,
             cluster: Arc::clone(cluster),
             registry: Arc::downgrade(registry),
             phase: watch::Sender::new(Phase::Running),
-            state: Mutex::new(State {
+            state: Mutex::new(KernelState {
                 pod: ready.pod,
                 file: ready.file,
                 secret: ready.secret,
-                link: Arc::new(ready.link),
+                route: Arc::new(ready.route),
                 supervisor: None,
-                held: None,
+                restart_hold: None,
                 is_restarting: false,
                 is_ending: false,
             }),
             operation: tokio::sync::Mutex::default(),
-            give_up_restart: Notify::new(),
+            cancel_restart: Notify::new(),
         });
         kernel.supervise();
         kernel
@@ -94,7 +93,7 @@ impl K8sKernel {
         self.id
     }
 
-    /// How it ended, if it has.
+    /// How the kernel ended, or `None` while it runs.
     pub(crate) fn exit(&self) -> Option<Exit> {
         match &*self.phase.borrow() {
             Phase::Exited(exit) => Some(exit.clone()),
@@ -106,28 +105,28 @@ impl K8sKernel {
         Arc::clone(&crate::lock(&self.state).pod)
     }
 
-    fn gone(&self) -> Result<(), ProviderError> {
+    fn check_running(&self) -> Result<(), ProviderError> {
         match self.exit() {
             Some(exit) => Err(ProviderError::Gone(exit.cause)),
             None => Ok(()),
         }
     }
 
-    /// Watches the pod that the kernel has now.
+    /// Starts to watch the kernel's current pod.
     fn supervise(self: &Arc<Self>) {
-        let sight = self.cluster.view.sight(self.id);
-        let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), sight));
+        let updates = self.cluster.pod_cache.subscribe(self.id);
+        let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), updates));
         crate::lock(&self.state).supervisor = Some(AbortOnDrop::new(&task));
     }
 
-    /// The pod's process is gone.
+    /// Records the end of the pod's process, unless a restart is in progress.
     fn pod_ended(&self, exit: Exit) {
         if !crate::lock(&self.state).is_restarting {
             self.exited(exit);
         }
     }
 
-    /// The kernel is gone and no other pod takes its place.
+    /// Records the end of the kernel.
     fn exited(&self, mut exit: Exit) {
         if crate::lock(&self.state).is_ending {
             exit.cause = ExitCause::Requested;
@@ -136,66 +135,68 @@ impl K8sKernel {
             }
         } else {
             tracing::info!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
-            forget_eldest(&self.cluster);
+            remove_oldest_ended_pods(&self.cluster);
         }
         self.phase.send_replace(Phase::Exited(exit));
     }
 
-    /// What is to be made for a restart where the kernelspec is another than when the pod was made.
-    async fn changed(&self) -> Option<Manifest> {
+    /// Returns the manifest for the restart if the kernelspec has changed since the pod was created.
+    async fn updated_manifest(&self) -> Option<Manifest> {
         let cluster = Arc::clone(&self.cluster);
         let (id, pod, secret) = {
             let state = crate::lock(&self.state);
             (self.id, Arc::clone(&state.pod), state.secret.clone())
         };
-        let looking = tokio::task::spawn_blocking(move || plan::changed(&cluster.config, id, &pod, &secret));
-        looking.await.ok().flatten()
+        let planning = tokio::task::spawn_blocking(move || plan::updated_manifest(&cluster.config, id, &pod, &secret));
+        planning.await.ok().flatten()
     }
 
-    /// Keeps the pod for a restart, if it can be kept.
-    async fn hold(&self, grace: Duration) -> Option<Hold> {
+    /// Holds the pod for a restart. Returns `None` if the pod cannot be kept.
+    async fn hold_pod(&self, grace: Duration) -> Option<RestartHold> {
         let pod = self.pod();
         let is_kept = names::annotation(&pod, names::RESTART) == Some(names::IN_PLACE);
         if !is_kept || !matches!(phase::assess(&pod, &[]), PodPhase::Running { .. }) {
             return None;
         }
-        match Hold::begin(&self.cluster, &pod, grace.saturating_add(HOLD)).await {
+        match RestartHold::begin(&self.cluster, &pod, grace.saturating_add(HOLD_MARGIN)).await {
             Ok(hold) => Some(hold),
             Err(error) => {
-                tracing::info!(kernel = %self.id, %error, "a restart takes a new pod");
+                tracing::info!(kernel = %self.id, %error, "cannot restart in place; using a new pod");
                 None
             }
         }
     }
 
-    /// Keeps the pod for a restart that follows, if it can be kept and the restart will want it.
+    /// Holds the pod for an announced restart, if the restart can keep the pod.
     async fn prepare_restart(self: &Arc<Self>) {
-        if self.exit().is_some() || self.changed().await.is_some() {
+        if self.exit().is_some() || self.updated_manifest().await.is_some() {
             return;
         }
-        let Some(hold) = self.hold(Duration::ZERO).await else {
+        let Some(hold) = self.hold_pod(Duration::ZERO).await else {
             return;
         };
         let (kernel, ended) = (Arc::downgrade(self), hold.ended());
-        let telling = tokio::spawn(async move {
-            // Where the pod ended with it, its supervisor tells that.
+        let exit_task = tokio::spawn(async move {
+            // If the pod ended too, its supervisor reports the exit.
             if let Some(cause) = ended.await
                 && let Some(kernel) = kernel.upgrade()
             {
                 kernel.pod_ended(Exit::new(cause));
             }
         });
-        crate::lock(&self.state).held = Some((hold, AbortOnDrop::new(&telling)));
+        crate::lock(&self.state).restart_hold = Some((hold, AbortOnDrop::new(&exit_task)));
     }
 
-    /// Ends the kernel and starts another in the same pod. False where the pod cannot be kept; it may be gone then.
-    async fn restart_in_place(&self, waiting: &Waiting<'_>, grace: Duration) -> Result<bool, LaunchError> {
-        let held = crate::lock(&self.state).held.take();
+    /// Ends the kernel and starts it again in the same pod.
+    ///
+    /// Returns `false` if the pod cannot be kept; the pod may be gone then.
+    async fn restart_in_place(&self, context: &LaunchContext<'_>, grace: Duration) -> Result<bool, LaunchError> {
+        let restart_hold = crate::lock(&self.state).restart_hold.take();
         let pod = self.pod();
         let uid = names::uid(&pod);
-        let hold = match held.map(|(hold, _)| hold).filter(|hold| hold.is_of(uid)) {
+        let hold = match restart_hold.map(|(hold, _)| hold).filter(|hold| hold.is_of(uid)) {
             Some(hold) => Some(hold),
-            None => self.hold(grace).await,
+            None => self.hold_pod(grace).await,
         };
         let Some(mut hold) = hold else {
             return Ok(false);
@@ -215,53 +216,61 @@ impl K8sKernel {
         if !is_ended {
             return Ok(false);
         }
-        hold.go().await;
-        let (link, file) = {
+        hold.start_kernel().await;
+        let (route, file) = {
             let state = crate::lock(&self.state);
-            (Arc::clone(&state.link), state.file.clone())
+            (Arc::clone(&state.route), state.file.clone())
         };
-        let mut sight = self.cluster.view.sight(self.id);
-        let opened = start::wait_for_sockets(waiting, &mut sight, uid, &file, &link).await;
-        // One that does not answer goes, as a new pod would.
+        let mut updates = self.cluster.pod_cache.subscribe(self.id);
+        let opened = start::wait_for_sockets(context, &mut updates, uid, &file, &route).await;
+        // A kernel that does not answer in time is removed, like one that does not start in a new pod.
         if let Err(LaunchError::TimedOut { .. }) = opened
-            && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut sight).await
+            && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut updates).await
         {
-            tracing::warn!(kernel = %self.id, %error, "a kernel that does not answer after a restart is left");
+            tracing::warn!(kernel = %self.id, %error, "cannot remove the pod of a restarted kernel that does not answer");
         }
         opened.map(|()| true)
     }
 
-    /// Makes another pod, now that there is none: as is wanted now, or as the last one was. What does not last is waited
-    /// for, since the kernel would be lost.
-    async fn start_anew(
+    /// Starts the kernel in a new pod, after the old one was deleted.
+    ///
+    /// The pod is created from `updated` if there is one, and otherwise from the old pod. Transient errors are retried,
+    /// because otherwise the kernel would be lost.
+    async fn start_in_new_pod(
         &self,
-        waiting: &Waiting<'_>,
-        mut changed: Option<Manifest>,
+        context: &LaunchContext<'_>,
+        mut updated: Option<Manifest>,
         (pod, secret): (&Pod, &BTreeMap<String, ByteString>),
-    ) -> Result<Made, LaunchError> {
+    ) -> Result<StartOutcome, LaunchError> {
         let mut pause = RESTART_PAUSE;
         loop {
-            let turn = match self.registry.upgrade() {
-                // Until nothing is left of the attempt before.
-                Some(registry) => Some(start::within(waiting, registry.turn(self.id)).await?),
+            let launch_lock = match self.registry.upgrade() {
+                // Wait until the previous attempt's pod is removed.
+                Some(registry) => Some(start::within(context, registry.launch_lock(self.id)).await?),
                 None => None,
             };
-            let manifest = changed.take().unwrap_or_else(|| Manifest::again(self.id, pod, secret));
-            match start::start(waiting, manifest, turn).await {
-                Err(error) if passes(&error) && Instant::now() + pause < waiting.deadline && pause <= LAST_PAUSE => {
-                    tracing::warn!(kernel = %self.id, %error, "a restart is tried again");
+            let manifest = updated
+                .take()
+                .unwrap_or_else(|| Manifest::recreate(self.id, pod, secret));
+            match start::start(context, manifest, launch_lock).await {
+                Err(error)
+                    if is_transient(&error)
+                        && Instant::now() + pause < context.deadline
+                        && pause <= MAX_RESTART_PAUSE =>
+                {
+                    tracing::warn!(kernel = %self.id, %error, "retrying a restart");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
-                made => return made,
+                outcome => return outcome,
             }
         }
     }
 
     async fn restart_now(self: &Arc<Self>, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
-        let restarting = Restarting::begin(self)?;
+        let restarting = RestartGuard::begin(self)?;
         self.phase.send_replace(Phase::Restarting);
-        let waiting = Waiting {
+        let context = LaunchContext {
             cluster: &self.cluster,
             id: self.id,
             timeout: RESTART_TIMEOUT,
@@ -269,9 +278,9 @@ impl K8sKernel {
             progress: &progress,
             may_have_rivals: false,
         };
-        let changed = self.changed().await;
-        if changed.is_none() {
-            match self.restart_in_place(&waiting, grace).await {
+        let updated = self.updated_manifest().await;
+        if updated.is_none() {
+            match self.restart_in_place(&context, grace).await {
                 Ok(true) => {
                     restarting.done(None);
                     return Ok(());
@@ -285,24 +294,28 @@ impl K8sKernel {
         }
         let (pod, secret) = {
             let mut state = crate::lock(&self.state);
-            state.held = None;
+            state.restart_hold = None;
             (Arc::clone(&state.pod), state.secret.clone())
         };
-        let mut sight = self.cluster.view.sight(self.id);
-        self.cluster.end(&pod, grace, &mut sight).await?;
-        let made = match self.start_anew(&waiting, changed, (&pod, &secret)).await {
-            // Another that restarts or launches the same kernel was quicker.
-            Ok(Made::Exists | Made::Rival) => {
-                let theirs = sight.borrow().present().cloned();
+        let mut updates = self.cluster.pod_cache.subscribe(self.id);
+        self.cluster.end(&pod, grace, &mut updates).await?;
+        let result = match self.start_in_new_pod(&context, updated, (&pod, &secret)).await {
+            // A concurrent restart or launch of the same kernel has created its pod first.
+            Ok(StartOutcome::Exists | StartOutcome::Rival) => {
+                let theirs = updates.borrow().present().cloned();
                 match theirs {
-                    Some(theirs) => start::adopt(&waiting, &theirs).await,
-                    None => Err(ProviderError::failed("restart the kernel", "another pod of its name is made").into()),
+                    Some(theirs) => start::adopt(&context, &theirs).await,
+                    None => Err(ProviderError::failed(
+                        "restart the kernel",
+                        "another pod with its name was created and is gone",
+                    )
+                    .into()),
                 }
             }
-            Ok(Made::Ready(ready)) => Ok(*ready),
+            Ok(StartOutcome::Ready(ready)) => Ok(*ready),
             Err(error) => Err(error),
         };
-        match made {
+        match result {
             Ok(ready) => {
                 restarting.done(Some(ready));
                 Ok(())
@@ -315,64 +328,63 @@ impl K8sKernel {
     }
 }
 
-/// Whether the same may succeed in a while: the API server has not answered, or the room is not free yet that the pod
-/// before had.
-fn passes(error: &LaunchError) -> bool {
+/// Whether a retry may succeed, because the API server did not answer, or the old pod's room is not free yet.
+fn is_transient(error: &LaunchError) -> bool {
     matches!(error, LaunchError::Provider(_) | LaunchError::NoRoom { .. })
 }
 
-/// Removes the pods of kernels that ended by themselves, but for the newest.
-fn forget_eldest(cluster: &Arc<Cluster>) {
-    // Those that cannot start are whoever's who starts them, and may wait for room.
+/// Removes the pods of kernels that ended by themselves, except the newest.
+fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
+    // Pods that cannot start may still be waiting for room; their launch removes them.
     let is_over = |pod: &Arc<Pod>| matches!(phase::assess(pod, &[]), PodPhase::Ended(_));
-    let mut over: Vec<_> = cluster
-        .view
+    let mut ended: Vec<_> = cluster
+        .pod_cache
         .pods()
         .into_iter()
         .map(|(_, pod)| pod)
-        // Those of warm pools are the pools' own matter.
+        // The pool reconciler handles warm pods.
         .filter(|pod| names::pool(pod).is_none() && is_over(pod))
         .collect();
-    over.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
-    let excess = over.len().saturating_sub(cluster.config.keep_ended);
-    over.truncate(excess);
-    if over.is_empty() {
+    ended.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
+    let excess = ended.len().saturating_sub(cluster.config.keep_ended);
+    ended.truncate(excess);
+    if ended.is_empty() {
         return;
     }
     let cluster = Arc::clone(cluster);
-    // Short, and with a deadline of its own for each call.
+    // Not joined: each call has a time limit.
     tokio::spawn(async move {
-        for pod in over {
+        for pod in ended {
             if let Err(error) = cluster.delete(&pod, Duration::ZERO).await {
-                tracing::debug!(%error, "the pod of a kernel that ended stays");
+                tracing::debug!(%error, "cannot remove the pod of an ended kernel");
             }
         }
     });
 }
 
-/// A restart that is under way. Dropping it gives the restart up.
-struct Restarting<'a> {
+/// A restart in progress. Dropping it cancels the restart.
+struct RestartGuard<'a> {
     kernel: &'a Arc<K8sKernel>,
     exit: Exit,
     is_over: bool,
 }
 
-impl<'a> Restarting<'a> {
+impl<'a> RestartGuard<'a> {
     fn begin(kernel: &'a Arc<K8sKernel>) -> Result<Self, ProviderError> {
         let mut state = crate::lock(&kernel.state);
         if state.is_ending {
             return Err(ProviderError::Gone(ExitCause::Requested));
         }
         state.is_restarting = true;
-        let given_up = "it was ended for a restart that was given up".to_owned();
+        let cancelled = "it was ended for a restart that was cancelled".to_owned();
         Ok(Self {
             kernel,
-            exit: Exit::new(ExitCause::Unknown(given_up)),
+            exit: Exit::new(ExitCause::Unknown(cancelled)),
             is_over: false,
         })
     }
 
-    /// In a new pod, where there is one.
+    /// Completes the restart. `ready` is the new pod, or `None` if the old one was kept.
     fn done(mut self, ready: Option<Ready>) {
         self.is_over = true;
         {
@@ -382,7 +394,7 @@ impl<'a> Restarting<'a> {
                 state.pod = ready.pod;
                 state.file = ready.file;
                 state.secret = ready.secret;
-                state.link = Arc::new(ready.link);
+                state.route = Arc::new(ready.route);
             }
         }
         self.kernel.phase.send_replace(Phase::Running);
@@ -394,21 +406,21 @@ impl<'a> Restarting<'a> {
     }
 }
 
-impl Drop for Restarting<'_> {
+impl Drop for RestartGuard<'_> {
     fn drop(&mut self) {
         if self.is_over {
             return;
         }
         crate::lock(&self.kernel.state).is_restarting = false;
         let pod = self.kernel.pod();
-        let is_there = {
-            let sight = self.kernel.cluster.view.sight(self.kernel.id);
-            let sight = sight.borrow();
-            let same = sight.present().filter(|now| names::uid(now) == names::uid(&pod));
+        let still_exists = {
+            let updates = self.kernel.cluster.pod_cache.subscribe(self.kernel.id);
+            let cached = updates.borrow();
+            let same = cached.present().filter(|now| names::uid(now) == names::uid(&pod));
             same.is_some_and(|now| matches!(phase::assess(now, &[]), PodPhase::Running { .. } | PodPhase::Ending))
         };
-        if is_there {
-            // The old pod is there still. If it was asked to end, its supervisor will tell.
+        if still_exists {
+            // The old pod still exists. If it is being deleted, its supervisor reports the exit.
             self.kernel.phase.send_replace(Phase::Running);
             self.kernel.supervise();
         } else {
@@ -417,22 +429,22 @@ impl Drop for Restarting<'_> {
     }
 }
 
-/// Watches a pod until its kernel is gone.
-async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut sight: watch::Receiver<Sight>) {
+/// Watches a pod until its kernel has ended.
+async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: watch::Receiver<CachedPod>) {
     let uid = names::uid(&last).to_owned();
     loop {
-        let now = sight.borrow_and_update().clone();
+        let now = updates.borrow_and_update().clone();
         if let Some(pod) = now.pod.filter(|pod| names::uid(pod) == uid) {
             last = pod;
             if let Some(kernel) = kernel.upgrade() {
                 crate::lock(&kernel.state).pod = Arc::clone(&last);
             }
         }
-        let is_present = !sight.borrow().lacks(&uid);
+        let is_present = !updates.borrow().is_absent(&uid);
         let is_deleted = last.metadata.deletion_timestamp.is_some();
         let ended = match phase::assess(&last, &[]) {
-            _ if !is_present => Some(phase::removal(&last)),
-            // It is gone when its pod is, which it is about to be.
+            _ if !is_present => Some(phase::removal_cause(&last)),
+            // The pod is about to disappear, which ends its kernel.
             _ if is_deleted => None,
             PodPhase::Ended(cause) => Some(cause),
             PodPhase::CannotStart(failure) => Some(ExitCause::Unknown(format!("{failure:?}"))),
@@ -443,32 +455,32 @@ async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut sight: watch
                 return;
             };
             let output = if is_present {
-                kernel.cluster.evidence(&last).await
+                kernel.cluster.output_for_error(&last).await
             } else {
                 String::new()
             };
             kernel.pod_ended(Exit::new(cause).with_output(output));
             return;
         }
-        if sight.changed().await.is_err() {
+        if updates.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// What embedders hold.
-pub(crate) struct Shared(pub(crate) Arc<K8sKernel>);
+/// The handle that the provider returns.
+pub(crate) struct K8sKernelHandle(pub(crate) Arc<K8sKernel>);
 
 #[async_trait]
-impl KernelHandle for Shared {
+impl KernelHandle for K8sKernelHandle {
     fn record(&self) -> KernelRecord {
         names::record(&self.0.cluster.config.name, self.0.id, &self.0.pod())
     }
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
-        self.0.gone()?;
+        self.0.check_running()?;
         let state = crate::lock(&self.0.state);
-        Ok(state.link.connection(&state.file))
+        Ok(state.route.connection(&state.file))
     }
 
     fn phase(&self) -> watch::Receiver<Phase> {
@@ -483,7 +495,7 @@ impl KernelHandle for Shared {
     }
 
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
-        self.0.gone()?;
+        self.0.check_running()?;
         let pod = self.0.pod();
         if names::annotation(&pod, names::INTERRUPT) == Some("message") {
             return Ok(Interrupt::ByMessage);
@@ -491,7 +503,7 @@ impl KernelHandle for Shared {
         match self.0.cluster.signal(&pod, "INT").await {
             Ok(()) => Ok(Interrupt::Signalled),
             Err(error) => {
-                self.0.gone()?;
+                self.0.check_running()?;
                 Err(error)
             }
         }
@@ -506,20 +518,20 @@ impl KernelHandle for Shared {
         let _operation = self.0.operation.lock().await;
         tokio::select! {
             biased;
-            () = self.0.give_up_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
+            () = self.0.cancel_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
             restarted = self.0.restart_now(grace, progress) => restarted,
         }
     }
 
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
-        self.0.give_up_restart.notify_waiters();
+        self.0.cancel_restart.notify_waiters();
         let _operation = self.0.operation.lock().await;
-        let mut sight = self.0.cluster.view.sight(self.0.id);
+        let mut updates = self.0.cluster.pod_cache.subscribe(self.0.id);
         let pod = self.0.pod();
         if let Some(exit) = self.0.exit() {
-            // It ended before; now nobody wants its pod any more.
-            if !sight.borrow().lacks(names::uid(&pod)) {
-                self.0.cluster.end(&pod, Duration::ZERO, &mut sight).await?;
+            // The kernel ended earlier, and its pod is no longer needed.
+            if !updates.borrow().is_absent(names::uid(&pod)) {
+                self.0.cluster.end(&pod, Duration::ZERO, &mut updates).await?;
             }
             if let Some(registry) = self.0.registry.upgrade() {
                 registry.remove(&self.0);
@@ -527,9 +539,9 @@ impl KernelHandle for Shared {
             return Ok(exit);
         }
         crate::lock(&self.0.state).is_ending = true;
-        self.0.cluster.end(&pod, grace, &mut sight).await?;
-        tokio::time::timeout(NEWS_DEADLINE, self.wait())
+        self.0.cluster.end(&pod, grace, &mut updates).await?;
+        tokio::time::timeout(EXIT_EVENT_TIMEOUT, self.wait())
             .await
-            .map_err(|_| ProviderError::failed("end the kernel", "its pod is gone, and nothing says so here"))
+            .map_err(|_| ProviderError::failed("end the kernel", "its pod is gone, but the watch has not reported it"))
     }
 }

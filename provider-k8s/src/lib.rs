@@ -1,8 +1,9 @@
 //! Jupyter kernels as pods of a Kubernetes cluster.
 //!
-//! [`K8sProvider`] is a [`KernelProvider`](kernel_provider::provider::KernelProvider). Each kernel is a bare pod: a
-//! kernel's state cannot be made again, so there is no controller that would try. Its key and its environment are in an
-//! immutable Secret that belongs to the pod and goes with it. What runs is what the cluster says; nothing else is kept.
+//! [`K8sProvider`] is a [`KernelProvider`](kernel_provider::provider::KernelProvider). Each kernel is a bare pod without a
+//! controller, because a kernel's state cannot be recreated. The kernel's key and environment are in an immutable Secret
+//! that is owned by the pod and deleted with it. The provider stores nothing itself: the cluster is the only record of
+//! which kernels run.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -24,8 +25,8 @@
 //!
 //! # Kernelspecs
 //!
-//! A `kernel.json` says in `metadata.kernelmux.kubernetes` what its pods are like. `image` is needed, the rest is not;
-//! objects of Kubernetes are written as in its manifests:
+//! `metadata.kernelmux.kubernetes` in a `kernel.json` describes the kernel's pods. Only `image` is required. Kubernetes
+//! objects are written as in manifests:
 //!
 //! ```json
 //! {
@@ -47,64 +48,70 @@
 //! }
 //! ```
 //!
-//! There are also `image_pull_policy`, `gpu_resource` (`nvidia.com/gpu`), `working_dir`, `run_as_user` (1000),
-//! `run_as_group` (100) and `warm_pool`. A container of the name `kernel` in the template is the kernel's. Enterprise Gateway's
-//! kernelspecs, with `metadata.process_proxy` or `metadata.kernel_provisioner`, are taken as they are; the kernel in the
-//! image is then started without their launcher.
+//! The other keys are `image_pull_policy`, `gpu_resource` (default `nvidia.com/gpu`), `working_dir`, `run_as_user`
+//! (default 1000), `run_as_group` (default 100), `writable_connection_file`, `restart_in_place` and `warm_pool`. The
+//! template's container named `kernel` becomes the kernel's container. Enterprise Gateway's kernelspecs, with
+//! `metadata.process_proxy` or `metadata.kernel_provisioner`, work unchanged; the kernel in the image is then started
+//! without their launcher.
 //!
-//! Any image that has the kernel works: the connection file is mounted, and the kernel listens on fixed ports. Kernels that
-//! Python runs get a copy of the file that they can write, since ipykernel before 6.29 writes it; that takes `sh` and `cp`
-//! in the image. `writable_connection_file` says so for others, or that it is not so.
+//! Any image that contains the kernel works: the connection file is mounted, and the kernel listens on fixed ports.
+//! ipykernel before 6.29 writes to the connection file, so kernels started by a Python interpreter get a writable copy of
+//! it, which needs `sh` and `cp` in the image. `writable_connection_file` turns the copy on or off for any kernel.
 //!
-//! A restart of a kernel that Python runs keeps its pod, and with it the node, the volumes and what was installed into the
-//! container; `restart_in_place` says so for others, or that it is not so. That takes `sh` and `mkfifo` in the image, and
-//! a kernel that sets its own handler for SIGINT. Where the pod is gone, or the kernelspec has changed since it was made,
-//! a restart makes a new one.
+//! Restarting a kernel that a Python interpreter started keeps its pod, and with it the node, the volumes and everything
+//! installed into the container. `restart_in_place` turns this on or off for any kernel. A restart in place needs `sh` and
+//! `mkfifo` in the image, and a kernel that installs its own handler for SIGINT. If the pod is gone, or the kernelspec has
+//! changed since the pod was created, a restart creates a new pod.
 //!
 //! # Warm pools
 //!
-//! `"warm_pool": {"size": 3, "max_age": 3600, "without": ["KERNEL_USERNAME"]}` keeps three pods ready, with a kernel that
-//! waits in each. A launch makes one of them its own, and another is made in its place. One that nobody has claimed after
-//! `max_age` seconds (an hour, where it is not said) is replaced. Each has a key of its own.
+//! `"warm_pool": {"size": 3, "max_age": 3600, "without": ["KERNEL_USERNAME"]}` keeps three pods with idle kernels ready. A
+//! launch claims one of them, and the provider creates a replacement. A pod that stays unclaimed for `max_age` seconds
+//! (default 3600) is replaced. Each pod has its own key.
 //!
-//! A pod that runs takes no other image, resources, volumes, user, service account, working directory or variables any
-//! more. A launch that sets one of these gets a pod of its own; its progress and the log say so
-//! ([`LaunchStage::Cold`](kernel_provider::provider::LaunchStage::Cold)). The variables named in `without` are given up
-//! instead, as are `KERNEL_GATEWAY`, `KERNEL_ID` and `KERNEL_LAUNCH_TIMEOUT`, which say something of the launch only; with
-//! `KERNEL_WORKING_DIR` among them the launch's directory is given up too. Kernels from a pool have no
-//! `KERNELMUX_KERNEL_ID` in their environment.
+//! The image, resources, volumes, user, service account, working directory and variables of a running pod cannot be
+//! changed. A launch that sets one of these gets a pod of its own, and its progress and the log give the reason
+//! ([`LaunchStage::Cold`](kernel_provider::provider::LaunchStage::Cold)). The exceptions are the variables listed in
+//! `without`, and `KERNEL_GATEWAY`, `KERNEL_ID` and `KERNEL_LAUNCH_TIMEOUT`, which only describe the launch: they are
+//! dropped, and a warm pod is still used. With `KERNEL_WORKING_DIR` in `without`, the launch's working directory is dropped
+//! too. Kernels from a pool have no `KERNELMUX_KERNEL_ID` in their environment.
 //!
-//! Providers of the same name share the pools; no pod is handed out twice. A provider that is dropped leaves the pods to
-//! the next.
+//! Providers with the same name share the pools, and no pod is handed out twice. A dropped provider leaves its pods to the
+//! next one.
 //!
 //! # Rights
 //!
-//! In its namespace the provider needs to `get`, `list`, `watch`, `create` and `delete` pods and, for warm pools, to `patch` them, to `get` and `create`
-//! secrets, to `list` and `watch` events, to `get` pods/log; to `create` and `get` pods/portforward where it is outside of
-//! the cluster, and pods/exec where a kernelspec's `interrupt_mode` is `signal` and for restarts in place: without it a
-//! restart makes a new pod.
+//! In its namespace the provider needs to
+//!
+//! - `get`, `list`, `watch`, `create` and `delete` pods, and `patch` them for warm pools;
+//! - `get` and `create` secrets;
+//! - `list` and `watch` events;
+//! - `get` pods/log;
+//! - `create` and `get` pods/portforward, when it runs outside the cluster;
+//! - `create` and `get` pods/exec, for kernelspecs whose `interrupt_mode` is `signal`, and for restarts in place. Without
+//!   this right a restart creates a new pod.
 
-mod abandoned;
+mod api_error;
 mod client;
 mod cluster;
 mod config;
-mod hold;
-mod inputs;
+mod in_place_restart;
 mod kernel;
-mod link;
 mod manifest;
 mod names;
+mod orphans;
 mod phase;
 mod plan;
+mod pod_cache;
 mod policy;
 mod pool;
 mod provider;
-mod refusal;
 mod registry;
+mod route;
 mod settings;
 mod specs;
 mod start;
-mod view;
+mod user_overrides;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -112,16 +119,18 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 pub use client::client;
 pub use config::{K8sConfig, Reach};
-pub use inputs::Input;
 pub use policy::Policy;
 pub use provider::K8sProvider;
+pub use user_overrides::Input;
 
-/// Nothing here panics while it holds a lock, so what a lock guards is whole even if it says otherwise.
+/// Locks a mutex and ignores poisoning.
+///
+/// No code in this crate panics while it holds a lock, so the guarded data is always consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The owner of a task: ends it when dropped.
+/// Owns a task and aborts it when dropped.
 struct AbortOnDrop(AbortHandle);
 
 impl AbortOnDrop {

@@ -1,4 +1,4 @@
-//! The objects of a kernel: its pod, and the Secret with its connection file and environment.
+//! The Kubernetes objects of a kernel: its pod, and the Secret with its connection file and environment.
 
 use std::collections::BTreeMap;
 
@@ -18,18 +18,19 @@ use sha2::{Digest as _, Sha256};
 use crate::names;
 use crate::settings::{self, Settings};
 
-/// A kernel's sockets in its pod. The network is the pod's own, so they are the same in each.
+/// The kernel's ports: shell, iopub, stdin, control and heartbeat. Each pod has its own network, so they are the same
+/// in all pods.
 const PORTS: [u16; 5] = [9301, 9302, 9303, 9304, 9305];
 
-/// A pod that is to be made, and what its Secret will hold.
+/// A pod to create, and the data of its Secret.
 #[derive(Clone)]
 pub(crate) struct Manifest {
     pub(crate) pod: Pod,
     pub(crate) secret: BTreeMap<String, ByteString>,
 }
 
-/// What a kernel is made from.
-pub(crate) struct Kernel<'a> {
+/// What a manifest is created from.
+pub(crate) struct ManifestParams<'a> {
     pub(crate) id: KernelId,
     pub(crate) provider: &'a str,
     pub(crate) namespace: &'a str,
@@ -38,8 +39,8 @@ pub(crate) struct Kernel<'a> {
     pub(crate) settings: Settings,
     pub(crate) env: &'a BTreeMap<String, String>,
     pub(crate) launched: DateTime<Utc>,
-    /// Whether it is made ahead, for a launch that is not known yet.
-    pub(crate) is_ahead: bool,
+    /// Whether the pod is for a warm pool, so that its launch is not known yet.
+    pub(crate) is_warm: bool,
 }
 
 /// The connection file of a kernel in a pod.
@@ -59,19 +60,19 @@ pub(crate) fn connection(spec_name: &str, env: &BTreeMap<String, String>) -> Con
     }
 }
 
-/// A word that no other attempt has, as names of objects may hold it.
-pub(crate) fn attempt() -> String {
+/// Returns a random token that is valid in object names.
+pub(crate) fn random_token() -> String {
     let random = KernelId::random().as_uuid().simple().to_string();
     random.chars().take(12).collect()
 }
 
 impl Manifest {
-    /// The objects of a kernel.
+    /// Builds the pod and the Secret's data.
     ///
     /// # Errors
-    /// What is wrong with the kernelspec or the environment.
-    pub(crate) fn new(kernel: Kernel<'_>) -> Result<Self, String> {
-        let Kernel { installed, env, .. } = &kernel;
+    /// The reason why the kernelspec or the environment is invalid.
+    pub(crate) fn new(kernel: ManifestParams<'_>) -> Result<Self, String> {
+        let ManifestParams { installed, env, .. } = &kernel;
         let connection = connection(&installed.name, env);
         let file = serde_json::to_vec(&connection).map_err(|error| error.to_string())?;
         let mut secret = BTreeMap::from([(names::CONNECTION_KEY.to_owned(), ByteString(file))]);
@@ -82,7 +83,7 @@ impl Manifest {
                 ByteString(value.clone().into_bytes()),
             );
         }
-        let attempt = attempt();
+        let attempt = random_token();
         let secret_name = names::secret(&names::pod(kernel.id), &attempt);
         let spec = pod_spec(&kernel, &secret_name)?;
         let is_kept = restarts_in_place(&kernel)?;
@@ -90,10 +91,10 @@ impl Manifest {
         let mut labels = template.labels.unwrap_or_default();
         labels.extend(
             [
-                (names::MANAGED_BY, names::OURS.to_owned()),
+                (names::MANAGED_BY, names::MANAGER_NAME.to_owned()),
                 (names::PROVIDER, kernel.provider.to_owned()),
                 (names::KERNEL_ID, kernel.id.to_string()),
-                // What tools that know Enterprise Gateway go by.
+                // Labels that Enterprise Gateway sets and tools rely on.
                 ("component", "kernel".to_owned()),
                 (names::EG_KERNEL_ID, kernel.id.to_string()),
             ]
@@ -136,20 +137,21 @@ impl Manifest {
         Ok(Self { pod, secret })
     }
 
-    /// Notes in the pod what it was made from.
-    pub(crate) fn note(&mut self, name: &str, value: String) {
+    /// Sets an annotation of the pod.
+    pub(crate) fn annotate(&mut self, name: &str, value: String) {
         let annotations = self.pod.metadata.annotations.get_or_insert_default();
         annotations.insert(name.to_owned(), value);
     }
 
     /// Puts the pod into a warm pool.
-    pub(crate) fn enter(&mut self, pool: &str) {
+    pub(crate) fn add_to_pool(&mut self, pool: &str) {
         let labels = self.pod.metadata.labels.get_or_insert_default();
         labels.insert(names::POOL.to_owned(), pool.to_owned());
     }
 
-    /// The same for the same kernelspec, settings and environment, whoever makes it, and for nothing else: what two
-    /// pods differ in beside names and keys. As a label's value may be.
+    /// Stable hash of the kernelspec, settings and environment, usable as a label value.
+    ///
+    /// It ignores names, keys, tokens, the owner and the launch time, so that equal pods have equal fingerprints.
     pub(crate) fn fingerprint(&self) -> String {
         let mut pod = self.pod.clone();
         pod.metadata.name = None;
@@ -163,7 +165,7 @@ impl Manifest {
             annotations.remove(name);
         }
         let secret_name = names::secret(names::name(&self.pod), &attempt);
-        // A pod is always text.
+        // Serializing a pod cannot fail.
         let text = serde_json::to_string(&pod)
             .unwrap_or_default()
             .replace(&secret_name, "");
@@ -180,17 +182,17 @@ impl Manifest {
             .collect()
     }
 
-    /// The same kernel in another pod, with the same key.
-    pub(crate) fn again(id: KernelId, pod: &Pod, secret: &BTreeMap<String, ByteString>) -> Self {
-        let attempt = attempt();
+    /// The manifest of a new pod for the same kernel, with the same key.
+    pub(crate) fn recreate(id: KernelId, pod: &Pod, secret: &BTreeMap<String, ByteString>) -> Self {
+        let attempt = random_token();
         let name = names::secret(&names::pod(id), &attempt);
         let mut annotations = pod.metadata.annotations.clone().unwrap_or_default();
         annotations.insert(names::ATTEMPT.to_owned(), attempt);
         let mut spec = pod.spec.clone().unwrap_or_default();
-        // What the cluster has entered of its own accord is for it to choose anew.
+        // The cluster set these on the old pod and sets them again on the new one.
         spec.node_name = None;
-        annotations.retain(|name, _| !is_of_network(name));
-        // Such as `kubectl debug` adds: no pod can be made with them.
+        annotations.retain(|name, _| !is_network_annotation(name));
+        // `kubectl debug` adds these; a pod cannot be created with them.
         spec.ephemeral_containers = None;
         for volume in spec
             .volumes
@@ -216,7 +218,7 @@ impl Manifest {
             }
         }
         let metadata = ObjectMeta {
-            // Where the pod before was claimed, its name was another.
+            // The old pod has another name if it was claimed from a pool.
             name: Some(names::pod(id)),
             namespace: pod.metadata.namespace.clone(),
             labels: pod.metadata.labels.clone(),
@@ -234,7 +236,7 @@ impl Manifest {
         }
     }
 
-    /// The Secret, once the pod that owns it is there.
+    /// Builds the Secret, owned by the created pod.
     pub(crate) fn secret(&self, made: &Pod) -> Secret {
         let attempt = names::annotation(&self.pod, names::ATTEMPT).unwrap_or_default();
         Secret {
@@ -258,8 +260,8 @@ impl Manifest {
     }
 }
 
-/// Whether a network plug-in notes with this annotation what it has given to a pod.
-fn is_of_network(annotation: &str) -> bool {
+/// Whether a network plug-in writes this annotation, such as with a pod's address.
+fn is_network_annotation(annotation: &str) -> bool {
     const NOTES: &[&str] = &[
         "cni.projectcalico.org/containerID",
         "cni.projectcalico.org/podIP",
@@ -271,20 +273,20 @@ fn is_of_network(annotation: &str) -> bool {
     NOTES.contains(&annotation)
 }
 
-fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
+fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result<PodSpec, String> {
     let settings = &kernel.settings;
     let mut spec = settings.pod_template.spec.clone().unwrap_or_default();
-    refuse_owned(&spec)?;
+    refuse_controlled_fields(&spec)?;
     let given = spec
         .containers
         .iter()
         .position(|container| container.name == names::CONTAINER);
     let base = given.map(|index| spec.containers.remove(index)).unwrap_or_default();
     spec.containers.insert(0, container(kernel, base, secret_name)?);
-    // A kernel's state is gone with its process: there is nothing to start again.
+    // A kernel's state is lost with its process, so there is nothing to restart.
     spec.restart_policy = Some("Never".to_owned());
-    // Then the kernel is not process 1, whose signals are ignored where it has no handler for them, and what it leaves
-    // behind is reaped.
+    // With a shared process namespace the kernel is not process 1. Signals without a handler then work, and orphaned
+    // processes are reaped.
     spec.share_process_namespace.get_or_insert(true);
     spec.automount_service_account_token.get_or_insert(false);
     spec.enable_service_links.get_or_insert(false);
@@ -292,7 +294,7 @@ fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
         spec.service_account_name.clone_from(&settings.service_account);
     }
     let context = spec.security_context.get_or_insert_default();
-    secure(context, settings);
+    apply_restricted_defaults(context, settings);
     let secrets = settings
         .image_pull_secrets
         .iter()
@@ -324,7 +326,7 @@ fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
         }),
         ..Volume::default()
     });
-    // In memory, as Secrets are: no key reaches a node's disk.
+    // In memory, like Secret volumes, so that no key is written to a node's disk.
     volumes.push(Volume {
         name: names::COPY_VOLUME.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
@@ -336,24 +338,27 @@ fn pod_spec(kernel: &Kernel<'_>, secret_name: &str) -> Result<PodSpec, String> {
     Ok(spec)
 }
 
-/// Copies the connection file, over what a kernel before may have left, then becomes the kernel.
-const COPYING: &str = r#"umask 077; cp -f "$1" "$2" && shift 2 && exec "$@""#;
-/// Runs the kernel, also after a restart.
-const KEEPING: &str = include_str!("shell/keep.sh");
+/// Copies the connection file, replacing a previous kernel's copy, then executes the kernel.
+const COPY_SCRIPT: &str = r#"umask 077; cp -f "$1" "$2" && shift 2 && exec "$@""#;
+/// Runs the kernel, and runs it again on a restart in place.
+const KEEP_SCRIPT: &str = include_str!("shell/keep.sh");
 
-/// Whether Python runs the kernel: then its image has a shell.
+/// Whether a Python interpreter starts the kernel. Its image can be expected to contain a shell.
 fn is_python(program: &str) -> bool {
     program.rsplit('/').next().unwrap_or_default().starts_with("python")
 }
 
-fn restarts_in_place(kernel: &Kernel<'_>) -> Result<bool, String> {
+fn restarts_in_place(kernel: &ManifestParams<'_>) -> Result<bool, String> {
     let argv = settings::argv(&kernel.installed.spec)?;
     let program = argv.first().map(String::as_str).unwrap_or_default();
     Ok(kernel.settings.restart_in_place.unwrap_or_else(|| is_python(program)))
 }
 
-/// What the provider decides, whatever a template says: said so, rather than gone over in silence.
-fn refuse_owned(spec: &PodSpec) -> Result<(), String> {
+/// Refuses templates that set fields which the provider controls.
+///
+/// # Errors
+/// The first such field.
+fn refuse_controlled_fields(spec: &PodSpec) -> Result<(), String> {
     let kernel = spec
         .containers
         .iter()
@@ -396,15 +401,13 @@ fn refuse_owned(spec: &PodSpec) -> Result<(), String> {
         ),
     ];
     match owned.iter().find(|(_, is_set)| *is_set) {
-        Some((what, _)) => Err(format!(
-            "the pod template sets {what}, which is the provider's to decide"
-        )),
+        Some((what, _)) => Err(format!("the pod template sets {what}, which the provider controls")),
         None => Ok(()),
     }
 }
 
-/// What the `restricted` level of Pod Security asks for, where the template does not say otherwise.
-fn secure(context: &mut PodSecurityContext, settings: &Settings) {
+/// Adds what the `restricted` Pod Security level requires, unless the template sets it.
+fn apply_restricted_defaults(context: &mut PodSecurityContext, settings: &Settings) {
     context.run_as_non_root.get_or_insert(true);
     context.seccomp_profile.get_or_insert_with(|| SeccompProfile {
         type_: "RuntimeDefault".to_owned(),
@@ -416,18 +419,18 @@ fn secure(context: &mut PodSecurityContext, settings: &Settings) {
     if context.run_as_group.is_none() {
         context.run_as_group = settings.run_as_group;
     }
-    // The connection file is this group's: nobody else in the pod can read it.
+    // The connection file is readable by this group only.
     if context.fs_group.is_none() {
         context.fs_group = context.run_as_group;
     }
 }
 
-fn container(kernel: &Kernel<'_>, mut base: Container, secret_name: &str) -> Result<Container, String> {
+fn container(kernel: &ManifestParams<'_>, mut base: Container, secret_name: &str) -> Result<Container, String> {
     let settings = &kernel.settings;
     let spec = &kernel.installed.spec;
     let mut argv = kernel.installed.clone();
     argv.spec.argv = settings::argv(spec)?;
-    // The interpreter is the image's, not one of this machine.
+    // Use the image's interpreter, not this machine's.
     let program = argv.spec.argv.first().cloned().unwrap_or_default();
     let copies = settings.writable_connection_file.unwrap_or_else(|| is_python(&program));
     let keeps = restarts_in_place(kernel)?;
@@ -441,11 +444,14 @@ fn container(kernel: &Kernel<'_>, mut base: Container, secret_name: &str) -> Res
         ..LaunchArgs::default()
     });
     if copies {
-        let copying = ["sh", "-c", COPYING, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
-        command.splice(0..0, copying);
+        let copy = ["sh", "-c", COPY_SCRIPT, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
+        command.splice(0..0, copy);
     }
     if keeps {
-        command.splice(0..0, ["sh", "-c", KEEPING, "sh", names::COPY_DIR].map(str::to_owned));
+        command.splice(
+            0..0,
+            ["sh", "-c", KEEP_SCRIPT, "sh", names::COPY_DIR].map(str::to_owned),
+        );
     }
     command.iter_mut().for_each(|word| *word = literal(word));
     names::CONTAINER.clone_into(&mut base.name);
@@ -492,14 +498,14 @@ fn container(kernel: &Kernel<'_>, mut base: Container, secret_name: &str) -> Res
     Ok(base)
 }
 
-/// As Kubernetes, which takes `$(NAME)` for a variable and `$$` for `$`, takes it for just this text.
+/// Escapes text that Kubernetes would otherwise expand: `$(NAME)` is a variable, and `$$` stands for `$`.
 fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
 
-/// The kernelspec's variables, then those of the launch. The latter can be anything, tokens included, so they come from
-/// the Secret.
-fn environment(kernel: &Kernel<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> Vec<EnvVar> {
+/// The environment: the kernelspec's variables, then the launch's. The latter can contain tokens, so they come from the
+/// Secret.
+fn environment(kernel: &ManifestParams<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> Vec<EnvVar> {
     let own = kernel
         .installed
         .spec
@@ -530,9 +536,10 @@ fn environment(kernel: &Kernel<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> 
             value_from: None,
         });
     };
-    // As everywhere else in Jupyter. ipykernel ends with the process of this number, which is the pod's first.
+    // Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process with this id
+    // ends, except for process 1.
     set("JPY_PARENT_PID", "1".to_owned());
-    if !kernel.is_ahead {
+    if !kernel.is_warm {
         set("KERNELMUX_KERNEL_ID", kernel.id.to_string());
     }
     env
@@ -568,8 +575,8 @@ mod tests {
             spec,
             resource_dir: PathBuf::from("/nowhere"),
         };
-        let settings = Settings::of(&installed.spec, None)?.unwrap();
-        Manifest::new(Kernel {
+        let settings = Settings::from_spec(&installed.spec, None)?.unwrap();
+        Manifest::new(ManifestParams {
             id: KernelId::random(),
             provider: "k8s",
             namespace: "kernels",
@@ -581,23 +588,23 @@ mod tests {
                 ("TOKEN".to_owned(), "a-secret-value".to_owned()),
             ]),
             launched: DateTime::UNIX_EPOCH,
-            is_ahead: true,
+            is_warm: true,
         })
     }
 
     #[test]
-    fn a_fingerprint_tells_settings_apart_and_nothing_else() {
+    fn fingerprints_depend_on_settings_only() {
         let of = |kubernetes: Value| manifest(kubernetes).unwrap().fingerprint();
         let one = of(json!({"image": "x"}));
         assert_eq!(one, of(json!({"image": "x"})));
         assert_ne!(one, of(json!({"image": "y"})));
         assert_ne!(one, of(json!({"image": "x", "gpus": 1})));
-        // As a label's value may be.
+        // Label values have at most 63 characters.
         assert!(one.len() == 32 && one.chars().all(|c| c.is_ascii_hexdigit()), "{one}");
     }
 
     #[test]
-    fn nothing_secret_is_in_the_pod() {
+    fn the_pod_contains_no_secrets() {
         let manifest = manifest(json!({"image": "x"})).unwrap();
         let text = serde_json::to_string(&manifest.pod).unwrap();
         let file = &manifest.secret[names::CONNECTION_KEY].0;
@@ -610,16 +617,16 @@ mod tests {
         assert!(text.contains("for ann"), "{text}");
         let container = &manifest.pod.spec.unwrap().containers[0];
         let command = container.command.as_ref().unwrap();
-        // As the kernelspec says, with nothing after it.
+        // The command ends with the kernelspec's argv.
         assert_eq!(command.last().unwrap(), names::COPY_FILE);
         assert_eq!(command[11], "python3");
-        // Kubernetes makes one of each two.
-        let keeping = command[2].replace("$$", "\0");
-        assert!(!keeping.contains('$') && keeping.replace('\0', "$") == KEEPING);
+        // Kubernetes replaces each `$$` with `$`.
+        let script = command[2].replace("$$", "\0");
+        assert!(!script.contains('$') && script.replace('\0', "$") == KEEP_SCRIPT);
     }
 
     #[test]
-    fn a_template_is_merged() {
+    fn the_pod_template_is_merged() {
         let manifest = manifest(json!({
             "image": "x",
             "volume_mounts": [{"name": "home", "mountPath": "/home"}],
@@ -647,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_providers_cannot_be_overridden() {
+    fn templates_cannot_set_fields_that_the_provider_controls() {
         for spec in [
             json!({"containers": [{"name": "kernel", "command": ["sh"]}]}),
             json!({"containers": [], "restartPolicy": "Always"}),
@@ -657,19 +664,19 @@ mod tests {
             let refused = manifest(json!({"image": "x", "pod_template": {"spec": spec}}))
                 .err()
                 .unwrap();
-            assert!(refused.contains("the provider's to decide"), "{refused}");
+            assert!(refused.contains("the provider controls"), "{refused}");
         }
     }
 
     #[test]
-    fn the_same_kernel_in_another_pod_has_another_secret_of_the_same_content() {
+    fn a_recreated_pod_has_a_new_secret_with_the_same_data() {
         let mut first = manifest(json!({"image": "x"})).unwrap();
-        // What others have added to it as it ran.
-        first.note("cni.projectcalico.org/podIP", "10.0.0.7/32".to_owned());
+        // Fields that other components added while the pod ran.
+        first.annotate("cni.projectcalico.org/podIP", "10.0.0.7/32".to_owned());
         let added = json!([{"name": "debugger", "image": "busybox"}]);
         first.pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(added).unwrap();
         let id = names::kernel_id(&first.pod).unwrap();
-        let second = Manifest::again(id, &first.pod, &first.secret);
+        let second = Manifest::recreate(id, &first.pod, &first.secret);
         let name = |manifest: &Manifest| manifest.secret(&manifest.pod).metadata.name.unwrap();
         assert_ne!(name(&first), name(&second));
         assert!(first.secret == second.secret);

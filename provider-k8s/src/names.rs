@@ -1,4 +1,4 @@
-//! What the provider's objects are called and marked with.
+//! Names, labels and annotations of the provider's objects.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use k8s_openapi::api::core::v1::Pod;
@@ -9,63 +9,64 @@ use kernel_provider::provider::KernelRecord;
 pub(crate) const CONTAINER: &str = "kernel";
 /// The volume with the connection file.
 pub(crate) const VOLUME: &str = "kernelmux-connection";
-/// Where that is mounted.
+/// Mount path of the connection file's volume.
 pub(crate) const CONNECTION_DIR: &str = "/run/kernelmux";
-/// The connection file, as the kernel sees it.
+/// The connection file's path in the pod.
 pub(crate) const CONNECTION_FILE: &str = "/run/kernelmux/connection.json";
-/// A volume for a copy of it that the kernel can write.
+/// The volume for a writable copy of the connection file, with its mount path and the copy's path.
 pub(crate) const COPY_VOLUME: &str = "kernelmux-connection-copy";
 pub(crate) const COPY_DIR: &str = "/run/kernelmux-rw";
 pub(crate) const COPY_FILE: &str = "/run/kernelmux-rw/connection.json";
-/// Its key in the Secret.
+/// The connection file's key in the Secret.
 pub(crate) const CONNECTION_KEY: &str = "connection.json";
-/// In front of the names of the variables that the Secret holds.
+/// Prefix of the keys that hold environment variables in the Secret.
 pub(crate) const ENV_PREFIX: &str = "env.";
 
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-pub(crate) const OURS: &str = "kernelmux";
+pub(crate) const MANAGER_NAME: &str = "kernelmux";
 pub(crate) const PROVIDER: &str = "kernelmux.dev/provider";
 pub(crate) const KERNEL_ID: &str = "kernelmux.dev/kernel-id";
-/// The same as tools have it that know Enterprise Gateway.
+/// Label with the kernel's id for tools made for Enterprise Gateway.
 pub(crate) const EG_KERNEL_ID: &str = "kernel_id";
-/// An annotation, since a kernelspec's name or a user's can be what no label may.
+/// Annotations instead of labels, because names of kernelspecs and users may contain characters that labels may not.
 pub(crate) const SPEC: &str = "kernelmux.dev/spec";
 pub(crate) const OWNER: &str = "kernelmux.dev/owner";
 pub(crate) const LAUNCHED: &str = "kernelmux.dev/launched";
 pub(crate) const INTERRUPT: &str = "kernelmux.dev/interrupt";
-/// Which launch made this pod: who launched it can tell it from another of the same name.
+/// Annotation with the token of the launch attempt that created the pod. It identifies the pod among others with the
+/// same name.
 pub(crate) const ATTEMPT: &str = "kernelmux.dev/attempt";
-/// A label: of which warm pool a pod is, as long as nobody has claimed it.
+/// Label with the warm pool of an unclaimed pod.
 pub(crate) const POOL: &str = "kernelmux.dev/warm-pool";
-/// What the kernelspec said when the pod was made: its fingerprint without what the launch added.
+/// Annotation with the fingerprint of the kernelspec, without the launch's own settings, when the pod was created.
 pub(crate) const SETTINGS: &str = "kernelmux.dev/settings";
-/// The directory that the launch asked for.
+/// Annotation with the working directory that the launch requested.
 pub(crate) const WORKING_DIR: &str = "kernelmux.dev/working-dir";
-/// `in-place` where the pod outlives its kernel's restart.
+/// Annotation that is `in-place` if the pod outlives a restart of its kernel.
 pub(crate) const RESTART: &str = "kernelmux.dev/restart";
 pub(crate) const IN_PLACE: &str = "in-place";
-/// Which launch claimed the pod.
+/// Annotation with the token of the claim on a warm pod.
 pub(crate) const CLAIM: &str = "kernelmux.dev/claim";
 
-/// The pod of a kernel. The same for each launch of the id, so that there can be one only. A pod that was claimed keeps
-/// the name that it was made with.
+/// Name of a kernel's pod. It is the same for every launch of the id, so that the API server admits only one. A claimed
+/// pod keeps its original name.
 pub(crate) fn pod(id: KernelId) -> String {
     format!("kernel-{id}")
 }
 
-/// The Secret of a pod. Another for each attempt, since the one before may not be cleared away yet.
+/// Name of a pod's Secret. It differs between attempts, because an earlier attempt's Secret may not be cleaned up yet.
 pub(crate) fn secret(pod_name: &str, attempt: &str) -> String {
     format!("{pod_name}-{attempt}")
 }
 
-/// The id that a pod of this name was made with.
+/// The kernel id in a pod's name, which is the id that the pod was created with.
 pub(crate) fn id_in_name(pod_name: &str) -> Option<KernelId> {
     pod_name.strip_prefix("kernel-")?.parse().ok()
 }
 
-/// Which pods are this provider's.
+/// Label selector for this provider's pods.
 pub(crate) fn selector(provider: &str) -> String {
-    format!("{MANAGED_BY}={OURS},{PROVIDER}={provider}")
+    format!("{MANAGED_BY}={MANAGER_NAME},{PROVIDER}={provider}")
 }
 
 pub(crate) fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
@@ -76,7 +77,7 @@ pub(crate) fn kernel_id(pod: &Pod) -> Option<KernelId> {
     pod.metadata.labels.as_ref()?.get(KERNEL_ID)?.parse().ok()
 }
 
-/// The warm pool that the pod is in, where nobody has claimed it.
+/// The warm pool of the pod, or `None` if the pod was claimed or never was in a pool.
 pub(crate) fn pool(pod: &Pod) -> Option<&str> {
     pod.metadata.labels.as_ref()?.get(POOL).map(String::as_str)
 }
@@ -89,12 +90,12 @@ pub(crate) fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
 }
 
-/// The time now, as the annotation has it.
+/// The current time in the annotation's format.
 pub(crate) fn launched_now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// The kernel's record, as its pod has it.
+/// Builds the kernel's record from its pod.
 pub(crate) fn record(provider: &str, id: KernelId, pod: &Pod) -> KernelRecord {
     let created = || pod.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string());
     let launched = annotation(pod, LAUNCHED)

@@ -1,11 +1,11 @@
-//! What a pod and its events say of the kernel in it. Pure: the same objects give the same answer.
+//! Derives a kernel's phase from its pod and the pod's events. Pure functions.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition};
 use kernel_provider::provider::ExitCause;
 
 use crate::names;
 
-/// Reasons for which a container waits that do not pass by themselves, or are not worth waiting for.
+/// Waiting reasons of a container that are permanent, or not worth waiting for.
 const CANNOT_START: &[&str] = &[
     "ErrImagePull",
     "ImagePullBackOff",
@@ -22,62 +22,64 @@ const CANNOT_START: &[&str] = &[
     "PostStartHookError",
     "CrashLoopBackOff",
 ];
-/// Reasons with which a container is told to have ended that never ran.
+/// Termination reasons of a container that never ran.
 const NEVER_RAN: &[&str] = &["StartError", "ContainerCannotRun"];
-/// A kubelet that has no room tells it so: of which resource, such as `OutOfcpu` or `OutOfnvidia.com/gpu`, or otherwise.
+/// Reasons of a pod that the kubelet rejected for lack of room. `OutOf` is followed by the resource, as in `OutOfcpu`
+/// or `OutOfnvidia.com/gpu`.
 const NO_ROOM_OF: &str = "OutOf";
 const NO_ROOM: &[&str] = &["UnexpectedAdmissionError", "NodeAffinity"];
-/// A volume is being made, as a rule, which is no lack of anything. If none ever is, the launch's time-out tells it.
+/// Usually means that a volume is still being provisioned, which is no lack of room. If it never is, the launch times
+/// out.
 const UNBOUND: &str = "unbound immediate PersistentVolumeClaims";
-/// Exit codes above this are 128 plus a signal's number.
+/// Exit codes above this are 128 plus a signal number.
 const SIGNALLED: i32 = 128;
 const LAST_SIGNAL: i32 = 64;
 const SIGKILL: i32 = 9;
 
-/// What a pod is doing, as far as it concerns its kernel.
+/// What a pod's state means for its kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PodPhase {
-    /// It is being started.
-    Starting(Step),
-    /// It will not start.
+    /// The kernel is starting.
+    Starting(StartStep),
+    /// The kernel will not start.
     CannotStart(StartFailure),
-    /// The kernel's process runs.
+    /// The kernel's process is running.
     Running {
-        /// The pod's address.
+        /// The pod's IP address.
         ip: String,
     },
-    /// It was asked to end and has not ended yet.
+    /// The pod is being deleted, and its kernel has not ended yet.
     Ending,
-    /// The kernel's process is gone.
+    /// The kernel's process has ended.
     Ended(ExitCause),
 }
 
-/// How far it is.
+/// How far a pod's start has progressed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Step {
-    /// No node is chosen yet.
+pub(crate) enum StartStep {
+    /// No node has been chosen yet.
     Accepted,
-    /// A node is chosen.
+    /// A node has been chosen.
     Scheduled,
-    /// An image is being fetched, which the text says.
+    /// An image is being pulled; carries the event's message.
     Pulling(String),
 }
 
-/// Why it does not start.
+/// Why a pod does not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StartFailure {
-    /// There is no place for it.
+    /// No node has room for the pod; carries Kubernetes' message.
     NoRoom(String),
-    /// Something is wrong with what it is made of.
+    /// The pod's image, container or configuration is faulty.
     Broken {
-        /// Kubernetes' word for it, such as `ErrImagePull`.
+        /// Kubernetes' reason code, such as `ErrImagePull`.
         reason: String,
-        /// What it said.
+        /// Kubernetes' message.
         message: String,
     },
 }
 
-/// What a pod and the events about it come to.
+/// Determines the phase of a pod, given its events.
 pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
     if let Some(phase) = ended(pod) {
         return phase;
@@ -86,7 +88,7 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
         return PodPhase::Ending;
     }
     let status = pod.status.clone().unwrap_or_default();
-    // Whatever its other containers do: a sidecar that is started anew does not end it.
+    // Other containers do not count: a restarted sidecar does not end the kernel.
     let is_running = kernel_container(pod)
         .and_then(|container| container.state.as_ref())
         .is_some_and(|state| state.running.is_some());
@@ -97,13 +99,13 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
     if let Some(refused) = scheduled.filter(|scheduled| scheduled.status == "False") {
         let reason = refused.reason.clone().unwrap_or_default();
         let message = refused.message.as_deref().unwrap_or_default();
-        // Where a node is named, others are being evicted from it to make room.
+        // If a node is nominated, other pods are being evicted from it to make room.
         let is_nominated = status.nominated_node_name.as_ref().is_some_and(|node| !node.is_empty());
         if reason == "Unschedulable" && !is_nominated && !message.contains(UNBOUND) {
             return PodPhase::CannotStart(StartFailure::NoRoom(refused.message.clone().unwrap_or(reason)));
         }
     }
-    // An init container of the pod's template can hold it up just as well.
+    // A failing init container from the pod template also blocks the start.
     let containers = status
         .init_container_statuses
         .iter()
@@ -121,16 +123,16 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
     PodPhase::Starting(step(pod, events))
 }
 
-fn step(pod: &Pod, events: &[Event]) -> Step {
+fn step(pod: &Pod, events: &[Event]) -> StartStep {
     let pulling = events
         .iter()
         .rfind(|event| matches!(event.reason.as_deref(), Some("Pulling" | "Pulled" | "Failed")))
         .filter(|event| event.reason.as_deref() == Some("Pulling"));
     let is_scheduled = condition(pod, "PodScheduled").is_some_and(|scheduled| scheduled.status == "True");
     match pulling {
-        Some(event) => Step::Pulling(event.message.clone().unwrap_or_default()),
-        None if is_scheduled => Step::Scheduled,
-        None => Step::Accepted,
+        Some(event) => StartStep::Pulling(event.message.clone().unwrap_or_default()),
+        None if is_scheduled => StartStep::Scheduled,
+        None => StartStep::Accepted,
     }
 }
 
@@ -155,11 +157,11 @@ fn ended(pod: &Pod) -> Option<PodPhase> {
     if NO_ROOM.contains(&reason) || reason.starts_with(NO_ROOM_OF) {
         return Some(PodPhase::CannotStart(StartFailure::NoRoom(message)));
     }
-    if let Some(told) = terminated
-        && let Some(reason) = told.reason.as_deref()
+    if let Some(terminated) = terminated
+        && let Some(reason) = terminated.reason.as_deref()
         && NEVER_RAN.contains(&reason)
     {
-        return Some(broken(reason, told.message.as_deref().unwrap_or_default()));
+        return Some(broken(reason, terminated.message.as_deref().unwrap_or_default()));
     }
     Some(PodPhase::Ended(cause(pod, reason, message, terminated)))
 }
@@ -170,7 +172,7 @@ fn cause(pod: &Pod, reason: &str, message: String, terminated: Option<&Container
         "NodeLost" => return ExitCause::NodeLost(message),
         _ => {}
     }
-    let is_oom = |told: &ContainerStateTerminated| told.reason.as_deref() == Some("OOMKilled");
+    let is_oom = |terminated: &ContainerStateTerminated| terminated.reason.as_deref() == Some("OOMKilled");
     if terminated.is_some_and(is_oom) {
         return ExitCause::OutOfMemory;
     }
@@ -178,19 +180,19 @@ fn cause(pod: &Pod, reason: &str, message: String, terminated: Option<&Container
         return disrupted;
     }
     match terminated {
-        Some(told) => match (told.signal, told.exit_code) {
+        Some(terminated) => match (terminated.signal, terminated.exit_code) {
             (Some(signal), _) if signal != 0 => ExitCause::Signal(signal),
             (_, code) => exit_cause(code),
         },
         None => ExitCause::Unknown(if message.is_empty() {
-            "its pod ended and says nothing".to_owned()
+            "its pod ended without giving a reason".to_owned()
         } else {
             message
         }),
     }
 }
 
-/// What an exit code says, as shells and Kubernetes have it.
+/// Decodes an exit code by the convention of shells and Kubernetes.
 pub(crate) fn exit_cause(code: i32) -> ExitCause {
     match code {
         code if code > SIGNALLED && code <= SIGNALLED + LAST_SIGNAL => ExitCause::Signal(code - SIGNALLED),
@@ -198,7 +200,7 @@ pub(crate) fn exit_cause(code: i32) -> ExitCause {
     }
 }
 
-/// Why somebody takes the pod's place from it, if that is so.
+/// Returns the cause if Kubernetes is disrupting the pod, such as by preemption, eviction or a lost node.
 fn disruption(pod: &Pod) -> Option<ExitCause> {
     let disrupted = condition(pod, "DisruptionTarget").filter(|target| target.status == "True")?;
     let why = disrupted
@@ -212,17 +214,17 @@ fn disruption(pod: &Pod) -> Option<ExitCause> {
     })
 }
 
-/// Why a kernel is gone whose pod was removed by somebody else; the pod as it was seen last.
-pub(crate) fn removal(pod: &Pod) -> ExitCause {
+/// Determines why a kernel is gone whose pod was removed by someone else. `pod` is its last known state.
+pub(crate) fn removal_cause(pod: &Pod) -> ExitCause {
     let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref());
     if reason == Some("NodeLost") {
-        return ExitCause::NodeLost("its node does not answer".to_owned());
+        return ExitCause::NodeLost("its node is unreachable".to_owned());
     }
     if let Some(disrupted) = disruption(pod) {
         return disrupted;
     }
     match assess(pod, &[]) {
-        // What ends a process that is deleted, as `kubectl delete pod` does, is a signal.
+        // Deleting a pod, as `kubectl delete pod` does, ends its processes with a signal.
         PodPhase::Ended(ExitCause::Signal(15 | SIGKILL) | ExitCause::Code(_)) if is_deleted(pod) => ExitCause::Deleted,
         PodPhase::Ended(cause) => cause,
         _ => ExitCause::Deleted,

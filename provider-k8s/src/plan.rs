@@ -1,4 +1,4 @@
-//! What is to be made for a launch, and whether a pod that is kept ready will do.
+//! Plans a launch: the manifest of its pod, and the warm pool that matches it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,22 +9,22 @@ use k8s_openapi::api::core::v1::Pod;
 use kernel_provider::KernelId;
 use kernel_provider::provider::{LaunchError, LaunchRequest};
 
-use crate::manifest::{Kernel, Manifest};
+use crate::manifest::{Manifest, ManifestParams};
 use crate::settings::Settings;
-use crate::{K8sConfig, inputs, names, specs};
+use crate::{K8sConfig, names, specs, user_overrides};
 
-/// What is to be made.
+/// The plan for a launch.
 pub(crate) struct Plan {
-    /// Where a pod is made for the launch.
+    /// The manifest for a new pod.
     pub(crate) manifest: Manifest,
-    /// Of which pool a pod will do, or why none does; `None` where the kernelspec has no pool.
+    /// The matching warm pool, or the reason why its pods do not match. `None` if the kernelspec has no pool.
     pub(crate) pool: Option<Result<String, String>>,
 }
 
 /// Plans a launch. Blocks on the file system.
 ///
 /// # Errors
-/// What is wrong with the kernelspec or the request.
+/// [`LaunchError`] if the kernelspec or the request is invalid.
 pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, LaunchError> {
     let (installed, mut own) = specs::get(config, &request.spec)?;
     config.add_volumes(&mut own);
@@ -33,33 +33,34 @@ pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, 
         reason,
     };
     let mut request = request.clone();
-    request
-        .env
-        .retain(|name, dir| name != inputs::WORKING_DIR || inputs::takes_working_dir(dir, &config.policy));
+    request.env.retain(|name, dir| {
+        name != user_overrides::WORKING_DIR || user_overrides::allows_working_dir(dir, &config.policy)
+    });
     request.working_dir = request
         .working_dir
-        .filter(|dir| inputs::takes_working_dir(&dir.to_string_lossy(), &config.policy));
+        .filter(|dir| user_overrides::allows_working_dir(&dir.to_string_lossy(), &config.policy));
     let request = &request;
-    let settings = asked(config, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
-    let pool = (own.warm_pool.size > 0).then(|| fitting(config, &installed, &own, request));
-    let made_from = ahead(config, request.id, &installed, own.clone());
-    let kernel = kernel(config, request.id, &installed, settings);
-    let manifest = Manifest::new(Kernel {
+    let settings = requested_settings(config, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
+    let pool = (own.warm_pool.size > 0).then(|| matching_pool(config, &installed, &own, request));
+    let made_from = warm_manifest(config, request.id, &installed, own.clone());
+    let params = params(config, request.id, &installed, settings);
+    let manifest = Manifest::new(ManifestParams {
         owner: request.owner.as_deref(),
         env: &request.env,
-        ..kernel
+        ..params
     });
     let mut manifest = manifest.map_err(wrong)?;
-    manifest.note(names::SETTINGS, made_from.map_err(wrong)?.fingerprint());
+    manifest.annotate(names::SETTINGS, made_from.map_err(wrong)?.fingerprint());
     if let Some(dir) = &request.working_dir {
-        manifest.note(names::WORKING_DIR, dir.to_string_lossy().into_owned());
+        manifest.annotate(names::WORKING_DIR, dir.to_string_lossy().into_owned());
     }
     Ok(Plan { manifest, pool })
 }
 
-/// What is to be made for a restart where the kernelspec is another by now than when the pod was made; `None` where it
-/// is the same, or where what it says now will not do. Blocks on the file system.
-pub(crate) fn changed(
+/// Returns a manifest for a restart if the kernelspec has changed since the pod was created. Blocks on the file system.
+///
+/// Returns `None` if it is unchanged, or if its new version is invalid.
+pub(crate) fn updated_manifest(
     config: &K8sConfig,
     id: KernelId,
     pod: &Pod,
@@ -69,7 +70,7 @@ pub(crate) fn changed(
     let spec = names::annotation(pod, names::SPEC)?;
     let (installed, mut own) = specs::get(config, spec).ok()?;
     config.add_volumes(&mut own);
-    if ahead(config, id, &installed, own).ok()?.fingerprint() == made_from {
+    if warm_manifest(config, id, &installed, own).ok()?.fingerprint() == made_from {
         return None;
     }
     let mut request = LaunchRequest::new(id, spec);
@@ -85,26 +86,26 @@ pub(crate) fn changed(
     match plan(config, &request) {
         Ok(Plan { mut manifest, .. }) => {
             if let Some(launched) = names::annotation(pod, names::LAUNCHED) {
-                manifest.note(names::LAUNCHED, launched.to_owned());
+                manifest.annotate(names::LAUNCHED, launched.to_owned());
             }
             Some(manifest)
         }
         Err(error) => {
-            tracing::warn!(kernel = %id, %error, "a kernel is restarted as it was, not as its kernelspec is by now");
+            tracing::warn!(kernel = %id, %error, "the changed kernelspec is invalid; restarting with the old one");
             None
         }
     }
 }
 
-/// What a kernel without an owner and variables of its own is made from.
-fn kernel<'a>(
+/// Parameters of a kernel without owner and variables.
+fn params<'a>(
     config: &'a K8sConfig,
     id: KernelId,
     installed: &'a InstalledKernelspec,
     settings: Settings,
-) -> Kernel<'a> {
+) -> ManifestParams<'a> {
     const NONE: &BTreeMap<String, String> = &BTreeMap::new();
-    Kernel {
+    ManifestParams {
         id,
         provider: &config.name,
         namespace: &config.namespace,
@@ -113,64 +114,65 @@ fn kernel<'a>(
         settings,
         env: NONE,
         launched: chrono::Utc::now(),
-        is_ahead: false,
+        is_warm: false,
     }
 }
 
-/// A pod that is made ahead, for whichever launch.
+/// Creates the manifest of a pod for a warm pool.
 ///
 /// # Errors
-/// What is wrong with the kernelspec.
-pub(crate) fn ahead(
+/// The reason why the kernelspec is invalid.
+pub(crate) fn warm_manifest(
     config: &K8sConfig,
     id: KernelId,
     installed: &InstalledKernelspec,
     settings: Settings,
 ) -> Result<Manifest, String> {
-    let mut manifest = Manifest::new(Kernel {
-        is_ahead: true,
-        ..kernel(config, id, installed, settings)
+    let mut manifest = Manifest::new(ManifestParams {
+        is_warm: true,
+        ..params(config, id, installed, settings)
     })?;
-    manifest.note(names::SETTINGS, manifest.fingerprint());
+    manifest.annotate(names::SETTINGS, manifest.fingerprint());
     Ok(manifest)
 }
 
-/// The kernelspec's settings with what the launch sets of them.
-fn asked(
+/// Applies the launch's settings to the kernelspec's.
+fn requested_settings(
     config: &K8sConfig,
     own: &Settings,
     env: &BTreeMap<String, String>,
     request: &LaunchRequest,
 ) -> Result<Settings, String> {
     let mut settings = own.clone();
-    inputs::apply(&mut settings, env, &config.policy)?;
-    let ignores_dir = own.warm_pool.without.contains(inputs::WORKING_DIR) && !env.contains_key(inputs::WORKING_DIR);
+    user_overrides::apply(&mut settings, env, &config.policy)?;
+    let ignores_dir =
+        own.warm_pool.without.contains(user_overrides::WORKING_DIR) && !env.contains_key(user_overrides::WORKING_DIR);
     if let Some(dir) = request.working_dir.as_ref().filter(|_| !ignores_dir) {
         settings.working_dir = Some(dir.to_string_lossy().into_owned());
     }
     Ok(settings)
 }
 
-/// The pool whose pods are as the launch wants its pod.
+/// Returns the pool whose pods match the launch.
 ///
 /// # Errors
-/// Why they are not.
-fn fitting(
+/// The reason why they do not match.
+fn matching_pool(
     config: &K8sConfig,
     installed: &InstalledKernelspec,
     own: &Settings,
     request: &LaunchRequest,
 ) -> Result<String, String> {
     let mut env = request.env.clone();
-    env.retain(|name, _| !own.warm_pool.does_without(name));
-    let settings = asked(config, own, &env, request)?;
+    env.retain(|name, _| !own.warm_pool.ignores(name));
+    let settings = requested_settings(config, own, &env, request)?;
     let differences = own.differences(&settings);
     if !differences.is_empty() {
-        return Err(format!("it asks for {} of its own", differences.join(", ")));
+        return Err(format!("it sets {}", differences.join(", ")));
     }
     if !env.is_empty() {
         let names: Vec<&str> = env.keys().map(String::as_str).collect();
         return Err(format!("it sets {}", names.join(", ")));
     }
-    ahead(config, request.id, installed, settings).map(|manifest| manifest.fingerprint())
+    warm_manifest(config, request.id, installed, settings).map(|manifest| manifest.fingerprint())
 }

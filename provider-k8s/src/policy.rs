@@ -1,27 +1,29 @@
 use std::collections::BTreeSet;
 
-use crate::inputs::Input;
+use crate::user_overrides::Input;
 
-/// What users may set of their kernels' pods with `KERNEL_*` variables. What it does not allow is refused by its name.
+/// What users may set for their kernels' pods with `KERNEL_*` variables. A launch with a forbidden variable fails and
+/// names it.
 ///
-/// The default lets users choose how much of CPU, memory and GPUs they ask for; what the namespace's quota allows is
-/// Kubernetes' to say. A working directory that they may not choose is no error, but left out: JupyterLab's server sends
-/// its own with each kernel, which is of use only where both have the same volume.
+/// By default users may choose how much CPU, memory and how many GPUs they request, within the namespace's quota. A
+/// working directory is ignored, without an error, unless users may choose one: JupyterLab's server sends its own with
+/// each kernel, which is only useful if both share a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {
-    /// What may be set.
+    /// The settings that users may override.
     pub inputs: BTreeSet<Input>,
-    /// Images that users may choose, where they may choose one at all: whole names, or beginnings that end with `*`.
+    /// Images that users may choose if [`inputs`](Self::inputs) contains [`Input::Image`]: full names, or prefixes that
+    /// end with `*`.
     pub images: Vec<String>,
-    /// Service accounts that they may choose.
+    /// Service accounts that users may choose.
     pub service_accounts: BTreeSet<String>,
-    /// Persistent volume claims that they may not mount, such as the one with the logs of all of them.
+    /// Persistent volume claims that users may not mount, such as the one with everyone's logs.
     pub forbidden_claims: BTreeSet<String>,
-    /// User and group ids that they may not choose.
+    /// User and group ids that users may not choose.
     pub forbidden_ids: BTreeSet<i64>,
-    /// Whether the volumes that they mount may be other than persistent volume claims. Such can reach anything in the
-    /// namespace, Secrets included, and with `hostPath` the nodes.
+    /// Whether users may mount volumes other than persistent volume claims. These can expose anything in the namespace,
+    /// including Secrets, and with `hostPath` the nodes' files.
     pub any_volume: bool,
 }
 
@@ -39,7 +41,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Allows each input there is, any image, and volumes that are persistent volume claims, as Enterprise Gateway does.
+    /// Allows all settings, any image, and volumes that are persistent volume claims, as Enterprise Gateway does.
     #[must_use]
     pub fn permissive() -> Self {
         Self {

@@ -14,25 +14,25 @@ use tokio::time::Instant;
 
 use crate::client::client;
 use crate::cluster::Cluster;
-use crate::kernel::{K8sKernel, Shared};
+use crate::kernel::{K8sKernel, K8sKernelHandle};
 use crate::phase::{self, PodPhase};
 use crate::plan::{self, Plan};
-use crate::pool::{Claimed, Pools};
+use crate::pool::{ClaimOutcome, Pools};
 use crate::registry::Registry;
-use crate::start::{self, Made, Waiting};
-use crate::{AbortOnDrop, K8sConfig, abandoned, names, specs};
+use crate::start::{self, LaunchContext, StartOutcome};
+use crate::{AbortOnDrop, K8sConfig, names, orphans, specs};
 
-/// How long a pod that was found may take until its kernel can be connected to: one that runs, and one that is still
-/// being started, as whoever began that would have waited while its image is pulled.
+/// How long an existing pod's kernel may take until it accepts connections. A pod that is still starting may have to
+/// pull its image first.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 const STARTING_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-/// How long another gateway may take, once it has claimed a pod or made one, to find that this one did so too.
+/// How long to wait for another gateway that launches the same id to remove its own pod.
 const RIVAL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Runs kernels as pods of a Kubernetes cluster, in one namespace.
+/// Runs kernels as pods in one namespace of a Kubernetes cluster.
 ///
-/// The cluster alone knows what runs: another provider of the same name on the same namespace, also one that runs at the
-/// same time, finds the same kernels.
+/// The cluster is the only record of which kernels run. Another provider with the same name and namespace finds the
+/// same kernels, even while this one is running.
 pub struct K8sProvider {
     cluster: Arc<Cluster>,
     registry: Arc<Registry>,
@@ -46,11 +46,11 @@ fn is_ending(pod: &Pod) -> bool {
 }
 
 impl K8sProvider {
-    /// Opens the namespace with the credentials that there are: those of `KUBECONFIG` or `~/.kube/config`, or of the pod
-    /// that this program runs in.
+    /// Opens the namespace with the default credentials: `KUBECONFIG`, `~/.kube/config`, or the service account of the
+    /// pod that this program runs in.
     ///
     /// # Errors
-    /// [`ProviderError`] where there are none, or as [`open_with`](Self::open_with).
+    /// [`ProviderError`] if there are no credentials, or for the reasons given at [`open_with`](Self::open_with).
     pub async fn open(config: K8sConfig) -> Result<Self, ProviderError> {
         let credentials = kube::Config::infer().await.map_err(|error| {
             let advice = format!("{error}; set KUBECONFIG, or run in a pod with a service account");
@@ -61,12 +61,13 @@ impl K8sProvider {
         Self::open_with(client, config).await
     }
 
-    /// Opens the namespace with this client, such as [`client`](crate::client) makes: one that does not notice when
-    /// nobody answers any more leaves kernels unwatched for as long. Must be called in an async runtime with its I/O and
-    /// time enabled.
+    /// Opens the namespace with the given client.
+    ///
+    /// Use [`client`](crate::client) to create it: a client that does not detect dead connections leaves kernels
+    /// unwatched until TCP gives up. Must be called in a tokio runtime with I/O and time enabled.
     ///
     /// # Errors
-    /// [`ProviderError`] where the cluster does not answer or does not let the namespace's pods be watched.
+    /// [`ProviderError`] if the cluster does not answer, or refuses the watch of the namespace's pods.
     pub async fn open_with(client: Client, config: K8sConfig) -> Result<Self, ProviderError> {
         let cluster = Arc::new(Cluster::open(client, config).await?);
         let found = blocking({
@@ -80,55 +81,55 @@ impl K8sProvider {
         .await?;
         let specs = watch::Sender::new(Arc::new(found));
         let following = tokio::spawn(specs::follow(Arc::new(cluster.config.clone()), specs.clone()));
-        let clearing = tokio::spawn(abandoned::clear(Arc::clone(&cluster)));
+        let cleanup = tokio::spawn(orphans::remove_orphans(Arc::clone(&cluster)));
         Ok(Self {
-            _tasks: [AbortOnDrop::new(&following), AbortOnDrop::new(&clearing)],
-            pools: Pools::keep(&cluster, specs.subscribe()),
+            _tasks: [AbortOnDrop::new(&following), AbortOnDrop::new(&cleanup)],
+            pools: Pools::start(&cluster, specs.subscribe()),
             cluster,
             registry: Arc::default(),
             specs,
         })
     }
 
-    /// What is to be made for the request.
+    /// Plans the pod for a request.
     async fn plan(&self, request: &LaunchRequest) -> Result<Plan, LaunchError> {
         let (cluster, request) = (Arc::clone(&self.cluster), request.clone());
         blocking(move || plan::plan(&cluster.config, &request)).await?
     }
 
-    /// Takes a pod that is kept ready, where there is one that will do, or makes one.
-    async fn make(
+    /// Claims a matching warm pod, or starts a new pod.
+    async fn claim_or_start(
         &self,
-        waiting: &Waiting<'_>,
+        context: &LaunchContext<'_>,
         request: &LaunchRequest,
-        mut turn: Option<OwnedMutexGuard<()>>,
-    ) -> Result<Made, LaunchError> {
+        mut launch_lock: Option<OwnedMutexGuard<()>>,
+    ) -> Result<StartOutcome, LaunchError> {
         let Plan { manifest, pool } = self.plan(request).await?;
         let why = match pool {
-            None => return start::start(waiting, manifest, turn).await,
+            None => return start::start(context, manifest, launch_lock).await,
             Some(Err(why)) => why,
             Some(Ok(pool)) => {
                 let owner = request.owner.as_deref();
-                match self.pools.claim(waiting, &pool, owner, &mut turn).await? {
-                    Claimed::Ready(ready) => return Ok(Made::Ready(ready)),
-                    Claimed::Rival => return Ok(Made::Rival),
-                    Claimed::Cold(why) => why,
+                match self.pools.claim(context, &pool, owner, &mut launch_lock).await? {
+                    ClaimOutcome::Ready(ready) => return Ok(StartOutcome::Ready(ready)),
+                    ClaimOutcome::Rival => return Ok(StartOutcome::Rival),
+                    ClaimOutcome::Cold(why) => why,
                 }
             }
         };
-        tracing::info!(kernel = %request.id, spec = request.spec, why, "no pod that is kept ready is taken");
-        waiting.progress.report(LaunchStage::Cold(why));
-        let waiting = Waiting {
+        tracing::info!(kernel = %request.id, spec = request.spec, why, "no warm pod is used");
+        context.progress.report(LaunchStage::Cold(why));
+        let context = LaunchContext {
             may_have_rivals: true,
-            ..*waiting
+            ..*context
         };
-        start::start(&waiting, manifest, turn).await
+        start::start(&context, manifest, launch_lock).await
     }
 
-    fn hold(&self, id: KernelId, ready: start::Ready) -> Arc<dyn KernelHandle> {
+    fn register(&self, id: KernelId, ready: start::Ready) -> Arc<dyn KernelHandle> {
         let kernel = K8sKernel::running(&self.cluster, &self.registry, id, ready);
         self.registry.insert(&kernel);
-        Arc::new(Shared(kernel))
+        Arc::new(K8sKernelHandle(kernel))
     }
 }
 
@@ -155,13 +156,13 @@ impl KernelProvider for K8sProvider {
             output: String::new(),
         };
         let id = request.id;
-        let turn = tokio::time::timeout_at(deadline, self.registry.turn(id));
-        let mut turn = Some(turn.await.map_err(|_| timed_out())?);
+        let launch_lock = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
+        let mut launch_lock = Some(launch_lock.await.map_err(|_| timed_out())?);
         if let Some(kernel) = self.registry.get(id).filter(|kernel| kernel.exit().is_none()) {
             progress.report(LaunchStage::Ready);
-            return Ok(Arc::new(Shared(kernel)));
+            return Ok(Arc::new(K8sKernelHandle(kernel)));
         }
-        let waiting = Waiting {
+        let context = LaunchContext {
             cluster: &self.cluster,
             id,
             timeout: request.timeout,
@@ -169,27 +170,27 @@ impl KernelProvider for K8sProvider {
             progress: &progress,
             may_have_rivals: false,
         };
-        let mut sight = self.cluster.view.sight(id);
+        let mut updates = self.cluster.pod_cache.subscribe(id);
         let ready = loop {
-            let now = sight.borrow_and_update().clone();
+            let now = updates.borrow_and_update().clone();
             let Some(pod) = now.present() else {
-                match self.make(&waiting, &request, turn.take()).await? {
-                    Made::Ready(ready) => break *ready,
-                    Made::Rival => {
-                        // Until nothing is left of this one's pod, and it is known what the other does with its own:
-                        // it may have seen this one and have stepped back just so.
-                        let turn_again = tokio::time::timeout_at(deadline, self.registry.turn(id));
-                        turn = Some(turn_again.await.map_err(|_| timed_out())?);
-                        let left = sight.wait_for(|sight| sight.present().is_none_or(|pod| is_ending(pod)));
+                match self.claim_or_start(&context, &request, launch_lock.take()).await? {
+                    StartOutcome::Ready(ready) => break *ready,
+                    StartOutcome::Rival => {
+                        // Wait until this launch's pod is gone. The other gateway may have seen that pod and be
+                        // removing its own in turn.
+                        let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
+                        launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
+                        let left = updates.wait_for(|cached| cached.present().is_none_or(|pod| is_ending(pod)));
                         let _ = tokio::time::timeout(RIVAL_DEADLINE, left).await;
                         continue;
                     }
-                    Made::Exists => {
-                        // Another's, which the watch has not told of yet.
-                        let turn_again = tokio::time::timeout_at(deadline, self.registry.turn(id));
-                        turn = Some(turn_again.await.map_err(|_| timed_out())?);
-                        let seen = sight.wait_for(|sight| sight.present().is_some());
-                        // Or which is gone by now.
+                    StartOutcome::Exists => {
+                        // The watch has not delivered the existing pod yet.
+                        let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
+                        launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
+                        let seen = updates.wait_for(|cached| cached.present().is_some());
+                        // The pod may also be gone already.
                         let _ = tokio::time::timeout(Duration::from_secs(1), seen).await;
                         if Instant::now() >= deadline {
                             return Err(timed_out());
@@ -199,25 +200,25 @@ impl KernelProvider for K8sProvider {
                 }
             };
             if names::pool(pod).is_some() {
-                let reason = format!("the id {id} is that of a pod that is kept ready; choose another");
+                let reason = format!("the id {id} belongs to an unclaimed warm pod; choose another id");
                 return Err(LaunchError::BadRequest(reason));
             }
             match phase::assess(pod, &now.events_of(pod)) {
                 PodPhase::Ending | PodPhase::Ended(_) | PodPhase::CannotStart(_) => {
-                    // What is left of the kernel that had this id before makes place.
-                    let end = self.cluster.end(pod, Duration::ZERO, &mut sight);
+                    // Remove the ended pod of an earlier kernel with this id.
+                    let end = self.cluster.end(pod, Duration::ZERO, &mut updates);
                     tokio::time::timeout_at(deadline, end)
                         .await
                         .map_err(|_| timed_out())??;
                 }
-                PodPhase::Starting(_) | PodPhase::Running { .. } => match start::adopt(&waiting, pod).await {
-                    // Whoever made it has not finished it.
+                PodPhase::Starting(_) | PodPhase::Running { .. } => match start::adopt(&context, pod).await {
+                    // The pod's creator removed it before its kernel was ready.
                     Err(LaunchError::Died { exit }) if exit.cause == ExitCause::Deleted => continue,
                     adopted => break adopted?,
                 },
             }
         };
-        let handle = self.hold(id, ready);
+        let handle = self.register(id, ready);
         progress.report(LaunchStage::Ready);
         Ok(handle)
     }
@@ -225,15 +226,15 @@ impl KernelProvider for K8sProvider {
     async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
         let runs = |id: KernelId, pod: &_| match self.registry.get(id) {
             Some(kernel) => kernel.exit().is_none(),
-            // What is being started here belongs to who starts it. What another began, and may have been killed before
-            // it was done, is found too.
+            // A pod that this provider is launching is listed once its launch succeeds. A pod that another provider has
+            // begun to launch is listed at once, because that provider may have been killed.
             None => {
                 let phase = phase::assess(pod, &[]);
                 let is_begun = matches!(phase, PodPhase::Starting(_) | PodPhase::Running { .. });
                 is_begun && !self.registry.is_launching(id)
             }
         };
-        let pods = self.cluster.view.pods();
+        let pods = self.cluster.pod_cache.pods();
         let is_claimed = |pod: &_| names::pool(pod).is_none();
         let running = pods.into_iter().filter(|(id, pod)| is_claimed(pod) && runs(*id, pod));
         let records = running.map(|(id, pod)| names::record(&self.cluster.config.name, id, &pod));
@@ -252,28 +253,28 @@ impl KernelProvider for K8sProvider {
         if let Some(kernel) = self.registry.get(id) {
             return match kernel.exit() {
                 Some(exit) => Err(gone(exit.cause)),
-                None => Ok(Arc::new(Shared(kernel))),
+                None => Ok(Arc::new(K8sKernelHandle(kernel))),
             };
         }
-        let now = self.cluster.view.sight(id).borrow().clone();
+        let now = self.cluster.pod_cache.subscribe(id).borrow().clone();
         let Some(pod) = now.present().filter(|pod| names::pool(pod).is_none()) else {
-            return Err(gone(ExitCause::Unknown("the cluster has no pod of it".to_owned())));
+            return Err(gone(ExitCause::Unknown("the cluster has no pod for it".to_owned())));
         };
         let timeout = match phase::assess(pod, &[]) {
-            PodPhase::Ending => return Err(gone(phase::removal(pod))),
+            PodPhase::Ending => return Err(gone(phase::removal_cause(pod))),
             PodPhase::Ended(cause) => return Err(gone(cause)),
             PodPhase::CannotStart(failure) => {
                 return Err(gone(ExitCause::Unknown(format!("it did not start: {failure:?}"))));
             }
             PodPhase::Starting(_) if !self.cluster.has_secret(pod).await? => {
-                let reason = "whoever made its pod has not made its Secret";
+                let reason = "its pod has no Secret yet";
                 return Err(ProviderError::failed("attach to the kernel", reason).into());
             }
             PodPhase::Starting(_) => STARTING_TIMEOUT,
             PodPhase::Running { .. } => ATTACH_TIMEOUT,
         };
         let progress = Progress::ignored();
-        let waiting = Waiting {
+        let context = LaunchContext {
             cluster: &self.cluster,
             id,
             timeout,
@@ -281,19 +282,19 @@ impl KernelProvider for K8sProvider {
             progress: &progress,
             may_have_rivals: false,
         };
-        match start::adopt(&waiting, pod).await {
+        match start::adopt(&context, pod).await {
             Ok(ready) => {
                 let kernel = K8sKernel::running(&self.cluster, &self.registry, id, ready);
-                Ok(Arc::new(Shared(self.registry.insert_or_get(kernel))))
+                Ok(Arc::new(K8sKernelHandle(self.registry.insert_or_get(kernel))))
             }
             Err(LaunchError::Died { exit }) => Err(gone(exit.cause)),
             Err(LaunchError::Provider(error)) => Err(error.into()),
             Err(error) => {
-                // Whoever made it removes it, unless that one was killed.
+                // The pod's creator removes it too, unless that provider was killed.
                 if matches!(error, LaunchError::CannotStart { .. } | LaunchError::NoRoom { .. })
                     && let Err(error) = self.cluster.delete(pod, Duration::ZERO).await
                 {
-                    tracing::warn!(kernel = %id, %error, "a pod that cannot start may be left");
+                    tracing::warn!(kernel = %id, %error, "cannot remove a pod that cannot start");
                 }
                 Err(ProviderError::failed("attach to the kernel", error).into())
             }
@@ -301,8 +302,8 @@ impl KernelProvider for K8sProvider {
     }
 
     async fn settle(&self) {
-        self.cluster.settling.cancel();
-        self.cluster.clearing.close();
-        self.cluster.clearing.wait().await;
+        self.cluster.stop_late_cleanup.cancel();
+        self.cluster.cleanup.close();
+        self.cluster.cleanup.wait().await;
     }
 }

@@ -1,4 +1,4 @@
-//! The kernels that one provider has taken hold of, and whose turn it is to launch an id.
+//! The kernels that one provider has attached to, and a launch lock per kernel id.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -11,7 +11,7 @@ use crate::kernel::K8sKernel;
 #[derive(Default)]
 pub(crate) struct Registry {
     kernels: Mutex<HashMap<KernelId, Arc<K8sKernel>>>,
-    turns: Mutex<HashMap<KernelId, Weak<tokio::sync::Mutex<()>>>>,
+    launch_locks: Mutex<HashMap<KernelId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Registry {
@@ -23,7 +23,7 @@ impl Registry {
         crate::lock(&self.kernels).insert(kernel.id(), Arc::clone(kernel));
     }
 
-    /// Adds a kernel unless there is one that lives; the one that is there now.
+    /// Adds a kernel unless a running one with its id is registered. Returns the registered kernel.
     pub(crate) fn insert_or_get(&self, kernel: Arc<K8sKernel>) -> Arc<K8sKernel> {
         let mut kernels = crate::lock(&self.kernels);
         match kernels.get(&kernel.id()).filter(|known| known.exit().is_none()) {
@@ -35,7 +35,7 @@ impl Registry {
         }
     }
 
-    /// Removes this kernel; another that has its id by now stays.
+    /// Removes this kernel. A newer kernel with the same id stays.
     pub(crate) fn remove(&self, kernel: &K8sKernel) {
         let mut kernels = crate::lock(&self.kernels);
         let is_it = |known: &Arc<K8sKernel>| std::ptr::eq(Arc::as_ptr(known), kernel);
@@ -44,21 +44,23 @@ impl Registry {
         }
     }
 
-    /// Launches of one id come one after the other, and after what a launch that was given up left is gone.
-    pub(crate) async fn turn(&self, id: KernelId) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = crate::lock(&self.turns);
-            turns.retain(|_, turn| turn.strong_count() > 0);
-            let turn = turns.get(&id).and_then(Weak::upgrade).unwrap_or_default();
-            turns.insert(id, Arc::downgrade(&turn));
-            turn
+    /// Locks launches of this id.
+    ///
+    /// Launches of one id run one after the other. Cleanup of a cancelled launch keeps the lock until its pod is gone.
+    pub(crate) async fn launch_lock(&self, id: KernelId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut launch_locks = crate::lock(&self.launch_locks);
+            launch_locks.retain(|_, lock| lock.strong_count() > 0);
+            let lock = launch_locks.get(&id).and_then(Weak::upgrade).unwrap_or_default();
+            launch_locks.insert(id, Arc::downgrade(&lock));
+            lock
         };
-        turn.lock_owned().await
+        lock.lock_owned().await
     }
 
-    /// Whether this provider is launching the id, or clears away what a launch of it left.
+    /// Whether this provider is launching the id, or cleaning up after a cancelled launch of it.
     pub(crate) fn is_launching(&self, id: KernelId) -> bool {
-        let turns = crate::lock(&self.turns);
-        turns.get(&id).is_some_and(|turn| turn.strong_count() > 0)
+        let launch_locks = crate::lock(&self.launch_locks);
+        launch_locks.get(&id).is_some_and(|lock| lock.strong_count() > 0)
     }
 }

@@ -1,4 +1,4 @@
-//! What a kernelspec says of its kernels' pods.
+//! Pod settings in kernelspecs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,60 +10,63 @@ use kernel_provider::provider::own_metadata;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// `metadata.kernelmux.kubernetes` of a `kernel.json`. Objects of Kubernetes are written as in its manifests.
+/// `metadata.kernelmux.kubernetes` of a `kernel.json`. Kubernetes objects are written as in manifests.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// The image that has the kernel.
+    /// The image that contains the kernel.
     pub(crate) image: Option<String>,
-    /// `Always`, `IfNotPresent` or `Never`; Kubernetes' default where it is missing.
+    /// `Always`, `IfNotPresent` or `Never`. `None` uses Kubernetes' default.
     pub(crate) image_pull_policy: Option<String>,
-    /// Names of Secrets to fetch the image with.
+    /// Names of the Secrets for pulling the image.
     pub(crate) image_pull_secrets: Vec<String>,
-    /// CPU, memory and the like: `{"requests": {…}, "limits": {…}}`.
+    /// Requests and limits for CPU, memory and other resources: `{"requests": {…}, "limits": {…}}`.
     pub(crate) resources: ResourceRequirements,
-    /// How many GPUs.
+    /// Number of GPUs.
     pub(crate) gpus: Option<u32>,
-    /// What Kubernetes calls them.
+    /// Kubernetes' resource name for GPUs.
     pub(crate) gpu_resource: String,
-    /// Volumes beside the operator's.
+    /// Volumes in addition to the operator's.
     pub(crate) volumes: Vec<Volume>,
     /// Where volumes are mounted in the kernel's container.
     pub(crate) volume_mounts: Vec<VolumeMount>,
     /// Labels that the node must have.
     pub(crate) node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that are borne.
+    /// Node taints that the pod tolerates.
     pub(crate) tolerations: Vec<Toleration>,
-    /// The service account; its token is not mounted.
+    /// The service account. Its token is not mounted.
     pub(crate) service_account: Option<String>,
-    /// The directory that the kernel starts in; the image's where it is missing.
+    /// The directory that the kernel starts in. `None` uses the image's.
     pub(crate) working_dir: Option<String>,
-    /// The user's id that the kernel runs as.
+    /// The user id that the kernel runs as.
     pub(crate) run_as_user: Option<i64>,
-    /// Its group's.
+    /// The group id that the kernel runs as.
     pub(crate) run_as_group: Option<i64>,
-    /// Whether the kernel gets a copy of the connection file that it can write. ipykernel before 6.29 writes the file
-    /// that it has read, and ends where it cannot. The copying takes `sh` and `cp` in the image. `None` is true for
-    /// kernels that Python runs.
+    /// Whether the kernel gets a writable copy of the connection file. `None` means yes for kernels started by a Python
+    /// interpreter.
+    ///
+    /// ipykernel before 6.29 writes to the connection file, and exits if it cannot. Copying needs `sh` and `cp` in the
+    /// image.
     pub(crate) writable_connection_file: Option<bool>,
-    /// Whether a restart keeps the pod. That takes `sh`, `mkfifo` and the like in the image. `None` is true for kernels
-    /// that Python runs.
+    /// Whether a restart keeps the pod. `None` means yes for kernels started by a Python interpreter.
+    ///
+    /// This needs `sh`, `mkfifo`, `mv` and `rm` in the image.
     pub(crate) restart_in_place: Option<bool>,
-    /// Pods that are made ahead, with a kernel that waits in each.
+    /// Pods that are created ahead of launches, each with an idle kernel.
     pub(crate) warm_pool: WarmPool,
-    /// What all else of the pod is like: a pod template, into which the above and what the provider needs is entered.
+    /// Template for everything else in the pod. The settings above and the provider's own are merged into it.
     pub(crate) pod_template: PodTemplateSpec,
 }
 
-/// How many pods are kept ready, and for whom.
+/// Size and limits of a warm pool.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct WarmPool {
-    /// How many; none where it is 0.
+    /// Number of unclaimed pods; 0 means no pool.
     pub(crate) size: u32,
-    /// After how many seconds a pod that nobody has claimed is replaced.
+    /// Seconds after which an unclaimed pod is replaced.
     pub(crate) max_age: u64,
-    /// Variables of a launch that its kernel can do without: a pod that runs cannot take them any more.
+    /// Launch variables that are dropped so that a warm pod can be used; variables of a running pod cannot be changed.
     pub(crate) without: BTreeSet<String>,
 }
 
@@ -77,13 +80,13 @@ impl Default for WarmPool {
     }
 }
 
-/// Variables that say something of the launch itself, and nothing to the kernel.
-const OF_THE_LAUNCH: [&str; 3] = ["KERNEL_GATEWAY", "KERNEL_ID", "KERNEL_LAUNCH_TIMEOUT"];
+/// Variables that describe the launch and mean nothing to the kernel.
+const LAUNCH_VARIABLES: [&str; 3] = ["KERNEL_GATEWAY", "KERNEL_ID", "KERNEL_LAUNCH_TIMEOUT"];
 
 impl WarmPool {
-    /// Whether a kernel does without this variable.
-    pub(crate) fn does_without(&self, variable: &str) -> bool {
-        OF_THE_LAUNCH.contains(&variable) || self.without.contains(variable)
+    /// Whether this variable is dropped from a launch that uses the pool.
+    pub(crate) fn ignores(&self, variable: &str) -> bool {
+        LAUNCH_VARIABLES.contains(&variable) || self.without.contains(variable)
     }
 
     pub(crate) fn max_age(&self) -> TimeDelta {
@@ -91,14 +94,16 @@ impl WarmPool {
         TimeDelta::try_seconds(seconds).unwrap_or(TimeDelta::MAX)
     }
 
+    /// Checks the limits.
+    ///
     /// # Errors
-    /// What is wrong with it.
+    /// The setting that is out of range.
     fn check(&self) -> Result<(), String> {
         if self.size > 1000 {
-            return Err(format!("warm_pool.size is {}, and at most 1000", self.size));
+            return Err(format!("warm_pool.size is {}, but the maximum is 1000", self.size));
         }
         if self.max_age == 0 {
-            return Err("warm_pool.max_age is 0, and at least 1 (seconds)".to_owned());
+            return Err("warm_pool.max_age is 0, but the minimum is 1 (seconds)".to_owned());
         }
         Ok(())
     }
@@ -119,7 +124,7 @@ impl Default for Settings {
             tolerations: Vec::new(),
             service_account: None,
             working_dir: None,
-            // Of Jupyter's own images and of Enterprise Gateway's.
+            // The ids used by Jupyter's and Enterprise Gateway's images.
             run_as_user: Some(1000),
             run_as_group: Some(100),
             writable_connection_file: None,
@@ -131,11 +136,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What the kernelspec says; `None` where it is not of a kind that runs in a pod.
+    /// Reads a kernelspec's settings. Returns `None` if the kernelspec is not meant for pods.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub(crate) fn of(spec: &Kernelspec, default_image: Option<&str>) -> Result<Option<Self>, String> {
+    /// The reason why the settings are invalid.
+    pub(crate) fn from_spec(spec: &Kernelspec, default_image: Option<&str>) -> Result<Option<Self>, String> {
         let mut settings = match (own_metadata(spec, "kubernetes"), enterprise_gateway(spec)) {
             (Some(own), _) => serde_json::from_value::<Self>(own.clone())
                 .map_err(|error| format!("metadata.kernelmux.kubernetes: {error}"))?,
@@ -147,7 +152,7 @@ impl Settings {
             settings.image = default_image.map(str::to_owned);
         }
         if settings.image.is_none() {
-            return Err("no image is named in metadata.kernelmux.kubernetes.image".to_owned());
+            return Err("metadata.kernelmux.kubernetes.image is missing".to_owned());
         }
         settings
             .warm_pool
@@ -160,7 +165,7 @@ impl Settings {
         Ok(Some(settings))
     }
 
-    /// In what the other differs, of what a launch can set.
+    /// Names the settings in which two differ, among those that a launch can set.
     pub(crate) fn differences(&self, other: &Self) -> Vec<&'static str> {
         let fields = [
             ("the image", self.image != other.image),
@@ -172,7 +177,7 @@ impl Settings {
             ("the service account", self.service_account != other.service_account),
             ("the working directory", self.working_dir != other.working_dir),
             (
-                "the user's or group's id",
+                "the user or group id",
                 self.run_as_user != other.run_as_user || self.run_as_group != other.run_as_group,
             ),
         ];
@@ -191,7 +196,7 @@ impl Settings {
     }
 }
 
-/// Enterprise Gateway's form: `metadata.process_proxy`, or `metadata.kernel_provisioner` in its place.
+/// Reads Enterprise Gateway's metadata: `metadata.process_proxy`, or else `metadata.kernel_provisioner`.
 fn enterprise_gateway(spec: &Kernelspec) -> Option<Result<Settings, String>> {
     let named = |stanza: &str, class: &str| {
         let stanza = spec.metadata.get(stanza)?;
@@ -209,13 +214,13 @@ fn enterprise_gateway(spec: &Kernelspec) -> Option<Result<Settings, String>> {
     })
 }
 
-/// The command that runs the kernel in its container. The file's path is filled in where the kernel runs.
+/// Returns the command that runs the kernel in its container, without the connection file's path filled in.
 ///
-/// The `argv` of Enterprise Gateway's kernelspecs starts a launcher beside the gateway, which has no use here: the kernel
-/// in the image is started itself, as it is by everyone else.
+/// The `argv` of Enterprise Gateway's kernelspecs starts a launcher next to the gateway. It is replaced by the usual
+/// command of the kernel in the image.
 ///
 /// # Errors
-/// Where it is not known how.
+/// The reason why the command is unknown.
 pub(crate) fn argv(spec: &Kernelspec) -> Result<Vec<String>, String> {
     let is_launcher = |arg: &String| arg.contains("launch_kubernetes") || arg.contains("launch_custom_resource");
     if !spec.argv.iter().any(is_launcher) {
@@ -229,8 +234,8 @@ pub(crate) fn argv(spec: &Kernelspec) -> Result<Vec<String>, String> {
         "r" => &["R", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"],
         other => {
             return Err(format!(
-                "its argv starts Enterprise Gateway's launcher, and how kernels of the language {other:?} are started \
-                 without that is not known; put the kernel's own command into argv"
+                "its argv starts Enterprise Gateway's launcher, and the command for kernels of the language {other:?} \
+                 is unknown; put the kernel's own command into argv"
             ));
         }
     };
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_form() {
+    fn kernelmux_metadata_is_read() {
         let spec = spec(json!({
             "argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "metadata": {"kernelmux": {"kubernetes": {
@@ -259,7 +264,7 @@ mod tests {
                 "pod_template": {"metadata": {"labels": {"team": "a"}}, "spec": {"priorityClassName": "low"}},
             }}},
         }));
-        let settings = Settings::of(&spec, None).unwrap().unwrap();
+        let settings = Settings::from_spec(&spec, None).unwrap().unwrap();
         assert_eq!(settings.image.as_deref(), Some("example/python:1"));
         assert_eq!(settings.resources.limits.unwrap()["nvidia.com/gpu"].0, "2");
         assert_eq!(
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_form_with_a_mistake() {
+    fn invalid_kernelmux_metadata_is_refused() {
         for wrong in [
             json!({"imgae": "x"}),
             json!({"image": 1}),
@@ -281,12 +286,12 @@ mod tests {
             json!({"image": "x", "warm_pool": {"sise": 1}}),
         ] {
             let spec = spec(json!({"argv": ["x"], "metadata": {"kernelmux": {"kubernetes": wrong}}}));
-            assert!(Settings::of(&spec, None).is_err());
+            assert!(Settings::from_spec(&spec, None).is_err());
         }
     }
 
     #[test]
-    fn enterprise_gateways_form_as_it_is() {
+    fn enterprise_gateway_metadata_is_read() {
         let spec = spec(json!({
             "language": "python",
             "display_name": "Python on Kubernetes",
@@ -301,20 +306,20 @@ mod tests {
             "argv": ["python", "/usr/local/share/jupyter/kernels/python_kubernetes/scripts/launch_kubernetes.py",
                      "--RemoteProcessProxy.kernel-id", "{kernel_id}"],
         }));
-        let settings = Settings::of(&spec, None).unwrap().unwrap();
+        let settings = Settings::from_spec(&spec, None).unwrap().unwrap();
         assert_eq!(settings.image.as_deref(), Some("elyra/kernel-py:3.2.3"));
         assert_eq!(argv(&spec).unwrap()[2], "ipykernel_launcher");
     }
 
     #[test]
-    fn others_are_passed_over_unless_there_is_an_image_for_them() {
+    fn other_kernelspecs_are_skipped_without_a_default_image() {
         let spec = spec(json!({"argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]}));
-        assert_eq!(Settings::of(&spec, None), Ok(None));
-        let settings = Settings::of(&spec, Some("example/all:1")).unwrap().unwrap();
+        assert_eq!(Settings::from_spec(&spec, None), Ok(None));
+        let settings = Settings::from_spec(&spec, Some("example/all:1")).unwrap().unwrap();
         assert_eq!(settings.image.as_deref(), Some("example/all:1"));
         let distributed = serde_json::from_value(json!({
             "argv": ["x"], "metadata": {"process_proxy": {"class_name": "x.distributed.DistributedProcessProxy"}}
         }));
-        assert_eq!(Settings::of(&distributed.unwrap(), None), Ok(None));
+        assert_eq!(Settings::from_spec(&distributed.unwrap(), None), Ok(None));
     }
 }

@@ -1,4 +1,4 @@
-//! The kernelspecs that run in pods, and each change to them.
+//! Finds the kernelspecs that run in pods, and follows changes to them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use tokio::sync::{Notify, watch};
 use crate::K8sConfig;
 use crate::settings::Settings;
 
-/// Searches now. Blocks on the file system.
+/// Searches for kernelspecs. Blocks on the file system.
 pub(crate) fn find(config: &K8sConfig) -> Specs {
     let mut specs = Specs::find(&config.search);
     let Specs { by_name, broken } = &mut specs;
     by_name.retain(
-        |name, installed| match Settings::of(&installed.spec, config.default_image.as_deref()) {
+        |name, installed| match Settings::from_spec(&installed.spec, config.default_image.as_deref()) {
             Ok(settings) => settings.is_some(),
             Err(error) => {
                 let file = installed.resource_dir.join("kernel.json");
@@ -29,7 +29,7 @@ pub(crate) fn find(config: &K8sConfig) -> Specs {
     specs
 }
 
-/// Searches again after each change of files, also of a ConfigMap that is mounted there, for ever.
+/// Searches again after each change of files, including updates of a mounted ConfigMap. Never returns.
 pub(crate) async fn follow(config: Arc<K8sConfig>, specs: watch::Sender<Arc<Specs>>) {
     let wake = Arc::new(Notify::new());
     let watch = {
@@ -39,28 +39,28 @@ pub(crate) async fn follow(config: Arc<K8sConfig>, specs: watch::Sender<Arc<Spec
     follow_specs(specs, wake, watch, move || find(&config)).await;
 }
 
-/// Watches the folders of kernelspecs, and the place of those that are missing.
+/// Watches the kernelspec folders, and the nearest existing parent of each missing one.
 fn watch_all(dirs: &[PathBuf], wake: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let unseen = |error: notify::Error| tracing::warn!(%error, "changes of kernelspecs will not be seen");
-    let of_interest = dirs.to_vec();
+    let warn = |error: notify::Error| tracing::warn!(%error, "cannot watch for kernelspec changes");
+    let watched_dirs = dirs.to_vec();
     let wake = Arc::clone(wake);
-    let hear = move |event: notify::Result<notify::Event>| {
-        // Of the place of a folder that is missing, only the way to it matters.
-        let is_near = |path: &PathBuf| {
-            of_interest
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // In a missing folder's parent, only changes on the path to the folder matter.
+        let is_relevant = |path: &PathBuf| {
+            watched_dirs
                 .iter()
                 .any(|dir| path.starts_with(dir) || dir.starts_with(path))
         };
         let is_change = event.map_or(true, |event| {
             event.need_rescan()
-                || event.paths.iter().any(is_near)
+                || event.paths.iter().any(is_relevant)
                     && !matches!(event.kind, EventKind::Access(access) if !is_written(access))
         });
         if is_change {
             wake.notify_one();
         }
     };
-    let mut watcher = notify::recommended_watcher(hear).map_err(unseen).ok()?;
+    let mut watcher = notify::recommended_watcher(on_event).map_err(warn).ok()?;
     for dir in dirs {
         let watched = match dir.is_dir() {
             true => watcher.watch(dir, RecursiveMode::Recursive),
@@ -69,19 +69,22 @@ fn watch_all(dirs: &[PathBuf], wake: &Arc<Notify>) -> Option<notify::Recommended
                 None => Ok(()),
             },
         };
-        // One that is gone by now is seen to be missing in the search that follows, and changed after it.
-        watched.unwrap_or_else(unseen);
+        // If the folder was removed meanwhile, the next search finds it missing.
+        watched.unwrap_or_else(warn);
     }
     Some(watcher)
 }
 
-/// Our own reading is no change.
+/// Whether a file was written. Other accesses, such as our own reads, are no changes.
 fn is_written(access: notify::event::AccessKind) -> bool {
     use notify::event::{AccessKind, AccessMode};
     matches!(access, AccessKind::Close(AccessMode::Write))
 }
 
-/// One kernelspec as it is now, with its settings. Blocks on the file system.
+/// Reads one kernelspec and its settings. Blocks on the file system.
+///
+/// # Errors
+/// [`LaunchError::NoSuchSpec`] if there is none that runs in pods, [`LaunchError::CannotStart`] if it is invalid.
 pub(crate) fn get(config: &K8sConfig, name: &str) -> Result<(InstalledKernelspec, Settings), LaunchError> {
     let cannot_start = |reason: String| LaunchError::CannotStart {
         what: format!("a kernel of {name}"),
@@ -95,7 +98,7 @@ pub(crate) fn get(config: &K8sConfig, name: &str) -> Result<(InstalledKernelspec
         KernelspecError::NoSuchKernel { .. } => no_such_spec(),
         other => cannot_start(other.to_string()),
     })?;
-    match Settings::of(&installed.spec, config.default_image.as_deref()) {
+    match Settings::from_spec(&installed.spec, config.default_image.as_deref()) {
         Ok(Some(settings)) => Ok((installed, settings)),
         Ok(None) => Err(no_such_spec()),
         Err(error) => {
@@ -121,7 +124,7 @@ mod tests {
         std::fs::write(dir.join("kernel.json"), text).unwrap();
     }
 
-    /// Puts another version of a ConfigMap's files in place, as the kubelet does it.
+    /// Replaces a mounted ConfigMap's files the way the kubelet does.
     fn mount(dir: &Path, version: &str, fill: impl FnOnce(&Path)) {
         let files = dir.join(version);
         std::fs::create_dir_all(&files).unwrap();
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_change_is_seen() {
+    async fn each_kernelspec_change_is_seen() {
         let root = tempfile::tempdir().unwrap();
         let (plain, mounted) = (root.path().join("share/jupyter/kernels"), root.path().join("mounted"));
         std::fs::create_dir(&mounted).unwrap();
@@ -144,7 +147,8 @@ mod tests {
         let (sender, mut specs) = watch::channel(Arc::new(find(&config)));
         let follower = tokio::spawn(follow(Arc::new(config), sender));
         let mut wait_for = async |expected: &[(&str, &str)]| {
-            let image = |spec: &InstalledKernelspec| Settings::of(&spec.spec, None).unwrap().unwrap().image.unwrap();
+            let image =
+                |spec: &InstalledKernelspec| Settings::from_spec(&spec.spec, None).unwrap().unwrap().image.unwrap();
             let is_so = |specs: &Arc<Specs>| {
                 let found: Vec<_> = specs
                     .by_name

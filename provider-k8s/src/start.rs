@@ -1,4 +1,4 @@
-//! From a manifest to a pod whose kernel can be connected to, or to the reason why not.
+//! Starts a pod from a manifest, or attaches to an existing pod, and waits until its kernel accepts connections.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,66 +14,68 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::api_error::{CallError, call};
 use crate::cluster::Cluster;
-use crate::link::Link;
 use crate::manifest::Manifest;
 use crate::names;
-use crate::phase::{self, PodPhase, StartFailure, Step};
-use crate::refusal::{CallError, call};
-use crate::view::Sight;
+use crate::phase::{self, PodPhase, StartFailure, StartStep};
+use crate::pod_cache::CachedPod;
+use crate::route::Route;
 
-/// A kernel that answers at its sockets.
+/// A pod whose kernel accepts connections.
 pub(crate) struct Ready {
     pub(crate) pod: Arc<Pod>,
     pub(crate) file: ConnectionInfo,
     pub(crate) secret: BTreeMap<String, ByteString>,
-    pub(crate) link: Link,
+    pub(crate) route: Route,
 }
 
-/// Where to look for the kernel, and until when.
-pub(crate) struct Waiting<'a> {
+/// A launch, restart or attach in progress: its kernel, deadline and progress.
+pub(crate) struct LaunchContext<'a> {
     pub(crate) cluster: &'a Arc<Cluster>,
     pub(crate) id: KernelId,
     pub(crate) timeout: Duration,
     pub(crate) deadline: Instant,
     pub(crate) progress: &'a Progress,
-    /// Whether the same kernel can be in a pod of another name, since one was claimed for it.
+    /// Whether the kernel may also have a pod with another name, because a warm pod was claimed for it.
     pub(crate) may_have_rivals: bool,
 }
 
-/// What became of the attempt to make a pod.
-pub(crate) enum Made {
+/// Result of starting a pod.
+pub(crate) enum StartOutcome {
     Ready(Box<Ready>),
-    /// There is a pod of the kernel's name already.
+    /// A pod with the kernel's name already exists.
     Exists,
-    /// Another gateway has claimed a pod for the same kernel at the same time; this one is being removed.
+    /// Another gateway has claimed a pod for the same kernel at the same time. This gateway's pod is being removed.
     Rival,
 }
 
-/// A pod that is not handed over yet. Dropping this removes it, also where it is not known whether it was made.
-pub(crate) struct Unfinished {
+/// Guards a pod until its launch succeeds. Dropping it removes the pod, even if the call that creates it has not been
+/// answered.
+pub(crate) struct PodGuard {
     cluster: Arc<Cluster>,
     id: KernelId,
     name: String,
-    /// An annotation that no other attempt's pod has.
+    /// An annotation that identifies the pods of this attempt.
     mark: (&'static str, String),
-    /// The call that makes it is not given up with the launch: what a given-up call did could never be known.
-    making: Option<JoinHandle<Result<Pod, CallError>>>,
-    /// Whether that call may be carried out later than now.
-    may_come: bool,
-    /// The next launch of the id waits until nothing is left of this one.
-    turn: Option<OwnedMutexGuard<()>>,
-    is_needed: bool,
+    /// The call that creates or claims the pod. It runs to completion even if the launch is cancelled, because the
+    /// effect of a cancelled call would be unknown.
+    pending_call: Option<JoinHandle<Result<Pod, CallError>>>,
+    /// Whether the call may still be carried out later.
+    may_appear_later: bool,
+    /// Keeps the next launch of the id waiting until this pod is removed.
+    launch_lock: Option<OwnedMutexGuard<()>>,
+    is_disarmed: bool,
 }
 
-impl Unfinished {
-    /// A pod of this name is to get this mark by `call`.
+impl PodGuard {
+    /// Guards the pod with this name, which `call` creates with or patches to this mark.
     pub(crate) fn new(
         cluster: &Arc<Cluster>,
         id: KernelId,
         name: &str,
         mark: (&'static str, String),
-        turn: Option<OwnedMutexGuard<()>>,
+        launch_lock: Option<OwnedMutexGuard<()>>,
         call: impl Future<Output = Result<Pod, CallError>> + Send + 'static,
     ) -> Self {
         Self {
@@ -81,227 +83,229 @@ impl Unfinished {
             id,
             name: name.to_owned(),
             mark,
-            making: Some(tokio::spawn(call)),
-            may_come: false,
-            turn,
-            is_needed: false,
+            pending_call: Some(tokio::spawn(call)),
+            may_appear_later: false,
+            launch_lock,
+            is_disarmed: false,
         }
     }
 
-    pub(crate) async fn made(&mut self) -> Result<Pod, CallError> {
-        let Some(making) = &mut self.making else {
+    pub(crate) async fn result(&mut self) -> Result<Pod, CallError> {
+        let Some(pending_call) = &mut self.pending_call else {
             return Err(CallError::TimedOut);
         };
-        let made = outcome(making).await;
-        self.making = None;
-        self.may_come = may_come(&made);
-        made
+        let result = call_result(pending_call).await;
+        self.pending_call = None;
+        self.may_appear_later = may_appear_later(&result);
+        result
     }
 
-    /// It stays, or was never made. The next launch of the id may go on, unless what is returned is kept.
-    pub(crate) fn finish(mut self) -> Option<OwnedMutexGuard<()>> {
-        self.is_needed = true;
-        self.turn.take()
+    /// Keeps the pod, or accepts that it was never created. Returns the launch lock.
+    pub(crate) fn disarm(mut self) -> Option<OwnedMutexGuard<()>> {
+        self.is_disarmed = true;
+        self.launch_lock.take()
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for PodGuard {
     fn drop(&mut self) {
-        if self.is_needed {
+        if self.is_disarmed {
             return;
         }
         let (cluster, id, name) = (Arc::clone(&self.cluster), self.id, std::mem::take(&mut self.name));
         let mark = (self.mark.0, std::mem::take(&mut self.mark.1));
-        let (making, turn, mut is_late) = (self.making.take(), self.turn.take(), self.may_come);
-        let tasks = self.cluster.clearing.clone();
-        let clearing = async move {
-            if let Some(mut making) = making {
-                is_late = may_come(&outcome(&mut making).await);
+        let (pending_call, launch_lock, mut is_late) =
+            (self.pending_call.take(), self.launch_lock.take(), self.may_appear_later);
+        let tasks = self.cluster.cleanup.clone();
+        let cleanup = async move {
+            if let Some(mut pending_call) = pending_call {
+                is_late = may_appear_later(&call_result(&mut pending_call).await);
             }
-            cluster.clear_away(id, &name, &mark).await;
-            drop(turn);
+            cluster.clean_up(id, &name, &mark).await;
+            drop(launch_lock);
             if is_late {
-                cluster.clear_away_late(id, &name, &mark).await;
+                cluster.clean_up_late(id, &name, &mark).await;
             }
         };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(tasks.spawn_on(clearing, &runtime)),
+            Ok(runtime) => drop(tasks.spawn_on(cleanup, &runtime)),
             Err(_) => {
-                tracing::error!(kernel = %self.id, "a launch is given up outside of the async runtime: its pod is left")
+                tracing::error!(kernel = %self.id, "a launch was cancelled outside the async runtime; its pod may remain")
             }
         }
     }
 }
 
-async fn outcome(making: &mut JoinHandle<Result<Pod, CallError>>) -> Result<Pod, CallError> {
-    // A task that was ended by the runtime's end leaves the same question open as a call without an answer.
-    making.await.unwrap_or(Err(CallError::TimedOut))
+async fn call_result(pending_call: &mut JoinHandle<Result<Pod, CallError>>) -> Result<Pod, CallError> {
+    // If the runtime stopped the task, the call's effect is as unknown as without an answer.
+    pending_call.await.unwrap_or(Err(CallError::TimedOut))
 }
 
-/// Whether a call left open what becomes of it.
-fn may_come(made: &Result<Pod, CallError>) -> bool {
-    made.as_ref()
+/// Whether a call's answer leaves open if it was or will be carried out.
+fn may_appear_later(result: &Result<Pod, CallError>) -> bool {
+    result
+        .as_ref()
         .is_err_and(|error| error.code().is_none_or(|code| code >= 500))
 }
 
-/// Makes the pod and its Secret and waits for the kernel's sockets.
+/// Creates the pod and its Secret and waits for the kernel's sockets.
 pub(crate) async fn start(
-    waiting: &Waiting<'_>,
+    context: &LaunchContext<'_>,
     manifest: Manifest,
-    turn: Option<OwnedMutexGuard<()>>,
-) -> Result<Made, LaunchError> {
-    let placed = match place(waiting, manifest, turn).await? {
-        Place::Placed(placed) => placed,
-        Place::Exists => return Ok(Made::Exists),
-        Place::Rival => return Ok(Made::Rival),
+    launch_lock: Option<OwnedMutexGuard<()>>,
+) -> Result<StartOutcome, LaunchError> {
+    let created = match create_pod(context, manifest, launch_lock).await? {
+        CreateOutcome::Created(created) => created,
+        CreateOutcome::Exists => return Ok(StartOutcome::Exists),
+        CreateOutcome::Rival => return Ok(StartOutcome::Rival),
     };
-    let (placed, unfinished) = *placed;
-    let ready = placed.ready(waiting).await?;
-    unfinished.finish();
-    Ok(Made::Ready(Box::new(ready)))
+    let (created, guard) = *created;
+    let ready = created.ready(context).await?;
+    guard.disarm();
+    Ok(StartOutcome::Ready(Box::new(ready)))
 }
 
-/// What became of the attempt to make a pod and its Secret.
-pub(crate) enum Place {
-    /// They are there; they go again when what guards them is dropped.
-    Placed(Box<(Placed, Unfinished)>),
-    /// As [`Made::Exists`].
+/// Result of creating a pod and its Secret.
+pub(crate) enum CreateOutcome {
+    /// Both exist. Dropping the guard removes them.
+    Created(Box<(CreatedPod, PodGuard)>),
+    /// Same as [`StartOutcome::Exists`].
     Exists,
-    /// As [`Made::Rival`].
+    /// Same as [`StartOutcome::Rival`].
     Rival,
 }
 
-/// A pod that has all that it needs.
-pub(crate) struct Placed {
+/// A pod that exists together with its Secret.
+pub(crate) struct CreatedPod {
     pub(crate) pod: Pod,
     file: ConnectionInfo,
     secret: BTreeMap<String, ByteString>,
-    sight: watch::Receiver<Sight>,
+    updates: watch::Receiver<CachedPod>,
 }
 
-impl Placed {
+impl CreatedPod {
     /// Waits for the kernel's sockets.
-    pub(crate) async fn ready(mut self, waiting: &Waiting<'_>) -> Result<Ready, LaunchError> {
+    pub(crate) async fn ready(mut self, context: &LaunchContext<'_>) -> Result<Ready, LaunchError> {
         let uid = names::uid(&self.pod);
-        let (pod, link) = wait_until_ready(waiting, &mut self.sight, uid, &self.file).await?;
+        let (pod, route) = wait_until_ready(context, &mut self.updates, uid, &self.file).await?;
         Ok(Ready {
             pod,
             file: self.file,
             secret: self.secret,
-            link,
+            route,
         })
     }
 }
 
-/// Makes the pod and its Secret.
-pub(crate) async fn place(
-    waiting: &Waiting<'_>,
+/// Creates the pod and its Secret.
+pub(crate) async fn create_pod(
+    context: &LaunchContext<'_>,
     manifest: Manifest,
-    turn: Option<OwnedMutexGuard<()>>,
-) -> Result<Place, LaunchError> {
-    let (cluster, id) = (waiting.cluster, waiting.id);
+    launch_lock: Option<OwnedMutexGuard<()>>,
+) -> Result<CreateOutcome, LaunchError> {
+    let (cluster, id) = (context.cluster, context.id);
     let name = names::pod(id);
-    let sight = cluster.view.sight(id);
+    let updates = cluster.pod_cache.subscribe(id);
     let attempt = names::annotation(&manifest.pod, names::ATTEMPT).unwrap_or_default();
     let mark = (names::ATTEMPT, attempt.to_owned());
     let (pods, pod, own) = (cluster.pods.clone(), manifest.pod.clone(), mark.clone());
-    let making = async move { Cluster::create(&pods, &pod, &own).await };
-    let mut unfinished = Unfinished::new(cluster, id, &name, mark, turn, making);
-    let made = within(waiting, unfinished.made()).await?;
+    let pending_call = async move { Cluster::create(&pods, &pod, &own).await };
+    let mut guard = PodGuard::new(cluster, id, &name, mark, launch_lock, pending_call);
+    let made = within(context, guard.result()).await?;
     let pod = match made {
         Ok(pod) => pod,
         Err(error) if error.already_exists() => {
-            unfinished.finish();
-            return Ok(Place::Exists);
+            guard.disarm();
+            return Ok(CreateOutcome::Exists);
         }
         Err(error) => {
-            // An answer means that it was not made.
-            if !unfinished.may_come {
-                unfinished.finish();
+            // An error answer means that the pod was not created.
+            if !guard.may_appear_later {
+                guard.disarm();
             }
-            return Err(error.launch_error(&format!("the pod {name}")));
+            return Err(error.launch_error("create", &format!("the pod {name}")));
         }
     };
-    if waiting.may_have_rivals {
-        let asked = within(waiting, cluster.has_rivals(id, names::uid(&pod))).await?;
-        if asked.map_err(|error| error.launch_error("sure of the pod"))? {
-            return Ok(Place::Rival);
+    if context.may_have_rivals {
+        let has_rivals = within(context, cluster.has_rivals(id, names::uid(&pod))).await?;
+        if has_rivals.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
+            return Ok(CreateOutcome::Rival);
         }
     }
     let secret = manifest.secret(&pod);
-    let made = within(waiting, call(cluster.secrets().create(&PostParams::default(), &secret))).await?;
-    // As with the pod: its name is of this attempt only.
+    let made = within(context, call(cluster.secrets().create(&PostParams::default(), &secret))).await?;
+    // The Secret's name is unique to this attempt, so an existing Secret was created by a retried call.
     if let Err(error) = made
         && !error.already_exists()
     {
-        return Err(error.launch_error(&format!("the Secret of the pod {name}")));
+        return Err(error.launch_error("create", &format!("the Secret of the pod {name}")));
     }
     let file = manifest
         .secret
         .get(names::CONNECTION_KEY)
         .and_then(|file| serde_json::from_slice(&file.0).ok())
-        .ok_or_else(|| ProviderError::failed("start a kernel", "its connection file is damaged"))?;
-    let placed = Placed {
+        .ok_or_else(|| ProviderError::failed("start a kernel", "its connection file is invalid"))?;
+    let created = CreatedPod {
         pod,
         file,
         secret: manifest.secret,
-        sight,
+        updates,
     };
-    Ok(Place::Placed(Box::new((placed, unfinished))))
+    Ok(CreateOutcome::Created(Box::new((created, guard))))
 }
 
-/// Takes hold of a pod that somebody made, once its kernel can be connected to.
-pub(crate) async fn adopt(waiting: &Waiting<'_>, pod: &Pod) -> Result<Ready, LaunchError> {
-    let cluster = waiting.cluster;
-    let mut sight = cluster.view.sight(waiting.id);
-    // Its Secret is made after the pod, and before anything in the pod runs.
-    let (pod, ip) = wait_until_running(waiting, &mut sight, names::uid(pod)).await?;
+/// Waits until the kernel of an existing pod accepts connections, and returns its pod, Secret and route.
+pub(crate) async fn adopt(context: &LaunchContext<'_>, pod: &Pod) -> Result<Ready, LaunchError> {
+    let cluster = context.cluster;
+    let mut updates = cluster.pod_cache.subscribe(context.id);
+    // The Secret is created after the pod, and no container starts before it exists.
+    let (pod, ip) = wait_until_running(context, &mut updates, names::uid(pod)).await?;
     let (file, secret) = cluster.secret_of(&pod).await?;
-    let link = cluster.link(&pod, &ip, &file)?;
+    let route = cluster.route(&pod, &ip, &file)?;
     let uid = names::uid(&pod).to_owned();
-    wait_for_sockets(waiting, &mut sight, &uid, &file, &link).await?;
+    wait_for_sockets(context, &mut updates, &uid, &file, &route).await?;
     Ok(Ready {
         pod,
         file,
         secret,
-        link,
+        route,
     })
 }
 
-/// Waits, at most until the launch's time is over.
-pub(crate) async fn within<T>(waiting: &Waiting<'_>, future: impl Future<Output = T>) -> Result<T, LaunchError> {
-    tokio::time::timeout_at(waiting.deadline, future)
+/// Waits for a future, at most until the launch's deadline.
+pub(crate) async fn within<T>(context: &LaunchContext<'_>, future: impl Future<Output = T>) -> Result<T, LaunchError> {
+    tokio::time::timeout_at(context.deadline, future)
         .await
         .map_err(|_| LaunchError::TimedOut {
-            timeout: waiting.timeout,
-            output: "the API server has not answered".to_owned(),
+            timeout: context.timeout,
+            output: "the API server did not answer".to_owned(),
         })
 }
 
 async fn wait_until_ready(
-    waiting: &Waiting<'_>,
-    sight: &mut watch::Receiver<Sight>,
+    context: &LaunchContext<'_>,
+    updates: &mut watch::Receiver<CachedPod>,
     uid: &str,
     file: &ConnectionInfo,
-) -> Result<(Arc<Pod>, Link), LaunchError> {
-    let (pod, ip) = wait_until_running(waiting, sight, uid).await?;
-    let link = waiting.cluster.link(&pod, &ip, file)?;
-    wait_for_sockets(waiting, sight, uid, file, &link).await?;
-    // The pod as it is by now.
-    let pod = sight.borrow().present().cloned().unwrap_or(pod);
-    Ok((pod, link))
+) -> Result<(Arc<Pod>, Route), LaunchError> {
+    let (pod, ip) = wait_until_running(context, updates, uid).await?;
+    let route = context.cluster.route(&pod, &ip, file)?;
+    wait_for_sockets(context, updates, uid, file, &route).await?;
+    // Use the pod's latest state.
+    let pod = updates.borrow().present().cloned().unwrap_or(pod);
+    Ok((pod, route))
 }
 
 async fn wait_until_running(
-    waiting: &Waiting<'_>,
-    sight: &mut watch::Receiver<Sight>,
+    context: &LaunchContext<'_>,
+    updates: &mut watch::Receiver<CachedPod>,
     uid: &str,
 ) -> Result<(Arc<Pod>, String), LaunchError> {
-    let room_deadline = Instant::now() + waiting.cluster.config.wait_for_room;
-    let (mut reported, mut was_seen) = (Step::Accepted, false);
+    let room_deadline = Instant::now() + context.cluster.config.wait_for_room;
+    let (mut reported, mut was_seen) = (StartStep::Accepted, false);
     let mut last: Option<(Arc<Pod>, Vec<Event>)> = None;
     loop {
-        let now = sight.borrow_and_update().clone();
+        let now = updates.borrow_and_update().clone();
         let pod = now.present().filter(|pod| names::uid(pod) == uid).cloned();
         let mut lacks_room = false;
         if let Some(pod) = pod {
@@ -309,76 +313,78 @@ async fn wait_until_running(
             let events = now.events_of(&pod);
             match phase::assess(&pod, &events) {
                 PodPhase::Running { ip } => {
-                    report(waiting.progress, &mut reported, Step::Scheduled);
-                    waiting.progress.report(LaunchStage::Starting);
+                    report(context.progress, &mut reported, StartStep::Scheduled);
+                    context.progress.report(LaunchStage::Starting);
                     return Ok((pod, ip));
                 }
-                PodPhase::Starting(step) => report(waiting.progress, &mut reported, step),
+                PodPhase::Starting(step) => report(context.progress, &mut reported, step),
                 PodPhase::CannotStart(StartFailure::NoRoom(_)) if Instant::now() < room_deadline => lacks_room = true,
                 PodPhase::CannotStart(failure) => return Err(failed(&pod, failure)),
-                PodPhase::Ended(_) => return Err(died(waiting, &pod).await),
+                PodPhase::Ended(_) => return Err(died(context, &pod).await),
                 PodPhase::Ending => {}
             }
             last = Some((pod, events));
         } else if was_seen {
-            let cause = last.as_ref().map_or(ExitCause::Deleted, |(pod, _)| phase::removal(pod));
+            let cause = last
+                .as_ref()
+                .map_or(ExitCause::Deleted, |(pod, _)| phase::removal_cause(pod));
             return Err(LaunchError::died(cause, ""));
         }
         let until = if lacks_room {
-            room_deadline.min(waiting.deadline)
+            room_deadline.min(context.deadline)
         } else {
-            waiting.deadline
+            context.deadline
         };
-        if tokio::time::timeout_at(until, sight.changed()).await.is_err() && Instant::now() >= waiting.deadline {
+        if tokio::time::timeout_at(until, updates.changed()).await.is_err() && Instant::now() >= context.deadline {
             let (pod, events) = last.unzip();
-            return Err(timed_out(waiting, pod.as_deref(), &events.unwrap_or_default()).await);
+            return Err(timed_out(context, pod.as_deref(), &events.unwrap_or_default()).await);
         }
     }
 }
 
-/// Tells each step once, and none that was passed.
-fn report(progress: &Progress, reported: &mut Step, step: Step) {
+/// Reports a start step once, and never an earlier one.
+fn report(progress: &Progress, reported: &mut StartStep, step: StartStep) {
     if step <= *reported {
         return;
     }
-    if *reported < Step::Scheduled {
+    if *reported < StartStep::Scheduled {
         progress.report(LaunchStage::Scheduled);
     }
-    if let Step::Pulling(what) = &step {
+    if let StartStep::Pulling(what) = &step {
         progress.report(LaunchStage::Pulling(what.clone()));
     }
     *reported = step;
 }
 
-/// Waits until the kernel in a pod that runs can be connected to.
+/// Waits until the kernel in a running pod accepts connections.
 pub(crate) async fn wait_for_sockets(
-    waiting: &Waiting<'_>,
-    sight: &mut watch::Receiver<Sight>,
+    context: &LaunchContext<'_>,
+    updates: &mut watch::Receiver<CachedPod>,
     uid: &str,
     file: &ConnectionInfo,
-    link: &Link,
+    route: &Route,
 ) -> Result<(), LaunchError> {
-    let is_over = |sight: &Sight| {
-        sight.lacks(uid)
-            || sight
+    let is_over = |cached: &CachedPod| {
+        cached.is_absent(uid)
+            || cached
                 .present()
                 .is_some_and(|pod| !matches!(phase::assess(pod, &[]), PodPhase::Running { .. }))
     };
-    let last = sight.borrow().pod.clone();
+    let last = updates.borrow().pod.clone();
     let ended = async {
-        let ended = sight.wait_for(is_over).await;
+        let ended = updates.wait_for(is_over).await;
         ended
             .ok()
-            .and_then(|sight| sight.pod.clone())
+            .and_then(|cached| cached.pod.clone())
             .filter(|pod| names::uid(pod) == uid)
     };
     let ended = tokio::select! {
-        () = link.ready(file) => return Ok(()),
+        () = route.ready(file) => return Ok(()),
         ended = ended => ended,
-        () = tokio::time::sleep_until(waiting.deadline) => return Err(timed_out(waiting, last.as_deref(), &[]).await),
+        () = tokio::time::sleep_until(context.deadline) => return Err(timed_out(context, last.as_deref(), &[]).await),
     };
     match ended.or(last) {
-        Some(pod) => Err(died(waiting, &pod).await),
+        Some(pod) => Err(died(context, &pod).await),
         None => Err(LaunchError::died(ExitCause::Deleted, "")),
     }
 }
@@ -397,22 +403,22 @@ fn failed(pod: &Pod, failure: StartFailure) -> LaunchError {
     }
 }
 
-async fn died(waiting: &Waiting<'_>, pod: &Pod) -> LaunchError {
+async fn died(context: &LaunchContext<'_>, pod: &Pod) -> LaunchError {
     if pod.metadata.deletion_timestamp.is_some() {
-        return LaunchError::died(phase::removal(pod), "");
+        return LaunchError::died(phase::removal_cause(pod), "");
     }
     match phase::assess(pod, &[]) {
         PodPhase::CannotStart(failure) => failed(pod, failure),
-        PodPhase::Ended(cause) => LaunchError::died(cause, waiting.cluster.evidence(pod).await),
+        PodPhase::Ended(cause) => LaunchError::died(cause, context.cluster.output_for_error(pod).await),
         _ => LaunchError::died(ExitCause::Deleted, ""),
     }
 }
 
-/// With all that is known of why: the kernel's output, or what Kubernetes warned of, such as a volume that is missing.
-async fn timed_out(waiting: &Waiting<'_>, pod: Option<&Pod>, events: &[Event]) -> LaunchError {
+/// Creates the timeout error with the kernel's output, or with Kubernetes' warnings, such as about a missing volume.
+async fn timed_out(context: &LaunchContext<'_>, pod: Option<&Pod>, events: &[Event]) -> LaunchError {
     let is_running = pod.is_some_and(|pod| matches!(phase::assess(pod, &[]), PodPhase::Running { .. }));
     let output = match pod {
-        Some(pod) if is_running => waiting.cluster.evidence(pod).await,
+        Some(pod) if is_running => context.cluster.output_for_error(pod).await,
         _ => {
             let warnings = events.iter().filter(|event| event.type_.as_deref() == Some("Warning"));
             let texts: Vec<&str> = warnings.filter_map(|event| event.message.as_deref()).collect();
@@ -420,7 +426,7 @@ async fn timed_out(waiting: &Waiting<'_>, pod: Option<&Pod>, events: &[Event]) -
         }
     };
     LaunchError::TimedOut {
-        timeout: waiting.timeout,
+        timeout: context.timeout,
         output,
     }
 }

@@ -1,4 +1,4 @@
-//! Why kernels do not start, and what ended them, each as a real cluster tells it.
+//! Reported causes of failed starts and of kernel exits, on a real cluster.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{LONG, Place, launch, pod_name, run};
+use common::{LONG, TestNamespace, launch, pod_name, run};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use k8s_openapi::jiff::Timestamp;
@@ -22,20 +22,21 @@ use provider_k8s::{K8sProvider, Policy, Reach};
 use serde_json::{Value, json};
 
 const IPYKERNEL: &[&str] = &["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
-/// How long after Kubernetes knows why, by its own clock, a launch may take to tell it: far less than it has, and more than
-/// a machine takes that is busy with a cluster.
-const SOON: i64 = 30;
+/// How long a launch may take to fail after Kubernetes knows the reason, in seconds of the API server's clock. It is
+/// far below the launch's own timeout, and enough for a busy machine.
+const PROMPT_SECONDS: i64 = 30;
 
-/// Launches a kernel that cannot start, and makes sure that it is told at once why, and that nothing is left of it.
-async fn fails(place: &Place, provider: &K8sProvider, kubernetes: Value) -> LaunchError {
-    place.install("broken", IPYKERNEL, kubernetes);
-    told_soon(place, provider).await
+/// Launches a kernel that cannot start. Checks that the launch fails promptly with the reason and leaves nothing
+/// behind.
+async fn install_and_fail(ns: &TestNamespace, provider: &K8sProvider, kubernetes: Value) -> LaunchError {
+    ns.install("broken", IPYKERNEL, kubernetes);
+    launch_fails_promptly(ns, provider).await
 }
 
-async fn told_soon(place: &Place, provider: &K8sProvider) -> LaunchError {
-    // The pod is gone when the launch has failed, so each of its states is taken down as the API server tells it.
+async fn launch_fails_promptly(ns: &TestNamespace, provider: &K8sProvider) -> LaunchError {
+    // The pod is gone once the launch has failed, so a watch records each of its states.
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let mut states = watcher(place.pods(), watcher::Config::default()).boxed();
+    let mut states = watcher(ns.pods(), watcher::Config::default()).boxed();
     while !matches!(states.try_next().await.unwrap(), Some(watcher::Event::InitDone)) {}
     let watching = tokio::spawn({
         let seen = Arc::clone(&seen);
@@ -47,12 +48,12 @@ async fn told_soon(place: &Place, provider: &K8sProvider) -> LaunchError {
     });
     let started = Timestamp::now();
     let error = launch(provider, "broken").await.err().expect("it started");
-    let told = Timestamp::now();
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    let failed = Timestamp::now();
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
     watching.abort();
     let seen = seen.lock().unwrap();
-    // Where there never was a pod, the API server has refused it.
-    let known = seen.iter().find(|pod| says_why(pod)).map_or(started, |pod| {
+    // If no pod was ever created, the API server has refused it.
+    let known = seen.iter().find(|pod| shows_failure(pod)).map_or(started, |pod| {
         let writes = pod.metadata.managed_fields.iter().flatten();
         writes
             .filter_map(|write| write.time.as_ref())
@@ -60,18 +61,21 @@ async fn told_soon(place: &Place, provider: &K8sProvider) -> LaunchError {
             .max()
             .unwrap()
     });
-    // Of the API server's times there are only the whole seconds, the one before.
-    let took = told.as_second() - known.as_second();
+    // The API server's timestamps are rounded down to whole seconds.
+    let took = failed.as_second() - known.as_second();
     println!(
-        "told within {took} s of {known}, {} ms after the start",
-        told.as_millisecond() - started.as_millisecond()
+        "failed within {took} s of {known}, {} ms after the start",
+        failed.as_millisecond() - started.as_millisecond()
     );
-    assert!(took <= SOON, "told at {told}, and known since {known}: {error}");
+    assert!(
+        took <= PROMPT_SECONDS,
+        "failed at {failed}, but the reason was known at {known}: {error}"
+    );
     error
 }
 
-/// Whether the pod says that it will not run.
-fn says_why(pod: &Pod) -> bool {
+/// Whether the pod's status shows that it will not run.
+fn shows_failure(pod: &Pod) -> bool {
     let status = pod.status.clone().unwrap_or_default();
     let is_refused = status
         .conditions
@@ -92,27 +96,22 @@ fn says_why(pod: &Pod) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_crashes_at_the_start() {
-    let Some(place) = Place::new().await else { return };
-    let provider = place.open(Reach::PortForward).await;
-    let crash = "import os, sys; print('its last words', file=sys.stderr, flush=True); os._exit(3)";
-    place.install("broken", &["python3", "-c", crash, "{connection_file}"], json!({}));
-    let error = told_soon(&place, &provider).await;
-    let is_told = matches!(&error, LaunchError::Died { exit }
-        if exit.cause == ExitCause::Code(3) && exit.output.contains("its last words"));
-    assert!(is_told, "{error}");
+async fn a_crash_during_the_start_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let provider = ns.open(Reach::PortForward).await;
+    let crash = "import os, sys; print('last words', file=sys.stderr, flush=True); os._exit(3)";
+    ns.install("broken", &["python3", "-c", crash, "{connection_file}"], json!({}));
+    let error = launch_fails_promptly(&ns, &provider).await;
+    let is_reported = matches!(&error, LaunchError::Died { exit }
+        if exit.cause == ExitCause::Code(3) && exit.output.contains("last words"));
+    assert!(is_reported, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_node_has_the_memory() {
-    let Some(place) = Place::new().await else { return };
-    let provider = place.open(Reach::PortForward).await;
-    let error = fails(
-        &place,
-        &provider,
-        json!({"resources": {"requests": {"memory": "900Ti"}}}),
-    )
-    .await;
+async fn a_lack_of_memory_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let provider = ns.open(Reach::PortForward).await;
+    let error = install_and_fail(&ns, &provider, json!({"resources": {"requests": {"memory": "900Ti"}}})).await;
     assert!(
         matches!(&error, LaunchError::NoRoom { reason } if reason.contains("Insufficient memory")),
         "{error}"
@@ -120,26 +119,26 @@ async fn no_node_has_the_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn there_is_no_such_image() {
-    let Some(place) = Place::new().await else { return };
-    let provider = place.open(Reach::PortForward).await;
+async fn a_missing_or_invalid_image_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let provider = ns.open(Reach::PortForward).await;
     for (image, policy) in [
         ("localhost/kernelmux/none:dev", "Never"),
         ("Not A Name", "IfNotPresent"),
     ] {
-        let error = fails(&place, &provider, json!({"image": image, "image_pull_policy": policy})).await;
-        let is_told = matches!(&error, LaunchError::CannotStart { what, reason }
+        let error = install_and_fail(&ns, &provider, json!({"image": image, "image_pull_policy": policy})).await;
+        let is_reported = matches!(&error, LaunchError::CannotStart { what, reason }
             if what.contains(image) && (reason.contains("ErrImageNeverPull") || reason.contains("InvalidImageName")));
-        assert!(is_told, "{error}");
+        assert!(is_reported, "{error}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_cannot_be_fetched() {
-    let Some(place) = Place::new().await else { return };
-    let provider = place.open(Reach::PortForward).await;
-    // Nothing listens there.
-    let error = fails(&place, &provider, json!({"image": "127.0.0.1:9/none:1"})).await;
+async fn a_failed_image_pull_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let provider = ns.open(Reach::PortForward).await;
+    // No registry listens at this address.
+    let error = install_and_fail(&ns, &provider, json!({"image": "127.0.0.1:9/none:1"})).await;
     assert!(
         matches!(&error, LaunchError::CannotStart { reason, .. } if reason.contains("ErrImagePull")),
         "{error}"
@@ -147,33 +146,33 @@ async fn an_image_cannot_be_fetched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_it_refers_to_is_missing() {
-    let Some(place) = Place::new().await else { return };
-    let provider = place.open(Reach::PortForward).await;
+async fn a_missing_config_map_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let provider = ns.open(Reach::PortForward).await;
     let variable = json!({"name": "A", "valueFrom": {"configMapKeyRef": {"name": "no-such-map", "key": "a"}}});
     let template = json!({"spec": {"containers": [{"name": "kernel", "env": [variable]}]}});
-    let error = fails(&place, &provider, json!({"pod_template": template})).await;
-    let is_told = matches!(&error, LaunchError::CannotStart { reason, .. }
+    let error = install_and_fail(&ns, &provider, json!({"pod_template": template})).await;
+    let is_reported = matches!(&error, LaunchError::CannotStart { reason, .. }
         if reason.contains("CreateContainerConfigError") && reason.contains("no-such-map"));
-    assert!(is_told, "{error}");
+    assert!(is_reported, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_namespace_does_not_admit_it() {
-    let Some(place) = Place::new().await else { return };
-    let provider = place.open(Reach::PortForward).await;
+async fn a_pod_security_violation_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let provider = ns.open(Reach::PortForward).await;
     let template = json!({"spec": {"containers": [{"name": "kernel", "securityContext": {"privileged": true,
         "allowPrivilegeEscalation": true}}]}});
-    let error = fails(&place, &provider, json!({"pod_template": template})).await;
-    let is_told = matches!(&error, LaunchError::CannotStart { reason, .. }
+    let error = install_and_fail(&ns, &provider, json!({"pod_template": template})).await;
+    let is_reported = matches!(&error, LaunchError::CannotStart { reason, .. }
         if reason.contains("violates PodSecurity") && reason.contains("privileged"));
-    assert!(is_told, "{error}");
+    assert!(is_reported, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_quota_is_used_up() {
-    let Some(place) = Place::new().await else { return };
-    let quotas: Api<ResourceQuota> = Api::namespaced(place.admin.clone(), &place.namespace);
+async fn an_exceeded_quota_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let quotas: Api<ResourceQuota> = Api::namespaced(ns.admin.clone(), &ns.name);
     let quota = serde_json::from_value(json!({"metadata": {"name": "few"}, "spec": {"hard": {"pods": "1"}}}));
     quotas.create(&PostParams::default(), &quota.unwrap()).await.unwrap();
     let is_counted = async || {
@@ -181,17 +180,20 @@ async fn the_quota_is_used_up() {
         quota.status.and_then(|status| status.hard).is_some()
     };
     common::eventually("the quota is in force", is_counted).await;
-    place.install_tiny("tiny");
-    let provider = place.open(Reach::PortForward).await;
+    ns.install_tiny("tiny");
+    let provider = ns.open(Reach::PortForward).await;
     let first = launch(&provider, "tiny").await.unwrap();
-    let asked = Timestamp::now();
+    let requested = Timestamp::now();
     let error = launch(&provider, "tiny").await.err().expect("it started");
-    assert!(Timestamp::now().as_second() - asked.as_second() <= SOON, "{error}");
+    assert!(
+        Timestamp::now().as_second() - requested.as_second() <= PROMPT_SECONDS,
+        "{error}"
+    );
     assert!(
         matches!(&error, LaunchError::NoRoom { reason } if reason.contains("exceeded quota")),
         "{error}"
     );
-    // That changes nothing for the kernel that runs, and its end makes room.
+    // The running kernel is not affected, and its end makes room.
     assert_eq!(*first.phase().borrow(), Phase::Running);
     first.shutdown(Duration::ZERO).await.unwrap();
     common::eventually("there is room", async || match launch(&provider, "tiny").await {
@@ -202,18 +204,18 @@ async fn the_quota_is_used_up() {
         }
     })
     .await;
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
 
-/// A running kernel, and its provider.
-async fn running(place: &Place, kubernetes: Value) -> (K8sProvider, Arc<dyn KernelHandle>) {
-    place.install("python3", IPYKERNEL, kubernetes);
-    let provider = place.open(Reach::PortForward).await;
+/// Starts a kernel and returns it with its provider.
+async fn running(ns: &TestNamespace, kubernetes: Value) -> (K8sProvider, Arc<dyn KernelHandle>) {
+    ns.install("python3", IPYKERNEL, kubernetes);
+    let provider = ns.open(Reach::PortForward).await;
     let kernel = launch(&provider, "python3").await.unwrap();
     (provider, kernel)
 }
 
-/// The end of a kernel, and that it is no longer listed.
+/// Waits for a kernel's exit and checks that the kernel is no longer listed.
 async fn end(provider: &K8sProvider, kernel: &dyn KernelHandle) -> Exit {
     let exit = tokio::time::timeout(LONG, kernel.wait())
         .await
@@ -223,41 +225,40 @@ async fn end(provider: &K8sProvider, kernel: &dyn KernelHandle) -> Exit {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_took_too_much_memory() {
-    let Some(place) = Place::new().await else { return };
-    let (provider, kernel) = running(&place, json!({"resources": {"limits": {"memory": "256Mi"}}})).await;
+async fn an_out_of_memory_kill_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let (provider, kernel) = running(&ns, json!({"resources": {"limits": {"memory": "256Mi"}}})).await;
     run(&*kernel, "x = b'x' * (1 << 30)").await;
     assert_eq!(end(&provider, &*kernel).await.cause, ExitCause::OutOfMemory);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_ended_by_itself() {
-    let Some(place) = Place::new().await else { return };
-    let (provider, kernel) = running(&place, json!({})).await;
-    // ipykernel takes what goes to file descriptor 2 for output of the cell, and keeps the one that there was.
-    let code = "import os, sys; os.write(getattr(sys.stderr, '_original_stdstream_copy', 2), b'its last words'); \
+async fn an_exit_code_is_reported_with_the_output() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let (provider, kernel) = running(&ns, json!({})).await;
+    // ipykernel captures file descriptor 2 as cell output, and keeps a duplicate of the original.
+    let code = "import os, sys; os.write(getattr(sys.stderr, '_original_stdstream_copy', 2), b'last words'); \
                 os._exit(7)";
     run(&*kernel, code).await;
     let exit = end(&provider, &*kernel).await;
     assert_eq!(exit.cause, ExitCause::Code(7));
-    assert!(exit.output.contains("its last words"), "{}", exit.output);
-    // Its pod tells it to whoever comes later, until nobody wants it any more.
-    let later = place.open(Reach::PortForward).await;
-    let told = later.attach(&kernel.record()).await.err().unwrap();
-    assert!(told.to_string().contains("code 7"), "{told}");
+    assert!(exit.output.contains("last words"), "{}", exit.output);
+    // The kept pod gives the cause to later providers, until it is removed.
+    let later = ns.open(Reach::PortForward).await;
+    let error = later.attach(&kernel.record()).await.err().unwrap();
+    assert!(error.to_string().contains("code 7"), "{error}");
     kernel.shutdown(Duration::ZERO).await.unwrap();
     common::eventually("its pod is gone", async || {
-        place.pods().get_opt(&pod_name(&*kernel)).await.unwrap().is_none()
+        ns.pods().get_opt(&pod_name(&*kernel)).await.unwrap().is_none()
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn somebody_removed_it() {
-    let Some(place) = Place::new().await else { return };
-    let (provider, kernel) = running(&place, json!({})).await;
-    place
-        .pods()
+async fn a_deleted_pod_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let (provider, kernel) = running(&ns, json!({})).await;
+    ns.pods()
         .delete(&pod_name(&*kernel), &DeleteParams::default())
         .await
         .unwrap();
@@ -265,11 +266,10 @@ async fn somebody_removed_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_place_was_taken() {
-    let Some(place) = Place::new().await else { return };
-    let (provider, kernel) = running(&place, json!({})).await;
-    place
-        .pods()
+async fn an_eviction_is_reported() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    let (provider, kernel) = running(&ns, json!({})).await;
+    ns.pods()
         .evict(&pod_name(&*kernel), &EvictParams::default())
         .await
         .unwrap();
@@ -278,12 +278,12 @@ async fn its_place_was_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_users_ask_for_is_in_the_pod_and_the_rest_is_refused() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
-    let mut config = place.config(Reach::PortForward);
+async fn allowed_settings_are_applied_and_others_refused() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
+    let mut config = ns.config(Reach::PortForward);
     config.policy = Policy::default();
-    let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+    let provider = K8sProvider::open_with(ns.limited.clone(), config).await.unwrap();
     let mut request = LaunchRequest::new(KernelId::random(), "python3");
     request.timeout = LONG;
     for (name, value) in [
@@ -304,9 +304,9 @@ async fn what_users_ask_for_is_in_the_pod_and_the_rest_is_refused() {
         *stages.lock().unwrap(),
         [LaunchStage::Scheduled, LaunchStage::Starting, LaunchStage::Ready]
     );
-    let pod = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    let pod = ns.pods().get(&pod_name(&*kernel)).await.unwrap();
     let container = &pod.spec.unwrap().containers[0];
-    // JupyterLab's server sends its own, which is no place of the pod's.
+    // JupyterLab's server sends its own working directory, which does not exist in the pod.
     assert_eq!(container.working_dir, None);
     let requests = container.resources.clone().unwrap().requests.unwrap();
     assert_eq!(

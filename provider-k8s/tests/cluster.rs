@@ -1,4 +1,4 @@
-//! What goes wrong around kernels that run: connections break, gateways end, two of them work side by side.
+//! Failures around running kernels: broken connections, ended gateways, and concurrent gateways.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/calls.rs"]
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calls::Calls;
-use common::{LONG, Place, create, image, launch, pod_name, run};
+use common::{LONG, TestNamespace, create, image, launch, pod_name, run};
 use futures::future::join_all;
 use http::Method;
 use jupyter_protocol::client::Client;
@@ -32,12 +32,9 @@ async fn answers(kernel: &dyn KernelHandle) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_gateways_launch_the_same_id() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
-    let (one, other) = (
-        place.open(Reach::PortForward).await,
-        place.open(Reach::PortForward).await,
-    );
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
+    let (one, other) = (ns.open(Reach::PortForward).await, ns.open(Reach::PortForward).await);
     let id = KernelId::random();
     let launch = async |provider: &K8sProvider| {
         let mut request = LaunchRequest::new(id, "python3");
@@ -54,22 +51,22 @@ async fn two_gateways_launch_the_same_id() {
     answers(&*first).await;
     answers(&*second).await;
     first.shutdown(Duration::from_secs(5)).await.unwrap();
-    // To the other it is somebody else who removed it.
-    let told = tokio::time::timeout(LONG, second.wait()).await.unwrap();
-    assert_eq!(told.cause, ExitCause::Deleted);
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    // The other gateway sees a deletion that it did not request.
+    let exit = tokio::time::timeout(LONG, second.wait()).await.unwrap();
+    assert_eq!(exit.cause, ExitCause::Deleted);
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_is_gone_leaves_its_kernels_to_the_next() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
+async fn kernels_outlive_their_gateway() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
     let ids: BTreeSet<KernelId> = {
-        let provider = place.open(Reach::PortForward).await;
+        let provider = ns.open(Reach::PortForward).await;
         let kernels = join_all((0..4).map(|_| launch(&provider, "python3"))).await;
         kernels.into_iter().map(|kernel| kernel.unwrap().record().id).collect()
     };
-    let provider = place.open(Reach::PortForward).await;
+    let provider = ns.open(Reach::PortForward).await;
     let records = provider.list(&Selector::all()).await.unwrap();
     assert_eq!(records.iter().map(|record| record.id).collect::<BTreeSet<_>>(), ids);
     for record in &records {
@@ -77,17 +74,17 @@ async fn a_gateway_that_is_gone_leaves_its_kernels_to_the_next() {
         answers(&*kernel).await;
         kernel.shutdown(Duration::from_secs(5)).await.unwrap();
     }
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_broke_is_made_again() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
-    let provider = place.open(Reach::PortForward).await;
+async fn broken_connections_do_not_prevent_new_ones() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
+    let provider = ns.open(Reach::PortForward).await;
     let kernel = launch(&provider, "python3").await.unwrap();
     let connection = kernel.connection().await.unwrap();
-    // Each connection is a port-forward of its own; that one breaks does not keep the next from being made.
+    // Each connection has its own port-forward. A broken one must not prevent new ones.
     for _ in 0..5 {
         let client = Client::connect(&connection).await.unwrap();
         client.kernel_info().await.unwrap();
@@ -102,11 +99,11 @@ async fn a_connection_that_broke_is_made_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kernels_cannot_read_the_secrets_of_others() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
-    let provider = place.open(Reach::PortForward).await;
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
+    let provider = ns.open(Reach::PortForward).await;
     let kernel = launch(&provider, "python3").await.unwrap();
-    let pod = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    let pod = ns.pods().get(&pod_name(&*kernel)).await.unwrap();
     let spec = pod.spec.unwrap();
     assert_eq!(spec.automount_service_account_token, Some(false));
     let token = "/var/run/secrets/kubernetes.io";
@@ -123,26 +120,26 @@ async fn two_kernels_share_a_volume() {
         println!("skipped: needs the cluster that `make test-k8s` brings up, whose node is this machine");
         return;
     }
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
-    let volumes: Api<PersistentVolume> = Api::all(place.admin.clone());
+    let volumes: Api<PersistentVolume> = Api::all(ns.admin.clone());
     let size = json!({"storage": "1Mi"});
-    let volume = json!({"metadata": {"name": place.namespace}, "spec": {
+    let volume = json!({"metadata": {"name": ns.name}, "spec": {
         "capacity": size, "accessModes": ["ReadWriteMany"], "hostPath": {"path": folder.path()},
-        "claimRef": {"namespace": place.namespace, "name": "shared"}, "storageClassName": "",
+        "claimRef": {"namespace": ns.name, "name": "shared"}, "storageClassName": "",
     }});
     create(&volumes, volume).await;
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(place.admin.clone(), &place.namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(ns.admin.clone(), &ns.name);
     let claim = json!({"metadata": {"name": "shared"}, "spec": {
         "accessModes": ["ReadWriteMany"], "resources": {"requests": size}, "storageClassName": "",
-        "volumeName": place.namespace,
+        "volumeName": ns.name,
     }});
     create(&claims, claim).await;
-    let mut config = place.config(Reach::PortForward);
+    let mut config = ns.config(Reach::PortForward);
     config.policy = Policy::permissive();
-    let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+    let provider = K8sProvider::open_with(ns.limited.clone(), config).await.unwrap();
     let kernels = join_all((0..2).map(|_| async {
         let mut request = LaunchRequest::new(KernelId::random(), "python3");
         request.timeout = LONG;
@@ -158,15 +155,12 @@ async fn two_kernels_share_a_volume() {
     for kernel in kernels {
         kernel.shutdown(Duration::from_secs(5)).await.unwrap();
     }
-    volumes
-        .delete(&place.namespace, &DeleteParams::default())
-        .await
-        .unwrap();
+    volumes.delete(&ns.name, &DeleteParams::default()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn enterprise_gateways_kernelspec_as_it_is() {
-    let Some(place) = Place::new().await else { return };
+async fn enterprise_gateway_kernelspecs_work_unchanged() {
+    let Some(ns) = TestNamespace::new().await else { return };
     let kernel_json = json!({
         "language": "R",
         "display_name": "R on Kubernetes",
@@ -176,12 +170,12 @@ async fn enterprise_gateways_kernelspec_as_it_is() {
         }},
         "argv": ["python", "/usr/local/share/jupyter/kernels/r/scripts/launch_kubernetes.py", "{kernel_id}"],
     });
-    let dir = place.specs.path().join("r_kubernetes");
+    let dir = ns.specs.path().join("r_kubernetes");
     std::fs::create_dir(&dir).unwrap();
     std::fs::write(dir.join("kernel.json"), kernel_json.to_string()).unwrap();
-    let provider = place.open(Reach::PortForward).await;
+    let provider = ns.open(Reach::PortForward).await;
     assert!(provider.specs().borrow().by_name.contains_key("r_kubernetes"));
-    // The image of the tests has no R: that its own command was tried is what can be seen.
+    // The test image contains no R. The error shows that R's own command was run.
     let error = launch(&provider, "r_kubernetes").await.err().unwrap();
     assert!(
         matches!(&error, LaunchError::CannotStart { reason, .. } if reason.contains("StartError") && reason.contains("\"R\"")),
@@ -190,13 +184,13 @@ async fn enterprise_gateways_kernelspec_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_keeps_the_pod_and_what_is_in_it() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
-    let provider = place.open(Reach::PortForward).await;
+async fn a_restart_keeps_the_pod_and_its_files() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
+    let provider = ns.open(Reach::PortForward).await;
     let kernel = launch(&provider, "python3").await.unwrap();
-    let pod = place.pods().get(&pod_name(&*kernel)).await.unwrap();
-    // A process in a session of its own, as those of a pool that a cell started.
+    let pod = ns.pods().get(&pod_name(&*kernel)).await.unwrap();
+    // A process in its own session, like the workers of a pool started by a cell.
     let code = "import os, subprocess\nopen('/tmp/kept', 'w').write('x')\nx = 1\n\
         started = subprocess.Popen(['sleep', '1000'], start_new_session=True).pid\n\
         open('/tmp/started', 'w').write(str(started))";
@@ -204,7 +198,7 @@ async fn a_restart_keeps_the_pod_and_what_is_in_it() {
     for (grace, announced) in [(5, false), (0, false), (5, true)] {
         if announced {
             kernel.prepare_restart().await;
-            // Asked by message to end, as the manager does it.
+            // Request the shutdown by message, as the manager does.
             let client = Client::connect(&kernel.connection().await.unwrap()).await.unwrap();
             let _ = client.shutdown(true).await;
             let exit = tokio::time::timeout(LONG, kernel.wait()).await.unwrap();
@@ -212,36 +206,36 @@ async fn a_restart_keeps_the_pod_and_what_is_in_it() {
         }
         let grace = Duration::from_secs(grace);
         kernel.restart(grace, Progress::ignored()).await.unwrap();
-        let now = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+        let now = ns.pods().get(&pod_name(&*kernel)).await.unwrap();
         assert_eq!(now.metadata.uid, pod.metadata.uid);
         let code = "import os\nassert 'x' not in globals() and os.path.exists('/tmp/kept')\nx = 1\n\
             assert not os.path.exists('/proc/' + open('/tmp/started').read())";
         assert!(run(&*kernel, code).await);
     }
-    // What ends it after that is told as ever, and nothing starts it anew.
+    // Later exits are reported as usual and start no new kernel.
     run(&*kernel, "import os; os._exit(7)").await;
     let exit = tokio::time::timeout(LONG, kernel.wait()).await.unwrap();
     assert_eq!(exit.cause, ExitCause::Code(7));
-    // Then there is nothing to keep.
+    // The ended pod cannot be kept.
     kernel.restart(Duration::ZERO, Progress::ignored()).await.unwrap();
-    let now = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    let now = ns.pods().get(&pod_name(&*kernel)).await.unwrap();
     assert_ne!(now.metadata.uid, pod.metadata.uid);
     kernel.shutdown(Duration::from_secs(5)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_that_was_announced_and_never_came_hides_no_end() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
-    let provider = place.open(Reach::PortForward).await;
+async fn an_announced_restart_that_never_comes_hides_no_exit() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
+    let provider = ns.open(Reach::PortForward).await;
     let kernel = launch(&provider, "python3").await.unwrap();
     kernel.prepare_restart().await;
-    // An embedder that is killed now lets go of the pod.
+    // Killing the embedder now releases the hold on the pod.
     let record = kernel.record();
     drop((kernel, provider));
-    let provider = place.open(Reach::PortForward).await;
+    let provider = ns.open(Reach::PortForward).await;
     let kernel = provider.attach(&record).await.unwrap();
-    common::eventually("the pod is let go of", async || {
+    common::eventually("the hold is released", async || {
         run(
             &*kernel,
             "import os; assert not os.path.exists('/run/kernelmux-rw/holder')",
@@ -256,12 +250,12 @@ async fn a_restart_that_was_announced_and_never_came_hides_no_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_takes_a_new_pod_where_the_kernelspec_has_changed() {
-    let Some(place) = Place::new().await else { return };
-    place.install_ipykernel();
-    let mut config = place.config(Reach::PortForward);
+async fn a_restart_uses_a_new_pod_if_the_kernelspec_has_changed() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_ipykernel();
+    let mut config = ns.config(Reach::PortForward);
     config.policy = Policy::permissive();
-    let provider = K8sProvider::open_with(place.limited.clone(), config).await.unwrap();
+    let provider = K8sProvider::open_with(ns.limited.clone(), config).await.unwrap();
     let mut request = LaunchRequest::new(KernelId::random(), "python3");
     request.timeout = LONG;
     request.owner = Some("Ann Ö".to_owned());
@@ -270,7 +264,7 @@ async fn a_restart_takes_a_new_pod_where_the_kernelspec_has_changed() {
     let kernel = provider.launch(request, Progress::ignored()).await.unwrap();
     let before = kernel.record();
     let argv = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
-    place.install("python3", &argv, json!({"resources": {"limits": {"memory": "777Mi"}}}));
+    ns.install("python3", &argv, json!({"resources": {"limits": {"memory": "777Mi"}}}));
     kernel
         .restart(Duration::from_secs(5), Progress::ignored())
         .await
@@ -278,7 +272,7 @@ async fn a_restart_takes_a_new_pod_where_the_kernelspec_has_changed() {
     let now = kernel.record();
     assert_ne!(now.data["uid"], before.data["uid"]);
     assert_eq!((&now.owner, now.launched), (&before.owner, before.launched));
-    let pod = place.pods().get(&pod_name(&*kernel)).await.unwrap();
+    let pod = ns.pods().get(&pod_name(&*kernel)).await.unwrap();
     let limits = pod.spec.unwrap().containers[0].resources.clone().unwrap().limits;
     assert_eq!(limits.unwrap()["memory"].0, "777Mi");
     let code = "import os; assert os.environ['MINE'] == 'a b' and os.getcwd() == '/tmp'";
@@ -286,15 +280,20 @@ async fn a_restart_takes_a_new_pod_where_the_kernelspec_has_changed() {
     kernel.shutdown(Duration::from_secs(5)).await.unwrap();
 }
 
-/// A gateway that is killed while it launches this, once `is_there`: what ends with its runtime clears nothing away.
-fn killed_while_it_launches(place: &Place, client: Kube, request: LaunchRequest, is_there: impl AsyncFnMut() -> bool) {
+/// Kills a gateway during a launch, once `is_there` returns true. Stopping its runtime also stops its cleanup.
+fn kill_gateway_during_launch(
+    ns: &TestNamespace,
+    client: Kube,
+    request: LaunchRequest,
+    is_there: impl AsyncFnMut() -> bool,
+) {
     let killed = runtime();
-    let config = place.config(Reach::PortForward);
+    let config = ns.config(Reach::PortForward);
     killed.spawn(async move {
         let provider = K8sProvider::open_with(client, config).await.unwrap();
         provider.launch(request, Progress::ignored()).await.map(drop)
     });
-    place.wait(common::eventually("it is under way", is_there));
+    ns.block_on(common::eventually("the launch is in progress", is_there));
     killed.shutdown_background();
 }
 
@@ -311,109 +310,112 @@ fn request() -> LaunchRequest {
     request
 }
 
-/// Whether there is more than the pod.
-async fn has_secret(place: &Place) -> bool {
-    !place.leftovers().await.iter().all(|left| left.starts_with("pod"))
+/// Whether the pod's Secret exists.
+async fn has_secret(ns: &TestNamespace) -> bool {
+    !ns.leftovers().await.iter().all(|left| left.starts_with("pod"))
 }
 
-/// The next gateway, which soon removes what the killed one left.
-async fn impatient(place: &Place) -> K8sProvider {
-    let mut config = place.config(Reach::PortForward);
-    config.abandoned_after = Duration::from_secs(1);
-    K8sProvider::open_with(place.limited.clone(), config).await.unwrap()
+/// Opens a gateway that soon removes what the killed one left.
+async fn open_with_short_orphan_timeout(ns: &TestNamespace) -> K8sProvider {
+    let mut config = ns.config(Reach::PortForward);
+    config.orphaned_after = Duration::from_secs(1);
+    K8sProvider::open_with(ns.limited.clone(), config).await.unwrap()
 }
 
 #[test]
-fn a_pod_that_a_killed_gateway_left_without_its_secret_is_removed() {
+fn an_orphaned_pod_without_a_secret_is_removed() {
     let tests = runtime();
-    let Some(place) = tests.block_on(Place::new()) else {
+    let Some(ns) = tests.block_on(TestNamespace::new()) else {
         return;
     };
     let _inside = tests.enter();
-    place.install_ipykernel();
-    let calls = Arc::new(Calls::holding(Method::POST, "/secrets"));
-    let asked = request();
-    let pod = format!("kernel-{}", asked.id);
-    killed_while_it_launches(&place, calls.client(place.rights.clone()), asked.clone(), async || {
-        place.pods().get_opt(&pod).await.unwrap().is_some()
-    });
+    ns.install_ipykernel();
+    let calls = Arc::new(Calls::blocking(Method::POST, "/secrets"));
+    let wanted = request();
+    let pod = format!("kernel-{}", wanted.id);
+    kill_gateway_during_launch(
+        &ns,
+        calls.client(ns.limited_config.clone()),
+        wanted.clone(),
+        async || ns.pods().get_opt(&pod).await.unwrap().is_some(),
+    );
     tests.block_on(async {
-        let running = launch(&place.open(Reach::PortForward).await, "python3").await.unwrap();
-        let provider = impatient(&place).await;
+        let running = launch(&ns.open(Reach::PortForward).await, "python3").await.unwrap();
+        let provider = open_with_short_orphan_timeout(&ns).await;
         for record in provider.list(&Selector::all()).await.unwrap() {
             assert_eq!(provider.attach(&record).await.is_ok(), record == running.record());
         }
-        // Who launches the same kernel gets one, once that is gone.
-        let kernel = provider.launch(asked, Progress::ignored()).await.unwrap();
+        // A new launch of the same kernel succeeds once the orphaned pod is removed.
+        let kernel = provider.launch(wanted, Progress::ignored()).await.unwrap();
         answers(&*kernel).await;
         answers(&*running).await;
         kernel.shutdown(Duration::ZERO).await.unwrap();
         running.shutdown(Duration::ZERO).await.unwrap();
-        common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
-        drop(place);
+        common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
+        drop(ns);
     });
 }
 
 #[test]
-fn a_pod_that_cannot_start_and_that_a_killed_gateway_left_is_removed() {
+fn an_orphaned_pod_that_cannot_start_is_removed() {
     let tests = runtime();
-    let Some(place) = tests.block_on(Place::new()) else {
+    let Some(ns) = tests.block_on(TestNamespace::new()) else {
         return;
     };
     let _inside = tests.enter();
     let no_image = json!({"image": "localhost/kernelmux/none:dev", "image_pull_policy": "Never"});
-    place.install("no-image", &["python3", "{connection_file}"], no_image);
+    ns.install("no-image", &["python3", "{connection_file}"], no_image);
     let no_room = json!({"resources": {"requests": {"memory": "900Ti"}}});
-    place.install("no-room", &["python3", "{connection_file}"], no_room);
-    for (name, told) in [
-        // Found when that is known, and before.
+    ns.install("no-room", &["python3", "{connection_file}"], no_room);
+    for (name, shown) in [
+        // Found by the next gateway after the pod's failure is known, and before.
         ("no-image", "ErrImageNeverPull"),
         ("no-room", "Unschedulable"),
         ("no-image", ""),
     ] {
-        // It would remove the pod itself.
-        let calls = Arc::new(Calls::holding(Method::DELETE, "/pods"));
-        let mut asked = request();
-        asked.spec = name.to_owned();
-        let pod = format!("kernel-{}", asked.id);
-        killed_while_it_launches(&place, calls.client(place.rights.clone()), asked, async || {
-            let pod = place.pods().get_opt(&pod).await.unwrap();
-            serde_json::to_string(&pod).unwrap().contains(told) && has_secret(&place).await
+        // The launching gateway would otherwise remove the pod itself.
+        let calls = Arc::new(Calls::blocking(Method::DELETE, "/pods"));
+        let mut wanted = request();
+        wanted.spec = name.to_owned();
+        let pod = format!("kernel-{}", wanted.id);
+        kill_gateway_during_launch(&ns, calls.client(ns.limited_config.clone()), wanted, async || {
+            let pod = ns.pods().get_opt(&pod).await.unwrap();
+            serde_json::to_string(&pod).unwrap().contains(shown) && has_secret(&ns).await
         });
         tests.block_on(async {
-            let provider = impatient(&place).await;
+            let provider = open_with_short_orphan_timeout(&ns).await;
             for record in provider.list(&Selector::all()).await.unwrap() {
                 provider.attach(&record).await.map(drop).unwrap_err();
             }
-            common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+            common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
         });
     }
-    tests.block_on(async { drop(place) });
+    tests.block_on(async { drop(ns) });
 }
 
 #[test]
-fn a_start_that_a_killed_gateway_began_is_the_nexts() {
+fn a_launch_of_a_killed_gateway_is_taken_over() {
     let tests = runtime();
-    let Some(place) = tests.block_on(Place::new()) else {
+    let Some(ns) = tests.block_on(TestNamespace::new()) else {
         return;
     };
     let _inside = tests.enter();
-    place.install_ipykernel();
-    let asked = request();
-    killed_while_it_launches(
-        &place,
-        Kube::try_from(place.rights.clone()).unwrap(),
-        asked.clone(),
-        async || has_secret(&place).await,
+    ns.install_ipykernel();
+    let wanted = request();
+    kill_gateway_during_launch(
+        &ns,
+        Kube::try_from(ns.limited_config.clone()).unwrap(),
+        wanted.clone(),
+        async || has_secret(&ns).await,
     );
     tests.block_on(async {
-        let provider = place.open(Reach::PortForward).await;
+        let provider = ns.open(Reach::PortForward).await;
         let found = provider.list(&Selector::all()).await.unwrap();
-        assert_eq!(found.iter().map(|record| record.id).collect::<Vec<_>>(), [asked.id]);
+        assert_eq!(found.iter().map(|record| record.id).collect::<Vec<_>>(), [wanted.id]);
         let kernel = provider.attach(&found[0]).await.unwrap();
         answers(&*kernel).await;
         kernel.shutdown(Duration::ZERO).await.unwrap();
-        common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
-        drop(place);
+        common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
+        drop(ns);
     });
 }

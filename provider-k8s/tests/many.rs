@@ -1,5 +1,6 @@
-//! Fifty kernels at once, and what is asked of the API server for them. Alone in its program: their start takes the
-//! node whole.
+//! API calls made for fifty concurrent kernels.
+//!
+//! The test has its own program because starting the kernels uses all of the node's capacity.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/calls.rs"]
@@ -11,15 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use calls::Calls;
-use common::{LONG, Place, launch, pod_name};
+use common::{LONG, TestNamespace, launch, pod_name};
 use futures::future::join_all;
 use provider_k8s::{K8sProvider, Reach};
 
 const MANY: usize = 50;
-/// How many calls a kernel may take, from its start to its end.
+/// Maximum number of calls per kernel, from its start to its end.
 const CALLS: usize = 6;
 
-/// How many calls there were but for watches, which are there for all kernels.
+/// Number of calls, without the watches that all kernels share.
 fn sum(calls: &BTreeMap<String, usize>) -> usize {
     let asked = calls.iter().filter(|(kind, _)| !kind.starts_with("watch"));
     asked.map(|(_, count)| count).sum()
@@ -28,14 +29,14 @@ fn sum(calls: &BTreeMap<String, usize>) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_kernels_take_few_calls_each_and_none_while_they_run() {
     if std::env::var_os("KERNELMUX_TEST_POD_ADDRESSES").is_none() {
-        println!("skipped: the pods' addresses are not reached from here (KERNELMUX_TEST_POD_ADDRESSES is not set)");
+        println!("skipped: pod addresses are not reachable from here (KERNELMUX_TEST_POD_ADDRESSES is not set)");
         return;
     }
-    let Some(place) = Place::new().await else { return };
-    place.install_tiny("python3");
+    let Some(ns) = TestNamespace::new().await else { return };
+    ns.install_tiny("python3");
     let calls = Arc::new(Calls::default());
-    let client = calls.client(place.rights.clone());
-    let provider = K8sProvider::open_with(client, place.config(Reach::PodAddress))
+    let client = calls.client(ns.limited_config.clone());
+    let provider = K8sProvider::open_with(client, ns.config(Reach::PodAddress))
         .await
         .unwrap();
     let opened = calls.take();
@@ -48,11 +49,11 @@ async fn fifty_kernels_take_few_calls_each_and_none_while_they_run() {
         begun.elapsed()
     );
 
-    // One ends; that is told by the watch, and its last words are asked for.
-    place.exec(&pod_name(&*kernels[0]), &["sh", "-c", "kill -9 -1"]).await;
+    // One kernel ends. The watch reports it, and its output is read.
+    ns.exec(&pod_name(&*kernels[0]), &["sh", "-c", "kill -9 -1"]).await;
     tokio::time::timeout(LONG, kernels[0].wait()).await.unwrap();
     let running = calls.take();
-    assert!(sum(&running) <= 1, "they were asked for while they ran: {running:?}");
+    assert!(sum(&running) <= 1, "calls were made while the kernels ran: {running:?}");
 
     let ended = join_all(kernels.iter().map(|kernel| kernel.shutdown(Duration::ZERO))).await;
     ended.into_iter().for_each(|ended| drop(ended.unwrap()));
@@ -63,5 +64,5 @@ async fn fifty_kernels_take_few_calls_each_and_none_while_they_run() {
         all <= CALLS * MANY,
         "{all} calls for {MANY} kernels: {started:?}, {ended:?}"
     );
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }

@@ -1,5 +1,6 @@
-//! Parts of the cluster do not answer for a while. Alone in its program, one at a time: other tests would not get far
-//! meanwhile.
+//! Outages of the cluster's components.
+//!
+//! The tests have their own program and run one at a time, because the outages would block other tests.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -10,8 +11,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{LONG, Place, launch};
-use counting::{count, counted, manager, numbers, start};
+use common::{LONG, TestNamespace, launch};
+use counting::{last_number, manager, start, start_counting, wait_until_counted};
 use jupyter_protocol::client::Client;
 use jupyter_protocol::content::ExecuteRequest;
 use kernel_provider::KernelId;
@@ -22,12 +23,12 @@ use provider_k8s::{K8sProvider, Reach};
 
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A program of the cluster that `make dev-cluster` made, stopped until this is dropped.
+/// A stopped process of the cluster that `make dev-cluster` creates. Dropping this continues it.
 struct Stopped(String);
 
 impl Stopped {
     fn now(program: &str) -> Self {
-        let pid = pid_of(program).expect("it does not run here");
+        let pid = pid_of(program).expect("the program does not run on this machine");
         signal(&pid, "-STOP");
         Self(pid)
     }
@@ -55,41 +56,41 @@ fn signal(pid: &str, signal: &str) {
     assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
 }
 
-/// A place in the cluster whose programs run here; `None` where they do not.
-async fn place() -> Option<Place> {
+/// Creates a namespace. Returns `None` unless the cluster's components run on this machine.
+async fn local_namespace() -> Option<TestNamespace> {
     if std::env::var_os("KERNELMUX_TEST_POD_ADDRESSES").is_none() {
         println!("skipped: needs the cluster that `make test-k8s` brings up");
         return None;
     }
-    let place = Place::new().await?;
-    place.install_ipykernel();
-    Some(place)
+    let ns = TestNamespace::new().await?;
+    ns.install_ipykernel();
+    Some(ns)
 }
 
-/// Two kernels that count, one reached by its pod's address and one by a port-forward, each with a manager of its own.
-async fn counting(place: &Place, below: u64) -> ([Manager; 2], [Arc<Kernel>; 2]) {
+/// Starts two counting kernels, one reached by its pod's address and one by a port-forward, each with its own manager.
+async fn counting(ns: &TestNamespace, below: u64) -> ([Manager; 2], [Arc<Kernel>; 2]) {
     let open = async |reach| {
-        let mut config = place.config(reach);
-        // A kubelet that has just begun may say that it is not ready yet.
+        let mut config = ns.config(reach);
+        // A kubelet that has just started may report that the node is not ready.
         config.wait_for_room = common::LONG;
-        K8sProvider::open_with(place.limited.clone(), config).await.unwrap()
+        K8sProvider::open_with(ns.limited.clone(), config).await.unwrap()
     };
     let (by_address, by_forward) = tokio::join!(open(Reach::PodAddress), open(Reach::PortForward));
     let managers = [by_address, by_forward].map(|provider| manager(provider, Arc::new(MemoryStore::new())));
     let (direct, forwarded) = tokio::join!(start(&managers[0]), start(&managers[1]));
     let kernels = [direct, forwarded];
     for kernel in &kernels {
-        count(kernel, below).await;
-        counted(kernel, 20).await;
+        start_counting(kernel, below).await;
+        wait_until_counted(kernel, 20).await;
     }
     (managers, kernels)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_api_server_kernels_go_on_and_launches_leave_nothing() {
+async fn kernels_survive_an_api_server_outage_and_launches_leave_nothing() {
     let _alone = ONE_AT_A_TIME.lock().await;
-    let Some(place) = place().await else { return };
-    let provider = place.open(Reach::PodAddress).await;
+    let Some(ns) = local_namespace().await else { return };
+    let provider = ns.open(Reach::PodAddress).await;
     let kernel = launch(&provider, "python3").await.unwrap();
     let client = Client::connect(&kernel.connection().await.unwrap()).await.unwrap();
     client.kernel_info().await.unwrap();
@@ -108,52 +109,55 @@ async fn without_the_api_server_kernels_go_on_and_launches_leave_nothing() {
 
     let exit = tokio::time::timeout(LONG, kernel.wait()).await.unwrap();
     assert_eq!(exit.cause, ExitCause::Code(7));
-    // The launch that was given up may have been carried out all the same.
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    // The cancelled launch's call may still have been carried out.
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_kubelet_nothing_of_what_kernels_say_is_lost() {
+async fn no_output_is_lost_while_the_kubelet_is_stopped() {
     let _alone = ONE_AT_A_TIME.lock().await;
-    let Some(place) = place().await else { return };
-    let (managers, [direct, forwarded]) = counting(&place, 400).await;
+    let Some(ns) = local_namespace().await else { return };
+    let (managers, [direct, forwarded]) = counting(&ns, 400).await;
     let stopped = Stopped::now("kubelet");
-    // Which carries a port-forward, so that only the other is heard meanwhile.
-    let heard = counted(&direct, 200).await;
+    // The kubelet carries port-forwards, so only the other kernel's output arrives meanwhile.
+    let heard = wait_until_counted(&direct, 200).await;
     drop(stopped);
-    assert_eq!(heard.holes, 0);
+    assert_eq!(heard.gaps, 0);
     for kernel in [&direct, &forwarded] {
-        let seen = counted(kernel, 399).await;
-        assert_eq!((seen.first, seen.holes), (0, 0), "{seen:?}");
+        let seen = wait_until_counted(kernel, 399).await;
+        assert_eq!((seen.first, seen.gaps), (0, 0), "{seen:?}");
     }
     for manager in managers {
         manager.shutdown().await;
     }
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kubelet_that_is_killed_and_comes_back_finds_kernels_that_never_stopped() {
+async fn kernels_keep_running_while_the_kubelet_is_restarted() {
     let _alone = ONE_AT_A_TIME.lock().await;
-    let Some(place) = place().await else { return };
-    let (managers, [direct, forwarded]) = counting(&place, 100_000).await;
-    let killed = pid_of("kubelet").expect("it does not run here");
+    let Some(ns) = local_namespace().await else { return };
+    let (managers, [direct, forwarded]) = counting(&ns, 100_000).await;
+    let killed = pid_of("kubelet").expect("the program does not run on this machine");
     signal(&killed, "-KILL");
-    common::eventually("another kubelet runs", async || {
+    common::eventually("a new kubelet is running", async || {
         pid_of("kubelet").is_some_and(|pid| pid != killed)
     })
     .await;
-    // Port-forwards end with it and are made anew; the pods themselves are of no concern to it.
-    let now = numbers(&direct).await;
-    let heard = [counted(&direct, now + 200).await, counted(&forwarded, now + 200).await];
-    assert_eq!((heard[0].first, heard[0].holes), (0, 0), "{heard:?}");
+    // Port-forwards end with the kubelet and are opened again. The pods keep running.
+    let now = last_number(&direct).await;
+    let heard = [
+        wait_until_counted(&direct, now + 200).await,
+        wait_until_counted(&forwarded, now + 200).await,
+    ];
+    assert_eq!((heard[0].first, heard[0].gaps), (0, 0), "{heard:?}");
     assert_eq!(heard[1].first, 0, "{heard:?}");
-    // It starts pods, and ends them.
+    // The new kubelet starts and ends pods.
     let next = start(&managers[0]).await;
-    count(&next, 10).await;
-    counted(&next, 9).await;
+    start_counting(&next, 10).await;
+    wait_until_counted(&next, 9).await;
     for manager in managers {
         manager.shutdown().await;
     }
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }

@@ -1,4 +1,4 @@
-//! The suite that every provider must pass, on a real cluster, by port-forwards and by the pods' addresses.
+//! The conformance suite for providers, run on a real cluster with port-forwards and with pod addresses.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -7,45 +7,43 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use common::{LONG, Place};
+use common::{LONG, TestNamespace};
 use kernel_provider::conformance::{LAST_WORDS, Subject};
 use kernel_provider::provider::{KernelProvider, KernelRecord};
 use provider_k8s::Reach;
 
-/// Ends the kernel as `kill -9` does.
+/// Kills the kernel's process.
 const KILL: &str = r#"for file in $(grep -sl "/run/kernelmux[-rw]*/[c]onnection\.json" /proc/[0-9]*/cmdline); do
     folder=${file%/cmdline}; kill -9 "${folder##*/}"; done"#;
 
 struct Pods {
-    place: Place,
+    ns: TestNamespace,
     reach: Reach,
 }
 
 impl Pods {
     async fn new(reach: Reach) -> Option<Self> {
         if reach == Reach::PodAddress && std::env::var_os("KERNELMUX_TEST_POD_ADDRESSES").is_none() {
-            println!(
-                "skipped: the pods' addresses are not reached from here (KERNELMUX_TEST_POD_ADDRESSES is not set)"
-            );
+            println!("skipped: pod addresses are not reachable from here (KERNELMUX_TEST_POD_ADDRESSES is not set)");
             return None;
         }
-        let place = Place::new().await?;
-        place.install_ipykernel();
-        place.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
-        place.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
-        place.install(
+        let ns = TestNamespace::new().await?;
+        ns.install_ipykernel();
+        ns.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
+        ns.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
+        ns.install(
             "missing",
             &["/no/such/program", "{connection_file}"],
             serde_json::json!({}),
         );
-        Some(Self { place, reach })
+        Some(Self { ns, reach })
     }
 }
 
 #[async_trait]
 impl Subject for Pods {
     async fn open(&self) -> Arc<dyn KernelProvider> {
-        Arc::new(self.place.open(self.reach).await)
+        Arc::new(self.ns.open(self.reach).await)
     }
 
     fn spec(&self) -> String {
@@ -65,13 +63,13 @@ impl Subject for Pods {
     }
 
     async fn kill(&self, record: &KernelRecord) {
-        self.place
+        self.ns
             .exec(record.data["pod"].as_str().unwrap(), &["sh", "-c", KILL])
             .await;
     }
 
     async fn leftovers(&self) -> Vec<String> {
-        self.place.leftovers().await
+        self.ns.leftovers().await
     }
 
     fn patience(&self) -> Duration {
@@ -79,7 +77,7 @@ impl Subject for Pods {
     }
 
     fn short_timeout(&self) -> Duration {
-        // A pod's start takes seconds.
+        // A pod takes seconds to start.
         Duration::from_secs(25)
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::paths::PathEnv;
 
-/// How a [`LocalProvider`](crate::LocalProvider) runs kernels.
+/// Configuration of a [`LocalProvider`](crate::LocalProvider).
 ///
 /// ```
 /// use provider_local::{LocalConfig, TransportChoice};
@@ -18,40 +18,44 @@ use jupyter_protocol::paths::PathEnv;
 pub struct LocalConfig {
     /// The provider's name: the part before the slash in `local/python3`.
     pub name: String,
-    /// Where the provider keeps what it knows of its kernels: one directory for each, with connection file, record
-    /// and output. Made with mode 0700 where it is missing. One embedder at a time can use it.
+    /// The directory for the provider's state: one directory per kernel, with its connection file, record and output.
+    ///
+    /// It is created with mode 0700 if it is missing. Only one provider at a time can use it.
     pub state_dir: PathBuf,
-    /// Where kernelspecs are looked for.
+    /// Where to search for kernelspecs.
     pub search: SearchPath,
-    /// The interpreter for kernelspecs that name only `python`; `None` takes the one of the prefix that the
-    /// kernelspec is installed in, else the first on the `PATH` of the kernel.
+    /// The interpreter for kernelspecs whose command is just `python`. `None` uses the one of the prefix that the
+    /// kernelspec is installed in, or else the first one on the kernel's `PATH`.
     pub python: Option<PathBuf>,
-    /// What carries the messages.
+    /// The transport of the kernels' sockets.
     pub transport: TransportChoice,
-    /// The ports that kernels with the transport tcp get; `None` lets the system choose. A kernel that announces its ports
-    /// (JEP 66) chooses them itself. Each kernel needs five.
+    /// The TCP ports that kernels may use, five each. `None` lets the system choose. A kernel that announces its ports
+    /// (JEP 66) chooses them itself.
     pub port_range: Option<RangeInclusive<u16>>,
-    /// Where the sockets of kernels with the transport ipc are made. Unix limits a socket's path to 107 bytes, so
-    /// this must be short. `None` takes a directory in `state_dir` if its path is short enough, else one in
-    /// `XDG_RUNTIME_DIR` or the directory for temporary files. Made with mode 0700.
+    /// The directory for Unix sockets, created with mode 0700.
+    ///
+    /// Unix limits a socket's path to 107 bytes, so this must be short. `None` uses a directory in `state_dir` if its
+    /// path is short enough, or else one in `XDG_RUNTIME_DIR` or in the directory for temporary files.
     pub socket_dir: Option<PathBuf>,
-    /// What of the environment of this process a kernel inherits.
+    /// Which of this process's environment variables kernels inherit.
     pub inherit_env: InheritEnv,
-    /// The inherited variables that win over the kernelspec's of the same name. Those of a launch win over both.
+    /// Inherited variables that take precedence over the kernelspec's. A launch's own variables take precedence over
+    /// both.
     pub inherit_over_kernelspec: BTreeSet<String>,
-    /// Where kernels start that were not told where to; `None` is the working directory of this process.
+    /// The working directory of kernels whose launch does not set one. `None` uses this process's.
     pub working_dir: Option<PathBuf>,
-    /// Whether the provider reaps each child of this process that is no kernel. As process 1, the one that a container
-    /// starts, a program is given the processes that ended kernels leave. Not for programs that start others themselves
-    /// and ask how those ended.
+    /// Whether the provider reaps all child processes of this process, not only kernels.
+    ///
+    /// Set this if the program runs as process 1, as in a container: orphaned processes of ended kernels become its
+    /// children then. Do not set it if the program starts other processes itself and waits for them.
     pub reap_orphans: bool,
-    /// How many kernels that ended by themselves are remembered, with their output, until the eldest is forgotten.
+    /// How many kernels that ended by themselves are remembered, with their output. The oldest are forgotten first.
     pub keep_ended: usize,
 }
 
 impl LocalConfig {
-    /// A configuration with this directory for its state, kernelspecs from where Jupyter looks for them, and
-    /// defaults for all else.
+    /// Creates a configuration with this state directory, Jupyter's default kernelspec search path, and defaults for
+    /// everything else.
     #[must_use]
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -71,33 +75,36 @@ impl LocalConfig {
     }
 }
 
-/// What carries a kernel's messages. `metadata.kernelmux.transport` in a `kernel.json`, `"tcp"` or `"ipc"`, goes over
-/// this.
+/// The transport of a kernel's sockets.
+///
+/// `metadata.kernelmux.transport` in a `kernel.json`, either `"tcp"` or `"ipc"`, takes precedence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TransportChoice {
-    /// Unix sockets where a Python interpreter of this machine starts ipykernel with the arguments of ipykernel's own
-    /// kernelspec (`-m ipykernel_launcher -f {connection_file}`), TCP for all others. A wrapper may run the kernel in a
-    /// container or on another machine, where a Unix socket is not seen.
+    /// Unix sockets if a Python interpreter of this machine starts ipykernel with the arguments of ipykernel's own
+    /// kernelspec (`-m ipykernel_launcher -f {connection_file}`), and TCP otherwise.
+    ///
+    /// A wrapper command may run the kernel in a container or on another machine, where Unix sockets of this machine
+    /// are not visible.
     #[default]
     Auto,
-    /// TCP on the loopback address. A kernel whose `kernel.json` says `metadata.kernelmux.handshake: true` chooses its
-    /// ports and announces them (JEP 66); others are told which.
+    /// TCP on the loopback address. The provider chooses the ports, unless `metadata.kernelmux.handshake` in the
+    /// `kernel.json` is `true`: then the kernel chooses its ports and announces them (JEP 66).
     Tcp,
-    /// Unix sockets, in a directory for this user only. Not every kernel takes them.
+    /// Unix sockets in a directory that only this user can access. Not all kernels support them.
     Ipc,
 }
 
-/// What of the environment of this process a kernel inherits.
+/// Which of this process's environment variables a kernel inherits.
 ///
-/// `JPY_PARENT_PID` is always 1: libraries take its presence for a sign that they run in Jupyter, and ipykernel, which
-/// ends with the process that it names, never ends with process 1. Kernels are to outlive their embedder.
+/// `JPY_PARENT_PID` is always set to 1. Libraries take the variable as a sign that they run in Jupyter. ipykernel exits
+/// when the process with this id ends, except for process 1, and kernels should outlive their provider.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {
-    /// All but the tokens of servers: `*_AUTH_TOKEN`, `KERNELMUX_TOKEN`, `JUPYTER_TOKEN`, `JPY_API_TOKEN`.
+    /// All variables except servers' tokens: `*_AUTH_TOKEN`, `KERNELMUX_TOKEN`, `JUPYTER_TOKEN` and `JPY_API_TOKEN`.
     #[default]
     AllButSecrets,
-    /// Only the variables with these names. Most programs need `PATH` and `HOME` at least.
+    /// Only the variables with these names. Most programs need at least `PATH` and `HOME`.
     Only(BTreeSet<String>),
 }

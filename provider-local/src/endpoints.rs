@@ -1,4 +1,4 @@
-//! Where a kernel's sockets are to be.
+//! Chooses the transport and addresses of a kernel's sockets.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -13,10 +13,10 @@ use crate::TransportChoice;
 use crate::ports::LOOPBACK;
 use kernel_provider::provider::own_metadata;
 
-/// The longest path that a Unix socket can have, in bytes (unix(7)).
+/// Maximum length of a Unix socket's path, in bytes (unix(7)).
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
-/// The channels that have a socket each.
+/// The channels that have their own socket.
 pub(crate) const CHANNELS: [Channel; 5] = [
     Channel::Shell,
     Channel::Iopub,
@@ -25,8 +25,8 @@ pub(crate) const CHANNELS: [Channel; 5] = [
     Channel::Heartbeat,
 ];
 
-/// Which transport the kernel is to use. `argv` is its command line, with `connection_file` filled in. May read from the
-/// file system.
+/// Chooses the kernel's transport. `argv` is its command line, with `connection_file` filled in. May read from the file
+/// system.
 pub(crate) fn transport(
     choice: TransportChoice,
     spec: &Kernelspec,
@@ -41,14 +41,15 @@ pub(crate) fn transport(
     }
 }
 
-/// Whether this command starts ipykernel by a Python interpreter of this machine, as ipykernel's own kernelspec does, so
-/// that kernel and provider see the same files. Any other program or argument may put the kernel into a container, onto
-/// another machine or onto another address.
+/// Whether this command starts ipykernel with a Python interpreter of this machine, as ipykernel's own kernelspec does.
+///
+/// Only then do kernel and provider certainly see the same files. Any other program or argument may run the kernel in a
+/// container, on another machine or at another address.
 fn is_plain_ipykernel(argv: &[String], connection_file: &str) -> bool {
     let Some((program, arguments)) = argv.split_first() else {
         return false;
     };
-    // Such as -Xfrozen_modules=off.
+    // Such as `-Xfrozen_modules=off`.
     let options = arguments
         .iter()
         .take_while(|argument| argument.starts_with("-X") && argument.len() > 2)
@@ -63,34 +64,34 @@ fn is_plain_ipykernel(argv: &[String], connection_file: &str) -> bool {
     ) && is_interpreter(Path::new(program))
 }
 
-/// Whether this is a Python interpreter itself and no script that starts one.
+/// Whether this is a Python interpreter, and not a script that starts one.
 fn is_interpreter(program: &Path) -> bool {
-    // A name alone was not found on the PATH.
+    // A program that is not an absolute path was not found on the `PATH`.
     let Some(program) = program.is_absolute().then(|| program.canonicalize().ok()).flatten() else {
         return false;
     };
-    let is_named_so = program
+    let has_python_name = program
         .file_name()
         .and_then(|name| name.to_str())
         .is_some_and(|name| name.starts_with("python") || name.starts_with("pypy"));
     let mut start = [0; 2];
-    is_named_so
+    has_python_name
         && program.is_file()
         && File::open(&program).is_ok_and(|mut file| file.read_exact(&mut start).is_ok())
         && start != *b"#!"
 }
 
-/// Whether the kernel chooses its ports itself and announces them (JEP 66): its kernelspec says so with
-/// `metadata.kernelmux.handshake`.
+/// Whether the kernel chooses its ports itself and announces them (JEP 66), according to `metadata.kernelmux.handshake`
+/// in its kernelspec.
 ///
-/// JEP 66 would have it told by a `kernel_protocol_version` of 5.5 or later. But ipykernel says 5.5 and knows of no
-/// handshake.
+/// JEP 66 intends a `kernel_protocol_version` of at least 5.5 for this. But ipykernel declares 5.5 and does not support
+/// the handshake.
 pub(crate) fn announces_ports(spec: &Kernelspec) -> bool {
     own_metadata(spec, "handshake").and_then(Value::as_bool) == Some(true)
 }
 
-/// Gives the connection sockets in this directory.
-pub(crate) fn take_sockets(connection: &mut ConnectionInfo, dir: &Path) {
+/// Sets the connection to Unix sockets in this directory.
+pub(crate) fn set_unix_sockets(connection: &mut ConnectionInfo, dir: &Path) {
     connection.transport = Transport::Ipc;
     connection.ip = dir.join("k").to_string_lossy().into_owned();
     for (channel, suffix) in CHANNELS.into_iter().zip(1..) {
@@ -98,7 +99,7 @@ pub(crate) fn take_sockets(connection: &mut ConnectionInfo, dir: &Path) {
     }
 }
 
-/// Whether somebody listens on one of the ports, now that the kernel that was to is gone.
+/// Whether another program listens on one of the ports, after the kernel has ended.
 pub(crate) fn is_any_taken(connection: &ConnectionInfo) -> bool {
     connection.transport == Transport::Tcp
         && CHANNELS.into_iter().any(|channel| {
@@ -111,11 +112,11 @@ pub(crate) fn is_any_taken(connection: &ConnectionInfo) -> bool {
 mod tests {
     use super::*;
 
-    /// What stands for the connection file.
+    /// Placeholder for the connection file's path.
     const FILE: &str = "/run/kernel.json";
 
     #[test]
-    fn a_kernelspec_and_a_setting_choose_the_transport() {
+    fn the_kernelspec_and_configuration_choose_the_transport() {
         for (choice, metadata, expected) in [
             (TransportChoice::Auto, None, Transport::Tcp),
             (TransportChoice::Auto, Some("ipc"), Transport::Ipc),
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_plain_command_of_ipykernel_gets_unix_sockets() {
+    fn only_the_plain_ipykernel_command_gets_unix_sockets() {
         let root = tempfile::tempdir().unwrap();
         let make = |name: &str, content: &[u8]| {
             let path = root.path().join(name);

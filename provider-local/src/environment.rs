@@ -10,14 +10,15 @@ use crate::{InheritEnv, LocalConfig};
 /// Variables by name.
 pub(crate) type Env = BTreeMap<OsString, OsString>;
 
-/// Libraries take its presence for a sign that they run in Jupyter. ipykernel ends when the process with this number
-/// does, unless the number is 1, and a kernel is to outlive its embedder.
+/// Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process with this id ends,
+/// except for process 1, and kernels should outlive their provider.
 const PARENT_PID: (&str, &str) = ("JPY_PARENT_PID", "1");
 
-/// Put together from what the kernel inherits, over it what its kernelspec sets, over that what the caller asks for.
-/// [`LocalConfig::inherit_over_kernelspec`] turns the first two round.
+/// Composes a kernel's environment. The request's variables take precedence over the kernelspec's, and these over the
+/// inherited ones.
 ///
-/// As with `jupyter_client`, `${NAME}` in the kernelspec's values is a variable of the other two.
+/// [`LocalConfig::inherit_over_kernelspec`] reverses the last two. As in `jupyter_client`, `${NAME}` in a kernelspec's
+/// value refers to a variable of the request or an inherited one.
 pub(crate) fn compose(
     config: &LocalConfig,
     own: impl IntoIterator<Item = (OsString, OsString)>,
@@ -53,22 +54,25 @@ fn is_inherited(inherit: &InheritEnv, name: &OsStr) -> bool {
     }
 }
 
-/// The tokens that let one in at this process's own door, or at the one that it is a back end of.
+/// Tokens that grant access to this server, or to the server that it is a back end of.
 fn is_secret(name: &str) -> bool {
     name.ends_with("_AUTH_TOKEN") || matches!(name, "KERNELMUX_TOKEN" | "JUPYTER_TOKEN" | "JPY_API_TOKEN")
 }
 
-/// Says what is wrong with a variable that no process can have.
+/// Checks the request's variables.
+///
+/// # Errors
+/// The reason why a process cannot have a variable.
 pub(crate) fn check(request: &BTreeMap<String, String>) -> Result<(), String> {
     for (name, value) in request {
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(format!(
-                "{name:?} cannot be an environment variable: its name must not be empty nor hold '=' or NUL"
+                "{name:?} cannot be an environment variable: its name must not be empty or contain '=' or NUL"
             ));
         }
         if value.contains('\0') {
             return Err(format!(
-                "the environment variable {name} holds a NUL character, which no process can have"
+                "the environment variable {name} contains a NUL character, which is not allowed"
             ));
         }
     }
@@ -109,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_win_and_no_token_is_passed_on() {
+    fn request_variables_take_precedence_and_tokens_are_not_inherited() {
         let env = composed(
             InheritEnv::AllButSecrets,
             &[
@@ -133,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_named_is_inherited() {
+    fn only_named_variables_are_inherited() {
         let only = InheritEnv::Only(["HOME".to_owned()].into());
         assert_eq!(
             composed(only, &[], &[]),
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn inherited_variables_can_win_over_the_kernelspec() {
+    fn inherited_variables_can_take_precedence_over_the_kernelspec() {
         let spec = [("HOME", "spec"), ("UNSET", "spec"), ("PATH", "${HOME}")];
         let env = composed(InheritEnv::AllButSecrets, &spec, &[]);
         assert_eq!((&*env["HOME"], &*env["UNSET"], &*env["PATH"]), ("/h", "spec", "/h"));
@@ -155,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_process_can_have_is_refused() {
+    fn invalid_variables_are_refused() {
         assert!(check(&strings(&[("A", "b=c\n")])).is_ok());
         for (name, value) in [("", ""), ("a=b", ""), ("a\0", ""), ("a", "\0")] {
             assert!(check(&strings(&[(name, value)])).is_err(), "{name:?} {value:?}");

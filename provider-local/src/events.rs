@@ -1,4 +1,4 @@
-//! File system events (inotify): one descriptor and one task for all that a provider watches.
+//! File system events (inotify). A provider uses one descriptor and one task for all its watches.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -29,23 +29,23 @@ struct Inner {
 
 struct Watched {
     wake: Arc<Notify>,
-    /// Only events about these names count; all do where it is empty.
+    /// Only events about these names are reported. If empty, all are.
     names: BTreeSet<OsString>,
-    /// How many [`Watch`]es share it: the system gives the same watch for the same directory.
+    /// Number of [`Watch`]es that share this entry: the system returns the same watch for the same path.
     count: usize,
 }
 
-/// A watch; ends when dropped.
+/// A watch on a path. Dropping it ends the watch.
 pub(crate) struct Watch {
     inner: Arc<Inner>,
     wd: i32,
 }
 
 impl Events {
-    /// Starts watching nothing. Must be called in an async runtime.
+    /// Creates an instance without watches. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// Where the system has no more watchers for this user (`fs.inotify.max_user_instances`).
+    /// [`io::Error`] if this user cannot have more instances (`fs.inotify.max_user_instances`).
     pub(crate) fn new() -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         let inner = Arc::new(Inner {
@@ -62,10 +62,10 @@ impl Events {
         })
     }
 
-    /// Wakes `wake` at each of the `events` at `path`; where a name is given, only at those about this entry of it.
+    /// Notifies `wake` of each of the `events` at `path`. With a name, only events about this directory entry count.
     ///
     /// # Errors
-    /// Where there is no such path, or the system has no more watches for this user.
+    /// [`io::Error`] if the path does not exist, or this user cannot have more watches.
     pub(crate) fn watch(
         &self,
         path: &Path,
@@ -106,7 +106,7 @@ impl Drop for Watch {
             watched.count -= 1;
             if watched.count == 0 {
                 watches.remove(&self.wd);
-                // Fails where what was watched is gone, and its watch with it.
+                // Fails if the watched path is gone, because its watch is gone too.
                 let _ = inotify::remove_watch(self.inner.fd.get_ref(), self.wd);
             }
         }
@@ -115,16 +115,16 @@ impl Drop for Watch {
 
 impl Inner {
     async fn deliver(&self) {
-        // Fails only where the async runtime is going down.
+        // Fails only if the runtime is shutting down.
         while let Ok(mut ready) = self.fd.readable().await {
-            if self.deliver_those_there() {
+            if self.deliver_available() {
                 ready.clear_ready();
             }
         }
     }
 
-    /// Delivers what one read gives; says whether there is nothing more.
-    fn deliver_those_there(&self) -> bool {
+    /// Delivers the events of one read. Returns whether there are no more.
+    fn deliver_available(&self) -> bool {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = Reader::new(self.fd.get_ref(), &mut buffer);
         loop {
@@ -136,7 +136,7 @@ impl Inner {
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return true,
                 Err(error) => {
-                    tracing::warn!(%error, "file system events cannot be read");
+                    tracing::warn!(%error, "cannot read file system events");
                     return true;
                 }
             }
@@ -149,7 +149,7 @@ impl Inner {
     fn wake(&self, wd: i32, events: ReadFlags, name: Option<&OsStr>) {
         let watches = crate::lock(&self.watches);
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-            // Nobody knows what was lost.
+            // It is unknown which events were lost.
             watches.values().for_each(|watched| watched.wake.notify_one());
         } else if let Some(watched) = watches.get(&wd)
             && (watched.names.is_empty() || name.is_none_or(|name| watched.names.contains(name)))

@@ -1,4 +1,4 @@
-//! One kernel: its handle, and the task that watches its process.
+//! A kernel's handle, and the task that watches its process.
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -16,61 +16,61 @@ use tokio::sync::{Notify, watch};
 
 use crate::AbortOnDrop;
 use crate::events::Events;
-use crate::launch::{self, Machine, Ready, blocking};
+use crate::launch::{self, ProviderContext, Ready, blocking};
 use crate::output::{self, Trimmer};
 use crate::process::Process;
 use crate::registry::Registry;
-use crate::state::{KernelFiles, Saved, Stage};
+use crate::state::{KernelFiles, SavedKernel, Stage};
 
-/// How long a restarted kernel may take until it answers.
+/// How long a restarted kernel may take to accept connections.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a killed process may take to be gone. Only one that hangs in the system takes longer.
-const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
-/// A kernel that writes without end is looked after this often.
+/// How long a killed process may take to be gone. Only a process stuck in a system call takes longer.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Minimum time between checks of the output file, so that continuous output does not keep the task busy.
 const TRIM_PAUSE: Duration = Duration::from_millis(200);
 
 /// A kernel of a [`LocalProvider`](crate::LocalProvider).
 pub(crate) struct LocalKernel {
     id: KernelId,
-    machine: Arc<Machine>,
+    context: Arc<ProviderContext>,
     registry: Weak<Registry>,
     files: KernelFiles,
     phase: watch::Sender<Phase>,
-    state: Mutex<State>,
-    /// Held by whoever restarts or ends it.
+    state: Mutex<KernelState>,
+    /// Serializes restarts and shutdown.
     operation: tokio::sync::Mutex<()>,
-    /// Woken when a restart that is under way is no longer wanted.
-    give_up_restart: Notify,
+    /// Cancels a restart in progress.
+    cancel_restart: Notify,
 }
 
-struct State {
-    saved: Saved,
-    /// Kept when it has ended: a restart gives it the same key, and the same ports if they are free.
+struct KernelState {
+    saved: SavedKernel,
+    /// Kept after the kernel ended, so that a restart uses the same key, and the same ports if they are free.
     connection: Option<ConnectionInfo>,
-    running: Option<Running>,
+    running: Option<RunningProcess>,
     is_restarting: bool,
-    /// Whether it is to end for good.
+    /// Whether the kernel is being shut down.
     is_ending: bool,
 }
 
-struct Running {
+struct RunningProcess {
     process: Arc<Process>,
-    /// Becomes true when the process is gone and all that it started.
+    /// Becomes `true` when the process and everything that it started are gone.
     is_gone: watch::Receiver<bool>,
     supervisor: AbortOnDrop,
 }
 
 impl LocalKernel {
-    /// A kernel that runs.
+    /// Creates the handle of a running kernel and starts to watch its process.
     pub(crate) fn running(
-        machine: &Arc<Machine>,
+        context: &Arc<ProviderContext>,
         registry: &Arc<Registry>,
         files: KernelFiles,
-        saved: Saved,
+        saved: SavedKernel,
         process: Arc<Process>,
         connection: Option<ConnectionInfo>,
     ) -> Arc<Self> {
-        let kernel = Self::new(machine, registry, files, saved, Phase::Running);
+        let kernel = Self::new(context, registry, files, saved, Phase::Running);
         {
             let mut state = crate::lock(&kernel.state);
             state.connection = connection;
@@ -80,31 +80,31 @@ impl LocalKernel {
         kernel
     }
 
-    /// A kernel that has ended by itself.
+    /// Creates the handle of a kernel that ended by itself.
     pub(crate) fn ended(
-        machine: &Arc<Machine>,
+        context: &Arc<ProviderContext>,
         registry: &Arc<Registry>,
         files: KernelFiles,
-        saved: Saved,
+        saved: SavedKernel,
         exit: Exit,
     ) -> Arc<Self> {
-        Self::new(machine, registry, files, saved, Phase::Exited(exit))
+        Self::new(context, registry, files, saved, Phase::Exited(exit))
     }
 
     fn new(
-        machine: &Arc<Machine>,
+        context: &Arc<ProviderContext>,
         registry: &Arc<Registry>,
         files: KernelFiles,
-        saved: Saved,
+        saved: SavedKernel,
         phase: Phase,
     ) -> Arc<Self> {
         Arc::new(Self {
             id: saved.record.id,
-            machine: Arc::clone(machine),
+            context: Arc::clone(context),
             registry: Arc::downgrade(registry),
             files,
             phase: watch::Sender::new(phase),
-            state: Mutex::new(State {
+            state: Mutex::new(KernelState {
                 saved,
                 connection: None,
                 running: None,
@@ -112,7 +112,7 @@ impl LocalKernel {
                 is_ending: false,
             }),
             operation: tokio::sync::Mutex::default(),
-            give_up_restart: Notify::new(),
+            cancel_restart: Notify::new(),
         })
     }
 
@@ -120,7 +120,7 @@ impl LocalKernel {
         self.id
     }
 
-    /// How it ended, if it has.
+    /// How the kernel ended, or `None` while it runs.
     pub(crate) fn exit(&self) -> Option<Exit> {
         match &*self.phase.borrow() {
             Phase::Exited(exit) => Some(exit.clone()),
@@ -128,17 +128,17 @@ impl LocalKernel {
         }
     }
 
-    /// Another has taken its place, or too many others ended after it: its files go. Blocks shortly.
-    pub(crate) fn forget(&self) {
+    /// Removes the files of a kernel that was replaced or is no longer remembered. Blocks briefly.
+    pub(crate) fn discard(&self) {
         crate::lock(&self.state).is_ending = true;
         self.files.remove_all();
     }
 
-    fn supervise(self: &Arc<Self>, process: Arc<Process>, output_from: u64) -> Running {
+    fn supervise(self: &Arc<Self>, process: Arc<Process>, output_from: u64) -> RunningProcess {
         let (gone, is_gone) = watch::channel(false);
         let task = supervise(
             Arc::downgrade(self),
-            Arc::clone(&self.machine.events),
+            Arc::clone(&self.context.events),
             self.files.clone(),
             Arc::clone(&process),
             output_from,
@@ -147,18 +147,18 @@ impl LocalKernel {
             task.await;
             gone.send_replace(true);
         });
-        Running {
+        RunningProcess {
             process,
             is_gone,
             supervisor: AbortOnDrop::new(&task),
         }
     }
 
-    /// The process is gone. Blocks shortly, on files.
+    /// Records the end of the process, unless a restart is in progress. Blocks briefly on files.
     fn process_ended(&self, exit: Exit) {
         let mut state = crate::lock(&self.state);
         if let Some(running) = state.running.take() {
-            // It is the supervisor that calls this, and it has to tell others yet.
+            // The supervisor itself calls this, and still has to notify waiting callers.
             running.supervisor.release();
         }
         if !state.is_restarting {
@@ -166,8 +166,8 @@ impl LocalKernel {
         }
     }
 
-    /// The kernel is gone and no other process takes its place. Blocks shortly, on files.
-    fn exited(&self, mut state: MutexGuard<'_, State>, mut exit: Exit) {
+    /// Records the end of the kernel. Blocks briefly on files.
+    fn exited(&self, mut state: MutexGuard<'_, KernelState>, mut exit: Exit) {
         let is_ending = state.is_ending;
         if is_ending {
             exit.cause = ExitCause::Requested;
@@ -177,9 +177,9 @@ impl LocalKernel {
             state.saved.stage = Stage::Ended(exit.clone());
             self.files.remove_connection();
             if let Err(error) = self.files.save(&state.saved) {
-                tracing::warn!(kernel = %self.id, %error, "the kernel's end is not recorded");
+                tracing::warn!(kernel = %self.id, %error, "cannot record the kernel's end");
             }
-            // Where this fails the output is long, not lost.
+            // If this fails, the output file merely stays long.
             let _ = output::compact(&self.files.output());
         }
         drop(state);
@@ -187,20 +187,20 @@ impl LocalKernel {
             if is_ending {
                 registry.remove(self);
             } else {
-                registry.ended(self, self.machine.config.keep_ended);
+                registry.ended(self, self.context.config.keep_ended);
             }
         }
         self.phase.send_replace(Phase::Exited(exit));
     }
 
-    fn gone(&self) -> Result<(), ProviderError> {
+    fn check_running(&self) -> Result<(), ProviderError> {
         match self.exit() {
             Some(exit) => Err(ProviderError::Gone(exit.cause)),
             None => Ok(()),
         }
     }
 
-    /// Ends the process that runs now, if one does: politely, and after `grace` with force.
+    /// Ends the running process, if there is one: with SIGTERM, and after `grace` with SIGKILL.
     async fn end_process(&self, grace: Duration) -> Result<(), ProviderError> {
         let running = crate::lock(&self.state)
             .running
@@ -209,9 +209,9 @@ impl LocalKernel {
         let Some((process, mut is_gone)) = running else {
             return Ok(());
         };
-        // An error of the channel means that the supervisor has ended, which it does after the process alone.
+        // The channel closes only when the supervisor has ended, which is after the process.
         if !grace.is_zero() && process.signal_group(Signal::TERM).is_ok() {
-            // One that is stopped takes no other signal until it goes on.
+            // A stopped process handles SIGTERM only after SIGCONT.
             let _ = process.signal_group(Signal::CONT);
             if tokio::time::timeout(grace, is_gone.wait_for(|gone| *gone))
                 .await
@@ -219,31 +219,31 @@ impl LocalKernel {
             {
                 return Ok(());
             }
-            tracing::info!(kernel = %self.id, ?grace, "the kernel did not end when it was asked to, and is killed");
+            tracing::info!(kernel = %self.id, ?grace, "the kernel did not end within its grace period; killing it");
         }
         process.kill();
-        match tokio::time::timeout(DEATH_TIMEOUT, is_gone.wait_for(|gone| *gone)).await {
+        match tokio::time::timeout(KILL_TIMEOUT, is_gone.wait_for(|gone| *gone)).await {
             Ok(_) => Ok(()),
             Err(_) => Err(ProviderError::failed(
                 format!("end process {}", process.identity().pid),
                 format!(
-                    "it is still there {DEATH_TIMEOUT:?} after SIGKILL; it hangs in the system, as for a dead disk"
+                    "it still exists {KILL_TIMEOUT:?} after SIGKILL; it may be stuck in a system call, such as on a failed disk"
                 ),
             )),
         }
     }
 
     async fn restart_now(self: &Arc<Self>, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
-        let restarting = Restarting::begin(self)?;
+        let restarting = RestartGuard::begin(self)?;
         self.phase.send_replace(Phase::Restarting);
         self.end_process(grace).await?;
         let (saved, connection) = {
             let state = crate::lock(&self.state);
             (state.saved.clone(), state.connection.clone())
         };
-        let connection = connection.unwrap_or_else(|| launch::fresh_connection(&saved.start));
+        let connection = connection.unwrap_or_else(|| launch::new_connection(&saved.start));
         let ready = launch::start(
-            &self.machine,
+            &self.context,
             &self.files,
             saved,
             connection,
@@ -265,14 +265,14 @@ impl LocalKernel {
     }
 }
 
-/// A restart that is under way. Dropping it gives the restart up.
-struct Restarting<'a> {
+/// A restart in progress. Dropping it cancels the restart.
+struct RestartGuard<'a> {
     kernel: &'a Arc<LocalKernel>,
     exit: Exit,
     is_over: bool,
 }
 
-impl<'a> Restarting<'a> {
+impl<'a> RestartGuard<'a> {
     fn begin(kernel: &'a Arc<LocalKernel>) -> Result<Self, ProviderError> {
         let mut state = crate::lock(&kernel.state);
         if state.is_ending {
@@ -280,7 +280,7 @@ impl<'a> Restarting<'a> {
         }
         state.is_restarting = true;
         let exit = Exit::new(ExitCause::Unknown(
-            "it was ended for a restart that was given up".to_owned(),
+            "it was ended for a restart that was cancelled".to_owned(),
         ));
         Ok(Self {
             kernel,
@@ -305,7 +305,7 @@ impl<'a> Restarting<'a> {
     }
 }
 
-impl Drop for Restarting<'_> {
+impl Drop for RestartGuard<'_> {
     fn drop(&mut self) {
         if self.is_over {
             return;
@@ -313,7 +313,7 @@ impl Drop for Restarting<'_> {
         let mut state = crate::lock(&self.kernel.state);
         state.is_restarting = false;
         if state.running.is_some() {
-            // The old process is there still. If it was asked to end, its supervisor will tell.
+            // The old process still exists. If it was asked to end, its supervisor reports the exit.
             self.kernel.phase.send_replace(Phase::Running);
         } else {
             self.kernel.exited(state, self.exit.clone());
@@ -323,7 +323,7 @@ impl Drop for Restarting<'_> {
 
 /// Watches a process until it is gone, and keeps its output bounded until then.
 ///
-/// It holds nothing that keeps the state directory locked: dropped provider and handles let go of it at once.
+/// Holds nothing that keeps the state directory locked, so dropping the provider and all handles unlocks it at once.
 async fn supervise(
     kernel: Weak<LocalKernel>,
     events: Arc<Events>,
@@ -333,36 +333,36 @@ async fn supervise(
 ) {
     let ended = tokio::select! {
         ended = process.ended() => ended,
-        never = keep_bounded(&events, &files) => match never {},
+        never = bound_output(&events, &files) => match never {},
     };
     let Ok(ended) = ended else {
-        // The async runtime is going down.
+        // The runtime is shutting down.
         return;
     };
     let ended = blocking("end what the kernel started", move || {
-        process.bury();
+        process.reap();
         if let Some(kernel) = kernel.upgrade() {
-            let output = output::tail(&files.output(), output_from, output::EVIDENCE).unwrap_or_default();
-            let cause = kernel.machine.cause(ended);
+            let output = output::tail(&files.output(), output_from, output::ERROR_TAIL).unwrap_or_default();
+            let cause = kernel.context.cause(ended);
             kernel.process_ended(Exit::new(cause).with_output(output));
         }
     });
     if let Err(error) = ended.await {
-        tracing::error!(%error, "the end of a kernel was not dealt with");
+        tracing::error!(%error, "cannot process the end of a kernel");
     }
 }
 
-async fn keep_bounded(events: &Events, files: &KernelFiles) -> std::convert::Infallible {
+async fn bound_output(events: &Events, files: &KernelFiles) -> std::convert::Infallible {
     let path = files.output();
     let wrote = Arc::new(Notify::new());
     let mut trimmer = Trimmer::default();
     loop {
-        // One event, then none until the pause is over: a flood of writes must not become a flood of events.
+        // One event, then none until the pause is over, so that continuous output does not cause continuous events.
         let once = WatchFlags::MODIFY | WatchFlags::ONESHOT;
         let watch = events.watch(&path, None, once, &wrote);
         let trimmed = trimmer.trim(&path);
         if let Err(error) = watch.as_ref().map(drop).and(trimmed.as_ref().map(drop)) {
-            tracing::warn!(%error, path = %path.display(), "the kernel's output is not kept bounded");
+            tracing::warn!(%error, path = %path.display(), "cannot limit the size of the kernel's output");
             return std::future::pending().await;
         }
         wrote.notified().await;
@@ -372,7 +372,7 @@ async fn keep_bounded(events: &Events, files: &KernelFiles) -> std::convert::Inf
 }
 
 #[async_trait]
-impl KernelHandle for Shared {
+impl KernelHandle for LocalKernelHandle {
     fn record(&self) -> KernelRecord {
         let state = crate::lock(&self.0.state);
         let mut record = state.saved.record.clone();
@@ -384,7 +384,7 @@ impl KernelHandle for Shared {
     }
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
-        self.0.gone()?;
+        self.0.check_running()?;
         crate::lock(&self.0.state).connection.clone().ok_or_else(|| {
             ProviderError::failed(
                 format!("read {}", self.0.files.connection_file().display()),
@@ -411,7 +411,7 @@ impl KernelHandle for Shared {
     }
 
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
-        self.0.gone()?;
+        self.0.check_running()?;
         let process = {
             let state = crate::lock(&self.0.state);
             if state.saved.start.spec.interrupt_mode == InterruptMode::Message {
@@ -425,7 +425,7 @@ impl KernelHandle for Shared {
         match signalled {
             Ok(()) => Ok(Interrupt::Signalled),
             Err(error) => {
-                self.0.gone()?;
+                self.0.check_running()?;
                 Err(ProviderError::failed("interrupt the kernel", error))
             }
         }
@@ -435,19 +435,19 @@ impl KernelHandle for Shared {
         let _operation = self.0.operation.lock().await;
         tokio::select! {
             biased;
-            () = self.0.give_up_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
+            () = self.0.cancel_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
             restarted = self.0.restart_now(grace, progress) => restarted,
         }
     }
 
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
-        self.0.give_up_restart.notify_waiters();
+        self.0.cancel_restart.notify_waiters();
         let _operation = self.0.operation.lock().await;
         if let Some(exit) = self.0.exit() {
-            // It ended before; now nobody wants its files any more.
+            // The kernel ended earlier, and its files are no longer needed.
             let (kernel, registry) = (Arc::clone(&self.0), self.0.registry.upgrade());
             blocking("remove a kernel's files", move || {
-                kernel.forget();
+                kernel.discard();
                 if let Some(registry) = registry {
                     registry.remove(&kernel);
                 }
@@ -461,5 +461,5 @@ impl KernelHandle for Shared {
     }
 }
 
-/// What embedders hold.
-pub(crate) struct Shared(pub(crate) Arc<LocalKernel>);
+/// The handle that the provider returns.
+pub(crate) struct LocalKernelHandle(pub(crate) Arc<LocalKernel>);

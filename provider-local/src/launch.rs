@@ -1,4 +1,4 @@
-//! From a kernelspec to a process whose sockets can be connected to, or to the reason why not.
+//! Launches a kernel: from a kernelspec to a process whose sockets accept connections.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -24,43 +24,43 @@ use crate::endpoints;
 use crate::environment::{self, Env};
 use crate::events::{Events, Watch};
 use crate::output;
-use crate::ports::{HeldPorts, Ports};
+use crate::ports::{PortAllocator, PortReservation};
 use crate::process::oom::OomCounter;
-use crate::process::{Ended, Process};
+use crate::process::{ExitStatus, Process};
 use crate::ready;
-use crate::state::{KernelFiles, Saved, Stage, Start, StateDir};
+use crate::state::{KernelFiles, LaunchSpec, SavedKernel, Stage, StateDir};
 
-/// How often a kernel is started whose ports others took before it could.
-const ATTEMPTS: usize = 4;
+/// How often a start is attempted if other programs take the kernel's ports.
+const MAX_ATTEMPTS: usize = 4;
 
-/// What the kernels of one provider share.
-pub(crate) struct Machine {
+/// State shared by the kernels of one provider.
+pub(crate) struct ProviderContext {
     pub(crate) config: LocalConfig,
     pub(crate) state: StateDir,
     pub(crate) events: Arc<Events>,
     pub(crate) oom: Arc<OomCounter>,
-    pub(crate) ports: Ports,
-    /// What is not handed over yet, and what was given up and is not cleared away yet.
-    pub(crate) unfinished: TaskTracker,
+    pub(crate) ports: PortAllocator,
+    /// Launches whose process has neither been handed over nor cleaned up yet.
+    pub(crate) pending_launches: TaskTracker,
 }
 
-impl Machine {
-    /// Why a process that was not asked to end has ended.
-    pub(crate) fn cause(&self, ended: Ended) -> ExitCause {
+impl ProviderContext {
+    /// Determines why a process ended that was not asked to.
+    pub(crate) fn cause(&self, ended: ExitStatus) -> ExitCause {
         match ended {
-            Ended::Code(code) => ExitCause::Code(code),
-            Ended::Signal(9) | Ended::NotTold if self.oom.claim() => ExitCause::OutOfMemory,
-            Ended::Signal(signal) => ExitCause::Signal(signal),
-            Ended::NotTold => ExitCause::Unknown(
-                "it was started by an embedder that has ended since, and the system tells only a process's parent how it \
-                 ended"
+            ExitStatus::Code(code) => ExitCause::Code(code),
+            ExitStatus::Signal(9) | ExitStatus::Unknown if self.oom.claim() => ExitCause::OutOfMemory,
+            ExitStatus::Signal(signal) => ExitCause::Signal(signal),
+            ExitStatus::Unknown => ExitCause::Unknown(
+                "it was started by a program that has ended since, and the system reports a process's exit status only \
+                 to its parent"
                     .to_owned(),
             ),
         }
     }
 }
 
-/// Runs what blocks on a thread for that.
+/// Runs blocking code on tokio's thread pool for it.
 pub(crate) async fn blocking<T: Send + 'static>(
     action: &str,
     run: impl FnOnce() -> T + Send + 'static,
@@ -70,44 +70,44 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .map_err(|error| ProviderError::failed(action, error))
 }
 
-/// A kernel that answers at its sockets.
+/// A running kernel whose sockets accept connections.
 pub(crate) struct Ready {
     pub(crate) process: Arc<Process>,
     pub(crate) connection: ConnectionInfo,
-    pub(crate) saved: Saved,
+    pub(crate) saved: SavedKernel,
 }
 
-/// A process that is not handed over yet. Dropping this ends it and all that it started.
-struct Unfinished {
+/// Guards a process until its launch succeeds. Dropping it kills the process and everything that it started.
+struct ProcessGuard {
     process: Option<Arc<Process>>,
     files: KernelFiles,
-    /// Whether the files go with it, as they do where the kernel was not there before.
+    /// Whether to remove the files too. Not for a restart, whose files existed before.
     is_new: bool,
-    counted: TaskTrackerToken,
+    tracker_token: TaskTrackerToken,
 }
 
-impl Unfinished {
-    /// The process has another owner.
-    fn finish(mut self) {
+impl ProcessGuard {
+    /// Leaves the process to its new owner.
+    fn disarm(mut self) {
         self.keep_files();
         self.process = None;
     }
 
-    /// The files are needed again.
+    /// Keeps the files.
     fn keep_files(&mut self) {
         self.is_new = false;
     }
 
-    /// Ends the process, with all that it started, and reaps it. Blocks.
+    /// Kills the process and everything that it started, and reaps it. Blocks.
     fn end(&mut self) {
         if let Some(process) = self.process.take() {
             process.kill();
-            process.bury();
+            process.reap();
         }
     }
 
-    /// Does at once what dropping this does in time. Blocks.
-    fn clear_away(mut self) {
+    /// Cleans up like dropping this, but completes before it returns. Blocks.
+    fn clean_up(mut self) {
         self.end();
         if self.is_new {
             self.files.remove_all();
@@ -116,43 +116,48 @@ impl Unfinished {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for ProcessGuard {
     fn drop(&mut self) {
         let process = self.process.take();
         let files = self.is_new.then(|| self.files.clone());
         if let Some(process) = &process {
-            // Killed before this returns, whatever becomes of this program; the rest takes a moment.
+            // Kill the process before this returns, in case the program ends now. The rest of the cleanup takes a
+            // moment.
             process.kill();
         }
         if process.is_none() && files.is_none() {
             return;
         }
-        let counted = self.counted.clone();
-        let clear_away = move || {
-            let _until_done = counted;
+        let tracker_token = self.tracker_token.clone();
+        let clean_up = move || {
+            let _until_done = tracker_token;
             if let Some(process) = process {
-                process.bury();
+                process.reap();
             }
             if let Some(files) = files {
                 files.remove_all();
             }
         };
-        // The async runtime may be going down, so this is no task. Without threads, the next start clears the files.
+        // A thread instead of a task, because the runtime may be shutting down. If no thread can be spawned, the next
+        // provider that opens the directory removes the files.
         if let Err(error) = std::thread::Builder::new()
             .name("kernel-cleanup".to_owned())
-            .spawn(clear_away)
+            .spawn(clean_up)
         {
-            tracing::warn!(%error, "a kernel that was given up is killed, but its files are left");
+            tracing::warn!(%error, "killed the kernel of a cancelled launch, but cannot remove its files");
         }
     }
 }
 
-/// Finds out what is to be started, and where.
-pub(crate) async fn prepare(machine: &Arc<Machine>, request: &LaunchRequest) -> Result<Saved, LaunchError> {
+/// Resolves a launch request into the record to save. Does not start anything.
+pub(crate) async fn prepare(
+    context: &Arc<ProviderContext>,
+    request: &LaunchRequest,
+) -> Result<SavedKernel, LaunchError> {
     environment::check(&request.env).map_err(LaunchError::BadRequest)?;
-    let (machine, request) = (Arc::clone(machine), request.clone());
+    let (context, request) = (Arc::clone(context), request.clone());
     blocking("start a kernel", move || {
-        let found = get_kernelspec(&machine.config.search, &request.spec);
+        let found = get_kernelspec(&context.config.search, &request.spec);
         let installed = found.map_err(|error| match error {
             KernelspecError::NoSuchKernel { name, installed } => LaunchError::NoSuchSpec {
                 spec: name,
@@ -163,18 +168,18 @@ pub(crate) async fn prepare(machine: &Arc<Machine>, request: &LaunchRequest) -> 
                 reason: other.to_string(),
             },
         })?;
-        let working_dir = working_dir(request.working_dir.as_deref(), machine.config.working_dir.as_deref())?;
+        let working_dir = working_dir(request.working_dir.as_deref(), context.config.working_dir.as_deref())?;
         let record = KernelRecord::new(
-            &machine.config.name,
+            &context.config.name,
             request.id,
             &installed.name,
             request.owner,
             chrono::Utc::now(),
             serde_json::Value::Null,
         );
-        Ok(Saved {
+        Ok(SavedKernel {
             record,
-            start: Start {
+            start: LaunchSpec {
                 spec_name: installed.name,
                 spec: installed.spec,
                 resource_dir: installed.resource_dir,
@@ -189,11 +194,11 @@ pub(crate) async fn prepare(machine: &Arc<Machine>, request: &LaunchRequest) -> 
     .await?
 }
 
-/// Where a kernel starts: where it was asked for, else where this process is.
+/// Chooses the working directory: the request's, else the configured default, else this process's.
 fn working_dir(request: Option<&Path>, default: Option<&Path>) -> Result<PathBuf, LaunchError> {
     let chosen = request.or(default);
     let Some(dir) = chosen else {
-        // The own directory may have been removed.
+        // This process's own directory may have been deleted.
         let own = std::env::current_dir().ok().filter(|dir| dir.is_dir());
         return Ok(own.unwrap_or_else(|| PathBuf::from("/")));
     };
@@ -203,13 +208,13 @@ fn working_dir(request: Option<&Path>, default: Option<&Path>) -> Result<PathBuf
     };
     match std::fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => std::path::absolute(dir).map_err(|error| refuse(error.to_string())),
-        Ok(_) => Err(refuse("it is no directory".to_owned())),
-        Err(error) => Err(refuse(format!("{error}; make it, or give another"))),
+        Ok(_) => Err(refuse("it is not a directory".to_owned())),
+        Err(error) => Err(refuse(format!("{error}; create it, or choose another"))),
     }
 }
 
-/// What a fresh kernel's connection is before it has ports.
-pub(crate) fn fresh_connection(start: &Start) -> ConnectionInfo {
+/// Creates connection info with a new key and without ports.
+pub(crate) fn new_connection(start: &LaunchSpec) -> ConnectionInfo {
     ConnectionInfo {
         key: Key::random(),
         kernel_name: start.spec_name.clone(),
@@ -220,12 +225,12 @@ pub(crate) fn fresh_connection(start: &Start) -> ConnectionInfo {
 
 /// Starts a kernel and waits for its sockets.
 ///
-/// `connection` has the key, and the ports that are to be taken if they are free. Where `is_new`, the files go when
-/// this fails or is dropped. The process goes in any case.
+/// `connection` contains the key, and the ports to use if they are free. If this fails or is dropped, the process is
+/// killed, and with `is_new` the kernel's files are removed.
 pub(crate) async fn start(
-    machine: &Arc<Machine>,
+    context: &Arc<ProviderContext>,
     files: &KernelFiles,
-    saved: Saved,
+    saved: SavedKernel,
     connection: ConnectionInfo,
     is_new: bool,
     timeout: Duration,
@@ -233,12 +238,12 @@ pub(crate) async fn start(
 ) -> Result<Ready, LaunchError> {
     let deadline = Instant::now() + timeout;
     let transport = blocking("start a kernel", {
-        let (machine, files, start) = (Arc::clone(machine), files.clone(), saved.start.clone());
+        let (context, files, start) = (Arc::clone(context), files.clone(), saved.start.clone());
         move || {
             let Invocation {
                 argv, connection_file, ..
-            } = invocation(&machine, &files, &start);
-            endpoints::transport(machine.config.transport, &start.spec, &argv, &connection_file)
+            } = invocation(&context, &files, &start);
+            endpoints::transport(context.config.transport, &start.spec, &argv, &connection_file)
         }
     })
     .await?;
@@ -246,154 +251,157 @@ pub(crate) async fn start(
     loop {
         attempt += 1;
         let endpoints = match transport {
-            Transport::Ipc => Endpoints::Sockets,
-            _ if endpoints::announces_ports(&saved.start.spec) => Endpoints::Announced(Box::new(
+            Transport::Ipc => EndpointChoice::Sockets,
+            _ if endpoints::announces_ports(&saved.start.spec) => EndpointChoice::Announced(Box::new(
                 Registration::bind(connection.clone())
                     .await
                     .map_err(registration_failed)?,
             )),
-            _ if attempt == 1 => Endpoints::HeldPorts,
-            // Ports that were not to be had are not held a second time: the kernel may be one that cannot bind what
-            // is held.
-            _ => Endpoints::OtherPorts,
+            _ if attempt == 1 => EndpointChoice::ReservedPorts,
+            // After a failed attempt the ports are no longer kept bound, because this kernel may be unable to bind
+            // ports that are.
+            _ => EndpointChoice::UnheldPorts,
         };
-        let begun = blocking("start a kernel", {
-            let (machine, saved, connection) = (Arc::clone(machine), saved.clone(), connection.clone());
-            // Counted from here on: the thread goes on when this is dropped.
-            let unfinished = Unfinished {
+        let spawned = blocking("start a kernel", {
+            let (context, saved, connection) = (Arc::clone(context), saved.clone(), connection.clone());
+            // Tracked from here on, because the blocking thread continues if this future is dropped.
+            let guard = ProcessGuard {
                 process: None,
                 files: files.clone(),
                 is_new,
-                counted: machine.unfinished.token(),
+                tracker_token: context.pending_launches.token(),
             };
-            move || begin(&machine, unfinished, saved, connection, endpoints)
+            move || spawn_or_clean_up(&context, guard, saved, connection, endpoints)
         })
         .await??;
-        let Begun {
-            mut unfinished,
+        let SpawnedKernel {
+            mut guard,
             process,
             mut endpoint,
             saved,
-        } = begun;
+        } = spawned;
         progress.report(LaunchStage::Starting);
-        let Some(failure) = outcome(&process, &mut endpoint, deadline).await else {
-            return complete(unfinished, process, endpoint.connection, saved).await;
+        let Some(failure) = wait_until_ready(&process, &mut endpoint, deadline).await else {
+            return finish(guard, process, endpoint.connection, saved).await;
         };
         let id = saved.record.id;
-        let machine = Arc::clone(machine);
+        let context = Arc::clone(context);
         let failed = blocking("end a kernel that did not start", move || {
-            unfinished.end();
+            guard.end();
             let connection = endpoint.connection.clone();
             drop(endpoint);
-            let output =
-                output::tail(&unfinished.files.output(), saved.output_from, output::EVIDENCE).unwrap_or_default();
+            let output = output::tail(&guard.files.output(), saved.output_from, output::ERROR_TAIL).unwrap_or_default();
             let error = match failure {
                 Failure::TimedOut => LaunchError::TimedOut { timeout, output },
-                Failure::Ended(_) if attempt < ATTEMPTS && is_port_taken(&connection, &output) => {
-                    unfinished.keep_files();
+                Failure::Ended(_) if attempt < MAX_ATTEMPTS && is_port_taken(&connection, &output) => {
+                    guard.keep_files();
                     return None;
                 }
-                Failure::Ended(ended) => LaunchError::died(machine.cause(ended), output),
+                Failure::Ended(ended) => LaunchError::died(context.cause(ended), output),
                 Failure::Lost(error) => ProviderError::failed("watch the kernel's process", error).into(),
                 Failure::Handshake(error) => registration_failed(error),
             };
-            unfinished.clear_away();
+            guard.clean_up();
             Some(error)
         })
         .await?;
         match failed {
             Some(error) => return Err(error),
-            None => tracing::info!(kernel = %id, attempt, "a port was taken; trying others"),
+            None => tracing::info!(kernel = %id, attempt, "a port is in use; trying others"),
         }
     }
 }
 
-/// Where the kernel is to have its sockets.
-enum Endpoints {
+/// Where the kernel creates its sockets.
+enum EndpointChoice {
     /// Unix sockets.
     Sockets,
-    /// TCP ports that are held until the kernel has them; those of before if they are free.
-    HeldPorts,
-    /// TCP ports that were free a moment ago.
-    OtherPorts,
-    /// TCP ports that the kernel chooses and announces here.
+    /// TCP ports that stay bound until the kernel uses them. The previous ports are used again if they are free.
+    ReservedPorts,
+    /// TCP ports that were free a moment ago, but are not kept bound.
+    UnheldPorts,
+    /// TCP ports that the kernel chooses and announces to this listener (JEP 66).
     Announced(Box<Registration>),
 }
 
 fn registration_failed(error: HandshakeError) -> LaunchError {
-    ProviderError::failed("let the kernel announce its ports", error).into()
+    ProviderError::failed("receive the kernel's ports", error).into()
 }
 
 /// A process whose sockets are not open yet.
-struct Begun {
-    unfinished: Unfinished,
+struct SpawnedKernel {
+    guard: ProcessGuard,
     process: Arc<Process>,
     endpoint: Endpoint,
-    saved: Saved,
+    saved: SavedKernel,
 }
 
-/// Where its sockets are to be, and what tells that they are.
+/// The sockets that a process is expected to open.
 struct Endpoint {
     connection: ConnectionInfo,
     registration: Option<Registration>,
-    /// Woken when a Unix socket is made.
+    /// Notified when a Unix socket is created.
     made: Arc<Notify>,
-    _held: HeldPorts,
+    _reservation: PortReservation,
     _watch: Option<Watch>,
 }
 
-fn begin(
-    machine: &Machine,
-    mut unfinished: Unfinished,
-    saved: Saved,
+fn spawn_or_clean_up(
+    context: &ProviderContext,
+    mut guard: ProcessGuard,
+    saved: SavedKernel,
     connection: ConnectionInfo,
-    endpoints: Endpoints,
-) -> Result<Begun, LaunchError> {
-    match spawn_with(machine, &mut unfinished, saved, connection, endpoints) {
-        Ok((process, endpoint, saved)) => Ok(Begun {
-            unfinished,
+    endpoints: EndpointChoice,
+) -> Result<SpawnedKernel, LaunchError> {
+    match prepare_and_spawn(context, &mut guard, saved, connection, endpoints) {
+        Ok((process, endpoint, saved)) => Ok(SpawnedKernel {
+            guard,
             process,
             endpoint,
             saved,
         }),
         Err(error) => {
-            unfinished.clear_away();
+            guard.clean_up();
             Err(error)
         }
     }
 }
 
-/// Makes the files and starts the process.
-fn spawn_with(
-    machine: &Machine,
-    unfinished: &mut Unfinished,
-    mut saved: Saved,
+/// Creates the files and starts the process.
+fn prepare_and_spawn(
+    context: &ProviderContext,
+    guard: &mut ProcessGuard,
+    mut saved: SavedKernel,
     mut connection: ConnectionInfo,
-    endpoints: Endpoints,
-) -> Result<(Arc<Process>, Endpoint, Saved), LaunchError> {
-    let files = &unfinished.files;
-    files.make(matches!(endpoints, Endpoints::Sockets))?;
+    endpoints: EndpointChoice,
+) -> Result<(Arc<Process>, Endpoint, SavedKernel), LaunchError> {
+    let files = &guard.files;
+    files.create_dirs(matches!(endpoints, EndpointChoice::Sockets))?;
     let made = Arc::new(Notify::new());
-    let (mut held, mut watch, mut registration) = (HeldPorts::default(), None, None);
+    let (mut reservation, mut watch, mut registration) = (PortReservation::default(), None, None);
     let no_port = |error: io::Error| LaunchError::NoRoom {
         reason: format!("no free TCP port: {error}"),
     };
     match endpoints {
-        Endpoints::Sockets => {
-            endpoints::take_sockets(&mut connection, &files.socket_dir);
-            let watched = machine.events.watch(&files.socket_dir, None, WatchFlags::CREATE, &made);
+        EndpointChoice::Sockets => {
+            endpoints::set_unix_sockets(&mut connection, &files.socket_dir);
+            let watched = context.events.watch(&files.socket_dir, None, WatchFlags::CREATE, &made);
             watch = Some(watched.map_err(|error| {
                 ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
             })?);
         }
-        Endpoints::HeldPorts => held = machine.ports.take(&mut connection).map_err(no_port)?,
-        Endpoints::OtherPorts => {
+        EndpointChoice::ReservedPorts => reservation = context.ports.reserve_ports(&mut connection).map_err(no_port)?,
+        EndpointChoice::UnheldPorts => {
             endpoints::CHANNELS
                 .into_iter()
                 .for_each(|channel| connection.set_port(channel, 0));
-            held = machine.ports.take(&mut connection).map_err(no_port)?.without_sockets();
+            reservation = context
+                .ports
+                .reserve_ports(&mut connection)
+                .map_err(no_port)?
+                .without_sockets();
         }
-        Endpoints::Announced(bound) => {
+        EndpointChoice::Announced(bound) => {
             connection = bound.connection_info().clone();
             registration = Some(*bound);
         }
@@ -404,33 +412,34 @@ fn spawn_with(
     saved.stage = Stage::Starting;
     saved.process = None;
     saved.output_from = output::length(&files.output());
-    // Written before there is a process: an embedder that is killed right after it has begun leaves a trace.
+    // Written before the process is spawned, so that the next provider finds the launch if this program is killed in
+    // between.
     files.save(&saved)?;
-    let process = Arc::new(spawn(machine, files, &saved.start)?);
+    let process = Arc::new(spawn(context, files, &saved.start)?);
     saved.process = Some(process.identity().clone());
-    unfinished.process = Some(Arc::clone(&process));
-    unfinished.files.save(&saved)?;
+    guard.process = Some(Arc::clone(&process));
+    guard.files.save(&saved)?;
     let endpoint = Endpoint {
         connection,
         registration,
         made,
-        _held: held,
+        _reservation: reservation,
         _watch: watch,
     };
     Ok((process, endpoint, saved))
 }
 
-/// How a kernel's program is called.
+/// The command line and environment of a kernel.
 struct Invocation {
     argv: Vec<String>,
     env: Env,
     connection_file: String,
 }
 
-fn invocation(machine: &Machine, files: &KernelFiles, start: &Start) -> Invocation {
-    let env = environment::compose(&machine.config, std::env::vars_os(), &start.spec.env, &start.env);
+fn invocation(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> Invocation {
+    let env = environment::compose(&context.config, std::env::vars_os(), &start.spec.env, &start.env);
     let connection_file = files.connection_file().to_string_lossy().into_owned();
-    let python = machine.config.python.as_ref().map(|python| python.to_string_lossy());
+    let python = context.config.python.as_ref().map(|python| python.to_string_lossy());
     let argv = start.kernelspec().argv(&LaunchArgs {
         connection_file: &connection_file,
         python: python.as_deref(),
@@ -444,8 +453,8 @@ fn invocation(machine: &Machine, files: &KernelFiles, start: &Start) -> Invocati
     }
 }
 
-fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Process, LaunchError> {
-    let Invocation { argv, env, .. } = invocation(machine, files, start);
+fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> Result<Process, LaunchError> {
+    let Invocation { argv, env, .. } = invocation(context, files, start);
     let search_path = env.get(OsStr::new("PATH"));
     let Some((program, arguments)) = argv.split_first() else {
         return Err(LaunchError::CannotStart {
@@ -470,16 +479,16 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
                 format!("its working directory {} is gone", start.working_dir.display())
             }
             io::ErrorKind::NotFound => format!(
-                "there is no such program, or not the interpreter that its first line names; it was looked for in {}; \
-                 install it, or correct argv in {}",
+                "there is no such program in {}, or the interpreter in the program's first line is missing; install it, \
+                 or correct argv in {}",
                 search_path.map_or_else(
                     || "the system's directories".to_owned(),
                     |path| path.to_string_lossy().into_owned()
                 ),
                 start.resource_dir.join("kernel.json").display()
             ),
-            io::ErrorKind::ArgumentListTooLong => "its environment or arguments are longer than the system takes (on \
-                 Linux 128 KiB for one variable); shorten them"
+            io::ErrorKind::ArgumentListTooLong => "its environment or arguments exceed the system's limit (on Linux \
+                 128 KiB per variable); shorten them"
                 .to_owned(),
             _ => error.to_string(),
         };
@@ -490,16 +499,18 @@ fn spawn(machine: &Machine, files: &KernelFiles, start: &Start) -> Result<Proces
     })
 }
 
-/// Why a process did not become a kernel.
+/// Why a process did not become a ready kernel.
 enum Failure {
-    Ended(Ended),
+    Ended(ExitStatus),
     TimedOut,
     Lost(io::Error),
     Handshake(HandshakeError),
 }
 
-/// Waits until the sockets can be connected to, which is no failure. A kernel that announces its ports enters them.
-async fn outcome(process: &Process, endpoint: &mut Endpoint, deadline: Instant) -> Option<Failure> {
+/// Waits until the sockets accept connections. Returns `None` then, or the reason why they never will.
+///
+/// Stores the ports of a kernel that announces them in `endpoint`.
+async fn wait_until_ready(process: &Process, endpoint: &mut Endpoint, deadline: Instant) -> Option<Failure> {
     let ready = async {
         if let Some(registration) = endpoint.registration.take() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -509,7 +520,7 @@ async fn outcome(process: &Process, endpoint: &mut Endpoint, deadline: Instant) 
                 Err(error) => return Some(Failure::Handshake(error)),
             }
         }
-        ready::sockets(&endpoint.connection, &endpoint.made).await;
+        ready::wait_for_sockets(&endpoint.connection, &endpoint.made).await;
         None
     };
     tokio::select! {
@@ -523,28 +534,28 @@ async fn outcome(process: &Process, endpoint: &mut Endpoint, deadline: Instant) 
     }
 }
 
-/// The kernel is there: from here on it stays, even if this program ends.
-async fn complete(
-    unfinished: Unfinished,
+/// Completes the launch. From here on the kernel stays, even if this program ends.
+async fn finish(
+    guard: ProcessGuard,
     process: Arc<Process>,
     connection: ConnectionInfo,
-    mut saved: Saved,
+    mut saved: SavedKernel,
 ) -> Result<Ready, LaunchError> {
     saved.stage = Stage::Running;
     blocking("start a kernel", move || {
-        // A kernel that announced its ports was started with a file that has none.
+        // The kernel's own connection file has no ports yet if it announces them.
         if endpoints::announces_ports(&saved.start.spec) {
             connection
-                .write(unfinished.files.connection_file())
+                .write(guard.files.connection_file())
                 .map_err(|error| ProviderError::failed("start a kernel", error))?;
         }
-        unfinished.files.save(&saved)?;
-        Ok((unfinished, connection, saved))
+        guard.files.save(&saved)?;
+        Ok((guard, connection, saved))
     })
     .await?
-    .map(|(unfinished, connection, saved)| {
-        // Only now, when nobody can drop this any more, is it somebody else's.
-        unfinished.finish();
+    .map(|(guard, connection, saved)| {
+        // Disarm the guard only after the last await, so that a cancelled launch is always cleaned up.
+        guard.disarm();
         Ready {
             process,
             connection,

@@ -1,8 +1,8 @@
 //! Jupyter kernels as processes of this machine.
 //!
-//! [`LocalProvider`] is a [`KernelProvider`](kernel_provider::provider::KernelProvider): it finds the kernelspecs that
-//! are installed, starts their kernels, tells how they fare, and ends them. Each kernel leads a session of its own and
-//! outlives the program that started it.
+//! [`LocalProvider`] is a [`KernelProvider`](kernel_provider::provider::KernelProvider). It finds the installed
+//! kernelspecs, and starts, watches and ends their kernels. Each kernel leads its own session and outlives the program
+//! that started it.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -22,18 +22,18 @@
 //! # }
 //! ```
 //!
-//! # What belongs to a kernel
+//! # Processes and output
 //!
-//! A kernel is its process and the session that it leads. When it ends, for whatever reason, everything left of that
-//! session is killed. Only what made a session of its own, as daemons do, stays.
+//! A kernel is a process and the session that it leads. When the kernel ends, for whatever reason, all remaining processes
+//! of that session are killed. Processes that have started their own session, as daemons do, are not affected.
 //!
-//! Its standard output and error go to a file in its state directory; the file's beginning is given up once it is
-//! longer than 2 MiB, as long as an embedder is there to do that.
+//! The kernel's standard output and error go to a file in its state directory. While a provider watches the kernel, it
+//! discards the beginning of the file once the file exceeds 2 MiB.
 //!
-//! A kernel that ends after this program has dropped the provider and all handles stays in the system's table of
-//! processes until this program ends, as there is nobody to reap it.
+//! If a kernel ends after its program has dropped the provider and all handles, it remains a zombie process until the
+//! program ends, because nothing reaps it.
 //!
-//! Linux only: it stands on pidfds, inotify and `/proc`.
+//! This crate supports Linux only: it uses pidfds, inotify and `/proc`.
 
 mod config;
 mod endpoints;
@@ -61,21 +61,23 @@ use tokio::task::{AbortHandle, JoinHandle};
 pub use config::{InheritEnv, LocalConfig, TransportChoice};
 pub use provider::LocalProvider;
 
-/// Nothing here panics while it holds a lock, so what a lock guards is whole even if it says otherwise.
+/// Locks a mutex and ignores poisoning.
+///
+/// No code in this crate panics while it holds a lock, so the guarded data is always consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for a descriptor to be readable.
+/// Wraps a descriptor to wait until it is readable.
 ///
-/// tokio has deprecated the safe ways to make one of these, since a type of one's own can close its descriptor too
-/// early; an `OwnedFd` cannot.
+/// tokio has deprecated this constructor because a custom descriptor type could be closed too early. This cannot happen
+/// with an `OwnedFd`.
 #[allow(deprecated)]
 fn readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
-/// The owner of a task: ends it when dropped.
+/// Owns a task and aborts it when dropped.
 struct AbortOnDrop(Option<AbortHandle>);
 
 impl AbortOnDrop {
@@ -83,7 +85,7 @@ impl AbortOnDrop {
         Self(Some(task.abort_handle()))
     }
 
-    /// Lets the task end by itself.
+    /// Lets the task run to completion.
     fn release(mut self) {
         self.0 = None;
     }

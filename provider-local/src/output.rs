@@ -1,8 +1,8 @@
-//! What a kernel writes to its standard output and error: a file, so that it outlives the embedder.
+//! A kernel's standard output and error, which go to a file.
 //!
-//! A pipe would end with the embedder, and the kernel with the pipe. A file has no bound of its own: while an
-//! embedder watches the kernel, it gives the beginning of a long file back to the file system (a hole, so that the end
-//! stays where it is and not a byte is lost), and after the kernel's end it keeps the end alone.
+//! With a pipe, the kernel would fail to write once the reading program ends. A file survives, but would grow without
+//! limit. So while a provider watches the kernel, it punches a hole over the beginning of a long file, which frees the
+//! space and keeps all offsets. After the kernel's end only the end of the file is kept.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -11,30 +11,31 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// The most that is read of a kernel's output, in bytes.
+/// Maximum number of bytes read from a kernel's output.
 pub(crate) const TAIL: u64 = 64 * 1024;
-/// The most that is put into an error or an [`Exit`](kernel_provider::provider::Exit), in bytes.
-pub(crate) const EVIDENCE: u64 = 8 * 1024;
-/// A file is cut once it has this many bytes more than are [kept](KEPT).
+/// Maximum number of output bytes in an error or an [`Exit`](kernel_provider::provider::Exit).
+pub(crate) const ERROR_TAIL: u64 = 8 * 1024;
+/// A file is cut once it exceeds [`KEPT`] by this many bytes.
 const SLACK: u64 = 1024 * 1024;
-/// How much of a file is kept when it is cut, in bytes.
+/// Number of bytes kept when a file is cut.
 const KEPT: u64 = 1024 * 1024;
 
-/// Makes the file, for this user only, and opens it so that everyone who writes writes at its end.
+/// Creates the file, accessible to this user only, and opens it for appending.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// How long the file is now, in bytes; 0 where there is none.
+/// Returns the file's length in bytes, or 0 if there is no file.
 pub(crate) fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// The end of what comes after the first `from` bytes of the file, at most `limit` bytes of it. What is no UTF-8
-/// becomes replacement characters.
+/// Reads the file's end: at most its last `limit` bytes, without the first `from` bytes of the file.
+///
+/// Invalid UTF-8 is replaced with replacement characters.
 pub(crate) fn tail(path: &Path, from: u64, limit: u64) -> io::Result<String> {
     let bytes = tail_bytes(path, from, limit)?;
-    // The beginning may be a hole, or the rest of a character that was cut in two.
+    // Skip bytes of the hole, and the rest of a character that was cut.
     let start = bytes
         .iter()
         .position(|byte| *byte != 0 && (*byte & 0xC0) != 0x80)
@@ -45,7 +46,7 @@ pub(crate) fn tail(path: &Path, from: u64, limit: u64) -> io::Result<String> {
 fn tail_bytes(path: &Path, from: u64, limit: u64) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
-    // A file that became shorter was emptied.
+    // A file that is shorter than before was emptied.
     let from = if from > length { 0 } else { from };
     file.seek(SeekFrom::Start(length.saturating_sub(limit).max(from)))?;
     let mut bytes = Vec::new();
@@ -53,17 +54,17 @@ fn tail_bytes(path: &Path, from: u64, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Keeps a running kernel's file bounded.
+/// Keeps a running kernel's output file bounded.
 #[derive(Debug, Default)]
 pub(crate) struct Trimmer {
-    /// Where the hole at the file's beginning ends.
+    /// End of the hole at the file's beginning.
     hole: u64,
 }
 
 impl Trimmer {
-    /// Cuts the file if it has become long. Blocks shortly.
+    /// Cuts the file if it has become long. Blocks briefly.
     ///
-    /// Where the file system cannot make holes, the file is emptied.
+    /// On file systems that cannot punch holes, the file is emptied.
     pub(crate) fn trim(&mut self, path: &Path) -> io::Result<()> {
         let length = std::fs::metadata(path)?.len();
         if length < self.hole {
@@ -84,7 +85,7 @@ impl Trimmer {
     }
 }
 
-/// Keeps the end alone of the file of a kernel that is gone.
+/// Reduces an ended kernel's file to its last [`KEPT`] bytes.
 pub(crate) fn compact(path: &Path) -> io::Result<()> {
     if std::fs::metadata(path)?.len() <= KEPT {
         return Ok(());
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_output_is_bounded_on_disk_and_loses_no_end() {
+    fn long_output_is_bounded_on_disk_and_keeps_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("output.log");
         let mut file = create(&path).unwrap();
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_and_halves_of_characters_are_left_out() {
+    fn holes_and_cut_characters_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("output.log");
         std::fs::write(&path, "aä\u{10ffff}é").unwrap();

@@ -1,9 +1,9 @@
 //! TCP ports for kernels.
 //!
-//! Two programs must not get the same port, and a kernel binds its ports only some time after it was told which. So
-//! each port is held, bound but not listening, until the kernel listens on it: as long as it is held, the system gives
-//! it to nobody who asks for any port, and the kernel, which as all of ZeroMQ sets `SO_REUSEADDR`, can bind it all the
-//! same. A kernel that cannot fails, and is started again with ports that are not held.
+//! Two programs must not get the same port, but a kernel binds its ports some time after it was given them. So each
+//! port stays bound here, without listening, until the kernel listens on it. While it is bound, the system assigns it
+//! to no other program that requests any free port. The kernel can still bind it, because ZeroMQ sets `SO_REUSEADDR`. A
+//! kernel that cannot bind its ports fails, and is started again with ports that are not kept bound.
 
 use std::collections::HashSet;
 use std::io;
@@ -19,43 +19,44 @@ use crate::endpoints::CHANNELS;
 
 pub(crate) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// The ports that kernels may have.
-pub(crate) struct Ports {
-    /// `None`: the system chooses.
+/// Allocates ports to kernels.
+pub(crate) struct PortAllocator {
+    /// `None` lets the system choose.
     range: Option<RangeInclusive<u16>>,
-    /// Those of kernels that are being started. Two sockets that are only held may have the same port of a range.
+    /// Ports of kernels that are being started. Needed for a range, because two sockets that only bind can have the
+    /// same port.
     reserved: Arc<Mutex<HashSet<u16>>>,
 }
 
-/// Ports that are held until this is dropped.
+/// Ports that stay reserved until this is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct HeldPorts {
+pub(crate) struct PortReservation {
     sockets: Vec<TcpSocket>,
-    reserved: Vec<Reservation>,
+    reserved: Vec<ReservedPort>,
 }
 
-/// A port that no other kernel of the provider gets.
+/// A port that the provider gives to no other kernel.
 #[derive(Debug)]
-struct Reservation {
+struct ReservedPort {
     port: u16,
     all: Arc<Mutex<HashSet<u16>>>,
 }
 
-impl Drop for Reservation {
+impl Drop for ReservedPort {
     fn drop(&mut self) {
         crate::lock(&self.all).remove(&self.port);
     }
 }
 
-impl HeldPorts {
-    /// Lets others bind the ports. No other kernel of the provider gets them all the same.
+impl PortReservation {
+    /// Unbinds the ports. They stay reserved within this provider.
     pub(crate) fn without_sockets(mut self) -> Self {
         self.sockets.clear();
         self
     }
 }
 
-impl Ports {
+impl PortAllocator {
     pub(crate) fn new(range: Option<RangeInclusive<u16>>) -> Self {
         Self {
             range,
@@ -63,46 +64,46 @@ impl Ports {
         }
     }
 
-    /// Gives the connection five ports that nobody has, and holds them. Ports that it has already are kept if they are
-    /// free.
+    /// Reserves five free ports for the connection. Ports that it already has are kept if they are free.
     ///
     /// # Errors
-    /// Where there is no port left.
-    pub(crate) fn take(&self, connection: &mut ConnectionInfo) -> io::Result<HeldPorts> {
+    /// [`io::Error`] if there are not enough free ports, or the system refuses a socket.
+    pub(crate) fn reserve_ports(&self, connection: &mut ConnectionInfo) -> io::Result<PortReservation> {
         connection.transport = Transport::Tcp;
         connection.ip = LOOPBACK.to_string();
-        let mut held = HeldPorts::default();
+        let mut reservation = PortReservation::default();
         for channel in CHANNELS {
-            let (socket, reservation) = match connection.port(channel) {
-                0 => self.any()?,
-                port => self.hold(port).or_else(|_| self.any())?,
+            let (socket, reserved) = match connection.port(channel) {
+                0 => self.any_port()?,
+                port => self.bind_and_reserve(port).or_else(|_| self.any_port())?,
             };
-            connection.set_port(channel, reservation.port);
-            held.sockets.push(socket);
-            held.reserved.push(reservation);
+            connection.set_port(channel, reserved.port);
+            reservation.sockets.push(socket);
+            reservation.reserved.push(reserved);
         }
-        Ok(held)
+        Ok(reservation)
     }
 
-    fn any(&self) -> io::Result<(TcpSocket, Reservation)> {
+    fn any_port(&self) -> io::Result<(TcpSocket, ReservedPort)> {
         let Some(range) = self.range.clone() else {
-            return self.any_of_system();
+            return self.any_system_port();
         };
-        // From anywhere on, so that the ports of a kernel that has just ended are not the next one's.
+        // Start at a random port, so that an ended kernel's ports are not reused immediately.
         let count = usize::from(range.end() - range.start()) + 1;
         let start = usize::from(Uuid::new_v4().as_u128() as u16) % count;
         let mut ports = range.clone().cycle().skip(start).take(count);
-        ports.find_map(|port| self.hold(port).ok()).ok_or_else(|| {
+        ports.find_map(|port| self.bind_and_reserve(port).ok()).ok_or_else(|| {
             let (low, high) = (range.start(), range.end());
             io::Error::new(
                 io::ErrorKind::AddrInUse,
-                format!("all from {low} to {high} are taken; end kernels, or widen the range"),
+                format!("all ports from {low} to {high} are in use; end kernels, or widen the range"),
             )
         })
     }
 
-    /// A port that the system chooses. Where that is reserved and not held, it is held until there is another.
-    fn any_of_system(&self) -> io::Result<(TcpSocket, Reservation)> {
+    /// Reserves a port chosen by the system. A port that is already reserved but not bound is kept bound until another
+    /// one is found.
+    fn any_system_port(&self) -> io::Result<(TcpSocket, ReservedPort)> {
         let mut refused = Vec::new();
         loop {
             let socket = bound(0)?;
@@ -114,22 +115,22 @@ impl Ports {
         }
     }
 
-    fn hold(&self, port: u16) -> io::Result<(TcpSocket, Reservation)> {
+    fn bind_and_reserve(&self, port: u16) -> io::Result<(TcpSocket, ReservedPort)> {
         let socket = bound(port)?;
         let reservation = self.reserve(port).ok_or(io::ErrorKind::AddrInUse)?;
         Ok((socket, reservation))
     }
 
-    /// `None` where the port is reserved already.
-    fn reserve(&self, port: u16) -> Option<Reservation> {
+    /// Returns `None` if the port is already reserved.
+    fn reserve(&self, port: u16) -> Option<ReservedPort> {
         let all = Arc::clone(&self.reserved);
         let is_new = crate::lock(&all).insert(port);
-        // Not made where it is not new: dropping it would end the other one.
-        is_new.then(|| Reservation { port, all })
+        // Only constructed for a new reservation, because dropping it ends the reservation.
+        is_new.then(|| ReservedPort { port, all })
     }
 }
 
-/// A socket that has the port and does not listen; 0 for any port.
+/// Binds a socket to the port, or to any port for 0, without listening.
 fn bound(port: u16) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -150,49 +151,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn held_ports_are_distinct_go_to_nobody_else_and_can_be_listened_on() {
-        let ports = Ports::new(None);
+    async fn reserved_ports_are_distinct_and_can_be_listened_on() {
+        let ports = PortAllocator::new(None);
         let mut connection = ConnectionInfo::default();
-        let held = ports.take(&mut connection).unwrap();
+        let reservation = ports.reserve_ports(&mut connection).unwrap();
         assert_eq!(ports_of(&connection).len(), 5);
         for port in ports_of(&connection) {
-            // What a kernel does: std sets SO_REUSEADDR on listeners, as ZeroMQ does.
+            // Kernels do the same: std sets `SO_REUSEADDR` on listeners, like ZeroMQ.
             drop(TcpListener::bind((LOOPBACK, port)).unwrap());
         }
         assert!(!is_any_taken(&connection));
-        drop(held);
+        drop(reservation);
         let again = connection.clone();
-        let _held = ports.take(&mut connection).unwrap();
+        let _held = ports.reserve_ports(&mut connection).unwrap();
         assert_eq!(connection, again);
     }
 
     #[tokio::test]
-    async fn taken_ports_are_seen_and_passed_over() {
-        let ports = Ports::new(None);
+    async fn ports_in_use_are_detected_and_replaced() {
+        let ports = PortAllocator::new(None);
         let mut connection = ConnectionInfo::default();
-        drop(ports.take(&mut connection).unwrap());
+        drop(ports.reserve_ports(&mut connection).unwrap());
         let before = connection.clone();
         let _thief = TcpListener::bind((LOOPBACK, connection.iopub_port)).unwrap();
         assert!(is_any_taken(&connection));
-        let _held = ports.take(&mut connection).unwrap();
+        let _held = ports.reserve_ports(&mut connection).unwrap();
         assert_eq!(connection.shell_port, before.shell_port);
         assert_ne!(connection.iopub_port, before.iopub_port);
     }
 
     #[tokio::test]
-    async fn kernels_share_a_range_until_it_is_used_up() {
-        // Free ports of this machine: those that the system has just given.
+    async fn kernels_share_a_range_until_it_is_exhausted() {
+        // Use ports that the system has just assigned, because they are free.
         let mut connection = ConnectionInfo::default();
-        drop(Ports::new(None).take(&mut connection).unwrap());
+        drop(PortAllocator::new(None).reserve_ports(&mut connection).unwrap());
         let low = *ports_of(&connection).first().unwrap();
-        let ports = Ports::new(Some(low..=low.saturating_add(500)));
+        let ports = PortAllocator::new(Some(low..=low.saturating_add(500)));
         let mut taken = BTreeSet::new();
-        let mut held = Vec::new();
+        let mut reservation = Vec::new();
         let error = loop {
             let mut connection = ConnectionInfo::default();
-            match ports.take(&mut connection) {
-                // They are nobody else's, whether they are held or not.
-                Ok(ports) => held.push(ports.without_sockets()),
+            match ports.reserve_ports(&mut connection) {
+                // Ports stay reserved even when they are not bound.
+                Ok(ports) => reservation.push(ports.without_sockets()),
                 Err(error) => break error,
             }
             for port in ports_of(&connection) {
@@ -201,8 +202,8 @@ mod tests {
         };
         assert!(error.to_string().contains(&low.to_string()), "{error}");
         assert!(taken.len() > 5);
-        // Some may have been given to other programs meanwhile.
-        held.clear();
-        ports.take(&mut ConnectionInfo::default()).unwrap();
+        // Other programs may have taken some ports meanwhile.
+        reservation.clear();
+        ports.reserve_ports(&mut ConnectionInfo::default()).unwrap();
     }
 }

@@ -10,41 +10,42 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::events::Events;
-use crate::kernel::{LocalKernel, Shared};
-use crate::launch::{self, Machine, blocking};
+use crate::kernel::{LocalKernel, LocalKernelHandle};
+use crate::launch::{self, ProviderContext, blocking};
 use crate::output;
-use crate::ports::Ports;
+use crate::ports::PortAllocator;
 use crate::process::Process;
 use crate::process::oom::OomCounter;
 use crate::process::orphans;
 use crate::process::stat::{Identity, find_by_argument};
 use crate::registry::Registry;
 use crate::salvage::{is_listened_on, salvage};
-use crate::state::{KernelFiles, Saved, Stage, StateDir};
+use crate::state::{KernelFiles, SavedKernel, Stage, StateDir};
 use crate::{AbortOnDrop, LocalConfig, specs};
 
 /// Runs kernels as processes of this machine.
 ///
-/// Kernels outlive it: they go on when it is dropped, and when this program ends, in whatever way. Another that
-/// [opens](Self::open) the same state directory finds them.
+/// Kernels outlive the provider: they keep running when it is dropped, and however this program ends. A provider that
+/// [opens](Self::open) the same state directory finds them again.
 pub struct LocalProvider {
-    machine: Arc<Machine>,
+    context: Arc<ProviderContext>,
     registry: Arc<Registry>,
     specs: watch::Receiver<Arc<Specs>>,
     _tasks: Vec<AbortOnDrop>,
 }
 
 impl LocalProvider {
-    /// Opens the state directory and takes hold of the kernels that run there. Must be called in an async runtime
-    /// with its I/O and time enabled.
+    /// Opens the state directory and attaches to the kernels that are running. Must be called in a tokio runtime with
+    /// I/O and time enabled.
     ///
-    /// A kernel that was still being launched when its embedder ended is ended now, since nobody was told of it.
+    /// A kernel that was still being launched when the previous program ended is killed, because its launch was never
+    /// reported.
     ///
     /// # Errors
-    /// [`ProviderError`] where the directory cannot be made or used, is open to others, or another process uses it;
-    /// or the system refuses file system events.
+    /// [`ProviderError`] if the directory cannot be created or used, is accessible to others, or is in use by another
+    /// process; or if the system refuses file system events.
     pub async fn open(config: LocalConfig) -> Result<Self, ProviderError> {
-        // Whoever tries again while another process has it takes nothing of the system.
+        // Lock the directory first, so that failed attempts to open one in use allocate nothing else.
         let (config, state) = blocking("open the state directory", move || {
             let state = StateDir::open(&config.state_dir, config.socket_dir.as_deref())?;
             Ok::<_, ProviderError>((config, state))
@@ -58,33 +59,34 @@ impl LocalProvider {
         let counting = tokio::spawn(Arc::clone(&oom).follow(Arc::clone(&events)));
         let counting = AbortOnDrop::new(&counting);
         let registry = Arc::new(Registry::default());
-        let (machine, found) = blocking("find the kernels that run", {
+        let (context, found) = blocking("find the running kernels", {
             let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
             move || -> Result<_, ProviderError> {
                 let found = Specs::find(&config.search);
-                let machine = Arc::new(Machine {
-                    ports: Ports::new(config.port_range.clone()),
+                let context = Arc::new(ProviderContext {
+                    ports: PortAllocator::new(config.port_range.clone()),
                     config,
                     state,
                     events,
                     oom,
-                    unfinished: TaskTracker::new(),
+                    pending_launches: TaskTracker::new(),
                 });
-                recover(&machine, &registry)?;
-                Ok((machine, found))
+                recover(&context, &registry)?;
+                Ok((context, found))
             }
         })
         .await??;
         found.warn_of_broken(&Specs::default());
         let (sender, specs) = watch::channel(Arc::new(found));
-        let follower = tokio::spawn(specs::follow(machine.config.search.clone(), events, sender));
+        let follower = tokio::spawn(specs::follow(context.config.search.clone(), events, sender));
         let mut tasks = vec![AbortOnDrop::new(&follower), counting];
-        if machine.config.reap_orphans {
-            let ends = orphans::ends().map_err(|error| ProviderError::failed("notice the ends of processes", error))?;
-            tasks.push(AbortOnDrop::new(&tokio::spawn(orphans::reap(ends))));
+        if context.config.reap_orphans {
+            let ends = orphans::child_exits()
+                .map_err(|error| ProviderError::failed("watch for exits of child processes", error))?;
+            tasks.push(AbortOnDrop::new(&tokio::spawn(orphans::reap_orphans(ends))));
         }
         Ok(Self {
-            machine,
+            context,
             registry,
             specs,
             _tasks: tasks,
@@ -92,58 +94,65 @@ impl LocalProvider {
     }
 }
 
-/// Takes hold of what the embedder before left. Blocks.
-fn recover(machine: &Arc<Machine>, registry: &Arc<Registry>) -> Result<(), ProviderError> {
-    let (mut whole, broken) = machine.state.load()?;
+/// Recovers the kernels that the previous program left in the state directory. Blocks.
+fn recover(context: &Arc<ProviderContext>, registry: &Arc<Registry>) -> Result<(), ProviderError> {
+    let (mut intact, broken) = context.state.load()?;
     for files in broken {
-        if let Some(saved) = salvage(&files, &machine.config.name, &machine.config.search) {
-            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "a running kernel is known by its process alone");
+        if let Some(saved) = salvage(&files, &context.config.name, &context.config.search) {
+            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "recovered a running kernel without a valid record from its process");
             files.keep_damaged_record();
             files.save(&saved)?;
-            whole.push((files, saved));
+            intact.push((files, saved));
         } else if is_listened_on(&files) {
-            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "a kernel seems to run whose process is not known; it is left alone");
+            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "a kernel seems to run, but its process is unknown; leaving it alone");
         } else {
             files.remove_all();
         }
     }
-    whole.sort_by_key(|(_, saved)| saved.record.launched);
-    for (files, mut saved) in whole {
+    intact.sort_by_key(|(_, saved)| saved.record.launched);
+    for (files, mut saved) in intact {
         let id = saved.record.id;
         match saved.stage.clone() {
             Stage::Starting => {
-                tracing::warn!(kernel = %id, "its embedder ended while it started; it is ended");
-                end_abandoned(saved.process.as_ref(), &files)?;
+                tracing::warn!(kernel = %id, "killing a kernel whose program ended during its launch");
+                end_orphan(saved.process.as_ref(), &files)?;
             }
             Stage::Running => {
                 if let Some(process) = find(saved.process.as_ref())? {
                     let connection = ConnectionInfo::read(files.connection_file())
-                        .inspect_err(|error| tracing::warn!(kernel = %id, %error, "its connection is not known"))
+                        .inspect_err(|error| tracing::warn!(kernel = %id, %error, "cannot read the connection file"))
                         .ok();
-                    let kernel = LocalKernel::running(machine, registry, files, saved, Arc::new(process), connection);
+                    let kernel = LocalKernel::running(context, registry, files, saved, Arc::new(process), connection);
                     registry.insert(&kernel);
                 } else {
-                    let output = output::tail(&files.output(), saved.output_from, output::EVIDENCE).unwrap_or_default();
-                    let cause = ExitCause::Unknown("it ended while no embedder watched it".to_owned());
+                    let output =
+                        output::tail(&files.output(), saved.output_from, output::ERROR_TAIL).unwrap_or_default();
+                    let cause = ExitCause::Unknown("it ended while no provider watched it".to_owned());
                     let exit = Exit::new(cause).with_output(output);
                     saved.stage = Stage::Ended(exit.clone());
                     files.remove_connection();
                     files.save(&saved)?;
-                    remember(machine, registry, files, saved, exit);
+                    register_ended(context, registry, files, saved, exit);
                 }
             }
-            Stage::Ended(exit) => remember(machine, registry, files, saved, exit),
+            Stage::Ended(exit) => register_ended(context, registry, files, saved, exit),
         }
     }
     Ok(())
 }
 
-fn remember(machine: &Arc<Machine>, registry: &Arc<Registry>, files: KernelFiles, saved: Saved, exit: Exit) {
-    let kernel = LocalKernel::ended(machine, registry, files, saved, exit);
+fn register_ended(
+    context: &Arc<ProviderContext>,
+    registry: &Arc<Registry>,
+    files: KernelFiles,
+    saved: SavedKernel,
+    exit: Exit,
+) {
+    let kernel = LocalKernel::ended(context, registry, files, saved, exit);
     if let Some(before) = registry.insert(&kernel) {
-        before.forget();
+        before.discard();
     }
-    registry.ended(&kernel, machine.config.keep_ended);
+    registry.ended(&kernel, context.config.keep_ended);
 }
 
 fn find(identity: Option<&Identity>) -> Result<Option<Process>, ProviderError> {
@@ -157,13 +166,13 @@ fn find(identity: Option<&Identity>) -> Result<Option<Process>, ProviderError> {
     }
 }
 
-/// Ends a kernel that nobody knows of, if it runs, and removes its files.
-fn end_abandoned(identity: Option<&Identity>, files: &KernelFiles) -> Result<(), ProviderError> {
+/// Kills an orphaned kernel, if it is running, and removes its files. Blocks.
+fn end_orphan(identity: Option<&Identity>, files: &KernelFiles) -> Result<(), ProviderError> {
     let by_argument = || find_by_argument(&files.connection_file());
     let identity = identity.cloned().or_else(by_argument);
     if let Some(process) = find(identity.as_ref())? {
         process.kill();
-        process.bury();
+        process.reap();
     }
     files.remove_all();
     Ok(())
@@ -172,7 +181,7 @@ fn end_abandoned(identity: Option<&Identity>, files: &KernelFiles) -> Result<(),
 #[async_trait]
 impl KernelProvider for LocalProvider {
     fn name(&self) -> &str {
-        &self.machine.config.name
+        &self.context.config.name
     }
 
     fn specs(&self) -> watch::Receiver<Arc<Specs>> {
@@ -180,19 +189,19 @@ impl KernelProvider for LocalProvider {
     }
 
     async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError> {
-        let turn = self.registry.turn(request.id);
-        let _turn = turn.lock.lock().await;
+        let launch_lock = self.registry.launch_lock(request.id);
+        let _locked = launch_lock.lock.lock().await;
         if let Some(kernel) = self.registry.get(request.id).filter(|kernel| kernel.exit().is_none()) {
             progress.report(LaunchStage::Ready);
-            return Ok(Arc::new(Shared(kernel)));
+            return Ok(Arc::new(LocalKernelHandle(kernel)));
         }
-        let saved = launch::prepare(&self.machine, &request).await?;
-        // Nothing else has to be waited for on this machine.
+        let saved = launch::prepare(&self.context, &request).await?;
+        // A local process does not wait for room.
         progress.report(LaunchStage::Scheduled);
-        let files = self.machine.state.new_kernel(request.id);
-        let connection = launch::fresh_connection(&saved.start);
+        let files = self.context.state.new_kernel(request.id);
+        let connection = launch::new_connection(&saved.start);
         let ready = launch::start(
-            &self.machine,
+            &self.context,
             &files,
             saved,
             connection,
@@ -202,7 +211,7 @@ impl KernelProvider for LocalProvider {
         )
         .await?;
         let kernel = LocalKernel::running(
-            &self.machine,
+            &self.context,
             &self.registry,
             files,
             ready.saved,
@@ -210,10 +219,10 @@ impl KernelProvider for LocalProvider {
             Some(ready.connection),
         );
         if let Some(before) = self.registry.insert(&kernel) {
-            before.forget();
+            before.discard();
         }
         progress.report(LaunchStage::Ready);
-        Ok(Arc::new(Shared(kernel)))
+        Ok(Arc::new(LocalKernelHandle(kernel)))
     }
 
     async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
@@ -222,31 +231,31 @@ impl KernelProvider for LocalProvider {
             .all()
             .into_iter()
             .filter(|kernel| kernel.exit().is_none())
-            .map(|kernel| Shared(kernel).record())
+            .map(|kernel| LocalKernelHandle(kernel).record())
             .filter(|record| selector.matches(record))
             .collect())
     }
 
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
-        if record.provider != self.machine.config.name {
+        if record.provider != self.context.config.name {
             return Err(AttachError::Foreign {
                 theirs: record.provider.clone(),
-                ours: self.machine.config.name.clone(),
+                ours: self.context.config.name.clone(),
             });
         }
         let gone = |cause| AttachError::Gone { id: record.id, cause };
         let Some(kernel) = self.registry.get(record.id) else {
-            let known = "this provider has no record of it".to_owned();
-            return Err(gone(ExitCause::Unknown(known)));
+            let reason = "this provider has no record of it".to_owned();
+            return Err(gone(ExitCause::Unknown(reason)));
         };
         match kernel.exit() {
             Some(exit) => Err(gone(exit.cause)),
-            None => Ok(Arc::new(Shared(kernel))),
+            None => Ok(Arc::new(LocalKernelHandle(kernel))),
         }
     }
 
     async fn settle(&self) {
-        self.machine.unfinished.close();
-        self.machine.unfinished.wait().await;
+        self.context.pending_launches.close();
+        self.context.pending_launches.wait().await;
     }
 }

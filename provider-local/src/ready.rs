@@ -1,4 +1,4 @@
-//! When a kernel's sockets can be connected to.
+//! Waits until a kernel's sockets accept connections.
 
 use std::io;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use crate::endpoints::CHANNELS;
 
-/// Waits until all of the kernel's sockets can be connected to; for ever, if they never can.
+/// Waits until all of the kernel's sockets accept connections, without a time limit.
 ///
-/// The making of a Unix socket is an event, which `made` must be woken by. There is none for a TCP port: that is
-/// tried, at first each millisecond, then after a hundredth of the time that has passed, at most after 10 ms.
-pub(crate) async fn sockets(connection: &ConnectionInfo, made: &Notify) {
+/// `made` must be notified when a Unix socket is created. TCP ports have no such event and are polled: the pause is a
+/// hundredth of the time that has passed, but at least 1 ms and at most 10 ms.
+pub(crate) async fn wait_for_sockets(connection: &ConnectionInfo, made: &Notify) {
     let started = Instant::now();
     for channel in CHANNELS {
         let path = connection.socket_path(channel);
@@ -25,7 +25,7 @@ pub(crate) async fn sockets(connection: &ConnectionInfo, made: &Notify) {
         } else if connection.port(channel) == 0 {
             continue;
         }
-        // A Unix socket is there a moment before it is listened on.
+        // A Unix socket exists shortly before it is listened on.
         while connect(connection, connection.port(channel)).await.is_err() {
             let pause = (started.elapsed() / 100).clamp(Duration::from_millis(1), Duration::from_millis(10));
             tokio::time::sleep(pause).await;
@@ -49,14 +49,14 @@ mod tests {
     use super::*;
     use crate::endpoints;
     use crate::events::Events;
-    use crate::ports::Ports;
+    use crate::ports::PortAllocator;
 
     #[tokio::test]
-    async fn five_ports() {
+    async fn waits_for_five_tcp_ports() {
         let mut connection = ConnectionInfo::default();
-        let _held = Ports::new(None).take(&mut connection).unwrap();
+        let _held = PortAllocator::new(None).reserve_ports(&mut connection).unwrap();
         let made = Notify::new();
-        let mut ready = Box::pin(sockets(&connection, &made));
+        let mut ready = Box::pin(wait_for_sockets(&connection, &made));
         let mut listeners = Vec::new();
         for channel in CHANNELS {
             let early = tokio::time::timeout(Duration::from_millis(5), &mut ready).await;
@@ -68,16 +68,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn five_unix_sockets_by_events() {
+    async fn waits_for_five_unix_sockets_by_events() {
         let dir = tempfile::tempdir().unwrap();
         let mut connection = ConnectionInfo::default();
-        endpoints::take_sockets(&mut connection, dir.path());
+        endpoints::set_unix_sockets(&mut connection, dir.path());
         let events = Events::new().unwrap();
         let made = Arc::new(Notify::new());
         let _watch = events.watch(dir.path(), None, WatchFlags::CREATE, &made).unwrap();
         let ready = tokio::spawn({
             let (connection, made) = (connection.clone(), Arc::clone(&made));
-            async move { sockets(&connection, &made).await }
+            async move { wait_for_sockets(&connection, &made).await }
         });
         let mut listeners = Vec::new();
         for channel in CHANNELS {

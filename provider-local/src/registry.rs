@@ -7,7 +7,7 @@ use kernel_provider::KernelId;
 
 use crate::kernel::LocalKernel;
 
-/// The kernels that run, and those that ended by themselves and are remembered.
+/// Running kernels, and remembered ones that ended by themselves.
 #[derive(Default)]
 pub(crate) struct Registry {
     kernels: Mutex<Kernels>,
@@ -17,12 +17,12 @@ pub(crate) struct Registry {
 #[derive(Default)]
 struct Kernels {
     by_id: HashMap<KernelId, Arc<LocalKernel>>,
-    /// Those that have ended, the eldest end first. Some of them may run again.
+    /// Ids of ended kernels, oldest end first. Some of them may have been restarted.
     ended: Vec<KernelId>,
 }
 
-/// A place in the queue of those who launch the same id; the lock in it is to be taken.
-pub(crate) struct Turn<'a> {
+/// A launch's handle to the lock of its kernel id. The caller takes the lock.
+pub(crate) struct LaunchLock<'a> {
     registry: &'a Registry,
     id: KernelId,
     pub(crate) lock: Arc<tokio::sync::Mutex<()>>,
@@ -37,12 +37,12 @@ impl Registry {
         crate::lock(&self.kernels).by_id.values().cloned().collect()
     }
 
-    /// Adds a kernel; the one that had its id before is given back.
+    /// Adds a kernel. Returns the previous kernel with its id.
     pub(crate) fn insert(&self, kernel: &Arc<LocalKernel>) -> Option<Arc<LocalKernel>> {
         crate::lock(&self.kernels).by_id.insert(kernel.id(), Arc::clone(kernel))
     }
 
-    /// Removes this kernel; one that has its id by now stays.
+    /// Removes this kernel. A newer kernel with the same id stays.
     pub(crate) fn remove(&self, kernel: &LocalKernel) {
         let mut kernels = crate::lock(&self.kernels);
         if kernels.has(kernel) {
@@ -51,9 +51,9 @@ impl Registry {
         }
     }
 
-    /// This kernel has ended. Only `keep` of those that have are remembered. Blocks shortly, on files.
+    /// Records that a kernel has ended, and discards all but the newest `keep` ended kernels. Blocks briefly on files.
     pub(crate) fn ended(&self, kernel: &LocalKernel, keep: usize) {
-        let mut forgotten = Vec::new();
+        let mut discarded = Vec::new();
         {
             let mut kernels = crate::lock(&self.kernels);
             if !kernels.has(kernel) {
@@ -63,18 +63,19 @@ impl Registry {
             ended.retain(|id| *id != kernel.id() && by_id.get(id).is_some_and(|known| known.exit().is_some()));
             ended.push(kernel.id());
             for id in ended.drain(..ended.len().saturating_sub(keep)) {
-                forgotten.extend(by_id.remove(&id));
+                discarded.extend(by_id.remove(&id));
             }
         }
-        for kernel in forgotten {
-            kernel.forget();
+        for kernel in discarded {
+            kernel.discard();
         }
     }
 
-    /// Launches of one id come one after the other: the second finds the kernel of the first.
-    pub(crate) fn turn(&self, id: KernelId) -> Turn<'_> {
+    /// Returns the lock for launches of this id. They run one after the other, and the second one finds the first one's
+    /// kernel.
+    pub(crate) fn launch_lock(&self, id: KernelId) -> LaunchLock<'_> {
         let lock = Arc::clone(crate::lock(&self.launches).entry(id).or_default());
-        Turn {
+        LaunchLock {
             registry: self,
             id,
             lock,
@@ -90,10 +91,10 @@ impl Kernels {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for LaunchLock<'_> {
     fn drop(&mut self) {
         let mut launches = crate::lock(&self.registry.launches);
-        // The map's and this one: nobody else waits.
+        // Only the map and this handle refer to the lock, so no other launch is waiting.
         if Arc::strong_count(&self.lock) == 2 {
             launches.remove(&self.id);
         }

@@ -1,4 +1,4 @@
-//! Takes hold of a running kernel whose record is damaged: its process and its connection file say what is needed.
+//! Rebuilds the damaged record of a running kernel from its process and its connection file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,11 +13,13 @@ use jupyter_protocol::{Channel, ConnectionInfo};
 use kernel_provider::provider::KernelRecord;
 
 use crate::process::stat::find_by_argument;
-use crate::state::{KernelFiles, MAX_RECORD, Saved, Stage, Start};
+use crate::state::{KernelFiles, LaunchSpec, MAX_RECORD, SavedKernel, Stage};
 
-/// What the record must have held, as far as it can be known: how the process was started, not by which kernelspec.
-/// `None` where no process is known by its connection file. Blocks.
-pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) -> Option<Saved> {
+/// Rebuilds a kernel's record as far as possible. Blocks.
+///
+/// The kernelspec's `argv` is replaced by the process's command line. Returns `None` if no process has the connection
+/// file on its command line.
+pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) -> Option<SavedKernel> {
     let file = files.connection_file();
     let process = find_by_argument(&file)?;
     let of_process = |name: &str| PathBuf::from(format!("/proc/{}/{name}", process.pid));
@@ -42,7 +44,7 @@ pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) 
         launched.map_or_else(|_| Utc::now(), DateTime::from),
         serde_json::Value::Null,
     );
-    // How it is interrupted, among others, only its kernelspec says.
+    // Only the kernelspec contains the rest, such as the interrupt mode.
     let installed = get_kernelspec(search, &record.spec).ok();
     let spec = Kernelspec {
         argv: argv
@@ -52,8 +54,8 @@ pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) 
         display_name: record.spec.clone(),
         ..installed.map(|installed| installed.spec).unwrap_or_default()
     };
-    Some(Saved {
-        start: Start {
+    Some(SavedKernel {
+        start: LaunchSpec {
             spec_name: record.spec.clone(),
             spec,
             resource_dir: PathBuf::new(),
@@ -67,7 +69,7 @@ pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) 
     })
 }
 
-/// Whether a program listens where the connection file says that the kernel does. Blocks.
+/// Whether a program listens on the shell socket in the connection file. Blocks.
 pub(crate) fn is_listened_on(files: &KernelFiles) -> bool {
     ConnectionInfo::read(files.connection_file()).is_ok_and(|connection| match connection.socket_path(Channel::Shell) {
         Some(path) => UnixStream::connect(path).is_ok(),
@@ -75,7 +77,7 @@ pub(crate) fn is_listened_on(files: &KernelFiles) -> bool {
     })
 }
 
-/// The texts of a file in which NUL ends each.
+/// Reads a file of NUL-terminated strings.
 fn texts(path: PathBuf) -> io::Result<Vec<String>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_RECORD).read_to_end(&mut bytes)?;

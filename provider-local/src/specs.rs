@@ -1,4 +1,4 @@
-//! The kernelspecs of this machine, and each change to them.
+//! Finds this machine's kernelspecs and follows changes to them.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::events::{Events, Watch};
 
-/// All that can make, change or remove a kernelspec or a folder of them.
+/// All events that can add, change or remove a kernelspec or its directory.
 const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVE)
@@ -20,7 +20,7 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ATTRIB);
 
-/// Searches again after each change, for ever.
+/// Searches again after each change. Never returns.
 pub(crate) async fn follow(search: SearchPath, events: Arc<Events>, specs: watch::Sender<Arc<Specs>>) {
     let wake = Arc::new(Notify::new());
     let watch = {
@@ -30,14 +30,15 @@ pub(crate) async fn follow(search: SearchPath, events: Arc<Events>, specs: watch
     follow_specs(specs, wake, watch, move || Specs::find(&search)).await;
 }
 
-/// Watches the folders of kernelspecs, each kernelspec in them, and the place of those folders that are missing.
+/// Watches the kernelspec directories, each kernelspec in them, and the nearest existing parent of each missing
+/// directory.
 fn watch_all(search: &SearchPath, events: &Events, wake: &Arc<Notify>) -> Vec<Watch> {
     let mut watches = Vec::new();
     let mut watch = |path: &Path, name: Option<&OsStr>| match events.watch(path, name, CHANGES, wake) {
         Ok(watch) => watches.push(watch),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "changes of kernelspecs will not be seen here");
+            tracing::warn!(path = %path.display(), %error, "cannot watch for kernelspec changes");
         }
     };
     for dir in search.dirs() {
@@ -48,7 +49,7 @@ fn watch_all(search: &SearchPath, events: &Events, wake: &Arc<Notify>) -> Vec<Wa
                     watch(&entry.path(), None);
                 }
             }
-            // Its own parent says when it is replaced by another.
+            // Replacing the directory itself is reported by `DELETE_SELF` and `MOVE_SELF`.
         } else if let Some((parent, name)) = nearest_parent(dir) {
             watch(&parent, Some(&name));
         }
@@ -56,7 +57,7 @@ fn watch_all(search: &SearchPath, events: &Events, wake: &Arc<Notify>) -> Vec<Wa
     watches
 }
 
-/// The deepest directory above `dir` that there is, and the next name below it.
+/// Returns the deepest existing directory above `dir`, and the name of the missing entry in it.
 fn nearest_parent(dir: &Path) -> Option<(PathBuf, OsString)> {
     dir.ancestors()
         .zip(dir.ancestors().skip(1))
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_change_is_seen() {
+    async fn each_kernelspec_change_is_seen() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("share/jupyter/kernels");
         let search = SearchPath::new([dir.clone()]);

@@ -1,15 +1,16 @@
-//! The state directory: what the provider knows of its kernels, kept so that another embedder can go on with it.
+//! The state directory: everything that another provider needs to take over the kernels.
 //!
 //! ```text
-//! STATE/lock                       held by the embedder that uses the directory
+//! STATE/lock                       locked by the provider that uses the directory
 //! STATE/kernels/ID-TOKEN/          one directory for each kernel
-//!     record.json                  what is known of it
+//!     record.json                  the kernel's record
 //!     kernel-ID.json               its connection file
-//!     output.log                   what it wrote to standard output and error
-//! STATE/s/TOKEN/k-1 … k-5          its sockets, where it has Unix sockets
+//!     output.log                   its standard output and error
+//! STATE/s/TOKEN/k-1 … k-5          its sockets, if it uses Unix sockets
 //! ```
 //!
-//! A launch that was given up is cleared away while another of the same id may have begun: hence the token.
+//! The random token keeps the files of a cancelled launch, which may still be cleaned up, apart from those of the next
+//! launch of the same id.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -26,40 +27,40 @@ use serde::{Deserialize, Serialize};
 use crate::endpoints::MAX_SOCKET_PATH;
 use crate::process::stat::Identity;
 
-/// The longest record that is read, in bytes. The environment of a kernel is in it.
+/// Maximum size of a record that is read, in bytes. The record includes the kernel's environment.
 pub(crate) const MAX_RECORD: u64 = 16 * 1024 * 1024;
 
-/// What `record.json` holds. It is private to this user, as the environment may hold secrets.
+/// The contents of `record.json`. The file is private to this user, because the environment may contain secrets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Saved {
-    /// What identifies the kernel; its `data` is filled in when it is handed out.
+pub(crate) struct SavedKernel {
+    /// The kernel's record. Its `data` is filled in when the record is returned to callers.
     pub(crate) record: KernelRecord,
-    /// How it was started, and is started again.
-    pub(crate) start: Start,
-    /// The process, from when there is one.
+    /// How the kernel was started, for restarts.
+    pub(crate) start: LaunchSpec,
+    /// The kernel's process, or `None` before it is spawned.
     pub(crate) process: Option<Identity>,
-    /// Where in the output file the process's own output begins; before it is that of the ones before a restart.
+    /// Offset in the output file where this process's output begins. Earlier output is from before a restart.
     pub(crate) output_from: u64,
-    /// How far it has come.
+    /// How far the kernel's life has progressed.
     pub(crate) stage: Stage,
 }
 
-/// How a kernel is started.
+/// Everything that starting a kernel needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Start {
+pub(crate) struct LaunchSpec {
     /// The kernelspec's name.
     pub(crate) spec_name: String,
-    /// What its `kernel.json` held.
+    /// The contents of its `kernel.json`.
     pub(crate) spec: Kernelspec,
-    /// The folder of its `kernel.json`.
+    /// The directory of its `kernel.json`.
     pub(crate) resource_dir: PathBuf,
-    /// What the caller asked for.
+    /// Variables that the launch request set.
     pub(crate) env: BTreeMap<String, String>,
-    /// Where it starts.
+    /// The kernel's working directory.
     pub(crate) working_dir: PathBuf,
 }
 
-impl Start {
+impl LaunchSpec {
     pub(crate) fn kernelspec(&self) -> InstalledKernelspec {
         InstalledKernelspec {
             name: self.spec_name.clone(),
@@ -69,24 +70,24 @@ impl Start {
     }
 }
 
-/// How far a kernel has come.
+/// Stages of a kernel's life.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Stage {
-    /// Its sockets were not open yet.
+    /// The kernel's sockets are not open yet.
     Starting,
-    /// It ran.
+    /// The kernel is running.
     Running,
-    /// It ended by itself.
+    /// The kernel ended by itself.
     Ended(Exit),
 }
 
-/// Where what belongs to one kernel is.
+/// Paths of one kernel's files.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelFiles {
-    /// Its directory.
+    /// The kernel's directory.
     pub(crate) dir: PathBuf,
-    /// The directory of its Unix sockets; made only where it has them.
+    /// The directory of its Unix sockets. It only exists if the kernel uses them.
     pub(crate) socket_dir: PathBuf,
     pub(crate) id: KernelId,
 }
@@ -104,15 +105,15 @@ impl KernelFiles {
         self.dir.join("record.json")
     }
 
-    /// Puts a damaged record aside.
+    /// Renames a damaged record, so that it is kept when a new one is written.
     pub(crate) fn keep_damaged_record(&self) {
         let aside = self.dir.join("record.json.damaged");
-        // It may be missing.
+        // The record may be missing.
         let _ = fs::rename(self.record(), aside);
     }
 
-    /// Writes the record, whole or not at all. Blocks shortly.
-    pub(crate) fn save(&self, saved: &Saved) -> Result<(), ProviderError> {
+    /// Writes the record atomically. Blocks briefly.
+    pub(crate) fn save(&self, saved: &SavedKernel) -> Result<(), ProviderError> {
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
             file.write_all(&serde_json::to_vec(saved)?)?;
@@ -122,19 +123,22 @@ impl KernelFiles {
         write().map_err(|error| ProviderError::failed(format!("write {}", self.record().display()), error))
     }
 
-    /// Reads the record; what is no whole record is an error.
-    fn load(&self) -> io::Result<Saved> {
+    /// Reads the record.
+    ///
+    /// # Errors
+    /// [`io::Error`] if the file is missing, truncated or invalid.
+    fn load(&self) -> io::Result<SavedKernel> {
         let mut text = Vec::new();
         File::open(self.record())?.take(MAX_RECORD).read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// Makes both directories empty of sockets.
-    pub(crate) fn make(&self, with_sockets: bool) -> Result<(), ProviderError> {
-        make_private(&self.dir)?;
+    /// Creates the kernel's directory, and with `with_sockets` an empty socket directory.
+    pub(crate) fn create_dirs(&self, with_sockets: bool) -> Result<(), ProviderError> {
+        create_private_dir(&self.dir)?;
         self.remove_sockets();
         if with_sockets {
-            make_private(&self.socket_dir)?;
+            create_private_dir(&self.socket_dir)?;
         }
         Ok(())
     }
@@ -143,13 +147,13 @@ impl KernelFiles {
         remove(&self.socket_dir);
     }
 
-    /// Removes what only a running kernel needs: sockets and key.
+    /// Removes what only a running kernel needs: the sockets and the connection file with its key.
     pub(crate) fn remove_connection(&self) {
         self.remove_sockets();
         let _ = fs::remove_file(self.connection_file());
     }
 
-    /// Removes all.
+    /// Removes all files of the kernel.
     pub(crate) fn remove_all(&self) {
         self.remove_sockets();
         remove(&self.dir);
@@ -160,11 +164,11 @@ fn remove(dir: &Path) {
     if let Err(error) = fs::remove_dir_all(dir)
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(dir = %dir.display(), %error, "cannot be removed");
+        tracing::warn!(dir = %dir.display(), %error, "cannot remove a kernel's directory");
     }
 }
 
-/// The directory, which no other embedder can use as long as this is there.
+/// The opened state directory. No other provider can open it until this is dropped.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     kernels: PathBuf,
@@ -174,17 +178,17 @@ pub(crate) struct StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        // Closing the file is not enough: a process that is forked at this moment has it too, until it runs its program.
+        // Closing the file is not enough: a process that is being forked shares it until it executes its program.
         let _ = self.lock.unlock();
     }
 }
 
 impl StateDir {
-    /// Makes what is missing and takes the lock. Blocks shortly.
+    /// Creates missing directories and takes the lock. Blocks briefly.
     pub(crate) fn open(dir: &Path, socket_dir: Option<&Path>) -> Result<Self, ProviderError> {
         let dir =
             std::path::absolute(dir).map_err(|error| ProviderError::failed(format!("use {}", dir.display()), error))?;
-        make_private(&dir)?;
+        create_private_dir(&dir)?;
         let path = dir.join("lock");
         let action = || format!("lock {}", path.display());
         let lock = OpenOptions::new()
@@ -197,27 +201,29 @@ impl StateDir {
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => ProviderError::failed(
                 format!("use the state directory {}", dir.display()),
-                "another process uses it; give each a directory of its own, or end the other first",
+                "another process uses it; choose another directory, or end that process first",
             ),
             TryLockError::Error(error) => ProviderError::failed(action(), error),
         })?;
         let kernels = dir.join("kernels");
-        make_private(&kernels)?;
+        create_private_dir(&kernels)?;
         let sockets = match socket_dir {
             Some(dir) if is_too_long(dir) => {
                 return Err(ProviderError::failed(
-                    format!("make sockets in {}", dir.display()),
-                    format!("a socket's path can have {MAX_SOCKET_PATH} bytes; give a directory with a shorter path"),
+                    format!("create sockets in {}", dir.display()),
+                    format!(
+                        "a socket's path is limited to {MAX_SOCKET_PATH} bytes; choose a directory with a shorter path"
+                    ),
                 ));
             }
             Some(dir) => dir.to_owned(),
             None => default_socket_dir(&dir),
         };
-        make_private(&sockets)?;
+        create_private_dir(&sockets)?;
         Ok(Self { kernels, sockets, lock })
     }
 
-    /// Names the files of a kernel that is to be launched; makes none.
+    /// Chooses the paths for a new kernel. Creates no files.
     pub(crate) fn new_kernel(&self, id: KernelId) -> KernelFiles {
         let mut token = uuid::Uuid::new_v4().simple().to_string();
         token.truncate(8);
@@ -232,12 +238,13 @@ impl StateDir {
         }
     }
 
-    /// The kernels that there are records of, and the files of those whose record is missing or cut off.
+    /// Reads all records. Returns the kernels with intact records, and the files of kernels whose record is missing or
+    /// damaged.
     #[allow(clippy::type_complexity)]
-    pub(crate) fn load(&self) -> Result<(Vec<(KernelFiles, Saved)>, Vec<KernelFiles>), ProviderError> {
+    pub(crate) fn load(&self) -> Result<(Vec<(KernelFiles, SavedKernel)>, Vec<KernelFiles>), ProviderError> {
         let entries = fs::read_dir(&self.kernels)
             .map_err(|error| ProviderError::failed(format!("read {}", self.kernels.display()), error))?;
-        let (mut whole, mut broken) = (Vec::new(), Vec::new());
+        let (mut intact, mut broken) = (Vec::new(), Vec::new());
         for entry in entries.flatten() {
             let name = entry.file_name();
             let parsed = name
@@ -245,23 +252,23 @@ impl StateDir {
                 .and_then(|name| name.rsplit_once('-'))
                 .and_then(|(id, token)| Some((id.parse().ok()?, token)));
             let Some((id, token)) = parsed else {
-                tracing::warn!(path = %entry.path().display(), "is no kernel's and is left alone");
+                tracing::warn!(path = %entry.path().display(), "ignoring an entry that does not belong to a kernel");
                 continue;
             };
             let files = self.files(id, token);
             match files.load() {
-                Ok(saved) if saved.record.id == id => whole.push((files, saved)),
+                Ok(saved) if saved.record.id == id => intact.push((files, saved)),
                 Ok(_) => {
-                    tracing::warn!(kernel = %id, file = %files.record().display(), "the record is another kernel's");
+                    tracing::warn!(kernel = %id, file = %files.record().display(), "the record belongs to another kernel");
                     broken.push(files);
                 }
                 Err(error) => {
-                    tracing::warn!(kernel = %id, file = %files.record().display(), %error, "the record cannot be read");
+                    tracing::warn!(kernel = %id, file = %files.record().display(), %error, "cannot read the record");
                     broken.push(files);
                 }
             }
         }
-        Ok((whole, broken))
+        Ok((intact, broken))
     }
 }
 
@@ -269,7 +276,7 @@ fn is_too_long(dir: &Path) -> bool {
     dir.as_os_str().len() + "/12345678/k-1".len() > MAX_SOCKET_PATH
 }
 
-/// Of the directories that can hold sockets the first whose path is short enough.
+/// Chooses the first candidate directory whose path is short enough for sockets.
 fn default_socket_dir(state_dir: &Path) -> PathBuf {
     let of_user = format!("kernelmux-{}", rustix::process::geteuid().as_raw());
     let candidates = [
@@ -284,8 +291,8 @@ fn default_socket_dir(state_dir: &Path) -> PathBuf {
         .unwrap_or_else(|| Path::new("/tmp").join(of_user))
 }
 
-/// Makes a directory for this user only, with its parents, or checks that it is one.
-fn make_private(dir: &Path) -> Result<(), ProviderError> {
+/// Creates a directory with mode 0700 and its parents, or checks that an existing one is private.
+fn create_private_dir(dir: &Path) -> Result<(), ProviderError> {
     let fail =
         |reason: &dyn std::fmt::Display| ProviderError::failed(format!("use the directory {}", dir.display()), reason);
     DirBuilder::new()
@@ -295,13 +302,13 @@ fn make_private(dir: &Path) -> Result<(), ProviderError> {
         .map_err(|error| fail(&error))?;
     let metadata = fs::symlink_metadata(dir).map_err(|error| fail(&error))?;
     let user = rustix::process::geteuid().as_raw();
-    // In a directory that others can write to, such as /tmp, somebody else may have been first.
+    // In a directory that others can write to, such as `/tmp`, another user may have created it first.
     if !metadata.is_dir() || metadata.uid() != user {
-        return Err(fail(&"it is not a directory of this user; give another"));
+        return Err(fail(&"it is not a directory owned by this user; choose another"));
     }
     if metadata.mode() & 0o077 != 0 {
         return Err(fail(
-            &"others have access to it, and kernels' keys are kept there; give it mode 0700, or give another",
+            &"others have access to it, and it stores the kernels' keys; change its mode to 0700, or choose another",
         ));
     }
     Ok(())

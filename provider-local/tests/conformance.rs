@@ -1,4 +1,4 @@
-//! The suite that every provider must pass, with ipykernel over Unix sockets and over TCP.
+//! The conformance suite for providers, run with ipykernel over Unix sockets and over TCP.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -6,36 +6,36 @@ mod common;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use common::{Place, python};
+use common::{Fixture, python};
 use kernel_provider::conformance::{LAST_WORDS, Subject};
 use kernel_provider::provider::{KernelProvider, KernelRecord};
 use provider_local::TransportChoice;
 use rustix::process::{Pid, Signal, kill_process};
 
 struct Local {
-    place: Place,
+    fixture: Fixture,
     transport: TransportChoice,
 }
 
 impl Local {
     async fn new(transport: TransportChoice) -> Option<Self> {
         let python = python()?;
-        let place = Place::new();
-        place.install_ipykernel(&python);
-        place.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
-        place.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
-        place.install(
+        let fixture = Fixture::new();
+        fixture.install_ipykernel(&python);
+        fixture.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
+        fixture.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
+        fixture.install(
             "missing",
             &serde_json::json!({"argv": ["/no/such/program"], "display_name": "", "language": ""}),
         );
-        Some(Self { place, transport })
+        Some(Self { fixture, transport })
     }
 }
 
 #[async_trait]
 impl Subject for Local {
     async fn open(&self) -> Arc<dyn KernelProvider> {
-        Arc::new(self.place.open_with(self.transport).await)
+        Arc::new(self.fixture.open_with(self.transport).await)
     }
 
     fn spec(&self) -> String {
@@ -60,9 +60,9 @@ impl Subject for Local {
     }
 
     async fn leftovers(&self) -> Vec<String> {
-        let processes = self.place.processes().into_iter().map(|pid| format!("process {pid}"));
-        // A kernel that died by itself leaves its record and its output.
-        let dirs = self.place.kernel_dirs().into_iter().filter(|dir| {
+        let processes = self.fixture.processes().into_iter().map(|pid| format!("process {pid}"));
+        // A kernel that ended by itself keeps its record and its output.
+        let dirs = self.fixture.kernel_dirs().into_iter().filter(|dir| {
             std::fs::read_to_string(dir.join("record.json")).is_ok_and(|record| !record.contains("\"ended\""))
                 || std::fs::read_dir(dir).is_ok_and(|files| {
                     files
@@ -70,7 +70,7 @@ impl Subject for Local {
                         .any(|file| !["record.json", "output.log"].contains(&&*file.file_name().to_string_lossy()))
                 })
         });
-        let sockets = std::fs::read_dir(self.place.state().join("s"))
+        let sockets = std::fs::read_dir(self.fixture.state().join("s"))
             .into_iter()
             .flatten()
             .flatten();

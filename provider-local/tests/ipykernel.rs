@@ -1,11 +1,11 @@
-//! A real kernel: ipykernel, over Unix sockets and over TCP.
+//! Starts and ends ipykernel over Unix sockets and over TCP.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Place, launch, pid, python};
+use common::{Fixture, launch, pid, python};
 use jupyter_protocol::Transport;
 use jupyter_protocol::client::Client;
 use kernel_provider::provider::{ExitCause, Interrupt, Phase};
@@ -18,20 +18,20 @@ async fn starts_and_ends_over_each_transport() {
         (TransportChoice::Auto, Transport::Ipc),
         (TransportChoice::Tcp, Transport::Tcp),
     ] {
-        let place = Place::new();
-        place.install_ipykernel(&python);
-        let provider = place.open_with(choice).await;
+        let fixture = Fixture::new();
+        fixture.install_ipykernel(&python);
+        let provider = fixture.open_with(choice).await;
         let kernel = launch(&provider, "python3").await.unwrap();
         assert_eq!(*kernel.phase().borrow(), Phase::Running);
         let connection = kernel.connection().await.unwrap();
         assert_eq!(connection.transport, transport);
-        // Its sockets are open before it handles signals; once it answers it does.
+        // The sockets open before ipykernel handles signals. Once it replies, it handles them.
         Client::connect(&connection).await.unwrap().kernel_info().await.unwrap();
         assert_eq!(kernel.interrupt().await.unwrap(), Interrupt::Signalled);
-        assert_eq!(place.processes(), [pid(&*kernel)]);
+        assert_eq!(fixture.processes(), [pid(&*kernel)]);
         let exit = kernel.shutdown(Duration::from_secs(10)).await.unwrap();
         assert_eq!(exit.cause, ExitCause::Requested);
         assert_eq!(kernel.wait().await, exit);
-        assert!(place.processes().is_empty() && place.kernel_dirs().is_empty());
+        assert!(fixture.processes().is_empty() && fixture.kernel_dirs().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Kernels as processes: how they end, what is left of them, and what goes wrong.
+//! Kernels as processes: exits, cleanup and failures.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -7,7 +7,7 @@ mod standin;
 
 use std::time::{Duration, Instant};
 
-use common::{LONG, Place, eventually, launch, open, pid};
+use common::{Fixture, LONG, eventually, launch, open, pid};
 use kernel_provider::KernelId;
 use kernel_provider::provider::{
     ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress, Selector,
@@ -19,20 +19,20 @@ use serde_json::json;
 #[tokio::test]
 #[ignore = "the kernel that the other tests start"]
 async fn be_a_kernel() {
-    standin::serve_if_asked().await;
+    standin::serve_if_requested().await;
 }
 
-fn place() -> Place {
-    let place = Place::new();
-    place.install("stand-in", &standin::kernelspec());
-    place
+fn fixture() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.install("stand-in", &standin::kernelspec());
+    fixture
 }
 
 fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-/// The session of a process.
+/// Returns the session id of a process.
 fn session(pid: i32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let after_name = stat.rsplit_once(')').unwrap().1;
@@ -44,45 +44,45 @@ fn is_running(pid: i32) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.trim_start().starts_with('Z'))
 }
 
-/// A process that a kernelspec has told of in a file.
-async fn told(place: &Place, file: &str) -> i32 {
-    let path = place.root.path().join(file);
+/// Reads a process id that a kernelspec's command writes to this file.
+async fn read_pid(fixture: &Fixture, file: &str) -> i32 {
+    let path = fixture.root.path().join(file);
     let read = || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
-    eventually("a process tells its number", || read().is_some()).await;
+    eventually("a process id is written", || read().is_some()).await;
     read().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leads_a_session_of_its_own() {
-    let place = place();
-    let provider = place.open().await;
+async fn a_kernel_leads_its_own_session() {
+    let fixture = fixture();
+    let provider = fixture.open().await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
     assert_eq!(session(pid(&*kernel)), pid(&*kernel));
     kernel.shutdown(LONG).await.unwrap();
-    assert!(place.processes().is_empty() && place.kernel_dirs().is_empty());
+    assert!(fixture.processes().is_empty() && fixture.kernel_dirs().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_kernel_started_ends_with_it_unless_it_is_a_daemon() {
-    let place = place();
-    let root = place.root.path().display().to_string();
-    // One in the group of the kernel; one in a group of its own; one that no signal ends; and a daemon.
+async fn processes_of_a_kernel_end_with_it_except_daemons() {
+    let fixture = fixture();
+    let root = fixture.root.path().display().to_string();
+    // A process in the kernel's group, one in its own group, one that ignores SIGTERM and SIGINT, and a daemon.
     let command = format!(
         "sleep 1001 & echo $! > {root}/member; \
          set -m; sleep 1002 & echo $! > {root}/group; set +m; \
          (trap '' TERM INT; sleep 1003; sleep 1003) & echo $! > {root}/deaf; \
          setsid sh -c 'echo $$ > {root}/daemon; exec sleep 1004' &"
     );
-    place.install("parent", &standin::kernelspec_after(&command));
-    let provider = place.open().await;
+    fixture.install("parent", &standin::kernelspec_after(&command));
+    let provider = fixture.open().await;
     for is_killed in [false, true] {
         for file in ["member", "group", "deaf", "daemon"] {
-            let _ = std::fs::remove_file(place.root.path().join(file));
+            let _ = std::fs::remove_file(fixture.root.path().join(file));
         }
         let kernel = launch(&provider, "parent").await.unwrap();
         let mut pids = Vec::new();
         for file in ["member", "group", "deaf", "daemon"] {
-            pids.push(told(&place, file).await);
+            pids.push(read_pid(&fixture, file).await);
         }
         let daemon = pids.pop().unwrap();
         assert!(pids.iter().all(|pid| is_running(*pid)));
@@ -99,24 +99,24 @@ async fn what_a_kernel_started_ends_with_it_unless_it_is_a_daemon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_does_not_want_to_end_is_killed_after_its_grace() {
-    let place = place();
-    // Ignored signals stay ignored in the program that takes the shell's place.
-    place.install("deaf", &standin::kernelspec_after("trap '' TERM"));
-    let provider = place.open().await;
+async fn a_kernel_that_ignores_sigterm_is_killed_after_its_grace() {
+    let fixture = fixture();
+    // Ignored signals stay ignored in the program that the shell executes.
+    fixture.install("deaf", &standin::kernelspec_after("trap '' TERM"));
+    let provider = fixture.open().await;
     let kernel = launch(&provider, "deaf").await.unwrap();
     let grace = Duration::from_millis(300);
     let begun = Instant::now();
     let exit = kernel.shutdown(grace).await.unwrap();
     assert!(begun.elapsed() >= grace);
     assert_eq!(exit.cause, ExitCause::Requested);
-    assert!(place.processes().is_empty() && place.kernel_dirs().is_empty());
+    assert!(fixture.processes().is_empty() && fixture.kernel_dirs().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_kernel_can_be_ended_politely() {
-    let place = place();
-    let provider = place.open().await;
+async fn a_stopped_kernel_ends_on_sigterm() {
+    let fixture = fixture();
+    let provider = fixture.open().await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
     signal(pid(&*kernel), Signal::STOP);
     let begun = Instant::now();
@@ -125,10 +125,10 @@ async fn a_stopped_kernel_can_be_ended_politely() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tells_exit_code_and_signal_and_keeps_the_output() {
-    let place = place();
-    place.install_script("fails", "echo out; echo err >&2; exit 7");
-    let provider = place.open().await;
+async fn exit_codes_and_signals_are_reported_with_the_output() {
+    let fixture = fixture();
+    fixture.install_script("fails", "echo out; echo err >&2; exit 7");
+    let provider = fixture.open().await;
     match launch(&provider, "fails").await.err() {
         Some(LaunchError::Died { exit }) => {
             assert_eq!(exit.cause, ExitCause::Code(7));
@@ -136,30 +136,30 @@ async fn tells_exit_code_and_signal_and_keeps_the_output() {
         }
         other => panic!("{other:?}"),
     }
-    place.install("chatty", &standin::kernelspec_after("echo I am about to crash"));
+    fixture.install("chatty", &standin::kernelspec_after("echo I am about to crash"));
     let kernel = launch(&provider, "chatty").await.unwrap();
     assert!(kernel.output().await.unwrap().contains("about to crash"));
     signal(pid(&*kernel), Signal::ABORT);
     let exit = kernel.wait().await;
     assert_eq!(exit.cause, ExitCause::Signal(6));
     assert!(exit.output.contains("about to crash"));
-    // The log is still there to be read, by this embedder and by the next.
+    // The output file remains readable, for this provider and the next.
     let dir = kernel.record().data["dir"].as_str().unwrap().to_owned();
     let log = || std::fs::read_to_string(format!("{dir}/output.log"));
     assert!(log().unwrap().contains("about to crash"));
     let record = kernel.record();
     drop(kernel);
     drop(provider);
-    let provider = place.open().await;
+    let provider = fixture.open().await;
     assert!(log().unwrap().contains("about to crash"));
     let attached = provider.attach(&record).await.err().unwrap();
     assert!(attached.to_string().contains("SIGABRT"), "{attached}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_last_that_died_are_remembered() {
-    let place = place();
-    let mut config = place.config();
+async fn only_the_newest_ended_kernels_are_remembered() {
+    let fixture = fixture();
+    let mut config = fixture.config();
     config.keep_ended = 2;
     let provider = LocalProvider::open(config).await.unwrap();
     for _ in 0..4 {
@@ -167,34 +167,34 @@ async fn only_the_last_that_died_are_remembered() {
         signal(pid(&*kernel), Signal::KILL);
         kernel.wait().await;
     }
-    eventually("two are kept", || place.kernel_dirs().len() == 2).await;
+    eventually("two kernels are kept", || fixture.kernel_dirs().len() == 2).await;
     drop(provider);
-    let mut config = place.config();
+    let mut config = fixture.config();
     config.keep_ended = 1;
     open(config).await;
-    assert_eq!(place.kernel_dirs().len(), 1);
+    assert_eq!(fixture.kernel_dirs().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_writes_without_end_fills_no_disk() {
+async fn endless_output_does_not_fill_the_disk() {
     use std::os::unix::fs::MetadataExt as _;
-    let place = place();
-    let root = place.root.path().display().to_string();
-    // The stand-in has said what it says before it is let go.
+    let fixture = fixture();
+    let root = fixture.root.path().display().to_string();
+    // The last line waits until the kernel has started, so that it comes after the stand-in's own output.
     let command = format!(
         "(yes 'a line of no interest' | head -c 50000000; while [ ! -e {root}/go ]; do sleep 0.01; done; \
          echo the end; touch {root}/done) &"
     );
-    place.install("flood", &standin::kernelspec_after(&command));
-    let provider = place.open().await;
+    fixture.install("flood", &standin::kernelspec_after(&command));
+    let provider = fixture.open().await;
     let kernel = launch(&provider, "flood").await.unwrap();
     let log = format!("{}/output.log", kernel.record().data["dir"].as_str().unwrap());
     let blocks = || std::fs::metadata(&log).unwrap().blocks() * 512;
     let written = || std::fs::metadata(&log).unwrap().len();
-    std::fs::write(place.root.path().join("go"), "").unwrap();
-    eventually("all is written", || place.root.path().join("done").exists()).await;
+    std::fs::write(fixture.root.path().join("go"), "").unwrap();
+    eventually("all output is written", || fixture.root.path().join("done").exists()).await;
     assert!(written() > 50_000_000);
-    eventually("little is kept", || blocks() < 3_000_000).await;
+    eventually("the file is cut", || blocks() < 3_000_000).await;
     assert!(kernel.output().await.unwrap().ends_with("the end\n"));
     signal(pid(&*kernel), Signal::KILL);
     assert!(kernel.wait().await.output.ends_with("the end\n"));
@@ -202,29 +202,29 @@ async fn a_kernel_that_writes_without_end_fills_no_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_say_what_is_wrong() {
-    let place = place();
-    place.install_script("plain", "exit 0");
-    place.install("empty", &json!({"argv": [], "display_name": "", "language": ""}));
-    place.install(
+async fn launch_errors_name_the_cause() {
+    let fixture = fixture();
+    fixture.install_script("plain", "exit 0");
+    fixture.install("empty", &json!({"argv": [], "display_name": "", "language": ""}));
+    fixture.install(
         "gone",
         &json!({"argv": ["no-such-program"], "display_name": "", "language": ""}),
     );
-    let provider = place.open().await;
+    let provider = fixture.open().await;
     let refusal = async |change: &dyn Fn(&mut LaunchRequest)| {
         let mut request = LaunchRequest::new(KernelId::random(), "plain");
         change(&mut request);
         let refused = provider.launch(request, Progress::ignored()).await.err().unwrap();
-        assert!(place.kernel_dirs().is_empty());
+        assert!(fixture.kernel_dirs().is_empty());
         refused.to_string()
     };
-    let missing = place.root.path().join("nowhere");
+    let missing = fixture.root.path().join("nowhere");
     let text = refusal(&|request| request.working_dir = Some(missing.clone())).await;
-    assert!(text.contains("nowhere") && text.contains("make it"), "{text}");
-    let file = place.root.path().join("a-file");
+    assert!(text.contains("nowhere") && text.contains("create it"), "{text}");
+    let file = fixture.root.path().join("a-file");
     std::fs::write(&file, "").unwrap();
     let text = refusal(&|request| request.working_dir = Some(file.clone())).await;
-    assert!(text.contains("no directory"), "{text}");
+    assert!(text.contains("not a directory"), "{text}");
     let text = refusal(&|request| drop(request.env.insert("A=B".into(), String::new()))).await;
     assert!(text.contains("A=B"), "{text}");
     let text = refusal(&|request| request.spec = "empty".into()).await;
@@ -239,24 +239,24 @@ async fn refusals_say_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn environment_and_working_directory_are_the_kernels() {
-    let place = place();
-    let out = place.root.path().join("out");
+async fn environment_and_working_directory_are_applied() {
+    let fixture = fixture();
+    let out = fixture.root.path().join("out");
     let mut spec = standin::kernelspec_after(&format!("(pwd; env) > {}", out.display()));
     spec["env"] = json!({"FROM_SPEC": "${KERNEL_USERNAME}:$FROM_SPEC"});
-    place.install("env", &spec);
-    let mut config = place.config();
+    fixture.install("env", &spec);
+    let mut config = fixture.config();
     config.inherit_env = InheritEnv::Only(["PATH".to_owned()].into());
     let provider = LocalProvider::open(config).await.unwrap();
     let mut request = LaunchRequest::new(KernelId::random(), "env");
-    request.working_dir = Some(place.root.path().to_owned());
+    request.working_dir = Some(fixture.root.path().to_owned());
     request.env.insert("KERNEL_USERNAME".to_owned(), "ann".to_owned());
     request.env.insert("JPY_PARENT_PID".to_owned(), "7".to_owned());
     let kernel = provider.launch(request, Progress::ignored()).await.unwrap();
     let check = || {
         let text = std::fs::read_to_string(&out).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], place.root.path().canonicalize().unwrap().to_str().unwrap());
+        assert_eq!(lines[0], fixture.root.path().canonicalize().unwrap().to_str().unwrap());
         assert!(
             lines.contains(&"FROM_SPEC=ann:$FROM_SPEC") && lines.contains(&"KERNEL_USERNAME=ann"),
             "{text}"
@@ -265,7 +265,7 @@ async fn environment_and_working_directory_are_the_kernels() {
     };
     check();
     std::fs::remove_file(&out).unwrap();
-    // What was asked for at the launch is kept for each restart.
+    // The launch's environment and working directory are kept for restarts.
     kernel.restart(LONG, Progress::ignored()).await.unwrap();
     check();
     kernel.shutdown(LONG).await.unwrap();
@@ -274,10 +274,10 @@ async fn environment_and_working_directory_are_the_kernels() {
 #[tokio::test(flavor = "multi_thread")]
 async fn files_are_private() {
     use std::os::unix::fs::PermissionsExt;
-    let place = place();
-    let provider = place.open_with(TransportChoice::Ipc).await;
+    let fixture = fixture();
+    let provider = fixture.open_with(TransportChoice::Ipc).await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
-    let mut dirs = vec![place.state()];
+    let mut dirs = vec![fixture.state()];
     let mut files = 0;
     while let Some(dir) = dirs.pop() {
         assert_eq!(
@@ -298,93 +298,95 @@ async fn files_are_private() {
     assert_eq!(files, 4);
     kernel.shutdown(LONG).await.unwrap();
     drop((provider, kernel));
-    std::fs::set_permissions(place.state(), PermissionsExt::from_mode(0o755)).unwrap();
-    let refused = LocalProvider::open(place.config()).await.err().unwrap().to_string();
+    std::fs::set_permissions(fixture.state(), PermissionsExt::from_mode(0o755)).unwrap();
+    let refused = LocalProvider::open(fixture.config()).await.err().unwrap().to_string();
     assert!(refused.contains("others have access"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sockets_are_made_elsewhere_when_the_state_directory_is_too_deep() {
-    let place = place();
-    let mut config = LocalConfig::new(place.root.path().join("d".repeat(100)));
-    config.search = place.config().search;
+async fn sockets_are_created_elsewhere_if_the_state_directory_path_is_too_long() {
+    let fixture = fixture();
+    let mut config = LocalConfig::new(fixture.root.path().join("d".repeat(100)));
+    config.search = fixture.config().search;
     config.transport = TransportChoice::Ipc;
     let provider = LocalProvider::open(config).await.unwrap();
     let kernel = launch(&provider, "stand-in").await.unwrap();
     kernel.shutdown(LONG).await.unwrap();
-    let mut config = place.config();
-    config.socket_dir = Some(place.root.path().join("s".repeat(100)));
+    let mut config = fixture.config();
+    config.socket_dir = Some(fixture.root.path().join("s".repeat(100)));
     let refused = LocalProvider::open(config).await.err().unwrap().to_string();
     assert!(refused.contains("107 bytes"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_embedders_cannot_share_a_state_directory() {
-    let place = place();
-    let first = place.open().await;
-    let refused = LocalProvider::open(place.config()).await.err().unwrap().to_string();
+async fn two_providers_cannot_share_a_state_directory() {
+    let fixture = fixture();
+    let first = fixture.open().await;
+    let refused = LocalProvider::open(fixture.config()).await.err().unwrap().to_string();
     assert!(
         refused.contains("another process uses it") && refused.contains("state"),
         "{refused}"
     );
     drop(first);
-    place.open().await;
+    fixture.open().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_somebody_took_is_replaced_by_another() {
-    let place = place();
-    let root = place.root.path().display().to_string();
-    // The first start ends as when a port is taken; ports that are held cannot be taken by chance.
+async fn a_port_in_use_is_replaced() {
+    let fixture = fixture();
+    let root = fixture.root.path().display().to_string();
+    // The first start fails as if a port were in use. Reserved ports cannot be taken by chance.
     let command = format!(
         "if [ ! -e {root}/second ]; then cp \"$1\" {root}/first.json; touch {root}/second; \
          echo 'zmq.error.ZMQError: Address already in use'; exit 1; fi; cp \"$1\" {root}/second.json"
     );
-    place.install("unlucky", &standin::kernelspec_after(&command));
-    let provider = place.open_with(TransportChoice::Tcp).await;
+    fixture.install("unlucky", &standin::kernelspec_after(&command));
+    let provider = fixture.open_with(TransportChoice::Tcp).await;
     let kernel = launch(&provider, "unlucky").await.unwrap();
-    let read = |name: &str| jupyter_protocol::ConnectionInfo::read(place.root.path().join(name)).unwrap();
+    let read = |name: &str| jupyter_protocol::ConnectionInfo::read(fixture.root.path().join(name)).unwrap();
     let (first, second) = (read("first.json"), read("second.json"));
     assert_ne!(first.shell_port, second.shell_port);
     assert_eq!(first.key, second.key);
     assert_eq!(kernel.connection().await.unwrap(), second);
-    assert_eq!(place.kernel_dirs().len(), 1);
+    assert_eq!(fixture.kernel_dirs().len(), 1);
     kernel.shutdown(LONG).await.unwrap();
-    // One that never finds a port is not tried for ever.
-    place.install_script(
+    // A kernel that always fails this way is not retried forever.
+    fixture.install_script(
         "never",
         &format!("echo >> {root}/tries; echo address already in use; exit 1"),
     );
     let failed = launch(&provider, "never").await.err().unwrap();
     assert!(matches!(failed, LaunchError::Died { .. }), "{failed}");
     assert_eq!(
-        std::fs::read_to_string(place.root.path().join("tries")).unwrap().len(),
+        std::fs::read_to_string(fixture.root.path().join("tries"))
+            .unwrap()
+            .len(),
         4
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_announces_its_ports_is_not_told_any() {
-    let place = place();
-    let root = place.root.path().display().to_string();
-    let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/told.json"));
+async fn a_kernel_that_announces_its_ports_is_given_none() {
+    let fixture = fixture();
+    let root = fixture.root.path().display().to_string();
+    let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/given.json"));
     let metadata = json!({"kernelmux": {"handshake": true}});
     spec["metadata"] = metadata.clone();
-    place.install("announcer", &spec);
+    fixture.install("announcer", &spec);
     let mute = json!({"argv": ["sh", "-c", "exit 4"], "display_name": "", "language": "", "metadata": metadata});
-    place.install("mute", &mute);
-    let provider = place.open().await;
+    fixture.install("mute", &mute);
+    let provider = fixture.open().await;
     let kernel = launch(&provider, "announcer").await.unwrap();
-    let told = jupyter_protocol::ConnectionInfo::read(place.root.path().join("told.json")).unwrap();
-    assert!(told.registration_port.is_some() && told.shell_port == 0);
+    let given = jupyter_protocol::ConnectionInfo::read(fixture.root.path().join("given.json")).unwrap();
+    assert!(given.registration_port.is_some() && given.shell_port == 0);
     let connection = kernel.connection().await.unwrap();
     assert!(connection.shell_port != 0 && connection.registration_port.is_none());
     kernel.restart(LONG, Progress::ignored()).await.unwrap();
     let connection = kernel.connection().await.unwrap();
     let record = kernel.record();
     drop((kernel, provider));
-    // The next embedder knows the ports too.
-    let provider = place.open().await;
+    // The next provider also knows the ports.
+    let provider = fixture.open().await;
     let kernel = provider.attach(&record).await.unwrap();
     assert_eq!(kernel.connection().await.unwrap(), connection);
     kernel.shutdown(LONG).await.unwrap();
@@ -393,80 +395,80 @@ async fn a_kernel_that_announces_its_ports_is_not_told_any() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn launches_dropped_at_any_moment_leave_nothing() {
-    let place = place();
-    let provider = place.open().await;
+async fn launches_cancelled_at_any_time_leave_nothing_behind() {
+    let fixture = fixture();
+    let provider = fixture.open().await;
     let begun = Instant::now();
     let kernel = launch(&provider, "stand-in").await.unwrap();
-    let whole = begun.elapsed();
+    let full_launch = begun.elapsed();
     kernel.shutdown(Duration::ZERO).await.unwrap();
     drop(kernel);
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = descriptors();
     for moment in 0..40 {
-        let limit = whole * moment / 30;
+        let limit = full_launch * moment / 30;
         let launched = tokio::time::timeout(limit, launch(&provider, "stand-in")).await;
         if let Ok(kernel) = launched {
             kernel.unwrap().shutdown(Duration::ZERO).await.unwrap();
         }
     }
-    place.wait_until_clear().await;
+    fixture.wait_until_clear().await;
     assert!(provider.list(&Selector::all()).await.unwrap().is_empty());
-    // Other tests of this program open files too, but no process of this place is left unreaped, even as a zombie.
+    // The limit is loose because other tests of this program open files too.
     eventually("descriptors are closed", || descriptors() <= before + 64).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_record_stops_nothing_and_costs_no_kernel() {
-    let place = place();
-    let provider = place.open().await;
+async fn kernels_with_damaged_records_are_recovered() {
+    let fixture = fixture();
+    let provider = fixture.open().await;
     let kernel = launch(&provider, "stand-in").await.unwrap();
     let dir = std::path::PathBuf::from(kernel.record().data["dir"].as_str().unwrap());
     let id = kernel.record().id;
     drop((kernel, provider));
     let record = std::fs::read(dir.join("record.json")).unwrap();
     for length in (0..record.len()).step_by(record.len() / 20) {
-        let cut = place
+        let cut = fixture
             .state()
             .join("kernels")
             .join(format!("{}-{length:08}", KernelId::random()));
         std::fs::create_dir(&cut).unwrap();
         std::fs::write(cut.join("record.json"), &record[..length]).unwrap();
     }
-    std::fs::create_dir(place.state().join("kernels/what-is-this")).unwrap();
-    let provider = place.open().await;
+    std::fs::create_dir(fixture.state().join("kernels/what-is-this")).unwrap();
+    let provider = fixture.open().await;
     let listed = provider.list(&Selector::all()).await.unwrap();
     assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
-    assert_eq!(place.kernel_dirs().len(), 2);
+    assert_eq!(fixture.kernel_dirs().len(), 2);
     drop(provider);
-    // The kernel goes on, is known, and can be restarted and ended.
+    // The kernel keeps running, is listed, and can be restarted and shut down.
     let damaged: [&dyn Fn() -> std::io::Result<()>; 3] = [
         &|| std::fs::write(dir.join("record.json"), &record[..10]),
         &|| std::fs::write(dir.join("record.json"), [0; 500]),
         &|| std::fs::remove_file(dir.join("record.json")),
     ];
-    let mut running = place.processes();
+    let mut running = fixture.processes();
     for damage in damaged {
         damage().unwrap();
-        let provider = place.open().await;
-        assert_eq!(place.processes(), running);
+        let provider = fixture.open().await;
+        assert_eq!(fixture.processes(), running);
         let listed = provider.list(&Selector::all()).await.unwrap();
         assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
         assert_eq!(listed[0].spec, "stand-in");
         let kernel = provider.attach(&listed[0]).await.unwrap();
         kernel.restart(LONG, Progress::ignored()).await.unwrap();
-        assert_ne!(place.processes(), running);
-        running = place.processes();
+        assert_ne!(fixture.processes(), running);
+        running = fixture.processes();
     }
-    let provider = place.open().await;
+    let provider = fixture.open().await;
     let listed = provider.list(&Selector::all()).await.unwrap();
     let kernel = provider.attach(&listed[0]).await.unwrap();
     kernel.shutdown(LONG).await.unwrap();
-    assert!(place.processes().is_empty());
-    assert_eq!(place.kernel_dirs().len(), 1);
+    assert!(fixture.processes().is_empty());
+    assert_eq!(fixture.kernel_dirs().len(), 1);
 }
 
-/// Whether this machine lets a test have a PID namespace.
+/// Whether a test can create a PID namespace on this machine.
 fn can_be_first_process() -> bool {
     let unshare = std::process::Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "true"])
@@ -474,13 +476,13 @@ fn can_be_first_process() -> bool {
         .status();
     let can = unshare.is_ok_and(|status| status.success());
     if !can {
-        println!("skipped: no PID namespace can be made here; root can make one");
+        println!("skipped: cannot create a PID namespace; root can create one");
     }
     can
 }
 
 #[test]
-fn orphans_are_reaped_and_kernels_ends_are_told() {
+fn orphans_are_reaped_and_kernel_exits_are_reported() {
     if !can_be_first_process() {
         return;
     }
@@ -493,19 +495,19 @@ fn orphans_are_reaped_and_kernels_ends_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "runs as process 1, which another test makes it"]
+#[ignore = "another test runs this as process 1"]
 async fn be_the_first_process() {
-    assert_eq!(std::process::id(), 1, "run by the test of orphans");
-    let place = Place::new();
-    // It leaves a process that has a session of its own, as a daemon has.
+    assert_eq!(std::process::id(), 1, "must run as process 1");
+    let fixture = Fixture::new();
+    // The script leaves a process with its own session, like a daemon.
     let orphaning = "setsid sh -c '> \"$1.up\"; exec sleep 1000' daemon \"$1\" &\n\
                      until [ -e \"$1.up\" ]; do sleep 0.01; done\nexit 7";
-    place.install_script("orphaning", orphaning);
-    let mut config = place.config();
+    fixture.install_script("orphaning", orphaning);
+    let mut config = fixture.config();
     config.reap_orphans = true;
     let provider = open(config).await;
     for _ in 0..10 {
-        // Its end is asked for by its own watcher, and by no other.
+        // The kernel's exit status is only read by its own supervisor.
         match launch(&provider, "orphaning").await {
             Err(LaunchError::Died { exit }) => assert_eq!(exit.cause, ExitCause::Code(7)),
             other => panic!("{:?}", other.map(|kernel| kernel.record())),
@@ -518,28 +520,28 @@ async fn be_the_first_process() {
         };
         common::pids().into_iter().filter(is_child).collect()
     };
-    eventually("the orphans are this process's", || children().len() == 10).await;
+    eventually("this process is the parent of all orphans", || children().len() == 10).await;
     children().into_iter().for_each(|orphan| signal(orphan, Signal::KILL));
-    eventually("all of them are reaped", || children().is_empty()).await;
+    eventually("all orphans are reaped", || children().is_empty()).await;
     drop(provider);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_reaches_the_whole_group() {
-    let place = place();
-    let root = place.root.path().display().to_string();
-    // A shell has its jobs in the background ignore interrupts, and lets nobody change that.
+    let fixture = fixture();
+    let root = fixture.root.path().display().to_string();
+    // A shell makes its background jobs ignore interrupts, and a script cannot undo that with `trap`.
     let command = format!(
         "env --default-signal=INT sh -c 'trap \"echo got it > {root}/interrupted\" INT; echo $$ > {root}/member; \
          while :; do sleep 0.01; done' &"
     );
-    place.install("group", &standin::kernelspec_after(&command));
-    let provider = place.open().await;
+    fixture.install("group", &standin::kernelspec_after(&command));
+    let provider = fixture.open().await;
     let kernel = launch(&provider, "group").await.unwrap();
-    told(&place, "member").await;
+    read_pid(&fixture, "member").await;
     kernel.interrupt().await.unwrap();
-    let interrupted = place.root.path().join("interrupted");
-    eventually("the interrupt arrives", || interrupted.exists()).await;
+    let interrupted = fixture.root.path().join("interrupted");
+    eventually("the group member is interrupted", || interrupted.exists()).await;
     assert_eq!(*kernel.phase().borrow(), Phase::Running);
     kernel.shutdown(LONG).await.unwrap();
 }

@@ -1,7 +1,7 @@
-"""How the cluster is made.
+"""How the cluster works.
 
-All of it lives in namespaces of its own: one for processes, one for mounts, one for the network. `inside` is the first
-process there and starts the rest. Ending it ends everything: the kernel kills what is in a process namespace whose first
-process is gone, and unmounts and unlinks what no process can see any more. Left on the machine are then one pair of
-network devices (gone with the network namespace), empty control groups, and files; `cluster.down` removes those.
+It runs in its own process, mount and network namespaces. `inside` is the first process there and starts all others.
+Killing it ends everything: the system kills the other processes of its namespace, and releases the mounts. What remains
+on the machine is a pair of network devices (removed with the network namespace), empty control groups, and files.
+`cluster.down` removes those.
 """

@@ -1,4 +1,4 @@
-"""As much of a client of the API as bringing a cluster up needs."""
+"""A minimal API client for starting the cluster."""
 
 import json
 import ssl
@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from .places import NODE, Net
+from .layout import NODE, Net
 
 
 class Api:
@@ -14,7 +14,7 @@ class Api:
         self.server = net.server
         context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
         context.load_cert_chain(str(pki / "admin.crt"), str(pki / "admin.key"))
-        # Not through any proxy that the environment names.
+        # Ignore proxies set in the environment.
         self.opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
@@ -24,7 +24,7 @@ class Api:
             return response.read()
 
     def make_namespace(self, name: str) -> None:
-        """Makes a namespace whose pods must be of the `restricted` level."""
+        """Creates a namespace that enforces the `restricted` Pod Security level."""
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         namespace = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         request = urllib.request.Request(
@@ -49,7 +49,7 @@ class Api:
         )
 
     def has_default_account(self, namespace: str) -> bool:
-        """No pod can be made in a namespace before its service account is."""
+        """Pods cannot be created in a namespace before its service account exists."""
         try:
             return bool(self.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"))
         except (OSError, urllib.error.URLError):

@@ -1,4 +1,4 @@
-"""Kubernetes' programs, built from their Go modules, and images, both kept in the cache."""
+"""Builds Kubernetes' programs from their Go modules, and container images. Both are cached."""
 
 import fcntl
 import hashlib
@@ -15,8 +15,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import needs
-from .places import CACHE, PAUSE_IMAGE, PYTHON_IMAGE, SOURCE
+from . import prerequisites
+from .layout import CACHE, PAUSE_IMAGE, PYTHON_IMAGE, SOURCE
 from .problem import Problem
 
 DEBIAN = "trixie"
@@ -37,7 +37,7 @@ def digest(*parts: bytes) -> str:
 
 @contextmanager
 def locked(name: str):
-    """One at a time, also of other work trees."""
+    """Holds a lock that is shared with other work trees."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -45,35 +45,35 @@ def locked(name: str):
 
 
 def programs() -> Path:
-    """The folder with Kubernetes' programs, `kubectl` and `pause`; built where it is not in the cache."""
+    """Returns the directory with Kubernetes' programs, `kubectl` and `pause`. Builds them if they are not cached."""
     source = SOURCE / "components"
     files = ["go.mod", "go.sum", "main.go", "kubectl/main.go", "pause/main.go"]
     version = re.search(r"k8s\.io/kubernetes (v\S+)", (source / "go.mod").read_text(encoding="ascii"))
-    # What Kubernetes' own build would set: clients go by it.
+    # Kubernetes' own build sets this too, and clients read it.
     flags = f"-s -w -X k8s.io/component-base/version.gitVersion={version.group(1) if version else 'v0.0.0'}"
     key = digest(platform.machine().encode(), flags.encode(), *((source / file).read_bytes() for file in files))
     place = CACHE / f"programs-{key}"
     with locked("programs"):
         if place.is_dir():
             return place
-        go = needs.go()
-        say(f"building Kubernetes' programs into {place}: takes 6 minutes or more, once")
+        go = prerequisites.go()
+        say(f"building Kubernetes' programs into {place}; this takes 6 minutes or more, but only once")
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as folder:
-            # The compiler's own cache would keep gigabytes for a build that is made once.
+            # Use a temporary compiler cache, which would otherwise keep gigabytes for a single build.
             environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOCACHE": f"{folder}-go"}
             for package, name in ((".", "kubernetes"), ("./kubectl", "kubectl"), ("./pause", "pause")):
                 command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{folder}/{name}", package]
                 if subprocess.call(command, cwd=source, env=environment, stdout=sys.stderr) != 0:
-                    raise Problem("Kubernetes' programs do not build; what the Go compiler said is above")
+                    raise Problem("cannot build Kubernetes' programs; see the Go compiler's output above")
             shutil.rmtree(f"{folder}-go")
             os.chmod(folder, 0o755)
             os.rename(folder, place)
-            os.mkdir(folder)  # what the context manager removes
+            os.mkdir(folder)  # for the context manager to remove
     return place
 
 
 def images(programs_folder: Path) -> dict[str, Path]:
-    """Archives of the images by name; made where they are not in the cache."""
+    """Returns the images' archives by name. Builds them if they are not cached."""
     made = {}
     with locked("images"):
         made[PAUSE_IMAGE] = _pause(programs_folder)
@@ -114,19 +114,19 @@ def _python() -> Path:
     }
     place = CACHE / f"image-python-{digest(json.dumps([command, DEBIAN, config]).encode())}.tar"
     if not place.exists():
-        say(f"making a kernel image of Debian's {PACKAGES}: takes 2 minutes or so, once")
+        say(f"building a kernel image with Debian's {PACKAGES}; this takes about 2 minutes, but only once")
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as folder:
-            # Its own unprivileged user must be able to come here.
+            # mmdebstrap's unprivileged user needs access.
             os.chmod(folder, 0o755)
             root = Path(folder) / "root.tar"
             if subprocess.call([*command, DEBIAN, str(root)], stdout=sys.stderr) != 0:
-                raise Problem("the kernel image's file system cannot be made; what mmdebstrap said is above")
+                raise Problem("cannot build the kernel image; see mmdebstrap's output above")
             _archive(PYTHON_IMAGE, root, place, config)
     return place
 
 
 def _archive(name: str, layer: Path, place: Path, config: dict) -> None:
-    """Wraps a root file system into what `docker save` writes, which containerd imports."""
+    """Wraps a root file system into an archive in the format of `docker save`, which containerd can import."""
     content = hashlib.sha256()
     with open(layer, "rb") as file:
         while part := file.read(1 << 20):
@@ -151,7 +151,7 @@ def _archive(name: str, layer: Path, place: Path, config: dict) -> None:
     os.rename(unfinished, place)
 
 
-def forget_unfinished() -> None:
-    """Removes what builds that were killed left."""
+def remove_interrupted_builds() -> None:
+    """Removes the remains of builds that were killed."""
     for rest in CACHE.glob("building-*"):
         shutil.rmtree(rest, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Up, down, status; images that are put in and taken out."""
+"""The commands of `dev-cluster`."""
 
 import fcntl
 import ipaddress
@@ -12,15 +12,15 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import build, needs, pki
+from . import build, pki, prerequisites
 from .api import Api
-from .places import BEFORE, CACHE, DEVICE, KUBECONFIG, KUBECTL, LOGS, PID, READY, SERVICES, SOCKET, SOURCE, STATE, Net
+from .layout import SAVED, CACHE, DEVICE, KUBECONFIG, KUBECTL, LOGS, PID, READY, SERVICES, SOCKET, SOURCE, STATE, Net
 from .problem import Problem, run
 
 __all__ = ["Problem", "down", "load", "status", "unload", "up"]
 
-# What a kubelet sets for the whole machine.
-TUNED = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward"]
+# Settings of the whole machine that a kubelet changes.
+SYSCTLS = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward"]
 UP_DEADLINE = 180.0
 
 
@@ -33,23 +33,23 @@ def up() -> None:
     if other and Path(other) != KUBECONFIG:
         use(other)
         return
-    needs.provide()
+    prerequisites.provide()
     with _locked():
         if _is_up():
-            say(f"the cluster is up already: KUBECONFIG={KUBECONFIG}")
+            say(f"the cluster is already running: KUBECONFIG={KUBECONFIG}")
         else:
             _end()
             programs = build.programs()
             images = build.images(programs)
-            build.forget_unfinished()
+            build.remove_interrupted_builds()
             started = time.monotonic()
             _start(programs, images)
-            say(f"the cluster is up after {time.monotonic() - started:.0f} s: KUBECONFIG={KUBECONFIG}")
+            say(f"the cluster started in {time.monotonic() - started:.0f} s: KUBECONFIG={KUBECONFIG}")
     print(KUBECONFIG)
 
 
 def use(kubeconfig: str) -> None:
-    """Another cluster: it must answer."""
+    """Checks that another cluster answers, and uses it."""
     if shutil.which("kubectl"):
         run("kubectl", "--kubeconfig", kubeconfig, "--request-timeout=20s", "get", "--raw", "/readyz")
     elif not Path(kubeconfig).exists():
@@ -60,10 +60,10 @@ def use(kubeconfig: str) -> None:
 
 def down() -> None:
     if not STATE.exists():
-        say("no cluster is up")
+        say("no cluster is running")
         return
     if os.geteuid() != 0:
-        raise Problem("must be run as root, as `up` was")
+        raise Problem("must run as root, like `up`")
     with _locked():
         _end()
     shutil.rmtree(STATE, ignore_errors=True)
@@ -72,7 +72,7 @@ def down() -> None:
 
 def status() -> None:
     if not _is_up():
-        raise Problem("no cluster is up; `dev-cluster up` brings one up")
+        raise Problem("no cluster is running; start one with `dev-cluster up`")
     print(KUBECONFIG)
 
 
@@ -85,15 +85,15 @@ def unload(image: str) -> None:
     if image not in digests:
         raise Problem(f"there is no image {image}")
     others = [name for name, digest in digests.items() if digest == digests[image] and name != image]
-    # containerd gives each image a name by its digest too, which would keep it.
+    # containerd also names each image by its digest. That name would keep the image.
     last = all(name.startswith("sha256:") for name in others)
     say(_images("rm", image, *(others if last else [])))
 
 
 def _images(*command: str) -> str:
-    """Something about the images that pods have, which need no registry then."""
+    """Runs a `ctr images` command on the images that pods can use without a registry."""
     if not _is_up():
-        raise Problem("no cluster is up; `dev-cluster up` brings one up")
+        raise Problem("no cluster is running; start one with `dev-cluster up`")
     return run("ctr", "-a", SOCKET, "-n", "k8s.io", "images", *command).strip()
 
 
@@ -106,27 +106,27 @@ def _locked():
 
 
 def _first_process() -> "int | None":
-    """The id of the first process inside, if it is there: ids are used again, so its start time is noted too."""
+    """Returns the id of the first process inside, if it is running. Its start time detects a reused id."""
     try:
-        pid, born = PID.read_text(encoding="ascii").split()
-        return int(pid) if _born(int(pid)) == born else None
+        pid, start_time = PID.read_text(encoding="ascii").split()
+        return int(pid) if _start_time(int(pid)) == start_time else None
     except (OSError, ValueError):
         return None
 
 
-def _born(pid: int) -> str:
+def _start_time(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
 
 
 def _is_up() -> bool:
     if _first_process() is None or not READY.exists():
         return False
-    api = Api(STATE / "pki", Net(json.loads(BEFORE.read_text(encoding="ascii"))["net"]))
+    api = Api(STATE / "pki", Net(json.loads(SAVED.read_text(encoding="ascii"))["net"]))
     return api.is_ready() and api.is_node_ready()
 
 
 def _free_net() -> Net:
-    """The first number whose addresses this machine has no other route to."""
+    """Chooses the first number whose addresses this machine has no route to."""
     routes = []
     for line in run("ip", "-4", "route", "show", "table", "all").splitlines():
         for word in line.split()[:2]:
@@ -137,7 +137,7 @@ def _free_net() -> Net:
                 continue
     services = ipaddress.ip_network(SERVICES)
     if any(route.prefixlen and route.overlaps(services) for route in routes):
-        raise Problem(f"this machine has a route to {SERVICES} already: another cluster? Set KUBECONFIG to use that one")
+        raise Problem(f"this machine already has a route to {SERVICES}; to use its cluster, set KUBECONFIG")
     for number in range(201, 250):
         wanted = ipaddress.ip_network(f"10.{number}.0.0/16")
         if not any(route.prefixlen and route.overlaps(wanted) for route in routes):
@@ -145,17 +145,17 @@ def _free_net() -> Net:
     raise Problem("this machine has routes to all of 10.201.0.0 to 10.249.0.0")
 
 
-def _tuned() -> dict[str, str]:
-    return {name: Path("/proc/sys", name).read_text(encoding="ascii").strip() for name in TUNED}
+def _sysctls() -> dict[str, str]:
+    return {name: Path("/proc/sys", name).read_text(encoding="ascii").strip() for name in SYSCTLS}
 
 
 def _start(programs: Path, images: dict[str, Path]) -> None:
     net = _free_net()
-    BEFORE.write_text(json.dumps({"net": net.number, "sys": _tuned()}), encoding="ascii")
+    SAVED.write_text(json.dumps({"net": net.number, "sys": _sysctls()}), encoding="ascii")
     LOGS.mkdir()
     containerd = CACHE / "containerd"
     containerd.mkdir(exist_ok=True)
-    log = open(LOGS / "inside.log", "wb")  # noqa: SIM115 (the child has it)
+    log = open(LOGS / "inside.log", "wb")  # noqa: SIM115 (the child uses it)
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     command += [sys.executable, "-m", "devcluster.inside", str(net.number), str(programs), str(containerd)]
     command += [f"{name}={archive}" for name, archive in images.items()]
@@ -166,19 +166,20 @@ def _start(programs: Path, images: dict[str, Path]) -> None:
     deadline = time.monotonic() + UP_DEADLINE
     try:
         first = _child(outer, deadline)
-        PID.write_text(f"{first} {_born(first)}", encoding="ascii")
+        PID.write_text(f"{first} {_start_time(first)}", encoding="ascii")
         _link(net, first)
         while not READY.exists():
             if outer.poll() is not None:
-                raise Problem((LOGS / "inside.log").read_text(errors="replace").strip() or "it ended silently")
+                output = (LOGS / "inside.log").read_text(errors="replace").strip()
+                raise Problem(output or "the first process ended without output")
             if time.monotonic() > deadline:
-                raise Problem(f"it is not up after {UP_DEADLINE:.0f} s; see {LOGS}")
+                raise Problem(f"the cluster did not start within {UP_DEADLINE:.0f} s; see {LOGS}")
             time.sleep(0.05)
         KUBECTL.symlink_to(programs / "kubectl")
         KUBECONFIG.touch(mode=0o600)
         KUBECONFIG.write_text(pki.kubeconfig(STATE / "pki", net, "admin"), encoding="ascii")
     except BaseException:
-        # The logs stay, for who wants to know more.
+        # Keep the logs for diagnosis.
         _end(keep_files=True)
         raise
 
@@ -189,20 +190,20 @@ def _child(outer: subprocess.Popen, deadline: float) -> int:
         if children:
             return int(children[0])
         time.sleep(0.01)
-    raise Problem((LOGS / "inside.log").read_text(errors="replace").strip() or "no namespaces can be made")
+    raise Problem((LOGS / "inside.log").read_text(errors="replace").strip() or "cannot create namespaces")
 
 
 def _link(net: Net, first: int) -> None:
     run("ip", "link", "add", DEVICE, "type", "veth", "peer", "name", "node", "netns", str(first))
     run("ip", "addr", "add", f"{net.outside}/30", "dev", DEVICE)
     run("ip", "link", "set", DEVICE, "up")
-    # Pods and services can be reached from this machine, as from a node.
+    # Make pods and services reachable from this machine, as from a node.
     for addresses in (net.pods, SERVICES):
         run("ip", "route", "add", addresses, "via", net.node, "dev", DEVICE)
 
 
 def _end(keep_files: bool = False) -> None:
-    """Ends whatever is there of a cluster, whole or not."""
+    """Stops and removes a cluster, even an incomplete one."""
     first = _first_process()
     if first is not None:
         os.kill(first, signal.SIGKILL)
@@ -211,15 +212,15 @@ def _end(keep_files: bool = False) -> None:
             if time.monotonic() > deadline:
                 raise Problem(f"process {first} does not end")
             try:
-                # Only where it is a grandchild whose parent has ended, or a child: none of the two tells otherwise.
+                # Reaps the process if it is, or has become, a child of this one.
                 os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 pass
             time.sleep(0.02)
-    # Gone with its peer's namespace, as a rule; that takes the system a moment.
+    # Usually removed with its peer's namespace, but that takes the system a moment.
     subprocess.call(["ip", "link", "delete", DEVICE], stdout=-3, stderr=-3)
-    if BEFORE.exists():
-        for name, value in json.loads(BEFORE.read_text(encoding="ascii"))["sys"].items():
+    if SAVED.exists():
+        for name, value in json.loads(SAVED.read_text(encoding="ascii"))["sys"].items():
             place = Path("/proc/sys", name)
             if place.read_text(encoding="ascii").strip() != value:
                 place.write_text(value, encoding="ascii")
@@ -230,7 +231,7 @@ def _end(keep_files: bool = False) -> None:
 
 
 def _remove_control_groups() -> None:
-    """Removes the groups of pods, deepest first; those in which something runs stay."""
+    """Removes the control groups of pods, deepest first. Groups with running processes stay."""
     for root in Path("/sys/fs/cgroup").glob("**/kubepods"):
         for folder, _, _ in os.walk(root, topdown=False):
             for _ in range(100):
@@ -238,5 +239,5 @@ def _remove_control_groups() -> None:
                     os.rmdir(folder)
                     break
                 except OSError:
-                    # The kernel lets go of a group a moment after its last process.
+                    # A group can only be removed a moment after its last process has ended.
                     time.sleep(0.01)

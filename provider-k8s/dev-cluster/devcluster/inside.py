@@ -1,5 +1,7 @@
-"""The first process inside: makes the node's network and places, starts each program, and ends when one of them does;
-but for the kubelet, which is started again, as on any node.
+"""The first process inside the namespaces.
+
+Sets up the node's network and directories, starts all programs, and exits when one of them exits. Only the kubelet is
+restarted, as on any node.
 
 Called as `python3 -m devcluster.inside NUMBER PROGRAMS CONTAINERD IMAGE=ARCHIVE...`; see `cluster.start`.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from . import pki
 from .api import Api
-from .places import (
+from .layout import (
     API_PORT,
     KERNELS,
     LOGS,
@@ -33,8 +35,8 @@ CNI = STATE / "cni"
 ETCD = "http://127.0.0.1:2379"
 
 
-# So that one that cannot run is not started for ever.
-LEAST_SECONDS = 2
+# A kubelet that exits sooner is not restarted.
+MIN_RUNTIME_SECONDS = 2
 
 
 class Node:
@@ -52,24 +54,24 @@ class Node:
         self.names[process.pid] = name
 
     def reap(self, wait: bool = False) -> None:
-        """Takes leave of processes that ended; one of ours that did is the end of it all."""
+        """Reaps ended processes. Restarts the kubelet; fails if another program has ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, 0 if wait else os.WNOHANG)
             except ChildProcessError:
-                raise Problem("nothing runs") from None
+                raise Problem("no process is running") from None
             if pid == 0:
                 return
             if pid in self.names:
                 name = self.names.pop(pid)
-                if name == "kubelet" and time.monotonic() - self.kubelet_started > LEAST_SECONDS:
+                if name == "kubelet" and time.monotonic() - self.kubelet_started > MIN_RUNTIME_SECONDS:
                     self.run_kubelet()
                     continue
                 lines = (LOGS / f"{name}.log").read_text(errors="replace").strip().splitlines()
                 raise Problem(f"{name} ended ({os.waitstatus_to_exitcode(status)}): {lines[-1] if lines else 'silently'}")
 
     def until(self, what: str, is_so, seconds: float = 90) -> None:
-        """None of the programs tells when it is ready; they are asked."""
+        """Polls a condition, because the programs do not announce when they are ready."""
         deadline = time.monotonic() + seconds
         while not is_so():
             self.reap()
@@ -77,8 +79,8 @@ class Node:
                 raise Problem(f"{what}: not within {seconds:.0f} s; see {LOGS}")
             time.sleep(0.05)
 
-    def make_places(self) -> None:
-        """What would otherwise be left in the machine's own folders is in the state's."""
+    def mount_directories(self) -> None:
+        """Redirects what the programs write to system directories into the state directory."""
         run("mount", "--make-rprivate", "/")
         for path in ("/var/lib", "/var/log"):
             own = STATE / path.strip("/").replace("/", "-")
@@ -88,7 +90,7 @@ class Node:
         run("mount", "--make-rshared", "/")
 
     def make_network(self) -> None:
-        """A bridge for the pods, and the one device that the other side put here."""
+        """Sets up the pods' bridge, and the network device that `cluster` moved here."""
         net = self.net
         self.until("the node's network device", lambda: Path("/sys/class/net/node").exists() or _has_device("node"))
         for command in (
@@ -98,7 +100,7 @@ class Node:
             "ip link add pods type bridge",
             f"ip addr add {net.gateway}/24 dev pods",
             "ip link set pods up",
-            # All that is not the pods' goes to the machine.
+            # Traffic to other addresses goes through the machine.
             f"ip route add default via {net.outside}",
         ):
             run(*command.split())
@@ -120,7 +122,7 @@ class Node:
         }
         conflist = {"cniVersion": "0.4.0", "name": "pods", "plugins": [plugin, {"type": "portmap", "capabilities": {"portMappings": True}}]}
         (CNI / "10-pods.conflist").write_text(json.dumps(conflist), encoding="ascii")
-        # Here no process may be made less likely to be killed for memory: containerd must not try. Nor is there AppArmor.
+        # Here containerd may not lower OOM scores, and there is no AppArmor.
         (STATE / "containerd.toml").write_text(
             f"""
 version = 2
@@ -143,7 +145,7 @@ state = "/run/containerd"
     def import_images(self, archives: dict[str, str]) -> None:
         self.until("containerd", lambda: subprocess.call(["ctr", "-a", SOCKET, "version"], stdout=-3, stderr=-3) == 0)
         ctr = ("ctr", "-a", SOCKET, "-n", "k8s.io")
-        # An image of another archive has another archive's label.
+        # The label names the archive that an image was imported from.
         listed = run(*ctr, "images", "ls").splitlines()
         for name, archive in archives.items():
             label = f"kernelmux.archive={Path(archive).name}"
@@ -158,7 +160,7 @@ state = "/run/containerd"
             (config / name).write_text(pki.kubeconfig(PKI, net, name), encoding="ascii")
         for name in PROGRAMS:
             (STATE / name).symlink_to(self.programs / "kubernetes")
-        # Its data is gone with the cluster: nothing has to reach the disk.
+        # The data is removed with the cluster, so it does not need to be synced to disk.
         self.start("etcd", "etcd", "--unsafe-no-fsync", "--data-dir", STATE / "etcd",
                    "--listen-client-urls", ETCD, "--advertise-client-urls", ETCD)
         self.start(
@@ -201,13 +203,13 @@ state = "/run/containerd"
             "authorization": {"mode": "Webhook"},
             "tlsCertFile": f"{PKI}/kubelet.crt",
             "tlsPrivateKeyFile": f"{PKI}/kubelet.key",
-            # The disk is the machine's own, and may be nearly full for reasons of its own.
+            # The disk is shared with the machine and may be nearly full.
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "200Mi", "imagefs.available": "200Mi"},
             "imageGCHighThresholdPercent": 100,
             "resolvConf": "",
             "clusterDomain": "cluster.local",
             "maxPods": 200,
-            # As fast as the API lets it, not as a node of thousands should.
+            # The limits for large clusters would slow down this single node.
             "kubeAPIQPS": 500,
             "kubeAPIBurst": 1000,
             "serializeImagePulls": False,
@@ -238,7 +240,7 @@ def main() -> None:
     net = Net(int(number))
     node = Node(net, Path(programs), Path(containerd))
     try:
-        node.make_places()
+        node.mount_directories()
         node.make_network()
         pki.make(PKI, net)
         node.run_containerd()

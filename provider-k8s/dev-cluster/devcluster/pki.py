@@ -1,13 +1,13 @@
-"""Certificates, and files that say where the API is and who asks."""
+"""Certificates and KUBECONFIG files."""
 
 import base64
 import json
 from pathlib import Path
 
-from .places import API_SERVICE, NODE, Net
+from .layout import API_SERVICE, NODE, Net
 from .problem import run
 
-# Name to subject: the groups are those that Kubernetes' own roles are bound to.
+# Subject of each client. Kubernetes binds its built-in roles to these users and groups.
 CLIENTS = {
     "admin": "/O=system:masters/CN=admin",
     "controller-manager": "/CN=system:kube-controller-manager",
@@ -18,7 +18,7 @@ CLIENTS = {
 
 
 def make(folder: Path, net: Net) -> None:
-    """Makes all keys and certificates anew."""
+    """Creates all keys and certificates."""
     folder.mkdir(parents=True, mode=0o700)
     _key(folder / "ca.key")
     run("openssl", "req", "-x509", "-new", "-key", folder / "ca.key", "-subj", "/CN=kernelmux-dev", "-days", "365",
@@ -46,7 +46,7 @@ def _certificate(folder: Path, name: str, subject: str, names: "str | None") -> 
 
 
 def kubeconfig(folder: Path, net: Net, name: str) -> str:
-    """A KUBECONFIG for one of the clients. JSON is YAML."""
+    """Returns a client's KUBECONFIG as JSON, which is valid YAML."""
     def data(file: str) -> str:
         return base64.b64encode((folder / file).read_bytes()).decode()
 

@@ -1,19 +1,19 @@
-"""What went wrong, for people."""
+"""Errors with a message for the user."""
 
 import subprocess
 
 
 class Problem(Exception):
-    """Says what was wrong, and what to do."""
+    """The message says what is wrong and what to do."""
 
 
 def run(*command, **options) -> str:
-    """Runs a program to its end; what it printed."""
+    """Runs a program to completion and returns its output."""
     try:
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True, **options)
     except FileNotFoundError:
         raise Problem(f"{command[0]} is not installed") from None
     except subprocess.CalledProcessError as failed:
-        said = (failed.stderr or failed.stdout).strip().splitlines()[-5:]
-        raise Problem(f"`{' '.join(map(str, command))}` failed: " + "\n".join(said)) from None
+        output = (failed.stderr or failed.stdout).strip().splitlines()[-5:]
+        raise Problem(f"`{' '.join(map(str, command))}` failed: " + "\n".join(output)) from None
     return done.stdout

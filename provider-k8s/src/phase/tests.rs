@@ -1,4 +1,4 @@
-//! Pods as clusters have shown them, cut down to what matters.
+//! Pod states observed on real clusters, reduced to the relevant fields.
 
 use serde_json::{Value, json};
 
@@ -57,23 +57,23 @@ fn running() -> Value {
 }
 
 #[test]
-fn a_start_step_by_step() {
+fn start_steps_are_reported_in_order() {
     let accepted = pod(json!({"phase": "Pending"}));
-    assert_eq!(assess(&accepted, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&accepted, &[]), PodPhase::Starting(StartStep::Accepted));
     let creating = pod(waiting("ContainerCreating", ""));
-    assert_eq!(assess(&creating, &[]), PodPhase::Starting(Step::Scheduled));
+    assert_eq!(assess(&creating, &[]), PodPhase::Starting(StartStep::Scheduled));
     let mut events = vec![event("Scheduled", "to dev"), event("Pulling", "Pulling image \"x\"")];
-    let pulling = PodPhase::Starting(Step::Pulling("Pulling image \"x\"".to_owned()));
+    let pulling = PodPhase::Starting(StartStep::Pulling("Pulling image \"x\"".to_owned()));
     assert_eq!(assess(&creating, &events), pulling);
     events.push(event("Pulled", "in 3 s"));
-    assert_eq!(assess(&creating, &events), PodPhase::Starting(Step::Scheduled));
+    assert_eq!(assess(&creating, &events), PodPhase::Starting(StartStep::Scheduled));
     let ip = "10.0.0.7".to_owned();
     assert_eq!(assess(&pod(running()), &events), PodPhase::Running { ip });
     assert_eq!(assess(&deleted(running()), &events), PodPhase::Ending);
 }
 
 #[test]
-fn a_kernel_that_runs_does_so_whatever_a_sidecar_does() {
+fn a_failing_sidecar_does_not_affect_a_running_kernel() {
     let mut status = running();
     let failing = json!([{"name": "proxy", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]);
     status["initContainerStatuses"] = failing.clone();
@@ -84,17 +84,17 @@ fn a_kernel_that_runs_does_so_whatever_a_sidecar_does() {
 }
 
 #[test]
-fn others_make_room() {
+fn a_pod_with_a_nominated_node_is_still_starting() {
     let preempting = pod(json!({
         "phase": "Pending",
         "nominatedNodeName": "node-1",
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}],
     }));
-    assert_eq!(assess(&preempting, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&preempting, &[]), PodPhase::Starting(StartStep::Accepted));
 }
 
 #[test]
-fn no_node_has_room() {
+fn lack_of_room_is_detected() {
     let message = "0/1 nodes are available: 1 Insufficient memory.";
     let refused = pod(json!({
         "phase": "Pending",
@@ -107,12 +107,12 @@ fn no_node_has_room() {
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"}],
     }));
-    assert_eq!(assess(&unbound, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&unbound, &[]), PodPhase::Starting(StartStep::Accepted));
     let gated = pod(json!({
         "phase": "Pending",
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}],
     }));
-    assert_eq!(assess(&gated, &[]), PodPhase::Starting(Step::Accepted));
+    assert_eq!(assess(&gated, &[]), PodPhase::Starting(StartStep::Accepted));
     let text = "Pod was rejected: Node didn't have enough resource: memory";
     for reason in ["OutOfmemory", "OutOfnvidia.com/gpu"] {
         let by_kubelet = pod(json!({"phase": "Failed", "reason": reason, "message": text}));
@@ -121,7 +121,7 @@ fn no_node_has_room() {
 }
 
 #[test]
-fn what_it_is_made_of_is_broken() {
+fn broken_images_and_configurations_are_detected() {
     for (reason, message) in [
         (
             "ErrImagePull",
@@ -160,7 +160,7 @@ fn what_it_is_made_of_is_broken() {
 }
 
 #[test]
-fn how_it_ended() {
+fn exit_causes() {
     let evicted = "The node was low on resource: memory.".to_owned();
     let preempted =
         json!({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "by p"});
@@ -209,7 +209,7 @@ fn how_it_ended() {
     ] {
         assert_eq!(assess(&pod(status.clone()), &[]), PodPhase::Ended(cause), "{status}");
     }
-    // What a sidecar does is not the kernel's end.
+    // The end of a sidecar is not the end of the kernel.
     let mut status = running();
     status["containerStatuses"] = json!([
         {"name": "sidecar", "state": {"terminated": {"exitCode": 1}}},
@@ -219,16 +219,19 @@ fn how_it_ended() {
 }
 
 #[test]
-fn who_removed_it() {
-    assert_eq!(removal(&deleted(running())), ExitCause::Deleted);
+fn removal_causes() {
+    assert_eq!(removal_cause(&deleted(running())), ExitCause::Deleted);
     let stopped = terminated(json!({"reason": "Error", "exitCode": 143}));
-    assert_eq!(removal(&deleted(stopped)), ExitCause::Deleted);
+    assert_eq!(removal_cause(&deleted(stopped)), ExitCause::Deleted);
     let oom = terminated(json!({"reason": "OOMKilled", "exitCode": 137}));
-    assert_eq!(removal(&pod(oom)), ExitCause::OutOfMemory);
+    assert_eq!(removal_cause(&pod(oom)), ExitCause::OutOfMemory);
     let mut lost = running();
     lost["reason"] = json!("NodeLost");
-    assert!(matches!(removal(&deleted(lost)), ExitCause::NodeLost(_)));
+    assert!(matches!(removal_cause(&deleted(lost)), ExitCause::NodeLost(_)));
     let mut drained = running();
     drained["conditions"] = json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}]);
-    assert_eq!(removal(&deleted(drained)), ExitCause::Evicted("drained".to_owned()));
+    assert_eq!(
+        removal_cause(&deleted(drained)),
+        ExitCause::Evicted("drained".to_owned())
+    );
 }

@@ -1,15 +1,15 @@
-//! Warm pools: pods that are made ahead, with a kernel that waits in each.
+//! Warm pools: pods that are created ahead of launches, each with an idle kernel.
 //!
-//! A pod of a pool is made like any other, with a key and a Secret of its own, and has a label that names the pool: the
-//! fingerprint of what it was made from. A launch that wants just that makes it its own with one conditional patch, which
-//! takes the label away. So the cluster knows whose each pod is, and gateways that are restarted, or that work side by
-//! side, share a pool.
+//! A pool's pod is created like any other, with its own key and Secret. A label names its pool, which is the
+//! fingerprint of the pod's manifest. A launch with the same fingerprint claims the pod with one conditional patch,
+//! which removes the label. So the cluster records the owner of each pod, and restarted or concurrent gateways share a
+//! pool.
 //!
-//! A gateway waits for the kernels of all pods of its pools, whoever made them, and reads their keys then. A claim has
-//! nothing left to wait for.
+//! A gateway waits for the kernels of all pods in its pools, including those that other gateways created, and reads
+//! their keys in advance. So a claim does not wait for the kernel.
 
-mod census;
-mod keeper;
+mod pool_diff;
+mod reconciler;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,17 +25,17 @@ use crate::manifest;
 use crate::names;
 use crate::phase::{self, PodPhase};
 use crate::settings::WarmPool;
-use crate::start::{self, Ready, Unfinished, Waiting};
+use crate::start::{self, LaunchContext, PodGuard, Ready};
 
 /// The warm pools of one provider.
 pub(crate) struct Pools {
-    ready: Arc<Warm>,
-    _keeper: AbortOnDrop,
+    ready: Arc<ReadyPods>,
+    _reconciler: AbortOnDrop,
 }
 
-/// The pods that can be handed out, by the id that each was made with.
+/// Pods that can be handed out, by the id in their name.
 #[derive(Default)]
-struct Warm(Mutex<HashMap<KernelId, WarmPod>>);
+struct ReadyPods(Mutex<HashMap<KernelId, WarmPod>>);
 
 struct WarmPod {
     pool: String,
@@ -43,112 +43,113 @@ struct WarmPod {
     ready: Ready,
 }
 
-/// What a claim came to.
-pub(crate) enum Claimed {
+/// Result of a claim.
+pub(crate) enum ClaimOutcome {
     Ready(Box<Ready>),
-    /// There is none; the text says why.
+    /// No pod can be claimed; the text gives the reason.
     Cold(String),
-    /// Another gateway launches the same kernel at the same time; the pod that was claimed is being removed.
+    /// Another gateway is launching the same kernel at the same time. The claimed pod is being removed.
     Rival,
 }
 
 impl Pools {
-    /// Keeps the pools of these kernelspecs filled until this is dropped. The pods stay.
-    pub(crate) fn keep(cluster: &Arc<Cluster>, specs: watch::Receiver<Arc<kernel_provider::provider::Specs>>) -> Self {
-        let ready = Arc::new(Warm::default());
-        let keeper = tokio::spawn(keeper::keep(Arc::clone(cluster), specs, Arc::clone(&ready)));
+    /// Keeps the pools of these kernelspecs filled until this is dropped. The pods remain after that.
+    pub(crate) fn start(cluster: &Arc<Cluster>, specs: watch::Receiver<Arc<kernel_provider::provider::Specs>>) -> Self {
+        let ready = Arc::new(ReadyPods::default());
+        let reconciler = tokio::spawn(reconciler::run(Arc::clone(cluster), specs, Arc::clone(&ready)));
         Self {
             ready,
-            _keeper: AbortOnDrop::new(&keeper),
+            _reconciler: AbortOnDrop::new(&reconciler),
         }
     }
 
-    /// Makes a pod of the pool the kernel's.
+    /// Claims a pod of the pool for the kernel.
     ///
     /// # Errors
-    /// Where the API server does not answer in time, or it is not known what it did.
+    /// [`LaunchError::TimedOut`] if the API server does not answer before the launch's deadline.
+    /// [`LaunchError::Provider`] if a call fails, or it is unknown whether the claim succeeded. [`LaunchError::CannotStart`] if the API server refuses to list pods.
     pub(crate) async fn claim(
         &self,
-        waiting: &Waiting<'_>,
+        context: &LaunchContext<'_>,
         pool: &str,
         owner: Option<&str>,
-        turn: &mut Option<OwnedMutexGuard<()>>,
-    ) -> Result<Claimed, LaunchError> {
-        let (cluster, id) = (waiting.cluster, waiting.id);
+        launch_lock: &mut Option<OwnedMutexGuard<()>>,
+    ) -> Result<ClaimOutcome, LaunchError> {
+        let (cluster, id) = (context.cluster, context.id);
         let claim = Claim {
             id,
-            token: manifest::attempt(),
+            token: manifest::random_token(),
             owner: owner.map(str::to_owned),
         };
         loop {
             let Some(mut ready) = self.ready.take(cluster, pool) else {
-                return Ok(Claimed::Cold("none that is kept ready is left".to_owned()));
+                return Ok(ClaimOutcome::Cold("the warm pool has no ready pod".to_owned()));
             };
-            let relabelling = {
+            let patch = {
                 let (cluster, pod) = (Arc::clone(cluster), Arc::clone(&ready.pod));
                 let (pool, claim) = (pool.to_owned(), claim.clone());
-                async move { cluster.relabel(&pod, &pool, &claim).await }
+                async move { cluster.claim(&pod, &pool, &claim).await }
             };
             let mark = (names::CLAIM, claim.token.clone());
             let name = names::name(&ready.pod);
-            let mut unfinished = Unfinished::new(cluster, id, name, mark, turn.take(), relabelling);
-            match start::within(waiting, unfinished.made()).await? {
-                // Somebody removes it, who did not see the claim.
+            let mut guard = PodGuard::new(cluster, id, name, mark, launch_lock.take(), patch);
+            match start::within(context, guard.result()).await? {
+                // Another gateway removed the pod before it saw the claim.
                 Ok(pod) if pod.metadata.deletion_timestamp.is_some() => {
-                    *turn = unfinished.finish();
+                    *launch_lock = guard.disarm();
                     continue;
                 }
                 Ok(_) => {}
-                // Another has it, or it is gone.
+                // The pod was claimed by another gateway, or is gone.
                 Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => {
-                    *turn = unfinished.finish();
+                    *launch_lock = guard.disarm();
                     continue;
                 }
                 Err(error) if error.code().is_some_and(|code| code < 500) => {
-                    *turn = unfinished.finish();
-                    return Ok(Claimed::Cold(format!(
-                        "those kept ready cannot be had: {}",
+                    *launch_lock = guard.disarm();
+                    return Ok(ClaimOutcome::Cold(format!(
+                        "the warm pool's pods cannot be claimed: {}",
                         error.text()
                     )));
                 }
-                Err(error) => return Err(error.launch_error(&format!("sure of the pod {name}"))),
+                Err(error) => return Err(error.launch_error("claim", &format!("the pod {name}"))),
             }
             let uid = names::uid(&ready.pod).to_owned();
-            let asked = start::within(waiting, cluster.has_rivals(id, &uid)).await?;
-            if asked.map_err(|error| error.launch_error("sure of the pod"))? {
-                return Ok(Claimed::Rival);
+            let has_rivals = start::within(context, cluster.has_rivals(id, &uid)).await?;
+            if has_rivals.map_err(|error| error.launch_error("look for other pods of", &format!("the kernel {id}")))? {
+                return Ok(ClaimOutcome::Rival);
             }
-            let mut sight = cluster.view.sight(id);
-            let seen = sight.wait_for(|sight| !sight.lacks(&uid));
-            if let Ok(seen) = start::within(waiting, seen).await?
+            let mut updates = cluster.pod_cache.subscribe(id);
+            let seen = updates.wait_for(|cached| !cached.is_absent(&uid));
+            if let Ok(seen) = start::within(context, seen).await?
                 && let Some(pod) = seen.present()
             {
                 ready.pod = Arc::clone(pod);
             }
-            unfinished.finish();
-            waiting.progress.report(LaunchStage::Scheduled);
-            waiting.progress.report(LaunchStage::Starting);
-            return Ok(Claimed::Ready(Box::new(ready)));
+            guard.disarm();
+            context.progress.report(LaunchStage::Scheduled);
+            context.progress.report(LaunchStage::Starting);
+            return Ok(ClaimOutcome::Ready(Box::new(ready)));
         }
     }
 }
 
-impl Warm {
-    /// One of the pool that can be handed out, as far as is known here.
+impl ReadyPods {
+    /// Takes a pod of the pool that can be handed out, as far as this gateway knows.
     fn take(&self, cluster: &Cluster, pool: &str) -> Option<Ready> {
         let mut warm = crate::lock(&self.0);
         loop {
-            // In no order, so that gateways that claim at the same time rarely want the same.
+            // The map's random order makes concurrent gateways choose different pods.
             let id = *warm.iter().find(|(_, one)| one.pool == pool)?.0;
             let one = warm.remove(&id)?;
-            let sight = cluster.view.sight(id).borrow().clone();
-            let is_there = sight.present().is_some_and(|pod| {
-                let age = Utc::now() - census::created(pod);
+            let cached = cluster.pod_cache.subscribe(id).borrow().clone();
+            let is_usable = cached.present().is_some_and(|pod| {
+                let age = Utc::now() - pool_diff::created(pod);
                 names::uid(pod) == names::uid(&one.ready.pod)
                     && age < one.limits.max_age()
                     && matches!(phase::assess(pod, &[]), PodPhase::Running { .. })
             });
-            if is_there {
+            if is_usable {
                 return Some(one.ready);
             }
         }

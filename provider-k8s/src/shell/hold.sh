@@ -1,6 +1,6 @@
-# Keeps `keep.sh` from ending with its kernel. Says "held", then "ended CODE" when the kernel and all that it started is
-# gone. Takes the names of signals for the kernel, and "go", which starts it anew. Who goes away before the kernel has
-# ended takes the hold with it; who goes away after that has the kernel started.
+# Keeps `keep.sh` from ending with its kernel. Prints "held", then "ended CODE" once the kernel and all processes that
+# it started are gone. Reads signal names to send to the kernel, and "go", which starts the kernel again. If standard
+# input closes before the kernel has ended, the hold is released. If it closes after that, the kernel is started again.
 cd "$1" && read -r kernel keeper < running && rm -f ended again && mkfifo ended again || exit 1
 exec 3<> ended 4<> again
 
@@ -8,7 +8,7 @@ session_of() {
     read -r stat < "/proc/$1/stat" && set -- ${stat##*) } && echo "$4"
 }
 
-# What is in this container, but for who keeps the kernel and this session.
+# Kills everything in this container except `keep.sh` and this session.
 kill_rest() {
     ours=$(cat /proc/self/cgroup)
     session=$(session_of $$)

@@ -1,16 +1,16 @@
-# Runs the kernel, and runs it anew where somebody has said that it is to be restarted: `hold.sh` does. However else it
-# ends, this ends with its exit code. Called with a folder that this can write and the kernel's command.
+# Runs the kernel, and runs it again when `hold.sh` requests a restart. In all other cases it exits with the kernel's
+# exit code. Arguments: a writable folder, and the kernel's command.
 place=$1
 shift
 trap 'woken=1 stop=1; kill -TERM "$kernel" 2> /dev/null' TERM
-# The kernel's matter.
+# The kernel handles SIGINT itself.
 trap 'woken=1' INT
 while :; do
     "$@" &
     kernel=$!
     echo "$kernel $$" > "$place/running"
     [ -z "$stop" ] || kill -TERM "$kernel"
-    # A signal ends the wait, not the kernel; the wait for one that was waited for already says 127.
+    # A signal interrupts the wait, not the kernel. `wait` for a process that was already waited for returns 127.
     code=127 woken=1
     while [ "$woken" ]; do
         woken=
@@ -22,9 +22,9 @@ while :; do
     [ "$stop" ] || { read -r holder < "$place/holder"; } 2> /dev/null
     [ "$holder" ] && kill -0 "$holder" 2> /dev/null || exit "$code"
     rm -f "$place/holder"
-    # Open for both ways, this waits for nobody.
+    # Opened for reading and writing, the pipe does not block.
     echo "$code" 1<> "$place/ended"
-    # Until it is to go on, or who holds it is gone.
+    # Blocks until `hold.sh` says "go" or ends.
     read -r go < "$place/again"
     [ -z "$stop" ] || exit "$code"
 done

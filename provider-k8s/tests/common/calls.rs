@@ -1,4 +1,4 @@
-//! A client whose calls to the API server are counted, and can be kept from getting there.
+//! A client that counts API calls and can block some of them.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -12,23 +12,23 @@ use tower::BoxError;
 use tower::buffer::BufferLayer;
 use tower::filter::AsyncFilterLayer;
 
-/// What a client has asked.
+/// The calls that a client has made.
 #[derive(Default)]
 pub(crate) struct Calls {
     counts: Mutex<BTreeMap<String, usize>>,
-    /// Calls of this method, to a path with this in it, wait for ever.
-    held: Option<(Method, &'static str)>,
+    /// Calls with this method, and this text in their path, never complete.
+    blocked: Option<(Method, &'static str)>,
 }
 
 impl Calls {
-    pub(crate) fn holding(method: Method, path: &'static str) -> Self {
+    pub(crate) fn blocking(method: Method, path: &'static str) -> Self {
         Self {
-            held: Some((method, path)),
+            blocked: Some((method, path)),
             ..Self::default()
         }
     }
 
-    /// How many there were of each kind since the last time.
+    /// Takes the counts by kind and resets them.
     pub(crate) fn take(&self) -> BTreeMap<String, usize> {
         std::mem::take(&mut self.counts.lock().unwrap())
     }
@@ -36,9 +36,9 @@ impl Calls {
     pub(crate) fn client(self: &Arc<Self>, config: Config) -> Client {
         let calls = Arc::clone(self);
         let layer = AsyncFilterLayer::new(move |request: Request<Body>| {
-            let is_held = calls.count(&request);
+            let is_blocked = calls.count(&request);
             async move {
-                if is_held {
+                if is_blocked {
                     std::future::pending::<()>().await;
                 }
                 Ok::<_, BoxError>(request)
@@ -48,10 +48,10 @@ impl Calls {
         builder.with_layer(&BufferLayer::new(1024)).with_layer(&layer).build()
     }
 
-    /// Counts a call, and says whether it is held.
+    /// Counts a call. Returns whether it is blocked.
     fn count(&self, request: &Request<Body>) -> bool {
         let path = request.uri().path();
-        // The collection and what of an object is asked for, without the object's name.
+        // The collection and subresource, without the object's name.
         let parts: Vec<&str> = path
             .split('/')
             .skip_while(|part| *part != "namespaces")
@@ -60,14 +60,14 @@ impl Calls {
         let is_watch = request.uri().query().is_some_and(|query| query.contains("watch="));
         let kind = match (parts.as_slice(), is_watch) {
             ([collection], true) => format!("watch {collection}"),
-            // What a watch that begins anew does first.
+            // A restarted watch lists first.
             ([collection], false) if request.method() == Method::GET => format!("watch {collection}, listed"),
             ([collection, _, part], _) => format!("{} {collection}/{part}", request.method()),
             ([collection, ..], _) => format!("{} {collection}", request.method()),
             ([], _) => path.to_owned(),
         };
         *self.counts.lock().unwrap().entry(kind).or_default() += 1;
-        self.held
+        self.blocked
             .as_ref()
             .is_some_and(|(method, part)| request.method() == method && path.contains(part))
     }

@@ -1,4 +1,4 @@
-//! Kernels that count, and what of that is recorded.
+//! Kernels that print increasing numbers, and checks of what was recorded.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -22,60 +22,61 @@ pub(crate) async fn start(manager: &Manager) -> Arc<Kernel> {
     manager.start(request).await.unwrap()
 }
 
-/// Makes the kernel count up, a hundred a second.
-pub(crate) async fn count(kernel: &Arc<Kernel>, below: u64) {
+/// Makes the kernel print numbers from 0, a hundred per second.
+pub(crate) async fn start_counting(kernel: &Arc<Kernel>, below: u64) {
     let code = format!("import time\nfor i in range({below}):\n    print(i, flush=True)\n    time.sleep(0.01)");
     kernel.execute(ExecuteRequest::new(code)).await.unwrap();
 }
 
-/// What was recorded of a count.
+/// The recorded numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Counted {
     pub(crate) first: u64,
     pub(crate) last: u64,
-    /// How often it is told that something may be missing.
-    pub(crate) holes: usize,
+    /// How often the log records a possible gap.
+    pub(crate) gaps: usize,
 }
 
-/// Waits until a kernel has counted that far. Where a number is missing, the log must say so, and none may come twice.
-pub(crate) async fn counted(kernel: &Kernel, until: u64) -> Counted {
+/// Waits until the kernel has printed the number `until`. Fails if a number is repeated, or missing without a recorded
+/// gap.
+pub(crate) async fn wait_until_counted(kernel: &Kernel, until: u64) -> Counted {
     let mut reader = kernel.log().reader(Seq(0));
     let mut counted: Option<Counted> = None;
-    let (mut holes, mut may_lack) = (0, false);
+    let (mut gaps, mut may_skip) = (0, false);
     let counting = async {
         while counted.as_ref().is_none_or(|counted| counted.last < until) {
             let block = reader.next().await.unwrap().expect("the log has ended");
             for entry in block.entries() {
-                if is_hole(&entry) {
-                    (holes, may_lack) = (holes + 1, true);
+                if is_gap(&entry) {
+                    (gaps, may_skip) = (gaps + 1, true);
                 }
                 for number in printed(&entry) {
                     let counted = counted.get_or_insert(Counted {
                         first: number,
                         last: number,
-                        holes,
+                        gaps,
                     });
                     let is_next = number == counted.last + 1 || number == counted.first && number == counted.last;
                     assert!(
-                        is_next || may_lack && number > counted.last,
+                        is_next || may_skip && number > counted.last,
                         "{number} after {}",
                         counted.last
                     );
-                    (counted.last, may_lack) = (number, false);
+                    (counted.last, may_skip) = (number, false);
                 }
             }
         }
     };
     tokio::time::timeout(LONG, counting)
         .await
-        .expect("it does not count on");
+        .expect("the kernel stopped counting");
     let mut counted = counted.unwrap();
-    counted.holes = holes;
+    counted.gaps = gaps;
     counted
 }
 
-/// How far a kernel's count was recorded until now.
-pub(crate) async fn numbers(kernel: &Kernel) -> u64 {
+/// Returns the last number recorded so far.
+pub(crate) async fn last_number(kernel: &Kernel) -> u64 {
     let head = kernel.log().head();
     let mut reader = kernel.log().reader(Seq(0));
     let (mut last, mut at) = (0, Seq(0));
@@ -97,9 +98,9 @@ fn printed(entry: &Entry) -> Vec<u64> {
     lines.filter_map(|line| line.trim().parse().ok()).collect()
 }
 
-/// Whether an entry says that nobody may have recorded what the kernel said.
-fn is_hole(entry: &Entry) -> bool {
+/// Whether an entry records that output may be missing.
+fn is_gap(entry: &Entry) -> bool {
     let content = entry.message().content().to_vec();
-    let told = String::from_utf8_lossy(&content);
-    entry.origin() == Origin::Lifecycle && (told.contains("\"disconnected\"") || told.contains("\"attached\""))
+    let text = String::from_utf8_lossy(&content);
+    entry.origin() == Origin::Lifecycle && (text.contains("\"disconnected\"") || text.contains("\"attached\""))
 }

@@ -1,5 +1,5 @@
-//! What the tests share: a namespace of a real cluster, with the rights of the Role that the provider asks for, and
-//! kernelspecs that are made for it.
+//! Shared test setup: a namespace of a real cluster, an account with the rights that the provider documents, and
+//! kernelspecs.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -19,45 +19,43 @@ use kube::{Api, Client, Config};
 use provider_k8s::{K8sConfig, K8sProvider, Reach};
 use serde_json::{Value, json};
 
-/// Far more than anything here takes.
+/// Longer than anything here takes.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
-/// Whose rights the provider under test has.
+/// The service account of the provider under test.
 const ACCOUNT: &str = "gateway";
 
-/// The image with ipykernel that the tests use.
+/// The test image with ipykernel.
 pub(crate) fn image() -> String {
     std::env::var("KERNELMUX_TEST_IMAGE").unwrap_or_else(|_| "localhost/kernelmux/python:dev".to_owned())
 }
 
-/// An administrator of the cluster under test.
-///
-/// Where there is none, says so, and the caller passes.
+/// Returns an administrator's configuration of the cluster, or `None` if there is no cluster to test on. Tests pass in
+/// that case.
 async fn admin() -> Option<Config> {
     if std::env::var_os("KERNELMUX_TEST_KUBERNETES").is_none() {
         println!("skipped: needs a cluster; `make test-k8s` brings one up, or uses that of KUBECONFIG");
         return None;
     }
-    // Other tests' namespaces make for much traffic, and the tests' own client is not what is measured.
     Some(Config::infer().await.expect("KUBECONFIG does not name a cluster"))
 }
 
-/// A namespace of its own, with kernelspecs; removed at the end.
-pub(crate) struct Place {
-    pub(crate) namespace: String,
+/// A new namespace with kernelspecs. Dropping it deletes the namespace.
+pub(crate) struct TestNamespace {
+    pub(crate) name: String,
     pub(crate) admin: Client,
     pub(crate) limited: Client,
-    /// What `limited` is made from.
-    pub(crate) rights: Config,
+    /// The configuration of `limited`.
+    pub(crate) limited_config: Config,
     pub(crate) token: String,
     pub(crate) specs: tempfile::TempDir,
     runtime: tokio::runtime::Handle,
 }
 
-impl Place {
-    /// `None` where there is no cluster to test on.
+impl TestNamespace {
+    /// Creates the namespace. Returns `None` if there is no cluster to test on.
     pub(crate) async fn new() -> Option<Self> {
         let config = admin().await?;
-        // Shown where a test fails.
+        // Printed for failing tests.
         let _ = tracing_subscriber::fmt()
             .with_env_filter("provider_k8s=debug")
             .with_test_writer()
@@ -95,16 +93,16 @@ impl Place {
         let token = accounts.create_token_request(ACCOUNT, &params, &request).await;
         let token = token.unwrap().status.unwrap().token;
         let limited = with_token(config, &token);
-        // Pods can be made once the account is there that they run as.
+        // Pods cannot be created before their service account exists.
         eventually("the default service account", async || {
             accounts.get("default").await.is_ok()
         })
         .await;
         Some(Self {
-            namespace,
+            name: namespace,
             admin,
             limited: Client::try_from(limited.clone()).unwrap(),
-            rights: limited,
+            limited_config: limited,
             token,
             specs: tempfile::tempdir().unwrap(),
             runtime: tokio::runtime::Handle::current(),
@@ -112,7 +110,7 @@ impl Place {
     }
 
     pub(crate) fn config(&self, reach: Reach) -> K8sConfig {
-        let mut config = K8sConfig::new(&self.namespace);
+        let mut config = K8sConfig::new(&self.name);
         config.search = jupyter_protocol::kernelspec::SearchPath::new([self.specs.path().to_owned()]);
         config.reach = reach;
         config
@@ -124,16 +122,16 @@ impl Place {
             .unwrap()
     }
 
-    /// Waits outside of the async runtime.
-    pub(crate) fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+    /// Blocks on a future from outside the async runtime.
+    pub(crate) fn block_on<T>(&self, what: impl Future<Output = T>) -> T {
         self.runtime.block_on(what)
     }
 
     pub(crate) fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.admin.clone(), &self.namespace)
+        Api::namespaced(self.admin.clone(), &self.name)
     }
 
-    /// Installs a kernelspec whose pods have this container command, and what is said of them beyond the image.
+    /// Installs a kernelspec with this command and Kubernetes metadata. The image is added if it is missing.
     pub(crate) fn install(&self, name: &str, argv: &[&str], mut kubernetes: Value) {
         if kubernetes.get("image").is_none() {
             kubernetes["image"] = json!(image());
@@ -161,8 +159,8 @@ impl Place {
         self.install(name, &["sh", "-c", script, name, "{connection_file}"], json!({}));
     }
 
-    /// Installs a kernel that opens its sockets, greets who connects, as ZMTP has it, and can do nothing else: what
-    /// starts in no time, so that many can be started.
+    /// Installs a kernel that only opens its sockets and sends ZMTP greetings. It starts quickly, so many can be
+    /// started.
     pub(crate) fn install_tiny(&self, name: &str) {
         let listen = "import json, socket, sys\n\
             file = json.load(open(sys.argv[1]))\n\
@@ -188,7 +186,7 @@ impl Place {
         status.await;
     }
 
-    /// Pods that are there and not over, and Secrets of pods that are gone.
+    /// Lists the pods that have not ended, and the Secrets that belong to no ended pod.
     pub(crate) async fn leftovers(&self) -> Vec<String> {
         let pods = self.pods().list(&ListParams::default()).await.unwrap().items;
         let is_over = |pod: &&Pod| {
@@ -203,7 +201,7 @@ impl Place {
             .filter(is_over)
             .map(|pod| pod.metadata.uid.clone().unwrap())
             .collect();
-        let secrets: Api<Secret> = Api::namespaced(self.admin.clone(), &self.namespace);
+        let secrets: Api<Secret> = Api::namespaced(self.admin.clone(), &self.name);
         let secrets = secrets.list(&ListParams::default()).await.unwrap().items;
         let is_left = |secret: &&Secret| {
             let owners = secret.metadata.owner_references.iter().flatten();
@@ -217,16 +215,16 @@ impl Place {
     }
 }
 
-/// The same cluster with these rights.
+/// Returns a configuration for the same cluster with this token's rights.
 pub(crate) fn with_token(mut config: Config, token: &str) -> Config {
     config.auth_info = serde_json::from_value(json!({"token": token})).unwrap();
     config
 }
 
-impl Drop for Place {
+impl Drop for TestNamespace {
     fn drop(&mut self) {
         let namespaces: Api<Namespace> = Api::all(self.admin.clone());
-        let name = self.namespace.clone();
+        let name = self.name.clone();
         tokio::task::block_in_place(|| {
             self.runtime.block_on(async move {
                 let params = DeleteParams::background();
@@ -244,7 +242,7 @@ where
     api.create(&PostParams::default(), &object).await.unwrap();
 }
 
-/// Waits for what gives no event of its own here.
+/// Polls a condition that has no event.
 pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + LONG;
     while !is_so().await {
@@ -263,7 +261,7 @@ pub(crate) fn pod_name(kernel: &dyn KernelHandle) -> String {
     kernel.record().data["pod"].as_str().unwrap().to_owned()
 }
 
-/// Whether the kernel ran this and nothing was raised; false also where it ended.
+/// Runs code in the kernel. Returns whether it raised nothing; `false` also if the kernel ended.
 pub(crate) async fn run(kernel: &dyn KernelHandle, code: &str) -> bool {
     let client = jupyter_protocol::client::Client::connect(&kernel.connection().await.unwrap())
         .await
@@ -273,6 +271,6 @@ pub(crate) async fn run(kernel: &dyn KernelHandle, code: &str) -> bool {
     tokio::select! {
         reply = running.reply() => reply.is_ok_and(|reply| matches!(reply, Reply::Ok(_))),
         _ = kernel.wait() => false,
-        () = tokio::time::sleep(LONG) => panic!("it neither answers nor ends"),
+        () = tokio::time::sleep(LONG) => panic!("the kernel neither replies nor ends"),
     }
 }

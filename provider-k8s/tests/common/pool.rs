@@ -1,4 +1,4 @@
-//! What the tests of warm pools share.
+//! Shared helpers of the warm pool tests.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -10,18 +10,18 @@ use kube::api::ListParams;
 use provider_k8s::K8sProvider;
 use serde_json::{Value, json};
 
-use super::{LONG, Place};
+use super::{LONG, TestNamespace};
 
 pub(crate) const IPYKERNEL: &[&str] = &["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
 pub(crate) const POOL: &str = "kernelmux.dev/warm-pool";
 
-pub(crate) fn install(place: &Place, name: &str, pool: Value) {
-    place.install(name, IPYKERNEL, json!({"warm_pool": pool}));
+pub(crate) fn install(ns: &TestNamespace, name: &str, pool: Value) {
+    ns.install(name, IPYKERNEL, json!({"warm_pool": pool}));
 }
 
-/// The pods that nobody has claimed.
-pub(crate) async fn unclaimed(place: &Place) -> Vec<Pod> {
-    let pods = place.pods().list(&ListParams::default().labels(POOL)).await.unwrap();
+/// The unclaimed pods of all pools.
+pub(crate) async fn unclaimed(ns: &TestNamespace) -> Vec<Pod> {
+    let pods = ns.pods().list(&ListParams::default().labels(POOL)).await.unwrap();
     pods.items
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn names(pods: &[Pod]) -> BTreeSet<String> {
     pods.iter().map(|pod| pod.metadata.name.clone().unwrap()).collect()
 }
 
-/// Launches, and says why no pod that was kept ready was taken, if that is so.
+/// Launches a kernel. Returns also why no warm pod was claimed, or `None` if one was.
 pub(crate) async fn launch_as(
     provider: &K8sProvider,
     request: LaunchRequest,
@@ -54,10 +54,10 @@ pub(crate) fn request(spec: &str) -> LaunchRequest {
     request
 }
 
-/// Waits until so many pods are unclaimed and their kernels run.
-pub(crate) async fn filled(place: &Place, size: usize) {
+/// Waits until this number of unclaimed pods is running.
+pub(crate) async fn wait_until_full(ns: &TestNamespace, size: usize) {
     super::eventually("the pool is full", async || {
-        let pods = unclaimed(place).await;
+        let pods = unclaimed(ns).await;
         let runs = |pod: &&Pod| {
             pod.metadata.deletion_timestamp.is_none()
                 && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")

@@ -1,4 +1,4 @@
-//! A proxy in front of the API server, whose connections can be cut: an API server that is down, for one client only.
+//! A proxy in front of the API server that can simulate an outage for one client.
 
 use std::sync::Mutex;
 
@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Carries each connection until it is cut.
+/// Forwards connections until they are cut.
 pub(crate) struct Proxy {
     cut: watch::Sender<u64>,
     is_down: watch::Sender<bool>,
@@ -15,8 +15,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// In front of this configuration's server, with a client that goes through it.
-    pub(crate) async fn before(mut config: Config) -> (Self, Client) {
+    /// Creates a proxy in front of this configuration's server, and a client that uses it.
+    pub(crate) async fn in_front_of(mut config: Config) -> (Self, Client) {
         let host = config.cluster_url.host().unwrap().to_owned();
         let target = (host.clone(), config.cluster_url.port_u16().unwrap_or(443));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -34,12 +34,12 @@ impl Proxy {
         (proxy, Client::try_from(config).unwrap())
     }
 
-    /// Breaks the connections that there are.
+    /// Closes all open connections.
     pub(crate) fn cut(&self) {
         self.cut.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Breaks them, and each new one until it is up again.
+    /// Closes all open connections; while down, new ones are closed too.
     pub(crate) fn set_down(&self, is_down: bool) {
         self.is_down.send_replace(is_down);
         self.cut();

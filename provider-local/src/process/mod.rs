@@ -1,7 +1,7 @@
-//! A process that leads a session of its own, watched through a pidfd.
+//! A process that leads its own session, watched through a pidfd.
 //!
-//! A pidfd is an event for the end of a process whether it is a child of this one or was started by another that is
-//! dead by now; and it never means another process, as a number may.
+//! A pidfd signals a process's exit even if the process is not a child of this one. Unlike a process id, it is never
+//! reused for another process.
 
 pub(crate) mod oom;
 pub(crate) mod orphans;
@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 
 use stat::Identity;
 
-/// A running process, or one that has ended and was not forgotten yet.
+/// A process that is running, or has ended and not been dropped yet.
 #[derive(Debug)]
 pub(crate) struct Process {
     identity: Identity,
@@ -30,36 +30,37 @@ pub(crate) struct Process {
     pidfd: AsyncFd<OwnedFd>,
 }
 
-/// How a process ended, as far as the system tells.
+/// How a process ended, as far as the system reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// By itself, with this exit code.
+pub(crate) enum ExitStatus {
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// It was killed by this signal.
     Signal(i32),
-    /// The system tells only a process's parent, and this is not it.
-    NotTold,
+    /// The system reports this only to the parent, and this process is not the parent.
+    Unknown,
 }
 
 impl Process {
-    /// Starts a program as the leader of a new session and process group. Blocks until it runs or could not be run.
+    /// Starts a program as the leader of a new session and process group. Blocks until the program is executed or that
+    /// has failed.
     ///
-    /// The caller owns the process: nothing ends it when this is dropped.
+    /// The caller owns the process: dropping this does not end it.
     pub(crate) fn spawn(command: Command) -> io::Result<Self> {
-        // The session keeps terminal signals and hang-ups of the embedder's terminal away from the kernel, and the
-        // kernel from that terminal.
-        let pid = orphans::start(
+        // In its own session the kernel receives no signals or hang-ups from the terminal of this program, and cannot
+        // access that terminal.
+        let pid = orphans::start_tracked(
             || {
                 let child = CommandWrap::from(command).wrap(ProcessSession).spawn()?;
                 i32::try_from(child.id()).map_err(io::Error::other)
             },
             |pid| *pid,
         )?;
-        // The child is reaped through its pidfd alone; the number is safe to use until then.
+        // The child is only reaped through its pidfd, so its id stays valid until then.
         match Self::open(pid) {
             Ok(process) => Ok(process),
             Err(error) => {
-                orphans::forget(pid);
+                orphans::untrack(pid);
                 if let Some(pid) = Pid::from_raw(pid) {
                     let _ = kill_process_group(pid, Signal::KILL);
                     let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
@@ -80,10 +81,10 @@ impl Process {
         })
     }
 
-    /// Takes hold of the process that was described before, if it is still there.
+    /// Opens an earlier process by its identity.
     ///
     /// # Errors
-    /// `NotFound` where it is gone, another where the system refuses.
+    /// `NotFound` if the process is gone. Any other error means that the system refused to open it.
     pub(crate) fn find(identity: &Identity) -> io::Result<Self> {
         let process = Self::open(identity.pid).map_err(|error| {
             if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) {
@@ -103,17 +104,17 @@ impl Process {
         &self.identity
     }
 
-    /// Whether it has ended.
+    /// Whether the process has ended.
     pub(crate) fn has_ended(&self) -> bool {
         let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
-    /// Waits for its end and says how it ended. It is not reaped, so its number stays taken.
+    /// Waits for the process to end. Does not reap it, so its id stays in use.
     ///
     /// # Errors
-    /// Only where the async runtime is going down.
-    pub(crate) async fn ended(&self) -> io::Result<Ended> {
+    /// Only if the runtime is shutting down.
+    pub(crate) async fn ended(&self) -> io::Result<ExitStatus> {
         loop {
             let mut ready = self.pidfd.readable().await?;
             if self.has_ended() {
@@ -123,46 +124,47 @@ impl Process {
         }
     }
 
-    fn status(&self) -> Ended {
+    fn status(&self) -> ExitStatus {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         match waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Ended::Code(code),
-                (None, Some(signal)) => Ended::Signal(signal),
-                (None, None) => Ended::NotTold,
+                (Some(code), _) => ExitStatus::Code(code),
+                (None, Some(signal)) => ExitStatus::Signal(signal),
+                (None, None) => ExitStatus::Unknown,
             },
-            Ok(None) | Err(_) => Ended::NotTold,
+            Ok(None) | Err(_) => ExitStatus::Unknown,
         }
     }
 
-    /// Sends a signal to the process and all in its group.
+    /// Sends a signal to the process and its process group.
     ///
     /// # Errors
-    /// `NotFound` where the process has ended.
+    /// `NotFound` if the process has ended. Otherwise the system's error for a signal that could not be sent.
     pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
         if self.has_ended() {
             return Err(io::ErrorKind::NotFound.into());
         }
         match kill_process_group(self.pid, signal) {
-            // It left its group, or nobody in it may be signalled: try itself.
+            // The process left its group, or no member of it may be signalled: signal the process alone.
             Err(Errno::SRCH | Errno::PERM) => Ok(pidfd_send_signal(self.pidfd.get_ref(), signal)?),
             result => Ok(result?),
         }
     }
 
-    /// Kills the process and its group at once, if it still runs.
+    /// Kills the process and its group, if it is still running.
     pub(crate) fn kill(&self) {
         if self.signal_group(Signal::KILL).is_ok() {
-            // A process that made itself a member of another group is meant as well.
+            // The process may have joined another group.
             let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
         }
     }
 
-    /// Waits for its end (after [`kill`](Self::kill), say), ends what it started, and reaps it. Blocks.
-    pub(crate) fn bury(&self) {
+    /// Waits for the process to end, for example after [`kill`](Self::kill), then ends the processes that it started,
+    /// and reaps it. Blocks.
+    pub(crate) fn reap(&self) {
         let _ = poll(&mut [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)], None);
-        session::end(&self.identity);
-        orphans::forget(self.identity.pid);
+        session::kill_members(&self.identity);
+        orphans::untrack(self.identity.pid);
         let _ = waitid(
             WaitId::PidFd(self.pidfd.get_ref().as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,

@@ -1,7 +1,7 @@
-//! Telling a kernel that ran out of memory from one that somebody killed.
+//! Distinguishes kernels killed by the out-of-memory killer from those killed by someone else.
 //!
-//! Both die of SIGKILL. The system counts how many processes it has killed for want of memory: for the control group
-//! that a kernel shares with this process, or, where that count cannot be read, for the whole machine.
+//! Both die by SIGKILL. The system counts its out-of-memory kills: for the control group that kernels share with this
+//! process, or for the whole machine if the group's count cannot be read.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -15,70 +15,71 @@ use tokio::time::{Instant, sleep};
 
 use crate::events::Events;
 
-/// How long after the system has killed something a kernel's death may be that.
-const FRESH: Duration = Duration::from_secs(5);
-/// How often the count is looked at where no event tells that it has changed.
-const PAUSE: Duration = Duration::from_secs(5);
+/// How long after an out-of-memory kill a kernel's death may be attributed to it.
+const CLAIM_WINDOW: Duration = Duration::from_secs(5);
+/// Polling interval for counters without change events.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The system's count of processes that it has killed for want of memory.
+/// The system's count of out-of-memory kills.
 pub(crate) struct OomCounter {
     file: PathBuf,
-    kills: Mutex<Kills>,
+    kills: Mutex<RecentKills>,
 }
 
-/// Which of the kills a kernel may still have died of.
-struct Kills {
-    /// So many are a kernel's already, or too old to be one's.
-    gone: u64,
-    /// When the count was seen to have become what.
+/// The out-of-memory kills that may still be attributed to a kernel.
+struct RecentKills {
+    /// Number of kills that are attributed to kernels or too old.
+    claimed: u64,
+    /// When the count was first seen at each value.
     seen: VecDeque<(Instant, u64)>,
 }
 
-impl Kills {
-    fn note(&mut self, count: u64) {
-        if count > self.seen.back().map_or(self.gone, |(_, last)| *last) {
+impl RecentKills {
+    fn record(&mut self, count: u64) {
+        if count > self.seen.back().map_or(self.claimed, |(_, last)| *last) {
             self.seen.push_back((Instant::now(), count));
         }
         while let Some((when, count)) = self.seen.front()
-            && when.elapsed() > FRESH
+            && when.elapsed() > CLAIM_WINDOW
         {
-            self.gone = self.gone.max(*count);
+            self.claimed = self.claimed.max(*count);
             self.seen.pop_front();
         }
     }
 }
 
 impl OomCounter {
-    /// Counts from now on.
+    /// Starts counting at the current value.
     pub(crate) fn new() -> Self {
-        Self::of(counter_file().unwrap_or_else(|| PathBuf::from("/proc/vmstat")))
+        Self::with_file(counter_file().unwrap_or_else(|| PathBuf::from("/proc/vmstat")))
     }
 
-    fn of(file: PathBuf) -> Self {
-        let kills = Mutex::new(Kills {
-            gone: read_count(&file).unwrap_or(0),
+    fn with_file(file: PathBuf) -> Self {
+        let kills = Mutex::new(RecentKills {
+            claimed: read_count(&file).unwrap_or(0),
             seen: VecDeque::new(),
         });
         Self { file, kills }
     }
 
-    /// Whether a process that was killed just now may be one that the system has counted just now. Each count is given
-    /// away once.
+    /// Whether the death of a process that was just killed can be attributed to a recent out-of-memory kill. Each kill
+    /// is attributed once.
     pub(crate) fn claim(&self) -> bool {
         let Some(count) = read_count(&self.file) else {
             return false;
         };
         let mut kills = crate::lock(&self.kills);
-        kills.note(count);
-        let is_new = count > kills.gone;
+        kills.record(count);
+        let is_new = count > kills.claimed;
         if is_new {
-            kills.gone += 1;
+            kills.claimed += 1;
         }
         is_new
     }
 
-    /// Keeps track of when the count changes, so that nobody claims what is long past. The file of a control group of
-    /// version 2 tells; the others are looked at.
+    /// Tracks when the count changes, so that old kills are not attributed to new deaths. Never returns.
+    ///
+    /// A version 2 control group's file reports changes by events. Other files are polled.
     pub(crate) async fn follow(self: Arc<Self>, events: Arc<Events>) {
         let changed = Arc::new(Notify::new());
         let tells = self.file.ends_with("memory.events");
@@ -88,10 +89,10 @@ impl OomCounter {
             if is_watched {
                 changed.notified().await;
             } else {
-                sleep(PAUSE).await;
+                sleep(POLL_INTERVAL).await;
             }
             if let Some(count) = read_count(&self.file) {
-                crate::lock(&self.kills).note(count);
+                crate::lock(&self.kills).record(count);
             }
         }
     }
@@ -114,7 +115,7 @@ fn counter_file() -> Option<PathBuf> {
     })
 }
 
-/// The three files have the same line, `oom_kill N`.
+/// Reads the line `oom_kill N`, which has the same form in all three files.
 fn read_count(file: &Path) -> Option<u64> {
     fs::read_to_string(file)
         .ok()?
@@ -127,17 +128,17 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn each_count_is_given_away_once_and_soon() {
+    async fn each_recent_kill_is_attributed_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("memory.events");
         fs::write(&file, "low 0\noom 1\noom_kill 3\noom_group_kill 0\n").unwrap();
-        let counter = OomCounter::of(file.clone());
+        let counter = OomCounter::with_file(file.clone());
         assert!(!counter.claim());
         fs::write(&file, "oom_kill 5\n").unwrap();
         assert!(counter.claim() && counter.claim() && !counter.claim());
         fs::write(&file, "oom_kill 7\n").unwrap();
         assert!(counter.claim());
-        tokio::time::advance(FRESH * 2).await;
+        tokio::time::advance(CLAIM_WINDOW * 2).await;
         fs::write(&file, "oom_kill 8\n").unwrap();
         assert!(counter.claim() && !counter.claim());
         fs::remove_file(&file).unwrap();
@@ -145,13 +146,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_killed_long_ago_was_no_kernel() {
+    async fn old_kills_are_not_attributed() {
         let dir = tempfile::tempdir().unwrap();
-        // One tells of its changes, the other does not.
+        // The first file is watched, the other one is polled.
         for name in ["memory.events", "vmstat"] {
             let file = dir.path().join(name);
             fs::write(&file, "oom_kill 0\n").unwrap();
-            let counter = Arc::new(OomCounter::of(file.clone()));
+            let counter = Arc::new(OomCounter::with_file(file.clone()));
             let following = tokio::spawn(Arc::clone(&counter).follow(Arc::new(Events::new().unwrap())));
             tokio::task::yield_now().await;
             fs::write(&file, "oom_kill 1\n").unwrap();
@@ -159,7 +160,7 @@ mod tests {
             while !noted() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            tokio::time::advance(FRESH * 2).await;
+            tokio::time::advance(CLAIM_WINDOW * 2).await;
             assert!(!counter.claim(), "{name}");
             following.abort();
         }

@@ -1,4 +1,4 @@
-//! Ending all that a kernel started: what is left of a session whose leader has ended.
+//! Kills the remaining processes of a session whose leader has ended.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::stat::{Identity, Stat, all_pids};
 
-/// How long killed processes are waited for. Only one that hangs in the kernel (of the system) takes longer.
-const LONGEST_DEATH: Duration = Duration::from_secs(2);
+/// How long to wait for killed processes. Only a process stuck in a system call takes longer.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Kills every process of the leader's session and waits until they are gone.
+/// Kills every process of the leader's session and waits until they are gone. Blocks for at most a few seconds.
 ///
-/// The leader itself must have ended; best it is not reaped yet, as its number cannot come back then. Processes that
-/// made a session of their own, as daemons do, are not touched. Blocks, at most for some seconds.
-pub(crate) fn end(leader: &Identity) {
-    let deadline = Instant::now() + LONGEST_DEATH;
-    // Each round kills all that are there, which may have started others in the meantime.
+/// The leader must have ended. It should not be reaped yet, so that its id is not reused. Processes that have started
+/// their own session, as daemons do, are not affected.
+pub(crate) fn kill_members(leader: &Identity) {
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    // Each round kills all processes found; those may have started others before they died.
     while Instant::now() < deadline {
         if Stat::of(leader.pid).is_some_and(|stat| stat.start_ticks != leader.start_ticks) {
-            // The number has come back, so nothing of the old session was left.
+            // The id was reused, so the old session has no processes left.
             return;
         }
         let members: Vec<OwnedFd> = all_pids()
@@ -28,7 +28,7 @@ pub(crate) fn end(leader: &Identity) {
             .filter(|pid| *pid != leader.pid && is_alive_in(leader.pid, *pid))
             .filter_map(|pid| {
                 let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-                // Asked again with the descriptor at hand: the number cannot have come back before this.
+                // Checked again after opening the pidfd, because the id may have been reused before that.
                 is_alive_in(leader.pid, pid).then_some(fd)
             })
             .collect();
@@ -36,7 +36,7 @@ pub(crate) fn end(leader: &Identity) {
             return;
         }
         for member in &members {
-            // One that ended just now is as good as killed; one of another user's cannot be.
+            // The process may have ended just now. A process of another user cannot be killed.
             let _ = pidfd_send_signal(member, Signal::KILL);
         }
         for member in &members {

@@ -1,22 +1,22 @@
-//! What `/proc` says about processes.
+//! Process information from `/proc`.
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// Which process this is, even after its number has been given to another: numbers come back, start times do not.
+/// Identifies a process even after its id was reused, by adding the start time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
-    /// The process's number, which is also that of its session and group.
+    /// The process id, which is also the id of its session and group.
     pub(crate) pid: i32,
-    /// When it started, in the system's clock ticks since the machine did.
+    /// Start time, in clock ticks since boot.
     pub(crate) start_ticks: u64,
-    /// Which start of the machine that was.
+    /// The boot id of the machine when the process started.
     pub(crate) boot: String,
 }
 
 impl Identity {
-    /// The identity of the process that has this number now.
+    /// Returns the identity of the process that has this id now.
     pub(crate) fn of(pid: i32) -> Option<Self> {
         Some(Self {
             pid,
@@ -26,7 +26,7 @@ impl Identity {
     }
 }
 
-/// The fields of `/proc/PID/stat` that are needed here (proc_pid_stat(5)).
+/// The relevant fields of `/proc/PID/stat` (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// Field 4.
@@ -35,7 +35,7 @@ pub(crate) struct Stat {
     pub(crate) session: i32,
     /// Field 22.
     pub(crate) start_ticks: u64,
-    /// Whether it has ended and only waits to be reaped (field 3).
+    /// Whether the process has ended and not been reaped (field 3).
     pub(crate) is_zombie: bool,
 }
 
@@ -44,7 +44,8 @@ impl Stat {
         Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// The second field is the program's name in parentheses, and may itself hold spaces, parentheses and any bytes.
+    /// Parses the file. The second field is the program's name in parentheses, which may contain spaces, parentheses
+    /// and any bytes.
     fn parse(stat: &[u8]) -> Option<Self> {
         let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
         let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
@@ -59,7 +60,7 @@ impl Stat {
     }
 }
 
-/// The numbers of all processes.
+/// Returns the ids of all processes.
 pub(crate) fn all_pids() -> Vec<i32> {
     fs::read_dir("/proc")
         .into_iter()
@@ -69,7 +70,7 @@ pub(crate) fn all_pids() -> Vec<i32> {
         .collect()
 }
 
-/// The process whose command line names this file, where there is one.
+/// Finds the session leader whose command line contains this path.
 pub(crate) fn find_by_argument(path: &std::path::Path) -> Option<Identity> {
     let wanted = path.as_os_str().as_encoded_bytes();
     all_pids()
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_programs_name_may_hold_anything() {
+    fn program_names_may_contain_anything() {
         let fields = "S 1 42 43 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 1";
         for name in ["sleep", "a b", "x) R 1 2 3 (", ""] {
             let stat = Stat::parse(format!("42 ({name}) {fields}").as_bytes()).unwrap();
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_one_identity() {
+    fn identities_are_stable_and_distinct() {
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(Identity::of(own).is_some() && Identity::of(own) == Identity::of(own));
         assert_ne!(Identity::of(own), Identity::of(1));

@@ -1,4 +1,4 @@
-//! What the tests share: a provider in a directory of its own, with kernelspecs that are made for it.
+//! Shared test setup: a provider with its own directory and test kernelspecs.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -12,12 +12,12 @@ use kernel_provider::KernelId;
 use kernel_provider::provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
 use provider_local::{LocalConfig, LocalProvider, TransportChoice};
 
-/// Far more than anything here takes.
+/// Longer than anything here takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// A Python with ipykernel: `KERNELMUX_TEST_PYTHON`, else `python3`.
+/// Returns a Python interpreter with ipykernel: `KERNELMUX_TEST_PYTHON`, or else `python3`.
 ///
-/// Where there is none, says so, and the caller passes; in continuous integration it fails.
+/// Returns `None` if it has no ipykernel, and tests pass in that case. Panics in continuous integration.
 pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("KERNELMUX_TEST_PYTHON").unwrap_or_else(|| "python3".into());
     let found = Command::new(&python)
@@ -28,7 +28,7 @@ pub(crate) fn python() -> Option<PathBuf> {
         .and_then(|output| Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim())));
     if found.is_none() {
         let missing = format!(
-            "{} has no ipykernel; KERNELMUX_TEST_PYTHON can name one that has",
+            "{} has no ipykernel; set KERNELMUX_TEST_PYTHON to an interpreter that has",
             python.display()
         );
         assert!(std::env::var_os("CI").is_none(), "{missing}");
@@ -37,7 +37,7 @@ pub(crate) fn python() -> Option<PathBuf> {
     found
 }
 
-/// Opens a provider. One that was dropped lets go of its directory once its last task has ended.
+/// Opens a provider. Retries while a dropped provider's last task still keeps the directory locked.
 pub(crate) async fn open(config: LocalConfig) -> LocalProvider {
     let opened = tokio::time::timeout(LONG, async {
         loop {
@@ -52,12 +52,12 @@ pub(crate) async fn open(config: LocalConfig) -> LocalProvider {
     opened.await.unwrap()
 }
 
-/// A state directory and a folder of kernelspecs, removed at the end.
-pub(crate) struct Place {
+/// A state directory and a kernelspec directory. Dropping it removes both.
+pub(crate) struct Fixture {
     pub(crate) root: tempfile::TempDir,
 }
 
-impl Place {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),
@@ -99,7 +99,7 @@ impl Place {
                 "argv": [python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
                 "display_name": "Python 3",
                 "language": "python",
-                // As it says itself, and yet knows of no handshake.
+                // ipykernel declares this version, but does not support the handshake.
                 "kernel_protocol_version": "5.5",
             }),
         );
@@ -117,13 +117,13 @@ impl Place {
         );
     }
 
-    /// The directories of kernels that there are.
+    /// Lists the existing kernel directories.
     pub(crate) fn kernel_dirs(&self) -> Vec<PathBuf> {
         let dirs = std::fs::read_dir(self.state().join("kernels")).unwrap();
         dirs.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// The processes that have something of this place on their command line.
+    /// Lists the processes whose command line contains this fixture's path.
     pub(crate) fn processes(&self) -> Vec<i32> {
         let marker = self.root.path().as_os_str().as_encoded_bytes().to_owned();
         pids()
@@ -137,7 +137,7 @@ impl Place {
 
     /// Waits until no process and no file of a kernel is left.
     pub(crate) async fn wait_until_clear(&self) {
-        eventually("nothing is left", || {
+        eventually("no leftovers", || {
             self.processes().is_empty()
                 && self.kernel_dirs().is_empty()
                 && std::fs::read_dir(self.state().join("s")).is_ok_and(|mut dir| dir.next().is_none())
@@ -153,7 +153,7 @@ pub(crate) fn pids() -> Vec<i32> {
         .collect()
 }
 
-/// Waits for what gives no event of its own.
+/// Polls a condition that has no event.
 pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + LONG;
     while !is_so() {

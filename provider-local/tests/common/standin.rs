@@ -1,6 +1,6 @@
-//! A kernel that needs nothing installed and starts in milliseconds: this test program, started anew.
+//! A kernel that needs no installation and starts in milliseconds: the test program itself.
 //!
-//! A test program that uses this must have an ignored test of the name [`TEST`] that calls [`serve_if_asked`].
+//! A test program that uses this needs an ignored test named [`TEST`] that calls [`serve_if_requested`].
 
 use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
 use jupyter_protocol::kernel::{Context, Kernel, async_trait, serve};
@@ -21,19 +21,19 @@ impl Kernel for StandIn {
     }
 }
 
-/// Serves where the last argument is a connection file, as it is when a provider started this program.
-pub(crate) async fn serve_if_asked() {
+/// Serves as a kernel if the last argument is a connection file, that is, if a provider started this program.
+pub(crate) async fn serve_if_requested() {
     if let Some(file) = std::env::args().next_back().filter(|last| last.ends_with(".json")) {
         serve(file, StandIn).await.unwrap();
     }
 }
 
-/// The kernelspec.
+/// The stand-in's kernelspec.
 pub(crate) fn kernelspec() -> Value {
     kernelspec_after(":")
 }
 
-/// The kernelspec of one that runs a shell command first; `$1` is the connection file.
+/// The kernelspec of a stand-in that first runs a shell command; `$1` is the connection file.
 pub(crate) fn kernelspec_after(command: &str) -> Value {
     let program = std::env::current_exe().unwrap();
     let script = format!("{command}\nexec {} --ignored --exact {TEST} \"$1\"", program.display());

@@ -1,4 +1,4 @@
-//! What users set with `KERNEL_*` variables, read as what it is and checked against the operator's policy.
+//! Settings that users override with `KERNEL_*` variables, parsed and checked against the operator's policy.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::policy::Policy;
 use crate::settings::Settings;
 
-/// A kind of thing that users can set, as far as the [`Policy`] lets them.
+/// A kind of setting that users can override if the [`Policy`] allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Input {
@@ -20,7 +20,7 @@ pub enum Input {
     Memory,
     /// `KERNEL_GPUS`, `KERNEL_GPUS_LIMIT`.
     Gpus,
-    /// `KERNEL_WORKING_DIR`, and the working directory of the launch.
+    /// `KERNEL_WORKING_DIR`, and the working directory of the launch request.
     WorkingDir,
     /// `KERNEL_IMAGE`.
     Image,
@@ -33,7 +33,7 @@ pub enum Input {
 }
 
 impl Input {
-    /// Each kind.
+    /// All kinds of settings.
     pub const ALL: [Self; 8] = [
         Self::Cpus,
         Self::Memory,
@@ -54,7 +54,7 @@ impl fmt::Display for Input {
             Self::Gpus => "GPUs",
             Self::WorkingDir => "the working directory",
             Self::Image => "the image",
-            Self::UserId => "the user's and the group's id",
+            Self::UserId => "the user and group id",
             Self::ServiceAccount => "the service account",
             Self::Volumes => "volumes",
         })
@@ -64,8 +64,8 @@ impl fmt::Display for Input {
 /// The variable for the working directory.
 pub(crate) const WORKING_DIR: &str = "KERNEL_WORKING_DIR";
 
-/// The variables that are settings, and not just the kernel's environment.
-const INPUTS: &[(&str, Input)] = &[
+/// Variables that override settings. All other variables only go into the kernel's environment.
+const VARIABLES: &[(&str, Input)] = &[
     ("KERNEL_CPUS", Input::Cpus),
     ("KERNEL_CPUS_LIMIT", Input::Cpus),
     ("KERNEL_MEMORY", Input::Memory),
@@ -80,23 +80,22 @@ const INPUTS: &[(&str, Input)] = &[
     ("KERNEL_VOLUMES", Input::Volumes),
     ("KERNEL_VOLUME_MOUNTS", Input::Volumes),
 ];
-/// Of Enterprise Gateway, and not taken here: pods are named by the kernel's id and are in one namespace, and nothing
-/// runs in them but the kernel.
-const REFUSED: &[(&str, &str)] = &[
+/// Variables of Enterprise Gateway that are refused: pods are named by the kernel's id, and all are in one namespace.
+const UNSUPPORTED: &[(&str, &str)] = &[
     ("KERNEL_NAMESPACE", "kernels run in the gateway's own namespace"),
     ("KERNEL_POD_NAME", "pods are named by the kernel's id"),
 ];
 
-/// Enters what a user asks for into the settings of its kernelspec.
+/// Applies a user's overrides to the settings of a kernelspec. Empty variables are ignored.
 ///
 /// # Errors
-/// What is not allowed or not understood, by the variable's name.
+/// The reason why a variable is not allowed or invalid, starting with its name.
 pub(crate) fn apply(settings: &mut Settings, env: &BTreeMap<String, String>, policy: &Policy) -> Result<(), String> {
     for (name, value) in env.iter().filter(|(_, value)| !value.trim().is_empty()) {
-        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == name) {
+        if let Some((_, why)) = UNSUPPORTED.iter().find(|(refused, _)| refused == name) {
             return Err(format!("{name} cannot be set: {why}"));
         }
-        let Some((_, input)) = INPUTS.iter().find(|(known, _)| known == name) else {
+        let Some((_, input)) = VARIABLES.iter().find(|(known, _)| known == name) else {
             continue;
         };
         if !policy.inputs.contains(input) {
@@ -109,12 +108,14 @@ pub(crate) fn apply(settings: &mut Settings, env: &BTreeMap<String, String>, pol
     Ok(())
 }
 
-/// Whether a pod can have this working directory. Clients send theirs by themselves, of another machine and maybe of
-/// another system: one that the policy does not let users choose, or that is no path here, is left out.
-pub(crate) fn takes_working_dir(dir: &str, policy: &Policy) -> bool {
+/// Whether a pod can use this working directory.
+///
+/// Clients send their own working directory unasked, from another machine and possibly another operating system. So a
+/// directory that the policy does not allow, or that is no absolute Unix path, is ignored without an error.
+pub(crate) fn allows_working_dir(dir: &str, policy: &Policy) -> bool {
     let takes = policy.inputs.contains(&Input::WorkingDir) && absolute(dir).is_ok();
     if !takes {
-        tracing::debug!(dir, "the working directory that a client names is left out");
+        tracing::debug!(dir, "ignoring the client's working directory");
     }
     takes
 }
@@ -126,9 +127,11 @@ fn apply_one(settings: &mut Settings, name: &str, value: &str, policy: &Policy) 
         "KERNEL_CPUS_LIMIT" => settings.limit("cpu", quantity(value)?),
         "KERNEL_MEMORY" => settings.request("memory", quantity(value)?),
         "KERNEL_MEMORY_LIMIT" => settings.limit("memory", quantity(value)?),
-        // Kubernetes takes no request for GPUs that is not the limit too.
+        // Kubernetes requires a GPU request to equal the limit.
         "KERNEL_GPUS" | "KERNEL_GPUS_LIMIT" => {
-            let count: u32 = value.parse().map_err(|_| format!("{value:?} is no number of GPUs"))?;
+            let count: u32 = value
+                .parse()
+                .map_err(|_| format!("{value:?} is not a number of GPUs"))?;
             settings.limit(&gpu, Quantity(count.to_string()));
         }
         "KERNEL_WORKING_DIR" => settings.working_dir = Some(absolute(value)?),
@@ -157,7 +160,7 @@ fn apply_one(settings: &mut Settings, name: &str, value: &str, policy: &Policy) 
     Ok(())
 }
 
-/// A quantity as Kubernetes writes them: `500m`, `2`, `1.5Gi`.
+/// Parses a Kubernetes quantity, such as `500m`, `2` or `1.5Gi`.
 fn quantity(value: &str) -> Result<Quantity, String> {
     let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let suffix = &value[digits.len()..];
@@ -168,7 +171,7 @@ fn quantity(value: &str) -> Result<Quantity, String> {
     if is_number && digits.starts_with(|c: char| c.is_ascii_digit()) && known.contains(&suffix) {
         Ok(Quantity(value.to_owned()))
     } else {
-        Err(format!("{value:?} is no quantity such as 500m, 2 or 1.5Gi"))
+        Err(format!("{value:?} is not a quantity such as 500m, 2 or 1.5Gi"))
     }
 }
 
@@ -176,24 +179,24 @@ fn absolute(value: &str) -> Result<String, String> {
     if value.starts_with('/') {
         Ok(value.to_owned())
     } else {
-        Err(format!("{value:?} is no absolute path"))
+        Err(format!("{value:?} is not an absolute path"))
     }
 }
 
 fn id(value: &str, policy: &Policy) -> Result<Option<i64>, String> {
-    let id: u32 = value.parse().map_err(|_| format!("{value:?} is no id"))?;
+    let id: u32 = value.parse().map_err(|_| format!("{value:?} is not an id"))?;
     if policy.forbidden_ids.contains(&i64::from(id)) {
         return Err(format!("the operator's policy forbids the id {id}"));
     }
     Ok(Some(i64::from(id)))
 }
 
-/// A list in YAML, which JSON is too. Enterprise Gateway's users often write it with single quotes.
+/// Parses a YAML list. This includes JSON; Enterprise Gateway's users often write it with single quotes.
 pub(crate) fn yaml<T: DeserializeOwned>(value: &str) -> Result<T, String> {
     serde_saphyr::from_str(value).map_err(|error| {
         let text = error.to_string();
         format!(
-            "it is not the YAML list that it should be: {}",
+            "it is not a valid YAML list: {}",
             text.lines().next().unwrap_or_default()
         )
     })
@@ -220,7 +223,7 @@ fn check_volume(volume: &Volume, policy: &Policy) -> Result<(), String> {
             return Ok(());
         }
         return Err(format!(
-            "the volume {:?} is no persistentVolumeClaim, and the operator's policy allows no others",
+            "the volume {:?} is not a persistentVolumeClaim, and the operator's policy allows no other kind",
             volume.name
         ));
     }
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn each_input_is_taken_where_the_policy_lets_it() {
+    fn allowed_variables_are_applied() {
         let mut policy = Policy::permissive();
         policy.service_accounts.insert("spark".to_owned());
         let settings = with(
@@ -281,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_allowed_or_not_understood_is_refused_by_name() {
+    fn forbidden_and_invalid_variables_are_refused_by_name() {
         let permissive = Policy::permissive();
         let default = Policy::default();
         let mut guarded = Policy::permissive();
@@ -310,7 +313,7 @@ mod tests {
             let refused = with(&[(name, value)], policy).unwrap_err();
             assert!(refused.starts_with(name) && !refused.contains('\n'), "{refused}");
         }
-        // What is empty is not set.
+        // An empty variable counts as unset.
         assert!(with(&[("KERNEL_IMAGE", " ")], &default).is_ok());
     }
 }

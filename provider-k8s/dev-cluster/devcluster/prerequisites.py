@@ -1,4 +1,4 @@
-"""What the machine must have."""
+"""Programs that the machine needs."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import sys
 
 from .problem import Problem
 
-# Program to Debian package. Those in sbin are not on everyone's PATH.
+# Debian package of each program. Users often do not have sbin on their PATH.
 PROGRAMS = {
     "etcd": "etcd-server",
     "containerd": "containerd",
@@ -30,15 +30,15 @@ def missing() -> dict[str, str]:
 
 
 def provide() -> None:
-    """Makes sure that all is there. As root on Debian and its like, installs what is not."""
+    """Checks that all programs are installed. On Debian-like systems, installs missing ones."""
     if os.geteuid() != 0:
-        raise Problem("must be run as root (it makes namespaces and containers); or set KUBECONFIG to use another cluster")
-    lacking = missing()
-    if lacking and shutil.which("apt-get"):
-        packages = sorted(set(lacking.values()))
+        raise Problem("must run as root to create namespaces and containers; or set KUBECONFIG to use another cluster")
+    absent = missing()
+    if absent and shutil.which("apt-get"):
+        packages = sorted(set(absent.values()))
         print(f"installing {', '.join(packages)}", file=sys.stderr)
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        # Services that packages start would be a second etcd and a second containerd.
+        # Keep the packages from starting their own etcd and containerd services.
         policy = "/usr/sbin/policy-rc.d"
         own_policy = not os.path.exists(policy)
         if own_policy:
@@ -54,14 +54,14 @@ def provide() -> None:
         finally:
             if own_policy:
                 os.unlink(policy)
-        lacking = missing()
-    if lacking:
-        named = ", ".join(f"{program} (Debian package {package})" for program, package in lacking.items())
+        absent = missing()
+    if absent:
+        named = ", ".join(f"{program} (Debian package {package})" for program, package in absent.items())
         raise Problem(f"missing: {named}; install them, or set KUBECONFIG to use another cluster")
 
 
 def go() -> str:
-    """The Go compiler, needed when the programs are not in the cache."""
+    """Finds the Go compiler, which is needed if the programs are not in the cache."""
     found = shutil.which("go")
     if not found:
         raise Problem(

@@ -1,5 +1,7 @@
-//! Pods that a provider made before it was killed, and that never got their Secret, or cannot start: they would wait for
-//! ever.
+//! Removal of orphaned pods.
+//!
+//! A provider that is killed can leave pods that never got their Secret, or that cannot start. Nothing else would
+//! remove them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,24 +10,26 @@ use crate::cluster::Cluster;
 use crate::names;
 use crate::phase::{self, PodPhase};
 
-/// Removes those that are there now, once nobody can be about to make their Secret any more, or to wait for room.
-pub(crate) async fn clear(cluster: Arc<Cluster>) {
+/// Removes the orphaned pods that exist now.
+///
+/// Waits first, so that another provider has time to create their Secrets, or to wait for room on a node.
+pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
     let is_waiting = |pod: &_| {
         matches!(
             phase::assess(pod, &[]),
             PodPhase::Starting(_) | PodPhase::CannotStart(_)
         )
     };
-    let mut found = cluster.view.pods();
-    // Those of warm pools are the pools' own matter.
+    let mut found = cluster.pod_cache.pods();
+    // The pool reconciler handles warm pods.
     found.retain(|(_, pod)| names::pool(pod).is_none() && is_waiting(pod));
     if found.is_empty() {
         return;
     }
     let config = &cluster.config;
-    tokio::time::sleep(config.abandoned_after.max(config.wait_for_room)).await;
+    tokio::time::sleep(config.orphaned_after.max(config.wait_for_room)).await;
     for (id, pod) in found {
-        let now = cluster.view.sight(id).borrow().clone();
+        let now = cluster.pod_cache.subscribe(id).borrow().clone();
         let Some(now) = now.present().filter(|now| names::uid(now) == names::uid(&pod)) else {
             continue;
         };
@@ -40,8 +44,8 @@ pub(crate) async fn clear(cluster: Arc<Cluster>) {
             Err(error) => Err(error),
         };
         match removed {
-            Ok(()) => tracing::warn!(kernel = %id, "a pod that was never finished is removed"),
-            Err(error) => tracing::warn!(kernel = %id, %error, "a pod that was never finished may be left"),
+            Ok(()) => tracing::warn!(kernel = %id, "removed an orphaned pod"),
+            Err(error) => tracing::warn!(kernel = %id, %error, "cannot remove an orphaned pod"),
         }
     }
 }

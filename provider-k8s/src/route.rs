@@ -1,4 +1,4 @@
-//! The way to a kernel's sockets: its pod's address, or a port-forward.
+//! Routes to a kernel's sockets: its pod's address, or a port-forward.
 
 use std::io;
 use std::path::Path;
@@ -19,24 +19,24 @@ const CHANNELS: [Channel; 5] = [
     Channel::Control,
     Channel::Heartbeat,
 ];
-/// How long one try may take. A pod that is gone does not refuse a connection: it does not answer.
-const TRY_DEADLINE: Duration = Duration::from_secs(5);
+/// Time limit of one connection attempt. A pod that is gone does not refuse a connection, it does not answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The way to one pod.
-pub(crate) enum Link {
-    /// By its address.
-    Address(String),
-    /// Through the API server.
-    Forward(Box<Forward>),
+/// How clients connect to one pod.
+pub(crate) enum Route {
+    /// The pod's IP address.
+    PodAddress(String),
+    /// A port-forward through the API server.
+    PortForward(Box<PortForward>),
 }
 
-impl Link {
-    /// Where clients connect to; `file` is the connection file as it is in the pod.
+impl Route {
+    /// Returns the connection info for clients. `file` is the connection file in the pod.
     pub(crate) fn connection(&self, file: &ConnectionInfo) -> ConnectionInfo {
         let mut connection = file.clone();
         match self {
-            Self::Address(ip) => connection.ip.clone_from(ip),
-            Self::Forward(forward) => {
+            Self::PodAddress(ip) => connection.ip.clone_from(ip),
+            Self::PortForward(forward) => {
                 connection.transport = Transport::Ipc;
                 connection.ip.clone_from(&forward.prefix);
             }
@@ -44,18 +44,18 @@ impl Link {
         connection
     }
 
-    /// Waits until all of the kernel's sockets are open; for ever, if they never are.
+    /// Waits until all of the kernel's sockets accept connections, without a time limit.
     ///
-    /// That is no event anywhere, so it is tried: at an address every few milliseconds; through the API server, where
-    /// each try is a call, at first after 50 ms, then ever later up to half a second.
+    /// No event announces this, so the sockets are polled. At a pod address the pause between attempts is 1 to 10 ms.
+    /// Through a port-forward, where each attempt is an API call, it grows from 50 ms to 500 ms.
     pub(crate) async fn ready(&self, file: &ConnectionInfo) {
         match self {
-            Self::Address(ip) => {
+            Self::PodAddress(ip) => {
                 let started = Instant::now();
                 for channel in CHANNELS {
                     let address = (ip.as_str(), file.port(channel));
                     while !matches!(
-                        tokio::time::timeout(TRY_DEADLINE, TcpStream::connect(address)).await,
+                        tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await,
                         Ok(Ok(_))
                     ) {
                         let pause =
@@ -64,10 +64,10 @@ impl Link {
                     }
                 }
             }
-            Self::Forward(forward) => {
+            Self::PortForward(forward) => {
                 let mut pause = Duration::from_millis(50);
                 while !matches!(
-                    tokio::time::timeout(TRY_DEADLINE, forward.greeted(file)).await,
+                    tokio::time::timeout(PROBE_TIMEOUT, forward.probe(file)).await,
                     Ok(Ok(()))
                 ) {
                     tokio::time::sleep(pause).await;
@@ -78,9 +78,10 @@ impl Link {
     }
 }
 
-/// Unix sockets, each connection to which is carried through the API server to a port of the pod. A connection that
-/// breaks is closed; who connects again gets another.
-pub(crate) struct Forward {
+/// Unix sockets whose connections are forwarded through the API server to the pod's ports.
+///
+/// Each connection has its own port-forward. When that breaks, the connection is closed; reconnecting opens another.
+pub(crate) struct PortForward {
     pods: Api<Pod>,
     pod: String,
     prefix: String,
@@ -88,12 +89,12 @@ pub(crate) struct Forward {
     _tasks: JoinSet<()>,
 }
 
-impl Forward {
-    /// Makes the sockets. Blocks shortly, on files.
+impl PortForward {
+    /// Binds the sockets. Blocks briefly on the file system.
     pub(crate) fn open(pods: &Api<Pod>, pod: &str, file: &ConnectionInfo, dir: Option<&Path>) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("kmux-");
-        // Made for this user only.
+        // The directory is only accessible to this user.
         let dir = match dir {
             Some(parent) => builder.tempdir_in(parent)?,
             None => builder.tempdir()?,
@@ -114,8 +115,9 @@ impl Forward {
         })
     }
 
-    /// Whether all ports are open: who listens there greets first, as ZMTP has it. An open port-forward says nothing yet.
-    async fn greeted(&self, file: &ConnectionInfo) -> Result<(), ()> {
+    /// Checks that the kernel listens on all ports, by reading the first byte of its ZMTP greeting. Opening a
+    /// port-forward succeeds even without a listener.
+    async fn probe(&self, file: &ConnectionInfo) -> Result<(), ()> {
         let ports = CHANNELS.map(|channel| file.port(channel));
         let mut forwarder = self.pods.portforward(&self.pod, &ports).await.map_err(drop)?;
         let mut streams: Vec<_> = ports.iter().filter_map(|port| forwarder.take_stream(*port)).collect();
@@ -131,7 +133,7 @@ impl Forward {
     }
 }
 
-/// Carries each connection that is made, for ever.
+/// Forwards each accepted connection. Never returns.
 async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
     let mut connections = JoinSet::new();
     loop {
@@ -145,9 +147,9 @@ async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
                         }
                     });
                 }
-                // Out of descriptors, as a rule: the next one may fare better.
+                // Usually too many open files, which may pass.
                 Err(error) => {
-                    tracing::warn!(%pod, port, %error, "a port-forward cannot be accepted");
+                    tracing::warn!(%pod, port, %error, "cannot accept a connection for a port-forward");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -161,7 +163,7 @@ async fn carry(mut local: UnixStream, pods: &Api<Pod>, pod: &str, port: u16) -> 
         .portforward(pod, &[port])
         .await
         .map_err(|error| error.to_string())?;
-    let mut remote = forwarder.take_stream(port).ok_or("there is no stream")?;
+    let mut remote = forwarder.take_stream(port).ok_or("the port-forward has no stream")?;
     let copied = tokio::io::copy_bidirectional(&mut local, &mut remote).await;
     forwarder.abort();
     copied.map(drop).map_err(|error| error.to_string())

@@ -1,4 +1,4 @@
-//! What the API server's refusals mean.
+//! Errors of calls to the API server.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,18 +6,21 @@ use std::time::Duration;
 use kernel_provider::provider::{LaunchError, ProviderError};
 use kube::runtime::watcher;
 
-/// The longest that one call may take. The client's own default is minutes.
-const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// Time limit of one call. The client's own default is minutes.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Makes one call, within its time. What is not a kube error is that it took too long.
+/// Makes one call, with a time limit.
+///
+/// # Errors
+/// [`CallError::Kube`] if the call fails, [`CallError::TimedOut`] if it exceeds the time limit.
 pub(crate) async fn call<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, CallError> {
-    match tokio::time::timeout(CALL_DEADLINE, call).await {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(done) => done.map_err(CallError::Kube),
         Err(_) => Err(CallError::TimedOut),
     }
 }
 
-/// A call did not succeed.
+/// A failed call to the API server.
 #[derive(Debug)]
 pub(crate) enum CallError {
     Kube(kube::Error),
@@ -31,8 +34,8 @@ impl From<kube::Error> for CallError {
 }
 
 impl CallError {
-    /// The HTTP status of the API server's own answer; `None` where it gave none, so that the call may have been
-    /// carried out or not.
+    /// The HTTP status of the API server's answer. `None` if there was no answer, so the call may or may not have been
+    /// carried out.
     pub(crate) fn code(&self) -> Option<u16> {
         match self {
             Self::Kube(kube::Error::Api(status)) => Some(status.code),
@@ -44,45 +47,45 @@ impl CallError {
         self.code() == Some(404)
     }
 
-    /// Whether something else has this name.
+    /// Whether another object already has this name.
     pub(crate) fn already_exists(&self) -> bool {
         matches!(self, Self::Kube(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists")
     }
 
-    /// Whether something was changed at the same time; the same call may succeed now.
+    /// Whether the call lost to a concurrent change. Repeating the call may succeed.
     pub(crate) fn is_conflict(&self) -> bool {
         self.code() == Some(409) && !self.already_exists()
     }
 
-    /// As an error of the provider.
+    /// Converts to a provider error for a failed `action`, such as "delete the pod x".
     pub(crate) fn failed(&self, action: impl Into<String>) -> ProviderError {
         ProviderError::failed(action, self.text())
     }
 
-    /// What the API server said, or what kept it from saying anything.
+    /// The API server's message, or the reason why there was no answer.
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Kube(error) => text(error),
-            Self::TimedOut => format!("the API server does not answer within {CALL_DEADLINE:?}"),
+            Self::TimedOut => format!("the API server did not answer within {CALL_TIMEOUT:?}"),
         }
     }
 
-    /// As the reason why a pod or its Secret could not be made.
-    pub(crate) fn launch_error(&self, what: &str) -> LaunchError {
+    /// Converts to a launch error for a failed `verb`, such as "create", of an `object`, such as "the pod x".
+    pub(crate) fn launch_error(&self, verb: &str, object: &str) -> LaunchError {
         let reason = self.text();
         match self.code() {
             Some(403) if reason.contains("exceeded quota") => LaunchError::NoRoom { reason },
             Some(400 | 403 | 404 | 405 | 409 | 413 | 415 | 422) => LaunchError::CannotStart {
-                what: what.to_owned(),
+                what: object.to_owned(),
                 reason,
             },
-            _ => self.failed(format!("make {what}")).into(),
+            _ => self.failed(format!("{verb} {object}")).into(),
         }
     }
 }
 
-/// What a watch's error says, in one line.
-pub(crate) fn of_watch(error: &watcher::Error) -> String {
+/// The message of a watch's error, without its source chain.
+pub(crate) fn watch_error_text(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
@@ -92,7 +95,7 @@ pub(crate) fn of_watch(error: &watcher::Error) -> String {
     }
 }
 
-/// The error and what is below it, each once.
+/// The messages of an error and its sources, each once.
 fn text(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return status.message.clone();
