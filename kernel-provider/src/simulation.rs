@@ -71,8 +71,8 @@ impl SimulatedKernel {
     ///
     /// # Errors
     /// [`SendError`] if the kernel takes no requests.
-    pub async fn settle(&self) -> Result<(), SendError> {
-        self.kernel.recorder().settle().await
+    pub async fn recover(&self) -> Result<(), SendError> {
+        self.kernel.recorder().recover().await
     }
 
     /// Restarts the kernel; its unfinished requests end.

@@ -254,7 +254,7 @@ impl KernelProvider for LocalProvider {
         }
     }
 
-    async fn settle(&self) {
+    async fn cleanup(&self) {
         self.context.pending_launches.close();
         self.context.pending_launches.wait().await;
     }

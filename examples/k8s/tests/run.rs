@@ -7,31 +7,31 @@ mod common;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use common::Place;
+use common::TestNamespace;
 use serde_json::{Value, json};
 
-/// The example in this place, with a kernelspec of its own.
-fn example(place: &Place, kubernetes: Value, code: &str) -> Command {
+/// The example in this namespace, with a kernelspec of its own.
+fn example(namespace: &TestNamespace, kubernetes: Value, code: &str) -> Command {
     let argv = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
     // Where Jupyter looks for kernelspecs, rather than where the other tests have them.
-    place.install("kernels/tested", &argv, kubernetes);
+    namespace.install("kernels/tested", &argv, kubernetes);
     let mut command = Command::new(env!("CARGO_BIN_EXE_k8s"));
     command
-        .args([&place.namespace, "tested", code])
-        .env("JUPYTER_PATH", place.specs.path());
+        .args([&namespace.name, "tested", code])
+        .env("JUPYTER_PATH", namespace.specs.path());
     command
 }
 
 /// Starts a cell on its way: it prints its pod's name, and goes on once that has been read.
-async fn started(place: &Place, kubernetes: Value, then: &str) -> (Child, BufReader<ChildStdout>) {
+async fn started(namespace: &TestNamespace, kubernetes: Value, then: &str) -> (Child, BufReader<ChildStdout>) {
     let gate = "import os, time\nprint(os.uname().nodename)\nwhile not os.path.exists('/tmp/gate'): time.sleep(0.01)\n";
-    let mut command = example(place, kubernetes, &format!("{gate}{then}"));
+    let mut command = example(namespace, kubernetes, &format!("{gate}{then}"));
     let mut example = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut shown = BufReader::new(example.stdout.take().unwrap());
     let mut pod = String::new();
     shown.read_line(&mut pod).unwrap();
     assert!(!pod.is_empty(), "it ended: {example:?}");
-    place.exec(pod.trim(), &["touch", "/tmp/gate"]).await;
+    namespace.exec(pod.trim(), &["touch", "/tmp/gate"]).await;
     (example, shown)
 }
 
@@ -44,29 +44,35 @@ fn failure(example: Child) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_shows_output_as_it_comes() {
-    let Some(place) = Place::new().await else { return };
-    let (mut example, mut shown) = started(&place, json!({}), "print('second')\n6 * 7").await;
+    let Some(namespace) = TestNamespace::new().await else {
+        return;
+    };
+    let (mut example, mut shown) = started(&namespace, json!({}), "print('second')\n6 * 7").await;
     let mut rest = String::new();
     shown.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "second\n42\n");
     assert!(example.wait().unwrap().success());
     // The cluster takes a Secret away once its pod is gone.
-    common::eventually("nothing is left", async || place.leftovers().await.is_empty()).await;
+    common::eventually("nothing is left", async || namespace.leftovers().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_why_the_kernel_does_not_start() {
-    let Some(place) = Place::new().await else { return };
-    let mut command = example(&place, json!({"resources": {"requests": {"memory": "900Ti"}}}), "1");
+    let Some(namespace) = TestNamespace::new().await else {
+        return;
+    };
+    let mut command = example(&namespace, json!({"resources": {"requests": {"memory": "900Ti"}}}), "1");
     let told = failure(command.stderr(Stdio::piped()).spawn().unwrap());
     assert!(told.contains("Insufficient memory"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_what_ended_the_kernel() {
-    let Some(place) = Place::new().await else { return };
+    let Some(namespace) = TestNamespace::new().await else {
+        return;
+    };
     let code = "x = bytearray(1 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1";
-    let (example, _shown) = started(&place, json!({"resources": {"limits": {"memory": "200Mi"}}}), code).await;
+    let (example, _shown) = started(&namespace, json!({"resources": {"limits": {"memory": "200Mi"}}}), code).await;
     let told = failure(example);
     assert!(told.contains("out of memory"), "{told}");
 }

@@ -34,7 +34,7 @@ use events::Events;
 use registry::Registry;
 
 /// How long a closing manager waits for providers to clean up cancelled launches.
-const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(10);
 /// The usual name of Python's kernelspec.
 const PYTHON: &str = "python3";
 
@@ -265,8 +265,8 @@ impl Shared {
         self.registry.close();
         self.closing.cancel();
         self.registry.started().await;
-        let settling = self.providers.iter().map(|provider| provider.settle());
-        if timeout(SETTLE_DEADLINE, futures::future::join_all(settling))
+        let cleanups = self.providers.iter().map(|provider| provider.cleanup());
+        if timeout(CLEANUP_DEADLINE, futures::future::join_all(cleanups))
             .await
             .is_err()
         {

@@ -60,7 +60,7 @@ pub trait KernelProvider: Send + Sync + 'static {
 
     /// Waits for cleanup of cancelled launches. An embedder calls it last before it exits, with a timeout of its own;
     /// pending launches may be awaited, too. Returns at once if cancelling a launch cleans up by itself.
-    async fn settle(&self) {}
+    async fn cleanup(&self) {}
 }
 
 /// A running kernel. Dropping the handle leaves the kernel running.

@@ -68,7 +68,7 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
     world.scheduler.spawn(Life::Process, {
         let (world, process) = (world.clone(), process.clone());
         async move {
-            process.simulated.settle().await.unwrap();
+            process.simulated.recover().await.unwrap();
             world.trace(format_args!("settled"));
         }
     });

@@ -21,7 +21,7 @@ impl Recorder {
     }
 
     /// Does what is done after each new connection.
-    pub(crate) async fn settle(&self) -> Result<(), SendError> {
+    pub(crate) async fn recover(&self) -> Result<(), SendError> {
         self.recording.recover().await
     }
 
