@@ -17,9 +17,9 @@
 
 mod connection;
 mod dealer;
+mod detachable;
 #[cfg(feature = "kernel")]
 mod echo;
-mod detachable;
 mod listener;
 mod memory;
 #[cfg(feature = "kernel")]

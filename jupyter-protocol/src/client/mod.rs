@@ -388,7 +388,10 @@ impl Inner {
 }
 
 /// Parses a reply to a request of this type.
-fn parse_reply<R: TryFrom<Content, Error = Box<Content>>>(reply: &WireMessage, request: &str) -> Result<R, ClientError> {
+fn parse_reply<R: TryFrom<Content, Error = Box<Content>>>(
+    reply: &WireMessage,
+    request: &str,
+) -> Result<R, ClientError> {
     let message = Message::from_wire(reply).map_err(|error| bad_reply(request, String::new(), error.to_string()))?;
     R::try_from(message.content).map_err(|content| {
         let problem = match &*content {

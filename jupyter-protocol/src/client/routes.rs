@@ -53,7 +53,11 @@ impl Routes {
     }
 
     /// Registers an execution that is about to be requested. Its messages go to `queue`.
-    pub(super) fn execution(self: &Arc<Self>, msg_id: &str, queue: Arc<ExecutionQueue>) -> Result<RouteGuard, ClientError> {
+    pub(super) fn execution(
+        self: &Arc<Self>,
+        msg_id: &str,
+        queue: Arc<ExecutionQueue>,
+    ) -> Result<RouteGuard, ClientError> {
         self.register(msg_id, Route::Execution(queue))
     }
 

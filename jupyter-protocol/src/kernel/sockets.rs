@@ -3,7 +3,7 @@
 use super::error::ServeError;
 use crate::channel::Channel;
 use crate::connection_file::{ConnectionInfo, Transport};
-use crate::zmq::{Listener, SocketServer, RouterReceiver, RouterSender, echo, router};
+use crate::zmq::{Listener, RouterReceiver, RouterSender, SocketServer, echo, router};
 
 type Router = (RouterSender, RouterReceiver);
 

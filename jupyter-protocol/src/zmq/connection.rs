@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::SocketError;
-use super::read_buffer::ReadBuffer;
 use super::memory::MessageMemory;
+use super::read_buffer::ReadBuffer;
 use super::socket::Socket;
 use super::throttle::{Throttle, skipped_error};
 use super::zmtp::{self, Limits, Traffic};
@@ -46,7 +46,9 @@ pub(super) async fn connect(
     deadline: Duration,
 ) -> Result<(Socket, ReadBuffer), SocketError> {
     let connected = timeout(deadline, async {
-        let socket = connect_with_retry(endpoint, recv_buffer_size).await.map_err(SocketError::broken)?;
+        let socket = connect_with_retry(endpoint, recv_buffer_size)
+            .await
+            .map_err(SocketError::broken)?;
         let mut read_buffer = ReadBuffer::new(Limits::MESSAGE);
         shake_hands(&socket, &mut read_buffer, role).await?;
         write(&socket, Bytes::from_static(first)).await?;
@@ -79,7 +81,11 @@ async fn connect_with_retry(endpoint: &str, recv_buffer_size: u32) -> io::Result
 }
 
 /// Performs the ZMTP handshake and returns the peer's identity, which may be empty.
-pub(super) async fn shake_hands(socket: &Socket, read_buffer: &mut ReadBuffer, role: &Role<'_>) -> Result<Bytes, SocketError> {
+pub(super) async fn shake_hands(
+    socket: &Socket,
+    read_buffer: &mut ReadBuffer,
+    role: &Role<'_>,
+) -> Result<Bytes, SocketError> {
     write(socket, Bytes::copy_from_slice(&zmtp::greeting())).await?;
     while !read_buffer.take_greeting().map_err(SocketError::broken)? {
         fill(socket, read_buffer).await?;

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::connection::Role;
 use super::listener::Listener;
-use super::server::{SocketOptions, SocketServer, Peer};
+use super::server::{Peer, SocketOptions, SocketServer};
 use super::zmtp::Limits;
 
 const REP: SocketOptions = SocketOptions {

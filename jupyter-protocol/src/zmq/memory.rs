@@ -17,7 +17,7 @@ const MAX_HOLD: Duration = Duration::from_secs(30);
 /// fail.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Memory budget that the large messages of many kernels set_memory. Clones set_memory the same budget.
+/// Memory budget that the large messages of many kernels share. Clones share the same budget.
 ///
 /// A message of more than 1 MiB is received once memory for all of it is reserved. Until then its bytes stay in the
 /// kernel's queue. The reservation ends when the socket's next message is requested.
@@ -201,12 +201,18 @@ mod tests {
     async fn memory_is_freed_when_the_message_after_a_delivered_one_is_requested() {
         let memory = MessageMemory::new(10 * MIB);
         let (mut one, mut other) = (sharing(&memory), sharing(&memory));
-        assert!(one.grow(MIB).now_or_never() == Some(true), "small messages need no memory");
+        assert!(
+            one.grow(MIB).now_or_never() == Some(true),
+            "small messages need no memory"
+        );
         assert!(one.grow(4 * MIB).await && one.grow(7 * MIB).await);
         let mut waiting = pin!(other.grow(4 * MIB));
         assert!(waiting.as_mut().now_or_never().is_none());
         one.release_delivered();
-        assert!(waiting.as_mut().now_or_never().is_none(), "the message is still incomplete");
+        assert!(
+            waiting.as_mut().now_or_never().is_none(),
+            "the message is still incomplete"
+        );
         one.mark_delivered();
         one.release_delivered();
         assert!(waiting.await);

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::SocketError;
 use super::connection::{Role, Sender};
 use super::listener::Listener;
-use super::server::{SocketOptions, SocketServer, Peer};
+use super::server::{Peer, SocketOptions, SocketServer};
 use super::zmtp::{self, Limits};
 use crate::wire::WireMessage;
 

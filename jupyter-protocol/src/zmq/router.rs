@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::SocketError;
 use super::connection::{Role, Sender};
 use super::listener::Listener;
-use super::server::{SocketOptions, SocketServer, Peer};
+use super::server::{Peer, SocketOptions, SocketServer};
 use super::zmtp::Limits;
 use crate::wire::WireMessage;
 
@@ -49,7 +49,7 @@ pub(crate) fn router(listener: Listener) -> (RouterSender, RouterReceiver, Socke
 pub(crate) struct RouterSender(Arc<Clients>);
 
 impl RouterSender {
-    /// Sends a message to the client whose identity is its first frame, queue_capacity for capacity in the client's queue.
+    /// Sends a message to the client whose identity is its first frame, waiting for capacity in the client's queue.
     ///
     /// A client that does not read for ten seconds is disconnected.
     pub(crate) async fn send(&self, message: WireMessage) -> Result<(), SocketError> {
@@ -105,11 +105,7 @@ impl Clients {
     /// Registers a client, replacing any other with the same identity.
     ///
     /// The receiver completes when a newer connection replaces this client.
-    fn register(
-        self: &Arc<Self>,
-        mut identity: Bytes,
-        sender: Sender,
-    ) -> (Registration, oneshot::Receiver<Infallible>) {
+    fn register(self: &Arc<Self>, mut identity: Bytes, sender: Sender) -> (ClientGuard, oneshot::Receiver<Infallible>) {
         let (connection, replaced) = oneshot::channel();
         let mut clients = self.lock();
         clients.last_connection_id += 1;
@@ -124,23 +120,23 @@ impl Clients {
             _connection: connection,
         };
         clients.by_identity.insert(identity.clone(), client);
-        let registration = Registration {
+        let guard = ClientGuard {
             clients: self.clone(),
             identity,
             connection_id,
         };
-        (registration, replaced)
+        (guard, replaced)
     }
 }
 
 /// Removes its client from the connected clients when dropped, unless another connection has replaced it.
-struct Registration {
+struct ClientGuard {
     clients: Arc<Clients>,
     identity: Bytes,
     connection_id: u64,
 }
 
-impl Drop for Registration {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
         let mut clients = self.clients.lock();
         if clients
@@ -164,11 +160,11 @@ async fn receive_all(clients: Arc<Clients>, queue: mpsc::Sender<Vec<Bytes>>, pee
         tracing::debug!("rejecting a client whose identity has more than 255 bytes or begins with a zero byte");
         return;
     }
-    let (registration, replaced) = clients.register(identity, sender);
+    let (guard, replaced) = clients.register(identity, sender);
     let receive = async {
         loop {
             let mut frames = receiver.recv().await?;
-            frames.insert(0, registration.identity.clone());
+            frames.insert(0, guard.identity.clone());
             if queue.send(frames).await.is_err() {
                 // The receiving half was dropped.
                 return Ok::<_, SocketError>(());

@@ -11,8 +11,8 @@ use tokio::time::{sleep, timeout};
 
 use super::SocketError;
 use super::connection::{Receiver, Role, Sender, halves, shake_hands};
-use super::read_buffer::ReadBuffer;
 use super::listener::Listener;
+use super::read_buffer::ReadBuffer;
 use super::socket::Socket;
 use super::zmtp::Limits;
 
@@ -114,8 +114,11 @@ where
         handshake = timeout(HANDSHAKE_TIMEOUT, shake_hands(&stream, &mut read_buffer, &options.role)) => handshake,
         _ = closed.changed() => return,
     };
-    let handshake = handshake
-        .unwrap_or_else(|_| Err(SocketError::Broken(format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))));
+    let handshake = handshake.unwrap_or_else(|_| {
+        Err(SocketError::Broken(format!(
+            "no handshake within {HANDSHAKE_TIMEOUT:?}"
+        )))
+    });
     let identity = match handshake {
         Ok(identity) => identity,
         Err(error) => {

@@ -114,7 +114,11 @@ impl Socket {
     pub(super) fn try_write(&self, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
         while !pieces.is_empty() {
             let written = {
-                let slices: Vec<_> = pieces.iter().take(MAX_SLICES).map(|piece| IoSlice::new(piece)).collect();
+                let slices: Vec<_> = pieces
+                    .iter()
+                    .take(MAX_SLICES)
+                    .map(|piece| IoSlice::new(piece))
+                    .collect();
                 none_if_not_ready(on_stream!(self, stream => stream.try_write_vectored(&slices)))?
             };
             match written {

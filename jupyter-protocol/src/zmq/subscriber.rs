@@ -5,9 +5,9 @@ use tokio::time::sleep;
 
 use super::SocketError;
 use super::connection::{Role, connect};
-use super::read_buffer::ReadBuffer;
-use super::memory::MessageMemory;
 use super::detachable::DetachableSocket;
+use super::memory::MessageMemory;
+use super::read_buffer::ReadBuffer;
 use super::throttle::{Throttle, skipped_error, total_bytes};
 use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
@@ -297,7 +297,10 @@ mod tests {
         assert!(refused.contains(&address) && refused.contains("ZMTP"), "{refused}");
         let missing = IopubSubscriber::connect("ipc:///nonexistent/socket", Duration::from_millis(1)).await;
         assert!(matches!(missing.err(), Some(SocketError::Connect { .. })));
-        let unsupported = IopubSubscriber::connect("udp://1.2.3.4:5", DEADLINE).await.err().unwrap();
+        let unsupported = IopubSubscriber::connect("udp://1.2.3.4:5", DEADLINE)
+            .await
+            .err()
+            .unwrap();
         assert!(unsupported.to_string().contains("ipc://"), "{unsupported}");
     }
 }

@@ -347,7 +347,10 @@ impl Decoder {
             }
             // The cast cannot truncate: the length is within the limits of a command or a message.
             let length = length as usize;
-            if let Some(missing) = (header_length + length).checked_sub(buffer.len()).filter(|missing| *missing > 0) {
+            if let Some(missing) = (header_length + length)
+                .checked_sub(buffer.len())
+                .filter(|missing| *missing > 0)
+            {
                 self.missing = missing;
                 self.compact();
                 return Ok(None);
