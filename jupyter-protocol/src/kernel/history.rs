@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 
-use crate::connection_file::find::matches;
+use crate::connection_file::find::glob_matches;
 use crate::content::{HistoryAccess, HistoryEntry, HistoryInput, HistoryReply, HistoryRequest};
 
 /// Maximum number of entries. Beyond it, the oldest entry is dropped.
@@ -51,7 +51,7 @@ impl History {
                 let pattern = request.pattern.as_deref().unwrap_or("*");
                 self.entries
                     .iter()
-                    .filter(|entry| matches(pattern, &entry.input))
+                    .filter(|entry| glob_matches(pattern, &entry.input))
                     .collect()
             }
             HistoryAccess::Other(_) => Vec::new(),
