@@ -156,7 +156,7 @@ impl Registration {
     }
 }
 
-/// Performs the kernel's side: announces the ports in `info` at the registration port and waits for the acknowledgement.
+/// Announces the ports in `info` at the registration port and waits for the acknowledgement: the kernel's side.
 ///
 /// # Errors
 /// - [`HandshakeError::Socket`] if connecting or sending fails.

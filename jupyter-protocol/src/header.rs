@@ -82,7 +82,7 @@ impl Header {
         Ok(json::from_slice(json)?)
     }
 
-    /// Parses a parent header frame. Returns `None` for `null`, and if both `msg_id` and `msg_type` are empty or absent.
+    /// Parses a parent header frame. Returns `None` for `null`, or if both `msg_id` and `msg_type` are empty.
     ///
     /// # Errors
     /// [`HeaderError`] if the frame is neither a JSON object nor `null`.

@@ -37,8 +37,8 @@ pub enum WireError {
         /// Maximum size in bytes.
         most: u64,
     },
-    /// The message was skipped because large messages of other sockets held the memory that it needs.
-    #[error("skipped a message of {bytes} bytes: no memory, large messages of other sockets hold it")]
+    /// The message was skipped because the budget for large messages had no memory for it.
+    #[error("skipped a message of {bytes} bytes: no memory left for large messages")]
     NoMemory {
         /// Size of the message in bytes.
         bytes: u64,

@@ -31,7 +31,7 @@ async fn clients_that_claim_too_long_frames_are_disconnected() {
             frame_header(1, u64::MAX),
             frame_header(4, 1 << 20),
         ] {
-            let mut stream = kernel.handshake_then(channel, socket_type).await;
+            let mut stream = kernel.connect_as(channel, socket_type).await;
             stream.write_all(&claimed).await.unwrap();
             wait_closed(&mut stream).await;
             // The same instead of the READY command of the handshake.
@@ -43,7 +43,7 @@ async fn clients_that_claim_too_long_frames_are_disconnected() {
     // Allowed for messages, but not for heartbeats and subscriptions.
     for (channel, socket_type) in &SOCKETS[3..] {
         for too_large in [frame_header(0, 5 << 10), b"\x01\0".repeat(17)] {
-            let mut stream = kernel.handshake_then(*channel, socket_type).await;
+            let mut stream = kernel.connect_as(*channel, socket_type).await;
             stream.write_all(&too_large).await.unwrap();
             wait_closed(&mut stream).await;
         }
@@ -221,7 +221,7 @@ async fn next_frame(stream: &mut TcpStream) -> Vec<u8> {
 async fn subscriptions_match_prefixes_as_messages_and_commands_and_can_be_cancelled() {
     let kernel = kernel().await;
     let client = Client::connect(&kernel.info).await.unwrap();
-    let mut topics = kernel.handshake_then(Channel::Iopub, "SUB").await;
+    let mut topics = kernel.connect_as(Channel::Iopub, "SUB").await;
     topics.write_all(&frame(b"\x01nothing has this")).await.unwrap();
     assert_eq!(next_frame(&mut topics).await, b"nothing has this");
     for _ in 0..6 {
@@ -264,7 +264,7 @@ async fn subscriptions_match_prefixes_as_messages_and_commands_and_can_be_cancel
 #[tokio::test]
 async fn subscribers_beyond_the_subscription_limit_are_disconnected() {
     let kernel = kernel().await;
-    let mut stream = kernel.handshake_then(Channel::Iopub, "SUB").await;
+    let mut stream = kernel.connect_as(Channel::Iopub, "SUB").await;
     for _ in 0..257 {
         stream
             .write_all(&[frame(b"\x01topic"), frame(b"\0topic")].concat())
@@ -279,7 +279,7 @@ async fn subscribers_beyond_the_subscription_limit_are_disconnected() {
 async fn the_last_messages_arrive_before_the_kernel_closes() {
     let kernel = serve(ConnectionInfo::default()).await;
     let client = Client::connect(&kernel.info).await.unwrap();
-    let mut stream = kernel.handshake_then(Channel::Iopub, "SUB").await;
+    let mut stream = kernel.connect_as(Channel::Iopub, "SUB").await;
     stream.write_all(&frame(b"\x01kernel.")).await.unwrap();
     assert_eq!(next_frame(&mut stream).await, b"kernel.");
     // More than the socket buffers hold.

@@ -105,7 +105,7 @@ async fn frame_lengths_that_clients_claim_take_no_memory_of_a_kernel() {
     let mut clients = Vec::new();
     for (channel, socket_type) in &SOCKETS[..3] {
         for _ in 0..20 {
-            let mut stream = kernel.handshake_then(*channel, socket_type).await;
+            let mut stream = kernel.connect_as(*channel, socket_type).await;
             stream.write_all(&frame_header(1, 1 << 27)).await.unwrap();
             clients.push(stream);
         }
@@ -128,7 +128,7 @@ async fn frame_lengths_that_clients_claim_take_no_memory_of_a_kernel() {
 async fn frames_that_arrive_one_by_one_take_no_more_memory_than_their_size() {
     let before = allocated();
     let kernel = serve(ConnectionInfo::default()).await;
-    let mut stream = kernel.handshake_then(Channel::Shell, "DEALER").await;
+    let mut stream = kernel.connect_as(Channel::Shell, "DEALER").await;
     let mut pong = [0; 2 + 5 + 8];
     for _ in 0..10_000 {
         // A frame of an incomplete message, and a PING whose answer shows that the frame was read.
@@ -142,7 +142,7 @@ async fn frames_that_arrive_one_by_one_take_no_more_memory_than_their_size() {
 async fn a_subscriber_that_does_not_read_takes_no_more_memory_than_its_queue() {
     let before = allocated();
     let kernel = serve(ConnectionInfo::default()).await;
-    let mut stream = kernel.handshake_then(Channel::Iopub, "SUB").await;
+    let mut stream = kernel.connect_as(Channel::Iopub, "SUB").await;
     let topic = [b'x'; 250];
     for number in 0..=255_u8 {
         // Fails if the kernel has disconnected the subscriber.

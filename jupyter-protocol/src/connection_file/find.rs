@@ -15,7 +15,7 @@ impl ConnectionInfo {
     /// Blocks on the file system. Any path is accepted, so `wanted` must not come from an untrusted client.
     ///
     /// # Errors
-    /// [`ConnectionFileError::NotFound`] if no file glob_matches.
+    /// [`ConnectionFileError::NotFound`] if no file matches.
     pub fn find(wanted: &str, env: &PathEnv) -> Result<PathBuf, ConnectionFileError> {
         let searched = [PathBuf::from("."), env.runtime_dir()];
         for dir in &searched {
@@ -47,7 +47,7 @@ impl ConnectionInfo {
     }
 }
 
-/// Returns whether `name` glob_matches a glob pattern, in which `*` is any text and `?` is any character.
+/// Returns whether `name` matches a glob pattern, in which `*` is any text and `?` is any character.
 pub(crate) fn glob_matches(pattern: &str, name: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();

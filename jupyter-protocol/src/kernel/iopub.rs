@@ -1,8 +1,8 @@
 //! The iopub socket: one task publishes all messages in order and welcomes subscribers (JEP 65).
 //!
-//! Messages are never dropped. The slowest subscriber applies backpressure: once [`QUEUE_CAPACITY`] messages are queued,
-//! publishing waits. A subscriber that stops reading would block the kernel forever, so it is disconnected after
-//! [`WRITE_TIMEOUT`].
+//! Messages are never dropped. The slowest subscriber applies backpressure: once [`QUEUE_CAPACITY`] messages are
+//! queued, publishing waits. A subscriber that stops reading would block the kernel forever, so it is disconnected
+//! after [`WRITE_TIMEOUT`].
 
 use std::sync::Arc;
 use std::time::Duration;

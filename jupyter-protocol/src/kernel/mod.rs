@@ -63,7 +63,7 @@ use crate::content::{
 use crate::log_limiter::LogLimiter;
 use crate::message::Message;
 
-/// A language implementation.
+/// Implementation of a kernel for a language.
 ///
 /// Only [`info`](Self::info) and [`execute`](Self::execute) are required. Requests on shell are handled one after the
 /// other. Requests on control and on subshells run concurrently with them, so all methods take `&self`.

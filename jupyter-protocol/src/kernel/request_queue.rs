@@ -7,7 +7,7 @@ use super::state::Incoming;
 /// Queued requests of one shell, or of control, in order of arrival.
 pub(super) struct RequestQueue {
     arriving: mpsc::Receiver<Incoming>,
-    /// RequestQueue that were queued when an execution failed. The executions among them will be aborted.
+    /// Requests that were queued when an execution failed. The executions among them will be aborted.
     to_abort: VecDeque<Incoming>,
 }
 
@@ -30,7 +30,7 @@ impl RequestQueue {
         }
     }
 
-    /// Marks the queued requests to be aborted. RequestQueue that are still in the sockets' buffers will run.
+    /// Marks the queued requests to be aborted. Requests that are still in the buffers of the sockets will run.
     pub(super) async fn abort_queued(&mut self) {
         // Lets the receiving task queue the requests that it has already received.
         tokio::task::yield_now().await;

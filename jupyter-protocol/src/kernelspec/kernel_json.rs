@@ -65,7 +65,7 @@ fn without_nan(json: &[u8]) -> Vec<u8> {
 
 /// Deserializes environment variables. Numbers become text.
 pub(super) fn env<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    /// Value of a variable. A type of its own, so that errors contain the path of the value.
+    /// Value of a variable. A separate type, so that errors contain the path of the value.
     struct Text(String);
 
     impl<'de> Deserialize<'de> for Text {

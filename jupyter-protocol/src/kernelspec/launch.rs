@@ -63,8 +63,8 @@ impl InstalledKernelspec {
 
     /// Returns the Python interpreter of the prefix that the kernelspec is installed in, if it exists.
     ///
-    /// A kernelspec in `P/share/jupyter/kernels/NAME` belongs to `P/bin/python`. On Unix, `command` (`python`, `python3`,
-    /// `python3.12`) is the name that is tried first, then `python3` and `python`. Blocks on the file system.
+    /// A kernelspec in `P/share/jupyter/kernels/NAME` belongs to `P/bin/python`. On Unix, the names `command` (`python`,
+    /// `python3`, `python3.12`), `python3` and `python` are tried in this order. Blocks on the file system.
     #[must_use]
     pub fn python(&self, command: &str) -> Option<PathBuf> {
         let prefix = python_prefix(&self.resource_dir)?;

@@ -23,8 +23,9 @@ pub enum ResourceError {
 impl InstalledKernelspec {
     /// Returns the file names of the resources that front ends use, by key.
     ///
-    /// These are `kernel.js`, `kernel.css`, and each `logo-*`, whose key is its name without the extension. Blocks on the
-    /// file system.
+    /// These are `kernel.js`, `kernel.css`, and each `logo-*`, whose key is its name without the extension.
+    ///
+    /// Blocks on the file system.
     #[must_use]
     pub fn resources(&self) -> BTreeMap<String, String> {
         let mut resources = BTreeMap::new();

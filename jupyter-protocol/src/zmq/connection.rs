@@ -120,8 +120,8 @@ async fn fill(socket: &Socket, read_buffer: &mut ReadBuffer) -> Result<(), Socke
 
 /// Splits a connection into halves and spawns the task that writes queued messages.
 ///
-/// `queue_capacity` is the capacity of the send queue in messages; messages that are being written do not count. After both
-/// halves are dropped, the connection closes once the queue is written, or after [`LINGER`].
+/// `queue_capacity` is the capacity of the send queue in messages; messages that are being written do not count. After
+/// both halves are dropped, the connection closes once the queue is written, or after [`LINGER`].
 pub(super) fn split(socket: Socket, read_buffer: ReadBuffer, queue_capacity: usize) -> (Sender, Receiver) {
     let (sender, receiver, write) = halves(socket, read_buffer, queue_capacity, NO_TIMEOUT);
     tokio::spawn(write);

@@ -37,8 +37,8 @@ impl DetachableSocket {
 
     /// Detaches a TCP socket until its next use. Returns whether the socket is detached.
     ///
-    /// A Unix socket stays attached. It buffers only about 200 KiB, the size of the sender's buffer, which a busy kernel
-    /// fills before we would read again.
+    /// A Unix socket stays attached. It buffers only about 200 KiB, the size of the sender's buffer, which a kernel
+    /// with much output fills before we would read again.
     pub(super) fn detach(&mut self) -> bool {
         if let Self::Attached(Socket::Tcp(_)) = self
             && let Self::Attached(Socket::Tcp(stream)) = std::mem::replace(self, Self::Lost)

@@ -109,7 +109,7 @@ impl Publisher {
         }
     }
 
-    /// Sends a message to all subscribers of its topic, which is the first frame, and waits until it is queued for each.
+    /// Sends a message to all subscribers of its topic, the first frame, and waits until it is queued for each.
     pub(crate) async fn publish(&self, message: WireMessage) {
         let frames = message.into_frames();
         let topic = frames.first().cloned().unwrap_or_default();

@@ -84,7 +84,7 @@ impl Socket {
         Ok(Self::Tcp(stream))
     }
 
-    /// Reads available bytes without waiting. Returns `None` if none_if_not_ready are none, and `Some(0)` at the end of the stream.
+    /// Reads available bytes without waiting. Returns `None` if there are none, and `Some(0)` at the end of the stream.
     pub(super) fn try_read(&self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
         none_if_not_ready(on_stream!(self, stream => stream.try_read_buf(buffer)))
     }
