@@ -1,4 +1,4 @@
-//! How kernels end.
+//! Tests of how kernels end.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::{Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left
 use crate::KernelId;
 use crate::provider::{AttachError, ExitCause, LaunchError, Phase, Progress, ProviderError};
 
-/// A shutdown ends the kernel, tells everyone, leaves nothing, and can be repeated.
+/// A shutdown ends the kernel, notifies all handles, leaves nothing behind, and can be repeated.
 pub async fn ends_when_asked(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -44,7 +44,7 @@ pub async fn ends_when_asked(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// Without grace a kernel is ended at once.
+/// Without grace, a kernel is killed at once.
 pub async fn ends_at_once_without_grace(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -57,7 +57,7 @@ pub async fn ends_at_once_without_grace(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// A kernel that is killed is told to be gone, with a cause, without anyone asking.
+/// The death of a killed kernel is reported with its cause, without a request.
 pub async fn sees_a_kernel_die(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -80,14 +80,14 @@ pub async fn sees_a_kernel_die(subject: &dyn Subject) -> Outcome {
         matches!(kernel.interrupt().await, Err(ProviderError::Gone(_))),
         "a dead kernel can be interrupted"
     );
-    // Its id can be launched anew.
+    // Its id can be launched again.
     let again = launch(subject, &*provider, record.id).await?;
     ask(subject, &*again).await?;
     shutdown(subject, &*again).await?;
     nothing_is_left(subject, &*provider).await
 }
 
-/// A new embedder sees the end of a kernel that another launched.
+/// A new embedder sees the end of a kernel that another one launched.
 pub async fn a_reopened_provider_sees_the_end(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -111,7 +111,7 @@ pub async fn a_reopened_provider_sees_the_end(subject: &dyn Subject) -> Outcome 
     nothing_is_left(subject, &*provider).await
 }
 
-/// A shutdown does not wait for a restart that is under way, and no kernel comes out of it.
+/// A shutdown cancels a restart in progress, and no kernel remains.
 pub async fn a_shutdown_ends_a_restart(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -119,7 +119,7 @@ pub async fn a_shutdown_ends_a_restart(subject: &dyn Subject) -> Outcome {
     phase.mark_unchanged();
     let restart = kernel.restart(Duration::ZERO, Progress::ignored());
     let end = async {
-        // A quick provider may have the new kernel by now; either way the shutdown comes last.
+        // A fast provider may have finished the restart; the shutdown still comes last.
         let _ = phase.changed().await;
         kernel.shutdown(Duration::ZERO).await
     };
@@ -128,7 +128,7 @@ pub async fn a_shutdown_ends_a_restart(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// A shutdown that is dropped does no harm: the next one ends the kernel.
+/// A cancelled shutdown does no harm: the next one ends the kernel.
 pub async fn a_dropped_shutdown_can_be_repeated(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;

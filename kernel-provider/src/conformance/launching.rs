@@ -1,4 +1,4 @@
-//! What can be launched, and how launches go and fail.
+//! Tests of kernelspecs and launches.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -11,7 +11,7 @@ use super::{
 use crate::KernelId;
 use crate::provider::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress};
 
-/// A progress that is kept.
+/// Records the reported stages.
 #[derive(Clone, Default)]
 struct Stages(Arc<Mutex<Vec<LaunchStage>>>);
 
@@ -26,7 +26,7 @@ impl Stages {
     }
 }
 
-/// The set of kernelspecs is there from the start, under the names that launches take.
+/// The kernelspecs are known from the start, under the names that launches accept.
 pub async fn says_what_can_be_launched(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     ensure!(
@@ -41,7 +41,7 @@ pub async fn says_what_can_be_launched(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Progress goes on only, and a launch that is done has told that the kernel is ready.
+/// Progress never goes back, and a finished launch has reported that the kernel is ready.
 pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let stages = Stages::default();
@@ -77,7 +77,7 @@ pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// A kernel that is ready answers at the connection, with its key.
+/// A ready kernel answers at its connection with its key.
 pub async fn answers_at_its_connection(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -87,7 +87,7 @@ pub async fn answers_at_its_connection(subject: &dyn Subject) -> Outcome {
     shutdown(subject, &*kernel).await.map(drop)
 }
 
-/// A kernelspec that is not there is told as such, with those that are.
+/// The error for an unknown kernelspec lists the known ones.
 pub async fn refuses_an_unknown_spec(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let request = LaunchRequest::new(KernelId::random(), "no-such-spec");
@@ -103,7 +103,7 @@ pub async fn refuses_an_unknown_spec(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// A kernel that cannot be begun fails at once, and leaves nothing.
+/// A kernel that cannot be started fails at once and leaves nothing behind.
 pub async fn says_what_is_missing(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let request = LaunchRequest::new(KernelId::random(), subject.missing_spec());
@@ -119,7 +119,7 @@ pub async fn says_what_is_missing(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// A kernel that dies at its start is told at once, with cause and output, long before the launch's time is over.
+/// The death of a starting kernel is reported at once, with cause and output, long before the timeout.
 pub async fn says_how_a_kernel_died_at_start(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
@@ -137,12 +137,12 @@ pub async fn says_how_a_kernel_died_at_start(subject: &dyn Subject) -> Outcome {
         other => return Err(unexpected("Died", other.err())),
     }
     nothing_is_left(subject, &*provider).await?;
-    // The id is free again.
+    // Its id is free again.
     let kernel = launch(subject, &*provider, id).await?;
     shutdown(subject, &*kernel).await.map(drop)
 }
 
-/// A kernel that never answers is told with its output when the time is over, and is ended.
+/// A kernel that never answers fails with its output at the timeout, and is ended.
 pub async fn says_that_a_kernel_never_answered(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let mut request = LaunchRequest::new(KernelId::random(), subject.silent_spec());
@@ -157,7 +157,7 @@ pub async fn says_that_a_kernel_never_answered(subject: &dyn Subject) -> Outcome
     nothing_is_left(subject, &*provider).await
 }
 
-/// An id that is launched again, at the same time or later, is one kernel.
+/// Launching an id repeatedly or concurrently results in one kernel.
 pub async fn launching_twice_attaches(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
@@ -178,7 +178,7 @@ pub async fn launching_twice_attaches(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// Many launches at the same time do not get in each other's way.
+/// Concurrent launches do not interfere.
 pub async fn launches_side_by_side(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let launches = (0..8).map(|_| launch(subject, &*provider, KernelId::random()));
@@ -195,11 +195,11 @@ pub async fn launches_side_by_side(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// A launch that is dropped, however far it has come, leaves nothing, and its id is free.
+/// A launch that is cancelled at any stage leaves nothing behind, and its id is free.
 pub async fn a_dropped_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
-    // The silent kernel would run for ever.
+    // The silent kernel would otherwise run forever.
     for spec in [subject.silent_spec(), subject.spec()] {
         for stage in [None, Some(LaunchStage::Scheduled), Some(LaunchStage::Starting)] {
             let (reached, mut wait) = tokio::sync::watch::channel(false);
@@ -215,7 +215,7 @@ pub async fn a_dropped_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
                 let mut request = LaunchRequest::new(id, &*spec);
                 request.timeout = subject.patience();
                 let mut launch = pin!(provider.launch(request, progress));
-                // Without a stage it is polled once: then it is given up as early as can be.
+                // Without a stage, poll once: the earliest possible cancellation.
                 let reached = async {
                     match &stage {
                         Some(_) => wait.wait_for(|reached| *reached).await.is_ok(),
@@ -225,7 +225,7 @@ pub async fn a_dropped_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
                 tokio::select! {
                     biased;
                     launched = &mut launch => {
-                        // A provider may skip stages, and the well-behaved kernel may be quick.
+                        // Providers may skip stages, and the kernel may be fast.
                         ensure!(spec == subject.spec(), "the silent kernel answered: {:?}", launched.err());
                         if let Ok(kernel) = launched {
                             shutdown(subject, &*kernel).await?;

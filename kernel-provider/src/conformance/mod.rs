@@ -1,6 +1,7 @@
-//! What every provider must do, as tests that its own tests run.
+//! Tests that every provider must pass.
 //!
-//! A provider says with a [`Subject`] how it is made and what it has, and runs the suite with
+//! A provider describes its test setup with a [`Subject`] and runs the suite with
+//! [`provider_conformance!`](crate::provider_conformance), which creates one test per case:
 //! [`provider_conformance!`](crate::provider_conformance), which makes one test of each case:
 //!
 //! ```ignore
@@ -12,8 +13,7 @@
 //! kernel_provider::provider_conformance!(async { Some(MySubject::new()) });
 //! ```
 //!
-//! The cases wait for what is to happen, and never for a time to pass. Each has a subject of its own, so all can run
-//! side by side.
+//! The cases wait for events, never for time to pass. Each has its own subject, so they can run concurrently.
 
 mod ending;
 mod launching;
@@ -37,55 +37,56 @@ use crate::provider::{
     Exit, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchRequest, Phase, Progress, Selector,
 };
 
-/// A place where the provider under test runs kernels: a state directory, a namespace. At first none runs there.
+/// An isolated environment for the provider under test, such as a state directory or a namespace, initially without
+/// kernels.
 #[async_trait]
 pub trait Subject: Send + Sync {
-    /// Opens a provider on the place, as an embedder that starts does. The suite drops the one before, with all of its
-    /// handles, and calls this in the same process.
+    /// Opens a provider in this environment, as a new embedder does. The suite first drops the previous provider and
+    /// all its handles; everything happens in one process.
     async fn open(&self) -> Arc<dyn KernelProvider>;
 
-    /// A kernelspec whose kernel starts, answers `kernel_info_request`, and ends when it is asked to.
+    /// A kernelspec whose kernel starts, answers `kernel_info_request`, and shuts down on request.
     fn spec(&self) -> String;
 
-    /// How a kernel of [`spec`](Self::spec) is interrupted.
+    /// How kernels of [`spec`](Self::spec) are interrupted.
     fn interrupt(&self) -> Interrupt {
         Interrupt::Signalled
     }
 
-    /// A kernelspec whose kernel writes [`LAST_WORDS`] and ends with exit code 3 before its sockets are open.
+    /// A kernelspec whose kernel writes [`LAST_WORDS`] and exits with code 3 before its sockets are open.
     fn dying_spec(&self) -> String;
 
-    /// A kernelspec whose kernel writes [`LAST_WORDS`], runs on, and never opens its sockets.
+    /// A kernelspec whose kernel writes [`LAST_WORDS`], keeps running, and never opens its sockets.
     fn silent_spec(&self) -> String;
 
-    /// A kernelspec whose kernel cannot even be begun: its program or image does not exist.
+    /// A kernelspec whose kernel cannot be started: its program or image does not exist.
     fn missing_spec(&self) -> String;
 
-    /// Ends a kernel behind the provider's back, as `kill -9` does.
+    /// Kills a kernel without the provider, as `kill -9` does.
     async fn kill(&self, record: &KernelRecord);
 
-    /// What is left at the place of kernels that run or are being launched: processes, pods, files. Each as text for
-    /// who reads the failure. Logs that are kept on purpose do not count.
+    /// Leftovers of running or starting kernels: processes, pods, files, each as text for error messages. Logs that are
+    /// kept on purpose do not count.
     async fn leftovers(&self) -> Vec<String>;
 
-    /// The longest that any one step may take before the case fails.
+    /// Timeout of a single step.
     fn patience(&self) -> Duration {
         Duration::from_secs(60)
     }
 
-    /// How long a kernel of [`silent_spec`](Self::silent_spec) is given. It has to have written its words by then, also
-    /// on a machine that has much else to do.
+    /// Launch timeout for kernels of [`silent_spec`](Self::silent_spec). They must have written their output by then,
+    /// even on a busy machine.
     fn short_timeout(&self) -> Duration {
         Duration::from_secs(5)
     }
 }
 
-/// How long a kernel that was asked what it is has to answer before it is asked again.
+/// How long to wait for a kernel's answer before asking again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// What the kernels that fail write before.
+/// Output of the failing kernels.
 pub const LAST_WORDS: &str = "these are the last words";
 
-/// What a provider did wrong.
+/// Why a case failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure(String);
 
@@ -103,13 +104,13 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// How a case went.
+/// The result of a case.
 pub type Outcome = Result<(), Failure>;
 
-/// Makes one `#[tokio::test]` of each case of the suite.
+/// Creates one `#[tokio::test]` for each case of the suite.
 ///
-/// The argument is an expression of a future that gives `Some` new [`Subject`](crate::conformance::Subject), or `None`
-/// where the tests cannot run here. The crate that uses this needs `tokio` with `macros` and `rt-multi-thread`.
+/// The argument is a future that returns `Some` new [`Subject`](crate::conformance::Subject), or `None` if the tests
+/// cannot run here. The calling crate needs `tokio` with `macros` and `rt-multi-thread`.
 #[macro_export]
 macro_rules! provider_conformance {
     ($subject:expr) => {
@@ -148,7 +149,7 @@ macro_rules! ensure {
 }
 use ensure;
 
-/// Waits for a step, not longer than the subject's patience.
+/// Waits for a step, up to the subject's timeout.
 async fn step<T>(subject: &dyn Subject, what: &str, step: impl Future<Output = T>) -> Result<T, Failure> {
     let patience = subject.patience();
     tokio::time::timeout(patience, step)
@@ -156,7 +157,7 @@ async fn step<T>(subject: &dyn Subject, what: &str, step: impl Future<Output = T
         .map_err(|_| Failure::new(format!("{what}: not done within {patience:?}")))
 }
 
-/// Waits for a step and takes an error of it for a failure.
+/// Waits for a step and turns its error into a failure.
 async fn expect<T, E: fmt::Display>(
     subject: &dyn Subject,
     what: &str,
@@ -167,14 +168,14 @@ async fn expect<T, E: fmt::Display>(
         .map_err(|error| Failure::new(format!("{what}: {error}")))
 }
 
-/// For a kernel of the subject's spec, which may take as long as all else.
+/// A launch of the subject's kernelspec, with a generous timeout.
 fn launch_request(subject: &dyn Subject, id: KernelId) -> LaunchRequest {
     let mut request = LaunchRequest::new(id, subject.spec());
     request.timeout = subject.patience();
     request
 }
 
-/// Launches a kernel of the subject's spec.
+/// Launches a kernel of the subject's kernelspec.
 async fn launch(
     subject: &dyn Subject,
     provider: &dyn KernelProvider,
@@ -192,11 +193,12 @@ async fn list(subject: &dyn Subject, provider: &dyn KernelProvider) -> Result<Ve
     expect(subject, "list", provider.list(&Selector::all())).await
 }
 
-/// Asks the kernel, at the connection that its handle gives, what it is.
+/// Requests the kernel's info at the connection that its handle gives.
 async fn ask(subject: &dyn Subject, kernel: &dyn KernelHandle) -> Outcome {
     let connection = expect(subject, "connection", kernel.connection()).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;
-    // Again where no answer comes, as jupyter_client and the manager do: a kernel whose sockets are open has just begun.
+    // Repeats the request without an answer, as jupyter_client and the manager do, because a kernel may have just
+    // opened its sockets.
     let asking = async {
         loop {
             match client.request_within(KernelInfoRequest::default(), ASK_AGAIN).await {
@@ -223,7 +225,7 @@ async fn wait_for_phase(subject: &dyn Subject, kernel: &dyn KernelHandle, wanted
     .map_err(|_| Failure::new("the phase's sender is gone while the handle is there"))
 }
 
-/// Waits until nothing is left at the place.
+/// Waits until no leftovers remain.
 async fn nothing_is_left(subject: &dyn Subject, provider: &dyn KernelProvider) -> Outcome {
     let listed = list(subject, provider).await?;
     ensure!(listed.is_empty(), "kernels are listed that were ended: {listed:?}");
@@ -234,7 +236,7 @@ async fn nothing_is_left(subject: &dyn Subject, provider: &dyn KernelProvider) -
             return Ok(());
         }
         ensure!(tokio::time::Instant::now() < deadline, "this is left: {left:?}");
-        // What others see of a process's or pod's end has no event here.
+        // The end of a process or pod, as others see it, has no event here.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What one can do with a running kernel.
+//! Tests of running kernels.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::{
 use crate::KernelId;
 use crate::provider::{AttachError, KernelRecord, Phase, Progress, Selector};
 
-/// Only what the selector lets through is listed, and only what runs.
+/// Only running kernels that match the selector are listed.
 pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let mut kernels = Vec::new();
@@ -39,7 +39,7 @@ pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// A record can be stored as text and attached to; the key is not in it, nor in what is shown of it.
+/// A record can be stored as text and attached to. Neither it nor its debug output contains the key.
 pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
@@ -71,7 +71,7 @@ pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome 
     Ok(())
 }
 
-/// A record of another provider, and one of a kernel that is gone, are told apart.
+/// Records of other providers and of gone kernels have different errors.
 pub async fn refuses_records_that_are_not_its_own(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -101,7 +101,7 @@ pub async fn refuses_records_that_are_not_its_own(subject: &dyn Subject) -> Outc
     Ok(())
 }
 
-/// Handles come and go without an effect on the kernel.
+/// Creating and dropping handles does not affect the kernel.
 pub async fn a_dropped_handle_leaves_the_kernel(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -113,7 +113,7 @@ pub async fn a_dropped_handle_leaves_the_kernel(subject: &dyn Subject) -> Outcom
     nothing_is_left(subject, &*provider).await
 }
 
-/// An interrupt is carried out as the kernelspec says, and does not end an idle kernel.
+/// An interrupt works as the kernelspec says and does not end an idle kernel.
 pub async fn interrupts_as_the_spec_says(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -125,7 +125,7 @@ pub async fn interrupts_as_the_spec_says(subject: &dyn Subject) -> Outcome {
     shutdown(subject, &*kernel).await.map(drop)
 }
 
-/// A restart keeps the id and gives a kernel that answers.
+/// A restart keeps the id, and the new kernel answers.
 pub async fn restarts_under_the_same_id(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -153,14 +153,14 @@ pub async fn restarts_under_the_same_id(subject: &dyn Subject) -> Outcome {
         list(subject, &*provider).await?.len() == 1,
         "a restarted kernel is listed twice or not at all"
     );
-    // An old record is as good as the new one.
+    // The old record remains valid.
     let attached = expect(subject, "attach", provider.attach(&record)).await?;
     ask(subject, &*attached).await?;
     shutdown(subject, &*kernel).await?;
     nothing_is_left(subject, &*provider).await
 }
 
-/// A kernel that died can be restarted by who has its handle.
+/// A dead kernel can be restarted through its handle.
 pub async fn restarts_a_dead_kernel(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -177,7 +177,7 @@ pub async fn restarts_a_dead_kernel(subject: &dyn Subject) -> Outcome {
     nothing_is_left(subject, &*provider).await
 }
 
-/// Kernels go on when the embedder ends, and another finds them.
+/// Kernels outlive their embedder, and another one finds them.
 pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
@@ -199,7 +199,7 @@ pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
         "a new embedder has another key"
     );
     ask(subject, &*kernel).await?;
-    // All that can be done with a kernel can be done by this embedder too.
+    // The new embedder has full control of the kernel.
     expect(
         subject,
         "restart",

@@ -1,7 +1,7 @@
 use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, LanguageInfo, ReplyError};
 use jupyter_protocol::kernel::{Context, Kernel, async_trait};
 
-/// Writes to stdout what it is told to execute.
+/// Prints the code that it executes.
 pub(super) struct Echo;
 
 #[async_trait]

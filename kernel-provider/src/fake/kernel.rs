@@ -16,7 +16,7 @@ use crate::provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, LaunchStage, Phase, Progress, ProviderError,
 };
 
-/// How long a restarted kernel may take until it answers.
+/// How long a restarted kernel may take to answer.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct FakeKernel {
@@ -24,9 +24,9 @@ pub(super) struct FakeKernel {
     spec: FakeSpec,
     phase: watch::Sender<Phase>,
     state: Mutex<State>,
-    /// Held by whoever restarts or ends it.
+    /// Serializes restarts and ends.
     operation: tokio::sync::Mutex<()>,
-    /// Woken when a restart that is under way is no longer wanted.
+    /// Cancels a restart in progress.
     give_up_restart: Notify,
 }
 
@@ -40,11 +40,11 @@ struct State {
     is_ending: bool,
 }
 
-/// The task; dropping this ends it.
+/// The kernel's task; dropping this ends it.
 struct Running {
     task: JoinHandle<()>,
     server: ServerHandle,
-    /// Its sender goes with the task.
+    /// Closes together with the task.
     is_gone: watch::Receiver<()>,
 }
 
@@ -75,7 +75,7 @@ impl FakeKernel {
         Ok(kernel)
     }
 
-    /// Starts the task and waits until it answers. Dropped before that, it has started none.
+    /// Starts the task and waits until it answers. Cancelling this leaves no task.
     async fn start(self: &Arc<Self>, limit: Duration, progress: &Progress) -> Result<(), LaunchError> {
         progress.report(LaunchStage::Starting);
         let bind = match &self.spec.behaviour {
@@ -117,10 +117,10 @@ impl FakeKernel {
         state.is_restarting = false;
         state.running = Some(Running {
             task: tokio::spawn(async move {
-                // Dropped with the task, whether it ends by itself or is ended.
+                // Dropped with the task, however it ends.
                 let _gone = gone;
                 server.run().await;
-                // As a process that was sent a shutdown_request.
+                // As a process does after a shutdown_request.
                 Self::task_ended(&kernel, ExitCause::Code(0));
             }),
             server: handle,
@@ -138,7 +138,7 @@ impl FakeKernel {
         }
     }
 
-    /// The task is gone, or goes now.
+    /// Ends the task if it runs.
     pub(super) fn ended(&self, cause: ExitCause) {
         let mut state = self.lock();
         if state.running.take().is_none() || state.is_restarting {
@@ -169,11 +169,11 @@ impl FakeKernel {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the task: politely, and after `grace` with force.
+    /// Ends the task: gracefully, and by force after `grace`.
     async fn end_task(&self, grace: Duration) {
         let running = self
             .lock()
@@ -200,7 +200,7 @@ impl FakeKernel {
     }
 }
 
-/// A restart that is under way. Dropping it before the kernel runs again gives the restart up.
+/// A restart in progress. Dropping it before the kernel runs cancels the restart.
 struct Restarting<'a>(&'a FakeKernel);
 
 impl<'a> Restarting<'a> {
@@ -230,7 +230,7 @@ impl Drop for Restarting<'_> {
     }
 }
 
-/// What embedders hold.
+/// The handle for embedders.
 pub(super) struct FakeHandle(pub(super) Arc<FakeKernel>);
 
 impl FakeHandle {

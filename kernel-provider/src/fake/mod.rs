@@ -1,6 +1,6 @@
-//! A provider for tests: its kernels are tasks of this process, and end and fail as the test says.
+//! A provider for tests. Its kernels are tasks of this process that fail and end as the test decides.
 //!
-//! They speak the real protocol over real sockets, so that all above a provider can be tested without an installed
+//! They speak the real protocol over real sockets, so everything above a provider can be tested without an installed
 //! kernel.
 //!
 //! ```
@@ -46,8 +46,8 @@ use crate::provider::{
 
 /// A provider of fake kernels.
 ///
-/// A clone is another provider at the same place, as an embedder that was restarted has: it lists and attaches to
-/// the kernels that this one launched. The kernels end with the last of them and of their handles.
+/// A clone acts as a second provider at the same place, like that of a restarted embedder: it lists and attaches to the
+/// kernels of the first. The kernels end when the last provider and handle are gone.
 #[derive(Clone)]
 pub struct FakeProvider {
     name: String,
@@ -61,7 +61,7 @@ struct Place {
     kernels: Mutex<HashMap<KernelId, Slot>>,
 }
 
-/// The kernel with one id. Who launches it holds the lock.
+/// The kernel with one id. A launch holds the lock.
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<FakeKernel>>>>;
 
 impl Default for FakeProvider {
@@ -71,7 +71,7 @@ impl Default for FakeProvider {
 }
 
 impl FakeProvider {
-    /// A provider named `fake` with one kernelspec, `echo`: see [`FakeSpec::echo`].
+    /// A provider named `fake` with the kernelspec `echo`; see [`FakeSpec::echo`].
     #[must_use]
     pub fn new() -> Self {
         let provider = Self {
@@ -82,21 +82,21 @@ impl FakeProvider {
         provider
     }
 
-    /// The same with another name, which must not hold a slash.
+    /// A provider with another name, which must not contain a slash.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// Adds or replaces a kernelspec; whoever watches the kernelspecs is told.
+    /// Adds or replaces a kernelspec and notifies watchers.
     pub fn install(&self, name: impl Into<String>, spec: FakeSpec) {
         let mut kernelspecs = lock(&self.place.kernelspecs);
         kernelspecs.insert(name.into(), spec);
         self.tell(&kernelspecs);
     }
 
-    /// Removes a kernelspec; whoever watches the kernelspecs is told. Its kernels run on.
+    /// Removes a kernelspec and notifies watchers. Its kernels keep running.
     pub fn uninstall(&self, name: &str) {
         let mut kernelspecs = lock(&self.place.kernelspecs);
         kernelspecs.remove(name);
@@ -119,21 +119,21 @@ impl FakeProvider {
         self.place.specs.send_replace(Arc::new(specs));
     }
 
-    /// Ends a kernel as if by itself, for this cause. Without effect on one that does not run.
+    /// Ends a kernel with this cause, as if by itself. Does nothing if it does not run.
     pub fn end(&self, id: KernelId, cause: ExitCause) {
         if let Some(kernel) = self.find(id) {
             kernel.ended(cause);
         }
     }
 
-    /// Adds to what a kernel has written outside the protocol. Without effect on one that is not known.
+    /// Adds to a kernel's output outside the protocol. Does nothing for an unknown kernel.
     pub fn write_output(&self, id: KernelId, text: &str) {
         if let Some(kernel) = self.find(id) {
             kernel.write(text);
         }
     }
 
-    /// How often a kernel was interrupted; 0 for one that is not known.
+    /// How often a kernel was interrupted; 0 for an unknown one.
     #[must_use]
     pub fn interrupts(&self, id: KernelId) -> usize {
         self.find(id).map_or(0, |kernel| kernel.interrupts())
@@ -149,10 +149,10 @@ impl FakeProvider {
         Arc::clone(lock(&self.place.kernels).entry(id).or_default())
     }
 
-    /// A kernel that was launched, even if it has ended.
+    /// A launched kernel, even if it has ended.
     fn find(&self, id: KernelId) -> Option<Arc<FakeKernel>> {
         let slot = lock(&self.place.kernels).get(&id).cloned()?;
-        // Where somebody holds the lock, there is no kernel yet.
+        // A held lock means that the launch has not finished.
         slot.try_lock().ok()?.clone()
     }
 
@@ -231,6 +231,6 @@ impl KernelProvider for FakeProvider {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it holds one of these.
+    // No code panics while it holds one of these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

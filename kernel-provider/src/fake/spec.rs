@@ -12,7 +12,7 @@ use crate::provider::LaunchError;
 
 type Binding = Pin<Box<dyn Future<Output = Result<Server, ServeError>> + Send>>;
 
-/// A kernelspec of a [`FakeProvider`](super::FakeProvider), and what comes of launching it.
+/// A kernelspec of a [`FakeProvider`](super::FakeProvider) and the outcome of launching it.
 #[derive(Clone)]
 pub struct FakeSpec {
     pub(super) spec: Kernelspec,
@@ -27,21 +27,20 @@ pub(super) enum Behaviour {
 }
 
 impl FakeSpec {
-    /// A kernel that writes to stdout what it is told to execute.
+    /// A kernel that prints the code that it executes.
     #[must_use]
     pub fn echo() -> Self {
         Self::kernel(|| Echo)
     }
 
-    /// The kernel that `make` makes, anew at each start. It runs as a task of this process and speaks the protocol
-    /// over TCP.
+    /// A kernel made by `make` at each start. It runs as a task of this process and speaks the protocol over TCP.
     pub fn kernel<K: Kernel>(make: impl Fn() -> K + Send + Sync + 'static) -> Self {
         Self::new(Behaviour::Serves(Arc::new(move |connection| {
             Box::pin(Server::bind(connection, make()))
         })))
     }
 
-    /// Every launch fails with this error once it has reported that the kernel starts.
+    /// Every launch reports that the kernel starts and then fails with this error.
     #[must_use]
     pub fn failing(error: LaunchError) -> Self {
         Self::new(Behaviour::Fails(error))
@@ -52,14 +51,14 @@ impl FakeSpec {
         Self::new(Behaviour::IsSilent(output.into()))
     }
 
-    /// The same, with what its `kernel.json` says in place of display name `Fake` and language `echo`.
+    /// Replaces the content of `kernel.json`, which by default has the display name `Fake` and the language `echo`.
     #[must_use]
     pub fn with_kernelspec(mut self, spec: Kernelspec) -> Self {
         self.spec = spec;
         self
     }
 
-    /// The same, interrupted in another way than by a signal.
+    /// Sets another interrupt mode than signal.
     #[must_use]
     pub fn with_interrupt_mode(mut self, mode: InterruptMode) -> Self {
         self.spec.interrupt_mode = mode;

@@ -1,4 +1,4 @@
-//! Reading contents, as much as JupyterLab's checks ask and no more: what they refuse is `None` here.
+//! Parses message contents as strictly as JupyterLab: what it refuses is `None` here.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,9 +12,9 @@ use serde_json::value::RawValue;
 
 use super::list::Bundle;
 
-/// A content's text. Bytes that are no UTF-8 become U+FFFD, as in a browser.
+/// The content as text. Invalid UTF-8 becomes U+FFFD, as in browsers.
 pub(super) fn text(content: &[u8]) -> Cow<'_, str> {
-    // To see that all is well is much faster than to look for what is not.
+    // Validating first is much faster than the lossy conversion.
     simdutf8::basic::from_utf8(content).map_or_else(|_| String::from_utf8_lossy(content), Cow::Borrowed)
 }
 
@@ -23,16 +23,17 @@ pub(super) fn finite(content: &str) -> Cow<'_, str> {
     static NAN: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("NaN"));
     static INFINITY: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("Infinity"));
 
-    // To look for them is much faster than to tell strings from what is beside them.
+    // Searching for them is much faster than parsing strings.
     if NAN.find(content.as_bytes()).is_none() && INFINITY.find(content.as_bytes()).is_none() {
         return Cow::Borrowed(content);
     }
     jupyter_protocol::json::finite(content)
 }
 
-/// Whether the header says `stream`: most messages do, and to parse the others' headers alone is twice as fast.
+/// Whether the header's type is `stream`, as for most messages. Parsing only the other headers halves the time.
 ///
-/// `false` may be wrong. Within strings quotes are escaped, so that before any object within the header the name and the
+/// `false` may be wrong. Quotes inside strings are escaped, so before any nested object the name and value are
+/// unambiguous.
 /// value are nothing else.
 pub(super) fn is_stream(header: &[u8]) -> bool {
     static MSG_TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(r#""msg_type":"#));
@@ -46,7 +47,7 @@ pub(super) fn is_stream(header: &[u8]) -> bool {
     })
 }
 
-/// A string of JSON which may hold half an emoji (`"\ud83d"`); `serde_json` has no such text, but such bytes.
+/// A JSON string that may contain half an emoji (`"\ud83d"`), which `serde_json` reads only as bytes.
 struct Wtf8(Vec<u8>);
 
 impl<'de> Deserialize<'de> for Wtf8 {
@@ -73,7 +74,7 @@ impl Wtf8 {
     fn units(&self) -> Vec<u16> {
         let mut units = Vec::with_capacity(self.0.len());
         let mut rest = &self.0[..];
-        // ED is a first byte in UTF-8, and A0 or more after it is half an emoji.
+        // In UTF-8, ED followed by A0 or more encodes half an emoji.
         while let Some(at) = rest.windows(3).position(|bytes| bytes[0] == 0xed && bytes[1] >= 0xa0) {
             units.extend(text(&rest[..at]).encode_utf16());
             units.push(0xd000 | u16::from(rest[at + 1] & 0x3f) << 6 | u16::from(rest[at + 2] & 0x3f));
@@ -84,7 +85,7 @@ impl Wtf8 {
     }
 }
 
-/// A string of JSON in which half an emoji is U+FFFD.
+/// A JSON string in which half an emoji becomes U+FFFD.
 #[derive(Default)]
 struct Lossy(String);
 
@@ -104,11 +105,11 @@ fn number(raw: &RawValue) -> Option<serde_json::Number> {
 #[derive(Debug)]
 pub(super) enum Written<'a> {
     Text(&'a str),
-    /// UTF-16 that holds half an emoji.
+    /// UTF-16 with half an emoji.
     Units(Vec<u16>),
 }
 
-/// `stream`. In `room` stands its text, where that is not as it is written.
+/// `stream`. Decoded text is stored in `room` if it has escapes.
 pub(super) fn stream<'a>(content: &'a str, room: &'a mut String) -> Option<(Cow<'a, str>, Written<'a>)> {
     #[derive(Deserialize)]
     struct Content<'a> {
@@ -131,7 +132,7 @@ pub(super) fn stream<'a>(content: &'a str, room: &'a mut String) -> Option<(Cow<
     Some((Cow::Owned(name.0), Written::Units(text.units())))
 }
 
-/// What this JSON stands for; `None` where it is no string or one with half an emoji. A parser has seen that it is JSON.
+/// The decoded string; `None` if it is not a string or contains half an emoji. The input is valid JSON.
 fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
     let mut rest = json.strip_prefix('"')?.strip_suffix('"')?;
     let Some(mut at) = memchr(b'\\', rest.as_bytes()) else {
@@ -148,7 +149,7 @@ fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
             b'b' => ('\u{8}', 1),
             b'f' => ('\u{c}', 1),
             b'u' => escaped_character(&rest[1..])?,
-            // Themselves.
+            // These stand for themselves.
             b'"' => ('"', 1),
             b'/' => ('/', 1),
             b'\\' => ('\\', 1),
@@ -165,8 +166,8 @@ fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
     Some(room)
 }
 
-/// The character that these four digits after `\u` stand for, or they and those of a second escape, and the length of all
-/// that, with the `u`. `None` where one half lacks the other.
+/// The character of these four digits after `\u`, or of them and a second escape, and the consumed length including the
+/// `u`. `None` for half an emoji.
 fn escaped_character(digits: &str) -> Option<(char, usize)> {
     let unit = |digits: &str| u16::from_str_radix(digits.get(..4)?, 16).ok();
     let first = unit(digits)?;
@@ -178,7 +179,7 @@ fn escaped_character(digits: &str) -> Option<(char, usize)> {
     Some((character, 11))
 }
 
-/// An object as it is written; anything else is an empty one. Half an emoji is U+FFFD, for few can read it.
+/// An object verbatim; anything else becomes an empty one. Half an emoji becomes U+FFFD, which more readers accept.
 fn object(raw: &RawValue) -> Arc<RawValue> {
     if !raw.get().starts_with('{') {
         return empty();
@@ -189,9 +190,9 @@ fn object(raw: &RawValue) -> Arc<RawValue> {
     }
 }
 
-/// The JSON with the escapes of half an emoji replaced; `None` where it has none.
+/// The JSON with escapes of half an emoji replaced; `None` if it has none.
 fn whole_characters(json: &str) -> Option<String> {
-    // What the four digits at `at` say, where there is an escape before them.
+    // The value of the four digits at `at`, if an escape precedes them.
     let escape = |at: usize| -> Option<u16> {
         let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
         u16::from_str_radix(digits, 16).ok()
@@ -227,17 +228,17 @@ pub(super) fn empty() -> Arc<RawValue> {
 /// `display_data`, `update_display_data` or `execute_result`.
 pub(super) struct Display<'a> {
     pub(super) bundle: Bundle,
-    /// Whether data and metadata were there: they need not be in an update.
+    /// Whether data and metadata are present, which updates do not require.
     pub(super) whole: bool,
     pub(super) display_id: Option<Cow<'a, str>>,
-    /// Of a result: `None` where there is no number, which JupyterLab refuses.
+    /// For a result: `None` if it is not a number, which JupyterLab refuses.
     pub(super) execution_count: Option<Count>,
 }
 
-/// A number that was there; `None` where it is no counter.
+/// A number; `None` if it cannot be a counter.
 pub(super) struct Count(pub(super) Option<u64>);
 
-/// A field that is there, if only as null.
+/// A field that is present, possibly null.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(deserializer).map(Some)
 }
@@ -314,7 +315,7 @@ pub(super) fn execution_count(content: &str) -> Option<u64> {
     whole_number(&content.execution_count)
 }
 
-/// `execute_reply`: what the pager is to show, if anything. JupyterLab shows the first page, as an output.
+/// `execute_reply`: pager output, if any. JupyterLab shows the first page as an output.
 pub(super) fn page(content: &str) -> Option<Bundle> {
     #[derive(Deserialize)]
     struct Content<'a> {
@@ -345,7 +346,7 @@ pub(super) fn page(content: &str) -> Option<Bundle> {
     })
 }
 
-/// `input_request`: the prompt, and whether the answer is secret.
+/// `input_request`: the prompt, and whether the answer is a password.
 pub(super) fn input_request(content: &str) -> (String, bool) {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -357,7 +358,7 @@ pub(super) fn input_request(content: &str) -> (String, bool) {
     (content.prompt.0, content.password)
 }
 
-/// `input_reply`: the line.
+/// `input_reply`: the answer.
 pub(super) fn input_reply(content: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Content {
@@ -367,7 +368,7 @@ pub(super) fn input_reply(content: &str) -> Option<String> {
     Some(content.value.0)
 }
 
-/// The content without the pages of its payload; `None` where it has none.
+/// The content without the pages in its payload; `None` if it has none.
 pub(super) fn without_pages(content: &str) -> Option<Vec<u8>> {
     use serde_json::Value;
 
@@ -379,7 +380,7 @@ pub(super) fn without_pages(content: &str) -> Option<Vec<u8>> {
     serde_json::to_vec(&content).ok()
 }
 
-/// UTF-16 as a string of JSON, half an emoji as an escape.
+/// UTF-16 as a JSON string, with half an emoji escaped.
 pub(super) fn json_string(units: &[u16]) -> Option<Box<RawValue>> {
     let mut json = String::from("\"");
     let mut text = String::new();
@@ -397,7 +398,7 @@ pub(super) fn json_string(units: &[u16]) -> Option<Box<RawValue>> {
     RawValue::from_string(json).ok()
 }
 
-/// What stands between the quotes.
+/// The text between the quotes.
 fn escaped(text: &str) -> Option<String> {
     let quoted = serde_json::to_string(text).ok()?;
     quoted.get(1..quoted.len() - 1).map(str::to_owned)
@@ -428,7 +429,7 @@ mod tests {
             text in proptest::collection::vec((any::<char>(), 0..8_u8), 0..40),
         ) {
             let written: String = text.iter().map(|(character, way)| {
-                // Quotes are trimmed above.
+                // The quotes were trimmed above.
                 if *character == '"' { "\\\"".to_owned() } else { escaped_as_told(*character, *way) }
             }).collect();
             let json = format!("\"{written}\"");

@@ -1,4 +1,4 @@
-//! The outputs, in bounds.
+//! A bounded list of outputs.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -9,10 +9,10 @@ use serde_json::value::RawValue;
 use super::output::Output;
 use super::terminal::StreamText;
 
-/// What an output costs beside its text and data.
+/// Fixed cost of an output.
 const OVERHEAD: usize = 128;
 
-/// One output's representations, as the kernel wrote them.
+/// The representations of an output, as the kernel sent them.
 #[derive(Clone, Debug)]
 pub(super) struct Bundle {
     pub(super) data: Arc<RawValue>,
@@ -25,7 +25,7 @@ impl Bundle {
     }
 }
 
-/// Nearly always one of two, for which nothing is allocated.
+/// Almost always one of two names, which need no allocation.
 pub(super) type StreamName = Cow<'static, str>;
 
 fn stream_name(name: &str) -> StreamName {
@@ -43,7 +43,7 @@ pub(super) enum Item {
         text: StreamText,
     },
     Display(Bundle),
-    /// With a `display_id`: what it shows is held by the id, since all outputs of an id show the same.
+    /// A display with a `display_id`. Its content is stored by id, because all outputs with one id show the same.
     Named(Arc<str>),
     Result {
         execution_count: Option<u64>,
@@ -62,25 +62,25 @@ struct Shown {
     times: usize,
 }
 
-/// What was left out between the head and the tail.
+/// What was left out between head and tail.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Omitted {
     pub(super) bytes: u64,
     pub(super) outputs: u64,
 }
 
-/// The outputs of a cell. Beyond `max` bytes the ones in the middle go: half of the room is for the first, and the rest
-/// for the last.
+/// The outputs of a cell. Beyond `max` bytes, outputs in the middle are removed: half of the limit is for the first
+/// ones and the rest for the last.
 #[derive(Debug)]
 pub(super) struct List {
     max: usize,
     size: usize,
-    /// Empty as long as nothing is left out.
+    /// Empty while nothing was left out.
     head: Vec<Item>,
     omitted: Option<Omitted>,
     tail: VecDeque<Item>,
     shown: HashMap<Arc<str>, Shown>,
-    /// The name of the stream that further text of that stream is joined to; empty where there is none.
+    /// The stream that further text is joined to; empty if none.
     joining: String,
 }
 
@@ -101,12 +101,12 @@ impl List {
         *self = Self::new(self.max);
     }
 
-    /// The next output is one of its own.
+    /// The next output starts a new one.
     pub(super) fn stop_joining(&mut self) {
         self.joining.clear();
     }
 
-    /// How many bytes count.
+    /// The size that counts towards the limit.
     pub(super) fn size(&self) -> usize {
         self.size
     }
@@ -119,7 +119,7 @@ impl List {
         self.shown.keys().cloned().collect()
     }
 
-    /// Writes to a stream: to the last output where that is of the same stream.
+    /// Appends to a stream, or to the last output if it is of the same stream.
     pub(super) fn stream(&mut self, name: &str, write: impl FnOnce(&mut StreamText)) {
         if self.joining == name {
             match self.tail.back_mut() {
@@ -130,7 +130,7 @@ impl List {
                     self.size = self.size - before + after;
                     return self.keep_in_bounds();
                 }
-                // Only where the name is empty. JupyterLab fails then, and the text is not shown.
+                // Happens only for an empty name, which makes JupyterLab fail and show nothing.
                 Some(_) => return,
                 None => {}
             }
@@ -158,7 +158,7 @@ impl List {
         self.push(Item::Named(id));
     }
 
-    /// Shows this in all outputs of the id; whether there are any.
+    /// Updates all outputs with this id; returns whether there are any.
     pub(super) fn update(&mut self, id: &str, bundle: &Bundle) -> bool {
         let Some(shown) = self.shown.get_mut(id) else {
             return false;
@@ -205,7 +205,7 @@ impl List {
             self.omitted = Some(Omitted::default());
             self.fix_head();
         }
-        // Some more than need be, so that this is not done again with the next message.
+        // Remove more than necessary, so that the next message does not trigger this again.
         let target = self.max - self.max / 8;
         while self.size > target {
             let excess = self.size - target;
@@ -218,7 +218,7 @@ impl List {
                     self.count(cut, 0);
                     continue;
                 }
-                // It stays, though empty, for it may be written to.
+                // Kept although empty, because it may be written to.
                 Some(Item::Stream { .. }) if last => self.head.pop(),
                 _ => self.tail.pop_front().or_else(|| self.head.pop()),
             };
@@ -229,7 +229,7 @@ impl List {
         }
     }
 
-    /// Moves what half of the room has place for to the head.
+    /// Moves outputs to the head, up to half of the limit.
     fn fix_head(&mut self) {
         let mut room = self.max / 2;
         while let Some(item) = self.tail.front() {
@@ -271,7 +271,7 @@ impl List {
         omitted.outputs += outputs;
     }
 
-    /// The outputs that are kept before what is left out, and after it.
+    /// The outputs before and after the gap.
     pub(super) fn parts(&self) -> (impl Iterator<Item = &Item>, impl Iterator<Item = &Item>) {
         (self.head.iter(), self.tail.iter())
     }

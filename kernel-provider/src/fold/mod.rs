@@ -1,10 +1,10 @@
-//! What a cell shows: the messages of one execution, folded into the outputs of a notebook.
+//! Folds the messages of one execution into the outputs that a notebook cell shows.
 //!
-//! The log holds every message as it came; a [`Fold`] makes of an execution's messages what JupyterLab 4.6 makes of them
-//! and saves: text of the same stream is joined, with `\r`, `\b` and `\n` as its output area has them (a progress bar is
-//! one line), `clear_output` clears now or before the next output, `update_display_data` changes what was displayed, and
-//! a question on stdin stays open until it is answered. Messages that JupyterLab refuses or does not show are passed
-//! over.
+//! The log holds every message verbatim. A [`Fold`] does with an execution's messages what JupyterLab 4.6 does and
+//! saves: it joins text of the same stream and applies `\r`, `\b` and `
+//! ` (a progress bar is one line), `clear_output` clears now or before the next output, `update_display_data` changes
+//! earlier displays, and an `input_request` stays open until it is answered. Messages that JupyterLab refuses or does
+//! not show are skipped.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -44,26 +44,26 @@ use list::{Bundle, Item, List};
 pub use output::Output;
 pub use replay::without_pages;
 
-/// What an answer that must not be shown is shown as.
+/// Replaces a secret answer.
 const HIDDEN: &str = "········";
 
-/// Room for text that is kept from one message to the next, at the most.
+/// The most buffer capacity kept between messages.
 const MOST_ROOM: usize = 64 << 10;
 
-/// How much a fold may hold.
+/// Limits of a fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FoldLimits {
-    /// Bytes of all outputs, text and data; 64 MiB unless set otherwise, and at least 4 KiB. Beyond it the outputs in
-    /// the middle are left out, with a text in their place that says so.
+    /// Bytes of text and data of all outputs; 64 MiB by default, at least 4 KiB. Beyond that, outputs in the middle are
+    /// replaced by a note.
     pub max_bytes: usize,
 }
 
 impl FoldLimits {
-    /// The least that [`max_bytes`](Self::max_bytes) counts as.
+    /// The minimum of [`max_bytes`](Self::max_bytes).
     pub const LEAST_BYTES: usize = 4 << 10;
 
-    /// With this many bytes.
+    /// With this limit.
     #[must_use]
     pub const fn max_bytes(max_bytes: usize) -> Self {
         Self { max_bytes }
@@ -76,16 +76,16 @@ impl Default for FoldLimits {
     }
 }
 
-/// The messages of one execution, folded.
+/// The folded messages of one execution.
 ///
-/// Nothing fails: what is no message, or one that JupyterLab would refuse, changes nothing.
+/// Folding cannot fail: invalid messages, and those that JupyterLab would refuse, are ignored.
 #[derive(Debug)]
 pub struct Fold {
     list: List,
     clear_pending: bool,
     execution_count: Option<u64>,
     input_request: Option<WireMessage>,
-    /// For one message's text after the other.
+    /// Buffer for the text of one message.
     room: String,
 }
 
@@ -96,7 +96,7 @@ impl Default for Fold {
 }
 
 impl Fold {
-    /// Of no message yet.
+    /// An empty fold.
     #[must_use]
     pub fn new(limits: FoldLimits) -> Self {
         Self {
@@ -108,11 +108,11 @@ impl Fold {
         }
     }
 
-    /// Takes the execution's next message, in the log's order: those of iopub, shell and stdin whose parent is the
-    /// request, also after `idle`, and the clients' `input_reply`s. Other messages and channels change nothing.
+    /// Applies the next message in log order: messages on iopub, shell and stdin whose parent is the request, including
+    /// late ones, and clients' `input_reply`s. Others are ignored.
     ///
-    /// An `input_reply` answers the open [`input_request`](Self::input_request), whose ever it is, unless its parent is
-    /// another message: JupyterLab's has the `input_request` for a parent, other clients' have none or the request.
+    /// An `input_reply` of any client answers the open [`input_request`](Self::input_request), unless its parent is
+    /// another message: JupyterLab's has the `input_request` as parent, other clients' have none or the request.
     pub fn apply(&mut self, channel: Channel, message: &WireMessage) {
         let text = content::text(message.content());
         if channel == Channel::Iopub && content::is_stream(message.header()) {
@@ -142,7 +142,7 @@ impl Fold {
                     self.list.stop_joining();
                     self.clear_pending = true;
                 }
-                // One that waits goes on waiting.
+                // A pending clear stays pending.
                 Some(false) => self.list.clear(),
                 None => {}
             },
@@ -160,19 +160,19 @@ impl Fold {
         }
     }
 
-    /// Takes the content of another execution's `display_data`, `update_display_data` or `execute_result`: what it
-    /// shows is shown by all outputs with its `display_id`, in whichever cell. Returns whether there is one here.
+    /// Applies the content of another execution's `display_data`, `update_display_data` or `execute_result` to all
+    /// outputs with the same `display_id`. Returns whether there are any.
     pub fn update_display(&mut self, content: &[u8]) -> bool {
         self.update(&content::finite(&content::text(content)))
     }
 
-    /// The outputs, as a notebook holds them.
+    /// The outputs in nbformat.
     #[must_use]
     pub fn outputs(&self) -> Vec<Output> {
         self.each_output().collect()
     }
 
-    /// The same, one after the other: each is copied when it is asked for.
+    /// Iterates over the outputs; each is copied when it is requested.
     pub fn each_output(&self) -> impl Iterator<Item = Output> {
         let (head, tail) = self.list.parts();
         let marker = self.marker().and_then(|marker| self.list.output(&marker));
@@ -180,46 +180,46 @@ impl Fold {
         head.filter_map(output).chain(marker).chain(tail.filter_map(output))
     }
 
-    /// How many bytes of text and data the outputs have, and some for each.
+    /// Approximate size of the outputs in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.list.size()
     }
 
-    /// The `display_id`s of the outputs: an update of another one changes nothing here. In no order.
+    /// The `display_id`s of the outputs, in no particular order. Updates of other displays change nothing here.
     #[must_use]
     pub fn display_ids(&self) -> Vec<Arc<str>> {
         self.list.display_ids()
     }
 
-    /// The kernel's execution counter, once it has said it.
+    /// The kernel's execution counter, once known.
     #[must_use]
     pub fn execution_count(&self) -> Option<u64> {
         self.execution_count
     }
 
-    /// The `input_request` that nobody has answered, as the kernel sent it.
+    /// The unanswered `input_request`, as the kernel sent it.
     ///
-    /// It stays open when outputs, the reply or `idle` come, which is so where the kernel was interrupted: whether it
-    /// still can be answered is the caller's to say.
+    /// It stays open when outputs, the reply or `idle` follow, as after an interrupt. The caller decides whether it can
+    /// still be answered.
     #[must_use]
     pub fn input_request(&self) -> Option<&WireMessage> {
         self.input_request.as_ref()
     }
 
-    /// Whether the next output replaces those there are (`clear_output` with `wait`).
+    /// Whether the next output replaces the current ones (`clear_output` with `wait`).
     #[must_use]
     pub fn clear_pending(&self) -> bool {
         self.clear_pending
     }
 
-    /// Whether outputs are left out, for there were more than [`FoldLimits::max_bytes`].
+    /// Whether outputs were left out because of [`FoldLimits::max_bytes`].
     #[must_use]
     pub fn truncated(&self) -> bool {
         self.list.omitted().is_some()
     }
 
-    /// How many bytes of outputs are left out.
+    /// Size of the left-out outputs in bytes.
     #[must_use]
     pub fn omitted_bytes(&self) -> u64 {
         self.list.omitted().map_or(0, |omitted| omitted.bytes)
@@ -281,7 +281,7 @@ impl Fold {
         self.execution_count = content::execution_count(text).or(self.execution_count);
     }
 
-    /// JupyterLab keeps the question and its answer as text of a stream of their own.
+    /// JupyterLab keeps questions and answers as text of a separate stream.
     fn answer(&mut self, reply: &WireMessage, text: &str) {
         let Some(request) = self.input_request.take_if(|request| answers(reply, request)) else {
             return;
@@ -300,7 +300,7 @@ impl Fold {
         }
     }
 
-    /// Stands where outputs are left out.
+    /// The note in place of left-out outputs.
     fn marker(&self) -> Option<Item> {
         let omitted = self.list.omitted()?;
         let outputs = match omitted.outputs {
@@ -321,7 +321,7 @@ impl Fold {
     }
 }
 
-/// Whether this `input_reply` can be the answer to this `input_request`: unless its parent is another message.
+/// Whether this `input_reply` can answer this `input_request`: unless its parent is another message.
 pub(crate) fn answers(reply: &WireMessage, request: &WireMessage) -> bool {
     let Ok(parent) = reply.parent_ref() else { return true };
     let is = |header: Result<HeaderRef<'_>, _>| header.is_ok_and(|header| header.msg_id == parent.msg_id);

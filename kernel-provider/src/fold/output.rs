@@ -3,9 +3,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// An output as a notebook holds it: its JSON is nbformat 4.5's.
+/// An output as notebooks store it, in nbformat 4.5.
 ///
-/// What kernels add to a message beyond the protocol's fields is not part of it, since nbformat has no room for it.
+/// Extra fields of a kernel's messages are omitted, because nbformat does not allow them.
 ///
 /// <https://nbformat.readthedocs.io/en/latest/format_description.html#code-cell-outputs>
 #[derive(Clone, Debug, Serialize)]
@@ -14,20 +14,20 @@ use serde_json::value::RawValue;
 pub enum Output {
     /// Text of a standard stream.
     Stream {
-        /// `stdout` or `stderr`; `stdin` for a question and its answer, as JupyterLab keeps them.
+        /// `stdout` or `stderr`; `stdin` for a question with its answer, as in JupyterLab.
         name: String,
-        /// The text as it is shown: without `\r` and `\b`.
+        /// The displayed text, without `\r` and `\b`.
         text: String,
     },
-    /// What the code displayed.
+    /// A display.
     DisplayData {
-        /// MIME type → data, as the kernel wrote it; always an object.
+        /// MIME type → data, verbatim; always an object.
         #[serde(serialize_with = "raw")]
         data: Arc<RawValue>,
-        /// More about the representations, as the kernel wrote it; always an object.
+        /// Metadata of the representations, verbatim; always an object.
         #[serde(serialize_with = "raw")]
         metadata: Arc<RawValue>,
-        /// The name by which `update_display_data` finds the output. Not part of the JSON.
+        /// The id that `update_display_data` refers to. Not part of the JSON.
         #[serde(skip)]
         display_id: Option<Arc<str>>,
     },
@@ -35,20 +35,20 @@ pub enum Output {
     ExecuteResult {
         /// The kernel's execution counter.
         execution_count: Option<u64>,
-        /// MIME type → data, as the kernel wrote it; always an object.
+        /// MIME type → data, verbatim; always an object.
         #[serde(serialize_with = "raw")]
         data: Arc<RawValue>,
-        /// More about the representations, as the kernel wrote it; always an object.
+        /// Metadata of the representations, verbatim; always an object.
         #[serde(serialize_with = "raw")]
         metadata: Arc<RawValue>,
     },
     /// An exception.
     Error {
-        /// Its name.
+        /// Its type.
         ename: String,
-        /// Its value, as text.
+        /// Its message.
         evalue: String,
-        /// The traceback's lines, with terminal colours.
+        /// The lines of the traceback, with terminal colours.
         traceback: Vec<String>,
     },
 }

@@ -7,10 +7,10 @@ use super::list::{Bundle, Item};
 use super::terminal::StreamText;
 use super::{Fold, content};
 
-/// How much text one `stream` message may have: with every character escaped it stays below what proxies pass on.
+/// Longest text of a `stream` message. Even with every character escaped it passes proxies' limits.
 const PIECE: usize = 1 << 20;
 
-/// Types and contents.
+/// Message types and contents.
 type Messages = Vec<(&'static str, Bytes)>;
 
 #[derive(Serialize)]
@@ -58,14 +58,14 @@ struct Error<'a> {
 }
 
 impl Fold {
-    /// What to send to a client whose cell is to show the fold, whatever it shows now, as message types and contents:
-    /// `clear_output`, the outputs, and a `clear_output` that waits where one is pending. Done twice it changes nothing.
+    /// The message types and contents that make a client's cell show the fold, whatever it shows now: `clear_output`,
+    /// the outputs, and a waiting `clear_output` if one is pending. Applying them twice changes nothing.
     ///
-    /// The caller puts headers around them, with the original request as parent, on iopub. The headers' `session` must be
-    /// the kernel's own: JupyterLab drops a display with a `display_id` if a message of another session arrives while it
-    /// is being handled. The open question, if any, goes after them ([`input_request`](Self::input_request)), and what follows in the log goes on where the fold
-    /// ends, also in the middle of a line that a progress bar is written over. Where the `execute_reply` is sent again
-    /// as well, it goes without its pages, which are among the outputs here: [`without_pages`].
+    /// The caller adds headers, with the original request as parent, on iopub. Their `session` must be the kernel's:
+    /// JupyterLab drops a display with a `display_id` if a message of another session arrives while it handles the
+    /// display. An open question follows them ([`input_request`](Self::input_request)). Later log entries continue
+    /// where the fold ends, even in the middle of a progress bar's line. If the `execute_reply` is sent again, send it
+    /// without its pager output, which is among these outputs: [`without_pages`].
     #[must_use]
     pub fn messages(&self) -> Vec<(&'static str, Bytes)> {
         let mut messages = Messages::new();
@@ -103,7 +103,8 @@ impl Fold {
                     display(bundle, Some(id), messages);
                 }
             }
-            // Without its display_id: nothing updates a result, but a result updates displays, which have had that.
+            // Without its display_id: results are never updated, and the displays that it updated have their new
+            // content already.
             Item::Result {
                 execution_count,
                 bundle,
@@ -149,15 +150,15 @@ fn stream(name: &str, text: &StreamText, messages: &mut Messages) {
     }
 }
 
-/// What is serialised here is strings, numbers and JSON that was read before: it cannot fail.
+/// Strings, numbers and validated JSON always serialize.
 fn add(messages: &mut Messages, msg_type: &'static str, content: &impl Serialize) {
     if let Ok(content) = serde_json::to_vec(content) {
         messages.push((msg_type, content.into()));
     }
 }
 
-/// An `execute_reply`'s content without the pages in its payload: what to send where [`Fold::messages`] was sent
-/// before, since JupyterLab makes an output of a page, each time.
+/// The content of an `execute_reply` without its pager output, to send after [`Fold::messages`]: JupyterLab makes an
+/// output of each page.
 #[must_use]
 pub fn without_pages(content: &Bytes) -> Bytes {
     content::without_pages(&content::text(content)).map_or_else(|| content.clone(), Bytes::from)

@@ -1,33 +1,34 @@
-//! The text of a stream, with `\r`, `\b` and `\n` as JupyterLab's output area has them.
+//! Stream text with the effects of `\r`, `\b` and `
+//! ` in JupyterLab's output area.
 //!
-//! Only the last line can change: what stands before the last `\n` is done. A line that nothing moved back in is the
-//! end of one `String`, and text is appended to it. Once a `\r` or `\b` comes, the line is held apart until it ends, as
-//! what is left of the cursor and what is right of it, so that each of these costs what was written since the last.
+//! Only the last line can change. While the cursor is at its end, the line is the tail of one `String` that text is
+//! appended to. After a `\r` or `\b`, the line is kept apart until it ends, split at the cursor, so that each control
+//! costs only what was written since the previous one.
 //!
-//! JupyterLab counts as JavaScript does, in UTF-16 units: an emoji is two places wide, and half of it can be
-//! overwritten. So the line held apart is in these units, unless all of it is overwritten each time: most bars of
-//! progress do that, and stay text.
+//! JupyterLab counts UTF-16 units: an emoji is two units wide, and half of it can be overwritten. So the separate line
+//! is UTF-16, unless it is always overwritten completely, as most progress bars do; then it stays text.
 
 use memchr::{memchr, memchr2, memchr3, memrchr};
 
-/// How far a cut may move to come to the end of a line.
+/// How far a cut may move to reach the end of a line.
 const NEAR: usize = 4 << 10;
 
 const NEWLINE: u16 = b'\n' as u16;
 const RETURN: u16 = b'\r' as u16;
 const BACKSPACE: u16 = 8;
 
-/// A stream's text.
+/// The text of a stream.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StreamText {
     text: String,
-    /// The last line, where the cursor has moved in it. `text` then ends with `\n`, or is empty.
+    /// The last line, if the cursor has moved in it. `text` then ends with `
+    /// ` or is empty.
     line: Option<Line>,
 }
 
 #[derive(Clone, Debug)]
 enum Line {
-    /// With the cursor at its end or, sent home, at its beginning.
+    /// With the cursor at its end, or at its beginning after `\r`.
     Text {
         text: String,
         units: usize,
@@ -36,7 +37,7 @@ enum Line {
     Units(Units),
 }
 
-/// What is left of the cursor, and what is right of it, from its end to the cursor.
+/// The units left of the cursor, and those right of it in reverse order.
 #[derive(Clone, Debug, Default)]
 struct Units {
     left: Vec<u16>,
@@ -50,9 +51,9 @@ impl Line {
         Self::Text { text, units, home }
     }
 
-    /// Writes over what is right of the cursor.
+    /// Overwrites text right of the cursor.
     fn write(&mut self, written: &str) {
-        // As between two controls: the line stays text.
+        // Text between two controls: the line stays text.
         if written.is_empty() {
             return;
         }
@@ -90,7 +91,7 @@ impl Line {
         }
     }
 
-    /// JupyterLab takes away what is under the cursor, too.
+    /// JupyterLab also removes the unit under the cursor.
     fn backspace(&mut self) {
         self.in_units(|Units { left, right }| {
             if left.pop().is_some() {
@@ -117,7 +118,7 @@ impl Line {
         *self = Self::Units(units);
     }
 
-    /// How many bytes of memory it needs.
+    /// Memory in bytes.
     fn size(&self) -> usize {
         match self {
             Self::Text { text, .. } => text.len(),
@@ -125,7 +126,7 @@ impl Line {
         }
     }
 
-    /// Half an emoji is U+FFFD.
+    /// Half an emoji becomes U+FFFD.
     fn append_to(&self, to: &mut String) {
         match self {
             Self::Text { text, .. } => to.push_str(text),
@@ -137,7 +138,7 @@ impl Line {
         }
     }
 
-    /// What, written anew, makes this line, with the cursor where it is.
+    /// Text that recreates this line with the cursor at the same place.
     fn rewritten(&self) -> Vec<u16> {
         match self {
             Self::Text { text, home, .. } => {
@@ -155,7 +156,7 @@ impl Line {
         }
     }
 
-    /// Takes off about `bytes` of memory from its beginning; returns how many bytes of text that were.
+    /// Removes about `bytes` of memory from the beginning; returns the removed length in bytes of text.
     fn cut_front(&mut self, bytes: usize) -> usize {
         match self {
             Self::Text { text, units, .. } => {
@@ -186,22 +187,22 @@ impl Units {
     }
 }
 
-/// The length of a text in UTF-16.
+/// Length in UTF-16 units.
 fn units_in(text: &str) -> usize {
     if text.is_ascii() {
         return text.len();
     }
-    // What has four bytes is two units.
+    // Four bytes in UTF-8 are two units.
     text.chars().count() + text.bytes().filter(|&byte| byte >= 0xf0).count()
 }
 
 impl StreamText {
-    /// How many bytes of memory it needs.
+    /// Memory in bytes.
     pub(super) fn size(&self) -> usize {
         self.text.len() + self.line.as_ref().map_or(0, Line::size)
     }
 
-    /// What is shown.
+    /// The displayed text.
     pub(super) fn shown(&self) -> String {
         let mut text = self.text.clone();
         if let Some(line) = &self.line {
@@ -210,13 +211,13 @@ impl StreamText {
         text
     }
 
-    /// The lines that cannot change any more, and all of the text where the cursor is at its end.
+    /// The lines that cannot change any more; all text if the cursor is at the end.
     pub(super) fn done(&self) -> &str {
         &self.text
     }
 
-    /// What, written after [`done`](Self::done), makes the last line, with the cursor where it is: in UTF-16, since
-    /// half an emoji is no text.
+    /// UTF-16 text that recreates the last line after [`done`](Self::done), with the cursor at the same place. UTF-16,
+    /// because half an emoji is not valid text.
     pub(super) fn last_line(&self) -> Vec<u16> {
         self.line.as_ref().map_or_else(Vec::new, Line::rewritten)
     }
@@ -243,7 +244,7 @@ impl StreamText {
         }
     }
 
-    /// Appends up to the first `\r` or `\b`, from which on the last line is held apart, and returns the rest.
+    /// Appends text up to the first `\r` or `\b`, from which on the last line is kept apart, and returns the rest.
     fn append<'a>(&mut self, text: &'a str) -> &'a str {
         let Some(at) = memchr2(b'\r', 8, text.as_bytes()) else {
             self.text.push_str(text);
@@ -259,7 +260,7 @@ impl StreamText {
         rest
     }
 
-    /// Writes UTF-16 at the cursor: text that holds half an emoji.
+    /// Writes UTF-16 with half an emoji at the cursor.
     pub(super) fn write_units(&mut self, units: &[u16]) {
         for &unit in units {
             let line = match &mut self.line {
@@ -281,7 +282,8 @@ impl StreamText {
         self.line.insert(line)
     }
 
-    /// Wherever the cursor is, `\n` goes to the end.
+    /// `
+    /// ` moves to the end of the line from anywhere.
     fn end_line(&mut self) {
         if let Some(line) = self.line.take() {
             line.append_to(&mut self.text);
@@ -289,7 +291,7 @@ impl StreamText {
         self.text.push('\n');
     }
 
-    /// Takes off about `bytes` from its beginning, up to the end of a line if one is near; returns how many.
+    /// Removes about `bytes` from the beginning, up to a line end if one is near; returns how many.
     pub(super) fn cut_front(&mut self, bytes: usize) -> usize {
         if bytes < self.text.len() {
             let at = self.text.ceil_char_boundary(bytes);
@@ -303,12 +305,12 @@ impl StreamText {
         if let Some(line) = &mut self.line {
             cut += line.cut_front(bytes - cut);
         }
-        // A `String` keeps its room.
+        // A `String` keeps its capacity.
         self.text.shrink_to_fit();
         cut
     }
 
-    /// Takes off at most `bytes` from its beginning and returns them, up to the end of a line if one is near.
+    /// Removes at most `bytes` from the beginning, up to a line end if one is near, and returns them.
     pub(super) fn split_front(&mut self, bytes: usize) -> Self {
         let at = self.text.floor_char_boundary(bytes);
         let near = at.saturating_sub(NEAR);
@@ -391,7 +393,7 @@ mod tests {
                 text.write(piece);
                 let expected = as_jupyterlab_does(&pieces[..=number]);
                 prop_assert_eq!(text.shown(), &*expected);
-                // Written anew it is the same, and further text comes to stand where it did.
+                // Recreating it gives the same line, and later text lands at the same place.
                 let mut anew = StreamText::default();
                 anew.write(text.done());
                 anew.write_units(&text.last_line());
