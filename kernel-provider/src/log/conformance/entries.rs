@@ -2,10 +2,10 @@ use super::{Failure, Outcome, Subject, block, numbers, read_all, same, text, tim
 use crate::KernelId;
 use crate::log::{Retention, Seq};
 
-/// A log that was just made is empty.
+/// A new log is empty.
 ///
 /// # Errors
-/// [`Failure`] where it is not.
+/// [`Failure`] if it is not.
 pub fn an_empty_log_has_nothing(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -19,10 +19,10 @@ pub fn an_empty_log_has_nothing(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Blocks of all sizes are read from every entry on, across blocks and from their middle.
+/// Blocks of all sizes can be read from any entry on.
 ///
 /// # Errors
-/// [`Failure`] where an entry is missing, twice, or not as it was.
+/// [`Failure`] if an entry is missing, repeated, or changed.
 pub fn reads_from_every_entry(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -49,10 +49,10 @@ pub fn reads_from_every_entry(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// A read gives at least one block where there is one, and stops soon after the bytes that were asked for.
+/// A read returns at least one block if there is any, and not much more than requested.
 ///
 /// # Errors
-/// [`Failure`] where it gives none or many more.
+/// [`Failure`] if it returns none or far more.
 pub fn reads_no_more_than_it_is_asked_for(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -68,10 +68,10 @@ pub fn reads_no_more_than_it_is_asked_for(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Where entries were never stored, what is read is what comes after them.
+/// After a gap, a read returns the entries that follow.
 ///
 /// # Errors
-/// [`Failure`] where something else is read.
+/// [`Failure`] if it returns something else.
 pub fn tells_of_a_hole_by_the_next_block(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -88,10 +88,10 @@ pub fn tells_of_a_hole_by_the_next_block(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// A message of any size is kept whole.
+/// Messages of any size are stored whole.
 ///
 /// # Errors
-/// [`Failure`] where it is not read as it was.
+/// [`Failure`] if one was changed.
 pub fn keeps_a_large_message(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -109,10 +109,10 @@ pub fn keeps_a_large_message(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// The oldest blocks are dropped until few enough bytes are kept, and no more than that.
+/// The oldest blocks are dropped until the size limit is met, and no more than that.
 ///
 /// # Errors
-/// [`Failure`] where too many or too few are.
+/// [`Failure`] if too many or too few are dropped.
 pub fn drops_the_oldest_bytes(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -122,7 +122,7 @@ pub fn drops_the_oldest_bytes(subject: &dyn Subject) -> Outcome {
     }
     same!(log.trim(&Retention::bytes(u64::MAX))?, Seq(1), "the first entry");
     let first = log.trim(&Retention::bytes(20 * size))?;
-    // Entries' sizes differ by the digits in them.
+    // Digits in the text make sizes differ.
     if first < Seq(781) || first > Seq(821) || first.0 % 10 != 1 {
         return Err(Failure::new(format!("{first} is the first kept for 20 of 100 blocks")));
     }
@@ -147,7 +147,7 @@ pub fn drops_the_oldest_bytes(subject: &dyn Subject) -> Outcome {
 /// Blocks whose entries are all too old are dropped.
 ///
 /// # Errors
-/// [`Failure`] where others are, or they are not.
+/// [`Failure`] if others are dropped, or they are kept.
 pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -161,7 +161,7 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
         "nothing is too old"
     );
     let first = log.trim(&retention.clone().since(time(30)))?;
-    // A store may keep the block before, as it may end with entries that are young.
+    // The previous block may be kept, because it may end with entries that are recent enough.
     if first != Seq(29) && first != Seq(30) {
         return Err(Failure::new(format!("{first} is the first kept, 30 is young enough")));
     }
@@ -170,7 +170,7 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
         numbers(&[first.0..=50]),
         "entries"
     );
-    // Both bounds at once: whichever drops more.
+    // With both limits, the stricter one applies.
     let first = log.trim(&Retention::bytes(log.bytes() / 3).since(time(31)))?;
     if first < Seq(40) || first > Seq(46) {
         return Err(Failure::new(format!(
@@ -180,10 +180,10 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// However little may be kept, the newest block is: from it the log knows how far it got.
+/// The newest block is always kept, because it has the newest number.
 ///
 /// # Errors
-/// [`Failure`] where it is dropped, or others are kept.
+/// [`Failure`] if it is dropped, or others are kept.
 pub fn keeps_the_newest_block(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let id = KernelId::random();

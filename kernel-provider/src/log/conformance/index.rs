@@ -12,10 +12,10 @@ fn scan(log: &dyn StoredLog, keys: (&[u8], &[u8]), limit: usize, newest_first: b
         .collect())
 }
 
-/// A record is what was put last, until it is taken out.
+/// A record has its latest value until it is removed.
 ///
 /// # Errors
-/// [`Failure`] where it is something else.
+/// [`Failure`] if it has another one.
 pub fn finds_records_by_key(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -35,10 +35,10 @@ pub fn finds_records_by_key(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Ranges of records come in the order of their keys or against it, no more than were asked for.
+/// Scans return records in key order or in reverse, up to the limit.
 ///
 /// # Errors
-/// [`Failure`] where they do not.
+/// [`Failure`] if they do not.
 pub fn scans_records_in_order(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -71,10 +71,10 @@ pub fn scans_records_in_order(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Records that come with a block are there with it.
+/// Records that come with a block are stored with it.
 ///
 /// # Errors
-/// [`Failure`] where they are not.
+/// [`Failure`] if they are not.
 pub fn stores_records_with_a_block(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let id = KernelId::random();
@@ -106,10 +106,10 @@ pub fn stores_records_with_a_block(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Keys are bytes of any kind, and up to 65,535 of them.
+/// Keys may be any bytes, up to 65,535 of them.
 ///
 /// # Errors
-/// [`Failure`] where some are not kept apart.
+/// [`Failure`] if keys are confused.
 pub fn keeps_long_and_odd_keys(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;

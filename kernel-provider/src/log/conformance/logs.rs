@@ -6,10 +6,10 @@ use super::{Failure, Outcome, Subject, block, numbers, read_all, same, time};
 use crate::KernelId;
 use crate::log::{IndexUpdate, Retention, Seq};
 
-/// Looking for a log makes none.
+/// Looking up a log does not create it.
 ///
 /// # Errors
-/// [`Failure`] where it does.
+/// [`Failure`] if it does.
 pub fn an_unknown_log_is_not_made_by_looking(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let id = KernelId::random();
@@ -20,10 +20,10 @@ pub fn an_unknown_log_is_not_made_by_looking(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// The list says of each log what there is of it.
+/// The list describes each log.
 ///
 /// # Errors
-/// [`Failure`] where it says something else.
+/// [`Failure`] if a description is wrong.
 pub fn lists_what_it_keeps(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let begun = Utc::now() - chrono::Duration::seconds(60);
@@ -58,10 +58,10 @@ pub fn lists_what_it_keeps(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// A log that is removed is gone with its index; one of the same kernel is another.
+/// A removed log is gone with its index; a new log of the same kernel is another one.
 ///
 /// # Errors
-/// [`Failure`] where something of it is left, or another log is touched.
+/// [`Failure`] if something is left, or another log is affected.
 pub fn removes_a_log_and_no_other(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let (id, other) = (KernelId::random(), KernelId::random());
@@ -92,10 +92,10 @@ pub fn removes_a_log_and_no_other(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// What a store has is there when it is opened again, and goes on.
+/// Data survives reopening the store, and numbering continues.
 ///
 /// # Errors
-/// [`Failure`] where something is lost.
+/// [`Failure`] if something is lost.
 pub fn goes_on_in_the_same_epoch(subject: &dyn Subject) -> Outcome {
     if !subject.persists() {
         return Ok(());
@@ -133,10 +133,10 @@ pub fn goes_on_in_the_same_epoch(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Who reads while another thread appends reads whole entries in order.
+/// A reader that runs concurrently with appends reads whole entries in order.
 ///
 /// # Errors
-/// [`Failure`] where an entry is missing, or there before the ones before it.
+/// [`Failure`] if an entry is missing or out of order.
 pub fn reads_a_log_while_it_is_written(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -172,10 +172,10 @@ pub fn reads_a_log_while_it_is_written(subject: &dyn Subject) -> Outcome {
     })
 }
 
-/// Logs that are written side by side have each their own.
+/// Logs that are written concurrently are independent.
 ///
 /// # Errors
-/// [`Failure`] where they do not.
+/// [`Failure`] if they are not.
 pub fn keeps_logs_apart(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     std::thread::scope(|threads| {

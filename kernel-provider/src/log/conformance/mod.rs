@@ -1,7 +1,7 @@
-//! What every store must do, as tests that its own tests run.
+//! Tests that every log store must pass.
 //!
-//! A store says with a [`Subject`] how it is opened, and runs the suite with
-//! [`store_conformance!`](crate::store_conformance), which makes one test of each case:
+//! A store describes how it is opened with a [`Subject`] and runs the suite with
+//! [`store_conformance!`](crate::store_conformance), which creates one test per case:
 //!
 //! ```ignore
 //! struct MySubject { /* … */ }
@@ -11,8 +11,8 @@
 //! kernel_provider::store_conformance!(Some(MySubject::new()));
 //! ```
 //!
-//! Each case has a subject of its own, so all can run side by side. What only some stores meet, such as a disk that is
-//! full, is theirs to test.
+//! Each case has its own subject, so they can run concurrently. Situations that only some stores have, such as a full
+//! disk, are for their own tests.
 
 mod entries;
 mod index;
@@ -34,23 +34,23 @@ pub use model::*;
 use super::entry::encode_into;
 use super::{Block, LogStore, NewEntry, Origin, Seq, StoreError, StoredLog};
 
-/// A place where the store under test keeps logs: a folder, a server. At first there are none.
+/// An isolated environment for the store under test, such as a folder or a server, initially without logs.
 pub trait Subject: Send + Sync {
-    /// Opens the store on the place. The suite drops the one before, and all of its logs, first.
+    /// Opens the store. The suite first drops the previous one and all its logs.
     fn open(&self) -> Arc<dyn LogStore>;
 
-    /// Whether what was appended is there when the store is opened again.
+    /// Whether data survives reopening the store.
     fn persists(&self) -> bool {
         true
     }
 
-    /// The size of a large message, in bytes.
+    /// Size of a large message in bytes.
     fn large(&self) -> usize {
         20 << 20
     }
 }
 
-/// What a store did wrong.
+/// Why a case failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure(String);
 
@@ -74,13 +74,13 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// How a case went.
+/// The result of a case.
 pub type Outcome = Result<(), Failure>;
 
-/// Makes one `#[test]` of each case of the suite.
+/// Creates one `#[test]` for each case of the suite.
 ///
-/// The argument is an expression that gives `Some` new [`Subject`](crate::log::conformance::Subject), or `None` where the
-/// tests cannot run here.
+/// The argument returns `Some` new [`Subject`](crate::log::conformance::Subject), or `None` if the tests cannot run
+/// here.
 #[macro_export]
 macro_rules! store_conformance {
     ($subject:expr) => {
@@ -107,7 +107,7 @@ macro_rules! store_conformance {
     };
 }
 
-/// Fails the case unless both are the same.
+/// Fails the case unless both are equal.
 macro_rules! same {
     ($left:expr, $right:expr, $($what:tt)+) => {
         match (&$left, &$right) {
@@ -125,12 +125,12 @@ fn time(seconds: u64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + seconds as i64, 0).unwrap_or_default()
 }
 
-/// The text that entry `n` has in it, of about this size.
+/// The text of entry `n`, of about this size.
 fn text(n: u64, size: usize) -> String {
     format!("{n}:{}", format!("{n} abcdefghijklmnopqrstuvwxyz ").repeat(size / 28))
 }
 
-/// Entries of this size each, all appended at one time.
+/// Appends entries of this size, all with the same time.
 fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>) -> Block {
     let mut bytes = BytesMut::new();
     let (first, last) = (*numbers.start(), *numbers.end());
@@ -156,7 +156,7 @@ fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>)
     Block::new(Seq(first), Seq(last), bytes.freeze())
 }
 
-/// Reads all after the entry, a piece at a time, and checks each. Returns their numbers.
+/// Reads everything after the entry in pieces, checks it, and returns the numbers.
 fn read_all(log: &dyn StoredLog, after: Seq, max_bytes: usize) -> Result<Vec<u64>, Failure> {
     let mut numbers = Vec::new();
     let mut position = after;

@@ -4,7 +4,7 @@ use super::{Outcome, Subject, block, numbers, read_all, same, time};
 use crate::KernelId;
 use crate::log::{IndexUpdate, LogStore, MemoryStore, Retention, Seq};
 
-/// Numbers that look random and are the same each time.
+/// A deterministic pseudorandom generator.
 struct Random(u64);
 
 impl Random {
@@ -18,10 +18,10 @@ impl Random {
     }
 }
 
-/// Whatever is done to it, a store has what the store in memory has to which the same is done.
+/// After any sequence of operations, the store has the same contents as the memory store.
 ///
 /// # Errors
-/// [`Failure`](super::Failure) where it differs, with the seed.
+/// [`Failure`](super::Failure) with the seed, if it differs.
 pub fn does_as_a_model_does(subject: &dyn Subject) -> Outcome {
     let seed = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -65,7 +65,7 @@ pub fn does_as_a_model_does(subject: &dyn Subject) -> Outcome {
                 model.index_put(&updates)?;
             }
             7 if last > 0 => {
-                // A store may keep somewhat more than it need.
+                // A store may keep a little more than required.
                 let retention = Retention::bytes(model.bytes() * (5 + random.below(5)) / 10);
                 let trimmed = log.trim(&retention)?.0;
                 same!(

@@ -9,7 +9,7 @@ use super::{LogInfo, LogStore, StoreError, StoredLog};
 use crate::KernelId;
 use crate::log::{Block, Epoch, IndexUpdate, Retention, Seq};
 
-/// Keeps logs in memory: for tests and throw-away kernels. Gone with the process.
+/// Keeps logs in memory, for tests and short-lived kernels.
 #[derive(Default)]
 pub struct MemoryStore {
     logs: Mutex<HashMap<KernelId, Arc<MemoryLog>>>,
@@ -54,7 +54,7 @@ impl Blocks {
     }
 }
 
-/// A panic elsewhere while the lock was held leaves whole blocks in it, so the data is good.
+/// A panic while the lock is held leaves whole blocks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

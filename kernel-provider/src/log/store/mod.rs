@@ -1,4 +1,4 @@
-//! Where logs are kept: the trait that a store implements, and the stores.
+//! The trait for log stores, and the stores.
 
 #[cfg(feature = "fjall")]
 mod fjall;
@@ -17,46 +17,46 @@ pub use self::nats::{NatsOptions, NatsStore};
 use super::{Block, Epoch, IndexUpdate, Seq};
 use crate::KernelId;
 
-/// A store cannot do what was asked.
+/// Why a store operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The disk, or what else is under the store, says no.
+    /// The underlying disk or server failed.
     #[error("cannot {action}: {reason}")]
     Failed {
-        /// What was tried.
+        /// The attempted action.
         action: String,
-        /// What came of it.
+        /// The error.
         reason: String,
     },
-    /// There is no room. Appends are taken again once there is.
+    /// There is no room. Appends work again once there is.
     #[error("no room for the logs in {place}: {free} bytes are free and {needed} are needed; free some")]
     Full {
-        /// Where the store is.
+        /// Location of the store.
         place: String,
-        /// How many bytes are free.
+        /// Free bytes.
         free: u64,
-        /// How many are needed.
+        /// Required bytes.
         needed: u64,
     },
-    /// The store failed and could not be opened again yet. That is tried with later appends.
+    /// The store failed and could not be reopened yet. Later appends retry that.
     #[error("the logs in {place} cannot be opened again after an error")]
     NotOpen {
-        /// Where the store is.
+        /// Location of the store.
         place: String,
     },
-    /// What the store holds is not what was written.
+    /// The stored data is damaged.
     #[error("the log of kernel {id} is damaged: {reason}")]
     Damaged {
-        /// Whose log.
+        /// The kernel whose log it is.
         id: KernelId,
-        /// What is wrong with it.
+        /// What is wrong.
         reason: String,
     },
 }
 
 impl StoreError {
-    /// `action` was tried, and `error` came.
+    /// An `action` that failed with `error`.
     pub fn failed(action: impl Into<String>, error: impl std::fmt::Display) -> Self {
         Self::Failed {
             action: action.into(),
@@ -64,7 +64,7 @@ impl StoreError {
         }
     }
 
-    /// `error` shows that the kernel's log is not as it was written.
+    /// A log that is damaged, as `error` shows.
     pub fn damaged(id: KernelId, error: impl std::fmt::Display) -> Self {
         Self::Damaged {
             id,
@@ -73,72 +73,71 @@ impl StoreError {
     }
 }
 
-/// Keeps logs. Calls may block: the log makes appends on a thread of its own and reads where blocking is allowed.
+/// Stores logs. Calls may block: the log appends on a thread of its own and reads on blocking threads.
 pub trait LogStore: Send + Sync + 'static {
-    /// Whether calls may take long, so that they are made on threads of their own. They are, unless a store says that
-    /// all that it does is done in no time.
+    /// Whether calls may block. They run on blocking threads unless a store returns `false`.
     fn blocks(&self) -> bool {
         true
     }
 
-    /// Whether other processes may write logs of this store at the same time. None do, unless a store says so.
+    /// Whether other processes may write to this store concurrently.
     fn is_shared(&self) -> bool {
         false
     }
 
-    /// Opens the kernel's log, or makes an empty one with a fresh [`Epoch`].
+    /// Opens the kernel's log, or creates an empty one with a new [`Epoch`].
     ///
     /// # Errors
     /// [`StoreError`].
     fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError>;
 
-    /// Opens the kernel's log where there is one; makes none.
+    /// Opens the kernel's log if it exists.
     ///
     /// # Errors
     /// [`StoreError`].
     fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError>;
 
-    /// The logs that are kept.
+    /// Lists the logs.
     ///
     /// # Errors
     /// [`StoreError`].
     fn list(&self) -> Result<Vec<LogInfo>, StoreError>;
 
-    /// Drops a log and gives its space back. Dropping one that is not there is no error.
+    /// Removes a log and frees its space. Removing a missing log succeeds.
     ///
     /// # Errors
     /// [`StoreError`].
     fn remove(&self, id: KernelId) -> Result<(), StoreError>;
 
-    /// Makes what was appended to any of the logs survive the machine.
+    /// Makes everything appended so far survive a machine failure.
     ///
     /// # Errors
     /// [`StoreError`].
     fn sync(&self) -> Result<(), StoreError>;
 }
 
-/// What a store says of a log.
+/// Information about a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogInfo {
-    /// Whose log.
+    /// The kernel's id.
     pub id: KernelId,
-    /// Its identity.
+    /// The log's identity.
     pub epoch: Epoch,
-    /// When it was made.
+    /// When it was created.
     pub created: DateTime<Utc>,
-    /// When its last entry was appended; when it was made, where it has none.
+    /// When its last entry was appended, or when it was created if it has none.
     pub updated: DateTime<Utc>,
-    /// The first entry that is kept; the one to come where none is.
+    /// The first entry that is kept, or the next one if none is.
     pub first: Seq,
-    /// The last entry; [`Seq::START`] where there was none.
+    /// The last entry; [`Seq::START`] if there was none.
     pub last: Seq,
-    /// How many bytes of entries are kept.
+    /// Size of the kept entries in bytes.
     pub bytes: u64,
 }
 
 impl LogInfo {
-    /// What is said of an empty log that was made now.
+    /// An empty log that is created now.
     #[must_use]
     pub fn new(id: KernelId, epoch: Epoch) -> Self {
         let now = Utc::now();
@@ -156,7 +155,7 @@ impl LogInfo {
 
 /// One kernel's log in a store. Entries are appended and read in [`Block`]s.
 pub trait StoredLog: Send + Sync + 'static {
-    /// As [`LogStore::blocks`].
+    /// See [`LogStore::blocks`].
     fn blocks(&self) -> bool {
         true
     }
@@ -164,44 +163,44 @@ pub trait StoredLog: Send + Sync + 'static {
     /// The log's identity.
     fn epoch(&self) -> Epoch;
 
-    /// The first entry that is kept and the last, or `None` where there is none yet.
+    /// The first and last entry that are kept; `None` if there are none.
     ///
     /// # Errors
     /// [`StoreError`].
     fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError>;
 
-    /// How many bytes of entries are kept.
+    /// Size of the kept entries in bytes.
     fn bytes(&self) -> u64;
 
-    /// Appends a block whose first entry comes after the last one's, and makes changes to the index, in one piece. Once
-    /// it returns, they survive the process. No key is in `index` twice.
+    /// Appends a block and updates the index atomically. The block's entries follow the last stored one. When this
+    /// returns, both survive the end of the process. No key occurs twice in `index`.
     ///
     /// # Errors
-    /// [`StoreError`], for instance where the disk is full; nothing of the block and of the changes is kept then.
+    /// [`StoreError`], for example on a full disk; nothing was written then.
     fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError>;
 
-    /// Whether the store takes entries now, as far as it can tell without writing.
+    /// Checks whether the store has room, as far as that is known without writing.
     ///
     /// # Errors
-    /// [`StoreError::Full`] where it has no room.
+    /// [`StoreError::Full`] if it has none.
     fn check_room(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// Makes changes to the index, in one piece.
+    /// Updates the index atomically.
     ///
     /// # Errors
-    /// [`StoreError`]; none of them is made then.
+    /// [`StoreError`]; nothing was written then.
     fn index_put(&self, index: &[IndexUpdate]) -> Result<(), StoreError>;
 
-    /// The index's record of this key.
+    /// The index record of this key.
     ///
     /// # Errors
     /// [`StoreError`].
     fn index_get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-    /// The index's records with keys from the first bound and before the second, in the order of their keys or, with
-    /// `newest_first`, against it; at most `limit`.
+    /// At most `limit` index records with keys from the first bound (inclusive) to the second (exclusive), in key
+    /// order, or in reverse with `newest_first`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -212,33 +211,33 @@ pub trait StoredLog: Send + Sync + 'static {
         newest_first: bool,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-    /// Blocks after `seq`, in order, at least one if there is one, and no more than about `max_bytes` beyond that.
-    /// Where a store could not append for a while, the first block's first entry is not the one after `seq`.
+    /// Reads blocks after `seq` in order: at least one if there is any, and not much more than `max_bytes` beyond it.
+    /// If entries could not be stored, the first block may start later than the next entry.
     ///
     /// # Errors
     /// [`StoreError`].
     fn read(&self, after: Seq, max_bytes: usize) -> Result<Vec<Block>, StoreError>;
 
-    /// Forgets the oldest blocks that need not be kept, though never the newest one. Returns the first entry that is
-    /// kept; [`Seq::START`] where none is. The space is given back soon.
+    /// Drops the oldest blocks outside the retention, but never the newest block. Returns the first entry that is kept,
+    /// or [`Seq::START`] if none is. The space is freed soon.
     ///
     /// # Errors
     /// [`StoreError`].
     fn trim(&self, retention: &Retention) -> Result<Seq, StoreError>;
 }
 
-/// What is to be kept of a log. What either of the two does not allow is dropped.
+/// What to keep of a log. Anything outside one of the limits is dropped.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Retention {
-    /// About how many bytes of entries, the newest.
+    /// The most bytes of entries, approximately; the newest are kept.
     pub max_bytes: u64,
-    /// Entries from then on; `None` for however old ones.
+    /// The time from which entries are kept; `None` for no limit.
     pub oldest: Option<DateTime<Utc>>,
 }
 
 impl Retention {
-    /// So many bytes, however old.
+    /// This many bytes of any age.
     #[must_use]
     pub fn bytes(max_bytes: u64) -> Self {
         Self {
@@ -247,7 +246,7 @@ impl Retention {
         }
     }
 
-    /// The same, of entries from then on.
+    /// This many bytes, from this time on.
     #[must_use]
     pub fn since(self, oldest: DateTime<Utc>) -> Self {
         Self {

@@ -11,14 +11,14 @@ use super::options::Options;
 use super::tls::Tls;
 use crate::resume::{SUBPROTOCOL, Start};
 
-/// Where the gateway is, and what it wants to see.
+/// The gateway's address and credentials.
 pub(super) struct Address {
     host: String,
     port: u16,
-    /// The WebSocket's address, up to the place in the log.
+    /// The WebSocket's address without the position in the log.
     url: String,
     authorization: Option<HeaderValue>,
-    /// Where the connection is made here, and not by the program.
+    /// The connection that this client makes; unset if the program connects itself.
     #[cfg(feature = "resume-client-tls")]
     tls: Option<Tls>,
 }
@@ -81,7 +81,7 @@ impl Address {
         self.tls.as_ref()
     }
 
-    /// The handshake's request, for a connection that begins here.
+    /// The request of a handshake.
     pub(super) fn request(&self, start: Start) -> Result<Request, Error> {
         let uri: Uri = format!("{}&resume={start}", self.url)
             .parse()
@@ -101,14 +101,14 @@ fn invalid(reason: &'static str) -> Error {
     Error::InvalidUrl { reason }
 }
 
-/// The text as a value in a query (RFC 3986 section 2.1).
+/// The text escaped for a query (RFC 3986 section 2.1).
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             escaped.push(char::from(byte));
         } else {
-            // Writing into a string cannot fail.
+            // Writing to a string cannot fail.
             let _ = write!(escaped, "%{byte:02X}");
         }
     }

@@ -3,12 +3,12 @@ use std::time::Duration;
 
 use super::Options;
 
-/// The pauses between attempts to connect.
+/// Exponential backoff between connection attempts.
 pub(super) struct Backoff {
     first: Duration,
     longest: Duration,
     next: Duration,
-    /// What the random numbers are made from. Of the client, not of the moment: a test can be repeated.
+    /// Seed of the random numbers. It belongs to the client, so tests are repeatable.
     random: DefaultHasher,
 }
 
@@ -28,8 +28,7 @@ impl Backoff {
         self.next = self.first;
     }
 
-    /// The pause before the next attempt. Random, so that the clients of a gateway that went away do not come back all
-    /// at the same moment.
+    /// The pause before the next attempt. Randomized, so that the clients of a gateway do not all reconnect at once.
     pub(super) fn pause(&mut self) -> Duration {
         let pause = self.next.min(self.longest);
         self.next = pause.saturating_mul(2);

@@ -19,17 +19,17 @@ use super::outbox::Outbox;
 use super::watchdog::{Silence, Watched};
 use crate::resume::{CLOSE_REPLACED, Hello, Notice, Start};
 
-/// A WebSocket on which the gateway has said where the client stands.
+/// A WebSocket after the gateway's `hello`.
 pub(super) struct Connection {
     socket: WebSocketStream<Watched<Box<dyn Transport>>>,
     max_message_bytes: usize,
-    /// Whether written messages may still lie in the socket's own buffer.
+    /// Whether written messages may still be in the socket's buffer.
     unflushed: bool,
-    /// Whether writing failed. Reading goes on: it will end by itself, perhaps with the reason.
+    /// Whether writing failed. Reading continues until the connection ends, perhaps with the reason.
     deaf: bool,
 }
 
-/// What the gateway sends after its `hello`.
+/// A frame from the gateway after its `hello`.
 pub(super) enum Received {
     Entry(Bytes),
     Notice(Notice),
@@ -81,7 +81,7 @@ impl Connection {
         }
     }
 
-    /// Writes what is to be sent, as far as the gateway takes it, and gives the next frame.
+    /// Writes pending messages as far as possible and returns the next frame.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<Received, Failure>> {
         if !self.deaf && (self.unflushed || outbox.has_unsent()) {
             self.deaf = matches!(self.poll_write(cx, outbox), Poll::Ready(Err(_)));
@@ -89,7 +89,7 @@ impl Connection {
         loop {
             let message = ready!(Pin::new(&mut self.socket).poll_next(cx));
             if matches!(message, Some(Ok(Message::Close(_)))) {
-                // The gateway's Close is answered, if that can be done without waiting.
+                // Answers the gateway's Close, if that is possible without waiting.
                 let _ = Pin::new(&mut self.socket).poll_flush(cx);
             }
             if let Some(received) = self.take(message)? {
@@ -101,7 +101,7 @@ impl Connection {
     fn poll_write(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<(), WebSocketError>> {
         let mut socket = Pin::new(&mut self.socket);
         while outbox.has_unsent() {
-            // One message at a time is in the socket's buffer; the others wait as they are.
+            // One message at a time is in the socket's buffer.
             ready!(socket.as_mut().poll_ready(cx))?;
             if let Some((channel, message)) = outbox.next() {
                 let frame = websocket_v1::encode(channel, message);
@@ -114,7 +114,7 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// What a message of the socket means; `None` where it says no more than that the gateway is there.
+    /// The meaning of a WebSocket message; `None` if it only shows that the gateway is alive.
     fn take(&self, message: Option<Result<Message, WebSocketError>>) -> Result<Option<Received>, Failure> {
         match message {
             Some(Ok(Message::Binary(frame))) => Ok(Some(Received::Entry(frame))),
@@ -135,7 +135,7 @@ async fn dial(options: &Options, address: &Address) -> Result<Box<dyn Transport>
     let stream = TcpStream::connect((address.host(), address.port()))
         .await
         .map_err(unreachable)?;
-    // What a client sends is small and somebody waits for it.
+    // A client's messages are small, and someone waits for the reply.
     stream.set_nodelay(true).map_err(unreachable)?;
     #[cfg(feature = "resume-client-tls")]
     if let Some(tls) = address.tls() {
@@ -187,7 +187,7 @@ fn broken(error: &std::io::Error) -> Lost {
     if let Some(Silence(silence)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
         return Lost::Silent(*silence);
     }
-    // A gateway that refuses the client's certificate says so after the handshake (RFC 8446 section 4.4.2.4).
+    // A gateway refuses a client certificate after the handshake (RFC 8446 section 4.4.2.4).
     #[cfg(feature = "resume-client-tls")]
     if let Some(lost) = super::tls::error_of(error) {
         return lost;

@@ -1,7 +1,7 @@
-//! Whether the machine went down while logs were written.
+//! Detects whether the machine went down while logs were written.
 //!
-//! What was appended and not synced is lost then, and readers have had it: were its numbers given to other entries, a
-//! reader that comes back would take those for what it has. So the numbers go on after a hole, which readers are told.
+//! Unsynced entries are lost then, although readers have seen them. If their numbers were reused, a reader that
+//! reconnects would mistake the new entries for them. So numbering continues after a gap, which readers see.
 
 use std::fs;
 
@@ -13,19 +13,19 @@ use super::log::{last_of, lost, lost_key};
 use crate::KernelId;
 use crate::log::{Block, Origin};
 
-/// Where in the list of logs it is said since which boot of the machine they are written.
+/// Key in the list of logs for the boot id of the writing process.
 const KEY: &[u8] = b"boot";
-/// What is said there once all is synced and nobody writes.
+/// The value after a clean close.
 const CLEAN: &[u8] = b"clean";
-/// More entries than were appended and not synced. A sync is due every 50 ms, and the disk may be slow.
+/// More entries than can be appended and unsynced. A sync is due every 50 ms, and the disk may be slow.
 const HOLE: u64 = 1 << 20;
 
-/// As Linux tells it. Elsewhere nothing is known of it.
+/// Linux's boot id. Other systems have none.
 fn boot() -> Option<Vec<u8>> {
     fs::read("/proc/sys/kernel/random/boot_id").ok()
 }
 
-/// To be called before anything is written.
+/// Called before anything is written.
 pub(super) fn begin(open: &Open) -> Result<(), StoreError> {
     let failed = |error| open.failed("note that the logs are written", error);
     let Some(boot) = boot() else { return Ok(()) };
@@ -49,7 +49,7 @@ pub(super) fn begin(open: &Open) -> Result<(), StoreError> {
     batch.commit().map_err(failed)
 }
 
-/// To be called when nothing more is written.
+/// Called after everything is written.
 pub(super) fn end(open: &Open) -> Result<(), StoreError> {
     open.logs
         .insert(KEY, CLEAN)
@@ -57,7 +57,7 @@ pub(super) fn end(open: &Open) -> Result<(), StoreError> {
     open.sync()
 }
 
-/// Up to where entries may be lost; `None` where none are.
+/// The entry up to which entries may be lost; `None` if none are.
 fn first_after_the_hole(open: &Open, id: KernelId) -> Result<Option<u64>, StoreError> {
     let last = last_of(&open.blocks(id)?, id)?;
     let ended = last.as_ref().is_some_and(|last| tells_of_the_end(&last.block));
@@ -65,7 +65,7 @@ fn first_after_the_hole(open: &Open, id: KernelId) -> Result<Option<u64>, StoreE
     Ok((!ended).then_some(last.max(lost(open, id)?.0) + HOLE))
 }
 
-/// Whether its last entry says that the kernel is dead: nothing came after that.
+/// Whether the last entry announces the kernel's death, after which nothing was written.
 fn tells_of_the_end(block: &Block) -> bool {
     block.entries().last().is_some_and(|entry| {
         entry.origin() == Origin::Lifecycle && memmem::find(entry.message().content(), b"\"dead\"").is_some()

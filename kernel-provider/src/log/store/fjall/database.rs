@@ -1,12 +1,12 @@
-//! The database, opened again where it gave up.
+//! The database, reopened after failures.
 //!
-//! fjall takes no writes any more once one has failed, until it is opened anew; and where a disk is full as it writes
-//! its tables, it waits forever for them. So no write is tried where there is no room for all that is to be written
-//! because of it, and where one failed, the database is opened anew before the next.
+//! After a failed write, fjall accepts no more writes until it is reopened; and if the disk is full while it writes
+//! tables, it waits for them forever. So no write is attempted without room for everything that it causes, and after a
+//! failure the database is reopened before the next write.
 //!
-//! When a table in memory is to be written is decided here. fjall's own way is to ask its worker for it with each write
-//! beyond the limit, through a queue that the worker puts its own work into as well: a flood fills it, the worker then
-//! waits for itself for ever, and from then on all that is written stays in memory and in the journal.
+//! This module decides when a table is written. fjall itself asks its worker on each write beyond the limit, through a
+//! queue that the worker also uses for its own work. A flood fills that queue, the worker then waits for itself
+//! forever, and everything written afterwards stays in memory and in the journal.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,22 +19,20 @@ use fjall::{AbstractTree, Keyspace, KeyspaceCreateOptions};
 use super::{StoreError, boot, journal};
 use crate::KernelId;
 
-/// A log's newest blocks lie in memory and in the journal until they have this many bytes.
+/// Table size: a log's newest blocks are in memory and in the journal up to this many bytes.
 const MEMTABLE_BYTES: u64 = 8 << 20;
-/// What of all logs together may be written between two times that each has its table written, however small: what is
-/// in memory of many logs is bounded by it, and so are the journals, which are kept while a log has something in them
-/// only. Less than what fjall begins another journal after.
+/// After this many written bytes, the tables of all logs are written, however small. This bounds the memory of many
+/// logs, and the journals, which are kept while any log has data only in them. Less than fjall's journal size.
 const ALL_BYTES: u64 = 32 << 20;
-/// How many tables may wait for being written. The queue that they wait in is for the compactions after them as well,
-/// and those are left out where it is full.
+/// The most tables that wait to be written. Compactions wait in the same queue and are skipped if it is full.
 const WAITING_TABLES: usize = 64;
-/// What reads may keep in memory, for all logs together.
+/// Read cache for all logs together.
 const CACHE_BYTES: u64 = 16 << 20;
-/// What is left free on the disk beside what is on its way there: for tables' heads, lists of tables, a new journal.
+/// Free space to keep in addition to pending writes: for table headers, lists of tables, a new journal.
 const RESERVE_BYTES: u64 = 8 << 20;
-/// The file of a keyspace that says which of its tables are current. Where there is none, fjall takes no notice of it.
+/// The file with the current tables of a keyspace. fjall ignores keyspaces without it.
 const CURRENT: &str = "current";
-/// How many writes, at most, fail at once between two attempts to open the database anew.
+/// The most writes that fail immediately between two attempts to reopen the database.
 const MAX_SKIPPED: u32 = 256;
 
 pub(super) struct Database {
@@ -42,25 +40,24 @@ pub(super) struct Database {
     /// Whether the last write found no room.
     full: AtomicBool,
     open: RwLock<Option<Open>>,
-    /// Whether a write failed, so that fjall will not take another.
+    /// Whether a write failed, so that fjall accepts no more.
     failed: AtomicBool,
-    /// How many writes are to fail before the database is opened anew, and how many it is after the next failure.
+    /// Writes to fail before the next attempt to reopen, and their number after another failure.
     skip: AtomicU32,
     skip_next: AtomicU32,
-    /// Given up last.
+    /// Closed last.
     lock: File,
 }
 
-/// The database as it is open. Keyspaces are asked for when they are needed: who kept one would keep the database from
-/// being opened anew.
+/// An open database. Keyspaces are requested when needed, because holding one would prevent reopening.
 pub(super) struct Open {
     pub(super) database: fjall::Database,
-    /// By id what is kept of each log, see [`Meta`](super::Meta), and where it begins.
+    /// The list of logs: by id, the [`Meta`](super::Meta) of each log and where it begins.
     pub(super) logs: Keyspace,
     folder: PathBuf,
-    /// What was written since all tables were, in bytes.
+    /// Bytes written since all tables were written.
     since_all: AtomicU64,
-    /// Held by who goes through all keyspaces, and by who deletes some: to ask for one that is deleted makes it anew.
+    /// Serializes keyspace iteration with deletion: requesting a deleted keyspace would recreate it.
     all: Mutex<()>,
 }
 
@@ -88,8 +85,7 @@ impl Database {
         }
     }
 
-    /// Writes about so many bytes, where there is room for them; with `None` whether there is room or not, which is for
-    /// what makes room.
+    /// Writes about this many bytes if there is room; with `None`, regardless of room, for operations that free space.
     pub(super) fn write<T>(
         &self,
         bytes: Option<usize>,
@@ -99,7 +95,7 @@ impl Database {
             self.reopen(bytes)?;
         }
         match self.try_write(bytes, &mut write) {
-            // Where fjall gave up in the background nothing was wrong with this write.
+            // If fjall failed in the background, this write was not the cause.
             Err(_) if self.gave_up() => {
                 self.reopen(bytes)?;
                 let written = self.try_write(bytes, &mut write);
@@ -119,7 +115,7 @@ impl Database {
         self.read(write)
     }
 
-    /// Whether fjall takes no writes any more.
+    /// Whether fjall accepts no more writes.
     fn gave_up(&self) -> bool {
         let gave_up = self
             .read(|open| Ok(open.database.persist(fjall::PersistMode::Buffer).is_err()))
@@ -136,7 +132,7 @@ impl Database {
             return Err(self.not_open());
         }
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        // The old one first: the folder is locked by it.
+        // Close the old one first, because it locks the folder.
         *open = None;
         match Open::new(&self.folder) {
             Ok(new) => {
@@ -154,19 +150,19 @@ impl Database {
         }
     }
 
-    /// An error where the disk has no room for `bytes` more and for what is to be written as tables yet.
+    /// Fails if the disk has no room for `bytes` more and for pending tables.
     pub(super) fn expect_room(&self, bytes: Option<usize>) -> Result<(), StoreError> {
         let (Some(bytes), Some(free)) = (bytes, free_bytes(&self.folder)) else {
             return Ok(());
         };
         let unwritten = self.read(|open| Ok(open.database.write_buffer_size())).unwrap_or(0);
-        // Once there was no room, some more is needed: else it would come and go with each entry.
+        // After running out of room, require some more, or the state would change with each entry.
         let again = if self.full.load(Ordering::Relaxed) {
             RESERVE_BYTES
         } else {
             0
         };
-        // Twice what comes: in the journal, and in a table.
+        // Twice the size: in the journal and in a table.
         let needed = 2 * bytes as u64 + unwritten + RESERVE_BYTES + again;
         let full = free < needed;
         self.full.store(full, Ordering::Relaxed);
@@ -193,14 +189,14 @@ impl Drop for Database {
             tracing::warn!(folder = %self.folder.display(), %error, "the logs were not closed cleanly");
         }
         *self.open.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
-        // To close the file is not enough: a process that is forked at this moment has it too, until it runs its program.
+        // Closing the file is not enough: a process that is being forked also has it until it executes its program.
         if let Err(error) = self.lock.unlock() {
             tracing::warn!(folder = %self.folder.display(), %error, "the logs may look as if they were in use for a moment");
         }
     }
 }
 
-/// Makes the folder this process's alone. fjall locks it too, but looks after nothing before it has.
+/// Locks the folder for this process. fjall's own lock comes too late, after the repairs.
 fn lock(folder: &Path) -> Result<File, StoreError> {
     let path = folder.join("in-use");
     let locked = || {
@@ -229,14 +225,14 @@ impl Open {
                     error,
                 ));
             }
-            // What is wrong with the folder fjall tells as well.
+            // fjall reports other problems of the folder.
             Err(error) => {
                 tracing::warn!(folder = %folder.display(), %error, "the journals of the logs cannot be checked")
             }
         }
         put_foreign_aside(folder)?;
         let database = match open_database(folder) {
-            // Which keyspace cannot be opened, fjall does not say.
+            // fjall does not say which keyspace cannot be opened.
             Err(fjall::Error::Storage(_)) => {
                 put_damaged_aside(folder);
                 open_database(folder)
@@ -246,7 +242,7 @@ impl Open {
         .map_err(failed)?;
         let logs = database.keyspace("logs", options).map_err(failed)?;
         Ok(Self {
-            // What was in the journals, and is in memory again.
+            // The journals' contents, which are in memory again.
             since_all: AtomicU64::new(database.write_buffer_size()),
             database,
             logs,
@@ -283,7 +279,7 @@ impl Open {
             .map_err(|error| self.failed("open a log", error))
     }
 
-    /// The log's keyspaces that there are.
+    /// The log's existing keyspaces.
     fn existing(&self, id: KernelId) -> fjall::Result<Vec<Keyspace>> {
         names(id)
             .iter()
@@ -296,20 +292,20 @@ impl Open {
     pub(super) fn delete(&self, id: KernelId) -> fjall::Result<()> {
         let _all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         for keyspace in self.existing(id)? {
-            // A journal may hold on to the keyspace for a while. Its tables are to go now.
+            // A journal may keep the keyspace for a while; its tables should go now.
             keyspace.clear()?;
             self.database.delete_keyspace(keyspace)?;
         }
         Ok(())
     }
 
-    /// Deletes the files of tables that were dropped, and journals that nobody needs any more: fjall does so when it
-    /// begins another table.
+    /// Deletes the files of dropped tables and journals that are no longer needed, which fjall does when it begins
+    /// another table.
     pub(super) fn give_back(&self) -> fjall::Result<()> {
         self.logs.rotate_memtable().map(drop)
     }
 
-    /// Has all logs write what they have in the journals only, so that no journal but the newest is needed.
+    /// Writes the tables of all logs, so that only the newest journal is needed.
     pub(super) fn let_go_of_journals(&self) -> Result<(), StoreError> {
         if self.database.journal_count() > 1 {
             self.write_all_tables()?;
@@ -332,11 +328,10 @@ impl Open {
         Ok(())
     }
 
-    /// Makes what was written survive the machine. The journal's file is synced from outside: fjall would let nobody
-    /// write meanwhile.
+    /// Syncs the journal to disk. The file is synced from outside, because fjall would block writers.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         let failed = |error| StoreError::failed(format!("sync the logs in {}", self.folder.display()), error);
-        // Older journals were synced by fjall when it began the newest.
+        // fjall synced older journals when it began the newest.
         let mut newest: Option<(u64, PathBuf)> = None;
         for file in fs::read_dir(&self.folder).map_err(failed)? {
             let path = file.map_err(failed)?.path();
@@ -351,8 +346,7 @@ impl Open {
         fs::File::open(path).and_then(|file| file.sync_data()).map_err(failed)
     }
 
-    /// So many bytes are about to be written. Has tables written that are large enough, and waits where those before
-    /// them are not written yet.
+    /// Before this many bytes are written: writes large tables, and waits for earlier ones.
     pub(super) fn expect_bytes(&self, bytes: usize) -> Result<(), StoreError> {
         let bytes = bytes as u64;
         if self.since_all.fetch_add(bytes, Ordering::Relaxed) + bytes > ALL_BYTES {
@@ -361,7 +355,7 @@ impl Open {
         self.write_large_table(&self.logs)
     }
 
-    /// Has the keyspace's table written where it is large, and waits where those before it are not written yet.
+    /// Writes the keyspace's table if it is large, and waits for earlier ones.
     pub(super) fn write_large_table(&self, keyspace: &Keyspace) -> Result<(), StoreError> {
         self.wait_while(|| keyspace.sealed_memtable_count() > 1 || keyspace.tree.l0_run_count() >= 16)?;
         if keyspace.tree.active_memtable().size() >= MEMTABLE_BYTES {
@@ -372,14 +366,13 @@ impl Open {
         Ok(())
     }
 
-    /// Waits for tables that are being written, as fjall itself does, but not for ever: where one cannot be written, fjall
-    /// waits for it still.
+    /// Waits for pending tables as fjall does, but with a deadline: if a table cannot be written, fjall waits forever.
     fn wait_while(&self, too_many: impl Fn() -> bool) -> Result<(), StoreError> {
         while too_many() {
             self.database
                 .persist(fjall::PersistMode::Buffer)
                 .map_err(|error| self.failed("write the logs' tables", error))?;
-            // Nothing tells when a table is written. This is the log's own thread, and it has to be slowed.
+            // There is no event for a written table. This is the log's own thread, which should be slowed down.
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         Ok(())
@@ -402,21 +395,21 @@ fn failed(folder: &Path, action: &str, error: fjall::Error) -> StoreError {
 fn open_database(folder: &Path) -> fjall::Result<fjall::Database> {
     fjall::Database::builder(folder)
         .cache_size(CACHE_BYTES)
-        // Beyond this fjall would have its worker write tables: see above.
+        // Beyond this, fjall would ask its worker to write tables; see above.
         .max_journaling_size(u64::MAX)
-        // With several, the first one passes compactions on to the others by sending them to itself again and again: as
-        // long as there is one it takes a whole core.
+        // With several workers, the first keeps passing compactions to the others through itself, and uses a whole core
+        // while there are any.
         .worker_threads(1)
         .open()
 }
 
-/// How a keyspace is made. That of one that there is stays as it was made.
+/// Options of a new keyspace. Existing ones keep theirs.
 fn options() -> KeyspaceCreateOptions {
-    // See above: never by fjall itself.
+    // Never by fjall itself; see above.
     KeyspaceCreateOptions::default().max_memtable_size(u64::MAX)
 }
 
-/// The keyspaces of a log: its blocks, its index.
+/// The keyspaces of a log: blocks and index.
 fn names(id: KernelId) -> [String; 2] {
     [id.to_string(), format!("{id}.index")]
 }
@@ -425,7 +418,7 @@ fn damaged(folder: &Path) -> PathBuf {
     folder.join("damaged")
 }
 
-/// Moves folders that are no keyspaces, such as `lost+found`, out of the database's way: fjall would panic.
+/// Moves folders that are not keyspaces, such as `lost+found`, aside; fjall would panic.
 fn put_foreign_aside(folder: &Path) -> Result<(), StoreError> {
     let Ok(keyspaces) = fs::read_dir(folder.join("keyspaces")) else {
         return Ok(());
@@ -446,7 +439,7 @@ fn put_foreign_aside(folder: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Moves the files of keyspaces that cannot be opened out of the database's way.
+/// Moves the files of unreadable keyspaces aside.
 fn put_damaged_aside(folder: &Path) {
     let Ok(keyspaces) = fs::read_dir(folder.join("keyspaces")) else {
         return;
@@ -455,7 +448,7 @@ fn put_damaged_aside(folder: &Path) {
     let mut broken = Vec::new();
     for keyspace in keyspaces.flatten() {
         let path = keyspace.path();
-        // The first holds the names of the others. Without it there is no database.
+        // The first keyspace has the names of the others. Without it there is no database.
         if keyspace.file_name() == "0" || !path.join(CURRENT).exists() {
             continue;
         }
@@ -475,8 +468,8 @@ fn put_damaged_aside(folder: &Path) {
     }
 }
 
-/// Whether the files themselves are damaged, and not what reads them at its limits, as of open files. A disk that cannot
-/// read them is at fault itself where it can read no others.
+/// Whether the files are damaged, as opposed to a limit of the process, such as open files. If the disk fails to read
+/// any file, the disk is at fault.
 fn is_damage(error: &lsm_tree::Error, is_any_sound: bool) -> bool {
     use io::ErrorKind::{
         OutOfMemory, PermissionDenied, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, TimedOut,

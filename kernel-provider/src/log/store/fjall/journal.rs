@@ -1,10 +1,10 @@
-//! Looks after fjall's journals before fjall reads them.
+//! Repairs fjall's journals before fjall reads them.
 //!
-//! The journals are of all logs. Where one holds something else than was written, fjall either refuses to open at all,
-//! or cuts off whatever follows, without a word. Here only what is damaged is cut out, which is a block of one log, and
-//! it is told. What a machine left half written as it went down, at the end, is cut off as fjall does.
+//! All logs share the journals. If a journal is damaged, fjall either refuses to open or silently discards everything
+//! after the damage. This module cuts out only the damaged part, which is a block of one log, and reports it. A
+//! half-written end, as after a machine failure, is cut off, as fjall does.
 //!
-//! A journal is a sequence of batches (fjall's format 3, numbers little-endian), and zeros where nothing is written yet:
+//! A journal is a sequence of batches (fjall's format 3, little-endian numbers), followed by zeros:
 //!
 //! ```text
 //! batch  u8 1 | u32 number of items | u64 number of the batch | items | u8 3 | u64 xxh3 of the items | "FJL" 3
@@ -25,7 +25,7 @@ const END: u8 = 3;
 const CLEAR: u8 = 4;
 const ITEM_HEAD: usize = 21;
 
-/// Why the journals are left as they are.
+/// Why the journals were not repaired.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JournalError {
     /// Written by another version of fjall.
@@ -37,10 +37,10 @@ pub(super) enum JournalError {
     Io(#[from] io::Error),
 }
 
-/// Cuts out of the folder's journals what is damaged. Returns how many bytes that were, in all.
+/// Cuts damaged parts out of the folder's journals and returns their total size in bytes.
 ///
 /// # Errors
-/// [`JournalError::UnknownFormat`] where the folder is of another version of fjall; nothing is changed then.
+/// [`JournalError::UnknownFormat`] if the folder belongs to another version of fjall; nothing is changed then.
 pub(super) fn mend(folder: &Path) -> Result<u64, JournalError> {
     let marker = folder.join("version");
     match fs::read(&marker) {
@@ -51,7 +51,7 @@ pub(super) fn mend(folder: &Path) -> Result<u64, JournalError> {
     let mut damaged = 0;
     let files = match fs::read_dir(folder) {
         Ok(files) => files,
-        // fjall will make it.
+        // fjall will create it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error.into()),
     };
@@ -64,7 +64,7 @@ pub(super) fn mend(folder: &Path) -> Result<u64, JournalError> {
     Ok(damaged)
 }
 
-/// Formats are numbers. What is no number after `FJL` is text of a kernel's, which may hold anything.
+/// Formats are numbers. Anything else after `FJL` is data of a kernel.
 const FIRST_TEXT: u8 = 32;
 
 fn check_format(path: &Path, magic: Option<&[u8; 4]>) -> Result<(), JournalError> {
@@ -75,7 +75,7 @@ fn check_format(path: &Path, magic: Option<&[u8; 4]>) -> Result<(), JournalError
                 found,
             })
         }
-        // fjall says what is wrong with anything else.
+        // fjall reports other problems.
         _ => Ok(()),
     }
 }
@@ -103,13 +103,13 @@ fn mend_one(path: &Path) -> Result<u64, JournalError> {
     }
     if kept.is_empty() {
         if sound == 0 {
-            // No batch of the known format in the whole file: it may be of another one, whose batches end alike.
+            // The file has no batch in the known format; batches of another format may end alike.
             let ends = memchr::memmem::find_iter(&rest, &MAGIC[..3]);
             for end in ends {
                 check_format(path, rest[end..].first_chunk())?;
             }
         }
-        // Nothing whole follows: it was being written as the machine went down.
+        // Nothing valid follows: the batch was being written when the machine went down.
         File::options().write(true).open(path)?.set_len(sound)?;
         return Ok(0);
     }
@@ -128,10 +128,10 @@ fn mend_one(path: &Path) -> Result<u64, JournalError> {
     Ok(damaged as u64)
 }
 
-/// The next batch at or after the position, which is where one is that is damaged, that is as it was written.
+/// The next valid batch after a damaged one at the position.
 ///
-/// What looks like a batch may be what a kernel sent, inside of one. So none is looked for in what the damaged one says
-/// that it has. Where that would be more than there is, it was being written as the machine went down.
+/// Data of a kernel may look like a batch, so the extent that the damaged batch claims is not searched. If it claims
+/// more than the file has, it was being written when the machine went down.
 fn next_batch(bytes: &[u8], position: usize) -> Option<usize> {
     let end = position + claimed_length(&bytes[position..]);
     let rest = bytes.get(end..)?;
@@ -141,8 +141,8 @@ fn next_batch(bytes: &[u8], position: usize) -> Option<usize> {
         .find(|start| matches!(skip_batch(&mut &bytes[*start..]), Ok(Some(_))))
 }
 
-/// How long a batch is by what it says itself, as far as that is to be read; what kind of thing it and its items are is
-/// taken for granted.
+/// The length that a batch claims, as far as it is readable. The kinds of the batch and its items are taken for
+/// granted.
 fn claimed_length(bytes: &[u8]) -> usize {
     let &[_, c0, c1, c2, c3, _, _, _, _, _, _, _, _, ..] = bytes else {
         return 0;
@@ -160,13 +160,13 @@ fn claimed_length(bytes: &[u8]) -> usize {
     length + 13
 }
 
-/// How long an item's key and value are.
+/// The claimed lengths of an item's key and value.
 fn after_head(head: &[u8; ITEM_HEAD]) -> u64 {
     let [.., k0, k1, _, _, _, _, v0, v1, v2, v3] = *head;
     u64::from(u16::from_le_bytes([k0, k1])) + u64::from(u32::from_le_bytes([v0, v1, v2, v3]))
 }
 
-/// The length of the batches that the reader has until one is not as it was written.
+/// The length of the reader's batches up to the first invalid one.
 fn skip_batches(reader: &mut impl Read) -> io::Result<u64> {
     let mut length = 0;
     while let Some(batch) = skip_batch(reader)? {
@@ -175,7 +175,7 @@ fn skip_batches(reader: &mut impl Read) -> io::Result<u64> {
     Ok(length)
 }
 
-/// The length of a batch; `None` where it is not as it was written.
+/// The length of a batch; `None` if it is invalid.
 fn skip_batch(reader: &mut impl Read) -> io::Result<Option<u64>> {
     match try_skip_batch(reader) {
         Ok(length) => Ok(length),
@@ -218,7 +218,7 @@ fn try_skip_batch(reader: &mut impl Read) -> io::Result<Option<u64>> {
     Ok(sound.then_some(length + end.len() as u64))
 }
 
-/// Whether there were so many bytes.
+/// Whether there were this many bytes.
 fn hash_next(reader: &mut impl Read, mut left: u64, hash: &mut Xxh3) -> io::Result<bool> {
     let mut buffer = [0; 8 << 10];
     while left > 0 {
@@ -250,7 +250,7 @@ fn only_zeros(reader: &mut impl Read) -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    /// A batch of one item.
+    /// A batch with one item.
     fn batch(value: &[u8]) -> Vec<u8> {
         let mut item = vec![ITEM, 0, 0];
         item.extend(2_u64.to_le_bytes());
@@ -297,7 +297,7 @@ mod tests {
         let mut newer = known.clone();
         let end = newer.len();
         newer[end - 1] = 4;
-        // Its items are written in another way.
+        // The encoding of its items differs.
         newer[0] = 9;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0.jnl");
@@ -323,7 +323,7 @@ mod tests {
             let mut damaged = around.clone();
             damaged[at] ^= 0xff;
             let (_, left) = mended(&[&first[..], &damaged, &last].concat());
-            // Where a length is damaged, it may look like one that was being written.
+            // A damaged length may look like an unfinished write.
             let is_length = (1..5).contains(&at) || (13 + 11..13 + ITEM_HEAD).contains(&at);
             let kept = [&first[..], &last].concat();
             assert!(left == kept || is_length && left == first, "damaged at {at}");

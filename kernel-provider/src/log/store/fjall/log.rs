@@ -10,10 +10,10 @@ use super::{StoreError, StoredLog};
 use crate::KernelId;
 use crate::log::{Block, Entry, Epoch, IndexUpdate, Retention, Seq};
 
-/// How many bytes of blocks that are not kept may lie in memory, and with that in a journal.
+/// The most bytes of dropped blocks in memory and thus in a journal.
 const DROPPED_IN_MEMORY: u64 = 1 << 20;
 
-/// How many more entries are marked as lost than are, so that not each refused block is a write.
+/// How many entries are marked as lost in advance, so that not every refused block needs a write.
 const LOST_AHEAD: u64 = 4096;
 
 /// One log of the database.
@@ -21,32 +21,32 @@ pub(super) struct FjallLog {
     id: KernelId,
     epoch: Epoch,
     database: Arc<Database>,
-    /// What all blocks had, those that were dropped included. Only the one thread that appends changes it.
+    /// Total size of all blocks, including dropped ones. Only the appending thread changes it.
     bytes_appended: AtomicU64,
-    /// Held while it is moved.
+    /// Locked while it moves.
     kept_from: Mutex<KeptFrom>,
-    /// The number up to which entries are marked as lost, or 0. Only the one thread that appends changes it.
+    /// The entry up to which entries are marked as lost, or 0. Only the appending thread changes it.
     lost: AtomicU64,
 }
 
-/// Where what is kept begins.
+/// Where the kept entries begin.
 #[derive(Clone, Copy)]
 pub(super) struct KeptFrom {
-    /// The first entry of the first block that is kept.
+    /// First entry of the first kept block.
     pub(super) first: Seq,
-    /// What the blocks before it had.
+    /// Total size of the blocks before it.
     pub(super) bytes_before: u64,
 }
 
-/// Where [`KeptFrom`] is in the list of logs.
+/// Key of [`KeptFrom`] in the list of logs.
 pub(super) fn mark_key(id: KernelId) -> [u8; 17] {
     let mut key = [b'k'; 17];
     key[..16].copy_from_slice(id.as_uuid().as_bytes());
     key
 }
 
-/// Where in the list of logs it is said up to which number entries were refused, after the last block. Readers have had
-/// them, so their numbers are not given to others, not by a process that comes after this one either.
+/// Key in the list of logs for the last refused entry after the last block. Readers have seen refused entries, so later
+/// processes must not reuse their numbers either.
 pub(super) fn lost_key(id: KernelId) -> [u8; 17] {
     let mut key = mark_key(id);
     key[16] = b'l';
@@ -80,7 +80,7 @@ pub(super) fn kept_from(open: &Open, id: KernelId) -> Result<KeptFrom, StoreErro
     }))
 }
 
-/// A block as it is stored, with the bytes before it.
+/// A stored block, with the size of all blocks before it.
 pub(super) struct StoredBlock {
     bytes_before: u64,
     pub(super) block: Block,
@@ -92,11 +92,11 @@ impl StoredBlock {
     }
 }
 
-/// What is known of a block without reading all of it.
+/// What is known of a block without reading it.
 struct StoredHead {
     first: Seq,
     bytes_before: u64,
-    /// When the first entry was appended.
+    /// When its first entry was appended.
     time: DateTime<Utc>,
 }
 
@@ -228,7 +228,7 @@ impl FjallLog {
         Ok(())
     }
 
-    /// Marks entries up to this one as lost, where that is still possible.
+    /// Marks entries up to this one as lost, if that is still possible.
     fn mark_lost(&self, last: Seq) {
         if last.0 <= self.lost.load(Ordering::Relaxed) {
             return;
@@ -245,7 +245,7 @@ impl FjallLog {
         }
     }
 
-    /// The first block to be kept. The last one always is: from it the log knows how far it got.
+    /// The first block to keep. The last one is always kept, because it has the newest number.
     fn first_to_keep(
         &self,
         blocks: &Keyspace,
@@ -262,7 +262,7 @@ impl FjallLog {
         })?;
         let young = match retention.oldest {
             None => kept.first,
-            // The block before the first young one may end with entries that are young.
+            // The previous block may end with entries that are recent enough.
             Some(oldest) => match self.first_where(blocks, range, |block| block.time >= oldest)? {
                 first if first > kept.first && first < range.1 => Seq(first.0 - 1),
                 first => first,
@@ -271,8 +271,8 @@ impl FjallLog {
         head_at(blocks, self.id, few.max(young))
     }
 
-    /// The start of the first block in the range of which `is` holds, and of all after it; the range's end where it
-    /// holds of none.
+    /// The first block in the range for which `is` holds, given that it holds for all later ones; the range's end if it
+    /// holds for none.
     fn first_where(
         &self,
         blocks: &Keyspace,
@@ -360,8 +360,8 @@ impl StoredLog for FjallLog {
         let after = after.max(Seq(self.kept_from().first.0.saturating_sub(1)));
         self.database.read(|open| {
             let stored = open.blocks(self.id)?;
-            // The entry after `after` is in the last block that starts at or before it, or in the first one after. All is
-            // read in one go from there: what is appended meanwhile comes at its end.
+            // The entry after `after` is in the last block that starts at or before it, or in the next one. Everything
+            // from there is read at once; concurrent appends go to the end.
             let holding = stored.range(..=after.next().0.to_be_bytes()).next_back();
             let from = match holding.map(fjall::Guard::key) {
                 Some(key) => key.map_err(|error| self.failed("read the log", error))?,
@@ -402,7 +402,7 @@ impl StoredLog for FjallLog {
             mark[8..].copy_from_slice(&head.bytes_before.to_be_bytes());
             open.logs.insert(mark_key(self.id), mark).map_err(failed)?;
             let blocks = open.blocks(self.id)?;
-            // What is in memory only is in no table that could be dropped. The next time it is.
+            // Data in memory is in no table yet that could be dropped; it is dropped the next time.
             let kept_bytes = self
                 .bytes_appended
                 .load(Ordering::Relaxed)

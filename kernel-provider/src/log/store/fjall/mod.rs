@@ -1,12 +1,10 @@
-//! Logs on disk, in a `fjall` database: for each log one keyspace of blocks and one of its index.
+//! Logs in a `fjall` database on disk: for each log, a keyspace of blocks and one of index records.
 //!
-//! A block's key is its first `seq`, big-endian, so that keys sort as entries do and fjall never has to merge tables of
-//! blocks. Its value starts with the number of bytes that the log's blocks before it had in all: the size of a log is
-//! the difference of two of them.
+//! A block's key is its first `seq`, big-endian, so keys sort like entries and fjall never merges tables of blocks. Its
+//! value starts with the total size of all earlier blocks, so the size of a log is the difference of two of them.
 //!
-//! What is dropped is dropped by moving a mark, the first block that is kept, and then taking away the tables that lie
-//! wholly before it. Removing blocks one by one would leave tombstones, and fjall would rewrite the log to be rid of
-//! them.
+//! Retention moves a mark, the first kept block, and removes the tables that lie completely before it. Removing single
+//! blocks would leave tombstones, and fjall would rewrite the log to remove those.
 
 mod boot;
 mod database;
@@ -27,13 +25,13 @@ use crate::log::Epoch;
 
 /// Keeps logs in a folder on disk.
 ///
-/// A disk that is full, or fails for a while, fails the appends meanwhile and nothing else. A log whose files are
-/// damaged is put aside, in `damaged` in the folder, when the store is opened, and the other logs stay as they are.
+/// If the disk is full or fails for a while, only appends fail. Damaged files of a log are moved to `damaged` in the
+/// folder when the store is opened; the other logs are unaffected.
 pub struct FjallStore {
     database: Arc<Database>,
 }
 
-/// What is kept of a log beside its blocks and its index.
+/// Metadata of a log.
 #[derive(Serialize, Deserialize)]
 struct Meta {
     epoch: Epoch,
@@ -41,10 +39,10 @@ struct Meta {
 }
 
 impl FjallStore {
-    /// Opens the folder's logs, or makes an empty folder. One process at a time can have it open.
+    /// Opens the folder's logs, or creates the folder. Only one process at a time can open it.
     ///
     /// # Errors
-    /// [`StoreError`] where another process has it, or it cannot be read or written.
+    /// [`StoreError`] if another process has it open, or it cannot be read or written.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         Ok(Self {
             database: Arc::new(Database::open(folder)?),
@@ -90,7 +88,7 @@ impl LogStore for FjallStore {
                 };
                 let failed = |error| open.failed("make a log", error);
                 let json = serde_json::to_vec(&meta).map_err(|error| StoreError::failed("make a log", error))?;
-                // The list of logs last: what is in it has its keyspaces, or is damaged.
+                // The list of logs comes last: logs in it have their keyspaces, or are damaged.
                 open.create(id).map_err(failed)?;
                 open.logs.insert(id.as_uuid().as_bytes(), json).map_err(failed)?;
                 Ok(meta)
@@ -113,7 +111,7 @@ impl LogStore for FjallStore {
                 let key = guard
                     .key()
                     .map_err(|error| open.failed("read the list of logs", error))?;
-                // Longer keys hold where a log begins.
+                // Longer keys store where a log begins.
                 let Ok(uuid) = uuid::Uuid::from_slice(&key) else {
                     continue;
                 };
@@ -125,7 +123,7 @@ impl LogStore for FjallStore {
                 };
                 match info {
                     Ok(info) => logs.push(info),
-                    // The others are to be had all the same.
+                    // The other logs are still available.
                     Err(error) => tracing::error!(kernel_id = %id, %error, "skipping a log in the list"),
                 }
             }

@@ -1,5 +1,5 @@
-//! A log's index, in a stream with a subject for each key. The subject has a token for each of the key's first bytes,
-//! so that the server finds the keys of a range; the message has all of the key.
+//! A log's index: a stream with one subject per key. The subject has a token for each of the key's first bytes, so that
+//! the server can find ranges of keys; the message has the whole key.
 
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
@@ -10,19 +10,19 @@ use sha2::{Digest, Sha256};
 use super::{Context, StoreError, failed};
 use crate::log::IndexUpdate;
 
-/// So many bytes of a key are in its subject; of the rest a digest is.
+/// How many bytes of a key are in its subject; the rest is represented by a digest.
 const IN_SUBJECT: usize = 200;
-/// How many requests are on their way at a time.
+/// Concurrent requests.
 const AT_A_TIME: usize = 64;
 
 pub(super) struct Index {
     pub(super) stream: Stream<Info>,
     pub(super) context: Context,
-    /// What all subjects start with.
+    /// Prefix of all subjects.
     pub(super) subject: String,
 }
 
-/// A record, and the number in the log's stream of what it came with.
+/// A record, and the log stream's sequence number of the block that it came with.
 pub(super) struct Record {
     pub(super) came_with: u64,
     pub(super) key: Bytes,
@@ -80,7 +80,7 @@ impl Index {
     }
 
     async fn get_subject(&self, subject: &str) -> Result<Option<Record>, StoreError> {
-        // From the leader: a replica may be behind, and whether a request was seen before is asked here.
+        // Asks the leader, because a replica may lag behind, and this decides whether a request was seen before.
         match self.stream.get_last_raw_message_by_subject(subject).await {
             Ok(message) => Ok(Record::decode(message.payload)),
             Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
@@ -127,7 +127,7 @@ impl Index {
             .take(limit)
             .try_collect()
             .await?;
-        // Keys whose difference is not in their subjects.
+        // Keys that differ only beyond their subjects.
         records.sort_unstable();
         if newest_first {
             records.reverse();
@@ -135,7 +135,7 @@ impl Index {
         Ok(records)
     }
 
-    /// Makes the changes, as far as they get.
+    /// Applies the updates, as far as possible.
     pub(super) async fn apply(&self, came_with: u64, updates: &[IndexUpdate]) -> Result<(), StoreError> {
         futures::stream::iter(updates)
             .map(|update| self.apply_one(came_with, update))

@@ -13,9 +13,9 @@ use super::{EMPTY, Nats, StoreError, StoredLog, failed, meta_of};
 use crate::KernelId;
 use crate::log::{Block, Epoch, IndexUpdate, Retention, Seq};
 
-/// What the server needs of its largest message for itself.
+/// Reserved for headers in the server's largest message.
 const MESSAGE_OVERHEAD: usize = 1024;
-/// Of how many blocks it is remembered where they are.
+/// How many block positions are kept in memory.
 const PLACES: usize = 1024;
 
 /// One log of the store.
@@ -26,33 +26,33 @@ pub(super) struct NatsLog {
     stream: Stream<Info>,
     index: Index,
     subject: String,
-    /// A random number, by which this writer knows its own messages.
+    /// Random number that identifies this writer's messages.
     writer: u64,
-    /// The last message of the stream that is known.
+    /// Last known message of the stream.
     last_message: AtomicU64,
-    /// The last one that there was when this process opened the log.
+    /// Last message when this process opened the log.
     opened_at: AtomicU64,
-    /// The first entry that is kept.
+    /// First entry that is kept.
     first: AtomicU64,
     last: AtomicU64,
     bytes_appended: AtomicU64,
     bytes_dropped: AtomicU64,
     writing: Mutex<Writing>,
-    /// By their first entries, the messages with which blocks begin.
+    /// Messages at which blocks begin, by first entry.
     places: Mutex<BTreeMap<Seq, u64>>,
 }
 
-/// Held by whoever writes.
+/// Locked while writing.
 struct Writing {
-    /// Updates of the index that are in the log's stream, with the number there, and may not be in the index's.
+    /// Index updates that are in the log's stream, with their number there, and may be missing in the index's.
     unapplied: Option<(u64, Vec<IndexUpdate>)>,
-    /// Whether a message may have been published or not.
+    /// Whether a message may have been published.
     uncertain: bool,
 }
 
-/// A block as it is in the stream.
+/// A block in the stream.
 struct Found {
-    /// The number of its first message.
+    /// Number of its first message.
     message: u64,
     head: Head,
     updates: Vec<IndexUpdate>,
@@ -115,7 +115,7 @@ impl NatsLog {
         Ok(log)
     }
 
-    /// Those updates of the last block that are not in the index's stream: its writer was cut off.
+    /// Updates of the last block that are missing in the index's stream because the writer was interrupted.
     async fn unapplied(
         &self,
         message: u64,
@@ -135,7 +135,7 @@ impl NatsLog {
         Ok((!unapplied.is_empty()).then_some((message, unapplied)))
     }
 
-    /// The first and the last entry, and when that was appended.
+    /// The first and the last entry, and when the last was appended.
     pub(super) async fn described(&self) -> Result<(Seq, Seq, Option<DateTime<Utc>>), StoreError> {
         let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
         let updated = match self.read_from(Seq(last.saturating_sub(1)), 1).await?.last() {
@@ -146,7 +146,7 @@ impl NatsLog {
     }
 
     fn writing(&self) -> MutexGuard<'_, Writing> {
-        // A panic elsewhere leaves what was known before, which is looked after when it is not so.
+        // A panic while the lock is held leaves old information, which is validated when it is used.
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,12 +158,12 @@ impl NatsLog {
         let mut places = self.places();
         places.insert(first, message);
         if places.len() > PLACES {
-            // The newest are wanted by readers that are somewhat behind; the others can be looked for.
+            // Readers that lag a little need the newest ones; others can be searched for.
             places.pop_first();
         }
     }
 
-    /// The message of this number, or the next one that there is.
+    /// The message with this number, or the next existing one.
     async fn message_at(&self, number: u64) -> Result<Option<StreamMessage>, StoreError> {
         if number > self.last_message.load(Ordering::Relaxed) {
             return Ok(None);
@@ -180,7 +180,7 @@ impl NatsLog {
             Err(error) if matches!(error.kind(), DirectGetErrorKind::NotFound) => {}
             Err(error) => return Err(failed("read a log", error)),
         }
-        // A replica that is behind does not have it yet. The leader does.
+        // A replica that lags behind may not have it yet, but the leader does.
         let raw = self
             .stream
             .raw_message_builder()
@@ -208,7 +208,7 @@ impl NatsLog {
             .ok_or_else(|| StoreError::damaged(self.id, format!("message {number} of its stream is no part of it")))
     }
 
-    /// The block that begins at this message or is the next whole one, and the number of the message after it.
+    /// The whole block at or after this message, and the number of the message after it.
     async fn block_from(&self, mut number: u64) -> Result<Option<(Found, u64)>, StoreError> {
         let mut found: Option<(Found, BytesMut)> = None;
         while let Some(message) = self.message_at(number).await? {
@@ -222,7 +222,7 @@ impl NatsLog {
                 let head = part.head;
                 let updates = Vec::new();
                 let entries = Bytes::new();
-                // Most are whole: then nothing is copied.
+                // Most blocks are one message and need no copy.
                 if part.is_last() {
                     let (updates, entries) = (part.updates, part.entries);
                     return Ok(Some((
@@ -243,7 +243,7 @@ impl NatsLog {
                 };
                 found = Some((whole, BytesMut::from(&part.entries[..])));
             } else if !fits {
-                // The rest of one that was cut off, or whose start was dropped.
+                // The rest of a block that was interrupted or whose start was dropped.
                 found = None;
             } else if let Some((mut whole, mut entries)) = found.take() {
                 entries.extend_from_slice(&part.entries);
@@ -258,7 +258,7 @@ impl NatsLog {
         Ok(None)
     }
 
-    /// The last whole block, or the last updates.
+    /// The last whole block or index update.
     async fn last_block(&self, first: u64) -> Result<Option<Found>, StoreError> {
         let mut number = self.last_message.load(Ordering::Relaxed);
         while number >= first {
@@ -276,7 +276,7 @@ impl NatsLog {
         Ok(None)
     }
 
-    /// The number of the message from which to read for `wanted`: the last block there that `is` not after it.
+    /// The message from which to read for `wanted`: that of the last block for which `is` holds.
     async fn search(&self, is_after: impl Fn(&Head) -> bool) -> Result<u64, StoreError> {
         let info = self
             .stream
@@ -303,7 +303,7 @@ impl NatsLog {
         let wanted = after.next();
         let known = self.places().range(..=wanted).next_back().map(|(_, message)| *message);
         let newest = self.places().last_key_value().map(|(first, _)| *first);
-        // What is known lies close before it, or is the last that there is.
+        // A known position shortly before it, or the last one.
         let mut number = match known {
             Some(message) if newest.is_some_and(|newest| newest >= wanted) || self.follows(message) => message,
             _ => self.search(|head| head.first > wanted).await?,
@@ -330,7 +330,7 @@ impl NatsLog {
         Ok(blocks)
     }
 
-    /// Whether the message is one of the last.
+    /// Whether the message is among the last ones.
     fn follows(&self, message: u64) -> bool {
         self.last_message.load(Ordering::Relaxed) < message + 16
     }
@@ -355,7 +355,7 @@ impl NatsLog {
             .server_info()
             .max_payload
             .saturating_sub(MESSAGE_OVERHEAD);
-        // What was refused for long may be more than one message can have.
+        // Updates that were refused for long may not fit into one message.
         let mut batches = part::batches(updates, max / 2);
         let with_block = batches.pop().unwrap_or_default();
         for batch in batches {
@@ -418,14 +418,14 @@ impl NatsLog {
             self.remember(block.first(), message);
         }
         if let Err(error) = self.index.apply(message, updates).await {
-            // They are in the log's stream. Until they are where they belong, they are read from here.
+            // They are in the log's stream. Until they are in the index's, they are read from here.
             tracing::warn!(kernel_id = %self.id, %error, "the index is behind the log");
             writing.unapplied = Some((message, updates.to_vec()));
         }
         Ok(())
     }
 
-    /// What became of a message that was not acknowledged.
+    /// Finds out whether an unacknowledged message was stored.
     async fn find_out(&self) -> Result<(), StoreError> {
         let info = self
             .stream
@@ -452,7 +452,7 @@ impl NatsLog {
             ));
         }
         if last < known {
-            // As after its machine has lost power.
+            // As after a power failure of the server.
             tracing::error!(kernel_id = %self.id, "the server lost the newest entries of a log; readers will learn that they are missing");
             self.places().retain(|_, message| *message <= last);
         }
@@ -460,7 +460,7 @@ impl NatsLog {
         Ok(())
     }
 
-    /// What is to become of keys whose updates are not where they belong.
+    /// Updates that are not in the index's stream yet.
     fn unapplied_now(&self, is: impl Fn(&[u8]) -> bool) -> BTreeMap<Bytes, Option<Bytes>> {
         let writing = self.writing();
         let updates = writing.unapplied.iter().flat_map(|(_, updates)| updates);
@@ -533,7 +533,7 @@ impl StoredLog for NatsLog {
             return Ok(Seq::START);
         }
         self.nats.block_on(async {
-            // The last block with too many bytes from it on: what comes after it is few enough.
+            // The last block after which few enough bytes remain.
             let too_many = |head: &Head| end.saturating_sub(head.bytes_before) > retention.max_bytes;
             let mut place = self.search(|head| !too_many(head)).await?;
             if let Some(part) = self.part_at(place).await?
@@ -542,11 +542,11 @@ impl StoredLog for NatsLog {
                 place += u64::from(part.head.parts - part.head.part);
             }
             if let Some(oldest) = retention.oldest {
-                // The last old block may end with entries that are young.
+                // The last old block may end with entries that are recent enough.
                 let young = self.search(|head| head.time >= oldest.timestamp_micros()).await?;
                 place = place.max(young);
             }
-            // The last block stays, and with it how far the log got.
+            // The last block stays, because it has the newest number.
             let newest = self.search(|head| head.first > last).await?;
             place = place.min(newest);
             let Some((found, _)) = self.block_from(place).await? else {

@@ -1,12 +1,12 @@
-//! Logs in NATS JetStream, so that several gateways can share them: for each log one stream of blocks and one of its
-//! index.
+//! Logs in NATS JetStream, which several gateways can share: for each log, a stream of blocks and a stream of index
+//! records.
 //!
-//! A block is a message, or several where it is larger than what the server takes in one; the last one makes it count.
-//! It carries the index's updates that came with it. They are put into the index's stream after it, and again by
-//! whoever opens the log, where that was cut off: so block and updates are there together or not at all.
+//! A block is one message, or several if it exceeds the server's message limit; the last one completes it. It contains
+//! the index updates that came with it. The writer applies them to the index stream afterwards, and whoever opens the
+//! log applies them again if that was interrupted. So a block and its updates are visible together or not at all.
 //!
-//! Each message is published as the one after the last that this writer knows of. Where another gateway writes the log,
-//! the server refuses it.
+//! Each message is published with the expected sequence number of its predecessor, so the server refuses it if another
+//! gateway writes the log.
 
 mod index;
 mod log;
@@ -32,26 +32,25 @@ use super::{LogInfo, LogStore, StoreError, StoredLog};
 use crate::KernelId;
 use crate::log::{Epoch, Seq};
 
-/// The longest that the server may take to answer.
+/// Timeout of a request to the server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where logs are kept in NATS. Its URL may hold a password, so it is not shown.
+/// How to connect to NATS. The URL may contain a password, so it is not shown.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct NatsOptions {
-    /// The servers, such as `nats://localhost:4222`; several are separated by commas.
+    /// The servers, such as `nats://localhost:4222`, separated by commas.
     pub url: String,
-    /// A file with credentials, as `nsc` writes it; `None` where the server asks for none, or the URL has them.
+    /// A credentials file, as written by `nsc`; `None` if none are required or the URL has them.
     pub credentials: Option<PathBuf>,
-    /// The first part of the streams' names and subjects: letters, digits, `_` and `-`. Those who share logs have the
-    /// same.
+    /// Prefix of stream names and subjects: letters, digits, `_` and `-`. Gateways with the same prefix share logs.
     pub prefix: String,
-    /// On how many servers of a cluster each log is kept, up to 5.
+    /// Replicas of each log in a cluster, up to 5.
     pub replicas: usize,
 }
 
 impl NatsOptions {
-    /// These servers, without credentials, `kernelmux` as prefix, one replica.
+    /// These servers, without credentials, with the prefix `kernelmux` and one replica.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -63,15 +62,15 @@ impl NatsOptions {
     }
 }
 
-/// Keeps logs in NATS JetStream, of server 2.9 or later.
+/// Keeps logs in NATS JetStream; needs server 2.9 or later.
 ///
-/// One gateway at a time writes a kernel's log: the one that opened it last is told that it cannot, where another wrote
-/// meanwhile. While the server is away appends fail at once, and readers go on from memory.
+/// One gateway at a time writes a kernel's log. If another one writes it meanwhile, appends of the first fail. While
+/// the server is unreachable, appends fail at once and readers continue from memory.
 pub struct NatsStore {
     nats: Arc<Nats>,
 }
 
-/// The connection, with threads of its own: stores are called where blocking is allowed, from any runtime or none.
+/// The connection, with threads of its own, because stores are called from any runtime or none.
 struct Nats {
     client: Client,
     context: Context,
@@ -82,20 +81,20 @@ struct Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Waiting for its threads is not allowed everywhere, and there is nothing to wait for.
+            // Waiting for its threads is not possible everywhere, and not necessary.
             runtime.shutdown_background();
         }
     }
 }
 
-/// What is kept of a log beside its blocks and its index, as its stream's description.
+/// Metadata of a log, stored as the description of its stream.
 #[derive(Serialize, Deserialize)]
 struct Meta {
     epoch: Epoch,
     created: DateTime<Utc>,
 }
 
-/// `error` came as `action` was tried.
+/// An `action` that failed with `error`.
 fn failed(action: &str, error: impl std::fmt::Display) -> StoreError {
     StoreError::failed(format!("{action} in NATS"), error)
 }
@@ -104,7 +103,7 @@ impl NatsStore {
     /// Connects to the servers. Blocks.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] where no server is there, lets us in, and has JetStream.
+    /// [`StoreError::Failed`] if no server is reachable, accepts the credentials, and has JetStream.
     pub fn connect(options: NatsOptions) -> Result<Self, StoreError> {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if options.prefix.is_empty() || !options.prefix.bytes().all(valid) || options.prefix.len() > 64 {
@@ -119,7 +118,7 @@ impl NatsStore {
             .enable_all()
             .build()
             .map_err(|error| failed("keep logs", error))?;
-        // On a thread of its own: whoever calls may be in another runtime.
+        // On a separate thread, because the caller may be in another runtime.
         let connecting = || runtime.block_on(connect(&options));
         let connected = std::thread::scope(|threads| threads.spawn(connecting).join());
         let (client, context) = connected.map_err(|_| failed("connect to the logs", "a thread panicked"))??;
@@ -149,7 +148,7 @@ async fn connect(options: &NatsOptions) -> Result<(Client, Context), StoreError>
         .map_err(|error| failed("connect to the logs", error))?;
     let mut context = async_nats::jetstream::new(client.clone());
     context.set_timeout(TIMEOUT);
-    // Whether JetStream is there: it answers, though there is no such stream.
+    // Checks that JetStream is available: it answers although the stream does not exist.
     match context.get_stream(format!("{}-none", options.prefix)).await {
         Ok(_) => {}
         Err(error) if is_not_found(&error.kind()) => {}
@@ -163,12 +162,12 @@ fn is_not_found(error: &GetStreamErrorKind) -> bool {
 }
 
 impl Nats {
-    /// Runs what the server is asked, on this thread.
+    /// Runs a request on this thread.
     fn block_on<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let Some(runtime) = &self.runtime else {
             return Err(failed("keep logs", "the connection was closed"));
         };
-        // Without a connection each request would wait for its whole time.
+        // Without a connection, each request would wait for its timeout.
         if self.client.connection_state() != State::Connected {
             return Err(failed("keep logs", "the server is away"));
         }
@@ -214,7 +213,7 @@ impl Nats {
         let name = config.name.clone();
         match self.context.create_stream(config).await {
             Ok(stream) => Ok(stream),
-            // Another was faster.
+            // Another process was faster.
             Err(error) => match (error.kind(), self.existing(&name).await?) {
                 (CreateStreamErrorKind::JetStream(_), Some(stream)) => Ok(stream),
                 _ => Err(failed("make a log", error)),
@@ -247,7 +246,7 @@ impl Nats {
             description: Some(description),
             ..self.config(self.log_name(id), self.log_subject(id))
         };
-        // The log's last: what is listed has its index.
+        // The log's stream comes last: a listed log has its index.
         let index = self.existing_or_new(index).await?;
         let log = self.existing_or_new(log).await?;
         NatsLog::open(self.clone(), id, log, index).await
@@ -305,7 +304,7 @@ impl Nats {
     async fn delete(&self, name: String) -> Result<(), StoreError> {
         match self.context.delete_stream(&name).await {
             Ok(_) => Ok(()),
-            // Where it was not there, it is as it should be.
+            // If it did not exist, nothing is left to do.
             Err(error) => match self.existing(&name).await? {
                 None => Ok(()),
                 Some(_) => Err(failed("remove a log", error)),
@@ -344,12 +343,12 @@ impl LogStore for NatsStore {
         })
     }
 
-    /// What is acknowledged is on the servers: how it survives them is in their configuration (`sync_interval`) and in
-    /// the number of replicas.
+    /// Acknowledged messages are on the servers. Their configuration (`sync_interval`) and the number of replicas
+    /// decide what they survive.
     fn sync(&self) -> Result<(), StoreError> {
         Ok(())
     }
 }
 
-/// A log's entries without any.
+/// The bounds of an empty log.
 const EMPTY: (Seq, Seq) = (Seq(1), Seq::START);

@@ -1,12 +1,12 @@
-//! A message of a log's stream: a block with its updates of the index, or a piece of one.
+//! A message of a log's stream: a block with its index updates, or a part of one.
 //!
 //! ```text
 //! u64 writer | u32 part | u32 parts | u64 first seq | u64 last seq | u64 bytes before | i64 time of first in µs
 //! | u32 length of updates | updates | entries
 //! ```
 //!
-//! Numbers are big-endian. Updates are in the last part. Where there are no entries, `first` is the one to come. An
-//! update is `u16` length of the key, key, and `u32` length of the value plus one, value; 0 stands for none.
+//! Numbers are big-endian. Updates are in the last part. Without entries, `first` is the next one. An update is `u16`
+//! key length, key, `u32` value length plus one, value; 0 stands for a removal.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -14,16 +14,16 @@ use crate::log::{Block, IndexUpdate, Seq};
 
 pub(super) const HEAD: usize = 52;
 
-/// What each part says of the whole.
+/// The information about the whole that each part has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
-    /// Whoever opened the log: a random number.
+    /// Random number of the writer.
     pub(super) writer: u64,
     pub(super) part: u32,
     pub(super) parts: u32,
     pub(super) first: Seq,
     pub(super) last: Seq,
-    /// What all blocks before it had.
+    /// Total size of all earlier blocks.
     pub(super) bytes_before: u64,
     pub(super) time: i64,
 }
@@ -35,7 +35,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// `None` where the message is no part.
+    /// `None` if the message is not a part.
     pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
         if bytes.len() < HEAD {
             return None;
@@ -65,7 +65,7 @@ impl Part {
     }
 }
 
-/// The messages that make the block, none larger than `max`. `None` where the updates alone are larger.
+/// The messages of the block, none larger than `max`. `None` if the updates alone are larger.
 pub(super) fn encode(head: Head, block: Option<&Block>, updates: &[IndexUpdate], max: usize) -> Option<Vec<Bytes>> {
     let updates = encode_updates(updates)?;
     let room = max.checked_sub(HEAD).filter(|room| *room > 0)?;
@@ -101,7 +101,7 @@ pub(super) fn encode(head: Head, block: Option<&Block>, updates: &[IndexUpdate],
     Some(messages.collect())
 }
 
-/// The updates in batches of so many bytes each, or of one update; none is empty.
+/// Splits the updates into nonempty batches of about this many bytes.
 pub(super) fn batches(updates: &[IndexUpdate], max: usize) -> Vec<&[IndexUpdate]> {
     let mut batches = Vec::new();
     let (mut begin, mut bytes) = (0, 0);
