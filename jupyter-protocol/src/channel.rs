@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// One of a kernel's sockets, as the protocol names them.
+/// Channel of a kernel, each of which is a socket.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#introduction>
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -11,22 +11,22 @@ use serde::{Deserialize, Serialize};
 pub enum Channel {
     /// Requests that run in order: execute, complete, inspect, comms.
     Shell,
-    /// Requests that must not wait behind shell: interrupt, shutdown, debug.
+    /// Requests that do not wait for those on shell: interrupt, shutdown, debug.
     Control,
-    /// The kernel asks its user for input.
+    /// Input requests from the kernel to the user.
     Stdin,
-    /// What the kernel publishes to all clients.
+    /// Messages that the kernel publishes to all clients.
     Iopub,
-    /// Raw bytes, echoed: is the kernel alive?
+    /// Echoed bytes, which show that the kernel is alive.
     #[serde(rename = "hb")]
     Heartbeat,
 }
 
 impl Channel {
-    /// The channels that carry messages, which are all but the heartbeat.
+    /// The channels that carry messages: all but the heartbeat.
     pub const WITH_MESSAGES: [Self; 4] = [Self::Shell, Self::Control, Self::Stdin, Self::Iopub];
 
-    /// The channel's name on the wire, such as `"iopub"`.
+    /// Returns the name of the channel on the wire, such as `"iopub"`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -45,11 +45,11 @@ impl fmt::Display for Channel {
     }
 }
 
-/// A name that is none of the protocol's channels.
+/// Error of parsing an unknown channel name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no channel; the channels are shell, control, stdin, iopub and hb")]
+#[error("unknown channel {0:?}; the channels are shell, control, stdin, iopub and hb")]
 pub struct UnknownChannel(
-    /// The name that was given, cut off after 64 bytes.
+    /// The unknown name, truncated to 64 characters.
     pub String,
 );
 

@@ -1,8 +1,8 @@
-//! The handshake in which a kernel chooses its own ports and announces them to whoever starts it (JEP 66).
+//! Handshake in which a kernel chooses its ports and announces them to its starter (JEP 66).
 //!
-//! The starter opens a registration socket, writes a connection file that names only its port and the key, and starts
-//! the kernel with it. The kernel binds its sockets, sends their ports in a `handshake_request` and waits for the
-//! `handshake_reply`. So no two kernels are ever told the same port.
+//! The starter opens a registration socket, writes a connection file with only its port and the key, and starts the
+//! kernel with it. The kernel binds its sockets, sends their ports in a `handshake_request` and waits for the
+//! `handshake_reply`. So no two kernels are ever assigned the same port.
 //!
 //! <https://jupyter.org/enhancement-proposals/66-jupyter-handshaking/jupyter-handshaking.html>
 
@@ -16,52 +16,55 @@ use crate::log_limiter::LogLimiter;
 use crate::message::Message;
 use crate::signing::{Signer, SigningError};
 use crate::wire::WireMessage;
-use crate::zmq::{Listener, Listening, Requester, RouterReceiver, RouterSender, router};
+use crate::zmq::{Listener, Requester, RouterReceiver, RouterSender, SocketServer, router};
 
-/// A kernel and its starter did not come together.
+/// Error of the handshake between a kernel and its starter.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandshakeError {
-    /// The registration socket could not be bound or connected to.
+    /// Binding, connecting to or using the registration socket failed.
     #[error("cannot use the registration socket at {address}: {reason}")]
     Socket {
-        /// The ZeroMQ address.
+        /// ZeroMQ address.
         address: String,
-        /// What the system says.
+        /// Why it failed.
         reason: String,
     },
-    /// The other side did not answer in time.
+    /// The peer did not answer before the deadline.
     #[error("no handshake within {after:?}")]
     Deadline {
-        /// How long it was waited for.
+        /// The deadline that has passed.
         after: Duration,
     },
-    /// The other side answered, but not with what the handshake asks for.
+    /// The starter answered with something else than a successful `handshake_reply`.
     #[error("the handshake failed: {0}")]
     Refused(String),
-    /// The connection's messages cannot be signed.
+    /// The key or the signature scheme of the connection is unusable.
     #[error(transparent)]
     Signing(#[from] SigningError),
-    /// Registration over Unix domain sockets: there, names are free and no handshake is needed.
-    #[error("the handshake needs TCP; over ipc, choose the sockets' paths yourself")]
+    /// The connection uses Unix sockets. Their paths can be chosen freely, so they need no handshake.
+    #[error("the handshake requires TCP; over ipc, choose the socket paths yourself")]
     NotTcp,
 }
 
-/// The starter's side: a bound registration socket, for one kernel.
+/// The starter's side of the handshake: a bound registration socket for one kernel.
 pub struct Registration {
     sender: RouterSender,
     receiver: RouterReceiver,
-    listening: Listening,
+    server: SocketServer,
     signer: Signer,
     info: ConnectionInfo,
 }
 
 impl Registration {
-    /// Binds the registration socket to a free port. `info` says the address, the key and the scheme; its ports are
-    /// ignored.
+    /// Binds the registration socket to a free port.
+    ///
+    /// `info` provides the address, the key and the signature scheme. Its ports are ignored.
     ///
     /// # Errors
-    /// [`HandshakeError::NotTcp`], [`HandshakeError::Socket`] and [`HandshakeError::Signing`], each where its name says.
+    /// - [`HandshakeError::NotTcp`] if the transport of `info` is not TCP.
+    /// - [`HandshakeError::Signing`] if the key or the signature scheme is unusable.
+    /// - [`HandshakeError::Socket`] if binding fails.
     pub async fn bind(mut info: ConnectionInfo) -> Result<Self, HandshakeError> {
         if info.transport != Transport::Tcp {
             return Err(HandshakeError::NotTcp);
@@ -78,52 +81,57 @@ impl Registration {
             .await
             .map_err(|error| socket_error(&address, error))?;
         info.registration_port = listener.port();
-        let (sender, receiver, listening) = router(listener);
+        let (sender, receiver, server) = router(listener);
         Ok(Self {
             sender,
             receiver,
-            listening,
+            server,
             signer,
             info,
         })
     }
 
-    /// What the kernel's connection file has to hold.
+    /// Returns the content for the kernel's connection file.
     #[must_use]
     pub fn connection_info(&self) -> &ConnectionInfo {
         &self.info
     }
 
-    /// Waits for the kernel's ports, acknowledges them and gives the connection. What is malformed or not signed with
-    /// the key is passed over.
+    /// Waits for the kernel's ports, acknowledges them and returns the connection.
+    ///
+    /// Messages that are malformed or not signed with the key are ignored and logged.
     ///
     /// # Errors
-    /// [`HandshakeError::Deadline`] where no kernel announced itself, [`HandshakeError::Socket`] where the reply could
-    /// not be sent.
+    /// - [`HandshakeError::Deadline`] if no kernel announces its ports before the deadline.
+    /// - [`HandshakeError::Socket`] if sending the reply fails.
     pub async fn accept(mut self, deadline: Duration) -> Result<ConnectionInfo, HandshakeError> {
         let Ok(accepted) = timeout(deadline, self.accept_one()).await else {
             return Err(HandshakeError::Deadline { after: deadline });
         };
-        // The kernel has its reply first.
-        self.listening.close().await;
+        // Waits until the reply is written.
+        self.server.close().await;
         accepted
     }
 
     async fn accept_one(&mut self) -> Result<ConnectionInfo, HandshakeError> {
-        let refusals = LogLimiter::new();
+        let limiter = LogLimiter::new();
         loop {
             let (wire, message) = match verified(self.receiver.recv().await, &self.signer) {
                 Ok(verified) => verified,
                 Err(error) => {
-                    if let Some(left_out) = refusals.due() {
-                        tracing::warn!(error, left_out, "registration message refused");
+                    if let Some(suppressed) = limiter.due() {
+                        tracing::warn!(error, suppressed, "rejected a registration message");
                     }
                     continue;
                 }
             };
             let Content::HandshakeRequest(request) = &message.content else {
-                if let Some(left_out) = refusals.due() {
-                    tracing::warn!(msg_type = message.msg_type(), left_out, "registration message refused");
+                if let Some(suppressed) = limiter.due() {
+                    tracing::warn!(
+                        msg_type = message.msg_type(),
+                        suppressed,
+                        "rejected a registration message"
+                    );
                 }
                 continue;
             };
@@ -148,11 +156,13 @@ impl Registration {
     }
 }
 
-/// The kernel's side: announces the ports in `info` at the registration port and waits for the acknowledgement.
+/// Announces the ports in `info` at the registration port and waits for the acknowledgement: the kernel's side.
 ///
 /// # Errors
-/// [`HandshakeError::Socket`] where nobody listens there, [`HandshakeError::Deadline`] where no answer came,
-/// [`HandshakeError::Refused`] where it is no acknowledgement, and [`HandshakeError::Signing`].
+/// - [`HandshakeError::Socket`] if connecting or sending fails.
+/// - [`HandshakeError::Deadline`] if no answer arrives before the deadline.
+/// - [`HandshakeError::Refused`] if the answer is malformed, badly signed or not an acknowledgement.
+/// - [`HandshakeError::Signing`] if the key or the signature scheme is unusable.
 pub async fn announce(info: &ConnectionInfo, registration_port: u16, deadline: Duration) -> Result<(), HandshakeError> {
     let signer = info.signer()?;
     let address = address(info, registration_port);
@@ -168,11 +178,11 @@ pub async fn announce(info: &ConnectionInfo, registration_port: u16, deadline: D
         .to_wire()
         .signed(&signer);
     let exchange = async {
-        // REQ, since the starter's socket may be a REP as well as a ROUTER.
+        // A REQ socket works with both REP and ROUTER, which starters may use.
         let reply = async {
             Requester::connect(&address, deadline)
                 .await?
-                .ask(request.into_frames())
+                .request(request.into_frames())
                 .await
         };
         let reply = reply.await.map_err(|error| socket_error(&address, error))?;
@@ -180,7 +190,7 @@ pub async fn announce(info: &ConnectionInfo, registration_port: u16, deadline: D
             Content::HandshakeReply(Reply::Ok(_)) => Ok(()),
             Content::HandshakeReply(reply) => Err(HandshakeError::Refused(format!("status {}", reply.status()))),
             other => Err(HandshakeError::Refused(format!(
-                "{} in place of handshake_reply",
+                "expected handshake_reply, received {}",
                 other.msg_type()
             ))),
         }

@@ -1,4 +1,4 @@
-//! Message headers: owned, and borrowed from their frame.
+//! Message headers, owned and borrowed.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html#message-header>
 
@@ -13,39 +13,40 @@ use serde_json::{Map, Value};
 use crate::content::lenient::text;
 use crate::json;
 
-/// The version of the protocol that this crate writes into headers.
+/// Protocol version that this crate writes into headers.
 pub const PROTOCOL_VERSION: &str = "5.4";
 
-/// The header frame is no JSON object.
+/// Error of parsing a header that is not a JSON object.
 #[derive(Debug, thiserror::Error)]
 #[error("the header is not a JSON object: {0}")]
 pub struct HeaderError(#[from] serde_json::Error);
 
-/// What tells a message from others, owned.
+/// Header of a message.
 ///
-/// Lenient when read, each field by itself: absent and null ones are empty, and one that is no string is its JSON, such as
-/// the `date` that jupyter_server's gateway client writes as a number. Fields that the protocol does not name are kept.
+/// Parsing is lenient for each field: absent and null fields become empty, and values that are not strings become their
+/// JSON, such as the `date` that jupyter_server's gateway client writes as a number. Fields that the protocol does not
+/// name are kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    /// Unique to this message.
+    /// Unique id of the message.
     #[serde(default, deserialize_with = "text")]
     pub msg_id: String,
-    /// Such as `execute_request`.
+    /// Message type, such as `execute_request`.
     #[serde(default, deserialize_with = "text")]
     pub msg_type: String,
-    /// Unique to the sender's session.
+    /// Unique id of the sender's session.
     #[serde(default, deserialize_with = "text")]
     pub session: String,
-    /// The sender's user name.
+    /// Username of the sender.
     #[serde(default, deserialize_with = "text")]
     pub username: String,
-    /// When it was made, ISO 8601; kept as it was written, since not every kernel writes a zone.
+    /// Creation time in ISO 8601. Kept as text, because some kernels write no time zone.
     #[serde(default, deserialize_with = "text")]
     pub date: String,
-    /// The protocol's version, such as `5.4`.
+    /// Protocol version, such as `5.4`.
     #[serde(default, deserialize_with = "text")]
     pub version: String,
-    /// The subshell that a request is for (JEP 91).
+    /// Subshell that a request is addressed to (JEP 91).
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     pub subshell_id: Option<String>,
     /// Fields that the protocol does not name.
@@ -58,7 +59,7 @@ fn optional_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<St
 }
 
 impl Header {
-    /// A header of a new message: a fresh `msg_id`, the time now, this crate's protocol version.
+    /// Creates a header with a new `msg_id`, the current time, the username `kernelmux` and [`PROTOCOL_VERSION`].
     #[must_use]
     pub fn new(msg_type: impl Into<String>, session: impl Into<String>) -> Self {
         Self {
@@ -73,32 +74,32 @@ impl Header {
         }
     }
 
-    /// Reads a header frame.
+    /// Parses a header frame.
     ///
     /// # Errors
-    /// [`HeaderError`] where it is no JSON object.
+    /// [`HeaderError`] if the frame is not a JSON object.
     pub fn parse(json: &[u8]) -> Result<Self, HeaderError> {
         Ok(json::from_slice(json)?)
     }
 
-    /// Reads a parent header frame: `None` where it is `{}` or `null`, or has no `msg_id`.
+    /// Parses a parent header frame. Returns `None` for `null`, or if both `msg_id` and `msg_type` are empty.
     ///
     /// # Errors
-    /// [`HeaderError`] where it is neither a JSON object nor `null`.
+    /// [`HeaderError`] if the frame is neither a JSON object nor `null`.
     pub fn parse_parent(json: &[u8]) -> Result<Option<Self>, HeaderError> {
         let parent: Option<Self> = json::from_slice(json)?;
         Ok(parent.filter(|header| !header.msg_id.is_empty() || !header.msg_type.is_empty()))
     }
 }
 
-/// The header's fields that routing needs, borrowed from the frame.
+/// The header fields that routing needs, borrowed from the frame.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct HeaderRef<'a> {
-    /// Unique to this message; empty in an absent parent header.
+    /// Unique id of the message, empty in an absent parent header.
     pub msg_id: Cow<'a, str>,
-    /// Such as `execute_request`.
+    /// Message type, such as `execute_request`.
     pub msg_type: Cow<'a, str>,
-    /// Unique to the sender's session.
+    /// Unique id of the sender's session.
     pub session: Cow<'a, str>,
 }
 
@@ -112,8 +113,9 @@ struct HeaderFields<'a> {
     session: Text<'a>,
 }
 
-/// A string borrowed where it has no escapes, empty where it is null, and its JSON where it is a number or truth value.
-/// (`Option<Cow>` would always own.) Anything else tells nothing apart, and is empty.
+/// Lenient text that borrows strings without escapes, which `Option<Cow>` would always copy.
+///
+/// Numbers and booleans become their JSON. Null, arrays and objects become an empty string.
 #[derive(Default)]
 struct Text<'a>(Cow<'a, str>);
 
@@ -172,18 +174,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 }
 
 impl<'a> HeaderRef<'a> {
-    /// Reads the fields from a header or parent header frame; absent and null ones are empty.
+    /// Parses the fields of a header or parent header frame. Absent and null fields become empty.
     ///
     /// # Errors
-    /// [`HeaderError`] where it is no JSON object (`null` counts as an empty one).
+    /// [`HeaderError`] if the frame is neither a JSON object nor `null`.
     pub fn parse(json: &'a [u8]) -> Result<Self, HeaderError> {
-        // An absent parent is so common that it is worth not asking the parser.
+        // Fast path: an absent parent is very common.
         if json == b"{}" {
             return Ok(Self::default());
         }
         let fields: Option<HeaderFields<'a>> = match serde_json::from_slice(json) {
             Ok(fields) => fields,
-            // As Python writes it, or not at all.
+            // The JSON may have numbers that only Python writes.
             Err(_) => return Header::parse_parent(json).map(|header| header.unwrap_or_default().into()),
         };
         let Some(fields) = fields else {
@@ -207,12 +209,13 @@ impl From<Header> for HeaderRef<'_> {
     }
 }
 
-/// The header of a client's request with what it lacks filled in, the rest as it was written; `None` where it lacks
-/// nothing, or is no JSON object.
+/// Fills in the fields that the header of a client's request lacks, and keeps the others unchanged.
 ///
-/// Kernels of protocol 5 take requests without `version` for those of version 4, and need the session, user name and
-/// date. An empty `msg_id` gets a field beside it that no other request has: kernels refuse a message whose signature
-/// they have seen.
+/// Returns `None` if no field is missing, or the header is not a JSON object.
+///
+/// Kernels of protocol 5 treat requests without `version` as version 4, and need the session, username and date. If
+/// `msg_id` is empty, a unique additional field `kernelmux_request` is added: kernels reject a message whose signature
+/// they have received before, and two requests without it could be identical.
 #[must_use]
 pub fn completed(header: &[u8], session: &str) -> Option<Vec<u8>> {
     let mut fields: Map<String, Value> = json::from_slice(header).ok()?;
@@ -248,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn borrowed_and_owned_read_the_same_and_borrow_where_they_can() {
+    fn borrowed_and_owned_headers_parse_the_same() {
         let json = br#"{"msg_id":"a\u0062","msg_type":"status","session":null,"date":"2020","x":1,"subshell_id":"s"}"#;
         let borrowed = HeaderRef::parse(json).unwrap();
         let owned = Header::parse(json).unwrap();
@@ -261,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_another_type_costs_no_other_field() {
+    fn a_field_of_the_wrong_type_does_not_affect_other_fields() {
         let header =
             br#"{"msg_id":7,"msg_type":"execute_request","session":["x"],"date":1764.5,"version":{},"subshell_id":3}"#;
         let owned = Header::parse(header).unwrap();
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_lacks_is_filled_in_and_the_rest_stays() {
+    fn missing_fields_are_filled_in_and_others_kept() {
         let header = completed(br#"{"msg_id":"1","msg_type":"execute_request","x":1,"date":2}"#, "s").unwrap();
         let header: Value = serde_json::from_slice(&header).unwrap();
         assert_eq!(header["msg_id"], "1");

@@ -1,13 +1,13 @@
-//! Reading JSON as Python writes it, with `NaN` and `Infinity`, which no other parser takes.
+//! Parsing of JSON as Python writes it, with `NaN` and `Infinity`, which standard parsers reject.
 
 use std::borrow::Cow;
 
 use serde::de::DeserializeOwned;
 
-/// Reads JSON in which numbers may be `NaN`, `Infinity` or `-Infinity`, as null.
+/// Parses JSON, with `NaN`, `Infinity` and `-Infinity` as null.
 ///
 /// # Errors
-/// Where it is no such JSON, or not what is wanted.
+/// The error of the parser, if the text is not such JSON or does not fit the type.
 pub fn from_slice<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(json).or_else(|error| match str::from_utf8(json).map(finite) {
         Ok(Cow::Owned(json)) => serde_json::from_str(&json),
@@ -15,8 +15,9 @@ pub fn from_slice<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Err
     })
 }
 
-/// The same JSON with null in place of `NaN`, `Infinity` and `-Infinity`, which Python's encoder writes and only Python's
-/// decoder reads. Strings stay as they are.
+/// Replaces `NaN`, `Infinity` and `-Infinity` with null, except in strings.
+///
+/// Python's encoder writes these numbers, and hardly any other decoder accepts them.
 #[must_use]
 pub fn finite(json: &str) -> Cow<'_, str> {
     const NAMES: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_are_not_finite_are_null_and_strings_stay() {
+    fn numbers_that_are_not_finite_become_null_except_in_strings() {
         for (json, expected) in [
             (
                 r#"{"a":NaN,"b":[Infinity,-Infinity,-1]}"#,

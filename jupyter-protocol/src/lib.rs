@@ -1,8 +1,8 @@
-//! The Jupyter messaging protocol: signed frames, every message type, the ZeroMQ and WebSocket codecs, connection
-//! files, kernelspecs, a client, and the kernel's own side.
+//! The Jupyter messaging protocol: signed frames, all message types, the ZeroMQ and WebSocket codecs, connection files,
+//! kernelspecs, a client, and the kernel's side.
 //!
-//! A message is a [`WireMessage`]: the frames as they came, verified as they are, passed on without parsing. Whoever
-//! wants to look inside takes a [`HeaderRef`](header::HeaderRef) or a whole typed message from it.
+//! A [`WireMessage`] holds the frames as received. They are verified and forwarded without parsing. To read a message,
+//! parse a [`HeaderRef`](header::HeaderRef) or a typed [`Message`] from it.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -14,7 +14,7 @@
 //! let parts = [r#"{"msg_id":"1","msg_type":"status"}"#, "{}", "{}", r#"{"execution_state":"idle"}"#];
 //! let message = WireMessage::from_parts(parts.map(Bytes::from), []).signed(&signer);
 //!
-//! // What a ZeroMQ socket hands over is checked, then spliced into a WebSocket message.
+//! // Frames from a ZeroMQ socket are verified, then spliced into a WebSocket message.
 //! let received = WireMessage::from_frames(message.into_frames())?;
 //! received.verify(&signer)?;
 //! assert_eq!(received.header_ref()?.msg_type, "status");
@@ -24,15 +24,16 @@
 //! # }
 //! ```
 //!
-//! Without default features it has neither tokio nor ZeroMQ: types, signing and codecs alone.
+//! Without default features the crate has only types, signing and codecs, and does not depend on tokio.
 
+mod bounded_read;
 mod channel;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod codec;
 pub mod connection_file;
 pub mod content;
-mod files;
+
 #[cfg(feature = "zmq")]
 pub mod handshake;
 pub mod header;

@@ -1,12 +1,12 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a line is written at most, after the first one.
+/// Minimum interval between log lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Limits how often a log line is written that a peer's input causes.
+/// Rate limiter for a log line that a peer's input can cause.
 ///
-/// The first occurrence is logged at once, later ones once per ten seconds with the number of those left out.
+/// The first occurrence is logged at once, later ones at most once per ten seconds, with the number of suppressed ones.
 ///
 /// ```
 /// use jupyter_protocol::LogLimiter;
@@ -14,8 +14,8 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// let limiter = LogLimiter::new();
 /// let mut lines = 0;
 /// for _ in 0..1_000 {
-///     if let Some(_left_out) = limiter.due() {
-///         lines += 1; // tracing::warn!(left_out, "a message was refused");
+///     if let Some(_suppressed) = limiter.due() {
+///         lines += 1; // tracing::warn!(suppressed, "rejected a message");
 ///     }
 /// }
 /// assert_eq!(lines, 1);
@@ -26,20 +26,20 @@ pub struct LogLimiter(Mutex<Occurrences>);
 #[derive(Debug, Default)]
 struct Occurrences {
     logged: Option<Instant>,
-    left_out: u64,
+    suppressed: u64,
 }
 
 impl LogLimiter {
-    /// A limiter that lets the first line through.
+    /// Creates a limiter that permits the first line.
     #[must_use]
     pub const fn new() -> Self {
         Self(Mutex::new(Occurrences {
             logged: None,
-            left_out: 0,
+            suppressed: 0,
         }))
     }
 
-    /// Counts an occurrence. Returns how many were left out since the last line where this one is to be logged.
+    /// Counts an occurrence. If it should be logged, returns the number of suppressed ones since the last line.
     pub fn due(&self) -> Option<u64> {
         self.due_at(Instant::now())
     }
@@ -47,11 +47,11 @@ impl LogLimiter {
     fn due_at(&self, now: Instant) -> Option<u64> {
         let mut occurrences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if occurrences.logged.is_some_and(|logged| now < logged + INTERVAL) {
-            occurrences.left_out += 1;
+            occurrences.suppressed += 1;
             return None;
         }
         occurrences.logged = Some(now);
-        Some(std::mem::take(&mut occurrences.left_out))
+        Some(std::mem::take(&mut occurrences.suppressed))
     }
 }
 
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_passes_and_then_one_per_interval_with_the_count() {
+    fn the_first_line_is_permitted_and_then_one_per_interval_with_the_count() {
         let limiter = LogLimiter::new();
         let start = Instant::now();
         assert_eq!(limiter.due_at(start), Some(0));

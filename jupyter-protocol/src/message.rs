@@ -1,4 +1,4 @@
-//! A message with everything in it parsed.
+//! Fully parsed messages.
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -7,9 +7,9 @@ use crate::content::Content;
 use crate::header::{Header, HeaderError};
 use crate::wire::WireMessage;
 
-/// A message with everything in it parsed: for who makes messages or looks into them.
+/// A fully parsed message, for creating and reading messages.
 ///
-/// To pass messages on, keep the [`WireMessage`]: that is cheaper and changes no byte.
+/// To forward messages, keep the [`WireMessage`]: that is cheaper and preserves every byte.
 ///
 /// ```
 /// use jupyter_protocol::content::{Content, ExecuteRequest, Reply, ExecuteReply};
@@ -35,25 +35,25 @@ use crate::wire::WireMessage;
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#general-message-format>
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// What tells it from others.
+    /// Header that identifies the message.
     pub header: Header,
-    /// The header of the message that caused it, if one did.
+    /// Header of the request that caused the message, if any.
     pub parent_header: Option<Header>,
-    /// What the protocol leaves to those who agree on it.
+    /// Metadata, which the protocol does not specify.
     pub metadata: Map<String, Value>,
-    /// What it says.
+    /// Content.
     pub content: Content,
-    /// Binary data that the content refers to.
+    /// Binary buffers that the content refers to.
     pub buffers: Vec<Bytes>,
 }
 
-/// The frames are a message, but its header cannot be used.
+/// Error of parsing a message whose header is invalid.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use the message: {0}")]
+#[error("cannot parse the message: {0}")]
 pub struct MessageError(#[from] HeaderError);
 
 impl Message {
-    /// A new message with this content, from this session: fresh id, no parent.
+    /// Creates a message with a new id and no parent.
     pub fn new(content: impl Into<Content>, session: &str) -> Self {
         let content = content.into();
         Self {
@@ -65,59 +65,59 @@ impl Message {
         }
     }
 
-    /// The same message as an effect of `parent`: its reply, or an output of what it asked for.
+    /// Sets the parent of the message, which is its reply or an output of its request.
     #[must_use]
     pub fn child_of(self, parent: &Self) -> Self {
         self.with_parent(parent.header.clone())
     }
 
-    /// The same message as an effect of the message with this header.
+    /// Sets the header of the parent.
     #[must_use]
     pub fn with_parent(mut self, parent: Header) -> Self {
         self.parent_header = Some(parent);
         self
     }
 
-    /// The same message with this metadata.
+    /// Sets the metadata.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Map<String, Value>) -> Self {
         self.metadata = metadata;
         self
     }
 
-    /// The same message with these buffers.
+    /// Sets the buffers.
     #[must_use]
     pub fn with_buffers(mut self, buffers: impl IntoIterator<Item = Bytes>) -> Self {
         self.buffers = buffers.into_iter().collect();
         self
     }
 
-    /// The same message for a subshell of the kernel (JEP 91).
+    /// Addresses the message to a subshell of the kernel (JEP 91).
     #[must_use]
     pub fn on_subshell(mut self, subshell_id: impl Into<String>) -> Self {
         self.header.subshell_id = Some(subshell_id.into());
         self
     }
 
-    /// The type that the header says, such as `execute_request`.
+    /// Returns the message type in the header, such as `execute_request`.
     #[must_use]
     pub fn msg_type(&self) -> &str {
         &self.header.msg_type
     }
 
-    /// The id of the message that caused it; empty where none did.
+    /// Returns the `msg_id` of the parent, empty if there is none.
     #[must_use]
     pub fn parent_id(&self) -> &str {
         self.parent_header.as_ref().map_or("", |parent| &parent.msg_id)
     }
 
-    /// Parses a message. Does not verify its signature: see [`WireMessage::verify`].
+    /// Parses a message without verifying its signature: see [`WireMessage::verify`].
     ///
-    /// Content that does not fit its type becomes [`Content::Invalid`]; a parent header or metadata that is not JSON
-    /// of the right kind is taken as absent.
+    /// Content that does not fit its type becomes [`Content::Invalid`]. An invalid parent header or invalid metadata is
+    /// treated as absent.
     ///
     /// # Errors
-    /// [`MessageError`] where the header is no JSON object with the protocol's fields.
+    /// [`MessageError`] if the header is not a JSON object.
     pub fn from_wire(wire: &WireMessage) -> Result<Self, MessageError> {
         let header = Header::parse(wire.header())?;
         Ok(Self {
@@ -129,7 +129,7 @@ impl Message {
         })
     }
 
-    /// The message's frames, unsigned and without identities: see [`WireMessage::signed`].
+    /// Serializes the message into frames, unsigned and without identities: see [`WireMessage::signed`].
     #[must_use]
     pub fn to_wire(&self) -> WireMessage {
         let parent = self.parent_header.as_ref().map_or_else(empty_object, json);
@@ -142,7 +142,7 @@ fn empty_object() -> Bytes {
     Bytes::from_static(b"{}")
 }
 
-/// Headers and metadata have only strings for keys, so writing them cannot fail.
+/// Serializes a header or metadata, which cannot fail because all keys are strings.
 fn json(value: &impl serde::Serialize) -> Bytes {
     serde_json::to_vec(value).map_or_else(|_| empty_object(), Bytes::from)
 }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_received() {
+    fn messages_survive_a_round_trip() {
         let parent = Message::new(Status::new(ExecutionState::Idle), "a").on_subshell("s");
         let message = Message::new(Status::new("thinking".into()), "b")
             .child_of(&parent)
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_unusable_header_is_an_error() {
+    fn only_an_invalid_header_is_an_error() {
         let header = r#"{"msg_id":"1","msg_type":"status"}"#;
         let message = Message::from_wire(&wire(header, "[", "null", "{\"execution_state\":")).unwrap();
         assert_eq!(message.parent_header, None);

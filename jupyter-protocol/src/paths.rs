@@ -1,17 +1,17 @@
-//! Where Jupyter keeps its files: the same directories, in the same order, as `jupyter_core` finds them.
+//! Jupyter's directories, the same and in the same order as in `jupyter_core`.
 //!
-//! Nothing here reads the process's environment but [`PathEnv::from_process`]: everything else works from
-//! the values it is given, so that a server can look on behalf of another user and tests need no globals.
+//! Only [`PathEnv::from_process`] reads the environment of the process. Everything else works with explicit values, so
+//! that a server can search on behalf of another user, and tests need no globals.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Whose conventions for directories hold.
+/// Platform whose directory conventions apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Platform {
-    /// Linux and every Unix but macOS.
+    /// Linux and every other Unix except macOS.
     Unix,
     /// macOS.
     MacOs,
@@ -20,7 +20,7 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// The platform that this program was built for.
+    /// Returns the platform that this program was built for.
     #[must_use]
     pub const fn current() -> Self {
         if cfg!(windows) {
@@ -40,9 +40,9 @@ impl Platform {
     }
 }
 
-/// What decides where Jupyter's directories are: environment variables, home directory, platform, Python prefix.
+/// Environment that determines Jupyter's directories: environment variables, home directory, platform, Python prefix.
 ///
-/// Its `Debug` output names the variables but not their values, which may hold secrets.
+/// The `Debug` output contains the names of the variables but not their values, which may be secret.
 #[derive(Clone)]
 pub struct PathEnv {
     vars: HashMap<OsString, OsString>,
@@ -63,9 +63,9 @@ impl std::fmt::Debug for PathEnv {
 }
 
 impl PathEnv {
-    /// An environment with these variables and this home directory, on the platform that this program runs on.
+    /// Creates an environment with these variables and this home directory, for the current platform.
     ///
-    /// The Python prefix (`sys.prefix`) is `VIRTUAL_ENV`, else `CONDA_PREFIX`, else there is none:
+    /// The Python prefix (`sys.prefix`) defaults to `VIRTUAL_ENV`, else `CONDA_PREFIX`, else none.
     /// [`with_python_prefix`](Self::with_python_prefix) sets another.
     pub fn new<K, V>(vars: impl IntoIterator<Item = (K, V)>, home: impl Into<PathBuf>) -> Self
     where
@@ -89,36 +89,36 @@ impl PathEnv {
         }
     }
 
-    /// The environment of this process. Without a home directory, `/` takes its place.
+    /// Returns the environment of this process. Without a home directory, uses `/`.
     #[must_use]
     pub fn from_process() -> Self {
         let home = std::env::home_dir().unwrap_or_else(|| PathBuf::from("/"));
-        // jupyter_core resolves links here too: on some systems /home is one.
+        // Resolves symbolic links as jupyter_core does: on some systems /home is one.
         let home = home.canonicalize().unwrap_or(home);
         Self::new(std::env::vars_os(), home)
     }
 
-    /// The same, with `prefix` as the `sys.prefix` of the Python whose environment directory is searched.
+    /// Sets the Python prefix (`sys.prefix`) whose `share/jupyter` is searched.
     #[must_use]
     pub fn with_python_prefix(mut self, prefix: impl Into<PathBuf>) -> Self {
         self.python_prefix = Some(prefix.into());
         self
     }
 
-    /// The same, on another platform.
+    /// Sets the platform.
     #[must_use]
     pub const fn with_platform(mut self, platform: Platform) -> Self {
         self.platform = platform;
         self
     }
 
-    /// The Python prefix (`sys.prefix`) whose `share/jupyter` is searched, if any.
+    /// Returns the Python prefix (`sys.prefix`) whose `share/jupyter` is searched, if any.
     #[must_use]
     pub fn python_prefix(&self) -> Option<&Path> {
         self.python_prefix.as_deref()
     }
 
-    /// The value of a variable that is set and not empty.
+    /// Returns the value of a variable, if it is set and not empty.
     #[must_use]
     pub fn var(&self, name: &str) -> Option<&OsString> {
         self.vars
@@ -126,7 +126,7 @@ impl PathEnv {
             .filter(|value| !value.is_empty())
     }
 
-    /// The user's data directory: `JUPYTER_DATA_DIR`, or the platform's place for it.
+    /// Returns the data directory of the user: `JUPYTER_DATA_DIR`, or the default of the platform.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         if let Some(dir) = self.var("JUPYTER_DATA_DIR") {
@@ -148,7 +148,7 @@ impl PathEnv {
         }
     }
 
-    /// Where connection files are: `JUPYTER_RUNTIME_DIR`, or `runtime` in [`data_dir`](Self::data_dir).
+    /// Returns the directory of connection files: `JUPYTER_RUNTIME_DIR`, or `runtime` in [`data_dir`](Self::data_dir).
     #[must_use]
     pub fn runtime_dir(&self) -> PathBuf {
         match self.var("JUPYTER_RUNTIME_DIR") {
@@ -157,17 +157,17 @@ impl PathEnv {
         }
     }
 
-    /// The directories of Jupyter's data, the most important first.
+    /// Returns the directories of Jupyter's data in order of precedence.
     ///
-    /// These are the entries of `JUPYTER_PATH`; then the user's and the Python environment's, in the order that
-    /// `JUPYTER_PREFER_ENV_PATH` or the kind of environment decides; then the system's.
+    /// These are the entries of `JUPYTER_PATH`, then the directories of the user and of the Python environment, whose
+    /// order depends on `JUPYTER_PREFER_ENV_PATH` or the kind of environment, then the directories of the system.
     #[must_use]
     pub fn jupyter_path(&self) -> Vec<PathBuf> {
         let mut dirs = self.split_paths("JUPYTER_PATH");
         let system = self.system_dirs();
         let user = self.user_dirs();
         let env = self.env_dir().filter(|dir| {
-            // On Windows the two are often one, and the environment's place must still be free to come first.
+            // On Windows the system directory is often the one of the environment, which may have to come first.
             system == [dir.clone()] || !system.contains(dir)
         });
         if self.prefers_env_over_user() {
@@ -185,7 +185,7 @@ impl PathEnv {
         dirs
     }
 
-    /// The directory that IPython 2 put kernelspecs below; `jupyter_client` still searches it, last of all.
+    /// Returns the directory of IPython 2 with its kernelspecs, which `jupyter_client` still searches last.
     pub(crate) fn ipython_dir(&self) -> PathBuf {
         self.var("IPYTHONDIR")
             .map_or_else(|| self.home.join(".ipython"), PathBuf::from)
@@ -196,7 +196,7 @@ impl PathEnv {
             .map_or_else(|| self.home.join(".jupyter"), PathBuf::from)
     }
 
-    /// A variable as a switch: anything but a word for "no" is on. `None` where it is not set.
+    /// Returns a variable as a boolean, `true` unless it is a word for "no", or `None` if it is not set.
     fn flag(&self, name: &str) -> Option<bool> {
         let value = self.vars.get(std::ffi::OsStr::new(name))?;
         let value = value.to_string_lossy().to_lowercase();
@@ -211,7 +211,7 @@ impl PathEnv {
             .to_string_lossy()
             .split(self.platform.path_separator())
             .map(|dir| dir.trim_end_matches(std::path::MAIN_SEPARATOR))
-            // An empty entry would mean the working directory, which nobody asks for on purpose.
+            // An empty entry would mean the working directory, which is hardly ever intended.
             .filter(|dir| !dir.is_empty())
             .map(PathBuf::from)
             .collect()
@@ -233,7 +233,7 @@ impl PathEnv {
         dirs
     }
 
-    /// Python's `site.USER_BASE`, where Python would use it (`site.ENABLE_USER_SITE`).
+    /// Returns Python's `site.USER_BASE`, if Python would use it (`site.ENABLE_USER_SITE`).
     fn python_user_base(&self) -> Option<PathBuf> {
         if self.var("PYTHONNOUSERSITE").is_some() {
             return None;
@@ -270,7 +270,7 @@ impl PathEnv {
 
     fn system_dirs(&self) -> Vec<PathBuf> {
         if self.platform == Platform::Windows {
-            // Any user may write to %PROGRAMDATA%, so it counts only where someone asked for it.
+            // Any user may write to %PROGRAMDATA%, so it is used only if requested.
             let program_data = match self.flag("JUPYTER_USE_PROGRAMDATA") {
                 Some(true) => self.var("PROGRAMDATA"),
                 _ => None,
@@ -334,16 +334,16 @@ impl PathEnv {
         (is_virtualenv || is_named_conda) && owned_by_this_user(prefix)
     }
 
-    /// The text of `pyvenv.cfg`, which tells a virtual environment from an installed Python.
+    /// Returns the text of `pyvenv.cfg`, which exists only in virtual environments.
     fn virtualenv_config(&self) -> Option<String> {
         let path = self.python_prefix.as_ref()?.join("pyvenv.cfg");
-        let text = crate::files::read_limited(&path, PYVENV_LIMIT).ok()?;
+        let text = crate::bounded_read::read_limited(&path, MAX_PYVENV_CFG).ok()?;
         Some(String::from_utf8_lossy(&text).into_owned())
     }
 }
 
-/// Far more than Python writes into a `pyvenv.cfg`, in bytes.
-const PYVENV_LIMIT: u64 = 64 * 1024;
+/// Maximum size of a `pyvenv.cfg` in bytes, far more than Python writes.
+const MAX_PYVENV_CFG: u64 = 64 * 1024;
 
 fn includes_system_packages(pyvenv_cfg: &str) -> bool {
     pyvenv_cfg.lines().any(|line| {

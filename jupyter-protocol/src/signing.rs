@@ -1,4 +1,4 @@
-//! Message signatures: HMAC over the frames as they are.
+//! Message signatures: HMAC over the frames as received.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol>
 
@@ -10,14 +10,14 @@ use hmac::digest::KeyInit;
 use hmac::{Hmac, Mac, SimpleHmac};
 use subtle::ConstantTimeEq;
 
-/// How many digests [`DigestHistory::default`] remembers, as jupyter_client does.
+/// Capacity of [`DigestHistory::default`], the same as in jupyter_client.
 pub const DEFAULT_DIGEST_HISTORY: usize = 1 << 16;
 
-/// The key cannot be used to sign.
+/// Error of creating a [`Signer`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SigningError {
-    /// The connection file names a scheme that is not known here.
+    /// The signature scheme of the connection file is not supported.
     #[error(
         "signature scheme {0:?} is not supported; known are hmac-md5, hmac-sha1, hmac-sha224, hmac-sha256, \
          hmac-sha384, hmac-sha512, hmac-sha3_224, _256, _384, _512, hmac-blake2b and hmac-blake2s"
@@ -39,7 +39,7 @@ macro_rules! schemes {
                     return Ok(Self::Unsigned);
                 }
                 match name {
-                    // HMAC takes keys of any length, so the error cannot occur; it is reported all the same.
+                    // The error cannot occur, because HMAC accepts keys of any length.
                     $($($name)|+ => <$hmac as KeyInit>::new_from_slice(key)
                         .map(Self::$variant)
                         .map_err(|_| SigningError::UnknownScheme(name.to_owned())),)+
@@ -63,7 +63,8 @@ macro_rules! schemes {
     };
 }
 
-// What Python's `hashlib` has by these names. Its `shake_*` have no digest of a fixed size, so no HMAC is made of them.
+// The hashes of Python's `hashlib` by their names there. Its `shake_*` have no fixed digest size, so HMAC does not
+// support them.
 schemes! {
     Md5, Hmac<md5::Md5>, ["hmac-md5"];
     Sha1, Hmac<sha1::Sha1>, ["hmac-sha1"];
@@ -79,9 +80,9 @@ schemes! {
     Blake2s, SimpleHmac<blake2::Blake2s256>, ["hmac-blake2s"];
 }
 
-/// Signs and verifies messages with a connection's key.
+/// Signs and verifies messages with the key of a connection.
 ///
-/// Cloning is cheap. The key is not in its `Debug` output.
+/// Cloning is cheap. The `Debug` output does not contain the key.
 #[derive(Clone)]
 pub struct Signer {
     scheme: Scheme,
@@ -96,17 +97,21 @@ impl fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// A signer for a connection file's `signature_scheme` and `key`. An empty key means unsigned messages.
+    /// Creates a signer for the `signature_scheme` and `key` of a connection file.
+    ///
+    /// With an empty key, messages are not signed. The supported schemes are `hmac-md5`, `hmac-sha1`, `hmac-sha224`,
+    /// `hmac-sha256`, `hmac-sha384`, `hmac-sha512`, `hmac-sha3_224`, `hmac-sha3_256`, `hmac-sha3_384`, `hmac-sha3_512`
+    /// (or with `sha3-`), `hmac-blake2b` and `hmac-blake2s`.
     ///
     /// # Errors
-    /// [`SigningError::UnknownScheme`] where the key is not empty and the scheme is none of the `hmac-*` above.
+    /// [`SigningError::UnknownScheme`] if the key is not empty and the scheme is not supported.
     pub fn new(scheme: &str, key: &[u8]) -> Result<Self, SigningError> {
         Ok(Self {
             scheme: Scheme::new(scheme, key)?,
         })
     }
 
-    /// A signer that signs nothing and accepts any signature, as an empty key asks.
+    /// Creates a signer that signs nothing and accepts any signature, as with an empty key.
     #[must_use]
     pub fn unsigned() -> Self {
         Self {
@@ -114,13 +119,13 @@ impl Signer {
         }
     }
 
-    /// Whether messages are signed at all.
+    /// Returns whether messages are signed.
     #[must_use]
     pub fn signs(&self) -> bool {
         !matches!(self.scheme, Scheme::Unsigned)
     }
 
-    /// The signature of header, parent header, metadata and content: lower-case hex, empty where unsigned.
+    /// Signs header, parent header, metadata and content. The signature is empty if messages are not signed.
     #[must_use]
     pub fn sign(&self, parts: [&[u8]; 4]) -> Signature {
         let digest = self.scheme.digest(parts);
@@ -128,7 +133,7 @@ impl Signer {
             hex: [0; 128],
             len: digest.len * 2,
         };
-        // All of the array, whatever the digest's length: of a known length it takes a few instructions.
+        // Encodes the whole array, because a loop of constant length compiles to a few vector instructions.
         for (byte, pair) in digest.bytes.iter().zip(signature.hex.chunks_exact_mut(2)) {
             pair[0] = hex_digit(byte >> 4);
             pair[1] = hex_digit(byte & 15);
@@ -136,7 +141,7 @@ impl Signer {
         signature
     }
 
-    /// Whether `signature` is the one of these parts, compared in constant time. Always true where unsigned.
+    /// Verifies a signature of these parts in constant time. Always returns `true` if messages are not signed.
     #[must_use]
     pub fn verify(&self, signature: &[u8], parts: [&[u8]; 4]) -> bool {
         if !self.signs() {
@@ -144,13 +149,13 @@ impl Signer {
         }
         let expected = self.sign(parts);
         let expected = expected.as_bytes();
-        // The length is no secret. All digits are looked at before anything depends on one of them.
+        // The length is not secret. The result depends on the digits only after all of them were compared.
         let differing = expected.iter().zip(signature).fold(0, |all, (a, b)| all | (a ^ b));
         expected.len() == signature.len() && bool::from(differing.ct_eq(&0))
     }
 }
 
-/// The lower-case digit of a value below 16.
+/// Returns the lowercase hex digit of a value below 16.
 const fn hex_digit(value: u8) -> u8 {
     const FROM_TEN: u8 = b'a' - b'0' - 10;
     b'0' + value + if value > 9 { FROM_TEN } else { 0 }
@@ -172,7 +177,7 @@ impl Digest {
     }
 }
 
-/// A signature as it stands on the wire, held without allocating.
+/// Signature in lowercase hex, stored without an allocation.
 #[derive(Clone)]
 pub struct Signature {
     hex: [u8; 128],
@@ -180,7 +185,7 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// The lower-case hex digits; empty where messages are unsigned.
+    /// Returns the lowercase hex digits, empty if messages are not signed.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.hex[..self.len]
@@ -193,12 +198,12 @@ impl fmt::Debug for Signature {
     }
 }
 
-/// The signatures seen lately, so that a recorded message cannot be replayed.
+/// Bounded history of recent signatures, which detects replayed messages.
 ///
-/// Holds a bounded number, the oldest is forgotten first. Grows with use, so an idle kernel's costs nothing.
+/// At its capacity, the oldest signature is dropped. Memory grows with use, so the history of an idle kernel is small.
 #[derive(Debug)]
 pub struct DigestHistory {
-    seen: HashSet<u64, BuildHasherDefault<AlreadyRandom>>,
+    seen: HashSet<u64, BuildHasherDefault<IdentityHasher>>,
     order: VecDeque<u64>,
     capacity: usize,
 }
@@ -210,7 +215,7 @@ impl Default for DigestHistory {
 }
 
 impl DigestHistory {
-    /// A history of at most `capacity` signatures.
+    /// Creates a history of at most `capacity` signatures, and at least one.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self {
@@ -220,12 +225,12 @@ impl DigestHistory {
         }
     }
 
-    /// Remembers a verified signature; `false` where it was seen before. Unsigned (empty) ones always pass.
+    /// Stores a verified signature. Returns `false` if it is a replay. Empty signatures are never replays.
     pub fn insert(&mut self, signature: &[u8]) -> bool {
         if signature.is_empty() {
             return true;
         }
-        // The signature was verified, so its digits are as random as the digest: 16 of them identify it.
+        // The digits of a verified signature are as random as the digest, so 16 of them identify it.
         let mut prefix = 0_u64;
         for digit in signature.iter().take(16) {
             let value = match digit {
@@ -248,11 +253,11 @@ impl DigestHistory {
     }
 }
 
-/// Hashes a value that is a piece of a digest by taking it as it is.
+/// Hasher that returns a value unchanged, for pieces of a digest, which are random already.
 #[derive(Default)]
-struct AlreadyRandom(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for AlreadyRandom {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -273,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_key_means_unsigned_whatever_the_scheme() {
+    fn an_empty_key_means_unsigned_with_any_scheme() {
         let signer = Signer::new("hmac-of-the-future", b"").unwrap();
         assert!(!signer.signs());
         assert!(signer.verify(b"anything", [b"a", b"b", b"c", b"d"]));
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_scheme_is_refused_by_name() {
+    fn an_unknown_scheme_is_named_in_the_error() {
         let error = Signer::new("hmac-crc32", b"key").unwrap_err();
         assert!(error.to_string().contains("hmac-crc32"));
     }
@@ -299,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_history_refuses_a_replay_and_forgets_the_oldest() {
+    fn the_history_detects_replays_and_drops_the_oldest() {
         let signer = Signer::new("hmac-sha256", b"key").unwrap();
         let signature = |n: u32| signer.sign([&n.to_le_bytes(), b"", b"", b""]);
         let mut history = DigestHistory::new(2);
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_does_not_show_the_key() {
+    fn debug_output_does_not_contain_the_key() {
         let signer = Signer::new("hmac-sha256", b"very-secret").unwrap();
         assert!(!format!("{signer:?}").contains("very-secret"));
     }

@@ -1,66 +1,66 @@
-//! A message as its frames, nothing parsed.
+//! Messages as unparsed frames.
 
 use bytes::Bytes;
 
 use crate::header::{HeaderError, HeaderRef};
 use crate::signing::Signer;
 
-/// The frame between a message's identities and its signature.
+/// Frame that separates a message's identities from its signature.
 pub const DELIMITER: &[u8] = b"<IDS|MSG>";
 
-/// How many frames a message may have, identities and buffers together.
+/// Maximum number of frames of a message, including identities and buffers.
 pub const MAX_FRAMES: usize = 65_536;
 
-/// The frames are not a message.
+/// Frames that are not an acceptable message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// No `<IDS|MSG>` frame.
+    /// There is no `<IDS|MSG>` frame.
     #[error("no <IDS|MSG> frame among {frames} frames: not a Jupyter message")]
     NoDelimiter {
-        /// How many frames there were.
+        /// Number of frames.
         frames: usize,
     },
-    /// Fewer than the signature and four parts after the delimiter.
+    /// Frames are missing after the delimiter: a message has a signature and four parts.
     #[error(
-        "{parts} frames after <IDS|MSG>, where a message has at least five (signature, header, parent_header, metadata, content)"
+        "{parts} frames after <IDS|MSG>, expected at least five (signature, header, parent_header, metadata, content)"
     )]
     TooShort {
-        /// How many frames there were after the delimiter.
+        /// Number of frames after the delimiter.
         parts: usize,
     },
-    /// More bytes than a socket takes. They were passed over.
-    #[error("a message of {bytes} bytes, where one may have {most}, was left out")]
+    /// The message exceeds the size limit of the socket and was skipped.
+    #[error("skipped a message of {bytes} bytes: the limit is {most} bytes")]
     TooLarge {
-        /// How many bytes it had.
+        /// Size of the message in bytes.
         bytes: u64,
-        /// How many it may have.
+        /// Maximum size in bytes.
         most: u64,
     },
-    /// There was no memory for it, since large messages of other sockets had all of it. It was passed over.
-    #[error("a message of {bytes} bytes was left out: there was no memory for it beside other large messages")]
+    /// The message was skipped because the budget for large messages had no memory for it.
+    #[error("skipped a message of {bytes} bytes: no memory left for large messages")]
     NoMemory {
-        /// How many bytes it had.
+        /// Size of the message in bytes.
         bytes: u64,
     },
-    /// More frames than [`MAX_FRAMES`].
-    #[error("{frames} frames, where a message may have {MAX_FRAMES}")]
+    /// The message has more frames than [`MAX_FRAMES`].
+    #[error("a message of {frames} frames: the limit is {MAX_FRAMES}")]
     TooManyFrames {
-        /// How many frames there were.
+        /// Number of frames.
         frames: usize,
     },
-    /// The signature is not the one of these frames: another key, or an altered message.
+    /// The signature does not match: the message was signed with another key or altered.
     #[error("the signature does not match the message: check that both sides use the same connection file")]
     BadSignature,
-    /// A message with this signature has been received before.
-    #[error("a message with this signature was received before: replay refused")]
+    /// A message with this signature was received before.
+    #[error("replay: a message with this signature was received before")]
     Replayed,
 }
 
-/// A message as it stands on the wire: identities, `<IDS|MSG>`, signature, header, parent header, metadata, content
-/// and buffers, each the frame as it came.
+/// A message in its wire format: identities, `<IDS|MSG>`, signature, header, parent header, metadata, content and
+/// buffers, each as received.
 ///
-/// Nothing is parsed or copied: to pass a message on costs what counting its frames' references costs.
+/// Nothing is parsed or copied. Cloning or forwarding a message only counts references to its frames.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol>
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,10 +70,12 @@ pub struct WireMessage {
 }
 
 impl WireMessage {
-    /// Takes the frames of one multipart message, without verifying the signature.
+    /// Creates a message from the frames of one multipart message, without verifying the signature.
     ///
     /// # Errors
-    /// [`WireError::NoDelimiter`], [`WireError::TooShort`] and [`WireError::TooManyFrames`] where it is no message.
+    /// - [`WireError::NoDelimiter`] if there is no `<IDS|MSG>` frame.
+    /// - [`WireError::TooShort`] if fewer than five frames follow the delimiter.
+    /// - [`WireError::TooManyFrames`] if there are more than [`MAX_FRAMES`] frames.
     pub fn from_frames(frames: Vec<Bytes>) -> Result<Self, WireError> {
         if frames.len() > MAX_FRAMES {
             return Err(WireError::TooManyFrames { frames: frames.len() });
@@ -89,8 +91,9 @@ impl WireMessage {
         Ok(Self { frames, delimiter })
     }
 
-    /// A message of these parts (header, parent header, metadata, content: each a JSON object), unsigned and without
-    /// identities.
+    /// Creates an unsigned message without identities.
+    ///
+    /// The parts are header, parent header, metadata and content, each a JSON object.
     #[must_use]
     pub fn from_parts(parts: [Bytes; 4], buffers: impl IntoIterator<Item = Bytes>) -> Self {
         let buffers = buffers.into_iter();
@@ -102,10 +105,10 @@ impl WireMessage {
         Self { frames, delimiter: 0 }
     }
 
-    /// Checks the signature over the frames as they are.
+    /// Verifies the signature over the frames as received.
     ///
     /// # Errors
-    /// [`WireError::BadSignature`] where it is another message's or was made with another key.
+    /// [`WireError::BadSignature`] if the message was signed with another key or altered.
     pub fn verify(&self, signer: &Signer) -> Result<(), WireError> {
         if signer.verify(self.signature(), self.parts().map(|part| &**part)) {
             Ok(())
@@ -114,7 +117,7 @@ impl WireMessage {
         }
     }
 
-    /// The same message signed with another key: one whose frames came from a client without a key, say.
+    /// Signs the message, replacing its signature. A message from a client without a key is signed so, for example.
     #[must_use]
     pub fn signed(mut self, signer: &Signer) -> Self {
         let signature = signer.sign(self.parts().map(|part| &**part));
@@ -122,7 +125,7 @@ impl WireMessage {
         self
     }
 
-    /// The same message with these identities in front of it, as a ROUTER socket wants them.
+    /// Replaces the identities in front of the message, by which a ROUTER socket addresses its peer.
     #[must_use]
     pub fn with_identities(mut self, identities: impl IntoIterator<Item = Bytes>) -> Self {
         let before = self.frames.len();
@@ -132,78 +135,78 @@ impl WireMessage {
         self
     }
 
-    /// All frames in order, to be sent as one multipart message.
+    /// Returns all frames in order, to be sent as one multipart message.
     #[must_use]
     pub fn into_frames(self) -> Vec<Bytes> {
         self.frames
     }
 
-    /// The frames before the delimiter: routing identities, or the topic on iopub.
+    /// Returns the frames before the delimiter: routing identities, or the topic on iopub.
     #[must_use]
     pub fn identities(&self) -> &[Bytes] {
         &self.frames[..self.delimiter]
     }
 
-    /// The signature's hex digits; empty where unsigned.
+    /// Returns the hex digits of the signature, empty if the message is unsigned.
     #[must_use]
     pub fn signature(&self) -> &Bytes {
         &self.frames[self.delimiter + 1]
     }
 
-    /// The header's JSON.
+    /// Returns the header as JSON.
     #[must_use]
     pub fn header(&self) -> &Bytes {
         &self.frames[self.delimiter + 2]
     }
 
-    /// The parent header's JSON, `{}` where there is none.
+    /// Returns the parent header as JSON, `{}` if there is no parent.
     #[must_use]
     pub fn parent_header(&self) -> &Bytes {
         &self.frames[self.delimiter + 3]
     }
 
-    /// The metadata's JSON.
+    /// Returns the metadata as JSON.
     #[must_use]
     pub fn metadata(&self) -> &Bytes {
         &self.frames[self.delimiter + 4]
     }
 
-    /// The content's JSON.
+    /// Returns the content as JSON.
     #[must_use]
     pub fn content(&self) -> &Bytes {
         &self.frames[self.delimiter + 5]
     }
 
-    /// Header, parent header, metadata and content: what the signature covers.
+    /// Returns the parts that the signature covers: header, parent header, metadata and content.
     #[must_use]
     pub fn parts(&self) -> [&Bytes; 4] {
         [self.header(), self.parent_header(), self.metadata(), self.content()]
     }
 
-    /// The binary buffers after the content.
+    /// Returns the binary buffers after the content.
     #[must_use]
     pub fn buffers(&self) -> &[Bytes] {
         &self.frames[self.delimiter + 6..]
     }
 
-    /// Header, parent header, metadata, content and buffers in order.
+    /// Returns header, parent header, metadata, content and buffers in order.
     #[must_use]
     pub fn parts_and_buffers(&self) -> &[Bytes] {
         &self.frames[self.delimiter + 2..]
     }
 
-    /// The header, borrowed from its frame.
+    /// Parses the header, borrowing from its frame.
     ///
     /// # Errors
-    /// [`HeaderError`] where the frame is no JSON object.
+    /// [`HeaderError`] if the frame is not a JSON object.
     pub fn header_ref(&self) -> Result<HeaderRef<'_>, HeaderError> {
         HeaderRef::parse(self.header())
     }
 
-    /// The parent's header, borrowed from its frame; its fields are empty where there is no parent.
+    /// Parses the parent header, borrowing from its frame. Its fields are empty if there is no parent.
     ///
     /// # Errors
-    /// [`HeaderError`] where the frame is no JSON object.
+    /// [`HeaderError`] if the frame is not a JSON object.
     pub fn parent_ref(&self) -> Result<HeaderRef<'_>, HeaderError> {
         HeaderRef::parse(self.parent_header())
     }
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn short_and_foreign_frames_are_typed_errors() {
+    fn frames_that_are_not_a_message_are_typed_errors() {
         assert_eq!(
             WireMessage::from_frames(vec![]),
             Err(WireError::NoDelimiter { frames: 0 })
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn identities_change_and_the_rest_stays() {
+    fn with_identities_replaces_only_the_identities() {
         let message =
             WireMessage::from_frames(frames(&["id", "<IDS|MSG>", "", "{1", "{2", "{3", "{4", "buf"])).unwrap();
         assert_eq!(message.identities(), &frames(&["id"])[..]);

@@ -1,32 +1,35 @@
 //! ZeroMQ sockets that carry [`WireMessage`](crate::wire::WireMessage)s, and the heartbeat.
 //!
-//! Thin: a message's frames are handed over as they are. Signatures are the caller's to make and check.
+//! The sockets pass frames through unchanged. The caller signs messages and verifies signatures.
 //!
-//! # What a peer can do
+//! # Untrusted peers
 //!
-//! Room is made only for bytes that have come, and messages of more than [`MAX_MESSAGE_BYTES`] are passed over, heartbeats and subscriptions
-//! of more than 4 KiB. A socket of a kernel has at most 128 connections, each with ten seconds for its handshake, and a
-//! bounded queue for each; those beyond wait until one ends. Who takes nothing of what there is for it loses its
-//! connection: after ten seconds, on iopub after thirty.
+//! Buffers grow only as bytes arrive, whatever length a frame claims. Messages larger than [`MAX_MESSAGE_BYTES`] are
+//! skipped, and those larger than 16 GiB close the connection. A heartbeat or subscription larger than 4 KiB closes its
+//! connection.
 //!
-//! What is left to who can reach a kernel's sockets, for which it needs no key: to hold all connections, to have parts of
-//! large messages be kept, and to subscribe and read slowly, for which a kernel waits. So let nobody but a kernel's user
-//! reach them: Unix sockets in a directory of mode 0700 (`ipc`), or TCP on 127.0.0.1, or a network policy for pods.
+//! Each socket of a kernel accepts at most 128 connections at a time; further ones wait until one closes. Every
+//! connection has ten seconds for its handshake and a bounded send queue. A peer that stops reading is disconnected
+//! after the write timeout: ten seconds, or thirty seconds on iopub.
+//!
+//! A peer that can reach a kernel's sockets needs no key to occupy all connections, to make the kernel buffer partial
+//! large messages, or to slow the kernel down by subscribing and reading slowly. Restrict access to the kernel's user:
+//! use Unix sockets in a directory of mode 0700 (`ipc`), TCP on 127.0.0.1, or a network policy for pods.
 
 mod connection;
 mod dealer;
+mod detachable;
 #[cfg(feature = "kernel")]
 mod echo;
-mod inbox;
 mod listener;
-mod listening;
 mod memory;
 #[cfg(feature = "kernel")]
 mod publisher;
+mod read_buffer;
 mod requester;
 mod router;
+mod server;
 mod socket;
-mod stream;
 mod subscriber;
 mod throttle;
 mod zmtp;
@@ -35,53 +38,55 @@ pub use dealer::{DealerReceiver, DealerSender, dealer};
 #[cfg(feature = "kernel")]
 pub(crate) use echo::echo;
 pub(crate) use listener::Listener;
-pub(crate) use listening::Listening;
 pub use memory::MessageMemory;
 #[cfg(feature = "kernel")]
 pub(crate) use publisher::{Publisher, Subscription};
 pub(crate) use requester::Requester;
 pub use requester::heartbeat;
 pub(crate) use router::{RouterReceiver, RouterSender, router};
+pub(crate) use server::SocketServer;
 pub use subscriber::IopubSubscriber;
 
 use crate::wire::WireError;
 
-/// How many bytes a message may have. Several times as many are held while it is received, logged and sent on, which
-/// [`MessageMemory`] bounds for many sockets together.
+/// Maximum size of a message in bytes.
+///
+/// Receiving, logging and forwarding a message takes several times its size in memory. [`MessageMemory`] bounds the
+/// total across many sockets.
 pub const MAX_MESSAGE_BYTES: u64 = 128 << 20;
 
-/// A socket could not be used.
+/// Error of a ZeroMQ socket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SocketError {
-    /// Nobody answered at the address in time, or not as ZeroMQ.
+    /// Connecting failed: the address did not answer before the deadline, or the peer does not speak ZeroMQ.
     #[error("cannot connect to {endpoint}: {reason}; is the kernel running?")]
     Connect {
-        /// The address, such as `tcp://127.0.0.1:5555`.
+        /// Address, such as `tcp://127.0.0.1:5555`.
         endpoint: String,
-        /// What the socket says.
+        /// Why connecting failed.
         reason: String,
     },
-    /// An address or identity that ZeroMQ does not take.
-    #[error("{what} is no valid ZeroMQ {kind}: {reason}")]
+    /// A socket identity or a signature scheme is invalid.
+    #[error("invalid {kind} {what:?}: {reason}")]
     Invalid {
-        /// `endpoint` or `identity`.
+        /// Kind of the value, such as `identity`.
         kind: &'static str,
-        /// The value.
+        /// The invalid value.
         what: String,
-        /// What the library says.
+        /// Why the value is invalid.
         reason: String,
     },
-    /// The other side is gone, or sent what is no ZMTP.
+    /// The peer disconnected or violated ZMTP.
     #[error("the connection failed: {0}")]
     Broken(String),
-    /// The frames that came are no message. The socket is still good.
+    /// The received frames are not a usable message. The socket remains usable.
     #[error(transparent)]
     Wire(#[from] WireError),
 }
 
 impl SocketError {
-    /// Whether the socket can go on being used: only this one message was bad.
+    /// Returns whether the error concerns a single message, so that the socket remains usable.
     #[must_use]
     pub fn is_one_message(&self) -> bool {
         matches!(self, Self::Wire(_))

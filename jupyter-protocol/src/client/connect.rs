@@ -19,14 +19,14 @@ use crate::signing::{DigestHistory, Signer};
 use crate::wire::{WireError, WireMessage};
 use crate::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
 
-/// How long a kernel has for its `iopub_welcome` before it is taken for one that sends none.
-const WELCOME: Duration = Duration::from_millis(100);
+/// How long to wait for `iopub_welcome` before sending the first nudge.
+const WELCOME_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long, after one socket is lost, the others may take to be lost too.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long to keep receiving from the other sockets after one is lost.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the kernel is waited for before it is asked once more to publish something.
-const NUDGE: Duration = Duration::from_millis(500);
+/// Interval between nudges.
+const NUDGE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Client {
     /// Connects as [`connect`](Self::connect), with options.
@@ -60,7 +60,7 @@ impl Client {
                 session: &session,
                 signer: &signer,
             };
-            until_heard(&mut iopub, nudge, deadline).await?;
+            wait_for_subscription(&mut iopub, nudge, deadline).await?;
         }
         let routes = Arc::new(Routes::new(options.queue));
         let task = tokio::spawn(receive_all(
@@ -115,7 +115,7 @@ fn cannot_connect(channel: Channel, error: &SocketError) -> ClientError {
     }
 }
 
-/// Makes a kernel publish something: the states busy and idle, at least.
+/// Makes a kernel publish something, at least the busy and idle status.
 struct Nudge<'a> {
     shell: &'a mut DealerSender,
     control: Option<&'a mut DealerSender>,
@@ -129,7 +129,7 @@ impl Nudge<'_> {
             let message = Message::new(KernelInfoRequest::default(), self.session);
             message.to_wire().signed(self.signer)
         };
-        // Shell may be busy for long; not every kernel publishes for what it hears on control.
+        // Shell may be busy for a long time, and not every kernel publishes for requests on control.
         self.shell.send(request()).await?;
         if let Some(control) = &mut self.control {
             control.send(request()).await?;
@@ -138,19 +138,23 @@ impl Nudge<'_> {
     }
 }
 
-/// Waits until the subscription is seen to be in force.
-async fn until_heard(iopub: &mut IopubSubscriber, mut nudge: Nudge<'_>, after: Duration) -> Result<(), ClientError> {
+/// Waits until a message proves that the subscription is in effect.
+async fn wait_for_subscription(
+    iopub: &mut IopubSubscriber,
+    mut nudge: Nudge<'_>,
+    after: Duration,
+) -> Result<(), ClientError> {
     let end = Instant::now() + after;
-    let mut patience = WELCOME;
+    let mut interval = WELCOME_TIMEOUT;
     loop {
-        match timeout_at(end, timeout(patience, iopub.recv())).await {
-            // Whatever it is, even a message that is not for us or none at all: we hear.
+        match timeout_at(end, timeout(interval, iopub.recv())).await {
+            // Any message is proof, even an invalid one.
             Ok(Ok(Ok(_) | Err(SocketError::Wire(_)))) => return Ok(()),
             Ok(Ok(Err(error))) => return Err(ClientError::gone(&error)),
             Ok(Err(_)) => {
-                // No event tells that a kernel without `iopub_welcome` knows of the subscription.
+                // Without `iopub_welcome` no event confirms the subscription.
                 nudge.send().await.map_err(|error| ClientError::gone(&error))?;
-                patience = NUDGE;
+                interval = NUDGE_INTERVAL;
             }
             Err(_) => {
                 return Err(ClientError::Deadline {
@@ -162,9 +166,10 @@ async fn until_heard(iopub: &mut IopubSubscriber, mut nudge: Nudge<'_>, after: D
     }
 }
 
-/// Receives from all sockets, each in a loop of its own so that none waits for another, until one of them is lost.
+/// Receives from all sockets concurrently until one of them is lost.
 ///
-/// A kernel that ends closes one socket after the other, so what it still sent on the others is received first.
+/// A kernel that exits closes its sockets one after the other, so messages that it sent on the others are received
+/// before the connection counts as lost.
 async fn receive_all(
     shell: DealerReceiver,
     control: Option<DealerReceiver>,
@@ -184,8 +189,8 @@ async fn receive_all(
         .filter_map(|(source, channel)| Some(receive(source?, channel, &signer, &routes)))
         .collect();
     let Some(error) = sockets.next().await else { return };
-    // It fails where the kernel lives on without this socket.
-    let _ = timeout(LAST_WORDS, async { while sockets.next().await.is_some() {} }).await;
+    // Times out if the kernel keeps its other sockets open.
+    let _ = timeout(DRAIN_TIMEOUT, async { while sockets.next().await.is_some() {} }).await;
     routes.lose(&error);
 }
 
@@ -212,10 +217,10 @@ impl Source {
 
 async fn receive(mut source: Source, channel: Channel, signer: &Signer, routes: &Routes) -> ClientError {
     let mut history = DigestHistory::default();
-    let refusals = LogLimiter::new();
-    let refused = |error: &WireError| {
-        if let Some(left_out) = refusals.due() {
-            tracing::warn!(%channel, %error, left_out, "message refused");
+    let limiter = LogLimiter::new();
+    let log_rejected = |error: &WireError| {
+        if let Some(suppressed) = limiter.due() {
+            tracing::warn!(%channel, %error, suppressed, "rejected a message from the kernel");
         }
     };
     loop {
@@ -224,13 +229,13 @@ async fn receive(mut source: Source, channel: Channel, signer: &Signer, routes: 
                 Ok(()) => routes.deliver(channel, message),
                 Err(error) => {
                     source.refused(&message);
-                    refused(&error);
+                    log_rejected(&error);
                 }
             },
-            Err(SocketError::Wire(error)) => refused(&error),
+            Err(SocketError::Wire(error)) => log_rejected(&error),
             Err(error) => return ClientError::gone(&error),
         }
-        // A flood on one socket must not keep the others waiting.
+        // A socket that always has more to read must not starve the others.
         tokio::task::coop::consume_budget().await;
     }
 }

@@ -5,62 +5,62 @@ use crate::content::NoResult;
 use crate::signing::SigningError;
 use crate::zmq::SocketError;
 
-/// A request to a kernel had no good end.
+/// Error of a [`Client`](super::Client).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The kernel's sockets could not be connected to.
+    /// Connecting to one of the kernel's sockets failed.
     #[error("cannot connect to the kernel's {channel} socket: {reason}")]
     Connect {
-        /// Which socket.
+        /// Channel of the socket.
         channel: Channel,
-        /// What the socket says, with the address.
+        /// Why connecting failed, with the address.
         reason: String,
     },
-    /// The connection file names no port for a channel that is needed.
-    #[error("the connection names no {0} port; is it the connection file of a running kernel?")]
+    /// The connection file has no port for a required channel.
+    #[error("the connection file has no {0} port; does it belong to a running kernel?")]
     NoPort(Channel),
     /// The kernel's sockets are encrypted with CurveZMQ.
     #[error("the kernel's sockets are encrypted with CurveZMQ, which is not supported; start it without encryption")]
     Encrypted,
-    /// The connection's messages cannot be signed.
+    /// The key or the signature scheme of the connection file is unusable.
     #[error(transparent)]
     Signing(#[from] SigningError),
-    /// The kernel did not do its part in time. It may still do so: what was asked for is not withdrawn.
+    /// The kernel did not answer before the deadline. The request is not withdrawn: the kernel may still handle it.
     #[error("no {what} from the kernel within {after:?}; it may be busy: interrupt it or wait longer")]
     Deadline {
-        /// What was waited for, such as `complete_reply`.
+        /// What was awaited, such as `complete_reply`.
         what: String,
-        /// How long it was waited for.
+        /// The deadline that has passed.
         after: Duration,
     },
-    /// The connection ended: the kernel died, was shut down, or closed its sockets. The client is of no more use.
+    /// The connection is lost: the kernel died, was shut down or closed its sockets. The client does not reconnect.
     #[error("the connection to the kernel is lost: {reason}; connect again if the kernel still runs")]
     Gone {
-        /// What ended it.
+        /// Why the connection is lost.
         reason: String,
     },
-    /// The kernel answered, but not with a result.
+    /// The kernel replied with an error or aborted the request.
     #[error(transparent)]
     NoResult(#[from] NoResult),
-    /// The kernel answered with something else than the protocol's reply to the request.
+    /// The reply is malformed or not of the type that belongs to the request.
     #[error("the kernel answered {expected} with {msg_type}: {problem}")]
     BadReply {
-        /// The type that the reply should have.
+        /// `msg_type` of the request.
         expected: String,
-        /// The type that it has.
+        /// `msg_type` of the reply.
         msg_type: String,
-        /// What is wrong with it.
+        /// What is wrong with the reply.
         problem: String,
     },
-    /// Messages came faster than they were read, and the queue's bound was reached: so many are missing here.
-    #[error("{missed} messages were dropped, since they were not read in time")]
+    /// Messages were dropped because they arrived faster than they were read.
+    #[error("{missed} messages were dropped because they were not read in time")]
     Lagged {
-        /// How many.
+        /// Number of dropped messages.
         missed: u64,
     },
-    /// Input was sent where the kernel asks for none.
-    #[error("the kernel does not ask for input")]
+    /// Input was sent without a pending input request.
+    #[error("the kernel has not requested input")]
     NoInputRequested,
 }
 

@@ -5,75 +5,79 @@ use std::task::{Context, Poll};
 use futures::{Stream, StreamExt};
 
 use super::error::ClientError;
-use super::queue::{Item, Queue};
-use super::routes::Registered;
-use super::{Inner, reply_of};
+use super::execution_queue::{ExecutionQueue, Item};
+use super::routes::RouteGuard;
+use super::{Inner, parse_reply};
 use crate::channel::Channel;
 use crate::content::{Content, ExecuteReply, InputReply, InputRequest, Reply};
 use crate::header::Header;
 use crate::message::Message;
 use crate::wire::WireMessage;
 
-/// What happens while code runs.
+/// Event of an [`Execution`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ExecutionEvent {
-    /// A message that the kernel published because of the execution: `stream`, `display_data`, `execute_result`,
-    /// `error`, `execute_input`, comm messages, ... The states busy and idle are not among them.
+    /// A message that the execution published, such as `stream`, `display_data`, `execute_result`, `error`,
+    /// `execute_input` or a comm message. `status` messages are not included.
     Output(Box<Message>),
-    /// The kernel waits for input: answer with [`Execution::send_input`].
+    /// The kernel requests input. Answer with [`Execution::send_input`].
     Input(InputRequest),
-    /// How it ended. Outputs may still follow.
+    /// The reply, which tells how the execution ended. Outputs may still follow.
     Reply(Reply<ExecuteReply>),
 }
 
-/// Code that runs in a kernel: a stream of what happens, in the order of arrival.
+/// A running execution: a stream of its events in order of arrival.
 ///
-/// It ends when the reply *and* the state `idle` have arrived, in whichever order they come: only then all outputs are
-/// there. A lost connection is one [`ClientError::Gone`] and then the end.
+/// The stream ends when both the reply and the `idle` status have arrived, in either order: only then all outputs are
+/// complete. If the connection is lost, the stream yields one [`ClientError::Gone`] and ends.
 ///
-/// Up to [`ClientOptions::queue`](super::ClientOptions::queue) outputs wait to be read; where more come, they are
-/// dropped and [`ClientError::Lagged`] stands in their place. Dropping it before the end does not stop the code, which
-/// [`Client::interrupt`](super::Client::interrupt) does; code that waits for input then waits until it is interrupted.
+/// It buffers up to [`ClientOptions::queue`](super::ClientOptions::queue) unread messages. Further outputs are dropped,
+/// with [`ClientError::Lagged`] in their place.
+///
+/// Dropping the stream does not stop the code; [`Client::interrupt`](super::Client::interrupt) does. Code that waits
+/// for input then waits until it is interrupted.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#execute>
 pub struct Execution {
     client: Arc<Inner>,
-    queue: Arc<Queue>,
-    registered: Registered,
-    /// The input request that is not answered yet.
-    asked: Option<Header>,
+    queue: Arc<ExecutionQueue>,
+    route: RouteGuard,
+    /// Header of the unanswered input request.
+    pending_input: Option<Header>,
 }
 
 impl Execution {
-    pub(super) fn new(client: Arc<Inner>, queue: Arc<Queue>, registered: Registered) -> Self {
+    pub(super) fn new(client: Arc<Inner>, queue: Arc<ExecutionQueue>, route: RouteGuard) -> Self {
         Self {
             client,
             queue,
-            registered,
-            asked: None,
+            route,
+            pending_input: None,
         }
     }
 
-    /// The id of the request, which is the parent of all its messages.
+    /// Returns the `msg_id` of the request, which is the parent of all messages of the execution.
     #[must_use]
     pub fn msg_id(&self) -> &str {
-        &self.registered.msg_id
+        &self.route.msg_id
     }
 
-    /// What happens next; `None` after the end. Cancel-safe.
+    /// Waits for the next event. Returns `None` after the end. Cancel-safe.
     ///
     /// # Errors
-    /// [`ClientError::Gone`] where the connection was lost, [`ClientError::Lagged`] in the place of outputs that were
-    /// not read in time, [`ClientError::BadReply`] where the kernel's reply is none.
+    /// - [`ClientError::Gone`] if the connection is lost.
+    /// - [`ClientError::Lagged`] in place of outputs that were not read in time.
+    /// - [`ClientError::BadReply`] if the reply is not a valid `execute_reply`.
     pub async fn next(&mut self) -> Option<Result<ExecutionEvent, ClientError>> {
         StreamExt::next(self).await
     }
 
-    /// Waits for the end and gives the reply; outputs that were not read are passed over.
+    /// Waits for the end and returns the reply, discarding unread outputs.
     ///
     /// # Errors
-    /// As [`next`](Self::next), but for [`ClientError::Lagged`].
+    /// As [`next`](Self::next), except [`ClientError::Lagged`]. [`ClientError::Gone`] also if [`next`](Self::next) has
+    /// already returned the reply.
     pub async fn reply(mut self) -> Result<Reply<ExecuteReply>, ClientError> {
         let mut reply = None;
         while let Some(event) = self.next().await {
@@ -84,20 +88,21 @@ impl Execution {
             }
         }
         reply.ok_or_else(|| ClientError::Gone {
-            reason: "the execution's reply was read before".to_owned(),
+            reason: "the reply of the execution was already read".to_owned(),
         })
     }
 
-    /// Answers the kernel's request for input.
+    /// Answers the pending input request.
     ///
     /// # Errors
-    /// [`ClientError::NoInputRequested`] where it has not asked or was answered already, [`ClientError::Gone`] where the
-    /// connection is lost.
+    /// - [`ClientError::NoInputRequested`] if no input request is pending.
+    /// - [`ClientError::Gone`] if the connection is lost.
+    /// - [`ClientError::NoPort`] if the connection has no stdin socket.
     pub async fn send_input(&mut self, value: impl Into<String>) -> Result<(), ClientError> {
-        let asked = self.asked.clone().ok_or(ClientError::NoInputRequested)?;
-        let reply = self.client.message(InputReply::new(value)).with_parent(asked);
+        let pending_input = self.pending_input.clone().ok_or(ClientError::NoInputRequested)?;
+        let reply = self.client.message(InputReply::new(value)).with_parent(pending_input);
         self.client.send(Channel::Stdin, &reply).await?;
-        self.asked = None;
+        self.pending_input = None;
         Ok(())
     }
 
@@ -109,16 +114,16 @@ impl Execution {
                 let Content::InputRequest(request) = message.content else {
                     return None;
                 };
-                self.asked = Some(message.header);
+                self.pending_input = Some(message.header);
                 Some(Ok(ExecutionEvent::Input(request)))
             }
-            Item::Reply(message) => Some(reply_of(&message, "execute_request").map(ExecutionEvent::Reply)),
+            Item::Reply(message) => Some(parse_reply(&message, "execute_request").map(ExecutionEvent::Reply)),
             Item::Missed(missed) => Some(Err(ClientError::Lagged { missed })),
         }
     }
 }
 
-/// A message whose header can be used; one whose header cannot would not have been delivered here.
+/// Parses a message, ignoring one whose header is invalid.
 fn parse(message: &WireMessage) -> Option<Message> {
     Message::from_wire(message).ok()
 }

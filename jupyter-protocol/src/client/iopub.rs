@@ -8,11 +8,11 @@ use super::routes::Routes;
 use crate::message::Message;
 use crate::wire::WireMessage;
 
-/// All that a kernel publishes, whoever caused it, from the moment that [`Client::iopub`](super::Client::iopub) was
-/// called.
+/// Receiver of all messages that a kernel publishes, for any client, from the call of
+/// [`Client::iopub`](super::Client::iopub) on.
 ///
-/// Up to [`ClientOptions::queue`](super::ClientOptions::queue) messages wait to be read; where more come, the oldest are
-/// dropped, and [`ClientError::Lagged`] says how many.
+/// It buffers up to [`ClientOptions::queue`](super::ClientOptions::queue) unread messages. If more arrive, the oldest
+/// are dropped, and [`ClientError::Lagged`] reports their number.
 pub struct Iopub {
     receiver: Option<broadcast::Receiver<Arc<WireMessage>>>,
     routes: Arc<Routes>,
@@ -26,11 +26,11 @@ impl Iopub {
         }
     }
 
-    /// The next message. Cancel-safe.
+    /// Receives the next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`ClientError::Lagged`], after which it goes on with the oldest message that is still there;
-    /// [`ClientError::Gone`] where the connection is lost.
+    /// - [`ClientError::Lagged`] if messages were dropped. The next call returns the oldest message that is left.
+    /// - [`ClientError::Gone`] if the connection is lost.
     pub async fn recv(&mut self) -> Result<Message, ClientError> {
         loop {
             let received = match &mut self.receiver {
@@ -53,7 +53,7 @@ impl Iopub {
         }
     }
 
-    /// The messages as a stream, which ends when the connection is lost.
+    /// Converts the receiver into a stream, which ends when the connection is lost.
     pub fn into_stream(self) -> impl Stream<Item = Result<Message, ClientError>> + Send {
         futures::stream::unfold(self, |mut iopub| async move {
             match iopub.recv().await {

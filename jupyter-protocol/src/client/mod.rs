@@ -1,4 +1,4 @@
-//! Talk to a running kernel.
+//! Client for a running kernel.
 //!
 //! ```no_run
 //! use jupyter_protocol::client::{Client, ExecutionEvent};
@@ -26,16 +26,18 @@
 //! # }
 //! ```
 //!
-//! A client has one background task, which reads the sockets, checks each signature, refuses replays and hands messages
-//! to whoever waits for them; it ends with the last handle. Every request is cancel-safe: dropped before its reply, it
-//! leaves nothing behind and disturbs no other, though the kernel still handles it.
+//! A client has one background task, which reads the sockets, verifies signatures, rejects replays and routes messages
+//! to the pending requests. The task ends when the last handle is dropped.
+//!
+//! Requests are cancel-safe: dropping one before its reply frees its state and affects no other request. The kernel
+//! still handles it.
 
 mod connect;
 mod error;
 mod execution;
+mod execution_queue;
 mod iopub;
 mod options;
-mod queue;
 mod routes;
 
 use std::sync::Arc;
@@ -50,7 +52,7 @@ pub use execution::{Execution, ExecutionEvent};
 pub use iopub::Iopub;
 pub use options::ClientOptions;
 
-use self::queue::Queue;
+use self::execution_queue::ExecutionQueue;
 use self::routes::Routes;
 use crate::channel::Channel;
 use crate::connection_file::ConnectionInfo;
@@ -76,7 +78,7 @@ struct Inner {
     options: ClientOptions,
     signer: Signer,
     shell: Mutex<DealerSender>,
-    /// `None` where the kernel has no such socket: its requests then go to shell.
+    /// `None` if the kernel has no control socket. Requests for control then go to shell.
     control: Option<Mutex<DealerSender>>,
     stdin: Option<Mutex<DealerSender>>,
     heartbeat: Option<String>,
@@ -99,34 +101,38 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Connects to a kernel and waits until nothing that it publishes can be missed.
+    /// Connects to a kernel and waits until the subscription to iopub is in effect, so that no output is missed.
     ///
-    /// A kernel that sends `iopub_welcome` (JEP 65) says so itself; another is asked for its `kernel_info` until it
-    /// publishes something.
+    /// Kernels that implement JEP 65 confirm the subscription with `iopub_welcome`. Other kernels are sent
+    /// `kernel_info_request`s until a message arrives on iopub.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] where a socket cannot be connected to, [`ClientError::Deadline`] where the kernel
-    /// publishes nothing, and [`ClientError::NoPort`], [`ClientError::Encrypted`] and [`ClientError::Signing`] where the
-    /// connection file does not serve.
+    /// - [`ClientError::Connect`] if connecting to a socket fails.
+    /// - [`ClientError::Deadline`] if no message arrives on iopub in time.
+    /// - [`ClientError::Gone`] if the connection is lost meanwhile.
+    /// - [`ClientError::NoPort`] if the connection has no shell or iopub port.
+    /// - [`ClientError::Encrypted`] if the connection requires CurveZMQ.
+    /// - [`ClientError::Signing`] if the connection's key or signature scheme is unusable.
     pub async fn connect(info: &ConnectionInfo) -> Result<Self, ClientError> {
         Self::connect_with(info, ClientOptions::default()).await
     }
 
-    /// The id by which the kernel knows this client.
+    /// Returns the session id that identifies this client to the kernel.
     #[must_use]
     pub fn session(&self) -> &str {
         &self.inner.session
     }
 
-    /// A new message from this client's session, for [`send`](Self::send) and [`request_message`](Self::request_message).
+    /// Creates a message of this client's session, for [`send`](Self::send) and
+    /// [`request_message`](Self::request_message).
     pub fn message(&self, content: impl Into<Content>) -> Message {
         self.inner.message(content)
     }
 
-    /// Runs code. The stream of what happens ends when both reply and `idle` have come; it has no deadline.
+    /// Runs code and returns the stream of its events. The execution has no deadline.
     ///
     /// # Errors
-    /// [`ClientError::Gone`] where the connection is lost.
+    /// [`ClientError::Gone`] if the connection is lost.
     pub async fn execute(&self, request: ExecuteRequest) -> Result<Execution, ClientError> {
         self.execute_message(&self.message(request)).await
     }
@@ -134,22 +140,25 @@ impl Client {
     /// Runs code as [`execute`](Self::execute), from a message that may name a subshell or carry metadata.
     ///
     /// # Errors
-    /// [`ClientError::Gone`] where the connection is lost.
+    /// [`ClientError::Gone`] if the connection is lost.
     pub async fn execute_message(&self, request: &Message) -> Result<Execution, ClientError> {
         let options = &self.inner.options;
-        let queue = Arc::new(Queue::new(options.queue, options.queue_bytes));
-        let registered = self.inner.routes.execution(&request.header.msg_id, queue.clone())?;
-        let execution = Execution::new(self.inner.clone(), queue, registered);
+        let queue = Arc::new(ExecutionQueue::new(options.queue, options.queue_bytes));
+        let route = self.inner.routes.execution(&request.header.msg_id, queue.clone())?;
+        let execution = Execution::new(self.inner.clone(), queue, route);
         self.inner.send(Channel::Shell, request).await?;
         Ok(execution)
     }
 
     /// Sends a request and waits for its reply, up to [`ClientOptions::request_deadline`].
     ///
-    /// The methods below are shorter for most requests: they turn replies without a result into errors.
+    /// The methods for single requests, such as [`complete`](Self::complete), are shorter to use: they convert replies
+    /// without a result into errors.
     ///
     /// # Errors
-    /// [`ClientError::Deadline`], [`ClientError::Gone`] and [`ClientError::BadReply`], each where its name says.
+    /// - [`ClientError::Deadline`] if no reply arrives in time.
+    /// - [`ClientError::Gone`] if the connection is lost.
+    /// - [`ClientError::BadReply`] if the reply is not a valid reply to the request.
     pub async fn request<R: Request>(&self, request: R) -> Result<R::Reply, ClientError> {
         self.request_within(request, self.inner.options.request_deadline).await
     }
@@ -162,7 +171,7 @@ impl Client {
         let message = self.message(request);
         let msg_type = message.header.msg_type.clone();
         let reply = self.inner.request(R::CHANNEL, &message, deadline).await?;
-        reply_of(&reply, &msg_type)
+        parse_reply(&reply, &msg_type)
     }
 
     /// Sends any message on shell or control and waits for its reply, up to [`ClientOptions::request_deadline`].
@@ -178,23 +187,24 @@ impl Client {
             .map_err(|error| bad_reply(&message.header.msg_type, String::new(), error.to_string()))
     }
 
-    /// Sends a message that has no reply: a comm message, say.
+    /// Sends a message that has no reply, such as a comm message.
     ///
     /// # Errors
-    /// [`ClientError::Gone`] where the connection is lost.
+    /// - [`ClientError::Gone`] if the connection is lost.
+    /// - [`ClientError::NoPort`] if the client has no socket for the channel, or the channel is iopub or heartbeat.
     pub async fn send(&self, channel: Channel, message: &Message) -> Result<(), ClientError> {
         self.inner.send(channel, message).await
     }
 
-    /// What the kernel is.
+    /// Requests information about the kernel.
     ///
     /// # Errors
-    /// As [`request`](Self::request), and [`ClientError::NoResult`] where the kernel answers with an error.
+    /// As [`request`](Self::request), and [`ClientError::NoResult`] if the kernel replies with an error.
     pub async fn kernel_info(&self) -> Result<KernelInfoReply, ClientError> {
         Ok(self.request(KernelInfoRequest::default()).await?.into_result()?)
     }
 
-    /// How code can be completed at a position.
+    /// Requests completions of code at a cursor position.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -202,7 +212,7 @@ impl Client {
         Ok(self.request(request).await?.into_result()?)
     }
 
-    /// What is known about the name at a position.
+    /// Requests documentation of the name at a cursor position.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -210,7 +220,7 @@ impl Client {
         Ok(self.request(request).await?.into_result()?)
     }
 
-    /// What was run before.
+    /// Requests the execution history.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -218,7 +228,7 @@ impl Client {
         Ok(self.request(request).await?.into_result()?)
     }
 
-    /// Whether the code can be run as it is.
+    /// Asks whether code is complete and can be run.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -226,7 +236,7 @@ impl Client {
         Ok(self.request(request).await?.into_result()?)
     }
 
-    /// The comms that are open, of one target or all.
+    /// Requests the open comms, of one target or all.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -234,8 +244,10 @@ impl Client {
         Ok(self.request(request).await?.into_result()?)
     }
 
-    /// Interrupts what runs, by message. A kernel whose kernelspec says `interrupt_mode: signal` may not understand
-    /// it: that one wants SIGINT from whoever runs its process.
+    /// Interrupts running code with an `interrupt_request`.
+    ///
+    /// A kernel whose kernelspec has `interrupt_mode: signal` may not support the message. Send SIGINT to its process
+    /// instead.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -244,15 +256,15 @@ impl Client {
         Ok(())
     }
 
-    /// Shuts the kernel down; `restart` tells it that another one will take its place.
+    /// Shuts the kernel down. `restart` tells the kernel that it will be restarted.
     ///
     /// # Errors
-    /// As [`kernel_info`](Self::kernel_info); [`ClientError::Gone`] where the kernel ended without a reply.
+    /// As [`kernel_info`](Self::kernel_info). [`ClientError::Gone`] also if the kernel exits without a reply.
     pub async fn shutdown(&self, restart: bool) -> Result<ShutdownReply, ClientError> {
         Ok(self.request(ShutdownRequest::new(restart)).await?.into_result()?)
     }
 
-    /// Sends a request of the Debug Adapter Protocol; its success or failure is in the reply.
+    /// Sends a request of the Debug Adapter Protocol. The reply contains its success or failure.
     ///
     /// # Errors
     /// As [`request`](Self::request).
@@ -260,7 +272,7 @@ impl Client {
         self.request(request).await
     }
 
-    /// Makes a subshell (JEP 91) and gives its id, for [`Message::on_subshell`].
+    /// Creates a subshell (JEP 91) and returns its id, for [`Message::on_subshell`].
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -269,7 +281,7 @@ impl Client {
         Ok(reply.into_result()?.subshell_id)
     }
 
-    /// Ends a subshell (JEP 91).
+    /// Deletes a subshell (JEP 91).
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -282,7 +294,7 @@ impl Client {
         Ok(())
     }
 
-    /// The ids of the kernel's subshells (JEP 91).
+    /// Requests the ids of the kernel's subshells (JEP 91).
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -291,7 +303,7 @@ impl Client {
         Ok(reply.into_result()?.subshell_id)
     }
 
-    /// How much memory and processor time the kernel uses.
+    /// Requests the memory and CPU usage of the kernel.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -299,18 +311,20 @@ impl Client {
         Ok(self.request(UsageRequest::default()).await?.into_result()?)
     }
 
-    /// All that the kernel publishes from now on, whoever caused it.
+    /// Returns a receiver of all messages that the kernel publishes from now on, for any client.
     #[must_use]
     pub fn iopub(&self) -> Iopub {
         Iopub::new(self.inner.routes.clone())
     }
 
-    /// Asks for a heartbeat and tells how long it took. Most kernels answer even while code runs; those with a single
-    /// thread do not.
+    /// Pings the kernel's heartbeat socket and returns the round-trip time.
+    ///
+    /// Most kernels answer while code runs; those with a single thread do not.
     ///
     /// # Errors
-    /// [`ClientError::Deadline`] where none came, [`ClientError::Connect`] where nobody is there,
-    /// [`ClientError::NoPort`] where the kernel has no heartbeat.
+    /// - [`ClientError::Deadline`] if no echo arrives before `deadline`, or the connection breaks.
+    /// - [`ClientError::Connect`] if connecting fails or the kernel sends something else than the echo.
+    /// - [`ClientError::NoPort`] if the connection has no heartbeat port.
     pub async fn heartbeat(&self, deadline: Duration) -> Result<Duration, ClientError> {
         let address = self.inner.heartbeat.as_deref();
         let address = address.ok_or(ClientError::NoPort(Channel::Heartbeat))?;
@@ -326,7 +340,7 @@ impl Client {
         })
     }
 
-    /// Why the connection is lost; `None` while it is not.
+    /// Returns why the connection is lost, or `None` while it is not.
     #[must_use]
     pub fn lost(&self) -> Option<ClientError> {
         self.inner.routes.lost()
@@ -355,7 +369,7 @@ impl Inner {
     }
 
     async fn request(&self, channel: Channel, message: &Message, after: Duration) -> Result<WireMessage, ClientError> {
-        let (_registered, reply) = self.routes.reply_to(&message.header.msg_id)?;
+        let (_route, reply) = self.routes.reply_to(&message.header.msg_id)?;
         let answered = timeout(after, async {
             self.send(channel, message).await?;
             reply.await.map_err(|_| {
@@ -373,13 +387,16 @@ impl Inner {
     }
 }
 
-/// The reply that a request of this type should have.
-fn reply_of<R: TryFrom<Content, Error = Box<Content>>>(reply: &WireMessage, request: &str) -> Result<R, ClientError> {
+/// Parses a reply to a request of this type.
+fn parse_reply<R: TryFrom<Content, Error = Box<Content>>>(
+    reply: &WireMessage,
+    request: &str,
+) -> Result<R, ClientError> {
     let message = Message::from_wire(reply).map_err(|error| bad_reply(request, String::new(), error.to_string()))?;
     R::try_from(message.content).map_err(|content| {
         let problem = match &*content {
             Content::Invalid(invalid) => invalid.problem.clone(),
-            _ => "that is another message's reply".to_owned(),
+            _ => "the message type does not belong to the request".to_owned(),
         };
         bad_reply(request, content.msg_type().to_owned(), problem)
     })

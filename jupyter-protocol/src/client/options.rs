@@ -1,25 +1,28 @@
 use std::time::Duration;
 
-/// How a [`Client`](super::Client) behaves. The default suits most programs.
+/// Options of a [`Client`](super::Client). The defaults suit most programs.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
-    /// The longest that connecting to each of the kernel's sockets may take. Default: 30 seconds.
+    /// Deadline for connecting to each of the kernel's sockets. Default: 30 seconds.
     pub connect_deadline: Duration,
-    /// The longest to wait for a sign that the subscription to iopub is in force, so that no output is missed; `None`
-    /// does not wait. Default: 30 seconds.
+    /// Deadline for the subscription to iopub to take effect; until it does, output would be missed. `None` does not
+    /// wait. Default: 30 seconds.
     pub iopub_deadline: Option<Duration>,
-    /// The longest to wait for a reply, other than that of an execution, which may take for ever. A shell request waits
-    /// behind running code. Default: 60 seconds.
+    /// Deadline for replies, except those of executions, which have none. A request on shell waits until running code
+    /// completes. Default: 60 seconds.
     pub request_deadline: Duration,
-    /// How many messages wait to be read for each [`Execution`](super::Execution) and each
-    /// [`Iopub`](super::Iopub); more are dropped, which the reader is told. Default: 10,000.
+    /// Maximum number of unread messages of each [`Execution`](super::Execution) and each [`Iopub`](super::Iopub).
+    ///
+    /// Further messages are dropped and reported as [`ClientError::Lagged`](super::ClientError::Lagged). Default:
+    /// 10,000.
     pub queue: usize,
-    /// How many bytes of messages wait to be read for each execution, as `queue`. Default: 256 MiB.
+    /// Maximum size in bytes of the unread outputs of each execution. Further outputs are dropped as with `queue`.
+    /// Default: 256 MiB.
     pub queue_bytes: usize,
-    /// Identifies the client to the kernel, at most 255 bytes. Two clients at once must not have the same.
-    /// Default: a random UUID.
+    /// Session id that identifies the client to the kernel, at most 255 bytes. It must be unique among the connected
+    /// clients. Default: a random UUID.
     pub session: Option<String>,
-    /// The user's name in the messages' headers. Default: that of [`Header::new`](crate::Header::new).
+    /// Username in message headers. Default: that of [`Header::new`](crate::Header::new).
     pub username: Option<String>,
 }
 

@@ -1,7 +1,7 @@
-//! Who waits for which message.
+//! Routes messages of the kernel to the requests that they belong to.
 //!
-//! A message from the kernel goes to whoever sent its parent, by the parent's id; iopub goes to all its readers
-//! besides. Whoever waits takes its entry out again when it is dropped, so nothing is left behind.
+//! A message is delivered to the pending request with the `msg_id` of its parent. Messages on iopub are also broadcast
+//! to all readers of iopub. A pending request removes its route when it is dropped.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,60 +9,65 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, oneshot};
 
 use super::error::ClientError;
-use super::queue::Queue;
+use super::execution_queue::ExecutionQueue;
 use crate::channel::Channel;
 use crate::content::{ExecutionState, Status};
 use crate::wire::WireMessage;
 
-pub(super) struct Routes(Mutex<State>);
+pub(super) struct Routes(Mutex<RouteTable>);
 
-struct State {
-    waiting: HashMap<String, Waiting>,
+struct RouteTable {
+    /// Routes by `msg_id` of the request.
+    pending: HashMap<String, Route>,
     /// `None` once the connection is lost.
     iopub: Option<broadcast::Sender<Arc<WireMessage>>>,
     lost: Option<ClientError>,
 }
 
-enum Waiting {
+enum Route {
     Reply(oneshot::Sender<WireMessage>),
-    Execution(Arc<Queue>),
+    Execution(Arc<ExecutionQueue>),
 }
 
 impl Routes {
     pub(super) fn new(queue: usize) -> Self {
-        Self(Mutex::new(State {
-            waiting: HashMap::new(),
+        Self(Mutex::new(RouteTable {
+            pending: HashMap::new(),
             iopub: Some(broadcast::Sender::new(queue.max(1))),
             lost: None,
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while it was locked left nothing half done: each change is one step.
+    fn lock(&self) -> MutexGuard<'_, RouteTable> {
+        // Ignoring poisoning is sound: a panic cannot leave the table half updated.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers for the reply to a message that is about to be sent.
+    /// Registers a request that is about to be sent and returns the receiver of its reply.
     pub(super) fn reply_to(
         self: &Arc<Self>,
         msg_id: &str,
-    ) -> Result<(Registered, oneshot::Receiver<WireMessage>), ClientError> {
+    ) -> Result<(RouteGuard, oneshot::Receiver<WireMessage>), ClientError> {
         let (sender, receiver) = oneshot::channel();
-        Ok((self.register(msg_id, Waiting::Reply(sender))?, receiver))
+        Ok((self.register(msg_id, Route::Reply(sender))?, receiver))
     }
 
-    /// Registers for all messages of an execution that is about to be sent.
-    pub(super) fn execution(self: &Arc<Self>, msg_id: &str, queue: Arc<Queue>) -> Result<Registered, ClientError> {
-        self.register(msg_id, Waiting::Execution(queue))
+    /// Registers an execution that is about to be requested. Its messages go to `queue`.
+    pub(super) fn execution(
+        self: &Arc<Self>,
+        msg_id: &str,
+        queue: Arc<ExecutionQueue>,
+    ) -> Result<RouteGuard, ClientError> {
+        self.register(msg_id, Route::Execution(queue))
     }
 
-    fn register(self: &Arc<Self>, msg_id: &str, waiting: Waiting) -> Result<Registered, ClientError> {
+    fn register(self: &Arc<Self>, msg_id: &str, route: Route) -> Result<RouteGuard, ClientError> {
         let mut state = self.lock();
         if let Some(error) = &state.lost {
             return Err(error.clone());
         }
-        state.waiting.insert(msg_id.to_owned(), waiting);
-        Ok(Registered {
+        state.pending.insert(msg_id.to_owned(), route);
+        Ok(RouteGuard {
             routes: self.clone(),
             msg_id: msg_id.to_owned(),
         })
@@ -72,79 +77,79 @@ impl Routes {
         self.lock().iopub.as_ref().map(broadcast::Sender::subscribe)
     }
 
-    /// Why the connection is lost, if it is.
+    /// Returns why the connection is lost, or `None` while it is not.
     pub(super) fn lost(&self) -> Option<ClientError> {
         self.lock().lost.clone()
     }
 
-    /// Tells everybody who waits that the connection is lost.
+    /// Marks the connection as lost and fails all pending requests.
     pub(super) fn lose(&self, error: &ClientError) {
         let mut state = self.lock();
         state.lost = Some(error.clone());
         state.iopub = None;
-        for (_, waiting) in state.waiting.drain() {
-            if let Waiting::Execution(queue) = waiting {
+        for (_, route) in state.pending.drain() {
+            if let Route::Execution(queue) = route {
                 queue.lose(error.clone());
             }
         }
     }
 
-    /// Hands a verified message to whoever waits for it.
+    /// Delivers a verified message to the pending request that it belongs to.
     pub(super) fn deliver(&self, channel: Channel, message: WireMessage) {
         let Ok(parent) = message.parent_ref() else { return };
         let parent_id = parent.msg_id.as_ref();
         let mut state = self.lock();
         match channel {
             Channel::Iopub => {
-                if let Some(Waiting::Execution(queue)) = state.waiting.get(parent_id) {
+                if let Some(Route::Execution(queue)) = state.pending.get(parent_id) {
                     let ended = match execution_state(&message) {
                         Some(ExecutionState::Idle) => queue.idle(),
                         Some(_) => false,
                         None => queue.output(message.clone()),
                     };
                     if ended {
-                        state.waiting.remove(parent_id);
+                        state.pending.remove(parent_id);
                     }
                 }
                 if let Some(iopub) = &state.iopub
                     && iopub.receiver_count() > 0
                 {
-                    // It fails where nobody reads any more.
+                    // Fails if the last reader has just been dropped.
                     let _ = iopub.send(Arc::new(message));
                 }
             }
             Channel::Stdin => {
-                if let Some(Waiting::Execution(queue)) = state.waiting.get(parent_id) {
+                if let Some(Route::Execution(queue)) = state.pending.get(parent_id) {
                     queue.input(message);
                 }
             }
-            _ => match state.waiting.get(parent_id) {
-                Some(Waiting::Execution(queue)) => {
+            _ => match state.pending.get(parent_id) {
+                Some(Route::Execution(queue)) => {
                     let queue = queue.clone();
                     let parent_id = parent_id.to_owned();
                     if queue.reply(message) {
-                        state.waiting.remove(&parent_id);
+                        state.pending.remove(&parent_id);
                     }
                 }
-                Some(Waiting::Reply(_)) => {
-                    if let Some(Waiting::Reply(sender)) = state.waiting.remove(parent_id) {
-                        // It fails where the request was dropped at this moment.
+                Some(Route::Reply(_)) => {
+                    if let Some(Route::Reply(sender)) = state.pending.remove(parent_id) {
+                        // Fails if the request has just been dropped.
                         let _ = sender.send(message);
                     }
                 }
-                // The reply to a request that was given up.
+                // The request was cancelled.
                 None => {}
             },
         }
     }
 
     #[cfg(test)]
-    pub(super) fn waiting(&self) -> usize {
-        self.lock().waiting.len()
+    pub(super) fn pending(&self) -> usize {
+        self.lock().pending.len()
     }
 }
 
-/// What a `status` message says; `None` for any other message.
+/// Returns the state in a `status` message, or `None` for any other message.
 fn execution_state(message: &WireMessage) -> Option<ExecutionState> {
     if message.header_ref().ok()?.msg_type != "status" {
         return None;
@@ -153,15 +158,15 @@ fn execution_state(message: &WireMessage) -> Option<ExecutionState> {
     Some(status.map_or(ExecutionState::Other(String::new()), |status| status.execution_state))
 }
 
-/// An entry that is taken out when this is dropped.
-pub(super) struct Registered {
+/// Removes its route when dropped.
+pub(super) struct RouteGuard {
     routes: Arc<Routes>,
     pub(super) msg_id: String,
 }
 
-impl Drop for Registered {
+impl Drop for RouteGuard {
     fn drop(&mut self) {
-        self.routes.lock().waiting.remove(&self.msg_id);
+        self.routes.lock().pending.remove(&self.msg_id);
     }
 }
 
@@ -178,20 +183,20 @@ mod tests {
         WireMessage::from_parts(parts, [])
     }
 
-    fn queue() -> Arc<Queue> {
-        Arc::new(Queue::new(2, 1_000))
+    fn queue() -> Arc<ExecutionQueue> {
+        Arc::new(ExecutionQueue::new(2, 1_000))
     }
 
     #[test]
-    fn whoever_is_dropped_leaves_nothing_behind() {
+    fn dropped_requests_remove_their_routes() {
         let routes = Arc::new(Routes::new(1));
         let (reply, _receiver) = routes.reply_to("a").unwrap();
         let execution = routes.execution("b", queue()).unwrap();
-        assert_eq!(routes.waiting(), 2);
+        assert_eq!(routes.pending(), 2);
         drop(reply);
         drop(execution);
-        assert_eq!(routes.waiting(), 0);
-        // What still arrives for them goes nowhere.
+        assert_eq!(routes.pending(), 0);
+        // Messages that still arrive for them are ignored.
         routes.deliver(Channel::Shell, message("execute_reply", "b", "{}"));
     }
 
@@ -206,22 +211,22 @@ mod tests {
             routes.deliver(Channel::Iopub, busy());
             if idle_first {
                 routes.deliver(Channel::Iopub, idle());
-                assert_eq!(routes.waiting(), 1);
+                assert_eq!(routes.pending(), 1);
                 routes.deliver(Channel::Shell, reply());
             } else {
                 routes.deliver(Channel::Shell, reply());
-                assert_eq!(routes.waiting(), 1);
+                assert_eq!(routes.pending(), 1);
                 routes.deliver(Channel::Iopub, idle());
             }
-            assert_eq!(routes.waiting(), 0);
+            assert_eq!(routes.pending(), 0);
         }
     }
 
     #[tokio::test]
-    async fn outputs_beyond_the_bound_are_counted_and_the_reply_is_never_dropped() {
+    async fn outputs_beyond_the_limit_are_counted_and_the_reply_is_never_dropped() {
         use std::future::poll_fn;
 
-        use super::super::queue::Item;
+        use super::super::execution_queue::Item;
 
         let routes = Arc::new(Routes::new(1));
         let queue = queue();
@@ -237,7 +242,7 @@ mod tests {
                 Item::Output(_) => "output",
                 Item::Missed(3) => "missed 3",
                 Item::Reply(_) => "reply",
-                _ => "else",
+                _ => "other",
             });
         }
         assert_eq!(seen, ["output", "output", "missed 3", "reply"]);

@@ -1,11 +1,12 @@
-//! The legacy binary format, for messages with buffers: offsets (u32, big-endian), then the JSON of
+//! Legacy binary format, for messages with buffers: offsets (u32, big-endian), then the JSON of
 //! [`super::legacy_text`], then the buffers.
 //!
 //! ```text
 //! count | offset[0] … offset[count-1] | json | buffer …
 //! ```
 //!
-//! `count` includes the JSON; a part ends where the next one starts, the last at the end.
+//! `count` is the number of parts, the JSON and the buffers. Each part ends where the next one starts, the last part at
+//! the end of the message.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -13,16 +14,18 @@ use super::{CodecError, legacy_text};
 use crate::channel::Channel;
 use crate::wire::{MAX_FRAMES, WireMessage};
 
-/// The message as one binary WebSocket message.
+/// Encodes a message as one binary WebSocket message.
 ///
 /// # Errors
-/// [`CodecError::Json`] where a part is no JSON, [`CodecError::TooLarge`] where it has 4 GiB or more.
+/// - [`CodecError::Json`] if a part is not JSON.
+/// - [`CodecError::TooLarge`] if a part starts at an offset of 4 GiB or more.
 pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
-    encode_pieces(channel, message).map(super::whole)
+    encode_pieces(channel, message).map(super::concat)
 }
 
-/// The same in pieces, to be sent one after the other: buffers, and parts of more than 64 KiB, share the message's
-/// memory.
+/// Encodes a message as [`encode`] does, into pieces to be sent one after the other.
+///
+/// Buffers, and parts of more than 64 KiB, share the memory of the message.
 ///
 /// # Errors
 /// As [`encode`].
@@ -45,11 +48,11 @@ pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Byte
     Ok(pieces)
 }
 
-/// Reads a binary WebSocket message; the frames share its memory.
+/// Decodes a binary WebSocket message. The frames share its memory.
 ///
 /// # Errors
-/// [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] where its table is wrong, and
-/// those of [`legacy_text::decode`] for its JSON.
+/// - [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] if the offset table is invalid.
+/// - The errors of [`legacy_text::decode`] if the JSON is invalid.
 pub fn decode(data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
     let number = |index: usize| {
         data.get(4 * index..4 * index + 4)

@@ -1,5 +1,5 @@
-//! The legacy text format: one JSON object with `header`, `parent_header`, `metadata`, `content`, `channel` and an
-//! empty `buffers`.
+//! Legacy text format: one JSON object with `header`, `parent_header`, `metadata`, `content`, `channel` and an empty
+//! `buffers`.
 
 use std::borrow::Cow;
 
@@ -8,35 +8,37 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::CodecError;
-use super::websocket_v1::channel_of_messages;
+use super::websocket_v1::message_channel;
 use crate::channel::Channel;
 use crate::header::HeaderRef;
 use crate::json;
 use crate::wire::WireMessage;
 
-/// A part of more bytes than this is not copied.
-const LARGE: usize = 64 << 10;
+/// Parts of more bytes than this are not copied.
+const COPY_THRESHOLD: usize = 64 << 10;
 
-/// The message as one JSON text, its parts spliced in as they are. Buffers are left out: see [`super::legacy_binary`].
+/// Encodes a message as one JSON text, with its parts spliced in unchanged.
 ///
-/// `NaN` and `Infinity`, which Python's encoder writes, become null. A text must be UTF-8: bytes that are not (kernels
-/// send output of programs in any encoding) become replacement characters, as jupyter_server has it.
+/// Buffers are omitted; [`super::legacy_binary`] encodes them. `NaN` and `Infinity`, which Python's encoder writes,
+/// become null. Kernels may send output in any encoding, so bytes that are not UTF-8 become replacement characters, as
+/// in jupyter_server.
 ///
 /// # Errors
-/// [`CodecError::Json`] where a part is no JSON, so that the whole would be none either.
+/// [`CodecError::Json`] if a part is not JSON.
 pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
-    encode_pieces(channel, message).map(super::whole)
+    encode_pieces(channel, message).map(super::concat)
 }
 
-/// The same in pieces, to be sent one after the other: a part of more than 64 KiB is one of them, and shares the
-/// message's memory.
+/// Encodes a message as [`encode`] does, into pieces to be sent one after the other.
+///
+/// Parts of more than 64 KiB are pieces that share the memory of the message.
 ///
 /// # Errors
 /// As [`encode`].
 pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Bytes>, CodecError> {
     const NAMES: [&str; 4] = ["header", "parent_header", "metadata", "content"];
 
-    // To see that all is well is much faster than to look for what is not.
+    // Validating is much faster than searching for invalid bytes and numbers, which are rare.
     let mut parts = message
         .parts()
         .map(|part| str::from_utf8(part).map_or_else(|_| String::from_utf8_lossy(part), Cow::Borrowed));
@@ -54,7 +56,10 @@ pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Byte
     let id = serde_json::to_string(&header.msg_id).map_err(|error| CodecError::json("msg_id", &error))?;
     let msg_type = serde_json::to_string(&header.msg_type).map_err(|error| CodecError::json("msg_type", &error))?;
     drop(header);
-    let copied = parts.iter().map(|part| part.len()).filter(|length| *length <= LARGE);
+    let copied = parts
+        .iter()
+        .map(|part| part.len())
+        .filter(|length| *length <= COPY_THRESHOLD);
     let length = copied.sum::<usize>() + 4 * 20 + id.len() + msg_type.len() + 80;
     let mut pieces = Vec::new();
     let mut out = BytesMut::with_capacity(length);
@@ -62,7 +67,7 @@ pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Byte
         out.put_slice(if index == 0 { b"{\"" } else { b",\"" });
         out.put_slice(name.as_bytes());
         out.put_slice(b"\":");
-        if part.len() <= LARGE {
+        if part.len() <= COPY_THRESHOLD {
             out.put_slice(part.as_bytes());
         } else {
             let part = match part {
@@ -97,11 +102,13 @@ struct TextMessage<'a> {
     channel: Option<String>,
 }
 
-/// Reads a JSON text; the frames share its memory. Absent or null parts are `{}`, an absent channel is shell.
+/// Decodes a JSON text. The frames share its memory.
+///
+/// Absent or null parts become `{}`, an absent channel becomes shell.
 ///
 /// # Errors
-/// [`CodecError::Json`] where it is no JSON object with a `header` object, [`CodecError::UnknownChannel`] where it
-/// names a channel that does not exist.
+/// - [`CodecError::Json`] if the text is not a JSON object with a `header` object, or another part is not an object.
+/// - [`CodecError::UnknownChannel`] if the channel does not exist or is the heartbeat, which carries no messages.
 pub fn decode(text: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
     decode_with_buffers(text, std::iter::empty())
 }
@@ -113,14 +120,14 @@ pub(super) fn decode_with_buffers(
     let message: TextMessage<'_> = match serde_json::from_slice(text) {
         Ok(message) => message,
         Err(error) => match str::from_utf8(text).map(json::finite) {
-            // Without such numbers it does not come here again.
+            // Recurses once: the new text has no numbers that are not finite.
             Ok(Cow::Owned(finite)) => return decode_with_buffers(&finite.into(), buffers),
             _ => return Err(CodecError::json("the message", &error)),
         },
     };
     let channel = match &message.channel {
         None => Channel::Shell,
-        Some(name) => channel_of_messages(name)?,
+        Some(name) => message_channel(name)?,
     };
     let part = |name: &'static str, value: Option<&RawValue>| match value.map(RawValue::get) {
         None | Some("null") => Ok(Bytes::from_static(b"{}")),
@@ -155,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_spliced_as_they_are() {
+    fn parts_are_spliced_unchanged() {
         let text = Bytes::from_static(
             br#" {"content": {"x" : 1.00}, "header":{"msg_id":"1","msg_type":"t"}, "metadata":null}"#,
         );
@@ -174,7 +181,7 @@ mod tests {
     #[test]
     fn a_large_part_is_not_copied() {
         let object = || Bytes::from_static(b"{}");
-        let content: Bytes = format!("{{\"text\":\"{}\"}}", "x".repeat(LARGE)).into();
+        let content: Bytes = format!("{{\"text\":\"{}\"}}", "x".repeat(COPY_THRESHOLD)).into();
         let message = WireMessage::from_parts([object(), object(), object(), content.clone()], []);
         let pieces = encode_pieces(Channel::Iopub, &message).unwrap();
         assert_eq!(pieces.len(), 3);
@@ -183,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_only_python_knows_are_null() {
+    fn nan_and_infinity_become_null() {
         let text = Bytes::from_static(br#"{"header":{"msg_id":"1"},"content":{"a":NaN,"b":"NaN"}}"#);
         let (_, message) = decode(&text).unwrap();
         assert_eq!(message.content(), r#"{"a":null,"b":"NaN"}"#);
@@ -200,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_a_typed_error() {
+    fn invalid_messages_are_typed_errors() {
         for text in [
             &b"[]"[..],
             b"{}",

@@ -1,10 +1,10 @@
-//! The ways a message crosses a WebSocket, each both ways, spliced from the same frames.
+//! Encoding and decoding of messages on WebSockets, spliced from the frames without reserializing.
 //!
-//! | Format | Direction of choice |
+//! | Format | Used for |
 //! |---|---|
 //! | [`websocket_v1`] | the subprotocol `v1.kernel.websocket.jupyter.org`, always binary |
-//! | [`legacy_text`] | no subprotocol, a message without buffers |
-//! | [`legacy_binary`] | no subprotocol, a message with buffers |
+//! | [`legacy_text`] | no subprotocol, messages without buffers |
+//! | [`legacy_binary`] | no subprotocol, messages with buffers |
 //!
 //! <https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html>
 
@@ -16,53 +16,55 @@ use bytes::Bytes;
 
 use crate::channel::UnknownChannel;
 
-/// Bytes that are no message of the format, or a message that the format cannot carry.
+/// Error of encoding or decoding a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodecError {
-    /// Shorter than its own offsets say.
-    #[error("{length} bytes end before the message's offset table does")]
+    /// The data ends within the offset table.
+    #[error("{length} bytes end within the offset table of the message")]
     Truncated {
-        /// How many bytes there were.
+        /// Length of the data in bytes.
         length: usize,
     },
-    /// A number of parts that no message has.
-    #[error("{count} parts, where a message has at least {least} and at most {most}")]
+    /// The count at the start of the message is out of range.
+    ///
+    /// It counts parts in [`legacy_binary`], and offsets, one more than parts, in [`websocket_v1`].
+    #[error("the message has a count of {count}, expected {least} to {most}")]
     PartCount {
-        /// The number in the message.
+        /// Count in the message.
         count: u64,
-        /// The fewest that make a message.
+        /// Minimum count.
         least: u64,
-        /// The most that are taken.
+        /// Maximum count.
         most: u64,
     },
-    /// Offsets that run backwards or past the end.
+    /// An offset is smaller than the one before or past the end.
     #[error("offset {index} of the message runs backwards or past its end")]
     BadOffset {
-        /// Which one, from 0.
+        /// Index of the offset, from 0.
         index: usize,
     },
     /// The message names a channel that does not exist.
     #[error(transparent)]
     UnknownChannel(#[from] UnknownChannel),
-    /// Not JSON, or not the object that was expected.
-    #[error("{part} is not the JSON that was expected: {reason}")]
+    /// A part is not JSON, or not an object.
+    #[error("{part} is not the expected JSON: {reason}")]
     Json {
-        /// Which part of the message.
+        /// Name of the part.
         part: &'static str,
-        /// What the parser says.
+        /// Why the part is invalid.
         reason: String,
     },
-    /// Larger than the format's offsets can say.
-    #[error("{length} bytes are more than the format's offsets can say")]
+    /// The message is too large for the offsets of the format.
+    #[error("an offset of {length} is too large for the format")]
     TooLarge {
-        /// How many bytes the message has.
+        /// Offset or count that does not fit.
         length: usize,
     },
 }
 
-/// The pieces in one.
-fn whole(pieces: Vec<Bytes>) -> Bytes {
+/// Concatenates pieces, without a copy if there is only one.
+fn concat(pieces: Vec<Bytes>) -> Bytes {
     match <[Bytes; 1]>::try_from(pieces) {
         Ok([piece]) => piece,
         Err(pieces) => pieces.concat().into(),

@@ -5,7 +5,8 @@
 //! N | offset[0] … offset[N-1] | channel | header | parent_header | metadata | content | buffer …
 //! ```
 //!
-//! `offset[0]` is where the channel starts, the last offset is the total length, so `N` is one more than the parts.
+//! `offset[0]` is the start of the channel and the last offset is the total length, so `N` is the number of parts plus
+//! one.
 //!
 //! <https://jupyter-server.readthedocs.io/en/latest/developers/websocket-protocols.html#v1-kernel-websocket-jupyter-org-protocol>
 
@@ -15,20 +16,20 @@ use super::CodecError;
 use crate::channel::Channel;
 use crate::wire::{MAX_FRAMES, WireMessage};
 
-/// The subprotocol's name in `Sec-WebSocket-Protocol`.
+/// Name of the subprotocol in `Sec-WebSocket-Protocol`.
 pub const SUBPROTOCOL: &str = "v1.kernel.websocket.jupyter.org";
 
 /// Channel, header, parent header, metadata, content.
 const PARTS_WITHOUT_BUFFERS: usize = 5;
 
-/// How many bytes [`encode_into`] appends for this message.
+/// Returns the number of bytes that [`encode_into`] appends for a message.
 #[must_use]
 pub fn encoded_len(channel: Channel, message: &WireMessage) -> usize {
     let parts = message.parts_and_buffers();
     8 * (parts.len() + 3) + channel.as_str().len() + parts.iter().map(Bytes::len).sum::<usize>()
 }
 
-/// Appends the message to `out`.
+/// Encodes a message and appends it to `out`.
 pub fn encode_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) {
     let parts = message.parts_and_buffers();
     out.reserve(encoded_len(channel, message));
@@ -48,7 +49,7 @@ pub fn encode_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) 
     }
 }
 
-/// The message as one binary WebSocket message. One allocation, whatever the number of buffers.
+/// Encodes a message as one binary WebSocket message, with a single allocation.
 #[must_use]
 pub fn encode(channel: Channel, message: &WireMessage) -> Bytes {
     let mut out = BytesMut::with_capacity(encoded_len(channel, message));
@@ -56,11 +57,11 @@ pub fn encode(channel: Channel, message: &WireMessage) -> Bytes {
     out.freeze()
 }
 
-/// Reads a binary WebSocket message; the frames share its memory. The message is unsigned and has no identities.
+/// Decodes a binary WebSocket message. The frames share its memory. The message is unsigned and has no identities.
 ///
 /// # Errors
-/// [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] where it is no such message,
-/// [`CodecError::UnknownChannel`] where its channel does not exist.
+/// - [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] if the offset table is invalid.
+/// - [`CodecError::UnknownChannel`] if the channel does not exist or is the heartbeat, which carries no messages.
 pub fn decode(data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
     let view = V1Message::parse(data)?;
     let channel = view.channel()?;
@@ -72,7 +73,7 @@ pub fn decode(data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
     ))
 }
 
-/// A message in this format, looked at where it lies: no allocation, no copy.
+/// View of an encoded message, without allocation or copies.
 #[derive(Clone, Copy, Debug)]
 pub struct V1Message<'a> {
     data: &'a [u8],
@@ -80,10 +81,12 @@ pub struct V1Message<'a> {
 }
 
 impl<'a> V1Message<'a> {
-    /// Checks that the offsets lie within `data` and in order.
+    /// Creates a view, checking that the offsets are in order and within `data`.
     ///
     /// # Errors
-    /// [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`].
+    /// - [`CodecError::Truncated`] if `data` ends within the offset table.
+    /// - [`CodecError::PartCount`] if the number of offsets is out of range.
+    /// - [`CodecError::BadOffset`] if an offset is out of order or past the end.
     pub fn parse(data: &'a [u8]) -> Result<Self, CodecError> {
         let truncated = CodecError::Truncated { length: data.len() };
         let Some((first, _)) = data.split_first_chunk::<8>() else {
@@ -95,7 +98,7 @@ impl<'a> V1Message<'a> {
         if !(least..=most).contains(&count) {
             return Err(CodecError::PartCount { count, least, most });
         }
-        // In range: at most MAX_FRAMES.
+        // The cast cannot truncate: the count is at most MAX_FRAMES.
         let offsets = count as usize;
         let table = 8 * (offsets + 1);
         if data.len() < table {
@@ -113,7 +116,7 @@ impl<'a> V1Message<'a> {
         Ok(view)
     }
 
-    /// Offset `index`, which lies within the table; 0 where it does not.
+    /// Returns the offset at `index`, or 0 if `index` is past the table.
     fn raw_offset(&self, index: usize) -> u64 {
         let start = 8 * (index + 1);
         self.data
@@ -122,13 +125,13 @@ impl<'a> V1Message<'a> {
             .map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
-    /// How many parts: the channel, four of JSON, and the buffers.
+    /// Returns the number of parts: the channel, four of JSON, and the buffers.
     #[must_use]
     pub fn part_count(&self) -> usize {
         self.offsets - 1
     }
 
-    /// Part `index`, from 0; empty where there is none.
+    /// Returns the part at `index`, from 0, or an empty slice if there is none.
     #[must_use]
     pub fn part(&self, index: usize) -> &'a [u8] {
         if index >= self.part_count() {
@@ -139,58 +142,59 @@ impl<'a> V1Message<'a> {
         self.data.get(start..end).unwrap_or_default()
     }
 
-    /// The channel.
+    /// Returns the channel.
     ///
     /// # Errors
-    /// [`CodecError::UnknownChannel`] where it does not exist, or is the heartbeat's, which carries no messages.
+    /// [`CodecError::UnknownChannel`] if the channel does not exist or is the heartbeat, which carries no messages.
     pub fn channel(&self) -> Result<Channel, CodecError> {
-        channel_of_messages(&String::from_utf8_lossy(self.part(0)))
+        message_channel(&String::from_utf8_lossy(self.part(0)))
     }
 
-    /// The header's JSON.
+    /// Returns the header as JSON.
     #[must_use]
     pub fn header(&self) -> &'a [u8] {
         self.part(1)
     }
 
-    /// The parent header's JSON.
+    /// Returns the parent header as JSON.
     #[must_use]
     pub fn parent_header(&self) -> &'a [u8] {
         self.part(2)
     }
 
-    /// The metadata's JSON.
+    /// Returns the metadata as JSON.
     #[must_use]
     pub fn metadata(&self) -> &'a [u8] {
         self.part(3)
     }
 
-    /// The content's JSON.
+    /// Returns the content as JSON.
     #[must_use]
     pub fn content(&self) -> &'a [u8] {
         self.part(4)
     }
 
-    /// The number of binary buffers.
+    /// Returns the number of binary buffers.
     #[must_use]
     pub fn buffer_count(&self) -> usize {
         self.part_count() - PARTS_WITHOUT_BUFFERS
     }
 
-    /// The message's length in bytes: where its last part ends.
+    /// Returns the length of the message in bytes, which is the end of its last part.
     #[must_use]
     pub fn len(&self) -> usize {
         self.raw_offset(self.offsets - 1) as usize
     }
 
-    /// Never: a message has parts.
+    /// Returns `false`: a message is never empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         false
     }
 }
 
-pub(super) fn channel_of_messages(name: &str) -> Result<Channel, CodecError> {
+/// Parses the name of a channel that carries messages.
+pub(super) fn message_channel(name: &str) -> Result<Channel, CodecError> {
     match name.parse::<Channel>()? {
         Channel::Heartbeat => Err(crate::channel::UnknownChannel(name.to_owned()).into()),
         channel => Ok(channel),

@@ -1,22 +1,22 @@
-//! What can go wrong with a connection file.
+//! Errors of connection files.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::MAX_CONNECTION_FILE;
 
-/// A connection file could not be found, read, understood or written. Each names the file.
+/// Error of finding, reading or writing a connection file. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionFileError {
-    /// The system did not let it be read.
+    /// Reading the file failed.
     #[error(
         "cannot read connection file {path}: {source}; check that the kernel still runs and that the file is yours"
     )]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system.
         source: io::Error,
     },
     /// The path is a directory or a device.
@@ -25,42 +25,42 @@ pub enum ConnectionFileError {
         /// The path.
         path: PathBuf,
     },
-    /// It is longer than [`MAX_CONNECTION_FILE`].
-    #[error("{path} has more than {MAX_CONNECTION_FILE} bytes, so it is no connection file; give another path")]
+    /// The file is larger than [`MAX_CONNECTION_FILE`].
+    #[error("{path} has more than {MAX_CONNECTION_FILE} bytes, so it is not a connection file; give another path")]
     TooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It is no JSON object, or a field has the wrong type. The error holds no value of the file.
-    #[error("{path} is not a connection file: {problem}; give another path, or start the kernel again")]
+    /// The file is not a JSON object, or a field has the wrong type. The error contains no value of the file.
+    #[error("{path} is not a connection file: {problem}; give another path, or restart the kernel")]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong and where, without the file's text.
+        /// What is wrong and where, without text of the file.
         problem: String,
     },
-    /// It names neither the shell and iopub ports nor a registration port (JEP 66).
-    #[error("{path} names no {missing}: it is not the connection file of a running kernel; give another path")]
+    /// The file lacks the shell or iopub port, and has no registration port (JEP 66).
+    #[error("{path} has no {missing}: it is not the connection file of a running kernel; give another path")]
     MissingPort {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The first port that is absent or 0.
+        /// Name of the first port that is absent or 0.
         missing: &'static str,
     },
     /// No file matches.
     #[error("no connection file matches {wanted:?} in {}; give another name, or the file's whole path", searched.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", "))]
     NotFound {
-        /// The name, id or path that was asked for.
+        /// The requested name, id or path.
         wanted: String,
         /// The directories that were searched.
         searched: Vec<PathBuf>,
     },
-    /// The system did not let it be written.
-    #[error("cannot write connection file {path}: {source}; check that the folder exists, is yours and has room")]
+    /// Writing the file failed.
+    #[error("cannot write connection file {path}: {source}; check that the folder is yours and has free space")]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system.
         source: io::Error,
     },
 }

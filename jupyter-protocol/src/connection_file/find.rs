@@ -1,4 +1,4 @@
-//! Finding the connection file that someone means.
+//! Finding a connection file by path, name, pattern or kernel id.
 
 use std::path::PathBuf;
 
@@ -6,18 +6,20 @@ use super::{ConnectionFileError, ConnectionInfo};
 use crate::paths::PathEnv;
 
 impl ConnectionInfo {
-    /// Finds a connection file as `jupyter console --existing` does and gives its path.
+    /// Finds a connection file as `jupyter console --existing` does and returns its path.
     ///
-    /// `wanted` is a path; or the name of a file in the working directory or in [`PathEnv::runtime_dir`]; or a pattern
-    /// with `*` and `?`; or a part of a name, such as a kernel's id. Of several matches, the one last modified is
-    /// taken. Blocks on the file system. Since any path is accepted, `wanted` must not come from an untrusted client.
+    /// `wanted` is a path, the name of a file in the working directory or in [`PathEnv::runtime_dir`], a glob pattern
+    /// with `*` and `?`, or a part of a name, such as a kernel id. If several files match, the most recently modified
+    /// one is returned.
+    ///
+    /// Blocks on the file system. Any path is accepted, so `wanted` must not come from an untrusted client.
     ///
     /// # Errors
-    /// [`ConnectionFileError::NotFound`] where nothing matches.
+    /// [`ConnectionFileError::NotFound`] if no file matches.
     pub fn find(wanted: &str, env: &PathEnv) -> Result<PathBuf, ConnectionFileError> {
         let searched = [PathBuf::from("."), env.runtime_dir()];
         for dir in &searched {
-            // Joined with an absolute path, this is that path.
+            // Joining with an absolute path results in that path.
             let path = dir.join(wanted);
             if path.is_file() {
                 return Ok(path);
@@ -34,7 +36,7 @@ impl ConnectionInfo {
             .filter(|entry| {
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
-                !name.starts_with('.') && matches(&pattern, &name) && entry.path().is_file()
+                !name.starts_with('.') && glob_matches(&pattern, &name) && entry.path().is_file()
             })
             .max_by_key(|entry| entry.metadata().and_then(|metadata| metadata.modified()).ok())
             .map(|entry| entry.path())
@@ -45,12 +47,12 @@ impl ConnectionInfo {
     }
 }
 
-/// Whether `name` matches a pattern in which `*` is any text and `?` is any character.
-pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+/// Returns whether `name` matches a glob pattern, in which `*` is any text and `?` is any character.
+pub(crate) fn glob_matches(pattern: &str, name: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
     let (mut p, mut n) = (0, 0);
-    // Where to go on when the text after the last `*` turns out not to match here.
+    // Positions to backtrack to if the text after the last `*` does not match here.
     let mut retry: Option<(usize, usize)> = None;
     while n < name.len() {
         match pattern.get(p) {
@@ -80,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_by_path_name_pattern_and_part_and_prefers_the_newest() {
+    fn finds_files_by_path_name_pattern_and_part_and_prefers_the_newest() {
         let dir = tempfile::tempdir().unwrap();
         let env = PathEnv::new([("JUPYTER_RUNTIME_DIR", dir.path())], "/nonexistent");
         let file = |name: &str, age: u64| {
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns() {
+    fn glob_patterns() {
         for (pattern, name, expected) in [
             ("*", "", true),
             ("kernel-*.json", "kernel-1.json", true),
@@ -118,7 +120,7 @@ mod tests {
             ("", "", true),
             ("", "a", false),
         ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+            assert_eq!(glob_matches(pattern, name), expected, "{pattern} {name}");
         }
     }
 }

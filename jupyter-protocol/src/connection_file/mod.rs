@@ -1,4 +1,4 @@
-//! Connection files: where a kernel's sockets are and how its messages are signed.
+//! Connection files: the addresses of a kernel's sockets and the key of its messages.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/kernels.html#connection-files>
 
@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::bounded_read::{self, ReadError};
 use crate::channel::Channel;
 use crate::content::HandshakeRequest;
-use crate::files::{self, ReadError};
 use crate::key::Key;
 use crate::signing::{Signer, SigningError};
 
 pub use error::ConnectionFileError;
 
-/// The longest connection file that is read, in bytes. Real ones have a few hundred.
+/// Maximum size of a connection file in bytes. Real ones have a few hundred.
 pub const MAX_CONNECTION_FILE: u64 = 64 * 1024;
 
-/// What carries a connection's messages.
+/// Transport of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -30,12 +30,12 @@ pub enum Transport {
     /// TCP: the ports are TCP ports.
     #[default]
     Tcp,
-    /// Unix domain sockets: `ip` is the beginning of their path and the ports are its numeric suffixes.
+    /// Unix sockets: `ip` is the prefix of their paths and the ports are numeric suffixes.
     Ipc,
 }
 
 impl Transport {
-    /// The transport as connection files and ZeroMQ addresses spell it.
+    /// Returns the name of the transport in connection files and ZeroMQ addresses.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -45,16 +45,16 @@ impl Transport {
     }
 }
 
-/// What a connection file holds.
+/// Content of a connection file.
 ///
-/// Read leniently: a field that is absent or null has its default, and a port of 0 means that there is no such
-/// socket, so it is not written either. Fields that the protocol does not name are kept. `Debug` shows no key.
+/// Parsing is lenient: absent and null fields get their default, and fields that the protocol does not name are kept. A
+/// port of 0 means that there is no such socket, and is not written. The `Debug` output does not contain keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionInfo {
-    /// What carries the messages.
+    /// Transport of the sockets.
     #[serde(default, deserialize_with = "null_as_default")]
     pub transport: Transport,
-    /// Address or host name for TCP; the beginning of the sockets' path for ipc.
+    /// Address or host name for TCP, prefix of the socket paths for ipc.
     #[serde(default = "default_ip", deserialize_with = "ip_or_default")]
     pub ip: String,
     /// Port (or path suffix) of the shell socket.
@@ -72,25 +72,25 @@ pub struct ConnectionInfo {
     /// Port (or path suffix) of the heartbeat socket.
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
     pub hb_port: u16,
-    /// Signs the messages; empty where they are unsigned.
+    /// Key that signs messages, empty if they are not signed.
     #[serde(default, deserialize_with = "null_as_default")]
     pub key: Key,
-    /// How `key` signs, such as `hmac-sha256`.
+    /// Signature scheme for `key`, such as `hmac-sha256`.
     #[serde(default = "default_scheme", deserialize_with = "scheme_or_default")]
     pub signature_scheme: String,
-    /// The name of the kernelspec that the kernel was started from; may be empty.
+    /// Name of the kernelspec that the kernel was started from; may be empty.
     #[serde(default, deserialize_with = "null_as_default")]
     pub kernel_name: String,
-    /// The path of the notebook or console that the kernel was started for, where the starter said so.
+    /// Path of the notebook or console that the kernel was started for, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jupyter_session: Option<String>,
-    /// The kernel's CurveZMQ public key (Z85), where the sockets are encrypted.
+    /// CurveZMQ public key (Z85) of the kernel, if the sockets are encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub curve_publickey: Option<String>,
-    /// The kernel's CurveZMQ secret key (Z85), where the sockets are encrypted.
+    /// CurveZMQ secret key (Z85) of the kernel, if the sockets are encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub curve_secretkey: Option<Key>,
-    /// The port at which the kernel is to say where it listens (JEP 66), in place of the five ports above.
+    /// Port at which the kernel registers its five ports (JEP 66), which the file then lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registration_port: Option<u16>,
     /// Fields that the protocol does not name.
@@ -99,7 +99,7 @@ pub struct ConnectionInfo {
 }
 
 impl Default for ConnectionInfo {
-    /// TCP on 127.0.0.1, `hmac-sha256` with an empty key, no ports.
+    /// Returns TCP on 127.0.0.1 with an empty key, `hmac-sha256` and no ports.
     fn default() -> Self {
         Self {
             transport: Transport::Tcp,
@@ -127,12 +127,14 @@ impl ConnectionInfo {
     /// Blocks on the file system.
     ///
     /// # Errors
-    /// [`ConnectionFileError::Read`], [`NotAFile`](ConnectionFileError::NotAFile),
-    /// [`TooLarge`](ConnectionFileError::TooLarge), [`Malformed`](ConnectionFileError::Malformed) and
-    /// [`MissingPort`](ConnectionFileError::MissingPort), each where its name says.
+    /// - [`ConnectionFileError::Read`] if reading fails.
+    /// - [`ConnectionFileError::NotAFile`] if the path is not a regular file.
+    /// - [`ConnectionFileError::TooLarge`] if the file exceeds [`MAX_CONNECTION_FILE`].
+    /// - [`ConnectionFileError::Malformed`] if the file is not a valid connection file.
+    /// - [`ConnectionFileError::MissingPort`] if the file has neither shell and iopub ports nor a registration port.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, ConnectionFileError> {
         let path = path.as_ref();
-        let bytes = files::read_limited(path, MAX_CONNECTION_FILE).map_err(|error| {
+        let bytes = bounded_read::read_limited(path, MAX_CONNECTION_FILE).map_err(|error| {
             let path = path.to_owned();
             match error {
                 ReadError::Io(source) => ConnectionFileError::Read { path, source },
@@ -153,29 +155,29 @@ impl ConnectionInfo {
         }
     }
 
-    /// Writes a connection file that only this user can read (mode 0600), whole or not at all.
+    /// Atomically writes a connection file that only this user can read (mode 0600).
     ///
-    /// The file is made beside its place and renamed to it, so no reader sees half of it. A missing folder is made,
-    /// for this user only. Blocks on the file system.
+    /// Writes a temporary file in the same folder and renames it, so readers never see a partial file. Creates missing
+    /// folders, for this user only. Blocks on the file system.
     ///
     /// # Errors
-    /// [`ConnectionFileError::Write`] where the system refuses.
+    /// [`ConnectionFileError::Write`] if writing fails.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<(), ConnectionFileError> {
         let path = path.as_ref();
-        self.write_beside_and_rename(path)
+        self.write_atomically(path)
             .map_err(|source| ConnectionFileError::Write {
                 path: path.to_owned(),
                 source,
             })
     }
 
-    fn write_beside_and_rename(&self, path: &Path) -> io::Result<()> {
+    fn write_atomically(&self, path: &Path) -> io::Result<()> {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
         create_private_dir(folder)?;
-        // On Unix a temporary file has mode 0600 from the start; elsewhere it has the folder's access rights.
+        // On Unix a temporary file has mode 0600 from the start. Elsewhere it inherits the access rights of the folder.
         let mut file = tempfile::Builder::new()
             .prefix(".connection-")
             .suffix(".tmp")
@@ -186,7 +188,7 @@ impl ConnectionInfo {
         Ok(())
     }
 
-    /// The port, or path suffix, of a channel's socket; 0 where there is none.
+    /// Returns the port, or path suffix, of a channel's socket, or 0 if there is none.
     #[must_use]
     pub const fn port(&self, channel: Channel) -> u16 {
         match channel {
@@ -209,7 +211,7 @@ impl ConnectionInfo {
         } = port;
     }
 
-    /// The ZeroMQ address of a channel's socket: `tcp://127.0.0.1:5555`, `tcp://[::1]:5555` or `ipc:///path-1`.
+    /// Returns the ZeroMQ address of a channel: `tcp://127.0.0.1:5555`, `tcp://[::1]:5555` or `ipc:///path-1`.
     #[must_use]
     pub fn address(&self, channel: Channel) -> String {
         self.address_of_port(self.port(channel))
@@ -226,13 +228,13 @@ impl ConnectionInfo {
         }
     }
 
-    /// The ZeroMQ address at which the kernel is to say where it listens (JEP 66), if this is such a file.
+    /// Returns the ZeroMQ address at which the kernel registers its ports (JEP 66), if there is a registration port.
     #[must_use]
     pub fn registration_address(&self) -> Option<String> {
         self.registration_port.map(|port| self.address_of_port(port))
     }
 
-    /// Takes over the ports that a kernel announced in a handshake (JEP 66), so that this is a file like any other.
+    /// Replaces the registration port with the ports that a kernel announced in a handshake (JEP 66).
     pub fn complete(&mut self, announced: &HandshakeRequest) {
         self.registration_port = None;
         self.shell_port = announced.shell_port;
@@ -242,7 +244,7 @@ impl ConnectionInfo {
         self.hb_port = announced.hb_port;
     }
 
-    /// The path of a channel's Unix domain socket, where the transport is ipc.
+    /// Returns the path of a channel's Unix socket, or `None` if the transport is TCP.
     #[must_use]
     pub fn socket_path(&self, channel: Channel) -> Option<PathBuf> {
         match self.transport {
@@ -251,15 +253,15 @@ impl ConnectionInfo {
         }
     }
 
-    /// The signer that `signature_scheme` and `key` ask for.
+    /// Creates the signer for `signature_scheme` and `key`.
     ///
     /// # Errors
-    /// [`SigningError::UnknownScheme`] where there is a key and its scheme is not known here.
+    /// [`SigningError::UnknownScheme`] if there is a key and its scheme is not supported.
     pub fn signer(&self) -> Result<Signer, SigningError> {
         Signer::new(&self.signature_scheme, self.key.as_bytes())
     }
 
-    /// Whether the sockets are encrypted with CurveZMQ.
+    /// Returns whether the sockets are encrypted with CurveZMQ.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
         self.curve_publickey.as_ref().is_some_and(|key| !key.is_empty())
@@ -306,7 +308,7 @@ fn scheme_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Strin
         .unwrap_or_else(default_scheme))
 }
 
-/// What serde found wrong, without the value that it found: that may be a key in the wrong place.
+/// Describes a parse error without the offending value, which may be a misplaced key.
 fn problem_without_values(error: &serde_json::Error) -> String {
     let kind = match error.classify() {
         serde_json::error::Category::Data => "a field has the wrong type or a value out of range",
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_only_by_its_owner() {
+    fn written_files_are_read_back_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/on/the/way/kernel-1.json");
         let mut written = info();
@@ -369,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_is_shown() {
+    fn debug_output_and_errors_contain_no_secret() {
         let text = format!("{:?}", info());
         assert!(!text.contains("topsecret") && !text.contains("curvesecret"), "{text}");
         let error = read_text(r#"{"shell_port": "topsecret"}"#).unwrap_err();
@@ -392,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_fields_have_defaults_and_unknown_ones_are_kept() {
+    fn absent_fields_get_defaults_and_unknown_ones_are_kept() {
         let info =
             read_text(r#"{"shell_port": 1, "iopub_port": 2, "key": null, "ip": null, "x": {"b": 1, "a": 2}}"#).unwrap();
         assert_eq!(info.ip, "127.0.0.1");
@@ -402,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_for_a_handshake_names_no_ports_until_the_kernel_has() {
+    fn a_file_with_a_registration_port_has_no_other_ports_until_completed() {
         let mut info = ConnectionInfo {
             registration_port: Some(7),
             ..ConnectionInfo::default()
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_connection_file_is_a_typed_error_with_its_name() {
+    fn invalid_files_are_typed_errors_that_name_the_file() {
         let path_of = |error: &ConnectionFileError| error.to_string();
         let missing = ConnectionInfo::read("/nonexistent/kernel.json").unwrap_err();
         assert!(matches!(missing, ConnectionFileError::Read { .. }));

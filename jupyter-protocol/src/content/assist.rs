@@ -1,4 +1,4 @@
-//! Helping to write code: inspect, complete, is it complete, history.
+//! Messages that assist in writing code: introspection, completion, code completeness and history.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,17 +7,17 @@ use super::lenient::{self, open_enum};
 use super::media::MimeBundle;
 use super::reply::ReplyBody;
 
-/// `inspect_request`: what is the object at the cursor?
+/// `inspect_request`: requests documentation of the name at the cursor.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#introspection>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InspectRequest {
-    /// The code around the cursor.
+    /// Code that contains the cursor.
     pub code: String,
-    /// Where the cursor is, in Unicode code points.
+    /// Cursor position in Unicode code points.
     #[serde(default, deserialize_with = "lenient::number")]
     pub cursor_pos: u64,
-    /// 0 for what it is, 1 for its source too.
+    /// Level of detail: 0, or 1 to include the source.
     #[serde(default, deserialize_with = "lenient::number")]
     pub detail_level: u64,
     /// Fields that the protocol does not name.
@@ -25,16 +25,16 @@ pub struct InspectRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in an `inspect_reply`.
+/// Result of an `inspect_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InspectReply {
-    /// Whether there is such an object.
+    /// Whether the name was found.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub found: bool,
-    /// Its description.
+    /// Documentation in one or more representations.
     #[serde(default)]
     pub data: MimeBundle,
-    /// More about the description.
+    /// Metadata of the representations.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub metadata: Map<String, Value>,
     /// Fields that the protocol does not name.
@@ -44,14 +44,14 @@ pub struct InspectReply {
 
 impl ReplyBody for InspectReply {}
 
-/// `complete_request`: how may the code at the cursor go on?
+/// `complete_request`: requests completions at the cursor.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#completion>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompleteRequest {
-    /// The code around the cursor.
+    /// Code that contains the cursor.
     pub code: String,
-    /// Where the cursor is, in Unicode code points.
+    /// Cursor position in Unicode code points.
     #[serde(default, deserialize_with = "lenient::number")]
     pub cursor_pos: u64,
     /// Fields that the protocol does not name.
@@ -59,19 +59,19 @@ pub struct CompleteRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `complete_reply`.
+/// Result of a `complete_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompleteReply {
-    /// What may stand between `cursor_start` and `cursor_end`.
+    /// Completions, each of which can replace the text from `cursor_start` to `cursor_end`.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub matches: Vec<String>,
-    /// Where the text to be replaced begins, in Unicode code points.
+    /// Start of the text to replace, in Unicode code points.
     #[serde(default, deserialize_with = "lenient::number")]
     pub cursor_start: u64,
-    /// Where the text to be replaced ends, in Unicode code points.
+    /// End of the text to replace, in Unicode code points.
     #[serde(default, deserialize_with = "lenient::number")]
     pub cursor_end: u64,
-    /// More about the matches.
+    /// Metadata of the matches.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub metadata: Map<String, Value>,
     /// Fields that the protocol does not name.
@@ -81,7 +81,7 @@ pub struct CompleteReply {
 
 impl ReplyBody for CompleteReply {}
 
-/// `is_complete_request`: may the code be run, or does it go on?
+/// `is_complete_request`: asks whether code is complete and can be run.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#code-completeness>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,26 +94,26 @@ pub struct IsCompleteRequest {
 }
 
 open_enum! {
-    /// Whether code may be run as it is.
+    /// Whether code is complete and can be run.
     Completeness {
-        /// It may be run.
+        /// The code can be run.
         Complete = "complete",
-        /// It goes on in the next line.
+        /// The code needs further lines.
         Incomplete = "incomplete",
-        /// Whatever follows, it cannot become right.
+        /// The code is invalid and no further lines can complete it.
         Invalid = "invalid",
-        /// The kernel cannot tell.
+        /// The kernel cannot decide.
         Unknown = "unknown",
     }
 }
 
-/// The result in an `is_complete_reply`.
+/// Result of an `is_complete_reply`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IsCompleteReply {
-    /// Whether the code may be run as it is.
+    /// Whether the code is complete and can be run.
     #[serde(default = "unknown")]
     pub status: Completeness,
-    /// How the next line is to be indented, where the code is incomplete.
+    /// Indentation of the next line, if the code is incomplete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub indent: Option<String>,
     /// Fields that the protocol does not name.
@@ -126,7 +126,7 @@ fn unknown() -> Completeness {
 }
 
 impl IsCompleteReply {
-    /// A reply with this status and no indentation.
+    /// Creates a reply with this status and no indentation.
     #[must_use]
     pub fn new(status: Completeness) -> Self {
         Self {
@@ -142,46 +142,46 @@ impl ReplyBody for IsCompleteReply {
 }
 
 open_enum! {
-    /// Which part of the history is asked for.
+    /// Part of the history that is requested.
     HistoryAccess {
-        /// The lines `start` to `stop` of a session.
+        /// The inputs of a session from `start` to before `stop`.
         Range = "range",
-        /// The last `n` lines.
+        /// The last `n` inputs.
         Tail = "tail",
-        /// The lines that match `pattern`.
+        /// The inputs that match `pattern`.
         Search = "search",
     }
 }
 
-/// `history_request`: what was run before?
+/// `history_request`: requests the execution history.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#history>
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryRequest {
-    /// Whether outputs are asked for too.
+    /// Whether to include outputs.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub output: bool,
-    /// Whether the code is asked for as it was typed, rather than as it was run.
+    /// Whether to return inputs as entered, rather than as transformed before execution.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub raw: bool,
-    /// Which part of the history.
+    /// Part of the history that is requested.
     pub hist_access_type: HistoryAccess,
-    /// The session, for `range`; negative ones count back from this.
+    /// Session, for `range`. Negative numbers count back from the current session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<i64>,
-    /// The first line, for `range`.
+    /// First line number, for `range`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<i64>,
-    /// The line after the last, for `range`.
+    /// Line number after the last, for `range`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<i64>,
-    /// How many lines, for `tail` and `search`.
+    /// Maximum number of inputs, for `tail` and `search`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<i64>,
-    /// A pattern with `*` and `?`, for `search`.
+    /// Glob pattern with `*` and `?`, for `search`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
-    /// Whether equal lines count once, for `search`.
+    /// Whether to omit duplicate inputs, for `search`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<bool>,
     /// Fields that the protocol does not name.
@@ -190,7 +190,7 @@ pub struct HistoryRequest {
 }
 
 impl HistoryRequest {
-    /// Asks for the last `n` lines as they were typed, without outputs.
+    /// Creates a request for the last `n` inputs as entered, without outputs.
     #[must_use]
     pub fn tail(n: i64) -> Self {
         Self {
@@ -208,10 +208,10 @@ impl HistoryRequest {
     }
 }
 
-/// The result in a `history_reply`.
+/// Result of a `history_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryReply {
-    /// The lines, the oldest first.
+    /// Entries, oldest first.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub history: Vec<HistoryEntry>,
     /// Fields that the protocol does not name.
@@ -221,25 +221,25 @@ pub struct HistoryReply {
 
 impl ReplyBody for HistoryReply {}
 
-/// One line of a history. On the wire: `[session, line, input]` or `[session, line, [input, output]]`.
+/// Entry of the history. On the wire: `[session, line, input]` or `[session, line, [input, output]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(i64, i64, HistoryInput)", into = "(i64, i64, HistoryInput)")]
 pub struct HistoryEntry {
-    /// The session that it was run in.
+    /// Session of the execution.
     pub session: i64,
-    /// Its number in the session.
+    /// Line number in the session.
     pub line: i64,
-    /// The code, with its output where that was asked for.
+    /// Input, with its output if requested.
     pub input: HistoryInput,
 }
 
-/// The code of a line of history, with its output where that was asked for.
+/// Input of a history entry, with its output if requested.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum HistoryInput {
-    /// The code alone.
+    /// Input without output.
     Input(String),
-    /// The code and its output, where it had one.
+    /// Input and its output, if it had one.
     WithOutput(String, Option<String>),
 }
 

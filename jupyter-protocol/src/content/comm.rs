@@ -1,4 +1,4 @@
-//! Comms: messages between objects in the kernel and in the front end, in both directions.
+//! Comms: bidirectional messages between objects in the kernel and in the front end.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html#custom-messages>
 
@@ -8,18 +8,18 @@ use serde_json::{Map, Value};
 use super::lenient;
 use super::reply::ReplyBody;
 
-/// `comm_open`: a comm begins.
+/// `comm_open`: opens a comm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommOpen {
-    /// The comm, unique in the kernel.
+    /// Id of the comm, unique in the kernel.
     pub comm_id: String,
-    /// What at the other side is to handle it.
+    /// Name of the handler on the other side.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub target_name: String,
-    /// The module of the front end that has the target, where it must be loaded.
+    /// Module that the front end loads to find the target, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_module: Option<String>,
-    /// What the two sides agree on.
+    /// Data, whose schema the target defines.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub data: Map<String, Value>,
     /// Fields that the protocol does not name.
@@ -30,9 +30,9 @@ pub struct CommOpen {
 /// `comm_msg`: a message on a comm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommMsg {
-    /// The comm.
+    /// Id of the comm.
     pub comm_id: String,
-    /// What the two sides agree on.
+    /// Data, whose schema the target defines.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub data: Map<String, Value>,
     /// Fields that the protocol does not name.
@@ -40,12 +40,12 @@ pub struct CommMsg {
     pub extra: Map<String, Value>,
 }
 
-/// `comm_close`: a comm ends.
+/// `comm_close`: closes a comm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommClose {
-    /// The comm.
+    /// Id of the comm.
     pub comm_id: String,
-    /// What the two sides agree on.
+    /// Data, whose schema the target defines.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub data: Map<String, Value>,
     /// Fields that the protocol does not name.
@@ -53,12 +53,12 @@ pub struct CommClose {
     pub extra: Map<String, Value>,
 }
 
-/// `comm_info_request`: which comms are open?
+/// `comm_info_request`: requests the open comms.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#comm-info>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommInfoRequest {
-    /// Only those of this target.
+    /// Restricts the result to comms of this target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_name: Option<String>,
     /// Fields that the protocol does not name.
@@ -66,10 +66,10 @@ pub struct CommInfoRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `comm_info_reply`.
+/// Result of a `comm_info_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommInfoReply {
-    /// The open comms: id → `{target_name}`.
+    /// Open comms: objects with a `target_name`, by comm id.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub comms: Map<String, Value>,
     /// Fields that the protocol does not name.

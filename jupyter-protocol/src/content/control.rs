@@ -1,4 +1,4 @@
-//! What may not wait behind running code: shutdown, interrupt, subshells, usage.
+//! Messages on control, which do not wait for running code: shutdown, interrupt, subshells and usage.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -6,12 +6,12 @@ use serde_json::{Map, Value};
 use super::lenient;
 use super::reply::ReplyBody;
 
-/// `shutdown_request`: end.
+/// `shutdown_request`: shuts the kernel down.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#kernel-shutdown>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownRequest {
-    /// Whether a new kernel will be started in its place.
+    /// Whether the kernel will be restarted.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub restart: bool,
     /// Fields that the protocol does not name.
@@ -20,7 +20,7 @@ pub struct ShutdownRequest {
 }
 
 impl ShutdownRequest {
-    /// A request to end, before a restart or for good.
+    /// Creates a request. `restart` tells whether the kernel will be restarted.
     #[must_use]
     pub fn new(restart: bool) -> Self {
         Self {
@@ -30,10 +30,10 @@ impl ShutdownRequest {
     }
 }
 
-/// The result in a `shutdown_reply`.
+/// Result of a `shutdown_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownReply {
-    /// As in the request.
+    /// Value from the request.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub restart: bool,
     /// Fields that the protocol does not name.
@@ -43,7 +43,7 @@ pub struct ShutdownReply {
 
 impl ReplyBody for ShutdownReply {}
 
-/// `interrupt_request`: stop what runs, where the kernelspec's `interrupt_mode` is `message`.
+/// `interrupt_request`: interrupts running code, if the kernelspec's `interrupt_mode` is `message`.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#kernel-interrupt>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub struct InterruptRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in an `interrupt_reply`: nothing.
+/// Result of an `interrupt_reply`, which has no fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterruptReply {
     /// Fields that the protocol does not name.
@@ -63,7 +63,7 @@ pub struct InterruptReply {
 
 impl ReplyBody for InterruptReply {}
 
-/// `create_subshell_request`: make a subshell, which runs requests beside the main one (JEP 91).
+/// `create_subshell_request`: creates a subshell, which runs requests concurrently with the main shell (JEP 91).
 ///
 /// <https://jupyter.org/enhancement-proposals/91-kernel-subshells/kernel-subshells.html>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,10 +73,10 @@ pub struct CreateSubshellRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `create_subshell_reply`.
+/// Result of a `create_subshell_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateSubshellReply {
-    /// The new subshell, to be named in requests' headers.
+    /// Id of the new subshell, for the headers of requests.
     pub subshell_id: String,
     /// Fields that the protocol does not name.
     #[serde(flatten)]
@@ -85,17 +85,17 @@ pub struct CreateSubshellReply {
 
 impl ReplyBody for CreateSubshellReply {}
 
-/// `delete_subshell_request`: end a subshell (JEP 91).
+/// `delete_subshell_request`: deletes a subshell (JEP 91).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeleteSubshellRequest {
-    /// The subshell.
+    /// Id of the subshell.
     pub subshell_id: String,
     /// Fields that the protocol does not name.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `delete_subshell_reply`: nothing.
+/// Result of a `delete_subshell_reply`, which has no fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeleteSubshellReply {
     /// Fields that the protocol does not name.
@@ -105,7 +105,7 @@ pub struct DeleteSubshellReply {
 
 impl ReplyBody for DeleteSubshellReply {}
 
-/// `list_subshell_request`: which subshells are there? (JEP 91)
+/// `list_subshell_request`: requests the ids of the subshells (JEP 91).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListSubshellRequest {
     /// Fields that the protocol does not name.
@@ -113,10 +113,10 @@ pub struct ListSubshellRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `list_subshell_reply`.
+/// Result of a `list_subshell_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListSubshellReply {
-    /// The subshells, without the main one.
+    /// Ids of the subshells, without the main shell.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub subshell_id: Vec<String>,
     /// Fields that the protocol does not name.
@@ -126,7 +126,7 @@ pub struct ListSubshellReply {
 
 impl ReplyBody for ListSubshellReply {}
 
-/// `usage_request`: what does the kernel use? An addition of ipykernel's.
+/// `usage_request`: requests the resource usage of the kernel. An extension of ipykernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageRequest {
     /// Fields that ipykernel does not name.
@@ -134,32 +134,32 @@ pub struct UsageRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `usage_reply`. Each is absent where the kernel cannot tell.
+/// Result of a `usage_reply`. Values that the kernel does not know are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UsageReply {
-    /// The name of the machine.
+    /// Host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// The kernel's process.
+    /// Process id of the kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i64>,
-    /// What the kernel and its children use of a processor, in percent of one core.
+    /// CPU usage of the kernel and its children, in percent of one core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_cpu: Option<f64>,
-    /// What the kernel and its children use of memory, in bytes.
+    /// Memory usage of the kernel and its children, in bytes.
     #[serde(
         default,
         deserialize_with = "lenient::optional_number",
         skip_serializing_if = "Option::is_none"
     )]
     pub kernel_memory: Option<u64>,
-    /// What all processes use of the processors, in percent.
+    /// CPU usage of the host, in percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_cpu_percent: Option<f64>,
-    /// How many cores the machine has.
+    /// Number of CPU cores of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_count: Option<u64>,
-    /// The machine's memory, in bytes: `total`, `available`, `used`, …
+    /// Memory of the host in bytes: `total`, `available`, `used` and others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_virtual_memory: Option<Map<String, Value>>,
     /// Fields that ipykernel does not name.

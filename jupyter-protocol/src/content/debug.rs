@@ -1,6 +1,6 @@
-//! Debugging: messages of the Debug Adapter Protocol, carried unchanged.
+//! Debugging: wrapped messages of the Debug Adapter Protocol (DAP).
 //!
-//! Replies have no `status`: success and failure are the carried protocol's.
+//! Replies have no `status`: the DAP response contains success or failure.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html#debug-request>
 
@@ -13,7 +13,7 @@ macro_rules! carries_dap {
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(
-            /// The Debug Adapter Protocol's message.
+            /// The DAP message.
             pub Map<String, Value>,
         );
 
@@ -22,7 +22,7 @@ macro_rules! carries_dap {
                 self.0.get(field).and_then(Value::as_str)
             }
 
-            /// The message's number, unique to its sender.
+            /// Returns the sequence number of the message, unique per sender.
             #[must_use]
             pub fn seq(&self) -> Option<i64> {
                 self.0.get("seq").and_then(Value::as_i64)
@@ -41,7 +41,7 @@ carries_dap! {
 }
 
 impl DebugRequest {
-    /// A DAP request.
+    /// Creates a DAP request.
     pub fn new(seq: i64, command: impl Into<String>, arguments: impl Into<Value>) -> Self {
         Self(Map::from_iter([
             ("seq".to_owned(), seq.into()),
@@ -51,13 +51,13 @@ impl DebugRequest {
         ]))
     }
 
-    /// What is to be done.
+    /// Returns the command.
     #[must_use]
     pub fn command(&self) -> Option<&str> {
         self.text("command")
     }
 
-    /// The command's arguments.
+    /// Returns the arguments of the command.
     #[must_use]
     pub fn arguments(&self) -> Option<&Value> {
         self.0.get("arguments")
@@ -65,19 +65,19 @@ impl DebugRequest {
 }
 
 impl DebugReply {
-    /// The command that was done.
+    /// Returns the command of the request.
     #[must_use]
     pub fn command(&self) -> Option<&str> {
         self.text("command")
     }
 
-    /// Whether it succeeded; `None` where the reply does not say, such as an empty one of a kernel without debugger.
+    /// Returns whether the request succeeded, or `None` if the reply does not tell, as from a kernel without debugger.
     #[must_use]
     pub fn success(&self) -> Option<bool> {
         self.0.get("success").and_then(Value::as_bool)
     }
 
-    /// The result.
+    /// Returns the result.
     #[must_use]
     pub fn body(&self) -> Option<&Value> {
         self.0.get("body")
@@ -85,13 +85,13 @@ impl DebugReply {
 }
 
 impl DebugEvent {
-    /// What happened.
+    /// Returns the type of the event.
     #[must_use]
     pub fn event(&self) -> Option<&str> {
         self.text("event")
     }
 
-    /// More about it.
+    /// Returns details of the event.
     #[must_use]
     pub fn body(&self) -> Option<&Value> {
         self.0.get("body")

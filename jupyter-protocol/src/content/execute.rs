@@ -1,4 +1,4 @@
-//! Running code.
+//! Execution of code.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html#execute>
 
@@ -8,24 +8,24 @@ use serde_json::{Map, Value};
 use super::lenient;
 use super::reply::ReplyBody;
 
-/// `execute_request`: run code.
+/// `execute_request`: executes code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecuteRequest {
-    /// The code, one or more lines.
+    /// Code of one or more lines.
     pub code: String,
-    /// Run as quietly as possible: no output of the result, no history, no counting.
+    /// Whether to run silently: without publishing the code and the result, history or execution count.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub silent: bool,
-    /// Whether the code goes into the kernel's history and counts. `silent` overrides it.
+    /// Whether to store the code in the history and to increment the execution count. `silent` overrides it.
     #[serde(default = "lenient::yes", deserialize_with = "lenient::or_true")]
     pub store_history: bool,
-    /// Expressions to evaluate after the code: name → expression.
+    /// Expressions to evaluate after the code, by name.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub user_expressions: Map<String, Value>,
-    /// Whether the kernel may ask for input on the stdin channel.
+    /// Whether the kernel may request input on the stdin channel.
     #[serde(default = "lenient::yes", deserialize_with = "lenient::or_true")]
     pub allow_stdin: bool,
-    /// Whether an error aborts the requests that are already waiting.
+    /// Whether an error aborts the executions that are already queued.
     #[serde(default = "lenient::yes", deserialize_with = "lenient::or_true")]
     pub stop_on_error: bool,
     /// Fields that the protocol does not name.
@@ -34,7 +34,7 @@ pub struct ExecuteRequest {
 }
 
 impl ExecuteRequest {
-    /// Runs `code` as a cell: not silent, with history, input allowed, stopping at an error.
+    /// Creates a request to run `code` as a cell: not silent, with history, input allowed, stopping on errors.
     pub fn new(code: impl Into<String>) -> Self {
         Self {
             code: code.into(),
@@ -48,16 +48,16 @@ impl ExecuteRequest {
     }
 }
 
-/// The result in an `execute_reply`.
+/// Result of an `execute_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecuteReply {
-    /// The kernel's execution counter. Some kernels have none.
+    /// Execution count. Some kernels do not have one.
     #[serde(default, deserialize_with = "lenient::optional_number")]
     pub execution_count: Option<u64>,
-    /// The values of the request's `user_expressions`: name → MIME bundle with status, or error.
+    /// Values of the request's `user_expressions` by name: a MIME bundle with a status, or an error.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub user_expressions: Map<String, Value>,
-    /// What the front end is to do: show a pager, set the next input, … Deprecated, and alive.
+    /// Actions for the front end, such as showing a pager or setting the next input. Deprecated but in use.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub payload: Vec<Value>,
     /// Fields that the protocol does not name.

@@ -1,4 +1,4 @@
-//! What a kernel publishes to all clients.
+//! Messages that a kernel publishes to all clients.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html#messages-on-the-iopub-pub-sub-channel>
 
@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 use super::lenient::{self, open_enum};
 use super::media::MimeBundle;
 
-/// `iopub_welcome`: the subscription is in force, nothing published from now on is missed (JEP 65).
+/// `iopub_welcome`: confirms that a subscription is in effect, so that no later message is missed (JEP 65).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IopubWelcome {
-    /// The topic that was subscribed to.
+    /// The subscribed topic.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub subscription: String,
     /// Fields that the protocol does not name.
@@ -20,7 +20,7 @@ pub struct IopubWelcome {
 }
 
 open_enum! {
-    /// Which stream text was written to.
+    /// Standard stream that text was written to.
     StreamName {
         /// Standard output.
         Stdout = "stdout",
@@ -29,10 +29,10 @@ open_enum! {
     }
 }
 
-/// `stream`: text was written to a standard stream.
+/// `stream`: text written to a standard stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stream {
-    /// Which stream.
+    /// The stream.
     pub name: StreamName,
     /// The text.
     #[serde(default, deserialize_with = "lenient::text")]
@@ -43,7 +43,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Text on standard output.
+    /// Creates text on standard output.
     pub fn stdout(text: impl Into<String>) -> Self {
         Self {
             name: StreamName::Stdout,
@@ -52,7 +52,7 @@ impl Stream {
         }
     }
 
-    /// Text on standard error.
+    /// Creates text on standard error.
     pub fn stderr(text: impl Into<String>) -> Self {
         Self {
             name: StreamName::Stderr,
@@ -61,10 +61,10 @@ impl Stream {
     }
 }
 
-/// What front ends must not store with an output.
+/// Data of an output that front ends do not store in the notebook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transient {
-    /// The name by which `update_display_data` finds the output.
+    /// Id by which `update_display_data` addresses the output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display_id: Option<String>,
     /// Fields that the protocol does not name.
@@ -73,7 +73,7 @@ pub struct Transient {
 }
 
 impl Transient {
-    /// With the name by which `update_display_data` finds the output.
+    /// Creates transient data with a `display_id`.
     pub fn display_id(display_id: impl Into<String>) -> Self {
         Self {
             display_id: Some(display_id.into()),
@@ -82,16 +82,16 @@ impl Transient {
     }
 }
 
-/// `display_data`: an output.
+/// `display_data`: an output to display.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DisplayData {
-    /// The output in several representations.
+    /// The output in one or more representations.
     #[serde(default)]
     pub data: MimeBundle,
-    /// More about the representations.
+    /// Metadata of the representations.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub metadata: Map<String, Value>,
-    /// What is not to be stored with the output.
+    /// Data that front ends do not store in the notebook.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub transient: Transient,
     /// Fields that the protocol does not name.
@@ -100,7 +100,7 @@ pub struct DisplayData {
 }
 
 impl DisplayData {
-    /// An output without metadata.
+    /// Creates an output without metadata.
     pub fn new(data: MimeBundle) -> Self {
         Self {
             data,
@@ -109,16 +109,16 @@ impl DisplayData {
     }
 }
 
-/// `update_display_data`: an output with the same `display_id` changes, wherever it is shown.
+/// `update_display_data`: new data for all displayed outputs with the same `display_id`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateDisplayData {
-    /// The output in several representations.
+    /// The output in one or more representations.
     #[serde(default)]
     pub data: MimeBundle,
-    /// More about the representations.
+    /// Metadata of the representations.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub metadata: Map<String, Value>,
-    /// Which output it is.
+    /// The `display_id` of the outputs to update.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub transient: Transient,
     /// Fields that the protocol does not name.
@@ -126,13 +126,13 @@ pub struct UpdateDisplayData {
     pub extra: Map<String, Value>,
 }
 
-/// `execute_input`: code is about to be run.
+/// `execute_input`: code that is about to be executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecuteInput {
     /// The code.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub code: String,
-    /// The kernel's execution counter. Some kernels have none.
+    /// Execution count. Some kernels do not have one.
     #[serde(default, deserialize_with = "lenient::optional_number")]
     pub execution_count: Option<u64>,
     /// Fields that the protocol does not name.
@@ -140,19 +140,19 @@ pub struct ExecuteInput {
     pub extra: Map<String, Value>,
 }
 
-/// `execute_result`: the value of the code that was run.
+/// `execute_result`: the value of the executed code.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecuteResult {
-    /// The kernel's execution counter. Some kernels have none.
+    /// Execution count. Some kernels do not have one.
     #[serde(default, deserialize_with = "lenient::optional_number")]
     pub execution_count: Option<u64>,
-    /// The value in several representations.
+    /// The value in one or more representations.
     #[serde(default)]
     pub data: MimeBundle,
-    /// More about the representations.
+    /// Metadata of the representations.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub metadata: Map<String, Value>,
-    /// What is not to be stored with the output.
+    /// Data that front ends do not store in the notebook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transient: Option<Transient>,
     /// Fields that the protocol does not name.
@@ -160,16 +160,16 @@ pub struct ExecuteResult {
     pub extra: Map<String, Value>,
 }
 
-/// `error`: the code that was run failed, as an exception in the kernel's language.
+/// `error`: the exception that the executed code raised.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorOutput {
-    /// The exception's name.
+    /// Name of the exception.
     #[serde(default, deserialize_with = "lenient::text")]
     pub ename: String,
-    /// The exception's value, as text.
+    /// Value of the exception, as text.
     #[serde(default, deserialize_with = "lenient::text")]
     pub evalue: String,
-    /// The traceback's lines, with terminal colours.
+    /// Lines of the traceback, which may have ANSI colours.
     #[serde(default, deserialize_with = "lenient::lines")]
     pub traceback: Vec<String>,
     /// Fields that the protocol does not name.
@@ -178,31 +178,31 @@ pub struct ErrorOutput {
 }
 
 open_enum! {
-    /// What a kernel does.
+    /// Execution state of a kernel.
     ///
-    /// Kernels publish the first three; the others come from whoever runs the kernel.
+    /// Kernels publish the first three. The others come from the server that manages the kernel.
     ExecutionState {
-        /// It starts; published once.
+        /// The kernel is starting. Published once.
         Starting = "starting",
-        /// It handles a request.
+        /// The kernel is handling a request.
         Busy = "busy",
-        /// It has handled a request.
+        /// The kernel has handled a request.
         Idle = "idle",
-        /// It is being started again.
+        /// The kernel is being restarted.
         Restarting = "restarting",
-        /// It died and is being started again.
+        /// The kernel died and is being restarted automatically.
         AutoRestarting = "autorestarting",
-        /// It is being ended.
+        /// The kernel is being shut down.
         Terminating = "terminating",
-        /// It is no more.
+        /// The kernel is dead.
         Dead = "dead",
     }
 }
 
-/// `status`: what the kernel does now.
+/// `status`: the execution state of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// What it does.
+    /// The state.
     pub execution_state: ExecutionState,
     /// Fields that the protocol does not name.
     #[serde(flatten)]
@@ -210,7 +210,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// A status with this state.
+    /// Creates a status with this state.
     #[must_use]
     pub fn new(execution_state: ExecutionState) -> Self {
         Self {
@@ -220,10 +220,10 @@ impl Status {
     }
 }
 
-/// `clear_output`: the outputs shown so far go away.
+/// `clear_output`: clears the outputs displayed so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClearOutput {
-    /// Whether to wait for the next output, so that nothing flickers.
+    /// Whether to clear only when the next output arrives, which avoids flicker.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub wait: bool,
     /// Fields that the protocol does not name.

@@ -1,4 +1,4 @@
-//! What a kernel is and where its sockets are.
+//! Information about a kernel and the ports of its sockets.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::lenient;
 use super::reply::ReplyBody;
 
-/// `kernel_info_request`: who are you?
+/// `kernel_info_request`: requests information about the kernel.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#kernel-info>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,32 +16,32 @@ pub struct KernelInfoRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `kernel_info_reply`.
+/// Result of a `kernel_info_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelInfoReply {
-    /// The protocol's version that the kernel speaks, such as `5.3`. Do not conclude features from it: see
+    /// Protocol version of the kernel, such as `5.3`. It does not tell which features the kernel has: use
     /// [`supports`](Self::supports).
     #[serde(default, deserialize_with = "lenient::text")]
     pub protocol_version: String,
-    /// The kernel's name, such as `ipython`.
+    /// Name of the kernel, such as `ipython`.
     #[serde(default, deserialize_with = "lenient::text")]
     pub implementation: String,
-    /// The kernel's version.
+    /// Version of the kernel.
     #[serde(default, deserialize_with = "lenient::text")]
     pub implementation_version: String,
     /// The language that the kernel runs.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub language_info: LanguageInfo,
-    /// A greeting for a console.
+    /// Banner that consoles display.
     #[serde(default, deserialize_with = "lenient::text")]
     pub banner: String,
-    /// Whether the kernel can debug (protocol 5.4; superseded by the feature `debugger`).
+    /// Whether the kernel has a debugger (protocol 5.4, superseded by the feature `debugger`).
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub debugger: bool,
     /// Links for a help menu.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub help_links: Vec<HelpLink>,
-    /// Optional parts of the protocol that the kernel has (JEP 92).
+    /// Optional features of the protocol that the kernel supports (JEP 92).
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub supported_features: Vec<String>,
     /// Fields that the protocol does not name.
@@ -50,8 +50,7 @@ pub struct KernelInfoReply {
 }
 
 impl KernelInfoReply {
-    /// Whether the kernel says that it has an optional part of the protocol, such as `debugger` or
-    /// `kernel subshells`.
+    /// Returns whether the kernel supports an optional feature, such as `debugger` or `kernel subshells`.
     #[must_use]
     pub fn supports(&self, feature: &str) -> bool {
         self.supported_features.iter().any(|supported| supported == feature) || (feature == "debugger" && self.debugger)
@@ -63,25 +62,25 @@ impl ReplyBody for KernelInfoReply {}
 /// The language that a kernel runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LanguageInfo {
-    /// The language's name, as in the kernelspec.
+    /// Name of the language, as in the kernelspec.
     #[serde(default, deserialize_with = "lenient::text")]
     pub name: String,
-    /// The language's version.
+    /// Version of the language.
     #[serde(default, deserialize_with = "lenient::text")]
     pub version: String,
-    /// The MIME type of its source files.
+    /// MIME type of source files.
     #[serde(default, deserialize_with = "lenient::text")]
     pub mimetype: String,
-    /// The extension of its source files, with the dot.
+    /// Extension of source files, with the dot.
     #[serde(default, deserialize_with = "lenient::text")]
     pub file_extension: String,
-    /// Its lexer in Pygments, where it is not `name`.
+    /// Pygments lexer, if it is not `name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pygments_lexer: Option<String>,
-    /// Its mode in CodeMirror, a name or an object, where it is not `name`.
+    /// CodeMirror mode, a name or an object, if it is not `name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codemirror_mode: Option<Value>,
-    /// Its exporter in nbconvert, where it is not `script`.
+    /// nbconvert exporter, if it is not `script`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbconvert_exporter: Option<String>,
     /// Fields that the protocol does not name.
@@ -92,10 +91,10 @@ pub struct LanguageInfo {
 /// An entry of a help menu.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HelpLink {
-    /// What the menu shows.
+    /// Text of the entry.
     #[serde(default, deserialize_with = "lenient::text")]
     pub text: String,
-    /// Where it leads.
+    /// Target of the link.
     #[serde(default, deserialize_with = "lenient::text")]
     pub url: String,
     /// Fields that the protocol does not name.
@@ -103,7 +102,7 @@ pub struct HelpLink {
     pub extra: Map<String, Value>,
 }
 
-/// `connect_request`: where are your sockets? Deprecated since protocol 5.1.
+/// `connect_request`: requests the ports of the kernel's sockets. Deprecated since protocol 5.1.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#connect>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,22 +112,22 @@ pub struct ConnectRequest {
     pub extra: Map<String, Value>,
 }
 
-/// The ports of a kernel's sockets: the result in a `connect_reply`, and what a kernel announces in a handshake.
+/// Result of a `connect_reply`: the ports of the kernel's sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectReply {
-    /// The shell socket's port.
+    /// Port of the shell socket.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub shell_port: u16,
-    /// The iopub socket's port.
+    /// Port of the iopub socket.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub iopub_port: u16,
-    /// The stdin socket's port.
+    /// Port of the stdin socket.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub stdin_port: u16,
-    /// The heartbeat socket's port.
+    /// Port of the heartbeat socket.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub hb_port: u16,
-    /// The control socket's port.
+    /// Port of the control socket.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub control_port: u16,
     /// Fields that the protocol does not name.
@@ -138,30 +137,30 @@ pub struct ConnectReply {
 
 impl ReplyBody for ConnectReply {}
 
-/// `handshake_request`: the kernel tells its starter the ports that it has bound (JEP 66).
+/// `handshake_request`: announces the ports that a kernel has bound to its starter (JEP 66).
 ///
 /// <https://github.com/jupyter/enhancement-proposals/blob/master/66-jupyter-handshaking/jupyter-handshaking.md>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandshakeRequest {
-    /// The shell socket's port.
+    /// Port of the shell socket.
     pub shell_port: u16,
-    /// The iopub socket's port.
+    /// Port of the iopub socket.
     pub iopub_port: u16,
-    /// The stdin socket's port.
+    /// Port of the stdin socket.
     pub stdin_port: u16,
-    /// The heartbeat socket's port.
+    /// Port of the heartbeat socket.
     pub hb_port: u16,
-    /// The control socket's port.
+    /// Port of the control socket.
     pub control_port: u16,
-    /// Fields that the proposal does not name.
+    /// Fields that JEP 66 does not name.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// The result in a `handshake_reply`: nothing but that the starter knows the ports now (JEP 66).
+/// Result of a `handshake_reply`, which acknowledges the ports (JEP 66).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandshakeReply {
-    /// Fields that the proposal does not name.
+    /// Fields that JEP 66 does not name.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }

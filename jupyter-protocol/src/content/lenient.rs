@@ -1,9 +1,9 @@
-//! Reading what real kernels write in place of what the protocol asks for.
+//! Lenient deserializers for values that real kernels send contrary to the protocol.
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-/// A value, or its default where it is null.
+/// Deserializes a value, or its default for null.
 pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -12,35 +12,37 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A truth value, true where it is null.
+/// Deserializes a boolean, or `true` for null.
 pub(crate) fn or_true<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(Option::<bool>::deserialize(deserializer)?.unwrap_or(true))
 }
 
-/// The default of fields that are true unless said otherwise.
+/// Default of fields that are `true` if absent.
 pub(crate) fn yes() -> bool {
     true
 }
 
-/// A count or position, 0 where it is null. Languages without integers write `3.0`.
+/// Deserializes a count or position, or 0 for null. Languages without integers write `3.0`.
 pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(optional_number(deserializer)?.unwrap_or_default())
 }
 
-/// A count or position, or null. Languages without integers write `3.0`.
+/// Deserializes an optional count or position. Languages without integers write `3.0`.
 pub(crate) fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     match Option::<serde_json::Number>::deserialize(deserializer)? {
         None => Ok(None),
         Some(number) => whole_number(&number)
             .map(Some)
-            .ok_or_else(|| de::Error::custom(format!("{number} is not a whole number from 0 on"))),
+            .ok_or_else(|| de::Error::custom(format!("{number} is not a non-negative whole number"))),
     }
 }
 
-/// A count as a JSON number has it: whole and from 0 on. Languages without integers write `3.0`. `None` for any other.
+/// Converts a JSON number to a count, or returns `None` if it is not a non-negative whole number.
+///
+/// Accepts whole floats, because languages without integers write `3.0`.
 #[must_use]
 pub fn whole_number(number: &serde_json::Number) -> Option<u64> {
-    /// Up to here each whole number has a float of its own.
+    /// 2^53, up to which floats represent every whole number exactly.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     number.as_u64().or_else(|| {
         let float = number.as_f64()?;
@@ -53,7 +55,7 @@ pub fn whole_number(number: &serde_json::Number) -> Option<u64> {
     })
 }
 
-/// Text: null is empty, and anything that is no string is its JSON.
+/// Deserializes text. Null becomes an empty string, and other values become their JSON.
 pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(text_of(Value::deserialize(deserializer)?))
 }
@@ -66,17 +68,17 @@ fn text_of(value: Value) -> String {
     }
 }
 
-/// Lines of text: null is none, and a single string is one.
+/// Deserializes lines of text. Null becomes no lines, and a string becomes one line.
 pub(crate) fn lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(Vec::new()),
         Value::Array(lines) => Ok(lines.into_iter().map(text_of).collect()),
         Value::String(text) => Ok(vec![text]),
-        _ => Err(de::Error::custom("neither a list of lines nor a string")),
+        _ => Err(de::Error::custom("expected a list of lines or a string")),
     }
 }
 
-/// An enum of the names that the protocol has, which keeps any other name as it is.
+/// Defines an enum of the names in the protocol, with a variant that keeps any other name.
 macro_rules! open_enum {
     (
         $(#[$meta:meta])*
@@ -87,12 +89,12 @@ macro_rules! open_enum {
         #[non_exhaustive]
         pub enum $name {
             $($(#[$variant_meta])* $variant,)+
-            /// A name that the protocol does not have, passed on unchanged.
+            /// A name that is not in the protocol.
             Other(String),
         }
 
         impl $name {
-            /// The name on the wire.
+            /// Returns the name on the wire.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 match self {

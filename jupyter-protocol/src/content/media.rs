@@ -1,14 +1,14 @@
-//! MIME bundles: one output in several representations.
+//! MIME bundles: one output in one or more representations.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-/// One output in several representations: MIME type → data.
+/// Representations of one output, by MIME type.
 ///
-/// Text types hold a string, binary types base64 in a string, JSON types any JSON. Order and values are kept as they
-/// came.
+/// The data of text types is a string, of binary types a base64 string, and of JSON types any JSON. Order and values
+/// are preserved.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#display-data>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -22,32 +22,34 @@ impl<'de> Deserialize<'de> for MimeBundle {
 }
 
 impl MimeBundle {
-    /// A bundle with no representation.
+    /// Creates an empty bundle.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A bundle with a `text/plain` representation.
+    /// Creates a bundle with a `text/plain` representation.
     #[must_use]
     pub fn from_text(text: impl Into<String>) -> Self {
         Self::new().with("text/plain", text.into())
     }
 
-    /// The same bundle with one representation more.
+    /// Adds a representation.
     #[must_use]
     pub fn with(mut self, mime: impl Into<String>, data: impl Into<Value>) -> Self {
         self.0.insert(mime.into(), data.into());
         self
     }
 
-    /// The data of one MIME type.
+    /// Returns the data of a MIME type.
     #[must_use]
     pub fn get(&self, mime: &str) -> Option<&Value> {
         self.0.get(mime)
     }
 
-    /// The text of one MIME type; a list of lines, as notebooks hold it, is joined. `None` where it is no text.
+    /// Returns the data of a MIME type as text, or `None` if it is not text.
+    ///
+    /// A list of lines, as in notebook files, is joined.
     #[must_use]
     pub fn as_text(&self, mime: &str) -> Option<Cow<'_, str>> {
         match self.get(mime)? {
@@ -60,13 +62,13 @@ impl MimeBundle {
         }
     }
 
-    /// The text of `text/plain`.
+    /// Returns the text of `text/plain`.
     #[must_use]
     pub fn plain_text(&self) -> Option<Cow<'_, str>> {
         self.as_text("text/plain")
     }
 
-    /// Whether there is no representation.
+    /// Returns whether the bundle is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

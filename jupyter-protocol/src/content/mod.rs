@@ -1,9 +1,8 @@
-//! The content of every message of the protocol, typed.
+//! Typed content of every message of the protocol.
 //!
-//! Lenient when read: real kernels omit fields that the protocol requires, so an absent or null field has its default,
-//! unknown names stay as they are, and unknown fields are kept. What cannot be read at all is still a [`Content`]:
-//! [`Content::Invalid`], which holds the JSON as it came. Strict when written: every required field of protocol 5.4 is
-//! there.
+//! Parsing is lenient, because real kernels omit required fields: an absent or null field gets its default, and unknown
+//! names and fields are kept. Content that cannot be parsed becomes [`Content::Invalid`], which holds the original
+//! bytes. Serializing is strict: it writes every required field of protocol 5.4.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html>
 
@@ -50,17 +49,17 @@ pub use media::MimeBundle;
 pub use reply::{NoResult, Reply, ReplyBody, ReplyError};
 pub use stdin::{InputReply, InputRequest};
 
-/// Content whose message type is not in the protocol: the JSON as it came.
+/// Content of a message type that is not in the protocol, as the original JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownContent {
-    /// The message type.
+    /// Message type.
     pub msg_type: String,
-    /// The content's JSON.
+    /// Content as JSON.
     pub json: Bytes,
 }
 
 impl UnknownContent {
-    /// Content of a type that the protocol does not have.
+    /// Creates content of a message type that is not in the protocol.
     #[must_use]
     pub fn new(msg_type: impl Into<String>, content: &Value) -> Self {
         Self {
@@ -69,29 +68,29 @@ impl UnknownContent {
         }
     }
 
-    /// The content parsed.
+    /// Parses the content.
     ///
     /// # Errors
-    /// The parser's, where it is not JSON.
+    /// The error of the parser, if the content is not JSON.
     pub fn value(&self) -> Result<Value, serde_json::Error> {
         serde_json::from_slice(&self.json)
     }
 }
 
-/// Content that is not what its message type says: the JSON as it came, and what is wrong with it.
+/// Content that does not fit its message type, as the original bytes with a description of the problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidContent {
-    /// The message type.
+    /// Message type.
     pub msg_type: String,
-    /// The content's bytes; they need not be JSON.
+    /// Original bytes, which need not be JSON.
     pub json: Bytes,
-    /// What is wrong with it.
+    /// Why the content is invalid.
     pub problem: String,
 }
 
 macro_rules! contents {
     ($($(#[$meta:meta])* $msg_type:literal $variant:ident($content:ty),)+) => {
-        /// The content of a message.
+        /// Content of a message.
         #[derive(Clone, Debug, PartialEq)]
         #[non_exhaustive]
         pub enum Content {
@@ -100,24 +99,24 @@ macro_rules! contents {
                 $(#[$meta])*
                 $variant($content),
             )+
-            /// A message type that the protocol does not have. Passed on unchanged.
+            /// Content of a message type that is not in the protocol. Serializes unchanged.
             Unknown(UnknownContent),
-            /// The content is not what the message type says. Passed on unchanged.
+            /// Content that does not fit its message type. Serializes unchanged.
             Invalid(InvalidContent),
         }
 
         impl Content {
-            /// The types of the protocol's messages.
+            /// The message types of the protocol.
             pub const MSG_TYPES: &[&str] = &[$($msg_type),+];
 
-            /// Reads a content. It always is one: where its type is not known or it does not fit its type, the bytes
-            /// are kept.
+            /// Parses content, which never fails.
             ///
-            /// Bytes that are no UTF-8 are read with replacement characters, as `jupyter_client` does.
+            /// JSON of an unknown type becomes [`Content::Unknown`]; content that cannot be parsed becomes
+            /// [`Content::Invalid`]. Bytes that are not UTF-8 become replacement characters, as in `jupyter_client`.
             #[must_use]
             pub fn parse(msg_type: &str, json: &[u8]) -> Self {
                 Self::parse_typed(msg_type, json).unwrap_or_else(|error| {
-                    // Kernels send file names and output of programs in any encoding.
+                    // Kernels send file names and output of programs, which may have any encoding.
                     let replaced = match String::from_utf8_lossy(json) {
                         Cow::Owned(text) => Self::parse_typed(msg_type, text.as_bytes()).ok(),
                         Cow::Borrowed(_) => None,
@@ -135,7 +134,7 @@ macro_rules! contents {
             fn parse_typed(msg_type: &str, json: &[u8]) -> Result<Self, serde_json::Error> {
                 match msg_type {
                     $($msg_type => serde_json::from_slice(json).map(Self::$variant),)+
-                    // Only looked at to be sure that it can be passed on.
+                    // Checks that the content is JSON.
                     _ => serde_json::from_slice::<serde::de::IgnoredAny>(json).map(|_| {
                         Self::Unknown(UnknownContent {
                             msg_type: msg_type.to_owned(),
@@ -145,7 +144,7 @@ macro_rules! contents {
                 }
             }
 
-            /// The message type that belongs to it, such as `execute_request`.
+            /// Returns the message type, such as `execute_request`.
             #[must_use]
             pub fn msg_type(&self) -> &str {
                 match self {
@@ -155,7 +154,7 @@ macro_rules! contents {
                 }
             }
 
-            /// The JSON to send. What was not understood is the bytes that came.
+            /// Serializes the content to JSON. Unknown and invalid content keeps its original bytes.
             #[must_use]
             pub fn to_json(&self) -> Bytes {
                 match self {
@@ -176,7 +175,7 @@ macro_rules! contents {
             impl TryFrom<Content> for $content {
                 type Error = Box<Content>;
 
-                /// The content of this type, or else the content as it is.
+                /// Returns content of this type, or the unchanged content as the error.
                 fn try_from(content: Content) -> Result<Self, Box<Content>> {
                     match content {
                         Content::$variant(content) => Ok(content),
@@ -245,15 +244,15 @@ impl From<UnknownContent> for Content {
 }
 
 fn to_json(content: &impl serde::Serialize) -> Bytes {
-    // Writing fails only for maps with keys that are no strings, and there are none in any content.
+    // Serializing fails only for maps with keys that are not strings, which no content has.
     serde_json::to_vec(content).map_or_else(|_| Bytes::from_static(b"{}"), Bytes::from)
 }
 
-/// A message that is answered by another.
+/// Content of a request, which the kernel answers with a reply.
 pub trait Request: Into<Content> {
-    /// The content of the answer.
+    /// Content of the reply.
     type Reply: TryFrom<Content, Error = Box<Content>> + Send + 'static;
-    /// The channel that it is sent on. Shell requests that a kernel also takes on control are here by their old place.
+    /// Channel for the request. Requests that kernels accept on both shell and control use shell.
     const CHANNEL: Channel;
 }
 

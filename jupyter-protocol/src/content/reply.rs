@@ -1,4 +1,4 @@
-//! What all replies have in common: a status.
+//! Replies, which have a status in common.
 
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -6,43 +6,43 @@ use serde_json::{Map, Value};
 
 use super::lenient;
 
-/// The content of a reply: the request's result, or why there is none.
+/// Content of a reply: the result of the request, or why there is none.
 ///
-/// Read leniently: without a `status` it is an error where there is an `ename`, else a result.
+/// Parsing is lenient: content without a `status` is an error if it has an `ename`, else a result.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#request-reply>
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Reply<T> {
-    /// `status: ok` and the result.
+    /// `status: ok`, with the result.
     Ok(T),
     /// `status: error`: the request failed.
     Error(ReplyError),
-    /// `status: aborted`: the request was not tried, because one before it failed.
+    /// `status: aborted`: the request was not run because an earlier one failed.
     Aborted(Map<String, Value>),
-    /// A status that the protocol does not have; the whole content is kept.
+    /// A status that is not in the protocol, with the whole content.
     Other(Map<String, Value>),
 }
 
-/// The result in a [`Reply`].
+/// Result type of a [`Reply`].
 pub trait ReplyBody: Serialize + DeserializeOwned {
-    /// Whether `status` is the result itself, as in `is_complete_reply`, so that it is not `ok`.
+    /// Whether `status` is a field of the result, as in `is_complete_reply`, instead of `ok`.
     const STATUS_IS_RESULT: bool = false;
 }
 
-/// Why a request failed, as an exception in the kernel's language.
+/// Error of a request, as an exception in the kernel's language.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyError {
-    /// The exception's name.
+    /// Name of the exception.
     #[serde(default, deserialize_with = "lenient::text")]
     pub ename: String,
-    /// The exception's value, as text.
+    /// Value of the exception, as text.
     #[serde(default, deserialize_with = "lenient::text")]
     pub evalue: String,
-    /// The traceback's lines, with terminal colours.
+    /// Lines of the traceback, which may have ANSI colours.
     #[serde(default, deserialize_with = "lenient::lines")]
     pub traceback: Vec<String>,
-    /// The kernel's execution counter, in an `execute_reply`.
+    /// Execution count, in an `execute_reply`.
     #[serde(
         default,
         deserialize_with = "lenient::optional_number",
@@ -55,7 +55,7 @@ pub struct ReplyError {
 }
 
 impl ReplyError {
-    /// An error with a name and a value, without a traceback.
+    /// Creates an error with a name and a value, without a traceback.
     pub fn new(ename: impl Into<String>, evalue: impl Into<String>) -> Self {
         Self {
             ename: ename.into(),
@@ -73,34 +73,34 @@ impl std::fmt::Display for ReplyError {
 
 impl std::error::Error for ReplyError {}
 
-/// A reply that brings no result. What [`Reply::into_result`] gives in its place.
+/// A reply without a result. Error of [`Reply::into_result`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoResult {
     /// The request failed.
     #[error("the kernel answered with an error: {0}")]
     Error(Box<ReplyError>),
-    /// The request was not tried, because one before it failed.
-    #[error("the kernel aborted the request, because one before it failed; send it again")]
+    /// The request was not run because an earlier one failed.
+    #[error("the kernel aborted the request because an earlier one failed; send it again")]
     Aborted,
-    /// The kernel answered with a status that the protocol does not have.
+    /// The kernel answered with a status that is not in the protocol.
     #[error("the kernel answered with status {0:?}, which is not in the protocol")]
     Other(String),
 }
 
 impl<T> Reply<T> {
-    /// An empty `aborted` reply.
+    /// Creates an empty `aborted` reply.
     #[must_use]
     pub fn aborted() -> Self {
         Self::Aborted(Map::new())
     }
 
-    /// An `error` reply with a name and a value.
+    /// Creates an `error` reply with a name and a value.
     pub fn error(ename: impl Into<String>, evalue: impl Into<String>) -> Self {
         Self::Error(ReplyError::new(ename, evalue))
     }
 
-    /// The result, if there is one.
+    /// Returns the result, if there is one.
     pub const fn ok(&self) -> Option<&T> {
         match self {
             Self::Ok(result) => Some(result),
@@ -108,7 +108,7 @@ impl<T> Reply<T> {
         }
     }
 
-    /// The status on the wire, such as `ok`; that of an `is_complete_reply` is in its result.
+    /// Returns the status, such as `ok`. The status on the wire of an `is_complete_reply` is in its result.
     #[must_use]
     pub fn status(&self) -> &str {
         match self {
@@ -119,10 +119,10 @@ impl<T> Reply<T> {
         }
     }
 
-    /// The result, or why there is none.
+    /// Converts the reply into its result.
     ///
     /// # Errors
-    /// [`NoResult`] says it.
+    /// [`NoResult`] if the status is not `ok`.
     pub fn into_result(self) -> Result<T, NoResult> {
         match self {
             Self::Ok(result) => Ok(result),
@@ -176,7 +176,7 @@ impl<'de, T: ReplyBody> Deserialize<'de> for Reply<T> {
                 content.shift_remove("status");
                 serde_json::from_value(content.into()).map(Self::Error)
             }
-            // Protocol 5.0 spelt it `abort`.
+            // Protocol 5.0 has `abort`.
             "aborted" | "abort" => {
                 content.shift_remove("status");
                 Ok(Self::Aborted(content))

@@ -1,4 +1,4 @@
-//! The kernel asks its user for input.
+//! Messages with which a kernel requests input from the user.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html#messages-on-the-stdin-router-dealer-channel>
 
@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 
 use super::lenient;
 
-/// `input_request`: ask for a line of input.
+/// `input_request`: requests a line of input.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputRequest {
-    /// What to show in front of the input.
+    /// Prompt to display.
     #[serde(default, deserialize_with = "lenient::text")]
     pub prompt: String,
-    /// Whether the input must not be shown.
+    /// Whether to hide the input.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub password: bool,
     /// Fields that the protocol does not name.
@@ -26,16 +26,16 @@ pub struct InputRequest {
 /// `input_reply`: the line of input. Its `Debug` output hides the line, which may be a password.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputReply {
-    /// The line, without its end.
+    /// The line, without its line ending.
     #[serde(default, deserialize_with = "lenient::text")]
     pub value: String,
-    /// Fields that the protocol does not name for this message; clients that send a `status` have it here.
+    /// Fields that the protocol does not name for this message, such as the `status` that some clients send.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl InputReply {
-    /// A line of input, without its end.
+    /// Creates a reply with a line of input, without its line ending.
     pub fn new(value: impl Into<String>) -> Self {
         Self {
             value: value.into(),

@@ -5,10 +5,10 @@ use serde_json::{Map, json};
 
 use crate::content::CommInfoReply;
 
-/// How many comms may be open at once.
-const MOST: usize = 10_000;
+/// Maximum number of open comms.
+const MAX_COMMS: usize = 10_000;
 
-/// The comms that are open: id → target.
+/// Target names of the open comms, by comm id.
 #[derive(Default)]
 pub(super) struct Comms(Mutex<BTreeMap<String, String>>);
 
@@ -17,9 +17,9 @@ impl Comms {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether another comm may be opened.
+    /// Returns whether another comm may be opened.
     pub(super) fn has_room(&self) -> bool {
-        self.lock().len() < MOST
+        self.lock().len() < MAX_COMMS
     }
 
     pub(super) fn add(&self, comm_id: &str, target: &str) {
@@ -30,7 +30,7 @@ impl Comms {
         self.lock().remove(comm_id);
     }
 
-    /// The comms of one target, or all.
+    /// Returns the open comms of one target, or all.
     pub(super) fn info(&self, target: Option<&str>) -> CommInfoReply {
         let comms = self.lock();
         let of_target = comms

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::error::InputError;
 use super::interrupt::Interrupt;
-use super::shared::{Origin, Shared};
+use super::state::{KernelState, Origin};
 use crate::content::{
     ClearOutput, CommClose, CommMsg, CommOpen, Content, DisplayData, ExecuteResult, HistoryReply, HistoryRequest,
     MimeBundle, Stream, UpdateDisplayData,
@@ -10,70 +10,70 @@ use crate::content::{
 use crate::header::Header;
 use crate::message::Message;
 
-/// What a kernel can do while it handles a request: publish, ask the user, see whether it was interrupted.
+/// Context of a request: publishes outputs, requests input and checks for interrupts.
 ///
-/// Cheap to clone. A clone may outlive the request, in a thread of the kernel, say: what it publishes still belongs to
-/// the request that it is from. Publishing waits while too much waits to be published already, and drops nothing.
+/// Cheap to clone. A clone may outlive the request, for example in a thread of the kernel; its messages still have the
+/// request as parent. Publishing applies backpressure: it waits while the iopub queue is full and drops nothing.
 #[derive(Clone)]
 pub struct Context {
-    shared: Arc<Shared>,
+    state: Arc<KernelState>,
     origin: Arc<Origin>,
     interrupt: Interrupt,
 }
 
 impl Context {
-    pub(super) fn new(shared: Arc<Shared>, origin: Arc<Origin>) -> Self {
-        let interrupt = shared.running.start();
+    pub(super) fn new(state: Arc<KernelState>, origin: Arc<Origin>) -> Self {
+        let interrupt = state.running.start();
         Self {
-            shared,
+            state,
             origin,
             interrupt,
         }
     }
 
-    /// The header of the request.
+    /// Returns the header of the request.
     #[must_use]
     pub fn request(&self) -> &Header {
         &self.origin.header
     }
 
-    /// The number of the execution, where the request is one.
+    /// Returns the execution count, or `None` if the request is not an execution.
     #[must_use]
     pub fn execution_count(&self) -> Option<u64> {
         self.origin.execution_count
     }
 
-    /// Publishes any message as an effect of the request.
+    /// Publishes a message with the request as parent.
     pub async fn publish(&self, content: impl Into<Content>) {
-        self.publish_message(Message::new(content, &self.shared.session)).await;
+        self.publish_message(Message::new(content, &self.state.session)).await;
     }
 
-    /// Publishes a message with metadata or buffers as an effect of the request.
+    /// Publishes a message that may have metadata or buffers, with the request as parent.
     pub async fn publish_message(&self, message: Message) {
-        self.shared.publish(message, &self.origin.header).await;
+        self.state.publish(message, &self.origin.header).await;
     }
 
-    /// Writes to the standard output.
+    /// Publishes text on standard output.
     pub async fn stdout(&self, text: impl Into<String>) {
         self.publish(Stream::stdout(text)).await;
     }
 
-    /// Writes to the standard error.
+    /// Publishes text on standard error.
     pub async fn stderr(&self, text: impl Into<String>) {
         self.publish(Stream::stderr(text)).await;
     }
 
-    /// Shows an output.
+    /// Publishes `display_data`.
     pub async fn display(&self, data: impl Into<DisplayData>) {
         self.publish(data.into()).await;
     }
 
-    /// Changes an output that was shown with a `display_id`.
+    /// Updates the outputs that were displayed with the same `display_id`.
     pub async fn update_display(&self, data: UpdateDisplayData) {
         self.publish(data).await;
     }
 
-    /// Shows the value of the code that was run, unless the request is silent; the history remembers its text.
+    /// Publishes the value of the executed code, unless the request is silent, and stores its text in the history.
     pub async fn result(&self, data: MimeBundle) {
         if self.origin.silent {
             return;
@@ -88,7 +88,7 @@ impl Context {
         self.publish(result).await;
     }
 
-    /// Removes the outputs shown so far; with `wait`, when the next one comes.
+    /// Clears the outputs of the request. With `wait`, clients clear them when the next output arrives.
     pub async fn clear_output(&self, wait: bool) {
         let clear = ClearOutput {
             wait,
@@ -97,14 +97,15 @@ impl Context {
         self.publish(clear).await;
     }
 
-    /// Asks the user who sent the request for a line of text; `password` hides what is typed.
+    /// Requests a line of text from the client that sent the request. With `password`, the client hides the input.
     ///
     /// # Errors
-    /// [`InputError::NotAllowed`] where the request says that its client cannot be asked, [`InputError::NoClient`] where
-    /// the client is gone, [`InputError::Interrupted`] where an interrupt came before the answer.
+    /// - [`InputError::NotAllowed`] if the request does not have `allow_stdin`.
+    /// - [`InputError::NoClient`] if the client is not connected to the stdin socket.
+    /// - [`InputError::Interrupted`] if the request is interrupted before the answer arrives.
     pub async fn input(&self, prompt: impl Into<String>, password: bool) -> Result<String, InputError> {
         tokio::select! {
-            answer = self.shared.input.ask(&self.shared, &self.origin, prompt.into(), password) => answer,
+            answer = self.state.stdin.request_input(&self.state, &self.origin, prompt.into(), password) => answer,
             () = self.interrupt.wait() => Err(InputError::Interrupted),
         }
     }
@@ -114,21 +115,21 @@ impl Context {
         self.interrupt.wait().await;
     }
 
-    /// Whether the request was interrupted: for code that runs long without waiting for anything.
+    /// Returns whether the request was interrupted, for code that runs for long without awaiting.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
         self.interrupt.is_set()
     }
 
-    /// What was run in this session, as a history request asks for it.
+    /// Answers a history request from the inputs of this session.
     #[must_use]
     pub fn history(&self, request: &HistoryRequest) -> HistoryReply {
-        self.shared.history().answer(request)
+        self.state.history().answer(request)
     }
 
-    /// Opens a comm from the kernel's side.
+    /// Opens a comm from the kernel.
     pub async fn comm_open(&self, open: CommOpen) {
-        self.shared.comms.add(&open.comm_id, &open.target_name);
+        self.state.comms.add(&open.comm_id, &open.target_name);
         self.publish(open).await;
     }
 
@@ -139,7 +140,7 @@ impl Context {
 
     /// Closes a comm.
     pub async fn comm_close(&self, close: CommClose) {
-        self.shared.comms.remove(&close.comm_id);
+        self.state.comms.remove(&close.comm_id);
         self.publish(close).await;
     }
 }

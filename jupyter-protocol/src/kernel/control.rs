@@ -1,4 +1,4 @@
-//! The control socket: handled while shell is busy, and interrupt and shutdown even while control itself is.
+//! The control socket: handles requests while shell is busy, and interrupts and shutdowns while control itself is busy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::dispatch::{DynKernel, failure, handle, refuse};
-use super::requests::Requests;
-use super::shared::{Incoming, Shared};
+use super::dispatch::{DynKernel, error_reply, handle, reply_directly};
+use super::request_queue::RequestQueue;
 use super::shell::Shells;
+use super::state::{Incoming, KernelState};
 use crate::channel::Channel;
 use crate::content::{
     Content, CreateSubshellReply, DeleteSubshellReply, InterruptReply, ListSubshellReply, Reply, ReplyError,
@@ -17,48 +17,49 @@ use crate::content::{
 };
 use crate::zmq::{RouterReceiver, RouterSender};
 
-/// How many requests wait to be handled.
-const QUEUE: usize = 100;
+/// Capacity of the request queue.
+const QUEUE_CAPACITY: usize = 100;
 
-/// How long a kernel may take to shut down before it is ended all the same.
-const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long a kernel may take to shut down before it is ended anyway.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The queue of what may wait, and what handles it.
+/// Creates the queue of requests that are handled in order, and the future that handles it.
 pub(super) fn worker(
     kernel: DynKernel,
-    shared: Arc<Shared>,
+    state: Arc<KernelState>,
     socket: RouterSender,
 ) -> (mpsc::Sender<Incoming>, impl Future<Output = ()> + Send) {
-    let (queue, mut requests) = Requests::new(QUEUE);
-    let work = async move {
-        while let Some((incoming, _)) = requests.next().await {
-            handle(&kernel, &shared, &socket, incoming, &mut requests).await;
+    let (queue, mut request_queue) = RequestQueue::new(QUEUE_CAPACITY);
+    let worker = async move {
+        while let Some((incoming, _)) = request_queue.next().await {
+            handle(&kernel, &state, &socket, incoming, &mut request_queue).await;
         }
     };
-    (queue, work)
+    (queue, worker)
 }
 
+/// Receives requests, and handles interrupts, shutdowns and subshell management at once. Queues all others.
 pub(super) async fn receive_all(
     kernel: DynKernel,
-    shared: Arc<Shared>,
+    state: Arc<KernelState>,
     shells: Arc<Shells>,
     sender: RouterSender,
     mut socket: RouterReceiver,
     queue: mpsc::Sender<Incoming>,
 ) {
-    let mut receiver = shared.receiver(Channel::Control);
+    let mut receiver = state.receiver(Channel::Control);
     loop {
         let incoming = receiver.next(&mut socket).await;
         match &incoming.message.content {
             Content::InterruptRequest(_) => {
-                interrupt(&kernel, &shared);
-                refuse(&shared, &sender, incoming, Reply::Ok(InterruptReply::default()).into()).await;
+                interrupt(&kernel, &state);
+                reply_directly(&state, &sender, incoming, Reply::Ok(InterruptReply::default()).into()).await;
             }
-            Content::ShutdownRequest(_) => shutdown(&kernel, &shared, &sender, incoming).await,
-            content => match subshells(&kernel, &shells, content) {
-                Some(reply) => refuse(&shared, &sender, incoming, reply).await,
+            Content::ShutdownRequest(_) => shutdown(&kernel, &state, &sender, incoming).await,
+            content => match subshell_reply(&kernel, &shells, content) {
+                Some(reply) => reply_directly(&state, &sender, incoming, reply).await,
                 None => {
-                    // It fails where the kernel is being shut down.
+                    // Fails while the kernel shuts down.
                     let _ = queue.send(incoming).await;
                 }
             },
@@ -66,34 +67,36 @@ pub(super) async fn receive_all(
     }
 }
 
-pub(super) fn interrupt(kernel: &DynKernel, shared: &Shared) {
-    shared.running.interrupt();
+/// Interrupts the running requests and notifies the kernel.
+pub(super) fn interrupt(kernel: &DynKernel, state: &KernelState) {
+    state.running.interrupt();
     kernel.interrupt();
 }
 
-pub(super) async fn shutdown(kernel: &DynKernel, shared: &Shared, socket: &RouterSender, incoming: Incoming) {
+/// Shuts the kernel down, replies and ends it.
+pub(super) async fn shutdown(kernel: &DynKernel, state: &KernelState, socket: &RouterSender, incoming: Incoming) {
     let Content::ShutdownRequest(request) = &incoming.message.content else {
         return;
     };
     let restart = request.restart;
-    let polite = async {
+    let graceful = async {
         kernel.shutdown(restart).await;
         let reply = ShutdownReply {
             restart,
             ..ShutdownReply::default()
         };
-        refuse(shared, socket, incoming, Reply::Ok(reply).into()).await;
+        reply_directly(state, socket, incoming, Reply::Ok(reply).into()).await;
     };
-    if timeout(SHUTDOWN, polite).await.is_err() {
-        tracing::warn!("the kernel's shutdown took longer than {SHUTDOWN:?}");
+    if timeout(SHUTDOWN_TIMEOUT, graceful).await.is_err() {
+        tracing::warn!("the kernel did not shut down within {SHUTDOWN_TIMEOUT:?}");
     }
-    shared.end(restart);
+    state.end(restart);
 }
 
-/// The reply to what makes, ends and lists subshells (JEP 91); `None` where it is something else.
-fn subshells(kernel: &DynKernel, shells: &Shells, content: &Content) -> Option<Content> {
+/// Handles a request to create, delete or list subshells (JEP 91). Returns `None` for other requests.
+fn subshell_reply(kernel: &DynKernel, shells: &Shells, content: &Content) -> Option<Content> {
     let msg_type = content.msg_type();
-    let error = |evalue| failure(msg_type, &ReplyError::new("SubshellError", evalue));
+    let error = |evalue| error_reply(msg_type, &ReplyError::new("SubshellError", evalue));
     if !matches!(
         content,
         Content::CreateSubshellRequest(_) | Content::DeleteSubshellRequest(_) | Content::ListSubshellRequest(_)
@@ -101,7 +104,7 @@ fn subshells(kernel: &DynKernel, shells: &Shells, content: &Content) -> Option<C
         return None;
     }
     if !kernel.has_subshells() {
-        return Some(error("this kernel has no subshells"));
+        return Some(error("this kernel does not support subshells"));
     }
     Some(match content {
         Content::CreateSubshellRequest(_) => match shells.create() {
@@ -110,12 +113,12 @@ fn subshells(kernel: &DynKernel, shells: &Shells, content: &Content) -> Option<C
                 ..CreateSubshellReply::default()
             })
             .into(),
-            None => error("there are too many subshells"),
+            None => error("too many subshells"),
         },
         Content::DeleteSubshellRequest(request) if shells.delete(&request.subshell_id) => {
             Reply::Ok(DeleteSubshellReply::default()).into()
         }
-        Content::DeleteSubshellRequest(_) => error("there is no subshell of this id"),
+        Content::DeleteSubshellRequest(_) => error("no subshell has this id"),
         _ => Reply::Ok(ListSubshellReply {
             subshell_id: shells.list(),
             ..ListSubshellReply::default()

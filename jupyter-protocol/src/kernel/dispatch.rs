@@ -1,4 +1,4 @@
-//! One request: busy, what the kernel makes of it, the reply, idle.
+//! Handles a single request: busy status, the kernel's handler, the reply, idle status.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::Kernel;
 use super::context::Context;
-use super::requests::Requests;
-use super::shared::{Incoming, Origin, Shared};
+use super::request_queue::RequestQueue;
+use super::state::{Incoming, KernelState, Origin};
 use crate::channel::Channel;
 use crate::content::{
     CommClose, ConnectReply, Content, ErrorOutput, ExecuteInput, ExecuteReply, ExecuteRequest, ExecutionState, Reply,
@@ -23,65 +23,67 @@ use crate::zmq::RouterSender;
 
 pub(super) type DynKernel = Arc<dyn Kernel>;
 
-/// Handles a request. Where it is an execution that fails and says so, those that wait behind it are doomed.
+/// Handles a request.
+///
+/// If it is an execution that fails and has `stop_on_error`, the executions in `queue` will be aborted.
 pub(super) async fn handle(
     kernel: &DynKernel,
-    shared: &Arc<Shared>,
+    state: &Arc<KernelState>,
     socket: &RouterSender,
     incoming: Incoming,
-    behind: &mut Requests,
+    queue: &mut RequestQueue,
 ) {
     let header = incoming.message.header.clone();
     let identities = incoming.identities.clone();
-    shared.publish_content(Status::new(ExecutionState::Busy), &header).await;
+    state.publish_content(Status::new(ExecutionState::Busy), &header).await;
     let mut origin = Origin::new(incoming.identities.clone(), header.clone());
     let reply = if let Content::ExecuteRequest(request) = incoming.message.content {
         origin.allow_stdin = request.allow_stdin;
         origin.silent = request.silent;
         let counts = request.store_history && !request.silent;
         let count = if counts {
-            shared.next_count.fetch_add(1, Ordering::Relaxed)
+            state.next_count.fetch_add(1, Ordering::Relaxed)
         } else {
-            shared.next_count.load(Ordering::Relaxed)
+            state.next_count.load(Ordering::Relaxed)
         };
         origin.execution_count = Some(count);
         let stops = request.stop_on_error && !request.silent;
         let origin = Arc::new(origin);
-        let result = execute(kernel, shared, &origin, request, counts).await;
+        let result = execute(kernel, state, &origin, request, counts).await;
         if stops && result.is_err() {
-            // Before anybody is told of the failure: what is sent because of it is not doomed.
-            behind.doom().await;
+            // Before the failure is published: requests that clients send because of it must run.
+            queue.abort_queued().await;
         }
-        Some(concluded(shared, &origin, result).await.into())
+        Some(conclude_execution(state, &origin, result).await.into())
     } else {
-        let context = Context::new(shared.clone(), Arc::new(origin));
-        let answer = AssertUnwindSafe(answer(kernel, shared, incoming, &context)).catch_unwind();
-        answer
+        let context = Context::new(state.clone(), Arc::new(origin));
+        let reply = AssertUnwindSafe(reply_to(kernel, state, incoming, &context)).catch_unwind();
+        reply
             .await
-            .unwrap_or_else(|panic| Some(failure(&header.msg_type, &panicked(&*panic))))
+            .unwrap_or_else(|panic| Some(error_reply(&header.msg_type, &panic_error(&*panic))))
     };
     if let Some(reply) = reply {
         let origin = Origin::new(identities, header.clone());
-        shared.reply(socket, &origin, reply).await;
+        state.reply(socket, &origin, reply).await;
     }
-    shared.publish_content(Status::new(ExecutionState::Idle), &header).await;
+    state.publish_content(Status::new(ExecutionState::Idle), &header).await;
 }
 
-/// Answers a request without handling it.
-pub(super) async fn refuse(shared: &Shared, socket: &RouterSender, incoming: Incoming, reply: Content) {
+/// Sends a reply that is already known, with busy and idle status around it.
+pub(super) async fn reply_directly(state: &KernelState, socket: &RouterSender, incoming: Incoming, reply: Content) {
     let origin = Origin::new(incoming.identities, incoming.message.header);
-    shared
+    state
         .publish_content(Status::new(ExecutionState::Busy), &origin.header)
         .await;
-    shared.reply(socket, &origin, reply).await;
-    shared
+    state.reply(socket, &origin, reply).await;
+    state
         .publish_content(Status::new(ExecutionState::Idle), &origin.header)
         .await;
 }
 
 async fn execute(
     kernel: &DynKernel,
-    shared: &Arc<Shared>,
+    state: &Arc<KernelState>,
     origin: &Arc<Origin>,
     request: ExecuteRequest,
     counts: bool,
@@ -93,15 +95,15 @@ async fn execute(
             execution_count,
             ..ExecuteInput::default()
         };
-        shared.publish_content(input, &origin.header).await;
+        state.publish_content(input, &origin.header).await;
     }
-    let context = Context::new(shared.clone(), origin.clone());
+    let context = Context::new(state.clone(), origin.clone());
     let running = AssertUnwindSafe(kernel.execute(&request, &context)).catch_unwind();
     let result = tokio::select! {
         biased;
         result = running => match result {
             Ok(result) => result,
-            Err(panic) => Err(panicked(&*panic)),
+            Err(panic) => Err(panic_error(&*panic)),
         },
         () = context.interrupted(), if kernel.cancels_on_interrupt() => {
             Err(ReplyError::new("KeyboardInterrupt", "the execution was interrupted"))
@@ -109,16 +111,16 @@ async fn execute(
     };
     if counts {
         let output = origin.take_result();
-        shared
+        state
             .history()
             .push(execution_count.unwrap_or_default(), request.code, output);
     }
     result.map_err(Box::new)
 }
 
-/// The reply to an execution; a failure is published too.
-async fn concluded(
-    shared: &Shared,
+/// Returns the reply to an execution. Publishes an `error` message first if the execution failed.
+async fn conclude_execution(
+    state: &KernelState,
     origin: &Origin,
     result: Result<ExecuteReply, Box<ReplyError>>,
 ) -> Reply<ExecuteReply> {
@@ -134,15 +136,15 @@ async fn concluded(
                 traceback: error.traceback.clone(),
                 ..ErrorOutput::default()
             };
-            shared.publish_content(output, &origin.header).await;
+            state.publish_content(output, &origin.header).await;
             error.execution_count = error.execution_count.or(origin.execution_count);
             Reply::Error(*error)
         }
     }
 }
 
-/// The reply to any other request; `None` where it has none.
-async fn answer(kernel: &DynKernel, shared: &Shared, incoming: Incoming, context: &Context) -> Option<Content> {
+/// Handles a request other than an execution. Returns its reply, or `None` for messages that have none.
+async fn reply_to(kernel: &DynKernel, state: &KernelState, incoming: Incoming, context: &Context) -> Option<Content> {
     let message = incoming.message;
     let reply: Content = match message.content {
         Content::KernelInfoRequest(_) => {
@@ -160,13 +162,13 @@ async fn answer(kernel: &DynKernel, shared: &Shared, incoming: Incoming, context
         Content::InspectRequest(request) => Reply::from(kernel.inspect(&request, context).await).into(),
         Content::IsCompleteRequest(request) => Reply::from(kernel.is_complete(&request, context).await).into(),
         Content::HistoryRequest(request) => Reply::from(kernel.history(&request, context).await).into(),
-        Content::CommInfoRequest(request) => Reply::from(shared.comms.info(request.target_name.as_deref())).into(),
+        Content::CommInfoRequest(request) => Reply::from(state.comms.info(request.target_name.as_deref())).into(),
         Content::ConnectRequest(_) => Reply::from(ConnectReply {
-            shell_port: shared.info.port(Channel::Shell),
-            iopub_port: shared.info.port(Channel::Iopub),
-            stdin_port: shared.info.port(Channel::Stdin),
-            hb_port: shared.info.port(Channel::Heartbeat),
-            control_port: shared.info.port(Channel::Control),
+            shell_port: state.info.port(Channel::Shell),
+            iopub_port: state.info.port(Channel::Iopub),
+            stdin_port: state.info.port(Channel::Stdin),
+            hb_port: state.info.port(Channel::Heartbeat),
+            control_port: state.info.port(Channel::Control),
             ..ConnectReply::default()
         })
         .into(),
@@ -174,9 +176,9 @@ async fn answer(kernel: &DynKernel, shared: &Shared, incoming: Incoming, context
         Content::UsageRequest(_) => kernel.usage(context).await.into(),
         Content::CommOpen(open) => {
             let comm_id = open.comm_id.clone();
-            if shared.comms.has_room() {
-                // Before the kernel sees it, so that it can close it at once.
-                shared.comms.add(&comm_id, &open.target_name);
+            if state.comms.has_room() {
+                // Registers the comm first, so that the kernel's handler can close it.
+                state.comms.add(&comm_id, &open.target_name);
                 if kernel.comm_open(open, message.buffers, context).await {
                     return None;
                 }
@@ -193,29 +195,29 @@ async fn answer(kernel: &DynKernel, shared: &Shared, incoming: Incoming, context
             return None;
         }
         Content::CommClose(close) => {
-            shared.comms.remove(&close.comm_id);
+            state.comms.remove(&close.comm_id);
             kernel.comm_close(close, message.buffers, context).await;
             return None;
         }
         Content::Invalid(invalid) => {
             static MALFORMED: LogLimiter = LogLimiter::new();
-            if let Some(left_out) = MALFORMED.due() {
+            if let Some(suppressed) = MALFORMED.due() {
                 tracing::warn!(
                     msg_type = invalid.msg_type,
                     problem = invalid.problem,
-                    left_out,
+                    suppressed,
                     "malformed request"
                 );
             }
-            failure(&invalid.msg_type, &ReplyError::new("MalformedRequest", invalid.problem))
+            error_reply(&invalid.msg_type, &ReplyError::new("MalformedRequest", invalid.problem))
         }
         _ => return kernel.other(&message, context).await,
     };
     Some(reply)
 }
 
-/// An error as the reply to a request of any type; nothing that is no request gets one.
-pub(super) fn failure(msg_type: &str, error: &ReplyError) -> Content {
+/// Returns an error reply to a request of any type.
+pub(super) fn error_reply(msg_type: &str, error: &ReplyError) -> Content {
     let content = json!({
         "status": "error",
         "ename": error.ename,
@@ -226,7 +228,7 @@ pub(super) fn failure(msg_type: &str, error: &ReplyError) -> Content {
     UnknownContent::new(format!("{stem}_reply"), &content).into()
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> ReplyError {
+fn panic_error(panic: &(dyn Any + Send)) -> ReplyError {
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

@@ -3,48 +3,48 @@ use crate::connection_file::ConnectionFileError;
 use crate::handshake::HandshakeError;
 use crate::signing::SigningError;
 
-/// A kernel could not be served.
+/// Error of starting to serve a kernel.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// The connection file does not serve.
+    /// The connection file cannot be read or is invalid.
     #[error(transparent)]
     ConnectionFile(#[from] ConnectionFileError),
-    /// The connection's messages cannot be signed.
+    /// The key or the signature scheme of the connection file is unusable.
     #[error(transparent)]
     Signing(#[from] SigningError),
-    /// The connection file asks for CurveZMQ.
-    #[error("the connection file asks for sockets encrypted with CurveZMQ, which are not supported")]
+    /// The connection file requires CurveZMQ.
+    #[error("the connection file requires sockets encrypted with CurveZMQ, which are not supported")]
     Encrypted,
-    /// A socket could not be bound: its port is taken, say.
+    /// Binding a socket failed.
     #[error("cannot bind the {channel} socket to {address}: {source}")]
     Bind {
-        /// Which socket.
+        /// Channel of the socket.
         channel: Channel,
-        /// The ZeroMQ address.
+        /// ZeroMQ address.
         address: String,
-        /// What the system says: [`AddrInUse`](std::io::ErrorKind::AddrInUse) where somebody has it.
+        /// Error of the system: [`AddrInUse`](std::io::ErrorKind::AddrInUse) if the port or path is taken.
         source: std::io::Error,
     },
-    /// The starter could not be told the ports (JEP 66).
+    /// Announcing the ports to the starter of the kernel failed (JEP 66).
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// The system does not let SIGINT be handled.
+    /// Installing the handler for SIGINT failed.
     #[error("cannot handle SIGINT: {0}")]
     Signal(std::io::Error),
 }
 
-/// The user's input could not be had.
+/// Error of requesting input from the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputError {
-    /// The request says that its client cannot be asked (`allow_stdin`).
+    /// The request does not allow input requests (`allow_stdin`).
     #[error("the client does not support input requests")]
     NotAllowed,
     /// The client is not connected to the stdin socket.
-    #[error("the client is not there to be asked")]
+    #[error("the client is not connected to the stdin socket")]
     NoClient,
-    /// The execution was interrupted while the kernel waited.
+    /// The request was interrupted while the kernel waited for input.
     #[error("interrupted")]
     Interrupted,
 }

@@ -1,15 +1,15 @@
 use std::collections::VecDeque;
 
-use crate::connection_file::find::matches;
+use crate::connection_file::find::glob_matches;
 use crate::content::{HistoryAccess, HistoryEntry, HistoryInput, HistoryReply, HistoryRequest};
 
-/// How many inputs are remembered; the oldest is forgotten first.
-const REMEMBERED: usize = 10_000;
+/// Maximum number of entries. Beyond it, the oldest entry is dropped.
+const MAX_ENTRIES: usize = 10_000;
 
-/// The session's number: a kernel that keeps nothing on disk has only this one.
+/// Number of the only session: the history is not stored on disk.
 const SESSION: i64 = 1;
 
-/// What was run in this session.
+/// Execution history of this session.
 #[derive(Default)]
 pub(super) struct History {
     entries: VecDeque<Entry>,
@@ -23,7 +23,7 @@ struct Entry {
 
 impl History {
     pub(super) fn push(&mut self, line: u64, input: String, output: Option<String>) {
-        if self.entries.len() == REMEMBERED {
+        if self.entries.len() == MAX_ENTRIES {
             self.entries.pop_front();
         }
         self.entries.push_back(Entry {
@@ -33,30 +33,32 @@ impl History {
         });
     }
 
+    /// Answers a history request.
+    ///
     /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#history>
     pub(super) fn answer(&self, request: &HistoryRequest) -> HistoryReply {
         let mut found: Vec<&Entry> = match &request.hist_access_type {
             HistoryAccess::Tail => self.entries.iter().collect(),
             HistoryAccess::Range => {
-                // 0 is the current session; an absent end is no end.
-                let here = matches!(request.session, None | Some(0 | SESSION));
+                // Session 0 means the current one.
+                let is_this_session = matches!(request.session, None | Some(0 | SESSION));
                 let start = request.start.unwrap_or(1);
                 let stop = request.stop.unwrap_or(i64::MAX);
-                let within = |entry: &&Entry| here && (start..stop).contains(&entry.line);
+                let within = |entry: &&Entry| is_this_session && (start..stop).contains(&entry.line);
                 self.entries.iter().filter(within).collect()
             }
             HistoryAccess::Search => {
                 let pattern = request.pattern.as_deref().unwrap_or("*");
                 self.entries
                     .iter()
-                    .filter(|entry| matches(pattern, &entry.input))
+                    .filter(|entry| glob_matches(pattern, &entry.input))
                     .collect()
             }
             HistoryAccess::Other(_) => Vec::new(),
         };
         if request.unique == Some(true) {
             let mut seen = std::collections::HashSet::new();
-            // The latest of equal ones stays.
+            // Keeps the latest of equal inputs.
             found.reverse();
             found.retain(|entry| seen.insert(&entry.input));
             found.reverse();

@@ -3,12 +3,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
-/// Whether a request was interrupted.
+/// Interrupt flag of a request, which can be awaited.
 #[derive(Clone, Default)]
-pub(super) struct Interrupt(Arc<State>);
+pub(super) struct Interrupt(Arc<InterruptState>);
 
 #[derive(Default)]
-struct State {
+struct InterruptState {
     set: AtomicBool,
     notify: Notify,
 }
@@ -21,7 +21,7 @@ impl Interrupt {
     pub(super) async fn wait(&self) {
         let notified = self.0.notify.notified();
         tokio::pin!(notified);
-        // Registered before the look, so that no interrupt falls between the two.
+        // Registers before checking the flag, so that no interrupt is missed in between.
         notified.as_mut().enable();
         if !self.is_set() {
             notified.await;
@@ -29,11 +29,12 @@ impl Interrupt {
     }
 }
 
-/// The requests that run now.
+/// Interrupt flags of the running requests.
 #[derive(Default)]
-pub(super) struct Running(Mutex<Vec<Weak<State>>>);
+pub(super) struct RunningRequests(Mutex<Vec<Weak<InterruptState>>>);
 
-impl Running {
+impl RunningRequests {
+    /// Registers a request that starts to run.
     pub(super) fn start(&self) -> Interrupt {
         let interrupt = Interrupt::default();
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,6 +43,7 @@ impl Running {
         interrupt
     }
 
+    /// Interrupts all running requests.
     pub(super) fn interrupt(&self) {
         for state in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if let Some(state) = state.upgrade() {

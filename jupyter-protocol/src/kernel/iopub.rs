@@ -1,8 +1,8 @@
-//! The iopub socket: one task publishes all messages in their order and welcomes subscribers (JEP 65).
+//! The iopub socket: one task publishes all messages in order and welcomes subscribers (JEP 65).
 //!
-//! Nothing is dropped here: what is published waits for the slowest subscriber, and once [`QUEUE`] messages wait, so
-//! does whoever publishes. A subscriber that takes nothing at all would stop the kernel for ever, so after [`PATIENCE`]
-//! it is disconnected.
+//! Messages are never dropped. The slowest subscriber applies backpressure: once [`QUEUE_CAPACITY`] messages are
+//! queued, publishing waits. A subscriber that stops reading would block the kernel forever, so it is disconnected
+//! after [`WRITE_TIMEOUT`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,38 +17,38 @@ use crate::signing::Signer;
 use crate::wire::WireMessage;
 use crate::zmq::{Listener, Publisher, Subscription};
 
-/// How many messages wait to be published.
-const QUEUE: usize = 1_000;
+/// Capacity of the queue of messages to publish.
+const QUEUE_CAPACITY: usize = 1_000;
 
-/// How long a subscriber may take nothing.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Write timeout of a subscriber.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Publishes on iopub.
-pub(super) struct Iopub {
+/// Handle that queues messages for the publishing task.
+pub(super) struct IopubPublisher {
     queue: mpsc::Sender<WireMessage>,
     close: Arc<Notify>,
     signer: Signer,
     session: String,
 }
 
-impl Iopub {
+impl IopubPublisher {
     pub(super) fn new(listener: Listener, signer: Signer, session: String) -> (Self, JoinHandle<()>) {
-        Self::with_patience(listener, signer, session, PATIENCE)
+        Self::with_write_timeout(listener, signer, session, WRITE_TIMEOUT)
     }
 
-    fn with_patience(
+    fn with_write_timeout(
         listener: Listener,
         signer: Signer,
         session: String,
-        patience: Duration,
+        write_timeout: Duration,
     ) -> (Self, JoinHandle<()>) {
-        let (queue, to_publish) = mpsc::channel(QUEUE);
+        let (queue, to_publish) = mpsc::channel(QUEUE_CAPACITY);
         let welcome = Welcome {
             signer: signer.clone(),
             session: session.clone(),
         };
         let close = Arc::new(Notify::new());
-        let publisher = Publisher::new(listener, patience);
+        let publisher = Publisher::new(listener, write_timeout);
         let task = tokio::spawn(publish_all(publisher, to_publish, close.clone(), welcome));
         let iopub = Self {
             queue,
@@ -59,14 +59,15 @@ impl Iopub {
         (iopub, task)
     }
 
-    /// Lets the task end once what waits is published, even if somebody could still publish.
+    /// Makes the task end once the queued messages are published, even while other handles exist.
     pub(super) fn close(&self) {
         self.close.notify_one();
     }
 
+    /// Queues a message, waiting for capacity.
     pub(super) async fn publish(&self, message: &Message) {
         let topic = format!("kernel.{}.{}", self.session, message.msg_type());
-        // It fails where the kernel is being shut down.
+        // Fails while the kernel shuts down.
         let _ = self.queue.send(wire(message, topic.into(), &self.signer)).await;
     }
 }
@@ -75,14 +76,15 @@ fn wire(message: &Message, topic: Bytes, signer: &Signer) -> WireMessage {
     message.to_wire().signed(signer).with_identities([topic])
 }
 
+/// Signs the `iopub_welcome` messages of a kernel.
 struct Welcome {
     signer: Signer,
     session: String,
 }
 
 impl Welcome {
-    /// The answer to a subscription.
-    fn to(&self, subscription: &Subscription) -> WireMessage {
+    /// Returns the welcome that answers a subscription.
+    fn message_for(&self, subscription: &Subscription) -> WireMessage {
         let topic = &subscription.topic;
         let welcome = IopubWelcome {
             subscription: String::from_utf8_lossy(topic).into_owned(),
@@ -92,7 +94,7 @@ impl Welcome {
     }
 }
 
-/// Ends when nobody can publish any more or it is closed, after the last message was handed to the system.
+/// Publishes until all handles are dropped or the queue is closed, then writes the remaining messages and closes.
 async fn publish_all(
     mut publisher: Publisher,
     mut to_publish: mpsc::Receiver<WireMessage>,
@@ -100,10 +102,10 @@ async fn publish_all(
     welcome: Welcome,
 ) {
     loop {
-        // None before the others, so that who subscribes again and again keeps nobody from publishing.
+        // Unbiased, so that a client that keeps subscribing does not starve publishing.
         tokio::select! {
-            subscription = publisher.subscription() => {
-                publisher.answer(&subscription, welcome.to(&subscription)).await;
+            subscription = publisher.next_subscription() => {
+                publisher.send_to(&subscription, welcome.message_for(&subscription)).await;
             }
             () = close.notified() => to_publish.close(),
             message = to_publish.recv() => match message {
@@ -123,21 +125,22 @@ mod tests {
     use crate::content::{Content, Stream};
     use crate::zmq::IopubSubscriber;
 
-    const SOON: Duration = Duration::from_secs(60);
+    const DEADLINE: Duration = Duration::from_secs(60);
 
     async fn next(subscriber: &mut IopubSubscriber) -> Content {
-        let wire = timeout(SOON, subscriber.recv()).await.unwrap().unwrap();
+        let wire = timeout(DEADLINE, subscriber.recv()).await.unwrap().unwrap();
         Message::from_wire(&wire).unwrap().content
     }
 
     #[tokio::test]
-    async fn a_subscriber_that_takes_nothing_is_disconnected_and_the_others_miss_nothing() {
+    async fn a_subscriber_that_does_not_read_is_disconnected_and_the_others_miss_nothing() {
         let listener = Listener::bind("tcp://127.0.0.1:0").await.unwrap();
         let address = format!("tcp://127.0.0.1:{}", listener.port().unwrap());
-        let patience = Duration::from_secs(5);
-        let (iopub, task) = Iopub::with_patience(listener, Signer::unsigned(), "session".to_owned(), patience);
-        let mut stalled = IopubSubscriber::connect(&address, SOON).await.unwrap();
-        let mut reading = IopubSubscriber::connect(&address, SOON).await.unwrap();
+        let write_timeout = Duration::from_secs(5);
+        let (iopub, task) =
+            IopubPublisher::with_write_timeout(listener, Signer::unsigned(), "session".to_owned(), write_timeout);
+        let mut stalled = IopubSubscriber::connect(&address, DEADLINE).await.unwrap();
+        let mut reading = IopubSubscriber::connect(&address, DEADLINE).await.unwrap();
         for subscriber in [&mut stalled, &mut reading] {
             assert!(matches!(next(subscriber).await, Content::IopubWelcome(_)));
         }
@@ -151,18 +154,18 @@ mod tests {
         let reads = async {
             for number in 0..1_000 {
                 let Content::Stream(stream) = next(&mut reading).await else {
-                    panic!("what is no output came before output {number}");
+                    panic!("expected output {number}, received another message");
                 };
                 assert!(stream.text.starts_with(&format!("{number} ")));
             }
         };
         tokio::join!(flood, reads);
-        // What was on its way, and then the end.
-        timeout(SOON, async { while stalled.recv().await.is_ok() {} })
+        // Drains the messages in flight until the disconnect.
+        timeout(DEADLINE, async { while stalled.recv().await.is_ok() {} })
             .await
             .unwrap();
         iopub.close();
-        timeout(SOON, task).await.unwrap().unwrap();
-        assert!(timeout(SOON, reading.recv()).await.unwrap().is_err());
+        timeout(DEADLINE, task).await.unwrap().unwrap();
+        assert!(timeout(DEADLINE, reading.recv()).await.unwrap().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Be a kernel.
+//! Implementing a kernel.
 //!
 //! ```no_run
 //! use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
@@ -25,13 +25,13 @@
 //! # }
 //! ```
 //!
-//! Everything but the language is done here: sockets, heartbeat, signatures, the states busy and idle around each
-//! request, `execute_input` and the counter, replies in order, aborting after an error, control while shell is busy,
-//! interrupts, the history of the session, open comms, input from the user, subshells, shutdown. What is malformed,
-//! signed with another key or sent twice is refused and logged, and the kernel goes on.
+//! This module implements everything but the language: sockets, heartbeat, signatures, busy and idle status around each
+//! request, `execute_input` and the execution count, replies in order, aborting after an error, control requests while
+//! shell is busy, interrupts, the history of the session, open comms, input requests, subshells and shutdown. Messages
+//! that are malformed, signed with another key or replayed are rejected and logged.
 //!
-//! On iopub nothing is dropped: what is published waits for the slowest subscriber, which slows the kernel down. A
-//! subscriber that takes nothing for 30 seconds is disconnected, as a client is that takes none of its replies for ten.
+//! Messages on iopub are never dropped: the slowest subscriber applies backpressure to the kernel. A subscriber that
+//! does not read for 30 seconds is disconnected, and so is a client that does not read its replies for ten seconds.
 
 mod comms;
 mod context;
@@ -39,14 +39,14 @@ mod control;
 mod dispatch;
 mod error;
 mod history;
-mod input;
 mod interrupt;
 mod iopub;
-mod requests;
+mod request_queue;
 mod server;
-mod shared;
 mod shell;
 mod sockets;
+mod state;
+mod stdin;
 
 use bytes::Bytes;
 
@@ -63,34 +63,36 @@ use crate::content::{
 use crate::log_limiter::LogLimiter;
 use crate::message::Message;
 
-/// What makes a language's kernel.
+/// Implementation of a kernel for a language.
 ///
-/// Only [`info`](Self::info) and [`execute`](Self::execute) have to be there. Requests on shell come one after the
-/// other; those on control, and on each subshell, come at the same time, which is why all methods take `&self`. Code
-/// that blocks its thread belongs into `tokio::task::spawn_blocking`, or heartbeat and interrupts wait for it. A panic
-/// in any of them is told to the client as an error.
+/// Only [`info`](Self::info) and [`execute`](Self::execute) are required. Requests on shell are handled one after the
+/// other. Requests on control and on subshells run concurrently with them, so all methods take `&self`.
+///
+/// Run code that blocks its thread in `tokio::task::spawn_blocking`, or it delays the heartbeat and interrupts. If a
+/// method that handles a request panics, the client receives an error reply.
 #[async_trait]
 pub trait Kernel: Send + Sync + 'static {
-    /// What the kernel is. An empty `protocol_version` is filled in.
+    /// Describes the kernel. An empty `protocol_version` is filled in.
     fn info(&self) -> KernelInfoReply;
 
-    /// Runs code. Its outputs are published with the context; the reply's `execution_count` is filled in.
+    /// Runs code. Publishes outputs with the context. A missing `execution_count` in the reply is filled in.
     ///
     /// # Errors
-    /// What went wrong in the code that was run: it is published as `error` and is the reply.
+    /// The error of the executed code, which becomes the reply and is published as `error`.
     async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError>;
 
-    /// Whether an interrupt drops the future of [`execute`](Self::execute), which is then answered with a
-    /// `KeyboardInterrupt`. A kernel that says no sees to interrupts itself: with
-    /// [`Context::interrupted`], [`Context::is_interrupted`] or [`interrupt`](Self::interrupt). Default: yes.
+    /// Returns whether an interrupt drops the future of [`execute`](Self::execute) and replies `KeyboardInterrupt`.
+    ///
+    /// A kernel that returns `false` handles interrupts itself, with [`Context::interrupted`],
+    /// [`Context::is_interrupted`] or [`interrupt`](Self::interrupt). Default: `true`.
     fn cancels_on_interrupt(&self) -> bool {
         true
     }
 
-    /// An interrupt came, by message or as SIGINT, whether or not anything runs. Must not block.
+    /// Called on each interrupt, by message or SIGINT, whether or not code runs. Must not block. Default: does nothing.
     fn interrupt(&self) {}
 
-    /// How code can be completed at a position. Default: not at all.
+    /// Returns completions of code at a cursor position. Default: none.
     async fn complete(&self, request: &CompleteRequest, _context: &Context) -> CompleteReply {
         CompleteReply {
             cursor_start: request.cursor_pos,
@@ -99,33 +101,33 @@ pub trait Kernel: Send + Sync + 'static {
         }
     }
 
-    /// What is known about the name at a position. Default: nothing.
+    /// Returns documentation of the name at a cursor position. Default: not found.
     async fn inspect(&self, _request: &InspectRequest, _context: &Context) -> InspectReply {
         InspectReply::default()
     }
 
-    /// Whether the code can be run as it is. Default: unknown.
+    /// Returns whether code is complete and can be run. Default: unknown.
     async fn is_complete(&self, _request: &IsCompleteRequest, _context: &Context) -> IsCompleteReply {
         IsCompleteReply::new(Completeness::Unknown)
     }
 
-    /// What was run before. Default: the last 10,000 inputs of this session.
+    /// Returns the execution history. Default: from the last 10,000 inputs of this session.
     async fn history(&self, request: &HistoryRequest, context: &Context) -> HistoryReply {
         context.history(request)
     }
 
-    /// A client opened a comm; false closes it, as when nobody knows its target. Default: false.
+    /// Called when a client opens a comm. Returning `false`, as for an unknown target, closes it. Default: `false`.
     async fn comm_open(&self, _open: CommOpen, _buffers: Vec<Bytes>, _context: &Context) -> bool {
         false
     }
 
-    /// A client sent a message on a comm.
+    /// Called when a client sends a message on a comm. Default: ignores it.
     async fn comm_msg(&self, _message: CommMsg, _buffers: Vec<Bytes>, _context: &Context) {}
 
-    /// A client closed a comm.
+    /// Called when a client closes a comm. Default: does nothing.
     async fn comm_close(&self, _close: CommClose, _buffers: Vec<Bytes>, _context: &Context) {}
 
-    /// A request of the Debug Adapter Protocol. Default: refused.
+    /// Handles a request of the Debug Adapter Protocol. Default: an unsuccessful response.
     async fn debug(&self, request: DebugRequest, _context: &Context) -> DebugReply {
         let mut reply = serde_json::Map::new();
         reply.insert("type".to_owned(), "response".into());
@@ -136,29 +138,32 @@ pub trait Kernel: Send + Sync + 'static {
         DebugReply(reply)
     }
 
-    /// What the kernel uses of memory and processor. Default: an error.
+    /// Returns the memory and CPU usage of the kernel. Default: an error.
     async fn usage(&self, _context: &Context) -> Reply<UsageReply> {
-        Reply::error("NotSupported", "this kernel does not know what it uses")
+        Reply::error("NotSupported", "this kernel does not report its usage")
     }
 
-    /// Whether clients may make subshells (JEP 91), in which requests run beside those of the main shell. Default: no.
+    /// Returns whether clients may create subshells (JEP 91), whose requests run concurrently with those of the main
+    /// shell. Default: `false`.
     fn has_subshells(&self) -> bool {
         false
     }
 
-    /// A message of a type that the protocol does not have; the answer is sent as its reply. Default: logged.
+    /// Handles a message that no other method handles. The returned content is sent as the reply. Default: logs the
+    /// message.
     async fn other(&self, message: &Message, _context: &Context) -> Option<Content> {
         static UNKNOWN: LogLimiter = LogLimiter::new();
-        if let Some(left_out) = UNKNOWN.due() {
+        if let Some(suppressed) = UNKNOWN.due() {
             tracing::warn!(
                 msg_type = message.msg_type(),
-                left_out,
-                "a message that this kernel does not know"
+                suppressed,
+                "ignoring a message that this kernel does not support"
             );
         }
         None
     }
 
-    /// The kernel is about to end; with `restart`, another one will take its place. It has ten seconds.
+    /// Called before the kernel ends, with a deadline of ten seconds. `restart` tells whether it will be restarted.
+    /// Default: does nothing.
     async fn shutdown(&self, _restart: bool) {}
 }

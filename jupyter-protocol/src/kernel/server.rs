@@ -12,42 +12,42 @@ use super::Kernel;
 use super::control;
 use super::dispatch::DynKernel;
 use super::error::ServeError;
-use super::input::Input;
-use super::iopub::Iopub;
-use super::shared::Shared;
+use super::iopub::IopubPublisher;
 use super::shell::Shells;
 use super::sockets::Sockets;
+use super::state::KernelState;
+use super::stdin::Stdin;
 use crate::connection_file::ConnectionInfo;
 use crate::content::{ExecutionState, Status};
 use crate::handshake;
 use crate::message::Message;
-use crate::zmq::{Listening, RouterReceiver, RouterSender};
+use crate::zmq::{RouterReceiver, RouterSender, SocketServer};
 
-/// How long the last messages have to leave before the sockets are closed.
+/// How long queued messages may take to be written before the sockets close.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long a starter may take to acknowledge the ports (JEP 66).
-const HANDSHAKE: Duration = Duration::from_secs(30);
+/// How long the starter of the kernel may take to acknowledge the ports (JEP 66).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a kernel ended.
+/// How a kernel was shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shutdown {
-    /// Whether it is to be started again, by whoever started it.
+    /// Whether the starter of the kernel will start it again.
     pub restart: bool,
 }
 
-/// Serves a kernel as its process: reads the connection file that the process was started with, interrupts at SIGINT,
-/// and ends at a `shutdown_request`.
+/// Serves a kernel for the lifetime of its process.
 ///
-/// Where the file names a registration port in place of the five ports, the ports are chosen and announced there
-/// (JEP 66).
+/// Reads the connection file that the process was started with, interrupts the kernel on SIGINT, and returns after a
+/// `shutdown_request`. If the file has a registration port instead of the five ports, chooses free ports and announces
+/// them there (JEP 66).
 ///
 /// # Errors
-/// [`ServeError`] where the kernel could not be started; once it runs, there is none.
+/// [`ServeError`] if starting the kernel fails. Once the kernel runs, there are no errors.
 pub async fn serve(connection_file: impl AsRef<Path>, kernel: impl Kernel) -> Result<Shutdown, ServeError> {
     let info = ConnectionInfo::read(connection_file)?;
-    // Before there are sockets: once they can be connected to, an interrupt must not end the process.
+    // Installed before binding: once clients can connect, SIGINT must not end the process.
     #[cfg(unix)]
     let mut signals = {
         use tokio::signal::unix::{SignalKind, signal};
@@ -73,25 +73,29 @@ pub async fn serve(connection_file: impl AsRef<Path>, kernel: impl Kernel) -> Re
     }
 }
 
-/// A kernel whose sockets are bound, to be [run](Self::run).
+/// A kernel with bound sockets, ready to [run](Self::run).
 pub struct Server {
     kernel: DynKernel,
-    shared: Arc<Shared>,
+    state: Arc<KernelState>,
     shell: (RouterSender, RouterReceiver),
     control: (RouterSender, RouterReceiver),
     stdin: RouterReceiver,
     iopub: AbortOnDrop,
-    /// What the sockets but iopub's are open by.
-    listening: Vec<Listening>,
+    /// Servers of all sockets but iopub.
+    servers: Vec<SocketServer>,
 }
 
 impl Server {
-    /// Binds the sockets. Ports that are 0 are chosen: [`connection_info`](Self::connection_info) tells which. Where
-    /// there is a registration port, they are announced there (JEP 66).
+    /// Binds the sockets.
+    ///
+    /// Chooses free ports for those that are 0; [`connection_info`](Self::connection_info) returns them. If there is a
+    /// registration port, announces the ports there (JEP 66).
     ///
     /// # Errors
-    /// [`ServeError::Bind`] where a port is taken, [`ServeError::Handshake`] where the starter does not acknowledge
-    /// within 30 seconds, [`ServeError::Encrypted`] and [`ServeError::Signing`] where the connection cannot be served.
+    /// - [`ServeError::Bind`] if a socket cannot be bound, for example because its port is taken.
+    /// - [`ServeError::Handshake`] if announcing fails, or the starter does not acknowledge within 30 seconds.
+    /// - [`ServeError::Encrypted`] if the connection requires CurveZMQ.
+    /// - [`ServeError::Signing`] if the connection's key or signature scheme is unusable.
     pub async fn bind(mut info: ConnectionInfo, kernel: impl Kernel) -> Result<Self, ServeError> {
         if info.is_encrypted() {
             return Err(ServeError::Encrypted);
@@ -100,21 +104,21 @@ impl Server {
         let Sockets {
             shell,
             control,
-            stdin: (ask, stdin),
+            stdin: (stdin_sender, stdin),
             iopub,
-            listening,
+            servers,
         } = Sockets::bind(&mut info).await?;
         if let Some(port) = info.registration_port.take() {
-            handshake::announce(&info, port, HANDSHAKE).await?;
+            handshake::announce(&info, port, HANDSHAKE_TIMEOUT).await?;
         }
         let session = uuid::Uuid::new_v4().to_string();
-        let (iopub, iopub_task) = Iopub::new(iopub, signer.clone(), session.clone());
-        let shared = Arc::new(Shared {
+        let (iopub, iopub_task) = IopubPublisher::new(iopub, signer.clone(), session.clone());
+        let state = Arc::new(KernelState {
             info,
             session,
             signer,
             iopub,
-            input: Input::new(ask),
+            stdin: Stdin::new(stdin_sender),
             running: Default::default(),
             comms: Default::default(),
             next_count: AtomicU64::new(1),
@@ -124,97 +128,99 @@ impl Server {
         });
         Ok(Self {
             kernel: Arc::new(kernel),
-            shared,
+            state,
             shell,
             control,
             stdin,
             iopub: AbortOnDrop(iopub_task),
-            listening,
+            servers,
         })
     }
 
-    /// Where the kernel listens, for clients and for its connection file.
+    /// Returns the connection info with the bound ports, for clients and for the connection file.
     #[must_use]
     pub fn connection_info(&self) -> &ConnectionInfo {
-        &self.shared.info
+        &self.state.info
     }
 
-    /// Interrupts and ends the kernel from within its program.
+    /// Returns a handle to interrupt or end the kernel from within its program.
     #[must_use]
     pub fn handle(&self) -> ServerHandle {
         ServerHandle {
             kernel: self.kernel.clone(),
-            shared: self.shared.clone(),
+            state: self.state.clone(),
         }
     }
 
-    /// Handles requests until the kernel is shut down. Dropped, it ends the kernel at once.
+    /// Handles requests until the kernel is shut down. Dropping the future ends the kernel at once.
     pub async fn run(self) -> Shutdown {
         let Self {
             kernel,
-            shared,
+            state,
             shell,
             control,
             stdin,
             iopub,
-            listening,
+            servers,
         } = self;
-        let starting = Message::new(Status::new(ExecutionState::Starting), &shared.session);
-        shared.iopub.publish(&starting).await;
+        let starting = Message::new(Status::new(ExecutionState::Starting), &state.session);
+        state.iopub.publish(&starting).await;
         let mut tasks = JoinSet::new();
-        let stdin_shared = shared.clone();
-        tasks.spawn(async move { Input::receive_all(&stdin_shared, stdin).await });
+        let stdin_state = state.clone();
+        tasks.spawn(async move { Stdin::receive_all(&stdin_state, stdin).await });
         let (shell_sender, shell_receiver) = shell;
-        let shells = Arc::new(Shells::new(kernel.clone(), shared.clone(), shell_sender));
+        let shells = Arc::new(Shells::new(kernel.clone(), state.clone(), shell_sender));
         spawn_main_shell(&mut tasks, &shells, shell_receiver);
-        spawn_control(&mut tasks, kernel, &shared, shells, control);
+        spawn_control(&mut tasks, kernel, &state, shells, control);
 
-        shared.shut_down.notified().await;
-        let restart = shared
+        state.shut_down.notified().await;
+        let restart = state
             .shutdown
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .unwrap_or(false);
-        // Running code is given up here; then nobody publishes any more, and what waits to be published is.
-        // A kernel that blocks its thread cannot be waited for.
+        // Cancels running code, so that only messages in the queue remain to be published. The timeout is for code that
+        // blocks its thread, which cannot be cancelled.
         let _ = timeout(LINGER, tasks.shutdown()).await;
-        shared.iopub.close();
-        // The last replies and what was published have left then, and the sockets' files are gone.
-        tokio::join!(iopub.finish(), join_all(listening.into_iter().map(Listening::close)));
+        state.iopub.close();
+        // Writes the last replies and published messages, and removes the socket files.
+        tokio::join!(iopub.finish(), join_all(servers.into_iter().map(SocketServer::close)));
         Shutdown { restart }
     }
 }
 
 fn spawn_main_shell(tasks: &mut JoinSet<()>, shells: &Arc<Shells>, socket: RouterReceiver) {
-    let (queue, work) = shells.main();
+    let (queue, worker) = shells.main();
     tasks.spawn(shells.clone().receive_all(socket, queue));
-    tasks.spawn(work);
+    tasks.spawn(worker);
 }
 
 fn spawn_control(
     tasks: &mut JoinSet<()>,
     kernel: DynKernel,
-    shared: &Arc<Shared>,
+    state: &Arc<KernelState>,
     shells: Arc<Shells>,
     (sender, receiver): (RouterSender, RouterReceiver),
 ) {
-    let (queue, work) = control::worker(kernel.clone(), shared.clone(), sender.clone());
+    let (queue, worker) = control::worker(kernel.clone(), state.clone(), sender.clone());
     tasks.spawn(control::receive_all(
         kernel,
-        shared.clone(),
+        state.clone(),
         shells,
         sender,
         receiver,
         queue,
     ));
-    tasks.spawn(work);
+    tasks.spawn(worker);
 }
 
+/// Aborts the task of iopub when dropped.
 struct AbortOnDrop(JoinHandle<()>);
 
 impl AbortOnDrop {
+    /// Waits until the task has published all messages, up to [`LINGER`].
     async fn finish(mut self) {
-        // Subscribers that take nothing are not waited for any longer.
+        // Does not wait longer for subscribers that do not read.
         let _ = timeout(LINGER, &mut self.0).await;
     }
 }
@@ -225,21 +231,21 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Interrupts and ends a kernel from within its program.
+/// Handle to interrupt or end a kernel from within its program.
 #[derive(Clone)]
 pub struct ServerHandle {
     kernel: DynKernel,
-    shared: Arc<Shared>,
+    state: Arc<KernelState>,
 }
 
 impl ServerHandle {
-    /// Interrupts what runs.
+    /// Interrupts the running requests.
     pub fn interrupt(&self) {
-        control::interrupt(&self.kernel, &self.shared);
+        control::interrupt(&self.kernel, &self.state);
     }
 
-    /// Ends the kernel, without asking it.
+    /// Ends the kernel without calling [`Kernel::shutdown`].
     pub fn shutdown(&self) {
-        self.shared.end(false);
+        self.state.end(false);
     }
 }

@@ -1,4 +1,4 @@
-//! The shell socket: requests in their order, one after the other, each subshell (JEP 91) an order of its own.
+//! The shell socket: handles requests one after the other, and those of each subshell (JEP 91) concurrently.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,23 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::dispatch::{DynKernel, failure, handle, refuse};
-use super::requests::Requests;
-use super::shared::{Incoming, Shared};
+use super::dispatch::{DynKernel, error_reply, handle, reply_directly};
+use super::request_queue::RequestQueue;
+use super::state::{Incoming, KernelState};
 use crate::channel::Channel;
 use crate::content::{Content, ExecuteReply, Reply, ReplyError};
 use crate::zmq::{RouterReceiver, RouterSender};
 
-/// How many requests wait to be handled; after that their clients wait.
-const QUEUE: usize = 1_000;
+/// Capacity of the request queue of each shell. At its capacity, clients wait.
+const QUEUE_CAPACITY: usize = 1_000;
 
-/// How many subshells there may be.
-const MOST_SUBSHELLS: usize = 100;
+/// Maximum number of subshells.
+const MAX_SUBSHELLS: usize = 100;
 
-/// The queues of the subshells. A worker ends when its queue is closed and empty.
+/// The main shell and the subshells with their workers. A worker ends once its queue is closed and empty.
 pub(super) struct Shells {
     kernel: DynKernel,
-    shared: Arc<Shared>,
+    state: Arc<KernelState>,
     socket: RouterSender,
     subshells: Mutex<Subshells>,
 }
@@ -34,10 +34,10 @@ struct Subshells {
 }
 
 impl Shells {
-    pub(super) fn new(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSender) -> Self {
+    pub(super) fn new(kernel: DynKernel, state: Arc<KernelState>, socket: RouterSender) -> Self {
         Self {
             kernel,
-            shared,
+            state,
             socket,
             subshells: Mutex::default(),
         }
@@ -47,73 +47,75 @@ impl Shells {
         self.subshells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a subshell; `None` where there are too many.
+    /// Creates a subshell and returns its id, or `None` if there are too many.
     pub(super) fn create(&self) -> Option<String> {
         let mut subshells = self.subshells();
         while subshells.workers.try_join_next().is_some() {}
-        if subshells.queues.len() >= MOST_SUBSHELLS {
+        if subshells.queues.len() >= MAX_SUBSHELLS {
             return None;
         }
         let id = uuid::Uuid::new_v4().to_string();
-        let (queue, requests) = Requests::new(QUEUE);
+        let (queue, requests) = RequestQueue::new(QUEUE_CAPACITY);
         subshells.queues.insert(id.clone(), queue);
-        subshells.workers.spawn(work(
+        subshells.workers.spawn(run_shell(
             self.kernel.clone(),
-            self.shared.clone(),
+            self.state.clone(),
             self.socket.clone(),
             requests,
         ));
         Some(id)
     }
 
-    /// Ends a subshell once what waits in it is handled; whether there was one.
+    /// Deletes a subshell, which handles its queued requests before it ends. Returns whether it existed.
     pub(super) fn delete(&self, id: &str) -> bool {
         self.subshells().queues.remove(id).is_some()
     }
 
+    /// Returns the ids of the subshells.
     pub(super) fn list(&self) -> Vec<String> {
         self.subshells().queues.keys().cloned().collect()
     }
 
-    /// Receives all requests and hands each to its shell's worker.
+    /// Receives requests and queues each for its shell.
     pub(super) async fn receive_all(self: Arc<Self>, mut socket: RouterReceiver, main: mpsc::Sender<Incoming>) {
-        let mut receiver = self.shared.receiver(Channel::Shell);
+        let mut receiver = self.state.receiver(Channel::Shell);
         loop {
             let incoming = receiver.next(&mut socket).await;
             let queue = match &incoming.message.header.subshell_id {
                 None => Some(main.clone()),
                 Some(id) => self.subshells().queues.get(id).cloned(),
             };
-            let refused = match queue {
+            let undeliverable = match queue {
                 Some(queue) => queue.send(incoming).await.err().map(|error| error.0),
                 None => Some(incoming),
             };
-            if let Some(incoming) = refused {
-                let error = ReplyError::new("NoSuchSubshell", "there is no subshell of this id");
-                let reply = failure(incoming.message.msg_type(), &error);
-                refuse(&self.shared, &self.socket, incoming, reply).await;
+            if let Some(incoming) = undeliverable {
+                let error = ReplyError::new("NoSuchSubshell", "no subshell has this id");
+                let reply = error_reply(incoming.message.msg_type(), &error);
+                reply_directly(&self.state, &self.socket, incoming, reply).await;
             }
         }
     }
 
-    /// The queue of the main shell, and what handles it.
+    /// Creates the queue of the main shell, and the future that handles it.
     pub(super) fn main(&self) -> (mpsc::Sender<Incoming>, impl Future<Output = ()> + Send + use<>) {
-        let (queue, requests) = Requests::new(QUEUE);
-        let work = work(self.kernel.clone(), self.shared.clone(), self.socket.clone(), requests);
-        (queue, work)
+        let (queue, requests) = RequestQueue::new(QUEUE_CAPACITY);
+        let worker = run_shell(self.kernel.clone(), self.state.clone(), self.socket.clone(), requests);
+        (queue, worker)
     }
 }
 
-/// Handles requests one after the other. After an execution that failed, those that wait already are aborted, if it says
-/// so: what arrives later runs.
-async fn work(kernel: DynKernel, shared: Arc<Shared>, socket: RouterSender, mut requests: Requests) {
-    while let Some((incoming, is_doomed)) = requests.next().await {
+/// Handles the requests of one shell in order.
+///
+/// If an execution with `stop_on_error` fails, the executions that are already queued are aborted. Later ones run.
+async fn run_shell(kernel: DynKernel, state: Arc<KernelState>, socket: RouterSender, mut requests: RequestQueue) {
+    while let Some((incoming, abort)) = requests.next().await {
         match incoming.message.content {
-            Content::ExecuteRequest(_) if is_doomed => {
-                refuse(&shared, &socket, incoming, Reply::<ExecuteReply>::aborted().into()).await;
+            Content::ExecuteRequest(_) if abort => {
+                reply_directly(&state, &socket, incoming, Reply::<ExecuteReply>::aborted().into()).await;
             }
-            Content::ShutdownRequest(_) => super::control::shutdown(&kernel, &shared, &socket, incoming).await,
-            _ => handle(&kernel, &shared, &socket, incoming, &mut requests).await,
+            Content::ShutdownRequest(_) => super::control::shutdown(&kernel, &state, &socket, incoming).await,
+            _ => handle(&kernel, &state, &socket, incoming, &mut requests).await,
         }
     }
 }

@@ -1,46 +1,47 @@
-//! The five sockets of a kernel, bound.
+//! Binds the five sockets of a kernel.
 
 use super::error::ServeError;
 use crate::channel::Channel;
 use crate::connection_file::{ConnectionInfo, Transport};
-use crate::zmq::{Listener, Listening, RouterReceiver, RouterSender, echo, router};
+use crate::zmq::{Listener, RouterReceiver, RouterSender, SocketServer, echo, router};
 
 type Router = (RouterSender, RouterReceiver);
 
+/// The bound sockets of a kernel.
 pub(super) struct Sockets {
     pub(super) shell: Router,
     pub(super) control: Router,
     pub(super) stdin: Router,
     pub(super) iopub: Listener,
-    /// What the three and the heartbeat are open by.
-    pub(super) listening: Vec<Listening>,
+    /// Servers of all sockets but iopub. Dropping them closes the sockets.
+    pub(super) servers: Vec<SocketServer>,
 }
 
 impl Sockets {
-    /// Binds all sockets; ports that are 0 are chosen and entered.
+    /// Binds all sockets. Chooses free ports for those that are 0 and stores them in `info`.
     pub(super) async fn bind(info: &mut ConnectionInfo) -> Result<Self, ServeError> {
-        let (shell, shell_open) = bind_router(info, Channel::Shell).await?;
-        let (control, control_open) = bind_router(info, Channel::Control).await?;
-        let (stdin, stdin_open) = bind_router(info, Channel::Stdin).await?;
+        let (shell, shell_server) = bind_router(info, Channel::Shell).await?;
+        let (control, control_server) = bind_router(info, Channel::Control).await?;
+        let (stdin, stdin_server) = bind_router(info, Channel::Stdin).await?;
         let heartbeat = echo(bind(info, Channel::Heartbeat).await?);
         Ok(Self {
             shell,
             control,
             stdin,
             iopub: bind(info, Channel::Iopub).await?,
-            listening: vec![shell_open, control_open, stdin_open, heartbeat],
+            servers: vec![shell_server, control_server, stdin_server, heartbeat],
         })
     }
 }
 
-async fn bind_router(info: &mut ConnectionInfo, channel: Channel) -> Result<(Router, Listening), ServeError> {
-    let (sender, receiver, listening) = router(bind(info, channel).await?);
-    Ok(((sender, receiver), listening))
+async fn bind_router(info: &mut ConnectionInfo, channel: Channel) -> Result<(Router, SocketServer), ServeError> {
+    let (sender, receiver, server) = router(bind(info, channel).await?);
+    Ok(((sender, receiver), server))
 }
 
 async fn bind(info: &mut ConnectionInfo, channel: Channel) -> Result<Listener, ServeError> {
     if info.transport == Transport::Ipc {
-        make_room(info, channel);
+        prepare_socket_path(info, channel);
     }
     let address = info.address(channel);
     let listener = match Listener::bind(&address).await {
@@ -59,8 +60,8 @@ async fn bind(info: &mut ConnectionInfo, channel: Channel) -> Result<Listener, S
     Ok(listener)
 }
 
-/// Chooses a path that is free, or frees the one that was chosen of what a killed kernel left there.
-fn make_room(info: &mut ConnectionInfo, channel: Channel) {
+/// Chooses a free socket path if none is given, or removes a stale socket that a killed kernel left at the given path.
+fn prepare_socket_path(info: &mut ConnectionInfo, channel: Channel) {
     if info.port(channel) == 0 {
         let free = (1..=u16::MAX).find(|port| {
             info.set_port(channel, *port);
@@ -73,7 +74,7 @@ fn make_room(info: &mut ConnectionInfo, channel: Channel) {
         && std::os::unix::net::UnixStream::connect(&path)
             .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     {
-        // Where it cannot be removed, binding says why.
+        // If removing fails, binding reports the error.
         let _ = std::fs::remove_file(path);
     }
 }

@@ -1,4 +1,4 @@
-//! Reads `kernel.json` as Python does, so that what `jupyter_client` starts is started here.
+//! Parsing of `kernel.json` as in Python, so that kernelspecs that work with `jupyter_client` work here.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use serde_json::{Number, Value};
 
 use super::Kernelspec;
 
-/// Why a text is no kernelspec.
+/// Error of parsing a kernelspec.
 pub(super) struct Malformed {
-    /// The member that is wrong, as in `env.LANG: `; empty where the text is no JSON.
+    /// Path of the invalid member, such as `env.LANG: `, empty if the text is not a JSON object.
     pub(super) member: String,
     pub(super) source: serde_json::Error,
 }
 
-/// Reads a kernelspec. Of a member that is there twice the last one counts, and NaN and the infinities are null.
-pub(super) fn read(json: &[u8]) -> Result<Kernelspec, Malformed> {
+/// Parses a kernelspec. Of duplicate members the last one counts. `NaN` and the infinities become null.
+pub(super) fn parse(json: &[u8]) -> Result<Kernelspec, Malformed> {
     let not_json = |source| Malformed {
         member: String::new(),
         source,
@@ -36,7 +36,7 @@ pub(super) fn read(json: &[u8]) -> Result<Kernelspec, Malformed> {
     })
 }
 
-/// The text with null in place of the numbers that Python's `json` writes and JSON does not have.
+/// Replaces the numbers that Python's `json` accepts and JSON does not have with null.
 fn without_nan(json: &[u8]) -> Vec<u8> {
     let mut cleaned = Vec::with_capacity(json.len());
     let mut rest = json;
@@ -63,9 +63,9 @@ fn without_nan(json: &[u8]) -> Vec<u8> {
     cleaned
 }
 
-/// Reads environment variables. A number becomes text.
+/// Deserializes environment variables. Numbers become text.
 pub(super) fn env<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    /// A value, with the error naming its place.
+    /// Value of a variable. A separate type, so that errors contain the path of the value.
     struct Text(String);
 
     impl<'de> Deserialize<'de> for Text {
@@ -79,7 +79,7 @@ pub(super) fn env<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap
             match TextOrNumber::deserialize(deserializer) {
                 Ok(TextOrNumber::Text(text)) => Ok(Self(text)),
                 Ok(TextOrNumber::Number(number)) => Ok(Self(number.to_string())),
-                Err(_) => Err(D::Error::custom("an environment variable must be a text or a number")),
+                Err(_) => Err(D::Error::custom("an environment variable must be a string or a number")),
             }
         }
     }
@@ -94,26 +94,26 @@ mod tests {
     use super::*;
 
     fn spec(json: &str) -> Result<Kernelspec, String> {
-        read(json.as_bytes()).map_err(|error| format!("{}{}", error.member, error.source))
+        parse(json.as_bytes()).map_err(|error| format!("{}{}", error.member, error.source))
     }
 
     #[test]
-    fn what_python_reads_is_read() {
-        let read = spec(
+    fn parses_what_python_parses() {
+        let parsed = spec(
             r#"{"argv": ["a"], "argv": ["b", "NaN \" Infinity"], "mine": 1, "mine": 2,
                 "env": {"OMP_NUM_THREADS": 4, "HALF": 0.5, "LANG": "C", "LANG": "D"},
                 "metadata": {"ratios": [NaN, -Infinity, Infinity, 1]}}"#,
         )
         .unwrap();
-        assert_eq!(read.argv, ["b", "NaN \" Infinity"]);
-        assert_eq!(read.extra["mine"], json!(2));
-        let env: Vec<_> = read.env.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(parsed.argv, ["b", "NaN \" Infinity"]);
+        assert_eq!(parsed.extra["mine"], json!(2));
+        let env: Vec<_> = parsed.env.iter().map(|(name, value)| (&**name, &**value)).collect();
         assert_eq!(env, [("HALF", "0.5"), ("LANG", "D"), ("OMP_NUM_THREADS", "4")]);
-        assert_eq!(read.metadata["ratios"], json!([null, null, null, 1]));
+        assert_eq!(parsed.metadata["ratios"], json!([null, null, null, 1]));
     }
 
     #[test]
-    fn an_error_names_the_place() {
+    fn errors_name_the_invalid_member() {
         for (json, place) in [
             ("{\n \"argv\": nan}", "line 2 column 11"),
             (r#"{"argv": "x"}"#, "argv: invalid type: string"),

@@ -1,42 +1,42 @@
-//! From a kernelspec to a command line and an environment.
+//! Command line and environment of a kernel from its kernelspec.
 
 use std::collections::BTreeMap;
 use std::env::consts::EXE_SUFFIX;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::{InstalledKernelspec, prefix_of};
+use super::{InstalledKernelspec, python_prefix};
 
-/// What fills the templates of a kernelspec's `argv`.
+/// Values for the templates in a kernelspec's `argv`.
 #[derive(Clone, Debug, Default)]
 pub struct LaunchArgs<'a> {
-    /// `{connection_file}`: the file's absolute path.
+    /// Value of `{connection_file}`: the absolute path of the file.
     pub connection_file: &'a str,
-    /// `{prefix}`: the `sys.prefix` of a Python. `None` takes the prefix that the kernelspec is installed in, if it is
-    /// installed in one.
+    /// Value of `{prefix}`: a Python `sys.prefix`. Default: the prefix that the kernelspec is installed in, if any.
     pub prefix: Option<&'a str>,
-    /// The interpreter to take where `argv` names only `python`, `python3` or `pythonX.Y`.
+    /// Interpreter that replaces a bare `python`, `python3` or `python3.X` in `argv`.
     ///
-    /// `jupyter_client` takes the Python that it runs on itself, which a program in Rust has not. `None` takes the
-    /// interpreter that [`InstalledKernelspec::python`] finds, or else one of `search_path`.
+    /// `jupyter_client` uses the Python that runs it, which a Rust program does not have. Default: the interpreter that
+    /// [`InstalledKernelspec::python`] finds, else one in `search_path`.
     pub python: Option<&'a str>,
-    /// The `PATH` of the kernel's environment: in it is looked for the `python` that `argv` names and that is found
-    /// nowhere else, and then for `python3` and `python`, for ipykernel's own kernelspec says `python`, which many
-    /// systems do not have. `None`: the name stays.
+    /// `PATH` of the kernel's environment, in which a bare Python name is searched as a last resort.
+    ///
+    /// After the name itself, `python3` and `python` are tried: ipykernel's own kernelspec names `python`, which many
+    /// systems do not have. If nothing is found, or with `None`, the name is kept.
     pub search_path: Option<&'a OsStr>,
-    /// More templates: `{name}` becomes the value. They win over the ones above.
+    /// Values of further templates, by name. They take precedence over the ones above.
     pub extra: BTreeMap<&'a str, &'a str>,
 }
 
 impl InstalledKernelspec {
-    /// The command line that starts the kernel; empty where the kernelspec has none.
+    /// Returns the command line that starts the kernel, empty if the kernelspec has none.
     ///
     /// Replaces `{connection_file}`, `{resource_dir}`, `{prefix}` and the names in `args.extra`. A template without a
-    /// value stays as it is. Looks in the file system for the interpreter.
+    /// value is kept. Blocks on the file system to find the interpreter.
     #[must_use]
     pub fn argv(&self, args: &LaunchArgs<'_>) -> Vec<String> {
         let resource_dir = self.resource_dir.to_string_lossy();
-        let own_prefix = prefix_of(&self.resource_dir).map(Path::to_string_lossy);
+        let own_prefix = python_prefix(&self.resource_dir).map(Path::to_string_lossy);
         let value = |name: &str| match name {
             _ if args.extra.contains_key(name) => args.extra.get(name).copied(),
             "connection_file" => Some(args.connection_file),
@@ -44,12 +44,14 @@ impl InstalledKernelspec {
             "prefix" => args.prefix.or(own_prefix.as_deref()),
             _ => None,
         };
-        let mut argv: Vec<String> = self.spec.argv.iter().map(|arg| fill(arg, &value)).collect();
+        let mut argv: Vec<String> = self.spec.argv.iter().map(|arg| fill_template(arg, &value)).collect();
         if let Some(command) = argv.first_mut()
             && is_bare_python(command)
         {
             let python = args.python.map(str::to_owned).or_else(|| {
-                let found = self.python(command).or_else(|| in_path(args.search_path?, command))?;
+                let found = self
+                    .python(command)
+                    .or_else(|| find_in_path(args.search_path?, command))?;
                 Some(found.to_string_lossy().into_owned())
             });
             if let Some(python) = python {
@@ -59,13 +61,13 @@ impl InstalledKernelspec {
         argv
     }
 
-    /// The Python of the prefix that the kernelspec is installed in, where both are there.
+    /// Returns the Python interpreter of the prefix that the kernelspec is installed in, if it exists.
     ///
-    /// A kernelspec in `P/share/jupyter/kernels/NAME` belongs to `P/bin/python`; `command` (`python`, `python3`,
-    /// `python3.12`) is the name that is tried first. Looks in the file system.
+    /// A kernelspec in `P/share/jupyter/kernels/NAME` belongs to `P/bin/python`. On Unix, the names `command` (`python`,
+    /// `python3`, `python3.12`), `python3` and `python` are tried in this order. Blocks on the file system.
     #[must_use]
     pub fn python(&self, command: &str) -> Option<PathBuf> {
-        let prefix = prefix_of(&self.resource_dir)?;
+        let prefix = python_prefix(&self.resource_dir)?;
         let names = [command, "python3", "python"];
         let candidates: Vec<PathBuf> = if cfg!(windows) {
             vec![prefix.join("Scripts").join("python.exe"), prefix.join("python.exe")]
@@ -76,8 +78,8 @@ impl InstalledKernelspec {
     }
 }
 
-/// The first of `command`, `python3` and `python` that there is in one of the directories of `path`.
-fn in_path(path: &OsStr, command: &str) -> Option<PathBuf> {
+/// Returns the first of `command`, `python3` and `python` that exists in a directory of `path`.
+fn find_in_path(path: &OsStr, command: &str) -> Option<PathBuf> {
     [command, "python3", "python"].iter().find_map(|name| {
         std::env::split_paths(path)
             .map(|dir| dir.join(format!("{name}{EXE_SUFFIX}")))
@@ -85,7 +87,7 @@ fn in_path(path: &OsStr, command: &str) -> Option<PathBuf> {
     })
 }
 
-/// `python`, `python3`, `python3.12`: a name that says no more than that it is Python 3.
+/// Returns whether `command` is a bare name of a Python 3: `python`, `python3`, `python3.12`.
 fn is_bare_python(command: &str) -> bool {
     command.strip_prefix("python").is_some_and(|version| {
         version.is_empty()
@@ -96,8 +98,8 @@ fn is_bare_python(command: &str) -> bool {
     })
 }
 
-/// Replaces each `{name}` (ASCII letters, digits, `_`) that has a value.
-fn fill<'a>(template: &str, value: &impl Fn(&str) -> Option<&'a str>) -> String {
+/// Replaces each `{name}` (ASCII letters, digits and `_`) that has a value.
+fn fill_template<'a>(template: &str, value: &impl Fn(&str) -> Option<&'a str>) -> String {
     let mut filled = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(open) = rest.find('{') {
@@ -126,10 +128,10 @@ fn fill<'a>(template: &str, value: &impl Fn(&str) -> Option<&'a str>) -> String 
     filled
 }
 
-/// Replaces `$NAME` and `${NAME}` by `lookup`'s value and `$$` by `$`; what has no value stays as it is.
+/// Replaces `$NAME` and `${NAME}` with the value of `lookup`, and `$$` with `$`. References without a value are kept.
 ///
-/// This is what `jupyter_client` does to the values of a kernelspec's `env`, with the variables that the kernel is
-/// started with.
+/// `jupyter_client` does this with the values of a kernelspec's `env`, from the variables that the kernel is started
+/// with.
 #[must_use]
 pub fn expand_env(template: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut expanded = String::with_capacity(template.len());
@@ -170,7 +172,7 @@ pub fn expand_env(template: &str, lookup: impl Fn(&str) -> Option<String>) -> St
     expanded
 }
 
-/// How many bytes at the start are a variable's name: `[A-Za-z_][A-Za-z0-9_]*`.
+/// Returns the length of the variable name at the start of the text: `[A-Za-z_][A-Za-z0-9_]*`.
 fn name_len(text: &str) -> usize {
     if text.bytes().next().is_some_and(|byte| byte.is_ascii_digit()) {
         return 0;
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_are_filled_and_unknown_ones_stay() {
+    fn templates_are_filled_and_unknown_ones_kept() {
         let spec = installed(
             Path::new("/opt/share/jupyter/kernels/r"),
             &[
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_python_is_the_one_of_the_kernelspecs_prefix() {
+    fn a_bare_python_resolves_to_the_interpreter_of_the_kernelspecs_prefix() {
         let prefix = tempfile::tempdir().unwrap();
         let resource_dir = prefix.path().join("share/jupyter/kernels/python3");
         let argv = |command: &str, python| {
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_expanded_as_python_templates_are() {
+    fn variables_are_expanded_as_in_python_templates() {
         let lookup = |name: &str| match name {
             "HOME" => Some("/h".to_owned()),
             "_x1" => Some("$HOME".to_owned()),

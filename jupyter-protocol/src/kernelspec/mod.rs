@@ -1,4 +1,4 @@
-//! Kernelspecs: which kernels are installed and how each is started.
+//! Kernelspecs: the installed kernels and how to start them.
 //!
 //! ```no_run
 //! use jupyter_protocol::kernelspec::{SearchPath, find_kernelspecs};
@@ -28,24 +28,24 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use self::kernel_json::Malformed;
-use crate::files::{self, ReadError};
+use crate::bounded_read::{self, ReadError};
 
 pub use launch::{LaunchArgs, expand_env};
 pub use resources::ResourceError;
 pub use search::{Found, SearchPath, canonical_name, find_kernelspecs, get_kernelspec};
 
-/// The longest `kernel.json` that is read, in bytes.
+/// Maximum size of a `kernel.json` in bytes.
 pub const MAX_KERNEL_JSON: u64 = 1024 * 1024;
 
-/// How a kernel is told to stop what it is doing.
+/// How to interrupt a kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum InterruptMode {
-    /// By a signal: SIGINT on Unix.
+    /// With a signal: SIGINT on Unix.
     #[default]
     Signal,
-    /// By an `interrupt_request` on the control channel.
+    /// With an `interrupt_request` on the control channel.
     Message,
 }
 
@@ -62,32 +62,32 @@ impl<'de> Deserialize<'de> for InterruptMode {
     }
 }
 
-/// What a `kernel.json` holds.
+/// Content of a `kernel.json`.
 ///
-/// Read leniently: an absent or null field is empty, and a number in `env` becomes text. Fields that the protocol does
-/// not name are kept.
+/// Parsing is lenient: absent and null fields become empty, and numbers in `env` become text. Fields that the protocol
+/// does not name are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernelspec {
-    /// The command that starts the kernel, with templates such as `{connection_file}`: see
+    /// Command line that starts the kernel, with templates such as `{connection_file}`: see
     /// [`InstalledKernelspec::argv`].
     #[serde(default, deserialize_with = "null_as_default")]
     pub argv: Vec<String>,
     /// Environment variables for the kernel, with `${VAR}` references: see [`expand_env`].
     #[serde(default, deserialize_with = "kernel_json::env")]
     pub env: BTreeMap<String, String>,
-    /// The kernel's name for its users.
+    /// Display name of the kernel.
     #[serde(default, deserialize_with = "null_as_default")]
     pub display_name: String,
-    /// The language's name, which notebooks are matched with.
+    /// Name of the language, by which front ends match notebooks with kernels.
     #[serde(default, deserialize_with = "null_as_default")]
     pub language: String,
     /// How to interrupt the kernel.
     #[serde(default)]
     pub interrupt_mode: InterruptMode,
-    /// Anything else, such as `debugger`, `supported_encryption` or `kernel_provisioner`.
+    /// Further properties, such as `debugger`, `supported_encryption` or `kernel_provisioner`.
     #[serde(default, deserialize_with = "null_as_default")]
     pub metadata: Map<String, Value>,
-    /// The version of the protocol that the kernel says it speaks; may be empty.
+    /// Protocol version of the kernel; may be empty.
     #[serde(default, deserialize_with = "null_as_default")]
     pub kernel_protocol_version: String,
     /// Fields that the protocol does not name.
@@ -95,69 +95,69 @@ pub struct Kernelspec {
     pub extra: Map<String, Value>,
 }
 
-/// A kernelspec together with its name and the folder that it was found in.
+/// A kernelspec with its name and folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstalledKernelspec {
-    /// The name to start it by: lower case, `[a-z0-9._-]+`.
+    /// Name by which the kernel is started: `[a-z0-9._-]+`.
     pub name: String,
-    /// What its `kernel.json` holds.
+    /// Content of `kernel.json`.
     pub spec: Kernelspec,
-    /// The folder of `kernel.json`, logos and other resources.
+    /// Folder of `kernel.json`, logos and other resources.
     pub resource_dir: PathBuf,
 }
 
-/// A kernelspec could not be used. Each names the folder or file.
+/// Error of finding or reading a kernelspec. Each message names the kernel, folder or file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelspecError {
     /// No kernelspec has this name.
     #[error(
-        "no kernel named {name:?}; installed are {}",
-        if installed.is_empty() { "none: install one, for example with `pip install ipykernel`".to_owned() }
+        "no kernel named {name:?}; installed kernels: {}",
+        if installed.is_empty() { "none. Install one, for example with `pip install ipykernel`".to_owned() }
         else { installed.join(", ") }
     )]
     NoSuchKernel {
-        /// The name that was asked for, cut off after 64 characters.
+        /// The requested name, truncated to 64 characters.
         name: String,
-        /// The names that there are.
+        /// Names of the installed kernelspecs.
         installed: Vec<String>,
     },
-    /// The folder's name cannot be a kernel's.
-    #[error("{path} is passed over: a kernel's name has only letters, digits, '.', '-' and '_'; rename the folder")]
+    /// The name of the folder is not a valid kernel name.
+    #[error("ignoring {path}: a kernel name has only ASCII letters, digits, '.', '-' and '_'; rename the folder")]
     InvalidName {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
     },
-    /// The system did not let it be read.
+    /// Reading a file or folder failed.
     #[error("cannot read {path}: {source}; check its access rights")]
     Read {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system.
         source: io::Error,
     },
-    /// It is longer than [`MAX_KERNEL_JSON`].
-    #[error("{path} has more than {MAX_KERNEL_JSON} bytes, so it is no kernelspec; install the kernel again")]
+    /// The file is larger than [`MAX_KERNEL_JSON`].
+    #[error("{path} has more than {MAX_KERNEL_JSON} bytes, so it is not a kernelspec; reinstall the kernel")]
     TooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It is no JSON object, or a field has the wrong type.
-    #[error("{path} is not a kernelspec: {member}{source}; correct it, or install the kernel again")]
+    /// The file is not a JSON object, or a field has the wrong type.
+    #[error("{path} is not a kernelspec: {member}{source}; correct it or reinstall the kernel")]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The member that is wrong, as in `env.LANG: `; empty where the file is no JSON object.
+        /// Path of the invalid member, such as `env.LANG: `, empty if the file is not a JSON object.
         member: String,
         /// What is wrong and where.
         source: serde_json::Error,
     },
-    /// A folder of kernelspecs has more entries than are looked at.
-    #[error("{path} has more than {limit} entries; the rest are passed over")]
+    /// A folder of kernelspecs has more entries than are searched.
+    #[error("{path} has more than {limit} entries; ignoring the rest")]
     TooMany {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// How many entries are looked at.
+        /// Maximum number of entries that are searched.
         limit: usize,
     },
 }
@@ -166,12 +166,13 @@ impl InstalledKernelspec {
     /// Reads the kernelspec in `resource_dir`. Blocks on the file system.
     ///
     /// # Errors
-    /// [`KernelspecError::Read`], [`TooLarge`](KernelspecError::TooLarge) and
-    /// [`Malformed`](KernelspecError::Malformed), each where its name says.
+    /// - [`KernelspecError::Read`] if `kernel.json` cannot be read or is not a regular file.
+    /// - [`KernelspecError::TooLarge`] if `kernel.json` exceeds [`MAX_KERNEL_JSON`].
+    /// - [`KernelspecError::Malformed`] if `kernel.json` is not a valid kernelspec.
     pub fn read(name: impl Into<String>, resource_dir: impl Into<PathBuf>) -> Result<Self, KernelspecError> {
         let resource_dir = resource_dir.into();
         let path = resource_dir.join("kernel.json");
-        let bytes = match files::read_limited(&path, MAX_KERNEL_JSON) {
+        let bytes = match bounded_read::read_limited(&path, MAX_KERNEL_JSON) {
             Ok(bytes) => bytes,
             Err(ReadError::TooLarge) => return Err(KernelspecError::TooLarge { path }),
             Err(ReadError::NotAFile) => {
@@ -180,9 +181,9 @@ impl InstalledKernelspec {
             }
             Err(ReadError::Io(source)) => return Err(KernelspecError::Read { path, source }),
         };
-        // Some editors put a byte order mark in front, which JSON does not allow.
+        // Some editors prepend a byte order mark, which JSON does not allow.
         let json = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-        match kernel_json::read(json) {
+        match kernel_json::parse(json) {
             Ok(spec) => Ok(Self {
                 name: name.into(),
                 spec,
@@ -192,25 +193,25 @@ impl InstalledKernelspec {
         }
     }
 
-    /// The model that `GET /api/kernelspecs/{name}` answers: `{name, spec, resources}`.
+    /// Returns the response model of `GET /api/kernelspecs/{name}`: `{name, spec, resources}`.
     ///
-    /// `base_url` is the server's, such as `/`. Blocks on the file system, to see which resources there are.
+    /// `base_url` is the base URL of the server, such as `/`. Blocks on the file system to list the resources.
     #[must_use]
     pub fn model(&self, base_url: &str) -> Value {
         let base_url = base_url.trim_end_matches('/');
-        let name = url_quote(&self.name);
+        let name = percent_encode(&self.name);
         let resources: BTreeMap<String, String> = self
             .resources()
             .into_iter()
-            .map(|(key, file)| (key, format!("{base_url}/kernelspecs/{name}/{}", url_quote(&file))))
+            .map(|(key, file)| (key, format!("{base_url}/kernelspecs/{name}/{}", percent_encode(&file))))
             .collect();
         json!({ "name": self.name, "spec": self.spec, "resources": resources })
     }
 }
 
-/// The model that `GET /api/kernelspecs` answers: `{default, kernelspecs: {name: {name, spec, resources}}}`.
+/// Returns the response model of `GET /api/kernelspecs`: `{default, kernelspecs: {name: {name, spec, resources}}}`.
 ///
-/// Blocks on the file system, to see which resources there are.
+/// `base_url` is the base URL of the server, such as `/`. Blocks on the file system to list the resources.
 #[must_use]
 pub fn kernelspecs_model<'a>(
     default: &str,
@@ -224,7 +225,7 @@ pub fn kernelspecs_model<'a>(
     json!({ "default": default, "kernelspecs": kernelspecs })
 }
 
-/// Whether `name` can name a kernel: not empty, ASCII letters, digits, `.`, `-` and `_` only.
+/// Returns whether `name` is a valid kernel name: not empty, with only ASCII letters, digits, `.`, `-` and `_`.
 #[must_use]
 pub fn is_valid_kernel_name(name: &str) -> bool {
     !name.is_empty()
@@ -233,8 +234,8 @@ pub fn is_valid_kernel_name(name: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }
 
-/// Percent-encodes everything but what a URL's path may hold as it is.
-fn url_quote(text: &str) -> String {
+/// Percent-encodes all bytes but the unreserved characters of RFC 3986.
+fn percent_encode(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -246,8 +247,8 @@ fn url_quote(text: &str) -> String {
     quoted
 }
 
-/// The Python prefix that a resource folder belongs to: `P` in `P/share/jupyter/kernels/NAME`.
-fn prefix_of(resource_dir: &Path) -> Option<&Path> {
+/// Returns the Python prefix of a resource folder: `P` for `P/share/jupyter/kernels/NAME`.
+fn python_prefix(resource_dir: &Path) -> Option<&Path> {
     let mut dir = resource_dir.parent()?;
     for expected in ["kernels", "jupyter", "share"] {
         if dir.file_name()? != expected {

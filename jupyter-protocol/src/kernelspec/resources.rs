@@ -1,28 +1,29 @@
-//! The files beside a `kernel.json`: logos and the front end's scripts.
+//! Resource files in the folder of a `kernel.json`: logos and scripts for the front end.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::InstalledKernelspec;
 
-/// How many entries of a resource folder are looked at.
+/// Maximum number of entries that are searched in a resource folder.
 const MAX_ENTRIES: usize = 1_000;
 
-/// A resource that cannot be had.
+/// Error of finding a resource.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResourceError {
-    /// There is no such file.
+    /// The file does not exist.
     #[error("the kernelspec has no such resource; its model lists those that it has")]
     NotFound,
-    /// The path leads, or might lead, out of the kernelspec's folder.
-    #[error("the path leads out of the kernelspec's folder; ask for a file below it")]
+    /// The path leads, or may lead, out of the folder of the kernelspec.
+    #[error("the path leads out of the folder of the kernelspec; request a file within it")]
     Outside,
 }
 
 impl InstalledKernelspec {
-    /// The resources that front ends know, as key → file name: `kernel.js`, `kernel.css`, and each `logo-*` under its
-    /// name without the extension.
+    /// Returns the file names of the resources that front ends use, by key.
+    ///
+    /// These are `kernel.js`, `kernel.css`, and each `logo-*`, whose key is its name without the extension.
     ///
     /// Blocks on the file system.
     #[must_use]
@@ -51,13 +52,14 @@ impl InstalledKernelspec {
         resources
     }
 
-    /// The path of a resource file, for `GET /kernelspecs/{name}/{path}`.
+    /// Returns the path of a resource file, for `GET /kernelspecs/{name}/{path}`.
     ///
-    /// `relative` comes from a client and is not trusted: it must be plain names joined by `/`, and the file that it
-    /// leads to, symbolic links followed, must be a regular file in the kernelspec's folder. Blocks on the file system.
+    /// `relative` may come from an untrusted client. It must consist of plain names joined by `/`. The file, after
+    /// following symbolic links, must be a regular file in the folder of the kernelspec. Blocks on the file system.
     ///
     /// # Errors
-    /// [`ResourceError::Outside`] where it leads elsewhere, [`ResourceError::NotFound`] where there is no such file.
+    /// - [`ResourceError::Outside`] if the path leads, or may lead, out of the folder.
+    /// - [`ResourceError::NotFound`] if there is no such regular file.
     pub fn resource(&self, relative: &str) -> Result<PathBuf, ResourceError> {
         let is_plain = Path::new(relative)
             .components()
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_lists_what_front_ends_know() {
+    fn the_model_lists_the_resources_that_front_ends_use() {
         let (_dir, installed) = with_files(&[
             "kernel.js",
             "kernel.json",
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn no_path_leads_out() {
+    fn paths_cannot_leave_the_folder() {
         let (_dir, installed) = with_files(&["logo-svg.svg", "sub/file"]);
         assert!(
             installed
@@ -164,7 +166,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_that_leave_the_folder_are_refused_and_others_followed() {
+    fn links_that_leave_the_folder_are_rejected_and_others_followed() {
         use std::os::unix::fs::symlink;
         let (dir, installed) = with_files(&["logo-svg.svg"]);
         let root = &installed.resource_dir;
@@ -174,7 +176,7 @@ mod tests {
         assert_eq!(installed.resource("out"), Err(ResourceError::Outside));
         assert_eq!(installed.resource("up/secret"), Err(ResourceError::Outside));
         assert!(installed.resource("in").is_ok());
-        // The folder itself may be a link, as package managers make them.
+        // The folder itself may be a link, as some package managers create.
         let linked = dir.path().join("linked");
         symlink(root, &linked).unwrap();
         let installed = InstalledKernelspec {

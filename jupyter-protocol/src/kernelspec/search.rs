@@ -1,4 +1,4 @@
-//! Where kernelspecs are looked for, and in which order.
+//! Search for kernelspecs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 use super::{InstalledKernelspec, KernelspecError, is_valid_kernel_name};
 use crate::paths::PathEnv;
 
-/// How many entries of one folder of kernelspecs are looked at.
+/// Maximum number of entries that are searched in a folder of kernelspecs.
 const MAX_ENTRIES: usize = 10_000;
 
-/// The folders of kernelspecs, the most important first.
+/// Folders of kernelspecs in order of precedence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SearchPath {
     dirs: Vec<PathBuf>,
 }
 
 impl SearchPath {
-    /// Searches these folders, each of which holds a folder for each kernelspec.
+    /// Creates a search path of these folders, each of which contains one folder per kernelspec.
     pub fn new(dirs: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         Self {
             dirs: dirs.into_iter().map(Into::into).collect(),
         }
     }
 
-    /// The folders that `jupyter kernelspec list` searches: `kernels` in each of [`PathEnv::jupyter_path`], and last
-    /// the one that IPython 2 used.
+    /// Returns the folders that `jupyter kernelspec list` searches: `kernels` in each directory of
+    /// [`PathEnv::jupyter_path`], then the folder of IPython 2.
     #[must_use]
     pub fn from_env(env: &PathEnv) -> Self {
         let mut dirs = env.jupyter_path();
@@ -32,29 +32,29 @@ impl SearchPath {
         Self::new(dirs.into_iter().map(|dir| dir.join("kernels")))
     }
 
-    /// The folders in order.
+    /// Returns the folders in order of precedence.
     #[must_use]
     pub fn dirs(&self) -> &[PathBuf] {
         &self.dirs
     }
 }
 
-/// The kernelspecs that a search found, and what was wrong with others.
+/// Result of a search for kernelspecs.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// By name.
+    /// Usable kernelspecs, by name.
     pub kernelspecs: BTreeMap<String, InstalledKernelspec>,
-    /// Those whose `kernel.json` cannot be used, by name.
+    /// Errors of kernelspecs whose `kernel.json` is unusable, by name.
     pub broken: BTreeMap<String, KernelspecError>,
-    /// One for each folder that was passed over. They are for a log.
+    /// Errors of folders that were ignored, to be logged.
     pub warnings: Vec<KernelspecError>,
 }
 
-/// Finds all kernelspecs on the search path. Blocks on the file system.
+/// Finds all kernelspecs on the search path.
 ///
-/// Where two have the same name, the one in the earlier folder counts, even if it cannot be read: to start another
-/// kernel than the one that was installed to replace it would surprise.
-/// Nothing wrong with one kernelspec hides the others.
+/// If two kernelspecs have the same name, the one in the earlier folder takes precedence, even if it is unusable:
+/// falling back to a kernel that it was installed to replace would be surprising. Errors of one kernelspec do not
+/// affect others. Blocks on the file system.
 #[must_use]
 pub fn find_kernelspecs(search: &SearchPath) -> Found {
     let mut found = Found::default();
@@ -71,8 +71,10 @@ pub fn find_kernelspecs(search: &SearchPath) -> Found {
     found
 }
 
-/// The name among `installed` that `name` means: in lower case, as `jupyter_client` looks for it. Where no kernelspec is
-/// called `python` or `python2`, those mean `python3`.
+/// Resolves a kernel name to the name of an installed kernelspec, or `None` if there is none.
+///
+/// Names are in lowercase, as in `jupyter_client`. `python` and `python2` resolve to `python3` unless kernelspecs of
+/// these names are installed.
 #[must_use]
 pub fn canonical_name(name: &str, installed: impl Fn(&str) -> bool) -> Option<String> {
     let wanted = name.to_ascii_lowercase();
@@ -82,10 +84,11 @@ pub fn canonical_name(name: &str, installed: impl Fn(&str) -> bool) -> Option<St
     (matches!(wanted.as_str(), "python" | "python2") && installed("python3")).then(|| "python3".to_owned())
 }
 
-/// Finds one kernelspec by its name, or another that [means it](canonical_name). Blocks on the file system.
+/// Finds a kernelspec by name, as [`canonical_name`] resolves it. Blocks on the file system.
 ///
 /// # Errors
-/// [`KernelspecError::NoSuchKernel`] where there is none of this name; any other where its `kernel.json` is unusable.
+/// - [`KernelspecError::NoSuchKernel`] if no kernelspec has this name.
+/// - The errors of [`InstalledKernelspec::read`] if its `kernel.json` is unusable.
 pub fn get_kernelspec(search: &SearchPath, name: &str) -> Result<InstalledKernelspec, KernelspecError> {
     let mut dirs = resource_dirs(search, &mut Vec::new());
     let found = canonical_name(name, |name| dirs.contains_key(name)).and_then(|name| dirs.remove_entry(&name));
@@ -101,15 +104,16 @@ pub fn get_kernelspec(search: &SearchPath, name: &str) -> Result<InstalledKernel
 fn resource_dirs(search: &SearchPath, warnings: &mut Vec<KernelspecError>) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
     for dir in &search.dirs {
-        for (name, path) in list(dir, warnings) {
+        for (name, path) in list_kernels(dir, warnings) {
             found.entry(name).or_insert(path);
         }
     }
     found
 }
 
-/// The kernelspecs in one folder, sorted by name, so that the result does not depend on the file system's order.
-fn list(dir: &Path, warnings: &mut Vec<KernelspecError>) -> Vec<(String, PathBuf)> {
+/// Lists the kernelspecs in one folder, sorted by name: names that differ only in case are the same kernel, and the
+/// order of the file system must not decide between them.
+fn list_kernels(dir: &Path, warnings: &mut Vec<KernelspecError>) -> Vec<(String, PathBuf)> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error)
@@ -173,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_wins_and_the_bad_hide_no_others() {
+    fn earlier_folders_take_precedence_and_errors_affect_no_others() {
         let root = tempfile::tempdir().unwrap();
         let (first, second) = (root.path().join("1"), root.path().join("2"));
         install(&first, "Python3", &named("first"));
@@ -225,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn unix_order() {
+    fn order_on_unix() {
         let env = PathEnv::new([("HOME", "/h")], "/h").with_platform(Platform::Unix);
         assert_eq!(
             dirs(&env),
@@ -261,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_comes_first_where_it_is_virtual_or_asked_for() {
+    fn the_environment_comes_first_if_it_is_virtual_or_preferred() {
         let order = |vars: &[(&str, &str)], prefix: &Path| {
             let env = PathEnv::new(vars.iter().copied(), "/h")
                 .with_platform(Platform::Unix)
@@ -281,7 +285,7 @@ mod tests {
         std::fs::write(prefix.path().join("pyvenv.cfg"), "home = /usr/bin\n").unwrap();
         assert_eq!(order(&[], prefix.path()), 0);
         assert_eq!(order(&[("JUPYTER_PREFER_ENV_PATH", "False")], prefix.path()), 1);
-        // VIRTUAL_ENV names the prefix where no other is given.
+        // VIRTUAL_ENV is the default of the prefix.
         let env = PathEnv::new([("VIRTUAL_ENV", path), ("CONDA_PREFIX", "/conda")], "/h");
         assert_eq!(env.python_prefix(), Some(prefix.path()));
     }
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn macos_and_windows_have_their_own_places() {
+    fn directories_on_macos_and_windows() {
         let env = PathEnv::new([("x", "y")], "/Users/u").with_platform(Platform::MacOs);
         assert_eq!(env.data_dir(), Path::new("/Users/u/Library/Jupyter"));
         assert_eq!(env.runtime_dir(), Path::new("/Users/u/Library/Jupyter/runtime"));

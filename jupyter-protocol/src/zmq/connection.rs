@@ -1,4 +1,4 @@
-//! A connection from the first byte on: the handshake, then a half that receives and a task that writes.
+//! ZMTP connections: connecting, the handshake, and the sending and receiving halves.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -10,45 +10,49 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::SocketError;
-use super::inbox::Inbox;
 use super::memory::MessageMemory;
+use super::read_buffer::ReadBuffer;
 use super::socket::Socket;
-use super::throttle::{Throttle, left_out};
+use super::throttle::{Throttle, skipped_error};
 use super::zmtp::{self, Limits, Traffic};
 
-/// How long to wait before an address where nobody listens yet is tried again, at first and at most.
-const RETRY_FIRST: Duration = Duration::from_millis(10);
-const RETRY_MOST: Duration = Duration::from_millis(500);
-/// How many messages are written at a time.
-const AT_ONCE: usize = 64;
-/// How long what was taken may take to be written once both halves are gone.
+/// First and longest delay between attempts to connect to an address that is not listening yet.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(10);
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Maximum number of messages per write.
+const MAX_BATCH: usize = 64;
+/// How long queued messages may take to be written after both halves are dropped.
 const LINGER: Duration = Duration::from_secs(1);
-/// Who connects waits for the other side for ever: a kernel that computes reads nothing meanwhile.
-const FOR_EVER: Duration = Duration::MAX;
+/// Connections to a kernel have no write timeout: a busy kernel does not read its sockets.
+const NO_TIMEOUT: Duration = Duration::MAX;
 
-/// What a socket says that it is, and what it talks to.
+/// Socket type and identity that the handshake announces, and the peers that it accepts.
 pub(super) struct Role<'a> {
     pub(super) socket_type: &'a str,
-    /// At most 255 bytes; none where it is empty.
+    /// At most 255 bytes; an empty identity is not announced.
     pub(super) identity: &'a [u8],
+    /// Accepted socket types of the peer.
     pub(super) peers: &'a [&'a str],
 }
 
-/// Connects, with room for `unread` bytes, shakes hands and sends `first`, all until the deadline. An address where nobody
-/// listens yet is tried again.
+/// Connects, shakes hands and sends `first`, all within `deadline`.
+///
+/// Retries an address that is not listening yet. `recv_buffer_size` is as for [`Socket::connect`].
 pub(super) async fn connect(
     endpoint: &str,
     role: &Role<'_>,
     first: &'static [u8],
-    unread: u32,
+    recv_buffer_size: u32,
     deadline: Duration,
-) -> Result<(Socket, Inbox), SocketError> {
+) -> Result<(Socket, ReadBuffer), SocketError> {
     let connected = timeout(deadline, async {
-        let socket = connect_patiently(endpoint, unread).await.map_err(SocketError::broken)?;
-        let mut inbox = Inbox::new(Limits::MESSAGE);
-        shake_hands(&socket, &mut inbox, role).await?;
+        let socket = connect_with_retry(endpoint, recv_buffer_size)
+            .await
+            .map_err(SocketError::broken)?;
+        let mut read_buffer = ReadBuffer::new(Limits::MESSAGE);
+        shake_hands(&socket, &mut read_buffer, role).await?;
         write(&socket, Bytes::from_static(first)).await?;
-        Ok((socket, inbox))
+        Ok((socket, read_buffer))
     });
     let reason = match connected.await {
         Ok(Ok(connected)) => return Ok(connected),
@@ -62,226 +66,236 @@ pub(super) async fn connect(
     })
 }
 
-/// Connects as soon as somebody listens. That they do is no event that could be waited for.
-async fn connect_patiently(endpoint: &str, unread: u32) -> io::Result<Socket> {
-    let mut pause = RETRY_FIRST;
+/// Connects, retrying with backoff until the address listens: no event tells when it does.
+async fn connect_with_retry(endpoint: &str, recv_buffer_size: u32) -> io::Result<Socket> {
+    let mut pause = MIN_RETRY_DELAY;
     loop {
-        match Socket::connect(endpoint, unread).await {
+        match Socket::connect(endpoint, recv_buffer_size).await {
             Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
                 sleep(pause).await;
-                pause = (pause * 2).min(RETRY_MOST);
+                pause = (pause * 2).min(MAX_RETRY_DELAY);
             }
             connected => return connected,
         }
     }
 }
 
-/// Says who we are and hears who the other side is. Returns its identity, which may be empty.
-pub(super) async fn shake_hands(socket: &Socket, inbox: &mut Inbox, role: &Role<'_>) -> Result<Bytes, SocketError> {
+/// Performs the ZMTP handshake and returns the peer's identity, which may be empty.
+pub(super) async fn shake_hands(
+    socket: &Socket,
+    read_buffer: &mut ReadBuffer,
+    role: &Role<'_>,
+) -> Result<Bytes, SocketError> {
     write(socket, Bytes::copy_from_slice(&zmtp::greeting())).await?;
-    while !inbox.greeting().map_err(SocketError::broken)? {
-        fill(socket, inbox).await?;
+    while !read_buffer.take_greeting().map_err(SocketError::broken)? {
+        fill(socket, read_buffer).await?;
     }
     write(socket, zmtp::ready(role.socket_type, role.identity)).await?;
     loop {
-        match inbox.command().map_err(SocketError::broken)? {
+        match read_buffer.take_handshake_command().map_err(SocketError::broken)? {
             Some(command) => return zmtp::check_ready(&command, role.peers).map_err(SocketError::broken),
-            None => fill(socket, inbox).await?,
+            None => fill(socket, read_buffer).await?,
         }
     }
 }
 
 async fn write(socket: &Socket, bytes: Bytes) -> Result<(), SocketError> {
     let pieces = [bytes].into_iter().filter(|bytes| !bytes.is_empty());
-    let written = socket.write_all(pieces.collect(), FOR_EVER).await;
+    let written = socket.write_all(pieces.collect(), NO_TIMEOUT).await;
     written.map_err(SocketError::broken)
 }
 
-/// Reads, and waits for something to read. Cancel-safe.
-async fn fill(socket: &Socket, inbox: &mut Inbox) -> Result<(), SocketError> {
-    inbox.memory().await?;
-    while !inbox.read(|buffer| socket.try_read(buffer))? {
-        inbox.rest();
+/// Waits until bytes arrive and reads them. Cancel-safe.
+async fn fill(socket: &Socket, read_buffer: &mut ReadBuffer) -> Result<(), SocketError> {
+    read_buffer.reserve_memory().await?;
+    while !read_buffer.read(|buffer| socket.try_read(buffer))? {
+        read_buffer.release_if_empty();
         tokio::select! {
             readable = socket.readable() => readable.map_err(SocketError::broken)?,
-            () = inbox.overdue() => {}
+            () = read_buffer.until_overdue() => {}
         }
     }
     Ok(())
 }
 
-/// Starts to write what is sent, of which `waiting` messages may wait beside those that are being written.
+/// Splits a connection into halves and spawns the task that writes queued messages.
 ///
-/// The connection is closed when both halves are dropped and what they took is written, or could not be for [`LINGER`].
-pub(super) fn split(socket: Socket, inbox: Inbox, waiting: usize) -> (Sender, Receiver) {
-    let (sender, receiver, write) = halves(socket, inbox, waiting, FOR_EVER);
+/// `queue_capacity` is the capacity of the send queue in messages; messages that are being written do not count. After
+/// both halves are dropped, the connection closes once the queue is written, or after [`LINGER`].
+pub(super) fn split(socket: Socket, read_buffer: ReadBuffer, queue_capacity: usize) -> (Sender, Receiver) {
+    let (sender, receiver, write) = halves(socket, read_buffer, queue_capacity, NO_TIMEOUT);
     tokio::spawn(write);
     (sender, receiver)
 }
 
-/// As [`split`], with what writes for whoever runs it. It ends where the other side takes nothing for so long.
+/// Splits a connection as [`split`] does, and returns the writing future instead of spawning it.
+///
+/// The future completes when the connection is done, or when the peer does not read for as long as `write_timeout`.
 pub(super) fn halves(
     socket: Socket,
-    inbox: Inbox,
-    waiting: usize,
-    patience: Duration,
+    read_buffer: ReadBuffer,
+    queue_capacity: usize,
+    write_timeout: Duration,
 ) -> (Sender, Receiver, impl Future<Output = ()> + Send) {
     let socket = Arc::new(socket);
-    let (queue, to_write) = mpsc::channel(waiting);
+    let (queue, to_write) = mpsc::channel(queue_capacity);
     let (open, closed) = oneshot::channel();
-    let waiting = Arc::new(Mutex::new(0));
-    let write = write_all(socket.clone(), to_write, waiting.clone(), closed, patience);
+    let unwritten = Arc::new(Mutex::new(0));
+    let write = write_all(socket.clone(), to_write, unwritten.clone(), closed, write_timeout);
     let sender = Sender {
         socket,
         queue,
-        waiting,
+        unwritten,
         _open: Arc::new(open),
     };
     let receiver = Receiver {
-        inbox,
+        read_buffer,
         sender: sender.clone(),
         throttle: Throttle::default(),
     };
     (sender, receiver, write)
 }
 
-/// Writes until nobody can send any more. When it ends, both halves learn of it by their queue.
+/// Writes queued messages until all senders are dropped. When it ends, the closed queue tells both halves.
 async fn write_all(
     socket: Arc<Socket>,
     mut queue: mpsc::Receiver<VecDeque<Bytes>>,
-    waiting: Arc<Mutex<usize>>,
+    unwritten: Arc<Mutex<usize>>,
     closed: oneshot::Receiver<Open>,
-    patience: Duration,
+    write_timeout: Duration,
 ) {
     let write = async {
         let mut messages = Vec::new();
-        while queue.recv_many(&mut messages, AT_ONCE).await > 0 {
+        while queue.recv_many(&mut messages, MAX_BATCH).await > 0 {
             let taken = messages.len();
             let pieces = messages.drain(..).flatten().collect();
-            socket.write_all(pieces, patience).await?;
-            *lock(&waiting) -= taken;
+            socket.write_all(pieces, write_timeout).await?;
+            *lock(&unwritten) -= taken;
         }
         io::Result::Ok(())
     };
     let linger = async {
-        // Nothing is ever sent over it: it ends with the last half.
+        // The channel carries no value. It closes when the last half is dropped.
         let _ = closed.await;
         sleep(LINGER).await;
     };
     tokio::select! {
         written = write => {
             if let Err(error) = written {
-                tracing::debug!(%error, "a connection cannot be written to any more");
+                tracing::debug!(%error, "failed to write to a connection");
             }
         }
-        () = linger => tracing::debug!("a connection is closed, and what was to be sent over it is lost"),
+        () = linger => tracing::debug!("closing a connection and dropping its unsent messages"),
     }
 }
 
-/// Held by both halves.
+/// Message type of the channel that closes with the last half; it has no values.
 type Open = std::convert::Infallible;
 
-/// The half that sends.
+/// Sending half of a connection.
 #[derive(Clone)]
 pub(super) struct Sender {
     socket: Arc<Socket>,
     queue: mpsc::Sender<VecDeque<Bytes>>,
-    /// How many messages are in the queue, or taken from it and not yet written. Nobody else writes while it is held.
-    waiting: Arc<Mutex<usize>>,
+    /// Number of messages that are queued or being written. While it is 0, only the holder of the lock writes.
+    unwritten: Arc<Mutex<usize>>,
     _open: Arc<oneshot::Sender<Open>>,
 }
 
 impl Sender {
-    /// Waits for room in the queue, then takes the message. Cancelled, it has not taken it. Where nothing waits to be
-    /// written, it is written here and now: whoever waits for the answer is not to wait for another task as well.
+    /// Queues a message, waiting for capacity. A cancelled call has not queued the message.
+    ///
+    /// If no other message is queued, it is written directly, which saves the latency of waking the writing task.
     pub(super) async fn send(&self, frames: &[Bytes]) -> Result<(), SocketError> {
         let mut message = zmtp::encode(frames);
-        let room = self.queue.reserve().await.map_err(|_| not_writable())?;
-        let mut waiting = lock(&self.waiting);
-        if *waiting == 0 {
-            // Where it fails, so does the task that writes, and by its end both halves learn of it.
+        let permit = self.queue.reserve().await.map_err(|_| not_writable())?;
+        let mut unwritten = lock(&self.unwritten);
+        if *unwritten == 0 {
+            // The writing task meets the same error and then closes the queue, which tells both halves.
             let _ = self.socket.try_write(&mut message);
         }
         if !message.is_empty() {
-            *waiting += 1;
-            room.send(message);
+            *unwritten += 1;
+            permit.send(message);
         }
         Ok(())
     }
 
-    /// As [`send`](Self::send), for what goes to many, and often: many messages are written in one go.
+    /// Queues an encoded message, waiting for capacity, and leaves writing to the task, which batches messages.
+    ///
+    /// Suits a publisher better than [`send`](Self::send).
     #[cfg(feature = "kernel")]
     pub(super) async fn send_encoded(&self, message: VecDeque<Bytes>) -> Result<(), SocketError> {
-        let room = self.queue.reserve().await.map_err(|_| not_writable())?;
-        *lock(&self.waiting) += 1;
-        room.send(message);
+        let permit = self.queue.reserve().await.map_err(|_| not_writable())?;
+        *lock(&self.unwritten) += 1;
+        permit.send(message);
         Ok(())
     }
 
-    /// Takes the message if there is room.
-    fn offer(&self, message: VecDeque<Bytes>) {
-        if let Ok(room) = self.queue.try_reserve() {
-            *lock(&self.waiting) += 1;
-            room.send(message);
+    /// Queues the message if there is capacity, or drops it.
+    fn try_send(&self, message: VecDeque<Bytes>) {
+        if let Ok(permit) = self.queue.try_reserve() {
+            *lock(&self.unwritten) += 1;
+            permit.send(message);
         }
     }
 }
 
-/// A panic elsewhere while the lock was held leaves a count that is right.
-fn lock(waiting: &Mutex<usize>) -> MutexGuard<'_, usize> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks the counter, ignoring poisoning: a panic cannot leave the count half updated.
+fn lock(unwritten: &Mutex<usize>) -> MutexGuard<'_, usize> {
+    unwritten.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn not_writable() -> SocketError {
-    SocketError::Broken("the other side takes nothing any more".to_owned())
+    SocketError::Broken("the peer no longer reads".to_owned())
 }
 
-/// The half that receives.
+/// Receiving half of a connection.
 pub(super) struct Receiver {
-    inbox: Inbox,
+    read_buffer: ReadBuffer,
     sender: Sender,
     pub(super) throttle: Throttle,
 }
 
 impl Receiver {
-    pub(super) fn share(&mut self, memory: &MessageMemory) {
-        self.inbox.share(memory);
+    pub(super) fn set_memory(&mut self, memory: &MessageMemory) {
+        self.read_buffer.set_memory(memory);
     }
 
-    /// The next message's frames; commands are passed over. Cancel-safe.
+    /// Receives the frames of the next message, skipping commands. Cancel-safe.
     pub(super) async fn recv(&mut self) -> Result<Vec<Bytes>, SocketError> {
         loop {
-            match self.traffic().await? {
+            match self.recv_traffic().await? {
                 Traffic::Message(frames) => return Ok(frames),
-                Traffic::LeftOut(bytes) => return Err(left_out(bytes)),
+                Traffic::Skipped(bytes) => return Err(skipped_error(bytes)),
                 Traffic::Command(_) => {}
             }
         }
     }
 
-    /// The next message, or command other than PING, which is answered. Cancel-safe.
-    pub(super) async fn traffic(&mut self) -> Result<Traffic, SocketError> {
+    /// Receives the next message or command, answering PING commands itself. Cancel-safe.
+    pub(super) async fn recv_traffic(&mut self) -> Result<Traffic, SocketError> {
         loop {
-            // Where there is always something to read, the other tasks have their turn.
+            // Yields to other tasks while the socket always has more to read.
             tokio::task::consume_budget().await;
             self.throttle.wait().await;
-            let next = self.inbox.next()?;
+            let next = self.read_buffer.next()?;
             if let Some(Traffic::Command(command)) = &next {
                 self.throttle.command(command);
             }
             match next {
                 Some(Traffic::Command(command)) => match zmtp::pong(&command) {
                     Some(pong) => {
-                        // Where there is no room the other side will hear from us by what waits, if it reads at all.
-                        self.sender.offer([pong].into());
+                        // With a full queue the PONG may be dropped: the queued messages show that we are alive.
+                        self.sender.try_send([pong].into());
                     }
                     None => return Ok(Traffic::Command(command)),
                 },
                 Some(message) => return Ok(message),
                 None => tokio::select! {
-                    // What arrived before the connection ended is received first.
+                    // Receives what arrived before the connection ended.
                     biased;
-                    filled = fill(&self.sender.socket, &mut self.inbox) => filled?,
+                    filled = fill(&self.sender.socket, &mut self.read_buffer) => filled?,
                     () = self.sender.queue.closed() => return Err(not_writable()),
                 },
             }

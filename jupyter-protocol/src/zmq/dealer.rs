@@ -3,23 +3,24 @@ use std::time::Duration;
 use super::MessageMemory;
 use super::SocketError;
 use super::connection::{self, Role, connect};
-use super::throttle::size;
+use super::throttle::total_bytes;
 use crate::wire::WireMessage;
 
-/// How many messages may wait for the one that is being written.
-const WAITING: usize = 1;
+/// Capacity of the send queue in messages, besides the message that is being written.
+const QUEUE_CAPACITY: usize = 1;
 
-/// Connects a DEALER socket, as a client does for shell, control and stdin, and splits it.
+/// Connects a DEALER socket, as a client uses for shell, control and stdin, and splits it into halves.
 ///
-/// `identity` is what the kernel's ROUTER addresses replies to: at most 255 bytes; the same one for shell and stdin, or
-/// a kernel's input requests do not arrive. `deadline` is the longest that connecting may take; a port that is not yet
-/// open is tried again until then.
+/// The kernel's ROUTER socket addresses replies to `identity`, which has at most 255 bytes. Use the same identity for
+/// shell and stdin, or the kernel's input requests do not arrive. `deadline` bounds connecting and the handshake; an
+/// address that does not listen yet is retried until then.
 ///
-/// The connection is closed when both halves are dropped; what was sent just before has a second to leave.
+/// The connection closes when both halves are dropped. Messages sent just before have one second to be written.
 ///
 /// # Errors
-/// [`SocketError::Connect`] where nobody answered by the deadline, or not as a ROUTER, REP or DEALER socket of ZMTP 3;
-/// [`SocketError::Invalid`] for a bad identity.
+/// - [`SocketError::Connect`] if the address does not answer before the deadline, or the peer is not a ROUTER, REP or
+///   DEALER socket of ZMTP 3.
+/// - [`SocketError::Invalid`] if the identity has more than 255 bytes or begins with a zero byte.
 pub async fn dealer(
     endpoint: &str,
     identity: &str,
@@ -29,7 +30,7 @@ pub async fn dealer(
         return Err(SocketError::Invalid {
             kind: "identity",
             what: identity.to_owned(),
-            reason: "it has more than 255 bytes or begins with a zero".to_owned(),
+            reason: "it has more than 255 bytes or begins with a zero byte".to_owned(),
         });
     }
     let role = Role {
@@ -37,50 +38,52 @@ pub async fn dealer(
         identity: identity.as_bytes(),
         peers: &["ROUTER", "REP", "DEALER"],
     };
-    let (socket, inbox) = connect(endpoint, &role, b"", 0, deadline).await?;
-    let (sender, receiver) = connection::split(socket, inbox, WAITING);
+    let (socket, read_buffer) = connect(endpoint, &role, b"", 0, deadline).await?;
+    let (sender, receiver) = connection::split(socket, read_buffer, QUEUE_CAPACITY);
     Ok((DealerSender(sender), DealerReceiver(receiver)))
 }
 
-/// The sending half of a DEALER socket.
+/// Sending half of a DEALER socket.
 pub struct DealerSender(connection::Sender);
 
 impl DealerSender {
-    /// Hands the message to the socket, which has room for one beside the one that it is writing; waits where it has
-    /// none. Sent does not mean received: what is on its way when the connection is lost is lost too. Cancelled, it has
-    /// not sent the message.
+    /// Queues a message for sending.
+    ///
+    /// The queue holds one message besides those that are being written; a full queue makes the call wait. Messages
+    /// in flight are lost if the connection breaks. A cancelled call has not sent the message.
     ///
     /// # Errors
-    /// [`SocketError::Broken`] where the kernel is gone.
+    /// [`SocketError::Broken`] if the connection to the kernel is closed.
     pub async fn send(&mut self, message: WireMessage) -> Result<(), SocketError> {
         self.0.send(&message.into_frames()).await
     }
 }
 
-/// The receiving half of a DEALER socket.
+/// Receiving half of a DEALER socket.
 pub struct DealerReceiver(connection::Receiver);
 
 impl DealerReceiver {
-    /// Takes the memory for large messages from what other sockets take theirs from.
+    /// Reserves memory for large messages from a budget that is shared with other sockets.
     #[must_use]
     pub fn with_memory(mut self, memory: &MessageMemory) -> Self {
-        self.0.share(memory);
+        self.0.set_memory(memory);
         self
     }
 
-    /// The next message. Cancel-safe.
+    /// Receives the next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`SocketError::Wire`] where the frames are no message, or are left out for their size, after which the socket
-    /// goes on; [`SocketError::Broken`] where the connection failed, the kernel is gone or sent what is no ZMTP: the socket
-    /// does not connect again.
+    /// - [`SocketError::Wire`] if the frames are not a message, or the message was skipped because it is too large or
+    ///   there was no memory for it. The socket remains usable.
+    /// - [`SocketError::Broken`] if the connection failed, the kernel closed it or violated ZMTP. The socket does not
+    ///   reconnect.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
         let frames = self.0.recv().await?;
         self.0.throttle.message(frames)
     }
 
-    /// Counts a message that the caller refuses: after many of them, receiving pauses.
+    /// Counts a message that the caller rejected. After many of them, receiving pauses.
     pub fn refused(&mut self, message: &WireMessage) {
-        self.0.throttle.refused(size(message.parts_and_buffers()));
+        self.0.throttle.refused(total_bytes(message.parts_and_buffers()));
     }
 }

@@ -2,23 +2,23 @@ use std::time::Duration;
 
 use super::connection::Role;
 use super::listener::Listener;
-use super::listening::{Kind, Listening, Peer};
+use super::server::{Peer, SocketOptions, SocketServer};
 use super::zmtp::Limits;
 
-const REP: Kind = Kind {
+const REP: SocketOptions = SocketOptions {
     role: Role {
         socket_type: "REP",
         identity: b"",
         peers: &["REQ", "DEALER"],
     },
     limits: Limits::SHORT,
-    waiting: 1,
-    patience: Duration::from_secs(10),
+    queue_capacity: 1,
+    write_timeout: Duration::from_secs(10),
 };
 
-/// A REP socket that replies with what it was asked, as a kernel's heartbeat does.
-pub(crate) fn echo(listener: Listener) -> Listening {
-    Listening::start(listener, REP, echo_all)
+/// Starts a REP socket that echoes each request, as a kernel's heartbeat does.
+pub(crate) fn echo(listener: Listener) -> SocketServer {
+    SocketServer::start(listener, REP, echo_all)
 }
 
 async fn echo_all(peer: Peer) {

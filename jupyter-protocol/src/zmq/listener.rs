@@ -1,4 +1,4 @@
-//! Where who connects is waited for, over TCP or as a Unix socket.
+//! TCP and Unix listeners.
 
 use std::io::{self, ErrorKind};
 #[cfg(unix)]
@@ -12,14 +12,16 @@ use super::socket::Socket;
 
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    /// The socket's file goes with it.
+    /// The listener and its socket file, which is removed on drop.
     #[cfg(unix)]
     Unix(UnixListener, PathBuf),
 }
 
 impl Listener {
-    /// Binds to `tcp://host:port`, where the host `*` means all interfaces and port 0 any that is free, or to
-    /// `ipc://path`. It fails with [`ErrorKind::AddrInUse`] where somebody has the port or the path.
+    /// Binds to `tcp://host:port` or `ipc://path`.
+    ///
+    /// The host `*` means all interfaces, port 0 any free port. Fails with [`ErrorKind::AddrInUse`] if the port or path
+    /// is taken.
     pub(crate) async fn bind(address: &str) -> io::Result<Self> {
         if let Some(address) = address.strip_prefix("tcp://") {
             let address = address.replacen("*:", "0.0.0.0:", 1);
@@ -35,7 +37,7 @@ impl Listener {
         ))
     }
 
-    /// The TCP port.
+    /// Returns the bound TCP port.
     pub(crate) fn port(&self) -> Option<u16> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
@@ -44,7 +46,7 @@ impl Listener {
         }
     }
 
-    /// The next one who connects. Cancel-safe.
+    /// Accepts the next connection. Cancel-safe.
     pub(super) async fn accept(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp(listener) => Socket::tcp(listener.accept().await?.0),
@@ -58,7 +60,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
-            // Somebody may have removed it already.
+            // The file may be gone already.
             let _ = std::fs::remove_file(path);
         }
     }

@@ -1,4 +1,4 @@
-//! The memory for large messages, which many sockets share.
+//! Memory budget for large messages, shared by many sockets.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -7,138 +7,141 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// Messages of at most this many bytes do not count.
-const SMALL: u64 = 1 << 20;
-/// What a permit of the semaphore stands for, in bytes.
-const UNIT: u64 = 1 << 10;
-/// How long a message that is being received keeps its memory while others wait for memory.
-const KEPT: Duration = Duration::from_secs(30);
-/// How long a message waits for memory. Longer than [`KEPT`], so that one that stands still does not cost another.
-const WAITED: Duration = Duration::from_secs(60);
+/// Messages of up to this many bytes do not count against the budget.
+const SMALL_MESSAGE_BYTES: u64 = 1 << 20;
+/// Bytes per permit of the semaphore.
+const PERMIT_BYTES: u64 = 1 << 10;
+/// How long an incomplete message keeps its memory while others wait for memory.
+const MAX_HOLD: Duration = Duration::from_secs(30);
+/// How long a message waits for memory. Longer than [`MAX_HOLD`], so that a stalled message does not make another one
+/// fail.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Bounds the memory that the large messages of many kernels take together. Cloning gives another handle to the same.
+/// Memory budget that the large messages of many kernels share. Clones share the same budget.
 ///
-/// A message of more than 1 MiB is received once there is memory for all of it, and holds that until the next one is
-/// asked for; so its bytes wait in the kernel's own queue meanwhile. One that gets none within 60 s, or that needs more
-/// than there is, is passed over ([`WireError::NoMemory`](crate::wire::WireError::NoMemory)). So is one that has not
-/// arrived 30 s after another began to wait: a kernel that stops in the middle of a message does not keep the memory.
+/// A message of more than 1 MiB is received once memory for all of it is reserved. Until then its bytes stay in the
+/// kernel's queue. The reservation ends when the socket's next message is requested.
+///
+/// A message is skipped ([`WireError::NoMemory`](crate::wire::WireError::NoMemory)) if it needs more than the whole
+/// budget, or gets no memory within 60 s. It is also skipped if it is still incomplete 30 s after another message began
+/// to wait, so that a kernel that stops in the middle of a message does not keep the memory.
 ///
 /// ```
 /// use jupyter_protocol::zmq::MessageMemory;
 ///
-/// // Enough for two of the largest messages at a time.
+/// // Enough for two messages of the maximum size at a time.
 /// let memory = MessageMemory::new(256 << 20);
 /// ```
 #[derive(Clone, Debug)]
 pub struct MessageMemory {
     permits: Arc<Semaphore>,
-    most: u64,
-    /// How many messages wait.
+    capacity: u64,
+    /// Number of messages that wait for memory.
     waiting: Arc<watch::Sender<usize>>,
 }
 
 impl MessageMemory {
-    /// So many bytes, at most 4 TiB.
+    /// Creates a budget of this many bytes, capped at 4 TiB.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
-        let permits = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX);
+        let permits = u32::try_from(bytes / PERMIT_BYTES).unwrap_or(u32::MAX);
         Self {
             permits: Arc::new(Semaphore::new(permits as usize)),
-            most: u64::from(permits) * UNIT,
+            capacity: u64::from(permits) * PERMIT_BYTES,
             waiting: Arc::new(watch::Sender::new(0)),
         }
     }
 
-    /// Waits until a message waits.
+    /// Waits until a message waits for memory.
     #[cfg(test)]
     pub(super) async fn is_waited_for(&self) {
         let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
 
     async fn acquire(&self, bytes: u64, deadline: Instant) -> Option<OwnedSemaphorePermit> {
-        if bytes > self.most {
+        if bytes > self.capacity {
             return None;
         }
-        let permits = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).ok()?;
         if let Ok(permit) = self.permits.clone().try_acquire_many_owned(permits) {
             return Some(permit);
         }
-        let _waiting = Waiting::new(&self.waiting);
+        let _waiting = WaitingGuard::new(&self.waiting);
         let acquired = timeout_at(deadline, self.permits.clone().acquire_many_owned(permits)).await;
-        // It is never closed.
+        // The semaphore is never closed.
         acquired.ok()?.ok()
     }
 }
 
-/// Counts a message among those that wait.
-struct Waiting<'a>(&'a watch::Sender<usize>);
+/// Counts a message as waiting until dropped.
+struct WaitingGuard<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingGuard<'a> {
     fn new(waiting: &'a watch::Sender<usize>) -> Self {
         waiting.send_modify(|waiting| *waiting += 1);
         Self(waiting)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|waiting| *waiting -= 1);
     }
 }
 
-/// The memory that one socket has of it. Without a [`MessageMemory`] each message has as much as it needs.
+/// Memory that one socket has reserved. Without a [`MessageMemory`] its messages are not bounded.
 #[derive(Debug, Default)]
-pub(super) struct Reservation {
+pub(super) struct MemoryReservation {
     memory: Option<MessageMemory>,
     held: Option<OwnedSemaphorePermit>,
-    /// Until when the message waits for memory, or, once others wait for that, keeps it.
+    /// When the message stops waiting for memory or, if it holds memory that others wait for, has to yield it.
     deadline: Option<Instant>,
-    /// Whether the message was handed out, so that its memory is free when the next one is asked for.
-    was_received: bool,
+    /// Whether the message was delivered, so that requesting the next one frees its memory.
+    delivered: bool,
 }
 
-impl Reservation {
-    pub(super) fn share(&mut self, memory: &MessageMemory) {
+impl MemoryReservation {
+    pub(super) fn set_memory(&mut self, memory: &MessageMemory) {
         self.memory = Some(memory.clone());
     }
 
-    /// The whole message has arrived.
-    pub(super) fn received(&mut self) {
-        self.was_received = self.held.is_some();
+    /// Marks the message as complete and delivered to the caller.
+    pub(super) fn mark_delivered(&mut self) {
+        self.delivered = self.held.is_some();
     }
 
-    /// The next message is asked for.
-    pub(super) fn next(&mut self) {
-        if self.was_received {
+    /// Frees the memory of a delivered message, when the next one is requested.
+    pub(super) fn release_delivered(&mut self) {
+        if self.delivered {
             self.release();
         }
     }
 
-    /// The message is passed over.
+    /// Frees the memory.
     pub(super) fn release(&mut self) {
         self.held = None;
         self.deadline = None;
-        self.was_received = false;
+        self.delivered = false;
     }
 
-    /// Whether a message may have so many bytes.
+    /// Returns whether a message of this size needs no further memory.
     pub(super) fn covers(&self, bytes: u64) -> bool {
-        bytes <= SMALL || self.memory.is_none() || bytes <= self.held()
+        bytes <= SMALL_MESSAGE_BYTES || self.memory.is_none() || bytes <= self.held()
     }
 
     fn held(&self) -> u64 {
         self.held
             .as_ref()
-            .map_or(0, |permit| permit.num_permits() as u64 * UNIT)
+            .map_or(0, |permit| permit.num_permits() as u64 * PERMIT_BYTES)
     }
 
-    /// Waits for memory for a message of so many bytes; `false` where it gets none. Cancel-safe.
+    /// Reserves memory for a message of this size. Returns `false` if there was none in time. Cancel-safe.
     pub(super) async fn grow(&mut self, bytes: u64) -> bool {
         if self.covers(bytes) {
             return true;
         }
         let Some(memory) = &self.memory else { return true };
-        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + WAITED);
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + MAX_WAIT);
         let acquired = memory.acquire(bytes - self.held(), deadline).await;
         self.deadline = None;
         let Some(more) = acquired else { return false };
@@ -149,7 +152,7 @@ impl Reservation {
         true
     }
 
-    /// Whether others have waited long enough for the memory of the message that is being received.
+    /// Returns whether others have waited so long that the message has to yield its memory.
     pub(super) fn is_overdue(&mut self) -> bool {
         let Some((memory, _)) = self.memory.as_ref().zip(self.held.as_ref()) else {
             return false;
@@ -159,11 +162,11 @@ impl Reservation {
             return false;
         }
         let now = Instant::now();
-        now >= *self.deadline.get_or_insert_with(|| now + KEPT)
+        now >= *self.deadline.get_or_insert_with(|| now + MAX_HOLD)
     }
 
-    /// Waits until [`is_overdue`](Self::is_overdue). Cancel-safe.
-    pub(super) async fn overdue(&mut self) {
+    /// Waits until [`is_overdue`](Self::is_overdue) returns `true`. Cancel-safe.
+    pub(super) async fn until_overdue(&mut self) {
         let Some(memory) = self.memory.clone().filter(|_| self.held.is_some()) else {
             return pending().await;
         };
@@ -188,51 +191,57 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn sharing(memory: &MessageMemory) -> Reservation {
-        let mut reservation = Reservation::default();
-        reservation.share(memory);
+    fn sharing(memory: &MessageMemory) -> MemoryReservation {
+        let mut reservation = MemoryReservation::default();
+        reservation.set_memory(memory);
         reservation
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_waits_until_another_was_received_and_the_next_is_asked_for() {
+    async fn memory_is_freed_when_the_message_after_a_delivered_one_is_requested() {
         let memory = MessageMemory::new(10 * MIB);
         let (mut one, mut other) = (sharing(&memory), sharing(&memory));
-        assert!(one.grow(MIB).now_or_never() == Some(true), "small ones need none");
+        assert!(
+            one.grow(MIB).now_or_never() == Some(true),
+            "small messages need no memory"
+        );
         assert!(one.grow(4 * MIB).await && one.grow(7 * MIB).await);
         let mut waiting = pin!(other.grow(4 * MIB));
         assert!(waiting.as_mut().now_or_never().is_none());
-        one.next();
-        assert!(waiting.as_mut().now_or_never().is_none(), "it is not whole yet");
-        one.received();
-        one.next();
+        one.release_delivered();
+        assert!(
+            waiting.as_mut().now_or_never().is_none(),
+            "the message is still incomplete"
+        );
+        one.mark_delivered();
+        one.release_delivered();
         assert!(waiting.await);
-        assert!(!one.grow(11 * MIB).await, "that is more than there is");
+        assert!(!one.grow(11 * MIB).await, "the message exceeds the whole budget");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_stands_still_loses_its_memory_to_one_that_waits() {
+    async fn a_stalled_message_yields_its_memory_to_a_waiting_one() {
         let memory = MessageMemory::new(10 * MIB);
-        let (mut still, mut other) = (sharing(&memory), sharing(&memory));
-        assert!(still.grow(8 * MIB).await);
+        let (mut stalled, mut other) = (sharing(&memory), sharing(&memory));
+        assert!(stalled.grow(8 * MIB).await);
         let begun = Instant::now();
-        let waited = async {
-            still.overdue().await;
-            still.release();
+        let yielded = async {
+            stalled.until_overdue().await;
+            stalled.release();
         };
-        let (granted, ()) = tokio::join!(other.grow(8 * MIB), waited);
+        let (granted, ()) = tokio::join!(other.grow(8 * MIB), yielded);
         assert!(granted);
-        assert!((KEPT..WAITED).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert!((MAX_HOLD..MAX_WAIT).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_gets_no_memory_is_passed_over_in_the_end() {
+    async fn waiting_for_memory_ends_without_success_after_the_deadline() {
         let memory = MessageMemory::new(10 * MIB);
-        let (mut stored, mut other) = (sharing(&memory), sharing(&memory));
-        assert!(stored.grow(8 * MIB).await);
-        stored.received();
+        let (mut delivered, mut other) = (sharing(&memory), sharing(&memory));
+        assert!(delivered.grow(8 * MIB).await);
+        delivered.mark_delivered();
         assert!(!other.grow(8 * MIB).await);
         assert_eq!(*memory.waiting.borrow(), 0);
-        assert!(!stored.is_overdue());
+        assert!(!delivered.is_overdue());
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::SocketError;
 use super::connection::{Role, Sender};
 use super::listener::Listener;
-use super::listening::{Kind, Listening, Peer};
+use super::server::{Peer, SocketOptions, SocketServer};
 use super::zmtp::{self, Limits};
 use crate::wire::WireMessage;
 
@@ -20,16 +20,16 @@ const XPUB: Role<'_> = Role {
     peers: &["SUB", "XSUB"],
 };
 
-/// How many messages wait for a subscriber beside those that are being written.
-const WAITING: usize = 64;
-/// How many subscriptions wait to be seen; after that, who subscribes waits.
-const EVENTS: usize = 64;
-/// How many subscriptions a subscriber may make. Clients make one; each is kept, and answered.
-const MOST_SUBSCRIPTIONS: usize = 256;
+/// Capacity of each subscriber's send queue in messages. Messages that are being written do not count.
+const QUEUE_CAPACITY: usize = 64;
+/// Capacity of the event queue. A full queue makes subscribers wait.
+const EVENT_CAPACITY: usize = 64;
+/// Maximum number of subscriptions per subscriber. Clients make one. Each is stored and answered.
+const MAX_SUBSCRIPTIONS: usize = 256;
 
-/// An XPUB socket, as a kernel has for iopub. Nothing is dropped: it waits for the slowest subscriber.
+/// XPUB socket, as a kernel uses for iopub. It drops no messages: the slowest subscriber applies backpressure.
 pub(crate) struct Publisher {
-    listening: Listening,
+    server: SocketServer,
     events: mpsc::Receiver<Event>,
     subscribers: HashMap<u64, Subscriber>,
 }
@@ -39,78 +39,77 @@ struct Subscriber {
     topics: Vec<Bytes>,
 }
 
-/// A subscription that has begun.
+/// A new subscription.
 pub(crate) struct Subscription {
-    subscriber: u64,
-    /// What the topics that are subscribed to begin with.
+    subscriber_id: u64,
+    /// Prefix of the subscribed topics.
     pub(crate) topic: Bytes,
 }
 
 impl Publisher {
-    /// A subscriber that takes nothing for as long as `patience`, while there is something for it, loses its connection.
-    pub(crate) fn new(listener: Listener, patience: Duration) -> Self {
-        let (to_events, events) = mpsc::channel(EVENTS);
-        let kind = Kind {
+    /// Starts a publisher. A subscriber that does not read for as long as `write_timeout` is disconnected.
+    pub(crate) fn new(listener: Listener, write_timeout: Duration) -> Self {
+        let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
+        let options = SocketOptions {
             role: XPUB,
             limits: Limits::SHORT,
-            waiting: WAITING,
-            patience,
+            queue_capacity: QUEUE_CAPACITY,
+            write_timeout,
         };
-        let last = Arc::new(AtomicU64::new(0));
+        let next_id = Arc::new(AtomicU64::new(0));
         let serve = move |peer| {
-            let number = last.fetch_add(1, Ordering::Relaxed);
-            receive_all(number, to_events.clone(), peer)
+            let subscriber_id = next_id.fetch_add(1, Ordering::Relaxed);
+            receive_all(subscriber_id, event_sender.clone(), peer)
         };
         Self {
-            listening: Listening::start(listener, kind, serve),
+            server: SocketServer::start(listener, options, serve),
             events,
             subscribers: HashMap::new(),
         }
     }
 
-    /// The next subscription, which is in force from now on. Cancel-safe.
-    pub(crate) async fn subscription(&mut self) -> Subscription {
+    /// Waits for the next subscription and activates it. Cancel-safe.
+    pub(crate) async fn next_subscription(&mut self) -> Subscription {
         loop {
             let Some(event) = self.events.recv().await else {
-                // Nobody listens any more.
+                // The server has ended, so there are no more subscriptions.
                 return std::future::pending().await;
             };
-            if let Some(subscription) = self.take(event) {
+            if let Some(subscription) = self.apply(event) {
                 return subscription;
             }
         }
     }
 
-    fn take(&mut self, event: Event) -> Option<Subscription> {
-        let Event { subscriber, what } = event;
-        match what {
-            What::Subscribed(topic, sender) => {
+    fn apply(&mut self, event: Event) -> Option<Subscription> {
+        let Event { subscriber_id, kind } = event;
+        match kind {
+            EventKind::Subscribed(topic, sender) => {
                 let topics = Vec::new();
-                let known = self
+                let subscriber = self
                     .subscribers
-                    .entry(subscriber)
+                    .entry(subscriber_id)
                     .or_insert(Subscriber { sender, topics });
-                if known.topics.contains(&topic) {
+                if subscriber.topics.contains(&topic) {
                     return None;
                 }
-                known.topics.push(topic.clone());
-                Some(Subscription { subscriber, topic })
+                subscriber.topics.push(topic.clone());
+                Some(Subscription { subscriber_id, topic })
             }
-            What::Cancelled(topic) => {
-                if let Some(known) = self.subscribers.get_mut(&subscriber) {
-                    known.topics.retain(|other| *other != topic);
+            EventKind::Unsubscribed(topic) => {
+                if let Some(subscriber) = self.subscribers.get_mut(&subscriber_id) {
+                    subscriber.topics.retain(|other| *other != topic);
                 }
                 None
             }
-            What::Gone => {
-                self.subscribers.remove(&subscriber);
+            EventKind::Disconnected => {
+                self.subscribers.remove(&subscriber_id);
                 None
             }
         }
     }
 
-    /// Sends to all that subscribed to what the message's first frame begins with, and waits until their queues have
-    /// taken it.
+    /// Sends a message to all subscribers of its topic, the first frame, and waits until it is queued for each.
     pub(crate) async fn publish(&self, message: WireMessage) {
         let frames = message.into_frames();
         let topic = frames.first().cloned().unwrap_or_default();
@@ -118,68 +117,68 @@ impl Publisher {
         let subscribed = self.subscribers.values();
         let subscribed =
             subscribed.filter(|subscriber| subscriber.topics.iter().any(|prefix| topic.starts_with(prefix)));
-        // It fails where one is gone, which is told by an event.
+        // Fails for subscribers that have disconnected. Their events remove them.
         join_all(subscribed.map(|subscriber| subscriber.sender.send_encoded(encoded.clone()))).await;
     }
 
-    /// Sends to the one that subscribed.
-    pub(crate) async fn answer(&self, subscription: &Subscription, message: WireMessage) {
-        if let Some(subscriber) = self.subscribers.get(&subscription.subscriber) {
-            // It fails where it is gone.
+    /// Sends a message to the subscriber that made the subscription.
+    pub(crate) async fn send_to(&self, subscription: &Subscription, message: WireMessage) {
+        if let Some(subscriber) = self.subscribers.get(&subscription.subscriber_id) {
+            // Fails if the subscriber has disconnected.
             let _ = subscriber.sender.send(&message.into_frames()).await;
         }
     }
 
-    /// Closes all connections once what was published is written, or could not be for a second.
+    /// Closes all connections once published messages are written, or after one second.
     pub(crate) async fn close(self) {
         drop((self.events, self.subscribers));
-        self.listening.close().await;
+        self.server.close().await;
     }
 }
 
 struct Event {
-    subscriber: u64,
-    what: What,
+    subscriber_id: u64,
+    kind: EventKind,
 }
 
-enum What {
+enum EventKind {
     Subscribed(Bytes, Sender),
-    Cancelled(Bytes),
-    Gone,
+    Unsubscribed(Bytes),
+    Disconnected,
 }
 
-/// Receives what one subscriber asks for.
-async fn receive_all(subscriber: u64, events: mpsc::Sender<Event>, peer: Peer) {
+/// Receives the subscriptions of one subscriber and forwards them as events.
+async fn receive_all(subscriber_id: u64, events: mpsc::Sender<Event>, peer: Peer) {
     let Peer {
         sender, mut receiver, ..
     } = peer;
     let receive = async {
-        let mut made = 0;
+        let mut count = 0;
         loop {
-            let what = match zmtp::subscription(&receiver.traffic().await?) {
-                Some((true, _)) if made == MOST_SUBSCRIPTIONS => {
+            let kind = match zmtp::subscription(&receiver.recv_traffic().await?) {
+                Some((true, _)) if count == MAX_SUBSCRIPTIONS => {
                     return Err(SocketError::Broken(format!(
-                        "it made {made} subscriptions and wants more"
+                        "the subscriber exceeded the limit of {MAX_SUBSCRIPTIONS} subscriptions"
                     )));
                 }
                 Some((true, topic)) => {
-                    made += 1;
-                    What::Subscribed(topic, sender.clone())
+                    count += 1;
+                    EventKind::Subscribed(topic, sender.clone())
                 }
-                Some((false, topic)) => What::Cancelled(topic),
-                // As XPUB sockets may, what is no subscription is passed over.
+                Some((false, topic)) => EventKind::Unsubscribed(topic),
+                // XPUB sockets may ignore other messages.
                 None => continue,
             };
-            if events.send(Event { subscriber, what }).await.is_err() {
-                // Nobody publishes any more.
+            if events.send(Event { subscriber_id, kind }).await.is_err() {
+                // The publisher was dropped.
                 return Ok::<_, SocketError>(());
             }
         }
     };
     if let Err(error) = receive.await {
-        tracing::debug!(%error, "an iopub subscriber is gone");
+        tracing::debug!(%error, "an iopub subscriber disconnected");
     }
-    let what = What::Gone;
-    // It fails where nobody publishes any more.
-    let _ = events.send(Event { subscriber, what }).await;
+    let kind = EventKind::Disconnected;
+    // Fails if the publisher was dropped.
+    let _ = events.send(Event { subscriber_id, kind }).await;
 }

@@ -12,7 +12,7 @@ const REQ: Role<'_> = Role {
     peers: &["REP", "ROUTER"],
 };
 
-/// A REQ socket: asks, and hears the answer.
+/// REQ socket: sends a request and waits for its reply.
 pub(crate) struct Requester {
     sender: connection::Sender,
     receiver: connection::Receiver,
@@ -20,18 +20,19 @@ pub(crate) struct Requester {
 
 impl Requester {
     pub(crate) async fn connect(endpoint: &str, deadline: Duration) -> Result<Self, SocketError> {
-        let (socket, inbox) = connect(endpoint, &REQ, b"", 0, deadline).await?;
-        let (sender, receiver) = connection::split(socket, inbox, 1);
+        let (socket, read_buffer) = connect(endpoint, &REQ, b"", 0, deadline).await?;
+        let (sender, receiver) = connection::split(socket, read_buffer, 1);
         Ok(Self { sender, receiver })
     }
 
-    pub(crate) async fn ask(&mut self, mut request: Vec<Bytes>) -> Result<Vec<Bytes>, SocketError> {
-        // What separates the request from the addresses that routers put in front of it.
+    /// Sends a request and returns the frames of the reply.
+    pub(crate) async fn request(&mut self, mut request: Vec<Bytes>) -> Result<Vec<Bytes>, SocketError> {
+        // An empty frame separates the request from the identities that ROUTER sockets prepend.
         request.insert(0, Bytes::new());
         self.sender.send(&request).await?;
         loop {
             let mut reply = self.receiver.recv().await?;
-            // As REQ sockets do, what is no reply is passed over.
+            // A reply begins with an empty frame. REQ sockets discard other messages.
             if reply.first().is_some_and(Bytes::is_empty) {
                 reply.remove(0);
                 return Ok(reply);
@@ -40,22 +41,24 @@ impl Requester {
     }
 }
 
-/// Asks the kernel's heartbeat socket for an echo, with a connection of its own. Returns how long it took.
+/// Pings a kernel's heartbeat socket over a new connection and returns the round-trip time.
+///
+/// `deadline` bounds connecting and the round trip together.
 ///
 /// # Errors
-/// [`SocketError::Connect`] where nobody is there, or who sends back something else;
-/// [`SocketError::Broken`] where no echo came by the deadline.
+/// - [`SocketError::Connect`] if the connection fails, or the peer does not echo the ping.
+/// - [`SocketError::Broken`] if no echo arrives before the deadline, or the peer disconnects.
 pub async fn heartbeat(endpoint: &str, deadline: Duration) -> Result<Duration, SocketError> {
     let beat = async {
         let mut socket = Requester::connect(endpoint, deadline).await?;
         let sent = Instant::now();
         let ping = vec![Bytes::from_static(b"ping")];
-        if socket.ask(ping.clone()).await? == ping {
+        if socket.request(ping.clone()).await? == ping {
             return Ok(sent.elapsed());
         }
         Err(SocketError::Connect {
             endpoint: endpoint.to_owned(),
-            reason: "it does not send back what it was sent, as a heartbeat does".to_owned(),
+            reason: "the peer does not send back the ping as a heartbeat does".to_owned(),
         })
     };
     match timeout(deadline, beat).await {

@@ -9,52 +9,53 @@ use tokio::sync::{mpsc, oneshot};
 use super::SocketError;
 use super::connection::{Role, Sender};
 use super::listener::Listener;
-use super::listening::{Kind, Listening, Peer};
+use super::server::{Peer, SocketOptions, SocketServer};
 use super::zmtp::Limits;
 use crate::wire::WireMessage;
 
-const ROUTER: Kind = Kind {
+const ROUTER: SocketOptions = SocketOptions {
     role: Role {
         socket_type: "ROUTER",
         identity: b"",
         peers: &["DEALER", "REQ", "ROUTER"],
     },
     limits: Limits::MESSAGE,
-    waiting: 16,
-    patience: Duration::from_secs(10),
+    queue_capacity: 16,
+    write_timeout: Duration::from_secs(10),
 };
 
-/// How many messages of all clients wait to be received; after that, clients wait in turn.
-const QUEUE: usize = 8;
+/// Capacity of the receive queue that all clients share, in messages. A full queue makes the clients wait in turn.
+const QUEUE_CAPACITY: usize = 8;
 
-/// A ROUTER socket, as a kernel has for shell, control and stdin.
+/// Starts a ROUTER socket, as a kernel uses for shell, control and stdin.
 ///
-/// A client that has no identity gets one. Of two connections of one identity the newer one has it and the older one is
-/// closed, as ipykernel has it (`ROUTER_HANDOVER`) and unlike libzmq's default: a client that comes back may do so
-/// before its old connection is known to be dead.
-pub(crate) fn router(listener: Listener) -> (RouterSender, RouterReceiver, Listening) {
-    let (queue, incoming) = mpsc::channel(QUEUE);
+/// A client without an identity is assigned one. If two connections have the same identity, the newer one takes it over
+/// and the older one is closed, as in ipykernel (`ROUTER_HANDOVER`) and unlike libzmq's default: a client may reconnect
+/// before the kernel notices that its old connection is dead.
+pub(crate) fn router(listener: Listener) -> (RouterSender, RouterReceiver, SocketServer) {
+    let (queue, incoming) = mpsc::channel(QUEUE_CAPACITY);
     let clients = Arc::new(Clients::default());
     let sender = RouterSender(clients.clone());
     let serve = move |peer| receive_all(clients.clone(), queue.clone(), peer);
     (
         sender,
         RouterReceiver(incoming),
-        Listening::start(listener, ROUTER, serve),
+        SocketServer::start(listener, ROUTER, serve),
     )
 }
 
-/// The sending half of a ROUTER socket.
+/// Sending half of a ROUTER socket.
 #[derive(Clone)]
 pub(crate) struct RouterSender(Arc<Clients>);
 
 impl RouterSender {
-    /// Sends to the client that the message's first frame names. Waits for room in that client's queue; one that takes
-    /// nothing for ten seconds loses its connection.
+    /// Sends a message to the client whose identity is its first frame, waiting for capacity in the client's queue.
+    ///
+    /// A client that does not read for ten seconds is disconnected.
     pub(crate) async fn send(&self, message: WireMessage) -> Result<(), SocketError> {
         let frames = message.into_frames();
         let client = frames.split_first().and_then(|(identity, frames)| {
-            let sender = self.0.lock().connected.get(identity)?.sender.clone();
+            let sender = self.0.lock().by_identity.get(identity)?.sender.clone();
             Some((sender, frames))
         });
         match client {
@@ -64,11 +65,13 @@ impl RouterSender {
     }
 }
 
-/// The receiving half of a ROUTER socket.
+/// Receiving half of a ROUTER socket.
 pub(crate) struct RouterReceiver(mpsc::Receiver<Vec<Bytes>>);
 
 impl RouterReceiver {
-    /// The next message's frames, the sender's identity first. Never comes once the socket is closed. Cancel-safe.
+    /// Receives the frames of the next message, beginning with the sender's identity. Cancel-safe.
+    ///
+    /// Never completes once the socket is closed.
     pub(crate) async fn recv(&mut self) -> Vec<Bytes> {
         match self.0.recv().await {
             Some(frames) => frames,
@@ -77,75 +80,76 @@ impl RouterReceiver {
     }
 }
 
-/// Who is connected.
+/// The connected clients.
 #[derive(Default)]
-struct Clients(Mutex<ByIdentity>);
+struct Clients(Mutex<ClientTable>);
 
 #[derive(Default)]
-struct ByIdentity {
-    connected: HashMap<Bytes, Client>,
-    /// The number of the last connection.
-    last: u64,
+struct ClientTable {
+    by_identity: HashMap<Bytes, Client>,
+    last_connection_id: u64,
 }
 
 struct Client {
-    number: u64,
+    connection_id: u64,
     sender: Sender,
-    /// Dropped with this, it ends the connection.
-    _kept: oneshot::Sender<Infallible>,
+    /// Closes the connection when dropped with the client.
+    _connection: oneshot::Sender<Infallible>,
 }
 
 impl Clients {
-    fn lock(&self) -> MutexGuard<'_, ByIdentity> {
+    fn lock(&self) -> MutexGuard<'_, ClientTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a client, in place of another of its identity. Returns what tells that it was itself replaced.
-    fn enter(self: &Arc<Self>, mut identity: Bytes, sender: Sender) -> (Entry, oneshot::Receiver<Infallible>) {
-        let (kept, replaced) = oneshot::channel();
+    /// Registers a client, replacing any other with the same identity.
+    ///
+    /// The receiver completes when a newer connection replaces this client.
+    fn register(self: &Arc<Self>, mut identity: Bytes, sender: Sender) -> (ClientGuard, oneshot::Receiver<Infallible>) {
+        let (connection, replaced) = oneshot::channel();
         let mut clients = self.lock();
-        clients.last += 1;
-        let number = clients.last;
+        clients.last_connection_id += 1;
+        let connection_id = clients.last_connection_id;
         if identity.is_empty() {
-            // As libzmq's: with a zero in front, so that it is nobody's own.
-            identity = [&[0][..], &number.to_be_bytes()].concat().into();
+            // As in libzmq, a leading zero byte marks assigned identities. Clients may not choose one that begins so.
+            identity = [&[0][..], &connection_id.to_be_bytes()].concat().into();
         }
         let client = Client {
-            number,
+            connection_id,
             sender,
-            _kept: kept,
+            _connection: connection,
         };
-        clients.connected.insert(identity.clone(), client);
-        let entry = Entry {
+        clients.by_identity.insert(identity.clone(), client);
+        let guard = ClientGuard {
             clients: self.clone(),
             identity,
-            number,
+            connection_id,
         };
-        (entry, replaced)
+        (guard, replaced)
     }
 }
 
-/// A client's entry among those that are connected, for as long as this is there.
-struct Entry {
+/// Removes its client from the connected clients when dropped, unless another connection has replaced it.
+struct ClientGuard {
     clients: Arc<Clients>,
     identity: Bytes,
-    number: u64,
+    connection_id: u64,
 }
 
-impl Drop for Entry {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
         let mut clients = self.clients.lock();
         if clients
-            .connected
+            .by_identity
             .get(&self.identity)
-            .is_some_and(|client| client.number == self.number)
+            .is_some_and(|client| client.connection_id == self.connection_id)
         {
-            clients.connected.remove(&self.identity);
+            clients.by_identity.remove(&self.identity);
         }
     }
 }
 
-/// Receives one client's messages.
+/// Receives the messages of one client and forwards them to the shared queue.
 async fn receive_all(clients: Arc<Clients>, queue: mpsc::Sender<Vec<Bytes>>, peer: Peer) {
     let Peer {
         identity,
@@ -153,16 +157,16 @@ async fn receive_all(clients: Arc<Clients>, queue: mpsc::Sender<Vec<Bytes>>, pee
         mut receiver,
     } = peer;
     if identity.len() > 255 || identity.first() == Some(&0) {
-        tracing::debug!("a client is refused whose identity has more than 255 bytes or begins with a zero");
+        tracing::debug!("rejecting a client whose identity has more than 255 bytes or begins with a zero byte");
         return;
     }
-    let (entry, replaced) = clients.enter(identity, sender);
+    let (guard, replaced) = clients.register(identity, sender);
     let receive = async {
         loop {
             let mut frames = receiver.recv().await?;
-            frames.insert(0, entry.identity.clone());
+            frames.insert(0, guard.identity.clone());
             if queue.send(frames).await.is_err() {
-                // Nobody receives any more.
+                // The receiving half was dropped.
                 return Ok::<_, SocketError>(());
             }
         }
@@ -170,9 +174,9 @@ async fn receive_all(clients: Arc<Clients>, queue: mpsc::Sender<Vec<Bytes>>, pee
     tokio::select! {
         ended = receive => {
             if let Err(error) = ended {
-                tracing::debug!(%error, "a client is gone");
+                tracing::debug!(%error, "a client disconnected");
             }
         }
-        _ = replaced => tracing::debug!("a client has connected anew"),
+        _ = replaced => tracing::debug!("a client reconnected, closing its older connection"),
     }
 }

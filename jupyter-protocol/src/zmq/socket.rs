@@ -1,4 +1,4 @@
-//! A connection over TCP or a Unix socket, which is read and written at the same time.
+//! Byte streams over TCP and Unix sockets, read and written concurrently.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
@@ -11,8 +11,8 @@ use tokio::net::UnixStream;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::timeout;
 
-/// How many pieces are written at a time.
-const PIECES: usize = 64;
+/// Maximum number of buffers per vectored write.
+const MAX_SLICES: usize = 64;
 
 pub(super) enum Socket {
     Tcp(TcpStream),
@@ -20,20 +20,20 @@ pub(super) enum Socket {
     Unix(UnixStream),
 }
 
-macro_rules! either {
-    ($socket:expr, $stream:ident => $what:expr) => {
+macro_rules! on_stream {
+    ($socket:expr, $stream:ident => $expression:expr) => {
         match $socket {
-            Socket::Tcp($stream) => $what,
+            Socket::Tcp($stream) => $expression,
             #[cfg(unix)]
-            Socket::Unix($stream) => $what,
+            Socket::Unix($stream) => $expression,
         }
     };
 }
 
-async fn connect_tcp(address: &str, unread: u32) -> io::Result<TcpStream> {
+async fn connect_tcp(address: &str, recv_buffer_size: u32) -> io::Result<TcpStream> {
     let mut failure = io::Error::new(ErrorKind::NotFound, "the host has no address");
     for address in lookup_host(address).await? {
-        match tcp_socket(address, unread)?.connect(address).await {
+        match tcp_socket(address, recv_buffer_size)?.connect(address).await {
             Ok(stream) => return Ok(stream),
             Err(error) => failure = error,
         }
@@ -41,18 +41,19 @@ async fn connect_tcp(address: &str, unread: u32) -> io::Result<TcpStream> {
     Err(failure)
 }
 
-fn tcp_socket(address: SocketAddr, unread: u32) -> io::Result<TcpSocket> {
+fn tcp_socket(address: SocketAddr, recv_buffer_size: u32) -> io::Result<TcpSocket> {
     let new = || match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     };
     let socket = new()?;
-    if unread == 0 {
+    if recv_buffer_size == 0 {
         return Ok(socket);
     }
-    // A buffer of a fixed size grows no more. Where it may not be as large as that, it is better left to grow.
-    socket.set_recv_buffer_size(unread)?;
-    if socket.recv_buffer_size()? >= unread {
+    // A receive buffer of a fixed size stops growing automatically. If the system caps it below the request, a fresh
+    // socket with automatic growth holds more.
+    socket.set_recv_buffer_size(recv_buffer_size)?;
+    if socket.recv_buffer_size()? >= recv_buffer_size {
         Ok(socket)
     } else {
         new()
@@ -60,11 +61,12 @@ fn tcp_socket(address: SocketAddr, unread: u32) -> io::Result<TcpSocket> {
 }
 
 impl Socket {
-    /// Connects once, to an address as connection files have it. The operating system is asked to hold `unread` bytes of
-    /// what arrives over TCP; 0 leaves that to it.
-    pub(super) async fn connect(address: &str, unread: u32) -> io::Result<Self> {
+    /// Connects to a `tcp://` or `ipc://` address without retrying.
+    ///
+    /// `recv_buffer_size` is the size of the TCP receive buffer to request, in bytes; 0 keeps the system's default.
+    pub(super) async fn connect(address: &str, recv_buffer_size: u32) -> io::Result<Self> {
         if let Some(address) = address.strip_prefix("tcp://") {
-            return Self::tcp(connect_tcp(address, unread).await?);
+            return Self::tcp(connect_tcp(address, recv_buffer_size).await?);
         }
         #[cfg(unix)]
         if let Some(path) = address.strip_prefix("ipc://") {
@@ -77,42 +79,47 @@ impl Socket {
     }
 
     pub(super) fn tcp(stream: TcpStream) -> io::Result<Self> {
-        // A small message is not to wait for the acknowledgement of the one before.
+        // Nagle's algorithm would delay a small message until the one before is acknowledged.
         stream.set_nodelay(true)?;
         Ok(Self::Tcp(stream))
     }
 
-    /// Reads once what is there; `None` where there is nothing. 0 bytes are the end.
+    /// Reads available bytes without waiting. Returns `None` if there are none, and `Some(0)` at the end of the stream.
     pub(super) fn try_read(&self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
-        there(either!(self, stream => stream.try_read_buf(buffer)))
+        none_if_not_ready(on_stream!(self, stream => stream.try_read_buf(buffer)))
     }
 
-    /// Waits until there may be something to read. Cancel-safe.
+    /// Waits until the socket may be readable. Cancel-safe.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        either!(self, stream => stream.readable().await)
+        on_stream!(self, stream => stream.readable().await)
     }
 
-    /// Hands all pieces to the system, none of which is empty. Fails where the other side takes nothing for as long as
-    /// `patience`.
-    pub(super) async fn write_all(&self, mut pieces: VecDeque<Bytes>, patience: Duration) -> io::Result<()> {
+    /// Writes all pieces, none of which may be empty.
+    ///
+    /// Fails with [`ErrorKind::TimedOut`] if the socket is not writable for as long as `write_timeout`.
+    pub(super) async fn write_all(&self, mut pieces: VecDeque<Bytes>, write_timeout: Duration) -> io::Result<()> {
         loop {
             self.try_write(&mut pieces)?;
             if pieces.is_empty() {
                 return Ok(());
             }
-            match either!(self, stream => timeout(patience, stream.writable()).await) {
+            match on_stream!(self, stream => timeout(write_timeout, stream.writable()).await) {
                 Ok(writable) => writable?,
                 Err(_) => return Err(ErrorKind::TimedOut.into()),
             }
         }
     }
 
-    /// Hands as much to the system as it takes now, and leaves the rest.
+    /// Writes as much as possible without waiting and removes it from `pieces`.
     pub(super) fn try_write(&self, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
         while !pieces.is_empty() {
             let written = {
-                let slices: Vec<_> = pieces.iter().take(PIECES).map(|piece| IoSlice::new(piece)).collect();
-                there(either!(self, stream => stream.try_write_vectored(&slices)))?
+                let slices: Vec<_> = pieces
+                    .iter()
+                    .take(MAX_SLICES)
+                    .map(|piece| IoSlice::new(piece))
+                    .collect();
+                none_if_not_ready(on_stream!(self, stream => stream.try_write_vectored(&slices)))?
             };
             match written {
                 Some(0) => return Err(ErrorKind::WriteZero.into()),
@@ -124,15 +131,16 @@ impl Socket {
     }
 }
 
-fn there(done: io::Result<usize>) -> io::Result<Option<usize>> {
-    match done {
+/// Maps [`ErrorKind::WouldBlock`] and [`ErrorKind::Interrupted`] to `None`.
+fn none_if_not_ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
         Ok(length) => Ok(Some(length)),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Takes off what was written.
+/// Removes the first `written` bytes.
 fn advance(pieces: &mut VecDeque<Bytes>, mut written: usize) {
     while let Some(first) = pieces.front_mut() {
         if written < first.len() {

@@ -5,10 +5,10 @@ use tokio::time::sleep;
 
 use super::SocketError;
 use super::connection::{Role, connect};
-use super::inbox::Inbox;
+use super::detachable::DetachableSocket;
 use super::memory::MessageMemory;
-use super::stream::Stream;
-use super::throttle::{Throttle, left_out, size};
+use super::read_buffer::ReadBuffer;
+use super::throttle::{Throttle, skipped_error, total_bytes};
 use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
 
@@ -18,55 +18,60 @@ const SUB: Role<'_> = Role {
     peers: &["XPUB", "PUB"],
 };
 
-/// How much the operating system is to hold, in bytes, where we do not come to read: what does not fit is dropped by a
-/// kernel that does not wait.
-const UNREAD: u32 = 4 << 20;
-/// How often [`IopubSubscriber::try_recv`] reads at most: a large message must not be read in one go.
-const READS: usize = 16;
+/// Size of the TCP receive buffer to request, in bytes. It bridges pauses in reading: most kernels drop output that
+/// does not fit into the buffers.
+const RECV_BUFFER_SIZE: u32 = 4 << 20;
+/// Maximum number of reads per [`IopubSubscriber::try_recv`]. A large message must not occupy the task until it is
+/// complete.
+const MAX_READS: usize = 16;
 
-/// The subscriber of a kernel's iopub, to all topics.
+/// Subscriber to all topics of a kernel's iopub socket.
 ///
-/// A kernel that publishes faster than its subscriber reads drops what it cannot send, so that what reading costs
-/// decides from where on output is lost. So there is no task and no queue between the connection and whoever receives,
-/// and messages can be let [`gather`](Self::gather).
+/// Most kernels drop output that they publish faster than the subscriber reads it, so the cost of reading decides at
+/// which rate output is lost. To keep that cost low, there is no task and no queue between the connection and the
+/// receiver, and [`gather`](Self::gather) lets messages accumulate without wake-ups.
 pub struct IopubSubscriber {
-    stream: Stream,
-    inbox: Inbox,
+    socket: DetachableSocket,
+    read_buffer: ReadBuffer,
     throttle: Throttle,
 }
 
 impl IopubSubscriber {
-    /// Connects and subscribes. The kernel learns of it a moment later: until its `iopub_welcome` or any other message
-    /// arrives, what it publishes may pass unseen. An address where nobody listens yet is tried again until the
-    /// deadline.
+    /// Connects and subscribes to all topics.
+    ///
+    /// The subscription takes effect at the kernel a moment later. Messages that the kernel publishes before then are
+    /// missed; the first message to arrive, such as `iopub_welcome`, proves that the subscription is in effect. An
+    /// address that does not listen yet is retried until `deadline`.
     ///
     /// # Errors
-    /// [`SocketError::Connect`] where nobody answered by the deadline, or not as a ZeroMQ publisher.
+    /// [`SocketError::Connect`] if the address does not answer before the deadline, or the peer is not a ZeroMQ
+    /// publisher.
     pub async fn connect(endpoint: &str, deadline: Duration) -> Result<Self, SocketError> {
-        let (socket, inbox) = connect(endpoint, &SUB, &SUBSCRIBE_TO_ALL, UNREAD, deadline).await?;
+        let (socket, read_buffer) = connect(endpoint, &SUB, &SUBSCRIBE_TO_ALL, RECV_BUFFER_SIZE, deadline).await?;
         Ok(Self {
-            stream: Stream::Watched(socket),
-            inbox,
+            socket: DetachableSocket::Attached(socket),
+            read_buffer,
             throttle: Throttle::default(),
         })
     }
 
-    /// Takes the memory for large messages from what other sockets take theirs from.
+    /// Reserves memory for large messages from a budget that is shared with other sockets.
     #[must_use]
     pub fn with_memory(mut self, memory: &MessageMemory) -> Self {
-        self.inbox.share(memory);
+        self.read_buffer.set_memory(memory);
         self
     }
 
-    /// The next message. Cancel-safe.
+    /// Receives the next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`SocketError::Wire`] where the frames are no message, too large, or there is no memory for them, after which the socket goes on;
-    /// [`SocketError::Broken`] where the connection is lost. It does not connect again by itself: what was published
-    /// meanwhile would be missing, and nobody told.
+    /// - [`SocketError::Wire`] if the frames are not a message, or the message was skipped because it is too large or
+    ///   there was no memory for it. The socket remains usable.
+    /// - [`SocketError::Broken`] if the connection is lost. The socket does not reconnect: that would hide the loss of
+    ///   messages that were published in between.
     pub async fn recv(&mut self) -> Result<WireMessage, SocketError> {
         loop {
-            // Where there is always something to read, the other tasks have their turn.
+            // Yields to other tasks while the socket always has more to read.
             tokio::task::consume_budget().await;
             self.throttle.wait().await;
             if let Some(message) = self.decoded() {
@@ -78,17 +83,19 @@ impl IopubSubscriber {
         }
     }
 
-    /// The next message where one is here already. `None` too after a bounded amount of other traffic, or of one large
-    /// message: [`recv`](Self::recv) goes on then.
+    /// Receives the next message if it has already arrived.
+    ///
+    /// Also returns `None` after a bounded amount of work, such as on commands or a part of a large message;
+    /// [`recv`](Self::recv) then continues.
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn try_recv(&mut self) -> Option<Result<WireMessage, SocketError>> {
-        for _ in 0..READS {
+        for _ in 0..MAX_READS {
             if let Some(message) = self.decoded() {
                 return Some(message);
             }
-            if self.throttle.is_due() || !self.inbox.has_memory() {
+            if self.throttle.is_due() || !self.read_buffer.has_memory() {
                 return None;
             }
             match self.try_fill() {
@@ -100,28 +107,30 @@ impl IopubSubscriber {
         None
     }
 
-    /// Counts a message that the caller refuses: after many of them, receiving pauses.
+    /// Counts a message that the caller rejected. After many of them, receiving pauses.
     pub fn refused(&mut self, message: &WireMessage) {
-        self.throttle.refused(size(message.parts_and_buffers()));
+        self.throttle.refused(total_bytes(message.parts_and_buffers()));
     }
 
-    /// Reads nothing for so long, and is not woken for what arrives meanwhile: in a flood over TCP, waking costs more than
-    /// all that is done with a message. Returns `false` at once for a Unix socket, which has too little room for that.
-    /// Cancel-safe. Should the connection not survive it, the next [`recv`](Self::recv) tells.
+    /// Pauses reading for `time`, without wake-ups for bytes that arrive meanwhile. Cancel-safe.
+    ///
+    /// At high message rates over TCP, wake-ups cost more than processing the messages. Returns `false` at once for a
+    /// Unix socket, whose buffer is too small for a pause. If pausing breaks the connection, the next
+    /// [`recv`](Self::recv) returns the error.
     pub async fn gather(&mut self, time: Duration) -> bool {
-        let gathers = self.stream.unwatch();
-        if gathers {
+        let detached = self.socket.detach();
+        if detached {
             sleep(time).await;
         }
-        gathers
+        detached
     }
 
-    /// A message that was read already; `None` too once there were too many commands.
+    /// Returns the next message in the read buffer, or `None` if there is none or the throttle is due.
     fn decoded(&mut self) -> Option<Result<WireMessage, SocketError>> {
         while !self.throttle.is_due() {
-            match self.inbox.next() {
+            match self.read_buffer.next() {
                 Ok(Some(Traffic::Message(frames))) => return Some(self.throttle.message(frames)),
-                Ok(Some(Traffic::LeftOut(bytes))) => return Some(Err(left_out(bytes))),
+                Ok(Some(Traffic::Skipped(bytes))) => return Some(Err(skipped_error(bytes))),
                 Ok(Some(Traffic::Command(command))) => {
                     self.throttle.command(&command);
                     if let Err(error) = self.answer(&command) {
@@ -135,35 +144,36 @@ impl IopubSubscriber {
         None
     }
 
-    /// Answers a publisher that asks whether somebody is there, as one with `ZMQ_HEARTBEAT_IVL` does. One that takes no
-    /// answer now asks again.
+    /// Answers a PING command, which publishers with `ZMQ_HEARTBEAT_IVL` send.
+    ///
+    /// If the socket is not writable, the PONG is dropped: the publisher will send another PING.
     fn answer(&mut self, command: &[u8]) -> Result<(), SocketError> {
         let Some(pong) = zmtp::pong(command) else { return Ok(()) };
         let mut pieces = [pong.clone()].into();
-        self.stream.try_write(&mut pieces).map_err(SocketError::broken)?;
+        self.socket.try_write(&mut pieces).map_err(SocketError::broken)?;
         match pieces.front() {
-            // A part of it would make nonsense of what follows.
+            // A partially written frame corrupts the rest of the stream.
             Some(rest) if rest.len() < pong.len() => Err(SocketError::broken(ErrorKind::WriteZero)),
             _ => Ok(()),
         }
     }
 
-    /// Reads, and waits for something to read. Cancel-safe.
+    /// Waits until bytes arrive and reads them. Cancel-safe.
     async fn fill(&mut self) -> Result<(), SocketError> {
-        self.inbox.memory().await?;
+        self.read_buffer.reserve_memory().await?;
         while !self.try_fill()? {
-            self.inbox.rest();
+            self.read_buffer.release_if_empty();
             tokio::select! {
-                readable = self.stream.readable() => readable.map_err(SocketError::broken)?,
-                () = self.inbox.overdue() => {}
+                readable = self.socket.readable() => readable.map_err(SocketError::broken)?,
+                () = self.read_buffer.until_overdue() => {}
             }
         }
         Ok(())
     }
 
-    /// Reads once what is there. Whether there was something.
+    /// Reads once. Returns `false` if there was nothing to read.
     fn try_fill(&mut self) -> Result<bool, SocketError> {
-        self.inbox.read(|buffer| self.stream.try_read(buffer))
+        self.read_buffer.read(|buffer| self.socket.try_read(buffer))
     }
 }
 
@@ -176,24 +186,24 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(60);
+    const DEADLINE: Duration = Duration::from_secs(60);
     const READY: &[u8] = b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04XPUB";
 
-    /// A publisher's side of the handshake, and a subscriber.
+    /// Returns a raw connection that has performed the publisher's handshake, and its subscriber.
     async fn pair() -> (TcpStream, IopubSubscriber) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("tcp://{}", listener.local_addr().unwrap());
         let publisher = async {
-            let mut stream = listener.accept().await.unwrap().0;
-            stream.write_all(&zmtp::greeting()).await.unwrap();
-            stream.write_all(READY).await.unwrap();
+            let mut socket = listener.accept().await.unwrap().0;
+            socket.write_all(&zmtp::greeting()).await.unwrap();
+            socket.write_all(READY).await.unwrap();
             let mut handshake = vec![0; zmtp::GREETING + zmtp::ready("SUB", b"").len() + SUBSCRIBE_TO_ALL.len()];
-            stream.read_exact(&mut handshake).await.unwrap();
+            socket.read_exact(&mut handshake).await.unwrap();
             assert!(handshake.ends_with(&SUBSCRIBE_TO_ALL));
-            stream
+            socket
         };
-        let (stream, subscriber) = tokio::join!(publisher, IopubSubscriber::connect(&address, SOON));
-        (stream, subscriber.unwrap())
+        let (socket, subscriber) = tokio::join!(publisher, IopubSubscriber::connect(&address, DEADLINE));
+        (socket, subscriber.unwrap())
     }
 
     fn message(content: &[u8]) -> Vec<u8> {
@@ -204,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_gathers_unwatched_arrives_and_then_the_end() {
+    async fn messages_that_gather_while_detached_arrive_before_the_end() {
         let (mut publisher, mut subscriber) = pair().await;
         subscriber.gather(Duration::ZERO).await;
         publisher.write_all(&message(b"{1}")).await.unwrap();
@@ -227,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_message_waits_until_another_was_received() {
+    async fn a_large_message_waits_for_the_memory_of_another() {
         let memory = MessageMemory::new(4 << 20);
         let ((mut publisher, subscriber), (mut other, others)) = (pair().await, pair().await);
         let (mut subscriber, mut others) = (subscriber.with_memory(&memory), others.with_memory(&memory));
@@ -237,7 +247,7 @@ mod tests {
         received.unwrap();
         let mut both = pin!(async { tokio::join!(other.write_all(&large), others.recv()) });
         tokio::select! {
-            _ = &mut both => panic!("6 MiB of 4"),
+            _ = &mut both => panic!("received 6 MiB with a budget of 4 MiB"),
             () = memory.is_waited_for() => {}
         }
         publisher.write_all(&message(b"{2}")).await.unwrap();
@@ -248,22 +258,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_needs_more_memory_than_there_is_is_left_out() {
+    async fn a_message_larger_than_the_budget_is_skipped() {
         let (mut publisher, subscriber) = pair().await;
         let mut subscriber = subscriber.with_memory(&MessageMemory::new(2 << 20));
         let sent = [message(&vec![b' '; 3 << 20]), message(b"{2}")].concat();
-        let (sent, left_out) = tokio::join!(publisher.write_all(&sent), async {
-            let left_out = subscriber.recv().await.unwrap_err();
+        let (sent, error) = tokio::join!(publisher.write_all(&sent), async {
+            let error = subscriber.recv().await.unwrap_err();
             assert_eq!(subscriber.recv().await.unwrap().content(), "{2}");
-            left_out
+            error
         });
         sent.unwrap();
-        assert!(left_out.is_one_message());
-        assert!(left_out.to_string().contains("no memory"), "{left_out}");
+        assert!(error.is_one_message());
+        assert!(error.to_string().contains("no memory"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_publisher_that_asks_whether_somebody_is_there_is_answered() {
+    async fn a_ping_from_the_publisher_is_answered() {
         let (mut publisher, mut subscriber) = pair().await;
         publisher.write_all(b"\x04\x0a\x04PING\0\x0aabc").await.unwrap();
         publisher.write_all(&message(b"{1}")).await.unwrap();
@@ -274,20 +284,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_no_publisher_is_named() {
+    async fn connect_errors_name_the_address_and_the_protocol() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("tcp://{}", listener.local_addr().unwrap());
         let server = async {
-            let mut stream = listener.accept().await.unwrap().0;
-            stream.write_all(&[b'x'; zmtp::GREETING]).await.unwrap();
-            stream
+            let mut socket = listener.accept().await.unwrap().0;
+            socket.write_all(&[b'x'; zmtp::GREETING]).await.unwrap();
+            socket
         };
-        let (_stream, refused) = tokio::join!(server, IopubSubscriber::connect(&address, SOON));
+        let (_stream, refused) = tokio::join!(server, IopubSubscriber::connect(&address, DEADLINE));
         let refused = refused.err().unwrap().to_string();
         assert!(refused.contains(&address) && refused.contains("ZMTP"), "{refused}");
-        let nobody = IopubSubscriber::connect("ipc:///nonexistent/socket", Duration::from_millis(1)).await;
-        assert!(matches!(nobody.err(), Some(SocketError::Connect { .. })));
-        let odd = IopubSubscriber::connect("udp://1.2.3.4:5", SOON).await.err().unwrap();
-        assert!(odd.to_string().contains("ipc://"), "{odd}");
+        let missing = IopubSubscriber::connect("ipc:///nonexistent/socket", Duration::from_millis(1)).await;
+        assert!(matches!(missing.err(), Some(SocketError::Connect { .. })));
+        let unsupported = IopubSubscriber::connect("udp://1.2.3.4:5", DEADLINE)
+            .await
+            .err()
+            .unwrap();
+        assert!(unsupported.to_string().contains("ipc://"), "{unsupported}");
     }
 }

@@ -6,59 +6,59 @@ use tokio::time::sleep;
 use super::{MAX_MESSAGE_BYTES, SocketError};
 use crate::wire::{WireError, WireMessage};
 
-/// How much refused input is taken before a pause. A command counts as one.
-const BURST: usize = 2_048;
-/// What a refused message counts as, of which the signature was computed.
-const MESSAGE: usize = 8;
-/// How many of its bytes count as one.
-const BYTES: usize = 128;
-/// How long reading pauses then, so that what a peer sends waits on its own side.
+/// Cost of rejected input that causes a pause. A small command costs one.
+const PAUSE_COST: usize = 2_048;
+/// Base cost of a rejected message. It covers the computation of the signature.
+const MESSAGE_COST: usize = 8;
+/// Bytes of a command or message that add one to its cost.
+const BYTES_PER_COST: usize = 128;
+/// How long reading pauses, so that further input stays in the peer's queue.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Slows down reading from a peer that sends input which is refused.
+/// Slows down reading from a peer whose input is rejected.
 ///
-/// Such input produces no entry and so meets no other bound: without pauses a peer could keep a processor busy with it.
+/// Rejected input produces no log entry, so no other bound limits it. Without pauses a peer could keep a CPU busy.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
-    refused: usize,
+    cost: usize,
 }
 
 impl Throttle {
-    /// Counts a command that was passed over, or answered.
+    /// Counts a command, ignored or answered.
     pub(super) fn command(&mut self, command: &[u8]) {
-        self.refused = self.refused.saturating_add(1 + command.len() / BYTES);
+        self.cost = self.cost.saturating_add(1 + command.len() / BYTES_PER_COST);
     }
 
-    /// Counts a message that was refused.
+    /// Counts a rejected message of this size.
     pub(super) fn refused(&mut self, bytes: usize) {
-        self.refused = self.refused.saturating_add(MESSAGE + bytes / BYTES);
+        self.cost = self.cost.saturating_add(MESSAGE_COST + bytes / BYTES_PER_COST);
     }
 
-    /// The message that these frames are; refused where they are none.
+    /// Returns the message in these frames, or counts them as rejected.
     pub(super) fn message(&mut self, frames: Vec<Bytes>) -> Result<WireMessage, SocketError> {
-        let bytes = size(&frames);
+        let bytes = total_bytes(&frames);
         WireMessage::from_frames(frames).map_err(|error| {
             self.refused(bytes);
             error.into()
         })
     }
 
-    /// Whether the next [`wait`](Self::wait) pauses.
+    /// Returns whether the next [`wait`](Self::wait) pauses.
     pub(super) fn is_due(&self) -> bool {
-        self.refused >= BURST
+        self.cost >= PAUSE_COST
     }
 
-    /// Pauses where enough was refused since the last pause. Cancel-safe.
+    /// Pauses if enough input was rejected since the last pause. Cancel-safe.
     pub(super) async fn wait(&mut self) {
         if self.is_due() {
             sleep(PAUSE).await;
-            self.refused = 0;
+            self.cost = 0;
         }
     }
 }
 
-/// The error in place of a message that was passed over.
-pub(super) fn left_out(bytes: u64) -> SocketError {
+/// Returns the error for a skipped message of this size.
+pub(super) fn skipped_error(bytes: u64) -> SocketError {
     let most = MAX_MESSAGE_BYTES;
     let error = if bytes > most {
         WireError::TooLarge { bytes, most }
@@ -68,7 +68,7 @@ pub(super) fn left_out(bytes: u64) -> SocketError {
     error.into()
 }
 
-/// How many bytes the frames have.
-pub(super) fn size(frames: &[Bytes]) -> usize {
+/// Returns the total size of the frames in bytes.
+pub(super) fn total_bytes(frames: &[Bytes]) -> usize {
     frames.iter().map(Bytes::len).sum()
 }

@@ -9,19 +9,19 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::MAX_MESSAGE_BYTES;
 use crate::wire::MAX_FRAMES;
 
-/// The length of a greeting.
+/// Length of a greeting in bytes.
 pub(super) const GREETING: usize = 64;
-/// Asks for everything: the message of a subscription, with an empty prefix.
+/// Subscription message with an empty prefix, which matches all topics.
 pub(super) const SUBSCRIBE_TO_ALL: [u8; 3] = [0, 1, 1];
-/// How many bytes a command may have. Those that there are have some tens.
+/// Maximum size of a command in bytes. The commands of ZMTP 3 have a few dozen bytes.
 const MAX_COMMAND: u64 = 64 << 10;
-/// A frame of at most so many bytes is copied to be sent together with those beside it.
-const FEW: usize = 8 << 10;
-/// A frame of at most so many bytes, of a message that is not whole, is copied out of the memory that it was read into:
-/// who sends frame after frame slowly is not to be given room for a whole read with each.
-const SMALL: usize = 32 << 10;
+/// Frames of up to this many bytes are copied next to each other, so that they are sent as one piece.
+const COPY_THRESHOLD: usize = 8 << 10;
+/// Frames of an incomplete message of up to this many bytes are copied out of the read buffer. A peer that sends small
+/// frames slowly would otherwise keep a whole read buffer alive with each.
+const COMPACT_THRESHOLD: usize = 32 << 10;
 
-/// How large a message may be.
+/// Maximum size of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) bytes: u64,
@@ -29,12 +29,12 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// A message of the protocol.
+    /// Limits of a Jupyter message.
     pub(super) const MESSAGE: Self = Self {
         bytes: MAX_MESSAGE_BYTES,
         frames: MAX_FRAMES,
     };
-    /// A heartbeat or a subscription.
+    /// Limits of a heartbeat or subscription.
     #[cfg(feature = "kernel")]
     pub(super) const SHORT: Self = Self {
         bytes: 4 << 10,
@@ -42,8 +42,8 @@ impl Limits {
     };
 }
 
-/// The largest message that is passed over. One that claims to be larger breaks the connection.
-const MOST_SKIPPED: u64 = 1 << 34;
+/// Maximum size of a message that can be skipped. A message that claims to be larger closes the connection.
+const MAX_SKIPPED_BYTES: u64 = 1 << 34;
 
 const VERSION: u8 = 3;
 const MECHANISM: &[u8] = b"NULL";
@@ -52,26 +52,26 @@ const MORE: u8 = 1;
 const LONG: u8 = 2;
 const COMMAND: u8 = 4;
 
-/// The other side does not speak as it should.
+/// The peer violated ZMTP or is not compatible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ZmtpError {
-    #[error("it does not greet as ZMTP 3 does; is the port another program's?")]
+    #[error("the peer does not speak ZMTP 3; does another program use the port?")]
     NotZmtp,
-    #[error("it wants the security mechanism {0:?}; only NULL is known here")]
+    #[error("the peer requires the security mechanism {0:?}, but only NULL is supported")]
     Mechanism(String),
-    #[error("it refused the connection: {0}")]
+    #[error("the peer refused the connection: {0}")]
     Refused(String),
-    #[error("its socket is a {found:?}, where {expected} was expected")]
+    #[error("the peer's socket type is {found:?}, expected {expected}")]
     SocketType { found: String, expected: String },
-    #[error("a frame's flags are {0:#04x}, which ZMTP does not have")]
+    #[error("a frame has invalid flags {0:#04x}")]
     Flags(u8),
     #[error(
-        "a message of more than {} bytes or {} frames, or a command of more than {MAX_COMMAND}", .0.bytes, .0.frames
+        "a message exceeds {} bytes or {} frames, or a command exceeds {MAX_COMMAND} bytes", .0.bytes, .0.frames
     )]
     TooLarge(Limits),
 }
 
-/// What to greet with.
+/// Returns our greeting.
 pub(super) fn greeting() -> [u8; GREETING] {
     let mut greeting = [0; GREETING];
     greeting[0] = 0xff;
@@ -81,8 +81,9 @@ pub(super) fn greeting() -> [u8; GREETING] {
     greeting
 }
 
-/// Looks at as much of the other side's greeting as has come; whether that is all of it. An older version sends less,
-/// and waits.
+/// Checks the part of the peer's greeting that has arrived. Returns `false` while it is incomplete.
+///
+/// Older versions send less and then wait for an answer, so the first bytes must suffice to reject them.
 pub(super) fn check_greeting(greeting: &[u8]) -> Result<bool, ZmtpError> {
     let wrong = |at: usize, is: fn(u8) -> bool| greeting.get(at).is_some_and(|byte| is(*byte));
     if wrong(0, |byte| byte != 0xff) || wrong(9, |byte| byte & 1 == 0) || wrong(10, |version| version < VERSION) {
@@ -98,12 +99,12 @@ pub(super) fn check_greeting(greeting: &[u8]) -> Result<bool, ZmtpError> {
     Ok(true)
 }
 
-/// The command that ends our side of the handshake; the identity has at most 255 bytes.
+/// Returns the READY command, which completes our side of the handshake. The identity has at most 255 bytes.
 pub(super) fn ready(socket_type: &str, identity: &[u8]) -> Bytes {
     let mut body = b"\x05READY".to_vec();
     let properties = [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)];
     for (name, value) in properties.into_iter().filter(|(_, value)| !value.is_empty()) {
-        // Names are short, and so are values.
+        // The casts cannot truncate: names and values have at most 255 bytes.
         body.push(name.len() as u8);
         body.extend_from_slice(name.as_bytes());
         body.extend((value.len() as u32).to_be_bytes());
@@ -112,7 +113,7 @@ pub(super) fn ready(socket_type: &str, identity: &[u8]) -> Bytes {
     command(&body)
 }
 
-/// Whether what comes is a command, as far as that is known: until the handshake has ended nothing else may.
+/// Checks that the next frame, if any has arrived, is a command: the handshake permits nothing else.
 pub(super) fn check_is_command(data: &[u8]) -> Result<(), ZmtpError> {
     match data.first() {
         Some(flags) if flags & COMMAND == 0 => Err(ZmtpError::NotZmtp),
@@ -120,20 +121,21 @@ pub(super) fn check_is_command(data: &[u8]) -> Result<(), ZmtpError> {
     }
 }
 
-/// Looks at the command that ends the other side's handshake, of a socket of one of these types. Returns its identity,
-/// which may be empty.
+/// Checks the command that completes the peer's handshake, and returns the peer's identity, which may be empty.
+///
+/// Fails if the peer's socket type is not one of `types`.
 pub(super) fn check_ready(command: &Bytes, types: &[&str]) -> Result<Bytes, ZmtpError> {
-    let (name, mut rest) = short(command).ok_or(ZmtpError::NotZmtp)?;
+    let (name, mut rest) = split_short(command).ok_or(ZmtpError::NotZmtp)?;
     match name {
         b"READY" => {}
         b"ERROR" => {
-            let reason = short(rest).map_or(rest, |(reason, _)| reason);
+            let reason = split_short(rest).map_or(rest, |(reason, _)| reason);
             return Err(ZmtpError::Refused(String::from_utf8_lossy(reason).into_owned()));
         }
         _ => return Err(ZmtpError::NotZmtp),
     }
     let mut identity = Bytes::new();
-    while let Some((name, after)) = short(rest) {
+    while let Some((name, after)) = split_short(rest) {
         let (length, after) = after.split_first_chunk::<4>().ok_or(ZmtpError::NotZmtp)?;
         let value = after
             .get(..u32::from_be_bytes(*length) as usize)
@@ -152,14 +154,15 @@ pub(super) fn check_ready(command: &Bytes, types: &[&str]) -> Result<Bytes, Zmtp
     Ok(identity)
 }
 
-/// The answer to a PING (ZMTP 3.1), with the at most 16 bytes of context that it may have; `None` for other commands.
+/// Returns the answer to a PING (ZMTP 3.1) with its context of at most 16 bytes, or `None` for other commands.
 pub(super) fn pong(ping: &[u8]) -> Option<Bytes> {
     let context = ping.strip_prefix(b"\x04PING")?.get(2..)?;
     Some(command(&[b"\x04PONG", &context[..context.len().min(16)]].concat()))
 }
 
-/// What a subscriber asks for: the topic, and whether it is to have it from now on or no longer. As ZMTP 3.0 has it, a
-/// message, or as 3.1 does, a command. `None` for anything else.
+/// Parses a subscription: `true` and the topic to subscribe, `false` and the topic to cancel.
+///
+/// Subscriptions are messages in ZMTP 3.0 and commands in ZMTP 3.1. Returns `None` for anything else.
 #[cfg(feature = "kernel")]
 pub(super) fn subscription(traffic: &Traffic) -> Option<(bool, Bytes)> {
     let (is_wanted, topic) = match traffic {
@@ -170,44 +173,44 @@ pub(super) fn subscription(traffic: &Traffic) -> Option<(bool, Bytes)> {
             ),
             _ => return None,
         },
-        Traffic::LeftOut(_) => return None,
-        Traffic::Command(command) => match short(command)? {
+        Traffic::Skipped(_) => return None,
+        Traffic::Command(command) => match split_short(command)? {
             (b"SUBSCRIBE", topic) => (true, topic),
             (b"CANCEL", topic) => (false, topic),
             _ => return None,
         },
     };
-    // A copy: it is kept, and what it came in is not to be.
+    // The topic is stored. A slice would keep the read buffer alive.
     Some((is_wanted, Bytes::copy_from_slice(topic)))
 }
 
-/// A message as the pieces that are sent, none of which is empty.
+/// Encodes a message into pieces to be written, none of which is empty.
 pub(super) fn encode(frames: &[Bytes]) -> VecDeque<Bytes> {
     let mut pieces = VecDeque::new();
-    let mut few = BytesMut::new();
+    let mut copied = BytesMut::new();
     for (index, frame) in frames.iter().enumerate() {
         let more = u8::from(index + 1 < frames.len());
-        put_head(&mut few, more, frame.len());
-        if frame.len() <= FEW {
-            few.extend_from_slice(frame);
+        put_frame_header(&mut copied, more, frame.len());
+        if frame.len() <= COPY_THRESHOLD {
+            copied.extend_from_slice(frame);
         } else {
-            pieces.extend([few.split().freeze(), frame.clone()]);
+            pieces.extend([copied.split().freeze(), frame.clone()]);
         }
     }
-    if !few.is_empty() {
-        pieces.push_back(few.freeze());
+    if !copied.is_empty() {
+        pieces.push_back(copied.freeze());
     }
     pieces
 }
 
 fn command(body: &[u8]) -> Bytes {
     let mut out = BytesMut::new();
-    put_head(&mut out, COMMAND, body.len());
+    put_frame_header(&mut out, COMMAND, body.len());
     out.extend_from_slice(body);
     out.freeze()
 }
 
-fn put_head(out: &mut BytesMut, flags: u8, length: usize) {
+fn put_frame_header(out: &mut BytesMut, flags: u8, length: usize) {
     match u8::try_from(length) {
         Ok(length) => out.extend_from_slice(&[flags, length]),
         Err(_) => {
@@ -217,45 +220,45 @@ fn put_head(out: &mut BytesMut, flags: u8, length: usize) {
     }
 }
 
-/// What has a byte of length in front of it, and what comes after.
-fn short(data: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Splits off a slice that is prefixed with its length in one byte.
+fn split_short(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = data.split_first()?;
     rest.split_at_checked(usize::from(*length))
 }
 
-/// What comes after the handshake.
+/// Traffic after the handshake.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Traffic {
     /// The body of a command.
     Command(Bytes),
     /// The frames of a message.
     Message(Vec<Bytes>),
-    /// A message of so many bytes, which was passed over: it is larger than the limit, or there was no memory for it.
-    LeftOut(u64),
+    /// The size in bytes of a message that was skipped: it exceeds the limit, or there was no memory for it.
+    Skipped(u64),
 }
 
-/// A message that is passed over.
-struct Skipped {
-    /// How many bytes of it are known of.
+/// A message that is being skipped.
+struct SkippedMessage {
+    /// Size of the message, as far as it is known.
     bytes: u64,
-    /// How many bytes of its current frame have not come.
+    /// Number of bytes of the current frame that have not arrived.
     left: u64,
     /// Whether another frame follows.
     more: bool,
 }
 
-/// Takes messages off what was read.
+/// Incremental decoder of messages and commands.
 pub(super) struct Decoder {
     limits: Limits,
-    /// The frames of a message whose last one has not come.
+    /// Frames of an incomplete message.
     frames: Vec<Bytes>,
-    /// How many of these have nothing beside them in their memory.
-    settled: usize,
-    /// How many bytes they have.
+    /// Number of leading `frames` that were compacted.
+    compacted: usize,
+    /// Total size of `frames`.
     bytes: u64,
-    /// How many bytes of the next frame have not come, as far as that is known.
+    /// Number of bytes of the next frame that have not arrived, as far as it is known.
     missing: usize,
-    skipped: Option<Skipped>,
+    skipped: Option<SkippedMessage>,
 }
 
 impl Decoder {
@@ -263,20 +266,21 @@ impl Decoder {
         Self {
             limits,
             frames: Vec::new(),
-            settled: 0,
+            compacted: 0,
             bytes: 0,
             missing: 0,
             skipped: None,
         }
     }
 
-    /// How many more bytes it takes to get on, as far as that is known.
+    /// Returns the number of bytes that complete the next frame, as far as it is known.
     pub(super) fn missing(&self) -> usize {
         self.missing
     }
 
-    /// How many bytes the message that is being received has, as far as that is known. `buffered` is how many of them
-    /// have come and were not taken.
+    /// Returns the size of the message that is being received, as far as it is known.
+    ///
+    /// `buffered` is the number of received bytes that are not decoded yet.
     pub(super) fn message_bytes(&self, buffered: usize) -> u64 {
         match &self.skipped {
             Some(_) => 0,
@@ -284,30 +288,31 @@ impl Decoder {
         }
     }
 
-    /// Passes over the message that is being received: what has come of it, and what will.
-    pub(super) fn leave_out(&mut self) {
-        self.skipped = Some(Skipped {
+    /// Skips the message that is being received, including the part that has not arrived yet.
+    pub(super) fn skip_message(&mut self) {
+        self.skipped = Some(SkippedMessage {
             bytes: self.bytes,
             left: 0,
             more: true,
         });
-        self.forget();
+        self.discard_frames();
     }
 
-    /// Drops the frames that have come.
-    fn forget(&mut self) {
+    fn discard_frames(&mut self) {
         self.frames.clear();
-        (self.bytes, self.settled) = (0, 0);
+        (self.bytes, self.compacted) = (0, 0);
     }
 
-    /// The next message or command that is whole; its frames share the buffer's memory.
+    /// Decodes the next complete message or command, whose frames share the memory of `buffer`.
+    ///
+    /// Returns `None` until more bytes arrive.
     pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Traffic>, ZmtpError> {
         loop {
             if let Some(skipped) = &mut self.skipped {
-                let there = skipped.left.min(buffer.len() as u64);
-                // At most what the buffer has.
-                buffer.advance(there as usize);
-                skipped.left -= there;
+                let available = skipped.left.min(buffer.len() as u64);
+                // The cast cannot truncate: `available` is at most the length of the buffer.
+                buffer.advance(available as usize);
+                skipped.left -= available;
                 if skipped.left > 0 {
                     self.missing = 0;
                     return Ok(None);
@@ -315,10 +320,10 @@ impl Decoder {
                 if !skipped.more {
                     let bytes = skipped.bytes;
                     self.skipped = None;
-                    return Ok(Some(Traffic::LeftOut(bytes)));
+                    return Ok(Some(Traffic::Skipped(bytes)));
                 }
             }
-            let Some((flags, head, length)) = frame_head(buffer)? else {
+            let Some((flags, header_length, length)) = frame_header(buffer)? else {
                 break;
             };
             let is_command = flags & COMMAND != 0;
@@ -328,60 +333,64 @@ impl Decoder {
             let known = self.skipped.as_ref().map_or(self.bytes, |skipped| skipped.bytes);
             let bytes = known.saturating_add(length);
             if !is_command && (self.skipped.is_some() || bytes > self.limits.bytes) {
-                if self.limits != Limits::MESSAGE || bytes > MOST_SKIPPED {
+                if self.limits != Limits::MESSAGE || bytes > MAX_SKIPPED_BYTES {
                     return Err(ZmtpError::TooLarge(self.limits));
                 }
-                self.forget();
-                buffer.advance(head);
-                self.skipped = Some(Skipped {
+                self.discard_frames();
+                buffer.advance(header_length);
+                self.skipped = Some(SkippedMessage {
                     bytes,
                     left: length,
                     more: flags & MORE != 0,
                 });
                 continue;
             }
-            // In range: that of a command or a message.
+            // The cast cannot truncate: the length is within the limits of a command or a message.
             let length = length as usize;
-            if let Some(missing) = (head + length).checked_sub(buffer.len()).filter(|missing| *missing > 0) {
+            if let Some(missing) = (header_length + length)
+                .checked_sub(buffer.len())
+                .filter(|missing| *missing > 0)
+            {
                 self.missing = missing;
-                self.settle();
+                self.compact();
                 return Ok(None);
             }
-            buffer.advance(head);
+            buffer.advance(header_length);
             let frame = buffer.split_to(length).freeze();
             if is_command {
                 return Ok(Some(Traffic::Command(frame)));
             }
             self.bytes += length as u64;
             if self.frames.is_empty() {
-                // What a message without buffers has.
+                // A topic or identity, the delimiter, the signature and the four parts.
                 self.frames.reserve(7);
             }
             self.frames.push(frame);
             if flags & MORE == 0 {
                 self.bytes = 0;
-                self.settled = 0;
+                self.compacted = 0;
                 return Ok(Some(Traffic::Message(std::mem::take(&mut self.frames))));
             }
         }
         self.missing = 0;
-        self.settle();
+        self.compact();
         Ok(None)
     }
 
-    /// Before more is waited for.
-    fn settle(&mut self) {
-        for frame in &mut self.frames[self.settled..] {
-            if frame.len() <= SMALL {
+    /// Copies small frames out of the read buffer before waiting for more bytes.
+    fn compact(&mut self) {
+        for frame in &mut self.frames[self.compacted..] {
+            if frame.len() <= COMPACT_THRESHOLD {
                 *frame = Bytes::copy_from_slice(frame);
             }
         }
-        self.settled = self.frames.len();
+        self.compacted = self.frames.len();
     }
 }
 
-/// The next frame's flags, how long its head is, and its length; `None` where its head has not come.
-fn frame_head(buffer: &[u8]) -> Result<Option<(u8, usize, u64)>, ZmtpError> {
+/// Returns the next frame's flags, the length of its header and the length of its body, or `None` while its header is
+/// incomplete.
+fn frame_header(buffer: &[u8]) -> Result<Option<(u8, usize, u64)>, ZmtpError> {
     let Some((&flags, rest)) = buffer.split_first() else {
         return Ok(None);
     };
@@ -418,13 +427,13 @@ mod tests {
     }
 
     #[test]
-    fn our_own_greeting_passes_and_others_do_not() {
+    fn only_greetings_of_zmtp_3_with_null_are_accepted() {
         assert_eq!(check_greeting(&greeting()), Ok(true));
         for whole in 0..GREETING {
             assert_eq!(check_greeting(&greeting()[..whole]), Ok(false));
         }
         assert_eq!(check_greeting(b"H"), Err(ZmtpError::NotZmtp));
-        // ZMTP 2.0, 1.0: what they send before they wait for an answer.
+        // The bytes that ZMTP 2.0 and 1.0 send before they wait for an answer.
         assert_eq!(
             check_greeting(b"\xff\0\0\0\0\0\0\0\x01\x7f\x01"),
             Err(ZmtpError::NotZmtp)
@@ -436,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_that_fit_are_ready() {
+    fn only_compatible_socket_types_are_accepted() {
         let check = |command: &[u8]| check_ready(&Bytes::copy_from_slice(command), &["XPUB", "PUB"]);
         assert_eq!(
             check(&ready("SUB", b"")[2..]),
@@ -498,13 +507,13 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_not_believed_and_flags_are_checked() {
+    fn claimed_lengths_and_flags_are_checked() {
         let huge = [&[LONG][..], &u64::MAX.to_be_bytes()].concat();
         let too_large = ZmtpError::TooLarge(Limits::MESSAGE);
         assert_eq!(decoded(&[&huge]), Err(too_large));
         assert_eq!(decoded(&[&[8, 0]]), Err(ZmtpError::Flags(8)));
         assert_eq!(
-            decoded(&[&claim(MORE, MOST_SKIPPED + 1)]),
+            decoded(&[&claim(MORE, MAX_SKIPPED_BYTES + 1)]),
             Err(ZmtpError::TooLarge(Limits::MESSAGE))
         );
         let long_command = [&[COMMAND | LONG][..], &(MAX_COMMAND + 1).to_be_bytes()].concat();
@@ -523,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_left_out_is_passed_over_and_takes_no_room() {
+    fn a_skipped_message_is_not_buffered() {
         let mut decoder = Decoder::new(Limits::MESSAGE);
         let mut buffer = BytesMut::new();
         let next = Bytes::from_static(b"next");
@@ -546,24 +555,24 @@ mod tests {
         buffer.extend_from_slice(b"f");
         assert_eq!(
             decoder.decode(&mut buffer),
-            Ok(Some(Traffic::LeftOut(MAX_MESSAGE_BYTES + 3)))
+            Ok(Some(Traffic::Skipped(MAX_MESSAGE_BYTES + 3)))
         );
         buffer.extend_from_slice(&encoded(&[vec![next.clone()]]));
         assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::Message(vec![next]))));
     }
 
     #[test]
-    fn a_message_can_be_left_out_at_any_point() {
+    fn a_message_can_be_skipped_at_any_point() {
         let frames = [b"one", b"two", b"end"].map(|frame| Bytes::from_static(frame));
         let next = vec![Bytes::from_static(b"next")];
         let bytes = encoded(&[frames.to_vec()]);
         for cut in 1..bytes.len() {
             let (mut decoder, mut buffer) = (Decoder::new(Limits::MESSAGE), BytesMut::from(&bytes[..cut]));
             assert_eq!(decoder.decode(&mut buffer), Ok(None));
-            decoder.leave_out();
+            decoder.skip_message();
             assert_eq!(decoder.decode(&mut buffer), Ok(None));
             buffer.extend_from_slice(&[&bytes[cut..], &encoded(std::slice::from_ref(&next))].concat());
-            assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::LeftOut(9))), "{cut}");
+            assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::Skipped(9))), "{cut}");
             assert_eq!(decoder.decode(&mut buffer), Ok(Some(Traffic::Message(next.clone()))));
         }
     }
@@ -593,9 +602,9 @@ mod tests {
         }
 
         #[test]
-        fn messages_come_out_as_they_went_in_wherever_they_are_cut(
+        fn messages_are_decoded_as_encoded_however_they_are_split(
             messages in prop::collection::vec(
-                prop::collection::vec(prop_oneof![0..400_usize, FEW - 1..FEW + 2], 1..5), 0..5),
+                prop::collection::vec(prop_oneof![0..400_usize, COPY_THRESHOLD - 1..COPY_THRESHOLD + 2], 1..5), 0..5),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
             let messages: Vec<Vec<_>> = messages

@@ -6,9 +6,9 @@ use tokio::sync::Notify;
 
 use super::comms::Comms;
 use super::history::History;
-use super::input::Input;
-use super::interrupt::Running;
-use super::iopub::Iopub;
+use super::interrupt::RunningRequests;
+use super::iopub::IopubPublisher;
+use super::stdin::Stdin;
 use crate::channel::Channel;
 use crate::connection_file::ConnectionInfo;
 use crate::content::Content;
@@ -19,29 +19,29 @@ use crate::signing::{DigestHistory, Signer};
 use crate::wire::{WireError, WireMessage};
 use crate::zmq::{RouterReceiver, RouterSender};
 
-/// What the tasks of one kernel share.
-pub(super) struct Shared {
+/// State that the tasks of one kernel share.
+pub(super) struct KernelState {
     pub(super) info: ConnectionInfo,
     pub(super) session: String,
     pub(super) signer: Signer,
-    pub(super) iopub: Iopub,
-    pub(super) input: Input,
-    pub(super) running: Running,
+    pub(super) iopub: IopubPublisher,
+    pub(super) stdin: Stdin,
+    pub(super) running: RunningRequests,
     pub(super) comms: Comms,
-    /// The number of the next execution.
+    /// Execution count of the next execution.
     pub(super) next_count: AtomicU64,
     pub(super) history: Mutex<History>,
-    /// Whether the kernel is to end, and whether to be started again.
+    /// Set when the kernel shuts down, to whether it will be restarted.
     pub(super) shutdown: Mutex<Option<bool>>,
     pub(super) shut_down: Notify,
 }
 
-impl Shared {
+impl KernelState {
     pub(super) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Publishes a message as an effect of the request with this header.
+    /// Publishes a message whose parent is the request with this header.
     pub(super) async fn publish(&self, message: Message, parent: &Header) {
         self.iopub.publish(&message.with_parent(parent.clone())).await;
     }
@@ -50,7 +50,7 @@ impl Shared {
         self.publish(Message::new(content, &self.session), parent).await;
     }
 
-    /// Sends a reply to the client that asked.
+    /// Sends a reply to the client of the request.
     pub(super) async fn reply(&self, socket: &RouterSender, origin: &Origin, content: Content) {
         let message = Message::new(content, &self.session).with_parent(origin.header.clone());
         let wire = message.to_wire().signed(&self.signer);
@@ -58,7 +58,7 @@ impl Shared {
             .send(wire.with_identities(origin.identities.iter().cloned()))
             .await
         {
-            tracing::debug!(%error, msg_type = message.msg_type(), "a reply could not be sent");
+            tracing::debug!(%error, msg_type = message.msg_type(), "failed to send a reply");
         }
     }
 
@@ -67,10 +67,11 @@ impl Shared {
             channel,
             signer: self.signer.clone(),
             seen: DigestHistory::default(),
-            refusals: LogLimiter::new(),
+            limiter: LogLimiter::new(),
         }
     }
 
+    /// Ends the kernel. `restart` tells whether it will be restarted.
     pub(super) fn end(&self, restart: bool) {
         *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = Some(restart);
         self.shut_down.notify_one();
@@ -83,7 +84,7 @@ pub(super) struct Incoming {
     pub(super) message: Message,
 }
 
-/// Where a request is from, and what its client wants besides.
+/// Client, header and execution options of a request.
 pub(super) struct Origin {
     pub(super) identities: Vec<Bytes>,
     pub(super) header: Header,
@@ -94,7 +95,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Of any request but an execution.
+    /// Creates the origin of a request that is not an execution.
     pub(super) fn new(identities: Vec<Bytes>, header: Header) -> Self {
         Self {
             identities,
@@ -115,15 +116,16 @@ impl Origin {
     }
 }
 
-/// Receives one channel's messages. What is malformed, signed with another key or seen before is refused and logged.
+/// Receives the messages of one channel. Rejects and logs malformed, badly signed and replayed messages.
 pub(super) struct Receiver {
     channel: Channel,
     signer: Signer,
     seen: DigestHistory,
-    refusals: LogLimiter,
+    limiter: LogLimiter,
 }
 
 impl Receiver {
+    /// Receives the next acceptable message.
     pub(super) async fn next(&mut self, socket: &mut RouterReceiver) -> Incoming {
         loop {
             let error = match WireMessage::from_frames(socket.recv().await) {
@@ -141,8 +143,8 @@ impl Receiver {
                     },
                 },
             };
-            if let Some(left_out) = self.refusals.due() {
-                tracing::warn!(channel = %self.channel, error, left_out, "message refused");
+            if let Some(suppressed) = self.limiter.due() {
+                tracing::warn!(channel = %self.channel, error, suppressed, "rejected a message from a client");
             }
         }
     }

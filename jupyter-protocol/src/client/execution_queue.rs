@@ -5,17 +5,17 @@ use std::task::{Context, Poll, Waker};
 use super::error::ClientError;
 use crate::wire::WireMessage;
 
-/// What arrived for one execution and was not read yet.
+/// Unread messages of one execution.
 ///
-/// Outputs beyond the bounds are dropped and counted; what decides about the execution's course never is.
-pub(super) struct Queue {
-    state: Mutex<State>,
-    messages: usize,
-    bytes: usize,
+/// Outputs beyond the limits are dropped and counted. Input requests, the reply and the idle status are never dropped.
+pub(super) struct ExecutionQueue {
+    state: Mutex<QueueState>,
+    max_messages: usize,
+    max_bytes: usize,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     items: VecDeque<Item>,
     bytes: usize,
     missed: u64,
@@ -36,23 +36,23 @@ fn size(message: &WireMessage) -> usize {
     message.parts_and_buffers().iter().map(bytes::Bytes::len).sum()
 }
 
-impl Queue {
-    pub(super) fn new(messages: usize, bytes: usize) -> Self {
+impl ExecutionQueue {
+    pub(super) fn new(max_messages: usize, max_bytes: usize) -> Self {
         Self {
             state: Mutex::default(),
-            messages: messages.max(1),
-            bytes,
+            max_messages: max_messages.max(1),
+            max_bytes,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, wakes the reader, and says whether the execution has ended.
-    fn change(&self, change: impl FnOnce(&mut State)) -> bool {
+    /// Updates the state and wakes the reader. Returns whether the execution has ended.
+    fn update(&self, update: impl FnOnce(&mut QueueState)) -> bool {
         let mut state = self.lock();
-        change(&mut state);
+        update(&mut state);
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
@@ -60,10 +60,10 @@ impl Queue {
     }
 
     pub(super) fn output(&self, message: WireMessage) -> bool {
-        self.change(|state| {
+        self.update(|state| {
             let size = size(&message);
-            // One message is always taken, however large.
-            let full = state.items.len() >= self.messages || state.bytes.saturating_add(size) > self.bytes;
+            // An empty queue accepts any message, however large.
+            let full = state.items.len() >= self.max_messages || state.bytes.saturating_add(size) > self.max_bytes;
             if full && !state.items.is_empty() {
                 state.missed += 1;
                 return;
@@ -75,14 +75,14 @@ impl Queue {
     }
 
     pub(super) fn input(&self, message: WireMessage) -> bool {
-        self.change(|state| {
+        self.update(|state| {
             state.note_missed();
             state.items.push_back(Item::Input(message));
         })
     }
 
     pub(super) fn reply(&self, message: WireMessage) -> bool {
-        self.change(|state| {
+        self.update(|state| {
             state.note_missed();
             state.items.push_back(Item::Reply(message));
             state.replied = true;
@@ -90,20 +90,20 @@ impl Queue {
     }
 
     pub(super) fn idle(&self) -> bool {
-        self.change(|state| {
+        self.update(|state| {
             state.note_missed();
             state.idle = true;
         })
     }
 
     pub(super) fn lose(&self, error: ClientError) {
-        self.change(|state| {
+        self.update(|state| {
             state.note_missed();
             state.lost = Some(error);
         });
     }
 
-    /// The next item; an error once where the connection was lost; `None` after the end.
+    /// Polls the next item. Yields an error once if the connection was lost, and `None` after the end.
     pub(super) fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Result<Item, ClientError>>> {
         let mut state = self.lock();
         if let Some(item) = state.items.pop_front() {
@@ -124,8 +124,8 @@ impl Queue {
     }
 }
 
-impl State {
-    /// Marks the place of what was dropped.
+impl QueueState {
+    /// Queues an item in place of the outputs that were dropped.
     fn note_missed(&mut self) {
         if self.missed > 0 {
             let missed = std::mem::take(&mut self.missed);
