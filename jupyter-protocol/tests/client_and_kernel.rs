@@ -1,4 +1,4 @@
-//! Our client and our kernel side together, and what disturbs them.
+//! The client and the kernel side together, including failures and misbehaving peers.
 #![cfg(all(feature = "client", feature = "kernel"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -25,20 +25,20 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Runs words: `fail`, `flood N`, `ask`, `wait` (until interrupted or let go), `panic`; anything else is echoed.
+/// Executes commands: `fail`, `flood N`, `ask`, `wait` (until interrupted or released), `panic`. Echoes anything else.
 #[derive(Default)]
-struct Words {
-    let_go: Arc<Notify>,
+struct CommandKernel {
+    release: Arc<Notify>,
     running: Arc<AtomicUsize>,
 }
 
 #[async_trait]
-impl Kernel for Words {
+impl Kernel for CommandKernel {
     fn info(&self) -> KernelInfoReply {
         KernelInfoReply {
-            implementation: "words".to_owned(),
+            implementation: "commands".to_owned(),
             ..KernelInfoReply::default()
         }
     }
@@ -48,8 +48,8 @@ impl Kernel for Words {
     }
 
     async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
-        let (word, rest) = request.code.split_once(' ').unwrap_or((&request.code, ""));
-        match word {
+        let (command, rest) = request.code.split_once(' ').unwrap_or((&request.code, ""));
+        match command {
             "fail" => return Err(ReplyError::new("Failed", rest)),
             "flood" => {
                 for n in 0..rest.parse().unwrap() {
@@ -63,7 +63,7 @@ impl Kernel for Words {
             "wait" => {
                 self.running.fetch_add(1, Ordering::SeqCst);
                 context.stdout("waiting").await;
-                self.let_go.notified().await;
+                self.release.notified().await;
             }
             "panic" => panic!("{rest}"),
             _ => context.stdout(&request.code).await,
@@ -82,35 +82,35 @@ impl Kernel for Words {
     }
 }
 
-struct Running {
+struct RunningKernel {
     info: ConnectionInfo,
-    let_go: Arc<Notify>,
+    release: Arc<Notify>,
     server: JoinHandle<Shutdown>,
     _dir: TempDir,
 }
 
-async fn start(transport: Transport) -> Running {
+async fn start(transport: Transport) -> RunningKernel {
     let dir = TempDir::new().unwrap();
     let mut info = fresh_info(transport, &dir);
     for channel in CHANNELS {
         info.set_port(channel, 0);
     }
-    let kernel = Words::default();
-    let let_go = kernel.let_go.clone();
+    let kernel = CommandKernel::default();
+    let release = kernel.release.clone();
     let server = Server::bind(info, kernel).await.unwrap();
-    Running {
+    RunningKernel {
         info: server.connection_info().clone(),
-        let_go,
+        release,
         server: tokio::spawn(server.run()),
         _dir: dir,
     }
 }
 
-async fn connect(kernel: &Running) -> Client {
+async fn connect(kernel: &RunningKernel) -> Client {
     Client::connect(&kernel.info).await.unwrap()
 }
 
-/// What the code wrote, and the reply's status.
+/// Returns the text that an execution published, and the status of its reply.
 async fn run(mut execution: Execution) -> (String, String) {
     let (mut text, mut status) = (String::new(), String::new());
     while let Some(event) = execution.next().await {
@@ -155,7 +155,7 @@ async fn a_session_over_tcp_and_ipc() {
             Some(false)
         );
         assert!(matches!(client.usage().await, Err(ClientError::NoResult(_))));
-        client.heartbeat(SOON).await.unwrap();
+        client.heartbeat(DEADLINE).await.unwrap();
         assert!(client.shutdown(true).await.unwrap().restart);
         assert!(kernel.server.await.unwrap().restart);
         if let Some(path) = kernel.info.socket_path(Channel::Shell) {
@@ -165,7 +165,7 @@ async fn a_session_over_tcp_and_ipc() {
 }
 
 #[tokio::test]
-async fn the_order_of_messages_is_the_protocols() {
+async fn messages_arrive_in_the_order_of_the_protocol() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;
     let mut iopub = client.iopub();
@@ -173,7 +173,7 @@ async fn the_order_of_messages_is_the_protocols() {
     let mut seen = Vec::new();
     while seen.last().map(String::as_str) != Some("idle") {
         let message = iopub.recv().await.unwrap();
-        // A client that is welcomed late has made the kernel publish something more.
+        // A client that is welcomed late has nudged the kernel, which published further messages.
         if message
             .parent_header
             .is_none_or(|parent| parent.msg_type != "execute_request")
@@ -189,7 +189,7 @@ async fn the_order_of_messages_is_the_protocols() {
 }
 
 #[tokio::test]
-async fn a_flood_arrives_whole() {
+async fn a_flood_arrives_completely() {
     const COUNT: usize = 20_000;
     let kernel = start(Transport::Tcp).await;
     let options = ClientOptions {
@@ -203,7 +203,7 @@ async fn a_flood_arrives_whole() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_is_told_what_was_dropped_and_still_gets_the_end() {
+async fn a_slow_reader_learns_how_many_outputs_were_dropped_and_gets_the_end() {
     let kernel = start(Transport::Ipc).await;
     let options = ClientOptions {
         queue: 10,
@@ -212,25 +212,25 @@ async fn who_does_not_read_is_told_what_was_dropped_and_still_gets_the_end() {
     let client = Client::connect_with(&kernel.info, options).await.unwrap();
     let mut flooded = execute(&client, "flood 1000").await;
     let mut iopub = client.iopub();
-    // Runs after it, so the flood is over.
+    // Runs after the flood, which is thus complete.
     assert_eq!(run(execute(&client, "next").await).await, ran("next", "ok"));
-    let (mut outputs, mut missed_there, mut replied) = (0, 0, false);
+    let (mut outputs, mut total_missed, mut replied) = (0, 0, false);
     while let Some(event) = flooded.next().await {
         match event {
             Ok(ExecutionEvent::Output(_)) => outputs += 1,
             Ok(ExecutionEvent::Reply(_)) => replied = true,
-            Err(ClientError::Lagged { missed }) => missed_there += missed,
+            Err(ClientError::Lagged { missed }) => total_missed += missed,
             other => panic!("{other:?}"),
         }
     }
-    // execute_input is one of them.
-    assert_eq!((outputs, missed_there, replied), (10, 991, true));
+    // 1,000 streams and the execute_input.
+    assert_eq!((outputs, total_missed, replied), (10, 991, true));
     assert!(matches!(iopub.recv().await, Err(ClientError::Lagged { .. })));
     iopub.recv().await.unwrap();
 }
 
 #[tokio::test]
-async fn an_interrupt_ends_what_runs_while_shell_is_busy() {
+async fn an_interrupt_ends_running_code_while_shell_is_busy() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;
     for code in ["wait", "ask"] {
@@ -245,13 +245,13 @@ async fn an_interrupt_ends_what_runs_while_shell_is_busy() {
         client.interrupt().await.unwrap();
         assert_eq!(run(execution).await, ran("KeyboardInterrupt", "error"));
     }
-    // Nothing to interrupt, and nothing left over.
+    // An interrupt of an idle kernel does not affect the next execution.
     client.request(InterruptRequest::default()).await.unwrap();
     assert_eq!(run(execute(&client, "next").await).await, ran("next", "ok"));
 }
 
 #[tokio::test]
-async fn an_error_aborts_what_waits_and_nothing_later() {
+async fn an_error_aborts_queued_executions_but_not_later_ones() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;
     for (stop_on_error, expected) in [(true, ran("", "aborted")), (false, ran("second", "ok"))] {
@@ -264,14 +264,14 @@ async fn an_error_aborts_what_waits_and_nothing_later() {
         let failing = client.execute(failing).await.unwrap();
         let second = execute(&client, "second").await;
         let info = client.kernel_info();
-        let let_go = async {
-            // Both are known to have arrived once the kernel answers what was sent after them on another subshell.
+        let release = async {
+            // The reply from a subshell to a later request shows that both executions have arrived.
             let subshell = client.create_subshell().await.unwrap();
-            let there = client.message(KernelInfoRequest::default()).on_subshell(&subshell);
-            client.request_message(Channel::Shell, &there).await.unwrap();
-            kernel.let_go.notify_one();
+            let request = client.message(KernelInfoRequest::default()).on_subshell(&subshell);
+            client.request_message(Channel::Shell, &request).await.unwrap();
+            kernel.release.notify_one();
         };
-        let (info, ()) = tokio::join!(info, let_go);
+        let (info, ()) = tokio::join!(info, release);
         info.unwrap();
         assert_eq!(run(first).await, ran("", "ok"));
         assert_eq!(run(failing).await, ran("Failed", "error"));
@@ -281,7 +281,7 @@ async fn an_error_aborts_what_waits_and_nothing_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn what_is_sent_because_of_an_error_is_not_aborted() {
+async fn requests_sent_in_response_to_an_error_are_not_aborted() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;
     for _ in 0..200 {
@@ -292,49 +292,49 @@ async fn what_is_sent_because_of_an_error_is_not_aborted() {
 }
 
 #[tokio::test]
-async fn subshells_run_beside_the_main_shell() {
+async fn subshells_run_concurrently_with_the_main_shell() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;
     let mut waiting = execute(&client, "wait").await;
     until_output(&mut waiting).await;
     let subshell = client.create_subshell().await.unwrap();
     assert_eq!(client.list_subshells().await.unwrap().len(), 1);
-    let there = client.message(ExecuteRequest::new("there")).on_subshell(&subshell);
+    let request = client.message(ExecuteRequest::new("there")).on_subshell(&subshell);
     assert_eq!(
-        run(client.execute_message(&there).await.unwrap()).await,
+        run(client.execute_message(&request).await.unwrap()).await,
         ran("there", "ok")
     );
     client.delete_subshell(&subshell).await.unwrap();
     assert!(client.delete_subshell(&subshell).await.is_err());
-    let nowhere = client.message(ExecuteRequest::new("there")).on_subshell(&subshell);
-    assert_eq!(run(client.execute_message(&nowhere).await.unwrap()).await.1, "error");
-    kernel.let_go.notify_one();
+    let request = client.message(ExecuteRequest::new("there")).on_subshell(&subshell);
+    assert_eq!(run(client.execute_message(&request).await.unwrap()).await.1, "error");
+    kernel.release.notify_one();
     assert_eq!(run(waiting).await.1, "ok");
 }
 
 #[tokio::test]
-async fn input_only_where_it_is_allowed_and_from_who_asked() {
+async fn input_is_requested_only_if_allowed_and_only_from_the_client_of_the_request() {
     let kernel = start(Transport::Ipc).await;
-    let (asker, other) = (connect(&kernel).await, connect(&kernel).await);
+    let (client, other) = (connect(&kernel).await, connect(&kernel).await);
     let quiet = ExecuteRequest {
         allow_stdin: false,
         ..ExecuteRequest::new("ask")
     };
-    let quiet = asker.execute(quiet).await.unwrap();
+    let quiet = client.execute(quiet).await.unwrap();
     assert_eq!(run(quiet).await, ran("StdinNotAvailable", "error"));
-    let mut asking = execute(&asker, "ask").await;
+    let mut asking = execute(&client, "ask").await;
     while !matches!(asking.next().await, Some(Ok(ExecutionEvent::Input(_)))) {}
-    // Somebody else's answer is none.
+    // Answers of other clients are ignored.
     let intruder = other.message(jupyter_protocol::content::InputReply::new("intruder"));
     other.send(Channel::Stdin, &intruder).await.unwrap();
-    // As jupyter_client does it: without a parent.
-    let answer = asker.message(jupyter_protocol::content::InputReply::new("Ada"));
-    asker.send(Channel::Stdin, &answer).await.unwrap();
+    // Without a parent header, as jupyter_client sends it.
+    let answer = client.message(jupyter_protocol::content::InputReply::new("Ada"));
+    client.send(Channel::Stdin, &answer).await.unwrap();
     assert_eq!(run(asking).await, ran("Ada", "ok"));
 }
 
 #[tokio::test]
-async fn comms_are_opened_answered_with_their_buffers_and_closed() {
+async fn comms_are_opened_used_with_buffers_and_closed() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;
     let mut iopub = client.iopub();
@@ -377,7 +377,7 @@ async fn comms_are_opened_answered_with_their_buffers_and_closed() {
 }
 
 #[tokio::test]
-async fn a_kernel_that_ends_is_told_to_all_who_wait() {
+async fn all_pending_requests_fail_when_the_kernel_ends() {
     let kernel = start(Transport::Tcp).await;
     let client = connect(&kernel).await;
     let mut waiting = execute(&client, "wait").await;
@@ -392,16 +392,16 @@ async fn a_kernel_that_ends_is_told_to_all_who_wait() {
     ));
 }
 
-/// Sends frames on a channel as they are.
+/// Sends unchanged messages on a channel, as another client.
 async fn send_raw(info: &ConnectionInfo, channel: Channel, messages: Vec<WireMessage>) {
-    let (mut sender, _receiver) = zmq::dealer(&info.address(channel), "stranger", SOON).await.unwrap();
+    let (mut sender, _receiver) = zmq::dealer(&info.address(channel), "stranger", DEADLINE).await.unwrap();
     for message in messages {
         sender.send(message).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn garbage_and_strangers_do_not_disturb_the_kernel() {
+async fn malformed_and_unauthenticated_messages_do_not_affect_the_kernel() {
     let kernel = start(Transport::Tcp).await;
     let client = connect(&kernel).await;
     let mut iopub = client.iopub();
@@ -433,7 +433,7 @@ async fn garbage_and_strangers_do_not_disturb_the_kernel() {
         }
     }
     assert_eq!(run(execute(&client, "still here").await).await, ran("still here", "ok"));
-    client.heartbeat(SOON).await.unwrap();
+    client.heartbeat(DEADLINE).await.unwrap();
     client.interrupt().await.unwrap();
     let mut intruders = 0;
     loop {
@@ -451,12 +451,12 @@ async fn garbage_and_strangers_do_not_disturb_the_kernel() {
             _ => {}
         }
     }
-    // Once on shell, once on control, each in spite of the replay.
+    // Once on shell and once on control, because each rejects the replay.
     assert!(intruders <= 2, "{intruders}");
 }
 
 #[tokio::test]
-async fn the_client_refuses_another_keys_messages() {
+async fn the_client_rejects_messages_signed_with_another_key() {
     let kernel = start(Transport::Tcp).await;
     let mut info = kernel.info.clone();
     info.key = Key::random();
@@ -469,22 +469,22 @@ async fn the_client_refuses_another_keys_messages() {
 }
 
 #[tokio::test]
-async fn nobody_there_and_a_port_that_is_taken_are_clear_errors() {
+async fn a_missing_kernel_and_a_port_in_use_are_typed_errors() {
     let dir = TempDir::new().unwrap();
     let options = ClientOptions {
         connect_deadline: Duration::from_millis(50),
         ..ClientOptions::default()
     };
-    let nobody = Client::connect_with(&fresh_info(Transport::Ipc, &dir), options).await;
-    assert!(matches!(nobody, Err(ClientError::Connect { .. })), "{nobody:?}");
+    let missing = Client::connect_with(&fresh_info(Transport::Ipc, &dir), options).await;
+    assert!(matches!(missing, Err(ClientError::Connect { .. })), "{missing:?}");
     for transport in [Transport::Tcp, Transport::Ipc] {
         let kernel = start(transport).await;
-        let taken = Server::bind(kernel.info.clone(), Words::default()).await.err();
+        let taken = Server::bind(kernel.info.clone(), CommandKernel::default()).await.err();
         let Some(ServeError::Bind { source, .. }) = taken else {
             panic!("{taken:?}");
         };
         assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
-        // The one that has it still does.
+        // The running kernel is not affected.
         connect(&kernel).await.kernel_info().await.unwrap();
     }
     let no_port = Client::connect(&ConnectionInfo::default()).await;
@@ -496,21 +496,21 @@ async fn nobody_there_and_a_port_that_is_taken_are_clear_errors() {
 
 #[tokio::test]
 async fn a_kernel_announces_its_ports() {
-    let wanted = ConnectionInfo {
+    let info = ConnectionInfo {
         key: Key::random(),
         ..ConnectionInfo::default()
     };
-    let registration = Registration::bind(wanted.clone()).await.unwrap();
+    let registration = Registration::bind(info.clone()).await.unwrap();
     let file = registration.connection_info().clone();
-    // Somebody without the key is passed over.
+    // An announcement signed with another key is ignored.
     let stranger = ConnectionInfo {
         key: Key::random(),
         ..file.clone()
     };
     let port = file.registration_port.unwrap();
     let refused = jupyter_protocol::handshake::announce(&stranger, port, Duration::from_millis(50));
-    let bound = Server::bind(file, Words::default());
-    let (info, refused, server) = tokio::join!(registration.accept(SOON), refused, bound);
+    let bound = Server::bind(file, CommandKernel::default());
+    let (info, refused, server) = tokio::join!(registration.accept(DEADLINE), refused, bound);
     assert!(matches!(
         refused,
         Err(HandshakeError::Deadline { .. } | HandshakeError::Socket { .. })

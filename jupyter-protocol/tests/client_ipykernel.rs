@@ -1,4 +1,4 @@
-//! The client against a real ipykernel.
+//! The client with a real ipykernel.
 #![cfg(feature = "client")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -13,9 +13,9 @@ use jupyter_protocol::content::{
     InspectRequest, IsCompleteRequest, Reply,
 };
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What the code wrote, and its reply.
+/// Returns the text that an execution published, and its reply.
 async fn run(mut execution: Execution) -> (String, Reply<ExecuteReply>) {
     let (mut text, mut reply) = (String::new(), None);
     while let Some(event) = execution.next().await {
@@ -40,7 +40,7 @@ async fn run(mut execution: Execution) -> (String, Reply<ExecuteReply>) {
 }
 
 #[tokio::test]
-async fn every_request_has_its_reply() {
+async fn every_request_gets_its_reply() {
     let Some(kernel) = IpyKernel::start() else { return };
     let client = Client::connect(&kernel.info).await.unwrap();
     assert_eq!(client.kernel_info().await.unwrap().language_info.name, "python");
@@ -87,14 +87,14 @@ async fn every_request_has_its_reply() {
             .is_empty()
     );
     assert!(client.usage().await.unwrap().pid.is_some());
-    client.heartbeat(SOON).await.unwrap();
+    client.heartbeat(DEADLINE).await.unwrap();
 
     let subshell = client.create_subshell().await.unwrap();
     assert_eq!(client.list_subshells().await.unwrap(), std::slice::from_ref(&subshell));
-    let there = client
+    let request = client
         .message(ExecuteRequest::new("print('there')"))
         .on_subshell(&subshell);
-    let (text, _) = run(client.execute_message(&there).await.unwrap()).await;
+    let (text, _) = run(client.execute_message(&request).await.unwrap()).await;
     assert_eq!(text, "there\n");
     client.delete_subshell(subshell).await.unwrap();
 
@@ -102,7 +102,7 @@ async fn every_request_has_its_reply() {
 }
 
 #[tokio::test]
-async fn input_is_asked_for_and_answered() {
+async fn input_requests_are_answered() {
     let Some(kernel) = IpyKernel::start() else { return };
     let client = Client::connect(&kernel.info).await.unwrap();
     let (text, reply) = run(execute(&client, "print(input('name? '))").await).await;
@@ -116,17 +116,17 @@ async fn input_is_asked_for_and_answered() {
 }
 
 #[tokio::test]
-async fn a_sleep_is_interrupted_and_what_waits_behind_it_runs() {
+async fn running_code_is_interrupted_and_later_executions_run() {
     let Some(kernel) = IpyKernel::start() else { return };
     let client = Client::connect(&kernel.info).await.unwrap();
-    // One piece, so that it is one message.
+    // Printed without a line ending, so that it is a single message.
     let mut sleeping = execute(
         &client,
         "import time; print('now', end='', flush=True); time.sleep(600)",
     )
     .await;
     until_output(&mut sleeping).await;
-    // Heard while the code runs, since it is on control.
+    // Handled while the code runs, because it is on control.
     client.interrupt().await.unwrap();
     let (text, reply) = run(sleeping).await;
     assert_eq!(text, "KeyboardInterrupt");
@@ -135,29 +135,29 @@ async fn a_sleep_is_interrupted_and_what_waits_behind_it_runs() {
 }
 
 #[tokio::test]
-async fn what_is_dropped_disturbs_nothing() {
+async fn dropped_requests_do_not_affect_others() {
     let Some(kernel) = IpyKernel::start() else { return };
     let client = Client::connect(&kernel.info).await.unwrap();
     let mut dropped = execute(&client, "print('x', flush=True); [print(n) for n in range(20_000)]").await;
     until_output(&mut dropped).await;
     drop(dropped);
-    let given_up = client.request_within(HistoryRequest::tail(1), Duration::ZERO).await;
-    assert!(matches!(given_up, Err(ClientError::Deadline { .. })));
+    let timed_out = client.request_within(HistoryRequest::tail(1), Duration::ZERO).await;
+    assert!(matches!(timed_out, Err(ClientError::Deadline { .. })));
     assert_eq!(run(execute(&client, "print('next')").await).await.0, "next\n");
 }
 
 #[tokio::test]
-async fn a_kernel_that_dies_is_an_error_for_all_who_wait() {
+async fn all_pending_requests_fail_when_the_kernel_dies() {
     let Some(mut kernel) = IpyKernel::start() else { return };
     let client = Client::connect(&kernel.info).await.unwrap();
     let mut iopub = client.iopub();
     let mut sleeping = execute(&client, "print('now', flush=True); import time; time.sleep(600)").await;
     until_output(&mut sleeping).await;
     kernel.process.kill().await.unwrap();
-    let died = async { sleeping.next().await.unwrap() };
-    let (died, asked) = tokio::join!(died, client.kernel_info());
-    assert!(matches!(died, Err(ClientError::Gone { .. })), "{died:?}");
-    assert!(matches!(asked, Err(ClientError::Gone { .. })), "{asked:?}");
+    let execution = async { sleeping.next().await.unwrap() };
+    let (execution, info) = tokio::join!(execution, client.kernel_info());
+    assert!(matches!(execution, Err(ClientError::Gone { .. })), "{execution:?}");
+    assert!(matches!(info, Err(ClientError::Gone { .. })), "{info:?}");
     assert!(sleeping.next().await.is_none());
     while iopub.recv().await.is_ok() {}
     assert!(client.lost().is_some());

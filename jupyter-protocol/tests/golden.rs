@@ -1,6 +1,6 @@
-//! What Jupyter's own Python packages write, and what we make of it. `golden/generate.py` makes the vectors.
+//! Compatibility with test vectors that `golden/generate.py` creates with Jupyter's Python packages.
 
-#![allow(clippy::unwrap_used)] // in the helpers too
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
@@ -92,7 +92,7 @@ impl MessageVector {
 }
 
 #[test]
-fn frames_are_taken_apart_and_their_signatures_verified() {
+fn frames_are_parsed_and_signatures_verified() {
     for vector in vectors().messages {
         let name = &vector.name;
         let message = vector.message();
@@ -104,7 +104,7 @@ fn frames_are_taken_apart_and_their_signatures_verified() {
 }
 
 #[test]
-fn we_sign_as_jupyter_client_does() {
+fn signatures_equal_those_of_jupyter_client() {
     for vector in vectors().messages {
         let message = vector.message();
         let parts = message.parts().map(Bytes::clone);
@@ -116,7 +116,7 @@ fn we_sign_as_jupyter_client_does() {
 }
 
 #[test]
-fn a_changed_byte_in_any_signed_part_is_refused() {
+fn a_changed_byte_in_any_signed_part_is_rejected() {
     for vector in vectors().messages.iter().filter(|vector| !vector.key.is_empty()) {
         for part in 1..6 {
             let mut frames = vector.frames();
@@ -132,7 +132,7 @@ fn a_changed_byte_in_any_signed_part_is_refused() {
 }
 
 #[test]
-fn websocket_v1_is_the_same_byte_for_byte() {
+fn websocket_v1_is_identical_byte_for_byte() {
     for vector in vectors().messages {
         let name = &vector.name;
         let message = vector.message();
@@ -145,9 +145,9 @@ fn websocket_v1_is_the_same_byte_for_byte() {
     }
 }
 
-/// Compared as values: jupyter_server parses and writes anew, we splice.
+/// Compares JSON values: jupyter_server reserializes the parts, while we splice them.
 #[test]
-fn legacy_text_says_the_same() {
+fn legacy_text_is_equivalent() {
     for vector in vectors().messages {
         let Some(text) = &vector.legacy_text else {
             continue;
@@ -159,12 +159,12 @@ fn legacy_text_says_the_same() {
         assert_eq!(serde_json::from_slice::<Value>(&ours).unwrap(), theirs, "{name}");
         let (channel, decoded) = legacy_text::decode(&Bytes::from(text.clone())).unwrap();
         assert_eq!(channel, vector.channel, "{name}");
-        assert_parts_say_the_same(&decoded, &theirs, name);
+        assert_parts_equal(&decoded, &theirs, name);
     }
 }
 
 #[test]
-fn legacy_binary_says_the_same() {
+fn legacy_binary_is_equivalent() {
     for vector in vectors().messages {
         let Some(binary) = &vector.legacy_binary else {
             continue;
@@ -187,7 +187,7 @@ fn json(bytes: &Bytes) -> Value {
     serde_json::from_slice(bytes).unwrap()
 }
 
-fn assert_parts_say_the_same(message: &WireMessage, whole: &Value, name: &str) {
+fn assert_parts_equal(message: &WireMessage, whole: &Value, name: &str) {
     for (part, key) in message
         .parts()
         .into_iter()
@@ -198,7 +198,7 @@ fn assert_parts_say_the_same(message: &WireMessage, whole: &Value, name: &str) {
 }
 
 #[test]
-fn typed_messages_say_the_same_when_written_again() {
+fn typed_messages_are_equivalent_when_serialized() {
     for vector in vectors().messages {
         let name = &vector.name;
         let wire = vector.message();
@@ -211,11 +211,11 @@ fn typed_messages_say_the_same_when_written_again() {
         );
         let again = message.to_wire();
         for (ours, theirs) in again.parts().into_iter().zip(wire.parts()) {
-            // What was no UTF-8 was read as jupyter_client reads it, with replacement characters.
+            // Invalid UTF-8 becomes replacement characters, as in jupyter_client.
             let theirs = Bytes::from(String::from_utf8_lossy(theirs).into_owned());
             let (mut ours, mut theirs) = (json(ours), json(&theirs));
             for header in [&mut ours, &mut theirs] {
-                // An absent subshell and a null one are the same.
+                // An absent subshell is equivalent to null.
                 if header.get("subshell_id").is_some_and(Value::is_null) {
                     header.as_object_mut().unwrap().remove("subshell_id");
                 }
@@ -227,7 +227,7 @@ fn typed_messages_say_the_same_when_written_again() {
 }
 
 #[test]
-fn connection_files_of_jupyter_client_are_read() {
+fn connection_files_of_jupyter_client_are_parsed() {
     for vector in vectors().connection_files {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kernel.json");
@@ -245,7 +245,7 @@ fn connection_files_of_jupyter_client_are_read() {
         if info.transport == Transport::Ipc {
             assert_eq!(info.address(Channel::Shell), "ipc://kernel-ipc-50001");
         }
-        // What we write, read as JSON, has what theirs has.
+        // The file that we write is the same JSON.
         info.write(&path).unwrap();
         let ours: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(ours, serde_json::from_str::<Value>(&vector.text).unwrap());
@@ -253,7 +253,7 @@ fn connection_files_of_jupyter_client_are_read() {
 }
 
 #[test]
-fn directories_are_those_of_jupyter_core() {
+fn directories_equal_those_of_jupyter_core() {
     for vector in vectors().paths {
         let case = format!("{:?} {}", vector.variables, vector.prefix.display());
         let env = PathEnv::new(&vector.variables, &vector.home)
@@ -267,7 +267,7 @@ fn directories_are_those_of_jupyter_core() {
 }
 
 #[test]
-fn variables_are_expanded_as_by_python() {
+fn variables_are_expanded_as_in_python() {
     for vector in vectors().env_templates {
         let expanded = expand_env(&vector.template, |name| vector.variables.get(name).cloned());
         assert_eq!(expanded, vector.expanded, "{}", vector.template);

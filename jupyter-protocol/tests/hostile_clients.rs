@@ -1,20 +1,20 @@
-//! Clients that speak ZMTP badly to a kernel, or on purpose to harm: the kernel and its other clients go on.
+//! Malicious and broken clients of a kernel: the kernel and its other clients are not affected.
 #![cfg(all(feature = "client", feature = "kernel"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod served;
+mod echo_kernel;
 mod zmtp_peer;
 
+use echo_kernel::{EchoKernel, SOCKETS, frame, serve, wait_closed};
 use jupyter_protocol::client::Client;
 use jupyter_protocol::content::{ExecuteRequest, InspectRequest};
 use jupyter_protocol::{Channel, ConnectionInfo, Key, Message, zmq};
 use proptest::prelude::*;
-use served::{SOCKETS, Served, closed, frame, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use zmtp_peer::{GREETING, MESSAGE, SOON, claim, ready, shaken, soon};
+use zmtp_peer::{DEADLINE, GREETING, MESSAGE, frame_header, handshake_then, ready, within_deadline};
 
-async fn kernel() -> Served {
+async fn kernel() -> EchoKernel {
     serve(ConnectionInfo {
         key: Key::random(),
         ..ConnectionInfo::default()
@@ -23,32 +23,36 @@ async fn kernel() -> Served {
 }
 
 #[tokio::test]
-async fn who_claims_too_much_loses_its_connection() {
+async fn clients_that_claim_too_long_frames_are_disconnected() {
     let kernel = kernel().await;
     for (channel, socket_type) in SOCKETS {
-        for claimed in [claim(0, 1 << 60), claim(1, u64::MAX), claim(4, 1 << 20)] {
-            let mut stream = kernel.shaken(channel, socket_type).await;
+        for claimed in [
+            frame_header(0, 1 << 60),
+            frame_header(1, u64::MAX),
+            frame_header(4, 1 << 20),
+        ] {
+            let mut stream = kernel.connect_as(channel, socket_type).await;
             stream.write_all(&claimed).await.unwrap();
-            closed(&mut stream).await;
-            // The same in place of the handshake's command.
-            let mut stream = kernel.tcp(channel).await;
+            wait_closed(&mut stream).await;
+            // The same instead of the READY command of the handshake.
+            let mut stream = kernel.connect_tcp(channel).await;
             stream.write_all(&[GREETING, &claimed[..]].concat()).await.unwrap();
-            closed(&mut stream).await;
+            wait_closed(&mut stream).await;
         }
     }
-    // What a message may have, and a heartbeat and a subscription may not.
+    // Allowed for messages, but not for heartbeats and subscriptions.
     for (channel, socket_type) in &SOCKETS[3..] {
-        for too_large in [claim(0, 5 << 10), b"\x01\0".repeat(17)] {
-            let mut stream = kernel.shaken(*channel, socket_type).await;
+        for too_large in [frame_header(0, 5 << 10), b"\x01\0".repeat(17)] {
+            let mut stream = kernel.connect_as(*channel, socket_type).await;
             stream.write_all(&too_large).await.unwrap();
-            closed(&mut stream).await;
+            wait_closed(&mut stream).await;
         }
     }
-    kernel.still_answers().await;
+    kernel.assert_responsive().await;
 }
 
 #[tokio::test]
-async fn other_versions_mechanisms_and_sockets_are_refused() {
+async fn unsupported_versions_mechanisms_socket_types_and_identities_are_rejected() {
     let kernel = kernel().await;
     let curve = [&GREETING[..12], b"CURVE", &GREETING[17..]].concat();
     let old = b"\xff\0\0\0\0\0\0\0\x01\x7f\x01";
@@ -57,12 +61,12 @@ async fn other_versions_mechanisms_and_sockets_are_refused() {
             &b"GET / HTTP/1.1\r\n\r\n"[..],
             old,
             &curve,
-            &shaken("PULL", b""),
+            &handshake_then("PULL", b""),
             &[&GREETING[..], MESSAGE].concat(),
         ] {
-            let mut stream = kernel.tcp(channel).await;
+            let mut stream = kernel.connect_tcp(channel).await;
             stream.write_all(odd).await.unwrap();
-            closed(&mut stream).await;
+            wait_closed(&mut stream).await;
         }
     }
     let identity = |identity: &[u8]| {
@@ -73,72 +77,75 @@ async fn other_versions_mechanisms_and_sockets_are_refused() {
             identity,
         ]
         .concat();
-        [&GREETING[..], &claim(4, body.len() as u64), &body].concat()
+        [&GREETING[..], &frame_header(4, body.len() as u64), &body].concat()
     };
-    for taken in [&b"\0\0\0\0\0\0\0\0\x01"[..], &[b'x'; 256]] {
-        let mut stream = kernel.tcp(Channel::Shell).await;
-        stream.write_all(&identity(taken)).await.unwrap();
-        closed(&mut stream).await;
+    for invalid in [&b"\0\0\0\0\0\0\0\0\x01"[..], &[b'x'; 256]] {
+        let mut stream = kernel.connect_tcp(Channel::Shell).await;
+        stream.write_all(&identity(invalid)).await.unwrap();
+        wait_closed(&mut stream).await;
     }
-    kernel.still_answers().await;
+    kernel.assert_responsive().await;
 }
 
 #[tokio::test]
-async fn who_is_silent_in_the_middle_of_the_handshake_is_given_up() {
+async fn clients_that_stall_during_the_handshake_are_disconnected() {
     let kernel = kernel().await;
     let mut silent = Vec::new();
     for (channel, socket_type) in SOCKETS {
         for sent in [0, 1, 10, 63, 64, 66] {
-            let mut stream = kernel.tcp(channel).await;
-            stream.write_all(&shaken(socket_type, b"")[..sent]).await.unwrap();
+            let mut stream = kernel.connect_tcp(channel).await;
+            stream
+                .write_all(&handshake_then(socket_type, b"")[..sent])
+                .await
+                .unwrap();
             silent.push(stream);
         }
     }
-    kernel.still_answers().await;
+    kernel.assert_responsive().await;
     for stream in &mut silent {
-        closed(stream).await;
+        wait_closed(stream).await;
     }
 }
 
 #[tokio::test]
-async fn more_connections_than_there_may_be_wait_and_disturb_nobody() {
+async fn connections_beyond_the_limit_wait_and_do_not_affect_others() {
     let kernel = kernel().await;
     let honest = Client::connect(&kernel.info).await.unwrap();
     let mut silent = Vec::new();
     for (channel, socket_type) in [(Channel::Shell, "DEALER"), (Channel::Iopub, "SUB")] {
         for _ in 0..200 {
-            let mut stream = kernel.tcp(channel).await;
-            stream.write_all(&shaken(socket_type, b"")).await.unwrap();
+            let mut stream = kernel.connect_tcp(channel).await;
+            stream.write_all(&handshake_then(socket_type, b"")).await.unwrap();
             silent.push(stream);
         }
     }
-    // Those that are served are greeted, in their order: one fewer than there may be, for there is the client's.
+    // Accepted connections receive a greeting, in order. The honest client has one of the 128.
     let mut byte = [0];
     for socket in silent.chunks(200) {
         for served in &socket[..127] {
-            soon(served.peek(&mut byte)).await.unwrap();
+            within_deadline(served.peek(&mut byte)).await.unwrap();
         }
     }
     let mut execution = honest.execute(ExecuteRequest::new("hello")).await.unwrap();
-    soon(async { while execution.next().await.is_some() {} }).await;
+    within_deadline(async { while execution.next().await.is_some() {} }).await;
     for socket in silent.chunks(200) {
         for waiting in &socket[127..] {
             let greeting = waiting.try_read(&mut byte).unwrap_err();
             assert_eq!(greeting.kind(), std::io::ErrorKind::WouldBlock);
         }
     }
-    // Where one ends the next one is served.
+    // When one closes, the next is accepted.
     drop(silent.remove(5));
-    soon(silent[126].peek(&mut byte)).await.unwrap();
+    within_deadline(silent[126].peek(&mut byte)).await.unwrap();
     silent.clear();
-    kernel.still_answers().await;
+    kernel.assert_responsive().await;
 }
 
-/// A client's sending half, and its receiving half, which nobody reads from.
-async fn ask_and_do_not_read(kernel: &Served) -> (zmq::DealerSender, zmq::DealerReceiver) {
+/// Connects a client that sends requests and does not read the replies.
+async fn send_requests_without_reading(kernel: &EchoKernel) -> (zmq::DealerSender, zmq::DealerReceiver) {
     let address = kernel.info.address(Channel::Shell);
-    let (mut sender, receiver) = zmq::dealer(&address, "deaf", SOON).await.unwrap();
-    // More than its queue and the system hold.
+    let (mut sender, receiver) = zmq::dealer(&address, "stalled", DEADLINE).await.unwrap();
+    // More replies than the queue and the socket buffers hold.
     for _ in 0..150 {
         let request = Message::new(InspectRequest::default(), "client");
         let request = request.to_wire().signed(&kernel.info.signer().unwrap());
@@ -148,56 +155,56 @@ async fn ask_and_do_not_read(kernel: &Served) -> (zmq::DealerSender, zmq::Dealer
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_is_disconnected_and_the_others_have_their_replies() {
+async fn a_client_that_does_not_read_is_disconnected_and_others_get_replies() {
     let kernel = serve(ConnectionInfo::default()).await;
-    let (_sender, mut deaf) = ask_and_do_not_read(&kernel).await;
-    kernel.still_answers().await;
-    // What was on its way, and then the end.
-    soon(async { while deaf.recv().await.is_ok() {} }).await;
+    let (_sender, mut stalled) = send_requests_without_reading(&kernel).await;
+    kernel.assert_responsive().await;
+    // Drains the replies in flight until the disconnect.
+    within_deadline(async { while stalled.recv().await.is_ok() {} }).await;
 }
 
 #[tokio::test]
-async fn of_two_connections_of_one_identity_the_newer_has_it() {
+async fn a_newer_connection_takes_over_an_identity() {
     let kernel = kernel().await;
     let address = kernel.info.address(Channel::Shell);
-    let (mut older, mut from_older) = zmq::dealer(&address, "same", SOON).await.unwrap();
+    let (mut older, mut from_older) = zmq::dealer(&address, "same", DEADLINE).await.unwrap();
     older.send(kernel.request()).await.unwrap();
-    soon(from_older.recv()).await.unwrap();
-    let (mut newer, mut from_newer) = zmq::dealer(&address, "same", SOON).await.unwrap();
-    let error = soon(from_older.recv()).await.unwrap_err();
+    within_deadline(from_older.recv()).await.unwrap();
+    let (mut newer, mut from_newer) = zmq::dealer(&address, "same", DEADLINE).await.unwrap();
+    let error = within_deadline(from_older.recv()).await.unwrap_err();
     assert!(!error.is_one_message(), "{error}");
-    // The end of the older one takes nothing away from the newer.
+    // Closing the older connection does not affect the newer one.
     drop((older, from_older));
     for _ in 0..2 {
         newer.send(kernel.request()).await.unwrap();
-        soon(from_newer.recv()).await.unwrap();
+        within_deadline(from_newer.recv()).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn clients_without_an_identity_have_their_own_replies() {
+async fn clients_without_an_identity_get_their_own_replies() {
     let kernel = kernel().await;
     let address = kernel.info.address(Channel::Shell);
     let mut clients = Vec::new();
     for _ in 0..3 {
-        clients.push(zmq::dealer(&address, "", SOON).await.unwrap());
+        clients.push(zmq::dealer(&address, "", DEADLINE).await.unwrap());
     }
-    let mut asked = Vec::new();
+    let mut msg_ids = Vec::new();
     for (sender, _) in &mut clients {
         let request = kernel.request();
-        asked.push(Message::from_wire(&request).unwrap().header.msg_id);
+        msg_ids.push(Message::from_wire(&request).unwrap().header.msg_id);
         sender.send(request).await.unwrap();
     }
-    for ((_, receiver), asked) in clients.iter_mut().zip(asked) {
-        let reply = soon(receiver.recv()).await.unwrap();
-        assert_eq!(Message::from_wire(&reply).unwrap().parent_id(), asked);
+    for ((_, receiver), msg_id) in clients.iter_mut().zip(msg_ids) {
+        let reply = within_deadline(receiver.recv()).await.unwrap();
+        assert_eq!(Message::from_wire(&reply).unwrap().parent_id(), msg_id);
         assert!(reply.identities().is_empty());
     }
 }
 
-/// The body of the next frame.
+/// Reads the body of the next frame.
 async fn next_frame(stream: &mut TcpStream) -> Vec<u8> {
-    soon(async {
+    within_deadline(async {
         let flags = stream.read_u8().await.unwrap();
         let length = match flags & 2 {
             0 => stream.read_u8().await.unwrap().into(),
@@ -211,16 +218,16 @@ async fn next_frame(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn subscriptions_are_by_prefix_in_both_of_their_forms_and_can_be_cancelled() {
+async fn subscriptions_match_prefixes_as_messages_and_commands_and_can_be_cancelled() {
     let kernel = kernel().await;
     let client = Client::connect(&kernel.info).await.unwrap();
-    let mut topics = kernel.shaken(Channel::Iopub, "SUB").await;
+    let mut topics = kernel.connect_as(Channel::Iopub, "SUB").await;
     topics.write_all(&frame(b"\x01nothing has this")).await.unwrap();
     assert_eq!(next_frame(&mut topics).await, b"nothing has this");
     for _ in 0..6 {
         next_frame(&mut topics).await;
     }
-    // Twice the same is once; then another, as ZMTP 3.1 has it, so that one welcome comes.
+    // The first is a duplicate, the second a command of ZMTP 3.1: only one welcome arrives.
     topics.write_all(&frame(b"\x01nothing has this")).await.unwrap();
     topics.write_all(b"\x04\x11\x09SUBSCRIBEkernel.").await.unwrap();
     assert_eq!(next_frame(&mut topics).await, b"kernel.");
@@ -229,7 +236,7 @@ async fn subscriptions_are_by_prefix_in_both_of_their_forms_and_can_be_cancelled
     }
     let run = async || {
         let mut execution = client.execute(ExecuteRequest::new("hello")).await.unwrap();
-        soon(async { while execution.next().await.is_some() {} }).await;
+        within_deadline(async { while execution.next().await.is_some() {} }).await;
     };
     run().await;
     for expected in ["status", "execute_input", "stream", "status"] {
@@ -250,38 +257,38 @@ async fn subscriptions_are_by_prefix_in_both_of_their_forms_and_can_be_cancelled
     assert_eq!(
         next_frame(&mut topics).await,
         b"last",
-        "what was cancelled came all the same"
+        "a message of the cancelled topic arrived"
     );
 }
 
 #[tokio::test]
-async fn who_subscribes_without_end_is_disconnected() {
+async fn subscribers_beyond_the_subscription_limit_are_disconnected() {
     let kernel = kernel().await;
-    let mut stream = kernel.shaken(Channel::Iopub, "SUB").await;
+    let mut stream = kernel.connect_as(Channel::Iopub, "SUB").await;
     for _ in 0..257 {
         stream
             .write_all(&[frame(b"\x01topic"), frame(b"\0topic")].concat())
             .await
             .unwrap();
     }
-    closed(&mut stream).await;
-    kernel.still_answers().await;
+    wait_closed(&mut stream).await;
+    kernel.assert_responsive().await;
 }
 
 #[tokio::test]
-async fn what_was_said_last_arrives_before_the_end() {
+async fn the_last_messages_arrive_before_the_kernel_closes() {
     let kernel = serve(ConnectionInfo::default()).await;
     let client = Client::connect(&kernel.info).await.unwrap();
-    let mut stream = kernel.shaken(Channel::Iopub, "SUB").await;
+    let mut stream = kernel.connect_as(Channel::Iopub, "SUB").await;
     stream.write_all(&frame(b"\x01kernel.")).await.unwrap();
     assert_eq!(next_frame(&mut stream).await, b"kernel.");
-    // More than the system holds for who has not read it yet.
+    // More than the socket buffers hold.
     let code = "x".repeat(8 << 20);
     let mut execution = client.execute(ExecuteRequest::new(code.as_str())).await.unwrap();
-    soon(async { while execution.next().await.is_some() {} }).await;
+    within_deadline(async { while execution.next().await.is_some() {} }).await;
     client.shutdown(false).await.unwrap();
     let mut all = Vec::new();
-    soon(stream.read_to_end(&mut all)).await.unwrap();
+    within_deadline(stream.read_to_end(&mut all)).await.unwrap();
     let text = String::from_utf8_lossy(&all);
     assert!(text.contains(&code));
     let last = text.rfind("shutdown_request").unwrap();
@@ -292,22 +299,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn any_bytes_end_no_kernel(
+    fn arbitrary_bytes_do_not_end_a_kernel(
         bytes in prop::collection::vec(any::<u8>(), 0..400),
-        is_shaken in any::<bool>(),
+        after_handshake in any::<bool>(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let kernel = kernel().await;
             for (channel, socket_type) in SOCKETS {
-                let begin = if is_shaken { shaken(socket_type, b"") } else { GREETING[..11].to_vec() };
-                let mut stream = kernel.tcp(channel).await;
-                // It fails where it was refused before all of it was sent.
+                let begin = if after_handshake { handshake_then(socket_type, b"") } else { GREETING[..11].to_vec() };
+                let mut stream = kernel.connect_tcp(channel).await;
+                // Fails if the kernel closes the connection before everything is sent.
                 let _ = stream.write_all(&[&begin[..], &bytes].concat()).await;
                 let _ = stream.shutdown().await;
-                closed(&mut stream).await;
+                wait_closed(&mut stream).await;
             }
-            kernel.still_answers().await;
+            kernel.assert_responsive().await;
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Peers that speak ZMTP badly, or on purpose to harm: each ends in a typed error and in no memory.
+//! Malicious and broken peers of the client's sockets: each results in a typed error.
 #![cfg(feature = "client")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -12,63 +12,64 @@ use jupyter_protocol::{Signer, WireMessage};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use zmtp_peer::{GREETING, MESSAGE, PING, SOON, claim, peer, shaken, soon};
+use zmtp_peer::{DEADLINE, GREETING, MESSAGE, PING, frame_header, handshake_then, spawn_peer, within_deadline};
 
 const MIB: usize = 1 << 20;
 
-/// What a DEALER, a SUB and a REQ socket say to a peer that sends this in place of a handshake.
-async fn refusals(bytes: impl Fn(&'static str) -> Vec<u8>, deadline: Duration) -> [String; 3] {
-    let (at, _router) = peer(bytes("ROUTER")).await;
-    let shell = soon(dealer(&at, "me", deadline)).await.err().unwrap();
-    let (at, _publisher) = peer(bytes("XPUB")).await;
-    let iopub = soon(IopubSubscriber::connect(&at, deadline)).await.err().unwrap();
-    let (at, _rep) = peer(bytes("REP")).await;
-    let beat = soon(heartbeat(&at, deadline)).await.err().unwrap();
+/// Connects a DEALER, a SUB and a REQ socket to a peer that sends these bytes, and returns the errors.
+async fn connect_errors(bytes: impl Fn(&'static str) -> Vec<u8>, deadline: Duration) -> [String; 3] {
+    let (address, _router) = spawn_peer(bytes("ROUTER")).await;
+    let shell = within_deadline(dealer(&address, "me", deadline)).await.err().unwrap();
+    let (address, _publisher) = spawn_peer(bytes("XPUB")).await;
+    let iopub = within_deadline(IopubSubscriber::connect(&address, deadline))
+        .await
+        .err()
+        .unwrap();
+    let (address, _rep) = spawn_peer(bytes("REP")).await;
+    let beat = within_deadline(heartbeat(&address, deadline)).await.err().unwrap();
     [shell, iopub, beat].map(|error| error.to_string())
 }
 
 #[tokio::test]
-async fn during_the_handshake_nothing_but_short_commands_is_taken() {
+async fn only_short_commands_are_accepted_during_the_handshake() {
     for claimed in [
-        claim(4, 1 << 60),
-        claim(4, 1 << 20),
-        claim(0, 1 << 29),
+        frame_header(4, 1 << 60),
+        frame_header(4, 1 << 20),
+        frame_header(0, 1 << 29),
         MESSAGE.to_vec(),
     ] {
-        for refused in refusals(|_| [GREETING, &claimed[..]].concat(), SOON).await {
-            assert!(
-                refused.contains("tcp://") && refused.contains("cannot connect"),
-                "{refused}"
-            );
+        for error in connect_errors(|_| [GREETING, &claimed[..]].concat(), DEADLINE).await {
+            assert!(error.contains("tcp://") && error.contains("cannot connect"), "{error}");
         }
     }
 }
 
 #[tokio::test]
-async fn who_is_silent_in_the_middle_of_the_handshake_is_given_up() {
+async fn a_peer_that_stalls_during_the_handshake_times_out() {
     for sent in [0, 1, 10, 32, 63, 64, 66] {
-        for refused in refusals(|kind| shaken(kind, b"")[..sent].to_vec(), Duration::from_millis(20)).await {
+        let partial = |socket_type| handshake_then(socket_type, b"")[..sent].to_vec();
+        for error in connect_errors(partial, Duration::from_millis(20)).await {
             assert!(
-                refused.contains("no answer within 20ms") || refused.contains("no heartbeat within 20ms"),
-                "{sent}: {refused}"
+                error.contains("no answer within 20ms") || error.contains("no heartbeat within 20ms"),
+                "{sent}: {error}"
             );
         }
     }
 }
 
 #[tokio::test]
-async fn other_versions_mechanisms_and_sockets_are_named_at_once() {
+async fn errors_name_unsupported_versions_mechanisms_and_socket_types() {
     let old = |_: &str| b"\xff\0\0\0\0\0\0\0\x01\x7f\x01".to_vec();
     let http = |_: &str| b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
     let curve = |_: &str| [&GREETING[..12], b"CURVE", &GREETING[17..]].concat();
-    let pull = |_: &str| shaken("PULL", b"");
+    let pull = |_: &str| handshake_then("PULL", b"");
     let refused = |_: &str| [&GREETING[..], b"\x04\x0b\x05ERROR\x04full"].concat();
     for (errors, named) in [
-        (refusals(old, SOON).await, "ZMTP 3"),
-        (refusals(http, SOON).await, "ZMTP 3"),
-        (refusals(curve, SOON).await, "CURVE"),
-        (refusals(pull, SOON).await, "PULL"),
-        (refusals(refused, SOON).await, "full"),
+        (connect_errors(old, DEADLINE).await, "ZMTP 3"),
+        (connect_errors(http, DEADLINE).await, "ZMTP 3"),
+        (connect_errors(curve, DEADLINE).await, "CURVE"),
+        (connect_errors(pull, DEADLINE).await, "PULL"),
+        (connect_errors(refused, DEADLINE).await, "full"),
     ] {
         for error in errors {
             assert!(error.contains(named), "{error}");
@@ -77,38 +78,38 @@ async fn other_versions_mechanisms_and_sockets_are_named_at_once() {
 }
 
 #[tokio::test]
-async fn commands_are_passed_over_and_what_is_no_message_is_one_error() {
+async fn commands_are_skipped_and_a_malformed_message_is_one_error() {
     let odd = [&b"\x04\x03\x02hi\x04\0\x00\x03bad"[..], PING, MESSAGE].concat();
-    let (at, _router) = peer(shaken("ROUTER", &odd)).await;
-    let (_sender, mut receiver) = dealer(&at, "me", SOON).await.unwrap();
-    let bad = soon(receiver.recv()).await.unwrap_err();
+    let (address, _router) = spawn_peer(handshake_then("ROUTER", &odd)).await;
+    let (_sender, mut receiver) = dealer(&address, "me", DEADLINE).await.unwrap();
+    let bad = within_deadline(receiver.recv()).await.unwrap_err();
     assert!(bad.is_one_message(), "{bad}");
-    assert_eq!(soon(receiver.recv()).await.unwrap().content(), "{}");
+    assert_eq!(within_deadline(receiver.recv()).await.unwrap().content(), "{}");
 }
 
 #[tokio::test]
-async fn an_echo_of_something_else_is_no_heartbeat() {
-    let (at, _rep) = peer(shaken("REP", b"\x01\0\0\x04pong")).await;
-    let error = heartbeat(&at, SOON).await.unwrap_err().to_string();
+async fn a_wrong_echo_is_a_heartbeat_error() {
+    let (address, _rep) = spawn_peer(handshake_then("REP", b"\x01\0\0\x04pong")).await;
+    let error = heartbeat(&address, DEADLINE).await.unwrap_err().to_string();
     assert!(error.contains("send back"), "{error}");
-    let (at, _rep) = peer(shaken("REP", b"\0\x03odd\x01\0\0\x04ping")).await;
-    assert!(heartbeat(&at, SOON).await.is_ok());
+    let (address, _rep) = spawn_peer(handshake_then("REP", b"\0\x03odd\x01\0\0\x04ping")).await;
+    assert!(heartbeat(&address, DEADLINE).await.is_ok());
 }
 
-/// A DEALER and the peer that it is connected to.
+/// Connects a DEALER to a raw connection.
 async fn pair() -> (TcpStream, DealerSender, DealerReceiver) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = format!("tcp://{}", listener.local_addr().unwrap());
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
     let router = async {
         let mut stream = listener.accept().await.unwrap().0;
-        stream.write_all(&shaken("ROUTER", b"")).await.unwrap();
+        stream.write_all(&handshake_then("ROUTER", b"")).await.unwrap();
         let mut handshake = [0; 64 + 2 + 28 + 15];
         stream.read_exact(&mut handshake).await.unwrap();
         assert_eq!(handshake[64 + 2..][..28], *b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER");
         assert_eq!(handshake[64 + 2 + 28..], *b"\x08Identity\0\0\0\x02me");
         stream
     };
-    let (stream, connected) = tokio::join!(router, dealer(&at, "me", SOON));
+    let (stream, connected) = tokio::join!(router, dealer(&address, "me", DEADLINE));
     let (sender, receiver) = connected.unwrap();
     (stream, sender, receiver)
 }
@@ -119,54 +120,54 @@ fn message(content: usize) -> WireMessage {
         .signed(&Signer::unsigned())
 }
 
-/// How many bytes a message of 64 KiB and more has on the wire.
-fn on_the_wire(content: usize) -> usize {
+/// Returns the encoded size of a message whose content has this size, which must need a long frame.
+fn encoded_len(content: usize) -> usize {
     MESSAGE.len() + 7 + content - 2
 }
 
 #[tokio::test]
-async fn a_send_that_is_given_up_was_not_sent() {
+async fn a_cancelled_send_has_not_sent_the_message() {
     let (mut stream, mut sender, _receiver) = pair().await;
-    let mut taken = 0;
-    // Until the peer, which does not read, has its buffers full.
+    let mut queued = 0;
+    // The peer does not read, so its buffers fill.
     while let Ok(sent) = tokio::time::timeout(Duration::from_secs(2), sender.send(message(4 * MIB))).await {
         sent.unwrap();
-        taken += 1;
+        queued += 1;
     }
-    assert!((2..100).contains(&taken), "{taken}");
-    let mut got = vec![0; taken * on_the_wire(4 * MIB)];
-    soon(stream.read_exact(&mut got)).await.unwrap();
-    soon(sender.send(message(2))).await.unwrap();
+    assert!((2..100).contains(&queued), "{queued}");
+    let mut got = vec![0; queued * encoded_len(4 * MIB)];
+    within_deadline(stream.read_exact(&mut got)).await.unwrap();
+    within_deadline(sender.send(message(2))).await.unwrap();
     got.resize(MESSAGE.len(), 0);
-    soon(stream.read_exact(&mut got)).await.unwrap();
+    within_deadline(stream.read_exact(&mut got)).await.unwrap();
     let end = MESSAGE.len() - 2;
     assert_eq!(
         (&got[..end], &got[end..]),
         (&MESSAGE[..end], &b"  "[..]),
-        "nothing came in between"
+        "no other message arrived in between"
     );
 }
 
 #[tokio::test]
-async fn what_was_sent_before_the_halves_are_dropped_is_written() {
+async fn messages_sent_before_the_halves_are_dropped_are_written() {
     let (mut stream, mut sender, receiver) = pair().await;
     sender.send(message(8 * MIB)).await.unwrap();
     sender.send(message(2)).await.unwrap();
     drop((sender, receiver));
     let mut got = Vec::new();
-    soon(stream.read_to_end(&mut got)).await.unwrap();
-    assert_eq!(got.len(), on_the_wire(8 * MIB) + MESSAGE.len());
+    within_deadline(stream.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got.len(), encoded_len(8 * MIB) + MESSAGE.len());
 }
 
 #[tokio::test]
-async fn nothing_outlives_the_halves_for_long() {
+async fn the_writing_task_ends_after_the_halves_are_dropped() {
     let (_stream, mut sender, receiver) = pair().await;
     let tasks = tokio::runtime::Handle::current().metrics();
     assert_eq!(tasks.num_alive_tasks(), 1);
-    // The peer does not read it.
+    // The peer does not read the message.
     sender.send(message(64 * MIB)).await.unwrap();
     drop((sender, receiver));
-    soon(async {
+    within_deadline(async {
         while tasks.num_alive_tasks() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -175,7 +176,7 @@ async fn nothing_outlives_the_halves_for_long() {
 }
 
 #[tokio::test]
-async fn a_peer_that_ends_is_told_after_what_it_said_last() {
+async fn the_end_of_a_peer_is_reported_after_its_last_message() {
     let (mut stream, mut sender, mut receiver) = pair().await;
     stream.write_all(MESSAGE).await.unwrap();
     drop(stream);
@@ -191,22 +192,22 @@ async fn a_peer_that_ends_is_told_after_what_it_said_last() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_peer_that_takes_nothing_any_more_is_lost_though_it_stays() {
+async fn a_peer_that_shuts_down_reading_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let router = async {
         let mut stream = listener.accept().await.unwrap().0;
-        stream.write_all(&shaken("ROUTER", b"")).await.unwrap();
+        stream.write_all(&handshake_then("ROUTER", b"")).await.unwrap();
         stream
     };
-    let at = format!("ipc://{}", path.display());
-    let (stream, connected) = tokio::join!(router, dealer(&at, "me", SOON));
+    let address = format!("ipc://{}", path.display());
+    let (stream, connected) = tokio::join!(router, dealer(&address, "me", DEADLINE));
     let (mut sender, mut receiver) = connected.unwrap();
     let stream = stream.into_std().unwrap();
     stream.shutdown(std::net::Shutdown::Read).unwrap();
     sender.send(message(2)).await.unwrap();
-    let error = soon(receiver.recv()).await.unwrap_err();
+    let error = within_deadline(receiver.recv()).await.unwrap_err();
     assert!(!error.is_one_message(), "{error}");
     assert!(sender.send(message(2)).await.is_err());
 }
@@ -217,20 +218,20 @@ proptest! {
     #[test]
     fn any_bytes_end_in_an_error(
         bytes in prop::collection::vec(any::<u8>(), 0..400),
-        from in prop_oneof![Just(0), Just(GREETING.len()), Just(shaken("ROUTER", b"").len())],
+        from in prop_oneof![Just(0), Just(GREETING.len()), Just(handshake_then("ROUTER", b"").len())],
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let at = format!("tcp://{}", listener.local_addr().unwrap());
+            let address = format!("tcp://{}", listener.local_addr().unwrap());
             let router = async {
                 let mut stream = listener.accept().await.unwrap().0;
-                let _ = stream.write_all(&[&shaken("ROUTER", b"")[..from], &bytes].concat()).await;
+                let _ = stream.write_all(&[&handshake_then("ROUTER", b"")[..from], &bytes].concat()).await;
                 let _ = stream.shutdown().await;
                 let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
             };
             let receive = async {
-                let (_sender, mut receiver) = dealer(&at, "me", SOON).await?;
+                let (_sender, mut receiver) = dealer(&address, "me", DEADLINE).await?;
                 loop {
                     match receiver.recv().await {
                         Err(error) if !error.is_one_message() => return Err::<(), _>(error),
@@ -239,9 +240,9 @@ proptest! {
                 }
             };
             tokio::select! {
-                // The other side may be gone before it has read all.
+                // The connection may be lost before the peer has sent everything.
                 (_, ended) = async { tokio::join!(router, receive) } => assert!(ended.is_err()),
-                () = tokio::time::sleep(SOON) => panic!("it neither ends nor fails"),
+                () = tokio::time::sleep(DEADLINE) => panic!("receiving neither ends nor fails"),
             }
         });
     }

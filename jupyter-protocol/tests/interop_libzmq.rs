@@ -1,4 +1,4 @@
-//! The client's sockets against those of the real libzmq, by pyzmq.
+//! Interoperability of the client's sockets with libzmq, through pyzmq.
 #![cfg(feature = "client")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -15,11 +15,13 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 
-/// Echoes what a socket of this type receives, and says of the first message what is in front, which is the sender with a
-/// ROUTER, and how many frames and bytes it has. With `ping`, libzmq wants a PONG every 50 ms, or it closes the connection.
+/// Python program that binds a socket of the given type and echoes messages.
+///
+/// It prints its address, and of the first message the first frame (the sender's identity for a ROUTER), the number of
+/// frames and the total size. With `ping`, libzmq sends a PING every 50 ms and closes connections that do not answer.
 const ECHO: &str = r"
 import sys, zmq
 kind, address, *ping = sys.argv[1:]
@@ -38,19 +40,21 @@ while True:
     socket.send_multipart(frames, copy=False)
 ";
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("within the deadline")
+async fn within_deadline<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .expect("within the deadline")
 }
 
-/// A socket of libzmq that echoes.
+/// A libzmq socket that echoes messages.
 struct Echo {
     process: Child,
-    said: Lines<BufReader<ChildStdout>>,
+    output: Lines<BufReader<ChildStdout>>,
     address: String,
 }
 
 impl Echo {
-    /// `None` where there is no Python to run it.
+    /// Starts the program, or returns `None` if there is no suitable Python.
     async fn start(arguments: &[&str]) -> Option<Self> {
         if !common::has_ipykernel() {
             return None;
@@ -63,13 +67,17 @@ impl Echo {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
-        let address = soon(said.next_line()).await.unwrap().unwrap();
-        Some(Self { process, said, address })
+        let mut output = BufReader::new(process.stdout.take().unwrap()).lines();
+        let address = within_deadline(output.next_line()).await.unwrap().unwrap();
+        Some(Self {
+            process,
+            output,
+            address,
+        })
     }
 
-    async fn heard(&mut self) -> String {
-        soon(self.said.next_line()).await.unwrap().unwrap()
+    async fn next_line(&mut self) -> String {
+        within_deadline(self.output.next_line()).await.unwrap().unwrap()
     }
 }
 
@@ -77,33 +85,33 @@ fn message(buffers: impl IntoIterator<Item = Bytes>) -> WireMessage {
     WireMessage::from_parts(["{}"; 4].map(Bytes::from), buffers).signed(&Signer::unsigned())
 }
 
-async fn echoed((sender, receiver): &mut (DealerSender, DealerReceiver), message: &WireMessage) {
-    soon(sender.send(message.clone())).await.unwrap();
+async fn assert_echoed((sender, receiver): &mut (DealerSender, DealerReceiver), message: &WireMessage) {
+    within_deadline(sender.send(message.clone())).await.unwrap();
     assert!(
-        soon(receiver.recv()).await.unwrap() == *message,
-        "another message came back"
+        within_deadline(receiver.recv()).await.unwrap() == *message,
+        "the echo differs from the message"
     );
 }
 
 #[tokio::test]
-async fn frames_of_every_length_come_back_over_tcp_and_unix_sockets() {
+async fn frames_of_any_length_are_echoed_over_tcp_and_unix_sockets() {
     let folder = TempDir::new().unwrap();
     let ipc = format!("ipc://{}", folder.path().join("router").display());
     for address in ["tcp://127.0.0.1:*", &ipc] {
         let Some(mut echo) = Echo::start(&["ROUTER", address]).await else {
             return;
         };
-        let mut socket = dealer(&echo.address, "session", SOON).await.unwrap();
-        echoed(&mut socket, &message([])).await;
-        assert_eq!(echo.heard().await, "b'session' 7 24");
+        let mut socket = dealer(&echo.address, "session", DEADLINE).await.unwrap();
+        assert_echoed(&mut socket, &message([])).await;
+        assert_eq!(echo.next_line().await, "b'session' 7 24");
         let lengths = [0, 1, 254, 255, 256, 8_191, 8_192, 8_193, 65_535, 65_536, 65_537];
         let buffers = lengths.map(|length| Bytes::from(vec![length as u8; length]));
-        echoed(&mut socket, &message(buffers)).await;
+        assert_echoed(&mut socket, &message(buffers)).await;
         let many = (0..20_000_u32).map(|number| Bytes::copy_from_slice(&number.to_be_bytes()));
-        echoed(&mut socket, &message(many)).await;
+        assert_echoed(&mut socket, &message(many)).await;
         let large: Vec<u8> = (0..60 * MIB).map(|at| (at % 251) as u8).collect();
         let large = Bytes::from(large);
-        echoed(&mut socket, &message([large.clone(), Bytes::from("x"), large])).await;
+        assert_echoed(&mut socket, &message([large.clone(), Bytes::from("x"), large])).await;
     }
 }
 
@@ -112,7 +120,7 @@ async fn many_messages_keep_their_order() {
     let Some(echo) = Echo::start(&["ROUTER", "tcp://127.0.0.1:*"]).await else {
         return;
     };
-    let (mut sender, mut receiver) = dealer(&echo.address, "session", SOON).await.unwrap();
+    let (mut sender, mut receiver) = dealer(&echo.address, "session", DEADLINE).await.unwrap();
     let numbered = |number: u32| message([Bytes::copy_from_slice(&number.to_be_bytes())]);
     let send = async {
         for number in 0..20_000 {
@@ -124,54 +132,54 @@ async fn many_messages_keep_their_order() {
             assert_eq!(receiver.recv().await.unwrap(), numbered(number));
         }
     };
-    soon(async { tokio::join!(send, receive) }).await;
+    within_deadline(async { tokio::join!(send, receive) }).await;
 }
 
 #[tokio::test]
-async fn a_router_that_ends_is_told_and_the_next_one_is_connected_to() {
+async fn the_end_of_a_router_is_an_error_and_connecting_waits_for_the_next_one() {
     let Some(mut first) = Echo::start(&["ROUTER", "tcp://127.0.0.1:*"]).await else {
         return;
     };
     let address = first.address.clone();
-    let mut socket = dealer(&address, "session", SOON).await.unwrap();
-    echoed(&mut socket, &message([])).await;
+    let mut socket = dealer(&address, "session", DEADLINE).await.unwrap();
+    assert_echoed(&mut socket, &message([])).await;
     first.process.kill().await.unwrap();
-    let error = soon(socket.1.recv()).await.unwrap_err();
+    let error = within_deadline(socket.1.recv()).await.unwrap_err();
     assert!(!error.is_one_message(), "{error}");
     while socket.0.send(message([])).await.is_ok() {
         tokio::task::yield_now().await;
     }
-    // It waits for somebody to listen.
+    // Connecting waits until the address listens.
     let again = ["ROUTER", address.as_str()];
-    let (socket, second) = tokio::join!(dealer(&address, "session", SOON), Echo::start(&again));
+    let (socket, second) = tokio::join!(dealer(&address, "session", DEADLINE), Echo::start(&again));
     let _second = second.unwrap();
-    echoed(&mut socket.unwrap(), &message([])).await;
+    assert_echoed(&mut socket.unwrap(), &message([])).await;
 }
 
 #[tokio::test]
-async fn pings_are_answered_also_while_nothing_else_is_said() {
+async fn pings_are_answered_while_the_connection_is_idle() {
     let Some(echo) = Echo::start(&["ROUTER", "tcp://127.0.0.1:*", "ping"]).await else {
         return;
     };
-    let mut socket = dealer(&echo.address, "session", SOON).await.unwrap();
-    echoed(&mut socket, &message([])).await;
-    // Longer than libzmq waits for a PONG.
+    let mut socket = dealer(&echo.address, "session", DEADLINE).await.unwrap();
+    assert_echoed(&mut socket, &message([])).await;
+    // Longer than the heartbeat timeout of libzmq.
     let silence = tokio::time::timeout(Duration::from_secs(4), socket.1.recv()).await;
     assert!(silence.is_err(), "{silence:?}");
-    echoed(&mut socket, &message([])).await;
+    assert_echoed(&mut socket, &message([])).await;
 }
 
 #[tokio::test]
-async fn heartbeats_come_back_from_rep_and_router() {
+async fn rep_and_router_answer_heartbeats() {
     for kind in ["REP", "ROUTER"] {
         let Some(echo) = Echo::start(&[kind, "tcp://127.0.0.1:*"]).await else {
             return;
         };
-        assert!(heartbeat(&echo.address, SOON).await.unwrap() < SOON);
+        assert!(heartbeat(&echo.address, DEADLINE).await.unwrap() < DEADLINE);
     }
     let Some(publisher) = Echo::start(&["XPUB", "tcp://127.0.0.1:*"]).await else {
         return;
     };
-    let error = heartbeat(&publisher.address, SOON).await.unwrap_err().to_string();
+    let error = heartbeat(&publisher.address, DEADLINE).await.unwrap_err().to_string();
     assert!(error.contains("XPUB"), "{error}");
 }

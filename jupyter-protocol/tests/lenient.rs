@@ -1,11 +1,11 @@
-//! What real kernels and clients leave out or write differently, and what is made of it.
+//! Lenient parsing of content that real kernels and clients send contrary to the protocol.
 
 use jupyter_protocol::content::{
     Completeness, Content, ExecutionState, HistoryInput, MimeBundle, NoResult, Reply, StreamName,
 };
 use serde_json::{Value, json};
 
-/// Message type, the JSON as it comes, and the JSON as it is passed on: with all that the protocol requires.
+/// Message type, received JSON, and serialized JSON with all required fields.
 const CASES: &[(&str, &str, &str)] = &[
     (
         "execute_request",
@@ -225,28 +225,28 @@ fn lenient_in_strict_out() {
         assert_eq!(
             Content::parse(msg_type, outgoing.as_bytes()),
             content,
-            "{msg_type}: what is written reads the same"
+            "{msg_type}: serialized content parses to the same"
         );
     }
 }
 
-/// Every type keeps unknown fields, takes an object for what it is, and never panics at anything else.
+/// Every type keeps unknown fields, and treats anything but an object as invalid.
 #[test]
-fn no_type_loses_anything() {
+fn every_type_keeps_unknown_fields_and_invalid_content() {
     for msg_type in Content::MSG_TYPES {
-        let mut whole = json!({
+        let mut object = json!({
             "code": "c", "comm_id": "c", "subshell_id": "s", "hist_access_type": "tail", "name": "stdout",
             "execution_state": "idle", "shell_port": 1, "iopub_port": 2, "stdin_port": 3, "hb_port": 4,
             "control_port": 5, "of the future": {"z": [1, 2.5, null], "a": "b"},
         });
         if *msg_type == "list_subshell_reply" {
-            whole["subshell_id"] = json!(["s"]);
+            object["subshell_id"] = json!(["s"]);
         }
-        let content = Content::parse(msg_type, whole.to_string().as_bytes());
+        let content = Content::parse(msg_type, object.to_string().as_bytes());
         assert_eq!(content.msg_type(), *msg_type);
-        let again: Value = serde_json::from_slice(&content.to_json()).unwrap();
-        for (field, value) in whole.as_object().unwrap() {
-            assert_eq!(&again[field], value, "{msg_type}: {field} in {content:?}");
+        let serialized: Value = serde_json::from_slice(&content.to_json()).unwrap();
+        for (field, value) in object.as_object().unwrap() {
+            assert_eq!(&serialized[field], value, "{msg_type}: {field} in {content:?}");
         }
         for bad in [
             "",
@@ -267,7 +267,7 @@ fn no_type_loses_anything() {
 }
 
 #[test]
-fn what_has_no_sense_without_a_field_is_invalid_and_kept() {
+fn content_without_an_essential_field_is_invalid_and_kept() {
     for (msg_type, json) in [
         ("execute_request", r#"{"silent": true}"#),
         ("execute_request", r#"{"code": ["a", "b"]}"#),
@@ -287,7 +287,7 @@ fn what_has_no_sense_without_a_field_is_invalid_and_kept() {
 }
 
 #[test]
-fn an_unknown_type_passes_byte_for_byte() {
+fn content_of_an_unknown_type_is_kept_byte_for_byte() {
     let json = r#"{ "b" : 1.00, "a":123456789012345678901234567890 , "b":2 }"#;
     let content = Content::parse("teleport_request", json.as_bytes());
     assert!(matches!(content, Content::Unknown(_)));
@@ -295,9 +295,9 @@ fn an_unknown_type_passes_byte_for_byte() {
     assert_eq!(content.to_json(), json);
 }
 
-/// Python reads these too.
+/// As in `jupyter_client`.
 #[test]
-fn text_that_is_no_unicode_is_read_with_replacement_characters() {
+fn invalid_utf8_becomes_replacement_characters() {
     let content = Content::parse("stream", b"{\"name\":\"stdout\",\"text\":\"a\xffb\"}");
     let Content::Stream(stream) = content else {
         panic!("{content:?}");
@@ -306,7 +306,7 @@ fn text_that_is_no_unicode_is_read_with_replacement_characters() {
 }
 
 #[test]
-fn what_is_read_means_what_was_meant() {
+fn parsed_fields_have_the_expected_values() {
     let parse = |msg_type: &str, content: Value| Content::parse(msg_type, content.to_string().as_bytes());
 
     let Content::Stream(stream) = parse("stream", json!({"name": "stderr", "text": "t"})) else {
@@ -358,7 +358,7 @@ fn what_is_read_means_what_was_meant() {
 }
 
 #[test]
-fn what_may_be_a_password_is_not_shown() {
+fn debug_output_hides_input_values() {
     let content = Content::parse("input_reply", br#"{"value": "hunter2"}"#);
     assert!(!format!("{content:?}").contains("hunter2"));
 }

@@ -1,4 +1,4 @@
-//! Any bytes in never panic; out and in again is the identity.
+//! Property tests: parsing never panics, and decoding an encoded message returns the original.
 
 use bytes::Bytes;
 use jupyter_protocol::codec::{legacy_binary, legacy_text, websocket_v1};
@@ -40,7 +40,7 @@ fn json_object() -> impl Strategy<Value = Map<String, Value>> {
     vec((any::<String>(), json_value()), 0..4).prop_map(Map::from_iter)
 }
 
-/// A message whose four parts are JSON objects.
+/// Generates messages whose four parts are JSON objects.
 fn message() -> impl Strategy<Value = WireMessage> {
     (
         [json_object(), json_object(), json_object(), json_object()],
@@ -87,7 +87,7 @@ fn field_of_any_content() -> impl Strategy<Value = (String, Value)> {
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_message_or_an_error(data in bytes(400)) {
+    fn arbitrary_bytes_do_not_panic(data in bytes(400)) {
         let _ = websocket_v1::decode(&data);
         let _ = websocket_v1::V1Message::parse(&data);
         let _ = legacy_binary::decode(&data);
@@ -98,7 +98,7 @@ proptest! {
     }
 
     #[test]
-    fn any_offsets_are_a_message_or_an_error(numbers in vec(prop_oneof![0_u64..200, any::<u64>()], 0..20), tail in bytes(100)) {
+    fn arbitrary_offsets_do_not_panic(numbers in vec(prop_oneof![0_u64..200, any::<u64>()], 0..20), tail in bytes(100)) {
         let little: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let _ = websocket_v1::decode(&[little, tail.to_vec()].concat().into());
         let big: Vec<u8> = numbers.iter().flat_map(|number| (*number as u32).to_be_bytes()).collect();
@@ -106,7 +106,7 @@ proptest! {
     }
 
     #[test]
-    fn any_frames_are_a_message_or_an_error(
+    fn arbitrary_frames_do_not_panic(
         frames in vec(prop_oneof![bytes(20), Just(Bytes::from_static(b"<IDS|MSG>")), Just(Bytes::from_static(b"{}"))], 0..12)
     ) {
         if let Ok(message) = WireMessage::from_frames(frames.clone()) {
@@ -133,7 +133,7 @@ proptest! {
         let mut history = DigestHistory::default();
         prop_assert!(history.insert(received.signature()) && !history.insert(received.signature()));
 
-        // One bit of the signature or of a signed part.
+        // Flips one bit of the signature or of a signed part.
         let mut frames = message.into_frames();
         let signed = identities.len() + 1..identities.len() + 6;
         let length: usize = frames[signed.clone()].iter().map(Bytes::len).sum();
@@ -151,20 +151,20 @@ proptest! {
     }
 
     #[test]
-    fn websocket_v1_out_and_in(channel in channel(), parts in [bytes(60), bytes(60), bytes(60), bytes(60)], buffers in vec(bytes(60), 0..8)) {
+    fn websocket_v1_round_trips(channel in channel(), parts in [bytes(60), bytes(60), bytes(60), bytes(60)], buffers in vec(bytes(60), 0..8)) {
         let message = WireMessage::from_parts(parts, buffers);
         let encoded = websocket_v1::encode(channel, &message);
         prop_assert_eq!(websocket_v1::decode(&encoded), Ok((channel, message)));
-        // Cut anywhere it is an error, not another message.
+        // Any truncation is an error, never another message.
         for end in 0..encoded.len() {
             prop_assert!(websocket_v1::decode(&encoded.slice(..end)).is_err());
         }
     }
 
     #[test]
-    fn legacy_text_out_and_in(channel in channel(), message in message()) {
+    fn legacy_text_round_trips(channel in channel(), message in message()) {
         let encoded = legacy_text::encode(channel, &message);
-        // A header with, say, a number for its id cannot be written: its id goes into the text.
+        // Encoding needs a header that parses, because its id and type are repeated at the top level.
         if message.header_ref().is_ok() {
             let (decoded_channel, decoded) = legacy_text::decode(&encoded.unwrap()).unwrap();
             prop_assert_eq!(decoded_channel, channel);
@@ -173,7 +173,7 @@ proptest! {
     }
 
     #[test]
-    fn legacy_binary_out_and_in(channel in channel(), message in message()) {
+    fn legacy_binary_round_trips(channel in channel(), message in message()) {
         if message.header_ref().is_ok() {
             let encoded = legacy_binary::encode(channel, &message).unwrap();
             prop_assert_eq!(legacy_binary::decode(&encoded), Ok((channel, message)));
@@ -200,7 +200,7 @@ proptest! {
     }
 
     #[test]
-    fn any_content_is_kept(msg_type in prop::sample::select(Content::MSG_TYPES), json in bytes(100)) {
+    fn arbitrary_content_is_kept(msg_type in prop::sample::select(Content::MSG_TYPES), json in bytes(100)) {
         let content = Content::parse(msg_type, &json);
         prop_assert_eq!(content.msg_type(), msg_type);
         if let Content::Invalid(_) = content {
@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn contents_of_any_fields_are_kept(
+    fn contents_of_arbitrary_fields_are_kept(
         msg_type in prop::sample::select(Content::MSG_TYPES), fields in vec(field_of_any_content(), 0..8), extra in json_value()
     ) {
         let mut fields = Map::from_iter(fields);
@@ -228,7 +228,7 @@ proptest! {
     }
 
     #[test]
-    fn messages_out_and_in(
+    fn messages_round_trip(
         metadata in json_object(), content in json_object(), buffers in vec(bytes(20), 0..3), session in any::<String>()
     ) {
         let parent = Message::new(Content::parse("t", b"{}"), &session).on_subshell("s");
@@ -240,7 +240,7 @@ proptest! {
     }
 
     #[test]
-    fn any_template_expands(template in any::<String>()) {
+    fn arbitrary_templates_do_not_panic(template in any::<String>()) {
         prop_assert_eq!(expand_env(&template.replace('$', "$$"), |_| None), template.clone());
         let _ = expand_env(&template, |name| Some(name.to_owned()));
     }

@@ -1,4 +1,4 @@
-//! A real ipykernel for the tests.
+//! A real ipykernel, and helpers for clients.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::TcpListener;
@@ -28,7 +28,7 @@ pub(crate) fn python() -> String {
     std::env::var("KERNELMUX_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned())
 }
 
-/// Whether there is a Python with ipykernel. Where `CI` is set there has to be one.
+/// Returns whether there is a Python with ipykernel. Panics without one if `CI` is set.
 pub(crate) fn has_ipykernel() -> bool {
     let probe = std::process::Command::new(python())
         .args(["-c", "import ipykernel"])
@@ -49,7 +49,7 @@ pub(crate) fn has_ipykernel() -> bool {
     found
 }
 
-/// Where a kernel may listen, with a fresh key: Unix sockets in `dir`, or TCP ports that were free a moment ago.
+/// Creates connection info with a random key and Unix sockets in `dir` or TCP ports that were just free.
 pub(crate) fn fresh_info(transport: Transport, dir: &TempDir) -> ConnectionInfo {
     let mut info = ConnectionInfo {
         transport,
@@ -71,7 +71,9 @@ pub(crate) fn fresh_info(transport: Transport, dir: &TempDir) -> ConnectionInfo 
 }
 
 impl IpyKernel {
-    /// Starts one, over Unix sockets, so that no other test can take its ports. `None` where there is none to start.
+    /// Starts an ipykernel, or returns `None` if it is not installed.
+    ///
+    /// Uses Unix sockets, whose paths other tests cannot take.
     pub(crate) fn start() -> Option<Self> {
         if !has_ipykernel() {
             return None;
@@ -100,7 +102,7 @@ pub(crate) async fn execute(client: &Client, code: &str) -> Execution {
     client.execute(ExecuteRequest::new(code)).await.unwrap()
 }
 
-/// Waits until the code has written something.
+/// Waits until the execution has published stream output.
 pub(crate) async fn until_output(execution: &mut Execution) {
     loop {
         if let ExecutionEvent::Output(message) = execution.next().await.unwrap().unwrap()

@@ -1,4 +1,4 @@
-//! A kernel that echoes, in the test's own process.
+//! A kernel that echoes code, in the process of the test.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use bytes::Bytes;
@@ -12,9 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::zmtp_peer::{SOON, ready, soon};
+use crate::zmtp_peer::{DEADLINE, ready, within_deadline};
 
-/// Its sockets, each with the type of those that connect to it.
+/// The kernel's channels, each with the socket type of clients.
 pub(crate) const SOCKETS: [(Channel, &str); 5] = [
     (Channel::Shell, "DEALER"),
     (Channel::Control, "DEALER"),
@@ -23,11 +23,11 @@ pub(crate) const SOCKETS: [(Channel, &str); 5] = [
     (Channel::Iopub, "SUB"),
 ];
 
-/// Echoes code, and shows much for whatever is inspected.
-struct Echo;
+/// Echoes code, and replies to inspect requests with 256 KiB.
+struct EchoCode;
 
 #[async_trait]
-impl Kernel for Echo {
+impl Kernel for EchoCode {
     fn info(&self) -> KernelInfoReply {
         KernelInfoReply::default()
     }
@@ -46,66 +46,68 @@ impl Kernel for Echo {
     }
 }
 
-pub(crate) struct Served {
+/// A running echo kernel, which is aborted on drop.
+pub(crate) struct EchoKernel {
     pub(crate) info: ConnectionInfo,
     pub(crate) server: JoinHandle<Shutdown>,
 }
 
-/// Over TCP, on any ports where `info` has none.
-pub(crate) async fn serve(info: ConnectionInfo) -> Served {
-    let server = Server::bind(info, Echo).await.unwrap();
+/// Serves an echo kernel, on free ports where `info` has none.
+pub(crate) async fn serve(info: ConnectionInfo) -> EchoKernel {
+    let server = Server::bind(info, EchoCode).await.unwrap();
     let info = server.connection_info().clone();
     let server = tokio::spawn(server.run());
-    Served { info, server }
+    EchoKernel { info, server }
 }
 
-impl Drop for Served {
+impl Drop for EchoKernel {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-impl Served {
-    pub(crate) async fn end(mut self) {
+impl EchoKernel {
+    pub(crate) async fn abort(mut self) {
         self.server.abort();
         let _ = (&mut self.server).await;
     }
 
-    pub(crate) async fn tcp(&self, channel: Channel) -> TcpStream {
+    /// Opens a raw connection without a handshake.
+    pub(crate) async fn connect_tcp(&self, channel: Channel) -> TcpStream {
         TcpStream::connect((self.info.ip.as_str(), self.info.port(channel)))
             .await
             .unwrap()
     }
 
-    /// A connection after the handshake, in which it said that it is of this type.
-    pub(crate) async fn shaken(&self, channel: Channel, socket_type: &str) -> TcpStream {
-        let mut stream = self.tcp(channel).await;
+    /// Opens a raw connection and performs the handshake as a socket of this type.
+    pub(crate) async fn connect_as(&self, channel: Channel, socket_type: &str) -> TcpStream {
+        let mut stream = self.connect_tcp(channel).await;
         stream.write_all(crate::zmtp_peer::GREETING).await.unwrap();
         stream.write_all(&ready(socket_type)).await.unwrap();
         let mut greeting = [0; 64];
-        soon(stream.read_exact(&mut greeting)).await.unwrap();
-        let mut head = [0; 2];
-        soon(stream.read_exact(&mut head)).await.unwrap();
-        let mut body = vec![0; head[1].into()];
-        soon(stream.read_exact(&mut body)).await.unwrap();
+        within_deadline(stream.read_exact(&mut greeting)).await.unwrap();
+        let mut header = [0; 2];
+        within_deadline(stream.read_exact(&mut header)).await.unwrap();
+        let mut body = vec![0; header[1].into()];
+        within_deadline(stream.read_exact(&mut body)).await.unwrap();
         stream
     }
 
-    /// A request of a client of its own. Its identity is not used.
+    /// Creates a signed `kernel_info_request`.
     pub(crate) fn request(&self) -> WireMessage {
         Message::new(KernelInfoRequest::default(), "client")
             .to_wire()
             .signed(&self.info.signer().unwrap())
     }
 
-    /// That shell and heartbeat answer a client that has just connected.
-    pub(crate) async fn still_answers(&self) {
-        soon(async {
+    /// Asserts that shell and heartbeat answer a new client.
+    pub(crate) async fn assert_responsive(&self) {
+        within_deadline(async {
             let address = self.info.address(Channel::Shell);
-            let (mut sender, mut receiver) = zmq::dealer(&address, "honest", SOON).await.unwrap();
+            let (mut sender, mut receiver) = zmq::dealer(&address, "honest", DEADLINE).await.unwrap();
             sender.send(self.request()).await.unwrap();
             receiver.recv().await.unwrap();
-            zmq::heartbeat(&self.info.address(Channel::Heartbeat), SOON)
+            zmq::heartbeat(&self.info.address(Channel::Heartbeat), DEADLINE)
                 .await
                 .unwrap();
         })
@@ -113,14 +115,14 @@ impl Served {
     }
 }
 
-/// Waits until the other side has closed it.
-pub(crate) async fn closed(stream: &mut TcpStream) {
+/// Waits until the peer has closed the connection.
+pub(crate) async fn wait_closed(stream: &mut TcpStream) {
     let mut rest = Vec::new();
-    // It fails where the other side did not read all that was sent.
-    let _ = soon(stream.read_to_end(&mut rest)).await;
+    // Fails if the peer did not read all that was sent.
+    let _ = within_deadline(stream.read_to_end(&mut rest)).await;
 }
 
-/// One frame, the last of its message.
+/// Encodes a short frame, the last of its message.
 pub(crate) fn frame(body: &[u8]) -> Bytes {
     [&[0, u8::try_from(body.len()).unwrap()], body].concat().into()
 }
