@@ -76,7 +76,7 @@ async fn claimed_frame_lengths_take_no_memory() {
 #[tokio::test]
 async fn a_flood_of_pings_from_a_peer_that_does_not_read_takes_no_memory() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("connect_tcp://{}", listener.local_addr().unwrap());
+    let address = format!("tcp://{}", listener.local_addr().unwrap());
     let before = allocated();
     let flood = async {
         let mut stream = listener.accept().await.unwrap().0;

@@ -91,7 +91,7 @@ impl Drop for WaitingGuard<'_> {
 
 /// Memory that one socket has reserved. Without a [`MessageMemory`] its messages are not bounded.
 #[derive(Debug, Default)]
-pub(super) struct Reservation {
+pub(super) struct MemoryReservation {
     memory: Option<MessageMemory>,
     held: Option<OwnedSemaphorePermit>,
     /// When the message stops waiting for memory or, if it holds memory that others wait for, has to yield it.
@@ -100,7 +100,7 @@ pub(super) struct Reservation {
     delivered: bool,
 }
 
-impl Reservation {
+impl MemoryReservation {
     pub(super) fn set_memory(&mut self, memory: &MessageMemory) {
         self.memory = Some(memory.clone());
     }
@@ -191,8 +191,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn sharing(memory: &MessageMemory) -> Reservation {
-        let mut reservation = Reservation::default();
+    fn sharing(memory: &MessageMemory) -> MemoryReservation {
+        let mut reservation = MemoryReservation::default();
         reservation.set_memory(memory);
         reservation
     }

@@ -117,7 +117,7 @@ impl Publisher {
         let subscribed = self.subscribers.values();
         let subscribed =
             subscribed.filter(|subscriber| subscriber.topics.iter().any(|prefix| topic.starts_with(prefix)));
-        // Sending fails to a subscriber that has disconnected. Its event removes it.
+        // Fails for subscribers that have disconnected. Their events remove them.
         join_all(subscribed.map(|subscriber| subscriber.sender.send_encoded(encoded.clone()))).await;
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::SocketError;
-use super::memory::{MessageMemory, Reservation};
+use super::memory::{MemoryReservation, MessageMemory};
 use super::zmtp::{self, Decoder, Limits, Traffic, ZmtpError};
 
 /// Smallest and largest number of bytes to request per read. The size adapts to the rate at which bytes arrive.
@@ -16,7 +16,7 @@ pub(super) struct ReadBuffer {
     buffer: BytesMut,
     decoder: Decoder,
     read_size: usize,
-    reservation: Reservation,
+    reservation: MemoryReservation,
 }
 
 impl ReadBuffer {
@@ -25,7 +25,7 @@ impl ReadBuffer {
             buffer: BytesMut::new(),
             decoder: Decoder::new(limits),
             read_size: MIN_READ,
-            reservation: Reservation::default(),
+            reservation: MemoryReservation::default(),
         }
     }
 

@@ -1,8 +1,8 @@
-"""Writes vectors.json: what Jupyter's own Python packages make of the same input.
+"""Generates the test vectors in vectors.json with Jupyter's Python packages.
 
     pip install jupyter_client jupyter_server
-    python generate.py            # writes vectors.json beside this file
-    python generate.py --check    # fails where the file is not what would be written
+    python generate.py            # writes vectors.json to the folder of this file
+    python generate.py --check    # fails if vectors.json is not up to date
 
 The output does not depend on the machine: ids, dates and environments are fixed.
 """
@@ -138,7 +138,7 @@ def message_vector(spec):
     message = {part: spec[part] for part in ("header", "parent_header", "metadata", "content")}
     frames = session.serialize(message, ident=list(spec["identities"])) + spec["buffers"]
     parts_and_buffers = frames[len(spec["identities"]) + 2 :]
-    # From here on as jupyter_server does when it hands a kernel's message to a browser.
+    # The rest does what jupyter_server does to forward a kernel's message to a browser.
     received = session.deserialize(frames[len(spec["identities"]) + 1 :])
     received["channel"] = spec["channel"]
     if received["buffers"]:
@@ -192,7 +192,7 @@ PATH_CASES = [
 
 
 def path_vector(variables, prefix):
-    """What jupyter_core says in a Python at `prefix`, which is no virtual environment."""
+    """Returns the directories of jupyter_core for a Python at `prefix` that is not a virtual environment."""
     saved = dict(os.environ), sys.prefix, sys.base_prefix, site.USER_BASE, site.ENABLE_USER_SITE
     try:
         os.environ.clear()
