@@ -132,19 +132,19 @@ impl Format {
         };
         if self == Self::LegacyText
             && !message.buffers().is_empty()
-            && let Some(left_out) = WITHOUT_BUFFERS.due()
+            && let Some(suppressed) = WITHOUT_BUFFERS.due()
         {
             warn!(
-                left_out,
+                suppressed,
                 buffers = message.buffers().len(),
                 "a message is sent without its buffers: jupyter_server's gateway client cannot take binary frames"
             );
         }
         match encoded {
             Ok(encoded) if self == Self::LegacyText && encoded.length() > TORNADO_MAX_BYTES => {
-                if let Some(left_out) = TOO_LARGE.due() {
+                if let Some(suppressed) = TOO_LARGE.due() {
                     warn!(
-                        left_out,
+                        suppressed,
                         bytes = encoded.length(),
                         "a message is larger than jupyter_server takes; a notice is sent in its place"
                     );
@@ -156,8 +156,8 @@ impl Format {
             }
             Ok(encoded) => Some(encoded),
             Err(error) => {
-                if let Some(left_out) = UNWRITABLE.due() {
-                    warn!(%error, left_out, "a message cannot be written in this client's format");
+                if let Some(suppressed) = UNWRITABLE.due() {
+                    warn!(%error, suppressed, "a message cannot be written in this client's format");
                 }
                 None
             }

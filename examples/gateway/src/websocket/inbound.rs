@@ -89,8 +89,8 @@ async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<Waiting>, c
             Ok(()) => {}
             Err(error @ (SendError::Dead | SendError::Restarted)) => debug!(%channel, %error, "a message is dropped"),
             Err(error) => {
-                if let Some(left_out) = unsendable.due() {
-                    warn!(%channel, %error, left_out, "a message cannot be sent to the kernel");
+                if let Some(suppressed) = unsendable.due() {
+                    warn!(%channel, %error, suppressed, "a message cannot be sent to the kernel");
                 }
             }
         }
@@ -133,8 +133,8 @@ async fn read(
                     }
                 }
                 Err(error) => {
-                    if let Some(left_out) = ignored.due() {
-                        warn!(%error, left_out, "a message from the client is ignored");
+                    if let Some(suppressed) = ignored.due() {
+                        warn!(%error, suppressed, "a message from the client is ignored");
                     }
                 }
             },

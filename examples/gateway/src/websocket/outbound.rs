@@ -177,8 +177,8 @@ async fn write_block(
 /// Reports a gap: to clients of the resume protocol as such, to others in the cells that may be affected.
 fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client: Option<&Client>, format: Format) {
     static GAPS: LogLimiter = LogLimiter::new();
-    if let Some(left_out) = GAPS.due() {
-        warn!(%error, left_out, "the client misses a part of the log");
+    if let Some(suppressed) = GAPS.due() {
+        warn!(%error, suppressed, "the client misses a part of the log");
     }
     let ReadError::Gap { first, last } = *error else {
         return;

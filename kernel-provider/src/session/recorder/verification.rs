@@ -70,8 +70,8 @@ impl Gate {
                 return Err(Refused::Broken);
             }
         };
-        if let Some(left_out) = self.refusals.due() {
-            warn!(channel = %self.channel, %error, left_out, "a message from the kernel was refused");
+        if let Some(suppressed) = self.refusals.due() {
+            warn!(channel = %self.channel, %error, suppressed, "a message from the kernel was refused");
         }
         Err(refused)
     }
