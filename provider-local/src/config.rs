@@ -66,7 +66,7 @@ impl LocalConfig {
             transport: TransportChoice::Auto,
             port_range: None,
             socket_dir: None,
-            inherit_env: InheritEnv::AllButSecrets,
+            inherit_env: InheritEnv::default(),
             inherit_over_kernelspec: BTreeSet::new(),
             working_dir: None,
             reap_orphans: false,
@@ -99,12 +99,69 @@ pub enum TransportChoice {
 ///
 /// `JPY_PARENT_PID` is always set to 1. Libraries take the variable as a sign that they run in Jupyter. ipykernel exits
 /// when the process with this id ends, except for process 1, and kernels should outlive their provider.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {
-    /// All variables except servers' tokens: `*_AUTH_TOKEN`, `KERNELMUX_TOKEN`, `JUPYTER_TOKEN` and `JPY_API_TOKEN`.
-    #[default]
+    /// All variables except servers' tokens: `*_AUTH_TOKEN`, `KERNELMUX_TOKEN`, `JUPYTER_TOKEN` and `JPY_API_TOKEN`. A
+    /// program's own secrets, such as `DATABASE_URL` or a cloud's keys, then reach the code in its kernels.
     AllButSecrets,
     /// Only the variables with these names. Most programs need at least `PATH` and `HOME`.
     Only(BTreeSet<String>),
+}
+
+impl InheritEnv {
+    /// The variables that programs need to run: paths, the user, locale and time zone, certificates, Jupyter's folders.
+    pub const BASIC: &[&str] = &[
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "TZ",
+        "TMPDIR",
+        "LANG",
+        "LANGUAGE",
+        "LC_ALL",
+        "LC_CTYPE",
+        "LC_COLLATE",
+        "LC_MESSAGES",
+        "LC_MONETARY",
+        "LC_NUMERIC",
+        "LC_TIME",
+        "LD_LIBRARY_PATH",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "CONDA_DEFAULT_ENV",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "XDG_RUNTIME_DIR",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "JUPYTER_PATH",
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "IPYTHONDIR",
+    ];
+
+    /// Only the [basic](Self::BASIC) variables and those with these names.
+    ///
+    /// ```
+    /// use provider_local::{InheritEnv, LocalConfig};
+    ///
+    /// let mut config = LocalConfig::new("/var/lib/example/kernels");
+    /// config.inherit_env = InheritEnv::basic_and(["CUDA_VISIBLE_DEVICES"]);
+    /// ```
+    pub fn basic_and<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let names = Self::BASIC.iter().copied().chain(names);
+        Self::Only(names.map(str::to_owned).collect())
+    }
+}
+
+impl Default for InheritEnv {
+    /// Only the [basic](Self::BASIC) variables.
+    fn default() -> Self {
+        Self::basic_and([])
+    }
 }

@@ -137,6 +137,24 @@ mod tests {
     }
 
     #[test]
+    fn by_default_kernels_do_not_inherit_the_programs_own_settings() {
+        let own = [
+            ("PATH", "/bin"),
+            ("DATABASE_URL", "secret"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ];
+        let own = own.map(|(name, value)| (name.into(), value.into()));
+        let mut config = LocalConfig::new("/nowhere");
+        let names = |config: &LocalConfig| -> Vec<_> {
+            let env = compose(config, own.clone(), &BTreeMap::new(), &BTreeMap::new());
+            env.into_keys().map(|name| name.into_string().unwrap()).collect()
+        };
+        assert_eq!(names(&config), ["JPY_PARENT_PID", "PATH"]);
+        config.inherit_env = InheritEnv::basic_and(["DATABASE_URL"]);
+        assert_eq!(names(&config), ["DATABASE_URL", "JPY_PARENT_PID", "PATH"]);
+    }
+
+    #[test]
     fn only_named_variables_are_inherited() {
         let only = InheritEnv::Only(["HOME".to_owned()].into());
         assert_eq!(

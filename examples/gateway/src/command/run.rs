@@ -29,40 +29,6 @@ const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const DETACH_DEADLINE: Duration = Duration::from_secs(45);
 /// The wanted limit of open files: a kernel needs about five, a client one.
 const OPEN_FILES: u64 = 65_536;
-/// Variables of the gateway's own environment that kernels always inherit, because programs need them to run.
-const INHERITED: &[&str] = &[
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "TZ",
-    "TMPDIR",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "LC_CTYPE",
-    "LC_COLLATE",
-    "LC_MESSAGES",
-    "LC_MONETARY",
-    "LC_NUMERIC",
-    "LC_TIME",
-    "LD_LIBRARY_PATH",
-    "VIRTUAL_ENV",
-    "CONDA_PREFIX",
-    "CONDA_DEFAULT_ENV",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "XDG_RUNTIME_DIR",
-    "XDG_CACHE_HOME",
-    "XDG_CONFIG_HOME",
-    "XDG_DATA_HOME",
-    "JUPYTER_PATH",
-    "JUPYTER_CONFIG_DIR",
-    "JUPYTER_DATA_DIR",
-    "JUPYTER_RUNTIME_DIR",
-    "IPYTHONDIR",
-];
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -286,9 +252,11 @@ fn log_options(flags: &Flags) -> LogOptions {
 /// Variables that kernels inherit. Tokens and the gateway's own flags are never among them.
 fn inherited(named: &[String]) -> BTreeSet<String> {
     let own = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    own.filter(|own| INHERITED.contains(&own.as_str()) || named.iter().any(|name| name == "*" || name.trim() == own))
-        .filter(|own| !is_secret(own))
-        .collect()
+    own.filter(|own| {
+        InheritEnv::BASIC.contains(&own.as_str()) || named.iter().any(|name| name == "*" || name.trim() == own)
+    })
+    .filter(|own| !is_secret(own))
+    .collect()
 }
 
 fn is_secret(name: &str) -> bool {
