@@ -128,7 +128,7 @@ impl Direct {
     /// Connects to shell alone.
     ///
     /// # Errors
-    /// Where nobody answers.
+    /// If there is no answer.
     pub async fn to_shell(info: &ConnectionInfo) -> Result<Self> {
         let identity = uuid::Uuid::new_v4().to_string();
         let (send, receive) = zmq::dealer(&info.address(Channel::Shell), &identity, DEADLINE).await?;
@@ -143,7 +143,7 @@ impl Direct {
     /// Connects to shell and iopub.
     ///
     /// # Errors
-    /// Where nobody answers.
+    /// If there is no answer.
     pub async fn connect(info: &ConnectionInfo) -> Result<Self> {
         let mut direct = Self::to_shell(info).await?;
         let mut iopub = IopubSubscriber::connect(&info.address(Channel::Iopub), DEADLINE).await?;

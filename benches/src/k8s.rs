@@ -1,4 +1,4 @@
-//! Kernels in pods, on the cluster of `KUBECONFIG`: what they cost beside the same pods without us.
+//! Kernels in pods, on the cluster of `KUBECONFIG`, compared with the same pods without kernelmux.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -628,7 +628,7 @@ fn counted(config: &Config, calls: &Arc<AtomicUsize>) -> Result<Client> {
     Ok(ClientBuilder::try_from(config.clone())?.with_layer(&layer).build())
 }
 
-/// A node that there is none of, and who says of its pods that they run, at this machine's own address.
+/// A fake node that reports its pods as running at this machine's address.
 struct FakeNode {
     nodes: Api<Node>,
     tasks: Vec<AbortHandle>,

@@ -1,6 +1,6 @@
 //! What kernelmux promises, measured: one file a benchmark, and what they share.
 //!
-//! Each benchmark gives a [`report::Section`]: its figures, and beside them the marks that it is to meet.
+//! Each benchmark returns a [`report::Section`] with its figures and targets.
 
 pub mod by_hand;
 pub mod clients;
@@ -21,5 +21,5 @@ pub mod setup;
 pub mod start;
 pub mod wire;
 
-/// What goes wrong in a benchmark is told and ends it.
+/// An error ends the benchmark.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,4 +1,4 @@
-//! The gateways that are measured, each a process of its own.
+//! The measured gateways, each in its own process.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -82,7 +82,7 @@ impl Gateway {
         Self::start(command, port, TOKEN).await
     }
 
-    /// Any program that is told to listen on the port.
+    /// A program that listens on the port.
     ///
     /// # Errors
     /// Where it does not start.
@@ -155,7 +155,7 @@ impl Drop for Gateway {
     }
 }
 
-/// A port that nobody has at the moment.
+/// A free port.
 ///
 /// # Errors
 /// Where there is none.

@@ -46,7 +46,7 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     status(pid, "VmHWM:")
 }
 
-/// Starts [`peak_memory`] anew.
+/// Resets [`peak_memory`].
 ///
 /// # Errors
 /// Where the process is another user's.

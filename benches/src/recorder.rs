@@ -234,7 +234,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// Has a kernel of a gateway of its own publish a burst over TCP.
+/// Starts a gateway and a kernel that publishes a burst over TCP.
 async fn burst(setup: &Setup, flood: &Value, still: bool) -> Result<Burst> {
     burst_of(setup, FLOOD, flood, still).await
 }

@@ -73,7 +73,7 @@ impl Section {
         });
     }
 
-    /// What is to be known beside the figures.
+    /// Explains the figures.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }

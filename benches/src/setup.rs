@@ -1,5 +1,4 @@
-//! What the benchmarks need beside the release builds that `make bench` makes: Python with a kernel and a peer,
-//! kernelspecs.
+//! Prepares benchmarks: Python with a kernel and a peer, and kernelspecs. `make bench` makes the release builds.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,7 +44,7 @@ fn divisor() -> usize {
     divide.and_then(|divide| divide.parse().ok()).unwrap_or(1).max(1)
 }
 
-/// A program that was built beside this one.
+/// A program in the same folder as this one.
 ///
 /// # Errors
 /// Where this one's place is not known.

@@ -43,7 +43,7 @@ impl Address {
     /// Sends a request and gives the JSON of its answer, `null` where that has no body.
     ///
     /// # Errors
-    /// Where nobody answers, or the answer is not a success.
+    /// If there is no answer, or it is not a success.
     pub async fn call(&self, method: &str, path: &str, body: &str) -> Result<Value> {
         let mut stream = self.request(method, path, "Connection: close\r\n", body).await?;
         let mut answer = Vec::new();

@@ -1,4 +1,4 @@
-//! Counts the allocations of the protocol benchmark's cases. A program of its own, since counting costs time.
+//! Counts the allocations of the protocol benchmark's cases, in a separate program because counting costs time.
 //!
 //! Prints a line for each case: allocations and their bytes spliced, then typed.
 

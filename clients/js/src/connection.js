@@ -25,7 +25,7 @@ import { Request, randomId } from './request.js';
 const MIB = 1 << 20;
 // What a gap or a hello takes in memory, roughly.
 const NOTICE_SIZE = 256;
-// How long a handshake that was given up may still arrive at the gateway.
+// How long an abandoned handshake may still reach the gateway.
 const GHOST_MS = 60_000;
 const FINAL_CODES = new Set([1002, 1009]);
 
@@ -126,7 +126,7 @@ export class KernelConnection {
 
   /**
    * Calls `listener` at each event of this kind. `gap` and `notRecovered` come between the entries where they belong,
-   * while somebody reads `entries()`.
+   * while `entries()` is being read.
    * @template {keyof KernelEvents} K
    * @param {K} name
    * @param {(event: KernelEvents[K]) => void} listener
@@ -245,7 +245,7 @@ export class KernelConnection {
   }
 
   /**
-   * Answers a question of the kernel, whoever ran the code that asks.
+   * Answers an `input_request` of the kernel, from any client's code.
    * @param {Entry} question an `input_request`
    * @param {string} value
    * @returns {{msgId: string, logged: Promise<string>}} as `send()`
@@ -334,7 +334,7 @@ export class KernelConnection {
       return new KernelConnectionError('refused', `the gateway does not take a message (${code}): ${reason}`);
     }
     if (code === 4001) {
-      // A handshake of ours that was given up may have arrived late: then nobody else has the session.
+      // An abandoned handshake of this client may have arrived late; then no other client has the session.
       if (Date.now() - this.#lostHandshake < GHOST_MS) return undefined;
       return new KernelConnectionError('replaced', 'the same session connected anew');
     }
@@ -458,7 +458,7 @@ export class KernelConnection {
   }
 
   /**
-   * A message that nobody asked for. A kernel that died or was restarted does not reply to what it was asked before.
+   * A message without a request. A kernel that died or was restarted does not reply to earlier requests.
    * @param {Frame} frame
    */
   #onNews({ seq, channel, header, content }) {
@@ -541,7 +541,7 @@ export class KernelConnection {
 
   /**
    * @param {'ended' | 'failed' | 'closed'} state
-   * @param {Error} error what those are told who wait for something
+   * @param {Error} error rejects pending requests
    */
   #finish(state, error) {
     if (this.#over) return;

@@ -4,21 +4,21 @@
  * | code | |
  * |---|---|
  * | `unauthorized` | no token, a wrong one, or a refused origin |
- * | `not-found` | there is neither such a kernel nor its log |
- * | `not-kernelmux` | what answers does not speak the resume protocol |
- * | `replaced` | the same session connected anew, elsewhere |
- * | `refused` | the gateway took a message for no message, or for too large |
- * | `kernel-ended` | the kernel is gone before it replied |
+ * | `not-found` | neither the kernel nor its log exists |
+ * | `not-kernelmux` | the server does not support the resume protocol |
+ * | `replaced` | another connection of the same session replaced this one |
+ * | `refused` | the gateway found a message invalid or too large |
+ * | `kernel-ended` | the kernel ended before it replied |
  * | `kernel-restarted` | the kernel died or was restarted before it replied |
  * | `gap` | entries are gone from the log, and the reply may be among them |
- * | `unread` | too much output came before anybody began to read it |
+ * | `unread` | too much output arrived before it was read |
  * | `closed` | `close()` was called |
  *
  * @typedef {'unauthorized' | 'not-found' | 'not-kernelmux' | 'replaced' | 'refused' | 'kernel-ended' |
  *   'kernel-restarted' | 'gap' | 'unread' | 'closed'} ErrorCode
  */
 
-/** An error that connecting again does not mend. */
+/** An error that reconnecting cannot solve. */
 export class KernelConnectionError extends Error {
   /**
    * @param {ErrorCode} code
@@ -31,7 +31,7 @@ export class KernelConnectionError extends Error {
   }
 }
 
-/** The gateway sent what the protocol does not allow: the connection is taken for broken. */
+/** The gateway violated the protocol, so the connection counts as broken. */
 export class ProtocolError extends Error {
   /** @param {string} message */
   constructor(message) {

@@ -52,7 +52,7 @@ export class Execution {
         this.#reject = reject;
       })
     );
-    // Who iterates is told there.
+    // Iteration reports the error itself.
     this.reply.catch(() => {});
     request.logged.catch((error) => this.fail(error));
   }

@@ -33,13 +33,13 @@ const decoder = new TextDecoder();
 const encoder = new TextEncoder();
 
 /**
- * `instanceof` would miss those of another realm, as a page in a test or a frame of its own has.
+ * `instanceof` fails across realms, as in a test page or a frame.
  * @param {unknown} value
  * @returns {value is ArrayBuffer}
  */
 const isArrayBuffer = (value) => Object.prototype.toString.call(value) === '[object ArrayBuffer]';
 
-/** An entry as it came: what is not needed to see whose it is stays bytes until somebody reads it. */
+/** A received entry. Parts that are not needed for routing stay bytes until they are read. */
 export class Frame {
   /** @type {string[]} */
   #malformed = [];

@@ -1,4 +1,4 @@
-// What was received and waits for whoever iterates. The bound is the budget's: who fills the queue asks it.
+// Received entries that wait for a reader. The budget bounds them; the writer asks it before it adds one.
 
 /** Bytes that wait for readers, over all queues of a connection. */
 export class Budget {
