@@ -301,6 +301,29 @@ async fn is_left_out(options: ManagerOptions, bytes: usize, reason: &str) {
     soon(manager.shutdown()).await;
 }
 
+#[tokio::test]
+async fn iopub_is_read_on_the_recorder_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut options = ManagerOptions::default();
+    options.recorder_runtime = Some(runtime.handle().clone());
+    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+    let manager = Manager::new(vec![Arc::new(FakeProvider::new())], logs, options);
+    let kernel = soon(manager.start(StartRequest::new("echo"))).await.unwrap();
+    assert_eq!(runtime.metrics().num_alive_tasks(), 1);
+    let mut execution = kernel.execute(ExecuteRequest::new("hello")).await.unwrap();
+    let mut has_output = false;
+    while let Some(message) = soon(execution.next()).await {
+        has_output |= message.unwrap().msg_type() == "stream";
+    }
+    assert!(has_output);
+    soon(manager.shutdown()).await;
+    runtime.shutdown_background();
+}
+
 fn message_of(bytes: usize) -> Vec<u8> {
     message(b"", &vec![b' '; bytes])
 }

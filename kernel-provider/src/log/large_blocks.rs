@@ -18,13 +18,14 @@ pub(super) struct LargeBlocks {
     held: Mutex<BTreeMap<Seq, (Seq, Weak<Bytes>)>>,
     /// Whether the log has large blocks.
     any: AtomicBool,
-    reading: tokio::sync::Mutex<()>,
+    /// Serializes reads from the store.
+    read_lock: tokio::sync::Mutex<()>,
 }
 
 /// The owner of a shared block's memory.
-struct Held(Arc<Bytes>);
+struct BlockMemory(Arc<Bytes>);
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for BlockMemory {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
@@ -38,9 +39,9 @@ impl LargeBlocks {
 
     /// Serializes reads from the store of a log with large blocks, because the next reader may find the block that the
     /// previous one has read. `None` if the log is not known to have any.
-    pub(super) async fn reading(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+    pub(super) async fn read_lock(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         if self.any.load(Ordering::Relaxed) {
-            Some(self.reading.lock().await)
+            Some(self.read_lock.lock().await)
         } else {
             None
         }
@@ -80,5 +81,5 @@ impl LargeBlocks {
 }
 
 fn shared(first: Seq, last: Seq, bytes: Arc<Bytes>) -> Block {
-    Block::new(first, last, Bytes::from_owner(Held(bytes)))
+    Block::new(first, last, Bytes::from_owner(BlockMemory(bytes)))
 }

@@ -120,7 +120,7 @@ impl Reader {
     async fn read_store(&mut self, head: Seq) -> Result<(), ReadError> {
         let log = self.log.clone();
         let after = self.position;
-        let _reading = log.large_blocks.reading().await;
+        let _read_lock = log.large_blocks.read_lock().await;
         if let Some(block) = log.large_blocks.get(after.next()).filter(|block| block.last() <= head) {
             self.ahead.push(block);
             return Ok(());

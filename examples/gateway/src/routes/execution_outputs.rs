@@ -24,12 +24,12 @@ use super::executions::unreadable;
 use crate::error::ApiError;
 
 /// How many executions are folded concurrently; each occupies a processor.
-const FOLDED_AT_A_TIME: usize = 2;
+const MAX_CONCURRENT_FOLDS: usize = 2;
 /// How much of outputs may be in transmission, in [`UNIT`]s.
-const BEING_READ: u32 = 256;
+const MAX_UNREAD_UNITS: u32 = 256;
 const UNIT: usize = 1 << 20;
 /// How long a request waits for other clients to finish reading.
-const WAITED: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Size of a piece of the body, and how many pieces may wait for the client.
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 4;
@@ -37,14 +37,14 @@ const PIECES: usize = 4;
 /// Bounds responses with outputs.
 pub(crate) struct OutputLimits {
     folding: Arc<Semaphore>,
-    being_read: Arc<Semaphore>,
+    unread: Arc<Semaphore>,
 }
 
 impl Default for OutputLimits {
     fn default() -> Self {
         Self {
-            folding: Arc::new(Semaphore::new(FOLDED_AT_A_TIME)),
-            being_read: Arc::new(Semaphore::new(BEING_READ as usize)),
+            folding: Arc::new(Semaphore::new(MAX_CONCURRENT_FOLDS)),
+            unread: Arc::new(Semaphore::new(MAX_UNREAD_UNITS as usize)),
         }
     }
 }
@@ -60,13 +60,13 @@ impl OutputLimits {
         let Some(units) = units(outputs.fold.bytes()) else {
             return Ok((outputs, None));
         };
-        if let Ok(room) = self.being_read.clone().try_acquire_many_owned(units) {
+        if let Ok(room) = self.unread.clone().try_acquire_many_owned(units) {
             return Ok((outputs, Some(room)));
         }
         // Nothing is held while waiting. The outputs may grow meanwhile, so reserve the most that they can have.
         drop(outputs);
-        let units = units_of_most();
-        let waiting = timeout(WAITED, self.being_read.clone().acquire_many_owned(units));
+        let units = max_units();
+        let waiting = timeout(WAIT_TIMEOUT, self.unread.clone().acquire_many_owned(units));
         let Ok(Ok(room)) = waiting.await else {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -90,11 +90,11 @@ impl OutputLimits {
 
 /// The reservation for outputs of this size; `None` for less than one unit.
 fn units(bytes: usize) -> Option<u32> {
-    let units = u32::try_from(bytes / UNIT).unwrap_or(BEING_READ);
-    (units > 0).then(|| units.min(BEING_READ))
+    let units = u32::try_from(bytes / UNIT).unwrap_or(MAX_UNREAD_UNITS);
+    (units > 0).then(|| units.min(MAX_UNREAD_UNITS))
 }
 
-fn units_of_most() -> u32 {
+fn max_units() -> u32 {
     units(FoldLimits::default().max_bytes).unwrap_or(1)
 }
 
@@ -118,7 +118,7 @@ pub(super) async fn answer(
     model["cursor"] = outputs.cursor.to_string().into();
     model["complete"] = outputs.complete.into();
     model["truncated"] = outputs.fold.truncated().into();
-    let body = written(move |writer| {
+    let body = streamed_body(move |writer| {
         let _room = room;
         let whole = Whole {
             model: &model,
@@ -151,7 +151,7 @@ fn each<S: Serializer>(fold: &&Fold, serializer: S) -> Result<S::Ok, S::Error> {
 }
 
 /// A body that a blocking thread writes as fast as the client reads it.
-fn written(write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static) -> Body {
+fn streamed_body(write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static) -> Body {
     let (sender, mut receiver) = mpsc::channel(PIECES);
     spawn_blocking(move || {
         let mut pieces = Pieces {
@@ -167,7 +167,7 @@ fn written(write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static) -
     Body::from_stream(futures::stream::poll_fn(move |context| receiver.poll_recv(context)))
 }
 
-/// Sends written bytes in pieces.
+/// Sends what is written to it in pieces.
 struct Pieces {
     piece: BytesMut,
     sender: mpsc::Sender<io::Result<Bytes>>,
@@ -203,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_arrives_and_no_more_is_written_than_is_taken() {
         let (told, mut ended) = oneshot::channel();
-        let mut body = written(move |writer| {
+        let mut body = streamed_body(move |writer| {
             for number in 0..100_000_u32 {
                 writer.write_all(&number.to_be_bytes())?;
             }
@@ -221,14 +221,14 @@ mod tests {
     #[tokio::test]
     async fn who_goes_ends_what_is_written_and_a_failure_is_no_end() {
         let (told, ended) = oneshot::channel();
-        let body = written(move |writer| {
+        let body = streamed_body(move |writer| {
             let written = std::iter::repeat(()).try_for_each(|()| writer.write_all(b"text"));
             let _ = told.send(());
             written
         });
         drop(body);
         ended.await.unwrap();
-        let failing = written(|writer| {
+        let failing = streamed_body(|writer| {
             writer.write_all(b"text")?;
             Err(io::Error::other("no more"))
         });
@@ -239,7 +239,7 @@ mod tests {
     async fn large_outputs_hold_room_and_small_ones_do_not() {
         assert_eq!(units(UNIT - 1), None);
         assert_eq!(units(70 << 20), Some(70));
-        assert_eq!(units(usize::MAX), Some(BEING_READ));
-        assert!(units_of_most() <= BEING_READ);
+        assert_eq!(units(usize::MAX), Some(MAX_UNREAD_UNITS));
+        assert!(max_units() <= MAX_UNREAD_UNITS);
     }
 }

@@ -294,3 +294,22 @@ async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8], dead
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_header_has_the_shortest_form_of_its_length() {
+        let header = |length| {
+            let mut frames = Frames::new(tokio::io::sink(), KEEP_ALIVE);
+            frames.head(OpCode::Binary, length);
+            frames.gathered.to_vec()
+        };
+        assert_eq!(header(0), [0x82, 0]);
+        assert_eq!(header(125), [0x82, 125]);
+        assert_eq!(header(126), [0x82, 126, 0, 126]);
+        assert_eq!(header(0xffff), [0x82, 126, 0xff, 0xff]);
+        assert_eq!(header(0x1_0000), [0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+}

@@ -70,7 +70,7 @@ pub(super) async fn record_iopub(
         let mut broken = false;
         let mut drained = true;
         let (mut received, mut bytes) = (0, 0);
-        let mut left_out = None;
+        let mut skipped = None;
         while let Some(message) = next {
             received += 1;
             match gate.admit(message).await {
@@ -85,10 +85,10 @@ pub(super) async fn record_iopub(
                     iopub.refused(&message);
                 }
                 Err(Refused::Garbage) => {}
-                Err(Refused::LeftOut(bytes)) => left_out = Some(bytes),
+                Err(Refused::Skipped(bytes)) => skipped = Some(bytes),
                 Err(Refused::Broken) => broken = true,
             }
-            if broken || left_out.is_some() || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+            if broken || skipped.is_some() || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
                 drained = false;
                 break;
             }
@@ -110,7 +110,7 @@ pub(super) async fn record_iopub(
                 recording.log.flushed().await;
             }
         }
-        if let Some(bytes) = left_out {
+        if let Some(bytes) = skipped {
             let reason = if bytes > MAX_MESSAGE_BYTES {
                 format!("a message may have {} MiB", MAX_MESSAGE_BYTES >> 20)
             } else {

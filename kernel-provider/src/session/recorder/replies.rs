@@ -35,7 +35,7 @@ pub(super) async fn record_replies(
                 false
             }
             Err(Refused::Garbage) => false,
-            Err(Refused::LeftOut(_)) => {
+            Err(Refused::Skipped(_)) => {
                 // The skipped message may be a reply that a client waits for.
                 reconnected.notify_one();
                 false

@@ -15,7 +15,7 @@ pub(super) enum Refused {
     /// The frames are no message; the socket stays usable.
     Garbage,
     /// The socket skipped a message of this many bytes: it was too large, or no memory was free for it.
-    LeftOut(u64),
+    Skipped(u64),
     /// The connection is broken.
     Broken,
 }
@@ -61,7 +61,7 @@ impl Gate {
                 Err(error) => (error, Refused::Message(message)),
             },
             Err(SocketError::Wire(error)) => match error {
-                WireError::TooLarge { bytes, .. } | WireError::NoMemory { bytes } => (error, Refused::LeftOut(bytes)),
+                WireError::TooLarge { bytes, .. } | WireError::NoMemory { bytes } => (error, Refused::Skipped(bytes)),
                 _ => (error, Refused::Garbage),
             },
             Err(error) => {
