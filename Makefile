@@ -59,8 +59,8 @@ test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other k
 		--dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, ten million entries in a log, and the chaos test at its full length
-	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test simulation
-	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-provider --test log_memory
+	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-manager --test simulation
+	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-log --test memory
 	KERNELMUX_LONG=1 target/e2e-venv/bin/python -m pytest tests/e2e/test_resume_chaos.py
 
 tools:

@@ -9,16 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernelmux::local::{LocalConfig, LocalProvider};
+use kernelmux::log::{Entry, FjallStore, LIFECYCLE, LogOptions, Logs, Seq};
 use kernelmux::protocol::content::{Content, ExecuteRequest};
 use kernelmux::protocol::kernelspec::SearchPath;
 use kernelmux::protocol::message::Message;
 use kernelmux::protocol::{Channel, WireMessage};
-use kernelmux::provider::KernelId;
-use kernelmux::provider::log::{Entry, FjallStore, LogOptions, Logs, Seq};
-use kernelmux::provider::manager::{
-    Culling, Kernel, KernelEventKind, Manager, ManagerOptions, StartError, StartRequest,
+use kernelmux::{
+    Attachment, Client, Culling, ExecutionError, ExecutionState, Kernel, KernelEventKind, KernelId, Manager,
+    ManagerOptions, StartError, StartRequest,
 };
-use kernelmux::provider::session::{Attachment, Client, ExecutionError, ExecutionState, LIFECYCLE};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);

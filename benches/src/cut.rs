@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use gateway_client::resume::client::{Event, Options, ResumeClient};
 use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::{Channel, Message, WireMessage};
-use kernel_provider::fold::Fold;
-use kernel_provider::resume::client::{Event, Options, ResumeClient};
+use kernel_manager::fold::Fold;
 use serde_json::Value;
 use tokio::time::timeout;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jupyter_protocol::codec::websocket_v1;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_provider::fold::{Fold, FoldLimits};
+use kernel_manager::fold::{Fold, FoldLimits};
 use serde_json::{Value, json};
 
 use crate::measure::{Times, bytes, count, per_second, time};

@@ -11,9 +11,9 @@ use async_trait::async_trait;
 use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
 use jupyter_protocol::kernel::{self, Context, Server};
 use jupyter_protocol::{ConnectionInfo, InstalledKernelspec, Kernelspec, Key, Transport};
-use kernel_provider::log::{FjallStore, LogOptions, Logs};
-use kernel_provider::manager::{Manager, ManagerOptions};
-use kernel_provider::provider::{
+use kernel_log::{FjallStore, LogOptions, Logs};
+use kernel_manager::{Manager, ManagerOptions};
+use kernel_provider::{
     AttachError, Exit, ExitCause, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest,
     Phase, Progress, ProviderError, Selector, Specs,
 };

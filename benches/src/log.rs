@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jupyter_protocol::{Channel, WireMessage};
-use kernel_provider::KernelId;
-use kernel_provider::log::{Block, FjallStore, Log, LogOptions, LogStore, Logs, MemoryStore, NewEntry, Origin, Seq};
+use jupyter_protocol::{Channel, KernelId, WireMessage};
+use kernel_log::{Block, FjallStore, Log, LogOptions, LogStore, Logs, MemoryStore, NewEntry, Origin, Seq};
 
 use crate::measure::{bytes, count, per_second, ratio, time};
 use crate::report::Section;

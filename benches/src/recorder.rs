@@ -9,9 +9,8 @@ use bytes::Bytes;
 use jupyter_protocol::codec::websocket_v1::V1Message;
 use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::header::HeaderRef;
-use jupyter_protocol::{Channel, Message, WireMessage};
-use kernel_provider::KernelId;
-use kernel_provider::log::{FjallStore, LogStore, Origin, Seq};
+use jupyter_protocol::{Channel, KernelId, Message, WireMessage};
+use kernel_log::{FjallStore, LogStore, Origin, Seq};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
@@ -413,7 +412,7 @@ fn logged(store: &Path, kernel: KernelId) -> Result<u64> {
             return Ok(numbers.len() as u64);
         };
         position = last.last();
-        for entry in blocks.iter().flat_map(kernel_provider::log::Block::entries) {
+        for entry in blocks.iter().flat_map(kernel_log::Block::entries) {
             let message: WireMessage = entry.message();
             let header = message.header_ref()?;
             if entry.origin() == Origin::Kernel && header.msg_type == "stream" {

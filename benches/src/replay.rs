@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kernel_provider::KernelId;
-use kernel_provider::log::{Cursor, Seq};
-use kernel_provider::resume::client::{Event, Options, ResumeClient};
-use kernel_provider::resume::{Hello, Notice, Start};
+use gateway_client::resume::client::{Event, Options, ResumeClient};
+use gateway_client::resume::{Hello, Notice, Start};
+use jupyter_protocol::KernelId;
+use kernel_log::{Cursor, Seq};
 use tokio::time::timeout;
 
 use crate::log::fill;

@@ -1,9 +1,9 @@
 //! A client of a gateway, cheap enough not to be what is measured: HTTP a request a connection, and WebSocket frames.
 
 use bytes::{Buf, Bytes, BytesMut};
+use gateway_client::resume::{self, Start};
 use jupyter_protocol::codec::websocket_v1;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_provider::resume::{self, Start};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

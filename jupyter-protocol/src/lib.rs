@@ -40,6 +40,7 @@ pub mod header;
 pub mod json;
 #[cfg(feature = "kernel")]
 pub mod kernel;
+mod kernel_id;
 pub mod kernelspec;
 mod key;
 mod log_limiter;
@@ -53,6 +54,7 @@ pub mod zmq;
 pub use channel::{Channel, UnknownChannel};
 pub use connection_file::{ConnectionInfo, Transport};
 pub use header::Header;
+pub use kernel_id::{KernelId, NoKernelId};
 pub use kernelspec::{InstalledKernelspec, Kernelspec};
 pub use key::Key;
 pub use log_limiter::LogLimiter;

@@ -23,7 +23,6 @@ import json, sys, time, uuid, zmq
 scenario, shell, iopub, beat = sys.argv[1:]
 context = zmq.Context()
 
-
 def connect(kind, address, topic=None, **options):
     socket = context.socket(kind)
     socket.linger = 0
@@ -34,29 +33,24 @@ def connect(kind, address, topic=None, **options):
     socket.connect(address)
     return socket
 
-
 def request(socket, msg_type="kernel_info_request", content=None):
     header = {"msg_id": uuid.uuid4().hex, "msg_type": msg_type, "session": "s", "username": "", "version": "5.3"}
     parts = [json.dumps(part).encode() for part in (header, {}, {}, content or {})]
     socket.send_multipart([b"<IDS|MSG>", b"", *parts])
-
 
 def receive(socket):
     frames = socket.recv_multipart()
     parts = frames[frames.index(b"<IDS|MSG>") + 2 :]
     return json.loads(parts[0])["msg_type"], json.loads(parts[3]), frames[0]
 
-
 def execute(code):
     return dict(msg_type="execute_request", content={"code": code, "silent": False})
-
 
 def receive_until(socket, wanted):
     while True:
         msg_type, content, _ = receive(socket)
         if msg_type == wanted:
             return content
-
 
 if scenario == "socket_types":
     pings = dict(heartbeat_ivl=50, heartbeat_timeout=3000)

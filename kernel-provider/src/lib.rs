@@ -1,17 +1,137 @@
-//! Jupyter kernels behind one trait, a manager for them, and an ordered log of every message.
+//! The trait that kernel providers implement, and its types.
 
 #[cfg(feature = "testing")]
 pub mod conformance;
+mod error;
 #[cfg(feature = "testing")]
 pub mod fake;
-pub mod fold;
-mod kernel_id;
-pub mod log;
-pub mod manager;
-pub mod provider;
-pub mod resume;
-pub mod session;
-#[cfg(feature = "testing")]
-pub mod simulation;
+mod follow;
+mod launch;
+mod own_metadata;
+mod phase;
+mod record;
 
-pub use kernel_id::{KernelId, NoKernelId};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jupyter_protocol::ConnectionInfo;
+use tokio::sync::watch;
+
+pub use error::{AttachError, LaunchError, ProviderError};
+pub use follow::follow_specs;
+pub use launch::{LaunchRequest, LaunchStage, Progress, Specs};
+pub use own_metadata::own_metadata;
+pub use phase::{Exit, ExitCause, Phase};
+pub use record::{KernelRecord, Selector};
+
+/// Runs kernels somewhere: on this machine or in a cluster.
+///
+/// The provider knows which kernels run. After a restart, an embedder finds its kernels with [`list`](Self::list) and
+/// [`attach`](Self::attach). Every future is cancel-safe.
+///
+/// A provider starts, signals and ends kernels. It never sends them messages: whoever asked for the kernel
+/// owns its sockets.
+#[async_trait]
+pub trait KernelProvider: Send + Sync + 'static {
+    /// The provider's name, such as `local` in `local/python3`. It contains no slash.
+    fn name(&self) -> &str;
+
+    /// The available kernelspecs: the set now and each change.
+    fn specs(&self) -> watch::Receiver<Arc<Specs>>;
+
+    /// Starts a kernel and returns once its sockets accept connections.
+    ///
+    /// If a kernel with this id runs already, attaches to it. Dropping the future cancels the launch and leaves nothing
+    /// behind.
+    ///
+    /// # Errors
+    /// [`LaunchError`], by cause, with the end of the kernel's output if there is any.
+    async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError>;
+
+    /// Lists the running kernels that match the selector, including those that other processes launched.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if the provider cannot be asked.
+    async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError>;
+
+    /// Attaches to a running kernel, for example one that an earlier process launched. Waits for a kernel that is still
+    /// starting.
+    ///
+    /// # Errors
+    /// [`AttachError::Gone`] if it no longer runs, [`AttachError::Foreign`] for a record of another provider.
+    async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError>;
+
+    /// Waits for cleanup of cancelled launches. An embedder calls it last before it exits, with a timeout of its own;
+    /// pending launches may be awaited, too. Returns at once if cancelling a launch cleans up by itself.
+    async fn cleanup(&self) {}
+}
+
+/// A running kernel. Dropping the handle leaves the kernel running.
+#[async_trait]
+pub trait KernelHandle: Send + Sync + 'static {
+    /// A storable record for [`KernelProvider::attach`]. It contains no secrets.
+    fn record(&self) -> KernelRecord;
+
+    /// The connection information with the key. It changes with each restart.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if it is unknown.
+    async fn connection(&self) -> Result<ConnectionInfo, ProviderError>;
+
+    /// The phase of the process or pod: the value now and each change.
+    fn phase(&self) -> watch::Receiver<Phase>;
+
+    /// The end of the kernel's standard output and error, at most some tens of kilobytes.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if it cannot be read.
+    async fn output(&self) -> Result<String, ProviderError>;
+
+    /// Interrupts the kernel by signal. If its kernelspec says `interrupt_mode: message`, returns
+    /// [`Interrupt::ByMessage`] instead, and the caller sends an `interrupt_request` on control.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if the kernel is gone.
+    async fn interrupt(&self) -> Result<Interrupt, ProviderError>;
+
+    /// Announces a [`restart`](Self::restart), before the kernel gets a shutdown request. A provider that restarts in
+    /// place, such as in a pod, keeps the place; it still reports the end of the process. The default does nothing.
+    async fn prepare_restart(&self) {}
+
+    /// Ends the process or pod if it runs and starts a new one under the same id. Returns once its sockets accept
+    /// connections; the [connection](Self::connection) may have changed.
+    ///
+    /// # Errors
+    /// [`LaunchError`] as for a launch.
+    async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError>;
+
+    /// Ends the kernel: gracefully, as with SIGTERM, and by force after `grace`. Returns when the kernel and everything
+    /// that it started is gone. Ending a kernel that is gone succeeds.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if it cannot be ended.
+    async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError>;
+
+    /// Waits for the kernel's end and returns its cause.
+    async fn wait(&self) -> Exit {
+        let mut phase = self.phase();
+        loop {
+            if let Phase::Exited(exit) = &*phase.borrow_and_update() {
+                return exit.clone();
+            }
+            if phase.changed().await.is_err() {
+                return Exit::new(ExitCause::Unknown("the provider stopped watching it".to_owned()));
+            }
+        }
+    }
+}
+
+/// How a kernel is interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupt {
+    /// It was sent a signal.
+    Signalled,
+    /// It needs an `interrupt_request` on control, which the caller sends.
+    ByMessage,
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kernel_provider::conformance::{LAST_WORDS, Subject};
 use kernel_provider::fake::{FakeProvider, FakeSpec};
-use kernel_provider::provider::{ExitCause, KernelProvider, KernelRecord, LaunchError};
+use kernel_provider::{ExitCause, KernelProvider, KernelRecord, LaunchError};
 
 struct Fake(FakeProvider);
 

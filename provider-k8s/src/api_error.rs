@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use kernel_provider::provider::{LaunchError, ProviderError};
+use kernel_provider::{LaunchError, ProviderError};
 use kube::runtime::watcher;
 
 /// Time limit of one call. The client's own default is minutes.

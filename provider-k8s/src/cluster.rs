@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jupyter_protocol::ConnectionInfo;
+use jupyter_protocol::{ConnectionInfo, KernelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kernel_provider::KernelId;
-use kernel_provider::provider::ProviderError;
+use kernel_provider::ProviderError;
 use kube::api::{
     AttachParams, AttachedProcess, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
 };

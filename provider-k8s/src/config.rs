@@ -5,7 +5,7 @@ use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::paths::PathEnv;
 use k8s_openapi::api::core::v1::{Volume, VolumeMount};
 
-use kernel_provider::provider::ProviderError;
+use kernel_provider::ProviderError;
 
 use crate::policy::Policy;
 use crate::settings::Settings;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::provider::{ExitCause, ProviderError};
+use kernel_provider::{ExitCause, ProviderError};
 use kube::api::{AttachParams, AttachedProcess};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::sync::watch;

@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jupyter_protocol::ConnectionInfo;
+use jupyter_protocol::{ConnectionInfo, KernelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{
+use kernel_provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
 use tokio::sync::{Notify, watch};

@@ -1,6 +1,6 @@
 //! Jupyter kernels as pods of a Kubernetes cluster.
 //!
-//! [`K8sProvider`] is a [`KernelProvider`](kernel_provider::provider::KernelProvider). Each kernel is a bare pod without a
+//! [`K8sProvider`] is a [`KernelProvider`](kernel_provider::KernelProvider). Each kernel is a bare pod without a
 //! controller, because a kernel's state cannot be recreated. The kernel's key and environment are in an immutable Secret
 //! that is owned by the pod and deleted with it. The provider stores nothing itself: the cluster is the only record of
 //! which kernels run.
@@ -8,8 +8,8 @@
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use kernel_provider::KernelId;
-//! use kernel_provider::provider::{KernelProvider as _, LaunchRequest, Progress};
+//! use jupyter_protocol::KernelId;
+//! use kernel_provider::{KernelProvider as _, LaunchRequest, Progress};
 //! use provider_k8s::{K8sConfig, K8sProvider};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -71,7 +71,7 @@
 //!
 //! The image, resources, volumes, user, service account, working directory and variables of a running pod cannot be
 //! changed. A launch that sets one of these gets a pod of its own, and its progress and the log give the reason
-//! ([`LaunchStage::Cold`](kernel_provider::provider::LaunchStage::Cold)). The exceptions are the variables listed in
+//! ([`LaunchStage::Cold`](kernel_provider::LaunchStage::Cold)). The exceptions are the variables listed in
 //! `without`, and `KERNEL_GATEWAY`, `KERNEL_ID` and `KERNEL_LAUNCH_TIMEOUT`, which only describe the launch: they are
 //! dropped, and a warm pod is still used. With `KERNEL_WORKING_DIR` in `without`, the launch's working directory is dropped
 //! too. Kernels from a pool have no `KERNELMUX_KERNEL_ID` in their environment.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use jupyter_protocol::kernelspec::{InterruptMode, LaunchArgs, expand_env};
-use jupyter_protocol::{ConnectionInfo, InstalledKernelspec, Key};
+use jupyter_protocol::{ConnectionInfo, InstalledKernelspec, KernelId, Key};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, LocalObjectReference, Pod, PodSecurityContext,
@@ -12,7 +12,6 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kernel_provider::KernelId;
 use sha2::{Digest as _, Sha256};
 
 use crate::names;

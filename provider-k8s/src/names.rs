@@ -1,9 +1,9 @@
 //! Names, labels and annotations of the provider's objects.
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use jupyter_protocol::KernelId;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::KernelId;
-use kernel_provider::provider::KernelRecord;
+use kernel_provider::KernelRecord;
 
 /// The container that runs the kernel.
 pub(crate) const CONTAINER: &str = "kernel";

@@ -1,7 +1,7 @@
 //! Derives a kernel's phase from its pod and the pod's events. Pure functions.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition};
-use kernel_provider::provider::ExitCause;
+use kernel_provider::ExitCause;
 
 use crate::names;
 

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use jupyter_protocol::InstalledKernelspec;
+use jupyter_protocol::{InstalledKernelspec, KernelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{LaunchError, LaunchRequest};
+use kernel_provider::{LaunchError, LaunchRequest};
 
 use crate::manifest::{Manifest, ManifestParams};
 use crate::settings::Settings;

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use jupyter_protocol::KernelId;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kernel_provider::KernelId;
-use kernel_provider::provider::ProviderError;
+use kernel_provider::ProviderError;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};

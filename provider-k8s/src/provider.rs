@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jupyter_protocol::KernelId;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{
+use kernel_provider::{
     AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
     Progress, ProviderError, Selector, Specs,
 };

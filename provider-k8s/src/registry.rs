@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
-use kernel_provider::KernelId;
+use jupyter_protocol::KernelId;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::kernel::K8sKernel;

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use jupyter_protocol::Kernelspec;
 use k8s_openapi::api::core::v1::{PodTemplateSpec, ResourceRequirements, Toleration, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kernel_provider::provider::own_metadata;
+use kernel_provider::own_metadata;
 use serde::Deserialize;
 use serde_json::Value;
 

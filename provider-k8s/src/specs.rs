@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jupyter_protocol::InstalledKernelspec;
 use jupyter_protocol::kernelspec::{KernelspecError, get_kernelspec};
-use kernel_provider::provider::{LaunchError, Specs, follow_specs};
+use kernel_provider::{LaunchError, Specs, follow_specs};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, watch};
 

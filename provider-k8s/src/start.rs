@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jupyter_protocol::ConnectionInfo;
+use jupyter_protocol::{ConnectionInfo, KernelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kernel_provider::KernelId;
-use kernel_provider::provider::{ExitCause, LaunchError, LaunchStage, Progress, ProviderError};
+use kernel_provider::{ExitCause, LaunchError, LaunchStage, Progress, ProviderError};
 use kube::api::PostParams;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;

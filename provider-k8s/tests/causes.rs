@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use common::{LONG, TestNamespace, launch, pod_name, run};
 use futures::{StreamExt as _, TryStreamExt as _};
+use jupyter_protocol::KernelId;
 use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use k8s_openapi::jiff::Timestamp;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{
+use kernel_provider::{
     Exit, ExitCause, KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, LaunchStage, Phase, Progress,
     Selector,
 };

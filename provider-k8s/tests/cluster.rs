@@ -14,12 +14,10 @@ use calls::Calls;
 use common::{LONG, TestNamespace, create, image, launch, pod_name, run};
 use futures::future::join_all;
 use http::Method;
+use jupyter_protocol::KernelId;
 use jupyter_protocol::client::Client;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use kernel_provider::KernelId;
-use kernel_provider::provider::{
-    ExitCause, KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress, Selector,
-};
+use kernel_provider::{ExitCause, KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress, Selector};
 use kube::api::DeleteParams;
 use kube::{Api, Client as Kube};
 use provider_k8s::{K8sProvider, Policy, Reach};

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use common::{LONG, TestNamespace, launch};
 use counting::{last_number, manager, start, start_counting, wait_until_counted};
+use jupyter_protocol::KernelId;
 use jupyter_protocol::client::Client;
 use jupyter_protocol::content::ExecuteRequest;
-use kernel_provider::KernelId;
-use kernel_provider::log::MemoryStore;
-use kernel_provider::manager::{Kernel, Manager};
-use kernel_provider::provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress};
+use kernel_log::MemoryStore;
+use kernel_manager::{Kernel, Manager};
+use kernel_provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress};
 use provider_k8s::{K8sProvider, Reach};
 
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

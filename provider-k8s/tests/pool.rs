@@ -11,7 +11,7 @@ use common::pool::{IPYKERNEL, install, launch_as, names, request, unclaimed, wai
 use common::{LONG, TestNamespace, pod_name, run};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::provider::{KernelHandle, KernelProvider as _, Progress, Selector};
+use kernel_provider::{KernelHandle, KernelProvider as _, Progress, Selector};
 use kube::api::ListParams;
 use provider_k8s::{K8sProvider, Policy, Reach};
 use serde_json::json;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use common::{LONG, TestNamespace};
 use kernel_provider::conformance::{LAST_WORDS, Subject};
-use kernel_provider::provider::{KernelProvider, KernelRecord};
+use kernel_provider::{KernelProvider, KernelRecord};
 use provider_k8s::Reach;
 
 /// Kills the kernel's process.

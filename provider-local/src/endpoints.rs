@@ -7,11 +7,11 @@ use std::path::Path;
 
 use jupyter_protocol::kernelspec::Kernelspec;
 use jupyter_protocol::{Channel, ConnectionInfo, Transport};
+use kernel_provider::own_metadata;
 use serde_json::Value;
 
 use crate::TransportChoice;
 use crate::ports::LOOPBACK;
-use kernel_provider::provider::own_metadata;
 
 /// Maximum length of a Unix socket's path, in bytes (unix(7)).
 pub(crate) const MAX_SOCKET_PATH: usize = 107;

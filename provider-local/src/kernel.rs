@@ -4,10 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jupyter_protocol::ConnectionInfo;
 use jupyter_protocol::kernelspec::InterruptMode;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{
+use jupyter_protocol::{ConnectionInfo, KernelId};
+use kernel_provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
 use rustix::fs::inotify::WatchFlags;

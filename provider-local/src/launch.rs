@@ -10,9 +10,7 @@ use std::time::Duration;
 use jupyter_protocol::handshake::{HandshakeError, Registration};
 use jupyter_protocol::kernelspec::{KernelspecError, LaunchArgs, get_kernelspec};
 use jupyter_protocol::{ConnectionInfo, Key, Transport};
-use kernel_provider::provider::{
-    ExitCause, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError,
-};
+use kernel_provider::{ExitCause, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError};
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::Notify;
 use tokio::time::Instant;

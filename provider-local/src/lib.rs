@@ -1,14 +1,14 @@
 //! Jupyter kernels as processes of this machine.
 //!
-//! [`LocalProvider`] is a [`KernelProvider`](kernel_provider::provider::KernelProvider). It finds the installed
+//! [`LocalProvider`] is a [`KernelProvider`](kernel_provider::KernelProvider). It finds the installed
 //! kernelspecs, and starts, watches and ends their kernels. Each kernel leads its own session and outlives the program
 //! that started it.
 //!
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use kernel_provider::KernelId;
-//! use kernel_provider::provider::{KernelProvider as _, LaunchRequest, Progress};
+//! use jupyter_protocol::KernelId;
+//! use kernel_provider::{KernelProvider as _, LaunchRequest, Progress};
 //! use provider_local::{LocalConfig, LocalProvider};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {

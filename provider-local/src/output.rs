@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 /// Maximum number of bytes read from a kernel's output.
 pub(crate) const TAIL: u64 = 64 * 1024;
-/// Maximum number of output bytes in an error or an [`Exit`](kernel_provider::provider::Exit).
+/// Maximum number of output bytes in an error or an [`Exit`](kernel_provider::Exit).
 pub(crate) const ERROR_TAIL: u64 = 8 * 1024;
 /// A file is cut once it exceeds [`KEPT`] by this many bytes.
 const SLACK: u64 = 1024 * 1024;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jupyter_protocol::ConnectionInfo;
-use kernel_provider::provider::{
+use kernel_provider::{
     AttachError, Exit, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
     Progress, ProviderError, Selector, Specs,
 };

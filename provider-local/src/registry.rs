@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use kernel_provider::KernelId;
+use jupyter_protocol::KernelId;
 
 use crate::kernel::LocalKernel;
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::kernelspec::{Kernelspec, SearchPath, get_kernelspec};
 use jupyter_protocol::{Channel, ConnectionInfo};
-use kernel_provider::provider::KernelRecord;
+use kernel_provider::KernelRecord;
 
 use crate::process::stat::find_by_argument;
 use crate::state::{KernelFiles, LaunchSpec, MAX_RECORD, SavedKernel, Stage};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jupyter_protocol::kernelspec::SearchPath;
-use kernel_provider::provider::{Specs, follow_specs};
+use kernel_provider::{Specs, follow_specs};
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::{Notify, watch};
 

@@ -18,10 +18,9 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use jupyter_protocol::InstalledKernelspec;
 use jupyter_protocol::kernelspec::Kernelspec;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{Exit, KernelRecord, ProviderError};
+use jupyter_protocol::{InstalledKernelspec, KernelId};
+use kernel_provider::{Exit, KernelRecord, ProviderError};
 use serde::{Deserialize, Serialize};
 
 use crate::endpoints::MAX_SOCKET_PATH;

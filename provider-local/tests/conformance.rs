@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use common::{Fixture, python};
 use kernel_provider::conformance::{LAST_WORDS, Subject};
-use kernel_provider::provider::{KernelProvider, KernelRecord};
+use kernel_provider::{KernelProvider, KernelRecord};
 use provider_local::TransportChoice;
 use rustix::process::{Pid, Signal, kill_process};
 

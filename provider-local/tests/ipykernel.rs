@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Fixture, launch, pid, python};
 use jupyter_protocol::Transport;
 use jupyter_protocol::client::Client;
-use kernel_provider::provider::{ExitCause, Interrupt, Phase};
+use kernel_provider::{ExitCause, Interrupt, Phase};
 use provider_local::TransportChoice;
 
 #[tokio::test(flavor = "multi_thread")]

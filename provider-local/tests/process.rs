@@ -8,10 +8,8 @@ mod standin;
 use std::time::{Duration, Instant};
 
 use common::{Fixture, LONG, eventually, launch, open, pid};
-use kernel_provider::KernelId;
-use kernel_provider::provider::{
-    ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress, Selector,
-};
+use jupyter_protocol::KernelId;
+use kernel_provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress, Selector};
 use provider_local::{InheritEnv, LocalConfig, LocalProvider, TransportChoice};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;

@@ -8,9 +8,9 @@ use std::error::Error;
 use std::sync::Arc;
 
 use kernelmux::local::{LocalConfig, LocalProvider};
+use kernelmux::log::{LogOptions, Logs, MemoryStore};
 use kernelmux::protocol::content::{Content, ExecuteRequest};
-use kernelmux::provider::log::{LogOptions, Logs, MemoryStore};
-use kernelmux::provider::manager::{Manager, ManagerOptions, StartRequest};
+use kernelmux::{Manager, ManagerOptions, StartRequest};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use kernel_provider::KernelId;
+use jupyter_protocol::KernelId;
 use serde_json::{Map, Value};
 use tracing::info;
 

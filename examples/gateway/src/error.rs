@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
-use kernel_provider::log::StoreError;
+use kernel_log::StoreError;
 use serde_json::json;
 
 /// Longest message in bytes. It may contain a kernel's last output.

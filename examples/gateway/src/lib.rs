@@ -4,8 +4,8 @@
 //! ```no_run
 //! use std::sync::Arc;
 //!
-//! use kernel_provider::log::{LogOptions, Logs, MemoryStore};
-//! use kernel_provider::manager::{Manager, ManagerOptions};
+//! use kernel_log::{LogOptions, Logs, MemoryStore};
+//! use kernel_manager::{Manager, ManagerOptions};
 //! use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token};
 //! use provider_local::{LocalConfig, LocalProvider};
 //!
@@ -54,8 +54,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use chrono::{DateTime, Utc};
-use kernel_provider::KernelId;
-use kernel_provider::manager::Manager;
+use jupyter_protocol::KernelId;
+use kernel_manager::Manager;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;

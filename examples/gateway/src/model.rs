@@ -1,9 +1,8 @@
 //! Kernels as they appear in responses.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use kernel_provider::manager::Kernel;
-use kernel_provider::provider::Phase;
-use kernel_provider::session::ExecutionState;
+use kernel_manager::{ExecutionState, Kernel};
+use kernel_provider::Phase;
 use serde_json::{Value, json};
 
 /// A timestamp in the form that jupyter_server's gateway client parses: six decimals and `Z`.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::http::StatusCode;
-use kernel_provider::KernelId;
+use jupyter_protocol::KernelId;
 use uuid::Uuid;
 
 use crate::error::ApiError;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use kernel_provider::KernelId;
-use kernel_provider::manager::{Kernel, StartError, StartRequest};
-use kernel_provider::provider::LaunchError;
+use jupyter_protocol::KernelId;
+use kernel_manager::{Kernel, StartError, StartRequest};
+use kernel_provider::LaunchError;
 use serde_json::{Map, Value};
 
 use crate::Gateway;

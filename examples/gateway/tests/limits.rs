@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Served, TOKEN, UNKNOWN};
 use jupyter_protocol::content::Stream;
 use jupyter_protocol::{Channel, Message};
-use kernel_provider::log::{NewEntry, Origin};
+use kernel_log::{NewEntry, Origin};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Served, UNKNOWN, is_timestamp};
 use kernel_provider::fake::FakeSpec;
-use kernel_provider::provider::{ExitCause, LaunchError};
+use kernel_provider::{ExitCause, LaunchError};
 use serde_json::{Value, json};
 
 #[tokio::test]

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Served, TOKEN};
+use gateway_client::resume::client::{Error, Event, Options, ResumeClient};
+use gateway_client::resume::{NotRecovered, Start};
 use jupyter_protocol::content::{Content, ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
 use jupyter_protocol::kernel::{Context, Kernel, async_trait};
 use jupyter_protocol::{Channel, Message};
+use kernel_log::{Cursor, Epoch, Log, Seq};
+use kernel_manager::StartRequest;
 use kernel_provider::fake::FakeSpec;
-use kernel_provider::log::{Cursor, Epoch, Log, Seq};
-use kernel_provider::manager::StartRequest;
-use kernel_provider::resume::client::{Error, Event, Options, ResumeClient};
-use kernel_provider::resume::{NotRecovered, Start};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -116,7 +116,7 @@ async fn all(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
     entries
 }
 
-fn options(address: SocketAddr, kernel: kernel_provider::KernelId) -> Options {
+fn options(address: SocketAddr, kernel: jupyter_protocol::KernelId) -> Options {
     Options::new(format!("http://{address}"), kernel)
         .with_token(TOKEN)
         .with_start(Start::Earliest)
@@ -223,7 +223,7 @@ async fn what_cannot_be_is_told() {
     let refused = async |options| soon(ResumeClient::connect(options)).await.err();
     let status = |status| Some(Error::Refused { status });
     assert_eq!(refused(to().with_token("wrong")).await, status(401));
-    let unknown = options(served.address, kernel_provider::KernelId::random());
+    let unknown = options(served.address, jupyter_protocol::KernelId::random());
     assert_eq!(refused(unknown).await, status(404));
 
     let mut first = soon(ResumeClient::connect(to().with_session("one"))).await.unwrap();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{Served, TOKEN};
 use futures::FutureExt;
-use kernel_provider::manager::Kernel;
+use kernel_manager::Kernel;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -12,9 +12,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use kernelmux::k8s::{K8sConfig, K8sProvider};
+use kernelmux::log::{LogOptions, Logs, MemoryStore};
 use kernelmux::protocol::content::{Content, ExecuteRequest};
-use kernelmux::provider::log::{LogOptions, Logs, MemoryStore};
-use kernelmux::provider::manager::{Kernel, Manager, ManagerOptions, StartRequest};
+use kernelmux::{Kernel, Manager, ManagerOptions, StartRequest};
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernelmux::local::{LocalConfig, LocalProvider};
+use kernelmux::log::{LogOptions, Logs, MemoryStore};
 use kernelmux::protocol::content::{Content, ExecuteRequest};
-use kernelmux::provider::log::{LogOptions, Logs, MemoryStore};
-use kernelmux::provider::manager::{Manager, ManagerOptions, StartRequest};
-use kernelmux::provider::resume::client::{Event, Options, ResumeClient};
+use kernelmux::resume::client::{Event, Options, ResumeClient};
+use kernelmux::{Manager, ManagerOptions, StartRequest};
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token, serve};
 use tokio::net::TcpListener;
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use jupyter_protocol::KernelId;
+
 use super::{Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left, shutdown, step, wait_for_phase};
-use crate::KernelId;
-use crate::provider::{AttachError, ExitCause, LaunchError, Phase, Progress, ProviderError};
+use crate::{AttachError, ExitCause, LaunchError, Phase, Progress, ProviderError};
 
 /// A shutdown ends the kernel, notifies all handles, leaves nothing behind, and can be repeated.
 pub async fn ends_when_asked(subject: &dyn Subject) -> Outcome {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jupyter_protocol::KernelId;
+
 use super::{
     Failure, LAST_WORDS, Outcome, Subject, ask, ensure, expect, launch, launch_request, list, nothing_is_left,
     shutdown, step,
 };
-use crate::KernelId;
-use crate::provider::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress};
+use crate::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress};
 
 /// Records the reported stages.
 #[derive(Clone, Default)]

@@ -2,7 +2,6 @@
 //!
 //! A provider describes its test setup with a [`Subject`] and runs the suite with
 //! [`provider_conformance!`](crate::provider_conformance), which creates one test per case:
-//! [`provider_conformance!`](crate::provider_conformance), which makes one test of each case:
 //!
 //! ```ignore
 //! struct MySubject { /* … */ }
@@ -25,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jupyter_protocol::KernelId;
 use jupyter_protocol::client::{Client, ClientError};
 use jupyter_protocol::content::KernelInfoRequest;
 
@@ -32,10 +32,7 @@ pub use ending::*;
 pub use launching::*;
 pub use running::*;
 
-use crate::KernelId;
-use crate::provider::{
-    Exit, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchRequest, Phase, Progress, Selector,
-};
+use crate::{Exit, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchRequest, Phase, Progress, Selector};
 
 /// An isolated environment for the provider under test, such as a state directory or a namespace, initially without
 /// kernels.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use jupyter_protocol::KernelId;
+
 use super::{
     Failure, Outcome, Subject, ask, ensure, expect, launch, launch_request, list, nothing_is_left, shutdown, step,
     wait_for_phase,
 };
-use crate::KernelId;
-use crate::provider::{AttachError, KernelRecord, Phase, Progress, Selector};
+use crate::{AttachError, KernelRecord, Phase, Progress, Selector};
 
 /// Only running kernels that match the selector are listed.
 pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {

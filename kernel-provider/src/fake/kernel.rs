@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::spec::{Behaviour, FakeSpec};
-use crate::provider::{
+use crate::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, LaunchStage, Phase, Progress, ProviderError,
 };
 

@@ -4,9 +4,9 @@
 //! kernel.
 //!
 //! ```
-//! use kernel_provider::KernelId;
+//! use jupyter_protocol::KernelId;
 //! use kernel_provider::fake::{FakeProvider, FakeSpec};
-//! use kernel_provider::provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Progress};
+//! use kernel_provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Progress};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,14 +32,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use jupyter_protocol::InstalledKernelspec;
+use jupyter_protocol::{InstalledKernelspec, KernelId};
 use tokio::sync::watch;
 
 pub use spec::FakeSpec;
 
 use self::kernel::{FakeHandle, FakeKernel};
-use crate::KernelId;
-use crate::provider::{
+use crate::{
     AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
     Progress, ProviderError, Selector, Specs,
 };

@@ -8,7 +8,7 @@ use jupyter_protocol::kernel::{Kernel, ServeError, Server};
 use jupyter_protocol::kernelspec::{InterruptMode, Kernelspec};
 
 use super::echo::Echo;
-use crate::provider::LaunchError;
+use crate::LaunchError;
 
 type Binding = Pin<Box<dyn Future<Output = Result<Server, ServeError>> + Send>>;
 

@@ -15,8 +15,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use chrono::Utc;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{LaunchError, LaunchStage};
+use jupyter_protocol::KernelId;
+use kernel_provider::{LaunchError, LaunchStage};
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::AbortOnDrop;
@@ -54,7 +54,7 @@ pub(crate) enum ClaimOutcome {
 
 impl Pools {
     /// Keeps the pools of these kernelspecs filled until this is dropped. The pods remain after that.
-    pub(crate) fn start(cluster: &Arc<Cluster>, specs: watch::Receiver<Arc<kernel_provider::provider::Specs>>) -> Self {
+    pub(crate) fn start(cluster: &Arc<Cluster>, specs: watch::Receiver<Arc<kernel_provider::Specs>>) -> Self {
         let ready = Arc::new(ReadyPods::default());
         let reconciler = tokio::spawn(reconciler::run(Arc::clone(cluster), specs, Arc::clone(&ready)));
         Self {

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use jupyter_protocol::InstalledKernelspec;
+use jupyter_protocol::{InstalledKernelspec, KernelId};
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{LaunchError, Progress, ProviderError, Specs};
+use kernel_provider::{LaunchError, Progress, ProviderError, Specs};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinSet;

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use jupyter_protocol::content::ExecuteRequest;
-use kernel_provider::log::{Entry, LogOptions, LogStore, Logs, Origin, Seq};
-use kernel_provider::manager::{Kernel, Manager, ManagerOptions, StartRequest};
+use kernel_log::{Entry, LogOptions, LogStore, Logs, Origin, Seq};
+use kernel_manager::{Kernel, Manager, ManagerOptions, StartRequest};
 use provider_k8s::K8sProvider;
 
 use super::common::LONG;

@@ -8,12 +8,12 @@ pub(crate) mod pool;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jupyter_protocol::KernelId;
 use jupyter_protocol::content::{ExecuteRequest, Reply};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kernel_provider::KernelId;
-use kernel_provider::provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
+use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
 use kube::api::{AttachParams, DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, Config};
 use provider_k8s::{K8sConfig, K8sProvider, Reach};

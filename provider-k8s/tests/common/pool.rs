@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use jupyter_protocol::KernelId;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, LaunchStage, Progress};
+use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, LaunchStage, Progress};
 use kube::api::ListParams;
 use provider_k8s::K8sProvider;
 use serde_json::{Value, json};

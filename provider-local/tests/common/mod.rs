@@ -7,9 +7,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jupyter_protocol::KernelId;
 use jupyter_protocol::kernelspec::SearchPath;
-use kernel_provider::KernelId;
-use kernel_provider::provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
+use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
 use provider_local::{LocalConfig, LocalProvider, TransportChoice};
 
 /// Longer than anything here takes.

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel_provider::log::{Durability, FjallStore, LogOptions, LogStore, Logs};
-use kernel_provider::manager::{Manager, ManagerOptions};
-use kernel_provider::provider::KernelProvider;
+use kernel_log::{Durability, FjallStore, LogOptions, LogStore, Logs};
+use kernel_manager::{Manager, ManagerOptions};
+use kernel_provider::KernelProvider;
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
 use provider_local::{InheritEnv, LocalConfig, LocalProvider};
 #[cfg(target_os = "linux")]
@@ -221,8 +221,8 @@ async fn log_store(flags: &Flags, data_dir: &DataDir) -> Result<Arc<dyn LogStore
     match &flags.log_nats {
         #[cfg(feature = "nats")]
         Some(url) => {
-            let options = kernel_provider::log::NatsOptions::new(url.clone());
-            let connecting = tokio::task::spawn_blocking(move || kernel_provider::log::NatsStore::connect(options));
+            let options = kernel_log::NatsOptions::new(url.clone());
+            let connecting = tokio::task::spawn_blocking(move || kernel_log::NatsStore::connect(options));
             Ok(Arc::new(connecting.await??))
         }
         #[cfg(not(feature = "nats"))]

@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kernel_provider::KernelId;
-use kernel_provider::manager::{Kernel, RestartError};
-use kernel_provider::provider::{LaunchError, ProviderError};
+use jupyter_protocol::KernelId;
+use kernel_manager::{Kernel, RestartError};
+use kernel_provider::{LaunchError, ProviderError};
 use serde_json::Value;
 
 use crate::Gateway;

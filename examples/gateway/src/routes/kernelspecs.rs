@@ -9,7 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jupyter_protocol::InstalledKernelspec;
-use kernel_provider::manager::StartError;
+use kernel_manager::StartError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

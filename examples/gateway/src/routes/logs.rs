@@ -6,8 +6,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use kernel_provider::KernelId;
-use kernel_provider::log::RemoveError;
+use jupyter_protocol::KernelId;
+use kernel_log::RemoveError;
 use serde_json::{Value, json};
 
 use super::kernels::may_list;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use kernel_provider::session::ExecutionState;
+use kernel_manager::ExecutionState;
 
 use crate::Gateway;
 use crate::metrics::Text;

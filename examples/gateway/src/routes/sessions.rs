@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kernel_provider::KernelId;
-use kernel_provider::manager::Kernel;
+use jupyter_protocol::KernelId;
+use kernel_manager::Kernel;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 

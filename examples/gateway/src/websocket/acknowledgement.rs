@@ -1,8 +1,8 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kernel_provider::log::Seq;
-use kernel_provider::session::Client;
+use kernel_log::Seq;
+use kernel_manager::Client;
 use tokio::time::{Duration, Instant};
 
 /// How long a client may take to answer a Ping.

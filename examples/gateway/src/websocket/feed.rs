@@ -1,10 +1,9 @@
 use std::sync::Arc;
 
+use gateway_client::resume::{Hello, Notice, Start};
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_provider::log::{Block, Log, ReadError, Reader};
-use kernel_provider::manager::Kernel;
-use kernel_provider::resume::{Hello, Notice, Start};
-use kernel_provider::session::{Attachment, Client};
+use kernel_log::{Block, Log, ReadError, Reader};
+use kernel_manager::{Attachment, Client, Kernel};
 
 /// The source of a connection's entries.
 pub(super) enum Feed {

@@ -1,11 +1,11 @@
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use fastwebsockets::OpCode;
+use gateway_client::resume;
 use jupyter_protocol::codec::{CodecError, legacy_binary, legacy_text, websocket_v1};
 use jupyter_protocol::content::Stream;
 use jupyter_protocol::{Channel, Header, LogLimiter, Message, WireMessage};
-use kernel_provider::log::Entry;
-use kernel_provider::resume;
+use kernel_log::Entry;
 use tracing::warn;
 
 /// Largest message that jupyter_server's gateway client accepts. A larger one closes its socket.

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use fastwebsockets::{OpCode, WebSocketError, unmask};
-use kernel_provider::manager::Room;
-use kernel_provider::session::Client;
+use kernel_manager::{Client, Room};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 

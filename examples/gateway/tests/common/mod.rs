@@ -12,10 +12,10 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use kernel_log::{LogOptions, Logs, MemoryStore};
+use kernel_manager::{Manager, ManagerOptions};
 use kernel_provider::fake::{FakeProvider, FakeSpec};
-use kernel_provider::log::{LogOptions, Logs, MemoryStore};
-use kernel_provider::manager::{Manager, ManagerOptions};
-use kernel_provider::provider::{
+use kernel_provider::{
     AttachError, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, Progress, ProviderError,
     Selector, Specs,
 };

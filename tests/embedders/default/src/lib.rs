@@ -2,9 +2,8 @@
 use std::sync::Arc;
 
 use kernelmux::local::{LocalConfig, LocalProvider};
-use kernelmux::provider::log::{LogOptions, Logs, MemoryStore, StoreError};
-use kernelmux::provider::manager::{Manager, ManagerOptions};
-use kernelmux::provider::provider::ProviderError;
+use kernelmux::log::{LogOptions, Logs, MemoryStore, StoreError};
+use kernelmux::{Manager, ManagerOptions, ProviderError};
 
 pub async fn provider(config: LocalConfig) -> Result<LocalProvider, ProviderError> {
     LocalProvider::open(config).await

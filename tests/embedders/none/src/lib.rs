@@ -1,6 +1,6 @@
 //! What an embedder without any provider sees: the protocol, and the trait to write one.
 use kernelmux::protocol::{Channel, Signer};
-use kernelmux::provider::provider::KernelProvider;
+use kernelmux::KernelProvider;
 
 pub fn name(provider: &dyn KernelProvider) -> &str {
     provider.name()

@@ -1,0 +1,196 @@
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures::{Sink, Stream, StreamExt};
+use jupyter_protocol::codec::websocket_v1;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::error::{Error as WebSocketError, ProtocolError, SubProtocolError};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+use super::address::Address;
+use super::error::{Error, Failure, Lost};
+use super::options::{Options, Transport};
+use super::outbox::Outbox;
+use super::watchdog::{Silence, Watched};
+use crate::resume::{CLOSE_REPLACED, Hello, Notice, Start};
+
+/// A WebSocket after the gateway's `hello`.
+pub(super) struct Connection {
+    socket: WebSocketStream<Watched<Box<dyn Transport>>>,
+    max_message_bytes: usize,
+    /// Whether written messages may still be in the socket's buffer.
+    unflushed: bool,
+    /// Whether writing failed. Reading continues until the connection ends, perhaps with the reason.
+    deaf: bool,
+}
+
+/// A frame from the gateway after its `hello`.
+pub(super) enum Received {
+    Entry(Bytes),
+    Notice(Notice),
+}
+
+impl Connection {
+    /// Connects and waits for the `hello`.
+    pub(super) async fn open(
+        options: Arc<Options>,
+        address: Arc<Address>,
+        start: Start,
+    ) -> Result<(Self, Hello), Failure> {
+        let limit = options.connect_timeout;
+        timeout(limit, Self::handshake(&options, &address, start))
+            .await
+            .unwrap_or_else(|_| {
+                let reason = format!("not made within {} s", limit.as_secs());
+                Err(Lost::Unreachable(reason).into())
+            })
+    }
+
+    async fn handshake(options: &Options, address: &Address, start: Start) -> Result<(Self, Hello), Failure> {
+        let stream = dial(options, address).await?;
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(options.max_message_bytes))
+            .max_frame_size(Some(options.max_message_bytes));
+        let request = address.request(start).map_err(Failure::Final)?;
+        let (socket, _) = client_async_with_config(request, Watched::new(stream, options.silence), Some(config))
+            .await
+            .map_err(|error| failure(error, options.max_message_bytes))?;
+        let mut connection = Self {
+            socket,
+            max_message_bytes: options.max_message_bytes,
+            unflushed: false,
+            deaf: false,
+        };
+        let hello = connection.hello().await?;
+        Ok((connection, hello))
+    }
+
+    async fn hello(&mut self) -> Result<Hello, Failure> {
+        loop {
+            let message = self.socket.next().await;
+            match self.take(message)? {
+                None | Some(Received::Notice(Notice::Unknown)) => {}
+                Some(Received::Notice(Notice::Hello(hello))) => return Ok(hello),
+                Some(_) => return Err(violation("its first frame is no hello")),
+            }
+        }
+    }
+
+    /// Writes pending messages as far as possible and returns the next frame.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<Received, Failure>> {
+        if !self.deaf && (self.unflushed || outbox.has_unsent()) {
+            self.deaf = matches!(self.poll_write(cx, outbox), Poll::Ready(Err(_)));
+        }
+        loop {
+            let message = ready!(Pin::new(&mut self.socket).poll_next(cx));
+            if matches!(message, Some(Ok(Message::Close(_)))) {
+                // Answers the gateway's Close, if that is possible without waiting.
+                let _ = Pin::new(&mut self.socket).poll_flush(cx);
+            }
+            if let Some(received) = self.take(message)? {
+                return Poll::Ready(Ok(received));
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<(), WebSocketError>> {
+        let mut socket = Pin::new(&mut self.socket);
+        while outbox.has_unsent() {
+            // One message at a time is in the socket's buffer.
+            ready!(socket.as_mut().poll_ready(cx))?;
+            if let Some((channel, message)) = outbox.next() {
+                let frame = websocket_v1::encode(channel, message);
+                socket.as_mut().start_send(Message::Binary(frame))?;
+                self.unflushed = true;
+            }
+        }
+        ready!(socket.poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// The meaning of a WebSocket message; `None` if it only shows that the gateway is alive.
+    fn take(&self, message: Option<Result<Message, WebSocketError>>) -> Result<Option<Received>, Failure> {
+        match message {
+            Some(Ok(Message::Binary(frame))) => Ok(Some(Received::Entry(frame))),
+            Some(Ok(Message::Text(text))) => notice(&text).map(Some),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
+            Some(Ok(Message::Close(frame))) => Err(closed(frame)),
+            Some(Err(error)) => Err(failure(error, self.max_message_bytes)),
+            None => Err(Lost::Broke("it was closed".to_owned()).into()),
+        }
+    }
+}
+
+async fn dial(options: &Options, address: &Address) -> Result<Box<dyn Transport>, Lost> {
+    let unreachable = |error: std::io::Error| Lost::Unreachable(error.to_string());
+    if let Some(dial) = &options.dial {
+        return dial().await.map_err(unreachable);
+    }
+    let stream = TcpStream::connect((address.host(), address.port()))
+        .await
+        .map_err(unreachable)?;
+    // A client's messages are small, and someone waits for the reply.
+    stream.set_nodelay(true).map_err(unreachable)?;
+    #[cfg(feature = "tls")]
+    if let Some(tls) = address.tls() {
+        return Ok(Box::new(tls.handshake(stream).await?));
+    }
+    Ok(Box::new(stream))
+}
+
+fn notice(text: &Utf8Bytes) -> Result<Received, Failure> {
+    serde_json::from_str(text)
+        .map(Received::Notice)
+        .map_err(|error| violation(&format!("a text frame is not as documented: {error}")))
+}
+
+pub(super) fn violation(what: &str) -> Failure {
+    Lost::Violation(what.to_owned()).into()
+}
+
+fn closed(frame: Option<CloseFrame>) -> Failure {
+    // RFC 6455 section 7.1.5: 1005 stands for a Close frame without a code.
+    let (code, reason) = frame.map_or((1005, String::new()), |frame| {
+        (frame.code.into(), frame.reason.as_str().to_owned())
+    });
+    match code {
+        1002 | 1009 => Failure::Final(Error::Closed { code, reason }),
+        CLOSE_REPLACED => Failure::Final(Error::Replaced),
+        _ => Lost::Closed { code, reason }.into(),
+    }
+}
+
+fn failure(error: WebSocketError, max_message_bytes: usize) -> Failure {
+    match error {
+        WebSocketError::Http(response) => match response.status().as_u16() {
+            status @ (400 | 401 | 403 | 404) => Failure::Final(Error::Refused { status }),
+            status => Lost::Status(status).into(),
+        },
+        WebSocketError::Protocol(ProtocolError::SecWebSocketSubProtocolError(
+            SubProtocolError::NoSubProtocol | SubProtocolError::InvalidSubProtocol,
+        )) => Failure::Final(Error::Unsupported),
+        WebSocketError::Capacity(_) => Failure::Final(Error::TooLarge {
+            limit: max_message_bytes,
+        }),
+        WebSocketError::Io(error) => broken(&error).into(),
+        other => Lost::Broke(other.to_string()).into(),
+    }
+}
+
+fn broken(error: &std::io::Error) -> Lost {
+    if let Some(Silence(silence)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return Lost::Silent(*silence);
+    }
+    // A gateway refuses a client certificate after the handshake (RFC 8446 section 4.4.2.4).
+    #[cfg(feature = "tls")]
+    if let Some(lost) = super::tls::error_of(error) {
+        return lost;
+    }
+    Lost::Broke(error.to_string())
+}

@@ -1,0 +1,188 @@
+use std::time::Duration;
+
+use jupyter_protocol::Channel;
+
+use crate::resume::NotRecovered;
+
+/// Why a client has ended: reconnecting would not help, or is not the client's decision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The gateway's address is invalid.
+    #[error("the gateway's address cannot be used: {reason}")]
+    InvalidUrl {
+        /// What is wrong. The address is not repeated, because it may contain a secret.
+        reason: &'static str,
+    },
+    /// The token has characters that a header cannot contain.
+    #[error("the token cannot be sent: it has characters other than visible ASCII")]
+    InvalidToken,
+    /// `https://` or `wss://` without trusted certificates on this system: install them (on Debian the package
+    /// `ca-certificates`), or set [`Options::tls`](super::Options::tls).
+    #[cfg(feature = "tls")]
+    #[error("TLS cannot be set up with what the system trusts: {reason}; install its certificates, or give `tls`")]
+    Tls {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The first attempt of [`ResumeClient::connect`](super::ResumeClient::connect) failed. Another one may succeed.
+    #[error("cannot connect to the gateway: {0}")]
+    Unreachable(Lost),
+    /// The gateway refuses the connection with status 400, 401, 403 or 404.
+    #[error("the gateway refuses the connection: {status}, {}", meaning(*status))]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The gateway does not support the resume protocol: it is not kernelmux, or an older version.
+    #[error(
+        "the gateway does not speak {}: it is no kernelmux, or too old a one",
+        crate::resume::SUBPROTOCOL
+    )]
+    Unsupported,
+    /// The gateway closed the connection because of this client's messages: code 1002 for an invalid frame, 1009 for
+    /// one that is too large. Reconnecting would end the same way.
+    #[error(
+        "the gateway accepts no more messages from this client: code {code}{}",
+        because(reason)
+    )]
+    Closed {
+        /// Code of the Close frame (RFC 6455 section 7.4).
+        code: u16,
+        /// The gateway's reason; may be empty.
+        reason: String,
+    },
+    /// Another connection of the same session replaced this one (code 4001).
+    #[error("the session is in use by a newer connection: give each client a session of its own")]
+    Replaced,
+    /// A message of the kernel is larger than [`Options::max_message_bytes`](super::Options::max_message_bytes).
+    #[error("a message is larger than the {limit} bytes that this client takes: raise max_message_bytes")]
+    TooLarge {
+        /// The largest accepted message in bytes.
+        limit: usize,
+    },
+    /// The gateway violated the protocol several times at the same position.
+    #[error("the gateway breaks the protocol each time: {what}")]
+    Broken {
+        /// The violation.
+        what: String,
+    },
+}
+
+fn meaning(status: u16) -> &'static str {
+    match status {
+        400 => "it does not understand the request",
+        401 | 403 => "check the token, and what the gateway permits",
+        404 => "there is neither such a kernel nor its log",
+        _ => "for a reason unknown to this client",
+    }
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(", {reason}")
+    }
+}
+
+/// Why a connection failed; the client reconnects.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Lost {
+    /// No answer, or not in [time](super::Options::connect_timeout).
+    #[error("no connection: {0}")]
+    Unreachable(String),
+    /// TLS failed: the gateway's certificate has an unknown issuer, another name or is not valid now; the gateway
+    /// refuses or requires a client certificate; or it does not use TLS. The text says which.
+    ///
+    /// The client retries, because all of this can be fixed elsewhere: certificates are renewed, clocks are set.
+    /// Programs that prefer to stop can match this variant. The token is not sent to a gateway with an invalid
+    /// certificate.
+    #[cfg(feature = "tls")]
+    #[error("TLS failed: {0}")]
+    Tls(String),
+    /// The gateway answered with a temporary status: it is starting, stopping or overloaded.
+    #[error("the gateway answered {0}")]
+    Status(u16),
+    /// The gateway closed the connection: 1001 when it stops, 1011 if the log cannot be read at the moment.
+    #[error("the gateway closed the connection: code {code}{}", because(reason))]
+    Closed {
+        /// Code of the Close frame; 1005 if it had none.
+        code: u16,
+        /// The gateway's reason; may be empty.
+        reason: String,
+    },
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Broke(String),
+    /// Nothing arrived for this long, not even a Ping.
+    #[error("nothing came for {} s, not even a Ping", .0.as_secs())]
+    Silent(Duration),
+    /// The gateway violated the protocol, for example with an entry that is not the next one.
+    #[error("the gateway broke the protocol: {0}")]
+    Violation(String),
+}
+
+/// Why a connection ended: for good, or until the next one.
+pub(super) enum Failure {
+    Final(Error),
+    Retry(Lost),
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Self {
+        Self::Retry(lost)
+    }
+}
+
+/// Why a message was not accepted for sending.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The limit [`Options::max_unconfirmed`](super::Options::max_unconfirmed) of messages that are sent and not in the
+    /// log yet is reached: continue reading, then send again.
+    #[error("{limit} messages are not confirmed yet: read on, then send again")]
+    Full {
+        /// The limit.
+        limit: usize,
+    },
+    /// Clients send only on shell, control and stdin.
+    #[error("clients send on shell, control and stdin, not on {0}")]
+    Channel(Channel),
+    /// The message's header is not a JSON object with a `msg_id`, by which the gateway identifies it.
+    #[error("the message has no msg_id in its header, by which the gateway would know it")]
+    NoId,
+    /// A message with this `msg_id` was sent and is not in the log yet.
+    #[error("a message with the msg_id {0:?} was sent before: give each message its own")]
+    Duplicate(String),
+    /// The kernel is gone or the client has ended, as the last [`next`](super::ResumeClient::next) reported.
+    #[error("nothing can be sent any more: the kernel is gone, or the connection ended for good")]
+    Ended,
+}
+
+/// Why an execution cannot be followed to its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecutionError {
+    /// The kernel died or was restarted. Earlier output has been returned.
+    #[error("the kernel ended before the execution was done{}", because(reason.as_deref().unwrap_or_default()))]
+    KernelEnded {
+        /// The known cause.
+        reason: Option<String>,
+    },
+    /// Log entries are missing, possibly of this execution. Reading can continue.
+    #[error("entries {first} to {last} of the log are missing: the execution's messages may have been among them")]
+    Gap {
+        /// The first missing entry.
+        first: u64,
+        /// The last missing entry.
+        last: u64,
+    },
+    /// After a reconnect, the client could not resume at its position.
+    #[error("the log does not continue at the last position: messages of the execution may be missing or repeated")]
+    NotRecovered(Option<NotRecovered>),
+    /// The client has ended.
+    #[error(transparent)]
+    Client(#[from] Error),
+}

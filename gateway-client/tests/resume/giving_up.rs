@@ -1,0 +1,184 @@
+//! What ends a client, and what does not.
+
+use gateway_client::resume::Hello;
+use gateway_client::resume::client::{Error, Event, Lost, Options, ResumeClient, SendError};
+use jupyter_protocol::KernelId;
+use kernel_log::{Epoch, Seq};
+
+use super::gateway::{Fault, Gateway, Refuse, Script, faulty, made};
+use super::read_all;
+
+async fn ending(gateway: &Gateway) -> Error {
+    let mut client = ResumeClient::new(gateway.options()).unwrap();
+    loop {
+        match client.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("all was read"),
+            Err(error) => {
+                let again = client.next().await.unwrap_err();
+                assert_eq!(again, error);
+                let message = made("interrupt_request", &serde_json::json!({}), &serde_json::json!({}));
+                let refused = client.send(jupyter_protocol::Channel::Control, message);
+                assert_eq!(refused, Err(SendError::Ended));
+                return error;
+            }
+        }
+    }
+}
+
+fn refusing(refuse: Refuse) -> Script {
+    Script {
+        refuse: Some(refuse),
+        ..Script::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn some_statuses_are_final_and_others_are_not() {
+    for status in [400, 401, 403, 404] {
+        let gateway = Gateway::with_entries(1);
+        gateway.script([refusing(Refuse::Status(status))]);
+        let error = ending(&gateway).await;
+        assert_eq!(error, Error::Refused { status });
+        assert!(error.to_string().contains(&status.to_string()));
+        assert_eq!(gateway.scripts_left(), 0);
+    }
+    for status in [200, 302, 408, 429, 500, 502, 503, 504] {
+        let gateway = Gateway::with_entries(1);
+        gateway.end();
+        gateway.script([refusing(Refuse::Status(status))]);
+        let view = read_all(&gateway, gateway.options()).await;
+        assert_eq!(view.disconnects, [Lost::Status(status)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_speak_the_protocol_is_final() {
+    let gateway = Gateway::new();
+    gateway.script([refusing(Refuse::Plain)]);
+    assert_eq!(ending(&gateway).await, Error::Unsupported);
+}
+
+#[tokio::test(start_paused = true)]
+async fn some_close_codes_are_final_and_others_are_not() {
+    let closing = |code| faulty(2, Fault::Close(code));
+    for code in [1002, 1009] {
+        let gateway = Gateway::with_entries(3);
+        gateway.script([closing(Some(code))]);
+        let reason = "a reason".to_owned();
+        assert_eq!(ending(&gateway).await, Error::Closed { code, reason });
+    }
+    let gateway = Gateway::with_entries(3);
+    gateway.script([closing(Some(4001))]);
+    assert_eq!(ending(&gateway).await, Error::Replaced);
+    for code in [
+        Some(1000),
+        Some(1001),
+        Some(1003),
+        Some(1008),
+        Some(1011),
+        Some(1012),
+        Some(3000),
+        Some(4000),
+        None,
+    ] {
+        let gateway = Gateway::with_entries(3);
+        gateway.end();
+        gateway.script([closing(code)]);
+        let view = read_all(&gateway, gateway.options()).await;
+        assert_eq!(view.seqs(), [1, 2, 3]);
+        let [Lost::Closed { code: told, .. }] = &view.disconnects[..] else {
+            panic!("{code:?}: {:?}", view.disconnects)
+        };
+        assert_eq!(*told, code.unwrap_or(1005));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_breaks_the_protocol_each_time_is_given_up() {
+    let gateway = Gateway::with_entries(6);
+    // Each next connection gets one entry further: that is no reason to give up.
+    gateway.script((0..4).map(|_| faulty(2, Fault::Binary(b"x"))));
+    // The last of those counts: since then nothing came.
+    gateway.script((0..4).map(|_| faulty(1, Fault::Missing)));
+    let error = ending(&gateway).await;
+    assert_eq!(
+        error,
+        Error::Broken {
+            what: "entry 6 came after 4".to_owned()
+        }
+    );
+    assert_eq!(gateway.scripts_left(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_must_begin_at_the_cursor_or_say_that_it_does_not() {
+    let gateway = Gateway::with_entries(6);
+    gateway.end();
+    let hello = |epoch, from, head| Hello {
+        epoch,
+        earliest: Seq(1),
+        head: Seq(head),
+        from: Seq(from),
+        recovered: true,
+        reason: None,
+    };
+    let epoch = gateway.epoch();
+    gateway.script([
+        faulty(4, Fault::Cut),
+        // The client has 1 to 3.
+        faulty(0, Fault::Hello(hello(epoch, 2, 6))),
+        faulty(0, Fault::Hello(hello(epoch, 4, 6))),
+        faulty(0, Fault::Hello(hello(Epoch::random(), 3, 6))),
+        faulty(0, Fault::Binary(b"before the hello")),
+    ]);
+    let view = read_all(&gateway, gateway.options()).await;
+    assert_eq!(view.seqs(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(view.disconnects.len(), 5);
+    assert!(
+        view.disconnects[1..]
+            .iter()
+            .all(|lost| matches!(lost, Lost::Violation(_)))
+    );
+    let gateway = Gateway::with_entries(6);
+    gateway.script((0..5).map(|_| faulty(0, Fault::Hello(hello(epoch, 7, 6)))));
+    assert!(matches!(ending(&gateway).await, Error::Broken { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_connection_is_tried_once_where_that_is_asked_for() {
+    let gateway = Gateway::with_entries(1);
+    for refuse in [Refuse::Unreachable, Refuse::Mute, Refuse::Status(503)] {
+        gateway.script([refusing(refuse)]);
+        let error = ResumeClient::connect(gateway.options()).await.err().unwrap();
+        assert!(matches!(error, Error::Unreachable(_)), "{error}");
+        assert_eq!(gateway.scripts_left(), 0);
+    }
+    let mut client = ResumeClient::connect(gateway.options()).await.unwrap();
+    assert!(matches!(client.next().await, Ok(Some(Event::Connected(_)))));
+    // Of real TCP: nobody listens there.
+    let options = Options::new("http://127.0.0.1:1", KernelId::random());
+    let error = ResumeClient::connect(options).await.err().unwrap();
+    assert!(matches!(error, Error::Unreachable(Lost::Unreachable(_))), "{error}");
+}
+
+#[test]
+fn addresses_that_cannot_be_used_are_told() {
+    for url in [
+        "",
+        "host:8888",
+        "ftp://host",
+        "http://",
+        "http://user:pw@host",
+        "http://host?x=1",
+    ] {
+        let error = ResumeClient::new(Options::new(url, KernelId::random())).err();
+        assert!(matches!(error, Some(Error::InvalidUrl { .. })), "{url}: {error:?}");
+    }
+    for url in ["http://host", "ws://[::1]:8888/a/b/", "http://host/base"] {
+        assert!(
+            ResumeClient::new(Options::new(url, KernelId::random())).is_ok(),
+            "{url}"
+        );
+    }
+}

@@ -1,0 +1,392 @@
+//! The client over TLS, with real sockets and in real time: something that speaks TLS stands before the gateway in memory.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use gateway_client::resume::client::rustls::crypto::{CryptoProvider, ring};
+use gateway_client::resume::client::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use gateway_client::resume::client::rustls::server::WebPkiClientVerifier;
+use gateway_client::resume::client::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use gateway_client::resume::client::{Error, Event, Lost, Options, ResumeClient};
+use jupyter_protocol::KernelId;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, sink};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::gateway::{Fault, Gateway, faulty};
+use super::read_all;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+struct Issuer(CertifiedIssuer<'static, KeyPair>);
+
+impl Issuer {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        // Of two with one name, the wrong one would be a bad signature.
+        let name = uuid::Uuid::new_v4().to_string();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        Arc::new(roots)
+    }
+
+    fn issue(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Chain {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        (vec![certificate.der().clone()], key.into())
+    }
+
+    /// For a server that shows a certificate for these names.
+    fn serve(&self, names: &[&str]) -> Arc<ServerConfig> {
+        serving(self.issue(names, |_| {}))
+    }
+
+    /// For a client that trusts this issuer alone.
+    fn trusted(&self) -> Arc<ClientConfig> {
+        let client = ClientConfig::builder_with_provider(provider());
+        let client = client.with_safe_default_protocol_versions().unwrap();
+        Arc::new(client.with_root_certificates(self.roots()).with_no_client_auth())
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn serving((chain, key): Chain) -> Arc<ServerConfig> {
+    let server = ServerConfig::builder_with_provider(provider());
+    let server = server.with_safe_default_protocol_versions().unwrap();
+    Arc::new(server.with_no_client_auth().with_single_cert(chain, key).unwrap())
+}
+
+/// Speaks TLS on a port of 127.0.0.1 and passes on to the gateway what is in it. Ends with all of its connections.
+struct Front {
+    port: u16,
+    server: Arc<Mutex<Arc<ServerConfig>>>,
+    /// The names that clients asked for.
+    asked: Arc<Mutex<Vec<Option<String>>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Front {
+    async fn new(gateway: &Gateway, server: Arc<ServerConfig>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Arc::new(Mutex::new(server));
+        let asked = Arc::new(Mutex::default());
+        let (gateway, of_tls, names) = (gateway.clone(), server.clone(), Arc::clone(&asked));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let server = of_tls.lock().unwrap().clone();
+                connections.spawn(pass_on(stream, server, gateway.clone(), Arc::clone(&names)));
+            }
+        });
+        Self {
+            port,
+            server,
+            asked,
+            _tasks: tasks,
+        }
+    }
+
+    /// The options of a client that comes this way.
+    fn options(&self, gateway: &Gateway, scheme: &str, host: &str, tls: Arc<ClientConfig>) -> Options {
+        let mut options = gateway.options();
+        options.dial = None;
+        options.url = format!("{scheme}://{host}:{}/base", self.port);
+        options.tls = Some(tls);
+        options
+    }
+}
+
+async fn pass_on(
+    stream: TcpStream,
+    server: Arc<ServerConfig>,
+    gateway: Gateway,
+    asked: Arc<Mutex<Vec<Option<String>>>>,
+) {
+    let mut stream = match TlsAcceptor::from(server).accept(stream).into_fallible().await {
+        Ok(stream) => stream,
+        Err((_, mut stream)) => {
+            // Closed with bytes unread, it would be reset, and the client might not see why it was refused.
+            let _ = tokio::io::copy(&mut stream, &mut sink()).await;
+            return;
+        }
+    };
+    let name = stream.get_ref().1.server_name().map(str::to_owned);
+    asked.lock().unwrap().push(name);
+    let mut inner = gateway.options().dial.unwrap()().await.unwrap();
+    let _ = copy_bidirectional(&mut stream, &mut inner).await;
+}
+
+/// What is wrong with TLS there.
+async fn refused(options: Options) -> String {
+    let error = timeout(DEADLINE, ResumeClient::connect(options)).await.unwrap().err();
+    match error {
+        Some(Error::Unreachable(Lost::Tls(reason))) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn entries_come_over_tls_and_a_cut_costs_nothing() {
+    let issuer = Issuer::new();
+    for (scheme, host, sni) in [
+        ("https", "localhost", Some("localhost")),
+        ("wss", "LOCALHOST", Some("localhost")),
+        ("wss", "127.0.0.1", None),
+    ] {
+        let gateway = Gateway::with_entries(200);
+        gateway.script([faulty(5, Fault::Cut)]);
+        gateway.end();
+        let front = Front::new(&gateway, issuer.serve(&["localhost", "127.0.0.1"])).await;
+        let options = front.options(&gateway, scheme, host, issuer.trusted());
+        let view = timeout(DEADLINE, read_all(&gateway, options)).await.unwrap();
+        assert_eq!(view.seqs(), (1..=200).collect::<Vec<_>>());
+        assert_eq!(view.connections, 2, "{:?}", view.disconnects);
+        let sni = sni.map(str::to_owned);
+        assert_eq!(*front.asked.lock().unwrap(), [sni.clone(), sni]);
+        let host = format!("{host}:{}", front.port);
+        let asked = gateway.asked();
+        assert!(
+            asked[0].path_and_query.starts_with("/base/api/kernels/"),
+            "{host}: {asked:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_over_tls_is_answered() {
+    let issuer = Issuer::new();
+    let gateway = Gateway::new();
+    let front = Front::new(&gateway, issuer.serve(&["localhost"])).await;
+    let options = front.options(&gateway, "https", "localhost", issuer.trusted());
+    // Larger than all buffers on the way.
+    let code = "x".repeat(8 << 20);
+    let messages = timeout(DEADLINE, async {
+        let mut client = ResumeClient::connect(options).await.unwrap();
+        let mut execution = client
+            .execute(jupyter_protocol::content::ExecuteRequest::new(code))
+            .unwrap();
+        let mut messages = Vec::new();
+        while let Some(message) = execution.next().await.unwrap() {
+            messages.push(message.msg_type().to_owned());
+        }
+        messages
+    });
+    assert_eq!(messages.await.unwrap(), ["status", "stream", "execute_reply", "status"]);
+}
+
+#[tokio::test]
+async fn a_certificate_that_does_not_hold_is_told_with_what_is_wrong() {
+    let issuer = Issuer::new();
+    let gateway = Gateway::with_entries(1);
+    let expired = issuer.issue(&["localhost"], |params| {
+        params.not_before = date_time_ymd(2000, 1, 1);
+        params.not_after = date_time_ymd(2001, 1, 1);
+    });
+    for (server, host, wrong) in [
+        (Issuer::new().serve(&["localhost"]), "localhost", "UnknownIssuer"),
+        (
+            issuer.serve(&["example.org"]),
+            "localhost",
+            "not valid for name \"localhost\"",
+        ),
+        (
+            issuer.serve(&["localhost"]),
+            "127.0.0.1",
+            "not valid for name \"127.0.0.1\"",
+        ),
+        (serving(expired), "localhost", "expired"),
+    ] {
+        let front = Front::new(&gateway, server).await;
+        let reason = refused(front.options(&gateway, "https", host, issuer.trusted())).await;
+        assert!(reason.contains(wrong), "{wrong}: {reason}");
+    }
+    // Nothing was asked, so no token was shown.
+    assert!(gateway.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_renewed_is_taken_by_a_client_that_waits() {
+    let issuer = Issuer::new();
+    let gateway = Gateway::with_entries(3);
+    gateway.end();
+    let front = Front::new(&gateway, Issuer::new().serve(&["localhost"])).await;
+    let options = front.options(&gateway, "https", "localhost", issuer.trusted());
+    let mut client = ResumeClient::new(options).unwrap();
+    let mut seqs = Vec::new();
+    let read = timeout(DEADLINE, async {
+        while let Some(event) = client.next().await.unwrap() {
+            match event {
+                Event::Disconnected { reason, .. } => {
+                    assert!(
+                        matches!(&reason, Lost::Tls(text) if text.contains("UnknownIssuer")),
+                        "{reason}"
+                    );
+                    *front.server.lock().unwrap() = issuer.serve(&["localhost"]);
+                }
+                Event::Entry(entry) => seqs.push(entry.seq.0),
+                _ => {}
+            }
+        }
+    });
+    read.await.unwrap();
+    assert_eq!(seqs, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_client_shows_its_certificate_where_one_is_wanted() {
+    let issuer = Issuer::new();
+    let gateway = Gateway::with_entries(3);
+    gateway.end();
+    let clients = WebPkiClientVerifier::builder_with_provider(issuer.roots(), provider()).build();
+    let server = ServerConfig::builder_with_provider(provider());
+    let server = server.with_safe_default_protocol_versions().unwrap();
+    let (chain, key) = issuer.issue(&["localhost"], |_| {});
+    let server = server
+        .with_client_cert_verifier(clients.unwrap())
+        .with_single_cert(chain, key);
+    let front = Front::new(&gateway, Arc::new(server.unwrap())).await;
+    let options = front.options(&gateway, "https", "localhost", issuer.trusted());
+    let reason = refused(options.clone()).await;
+    assert!(reason.contains("CertificateRequired"), "{reason}");
+
+    let (chain, key) = issuer.issue(&["a client"], |_| {});
+    let client = ClientConfig::builder_with_provider(provider());
+    let client = client.with_safe_default_protocol_versions().unwrap();
+    let client = client
+        .with_root_certificates(issuer.roots())
+        .with_client_auth_cert(chain, key);
+    let mut showing = options;
+    showing.tls = Some(Arc::new(client.unwrap()));
+    let view = timeout(DEADLINE, read_all(&gateway, showing)).await.unwrap();
+    assert_eq!(view.seqs(), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_server_without_tls_or_without_a_word_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let mut options = Options::new(url, KernelId::random());
+    options.tls = Some(Issuer::new().trusted());
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        // The next one hears nothing.
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        // And the last one is closed.
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read_u8().await;
+    });
+    let reason = refused(options.clone()).await;
+    assert!(reason.contains("corrupt message"), "{reason}");
+    let mut impatient = options.clone();
+    impatient.connect_timeout = Duration::from_millis(200);
+    for options in [impatient, options] {
+        let error = timeout(DEADLINE, ResumeClient::connect(options)).await.unwrap().err();
+        assert!(
+            matches!(error, Some(Error::Unreachable(Lost::Unreachable(_)))),
+            "{error:?}"
+        );
+    }
+    timeout(DEADLINE, server).await.unwrap().unwrap();
+}
+
+#[test]
+fn a_host_that_no_certificate_can_be_for_is_told() {
+    for host in ["a..b", "-", "256.0.0.1"] {
+        let mut options = Options::new(format!("https://{host}"), KernelId::random());
+        options.tls = Some(Issuer::new().trusted());
+        let error = ResumeClient::new(options).err();
+        assert!(matches!(error, Some(Error::InvalidUrl { .. })), "{host}: {error:?}");
+    }
+    for host in ["a-b.c", "a_b", "example.org.", "127.0.0.1", "[::1]:8443"] {
+        let mut options = Options::new(format!("wss://{host}"), KernelId::random());
+        options.tls = Some(Issuer::new().trusted());
+        assert!(ResumeClient::new(options).is_ok(), "{host}");
+    }
+}
+
+/// What the system trusts is read from files that an environment variable names, and a process cannot set its own safely:
+/// these tests run a part of themselves in another process.
+#[cfg(target_os = "linux")]
+mod system {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    const URL: &str = "KERNELMUX_TEST_URL";
+
+    async fn child(url: &str, trusted: &std::path::Path) -> String {
+        let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "tls::system::child_process", "--nocapture"])
+            .env(URL, url)
+            .env("SSL_CERT_FILE", trusted)
+            .env_remove("SSL_CERT_DIR")
+            .kill_on_drop(true);
+        let output = timeout(DEADLINE, child.output()).await.unwrap().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[tokio::test]
+    async fn child_process() {
+        // By itself it has nothing to do.
+        let Ok(url) = std::env::var(URL) else { return };
+        match ResumeClient::connect(Options::new(url, KernelId::random())).await {
+            Ok(_) => println!("connected"),
+            Err(error) => println!("failed: {error}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_system_trusts_is_trusted_and_nothing_else() {
+        let issuer = Issuer::new();
+        let gateway = Gateway::with_entries(1);
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let pem = |der: &CertificateDer<'_>| {
+            let text = STANDARD.encode(der);
+            format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+        };
+        let front = Front::new(&gateway, issuer.serve(&["localhost"])).await;
+        let url = format!("https://localhost:{}/base", front.port);
+
+        let output = child(&url, &write("its.pem", pem(issuer.0.der()))).await;
+        assert!(output.contains("connected"), "{output}");
+        let output = child(&url, &write("other.pem", pem(Issuer::new().0.der()))).await;
+        assert!(
+            output.contains("failed: cannot connect to the gateway: TLS failed: "),
+            "{output}"
+        );
+        assert!(output.contains("UnknownIssuer"), "{output}");
+        let output = child(&url, &write("none.pem", String::new())).await;
+        assert!(output.contains("failed: TLS cannot be set up"), "{output}");
+    }
+}

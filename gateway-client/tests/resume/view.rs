@@ -1,0 +1,96 @@
+//! What a program makes of the events.
+
+use gateway_client::resume::NotRecovered;
+use gateway_client::resume::client::{Event, Lost, ResumeClient};
+use jupyter_protocol::{Channel, WireMessage};
+
+use super::gateway::Gateway;
+
+enum Seen {
+    Entry(Channel, WireMessage),
+    Missing,
+}
+
+/// What was read since the client last could not go on.
+#[derive(Default)]
+pub(crate) struct View {
+    epoch: String,
+    last: Option<u64>,
+    seen: Vec<(u64, Seen)>,
+    pub(crate) connections: usize,
+    pub(crate) disconnects: Vec<Lost>,
+    pub(crate) not_recovered: Vec<NotRecovered>,
+}
+
+impl View {
+    /// Takes what the client has just given; panics where that is not what must come next.
+    pub(crate) fn take(&mut self, event: Event, client: &ResumeClient) {
+        match event {
+            Event::Connected(hello) => {
+                self.connections += 1;
+                if self.last.is_none() {
+                    (self.epoch, self.last) = (hello.epoch.to_string(), Some(hello.from.0));
+                }
+                assert_eq!(
+                    (hello.epoch.to_string(), hello.from.0),
+                    (self.epoch.clone(), self.last())
+                );
+            }
+            Event::NotRecovered(hello) => {
+                self.connections += 1;
+                self.not_recovered.push(hello.reason.unwrap());
+                self.seen.clear();
+                (self.epoch, self.last) = (hello.epoch.to_string(), Some(hello.from.0));
+            }
+            Event::Entry(entry) => {
+                assert_eq!(entry.seq.0, self.last() + 1);
+                self.last = Some(entry.seq.0);
+                self.seen.push((entry.seq.0, Seen::Entry(entry.channel, entry.message)));
+            }
+            Event::Gap { first, last } => {
+                assert_eq!(first.0, self.last() + 1);
+                self.last = Some(last.0);
+                self.seen.extend((first.0..=last.0).map(|seq| (seq, Seen::Missing)));
+            }
+            Event::Disconnected { reason, .. } => {
+                self.disconnects.push(reason);
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+        let cursor = client.cursor().unwrap();
+        assert_eq!(
+            (cursor.epoch.to_string(), cursor.seq.0),
+            (self.epoch.clone(), self.last())
+        );
+    }
+
+    fn last(&self) -> u64 {
+        self.last.expect("connected")
+    }
+
+    pub(crate) fn seqs(&self) -> Vec<u64> {
+        self.seen.iter().map(|(seq, _)| *seq).collect()
+    }
+
+    /// Whether entries were missing, now or before the client last could not go on.
+    pub(crate) fn has_gaps(&self) -> bool {
+        !self.not_recovered.is_empty() || self.seen.iter().any(|(_, seen)| matches!(seen, Seen::Missing))
+    }
+
+    /// All of the gateway's log has been seen, as it is.
+    pub(crate) fn check(&self, gateway: &Gateway) {
+        assert_eq!(self.epoch, gateway.epoch().to_string());
+        assert_eq!(self.last(), *gateway.range().end());
+        for (seq, seen) in &self.seen {
+            match seen {
+                Seen::Entry(channel, message) => {
+                    let (expected_channel, expected) = gateway.entry(&self.epoch, *seq).unwrap();
+                    assert_eq!(*channel, expected_channel);
+                    assert_eq!(message.parts_and_buffers(), expected.parts_and_buffers());
+                }
+                Seen::Missing => assert!(gateway.is_missing(&self.epoch, *seq), "{seq} was there"),
+            }
+        }
+    }
+}

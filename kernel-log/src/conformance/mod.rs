@@ -1,0 +1,200 @@
+//! Tests that every log store must pass.
+//!
+//! A store describes how it is opened with a [`Subject`] and runs the suite with
+//! [`store_conformance!`](crate::store_conformance), which creates one test per case:
+//!
+//! ```ignore
+//! struct MySubject { /* … */ }
+//!
+//! impl kernel_log::conformance::Subject for MySubject { /* … */ }
+//!
+//! kernel_log::store_conformance!(Some(MySubject::new()));
+//! ```
+//!
+//! Each case has its own subject, so they can run concurrently. Situations that only some stores have, such as a full
+//! disk, are for their own tests.
+
+mod entries;
+mod index;
+mod logs;
+mod model;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use chrono::{DateTime, Utc};
+use jupyter_protocol::{Channel, WireMessage};
+
+pub use entries::*;
+pub use index::*;
+pub use logs::*;
+pub use model::*;
+
+use super::entry::encode_into;
+use super::{Block, LogStore, NewEntry, Origin, Seq, StoreError, StoredLog};
+
+/// An isolated environment for the store under test, such as a folder or a server, initially without logs.
+pub trait Subject: Send + Sync {
+    /// Opens the store. The suite first drops the previous one and all its logs.
+    fn open(&self) -> Arc<dyn LogStore>;
+
+    /// Whether data survives reopening the store.
+    fn persists(&self) -> bool {
+        true
+    }
+
+    /// Size of a large message in bytes.
+    fn large(&self) -> usize {
+        20 << 20
+    }
+}
+
+/// Why a case failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure(String);
+
+impl Failure {
+    fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// The result of a case.
+pub type Outcome = Result<(), Failure>;
+
+/// Creates one `#[test]` for each case of the suite.
+///
+/// The argument returns `Some` new [`Subject`](crate::conformance::Subject), or `None` if the tests cannot run
+/// here.
+#[macro_export]
+macro_rules! store_conformance {
+    ($subject:expr) => {
+        $crate::store_conformance!(@cases $subject;
+            an_empty_log_has_nothing, an_unknown_log_is_not_made_by_looking, reads_from_every_entry,
+            reads_no_more_than_it_is_asked_for, tells_of_a_hole_by_the_next_block, keeps_a_large_message,
+            drops_the_oldest_bytes, drops_what_is_too_old, keeps_the_newest_block, finds_records_by_key,
+            scans_records_in_order, stores_records_with_a_block, keeps_long_and_odd_keys, lists_what_it_keeps,
+            removes_a_log_and_no_other, goes_on_in_the_same_epoch, reads_a_log_while_it_is_written,
+            keeps_logs_apart, does_as_a_model_does,
+        );
+    };
+    (@cases $subject:expr; $($case:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $case() {
+                if let Some(subject) = $subject
+                    && let Err(failure) = $crate::conformance::$case(&subject)
+                {
+                    panic!("{failure}");
+                }
+            }
+        )*
+    };
+}
+
+/// Fails the case unless both are equal.
+macro_rules! same {
+    ($left:expr, $right:expr, $($what:tt)+) => {
+        match (&$left, &$right) {
+            (left, right) if left == right => {}
+            (left, right) => {
+                let what = format!($($what)+);
+                return Err($crate::conformance::Failure::new(format!("{what}: {left:?}, not {right:?}")));
+            }
+        }
+    };
+}
+use same;
+
+fn time(seconds: u64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_700_000_000 + seconds as i64, 0).unwrap_or_default()
+}
+
+/// The text of entry `n`, of about this size.
+fn text(n: u64, size: usize) -> String {
+    format!("{n}:{}", format!("{n} abcdefghijklmnopqrstuvwxyz ").repeat(size / 28))
+}
+
+/// Appends entries of this size, all with the same time.
+fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>) -> Block {
+    let mut bytes = BytesMut::new();
+    let (first, last) = (*numbers.start(), *numbers.end());
+    for n in numbers {
+        let part = |json: String| Bytes::from(json);
+        let message = WireMessage::from_parts(
+            [
+                part(format!(r#"{{"msg_id":"{n}","msg_type":"stream"}}"#)),
+                part("{}".to_owned()),
+                part("{}".to_owned()),
+                part(format!(r#"{{"text":"{}"}}"#, text(n, size))),
+            ],
+            [Bytes::from_static(b"\0\xffbuffer")],
+        );
+        let entry = NewEntry {
+            origin: Origin::Kernel,
+            channel: Channel::Iopub,
+            session: "asker",
+            message: &message,
+        };
+        encode_into(&mut bytes, &entry, at, Seq(n));
+    }
+    Block::new(Seq(first), Seq(last), bytes.freeze())
+}
+
+/// Reads everything after the entry in pieces, checks it, and returns the numbers.
+fn read_all(log: &dyn StoredLog, after: Seq, max_bytes: usize) -> Result<Vec<u64>, Failure> {
+    let mut numbers = Vec::new();
+    let mut position = after;
+    loop {
+        let blocks = log.read(position, max_bytes)?;
+        if blocks.is_empty() {
+            return Ok(numbers);
+        }
+        for block in blocks {
+            if block.first() <= position {
+                return Err(Failure::new(format!(
+                    "after {position} a block from {} was read",
+                    block.first()
+                )));
+            }
+            for entry in block.entries() {
+                let n = entry.seq().0;
+                let message = entry.message();
+                let content = String::from_utf8_lossy(message.content());
+                same!(entry.session(), "asker", "entry {n}'s session");
+                same!(
+                    message.buffers(),
+                    [Bytes::from_static(b"\0\xffbuffer")],
+                    "entry {n}'s buffers"
+                );
+                let expected = format!(r#"{{"text":"{n}:"#);
+                same!(
+                    content.get(..expected.len()),
+                    Some(&expected[..]),
+                    "entry {n}'s content"
+                );
+                numbers.push(n);
+            }
+            position = block.last();
+        }
+    }
+}
+
+fn numbers(ranges: &[std::ops::RangeInclusive<u64>]) -> Vec<u64> {
+    ranges.iter().cloned().flatten().collect()
+}

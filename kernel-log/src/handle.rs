@@ -1,0 +1,211 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use jupyter_protocol::KernelId;
+use tokio::sync::watch;
+
+use super::shared::Shared;
+use super::{Epoch, IndexUpdate, NewEntry, Reader, Seq, StoreError, blocking, index};
+
+/// The log of one kernel. Clones share the same log.
+#[derive(Clone)]
+pub struct Log {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Log {
+    /// The kernel's id.
+    #[must_use]
+    pub fn kernel_id(&self) -> KernelId {
+        self.shared.id
+    }
+
+    /// The log's identity.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.shared.epoch
+    }
+
+    /// The last entry that readers can read.
+    #[must_use]
+    pub fn head(&self) -> Seq {
+        self.shared.head.borrow().seq
+    }
+
+    /// The first entry that is kept, or the next one if none is. It advances when retention drops entries.
+    #[must_use]
+    pub fn earliest(&self) -> Seq {
+        *self.shared.earliest.borrow()
+    }
+
+    /// [`earliest`](Self::earliest) and its changes, for removing index records of dropped entries.
+    #[must_use]
+    pub fn earliest_changes(&self) -> watch::Receiver<Seq> {
+        self.shared.earliest.subscribe()
+    }
+
+    /// How many bytes of entries the store keeps.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.shared.stored.bytes()
+    }
+
+    /// Appends entries with the current time and returns the last one's number. Never waits.
+    ///
+    /// Await [`room`](Self::room) first if there may be many: entries stay in memory until they are stored.
+    pub fn append<'a>(&self, entries: impl IntoIterator<Item = NewEntry<'a>>) -> Seq {
+        self.append_at(Utc::now(), entries)
+    }
+
+    /// As [`append`](Self::append), with the given time.
+    pub fn append_at<'a>(&self, time: DateTime<Utc>, entries: impl IntoIterator<Item = NewEntry<'a>>) -> Seq {
+        self.append_indexed(time, entries, |_| Vec::new())
+    }
+
+    /// As [`append_at`](Self::append_at), with updates of the index. `index` computes them from the first entry's
+    /// number and runs before anything else is appended. The store writes them atomically with the last entry.
+    pub fn append_indexed<'a>(
+        &self,
+        time: DateTime<Utc>,
+        entries: impl IntoIterator<Item = NewEntry<'a>>,
+        index: impl FnOnce(Seq) -> Vec<IndexUpdate>,
+    ) -> Seq {
+        let mut state = self.shared.state();
+        let first = state.waiting.last().next();
+        for entry in entries {
+            state.waiting.push(&entry, time);
+        }
+        let updates = index(first);
+        state.waiting.update_index(updates);
+        self.shared.count(&mut state);
+        self.shared.wake_writer(&mut state);
+        state.waiting.last()
+    }
+
+    /// Updates the index. The update is stored soon, not before what was appended earlier. Never waits.
+    pub fn update_index(&self, updates: impl IntoIterator<Item = IndexUpdate>) {
+        let updates: Vec<_> = updates.into_iter().collect();
+        let mut state = self.shared.state();
+        state.waiting.update_index(updates);
+        self.shared.count(&mut state);
+        self.shared.wake_writer(&mut state);
+    }
+
+    /// The index record of this key, including updates that are not stored yet; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store cannot be read.
+    pub async fn index_get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, StoreError> {
+        let key = key.into();
+        // Unstored updates first: once they are stored, the store has them.
+        let unstored = self.shared.state().unstored_record(&key);
+        if let Some(record) = unstored {
+            return Ok(record);
+        }
+        let shared = self.shared.clone();
+        blocking(shared.stored.blocks(), move || shared.stored.index_get(&key)).await
+    }
+
+    /// At most `limit` index records with keys from `start` (inclusive) to `end` (exclusive), in key order, or in
+    /// reverse with `newest_first`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store cannot be read.
+    pub async fn index_scan(
+        &self,
+        start: impl Into<Bytes>,
+        end: impl Into<Bytes>,
+        limit: usize,
+        newest_first: bool,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let (start, end) = (start.into(), end.into());
+        let unstored = self.shared.state().unstored_records(&start, &end);
+        let shared = self.shared.clone();
+        let wanted = limit.saturating_add(unstored.len());
+        let stored = blocking(shared.stored.blocks(), move || {
+            shared.stored.index_scan((&start, &end), wanted, newest_first)
+        })
+        .await?;
+        Ok(index::overlay(stored, unstored, limit, newest_first))
+    }
+
+    /// Requests a sync without waiting for it, after entries that somebody relies on, such as a reply. With
+    /// [`Durability::Batched`](super::Durability::Batched), the store is synced once it has everything appended so far;
+    /// otherwise this does nothing.
+    pub fn sync_soon(&self) {
+        let mut state = self.shared.state();
+        if state.with_writer {
+            state.sync_soon = true;
+        } else {
+            drop(state);
+            self.shared.writer.sync_soon();
+        }
+    }
+
+    /// Whether the store accepted the newest entries. If it refused some, readers that keep up still receive them. Once
+    /// it accepts entries again, the log gets a `kernelmux_lifecycle` entry with the content `{"event": "not_recorded",
+    /// "first": …, "last": …, "reason": …}`.
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.shared.state().unrecorded.is_none()
+    }
+
+    /// Checks whether the store has room for more entries.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] if it has none.
+    pub async fn check_room(&self) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        blocking(shared.stored.blocks(), move || shared.stored.check_room()).await
+    }
+
+    /// Waits until the bytes that wait for the store are below their bounds, so that a slow disk slows the kernel and
+    /// takes no memory.
+    pub async fn room(&self) {
+        loop {
+            let freed = self.shared.room.notified();
+            if self.shared.has_room() {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// A reader of the entries after `after`.
+    #[must_use]
+    pub fn reader(&self, after: Seq) -> Reader {
+        Reader::new(self.shared.clone(), after)
+    }
+
+    /// Closes the log: nothing more will be appended, and readers end at the last entry.
+    pub fn close(&self) {
+        self.shared.set_closed(true);
+    }
+
+    /// Whether the log is closed because its kernel is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed()
+    }
+
+    /// Waits until the store has accepted or refused this entry.
+    pub async fn stored(&self, seq: Seq) {
+        let mut head = self.shared.head.subscribe();
+        // `shared` holds the sender, so this cannot fail.
+        let _ = head.wait_for(|head| head.seq >= seq).await;
+    }
+
+    /// Waits until the store has accepted or refused everything appended so far, including index updates.
+    pub async fn flushed(&self) {
+        let (last, index_updates) = {
+            let state = self.shared.state();
+            (state.waiting.last(), state.waiting.index_updates())
+        };
+        let mut head = self.shared.head.subscribe();
+        // `shared` holds the sender, so this cannot fail.
+        let _ = head
+            .wait_for(|head| head.seq >= last && head.index_updates >= index_updates)
+            .await;
+    }
+}

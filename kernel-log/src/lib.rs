@@ -1,0 +1,98 @@
+//! The log of a kernel: every message of both directions, in order, for any number of readers.
+//!
+//! [Appending](Log::append) never waits for readers. A writer thread stores appended entries and then wakes the
+//! readers, so everything that a client received is in the store. Entries that arrive while the writer is busy are
+//! stored as one block: a flood in few large blocks, a single message at once.
+//!
+//! A [`Reader`] is a position, not a queue. It reads the newest entries from memory and older ones from the store; an
+//! idle reader costs nothing.
+//!
+//! A log also has an index: small records by key. The store writes them atomically with the entries that they came
+//! with.
+//!
+//! Retention drops the oldest blocks by size and age ([`LogOptions`]). Their readers get a [`ReadError::Gap`]; index
+//! records of dropped entries can be removed by following [`Log::earliest_changes`].
+//!
+//! A store that refuses entries stops nothing: they are served from memory as far as that reaches, and later readers
+//! get a gap. Once the store accepts entries again, an entry lists the refused ones ([`Log::is_recorded`]). Their
+//! numbers are not reused.
+//!
+//! A [`LogStore`] is where logs are kept: [`MemoryStore`], [`FjallStore`] on disk, or, with the feature `nats`,
+//! `NatsStore`, which several gateways can share. The module `conformance`, behind the feature of that name, tests what
+//! every store must do.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use bytes::Bytes;
+//! use jupyter_protocol::{Channel, WireMessage};
+//! use jupyter_protocol::KernelId;
+//! use kernel_log::{LogOptions, Logs, MemoryStore, NewEntry, Origin, Seq};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
+//! let log = logs.open(KernelId::random()).await?;
+//! let header = Bytes::from_static(br#"{"msg_id":"1","msg_type":"status"}"#);
+//! let empty = || Bytes::from_static(b"{}");
+//! let message = WireMessage::from_parts([header, empty(), empty(), empty()], []);
+//! log.append([NewEntry { origin: Origin::Kernel, channel: Channel::Iopub, session: "", message: &message }]);
+//!
+//! let mut reader = log.reader(Seq::START);
+//! let entries: Vec<_> = reader.next().await?.expect("the log is open").entries().collect();
+//! assert_eq!(entries[0].seq(), Seq(1));
+//! assert_eq!(entries[0].message().header_ref()?.msg_type, "status");
+//! # Ok(())
+//! # }
+//! ```
+
+mod block;
+#[cfg(feature = "testing")]
+pub mod conformance;
+mod cursor;
+mod entry;
+mod handle;
+mod index;
+mod large_blocks;
+mod lifecycle;
+mod logs;
+mod options;
+mod reader;
+mod shared;
+#[cfg(feature = "testing")]
+mod stepper;
+mod store;
+mod sync;
+mod unrecorded;
+mod waiting;
+mod writer;
+
+pub use block::Block;
+pub use cursor::{Cursor, Epoch, NoCursor, Seq};
+pub use entry::{Entry, NewEntry, Origin};
+pub use handle::Log;
+pub use index::IndexUpdate;
+pub use lifecycle::{LIFECYCLE, Lifecycle};
+pub use logs::{Logs, RemoveError};
+pub use options::{Durability, LogOptions};
+pub use reader::{ReadError, Reader};
+#[cfg(feature = "testing")]
+pub use stepper::Stepper;
+#[cfg(feature = "fjall")]
+pub use store::FjallStore;
+pub use store::{LogInfo, LogStore, MemoryStore, Retention, StoreError, StoredLog};
+#[cfg(feature = "nats")]
+pub use store::{NatsOptions, NatsStore};
+
+/// Runs a blocking operation on a thread for those, or directly if it does not block.
+async fn blocking<T: Send + 'static>(
+    blocks: bool,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    if !blocks {
+        return work();
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::failed("wait for the store", error)),
+    }
+}

@@ -1,0 +1,207 @@
+use jupyter_protocol::content::Content;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Header, WireMessage};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::Seq;
+
+/// The `msg_type` of life-cycle entries that plain Jupyter clients do not receive.
+pub const LIFECYCLE: &str = "kernelmux_lifecycle";
+
+/// An event in a kernel's life. Each is an entry of its log, of [`Origin::Lifecycle`](crate::Origin::Lifecycle).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Lifecycle {
+    /// It answered for the first time.
+    Started,
+    /// It was attached to while running. Its output since the previous entry went unrecorded.
+    Attached {
+        /// For how many milliseconds, if the start of the gap is known.
+        unrecorded_ms: Option<i64>,
+    },
+    /// After a connection was lost, these executions were found to have ended unrecorded. For each of them follow a
+    /// notice on stderr and, unless the kernel's own were recorded, a reply and an idle status.
+    Lost {
+        /// The `msg_id`s of their requests.
+        executions: Vec<String>,
+    },
+    /// These executions ended with the kernel's process. For each of them follow, unless the kernel's own were
+    /// recorded, an error, a reply and an idle status.
+    Died {
+        /// The `msg_id`s of their requests.
+        executions: Vec<String>,
+        /// The cause.
+        reason: String,
+    },
+    /// The iopub connection was lost, and output goes unrecorded until it is back. If the kernel has ended, the next
+    /// entry says so.
+    Disconnected,
+    /// The store refused these entries, and none of them can be read later.
+    NotRecorded {
+        /// The first refused entry.
+        first: Seq,
+        /// The last refused entry.
+        last: Seq,
+        /// The store's error.
+        reason: String,
+    },
+    /// It runs and has published nothing for long. Gateways that share the store keep its log.
+    Quiet,
+    /// A restart was requested.
+    Restarting,
+    /// It answered for the first time after a restart.
+    Restarted,
+    /// It ended by itself and is being restarted.
+    #[serde(skip)]
+    RestartingByItself {
+        /// The cause.
+        reason: String,
+        /// The end of its output outside the protocol; may be empty.
+        output: String,
+    },
+    /// It is idle for the first time since it was connected to. Its own status answers a `kernel_info_request` and
+    /// JupyterLab ignores it, so without this JupyterLab would show a starting kernel until the next cell runs.
+    #[serde(skip)]
+    Idle {
+        /// The kernel's session. JupyterLab drops queued messages when a message of another session arrives.
+        session: String,
+    },
+    /// It is dead.
+    #[serde(skip)]
+    Dead {
+        /// The cause.
+        reason: String,
+        /// The end of its output outside the protocol; may be empty.
+        output: String,
+    },
+}
+
+impl Lifecycle {
+    /// The message that the log keeps, from `session`. For events that plain Jupyter clients know, it is a `status` as
+    /// jupyter_server sends it: on iopub, without a parent. For [`Idle`](Self::Idle) the parent is a request of this
+    /// library: no other server sends it unrequested, and clients take each such status for an answer.
+    #[must_use]
+    pub fn to_message(&self, session: &str) -> WireMessage {
+        let status = |session: &str, content: Value| {
+            Message::new(Content::parse("status", content.to_string().as_bytes()), session)
+        };
+        let ended = |state: &str, reason: &str, output: &str| {
+            status(
+                session,
+                json!({"execution_state": state, "reason": reason, "output": output}),
+            )
+        };
+        match self {
+            Self::RestartingByItself { reason, output } => ended("restarting", reason, output),
+            Self::Dead { reason, output } => ended("dead", reason, output),
+            Self::Idle { session: kernel } => {
+                status(kernel, json!({"execution_state": "idle"})).with_parent(Header::new(LIFECYCLE, session))
+            }
+            // Numbers and texts, which can always be written.
+            other => {
+                let content = serde_json::to_vec(other).unwrap_or_default();
+                Message::new(Content::parse(LIFECYCLE, &content), session)
+            }
+        }
+        .to_wire()
+    }
+
+    /// The event of a life-cycle entry. `None` for any other message, and for events of a newer version.
+    ///
+    /// Ask only of entries whose [origin](crate::Origin) is `Lifecycle`: a kernel may send the same `status`.
+    #[must_use]
+    pub fn from_message(message: &WireMessage) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Status {
+            execution_state: String,
+            #[serde(default)]
+            reason: String,
+            #[serde(default)]
+            output: String,
+        }
+        let header = message.header_ref().ok()?;
+        match &*header.msg_type {
+            LIFECYCLE => serde_json::from_slice(message.content()).ok(),
+            "status" => {
+                let status: Status = serde_json::from_slice(message.content()).ok()?;
+                let (reason, output) = (status.reason, status.output);
+                match &*status.execution_state {
+                    "restarting" => Some(Self::RestartingByItself { reason, output }),
+                    "dead" => Some(Self::Dead { reason, output }),
+                    // The others end executions in place of a kernel that is gone.
+                    "idle" if message.parent_ref().is_ok_and(|parent| parent.msg_type == LIFECYCLE) => {
+                        Some(Self::Idle {
+                            session: header.session.to_string(),
+                        })
+                    }
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether messages of the kernel may be missing from the log here.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        matches!(
+            self,
+            Self::Attached { .. } | Self::Disconnected | Self::NotRecorded { .. }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_event_is_read_back_from_its_message() {
+        let text = str::to_owned;
+        let executions = || vec![text("a"), text("b")];
+        for event in [
+            Lifecycle::Started,
+            Lifecycle::Attached { unrecorded_ms: None },
+            Lifecycle::Attached { unrecorded_ms: Some(7) },
+            Lifecycle::Lost {
+                executions: executions(),
+            },
+            Lifecycle::Died {
+                executions: executions(),
+                reason: text("killed"),
+            },
+            Lifecycle::Disconnected,
+            Lifecycle::NotRecorded {
+                first: Seq(3),
+                last: Seq(9),
+                reason: text("no space"),
+            },
+            Lifecycle::Quiet,
+            Lifecycle::Restarting,
+            Lifecycle::Restarted,
+            Lifecycle::RestartingByItself {
+                reason: text("killed"),
+                output: String::new(),
+            },
+            Lifecycle::Idle {
+                session: text("kernel"),
+            },
+            Lifecycle::Dead {
+                reason: text("out of memory"),
+                output: text("Killed"),
+            },
+        ] {
+            let message = event.to_message("gateway");
+            assert_eq!(Lifecycle::from_message(&message), Some(event));
+        }
+    }
+
+    #[test]
+    fn an_event_of_a_newer_version_is_none() {
+        let content = br#"{"event":"moved","to":"another machine"}"#;
+        let message = Message::new(Content::parse(LIFECYCLE, content), "gateway").to_wire();
+        assert_eq!(Lifecycle::from_message(&message), None);
+    }
+}

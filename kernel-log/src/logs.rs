@@ -1,0 +1,187 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use jupyter_protocol::KernelId;
+
+use super::shared::{Shared, StoredWithBounds};
+use super::writer::Writer;
+use super::{Log, LogInfo, LogOptions, LogStore, StoreError, blocking};
+
+/// Why a log was not removed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoveError {
+    /// It is open for appending.
+    #[error("the log of kernel {0} is being written; end the kernel first")]
+    Open(KernelId),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The logs of a store and the thread that writes them.
+pub struct Logs {
+    store: Arc<dyn LogStore>,
+    writer: Writer,
+    options: LogOptions,
+    /// Open logs. Each is open at most once, so that all handles share it.
+    handles: Mutex<HashMap<KernelId, Weak<Shared>>>,
+    /// Serializes opening and removing logs.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Logs {
+    /// Opens the logs in `store` and starts their writer thread.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if the thread cannot be started.
+    pub fn new(store: Arc<dyn LogStore>, options: LogOptions) -> Result<Self, StoreError> {
+        let writer = Writer::start(store.clone(), options.durability)
+            .map_err(|error| StoreError::failed("start the threads that write logs", error))?;
+        Ok(Self::with_writer(store, options, writer))
+    }
+
+    /// Logs without a writer thread: a stepper stores and publishes instead. For deterministic simulations.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn stepped(store: Arc<dyn LogStore>, options: LogOptions) -> (Self, super::Stepper) {
+        let (writer, rounds) = Writer::by_hand(store.clone(), options.durability);
+        (Self::with_writer(store, options, writer), super::Stepper::new(rounds))
+    }
+
+    fn with_writer(store: Arc<dyn LogStore>, options: LogOptions, writer: Writer) -> Self {
+        Self {
+            store,
+            writer,
+            options,
+            handles: Mutex::default(),
+            opening: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Whether other processes may write to the store, too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.store.is_shared()
+    }
+
+    /// Maximum age of entries; `None` if unlimited.
+    #[must_use]
+    pub fn stored_age(&self) -> Option<Duration> {
+        self.options.stored_age
+    }
+
+    /// Opens the kernel's log for appending and creates it if necessary. If it is open already, this is another handle.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    pub async fn open(&self, id: KernelId) -> Result<Log, StoreError> {
+        let _opening = self.opening.lock().await;
+        if let Some(log) = self.handle(id) {
+            log.shared.set_closed(false);
+            return Ok(log);
+        }
+        let store = self.store.clone();
+        let stored = blocking(store.blocks(), move || StoredWithBounds::new(store.open(id)?)).await?;
+        Ok(self.register(id, stored, false))
+    }
+
+    /// The kernel's log; `None` if it has none. If the kernel is gone, readers end at the last entry.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    pub async fn find(&self, id: KernelId) -> Result<Option<Log>, StoreError> {
+        let _opening = self.opening.lock().await;
+        if let Some(log) = self.handle(id) {
+            return Ok(Some(log));
+        }
+        let store = self.store.clone();
+        let found = blocking(store.blocks(), move || {
+            store.get(id)?.map(StoredWithBounds::new).transpose()
+        })
+        .await?;
+        Ok(found.map(|stored| self.register(id, stored, true)))
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<KernelId, Weak<Shared>>> {
+        // A panic while the lock is held leaves a consistent map.
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&self, id: KernelId) -> Option<Log> {
+        let shared = self.handles().get(&id)?.upgrade()?;
+        Some(Log { shared })
+    }
+
+    fn register(&self, id: KernelId, stored: StoredWithBounds, closed: bool) -> Log {
+        let options = self.options.clone();
+        let shared = Arc::new(Shared::new(id, stored, options, self.writer.queue(), closed));
+        let mut handles = self.handles();
+        handles.retain(|_, handle| handle.strong_count() > 0);
+        handles.insert(id, Arc::downgrade(&shared));
+        Log { shared }
+    }
+
+    /// Waits until everything is stored and the store is closed. Logs that are still open keep it open.
+    pub async fn shutdown(self) {
+        let Self { store, writer, .. } = self;
+        drop(store);
+        // An open log keeps the thread alive, which then ends with the last handle.
+        let _ = tokio::task::spawn_blocking(move || writer.finish()).await;
+    }
+
+    /// Lists the logs of running and past kernels.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    pub async fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
+        let store = self.store.clone();
+        blocking(store.blocks(), move || store.list()).await
+    }
+
+    /// Applies retention to all logs. Active logs are also trimmed as they grow; this trims quiet ones and those of
+    /// past kernels. Failures of single logs go to the process's log.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the logs cannot be listed.
+    pub async fn trim(&self) -> Result<(), StoreError> {
+        let retention = self.options.retention();
+        for info in self.list().await? {
+            let _opening = self.opening.lock().await;
+            let trimmed = if let Some(log) = self.handle(info.id) {
+                blocking(log.shared.stored.blocks(), move || log.shared.trim()).await
+            } else {
+                let (store, retention) = (self.store.clone(), retention.clone());
+                blocking(store.blocks(), move || match store.get(info.id)? {
+                    Some(stored) => stored.trim(&retention).map(drop),
+                    None => Ok(()),
+                })
+                .await
+            };
+            if let Err(error) = trimmed {
+                tracing::error!(kernel_id = %info.id, %error, "the log cannot be trimmed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the kernel's log from the store. Removing a missing log succeeds. Readers that are still open get a gap.
+    ///
+    /// # Errors
+    /// [`RemoveError::Open`] if the log is open for appending, [`RemoveError::Store`] if the store fails.
+    pub async fn remove(&self, id: KernelId) -> Result<(), RemoveError> {
+        let _opening = self.opening.lock().await;
+        {
+            let mut handles = self.handles();
+            if let Some(shared) = handles.get(&id).and_then(Weak::upgrade)
+                && !shared.is_closed()
+            {
+                return Err(RemoveError::Open(id));
+            }
+            handles.remove(&id);
+        }
+        let store = self.store.clone();
+        Ok(blocking(store.blocks(), move || store.remove(id)).await?)
+    }
+}

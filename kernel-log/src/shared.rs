@@ -1,0 +1,240 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use chrono::Utc;
+use jupyter_protocol::{Channel, KernelId};
+use tokio::sync::{Notify, watch};
+
+use super::index::Updates;
+use super::large_blocks::LargeBlocks;
+use super::unrecorded::Unrecorded;
+use super::waiting::Waiting;
+use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, writer};
+
+/// Bytes of a log that may wait for the store regardless of other logs.
+const FREE: usize = 1 << 20;
+
+/// How far readers may read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) seq: Seq,
+    pub(super) closed: bool,
+    /// How many index updates the store has received.
+    pub(super) index_updates: u64,
+}
+
+/// A stored log with its bounds, for [`Shared::new`].
+pub(super) struct StoredWithBounds {
+    stored: Box<dyn StoredLog>,
+    bounds: Option<(Seq, Seq)>,
+}
+
+impl StoredWithBounds {
+    /// Blocks.
+    pub(super) fn new(stored: Box<dyn StoredLog>) -> Result<Self, StoreError> {
+        let bounds = stored.bounds()?;
+        Ok(Self { stored, bounds })
+    }
+}
+
+/// The state shared by all handles of a log, its readers and the writer.
+pub(super) struct Shared {
+    pub(super) id: KernelId,
+    pub(super) epoch: Epoch,
+    pub(super) stored: Box<dyn StoredLog>,
+    pub(super) options: LogOptions,
+    pub(super) writer: writer::Queue,
+    pub(super) state: Mutex<State>,
+    pub(super) head: watch::Sender<Head>,
+    pub(super) earliest: watch::Sender<Seq>,
+    pub(super) room: Notify,
+    pub(super) large_blocks: LargeBlocks,
+}
+
+pub(super) struct State {
+    pub(super) waiting: Waiting,
+    /// Bytes that the writer is storing.
+    pub(super) writing_bytes: usize,
+    /// Bytes of this log that are included in [`writer::Queue::waiting_bytes`].
+    counted_bytes: usize,
+    pub(super) writing_index: Arc<Updates>,
+    /// Index updates that the store refused; they go with the next block. Bounded by the number of keys.
+    pub(super) refused_index: Updates,
+    /// Whether the log is queued at the writer or being written.
+    pub(super) with_writer: bool,
+    /// The newest stored blocks.
+    pub(super) recent: VecDeque<Block>,
+    pub(super) recent_bytes: usize,
+    pub(super) stored_since_trim: u64,
+    /// Whether to sync once everything waiting is stored.
+    pub(super) sync_soon: bool,
+    /// Entries that the store has refused since it last accepted one.
+    pub(super) unrecorded: Option<Unrecorded>,
+}
+
+impl State {
+    fn after(last: Seq) -> Self {
+        Self {
+            waiting: Waiting::after(last),
+            writing_bytes: 0,
+            counted_bytes: 0,
+            writing_index: Arc::default(),
+            refused_index: Updates::default(),
+            with_writer: false,
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            stored_since_trim: 0,
+            sync_soon: false,
+            unrecorded: None,
+        }
+    }
+
+    /// The unstored update of this key.
+    pub(super) fn unstored_record(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        self.unstored_updates_newest_first()
+            .find_map(|updates| updates.get(key))
+    }
+
+    /// The unstored updates of keys from `start` (inclusive) to `end` (exclusive).
+    pub(super) fn unstored_records(&self, start: &[u8], end: &[u8]) -> BTreeMap<Bytes, Option<Bytes>> {
+        let mut records = BTreeMap::new();
+        for update in self
+            .unstored_updates_newest_first()
+            .flat_map(|updates| updates.range(start, end))
+        {
+            records.entry(update.key).or_insert(update.value);
+        }
+        records
+    }
+
+    /// The store accepted a write. If it had refused entries before, an entry says so.
+    pub(super) fn recorded(&mut self, id: KernelId) {
+        if let Some(unrecorded) = self.unrecorded.take() {
+            let Unrecorded { first, last, .. } = &unrecorded;
+            tracing::warn!(kernel_id = %id, %first, %last, "the log is being recorded again");
+            let entry = NewEntry {
+                origin: Origin::Lifecycle,
+                channel: Channel::Iopub,
+                session: "",
+                message: &unrecorded.message(),
+            };
+            self.waiting.push(&entry, Utc::now());
+        }
+    }
+
+    /// The store refused a write.
+    pub(super) fn not_recorded(&mut self, id: KernelId, block: Option<&Block>, error: &StoreError) {
+        // Index updates are retried, so only entries can be missing.
+        let Some(block) = block else { return };
+        match &mut self.unrecorded {
+            Some(unrecorded) => unrecorded.last = block.last(),
+            None => {
+                tracing::error!(kernel_id = %id, first = %block.first(), %error, "the log is not being recorded");
+                self.unrecorded = Some(Unrecorded {
+                    first: block.first(),
+                    last: block.last(),
+                    reason: error.to_string(),
+                });
+            }
+        }
+    }
+
+    fn unstored_updates_newest_first(&self) -> impl Iterator<Item = &Updates> {
+        self.waiting
+            .updates_newest_first()
+            .chain([&*self.writing_index, &self.refused_index])
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let counted = self.state().counted_bytes;
+        self.writer.count(counted, 0);
+    }
+}
+
+impl Shared {
+    /// A log with the contents of `stored` and nothing in memory.
+    pub(super) fn new(
+        id: KernelId,
+        StoredWithBounds { stored, bounds }: StoredWithBounds,
+        options: LogOptions,
+        writer: writer::Queue,
+        closed: bool,
+    ) -> Self {
+        let last = bounds.map_or(Seq::START, |(_, last)| last);
+        Self {
+            id,
+            epoch: stored.epoch(),
+            stored,
+            options,
+            writer,
+            state: Mutex::new(State::after(last)),
+            head: watch::Sender::new(Head {
+                seq: last,
+                closed,
+                index_updates: 0,
+            }),
+            earliest: watch::Sender::new(bounds.map_or(last.next(), |(first, _)| first)),
+            room: Notify::new(),
+            large_blocks: LargeBlocks::default(),
+        }
+    }
+
+    /// A panic while the lock is held leaves whole entries.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Updates this log's share of the bytes that wait in all logs.
+    pub(super) fn count(&self, state: &mut State) {
+        let now = state.waiting.bytes() + state.writing_bytes;
+        self.writer.count(state.counted_bytes, now);
+        state.counted_bytes = now;
+    }
+
+    /// Whether more may be appended: both this log and all logs together are below their bounds. A small amount is
+    /// always allowed, regardless of other logs.
+    pub(super) fn has_room(&self) -> bool {
+        let options = &self.options;
+        let waiting = self.state().counted_bytes;
+        waiting < options.waiting_bytes.min(FREE)
+            || waiting < options.waiting_bytes && self.writer.waiting_bytes() < options.all_waiting_bytes
+    }
+
+    /// Queues the log at the writer if it has something to store and is not queued yet.
+    pub(super) fn wake_writer(self: &Arc<Self>, state: &mut State) {
+        if !state.with_writer && !state.waiting.is_empty() {
+            state.with_writer = true;
+            self.writer.push(self.clone());
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.head.borrow().closed
+    }
+
+    pub(super) fn set_closed(&self, closed: bool) {
+        self.head
+            .send_if_modified(|head| std::mem::replace(&mut head.closed, closed) != closed);
+    }
+
+    /// Advances the first entry that is kept.
+    pub(super) fn moved_to(&self, earliest: Seq) {
+        self.earliest.send_if_modified(|current| {
+            let moved = earliest > *current;
+            if moved {
+                *current = earliest;
+            }
+            moved
+        });
+    }
+
+    /// Applies retention. Blocks.
+    pub(super) fn trim(&self) -> Result<(), StoreError> {
+        let earliest = self.stored.trim(&self.options.retention())?;
+        self.moved_to(earliest);
+        Ok(())
+    }
+}

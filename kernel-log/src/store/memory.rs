@@ -1,0 +1,191 @@
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use jupyter_protocol::KernelId;
+
+use super::{LogInfo, LogStore, StoreError, StoredLog};
+use crate::{Block, Epoch, IndexUpdate, Retention, Seq};
+
+/// Keeps logs in memory, for tests and short-lived kernels.
+#[derive(Default)]
+pub struct MemoryStore {
+    logs: Mutex<HashMap<KernelId, Arc<MemoryLog>>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+struct MemoryLog {
+    epoch: Epoch,
+    created: DateTime<Utc>,
+    blocks: Mutex<Blocks>,
+}
+
+#[derive(Default)]
+struct Blocks {
+    blocks: VecDeque<Block>,
+    bytes: u64,
+    index: BTreeMap<Bytes, Bytes>,
+}
+
+impl Blocks {
+    fn update_index(&mut self, updates: &[IndexUpdate]) {
+        for IndexUpdate { key, value } in updates {
+            match value {
+                Some(value) => self.index.insert(key.clone(), value.clone()),
+                None => self.index.remove(key),
+            };
+        }
+    }
+
+    fn bounds(&self) -> Option<(Seq, Seq)> {
+        self.blocks
+            .front()
+            .zip(self.blocks.back())
+            .map(|(first, last)| (first.first(), last.last()))
+    }
+}
+
+/// A panic while the lock is held leaves whole blocks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LogStore for MemoryStore {
+    fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError> {
+        let log = lock(&self.logs)
+            .entry(id)
+            .or_insert_with(|| {
+                Arc::new(MemoryLog {
+                    epoch: Epoch::random(),
+                    created: Utc::now(),
+                    blocks: Mutex::default(),
+                })
+            })
+            .clone();
+        Ok(Box::new(log))
+    }
+
+    fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError> {
+        let log = lock(&self.logs).get(&id).cloned();
+        Ok(log.map(|log| Box::new(log) as Box<dyn StoredLog>))
+    }
+
+    fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
+        Ok(lock(&self.logs)
+            .iter()
+            .map(|(id, log)| {
+                let kept = lock(&log.blocks);
+                let (first, last) = kept.bounds().unwrap_or((Seq::START.next(), Seq::START));
+                LogInfo {
+                    id: *id,
+                    epoch: log.epoch,
+                    created: log.created,
+                    updated: kept.blocks.back().and_then(Block::updated).unwrap_or(log.created),
+                    first,
+                    last,
+                    bytes: kept.bytes,
+                }
+            })
+            .collect())
+    }
+
+    fn remove(&self, id: KernelId) -> Result<(), StoreError> {
+        lock(&self.logs).remove(&id);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+impl StoredLog for Arc<MemoryLog> {
+    fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError> {
+        Ok(lock(&self.blocks).bounds())
+    }
+
+    fn bytes(&self) -> u64 {
+        lock(&self.blocks).bytes
+    }
+
+    fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError> {
+        let mut kept = lock(&self.blocks);
+        kept.update_index(index);
+        kept.bytes += block.bytes().len() as u64;
+        kept.blocks.push_back(block.clone());
+        Ok(())
+    }
+
+    fn index_put(&self, index: &[IndexUpdate]) -> Result<(), StoreError> {
+        lock(&self.blocks).update_index(index);
+        Ok(())
+    }
+
+    fn index_get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(lock(&self.blocks).index.get(key).cloned())
+    }
+
+    fn index_scan(
+        &self,
+        (start, end): (&[u8], &[u8]),
+        limit: usize,
+        newest_first: bool,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let kept = lock(&self.blocks);
+        let records = kept
+            .index
+            .range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
+            .map(|(key, value)| (key.clone(), value.clone()));
+        Ok(if newest_first {
+            records.rev().take(limit).collect()
+        } else {
+            records.take(limit).collect()
+        })
+    }
+
+    fn read(&self, after: Seq, max_bytes: usize) -> Result<Vec<Block>, StoreError> {
+        let kept = lock(&self.blocks);
+        let start = kept.blocks.partition_point(|block| block.last() <= after);
+        let mut blocks = Vec::new();
+        let mut bytes = 0;
+        for block in kept.blocks.range(start..).filter_map(|block| block.after(after)) {
+            bytes += block.bytes().len();
+            blocks.push(block);
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Ok(blocks)
+    }
+
+    fn trim(&self, retention: &Retention) -> Result<Seq, StoreError> {
+        let mut kept = lock(&self.blocks);
+        while kept.blocks.len() > 1
+            && let Some(oldest) = kept.blocks.front()
+            && (kept.bytes > retention.max_bytes
+                || retention
+                    .oldest
+                    .is_some_and(|time| oldest.updated().is_some_and(|updated| updated < time)))
+        {
+            kept.bytes -= oldest.bytes().len() as u64;
+            kept.blocks.pop_front();
+        }
+        Ok(kept.bounds().map_or(Seq::START, |(first, _)| first))
+    }
+}

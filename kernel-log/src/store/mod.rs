@@ -1,0 +1,257 @@
+//! The trait for log stores, and the stores.
+
+#[cfg(feature = "fjall")]
+mod fjall;
+mod memory;
+#[cfg(feature = "nats")]
+mod nats;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use jupyter_protocol::KernelId;
+
+#[cfg(feature = "fjall")]
+pub use self::fjall::FjallStore;
+pub use self::memory::MemoryStore;
+#[cfg(feature = "nats")]
+pub use self::nats::{NatsOptions, NatsStore};
+use super::{Block, Epoch, IndexUpdate, Seq};
+
+/// Why a store operation failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The underlying disk or server failed.
+    #[error("cannot {action}: {reason}")]
+    Failed {
+        /// The attempted action.
+        action: String,
+        /// The error.
+        reason: String,
+    },
+    /// There is no room. Appends work again once there is.
+    #[error("no room for the logs in {place}: {free} bytes are free and {needed} are needed; free some")]
+    Full {
+        /// Location of the store.
+        place: String,
+        /// Free bytes.
+        free: u64,
+        /// Required bytes.
+        needed: u64,
+    },
+    /// The store failed and could not be reopened yet. Later appends retry that.
+    #[error("the logs in {place} cannot be opened again after an error")]
+    NotOpen {
+        /// Location of the store.
+        place: String,
+    },
+    /// The stored data is damaged.
+    #[error("the log of kernel {id} is damaged: {reason}")]
+    Damaged {
+        /// The kernel whose log it is.
+        id: KernelId,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    /// An `action` that failed with `error`.
+    pub fn failed(action: impl Into<String>, error: impl std::fmt::Display) -> Self {
+        Self::Failed {
+            action: action.into(),
+            reason: error.to_string(),
+        }
+    }
+
+    /// A log that is damaged, as `error` shows.
+    pub fn damaged(id: KernelId, error: impl std::fmt::Display) -> Self {
+        Self::Damaged {
+            id,
+            reason: error.to_string(),
+        }
+    }
+}
+
+/// Stores logs. Calls may block: the log appends on a thread of its own and reads on blocking threads.
+pub trait LogStore: Send + Sync + 'static {
+    /// Whether calls may block. They run on blocking threads unless a store returns `false`.
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    /// Whether other processes may write to this store concurrently.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Opens the kernel's log, or creates an empty one with a new [`Epoch`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError>;
+
+    /// Opens the kernel's log if it exists.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError>;
+
+    /// Lists the logs.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn list(&self) -> Result<Vec<LogInfo>, StoreError>;
+
+    /// Removes a log and frees its space. Removing a missing log succeeds.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn remove(&self, id: KernelId) -> Result<(), StoreError>;
+
+    /// Makes everything appended so far survive a machine failure.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn sync(&self) -> Result<(), StoreError>;
+}
+
+/// Information about a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogInfo {
+    /// The kernel's id.
+    pub id: KernelId,
+    /// The log's identity.
+    pub epoch: Epoch,
+    /// When it was created.
+    pub created: DateTime<Utc>,
+    /// When its last entry was appended, or when it was created if it has none.
+    pub updated: DateTime<Utc>,
+    /// The first entry that is kept, or the next one if none is.
+    pub first: Seq,
+    /// The last entry; [`Seq::START`] if there was none.
+    pub last: Seq,
+    /// Size of the kept entries in bytes.
+    pub bytes: u64,
+}
+
+impl LogInfo {
+    /// An empty log that is created now.
+    #[must_use]
+    pub fn new(id: KernelId, epoch: Epoch) -> Self {
+        let now = Utc::now();
+        Self {
+            id,
+            epoch,
+            created: now,
+            updated: now,
+            first: Seq::START.next(),
+            last: Seq::START,
+            bytes: 0,
+        }
+    }
+}
+
+/// One kernel's log in a store. Entries are appended and read in [`Block`]s.
+pub trait StoredLog: Send + Sync + 'static {
+    /// See [`LogStore::blocks`].
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    /// The log's identity.
+    fn epoch(&self) -> Epoch;
+
+    /// The first and last entry that are kept; `None` if there are none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError>;
+
+    /// Size of the kept entries in bytes.
+    fn bytes(&self) -> u64;
+
+    /// Appends a block and updates the index atomically. The block's entries follow the last stored one. When this
+    /// returns, both survive the end of the process. No key occurs twice in `index`.
+    ///
+    /// # Errors
+    /// [`StoreError`], for example on a full disk; nothing was written then.
+    fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError>;
+
+    /// Checks whether the store has room, as far as that is known without writing.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] if it has none.
+    fn check_room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Updates the index atomically.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing was written then.
+    fn index_put(&self, index: &[IndexUpdate]) -> Result<(), StoreError>;
+
+    /// The index record of this key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn index_get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// At most `limit` index records with keys from the first bound (inclusive) to the second (exclusive), in key
+    /// order, or in reverse with `newest_first`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn index_scan(
+        &self,
+        keys: (&[u8], &[u8]),
+        limit: usize,
+        newest_first: bool,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+
+    /// Reads blocks after `seq` in order: at least one if there is any, and not much more than `max_bytes` beyond it.
+    /// If entries could not be stored, the first block may start later than the next entry.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn read(&self, after: Seq, max_bytes: usize) -> Result<Vec<Block>, StoreError>;
+
+    /// Drops the oldest blocks outside the retention, but never the newest block. Returns the first entry that is kept,
+    /// or [`Seq::START`] if none is. The space is freed soon.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn trim(&self, retention: &Retention) -> Result<Seq, StoreError>;
+}
+
+/// What to keep of a log. Anything outside one of the limits is dropped.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Retention {
+    /// The most bytes of entries, approximately; the newest are kept.
+    pub max_bytes: u64,
+    /// The time from which entries are kept; `None` for no limit.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+impl Retention {
+    /// This many bytes of any age.
+    #[must_use]
+    pub fn bytes(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            oldest: None,
+        }
+    }
+
+    /// This many bytes, from this time on.
+    #[must_use]
+    pub fn since(self, oldest: DateTime<Utc>) -> Self {
+        Self {
+            oldest: Some(oldest),
+            ..self
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! Logs in NATS JetStream, which several gateways can share: for each log, a stream of blocks and a stream of index
+//! records.
+//!
+//! A block is one message, or several if it exceeds the server's message limit; the last one completes it. It contains
+//! the index updates that came with it. The writer applies them to the index stream afterwards, and whoever opens the
+//! log applies them again if that was interrupted. So a block and its updates are visible together or not at all.
+//!
+//! Each message is published with the expected sequence number of its predecessor, so the server refuses it if another
+//! gateway writes the log.
+
+mod index;
+mod log;
+mod part;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, Info, StorageType, Stream};
+use async_nats::jetstream::{Context, ErrorCode};
+use async_nats::{Client, ConnectOptions};
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use jupyter_protocol::KernelId;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+
+use self::log::NatsLog;
+use super::{LogInfo, LogStore, StoreError, StoredLog};
+use crate::{Epoch, Seq};
+
+/// Timeout of a request to the server.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to connect to NATS. The URL may contain a password, so it is not shown.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct NatsOptions {
+    /// The servers, such as `nats://localhost:4222`, separated by commas.
+    pub url: String,
+    /// A credentials file, as written by `nsc`; `None` if none are required or the URL has them.
+    pub credentials: Option<PathBuf>,
+    /// Prefix of stream names and subjects: letters, digits, `_` and `-`. Gateways with the same prefix share logs.
+    pub prefix: String,
+    /// Replicas of each log in a cluster, up to 5.
+    pub replicas: usize,
+}
+
+impl NatsOptions {
+    /// These servers, without credentials, with the prefix `kernelmux` and one replica.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            credentials: None,
+            prefix: "kernelmux".to_owned(),
+            replicas: 1,
+        }
+    }
+}
+
+/// Keeps logs in NATS JetStream; needs server 2.9 or later.
+///
+/// One gateway at a time writes a kernel's log. If another one writes it meanwhile, appends of the first fail. While
+/// the server is unreachable, appends fail at once and readers continue from memory.
+pub struct NatsStore {
+    nats: Arc<Nats>,
+}
+
+/// The connection, with threads of its own, because stores are called from any runtime or none.
+struct Nats {
+    client: Client,
+    context: Context,
+    options: NatsOptions,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Waiting for its threads is not possible everywhere, and not necessary.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Metadata of a log, stored as the description of its stream.
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    epoch: Epoch,
+    created: DateTime<Utc>,
+}
+
+/// An `action` that failed with `error`.
+fn failed(action: &str, error: impl std::fmt::Display) -> StoreError {
+    StoreError::failed(format!("{action} in NATS"), error)
+}
+
+impl NatsStore {
+    /// Connects to the servers. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if no server is reachable, accepts the credentials, and has JetStream.
+    pub fn connect(options: NatsOptions) -> Result<Self, StoreError> {
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if options.prefix.is_empty() || !options.prefix.bytes().all(valid) || options.prefix.len() > 64 {
+            return Err(failed(
+                "keep logs",
+                "the prefix is to be up to 64 letters, digits, `_` and `-`",
+            ));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("kernelmux-nats")
+            .enable_all()
+            .build()
+            .map_err(|error| failed("keep logs", error))?;
+        // On a separate thread, because the caller may be in another runtime.
+        let connecting = || runtime.block_on(connect(&options));
+        let connected = std::thread::scope(|threads| threads.spawn(connecting).join());
+        let (client, context) = connected.map_err(|_| failed("connect to the logs", "a thread panicked"))??;
+        Ok(Self {
+            nats: Arc::new(Nats {
+                client,
+                context,
+                options,
+                runtime: Some(runtime),
+            }),
+        })
+    }
+}
+
+async fn connect(options: &NatsOptions) -> Result<(Client, Context), StoreError> {
+    let mut connect = ConnectOptions::new().name("kernelmux").connection_timeout(TIMEOUT);
+    if let Some(file) = &options.credentials {
+        connect = connect
+            .credentials_file(file)
+            .await
+            .map_err(|error| failed("read the credentials for the logs", error))?;
+    }
+    let servers: Vec<_> = options.url.split(',').map(str::trim).collect();
+    let client = connect
+        .connect(&servers[..])
+        .await
+        .map_err(|error| failed("connect to the logs", error))?;
+    let mut context = async_nats::jetstream::new(client.clone());
+    context.set_timeout(TIMEOUT);
+    // Checks that JetStream is available: it answers although the stream does not exist.
+    match context.get_stream(format!("{}-none", options.prefix)).await {
+        Ok(_) => {}
+        Err(error) if is_not_found(&error.kind()) => {}
+        Err(error) => return Err(failed("find JetStream", error)),
+    }
+    Ok((client, context))
+}
+
+fn is_not_found(error: &GetStreamErrorKind) -> bool {
+    matches!(error, GetStreamErrorKind::JetStream(answer) if answer.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+impl Nats {
+    /// Runs a request on this thread.
+    fn block_on<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let Some(runtime) = &self.runtime else {
+            return Err(failed("keep logs", "the connection was closed"));
+        };
+        // Without a connection, each request would wait for its timeout.
+        if self.client.connection_state() != State::Connected {
+            return Err(failed("keep logs", "the server is away"));
+        }
+        runtime.block_on(ask)
+    }
+
+    fn log_name(&self, id: KernelId) -> String {
+        format!("{}-log-{id}", self.options.prefix)
+    }
+
+    fn index_name(&self, id: KernelId) -> String {
+        format!("{}-index-{id}", self.options.prefix)
+    }
+
+    fn log_subject(&self, id: KernelId) -> String {
+        format!("{}.{id}.log", self.options.prefix)
+    }
+
+    fn index_subject(&self, id: KernelId) -> String {
+        format!("{}.{id}.index", self.options.prefix)
+    }
+
+    fn id_of(&self, stream: &str) -> Option<KernelId> {
+        stream
+            .strip_prefix(&self.options.prefix)?
+            .strip_prefix("-log-")?
+            .parse()
+            .ok()
+    }
+
+    async fn existing(&self, name: &str) -> Result<Option<Stream<Info>>, StoreError> {
+        match self.context.get_stream(name).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if is_not_found(&error.kind()) => Ok(None),
+            Err(error) => Err(failed("find a log", error)),
+        }
+    }
+
+    async fn existing_or_new(&self, config: Config) -> Result<Stream<Info>, StoreError> {
+        if let Some(stream) = self.existing(&config.name).await? {
+            return Ok(stream);
+        }
+        let name = config.name.clone();
+        match self.context.create_stream(config).await {
+            Ok(stream) => Ok(stream),
+            // Another process was faster.
+            Err(error) => match (error.kind(), self.existing(&name).await?) {
+                (CreateStreamErrorKind::JetStream(_), Some(stream)) => Ok(stream),
+                _ => Err(failed("make a log", error)),
+            },
+        }
+    }
+
+    fn config(&self, name: String, subject: String) -> Config {
+        Config {
+            name,
+            subjects: vec![subject],
+            storage: StorageType::File,
+            num_replicas: self.options.replicas,
+            allow_direct: true,
+            ..Config::default()
+        }
+    }
+
+    async fn open(self: &Arc<Self>, id: KernelId) -> Result<NatsLog, StoreError> {
+        let meta = Meta {
+            epoch: Epoch::random(),
+            created: Utc::now(),
+        };
+        let description = serde_json::to_string(&meta).map_err(|error| failed("make a log", error))?;
+        let index = Config {
+            max_messages_per_subject: 1,
+            ..self.config(self.index_name(id), format!("{}.>", self.index_subject(id)))
+        };
+        let log = Config {
+            description: Some(description),
+            ..self.config(self.log_name(id), self.log_subject(id))
+        };
+        // The log's stream comes last: a listed log has its index.
+        let index = self.existing_or_new(index).await?;
+        let log = self.existing_or_new(log).await?;
+        NatsLog::open(self.clone(), id, log, index).await
+    }
+
+    async fn get(self: &Arc<Self>, id: KernelId) -> Result<Option<NatsLog>, StoreError> {
+        let Some(log) = self.existing(&self.log_name(id)).await? else {
+            return Ok(None);
+        };
+        let index = self
+            .existing(&self.index_name(id))
+            .await?
+            .ok_or_else(|| StoreError::damaged(id, "the stream of its index is gone"))?;
+        NatsLog::open(self.clone(), id, log, index).await.map(Some)
+    }
+
+    async fn list(self: &Arc<Self>) -> Result<Vec<LogInfo>, StoreError> {
+        let streams: Vec<Info> = self
+            .context
+            .streams()
+            .try_collect()
+            .await
+            .map_err(|error| failed("list the logs", error))?;
+        let mut logs = Vec::new();
+        for info in streams {
+            let Some(id) = self.id_of(&info.config.name) else {
+                continue;
+            };
+            let described = async {
+                let meta = meta_of(id, &info)?;
+                let Some(log) = self.get(id).await? else {
+                    return Ok(None);
+                };
+                let (first, last, updated) = log.described().await?;
+                Ok(Some(LogInfo {
+                    created: meta.created,
+                    updated: updated.unwrap_or(meta.created),
+                    first,
+                    last,
+                    bytes: log.bytes(),
+                    ..LogInfo::new(id, meta.epoch)
+                }))
+            };
+            match described.await {
+                Ok(info) => logs.extend(info),
+                Err(error @ StoreError::Damaged { .. }) => {
+                    tracing::error!(kernel_id = %id, %error, "skipping a log in the list");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(logs)
+    }
+
+    async fn delete(&self, name: String) -> Result<(), StoreError> {
+        match self.context.delete_stream(&name).await {
+            Ok(_) => Ok(()),
+            // If it did not exist, nothing is left to do.
+            Err(error) => match self.existing(&name).await? {
+                None => Ok(()),
+                Some(_) => Err(failed("remove a log", error)),
+            },
+        }
+    }
+}
+
+fn meta_of(id: KernelId, info: &Info) -> Result<Meta, StoreError> {
+    let description = info.config.description.as_deref().unwrap_or_default();
+    serde_json::from_str(description).map_err(|error| StoreError::damaged(id, error))
+}
+
+impl LogStore for NatsStore {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError> {
+        Ok(Box::new(self.nats.block_on(self.nats.open(id))?))
+    }
+
+    fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError> {
+        let log = self.nats.block_on(self.nats.get(id))?;
+        Ok(log.map(|log| Box::new(log) as Box<dyn StoredLog>))
+    }
+
+    fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
+        self.nats.block_on(self.nats.list())
+    }
+
+    fn remove(&self, id: KernelId) -> Result<(), StoreError> {
+        self.nats.block_on(async {
+            self.nats.delete(self.nats.log_name(id)).await?;
+            self.nats.delete(self.nats.index_name(id)).await
+        })
+    }
+
+    /// Acknowledged messages are on the servers. Their configuration (`sync_interval`) and the number of replicas
+    /// decide what they survive.
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// The bounds of an empty log.
+const EMPTY: (Seq, Seq) = (Seq(1), Seq::START);

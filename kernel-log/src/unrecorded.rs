@@ -1,0 +1,23 @@
+use jupyter_protocol::WireMessage;
+
+use crate::{Lifecycle, Seq};
+
+/// The newest entries, which the store refused.
+#[derive(Clone, Debug)]
+pub(super) struct Unrecorded {
+    pub(super) first: Seq,
+    pub(super) last: Seq,
+    pub(super) reason: String,
+}
+
+impl Unrecorded {
+    /// The entry that reports them once the store accepts entries again.
+    pub(super) fn message(&self) -> WireMessage {
+        let event = Lifecycle::NotRecorded {
+            first: self.first,
+            last: self.last,
+            reason: self.reason.clone(),
+        };
+        event.to_message("kernelmux")
+    }
+}

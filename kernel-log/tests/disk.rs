@@ -1,0 +1,409 @@
+//! Disks that are full, that fail, and that hold something else than was written.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+mod tmpfs;
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{append, disk_usage, entry, message, read_to, read_with_gaps};
+use jupyter_protocol::KernelId;
+use kernel_log::{Durability, FjallStore, IndexUpdate, Log, LogOptions, LogStore, Logs, Origin, Seq, StoreError};
+use tmpfs::Tmpfs;
+
+fn options() -> LogOptions {
+    let mut options = LogOptions::default();
+    options.memory_bytes = 100_000;
+    options
+}
+
+fn logs(folder: &Path) -> Logs {
+    Logs::new(Arc::new(FjallStore::open(folder).unwrap()), options()).unwrap()
+}
+
+/// Appends entries one by one, as a live reader sees them, until the store refuses them, or takes them again. Returns how
+/// many it refused.
+async fn append_until_recorded(log: &Log, recorded: bool) -> u64 {
+    let mut refused = 0;
+    for _ in 0..3_000 {
+        let next = log.head().next();
+        let mut live = log.reader(log.head());
+        log.append([entry(&message(next.0, 50_000))]);
+        let block = live.next().await.unwrap().unwrap();
+        assert_eq!(block.first(), next, "whoever keeps up misses nothing");
+        log.flushed().await;
+        refused += u64::from(!log.is_recorded());
+        if log.is_recorded() == recorded {
+            // The entry that says so.
+            log.flushed().await;
+            return refused;
+        }
+    }
+    panic!("that the log is recorded, {recorded}, did not come");
+}
+
+/// Appends so many entries, and reads each at once.
+async fn append_live(log: &Log, count: u64) {
+    for _ in 0..count {
+        let next = log.head().0 + 1;
+        let mut live = log.reader(log.head());
+        append(log, [next], 1_000);
+        assert_eq!(read_to(&mut live, next).await, [next]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_the_recording_and_nothing_else() {
+    let Some(disk) = Tmpfs::mount("size=96m") else { return };
+    let folder = disk.path().join("logs");
+    let id = KernelId::random();
+    let (gap, head) = {
+        let logs = logs(&folder);
+        let log = logs.open(id).await.unwrap();
+        append(&log, 1..=100, 1_000);
+        log.flushed().await;
+        append_until_recorded(&log, false).await;
+        let lost_from = log.head().0;
+        append_live(&log, 50).await;
+        disk.remount("size=300m");
+        append_until_recorded(&log, true).await;
+        append_live(&log, 100).await;
+        let head = log.head();
+        let mut late = log.reader(Seq::START);
+        let (_, gaps) = read_with_gaps(&mut late, head.0).await;
+        assert_eq!(gaps.len(), 1, "{gaps:?}");
+        assert!(gaps[0].0 <= lost_from && gaps[0].1 >= lost_from + 50, "{gaps:?}");
+        // The log says where it stopped.
+        let mut after = log.reader(Seq(gaps[0].1 + 1));
+        let told = after.next().await.unwrap().unwrap().entries().next().unwrap();
+        assert_eq!(told.origin(), Origin::Lifecycle);
+        let content: serde_json::Value = serde_json::from_slice(told.message().content()).unwrap();
+        assert_eq!(
+            (&content["first"], &content["last"]),
+            (&gaps[0].0.into(), &gaps[0].1.into())
+        );
+        assert!(content["reason"].as_str().unwrap().contains("no room"), "{content}");
+        drop((late, after, log));
+        logs.shutdown().await;
+        (gaps[0], head)
+    };
+    let logs = logs(&folder);
+    let log = logs.open(id).await.unwrap();
+    assert_eq!(log.head(), head, "all that was stored is there");
+    let (_, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
+    assert_eq!(gaps, [gap]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_readers_have_seen_are_not_given_again_after_a_full_disk() {
+    let Some(disk) = Tmpfs::mount("size=64m") else { return };
+    let id = KernelId::random();
+    let seen = {
+        let logs = logs(disk.path());
+        let log = logs.open(id).await.unwrap();
+        append(&log, 1..=100, 1_000);
+        log.flushed().await;
+        append_until_recorded(&log, false).await;
+        append_live(&log, 50).await;
+        let seen = log.head();
+        drop(log);
+        logs.shutdown().await;
+        seen
+    };
+    disk.remount("size=200m");
+    let logs = logs(disk.path());
+    let log = logs.open(id).await.unwrap();
+    assert!(log.head() >= seen, "{} after {seen}", log.head());
+    let next = log.head().0 + 1;
+    append(&log, [next], 100);
+    log.flushed().await;
+    let (ids, gaps) = read_with_gaps(&mut log.reader(seen), next).await;
+    assert_eq!(ids, [next]);
+    assert!(gaps.is_empty() || gaps == [(seen.0 + 1, next - 1)], "{gaps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_gave_up_is_opened_again() {
+    // Room, and no files: fjall finds out as it writes a table, and takes no writes any more until it is opened anew.
+    let Some(disk) = Tmpfs::mount("size=400m,nr_inodes=400") else {
+        return;
+    };
+    let folder = disk.path().join("logs");
+    let ids = [KernelId::random(), KernelId::random()];
+    let logs = logs(&folder);
+    let log = logs.open(ids[0]).await.unwrap();
+    let other = logs.open(ids[1]).await.unwrap();
+    append_live(&other, 10).await;
+    let fillers = disk.path().join("fillers");
+    fs::create_dir(&fillers).unwrap();
+    let filled = (0..)
+        .take_while(|n| fs::File::create(fillers.join(n.to_string())).is_ok())
+        .count();
+    assert!(filled > 0);
+    let mut refused = append_much(&log, 400).await;
+    let told = read_with_gaps(&mut other.reader(Seq::START), 10).await;
+    assert_eq!(
+        told,
+        ((1..=10).collect(), Vec::new()),
+        "what is there can be read all the while"
+    );
+    fs::remove_dir_all(&fillers).unwrap();
+    refused += append_until_recorded(&log, true).await;
+    append_live(&log, 10).await;
+    append_live(&other, 10).await;
+    let heads = [log.head(), other.head()];
+    drop((log, other));
+    logs.shutdown().await;
+    let logs = self::logs(&folder);
+    for (id, head) in ids.into_iter().zip(heads) {
+        let log = logs.open(id).await.unwrap();
+        assert_eq!(log.head(), head);
+        let (_, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
+        let missing: u64 = gaps.iter().map(|(first, last)| last + 1 - first).sum();
+        assert_eq!(missing, if id == ids[0] { refused } else { 0 }, "{gaps:?}");
+    }
+}
+
+/// Appends so many large entries. Returns how many of them the store refused.
+async fn append_much(log: &Log, count: u64) -> u64 {
+    let mut refused = 0;
+    for _ in 0..count {
+        log.append([entry(&message(log.head().0 + 1, 100_000))]);
+        log.flushed().await;
+        // The entry that says so, where they are taken again: it may be refused too.
+        log.flushed().await;
+        refused += u64::from(!log.is_recorded());
+    }
+    refused
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let Some(disk) = Tmpfs::mount("size=64m") else { return };
+    let folder = disk.path().join("logs");
+    drop(FjallStore::open(&folder).unwrap());
+    disk.remount("ro");
+    let error = FjallStore::open(&folder).map(drop).unwrap_err().to_string();
+    assert!(error.contains(&folder.display().to_string()), "{error}");
+    assert!(error.contains("Read-only"), "{error}");
+    disk.remount("rw");
+    let first = FjallStore::open(&folder).unwrap();
+    let error = FjallStore::open(&folder).map(drop).unwrap_err().to_string();
+    assert!(error.contains("another process"), "{error}");
+    drop(first);
+}
+
+/// Two logs on disk, their tables written: the files of the first, larger one.
+async fn two_logs(folder: &Path) -> (KernelId, KernelId, Vec<PathBuf>) {
+    let (damaged, sound) = (KernelId::random(), KernelId::random());
+    let logs = logs(folder);
+    for (id, count) in [(damaged, 150), (sound, 30)] {
+        let log = logs.open(id).await.unwrap();
+        for n in 1..=count {
+            log.append_indexed(chrono::Utc::now(), [entry(&message(n, 100_000))], |first| {
+                vec![IndexUpdate::put(format!("k{n}"), first.to_string())]
+            });
+            log.room().await;
+        }
+        log.flushed().await;
+    }
+    logs.shutdown().await;
+    let keyspaces = fs::read_dir(folder.join("keyspaces")).unwrap();
+    let largest = keyspaces
+        .map(|keyspace| keyspace.unwrap().path())
+        .max_by_key(|path| disk_usage(path))
+        .unwrap();
+    let mut files = Vec::new();
+    let mut folders = vec![largest];
+    while let Some(folder) = folders.pop() {
+        for file in fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push(path)
+            }
+        }
+    }
+    files.sort();
+    (damaged, sound, files)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to)
+        } else {
+            fs::copy(entry.path(), to).map(drop).unwrap()
+        }
+    }
+}
+
+fn flip(path: &Path, at: u64) {
+    let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[!byte[0]]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_is_told_of_and_touches_no_other_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = folder.path().join("original");
+    let (damaged, sound, files) = two_logs(&original).await;
+    assert!(files.len() >= 3, "tables and their lists: {files:?}");
+    for file in &files {
+        let name = file.strip_prefix(&original).unwrap();
+        let length = fs::metadata(file).unwrap().len();
+        for (what, at) in [
+            ("flipped", length / 2),
+            ("flipped at its end", length.saturating_sub(9)),
+            ("cut", 0),
+        ] {
+            let case = format!("{} {what}", name.display());
+            let copied = folder.path().join("copy");
+            copy(&original, &copied);
+            if what == "cut" {
+                OpenOptions::new()
+                    .write(true)
+                    .open(copied.join(name))
+                    .unwrap()
+                    .set_len(length / 2)
+                    .unwrap();
+            } else {
+                flip(&copied.join(name), at);
+            }
+            let logs = logs(&copied);
+            let log = logs.open(sound).await.unwrap();
+            let ids = read_to(&mut log.reader(Seq::START), 30).await;
+            assert_eq!(ids.len(), 30, "{case}");
+            append(&log, [31], 100);
+            log.flushed().await;
+            assert_eq!(log.index_get("k7").await.unwrap().unwrap(), "7", "{case}");
+            // The damaged one reads as it was written, with what is missing told, or not at all.
+            match logs.open(damaged).await {
+                Err(error) => {
+                    assert!(
+                        matches!(error, StoreError::Damaged { id, .. } if id == damaged),
+                        "{case}: {error}"
+                    );
+                    logs.remove(damaged).await.unwrap();
+                    assert_eq!(logs.open(damaged).await.unwrap().head(), Seq::START, "{case}");
+                }
+                Ok(log) => match log.reader(Seq::START).next().await {
+                    Ok(_) => assert_eq!(log.head(), Seq(150), "{case}"),
+                    Err(error) => assert!(error.to_string().contains(&damaged.to_string()), "{case}: {error}"),
+                },
+            }
+            drop(log);
+            logs.shutdown().await;
+            fs::remove_dir_all(&copied).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_durability_keeps_what_was_flushed() {
+    for durability in [Durability::Process, Durability::Batched, Durability::Always] {
+        let folder = tempfile::tempdir().unwrap();
+        let id = KernelId::random();
+        for round in 0..2_u64 {
+            let mut options = options();
+            options.durability = durability;
+            let logs = Logs::new(Arc::new(FjallStore::open(folder.path()).unwrap()), options).unwrap();
+            let log = logs.open(id).await.unwrap();
+            assert_eq!(log.head(), Seq(round * 100), "{durability:?}");
+            append(&log, round * 100 + 1..=round * 100 + 100, 1_000);
+            log.sync_soon();
+            log.flushed().await;
+            log.sync_soon();
+            drop(log);
+            logs.shutdown().await;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counting {
+    memory: kernel_log::MemoryStore,
+    syncs: std::sync::atomic::AtomicUsize,
+}
+
+impl LogStore for Counting {
+    fn open(&self, id: KernelId) -> Result<Box<dyn kernel_log::StoredLog>, StoreError> {
+        self.memory.open(id)
+    }
+
+    fn get(&self, id: KernelId) -> Result<Option<Box<dyn kernel_log::StoredLog>>, StoreError> {
+        self.memory.get(id)
+    }
+
+    fn list(&self) -> Result<Vec<kernel_log::LogInfo>, StoreError> {
+        self.memory.list()
+    }
+
+    fn remove(&self, id: KernelId) -> Result<(), StoreError> {
+        self.memory.remove(id)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.syncs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn syncs_are_batched_asked_for_or_with_each_append() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let run = async |durability| {
+        let store = Arc::new(Counting::default());
+        let mut options = options();
+        options.durability = durability;
+        let logs = Logs::new(store.clone(), options).unwrap();
+        let log = logs.open(KernelId::random()).await.unwrap();
+        let begun = Instant::now();
+        for n in 1..=100 {
+            append(&log, [n], 100);
+            log.flushed().await;
+        }
+        let took = begun.elapsed();
+        drop(log);
+        logs.shutdown().await;
+        (store.syncs.load(SeqCst), took)
+    };
+    assert_eq!(run(Durability::Process).await.0, 0);
+    assert_eq!(run(Durability::Always).await.0, 100);
+    let (syncs, took) = run(Durability::Batched).await;
+    let at_most = took.as_millis() as usize / 50 + 2;
+    assert!((1..=at_most).contains(&syncs), "{syncs} syncs in {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_is_asked_for_comes() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let store = Arc::new(Counting::default());
+    let mut options = options();
+    options.durability = Durability::Batched;
+    let logs = Logs::new(store.clone(), options).unwrap();
+    let log = logs.open(KernelId::random()).await.unwrap();
+    for n in 1..=3 {
+        let before = store.syncs.load(SeqCst);
+        append(&log, [n], 100);
+        log.sync_soon();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while store.syncs.load(SeqCst) == before {
+            assert!(Instant::now() < deadline, "no sync of entry {n}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A process that is killed while it appends.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use common::{entry, message, read_to};
+use jupyter_protocol::KernelId;
+use kernel_log::{FjallStore, IndexUpdate, LogOptions, Logs, Seq};
+
+const FOLDER: &str = "KERNELMUX_TEST_LOG_FOLDER";
+const ID: &str = "KERNELMUX_TEST_LOG_ID";
+
+async fn open(folder: PathBuf) -> Logs {
+    let mut options = LogOptions::default();
+    options.memory_bytes = 10_000;
+    Logs::new(Arc::new(FjallStore::open(&folder).unwrap()), options).unwrap()
+}
+
+/// Appends for ever, and says after which entry it is, once a reader could have had it. Run by the other test.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the process that is killed"]
+async fn append_for_ever() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let id: KernelId = std::env::var(ID).unwrap().parse().unwrap();
+    let logs = open(folder.into()).await;
+    let log = logs.open(id).await.unwrap();
+    let mut out = std::io::stderr();
+    loop {
+        for _ in 0..1 + log.head().0 % 7 {
+            // The only one that appends, so the number is known.
+            let n = log.append([]).0 + 1;
+            log.append_indexed(chrono::Utc::now(), [entry(&message(n, 2_000))], |first| {
+                vec![IndexUpdate::put("last", first.to_string())]
+            });
+        }
+        log.flushed().await;
+        writeln!(out, "stored {}", log.head()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_readers_had_is_lost_with_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = KernelId::random();
+    let mut stored = 0;
+    for round in 0..20_u64 {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "append_for_ever", "--nocapture"])
+            .env(FOLDER, folder.path())
+            .env(ID, id.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        // At another moment each time.
+        for _ in 0..=round * 7 % 40 {
+            let line = lines.next().expect("it appends").unwrap();
+            if let Some(last) = line.strip_prefix("stored ") {
+                stored = last.parse().unwrap();
+            }
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        for line in lines.map_while(Result::ok) {
+            if let Some(last) = line.strip_prefix("stored ") {
+                stored = last.parse().unwrap_or(stored);
+            }
+        }
+        let logs = open(folder.path().to_owned()).await;
+        let log = logs.open(id).await.unwrap();
+        let head = log.head().0;
+        assert!(head >= stored, "round {round}: {stored} was stored, {head} is there");
+        let ids = read_to(&mut log.reader(Seq::START), head).await;
+        assert_eq!(ids, (1..=head).collect::<Vec<_>>(), "round {round}");
+        // What came with the last entry is there with it.
+        let last = log.index_get("last").await.unwrap().unwrap();
+        assert_eq!(last, head.to_string(), "round {round}");
+        drop(log);
+        logs.shutdown().await;
+    }
+    assert!(stored > 100, "it appended {stored}");
+}

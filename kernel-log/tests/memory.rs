@@ -1,0 +1,167 @@
+//! What a process has in memory does not follow what is in its logs. `KERNELMUX_LONG` makes the long log ten million
+//! entries.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::{entry, message};
+use jupyter_protocol::KernelId;
+use kernel_log::{FjallStore, Log, LogOptions, Logs, Seq};
+
+const MIB: u64 = 1 << 20;
+/// Bytes of an entry's text.
+const SMALL: usize = 100;
+/// How many times a reader comes to the long log's tail.
+const ATTACHES: usize = 200;
+
+/// The process is measured, so that one test at a time may write.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn long() -> bool {
+    std::env::var_os("KERNELMUX_LONG").is_some()
+}
+
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// How long the journals are.
+fn journals(folder: &Path) -> u64 {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .filter(|file| file.path().extension().is_some_and(|extension| extension == "jnl"))
+        // One that was just removed has no length any more.
+        .filter_map(|file| Some(file.metadata().ok()?.len()))
+        .sum()
+}
+
+/// Nothing is dropped, and little waits for the store or is kept for readers, so that what is in memory is the store's.
+fn options() -> LogOptions {
+    let mut options = LogOptions::default();
+    options.stored_bytes = 1 << 40;
+    options.waiting_bytes = MIB as usize;
+    options.memory_bytes = 64 << 10;
+    options
+}
+
+fn open(folder: &Path) -> Logs {
+    Logs::new(Arc::new(FjallStore::open(folder).unwrap()), options()).unwrap()
+}
+
+async fn fill(log: &Log, entries: u64, size: usize) {
+    let message = message(0, size);
+    for _ in 0..entries.div_ceil(64) {
+        log.room().await;
+        log.append((0..64).map(|_| entry(&message)));
+    }
+    log.flushed().await;
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let _alone = alone();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
+}
+
+#[test]
+fn memory_does_not_follow_a_long_log() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let id = KernelId::random();
+        let tenth = if long() { 1_000_000 } else { 128_000 };
+        let logs = open(folder.path());
+        let log = logs.open(id).await.unwrap();
+        fill(&log, tenth, SMALL).await;
+        let (before, mut most, mut journal) = (resident(), 0, 0);
+        for _ in 0..9 {
+            fill(&log, tenth, SMALL).await;
+            most = most.max(resident());
+            journal = journal.max(journals(folder.path()));
+        }
+        let head = log.head();
+        drop(log);
+        logs.shutdown().await;
+        println!("{} MiB with a tenth, {} MiB at most", before / MIB, most / MIB);
+        assert!(
+            most < before + 64 * MIB,
+            "{before} bytes of memory with a tenth of the log, {most} at most"
+        );
+        assert!(journal < 192 * MIB, "the journals grew to {journal} bytes");
+
+        // It is opened again without reading it, whatever its length, and its tail is found at once.
+        let before = resident();
+        let begun = Instant::now();
+        let logs = open(folder.path());
+        let log = logs.open(id).await.unwrap();
+        let opened = begun.elapsed();
+        assert_eq!((log.earliest(), log.head()), (Seq(1), head));
+        let after = resident();
+        println!("opened in {opened:?}, {} to {} MiB", before / MIB, after / MIB);
+        assert!(
+            after < before + 64 * MIB,
+            "{before} bytes before it was opened, {after} after"
+        );
+        let mut times = Vec::new();
+        for back in 0..ATTACHES as u64 {
+            let begun = Instant::now();
+            let mut reader = log.reader(Seq(head.0 - 1 - back));
+            reader.next().await.unwrap().unwrap();
+            times.push(begun.elapsed());
+        }
+        times.sort_unstable();
+        let (middle, slowest) = (times[ATTACHES / 2], times[ATTACHES - 1]);
+        println!("at the tail after {middle:?}, {slowest:?} at most");
+        // What is meant is what is released, with nothing else tested beside.
+        if long() && !cfg!(debug_assertions) {
+            assert!(opened < Duration::from_secs(1), "opened in {opened:?}");
+            assert!(
+                slowest < Duration::from_millis(5),
+                "at the tail after {middle:?}, {slowest:?} at most"
+            );
+        }
+    });
+}
+
+#[test]
+fn many_logs_share_a_bound_of_what_is_in_memory() {
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = open(folder.path());
+        let mut open = Vec::new();
+        for _ in 0..64 {
+            open.push(logs.open(KernelId::random()).await.unwrap());
+        }
+        let before = resident();
+        let (mut most, mut journal) = (0, 0);
+        // None of them has as much as a table of its own has in memory.
+        for _ in 0..6 {
+            for log in &open {
+                fill(log, 1_024, 1_024).await;
+            }
+            most = most.max(resident());
+            journal = journal.max(journals(folder.path()));
+        }
+        println!("{} MiB before, {} MiB at most, of 384 MiB", before / MIB, most / MIB);
+        assert!(
+            most < before + 128 * MIB,
+            "{before} bytes of memory before, {most} at most"
+        );
+        assert!(journal < 256 * MIB, "the journals grew to {journal} bytes");
+        drop(open);
+        logs.shutdown().await;
+    });
+}

@@ -1,0 +1,181 @@
+//! What only the store in NATS has to do.
+#![cfg(feature = "nats")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+mod nats_server;
+
+use std::time::Duration;
+
+use common::{append, read_with_gaps};
+use jupyter_protocol::KernelId;
+use kernel_log::{IndexUpdate, Log, LogOptions, Logs, NatsOptions, NatsStore, Seq};
+use nats_server::Server;
+
+fn logs(server: &Server) -> Logs {
+    let mut options = LogOptions::default();
+    options.memory_bytes = 10_000;
+    Logs::new(server.connect(), options).unwrap()
+}
+
+/// Appends at least one entry, and more until they are recorded.
+async fn append_until_recorded(log: &Log) {
+    let again = async {
+        loop {
+            append(log, [log.head().0 + 1], 1_000);
+            // Only then the next one's number is known.
+            log.flushed().await;
+            if log.is_recorded() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), again)
+        .await
+        .expect("the log is recorded again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
+    let Some(server) = Server::start() else { return };
+    let logs = logs(&server);
+    let id = KernelId::random();
+    let log = logs.open(id).await.unwrap();
+    append(&log, 1..=50, 1_000);
+    log.update_index([IndexUpdate::put("k", "before")]);
+    log.flushed().await;
+    server.kill();
+    // That it is away may be known only from the first append that fails.
+    let mut next = 51;
+    while log.is_recorded() {
+        append(&log, [next], 1_000);
+        log.flushed().await;
+        next += 1;
+        assert!(next < 10_000);
+    }
+    for _ in 0..100 {
+        let mut live = log.reader(log.head());
+        append(&log, [next], 1_000);
+        assert_eq!(common::read_to(&mut live, next).await, [next]);
+        next += 1;
+    }
+    log.update_index([IndexUpdate::put("k", "away")]);
+    assert_eq!(log.index_get("k").await.unwrap().unwrap(), "away");
+    // More than the server takes in one message.
+    log.update_index((0..3_000).map(|n| IndexUpdate::put(format!("many{n}"), vec![0; 1_000])));
+    server.restart();
+    append_until_recorded(&log).await;
+    log.flushed().await;
+    log.flushed().await;
+    let head = log.head();
+    drop(log);
+    logs.shutdown().await;
+    let logs = self::logs(&server);
+    let log = logs.open(id).await.unwrap();
+    assert_eq!(log.head(), head);
+    assert_eq!(log.index_get("k").await.unwrap().unwrap(), "away");
+    assert!(log.index_get("many2999").await.unwrap().is_some());
+    let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
+    assert_eq!(&ids[..50], (1..=50).collect::<Vec<_>>());
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_appended_survives_a_server_that_is_killed() {
+    let Some(server) = Server::start() else { return };
+    let id = KernelId::random();
+    let mut last = 0;
+    for round in 0..5_u64 {
+        let logs = logs(&server);
+        let log = logs.open(id).await.unwrap();
+        assert_eq!(log.head(), Seq(last), "round {round}");
+        append(&log, last + 1..=last + 100, 5_000);
+        log.update_index([IndexUpdate::put(format!("k{round}"), "v")]);
+        log.flushed().await;
+        assert!(log.is_recorded());
+        last += 100;
+        server.kill();
+        drop(log);
+        logs.shutdown().await;
+        server.restart();
+    }
+    let logs = logs(&server);
+    let log = logs.find(id).await.unwrap().unwrap();
+    let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), last).await;
+    assert_eq!((ids, gaps), ((1..=last).collect(), Vec::new()));
+    assert_eq!(log.index_scan("k", "l", 9, true).await.unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_lost_the_newest_entries_records_again() {
+    let Some(server) = Server::start() else { return };
+    let logs = logs(&server);
+    let id = KernelId::random();
+    let log = logs.open(id).await.unwrap();
+    append(&log, 1..=20, 1_000);
+    log.flushed().await;
+    server.kill();
+    let earlier = server.copy();
+    server.restart();
+    append_until_recorded(&log).await;
+    append(&log, [log.head().0 + 1], 1_000);
+    log.flushed().await;
+    let lost = log.head();
+    server.kill();
+    server.put_back(&earlier);
+    server.restart();
+    append_until_recorded(&log).await;
+    log.flushed().await;
+    let head = log.head();
+    assert!(head > lost);
+    drop(log);
+    logs.shutdown().await;
+    let log = self::logs(&server).find(id).await.unwrap().unwrap();
+    let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
+    assert_eq!(&ids[..20], (1..=20).collect::<Vec<_>>());
+    assert!(ids.last().is_some_and(|last| *last > lost.0), "{ids:?}");
+    assert!(
+        gaps.iter().any(|(first, last)| (*first..=*last).contains(&lost.0)),
+        "{gaps:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_gateways_that_write_a_log_one_is_refused() {
+    let Some(server) = Server::start() else { return };
+    let (first, second) = (logs(&server), logs(&server));
+    let id = KernelId::random();
+    let one = first.open(id).await.unwrap();
+    append(&one, 1..=10, 100);
+    one.flushed().await;
+    // The other takes over, as after a network that was cut.
+    let other = second.open(id).await.unwrap();
+    assert_eq!((other.epoch(), other.head()), (one.epoch(), Seq(10)));
+    append(&other, 11..=20, 100);
+    other.flushed().await;
+    assert!(other.is_recorded());
+    append(&one, 11..=15, 100);
+    one.flushed().await;
+    assert!(!one.is_recorded(), "it would write over what the other has");
+    append(&one, 16..=17, 100);
+    one.flushed().await;
+    assert!(!one.is_recorded());
+    let third = logs(&server).find(id).await.unwrap().unwrap();
+    let (ids, gaps) = read_with_gaps(&mut third.reader(Seq::START), 20).await;
+    assert_eq!((ids, gaps), ((1..=20).collect(), Vec::new()));
+    append(&other, 21..=30, 100);
+    other.flushed().await;
+    assert!(other.is_recorded());
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let options = NatsOptions::new(format!("nats://user:secret@127.0.0.1:{port}"));
+    let error = NatsStore::connect(options).map(drop).unwrap_err().to_string();
+    assert!(error.contains("connect to the logs in NATS"), "{error}");
+    assert!(!error.contains("secret"), "{error}");
+}

@@ -1,0 +1,136 @@
+//! A NATS server of the test's own.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kernel_log::conformance::Subject;
+use kernel_log::{LogStore, NatsOptions, NatsStore};
+
+pub(crate) struct Server {
+    port: u16,
+    folder: tempfile::TempDir,
+    process: Mutex<Child>,
+}
+
+impl Server {
+    /// `None`, said on stderr, where there is no `nats-server` here; that fails on CI.
+    pub(crate) fn start() -> Option<Self> {
+        // Debian has it where only root looks.
+        let found = ["nats-server", "/usr/sbin/nats-server"].into_iter().find(|program| {
+            let version = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+            version.is_ok_and(|status| status.success())
+        });
+        let Some(program) = found else {
+            assert!(std::env::var_os("CI").is_none(), "there is no nats-server");
+            eprintln!("skipped: there is no nats-server (install the package nats-server)");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        // Another may take the port before the server does: then another port.
+        for _ in 0..20 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut process = spawn(program, port, &folder);
+            if answers(port, &mut process) {
+                let process = Mutex::new(process);
+                return Some(Self { port, folder, process });
+            }
+        }
+        panic!("nats-server does not start");
+    }
+
+    pub(crate) fn connect(&self) -> Arc<NatsStore> {
+        let options = NatsOptions::new(format!("nats://127.0.0.1:{}", self.port));
+        Arc::new(NatsStore::connect(options).unwrap())
+    }
+
+    /// As `kill -9` does.
+    pub(crate) fn kill(&self) {
+        let mut process = self.process.lock().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    pub(crate) fn restart(&self) {
+        let mut process = self.process.lock().unwrap();
+        *process = spawn(program_of(), self.port, &self.folder);
+        assert!(answers(self.port, &mut process), "the server comes back");
+    }
+
+    /// What a server that is down has on its disk.
+    pub(crate) fn copy(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        copy_all(self.folder.path(), copy.path());
+        copy
+    }
+
+    /// Has a server that is down find that again: what it wrote since is lost, as with its machine's power.
+    pub(crate) fn put_back(&self, copy: &tempfile::TempDir) {
+        for entry in std::fs::read_dir(self.folder.path()).unwrap() {
+            std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+        copy_all(copy.path(), self.folder.path());
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(from.join("."))
+        .arg(to)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+}
+
+fn program_of() -> &'static str {
+    if Command::new("nats-server")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok()
+    {
+        "nats-server"
+    } else {
+        "/usr/sbin/nats-server"
+    }
+}
+
+fn spawn(program: &str, port: u16, folder: &tempfile::TempDir) -> Child {
+    Command::new(program)
+        .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn answers(port: u16, process: &mut Child) -> bool {
+    let end = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < end && process.try_wait().unwrap().is_none() {
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = process.kill();
+    let _ = process.wait();
+    false
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Subject for Server {
+    fn open(&self) -> Arc<dyn LogStore> {
+        self.connect()
+    }
+}

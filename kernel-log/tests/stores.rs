@@ -1,0 +1,43 @@
+//! The suite for stores, on each of ours.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[cfg(feature = "nats")]
+mod nats_server;
+
+use std::sync::Arc;
+
+use kernel_log::conformance::Subject;
+use kernel_log::{FjallStore, LogStore, MemoryStore};
+
+struct Memory;
+
+impl Subject for Memory {
+    fn open(&self) -> Arc<dyn LogStore> {
+        Arc::new(MemoryStore::new())
+    }
+
+    fn persists(&self) -> bool {
+        false
+    }
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Subject for Folder {
+    fn open(&self) -> Arc<dyn LogStore> {
+        Arc::new(FjallStore::open(self.0.path()).unwrap())
+    }
+}
+
+mod memory {
+    kernel_log::store_conformance!(Some(super::Memory));
+}
+
+mod fjall {
+    kernel_log::store_conformance!(Some(super::Folder(tempfile::tempdir().unwrap())));
+}
+
+#[cfg(feature = "nats")]
+mod nats {
+    kernel_log::store_conformance!(super::nats_server::Server::start());
+}

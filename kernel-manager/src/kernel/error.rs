@@ -1,0 +1,23 @@
+use kernel_log::StoreError;
+use kernel_provider::{LaunchError, ProviderError};
+
+/// Why a kernel was not restarted, interrupted or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestartError {
+    /// The provider failed to launch it again.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// It was restarted but does not answer.
+    #[error("the kernel was restarted and did not answer: {0}")]
+    NoAnswer(String),
+    /// It was shut down.
+    #[error("the kernel has been shut down")]
+    ShutDown,
+    /// The provider cannot reach it.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// Its log has no room. The kernel keeps running.
+    #[error("the kernel was not restarted because its log has no room: {0}")]
+    Log(StoreError),
+}

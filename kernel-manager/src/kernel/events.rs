@@ -1,0 +1,54 @@
+use tokio::sync::broadcast;
+
+use jupyter_protocol::KernelId;
+use kernel_provider::ExitCause;
+
+/// How many events a receiver may lag behind before it loses some.
+const CAPACITY: usize = 1_024;
+
+/// An event of a kernel.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct KernelEvent {
+    /// The kernel.
+    pub id: KernelId,
+    /// What happened.
+    pub kind: KernelEventKind,
+}
+
+/// What happened to a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KernelEventKind {
+    /// Launched, and answered.
+    Started,
+    /// Found running, and attached.
+    Attached,
+    /// Ended by itself, and is being restarted.
+    RestartingByItself(ExitCause),
+    /// Restarted, on request or automatically, and answered.
+    Restarted,
+    /// Dead, and not restarted.
+    Dead(ExitCause),
+    /// Culled because it was idle.
+    Culled,
+    /// Shut down on request.
+    ShutDown,
+}
+
+pub(crate) struct Events(broadcast::Sender<KernelEvent>);
+
+impl Events {
+    pub(crate) fn new() -> Self {
+        Self(broadcast::Sender::new(CAPACITY))
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<KernelEvent> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn tell(&self, id: KernelId, kind: KernelEventKind) {
+        // Events without a receiver are dropped.
+        let _ = self.0.send(KernelEvent { id, kind });
+    }
+}

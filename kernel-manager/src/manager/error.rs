@@ -1,0 +1,68 @@
+use jupyter_protocol::KernelId;
+use kernel_log::StoreError;
+use kernel_provider::LaunchError;
+
+/// Why a kernel was not started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// No kernelspec has this name.
+    #[error("no kernelspec named {spec:?}; there are: {known}")]
+    NoSuchSpec {
+        /// The requested name.
+        spec: String,
+        /// The existing names, separated by commas.
+        known: String,
+    },
+    /// The kernel.json is invalid.
+    #[error("the kernelspec {spec:?} cannot be used: {reason}")]
+    BrokenSpec {
+        /// The kernelspec's name.
+        spec: String,
+        /// The problem and the file.
+        reason: String,
+    },
+    /// A kernel with this id runs or is starting.
+    #[error("kernel {0} exists already; attach to it, or choose another id")]
+    Duplicate(KernelId),
+    /// The kernel limit is reached.
+    #[error("the limit of {limit} kernels{} is reached; shut one down first", of_owner(owner.as_deref()))]
+    LimitReached {
+        /// The limit.
+        limit: usize,
+        /// The owner it applies to; `None` for all kernels.
+        owner: Option<String>,
+    },
+    /// The provider failed to launch it.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// It runs but did not answer, and was ended.
+    #[error("the kernel started and did not answer: {reason}{}", with_output(output))]
+    NoAnswer {
+        /// What it did not do.
+        reason: String,
+        /// The end of its output outside the protocol.
+        output: String,
+    },
+    /// Its log cannot be opened.
+    #[error("the kernel's log cannot be opened: {0}")]
+    Log(#[from] StoreError),
+    /// The manager has no provider.
+    #[error("no provider can start kernels")]
+    NoProvider,
+    /// The manager is shutting down.
+    #[error("no kernels can be started: the service is shutting down")]
+    ShuttingDown,
+}
+
+fn of_owner(owner: Option<&str>) -> String {
+    owner.map_or_else(String::new, |owner| format!(" of {owner}"))
+}
+
+fn with_output(output: &str) -> String {
+    if output.trim().is_empty() {
+        String::new()
+    } else {
+        format!("; its last output:\n{}", output.trim_end())
+    }
+}

@@ -1,0 +1,410 @@
+//! Starts, restarts and ends the kernels of all providers, and culls idle ones.
+
+mod culling;
+mod error;
+mod options;
+mod registry;
+mod restore;
+mod supervisor;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use jupyter_protocol::zmq::MessageMemory;
+use jupyter_protocol::{InstalledKernelspec, KernelId};
+use kernel_log::{Lifecycle, Log, Logs, StoreError};
+use kernel_provider::{KernelHandle, KernelProvider, LaunchRequest, Progress};
+use tokio::sync::broadcast;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info, info_span, warn};
+
+pub use error::StartError;
+pub use options::{Culling, ManagerOptions, StartRequest};
+
+use crate::kernel::{Events, Keeper, Kernel, KernelEvent, KernelEventKind, abandon_new};
+use crate::session::{Executions, Recorder, RecorderOptions, Sessions};
+use registry::Registry;
+
+/// How long a closing manager waits for providers to clean up cancelled launches.
+const CLEANUP_DEADLINE: Duration = Duration::from_secs(10);
+/// The usual name of Python's kernelspec.
+const PYTHON: &str = "python3";
+
+/// Manages the kernels of several providers. Clones share the same manager.
+///
+/// Dropping the last clone ends the manager's tasks and leaves the kernels running; [`restore`](Self::restore) finds
+/// them again.
+#[derive(Clone)]
+pub struct Manager {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    providers: Vec<Arc<dyn KernelProvider>>,
+    options: ManagerOptions,
+    recorder_options: RecorderOptions,
+    logs: Logs,
+    registry: Registry,
+    /// Running kernels of an earlier process that are not attached yet.
+    attaching: Mutex<HashSet<KernelId>>,
+    events: Events,
+    tasks: TaskTracker,
+    /// Cancelled when the manager starts no more kernels; cancels pending starts.
+    closing: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Manager {
+    /// A manager for these providers' kernels, logging to `logs`. The first provider is the default. Starts the culling
+    /// task if the options ask for it; needs a tokio runtime.
+    #[must_use]
+    pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
+        let stop = CancellationToken::new();
+        let recorder_options = RecorderOptions {
+            runtime: options.recorder_runtime.clone(),
+            memory: MessageMemory::new(options.message_memory),
+        };
+        let manager = Self {
+            shared: Arc::new(Shared {
+                providers,
+                registry: Registry::new(options.max_kernels, options.max_kernels_per_owner),
+                options,
+                recorder_options,
+                logs,
+                attaching: Mutex::default(),
+                events: Events::new(),
+                tasks: TaskTracker::new(),
+                closing: stop.child_token(),
+                stop,
+            }),
+        };
+        culling::start(&manager.shared);
+        manager
+    }
+
+    /// The kernelspecs by name. With several providers, each name also exists with the provider's name in front, such
+    /// as `local/python3`, and names without it are the default provider's.
+    #[must_use]
+    pub fn specs(&self) -> BTreeMap<String, InstalledKernelspec> {
+        let mut all = BTreeMap::new();
+        let several = self.shared.providers.len() > 1;
+        for (index, provider) in self.shared.providers.iter().enumerate() {
+            let specs = provider.specs().borrow().clone();
+            for (name, spec) in &specs.by_name {
+                if index == 0 {
+                    all.insert(name.clone(), spec.clone());
+                }
+                if several {
+                    all.insert(format!("{}/{name}", provider.name()), spec.clone());
+                }
+            }
+        }
+        all
+    }
+
+    /// Errors of unusable kernelspecs, by name as in [`specs`](Self::specs). The texts name the files.
+    #[must_use]
+    pub fn broken_specs(&self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        let several = self.shared.providers.len() > 1;
+        for (index, provider) in self.shared.providers.iter().enumerate() {
+            for (name, reason) in &provider.specs().borrow().broken {
+                if index == 0 {
+                    all.insert(name.clone(), reason.clone());
+                }
+                if several {
+                    all.insert(format!("{}/{name}", provider.name()), reason.clone());
+                }
+            }
+        }
+        all
+    }
+
+    /// The kernelspec that a start with this name uses, and its name in [`specs`](Self::specs). Case does not matter,
+    /// and `python` means `python3` unless a kernelspec is named `python`.
+    ///
+    /// # Errors
+    /// [`StartError::NoSuchSpec`] and [`StartError::BrokenSpec`].
+    pub fn find_spec(&self, name: &str) -> Result<(String, InstalledKernelspec), StartError> {
+        self.shared.find_spec(name).map(|found| (found.name, found.spec))
+    }
+
+    /// The kernelspec of a start without a name, by [`ManagerOptions::default_spec`]; `None` if that is unset and no
+    /// kernelspec exists.
+    #[must_use]
+    pub fn default_spec(&self) -> Option<String> {
+        if let Some(name) = &self.shared.options.default_spec {
+            return Some(name.clone());
+        }
+        let specs = self.specs();
+        let python = || {
+            specs
+                .iter()
+                .find(|(_, spec)| spec.spec.language.eq_ignore_ascii_case("python"))
+        };
+        specs
+            .get_key_value(PYTHON)
+            .or_else(python)
+            .or_else(|| specs.iter().next())
+            .map(|(name, _)| name.clone())
+    }
+
+    /// Starts a kernel and returns once it has answered.
+    ///
+    /// Dropping the future does not cancel the start: the kernel then runs under its id until it is culled or shut
+    /// down.
+    ///
+    /// # Errors
+    /// [`StartError`], by cause.
+    pub async fn start(&self, request: StartRequest) -> Result<Arc<Kernel>, StartError> {
+        let shared = self.shared.clone();
+        let id = request.id.unwrap_or_else(KernelId::random);
+        let starting = async move { shared.start(id, request).await }.instrument(info_span!("start", kernel_id = %id));
+        match self.shared.tasks.spawn(starting).await {
+            Ok(result) => result,
+            Err(_) => Err(StartError::ShuttingDown),
+        }
+    }
+
+    /// The kernel with this id.
+    #[must_use]
+    pub fn get(&self, id: KernelId) -> Option<Arc<Kernel>> {
+        self.shared.registry.get(id)
+    }
+
+    /// All kernels, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Kernel>> {
+        self.shared.registry.list()
+    }
+
+    /// Subscribes to kernel events. A receiver that lags more than 1,024 events behind learns how many it missed.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<KernelEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// The logs of running and past kernels.
+    #[must_use]
+    pub fn logs(&self) -> &Logs {
+        &self.shared.logs
+    }
+
+    /// Shuts down all kernels concurrently and ends the manager's tasks. Pending starts are cancelled.
+    pub async fn shutdown(&self) {
+        self.shared.start_no_more().await;
+        let ending = self.list().into_iter().map(|kernel| async move {
+            if let Err(error) = kernel.shutdown().await {
+                warn!(kernel_id = %kernel.id(), %error, "the kernel could not be ended");
+            }
+        });
+        futures::future::join_all(ending).await;
+        self.shared.stop.cancel();
+    }
+
+    /// The executions of a kernel that this manager does not run; `None` if it has no log. Unfinished executions count
+    /// as died, unless the kernel may still run: not attached yet, or at another manager of the same store.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the log cannot be opened.
+    pub async fn past_executions(&self, id: KernelId) -> Result<Option<Executions>, StoreError> {
+        let Some(log) = self.shared.logs.find(id).await? else {
+            return Ok(None);
+        };
+        let may_run = self.shared.closing.is_cancelled()
+            || self.shared.registry.knows(id)
+            || self.shared.attaching().contains(&id)
+            || self.shared.logs.is_shared();
+        Ok(Some(if may_run {
+            Executions::of(log)
+        } else {
+            Executions::of_the_past(log)
+        }))
+    }
+
+    /// Ends the manager's tasks and leaves the kernels running, with everything recorded in the store. Pending starts
+    /// are cancelled.
+    pub async fn detach(&self) {
+        self.shared.start_no_more().await;
+        self.shared.stop.cancel();
+        // Concurrently, so that a kernel that is restarting delays no other.
+        futures::future::join_all(self.list().iter().map(|kernel| kernel.detach())).await;
+    }
+}
+
+/// A kernelspec that can be started.
+struct FoundSpec {
+    provider: Arc<dyn KernelProvider>,
+    /// Its name among all providers.
+    name: String,
+    /// Its name at its provider.
+    own_name: String,
+    spec: InstalledKernelspec,
+}
+
+impl Shared {
+    fn attaching(&self) -> MutexGuard<'_, HashSet<KernelId>> {
+        self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn start_no_more(&self) {
+        self.registry.close();
+        self.closing.cancel();
+        self.registry.started().await;
+        let cleanups = self.providers.iter().map(|provider| provider.cleanup());
+        if timeout(CLEANUP_DEADLINE, futures::future::join_all(cleanups))
+            .await
+            .is_err()
+        {
+            warn!("the cleanup of cancelled launches did not finish in time");
+        }
+    }
+
+    /// The provider in this name, and the rest of the name.
+    fn provider_of<'a>(&self, name: &'a str) -> Result<(&Arc<dyn KernelProvider>, &'a str), StartError> {
+        if let Some((prefix, spec)) = name.split_once('/')
+            && let Some(provider) = self.providers.iter().find(|provider| provider.name() == prefix)
+        {
+            return Ok((provider, spec));
+        }
+        self.providers
+            .first()
+            .map(|provider| (provider, name))
+            .ok_or(StartError::NoProvider)
+    }
+
+    fn find_spec(&self, name: &str) -> Result<FoundSpec, StartError> {
+        let (provider, own_name) = self.provider_of(name)?;
+        let specs = provider.specs().borrow().clone();
+        let prefix = &name[..name.len() - own_name.len()];
+        let canonical = specs.canonical(own_name).unwrap_or_else(|| own_name.to_owned());
+        if let Some(spec) = specs.by_name.get(&canonical).cloned() {
+            return Ok(FoundSpec {
+                provider: provider.clone(),
+                name: format!("{prefix}{canonical}"),
+                own_name: canonical,
+                spec,
+            });
+        }
+        Err(match specs.broken.get(&canonical).cloned() {
+            Some(reason) => StartError::BrokenSpec {
+                spec: format!("{prefix}{canonical}"),
+                reason,
+            },
+            None => StartError::NoSuchSpec {
+                spec: name.to_owned(),
+                known: specs.by_name.keys().cloned().collect::<Vec<_>>().join(", "),
+            },
+        })
+    }
+
+    async fn start(self: &Arc<Self>, id: KernelId, request: StartRequest) -> Result<Arc<Kernel>, StartError> {
+        let FoundSpec {
+            provider,
+            name,
+            own_name,
+            spec,
+        } = self.find_spec(&request.spec)?;
+        // It runs and is not attached yet.
+        if self.attaching().contains(&id) {
+            return Err(StartError::Duplicate(id));
+        }
+        let reserved = self.registry.reserve(id, request.owner.as_deref())?;
+        let began = chrono::Utc::now();
+        let mut launch = LaunchRequest::new(id, own_name);
+        launch.env = request.env;
+        launch.working_dir = request.working_dir;
+        launch.owner = request.owner;
+        launch.timeout = request.timeout;
+        let begun = tokio::time::Instant::now();
+        // The log opens while the kernel starts.
+        let launching = async { tokio::join!(provider.launch(launch, Progress::ignored()), self.logs.open(id)) };
+        let launched = self.closing.run_until_cancelled(launching).await;
+        let (handle, log) = launched.ok_or(StartError::ShuttingDown)?;
+        let (handle, log) = match (handle, log) {
+            (Ok(handle), Ok(log)) => (handle, log),
+            (Ok(handle), Err(error)) => {
+                abandon_new(&*handle, began).await;
+                return Err(error.into());
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        let kernel = match self.kernel(name, Some(spec), handle.clone(), log).await {
+            Ok(kernel) => kernel,
+            Err(error) => {
+                abandon_new(&*handle, began).await;
+                return Err(error.into());
+            }
+        };
+        let left = request.timeout.saturating_sub(begun.elapsed());
+        match self.closing.run_until_cancelled(kernel.connect(left)).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                abandon_new(kernel.handle(), began).await;
+                return Err(StartError::NoAnswer {
+                    reason: error.to_string(),
+                    output: kernel.handle().output().await.unwrap_or_default(),
+                });
+            }
+            None => {
+                abandon_new(kernel.handle(), began).await;
+                return Err(StartError::ShuttingDown);
+            }
+        }
+        kernel.recorder().lifecycle(&Lifecycle::Started);
+        self.watch(&kernel);
+        reserved.fill(kernel.clone());
+        info!(spec = kernel.spec_name(), elapsed = ?begun.elapsed(), "kernel started");
+        self.events.tell(id, KernelEventKind::Started);
+        Ok(kernel)
+    }
+
+    /// Creates the kernel with the requests and sessions of its log.
+    async fn kernel(
+        self: &Arc<Self>,
+        spec_name: String,
+        spec: Option<InstalledKernelspec>,
+        handle: Arc<dyn KernelHandle>,
+        log: Log,
+    ) -> Result<Arc<Kernel>, StoreError> {
+        let recorder = Recorder::load(log.clone(), self.recorder_options.clone()).await?;
+        let sessions = Sessions::load(log).await?;
+        let keeper: Weak<dyn Keeper> = Arc::<Self>::downgrade(self);
+        let grace = self.options.shutdown_grace;
+        Ok(Arc::new(Kernel::new(
+            keeper, spec_name, spec, handle, recorder, sessions, grace,
+        )))
+    }
+}
+
+impl Keeper for Shared {
+    fn watch(&self, kernel: &Arc<Kernel>) {
+        let (limit, stable_after) = (self.options.restart_limit, self.options.stable_after);
+        let watching = supervisor::watch(kernel.clone(), limit, stable_after);
+        let stop = self.stop.clone();
+        let span = info_span!("supervisor", kernel_id = %kernel.id());
+        self.tasks.spawn(
+            async move {
+                stop.run_until_cancelled(watching).await;
+            }
+            .instrument(span),
+        );
+    }
+
+    fn remove(&self, id: KernelId) {
+        self.registry.remove(id);
+    }
+
+    fn tell(&self, id: KernelId, kind: KernelEventKind) {
+        self.events.tell(id, kind);
+    }
+}

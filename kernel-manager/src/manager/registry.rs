@@ -1,0 +1,150 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jupyter_protocol::KernelId;
+use tokio::sync::watch;
+
+use super::StartError;
+use crate::kernel::Kernel;
+
+/// The kernels by id, including those that are starting.
+pub(super) struct Registry {
+    kernels: Arc<Mutex<Kernels>>,
+    starting: watch::Sender<usize>,
+    max: Option<usize>,
+    max_per_owner: Option<usize>,
+}
+
+#[derive(Default)]
+struct Kernels {
+    by_id: HashMap<KernelId, Place>,
+    closed: bool,
+}
+
+struct Place {
+    owner: Option<String>,
+    /// `None` while it starts.
+    kernel: Option<Arc<Kernel>>,
+}
+
+/// Reserves an id for a kernel that is starting; released when dropped before it is filled.
+pub(super) struct Reserved<'a> {
+    registry: &'a Registry,
+    id: KernelId,
+    filled: bool,
+}
+
+impl Registry {
+    pub(super) fn new(max: Option<usize>, max_per_owner: Option<usize>) -> Self {
+        Self {
+            kernels: Arc::default(),
+            starting: watch::Sender::new(0),
+            max,
+            max_per_owner,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kernels> {
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves an id within the limits.
+    pub(super) fn reserve(&self, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
+        let mut kernels = self.lock();
+        let of_owner = kernels
+            .by_id
+            .values()
+            .filter(|place| owner.is_some() && place.owner.as_deref() == owner)
+            .count();
+        let over = |limit: Option<usize>, count: usize| limit.filter(|limit| count >= *limit);
+        if kernels.by_id.contains_key(&id) {
+            return Err(StartError::Duplicate(id));
+        }
+        if let Some(limit) = over(self.max, kernels.by_id.len()) {
+            return Err(StartError::LimitReached { limit, owner: None });
+        }
+        if let Some(limit) = over(self.max_per_owner, of_owner) {
+            return Err(StartError::LimitReached {
+                limit,
+                owner: owner.map(str::to_owned),
+            });
+        }
+        self.place(&mut kernels, id, owner)
+    }
+
+    /// Reserves an id for a running kernel, regardless of limits.
+    pub(super) fn reserve_running(&self, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
+        let mut kernels = self.lock();
+        if kernels.by_id.contains_key(&id) {
+            return Err(StartError::Duplicate(id));
+        }
+        self.place(&mut kernels, id, owner)
+    }
+
+    fn place(&self, kernels: &mut Kernels, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
+        if kernels.closed {
+            return Err(StartError::ShuttingDown);
+        }
+        let owner = owner.map(str::to_owned);
+        kernels.by_id.insert(id, Place { owner, kernel: None });
+        self.starting.send_modify(|starting| *starting += 1);
+        Ok(Reserved {
+            registry: self,
+            id,
+            filled: false,
+        })
+    }
+
+    pub(super) fn get(&self, id: KernelId) -> Option<Arc<Kernel>> {
+        self.lock().by_id.get(&id)?.kernel.clone()
+    }
+
+    /// Whether a kernel with this id runs or is starting.
+    pub(super) fn knows(&self, id: KernelId) -> bool {
+        self.lock().by_id.contains_key(&id)
+    }
+
+    pub(super) fn list(&self) -> Vec<Arc<Kernel>> {
+        let mut kernels: Vec<_> = self
+            .lock()
+            .by_id
+            .values()
+            .filter_map(|place| place.kernel.clone())
+            .collect();
+        kernels.sort_by_key(|kernel| (kernel.launched(), kernel.id()));
+        kernels
+    }
+
+    pub(super) fn remove(&self, id: KernelId) {
+        self.lock().by_id.remove(&id);
+    }
+
+    /// Refuses further reservations.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Waits until no kernel is starting.
+    pub(super) async fn started(&self) {
+        // `self` holds the sender, so this cannot fail.
+        let _ = self.starting.subscribe().wait_for(|starting| *starting == 0).await;
+    }
+}
+
+impl Reserved<'_> {
+    pub(super) fn fill(mut self, kernel: Arc<Kernel>) {
+        if let Some(place) = self.registry.lock().by_id.get_mut(&self.id) {
+            place.kernel = Some(kernel);
+        }
+        self.filled = true;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.registry.remove(self.id);
+        }
+        self.registry.starting.send_modify(|starting| *starting -= 1);
+    }
+}

@@ -1,0 +1,175 @@
+//! Attaches to kernels that were running before the manager.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel_log::StoreError;
+use kernel_provider::{AttachError, KernelHandle, KernelProvider, KernelRecord, Selector};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tracing::{Instrument, debug, error, info, info_span, warn};
+
+use super::{Manager, Shared};
+use crate::kernel::{Keeper as _, Kernel, KernelEventKind};
+use crate::session::ExecutionState;
+
+/// How many logs are opened concurrently.
+const AT_A_TIME: usize = 32;
+/// First and longest pause between attempts to attach to a kernel.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Result of one attempt to attach.
+enum Outcome {
+    /// The manager has it; its sockets are still to be connected.
+    Attached(Arc<Kernel>),
+    /// It is gone, already managed, or must be left alone.
+    Over,
+    /// It seems to run but could not be reached.
+    Unreached,
+}
+
+impl Manager {
+    /// Attaches to all kernels that the providers already run, as after a restart of this process, and returns their
+    /// number. Kernels that take longer than [`restore_patience`](super::ManagerOptions::restore_patience), such as
+    /// pods whose image is still being pulled, are attached as soon as they run, each with
+    /// [`KernelEventKind::Attached`]. Attaching is retried, with a warning in the process's log, until it succeeds or
+    /// the kernel is gone.
+    ///
+    /// An attached kernel can be shut down and restarted. Its sockets are connected afterwards: a kernel that accepts
+    /// no connection, such as a stopped process, is busy until it does and delays no other.
+    pub async fn restore(&self) -> usize {
+        let places = Arc::new(Semaphore::new(AT_A_TIME));
+        // At most one message per kernel.
+        let (done, mut outcomes) = mpsc::unbounded_channel();
+        for provider in &self.shared.providers {
+            let records = match provider.list(&Selector::all()).await {
+                Ok(records) => records,
+                Err(error) => {
+                    warn!(provider = provider.name(), %error, "the running kernels cannot be listed");
+                    continue;
+                }
+            };
+            for record in records {
+                if self.shared.registry.knows(record.id) {
+                    continue;
+                }
+                let span = info_span!("restore", kernel_id = %record.id);
+                let (provider, places, done) = (provider.clone(), places.clone(), done.clone());
+                let (shared, closing) = (Arc::downgrade(&self.shared), self.shared.closing.clone());
+                self.shared.attaching().insert(record.id);
+                let attaching = async move {
+                    let (mut pause, mut done) = (FIRST_PAUSE, Some(done));
+                    loop {
+                        let attached = provider.attach(&record).await;
+                        // The semaphore is never closed.
+                        let place = places.acquire().await;
+                        let Some(shared) = shared.upgrade() else { return };
+                        let outcome = shared.restored(&provider, &record, attached).await;
+                        let is_unreached = matches!(outcome, Outcome::Unreached);
+                        if !is_unreached {
+                            shared.attaching().remove(&record.id);
+                        }
+                        // Only the first attempt is reported, and the receiver may be gone.
+                        if let Some(done) = done.take() {
+                            let _ = done.send(matches!(outcome, Outcome::Attached(_)));
+                        }
+                        drop((place, shared));
+                        match outcome {
+                            Outcome::Attached(kernel) => return connect(&kernel).await,
+                            Outcome::Over => return,
+                            Outcome::Unreached => {}
+                        }
+                        sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                };
+                let attaching = async move { closing.run_until_cancelled(attaching).await };
+                self.shared.tasks.spawn(attaching.instrument(span));
+            }
+        }
+        drop(done);
+        let mut restored = 0;
+        let attached = timeout(self.shared.options.restore_patience, async {
+            while let Some(attached) = outcomes.recv().await {
+                restored += usize::from(attached);
+            }
+        });
+        if attached.await.is_err() {
+            info!("some kernels are still starting and will be attached once they run");
+        }
+        restored
+    }
+}
+
+/// Connects to a kernel's sockets and retries until it succeeds.
+async fn connect(kernel: &Kernel) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match kernel.reconnect_once().await {
+            Ok(true) => return,
+            // After the restart or shutdown.
+            Ok(false) => continue,
+            Err(error) if pause == FIRST_PAUSE => {
+                warn!(%error, "a running kernel cannot be connected to; it is busy until it can");
+            }
+            Err(error) => debug!(%error, "a running kernel cannot be connected to"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+impl Shared {
+    /// Makes an attached kernel one of the manager's.
+    async fn restored(
+        self: &Arc<Self>,
+        provider: &Arc<dyn KernelProvider>,
+        record: &KernelRecord,
+        attached: Result<Arc<dyn KernelHandle>, AttachError>,
+    ) -> Outcome {
+        let handle = match attached {
+            Ok(handle) => handle,
+            Err(error) => {
+                warn!(%error, "a running kernel cannot be attached to");
+                return match error {
+                    AttachError::Provider(_) => Outcome::Unreached,
+                    _ => Outcome::Over,
+                };
+            }
+        };
+        let Ok(reserved) = self.registry.reserve_running(record.id, record.owner.as_deref()) else {
+            return Outcome::Over;
+        };
+        let specs = provider.specs().borrow().clone();
+        let spec = specs.by_name.get(&record.spec).cloned();
+        let name = if Arc::ptr_eq(provider, &self.providers[0]) {
+            record.spec.clone()
+        } else {
+            format!("{}/{}", provider.name(), record.spec)
+        };
+        let recorded = async {
+            let log = self.logs.open(record.id).await?;
+            self.kernel(name, spec, handle, log).await
+        };
+        let kernel = match recorded.await {
+            Ok(kernel) => kernel,
+            // The error concerns this kernel alone.
+            Err(error @ StoreError::Damaged { .. }) => {
+                error!(%error, "cannot attach to a running kernel because its log is damaged; remove the log and start again");
+                return Outcome::Over;
+            }
+            Err(error) => {
+                error!(%error, "a running kernel's log cannot be opened");
+                return Outcome::Unreached;
+            }
+        };
+        // Whether it is busy is known once it answers.
+        kernel.recorder().set_state(ExecutionState::Busy);
+        self.watch(&kernel);
+        reserved.fill(kernel.clone());
+        info!("kernel attached");
+        self.events.tell(record.id, KernelEventKind::Attached);
+        Outcome::Attached(kernel)
+    }
+}

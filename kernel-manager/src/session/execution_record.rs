@@ -1,0 +1,101 @@
+use chrono::{DateTime, Utc};
+use jupyter_protocol::Header;
+use serde::{Deserialize, Serialize};
+
+use kernel_log::Seq;
+
+/// How far an execution has come and how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ExecutionStatus {
+    /// Sent to the kernel, not started.
+    Queued,
+    /// The kernel runs it.
+    Running,
+    /// Completed.
+    Ok,
+    /// Completed with an error.
+    Error,
+    /// Not run, because an earlier one failed.
+    Aborted,
+    /// The kernel died or was restarted first.
+    Died,
+    /// It ended unrecorded; the outcome is unknown.
+    Lost,
+}
+
+impl ExecutionStatus {
+    /// The status as JSON has it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Aborted => "aborted",
+            Self::Died => "died",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Whether only late output may follow.
+    #[must_use]
+    pub const fn has_ended(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
+}
+
+/// What is known of an execution, and where the log has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ExecutionRecord {
+    /// Header of the `execute_request`.
+    pub header: Header,
+    /// The session that sent the request.
+    pub session: String,
+    /// The notebook cell, if the client sent `cellId` in the request's metadata (JEP 95).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cell_id: Option<String>,
+    /// Its status.
+    pub status: ExecutionStatus,
+    /// What ended the kernel, if the execution [died](ExecutionStatus::Died).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The kernel's execution counter, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution_count: Option<u64>,
+    /// Entry of the request.
+    pub request: Seq,
+    /// Entry of the reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Seq>,
+    /// Entry of the `idle` status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Seq>,
+    /// Entry of an open `input_request`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_input: Option<Seq>,
+    /// Whether the client was told that output may be missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_missing: bool,
+    /// Its last entry. While it runs, later ones may exist.
+    pub last: Seq,
+    /// When it was requested.
+    pub requested: DateTime<Utc>,
+    /// When the kernel started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<DateTime<Utc>>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<DateTime<Utc>>,
+}
+
+impl ExecutionRecord {
+    /// The `msg_id` of the request.
+    #[must_use]
+    pub fn msg_id(&self) -> &str {
+        &self.header.msg_id
+    }
+}

@@ -1,0 +1,327 @@
+use chrono::{DateTime, Utc};
+use jupyter_protocol::{Channel, WireMessage};
+use kernel_log::{Cursor, Entry, Lifecycle, Log, Origin, ReadError, Seq, StoreError};
+
+use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::index_keys as keys;
+use super::parent_filter::ParentFilter;
+use crate::fold::{Fold, FoldLimits};
+
+/// Index records per read.
+const PAGE: usize = 256;
+
+/// The executions of a kernel, as its log has them: of kernels that run and of kernels that are gone.
+///
+/// ```
+/// # use kernel_log::Log;
+/// # use kernel_manager::{ExecutionFilter, Executions};
+/// # async fn show(log: Log) -> Result<(), Box<dyn std::error::Error>> {
+/// let executions = Executions::of(log);
+/// let filter = ExecutionFilter { cell_id: Some("a1b2".to_owned()), ..ExecutionFilter::default() };
+/// for execution in executions.list(&filter, None, 1).await?.executions {
+///     let outputs = executions.outputs(&execution).await?;
+///     println!("{}: {}", execution.status.as_str(), serde_json::to_string(&outputs.fold.outputs())?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Executions {
+    log: Log,
+    are_past: bool,
+}
+
+/// Selects executions that match all of its fields.
+#[derive(Clone, Debug, Default)]
+pub struct ExecutionFilter {
+    /// The notebook cell.
+    pub cell_id: Option<String>,
+    /// The session that sent the request.
+    pub session: Option<String>,
+    /// Any of these statuses; all if empty.
+    pub statuses: Vec<ExecutionStatus>,
+    /// Requested at this time or later.
+    pub since: Option<DateTime<Utc>>,
+    /// Requested before this time.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl ExecutionFilter {
+    fn takes(&self, execution: &ExecutionRecord) -> bool {
+        fn is<T: PartialEq>(wanted: &Option<T>, value: Option<&T>) -> bool {
+            wanted.is_none() || wanted.as_ref() == value
+        }
+        is(&self.cell_id, execution.cell_id.as_ref())
+            && is(&self.session, Some(&execution.session))
+            && (self.statuses.is_empty() || self.statuses.contains(&execution.status))
+            && self.since.is_none_or(|since| execution.requested >= since)
+            && self.until.is_none_or(|until| execution.requested < until)
+    }
+}
+
+/// A page of executions.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ExecutionPage {
+    /// Newest first.
+    pub executions: Vec<ExecutionRecord>,
+    /// Pass this as `before` for the next page; `None` on the last one.
+    pub next: Option<Seq>,
+}
+
+/// The outputs of an execution.
+#[non_exhaustive]
+pub struct ExecutionOutputs {
+    /// The outputs as a notebook shows them.
+    pub fold: Fold,
+    /// The outputs include everything up to here. Follow the log from here for more.
+    pub cursor: Cursor,
+    /// Whether no entries of the execution are missing.
+    pub complete: bool,
+}
+
+impl Executions {
+    /// The executions in this log.
+    #[must_use]
+    pub fn of(log: Log) -> Self {
+        Self { log, are_past: false }
+    }
+
+    /// The executions in the log of a kernel that is gone: unfinished ones died with it.
+    pub(crate) fn of_the_past(log: Log) -> Self {
+        Self { log, are_past: true }
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The execution with this `msg_id`; `None` if the log has none.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the index cannot be read.
+    pub async fn get(&self, msg_id: &str) -> Result<Option<ExecutionRecord>, StoreError> {
+        let Some(seq) = self.log.index_get(keys::request(msg_id)).await? else {
+            return Ok(None);
+        };
+        let Some(seq) = keys::seq_of(&seq) else {
+            return Ok(None);
+        };
+        let record = self.log.index_get(keys::execution(seq)).await?;
+        Ok(record.and_then(|json| self.read(&json)))
+    }
+
+    /// At most `limit` matching executions, newest first, requested before entry `before`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the index cannot be read.
+    pub async fn list(
+        &self,
+        filter: &ExecutionFilter,
+        before: Option<Seq>,
+        limit: usize,
+    ) -> Result<ExecutionPage, StoreError> {
+        let (start, mut end) = (keys::EXECUTIONS.0, bytes::Bytes::from_static(keys::EXECUTIONS.1));
+        if let Some(before) = before {
+            end = keys::execution(before);
+        }
+        let mut executions: Vec<ExecutionRecord> = Vec::new();
+        loop {
+            let records = self.log.index_scan(start, end.clone(), PAGE, true).await?;
+            let last = records.len() < PAGE;
+            for (key, json) in records {
+                if executions.len() == limit {
+                    let next = executions.last().map(|execution| execution.request);
+                    return Ok(ExecutionPage { executions, next });
+                }
+                executions.extend(self.read(&json).filter(|execution| filter.takes(execution)));
+                end = key;
+            }
+            if last {
+                return Ok(ExecutionPage { executions, next: None });
+            }
+        }
+    }
+
+    fn read(&self, json: &[u8]) -> Option<ExecutionRecord> {
+        let mut record: ExecutionRecord = serde_json::from_slice(json).ok()?;
+        if self.are_past && !record.status.has_ended() {
+            record.status = ExecutionStatus::Died;
+            record.reason = Some("the kernel ended while nobody recorded it".to_owned());
+            record.open_input = None;
+        }
+        // Some stores make index updates visible before entries.
+        (record.request <= self.log.head()).then_some(record)
+    }
+
+    /// The code of the execution; `None` if its request is no longer in the log.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] if the log cannot be read.
+    pub async fn code(&self, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
+        #[derive(serde::Deserialize)]
+        struct Request {
+            code: String,
+        }
+        let request = entry_at(&self.log, execution.request).await?;
+        Ok(request.and_then(|entry| {
+            let request: Request = serde_json::from_slice(entry.message().content()).ok()?;
+            Some(request.code)
+        }))
+    }
+
+    /// Folds the execution's outputs so far: all of them, if the record says that it has ended.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] if the log cannot be read.
+    pub async fn outputs(&self, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ReadError> {
+        // The index may report an end whose entry is not stored yet and cannot be read.
+        if execution.ended.is_some() && execution.last > self.log.head() {
+            self.log.flushed().await;
+        }
+        fold(&self.log, execution, self.log.head()).await
+    }
+}
+
+/// Folds the execution's entries up to `until`, including updates of its displays by other executions.
+pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> Result<ExecutionOutputs, ReadError> {
+    let mut outputs = ExecutionOutputs {
+        fold: Fold::new(FoldLimits::default()),
+        cursor: Cursor {
+            epoch: log.epoch(),
+            seq: until,
+        },
+        complete: true,
+    };
+    // Records of running executions do not store their progress.
+    let end = if execution.ended.is_some() {
+        until.min(execution.last)
+    } else {
+        until
+    };
+    let mut filter = ParentFilter::new(execution.msg_id());
+    let mut reader = log.reader(execution.request);
+    while reader.position() < end {
+        let block = match reader.next().await {
+            Ok(Some(block)) => block,
+            Ok(None) => break,
+            Err(ReadError::Gap { .. }) => {
+                outputs.complete = false;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for entry in block.entries().take_while(|entry| entry.seq() <= end) {
+            let message = entry.message();
+            match entry.origin() {
+                Origin::Kernel if entry.channel() != Channel::Control && filter.takes(&message) => {
+                    outputs.fold.apply(entry.channel(), &message);
+                }
+                // The parent of an answer is the question, not the execution's request.
+                Origin::Client if entry.channel() == Channel::Stdin => outputs.fold.apply(entry.channel(), &message),
+                Origin::Lifecycle if Lifecycle::from_message(&message).is_some_and(|event| event.is_loss()) => {
+                    outputs.complete = false
+                }
+                // A synthetic message of an execution that ended unrecorded.
+                Origin::Lifecycle if filter.takes(&message) => outputs.fold.apply(entry.channel(), &message),
+                _ => {}
+            }
+        }
+        // Entries in memory are read without waiting, so other tasks need a turn.
+        tokio::task::yield_now().await;
+    }
+    for display_id in outputs.fold.display_ids() {
+        let update = log.index_get(keys::display(&display_id)).await?;
+        if let Some(seq) = update.and_then(|seq| keys::seq_of(&seq))
+            && seq > end
+            && seq <= until
+            && let Some(entry) = entry_at(log, seq).await?
+        {
+            outputs.fold.update_display(entry.message().content());
+        }
+    }
+    Ok(outputs)
+}
+
+/// The entry with this number; `None` if it is gone.
+pub(super) async fn entry_at(log: &Log, seq: Seq) -> Result<Option<Entry>, ReadError> {
+    if seq > log.head() {
+        return Ok(None);
+    }
+    match log.reader(Seq(seq.0.saturating_sub(1))).next().await {
+        Ok(Some(block)) => Ok(block.entries().find(|entry| entry.seq() == seq)),
+        Ok(None) | Err(ReadError::Gap { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The kernel's message of an entry, to send again; `None` if it is gone.
+pub(super) async fn message_at(log: &Log, seq: Seq) -> Result<Option<(Channel, WireMessage)>, ReadError> {
+    let entry = entry_at(log, seq).await?;
+    Ok(entry.map(|entry| (entry.channel(), entry.message())))
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use jupyter_protocol::KernelId;
+    use kernel_log::{IndexUpdate, LogOptions, Logs, MemoryStore, NewEntry};
+
+    fn message(kind: &str, msg_id: &str, content: &Value) -> WireMessage {
+        let part = |value: Value| Bytes::from(value.to_string());
+        let header = part(json!({"msg_id": msg_id, "msg_type": kind}));
+        let parent = part(json!({"msg_id": "asked"}));
+        WireMessage::from_parts([header, parent, part(json!({})), part(content.clone())], [])
+    }
+
+    fn append(log: &Log, origin: Origin, channel: Channel, message: &WireMessage) -> Seq {
+        let entry = NewEntry {
+            origin,
+            channel,
+            session: "",
+            message,
+        };
+        log.append([entry])
+    }
+
+    #[tokio::test]
+    async fn an_execution_that_is_said_to_have_ended_has_all_of_its_outputs() {
+        let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), LogOptions::default());
+        let log = logs.open(KernelId::random()).await.unwrap();
+        let request = message("execute_request", "asked", &json!({"code": "print(1)"}));
+        let request = append(&log, Origin::Client, Channel::Shell, &request);
+        assert!(stepper.store());
+        stepper.publish();
+
+        let printed = message("stream", "printed", &json!({"name": "stdout", "text": "1"}));
+        append(&log, Origin::Kernel, Channel::Iopub, &printed);
+        let idle = message("status", "idle", &json!({"execution_state": "idle"}));
+        let last = append(&log, Origin::Kernel, Channel::Iopub, &idle);
+        let record = json!({
+            "header": {"msg_id": "asked", "msg_type": "execute_request"}, "session": "", "status": "ok",
+            "request": request.0, "last": last.0, "requested": chrono::Utc::now(), "ended": chrono::Utc::now(),
+        });
+        log.update_index([
+            IndexUpdate::put(keys::request("asked"), keys::number(request)),
+            IndexUpdate::put(keys::execution(request), record.to_string()),
+        ]);
+        let executions = Executions::of(log);
+        let execution = executions.get("asked").await.unwrap().unwrap();
+        assert!(execution.ended.is_some());
+
+        let (outputs, ()) = tokio::join!(executions.outputs(&execution), async {
+            tokio::task::yield_now().await;
+            assert!(stepper.store());
+            stepper.publish();
+        });
+        let outputs = serde_json::to_value(outputs.unwrap().fold.outputs()).unwrap();
+        assert_eq!(outputs[0]["text"], "1");
+    }
+}

@@ -1,0 +1,68 @@
+//! Removes index records of entries that retention dropped.
+
+use bytes::Bytes;
+use kernel_log::{IndexUpdate, Log, Seq, StoreError};
+
+use super::execution_record::ExecutionRecord;
+use super::index_keys as keys;
+
+/// Records per pass.
+const PAGE: usize = 1_024;
+
+/// Removes the records of entries before the earliest one.
+pub(crate) async fn trim_index(log: &Log) -> Result<(), StoreError> {
+    let earliest = log.earliest();
+    if earliest <= Seq(1) {
+        return Ok(());
+    }
+    let gone = (keys::EXECUTIONS.0, keys::execution(earliest));
+    each_page(log, gone, |key, json, updates| {
+        match serde_json::from_slice::<ExecutionRecord>(json) {
+            Ok(record) if record.ended.is_none() || record.last >= earliest => return,
+            Ok(record) => updates.push(IndexUpdate::remove(keys::request(record.msg_id()))),
+            Err(_) => {}
+        }
+        updates.push(IndexUpdate::remove(key.clone()));
+    })
+    .await?;
+    let gone = (keys::OTHER_REQUESTS.0, keys::other_request(earliest));
+    each_page(log, gone, |key, msg_id, updates| {
+        if let Ok(msg_id) = std::str::from_utf8(msg_id) {
+            updates.push(IndexUpdate::remove(keys::request(msg_id)));
+        }
+        updates.push(IndexUpdate::remove(key.clone()));
+    })
+    .await?;
+    let displays = (keys::DISPLAYS.0, Bytes::from_static(keys::DISPLAYS.1));
+    each_page(log, displays, |key, seq, updates| {
+        if keys::seq_of(seq).is_none_or(|seq| seq < earliest) {
+            updates.push(IndexUpdate::remove(key.clone()));
+        }
+    })
+    .await
+}
+
+async fn each_page(
+    log: &Log,
+    (start, end): (&'static [u8], Bytes),
+    mut each: impl FnMut(&Bytes, &Bytes, &mut Vec<IndexUpdate>),
+) -> Result<(), StoreError> {
+    let mut start = Bytes::from_static(start);
+    loop {
+        let records = log.index_scan(start.clone(), end.clone(), PAGE, false).await?;
+        let mut updates = Vec::new();
+        for (key, record) in &records {
+            each(key, record, &mut updates);
+        }
+        if let Some((last, _)) = records.last() {
+            // The key after this one.
+            start = [last, &[0][..]].concat().into();
+        }
+        if !updates.is_empty() {
+            log.update_index(updates);
+        }
+        if records.len() < PAGE {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Connects kernels with clients: the recorder owns a kernel's sockets and writes the log; sessions are how far each
+//! client has read it; executions are found in its index.
+
+mod coalesce;
+mod death;
+mod execution_record;
+mod execution_state;
+mod executions;
+mod index_keys;
+mod index_trim;
+mod msg_type;
+mod parent_filter;
+mod pending_requests;
+mod recorder;
+mod replay;
+mod request_index;
+mod sessions;
+mod synthetic_reply;
+
+pub use execution_record::{ExecutionRecord, ExecutionStatus};
+pub use execution_state::ExecutionState;
+pub use executions::{ExecutionFilter, ExecutionOutputs, ExecutionPage, Executions};
+pub use recorder::{RequestError, SendError};
+
+pub(crate) use execution_state::told;
+pub(crate) use index_trim::trim_index;
+pub(crate) use recorder::{Recorder, RecorderOptions};
+pub(crate) use replay::{Ahead, replay};
+pub(crate) use sessions::{Joining, Sessions};

@@ -1,0 +1,528 @@
+//! Owns a kernel's sockets and logs every message of both directions.
+
+mod iopub;
+mod reconnect;
+mod recording;
+mod recovery;
+mod replies;
+mod runtime;
+mod setup;
+#[cfg(feature = "testing")]
+mod simulated;
+mod verification;
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use jupyter_protocol::content::{Content, KernelInfoRequest};
+use jupyter_protocol::message::Message;
+use jupyter_protocol::zmq::{self, DealerSender, IopubSubscriber, MessageMemory, SocketError};
+use jupyter_protocol::{Channel, ConnectionInfo, KernelId, Signer, WireMessage};
+use kernel_log::{Lifecycle, Log, Seq, StoreError};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{Instrument, info_span};
+
+use self::iopub::record_iopub;
+use self::recording::{completed, is_execution};
+use self::recovery::StatusWaiters;
+use self::replies::record_replies;
+use self::runtime::in_runtime;
+use self::setup::Setup;
+use super::execution_record::ExecutionRecord;
+use super::execution_state::ExecutionState;
+use super::executions::message_at;
+use super::pending_requests::{PendingRequests, Requester};
+use super::request_index::RequestIndex;
+use super::synthetic_reply::{self, MISSING, NOT_KEPT};
+use crate::fold::answers;
+
+/// A message of at least this many bytes is verified on a blocking thread, so that other kernels do not wait, and is
+/// stored before the next one is received, so that few copies of it exist.
+const LARGE: usize = 1 << 20;
+/// How long to drain the iopub of a kernel that has ended.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+/// How long to wait for a kernel's answer before asking again.
+const NUDGE_AFTER: Duration = Duration::from_millis(250);
+/// The session of the recorder's own requests. Their replies are delivered to no client.
+const OUR_SESSION: &str = "kernelmux";
+
+/// Why a message could not be sent to a kernel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The kernel is dead and will not be restarted.
+    #[error("the kernel is dead; restart it or start another")]
+    Dead,
+    /// Clients send only on shell, control and stdin.
+    #[error("clients cannot send on {0}; they send on shell, control and stdin")]
+    NotToBeSentOn(Channel),
+    /// The kernel was restarted before it received this `execute_request`. The log has the request, and its execution
+    /// ended with the previous process.
+    #[error("the kernel was restarted before it received the code; send the code again in a new message")]
+    Restarted,
+    /// The header is not a JSON object.
+    #[error(transparent)]
+    Header(#[from] jupyter_protocol::header::HeaderError),
+    /// The kernel's socket was unreachable for 60 seconds.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// Why one of the recorder's own requests got no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The request could not be sent.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// No answer arrived within the deadline, or the kernel was restarted.
+    #[error("the kernel did not answer {msg_type} within {deadline:?}")]
+    NoAnswer {
+        /// Type of the request.
+        msg_type: String,
+        /// The deadline.
+        deadline: Duration,
+    },
+}
+
+/// How the kernels of a manager are recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct RecorderOptions {
+    /// The runtime that reads iopub; `None` for the caller's.
+    pub(crate) runtime: Option<Handle>,
+    /// Budget for large messages.
+    pub(crate) memory: MessageMemory,
+}
+
+/// Records one kernel across all its restarts.
+pub(crate) struct Recorder {
+    recording: Arc<Recording>,
+    runtime: Option<Handle>,
+    /// The socket tasks. They end with the connection.
+    connection: Mutex<Option<JoinSet<()>>>,
+}
+
+struct Recording {
+    id: KernelId,
+    log: Log,
+    requests: Mutex<RequestIndex>,
+    pending_requests: PendingRequests,
+    statuses: StatusWaiters,
+    senders: Senders,
+    /// Connection generation, incremented on every disconnect.
+    generation: AtomicU64,
+    link: watch::Sender<ConnectionState>,
+    /// Whether iopub may deliver more messages.
+    publishing: watch::Sender<bool>,
+    setup: Setup,
+    state: watch::Sender<ExecutionState>,
+    last_activity: AtomicI64,
+    kernel_session: Mutex<Arc<str>>,
+    memory: MessageMemory,
+}
+
+/// A panic while the lock is held cannot leave a half-written session.
+fn lock(session: &Mutex<Arc<str>>) -> MutexGuard<'_, Arc<str>> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConnectionState {
+    /// Not connected for now.
+    Down,
+    /// Connected, but nothing has arrived on iopub yet: the subscription may not be active.
+    Connected,
+    /// As `Connected`, and clients have waited long enough for the subscription.
+    Unconfirmed,
+    /// The subscription is active; the kernel has not reported its status yet.
+    Subscribed,
+    /// The kernel has reported its status since it was connected.
+    Live,
+    /// Closed for good.
+    Dead,
+}
+
+/// The sending halves; one is missing while its connection is lost. Each has a lock of its own, because a kernel that
+/// reads no more requests may wait for input, or need an interrupt.
+#[derive(Default)]
+struct Senders {
+    shell: AsyncMutex<Option<Sender>>,
+    control: AsyncMutex<Option<Sender>>,
+    stdin: AsyncMutex<Option<Sender>>,
+}
+
+impl Senders {
+    fn of(&self, channel: Channel) -> &AsyncMutex<Option<Sender>> {
+        match channel {
+            Channel::Control => &self.control,
+            Channel::Stdin => &self.stdin,
+            _ => &self.shell,
+        }
+    }
+
+    async fn set(&self, channel: Channel, sender: Option<Sender>) {
+        *self.of(channel).lock().await = sender;
+    }
+
+    async fn clear(&self) {
+        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
+            self.set(channel, None).await;
+        }
+    }
+}
+
+/// Signs messages and sends them to the kernel.
+struct Sender {
+    signer: Signer,
+    to: Destination,
+}
+
+enum Destination {
+    Socket(DealerSender),
+    #[cfg(feature = "testing")]
+    Simulated(Channel, tokio::sync::mpsc::Sender<(Channel, WireMessage)>),
+}
+
+impl Recorder {
+    /// Restores requests and executions from the log's index.
+    pub(crate) async fn load(log: Log, options: RecorderOptions) -> Result<Self, StoreError> {
+        let RecorderOptions { runtime, memory } = options;
+        let requests = RequestIndex::load(&log).await?;
+        Ok(Self {
+            recording: Arc::new(Recording {
+                id: log.kernel_id(),
+                log,
+                requests: Mutex::new(requests),
+                pending_requests: PendingRequests::default(),
+                statuses: StatusWaiters::default(),
+                senders: Senders::default(),
+                generation: AtomicU64::new(0),
+                link: watch::Sender::new(ConnectionState::Down),
+                publishing: watch::Sender::new(false),
+                setup: Setup::default(),
+                state: watch::Sender::new(ExecutionState::Starting),
+                last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
+                kernel_session: Mutex::new(OUR_SESSION.into()),
+                memory,
+            }),
+            runtime,
+            connection: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.recording.log
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<ExecutionState> {
+        self.recording.state.subscribe()
+    }
+
+    pub(crate) fn set_state(&self, state: ExecutionState) {
+        self.recording.set_state(state);
+    }
+
+    pub(crate) fn last_activity(&self) -> DateTime<Utc> {
+        DateTime::from_timestamp_micros(self.recording.last_activity.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    /// Executions of the session that have entries after `seq` or are unfinished, oldest request first.
+    pub(crate) fn active_after(&self, session: &str, seq: Seq) -> Vec<ExecutionRecord> {
+        self.recording.requests().active_after(session, seq)
+    }
+
+    /// The number that the next appended entry will get.
+    pub(crate) fn next_entry(&self) -> Seq {
+        self.recording.log.append([]).next()
+    }
+
+    /// Records the first answer after a restart. Requests before entry `asked_before` ended with the previous process;
+    /// later ones waited for this one.
+    pub(crate) fn restarted(&self, asked_before: Seq) {
+        self.recording.lifecycle_of(&Lifecycle::Restarted, asked_before);
+    }
+
+    /// Ends the executions that end with the kernel. Call it before the death is announced.
+    pub(crate) fn end_with_kernel(&self, event: &Lifecycle) {
+        self.recording.end_with_kernel(event, Seq(u64::MAX));
+    }
+
+    /// Records that a running kernel was attached to, and how long its output went unrecorded.
+    pub(crate) fn attached(&self, unrecorded_ms: Option<i64>) {
+        self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
+        self.recording.tell_running(MISSING, true);
+    }
+
+    /// Notices for a client that cannot get the entries after `seq`, one for each of its executions that may have
+    /// output there.
+    pub(crate) fn gap_notices(&self, session: &str, seq: Seq) -> Vec<WireMessage> {
+        let kernel_session = self.recording.kernel_session();
+        let executions = self.active_after(session, seq);
+        let notices = executions
+            .iter()
+            .filter(|execution| execution.started.is_some())
+            .map(|execution| synthetic_reply::notice(execution, NOT_KEPT, &kernel_session));
+        notices.collect()
+    }
+
+    /// Appends a life-cycle event and returns its number.
+    pub(crate) fn lifecycle(&self, event: &Lifecycle) -> Seq {
+        self.recording.lifecycle(event)
+    }
+
+    /// A guard that releases clients' requests when dropped, however the start ends.
+    pub(crate) fn ends_setup(&self) -> impl Drop + use<'_> {
+        self.recording.setup.ends()
+    }
+
+    /// Connects to a kernel that was just started and replaces the previous connection.
+    pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
+        // Runs before a client's request can find a socket.
+        let connected = || self.recording.setup.begin();
+        self.connect_sockets(info, deadline, connected).await.map(drop)
+    }
+
+    /// Connects to a kernel that was already running and has not been recorded since `recorded`. Once it answers, its
+    /// pending executions are recovered.
+    pub(crate) async fn reconnect(
+        &self,
+        info: &ConnectionInfo,
+        deadline: Duration,
+        recorded: Option<DateTime<Utc>>,
+    ) -> Result<(), SocketError> {
+        self.recording.find_kernel_session().await;
+        // Runs before any message of this connection is appended.
+        let attached = || {
+            let unrecorded_ms = recorded.map(|recorded| (Utc::now() - recorded).num_milliseconds());
+            self.attached(unrecorded_ms);
+        };
+        self.connect_sockets(info, deadline, attached).await?.notify_one();
+        Ok(())
+    }
+
+    /// Returns the signal that a socket was reconnected.
+    async fn connect_sockets(
+        &self,
+        info: &ConnectionInfo,
+        deadline: Duration,
+        connected: impl FnOnce(),
+    ) -> Result<Arc<Notify>, SocketError> {
+        let signer = info.signer().map_err(|error| SocketError::Invalid {
+            kind: "signature scheme",
+            what: info.signature_scheme.clone(),
+            reason: error.to_string(),
+        })?;
+        self.disconnect().await;
+        let identity = format!("kernelmux-{}", self.recording.id);
+        let address = |channel| info.address(channel);
+        let (shell_at, control_at, stdin_at, iopub_at) = (
+            address(Channel::Shell),
+            address(Channel::Control),
+            address(Channel::Stdin),
+            address(Channel::Iopub),
+        );
+        let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
+        let (iopub, shell, control, stdin) = tokio::try_join!(
+            in_runtime(&runtime, IopubSubscriber::connect(&iopub_at, deadline)),
+            zmq::dealer(&shell_at, &identity, deadline),
+            zmq::dealer(&control_at, &identity, deadline),
+            zmq::dealer(&stdin_at, &identity, deadline),
+        )?;
+        connected();
+        for (channel, socket) in [
+            (Channel::Shell, shell.0),
+            (Channel::Control, control.0),
+            (Channel::Stdin, stdin.0),
+        ] {
+            let sender = Sender {
+                signer: signer.clone(),
+                to: Destination::Socket(socket),
+            };
+            self.recording.senders.set(channel, Some(sender)).await;
+        }
+        self.recording.publishing.send_replace(true);
+        let mut tasks = JoinSet::new();
+        let span = info_span!("recorder", kernel_id = %self.recording.id);
+        let reconnected = Arc::new(Notify::new());
+        let published = record_iopub(
+            self.recording.clone(),
+            iopub.with_memory(&self.recording.memory),
+            iopub_at,
+            signer.clone(),
+            reconnected.clone(),
+        );
+        tasks.spawn_on(published.instrument(span.clone()), &runtime);
+        tasks.spawn(reconnect::recover(self.recording.clone(), reconnected.clone()).instrument(span.clone()));
+        for (channel, receiver, address) in [
+            (Channel::Shell, shell.1, shell_at),
+            (Channel::Control, control.1, control_at),
+            (Channel::Stdin, stdin.1, stdin_at),
+        ] {
+            let replies = record_replies(
+                self.recording.clone(),
+                channel,
+                receiver.with_memory(&self.recording.memory),
+                (address, identity.clone()),
+                signer.clone(),
+                reconnected.clone(),
+            );
+            tasks.spawn(replies.instrument(span.clone()));
+        }
+        self.set_connection(tasks);
+        self.recording.link.send_replace(ConnectionState::Connected);
+        Ok(reconnected)
+    }
+
+    /// Drains the iopub of a kernel that has ended. If another process keeps the socket open past the deadline, output
+    /// may be missing, which the log says.
+    pub(crate) async fn drain(&self) {
+        let mut publishing = self.recording.publishing.subscribe();
+        let heard = timeout(DRAIN_DEADLINE, publishing.wait_for(|publishing| !publishing)).await;
+        if heard.is_err() {
+            self.lifecycle(&Lifecycle::Disconnected);
+        }
+    }
+
+    /// Closes the sockets. Clients' messages wait for the next connection.
+    pub(crate) async fn disconnect(&self) {
+        self.recording.link.send_if_modified(|link| {
+            let up = !matches!(link, ConnectionState::Dead);
+            if up {
+                *link = ConnectionState::Down;
+            }
+            up
+        });
+        let tasks = self.take_connection();
+        if let Some(mut tasks) = tasks {
+            // Awaited, so that the tasks append nothing after this.
+            tasks.shutdown().await;
+        }
+        self.recording.publishing.send_replace(false);
+        self.recording.senders.clear().await;
+        self.recording.setup.end();
+        // No task holds a socket of the previous generation any more.
+        self.recording.generation.fetch_add(1, Ordering::AcqRel);
+        self.recording.pending_requests.clear();
+    }
+
+    /// Closes the sockets for good and refuses further messages.
+    pub(crate) async fn finish(&self) {
+        self.disconnect().await;
+        self.recording.link.send_replace(ConnectionState::Dead);
+        self.set_state(ExecutionState::Dead);
+    }
+
+    /// Whether the kernel is not connected, as before the first connection.
+    pub(crate) fn is_disconnected(&self) -> bool {
+        *self.recording.link.borrow() == ConnectionState::Down
+    }
+
+    /// Undoes [`finish`](Self::finish) for a dead kernel that is restarted.
+    pub(crate) fn revive(&self) {
+        self.recording.link.send_replace(ConnectionState::Down);
+    }
+
+    fn set_connection(&self, tasks: JoinSet<()>) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(tasks);
+    }
+
+    fn take_connection(&self) -> Option<JoinSet<()>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits until the kernel answers and its output arrives, then releases clients' requests. With `lossless`,
+    /// ipykernel is set up first to drop no output.
+    pub(crate) async fn ready(&self, deadline: Duration, lossless: bool) -> Result<(), RequestError> {
+        let end = Instant::now() + deadline;
+        let mut link = self.recording.link.subscribe();
+        let mut answered = false;
+        let mut patience = NUDGE_AFTER;
+        loop {
+            // Each request makes the kernel publish its status, which proves that the subscription is active.
+            let until = end.min(Instant::now() + patience);
+            let left = until.saturating_duration_since(Instant::now());
+            let subscribed = matches!(*link.borrow(), ConnectionState::Subscribed | ConnectionState::Live);
+            match self.request(Channel::Shell, KernelInfoRequest::default(), left).await {
+                Ok(reply) => {
+                    if !std::mem::replace(&mut answered, true) {
+                        self.recording.set_up(&reply, lossless).await;
+                    }
+                }
+                // Another try would fail at once.
+                Err(dead @ RequestError::Send(SendError::Dead)) => return Err(dead),
+                Err(_) => {}
+            }
+            // The answer may arrive before the subscription was active, and its status be missed. Ask again as soon as
+            // it is.
+            if answered
+                && let Ok(Ok(heard)) = timeout_at(
+                    until,
+                    link.wait_for(|link| {
+                        *link == ConnectionState::Live || !subscribed && *link == ConnectionState::Subscribed
+                    }),
+                )
+                .await
+                && *heard == ConnectionState::Live
+            {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                return Err(RequestError::NoAnswer {
+                    msg_type: "kernel_info_request".to_owned(),
+                    deadline,
+                });
+            }
+            patience *= 2;
+        }
+    }
+
+    /// Sends a request of the recorder's own and waits for its reply.
+    pub(crate) async fn request(
+        &self,
+        channel: Channel,
+        content: impl Into<Content>,
+        deadline: Duration,
+    ) -> Result<WireMessage, RequestError> {
+        let message = Message::new(content, OUR_SESSION);
+        let no_answer = || RequestError::NoAnswer {
+            msg_type: message.msg_type().to_owned(),
+            deadline,
+        };
+        match timeout(deadline, self.recording.ask(channel, &message)).await {
+            Ok(answer) => answer?.ok_or_else(no_answer),
+            Err(_) => Err(no_answer()),
+        }
+    }
+
+    /// The entry of the session's open `input_request` that this message answers.
+    pub(crate) async fn question_answered(&self, session: &str, message: &WireMessage) -> Option<Seq> {
+        let open = self.recording.requests().open_questions(session);
+        for seq in open {
+            if let Ok(Some((_, question))) = message_at(&self.recording.log, seq).await
+                && answers(message, &question)
+            {
+                return Some(seq);
+            }
+        }
+        None
+    }
+
+    /// Logs a client's message and sends it. Waits while the kernel restarts, while its connection is lost, and while
+    /// the socket's queue is full.
+    pub(crate) async fn send(
+        &self,
+        session: &Arc<str>,
+        channel: Channel,
+        message: WireMessage,
+    ) -> Result<(), SendError> {
+        let message = completed(message, session);
+        self.recording
+            .send(channel, session, message, Requester::Session(session.clone()))
+            .await
+    }
+}

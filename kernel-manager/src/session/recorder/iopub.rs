@@ -1,0 +1,144 @@
+use std::sync::Arc;
+
+use jupyter_protocol::zmq::{IopubSubscriber, MAX_MESSAGE_BYTES};
+use jupyter_protocol::{Channel, Signer, WireMessage};
+use kernel_log::Lifecycle;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+use tokio::time::{Instant, timeout_at};
+
+use super::reconnect::Pauses;
+use super::verification::{Gate, Refused, size};
+use super::{LARGE, Recording};
+use crate::session::coalesce::{COALESCE_FOR, FloodDetector};
+use crate::session::execution_state::StatusFollower;
+use crate::session::synthetic_reply::MISSING;
+
+/// The most iopub messages in one append, so that a flood does not delay its first output.
+const MAX_BATCH: usize = 256;
+/// The most bytes in one append.
+const MAX_BATCH_BYTES: usize = 256 << 10;
+/// The task yields after this many batches in a row.
+const BATCHES: usize = 8;
+
+/// Messages from iopub that are appended together, also if the task ends first.
+struct Batch {
+    recording: Arc<Recording>,
+    messages: Vec<WireMessage>,
+    status: StatusFollower,
+}
+
+impl Batch {
+    fn record(&mut self) {
+        if !self.messages.is_empty() {
+            self.recording.record_published(&self.messages, &mut self.status);
+            self.messages.clear();
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.record();
+    }
+}
+
+/// Drains iopub without waiting for readers. It waits for the store only when that is far behind.
+pub(super) async fn record_iopub(
+    recording: Arc<Recording>,
+    mut iopub: IopubSubscriber,
+    address: String,
+    signer: Signer,
+    reconnected: Arc<Notify>,
+) {
+    let mut pauses = Pauses::new();
+    let mut silent = false;
+    let mut gate = Gate::new(Channel::Iopub, signer);
+    let mut batch = Batch {
+        recording: recording.clone(),
+        messages: Vec::new(),
+        status: StatusFollower::default(),
+    };
+    let mut flood = FloodDetector::new();
+    // Whether to keep reading for a moment and append everything that arrives in one batch.
+    let mut collects = false;
+    let mut batches = 0;
+    loop {
+        recording.log.room().await;
+        let mut next = Some(iopub.recv().await);
+        let until = Instant::now() + COALESCE_FOR;
+        let mut broken = false;
+        let mut drained = true;
+        let (mut received, mut bytes) = (0, 0);
+        let mut skipped = None;
+        while let Some(message) = next {
+            received += 1;
+            match gate.admit(message).await {
+                Ok(message) => {
+                    bytes += size(&message);
+                    if !recording.setup.hides(&message) {
+                        batch.messages.push(message);
+                    }
+                }
+                Err(Refused::Message(message)) => {
+                    bytes += size(&message);
+                    iopub.refused(&message);
+                }
+                Err(Refused::Garbage) => {}
+                Err(Refused::Skipped(bytes)) => skipped = Some(bytes),
+                Err(Refused::Broken) => broken = true,
+            }
+            if broken || skipped.is_some() || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {
+                drained = false;
+                break;
+            }
+            next = match iopub.try_recv() {
+                None if collects => timeout_at(until, iopub.recv()).await.ok(),
+                next => next,
+            };
+        }
+        if !batch.messages.is_empty() {
+            let flooded = flood.goes_on(batch.messages.len());
+            batch.record();
+            silent = false;
+            if !flooded {
+                collects = false;
+            } else if drained {
+                collects = !iopub.gather(COALESCE_FOR).await;
+            }
+            if bytes >= LARGE {
+                recording.log.flushed().await;
+            }
+        }
+        if let Some(bytes) = skipped {
+            let reason = if bytes > MAX_MESSAGE_BYTES {
+                format!("a message may have {} MiB", MAX_MESSAGE_BYTES >> 20)
+            } else {
+                "there was no memory for it beside other large outputs".to_owned()
+            };
+            let text = format!("An output of {} MiB is left out: {reason}.", bytes >> 20);
+            recording.tell_running(&text, false);
+        }
+        if broken {
+            // One gap is one entry, and never silent.
+            if !silent {
+                recording.lifecycle(&Lifecycle::Disconnected);
+            }
+            silent = true;
+            recording.publishing.send_replace(false);
+            iopub = recording.iopub_again(&address, &mut pauses).await;
+            recording.publishing.send_replace(true);
+            recording.tell_running(MISSING, true);
+            // The kernel may have become idle meanwhile.
+            batch.status = StatusFollower::default();
+            reconnected.notify_one();
+        }
+        // Yield to other kernels and their clients, but not after every batch: a kernel that does not wait for its
+        // subscriber drops what is not read in time.
+        batches = if drained { 0 } else { batches + 1 };
+        if batches == BATCHES {
+            batches = 0;
+            yield_now().await;
+        }
+    }
+}

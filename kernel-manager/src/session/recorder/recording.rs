@@ -1,0 +1,378 @@
+//! What one connection generation after another appends to the log: clients' messages on their way to the kernel, and the
+//! kernel's.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use chrono::Utc;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Channel, WireMessage, header};
+use kernel_log::{Lifecycle, NewEntry, Origin, Seq};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
+
+use super::{ConnectionState, OUR_SESSION, Recording, SendError, lock, setup};
+use crate::session::execution_state::{ExecutionState, StatusFollower};
+use crate::session::executions::message_at;
+use crate::session::index_keys as keys;
+use crate::session::msg_type::msg_type;
+use crate::session::pending_requests::{Addressee, Requester};
+use crate::session::replay::kernel_session;
+use crate::session::request_index::{Known, RequestIndex};
+use crate::session::synthetic_reply;
+
+impl Recording {
+    /// A panic while the lock is held loses at most the message that was being indexed.
+    pub(super) fn requests(&self) -> MutexGuard<'_, RequestIndex> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request of the recorder's own; `None` if the kernel restarts before it answers.
+    pub(super) async fn ask(&self, channel: Channel, request: &Message) -> Result<Option<WireMessage>, SendError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(channel, OUR_SESSION, request.to_wire(), Requester::Internal(reply))
+            .await?;
+        Ok(answer.await.ok())
+    }
+
+    pub(super) async fn send(
+        &self,
+        channel: Channel,
+        session: &str,
+        message: WireMessage,
+        requester: Requester,
+    ) -> Result<(), SendError> {
+        if !matches!(channel, Channel::Shell | Channel::Control | Channel::Stdin) {
+            return Err(SendError::NotToBeSentOn(channel));
+        }
+        let header = message.header_ref()?;
+        let mut sender = self.sender_for(channel, session).await?;
+        let life = self.generation.load(Ordering::Acquire);
+        let ours = matches!(requester, Requester::Internal(_));
+        // The sender's lock is held, so no other request can be appended between this check and the append.
+        if !ours && self.was_asked(&header.msg_id, &message).await {
+            debug!(msg_id = %header.msg_id, "dropped a message that was sent to the kernel before");
+            return Ok(());
+        }
+        if header.msg_type.ends_with("_request") {
+            self.pending_requests.expect_reply(&header.msg_id, requester);
+        }
+        drop(header);
+        self.touch();
+        let entry = NewEntry {
+            origin: Origin::Client,
+            channel,
+            session,
+            message: &message,
+        };
+        let seq = if ours {
+            self.log.append([entry])
+        } else {
+            let now = Utc::now();
+            let mut requests = self.requests();
+            self.log.append_indexed(now, [entry], |seq| {
+                requests.on_request(seq, now, session, channel, &message);
+                requests.take_updates()
+            })
+        };
+        let unsent = UnsentRequest {
+            recording: self,
+            msg_id: &message.header_ref()?.msg_id,
+        };
+        if !ours && !only_asks(&message) {
+            // Store before sending. A crash in between loses the request, which its record shows; the other order would
+            // run it twice if the client repeats it.
+            self.log.stored(seq).await;
+        }
+        let sent = self.send_on(&mut sender, channel, message.clone()).await;
+        drop(sender);
+        let sent = match sent {
+            Ok(()) => Ok(()),
+            Err(error) => self.send_again(life, channel, session, message.clone(), error).await,
+        };
+        if let Err(error) = &sent {
+            if !is_execution(&message) {
+                return sent;
+            }
+            // The client saw the request in the log or waits for its reply, and will not repeat it. A restart announces
+            // the executions that it ends.
+            if !matches!(error, SendError::Restarted) {
+                self.mark_lost(&[unsent.msg_id.into()], &self.kernel_session());
+            }
+        }
+        unsent.was_sent();
+        sent
+    }
+
+    /// Whether this process or an earlier one sent this message to the kernel. A different message with the same id
+    /// does not count.
+    pub(super) async fn was_asked(&self, msg_id: &str, message: &WireMessage) -> bool {
+        let known = self.requests().knows(msg_id);
+        if known == Known::No {
+            return false;
+        }
+        let before = match self.log.index_get(keys::request(msg_id)).await {
+            Ok(seq) => seq.and_then(|seq| keys::seq_of(&seq)),
+            Err(error) => {
+                warn!(%error, "the index cannot be read to check for a repeated message");
+                return known == Known::Yes;
+            }
+        };
+        // The index forgets an ended execution before memory does.
+        let Some(before) = before else {
+            return known == Known::Yes;
+        };
+        if known == Known::Yes {
+            self.log.stored(before).await;
+        } else if before > self.log.head() {
+            // Some stores make index updates visible before entries.
+            return false;
+        }
+        match message_at(&self.log, before).await {
+            Ok(Some((_, before))) => is_same_request(&before, message),
+            // Its content is unknown by now, but it did exist.
+            Ok(None) | Err(_) => true,
+        }
+    }
+
+    /// The session whose request this reply answers, for requests from before this process started.
+    pub(super) fn asked_before(&self, message: &WireMessage) -> Option<Arc<str>> {
+        let parent = message.parent_ref().ok()?;
+        Some(self.requests().session_of(&parent.msg_id)?.into())
+    }
+
+    /// Appends messages of the kernel that arrived together, and sets the state that they lead to.
+    pub(super) fn record(
+        &self,
+        channel: Channel,
+        session: &str,
+        messages: &[WireMessage],
+        state: Option<ExecutionState>,
+    ) {
+        self.touch();
+        let now = Utc::now();
+        let mut requests = self.requests();
+        let entries = messages.iter().map(|message| NewEntry {
+            origin: Origin::Kernel,
+            channel,
+            session,
+            message,
+        });
+        self.log.append_indexed(now, entries, |first| {
+            for (seq, message) in (first.0..).zip(messages) {
+                requests.on_kernel_message(Seq(seq), now, channel, message);
+            }
+            // Before readers see the entries: a client that is told idle and then asks must not be told busy.
+            if let Some(state) = state {
+                self.set_state(state);
+            }
+            requests.take_updates()
+        });
+        if requests.take_ended() {
+            // Results that took long to compute must survive a machine failure.
+            self.log.sync_soon();
+        }
+    }
+
+    /// Appends a batch of iopub messages and updates what is known of the kernel.
+    pub(super) fn record_published(&self, messages: &[WireMessage], status: &mut StatusFollower) {
+        let statuses: Vec<_> = messages
+            .iter()
+            .filter_map(|message| Some((status.follow(message)?, message)))
+            .collect();
+        let told = statuses.last().copied();
+        self.record(Channel::Iopub, "", messages, told.map(|(state, _)| state));
+        for (_, message) in statuses {
+            self.statuses.heard(message);
+        }
+        if let Some((_, message)) = told
+            && let Ok(header) = message.header_ref()
+            && let mut session = lock(&self.kernel_session)
+            && **session != *header.session
+        {
+            *session = (*header.session).into();
+        }
+        if let Some((ExecutionState::Idle, message)) = told
+            && status.idle_for_the_first_time()
+            && let Ok(header) = message.header_ref()
+        {
+            let session = header.session.into_owned();
+            self.lifecycle(&Lifecycle::Idle { session });
+        }
+        self.link.send_if_modified(|link| {
+            let now = match *link {
+                ConnectionState::Connected | ConnectionState::Unconfirmed | ConnectionState::Subscribed
+                    if told.is_some() =>
+                {
+                    ConnectionState::Live
+                }
+                ConnectionState::Connected | ConnectionState::Unconfirmed => ConnectionState::Subscribed,
+                other => other,
+            };
+            std::mem::replace(link, now) != now
+        });
+    }
+
+    /// Appends a message from shell, control or stdin for the session that it answers.
+    pub(super) fn record_reply(&self, channel: Channel, message: WireMessage) {
+        let mut addressee = self.pending_requests.addressee(channel, &message);
+        if matches!(addressee, Addressee::All)
+            && let Some(session) = self.asked_before(&message)
+        {
+            addressee = Addressee::Session(session);
+        }
+        let session = match &addressee {
+            Addressee::Session(session) => session,
+            Addressee::Internal(_) => OUR_SESSION,
+            Addressee::Setup => return setup::answered(&message),
+            Addressee::All => "",
+        };
+        self.record(channel, session, std::slice::from_ref(&message), None);
+        if let Addressee::Internal(waiting) = addressee {
+            // The requester may have stopped waiting.
+            let _ = waiting.send(message);
+        }
+    }
+
+    pub(super) fn lifecycle(&self, event: &Lifecycle) -> Seq {
+        self.lifecycle_of(event, Seq(u64::MAX))
+    }
+
+    /// As [`lifecycle`](Self::lifecycle), for executions requested before this entry.
+    pub(super) fn lifecycle_of(&self, event: &Lifecycle, asked_before: Seq) -> Seq {
+        let message = event.to_message(OUR_SESSION);
+        if !matches!(event, Lifecycle::Quiet) {
+            self.touch();
+        }
+        let entry = NewEntry {
+            origin: Origin::Lifecycle,
+            channel: Channel::Iopub,
+            session: "",
+            message: &message,
+        };
+        // Plain Jupyter clients must see their executions end before the kernel is dead or restarting.
+        self.end_with_kernel(event, asked_before);
+        self.log.append([entry])
+    }
+
+    /// The session in the kernel's newest status; the recorder's own before the first one.
+    pub(super) fn kernel_session(&self) -> Arc<str> {
+        lock(&self.kernel_session).clone()
+    }
+
+    /// Restores the kernel's session from the log of its oldest unfinished execution.
+    pub(super) async fn find_kernel_session(&self) {
+        let running = self.requests().running();
+        if let Some(execution) = running.first()
+            && let Ok(Some(session)) = kernel_session(&self.log, execution).await
+        {
+            *lock(&self.kernel_session) = session.into();
+        }
+    }
+
+    /// Tells plain Jupyter clients that output of running executions is missing. `is_hole` says that the amount is
+    /// unknown.
+    pub(super) fn tell_running(&self, text: &str, is_hole: bool) {
+        let kernel_session = self.kernel_session();
+        let now = Utc::now();
+        let mut requests = self.requests();
+        for execution in requests.running() {
+            let notice = synthetic_reply::notice(&execution, text, &kernel_session);
+            let entry = NewEntry {
+                origin: Origin::Lifecycle,
+                channel: Channel::Iopub,
+                session: "",
+                message: &notice,
+            };
+            self.log.append_indexed(now, [entry], |seq| {
+                requests.mark_incomplete(execution.msg_id(), seq, is_hole);
+                requests.take_updates()
+            });
+        }
+    }
+
+    pub(super) fn touch(&self) {
+        self.last_activity
+            .store(Utc::now().timestamp_micros(), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_state(&self, state: ExecutionState) {
+        self.state.send_if_modified(|current| {
+            let changed = *current != state;
+            *current = state;
+            changed
+        });
+    }
+}
+
+/// The message, with missing header fields filled in.
+pub(super) fn completed(message: WireMessage, session: &str) -> WireMessage {
+    let Some(header) = header::completed(message.header(), session) else {
+        return message;
+    };
+    let [_, parent, metadata, content] = message.parts().map(Bytes::clone);
+    WireMessage::from_parts(
+        [header.into(), parent, metadata, content],
+        message.buffers().iter().cloned(),
+    )
+}
+
+/// Whether both messages ask for the same: the same code, or otherwise the same content.
+fn is_same_request(one: &WireMessage, other: &WireMessage) -> bool {
+    #[derive(Deserialize)]
+    struct Execute {
+        code: String,
+    }
+    fn parsed<T: DeserializeOwned>(message: &WireMessage) -> Option<T> {
+        serde_json::from_slice(message.content()).ok()
+    }
+    if msg_type(one) != msg_type(other) || one.buffers() != other.buffers() {
+        return false;
+    }
+    one.content() == other.content()
+        || is_execution(one)
+            && matches!((parsed::<Execute>(one), parsed::<Execute>(other)), (Some(one), Some(other)) if one.code == other.code)
+}
+
+/// Whether this runs code. An execution belongs to the process that it was sent to.
+pub(super) fn is_execution(message: &WireMessage) -> bool {
+    &*msg_type(message) == "execute_request"
+}
+
+/// Whether the request changes nothing in the kernel, so that sending it twice is harmless. Completion must not wait
+/// for a disk.
+fn only_asks(message: &WireMessage) -> bool {
+    matches!(
+        &*msg_type(message),
+        "kernel_info_request"
+            | "complete_request"
+            | "inspect_request"
+            | "is_complete_request"
+            | "history_request"
+            | "comm_info_request"
+    )
+}
+
+/// Makes an appended message repeatable if it is not sent: the socket broke, or the sender was cancelled.
+struct UnsentRequest<'a> {
+    recording: &'a Recording,
+    msg_id: &'a str,
+}
+
+impl UnsentRequest<'_> {
+    fn was_sent(self) {
+        self.recording.requests().mark_sent(self.msg_id);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for UnsentRequest<'_> {
+    fn drop(&mut self) {
+        let mut requests = self.recording.requests();
+        requests.mark_unsent(self.msg_id);
+        self.recording.log.update_index(requests.take_updates());
+    }
+}

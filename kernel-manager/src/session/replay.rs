@@ -1,0 +1,136 @@
+//! Replays executions to a plain Jupyter client that reconnects. Which of their messages it has is uncertain, so each
+//! execution is cleared and shown again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jupyter_protocol::content::Content;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Channel, WireMessage};
+use kernel_log::{Entry, Log, Origin, ReadError, Seq};
+
+use super::execution_record::ExecutionRecord;
+use super::executions::{fold, message_at};
+use super::msg_type::msg_type;
+use super::parent_filter::ParentFilter;
+use super::request_index::display_id;
+use crate::fold::{answers, without_pages};
+
+/// The replay of one execution.
+pub(crate) struct Replay {
+    /// The messages that show it, whatever the client showed before.
+    pub(crate) messages: Vec<(Channel, WireMessage)>,
+    /// Entries that these messages cover and that must not follow again.
+    pub(crate) ahead: Option<Ahead>,
+}
+
+/// Entries of an execution that the client received in its replay.
+pub(crate) struct Ahead {
+    msg_id: String,
+    pub(crate) until: Seq,
+    display_ids: Vec<Arc<str>>,
+}
+
+impl Ahead {
+    pub(crate) fn has(&self, entry: &Entry) -> bool {
+        let message = entry.message();
+        if entry.seq() > self.until || !ParentFilter::new(&self.msg_id).takes(&message) {
+            return false;
+        }
+        // An update may change displays of other executions.
+        let changed = display_id(message.content()).filter(|_| msg_type(&message) == "update_display_data");
+        changed.is_none_or(|changed| self.display_ids.iter().any(|id| **id == *changed))
+    }
+}
+
+/// Replays the execution as it was after entry `until`. Later entries can follow unchanged, except those that are
+/// [ahead](Replay::ahead).
+pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Seq) -> Result<Replay, ReadError> {
+    // JupyterLab drops the message that it is handling when one of another session arrives, as after a restart.
+    let kernel_session = kernel_session(log, execution).await?;
+    let session = kernel_session.as_deref().unwrap_or(&execution.session);
+    let ours = |msg_type: &str, content: &[u8]| {
+        let message = Message::new(Content::parse(msg_type, content), session);
+        (Channel::Iopub, message.with_parent(execution.header.clone()).to_wire())
+    };
+    let mut messages = Vec::new();
+    if execution.request > until {
+        // The client gets everything live; clear what it received of that before.
+        messages.push(ours("clear_output", br#"{"wait":false}"#));
+        return Ok(Replay { messages, ahead: None });
+    }
+    // A queued execution has no messages yet, however many entries others have.
+    let is_queued = execution.last == execution.request;
+    let end = if is_queued { execution.request } else { until };
+    let mut folded = fold(log, execution, end).await?.fold;
+    let mut ahead = None;
+    if let Some(question) = folded.input_request()
+        && execution.open_input.is_none_or(|open| open > until)
+        && let Some(answer) = first_after(log, until, |entry| {
+            entry.origin() == Origin::Client && entry.channel() == Channel::Stdin && answers(&entry.message(), question)
+        })
+        .await?
+    {
+        // The client wrote the answer next to the question itself, and no later message contains it. So the replay adds
+        // it from the log.
+        until = answer.seq();
+        folded = fold(log, execution, until).await?.fold;
+        ahead = Some(Ahead {
+            msg_id: execution.msg_id().to_owned(),
+            until,
+            display_ids: folded.display_ids(),
+        });
+    }
+    messages.push(ours("status", br#"{"execution_state":"busy"}"#));
+    for (msg_type, content) in folded.messages() {
+        messages.push(ours(msg_type, &content));
+    }
+    for seq in [execution.open_input, execution.reply, execution.idle]
+        .into_iter()
+        .flatten()
+    {
+        if seq <= until
+            && let Some((channel, message)) = message_at(log, seq).await?
+        {
+            messages.push((channel, again(message)));
+        }
+    }
+    Ok(Replay { messages, ahead })
+}
+
+/// A message to send again. Pager output of a reply is part of the outputs.
+fn again(message: WireMessage) -> WireMessage {
+    let content = without_pages(message.content());
+    if content == *message.content() {
+        return message;
+    }
+    let [header, parent, metadata] = [message.header(), message.parent_header(), message.metadata()].map(Bytes::clone);
+    WireMessage::from_parts([header, parent, metadata, content], [])
+}
+
+/// The session that the kernel uses in its messages; `None` if it has published nothing since the request.
+pub(crate) async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
+    let said = first_after(log, execution.request, |entry| entry.origin() == Origin::Kernel).await?;
+    Ok(said.and_then(|entry| {
+        let message = entry.message();
+        message.header_ref().ok().map(|header| header.session.into_owned())
+    }))
+}
+
+/// The first matching entry after this one; `None` if there is none yet.
+async fn first_after(log: &Log, after: Seq, is_it: impl Fn(&Entry) -> bool) -> Result<Option<Entry>, ReadError> {
+    let mut reader = log.reader(after);
+    let head = log.head();
+    while reader.position() < head {
+        let block = match reader.next().await {
+            Ok(Some(block)) => block,
+            Ok(None) => break,
+            Err(ReadError::Gap { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        if let Some(found) = block.entries().find(&is_it) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,539 @@
+//! Tracks requests and executions and mirrors them into the log's index, so that no request runs twice and executions
+//! are found without reading the log.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use jupyter_protocol::{Channel, Header, WireMessage, json};
+use kernel_log::{IndexUpdate, Log, Seq, StoreError};
+use memchr::memmem;
+use serde::Deserialize;
+
+use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::index_keys as keys;
+use super::msg_type::msg_type;
+
+/// How many requests are kept in memory. Older ones are looked up in the log's index.
+const MAX_REQUESTS: usize = 4_096;
+/// How many ended executions are kept in memory, for late output and for replays to sessions that reconnect.
+const MAX_ENDED: usize = 256;
+/// The longest indexed `msg_id` and `display_id`, in bytes. Real ones are far shorter.
+const MAX_ID: usize = 1_024;
+/// The longest header of an execution record, in bytes. The record contains it whole; typical headers have a few
+/// hundred.
+const MAX_HEADER: usize = 64 << 10;
+
+/// Requests and executions of one kernel. Every change becomes an update of the log's index, stored with the entries
+/// that caused it.
+pub(super) struct RequestIndex {
+    requests: Requests,
+    executions: HashMap<Arc<str>, ExecutionRecord>,
+    /// Executions that are logged and not sent yet.
+    unsent: HashSet<Arc<str>>,
+    /// Ended executions, in the order in which they ended.
+    ended: VecDeque<Arc<str>>,
+    /// Parent header of the previous message and the execution that it names. In a flood, the next message has the
+    /// same.
+    last_parent: (Bytes, Option<Arc<str>>),
+    /// Executions whose record changed.
+    changed: HashSet<Arc<str>>,
+    updates: Vec<IndexUpdate>,
+    /// Whether an execution has ended since the last [`take_ended`](Self::take_ended).
+    some_ended: bool,
+    displays: HashMap<String, Seq>,
+}
+
+/// Whether a request was seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    Yes,
+    No,
+    /// Memory does not reach back far enough; the index knows.
+    AskTheIndex,
+}
+
+struct Requests {
+    known: HashSet<Arc<str>>,
+    in_order: VecDeque<Arc<str>>,
+    /// Whether `known` has every request of the log.
+    all: bool,
+}
+
+impl Requests {
+    fn insert(&mut self, msg_id: Arc<str>) {
+        if self.known.insert(msg_id.clone()) {
+            self.in_order.push_back(msg_id);
+        }
+        if self.in_order.len() > MAX_REQUESTS
+            && let Some(oldest) = self.in_order.pop_front()
+        {
+            self.known.remove(&oldest);
+            self.all = false;
+        }
+    }
+}
+
+impl RequestIndex {
+    /// Restores requests and executions from the log's index.
+    pub(super) async fn load(log: &Log) -> Result<Self, StoreError> {
+        let mut requests = Self {
+            requests: Requests {
+                known: HashSet::new(),
+                in_order: VecDeque::new(),
+                all: log.head() == Seq::START,
+            },
+            executions: HashMap::new(),
+            unsent: HashSet::new(),
+            ended: VecDeque::new(),
+            last_parent: (Bytes::new(), None),
+            changed: HashSet::new(),
+            updates: Vec::new(),
+            some_ended: false,
+            displays: HashMap::new(),
+        };
+        if requests.requests.all {
+            return Ok(requests);
+        }
+        let (start, end) = keys::RUNNING;
+        for (key, _) in log.index_scan(start, end, MAX_REQUESTS, true).await? {
+            if let Some(seq) = keys::seq_of(&key)
+                && let Some(record) = log.index_get(keys::execution(seq)).await?
+            {
+                requests.remember(&record, log.head());
+            }
+        }
+        let (start, end) = keys::EXECUTIONS;
+        let mut newest = log.index_scan(start, end, MAX_ENDED, true).await?;
+        newest.reverse();
+        for (_, record) in newest {
+            requests.remember(&record, log.head());
+        }
+        Ok(requests)
+    }
+
+    fn remember(&mut self, json: &[u8], head: Seq) {
+        // An unreadable record counts as missing; the log still has the execution.
+        let Ok(mut record) = serde_json::from_slice::<ExecutionRecord>(json) else {
+            return;
+        };
+        if record.request > head {
+            return;
+        }
+        let msg_id: Arc<str> = record.msg_id().into();
+        if record.status.has_ended() {
+            self.ended.push_back(msg_id.clone());
+        } else {
+            // Records of running executions do not store their progress.
+            record.last = head;
+        }
+        self.executions.insert(msg_id, record);
+    }
+
+    /// Whether the kernel was sent a message with this id.
+    pub(super) fn knows(&self, msg_id: &str) -> Known {
+        if msg_id.is_empty() || msg_id.len() > MAX_ID {
+            Known::No
+        } else if self.requests.known.contains(msg_id) {
+            Known::Yes
+        } else if self.requests.all {
+            Known::No
+        } else {
+            Known::AskTheIndex
+        }
+    }
+
+    /// A client's message was appended as entry `seq`.
+    pub(super) fn on_request(
+        &mut self,
+        seq: Seq,
+        time: DateTime<Utc>,
+        session: &str,
+        channel: Channel,
+        message: &WireMessage,
+    ) {
+        let Ok(header) = message.header_ref() else {
+            return;
+        };
+        if channel == Channel::Stdin {
+            self.on_input_reply(message);
+        }
+        if header.msg_id.is_empty() || header.msg_id.len() > MAX_ID || message.header().len() > MAX_HEADER {
+            return;
+        }
+        let msg_id: Arc<str> = (*header.msg_id).into();
+        self.requests.insert(msg_id.clone());
+        self.updates
+            .push(IndexUpdate::put(keys::request(&msg_id), keys::number(seq)));
+        if channel != Channel::Shell || header.msg_type != "execute_request" {
+            self.updates
+                .push(IndexUpdate::put(keys::other_request(seq), msg_id.as_bytes().to_vec()));
+            return;
+        }
+        let Ok(header) = Header::parse(message.header()) else {
+            return;
+        };
+        self.updates.push(IndexUpdate::put(keys::running(seq), Bytes::new()));
+        self.replace_unfinished(&msg_id, time);
+        // A process that was killed before it stored this may have sent it, so the kernel may have answered already.
+        self.last_parent = (Bytes::new(), None);
+        self.changed.insert(msg_id.clone());
+        self.unsent.insert(msg_id.clone());
+        self.executions.insert(
+            msg_id,
+            ExecutionRecord {
+                header,
+                session: session.to_owned(),
+                cell_id: cell_id(message.metadata()),
+                status: ExecutionStatus::Queued,
+                reason: None,
+                execution_count: None,
+                request: seq,
+                reply: None,
+                idle: None,
+                open_input: None,
+                told_missing: false,
+                last: seq,
+                requested: time,
+                started: None,
+                ended: None,
+            },
+        );
+    }
+
+    /// Other code arrived under this `msg_id`. From now on, the kernel's messages count for the new execution.
+    fn replace_unfinished(&mut self, msg_id: &str, time: DateTime<Utc>) {
+        let Some(before) = self.executions.get_mut(msg_id) else {
+            return;
+        };
+        if before.ended.is_some() {
+            self.ended.retain(|ended| **ended != *msg_id);
+        } else {
+            before.status = ExecutionStatus::Lost;
+            before.reason = Some("other code came with the same msg_id".to_owned());
+            before.ended = Some(time);
+            self.updates.push(IndexUpdate::remove(keys::running(before.request)));
+            // Texts, numbers and times always serialize.
+            if let Ok(json) = serde_json::to_vec(before) {
+                self.updates
+                    .push(IndexUpdate::put(keys::execution(before.request), json));
+            }
+        }
+    }
+
+    /// The entries of the session's open `input_request`s.
+    pub(super) fn open_questions(&self, session: &str) -> Vec<Seq> {
+        let executions = self.executions.values();
+        let of_session = executions.filter(|execution| execution.session == session);
+        of_session.filter_map(|execution| execution.open_input).collect()
+    }
+
+    /// A logged message was sent to the kernel.
+    pub(super) fn mark_sent(&mut self, msg_id: &str) {
+        self.unsent.remove(msg_id);
+    }
+
+    /// A logged message could not be sent and may be repeated.
+    pub(super) fn mark_unsent(&mut self, msg_id: &str) {
+        self.unsent.remove(msg_id);
+        if !self.requests.known.remove(msg_id) {
+            return;
+        }
+        self.requests.in_order.retain(|id| &**id != msg_id);
+        self.updates.push(IndexUpdate::remove(keys::request(msg_id)));
+        if let Some(execution) = self.executions.remove(msg_id) {
+            self.changed.remove(msg_id);
+            self.updates
+                .push(IndexUpdate::remove(keys::execution(execution.request)));
+            self.updates.push(IndexUpdate::remove(keys::running(execution.request)));
+        }
+    }
+
+    /// An `input_reply` was appended. Its parent is the question, not the execution; but a kernel asks one question at
+    /// a time.
+    fn on_input_reply(&mut self, message: &WireMessage) {
+        if msg_type(message) != "input_reply" {
+            return;
+        }
+        for (msg_id, execution) in &mut self.executions {
+            if execution.open_input.take().is_some() {
+                self.changed.insert(msg_id.clone());
+            }
+        }
+    }
+
+    /// A message of the kernel was appended as entry `seq`.
+    pub(super) fn on_kernel_message(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
+        if channel == Channel::Control {
+            return;
+        }
+        let msg_type = msg_type(message);
+        if msg_type == "update_display_data"
+            && let Some(id) = display_id(message.content())
+        {
+            self.displays.insert(id, seq);
+        }
+        if self.last_parent.0 != message.parent_header() {
+            let parent = message.parent_ref().ok().map(|parent| parent.msg_id);
+            let execution = parent.and_then(|id| self.executions.get_key_value(&*id).map(|(id, _)| id.clone()));
+            // Copied, because the frame would keep the whole message in memory.
+            self.last_parent = (Bytes::copy_from_slice(message.parent_header()), execution);
+        }
+        let Some(msg_id) = &self.last_parent.1 else {
+            return;
+        };
+        let Some(execution) = self.executions.get_mut(msg_id) else {
+            return;
+        };
+        execution.last = seq;
+        let mut changed = execution.status.has_ended();
+        match (channel, &*msg_type) {
+            (Channel::Iopub, "status") => match kernel_state(message.content()) {
+                Some("busy") if execution.started.is_none() => {
+                    execution.started = Some(time);
+                    if execution.status == ExecutionStatus::Queued {
+                        execution.status = ExecutionStatus::Running;
+                    }
+                    changed = true;
+                }
+                Some("idle") => {
+                    execution.idle = Some(seq);
+                    changed = true;
+                }
+                _ => {}
+            },
+            (Channel::Iopub, "execute_input") => {
+                execution.execution_count = execution_count(message.content()).or(execution.execution_count);
+                // A synthetic reply takes the count from the record if the kernel's reply is lost.
+                changed = true;
+            }
+            (Channel::Shell, "execute_reply") => {
+                let (status, count) = outcome(message.content());
+                execution.status = status;
+                execution.reason = None;
+                execution.execution_count = count.or(execution.execution_count);
+                execution.reply = Some(seq);
+                execution.open_input = None;
+                changed = true;
+            }
+            (Channel::Stdin, "input_request") => {
+                execution.open_input = Some(seq);
+                changed = true;
+            }
+            _ => {}
+        }
+        if execution.reply.is_some() && execution.idle.is_some() && execution.ended.is_none() {
+            execution.ended = Some(time);
+            let msg_id = msg_id.clone();
+            self.end(msg_id);
+        } else if changed {
+            self.changed.insert(msg_id.clone());
+        }
+    }
+
+    /// The execution has ended; only late output may follow.
+    fn end(&mut self, msg_id: Arc<str>) {
+        if let Some(execution) = self.executions.get(&msg_id) {
+            self.updates.push(IndexUpdate::remove(keys::running(execution.request)));
+        }
+        self.changed.insert(msg_id.clone());
+        self.ended.push_back(msg_id);
+        self.some_ended = true;
+    }
+
+    /// Whether an execution has ended since the last call.
+    pub(super) fn take_ended(&mut self) -> bool {
+        std::mem::take(&mut self.some_ended)
+    }
+
+    /// Sent and unfinished executions: their subshell and `msg_id`.
+    pub(super) fn sent_and_unfinished(&self) -> Vec<(Option<String>, Arc<str>)> {
+        let unfinished = self
+            .executions
+            .iter()
+            .filter(|(_, execution)| execution.ended.is_none());
+        unfinished
+            .filter(|(msg_id, _)| !self.unsent.contains(*msg_id))
+            .map(|(msg_id, execution)| (execution.header.subshell_id.clone(), msg_id.clone()))
+            .collect()
+    }
+
+    /// Which of these executions are unfinished, oldest request first.
+    pub(super) fn unfinished_among(&self, msg_ids: &[Arc<str>]) -> Vec<ExecutionRecord> {
+        let executions = msg_ids.iter().filter_map(|msg_id| self.executions.get(msg_id));
+        let mut unfinished: Vec<_> = executions
+            .filter(|execution| execution.ended.is_none())
+            .cloned()
+            .collect();
+        unfinished.sort_by_key(|execution| execution.request);
+        unfinished
+    }
+
+    /// Unfinished executions requested before this entry, oldest request first.
+    pub(super) fn unfinished_before(&self, asked_before: Seq) -> Vec<ExecutionRecord> {
+        let executions = self.executions.values();
+        let mut unfinished: Vec<_> = executions
+            .filter(|execution| execution.ended.is_none() && execution.request < asked_before)
+            .cloned()
+            .collect();
+        unfinished.sort_by_key(|execution| execution.request);
+        unfinished
+    }
+
+    /// Executions that the kernel has started, as far as it reported.
+    pub(super) fn running(&self) -> Vec<ExecutionRecord> {
+        let mut running = self.unfinished_before(Seq(u64::MAX));
+        running.retain(|execution| execution.started.is_some());
+        running
+    }
+
+    /// A notice about missing output was appended as entry `seq`.
+    pub(super) fn mark_incomplete(&mut self, msg_id: &str, seq: Seq, is_hole: bool) {
+        if let Some(execution) = self.executions.get_mut(msg_id) {
+            execution.told_missing |= is_hole;
+            execution.last = seq;
+            self.changed.insert(msg_id.into());
+        }
+    }
+
+    /// Ends an execution whose reply was not recorded. Its synthetic messages are appended from entry `first` on.
+    /// Returns the number of the next entry.
+    pub(super) fn end_without_reply(
+        &mut self,
+        msg_id: &str,
+        (first, now): (Seq, DateTime<Utc>),
+        messages: &[(Channel, WireMessage)],
+        (status, reason): (ExecutionStatus, Option<&str>),
+    ) -> Seq {
+        let mut next = first;
+        let mut last = first;
+        for (channel, message) in messages {
+            last = next;
+            next = next.next();
+            if let Some(execution) = self.executions.get_mut(msg_id) {
+                match (channel, &*msg_type(message)) {
+                    (Channel::Shell, _) => execution.reply = Some(last),
+                    (_, "status") => execution.idle = Some(last),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(execution) = self.executions.get_mut(msg_id) {
+            if !execution.status.has_ended() {
+                execution.status = status;
+                execution.reason = reason.map(str::to_owned);
+            }
+            execution.open_input = None;
+            execution.last = execution.last.max(last);
+            execution.ended = Some(now);
+        }
+        self.end(msg_id.into());
+        next
+    }
+
+    /// Takes the index updates since the last call.
+    pub(super) fn take_updates(&mut self) -> Vec<IndexUpdate> {
+        for msg_id in self.changed.drain() {
+            if let Some(execution) = self.executions.get(&msg_id)
+                // Texts, numbers and times always serialize.
+                && let Ok(json) = serde_json::to_vec(execution)
+            {
+                self.updates
+                    .push(IndexUpdate::put(keys::execution(execution.request), json));
+            }
+        }
+        for (display_id, seq) in self.displays.drain() {
+            self.updates
+                .push(IndexUpdate::put(keys::display(&display_id), keys::number(seq)));
+        }
+        while self.ended.len() > MAX_ENDED {
+            if let Some(oldest) = self.ended.pop_front() {
+                self.executions.remove(&oldest);
+                if self.last_parent.1.as_ref() == Some(&oldest) {
+                    self.last_parent = (Bytes::new(), None);
+                }
+            }
+        }
+        std::mem::take(&mut self.updates)
+    }
+
+    /// The session that requested this execution.
+    pub(super) fn session_of(&self, msg_id: &str) -> Option<&str> {
+        self.executions.get(msg_id).map(|execution| &*execution.session)
+    }
+
+    /// Executions of the session that have entries after `seq` or are unfinished, oldest request first.
+    pub(super) fn active_after(&self, session: &str, seq: Seq) -> Vec<ExecutionRecord> {
+        let mut active: Vec<_> = self
+            .executions
+            .values()
+            .filter(|execution| execution.session == session && (execution.ended.is_none() || execution.last > seq))
+            .cloned()
+            .collect();
+        active.sort_by_key(|execution| execution.request);
+        active
+    }
+}
+
+/// The `cellId` of JupyterLab, or nbclient's `cell_id`.
+fn cell_id(metadata: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        #[serde(alias = "cell_id", rename = "cellId")]
+        cell_id: Option<String>,
+    }
+    if metadata == b"{}" {
+        return None;
+    }
+    let metadata: Metadata = serde_json::from_slice(metadata).ok()?;
+    metadata.cell_id.filter(|id| !id.is_empty() && id.len() <= MAX_ID)
+}
+
+/// The `execution_state` of a `status`.
+fn kernel_state(content: &[u8]) -> Option<&str> {
+    #[derive(Deserialize)]
+    struct Status<'a> {
+        #[serde(borrow)]
+        execution_state: &'a str,
+    }
+    Some(serde_json::from_slice::<Status<'_>>(content).ok()?.execution_state)
+}
+
+fn execution_count(content: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Input {
+        execution_count: Option<u64>,
+    }
+    serde_json::from_slice::<Input>(content).ok()?.execution_count
+}
+
+fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
+    #[derive(Default, Deserialize)]
+    struct Reply {
+        status: Option<String>,
+        execution_count: Option<u64>,
+    }
+    let reply: Reply = json::from_slice(content).unwrap_or_default();
+    let status = match reply.status.as_deref() {
+        Some("error") => ExecutionStatus::Error,
+        Some("aborted" | "abort") => ExecutionStatus::Aborted,
+        _ => ExecutionStatus::Ok,
+    };
+    (status, reply.execution_count)
+}
+
+/// The `display_id` in a display's content.
+pub(super) fn display_id(content: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Display {
+        transient: Transient,
+    }
+    #[derive(Deserialize)]
+    struct Transient {
+        display_id: String,
+    }
+    memmem::find(content, b"\"display_id\"")?;
+    let display: Display = serde_json::from_slice(content).ok()?;
+    Some(display.transient.display_id).filter(|id| id.len() <= MAX_ID)
+}

@@ -1,0 +1,302 @@
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kernel_log::{IndexUpdate, Log, Seq, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::index_keys as keys;
+
+/// How many detached sessions a kernel remembers. Beyond that, it forgets the one that left first, which then resumes
+/// at the end of the log.
+const MAX_DETACHED: usize = 256;
+/// How long an acknowledgement stays provisional: a proxy may acknowledge for a client that is already gone.
+/// jupyter_server takes up to 90 s to notice.
+const GRACE: Duration = Duration::from_secs(120);
+/// Resolution of the positions within [`GRACE`].
+const GRACE_STEP: Duration = Duration::from_secs(5);
+/// Minimum interval between two writes of a moving position.
+const STORE_EVERY: Duration = Duration::from_secs(1);
+
+/// The position of every client session in a kernel's log, attached or not. The log's index stores positions too, so
+/// that a session can resume in another process.
+pub(crate) struct Sessions {
+    known: Mutex<Known>,
+    attached: watch::Sender<usize>,
+    log: Log,
+}
+
+#[derive(Default)]
+struct Known {
+    by_key: HashMap<Arc<str>, Session>,
+    /// Logical clock: numbers attachments, and orders sessions by when they left.
+    clock: u64,
+}
+
+struct Session {
+    /// The progress of each attachment. With several of them, the client receives only one.
+    attachments: BTreeMap<u64, Progress>,
+    /// The attachment that the client receives: the newest one that it sent something over, or the only one.
+    heard: u64,
+    /// The progress of that attachment when it left.
+    left: Option<Progress>,
+    /// The stored position, and when it was stored.
+    stored: Option<(Position, Instant)>,
+    /// Whether the client tracks its own position, so that none is stored here.
+    knows_its_place: bool,
+    /// The clock at the last attach or detach.
+    changed: u64,
+    /// Announces the number of the newest attachment; older ones are superseded.
+    current: watch::Sender<u64>,
+}
+
+/// The progress of one attachment.
+#[derive(Clone)]
+struct Progress {
+    position: Position,
+    /// Acknowledgements within [`GRACE`], oldest first.
+    recent: VecDeque<(Instant, Seq)>,
+}
+
+/// How much of the log a session has received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    /// The last entry that the next hop towards the client acknowledged.
+    pub(crate) acknowledged: Seq,
+    /// The last entry that the client has for certain: acknowledged [`GRACE`] before its last sign of life.
+    pub(crate) sure: Seq,
+}
+
+/// How a client attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Joining {
+    /// With its only connection.
+    Alone,
+    /// With one of several connections that the session may have.
+    Shared,
+    /// With a position that the client tracks itself.
+    KnowsItsPlace,
+}
+
+/// The result of an attach.
+pub(crate) struct Joined {
+    pub(crate) attachment: u64,
+    /// What the session has received; `None` if it is new.
+    pub(crate) position: Option<Position>,
+    pub(crate) current: watch::Receiver<u64>,
+}
+
+impl Progress {
+    fn at(position: Position) -> Self {
+        Self {
+            position,
+            recent: VecDeque::from([(Instant::now(), position.sure)]),
+        }
+    }
+
+    fn acknowledge(&mut self, seq: Seq) {
+        let now = Instant::now();
+        self.position.acknowledged = self.position.acknowledged.max(seq);
+        if self.recent.back().is_none_or(|(time, _)| now - *time >= GRACE_STEP) {
+            self.recent.push_back((now, self.position.acknowledged));
+        }
+        while let Some((time, seq)) = self.recent.front()
+            && now - *time >= GRACE
+        {
+            self.position.sure = self.position.sure.max(*seq);
+            self.recent.pop_front();
+        }
+    }
+}
+
+impl Session {
+    fn new(left: Option<Position>) -> Self {
+        Self {
+            attachments: BTreeMap::new(),
+            heard: 0,
+            left: left.map(Progress::at),
+            stored: None,
+            knows_its_place: false,
+            changed: 0,
+            current: watch::Sender::new(0),
+        }
+    }
+
+    fn is_away(&self) -> bool {
+        self.attachments.is_empty()
+    }
+
+    /// The session's position; `None` if it never attached.
+    fn progress(&self) -> Option<&Progress> {
+        self.attachments.get(&self.heard).or(self.left.as_ref())
+    }
+
+    /// The index update, if the position is due to be stored.
+    fn store(&mut self, key: &str, at_once: bool) -> Option<IndexUpdate> {
+        let position = self.progress()?.position;
+        let due = match &self.stored {
+            None => true,
+            Some((stored, since)) => *stored != position && (at_once || since.elapsed() >= STORE_EVERY),
+        };
+        if !due {
+            return None;
+        }
+        self.stored = Some((position, Instant::now()));
+        // Two numbers always serialize.
+        let json = serde_json::to_vec(&position).ok()?;
+        Some(IndexUpdate::put(keys::session(key), json))
+    }
+}
+
+impl Sessions {
+    /// Restores the sessions of the log's index, all detached.
+    pub(crate) async fn load(log: Log) -> Result<Self, StoreError> {
+        let (start, end) = keys::SESSIONS;
+        let mut known = Known::default();
+        for (key, json) in log.index_scan(start, end, 2 * MAX_DETACHED, false).await? {
+            if let Some(key) = keys::text_of(&key)
+                && let Ok(position) = serde_json::from_slice::<Position>(&json)
+            {
+                known.by_key.insert(key.into(), Session::new(Some(position)));
+            }
+        }
+        Ok(Self {
+            known: Mutex::new(known),
+            attached: watch::Sender::new(0),
+            log,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of attached sessions: its value now and each change.
+    pub(crate) fn attached(&self) -> watch::Receiver<usize> {
+        self.attached.subscribe()
+    }
+
+    /// Attaches a session and supersedes its older attachments. A new session starts after `head`.
+    pub(crate) fn join(&self, key: &Arc<str>, head: Seq, joining: Joining) -> Joined {
+        let mut known = self.lock();
+        known.clock += 1;
+        let attachment = known.clock;
+        // If the session was forgotten, nothing that it requested earlier is certain.
+        let new = Position {
+            acknowledged: head,
+            sure: Seq::START,
+        };
+        let session = known.by_key.entry(key.clone()).or_insert_with(|| Session::new(None));
+        let progress = session.progress().cloned();
+        let position = progress.as_ref().map(|progress| progress.position);
+        if session.is_away() || joining != Joining::Shared {
+            session.heard = attachment;
+        }
+        session
+            .attachments
+            .insert(attachment, progress.unwrap_or_else(|| Progress::at(new)));
+        session.knows_its_place = joining == Joining::KnowsItsPlace;
+        session.changed = attachment;
+        session.current.send_replace(attachment);
+        let current = session.current.subscribe();
+        self.count(&known);
+        Joined {
+            attachment,
+            position,
+            current,
+        }
+    }
+
+    /// Waits until the attachment that the client receives, if any, has left.
+    pub(crate) async fn left(&self, key: &str) {
+        let mut changes = self.attached.subscribe();
+        while self.is_heard(key) {
+            // `self` holds the sender, so this cannot fail.
+            let _ = changes.changed().await;
+        }
+    }
+
+    fn is_heard(&self, key: &str) -> bool {
+        let known = self.lock();
+        let session = known.by_key.get(key);
+        session.is_some_and(|session| session.attachments.contains_key(&session.heard))
+    }
+
+    pub(crate) fn acknowledge(&self, key: &str, attachment: u64, seq: Seq) {
+        self.advance(key, attachment, false, |progress| progress.acknowledge(seq));
+    }
+
+    /// The client acted on entry `seq`, so it has everything up to there, whatever proxies acknowledged.
+    pub(crate) fn has_seen(&self, key: &str, attachment: u64, seq: Seq) {
+        self.advance(key, attachment, true, |progress| {
+            progress.acknowledge(seq);
+            progress.position.sure = progress.position.sure.max(seq);
+        });
+    }
+
+    fn advance(&self, key: &str, attachment: u64, store_at_once: bool, advance: impl FnOnce(&mut Progress)) {
+        let mut known = self.lock();
+        if let Some(session) = known.by_key.get_mut(key)
+            && !session.knows_its_place
+            && let Some(progress) = session.attachments.get_mut(&attachment)
+        {
+            advance(progress);
+            if let Some(update) = session.store(key, store_at_once) {
+                self.log.update_index([update]);
+            }
+        }
+    }
+
+    /// The client sent something over this attachment, so this is the one that it receives.
+    pub(crate) fn spoke(&self, key: &str, attachment: u64) {
+        let mut known = self.lock();
+        if let Some(session) = known.by_key.get_mut(key)
+            && session.attachments.contains_key(&attachment)
+        {
+            // A late message over an older attachment says nothing.
+            session.heard = session.heard.max(attachment);
+        }
+    }
+
+    pub(crate) fn leave(&self, key: &str, attachment: u64) {
+        let mut known = self.lock();
+        known.clock += 1;
+        let now = known.clock;
+        if let Some(session) = known.by_key.get_mut(key)
+            && let Some(progress) = session.attachments.remove(&attachment)
+        {
+            session.changed = now;
+            if session.heard == attachment {
+                session.left = Some(progress);
+            }
+            if session.knows_its_place {
+                if session.is_away() {
+                    known.by_key.remove(key);
+                }
+            } else if let Some(update) = session.store(key, true) {
+                self.log.update_index([update]);
+            }
+        }
+        let detached = known.by_key.values().filter(|session| session.is_away());
+        if detached.count() > MAX_DETACHED {
+            let oldest = known
+                .by_key
+                .iter()
+                .filter(|(_, session)| session.is_away())
+                .min_by_key(|(_, session)| session.changed)
+                .map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                known.by_key.remove(&oldest);
+                self.log.update_index([IndexUpdate::remove(keys::session(&oldest))]);
+            }
+        }
+        self.count(&known);
+    }
+
+    fn count(&self, known: &Known) {
+        let attached = known.by_key.values().filter(|session| !session.is_away());
+        self.attached.send_replace(attached.count());
+    }
+}

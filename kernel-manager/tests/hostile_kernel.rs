@@ -1,0 +1,328 @@
+//! A kernel that floods its sockets with input that is refused: other kernels and the process's log do not suffer.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod rewired;
+
+use std::future::Future;
+use std::io::{Write as _, copy};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
+use jupyter_protocol::kernel::{Context as KernelContext, Kernel as Serves};
+use jupyter_protocol::message::Message;
+use jupyter_protocol::zmq::MAX_MESSAGE_BYTES;
+use jupyter_protocol::{Channel, ConnectionInfo};
+use kernel_log::{Entry, LogOptions, Logs, MemoryStore, Origin};
+use kernel_manager::{Attachment, Kernel, Manager, ManagerOptions, StartRequest};
+use kernel_provider::fake::{FakeProvider, FakeSpec};
+use tokio::sync::Notify;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+use rewired::Rewired;
+
+/// Nothing here takes this long; an attack that nothing stops ends by itself then.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How many round trips another kernel does while the attack goes on.
+const ROUND_TRIPS: usize = 50;
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+}
+
+/// Forwards a kernel's port, and writes what the kernel never would.
+#[derive(Default)]
+struct Interposer {
+    /// The gateway's newest connection.
+    client: Mutex<Option<TcpStream>>,
+}
+
+impl Interposer {
+    /// Returns the port in front of `target`.
+    fn listen(self: &Arc<Self>, target: u16) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let this = self.clone();
+        thread::spawn(move || {
+            loop {
+                let (client, _) = listener.accept().unwrap();
+                let server = TcpStream::connect(("127.0.0.1", target)).unwrap();
+                let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || copy(&mut from_client, &mut to_server));
+                *this.client.lock().unwrap() = Some(client.try_clone().unwrap());
+                let _ = copy(&mut &server, &mut &client);
+                let _ = client.shutdown(Shutdown::Both);
+            }
+        });
+        port
+    }
+
+    /// Writes these bytes once.
+    async fn write(&self, bytes: Vec<u8>) {
+        let mut stream = self.client.lock().unwrap().as_ref().unwrap().try_clone().unwrap();
+        let writing = tokio::task::spawn_blocking(move || stream.write_all(&bytes));
+        soon(writing).await.unwrap().unwrap();
+    }
+
+    /// Writes these bytes over and over until the attack is dropped.
+    fn attack(&self, bytes: Vec<u8>) -> Attack {
+        let mut stream = self.client.lock().unwrap().as_ref().unwrap().try_clone().unwrap();
+        stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let attack = Attack {
+            stop: stop.clone(),
+            sent: sent.clone(),
+        };
+        thread::spawn(move || {
+            let end = Instant::now() + DEADLINE;
+            let mut at = 0;
+            while !(stop.load(Ordering::Relaxed) || Instant::now() > end) {
+                // Nothing is taken while reading pauses.
+                if let Ok(written) = stream.write(&bytes[at..]) {
+                    at = (at + written) % bytes.len();
+                    sent.fetch_add(written, Ordering::Relaxed);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        attack
+    }
+}
+
+struct Attack {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
+}
+
+impl Attack {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed) && self.sent.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Attack {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Counts lines of the process's log.
+struct Lines(Arc<AtomicUsize>);
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() <= tracing::Level::WARN {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Runs code in the kernel, and waits for the reply.
+async fn round_trip(kernel: &Arc<Kernel>, attachment: &mut Attachment) {
+    let request = Message::new(ExecuteRequest::new("hello"), attachment.client().session());
+    let id = request.header.msg_id.clone();
+    soon(kernel.attach("sender").client().send(Channel::Shell, request.to_wire()))
+        .await
+        .unwrap();
+    let answers = |entry: &Entry| {
+        entry.origin() == Origin::Kernel
+            && entry.channel() == Channel::Shell
+            && entry.message().parent_ref().unwrap().msg_id == *id
+    };
+    loop {
+        let block = soon(attachment.next()).await.unwrap().expect("the log goes on");
+        if block.entries().any(|entry| answers(&entry)) {
+            return;
+        }
+    }
+}
+
+fn message(signature: &[u8], content: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\x01\x09<IDS|MSG>".to_vec();
+    for (more, part) in [
+        (1, signature),
+        (1, br#"{"msg_id":"1","msg_type":"status"}"#),
+        (1, b"{}"),
+        (1, b"{}"),
+    ] {
+        bytes.extend([more, u8::try_from(part.len()).unwrap()]);
+        bytes.extend(part);
+    }
+    bytes.push(2);
+    bytes.extend((content.len() as u64).to_be_bytes());
+    bytes.extend(content);
+    bytes
+}
+
+/// Another kernel's round trips go on while the attack does, and it causes few lines in the log.
+async fn others_go_on(channel: Channel, bytes: Vec<u8>) {
+    let lines = Arc::new(AtomicUsize::new(0));
+    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(Lines(lines.clone())));
+    let interposer = Arc::new(Interposer::default());
+    let rewire = {
+        let interposer = interposer.clone();
+        move |info: &mut ConnectionInfo| {
+            let port = match channel {
+                Channel::Shell => &mut info.shell_port,
+                _ => &mut info.iopub_port,
+            };
+            *port = interposer.listen(*port);
+        }
+    };
+    let hostile = Rewired::new(FakeProvider::new().with_name("hostile"), rewire);
+    let logs = || Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+    let manager = Manager::new(vec![Arc::new(hostile)], logs(), ManagerOptions::default());
+    let hostile = soon(manager.start(StartRequest::new("echo"))).await.unwrap();
+    let others = Manager::new(vec![Arc::new(FakeProvider::new())], logs(), ManagerOptions::default());
+    let other = soon(others.start(StartRequest::new("echo"))).await.unwrap();
+    let mut attachment = other.attach("reader");
+
+    let attack = interposer.attack(bytes);
+    for _ in 0..ROUND_TRIPS {
+        round_trip(&other, &mut attachment).await;
+    }
+    assert!(attack.goes_on(), "the attack ended first");
+    drop(attack);
+    assert!(lines.load(Ordering::Relaxed) < 10, "{lines:?} lines");
+    drop(hostile);
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test]
+async fn messages_with_a_bad_signature() {
+    others_go_on(Channel::Iopub, message(&[b'0'; 64], b"{}").repeat(100)).await;
+}
+
+#[tokio::test]
+async fn replies_with_a_bad_signature() {
+    others_go_on(Channel::Shell, message(&[b'0'; 64], b"{}").repeat(100)).await;
+}
+
+#[tokio::test]
+async fn large_messages_with_a_bad_signature() {
+    others_go_on(Channel::Iopub, message(&[b'0'; 64], &vec![b' '; 8 << 20])).await;
+}
+
+#[tokio::test]
+async fn what_is_no_message() {
+    others_go_on(Channel::Iopub, b"\0\x03bad".repeat(1_000)).await;
+}
+
+#[tokio::test]
+async fn pings() {
+    others_go_on(Channel::Iopub, b"\x04\x0f\x04PING\0\x0acontext!".repeat(1_000)).await;
+}
+
+#[tokio::test]
+async fn pings_on_shell() {
+    others_go_on(Channel::Shell, b"\x04\x0f\x04PING\0\x0acontext!".repeat(1_000)).await;
+}
+
+#[tokio::test]
+async fn a_message_without_an_end() {
+    others_go_on(Channel::Iopub, b"\x01\x01x".repeat(1_000)).await;
+}
+
+/// Runs code until it is told to go on.
+struct Waits(Arc<Notify>);
+
+#[async_trait]
+impl Serves for Waits {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, _: &ExecuteRequest, context: &KernelContext) -> Result<ExecuteReply, ReplyError> {
+        context.stdout("before").await;
+        self.0.notified().await;
+        context.stdout("after").await;
+        Ok(ExecuteReply::default())
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_left_out_with_a_word_and_the_next_one_arrives() {
+    is_left_out(ManagerOptions::default(), MAX_MESSAGE_BYTES as usize, "128 MiB").await;
+}
+
+#[tokio::test]
+async fn a_message_for_which_there_is_no_memory_is_left_out_with_a_word_and_the_next_one_arrives() {
+    let mut options = ManagerOptions::default();
+    options.message_memory = 2 << 20;
+    is_left_out(options, 3 << 20, "no memory").await;
+}
+
+/// A message of so many bytes is left out, for this reason.
+async fn is_left_out(options: ManagerOptions, bytes: usize, reason: &str) {
+    let interposer = Arc::new(Interposer::default());
+    let go = Arc::new(Notify::new());
+    let fake = FakeProvider::new();
+    let waits = go.clone();
+    fake.install("waits", FakeSpec::kernel(move || Waits(waits.clone())));
+    let rewire = {
+        let interposer = interposer.clone();
+        move |info: &mut ConnectionInfo| info.iopub_port = interposer.listen(info.iopub_port)
+    };
+    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+    let manager = Manager::new(vec![Arc::new(Rewired::new(fake, rewire))], logs, options);
+    let kernel = soon(manager.start(StartRequest::new("waits"))).await.unwrap();
+    let mut attachment = kernel.attach("s");
+    let request = Message::new(ExecuteRequest::new(""), "s").to_wire();
+    soon(attachment.client().send(Channel::Shell, request)).await.unwrap();
+    let mut shown = Vec::new();
+    while shown.last().is_none_or(|text| text != "after") {
+        let block = soon(attachment.next()).await.unwrap().unwrap();
+        for entry in block.entries() {
+            let message = entry.message();
+            if message.header_ref().unwrap().msg_type != "stream" {
+                continue;
+            }
+            let content: serde_json::Value = serde_json::from_slice(message.content()).unwrap();
+            let text = content["text"].as_str().unwrap().to_owned();
+            if text == "before" {
+                interposer.write(message_of(bytes)).await;
+            } else if text.contains("left out") {
+                go.notify_one();
+            }
+            shown.push(text);
+        }
+    }
+    let [before, notice, after] = &shown[..] else {
+        panic!("{shown:?}")
+    };
+    assert_eq!((&**before, &**after), ("before", "after"));
+    assert!(notice.contains(reason), "{notice}");
+    soon(manager.shutdown()).await;
+}
+
+#[tokio::test]
+async fn iopub_is_read_on_the_recorder_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut options = ManagerOptions::default();
+    options.recorder_runtime = Some(runtime.handle().clone());
+    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+    let manager = Manager::new(vec![Arc::new(FakeProvider::new())], logs, options);
+    let kernel = soon(manager.start(StartRequest::new("echo"))).await.unwrap();
+    assert_eq!(runtime.metrics().num_alive_tasks(), 1);
+    let mut execution = kernel.execute(ExecuteRequest::new("hello")).await.unwrap();
+    let mut has_output = false;
+    while let Some(message) = soon(execution.next()).await {
+        has_output |= message.unwrap().msg_type() == "stream";
+    }
+    assert!(has_output);
+    soon(manager.shutdown()).await;
+    runtime.shutdown_background();
+}
+
+fn message_of(bytes: usize) -> Vec<u8> {
+    message(b"", &vec![b' '; bytes])
+}
