@@ -1,10 +1,54 @@
 //! Run Jupyter kernels anywhere; attach, detach, re-attach, lose nothing.
+//!
+//! A [`Manager`] starts kernels through providers, records everything that they say in logs, and restarts and ends them.
+//! A client is a position in a kernel's log: it can detach, and go on later with the very next message.
+//!
+//! ```no_run
+//! use kernelmux::prelude::*;
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let manager = Manager::builder().local("state").on_disk("logs").open().await?;
+//!     let kernel = manager.start("python3").await?;
+//!     let mut execution = kernel.execute("for n in range(3): print(n)").await?;
+//!     while let Some(message) = execution.next().await {
+//!         if let Content::Stream(stream) = message?.content {
+//!             print!("{}", stream.text);
+//!         }
+//!     }
+//!     println!("{}", kernel.run("6 * 7").await?.text());
+//!     manager.close(AtClose::EndKernels).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Layers
+//!
+//! All of it is at this crate's root, or in a module of the layer's name: [`protocol`] (the messages, and the wire),
+//! [`log`], `local` and `k8s` (providers), [`fold`] (messages to a notebook's outputs), `resume` (the client of a
+//! gateway).
+//!
+//! # Features
+//!
+//! | Feature | What it adds |
+//! |---|---|
+//! | `local` (default) | kernels as processes of this machine |
+//! | `fjall` (default) | logs on disk |
+//! | `k8s` | kernels as pods of a Kubernetes cluster |
+//! | `nats` | logs in NATS JetStream, which several services can share |
+//! | `resume-client` | the client that follows a kernel through a gateway, over any disconnect |
+//! | `resume-client-tls` | the same, for gateways behind `https://` and `wss://` |
 
+mod builder;
+pub mod prelude;
+
+pub use builder::ManagerBuilderExt;
 #[cfg(feature = "resume-client")]
 pub use gateway_client::resume;
 pub use jupyter_protocol as protocol;
-pub use jupyter_protocol::KernelId;
+pub use jupyter_protocol::{Channel, Header, KernelId, Message, WireMessage};
 pub use kernel_log as log;
+pub use kernel_log::{Cursor, Entry, Lifecycle, Log, LogOptions, Logs, Seq, StoreError};
 pub use kernel_manager::*;
 pub use kernel_provider::*;
 #[cfg(feature = "k8s")]

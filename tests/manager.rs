@@ -15,7 +15,7 @@ use kernelmux::protocol::kernelspec::SearchPath;
 use kernelmux::protocol::message::Message;
 use kernelmux::protocol::{Channel, WireMessage};
 use kernelmux::{
-    Attachment, Client, Culling, ExecutionError, ExecutionState, Kernel, KernelEventKind, KernelId, Manager,
+    AtClose, Attachment, Client, Culling, ExecutionError, ExecutionState, Kernel, KernelEventKind, KernelId, Manager,
     ManagerOptions, StartError, StartRequest,
 };
 use serde_json::{Value, json};
@@ -244,7 +244,7 @@ async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
     };
     assert!(matches!(error, Some(Err(ExecutionError::KernelEnded { .. }))));
     assert_eq!(run(&kernel, "print('again')").await, "again\n");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -295,7 +295,7 @@ async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
         .await
         .unwrap();
     assert_eq!(run(&kernel, "print('again')").await, "again\n");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,7 +340,7 @@ async fn a_kernel_that_dies_at_each_start_is_tried_up_to_the_limit_and_late_clie
     std::fs::remove_file(&fatal).unwrap();
     soon(kernel.restart()).await.unwrap();
     assert_eq!(run(&kernel, "print('risen')").await, "risen\n");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,7 +369,7 @@ async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
     }
     assert_eq!(error.as_deref(), Some("KeyboardInterrupt"));
     assert_eq!(run(&kernel, "print(kept)").await, "1\n");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,7 +420,7 @@ async fn replies_go_to_who_asked_and_output_goes_to_all() {
     soon(kernel.connections().wait_for(|connections| *connections == 1))
         .await
         .unwrap();
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -462,7 +462,7 @@ async fn a_session_that_comes_back_reads_on_after_what_it_acknowledged() {
         .collect();
     let expected: String = (0..1000).map(|i| format!("{i}\n")).collect();
     assert!(text == expected, "nothing lost, nothing twice: {text}");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -478,7 +478,7 @@ async fn a_flood_of_ten_times_the_kernels_own_queue_loses_nothing() {
         run(&kernel, "print([name for name in dir() if name[0] != '_'], In)").await,
         "['In', 'Out', 'exit', 'get_ipython', 'i', 'open', 'quit'] ['', 'for i in range(10_000): print(i, flush=True)', \"print([name for name in dir() if name[0] != '_'], In)\"]\n"
     );
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -489,7 +489,7 @@ async fn kernels_outlive_the_manager_and_their_logs_go_on() {
     let id = kernel.id();
     run(&kernel, "kept = 'kept'").await;
     let (epoch, head) = (kernel.log().epoch(), kernel.log().head());
-    soon(manager.detach()).await;
+    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
     drop((kernel, manager));
 
     let manager = reopened(&place).await;
@@ -510,7 +510,7 @@ async fn kernels_outlive_the_manager_and_their_logs_go_on() {
     soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
         .await
         .unwrap();
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 /// A manager on the same folder, once the last one's hold on it is gone.
@@ -577,7 +577,7 @@ async fn limits_and_ids_are_kept_to_also_while_kernels_start() {
     );
     soon(kernel.shutdown()).await.unwrap();
     soon(manager.start(request(&owner))).await.unwrap();
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
     let error = soon(manager.start(request("dan"))).await.map(|_| ()).unwrap_err();
     assert!(matches!(error, StartError::ShuttingDown), "{error}");
 }
@@ -605,7 +605,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
         assert!(expected.iter().all(|part| error.contains(part)), "{error}");
         assert!(manager.list().is_empty());
     }
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -628,7 +628,7 @@ async fn a_manager_that_ends_gives_up_what_is_being_started() {
         }
     })
     .await;
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
     let error = soon(starting).await.unwrap().unwrap_err();
     assert!(matches!(error, StartError::ShuttingDown), "{error}");
     let left = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -691,7 +691,7 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     left.sort();
     expected.sort();
     assert_eq!(left, expected);
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -704,7 +704,7 @@ async fn a_kernel_that_is_stopped_at_a_restore_holds_up_no_other_and_can_be_used
         let pid = run(&kernel, "import os; print(os.getpid())").await.trim().to_owned();
         pids.push((kernel.id(), pid));
     }
-    soon(manager.detach()).await;
+    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
     drop(manager);
     let [(one, _), (two, second), (three, third)] = &pids[..] else {
         panic!("three kernels")
@@ -726,7 +726,7 @@ async fn a_kernel_that_is_stopped_at_a_restore_holds_up_no_other_and_can_be_used
     assert!(manager.get(*three).is_none());
     kill(second, "-CONT");
     assert_eq!(run(&kernel(two), "print('back')").await, "back\n");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 /// Writes a line for each number, each in a message of its own.
@@ -743,7 +743,7 @@ async fn a_python_kernel_has_the_arguments_of_its_kernelspec_and_no_others() {
     let parse = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('-f')\n\
                  print(parser.parse_args().f == sys.argv[2])";
     assert_eq!(run(&kernel, parse).await, "True\n");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -754,7 +754,7 @@ async fn a_python_kernel_knows_that_it_runs_in_jupyter_and_does_not_watch_its_pa
     let look = "import os, threading\nprint('JPY_PARENT_PID' in os.environ, \
                 [thread for thread in threading.enumerate() if 'Poller' in type(thread).__name__])";
     assert_eq!(run(&kernel, look).await, "True []\n");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -803,7 +803,7 @@ async fn code_and_files_of_profiles_and_kernelspecs_run_at_the_start() {
         let printed = run(&kernel, &format!("print({expected})")).await;
         assert_eq!(printed.trim(), expected.trim_start_matches("from_"));
     }
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -834,7 +834,7 @@ async fn a_python_kernel_behind_a_wrapper_starts_and_loses_no_output() {
         // The option belongs to the process.
         soon(kernel.restart()).await.unwrap();
     }
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -868,7 +868,7 @@ async fn a_python_kernel_does_not_show_that_it_waits_for_its_subscriber() {
         }
     }
     assert_eq!(seen[0], seen[1]);
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -902,5 +902,5 @@ async fn kernelspecs_are_found_as_jupyter_client_finds_them_and_broken_ones_say_
         matches!(&error, StartError::BrokenSpec { reason: said, .. } if said == reason),
         "{error}"
     );
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }

@@ -14,7 +14,7 @@ use jupyter_protocol::zmq::IopubSubscriber;
 use jupyter_protocol::{Channel, ConnectionInfo, KernelId, Message};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, ServiceAccount};
 use kernel_log::{LogOptions, Logs, MemoryStore, Origin};
-use kernel_manager::{Attachment, Kernel, Manager, ManagerOptions, StartRequest};
+use kernel_manager::{AtClose, Attachment, Kernel, Manager, ManagerOptions, StartRequest};
 use kernel_provider::{KernelHandle, KernelProvider as _, LaunchRequest, LaunchStage, Progress};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::client::{Body, ClientBuilder};
@@ -296,7 +296,7 @@ async fn starts(place: &Place, section: &mut Section) -> Result<()> {
             again.push(restarted);
         }
     }
-    manager.shutdown().await;
+    manager.close(AtClose::EndKernels).await?;
     let (ours, theirs, again) = (Times::new(ours), Times::new(theirs), Times::new(again));
     section.table(&["start to first answer (ipykernel)", "runs", "p50", "p90"]);
     for (name, times) in [
@@ -481,9 +481,9 @@ async fn messages(place: &Place, section: &mut Section) -> Result<()> {
         }
         row(name, &logged, flood(&kernel, wanted, Heard::Logged(&kernel)).await?);
         if reach == Reach::PodAddress {
-            manager.detach().await;
+            manager.close(AtClose::LeaveKernels).await?;
         } else {
-            manager.shutdown().await;
+            manager.close(AtClose::EndKernels).await?;
         }
     }
     section.note(

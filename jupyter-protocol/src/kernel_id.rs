@@ -40,16 +40,16 @@ impl fmt::Display for KernelId {
 /// The text is not a kernel id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a kernel id: an id is a UUID with hyphens, such as 3fa85f64-5717-4562-b3fc-2c963f66afa6")]
-pub struct NoKernelId;
+pub struct InvalidKernelId;
 
 impl FromStr for KernelId {
-    type Err = NoKernelId;
+    type Err = InvalidKernelId;
 
     /// Accepts only the form with hyphens, in either case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.len() != 36 {
-            return Err(NoKernelId);
+            return Err(InvalidKernelId);
         }
-        Uuid::try_parse(text).map(Self).map_err(|_| NoKernelId)
+        Uuid::try_parse(text).map(Self).map_err(|_| InvalidKernelId)
     }
 }

@@ -54,7 +54,7 @@ pub mod zmq;
 pub use channel::{Channel, UnknownChannel};
 pub use connection_file::{ConnectionInfo, Transport};
 pub use header::Header;
-pub use kernel_id::{KernelId, NoKernelId};
+pub use kernel_id::{InvalidKernelId, KernelId};
 pub use kernelspec::{InstalledKernelspec, Kernelspec};
 pub use key::Key;
 pub use log_limiter::LogLimiter;

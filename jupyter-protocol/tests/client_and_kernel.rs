@@ -121,7 +121,7 @@ async fn run(mut execution: Execution) -> (String, String) {
                 Content::Error(error) => text.push_str(&error.ename),
                 _ => {}
             },
-            ExecutionEvent::Input(request) => execution.send_input(request.prompt + "Ada").await.unwrap(),
+            ExecutionEvent::Input(request) => execution.answer(request.prompt + "Ada").await.unwrap(),
             ExecutionEvent::Reply(reply) => status = reply.status().to_owned(),
             _ => {}
         }

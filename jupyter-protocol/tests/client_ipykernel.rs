@@ -27,10 +27,7 @@ async fn run(mut execution: Execution) -> (String, Reply<ExecuteReply>) {
                 _ => {}
             },
             ExecutionEvent::Input(request) => {
-                execution
-                    .send_input(format!("answer to {}", request.prompt))
-                    .await
-                    .unwrap();
+                execution.answer(format!("answer to {}", request.prompt)).await.unwrap();
             }
             ExecutionEvent::Reply(found) => reply = Some(found),
             _ => {}
@@ -110,7 +107,7 @@ async fn input_requests_are_answered() {
     assert_eq!(reply.status(), "ok");
     let mut execution = execute(&client, "1").await;
     assert!(matches!(
-        execution.send_input("x").await,
+        execution.answer("x").await,
         Err(ClientError::NoInputRequested)
     ));
 }

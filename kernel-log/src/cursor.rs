@@ -1,7 +1,9 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 /// The number of an entry in its log, counted from 1.
@@ -43,13 +45,31 @@ impl Epoch {
     }
 }
 
+impl FromStr for Epoch {
+    type Err = InvalidCursor;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() != 32 {
+            return Err(InvalidCursor);
+        }
+        Uuid::try_parse(text).map(Self).map_err(|_| InvalidCursor)
+    }
+}
+
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.as_simple().fmt(f)
     }
 }
 
-/// A position in a log: everything up to and including `seq` has been read. Written as `epoch:seq`.
+/// A position in a log: everything up to and including `seq` has been read. Written as `epoch:seq`, also by serde.
+///
+/// ```
+/// use kernel_log::{Cursor, Epoch, Seq};
+///
+/// let cursor = Cursor { epoch: Epoch::random(), seq: Seq(17) };
+/// assert_eq!(cursor.to_string().parse(), Ok(cursor));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cursor {
     /// The log.
@@ -64,22 +84,56 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// The text is not a cursor.
+/// The text is not a cursor, or not an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor: a cursor is a log's epoch (32 hex digits), a colon and a number")]
-pub struct NoCursor;
+pub struct InvalidCursor;
 
 impl FromStr for Cursor {
-    type Err = NoCursor;
+    type Err = InvalidCursor;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (epoch, seq) = text.split_once(':').ok_or(NoCursor)?;
-        if epoch.len() != 32 || !seq.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(NoCursor);
+        let (epoch, seq) = text.split_once(':').ok_or(InvalidCursor)?;
+        if !seq.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(InvalidCursor);
         }
         Ok(Self {
-            epoch: Epoch(Uuid::try_parse(epoch).map_err(|_| NoCursor)?),
-            seq: Seq(seq.parse().map_err(|_| NoCursor)?),
+            epoch: epoch.parse()?,
+            seq: Seq(seq.parse().map_err(|_| InvalidCursor)?),
         })
+    }
+}
+
+impl Serialize for Cursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_and_epochs_are_read_back_from_text_and_json() {
+        let cursor = Cursor {
+            epoch: Epoch::random(),
+            seq: Seq(7),
+        };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        assert_eq!(cursor.epoch.to_string().parse(), Ok(cursor.epoch));
+        let json = serde_json::to_string(&cursor).unwrap_or_default();
+        assert_eq!(json, format!("\"{cursor}\""));
+        assert_eq!(serde_json::from_str::<Cursor>(&json).ok(), Some(cursor));
+        for invalid in ["\"\"", "\"7\"", "7", "\"0123456789abcdef0123456789abcdef:-1\""] {
+            assert!(serde_json::from_str::<Cursor>(invalid).is_err(), "{invalid}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::codec::websocket_v1::{self, V1Message};
 use jupyter_protocol::{Channel, WireMessage};
 
-use super::Seq;
+use super::{Lifecycle, Seq};
 
 const HEAD: usize = 16;
 const SEQ: usize = 8;
@@ -188,6 +188,14 @@ impl Entry {
             |_| WireMessage::from_parts([(); 4].map(|()| Bytes::from_static(b"{}")), []),
             |(_, message)| message,
         )
+    }
+
+    /// The event in the kernel's life that this entry reports; `None` for messages of the kernel and of clients.
+    #[must_use]
+    pub fn lifecycle(&self) -> Option<Lifecycle> {
+        (self.origin == Origin::Lifecycle)
+            .then(|| Lifecycle::from_message(&self.message()))
+            .flatten()
     }
 
     /// Size in bytes, in memory and on disk.

@@ -67,7 +67,7 @@ mod waiting;
 mod writer;
 
 pub use block::Block;
-pub use cursor::{Cursor, Epoch, NoCursor, Seq};
+pub use cursor::{Cursor, Epoch, InvalidCursor, Seq};
 pub use entry::{Entry, NewEntry, Origin};
 pub use handle::Log;
 pub use index::IndexUpdate;

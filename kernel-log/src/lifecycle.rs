@@ -1,3 +1,5 @@
+use std::fmt;
+
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Header, WireMessage};
@@ -76,6 +78,32 @@ pub enum Lifecycle {
         /// The end of its output outside the protocol; may be empty.
         output: String,
     },
+}
+
+impl fmt::Display for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started => f.write_str("the kernel started"),
+            Self::Attached { unrecorded_ms: None } => f.write_str("the kernel was not recorded for an unknown time"),
+            Self::Attached {
+                unrecorded_ms: Some(ms),
+            } => write!(f, "the kernel was not recorded for {ms} ms"),
+            Self::Lost { executions } => write!(f, "{} executions ended unrecorded", executions.len()),
+            Self::Died { executions, reason } => {
+                write!(f, "{} executions ended with the kernel: {reason}", executions.len())
+            }
+            Self::Disconnected => f.write_str("the connection to the kernel was lost"),
+            Self::NotRecorded { first, last, reason } => {
+                write!(f, "entries {first} to {last} could not be stored: {reason}")
+            }
+            Self::Quiet => f.write_str("the kernel has published nothing for long"),
+            Self::Restarting => f.write_str("a restart was requested"),
+            Self::Restarted => f.write_str("the kernel was restarted"),
+            Self::RestartingByItself { reason, .. } => write!(f, "the kernel ended and is being restarted: {reason}"),
+            Self::Idle { .. } => f.write_str("the kernel is idle"),
+            Self::Dead { reason, .. } => write!(f, "the kernel is dead: {reason}"),
+        }
+    }
 }
 
 impl Lifecycle {

@@ -6,7 +6,7 @@ use jupyter_protocol::KernelId;
 
 use super::shared::{Shared, StoredWithBounds};
 use super::writer::Writer;
-use super::{Log, LogInfo, LogOptions, LogStore, StoreError, blocking};
+use super::{Durability, Log, LogInfo, LogOptions, LogStore, StoreError, blocking};
 
 /// Why a log was not removed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -123,12 +123,28 @@ impl Logs {
         Log { shared }
     }
 
-    /// Waits until everything is stored and the store is closed. Logs that are still open keep it open.
-    pub async fn shutdown(self) {
-        let Self { store, writer, .. } = self;
-        drop(store);
-        // An open log keeps the thread alive, which then ends with the last handle.
-        let _ = tokio::task::spawn_blocking(move || writer.finish()).await;
+    /// Stores what was appended so far, ends all logs for their readers, and closes the store, even if handles of logs
+    /// are left. Whatever is asked of the store later fails with [`StoreError::Closed`].
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let _opening = self.opening.lock().await;
+        let open: Vec<_> = self.handles().values().filter_map(Weak::upgrade).collect();
+        for shared in open {
+            shared.set_closed(true);
+            Log { shared }.flushed().await;
+        }
+        let (store, durability) = (self.store.clone(), self.options.durability);
+        blocking(store.blocks(), move || {
+            let synced = match durability {
+                Durability::Process => Ok(()),
+                Durability::Batched | Durability::Always => store.sync(),
+            };
+            store.close()?;
+            synced
+        })
+        .await
     }
 
     /// Lists the logs of running and past kernels.

@@ -36,6 +36,48 @@ pub enum Durability {
 }
 
 impl LogOptions {
+    /// Sets how many bytes of the newest entries each log keeps in memory.
+    #[must_use]
+    pub fn with_memory_bytes(mut self, memory_bytes: usize) -> Self {
+        self.memory_bytes = memory_bytes;
+        self
+    }
+
+    /// Sets how many bytes of a log may wait for the store.
+    #[must_use]
+    pub fn with_waiting_bytes(mut self, waiting_bytes: usize) -> Self {
+        self.waiting_bytes = waiting_bytes;
+        self
+    }
+
+    /// Sets how many bytes of all logs may wait for the store.
+    #[must_use]
+    pub fn with_all_waiting_bytes(mut self, all_waiting_bytes: usize) -> Self {
+        self.all_waiting_bytes = all_waiting_bytes;
+        self
+    }
+
+    /// Sets how many bytes of a log the store keeps.
+    #[must_use]
+    pub fn with_stored_bytes(mut self, stored_bytes: u64) -> Self {
+        self.stored_bytes = stored_bytes;
+        self
+    }
+
+    /// Sets how long the store keeps an entry; `None` for no limit.
+    #[must_use]
+    pub fn with_stored_age(mut self, stored_age: Option<Duration>) -> Self {
+        self.stored_age = stored_age;
+        self
+    }
+
+    /// Sets what entries survive once readers have them.
+    #[must_use]
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
     /// The retention that applies now.
     pub(super) fn retention(&self) -> Retention {
         let oldest = self.stored_age.and_then(|age| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::{Builder, JoinHandle};
+use std::thread::Builder;
 
 use super::shared::Shared;
 use super::sync::{self, Syncer, Wanted};
@@ -14,11 +14,9 @@ const TRIM_AFTER_PART: u64 = 16;
 /// The most logs that are written before readers are woken.
 const ROUND: usize = 64;
 
-/// Owns the thread. When this is dropped, the thread stores what waits and ends with the last log.
+/// Keeps the thread running. When this is dropped, the thread stores what waits and ends with the last log.
 pub(super) struct Writer {
     queue: Queue,
-    /// `None` if the caller runs the [`Rounds`].
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
@@ -30,7 +28,7 @@ impl Writer {
         let wanted = syncer.as_ref().map(Syncer::wanted);
         let always = (durability == Durability::Always).then_some(store);
         let (queue, mut rounds) = Rounds::new(always, wanted);
-        let thread = Builder::new().name("kernelmux-log".to_owned()).spawn({
+        Builder::new().name("kernelmux-log".to_owned()).spawn({
             move || {
                 while let Ok(log) = rounds.waiting.recv() {
                     rounds.store(log);
@@ -41,10 +39,7 @@ impl Writer {
                 }
             }
         })?;
-        Ok(Self {
-            queue,
-            thread: Some(thread),
-        })
+        Ok(Self { queue })
     }
 
     /// A writer without a thread, whose rounds the caller runs. Syncs only with [`Durability::Always`].
@@ -52,16 +47,7 @@ impl Writer {
     pub(super) fn by_hand(store: Arc<dyn LogStore>, durability: Durability) -> (Self, Rounds) {
         let always = (durability == Durability::Always).then_some(store);
         let (queue, rounds) = Rounds::new(always, None);
-        (Self { queue, thread: None }, rounds)
-    }
-
-    /// Joins the thread, which ends when everything is stored and no log is open.
-    pub(super) fn finish(self) {
-        drop(self.queue);
-        if let Some(thread) = self.thread {
-            // A panic of the thread was reported when it happened.
-            let _ = thread.join();
-        }
+        (Self { queue }, rounds)
     }
 
     pub(super) fn queue(&self) -> Queue {

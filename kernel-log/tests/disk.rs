@@ -89,7 +89,7 @@ async fn a_full_disk_stops_the_recording_and_nothing_else() {
         );
         assert!(content["reason"].as_str().unwrap().contains("no room"), "{content}");
         drop((late, after, log));
-        logs.shutdown().await;
+        logs.close().await.unwrap();
         (gaps[0], head)
     };
     let logs = logs(&folder);
@@ -112,7 +112,7 @@ async fn numbers_that_readers_have_seen_are_not_given_again_after_a_full_disk() 
         append_live(&log, 50).await;
         let seen = log.head();
         drop(log);
-        logs.shutdown().await;
+        logs.close().await.unwrap();
         seen
     };
     disk.remount("size=200m");
@@ -158,7 +158,7 @@ async fn a_store_that_gave_up_is_opened_again() {
     append_live(&other, 10).await;
     let heads = [log.head(), other.head()];
     drop((log, other));
-    logs.shutdown().await;
+    logs.close().await.unwrap();
     let logs = self::logs(&folder);
     for (id, head) in ids.into_iter().zip(heads) {
         let log = logs.open(id).await.unwrap();
@@ -212,7 +212,7 @@ async fn two_logs(folder: &Path) -> (KernelId, KernelId, Vec<PathBuf>) {
         }
         log.flushed().await;
     }
-    logs.shutdown().await;
+    logs.close().await.unwrap();
     let keyspaces = fs::read_dir(folder.join("keyspaces")).unwrap();
     let largest = keyspaces
         .map(|keyspace| keyspace.unwrap().path())
@@ -306,7 +306,7 @@ async fn a_damaged_file_is_told_of_and_touches_no_other_log() {
                 },
             }
             drop(log);
-            logs.shutdown().await;
+            logs.close().await.unwrap();
             fs::remove_dir_all(&copied).unwrap();
         }
     }
@@ -328,7 +328,7 @@ async fn each_durability_keeps_what_was_flushed() {
             log.flushed().await;
             log.sync_soon();
             drop(log);
-            logs.shutdown().await;
+            logs.close().await.unwrap();
         }
     }
 }
@@ -378,7 +378,7 @@ async fn syncs_are_batched_asked_for_or_with_each_append() {
         }
         let took = begun.elapsed();
         drop(log);
-        logs.shutdown().await;
+        logs.close().await.unwrap();
         (store.syncs.load(SeqCst), took)
     };
     assert_eq!(run(Durability::Process).await.0, 0);

@@ -77,7 +77,7 @@ async fn write(folder: &Path, id: KernelId, other: KernelId) -> Vec<u64> {
     append(&other, 11..=20, 100);
     other.flushed().await;
     drop((log, other));
-    logs.shutdown().await;
+    logs.close().await.unwrap();
     ends
 }
 
@@ -113,7 +113,7 @@ async fn a_journal_torn_at_any_byte_has_what_came_before() {
             let ids = read_to(&mut log.reader(Seq::START), whole + round + 1).await;
             assert_eq!(ids, (1..=whole + round + 1).collect::<Vec<_>>(), "cut at {cut}");
             drop(log);
-            logs.shutdown().await;
+            logs.close().await.unwrap();
         }
         fs::remove_dir_all(&copied).unwrap();
     }
@@ -158,7 +158,7 @@ async fn a_damaged_journal_costs_one_block_which_is_told() {
         assert!(gaps.len() == 1 && first == 5 && last <= 6, "{at} damaged: {gaps:?}");
         assert_eq!(ids, (1..=10).filter(|n| *n < first || *n > last).collect::<Vec<_>>());
         drop((log, unharmed));
-        logs.shutdown().await;
+        logs.close().await.unwrap();
         fs::remove_dir_all(&copied).unwrap();
     }
 }
@@ -181,7 +181,7 @@ async fn a_journal_that_is_being_written_is_nobody_elses_to_mend() {
     assert!(refused.contains("another process has it open"), "{refused}");
     assert_eq!(fs::metadata(&journal).unwrap().len(), before);
     drop(log);
-    logs.shutdown().await;
+    logs.close().await.unwrap();
     let log = self::logs(folder.path());
     assert_eq!(log.list().await.unwrap()[0].last, Seq(10));
 }

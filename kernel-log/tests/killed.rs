@@ -83,7 +83,7 @@ async fn nothing_that_readers_had_is_lost_with_the_process() {
         let last = log.index_get("last").await.unwrap().unwrap();
         assert_eq!(last, head.to_string(), "round {round}");
         drop(log);
-        logs.shutdown().await;
+        logs.close().await.unwrap();
     }
     assert!(stored > 100, "it appended {stored}");
 }

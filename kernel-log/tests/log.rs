@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use jupyter_protocol::{Channel, KernelId};
 use kernel_log::{
-    Block, Cursor, Epoch, FjallStore, IndexUpdate, Log, LogInfo, LogOptions, LogStore, Logs, MemoryStore, NewEntry,
-    NoCursor, Origin, ReadError, RemoveError, Retention, Seq, StoreError, StoredLog,
+    Block, Cursor, Epoch, FjallStore, IndexUpdate, InvalidCursor, Log, LogInfo, LogOptions, LogStore, Logs,
+    MemoryStore, NewEntry, Origin, ReadError, RemoveError, Retention, Seq, StoreError, StoredLog,
 };
 
 use common::{append, message, read_to, trimmed};
@@ -113,7 +113,7 @@ async fn a_log_on_disk_goes_on_in_the_same_epoch() {
         let mut reader = log.reader(Seq(round * 10 / 2));
         read_to(&mut reader, round * 10 + 10).await;
         drop((reader, log));
-        logs.shutdown().await;
+        logs.close().await.unwrap();
     }
     assert!(epochs.windows(2).all(|pair| pair[0] == pair[1]));
 }
@@ -251,7 +251,7 @@ async fn the_index_is_there_after_the_store_is_opened_again() {
         );
         append_with_index(&log, round + 1, |first| vec![put(&format!("k{first}"), "v")]);
         drop(log);
-        logs.shutdown().await;
+        logs.close().await.unwrap();
     }
 }
 
@@ -527,6 +527,6 @@ fn a_cursor_is_read_as_it_is_written() {
         &format!("{}:-1", cursor.epoch),
         &format!("{}:1 ", cursor.epoch),
     ] {
-        assert_eq!(text.parse::<Cursor>(), Err(NoCursor), "{text:?}");
+        assert_eq!(text.parse::<Cursor>(), Err(InvalidCursor), "{text:?}");
     }
 }

@@ -94,7 +94,7 @@ fn memory_does_not_follow_a_long_log() {
         }
         let head = log.head();
         drop(log);
-        logs.shutdown().await;
+        logs.close().await.unwrap();
         println!("{} MiB with a tenth, {} MiB at most", before / MIB, most / MIB);
         assert!(
             most < before + 64 * MIB,
@@ -162,6 +162,6 @@ fn many_logs_share_a_bound_of_what_is_in_memory() {
         );
         assert!(journal < 256 * MIB, "the journals grew to {journal} bytes");
         drop(open);
-        logs.shutdown().await;
+        logs.close().await.unwrap();
     });
 }

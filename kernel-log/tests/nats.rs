@@ -70,7 +70,7 @@ async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
     log.flushed().await;
     let head = log.head();
     drop(log);
-    logs.shutdown().await;
+    logs.close().await.unwrap();
     let logs = self::logs(&server);
     let log = logs.open(id).await.unwrap();
     assert_eq!(log.head(), head);
@@ -97,7 +97,7 @@ async fn what_was_appended_survives_a_server_that_is_killed() {
         last += 100;
         server.kill();
         drop(log);
-        logs.shutdown().await;
+        logs.close().await.unwrap();
         server.restart();
     }
     let logs = logs(&server);
@@ -130,7 +130,7 @@ async fn a_server_that_has_lost_the_newest_entries_records_again() {
     let head = log.head();
     assert!(head > lost);
     drop(log);
-    logs.shutdown().await;
+    logs.close().await.unwrap();
     let log = self::logs(&server).find(id).await.unwrap().unwrap();
     let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
     assert_eq!(&ids[..20], (1..=20).collect::<Vec<_>>());

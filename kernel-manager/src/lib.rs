@@ -9,9 +9,10 @@ mod session;
 pub mod simulation;
 
 pub use kernel::{
-    Attachment, Client, Execution, ExecutionError, Kernel, KernelEvent, KernelEventKind, RestartError, Room,
+    Attachment, Client, ExecuteOptions, Execution, ExecutionError, FollowError, Kernel, KernelEvent, KernelEventKind,
+    RestartError, Room, RunResult,
 };
-pub use manager::{Culling, Manager, ManagerOptions, StartError, StartRequest};
+pub use manager::{AtClose, Culling, Manager, ManagerBuilder, ManagerOptions, OpenError, StartError, StartRequest};
 pub use session::{
     ExecutionFilter, ExecutionOutputs, ExecutionPage, ExecutionRecord, ExecutionState, ExecutionStatus, Executions,
     RequestError, SendError,

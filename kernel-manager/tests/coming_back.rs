@@ -17,8 +17,8 @@ use jupyter_protocol::{Channel, KernelId, Message, WireMessage};
 use kernel_log::{Entry, FjallStore, LIFECYCLE, LogOptions, LogStore, Logs, MemoryStore, Origin, Seq};
 use kernel_manager::fold::{Fold, FoldLimits};
 use kernel_manager::{
-    Attachment, ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, Kernel, KernelEventKind, Manager,
-    ManagerOptions, StartRequest,
+    AtClose, Attachment, ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, Kernel, KernelEventKind,
+    Manager, ManagerOptions, StartRequest,
 };
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::{
@@ -121,7 +121,7 @@ impl Place {
 
     /// The kernel of a manager that has just been started beside the one before.
     async fn again(&self, before: Manager, id: KernelId) -> (Manager, Arc<Kernel>) {
-        soon(before.detach()).await;
+        soon(before.close(AtClose::LeaveKernels)).await.unwrap();
         drop(before);
         let manager = self.manager();
         assert_eq!(soon(manager.restore()).await, 1);
@@ -187,7 +187,7 @@ async fn a_request_runs_once_however_often_it_comes() {
     until(&kernel, after.msg_id(), |execution| execution.ended.is_some()).await;
     assert_eq!(place.runs.load(Ordering::SeqCst), 2, "the two requests, once each");
     assert_eq!(record(&kernel, &msg_id).await.session, "s");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,7 +214,7 @@ async fn code_whose_header_is_no_clients_runs_and_has_no_record() {
     soon(answered).await;
     assert_eq!(place.runs.load(Ordering::SeqCst), 1);
     assert!(kernel.executions().get(&msg_id).await.unwrap().is_none());
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,7 +378,7 @@ async fn what_is_asked_while_a_kernel_is_started_anew_did_not_end_with_the_one_b
         let execution = until(&kernel, &asked, |execution| execution.ended.is_some()).await;
         assert_eq!(execution.status, ExecutionStatus::Ok, "{execution:?}");
     }
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 /// What a stock client is sent of these executions and of the kernel, in short, until `end` is among it.
@@ -465,7 +465,7 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
             let mut attachment = kernel.attach("s");
             assert_eq!(sent_until(&mut attachment, &msg_ids, last).await, ["dead"]);
         }
-        soon(manager.shutdown()).await;
+        soon(manager.close(AtClose::EndKernels)).await.unwrap();
     }
 }
 
@@ -524,7 +524,7 @@ async fn what_runs_on_while_nobody_records_says_that_output_may_be_missing() {
     for msg_id in &msg_ids {
         assert_eq!(record(&kernel, msg_id).await.status, ExecutionStatus::Ok);
     }
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -547,7 +547,7 @@ async fn that_a_kernel_is_idle_is_no_message_without_a_parent() {
             }
         }
     }
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -565,7 +565,7 @@ async fn what_ended_while_nobody_listened_is_told_as_lost() {
     .await;
     drop(client);
     let id = kernel.id();
-    soon(manager.detach()).await;
+    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
     drop((manager, kernel));
     place.go.notify_one();
     let manager = place.manager();
@@ -580,7 +580,7 @@ async fn what_ended_while_nobody_listened_is_told_as_lost() {
     // And its output may have come after somebody listened again; nobody can know that this was all.
     let folded = kernel.executions().outputs(&execution).await.unwrap();
     assert!(!folded.complete, "{}", outputs(&folded.fold));
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 /// What a client shows that gets messages as they come, and knows nothing of a log.
@@ -676,7 +676,7 @@ async fn wherever_a_client_is_cut_it_shows_in_the_end_what_it_would_have_shown()
         }
     }
     assert_eq!(cuts, 210);
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -715,7 +715,7 @@ async fn a_question_that_is_open_is_put_again_and_one_that_is_answered_is_not() 
     let last = soon(attachment.replay()).await.unwrap().unwrap();
     assert!(last.iter().all(|(channel, _)| *channel != Channel::Stdin));
     assert!(soon(attachment.replay()).await.is_none());
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -760,7 +760,7 @@ async fn who_has_answered_a_question_is_not_asked_again_though_it_acknowledged_n
     drop(attachment);
     place.go.notify_one();
     until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 /// A provider at the same place, to whose kernels can be attached when they are let go.
@@ -819,7 +819,7 @@ async fn a_kernel_that_is_still_started_is_attached_to_once_it_runs() {
     let kernel = start(&before).await;
     let (id, epoch) = (kernel.id(), kernel.log().epoch());
     drop(kernel);
-    soon(before.detach()).await;
+    soon(before.close(AtClose::LeaveKernels)).await.unwrap();
     drop(before);
 
     let go = Arc::new(Notify::new());
@@ -831,7 +831,7 @@ async fn a_kernel_that_is_still_started_is_attached_to_once_it_runs() {
     let event = soon(events.recv()).await.unwrap();
     assert!(matches!(event.kind, KernelEventKind::Attached), "{event:?}");
     assert_eq!(manager.get(id).unwrap().log().epoch(), epoch);
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 /// A cell that waits, in a kernel whose manager is gone.
@@ -849,7 +849,7 @@ async fn left_alone(place: &Place) -> (KernelId, String) {
     .await;
     let id = kernel.id();
     drop(kernel);
-    soon(manager.detach()).await;
+    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
     (id, msg_id)
 }
 
@@ -877,7 +877,7 @@ async fn a_kernel_that_is_not_reached_is_tried_again_and_is_not_taken_for_dead()
         matches!(status, ExecutionStatus::Ok | ExecutionStatus::Lost),
         "{status:?}"
     );
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -901,7 +901,7 @@ async fn what_ran_when_its_kernel_ended_unseen_has_died() {
     let execution = record(&kernel, &msg_id).await;
     assert_eq!(execution.status, ExecutionStatus::Died);
     assert!(execution.ended.is_some() && execution.reply.is_some() && execution.idle.is_some());
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -925,5 +925,5 @@ async fn entries_that_are_too_old_go_from_logs_that_nobody_writes() {
         }
     })
     .await;
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use kernel_log::{FjallStore, LogOptions, Logs, StoreError};
-use kernel_manager::{ExecutionState, Manager, ManagerOptions, RestartError, StartRequest};
+use kernel_manager::{AtClose, ExecutionState, Manager, ManagerOptions, RestartError, StartRequest};
 use kernel_provider::fake::FakeProvider;
 
 use tmpfs::Tmpfs;
@@ -44,5 +44,5 @@ async fn a_restart_without_room_for_the_log_leaves_the_kernel_as_it_is() {
     fs::remove_file(&filler).unwrap();
     drop(file);
     kernel.restart().await.unwrap();
-    manager.shutdown().await;
+    manager.close(AtClose::EndKernels).await.unwrap();
 }

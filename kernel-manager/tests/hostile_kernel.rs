@@ -18,7 +18,7 @@ use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::MAX_MESSAGE_BYTES;
 use jupyter_protocol::{Channel, ConnectionInfo};
 use kernel_log::{Entry, LogOptions, Logs, MemoryStore, Origin};
-use kernel_manager::{Attachment, Kernel, Manager, ManagerOptions, StartRequest};
+use kernel_manager::{AtClose, Attachment, Kernel, Manager, ManagerOptions, StartRequest};
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use tokio::sync::Notify;
 use tracing::{Event, Subscriber};
@@ -190,7 +190,7 @@ async fn others_go_on(channel: Channel, bytes: Vec<u8>) {
     drop(attack);
     assert!(lines.load(Ordering::Relaxed) < 10, "{lines:?} lines");
     drop(hostile);
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
@@ -297,7 +297,7 @@ async fn is_left_out(options: ManagerOptions, bytes: usize, reason: &str) {
     };
     assert_eq!((&**before, &**after), ("before", "after"));
     assert!(notice.contains(reason), "{notice}");
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
@@ -319,7 +319,7 @@ async fn iopub_is_read_on_the_recorder_runtime() {
         has_output |= message.unwrap().msg_type() == "stream";
     }
     assert!(has_output);
-    soon(manager.shutdown()).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
     runtime.shutdown_background();
 }
 

@@ -9,7 +9,9 @@ use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, R
 use jupyter_protocol::kernel::{Context, Kernel as KernelSide, async_trait};
 use jupyter_protocol::{Channel, Kernelspec, Message};
 use kernel_log::{Entry, LogOptions, Logs, MemoryStore, Seq};
-use kernel_manager::{ExecutionFilter, ExecutionState, Kernel, KernelEventKind, Manager, ManagerOptions, StartRequest};
+use kernel_manager::{
+    AtClose, ExecutionFilter, ExecutionState, Kernel, KernelEventKind, Manager, ManagerOptions, StartRequest,
+};
 use kernel_provider::ExitCause;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use tokio::sync::Notify;
@@ -156,7 +158,7 @@ async fn ipykernel_is_asked_before_any_client_after_each_start_and_nothing_shows
         .await
         .unwrap();
     assert_eq!(page.executions.len(), 4);
-    soon(place.manager.shutdown()).await;
+    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
@@ -167,7 +169,7 @@ async fn other_kernels_and_kernelspecs_that_refuse_are_left_alone() {
         let kernel = place.start().await;
         run(&kernel, "1").await;
         assert_eq!(place.requests(), [run_of("1")], "{implementation}");
-        soon(place.manager.shutdown()).await;
+        soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
     }
 }
 
@@ -176,5 +178,5 @@ async fn a_kernel_that_never_answers_the_request_is_started_all_the_same() {
     let place = Place::new("ipython", &serde_json::json!({}), true);
     let kernel = place.start().await;
     assert!(place.manager.get(kernel.id()).is_some());
-    soon(place.manager.shutdown()).await;
+    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
 }

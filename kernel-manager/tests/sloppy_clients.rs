@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jupyter_protocol::{Channel, Header, WireMessage};
 use kernel_log::{LogOptions, Logs, MemoryStore, Origin};
-use kernel_manager::{Attachment, ExecutionFilter, Kernel, Manager, ManagerOptions, StartRequest};
+use kernel_manager::{AtClose, Attachment, ExecutionFilter, Kernel, Manager, ManagerOptions, StartRequest};
 use kernel_provider::fake::FakeProvider;
 
 const SESSION: &str = "careless";
@@ -91,7 +91,7 @@ async fn a_header_that_lacks_most_or_has_another_date_is_run_and_its_execution_f
         assert_eq!(session, SESSION);
         assert!(version.starts_with("5."), "{version}");
     }
-    soon(place.manager.shutdown()).await;
+    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn requests_without_an_id_are_run_each_time() {
         .send(r#"{"msg_id":"last","msg_type":"execute_request"}"#, "last")
         .await;
     assert_eq!(place.printed_until("last").await, ["again", "again", "again", "last"]);
-    soon(place.manager.shutdown()).await;
+    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
@@ -125,5 +125,5 @@ async fn other_code_under_a_used_id_is_run_and_the_same_code_is_not() {
     let all = executions.list(&ExecutionFilter::default(), None, 10).await.unwrap();
     assert_eq!(all.executions.len(), 3);
     assert!(all.executions.iter().all(|execution| execution.ended.is_some()));
-    soon(place.manager.shutdown()).await;
+    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
 }

@@ -115,6 +115,9 @@ pub enum ProviderError {
     /// The kernel is gone.
     #[error("the kernel is gone: {0}")]
     Gone(ExitCause),
+    /// The provider was [closed](crate::KernelProvider::close).
+    #[error("the provider was closed; open it again")]
+    Closed,
     /// The machine or cluster refused.
     #[error("cannot {action}: {reason}")]
     Failed {

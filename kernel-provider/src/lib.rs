@@ -62,9 +62,10 @@ pub trait KernelProvider: Send + Sync + 'static {
     /// [`AttachError::Gone`] if it no longer runs, [`AttachError::Foreign`] for a record of another provider.
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError>;
 
-    /// Waits for cleanup of cancelled launches. An embedder calls it last before it exits, with a timeout of its own;
-    /// pending launches may be awaited, too. Returns at once if cancelling a launch cleans up by itself.
-    async fn cleanup(&self) {}
+    /// Waits for pending launches and the cleanup of cancelled ones, then releases what the provider holds, such as the
+    /// lock on its folder, even if handles of kernels are left. Kernels keep running. Later calls, also of handles, fail
+    /// with [`ProviderError::Closed`]. An embedder calls it last, with a timeout. The default does nothing.
+    async fn close(&self) {}
 }
 
 /// A running kernel. Dropping the handle leaves the kernel running.
@@ -112,6 +113,10 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// # Errors
     /// [`ProviderError`] if it cannot be ended.
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError>;
+
+    /// Kills the kernel without waiting for its end, for embedders that are dropped and cannot wait. It may be called
+    /// outside of a runtime. The default does nothing: such kernels keep running.
+    fn kill(&self) {}
 
     /// Waits for the kernel's end and returns its cause.
     async fn wait(&self) -> Exit {

@@ -301,7 +301,7 @@ impl KernelProvider for K8sProvider {
         }
     }
 
-    async fn cleanup(&self) {
+    async fn close(&self) {
         self.cluster.stop_late_cleanup.cancel();
         self.cluster.cleanup.close();
         self.cluster.cleanup.wait().await;

@@ -17,7 +17,7 @@ use jupyter_protocol::KernelId;
 use jupyter_protocol::client::Client;
 use jupyter_protocol::content::ExecuteRequest;
 use kernel_log::MemoryStore;
-use kernel_manager::{Kernel, Manager};
+use kernel_manager::{AtClose, Kernel, Manager};
 use kernel_provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress};
 use provider_k8s::{K8sProvider, Reach};
 
@@ -128,7 +128,7 @@ async fn no_output_is_lost_while_the_kubelet_is_stopped() {
         assert_eq!((seen.first, seen.gaps), (0, 0), "{seen:?}");
     }
     for manager in managers {
-        manager.shutdown().await;
+        manager.close(AtClose::EndKernels).await.unwrap();
     }
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
@@ -157,7 +157,7 @@ async fn kernels_keep_running_while_the_kubelet_is_restarted() {
     start_counting(&next, 10).await;
     wait_until_counted(&next, 9).await;
     for manager in managers {
-        manager.shutdown().await;
+        manager.close(AtClose::EndKernels).await.unwrap();
     }
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }

@@ -19,7 +19,7 @@ use counting::{last_number, manager, start, start_counting, wait_until_counted};
 use futures::future::join_all;
 use jupyter_protocol::kernelspec::SearchPath;
 use kernel_log::{FjallStore, LogStore, MemoryStore};
-use kernel_manager::KernelEventKind;
+use kernel_manager::{AtClose, KernelEventKind};
 use kube::Config;
 use kube::api::ListParams;
 use provider_k8s::{K8sConfig, K8sProvider, Reach};
@@ -64,7 +64,7 @@ async fn a_cut_port_forward_is_reopened_and_the_gap_is_recorded() {
         ) {}
     };
     tokio::time::timeout(LONG, restarting).await.unwrap();
-    manager.shutdown().await;
+    manager.close(AtClose::EndKernels).await.unwrap();
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }
 
@@ -149,7 +149,7 @@ async fn kernels_of_a_killed_embedder_are_restored_by_the_next() {
         let seen = wait_until_counted(kernel, before + 20).await;
         assert!(seen.first == 0 && seen.gaps >= 1, "{seen:?}");
     }
-    manager.shutdown().await;
+    manager.close(AtClose::EndKernels).await.unwrap();
     assert_eq!(panics.load(Ordering::Relaxed), 0);
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
 }

@@ -50,6 +50,8 @@ struct KernelState {
     is_restarting: bool,
     /// Whether the kernel is being shut down.
     is_ending: bool,
+    /// Whether the provider was closed. The kernel's files may be another provider's now.
+    is_closed: bool,
 }
 
 struct RunningProcess {
@@ -109,6 +111,7 @@ impl LocalKernel {
                 running: None,
                 is_restarting: false,
                 is_ending: false,
+                is_closed: false,
             }),
             operation: tokio::sync::Mutex::default(),
             cancel_restart: Notify::new(),
@@ -125,6 +128,13 @@ impl LocalKernel {
             Phase::Exited(exit) => Some(exit.clone()),
             _ => None,
         }
+    }
+
+    /// Stops watching the kernel, which keeps running.
+    pub(crate) fn close(&self) {
+        let mut state = crate::lock(&self.state);
+        state.is_closed = true;
+        state.running = None;
     }
 
     /// Removes the files of a kernel that was replaced or is no longer remembered. Blocks briefly.
@@ -156,6 +166,9 @@ impl LocalKernel {
     /// Records the end of the process, unless a restart is in progress. Blocks briefly on files.
     fn process_ended(&self, exit: Exit) {
         let mut state = crate::lock(&self.state);
+        if state.is_closed {
+            return;
+        }
         if let Some(running) = state.running.take() {
             // The supervisor itself calls this, and still has to notify waiting callers.
             running.supervisor.release();
@@ -192,7 +205,15 @@ impl LocalKernel {
         self.phase.send_replace(Phase::Exited(exit));
     }
 
+    fn check_open(&self) -> Result<(), ProviderError> {
+        if crate::lock(&self.state).is_closed {
+            return Err(ProviderError::Closed);
+        }
+        Ok(())
+    }
+
     fn check_running(&self) -> Result<(), ProviderError> {
+        self.check_open()?;
         match self.exit() {
             Some(exit) => Err(ProviderError::Gone(exit.cause)),
             None => Ok(()),
@@ -274,6 +295,9 @@ struct RestartGuard<'a> {
 impl<'a> RestartGuard<'a> {
     fn begin(kernel: &'a Arc<LocalKernel>) -> Result<Self, ProviderError> {
         let mut state = crate::lock(&kernel.state);
+        if state.is_closed {
+            return Err(ProviderError::Closed);
+        }
         if state.is_ending {
             return Err(ProviderError::Gone(ExitCause::Requested));
         }
@@ -292,6 +316,10 @@ impl<'a> RestartGuard<'a> {
         self.is_over = true;
         let mut state = crate::lock(&self.kernel.state);
         state.is_restarting = false;
+        // A kernel that was started while the provider was closed is found by the next provider.
+        if state.is_closed {
+            return;
+        }
         let from = ready.saved.output_from;
         state.saved = ready.saved;
         state.connection = Some(ready.connection);
@@ -311,6 +339,9 @@ impl Drop for RestartGuard<'_> {
         }
         let mut state = crate::lock(&self.kernel.state);
         state.is_restarting = false;
+        if state.is_closed {
+            return;
+        }
         if state.running.is_some() {
             // The old process still exists. If it was asked to end, its supervisor reports the exit.
             self.kernel.phase.send_replace(Phase::Running);
@@ -430,6 +461,13 @@ impl KernelHandle for LocalKernelHandle {
         }
     }
 
+    fn kill(&self) {
+        let state = crate::lock(&self.0.state);
+        if let Some(running) = &state.running {
+            running.process.kill_all();
+        }
+    }
+
     async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
         let _operation = self.0.operation.lock().await;
         tokio::select! {
@@ -442,6 +480,7 @@ impl KernelHandle for LocalKernelHandle {
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
         self.0.cancel_restart.notify_waiters();
         let _operation = self.0.operation.lock().await;
+        self.0.check_open()?;
         if let Some(exit) = self.0.exit() {
             // The kernel ended earlier, and its files are no longer needed.
             let (kernel, registry) = (Arc::clone(&self.0), self.0.registry.upgrade());

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jupyter_protocol::handshake::{HandshakeError, Registration};
@@ -40,9 +41,17 @@ pub(crate) struct ProviderContext {
     pub(crate) ports: PortAllocator,
     /// Launches whose process has neither been handed over nor cleaned up yet.
     pub(crate) pending_launches: TaskTracker,
+    pub(crate) is_closed: AtomicBool,
 }
 
 impl ProviderContext {
+    pub(crate) fn check_open(&self) -> Result<(), ProviderError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(ProviderError::Closed);
+        }
+        Ok(())
+    }
+
     /// Determines why a process ended that was not asked to.
     pub(crate) fn cause(&self, ended: ExitStatus) -> ExitCause {
         match ended {

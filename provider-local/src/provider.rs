@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use jupyter_protocol::ConnectionInfo;
@@ -70,6 +71,7 @@ impl LocalProvider {
                     events,
                     oom,
                     pending_launches: TaskTracker::new(),
+                    is_closed: AtomicBool::new(false),
                 });
                 recover(&context, &registry)?;
                 Ok((context, found))
@@ -189,6 +191,7 @@ impl KernelProvider for LocalProvider {
     }
 
     async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError> {
+        self.context.check_open()?;
         let launch_lock = self.registry.launch_lock(request.id);
         let _locked = launch_lock.lock.lock().await;
         if let Some(kernel) = self.registry.get(request.id).filter(|kernel| kernel.exit().is_none()) {
@@ -226,6 +229,7 @@ impl KernelProvider for LocalProvider {
     }
 
     async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError> {
+        self.context.check_open()?;
         Ok(self
             .registry
             .all()
@@ -243,6 +247,7 @@ impl KernelProvider for LocalProvider {
                 ours: self.context.config.name.clone(),
             });
         }
+        self.context.check_open()?;
         let gone = |cause| AttachError::Gone { id: record.id, cause };
         let Some(kernel) = self.registry.get(record.id) else {
             let reason = "this provider has no record of it".to_owned();
@@ -254,8 +259,13 @@ impl KernelProvider for LocalProvider {
         }
     }
 
-    async fn cleanup(&self) {
+    async fn close(&self) {
+        self.context.is_closed.store(true, Ordering::Release);
         self.context.pending_launches.close();
         self.context.pending_launches.wait().await;
+        for kernel in self.registry.all() {
+            kernel.close();
+        }
+        self.context.state.unlock();
     }
 }

@@ -177,8 +177,7 @@ pub(crate) struct StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        // Closing the file is not enough: a process that is being forked shares it until it executes its program.
-        let _ = self.lock.unlock();
+        self.unlock();
     }
 }
 
@@ -220,6 +219,12 @@ impl StateDir {
         };
         create_private_dir(&sockets)?;
         Ok(Self { kernels, sockets, lock })
+    }
+
+    /// Releases the lock, so that another provider can open the directory.
+    pub(crate) fn unlock(&self) {
+        // Closing the file is not enough: a process that is being forked shares it until it executes its program.
+        let _ = self.lock.unlock();
     }
 
     /// Chooses the paths for a new kernel. Creates no files.

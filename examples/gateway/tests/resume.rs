@@ -203,7 +203,7 @@ async fn requests_over_a_line_that_hardly_holds_run_once_each() {
         let code = format!("5 lines, {number}");
         let mut execution = client.execute(ExecuteRequest::new(code)).unwrap();
         let mut text = String::new();
-        while let Some(message) = soon(execution.next()).await.unwrap() {
+        while let Some(message) = soon(execution.next()).await.transpose().unwrap() {
             if let Content::Stream(stream) = message.content {
                 text += &stream.text;
             }
@@ -257,7 +257,7 @@ async fn a_kernel_that_is_gone_is_read_to_its_end() {
         .await
         .unwrap();
     let mut execution = during.execute(ExecuteRequest::new("100")).unwrap();
-    while soon(execution.next()).await.unwrap().is_some() {}
+    while soon(execution.next()).await.transpose().unwrap().is_some() {}
     soon(kernel.shutdown()).await.unwrap();
     while soon(during.next()).await.unwrap().is_some() {}
     assert_eq!(during.cursor().unwrap().seq, kernel.log().head());

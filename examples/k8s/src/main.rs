@@ -11,10 +11,8 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use kernelmux::k8s::{K8sConfig, K8sProvider};
-use kernelmux::log::{LogOptions, Logs, MemoryStore};
-use kernelmux::protocol::content::{Content, ExecuteRequest};
-use kernelmux::{Kernel, Manager, ManagerOptions, StartRequest};
+use kernelmux::k8s::K8sConfig;
+use kernelmux::prelude::*;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -33,19 +31,17 @@ async fn main() -> ExitCode {
 }
 
 async fn run(namespace: &str, spec: &str, code: &str) -> Result<(), Box<dyn Error>> {
-    let provider = K8sProvider::open(K8sConfig::new(namespace)).await?;
-    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
-    let manager = Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default());
+    let manager = Manager::builder().k8s(K8sConfig::new(namespace)).open().await?;
     // The error says why: no room, no such image, a quota, what the kernel said before it ended.
-    let kernel = manager.start(StartRequest::new(spec)).await?;
+    let kernel = manager.start(spec).await?;
     let outcome = show(&kernel, code).await;
-    // Ends the pod. To leave it running, for the next program that opens the namespace: `detach`.
-    manager.shutdown().await;
+    // Ends the pod. `LeaveKernels` would leave it to the next program that opens the namespace.
+    manager.close(AtClose::EndKernels).await?;
     outcome
 }
 
 async fn show(kernel: &Arc<Kernel>, code: &str) -> Result<(), Box<dyn Error>> {
-    let mut execution = kernel.execute(ExecuteRequest::new(code)).await?;
+    let mut execution = kernel.execute(code).await?;
     while let Some(message) = execution.next().await {
         match message?.content {
             Content::Stream(stream) => print!("{}", stream.text),

@@ -9,11 +9,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernelmux::local::{LocalConfig, LocalProvider};
-use kernelmux::log::{LogOptions, Logs, MemoryStore};
-use kernelmux::protocol::content::{Content, ExecuteRequest};
+use kernelmux::prelude::*;
 use kernelmux::resume::client::{Event, Options, ResumeClient};
-use kernelmux::{Manager, ManagerOptions, StartRequest};
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token, serve};
 use tokio::net::TcpListener;
 
@@ -29,15 +26,13 @@ for line in range(1, 101):
 async fn main() -> Result<(), Box<dyn Error>> {
     // The gateway, with a kernel. Usually it is another program, on another machine.
     let state = tempfile::tempdir()?;
-    let provider = LocalProvider::open(LocalConfig::new(state.path().join("kernels"))).await?;
-    let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
-    let manager = Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default());
+    let manager = Manager::builder().local(state.path().join("kernels")).open().await?;
     let token = Token::random();
     let options = GatewayOptions::new(Access::Token(token.clone()));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     tokio::spawn(serve(listener, Arc::new(Gateway::new(manager.clone(), options))));
-    let kernel = manager.start(StartRequest::new("python3")).await?;
+    let kernel = manager.start("python3").await?;
 
     // The client.
     let options = Options::new(url, kernel.id()).with_token(token.reveal());
@@ -46,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut execution = client.execute(ExecuteRequest::new(CELL))?;
     let mut output = String::new();
     let mut connected = true;
-    while let Some(message) = execution.next().await? {
+    while let Some(message) = execution.next().await.transpose()? {
         let Content::Stream(stream) = message.content else {
             continue;
         };
@@ -69,7 +64,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    manager.shutdown().await;
+    manager.close(AtClose::EndKernels).await?;
 
     let expected: String = (1..=100).map(|line| format!("{line}\n")).collect();
     if output != expected {

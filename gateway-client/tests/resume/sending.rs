@@ -3,7 +3,7 @@
 use gateway_client::resume::client::{Event, ExecutionError, ResumeClient, SendError};
 use jupyter_protocol::content::{Content, ExecuteRequest};
 use jupyter_protocol::{Channel, Message};
-use kernel_log::LIFECYCLE;
+use kernel_log::{LIFECYCLE, Lifecycle};
 use serde_json::json;
 
 use super::gateway::{Fault, Gateway, Script, faulty, made};
@@ -110,7 +110,7 @@ async fn code_is_run_once_and_followed_over_disconnects() {
         let mut execution = client.execute(ExecuteRequest::new("code")).unwrap();
         let id = execution.msg_id().to_owned();
         let mut got = Vec::new();
-        while let Some(message) = execution.next().await.unwrap() {
+        while let Some(message) = execution.next().await.transpose().unwrap() {
             got.push(message);
         }
         let types: Vec<_> = got.iter().map(Message::msg_type).collect();
@@ -144,23 +144,27 @@ async fn an_execution_ends_with_the_kernel_and_says_what_may_be_missing() {
         gateway.append(Channel::Iopub, news(LIFECYCLE, json!({"event": "attached"})));
         gateway.lose_one();
         gateway.append(Channel::Iopub, end);
-        assert!(matches!(execution.next().await, Err(ExecutionError::Gap { .. })));
+        assert_eq!(
+            execution.next().await.unwrap().unwrap_err(),
+            ExecutionError::Loss(Lifecycle::Attached { unrecorded_ms: None })
+        );
+        assert!(matches!(execution.next().await, Some(Err(ExecutionError::Gap { .. }))));
         let reason = Some(expected.to_owned());
         assert_eq!(
-            execution.next().await.unwrap_err(),
+            execution.next().await.unwrap().unwrap_err(),
             ExecutionError::KernelEnded { reason }
         );
-        assert_eq!(execution.next().await.unwrap(), None);
+        assert_eq!(execution.next().await.transpose().unwrap(), None);
     }
     let mut execution = client.execute(ExecuteRequest::new("code")).unwrap();
     gateway.renew();
     assert!(matches!(
         execution.next().await,
-        Err(ExecutionError::NotRecovered(Some(_)))
+        Some(Err(ExecutionError::NotRecovered(Some(_))))
     ));
     gateway.end();
     assert_eq!(
-        execution.next().await.unwrap_err(),
+        execution.next().await.unwrap().unwrap_err(),
         ExecutionError::KernelEnded { reason: None }
     );
 }

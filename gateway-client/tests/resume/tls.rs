@@ -187,7 +187,7 @@ async fn what_is_sent_over_tls_is_answered() {
             .execute(jupyter_protocol::content::ExecuteRequest::new(code))
             .unwrap();
         let mut messages = Vec::new();
-        while let Some(message) = execution.next().await.unwrap() {
+        while let Some(message) = execution.next().await.transpose().unwrap() {
             messages.push(message.msg_type().to_owned());
         }
         messages

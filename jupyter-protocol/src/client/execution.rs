@@ -21,7 +21,7 @@ pub enum ExecutionEvent {
     /// A message that the execution published, such as `stream`, `display_data`, `execute_result`, `error`,
     /// `execute_input` or a comm message. `status` messages are not included.
     Output(Box<Message>),
-    /// The kernel requests input. Answer with [`Execution::send_input`].
+    /// The kernel requests input. Answer with [`Execution::answer`].
     Input(InputRequest),
     /// The reply, which tells how the execution ended. Outputs may still follow.
     Reply(Reply<ExecuteReply>),
@@ -98,7 +98,7 @@ impl Execution {
     /// - [`ClientError::NoInputRequested`] if no input request is pending.
     /// - [`ClientError::Gone`] if the connection is lost.
     /// - [`ClientError::NoPort`] if the connection has no stdin socket.
-    pub async fn send_input(&mut self, value: impl Into<String>) -> Result<(), ClientError> {
+    pub async fn answer(&mut self, value: impl Into<String>) -> Result<(), ClientError> {
         let pending_input = self.pending_input.clone().ok_or(ClientError::NoInputRequested)?;
         let reply = self.client.message(InputReply::new(value)).with_parent(pending_input);
         self.client.send(Channel::Stdin, &reply).await?;

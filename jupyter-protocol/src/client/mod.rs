@@ -17,7 +17,7 @@
 //!                 print!("{}", stream.text);
 //!             }
 //!         }
-//!         ExecutionEvent::Input(_) => execution.send_input("an answer").await?,
+//!         ExecutionEvent::Input(_) => execution.answer("an answer").await?,
 //!         ExecutionEvent::Reply(reply) => println!("{}", reply.status()),
 //!         _ => {}
 //!     }

@@ -45,6 +45,12 @@ pub enum StoreError {
         /// Location of the store.
         place: String,
     },
+    /// The store was [closed](LogStore::close).
+    #[error("the logs in {place} were closed")]
+    Closed {
+        /// Location of the store.
+        place: String,
+    },
     /// The stored data is damaged.
     #[error("the log of kernel {id} is damaged: {reason}")]
     Damaged {
@@ -114,6 +120,15 @@ pub trait LogStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`].
     fn sync(&self) -> Result<(), StoreError>;
+
+    /// Releases everything that the store holds, such as files, locks and connections, even if logs of it are open. Later
+    /// calls fail with [`StoreError::Closed`]. Closing it again succeeds. The default does nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it was not closed cleanly; it is closed nevertheless.
+    fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Information about a log.

@@ -53,6 +53,31 @@ pub enum Output {
     },
 }
 
+impl Output {
+    /// The plain text of a display or a value; `None` for other outputs, and if it has none.
+    #[must_use]
+    pub fn plain_text(&self) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Text {
+            Whole(String),
+            Lines(Vec<String>),
+        }
+        #[derive(serde::Deserialize)]
+        struct Data {
+            #[serde(rename = "text/plain")]
+            plain: Option<Text>,
+        }
+        let (Self::DisplayData { data, .. } | Self::ExecuteResult { data, .. }) = self else {
+            return None;
+        };
+        match serde_json::from_str::<Data>(data.get()).ok()?.plain? {
+            Text::Whole(text) => Some(text),
+            Text::Lines(lines) => Some(lines.concat()),
+        }
+    }
+}
+
 fn raw<S: Serializer>(json: &Arc<RawValue>, serializer: S) -> Result<S::Ok, S::Error> {
     json.as_ref().serialize(serializer)
 }

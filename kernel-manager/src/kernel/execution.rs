@@ -1,16 +1,22 @@
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use jupyter_protocol::content::{Content, ExecuteRequest, ExecutionState, InputReply};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
+use jupyter_protocol::content::{Content, ExecutionState, InputReply};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{Entry, Lifecycle, Origin, ReadError, Seq};
+use kernel_log::{Block, Cursor, Entry, Lifecycle, Origin, ReadError, Seq, StoreError};
 use memchr::memmem;
+use tokio::runtime::Handle;
+use tracing::warn;
 
-use super::{Attachment, Kernel};
-use crate::session::SendError;
+use super::{Attachment, Client, ExecuteOptions, Kernel};
+use crate::session::{ExecutionRecord, ExecutionStatus, SendError};
 
-/// Why an execution ended early.
+/// Why an execution's next message cannot be returned.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExecutionError {
@@ -23,48 +29,140 @@ pub enum ExecutionError {
     /// It ended unrecorded, for example while the recording process restarted.
     #[error("the execution ended while its kernel was not recorded")]
     Lost,
-    /// A part of the log is missing or unreadable.
+    /// Messages of the execution may be missing here. Reading can go on.
+    #[error("messages of the execution may be missing: {0}")]
+    Loss(Lifecycle),
+    /// A part of the log is missing or unreadable. Reading can go on.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The request could not be sent.
+    #[error(transparent)]
+    Send(#[from] SendError),
 }
 
 fn because(reason: Option<&str>) -> String {
     reason.map_or_else(String::new, |reason| format!(": {reason}"))
 }
 
-/// Code that runs in a kernel, followed through the kernel's log: its outputs, reply and status.
+/// Why an execution cannot be followed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FollowError {
+    /// The log has no such execution.
+    #[error("the kernel has no execution {0:?}, or its log does not have it any more")]
+    NoSuchExecution(String),
+    /// The cursor is of another log.
+    #[error("the cursor {0} is not of this kernel's log")]
+    OtherLog(Cursor),
+    /// The log's index cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Code that runs in a kernel, followed through the kernel's log: a stream of its messages in log order, which are
+/// statuses, outputs, input requests and the reply.
 ///
-/// Dropping it stops following. The code keeps running, and its output goes to the log.
+/// The stream ends once it has returned both the reply and the `idle` status, or an error that ends the execution.
+/// After [`ExecutionError::Loss`] and [`ExecutionError::Read`] it goes on.
+///
+/// Dropping it stops following. The code keeps running, and its output goes to the log, unless the
+/// [options](ExecuteOptions::with_interrupt_on_drop) say otherwise.
+///
+/// ```
+/// use futures::StreamExt as _;
+/// use jupyter_protocol::content::Content;
+/// use kernel_manager::{Execution, ExecutionError};
+///
+/// async fn print(mut execution: Execution) -> Result<(), ExecutionError> {
+///     while let Some(message) = execution.next().await {
+///         if let Content::Stream(stream) = message?.content {
+///             print!("{}", stream.text);
+///         }
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct Execution {
-    attachment: Attachment,
+    client: Client,
+    reading: Reading,
     msg_id: String,
-    session: String,
     ready: VecDeque<Entry>,
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     asked: bool,
     replied: bool,
     idle: bool,
+    /// How it ended, if it had ended when it was first followed.
+    past: Option<Past>,
+    interrupt_on_drop: bool,
+}
+
+/// Reads the log, one block at a time.
+enum Reading {
+    Ready(Attachment),
+    Waiting(BoxFuture<'static, (Attachment, Result<Option<Block>, ReadError>)>),
+    /// The log has ended.
+    Ended,
+}
+
+/// The end of an execution that had ended before it was followed.
+struct Past {
+    last: Seq,
+    status: ExecutionStatus,
+    reason: Option<String>,
 }
 
 impl Execution {
-    pub(crate) async fn start(kernel: &Arc<Kernel>, request: ExecuteRequest) -> Result<Self, SendError> {
-        let session = uuid::Uuid::new_v4().to_string();
+    pub(super) async fn start(kernel: &Arc<Kernel>, options: ExecuteOptions) -> Result<Self, SendError> {
+        let session = options.session.unwrap_or_else(new_session);
         let position = kernel.log().head();
-        let attachment = kernel.attach_at(&session, position);
-        let message = Message::new(request, &session);
-        let execution = Self {
-            position,
-            attachment,
-            msg_id: message.header.msg_id.clone(),
-            session,
+        let message = Message::new(options.request, &session).with_metadata(options.metadata);
+        let mut execution = Self::at(kernel, &session, message.header.msg_id.clone(), position);
+        execution.interrupt_on_drop = options.interrupt_on_drop;
+        // A request that was not sent has nothing to interrupt.
+        let sent = execution.client.send(Channel::Shell, message.to_wire()).await;
+        sent.inspect_err(|_| execution.interrupt_on_drop = false)?;
+        Ok(execution)
+    }
+
+    /// Follows an execution that was requested before, after the cursor or from its beginning.
+    pub(super) fn follow(
+        kernel: &Arc<Kernel>,
+        record: &ExecutionRecord,
+        after: Option<Cursor>,
+    ) -> Result<Self, FollowError> {
+        if let Some(other) = after.filter(|cursor| cursor.epoch != kernel.log().epoch()) {
+            return Err(FollowError::OtherLog(other));
+        }
+        let before = Seq(record.request.0.saturating_sub(1));
+        let position = after.map_or(before, |cursor| cursor.seq.max(before));
+        let was_read = |seq: Option<Seq>| seq.is_some_and(|seq| seq <= position);
+        let mut execution = Self::at(kernel, &new_session(), record.msg_id().to_owned(), position);
+        execution.asked = record.request <= position;
+        execution.replied = was_read(record.reply);
+        execution.idle = was_read(record.idle);
+        execution.past = record.status.has_ended().then(|| Past {
+            last: record.last,
+            status: record.status,
+            reason: record.reason.clone(),
+        });
+        Ok(execution)
+    }
+
+    fn at(kernel: &Arc<Kernel>, session: &str, msg_id: String, position: Seq) -> Self {
+        let attachment = kernel.attach_at(session, position);
+        Self {
+            client: attachment.client(),
+            reading: Reading::Ready(attachment),
+            msg_id,
             ready: VecDeque::new(),
+            position,
             asked: false,
             replied: false,
             idle: false,
-        };
-        execution.send(Channel::Shell, message.to_wire()).await?;
-        Ok(execution)
+            past: None,
+            interrupt_on_drop: false,
+        }
     }
 
     /// The `msg_id` of the request.
@@ -73,68 +171,99 @@ impl Execution {
         &self.msg_id
     }
 
-    /// The last log entry that was read.
+    /// Everything up to here has been read. [`Kernel::follow`] goes on from here, also in another process.
     #[must_use]
-    pub fn position(&self) -> Seq {
-        self.position
+    pub fn cursor(&self) -> Cursor {
+        Cursor {
+            epoch: self.client.kernel().log().epoch(),
+            seq: self.position,
+        }
     }
 
-    /// The next message of the execution, in log order: status, outputs, input requests, the reply. `None` once both
-    /// the reply and `idle` have been returned. Cancel-safe.
+    /// The next message of the execution. `None` after its end. Cancel-safe.
     ///
     /// # Errors
-    /// [`ExecutionError::KernelEnded`] if the kernel ends first; [`ExecutionError::Read`] if entries are missing.
+    /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded) and [`Lost`](ExecutionError::Lost) nothing
+    /// follows; after the others reading goes on.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
-        loop {
-            if self.replied && self.idle {
-                return None;
-            }
-            while let Some(entry) = self.ready.pop_front() {
-                self.position = entry.seq();
-                match self.take(&entry) {
-                    Ok(None) => {}
-                    Ok(Some(message)) => return Some(Ok(message)),
-                    Err(error) => {
-                        (self.replied, self.idle) = (true, true);
-                        return Some(Err(error));
-                    }
-                }
-            }
-            match self.attachment.next().await {
-                Ok(Some(block)) => self.ready.extend(block.entries()),
-                Ok(None) => {
-                    (self.replied, self.idle) = (true, true);
-                    return Some(Err(ExecutionError::KernelEnded { reason: None }));
-                }
-                Err(error) => return Some(Err(error.into())),
-            }
-        }
+        StreamExt::next(self).await
     }
 
     /// Answers the kernel's `input_request`.
     ///
     /// # Errors
     /// [`SendError`] if the kernel is dead.
-    pub async fn answer(&self, value: impl Into<String>) -> Result<(), SendError> {
-        let reply = Message::new(InputReply::new(value), &self.session);
-        self.send(Channel::Stdin, reply.to_wire()).await
+    pub async fn answer(&mut self, value: impl Into<String>) -> Result<(), SendError> {
+        let reply = Message::new(InputReply::new(value), self.client.session());
+        self.client.send(Channel::Stdin, reply.to_wire()).await
     }
 
-    async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
-        self.attachment.client().send(channel, message).await
+    /// The next message with its entry in the log.
+    pub(super) async fn next_entry(&mut self) -> Option<Result<(Entry, Message), ExecutionError>> {
+        std::future::poll_fn(|context| self.poll_entry(context)).await
     }
 
-    fn take(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
+    fn poll_entry(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<(Entry, Message), ExecutionError>>> {
+        loop {
+            if self.has_ended() {
+                return Poll::Ready(None);
+            }
+            if let Some(past) = &self.past
+                && self.position >= past.last
+            {
+                let reason = past.reason.clone();
+                let ended = match past.status {
+                    ExecutionStatus::Died => Some(Err(ExecutionError::KernelEnded { reason })),
+                    ExecutionStatus::Lost => Some(Err(ExecutionError::Lost)),
+                    _ => None,
+                };
+                self.end();
+                return Poll::Ready(ended);
+            }
+            if let Some(entry) = self.ready.pop_front() {
+                self.position = entry.seq();
+                match self.on_entry(&entry) {
+                    Ok(None) => {}
+                    Ok(Some(message)) => return Poll::Ready(Some(Ok((entry, message)))),
+                    Err(error) => {
+                        if !matches!(error, ExecutionError::Loss(_)) {
+                            self.end();
+                        }
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+                continue;
+            }
+            match ready!(self.reading.poll_block(context)) {
+                Ok(Some(block)) => self.ready.extend(block.entries()),
+                Ok(None) => {
+                    self.end();
+                    return Poll::Ready(Some(Err(ExecutionError::KernelEnded { reason: None })));
+                }
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.replied && self.idle
+    }
+
+    fn end(&mut self) {
+        (self.replied, self.idle) = (true, true);
+    }
+
+    fn on_entry(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
+        let wire = entry.message();
         match entry.origin() {
             Origin::Client => {
-                self.asked |= entry.session() == self.session;
+                self.asked |= !self.asked && self.is_request(&wire);
                 return Ok(None);
             }
             Origin::Lifecycle if !self.asked => return Ok(None),
-            Origin::Lifecycle => return self.ended(&entry.message()).map_or(Ok(None), Err),
+            Origin::Lifecycle => return self.on_lifecycle(&wire).map_or(Ok(None), Err),
             Origin::Kernel => {}
         }
-        let wire = entry.message();
         // Few of a kernel's messages belong to this execution, and searching for its id is cheaper than parsing.
         if memmem::find(wire.parent_header(), self.msg_id.as_bytes()).is_none() {
             return Ok(None);
@@ -142,11 +271,7 @@ impl Execution {
         let Ok(message) = Message::from_wire(&wire) else {
             return Ok(None);
         };
-        if message
-            .parent_header
-            .as_ref()
-            .is_none_or(|parent| parent.msg_id != self.msg_id)
-        {
+        if message.parent_id() != self.msg_id {
             return Ok(None);
         }
         match &message.content {
@@ -157,17 +282,96 @@ impl Execution {
         Ok(Some(message))
     }
 
-    /// Whether this event ends the kernel, or the process that ran the code.
-    fn ended(&self, message: &WireMessage) -> Option<ExecutionError> {
+    fn is_request(&self, message: &WireMessage) -> bool {
+        memmem::find(message.header(), self.msg_id.as_bytes()).is_some()
+            && message.header_ref().is_ok_and(|header| header.msg_id == self.msg_id)
+    }
+
+    /// What an event means for the execution, if anything.
+    fn on_lifecycle(&self, message: &WireMessage) -> Option<ExecutionError> {
         match Lifecycle::from_message(message)? {
             Lifecycle::Lost { executions } => executions.contains(&self.msg_id).then_some(ExecutionError::Lost),
+            Lifecycle::Died { executions, reason } => executions
+                .contains(&self.msg_id)
+                .then_some(ExecutionError::KernelEnded { reason: Some(reason) }),
             Lifecycle::Restarting => Some(ExecutionError::KernelEnded {
                 reason: Some("restarting".to_owned()),
             }),
             Lifecycle::RestartingByItself { reason, .. } | Lifecycle::Dead { reason, .. } => {
                 Some(ExecutionError::KernelEnded { reason: Some(reason) })
             }
-            _ => None,
+            event => event.is_loss().then_some(ExecutionError::Loss(event)),
         }
+    }
+}
+
+fn new_session() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+impl Reading {
+    fn poll_block(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Block>, ReadError>> {
+        if let Self::Ready(attachment) = self
+            && let Some(block) = attachment.recent().transpose()
+        {
+            return Poll::Ready(block.map(Some));
+        }
+        let mut waiting = match std::mem::replace(self, Self::Ended) {
+            Self::Ready(mut attachment) => async move {
+                let block = attachment.next().await;
+                (attachment, block)
+            }
+            .boxed(),
+            Self::Waiting(waiting) => waiting,
+            Self::Ended => return Poll::Ready(Ok(None)),
+        };
+        match waiting.poll_unpin(context) {
+            Poll::Ready((_, Ok(None))) => Poll::Ready(Ok(None)),
+            Poll::Ready((attachment, block)) => {
+                *self = Self::Ready(attachment);
+                Poll::Ready(block)
+            }
+            Poll::Pending => {
+                *self = Self::Waiting(waiting);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Stream for Execution {
+    type Item = Result<Message, ExecutionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = ready!(self.poll_entry(context));
+        Poll::Ready(next.map(|next| next.map(|(_, message)| message)))
+    }
+}
+
+impl Drop for Execution {
+    fn drop(&mut self) {
+        if !self.interrupt_on_drop || self.has_ended() {
+            return;
+        }
+        let kernel = self.client.kernel().clone();
+        let Ok(runtime) = Handle::try_current() else {
+            warn!(kernel_id = %kernel.id(), "the execution was dropped outside of a runtime, so its kernel is not interrupted");
+            return;
+        };
+        // Ends by the deadline of an interrupt.
+        runtime.spawn(async move {
+            if let Err(error) = kernel.interrupt().await {
+                warn!(kernel_id = %kernel.id(), %error, "the kernel of a dropped execution cannot be interrupted");
+            }
+        });
+    }
+}
+
+impl std::fmt::Debug for Execution {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Execution")
+            .field("msg_id", &self.msg_id)
+            .field("cursor", &self.cursor())
+            .finish_non_exhaustive()
     }
 }

@@ -3,17 +3,19 @@
 mod attachment;
 mod error;
 mod events;
+mod execute_options;
 mod execution;
+mod run;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use jupyter_protocol::content::{ExecuteRequest, InterruptRequest, ShutdownRequest};
+use jupyter_protocol::content::{InterruptRequest, ShutdownRequest};
 use jupyter_protocol::zmq::SocketError;
 use jupyter_protocol::{Channel, ConnectionInfo, InstalledKernelspec, KernelId, WireMessage};
-use kernel_log::{Lifecycle, Log, Seq};
+use kernel_log::{Cursor, Lifecycle, Log, Seq};
 use kernel_provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, own_metadata,
 };
@@ -26,7 +28,9 @@ use crate::session::{ExecutionState, Executions, Recorder, RequestError, SendErr
 pub use attachment::{Attachment, Client};
 pub use error::RestartError;
 pub use events::{KernelEvent, KernelEventKind};
-pub use execution::{Execution, ExecutionError};
+pub use execute_options::ExecuteOptions;
+pub use execution::{Execution, ExecutionError, FollowError};
+pub use run::RunResult;
 
 pub(crate) use events::Events;
 
@@ -257,12 +261,35 @@ impl Kernel {
         Executions::of(self.log().clone())
     }
 
-    /// Runs code and follows it through the log.
+    /// Runs code to its end and returns its status and outputs. It cannot ask for input.
+    ///
+    /// A kernel that dies meanwhile is a result with the status `Died`, not an error.
+    ///
+    /// # Errors
+    /// [`ExecutionError::Send`] if the kernel is dead already, [`ExecutionError::Read`] if its log cannot be read.
+    pub async fn run(self: &Arc<Self>, code: impl Into<ExecuteOptions>) -> Result<RunResult, ExecutionError> {
+        let options = code.into().with_stdin(false);
+        RunResult::of(Execution::start(self, options).await?).await
+    }
+
+    /// Starts code and follows it through the log. Takes code, an `ExecuteRequest`, or [`ExecuteOptions`].
     ///
     /// # Errors
     /// [`SendError`] if the kernel is dead.
-    pub async fn execute(self: &Arc<Self>, request: ExecuteRequest) -> Result<Execution, SendError> {
-        Execution::start(self, request).await
+    pub async fn execute(self: &Arc<Self>, code: impl Into<ExecuteOptions>) -> Result<Execution, SendError> {
+        Execution::start(self, code.into()).await
+    }
+
+    /// Follows an execution that was requested before, by any client: after the cursor, or from its beginning. It may
+    /// have ended. The stream ends with the execution, and with the kernel.
+    ///
+    /// # Errors
+    /// [`FollowError::NoSuchExecution`] if the log does not have it, [`FollowError::OtherLog`] for a cursor of another
+    /// log, [`FollowError::Store`] if the log's index cannot be read.
+    pub async fn follow(self: &Arc<Self>, msg_id: &str, after: Option<Cursor>) -> Result<Execution, FollowError> {
+        let record = self.executions().get(msg_id).await?;
+        let record = record.ok_or_else(|| FollowError::NoSuchExecution(msg_id.to_owned()))?;
+        Execution::follow(self, &record, after)
     }
 
     /// Reserves room for a message of this many bytes among those that wait for the kernel: 256 MiB in total, so that a

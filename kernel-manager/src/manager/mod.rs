@@ -1,5 +1,6 @@
 //! Starts, restarts and ends the kernels of all providers, and culls idle ones.
 
+mod builder;
 mod culling;
 mod error;
 mod options;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
+pub use builder::{ManagerBuilder, OpenError};
 pub use error::StartError;
 pub use options::{Culling, ManagerOptions, StartRequest};
 
@@ -29,14 +31,30 @@ use crate::session::{Executions, Recorder, RecorderOptions, Sessions};
 use registry::Registry;
 
 /// How long a closing manager waits for providers to clean up cancelled launches.
-const CLEANUP_DEADLINE: Duration = Duration::from_secs(10);
+const PROVIDERS_DEADLINE: Duration = Duration::from_secs(10);
 /// The usual name of Python's kernelspec.
 const PYTHON: &str = "python3";
 
 /// Manages the kernels of several providers. Clones share the same manager.
 ///
-/// Dropping the last clone ends the manager's tasks and leaves the kernels running; [`restore`](Self::restore) finds
-/// them again.
+/// Dropping the last clone ends the manager's tasks and leaves the kernels running, unless
+/// [`ManagerOptions::end_kernels_on_drop`] is set; [`restore`](Self::restore) finds them again. [`close`](Self::close)
+/// does so in order, and releases everything.
+///
+/// ```
+/// use kernel_manager::{AtClose, Manager};
+/// use kernel_provider::fake::FakeProvider;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let manager = Manager::builder().provider(FakeProvider::new()).open().await?;
+/// let kernel = manager.start("echo").await?;
+/// let result = kernel.run("hello").await?;
+/// assert_eq!(result.text(), "hello");
+/// manager.close(AtClose::EndKernels).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Manager {
     shared: Arc<Shared>,
@@ -60,12 +78,23 @@ struct Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.stop.cancel();
+        if self.options.end_kernels_on_drop {
+            for kernel in self.registry.list() {
+                kernel.handle().kill();
+            }
+        }
     }
 }
 
 impl Manager {
+    /// Sets up a manager step by step.
+    #[must_use]
+    pub fn builder() -> ManagerBuilder {
+        ManagerBuilder::new()
+    }
+
     /// A manager for these providers' kernels, logging to `logs`. The first provider is the default. Starts the culling
-    /// task if the options ask for it; needs a tokio runtime.
+    /// task if the options ask for it; needs a tokio runtime. [`builder`](Self::builder) is shorter.
     #[must_use]
     pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
         let stop = CancellationToken::new();
@@ -158,14 +187,15 @@ impl Manager {
             .map(|(name, _)| name.clone())
     }
 
-    /// Starts a kernel and returns once it has answered.
+    /// Starts a kernel and returns once it has answered. Takes the name of a kernelspec, or a [`StartRequest`].
     ///
-    /// Dropping the future does not cancel the start: the kernel then runs under its id until it is culled or shut
-    /// down.
+    /// Dropping the future does not cancel the start: the kernel then runs under its id until it is shut down, or culled
+    /// if [culling](ManagerOptions::culling) is on.
     ///
     /// # Errors
     /// [`StartError`], by cause.
-    pub async fn start(&self, request: StartRequest) -> Result<Arc<Kernel>, StartError> {
+    pub async fn start(&self, request: impl Into<StartRequest>) -> Result<Arc<Kernel>, StartError> {
+        let request = request.into();
         let shared = self.shared.clone();
         let id = request.id.unwrap_or_else(KernelId::random);
         let starting = async move { shared.start(id, request).await }.instrument(info_span!("start", kernel_id = %id));
@@ -199,16 +229,41 @@ impl Manager {
         &self.shared.logs
     }
 
-    /// Shuts down all kernels concurrently and ends the manager's tasks. Pending starts are cancelled.
-    pub async fn shutdown(&self) {
+    /// Ends or leaves all kernels, the manager's tasks, and the logs with their store. Pending starts are cancelled, and
+    /// everything that was recorded is stored. Afterwards the store and the providers' folders can be opened again, also
+    /// by another process, whoever still holds kernels or logs of this manager. Closing it again does nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
+    pub async fn close(&self, kernels: AtClose) -> Result<(), StoreError> {
         self.shared.start_no_more().await;
-        let ending = self.list().into_iter().map(|kernel| async move {
-            if let Err(error) = kernel.shutdown().await {
-                warn!(kernel_id = %kernel.id(), %error, "the kernel could not be ended");
+        match kernels {
+            AtClose::EndKernels => {
+                let ending = self.list().into_iter().map(|kernel| async move {
+                    if let Err(error) = kernel.shutdown().await {
+                        warn!(kernel_id = %kernel.id(), %error, "the kernel could not be ended");
+                    }
+                });
+                futures::future::join_all(ending).await;
+                self.shared.stop.cancel();
             }
-        });
-        futures::future::join_all(ending).await;
-        self.shared.stop.cancel();
+            AtClose::LeaveKernels => {
+                // First, so that no supervisor takes a kernel that ends now for one to restart.
+                self.shared.stop.cancel();
+                // Concurrently, so that a kernel that is restarting delays no other.
+                futures::future::join_all(self.list().iter().map(|kernel| kernel.detach())).await;
+            }
+        }
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        let providers = self.shared.providers.iter().map(|provider| provider.close());
+        if timeout(PROVIDERS_DEADLINE, futures::future::join_all(providers))
+            .await
+            .is_err()
+        {
+            warn!("the cleanup of cancelled launches did not finish in time");
+        }
+        self.shared.logs.close().await
     }
 
     /// The executions of a kernel that this manager does not run; `None` if it has no log. Unfinished executions count
@@ -230,15 +285,15 @@ impl Manager {
             Executions::of_the_past(log)
         }))
     }
+}
 
-    /// Ends the manager's tasks and leaves the kernels running, with everything recorded in the store. Pending starts
-    /// are cancelled.
-    pub async fn detach(&self) {
-        self.shared.start_no_more().await;
-        self.shared.stop.cancel();
-        // Concurrently, so that a kernel that is restarting delays no other.
-        futures::future::join_all(self.list().iter().map(|kernel| kernel.detach())).await;
-    }
+/// What becomes of the kernels when their [`Manager`] is [closed](Manager::close).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtClose {
+    /// They are shut down.
+    EndKernels,
+    /// They keep running; [`Manager::restore`] of a later manager finds them.
+    LeaveKernels,
 }
 
 /// A kernelspec that can be started.
@@ -260,13 +315,6 @@ impl Shared {
         self.registry.close();
         self.closing.cancel();
         self.registry.started().await;
-        let cleanups = self.providers.iter().map(|provider| provider.cleanup());
-        if timeout(CLEANUP_DEADLINE, futures::future::join_all(cleanups))
-            .await
-            .is_err()
-        {
-            warn!("the cleanup of cancelled launches did not finish in time");
-        }
     }
 
     /// The provider in this name, and the rest of the name.

@@ -38,6 +38,81 @@ pub struct ManagerOptions {
     /// even if clients keep the other threads busy; many kernels drop output that is not read in time. It must outlive
     /// the manager.
     pub recorder_runtime: Option<Handle>,
+    /// Whether dropping the last clone of the manager kills its kernels, as far as their provider
+    /// [can](kernel_provider::KernelHandle::kill), instead of leaving them to a later manager.
+    pub end_kernels_on_drop: bool,
+}
+
+impl ManagerOptions {
+    /// Sets the kernelspec of a start without a name.
+    #[must_use]
+    pub fn with_default_spec(mut self, default_spec: impl Into<String>) -> Self {
+        self.default_spec = Some(default_spec.into());
+        self
+    }
+
+    /// Limits the number of kernels at a time.
+    #[must_use]
+    pub fn with_max_kernels(mut self, max_kernels: usize) -> Self {
+        self.max_kernels = Some(max_kernels);
+        self
+    }
+
+    /// Limits the number of kernels of one owner at a time.
+    #[must_use]
+    pub fn with_max_kernels_per_owner(mut self, max_kernels_per_owner: usize) -> Self {
+        self.max_kernels_per_owner = Some(max_kernels_per_owner);
+        self
+    }
+
+    /// Sets how often a kernel that ends by itself is restarted.
+    #[must_use]
+    pub fn with_restart_limit(mut self, restart_limit: u32) -> Self {
+        self.restart_limit = restart_limit;
+        self
+    }
+
+    /// Sets how long a kernel has to end after a request, and again after SIGTERM.
+    #[must_use]
+    pub fn with_shutdown_grace(mut self, shutdown_grace: Duration) -> Self {
+        self.shutdown_grace = shutdown_grace;
+        self
+    }
+
+    /// Sets when idle kernels are ended.
+    #[must_use]
+    pub fn with_culling(mut self, culling: Culling) -> Self {
+        self.culling = culling;
+        self
+    }
+
+    /// Sets how long a log is kept after its kernel is gone.
+    #[must_use]
+    pub fn with_log_retention(mut self, log_retention: Duration) -> Self {
+        self.log_retention = log_retention;
+        self
+    }
+
+    /// Sets the budget in bytes for large messages of all kernels.
+    #[must_use]
+    pub fn with_message_memory(mut self, message_memory: u64) -> Self {
+        self.message_memory = message_memory;
+        self
+    }
+
+    /// Sets the runtime that reads iopub.
+    #[must_use]
+    pub fn with_recorder_runtime(mut self, recorder_runtime: Handle) -> Self {
+        self.recorder_runtime = Some(recorder_runtime);
+        self
+    }
+
+    /// Sets whether dropping the last clone of the manager kills its kernels.
+    #[must_use]
+    pub fn with_end_kernels_on_drop(mut self, end_kernels_on_drop: bool) -> Self {
+        self.end_kernels_on_drop = end_kernels_on_drop;
+        self
+    }
 }
 
 impl Default for ManagerOptions {
@@ -56,6 +131,7 @@ impl Default for ManagerOptions {
             log_retention: Duration::from_secs(7 * 24 * 60 * 60),
             message_memory: 256 << 20,
             recorder_runtime: None,
+            end_kernels_on_drop: false,
         }
     }
 }
@@ -84,6 +160,38 @@ impl Default for Culling {
             connected: false,
             busy: false,
         }
+    }
+}
+
+impl Culling {
+    /// Ends kernels that were idle for this long. Otherwise as the default: not while clients are attached or code runs.
+    #[must_use]
+    pub fn after(idle_timeout: Duration) -> Self {
+        Self {
+            idle_timeout,
+            ..Self::default()
+        }
+    }
+
+    /// Sets how often to check.
+    #[must_use]
+    pub fn with_interval(mut self, interval: Duration) -> Self {
+        self.interval = interval;
+        self
+    }
+
+    /// Sets whether to end kernels with attached clients.
+    #[must_use]
+    pub fn with_connected(mut self, connected: bool) -> Self {
+        self.connected = connected;
+        self
+    }
+
+    /// Sets whether to end busy kernels.
+    #[must_use]
+    pub fn with_busy(mut self, busy: bool) -> Self {
+        self.busy = busy;
+        self
     }
 }
 
@@ -117,5 +225,52 @@ impl StartRequest {
             owner: None,
             timeout: Duration::from_secs(60),
         }
+    }
+
+    /// Sets the id of the kernel.
+    #[must_use]
+    pub fn with_id(mut self, id: KernelId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn with_env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets the working directory.
+    #[must_use]
+    pub fn with_working_dir(mut self, working_dir: impl Into<PathBuf>) -> Self {
+        self.working_dir = Some(working_dir.into());
+        self
+    }
+
+    /// Sets the owner.
+    #[must_use]
+    pub fn with_owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+
+    /// Sets the timeout of the start.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
+impl From<&str> for StartRequest {
+    fn from(spec: &str) -> Self {
+        Self::new(spec)
+    }
+}
+
+impl From<String> for StartRequest {
+    fn from(spec: String) -> Self {
+        Self::new(spec)
     }
 }

@@ -159,6 +159,12 @@ impl Process {
         }
     }
 
+    /// Kills the process and everything that it started in its session, without waiting.
+    pub(crate) fn kill_all(&self) {
+        self.kill();
+        session::kill_members(&self.identity);
+    }
+
     /// Waits for the process to end, for example after [`kill`](Self::kill), then ends the processes that it started,
     /// and reaps it. Blocks.
     pub(crate) fn reap(&self) {

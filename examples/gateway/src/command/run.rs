@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel_log::{Durability, FjallStore, LogOptions, LogStore, Logs};
-use kernel_manager::{Manager, ManagerOptions};
+use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::KernelProvider;
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
 use provider_local::{InheritEnv, LocalConfig, LocalProvider};
@@ -25,8 +25,8 @@ use super::flags::{Flags, LogDurability, OnTerminate};
 
 /// How long kernels have to end before the gateway exits without them.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
-/// How long detaching from kernels may take.
-const DETACH_DEADLINE: Duration = Duration::from_secs(45);
+/// How long disconnecting from the kernels may take.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(45);
 /// The wanted limit of open files: a kernel needs about five, a client one.
 const OPEN_FILES: u64 = 65_536;
 
@@ -150,10 +150,16 @@ impl Running {
         }
         self.gateway.close();
         let ending = async {
-            if stop {
-                end_kernels(&self.manager).await;
-            } else if timeout(DETACH_DEADLINE, self.manager.detach()).await.is_err() {
-                warn!("the kernels could not be let go of in time; the last of their output may be missing");
+            let (kernels, deadline) = if stop {
+                (AtClose::EndKernels, STOP_DEADLINE)
+            } else {
+                (AtClose::LeaveKernels, LEAVE_DEADLINE)
+            };
+            match timeout(deadline, self.manager.close(kernels)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "the logs were not closed cleanly"),
+                Err(_) if stop => warn!("some kernels did not end in time and may go on"),
+                Err(_) => warn!("the kernels were not left in time; the last of their output may be missing"),
             }
             // `serve` has a deadline of its own.
             let _ = serving.await;
@@ -162,19 +168,6 @@ impl Running {
             () = ending => info!("done"),
             _ = signals.next() => warn!("ended at once by a second signal"),
         }
-    }
-}
-
-async fn end_kernels(manager: &Manager) {
-    let kernels = manager.list();
-    let ending = async {
-        manager.shutdown().await;
-        for kernel in kernels {
-            kernel.log().flushed().await;
-        }
-    };
-    if timeout(STOP_DEADLINE, ending).await.is_err() {
-        warn!("some kernels did not end in time and may go on");
     }
 }
 

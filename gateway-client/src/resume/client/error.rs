@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use jupyter_protocol::Channel;
+use kernel_log::{Lifecycle, Seq};
 
 use crate::resume::NotRecovered;
 
@@ -175,10 +176,16 @@ pub enum ExecutionError {
     #[error("entries {first} to {last} of the log are missing: the execution's messages may have been among them")]
     Gap {
         /// The first missing entry.
-        first: u64,
+        first: Seq,
         /// The last missing entry.
-        last: u64,
+        last: Seq,
     },
+    /// Messages of the execution may be missing here. Reading can continue.
+    #[error("messages of the execution may be missing: {0}")]
+    Loss(Lifecycle),
+    /// It ended while the kernel was not recorded.
+    #[error("the execution ended while its kernel was not recorded")]
+    Lost,
     /// After a reconnect, the client could not resume at its position.
     #[error("the log does not continue at the last position: messages of the execution may be missing or repeated")]
     NotRecovered(Option<NotRecovered>),

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::Seq;
+use kernel_log::{LIFECYCLE, Lifecycle, Seq};
 
 use super::error::Lost;
 use crate::resume::Hello;
@@ -43,4 +43,22 @@ pub struct Entry {
     pub channel: Channel,
     /// The message, unsigned and without identities.
     pub message: WireMessage,
+}
+
+impl Entry {
+    /// The event in the kernel's life that this entry reports; `None` for messages of the kernel and of clients.
+    ///
+    /// The protocol does not say who wrote an entry, so a kernel can imitate these: rely on them only where its code is
+    /// trusted.
+    #[must_use]
+    pub fn lifecycle(&self) -> Option<Lifecycle> {
+        // Statuses that only a server sends have no parent; a kernel's own have.
+        let is_of_server = self.channel == Channel::Iopub
+            && (self.message.parent_header() == "{}"
+                || self
+                    .message
+                    .parent_ref()
+                    .is_ok_and(|parent| parent.msg_type == LIFECYCLE));
+        is_of_server.then(|| Lifecycle::from_message(&self.message)).flatten()
+    }
 }

@@ -1,6 +1,10 @@
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures::{Stream, StreamExt};
 use jupyter_protocol::content::{Content, ExecuteRequest, ExecutionState, InputReply};
-use jupyter_protocol::{Channel, Message, WireMessage};
-use kernel_log::LIFECYCLE;
+use jupyter_protocol::{Channel, Message};
+use kernel_log::Lifecycle;
 use memchr::memmem;
 
 use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
@@ -38,56 +42,33 @@ impl<'a> Execution<'a> {
         self.client
     }
 
-    /// The next message that belongs to the execution, in the log's order: status, outputs, questions on stdin, the
-    /// reply. `None` once both the reply and `idle` have come, in whichever order. Entries of others are read and passed
-    /// over. Cancel-safe.
+    /// The next message of the execution. `None` after its end. Entries of other requests are skipped. Cancel-safe.
     ///
     /// # Errors
-    /// [`ExecutionError::KernelEnded`] where the kernel ends or is restarted first; [`ExecutionError::Gap`] and
-    /// [`ExecutionError::NotRecovered`] where messages may be missing, after which reading can go on;
-    /// [`ExecutionError::Client`] where the client gives up.
-    pub async fn next(&mut self) -> Result<Option<Message>, ExecutionError> {
-        while !(self.replied && self.idle) {
-            match self.client.next().await? {
-                Some(Event::Entry(entry)) => {
-                    if let Some(message) = self.take(&entry)? {
-                        return Ok(Some(message));
-                    }
-                }
-                Some(Event::Gap { first, last }) => {
-                    return Err(ExecutionError::Gap {
-                        first: first.0,
-                        last: last.0,
-                    });
-                }
-                Some(Event::NotRecovered(hello)) => return Err(ExecutionError::NotRecovered(hello.reason)),
-                Some(Event::Connected(_) | Event::Disconnected { .. }) => {}
-                None => return Err(ExecutionError::KernelEnded { reason: None }),
-            }
-        }
-        Ok(None)
+    /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded) nothing follows. After
+    /// [`Gap`](ExecutionError::Gap), [`NotRecovered`](ExecutionError::NotRecovered) and
+    /// [`Loss`](ExecutionError::Loss) messages may be missing, and reading goes on.
+    pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
+        StreamExt::next(self).await
     }
 
-    /// Answers the kernel's question (an `input_request`).
+    /// Answers the kernel's `input_request`.
     ///
     /// # Errors
     /// As [`ResumeClient::send`].
-    pub fn answer(&mut self, value: impl Into<String>) -> Result<(), SendError> {
+    pub async fn answer(&mut self, value: impl Into<String>) -> Result<(), SendError> {
         let reply = Message::new(InputReply::new(value), self.client.session());
         self.client.send(Channel::Stdin, reply.to_wire())
     }
 
-    fn take(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
+    fn on_entry(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
         let wire = &entry.message;
         let has_id = |json: &[u8]| memmem::find(json, self.msg_id.as_bytes()).is_some();
         if !has_id(wire.parent_header()) {
-            // What became of the kernel before it had the request is of no concern.
+            // Events before the kernel had the request concern earlier executions.
             let begun = !self.client.outbox.contains(&self.msg_id);
-            let end = (begun && entry.channel == Channel::Iopub).then(|| end_of_process(wire, &self.msg_id));
-            return end.flatten().map_or(Ok(None), |reason| {
-                (self.replied, self.idle) = (true, true);
-                Err(ExecutionError::KernelEnded { reason })
-            });
+            let event = entry.lifecycle().filter(|_| begun);
+            return event.and_then(|event| self.on_lifecycle(event)).map_or(Ok(None), Err);
         }
         let Ok(message) = Message::from_wire(wire) else {
             return Ok(None);
@@ -102,28 +83,51 @@ impl<'a> Execution<'a> {
         }
         Ok(Some(message))
     }
+
+    /// What an event means for the execution, if anything.
+    ///
+    /// The synthetic reply that follows the end of a kernel is for clients that do not know these events.
+    fn on_lifecycle(&mut self, event: Lifecycle) -> Option<ExecutionError> {
+        let reason = match event {
+            Lifecycle::Died { executions, reason } if executions.contains(&self.msg_id) => reason,
+            Lifecycle::Lost { executions } if executions.contains(&self.msg_id) => {
+                (self.replied, self.idle) = (true, true);
+                return Some(ExecutionError::Lost);
+            }
+            Lifecycle::Restarting => "restarting".to_owned(),
+            Lifecycle::RestartingByItself { reason, .. } | Lifecycle::Dead { reason, .. } => reason,
+            event => return event.is_loss().then_some(ExecutionError::Loss(event)),
+        };
+        (self.replied, self.idle) = (true, true);
+        Some(ExecutionError::KernelEnded { reason: Some(reason) })
+    }
 }
 
-/// What is known of the end of the process that ran the code, where this message is the news of it.
-///
-/// The synthetic reply that follows such news is for clients that do not know it.
-fn end_of_process(message: &WireMessage, msg_id: &str) -> Option<Option<String>> {
-    if message.parent_header() != "{}" {
-        return None;
+/// As [`next`](Execution::next).
+impl Stream for Execution<'_> {
+    type Item = Result<Message, ExecutionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        while !(self.replied && self.idle) {
+            let error = match ready!(self.client.poll_event(context)) {
+                Ok(Some(Event::Entry(entry))) => match self.on_entry(&entry).transpose() {
+                    Some(result) => return Poll::Ready(Some(result)),
+                    None => continue,
+                },
+                Ok(Some(Event::Gap { first, last })) => ExecutionError::Gap { first, last },
+                Ok(Some(Event::NotRecovered(hello))) => ExecutionError::NotRecovered(hello.reason),
+                Ok(Some(Event::Connected(_) | Event::Disconnected { .. })) => continue,
+                Ok(None) => {
+                    (self.replied, self.idle) = (true, true);
+                    ExecutionError::KernelEnded { reason: None }
+                }
+                Err(error) => {
+                    (self.replied, self.idle) = (true, true);
+                    error.into()
+                }
+            };
+            return Poll::Ready(Some(Err(error)));
+        }
+        Poll::Ready(None)
     }
-    let msg_type = message.header_ref().ok()?.msg_type;
-    let content: serde_json::Value = serde_json::from_slice(message.content()).ok()?;
-    let text = |key: &str| content.get(key).and_then(serde_json::Value::as_str);
-    let ended = match &*msg_type {
-        "status" => matches!(text("execution_state"), Some("restarting" | "dead")),
-        LIFECYCLE => match text("event") {
-            Some("restarting") => true,
-            Some("died") => content["executions"]
-                .as_array()
-                .is_some_and(|died| died.iter().any(|died| died == msg_id)),
-            _ => false,
-        },
-        _ => false,
-    };
-    ended.then(|| text("reason").or_else(|| text("event")).map(str::to_owned))
 }

@@ -42,10 +42,11 @@ pub(super) struct Database {
     open: RwLock<Option<Open>>,
     /// Whether a write failed, so that fjall accepts no more.
     failed: AtomicBool,
+    /// Whether it was closed for good.
+    closed: AtomicBool,
     /// Writes to fail before the next attempt to reopen, and their number after another failure.
     skip: AtomicU32,
     skip_next: AtomicU32,
-    /// Closed last.
     lock: File,
 }
 
@@ -71,6 +72,7 @@ impl Database {
             full: AtomicBool::new(false),
             open: RwLock::new(Some(open)),
             failed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             skip: AtomicU32::new(0),
             skip_next: AtomicU32::new(1),
             lock,
@@ -132,6 +134,9 @@ impl Database {
             return Err(self.not_open());
         }
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Acquire) {
+            return Err(self.not_open());
+        }
         // Close the old one first, because it locks the folder.
         *open = None;
         match Open::new(&self.folder) {
@@ -177,21 +182,36 @@ impl Database {
     }
 
     fn not_open(&self) -> StoreError {
-        StoreError::NotOpen {
-            place: self.folder.display().to_string(),
+        let place = self.folder.display().to_string();
+        if self.closed.load(Ordering::Acquire) {
+            StoreError::Closed { place }
+        } else {
+            StoreError::NotOpen { place }
         }
+    }
+
+    /// Closes the database and unlocks the folder. Closing it again does nothing.
+    pub(super) fn close(&self) -> Result<(), StoreError> {
+        let ended = self.write(None, boot::end);
+        {
+            // Waits for reads and writes under way; later ones find no database.
+            let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            if self.closed.swap(true, Ordering::AcqRel) {
+                return Ok(());
+            }
+            *open = None;
+        }
+        // Closing the file is not enough: a process that is being forked also has it until it executes its program.
+        let unlocked = self.lock.unlock();
+        ended?;
+        unlocked.map_err(|error| StoreError::failed(format!("unlock the logs in {}", self.folder.display()), error))
     }
 }
 
 impl Drop for Database {
     fn drop(&mut self) {
-        if let Err(error) = self.write(None, boot::end) {
+        if let Err(error) = self.close() {
             tracing::warn!(folder = %self.folder.display(), %error, "the logs were not closed cleanly");
-        }
-        *self.open.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
-        // Closing the file is not enough: a process that is being forked also has it until it executes its program.
-        if let Err(error) = self.lock.unlock() {
-            tracing::warn!(folder = %self.folder.display(), %error, "the logs may look as if they were in use for a moment");
         }
     }
 }

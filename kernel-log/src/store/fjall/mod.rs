@@ -146,4 +146,8 @@ impl LogStore for FjallStore {
     fn sync(&self) -> Result<(), StoreError> {
         self.database.read(Open::sync)
     }
+
+    fn close(&self) -> Result<(), StoreError> {
+        self.database.close()
+    }
 }

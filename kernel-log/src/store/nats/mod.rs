@@ -12,9 +12,11 @@ mod index;
 mod log;
 mod part;
 
+use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -60,6 +62,36 @@ impl NatsOptions {
             replicas: 1,
         }
     }
+
+    /// Sets the credentials file.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: impl Into<PathBuf>) -> Self {
+        self.credentials = Some(credentials.into());
+        self
+    }
+
+    /// Sets the prefix of stream names and subjects.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Sets the replicas of each log.
+    #[must_use]
+    pub fn with_replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+}
+
+impl fmt::Debug for NatsOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsOptions")
+            .field("prefix", &self.prefix)
+            .field("replicas", &self.replicas)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Keeps logs in NATS JetStream; needs server 2.9 or later.
@@ -76,6 +108,7 @@ struct Nats {
     context: Context,
     options: NatsOptions,
     runtime: Option<Runtime>,
+    closed: AtomicBool,
 }
 
 impl Drop for Nats {
@@ -128,6 +161,7 @@ impl NatsStore {
                 context,
                 options,
                 runtime: Some(runtime),
+                closed: AtomicBool::new(false),
             }),
         })
     }
@@ -164,8 +198,10 @@ fn is_not_found(error: &GetStreamErrorKind) -> bool {
 impl Nats {
     /// Runs a request on this thread.
     fn block_on<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let Some(runtime) = &self.runtime else {
-            return Err(failed("keep logs", "the connection was closed"));
+        let Some(runtime) = self.runtime.as_ref().filter(|_| !self.closed.load(Ordering::Acquire)) else {
+            return Err(StoreError::Closed {
+                place: "NATS".to_owned(),
+            });
         };
         // Without a connection, each request would wait for its timeout.
         if self.client.connection_state() != State::Connected {
@@ -347,6 +383,21 @@ impl LogStore for NatsStore {
     /// decide what they survive.
     fn sync(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        if self.nats.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let Some(runtime) = &self.nats.runtime else {
+            return Ok(());
+        };
+        let drained = runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.nats.client.drain()).await });
+        match drained {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(failed("close the connection", error)),
+            Err(_) => Err(failed("close the connection", "the server did not answer in time")),
+        }
     }
 }
 
