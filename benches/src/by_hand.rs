@@ -1,4 +1,4 @@
-//! A kernel started without any gateway, and a client straight on its sockets.
+//! A kernel started without a gateway, and a client on its sockets.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use crate::peers::free_port;
 use crate::setup::Setup;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long between two tries to reach a kernel that starts.
+/// Pause between attempts to connect to a starting kernel.
 const POLL: Duration = Duration::from_micros(200);
 
-/// A kernel's process; killed when it is dropped.
+/// A kernel's process; killed on drop.
 pub struct Kernel {
     child: Child,
-    /// Its connection file.
+    /// The content of its connection file.
     pub info: ConnectionInfo,
     file: PathBuf,
 }
@@ -29,17 +29,17 @@ impl Kernel {
     /// Starts an ipykernel over this transport, with files in this folder.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn python(setup: &Setup, folder: &Path, transport: Transport) -> Result<Self> {
         let mut command = setup.command(setup.python());
         command.args(["-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f"]);
         Self::start(command, folder, transport)
     }
 
-    /// Starts the kernel that floods, over TCP, with files in this folder.
+    /// Starts the flood kernel over TCP, with files in this folder.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// If it cannot be started.
     pub fn flood(setup: &Setup, folder: &Path) -> Result<Self> {
         Self::start(setup.flood_kernel(), folder, Transport::Tcp)
     }
@@ -80,16 +80,16 @@ impl Kernel {
         })
     }
 
-    /// Where its connection file is.
+    /// The path of its connection file.
     #[must_use]
     pub fn connection_file(&self) -> &Path {
         &self.file
     }
 
-    /// Waits until its shell can be connected to, trying as fast as possible.
+    /// Waits until its shell accepts connections, and polls at short intervals.
     ///
     /// # Errors
-    /// Where that takes too long.
+    /// If that takes too long.
     pub fn wait(&self) -> Result<()> {
         let begun = Instant::now();
         let path: Option<PathBuf> = self.info.socket_path(Channel::Shell);
@@ -102,7 +102,7 @@ impl Kernel {
                 return Ok(());
             }
             if begun.elapsed() > DEADLINE {
-                return Err("the kernel that was started by hand does not listen".into());
+                return Err("the kernel started by hand does not listen".into());
             }
             std::thread::sleep(POLL);
         }
@@ -116,7 +116,7 @@ impl Drop for Kernel {
     }
 }
 
-/// A client on the kernel's shell, which reads its iopub too as every client does.
+/// A client on a kernel's sockets.
 pub struct Direct {
     signer: Signer,
     send: DealerSender,
@@ -125,10 +125,10 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// Connects to shell alone.
+    /// Connects to shell only.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// If the kernel does not answer.
     pub async fn to_shell(info: &ConnectionInfo) -> Result<Self> {
         let identity = uuid::Uuid::new_v4().to_string();
         let (send, receive) = zmq::dealer(&info.address(Channel::Shell), &identity, DEADLINE).await?;
@@ -140,10 +140,10 @@ impl Direct {
         })
     }
 
-    /// Connects to shell and iopub.
+    /// Connects to shell and iopub. A task reads iopub, as every client does.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// If the kernel does not answer.
     pub async fn connect(info: &ConnectionInfo) -> Result<Self> {
         let mut direct = Self::to_shell(info).await?;
         let mut iopub = IopubSubscriber::connect(&info.address(Channel::Iopub), DEADLINE).await?;
@@ -159,18 +159,18 @@ impl Direct {
         Ok(direct)
     }
 
-    /// Sends on shell.
+    /// Sends a message on shell.
     ///
     /// # Errors
-    /// Where the kernel is gone.
+    /// If the kernel has ended.
     pub async fn send(&mut self, message: WireMessage) -> Result<()> {
         Ok(self.send.send(message.signed(&self.signer)).await?)
     }
 
-    /// The next message on shell.
+    /// Returns the next message on shell.
     ///
     /// # Errors
-    /// Where the kernel is gone, or another one answers.
+    /// If the kernel has ended or the signature is invalid.
     pub async fn receive(&mut self) -> Result<WireMessage> {
         let message = self.receive.recv().await?;
         message.verify(&self.signer)?;

@@ -1,4 +1,4 @@
-//! A thousand clients on one kernel, and a burst of output: all get all of it.
+//! A thousand clients of one kernel that publishes a burst of output.
 
 use std::time::{Duration, Instant};
 
@@ -19,21 +19,21 @@ use crate::{Result, process};
 
 const CLIENTS: usize = 1_000;
 const MESSAGES: usize = 2_000;
-/// How long the gateway settles before its memory is read.
-const SETTLE: Duration = Duration::from_secs(1);
+/// Pause before the gateway's memory is read.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a client waits for the next message before it counts the rest as lost.
 const QUIET: Duration = Duration::from_secs(20);
 
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where the gateway or the kernel does not do its part.
+/// If the gateway or the kernel fails.
 pub async fn run(setup: &Setup) -> Result<Section> {
     let (clients, messages) = (scaled(CLIENTS), scaled(MESSAGES));
     let mut section = Section::new(
         "Clients: a thousand on one kernel",
         format!(
-            "{} WebSocket clients of the v1 subprotocol, each with a session of its own, all on one kernel of one \
+            "{} WebSocket clients of the v1 subprotocol, each with its own session, all on one kernel of one \
              `kernelmux-gateway`. One of them has the kernel publish {} stream messages of 200 B of text, as fast as \
              Python sends them; each client reads until `idle`, and what it got is counted by message number. Memory \
              and CPU are the gateway's: its resident set, and user and system time from the request until the last \
@@ -46,7 +46,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let gateway = Gateway::kernelmux(setup, "clients").await?;
     let kernel = gateway.address.start_kernel(FLOOD).await?;
     let mut first = gateway.address.channels(&kernel, "first").await?;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(PAUSE).await;
     let empty = process::memory(gateway.pid())?;
     let begun = Instant::now();
     let mut others = Vec::with_capacity(clients);
@@ -55,7 +55,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         others.push(gateway.address.channels(&kernel, &session).await?);
     }
     let connected = begun.elapsed();
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(PAUSE).await;
     let idle = process::memory(gateway.pid())?;
 
     process::forget_peak(gateway.pid())?;
@@ -136,19 +136,19 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// What a client got.
-struct Got {
+/// Messages that a client received.
+struct Received {
     lost: u64,
     doubled: u64,
     idle: bool,
     last: Instant,
 }
 
-/// Reads until the kernel is idle again, or nothing comes any more. The client stays connected: what its leaving costs
-/// is not the burst's.
-async fn read(mut client: WebSocket, request: &str, messages: usize) -> Result<(WebSocket, Got)> {
+/// Reads until the kernel is idle again or no message arrives for a while. Returns the client still connected, so that
+/// the cost of disconnecting is not part of the burst.
+async fn read(mut client: WebSocket, request: &str, messages: usize) -> Result<(WebSocket, Received)> {
     let mut seen = vec![false; messages];
-    let mut got = Got {
+    let mut got = Received {
         lost: messages as u64,
         doubled: 0,
         idle: false,

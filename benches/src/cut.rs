@@ -1,4 +1,4 @@
-//! A client whose connection is cut three times while a cell prints: what it gets, from us and from the peers.
+//! Messages lost by a client whose connection is cut three times while a cell prints, compared with other gateways.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use crate::report::Section;
 use crate::setup::{PYTHON, Setup, scaled};
 use crate::wire::WebSocket;
 
-/// Messages of the cell, and how many a second where they are paced: jupyter_server leaves out what is above 1,000.
+/// Messages of the cell, and its paced rate per second, which is below jupyter_server's default limit of 1,000.
 const MESSAGES: usize = 10_000;
 const RATE: usize = 700;
-/// After which of ten parts of them the connection is cut, and for how long.
+/// Tenths of the messages after which the connection is cut, and how long the client is away.
 const CUTS: [usize; 3] = [2, 5, 8];
 const AWAY: Duration = Duration::from_millis(500);
-/// How long to wait for more, when the cell is at its end and when it is not.
+/// How long to wait for further messages after the execution has ended, and before.
 const AFTER_END: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(10);
 const SESSION: &str = "cut";
@@ -30,14 +30,14 @@ const SESSION: &str = "cut";
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where a gateway or a kernel does not do its part.
+/// If a gateway or a kernel fails.
 pub async fn run(setup: &Setup) -> Result<Section> {
     let messages = scaled(MESSAGES);
     let cuts = CUTS.map(|part| messages * part / 10);
     let mut section = Section::new(
         "Cut connections: the same cell through us and the peers",
         format!(
-            "A cell in ipykernel writes the numbers below {} to stdout, each a message of its own, {RATE} a second or without pause (more than the \
+            "A cell in ipykernel writes the numbers below {} to stdout, each in a separate message, {RATE} a second or without pause (more than the \
              1,000 a second that jupyter_server lets through by default). The \
              client drops its connection once it has read number {}, {} and {}, and opens the next one {} ms later with \
              the same session_id; the server's own defaults otherwise. \"By number\" counts each number in all that was \
@@ -71,24 +71,24 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         };
         for (name, gateway) in [("Kernel Gateway", &kernel_gateway), ("jupyter_server", &jupyter_server)] {
             for cuts in [&[][..], &cuts] {
-                stock(gateway, &cell(messages, pace), messages, cuts)
+                plain_client(gateway, &cell(messages, pace), messages, cuts)
                     .await?
                     .row(&mut section, &named(name));
             }
         }
-        stock(&ours, &cell(messages, pace), messages, &[])
+        plain_client(&ours, &cell(messages, pace), messages, &[])
             .await?
             .row(&mut section, &named("ours, stock client"));
-        let stock = stock(&ours, &cell(messages, pace), messages, &cuts).await?;
-        stock.row(&mut section, &named("ours, stock client"));
-        let resumed = resuming(&ours, &cell(messages, pace), messages, &cuts).await?;
+        let plain = plain_client(&ours, &cell(messages, pace), messages, &cuts).await?;
+        plain.row(&mut section, &named("ours, stock client"));
+        let resumed = resume_client(&ours, &cell(messages, pace), messages, &cuts).await?;
         resumed.row(&mut section, &named("ours, resume protocol"));
         for (name, got, (lost, doubled)) in [
-            ("shown by a stock client of ours", &stock, stock.shown()),
+            ("shown by a stock client of ours", &plain, plain.shown()),
             ("by number, resume protocol", &resumed, resumed.by_number()),
         ] {
             if got.cuts != cuts.len() {
-                return Err("ours was not cut as often as it was to be: too little came".into());
+                return Err("too few messages arrived to cut the connection as often as planned".into());
             }
             let measured = format!("{} and {}", count(lost), count(doubled));
             section.mark(
@@ -107,21 +107,21 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// What a client got of the cell.
-struct Got {
+/// What a client received of the cell.
+struct Outcome {
     request: String,
-    /// How often each number came.
+    /// How often each number was received.
     times: Vec<u64>,
-    /// The highest number that came, and one more.
+    /// The highest received number plus one.
     reached: usize,
     fold: Fold,
     reply: bool,
     idle: bool,
-    /// How often its connection was cut.
+    /// How often the connection was cut.
     cuts: usize,
 }
 
-impl Got {
+impl Outcome {
     fn new(request: &Message, messages: usize) -> Self {
         Self {
             request: request.header.msg_id.clone(),
@@ -157,17 +157,17 @@ impl Got {
         self.reply && self.idle
     }
 
-    /// How long to wait for more.
+    /// How long to wait for the next message.
     fn patience(&self) -> Duration {
         if self.ended() { AFTER_END } else { QUIET }
     }
 
-    /// Lost and doubled of all that was received.
+    /// Lost and duplicated numbers among all received messages.
     fn by_number(&self) -> (u64, u64) {
         lost_and_doubled(&self.times)
     }
 
-    /// Lost and doubled of what is shown in the end.
+    /// Lost and duplicated numbers in the outputs shown at the end.
     fn shown(&self) -> (u64, u64) {
         let mut times = vec![0; self.times.len()];
         for output in self.fold.outputs() {
@@ -223,16 +223,16 @@ fn cell(messages: usize, pace: Option<usize>) -> Message {
     Message::new(ExecuteRequest::new(code), SESSION)
 }
 
-/// A client of the v1 subprotocol that knows nothing but its session.
-async fn stock(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Got> {
+/// Runs a client of the v1 subprotocol, which only knows its session.
+async fn plain_client(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Outcome> {
     let kernel = gateway.address.start_kernel(PYTHON).await?;
     let connect = async || -> Result<WebSocket> { gateway.address.channels(&kernel, SESSION).await };
     let mut client = connect().await?;
     client.send(Channel::Shell, &request.to_wire()).await?;
-    let mut got = Got::new(request, messages);
+    let mut got = Outcome::new(request, messages);
     let mut cuts = cuts.iter().copied().peekable();
     while let Ok(received) = timeout(got.patience(), client.receive_message()).await {
-        // Where a server closes the connection, the rest is lost.
+        // If a server closes the connection, the rest is lost.
         let Ok((channel, message)) = received else { break };
         got.take(channel, &message)?;
         if cuts.next_if(|&cut| got.reached > cut).is_some() {
@@ -247,8 +247,8 @@ async fn stock(gateway: &Gateway, request: &Message, messages: usize, cuts: &[us
     Ok(got)
 }
 
-/// A client of the resume protocol.
-async fn resuming(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Got> {
+/// Runs a client of the resume protocol.
+async fn resume_client(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Outcome> {
     let kernel = gateway.address.start_kernel(PYTHON).await?;
     let url = format!("http://127.0.0.1:{}", gateway.address.port);
     let options = Options::new(url, kernel.parse()?)
@@ -256,7 +256,7 @@ async fn resuming(gateway: &Gateway, request: &Message, messages: usize, cuts: &
         .with_session(SESSION);
     let mut client = ResumeClient::connect(options).await?;
     client.send(Channel::Shell, request.to_wire())?;
-    let mut got = Got::new(request, messages);
+    let mut got = Outcome::new(request, messages);
     let mut cuts = cuts.iter().copied().peekable();
     while let Ok(event) = timeout(got.patience(), client.next()).await {
         let Some(event) = event? else { break };

@@ -1,4 +1,4 @@
-//! An execution's messages, folded into outputs.
+//! Folding an execution's messages into outputs.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -13,21 +13,21 @@ use crate::measure::{Times, bytes, count, per_second, time};
 use crate::report::Section;
 use crate::{Result, process};
 
-/// Bytes of text in a message, about.
+/// Approximate bytes of text in a message.
 const TEXT: usize = 200;
-/// Different messages of a case, and how often they are folded, in how many rounds.
+/// Different messages of a case, messages folded per round, and rounds.
 const DIFFERENT: usize = 10_000;
 const MESSAGES: usize = 1_000_000;
 const ROUNDS: usize = 5;
-/// For what is to stay as fast however much there is.
+/// Messages of the test that cost does not grow with the number of messages.
 const MANY: usize = 10_000_000;
-/// Messages a second, to meet the mark.
+/// Target in messages per second.
 const WANTED: f64 = 1e6;
 
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where the memory in use cannot be read.
+/// If the memory in use cannot be read.
 pub fn run() -> Result<Section> {
     let mut section = Section::new(
         "Fold: an execution's messages into outputs",
@@ -80,7 +80,7 @@ pub fn run() -> Result<Section> {
     Ok(section)
 }
 
-/// That the last million costs what the first one does, in time and memory.
+/// Compares time and memory of the last million messages with the first million.
 fn ten_million(section: &mut Section) -> Result<()> {
     section.table(&[
         "10 million messages",
@@ -148,7 +148,7 @@ fn cases() -> Result<Vec<(&'static str, Vec<WireMessage>)>> {
     ])
 }
 
-/// As ipykernel writes it, and as it comes out of the log: its frames in one piece of memory.
+/// Makes a message like ipykernel's, with its frames in one piece of memory, as a log returns it.
 fn message(msg_type: &str, content: &Value) -> Result<WireMessage> {
     let header = |msg_type: &str, number: u32| {
         json!({

@@ -1,4 +1,4 @@
-//! A thousand kernels that do nothing, in one gateway.
+//! A thousand idle kernels in one gateway.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,16 +27,16 @@ use crate::setup::{Setup, binary};
 use crate::{Result, process};
 
 const KERNELS: usize = 1_000;
-/// How long the gateway settles, and how long it is then watched.
-const SETTLE: Duration = Duration::from_secs(3);
-const WATCH: Duration = Duration::from_secs(10);
+/// Pause before measuring, and duration of the CPU measurement.
+const PAUSE: Duration = Duration::from_secs(3);
+const MEASURED: Duration = Duration::from_secs(10);
 const WANTED_BYTES: u64 = 100_000;
 const SPEC: &str = "idle";
 
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where the kernels or the gateway do not do their part.
+/// If the kernels or the gateway fail.
 pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Idle kernels",
@@ -45,8 +45,8 @@ pub async fn run(setup: &Setup) -> Result<Section> {
              and the manager with a log on disk, over a provider that hands their connections out (so what \
              `provider-local` keeps for each process is not in it). Memory is the gateway's resident set above what \
              it had without kernels, after {} s; CPU over {} s.",
-            SETTLE.as_secs(),
-            WATCH.as_secs()
+            PAUSE.as_secs(),
+            MEASURED.as_secs()
         ),
     );
     section.table(&["", "memory", "a kernel", "CPU"]);
@@ -67,9 +67,9 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     for _ in 0..KERNELS {
         gateway.address.start_kernel(SPEC).await?;
     }
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(PAUSE).await;
     let (cpu_before, begun) = (gateway.cpu()?, Instant::now());
-    tokio::time::sleep(WATCH).await;
+    tokio::time::sleep(MEASURED).await;
     let (cpu, watched) = (gateway.cpu()? - cpu_before, begun.elapsed());
     let full = process::memory(gateway.pid())?;
     let a_kernel = full.saturating_sub(empty) / KERNELS as u64;
@@ -95,7 +95,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// The process that is all kernels; killed when it is dropped.
+/// The process that runs all kernels; killed on drop.
 struct Kernels(Child);
 
 impl Kernels {
@@ -128,10 +128,10 @@ fn connection_file(folder: &Path, index: usize) -> PathBuf {
     folder.join(format!("kernel-{index}.json"))
 }
 
-/// The child process that is all kernels.
+/// Runs all kernels, as a child process.
 ///
 /// # Errors
-/// Where their sockets cannot be bound.
+/// If their sockets cannot be bound.
 pub async fn kernels(folder: &Path) -> Result<()> {
     process::allow_open_files()?;
     for index in 0..KERNELS {
@@ -168,15 +168,15 @@ impl kernel::Kernel for Idle {
     }
 }
 
-/// The child process that is the gateway.
+/// Runs the gateway, as a child process.
 ///
 /// # Errors
-/// Where it cannot listen or open its logs.
+/// If it cannot listen or open its logs.
 pub async fn gateway(port: u16, folder: &Path) -> Result<()> {
     process::allow_open_files()?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let logs = Logs::new(Arc::new(FjallStore::open(&folder.join("logs"))?), LogOptions::default())?;
-    let provider = Arc::new(HandsOut::new(folder)?);
+    let provider = Arc::new(PreparedProvider::new(folder)?);
     let manager = Manager::new(vec![provider], logs, ManagerOptions::default());
     let gateway = Arc::new(kernelmux_gateway::Gateway::new(
         manager,
@@ -189,15 +189,15 @@ pub async fn gateway(port: u16, folder: &Path) -> Result<()> {
     }
 }
 
-/// Gives each launch the connection of a kernel that runs already.
-struct HandsOut {
+/// A provider whose launches return kernels that run already.
+struct PreparedProvider {
     folder: PathBuf,
     specs: watch::Sender<Arc<Specs>>,
     next: AtomicUsize,
-    handed_out: Mutex<Vec<KernelRecord>>,
+    records: Mutex<Vec<KernelRecord>>,
 }
 
-impl HandsOut {
+impl PreparedProvider {
     fn new(folder: &Path) -> Result<Self> {
         let spec: Kernelspec =
             serde_json::from_value(serde_json::json!({"argv": [SPEC], "display_name": SPEC, "language": SPEC}))?;
@@ -212,13 +212,13 @@ impl HandsOut {
             folder: folder.to_owned(),
             specs: watch::Sender::new(Arc::new(specs)),
             next: AtomicUsize::new(0),
-            handed_out: Mutex::default(),
+            records: Mutex::default(),
         })
     }
 }
 
 #[async_trait]
-impl KernelProvider for HandsOut {
+impl KernelProvider for PreparedProvider {
     fn name(&self) -> &str {
         SPEC
     }
@@ -235,11 +235,11 @@ impl KernelProvider for HandsOut {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let data = serde_json::json!(connection_file(&self.folder, index));
         let record = KernelRecord::new(SPEC, request.id, request.spec, request.owner, chrono::Utc::now(), data);
-        self.handed_out
+        self.records
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(record.clone());
-        Ok(Arc::new(HandedOut {
+        Ok(Arc::new(PreparedKernel {
             file: connection_file(&self.folder, index),
             record,
             phase: watch::Sender::new(Phase::Running),
@@ -247,7 +247,7 @@ impl KernelProvider for HandsOut {
     }
 
     async fn list(&self, selector: &Selector) -> std::result::Result<Vec<KernelRecord>, ProviderError> {
-        let records = self.handed_out.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(records
             .iter()
             .filter(|record| selector.matches(record))
@@ -256,7 +256,7 @@ impl KernelProvider for HandsOut {
     }
 
     async fn attach(&self, record: &KernelRecord) -> std::result::Result<Arc<dyn KernelHandle>, AttachError> {
-        Ok(Arc::new(HandedOut {
+        Ok(Arc::new(PreparedKernel {
             file: record.data.as_str().unwrap_or_default().into(),
             record: record.clone(),
             phase: watch::Sender::new(Phase::Running),
@@ -264,14 +264,14 @@ impl KernelProvider for HandsOut {
     }
 }
 
-struct HandedOut {
+struct PreparedKernel {
     file: PathBuf,
     record: KernelRecord,
     phase: watch::Sender<Phase>,
 }
 
 #[async_trait]
-impl KernelHandle for HandedOut {
+impl KernelHandle for PreparedKernel {
     fn record(&self) -> KernelRecord {
         self.record.clone()
     }

@@ -34,9 +34,9 @@ use crate::setup::scaled;
 use crate::{Result, process};
 
 const DEADLINE: Duration = Duration::from_secs(120);
-/// The longest that all of it may take.
-const LONGEST: Duration = Duration::from_secs(1800);
-/// How often each way to start is taken.
+/// Timeout of the whole benchmark.
+const TOTAL_DEADLINE: Duration = Duration::from_secs(1800);
+/// Starts of each variant.
 const STARTS: usize = 10;
 const POOL: usize = 6;
 const CLAIMS: usize = 30;
@@ -45,15 +45,15 @@ const MESSAGES: usize = 50_000;
 const AT_ONCE: usize = 50;
 const MANY: usize = 1_000;
 const PORTS: std::ops::RangeInclusive<u16> = 9301..=9305;
-/// How often the node that there is none of says that it is there: the cluster gives up on one after 40 s.
+/// Interval of the fake node's status reports. The cluster marks a node as not ready after 40 s without one.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// A label of the node that there is none of.
+/// Label of the fake node.
 const FAKE: &str = "kernelmux.dev/fake";
 
-/// Runs the benchmark, where there is a cluster.
+/// Runs the benchmark if `KUBECONFIG` is set.
 ///
 /// # Errors
-/// Where the cluster or a kernel does not do its part.
+/// If the cluster or a kernel fails.
 pub async fn run() -> Result<Section> {
     let image = std::env::var("KERNELMUX_TEST_IMAGE").unwrap_or_else(|_| "localhost/kernelmux/python:dev".to_owned());
     let mut section = Section::new(
@@ -64,28 +64,28 @@ pub async fn run() -> Result<Section> {
              where nothing else is said, its manager with the log in memory."
         ),
     );
-    // Only where it is asked for: this takes an administrator's rights, and makes a node that does not exist.
+    // Only with an explicit cluster, because this needs an administrator's rights and creates a fake node.
     if std::env::var_os("KUBECONFIG").is_none() {
         section.note("Not measured: `KUBECONFIG` names no cluster.");
         return Ok(section);
     }
     let config = Config::infer().await?;
-    let place = Place::new(config, image).await?;
+    let ns = BenchNamespace::new(config, image).await?;
     let measured = async {
-        starts(&place, &mut section).await?;
-        claims(&place, &mut section).await?;
-        messages(&place, &mut section).await?;
-        at_once(&place, &mut section).await?;
-        many(&place, &mut section).await
+        starts(&ns, &mut section).await?;
+        claims(&ns, &mut section).await?;
+        messages(&ns, &mut section).await?;
+        at_once(&ns, &mut section).await?;
+        many(&ns, &mut section).await
     };
-    let measured = tokio::time::timeout(LONGEST, measured).await;
-    place.remove().await?;
+    let measured = tokio::time::timeout(TOTAL_DEADLINE, measured).await;
+    ns.remove().await?;
     measured??;
     Ok(section)
 }
 
-/// A namespace, with kernelspecs.
-struct Place {
+/// A new namespace with kernelspecs.
+struct BenchNamespace {
     config: Config,
     client: Client,
     namespace: String,
@@ -93,7 +93,7 @@ struct Place {
     specs: tempfile::TempDir,
 }
 
-impl Place {
+impl BenchNamespace {
     async fn new(config: Config, image: String) -> Result<Self> {
         let client = Client::try_from(config.clone())?;
         let random = uuid::Uuid::new_v4().simple().to_string();
@@ -124,7 +124,7 @@ impl Place {
         Ok(())
     }
 
-    /// Installs a kernelspec; only this one is there then.
+    /// Installs the only kernelspec and replaces the previous one.
     fn install(&self, argv: &[&str], mut kubernetes: Value) -> Result<()> {
         if let Some(settings) = kubernetes.as_object_mut() {
             settings.insert("image".to_owned(), json!(self.image));
@@ -169,8 +169,8 @@ impl Place {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// The pod and the Secret of a kernel as the provider has made them, to be made again without it.
-    async fn manifest(&self, kernel: &dyn KernelHandle) -> Result<Raw> {
+    /// Copies the pod and the Secret that the provider created for a kernel.
+    async fn manifest(&self, kernel: &dyn KernelHandle) -> Result<Manifest> {
         let name = kernel.record().data["pod"].as_str().unwrap_or_default().to_owned();
         let mut pod = self.pods().get(&name).await?;
         let of_pod = |secret: &Secret| {
@@ -178,50 +178,54 @@ impl Place {
             owners.iter().any(|owner| owner.name == name)
         };
         let secrets = self.secrets().list(&ListParams::default()).await?.items;
-        let mut secret = secrets.into_iter().find(of_pod).ok_or("a kernel without a Secret")?;
+        let mut secret = secrets.into_iter().find(of_pod).ok_or("the kernel has no Secret")?;
         pod.status = None;
         pod.metadata = serde_json::from_value(json!({"name": name}))?;
         if let Some(spec) = &mut pod.spec {
             spec.node_name = None;
         }
-        let old = secret.metadata.name.clone().unwrap_or_default();
-        secret.metadata = serde_json::from_value(json!({"name": old}))?;
-        Ok(Raw { pod, secret, old })
+        let secret_name = secret.metadata.name.clone().unwrap_or_default();
+        secret.metadata = serde_json::from_value(json!({"name": secret_name}))?;
+        Ok(Manifest {
+            pod,
+            secret,
+            secret_name,
+        })
     }
 }
 
-/// What the provider has made, to be made again without it.
-struct Raw {
+/// A pod and a Secret as the provider creates them, to be created without it.
+struct Manifest {
     pod: Pod,
     secret: Secret,
-    /// The Secret's name in the pod.
-    old: String,
+    /// The Secret's original name, to which the pod refers.
+    secret_name: String,
 }
 
-impl Raw {
+impl Manifest {
     fn connection(&self, ip: String) -> Result<ConnectionInfo> {
         let data = self.secret.data.as_ref().and_then(|data| data.get("connection.json"));
-        let mut info: ConnectionInfo = serde_json::from_slice(&data.ok_or("a Secret without a connection file")?.0)?;
+        let mut info: ConnectionInfo = serde_json::from_slice(&data.ok_or("the Secret has no connection file")?.0)?;
         info.ip = ip;
         Ok(info)
     }
 
-    /// Makes them under another name.
-    async fn make(&self, place: &Place, name: &str) -> Result<()> {
-        let text = serde_json::to_string(&self.pod)?.replace(&self.old, name);
+    /// Creates the pod and the Secret under another name.
+    async fn create(&self, ns: &BenchNamespace, name: &str) -> Result<()> {
+        let text = serde_json::to_string(&self.pod)?.replace(&self.secret_name, name);
         let mut pod: Pod = serde_json::from_str(&text)?;
         pod.metadata.name = Some(name.to_owned());
         let mut secret = self.secret.clone();
         secret.metadata.name = Some(name.to_owned());
-        place.pods().create(&PostParams::default(), &pod).await?;
-        place.secrets().create(&PostParams::default(), &secret).await?;
+        ns.pods().create(&PostParams::default(), &pod).await?;
+        ns.secrets().create(&PostParams::default(), &secret).await?;
         Ok(())
     }
 }
 
-/// The addresses of these pods, once all of them are ready.
-async fn ready(place: &Place, label: &str, wanted: usize) -> Result<BTreeMap<String, String>> {
-    let mut watch = watcher(place.pods(), watcher::Config::default()).boxed();
+/// Waits until `wanted` pods with this prefix are ready, and returns their addresses.
+async fn ready(ns: &BenchNamespace, prefix: &str, wanted: usize) -> Result<BTreeMap<String, String>> {
+    let mut watch = watcher(ns.pods(), watcher::Config::default()).boxed();
     let mut found = BTreeMap::new();
     let watching = async {
         while found.len() < wanted {
@@ -233,7 +237,7 @@ async fn ready(place: &Place, label: &str, wanted: usize) -> Result<BTreeMap<Str
             let name = pod.metadata.name.unwrap_or_default();
             let is_ready = status.conditions.iter().flatten();
             let mut is_ready = is_ready.filter(|condition| condition.type_ == "Ready" && condition.status == "True");
-            if name.starts_with(label)
+            if name.starts_with(prefix)
                 && is_ready.next().is_some()
                 && let Some(ip) = status.pod_ip
             {
@@ -245,9 +249,9 @@ async fn ready(place: &Place, label: &str, wanted: usize) -> Result<BTreeMap<Str
     tokio::time::timeout(DEADLINE, watching).await?
 }
 
-async fn delete(place: &Place, names: impl Iterator<Item = String>) -> Result<()> {
+async fn delete(ns: &BenchNamespace, names: impl Iterator<Item = String>) -> Result<()> {
     let params = DeleteParams::default().grace_period(1);
-    let pods = place.pods();
+    let pods = ns.pods();
     try_join_all(names.map(|name| {
         let (pods, params) = (pods.clone(), params.clone());
         async move { pods.delete(&name, &params).await.map(drop) }
@@ -256,11 +260,11 @@ async fn delete(place: &Place, names: impl Iterator<Item = String>) -> Result<()
     Ok(())
 }
 
-async fn starts(place: &Place, section: &mut Section) -> Result<()> {
-    place.install_python(json!({}))?;
-    let manager = place.manager(Reach::PodAddress).await?;
+async fn starts(ns: &BenchNamespace, section: &mut Section) -> Result<()> {
+    ns.install_python(json!({}))?;
+    let manager = ns.manager(Reach::PodAddress).await?;
     let sample = manager.start(StartRequest::new("bench")).await?;
-    let raw = place.manifest(sample.handle()).await?;
+    let raw = ns.manifest(sample.handle()).await?;
     sample.shutdown().await?;
     let (mut ours, mut theirs, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=scaled(STARTS) {
@@ -273,11 +277,11 @@ async fn starts(place: &Place, section: &mut Section) -> Result<()> {
         kernel.shutdown().await?;
         let name = format!("raw-{round}");
         let begun = Instant::now();
-        raw.make(place, &name).await?;
-        let pods = ready(place, &name, 1).await?;
+        raw.create(ns, &name).await?;
+        let pods = ready(ns, &name, 1).await?;
         let info = raw.connection(pods.into_values().next().unwrap_or_default())?;
         loop {
-            // It listens a while after its pod is ready, which no event tells.
+            // The kernel listens some time after its pod is ready, without an event.
             if tokio::net::TcpStream::connect((info.ip.as_str(), info.shell_port))
                 .await
                 .is_ok()
@@ -288,8 +292,8 @@ async fn starts(place: &Place, section: &mut Section) -> Result<()> {
         }
         Shell::Direct(Box::new(Direct::to_shell(&info).await?)).ask().await?;
         let by_hand = begun.elapsed();
-        delete(place, [name].into_iter()).await?;
-        // The first round finds the image's files on disk.
+        delete(ns, [name].into_iter()).await?;
+        // The first round loads the image's files into the page cache.
         if round > 0 {
             ours.push(through_us);
             theirs.push(by_hand);
@@ -321,14 +325,14 @@ async fn starts(place: &Place, section: &mut Section) -> Result<()> {
     Ok(())
 }
 
-async fn claims(place: &Place, section: &mut Section) -> Result<()> {
-    place.install_python(json!({"warm_pool": {"size": POOL}}))?;
+async fn claims(ns: &BenchNamespace, section: &mut Section) -> Result<()> {
+    ns.install_python(json!({"warm_pool": {"size": POOL}}))?;
     section.table(&["warm pool", "claims", "p50", "p90"]);
     for (reach, name) in [
         (Reach::PodAddress, "by address"),
         (Reach::PortForward, "by port-forward"),
     ] {
-        let provider = place.open(place.client.clone(), reach).await?;
+        let provider = ns.open(ns.client.clone(), reach).await?;
         let (mut claimed, mut answered) = (Vec::new(), Vec::new());
         let wanted = scaled(CLAIMS);
         let begun = Instant::now();
@@ -336,7 +340,7 @@ async fn claims(place: &Place, section: &mut Section) -> Result<()> {
             if begun.elapsed() > DEADLINE {
                 return Err("the pool does not fill".into());
             }
-            ready(place, "kernel-", POOL).await?;
+            ready(ns, "kernel-", POOL).await?;
             for _ in 0..POOL / 2 {
                 let was_cold = Arc::new(AtomicUsize::new(0));
                 let cold = Arc::clone(&was_cold);
@@ -376,36 +380,30 @@ async fn claims(place: &Place, section: &mut Section) -> Result<()> {
             claimed.median() <= Duration::from_millis(150),
         );
     }
-    // What is left of the pool goes with its kernelspec.
-    place.install_python(json!({}))?;
-    let _provider = place.open(place.client.clone(), Reach::PodAddress).await?;
-    gone(place).await
+    // The provider removes the pool's pods, because the kernelspec has no pool now.
+    ns.install_python(json!({}))?;
+    let _provider = ns.open(ns.client.clone(), Reach::PodAddress).await?;
+    wait_until_empty(ns).await
 }
 
 /// Waits until the namespace has no pods.
-async fn gone(place: &Place) -> Result<()> {
+async fn wait_until_empty(ns: &BenchNamespace) -> Result<()> {
     let begun = Instant::now();
-    while !place
-        .pods()
-        .list_metadata(&ListParams::default())
-        .await?
-        .items
-        .is_empty()
-    {
+    while !ns.pods().list_metadata(&ListParams::default()).await?.items.is_empty() {
         if begun.elapsed() > DEADLINE {
-            return Err("pods are left".into());
+            return Err("pods remain".into());
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Ok(())
 }
 
-/// A client of a kernel through the manager and its log.
-struct Logged {
+/// A client that reads a kernel's log through the manager.
+struct LogClient {
     attachment: Attachment,
 }
 
-impl Logged {
+impl LogClient {
     async fn ask(&mut self) -> Result<Duration> {
         let request = Message::new(KernelInfoRequest::default(), "bench");
         let begun = Instant::now();
@@ -421,8 +419,8 @@ impl Logged {
     }
 }
 
-async fn messages(place: &Place, section: &mut Section) -> Result<()> {
-    place.install_python(json!({}))?;
+async fn messages(ns: &BenchNamespace, section: &mut Section) -> Result<()> {
+    ns.install_python(json!({}))?;
     let wanted = scaled(MESSAGES);
     section.table(&[
         "one pod, three ways",
@@ -438,12 +436,12 @@ async fn messages(place: &Place, section: &mut Section) -> Result<()> {
         (Reach::PodAddress, "kernelmux by address"),
         (Reach::PortForward, "kernelmux by port-forward"),
     ] {
-        let manager = place.manager(reach).await?;
+        let manager = ns.manager(reach).await?;
         let kernel = match &known {
             None => manager.start(StartRequest::new("bench")).await?,
             Some((id, _)) => {
                 manager.restore().await;
-                manager.get(*id).ok_or("the kernel is not found again")?
+                manager.get(*id).ok_or("the restored kernel is not found")?
             }
         };
         if known.is_none() {
@@ -451,7 +449,7 @@ async fn messages(place: &Place, section: &mut Section) -> Result<()> {
         }
         let (_, info) = known.as_ref().ok_or("there is no kernel")?;
         let mut direct = Shell::Direct(Box::new(Direct::to_shell(info).await?));
-        let mut logged = Logged {
+        let mut logged = LogClient {
             attachment: kernel.attach("bench"),
         };
         let mut times: [Vec<Duration>; 2] = Default::default();
@@ -476,10 +474,10 @@ async fn messages(place: &Place, section: &mut Section) -> Result<()> {
             ]);
         };
         if reach == Reach::PodAddress {
-            let rate = flood(&kernel, wanted, Heard::Direct(info)).await?;
+            let rate = flood(&kernel, wanted, CountFrom::Iopub(info)).await?;
             row("direct ZeroMQ to the pod's address", &direct, rate);
         }
-        row(name, &logged, flood(&kernel, wanted, Heard::Logged(&kernel)).await?);
+        row(name, &logged, flood(&kernel, wanted, CountFrom::Log(&kernel)).await?);
         if reach == Reach::PodAddress {
             manager.close(AtClose::LeaveKernels).await?;
         } else {
@@ -488,25 +486,26 @@ async fn messages(place: &Place, section: &mut Section) -> Result<()> {
     }
     section.note(
         "The messages are sent by jupyter_client's session in the kernel, one by one, while kernelmux records them: the \
-         rate is the kernel's, as far as nobody holds it up. Direct, a bare subscriber counts them beside that.",
+         rate is the kernel's unless a reader slows it down. Direct: a bare subscriber also counts them.",
     );
     Ok(())
 }
 
-/// Who counts.
-enum Heard<'a> {
-    Direct(&'a ConnectionInfo),
-    Logged(&'a Arc<Kernel>),
+/// Where messages are counted.
+enum CountFrom<'a> {
+    Iopub(&'a ConnectionInfo),
+    Log(&'a Arc<Kernel>),
 }
 
-/// Makes the kernel send so many messages; the seconds from the first to the last that arrived, and how many did.
-async fn flood(kernel: &Arc<Kernel>, wanted: usize, heard: Heard<'_>) -> Result<(f64, usize)> {
+/// Makes the kernel send `wanted` messages. Returns the seconds from the first to the last received one, and the number
+/// of received ones.
+async fn flood(kernel: &Arc<Kernel>, wanted: usize, source: CountFrom<'_>) -> Result<(f64, usize)> {
     let code = format!(
         "k = get_ipython().kernel\nfor i in range({wanted}):\n    k.session.send(k.iopub_socket, 'stream', {{'name': \
          'stdout', 'text': 'x' * 200}}, parent=k.get_parent())\nprint('the last')"
     );
     let (mut arrived, mut first) = (0, None);
-    // Each of them, until the last is heard.
+    // Counts the messages before the last one.
     let mut count = |message: &jupyter_protocol::WireMessage| -> Result<Option<f64>> {
         if message.header_ref()?.msg_type != "stream" {
             return Ok(None);
@@ -518,8 +517,8 @@ async fn flood(kernel: &Arc<Kernel>, wanted: usize, heard: Heard<'_>) -> Result<
         arrived += 1;
         Ok(None)
     };
-    let seconds = match heard {
-        Heard::Direct(info) => {
+    let seconds = match source {
+        CountFrom::Iopub(info) => {
             let signer = info.signer()?;
             let mut iopub = IopubSubscriber::connect(&info.address(Channel::Iopub), DEADLINE).await?;
             let mut execution = kernel.execute(ExecuteRequest::new(code)).await?;
@@ -530,11 +529,11 @@ async fn flood(kernel: &Arc<Kernel>, wanted: usize, heard: Heard<'_>) -> Result<
                     break seconds;
                 }
             };
-            // What is recorded of this is not to be counted with the next.
+            // Waits until all messages are recorded, so that the next run does not count them.
             while execution.next().await.is_some() {}
             seconds
         }
-        Heard::Logged(logged) => {
+        CountFrom::Log(logged) => {
             let mut reader = logged.log().reader(logged.log().head());
             kernel.execute(ExecuteRequest::new(code)).await?;
             'reading: loop {
@@ -552,32 +551,32 @@ async fn flood(kernel: &Arc<Kernel>, wanted: usize, heard: Heard<'_>) -> Result<
     Ok((seconds, arrived))
 }
 
-/// A kernel that opens its sockets and can do nothing else: what is measured is the pod.
+/// A kernel that only opens its sockets, because the benchmark measures pods.
 const TINY: &str = "import json, socket, sys, time\n\
     ports = [value for name, value in json.load(open(sys.argv[1])).items() if name.endswith('_port')]\n\
     sockets = [socket.create_server(('', port)) for port in ports]\n\
     time.sleep(100000)\n";
 
-async fn at_once(place: &Place, section: &mut Section) -> Result<()> {
-    place.install(&["python3", "-I", "-S", "-c", TINY, "{connection_file}"], json!({}))?;
+async fn at_once(ns: &BenchNamespace, section: &mut Section) -> Result<()> {
+    ns.install(&["python3", "-I", "-S", "-c", TINY, "{connection_file}"], json!({}))?;
     let calls = Arc::new(AtomicUsize::new(0));
-    let provider = place.open(counted(&place.config, &calls)?, Reach::PodAddress).await?;
+    let provider = ns.open(counting_client(&ns.config, &calls)?, Reach::PodAddress).await?;
     let launch = || provider.launch(LaunchRequest::new(KernelId::random(), "bench"), Progress::ignored());
     let sample = launch().await?;
-    let raw = place.manifest(&*sample).await?;
+    let raw = ns.manifest(&*sample).await?;
     sample.shutdown(Duration::ZERO).await?;
     let wanted = scaled(AT_ONCE);
     let names = || (0..wanted).map(|index| format!("once-{index}"));
     let begun = Instant::now();
     try_join_all(names().map(|name| {
         let raw = &raw;
-        async move { raw.make(place, &name).await }
+        async move { raw.create(ns, &name).await }
     }))
     .await?;
-    ready(place, "once-", wanted).await?;
+    ready(ns, "once-", wanted).await?;
     let by_hand = begun.elapsed();
-    delete(place, names()).await?;
-    gone(place).await?;
+    delete(ns, names()).await?;
+    wait_until_empty(ns).await?;
     calls.store(0, Ordering::Relaxed);
     let begun = Instant::now();
     let kernels = try_join_all((0..wanted).map(|_| launch())).await?;
@@ -614,8 +613,8 @@ async fn at_once(place: &Place, section: &mut Section) -> Result<()> {
     Ok(())
 }
 
-/// A client whose calls are counted, but for watches, which are there for all kernels together.
-fn counted(config: &Config, calls: &Arc<AtomicUsize>) -> Result<Client> {
+/// Creates a client that counts its calls except watches, which all kernels share.
+fn counting_client(config: &Config, calls: &Arc<AtomicUsize>) -> Result<Client> {
     let calls = Arc::clone(calls);
     let layer = MapRequestLayer::new(move |request: http::Request<Body>| {
         if !request.uri().query().is_some_and(|query| query.contains("watch=")) {
@@ -633,19 +632,19 @@ struct FakeNode {
 }
 
 impl FakeNode {
-    async fn start(place: &Place) -> Result<Self> {
-        let nodes: Api<Node> = Api::all(place.client.clone());
-        let node = json!({"metadata": {"name": place.namespace, "labels": {FAKE: place.namespace}}});
+    async fn start(ns: &BenchNamespace) -> Result<Self> {
+        let nodes: Api<Node> = Api::all(ns.client.clone());
+        let node = json!({"metadata": {"name": ns.namespace, "labels": {FAKE: ns.namespace}}});
         nodes
             .create(&PostParams::default(), &serde_json::from_value(node)?)
             .await?;
-        say_ready(&nodes, &place.namespace).await?;
-        // Pods are let on it when the cluster has taken note.
+        report_ready(&nodes, &ns.namespace).await?;
+        // The cluster schedules pods to the node once it has removed the node's taints.
         let mut watch = watcher(nodes.clone(), watcher::Config::default()).boxed();
         let admitted = async {
             while let Some(event) = watch.try_next().await? {
                 if let watcher::Event::Apply(node) | watcher::Event::InitApply(node) = event
-                    && node.metadata.name.as_deref() == Some(&place.namespace)
+                    && node.metadata.name.as_deref() == Some(&ns.namespace)
                     && node
                         .spec
                         .and_then(|spec| spec.taints)
@@ -663,7 +662,7 @@ impl FakeNode {
             let serving = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
             tasks.push(serving.abort_handle());
         }
-        let pods = place.pods();
+        let pods = ns.pods();
         let kubelet = tokio::spawn(async move {
             let mut watch = watcher(pods.clone(), watcher::Config::default()).boxed();
             while let Ok(Some(event)) = watch.try_next().await {
@@ -689,11 +688,11 @@ impl FakeNode {
             }
         });
         tasks.push(kubelet.abort_handle());
-        let (alive, name) = (nodes.clone(), place.namespace.clone());
+        let (alive, name) = (nodes.clone(), ns.namespace.clone());
         let heartbeat = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(HEARTBEAT).await;
-                if say_ready(&alive, &name).await.is_err() {
+                if report_ready(&alive, &name).await.is_err() {
                     break;
                 }
             }
@@ -702,15 +701,15 @@ impl FakeNode {
         Ok(Self { nodes, tasks })
     }
 
-    async fn remove(self, place: &Place) -> Result<()> {
+    async fn remove(self, ns: &BenchNamespace) -> Result<()> {
         self.tasks.iter().for_each(AbortHandle::abort);
-        self.nodes.delete(&place.namespace, &DeleteParams::default()).await?;
+        self.nodes.delete(&ns.namespace, &DeleteParams::default()).await?;
         Ok(())
     }
 }
 
-/// Says of a node that it is ready and has room, as its kubelet does again and again.
-async fn say_ready(nodes: &Api<Node>, name: &str) -> Result<()> {
+/// Reports a node as ready and with free capacity, as a kubelet does periodically.
+async fn report_ready(nodes: &Api<Node>, name: &str) -> Result<()> {
     let room = json!({"cpu": "1000", "memory": "1000Gi", "pods": "10000"});
     let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
     let status = json!({"status": {"capacity": room, "allocatable": room, "conditions": [
@@ -723,16 +722,16 @@ async fn say_ready(nodes: &Api<Node>, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn many(place: &Place, section: &mut Section) -> Result<()> {
+async fn many(ns: &BenchNamespace, section: &mut Section) -> Result<()> {
     let wanted = scaled(MANY);
-    place.install(
+    ns.install(
         &["kernel", "{connection_file}"],
-        json!({"node_selector": {FAKE: place.namespace}, "writable_connection_file": false}),
+        json!({"node_selector": {FAKE: ns.namespace}, "writable_connection_file": false}),
     )?;
-    let node = FakeNode::start(place).await?;
+    let node = FakeNode::start(ns).await?;
     let measured = async {
         let calls = Arc::new(AtomicUsize::new(0));
-        let provider = place.open(counted(&place.config, &calls)?, Reach::PodAddress).await?;
+        let provider = ns.open(counting_client(&ns.config, &calls)?, Reach::PodAddress).await?;
         let launch = || provider.launch(LaunchRequest::new(KernelId::random(), "bench"), Progress::ignored());
         let warm = launch().await?;
         warm.shutdown(Duration::ZERO).await?;
@@ -746,8 +745,8 @@ async fn many(place: &Place, section: &mut Section) -> Result<()> {
         }
         let started = begun.elapsed();
         let after = process::memory(std::process::id())?;
-        let asked = calls.load(Ordering::Relaxed) as f64 / wanted as f64;
-        // That nothing is asked while they run, whatever their number.
+        let calls_each = calls.load(Ordering::Relaxed) as f64 / wanted as f64;
+        // Running kernels must cause no API calls.
         calls.store(0, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs(10)).await;
         let idle = calls.load(Ordering::Relaxed);
@@ -762,7 +761,7 @@ async fn many(place: &Place, section: &mut Section) -> Result<()> {
         section.row([
             wanted.to_string(),
             time(started),
-            format!("{asked:.2}"),
+            format!("{calls_each:.2}"),
             idle.to_string(),
             bytes(a_kernel),
         ]);
@@ -779,6 +778,6 @@ async fn many(place: &Place, section: &mut Section) -> Result<()> {
         Ok(())
     };
     let measured = measured.await;
-    node.remove(place).await?;
+    node.remove(ns).await?;
     measured
 }

@@ -1,4 +1,4 @@
-//! What kernelmux promises, measured: one file a benchmark, and what they share.
+//! Benchmarks of kernelmux, one per file, and their shared code.
 //!
 //! Each benchmark returns a [`report::Section`] with its figures and targets.
 
@@ -21,5 +21,5 @@ pub mod setup;
 pub mod start;
 pub mod wire;
 
-/// An error ends the benchmark.
+/// The result of a benchmark's steps. An error ends the benchmark.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

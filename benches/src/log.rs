@@ -1,4 +1,4 @@
-//! The log on disk, against raw files.
+//! The log on disk, compared with raw files.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -18,41 +18,41 @@ use crate::{Result, process};
 
 /// Bytes of an entry.
 const ENTRY: usize = 500;
-/// Entries in a run where they come in batches, and where each comes alone.
+/// Entries in a run with batches, and in a run with single appends.
 const BATCHED: usize = 1_000_000;
 const SINGLE: usize = 100_000;
 /// Entries in a batch.
 const BATCH: usize = 64;
-/// Entries of the backlog that is read again: 1 GB.
+/// Entries of the backlog that is read again, of 1 GB in total.
 const BACKLOG: usize = 2_000_000;
-/// Entries of the long log, and how large they are.
+/// Entries of the long log, and their size in bytes.
 const LONG: usize = 10_000_000;
 const SMALL: usize = 200;
-/// How often the tail of the long log is attached to.
+/// Readers opened near the end of the long log.
 const ATTACHES: usize = 200;
 /// Bytes read at a time in a scan.
 const READ: usize = 1 << 20;
-/// After how many bytes the raw file is synced that is: as many as are in a table of the store's.
-const SYNCED: usize = 8 << 20;
+/// Bytes between syncs of the synced raw file: the size of a table of the store.
+const SYNC_BYTES: usize = 8 << 20;
 
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where the disk says no.
+/// If the disk fails.
 pub fn run() -> Result<Section> {
     let mut section = Section::new(
         "Log: fjall against raw files",
         format!(
             "Entries of about {ENTRY} B. A raw file takes the same blocks by `write` and gives them by `read` of {}, which \
-             come from the page cache, as all scans do. Nobody asks for what is written to be synced to the disk; but fjall \
-             syncs each of its tables ({}), so that what is appended for long is as fast as the disk, and everything is \
-             written twice, to a journal and to a table. Beside it stands a raw file that is synced as often. \
+             come from the page cache, as all scans do. The benchmark requests no syncs, but fjall \
+             syncs each of its tables ({}), so that long runs are as fast as the disk, and everything is \
+             written twice, to a journal and to a table. A second raw file is synced as often. \
              \"Store\" is `FjallStore` alone, \"log\" \
              is what the recorder uses: `Log::append`, the writer thread, until all is stored; its scan is a `Reader`. \
              A log on disk is opened \
              again after its writer has shut down, and memory is how much the resident set of the benchmark grows.",
             bytes(READ as u64),
-            bytes(SYNCED as u64),
+            bytes(SYNC_BYTES as u64),
         ),
     );
     section.table(&[
@@ -72,7 +72,7 @@ pub fn run() -> Result<Section> {
         let blocks = runtime.block_on(blocks(entries, batch))?;
         let total: usize = blocks.iter().map(|block| block.bytes().len()).sum();
         let raw = raw_file(&folder.path().join("raw"), &blocks, usize::MAX)?;
-        let synced = raw_file(&folder.path().join("synced"), &blocks, SYNCED)?;
+        let synced = raw_file(&folder.path().join("synced"), &blocks, SYNC_BYTES)?;
         let store = store(&folder.path().join("store"), &blocks)?;
         let log = runtime.block_on(log(&folder.path().join("log"), entries, batch))?;
         for (what, run) in [
@@ -98,16 +98,16 @@ pub fn run() -> Result<Section> {
     Ok(section)
 }
 
-/// A log of 1 GB, opened and read again from its first entry by a process that has nothing of it in memory.
+/// Reopens a log of 1 GB, of which nothing is in the process's memory, and reads it from its first entry.
 async fn backlog(section: &mut Section) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let id = KernelId::random();
     let last = fill(folder.path(), id, scaled(BACKLOG), ENTRY).await?;
     let before = process::memory(std::process::id())?;
     let begun = Instant::now();
-    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), all_kept())?;
+    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), keep_all())?;
     let log = logs.open(id).await?;
-    all_there(&log, last)?;
+    check_complete(&log, last)?;
     let opened = begun.elapsed();
     let memory = process::memory(std::process::id())?;
     let begun = Instant::now();
@@ -146,7 +146,7 @@ async fn backlog(section: &mut Section) -> Result<()> {
     Ok(())
 }
 
-/// Ten million small entries in one log: what they take of memory, and how fast its tail is reached.
+/// Measures memory, and the time to reach the end, with ten million small entries in one log.
 async fn long(section: &mut Section) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let id = KernelId::random();
@@ -155,10 +155,10 @@ async fn long(section: &mut Section) -> Result<()> {
     let last = fill(folder.path(), id, scaled(LONG), SMALL).await?;
     let filled = begun.elapsed();
     let after = process::memory(std::process::id())?;
-    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), all_kept())?;
+    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), keep_all())?;
     let log = logs.open(id).await?;
-    all_there(&log, last)?;
-    // Those at the very end are in no memory yet: the first finds them on disk.
+    check_complete(&log, last)?;
+    // The log was just opened, so the first reader finds the entries on disk.
     let mut times = Vec::with_capacity(ATTACHES);
     for back in 0..ATTACHES {
         let begun = Instant::now();
@@ -187,14 +187,14 @@ async fn long(section: &mut Section) -> Result<()> {
     Ok(())
 }
 
-/// Options with which nothing is dropped.
-fn all_kept() -> LogOptions {
+/// Options that keep all entries.
+fn keep_all() -> LogOptions {
     let mut options = LogOptions::default();
     options.stored_bytes = 1 << 40;
     options
 }
 
-fn all_there(log: &Log, last: Seq) -> Result<()> {
+fn check_complete(log: &Log, last: Seq) -> Result<()> {
     if log.earliest() != Seq::START.next() || log.head() != last {
         let (earliest, head) = (log.earliest(), log.head());
         return Err(format!("of entries 1 to {last} the log has {earliest} to {head}").into());
@@ -202,9 +202,9 @@ fn all_there(log: &Log, last: Seq) -> Result<()> {
     Ok(())
 }
 
-/// Writes a log with so many entries of about so many bytes, and gives the number of the last one.
+/// Writes a log with this number of entries of about this size, and returns the number of the last one.
 pub(crate) async fn fill(path: &Path, id: KernelId, entries: usize, size: usize) -> Result<Seq> {
-    let logs = Logs::new(Arc::new(FjallStore::open(path)?), all_kept())?;
+    let logs = Logs::new(Arc::new(FjallStore::open(path)?), keep_all())?;
     let log = logs.open(id).await?;
     let message = message(size);
     let mut last = Seq::START;
@@ -223,7 +223,7 @@ struct Run {
     scan: Duration,
 }
 
-/// A message that makes an entry of about so many bytes.
+/// Makes a message for an entry of about this size.
 fn message(size: usize) -> WireMessage {
     let header = r#"{"msg_id":"d3f9c3c2-6d1f1b2a5a9b4f1e8c7d_4711_7","msg_type":"stream","version":"5.4"}"#;
     let parts = [header, "{}", "{}", r#"{"name":"stdout","text":""}"#].map(|part| Bytes::from_static(part.as_bytes()));
@@ -243,7 +243,7 @@ fn new_entry(message: &WireMessage) -> NewEntry<'_> {
     }
 }
 
-/// The blocks that the writer thread would make of these batches.
+/// Makes the blocks that the writer thread makes of such batches.
 async fn blocks(entries: usize, batch: usize) -> Result<Vec<Block>> {
     let mut options = LogOptions::default();
     options.memory_bytes = usize::MAX;
@@ -259,7 +259,7 @@ async fn blocks(entries: usize, batch: usize) -> Result<Vec<Block>> {
     Ok(blocks)
 }
 
-/// A file of the blocks, synced each time that so many bytes are not yet.
+/// Measures a file of the blocks that is synced after every `synced` bytes.
 fn raw_file(path: &Path, blocks: &[Block], synced: usize) -> Result<Run> {
     let mut file = File::create(path)?;
     let mut unsynced = 0;

@@ -1,7 +1,8 @@
-//! `make bench`: runs the benchmarks side by side, and writes `RESULTS.md`.
+//! `make bench`: runs the benchmarks one after another and writes `RESULTS.md`.
 //!
-//! With names (`make bench BENCH="protocol log"`) it runs only these, and renews only their sections. With
-//! `KERNELMUX_BENCH_DIVIDE=100` the large ones are that much smaller, to see whether they work, and no file is written.
+//! With names (`make bench BENCH="protocol log"`), it runs only those and replaces only their sections. With
+//! `KERNELMUX_BENCH_DIVIDE=100`, the large ones are a hundredth of their size, as a functional test, and no file is
+//! written.
 
 use std::cell::OnceCell;
 
@@ -35,14 +36,14 @@ fn main() -> Result<()> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(format!("no benchmark named {unknown:?}; there are: {}", NAMES.join(", ")).into());
     }
-    // Kernels in pods need nothing of what is built and installed here.
-    let made = OnceCell::new();
+    // Created on first use, because the benchmark of kernels in pods needs no setup.
+    let created = OnceCell::new();
     let setup = || -> Result<&Setup> {
-        match made.get() {
+        match created.get() {
             Some(setup) => Ok(setup),
             None => {
                 let setup = Setup::make()?;
-                Ok(made.get_or_init(|| setup))
+                Ok(created.get_or_init(|| setup))
             }
         }
     };
@@ -57,7 +58,7 @@ fn main() -> Result<()> {
         sections.push((name, section));
     }
     if !setup::is_scaled() {
-        let versions = made.get().map_or("", |setup| &setup.versions);
+        let versions = created.get().map_or("", |setup| &setup.versions);
         report::write(&root().join("benches/RESULTS.md"), &NAMES, &sections, versions)?;
     }
     Ok(())
@@ -79,7 +80,7 @@ fn run<'a>(name: &str, setup: &dyn Fn() -> Result<&'a Setup>) -> Result<Section>
     }
 }
 
-/// What this program is started as by its own benchmarks.
+/// Runs as a child process of a benchmark.
 fn run_child(what: &str, arguments: &[String]) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match (what, arguments) {
@@ -89,7 +90,7 @@ fn run_child(what: &str, arguments: &[String]) -> Result<()> {
     }
 }
 
-/// On one thread: what the benchmarks' own client costs is to be little.
+/// Runs a benchmark on one thread, so that its client uses little CPU.
 fn async_run<T>(benchmark: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

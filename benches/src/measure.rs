@@ -1,4 +1,4 @@
-//! Numbers from many runs, and how they are written.
+//! Statistics of many runs, and formatting of numbers.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 pub struct Times(Vec<Duration>);
 
 impl Times {
-    /// Of these runs.
+    /// Sorts the times.
     #[must_use]
     pub fn new(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
@@ -20,20 +20,20 @@ impl Times {
         self.0.get(index).copied().unwrap_or_default()
     }
 
-    /// The time in the middle.
+    /// The median time.
     #[must_use]
     pub fn median(&self) -> Duration {
         self.percentile(50)
     }
 
-    /// How many runs.
+    /// The number of runs.
     #[must_use]
     pub fn runs(&self) -> usize {
         self.0.len()
     }
 }
 
-/// A time with a fitting unit.
+/// Formats a time with a suitable unit.
 #[must_use]
 pub fn time(time: Duration) -> String {
     let nanos = time.as_nanos();
@@ -46,7 +46,7 @@ pub fn time(time: Duration) -> String {
     }
 }
 
-/// A size with a fitting unit.
+/// Formats a size with a suitable unit.
 #[must_use]
 pub fn bytes(bytes: u64) -> String {
     match bytes {
@@ -56,7 +56,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A number with its thousands set apart.
+/// Formats a number with thousands separators.
 #[must_use]
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -70,7 +70,7 @@ pub fn count(number: u64) -> String {
     out
 }
 
-/// A rate, in messages or entries a second.
+/// Formats a rate per second.
 #[must_use]
 pub fn per_second(number: u64, seconds: f64) -> String {
     if seconds <= 0.0 {
@@ -84,7 +84,7 @@ pub fn per_second(number: u64, seconds: f64) -> String {
     }
 }
 
-/// How many times as much.
+/// Formats a ratio.
 #[must_use]
 pub fn ratio(ratio: f64) -> String {
     if ratio >= 10.0 {

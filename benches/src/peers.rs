@@ -9,10 +9,10 @@ use crate::setup::{Setup, binary};
 use crate::wire::Address;
 use crate::{Result, process};
 
-/// A gateway that runs; ended, with its kernels, when it is dropped.
+/// A running gateway, which is ended with its kernels on drop.
 pub struct Gateway {
     child: Child,
-    /// Where it listens.
+    /// The gateway's address.
     pub address: Address,
 }
 
@@ -21,18 +21,18 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const END_DEADLINE: Duration = Duration::from_secs(15);
 
 impl Gateway {
-    /// Our own, with a data folder of this name.
+    /// Starts kernelmux-gateway with a data folder of this name.
     ///
     /// # Errors
-    /// Where it does not start.
+    /// If it does not start.
     pub async fn kernelmux(setup: &Setup, data: &str) -> Result<Self> {
         Self::kernelmux_with(setup, data, &[]).await
     }
 
-    /// Our own, with more flags.
+    /// Starts kernelmux-gateway with additional flags.
     ///
     /// # Errors
-    /// Where it does not start.
+    /// If it does not start.
     pub async fn kernelmux_with(setup: &Setup, data: &str, flags: &[&str]) -> Result<Self> {
         let port = free_port()?;
         let mut command = setup.command(binary("kernelmux-gateway")?);
@@ -44,10 +44,10 @@ impl Gateway {
         Self::start(command, port, TOKEN).await
     }
 
-    /// Jupyter Kernel Gateway.
+    /// Starts Jupyter Kernel Gateway.
     ///
     /// # Errors
-    /// Where it does not start.
+    /// If it does not start.
     pub async fn kernel_gateway(setup: &Setup) -> Result<Self> {
         let port = free_port()?;
         let mut command = setup.command(setup.python());
@@ -61,10 +61,10 @@ impl Gateway {
         Self::start(command, port, "").await
     }
 
-    /// jupyter_server with its own kernels.
+    /// Starts jupyter_server with its own kernels.
     ///
     /// # Errors
-    /// Where it does not start.
+    /// If it does not start.
     pub async fn jupyter_server(setup: &Setup) -> Result<Self> {
         let port = free_port()?;
         let mut command = setup.command(setup.python());
@@ -82,10 +82,10 @@ impl Gateway {
         Self::start(command, port, TOKEN).await
     }
 
-    /// A program that listens on the port.
+    /// Starts a program that listens on the port.
     ///
     /// # Errors
-    /// Where it does not start.
+    /// If it does not start.
     pub async fn start(mut command: Command, port: u16, token: &str) -> Result<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         let address = Address {
@@ -106,24 +106,24 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Its process.
+    /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The processor time that it has taken.
+    /// The CPU time so far.
     ///
     /// # Errors
-    /// Where it is gone.
+    /// If it has ended.
     pub fn cpu(&self) -> Result<Duration> {
         process::cpu(self.pid())
     }
 
-    /// Asks it to end, with its kernels, and waits until it has.
+    /// Ends the gateway with its kernels, and waits until it has ended.
     ///
     /// # Errors
-    /// Where it does not.
+    /// If it does not end.
     pub fn end(mut self) -> Result<()> {
         self.interrupt()
     }
@@ -155,10 +155,10 @@ impl Drop for Gateway {
     }
 }
 
-/// A free port.
+/// Finds a free port.
 ///
 /// # Errors
-/// Where there is none.
+/// If there is none.
 pub fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

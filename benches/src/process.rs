@@ -1,4 +1,4 @@
-//! What a process costs, as Linux counts it.
+//! CPU time and memory of a process, from Linux's counters.
 
 use std::fs;
 use std::time::Duration;
@@ -7,41 +7,46 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Result;
 
-/// The processor time that the process has taken so far, in user and system mode, all its threads together.
+/// CPU time of a process so far, in user and system mode, of all its threads.
 ///
 /// # Errors
-/// Where there is no such process.
+/// If there is no such process.
 pub fn cpu(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in brackets may hold blanks; what is wanted is the 14th and 15th field.
-    let (_, rest) = stat.rsplit_once(')').ok_or("a process's stat without its name")?;
+    // The name in parentheses may contain blanks. User and system time are the 14th and 15th fields.
+    let (_, rest) = stat.rsplit_once(')').ok_or("the process's stat has no name")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks = |index: usize| -> Result<u64> { Ok(fields.get(index).ok_or("a short stat")?.parse()?) };
+    let ticks = |index: usize| -> Result<u64> {
+        Ok(fields
+            .get(index)
+            .ok_or("the process's stat has too few fields")?
+            .parse()?)
+    };
     let ticks = ticks(11)? + ticks(12)?;
     Ok(Duration::from_secs_f64(
         ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
     ))
 }
 
-/// The processor time that this thread has taken so far: what work without waiting costs, whatever else the machine does.
+/// CPU time of this thread so far. It does not depend on the machine's other load.
 #[must_use]
 pub fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// How much memory the process holds, in bytes.
+/// Resident memory of a process in bytes.
 ///
 /// # Errors
-/// Where there is no such process.
+/// If there is no such process.
 pub fn memory(pid: u32) -> Result<u64> {
     status(pid, "VmRSS:")
 }
 
-/// The most that it held since [`forget_peak`], in bytes.
+/// Peak resident memory of a process since [`forget_peak`], in bytes.
 ///
 /// # Errors
-/// Where there is no such process.
+/// If there is no such process.
 pub fn peak_memory(pid: u32) -> Result<u64> {
     status(pid, "VmHWM:")
 }
@@ -49,15 +54,15 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
 /// Resets [`peak_memory`].
 ///
 /// # Errors
-/// Where the process is another user's.
+/// If the process belongs to another user.
 pub fn forget_peak(pid: u32) -> Result<()> {
     Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
 }
 
-/// Many sockets need more open files than some shells allow at first: as many as this process may have.
+/// Raises the limit on open files to its maximum, because the default of some shells is too low for many sockets.
 ///
 /// # Errors
-/// Where the system says no.
+/// If the system refuses.
 pub fn allow_open_files() -> Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     Ok(setrlimit(

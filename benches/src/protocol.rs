@@ -1,4 +1,4 @@
-//! Frames in → verified → WebSocket v1 bytes out, against parsing to a typed message and back.
+//! Forwarding of frames as WebSocket v1 messages after verification, compared with parsing to a typed message and back.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -12,20 +12,20 @@ use crate::measure::{Times, bytes, ratio, time};
 use crate::report::Section;
 use crate::{Result, setup};
 
-/// How long each of the two is run at a time, and how often.
+/// Duration of a round, and number of rounds.
 const ROUND: Duration = Duration::from_millis(20);
 const ROUNDS: usize = 15;
 
-/// A message to be passed on.
+/// A message to forward.
 #[derive(Clone, Copy)]
 pub struct Case {
     /// Bytes of text in its content.
     pub text: usize,
-    /// How many buffers, of 64 KiB each.
+    /// Number of buffers of 64 KiB.
     pub buffers: usize,
 }
 
-/// From 64 B to 1 MiB of text, and from 0 to 8 buffers.
+/// The measured cases: 64 B to 1 MiB of text, and 0 to 8 buffers.
 pub const CASES: [Case; 9] = [
     Case { text: 64, buffers: 0 },
     Case {
@@ -50,15 +50,15 @@ pub const CASES: [Case; 9] = [
     Case { text: 64, buffers: 8 },
 ];
 
-/// Whatever signs the messages.
+/// Signs the messages.
 ///
 /// # Errors
-/// None; the scheme exists.
+/// Never; the scheme exists.
 pub fn signer() -> Result<Signer> {
     Ok(Signer::new("hmac-sha256", b"a0436f6c-1916-498b-8eb9-e81ab9368e84")?)
 }
 
-/// The frames of the case's message, as a kernel's iopub sends them.
+/// Makes the frames of the case's message, as a kernel sends them on iopub.
 #[must_use]
 pub fn frames(case: Case, signer: &Signer) -> Vec<Bytes> {
     let header = |msg_type: &str, number: u32| {
@@ -88,25 +88,25 @@ pub fn frames(case: Case, signer: &Signer) -> Vec<Bytes> {
     let buffer = Bytes::from(vec![7_u8; 64 << 10]);
     let message = WireMessage::from_parts(parts, std::iter::repeat_n(buffer, case.buffers)).signed(signer);
     let frames = message.with_identities([Bytes::from(msg_type)]).into_frames();
-    // A second handle to each, so that a later one costs a count and no allocation, as with frames from a socket.
+    // The first clone of `Bytes` allocates. Later clones only count, as with frames from a socket.
     let _ = frames.clone();
     frames
 }
 
-/// As the recorder and the gateway do it.
+/// Forwards a message as the recorder and the gateway do, without parsing it.
 ///
 /// # Errors
-/// Where the frames are no message, or are signed by another key.
+/// If the frames are not a message or are signed with another key.
 pub fn splice(frames: Vec<Bytes>, signer: &Signer) -> Result<Bytes> {
     let message = WireMessage::from_frames(frames)?;
     message.verify(signer)?;
     Ok(websocket_v1::encode(Channel::Iopub, &message))
 }
 
-/// With everything parsed on the way.
+/// Forwards a message by parsing all of it and serializing it again.
 ///
 /// # Errors
-/// As [`splice`], and where the header is no header.
+/// Those of [`splice`], and an invalid header.
 pub fn typed(frames: Vec<Bytes>, signer: &Signer) -> Result<Bytes> {
     let message = WireMessage::from_frames(frames)?;
     message.verify(signer)?;
@@ -114,14 +114,13 @@ pub fn typed(frames: Vec<Bytes>, signer: &Signer) -> Result<Bytes> {
     Ok(websocket_v1::encode(Channel::Iopub, &message.to_wire()))
 }
 
-/// What no way gets around: the signature's HMAC, over all that is signed in one run, and one copy of all bytes into
-/// memory of its own. Parsing or not, both ways do this.
+/// The work that both ways share: the HMAC over all signed bytes, and one copy of all bytes.
 fn floor(all: &Bytes, signed: usize, signer: &Signer) -> Bytes {
     black_box(signer.sign([&all[..signed], b"", b"", b""]));
     Bytes::copy_from_slice(all)
 }
 
-/// Allocations that one message costs.
+/// Allocations for one message.
 #[derive(Clone, Copy)]
 struct Allocations {
     number: u64,
@@ -131,14 +130,14 @@ struct Allocations {
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where the helper that counts allocations does not run.
+/// If the program that counts allocations fails.
 pub fn run() -> Result<Section> {
     let mut section = Section::new(
         "Protocol: frames in, verified, WebSocket v1 bytes out",
         format!(
             "A kernel's frames to a WebSocket message of the v1 subprotocol, signature checked: spliced, as kernelmux \
              does, against parsed to a typed `Message` and written again. Median of {ROUNDS} rounds; allocations \
-             counted in a process of their own. Frames that come in are the socket's allocations and not counted."
+             counted in a separate process. Frames that come in are the socket's allocations and not counted."
         ),
     );
     section.table(&[
@@ -170,14 +169,15 @@ pub fn run() -> Result<Section> {
         let times = parsed.as_secs_f64() / spliced.as_secs_f64();
         let at_most = parsed.as_secs_f64() / floor.as_secs_f64();
         ratios.push((case, times));
-        let told = |allocations: &Allocations| format!("{} ({})", allocations.number, bytes(allocations.bytes));
+        let format_allocations =
+            |allocations: &Allocations| format!("{} ({})", allocations.number, bytes(allocations.bytes));
         section.row([
             bytes(case.text as u64),
             case.buffers.to_string(),
             time(spliced),
-            told(spliced_allocations),
+            format_allocations(spliced_allocations),
             time(parsed),
-            told(typed_allocations),
+            format_allocations(typed_allocations),
             ratio(times),
             time(floor),
             ratio(at_most),
@@ -203,8 +203,8 @@ pub fn run() -> Result<Section> {
         .map(|(_, (spliced, _))| spliced.number)
         .collect();
     let flat = with_buffers.windows(2).all(|pair| pair[0] == pair[1]);
-    let told = with_buffers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-    section.mark("allocations with 0, 1, 2, 4, 8 buffers", "the same", told, flat);
+    let numbers = with_buffers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    section.mark("allocations with 0, 1, 2, 4, 8 buffers", "the same", numbers, flat);
     for (case, times) in ratios {
         let what = match case.buffers {
             0 => format!("time against typed, {}", bytes(case.text as u64)),
@@ -216,12 +216,12 @@ pub fn run() -> Result<Section> {
     Ok(section)
 }
 
-/// The time of one message.
+/// Runs a round and returns the time per message.
 fn one_round(frames: &[Bytes], pass: impl Fn(Vec<Bytes>) -> Result<Bytes>) -> Result<Duration> {
     let mut total = Duration::ZERO;
     let mut messages = 0;
     while total < ROUND {
-        // What comes in is made beforehand.
+        // Incoming frames are made outside the measured time.
         let incoming: Vec<_> = (0..64).map(|_| frames.to_vec()).collect();
         let begun = Instant::now();
         for frames in incoming {
@@ -233,7 +233,7 @@ fn one_round(frames: &[Bytes], pass: impl Fn(Vec<Bytes>) -> Result<Bytes>) -> Re
     Ok(total / messages)
 }
 
-/// Asks the program that counts, for it costs time: see `bin/allocations.rs`.
+/// Counts allocations with a separate program, because counting costs time: see `bin/allocations.rs`.
 fn count_allocations() -> Result<Vec<(Allocations, Allocations)>> {
     let output = std::process::Command::new(setup::binary("allocations")?).output()?;
     if !output.status.success() {

@@ -1,4 +1,4 @@
-//! A kernel that floods → ZeroMQ → recorder → log on disk → WebSocket: what it costs, and what is lost.
+//! Cost and losses of a flood: kernel → ZeroMQ → recorder → log on disk → WebSocket.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -26,26 +26,26 @@ use crate::{Result, process};
 
 const SMALL: u64 = 20_000;
 const LARGE: u64 = 1_000_000;
-/// Messages a second, for how long, of the search for where it ends.
+/// Rates in messages per second of the search for the fastest rate without loss, and the duration of each step.
 const RATES: [u64; 7] = [50_000, 100_000, 150_000, 200_000, 250_000, 300_000, 400_000];
-const PACED: Duration = Duration::from_secs(3);
-/// How long a client stands still.
-const STILL: Duration = Duration::from_secs(20);
-/// When no message came for so long after the reply, none comes any more.
+const STEP: Duration = Duration::from_secs(3);
+/// How long the second client stalls.
+const STALL: Duration = Duration::from_secs(20);
+/// How long after the reply a client waits for further messages.
 const QUIET: Duration = Duration::from_secs(2);
 const REPLY_DEADLINE: Duration = Duration::from_secs(300);
-/// Messages a second and core, and how much memory may grow, to meet the mark.
+/// Targets: messages per second and core, and growth of memory.
 const WANTED_RATE: f64 = 200_000.0;
 const FLAT_BYTES: u64 = 128 << 20;
 
-/// What came of a burst.
+/// The results of a burst.
 struct Burst {
     sent: u64,
     emission: f64,
     received: u64,
-    /// In how many places some were lost.
+    /// Number of gaps in the received messages.
     gaps: u64,
-    /// What the second client got, once it read again.
+    /// Messages that the second client received after its stall.
     second: Option<u64>,
     logged: u64,
     cpu: Duration,
@@ -111,13 +111,13 @@ const HEAD: [&str; 11] = [
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where the gateway or the kernel does not do its part.
+/// If the gateway or the kernel fails.
 pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Recorder: a kernel that floods, logged to disk, to one WebSocket client",
         "A real Python kernel publishes signed stream messages of 200 B of text (about 680 B in seven frames) over \
          libzmq's XPUB, high-water mark 1,000, on TCP unless a row says Unix sockets. `kernelmux-gateway` verifies, logs with fjall and forwards them. \
-         Each burst has a gateway, a kernel and a log of its own; what arrived is counted by message number at the \
+         Each burst has its own gateway, kernel and log; received messages are counted by message number at the \
          client and in the log on disk. CPU is user and system time of the whole gateway process. Kernel, gateway and \
          client share the machine's cores. \"jupyter_client\" signs and sends one by one as ipykernel does; \"pyzmq\" \
          has them signed beforehand and sends as fast as Python's binding does; \"libzmq\" sends them from C.",
@@ -171,17 +171,17 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     section.table(&HEAD);
     let (mut kept, mut losing) = (None, None);
     for rate in RATES {
-        let flood = libzmq(rate * PACED.as_secs(), Some(rate));
+        let flood = libzmq(rate * STEP.as_secs(), Some(rate));
         let paced = burst(setup, &flood, false).await?;
         let wanted = per_second(rate, 1.0);
         paced.row(&mut section, &format!("libzmq, {wanted} wanted"));
         let ipc = burst_of(setup, FLOOD_IPC, &flood, false).await?;
         ipc.row(&mut section, &format!("libzmq over Unix sockets, {wanted} wanted"));
-        let told = per_second(paced.sent, paced.emission);
+        let reported = per_second(paced.sent, paced.emission);
         if paced.lost() > 0 {
-            losing.get_or_insert(told);
+            losing.get_or_insert(reported);
         } else if losing.is_none() {
-            kept = Some(told);
+            kept = Some(reported);
         }
     }
     for count in [SMALL, LARGE] {
@@ -220,9 +220,10 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         bare(setup, &mut section, name, &flood).await?;
     }
     section.note(
-        "The last table is the same kernel with libzmq's own subscriber, from C, its queue unbounded, which verifies, \
-         keeps and forwards nothing: what it misses too was dropped by the kernel's own socket before it was sent, for \
-         want of a core or of room, and no recorder could have had it. What it takes of a core says how fast this machine is.",
+        "The last table is the same kernel with libzmq's own subscriber in C, with an unbounded queue, which verifies, \
+         keeps and forwards nothing. The kernel's own socket dropped the messages that it misses before they were \
+         sent, for lack of CPU or queue space, so no recorder could have received them. Its use of a core shows how \
+         fast this machine is.",
     );
     section.note(format!(
         "Where it ends, on this machine: the fastest steady rate without loss was {}; loss was first seen at {}. A \
@@ -233,12 +234,12 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// Starts a gateway and a kernel that publishes a burst over TCP.
+/// Measures a burst over TCP, with a new gateway and kernel.
 async fn burst(setup: &Setup, flood: &Value, still: bool) -> Result<Burst> {
     burst_of(setup, FLOOD, flood, still).await
 }
 
-/// The same of a kernel of this kernelspec.
+/// Measures a burst of a kernel of this kernelspec, with a new gateway and kernel.
 async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Result<Burst> {
     let data = format!("recorder-{}", uuid::Uuid::new_v4());
     let gateway = Gateway::kernelmux(setup, &data).await?;
@@ -248,7 +249,7 @@ async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Resu
         true => Some(gateway.address.channels(&kernel, "second").await?),
         false => None,
     };
-    // What starting has left to do is done.
+    // Lets the gateway finish its work for the start.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let memory_before = process::memory(gateway.pid())?;
     process::forget_peak(gateway.pid())?;
@@ -262,7 +263,7 @@ async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Resu
     let cpu = gateway.cpu()? - cpu_before;
     let second = match &mut second {
         Some(second) => {
-            tokio::time::sleep(STILL.saturating_sub(begun.elapsed())).await;
+            tokio::time::sleep(STALL.saturating_sub(begun.elapsed())).await;
             let mut counted = Counted::default();
             counted.count(second, false).await?;
             Some(counted.distinct())
@@ -277,12 +278,12 @@ async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Resu
     let data = setup.folder().join(data);
     let logged = logged(&data.join("logs"), kernel.parse()?)?;
     std::fs::remove_dir_all(&data)?;
-    let told = &reply["user_expressions"];
+    let reported = &reply["user_expressions"];
     Ok(Burst {
-        sent: told["sent"]
+        sent: reported["sent"]
             .as_u64()
-            .ok_or("the kernel does not tell how many it sent")?,
-        emission: told["seconds"].as_f64().unwrap_or_default(),
+            .ok_or("the kernel does not report how many messages it sent")?,
+        emission: reported["seconds"].as_f64().unwrap_or_default(),
         received: counted.distinct(),
         gaps: counted.gaps(),
         second,
@@ -295,7 +296,7 @@ async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Resu
     })
 }
 
-/// Shows how many of a burst the barest subscriber misses.
+/// Measures how many messages of a burst a minimal subscriber misses.
 async fn bare(setup: &Setup, section: &mut Section, name: &str, flood: &Value) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let kernel = Kernel::flood(setup, folder.path())?;
@@ -306,7 +307,7 @@ async fn bare(setup: &Setup, section: &mut Section, name: &str, flood: &Value) -
         .kill_on_drop(true)
         .spawn()?;
     let mut lines = BufReader::new(drain.stdout.take().ok_or("no output")?).lines();
-    // It counts as subscribed once it has heard the kernel, which speaks when it is asked.
+    // The subscriber reports its first message. Requests make the kernel publish until then.
     let mut shell = Shell::Direct(Box::new(Direct::to_shell(&kernel.info).await?));
     loop {
         shell.ask().await?;
@@ -319,16 +320,16 @@ async fn bare(setup: &Setup, section: &mut Section, name: &str, flood: &Value) -
     let reply = shell.request(&request).await?;
     let reply: Value = serde_json::from_slice(reply.content())?;
     let line = lines.next_line().await?.ok_or("the bare subscriber ended")?;
-    let (got, seconds) = line.split_once(' ').ok_or("the bare subscriber says nothing")?;
+    let (got, seconds) = line.split_once(' ').ok_or("the bare subscriber reports no result")?;
     let (got, seconds): (u64, f64) = (got.parse()?, seconds.parse()?);
-    let told = &reply["user_expressions"];
-    let sent = told["sent"]
+    let reported = &reply["user_expressions"];
+    let sent = reported["sent"]
         .as_u64()
-        .ok_or("the kernel does not tell how many it sent")?;
+        .ok_or("the kernel does not report how many messages it sent")?;
     section.row([
         name.to_owned(),
         count(sent),
-        per_second(sent, told["seconds"].as_f64().unwrap_or_default()),
+        per_second(sent, reported["seconds"].as_f64().unwrap_or_default()),
         count(got),
         count(sent.saturating_sub(got)),
         per_second(got, seconds),
@@ -336,7 +337,7 @@ async fn bare(setup: &Setup, section: &mut Section, name: &str, flood: &Value) -
     Ok(())
 }
 
-/// What a client got.
+/// Messages that a client received.
 #[derive(Default)]
 struct Counted {
     numbers: Vec<u64>,
@@ -346,7 +347,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// Reads until all is there: the reply, where one is expected, and then nothing for a while.
+    /// Reads until the reply, if one is expected, and then until no message arrives for a while.
     async fn count(&mut self, client: &mut WebSocket, reply: bool) -> Result<()> {
         loop {
             let deadline = if reply && self.reply.is_none() {
@@ -381,7 +382,7 @@ impl Counted {
         self.numbers.len() as u64
     }
 
-    /// In how many places numbers are missing, before the last one that came.
+    /// Number of gaps before the last received number.
     fn gaps(&mut self) -> u64 {
         self.distinct();
         self.numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).count() as u64
@@ -400,7 +401,7 @@ pub(crate) fn number(msg_id: &str) -> Result<u64> {
     Ok(msg_id.rsplit('_').next().unwrap_or_default().parse()?)
 }
 
-/// How many stream messages a log on disk has.
+/// Counts the stream messages of a log on disk.
 fn logged(store: &Path, kernel: KernelId) -> Result<u64> {
     let store = FjallStore::open(store)?;
     let log = store.open(kernel)?;

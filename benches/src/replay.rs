@@ -1,4 +1,4 @@
-//! A long log on disk, through the gateway: all of it to one client, and its tail to one that attaches.
+//! Reading a long log on disk through the gateway: all of it, and its last entries.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -18,20 +18,20 @@ use crate::setup::{Setup, scaled};
 use crate::wire::WebSocket;
 use crate::{Result, process};
 
-/// Entries of the backlog and their size: above 1 GB of what a client is sent.
+/// Entries of the backlog and their size: more than 1 GB of WebSocket messages.
 const BACKLOG: usize = 2_200_000;
 const ENTRY: usize = 500;
-/// Entries of the long log and their size, and how often it is attached to.
+/// Entries of the long log, their size, and the number of attaches.
 const LONG: usize = 10_000_000;
 const SMALL: usize = 200;
 const ATTACHES: usize = 200;
-/// How far from its end.
+/// Entries between the start of an attach and the log's end.
 const FROM_END: u64 = 10;
-/// Nothing is dropped of a log.
+/// Flags with which no entries are dropped.
 const KEEP_ALL: [&str; 2] = ["--log-max-mib", "1048576"];
-/// How long nothing may come.
+/// Timeout of each message.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Bytes a second, memory and time, to meet the marks.
+/// Targets: bytes per second, growth of memory, and time of an attach.
 const WANTED_RATE: f64 = 500e6;
 const FLAT_BYTES: u64 = 64 << 20;
 const WANTED_ATTACH: Duration = Duration::from_millis(5);
@@ -39,7 +39,7 @@ const WANTED_ATTACH: Duration = Duration::from_millis(5);
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where the disk says no, or the gateway does not give all.
+/// If the disk fails or the gateway does not return all entries.
 pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Replay: a log on disk, to a client of the gateway",
@@ -72,7 +72,7 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
     let kernel = KernelId::random();
     let last = fill(&data.join("logs"), kernel, scaled(BACKLOG), ENTRY).await?;
     let gateway = Gateway::kernelmux_with(setup, "replay", &KEEP_ALL).await?;
-    // The log is open then: what is measured is reading it.
+    // Opens the log, because the benchmark measures only reading it.
     hello(&mut gateway.address.resume(&kernel.to_string(), Start::Head).await?).await?;
 
     for ours in [false, true] {
@@ -144,15 +144,15 @@ async fn long(setup: &Setup, section: &mut Section) -> Result<()> {
     for _ in 0..ATTACHES {
         let begun = Instant::now();
         let mut client = gateway.address.resume(&id, start).await?;
-        let told = hello(&mut client).await?;
-        if told.earliest != Seq::START.next() || told.head != last || !told.recovered {
+        let hello = hello(&mut client).await?;
+        if hello.earliest != Seq::START.next() || hello.head != last || !hello.recovered {
             return Err(format!(
                 "of entries 1 to {last} the gateway has {} to {}",
-                told.earliest, told.head
+                hello.earliest, hello.head
             )
             .into());
         }
-        let mut read = told.from;
+        let mut read = hello.from;
         while read < last {
             let next = next_entry(&mut client, read).await?;
             read = next.ok_or("the log ended before its last entry")?.0;
@@ -215,12 +215,12 @@ async fn read_all_by_client(gateway: &Gateway, kernel: KernelId, last: Seq) -> R
         }
     }
     if read != last.0 {
-        return Err(format!("the client gave {read} of {last} entries").into());
+        return Err(format!("the client returned {read} of {last} entries").into());
     }
     Ok(total)
 }
 
-/// A connection's first frame.
+/// Receives the `hello`, a connection's first frame.
 async fn hello(client: &mut WebSocket) -> Result<Hello> {
     let frame = received(client).await?.ok_or("closed before its hello")?;
     match serde_json::from_slice(&frame)? {
@@ -229,19 +229,19 @@ async fn hello(client: &mut WebSocket) -> Result<Hello> {
     }
 }
 
-/// The entry after this one, with its message's bytes; `None` at the end.
+/// Receives the entry after this one, and returns its number and bytes; `None` at the end of the log.
 async fn next_entry(client: &mut WebSocket, after: Seq) -> Result<Option<(Seq, u64)>> {
     let Some(frame) = received(client).await? else {
         return Ok(None);
     };
-    // `docs/resume-protocol.md`: eight bytes of number, least first; what is told beside entries is JSON.
+    // `docs/resume-protocol.md`: entries begin with their number in eight bytes, little-endian; notices are JSON.
     let number = frame.first_chunk().map(|bytes| Seq(u64::from_le_bytes(*bytes)));
     if number == Some(after.next()) {
         return Ok(Some((after.next(), frame.len() as u64)));
     }
     match serde_json::from_slice(&frame) {
         Ok(Notice::End {}) => Ok(None),
-        _ => Err(format!("neither the entry after {after} nor the end came").into()),
+        _ => Err(format!("neither the entry after {after} nor the end arrived").into()),
     }
 }
 

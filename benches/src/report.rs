@@ -1,4 +1,4 @@
-//! What is written of the figures: to the terminal as they come, and into `RESULTS.md` in the end.
+//! Reports of the benchmarks, printed as results arrive and written to `RESULTS.md` at the end.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,18 +6,18 @@ use std::process::Command;
 
 use crate::Result;
 
-/// A benchmark's figures.
+/// The results of a benchmark.
 pub struct Section {
-    /// What was measured.
+    /// Heading of the section.
     pub title: &'static str,
-    /// How.
+    /// How the benchmark measures.
     pub how: String,
     tables: Vec<Table>,
     marks: Vec<Mark>,
     notes: Vec<String>,
 }
 
-/// How a mark's row ends.
+/// Ends of a target's row.
 const MET: &str = " | met |";
 const MISSED: &str = " | **not met** |";
 
@@ -34,7 +34,7 @@ struct Mark {
 }
 
 impl Section {
-    /// One without figures yet.
+    /// A section without results.
     #[must_use]
     pub fn new(title: &'static str, how: impl Into<String>) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl Section {
         });
     }
 
-    /// Adds a row to the last table, and shows it.
+    /// Adds a row to the last table and prints it.
     pub fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
         let cells: Vec<String> = cells.into_iter().map(Into::into).collect();
         eprintln!("  {}", cells.join(" | "));
@@ -63,7 +63,7 @@ impl Section {
         }
     }
 
-    /// A mark that was to be met.
+    /// Adds a target, with the measured value and whether it is met.
     pub fn mark(&mut self, what: impl Into<String>, wanted: impl Into<String>, measured: impl Into<String>, met: bool) {
         self.marks.push(Mark {
             what: what.into(),
@@ -73,12 +73,12 @@ impl Section {
         });
     }
 
-    /// Explains the figures.
+    /// Adds a note after the tables.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 
-    /// The section in Markdown.
+    /// Formats the section as Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
         let mut out = format!("## {}\n\n{}\n", self.title, self.how);
@@ -108,11 +108,11 @@ fn line(out: &mut String, cells: &[String]) {
     let _ = writeln!(out, "| {} |", cells.join(" | "));
 }
 
-/// Puts sections into the file of results, each with its name, in place of what was measured before of the same name.
-/// `names` are those of all benchmarks, in the file's order.
+/// Writes sections to the file of results, each in place of the previous section of the same benchmark. `names` are all
+/// benchmarks in the file's order.
 ///
 /// # Errors
-/// Where the file cannot be read or written.
+/// If the file cannot be read or written.
 pub fn write(path: &Path, names: &[&str], measured: &[(&str, Section)], versions: &str) -> Result<()> {
     let before = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -127,7 +127,7 @@ pub fn write(path: &Path, names: &[&str], measured: &[(&str, Section)], versions
                 begin(name),
                 section.markdown()
             )),
-            None => kept(&before, name),
+            None => previous(&before, name),
         })
         .collect();
     let count = |what: &str| {
@@ -150,20 +150,20 @@ pub fn write(path: &Path, names: &[&str], measured: &[(&str, Section)], versions
     Ok(())
 }
 
-/// The line before a section of this name.
+/// The line before the section of a benchmark.
 fn begin(name: &str) -> String {
     format!("<!-- {name} -->")
 }
 
-/// The section of this name as it is in the file.
-fn kept(file: &str, name: &str) -> Option<String> {
+/// Returns a benchmark's section from the file.
+fn previous(file: &str, name: &str) -> Option<String> {
     let start = file.find(&begin(name))?;
     let section = &file[start..];
     let end = section.find("\n<!-- ").unwrap_or(section.len());
     Some(section[..end].to_owned())
 }
 
-/// When, on what, of what.
+/// Describes time, commit, machine and compiler.
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
@@ -177,8 +177,8 @@ fn machine() -> String {
     format!(
         "{}, commit {}{}. {} ({cores} cores), {} of memory, Linux {}, {}.",
         chrono::Utc::now().format("%Y-%m-%d %H:%M UTC"),
-        said("git", &["rev-parse", "--short", "HEAD"]),
-        if said("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty() {
+        output_of("git", &["rev-parse", "--short", "HEAD"]),
+        if output_of("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty() {
             ""
         } else {
             " with changes"
@@ -186,11 +186,11 @@ fn machine() -> String {
         field(&read("/proc/cpuinfo"), "model name"),
         field(&read("/proc/meminfo"), "MemTotal"),
         read("/proc/sys/kernel/osrelease").trim(),
-        said("rustc", &["--version"]),
+        output_of("rustc", &["--version"]),
     )
 }
 
-fn said(program: &str, arguments: &[&str]) -> String {
+fn output_of(program: &str, arguments: &[&str]) -> String {
     Command::new(program)
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))

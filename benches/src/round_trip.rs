@@ -1,4 +1,4 @@
-//! A request and its reply: through a gateway, and straight over ZeroMQ.
+//! Round trips of a request through a gateway and directly over ZeroMQ.
 
 use std::time::{Duration, Instant};
 
@@ -14,27 +14,27 @@ use crate::report::Section;
 use crate::setup::{PYTHON, Setup};
 use crate::wire::WebSocket;
 
-/// How often each is asked in a row, and how many such rounds there are.
+/// Requests per round and variant, and number of rounds.
 const IN_A_ROW: usize = 50;
 const ROUNDS: usize = 40;
-/// The peer takes long for each.
+/// Rounds of Kernel Gateway, which is slow.
 const ROUNDS_OF_PEER: usize = 4;
 const WARM_UP: usize = 50;
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A way to a kernel's shell.
+/// A connection to a kernel's shell.
 pub enum Shell {
-    /// Its sockets.
+    /// Directly to its sockets.
     Direct(Box<Direct>),
-    /// A gateway's WebSocket.
+    /// Through a gateway's WebSocket.
     WebSocket(WebSocket),
 }
 
 impl Shell {
-    /// Asks what the kernel is, and gives the time until its reply is here and looked into.
+    /// Sends a `kernel_info_request` and returns the time until its reply was received and parsed.
     ///
     /// # Errors
-    /// Where none comes.
+    /// If no reply arrives.
     pub async fn ask(&mut self) -> Result<Duration> {
         let begun = Instant::now();
         self.request(&Message::new(KernelInfoRequest::default(), "bench"))
@@ -42,10 +42,10 @@ impl Shell {
         Ok(begun.elapsed())
     }
 
-    /// Sends a request and gives its reply.
+    /// Sends a request and returns its reply.
     ///
     /// # Errors
-    /// Where none comes.
+    /// If no reply arrives.
     pub async fn request(&mut self, request: &Message) -> Result<WireMessage> {
         self.send(request.to_wire()).await?;
         timeout(DEADLINE, async {
@@ -84,12 +84,12 @@ impl Shell {
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where a kernel or a gateway does not do its part.
+/// If a kernel or a gateway fails.
 pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Request round trip",
         format!(
-            "`kernel_info_request` until its reply was received and checked, each with an ipykernel of its own and the \
+            "`kernel_info_request` until its reply was received and checked, each with its own ipykernel and the \
              same client code (`Shell` in `round_trip.rs`); asked {IN_A_ROW} times in a row in turns, after \
              {WARM_UP} to warm up."
         ),
@@ -139,7 +139,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         .collect();
     let p50: Vec<f64> = times.iter().map(|(_, times)| times.median().as_secs_f64()).collect();
     let [tcp, ipc, through_ours, through_peer] = p50[..] else {
-        return Err("four ways were measured".into());
+        return Err("not exactly four variants were measured".into());
     };
     for (name, times) in &times {
         section.row([

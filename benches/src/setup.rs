@@ -1,4 +1,5 @@
-//! Prepares benchmarks: Python with a kernel and a peer, and kernelspecs. `make bench` makes the release builds.
+//! Prepares benchmarks: Python with ipykernel and Kernel Gateway, and kernelspecs. `make bench` makes the release
+//! builds.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,16 +9,16 @@ use tempfile::TempDir;
 
 use crate::Result;
 
-/// What is installed, at the versions that the end-to-end tests have too.
+/// Python packages, at the versions of the end-to-end tests.
 const PACKAGES: [&str; 2] = ["ipykernel==7.4.0", "jupyter-kernel-gateway==3.0.1"];
 
-/// The name of the kernelspec of a kernel that floods.
+/// Name of the flood kernel's kernelspec.
 pub const FLOOD: &str = "flood";
-/// The same over Unix sockets.
+/// Name of the flood kernel's kernelspec with Unix sockets.
 pub const FLOOD_IPC: &str = "flood-ipc";
-/// The part of the kernel that floods that is in C.
+/// File name of the flood kernel's C library.
 const LIBRARY: &str = "flood.so";
-/// The name of ipykernel's kernelspec.
+/// Name of ipykernel's kernelspec.
 pub const PYTHON: &str = "python3";
 
 /// The workspace's folder.
@@ -27,13 +28,13 @@ pub fn root() -> &'static Path {
     here.parent().unwrap_or(here)
 }
 
-/// The size of a large benchmark, divided by `KERNELMUX_BENCH_DIVIDE` where that is set: to try it, not to measure.
+/// Divides the size of a large benchmark by `KERNELMUX_BENCH_DIVIDE`, if set, for a functional test.
 #[must_use]
 pub fn scaled(size: usize) -> usize {
     (size / divisor()).max(1)
 }
 
-/// Whether sizes are divided, so that figures say nothing.
+/// Whether sizes are divided, so that results are not meaningful.
 #[must_use]
 pub fn is_scaled() -> bool {
     divisor() > 1
@@ -44,28 +45,28 @@ fn divisor() -> usize {
     divide.and_then(|divide| divide.parse().ok()).unwrap_or(1).max(1)
 }
 
-/// A program in the same folder as this one.
+/// The path of a program in the same folder as this one.
 ///
 /// # Errors
-/// Where this one's place is not known.
+/// If the path of this program is unknown.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe()?;
-    Ok(this.parent().ok_or("a program without a folder")?.join(name))
+    Ok(this.parent().ok_or("this program has no folder")?.join(name))
 }
 
-/// What was made ready; its folder goes when it is dropped.
+/// Prepared programs and kernelspecs. Dropping it removes its folder.
 pub struct Setup {
     folder: TempDir,
     python: PathBuf,
-    /// The packages' versions, for the results.
+    /// Versions of the packages, for the results.
     pub versions: String,
 }
 
 impl Setup {
-    /// Installs and writes what is needed.
+    /// Installs the packages, compiles the library and writes the kernelspecs.
     ///
     /// # Errors
-    /// Where Python, a package or a C compiler is missing.
+    /// If Python, a package or a C compiler is missing.
     pub fn make() -> Result<Self> {
         let venv = root().join("target/bench-venv");
         let python = venv.join("bin/python");
@@ -73,9 +74,9 @@ impl Setup {
                          print('ipykernel', v('ipykernel') + ',', 'jupyter_kernel_gateway', \
                          v('jupyter_kernel_gateway') + ',', 'jupyter_server', v('jupyter_server') + ',', 'pyzmq', \
                          v('pyzmq'))";
-        if said(&python, &["-c", installed]).is_err() {
+        if output_of(&python, &["-c", installed]).is_err() {
             let system = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
-            done(Command::new(system).args(["-m", "venv"]).arg(&venv))?;
+            run_command(Command::new(system).args(["-m", "venv"]).arg(&venv))?;
             let mut install = Command::new(&python);
             install.args([
                 "-m",
@@ -85,11 +86,11 @@ impl Setup {
                 "--disable-pip-version-check",
                 "--constraint",
             ]);
-            done(install.arg(root().join("tests/e2e/constraints.txt")).args(PACKAGES))?;
+            run_command(install.arg(root().join("tests/e2e/constraints.txt")).args(PACKAGES))?;
         }
         let versions = format!(
             "Python {}",
-            said(
+            output_of(
                 &python,
                 &[
                     "-c",
@@ -102,7 +103,7 @@ impl Setup {
         let library = folder.path().join(LIBRARY);
         let mut compile = Command::new("cc");
         compile.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library);
-        done(compile.arg(program("flood.c")))?;
+        run_command(compile.arg(program("flood.c")))?;
         let setup = Self {
             folder,
             python,
@@ -144,19 +145,19 @@ impl Setup {
         self.folder.path().join("share/jupyter")
     }
 
-    /// The interpreter that has the packages.
+    /// The Python interpreter with the packages.
     #[must_use]
     pub fn python(&self) -> &Path {
         &self.python
     }
 
-    /// The kernel that floods; wants its connection file.
+    /// The command of the flood kernel, without the connection file.
     #[must_use]
     pub fn flood_kernel(&self) -> Command {
         self.with_library("flood_kernel.py")
     }
 
-    /// The barest subscriber; wants a connection file.
+    /// The command of the minimal subscriber, without the connection file.
     #[must_use]
     pub fn drain(&self) -> Command {
         self.with_library("drain.py")
@@ -170,13 +171,13 @@ impl Setup {
         command
     }
 
-    /// A folder for what a benchmark writes.
+    /// The folder for files of the benchmarks.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The program with an environment in which only these kernelspecs are found, and all is written to the folder.
+    /// A command with an environment in which Jupyter finds these kernelspecs and writes to this folder.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -195,7 +196,7 @@ fn program(name: &str) -> PathBuf {
     root().join("benches/kernel").join(name)
 }
 
-fn done(command: &mut Command) -> Result<()> {
+fn run_command(command: &mut Command) -> Result<()> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{command:?}: {status}").into()),
@@ -203,7 +204,7 @@ fn done(command: &mut Command) -> Result<()> {
     }
 }
 
-fn said(program: &Path, arguments: &[&str]) -> Result<String> {
+fn output_of(program: &Path, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());

@@ -1,4 +1,4 @@
-//! From the wish for a kernel to its first answer.
+//! Time from the start of a kernel to its first answer.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use crate::report::Section;
 use crate::round_trip::Shell;
 use crate::setup::{PYTHON, Setup};
 
-/// How often each is started.
+/// Starts of each variant.
 const ROUNDS: usize = 20;
 const WANTED: Duration = Duration::from_millis(5);
 
 /// Runs the benchmark.
 ///
 /// # Errors
-/// Where a kernel or a gateway does not do its part.
+/// If a kernel or a gateway fails.
 pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Start to first answer",
@@ -38,7 +38,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
             through(&ours).await?,
             through(&peer).await?,
         ];
-        // The first round finds the files on disk.
+        // The first round loads the files into the page cache.
         if round > 0 {
             for (times, time) in times.iter_mut().zip(measured) {
                 times.push(time);

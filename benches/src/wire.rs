@@ -1,4 +1,5 @@
-//! A client of a gateway, cheap enough not to be what is measured: HTTP a request a connection, and WebSocket frames.
+//! A minimal gateway client, whose own cost does not affect measurements: HTTP with one request per connection, and
+//! WebSocket frames.
 
 use bytes::{Buf, Bytes, BytesMut};
 use gateway_client::resume::{self, Start};
@@ -10,15 +11,15 @@ use tokio::net::TcpStream;
 
 use crate::Result;
 
-/// How much is read at a time.
+/// Size of the read buffer.
 const READ_BYTES: usize = 256 << 10;
 
-/// Where a gateway listens, and the token it wants, if any.
+/// A gateway's address and token.
 #[derive(Clone)]
 pub struct Address {
-    /// On 127.0.0.1.
+    /// The port on 127.0.0.1.
     pub port: u16,
-    /// Empty where none is wanted.
+    /// The token; empty if the gateway requires none.
     pub token: String,
 }
 
@@ -40,10 +41,10 @@ impl Address {
         Ok(stream)
     }
 
-    /// Sends a request and gives the JSON of its answer, `null` where that has no body.
+    /// Sends a request and returns the JSON of its response, or `null` without a body.
     ///
     /// # Errors
-    /// If there is no answer, or it is not a success.
+    /// If there is no response, or its status is not a success.
     pub async fn call(&self, method: &str, path: &str, body: &str) -> Result<Value> {
         let mut stream = self.request(method, path, "Connection: close\r\n", body).await?;
         let mut answer = Vec::new();
@@ -51,7 +52,7 @@ impl Address {
         let answer = String::from_utf8(answer)?;
         let (head, body) = answer
             .split_once("\r\n\r\n")
-            .ok_or("an answer without an end of its head")?;
+            .ok_or("the response's head does not end")?;
         if !head.split(' ').nth(1).is_some_and(|status| status.starts_with('2')) {
             return Err(format!("{method} {path}: {answer}").into());
         }
@@ -61,7 +62,7 @@ impl Address {
         Ok(serde_json::from_str(body)?)
     }
 
-    /// Starts a kernel and gives its id.
+    /// Starts a kernel and returns its id.
     ///
     /// # Errors
     /// As [`call`](Self::call).
@@ -69,7 +70,7 @@ impl Address {
         let kernel = self
             .call("POST", "/api/kernels", &serde_json::json!({"name": spec}).to_string())
             .await?;
-        Ok(kernel["id"].as_str().ok_or("a kernel without an id")?.to_owned())
+        Ok(kernel["id"].as_str().ok_or("the kernel has no id")?.to_owned())
     }
 
     /// Ends a kernel.
@@ -80,19 +81,19 @@ impl Address {
         self.call("DELETE", &format!("/api/kernels/{id}"), "").await.map(drop)
     }
 
-    /// Opens a kernel's WebSocket, with the v1 subprotocol.
+    /// Opens a kernel's WebSocket with the v1 subprotocol.
     ///
     /// # Errors
-    /// Where it is refused, or speaks another subprotocol.
+    /// If it is refused or has another subprotocol.
     pub async fn channels(&self, kernel: &str, session: &str) -> Result<WebSocket> {
         let path = format!("/api/kernels/{kernel}/channels?session_id={session}");
         self.upgrade(&path, websocket_v1::SUBPROTOCOL).await
     }
 
-    /// Opens a kernel's WebSocket with our own subprotocol, beginning here.
+    /// Opens a kernel's WebSocket with the resume protocol, beginning at `start`.
     ///
     /// # Errors
-    /// Where it is refused, or speaks another subprotocol.
+    /// If it is refused or has another subprotocol.
     pub async fn resume(&self, kernel: &str, start: Start) -> Result<WebSocket> {
         let path = format!("/api/kernels/{kernel}/channels?resume={start}");
         self.upgrade(&path, resume::SUBPROTOCOL).await
@@ -121,7 +122,7 @@ impl Address {
     }
 }
 
-/// A WebSocket that speaks the subprotocol that was asked for.
+/// A WebSocket with the requested subprotocol.
 pub struct WebSocket {
     stream: TcpStream,
     received: BytesMut,
@@ -137,13 +138,13 @@ impl WebSocket {
     /// Sends a message.
     ///
     /// # Errors
-    /// Where the connection is lost.
+    /// If the connection is lost.
     pub async fn send(&mut self, channel: Channel, message: &WireMessage) -> Result<()> {
         let payload = websocket_v1::encode(channel, message);
         self.write(BINARY, &payload).await
     }
 
-    /// Frames of a client are masked; a mask of zeros leaves them as they are.
+    /// Writes a frame. Clients must mask frames; a mask of zeros does not change the payload.
     async fn write(&mut self, opcode: u8, payload: &[u8]) -> Result<()> {
         let mut frame = vec![FIN | opcode];
         match payload.len() {
@@ -162,11 +163,11 @@ impl WebSocket {
         Ok(self.stream.write_all(&frame).await?)
     }
 
-    /// The next message's bytes; `None` where the server closed. Pings are answered on the way. Cancel-safe but for
-    /// these answers.
+    /// Returns the next message's bytes, or `None` if the server closed the connection. Answers Pings. Cancel-safe
+    /// except for these answers.
     ///
     /// # Errors
-    /// Where the connection is lost.
+    /// If the connection is lost.
     pub async fn receive(&mut self) -> Result<Option<Bytes>> {
         let mut message = BytesMut::new();
         loop {
@@ -196,16 +197,16 @@ impl WebSocket {
         }
     }
 
-    /// The next message with its channel and frames.
+    /// Returns the next message and its channel.
     ///
     /// # Errors
-    /// Where the connection is lost or ended.
+    /// If the connection is lost or has ended.
     pub async fn receive_message(&mut self) -> Result<(Channel, WireMessage)> {
         let data = self.receive().await?.ok_or("the WebSocket was closed")?;
         Ok(websocket_v1::decode(&data)?)
     }
 
-    /// A whole frame's first byte and payload, where it has arrived.
+    /// Takes the first byte and payload of the next frame, if it has arrived completely.
     fn take_frame(&mut self) -> Option<(u8, Bytes)> {
         let mut head = &self.received[..];
         if head.remaining() < 2 {

@@ -1,5 +1,5 @@
 //! Clients of a kernelmux gateway.
 //!
-//! [`resume`] has the resume protocol and its client, which follows a kernel's log over any disconnect.
+//! [`resume`] contains the resume protocol and its client, which follows a kernel's log across disconnects.
 
 pub mod resume;

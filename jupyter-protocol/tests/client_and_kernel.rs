@@ -134,7 +134,7 @@ fn ran(text: &str, status: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_session_over_tcp_and_ipc() {
+async fn a_client_session_works_over_tcp_and_ipc() {
     for transport in [Transport::Tcp, Transport::Ipc] {
         let kernel = start(transport).await;
         let client = connect(&kernel).await;
@@ -203,7 +203,7 @@ async fn a_flood_arrives_completely() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_learns_how_many_outputs_were_dropped_and_gets_the_end() {
+async fn a_slow_reader_learns_how_many_outputs_were_dropped_and_receives_the_reply() {
     let kernel = start(Transport::Ipc).await;
     let options = ClientOptions {
         queue: 10,

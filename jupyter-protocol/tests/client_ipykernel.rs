@@ -33,7 +33,7 @@ async fn run(mut execution: Execution) -> (String, Reply<ExecuteReply>) {
             _ => {}
         }
     }
-    (text, reply.expect("the stream ends after the reply"))
+    (text, reply.expect("the stream ended before the reply"))
 }
 
 #[tokio::test]

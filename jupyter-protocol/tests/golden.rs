@@ -187,13 +187,13 @@ fn json(bytes: &Bytes) -> Value {
     serde_json::from_slice(bytes).unwrap()
 }
 
-fn assert_parts_equal(message: &WireMessage, whole: &Value, name: &str) {
+fn assert_parts_equal(message: &WireMessage, expected: &Value, name: &str) {
     for (part, key) in message
         .parts()
         .into_iter()
         .zip(["header", "parent_header", "metadata", "content"])
     {
-        assert_eq!(json(part), whole[key], "{name}: {key}");
+        assert_eq!(json(part), expected[key], "{name}: {key}");
     }
 }
 

@@ -120,7 +120,7 @@ fn message(content: usize) -> WireMessage {
         .signed(&Signer::unsigned())
 }
 
-/// Returns the encoded size of a message whose content has this size, which must need a long frame.
+/// Returns the encoded size of a message with content of this size, which must need a long frame.
 fn encoded_len(content: usize) -> usize {
     MESSAGE.len() + 7 + content - 2
 }
@@ -144,7 +144,7 @@ async fn a_cancelled_send_has_not_sent_the_message() {
     assert_eq!(
         (&got[..end], &got[end..]),
         (&MESSAGE[..end], &b"  "[..]),
-        "no other message arrived in between"
+        "another message arrived in between"
     );
 }
 

@@ -43,7 +43,7 @@ while True:
 async fn within_deadline<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future)
         .await
-        .expect("within the deadline")
+        .expect("not done within the deadline")
 }
 
 /// A libzmq socket that echoes messages.

@@ -1,4 +1,4 @@
-//! Disks that are full, that fail, and that hold something else than was written.
+//! The store on disk with disks that are full, fail or return damaged data.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -26,8 +26,8 @@ fn logs(folder: &Path) -> Logs {
     Logs::new(Arc::new(FjallStore::open(folder).unwrap()), options()).unwrap()
 }
 
-/// Appends entries one by one, as a live reader sees them, until the store refuses them, or takes them again. Returns how
-/// many it refused.
+/// Appends entries one by one, and checks that a live reader receives each, until `log.is_recorded()` is `recorded`.
+/// Returns the number of entries that the store refused.
 async fn append_until_recorded(log: &Log, recorded: bool) -> u64 {
     let mut refused = 0;
     for _ in 0..3_000 {
@@ -35,19 +35,19 @@ async fn append_until_recorded(log: &Log, recorded: bool) -> u64 {
         let mut live = log.reader(log.head());
         log.append([entry(&message(next.0, 50_000))]);
         let block = live.next().await.unwrap().unwrap();
-        assert_eq!(block.first(), next, "whoever keeps up misses nothing");
+        assert_eq!(block.first(), next, "a live reader missed an entry");
         log.flushed().await;
         refused += u64::from(!log.is_recorded());
         if log.is_recorded() == recorded {
-            // The entry that says so.
+            // Also stores the entry that reports the gap.
             log.flushed().await;
             return refused;
         }
     }
-    panic!("that the log is recorded, {recorded}, did not come");
+    panic!("is_recorded() never became {recorded}");
 }
 
-/// Appends so many entries, and reads each at once.
+/// Appends `count` entries and reads each immediately.
 async fn append_live(log: &Log, count: u64) {
     for _ in 0..count {
         let next = log.head().0 + 1;
@@ -58,7 +58,7 @@ async fn append_live(log: &Log, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_stops_the_recording_and_nothing_else() {
+async fn a_full_disk_stops_recording_but_not_delivery() {
     let Some(disk) = Tmpfs::mount("size=96m") else { return };
     let folder = disk.path().join("logs");
     let id = KernelId::random();
@@ -78,11 +78,11 @@ async fn a_full_disk_stops_the_recording_and_nothing_else() {
         let (_, gaps) = read_with_gaps(&mut late, head.0).await;
         assert_eq!(gaps.len(), 1, "{gaps:?}");
         assert!(gaps[0].0 <= lost_from && gaps[0].1 >= lost_from + 50, "{gaps:?}");
-        // The log says where it stopped.
+        // A lifecycle entry reports the gap.
         let mut after = log.reader(Seq(gaps[0].1 + 1));
-        let told = after.next().await.unwrap().unwrap().entries().next().unwrap();
-        assert_eq!(told.origin(), Origin::Lifecycle);
-        let content: serde_json::Value = serde_json::from_slice(told.message().content()).unwrap();
+        let report = after.next().await.unwrap().unwrap().entries().next().unwrap();
+        assert_eq!(report.origin(), Origin::Lifecycle);
+        let content: serde_json::Value = serde_json::from_slice(report.message().content()).unwrap();
         assert_eq!(
             (&content["first"], &content["last"]),
             (&gaps[0].0.into(), &gaps[0].1.into())
@@ -94,13 +94,13 @@ async fn a_full_disk_stops_the_recording_and_nothing_else() {
     };
     let logs = logs(&folder);
     let log = logs.open(id).await.unwrap();
-    assert_eq!(log.head(), head, "all that was stored is there");
+    assert_eq!(log.head(), head, "stored entries were lost");
     let (_, gaps) = read_with_gaps(&mut log.reader(Seq::START), head.0).await;
     assert_eq!(gaps, [gap]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_that_readers_have_seen_are_not_given_again_after_a_full_disk() {
+async fn sequence_numbers_are_not_reused_after_a_full_disk() {
     let Some(disk) = Tmpfs::mount("size=64m") else { return };
     let id = KernelId::random();
     let seen = {
@@ -128,8 +128,8 @@ async fn numbers_that_readers_have_seen_are_not_given_again_after_a_full_disk() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_gave_up_is_opened_again() {
-    // Room, and no files: fjall finds out as it writes a table, and takes no writes any more until it is opened anew.
+async fn a_failed_fjall_database_is_reopened() {
+    // Free space, but no inodes: fjall fails as it writes a table and then refuses all writes until it is reopened.
     let Some(disk) = Tmpfs::mount("size=400m,nr_inodes=400") else {
         return;
     };
@@ -145,12 +145,12 @@ async fn a_store_that_gave_up_is_opened_again() {
         .take_while(|n| fs::File::create(fillers.join(n.to_string())).is_ok())
         .count();
     assert!(filled > 0);
-    let mut refused = append_much(&log, 400).await;
-    let told = read_with_gaps(&mut other.reader(Seq::START), 10).await;
+    let mut refused = append_large(&log, 400).await;
+    let read = read_with_gaps(&mut other.reader(Seq::START), 10).await;
     assert_eq!(
-        told,
+        read,
         ((1..=10).collect(), Vec::new()),
-        "what is there can be read all the while"
+        "stored entries cannot be read while the database has failed"
     );
     fs::remove_dir_all(&fillers).unwrap();
     refused += append_until_recorded(&log, true).await;
@@ -169,13 +169,13 @@ async fn a_store_that_gave_up_is_opened_again() {
     }
 }
 
-/// Appends so many large entries. Returns how many of them the store refused.
-async fn append_much(log: &Log, count: u64) -> u64 {
+/// Appends `count` large entries and returns how many of them the store refused.
+async fn append_large(log: &Log, count: u64) -> u64 {
     let mut refused = 0;
     for _ in 0..count {
         log.append([entry(&message(log.head().0 + 1, 100_000))]);
         log.flushed().await;
-        // The entry that says so, where they are taken again: it may be refused too.
+        // Once the store accepts entries again, the one that reports the gap follows; it may be refused too.
         log.flushed().await;
         refused += u64::from(!log.is_recorded());
     }
@@ -183,7 +183,7 @@ async fn append_much(log: &Log, count: u64) -> u64 {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn an_error_names_the_folder_that_cannot_be_opened() {
     let Some(disk) = Tmpfs::mount("size=64m") else { return };
     let folder = disk.path().join("logs");
     drop(FjallStore::open(&folder).unwrap());
@@ -198,7 +198,7 @@ fn a_folder_that_cannot_be_written_is_named() {
     drop(first);
 }
 
-/// Two logs on disk, their tables written: the files of the first, larger one.
+/// Stores two logs and returns their ids and the files of the first, larger one.
 async fn two_logs(folder: &Path) -> (KernelId, KernelId, Vec<PathBuf>) {
     let (damaged, sound) = (KernelId::random(), KernelId::random());
     let logs = logs(folder);
@@ -257,11 +257,11 @@ fn flip(path: &Path, at: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_file_is_told_of_and_touches_no_other_log() {
+async fn a_damaged_file_affects_only_its_own_log() {
     let folder = tempfile::tempdir().unwrap();
     let original = folder.path().join("original");
     let (damaged, sound, files) = two_logs(&original).await;
-    assert!(files.len() >= 3, "tables and their lists: {files:?}");
+    assert!(files.len() >= 3, "tables and lists of tables expected: {files:?}");
     for file in &files {
         let name = file.strip_prefix(&original).unwrap();
         let length = fs::metadata(file).unwrap().len();
@@ -290,7 +290,7 @@ async fn a_damaged_file_is_told_of_and_touches_no_other_log() {
             append(&log, [31], 100);
             log.flushed().await;
             assert_eq!(log.index_get("k7").await.unwrap().unwrap(), "7", "{case}");
-            // The damaged one reads as it was written, with what is missing told, or not at all.
+            // The damaged log opens with its head, or fails with an error that names it.
             match logs.open(damaged).await {
                 Err(error) => {
                     assert!(
@@ -334,12 +334,12 @@ async fn each_durability_keeps_what_was_flushed() {
 }
 
 #[derive(Default)]
-struct Counting {
+struct CountingStore {
     memory: kernel_log::MemoryStore,
     syncs: std::sync::atomic::AtomicUsize,
 }
 
-impl LogStore for Counting {
+impl LogStore for CountingStore {
     fn open(&self, id: KernelId) -> Result<Box<dyn kernel_log::StoredLog>, StoreError> {
         self.memory.open(id)
     }
@@ -363,10 +363,10 @@ impl LogStore for Counting {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn syncs_are_batched_asked_for_or_with_each_append() {
+async fn the_durability_decides_how_often_a_log_is_synced() {
     use std::sync::atomic::Ordering::SeqCst;
     let run = async |durability| {
-        let store = Arc::new(Counting::default());
+        let store = Arc::new(CountingStore::default());
         let mut options = options();
         options.durability = durability;
         let logs = Logs::new(store.clone(), options).unwrap();
@@ -389,9 +389,9 @@ async fn syncs_are_batched_asked_for_or_with_each_append() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_is_asked_for_comes() {
+async fn sync_soon_syncs_a_batched_log() {
     use std::sync::atomic::Ordering::SeqCst;
-    let store = Arc::new(Counting::default());
+    let store = Arc::new(CountingStore::default());
     let mut options = options();
     options.durability = Durability::Batched;
     let logs = Logs::new(store.clone(), options).unwrap();

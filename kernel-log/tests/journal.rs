@@ -1,4 +1,4 @@
-//! What a machine that went down, or a bad disk, leaves of the newest entries.
+//! fjall's journals after a power failure or on a bad disk.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -22,14 +22,14 @@ fn journal(folder: &Path) -> PathBuf {
         .map(|file| file.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"));
     let journal = journals.next().unwrap();
-    assert!(journals.next().is_none(), "little was written");
+    assert!(journals.next().is_none(), "more than one journal");
     journal
 }
 
-/// Where the journal's bytes end, and zeros begin.
+/// Offset after the journal's last nonzero byte. The file is preallocated with zeros.
 fn end_of(journal: &Path) -> u64 {
     let mut bytes = Vec::new();
-    // Little was written, and the file is long.
+    // The tests write less than this; the file is far longer.
     File::open(journal)
         .unwrap()
         .take(1 << 20)
@@ -46,7 +46,7 @@ fn copy(from: &Path, to: &Path) {
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &to);
         } else if entry.path().extension().is_some_and(|extension| extension == "jnl") {
-            // Most of it is not written yet.
+            // Omits the preallocated zeros, which are most of the file.
             let mut bytes = Vec::new();
             let end = end_of(&entry.path());
             File::open(entry.path())
@@ -61,8 +61,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A log with ten entries, each a block of its own, and another of which the first half is older and the other newer.
-/// Returns where the journal ended after each of the first's entries.
+/// Writes ten entries of `id`, a block each, after the first half and before the second half of the entries of `other`.
+/// Returns the end of the journal after each entry of `id`.
 async fn write(folder: &Path, id: KernelId, other: KernelId) -> Vec<u64> {
     let logs = logs(folder);
     let (log, other) = (logs.open(id).await.unwrap(), logs.open(other).await.unwrap());
@@ -82,12 +82,12 @@ async fn write(folder: &Path, id: KernelId, other: KernelId) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_torn_at_any_byte_has_what_came_before() {
+async fn a_journal_torn_at_any_byte_keeps_the_complete_blocks_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let original = folder.path().join("original");
     let (id, other) = (KernelId::random(), KernelId::random());
     let ends = write(&original, id, other).await;
-    // Of the last block's head and end each byte, and parts of what lies between and before.
+    // Every byte of the last block's head and end, and samples of the rest.
     let (start, end) = (ends[8], ends[9]);
     let cuts = (ends[0]..start)
         .step_by(701)
@@ -99,19 +99,19 @@ async fn a_journal_torn_at_any_byte_has_what_came_before() {
         copy(&original, &copied);
         let file = OpenOptions::new().write(true).open(journal(&copied)).unwrap();
         file.set_len(cut).unwrap();
-        // A file is often longer than what of it was written.
+        // After a power failure, a file may be longer than the data written to it.
         if n % 2 == 0 {
             file.set_len(cut + 10_000).unwrap();
         }
-        let whole = ends.iter().filter(|end| **end <= cut).count() as u64;
+        let complete = ends.iter().filter(|end| **end <= cut).count() as u64;
         for round in 0..2 {
             let logs = logs(&copied);
             let log = logs.open(id).await.unwrap();
-            assert_eq!(log.head(), Seq(whole + round), "cut at {cut}");
-            append(&log, [whole + round + 1], 10);
+            assert_eq!(log.head(), Seq(complete + round), "cut at {cut}");
+            append(&log, [complete + round + 1], 10);
             log.flushed().await;
-            let ids = read_to(&mut log.reader(Seq::START), whole + round + 1).await;
-            assert_eq!(ids, (1..=whole + round + 1).collect::<Vec<_>>(), "cut at {cut}");
+            let ids = read_to(&mut log.reader(Seq::START), complete + round + 1).await;
+            assert_eq!(ids, (1..=complete + round + 1).collect::<Vec<_>>(), "cut at {cut}");
             drop(log);
             logs.close().await.unwrap();
         }
@@ -120,12 +120,12 @@ async fn a_journal_torn_at_any_byte_has_what_came_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_journal_costs_one_block_which_is_told() {
+async fn damage_in_a_journal_becomes_a_gap_of_its_block() {
     let folder = tempfile::tempdir().unwrap();
     let original = folder.path().join("original");
     let (id, other) = (KernelId::random(), KernelId::random());
     let ends = write(&original, id, other).await;
-    // In the fifth block: flipped bytes, in its head and elsewhere, and a piece of zeros.
+    // Damage in the fifth block: flipped bytes in its head and elsewhere, and a run of zeros.
     let (start, end) = (ends[3], ends[4]);
     for (at, length) in [
         (start, 1),
@@ -164,13 +164,13 @@ async fn a_damaged_journal_costs_one_block_which_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_that_is_being_written_is_nobody_elses_to_mend() {
+async fn the_journal_of_an_open_store_is_not_repaired() {
     let folder = tempfile::tempdir().unwrap();
     let logs = logs(folder.path());
     let log = logs.open(KernelId::random()).await.unwrap();
     append(&log, 1..=10, 100);
     log.flushed().await;
-    // As in the midst of a write.
+    // Looks like an unfinished write.
     let journal = journal(folder.path());
     let end = end_of(&journal);
     let mut file = OpenOptions::new().write(true).open(&journal).unwrap();
@@ -187,7 +187,7 @@ async fn a_journal_that_is_being_written_is_nobody_elses_to_mend() {
 }
 
 #[test]
-fn a_foreign_folder_among_the_logs_is_put_aside() {
+fn a_foreign_folder_among_the_logs_is_moved_away() {
     let folder = tempfile::tempdir().unwrap();
     drop(FjallStore::open(folder.path()).unwrap());
     fs::create_dir_all(folder.path().join("keyspaces/lost+found")).unwrap();
@@ -198,7 +198,7 @@ fn a_foreign_folder_among_the_logs_is_put_aside() {
 }
 
 #[test]
-fn logs_that_another_version_wrote_are_refused_in_one_sentence() {
+fn logs_of_another_fjall_format_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(FjallStore::open(folder.path()).unwrap());
     fs::write(folder.path().join("version"), b"FJL\x04").unwrap();

@@ -1,4 +1,4 @@
-//! A process that is killed while it appends.
+//! Logs of a process that is killed while it appends.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -22,10 +22,11 @@ async fn open(folder: PathBuf) -> Logs {
     Logs::new(Arc::new(FjallStore::open(&folder).unwrap()), options).unwrap()
 }
 
-/// Appends for ever, and says after which entry it is, once a reader could have had it. Run by the other test.
+/// Appends until it is killed, and reports each number once readers could have received its entry. The other test runs
+/// it as a process.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the process that is killed"]
-async fn append_for_ever() {
+#[ignore = "run by another test, which kills it"]
+async fn append_forever() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let id: KernelId = std::env::var(ID).unwrap().parse().unwrap();
     let logs = open(folder.into()).await;
@@ -33,7 +34,7 @@ async fn append_for_ever() {
     let mut out = std::io::stderr();
     loop {
         for _ in 0..1 + log.head().0 % 7 {
-            // The only one that appends, so the number is known.
+            // Nothing else appends, so the next number is known.
             let n = log.append([]).0 + 1;
             log.append_indexed(chrono::Utc::now(), [entry(&message(n, 2_000))], |first| {
                 vec![IndexUpdate::put("last", first.to_string())]
@@ -45,13 +46,13 @@ async fn append_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_readers_had_is_lost_with_the_process() {
+async fn entries_that_readers_could_receive_survive_a_killed_process() {
     let folder = tempfile::tempdir().unwrap();
     let id = KernelId::random();
     let mut stored = 0;
     for round in 0..20_u64 {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "append_for_ever", "--nocapture"])
+            .args(["--ignored", "--exact", "append_forever", "--nocapture"])
             .env(FOLDER, folder.path())
             .env(ID, id.to_string())
             .stdout(Stdio::null())
@@ -59,9 +60,9 @@ async fn nothing_that_readers_had_is_lost_with_the_process() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        // At another moment each time.
+        // Kills the process after a different number of appends each time.
         for _ in 0..=round * 7 % 40 {
-            let line = lines.next().expect("it appends").unwrap();
+            let line = lines.next().expect("the process ended early").unwrap();
             if let Some(last) = line.strip_prefix("stored ") {
                 stored = last.parse().unwrap();
             }
@@ -76,14 +77,17 @@ async fn nothing_that_readers_had_is_lost_with_the_process() {
         let logs = open(folder.path().to_owned()).await;
         let log = logs.open(id).await.unwrap();
         let head = log.head().0;
-        assert!(head >= stored, "round {round}: {stored} was stored, {head} is there");
+        assert!(
+            head >= stored,
+            "round {round}: {stored} entries were stored, {head} are there"
+        );
         let ids = read_to(&mut log.reader(Seq::START), head).await;
         assert_eq!(ids, (1..=head).collect::<Vec<_>>(), "round {round}");
-        // What came with the last entry is there with it.
+        // Index updates are stored together with their entry.
         let last = log.index_get("last").await.unwrap().unwrap();
         assert_eq!(last, head.to_string(), "round {round}");
         drop(log);
         logs.close().await.unwrap();
     }
-    assert!(stored > 100, "it appended {stored}");
+    assert!(stored > 100, "only {stored} entries were stored");
 }

@@ -1,4 +1,4 @@
-//! The log over each of its stores.
+//! The log on the stores in memory and on disk.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -14,7 +14,7 @@ use kernel_log::{
     MemoryStore, NewEntry, Origin, ReadError, RemoveError, Retention, Seq, StoreError, StoredLog,
 };
 
-use common::{append, message, read_to, trimmed};
+use common::{append, flushed_and_trimmed, message, read_to};
 
 fn stores() -> Vec<(&'static str, Arc<dyn LogStore>, Option<tempfile::TempDir>)> {
     let folder = tempfile::tempdir().unwrap();
@@ -61,7 +61,7 @@ async fn every_reader_reads_every_entry_once_wherever_it_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_waits_for_what_is_not_there_yet_and_ends_when_the_log_is_closed() {
+async fn a_reader_waits_for_the_next_entry_and_ends_when_the_log_is_closed() {
     for (name, store, _folder) in stores() {
         let logs = Logs::new(store, LogOptions::default()).unwrap();
         let log = logs.open(KernelId::random()).await.unwrap();
@@ -79,7 +79,7 @@ async fn a_reader_waits_for_what_is_not_there_yet_and_ends_when_the_log_is_close
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_keeps_to_its_bounds_and_says_what_it_dropped() {
+async fn a_log_drops_its_oldest_entries_at_its_bound_and_reports_a_gap() {
     for (name, store, _folder) in stores() {
         let mut options = options(1_000);
         options.stored_bytes = 100_000;
@@ -87,7 +87,7 @@ async fn a_log_keeps_to_its_bounds_and_says_what_it_dropped() {
         let log = logs.open(KernelId::random()).await.unwrap();
         let mut reader = log.reader(Seq::START);
         append(&log, 1..=5_000, 100);
-        trimmed(&log).await;
+        flushed_and_trimmed(&log).await;
         let Err(ReadError::Gap { first, last }) = reader.next().await else {
             panic!("{name}: the oldest entries were dropped, and no gap is reported");
         };
@@ -98,7 +98,7 @@ async fn a_log_keeps_to_its_bounds_and_says_what_it_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_on_disk_goes_on_in_the_same_epoch() {
+async fn a_reopened_log_on_disk_continues_its_epoch() {
     let folder = tempfile::tempdir().unwrap();
     let id = KernelId::random();
     let mut epochs = Vec::new();
@@ -119,7 +119,7 @@ async fn a_log_on_disk_goes_on_in_the_same_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_removed_log_is_gone_and_comes_back_empty_in_another_epoch() {
+async fn a_log_opened_after_its_removal_is_empty_and_has_another_epoch() {
     for (name, store, _folder) in stores() {
         let logs = Logs::new(store, LogOptions::default()).unwrap();
         let id = KernelId::random();
@@ -174,7 +174,7 @@ fn append_with_index(log: &Log, n: u64, index: impl FnOnce(Seq) -> Vec<IndexUpda
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_index_is_read_as_it_was_written_stored_already_or_not() {
+async fn index_reads_include_updates_that_are_not_stored_yet() {
     for (name, store, _folder) in stores() {
         let logs = Logs::new(store, LogOptions::default()).unwrap();
         let log = logs.open(KernelId::random()).await.unwrap();
@@ -183,7 +183,7 @@ async fn the_index_is_read_as_it_was_written_stored_already_or_not() {
             if n == 5 {
                 log.flushed().await;
             }
-            // Whatever the writer has got to.
+            // However far the writer thread is.
             assert_eq!(
                 log.index_get(format!("e/{n}")).await.unwrap().unwrap(),
                 n.to_string(),
@@ -216,7 +216,7 @@ async fn the_index_is_read_as_it_was_written_stored_already_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_index_says_is_kept_while_the_disk_is_full() {
+async fn index_updates_survive_a_full_disk() {
     let store = FullDisk::default();
     let full = store.full.clone();
     let logs = Logs::new(Arc::new(store), LogOptions::default()).unwrap();
@@ -238,7 +238,7 @@ async fn what_the_index_says_is_kept_while_the_disk_is_full() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_index_is_there_after_the_store_is_opened_again() {
+async fn the_index_survives_reopening_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let id = KernelId::random();
     for round in 0..3_u64 {
@@ -256,16 +256,16 @@ async fn the_index_is_there_after_the_store_is_opened_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_of_a_kernel_that_is_gone_is_found_and_ends() {
+async fn the_log_of_an_ended_kernel_is_found_closed_and_can_be_reopened() {
     for (name, store, _folder) in stores() {
         let logs = Logs::new(store, LogOptions::default()).unwrap();
         let id = KernelId::random();
         assert!(logs.find(id).await.unwrap().is_none(), "{name}");
-        assert!(logs.list().await.unwrap().is_empty(), "{name}: looking makes none");
+        assert!(logs.list().await.unwrap().is_empty(), "{name}: find created a log");
         let log = logs.open(id).await.unwrap();
         append(&log, 1..=10, 100);
         let live = logs.find(id).await.unwrap().unwrap();
-        assert!(!live.is_closed(), "{name}: the one that is open");
+        assert!(!live.is_closed(), "{name}: find returned a closed log");
         log.flushed().await;
         assert_eq!(live.head(), Seq(10), "{name}");
         log.close();
@@ -282,7 +282,7 @@ async fn the_log_of_a_kernel_that_is_gone_is_found_and_ends() {
             (Seq(1), Seq(10), found.bytes()),
             "{name}"
         );
-        // A kernel that comes back under its id goes on in the same log.
+        // Opening the id again continues the same log.
         let log = logs.open(id).await.unwrap();
         assert!(!found.is_closed(), "{name}");
         append(&log, [11], 100);
@@ -290,7 +290,7 @@ async fn the_log_of_a_kernel_that_is_gone_is_found_and_ends() {
     }
 }
 
-/// A store that can be told to refuse appends, as a full disk does.
+/// A store that refuses writes while `full` is set, as a full disk does.
 #[derive(Default)]
 struct FullDisk {
     memory: MemoryStore,
@@ -384,7 +384,7 @@ impl StoredLog for FullDiskLog {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn output_goes_on_where_the_disk_is_full_and_the_hole_is_told() {
+async fn readers_receive_output_while_the_disk_is_full_and_later_readers_a_gap() {
     let store = FullDisk::default();
     let full = store.full.clone();
     let logs = Logs::new(Arc::new(store), options(1_000)).unwrap();
@@ -393,7 +393,7 @@ async fn output_goes_on_where_the_disk_is_full_and_the_hole_is_told() {
     log.flushed().await;
     full.store(true, std::sync::atomic::Ordering::SeqCst);
     for n in 11..=100 {
-        // Who keeps up reads from memory, full disk or not.
+        // A reader that keeps up reads from memory.
         let mut live = log.reader(log.head());
         append(&log, [n], 10);
         assert_eq!(read_to(&mut live, n).await, [n]);
@@ -401,7 +401,7 @@ async fn output_goes_on_where_the_disk_is_full_and_the_hole_is_told() {
     full.store(false, std::sync::atomic::Ordering::SeqCst);
     append(&log, [101], 10);
     log.flushed().await;
-    // The entry that says so has a number too.
+    // The entry that reports the gap has a number too.
     log.flushed().await;
     assert_eq!(log.head(), Seq(102));
     append(&log, 103..=150, 10);
@@ -409,15 +409,15 @@ async fn output_goes_on_where_the_disk_is_full_and_the_hole_is_told() {
     let mut late = log.reader(Seq::START);
     assert_eq!(read_to(&mut late, 10).await, (1..=10).collect::<Vec<_>>());
     let Err(ReadError::Gap { first, last }) = late.next().await else {
-        panic!("a hole is never silent");
+        panic!("no gap is reported");
     };
     assert_eq!((first, last), (Seq(11), Seq(100)));
     let rest: Vec<_> = (101..=150).filter(|n| *n != 102).collect();
     assert_eq!(read_to(&mut late, 150).await, rest);
     let block = log.reader(Seq(101)).next().await.unwrap().unwrap();
-    let told = block.entries().next().unwrap();
-    assert_eq!(told.origin(), Origin::Lifecycle);
-    let content: serde_json::Value = serde_json::from_slice(told.message().content()).unwrap();
+    let report = block.entries().next().unwrap();
+    assert_eq!(report.origin(), Origin::Lifecycle);
+    let content: serde_json::Value = serde_json::from_slice(report.message().content()).unwrap();
     assert_eq!(
         content,
         serde_json::json!({
@@ -428,7 +428,7 @@ async fn output_goes_on_where_the_disk_is_full_and_the_hole_is_told() {
 }
 
 #[tokio::test]
-async fn one_log_leaves_room_to_the_others() {
+async fn a_log_with_nothing_unstored_has_room_while_others_wait() {
     let mut options = LogOptions::default();
     options.all_waiting_bytes = 4 << 20;
     let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), options);
@@ -439,9 +439,9 @@ async fn one_log_leaves_room_to_the_others() {
     assert!(large.room().now_or_never().is_some());
     append(&small, [1], 2 << 20);
     for log in [&large, &small] {
-        assert!(log.room().now_or_never().is_none(), "5 MiB wait");
+        assert!(log.room().now_or_never().is_none(), "5 MiB are not stored yet");
     }
-    assert!(none.room().now_or_never().is_some(), "nothing of this one waits");
+    assert!(none.room().now_or_never().is_some(), "this log is stored completely");
     {
         let mut waiting = pin!(small.room());
         assert!(waiting.as_mut().now_or_never().is_none());
@@ -452,11 +452,14 @@ async fn one_log_leaves_room_to_the_others() {
     }
     drop((large, small));
     append(&none, [1], 3 << 20);
-    assert!(none.room().now_or_never().is_some(), "nothing of others waits");
+    assert!(
+        none.room().now_or_never().is_some(),
+        "the other logs are stored completely"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_that_stand_still_share_a_large_block() {
+async fn readers_of_a_large_block_share_its_memory() {
     for (name, store, _folder) in stores() {
         let logs = Logs::new(store, options(10_000)).unwrap();
         let log = logs.open(KernelId::random()).await.unwrap();
@@ -469,15 +472,18 @@ async fn readers_that_stand_still_share_a_large_block() {
             assert_eq!((block.first(), block.entries().next().unwrap().seq()), (Seq(1), Seq(1)));
             held.push(block);
         }
-        let places: Vec<_> = held.iter().map(|block| block.bytes().as_ptr()).collect();
-        assert!(places.iter().all(|place| *place == places[0]), "{name}: {places:?}");
+        let addresses: Vec<_> = held.iter().map(|block| block.bytes().as_ptr()).collect();
+        assert!(
+            addresses.iter().all(|address| *address == addresses[0]),
+            "{name}: {addresses:?}"
+        );
         drop(held);
         assert_eq!(read_to(&mut log.reader(Seq::START), 2).await, [1, 2], "{name}");
     }
 }
 
 #[test]
-fn a_torn_block_is_cut_at_its_last_whole_entry() {
+fn a_torn_block_is_recovered_up_to_its_last_complete_entry() {
     let store = MemoryStore::new();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let block = runtime.block_on(async {
@@ -500,11 +506,11 @@ fn a_torn_block_is_cut_at_its_last_whole_entry() {
         })
         .collect();
     for length in 0..=block.bytes().len() {
-        let whole = ends.iter().filter(|end| **end <= length).count();
+        let complete = ends.iter().filter(|end| **end <= length).count();
         match Block::recover(block.bytes().slice(..length)) {
-            None => assert_eq!(whole, 0, "cut at {length}"),
+            None => assert_eq!(complete, 0, "cut at {length}"),
             Some(recovered) => {
-                assert_eq!(recovered.last(), Seq(whole as u64), "cut at {length}");
+                assert_eq!(recovered.last(), Seq(complete as u64), "cut at {length}");
                 assert!(recovered.entries().all(|entry| entry.session() == "asker"));
             }
         }
@@ -512,7 +518,7 @@ fn a_torn_block_is_cut_at_its_last_whole_entry() {
 }
 
 #[test]
-fn a_cursor_is_read_as_it_is_written() {
+fn a_cursor_parses_from_its_own_text_and_from_no_other() {
     let cursor = Cursor {
         epoch: Epoch::random(),
         seq: Seq(77),

@@ -1,5 +1,4 @@
-//! What a process has in memory does not follow what is in its logs. `KERNELMUX_LONG` makes the long log ten million
-//! entries.
+//! A process's memory does not grow with its logs. With `KERNELMUX_LONG` set, the long log has ten million entries.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,13 +15,13 @@ use kernel_log::{FjallStore, Log, LogOptions, Logs, Seq};
 const MIB: u64 = 1 << 20;
 /// Bytes of an entry's text.
 const SMALL: usize = 100;
-/// How many times a reader comes to the long log's tail.
+/// Number of readers opened near the long log's end.
 const ATTACHES: usize = 200;
 
-/// The process is measured, so that one test at a time may write.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Serializes the tests, which measure their process.
+fn serialize() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn long() -> bool {
@@ -34,18 +33,19 @@ fn resident() -> u64 {
     pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// How long the journals are.
+/// Total length of the journals.
 fn journals(folder: &Path) -> u64 {
     std::fs::read_dir(folder)
         .unwrap()
         .flatten()
         .filter(|file| file.path().extension().is_some_and(|extension| extension == "jnl"))
-        // One that was just removed has no length any more.
+        // fjall may remove a journal meanwhile.
         .filter_map(|file| Some(file.metadata().ok()?.len()))
         .sum()
 }
 
-/// Nothing is dropped, and little waits for the store or is kept for readers, so that what is in memory is the store's.
+/// Keeps all entries, and few of them in memory before and after they are stored, so that the memory used is the
+/// store's.
 fn options() -> LogOptions {
     let mut options = LogOptions::default();
     options.stored_bytes = 1 << 40;
@@ -68,7 +68,7 @@ async fn fill(log: &Log, entries: u64, size: usize) {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let _alone = alone();
+    let _running = serialize();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -78,7 +78,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 #[test]
-fn memory_does_not_follow_a_long_log() {
+fn memory_does_not_grow_with_the_length_of_a_log() {
     run(async {
         let folder = tempfile::tempdir().unwrap();
         let id = KernelId::random();
@@ -102,7 +102,7 @@ fn memory_does_not_follow_a_long_log() {
         );
         assert!(journal < 192 * MIB, "the journals grew to {journal} bytes");
 
-        // It is opened again without reading it, whatever its length, and its tail is found at once.
+        // Reopening does not read the log, and finding an entry near its end does not depend on its length.
         let before = resident();
         let begun = Instant::now();
         let logs = open(folder.path());
@@ -125,7 +125,7 @@ fn memory_does_not_follow_a_long_log() {
         times.sort_unstable();
         let (middle, slowest) = (times[ATTACHES / 2], times[ATTACHES - 1]);
         println!("at the tail after {middle:?}, {slowest:?} at most");
-        // What is meant is what is released, with nothing else tested beside.
+        // Release builds only, and only in the long run, which runs by itself.
         if long() && !cfg!(debug_assertions) {
             assert!(opened < Duration::from_secs(1), "opened in {opened:?}");
             assert!(
@@ -137,7 +137,7 @@ fn memory_does_not_follow_a_long_log() {
 }
 
 #[test]
-fn many_logs_share_a_bound_of_what_is_in_memory() {
+fn many_logs_share_one_bound_on_memory() {
     run(async {
         let folder = tempfile::tempdir().unwrap();
         let logs = open(folder.path());
@@ -147,7 +147,7 @@ fn many_logs_share_a_bound_of_what_is_in_memory() {
         }
         let before = resident();
         let (mut most, mut journal) = (0, 0);
-        // None of them has as much as a table of its own has in memory.
+        // Each log alone stays below the size at which a table is written.
         for _ in 0..6 {
             for log in &open {
                 fill(log, 1_024, 1_024).await;

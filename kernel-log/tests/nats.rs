@@ -1,4 +1,4 @@
-//! What only the store in NATS has to do.
+//! The store in NATS: outages, lost data and a second writer.
 #![cfg(feature = "nats")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,12 +18,12 @@ fn logs(server: &Server) -> Logs {
     Logs::new(server.connect(), options).unwrap()
 }
 
-/// Appends at least one entry, and more until they are recorded.
+/// Appends entries, at least one, until the log is recorded.
 async fn append_until_recorded(log: &Log) {
     let again = async {
         loop {
             append(log, [log.head().0 + 1], 1_000);
-            // Only then the next one's number is known.
+            // A report of a gap may be appended too, so the next number is known only now.
             log.flushed().await;
             if log.is_recorded() {
                 return;
@@ -33,11 +33,11 @@ async fn append_until_recorded(log: &Log) {
     };
     tokio::time::timeout(Duration::from_secs(60), again)
         .await
-        .expect("the log is recorded again");
+        .expect("the log was not recorded again in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
+async fn delivery_continues_during_a_server_outage_and_recording_resumes_after_it() {
     let Some(server) = Server::start() else { return };
     let logs = logs(&server);
     let id = KernelId::random();
@@ -46,7 +46,7 @@ async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
     log.update_index([IndexUpdate::put("k", "before")]);
     log.flushed().await;
     server.kill();
-    // That it is away may be known only from the first append that fails.
+    // The store may notice the outage only when an append fails.
     let mut next = 51;
     while log.is_recorded() {
         append(&log, [next], 1_000);
@@ -62,7 +62,7 @@ async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
     }
     log.update_index([IndexUpdate::put("k", "away")]);
     assert_eq!(log.index_get("k").await.unwrap().unwrap(), "away");
-    // More than the server takes in one message.
+    // More than the server accepts in one message.
     log.update_index((0..3_000).map(|n| IndexUpdate::put(format!("many{n}"), vec![0; 1_000])));
     server.restart();
     append_until_recorded(&log).await;
@@ -82,7 +82,7 @@ async fn output_goes_on_while_the_server_is_away_and_is_recorded_again_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_appended_survives_a_server_that_is_killed() {
+async fn flushed_entries_survive_a_killed_server() {
     let Some(server) = Server::start() else { return };
     let id = KernelId::random();
     let mut last = 0;
@@ -108,7 +108,7 @@ async fn what_was_appended_survives_a_server_that_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_has_lost_the_newest_entries_records_again() {
+async fn recording_resumes_on_a_server_that_lost_the_newest_entries() {
     let Some(server) = Server::start() else { return };
     let logs = logs(&server);
     let id = KernelId::random();
@@ -116,14 +116,14 @@ async fn a_server_that_has_lost_the_newest_entries_records_again() {
     append(&log, 1..=20, 1_000);
     log.flushed().await;
     server.kill();
-    let earlier = server.copy();
+    let earlier = server.backup();
     server.restart();
     append_until_recorded(&log).await;
     append(&log, [log.head().0 + 1], 1_000);
     log.flushed().await;
     let lost = log.head();
     server.kill();
-    server.put_back(&earlier);
+    server.restore(&earlier);
     server.restart();
     append_until_recorded(&log).await;
     log.flushed().await;
@@ -142,14 +142,14 @@ async fn a_server_that_has_lost_the_newest_entries_records_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_gateways_that_write_a_log_one_is_refused() {
+async fn a_writer_is_refused_once_another_has_opened_the_log() {
     let Some(server) = Server::start() else { return };
     let (first, second) = (logs(&server), logs(&server));
     let id = KernelId::random();
     let one = first.open(id).await.unwrap();
     append(&one, 1..=10, 100);
     one.flushed().await;
-    // The other takes over, as after a network that was cut.
+    // Another gateway takes over, as during a network partition.
     let other = second.open(id).await.unwrap();
     assert_eq!((other.epoch(), other.head()), (one.epoch(), Seq(10)));
     append(&other, 11..=20, 100);
@@ -157,7 +157,7 @@ async fn of_two_gateways_that_write_a_log_one_is_refused() {
     assert!(other.is_recorded());
     append(&one, 11..=15, 100);
     one.flushed().await;
-    assert!(!one.is_recorded(), "it would write over what the other has");
+    assert!(!one.is_recorded(), "the first writer overwrote entries of the second");
     append(&one, 16..=17, 100);
     one.flushed().await;
     assert!(!one.is_recorded());
@@ -170,7 +170,7 @@ async fn of_two_gateways_that_write_a_log_one_is_refused() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_told() {
+fn a_failed_connection_is_an_error_without_the_password() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);

@@ -1,4 +1,4 @@
-//! What is dropped of a log is gone from the disk too.
+//! Dropped entries free their disk space.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use common::{append, disk_usage, entry, message, read_to, read_with_gaps, trimmed, until};
+use common::{append, disk_usage, entry, flushed_and_trimmed, message, read_to, read_with_gaps, wait_until};
 use jupyter_protocol::KernelId;
 use kernel_log::{FjallStore, Log, LogOptions, LogStore, Logs, MemoryStore, Retention, Seq};
 
 const MIB: u64 = 1 << 20;
 
-/// Appends about so many bytes.
+/// Appends entries of about `bytes` in total.
 async fn fill(log: &Log, bytes: u64) {
     let message = message(0, 100_000);
     for _ in 0..bytes / 100_000 {
@@ -24,7 +24,7 @@ async fn fill(log: &Log, bytes: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_removed_log_gives_its_space_back() {
+async fn removing_a_log_frees_its_disk_space() {
     let folder = tempfile::tempdir().unwrap();
     let logs = Logs::new(
         Arc::new(FjallStore::open(folder.path()).unwrap()),
@@ -43,8 +43,8 @@ async fn a_removed_log_gives_its_space_back() {
     log.close();
     drop(log);
     logs.remove(id).await.unwrap();
-    // What is left is fjall's journal, which has entries of all logs.
-    until("the disk has its space back", || disk_usage(folder.path()) < 160 * MIB).await;
+    // The remainder is fjall's journals, which have entries of all logs.
+    wait_until("the disk space is free", || disk_usage(folder.path()) < 160 * MIB).await;
     println!(
         "{} MiB before, {} MiB after",
         before / MIB,
@@ -55,7 +55,7 @@ async fn a_removed_log_gives_its_space_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_takes_no_more_disk_than_it_may() {
+async fn a_log_keeps_to_its_bound_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = LogOptions::default();
     options.stored_bytes = 32 * MIB;
@@ -66,18 +66,18 @@ async fn a_log_takes_no_more_disk_than_it_may() {
         fill(&log, 20 * MIB).await;
         most = most.max(disk_usage(folder.path()));
     }
-    trimmed(&log).await;
-    println!("{} MiB at the most", most / MIB);
+    flushed_and_trimmed(&log).await;
+    println!("{} MiB at most", most / MIB);
     assert!(log.bytes() < 40 * MIB, "{} MiB are kept", log.bytes() / MIB);
     assert!(log.earliest() > Seq(1));
     assert!(most < 160 * MIB, "{} MiB were used", most / MIB);
-    // The first that is kept can be read, and all after it.
+    // The oldest kept entry can be read.
     let mut reader = log.reader(Seq(log.earliest().0 - 1));
     assert_eq!(reader.next().await.unwrap().unwrap().first(), log.earliest());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_old_is_dropped_of_a_quiet_log_too() {
+async fn entries_beyond_the_age_limit_are_dropped_without_new_appends() {
     let folder = tempfile::tempdir().unwrap();
     let stores: [(_, Arc<dyn LogStore>); 2] = [
         ("memory", Arc::new(MemoryStore::new())),
@@ -88,15 +88,15 @@ async fn what_is_too_old_is_dropped_of_a_quiet_log_too() {
         options.memory_bytes = 0;
         options.stored_age = Some(Duration::from_secs(3_600));
         let logs = Logs::new(store.clone(), options).unwrap();
-        let (id, gone) = (KernelId::random(), KernelId::random());
+        let (id, closed_id) = (KernelId::random(), KernelId::random());
         let log = logs.open(id).await.unwrap();
-        let closed = logs.open(gone).await.unwrap();
+        let closed = logs.open(closed_id).await.unwrap();
         let mut earliest = log.earliest_changes();
         for n in 1..=20_u64 {
             let ago = chrono::Duration::minutes(if n <= 10 { 120 } else { 30 });
             for log in [&log, &closed] {
                 log.append_at(Utc::now() - ago, [entry(&message(n, 100))]);
-                // Each a block of its own.
+                // Makes each entry a separate block.
                 log.flushed().await;
             }
         }
@@ -104,7 +104,7 @@ async fn what_is_too_old_is_dropped_of_a_quiet_log_too() {
         closed.close();
         drop(closed);
         logs.trim().await.unwrap();
-        // The block before the first young one may be kept.
+        // The newest of the old blocks may be kept.
         assert!(
             [Seq(10), Seq(11)].contains(&log.earliest()),
             "{name}: {}",
@@ -115,13 +115,17 @@ async fn what_is_too_old_is_dropped_of_a_quiet_log_too() {
         log.close();
         drop(log);
         let cut = Utc::now() - chrono::Duration::hours(1);
-        for id in [id, gone] {
+        for id in [id, closed_id] {
             let stored = store.get(id).unwrap().unwrap();
             let first = stored.trim(&Retention::bytes(u64::MAX).since(cut)).unwrap();
             assert!([Seq(10), Seq(11)].contains(&first), "{name}: {first}");
             assert_eq!(stored.bounds().unwrap(), Some((first, Seq(20))), "{name}");
             let all = Retention::bytes(u64::MAX).since(Utc::now());
-            assert_eq!(stored.trim(&all).unwrap(), Seq(20), "{name}: the newest block stays");
+            assert_eq!(
+                stored.trim(&all).unwrap(),
+                Seq(20),
+                "{name}: the newest block was dropped"
+            );
             assert_eq!(stored.trim(&Retention::bytes(0)).unwrap(), Seq(20), "{name}");
         }
         let mut reader = logs.find(id).await.unwrap().unwrap().reader(Seq::START);

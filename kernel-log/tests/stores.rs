@@ -1,4 +1,4 @@
-//! The suite for stores, on each of ours.
+//! The conformance suite of stores, run on each store of this crate.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[cfg(feature = "nats")]

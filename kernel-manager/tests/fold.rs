@@ -1,6 +1,7 @@
-//! Folds, compared with what JupyterLab makes of the same messages (`fold_corpus/README.md`), and with themselves.
+//! Compares folds with JupyterLab's outputs of the same messages (`fold_corpus/README.md`), and checks their
+//! properties.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails is to end")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::{Path, PathBuf};
 
@@ -41,13 +42,13 @@ impl CaseMessage {
         }
     }
 
-    fn of_another(&self) -> bool {
+    fn is_of_another_execution(&self) -> bool {
         self.parent.is_some()
     }
 
     fn apply(&self, fold: &mut Fold) {
         let content = self.content();
-        if !self.of_another() {
+        if !self.is_of_another_execution() {
             fold.apply(self.channel, &message(&self.msg_type, content.as_bytes()));
         } else if ["display_data", "update_display_data", "execute_result"].contains(&&*self.msg_type) {
             fold.update_display(content.as_bytes());
@@ -119,15 +120,15 @@ fn corpus() -> Vec<(PathBuf, Case)> {
 }
 
 #[test]
-fn folds_are_what_jupyterlab_makes_of_the_same_messages() {
+fn a_fold_equals_jupyterlabs_outputs_of_the_same_messages() {
     let mut wrong = Vec::new();
     for (path, case) in corpus() {
         let fold = folded(&case.messages);
-        let is = (outputs(&fold), fold.clear_pending(), fold.input_request().is_some());
+        let got = (outputs(&fold), fold.clear_pending(), fold.input_request().is_some());
         let wanted = (case.outputs, case.clear_pending, case.input_pending);
-        if is != wanted {
+        if got != wanted {
             wrong.push(format!(
-                "{}: {}:\n  wanted {wanted:?}\n  got    {is:?}",
+                "{}: {}:\n  wanted {wanted:?}\n  got    {got:?}",
                 path.display(),
                 case.about
             ));
@@ -137,10 +138,11 @@ fn folds_are_what_jupyterlab_makes_of_the_same_messages() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// A client that has had some of the messages is sent the fold of more of them, then the rest. That JupyterLab then shows
-/// the same is checked by `fold_corpus/generate.py --replays`, with the file that is written here.
+/// A client that received some of the messages receives the fold of more of them, then the rest. This test also writes
+/// a file of these replays, with which `fold_corpus/generate.py --replays` checks that JupyterLab shows the same
+/// outputs.
 #[test]
-fn a_client_that_is_sent_the_fold_goes_on_as_if_it_had_had_all() {
+fn a_client_shows_the_same_outputs_after_a_replayed_fold() {
     let mut replays = Vec::new();
     for (_, case) in corpus() {
         let all = case.messages.len();
@@ -193,7 +195,7 @@ fn a_client_that_is_sent_the_fold_goes_on_as_if_it_had_had_all() {
     std::fs::write(path, serde_json::to_vec(&replays).unwrap()).unwrap();
 }
 
-/// Text with much movement in it.
+/// Text with many cursor movements.
 fn text() -> impl Strategy<Value = String> {
     let letters = prop::sample::select(vec![
         "a", "bc", "é", "漢", "😀", "😁", "\r", "\r", "\x08", "\x08", "\n", "\r\n", "\x1b[1m",
@@ -201,7 +203,7 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(letters, 0..60).prop_map(|letters| letters.concat())
 }
 
-/// Content that fits its type, or nearly.
+/// A message whose content fits its type, or nearly does.
 fn any_message() -> impl Strategy<Value = (Channel, String, Vec<u8>)> {
     let bundle = |id: Option<&str>, text: &str| json!({"data": {"text/plain": text}, "metadata": {}, "execution_count": 1, "transient": {"display_id": id}});
     let id = || prop::sample::select(vec![Some("x"), Some("y"), None]);
@@ -249,10 +251,10 @@ const TYPES: [&str; 10] = [
 
 proptest! {
     #[test]
-    fn text_folds_the_same_however_it_is_split(text in text(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8)) {
-        let mut whole = Fold::default();
+    fn splitting_text_does_not_change_its_fold(text in text(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8)) {
+        let mut unsplit = Fold::default();
         let (channel, message) = stream("stdout", &text);
-        whole.apply(channel, &message);
+        unsplit.apply(channel, &message);
         let mut at: Vec<usize> = cuts.iter().map(|cut| text.floor_char_boundary(cut.index(text.len() + 1))).collect();
         at.extend([0, text.len()]);
         at.sort_unstable();
@@ -261,19 +263,19 @@ proptest! {
             let (channel, message) = stream("stdout", &text[piece[0]..piece[1]]);
             split.apply(channel, &message);
         }
-        prop_assert_eq!(outputs(&split), outputs(&whole));
+        prop_assert_eq!(outputs(&split), outputs(&unsplit));
     }
 
     #[test]
-    fn a_fold_of_a_fold_is_the_fold(
+    fn replaying_a_fold_reproduces_it(
         messages in prop::collection::vec(any_message(), 0..20),
-        dirt in prop::collection::vec(any_message(), 0..6),
+        earlier in prop::collection::vec(any_message(), 0..6),
         rest in prop::collection::vec(any_message(), 0..6),
     ) {
         let mut fold = Fold::default();
         apply_all(&mut fold, &messages);
         let mut again = Fold::default();
-        apply_all(&mut again, &dirt);
+        apply_all(&mut again, &earlier);
         for _ in 0..2 {
             replay(&fold, &mut again);
             prop_assert_eq!(outputs(&again), outputs(&fold));
@@ -286,7 +288,7 @@ proptest! {
     }
 
     #[test]
-    fn limits_hold_whatever_comes(
+    fn limits_hold_for_any_messages(
         messages in prop::collection::vec((any_message(), 1_usize..40), 0..30),
         max_bytes in 0_usize..20_000,
     ) {
@@ -298,13 +300,13 @@ proptest! {
                 apply_all(&mut unlimited, std::slice::from_ref(one));
             }
             let size = serde_json::to_vec(&fold.outputs()).unwrap().len();
-            // Escapes and names are not counted.
+            // The limit does not count escapes and field names.
             prop_assert!(size < 6 * max_bytes.max(FoldLimits::LEAST_BYTES) + 1_000, "{size} for {max_bytes}");
         }
         if !fold.truncated() {
             prop_assert_eq!(outputs(&fold), outputs(&unlimited));
         }
-        // JupyterLab does not show text of a stream without a name after what is no stream, as the marker.
+        // JupyterLab does not show text of a nameless stream after an output that is not a stream, such as the marker.
         let nameless = messages.iter().any(|((_, _, content), _)| content.starts_with(br#"{"name":"","#));
         if !(fold.truncated() && nameless) {
             let mut again = Fold::default();
@@ -314,7 +316,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_panics(
+    fn any_content_folds_without_a_panic(
         messages in prop::collection::vec(
             (
                 prop::sample::select(Channel::WITH_MESSAGES.to_vec()),
@@ -338,7 +340,7 @@ proptest! {
 }
 
 #[test]
-fn the_beginning_and_the_end_of_much_output_are_kept() {
+fn the_head_and_tail_of_large_output_are_kept() {
     let mut fold = Fold::new(FoldLimits::max_bytes(100_000));
     for number in 0..100_000 {
         let (channel, message) = stream("stdout", &format!("line {number}\n"));
@@ -367,7 +369,7 @@ fn the_beginning_and_the_end_of_much_output_are_kept() {
 }
 
 #[test]
-fn an_output_that_is_too_large_is_told_of() {
+fn an_output_beyond_the_limit_is_replaced_by_a_notice() {
     let mut fold = Fold::new(FoldLimits::max_bytes(10_000));
     let large = json!({"data": {"image/png": "x".repeat(1 << 20)}, "metadata": {}, "transient": {"display_id": "x"}});
     let small = json!({"data": {"text/plain": "small"}, "metadata": {}, "transient": {"display_id": "x"}});
@@ -380,7 +382,7 @@ fn an_output_that_is_too_large_is_told_of() {
     assert_eq!(shown.len(), 2);
     assert!(shown[0]["data"]["text/plain"].as_str().unwrap().contains("1048"));
     assert_eq!(shown[1]["data"]["text/plain"], "small");
-    // What was small is updated to something large.
+    // An update makes the small display too large as well.
     fold.apply(
         Channel::Iopub,
         &message("update_display_data", large.to_string().as_bytes()),
@@ -390,7 +392,7 @@ fn an_output_that_is_too_large_is_told_of() {
 }
 
 #[test]
-fn a_line_without_end_and_outputs_without_number_are_bounded() {
+fn endless_lines_and_countless_outputs_are_bounded() {
     let mut fold = Fold::new(FoldLimits::max_bytes(50_000));
     let (_, piece) = stream("stdout", &"ä".repeat(500));
     let (_, back) = stream("stdout", "\rx");
@@ -411,7 +413,7 @@ fn a_line_without_end_and_outputs_without_number_are_bounded() {
 }
 
 #[test]
-fn counts_and_questions_are_known() {
+fn a_fold_has_the_execution_count_and_the_open_input_request() {
     let mut fold = Fold::default();
     assert_eq!(fold.execution_count(), None);
     fold.apply(
@@ -432,14 +434,14 @@ fn counts_and_questions_are_known() {
         let parts = [r#"{"msg_type":"input_reply"}"#, parent, "{}", r#"{"value":"x"}"#];
         WireMessage::from_parts(parts.map(Bytes::from), [])
     };
-    fold.apply(Channel::Stdin, &reply(r#"{"msg_id":"another's question"}"#));
+    fold.apply(Channel::Stdin, &reply(r#"{"msg_id":"of another request"}"#));
     assert!(fold.input_request().is_some());
     fold.apply(Channel::Stdin, &reply(r#"{"msg_id":"of the message"}"#));
     assert!(fold.input_request().is_none());
 }
 
 #[test]
-fn a_reply_goes_without_its_pages() {
+fn without_pages_removes_a_replys_pages() {
     let reply = br#"{"status":"ok","execution_count":1,"payload":[{"source":"page","data":{}},{"source":"x"}]}"#;
     let without = without_pages(&Bytes::from_static(reply));
     assert_eq!(
@@ -451,7 +453,7 @@ fn a_reply_goes_without_its_pages() {
 }
 
 #[test]
-fn an_output_with_numbers_that_only_python_knows_is_kept() {
+fn nan_and_infinity_become_null() {
     let mut fold = Fold::default();
     let display = br#"{"data":{"application/json":[NaN,-Infinity],"text/plain":"NaN"},"metadata":{}}"#;
     fold.apply(Channel::Iopub, &message("display_data", display));

@@ -16,7 +16,7 @@ use kernel_provider::fake::FakeProvider;
 use tmpfs::Tmpfs;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_without_room_for_the_log_leaves_the_kernel_as_it_is() {
+async fn a_restart_with_a_full_disk_fails_and_keeps_the_kernel_running() {
     let Some(disk) = Tmpfs::mount("size=200m") else { return };
     let store = FjallStore::open(disk.path()).unwrap();
     let provider = FakeProvider::new();

@@ -1,4 +1,4 @@
-//! A kernel that floods its sockets with input that is refused: other kernels and the process's log do not suffer.
+//! A kernel that floods its sockets with invalid input affects neither other kernels nor the process's log.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod rewired;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
-use jupyter_protocol::kernel::{Context as KernelContext, Kernel as Serves};
+use jupyter_protocol::kernel::{Context as KernelContext, Kernel as KernelSide};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::MAX_MESSAGE_BYTES;
 use jupyter_protocol::{Channel, ConnectionInfo};
@@ -24,18 +24,21 @@ use tokio::sync::Notify;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use rewired::Rewired;
+use rewired::RewiredProvider;
 
-/// Nothing here takes this long; an attack that nothing stops ends by itself then.
+/// Deadline of every wait, and the end of an attack that a failed test left running.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How many round trips another kernel does while the attack goes on.
+/// Round trips with another kernel during the attack.
 const ROUND_TRIPS: usize = 50;
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+/// Fails the test if the future does not complete within the deadline.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .expect("not done within the deadline")
 }
 
-/// Forwards a kernel's port, and writes what the kernel never would.
+/// Forwards a kernel's port, and can write other bytes to the gateway in place of the kernel.
 #[derive(Default)]
 struct Interposer {
     /// The gateway's newest connection.
@@ -69,7 +72,7 @@ impl Interposer {
         soon(writing).await.unwrap().unwrap();
     }
 
-    /// Writes these bytes over and over until the attack is dropped.
+    /// Writes these bytes repeatedly until the attack is dropped.
     fn attack(&self, bytes: Vec<u8>) -> Attack {
         let mut stream = self.client.lock().unwrap().as_ref().unwrap().try_clone().unwrap();
         stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -82,7 +85,7 @@ impl Interposer {
             let end = Instant::now() + DEADLINE;
             let mut at = 0;
             while !(stop.load(Ordering::Relaxed) || Instant::now() > end) {
-                // Nothing is taken while reading pauses.
+                // Times out while the gateway pauses reading.
                 if let Ok(written) = stream.write(&bytes[at..]) {
                     at = (at + written) % bytes.len();
                     sent.fetch_add(written, Ordering::Relaxed);
@@ -100,7 +103,7 @@ struct Attack {
 }
 
 impl Attack {
-    fn goes_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         !self.stop.load(Ordering::Relaxed) && self.sent.load(Ordering::Relaxed) > 0
     }
 }
@@ -111,10 +114,10 @@ impl Drop for Attack {
     }
 }
 
-/// Counts lines of the process's log.
-struct Lines(Arc<AtomicUsize>);
+/// Counts warnings and errors in the process's log.
+struct LogLines(Arc<AtomicUsize>);
 
-impl<S: Subscriber> Layer<S> for Lines {
+impl<S: Subscriber> Layer<S> for LogLines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if *event.metadata().level() <= tracing::Level::WARN {
             self.0.fetch_add(1, Ordering::Relaxed);
@@ -122,7 +125,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// Runs code in the kernel, and waits for the reply.
+/// Runs code in the kernel and waits for the reply.
 async fn round_trip(kernel: &Arc<Kernel>, attachment: &mut Attachment) {
     let request = Message::new(ExecuteRequest::new("hello"), attachment.client().session());
     let id = request.header.msg_id.clone();
@@ -135,7 +138,7 @@ async fn round_trip(kernel: &Arc<Kernel>, attachment: &mut Attachment) {
             && entry.message().parent_ref().unwrap().msg_id == *id
     };
     loop {
-        let block = soon(attachment.next()).await.unwrap().expect("the log goes on");
+        let block = soon(attachment.next()).await.unwrap().expect("the log ended");
         if block.entries().any(|entry| answers(&entry)) {
             return;
         }
@@ -159,10 +162,10 @@ fn message(signature: &[u8], content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Another kernel's round trips go on while the attack does, and it causes few lines in the log.
-async fn others_go_on(channel: Channel, bytes: Vec<u8>) {
+/// Checks that round trips with another kernel succeed during the attack, and that the attack causes few log lines.
+async fn check_flood(channel: Channel, bytes: Vec<u8>) {
     let lines = Arc::new(AtomicUsize::new(0));
-    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(Lines(lines.clone())));
+    let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(LogLines(lines.clone())));
     let interposer = Arc::new(Interposer::default());
     let rewire = {
         let interposer = interposer.clone();
@@ -174,7 +177,7 @@ async fn others_go_on(channel: Channel, bytes: Vec<u8>) {
             *port = interposer.listen(*port);
         }
     };
-    let hostile = Rewired::new(FakeProvider::new().with_name("hostile"), rewire);
+    let hostile = RewiredProvider::new(FakeProvider::new().with_name("hostile"), rewire);
     let logs = || Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
     let manager = Manager::new(vec![Arc::new(hostile)], logs(), ManagerOptions::default());
     let hostile = soon(manager.start(StartRequest::new("echo"))).await.unwrap();
@@ -186,7 +189,7 @@ async fn others_go_on(channel: Channel, bytes: Vec<u8>) {
     for _ in 0..ROUND_TRIPS {
         round_trip(&other, &mut attachment).await;
     }
-    assert!(attack.goes_on(), "the attack ended first");
+    assert!(attack.is_running(), "the attack ended before the round trips");
     drop(attack);
     assert!(lines.load(Ordering::Relaxed) < 10, "{lines:?} lines");
     drop(hostile);
@@ -194,45 +197,45 @@ async fn others_go_on(channel: Channel, bytes: Vec<u8>) {
 }
 
 #[tokio::test]
-async fn messages_with_a_bad_signature() {
-    others_go_on(Channel::Iopub, message(&[b'0'; 64], b"{}").repeat(100)).await;
+async fn a_flood_of_badly_signed_messages_stops_no_other_kernel() {
+    check_flood(Channel::Iopub, message(&[b'0'; 64], b"{}").repeat(100)).await;
 }
 
 #[tokio::test]
-async fn replies_with_a_bad_signature() {
-    others_go_on(Channel::Shell, message(&[b'0'; 64], b"{}").repeat(100)).await;
+async fn a_flood_of_badly_signed_replies_stops_no_other_kernel() {
+    check_flood(Channel::Shell, message(&[b'0'; 64], b"{}").repeat(100)).await;
 }
 
 #[tokio::test]
-async fn large_messages_with_a_bad_signature() {
-    others_go_on(Channel::Iopub, message(&[b'0'; 64], &vec![b' '; 8 << 20])).await;
+async fn a_flood_of_large_badly_signed_messages_stops_no_other_kernel() {
+    check_flood(Channel::Iopub, message(&[b'0'; 64], &vec![b' '; 8 << 20])).await;
 }
 
 #[tokio::test]
-async fn what_is_no_message() {
-    others_go_on(Channel::Iopub, b"\0\x03bad".repeat(1_000)).await;
+async fn a_flood_of_malformed_messages_stops_no_other_kernel() {
+    check_flood(Channel::Iopub, b"\0\x03bad".repeat(1_000)).await;
 }
 
 #[tokio::test]
-async fn pings() {
-    others_go_on(Channel::Iopub, b"\x04\x0f\x04PING\0\x0acontext!".repeat(1_000)).await;
+async fn a_flood_of_pings_stops_no_other_kernel() {
+    check_flood(Channel::Iopub, b"\x04\x0f\x04PING\0\x0acontext!".repeat(1_000)).await;
 }
 
 #[tokio::test]
-async fn pings_on_shell() {
-    others_go_on(Channel::Shell, b"\x04\x0f\x04PING\0\x0acontext!".repeat(1_000)).await;
+async fn a_flood_of_pings_on_shell_stops_no_other_kernel() {
+    check_flood(Channel::Shell, b"\x04\x0f\x04PING\0\x0acontext!".repeat(1_000)).await;
 }
 
 #[tokio::test]
-async fn a_message_without_an_end() {
-    others_go_on(Channel::Iopub, b"\x01\x01x".repeat(1_000)).await;
+async fn an_endless_message_stops_no_other_kernel() {
+    check_flood(Channel::Iopub, b"\x01\x01x".repeat(1_000)).await;
 }
 
-/// Runs code until it is told to go on.
-struct Waits(Arc<Notify>);
+/// Executes code until it is notified.
+struct WaitingKernel(Arc<Notify>);
 
 #[async_trait]
-impl Serves for Waits {
+impl KernelSide for WaitingKernel {
     fn info(&self) -> KernelInfoReply {
         KernelInfoReply::default()
     }
@@ -246,30 +249,30 @@ impl Serves for Waits {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_is_left_out_with_a_word_and_the_next_one_arrives() {
-    is_left_out(ManagerOptions::default(), MAX_MESSAGE_BYTES as usize, "128 MiB").await;
+async fn an_oversized_message_is_skipped_with_a_notice() {
+    check_skipped(ManagerOptions::default(), MAX_MESSAGE_BYTES as usize, "128 MiB").await;
 }
 
 #[tokio::test]
-async fn a_message_for_which_there_is_no_memory_is_left_out_with_a_word_and_the_next_one_arrives() {
+async fn a_message_beyond_the_memory_bound_is_skipped_with_a_notice() {
     let mut options = ManagerOptions::default();
     options.message_memory = 2 << 20;
-    is_left_out(options, 3 << 20, "no memory").await;
+    check_skipped(options, 3 << 20, "no memory").await;
 }
 
-/// A message of so many bytes is left out, for this reason.
-async fn is_left_out(options: ManagerOptions, bytes: usize, reason: &str) {
+/// Checks that a notice with this reason replaces a message of `bytes`, and that the next message arrives.
+async fn check_skipped(options: ManagerOptions, bytes: usize, reason: &str) {
     let interposer = Arc::new(Interposer::default());
     let go = Arc::new(Notify::new());
     let fake = FakeProvider::new();
     let waits = go.clone();
-    fake.install("waits", FakeSpec::kernel(move || Waits(waits.clone())));
+    fake.install("waits", FakeSpec::kernel(move || WaitingKernel(waits.clone())));
     let rewire = {
         let interposer = interposer.clone();
         move |info: &mut ConnectionInfo| info.iopub_port = interposer.listen(info.iopub_port)
     };
     let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
-    let manager = Manager::new(vec![Arc::new(Rewired::new(fake, rewire))], logs, options);
+    let manager = Manager::new(vec![Arc::new(RewiredProvider::new(fake, rewire))], logs, options);
     let kernel = soon(manager.start(StartRequest::new("waits"))).await.unwrap();
     let mut attachment = kernel.attach("s");
     let request = Message::new(ExecuteRequest::new(""), "s").to_wire();

@@ -1,4 +1,4 @@
-//! Connections to a kernel that are cut while it lives. The fake provider's kernel is on TCP, behind proxies.
+//! Lost connections to a running kernel. The fake provider's kernel listens on TCP ports behind proxies.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use jupyter_protocol::content::{
     Content, ExecuteReply, ExecuteRequest, InputReply, KernelInfoReply, KernelInfoRequest, ReplyError,
 };
-use jupyter_protocol::kernel::{Context, Kernel as Serves};
+use jupyter_protocol::kernel::{Context, Kernel as KernelSide};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, ConnectionInfo, KernelId, WireMessage};
 use kernel_log::{Entry, LogOptions, Logs, MemoryStore, Origin};
@@ -33,18 +33,22 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const SESSION: &str = "client";
 const CHANNELS: [Channel; 4] = [Channel::Shell, Channel::Control, Channel::Stdin, Channel::Iopub];
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+/// Fails the test if the future does not complete within the deadline.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .expect("not done within the deadline")
 }
 
-/// Runs words: `wait` (until it is let go), `tell` (somebody who waits for it), `ask`; anything else is echoed.
-struct Words {
-    let_go: Arc<Notify>,
-    told: Arc<Notify>,
+/// Executes one-word commands: `wait` waits for `go`, `notify` notifies `reached`, `ask` asks for input. Other code is
+/// echoed.
+struct CommandKernel {
+    go: Arc<Notify>,
+    reached: Arc<Notify>,
 }
 
 #[async_trait]
-impl Serves for Words {
+impl KernelSide for CommandKernel {
     fn info(&self) -> KernelInfoReply {
         KernelInfoReply::default()
     }
@@ -53,10 +57,10 @@ impl Serves for Words {
         match request.code.as_str() {
             "wait" => {
                 context.stdout("before").await;
-                self.let_go.notified().await;
+                self.go.notified().await;
                 context.stdout("after").await;
             }
-            "tell" => self.told.notify_one(),
+            "notify" => self.reached.notify_one(),
             "ask" => context.stdout(context.input("name? ", false).await?).await,
             text => context.stdout(text).await,
         }
@@ -64,17 +68,17 @@ impl Serves for Words {
     }
 }
 
-/// A way to a port of this machine, which can be cut.
+/// Forwards a local port, and can cut its connections.
 struct Proxy {
     port: u16,
-    /// While this is so, what connects is left without an answer.
+    /// While true, new connections are accepted and not forwarded.
     holds: watch::Sender<bool>,
     cuts: watch::Sender<u32>,
-    /// While this is so, who connected is not told that the other side has ended.
-    keeps: watch::Sender<bool>,
-    /// How many connections there have been.
+    /// While true, the client's end stays open when the server closes its end.
+    hides_close: watch::Sender<bool>,
+    /// Number of connections accepted.
     accepted: watch::Sender<u32>,
-    /// Ended when this is dropped.
+    /// The accepting task; aborted on drop.
     _accepting: JoinSet<()>,
 }
 
@@ -83,14 +87,19 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (holds, cuts, accepted) = (watch::Sender::new(false), watch::Sender::new(0), watch::Sender::new(0));
-        let keeps = watch::Sender::new(false);
-        let (told, held, cut, kept) = (accepted.clone(), holds.subscribe(), cuts.subscribe(), keeps.subscribe());
+        let hides_close = watch::Sender::new(false);
+        let (counter, held, cut, hidden) = (
+            accepted.clone(),
+            holds.subscribe(),
+            cuts.subscribe(),
+            hides_close.subscribe(),
+        );
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
-                let (mut cut, mut held, mut kept) = (cut.clone(), held.clone(), kept.clone());
+                let (mut cut, mut held, mut hidden) = (cut.clone(), held.clone(), hidden.clone());
                 cut.mark_unchanged();
                 connections.spawn(async move {
                     tokio::select! {
@@ -103,7 +112,7 @@ impl Proxy {
                         let (mut from_server, mut to_server) = server.split();
                         let down = async {
                             copy(&mut from_server, &mut to_client).await?;
-                            kept.wait_for(|kept| !kept).await.unwrap();
+                            hidden.wait_for(|hidden| !hidden).await.unwrap();
                             to_client.shutdown().await
                         };
                         tokio::select! {
@@ -113,7 +122,7 @@ impl Proxy {
                             _ = cut.changed() => {}
                         }
                     }
-                    // What was sent before the cut arrives.
+                    // Forwards what the client sent before the cut.
                     let mut sent = client.into_std()?;
                     let mut buffer = vec![0; 1 << 16];
                     while let Ok(length @ 1..) = sent.read(&mut buffer) {
@@ -121,20 +130,20 @@ impl Proxy {
                     }
                     Ok::<(), std::io::Error>(())
                 });
-                told.send_modify(|count| *count += 1);
+                counter.send_modify(|count| *count += 1);
             }
         });
         Self {
             port,
             holds,
             cuts,
-            keeps,
+            hides_close,
             accepted,
             _accepting: accepting,
         }
     }
 
-    /// Cuts what is connected. What connects anew is held until [`release`](Self::release).
+    /// Cuts all connections and holds new ones until [`release`](Self::release).
     fn cut(&self) {
         self.holds.send_replace(true);
         self.cuts.send_modify(|cuts| *cuts += 1);
@@ -144,7 +153,7 @@ impl Proxy {
         self.holds.send_replace(false);
     }
 
-    /// Waits for another connection than those that `before` counted.
+    /// Waits until more than `before` connections were accepted.
     async fn reconnected(&self, before: u32) {
         soon(self.accepted.subscribe().wait_for(|count| *count > before))
             .await
@@ -156,8 +165,8 @@ impl Proxy {
     }
 }
 
-/// The fake provider, its kernels' sockets behind proxies.
-struct Proxied {
+/// The fake provider with its kernels' sockets behind proxies.
+struct ProxiedProvider {
     fake: FakeProvider,
     proxies: Arc<Mutex<Vec<Arc<Proxy>>>>,
 }
@@ -168,7 +177,7 @@ struct ProxiedHandle {
 }
 
 #[async_trait]
-impl KernelProvider for Proxied {
+impl KernelProvider for ProxiedProvider {
     fn name(&self) -> &str {
         self.fake.name()
     }
@@ -238,30 +247,30 @@ impl KernelHandle for ProxiedHandle {
 }
 
 /// A kernel with one client.
-struct Place {
+struct Fixture {
     fake: FakeProvider,
     manager: Manager,
     kernel: Arc<Kernel>,
     attachment: Attachment,
     proxies: Arc<Mutex<Vec<Arc<Proxy>>>>,
-    let_go: Arc<Notify>,
-    told: Arc<Notify>,
+    go: Arc<Notify>,
+    reached: Arc<Notify>,
 }
 
-impl Place {
+impl Fixture {
     async fn new(restart_limit: u32) -> Self {
         let fake = FakeProvider::new();
-        let (let_go, told) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (go, reached) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let kernel = {
-            let (let_go, told) = (let_go.clone(), told.clone());
-            move || Words {
-                let_go: let_go.clone(),
-                told: told.clone(),
+            let (go, reached) = (go.clone(), reached.clone());
+            move || CommandKernel {
+                go: go.clone(),
+                reached: reached.clone(),
             }
         };
-        fake.install("words", FakeSpec::kernel(kernel));
+        fake.install("commands", FakeSpec::kernel(kernel));
         let proxies = Arc::default();
-        let provider = Proxied {
+        let provider = ProxiedProvider {
             fake: fake.clone(),
             proxies: Arc::clone(&proxies),
         };
@@ -269,7 +278,7 @@ impl Place {
         let mut options = ManagerOptions::default();
         options.restart_limit = restart_limit;
         let manager = Manager::new(vec![Arc::new(provider)], logs, options);
-        let kernel = soon(manager.start(StartRequest::new("words"))).await.unwrap();
+        let kernel = soon(manager.start(StartRequest::new("commands"))).await.unwrap();
         let attachment = kernel.attach(SESSION);
         Self {
             fake,
@@ -277,8 +286,8 @@ impl Place {
             kernel,
             attachment,
             proxies,
-            let_go,
-            told,
+            go,
+            reached,
         }
     }
 
@@ -304,11 +313,11 @@ impl Place {
         id
     }
 
-    /// Reads the log on until an entry fits, and returns what was read.
+    /// Reads entries until one fits, and returns all entries read.
     async fn until(&mut self, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
         let mut seen = Vec::new();
         loop {
-            let block = soon(self.attachment.next()).await.unwrap().expect("the log goes on");
+            let block = soon(self.attachment.next()).await.unwrap().expect("the log ended");
             let entries: Vec<Entry> = block.entries().collect();
             let found = entries.iter().any(&mut fits);
             seen.extend(entries);
@@ -318,7 +327,7 @@ impl Place {
         }
     }
 
-    /// Reads on until both the reply to a request and the idle after it are there.
+    /// Reads entries until both the reply to the request and its idle status have arrived.
     async fn until_done(&mut self, id: &str) -> Vec<Entry> {
         let (mut replied, mut idle) = (false, false);
         self.until(|entry| {
@@ -331,8 +340,8 @@ impl Place {
         .await
     }
 
-    /// Reads on until the connection was lost and the kernel has welcomed a subscriber.
-    async fn until_welcomed_anew(&mut self) -> Vec<Entry> {
+    /// Reads entries until the connection was lost and the kernel has welcomed the recorder as a subscriber again.
+    async fn until_resubscribed(&mut self) -> Vec<Entry> {
         let mut is_lost = false;
         self.until(|entry| {
             is_lost |= is_disconnected(entry);
@@ -341,7 +350,7 @@ impl Place {
         .await
     }
 
-    /// Runs a word and returns what it wrote.
+    /// Executes code and returns its output.
     async fn run(&mut self, code: &str) -> String {
         let id = self.execute(code).await;
         outputs(&self.until_done(&id).await, &id)
@@ -385,49 +394,49 @@ fn is_disconnected(entry: &Entry) -> bool {
 }
 
 #[tokio::test]
-async fn a_lost_iopub_is_told_and_later_output_arrives() {
-    let mut place = Place::new(0).await;
-    let id = place.execute("wait").await;
-    let mut seen = place.until(|entry| msg_type(entry) == "stream").await;
+async fn a_lost_iopub_connection_is_logged_and_later_output_arrives() {
+    let mut fixture = Fixture::new(0).await;
+    let id = fixture.execute("wait").await;
+    let mut seen = fixture.until(|entry| msg_type(entry) == "stream").await;
     assert_eq!(outputs(&seen, &id), "before");
 
-    let iopub = place.proxy(Channel::Iopub);
+    let iopub = fixture.proxy(Channel::Iopub);
     let before = iopub.count();
     iopub.cut();
     iopub.reconnected(before).await;
     iopub.release();
-    // The kernel welcomes the new subscriber, though it is busy.
-    let told = place.until_welcomed_anew().await;
-    assert_eq!(told.iter().filter(|entry| is_disconnected(entry)).count(), 1);
-    assert_eq!(*place.kernel.state().borrow(), ExecutionState::Busy);
+    // The kernel welcomes the new subscriber even while it is busy.
+    let entries = fixture.until_resubscribed().await;
+    assert_eq!(entries.iter().filter(|entry| is_disconnected(entry)).count(), 1);
+    assert_eq!(*fixture.kernel.state().borrow(), ExecutionState::Busy);
 
-    place.let_go.notify_one();
-    seen = place.until_done(&id).await;
+    fixture.go.notify_one();
+    seen = fixture.until_done(&id).await;
     assert_eq!(outputs(&seen, &id), "after");
-    place.until_state(ExecutionState::Idle).await;
-    assert_eq!(place.run("next").await, "next");
+    fixture.until_state(ExecutionState::Idle).await;
+    assert_eq!(fixture.run("next").await, "next");
 }
 
 #[tokio::test]
-async fn a_hole_is_one_entry_however_often_it_is_tried_to_close_it() {
-    let mut place = Place::new(0).await;
-    let iopub = place.proxy(Channel::Iopub);
+async fn repeated_reconnects_are_logged_as_one_gap() {
+    let mut fixture = Fixture::new(0).await;
+    let iopub = fixture.proxy(Channel::Iopub);
     for _ in 0..3 {
         let before = iopub.count();
         iopub.cut();
         iopub.reconnected(before).await;
     }
     iopub.release();
-    let told = place.until_welcomed_anew().await;
-    assert_eq!(told.iter().filter(|entry| is_disconnected(entry)).count(), 1);
-    // An idle kernel is asked what it does, since nobody would have heard it.
-    place.until_state(ExecutionState::Idle).await;
-    assert_eq!(place.run("next").await, "next");
+    let entries = fixture.until_resubscribed().await;
+    assert_eq!(entries.iter().filter(|entry| is_disconnected(entry)).count(), 1);
+    // The recorder asks the idle kernel for its state, because a status message may have been lost.
+    fixture.until_state(ExecutionState::Idle).await;
+    assert_eq!(fixture.run("next").await, "next");
 }
 
 #[tokio::test]
-async fn every_socket_comes_back_and_what_is_sent_meanwhile_waits() {
-    let mut place = Place::new(0).await;
+async fn requests_wait_while_any_socket_reconnects() {
+    let mut fixture = Fixture::new(0).await;
     let cuts: [&[Channel]; 5] = [
         &CHANNELS,
         &[Channel::Shell],
@@ -436,17 +445,17 @@ async fn every_socket_comes_back_and_what_is_sent_meanwhile_waits() {
         &[Channel::Iopub],
     ];
     for lost in cuts {
-        let proxies: Vec<Arc<Proxy>> = lost.iter().map(|channel| place.proxy(*channel)).collect();
+        let proxies: Vec<Arc<Proxy>> = lost.iter().map(|channel| fixture.proxy(*channel)).collect();
         let before: Vec<u32> = proxies.iter().map(|proxy| proxy.count()).collect();
         for proxy in &proxies {
             proxy.cut();
         }
-        // That it is tried shows that it was noticed.
+        // A new connection shows that the recorder noticed the loss.
         for (proxy, before) in proxies.iter().zip(before) {
             proxy.reconnected(before).await;
         }
-        let (asked, asking) = place.send(Channel::Shell, ExecuteRequest::new("ask").into());
-        let (informed, informing) = place.send(Channel::Control, KernelInfoRequest::default().into());
+        let (asked, asking) = fixture.send(Channel::Shell, ExecuteRequest::new("ask").into());
+        let (informed, informing) = fixture.send(Channel::Control, KernelInfoRequest::default().into());
         let mut sending = std::pin::pin!(async { tokio::join!(asking, informing) });
         let sent = futures::poll!(&mut sending);
         assert!(sent.is_pending(), "{lost:?}: {sent:?}");
@@ -456,29 +465,29 @@ async fn every_socket_comes_back_and_what_is_sent_meanwhile_waits() {
         let sent = soon(sending).await;
         assert!(matches!(sent, (Ok(()), Ok(()))), "{lost:?}: {sent:?}");
 
-        // A kernel that is asked before the new subscription is heard of is asked all the same after a while; what it then
-        // says is to be heard.
-        let (mut asks, mut heard) = (false, !lost.contains(&Channel::Iopub));
-        let mut seen = place
+        // The recorder sends requests after a while even without a welcome on iopub. So wait for the welcome, or the
+        // kernel's output could be missed.
+        let (mut asks, mut is_subscribed) = (false, !lost.contains(&Channel::Iopub));
+        let mut seen = fixture
             .until(|entry| {
                 asks |= msg_type(entry) == "input_request";
-                heard |= msg_type(entry) == "iopub_welcome";
-                asks && heard
+                is_subscribed |= msg_type(entry) == "iopub_welcome";
+                asks && is_subscribed
             })
             .await;
         let answer = InputReply {
             value: "Ada".to_owned(),
             ..InputReply::default()
         };
-        let (_, answering) = place.send(Channel::Stdin, answer.into());
+        let (_, answering) = fixture.send(Channel::Stdin, answer.into());
         soon(answering).await.unwrap();
-        seen.extend(place.until_done(&asked).await);
+        seen.extend(fixture.until_done(&asked).await);
         assert_eq!(outputs(&seen, &asked), "Ada", "{lost:?}");
         let on_control = |entry: &Entry| entry.channel() == Channel::Control && parent(entry) == informed;
         if !seen.iter().any(on_control) {
-            place.until(on_control).await;
+            fixture.until(on_control).await;
         }
-        // Each is for who asked, over the new connections too.
+        // Replies over the new connections still go to the session of their request.
         let replies = seen
             .iter()
             .filter(|entry| entry.origin() == Origin::Kernel && entry.channel() != Channel::Iopub);
@@ -489,15 +498,15 @@ async fn every_socket_comes_back_and_what_is_sent_meanwhile_waits() {
 }
 
 #[tokio::test]
-async fn what_ends_while_the_connection_is_lost_is_told_and_what_goes_on_is_not() {
-    let mut place = Place::new(0).await;
+async fn only_executions_that_ended_while_disconnected_get_synthetic_messages() {
+    let mut fixture = Fixture::new(0).await;
     let cuts: [&[Channel]; 3] = [&[Channel::Shell, Channel::Iopub], &[Channel::Shell], &[Channel::Iopub]];
     for lost in cuts {
-        let ends_unheard = place.execute("wait").await;
-        place.until(|entry| msg_type(entry) == "stream").await;
-        let tells = place.execute("tell").await;
-        let goes_on = place.execute("wait").await;
-        let proxies: Vec<Arc<Proxy>> = lost.iter().map(|channel| place.proxy(*channel)).collect();
+        let ends_meanwhile = fixture.execute("wait").await;
+        fixture.until(|entry| msg_type(entry) == "stream").await;
+        let notifies = fixture.execute("notify").await;
+        let goes_on = fixture.execute("wait").await;
+        let proxies: Vec<Arc<Proxy>> = lost.iter().map(|channel| fixture.proxy(*channel)).collect();
         let before: Vec<u32> = proxies.iter().map(|proxy| proxy.count()).collect();
         for proxy in &proxies {
             proxy.cut();
@@ -505,33 +514,33 @@ async fn what_ends_while_the_connection_is_lost_is_told_and_what_goes_on_is_not(
         for (proxy, before) in proxies.iter().zip(before) {
             proxy.reconnected(before).await;
         }
-        place.let_go.notify_one();
-        soon(place.told.notified()).await;
-        // This one waits for the connection, and is known all the same.
-        let (waits, waiting) = place.send(Channel::Shell, ExecuteRequest::new("later").into());
+        fixture.go.notify_one();
+        soon(fixture.reached.notified()).await;
+        // This request waits for the connection, and its execution is already in the index.
+        let (waits, waiting) = fixture.send(Channel::Shell, ExecuteRequest::new("later").into());
         let mut waiting = std::pin::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending(), "{lost:?}");
         for proxy in &proxies {
             proxy.release();
         }
         soon(waiting).await.unwrap();
-        // As the kernel goes on, nothing is said of those that it still has.
-        let executions = place.kernel.executions();
+        // Requests that the kernel still has are not ended.
+        let executions = fixture.kernel.executions();
         assert!(
             executions.get(&goes_on).await.unwrap().unwrap().ended.is_none(),
             "{lost:?}"
         );
         let mut seen = Vec::new();
         if lost.contains(&Channel::Iopub) {
-            // What is said from now on is to be heard.
-            seen.extend(place.until_welcomed_anew().await);
+            // Otherwise later output could be missed.
+            seen.extend(fixture.until_resubscribed().await);
         }
-        place.let_go.notify_one();
-        seen.extend(place.until_done(&waits).await);
+        fixture.go.notify_one();
+        seen.extend(fixture.until_done(&waits).await);
         assert_eq!(outputs(&seen, &waits), "later", "{lost:?}");
 
-        let is_told = |entry: &Entry| entry.origin() == Origin::Lifecycle && parent(entry) == ends_unheard;
-        // In place of what was not heard.
+        let is_synthetic = |entry: &Entry| entry.origin() == Origin::Lifecycle && parent(entry) == ends_meanwhile;
+        // Messages that replace those that were missed.
         let expected: &[(Channel, &str)] = match lost {
             [Channel::Shell] => &[(Channel::Iopub, "stream"), (Channel::Shell, "execute_reply")],
             [Channel::Iopub] => &[(Channel::Iopub, "stream"), (Channel::Iopub, "status")],
@@ -542,51 +551,57 @@ async fn what_ends_while_the_connection_is_lost_is_told_and_what_goes_on_is_not(
             ],
         };
         let last = expected.last().unwrap().1;
-        let is_last = |entry: &Entry| is_told(entry) && msg_type(entry) == last;
+        let is_last = |entry: &Entry| is_synthetic(entry) && msg_type(entry) == last;
         if !seen.iter().any(is_last) {
-            seen.extend(place.until(is_last).await);
+            seen.extend(fixture.until(is_last).await);
         }
-        let told: Vec<(Channel, String)> = seen
+        let synthetic: Vec<(Channel, String)> = seen
             .iter()
-            .filter(|entry| is_told(entry))
+            .filter(|entry| is_synthetic(entry))
             .map(|entry| (entry.channel(), msg_type(entry)))
             .collect();
-        let mut told: Vec<(Channel, &str)> = told.iter().map(|(channel, told)| (*channel, &**told)).collect();
-        // That output is missing, and then that it ended, where the first was told before the second was known.
-        told.dedup();
-        assert_eq!(told, expected, "{lost:?}");
-        for entry in seen.iter().filter(|entry| is_told(entry)) {
-            assert!(place.attachment.client().delivers(entry), "{lost:?}");
+        let mut synthetic: Vec<(Channel, &str)> = synthetic
+            .iter()
+            .map(|(channel, msg_type)| (*channel, &**msg_type))
+            .collect();
+        // There are two stderr notices if the recorder reported missing output before it knew that the execution had
+        // ended.
+        synthetic.dedup();
+        assert_eq!(synthetic, expected, "{lost:?}");
+        for entry in seen.iter().filter(|entry| is_synthetic(entry)) {
+            assert!(fixture.attachment.client().delivers(entry), "{lost:?}");
         }
         let status = async |id: &str| executions.get(id).await.unwrap().unwrap().status;
-        // Where its reply came, only its idle was not heard.
-        let unheard = if lost == [Channel::Iopub] {
+        // With only iopub lost, the reply arrived and only the idle status is missing.
+        let expected_status = if lost == [Channel::Iopub] {
             ExecutionStatus::Ok
         } else {
             ExecutionStatus::Lost
         };
-        assert_eq!(status(&ends_unheard).await, unheard, "{lost:?}");
+        assert_eq!(status(&ends_meanwhile).await, expected_status, "{lost:?}");
         assert_eq!(status(&waits).await, ExecutionStatus::Ok, "{lost:?}");
-        // The kernel may have replied before it knew of the new connection.
+        // The kernel may have replied before it accepted the new connection.
         let known = [ExecutionStatus::Ok, ExecutionStatus::Lost];
         assert!(known.contains(&status(&goes_on).await), "{lost:?}");
-        for id in [ends_unheard, tells, goes_on, waits] {
+        for id in [ends_meanwhile, notifies, goes_on, waits] {
             assert!(executions.get(&id).await.unwrap().unwrap().ended.is_some(), "{lost:?}");
         }
     }
 }
 
-/// On several threads, so that some of what is sent finds sockets whose other end is gone before anyone knows it.
+/// Multi-threaded, so that some requests go to sockets whose other end has closed unnoticed.
 #[tokio::test(flavor = "multi_thread")]
-async fn sending_does_not_fail_while_a_kernel_dies_and_is_started_anew() {
+async fn sending_does_not_fail_while_a_dead_kernel_is_restarted() {
     const DEATHS: u32 = 20;
-    let mut place = Place::new(DEATHS).await;
-    let mut events = place.manager.events();
+    let mut fixture = Fixture::new(DEATHS).await;
+    let mut events = fixture.manager.events();
     for _ in 0..DEATHS {
-        place.fake.end(place.kernel.id(), ExitCause::Signal(9));
+        fixture.fake.end(fixture.kernel.id(), ExitCause::Signal(9));
         loop {
-            let (_, sending) = place.send(Channel::Shell, KernelInfoRequest::default().into());
-            soon(sending).await.expect("what is sent waits for the next kernel");
+            let (_, sending) = fixture.send(Channel::Shell, KernelInfoRequest::default().into());
+            soon(sending)
+                .await
+                .expect("the request did not wait for the next process");
             if let Ok(event) = events.try_recv()
                 && event.kind == KernelEventKind::Restarted
             {
@@ -594,40 +609,40 @@ async fn sending_does_not_fail_while_a_kernel_dies_and_is_started_anew() {
             }
             tokio::task::yield_now().await;
         }
-        assert_eq!(place.run("next").await, "next");
+        assert_eq!(fixture.run("next").await, "next");
     }
 }
 
 #[tokio::test]
-async fn what_waits_for_a_kernel_that_is_then_dead_is_told_so() {
-    let place = Place::new(0).await;
-    let shell = place.proxy(Channel::Shell);
+async fn a_waiting_request_fails_when_its_kernel_dies() {
+    let fixture = Fixture::new(0).await;
+    let shell = fixture.proxy(Channel::Shell);
     let before = shell.count();
     shell.cut();
     shell.reconnected(before).await;
-    let (_, sending) = place.send(Channel::Shell, ExecuteRequest::new("never").into());
+    let (_, sending) = fixture.send(Channel::Shell, ExecuteRequest::new("never").into());
     let mut sending = std::pin::pin!(sending);
     assert!(futures::poll!(&mut sending).is_pending());
-    place.fake.end(place.kernel.id(), ExitCause::OutOfMemory);
+    fixture.fake.end(fixture.kernel.id(), ExitCause::OutOfMemory);
     assert!(matches!(soon(sending).await, Err(SendError::Dead)));
 }
 
 #[tokio::test]
-async fn last_words_that_may_be_on_their_way_are_told_as_missing() {
-    let mut place = Place::new(0).await;
-    place.proxy(Channel::Iopub).keeps.send_replace(true);
-    place.fake.end(place.kernel.id(), ExitCause::OutOfMemory);
-    let entries = place.until(|entry| text(entry).contains("\"dead\"")).await;
+async fn output_that_may_be_in_flight_at_a_kernels_death_is_logged_as_a_gap() {
+    let mut fixture = Fixture::new(0).await;
+    fixture.proxy(Channel::Iopub).hides_close.send_replace(true);
+    fixture.fake.end(fixture.kernel.id(), ExitCause::OutOfMemory);
+    let entries = fixture.until(|entry| text(entry).contains("\"dead\"")).await;
     assert_eq!(entries.iter().filter(|entry| is_disconnected(entry)).count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cell_that_cannot_be_sent_for_long_is_told_as_lost() {
+async fn an_execution_that_cannot_be_sent_is_lost() {
     let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
     let log = logs.open(KernelId::random()).await.unwrap();
     let (requests, kernel_side) = tokio::sync::mpsc::channel(1);
     let simulated = SimulatedKernel::attach(log.clone(), &requests).await.unwrap();
-    // The network to it is gone.
+    // The connection to the kernel is lost.
     drop(kernel_side);
     let message = Message::new(ExecuteRequest::new("1"), "s");
     let msg_id = message.header.msg_id.clone();

@@ -1,4 +1,5 @@
-//! The request that makes ipykernel drop no output: which kernels get it, when, and that clients see nothing of it.
+//! The setup request that keeps ipykernel from dropping output: which kernels receive it, when, and that clients do not
+//! see it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;
@@ -16,21 +17,22 @@ use kernel_provider::ExitCause;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use tokio::sync::Notify;
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), what)
+/// Fails the test if the future does not complete within the deadline.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
         .await
-        .expect("within the deadline")
+        .expect("not done within the deadline")
 }
 
-/// Keeps the requests that it executes. One that `hangs` never answers a silent request.
-struct Noting {
+/// Records the requests that it executes. If it `hangs`, it never answers a silent request.
+struct RecordingKernel {
     implementation: &'static str,
     requests: Arc<Mutex<Vec<ExecuteRequest>>>,
     hangs: bool,
 }
 
 #[async_trait]
-impl KernelSide for Noting {
+impl KernelSide for RecordingKernel {
     fn info(&self) -> KernelInfoReply {
         KernelInfoReply {
             implementation: self.implementation.to_owned(),
@@ -50,25 +52,25 @@ impl KernelSide for Noting {
     }
 }
 
-struct Place {
+struct Fixture {
     provider: FakeProvider,
     manager: Manager,
     requests: Arc<Mutex<Vec<ExecuteRequest>>>,
 }
 
-impl Place {
+impl Fixture {
     fn new(implementation: &'static str, kernelmux: &serde_json::Value, hangs: bool) -> Self {
         let requests = Arc::default();
         let seen = Arc::clone(&requests);
         let mut spec = Kernelspec::default();
         spec.metadata.insert("kernelmux".to_owned(), kernelmux.clone());
-        let kernel = FakeSpec::kernel(move || Noting {
+        let kernel = FakeSpec::kernel(move || RecordingKernel {
             implementation,
             requests: Arc::clone(&seen),
             hangs,
         });
         let provider = FakeProvider::new();
-        provider.install("noting", kernel.with_kernelspec(spec));
+        provider.install("recording", kernel.with_kernelspec(spec));
         let logs = Logs::new(Arc::new(MemoryStore::default()), LogOptions::default()).unwrap();
         Self {
             manager: Manager::new(vec![Arc::new(provider.clone())], logs, ManagerOptions::default()),
@@ -78,10 +80,10 @@ impl Place {
     }
 
     async fn start(&self) -> Arc<Kernel> {
-        soon(self.manager.start(StartRequest::new("noting"))).await.unwrap()
+        soon(self.manager.start(StartRequest::new("recording"))).await.unwrap()
     }
 
-    /// The code and whether it was silent, of each request so far.
+    /// The code of each request so far, and whether the request was silent.
     fn requests(&self) -> Vec<(String, bool)> {
         let requests = self.requests.lock().unwrap();
         requests
@@ -117,23 +119,23 @@ fn setup() -> (String, bool) {
 }
 
 #[tokio::test]
-async fn ipykernel_is_asked_before_any_client_after_each_start_and_nothing_shows() {
-    let place = Place::new("ipython", &serde_json::json!({}), false);
-    let kernel = place.start().await;
+async fn ipykernel_gets_the_setup_request_before_any_client_request_and_invisibly() {
+    let fixture = Fixture::new("ipython", &serde_json::json!({}), false);
+    let kernel = fixture.start().await;
     run(&kernel, "1").await;
-    assert_eq!(place.requests(), [setup(), run_of("1")]);
+    assert_eq!(fixture.requests(), [setup(), run_of("1")]);
     {
-        let requests = place.requests.lock().unwrap();
+        let requests = fixture.requests.lock().unwrap();
         assert!(!requests[0].store_history && !requests[0].allow_stdin);
         let expressions = serde_json::to_string(&requests[0].user_expressions).unwrap();
         assert!(expressions.contains("XPUB_NODROP"), "{expressions}");
     }
     soon(kernel.restart()).await.unwrap();
     run(&kernel, "2").await;
-    assert_eq!(place.requests()[2..], [setup(), run_of("2")]);
-    // A client that sends while the kernel is restarted after it has ended by itself.
-    let (mut state, mut events) = (kernel.state(), place.manager.events());
-    place.provider.end(kernel.id(), ExitCause::Code(1));
+    assert_eq!(fixture.requests()[2..], [setup(), run_of("2")]);
+    // A client sends a request during an automatic restart.
+    let (mut state, mut events) = (kernel.state(), fixture.manager.events());
+    fixture.provider.end(kernel.id(), ExitCause::Code(1));
     soon(state.wait_for(|state| *state == ExecutionState::Restarting))
         .await
         .unwrap();
@@ -143,7 +145,7 @@ async fn ipykernel_is_asked_before_any_client_after_each_start_and_nothing_shows
         .unwrap();
     while soon(events.recv()).await.unwrap().kind != KernelEventKind::Restarted {}
     run(&kernel, "4").await;
-    assert_eq!(place.requests()[4..], [setup(), run_of("3"), run_of("4")]);
+    assert_eq!(fixture.requests()[4..], [setup(), run_of("3"), run_of("4")]);
 
     for entry in entries(&kernel).await {
         let message = entry.message();
@@ -158,25 +160,25 @@ async fn ipykernel_is_asked_before_any_client_after_each_start_and_nothing_shows
         .await
         .unwrap();
     assert_eq!(page.executions.len(), 4);
-    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
+    soon(fixture.manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
-async fn other_kernels_and_kernelspecs_that_refuse_are_left_alone() {
+async fn other_kernels_and_kernelspecs_that_opt_out_get_no_setup_request() {
     let refuses = serde_json::json!({"wait_for_subscriber": false});
     for (implementation, kernelmux) in [("bash_kernel", serde_json::json!({})), ("ipython", refuses)] {
-        let place = Place::new(implementation, &kernelmux, false);
-        let kernel = place.start().await;
+        let fixture = Fixture::new(implementation, &kernelmux, false);
+        let kernel = fixture.start().await;
         run(&kernel, "1").await;
-        assert_eq!(place.requests(), [run_of("1")], "{implementation}");
-        soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
+        assert_eq!(fixture.requests(), [run_of("1")], "{implementation}");
+        soon(fixture.manager.close(AtClose::EndKernels)).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_kernel_that_never_answers_the_request_is_started_all_the_same() {
-    let place = Place::new("ipython", &serde_json::json!({}), true);
-    let kernel = place.start().await;
-    assert!(place.manager.get(kernel.id()).is_some());
-    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
+async fn a_kernel_that_never_answers_the_setup_request_starts() {
+    let fixture = Fixture::new("ipython", &serde_json::json!({}), true);
+    let kernel = fixture.start().await;
+    assert!(fixture.manager.get(kernel.id()).is_some());
+    soon(fixture.manager.close(AtClose::EndKernels)).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! The fake provider passes the suite that every provider must pass.
+//! The conformance suite of providers, run on the fake provider.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl Subject for Fake {
         self.0.end(record.id, ExitCause::Signal(9));
     }
 
-    /// Its words are there without being written.
+    /// The fake has its output from the start.
     fn short_timeout(&self) -> Duration {
         Duration::from_millis(50)
     }

@@ -47,7 +47,7 @@ async fn launch_fails_promptly(ns: &TestNamespace, provider: &K8sProvider) -> La
         }
     });
     let started = Timestamp::now();
-    let error = launch(provider, "broken").await.err().expect("it started");
+    let error = launch(provider, "broken").await.err().expect("the kernel started");
     let failed = Timestamp::now();
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
     watching.abort();
@@ -184,7 +184,7 @@ async fn an_exceeded_quota_is_reported() {
     let provider = ns.open(Reach::PortForward).await;
     let first = launch(&provider, "tiny").await.unwrap();
     let requested = Timestamp::now();
-    let error = launch(&provider, "tiny").await.err().expect("it started");
+    let error = launch(&provider, "tiny").await.err().expect("the kernel started");
     assert!(
         Timestamp::now().as_second() - requested.as_second() <= PROMPT_SECONDS,
         "{error}"
@@ -219,7 +219,7 @@ async fn running(ns: &TestNamespace, kubernetes: Value) -> (K8sProvider, Arc<dyn
 async fn end(provider: &K8sProvider, kernel: &dyn KernelHandle) -> Exit {
     let exit = tokio::time::timeout(LONG, kernel.wait())
         .await
-        .expect("it does not end");
+        .expect("the kernel does not end");
     assert!(provider.list(&Selector::all()).await.unwrap().is_empty());
     exit
 }
@@ -248,7 +248,7 @@ async fn an_exit_code_is_reported_with_the_output() {
     let error = later.attach(&kernel.record()).await.err().unwrap();
     assert!(error.to_string().contains("code 7"), "{error}");
     kernel.shutdown(Duration::ZERO).await.unwrap();
-    common::eventually("its pod is gone", async || {
+    common::eventually("the pod is removed", async || {
         ns.pods().get_opt(&pod_name(&*kernel)).await.unwrap().is_none()
     })
     .await;

@@ -222,7 +222,7 @@ async fn a_restart_keeps_the_pod_and_its_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_announced_restart_that_never_comes_hides_no_exit() {
+async fn an_exit_after_an_abandoned_restart_is_reported() {
     let Some(ns) = TestNamespace::new().await else { return };
     ns.install_ipykernel();
     let provider = ns.open(Reach::PortForward).await;

@@ -22,12 +22,12 @@ const CALLS: usize = 6;
 
 /// Number of calls, without the watches that all kernels share.
 fn sum(calls: &BTreeMap<String, usize>) -> usize {
-    let asked = calls.iter().filter(|(kind, _)| !kind.starts_with("watch"));
-    asked.map(|(_, count)| count).sum()
+    let counted = calls.iter().filter(|(kind, _)| !kind.starts_with("watch"));
+    counted.map(|(_, count)| count).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_kernels_take_few_calls_each_and_none_while_they_run() {
+async fn fifty_kernels_need_few_calls_each_and_none_while_they_run() {
     if std::env::var_os("KERNELMUX_TEST_POD_ADDRESSES").is_none() {
         println!("skipped: pod addresses are not reachable from here (KERNELMUX_TEST_POD_ADDRESSES is not set)");
         return;

@@ -154,7 +154,7 @@ async fn one_id_launched_by_two_gateways_is_one_kernel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_launch_with_own_settings_starts_cold_and_says_why() {
+async fn a_launch_with_its_own_settings_starts_cold_and_reports_the_reason() {
     let Some(ns) = TestNamespace::new().await else { return };
     install(&ns, "python3", json!({"size": 1, "without": ["KERNEL_USERNAME"]}));
     let mut config = ns.config(Reach::PortForward);
@@ -169,14 +169,14 @@ async fn a_launch_with_own_settings_starts_cold_and_says_why() {
         ("KERNEL_UID", "1001", "id"),
         ("KERNEL_WORKING_DIR", "/tmp", "working directory"),
     ]
-    .map(|(name, value, said)| {
+    .map(|(name, value, reason)| {
         let mut wanted = request("python3");
         wanted.env.insert(name.to_owned(), value.to_owned());
         let provider = &provider;
         async move {
             let (kernel, why) = launch_as(provider, wanted).await;
             let why = why.expect("a pod was claimed from the pool");
-            assert!(why.contains(said), "{name}: {why}");
+            assert!(why.contains(reason), "{name}: {why}");
             kernel.unwrap().shutdown(Duration::ZERO).await.unwrap();
         }
     });

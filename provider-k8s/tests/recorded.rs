@@ -1,4 +1,4 @@
-//! What the log contains after connections are cut or the embedder is killed.
+//! Contents of the log after connections are cut or the embedder is killed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -73,7 +73,7 @@ const KERNELS: usize = 10;
 fn embedder(ns: &TestNamespace, data: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "an_embedder", "--ignored", "--nocapture"])
+        .args(["--exact", "run_embedder", "--ignored", "--nocapture"])
         .env("KERNELMUX_TEST_NAMESPACE", &ns.name)
         .env("KERNELMUX_TEST_TOKEN", &ns.token)
         .env("KERNELMUX_TEST_SPECS", ns.specs.path())
@@ -83,9 +83,9 @@ fn embedder(ns: &TestNamespace, data: &Path) -> Command {
 }
 
 /// Starts counting kernels, and runs until it is killed.
-#[ignore = "the program that another test kills"]
+#[ignore = "run by another test, which kills it"]
 #[tokio::test(flavor = "multi_thread")]
-async fn an_embedder() {
+async fn run_embedder() {
     let given = |name: &str| std::env::var(name).unwrap();
     let rights = with_token(Config::infer().await.unwrap(), &given("KERNELMUX_TEST_TOKEN"));
     let mut config = K8sConfig::new(given("KERNELMUX_TEST_NAMESPACE"));
@@ -101,7 +101,7 @@ async fn an_embedder() {
         start_counting(kernel, 1_000_000).await;
         wait_until_counted(kernel, 10).await;
     }
-    println!("they count");
+    println!("all kernels are counting");
     std::future::pending::<()>().await;
 }
 
@@ -121,11 +121,11 @@ async fn kernels_of_a_killed_embedder_are_restored_by_the_next() {
     let lines = BufReader::new(killed.stdout.take().unwrap()).lines();
     let counts = tokio::task::spawn_blocking(|| {
         let mut lines = lines;
-        lines.any(|line| line.unwrap().contains("they count"))
+        lines.any(|line| line.unwrap().contains("all kernels are counting"))
     });
     assert!(
         tokio::time::timeout(LONG, counts).await.unwrap().unwrap(),
-        "the embedder has ended"
+        "the embedder ended early"
     );
     killed.kill().unwrap();
     killed.wait().unwrap();
@@ -140,9 +140,9 @@ async fn kernels_of_a_killed_embedder_are_restored_by_the_next() {
         .iter()
         .map(|kernel| kernel.handle().record().data["pod"].as_str().unwrap().to_owned())
         .collect();
-    let there = ns.pods().list(&ListParams::default()).await.unwrap().items;
-    let there: BTreeSet<String> = there.into_iter().map(|pod| pod.metadata.name.unwrap()).collect();
-    assert_eq!(there, pods);
+    let existing = ns.pods().list(&ListParams::default()).await.unwrap().items;
+    let existing: BTreeSet<String> = existing.into_iter().map(|pod| pod.metadata.name.unwrap()).collect();
+    assert_eq!(existing, pods);
     for kernel in &kernels {
         // The kernels have kept counting, and the log records the gap.
         let before = last_number(kernel).await;

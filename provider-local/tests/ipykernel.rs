@@ -12,7 +12,7 @@ use kernel_provider::{ExitCause, Interrupt, Phase};
 use provider_local::TransportChoice;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn starts_and_ends_over_each_transport() {
+async fn ipykernel_starts_and_ends_over_each_transport() {
     let Some(python) = python() else { return };
     for (choice, transport) in [
         (TransportChoice::Auto, Transport::Ipc),

@@ -15,8 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 #[tokio::test]
-#[ignore = "the kernel that the other tests start"]
-async fn be_a_kernel() {
+#[ignore = "run by other tests as a kernel"]
+async fn serve_as_kernel() {
     standin::serve_if_requested().await;
 }
 
@@ -68,18 +68,18 @@ async fn processes_of_a_kernel_end_with_it_except_daemons() {
     let command = format!(
         "sleep 1001 & echo $! > {root}/member; \
          set -m; sleep 1002 & echo $! > {root}/group; set +m; \
-         (trap '' TERM INT; sleep 1003; sleep 1003) & echo $! > {root}/deaf; \
+         (trap '' TERM INT; sleep 1003; sleep 1003) & echo $! > {root}/ignores_term; \
          setsid sh -c 'echo $$ > {root}/daemon; exec sleep 1004' &"
     );
     fixture.install("parent", &standin::kernelspec_after(&command));
     let provider = fixture.open().await;
     for is_killed in [false, true] {
-        for file in ["member", "group", "deaf", "daemon"] {
+        for file in ["member", "group", "ignores_term", "daemon"] {
             let _ = std::fs::remove_file(fixture.root.path().join(file));
         }
         let kernel = launch(&provider, "parent").await.unwrap();
         let mut pids = Vec::new();
-        for file in ["member", "group", "deaf", "daemon"] {
+        for file in ["member", "group", "ignores_term", "daemon"] {
             pids.push(read_pid(&fixture, file).await);
         }
         let daemon = pids.pop().unwrap();
@@ -100,9 +100,9 @@ async fn processes_of_a_kernel_end_with_it_except_daemons() {
 async fn a_kernel_that_ignores_sigterm_is_killed_after_its_grace() {
     let fixture = fixture();
     // Ignored signals stay ignored in the program that the shell executes.
-    fixture.install("deaf", &standin::kernelspec_after("trap '' TERM"));
+    fixture.install("ignores-term", &standin::kernelspec_after("trap '' TERM"));
     let provider = fixture.open().await;
-    let kernel = launch(&provider, "deaf").await.unwrap();
+    let kernel = launch(&provider, "ignores-term").await.unwrap();
     let grace = Duration::from_millis(300);
     let begun = Instant::now();
     let exit = kernel.shutdown(grace).await.unwrap();
@@ -433,7 +433,7 @@ async fn kernels_with_damaged_records_are_recovered() {
         std::fs::create_dir(&cut).unwrap();
         std::fs::write(cut.join("record.json"), &record[..length]).unwrap();
     }
-    std::fs::create_dir(fixture.state().join("kernels/what-is-this")).unwrap();
+    std::fs::create_dir(fixture.state().join("kernels/unrelated")).unwrap();
     let provider = fixture.open().await;
     let listed = provider.list(&Selector::all()).await.unwrap();
     assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
@@ -467,7 +467,7 @@ async fn kernels_with_damaged_records_are_recovered() {
 }
 
 /// Whether a test can create a PID namespace on this machine.
-fn can_be_first_process() -> bool {
+fn can_create_pid_namespace() -> bool {
     let unshare = std::process::Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "true"])
         .stderr(std::process::Stdio::null())
@@ -481,20 +481,20 @@ fn can_be_first_process() -> bool {
 
 #[test]
 fn orphans_are_reaped_and_kernel_exits_are_reported() {
-    if !can_be_first_process() {
+    if !can_create_pid_namespace() {
         return;
     }
     let status = std::process::Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "be_the_first_process"])
+        .args(["--ignored", "--exact", "run_as_process_1"])
         .status();
     assert!(status.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "another test runs this as process 1"]
-async fn be_the_first_process() {
+async fn run_as_process_1() {
     assert_eq!(std::process::id(), 1, "must run as process 1");
     let fixture = Fixture::new();
     // The script leaves a process with its own session, like a daemon.
@@ -525,7 +525,7 @@ async fn be_the_first_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_reaches_the_whole_group() {
+async fn an_interrupt_reaches_the_process_group() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
     // A shell makes its background jobs ignore interrupts, and a script cannot undo that with `trap`.

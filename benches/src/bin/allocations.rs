@@ -1,6 +1,6 @@
 //! Counts the allocations of the protocol benchmark's cases, in a separate program because counting costs time.
 //!
-//! Prints a line for each case: allocations and their bytes spliced, then typed.
+//! Prints a line for each case: number and bytes of the allocations when spliced, then when typed.
 
 use std::alloc::System;
 use std::hint::black_box;
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
 }
 
 fn count(frames: &[Bytes], pass: impl Fn(Vec<Bytes>) -> Result<Bytes>) -> Result<(usize, usize)> {
-    // The first one may allocate what lasts.
+    // The first pass may make one-time allocations.
     black_box(pass(frames.to_vec())?);
     let incoming = frames.to_vec();
     let region = Region::new(ALLOCATOR);

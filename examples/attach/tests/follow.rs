@@ -1,4 +1,4 @@
-//! The example follows a kernel that somebody else uses.
+//! The example follows a kernel that another client uses.
 
 use std::process::Stdio;
 
@@ -24,7 +24,7 @@ impl Kernel for Echo {
 }
 
 #[tokio::test]
-async fn it_shows_what_runs_until_the_kernel_ends() {
+async fn attach_shows_executions_of_other_clients_until_the_kernel_ends() {
     let dir = tempfile::tempdir().unwrap();
     let info = ConnectionInfo {
         key: Key::random(),
@@ -43,8 +43,8 @@ async fn it_shows_what_runs_until_the_kernel_ends() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut says = BufReader::new(attach.stderr.take().unwrap()).lines();
-    assert!(says.next_line().await.unwrap().unwrap().starts_with("attached to"));
+    let mut stderr = BufReader::new(attach.stderr.take().unwrap()).lines();
+    assert!(stderr.next_line().await.unwrap().unwrap().starts_with("attached to"));
 
     let client = Client::connect(&info).await.unwrap();
     client

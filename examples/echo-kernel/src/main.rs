@@ -1,4 +1,4 @@
-//! A kernel that echoes: a line of a cell is a line of output, unless it begins with a command.
+//! A kernel that writes each line of a cell to its output, unless the line begins with a command.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const COMMANDS: [(&str, &str); 8] = [
     ("%error", "fails with the rest of the line"),
     ("%input", "asks for a line and echoes it"),
     ("%page", "shows the rest of the line in the pager"),
-    ("%result", "makes the rest of the line the value of the cell"),
+    ("%result", "returns the rest of the line as the cell's result"),
     ("%sleep", "waits for a number of seconds, and can be interrupted"),
     ("%stderr", "writes the rest of the line to the standard error"),
 ];
@@ -29,7 +29,7 @@ impl Kernel for Echo {
                 file_extension: ".txt".to_owned(),
                 ..LanguageInfo::default()
             },
-            banner: "A kernel that echoes. Type % and Tab for what else it can do.".to_owned(),
+            banner: "A kernel that echoes. Type % and Tab for its commands.".to_owned(),
             ..KernelInfoReply::default()
         }
     }

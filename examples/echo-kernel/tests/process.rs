@@ -11,7 +11,7 @@ use jupyter_protocol::{ConnectionInfo, Key, Transport};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-const SOON: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn start(dir: &TempDir, info: &ConnectionInfo) -> Child {
     let file = dir.path().join("kernel.json");
@@ -23,7 +23,7 @@ fn start(dir: &TempDir, info: &ConnectionInfo) -> Child {
         .unwrap()
 }
 
-/// What the code wrote, and the reply's status.
+/// Returns the text that an execution published, and the status of its reply.
 async fn run(mut execution: Execution) -> (String, String) {
     let (mut text, mut status) = (String::new(), String::new());
     while let Some(event) = execution.next().await {
@@ -78,12 +78,12 @@ async fn sigint_interrupts_and_shutdown_ends_the_process() {
     let hello = client.execute(ExecuteRequest::new("hello")).await.unwrap();
     assert_eq!(run(hello).await, ("hello\n".to_owned(), "ok".to_owned()));
     client.shutdown(false).await.unwrap();
-    let ended = tokio::time::timeout(SOON, kernel.wait()).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(DEADLINE, kernel.wait()).await.unwrap().unwrap();
     assert!(ended.success());
 }
 
 #[tokio::test]
-async fn it_announces_its_ports_where_it_is_asked_to() {
+async fn the_kernel_announces_its_ports_if_requested() {
     let dir = TempDir::new().unwrap();
     let wanted = ConnectionInfo {
         key: Key::random(),
@@ -91,7 +91,7 @@ async fn it_announces_its_ports_where_it_is_asked_to() {
     };
     let registration = Registration::bind(wanted).await.unwrap();
     let _kernel = start(&dir, registration.connection_info());
-    let info = registration.accept(SOON).await.unwrap();
+    let info = registration.accept(DEADLINE).await.unwrap();
     let client = Client::connect(&info).await.unwrap();
     assert_eq!(client.kernel_info().await.unwrap().implementation, "echo-kernel");
 }

@@ -1,11 +1,15 @@
-//! The example runs code in a real Python kernel and shows what it puts out while it runs.
+//! The example runs code in a real Python kernel and prints its output while the code runs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// The interpreter with ipykernel; `None` where there is none, which only CI does not forgive.
+/// Returns a Python interpreter with ipykernel, or `None` if there is none.
+///
+/// # Panics
+///
+/// If there is none on CI.
 fn python() -> Option<PathBuf> {
     let python = std::env::var_os("KERNELMUX_TEST_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
     let found = Command::new(&python)
@@ -21,7 +25,7 @@ fn python() -> Option<PathBuf> {
 }
 
 #[test]
-fn it_shows_output_as_it_comes() {
+fn embed_prints_output_as_it_arrives() {
     let Some(python) = python() else {
         println!("skipped: there is no Python with ipykernel; set KERNELMUX_TEST_PYTHON");
         return;
@@ -50,7 +54,7 @@ fn it_shows_output_as_it_comes() {
     let mut line = String::new();
     shown.read_line(&mut line).unwrap();
     assert_eq!(line, "first\n");
-    // Only now the cell goes on.
+    // Lets the cell continue.
     std::fs::write(&gate, "").unwrap();
     let mut rest = String::new();
     shown.read_to_string(&mut rest).unwrap();

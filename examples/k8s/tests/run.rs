@@ -1,4 +1,4 @@
-//! The example on a real cluster: output as it comes, and the cause where there can be none. `make test-k8s` runs it.
+//! The example on a real cluster: output as it arrives, and the cause of failures. `make test-k8s` runs it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../../../provider-k8s/tests/common/mod.rs"]
@@ -10,10 +10,10 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use common::TestNamespace;
 use serde_json::{Value, json};
 
-/// The example in this namespace, with a kernelspec of its own.
+/// Returns the command of the example in this namespace, with its own kernelspec.
 fn example(namespace: &TestNamespace, kubernetes: Value, code: &str) -> Command {
     let argv = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
-    // Where Jupyter looks for kernelspecs, rather than where the other tests have them.
+    // Jupyter searches for kernelspecs in the subfolder `kernels`.
     namespace.install("kernels/tested", &argv, kubernetes);
     let mut command = Command::new(env!("CARGO_BIN_EXE_k8s"));
     command
@@ -22,7 +22,7 @@ fn example(namespace: &TestNamespace, kubernetes: Value, code: &str) -> Command 
     command
 }
 
-/// Starts a cell on its way: it prints its pod's name, and goes on once that has been read.
+/// Starts the example with a cell that prints its pod's name, waits until this has read the name, and then runs `then`.
 async fn started(namespace: &TestNamespace, kubernetes: Value, then: &str) -> (Child, BufReader<ChildStdout>) {
     let gate = "import os, time\nprint(os.uname().nodename)\nwhile not os.path.exists('/tmp/gate'): time.sleep(0.01)\n";
     let mut command = example(namespace, kubernetes, &format!("{gate}{then}"));
@@ -30,12 +30,12 @@ async fn started(namespace: &TestNamespace, kubernetes: Value, then: &str) -> (C
     let mut shown = BufReader::new(example.stdout.take().unwrap());
     let mut pod = String::new();
     shown.read_line(&mut pod).unwrap();
-    assert!(!pod.is_empty(), "it ended: {example:?}");
+    assert!(!pod.is_empty(), "the example ended: {example:?}");
     namespace.exec(pod.trim(), &["touch", "/tmp/gate"]).await;
     (example, shown)
 }
 
-/// What it says where it fails.
+/// Waits until the example fails, and returns its error output.
 fn failure(example: Child) -> String {
     let output = example.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -43,7 +43,7 @@ fn failure(example: Child) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_shows_output_as_it_comes() {
+async fn k8s_prints_output_as_it_arrives() {
     let Some(namespace) = TestNamespace::new().await else {
         return;
     };
@@ -52,27 +52,27 @@ async fn it_shows_output_as_it_comes() {
     shown.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "second\n42\n");
     assert!(example.wait().unwrap().success());
-    // The cluster takes a Secret away once its pod is gone.
-    common::eventually("nothing is left", async || namespace.leftovers().await.is_empty()).await;
+    // The cluster removes a Secret after its pod.
+    common::eventually("no leftovers", async || namespace.leftovers().await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_says_why_the_kernel_does_not_start() {
+async fn k8s_reports_why_the_kernel_cannot_start() {
     let Some(namespace) = TestNamespace::new().await else {
         return;
     };
     let mut command = example(&namespace, json!({"resources": {"requests": {"memory": "900Ti"}}}), "1");
-    let told = failure(command.stderr(Stdio::piped()).spawn().unwrap());
-    assert!(told.contains("Insufficient memory"), "{told}");
+    let error = failure(command.stderr(Stdio::piped()).spawn().unwrap());
+    assert!(error.contains("Insufficient memory"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_says_what_ended_the_kernel() {
+async fn k8s_reports_what_ended_the_kernel() {
     let Some(namespace) = TestNamespace::new().await else {
         return;
     };
     let code = "x = bytearray(1 << 30)\nfor i in range(0, len(x), 4096): x[i] = 1";
     let (example, _shown) = started(&namespace, json!({"resources": {"limits": {"memory": "200Mi"}}}), code).await;
-    let told = failure(example);
-    assert!(told.contains("out of memory"), "{told}");
+    let error = failure(example);
+    assert!(error.contains("out of memory"), "{error}");
 }

@@ -1,7 +1,7 @@
-//! Runs a long cell through a gateway, loses the connection in the middle, comes back, and shows that nothing is missing.
+//! Runs a long cell through a gateway, disconnects and reconnects while it runs, and shows that no output is missing.
 //!
 //! ```console
-//! $ make demo             # or, where a Python kernel is installed: cargo run -p resume
+//! $ make demo             # or, if a Python kernel is installed: cargo run -p resume
 //! ```
 
 use std::error::Error;
@@ -14,7 +14,7 @@ use kernelmux::resume::client::{Event, Options, ResumeClient};
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token, serve};
 use tokio::net::TcpListener;
 
-/// Prints a hundred lines in five seconds.
+/// A cell that prints a hundred lines in five seconds.
 const CELL: &str = "
 import time
 for line in range(1, 101):
@@ -24,7 +24,7 @@ for line in range(1, 101):
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // The gateway, with a kernel. Usually it is another program, on another machine.
+    // The gateway with a kernel. It is usually another program on another machine.
     let state = tempfile::tempdir()?;
     let manager = Manager::builder().local(state.path().join("kernels")).open().await?;
     let token = Token::random();
@@ -53,12 +53,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
             connected = false;
             let client = execution.client();
             client.disconnect();
-            println!("\n\n    The connection is cut, and stays so for two seconds.");
+            println!("\n\n    The connection is cut for two seconds.");
             tokio::time::sleep(Duration::from_secs(2)).await;
             if let Some(Event::Connected(hello)) = client.next().await? {
                 let missed = hello.head.0 - hello.from.0;
                 println!(
-                    "    Back after entry {} of the kernel's log. There are {missed} more by now:\n",
+                    "    Resumed after entry {} of the kernel's log. It has {missed} new entries by now:\n",
                     hello.from
                 );
             }
@@ -68,12 +68,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let expected: String = (1..=100).map(|line| format!("{line}\n")).collect();
     if output != expected {
-        return Err(format!(
-            "{} lines arrived, not all of them or not in order",
-            output.lines().count()
-        )
-        .into());
+        return Err(format!("{} lines arrived, but not all lines in order", output.lines().count()).into());
     }
-    println!("\n\nAll 100 lines arrived, in order: none is missing, none came twice.");
+    println!("\n\nAll 100 lines arrived in order: none is missing or repeated.");
     Ok(())
 }

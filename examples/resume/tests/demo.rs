@@ -1,9 +1,9 @@
-//! The example does what it says, with a real Python kernel.
+//! The example with a real Python kernel.
 
 use std::process::Command;
 
 #[test]
-fn nothing_is_missing_after_the_connection_was_cut() {
+fn resume_prints_all_lines_in_spite_of_a_cut_connection() {
     let python = std::env::var("KERNELMUX_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let has_kernel = Command::new(&python).args(["-c", "import ipykernel"]).output();
     if !has_kernel.is_ok_and(|output| output.status.success()) {
@@ -24,19 +24,19 @@ fn nothing_is_missing_after_the_connection_was_cut() {
         .env("JUPYTER_PATH", folder.path())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
-        "{said}{}",
+        "{stdout}{}",
         String::from_utf8_lossy(&output.stderr)
     );
     for part in [
         " 38 39 40 ",
         "The connection is cut",
-        "Back after entry",
+        "Resumed after entry",
         " 98 99 100 ",
         "All 100 lines arrived",
     ] {
-        assert!(said.contains(part), "{part:?} is not in:\n{said}");
+        assert!(stdout.contains(part), "{part:?} is not in:\n{stdout}");
     }
 }

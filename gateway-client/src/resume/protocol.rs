@@ -11,17 +11,18 @@ use kernel_log::{Cursor, Epoch, Seq};
 /// The name of the WebSocket subprotocol.
 pub const SUBPROTOCOL: &str = "v1.resume.kernelmux";
 
-/// The code with which a connection is closed whose session has connected anew.
+/// Close code of a connection that a newer connection of the same session replaces.
 pub const CLOSE_REPLACED: u16 = 4001;
 
+/// Bytes of the `seq` in front of an entry's message.
 const SEQ: usize = 8;
 
-/// Where a client wants to begin: the value of `resume=` and of `from=`.
+/// Requested start position: the value of `resume=` and of `from=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With the earliest entry that is kept. Written `start`.
+    /// At the earliest kept entry. Written `start`.
     Earliest,
-    /// With the next entry that is appended. Written `head`.
+    /// At the next entry that is appended. Written `head`.
     Head,
     /// After this entry. Written `epoch:seq`.
     After(Cursor),
@@ -37,7 +38,7 @@ impl fmt::Display for Start {
     }
 }
 
-/// A text that says no place in a log.
+/// The error for a text that is not a [`Start`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a place in a log: write start, head, or a cursor (a log's epoch in 32 hex digits, a colon, a number)")]
 pub struct InvalidStart;
@@ -54,18 +55,18 @@ impl FromStr for Start {
     }
 }
 
-/// Where a client begins, given the log as it is.
+/// A [`Start`] resolved against a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartPoint {
     /// The next entry is the one after this.
     pub from: Seq,
-    /// Why that is not where the client wanted to begin; `None` where it is.
+    /// Why the client does not begin at the requested position; `None` if it does.
     pub not_recovered: Option<NotRecovered>,
 }
 
 impl Start {
-    /// Finds the place in a log of this `epoch` that has the entries `earliest` to `head`; `earliest` is one more than
-    /// `head` where it has none.
+    /// Resolves the position in the log of this `epoch` with the entries `earliest` to `head`. In an empty log,
+    /// `earliest` is `head` plus one.
     #[must_use]
     pub fn find(self, epoch: Epoch, earliest: Seq, head: Seq) -> StartPoint {
         let first = Seq(earliest.0.saturating_sub(1));
@@ -81,18 +82,18 @@ impl Start {
     }
 }
 
-/// Why a client does not go on after its cursor.
+/// Why a client cannot resume after its cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NotRecovered {
-    /// The cursor is of another log.
+    /// The cursor belongs to another log.
     Epoch,
     /// Entries after the cursor were dropped.
     Earliest,
     /// The log ends before the cursor: its end was lost, as when the machine lost power.
     Ahead,
-    /// A reason that is not known here.
+    /// A reason unknown to this version.
     #[serde(other)]
     Unknown,
 }
@@ -102,56 +103,57 @@ pub enum NotRecovered {
 pub struct Hello {
     /// The log's identity.
     pub epoch: Epoch,
-    /// The first entry that is kept; one more than `head` where there is none.
+    /// The earliest kept entry, or `head` plus one if there is none.
     pub earliest: Seq,
     /// The last entry.
     pub head: Seq,
-    /// The next entry that is sent is the one after this.
+    /// The gateway sends the entries after this one.
     pub from: Seq,
-    /// Whether that is where the client wanted to begin.
+    /// Whether `from` is the requested position.
     pub recovered: bool,
-    /// Why not.
+    /// Why `from` is not the requested position.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<NotRecovered>,
 }
 
-/// What the gateway says in text frames.
+/// The content of a text frame from the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Notice {
-    /// Where the client stands.
+    /// The log's bounds and the client's position in it.
     Hello(Hello),
-    /// Entries `first` to `last` are not there.
+    /// Entries `first` to `last` are missing.
     Gap {
-        /// The first one missing.
+        /// The first missing entry.
         first: Seq,
-        /// The last one missing.
+        /// The last missing entry.
         last: Seq,
     },
-    /// Nothing else was sent for a while.
+    /// The connection is alive, although no entry was sent for a while.
     Alive {},
-    /// The kernel is gone, and all of its log was sent.
+    /// The kernel has ended, and all of its log was sent.
     End {},
-    /// One that is not known here.
+    /// A notice unknown to this version.
     #[serde(other)]
     Unknown,
 }
 
 impl Notice {
-    /// The text of the frame.
+    /// Returns the text of the frame.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Numbers and plain words: nothing in it can fail to be written.
+        // Serializing numbers and fixed strings cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// Takes a binary frame of the gateway apart, sharing its memory. Frames that a client sends are
-/// [`websocket_v1`] messages; frames that the gateway sends are
-/// [`Entry::seq_and_v1`](kernel_log::Entry::seq_and_v1).
+/// Decodes a binary frame from the gateway without copying its contents.
+///
+/// The gateway sends frames of [`Entry::seq_and_v1`](kernel_log::Entry::seq_and_v1); clients send plain
+/// [`websocket_v1`] messages.
 ///
 /// # Errors
-/// [`CodecError`] where the frame is no entry.
+/// [`CodecError`] if the frame is not an entry.
 pub fn decode_entry(frame: &Bytes) -> Result<(Seq, Channel, WireMessage), CodecError> {
     let Some(seq) = frame.first_chunk::<SEQ>() else {
         return websocket_v1::decode(frame).map(|(channel, message)| (Seq::START, channel, message));
@@ -165,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_in_the_log_is_found_or_the_reason_is_told() {
+    fn a_start_resolves_to_its_position_or_a_reason() {
         let (epoch, other) = (Epoch::random(), Epoch::random());
         let after = |epoch, seq| Start::After(Cursor { epoch, seq: Seq(seq) });
         let find = |start: Start| {
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn notices_are_written_as_documented_and_unknown_ones_are_taken() {
+    fn notices_serialize_as_documented_and_unknown_ones_parse() {
         let hello = Notice::Hello(Hello {
             epoch: Epoch::random(),
             earliest: Seq(1),
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_are_written_as_they_are_read() {
+    fn a_start_parses_from_its_own_text_and_from_no_other() {
         for text in ["start", "head", "9f86d081884c7d659a2feaa0c55ad015:4711"] {
             assert_eq!(text.parse::<Start>().unwrap().to_string(), text);
         }

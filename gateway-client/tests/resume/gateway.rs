@@ -1,4 +1,4 @@
-//! A gateway in memory, whose connections go wrong as a script says.
+//! A gateway in memory whose connections fail according to scripts.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
@@ -26,26 +26,26 @@ use super::limited::Limited;
 
 pub(crate) const TOKEN: &str = "t0ps3cret";
 
-/// What goes wrong with a connection.
+/// Faults of one connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Script {
-    /// Instead of all else.
+    /// Refuses the connection in place of all other faults.
     pub(crate) refuse: Option<Refuse>,
-    /// The connection breaks when so many bytes were written by the gateway, from the handshake on.
+    /// Breaks the connection after the gateway has written this many bytes, including the handshake.
     pub(crate) cut_after_written: Option<usize>,
-    /// The same with bytes that it read.
+    /// Breaks the connection after the gateway has read this many bytes.
     pub(crate) cut_after_read: Option<usize>,
-    /// What it does in place of the frame of this number, `hello` being 0.
+    /// A fault in place of the frame with this number; `hello` is number 0.
     pub(crate) fault: Option<(usize, Fault)>,
-    /// How many bytes are on the way at most; 0 stands for 64 KiB.
+    /// Size of the connection's buffer in bytes; 0 stands for 64 KiB.
     pub(crate) window: usize,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Refuse {
-    /// Nobody is there.
+    /// The connection is refused.
     Unreachable,
-    /// Somebody is there, and never answers.
+    /// The gateway accepts the connection and never answers.
     Mute,
     Status(u16),
     /// 101 without the subprotocol.
@@ -56,17 +56,17 @@ pub(crate) enum Refuse {
 pub(crate) enum Fault {
     Cut,
     Close(Option<u16>),
-    /// The frame, twice.
+    /// Sends the frame twice.
     Twice,
-    /// The one after it first.
+    /// Sends the next frame first.
     Swapped,
-    /// All but this one.
+    /// Omits the frame.
     Missing,
     Binary(&'static [u8]),
     Text(&'static str),
-    /// Another `hello`, or a first one that begins elsewhere.
+    /// Sends this `hello` before the frame.
     Hello(Hello),
-    /// Nothing more, not even Pings; the connection stays.
+    /// Sends nothing more, not even Pings, and keeps the connection open.
     Silence,
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn faulty(frame: usize, fault: Fault) -> Script {
     }
 }
 
-/// What the log has at a place.
+/// The log's content at one `seq`.
 #[derive(Clone, Debug)]
 enum Slot {
     Entry(Bytes),
@@ -90,11 +90,11 @@ struct Log {
     slots: BTreeMap<u64, Slot>,
     requests: HashSet<String>,
     ended: bool,
-    /// Counts new logs: connections to an older one break.
+    /// Incremented when the log loses entries; connections to an older generation break.
     generation: u64,
-    /// Every entry there ever was.
+    /// Every entry ever appended, by epoch and `seq`.
     history: BTreeMap<(String, u64), (Channel, WireMessage)>,
-    /// Whether an execute_request is answered.
+    /// Whether the kernel answers execute requests.
     answers: bool,
 }
 
@@ -137,40 +137,40 @@ impl Log {
                 (Channel::Iopub, "status", json!({"execution_state": "idle"})),
             ] {
                 let header = serde_json::to_value(&parent.header).unwrap();
-                self.append(channel, made(msg_type, &header, &content));
+                self.append(channel, kernel_message(msg_type, &header, &content));
             }
         }
     }
 }
 
-/// A message of the kernel's.
-pub(crate) fn made(msg_type: &str, parent: &serde_json::Value, content: &serde_json::Value) -> WireMessage {
+/// Makes a message of the kernel.
+pub(crate) fn kernel_message(msg_type: &str, parent: &serde_json::Value, content: &serde_json::Value) -> WireMessage {
     let id = uuid::Uuid::new_v4();
     let header = json!({"msg_id": id, "msg_type": msg_type, "session": "kernel"});
     let parts = [&header, parent, &json!({}), content].map(|part| Bytes::from(part.to_string()));
     WireMessage::from_parts(parts, [])
 }
 
-/// What a handshake asked for.
+/// A received handshake.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct Handshake {
     pub(crate) path_and_query: String,
     pub(crate) authorization: Option<String>,
 }
 
 #[derive(Clone)]
-pub(crate) struct Gateway(Arc<Shared>);
+pub(crate) struct Gateway(Arc<GatewayState>);
 
-struct Shared {
+struct GatewayState {
     log: Mutex<Log>,
     changed: watch::Sender<u64>,
     scripts: Mutex<VecDeque<Script>>,
-    asked: Mutex<Vec<Asked>>,
+    handshakes: Mutex<Vec<Handshake>>,
 }
 
 impl Gateway {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(GatewayState {
             log: Mutex::new(Log {
                 epoch: Epoch::random(),
                 head: 0,
@@ -183,20 +183,20 @@ impl Gateway {
             }),
             changed: watch::Sender::new(0),
             scripts: Mutex::default(),
-            asked: Mutex::default(),
+            handshakes: Mutex::default(),
         }))
     }
 
-    /// With so many small entries.
+    /// A gateway whose log has `count` small entries.
     pub(crate) fn with_entries(count: u64) -> Self {
         let gateway = Self::new();
         for number in 0..count {
-            gateway.say(number);
+            gateway.append_output(number);
         }
         gateway
     }
 
-    /// The options of a client of this gateway that begins with the earliest entry.
+    /// Options of a client of this gateway that starts at the earliest entry.
     pub(crate) fn options(&self) -> Options {
         let shared = self.0.clone();
         let mut options = Options::new("http://gateway.invalid/base/", uuid::Uuid::nil().into())
@@ -218,7 +218,7 @@ impl Gateway {
         options
     }
 
-    /// What happens to the next connections, each one; later ones are as they should be.
+    /// Queues a script for each of the next connections. Later connections work.
     pub(crate) fn script(&self, scripts: impl IntoIterator<Item = Script>) {
         self.0.scripts.lock().unwrap().extend(scripts);
     }
@@ -227,8 +227,8 @@ impl Gateway {
         self.0.scripts.lock().unwrap().len()
     }
 
-    pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.0.asked.lock().unwrap().clone()
+    pub(crate) fn handshakes(&self) -> Vec<Handshake> {
+        self.0.handshakes.lock().unwrap().clone()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Log) -> T) -> T {
@@ -237,17 +237,17 @@ impl Gateway {
         changed
     }
 
-    /// Appends a stream message with this number in it.
-    pub(crate) fn say(&self, number: u64) -> u64 {
+    /// Appends a stream message with this number as text.
+    pub(crate) fn append_output(&self, number: u64) -> u64 {
         let content = json!({"name": "stdout", "text": number.to_string()});
-        self.append(Channel::Iopub, made("stream", &json!({}), &content))
+        self.append(Channel::Iopub, kernel_message("stream", &json!({}), &content))
     }
 
     pub(crate) fn append(&self, channel: Channel, message: WireMessage) -> u64 {
         self.change(|log| log.append(channel, message))
     }
 
-    /// The next entry cannot be stored.
+    /// Appends an entry that is missing because it could not be stored.
     pub(crate) fn lose_one(&self) {
         self.change(|log| {
             log.head += 1;
@@ -255,7 +255,7 @@ impl Gateway {
         });
     }
 
-    /// Requests that come from now on stay without an answer.
+    /// Leaves all further requests without an answer.
     pub(crate) fn answer_nothing(&self) {
         self.change(|log| log.answers = false);
     }
@@ -265,7 +265,7 @@ impl Gateway {
         self.change(|log| log.slots.retain(|seq, _| *seq > last));
     }
 
-    /// Loses the entries after this one, and all connections.
+    /// Loses the entries after this one, and breaks all connections.
     pub(crate) fn truncate(&self, last: u64) {
         self.change(|log| {
             log.slots.retain(|seq, _| *seq <= last);
@@ -274,8 +274,8 @@ impl Gateway {
         });
     }
 
-    /// Makes the log anew, empty.
-    pub(crate) fn renew(&self) {
+    /// Replaces the log with an empty one of another epoch, and breaks all connections.
+    pub(crate) fn replace_log(&self) {
         self.change(|log| {
             log.slots.clear();
             (log.epoch, log.head) = (Epoch::random(), 0);
@@ -291,25 +291,25 @@ impl Gateway {
         self.0.log.lock().unwrap().epoch
     }
 
-    /// The first entry that is kept, and the last one.
+    /// The earliest kept entry and the last one.
     pub(crate) fn range(&self) -> RangeInclusive<u64> {
         let log = self.0.log.lock().unwrap();
         log.earliest()..=log.head
     }
 
-    /// The entry that is or was at this place.
+    /// The entry that has or had this number.
     pub(crate) fn entry(&self, epoch: &str, seq: u64) -> Option<(Channel, WireMessage)> {
         let log = self.0.log.lock().unwrap();
         log.history.get(&(epoch.to_owned(), seq)).cloned()
     }
 
-    /// Whether nothing is at this place any more.
+    /// Whether the log does not have the entry.
     pub(crate) fn is_missing(&self, epoch: &str, seq: u64) -> bool {
         let log = self.0.log.lock().unwrap();
         epoch != log.epoch.to_string() || !matches!(log.slots.get(&seq), Some(Slot::Entry(_)))
     }
 
-    /// How often this `msg_id` is in the log, or was.
+    /// How often a message with this `msg_id` was appended.
     pub(crate) fn count(&self, msg_id: &str) -> usize {
         let log = self.0.log.lock().unwrap();
         let ids = log.history.values().map(|(_, message)| message.header_ref().unwrap());
@@ -321,7 +321,7 @@ type Socket = WebSocketStream<Limited>;
 type Sink = SplitSink<Socket, Frame>;
 type Sent = Result<(), tokio_tungstenite::tungstenite::Error>;
 
-async fn serve(shared: Arc<Shared>, mut stream: DuplexStream, script: Script) {
+async fn serve(shared: Arc<GatewayState>, mut stream: DuplexStream, script: Script) {
     match script.refuse {
         Some(Refuse::Unreachable | Refuse::Mute) => {
             let mut rest = Vec::new();
@@ -330,7 +330,7 @@ async fn serve(shared: Arc<Shared>, mut stream: DuplexStream, script: Script) {
         }
         Some(Refuse::Status(status)) => {
             let head = read_head(&mut stream).await;
-            // As careless as a proxy's error page.
+            // A sparse response, like a proxy's error page.
             let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{head}", head.len());
             let _ = stream.write_all(answer.as_bytes()).await;
             return;
@@ -349,7 +349,7 @@ async fn serve(shared: Arc<Shared>, mut stream: DuplexStream, script: Script) {
         let query = request.uri().query().unwrap_or_default();
         let resume = query.split('&').find_map(|pair| pair.strip_prefix("resume="));
         start = Some(resume.unwrap_or("head").parse::<Start>().unwrap());
-        shared.asked.lock().unwrap().push(Asked {
+        shared.handshakes.lock().unwrap().push(Handshake {
             path_and_query: request.uri().path_and_query().unwrap().to_string(),
             authorization: request
                 .headers()
@@ -382,7 +382,7 @@ async fn read_head(stream: &mut DuplexStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-async fn run(shared: &Shared, socket: Socket, start: Start, mut fault: Option<(usize, Fault)>) -> Sent {
+async fn run(shared: &GatewayState, socket: Socket, start: Start, mut fault: Option<(usize, Fault)>) -> Sent {
     let (mut sink, mut incoming) = socket.split();
     let mut changed = shared.changed.subscribe();
     let (mut position, generation, hello) = {
@@ -405,20 +405,20 @@ async fn run(shared: &Shared, socket: Socket, start: Start, mut fault: Option<(u
     loop {
         while let Some(frame) = next.take() {
             if fault.as_ref().is_some_and(|(at, _)| *at == number) {
-                let following = || following(shared, position, generation);
-                if !misbehave(&mut sink, fault.take().unwrap().1, frame, following).await? {
+                let next_step = || next_step(shared, position, generation);
+                if !inject_fault(&mut sink, fault.take().unwrap().1, frame, next_step).await? {
                     return Ok(());
                 }
             } else {
                 sink.feed(frame).await?;
             }
             number += 1;
-            match following(shared, position, generation) {
-                Following::Frame(frame, last) => (next, position) = (Some(frame), last),
-                Following::Nothing => {}
-                Following::End => {
+            match next_step(shared, position, generation) {
+                Next::Frame(frame, last) => (next, position) = (Some(frame), last),
+                Next::Nothing => {}
+                Next::End => {
                     let end = if fault.as_ref().is_some_and(|(at, _)| *at == number) {
-                        misbehave(&mut sink, fault.take().unwrap().1, end(), || Following::End).await?
+                        inject_fault(&mut sink, fault.take().unwrap().1, end(), || Next::End).await?
                     } else {
                         sink.feed(end()).await?;
                         true
@@ -429,7 +429,7 @@ async fn run(shared: &Shared, socket: Socket, start: Start, mut fault: Option<(u
                     }
                     return Ok(());
                 }
-                Following::Gone => return Ok(()),
+                Next::Gone => return Ok(()),
             }
         }
         sink.flush().await?;
@@ -447,33 +447,33 @@ async fn run(shared: &Shared, socket: Socket, start: Start, mut fault: Option<(u
             _ = changed.changed() => {}
             _ = pings.tick() => sink.send(Frame::Ping(Bytes::new())).await?,
         }
-        match following(shared, position, generation) {
-            Following::Frame(frame, last) => (next, position) = (Some(frame), last),
-            Following::Nothing => {}
-            Following::End => {
+        match next_step(shared, position, generation) {
+            Next::Frame(frame, last) => (next, position) = (Some(frame), last),
+            Next::Nothing => {}
+            Next::End => {
                 sink.feed(end()).await?;
                 sink.send(close(Some(1000))).await?;
                 while incoming.next().await.is_some_and(|message| message.is_ok()) {}
                 return Ok(());
             }
-            Following::Gone => return Ok(()),
+            Next::Gone => return Ok(()),
         }
     }
 }
 
-enum Following {
-    /// A frame, and the last entry that it stands for.
+enum Next {
+    /// A frame, and the last entry that it covers.
     Frame(Frame, u64),
     Nothing,
     End,
-    /// The log that this connection was to.
+    /// The connection's log was replaced.
     Gone,
 }
 
-fn following(shared: &Shared, position: u64, generation: u64) -> Following {
+fn next_step(shared: &GatewayState, position: u64, generation: u64) -> Next {
     let log = shared.log.lock().unwrap();
     if log.generation != generation {
-        return Following::Gone;
+        return Next::Gone;
     }
     let entry = log
         .slots
@@ -481,7 +481,7 @@ fn following(shared: &Shared, position: u64, generation: u64) -> Following {
         .find(|(_, slot)| matches!(slot, Slot::Entry(_)));
     let missing_to = match entry {
         Some((seq, Slot::Entry(frame))) if *seq == position + 1 => {
-            return Following::Frame(Frame::Binary(frame.clone()), *seq);
+            return Next::Frame(Frame::Binary(frame.clone()), *seq);
         }
         Some((seq, _)) => *seq - 1,
         None => log.head,
@@ -491,17 +491,17 @@ fn following(shared: &Shared, position: u64, generation: u64) -> Following {
             first: Seq(position + 1),
             last: Seq(missing_to),
         };
-        return Following::Frame(Frame::text(gap.to_json()), missing_to);
+        return Next::Frame(Frame::text(gap.to_json()), missing_to);
     }
-    if log.ended { Following::End } else { Following::Nothing }
+    if log.ended { Next::End } else { Next::Nothing }
 }
 
-/// Does what goes wrong in place of the frame; whether the connection goes on.
-async fn misbehave(
+/// Carries out the fault in place of the frame. Returns whether the connection continues.
+async fn inject_fault(
     sink: &mut Sink,
     fault: Fault,
     frame: Frame,
-    following: impl Fn() -> Following,
+    next_step: impl Fn() -> Next,
 ) -> Result<bool, tokio_tungstenite::tungstenite::Error> {
     match fault {
         Fault::Cut => {
@@ -517,13 +517,13 @@ async fn misbehave(
             sink.feed(frame).await?;
         }
         Fault::Swapped => {
-            if let Following::Frame(second, _) = following() {
+            if let Next::Frame(second, _) = next_step() {
                 sink.feed(second).await?;
             }
             sink.feed(frame).await?;
         }
-        // Nobody could know of the last one.
-        Fault::Missing if matches!(following(), Following::Frame(..)) => {}
+        // The last frame is not omitted, because the client could not notice that.
+        Fault::Missing if matches!(next_step(), Next::Frame(..)) => {}
         Fault::Missing => sink.feed(frame).await?,
         Fault::Binary(bytes) => {
             sink.feed(Frame::Binary(Bytes::from_static(bytes))).await?;

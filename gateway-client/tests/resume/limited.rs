@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-/// A stream that breaks after so many bytes.
+/// A stream that breaks after `readable` or `writable` bytes.
 pub(crate) struct Limited {
     pub(crate) stream: DuplexStream,
     pub(crate) readable: usize,

@@ -1,9 +1,9 @@
-//! The client of the resume protocol, against a gateway in memory that does whatever a network and a gateway can do.
-//! Time is tokio's, and stands still while anything can go on, except with TLS.
+//! The client of the resume protocol against a gateway in memory, with failures of the network and the gateway. Except
+//! with TLS, tokio's clock is paused: time advances only when every task waits for it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod final_errors;
 mod gateway;
-mod giving_up;
 mod limited;
 mod random;
 mod sending;
@@ -21,7 +21,7 @@ use kernel_log::{Cursor, Epoch, Seq};
 use tokio::time::{Instant, timeout};
 use view::View;
 
-/// Reads to the end and checks that it is all of the log.
+/// Reads to the end, and checks that the client received the whole log.
 async fn read_all(gateway: &Gateway, options: Options) -> View {
     let mut client = ResumeClient::new(options).unwrap();
     let mut view = View::default();
@@ -33,30 +33,33 @@ async fn read_all(gateway: &Gateway, options: Options) -> View {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_entry_comes_once_in_order_and_then_the_end() {
+async fn every_entry_arrives_once_in_order_before_the_end() {
     let gateway = Gateway::with_entries(5);
     gateway.end();
     let view = read_all(&gateway, gateway.options()).await;
     assert_eq!(view.seqs(), [1, 2, 3, 4, 5]);
     assert_eq!(view.connections, 1);
-    let asked = &gateway.asked()[0];
-    assert!(asked.path_and_query.starts_with("/base/api/kernels/"), "{asked:?}");
+    let handshake = &gateway.handshakes()[0];
     assert!(
-        asked
+        handshake.path_and_query.starts_with("/base/api/kernels/"),
+        "{handshake:?}"
+    );
+    assert!(
+        handshake
             .path_and_query
             .ends_with("/channels?session_id=a%20session%2F1&resume=start"),
-        "{asked:?}"
+        "{handshake:?}"
     );
-    assert_eq!(asked.authorization.as_deref(), Some("token t0ps3cret"));
+    assert_eq!(handshake.authorization.as_deref(), Some("token t0ps3cret"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_cut_at_any_byte_costs_nothing() {
+async fn a_connection_cut_at_any_received_byte_loses_nothing() {
     let mut cut = 0;
     loop {
         let gateway = Gateway::with_entries(4);
         gateway.lose_one();
-        gateway.say(5);
+        gateway.append_output(5);
         gateway.end();
         gateway.script([Script {
             cut_after_written: Some(cut),
@@ -69,11 +72,11 @@ async fn a_connection_cut_at_any_byte_costs_nothing() {
         }
         cut += 1;
     }
-    assert!(cut > 1000, "it was cut {cut} times");
+    assert!(cut > 1000, "only {cut} cuts were tested");
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_that_is_not_the_next_entry_is_handed_on() {
+async fn invalid_frames_are_not_returned_and_cause_a_reconnect() {
     for fault in [
         Fault::Twice,
         Fault::Swapped,
@@ -99,7 +102,7 @@ async fn nothing_that_is_not_the_next_entry_is_handed_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_unknown_is_passed_over() {
+async fn unknown_notices_and_fields_are_ignored() {
     let gateway = Gateway::with_entries(3);
     gateway.end();
     gateway.script([faulty(2, Fault::Text(r#"{"type":"alive","x":1}"#))]);
@@ -112,7 +115,7 @@ async fn what_is_unknown_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_in_another_process_goes_on_from_the_cursor() {
+async fn another_client_resumes_from_a_stored_cursor() {
     let gateway = Gateway::with_entries(10);
     gateway.end();
     let mut cursors = vec![None];
@@ -132,13 +135,13 @@ async fn a_client_in_another_process_goes_on_from_the_cursor() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_connected_at_the_head_misses_nothing_that_comes_later() {
+async fn a_client_connected_at_the_head_receives_all_later_entries() {
     let gateway = Gateway::with_entries(3);
     let mut client = ResumeClient::connect(gateway.options().with_start(Start::Head))
         .await
         .unwrap();
     client.disconnect();
-    gateway.say(3);
+    gateway.append_output(3);
     gateway.end();
     let mut view = View::default();
     while let Some(event) = client.next().await.unwrap() {
@@ -149,7 +152,7 @@ async fn who_connected_at_the_head_misses_nothing_that_comes_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cursor_that_leads_nowhere_is_told_and_reading_begins_anew() {
+async fn a_client_with_an_unusable_cursor_learns_why_and_starts_over() {
     let gateway = Gateway::with_entries(9);
     gateway.trim(4);
     gateway.end();
@@ -160,13 +163,13 @@ async fn a_cursor_that_leads_nowhere_is_told_and_reading_begins_anew() {
         (after(epoch, 10), NotRecovered::Ahead),
         (after(Epoch::random(), 5), NotRecovered::Epoch),
     ] {
-        let asked = gateway.options().with_start(start);
-        let mut client = ResumeClient::connect(asked).await.unwrap();
+        let options = gateway.options().with_start(start);
+        let mut client = ResumeClient::connect(options).await.unwrap();
         let Start::After(cursor) = start else { unreachable!() };
         assert_eq!(
             client.cursor(),
             Some(cursor),
-            "nobody goes on elsewhere without being told"
+            "the cursor changed before the client reported why"
         );
         let mut view = View::default();
         while let Some(event) = client.next().await.unwrap() {
@@ -179,7 +182,7 @@ async fn a_cursor_that_leads_nowhere_is_told_and_reading_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_lost_its_end_or_was_made_anew_is_told_too() {
+async fn a_client_starts_over_when_the_log_lost_its_end_or_was_replaced() {
     let gateway = Gateway::with_entries(6);
     let mut client = ResumeClient::new(gateway.options()).unwrap();
     let mut view = View::default();
@@ -190,8 +193,8 @@ async fn a_log_that_lost_its_end_or_was_made_anew_is_told_too() {
     while view.not_recovered.is_empty() {
         view.take(client.next().await.unwrap().unwrap(), &client);
     }
-    gateway.renew();
-    gateway.say(1);
+    gateway.replace_log();
+    gateway.append_output(1);
     gateway.end();
     while let Some(event) = client.next().await.unwrap() {
         view.take(event, &client);
@@ -202,7 +205,7 @@ async fn a_log_that_lost_its_end_or_was_made_anew_is_told_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pauses_grow_and_begin_anew_once_something_came() {
+async fn pauses_grow_and_are_reset_by_a_received_entry() {
     let gateway = Gateway::with_entries(1);
     gateway.end();
     let refused = || Script {
@@ -216,9 +219,10 @@ async fn pauses_grow_and_begin_anew_once_something_came() {
     let mut last = Instant::now();
     while let Some(event) = client.next().await.unwrap() {
         if let Some(pause) = pauses.last() {
-            // Each was kept.
+            // The client waited for the whole pause.
             assert!(
-                last.elapsed() >= *pause && last.elapsed() < *pause + Duration::from_millis(10) || !pauses_now(&event)
+                last.elapsed() >= *pause && last.elapsed() < *pause + Duration::from_millis(10)
+                    || !is_unreachable(&event)
             );
         }
         if let Event::Disconnected { retry_in, .. } = event {
@@ -240,10 +244,13 @@ async fn pauses_grow_and_begin_anew_once_something_came() {
         .zip(expected)
         .map(|(pause, of)| pause.as_nanos() / of as u128)
         .collect();
-    assert!(ratios.iter().any(|ratio| *ratio != ratios[0]), "all alike: {ratios:?}");
+    assert!(
+        ratios.iter().any(|ratio| *ratio != ratios[0]),
+        "the pauses are not random: {ratios:?}"
+    );
 }
 
-fn pauses_now(event: &Event) -> bool {
+fn is_unreachable(event: &Event) -> bool {
     matches!(
         event,
         Event::Disconnected {
@@ -254,7 +261,7 @@ fn pauses_now(event: &Event) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_taken_for_death_and_a_ping_for_life() {
+async fn silence_ends_a_connection_and_pings_keep_it() {
     let gateway = Gateway::with_entries(2);
     gateway.script([faulty(2, Fault::Silence)]);
     let mut client = ResumeClient::new(gateway.options()).unwrap();
@@ -268,7 +275,7 @@ async fn silence_is_taken_for_death_and_a_ping_for_life() {
     while view.seqs().len() < 2 {
         view.take(client.next().await.unwrap().unwrap(), &client);
     }
-    // Nothing but Pings for an hour.
+    // For an hour, only Pings arrive.
     timeout(Duration::from_secs(3600), client.next()).await.unwrap_err();
     gateway.end();
     assert!(client.next().await.unwrap().is_none());
@@ -276,10 +283,10 @@ async fn silence_is_taken_for_death_and_a_ping_for_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_program_that_does_not_read_for_hours_goes_on_where_it_was() {
+async fn a_program_that_pauses_reading_for_hours_loses_nothing() {
     let gateway = Gateway::with_entries(200);
     gateway.end();
-    // What is on the way is not all.
+    // The log does not fit into the connection's buffer.
     gateway.script([Script {
         window: 512,
         ..Script::default()
@@ -297,7 +304,7 @@ async fn a_program_that_does_not_read_for_hours_goes_on_where_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_of_a_hundred_megabytes_passes_and_one_beyond_the_limit_is_an_error() {
+async fn messages_up_to_the_limit_are_accepted() {
     let gateway = Gateway::new();
     let buffer = Bytes::from(vec![7; 100 << 20]);
     let parts = [r#"{"msg_id":"1","msg_type":"display_data"}"#, "{}", "{}", "{}"].map(Bytes::from);
@@ -317,7 +324,7 @@ async fn a_message_of_a_hundred_megabytes_passes_and_one_beyond_the_limit_is_an_
 }
 
 #[test]
-fn the_token_is_in_no_text() {
+fn neither_errors_nor_debug_output_contain_the_token() {
     let options = Gateway::new().options();
     assert!(!format!("{options:?}").contains(TOKEN));
     let mut in_url = options.clone();

@@ -1,4 +1,4 @@
-//! Everything at once, at random.
+//! Random combinations of all faults.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use kernel_log::{Epoch, Seq};
 use super::gateway::{Fault, Gateway, Refuse, Script};
 use super::view::View;
 
-/// SplitMix64: what comes of a seed is the same everywhere.
+/// SplitMix64, a generator whose output depends on nothing but the seed.
 #[derive(Clone)]
 struct Random(u64);
 
@@ -33,18 +33,18 @@ impl Random {
         self.below(times) == 0
     }
 
-    fn of<T: Clone>(&mut self, choices: &[T]) -> T {
+    fn choose<T: Clone>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize].clone()
     }
 }
 
 fn script(random: &mut Random) -> Script {
     let mut script = Script {
-        window: random.of(&[0, 16, 100, 1000, 10_000]),
+        window: random.choose(&[0, 16, 100, 1000, 10_000]),
         ..Script::default()
     };
     match random.below(10) {
-        0 => script.refuse = Some(random.of(&[Refuse::Unreachable, Refuse::Mute, Refuse::Status(503)])),
+        0 => script.refuse = Some(random.choose(&[Refuse::Unreachable, Refuse::Mute, Refuse::Status(503)])),
         1..=3 => script.cut_after_written = Some(random.below(6000) as usize),
         4 | 5 => script.cut_after_read = Some(random.below(3000) as usize),
         _ => {
@@ -56,7 +56,7 @@ fn script(random: &mut Random) -> Script {
                 recovered: true,
                 reason: None,
             };
-            let fault = random.of(&[
+            let fault = random.choose(&[
                 Fault::Cut,
                 Fault::Close(None),
                 Fault::Close(Some(1000)),
@@ -77,17 +77,17 @@ fn script(random: &mut Random) -> Script {
     script
 }
 
-/// The kernel and its log: entries come, are dropped, cannot be stored; rarely all is lost.
+/// The kernel: appends entries, drops some, loses some, and rarely replaces the whole log.
 async fn kernel(gateway: Gateway, mut random: Random) {
     for number in 0..30 + random.below(80) {
         match random.below(100) {
-            0 => gateway.renew(),
+            0 => gateway.replace_log(),
             1..=5 => {
                 let range = gateway.range();
                 gateway.trim(range.start() + random.below(10));
             }
             6..=10 => gateway.lose_one(),
-            _ => drop(gateway.say(number)),
+            _ => drop(gateway.append_output(number)),
         }
         if random.one_in(4) {
             tokio::time::sleep(Duration::from_millis(random.below(2000))).await;
@@ -100,7 +100,7 @@ async fn schedule(seed: u64) {
     let gateway = Gateway::new();
     for _ in 0..random.below(8) {
         gateway.script([script(&mut random)]);
-        // Whoever breaks the protocol again and again is given up, which is another test's.
+        // Working connections in between keep repeated violations below the limit, which another test covers.
         gateway.script((0..2).map(|_| Script::default()).take(random.below(3) as usize));
     }
     let kernel = tokio::spawn(kernel(gateway.clone(), Random(random.next())));
@@ -125,7 +125,7 @@ async fn schedule(seed: u64) {
             ending = true;
         }
         let event = match random.below(3) {
-            // Asked, and not waited for.
+            // Cancelled after one poll.
             0 => match client.next().now_or_never() {
                 Some(event) => event,
                 None => {
@@ -151,17 +151,17 @@ async fn schedule(seed: u64) {
         }
     }
     view.check(&gateway);
-    // What was in flight at a gap may lie in it.
+    // A message that was in flight at a gap may be in it.
     assert!(client.unconfirmed().len() == 0 || view.has_gaps());
     for id in sent {
         assert_eq!(gateway.count(&id), 1, "{id}");
     }
 }
 
-/// Says which seed it was.
-struct Told(u64);
+/// Prints the seed on a panic.
+struct PrintSeed(u64);
 
-impl Drop for Told {
+impl Drop for PrintSeed {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("failed with KERNELMUX_SEED={}", self.0);
@@ -170,22 +170,24 @@ impl Drop for Told {
 }
 
 #[test]
-fn a_thousand_random_schedules_lose_and_double_nothing() {
+fn random_faults_neither_lose_nor_duplicate_messages() {
     let given = std::env::var("KERNELMUX_SEED").ok().map(|seed| seed.parse().unwrap());
     let first = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1);
     let count = if given.is_some() { 1 } else { 1000 };
     println!("seeds from {first}, {count} of them");
     for seed in (0..count).map(|number| first.wrapping_add(number)) {
-        let _told = Told(seed);
+        let _print = PrintSeed(seed);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
             .unwrap();
-        // Of tokio's time: hours pass in a moment.
+        // Tokio's clock is paused, so this deadline costs no real time.
         runtime.block_on(async {
-            let hours = Duration::from_secs(24 * 3600);
-            tokio::time::timeout(hours, schedule(seed)).await.expect("it ends");
+            let deadline = Duration::from_secs(24 * 3600);
+            tokio::time::timeout(deadline, schedule(seed))
+                .await
+                .expect("the schedule does not end");
         });
     }
 }

@@ -1,4 +1,4 @@
-//! What a client sends reaches the log once.
+//! Sent messages reach the log exactly once.
 
 use gateway_client::resume::client::{Event, ExecutionError, ResumeClient, SendError};
 use jupyter_protocol::content::{Content, ExecuteRequest};
@@ -6,7 +6,7 @@ use jupyter_protocol::{Channel, Message};
 use kernel_log::{LIFECYCLE, Lifecycle};
 use serde_json::json;
 
-use super::gateway::{Fault, Gateway, Script, faulty, made};
+use super::gateway::{Fault, Gateway, Script, faulty, kernel_message};
 
 fn request(code: &str) -> (String, jupyter_protocol::WireMessage) {
     let message = Message::new(ExecuteRequest::new(code), "s");
@@ -14,7 +14,7 @@ fn request(code: &str) -> (String, jupyter_protocol::WireMessage) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_cut_at_any_byte_of_what_is_sent_loses_and_doubles_nothing() {
+async fn a_connection_cut_at_any_sent_byte_neither_loses_nor_duplicates_messages() {
     let mut cut = 0;
     loop {
         let gateway = Gateway::new();
@@ -50,11 +50,11 @@ async fn a_connection_cut_at_any_byte_of_what_is_sent_loses_and_doubles_nothing(
         }
         cut += 1;
     }
-    assert!(cut > 1000, "it was cut {cut} times");
+    assert!(cut > 1000, "only {cut} cuts were tested");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_lies_in_a_gap_is_known_by_its_answer() {
+async fn an_answer_confirms_a_message_that_is_in_a_gap() {
     let gateway = Gateway::new();
     let mut client = ResumeClient::connect(gateway.options()).await.unwrap();
     client.next().await.unwrap();
@@ -64,7 +64,7 @@ async fn a_message_that_lies_in_a_gap_is_known_by_its_answer() {
     gateway.lose_one();
     gateway.append(
         Channel::Iopub,
-        made("status", &header, &json!({"execution_state": "busy"})),
+        kernel_message("status", &header, &json!({"execution_state": "busy"})),
     );
     assert_eq!(client.unconfirmed().collect::<Vec<_>>(), [&id]);
     assert!(matches!(client.next().await, Ok(Some(Event::Gap { .. }))));
@@ -73,7 +73,7 @@ async fn a_message_that_lies_in_a_gap_is_known_by_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_messages_may_be_unconfirmed_and_no_more() {
+async fn invalid_messages_and_those_beyond_the_limit_are_refused() {
     let gateway = Gateway::new();
     let mut options = gateway.options();
     options.max_unconfirmed = 3;
@@ -102,7 +102,7 @@ async fn so_many_messages_may_be_unconfirmed_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn code_is_run_once_and_followed_over_disconnects() {
+async fn an_execution_is_followed_across_disconnects_and_runs_once() {
     let gateway = Gateway::with_entries(5);
     gateway.script((1..12).map(|frame| faulty(frame.min(3), Fault::Cut)));
     let mut client = ResumeClient::connect(gateway.options()).await.unwrap();
@@ -118,13 +118,13 @@ async fn code_is_run_once_and_followed_over_disconnects() {
         assert!(matches!(&got[1].content, Content::Stream(stream) if stream.text == format!("{id} ran")));
         assert_eq!(gateway.count(&id), 1);
     }
-    assert!(gateway.asked().len() > 3);
+    assert!(gateway.handshakes().len() > 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_execution_ends_with_the_kernel_and_says_what_may_be_missing() {
-    let news = |msg_type: &str, content: serde_json::Value| made(msg_type, &json!({}), &content);
-    let dead = news(
+async fn an_execution_reports_gaps_and_the_end_of_its_kernel() {
+    let without_parent = |msg_type: &str, content: serde_json::Value| kernel_message(msg_type, &json!({}), &content);
+    let dead = without_parent(
         "status",
         json!({"execution_state": "dead", "reason": "killed by signal 9"}),
     );
@@ -134,14 +134,17 @@ async fn an_execution_ends_with_the_kernel_and_says_what_may_be_missing() {
     let mut client = ResumeClient::connect(gateway.options()).await.unwrap();
     for (end, expected) in [
         (dead, "killed by signal 9"),
-        (news(LIFECYCLE, json!({"event": "restarting"})), "restarting"),
+        (without_parent(LIFECYCLE, json!({"event": "restarting"})), "restarting"),
     ] {
         let mut execution = client.execute(ExecuteRequest::new("code")).unwrap();
         while execution.client().unconfirmed().len() > 0 {
             execution.client().next().await.unwrap();
         }
-        gateway.append(Channel::Iopub, news("status", json!({"execution_state": "starting"})));
-        gateway.append(Channel::Iopub, news(LIFECYCLE, json!({"event": "attached"})));
+        gateway.append(
+            Channel::Iopub,
+            without_parent("status", json!({"execution_state": "starting"})),
+        );
+        gateway.append(Channel::Iopub, without_parent(LIFECYCLE, json!({"event": "attached"})));
         gateway.lose_one();
         gateway.append(Channel::Iopub, end);
         assert_eq!(
@@ -157,7 +160,7 @@ async fn an_execution_ends_with_the_kernel_and_says_what_may_be_missing() {
         assert_eq!(execution.next().await.transpose().unwrap(), None);
     }
     let mut execution = client.execute(ExecuteRequest::new("code")).unwrap();
-    gateway.renew();
+    gateway.replace_log();
     assert!(matches!(
         execution.next().await,
         Some(Err(ExecutionError::NotRecovered(Some(_))))

@@ -1,4 +1,4 @@
-//! The client over TLS, with real sockets and in real time: something that speaks TLS stands before the gateway in memory.
+//! The client over TLS, with sockets and in real time. A TLS proxy stands before the gateway in memory.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,7 +28,7 @@ struct Issuer(CertifiedIssuer<'static, KeyPair>);
 impl Issuer {
     fn new() -> Self {
         let mut params = CertificateParams::default();
-        // Of two with one name, the wrong one would be a bad signature.
+        // With equal names, the wrong issuer would cause another error: a bad signature.
         let name = uuid::Uuid::new_v4().to_string();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -51,12 +51,12 @@ impl Issuer {
         (vec![certificate.der().clone()], key.into())
     }
 
-    /// For a server that shows a certificate for these names.
+    /// Configuration of a server with a certificate for these names.
     fn serve(&self, names: &[&str]) -> Arc<ServerConfig> {
         serving(self.issue(names, |_| {}))
     }
 
-    /// For a client that trusts this issuer alone.
+    /// Configuration of a client that trusts only this issuer.
     fn trusted(&self) -> Arc<ClientConfig> {
         let client = ClientConfig::builder_with_provider(provider());
         let client = client.with_safe_default_protocol_versions().unwrap();
@@ -74,40 +74,40 @@ fn serving((chain, key): Chain) -> Arc<ServerConfig> {
     Arc::new(server.with_no_client_auth().with_single_cert(chain, key).unwrap())
 }
 
-/// Speaks TLS on a port of 127.0.0.1 and passes on to the gateway what is in it. Ends with all of its connections.
-struct Front {
+/// A TLS proxy on a port of 127.0.0.1. It ends with all its connections when dropped.
+struct TlsProxy {
     port: u16,
     server: Arc<Mutex<Arc<ServerConfig>>>,
-    /// The names that clients asked for.
-    asked: Arc<Mutex<Vec<Option<String>>>>,
+    /// Server names (SNI) that clients requested.
+    server_names: Arc<Mutex<Vec<Option<String>>>>,
     _tasks: JoinSet<()>,
 }
 
-impl Front {
+impl TlsProxy {
     async fn new(gateway: &Gateway, server: Arc<ServerConfig>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = Arc::new(Mutex::new(server));
-        let asked = Arc::new(Mutex::default());
-        let (gateway, of_tls, names) = (gateway.clone(), server.clone(), Arc::clone(&asked));
+        let server_names = Arc::new(Mutex::default());
+        let (gateway, of_tls, names) = (gateway.clone(), server.clone(), Arc::clone(&server_names));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let server = of_tls.lock().unwrap().clone();
-                connections.spawn(pass_on(stream, server, gateway.clone(), Arc::clone(&names)));
+                connections.spawn(forward(stream, server, gateway.clone(), Arc::clone(&names)));
             }
         });
         Self {
             port,
             server,
-            asked,
+            server_names,
             _tasks: tasks,
         }
     }
 
-    /// The options of a client that comes this way.
+    /// Options of a client that connects through this proxy.
     fn options(&self, gateway: &Gateway, scheme: &str, host: &str, tls: Arc<ClientConfig>) -> Options {
         let mut options = gateway.options();
         options.dial = None;
@@ -117,28 +117,28 @@ impl Front {
     }
 }
 
-async fn pass_on(
+async fn forward(
     stream: TcpStream,
     server: Arc<ServerConfig>,
     gateway: Gateway,
-    asked: Arc<Mutex<Vec<Option<String>>>>,
+    server_names: Arc<Mutex<Vec<Option<String>>>>,
 ) {
     let mut stream = match TlsAcceptor::from(server).accept(stream).into_fallible().await {
         Ok(stream) => stream,
         Err((_, mut stream)) => {
-            // Closed with bytes unread, it would be reset, and the client might not see why it was refused.
+            // Closing with unread bytes would reset the connection, and the client might not receive the alert.
             let _ = tokio::io::copy(&mut stream, &mut sink()).await;
             return;
         }
     };
     let name = stream.get_ref().1.server_name().map(str::to_owned);
-    asked.lock().unwrap().push(name);
+    server_names.lock().unwrap().push(name);
     let mut inner = gateway.options().dial.unwrap()().await.unwrap();
     let _ = copy_bidirectional(&mut stream, &mut inner).await;
 }
 
-/// What is wrong with TLS there.
-async fn refused(options: Options) -> String {
+/// Connects, and returns the expected TLS error.
+async fn tls_error(options: Options) -> String {
     let error = timeout(DEADLINE, ResumeClient::connect(options)).await.unwrap().err();
     match error {
         Some(Error::Unreachable(Lost::Tls(reason))) => reason,
@@ -147,7 +147,7 @@ async fn refused(options: Options) -> String {
 }
 
 #[tokio::test]
-async fn entries_come_over_tls_and_a_cut_costs_nothing() {
+async fn a_connection_cut_over_tls_loses_nothing() {
     let issuer = Issuer::new();
     for (scheme, host, sni) in [
         ("https", "localhost", Some("localhost")),
@@ -157,29 +157,29 @@ async fn entries_come_over_tls_and_a_cut_costs_nothing() {
         let gateway = Gateway::with_entries(200);
         gateway.script([faulty(5, Fault::Cut)]);
         gateway.end();
-        let front = Front::new(&gateway, issuer.serve(&["localhost", "127.0.0.1"])).await;
-        let options = front.options(&gateway, scheme, host, issuer.trusted());
+        let proxy = TlsProxy::new(&gateway, issuer.serve(&["localhost", "127.0.0.1"])).await;
+        let options = proxy.options(&gateway, scheme, host, issuer.trusted());
         let view = timeout(DEADLINE, read_all(&gateway, options)).await.unwrap();
         assert_eq!(view.seqs(), (1..=200).collect::<Vec<_>>());
         assert_eq!(view.connections, 2, "{:?}", view.disconnects);
         let sni = sni.map(str::to_owned);
-        assert_eq!(*front.asked.lock().unwrap(), [sni.clone(), sni]);
-        let host = format!("{host}:{}", front.port);
-        let asked = gateway.asked();
+        assert_eq!(*proxy.server_names.lock().unwrap(), [sni.clone(), sni]);
+        let host = format!("{host}:{}", proxy.port);
+        let handshakes = gateway.handshakes();
         assert!(
-            asked[0].path_and_query.starts_with("/base/api/kernels/"),
-            "{host}: {asked:?}"
+            handshakes[0].path_and_query.starts_with("/base/api/kernels/"),
+            "{host}: {handshakes:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn what_is_sent_over_tls_is_answered() {
+async fn a_request_over_tls_is_answered() {
     let issuer = Issuer::new();
     let gateway = Gateway::new();
-    let front = Front::new(&gateway, issuer.serve(&["localhost"])).await;
-    let options = front.options(&gateway, "https", "localhost", issuer.trusted());
-    // Larger than all buffers on the way.
+    let proxy = TlsProxy::new(&gateway, issuer.serve(&["localhost"])).await;
+    let options = proxy.options(&gateway, "https", "localhost", issuer.trusted());
+    // Larger than all buffers of the connection.
     let code = "x".repeat(8 << 20);
     let messages = timeout(DEADLINE, async {
         let mut client = ResumeClient::connect(options).await.unwrap();
@@ -196,14 +196,14 @@ async fn what_is_sent_over_tls_is_answered() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_does_not_hold_is_told_with_what_is_wrong() {
+async fn the_error_for_an_invalid_certificate_names_the_problem() {
     let issuer = Issuer::new();
     let gateway = Gateway::with_entries(1);
     let expired = issuer.issue(&["localhost"], |params| {
         params.not_before = date_time_ymd(2000, 1, 1);
         params.not_after = date_time_ymd(2001, 1, 1);
     });
-    for (server, host, wrong) in [
+    for (server, host, problem) in [
         (Issuer::new().serve(&["localhost"]), "localhost", "UnknownIssuer"),
         (
             issuer.serve(&["example.org"]),
@@ -217,21 +217,21 @@ async fn a_certificate_that_does_not_hold_is_told_with_what_is_wrong() {
         ),
         (serving(expired), "localhost", "expired"),
     ] {
-        let front = Front::new(&gateway, server).await;
-        let reason = refused(front.options(&gateway, "https", host, issuer.trusted())).await;
-        assert!(reason.contains(wrong), "{wrong}: {reason}");
+        let proxy = TlsProxy::new(&gateway, server).await;
+        let reason = tls_error(proxy.options(&gateway, "https", host, issuer.trusted())).await;
+        assert!(reason.contains(problem), "{problem}: {reason}");
     }
-    // Nothing was asked, so no token was shown.
-    assert!(gateway.asked().is_empty());
+    // No handshake reached the gateway, so no token was sent.
+    assert!(gateway.handshakes().is_empty());
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_renewed_is_taken_by_a_client_that_waits() {
+async fn a_retrying_client_accepts_a_renewed_certificate() {
     let issuer = Issuer::new();
     let gateway = Gateway::with_entries(3);
     gateway.end();
-    let front = Front::new(&gateway, Issuer::new().serve(&["localhost"])).await;
-    let options = front.options(&gateway, "https", "localhost", issuer.trusted());
+    let proxy = TlsProxy::new(&gateway, Issuer::new().serve(&["localhost"])).await;
+    let options = proxy.options(&gateway, "https", "localhost", issuer.trusted());
     let mut client = ResumeClient::new(options).unwrap();
     let mut seqs = Vec::new();
     let read = timeout(DEADLINE, async {
@@ -242,7 +242,7 @@ async fn a_certificate_that_is_renewed_is_taken_by_a_client_that_waits() {
                         matches!(&reason, Lost::Tls(text) if text.contains("UnknownIssuer")),
                         "{reason}"
                     );
-                    *front.server.lock().unwrap() = issuer.serve(&["localhost"]);
+                    *proxy.server.lock().unwrap() = issuer.serve(&["localhost"]);
                 }
                 Event::Entry(entry) => seqs.push(entry.seq.0),
                 _ => {}
@@ -254,7 +254,7 @@ async fn a_certificate_that_is_renewed_is_taken_by_a_client_that_waits() {
 }
 
 #[tokio::test]
-async fn a_client_shows_its_certificate_where_one_is_wanted() {
+async fn a_client_authenticates_with_its_certificate() {
     let issuer = Issuer::new();
     let gateway = Gateway::with_entries(3);
     gateway.end();
@@ -265,9 +265,9 @@ async fn a_client_shows_its_certificate_where_one_is_wanted() {
     let server = server
         .with_client_cert_verifier(clients.unwrap())
         .with_single_cert(chain, key);
-    let front = Front::new(&gateway, Arc::new(server.unwrap())).await;
-    let options = front.options(&gateway, "https", "localhost", issuer.trusted());
-    let reason = refused(options.clone()).await;
+    let proxy = TlsProxy::new(&gateway, Arc::new(server.unwrap())).await;
+    let options = proxy.options(&gateway, "https", "localhost", issuer.trusted());
+    let reason = tls_error(options.clone()).await;
     assert!(reason.contains("CertificateRequired"), "{reason}");
 
     let (chain, key) = issuer.issue(&["a client"], |_| {});
@@ -276,14 +276,14 @@ async fn a_client_shows_its_certificate_where_one_is_wanted() {
     let client = client
         .with_root_certificates(issuer.roots())
         .with_client_auth_cert(chain, key);
-    let mut showing = options;
-    showing.tls = Some(Arc::new(client.unwrap()));
-    let view = timeout(DEADLINE, read_all(&gateway, showing)).await.unwrap();
+    let mut with_certificate = options;
+    with_certificate.tls = Some(Arc::new(client.unwrap()));
+    let view = timeout(DEADLINE, read_all(&gateway, with_certificate)).await.unwrap();
     assert_eq!(view.seqs(), [1, 2, 3]);
 }
 
 #[tokio::test]
-async fn a_server_without_tls_or_without_a_word_is_told() {
+async fn servers_without_tls_or_without_an_answer_are_errors() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let mut options = Options::new(url, KernelId::random());
@@ -292,14 +292,14 @@ async fn a_server_without_tls_or_without_a_word_is_told() {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         let _ = stream.read_to_end(&mut Vec::new()).await;
-        // The next one hears nothing.
+        // The second connection gets no answer.
         let (mut stream, _) = listener.accept().await.unwrap();
         let _ = stream.read_to_end(&mut Vec::new()).await;
-        // And the last one is closed.
+        // The third connection is closed.
         let (mut stream, _) = listener.accept().await.unwrap();
         let _ = stream.read_u8().await;
     });
-    let reason = refused(options.clone()).await;
+    let reason = tls_error(options.clone()).await;
     assert!(reason.contains("corrupt message"), "{reason}");
     let mut impatient = options.clone();
     impatient.connect_timeout = Duration::from_millis(200);
@@ -314,7 +314,7 @@ async fn a_server_without_tls_or_without_a_word_is_told() {
 }
 
 #[test]
-fn a_host_that_no_certificate_can_be_for_is_told() {
+fn a_host_without_a_valid_server_name_is_refused() {
     for host in ["a..b", "-", "256.0.0.1"] {
         let mut options = Options::new(format!("https://{host}"), KernelId::random());
         options.tls = Some(Issuer::new().trusted());
@@ -328,8 +328,8 @@ fn a_host_that_no_certificate_can_be_for_is_told() {
     }
 }
 
-/// What the system trusts is read from files that an environment variable names, and a process cannot set its own safely:
-/// these tests run a part of themselves in another process.
+/// Environment variables name the files of trusted certificates, and a process cannot safely change its own
+/// environment. So the test runs a client in a child process.
 #[cfg(target_os = "linux")]
 mod system {
     use base64::Engine;
@@ -353,7 +353,7 @@ mod system {
 
     #[tokio::test]
     async fn child_process() {
-        // By itself it has nothing to do.
+        // Does nothing unless the other test starts it.
         let Ok(url) = std::env::var(URL) else { return };
         match ResumeClient::connect(Options::new(url, KernelId::random())).await {
             Ok(_) => println!("connected"),
@@ -362,7 +362,7 @@ mod system {
     }
 
     #[tokio::test]
-    async fn what_the_system_trusts_is_trusted_and_nothing_else() {
+    async fn only_the_systems_certificates_are_trusted_by_default() {
         let issuer = Issuer::new();
         let gateway = Gateway::with_entries(1);
         let directory = tempfile::tempdir().unwrap();
@@ -375,10 +375,10 @@ mod system {
             let text = STANDARD.encode(der);
             format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
         };
-        let front = Front::new(&gateway, issuer.serve(&["localhost"])).await;
-        let url = format!("https://localhost:{}/base", front.port);
+        let proxy = TlsProxy::new(&gateway, issuer.serve(&["localhost"])).await;
+        let url = format!("https://localhost:{}/base", proxy.port);
 
-        let output = child(&url, &write("its.pem", pem(issuer.0.der()))).await;
+        let output = child(&url, &write("issuer.pem", pem(issuer.0.der()))).await;
         assert!(output.contains("connected"), "{output}");
         let output = child(&url, &write("other.pem", pem(Issuer::new().0.der()))).await;
         assert!(

@@ -1,4 +1,4 @@
-//! What a program makes of the events.
+//! A program's view of the log, built from a client's events.
 
 use gateway_client::resume::NotRecovered;
 use gateway_client::resume::client::{Event, Lost, ResumeClient};
@@ -11,7 +11,7 @@ enum Seen {
     Missing,
 }
 
-/// What was read since the client last could not go on.
+/// The entries and gaps since the client last started over.
 #[derive(Default)]
 pub(crate) struct View {
     epoch: String,
@@ -23,7 +23,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Takes what the client has just given; panics where that is not what must come next.
+    /// Applies the client's latest event. Panics if it is not a valid next one.
     pub(crate) fn take(&mut self, event: Event, client: &ResumeClient) {
         match event {
             Event::Connected(hello) => {
@@ -66,19 +66,19 @@ impl View {
     }
 
     fn last(&self) -> u64 {
-        self.last.expect("connected")
+        self.last.expect("not connected yet")
     }
 
     pub(crate) fn seqs(&self) -> Vec<u64> {
         self.seen.iter().map(|(seq, _)| *seq).collect()
     }
 
-    /// Whether entries were missing, now or before the client last could not go on.
+    /// Whether entries were missing, now or before the client last started over.
     pub(crate) fn has_gaps(&self) -> bool {
         !self.not_recovered.is_empty() || self.seen.iter().any(|(_, seen)| matches!(seen, Seen::Missing))
     }
 
-    /// All of the gateway's log has been seen, as it is.
+    /// Checks that the view equals the gateway's log.
     pub(crate) fn check(&self, gateway: &Gateway) {
         assert_eq!(self.epoch, gateway.epoch().to_string());
         assert_eq!(self.last(), *gateway.range().end());
@@ -89,7 +89,10 @@ impl View {
                     assert_eq!(*channel, expected_channel);
                     assert_eq!(message.parts_and_buffers(), expected.parts_and_buffers());
                 }
-                Seen::Missing => assert!(gateway.is_missing(&self.epoch, *seq), "{seq} was there"),
+                Seen::Missing => assert!(
+                    gateway.is_missing(&self.epoch, *seq),
+                    "entry {seq} was reported missing"
+                ),
             }
         }
     }

@@ -73,7 +73,7 @@ pub(crate) fn fresh_info(transport: Transport, dir: &TempDir) -> ConnectionInfo 
 impl IpyKernel {
     /// Starts an ipykernel, or returns `None` if it is not installed.
     ///
-    /// Uses Unix sockets, whose paths other tests cannot take.
+    /// Uses Unix sockets, because another test could take a port.
     pub(crate) fn start() -> Option<Self> {
         if !has_ipykernel() {
             return None;

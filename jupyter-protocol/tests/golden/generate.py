@@ -86,7 +86,7 @@ CASES = [
         metadata={"ключ": "значение"},
     ),
     case(
-        "bytes that are no UTF-8",
+        "bytes that are not UTF-8",
         "iopub",
         "stream",
         {"name": "stderr", "text": "before \udcff\udce4 after"},
@@ -129,7 +129,7 @@ CASES = [
         ]
     ),
     case("a key longer than the digest's block", "shell", "execute_request", EXECUTE, key="key" * 100),
-    case("a key that is no ASCII", "shell", "execute_request", EXECUTE, key="Schlüssel"),
+    case("a key that is not ASCII", "shell", "execute_request", EXECUTE, key="Schlüssel"),
 ]
 
 

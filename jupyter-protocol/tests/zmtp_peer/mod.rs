@@ -18,7 +18,7 @@ pub(crate) const PING: &[u8] = b"\x04\x0f\x04PING\0\x0acontext!";
 pub(crate) async fn within_deadline<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future)
         .await
-        .expect("within the deadline")
+        .expect("not done within the deadline")
 }
 
 /// Encodes a READY command.

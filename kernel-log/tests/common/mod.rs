@@ -1,4 +1,4 @@
-//! What the tests of the log share.
+//! Helpers shared by the tests of the log.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
@@ -8,10 +8,10 @@ use bytes::Bytes;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{IndexUpdate, Log, NewEntry, Origin, ReadError, Reader, Seq};
 
-/// Far more than anything here takes.
-const SOON: Duration = Duration::from_secs(60);
+/// Deadline of every wait, far longer than any of them takes.
+const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The message that entry `n` has.
+/// The message that the tests append as entry `n`.
 pub(crate) fn message(n: u64, size: usize) -> WireMessage {
     let header = Bytes::from(format!(r#"{{"msg_id":"{n}","msg_type":"stream"}}"#));
     let content = Bytes::from(format!(r#"{{"text":"{}"}}"#, "x".repeat(size)));
@@ -34,20 +34,22 @@ pub(crate) fn append(log: &Log, numbers: impl IntoIterator<Item = u64>, size: us
     }
 }
 
-/// The numbers of the entries up to `last`, which are checked; a gap fails the test.
+/// Reads and checks the entries up to `last` and returns their numbers. A gap fails the test.
 pub(crate) async fn read_to(reader: &mut Reader, last: u64) -> Vec<u64> {
     let (ids, gaps) = read_with_gaps(reader, last).await;
     assert!(gaps.is_empty(), "entries are missing: {gaps:?}");
     ids
 }
 
-/// The same, with the gaps that were told.
+/// Like [`read_to`], but returns the reported gaps instead of failing.
 pub(crate) async fn read_with_gaps(reader: &mut Reader, last: u64) -> (Vec<u64>, Vec<(u64, u64)>) {
     let (mut ids, mut gaps) = (Vec::new(), Vec::new());
     while reader.position() < Seq(last) {
-        let read = tokio::time::timeout(SOON, reader.next()).await.expect("entries come");
+        let read = tokio::time::timeout(DEADLINE, reader.next())
+            .await
+            .expect("no entry arrived in time");
         let block = match read {
-            Ok(block) => block.expect("the log is open"),
+            Ok(block) => block.expect("the log was closed"),
             Err(ReadError::Gap { first, last }) => {
                 gaps.push((first.0, last.0));
                 continue;
@@ -60,7 +62,11 @@ pub(crate) async fn read_with_gaps(reader: &mut Reader, last: u64) -> (Vec<u64>,
             }
             let message = entry.message();
             let id: u64 = message.header_ref().unwrap().msg_id.parse().unwrap();
-            assert_eq!(entry.seq(), Seq(id), "entries are numbered in the order of appending");
+            assert_eq!(
+                entry.seq(),
+                Seq(id),
+                "entries are not numbered in the order of appending"
+            );
             assert_eq!(message.buffers(), [Bytes::from_static(b"\0buffer")]);
             ids.push(id);
         }
@@ -68,15 +74,15 @@ pub(crate) async fn read_with_gaps(reader: &mut Reader, last: u64) -> (Vec<u64>,
     (ids, gaps)
 }
 
-/// Waits until what was appended is stored, and the log trimmed. Trimming comes after publishing, and is done once another
-/// round of the writer, which adds nothing that could be trimmed for, is.
-pub(crate) async fn trimmed(log: &Log) {
+/// Waits until all appended entries are stored and the log is trimmed. The writer trims after it publishes, so this
+/// waits for a second round of the writer, which adds no entry and so trims nothing.
+pub(crate) async fn flushed_and_trimmed(log: &Log) {
     log.flushed().await;
     log.update_index([IndexUpdate::put("round", "")]);
     log.flushed().await;
 }
 
-/// How many bytes a folder takes on the disk: what its files hold, not how long they are.
+/// Bytes that a folder occupies on the disk: allocated blocks, not file lengths.
 pub(crate) fn disk_usage(folder: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(entries) = std::fs::read_dir(folder) else {
@@ -92,11 +98,11 @@ pub(crate) fn disk_usage(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Waits for something that has no event.
-pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + SOON;
+/// Polls a condition that no event announces.
+pub(crate) async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
     while !condition() {
-        assert!(Instant::now() < end, "this did not come: {what}");
+        assert!(Instant::now() < end, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

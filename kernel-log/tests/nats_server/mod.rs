@@ -1,4 +1,4 @@
-//! A NATS server of the test's own.
+//! A NATS server for one test.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::{TcpListener, TcpStream};
@@ -17,9 +17,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `None`, said on stderr, where there is no `nats-server` here; that fails on CI.
+    /// Returns `None` and prints a note where `nats-server` is not installed.
+    ///
+    /// # Panics
+    ///
+    /// If that happens on CI.
     pub(crate) fn start() -> Option<Self> {
-        // Debian has it where only root looks.
+        // Debian installs it in `/usr/sbin`, which is not in every `PATH`.
         let found = ["nats-server", "/usr/sbin/nats-server"].into_iter().find(|program| {
             let version = Command::new(program).arg("--version").stdout(Stdio::null()).status();
             version.is_ok_and(|status| status.success())
@@ -30,7 +34,7 @@ impl Server {
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        // Another may take the port before the server does: then another port.
+        // Another process may take the port first; then try another one.
         for _ in 0..20 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let mut process = spawn(program, port, &folder);
@@ -47,7 +51,7 @@ impl Server {
         Arc::new(NatsStore::connect(options).unwrap())
     }
 
-    /// As `kill -9` does.
+    /// Kills the server with SIGKILL.
     pub(crate) fn kill(&self) {
         let mut process = self.process.lock().unwrap();
         process.kill().unwrap();
@@ -57,18 +61,18 @@ impl Server {
     pub(crate) fn restart(&self) {
         let mut process = self.process.lock().unwrap();
         *process = spawn(program_of(), self.port, &self.folder);
-        assert!(answers(self.port, &mut process), "the server comes back");
+        assert!(answers(self.port, &mut process), "the server does not restart");
     }
 
-    /// What a server that is down has on its disk.
-    pub(crate) fn copy(&self) -> tempfile::TempDir {
+    /// Copies the data of a stopped server.
+    pub(crate) fn backup(&self) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();
         copy_all(self.folder.path(), copy.path());
         copy
     }
 
-    /// Has a server that is down find that again: what it wrote since is lost, as with its machine's power.
-    pub(crate) fn put_back(&self, copy: &tempfile::TempDir) {
+    /// Restores the data of a stopped server from a copy, as if later writes had not reached the disk.
+    pub(crate) fn restore(&self, copy: &tempfile::TempDir) {
         for entry in std::fs::read_dir(self.folder.path()).unwrap() {
             std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
         }

@@ -1,4 +1,4 @@
-//! Small disks that can be full.
+//! Small disks that tests can fill.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::path::Path;
@@ -9,20 +9,24 @@ use std::time::{Duration, Instant};
 pub(crate) struct Tmpfs(tempfile::TempDir);
 
 impl Tmpfs {
-    /// `None`, said on stderr, where this process may not mount one; that fails on CI.
+    /// Returns `None` and prints the reason where this process may not mount a tmpfs.
+    ///
+    /// # Panics
+    ///
+    /// If that happens on CI.
     pub(crate) fn mount(options: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", options, "kernelmux-test"])
             .arg(folder.path())
             .output();
-        let said = match mounted {
+        let reason = match mounted {
             Ok(output) if output.status.success() => return Some(Self(folder)),
             Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
             Err(error) => error.to_string(),
         };
-        assert!(std::env::var_os("CI").is_none(), "a tmpfs cannot be mounted: {said}");
-        eprintln!("skipped: a tmpfs cannot be mounted: {said}");
+        assert!(std::env::var_os("CI").is_none(), "a tmpfs cannot be mounted: {reason}");
+        eprintln!("skipped: a tmpfs cannot be mounted: {reason}");
         None
     }
 
@@ -35,9 +39,9 @@ impl Tmpfs {
                 .status();
             status.unwrap().success()
         };
-        // A file may be open for a moment still in a process that another test has forked, or in a thread of fjall's.
+        // A process that another test forked, or a thread of fjall, may still have a file open.
         while !remounted() {
-            assert!(Instant::now() < deadline, "remount {options}");
+            assert!(Instant::now() < deadline, "cannot remount with {options}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -8,7 +8,7 @@ def message(msg_type, content=None, channel="iopub", **more):
 
 
 def raw(msg_type, json, channel="iopub"):
-    """A message whose content is not what a JSON library would write."""
+    """A message whose content a JSON library would write differently."""
     return {"channel": channel, "msg_type": msg_type, "raw": json}
 
 
@@ -243,7 +243,7 @@ INPUT = {
     "an empty prompt": [ask(""), answer("x")],
     "text while a question is open": [ask(), out("meanwhile\n"), answer("x"), out("after\n")],
     "idle while a question is open": [ask(), error("KeyboardInterrupt", "", []), status("idle")],
-    "an answer that nobody asked for": [out("a"), answer("x"), out("b")],
+    "an unsolicited answer": [out("a"), answer("x"), out("b")],
     "a question while clearing waits": [out("a"), clear(True), ask(), answer("x"), out("b")],
     "an answer is joined to the one before, and to no text": [out("a"), ask("?"), answer("x"), ask("?"), answer("y")],
     "a prompt with a return": [ask("abc\rx"), answer("y")],
@@ -295,7 +295,7 @@ INVALID = {
 
 
 def random_text(seed):
-    """Text with much movement in it, in pieces, with others between."""
+    """Text with many cursor movements, split into messages of two streams."""
     chance = random.Random(seed)
     letters = ["a", "b", "cd", "é", "漢", "😀", "😁", "\r", "\r", "\b", "\b", "\n", "\r\n", " ", "\x1b[1m"]
     messages = []
@@ -306,7 +306,7 @@ def random_text(seed):
 
 
 def random_messages(seed):
-    """Anything, in any order."""
+    """Random messages in any order."""
     chance = random.Random(seed)
     messages = []
     asked = False

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the corpus: what JupyterLab and nbclient make of the messages in cases.py. See README.md."""
+"""Generates the corpus: the outputs of JupyterLab and nbclient for the messages in cases.py. See README.md."""
 
 import argparse
 import asyncio
@@ -35,7 +35,7 @@ BUNDLE = [
 
 
 def jupyterlab(folder, cases):
-    """What JupyterLab's output area holds after each case's messages."""
+    """The contents of JupyterLab's output area after each case's messages."""
     for name in ("package.json", "package-lock.json", "jupyterlab.mjs"):
         if (HERE / name).exists():
             (folder / name).write_text((HERE / name).read_text())
@@ -59,7 +59,7 @@ class Channel:
 
 
 class Client:
-    """A kernel's client as far as nbclient uses it, which has received all messages already."""
+    """A fake kernel client for nbclient that has received all messages already."""
 
     def __init__(self, messages):
         iopub = [message for message in messages if message["channel"] == "iopub"]
@@ -82,7 +82,7 @@ class Client:
 
 
 def nbclient_outputs(messages):
-    """What nbclient, told to join streams, holds after the messages; `None` where they make it fail."""
+    """nbclient's outputs, with joined streams, after the messages; `None` if it fails."""
     end = [
         {"channel": "iopub", "msg_type": "status", "content": {"execution_state": "idle"}},
         {"channel": "shell", "msg_type": "execute_reply", "content": {"status": "ok", "execution_count": None}},
@@ -94,13 +94,13 @@ def nbclient_outputs(messages):
     try:
         asyncio.run(client.async_execute_cell(cell, 0))
         return json.loads(json.dumps(cell.outputs))
-    except Exception as error:  # Whatever it is, it is what nbclient makes of it.
+    except Exception as error:  # Any failure is a result of nbclient.
         print(f"  nbclient: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
         return None
 
 
 def as_nbformat(outputs):
-    """Without the fields that JupyterLab keeps and nbformat has no room for; whether there were any."""
+    """Removes fields that nbformat does not have, and returns whether there were any."""
     kept = [
         {key: value for key, value in output.items() if key == "output_type" or key in FIELDS[output["output_type"]]}
         for output in outputs
@@ -111,7 +111,7 @@ def as_nbformat(outputs):
 
 
 def well_formed(value):
-    """Half an emoji as U+FFFD, as it is shown."""
+    """Replaces lone surrogates with U+FFFD, as they are shown."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -144,7 +144,7 @@ def write(name, cases, made):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where the npm packages are, or go; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="folder of the npm packages; a temporary one by default")
     parser.add_argument("--replays", type=Path, help="check these replays of the tests instead of writing the corpus")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -160,7 +160,7 @@ def main():
 
 
 def check(folder, replays):
-    """Whether JupyterLab, in whatever state it is, shows after a replay what the fold held."""
+    """Checks that JupyterLab shows the fold's outputs after each replay, whatever it showed before."""
     made = jupyterlab(folder, [replay["messages"] for replay in replays])
     wrong = 0
     for replay, jupyterlab_made in zip(replays, made):

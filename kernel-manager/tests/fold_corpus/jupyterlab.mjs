@@ -1,10 +1,10 @@
-// What JupyterLab's own code makes of messages: a kernel connection over a socket that is none, with its checks and its
-// routing by parent and by display_id, an execution's future, and an output area in a DOM that is jsdom's.
+// Runs JupyterLab's own code on messages: a kernel connection over a fake socket, with its validation and its routing
+// by parent and by display_id, an execution's future, and an output area in jsdom.
 //
-// Reads from stdin an array of cases, each an array of {channel, msg_type, content, parent?}; writes to stdout an array of
-// {outputs, clear_pending, input_pending}. `parent` is `other` for what another cell's execution puts out, or
-// `input_request` for a reply to the last one. An `input_reply` is typed into JupyterLab's own input field, an
-// `input_reply` of another client would not be seen by it. `raw` is a content's JSON as it is.
+// Reads from stdin an array of cases, each an array of {channel, msg_type, content, parent?}; writes to stdout an array
+// of {outputs, clear_pending, input_pending}. `parent` is `other` for output of another cell's execution. An
+// `input_reply` is typed into JupyterLab's own input field, because JupyterLab does not receive another client's.
+// `raw` is a content's JSON as it is.
 //
 // Run by generate.py, bundled (JupyterLab's packages import styles and icons).
 
@@ -25,7 +25,7 @@ globalThis.IntersectionObserver ??= globalThis.ResizeObserver;
 dom.window.matchMedia = () => ({ matches: false, addListener() {}, addEventListener() {}, removeListener() {} });
 dom.window.CSSStyleSheet ??= class {};
 
-// Only what comes out last is for stdout.
+// Only the results go to stdout.
 console.log = console.debug = console.info = () => {};
 console.warn = console.error = () => {};
 
@@ -60,7 +60,7 @@ const settings = ServerConnection.makeSettings({
 
 const tick = () => new Promise(resolve => setImmediate(resolve));
 
-async function settle() {
+async function runPendingTasks() {
   for (let i = 0; i < 12; i++) {
     await tick();
   }
@@ -71,7 +71,7 @@ let count = 0;
 async function run(messages) {
   const kernel = new KernelConnection({ model: { id: `k${count++}`, name: 'none' }, serverSettings: settings });
   const socket = Socket.last;
-  await settle();
+  await runPendingTasks();
   const area = () => {
     const rendermime = new RenderMimeRegistry({ initialFactories: standardRendererFactories });
     const area = new OutputArea({ model: new OutputAreaModel({ trusted: true }), rendermime });
@@ -93,7 +93,7 @@ async function run(messages) {
         input.handleEvent(new dom.window.KeyboardEvent('keydown', { key: 'Enter' }));
         open = false;
       }
-      await settle();
+      await runPendingTasks();
       continue;
     }
     const header = {
@@ -105,12 +105,12 @@ async function run(messages) {
     try {
       socket.onmessage({ data: json });
     } catch {
-      // JupyterLab does not pass on what does not pass its checks.
+      // JupyterLab rejects invalid messages.
     }
     if (msg_type === 'input_request') {
       open = true;
     }
-    await settle();
+    await runPendingTasks();
   }
   const model = ours.model;
   return {

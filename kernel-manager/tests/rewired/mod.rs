@@ -1,4 +1,4 @@
-//! The fake provider, its kernels' sockets somewhere else.
+//! The fake provider with changed connection information.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use tokio::sync::watch;
 
 type Rewire = Arc<dyn Fn(&mut ConnectionInfo) + Send + Sync>;
 
-/// Changes where kernels' sockets are said to be.
-pub(crate) struct Rewired {
+/// Applies a function to the connection information of each kernel of a fake provider.
+pub(crate) struct RewiredProvider {
     fake: FakeProvider,
     rewire: Rewire,
 }
 
-impl Rewired {
+impl RewiredProvider {
     pub(crate) fn new(fake: FakeProvider, rewire: impl Fn(&mut ConnectionInfo) + Send + Sync + 'static) -> Self {
         Self {
             fake,
@@ -43,7 +43,7 @@ struct Handle {
 }
 
 #[async_trait]
-impl KernelProvider for Rewired {
+impl KernelProvider for RewiredProvider {
     fn name(&self) -> &str {
         self.fake.name()
     }

@@ -1,4 +1,4 @@
-//! What must hold in the end.
+//! Invariants checked at the end of a simulation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use kernel_manager::fold::Fold;
 
 use super::world::World;
 
-/// All that a new reader gets.
+/// Reads all entries that a new reader receives.
 async fn read_all(log: &Log) -> BTreeMap<u64, Entry> {
     let mut entries = BTreeMap::new();
     let mut reader = log.reader(Seq::START);
@@ -27,7 +27,7 @@ fn show(fold: &Fold) -> String {
     serde_json::to_string(&fold.outputs()).unwrap()
 }
 
-/// The log has what it was said to have, and its index says of that what is true.
+/// Checks that the log has every entry that a reader received or the store accepted, and that its index is correct.
 pub(crate) async fn log(world: &World, log: &Log) {
     let entries = read_all(log).await;
     for entry in entries.values() {
@@ -37,7 +37,7 @@ pub(crate) async fn log(world: &World, log: &Log) {
     for seq in world.seen() {
         assert!(
             entries.contains_key(&seq) || seq < earliest || world.disk.has_refused(seq),
-            "entry {seq} was read and is not there any more"
+            "entry {seq} was read and is missing"
         );
     }
     for seq in earliest..=log.head().0 {
@@ -81,14 +81,14 @@ pub(crate) async fn log(world: &World, log: &Log) {
             at(idle, "status", true);
         }
         let runs = world.runs.borrow().get(execution.msg_id()).copied().unwrap_or(0);
-        // A request that the disk refused is known as long as the process lives.
+        // A request that the disk refused is only in the process's memory, so it may run again after a crash.
         assert!(
             runs <= 1 || world.disk.has_refused_request(execution.msg_id()),
             "{} runs {runs} times",
             execution.msg_id()
         );
         let screen = world.screens.borrow().get(execution.msg_id()).map(show);
-        // An answer that came too late is in the log, and where its client wrote it is another matter.
+        // After a late answer, the client's outputs may differ from the log's.
         let answered = !world.unanswered.borrow().contains(execution.msg_id());
         if let Some(screen) = screen.filter(|_| runs == 1 && answered) {
             let folded = executions.outputs(&execution).await.unwrap();

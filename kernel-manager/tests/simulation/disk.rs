@@ -1,5 +1,5 @@
-//! A store whose disk outlives the process: a journal of records, of which a torn one at the end is cut off when the
-//! store is opened. It is full at times, and a process can be killed in the middle of a write.
+//! A store on a simulated disk that outlives the process: a journal of records. Opening the store removes a torn record
+//! at its end. The disk may be full, and the process may be killed during a write.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Bound, RangeInclusive};
@@ -11,37 +11,37 @@ use kernel_log::{Block, Epoch, IndexUpdate, LogInfo, LogStore, Origin, Retention
 
 use super::random::Digest;
 
-/// How many more entries are marked as lost than were refused, as a store may do that saves writes.
+/// Numbers marked as lost beyond the refused entries, as a store may do to save writes.
 const LOST_AHEAD: u64 = 3;
 
-/// One log's. Cloning gives another handle to the same.
+/// The disk of one log. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Disk(Arc<Mutex<Inner>>);
 
 struct Inner {
     epoch: Epoch,
     journal: Vec<u8>,
-    kept: Kept,
+    state: JournalState,
     full: bool,
-    /// How much of the next record is written, in thousandths, before the process is killed.
+    /// Thousandths of the next record that are written before the process is killed.
     tear: Option<u64>,
     torn: bool,
-    /// What was ever refused.
+    /// Ranges of entries that the full disk refused.
     refused: Vec<RangeInclusive<u64>>,
     refused_requests: BTreeSet<String>,
 }
 
-/// What the journal's records come to.
+/// State that results from the journal's records.
 #[derive(Default)]
-struct Kept {
+struct JournalState {
     blocks: VecDeque<Block>,
     index: BTreeMap<Bytes, Bytes>,
     lost: u64,
     bytes: u64,
 }
 
-impl Kept {
-    /// Takes a record.
+impl JournalState {
+    /// Applies a record.
     fn apply(&mut self, mut record: Bytes) {
         let lost = record.get_u64_le();
         let first = record.get_u64_le();
@@ -113,11 +113,11 @@ impl Inner {
             return Err(StoreError::failed("write", "the process is killed"));
         }
         self.journal.extend(framed);
-        self.kept.apply(record.into());
+        self.state.apply(record.into());
         Ok(())
     }
 
-    fn take(&mut self, block: Option<&Block>, index: &[IndexUpdate]) -> Result<(), StoreError> {
+    fn store(&mut self, block: Option<&Block>, index: &[IndexUpdate]) -> Result<(), StoreError> {
         if self.full {
             if let Some(block) = block {
                 self.refused.push(block.first().0..=block.last().0);
@@ -125,9 +125,10 @@ impl Inner {
                 let ids = requests.map(|entry| entry.message().header_ref().unwrap().msg_id.to_string());
                 self.refused_requests.extend(ids);
                 let lost = block.last().0;
-                if lost > self.kept.lost {
-                    // What little room there is goes to this: numbers that readers have seen are not given again.
-                    let record = self.record(None, &[], lost + LOST_AHEAD, self.kept.first());
+                if lost > self.state.lost {
+                    // Uses reserved space to mark the numbers as lost, so that numbers that readers have seen are not
+                    // reused.
+                    let record = self.record(None, &[], lost + LOST_AHEAD, self.state.first());
                     self.write(record)?;
                 }
             }
@@ -137,8 +138,8 @@ impl Inner {
                 needed: 1,
             });
         }
-        let lost = if block.is_some() { 0 } else { self.kept.lost };
-        let record = self.record(block, index, lost, self.kept.first());
+        let lost = if block.is_some() { 0 } else { self.state.lost };
+        let record = self.record(block, index, lost, self.state.first());
         self.write(record)
     }
 }
@@ -148,7 +149,7 @@ impl Disk {
         Self(Arc::new(Mutex::new(Inner {
             epoch: Epoch::random(),
             journal: Vec::new(),
-            kept: Kept::default(),
+            state: JournalState::default(),
             full: false,
             tear: None,
             torn: false,
@@ -165,36 +166,36 @@ impl Disk {
         self.lock().full = full;
     }
 
-    /// The process is to be killed when it writes next: so much of it, in thousandths, reaches the disk.
+    /// Kills the process at its next write, of which only these thousandths reach the disk.
     pub(crate) fn tear_next(&self, thousandths: u64) {
         self.lock().tear = Some(thousandths);
     }
 
-    /// Whether the process is to be killed now.
+    /// Whether a write was torn, so that the process must be killed.
     pub(crate) fn is_torn(&self) -> bool {
         self.lock().torn
     }
 
-    /// What a new process finds.
+    /// Replays the journal, as a new process does, up to the first torn record.
     pub(crate) fn reopen(&self) {
         let mut inner = self.lock();
         (inner.torn, inner.tear) = (false, None);
-        let mut kept = Kept::default();
+        let mut state = JournalState::default();
         let mut rest = Bytes::from(inner.journal.clone());
-        let mut sound = 0;
+        let mut valid = 0;
         while rest.len() >= 12 {
             let (length, expected) = (rest.get_u32_le() as usize, rest.get_u64_le());
             if rest.len() < length || digest(&rest[..length]) != expected {
                 break;
             }
-            kept.apply(rest.split_to(length));
-            sound += 12 + length;
+            state.apply(rest.split_to(length));
+            valid += 12 + length;
         }
-        inner.journal.truncate(sound);
-        inner.kept = kept;
+        inner.journal.truncate(valid);
+        inner.state = state;
     }
 
-    /// Whether the entry was ever refused, or its number was given up with those that were.
+    /// Whether the entry was refused, or its number was marked as lost with refused ones.
     pub(crate) fn has_refused(&self, seq: u64) -> bool {
         self.lock()
             .refused
@@ -202,7 +203,7 @@ impl Disk {
             .any(|range| (*range.start()..=range.end() + LOST_AHEAD).contains(&seq))
     }
 
-    /// Whether the entry of this request was ever refused.
+    /// Whether the entry of this request was refused.
     pub(crate) fn has_refused_request(&self, msg_id: &str) -> bool {
         self.lock().refused_requests.contains(msg_id)
     }
@@ -245,24 +246,24 @@ impl StoredLog for Disk {
 
     fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError> {
         let inner = self.lock();
-        let last = inner.kept.last();
-        Ok((last > 0).then(|| (Seq(inner.kept.first().max(1)), Seq(last))))
+        let last = inner.state.last();
+        Ok((last > 0).then(|| (Seq(inner.state.first().max(1)), Seq(last))))
     }
 
     fn bytes(&self) -> u64 {
-        self.lock().kept.bytes
+        self.lock().state.bytes
     }
 
     fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError> {
-        self.lock().take(Some(block), index)
+        self.lock().store(Some(block), index)
     }
 
     fn index_put(&self, index: &[IndexUpdate]) -> Result<(), StoreError> {
-        self.lock().take(None, index)
+        self.lock().store(None, index)
     }
 
     fn index_get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.lock().kept.index.get(key).cloned())
+        Ok(self.lock().state.index.get(key).cloned())
     }
 
     fn index_scan(
@@ -273,7 +274,7 @@ impl StoredLog for Disk {
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let inner = self.lock();
         let records = inner
-            .kept
+            .state
             .index
             .range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
             .map(|(key, value)| (key.clone(), value.clone()));
@@ -288,7 +289,7 @@ impl StoredLog for Disk {
         let inner = self.lock();
         let mut blocks = Vec::new();
         let mut bytes = 0;
-        for block in inner.kept.blocks.iter().filter_map(|block| block.after(after)) {
+        for block in inner.state.blocks.iter().filter_map(|block| block.after(after)) {
             bytes += block.bytes().len();
             blocks.push(block);
             if bytes >= max_bytes {
@@ -300,19 +301,24 @@ impl StoredLog for Disk {
 
     fn trim(&self, retention: &Retention) -> Result<Seq, StoreError> {
         let mut inner = self.lock();
-        let mut bytes = inner.kept.bytes;
-        let mut first = inner.kept.first();
-        for block in inner.kept.blocks.iter().take(inner.kept.blocks.len().saturating_sub(1)) {
+        let mut bytes = inner.state.bytes;
+        let mut first = inner.state.first();
+        for block in inner
+            .state
+            .blocks
+            .iter()
+            .take(inner.state.blocks.len().saturating_sub(1))
+        {
             if bytes <= retention.max_bytes {
                 break;
             }
             bytes -= block.bytes().len() as u64;
             first = block.last().0 + 1;
         }
-        if first > inner.kept.first() {
-            let record = inner.record(None, &[], inner.kept.lost, first);
+        if first > inner.state.first() {
+            let record = inner.record(None, &[], inner.state.lost, first);
             inner.write(record)?;
         }
-        Ok(Seq(inner.kept.first()))
+        Ok(Seq(inner.state.first()))
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel, which lives on while the gateway's process comes and goes.
+//! The kernel, which outlives the gateway's process.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -11,15 +11,15 @@ use tokio::time::timeout;
 
 use super::world::{World, message};
 
-/// How long it waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(100);
+/// How long the kernel waits for input.
+const INPUT_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// Does what requests say, one after another, until its socket is closed.
+/// Handles requests one after another until the socket closes.
 pub(crate) async fn run(world: Rc<World>, number: u64, requests: mpsc::Receiver<(Channel, WireMessage)>) {
     let mut kernel = Kernel {
         world,
         number,
-        said: 0,
+        sent: 0,
         requests,
         waiting: VecDeque::new(),
     };
@@ -69,9 +69,9 @@ pub(crate) async fn run(world: Rc<World>, number: u64, requests: mpsc::Receiver<
 struct Kernel {
     world: Rc<World>,
     number: u64,
-    said: u64,
+    sent: u64,
     requests: mpsc::Receiver<(Channel, WireMessage)>,
-    /// Requests that came while it waited for an answer.
+    /// Requests that arrived while the kernel waited for input.
     waiting: VecDeque<WireMessage>,
 }
 
@@ -82,15 +82,15 @@ impl Kernel {
         }
         loop {
             match self.requests.recv().await? {
-                // To a question that it has given up.
+                // The answer to an input request that timed out.
                 (Channel::Stdin, _) => {}
                 (_, request) => return Some(request),
             }
         }
     }
 
-    /// Asks the user, and prints the answer; goes on without one after some time. As ipykernel, it takes whatever answer
-    /// comes after the question for its answer.
+    /// Asks for input and prints the answer, or continues without one after a timeout. Like ipykernel, it takes the
+    /// first input reply after its request. One that answers another request counts as no answer.
     async fn ask(&mut self, request: &WireMessage, prompt: &str) {
         while let Ok((channel, request)) = self.requests.try_recv() {
             if channel != Channel::Stdin {
@@ -100,7 +100,7 @@ impl Kernel {
         let question = self.make(request, "input_request", &json!({"prompt": prompt, "password": false}));
         self.answer(Channel::Stdin, question.clone()).await;
         let question = question.header_ref().unwrap().msg_id;
-        let answered = timeout(PATIENCE, async {
+        let answered = timeout(INPUT_TIMEOUT, async {
             loop {
                 match self.requests.recv().await {
                     Some((Channel::Stdin, reply)) => return Some(reply),
@@ -147,17 +147,17 @@ impl Kernel {
             other => panic!("{other}"),
         };
         self.publish(request, msg_type, content).await;
-        let pause = self.world.of(&[1, 1, 1, 20, 500, 5000]);
+        let pause = self.world.choose(&[1, 1, 1, 20, 500, 5000]);
         self.world.pause(pause).await;
     }
 
     fn make(&mut self, parent: &WireMessage, msg_type: &str, content: &Value) -> WireMessage {
-        self.said += 1;
-        let id = format!("k{}-{}", self.number, self.said);
+        self.sent += 1;
+        let id = format!("k{}-{}", self.number, self.sent);
         message(&id, msg_type, &format!("kernel{}", self.number), Some(parent), content)
     }
 
-    /// Nobody hears it where there is no process.
+    /// Publishes a message, which is lost while there is no process.
     async fn publish(&mut self, parent: &WireMessage, msg_type: &str, content: Value) {
         let message = self.make(parent, msg_type, &content);
         let iopub = self
@@ -177,7 +177,7 @@ impl Kernel {
         self.answer(Channel::Shell, message).await;
     }
 
-    /// Nobody hears it where there is no process.
+    /// Sends a reply, which is lost while there is no process.
     async fn answer(&mut self, channel: Channel, message: WireMessage) {
         let replies = self
             .world

@@ -1,8 +1,9 @@
-//! Recorder, log, readers and clients, with all that can go wrong, in an order that a seed decides: what went wrong once
-//! goes wrong again with `KERNELMUX_SEED=…`, and `KERNELMUX_TRACE=1` tells what happens. With `KERNELMUX_LONG=1` there
-//! are 10,000 seeds.
+//! A deterministic simulation of recorder, log, readers and clients with injected faults. A seed decides the order of
+//! events: `KERNELMUX_SEED=…` repeats a failed run, `KERNELMUX_TRACE=1` prints its events, and `KERNELMUX_LONG=1` runs
+//! 10,000 seeds.
 //!
-//! The library is what runs, but for its threads and sockets: the log is written step by step, and the kernel is a task.
+//! The simulation runs the library's own code, without its threads and sockets: the log is written step by step, and
+//! the kernel is a task.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod check;
@@ -10,11 +11,11 @@ mod disk;
 mod kernel;
 #[path = "../../../gateway-client/tests/resume/limited.rs"]
 mod limited;
+mod plain_client;
 mod process;
 mod random;
 mod resume;
 mod scheduler;
-mod stock;
 mod world;
 
 use std::cell::Cell;
@@ -24,31 +25,32 @@ use std::time::Duration;
 
 use jupyter_protocol::Channel;
 use random::Digest;
-use scheduler::Life;
+use scheduler::Lifetime;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use world::World;
 
 const READERS: u64 = 3;
-const STOCK: u64 = 2;
-const RESUME: u64 = 2;
+const PLAIN_CLIENTS: u64 = 2;
+const RESUME_CLIENTS: u64 = 2;
 
-/// The process is killed and started again; the disk is full and slow at times.
-async fn trouble(world: Rc<World>) {
+/// Kills and restarts the process, and makes the disk full or slow at times.
+async fn inject_faults(world: Rc<World>) {
     let mut processes = 0;
     let positions: Vec<_> = (0..READERS).map(|_| Rc::new(Cell::new(0))).collect();
     let start = async |processes: &mut u64| {
         process::start(&world, *processes).await;
         *processes += 1;
         for (number, position) in (0..).zip(&positions) {
-            world
-                .scheduler
-                .spawn(Life::Process, process::reader(world.clone(), number, position.clone()));
+            world.scheduler.spawn(
+                Lifetime::Process,
+                process::reader(world.clone(), number, position.clone()),
+            );
         }
     };
     start(&mut processes).await;
     for _ in 0..world.below(12) {
-        let wait = world.of(&[3, 50, 2_000, 30_000]);
+        let wait = world.choose(&[3, 50, 2_000, 30_000]);
         sleep(Duration::from_millis(world.below(wait))).await;
         match world.below(4) {
             0 => {
@@ -74,7 +76,7 @@ async fn trouble(world: Rc<World>) {
     }
     world.disk.set_full(false);
     world.stalled.set(false);
-    // A record that is to be torn is torn now, or never.
+    // A pending torn write may still happen, and kills the process.
     let mut process = world.process.subscribe();
     if tokio::time::timeout(Duration::from_secs(600), process.wait_for(Option::is_none))
         .await
@@ -86,28 +88,28 @@ async fn trouble(world: Rc<World>) {
     world.calm.send_replace(true);
 }
 
-/// Asks the kernel now and then, each time until the request is in the log.
-async fn asker(world: Rc<World>) {
+/// Sends requests at random times, each one to three times.
+async fn requester(world: Rc<World>) {
     for number in 0..2 + world.below(6) {
-        let request = world.request(&format!("r{number}"), "asker");
+        let request = world.request(&format!("r{number}"), "requester");
         for _ in 0..1 + world.below(3) {
             let process = world.process().await;
-            let session = "asker".into();
+            let session = "requester".into();
             let kernel = process.simulated.kernel().clone();
             drop(process);
             let (done, mut sent) = mpsc::channel(1);
-            world.scheduler.spawn(Life::Process, {
+            world.scheduler.spawn(Lifetime::Process, {
                 let request = request.clone();
                 async move {
                     let _ = kernel.send(&session, Channel::Shell, request).await;
                     let _ = done.send(()).await;
                 }
             });
-            // Where the process was killed, it may have been sent or not.
+            // If the process was killed, the request may or may not have been sent.
             let sent = sent.recv().await.is_some();
             world.trace(format_args!("r{number} was sent: {sent}"));
         }
-        let pause = world.of(&[1, 1_000, 60_000]);
+        let pause = world.choose(&[1, 1_000, 60_000]);
         world.pause(pause).await;
     }
     world.finished.set(world.finished.get() + 1);
@@ -119,21 +121,25 @@ async fn simulate(seed: u64) -> Digest {
     world.requests.replace(requests);
     world
         .scheduler
-        .spawn(Life::World, kernel::run(world.clone(), 0, received));
-    world.scheduler.spawn(Life::World, trouble(world.clone()));
-    world.scheduler.spawn(Life::World, asker(world.clone()));
-    for number in 0..STOCK {
-        world.scheduler.spawn(Life::World, stock::run(world.clone(), number));
+        .spawn(Lifetime::World, kernel::run(world.clone(), 0, received));
+    world.scheduler.spawn(Lifetime::World, inject_faults(world.clone()));
+    world.scheduler.spawn(Lifetime::World, requester(world.clone()));
+    for number in 0..PLAIN_CLIENTS {
+        world
+            .scheduler
+            .spawn(Lifetime::World, plain_client::run(world.clone(), number));
     }
-    for number in 0..RESUME {
-        world.scheduler.spawn(Life::World, resume::run(world.clone(), number));
+    for number in 0..RESUME_CLIENTS {
+        world
+            .scheduler
+            .spawn(Lifetime::World, resume::run(world.clone(), number));
     }
     let over = Rc::new(Cell::new(false));
-    world.scheduler.spawn(Life::World, {
+    world.scheduler.spawn(Lifetime::World, {
         let (world, over) = (world.clone(), over.clone());
         async move {
             let _ = world.calm.subscribe().wait_for(|calm| *calm).await;
-            // Longer than anything takes.
+            // Waits for the requester, then longer than any client needs to catch up.
             while world.finished.get() < 1 {
                 sleep(Duration::from_secs(10)).await;
             }
@@ -145,19 +151,19 @@ async fn simulate(seed: u64) -> Digest {
         }
     });
     world.scheduler.run(&world.random, || world.step(), || over.get()).await;
-    // Actors hold the world, which holds them.
+    // Breaks the reference cycle between the world and its actors.
     world.kill();
     world.scheduler.clear();
     world.digest()
 }
 
-/// Says which seed failed, and has no others tried after it.
-struct Failing<'a> {
+/// On a panic, prints the failed seed and stops the other seeds.
+struct ReportFailure<'a> {
     seed: u64,
     failed: &'a AtomicBool,
 }
 
-impl Drop for Failing<'_> {
+impl Drop for ReportFailure<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.failed.store(true, Ordering::Relaxed);
@@ -167,7 +173,7 @@ impl Drop for Failing<'_> {
 }
 
 fn run(seed: u64, failed: &AtomicBool) -> Digest {
-    let _failing = Failing { seed, failed };
+    let _report = ReportFailure { seed, failed };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -177,7 +183,7 @@ fn run(seed: u64, failed: &AtomicBool) -> Digest {
 }
 
 #[test]
-fn whatever_goes_wrong_nothing_is_lost_or_doubled() {
+fn faults_neither_lose_nor_duplicate_messages() {
     let given = std::env::var("KERNELMUX_SEED").ok().map(|seed| seed.parse().unwrap());
     let long = std::env::var("KERNELMUX_LONG").is_ok_and(|long| long == "1");
     let count = match given {
@@ -187,7 +193,7 @@ fn whatever_goes_wrong_nothing_is_lost_or_doubled() {
     };
     let first = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1);
     println!("seeds from {first}, {count} of them");
-    // Each seed has a thread for itself; how many there are changes nothing for it.
+    // Each seed runs on one thread, so the number of threads does not affect its result.
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -201,7 +207,7 @@ fn whatever_goes_wrong_nothing_is_lost_or_doubled() {
                     let seed = first.wrapping_add(number);
                     let digest = run(seed, &failed);
                     if number.is_multiple_of(8) {
-                        assert_eq!(run(seed, &failed), digest, "seed {seed} does not repeat itself");
+                        assert_eq!(run(seed, &failed), digest, "seed {seed} is not reproducible");
                     }
                 }
             });

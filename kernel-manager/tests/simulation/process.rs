@@ -1,4 +1,4 @@
-//! The gateway's process: the library as it is, with what a server does around it.
+//! The gateway's process: the library's own code, and tasks in place of a server's.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -8,15 +8,15 @@ use kernel_log::{LogOptions, Logs, ReadError, Seq};
 use kernel_manager::simulation::SimulatedKernel;
 use tokio::sync::mpsc;
 
-use super::scheduler::Life;
+use super::scheduler::Lifetime;
 use super::world::{Process, World};
 
-/// Starts one.
+/// Starts a process.
 pub(crate) async fn start(world: &Rc<World>, number: u64) {
     let mut options = LogOptions::default();
-    options.memory_bytes = world.of(&[1, 2_000, 100_000]);
-    options.waiting_bytes = world.of(&[1, 2_000, 100_000]);
-    options.stored_bytes = world.of(&[20_000, 1 << 30, 1 << 30]);
+    options.memory_bytes = world.choose(&[1, 2_000, 100_000]);
+    options.waiting_bytes = world.choose(&[1, 2_000, 100_000]);
+    options.stored_bytes = world.choose(&[20_000, 1 << 30, 1 << 30]);
     let (logs, stepper) = Logs::stepped(Arc::new(world.disk.clone()), options);
     let log = logs.open(world.id).await.unwrap();
     world.trace(format_args!(
@@ -26,7 +26,7 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
     ));
     let requests = world.requests.borrow().clone();
     let simulated = SimulatedKernel::attach(log.clone(), &requests).await.unwrap();
-    let window = world.of(&[1, 4, 100]);
+    let window = world.choose(&[1, 4, 100]);
     let (iopub, mut published) = mpsc::channel(window);
     let (replies, mut replied) = mpsc::channel(window);
     let process = Rc::new(Process {
@@ -35,7 +35,7 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
         replies,
     });
     world.stepper.replace(Some(stepper));
-    world.scheduler.spawn(Life::Process, {
+    world.scheduler.spawn(Lifetime::Process, {
         let (process, log) = (process.clone(), log.clone());
         async move {
             let mut batch = Vec::new();
@@ -53,7 +53,7 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
             }
         }
     });
-    world.scheduler.spawn(Life::Process, {
+    world.scheduler.spawn(Lifetime::Process, {
         let (process, log) = (process.clone(), log.clone());
         async move {
             loop {
@@ -65,17 +65,17 @@ pub(crate) async fn start(world: &Rc<World>, number: u64) {
             }
         }
     });
-    world.scheduler.spawn(Life::Process, {
+    world.scheduler.spawn(Lifetime::Process, {
         let (world, process) = (world.clone(), process.clone());
         async move {
             process.simulated.recover().await.unwrap();
-            world.trace(format_args!("settled"));
+            world.trace(format_args!("recovered"));
         }
     });
     world.process.send_replace(Some(process));
 }
 
-/// Reads the log as long as there are processes, each time from where it was.
+/// Reads the log from `position` until the process ends.
 pub(crate) async fn reader(world: Rc<World>, number: u64, position: Rc<Cell<u64>>) {
     let log = world.process().await.simulated.kernel().log().clone();
     let mut reader = log.reader(Seq(position.get()));
@@ -98,7 +98,7 @@ pub(crate) async fn reader(world: Rc<World>, number: u64, position: Rc<Cell<u64>
             Err(error) => panic!("{error}"),
         }
         world.trace(format_args!("reader {number} is at {}", position.get()));
-        let pause = world.of(&[1, 1, 100, 10_000]);
+        let pause = world.choose(&[1, 1, 100, 10_000]);
         world.pause(pause).await;
     }
 }

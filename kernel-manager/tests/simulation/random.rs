@@ -1,4 +1,4 @@
-/// SplitMix64: what comes of a seed is the same everywhere.
+/// SplitMix64, a generator whose output depends on nothing but the seed.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -19,7 +19,7 @@ impl Random {
         self.below(times) == 0
     }
 
-    pub(crate) fn of<T: Clone>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn choose<T: Clone>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize].clone()
     }
 }
@@ -30,7 +30,7 @@ fn mix(mut mixed: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A number that stands for what was put in, in that order.
+/// An order-dependent hash of the added bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Digest(pub(crate) u64);
 

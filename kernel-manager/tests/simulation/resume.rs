@@ -1,4 +1,5 @@
-//! Clients of the resume protocol, and a gateway's end of their connections, which break after so many bytes.
+//! Clients of the resume protocol and the gateway's end of their connections, which break after a random number of
+//! bytes.
 
 use std::io;
 use std::rc::Rc;
@@ -21,10 +22,10 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message as Frame};
 
 use super::limited::Limited;
 use super::random::Random;
-use super::scheduler::Life;
+use super::scheduler::Lifetime;
 use super::world::{Process, World};
 
-/// Follows the log until it is calm, and on.
+/// Follows the log, with interruptions until fault injection ends.
 pub(crate) async fn run(world: Rc<World>, number: u64) {
     let session = format!("resume{number}");
     let (dialled, mut incoming) = mpsc::channel::<DuplexStream>(16);
@@ -37,7 +38,7 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
         Box::pin(async move {
             let (delay, window) = {
                 let mut random = random.lock().unwrap();
-                let window = random.of(&[16, 300, 10_000]);
+                let window = random.choose(&[16, 300, 10_000]);
                 (random.below(50), window)
             };
             sleep(Duration::from_millis(delay)).await;
@@ -47,7 +48,7 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
             Ok(Box::new(client) as Box<dyn Transport>)
         })
     }));
-    world.scheduler.spawn(Life::World, {
+    world.scheduler.spawn(Lifetime::World, {
         let (world, session) = (world.clone(), session.clone());
         async move {
             while let Some(stream) = incoming.recv().await {
@@ -56,8 +57,8 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                 let (readable, writable) = if *world.calm.borrow() {
                     (usize::MAX, usize::MAX)
                 } else {
-                    let bytes = world.of(&[300, 2_000, 20_000, 1 << 40]);
-                    let readable = world.of(&[700, 3_000, 1 << 40]);
+                    let bytes = world.choose(&[300, 2_000, 20_000, 1 << 40]);
+                    let readable = world.choose(&[700, 3_000, 1 << 40]);
                     (world.below(readable) as usize, world.below(bytes) as usize)
                 };
                 let stream = Limited {
@@ -65,9 +66,10 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                     readable,
                     writable,
                 };
-                world
-                    .scheduler
-                    .spawn(Life::Process, serve(world.clone(), process, stream, session.clone()));
+                world.scheduler.spawn(
+                    Lifetime::Process,
+                    serve(world.clone(), process, stream, session.clone()),
+                );
             }
         }
     });
@@ -90,7 +92,7 @@ async fn follow(world: &Rc<World>, client: &mut ResumeClient, session: &str) {
             client.disconnect();
         }
         if !is_calm {
-            let stall = world.of(&[1, 1, 1, 1, 1, 1, 1, 1, 100, 1_000, 200_000]);
+            let stall = world.choose(&[1, 1, 1, 1, 1, 1, 1, 1, 100, 1_000, 200_000]);
             world.pause(stall).await;
         }
         let Ok(event) = timeout(Duration::from_secs(30), client.next()).await else {
@@ -98,15 +100,15 @@ async fn follow(world: &Rc<World>, client: &mut ResumeClient, session: &str) {
         };
         match event.unwrap().unwrap() {
             Event::Connected(hello) => {
-                world.trace(format_args!("{session} goes on after {}", hello.from));
+                world.trace(format_args!("{session} resumes after {}", hello.from));
                 assert_eq!(hello.from.0, *last.get_or_insert(hello.from.0));
             }
             Event::NotRecovered(hello) => {
-                world.trace(format_args!("{session} begins anew after {}", hello.from));
+                world.trace(format_args!("{session} starts over after {}", hello.from));
                 assert_eq!(hello.reason, Some(NotRecovered::Earliest));
                 assert!(last.is_some_and(|last| last < hello.from.0));
                 last = Some(hello.from.0);
-                forget(client);
+                forget_unconfirmed(client);
             }
             Event::Entry(entry) => {
                 assert_eq!(Some(entry.seq.0 - 1), last, "{session}");
@@ -117,10 +119,10 @@ async fn follow(world: &Rc<World>, client: &mut ResumeClient, session: &str) {
                 world.trace(format_args!("{session} misses {first} to {end}"));
                 assert_eq!(Some(first.0 - 1), last, "{session}");
                 last = Some(end.0);
-                forget(client);
+                forget_unconfirmed(client);
             }
             Event::Disconnected { reason, .. } => {
-                // What the reason says may have been made up by the operating system.
+                // Not traced, because its text may come from the operating system.
                 drop(reason);
                 world.trace(format_args!("{session} is cut after {last:?}"));
             }
@@ -133,8 +135,8 @@ async fn follow(world: &Rc<World>, client: &mut ResumeClient, session: &str) {
     }
 }
 
-/// What was in flight may be among what is missing.
-fn forget(client: &mut ResumeClient) {
+/// Forgets unconfirmed messages, because their entries may be among the missing ones.
+fn forget_unconfirmed(client: &mut ResumeClient) {
     let ids: Vec<_> = client.unconfirmed().map(str::to_owned).collect();
     for id in ids {
         client.forget(&id);
@@ -172,13 +174,13 @@ async fn serve(world: Rc<World>, process: Rc<Process>, stream: Limited, session:
     let (mut sink, mut incoming) = socket.split();
     let (up, mut messages) = mpsc::channel(4);
     let client = attachment.client();
-    world.scheduler.spawn(Life::Process, async move {
+    world.scheduler.spawn(Lifetime::Process, async move {
         while let Some(message) = messages.recv().await {
             let _ = client.send(Channel::Shell, message).await;
         }
     });
     let (over, mut is_over) = mpsc::channel::<()>(1);
-    world.scheduler.spawn(Life::Process, async move {
+    world.scheduler.spawn(Lifetime::Process, async move {
         let _over = over;
         while let Some(Ok(frame)) = incoming.next().await {
             if let Frame::Binary(frame) = frame {
@@ -218,7 +220,7 @@ async fn serve(world: Rc<World>, process: Rc<Process>, stream: Limited, session:
             }
         }
     };
-    // Whichever half ends, ends both.
+    // The connection ends with either half.
     tokio::select! {
         biased;
         _ = is_over.recv() => {}

@@ -1,4 +1,4 @@
-//! Who goes on next: of those that can, one that the seed chooses. Tokio's own order has parts that no seed decides.
+//! Runs actors in an order that the seed decides. Tokio's own order is not deterministic.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,14 +10,14 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use super::random::Random;
 
-/// More steps than any seed takes.
+/// More steps than any simulation takes.
 const MAX_STEPS: u64 = 5_000_000;
 
 type Actor = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What ends with the process, and what does not.
+/// Whether an actor ends with the gateway's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Life {
+pub(crate) enum Lifetime {
     World,
     Process,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Scheduler(Rc<RefCell<Actors>>);
 #[derive(Default)]
 struct Actors {
     next: u64,
-    by_number: BTreeMap<u64, (Life, Option<Actor>)>,
+    by_number: BTreeMap<u64, (Lifetime, Option<Actor>)>,
     woken: Arc<Woken>,
 }
 
@@ -54,7 +54,7 @@ impl Wake for Alarm {
 }
 
 impl Scheduler {
-    pub(crate) fn spawn(&self, life: Life, actor: impl Future<Output = ()> + 'static) {
+    pub(crate) fn spawn(&self, life: Lifetime, actor: impl Future<Output = ()> + 'static) {
         let mut actors = self.0.borrow_mut();
         let number = actors.next;
         actors.next += 1;
@@ -62,16 +62,16 @@ impl Scheduler {
         actors.woken.actors.lock().unwrap().insert(number);
     }
 
-    /// Drops those that end with the process.
+    /// Drops the actors that end with the process.
     pub(crate) fn kill_process(&self) {
         let (dead, alive) = {
             let mut actors = self.0.borrow_mut();
             let all = std::mem::take(&mut actors.by_number);
-            all.into_iter().partition(|(_, (life, _))| *life == Life::Process)
+            all.into_iter().partition(|(_, (life, _))| *life == Lifetime::Process)
         };
-        let dead: BTreeMap<u64, (Life, Option<Actor>)> = dead;
+        let dead: BTreeMap<u64, (Lifetime, Option<Actor>)> = dead;
         self.0.borrow_mut().by_number = alive;
-        // Dropping them wakes others, and may look in here.
+        // Dropping an actor may call into the scheduler.
         drop(dead);
     }
 
@@ -80,8 +80,8 @@ impl Scheduler {
         drop(all);
     }
 
-    /// Runs until `done` says so. `machine` does a step of what is no actor, and says whether there was one to do; time
-    /// goes on only where there is not, and no actor can go on.
+    /// Runs actors until `done` returns true. `machine` does a step of the parts that are not actors and returns
+    /// whether there was one. Time advances only when neither `machine` nor any actor can proceed.
     pub(crate) async fn run(
         &self,
         random: &RefCell<Random>,
@@ -96,7 +96,7 @@ impl Scheduler {
                     return Poll::Ready(());
                 }
                 steps += 1;
-                assert!(steps < MAX_STEPS, "it does not end");
+                assert!(steps < MAX_STEPS, "the simulation does not end");
                 let idle = self.0.borrow().woken.actors.lock().unwrap().is_empty();
                 if (idle || random.borrow_mut().one_in(3)) && machine() {
                     continue;
@@ -136,11 +136,11 @@ impl Scheduler {
         let mut actors = self.0.borrow_mut();
         if finished {
             actors.by_number.remove(&number);
-        } else if let Some((_, place)) = actors.by_number.get_mut(&number) {
-            *place = Some(actor);
+        } else if let Some((_, slot)) = actors.by_number.get_mut(&number) {
+            *slot = Some(actor);
             return;
         }
-        // Finished, or killed by what it did itself.
+        // The actor has finished, or has killed its own process.
         drop(actors);
         drop(actor);
     }

@@ -1,4 +1,4 @@
-//! What all parts of a simulation share.
+//! State shared by all parts of a simulation.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,41 +14,41 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use super::disk::Disk;
+use super::plain_client::Screens;
 use super::random::{Digest, Random};
 use super::scheduler::Scheduler;
-use super::stock::Screens;
 
-/// Beside this, actors have only what is theirs.
+/// The shared state. Each actor's other state is private.
 pub(crate) struct World {
     pub(crate) random: RefCell<Random>,
     pub(crate) scheduler: Scheduler,
     pub(crate) disk: Disk,
     pub(crate) id: KernelId,
     begun: Instant,
-    /// What the process stores with; `None` while there is no process.
+    /// The log's writer; `None` while there is no process.
     pub(crate) stepper: RefCell<Option<Stepper>>,
-    /// Whether something is stored of which nobody was told.
-    pub(crate) untold: Cell<bool>,
-    /// Whether the disk takes its time.
+    /// Whether stored entries have not been published to readers yet.
+    pub(crate) unpublished: Cell<bool>,
+    /// Whether the disk stalls.
     pub(crate) stalled: Cell<bool>,
     pub(crate) process: watch::Sender<Option<Rc<Process>>>,
     /// The kernel's socket for requests.
     pub(crate) requests: RefCell<mpsc::Sender<(Channel, WireMessage)>>,
-    /// Every entry that anybody was ever shown.
+    /// Digest of every entry that a reader or client received, by `seq`.
     seen: RefCell<BTreeMap<u64, u64>>,
-    /// How often the kernel was handed each request.
+    /// How often the kernel received each request.
     pub(crate) runs: RefCell<BTreeMap<String, u64>>,
-    /// The questions that the kernel has an answer to, with the answer.
+    /// Answers that the kernel received, by input request.
     pub(crate) answers: RefCell<BTreeMap<String, String>>,
-    /// Requests whose code waited in vain for an answer of its user.
+    /// Requests whose code timed out waiting for input.
     pub(crate) unanswered: RefCell<BTreeSet<String>>,
-    /// Whether no more is to go wrong.
+    /// Whether fault injection has ended.
     pub(crate) calm: watch::Sender<bool>,
-    /// Clients that have what they are to have.
+    /// Number of requesters that have sent all their requests.
     pub(crate) finished: Cell<usize>,
-    /// What stock clients show of their executions.
+    /// Outputs that plain clients show, by request.
     pub(crate) screens: RefCell<Screens>,
-    /// How far the clients of the resume protocol are.
+    /// Last `seq` of each client of the resume protocol.
     pub(crate) positions: RefCell<BTreeMap<String, u64>>,
     trace: Cell<Digest>,
     verbose: bool,
@@ -70,7 +70,7 @@ impl World {
             id: KernelId::from(uuid::Uuid::from_u128(u128::from(seed))),
             begun: Instant::now(),
             stepper: RefCell::default(),
-            untold: Cell::new(false),
+            unpublished: Cell::new(false),
             stalled: Cell::new(false),
             process: watch::Sender::new(None),
             requests: RefCell::new(mpsc::channel(1).0),
@@ -95,22 +95,22 @@ impl World {
         self.random.borrow_mut().one_in(times)
     }
 
-    pub(crate) fn of<T: Clone>(&self, choices: &[T]) -> T {
-        self.random.borrow_mut().of(choices)
+    pub(crate) fn choose<T: Clone>(&self, choices: &[T]) -> T {
+        self.random.borrow_mut().choose(choices)
     }
 
-    /// Waits up to so many milliseconds; half of the times not at all.
+    /// Waits up to `up_to` milliseconds, or, half of the time, not at all.
     pub(crate) async fn pause(&self, up_to: u64) {
         if self.one_in(2) {
             sleep(Duration::from_millis(self.below(up_to))).await;
         }
     }
 
-    /// A request that runs something.
+    /// Makes an execute request with a random script.
     pub(crate) fn request(&self, msg_id: &str, session: &str) -> WireMessage {
         let lines = (0..self.below(12)).map(|line| match self.below(10) {
-            // The others read no questions.
-            9 if session.starts_with("stock") && self.one_in(3) => format!("ask {line}"),
+            // Other clients do not answer input requests.
+            9 if session.starts_with("plain") && self.one_in(3) => format!("ask {line}"),
             0 => "clear".to_owned(),
             1 => "clear later".to_owned(),
             2 => format!("show {line}"),
@@ -128,7 +128,7 @@ impl World {
         )
     }
 
-    /// Something has happened, which happens again with the same seed.
+    /// Records an event. A run with the same seed must record the same events.
     pub(crate) fn trace(&self, what: fmt::Arguments<'_>) {
         let text = format!("{} {what}", self.begun.elapsed().as_millis());
         if self.verbose {
@@ -143,7 +143,7 @@ impl World {
         self.trace.get()
     }
 
-    /// Somebody was shown this entry, which is then the same for all and for ever.
+    /// Records that a reader or client received this entry, and checks that it is the same for all of them.
     pub(crate) fn saw(&self, seq: u64, channel: Channel, message: &WireMessage) {
         let mut digest = Digest::default();
         digest.add(format!("{channel}").as_bytes());
@@ -151,7 +151,7 @@ impl World {
             digest.add(part);
         }
         let known = *self.seen.borrow_mut().entry(seq).or_insert(digest.0);
-        assert_eq!(known, digest.0, "entry {seq} is not for all the same");
+        assert_eq!(known, digest.0, "entry {seq} differs between readers");
     }
 
     pub(crate) fn seen(&self) -> Vec<u64> {
@@ -165,31 +165,32 @@ impl World {
         found.clone().unwrap()
     }
 
-    /// The process is killed, as it is.
+    /// Kills the process.
     pub(crate) fn kill(&self) {
-        // First what stores: what others do as they are dropped, a process that is killed does not.
+        // Drops the writer first, so that nothing that the other parts do on drop is stored.
         self.stepper.take();
-        self.untold.set(false);
+        self.unpublished.set(false);
         let process = self.process.send_replace(None);
         self.scheduler.kill_process();
         drop(process);
         self.disk.reopen();
     }
 
-    /// A step of what is no actor: the disk, and what writes to it.
+    /// Runs a step of the log's writer, and kills the process after a torn write. Returns whether there was something
+    /// to do.
     pub(crate) fn step(&self) -> bool {
         if self.stalled.get() {
             return false;
         }
         let stored = match &mut *self.stepper.borrow_mut() {
             None => false,
-            Some(stepper) if self.untold.take() => {
+            Some(stepper) if self.unpublished.take() => {
                 stepper.publish();
                 return true;
             }
             Some(stepper) => {
                 let stored = stepper.store();
-                self.untold.set(stored);
+                self.unpublished.set(stored);
                 stored
             }
         };

@@ -4,34 +4,31 @@ use std::time::Duration;
 
 use jupyter_protocol::KernelId;
 
-use super::{Outcome, Subject, ask, ensure, expect, launch, list, nothing_is_left, shutdown, step, wait_for_phase};
+use super::{Outcome, Subject, ask, check_nothing_left, ensure, expect, launch, list, shutdown, step, wait_for_phase};
 use crate::{AttachError, ExitCause, LaunchError, Phase, Progress, ProviderError};
 
 /// A shutdown ends the kernel, notifies all handles, leaves nothing behind, and can be repeated.
-pub async fn ends_when_asked(subject: &dyn Subject) -> Outcome {
+pub async fn a_shutdown_ends_the_kernel(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let other = expect(subject, "attach", provider.attach(&kernel.record())).await?;
     let exit = shutdown(subject, &*kernel).await?;
     ensure!(
         exit.cause == ExitCause::Requested,
-        "a shutdown as requested is told as: {}",
+        "a requested shutdown has the cause {}",
         exit.cause
     );
-    let told = step(subject, "the end at another handle", other.wait()).await?;
-    ensure!(told == exit, "another handle is told {told:?}");
+    let reported = step(subject, "the end at another handle", other.wait()).await?;
+    ensure!(reported == exit, "another handle reports {reported:?}");
     ensure!(
         shutdown(subject, &*kernel).await? == exit,
-        "the second shutdown says something else"
+        "a second shutdown returns another exit"
     );
     ensure!(
         matches!(kernel.interrupt().await, Err(ProviderError::Gone(_))),
-        "a kernel that is gone can be interrupted"
+        "an ended kernel can be interrupted"
     );
-    ensure!(
-        kernel.connection().await.is_err(),
-        "a kernel that is gone has a connection"
-    );
+    ensure!(kernel.connection().await.is_err(), "an ended kernel has a connection");
     let restarted = step(
         subject,
         "restart",
@@ -40,26 +37,26 @@ pub async fn ends_when_asked(subject: &dyn Subject) -> Outcome {
     .await?;
     ensure!(
         matches!(restarted, Err(LaunchError::Provider(ProviderError::Gone(_)))),
-        "a kernel that was shut down is restarted: {restarted:?}"
+        "a kernel that was shut down can be restarted: {restarted:?}"
     );
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
-/// Without grace, a kernel is killed at once.
-pub async fn ends_at_once_without_grace(subject: &dyn Subject) -> Outcome {
+/// A shutdown without grace kills the kernel.
+pub async fn a_shutdown_without_grace_kills_the_kernel(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let exit = expect(subject, "shutdown", kernel.shutdown(Duration::ZERO)).await?;
     ensure!(
         exit.cause == ExitCause::Requested,
-        "a shutdown as requested is told as: {}",
+        "a requested shutdown has the cause {}",
         exit.cause
     );
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// The death of a killed kernel is reported with its cause, without a request.
-pub async fn sees_a_kernel_die(subject: &dyn Subject) -> Outcome {
+pub async fn reports_the_death_of_a_kernel(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let record = kernel.record();
@@ -67,14 +64,14 @@ pub async fn sees_a_kernel_die(subject: &dyn Subject) -> Outcome {
     let exit = step(subject, "the end of a killed kernel", kernel.wait()).await?;
     ensure!(
         exit.cause != ExitCause::Requested,
-        "a killed kernel is told to have been shut down"
+        "a killed kernel is reported as shut down"
     );
     wait_for_phase(subject, &*kernel, &Phase::Exited(exit.clone())).await?;
     ensure!(list(subject, &*provider).await?.is_empty(), "a dead kernel is listed");
     let attached = step(subject, "attach", provider.attach(&record)).await?;
     ensure!(
         matches!(attached, Err(AttachError::Gone { .. })),
-        "a dead kernel is attached to: {:?}",
+        "a dead kernel can be attached to: {:?}",
         attached.err()
     );
     ensure!(
@@ -85,11 +82,11 @@ pub async fn sees_a_kernel_die(subject: &dyn Subject) -> Outcome {
     let again = launch(subject, &*provider, record.id).await?;
     ask(subject, &*again).await?;
     shutdown(subject, &*again).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A new embedder sees the end of a kernel that another one launched.
-pub async fn a_reopened_provider_sees_the_end(subject: &dyn Subject) -> Outcome {
+pub async fn a_reopened_provider_reports_the_end(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let record = kernel.record();
@@ -106,14 +103,14 @@ pub async fn a_reopened_provider_sees_the_end(subject: &dyn Subject) -> Outcome 
     let attached = step(subject, "attach", provider.attach(&record)).await?;
     ensure!(
         matches!(attached, Err(AttachError::Gone { .. })),
-        "a dead kernel is attached to: {:?}",
+        "a dead kernel can be attached to: {:?}",
         attached.err()
     );
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A shutdown cancels a restart in progress, and no kernel remains.
-pub async fn a_shutdown_ends_a_restart(subject: &dyn Subject) -> Outcome {
+pub async fn a_shutdown_cancels_a_restart(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let mut phase = kernel.phase();
@@ -126,11 +123,11 @@ pub async fn a_shutdown_ends_a_restart(subject: &dyn Subject) -> Outcome {
     };
     let (_, ended) = step(subject, "restart and shutdown", async { tokio::join!(restart, end) }).await?;
     ensure!(ended.is_ok(), "the shutdown failed: {:?}", ended.err());
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A cancelled shutdown does no harm: the next one ends the kernel.
-pub async fn a_dropped_shutdown_can_be_repeated(subject: &dyn Subject) -> Outcome {
+pub async fn a_cancelled_shutdown_can_be_repeated(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     tokio::select! {
@@ -140,5 +137,5 @@ pub async fn a_dropped_shutdown_can_be_repeated(subject: &dyn Subject) -> Outcom
     }
     shutdown(subject, &*kernel).await?;
     step(subject, "the end", kernel.wait()).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }

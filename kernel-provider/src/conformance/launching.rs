@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jupyter_protocol::KernelId;
 
 use super::{
-    Failure, LAST_WORDS, Outcome, Subject, ask, ensure, expect, launch, launch_request, list, nothing_is_left,
+    Failure, LAST_WORDS, Outcome, Subject, ask, check_nothing_left, ensure, expect, launch, launch_request, list,
     shutdown, step,
 };
 use crate::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress};
@@ -28,7 +28,7 @@ impl Stages {
 }
 
 /// The kernelspecs are known from the start, under the names that launches accept.
-pub async fn says_what_can_be_launched(subject: &dyn Subject) -> Outcome {
+pub async fn lists_kernelspecs(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     ensure!(
         !provider.name().is_empty() && !provider.name().contains('/'),
@@ -43,7 +43,7 @@ pub async fn says_what_can_be_launched(subject: &dyn Subject) -> Outcome {
 }
 
 /// Progress never goes back, and a finished launch has reported that the kernel is ready.
-pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
+pub async fn reports_launch_progress(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let stages = Stages::default();
     let id = KernelId::random();
@@ -60,11 +60,11 @@ pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
     ensure!(stages.is_sorted_by_key(order), "progress goes back: {stages:?}");
     ensure!(
         stages.contains(&LaunchStage::Starting) && stages.last() == Some(&LaunchStage::Ready),
-        "progress leaves out what every launch has: {stages:?}"
+        "progress lacks a stage that every launch has: {stages:?}"
     );
     ensure!(
         *kernel.phase().borrow() == Phase::Running,
-        "a kernel that is ready is not running"
+        "the phase of a ready kernel is not running"
     );
     let record = kernel.record();
     ensure!(
@@ -72,10 +72,10 @@ pub async fn reports_how_far_a_launch_is(subject: &dyn Subject) -> Outcome {
             && record.spec == subject.spec()
             && record.provider == provider.name()
             && record.owner.as_deref() == Some("ann"),
-        "the record is not what was launched: {record:?}"
+        "the record does not match the launch: {record:?}"
     );
     shutdown(subject, &*kernel).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A ready kernel answers at its connection with its key.
@@ -89,39 +89,39 @@ pub async fn answers_at_its_connection(subject: &dyn Subject) -> Outcome {
 }
 
 /// The error for an unknown kernelspec lists the known ones.
-pub async fn refuses_an_unknown_spec(subject: &dyn Subject) -> Outcome {
+pub async fn refuses_an_unknown_kernelspec(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let request = LaunchRequest::new(KernelId::random(), "no-such-spec");
     match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
         Err(LaunchError::NoSuchSpec { spec, known }) => {
             ensure!(
                 spec == "no-such-spec" && known.contains(&subject.spec()),
-                "the error does not say what there is: {known:?}"
+                "the error does not list the known kernelspecs: {known:?}"
             );
         }
         other => return Err(unexpected("NoSuchSpec", other.err())),
     }
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A kernel that cannot be started fails at once and leaves nothing behind.
-pub async fn says_what_is_missing(subject: &dyn Subject) -> Outcome {
+pub async fn reports_a_kernel_that_cannot_start(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let request = LaunchRequest::new(KernelId::random(), subject.missing_spec());
     match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
         Err(LaunchError::CannotStart { what, reason }) => {
             ensure!(
                 !what.is_empty() && !reason.is_empty(),
-                "the error does not say what is missing"
+                "the error does not name what is missing"
             );
         }
         other => return Err(unexpected("CannotStart", other.err())),
     }
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// The death of a starting kernel is reported at once, with cause and output, long before the timeout.
-pub async fn says_how_a_kernel_died_at_start(subject: &dyn Subject) -> Outcome {
+pub async fn reports_a_death_at_start(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
     let mut request = LaunchRequest::new(id, subject.dying_spec());
@@ -131,31 +131,34 @@ pub async fn says_how_a_kernel_died_at_start(subject: &dyn Subject) -> Outcome {
             ensure!(exit.cause == ExitCause::Code(3), "the cause is {}", exit.cause);
             ensure!(
                 exit.output.contains(LAST_WORDS),
-                "its output is not told: {:?}",
+                "the error lacks the output: {:?}",
                 exit.output
             );
         }
         other => return Err(unexpected("Died", other.err())),
     }
-    nothing_is_left(subject, &*provider).await?;
+    check_nothing_left(subject, &*provider).await?;
     // Its id is free again.
     let kernel = launch(subject, &*provider, id).await?;
     shutdown(subject, &*kernel).await.map(drop)
 }
 
 /// A kernel that never answers fails with its output at the timeout, and is ended.
-pub async fn says_that_a_kernel_never_answered(subject: &dyn Subject) -> Outcome {
+pub async fn reports_a_start_timeout(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let mut request = LaunchRequest::new(KernelId::random(), subject.silent_spec());
     request.timeout = subject.short_timeout();
     match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
         Err(LaunchError::TimedOut { timeout, output }) => {
-            ensure!(timeout == subject.short_timeout(), "it waited {timeout:?}");
-            ensure!(output.contains(LAST_WORDS), "its output is not told: {output:?}");
+            ensure!(
+                timeout == subject.short_timeout(),
+                "the error names another timeout: {timeout:?}"
+            );
+            ensure!(output.contains(LAST_WORDS), "the error lacks the output: {output:?}");
         }
         other => return Err(unexpected("TimedOut", other.err())),
     }
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// Launching an id repeatedly or concurrently results in one kernel.
@@ -176,11 +179,11 @@ pub async fn launching_twice_attaches(subject: &dyn Subject) -> Outcome {
         "the same id is listed twice"
     );
     shutdown(subject, &*third).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// Concurrent launches do not interfere.
-pub async fn launches_side_by_side(subject: &dyn Subject) -> Outcome {
+pub async fn launches_concurrently(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let launches = (0..8).map(|_| launch(subject, &*provider, KernelId::random()));
     let kernels = futures::future::try_join_all(launches).await?;
@@ -193,11 +196,11 @@ pub async fn launches_side_by_side(subject: &dyn Subject) -> Outcome {
     ensure!(addresses.len() == kernels.len(), "kernels share sockets: {addresses:?}");
     let ends = kernels.iter().map(|kernel| shutdown(subject, &**kernel));
     futures::future::try_join_all(ends).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A launch that is cancelled at any stage leaves nothing behind, and its id is free.
-pub async fn a_dropped_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
+pub async fn a_cancelled_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
     // The silent kernel would otherwise run forever.
@@ -235,18 +238,18 @@ pub async fn a_dropped_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
                     _ = reached => {}
                 }
             }
-            nothing_is_left(subject, &*provider).await?;
+            check_nothing_left(subject, &*provider).await?;
         }
     }
     let kernel = launch(subject, &*provider, id).await?;
     ask(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 fn unexpected(wanted: &str, error: Option<LaunchError>) -> Failure {
     match error {
-        Some(error) => Failure::new(format!("not {wanted}, but {error:?}")),
-        None => Failure::new(format!("not {wanted}, but a kernel")),
+        Some(error) => Failure::new(format!("expected {wanted}, got {error:?}")),
+        None => Failure::new(format!("expected {wanted}, got a kernel")),
     }
 }

@@ -112,14 +112,14 @@ pub type Outcome = Result<(), Failure>;
 macro_rules! provider_conformance {
     ($subject:expr) => {
         $crate::provider_conformance!(@cases $subject;
-            says_what_can_be_launched, reports_how_far_a_launch_is, answers_at_its_connection, refuses_an_unknown_spec,
-            says_what_is_missing, says_how_a_kernel_died_at_start, says_that_a_kernel_never_answered,
-            launching_twice_attaches, launches_side_by_side, a_dropped_launch_leaves_nothing,
-            lists_what_is_selected, a_record_is_text_without_secrets, refuses_records_that_are_not_its_own,
-            a_dropped_handle_leaves_the_kernel, interrupts_as_the_spec_says, restarts_under_the_same_id,
-            restarts_a_dead_kernel, kernels_outlive_the_embedder, a_reopened_provider_sees_the_end,
-            ends_when_asked, ends_at_once_without_grace, sees_a_kernel_die, a_shutdown_ends_a_restart,
-            a_dropped_shutdown_can_be_repeated,
+            lists_kernelspecs, reports_launch_progress, answers_at_its_connection, refuses_an_unknown_kernelspec,
+            reports_a_kernel_that_cannot_start, reports_a_death_at_start, reports_a_start_timeout,
+            launching_twice_attaches, launches_concurrently, a_cancelled_launch_leaves_nothing,
+            list_applies_the_selector, a_record_is_serializable_without_secrets, refuses_foreign_and_gone_records,
+            a_dropped_handle_does_not_end_the_kernel, interrupts_as_the_kernelspec_says, restarts_under_the_same_id,
+            restarts_a_dead_kernel, kernels_outlive_the_embedder, a_reopened_provider_reports_the_end,
+            a_shutdown_ends_the_kernel, a_shutdown_without_grace_kills_the_kernel, reports_the_death_of_a_kernel,
+            a_shutdown_cancels_a_restart, a_cancelled_shutdown_can_be_repeated,
         );
     };
     (@cases $subject:expr; $($case:ident),* $(,)?) => {
@@ -219,21 +219,21 @@ async fn wait_for_phase(subject: &dyn Subject, kernel: &dyn KernelHandle, wanted
     )
     .await?
     .map(drop)
-    .map_err(|_| Failure::new("the phase's sender is gone while the handle is there"))
+    .map_err(|_| Failure::new("the phase's sender was dropped before the handle"))
 }
 
 /// Waits until no leftovers remain.
-async fn nothing_is_left(subject: &dyn Subject, provider: &dyn KernelProvider) -> Outcome {
+async fn check_nothing_left(subject: &dyn Subject, provider: &dyn KernelProvider) -> Outcome {
     let listed = list(subject, provider).await?;
-    ensure!(listed.is_empty(), "kernels are listed that were ended: {listed:?}");
+    ensure!(listed.is_empty(), "ended kernels are listed: {listed:?}");
     let deadline = tokio::time::Instant::now() + subject.patience();
     loop {
         let left = subject.leftovers().await;
         if left.is_empty() {
             return Ok(());
         }
-        ensure!(tokio::time::Instant::now() < deadline, "this is left: {left:?}");
-        // The end of a process or pod, as others see it, has no event here.
+        ensure!(tokio::time::Instant::now() < deadline, "leftovers remain: {left:?}");
+        // The suite has no event for the end of a process or pod.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

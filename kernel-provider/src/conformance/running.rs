@@ -5,13 +5,13 @@ use std::time::Duration;
 use jupyter_protocol::KernelId;
 
 use super::{
-    Failure, Outcome, Subject, ask, ensure, expect, launch, launch_request, list, nothing_is_left, shutdown, step,
+    Failure, Outcome, Subject, ask, check_nothing_left, ensure, expect, launch, launch_request, list, shutdown, step,
     wait_for_phase,
 };
 use crate::{AttachError, KernelRecord, Phase, Progress, Selector};
 
 /// Only running kernels that match the selector are listed.
-pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
+pub async fn list_applies_the_selector(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let mut kernels = Vec::new();
     for owner in ["ann", "bob"] {
@@ -37,11 +37,11 @@ pub async fn lists_what_is_selected(subject: &dyn Subject) -> Outcome {
     for kernel in &kernels {
         shutdown(subject, &**kernel).await?;
     }
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A record can be stored as text and attached to. Neither it nor its debug output contains the key.
-pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome {
+pub async fn a_record_is_serializable_without_secrets(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
     let mut request = launch_request(subject, id);
@@ -51,8 +51,8 @@ pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome 
     let kernel = expect(subject, "launch", provider.launch(request, Progress::ignored())).await?;
     let connection = expect(subject, "connection", kernel.connection()).await?;
     let record = kernel.record();
-    let text =
-        serde_json::to_string(&record).map_err(|error| Failure::new(format!("the record is no JSON: {error}")))?;
+    let text = serde_json::to_string(&record)
+        .map_err(|error| Failure::new(format!("the record cannot be written as JSON: {error}")))?;
     for secret in [connection.key.expose(), "a-secret-value"] {
         ensure!(
             !text.contains(secret) && !format!("{record:?}").contains(secret),
@@ -61,11 +61,14 @@ pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome 
     }
     let read: KernelRecord =
         serde_json::from_str(&text).map_err(|error| Failure::new(format!("the record cannot be read: {error}")))?;
-    ensure!(read == record, "the record is another when it is read: {read:?}");
+    ensure!(
+        read == record,
+        "the record changes when it is written and read: {read:?}"
+    );
     let attached = expect(subject, "attach", provider.attach(&read)).await?;
     ensure!(
         expect(subject, "connection", attached.connection()).await? == connection,
-        "what was attached to is another kernel"
+        "attach returned another kernel"
     );
     shutdown(subject, &*attached).await?;
     step(subject, "the end at the first handle", kernel.wait()).await?;
@@ -73,7 +76,7 @@ pub async fn a_record_is_text_without_secrets(subject: &dyn Subject) -> Outcome 
 }
 
 /// Records of other providers and of gone kernels have different errors.
-pub async fn refuses_records_that_are_not_its_own(subject: &dyn Subject) -> Outcome {
+pub async fn refuses_foreign_and_gone_records(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let mut foreign = kernel.record();
@@ -81,7 +84,7 @@ pub async fn refuses_records_that_are_not_its_own(subject: &dyn Subject) -> Outc
     let attached = step(subject, "attach", provider.attach(&foreign)).await?;
     ensure!(
         matches!(attached, Err(AttachError::Foreign { .. })),
-        "another provider's record: {:?}",
+        "another provider's record is not refused as foreign: {:?}",
         attached.err()
     );
     let mut unknown = kernel.record();
@@ -89,21 +92,21 @@ pub async fn refuses_records_that_are_not_its_own(subject: &dyn Subject) -> Outc
     let attached = step(subject, "attach", provider.attach(&unknown)).await?;
     ensure!(
         matches!(attached, Err(AttachError::Gone { id, .. }) if id == unknown.id),
-        "a kernel that never was: {:?}",
+        "an unknown kernel is not reported as gone: {:?}",
         attached.err()
     );
     shutdown(subject, &*kernel).await?;
     let attached = step(subject, "attach", provider.attach(&kernel.record())).await?;
     ensure!(
         matches!(attached, Err(AttachError::Gone { .. })),
-        "a kernel that was ended: {:?}",
+        "an ended kernel is not reported as gone: {:?}",
         attached.err()
     );
     Ok(())
 }
 
 /// Creating and dropping handles does not affect the kernel.
-pub async fn a_dropped_handle_leaves_the_kernel(subject: &dyn Subject) -> Outcome {
+pub async fn a_dropped_handle_does_not_end_the_kernel(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let record = kernel.record();
@@ -111,14 +114,14 @@ pub async fn a_dropped_handle_leaves_the_kernel(subject: &dyn Subject) -> Outcom
     let kernel = expect(subject, "attach", provider.attach(&record)).await?;
     ask(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
-/// An interrupt works as the kernelspec says and does not end an idle kernel.
-pub async fn interrupts_as_the_spec_says(subject: &dyn Subject) -> Outcome {
+/// An interrupt uses the kernelspec's interrupt mode and does not end an idle kernel.
+pub async fn interrupts_as_the_kernelspec_says(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
-    // It handles signals once it answers.
+    // A kernel that answers has installed its signal handlers.
     ask(subject, &*kernel).await?;
     let how = expect(subject, "interrupt", kernel.interrupt()).await?;
     ensure!(how == subject.interrupt(), "the interrupt was carried out as {how:?}");
@@ -142,7 +145,7 @@ pub async fn restarts_under_the_same_id(subject: &dyn Subject) -> Outcome {
     .await?;
     ensure!(
         phase.has_changed().unwrap_or(false),
-        "the phase's watch was not told of the restart"
+        "the phase's watch did not change on a restart"
     );
     ensure!(
         *kernel.phase().borrow() == Phase::Running,
@@ -158,7 +161,7 @@ pub async fn restarts_under_the_same_id(subject: &dyn Subject) -> Outcome {
     let attached = expect(subject, "attach", provider.attach(&record)).await?;
     ask(subject, &*attached).await?;
     shutdown(subject, &*kernel).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// A dead kernel can be restarted through its handle.
@@ -175,7 +178,7 @@ pub async fn restarts_a_dead_kernel(subject: &dyn Subject) -> Outcome {
     .await?;
     ask(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }
 
 /// Kernels outlive their embedder, and another one finds them.
@@ -209,5 +212,5 @@ pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
     .await?;
     ask(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await?;
-    nothing_is_left(subject, &*provider).await
+    check_nothing_left(subject, &*provider).await
 }

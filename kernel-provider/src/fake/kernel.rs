@@ -23,15 +23,15 @@ pub(super) struct FakeKernel {
     pub(super) record: KernelRecord,
     spec: FakeSpec,
     phase: watch::Sender<Phase>,
-    state: Mutex<State>,
+    state: Mutex<KernelState>,
     /// Serializes restarts and ends.
     operation: tokio::sync::Mutex<()>,
     /// Cancels a restart in progress.
-    give_up_restart: Notify,
+    cancel_restart: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct KernelState {
     connection: ConnectionInfo,
     running: Option<Running>,
     output: String,
@@ -68,7 +68,7 @@ impl FakeKernel {
             phase: watch::Sender::new(Phase::Starting),
             state: Mutex::default(),
             operation: tokio::sync::Mutex::default(),
-            give_up_restart: Notify::new(),
+            cancel_restart: Notify::new(),
         });
         progress.report(LaunchStage::Scheduled);
         kernel.start(limit, progress).await?;
@@ -120,7 +120,7 @@ impl FakeKernel {
                 // Dropped with the task, however it ends.
                 let _gone = gone;
                 server.run().await;
-                // As a process does after a shutdown_request.
+                // The server has handled a shutdown_request, after which a process exits with 0.
                 Self::task_ended(&kernel, ExitCause::Code(0));
             }),
             server: handle,
@@ -138,7 +138,7 @@ impl FakeKernel {
         }
     }
 
-    /// Ends the task if it runs.
+    /// Ends the task, if it runs, and reports the exit unless a restart is in progress.
     pub(super) fn ended(&self, cause: ExitCause) {
         let mut state = self.lock();
         if state.running.take().is_none() || state.is_restarting {
@@ -147,7 +147,7 @@ impl FakeKernel {
         self.exited(state, cause);
     }
 
-    fn exited(&self, state: MutexGuard<'_, State>, cause: ExitCause) {
+    fn exited(&self, state: MutexGuard<'_, KernelState>, cause: ExitCause) {
         let cause = if state.is_ending { ExitCause::Requested } else { cause };
         let exit = Exit::new(cause).with_output(&state.output);
         self.phase.send_replace(Phase::Exited(exit));
@@ -168,7 +168,7 @@ impl FakeKernel {
         self.lock().interrupts
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, KernelState> {
         // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -224,7 +224,7 @@ impl Drop for Restarting<'_> {
         if state.running.is_some() {
             self.0.phase.send_replace(Phase::Running);
         } else {
-            let cause = ExitCause::Unknown("its restart failed or was given up".to_owned());
+            let cause = ExitCause::Unknown("its restart failed or was cancelled".to_owned());
             self.0.exited(state, cause);
         }
     }
@@ -278,13 +278,13 @@ impl KernelHandle for FakeHandle {
         let _operation = self.0.operation.lock().await;
         tokio::select! {
             biased;
-            () = self.0.give_up_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
+            () = self.0.cancel_restart.notified() => Err(ProviderError::Gone(ExitCause::Requested).into()),
             restarted = self.0.restart_now(grace, &progress) => restarted,
         }
     }
 
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
-        self.0.give_up_restart.notify_waiters();
+        self.0.cancel_restart.notify_waiters();
         let _operation = self.0.operation.lock().await;
         self.0.lock().is_ending = true;
         if let Some(exit) = self.0.exit() {

@@ -1,4 +1,4 @@
-//! A provider for tests. Its kernels are tasks of this process that fail and end as the test decides.
+//! A provider for tests. Its kernels are tasks of this process, and the test decides how they fail and end.
 //!
 //! They speak the real protocol over real sockets, so everything above a provider can be tested without an installed
 //! kernel.
@@ -45,16 +45,16 @@ use crate::{
 
 /// A provider of fake kernels.
 ///
-/// A clone acts as a second provider at the same place, like that of a restarted embedder: it lists and attaches to the
-/// kernels of the first. The kernels end when the last provider and handle are gone.
+/// A clone acts as the provider of a restarted embedder: it lists and attaches to the same kernels. The kernels end
+/// when the last provider and handle are dropped.
 #[derive(Clone)]
 pub struct FakeProvider {
     name: String,
-    place: Arc<Place>,
+    backend: Arc<Backend>,
 }
 
 #[derive(Default)]
-struct Place {
+struct Backend {
     kernelspecs: Mutex<BTreeMap<String, FakeSpec>>,
     specs: watch::Sender<Arc<Specs>>,
     kernels: Mutex<HashMap<KernelId, Slot>>,
@@ -75,7 +75,7 @@ impl FakeProvider {
     pub fn new() -> Self {
         let provider = Self {
             name: "fake".to_owned(),
-            place: Arc::default(),
+            backend: Arc::default(),
         };
         provider.install("echo", FakeSpec::echo());
         provider
@@ -90,19 +90,19 @@ impl FakeProvider {
 
     /// Adds or replaces a kernelspec and notifies watchers.
     pub fn install(&self, name: impl Into<String>, spec: FakeSpec) {
-        let mut kernelspecs = lock(&self.place.kernelspecs);
+        let mut kernelspecs = lock(&self.backend.kernelspecs);
         kernelspecs.insert(name.into(), spec);
-        self.tell(&kernelspecs);
+        self.publish_specs(&kernelspecs);
     }
 
     /// Removes a kernelspec and notifies watchers. Its kernels keep running.
     pub fn uninstall(&self, name: &str) {
-        let mut kernelspecs = lock(&self.place.kernelspecs);
+        let mut kernelspecs = lock(&self.backend.kernelspecs);
         kernelspecs.remove(name);
-        self.tell(&kernelspecs);
+        self.publish_specs(&kernelspecs);
     }
 
-    fn tell(&self, kernelspecs: &BTreeMap<String, FakeSpec>) {
+    fn publish_specs(&self, kernelspecs: &BTreeMap<String, FakeSpec>) {
         let by_name = kernelspecs.iter().map(|(name, spec)| {
             let installed = InstalledKernelspec {
                 name: name.clone(),
@@ -115,7 +115,7 @@ impl FakeProvider {
             by_name: by_name.collect(),
             broken: BTreeMap::new(),
         };
-        self.place.specs.send_replace(Arc::new(specs));
+        self.backend.specs.send_replace(Arc::new(specs));
     }
 
     /// Ends a kernel with this cause, as if by itself. Does nothing if it does not run.
@@ -145,18 +145,18 @@ impl FakeProvider {
     }
 
     fn slot(&self, id: KernelId) -> Slot {
-        Arc::clone(lock(&self.place.kernels).entry(id).or_default())
+        Arc::clone(lock(&self.backend.kernels).entry(id).or_default())
     }
 
     /// A launched kernel, even if it has ended.
     fn find(&self, id: KernelId) -> Option<Arc<FakeKernel>> {
-        let slot = lock(&self.place.kernels).get(&id).cloned()?;
+        let slot = lock(&self.backend.kernels).get(&id).cloned()?;
         // A held lock means that the launch has not finished.
         slot.try_lock().ok()?.clone()
     }
 
     fn kernels(&self) -> Vec<Arc<FakeKernel>> {
-        let ids: Vec<KernelId> = lock(&self.place.kernels).keys().copied().collect();
+        let ids: Vec<KernelId> = lock(&self.backend.kernels).keys().copied().collect();
         ids.into_iter()
             .filter_map(|id| self.find(id))
             .filter(|kernel| kernel.exit().is_none())
@@ -171,7 +171,7 @@ impl KernelProvider for FakeProvider {
     }
 
     fn specs(&self) -> watch::Receiver<Arc<Specs>> {
-        self.place.specs.subscribe()
+        self.backend.specs.subscribe()
     }
 
     async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError> {
@@ -182,7 +182,7 @@ impl KernelProvider for FakeProvider {
             return Ok(Arc::new(FakeHandle(Arc::clone(kernel))));
         }
         let spec = {
-            let kernelspecs = lock(&self.place.kernelspecs);
+            let kernelspecs = lock(&self.backend.kernelspecs);
             let spec = kernelspecs.get(&request.spec).cloned();
             spec.ok_or_else(|| LaunchError::NoSuchSpec {
                 known: kernelspecs.keys().cloned().collect::<Vec<_>>().join(", "),

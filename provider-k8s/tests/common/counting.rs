@@ -1,4 +1,4 @@
-//! Kernels that print increasing numbers, and checks of what was recorded.
+//! Kernels that print increasing numbers, and checks of the recorded numbers.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 

@@ -19,7 +19,7 @@ use kube::{Api, Client, Config};
 use provider_k8s::{K8sConfig, K8sProvider, Reach};
 use serde_json::{Value, json};
 
-/// Longer than anything here takes.
+/// Deadline of every wait, far longer than any of them takes.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 /// The service account of the provider under test.
 const ACCOUNT: &str = "gateway";
@@ -123,8 +123,8 @@ impl TestNamespace {
     }
 
     /// Blocks on a future from outside the async runtime.
-    pub(crate) fn block_on<T>(&self, what: impl Future<Output = T>) -> T {
-        self.runtime.block_on(what)
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
     }
 
     pub(crate) fn pods(&self) -> Api<Pod> {
@@ -243,9 +243,9 @@ where
 }
 
 /// Polls a condition that has no event.
-pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + LONG;
-    while !is_so().await {
+    while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "{what}: not within {LONG:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

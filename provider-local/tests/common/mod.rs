@@ -12,7 +12,7 @@ use jupyter_protocol::kernelspec::SearchPath;
 use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
 use provider_local::{LocalConfig, LocalProvider, TransportChoice};
 
-/// Longer than anything here takes.
+/// Deadline of every wait, far longer than any of them takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Returns a Python interpreter with ipykernel: `KERNELMUX_TEST_PYTHON`, or else `python3`.
@@ -154,9 +154,9 @@ pub(crate) fn pids() -> Vec<i32> {
 }
 
 /// Polls a condition that has no event.
-pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + LONG;
-    while !is_so() {
+    while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "{what}: not within {LONG:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -6,7 +6,7 @@ use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, R
 use jupyter_protocol::kernel::{Context, Kernel, async_trait, serve};
 use serde_json::{Value, json};
 
-pub(crate) const TEST: &str = "be_a_kernel";
+pub(crate) const TEST: &str = "serve_as_kernel";
 
 struct StandIn;
 

@@ -25,7 +25,7 @@ pub(super) struct Address {
 
 impl Address {
     pub(super) fn new(options: &Options) -> Result<Self, Error> {
-        let uri: Uri = options.url.parse().map_err(|_| invalid("it is no URL"))?;
+        let uri: Uri = options.url.parse().map_err(|_| invalid("it is not a URL"))?;
         let tls = match uri.scheme().map(Scheme::as_str) {
             Some("http" | "ws") => false,
             Some("https" | "wss") => true,
@@ -34,16 +34,15 @@ impl Address {
         #[cfg(not(feature = "tls"))]
         if tls && options.dial.is_none() {
             return Err(invalid(
-                "this client was built without TLS: build it with the feature `tls`, or give it a `dial` that \
-                 does it",
+                "this client was built without TLS: enable the feature `tls`, or set a `dial` that does TLS",
             ));
         }
         let authority = uri.authority().ok_or(invalid("it has no host"))?;
         if authority.as_str().contains('@') {
-            return Err(invalid("it has a user name: give the token as such"));
+            return Err(invalid("it has a user name: use `with_token` instead"));
         }
         if uri.query().is_some() {
-            return Err(invalid("it has a query: give the token as such"));
+            return Err(invalid("it has a query: use `with_token` for the token"));
         }
         let authorization = options.token.as_ref().map(|token| {
             let mut value = HeaderValue::try_from(format!("token {token}")).map_err(|_| Error::InvalidToken)?;
@@ -81,11 +80,11 @@ impl Address {
         self.tls.as_ref()
     }
 
-    /// The request of a handshake.
+    /// Makes the request of a WebSocket handshake.
     pub(super) fn request(&self, start: Start) -> Result<Request, Error> {
         let uri: Uri = format!("{}&resume={start}", self.url)
             .parse()
-            .map_err(|_| invalid("the kernel's address below it is no URL"))?;
+            .map_err(|_| invalid("the kernel's address below it is not a URL"))?;
         let mut request = ClientRequestBuilder::new(uri)
             .with_sub_protocol(SUBPROTOCOL)
             .into_client_request()
@@ -101,7 +100,7 @@ fn invalid(reason: &'static str) -> Error {
     Error::InvalidUrl { reason }
 }
 
-/// The text escaped for a query (RFC 3986 section 2.1).
+/// Escapes text for a query (RFC 3986 section 2.1).
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {

@@ -16,17 +16,17 @@ use super::address::Address;
 use super::error::{Error, Failure, Lost};
 use super::options::{Options, Transport};
 use super::outbox::Outbox;
-use super::watchdog::{Silence, Watched};
+use super::watchdog::{Silence, WatchedStream};
 use crate::resume::{CLOSE_REPLACED, Hello, Notice, Start};
 
 /// A WebSocket after the gateway's `hello`.
 pub(super) struct Connection {
-    socket: WebSocketStream<Watched<Box<dyn Transport>>>,
+    socket: WebSocketStream<WatchedStream<Box<dyn Transport>>>,
     max_message_bytes: usize,
     /// Whether written messages may still be in the socket's buffer.
     unflushed: bool,
     /// Whether writing failed. Reading continues until the connection ends, perhaps with the reason.
-    deaf: bool,
+    write_failed: bool,
 }
 
 /// A frame from the gateway after its `hello`.
@@ -57,14 +57,14 @@ impl Connection {
             .max_message_size(Some(options.max_message_bytes))
             .max_frame_size(Some(options.max_message_bytes));
         let request = address.request(start).map_err(Failure::Final)?;
-        let (socket, _) = client_async_with_config(request, Watched::new(stream, options.silence), Some(config))
+        let (socket, _) = client_async_with_config(request, WatchedStream::new(stream, options.silence), Some(config))
             .await
             .map_err(|error| failure(error, options.max_message_bytes))?;
         let mut connection = Self {
             socket,
             max_message_bytes: options.max_message_bytes,
             unflushed: false,
-            deaf: false,
+            write_failed: false,
         };
         let hello = connection.hello().await?;
         Ok((connection, hello))
@@ -76,15 +76,15 @@ impl Connection {
             match self.take(message)? {
                 None | Some(Received::Notice(Notice::Unknown)) => {}
                 Some(Received::Notice(Notice::Hello(hello))) => return Ok(hello),
-                Some(_) => return Err(violation("its first frame is no hello")),
+                Some(_) => return Err(violation("its first frame is not a hello")),
             }
         }
     }
 
     /// Writes pending messages as far as possible and returns the next frame.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<Received, Failure>> {
-        if !self.deaf && (self.unflushed || outbox.has_unsent()) {
-            self.deaf = matches!(self.poll_write(cx, outbox), Poll::Ready(Err(_)));
+        if !self.write_failed && (self.unflushed || outbox.has_unsent()) {
+            self.write_failed = matches!(self.poll_write(cx, outbox), Poll::Ready(Err(_)));
         }
         loop {
             let message = ready!(Pin::new(&mut self.socket).poll_next(cx));
@@ -114,7 +114,7 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// The meaning of a WebSocket message; `None` if it only shows that the gateway is alive.
+    /// Interprets a WebSocket message. Returns `None` if it only shows that the gateway is alive.
     fn take(&self, message: Option<Result<Message, WebSocketError>>) -> Result<Option<Received>, Failure> {
         match message {
             Some(Ok(Message::Binary(frame))) => Ok(Some(Received::Entry(frame))),
@@ -135,7 +135,7 @@ async fn dial(options: &Options, address: &Address) -> Result<Box<dyn Transport>
     let stream = TcpStream::connect((address.host(), address.port()))
         .await
         .map_err(unreachable)?;
-    // A client's messages are small, and someone waits for the reply.
+    // Small messages must not wait for more data (Nagle's algorithm).
     stream.set_nodelay(true).map_err(unreachable)?;
     #[cfg(feature = "tls")]
     if let Some(tls) = address.tls() {

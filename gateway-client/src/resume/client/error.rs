@@ -12,7 +12,7 @@ pub enum Error {
     /// The gateway's address is invalid.
     #[error("the gateway's address cannot be used: {reason}")]
     InvalidUrl {
-        /// What is wrong. The address is not repeated, because it may contain a secret.
+        /// The problem. The address is not repeated, because it may contain a secret.
         reason: &'static str,
     },
     /// The token has characters that a header cannot contain.
@@ -21,9 +21,9 @@ pub enum Error {
     /// `https://` or `wss://` without trusted certificates on this system: install them (on Debian the package
     /// `ca-certificates`), or set [`Options::tls`](super::Options::tls).
     #[cfg(feature = "tls")]
-    #[error("TLS cannot be set up with what the system trusts: {reason}; install its certificates, or give `tls`")]
+    #[error("TLS cannot be set up with the system's certificates: {reason}; install certificates, or set `tls`")]
     Tls {
-        /// What is wrong.
+        /// The problem with the certificates.
         reason: String,
     },
     /// The first attempt of [`ResumeClient::connect`](super::ResumeClient::connect) failed. Another one may succeed.
@@ -37,16 +37,13 @@ pub enum Error {
     },
     /// The gateway does not support the resume protocol: it is not kernelmux, or an older version.
     #[error(
-        "the gateway does not speak {}: it is no kernelmux, or too old a one",
+        "the gateway does not speak {}: it is not kernelmux, or too old",
         crate::resume::SUBPROTOCOL
     )]
     Unsupported,
     /// The gateway closed the connection because of this client's messages: code 1002 for an invalid frame, 1009 for
     /// one that is too large. Reconnecting would end the same way.
-    #[error(
-        "the gateway accepts no more messages from this client: code {code}{}",
-        because(reason)
-    )]
+    #[error("the gateway rejected this client's messages: code {code}{}", because(reason))]
     Closed {
         /// Code of the Close frame (RFC 6455 section 7.4).
         code: u16,
@@ -54,16 +51,16 @@ pub enum Error {
         reason: String,
     },
     /// Another connection of the same session replaced this one (code 4001).
-    #[error("the session is in use by a newer connection: give each client a session of its own")]
+    #[error("a newer connection uses the session: give each client its own session")]
     Replaced,
     /// A message of the kernel is larger than [`Options::max_message_bytes`](super::Options::max_message_bytes).
-    #[error("a message is larger than the {limit} bytes that this client takes: raise max_message_bytes")]
+    #[error("a message is larger than the limit of {limit} bytes: raise max_message_bytes")]
     TooLarge {
         /// The largest accepted message in bytes.
         limit: usize,
     },
     /// The gateway violated the protocol several times at the same position.
-    #[error("the gateway breaks the protocol each time: {what}")]
+    #[error("the gateway repeatedly violates the protocol: {what}")]
     Broken {
         /// The violation.
         what: String,
@@ -73,7 +70,7 @@ pub enum Error {
 fn meaning(status: u16) -> &'static str {
     match status {
         400 => "it does not understand the request",
-        401 | 403 => "check the token, and what the gateway permits",
+        401 | 403 => "check the token and the gateway's permissions",
         404 => "there is neither such a kernel nor its log",
         _ => "for a reason unknown to this client",
     }
@@ -118,10 +115,10 @@ pub enum Lost {
     #[error("the connection broke: {0}")]
     Broke(String),
     /// Nothing arrived for this long, not even a Ping.
-    #[error("nothing came for {} s, not even a Ping", .0.as_secs())]
+    #[error("nothing arrived for {} s, not even a Ping", .0.as_secs())]
     Silent(Duration),
     /// The gateway violated the protocol, for example with an entry that is not the next one.
-    #[error("the gateway broke the protocol: {0}")]
+    #[error("the gateway violated the protocol: {0}")]
     Violation(String),
 }
 
@@ -143,7 +140,7 @@ impl From<Lost> for Failure {
 pub enum SendError {
     /// The limit [`Options::max_unconfirmed`](super::Options::max_unconfirmed) of messages that are sent and not in the
     /// log yet is reached: continue reading, then send again.
-    #[error("{limit} messages are not confirmed yet: read on, then send again")]
+    #[error("{limit} messages are not confirmed yet: continue reading, then send again")]
     Full {
         /// The limit.
         limit: usize,
@@ -152,13 +149,13 @@ pub enum SendError {
     #[error("clients send on shell, control and stdin, not on {0}")]
     Channel(Channel),
     /// The message's header is not a JSON object with a `msg_id`, by which the gateway identifies it.
-    #[error("the message has no msg_id in its header, by which the gateway would know it")]
+    #[error("the message has no msg_id in its header, by which the gateway identifies it")]
     NoId,
     /// A message with this `msg_id` was sent and is not in the log yet.
-    #[error("a message with the msg_id {0:?} was sent before: give each message its own")]
+    #[error("a message with the msg_id {0:?} was sent before: give each message its own id")]
     Duplicate(String),
     /// The kernel is gone or the client has ended, as the last [`next`](super::ResumeClient::next) reported.
-    #[error("nothing can be sent any more: the kernel is gone, or the connection ended for good")]
+    #[error("the message cannot be sent: the kernel has ended, or the client has failed")]
     Ended,
 }
 

@@ -6,29 +6,29 @@ use kernel_log::{LIFECYCLE, Lifecycle, Seq};
 use super::error::Lost;
 use crate::resume::Hello;
 
-/// What a [`ResumeClient`](super::ResumeClient) reads.
+/// An event from a [`ResumeClient`](super::ResumeClient).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
     /// The next entry of the log.
     Entry(Entry),
-    /// Entries `first` to `last` were dropped, or could never be stored.
+    /// Entries `first` to `last` are missing, because they were dropped or could not be stored.
     Gap {
-        /// The first one missing.
+        /// The first missing entry.
         first: Seq,
-        /// The last one missing.
+        /// The last missing entry.
         last: Seq,
     },
-    /// Connected, and going on where the client was, or begins. Entries up to [`Hello::head`] are the backlog.
+    /// Connected at the client's position or, at first, its start. Entries up to [`Hello::head`] are the backlog.
     Connected(Hello),
-    /// Connected, but the client cannot go on where it was, for [`Hello::reason`]: forget what was built from earlier
-    /// entries, and build it anew from those that follow.
+    /// Connected, but the client cannot resume at its position, for [`Hello::reason`]. The program should discard state
+    /// built from earlier entries and rebuild it from the ones that follow.
     NotRecovered(Hello),
-    /// The connection is lost, or could not be made; the client connects again after a pause. Nothing has to be done.
+    /// The connection was lost or could not be made. The client reconnects by itself after a pause.
     Disconnected {
-        /// What happened.
+        /// Why the connection failed.
         reason: Lost,
-        /// The pause.
+        /// The pause before the next attempt.
         retry_in: Duration,
     },
 }
@@ -37,9 +37,9 @@ pub enum Event {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Entry {
-    /// Its number: one more than the last one's.
+    /// The entry's number. Numbers are contiguous, apart from reported gaps.
     pub seq: Seq,
-    /// The channel it went over.
+    /// The message's channel.
     pub channel: Channel,
     /// The message, unsigned and without identities.
     pub message: WireMessage,

@@ -1,4 +1,4 @@
-//! A client of the resume protocol: it follows a kernel through a gateway, connects again by itself, and hands on every
+//! A client of the resume protocol. It follows a kernel through a gateway, reconnects by itself, and returns every
 //! entry of the kernel's log exactly once and in order.
 //!
 //! ```no_run
@@ -17,10 +17,10 @@
 //!     match event {
 //!         Event::Entry(entry) => println!("{} {}", entry.seq, entry.message.header_ref()?.msg_type),
 //!         Event::Gap { first, last } => println!("{first} to {last} are missing"),
-//!         Event::NotRecovered(_) => println!("what was read before is of no use: from the beginning"),
+//!         Event::NotRecovered(_) => println!("earlier entries are obsolete: starting over"),
 //!         _ => {}
 //!     }
-//!     // Another process goes on from here.
+//!     // Another process can resume from here.
 //!     save(client.cursor());
 //! }
 //! # Ok(())
@@ -29,25 +29,26 @@
 //!
 //! # How it works
 //!
-//! The client has no task and no queue of entries. [`next`](ResumeClient::next) reads the socket, and only as far as the
-//! next frame; it also writes what was [sent](ResumeClient::send), answers Pings and connects again. So a program that
-//! reads slowly holds up nobody, and what it has not read lies in the gateway's log. A program that does not read for
-//! longer than the gateway waits for a Pong (90 s) loses the connection; the next `next` connects again and goes on with
-//! the next entry, as after any disconnect.
+//! The client has no task and no queue of entries. [`next`](ResumeClient::next) reads the socket, and only as far as
+//! the next frame; it also writes [sent](ResumeClient::send) messages, answers Pings and reconnects. So a program that
+//! reads slowly delays no other client, and unread entries stay in the gateway's log. If a program does not read for
+//! longer than the gateway waits for a Pong (90 s), the connection is lost. The next call of `next` reconnects and
+//! resumes with the next entry, as after any disconnect.
 //!
-//! A connection on which an entry is not the next one, or anything else is not as it must be, is given up, and a new one
-//! begins after the last entry that was handed on. Where that happens five times and nothing else came meanwhile, the
-//! client gives up with [`Error::Broken`]. What else ends it for good: [`Error`]; what does not: [`Lost`].
+//! If the gateway violates the protocol, for example with an entry that is not the next one, the client drops the
+//! connection and resumes after the last entry that it returned. After five violations with only a `hello` in between,
+//! it fails with [`Error::Broken`]. [`Error`] lists the other permanent failures; after a [`Lost`] connection, the
+//! client reconnects.
 //!
 //! # TLS
 //!
-//! With the feature `tls` the address may begin with `https://` or `wss://`. The gateway's certificate must
-//! be for the address's host, a name or an IP address, and of an issuer that the operating system trusts, or that
-//! `Options::tls` names; that also holds a certificate of the client's own. A certificate that does not hold is
-//! `Lost::Tls` with what is wrong with it, and the client tries again, as after any failure that somebody else may put
-//! right; [`connect`](ResumeClient::connect) tries once. Without the feature, [`Options::dial`] can do TLS.
+//! With the feature `tls`, the address may begin with `https://` or `wss://`. The gateway's certificate must be valid
+//! for the address's host, a name or an IP address, and issued by a CA that the operating system or `Options::tls`
+//! trusts. `Options::tls` may also contain a client certificate. An invalid certificate causes a `Lost::Tls` that names
+//! the problem, and the client retries, because an administrator may fix it; [`connect`](ResumeClient::connect) tries
+//! only once. Without the feature, [`Options::dial`] can do TLS.
 //!
-//! `docs/resume-protocol.md` has the protocol.
+//! `docs/resume-protocol.md` specifies the protocol.
 
 mod address;
 mod backoff;
@@ -87,45 +88,45 @@ use connection::{Connection, Received, violation};
 use error::Failure;
 use outbox::Outbox;
 
-/// How often in a row the gateway may break the protocol.
+/// Protocol violations in a row after which the client fails.
 const MAX_VIOLATIONS: u32 = 5;
 
 /// Follows a kernel's log through a gateway: see the [module](self).
 pub struct ResumeClient {
     options: Arc<Options>,
     address: Arc<Address>,
-    state: State,
-    /// Where to read on. `None` until the first `hello`.
+    state: ConnectionState,
+    /// Position in the log. `None` until the first `hello`, unless the client starts after a cursor.
     cursor: Option<Cursor>,
-    /// The last entry that there is at least, as the last `hello` said.
+    /// The log's last entry according to the latest `hello`.
     head: Seq,
     outbox: Outbox,
     backoff: Backoff,
     violations: u32,
-    /// What [`connect`](Self::connect) read, and where the client was before it.
+    /// The event that [`connect`](Self::connect) read, and the cursor before it.
     first: Option<(Event, Option<Cursor>)>,
 }
 
-enum State {
+enum ConnectionState {
     Unconnected,
     Pausing(Pin<Box<Sleep>>),
     Connecting(BoxFuture<'static, Result<(Connection, Hello), Failure>>),
     Connected(Box<Connection>),
-    /// All of the log was read, and the kernel is gone.
+    /// The kernel has ended, and all of its log was read.
     Ended,
     Failed(Error),
 }
 
 impl ResumeClient {
-    /// A client that connects when it is first asked for the [`next`](Self::next) event, and tries until it succeeds.
+    /// Creates a client that connects on the first call of [`next`](Self::next) and retries until it succeeds.
     ///
     /// # Errors
-    /// [`Error::InvalidUrl`] and [`Error::InvalidToken`] where the options cannot be used; with the feature
-    /// `resume-client-tls` also `Error::Tls`, where the system has no certificates that it trusts.
+    /// [`Error::InvalidUrl`] or [`Error::InvalidToken`] for invalid options; with the feature `tls` also `Error::Tls`
+    /// if the system has no trusted certificates.
     pub fn new(options: Options) -> Result<Self, Error> {
         Ok(Self {
             address: Arc::new(Address::new(&options)?),
-            state: State::Unconnected,
+            state: ConnectionState::Unconnected,
             cursor: match options.start {
                 Start::After(cursor) => Some(cursor),
                 Start::Earliest | Start::Head => None,
@@ -139,12 +140,12 @@ impl ResumeClient {
         })
     }
 
-    /// A client that is connected. Once it is there, no entry that is appended later is missed, also where it begins at
-    /// the head.
+    /// Creates a client and connects it. The client receives every entry that is appended after this returns, even if
+    /// it starts at the head.
     ///
     /// # Errors
-    /// Those of [`new`](Self::new); each that a connection can end with; [`Error::Unreachable`] where the first attempt
-    /// fails, so that a wrong address is not tried forever.
+    /// Those of [`new`](Self::new); any permanent [`Error`]; [`Error::Unreachable`] if the first attempt fails, so that
+    /// a wrong address is not retried forever.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let mut client = Self::new(options)?;
         let before = client.cursor;
@@ -157,21 +158,21 @@ impl ResumeClient {
         }
     }
 
-    /// What comes next: every entry once, in order, and what the connection makes known. `None` once the kernel is gone
-    /// and all entries were read.
+    /// Returns the next event: every entry once and in order, and changes of the connection. `None` once the kernel has
+    /// ended and all entries were read.
     ///
-    /// Cancel-safe: what was not returned comes the next time. Also writes what was [sent](Self::send): a program that
-    /// sends must read on.
+    /// Cancel-safe: cancelling a call loses no event. Sent messages are written only during this call, so a program
+    /// that [sends](Self::send) must keep reading.
     ///
     /// # Errors
-    /// [`Error`] where the client gives up; the same each time from then on.
+    /// [`Error`] if the client has failed permanently. Later calls return the same error.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
         poll_fn(|cx| self.poll_event(cx)).await
     }
 
-    /// Where to read on: after the last entry, or gap, that [`next`](Self::next) returned. A client with
-    /// [`Start::After`] this goes on there, in this process or another one. `None` until it is connected, unless it began
-    /// after a cursor.
+    /// The position after the last entry or gap that [`next`](Self::next) returned. A client with this cursor as
+    /// [`Start::After`] resumes there, in this process or another one. `None` until the client is connected, unless it
+    /// started after a cursor.
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match self.first {
@@ -186,36 +187,36 @@ impl ResumeClient {
         &self.options.session
     }
 
-    /// Sends a message on shell, control or stdin, as soon as and while [`next`](Self::next) is awaited; nothing is sent
-    /// before the first `hello`.
+    /// Queues a message for shell, control or stdin. [`next`](Self::next) writes it while it is awaited, after the
+    /// `hello`.
     ///
-    /// It is kept, and sent again over each new connection, until it is seen in the log, or an answer to it is. The
-    /// gateway knows it by its `msg_id` and hands it to the kernel once. At most
-    /// [`Options::max_unconfirmed`] are kept; where that is too few, read on.
+    /// The client keeps the message and sends it again over each new connection, until the message or an answer to it
+    /// appears in the log. The gateway recognizes repetitions by the `msg_id` and sends the message to the kernel once.
+    /// The client keeps at most [`Options::max_unconfirmed`] messages; reading confirms them.
     ///
     /// # Errors
-    /// [`SendError`], and nothing was done.
+    /// [`SendError`], without any effect.
     pub fn send(&mut self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
-        if matches!(self.state, State::Ended | State::Failed(_)) {
+        if matches!(self.state, ConnectionState::Ended | ConnectionState::Failed(_)) {
             return Err(SendError::Ended);
         }
         self.outbox.push(channel, message)
     }
 
-    /// The `msg_id`s of the messages that were sent and not seen in the log yet, in the order in which they were sent.
-    /// Those that are left at the end may or may not have reached the kernel.
+    /// The `msg_id`s of messages that were sent and have not appeared in the log yet, in the order of sending. Those
+    /// that remain when the client ends may or may not have reached the kernel.
     pub fn unconfirmed(&self) -> impl ExactSizeIterator<Item = &str> {
         self.outbox.ids()
     }
 
-    /// Does not send the message again, and no more waits to see it in the log; whether it was there. For one that was in
-    /// flight at a [`Gap`](Event::Gap) or where the client was [not recovered](Event::NotRecovered): it may be among the
-    /// entries that are gone, and so never be seen.
+    /// Stops resending a message and expecting it in the log, and returns whether it was unconfirmed. For messages that
+    /// were in flight at a [`Gap`](Event::Gap) or when the client was [not recovered](Event::NotRecovered): their
+    /// entries may be among the missing ones.
     pub fn forget(&mut self, msg_id: &str) -> bool {
         self.outbox.forget(msg_id)
     }
 
-    /// Runs code, and follows it to its end.
+    /// Executes code and follows the execution to its end.
     ///
     /// # Errors
     /// As [`send`](Self::send).
@@ -223,12 +224,12 @@ impl ResumeClient {
         Execution::start(self, request)
     }
 
-    /// Drops the connection, or the attempt to make one; the [`next`](Self::next) one is made at once. For a program
-    /// that knows that the network has changed, or that the machine slept.
+    /// Drops the connection or the current attempt; [`next`](Self::next) reconnects without a pause. For programs that
+    /// know that the network has changed or the machine was suspended.
     pub fn disconnect(&mut self) {
-        if !matches!(self.state, State::Ended | State::Failed(_)) {
+        if !matches!(self.state, ConnectionState::Ended | ConnectionState::Failed(_)) {
             self.backoff.reset();
-            self.state = State::Unconnected;
+            self.state = ConnectionState::Unconnected;
         }
     }
 
@@ -238,25 +239,25 @@ impl ResumeClient {
         }
         loop {
             let step = match &mut self.state {
-                State::Unconnected => {
+                ConnectionState::Unconnected => {
                     let start = self.cursor.map_or(self.options.start, Start::After);
                     let opening = Connection::open(self.options.clone(), self.address.clone(), start);
-                    self.state = State::Connecting(opening.boxed());
+                    self.state = ConnectionState::Connecting(opening.boxed());
                     continue;
                 }
-                State::Pausing(sleep) => {
+                ConnectionState::Pausing(sleep) => {
                     ready!(sleep.as_mut().poll(cx));
-                    self.state = State::Unconnected;
+                    self.state = ConnectionState::Unconnected;
                     continue;
                 }
-                State::Connecting(opening) => ready!(opening.as_mut().poll(cx))
+                ConnectionState::Connecting(opening) => ready!(opening.as_mut().poll(cx))
                     .and_then(|(connection, hello)| self.begin(connection, hello).map(Some)),
-                State::Connected(connection) => {
+                ConnectionState::Connected(connection) => {
                     let received = ready!(connection.poll(cx, &mut self.outbox));
                     received.and_then(|received| self.take(received))
                 }
-                State::Ended => return Poll::Ready(Ok(None)),
-                State::Failed(error) => return Poll::Ready(Err(error.clone())),
+                ConnectionState::Ended => return Poll::Ready(Ok(None)),
+                ConnectionState::Failed(error) => return Poll::Ready(Err(error.clone())),
             };
             match step {
                 Ok(None) => {}
@@ -270,7 +271,7 @@ impl ResumeClient {
         }
     }
 
-    /// Takes the connection, if the gateway begins where it says it does.
+    /// Accepts the connection if its `hello` is valid.
     fn begin(&mut self, connection: Connection, hello: Hello) -> Result<Event, Failure> {
         let first = Seq(hello.earliest.0.saturating_sub(1));
         if hello.from < first || hello.from > hello.head {
@@ -286,7 +287,7 @@ impl ResumeClient {
         self.cursor = Some(from);
         self.head = hello.head;
         self.outbox.reconnected();
-        self.state = State::Connected(Box::new(connection));
+        self.state = ConnectionState::Connected(Box::new(connection));
         Ok(if hello.recovered {
             Event::Connected(hello)
         } else {
@@ -295,7 +296,7 @@ impl ResumeClient {
     }
 
     fn take(&mut self, received: Received) -> Result<Option<Event>, Failure> {
-        // There is one from the `hello` on.
+        // Set since the `hello`.
         let Some(cursor) = &mut self.cursor else {
             return Err(violation("an entry came before the hello"));
         };
@@ -303,7 +304,7 @@ impl ResumeClient {
             Received::Entry(frame) => {
                 let decoded = decode_entry(&frame);
                 let (seq, channel, message) =
-                    decoded.map_err(|error| violation(&format!("a frame is no entry: {error}")))?;
+                    decoded.map_err(|error| violation(&format!("a frame is not an entry: {error}")))?;
                 if seq.0 == 0 || seq != cursor.seq.next() {
                     return Err(violation(&format!("entry {seq} came after {}", cursor.seq)));
                 }
@@ -328,7 +329,7 @@ impl ResumeClient {
                 )));
             }
             Received::Notice(Notice::End {}) => {
-                self.state = State::Ended;
+                self.state = ConnectionState::Ended;
                 None
             }
             Received::Notice(Notice::Hello(_)) => return Err(violation("a second hello came")),
@@ -339,36 +340,36 @@ impl ResumeClient {
         Ok(event)
     }
 
-    /// What is to be told of it, if the client does not give up.
+    /// Handles a failed connection. Returns the event to report, or `None` if the client has failed permanently.
     fn failed(&mut self, failure: Failure) -> Option<Event> {
         let reason = match failure {
             Failure::Retry(reason) => reason,
             Failure::Final(error) => {
-                self.state = State::Failed(error);
+                self.state = ConnectionState::Failed(error);
                 return None;
             }
         };
         if let Lost::Violation(what) = &reason {
             self.violations += 1;
             if self.violations >= MAX_VIOLATIONS {
-                self.state = State::Failed(Error::Broken { what: what.clone() });
+                self.state = ConnectionState::Failed(Error::Broken { what: what.clone() });
                 return None;
             }
         }
         let retry_in = self.backoff.pause();
-        self.state = State::Pausing(Box::pin(sleep(retry_in)));
+        self.state = ConnectionState::Pausing(Box::pin(sleep(retry_in)));
         Some(Event::Disconnected { reason, retry_in })
     }
 }
 
-/// As [`next`](ResumeClient::next); ends after an error.
+/// Yields the results of [`next`](ResumeClient::next), and ends after an error.
 impl Stream for ResumeClient {
     type Item = Result<Event, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = ready!(self.poll_event(cx));
         if event.is_err() {
-            self.state = State::Ended;
+            self.state = ConnectionState::Ended;
         }
         Poll::Ready(event.transpose())
     }

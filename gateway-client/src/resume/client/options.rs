@@ -11,15 +11,15 @@ use tokio_rustls::rustls::ClientConfig;
 
 use crate::resume::Start;
 
-/// A connection to the gateway that is not TCP.
+/// A connection to the gateway other than TCP.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Makes a connection to the gateway; called for each.
+/// Makes a connection to the gateway. Called for each connection attempt.
 pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Transport>>> + Send + Sync>;
 
-/// Which kernel to follow, through which gateway, and how.
+/// Options of a [`ResumeClient`](super::ResumeClient): gateway, kernel and timeouts.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
@@ -27,44 +27,45 @@ pub struct Options {
     pub url: String,
     /// The kernel.
     pub kernel: KernelId,
-    /// What the gateway knows the user by: sent as `Authorization: token …`, never logged, shown or put into an error.
+    /// The user's token. It is sent as `Authorization: token …` and never logged, shown or put into an error.
     pub token: Option<String>,
-    /// The client's name among the kernel's clients. Of two connections with one session the gateway closes the older.
+    /// The client's session id. Of two connections with the same session, the gateway closes the older one.
     pub session: String,
-    /// Where to begin.
+    /// Start position in the log.
     pub start: Start,
-    /// After how long without a byte of the gateway the connection counts as dead. Not below 30 s, which is how often
-    /// an idle gateway sends a Ping.
+    /// How long the gateway may be silent before the connection counts as dead. Should be more than 30 s, the interval
+    /// of an idle gateway's Pings.
     pub silence: Duration,
-    /// How long a connection may take until the gateway's `hello` has come.
+    /// Timeout for connecting, up to and including the gateway's `hello`.
     pub connect_timeout: Duration,
-    /// The pause before the first attempt to connect again. Each next one is twice as long, and all are multiplied by a
-    /// random number between 0.5 and 1.5.
+    /// Pause before the first reconnect. Each further pause is twice as long, and all are multiplied by a random number
+    /// between 0.5 and 1.5.
     pub first_pause: Duration,
-    /// The longest pause, before it is multiplied.
+    /// The longest pause, before the random factor.
     pub longest_pause: Duration,
-    /// The most bytes that a message of the kernel may have. There is one at a time in memory beside those that were
-    /// handed on.
+    /// Largest accepted message in bytes. The client holds one in memory, besides those that it has returned.
     pub max_message_bytes: usize,
-    /// How many messages may be sent and not be in the log yet. Where there are more, sending is refused with
+    /// How many sent messages may be unconfirmed by the log. Beyond that, sending fails with
     /// [`SendError::Full`](super::SendError::Full).
     pub max_unconfirmed: usize,
-    /// How to reach the gateway where it is not over TCP to the host of `url`: a Unix socket, a tunnel. The host is then
-    /// only the `Host` header. It gets plain HTTP whatever `url` says, so TLS is its own matter.
+    /// Makes connections in place of TCP to the host of `url`, for example over a Unix socket or a tunnel. The host of
+    /// `url` is then only used for the `Host` header. The client speaks plain HTTP over such a connection whatever the
+    /// scheme of `url`, so `dial` must do TLS itself.
     pub dial: Option<Dial>,
-    /// How to speak TLS where `url` begins with `https://` or `wss://` and there is no [`dial`](Self::dial): which roots to
-    /// trust, which certificate to show. The type is of the [`rustls`](super::rustls) that is exported here. What is
-    /// spoken in it is HTTP/1.1: ALPN, if any, must offer `http/1.1` alone. `None`: what the system trusts, read once,
-    /// when the client is made; on Linux and the BSDs the files that `SSL_CERT_FILE` and `SSL_CERT_DIR` name come before
-    /// the system's own.
+    /// TLS configuration, such as trusted roots and a client certificate, for a `url` with `https://` or `wss://` and
+    /// without a [`dial`](Self::dial). The type is that of the re-exported [`rustls`](super::rustls). ALPN, if set,
+    /// must offer only `http/1.1`.
+    ///
+    /// With `None`, the client trusts the system's certificates and reads them once, when it is created. On Linux and
+    /// the BSDs, the files named by `SSL_CERT_FILE` and `SSL_CERT_DIR` take precedence over the system's own.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Options {
-    /// Begins with the next entry that will be appended, under a fresh random session, without a token; declares a
-    /// connection dead after 90 s of silence, takes 30 s to connect, pauses 0.1 s to 10 s between attempts, takes
-    /// messages of 256 MiB, and keeps 64 messages that are not confirmed.
+    /// Options with defaults: a random session, no token, and start at the next appended entry. A connection is dead
+    /// after 90 s of silence, connecting times out after 30 s, pauses between attempts are 0.1 s to 10 s, messages may
+    /// have 256 MiB, and 64 messages may be unconfirmed.
     #[must_use]
     pub fn new(url: impl Into<String>, kernel: KernelId) -> Self {
         Self {
@@ -85,21 +86,22 @@ impl Options {
         }
     }
 
-    /// With this token.
+    /// Sets the token.
     #[must_use]
     pub fn with_token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// Beginning here: with a [`Cursor`](kernel_log::Cursor) that an earlier client left, right after what that one read.
+    /// Sets the start position. With an earlier client's [`Cursor`](kernel_log::Cursor), the client resumes after the
+    /// entries which that client read.
     #[must_use]
     pub fn with_start(mut self, start: Start) -> Self {
         self.start = start;
         self
     }
 
-    /// Under this session.
+    /// Sets the session id.
     #[must_use]
     pub fn with_session(mut self, session: impl Into<String>) -> Self {
         self.session = session.into();
@@ -109,7 +111,7 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither the token nor the address, which somebody may have put a token or a password into.
+        // Omits the token, and the address because it may contain a token or a password.
         f.debug_struct("Options")
             .field("kernel", &self.kernel)
             .field("session", &self.session)

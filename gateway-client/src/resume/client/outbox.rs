@@ -5,10 +5,10 @@ use memchr::memmem;
 
 use super::SendError;
 
-/// Messages that were sent, or are to be, and have not been seen in the log yet.
+/// Messages that the program has sent and that are not confirmed by the log yet.
 pub(super) struct Outbox {
     messages: VecDeque<Outgoing>,
-    /// How many of them, from the first on, went out over this connection.
+    /// How many of them, counted from the front, were written to the current connection.
     sent: usize,
     limit: usize,
 }
@@ -50,12 +50,12 @@ impl Outbox {
         Ok(())
     }
 
-    /// All are to be sent again: this is another connection.
+    /// Marks all messages as unsent, for a new connection.
     pub(super) fn reconnected(&mut self) {
         self.sent = 0;
     }
 
-    /// The next one to be sent over this connection, which then counts as sent.
+    /// Returns the next message to write to this connection and marks it as sent.
     pub(super) fn next(&mut self) -> Option<(Channel, &WireMessage)> {
         let outgoing = self.messages.get(self.sent)?;
         self.sent += 1;
@@ -66,7 +66,7 @@ impl Outbox {
         self.sent < self.messages.len()
     }
 
-    /// The ids of all, in the order in which they are sent.
+    /// The ids of all messages in the order of sending.
     pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.messages.iter().map(|outgoing| outgoing.msg_id.as_str())
     }
@@ -75,8 +75,8 @@ impl Outbox {
         self.ids().any(|id| id == msg_id)
     }
 
-    /// Forgets the message that this entry shows to be in the log: because it is the message, or the kernel's answer to
-    /// it. The latter tells it where the message itself is in a gap.
+    /// Removes the message that this entry confirms: the entry is the message itself or the kernel's answer to it. The
+    /// answer confirms a message that is in a gap of the log.
     pub(super) fn confirm(&mut self, channel: Channel, message: &WireMessage) {
         if self.messages.is_empty() {
             return;
@@ -84,7 +84,7 @@ impl Outbox {
         let confirmed = self.messages.iter().position(|outgoing| {
             let id = outgoing.msg_id.as_str();
             let is_it = channel == outgoing.channel && message.header_ref().is_ok_and(|header| header.msg_id == id);
-            // Looking for the id is cheaper than parsing what a flooding kernel publishes.
+            // Searching for the id is cheaper than parsing every message of a kernel that floods.
             let answers_it = || {
                 memmem::find(message.parent_header(), id.as_bytes()).is_some()
                     && message.parent_ref().is_ok_and(|parent| parent.msg_id == id)
@@ -96,7 +96,7 @@ impl Outbox {
         }
     }
 
-    /// Forgets the message, if it is there.
+    /// Removes the message and returns whether it was there.
     pub(super) fn forget(&mut self, msg_id: &str) -> bool {
         let found = self.ids().position(|id| id == msg_id);
         if let Some(index) = found {

@@ -10,17 +10,18 @@ use tokio_rustls::rustls::{self, ClientConfig, crypto::ring};
 
 use super::error::{Error, Lost};
 
-/// TLS with one host.
+/// TLS connections to one host.
 pub(super) struct Tls {
     connector: TlsConnector,
     name: ServerName<'static>,
 }
 
 impl Tls {
-    /// For this host, a name or an IP address without brackets; without a config, with what the system trusts.
+    /// For this host, a name or an IP address without brackets. Without a `config`, it trusts the system's
+    /// certificates.
     pub(super) fn new(host: &str, config: Option<Arc<ClientConfig>>) -> Result<Self, Error> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::InvalidUrl {
-            reason: "its host is neither a DNS name nor an IP address, as TLS needs it",
+            reason: "its host is neither a DNS name nor an IP address, as TLS requires",
         })?;
         let config = match config {
             Some(config) => config,
@@ -40,13 +41,14 @@ impl Tls {
     }
 }
 
-/// What TLS says is wrong, where the error is not the connection's below it.
+/// Returns the TLS error in `error`; `None` if the connection below TLS failed.
 pub(super) fn error_of(error: &io::Error) -> Option<Lost> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(Lost::Tls(error.to_string()))
 }
 
-/// The provider is named: where other crates of the program bring a second one, rustls has no default.
+/// Trusts the system's certificates. Names the crypto provider, because rustls has no default if other crates enable a
+/// second one.
 fn trusting_the_system() -> Result<ClientConfig, rustls::Error> {
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?

@@ -6,42 +6,43 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// The error of a connection on which nothing came for so long.
+/// The error of a connection on which no byte arrived for this long.
 #[derive(Debug, thiserror::Error)]
-#[error("nothing came for {0:?}")]
+#[error("nothing arrived for {0:?}")]
 pub(super) struct Silence(pub(super) Duration);
 
-/// A connection whose reads fail where nothing has come for some time. Bytes count, not messages: a large message over a
-/// slow line is no silence.
+/// A connection whose reads fail when no byte has arrived for some time. Bytes count, not messages, so a large message
+/// over a slow line does not time out.
 ///
-/// Time in which nobody reads counts too, and harms nobody: what came meanwhile is read before the clock is looked at.
-pub(super) struct Watched<S> {
+/// Time between reads counts too, but does not cause an error, because a read checks for arrived bytes before the
+/// clock.
+pub(super) struct WatchedStream<S> {
     inner: S,
     silence: Duration,
-    heard: Instant,
+    last_read: Instant,
     sleep: Pin<Box<Sleep>>,
 }
 
-impl<S> Watched<S> {
+impl<S> WatchedStream<S> {
     pub(super) fn new(inner: S, silence: Duration) -> Self {
         Self {
             inner,
             silence,
-            heard: Instant::now(),
+            last_read: Instant::now(),
             sleep: Box::pin(sleep(silence)),
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Poll::Ready(read) = Pin::new(&mut self.inner).poll_read(cx, buf) {
-            self.heard = Instant::now();
+            self.last_read = Instant::now();
             return Poll::Ready(read);
         }
         loop {
             ready!(self.sleep.as_mut().poll(cx));
-            let deadline = self.heard + self.silence;
+            let deadline = self.last_read + self.silence;
             if deadline <= Instant::now() {
                 return Poll::Ready(Err(io::Error::other(Silence(self.silence))));
             }
@@ -50,7 +51,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }

@@ -1,5 +1,5 @@
-//! What clients find when they come back: requests that ran once however often they were sent, executions by what is
-//! known of them, and, in a client that only knows its session, exactly what it would have shown.
+//! What clients find after a reconnect: repeated requests ran once, executions are listed with their status, and a
+//! client that only knows its session shows what it would have shown without the interruption.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;
@@ -27,21 +27,22 @@ use kernel_provider::{
 };
 use tokio::sync::{Notify, watch};
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), what)
+/// Fails the test if the future does not complete within the deadline.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
         .await
-        .expect("within the deadline")
+        .expect("not done within the deadline")
 }
 
-/// Runs scripts: lines of `print x`, `bar x` (over the line before), `clear`, `clear later`, `show x`, `change x`, `fail`
-/// and `wait` (until it is let go).
-struct Scripts {
+/// Executes scripts: lines of `print x`, `bar x` (after a carriage return), `clear`, `clear later`, `show x`,
+/// `change x`, `ask x`, `fail` and `wait` (for `go`).
+struct ScriptKernel {
     runs: Arc<AtomicUsize>,
     go: Arc<Notify>,
 }
 
 #[async_trait]
-impl KernelSide for Scripts {
+impl KernelSide for ScriptKernel {
     fn info(&self) -> KernelInfoReply {
         KernelInfoReply::default()
     }
@@ -78,26 +79,26 @@ impl KernelSide for Scripts {
     }
 }
 
-/// A provider whose kernels outlive their managers, and a store that does.
-struct Place {
+/// A provider and a store that outlive the managers that use them.
+struct Fixture {
     provider: FakeProvider,
     store: Arc<dyn LogStore>,
     runs: Arc<AtomicUsize>,
     go: Arc<Notify>,
 }
 
-impl Place {
+impl Fixture {
     fn new(store: Arc<dyn LogStore>) -> Self {
         let provider = FakeProvider::new();
         let (runs, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let (seen, waits) = (runs.clone(), go.clone());
         provider.install(
             "scripts",
-            FakeSpec::kernel(move || Scripts {
+            FakeSpec::kernel(move || ScriptKernel {
                 runs: seen.clone(),
                 go: waits.clone(),
             })
-            // Code goes on until the kernel ends.
+            // An interrupt message does not stop the code of this kernel.
             .with_interrupt_mode(InterruptMode::Message),
         );
         Self {
@@ -119,8 +120,8 @@ impl Place {
         Manager::new(vec![Arc::new(self.provider.clone())], logs, options)
     }
 
-    /// The kernel of a manager that has just been started beside the one before.
-    async fn again(&self, before: Manager, id: KernelId) -> (Manager, Arc<Kernel>) {
+    /// Replaces the manager with a new one, and returns it and its handle of the kernel.
+    async fn replace_manager(&self, before: Manager, id: KernelId) -> (Manager, Arc<Kernel>) {
         soon(before.close(AtClose::LeaveKernels)).await.unwrap();
         drop(before);
         let manager = self.manager();
@@ -143,14 +144,14 @@ async fn record(kernel: &Kernel, msg_id: &str) -> ExecutionRecord {
     kernel.executions().get(msg_id).await.unwrap().unwrap()
 }
 
-/// Waits for an entry after which the execution is as wanted.
+/// Waits until the execution's record is as wanted.
 async fn until(kernel: &Kernel, msg_id: &str, wanted: impl Fn(&ExecutionRecord) -> bool) -> ExecutionRecord {
     let mut reader = kernel.log().reader(Seq::START);
     soon(async {
         loop {
             let execution = kernel.executions().get(msg_id).await.unwrap();
             if let Some(execution) = execution.filter(|execution| wanted(execution)) {
-                // The index may be ahead of what can be read: of what a client could have.
+                // The index may be ahead of the entries that readers can receive.
                 kernel.log().flushed().await;
                 return execution;
             }
@@ -165,9 +166,9 @@ fn outputs(fold: &Fold) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_runs_once_however_often_it_comes() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager();
+async fn a_repeated_request_runs_once() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let message = request("print once", "s");
     let send = async |kernel: &Arc<Kernel>, session: &str| {
@@ -181,19 +182,23 @@ async fn a_request_runs_once_however_often_it_comes() {
     until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
     send(&kernel, "s").await;
 
-    let (manager, kernel) = place.again(manager, kernel.id()).await;
+    let (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
     send(&kernel, "s").await;
     let after = soon(kernel.execute(ExecuteRequest::new("print after"))).await.unwrap();
     until(&kernel, after.msg_id(), |execution| execution.ended.is_some()).await;
-    assert_eq!(place.runs.load(Ordering::SeqCst), 2, "the two requests, once each");
+    assert_eq!(
+        fixture.runs.load(Ordering::SeqCst),
+        2,
+        "the two requests did not run once each"
+    );
     assert_eq!(record(&kernel, &msg_id).await.session, "s");
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn code_whose_header_is_no_clients_runs_and_has_no_record() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager();
+async fn code_with_an_oversized_header_runs_without_a_record() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let mut attachment = kernel.attach("s");
     let mut message = request("print once", "s");
@@ -212,16 +217,16 @@ async fn code_whose_header_is_no_clients_runs_and_has_no_record() {
         }
     };
     soon(answered).await;
-    assert_eq!(place.runs.load(Ordering::SeqCst), 1);
+    assert_eq!(fixture.runs.load(Ordering::SeqCst), 1);
     assert!(kernel.executions().get(&msg_id).await.unwrap().is_none());
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn executions_are_found_with_what_became_of_them_also_after_the_kernel_is_gone() {
+async fn executions_are_listed_with_their_status_after_the_kernel_has_ended() {
     let folder = tempfile::tempdir().unwrap();
-    let place = Place::new(Arc::new(FjallStore::open(folder.path()).unwrap()));
-    let manager = place.manager();
+    let fixture = Fixture::new(Arc::new(FjallStore::open(folder.path()).unwrap()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let mut attachment = kernel.attach("s");
     let client = attachment.client();
@@ -261,13 +266,13 @@ async fn executions_are_found_with_what_became_of_them_also_after_the_kernel_is_
         statuses(&kernel.executions()).await,
         with(["ok", "error", "ok", "running", "queued"])
     );
-    // What the third one has made of the first one's display is seen in that.
+    // The third execution updated the first one's display.
     let first = record(&kernel, &messages[0]).await;
     let folded = kernel.executions().outputs(&first).await.unwrap();
     assert!(folded.complete);
     assert!(outputs(&folded.fold).contains("\"y\""), "{}", outputs(&folded.fold));
 
-    place.provider.end(kernel.id(), ExitCause::Signal(9));
+    fixture.provider.end(kernel.id(), ExitCause::Signal(9));
     until(&kernel, &messages[3], |execution| execution.ended.is_some()).await;
     soon(kernel.shutdown()).await.unwrap();
     while soon(attachment.next()).await.is_ok_and(|block| block.is_some()) {}
@@ -285,7 +290,7 @@ async fn executions_are_found_with_what_became_of_them_also_after_the_kernel_is_
         );
     }
 
-    // Page by page, and by cell, status and time.
+    // Pages, then filters by cell, status, time and session.
     let mut paged = Vec::new();
     let mut before = None;
     loop {
@@ -352,10 +357,10 @@ async fn executions_are_found_with_what_became_of_them_also_after_the_kernel_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_asked_while_a_kernel_is_started_anew_did_not_end_with_the_one_before() {
+async fn requests_sent_during_a_restart_run_in_the_next_process() {
     const DEATHS: u32 = 10;
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager_that_restarts(DEATHS);
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager_that_restarts(DEATHS);
     let kernel = start(&manager).await;
     let client = kernel.attach("s").client();
     let ask = async || {
@@ -367,21 +372,22 @@ async fn what_is_asked_while_a_kernel_is_started_anew_did_not_end_with_the_one_b
     for _ in 0..DEATHS {
         let ended = ask().await;
         until(&kernel, &ended, has_begun).await;
-        place.provider.end(kernel.id(), ExitCause::Signal(9));
-        // It ends with the entry that says that the kernel is being started anew.
+        fixture.provider.end(kernel.id(), ExitCause::Signal(9));
+        // Ended by the lifecycle entry of the restart.
         let execution = until(&kernel, &ended, |execution| execution.ended.is_some()).await;
         assert_eq!(execution.status, ExecutionStatus::Died);
         let asked = ask().await;
         let execution = until(&kernel, &asked, has_begun).await;
         assert_eq!(execution.status, ExecutionStatus::Running, "{execution:?}");
-        place.go.notify_one();
+        fixture.go.notify_one();
         let execution = until(&kernel, &asked, |execution| execution.ended.is_some()).await;
         assert_eq!(execution.status, ExecutionStatus::Ok, "{execution:?}");
     }
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// What a stock client is sent of these executions and of the kernel, in short, until `end` is among it.
+/// Collects the messages of these executions and the kernel's states that a plain Jupyter client receives, as short
+/// lines, up to the line `end`.
 async fn sent_until(attachment: &mut Attachment, msg_ids: &[String], end: &str) -> Vec<String> {
     let client = attachment.client();
     let mut sent = Vec::new();
@@ -413,13 +419,13 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
         (1, false, "DeadKernelError", "restarting"),
         (0, true, "KernelRestarted", "0 status idle"),
     ] {
-        let place = Place::new(Arc::new(MemoryStore::new()));
-        let manager = place.manager_that_restarts(restart_limit);
+        let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+        let manager = fixture.manager_that_restarts(restart_limit);
         let kernel = start(&manager).await;
         let mut attachment = kernel.attach("s");
         let client = attachment.client();
         let mut msg_ids = Vec::new();
-        // A kernel that is asked to end may still answer what waits.
+        // During a shutdown, the kernel may still answer queued requests, so there are none.
         let codes = if is_restarted {
             &["wait"][..]
         } else {
@@ -434,7 +440,7 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
         if is_restarted {
             soon(kernel.restart()).await.unwrap();
         } else {
-            place.provider.end(kernel.id(), ExitCause::Signal(9));
+            fixture.provider.end(kernel.id(), ExitCause::Signal(9));
         }
         let sent = sent_until(&mut attachment, &msg_ids, last).await;
         let expected = [
@@ -458,7 +464,7 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
             assert_eq!(execution.status, ExecutionStatus::Died);
             assert!(execution.reply.is_some() && execution.idle.is_some() && execution.reason.is_some());
         }
-        // Whoever attaches to a dead kernel is told of its death once more, and of nothing else.
+        // A client that attaches to a dead kernel receives the death notice again and nothing else.
         if last == "dead" {
             client.acknowledge(kernel.log().head());
             drop((attachment, client));
@@ -469,7 +475,7 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
     }
 }
 
-/// The texts on stderr that are for this execution.
+/// Texts on stderr with this execution as parent.
 fn notices(messages: impl IntoIterator<Item = WireMessage>, msg_id: &str) -> Vec<String> {
     let of_execution = messages
         .into_iter()
@@ -482,9 +488,9 @@ fn notices(messages: impl IntoIterator<Item = WireMessage>, msg_id: &str) -> Vec
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_runs_on_while_nobody_records_says_that_output_may_be_missing() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager();
+async fn an_execution_that_ran_without_a_recorder_warns_of_missing_output() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let mut msg_ids = Vec::new();
     let client = kernel.attach("s").client();
@@ -494,15 +500,15 @@ async fn what_runs_on_while_nobody_records_says_that_output_may_be_missing() {
         msg_ids.push(message.header.msg_id);
     }
     until(&kernel, &msg_ids[0], |execution| execution.execution_count.is_some()).await;
-    // Of entries that the store has not, the client is told in the cell that runs.
+    // A client learns of a gap in the log through a notice in the running cell.
     let gap = notices(client.gap_notices(Seq(1)), &msg_ids[0]);
     assert!(gap.len() == 1 && gap[0].contains("missing"), "{gap:?}");
     assert!(notices(client.gap_notices(Seq(1)), &msg_ids[1]).is_empty());
     drop(client);
 
     let recorded = kernel.log().head();
-    let (manager, kernel) = place.again(manager, kernel.id()).await;
-    // What the kernel says before its new subscriber is there would be missing indeed.
+    let (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
+    // Output from before the new subscription would really be missing.
     let mut reader = kernel.log().reader(recorded);
     let is_welcome = |entry: Entry| entry.message().header_ref().unwrap().msg_type == "iopub_welcome";
     while !soon(reader.next()).await.unwrap().unwrap().entries().any(is_welcome) {}
@@ -511,15 +517,18 @@ async fn what_runs_on_while_nobody_records_says_that_output_may_be_missing() {
     while let Some(messages) = soon(attachment.replay()).await {
         replayed.extend(messages.unwrap().into_iter().map(|(_, message)| message));
     }
-    place.go.notify_one();
+    fixture.go.notify_one();
     let execution = until(&kernel, &msg_ids[1], |execution| execution.ended.is_some()).await;
     let received = receive_all(&mut attachment, Seq::START, execution.last).await;
     let shown = replayed
         .into_iter()
         .chain(received.into_iter().map(|(_, _, message)| message));
     let shown: Vec<_> = shown.collect();
-    let told = notices(shown.clone(), &msg_ids[0]);
-    assert!(told.len() == 1 && told[0].contains("may be missing"), "{told:?}");
+    let warnings = notices(shown.clone(), &msg_ids[0]);
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("may be missing"),
+        "{warnings:?}"
+    );
     assert!(notices(shown, &msg_ids[1]).is_empty());
     for msg_id in &msg_ids {
         assert_eq!(record(&kernel, msg_id).await.status, ExecutionStatus::Ok);
@@ -528,22 +537,22 @@ async fn what_runs_on_while_nobody_records_says_that_output_may_be_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn that_a_kernel_is_idle_is_no_message_without_a_parent() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager();
+async fn the_status_of_a_started_kernel_has_a_lifecycle_parent() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let mut reader = kernel.log().reader(Seq::START);
-    let mut told = 0;
-    while told == 0 {
+    let mut statuses = 0;
+    while statuses == 0 {
         let block = soon(reader.next()).await.unwrap().unwrap();
         for entry in block.entries().filter(|entry| entry.origin() == Origin::Lifecycle) {
             let message = entry.message();
             if message.header_ref().unwrap().msg_type == "status" {
                 let parent = message.parent_ref().unwrap();
                 assert!(!parent.msg_id.is_empty());
-                // JupyterLab takes no notice of a status that belongs to a kernel_info_request.
+                // JupyterLab ignores a status whose parent is a kernel_info_request.
                 assert_eq!(parent.msg_type, LIFECYCLE);
-                told += 1;
+                statuses += 1;
             }
         }
     }
@@ -551,11 +560,11 @@ async fn that_a_kernel_is_idle_is_no_message_without_a_parent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ended_while_nobody_listened_is_told_as_lost() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager();
+async fn an_execution_that_ended_without_a_recorder_is_incomplete() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
-    let message = request("wait\nprint unheard", "s");
+    let message = request("wait\nprint missed", "s");
     let msg_id = message.header.msg_id.clone();
     let client = kernel.attach("s").client();
     soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
@@ -567,23 +576,23 @@ async fn what_ended_while_nobody_listened_is_told_as_lost() {
     let id = kernel.id();
     soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
     drop((manager, kernel));
-    place.go.notify_one();
-    let manager = place.manager();
+    fixture.go.notify_one();
+    let manager = fixture.manager();
     soon(manager.restore()).await;
     let kernel = manager.get(id).unwrap();
     let execution = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
-    // Its reply may or may not have been waiting in the kernel's socket.
+    // Its reply may have waited in the kernel's socket.
     assert!(
         matches!(execution.status, ExecutionStatus::Lost | ExecutionStatus::Ok),
         "{execution:?}"
     );
-    // And its output may have come after somebody listened again; nobody can know that this was all.
+    // Its output may have arrived after the reconnect, but the recorder cannot know that it is complete.
     let folded = kernel.executions().outputs(&execution).await.unwrap();
     assert!(!folded.complete, "{}", outputs(&folded.fold));
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// What a client shows that gets messages as they come, and knows nothing of a log.
+/// Output of an execution as shown by a client that applies messages as they arrive.
 struct Screen {
     msg_id: String,
     fold: Fold,
@@ -608,7 +617,7 @@ impl Screen {
     }
 }
 
-/// Everything that the client is sent of the entries after `from` up to `end`.
+/// The client's messages among the entries after `from` up to `end`.
 async fn receive_all(attachment: &mut Attachment, from: Seq, end: Seq) -> Vec<(Seq, Channel, WireMessage)> {
     let client = attachment.client();
     let mut received = Vec::new();
@@ -624,10 +633,10 @@ async fn receive_all(attachment: &mut Attachment, from: Seq, end: Seq) -> Vec<(S
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wherever_a_client_is_cut_it_shows_in_the_end_what_it_would_have_shown() {
+async fn a_reconnected_client_shows_the_same_outputs_as_an_undisturbed_one() {
     let code = "print a\nbar 10%\nbar 20%\nclear later\nprint b\nshow x\nprint c\nclear\nprint d\nbar 1\nbar 2\nchange z\nprint e";
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let mut manager = place.manager();
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let mut manager = fixture.manager();
     let mut kernel = start(&manager).await;
     let mut cuts = 0;
     for acknowledged in 0..20 {
@@ -656,7 +665,7 @@ async fn wherever_a_client_is_cut_it_shows_in_the_end_what_it_would_have_shown()
             }
             drop(attachment);
             if received % 7 == 3 {
-                (manager, kernel) = place.again(manager, kernel.id()).await;
+                (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
             }
 
             let mut attachment = kernel.attach(&session);
@@ -680,9 +689,9 @@ async fn wherever_a_client_is_cut_it_shows_in_the_end_what_it_would_have_shown()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_that_is_open_is_put_again_and_one_that_is_answered_is_not() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager();
+async fn an_open_input_request_is_replayed_and_an_answered_one_is_not() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let mut attachment = kernel.attach("s");
     let message = request("print before\nask name", "s");
@@ -691,7 +700,7 @@ async fn a_question_that_is_open_is_put_again_and_one_that_is_answered_is_not() 
         .await
         .unwrap();
     let asked = until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
-    // What it printed before came over another socket, and may come after it.
+    // Its earlier output came over another socket and may follow the input request.
     let received = receive_all(&mut attachment, Seq::START, asked.open_input.unwrap()).await;
     let (_, _, question) = received
         .into_iter()
@@ -719,9 +728,9 @@ async fn a_question_that_is_open_is_put_again_and_one_that_is_answered_is_not() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_answered_a_question_is_not_asked_again_though_it_acknowledged_nothing() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let manager = place.manager();
+async fn an_answered_input_request_is_not_replayed_without_an_acknowledgement() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let attachment = kernel.attach("s");
     let message = request("ask name?\nwait", "s");
@@ -736,7 +745,7 @@ async fn who_has_answered_a_question_is_not_asked_again_though_it_acknowledged_n
         .unwrap();
     until(&kernel, &msg_id, |execution| execution.open_input.is_none()).await;
 
-    let comes_back = async |kernel: &Arc<Kernel>| {
+    let reconnect = async |kernel: &Arc<Kernel>| {
         let mut back = kernel.attach("s");
         let mut screen = Screen::of(&msg_id);
         let mut shown = soon(back.replay()).await.unwrap().unwrap();
@@ -753,27 +762,27 @@ async fn who_has_answered_a_question_is_not_asked_again_though_it_acknowledged_n
         serde_json::to_string(&screen.fold.outputs()).unwrap()
     };
     let asked_and_answered = r#"[{"output_type":"stream","name":"stdin","text":"name? me\n"}]"#;
-    assert_eq!(comes_back(&kernel).await, asked_and_answered);
-    // The first attachment is still there, so nothing more was stored of it: as where a process is killed.
-    let (manager, kernel) = place.again(manager, kernel.id()).await;
-    assert_eq!(comes_back(&kernel).await, asked_and_answered);
+    assert_eq!(reconnect(&kernel).await, asked_and_answered);
+    // The first attachment still exists, so its session's position is not stored, as after a crash.
+    let (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
+    assert_eq!(reconnect(&kernel).await, asked_and_answered);
     drop(attachment);
-    place.go.notify_one();
+    fixture.go.notify_one();
     until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// A provider at the same place, to whose kernels can be attached when they are let go.
-struct Slow {
+/// A provider that completes each attach only after `go` is notified.
+struct SlowProvider {
     provider: FakeProvider,
     go: Arc<Notify>,
-    /// Whether the first try to attach fails.
+    /// Whether the first attach fails.
     fails: AtomicBool,
 }
 
-impl Place {
+impl Fixture {
     fn slow_manager(&self, go: &Arc<Notify>, fails: bool, patience: Duration) -> Manager {
-        let slow = Slow {
+        let slow = SlowProvider {
             provider: self.provider.clone(),
             go: go.clone(),
             fails: AtomicBool::new(fails),
@@ -786,7 +795,7 @@ impl Place {
 }
 
 #[async_trait]
-impl KernelProvider for Slow {
+impl KernelProvider for SlowProvider {
     fn name(&self) -> &str {
         self.provider.name()
     }
@@ -813,9 +822,9 @@ impl KernelProvider for Slow {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_is_still_started_is_attached_to_once_it_runs() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let before = place.manager();
+async fn restore_attaches_to_a_starting_kernel_once_it_runs() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let before = fixture.manager();
     let kernel = start(&before).await;
     let (id, epoch) = (kernel.id(), kernel.log().epoch());
     drop(kernel);
@@ -823,7 +832,7 @@ async fn a_kernel_that_is_still_started_is_attached_to_once_it_runs() {
     drop(before);
 
     let go = Arc::new(Notify::new());
-    let manager = place.slow_manager(&go, false, Duration::ZERO);
+    let manager = fixture.slow_manager(&go, false, Duration::ZERO);
     let mut events = manager.events();
     assert_eq!(soon(manager.restore()).await, 0);
     assert!(manager.get(id).is_none());
@@ -834,9 +843,9 @@ async fn a_kernel_that_is_still_started_is_attached_to_once_it_runs() {
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// A cell that waits, in a kernel whose manager is gone.
-async fn left_alone(place: &Place) -> (KernelId, String) {
-    let manager = place.manager();
+/// Leaves a cell running in a kernel without a manager.
+async fn leave_running_cell(fixture: &Fixture) -> (KernelId, String) {
+    let manager = fixture.manager();
     let kernel = start(&manager).await;
     let message = request("wait", "s");
     let msg_id = message.header.msg_id.clone();
@@ -854,11 +863,11 @@ async fn left_alone(place: &Place) -> (KernelId, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_is_not_reached_is_tried_again_and_is_not_taken_for_dead() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let (id, msg_id) = left_alone(&place).await;
+async fn restore_retries_an_unreachable_kernel() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let (id, msg_id) = leave_running_cell(&fixture).await;
     let go = Arc::new(Notify::new());
-    let manager = place.slow_manager(&go, true, Duration::from_secs(60));
+    let manager = fixture.slow_manager(&go, true, Duration::from_secs(60));
     let mut events = manager.events();
     assert_eq!(soon(manager.restore()).await, 0);
     assert!(manager.get(id).is_none());
@@ -868,10 +877,10 @@ async fn a_kernel_that_is_not_reached_is_tried_again_and_is_not_taken_for_dead()
     go.notify_one();
     let event = soon(events.recv()).await.unwrap();
     assert!(matches!(event.kind, KernelEventKind::Attached), "{event:?}");
-    place.go.notify_one();
+    fixture.go.notify_one();
     let kernel = manager.get(id).unwrap();
     let execution = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
-    // The kernel may have replied before it knew of the new connection.
+    // The kernel may have replied before it accepted the new connection.
     let status = execution.status;
     assert!(
         matches!(status, ExecutionStatus::Ok | ExecutionStatus::Lost),
@@ -881,20 +890,20 @@ async fn a_kernel_that_is_not_reached_is_tried_again_and_is_not_taken_for_dead()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ran_when_its_kernel_ended_unseen_has_died() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
-    let (id, msg_id) = left_alone(&place).await;
-    let left = place.provider.list(&Selector::all()).await.unwrap().remove(0);
-    let handle = place.provider.attach(&left).await.unwrap();
+async fn executions_of_a_kernel_that_ended_without_a_manager_have_died() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let (id, msg_id) = leave_running_cell(&fixture).await;
+    let left = fixture.provider.list(&Selector::all()).await.unwrap().remove(0);
+    let handle = fixture.provider.attach(&left).await.unwrap();
     handle.shutdown(Duration::ZERO).await.unwrap();
-    let manager = place.manager();
+    let manager = fixture.manager();
     assert_eq!(soon(manager.restore()).await, 0);
     let past = manager.past_executions(id).await.unwrap().unwrap();
     let execution = past.get(&msg_id).await.unwrap().unwrap();
     assert_eq!(execution.status, ExecutionStatus::Died);
     assert!(execution.reason.is_some());
     drop(past);
-    // Another kernel that has its log goes on without it.
+    // A new kernel with the same id continues the log, and the execution stays ended.
     let mut again = StartRequest::new("scripts");
     again.id = Some(id);
     let kernel = soon(manager.start(again)).await.unwrap();
@@ -905,18 +914,18 @@ async fn what_ran_when_its_kernel_ended_unseen_has_died() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_that_are_too_old_go_from_logs_that_nobody_writes() {
-    let place = Place::new(Arc::new(MemoryStore::new()));
+async fn the_manager_drops_entries_beyond_the_age_limit() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let mut log_options = LogOptions::default();
     log_options.stored_age = Some(Duration::from_millis(50));
-    let logs = Logs::new(place.store.clone(), log_options).unwrap();
+    let logs = Logs::new(fixture.store.clone(), log_options).unwrap();
     let mut options = ManagerOptions::default();
     options.culling.interval = Duration::from_millis(10);
-    let manager = Manager::new(vec![Arc::new(place.provider.clone())], logs, options);
+    let manager = Manager::new(vec![Arc::new(fixture.provider.clone())], logs, options);
     let kernel = start(&manager).await;
     let log = kernel.log().clone();
-    // What is stored at once is one block, and the newest block stays: there must be a second one. A request is stored by
-    // itself, before the kernel has it.
+    // The newest block is always kept, so there must be a second one. A request is stored before it is sent, in a
+    // separate block.
     let message = request("print x", "s").to_wire();
     soon(kernel.send(&"s".into(), Channel::Shell, message)).await.unwrap();
     soon(async {

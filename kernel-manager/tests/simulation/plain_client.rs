@@ -1,5 +1,5 @@
-//! Clients that know only their session, as JupyterLab, and what the gateway does for them: what was handed on is
-//! acknowledged; what was not, comes again.
+//! Plain Jupyter clients, which know only their session, and the gateway's end of their connections: unacknowledged
+//! entries are sent again after a reconnect.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use kernel_log::ReadError;
 use kernel_manager::fold::{Fold, FoldLimits};
 use tokio::sync::mpsc;
 
-use super::scheduler::Life;
+use super::scheduler::Lifetime;
 use super::world::{World, message};
 
 enum Down {
@@ -25,22 +25,22 @@ enum Up {
 struct Connection {
     down: mpsc::Receiver<Down>,
     up: mpsc::Sender<Up>,
-    /// Ends when nothing of what was sent is on its way any more.
-    taken: mpsc::Receiver<()>,
+    /// Closes once the gateway has handled everything that the client sent.
+    handled: mpsc::Receiver<()>,
 }
 
 async fn connect(world: &Rc<World>, session: &str) -> Connection {
     let process = world.process().await;
     let kernel = process.simulated.kernel().clone();
     drop(process);
-    let window = world.of(&[1, 3, 20, 200]);
+    let window = world.choose(&[1, 3, 20, 200]);
     let (to_client, down) = mpsc::channel(window);
     let (up, mut from_client) = mpsc::channel(window);
     let mut attachment = kernel.attach(session);
     let client = attachment.client();
-    let (taking, taken) = mpsc::channel(1);
-    world.scheduler.spawn(Life::Process, async move {
-        let _taking = taking;
+    let (handling, handled) = mpsc::channel(1);
+    world.scheduler.spawn(Lifetime::Process, async move {
+        let _handling = handling;
         while let Some(received) = from_client.recv().await {
             match received {
                 Up::Pong(seq) => client.acknowledge(kernel_log::Seq(seq)),
@@ -49,7 +49,7 @@ async fn connect(world: &Rc<World>, session: &str) -> Connection {
         }
     });
     let client = attachment.client();
-    world.scheduler.spawn(Life::Process, async move {
+    world.scheduler.spawn(Lifetime::Process, async move {
         let deliver = async |down| to_client.send(down).await;
         while let Some(messages) = attachment.replay().await {
             for (channel, message) in messages.unwrap() {
@@ -80,19 +80,19 @@ async fn connect(world: &Rc<World>, session: &str) -> Connection {
             }
         }
     });
-    Connection { down, up, taken }
+    Connection { down, up, handled }
 }
 
-/// Connects, asks, cuts and stalls until it is calm, and reads on then.
+/// Connects, sends requests, disconnects and stalls at random until fault injection ends, then only reads.
 pub(crate) async fn run(world: Rc<World>, number: u64) {
-    let session = format!("stock{number}");
+    let session = format!("plain{number}");
     let mut asked = Vec::new();
     let mut answers = 0;
     let calm = world.calm.subscribe();
     loop {
         let mut connection = connect(&world, &session).await;
         world.trace(format_args!("{session} is connected"));
-        let life = world.of(&[3, 20, 100]);
+        let life = world.choose(&[3, 20, 100]);
         let mut left = world.below(life);
         let mut question: Option<WireMessage> = None;
         let mut answered = false;
@@ -106,7 +106,7 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                 let request = world.request(&format!("{session}-{}", asked.len()), &session);
                 asked.push(request);
             }
-            // What it does not know to be there it asks again, and sometimes what it does.
+            // Repeats requests of which it has seen nothing, and sometimes others.
             let again = asked.iter().filter(|request| {
                 let id = request.header_ref().unwrap().msg_id.to_string();
                 !world.screens.borrow().contains_key(&id) && world.one_in(if is_calm { 1 } else { 3 })
@@ -116,19 +116,19 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                 let _ = connection.up.try_send(Up::Message(Channel::Shell, request.clone()));
             }
             let received = connection.down.recv();
-            // Who is asked reads first what else there is.
+            // Answers an input request once no other message has arrived for a while.
             let patience = if question.is_some() { 2 } else { 30 };
             let received = tokio::time::timeout(std::time::Duration::from_secs(patience), received).await;
             match received {
                 Ok(Some(Down::Message(channel, message))) => {
                     if show(&world, &asked, channel, &message) && channel == Channel::Stdin {
-                        asked_once(&world, &message);
+                        check_not_answered(&world, &message);
                         question = Some(message);
                     }
                 }
                 Ok(Some(Down::Ping(seq))) => {
                     world.trace(format_args!("{session} has all up to {seq}"));
-                    // It may come too late, or not at all.
+                    // The acknowledgement may be delayed or missing.
                     if is_calm || !world.one_in(4) {
                         let _ = connection.up.try_send(Up::Pong(seq));
                     }
@@ -150,32 +150,32 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                         }
                         let parent = question.parent_ref().unwrap().msg_id.to_string();
                         world.trace(format_args!("{parent} is answered"));
-                        // It writes the answer beside the question itself.
+                        // The client itself shows the answer after the prompt.
                         if let Some(screen) = world.screens.borrow_mut().get_mut(&parent) {
                             screen.apply(Channel::Stdin, &answer);
                         }
                     }
                 }
             }
-            let stall = world.of(&[1, 1, 1, 1, 1, 1, 1, 100, 100, 20_000]);
+            let stall = world.choose(&[1, 1, 1, 1, 1, 1, 1, 100, 100, 20_000]);
             if !is_calm {
                 world.pause(stall).await;
             }
         }
         world.trace(format_args!("{session} is cut"));
-        let Connection { down, up, mut taken } = connection;
+        let Connection { down, up, mut handled } = connection;
         drop((down, up));
         if answered {
-            // Or it would be asked what it has answered.
-            let _ = taken.recv().await;
+            // Otherwise the gateway could ask again.
+            let _ = handled.recv().await;
         }
-        let away = world.of(&[1, 1_000, 200_000]);
+        let away = world.choose(&[1, 1_000, 200_000]);
         world.pause(away).await;
     }
 }
 
-/// A question that has its answer is not put again, unless the log lacks the answer or what the question belongs to.
-fn asked_once(world: &World, question: &WireMessage) {
+/// Checks that an answered input request is not repeated, unless the log lacks the answer or the request.
+fn check_not_answered(world: &World, question: &WireMessage) {
     let id = question.header_ref().unwrap().msg_id;
     let request = question.parent_ref().unwrap().msg_id;
     if let Some(answer) = world.answers.borrow().get(&*id) {
@@ -184,13 +184,13 @@ fn asked_once(world: &World, question: &WireMessage) {
     }
 }
 
-/// Shows what belongs to its executions, which it tells by their requests. Whether this does.
+/// Shows a message if it belongs to one of the client's requests, and returns whether it does.
 fn show(world: &World, asked: &[WireMessage], channel: Channel, message: &WireMessage) -> bool {
     let parent = message.parent_ref().unwrap().msg_id.to_string();
-    let is_of_its_own = asked
+    let is_own = asked
         .iter()
         .any(|request| request.header_ref().unwrap().msg_id == parent);
-    if is_of_its_own {
+    if is_own {
         let content = String::from_utf8_lossy(message.content());
         world.trace(format_args!("{parent} shows {channel} {content}"));
         let mut screens = world.screens.borrow_mut();
@@ -199,8 +199,8 @@ fn show(world: &World, asked: &[WireMessage], channel: Channel, message: &WireMe
             .or_insert_with(|| Fold::new(FoldLimits::default()));
         screen.apply(channel, message);
     }
-    is_of_its_own
+    is_own
 }
 
-/// What each client shows of each of its executions.
+/// Outputs that the clients show, by request.
 pub(crate) type Screens = BTreeMap<String, Fold>;

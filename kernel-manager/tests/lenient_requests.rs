@@ -1,4 +1,4 @@
-//! Requests as careless clients write them: run all the same, and found afterwards.
+//! Requests with incomplete or repeated headers run, and their executions are found.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;
@@ -11,21 +11,22 @@ use kernel_log::{LogOptions, Logs, MemoryStore, Origin};
 use kernel_manager::{AtClose, Attachment, ExecutionFilter, Kernel, Manager, ManagerOptions, StartRequest};
 use kernel_provider::fake::FakeProvider;
 
-const SESSION: &str = "careless";
+const SESSION: &str = "lenient";
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), what)
+/// Fails the test if the future does not complete within the deadline.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
         .await
-        .expect("within the deadline")
+        .expect("not done within the deadline")
 }
 
-struct Place {
+struct Fixture {
     manager: Manager,
     kernel: Arc<Kernel>,
     attachment: Attachment,
 }
 
-impl Place {
+impl Fixture {
     async fn new() -> Self {
         let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
         let provider = Arc::new(FakeProvider::new());
@@ -48,7 +49,7 @@ impl Place {
         soon(client.send(Channel::Shell, message)).await.unwrap();
     }
 
-    /// Reads on until this text was printed and a reply came after that; returns what was printed.
+    /// Reads entries until `last` was printed and each execution has a reply, and returns all printed texts.
     async fn printed_until(&mut self, last: &str) -> Vec<String> {
         let mut printed = Vec::new();
         let mut replies = 0;
@@ -73,57 +74,57 @@ impl Place {
 }
 
 #[tokio::test]
-async fn a_header_that_lacks_most_or_has_another_date_is_run_and_its_execution_found() {
-    let mut place = Place::new().await;
+async fn a_request_with_missing_fields_or_a_numeric_date_runs_and_is_found() {
+    let mut fixture = Fixture::new().await;
     for (msg_id, more) in [
         ("bare", ""),
         (
             "numeric",
-            r#","date":1764480000.25,"session":"careless","username":"x","version":"5.3""#,
+            r#","date":1764480000.25,"session":"lenient","username":"x","version":"5.3""#,
         ),
     ] {
         let header = format!(r#"{{"msg_id":"{msg_id}","msg_type":"execute_request"{more}}}"#);
-        place.send(&header, msg_id).await;
-        assert_eq!(place.printed_until(msg_id).await, [msg_id]);
-        place.kernel.log().flushed().await;
-        let execution = place.kernel.executions().get(msg_id).await.unwrap();
-        let Header { session, version, .. } = execution.expect("it is found").header;
+        fixture.send(&header, msg_id).await;
+        assert_eq!(fixture.printed_until(msg_id).await, [msg_id]);
+        fixture.kernel.log().flushed().await;
+        let execution = fixture.kernel.executions().get(msg_id).await.unwrap();
+        let Header { session, version, .. } = execution.expect("the execution is not found").header;
         assert_eq!(session, SESSION);
         assert!(version.starts_with("5."), "{version}");
     }
-    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
+    soon(fixture.manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
-async fn requests_without_an_id_are_run_each_time() {
-    let mut place = Place::new().await;
+async fn each_request_without_an_id_runs() {
+    let mut fixture = Fixture::new().await;
     for _ in 0..3 {
-        place
+        fixture
             .send(r#"{"msg_id":"","msg_type":"execute_request"}"#, "again")
             .await;
     }
-    place
+    fixture
         .send(r#"{"msg_id":"last","msg_type":"execute_request"}"#, "last")
         .await;
-    assert_eq!(place.printed_until("last").await, ["again", "again", "again", "last"]);
-    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
+    assert_eq!(fixture.printed_until("last").await, ["again", "again", "again", "last"]);
+    soon(fixture.manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
-async fn other_code_under_a_used_id_is_run_and_the_same_code_is_not() {
-    let mut place = Place::new().await;
+async fn a_reused_id_runs_again_only_with_other_code() {
+    let mut fixture = Fixture::new().await;
     let header = r#"{"msg_id":"used","msg_type":"execute_request"}"#;
     for code in ["one", "one", "two", "two"] {
-        place.send(header, code).await;
+        fixture.send(header, code).await;
     }
-    place
+    fixture
         .send(r#"{"msg_id":"last","msg_type":"execute_request"}"#, "last")
         .await;
-    assert_eq!(place.printed_until("last").await, ["one", "two", "last"]);
-    place.kernel.log().flushed().await;
-    let executions = place.kernel.executions();
+    assert_eq!(fixture.printed_until("last").await, ["one", "two", "last"]);
+    fixture.kernel.log().flushed().await;
+    let executions = fixture.kernel.executions();
     let all = executions.list(&ExecutionFilter::default(), None, 10).await.unwrap();
     assert_eq!(all.executions.len(), 3);
     assert!(all.executions.iter().all(|execution| execution.ended.is_some()));
-    soon(place.manager.close(AtClose::EndKernels)).await.unwrap();
+    soon(fixture.manager.close(AtClose::EndKernels)).await.unwrap();
 }

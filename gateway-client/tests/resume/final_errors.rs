@@ -1,23 +1,23 @@
-//! What ends a client, and what does not.
+//! Failures that end a client, and failures after which it reconnects.
 
 use gateway_client::resume::Hello;
 use gateway_client::resume::client::{Error, Event, Lost, Options, ResumeClient, SendError};
 use jupyter_protocol::KernelId;
 use kernel_log::{Epoch, Seq};
 
-use super::gateway::{Fault, Gateway, Refuse, Script, faulty, made};
+use super::gateway::{Fault, Gateway, Refuse, Script, faulty, kernel_message};
 use super::read_all;
 
-async fn ending(gateway: &Gateway) -> Error {
+async fn final_error(gateway: &Gateway) -> Error {
     let mut client = ResumeClient::new(gateway.options()).unwrap();
     loop {
         match client.next().await {
             Ok(Some(_)) => {}
-            Ok(None) => panic!("all was read"),
+            Ok(None) => panic!("the client read the whole log without an error"),
             Err(error) => {
                 let again = client.next().await.unwrap_err();
                 assert_eq!(again, error);
-                let message = made("interrupt_request", &serde_json::json!({}), &serde_json::json!({}));
+                let message = kernel_message("interrupt_request", &serde_json::json!({}), &serde_json::json!({}));
                 let refused = client.send(jupyter_protocol::Channel::Control, message);
                 assert_eq!(refused, Err(SendError::Ended));
                 return error;
@@ -38,7 +38,7 @@ async fn some_statuses_are_final_and_others_are_not() {
     for status in [400, 401, 403, 404] {
         let gateway = Gateway::with_entries(1);
         gateway.script([refusing(Refuse::Status(status))]);
-        let error = ending(&gateway).await;
+        let error = final_error(&gateway).await;
         assert_eq!(error, Error::Refused { status });
         assert!(error.to_string().contains(&status.to_string()));
         assert_eq!(gateway.scripts_left(), 0);
@@ -53,10 +53,10 @@ async fn some_statuses_are_final_and_others_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_does_not_speak_the_protocol_is_final() {
+async fn a_server_without_the_subprotocol_is_final() {
     let gateway = Gateway::new();
     gateway.script([refusing(Refuse::Plain)]);
-    assert_eq!(ending(&gateway).await, Error::Unsupported);
+    assert_eq!(final_error(&gateway).await, Error::Unsupported);
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,11 +66,11 @@ async fn some_close_codes_are_final_and_others_are_not() {
         let gateway = Gateway::with_entries(3);
         gateway.script([closing(Some(code))]);
         let reason = "a reason".to_owned();
-        assert_eq!(ending(&gateway).await, Error::Closed { code, reason });
+        assert_eq!(final_error(&gateway).await, Error::Closed { code, reason });
     }
     let gateway = Gateway::with_entries(3);
     gateway.script([closing(Some(4001))]);
-    assert_eq!(ending(&gateway).await, Error::Replaced);
+    assert_eq!(final_error(&gateway).await, Error::Replaced);
     for code in [
         Some(1000),
         Some(1001),
@@ -87,21 +87,21 @@ async fn some_close_codes_are_final_and_others_are_not() {
         gateway.script([closing(code)]);
         let view = read_all(&gateway, gateway.options()).await;
         assert_eq!(view.seqs(), [1, 2, 3]);
-        let [Lost::Closed { code: told, .. }] = &view.disconnects[..] else {
+        let [Lost::Closed { code: reported, .. }] = &view.disconnects[..] else {
             panic!("{code:?}: {:?}", view.disconnects)
         };
-        assert_eq!(*told, code.unwrap_or(1005));
+        assert_eq!(*reported, code.unwrap_or(1005));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_breaks_the_protocol_each_time_is_given_up() {
+async fn repeated_protocol_violations_are_final() {
     let gateway = Gateway::with_entries(6);
-    // Each next connection gets one entry further: that is no reason to give up.
+    // Each of these connections delivers an entry before its violation, so they do not add up.
     gateway.script((0..4).map(|_| faulty(2, Fault::Binary(b"x"))));
-    // The last of those counts: since then nothing came.
+    // No valid frame follows the last of those, so these add up with it to five.
     gateway.script((0..4).map(|_| faulty(1, Fault::Missing)));
-    let error = ending(&gateway).await;
+    let error = final_error(&gateway).await;
     assert_eq!(
         error,
         Error::Broken {
@@ -112,7 +112,7 @@ async fn a_gateway_that_breaks_the_protocol_each_time_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hello_must_begin_at_the_cursor_or_say_that_it_does_not() {
+async fn a_recovered_hello_must_start_at_the_cursor() {
     let gateway = Gateway::with_entries(6);
     gateway.end();
     let hello = |epoch, from, head| Hello {
@@ -126,7 +126,7 @@ async fn a_hello_must_begin_at_the_cursor_or_say_that_it_does_not() {
     let epoch = gateway.epoch();
     gateway.script([
         faulty(4, Fault::Cut),
-        // The client has 1 to 3.
+        // The client has entries 1 to 3.
         faulty(0, Fault::Hello(hello(epoch, 2, 6))),
         faulty(0, Fault::Hello(hello(epoch, 4, 6))),
         faulty(0, Fault::Hello(hello(Epoch::random(), 3, 6))),
@@ -142,11 +142,11 @@ async fn a_hello_must_begin_at_the_cursor_or_say_that_it_does_not() {
     );
     let gateway = Gateway::with_entries(6);
     gateway.script((0..5).map(|_| faulty(0, Fault::Hello(hello(epoch, 7, 6)))));
-    assert!(matches!(ending(&gateway).await, Error::Broken { .. }));
+    assert!(matches!(final_error(&gateway).await, Error::Broken { .. }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_connection_is_tried_once_where_that_is_asked_for() {
+async fn connect_tries_once() {
     let gateway = Gateway::with_entries(1);
     for refuse in [Refuse::Unreachable, Refuse::Mute, Refuse::Status(503)] {
         gateway.script([refusing(refuse)]);
@@ -156,14 +156,14 @@ async fn the_first_connection_is_tried_once_where_that_is_asked_for() {
     }
     let mut client = ResumeClient::connect(gateway.options()).await.unwrap();
     assert!(matches!(client.next().await, Ok(Some(Event::Connected(_)))));
-    // Of real TCP: nobody listens there.
+    // Also over TCP, to a port on which nothing listens.
     let options = Options::new("http://127.0.0.1:1", KernelId::random());
     let error = ResumeClient::connect(options).await.err().unwrap();
     assert!(matches!(error, Error::Unreachable(Lost::Unreachable(_))), "{error}");
 }
 
 #[test]
-fn addresses_that_cannot_be_used_are_told() {
+fn invalid_addresses_are_refused() {
     for url in [
         "",
         "host:8888",

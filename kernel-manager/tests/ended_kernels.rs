@@ -1,4 +1,4 @@
-//! What is left of kernels that were started and ended: nothing but their logs.
+//! Ended kernels leave nothing in memory.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::{Arc, Weak};
@@ -10,7 +10,7 @@ use kernel_provider::ExitCause;
 use kernel_provider::fake::FakeProvider;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_kernel_is_kept_after_its_end() {
+async fn an_ended_kernel_is_dropped() {
     let provider = FakeProvider::new();
     let logs = Logs::new(Arc::new(MemoryStore::default()), LogOptions::default()).unwrap();
     let mut options = ManagerOptions::default();
@@ -23,7 +23,7 @@ async fn no_kernel_is_kept_after_its_end() {
         match round % 3 {
             0 => {}
             1 => kernel.restart().await.unwrap(),
-            // It ends by itself, and what watches it starts it anew meanwhile.
+            // The kernel dies, and its supervisor restarts it meanwhile.
             _ => provider.end(kernel.id(), ExitCause::Code(1)),
         }
         kernel.shutdown().await.unwrap();
@@ -34,12 +34,12 @@ async fn no_kernel_is_kept_after_its_end() {
     assert!(manager.list().is_empty());
     assert!(manager.logs().list().await.unwrap().is_empty());
     assert_eq!(provider.running(), 0);
-    let all_gone = async {
-        // Their supervisors end on their own.
+    let all_dropped = async {
+        // The supervisors, which hold the kernels, end asynchronously.
         while kernels.iter().any(|kernel| kernel.strong_count() > 0) {
             tokio::task::yield_now().await;
         }
     };
-    let gone = tokio::time::timeout(Duration::from_secs(60), all_gone).await;
-    assert!(gone.is_ok(), "kernels are kept after their end");
+    let dropped = tokio::time::timeout(Duration::from_secs(60), all_dropped).await;
+    assert!(dropped.is_ok(), "ended kernels are still in memory");
 }
