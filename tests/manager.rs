@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kernelmux::ManagerBuilderExt as _;
 use kernelmux::local::{LocalConfig, LocalProvider};
 use kernelmux::log::{Entry, FjallStore, LIFECYCLE, LogOptions, Logs, Seq};
 use kernelmux::protocol::content::{Content, ExecuteRequest};
@@ -903,4 +904,62 @@ async fn kernelspecs_are_found_as_jupyter_client_finds_them_and_broken_ones_say_
         "{error}"
     );
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_releases_the_folders_and_the_next_manager_finds_the_kernel() {
+    let Some(place) = Place::new() else { return };
+    let state = place.folder.path().join("state");
+    let open = async || {
+        let mut config = LocalConfig::new(&state);
+        config.search = SearchPath::new([place.folder.path().join("kernels")]);
+        let builder = Manager::builder().local_with(config);
+        soon(builder.on_disk(place.folder.path().join("logs")).open())
+            .await
+            .unwrap()
+    };
+    let manager = open().await;
+    let held = soon(manager.start("python3")).await.unwrap();
+    assert_eq!(run(&held, "n = 6").await, "");
+    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
+
+    // The first manager and its kernel are still here.
+    let next = open().await;
+    let kernel = next.get(held.id()).expect("the kernel is found again");
+    assert_eq!(soon(kernel.run("print(n * 7)")).await.unwrap().text(), "42\n");
+    let refused = held.handle().interrupt().await.unwrap_err();
+    assert!(matches!(refused, kernelmux::ProviderError::Closed), "{refused}");
+    soon(next.close(AtClose::EndKernels)).await.unwrap();
+    drop(manager);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_manager_kills_its_kernels_only_if_asked_to() {
+    for end in [false, true] {
+        let Some(place) = Place::new() else { return };
+        let options = ManagerOptions::default().with_end_kernels_on_drop(end);
+        let manager = place.manager(options).await;
+        let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+        let pid: u32 = run(&kernel, "import os; print(os.getpid())")
+            .await
+            .trim()
+            .parse()
+            .unwrap();
+        let is_alive = || Path::new(&format!("/proc/{pid}/cwd")).exists();
+        assert!(is_alive());
+        drop((kernel, manager));
+        if end {
+            let gone = async {
+                while std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            soon(gone).await;
+        } else {
+            assert!(is_alive());
+            let manager = place.manager(ManagerOptions::default()).await;
+            assert_eq!(soon(manager.restore()).await, 1);
+            soon(manager.close(AtClose::EndKernels)).await.unwrap();
+        }
+    }
 }

@@ -138,11 +138,15 @@ impl Logs {
         let (store, durability) = (self.store.clone(), self.options.durability);
         blocking(store.blocks(), move || {
             let synced = match durability {
-                Durability::Process => Ok(()),
-                Durability::Batched | Durability::Always => store.sync(),
+                Durability::Batched => store.sync(),
+                Durability::Process | Durability::Always => Ok(()),
             };
             store.close()?;
-            synced
+            match synced {
+                // It was closed before.
+                Err(StoreError::Closed { .. }) => Ok(()),
+                synced => synced,
+            }
         })
         .await
     }

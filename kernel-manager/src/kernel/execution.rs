@@ -5,10 +5,12 @@ use std::task::{Context, Poll, ready};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
-use jupyter_protocol::content::{Content, ExecutionState, InputReply};
+use jupyter_protocol::content::InputReply;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{Block, Cursor, Entry, Lifecycle, Origin, ReadError, Seq, StoreError};
+use kernel_log::{
+    Block, Cursor, Entry, ExecutionEvent, ExecutionTracker, Lifecycle, Origin, ReadError, Seq, StoreError,
+};
 use memchr::memmem;
 use tokio::runtime::Handle;
 use tracing::warn;
@@ -85,13 +87,11 @@ pub enum FollowError {
 pub struct Execution {
     client: Client,
     reading: Reading,
-    msg_id: String,
+    tracker: ExecutionTracker,
     ready: VecDeque<Entry>,
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     asked: bool,
-    replied: bool,
-    idle: bool,
     /// How it ended, if it had ended when it was first followed.
     past: Option<Past>,
     interrupt_on_drop: bool,
@@ -139,8 +139,7 @@ impl Execution {
         let was_read = |seq: Option<Seq>| seq.is_some_and(|seq| seq <= position);
         let mut execution = Self::at(kernel, &new_session(), record.msg_id().to_owned(), position);
         execution.asked = record.request <= position;
-        execution.replied = was_read(record.reply);
-        execution.idle = was_read(record.idle);
+        execution.tracker = ExecutionTracker::resumed(record.msg_id(), was_read(record.reply), was_read(record.idle));
         execution.past = record.status.has_ended().then(|| Past {
             last: record.last,
             status: record.status,
@@ -154,12 +153,10 @@ impl Execution {
         Self {
             client: attachment.client(),
             reading: Reading::Ready(attachment),
-            msg_id,
+            tracker: ExecutionTracker::new(msg_id),
             ready: VecDeque::new(),
             position,
             asked: false,
-            replied: false,
-            idle: false,
             past: None,
             interrupt_on_drop: false,
         }
@@ -168,7 +165,7 @@ impl Execution {
     /// The `msg_id` of the request.
     #[must_use]
     pub fn msg_id(&self) -> &str {
-        &self.msg_id
+        self.tracker.msg_id()
     }
 
     /// Everything up to here has been read. [`Kernel::follow`] goes on from here, also in another process.
@@ -205,7 +202,7 @@ impl Execution {
 
     fn poll_entry(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<(Entry, Message), ExecutionError>>> {
         loop {
-            if self.has_ended() {
+            if self.tracker.has_ended() {
                 return Poll::Ready(None);
             }
             if let Some(past) = &self.past
@@ -217,27 +214,27 @@ impl Execution {
                     ExecutionStatus::Lost => Some(Err(ExecutionError::Lost)),
                     _ => None,
                 };
-                self.end();
+                self.tracker.end();
                 return Poll::Ready(ended);
             }
             if let Some(entry) = self.ready.pop_front() {
+                if entry.origin() == Origin::Kernel
+                    && let Some(loss) = self.tracker.loss_before(entry.channel())
+                {
+                    self.ready.push_front(entry);
+                    return Poll::Ready(Some(Err(ExecutionError::Loss(loss))));
+                }
                 self.position = entry.seq();
                 match self.on_entry(&entry) {
-                    Ok(None) => {}
-                    Ok(Some(message)) => return Poll::Ready(Some(Ok((entry, message)))),
-                    Err(error) => {
-                        if !matches!(error, ExecutionError::Loss(_)) {
-                            self.end();
-                        }
-                        return Poll::Ready(Some(Err(error)));
-                    }
+                    Some(Ok(message)) => return Poll::Ready(Some(Ok((entry, message)))),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    None => continue,
                 }
-                continue;
             }
             match ready!(self.reading.poll_block(context)) {
                 Ok(Some(block)) => self.ready.extend(block.entries()),
                 Ok(None) => {
-                    self.end();
+                    self.tracker.end();
                     return Poll::Ready(Some(Err(ExecutionError::KernelEnded { reason: None })));
                 }
                 Err(error) => return Poll::Ready(Some(Err(error.into()))),
@@ -245,62 +242,34 @@ impl Execution {
         }
     }
 
-    fn has_ended(&self) -> bool {
-        self.replied && self.idle
-    }
-
-    fn end(&mut self) {
-        (self.replied, self.idle) = (true, true);
-    }
-
-    fn on_entry(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
-        let wire = entry.message();
+    fn on_entry(&mut self, entry: &Entry) -> Option<Result<Message, ExecutionError>> {
         match entry.origin() {
+            Origin::Kernel => self.tracker.on_message(&entry.message()).map(Ok),
             Origin::Client => {
-                self.asked |= !self.asked && self.is_request(&wire);
-                return Ok(None);
+                self.asked |= !self.asked && self.is_request(&entry.message());
+                None
             }
-            Origin::Lifecycle if !self.asked => return Ok(None),
-            Origin::Lifecycle => return self.on_lifecycle(&wire).map_or(Ok(None), Err),
-            Origin::Kernel => {}
+            Origin::Lifecycle if !self.asked => None,
+            Origin::Lifecycle => {
+                let event = self.tracker.on_lifecycle(entry.lifecycle()?)?;
+                Some(Err(event.into()))
+            }
         }
-        // Few of a kernel's messages belong to this execution, and searching for its id is cheaper than parsing.
-        if memmem::find(wire.parent_header(), self.msg_id.as_bytes()).is_none() {
-            return Ok(None);
-        }
-        let Ok(message) = Message::from_wire(&wire) else {
-            return Ok(None);
-        };
-        if message.parent_id() != self.msg_id {
-            return Ok(None);
-        }
-        match &message.content {
-            Content::Status(status) if status.execution_state == ExecutionState::Idle => self.idle = true,
-            Content::ExecuteReply(_) => self.replied = true,
-            _ => {}
-        }
-        Ok(Some(message))
     }
 
     fn is_request(&self, message: &WireMessage) -> bool {
-        memmem::find(message.header(), self.msg_id.as_bytes()).is_some()
-            && message.header_ref().is_ok_and(|header| header.msg_id == self.msg_id)
+        let id = self.msg_id();
+        memmem::find(message.header(), id.as_bytes()).is_some()
+            && message.header_ref().is_ok_and(|header| header.msg_id == id)
     }
+}
 
-    /// What an event means for the execution, if anything.
-    fn on_lifecycle(&self, message: &WireMessage) -> Option<ExecutionError> {
-        match Lifecycle::from_message(message)? {
-            Lifecycle::Lost { executions } => executions.contains(&self.msg_id).then_some(ExecutionError::Lost),
-            Lifecycle::Died { executions, reason } => executions
-                .contains(&self.msg_id)
-                .then_some(ExecutionError::KernelEnded { reason: Some(reason) }),
-            Lifecycle::Restarting => Some(ExecutionError::KernelEnded {
-                reason: Some("restarting".to_owned()),
-            }),
-            Lifecycle::RestartingByItself { reason, .. } | Lifecycle::Dead { reason, .. } => {
-                Some(ExecutionError::KernelEnded { reason: Some(reason) })
-            }
-            event => event.is_loss().then_some(ExecutionError::Loss(event)),
+impl From<ExecutionEvent> for ExecutionError {
+    fn from(event: ExecutionEvent) -> Self {
+        match event {
+            ExecutionEvent::Loss(event) => Self::Loss(event),
+            ExecutionEvent::KernelEnded(reason) => Self::KernelEnded { reason: Some(reason) },
+            _ => Self::Lost,
         }
     }
 }
@@ -350,7 +319,7 @@ impl Stream for Execution {
 
 impl Drop for Execution {
     fn drop(&mut self) {
-        if !self.interrupt_on_drop || self.has_ended() {
+        if !self.interrupt_on_drop || self.tracker.has_ended() {
             return;
         }
         let kernel = self.client.kernel().clone();
@@ -370,7 +339,7 @@ impl Drop for Execution {
 impl std::fmt::Debug for Execution {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Execution")
-            .field("msg_id", &self.msg_id)
+            .field("msg_id", &self.msg_id())
             .field("cursor", &self.cursor())
             .finish_non_exhaustive()
     }

@@ -2,21 +2,23 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures::{Stream, StreamExt};
-use jupyter_protocol::content::{Content, ExecuteRequest, ExecutionState, InputReply};
+use jupyter_protocol::content::{ExecuteRequest, InputReply};
 use jupyter_protocol::{Channel, Message};
-use kernel_log::Lifecycle;
-use memchr::memmem;
+use kernel_log::{ExecutionEvent, ExecutionTracker};
 
 use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
 
-/// Code that runs in a kernel, followed over any disconnect. Made by [`ResumeClient::execute`].
+/// Code that runs in a kernel, followed over any disconnect: a stream of its messages in log order, which are statuses,
+/// outputs, input requests and the reply. Made by [`ResumeClient::execute`].
 ///
-/// Dropping it stops following; the code runs on, and what it puts out is in the log.
+/// The stream ends once it has returned both the reply and the `idle` status, or an error that ends the execution.
+///
+/// Dropping it stops following. The code keeps running, and its output goes to the log.
 pub struct Execution<'a> {
     client: &'a mut ResumeClient,
-    msg_id: String,
-    replied: bool,
-    idle: bool,
+    tracker: ExecutionTracker,
+    /// Read, and returned after a loss that came before it.
+    held: Option<Entry>,
 }
 
 impl<'a> Execution<'a> {
@@ -25,19 +27,18 @@ impl<'a> Execution<'a> {
         client.send(Channel::Shell, message.to_wire())?;
         Ok(Self {
             client,
-            msg_id: message.header.msg_id,
-            replied: false,
-            idle: false,
+            tracker: ExecutionTracker::new(message.header.msg_id),
+            held: None,
         })
     }
 
     /// The `msg_id` of the request.
     #[must_use]
     pub fn msg_id(&self) -> &str {
-        &self.msg_id
+        self.tracker.msg_id()
     }
 
-    /// The client: for its cursor, say. Entries that are read from it are not looked at here.
+    /// The client, for its cursor for example. The execution does not see entries that are read from it.
     pub fn client(&mut self) -> &mut ResumeClient {
         self.client
     }
@@ -45,9 +46,8 @@ impl<'a> Execution<'a> {
     /// The next message of the execution. `None` after its end. Entries of other requests are skipped. Cancel-safe.
     ///
     /// # Errors
-    /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded) nothing follows. After
-    /// [`Gap`](ExecutionError::Gap), [`NotRecovered`](ExecutionError::NotRecovered) and
-    /// [`Loss`](ExecutionError::Loss) messages may be missing, and reading goes on.
+    /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded), [`Lost`](ExecutionError::Lost) and
+    /// [`Client`](ExecutionError::Client) nothing follows. After the others messages may be missing, and reading goes on.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
         StreamExt::next(self).await
     }
@@ -61,45 +61,29 @@ impl<'a> Execution<'a> {
         self.client.send(Channel::Stdin, reply.to_wire())
     }
 
-    fn on_entry(&mut self, entry: &Entry) -> Result<Option<Message>, ExecutionError> {
-        let wire = &entry.message;
-        let has_id = |json: &[u8]| memmem::find(json, self.msg_id.as_bytes()).is_some();
-        if !has_id(wire.parent_header()) {
+    fn on_entry(&mut self, entry: Entry) -> Option<Result<Message, ExecutionError>> {
+        if let Some(event) = entry.lifecycle() {
             // Events before the kernel had the request concern earlier executions.
-            let begun = !self.client.outbox.contains(&self.msg_id);
-            let event = entry.lifecycle().filter(|_| begun);
-            return event.and_then(|event| self.on_lifecycle(event)).map_or(Ok(None), Err);
-        }
-        let Ok(message) = Message::from_wire(wire) else {
-            return Ok(None);
-        };
-        if message.parent_id() != self.msg_id {
-            return Ok(None);
-        }
-        match &message.content {
-            Content::Status(status) if status.execution_state == ExecutionState::Idle => self.idle = true,
-            Content::ExecuteReply(_) => self.replied = true,
-            _ => {}
-        }
-        Ok(Some(message))
-    }
-
-    /// What an event means for the execution, if anything.
-    ///
-    /// The synthetic reply that follows the end of a kernel is for clients that do not know these events.
-    fn on_lifecycle(&mut self, event: Lifecycle) -> Option<ExecutionError> {
-        let reason = match event {
-            Lifecycle::Died { executions, reason } if executions.contains(&self.msg_id) => reason,
-            Lifecycle::Lost { executions } if executions.contains(&self.msg_id) => {
-                (self.replied, self.idle) = (true, true);
-                return Some(ExecutionError::Lost);
+            if self.client.outbox.contains(self.msg_id()) {
+                return None;
             }
-            Lifecycle::Restarting => "restarting".to_owned(),
-            Lifecycle::RestartingByItself { reason, .. } | Lifecycle::Dead { reason, .. } => reason,
-            event => return event.is_loss().then_some(ExecutionError::Loss(event)),
-        };
-        (self.replied, self.idle) = (true, true);
-        Some(ExecutionError::KernelEnded { reason: Some(reason) })
+            return self.tracker.on_lifecycle(event).map(|event| Err(event.into()));
+        }
+        if let Some(loss) = self.tracker.loss_before(entry.channel) {
+            self.held = Some(entry);
+            return Some(Err(ExecutionError::Loss(loss)));
+        }
+        self.tracker.on_message(&entry.message).map(Ok)
+    }
+}
+
+impl From<ExecutionEvent> for ExecutionError {
+    fn from(event: ExecutionEvent) -> Self {
+        match event {
+            ExecutionEvent::Loss(event) => Self::Loss(event),
+            ExecutionEvent::KernelEnded(reason) => Self::KernelEnded { reason: Some(reason) },
+            _ => Self::Lost,
+        }
     }
 }
 
@@ -108,21 +92,25 @@ impl Stream for Execution<'_> {
     type Item = Result<Message, ExecutionError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        while !(self.replied && self.idle) {
-            let error = match ready!(self.client.poll_event(context)) {
-                Ok(Some(Event::Entry(entry))) => match self.on_entry(&entry).transpose() {
+        while !self.tracker.has_ended() {
+            let event = match self.held.take() {
+                Some(entry) => Ok(Some(Event::Entry(entry))),
+                None => ready!(self.client.poll_event(context)),
+            };
+            let error = match event {
+                Ok(Some(Event::Entry(entry))) => match self.on_entry(entry) {
                     Some(result) => return Poll::Ready(Some(result)),
                     None => continue,
                 },
+                Ok(Some(Event::Connected(_) | Event::Disconnected { .. })) => continue,
                 Ok(Some(Event::Gap { first, last })) => ExecutionError::Gap { first, last },
                 Ok(Some(Event::NotRecovered(hello))) => ExecutionError::NotRecovered(hello.reason),
-                Ok(Some(Event::Connected(_) | Event::Disconnected { .. })) => continue,
                 Ok(None) => {
-                    (self.replied, self.idle) = (true, true);
+                    self.tracker.end();
                     ExecutionError::KernelEnded { reason: None }
                 }
                 Err(error) => {
-                    (self.replied, self.idle) = (true, true);
+                    self.tracker.end();
                     error.into()
                 }
             };

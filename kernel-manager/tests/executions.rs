@@ -1,0 +1,298 @@
+//! Running code, following it again later, and closing a manager whose kernels are still held.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use jupyter_protocol::Message;
+use jupyter_protocol::content::{
+    Content, ExecuteReply, ExecuteRequest, KernelInfoReply, LanguageInfo, ReplyError, Stream,
+};
+use jupyter_protocol::kernel::{Context, Kernel as ServedKernel, async_trait};
+use kernel_log::{Cursor, Epoch, FjallStore, MemoryStore, ReadError, Seq, StoreError};
+use kernel_manager::{
+    AtClose, ExecuteOptions, Execution, ExecutionError, ExecutionFilter, ExecutionStatus, FollowError, Kernel, Manager,
+    ManagerOptions,
+};
+use kernel_provider::ExitCause;
+use kernel_provider::fake::{FakeProvider, FakeSpec};
+
+/// Far longer than anything here takes.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+}
+
+/// Prints the code; `raise` fails, and `hang` prints and never ends.
+struct Script;
+
+#[async_trait]
+impl ServedKernel for Script {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply {
+            implementation: "script".to_owned(),
+            language_info: LanguageInfo::default(),
+            ..KernelInfoReply::default()
+        }
+    }
+
+    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        context.stdout(&request.code).await;
+        match &*request.code {
+            "raise" => Err(ReplyError {
+                ename: "ValueError".to_owned(),
+                evalue: "raised".to_owned(),
+                ..ReplyError::default()
+            }),
+            "hang" => std::future::pending().await,
+            _ => Ok(ExecuteReply::default()),
+        }
+    }
+}
+
+fn provider() -> FakeProvider {
+    let provider = FakeProvider::new();
+    provider.install("script", FakeSpec::kernel(|| Script));
+    provider
+}
+
+/// A kernel that is not restarted when it ends.
+async fn kernel() -> (FakeProvider, Manager, Arc<Kernel>) {
+    let provider = provider();
+    let options = ManagerOptions::default().with_restart_limit(0);
+    let manager = Manager::builder().provider(provider.clone()).options(options);
+    let manager = manager.open().await.unwrap();
+    let kernel = soon(manager.start("script")).await.unwrap();
+    (provider, manager, kernel)
+}
+
+/// The types of the messages up to the end.
+async fn types(mut execution: Execution) -> Vec<String> {
+    let mut types = Vec::new();
+    while let Some(message) = soon(execution.next()).await {
+        types.push(message.unwrap().header.msg_type);
+    }
+    types
+}
+
+fn text(message: &Message) -> Option<&str> {
+    match &message.content {
+        Content::Stream(Stream { text, .. }) => Some(text),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn run_returns_status_outputs_and_error() {
+    let (_provider, manager, kernel) = kernel().await;
+    let ok = soon(kernel.run("hello")).await.unwrap();
+    assert!(ok.is_ok());
+    assert_eq!(ok.text(), "hello");
+    assert_eq!(ok.execution_count, Some(1));
+    assert_eq!(ok.losses, []);
+    let failed = soon(kernel.run("raise")).await.unwrap();
+    assert_eq!(failed.status, ExecutionStatus::Error);
+    assert_eq!(failed.error.unwrap().evalue, "raised");
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    let refused = soon(kernel.run("late")).await.unwrap_err();
+    assert!(matches!(refused, ExecutionError::Send(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn run_returns_what_was_printed_before_the_kernel_died() {
+    let (provider, manager, kernel) = kernel().await;
+    let running = tokio::spawn({
+        let kernel = kernel.clone();
+        async move { kernel.run("hang").await.unwrap() }
+    });
+    let executions = kernel.executions();
+    let printed = async {
+        loop {
+            let page = executions.list(&ExecutionFilter::default(), None, 1).await.unwrap();
+            if let Some(execution) = page.executions.first()
+                && !executions.outputs(execution).await.unwrap().fold.outputs().is_empty()
+            {
+                return;
+            }
+            kernel.log().stored(kernel.log().head().next()).await;
+        }
+    };
+    soon(printed).await;
+    provider.end(kernel.id(), ExitCause::OutOfMemory);
+    let result = soon(running).await.unwrap();
+    assert_eq!(result.status, ExecutionStatus::Died);
+    assert_eq!(result.text(), "hang");
+    assert_eq!(result.reason.as_deref(), Some("killed because it ran out of memory"));
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_execution_is_a_stream() {
+    let (_provider, manager, kernel) = kernel().await;
+    let execution = kernel.execute("hello").await.unwrap();
+    let messages: Vec<_> = soon(execution.collect::<Vec<_>>()).await;
+    let messages: Vec<_> = messages.into_iter().map(Result::unwrap).collect();
+    assert_eq!(messages.iter().filter_map(text).collect::<Vec<_>>(), ["hello"]);
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_execution_is_followed_again_from_any_of_its_messages() {
+    let (_provider, manager, kernel) = kernel().await;
+    let mut execution = kernel.execute("hello").await.unwrap();
+    let id = execution.msg_id().to_owned();
+    let mut seen = Vec::new();
+    let mut cursors = vec![execution.cursor()];
+    while let Some(message) = soon(execution.next()).await {
+        seen.push(message.unwrap().header.msg_type);
+        cursors.push(execution.cursor());
+    }
+    assert_eq!(types(kernel.follow(&id, None).await.unwrap()).await, seen);
+    for (read, cursor) in cursors.into_iter().enumerate() {
+        let rest = kernel.follow(&id, Some(cursor)).await.unwrap();
+        assert_eq!(types(rest).await, seen[read..], "after {read} messages");
+    }
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_executions_of_this_log_are_followed() {
+    let (_provider, manager, kernel) = kernel().await;
+    let unknown = kernel.follow("unknown", None).await.unwrap_err();
+    assert!(matches!(unknown, FollowError::NoSuchExecution(id) if id == "unknown"));
+    let id = kernel.execute("hello").await.unwrap().msg_id().to_owned();
+    let other = Cursor {
+        epoch: Epoch::random(),
+        seq: Seq::START,
+    };
+    let refused = kernel.follow(&id, Some(other)).await.unwrap_err();
+    assert!(matches!(refused, FollowError::OtherLog(cursor) if cursor == other));
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_followed_execution_ends_when_its_kernel_dies() {
+    let (provider, manager, kernel) = kernel().await;
+    let mut execution = kernel.execute("hang").await.unwrap();
+    let id = execution.msg_id().to_owned();
+    let mut followed = kernel.follow(&id, None).await.unwrap();
+    while text(&soon(followed.next()).await.unwrap().unwrap()) != Some("hang") {}
+    provider.end(kernel.id(), ExitCause::Signal(9));
+    for execution in [&mut execution, &mut followed] {
+        let reason = loop {
+            match soon(execution.next()).await.expect("it says how it ended") {
+                Err(ExecutionError::KernelEnded { reason }) => break reason,
+                Err(error) => panic!("{error}"),
+                Ok(_) => {}
+            }
+        };
+        assert_eq!(reason.as_deref(), Some("killed by signal 9 (SIGKILL)"));
+        assert!(soon(execution.next()).await.is_none());
+    }
+    // Also for those who come later, wherever they begin.
+    for after in [None, Some(followed.cursor())] {
+        let late = kernel.follow(&id, after).await.unwrap();
+        let last = soon(late.collect::<Vec<_>>()).await.pop();
+        assert!(
+            matches!(last, Some(Err(ExecutionError::KernelEnded { .. }))),
+            "{last:?}"
+        );
+    }
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_execution_interrupts_its_kernel_only_if_asked_to() {
+    let (provider, manager, kernel) = kernel().await;
+    for (interrupt, expected) in [(false, 0), (true, 1)] {
+        let kernel = soon(manager.start("script")).await.unwrap();
+        let options = ExecuteOptions::new("hang").with_interrupt_on_drop(interrupt);
+        let mut execution = kernel.execute(options).await.unwrap();
+        while text(&soon(execution.next()).await.unwrap().unwrap()).is_none() {}
+        drop(execution);
+        let interrupted = async {
+            while provider.interrupts(kernel.id()) < expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(interrupted).await;
+        assert_eq!(provider.interrupts(kernel.id()), expected);
+    }
+    // One that has ended interrupts nothing.
+    let mut execution = kernel
+        .execute(ExecuteOptions::new("done").with_interrupt_on_drop(true))
+        .await
+        .unwrap();
+    while soon(execution.next()).await.is_some() {}
+    drop(execution);
+    soon(kernel.run("later")).await.unwrap();
+    assert_eq!(provider.interrupts(kernel.id()), 0);
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn options_of_an_execution_reach_the_log() {
+    let (_provider, manager, kernel) = kernel().await;
+    let options = ExecuteOptions::new("hello").with_cell_id("a1b2").with_session("mine");
+    let mut execution = kernel.execute(options).await.unwrap();
+    while soon(execution.next()).await.is_some() {}
+    let record = kernel.executions().get(execution.msg_id()).await.unwrap().unwrap();
+    assert_eq!(record.cell_id.as_deref(), Some("a1b2"));
+    assert_eq!(record.session, "mine");
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_releases_the_store_although_kernels_and_logs_are_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let logs = folder.path().join("logs");
+    let manager = Manager::builder().provider(provider()).on_disk(&logs);
+    let manager = manager.open().await.unwrap();
+    let kernel = soon(manager.start("script")).await.unwrap();
+    soon(kernel.run("kept")).await.unwrap();
+    let (log, head) = (kernel.log().clone(), kernel.log().head());
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+
+    let reopened = FjallStore::open(&logs).unwrap();
+    let stored = kernel_log::LogStore::get(&reopened, kernel.id()).unwrap().unwrap();
+    let (_, last) = stored.bounds().unwrap().unwrap();
+    assert!(last > head, "{last}");
+    // What is in memory can still be read; the rest says why not.
+    assert!(log.is_closed());
+    let error = log.index_get("unknown").await.unwrap_err();
+    assert!(matches!(error, StoreError::Closed { .. }), "{error}");
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn readers_end_when_the_manager_is_closed() {
+    let (_provider, manager, kernel) = kernel().await;
+    let mut attachment = kernel.attach("client");
+    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
+    let end = async {
+        loop {
+            match attachment.next().await {
+                Ok(None) => return,
+                Ok(Some(_)) | Err(ReadError::Gap { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    soon(end).await;
+}
+
+#[tokio::test]
+async fn a_closed_manager_starts_nothing() {
+    let store = Arc::new(MemoryStore::new());
+    let manager = Manager::builder()
+        .provider(provider())
+        .store(store)
+        .open()
+        .await
+        .unwrap();
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    assert!(soon(manager.start("script")).await.is_err());
+}
