@@ -1,4 +1,4 @@
-# `make help` lists what there is.
+# `make help` lists the targets.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -9,15 +9,15 @@ CARGO ?= cargo
 ARGS ?=
 # Arguments for pytest: make test-e2e PYTEST="-k interrupt -x"
 PYTEST ?=
-# How many files of the end-to-end tests run side by side.
+# How many end-to-end test files run in parallel.
 E2E_WORKERS ?= 2
-# The gateway of the tests has all that it can have. Of the whole workspace, whatever of it is built: so that nothing is
-# built a second time with fewer features.
+# Tests use the gateway with all features. Every target builds the whole workspace with the same features, so that
+# nothing is built twice.
 TESTED := --locked --workspace --features kernelmux-gateway/nats
-# Benchmarks by name, whose results are renewed: make bench BENCH="protocol log"
+# Benchmarks to run, by name: make bench BENCH="protocol log"
 BENCH ?=
 
-.PHONY: help run demo hooks test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
+.PHONY: help run demo book hooks test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
 	lint-docs lint-deny bench build-cache tools e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
 	run-k8s
 
@@ -28,22 +28,25 @@ run: ## build (release) and start the gateway on 127.0.0.1:8888 with a Python ke
 	$(CARGO) build --release --locked --package kernelmux-gateway
 	@exec scripts/run.sh $(ARGS)
 
-demo: ## a long cell whose connection is cut in the middle, and nothing is missing
+demo: ## a long cell that loses no output although its connection is cut
 	$(CARGO) build --locked --package resume
 	@. scripts/venv.sh && exec target/debug/resume
+
+book: ## the documentation for users, in target/book
+	@mdbook=$$(scripts/mdbook.sh) && scripts/book.py "$$mdbook"
 
 test: ## all tests, with real kernels, a real browser and a real cluster
 	@trap 'scripts/build-cache.py save' EXIT; scripts/in-parts.py test test-rust test-embedders test-js test-e2e test-k8s
 
-# Tests find the kernels, nextest and the gateway here.
+# Where tests find the kernels, nextest and the gateway.
 TOOLS := PATH="$(CURDIR)/target/e2e-venv/bin:$(CURDIR)/target/tools/bin:$$PATH" \
 	JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter"
 
-test-rust: e2e-env build-cache ## the workspace's own tests
+test-rust: e2e-env build-cache ## the Rust tests of the workspace
 	$(TOOLS) scripts/run-tests.py rust nextest $(TESTED)
 	$(CARGO) test $(TESTED) --doc --quiet
 
-# Where the workspace is built, and as it is, so that what both need is built once.
+# Uses the workspace's target folder and debug settings, so that shared dependencies are built once.
 test-embedders: build-cache ## crates outside the workspace that use kernelmux by path
 	@for manifest in tests/embedders/*/Cargo.toml; do \
 		echo "$$manifest"; \
@@ -58,7 +61,7 @@ test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other k
 	target/e2e-venv/bin/python scripts/run-tests.py e2e pytest tests/e2e -m "not kubernetes" -n $(E2E_WORKERS) \
 		--dist loadfile --no-loadscope-reorder $(PYTEST)
 
-test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, ten million entries in a log, and the chaos test at its full length
+test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, a log of ten million entries, the full chaos test
 	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-manager --test simulation
 	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-log --test memory
 	KERNELMUX_LONG=1 target/e2e-venv/bin/python -m pytest tests/e2e/test_resume_chaos.py
@@ -72,14 +75,14 @@ e2e-env: tools
 build-cache:
 	@scripts/build-cache.py restore
 
-# A package's programs are built with its tests.
+# Building a package's tests also builds its programs.
 e2e-programs: build-cache
-	$(CARGO) test $(TESTED) --no-run --test program --test process
+	$(CARGO) test $(TESTED) --no-run --test program --test process --test run --test demo
 
 hooks: ## have git check format and clippy before each commit
 	@git config core.hooksPath scripts/hooks
 
-lint: ## format, clippy, docs, each feature alone, licences
+lint: ## format, clippy, each feature alone, minimum Rust version, docs, licences
 	@scripts/in-parts.py lint lint-rust lint-features lint-msrv lint-docs lint-deny
 
 lint-rust: build-cache
@@ -92,26 +95,27 @@ lint-features: build-cache
 lint-msrv:
 	@scripts/check-msrv.py
 
-lint-docs: build-cache
+# The book's links are checked as it is built.
+lint-docs: build-cache book
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
-# Advisories are looked up by `cargo deny check advisories`, which needs their database from the network.
+# Without advisories: `cargo deny check advisories` downloads their database.
 lint-deny: tools
 	$(TOOLS) $(CARGO) deny --locked --all-features check bans licenses sources
 
-bench: ## benchmarks against direct ZeroMQ and against the peers; writes benches/RESULTS.md; BENCH="protocol log"
+bench: ## benchmarks against direct ZeroMQ and other gateways; writes benches/RESULTS.md; BENCH="protocol log"
 	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-benches --bins
 	$(CARGO) run --release --locked --package kernelmux-benches -- $(BENCH)
 
-test-k8s: e2e-env e2e-programs ## kernels as pods, JupyterLab with them, on `make dev-cluster` or, with KUBECONFIG set, on that cluster
+test-k8s: e2e-env e2e-programs ## kernels as pods, also in JupyterLab, on `make dev-cluster` or KUBECONFIG's cluster
 	@$(TOOLS) scripts/test-k8s.sh $(TESTED)
 
 run-k8s: ## the gateway (release) with kernels as pods, on `make dev-cluster` or the cluster of KUBECONFIG; ARGS="--port 9999"
 	$(CARGO) build --release --locked --package kernelmux-gateway
 	@exec scripts/run-k8s.sh $(ARGS)
 
-dev-cluster: ## a real Kubernetes on this machine, as root; with KUBECONFIG set: that cluster is used
+dev-cluster: ## start a real Kubernetes cluster on this machine, as root; or check the one of KUBECONFIG
 	@provider-k8s/dev-cluster/dev-cluster up >/dev/null
 
-dev-cluster-down: ## end it; only its cache is left
+dev-cluster-down: ## stop it and remove everything except its cache
 	@provider-k8s/dev-cluster/dev-cluster down

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Makes an image of the gateway without Docker: gateway-image.py BINARY OUT.tar [NAME]
+"""Builds an image of the gateway without Docker: gateway-image.py BINARY OUT.tar [NAME]
 
-The image holds the binary and the libraries that it is linked with, those of this machine; nothing else. OUT.tar is what
-`docker load`, `ctr images import` and registries' tools take.
+The image contains only the binary and the libraries of this machine that it is linked with. `docker load`,
+`ctr images import` and registry tools read OUT.tar.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ if len(sys.argv) not in (3, 4):
 binary, out = sys.argv[1:3]
 name = sys.argv[3] if len(sys.argv) == 4 else "localhost/kernelmux/gateway:dev"
 
-# Each line: NAME => PATH (address), or PATH (address) for the loader.
+# A line of `ldd` is `NAME => PATH (address)`, or `PATH (address)` for the loader.
 linked = [
     word
     for line in subprocess.run(["ldd", binary], capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Third-party crates, built once for all checkouts: kept in the user's cache, copied into a fresh checkout's target folder.
+"""Shares built third-party crates between checkouts, through the user's cache.
 
-    build-cache.py restore     before a build; does nothing where the target folder has one, or the cache has nothing
-    build-cache.py save        after a build; does nothing where the cache has this one
+    build-cache.py restore     before a build: copies them into the target folder, if that has no build yet
+    build-cache.py save        after a build: copies them into the cache, if it does not have them yet
 
-The workspace's own crates are left out. Cargo tells whether they are fresh by their files' times, which say nothing
-about another checkout. Third-party crates it knows by name, version, features and profile.
+The workspace's own crates are not cached: cargo compares the modification times of their files, which differ between
+checkouts. It identifies third-party crates by name, version, features and profile.
 """
 
 import fcntl
@@ -32,14 +32,14 @@ def key() -> str:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies a file or folder with its times, which cargo compares; without copying its blocks where the disk can."""
+    """Copies a file or folder with its modification times, which cargo compares. Shares blocks if the disk can."""
     target.parent.mkdir(parents=True, exist_ok=True)
     subprocess.check_call(["cp", "-a", "--reflink=auto", str(source), str(target)])
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """One checkout at a time."""
+    """Holds a lock that is shared by all checkouts."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "build.lock", "w", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -95,5 +95,5 @@ if __name__ == "__main__":
         with locked():
             commands[sys.argv[1]]()
     except (OSError, subprocess.CalledProcessError) as error:
-        # Without it a build takes longer, and that is all.
+        # Not an error: without the cache, the build only takes longer.
         print(f"the cache of built crates is not used: {error}", file=sys.stderr)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes a virtual environment in the user's cache, which all checkouts share, and a link to it.
+# Creates a virtual environment in the user's cache, which all checkouts share, and a link to it.
 #
 #     cached-venv.sh LINK REQUIREMENTS [SETUP]
 #
-# SETUP is a script that is run in the new environment, with its folder as argument. An environment is named for its
-# contents, so another version of the requirements gets another one.
+# SETUP is a script that is run with the environment's folder as argument. The environment's name is a hash of all
+# inputs, so changed requirements create a new one.
 set -euo pipefail
 link=$1 requirements=$2 setup=${3:-}
 
@@ -18,12 +18,12 @@ venv=$cache/$(basename "$link")-$stamp
 
 mkdir -p "$cache" "$(dirname "$link")"
 if [ ! -e "$venv/complete" ]; then
-    # Another checkout may be making the same one.
+    # Another checkout may be creating the same environment.
     exec 9>"$venv.lock"
     flock 9
 fi
 if [ ! -e "$venv/complete" ]; then
-    echo "making $(basename "$link") in the cache" >&2
+    echo "creating $(basename "$link") in the cache" >&2
     rm -rf "$venv"
     "$python" -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Runs clippy over every library that has features and is no program's: without them, and with each one alone; and
-sees that the protocol's types alone do not need tokio.
+"""Runs clippy on every library with features, without features and with each one alone. Also checks that the protocol's
+types alone do not need tokio.
 
-`make lint-rust` checks them with all features at once. A feature that does nothing but switch on features of another
-package is checked with that package, and a library without features with the package that has it as one.
+`make lint-rust` checks the features together. A feature that only enables features of other packages is checked there.
+Packages with programs and libraries without features are skipped.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 
 
 def implied(chosen: tuple[str, ...], features: dict[str, list[str]]) -> frozenset[str]:
-    """The features that are on where these are chosen."""
+    """The chosen features and all that they enable."""
     on = set()
     waiting = list(chosen)
     while waiting:
@@ -23,10 +23,10 @@ def implied(chosen: tuple[str, ...], features: dict[str, list[str]]) -> frozense
     return frozenset(on)
 
 
-def is_passed_on(feature: str, features: dict[str, list[str]]) -> bool:
-    """Whether it does nothing but switch on features of other packages."""
+def is_forwarding(feature: str, features: dict[str, list[str]]) -> bool:
+    """Whether a feature only enables features of other packages."""
     return features[feature] != [] and all(
-        "/" in switched or (switched in features and is_passed_on(switched, features))
+        "/" in switched or (switched in features and is_forwarding(switched, features))
         for switched in features[feature]
     )
 
@@ -40,7 +40,7 @@ for package in metadata["packages"]:
     if "lib" not in kinds or "bin" in kinds or not package["features"]:
         continue
     known = package["features"]
-    features = sorted(name for name in known if name != "default" and not is_passed_on(name, known))
+    features = sorted(name for name in known if name != "default" and not is_forwarding(name, known))
     checked = set()
     for chosen in [(), *((feature,) for feature in features)]:
         if (all_on := implied(chosen, known)) in checked:
@@ -57,4 +57,4 @@ needed = subprocess.check_output([*alone, "--edges", "normal", "--prefix", "none
 if any(line.startswith("tokio ") for line in needed.splitlines()):
     sys.exit("jupyter-protocol without default features needs tokio")
 if failed:
-    sys.exit("with these features it fails: " + "; ".join(failed))
+    sys.exit("clippy fails with: " + "; ".join(failed))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the stated minimum Rust version: no dependency states a later one, and if that toolchain
-is installed here, everything builds with it. (Clippy's incompatible_msrv checks the use of std.)"""
+"""Checks the stated minimum Rust version: no dependency states a later one, and everything builds with that toolchain
+if it is installed. (Clippy's incompatible_msrv checks the use of std.)"""
 
 import json
 import subprocess

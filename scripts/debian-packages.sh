@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs Debian packages for the tests.
 #
-#     debian-packages.sh WHAT FOR PROGRAM PACKAGE...
+#     debian-packages.sh WHAT TESTS PROGRAM PACKAGE...
 #
-# Does nothing where PROGRAM (a name on PATH, or several by `|`) is there. Where it cannot be installed, which needs root
-# on Debian, says which tests FOR that reason are skipped.
+# WHAT names the packages in messages, and TESTS the tests that need them. Does nothing if PROGRAM (a name on PATH, or
+# alternatives separated by `|`) is installed. Installing needs root on Debian; otherwise prints that TESTS are skipped.
 set -euo pipefail
 what=$1 tests=$2 programs=$3
 shift 3

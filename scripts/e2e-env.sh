@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests need beside Rust: target/e2e-venv (Python, Jupyter, kernels) and, as root on Debian, Chromium and
-# nats-server. Does nothing where all of it is there.
+# Installs what the tests need in addition to Rust: target/e2e-venv (Python, Jupyter, kernels) and, as root on Debian,
+# Chromium and nats-server. Does nothing if everything is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

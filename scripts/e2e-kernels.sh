@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two kernels of other languages beside ipykernel's python3, for the virtual environment in folder $1.
+# Adds kernels for bash and TypeScript to the virtual environment in folder $1, which has ipykernel.
 set -euo pipefail
 venv=$1
 

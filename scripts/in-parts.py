@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Runs make's targets one after the other, says first what it will do and how long that took last time, and ends with a
-table of where the time went.
+"""Runs make targets in order. Prints their names and last duration first, and a table of durations at the end.
 
     in-parts.py NAME TARGET...
 
-The times are kept in the user's cache, so that a fresh checkout knows them too.
+The durations are kept in the user's cache, so that they are available in a new checkout.
 """
 
 import json
@@ -23,8 +22,8 @@ def minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def computing() -> float:
-    """Seconds of all cores that ended child processes have taken."""
+def cpu_seconds() -> float:
+    """CPU time of all ended child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -41,16 +40,16 @@ def main(name: str, targets: list[str]) -> int:
     taken = {}
     rows = [f"| {'Part':<16} | Minutes | CPU minutes |", f"|{'-' * 18}|{'-' * 9}|{'-' * 13}|"]
     for target in targets:
-        begun, computed = time.monotonic(), computing()
+        begun, cpu_begun = time.monotonic(), cpu_seconds()
         code = subprocess.call([os.environ.get("MAKE", "make"), "--no-print-directory", target])
         if code != 0:
             print(f"make {name}: {target} failed", file=sys.stderr)
             return code
         taken[target] = time.monotonic() - begun
-        rows.append(f"| {target:<16} | {minutes(taken[target]):>7} | {minutes(computing() - computed):>11} |")
+        rows.append(f"| {target:<16} | {minutes(taken[target]):>7} | {minutes(cpu_seconds() - cpu_begun):>11} |")
     CACHE.mkdir(parents=True, exist_ok=True)
     times.write_text(json.dumps(taken), encoding="utf-8")
-    print(*rows, f"| {'all':<16} | {minutes(sum(taken.values())):>7} | {minutes(computing()):>11} |", sep="\n")
+    print(*rows, f"| {'all':<16} | {minutes(sum(taken.values())):>7} | {minutes(cpu_seconds()):>11} |", sep="\n")
     flaky = FLAKY.read_text(encoding="utf-8") if FLAKY.exists() else ""
     if flaky:
         print("flaky:", *(f"  {line}" for line in flaky.splitlines()), sep="\n")

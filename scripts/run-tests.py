@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Runs a test suite, and each test that failed once more, alone, when the others have ended.
+"""Runs a test suite, then runs each failed test again, alone.
 
     run-tests.py SUITE RUNNER ARGUMENTS...      SUITE is any name, RUNNER one of nextest, pytest, node
 
-A test that passes on its second try is flaky: a defect of the test or of the product. It is named under `flaky:` and in
-target/flaky.txt. The suite fails where a test failed twice, or where more than three tests of all suites are flaky.
+A test that passes on its second try is flaky, which is a defect of the test or of the product. It is listed under
+`flaky:` and in target/flaky.txt. The suite fails if a test fails twice, or if more than three tests of all suites are
+flaky.
 """
 
 import os
@@ -21,9 +22,9 @@ FLAKY = TARGET / "flaky.txt"
 
 
 class Runner:
-    """How a test runner is started, where its report is, and how one test of the report is run again."""
+    """A test runner: its command, its report, and the command that runs one test of the report again."""
 
-    # The exit code that says that tests failed, and that the run was whole otherwise.
+    # The exit code of a complete run with failed tests.
     tests_failed = 1
 
     def __init__(self, suite: str, arguments: list[str]):
@@ -31,13 +32,13 @@ class Runner:
         self.report = (TARGET / f"junit-{suite}.xml").absolute()
 
     def stops_early(self) -> bool:
-        """Whether tests may be left out once one has failed."""
+        """Whether the run may end at the first failure."""
         return False
 
     def command(self) -> list[str]:
         raise NotImplementedError
 
-    def again(self, case: ElementTree.Element) -> list[str]:
+    def rerun(self, case: ElementTree.Element) -> list[str]:
         raise NotImplementedError
 
 
@@ -51,9 +52,9 @@ class Nextest(Runner):
     def command(self) -> list[str]:
         return [os.environ.get("CARGO", "cargo"), "nextest", "run", *self.arguments]
 
-    def again(self, case: ElementTree.Element) -> list[str]:
+    def rerun(self, case: ElementTree.Element) -> list[str]:
         test = f"binary_id(={case.get('classname')}) & test(={case.get('name')})"
-        # Of several filters any would do.
+        # nextest runs the union of several filters, so the suite's must go.
         chosen = list(self.arguments)
         while "--filterset" in chosen:
             at = chosen.index("--filterset")
@@ -69,16 +70,16 @@ class Pytest(Runner):
         return any(argument.startswith(("-x", "--exitfirst", "--maxfail")) for argument in self.arguments)
 
     def command(self) -> list[str]:
-        # This family of reports names each test's file.
+        # Only this format of the report names each test's file.
         report = ["-o", "junit_family=xunit1", f"--junitxml={self.report}"]
         return [sys.executable, "-m", "pytest", *report, *self.arguments]
 
-    def again(self, case: ElementTree.Element) -> list[str]:
+    def rerun(self, case: ElementTree.Element) -> list[str]:
         file, name = case.get("file"), case.get("name", "")
         if not file:
-            # A file that could not be collected has its module's name.
+            # For a file that could not be collected, the name is its module's.
             return [sys.executable, "-m", "pytest", f"tests/e2e/{name.replace('.', '/')}.py"]
-        # `module.Class` for the methods of a class.
+        # A method's class name is `module.Class`.
         classes = case.get("classname", "").removeprefix(Path(file).stem).strip(".").split(".")
         return [sys.executable, "-m", "pytest", "::".join([f"tests/e2e/{file}", *filter(None, classes), name])]
 
@@ -89,7 +90,7 @@ class Node(Runner):
         reports += ["--test-reporter=junit", f"--test-reporter-destination={self.report}"]
         return ["node", "--test", *reports, *self.arguments]
 
-    def again(self, case: ElementTree.Element) -> list[str]:
+    def rerun(self, case: ElementTree.Element) -> list[str]:
         pattern = f"^{re.escape(case.get('name', ''))}$"
         return ["node", "--test", f"--test-name-pattern={pattern}", *self.arguments]
 
@@ -98,7 +99,7 @@ RUNNERS = {"nextest": Nextest, "pytest": Pytest, "node": Node}
 
 
 def failed(report: Path) -> Iterator[ElementTree.Element]:
-    """The report's tests that failed. A test whose clean-up failed too is in it twice."""
+    """The failed tests of the report, which lists a test twice if its teardown failed too."""
     seen = set()
     for case in ElementTree.parse(report).iter("testcase"):
         name = title(case)
@@ -112,7 +113,7 @@ def title(case: ElementTree.Element) -> str:
 
 
 def flaky_of_others(suite: str) -> list[str]:
-    """What other suites of this run found."""
+    """The lines of flaky.txt from the other suites of this run."""
     lines = FLAKY.read_text(encoding="utf-8").splitlines() if FLAKY.exists() else []
     return [line for line in lines if not line.startswith(f"{suite}: ")]
 
@@ -136,7 +137,7 @@ def main(suite: str, runner: Runner) -> int:
     for case in cases:
         name = title(case)
         print(f"{suite}: run again, alone: {name}", flush=True)
-        if subprocess.call(runner.again(case)) != 0:
+        if subprocess.call(runner.rerun(case)) != 0:
             print(f"{suite}: failed twice: {name}", file=sys.stderr)
             return 1
         with FLAKY.open("a", encoding="utf-8") as file:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts the gateway (built before) with a real Python kernel; arguments are the gateway's.
-# Its own defaults here come through the environment, so that any flag may override them.
+# Starts the built gateway with a Python kernel. Arguments are passed to the gateway.
+# The script's defaults are environment variables, so that any flag overrides them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

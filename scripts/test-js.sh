@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Checks and tests the JavaScript client, also against the gateway that KERNELMUX_GATEWAY names, and JupyterLab's client
-# against that gateway. Needs Node; as root on Debian it installs it. Where Node cannot be had, this is skipped, but with
-# CI set it fails.
+# Checks and tests the JavaScript client, and tests JupyterLab's client. The gateway under test is KERNELMUX_GATEWAY.
+# Installs Node if needed, as root on Debian. Without Node, the tests are skipped, or fail if CI is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +20,7 @@ CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export CARGO_TARGET_DIR
 run_tests=$PWD/scripts/run-tests.py
 
-# Again only when the lock file changed.
+# Installs packages if the lock file has changed.
 install() {
     cmp -s package-lock.json node_modules/.lock-installed && return
     npm ci --no-audit --no-fund --loglevel=error

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Tests kernels as pods, and JupyterLab with them, on the cluster of KUBECONFIG, or on one that is brought up here (as
-# root) and left up, but for CI.
-# KERNELMUX_TEST_IMAGE names an image with ipykernel that the cluster can have; the one brought up here has its own.
-# Its arguments are cargo's, that say what is built.
+# Tests kernels as pods, also with JupyterLab, on the cluster of KUBECONFIG. Without KUBECONFIG, starts a cluster on
+# this machine (as root), which keeps running unless CI is set. KERNELMUX_TEST_IMAGE names an image with ipykernel that
+# the cluster can pull; the cluster of this machine has one. The arguments tell cargo what to build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 dev_cluster=provider-k8s/dev-cluster/dev-cluster
 if [ -z "${KUBECONFIG:-}" ]; then
     if [ "$(id -u)" != 0 ]; then
-        reason="kernels as pods need a cluster: KUBECONFIG is not set, and only root can bring one up"
+        reason="kernels as pods need a cluster: KUBECONFIG is not set, and only root can start one"
         if [ -n "${CI:-}" ]; then
             echo "not tested: $reason" >&2
             exit 1
@@ -20,13 +19,13 @@ if [ -z "${KUBECONFIG:-}" ]; then
     if [ -n "${CI:-}" ]; then
         trap '$dev_cluster down' EXIT
     fi
-    # Here this machine is on the same network as the pods.
+    # This machine can connect to the addresses of the pods.
     export KERNELMUX_TEST_POD_ADDRESSES=1
 fi
 KUBECONFIG=$($dev_cluster up)
 export KUBECONFIG KERNELMUX_TEST_KUBERNETES=1
 
-# More threads only wait for each other: a Python takes a core for a second to start.
+# More threads do not help, because starting Python takes a core for a second.
 scripts/run-tests.py k8s-rust nextest "$@" --test-threads "${KERNELMUX_TEST_THREADS:-4}" \
     --filterset "(package(provider-k8s) | package(k8s)) & kind(test)"
 target/e2e-venv/bin/python scripts/run-tests.py k8s-e2e pytest tests/e2e -m kubernetes

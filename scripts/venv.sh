@@ -1,4 +1,5 @@
-# Sourced from the project's folder: a Python kernel in .venv, made where it is not there, on PATH and JUPYTER_PATH.
+# Puts .venv, with a Python kernel, on PATH and JUPYTER_PATH; creates it if needed. To be sourced in the project's
+# folder.
 ipykernel=ipykernel==7.4.0
 if ! .venv/bin/python -c 'import ipykernel' 2>/dev/null; then
     echo "making .venv with $ipykernel" >&2

@@ -1,4 +1,4 @@
-//! The manager over real Python kernels: what happens to kernels, and what clients get to see of it.
+//! The manager with real Python kernels: their lifecycle, and what clients observe of it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::VecDeque;
@@ -23,12 +23,12 @@ use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Within the deadline, or the test fails.
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+/// Awaits a future, and fails the test at the deadline.
+async fn within_deadline<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("the deadline passed")
 }
 
-/// The interpreter with ipykernel; `None` where there is none, which only CI does not forgive.
+/// A Python interpreter with ipykernel. Without one, returns `None` to skip the test, and fails it in CI.
 fn python() -> Option<PathBuf> {
     let python = std::env::var_os("KERNELMUX_TEST_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
     let found = Command::new(&python)
@@ -50,27 +50,28 @@ fn python() -> Option<PathBuf> {
     None
 }
 
-/// A folder with a kernelspec of the real Python kernel and of some that fail, and the manager's state.
-struct Place {
+/// A folder with kernelspecs, among them `python3`, and with the manager's state and logs.
+struct TestFolder {
     folder: tempfile::TempDir,
 }
 
-impl Place {
+impl TestFolder {
     fn new() -> Option<Self> {
         let python = python()?;
-        // Shown where a test fails.
+        // The test harness shows the log of a failed test.
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
-        let place = Self {
+        let test_folder = Self {
             folder: tempfile::tempdir().unwrap(),
         };
-        place.spec(
+        test_folder.spec(
             "python3",
             &json!([python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
             &json!({}),
         );
-        Some(place)
+        Some(test_folder)
     }
 
+    /// Writes a kernelspec.
     fn spec(&self, name: &str, argv: &Value, metadata: &Value) {
         let folder = self.folder.path().join("kernels").join(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -78,7 +79,7 @@ impl Place {
         std::fs::write(folder.join("kernel.json"), spec.to_string()).unwrap();
     }
 
-    /// Opens the store, once tasks of a manager that was dropped hold it no more.
+    /// Opens the store, after waiting until the tasks of a dropped manager have released it.
     async fn store(&self) -> FjallStore {
         loop {
             match FjallStore::open(&self.folder.path().join("logs")) {
@@ -91,11 +92,12 @@ impl Place {
         }
     }
 
+    /// Opens a manager on the folder.
     async fn manager(&self, options: ManagerOptions) -> Manager {
         let mut config = LocalConfig::new(self.folder.path().join("state"));
         config.search = SearchPath::new([self.folder.path().join("kernels")]);
         let provider = LocalProvider::open(config).await.unwrap();
-        let store = soon(self.store()).await;
+        let store = within_deadline(self.store()).await;
         let logs = Logs::new(Arc::new(store), LogOptions::default()).unwrap();
         Manager::new(vec![Arc::new(provider)], logs, options)
     }
@@ -105,8 +107,8 @@ impl Place {
 async fn run(kernel: &Arc<Kernel>, code: &str) -> String {
     let mut execution = kernel.execute(ExecuteRequest::new(code)).await.unwrap();
     let mut text = String::new();
-    while let Some(message) = soon(execution.next()).await {
-        match message.expect("the execution goes on").content {
+    while let Some(message) = within_deadline(execution.next()).await {
+        match message.expect("the execution failed").content {
             Content::Stream(stream) => text.push_str(&stream.text),
             Content::Error(error) => panic!("{}: {}", error.ename, error.evalue),
             _ => {}
@@ -115,7 +117,7 @@ async fn run(kernel: &Arc<Kernel>, code: &str) -> String {
     text
 }
 
-/// A client, with what it has been sent and has not looked at yet.
+/// An attached client, with the entries it has received and not yet examined.
 struct Attached {
     attachment: Attachment,
     unread: VecDeque<Entry>,
@@ -133,7 +135,7 @@ impl Attached {
         self.attachment.client()
     }
 
-    /// Reads on until an entry that is for this client fits.
+    /// Reads the entries for this client up to the first that fits, and returns them.
     async fn until(&mut self, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
         let client = self.client();
         let mut seen = Vec::new();
@@ -144,7 +146,10 @@ impl Attached {
                     return seen;
                 }
             }
-            let block = soon(self.attachment.next()).await.unwrap().expect("the log is open");
+            let block = within_deadline(self.attachment.next())
+                .await
+                .unwrap()
+                .expect("the log has ended");
             self.unread
                 .extend(block.entries().filter(|entry| client.delivers(entry)));
         }
@@ -159,6 +164,7 @@ fn msg_type(entry: &Entry) -> String {
     entry.message().header_ref().unwrap().msg_type.into_owned()
 }
 
+/// An execute request and its `msg_id`.
 fn execute(code: &str, session: &str) -> (String, WireMessage) {
     let message = Message::new(ExecuteRequest::new(code), session);
     (message.header.msg_id.clone(), message.to_wire())
@@ -169,19 +175,21 @@ fn kill(pid: &str, signal: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_is_started_used_restarted_and_ended() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
+async fn a_kernel_can_be_started_used_restarted_and_shut_down() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     let mut events = manager.events();
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     assert_eq!(run(&kernel, "x = 6; print(x * 7)").await, "42\n");
-    soon(kernel.restart()).await.unwrap();
+    within_deadline(kernel.restart()).await.unwrap();
     assert_eq!(
         run(&kernel, "print('x' in globals())").await,
         "False\n",
-        "a new process knows nothing"
+        "the restarted process has kept a variable"
     );
-    soon(kernel.shutdown()).await.unwrap();
+    within_deadline(kernel.shutdown()).await.unwrap();
     assert!(manager.get(kernel.id()).is_none());
     let kinds: Vec<_> = std::iter::from_fn(|| events.try_recv().ok())
         .map(|event| event.kind)
@@ -194,32 +202,34 @@ async fn a_kernel_is_started_used_restarted_and_ended() {
             KernelEventKind::ShutDown
         ]
     );
-    // What it said can be read after it is gone.
+    // The log remains readable after the kernel has ended.
     let log = manager.logs().open(kernel.id()).await.unwrap();
     assert!(log.head() > Seq(10));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+async fn a_killed_kernel_is_restarted_and_its_clients_are_notified() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let mut client = Attached::to(&kernel, "client");
     let pid = run(&kernel, "import os; print(os.getpid())").await;
     let mut execution = kernel
         .execute(ExecuteRequest::new("import time; time.sleep(600)"))
         .await
         .unwrap();
-    soon(kernel.state().wait_for(|state| *state == ExecutionState::Busy))
+    within_deadline(kernel.state().wait_for(|state| *state == ExecutionState::Busy))
         .await
         .unwrap();
     kill(pid.trim(), "-KILL");
     let seen = client
         .until(|entry| content(entry)["execution_state"] == "restarting")
         .await;
-    let told = content(seen.last().unwrap());
-    assert!(told["reason"].as_str().unwrap().contains("SIGKILL"), "{told}");
-    // Nobody asked anything of the new one, and still all are told that it can be.
+    let status = content(seen.last().unwrap());
+    assert!(status["reason"].as_str().unwrap().contains("SIGKILL"), "{status}");
+    // Clients receive an idle status for the new process although no request was sent to it.
     let seen = client
         .until(|entry| {
             let message = entry.message();
@@ -235,28 +245,30 @@ async fn a_kernel_that_is_killed_comes_back_and_its_clients_are_told() {
         .collect();
     assert_eq!(
         sessions[0], sessions[1],
-        "the kernel's own word, then the one told in its name"
+        "the synthetic status must have the session of the kernel's own status before it"
     );
     let error = loop {
-        match soon(execution.next()).await {
+        match within_deadline(execution.next()).await {
             Some(Ok(_)) => {}
             other => break other,
         }
     };
     assert!(matches!(error, Some(Err(ExecutionError::KernelEnded { .. }))));
     assert_eq!(run(&kernel, "print('again')").await, "again\n");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
-    let Some(place) = Place::new() else { return };
+async fn a_kernel_that_keeps_dying_is_dead_with_a_reason() {
+    let Some(test_folder) = TestFolder::new() else { return };
     let mut options = ManagerOptions::default();
     options.restart_limit = 1;
-    // However long it takes from one end to the next.
+    // Counts both deaths towards the limit, regardless of the time between them.
     options.stable_after = Duration::MAX;
-    let manager = place.manager(options).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let manager = test_folder.manager(options).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let mut client = Attached::to(&kernel, "client");
     for state in ["restarting", "dead"] {
         let dying = kernel
@@ -267,23 +279,23 @@ async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
         assert_eq!(content(seen.last().unwrap())["reason"], "exited with code 7");
         drop(dying);
         if state == "restarting" {
-            soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+            within_deadline(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
                 .await
                 .unwrap();
         }
     }
-    soon(kernel.state().wait_for(|state| *state == ExecutionState::Dead))
+    within_deadline(kernel.state().wait_for(|state| *state == ExecutionState::Dead))
         .await
         .unwrap();
     assert!(
         kernel.execute(ExecuteRequest::new("1")).await.is_err(),
-        "the dead do not answer"
+        "a dead kernel must refuse executions"
     );
-    soon(kernel.restart()).await.unwrap();
-    assert_eq!(run(&kernel, "print('risen')").await, "risen\n");
+    within_deadline(kernel.restart()).await.unwrap();
+    assert_eq!(run(&kernel, "print('restarted')").await, "restarted\n");
 
-    // It is watched over as before, and to be restarted by somebody is no accident.
-    soon(kernel.restart()).await.unwrap();
+    // The kernel is supervised again, and a requested restart does not count towards the limit.
+    within_deadline(kernel.restart()).await.unwrap();
     let dying = kernel
         .execute(ExecuteRequest::new("import os; os._exit(7)"))
         .await
@@ -292,32 +304,34 @@ async fn a_kernel_that_keeps_dying_is_dead_and_says_why() {
         .until(|entry| content(entry)["execution_state"] == "restarting" && content(entry)["reason"].is_string())
         .await;
     drop(dying);
-    soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+    within_deadline(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
         .await
         .unwrap();
     assert_eq!(run(&kernel, "print('again')").await, "again\n");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_dies_at_each_start_is_tried_up_to_the_limit_and_late_clients_are_told() {
-    let Some(place) = Place::new() else { return };
+async fn a_kernel_that_dies_at_each_start_is_restarted_up_to_the_limit() {
+    let Some(test_folder) = TestFolder::new() else { return };
     let python = python().unwrap();
-    // A kernel that ends once its sockets are open, as long as this file is there.
-    let fatal = place.folder.path().join("fatal");
+    // A kernel that exits at its start while this file exists.
+    let fatal = test_folder.folder.path().join("fatal");
     let code = "import os, sys; os.path.exists(sys.argv[2]) and os._exit(3)";
     let script = format!(
         "{code}\nfrom ipykernel.kernelapp import launch_new_instance; launch_new_instance(['-f', sys.argv[1]])"
     );
-    place.spec(
+    test_folder.spec(
         "frail",
         &json!([python, "-c", script, "{connection_file}", fatal]),
         &json!({}),
     );
     let mut options = ManagerOptions::default();
     options.restart_limit = 3;
-    let manager = place.manager(options).await;
-    let kernel = soon(manager.start(StartRequest::new("frail"))).await.unwrap();
+    let manager = test_folder.manager(options).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("frail")))
+        .await
+        .unwrap();
     let mut client = Attached::to(&kernel, "client");
     std::fs::write(&fatal, "").unwrap();
     drop(
@@ -327,33 +341,36 @@ async fn a_kernel_that_dies_at_each_start_is_tried_up_to_the_limit_and_late_clie
             .unwrap(),
     );
     let seen = client.until(|entry| content(entry)["execution_state"] == "dead").await;
-    let tries = seen
+    let restarts = seen
         .iter()
         .filter(|entry| content(entry)["execution_state"] == "restarting");
-    assert_eq!(tries.count(), 3);
+    assert_eq!(restarts.count(), 3);
     assert_eq!(content(seen.last().unwrap())["reason"], "exited with code 3");
     client.client().acknowledge(seen.last().unwrap().seq());
     drop(client);
+    // Clients that connect later receive the state too, even after they have acknowledged it.
     for session in ["client", "another"] {
         let mut late = Attached::to(&kernel, session);
         late.until(|entry| content(entry)["execution_state"] == "dead").await;
     }
     std::fs::remove_file(&fatal).unwrap();
-    soon(kernel.restart()).await.unwrap();
-    assert_eq!(run(&kernel, "print('risen')").await, "risen\n");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(kernel.restart()).await.unwrap();
+    assert_eq!(run(&kernel, "print('restarted')").await, "restarted\n");
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     run(&kernel, "kept = 1").await;
     let mut execution = kernel
         .execute(ExecuteRequest::new(
-            // Said by another thread while the first one sleeps: Python drops a KeyboardInterrupt that it raises in the
-            // middle of a destructor. One piece, so that it is one message.
+            // Another thread prints while the main thread sleeps, because Python drops a KeyboardInterrupt that is
+            // raised in a destructor. Without a line end, the output is a single message.
             "import threading, time\n\
              threading.Timer(0.5, lambda: print('now', end='', flush=True)).start()\n\
              time.sleep(600)",
@@ -361,23 +378,25 @@ async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
         .await
         .unwrap();
     let mut error = None;
-    while let Some(message) = soon(execution.next()).await {
+    while let Some(message) = within_deadline(execution.next()).await {
         match message.unwrap().content {
-            Content::Stream(_) => soon(kernel.interrupt()).await.unwrap(),
+            Content::Stream(_) => within_deadline(kernel.interrupt()).await.unwrap(),
             Content::Error(content) => error = Some(content.ename),
             _ => {}
         }
     }
     assert_eq!(error.as_deref(), Some("KeyboardInterrupt"));
     assert_eq!(run(&kernel, "print(kept)").await, "1\n");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replies_go_to_who_asked_and_output_goes_to_all() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+async fn replies_go_to_the_requesting_session_and_output_to_all() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let (mut alice, mut bob) = (Attached::to(&kernel, "alice"), Attached::to(&kernel, "bob"));
     assert_eq!(*kernel.connections().borrow(), 2);
     let (id, request) = execute("input('name? ')", "a");
@@ -396,10 +415,11 @@ async fn replies_go_to_who_asked_and_output_goes_to_all() {
     );
     alice.client().send(Channel::Stdin, answer).await.unwrap();
     alice.until(|entry| msg_type(entry) == "execute_reply").await;
-    // Bob sees the same output, and neither Alice's question nor her reply.
+    // Bob receives the same output, but neither Alice's input request nor her reply.
     let (mine, request) = execute("'done'", "b");
     bob.client().send(Channel::Shell, request).await.unwrap();
-    // What Alice's cell published is surely there once Bob's is over on iopub too: replies come over another socket.
+    // All output of Alice's cell has arrived once Bob's cell is idle. The reply alone is not enough: it uses another
+    // socket.
     let (mut replied, mut idle) = (false, false);
     let seen = bob
         .until(|entry| {
@@ -418,17 +438,19 @@ async fn replies_go_to_who_asked_and_output_goes_to_all() {
     assert!(of_alice.contains(&"execute_result".to_owned()), "{of_alice:?}");
     assert!(!of_alice.contains(&"input_request".to_owned()) && !of_alice.contains(&"execute_reply".to_owned()));
     drop(alice);
-    soon(kernel.connections().wait_for(|connections| *connections == 1))
+    within_deadline(kernel.connections().wait_for(|connections| *connections == 1))
         .await
         .unwrap();
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_comes_back_reads_on_after_what_it_acknowledged() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+async fn a_reconnecting_session_resumes_after_its_acknowledgement() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let mut first = Attached::to(&kernel, "laptop");
     let (id, request) = execute("for i in range(1000): print(i, flush=True)", "laptop");
     first.client().send(Channel::Shell, request).await.unwrap();
@@ -436,19 +458,19 @@ async fn a_session_that_comes_back_reads_on_after_what_it_acknowledged() {
     let acknowledged = seen.last().unwrap().seq();
     first.client().acknowledge(acknowledged);
     let second = kernel.attach("laptop");
-    soon(first.attachment.superseded()).await;
+    within_deadline(first.attachment.superseded()).await;
     drop(first);
     assert_eq!(
         *kernel.connections().borrow(),
         1,
-        "the older attachment does not count any more"
+        "a superseded attachment must not be counted"
     );
     drop(second);
-    soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+    within_deadline(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
         .await
         .unwrap();
     let mut again = Attached::to(&kernel, "laptop");
-    // The idle is the last on iopub; the reply comes over another socket, and may be before it.
+    // The idle status is the last message on iopub. The reply uses another socket and may be earlier.
     let missed = again
         .until(|entry| {
             content(entry)["execution_state"] == "idle" && entry.message().parent_ref().unwrap().msg_id == id
@@ -462,82 +484,86 @@ async fn a_session_that_comes_back_reads_on_after_what_it_acknowledged() {
         .map(|entry| content(entry)["text"].as_str().unwrap().to_owned())
         .collect();
     let expected: String = (0..1000).map(|i| format!("{i}\n")).collect();
-    assert!(text == expected, "nothing lost, nothing twice: {text}");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    assert!(text == expected, "output is missing or repeated: {text}");
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_ten_times_the_kernels_own_queue_loses_nothing() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+async fn a_flood_of_ten_times_the_kernels_queue_loses_nothing() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let text = run(&kernel, "for i in range(10_000): print(i, flush=True)").await;
     let expected: String = (0..10_000).map(|i| format!("{i}\n")).collect();
     assert!(text == expected, "{} of {} bytes arrived", text.len(), expected.len());
-    // How that is done leaves nothing in the user's way.
+    // The setup request behind this leaves no trace in the user's namespace and history.
     assert_eq!(
         run(&kernel, "print([name for name in dir() if name[0] != '_'], In)").await,
         "['In', 'Out', 'exit', 'get_ipython', 'i', 'open', 'quit'] ['', 'for i in range(10_000): print(i, flush=True)', \"print([name for name in dir() if name[0] != '_'], In)\"]\n"
     );
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kernels_outlive_the_manager_and_their_logs_go_on() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+async fn kernels_outlive_the_manager_and_their_logs_continue() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let id = kernel.id();
     run(&kernel, "kept = 'kept'").await;
     let (epoch, head) = (kernel.log().epoch(), kernel.log().head());
-    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::LeaveKernels)).await.unwrap();
     drop((kernel, manager));
 
-    let manager = reopened(&place).await;
-    assert_eq!(soon(manager.restore()).await, 1);
+    let manager = reopen(&test_folder).await;
+    assert_eq!(within_deadline(manager.restore()).await, 1);
     let kernel = manager.get(id).unwrap();
     assert_eq!(kernel.log().epoch(), epoch);
     assert_eq!(run(&kernel, "print(kept)").await, "kept\n");
     let mut reader = kernel.log().reader(head);
-    // The time that nobody recorded is told.
+    // The log has an entry for the time without a recorder.
     let gap = loop {
-        let block = soon(reader.next()).await.unwrap().unwrap();
+        let block = within_deadline(reader.next()).await.unwrap().unwrap();
         if let Some(entry) = block.entries().find(|entry| msg_type(entry) == LIFECYCLE) {
             break content(&entry);
         }
     };
     assert_eq!(gap["event"], "attached");
     assert!(gap["unrecorded_ms"].is_i64());
-    soon(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
+    within_deadline(kernel.state().wait_for(|state| *state == ExecutionState::Idle))
         .await
         .unwrap();
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// A manager on the same folder, once the last one's hold on it is gone.
-async fn reopened(place: &Place) -> Manager {
-    let lock = place.folder.path().to_owned();
-    soon(async move {
+/// Opens a new manager on the folder once the previous one has released it.
+async fn reopen(test_folder: &TestFolder) -> Manager {
+    let lock = test_folder.folder.path().to_owned();
+    within_deadline(async move {
         while !is_free(&lock) {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    place.manager(ManagerOptions::default()).await
+    test_folder.manager(ManagerOptions::default()).await
 }
 
-/// Whether the database of the logs can be opened: its last user lets go of it on a thread of its own.
+/// Whether the log database can be opened. The previous user releases it on a background thread.
 fn is_free(folder: &Path) -> bool {
     FjallStore::open(&folder.join("logs")).is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_and_ids_are_kept_to_also_while_kernels_start() {
-    let Some(place) = Place::new() else { return };
+async fn limits_and_unique_ids_are_enforced_during_concurrent_starts() {
+    let Some(test_folder) = TestFolder::new() else { return };
     let mut options = ManagerOptions::default();
     options.max_kernels = Some(3);
     options.max_kernels_per_owner = Some(1);
-    let manager = place.manager(options).await;
+    let manager = test_folder.manager(options).await;
     let request = |owner: &str| {
         let mut request = StartRequest::new("python3");
         request.owner = Some(owner.to_owned());
@@ -546,7 +572,7 @@ async fn limits_and_ids_are_kept_to_also_while_kernels_start() {
     let id = KernelId::random();
     let (mut named, mut twin) = (request("ann"), request("bob"));
     (named.id, twin.id) = (Some(id), Some(id));
-    let (first, second) = soon(async { tokio::join!(manager.start(named), manager.start(twin)) }).await;
+    let (first, second) = within_deadline(async { tokio::join!(manager.start(named), manager.start(twin)) }).await;
     let (kernel, refused) = if first.is_ok() {
         (first, second)
     } else {
@@ -555,7 +581,10 @@ async fn limits_and_ids_are_kept_to_also_while_kernels_start() {
     let kernel = kernel.unwrap();
     assert!(matches!(refused.map(|_| ()), Err(StartError::Duplicate(twice)) if twice == id));
     let owner = kernel.owner().unwrap().to_owned();
-    let error = soon(manager.start(request(&owner))).await.map(|_| ()).unwrap_err();
+    let error = within_deadline(manager.start(request(&owner)))
+        .await
+        .map(|_| ())
+        .unwrap_err();
     assert!(
         matches!(
             error,
@@ -566,9 +595,11 @@ async fn limits_and_ids_are_kept_to_also_while_kernels_start() {
         ),
         "{error}"
     );
-    soon(manager.start(request("cid"))).await.unwrap();
-    soon(manager.start(StartRequest::new("python3"))).await.unwrap();
-    let error = soon(manager.start(StartRequest::new("python3")))
+    within_deadline(manager.start(request("cid"))).await.unwrap();
+    within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
+    let error = within_deadline(manager.start(StartRequest::new("python3")))
         .await
         .map(|_| ())
         .unwrap_err();
@@ -576,29 +607,32 @@ async fn limits_and_ids_are_kept_to_also_while_kernels_start() {
         matches!(error, StartError::LimitReached { limit: 3, owner: None }),
         "{error}"
     );
-    soon(kernel.shutdown()).await.unwrap();
-    soon(manager.start(request(&owner))).await.unwrap();
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
-    let error = soon(manager.start(request("dan"))).await.map(|_| ()).unwrap_err();
+    within_deadline(kernel.shutdown()).await.unwrap();
+    within_deadline(manager.start(request(&owner))).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
+    let error = within_deadline(manager.start(request("dan")))
+        .await
+        .map(|_| ())
+        .unwrap_err();
     assert!(matches!(error, StartError::ShuttingDown), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_fails_says_why_and_leaves_nothing() {
-    let Some(place) = Place::new() else { return };
-    place.spec(
+async fn a_failed_start_reports_the_cause_and_leaves_no_kernel() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    test_folder.spec(
         "broken",
         &json!(["sh", "-c", "echo no licence found >&2; exit 3"]),
         &json!({}),
     );
-    place.spec("missing", &json!(["/no/such/interpreter"]), &json!({}));
-    let manager = place.manager(ManagerOptions::default()).await;
+    test_folder.spec("missing", &json!(["/no/such/interpreter"]), &json!({}));
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     for (spec, expected) in [
         ("broken", &["exited with code 3", "no licence found"][..]),
         ("missing", &["/no/such/interpreter"]),
         ("unheard-of", &["unheard-of", "python3"]),
     ] {
-        let error = soon(manager.start(StartRequest::new(spec)))
+        let error = within_deadline(manager.start(StartRequest::new(spec)))
             .await
             .map(|_| ())
             .unwrap_err()
@@ -606,21 +640,21 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
         assert!(expected.iter().all(|part| error.contains(part)), "{error}");
         assert!(manager.list().is_empty());
     }
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manager_that_ends_gives_up_what_is_being_started() {
-    let Some(place) = Place::new() else { return };
-    let pid_file = place.folder.path().join("pid");
+async fn shutting_down_the_manager_cancels_pending_starts() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let pid_file = test_folder.folder.path().join("pid");
     let script = format!("echo $$ >{0}.new; mv {0}.new {0}; exec sleep 600", pid_file.display());
-    place.spec("mute", &json!(["sh", "-c", script]), &json!({}));
-    let manager = place.manager(ManagerOptions::default()).await;
+    test_folder.spec("mute", &json!(["sh", "-c", script]), &json!({}));
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     let starting = tokio::spawn({
         let manager = manager.clone();
         async move { manager.start(StartRequest::new("mute")).await.map(drop) }
     });
-    let pid = soon(async {
+    let pid = within_deadline(async {
         loop {
             match std::fs::read_to_string(&pid_file) {
                 Ok(pid) => return pid.trim().to_owned(),
@@ -629,42 +663,48 @@ async fn a_manager_that_ends_gives_up_what_is_being_started() {
         }
     })
     .await;
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
-    let error = soon(starting).await.unwrap().unwrap_err();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
+    let error = within_deadline(starting).await.unwrap().unwrap_err();
     assert!(matches!(error, StartError::ShuttingDown), "{error}");
     let left = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     assert!(!left.contains("sleep"), "{left}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
-    let Some(place) = Place::new() else { return };
+async fn only_idle_and_unconnected_kernels_are_culled() {
+    let Some(test_folder) = TestFolder::new() else { return };
     let python = python().unwrap();
     let argv = json!([python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]);
-    place.spec("kept", &argv, &json!({"cull_idle_timeout": 0}));
+    test_folder.spec("kept", &argv, &json!({"cull_idle_timeout": 0}));
     let mut options = ManagerOptions::default();
     options.culling = Culling::default();
-    // Longer than a client takes to be there.
+    // Longer than a client needs to attach.
     options.culling.idle_timeout = Duration::from_secs(5);
     options.culling.interval = Duration::from_millis(100);
-    let manager = place.manager(options).await;
+    let manager = test_folder.manager(options).await;
     let mut events = manager.events();
-    let idle = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
-    let watched = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let idle = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
+    let watched = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let _client = watched.attach("client");
-    let busy = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+    let busy = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let mut running = busy
         .execute(ExecuteRequest::new("import time; time.sleep(600)"))
         .await
         .unwrap();
-    // It is attached until the kernel is known to be busy.
-    soon(running.next()).await.unwrap().unwrap();
-    soon(busy.state().wait_for(|state| *state == ExecutionState::Busy))
+    // The execution stays attached until the kernel is known to be busy.
+    within_deadline(running.next()).await.unwrap().unwrap();
+    within_deadline(busy.state().wait_for(|state| *state == ExecutionState::Busy))
         .await
         .unwrap();
     drop(running);
-    let kept = soon(manager.start(StartRequest::new("kept"))).await.unwrap();
-    let culled = soon(async {
+    let kept = within_deadline(manager.start(StartRequest::new("kept"))).await.unwrap();
+    let culled = within_deadline(async {
         loop {
             let event = events.recv().await.unwrap();
             if event.kind == KernelEventKind::Culled {
@@ -675,96 +715,106 @@ async fn kernels_that_nobody_uses_are_ended_and_others_are_not() {
     .await;
     assert_eq!(culled, idle.id());
     let mut reader = idle.log().reader(Seq::START);
-    let told = soon(async {
+    let dead = within_deadline(async {
         loop {
-            let block = reader.next().await.unwrap().expect("its end is told");
-            let mut said = block.entries().map(|entry| content(&entry));
-            if let Some(told) = said.find(|said| said["execution_state"] == "dead") {
-                return told;
+            let block = reader
+                .next()
+                .await
+                .unwrap()
+                .expect("the log has ended without the dead status");
+            let mut contents = block.entries().map(|entry| content(&entry));
+            if let Some(dead) = contents.find(|content| content["execution_state"] == "dead") {
+                return dead;
             }
         }
     })
     .await;
-    let reason = told["reason"].as_str().unwrap();
+    let reason = dead["reason"].as_str().unwrap();
     assert!(reason.starts_with("culled: idle for "), "{reason}");
     let mut left: Vec<_> = manager.list().iter().map(|kernel| kernel.id()).collect();
     let mut expected = vec![watched.id(), busy.id(), kept.id()];
     left.sort();
     expected.sort();
     assert_eq!(left, expected);
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_is_stopped_at_a_restore_holds_up_no_other_and_can_be_used_later_or_ended() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
+async fn kernels_that_do_not_respond_at_a_restore_delay_no_other_kernel() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     let mut pids = Vec::new();
     for _ in 0..3 {
-        let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+        let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+            .await
+            .unwrap();
         let pid = run(&kernel, "import os; print(os.getpid())").await.trim().to_owned();
         pids.push((kernel.id(), pid));
     }
-    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::LeaveKernels)).await.unwrap();
     drop(manager);
     let [(one, _), (two, second), (three, third)] = &pids[..] else {
-        panic!("three kernels")
+        panic!("expected three kernels")
     };
     kill(second, "-STOP");
     kill(third, "-STOP");
 
-    let manager = place.manager(ManagerOptions::default()).await;
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     assert_eq!(
-        soon(manager.restore()).await,
+        within_deadline(manager.restore()).await,
         3,
-        "those that do not answer are listed too"
+        "kernels that do not respond must be listed too"
     );
     let kernel = |id: &KernelId| manager.get(*id).unwrap();
     assert_eq!(run(&kernel(one), "print('served')").await, "served\n");
     assert_eq!(*kernel(two).state().borrow(), ExecutionState::Busy);
-    // One goes on, the other is ended while it is not reached.
-    soon(kernel(three).shutdown()).await.unwrap();
+    // An unresponsive kernel can be shut down, and can be used once it responds again.
+    within_deadline(kernel(three).shutdown()).await.unwrap();
     assert!(manager.get(*three).is_none());
     kill(second, "-CONT");
     assert_eq!(run(&kernel(two), "print('back')").await, "back\n");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// Writes a line for each number, each in a message of its own.
+/// Prints many lines, each as a separate message.
 const FLOOD: &str = "for i in range(60_000):\n    print(i, flush=True)";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_kernel_has_the_arguments_of_its_kernelspec_and_no_others() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+async fn a_python_kernel_has_exactly_the_arguments_of_its_kernelspec() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let argv = run(&kernel, "import sys; print(len(sys.argv), sys.argv[1:2])").await;
     assert_eq!(argv, "3 ['-f']\n");
-    // What countless notebooks do.
+    // Many notebooks parse the kernel's arguments.
     let parse = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('-f')\n\
                  print(parser.parse_args().f == sys.argv[2])";
     assert_eq!(run(&kernel, parse).await, "True\n");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_kernel_knows_that_it_runs_in_jupyter_and_does_not_watch_its_parent() {
-    let Some(place) = Place::new() else { return };
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+async fn a_python_kernel_detects_jupyter_and_does_not_watch_its_parent() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+        .await
+        .unwrap();
     let look = "import os, threading\nprint('JPY_PARENT_PID' in os.environ, \
                 [thread for thread in threading.enumerate() if 'Poller' in type(thread).__name__])";
     assert_eq!(run(&kernel, look).await, "True []\n");
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn code_and_files_of_profiles_and_kernelspecs_run_at_the_start() {
-    let Some(place) = Place::new() else { return };
+async fn startup_code_of_profiles_and_kernelspecs_runs() {
+    let Some(test_folder) = TestFolder::new() else { return };
     let python = python().unwrap();
-    let file = place.folder.path().join("start.py");
+    let file = test_folder.folder.path().join("start.py");
     std::fs::write(&file, "from_file = 'file'\n").unwrap();
-    let profile = place.folder.path().join("ipython").join("profile_default");
+    let profile = test_folder.folder.path().join("ipython").join("profile_default");
     std::fs::create_dir_all(&profile).unwrap();
     std::fs::write(
         profile.join("ipython_kernel_config.py"),
@@ -777,17 +827,17 @@ async fn code_and_files_of_profiles_and_kernelspecs_run_at_the_start() {
         argv.as_array_mut().unwrap().push(json!(argument));
         argv
     };
-    place.spec(
+    test_folder.spec(
         "code",
         &with("--IPKernelApp.code_to_run=from_argv = 'argv'"),
         &json!({}),
     );
-    place.spec(
+    test_folder.spec(
         "file",
         &with(&format!("--IPKernelApp.file_to_run={}", file.display())),
         &json!({}),
     );
-    let manager = place.manager(ManagerOptions::default()).await;
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     for (spec, expected) in [
         ("python3", "from_profile"),
         ("code", "from_argv"),
@@ -795,72 +845,74 @@ async fn code_and_files_of_profiles_and_kernelspecs_run_at_the_start() {
     ] {
         let mut request = StartRequest::new(spec);
         if spec == "python3" {
-            let ipython = place.folder.path().join("ipython");
+            let ipython = test_folder.folder.path().join("ipython");
             request
                 .env
                 .insert("IPYTHONDIR".to_owned(), ipython.to_str().unwrap().to_owned());
         }
-        let kernel = soon(manager.start(request)).await.unwrap();
+        let kernel = within_deadline(manager.start(request)).await.unwrap();
         let printed = run(&kernel, &format!("print({expected})")).await;
         assert_eq!(printed.trim(), expected.trim_start_matches("from_"));
     }
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_kernel_behind_a_wrapper_starts_and_loses_no_output() {
     use std::os::unix::fs::PermissionsExt as _;
 
-    let Some(place) = Place::new() else { return };
-    let wrapper = place.folder.path().join("wrapper.sh");
-    // Unquoted, as written on many clusters.
+    let Some(test_folder) = TestFolder::new() else { return };
+    let wrapper = test_folder.folder.path().join("wrapper.sh");
+    // Without quotes, as in many wrappers on clusters.
     std::fs::write(
         &wrapper,
         format!("#!/bin/sh\nexec {} $@\n", python().unwrap().display()),
     )
     .unwrap();
     std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    place.spec(
+    test_folder.spec(
         "wrapped",
         &json!([wrapper, "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
         &json!({}),
     );
-    let manager = place.manager(ManagerOptions::default()).await;
-    let kernel = soon(manager.start(StartRequest::new("wrapped"))).await.unwrap();
+    let manager = test_folder.manager(ManagerOptions::default()).await;
+    let kernel = within_deadline(manager.start(StartRequest::new("wrapped")))
+        .await
+        .unwrap();
     let output = kernel.handle().output().await.unwrap();
     assert!(!output.contains("Error"), "{output}");
     for _ in 0..2 {
         let printed = run(&kernel, FLOOD).await;
         assert!(printed.lines().eq((0..60_000).map(|i| i.to_string())));
-        // The option belongs to the process.
-        soon(kernel.restart()).await.unwrap();
+        // The setup has to be repeated for the new process.
+        within_deadline(kernel.restart()).await.unwrap();
     }
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_kernel_does_not_show_that_it_waits_for_its_subscriber() {
-    let Some(place) = Place::new() else { return };
+async fn waiting_for_the_subscriber_leaves_no_trace_in_the_kernel() {
+    let Some(test_folder) = TestFolder::new() else { return };
     let python = python().unwrap();
-    place.spec(
+    test_folder.spec(
         "untouched",
         &json!([python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
         &json!({"kernelmux": {"wait_for_subscriber": false}}),
     );
-    let manager = place.manager(ManagerOptions::default()).await;
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     let look = "import sys\nshell = get_ipython()\n\
                 print(shell.execution_count, In, Out, repr(_), repr(__), repr(_i), shell.history_manager.input_hist_raw)\n\
                 print(sorted(globals()))\nprint(sorted(sys.modules))";
     let mut seen = Vec::new();
     for spec in ["untouched", "python3"] {
-        let kernel = soon(manager.start(StartRequest::new(spec))).await.unwrap();
+        let kernel = within_deadline(manager.start(StartRequest::new(spec))).await.unwrap();
         seen.push(run(&kernel, look).await);
         kernel.log().flushed().await;
-        // What clients are sent names no request but theirs and those that ask what the kernel is.
+        // The log, and so what clients receive, does not contain the setup request.
         let mut reader = kernel.log().reader(Seq(0));
         let mut last = Seq(0);
         while last < kernel.log().head() {
-            for entry in soon(reader.next()).await.unwrap().unwrap().entries() {
+            for entry in within_deadline(reader.next()).await.unwrap().unwrap().entries() {
                 last = entry.seq();
                 let message = entry.message();
                 let text = String::from_utf8_lossy(&message.parts_and_buffers().concat()).into_owned();
@@ -869,77 +921,85 @@ async fn a_python_kernel_does_not_show_that_it_waits_for_its_subscriber() {
         }
     }
     assert_eq!(seen[0], seen[1]);
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kernelspecs_are_found_as_jupyter_client_finds_them_and_broken_ones_say_what_is_wrong() {
-    let Some(place) = Place::new() else { return };
-    place.spec(
+async fn kernelspec_names_match_as_in_jupyter_client_and_broken_ones_have_a_reason() {
+    let Some(test_folder) = TestFolder::new() else { return };
+    test_folder.spec(
         "ROOT",
         &json!([python().unwrap(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]),
         &json!({}),
     );
-    place.spec("broken", &json!("python"), &json!({}));
-    let manager = place.manager(ManagerOptions::default()).await;
+    test_folder.spec("broken", &json!("python"), &json!({}));
+    let manager = test_folder.manager(ManagerOptions::default()).await;
     for (name, expected) in [
         ("ROOT", "root"),
         ("Root", "root"),
         ("root", "root"),
         ("python", "python3"),
     ] {
-        let kernel = soon(manager.start(StartRequest::new(name))).await.unwrap();
+        let kernel = within_deadline(manager.start(StartRequest::new(name))).await.unwrap();
         assert_eq!(kernel.spec_name(), expected);
-        soon(kernel.shutdown()).await.unwrap();
+        within_deadline(kernel.shutdown()).await.unwrap();
     }
-    let file = place.folder.path().join("kernels/broken/kernel.json");
+    let file = test_folder.folder.path().join("kernels/broken/kernel.json");
     let reason = &manager.broken_specs()["broken"];
     assert!(
         reason.contains(file.to_str().unwrap()) && reason.contains("argv"),
         "{reason}"
     );
-    let error = soon(manager.start(StartRequest::new("Broken"))).await.err().unwrap();
+    let error = within_deadline(manager.start(StartRequest::new("Broken")))
+        .await
+        .err()
+        .unwrap();
     assert!(
-        matches!(&error, StartError::BrokenSpec { reason: said, .. } if said == reason),
+        matches!(&error, StartError::BrokenSpec { reason: reported, .. } if reported == reason),
         "{error}"
     );
-    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn closing_releases_the_folders_and_the_next_manager_finds_the_kernel() {
-    let Some(place) = Place::new() else { return };
-    let state = place.folder.path().join("state");
+    let Some(folder) = TestFolder::new() else { return };
+    let state = folder.folder.path().join("state");
     let open = async || {
         let mut config = LocalConfig::new(&state);
-        config.search = SearchPath::new([place.folder.path().join("kernels")]);
+        config.search = SearchPath::new([folder.folder.path().join("kernels")]);
         let builder = Manager::builder().local_with(config);
-        soon(builder.on_disk(place.folder.path().join("logs")).open())
+        within_deadline(builder.on_disk(folder.folder.path().join("logs")).open())
             .await
             .unwrap()
     };
     let manager = open().await;
-    let held = soon(manager.start("python3")).await.unwrap();
+    let held = within_deadline(manager.start("python3")).await.unwrap();
     assert_eq!(run(&held, "n = 6").await, "");
-    soon(manager.close(AtClose::LeaveKernels)).await.unwrap();
+    within_deadline(manager.close(AtClose::LeaveKernels)).await.unwrap();
 
     // The first manager and its kernel are still here.
     let next = open().await;
     let kernel = next.get(held.id()).expect("the kernel is found again");
-    assert_eq!(soon(kernel.run("print(n * 7)")).await.unwrap().text(), "42\n");
+    assert_eq!(
+        within_deadline(kernel.run("print(n * 7)")).await.unwrap().text(),
+        "42\n"
+    );
     let refused = held.handle().interrupt().await.unwrap_err();
     assert!(matches!(refused, kernelmux::ProviderError::Closed), "{refused}");
-    soon(next.close(AtClose::EndKernels)).await.unwrap();
+    within_deadline(next.close(AtClose::EndKernels)).await.unwrap();
     drop(manager);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_manager_kills_its_kernels_only_if_asked_to() {
     for end in [false, true] {
-        let Some(place) = Place::new() else { return };
+        let Some(folder) = TestFolder::new() else { return };
         let options = ManagerOptions::default().with_end_kernels_on_drop(end);
-        let manager = place.manager(options).await;
-        let kernel = soon(manager.start(StartRequest::new("python3"))).await.unwrap();
+        let manager = folder.manager(options).await;
+        let kernel = within_deadline(manager.start(StartRequest::new("python3")))
+            .await
+            .unwrap();
         let pid: u32 = run(&kernel, "import os; print(os.getpid())")
             .await
             .trim()
@@ -954,12 +1014,12 @@ async fn a_dropped_manager_kills_its_kernels_only_if_asked_to() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            soon(gone).await;
+            within_deadline(gone).await;
         } else {
             assert!(is_alive());
-            let manager = place.manager(ManagerOptions::default()).await;
-            assert_eq!(soon(manager.restore()).await, 1);
-            soon(manager.close(AtClose::EndKernels)).await.unwrap();
+            let manager = folder.manager(ManagerOptions::default()).await;
+            assert_eq!(within_deadline(manager.restore()).await, 1);
+            within_deadline(manager.close(AtClose::EndKernels)).await.unwrap();
         }
     }
 }

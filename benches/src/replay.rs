@@ -234,7 +234,7 @@ async fn next_entry(client: &mut WebSocket, after: Seq) -> Result<Option<(Seq, u
     let Some(frame) = received(client).await? else {
         return Ok(None);
     };
-    // `docs/resume-protocol.md`: entries begin with their number in eight bytes, little-endian; notices are JSON.
+    // `docs/src/resume-protocol.md`: entries begin with their number in eight bytes, little-endian; notices are JSON.
     let number = frame.first_chunk().map(|bytes| Seq(u64::from_le_bytes(*bytes)));
     if number == Some(after.next()) {
         return Ok(Some((after.next(), frame.len() as u64)));

@@ -1,6 +1,6 @@
-"""Fixtures: the gateway, JupyterLab, Chromium, the proxy. Each ends what it started, by pid.
+"""Fixtures: the gateway, JupyterLab, Chromium and proxies. Each fixture ends the processes it started, by pid.
 
-What is missing skips its tests with a reason; with CI set it fails them.
+A missing program skips the tests that need it, with a reason. If CI is set, they fail instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHROMIUM = [
 ]
 
 
-# They go first, so that at the end no worker is alone with one of them.
+# The longest files run first, so that no worker is left with one of them at the end.
 LONGEST = ["test_resume_chaos.py", "test_resume_jupyterlab.py", "test_jupyterlab.py"]
 
 
@@ -40,21 +40,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-def lacking(what: str) -> None:
-    """A test's need is not met: a failure in CI, a told skip elsewhere."""
+def skip_or_fail(reason: str) -> None:
+    """Skips a test whose prerequisite is missing, or fails it in CI."""
     if os.environ.get("CI"):
-        pytest.fail(f"{what} (with CI set this fails)", pytrace=False)
-    pytest.skip(what)
+        pytest.fail(f"{reason} (skipped unless CI is set)", pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def built() -> None:
+    """Requires the gateway's binary."""
     if PEER == "kernelmux" and not binary().exists():
-        lacking(f"no gateway at {binary()}: build it, or set KERNELMUX_GATEWAY_BIN")
+        skip_or_fail(f"no gateway at {binary()}: build it, or set KERNELMUX_GATEWAY_BIN")
 
 
 @pytest.fixture(scope="session")
 def make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Creates home directories for processes: `make_home("gw")`."""
+
     def make(name: str) -> Path:
         return tmp_path_factory.mktemp(re.sub(r"\W+", "-", name)[:24])
 
@@ -65,7 +68,7 @@ def make_home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 def start_gateway(
     built: None, make_home: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Gateway]]:
-    """Starts gateways of the test's own: `start_gateway("--flag", ..., token=..., env=...)`."""
+    """Starts gateways for one test: `start_gateway("--flag", ..., token=..., env=...)`."""
     started: list[Gateway] = []
 
     def start(*args: str, **options: object) -> Gateway:
@@ -80,7 +83,7 @@ def start_gateway(
 
 @pytest.fixture(scope="module")
 def gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
-    """A gateway that the module's tests share; no test ends it."""
+    """A gateway shared by a module's tests, which must not end it."""
     gateway = Gateway(make_home("gw"))
     gateway.start()
     yield gateway
@@ -89,7 +92,7 @@ def gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def open_gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
-    """The same without a token: jupyter_server's kernel client sends none on its WebSocket."""
+    """A shared gateway without a token: jupyter_server's kernel client sends none on its WebSocket."""
     gateway = Gateway(make_home("gw-open"), token=None)
     gateway.start()
     yield gateway
@@ -98,16 +101,16 @@ def open_gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gate
 
 @pytest.fixture(scope="module")
 def gateway_client(open_gateway: Gateway, make_home: Callable[[str], Path]) -> Iterator[None]:
-    """jupyter_server's gateway client in this process, of `open_gateway`."""
-    from harness.notebooks import gateway_client_of
+    """Connects jupyter_server's gateway client in this process to `open_gateway`."""
+    from harness.notebooks import use_gateway
 
-    with gateway_client_of(open_gateway, make_home("gateway-client")):
+    with use_gateway(open_gateway, make_home("gateway-client")):
         yield
 
 
 @pytest.fixture
 def make_proxy() -> Iterator[Callable[[int], Proxy]]:
-    """Proxies to a port of this machine."""
+    """Creates proxies to a port of this machine."""
     proxies: list[Proxy] = []
 
     def make(port: int) -> Proxy:
@@ -121,7 +124,7 @@ def make_proxy() -> Iterator[Callable[[int], Proxy]]:
 
 @pytest.fixture(scope="module")
 def gateway_proxy(gateway: Gateway) -> Iterator[Proxy]:
-    """The hop between JupyterLab's server and the gateway."""
+    """The proxy between JupyterLab's server and the gateway."""
     proxy = Proxy(("127.0.0.1", gateway.port))
     yield proxy
     proxy.close()
@@ -129,7 +132,7 @@ def gateway_proxy(gateway: Gateway) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def lab(gateway: Gateway, gateway_proxy: Proxy, make_home: Callable[[str], Path]) -> Iterator[Lab]:
-    """JupyterLab whose kernels are the shared gateway's, through `gateway_proxy`."""
+    """JupyterLab with the shared gateway's kernels, connected through `gateway_proxy`."""
     lab = Lab(make_home("lab"), f"http://127.0.0.1:{gateway_proxy.port}", gateway.token)
     yield lab
     lab.close()
@@ -137,12 +140,12 @@ def lab(gateway: Gateway, gateway_proxy: Proxy, make_home: Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def launch_browser() -> Iterator[Callable[..., object]]:
-    """Starts browsers of a test's own: `launch_browser("--flag", ...)`."""
+    """Starts browsers with extra flags: `launch_browser("--flag", ...)`."""
     from playwright.sync_api import sync_playwright
 
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
-        lacking("no Chromium: install Debian's `chromium`, or set CHROMIUM to its path")
+        skip_or_fail("no Chromium: install Debian's `chromium`, or set CHROMIUM to its path")
     with sync_playwright() as playwright:
         yield lambda *args: playwright.chromium.launch(
             executable_path=path, args=[*CHROMIUM, *args], headless=True
@@ -160,7 +163,7 @@ def browser(launch_browser: Callable[..., object]) -> Iterator[object]:
 def page(
     browser: object, request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[object]:
-    """A fresh browser profile's page; a failed test leaves a screenshot and the console's text."""
+    """A page in a new browser profile. A failed test leaves a screenshot and the console's text."""
     context = browser.new_context(viewport={"width": 1200, "height": 1400})  # type: ignore[attr-defined]
     page = context.new_page()
     console: list[str] = []
@@ -176,6 +179,7 @@ def page(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    # Fixtures read the report on teardown. A failure shows the last output of the gateway and of JupyterLab.
     report = yield
     if report.when == "call":
         item.report = report  # type: ignore[attr-defined]

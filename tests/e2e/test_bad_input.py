@@ -1,6 +1,6 @@
-"""Malformed requests, handshakes and frames: each with its expected answer.
+"""Malformed requests, handshakes and frames, each with its expected answer.
 
-After all of them the same gateway serves, and the kernel that ran before runs the next cell.
+The gateway still serves after all of them, and a kernel that ran before executes the next cell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEEP = b"[" * 200_000
 
 
 class Victim:
-    """The kernel and the bystander's connection that must survive every case."""
+    """A kernel and a client's connection that must survive every case."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -42,7 +42,7 @@ def victim(gateway: Gateway) -> Iterator[Victim]:
     victim = Victim(gateway)
     yield victim
     victim.check()
-    # The whole gateway still serves: a new kernel, a new session.
+    # The gateway still starts kernels and accepts sessions.
     with gateway.kernel() as kernel_id, gateway.socket(kernel_id, "after") as client:
         assert client.run("6 * 7") == "42"
     victim.client.close()
@@ -72,18 +72,18 @@ def get(path: str, *headers: str) -> bytes:
     return raw.request("GET", path, TOKEN, headers=headers)
 
 
-# What is large is made when it is needed, and not kept by each process that collects the tests.
+# Large inputs are functions, so that test workers do not build and keep all of them on collection.
 Data = bytes | Callable[[], bytes]
 
 
-def made(data: Data) -> bytes:
+def to_bytes(data: Data) -> bytes:
     return data() if callable(data) else data
 
 
 # name, bytes, statuses (0: closed without an answer)
 HTTP: list[tuple[str, Data, set[int]]] = [
     # bodies
-    ("start: no JSON", start_kernel(b"{name"), {400}),
+    ("start: not JSON", start_kernel(b"{name"), {400}),
     ("start: JSON cut short", start_kernel(b'{"name": "python3"'), {400}),
     ("start: two JSON values", start_kernel(b"{} {}"), {400}),
     ("start: an array", start_kernel([]), {400}),
@@ -107,17 +107,17 @@ HTTP: list[tuple[str, Data, set[int]]] = [
     ("start: env value with NUL", with_env(KERNEL_X="a\0b"), {400}),
     ("start: env name with =", start_kernel({"env": {"KERNEL_X=Y": "1"}}), {400}),
     ("start: env name with NUL", start_kernel({"env": {"KERNEL_\0": "1"}}), {400}),
-    ("start: KERNEL_ID no UUID", with_env(KERNEL_ID="seven"), {400}),
+    ("start: KERNEL_ID not a UUID", with_env(KERNEL_ID="seven"), {400}),
     ("start: KERNEL_ID empty", with_env(KERNEL_ID=""), {400}),
     ("start: KERNEL_ID a path", with_env(KERNEL_ID="../../etc/passwd"), {400}),
-    ("start: kernel_id no UUID", start_kernel({"kernel_id": "seven"}), {400}),
+    ("start: kernel_id not a UUID", start_kernel({"kernel_id": "seven"}), {400}),
     ("start: kernel_id a number", start_kernel({"kernel_id": 7}), {400}),
-    ("start: launch timeout no number", with_env(KERNEL_LAUNCH_TIMEOUT="soon"), {400}),
+    ("start: launch timeout not a number", with_env(KERNEL_LAUNCH_TIMEOUT="soon"), {400}),
     ("start: launch timeout negative", with_env(KERNEL_LAUNCH_TIMEOUT="-1"), {400}),
     ("start: launch timeout NaN", with_env(KERNEL_LAUNCH_TIMEOUT="nan"), {400}),
     ("start: launch timeout infinite", with_env(KERNEL_LAUNCH_TIMEOUT="inf"), {400}),
     ("start: launch timeout huge", with_env(KERNEL_LAUNCH_TIMEOUT="1e300"), {400}),
-    ("session: no JSON", post("/api/sessions", b"<xml/>"), {400}),
+    ("session: not JSON", post("/api/sessions", b"<xml/>"), {400}),
     ("session: an array", post("/api/sessions", b"[]"), {400}),
     ("session: no path", post("/api/sessions", b"{}"), {400}),
     ("session: path is a number", post("/api/sessions", b'{"path": 1, "type": "x"}'), {400}),
@@ -133,8 +133,8 @@ HTTP: list[tuple[str, Data, set[int]]] = [
     ("kernel: huge id", kernel("GET", "9" * 5000), {404, 414}),
     ("kernel: negative id", kernel("GET", "-1"), {404}),
     ("kernel: id NaN", kernel("GET", "NaN"), {404}),
-    ("kernel: id goes up", kernel("GET", "../../etc/passwd"), {404}),
-    ("kernel: id goes up, encoded", kernel("GET", "..%2f..%2fetc%2fpasswd"), {404}),
+    ("kernel: path traversal in the id", kernel("GET", "../../etc/passwd"), {404}),
+    ("kernel: encoded path traversal in the id", kernel("GET", "..%2f..%2fetc%2fpasswd"), {404}),
     ("kernel: id with NUL", kernel("GET", "%00"), {404}),
     ("kernel: bad escape", kernel("GET", "%zz"), {400, 404}),
     ("kernel: id not UTF-8", kernel("GET", "%ff%fe"), {400, 404}),
@@ -146,32 +146,32 @@ HTTP: list[tuple[str, Data, set[int]]] = [
     ("spec: unknown", get("/api/kernelspecs/nothing"), {404}),
     ("spec: upper case traversal", get("/api/kernelspecs/..%2FPYTHON3"), {404}),
     ("resource: unknown", get("/kernelspecs/python3/nothing.png"), {404}),
-    ("resource: goes up", get("/kernelspecs/python3/../../../../etc/passwd"), {404}),
-    ("resource: goes up, encoded", get("/kernelspecs/python3/..%2f..%2f..%2fetc%2fpasswd"), {404}),
-    ("resource: goes up, twice encoded", get("/kernelspecs/python3/%252e%252e%252fkernel.json"), {404}),
-    ("resource: goes up with backslash", get("/kernelspecs/python3/..%5c..%5cetc%5cpasswd"), {404}),
+    ("resource: path traversal", get("/kernelspecs/python3/../../../../etc/passwd"), {404}),
+    ("resource: encoded path traversal", get("/kernelspecs/python3/..%2f..%2f..%2fetc%2fpasswd"), {404}),
+    ("resource: doubly encoded path traversal", get("/kernelspecs/python3/%252e%252e%252fkernel.json"), {404}),
+    ("resource: path traversal with backslashes", get("/kernelspecs/python3/..%5c..%5cetc%5cpasswd"), {404}),
     ("resource: absolute", get("/kernelspecs/python3//etc/passwd"), {404}),
     ("resource: absolute, encoded", get("/kernelspecs/python3/%2fetc%2fpasswd"), {404}),
     ("resource: NUL", get("/kernelspecs/python3/logo-64x64.png%00.js"), {404}),
     ("resource: a directory", get("/kernelspecs/python3/"), {404}),
-    ("resource: name goes up", get("/kernelspecs/..%2f..%2f..%2fetc/passwd"), {404}),
+    ("resource: path traversal in the name", get("/kernelspecs/..%2f..%2f..%2fetc/passwd"), {404}),
     ("unknown method", raw.request("BREW", "/api/kernels", TOKEN), {400, 405, 501}),
     # the HTTP layer
-    ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", {0, 400}),
+    ("not HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", {0, 400}),
     ("HTTP/9.9", b"GET /api HTTP/9.9\r\nHost: x\r\n\r\n", {0, 400, 505}),
     ("no Host", f"GET /api/kernels HTTP/1.1\r\nAuthorization: token {TOKEN}\r\n\r\n".encode(), {0, 200, 400}),
-    ("a space in a header's name", b"GET /api HTTP/1.1\r\nHost: x\r\nBad Name: y\r\n\r\n", {0, 400}),
+    ("space in a header name", b"GET /api HTTP/1.1\r\nHost: x\r\nBad Name: y\r\n\r\n", {0, 400}),
     ("header too large", get("/api/kernels", "X-Large: " + "x" * 1_000_000), {0, 431, 400}),
     ("too many headers", get("/api/kernels", *[f"X-{i}: y" for i in range(5000)]), {0, 431, 400}),
     ("path too long", get("/api/" + "x" * 200_000), {0, 400, 404, 414, 431}),
     ("query too long", get("/api/kernelspecs?user=" + "x" * 200_000), {0, 400, 414, 431}),
-    ("Content-Length no number", post("/api/kernels", b"{}", "Content-Length: two"), {400, 0}),
+    ("Content-Length not a number", post("/api/kernels", b"{}", "Content-Length: two"), {400, 0}),
     ("Content-Length negative", post("/api/kernels", b"{}", "Content-Length: -1"), {400, 0}),
     ("Content-Length twice", post("/api/kernels", b"{}", "Content-Length: 2", "Content-Length: 3"), {400, 0}),
     ("Content-Length huge", post("/api/kernels", b"{}", "Content-Length: 99999999999999"), {400, 413}),
     ("Content-Length over 64 bits", post("/api/kernels", b"{}", "Content-Length: 99999999999999999999999"), {400, 0}),
-    ("both lengths", post("/api/kernels", b"2\r\n{}\r\n0\r\n\r\n", "Content-Length: 12", "Transfer-Encoding: chunked", "Content-Type: application/json"), {201, 400, 0}),
-    ("chunk size no number", post("/api/kernels", b"zz\r\n{}\r\n", "Transfer-Encoding: chunked", "Content-Length:"), {400, 0}),
+    ("Content-Length and chunked", post("/api/kernels", b"2\r\n{}\r\n0\r\n\r\n", "Content-Length: 12", "Transfer-Encoding: chunked", "Content-Type: application/json"), {201, 400, 0}),
+    ("chunk size not a number", post("/api/kernels", b"zz\r\n{}\r\n", "Transfer-Encoding: chunked", "Content-Length:"), {400, 0}),
     ("body too large", lambda: start_kernel(b'{"x": "' + b"x" * (80 << 20) + b'"}'), {413, 400}),
     # tokens
     ("wrong token", raw.request("GET", "/api/kernels", "wrong"), {401, 403}),
@@ -184,7 +184,7 @@ CHANNELS = "/api/kernels/{kernel}/channels?session_id=raw"
 # name, path, headers to drop, lines to add, statuses
 HANDSHAKES: list[tuple[str, str, tuple[str, ...], tuple[str, ...], set[int]]] = [
     ("unknown kernel", f"/api/kernels/{UNKNOWN}/channels", (), (), {404}),
-    ("kernel id no UUID", "/api/kernels/seven/channels", (), (), {404}),
+    ("kernel id not a UUID", "/api/kernels/seven/channels", (), (), {404}),
     ("no upgrade", CHANNELS, ("Upgrade", "Connection"), (), {400, 426}),
     ("upgrade to something else", CHANNELS, ("Upgrade",), ("Upgrade: h2c",), {400, 426}),
     ("no key", CHANNELS, ("Sec-WebSocket-Key",), (), {400}),
@@ -192,12 +192,12 @@ HANDSHAKES: list[tuple[str, str, tuple[str, ...], tuple[str, ...], set[int]]] = 
     ("version 8", CHANNELS, ("Sec-WebSocket-Version",), ("Sec-WebSocket-Version: 8",), {400, 426}),
     ("no token", CHANNELS, ("Authorization",), (), {401, 403}),
     ("wrong token", CHANNELS, ("Authorization",), ("Authorization: token wrong",), {401, 403}),
-    # The token says more than the Origin does: test_origin.py.
+    # With a valid token, every Origin is accepted (test_origin.py).
     ("origin not UTF-8", CHANNELS, (), ("Origin: http://\xff\xfe",), {101, 400, 403}),
     ("session id of 100,000 characters", CHANNELS + "x" * 100_000, (), (), {0, 400, 414, 431, 101}),
     ("session id not UTF-8", CHANNELS + "%ff%fe", (), (), {101, 400}),
     ("unknown subprotocol", CHANNELS, (), ("Sec-WebSocket-Protocol: v9.nothing",), {101}),
-    ("subprotocols no token", CHANNELS, (), ("Sec-WebSocket-Protocol: ,,\x80,",), {101, 400}),
+    ("malformed subprotocols", CHANNELS, (), ("Sec-WebSocket-Protocol: ,,\x80,",), {101, 400}),
 ]
 
 # name, frames, outcomes
@@ -223,14 +223,14 @@ def u32(*values: int) -> bytes:
     return raw.frame(BINARY, struct.pack(f"!{len(values)}I", *values) + b"{}")
 
 
-# A message that is refused harms neither its connection nor its kernel.
+# The message is refused, and neither its connection nor its kernel is affected.
 KEPT = {"pong"}
-# The framing itself is broken: the connection must end.
+# The framing is invalid, so the connection must end.
 ENDED = ANY_CLOSE
 EITHER = KEPT | ENDED
 
 LEGACY: list[tuple[str, Data, set[str]]] = [
-    ("no JSON", text(b"{"), KEPT),
+    ("not JSON", text(b"{"), KEPT),
     ("empty text", text(b""), KEPT),
     ("an array", text([1, 2]), KEPT),
     ("a number", text(7), KEPT),
@@ -259,8 +259,8 @@ LEGACY: list[tuple[str, Data, set[str]]] = [
     ("channel a number", text(changed(channel=7)), KEPT),
     ("buffers a string", text(changed(buffers="x")), KEPT),
     ("lone surrogates", text(b'{"header": {"msg_id": "\\ud800", "msg_type": "\\udfff"}}'), KEPT),
-    ("text that is no UTF-8", raw.frame(TEXT, b'{"header": "\xff\xfe"}'), EITHER),
-    ("text that is no UTF-8 and no message", raw.frame(TEXT, b"\xff" * 64), EITHER),
+    ("text not UTF-8", raw.frame(TEXT, b'{"header": "\xff\xfe"}'), EITHER),
+    ("text not UTF-8 and not a message", raw.frame(TEXT, b"\xff" * 64), EITHER),
     ("binary: empty", raw.frame(BINARY, b""), KEPT),
     ("binary: three bytes", raw.frame(BINARY, b"\0\0\1"), KEPT),
     ("binary: no parts", u32(0), KEPT),
@@ -269,7 +269,7 @@ LEGACY: list[tuple[str, Data, set[str]]] = [
     ("binary: offset past the end", u32(1, 0xFFFFFFF0), KEPT),
     ("binary: offset into the table", u32(1, 0), KEPT),
     ("binary: offsets backwards", u32(3, 16, 18, 17), KEPT),
-    ("binary: JSON is no JSON", raw.frame(BINARY, struct.pack("!II", 1, 8) + b"\xff\xff"), KEPT),
+    ("binary: part not JSON", raw.frame(BINARY, struct.pack("!II", 1, 8) + b"\xff\xff"), KEPT),
     ("unmasked frame", raw.frame(TEXT, b"{}", masked=False), ENDED),
     ("reserved bits", raw.frame(TEXT, b"{}", rsv=4), ENDED),
     ("reserved opcode 3", raw.frame(0x3, b"{}"), ENDED),
@@ -320,15 +320,15 @@ V1: list[tuple[str, bytes, set[str]]] = [
     ("v1: last offset short of the end", u64(6, 56, 61, 63, 65, 67, 68), KEPT),
     ("v1: channel not UTF-8", u64(6, 56, 61, 63, 65, 67, 69, tail=b"\xff\xff\xff\xff\xff{}{}{}{}"), KEPT),
     ("v1: channel unknown", u64(6, 56, 61, 63, 65, 67, 69, tail=b"nolls{}{}{}{}"), KEPT),
-    ("v1: header no JSON", u64(6, 56, 61, 63, 65, 67, 69, tail=b"shell{[{}{}{}"), KEPT),
+    ("v1: header not JSON", u64(6, 56, 61, 63, 65, 67, 69, tail=b"shell{[{}{}{}"), KEPT),
     ("v1: header an array", u64(6, 56, 61, 63, 65, 67, 69, tail=b"shell[]{}{}{}"), KEPT),
     ("v1: header empty", u64(6, 56, 61, 63, 65, 67, 69), KEPT),
 ]
 
 
 @pytest.mark.parametrize("name,data,expected", HTTP, ids=[c[0] for c in HTTP])
-def test_http(victim: Victim, name: str, data: Data, expected: set[int]) -> None:
-    answer = raw.http(victim.gateway.port, made(data))
+def test_malformed_http(victim: Victim, name: str, data: Data, expected: set[int]) -> None:
+    answer = raw.http(victim.gateway.port, to_bytes(data))
     assert answer.status in expected, (answer.status, answer.body[:500])
     assert b"root:" not in answer.body
     assert TOKEN.encode() not in answer.body
@@ -340,23 +340,21 @@ def test_http(victim: Victim, name: str, data: Data, expected: set[int]) -> None
     assert alive(victim.gateway.pid)
 
 
-def test_duplicate_kernel_id(victim: Victim) -> None:
+def test_a_duplicate_kernel_id_is_refused(victim: Victim) -> None:
     answer = raw.http(victim.gateway.port, with_env(KERNEL_ID=victim.kernel_id))
     assert answer.status == 409, answer
     victim.check()
 
 
-def test_body_shorter_than_its_length(victim: Victim) -> None:
-    # The client says more than it sends and leaves.
-
+def test_a_body_shorter_than_its_content_length_is_harmless(victim: Victim) -> None:
+    # The client announces more than it sends and disconnects.
     data = post("/api/kernels", b"{}", "Content-Type: application/json", "Content-Length: 500")
     with socket.create_connection(("127.0.0.1", victim.gateway.port)) as sock:
         sock.sendall(data)
     victim.check()
 
 
-def test_half_a_request_line(victim: Victim) -> None:
-
+def test_an_incomplete_request_line_is_harmless(victim: Victim) -> None:
     with socket.create_connection(("127.0.0.1", victim.gateway.port)) as sock:
         sock.sendall(b"GET /api/ker")
     victim.check()
@@ -365,7 +363,7 @@ def test_half_a_request_line(victim: Victim) -> None:
 @pytest.mark.parametrize(
     "name,path,drop,add,expected", HANDSHAKES, ids=[c[0] for c in HANDSHAKES]
 )
-def test_handshake(
+def test_malformed_handshake(
     victim: Victim,
     name: str,
     path: str,
@@ -382,23 +380,23 @@ def test_handshake(
 def run_frames(victim: Victim, data: Data, expected: set[str], subprotocol: str | None) -> None:
     path = f"/api/kernels/{victim.kernel_id}/channels?session_id={uuid.uuid4().hex}"
     with raw.RawSocket(victim.gateway.port, path, TOKEN, subprotocol) as client:
-        client.send(made(data))
+        client.send(to_bytes(data))
         assert client.outcome() in expected
     victim.check()
 
 
 @pytest.mark.parametrize("name,data,expected", LEGACY, ids=[c[0] for c in LEGACY])
-def test_legacy_frames(victim: Victim, name: str, data: Data, expected: set[str]) -> None:
+def test_malformed_legacy_frames(victim: Victim, name: str, data: Data, expected: set[str]) -> None:
     run_frames(victim, data, expected, None)
 
 
 @pytest.mark.parametrize("name,data,expected", V1, ids=[c[0] for c in V1])
-def test_v1_frames(victim: Victim, name: str, data: Data, expected: set[str]) -> None:
+def test_malformed_v1_frames(victim: Victim, name: str, data: Data, expected: set[str]) -> None:
     run_frames(victim, data, expected, wire.V1)
 
 
-def test_bad_messages_do_not_spoil_the_connection_for_good_ones(victim: Victim) -> None:
-    # All that a connection survives, and then a real request over the same connection.
+def test_a_connection_still_works_after_bad_messages(victim: Victim) -> None:
+    # Sends all messages that a connection survives, then a valid request.
     kernel_id = victim.kernel_id
     for subprotocol, cases in ((None, LEGACY), (wire.V1, V1)):
         with victim.gateway.socket(
@@ -406,16 +404,16 @@ def test_bad_messages_do_not_spoil_the_connection_for_good_ones(victim: Victim) 
         ) as client:
             for _, data, expected in cases:
                 if expected == KEPT:
-                    client.socket.sock.sendall(made(data))
+                    client.socket.sock.sendall(to_bytes(data))
             assert client.run("kept + 2", timeout=60) == "42"
     victim.check()
 
 
-def test_unknown_message_types_reach_the_kernel_and_hurt_nobody(victim: Victim) -> None:
+def test_unknown_message_types_reach_the_kernel_and_are_harmless(victim: Victim) -> None:
     with victim.gateway.socket(victim.kernel_id, "types") as client:
         for channel in ("shell", "control", "stdin"):
             client.request("nothing_request", {"x": 1}, channel)
-        # An error that is not to abort what is sent after it.
+        # `stop_on_error` is off, so that this error does not abort later requests.
         client.send(message("execute_request", {"code": 7, "stop_on_error": False}))
         client.send(message("comm_msg", {"comm_id": "nothing", "data": {}}))
         client.send(message("input_reply", {"value": 7}, "stdin"))
@@ -423,7 +421,7 @@ def test_unknown_message_types_reach_the_kernel_and_hurt_nobody(victim: Victim) 
     victim.check()
 
 
-def test_the_same_request_twice_runs_once(victim: Victim) -> None:
+def test_a_repeated_request_runs_once(victim: Victim) -> None:
     with victim.gateway.socket(victim.kernel_id, "twice") as client:
         client.run("count = 0")
         msg = message("execute_request", execute_request("count += 1"), session="twice")

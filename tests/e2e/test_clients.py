@@ -1,4 +1,4 @@
-"""Other people's clients, and kernels of other languages, through the gateway."""
+"""jupyter_server's and JupyterLab's clients, and kernels of several languages, through the gateway."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from harness.lab import Lab
 from harness.wire import KernelSocket, parent_of, text_of
 from playwright.sync_api import Page
 
-# jupyter_server's gateway client is one object a process and is set up by the environment, so
-# what uses it runs in a process of its own.
+# jupyter_server's gateway client is a singleton that the environment configures, so it runs in a separate process.
 MANAGER = """
 import asyncio, json, sys
 from jupyter_server.gateway.managers import GatewayKernelManager, GatewayKernelSpecManager
@@ -65,6 +64,7 @@ asyncio.run(main())
 
 
 def run_python(gateway: Gateway, home: Path, code: str, *args: str) -> str:
+    """Runs code in a new process whose gateway client uses `gateway`, and returns its output."""
     env = clean_env(home, JUPYTER_GATEWAY_URL=gateway.url.rstrip("/"))
     env.pop("JUPYTER_PATH")
     ended = subprocess.run(
@@ -80,7 +80,7 @@ def run_python(gateway: Gateway, home: Path, code: str, *args: str) -> str:
     return ended.stdout
 
 
-def test_jupyter_servers_gateway_client(open_gateway: Gateway, tmp_path: Path) -> None:
+def test_jupyter_server_gateway_client_manages_a_kernel(open_gateway: Gateway, tmp_path: Path) -> None:
     assert "done" in run_python(open_gateway, tmp_path / "home", MANAGER)
 
 
@@ -92,22 +92,22 @@ def test_jupyter_servers_gateway_client(open_gateway: Gateway, tmp_path: Path) -
         ("deno", "typescript", "const f = (x: number) => x * 7; f(6)", "42"),
     ],
 )
-def test_languages(gateway: Gateway, name: str, language: str, code: str, expected: str) -> None:
+def test_kernels_of_several_languages(gateway: Gateway, name: str, language: str, code: str, expected: str) -> None:
     with gateway.kernel(name) as kernel_id, gateway.socket(kernel_id, name) as client:
         info = client.request("kernel_info_request")
         (reply,) = [
             m for m in client.finish(info) if m["header"]["msg_type"] == "kernel_info_reply"
         ]
         assert reply["content"]["language_info"]["name"] == language
-        answers(client, code, expected)
+        expect_output(client, code, expected)
         complete = client.request("complete_request", {"code": "ec", "cursor_pos": 2})
         client.finish(complete)
         assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
-        answers(client, code, expected)
+        expect_output(client, code, expected)
 
 
-def answers(client: KernelSocket, code: str, expected: str) -> None:
-    """Runs code until what it makes has come. Deno publishes that from another task, at times after its idle."""
+def expect_output(client: KernelSocket, code: str, expected: str) -> None:
+    """Runs code and waits for the expected output, which Deno may publish after its idle status."""
     msg_id = client.execute(code)
     client.until(
         lambda m: parent_of(m) == msg_id and expected in text_of([m]), 60, f"{expected} of {code}"
@@ -167,12 +167,12 @@ async ([url, token]) => {
 """
 
 
-def test_jupyterlab_services_directly_from_a_page(
+def test_jupyterlab_services_connects_directly_from_another_origin(
     start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], page: Page
 ) -> None:
-    """@jupyterlab/services at the gateway itself, from another origin, over the v1 subprotocol."""
+    """@jupyterlab/services in a page connects to the gateway without jupyter_server, over the v1 subprotocol."""
 
-    # The page's own server has a gateway too; which one does not matter here.
+    # The page's own server needs a gateway too, which this test does not use.
     first = start_gateway()
     lab = Lab(make_home("lab-services"), first.url.rstrip("/"), first.token)
     try:

@@ -1,4 +1,4 @@
-"""The gateway's answers are those that its description has, to requests of every shape that it allows and of others."""
+"""The gateway's answers match its API description, for generated requests that are valid and invalid."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 
 from harness.gateway import VENV, Gateway
 
-# A kernelspec that does not exist is 501 with Enterprise Gateway, too, and more kernels than are allowed 503.
+# Two server errors are expected: 501 for an unknown kernelspec, as in Enterprise Gateway, and 503 for lack of capacity.
 CONFIGURATION = """\
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "4xx", 501, 503]
 """
 CHECKS = "not_a_server_error,status_code_conformance,response_schema_conformance,response_headers_conformance"
-# WebSockets, and a stream that does not end.
+# A WebSocket, and an event stream that does not end.
 ENDLESS = r"/(channels|log)$"
 
 
-def test_answers_are_as_described(start_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+def test_answers_match_the_api_description(start_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
     gateway = start_gateway("--max-kernels", "2", "--cull-idle-timeout", "5", "--cull-interval", "1")
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(CONFIGURATION)
     (authorization,) = gateway.headers().values()
-    tried = subprocess.run(
+    result = subprocess.run(
         [
             VENV / "bin" / "schemathesis",
             f"--config-file={configuration}",
@@ -46,4 +46,4 @@ def test_answers_are_as_described(start_gateway: Callable[..., Gateway], tmp_pat
         timeout=600,
         check=False,
     )
-    assert tried.returncode == 0, tried.stdout[-20_000:] + tried.stderr
+    assert result.returncode == 0, result.stdout[-20_000:] + result.stderr

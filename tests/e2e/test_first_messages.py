@@ -1,4 +1,4 @@
-"""What a client without a subprotocol is sent right after a kernel's start, and the least that it must send."""
+"""The messages a client without a subprotocol receives right after a kernel's start, and the minimum it must send."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ KERNELS = 10
 
 
 @pytest.fixture(scope="module")
-def unasked(gateway: Gateway) -> list[Message]:
-    """The messages that answer no request, of two connections to each new kernel."""
+def unsolicited(gateway: Gateway) -> list[Message]:
+    """The messages without a parent that two connections to each new kernel receive."""
 
     def start(_: int) -> list[Message]:
         with gateway.kernel() as kernel_id, contextlib.ExitStack() as stack:
             clients = [stack.enter_context(gateway.socket(kernel_id, f"s{n}")) for n in range(2)]
             gateway.wait_state(kernel_id, "idle")
-            # Nothing that was sent before is still on its way after a reply.
+            # Messages arrive in order: after the reply, none from before is outstanding.
             for client in clients:
                 client.finish(client.request("kernel_info_request"))
             return [m for client in clients for m in client.seen if parent_of(m) is None]
@@ -34,14 +34,14 @@ def states(messages: list[Message]) -> set[str]:
     return {m["content"]["execution_state"] for m in messages if m["header"]["msg_type"] == "status"}
 
 
-def test_no_client_hears_that_a_kernel_is_idle_without_asking(unasked: list[Message]) -> None:
-    assert not states(unasked) & {"idle", "busy"}
+def test_clients_receive_no_unsolicited_idle_or_busy_status(unsolicited: list[Message]) -> None:
+    assert not states(unsolicited) & {"idle", "busy"}
 
 
-def test_no_client_hears_how_a_kernel_starts(unasked: list[Message]) -> None:
-    # Many clients read `parent_header["msg_id"]` of every message. What a kernel says of its start has none, so
-    # jupyter_server takes it off. Output of a start, such as a warning, is the kernel's to publish.
-    assert not [m["header"]["msg_type"] for m in unasked if m["header"]["msg_type"] != "stream"]
+def test_clients_receive_no_status_of_the_start(unsolicited: list[Message]) -> None:
+    # Many clients read `parent_header["msg_id"]` of every message. Messages about the start have none, so the gateway
+    # withholds them, as jupyter_server does. Output during the start, such as a warning, is delivered.
+    assert not [m["header"]["msg_type"] for m in unsolicited if m["header"]["msg_type"] != "stream"]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def kernel(gateway: Gateway) -> str:
 
 
 @pytest.mark.parametrize("kind", ["header only", "with all fields", "no channel"])
-def test_a_header_of_an_id_and_a_type(gateway: Gateway, kernel: str, kind: str) -> None:
-    msg_id = f"sloppy {kind}"
+def test_a_header_with_only_an_id_and_a_type_is_accepted(gateway: Gateway, kernel: str, kind: str) -> None:
+    msg_id = f"minimal {kind}"
     request = {
         "header": {"msg_id": msg_id, "msg_type": "execute_request"},
         "parent_header": {},
@@ -63,7 +63,7 @@ def test_a_header_of_an_id_and_a_type(gateway: Gateway, kernel: str, kind: str) 
         del request["parent_header"], request["metadata"]
     if kind == "no channel":
         del request["channel"]
-    with gateway.socket(kernel, "sloppy") as client:
+    with gateway.socket(kernel, "minimal") as client:
         client.socket.send(json.dumps(request))
         answers = client.finish(msg_id)
         assert reply_of(answers)["content"]["status"] == "ok"

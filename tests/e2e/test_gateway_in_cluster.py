@@ -1,4 +1,4 @@
-"""deploy/kubernetes on a real cluster: JupyterLab here, the gateway in a pod, kernels in pods."""
+"""deploy/kubernetes on a real cluster: JupyterLab on this machine, the gateway and its kernels in pods."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import lacking
-from harness.cluster import POD, GatewayInCluster, lacks
-from harness.executions import ended, run
+from conftest import skip_or_fail
+from harness.cluster import POD, GatewayInCluster, why_no_dev_cluster
+from harness.executions import run, wait_ended
 from harness.lab import Lab
 from harness.waiting import eventually
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.kubernetes
 
-# The test, not a clock, decides when it goes on.
+# The test decides when the cell continues, not a clock.
 COUNTING = """
 import pathlib, time
 for number in range(100):
@@ -33,8 +33,8 @@ for number in range(100):
 
 @pytest.fixture(scope="module")
 def gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[GatewayInCluster]:
-    if reason := lacks():
-        lacking(reason)
+    if reason := why_no_dev_cluster():
+        skip_or_fail(reason)
     gateway = GatewayInCluster(make_home("gw"))
     try:
         gateway.start()
@@ -56,13 +56,13 @@ def log(gateway: GatewayInCluster, kernel_id: str) -> dict[str, Any]:
 
 
 def attached(gateway: GatewayInCluster, kernel_id: str) -> list[str]:
-    """How often somebody took over the kernel of somebody who had gone."""
+    """The log's "attached" events: one for each gateway that took over the running kernel."""
     text = gateway.rest("GET", f"api/kernels/{kernel_id}/log?from=start&follow=false").text
     return re.findall(r'"event":"attached"', text)
 
 
 def evict(gateway: GatewayInCluster, pod: str) -> tuple[str, ...]:
-    """What kubectl takes to evict a pod, as it does with all of a node that is drained."""
+    """The kubectl arguments that evict a pod, as draining its node does."""
     (gateway.home / "eviction.json").write_text(
         json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}})
     )
@@ -71,7 +71,7 @@ def evict(gateway: GatewayInCluster, pod: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("how", ["rolled out", "evicted"])
-def test_the_gateways_pod_is_replaced_while_a_cell_prints(
+def test_a_cell_survives_the_replacement_of_the_gateways_pod(
     lab: Lab, page: Page, gateway: GatewayInCluster, how: str
 ) -> None:
     gate = how.replace(" ", "-")
@@ -84,7 +84,7 @@ def test_the_gateways_pod_is_replaced_while_a_cell_prints(
     gateways_uid, kernels_uid = gateway.uid(POD), gateway.uid(kernel_pod)
 
     if how == "evicted":
-        assert "disruption budget" in gateway.namespace.refused(*evict(gateway, kernel_pod))
+        assert "disruption budget" in gateway.namespace.kubectl_error(*evict(gateway, kernel_pod))
         gateway.namespace.kubectl(*evict(gateway, POD))
     else:
         gateway.namespace.kubectl("rollout", "restart", "statefulset/kernelmux-gateway")
@@ -100,7 +100,7 @@ def test_the_gateways_pod_is_replaced_while_a_cell_prints(
         name: "".join(output["text"] for output in outputs if output["name"] == name) for name in ("stdout", "stderr")
     }
     assert text["stdout"].splitlines() == [*lines[:40], "[waits]", *lines[40:]]
-    # Without a gateway nobody knows whether the kernel said anything.
+    # The kernel may have printed more while no gateway was connected, so the cell shows a warning.
     assert "may be missing" in text["stderr"]
     notebook.run(1)
     notebook.wait_text(1, "42")
@@ -111,16 +111,17 @@ def test_the_gateways_pod_is_replaced_while_a_cell_prints(
 
 
 def may(gateway: GatewayInCluster, what: str) -> bool:
+    """Whether the gateway's service account has this right."""
     account = f"--as=system:serviceaccount:{gateway.namespace.name}:kernelmux-gateway"
-    answer = gateway.namespace.tried("auth", "can-i", *what.split(), account).stdout.strip()
+    answer = gateway.namespace.try_kubectl("auth", "can-i", *what.split(), account).stdout.strip()
     assert answer in ("yes", "no"), answer
     return answer == "yes"
 
 
-def test_it_may_do_what_it_needs_and_no_more(gateway: GatewayInCluster) -> None:
+def test_the_service_account_has_exactly_the_required_rights(gateway: GatewayInCluster) -> None:
     for allowed in ("create pods", "watch events", "get secrets"):
         assert may(gateway, allowed), allowed
-    # The first: so kernels are reached by their pods' addresses, or not at all.
+    # Without port-forwarding, the gateway must connect to the pods' addresses.
     for refused in (
         "create pods --subresource=portforward",
         "create pods --subresource=exec",
@@ -130,7 +131,7 @@ def test_it_may_do_what_it_needs_and_no_more(gateway: GatewayInCluster) -> None:
         assert not may(gateway, refused), refused
 
 
-def test_its_token_is_told_nowhere(gateway: GatewayInCluster) -> None:
+def test_the_token_appears_in_no_log_and_no_object(gateway: GatewayInCluster) -> None:
     assert gateway.token
     assert "kernelmux-gateway is at" in gateway.output
     assert gateway.token not in gateway.output
@@ -150,32 +151,32 @@ for port in range(9301, 9306):
 """
 
 
-def test_kernels_are_reached_by_the_gateway_only(gateway: GatewayInCluster) -> None:
-    # On the dev cluster kube-router does, started by hand in the node's network with its firewall alone. It is not part
-    # of it: each new pod is closed for seconds, until its rules are there.
+def test_only_the_gateway_can_connect_to_kernels(gateway: GatewayInCluster) -> None:
+    # The dev cluster enforces policies if kube-router is started by hand in the node's network, with only its firewall.
+    # It is not part of the dev cluster, because it blocks each new pod for seconds until its rules are in place.
     if "KERNELMUX_TEST_NETWORK_POLICY" not in os.environ:
-        pytest.skip("needs a network that enforces policies; KERNELMUX_TEST_NETWORK_POLICY=1 says that it does")
+        pytest.skip("needs a network that enforces policies; set KERNELMUX_TEST_NETWORK_POLICY=1 if it does")
     with gateway.kernel() as one, gateway.kernel() as other:
         address = gateway.namespace.kubectl("get", "pod", f"kernel-{other}", "--output=jsonpath={.status.podIP}")
         for kernel_id, code in ((one, REACH.replace("{address}", address)), (other, "print('answers')")):
-            asked = run(gateway, kernel_id, code)
-            [output] = ended(gateway, kernel_id, asked["msg_id"], 60)["outputs"]
+            started = run(gateway, kernel_id, code)
+            [output] = wait_ended(gateway, kernel_id, started["msg_id"], 60)["outputs"]
             expected = [f"refused {port}" for port in range(9301, 9306)] if kernel_id == one else ["answers"]
             assert output["text"].splitlines() == expected
 
 
-# The last: the gateway has more rights from here on.
+# This test must run last, because it gives the gateway more rights.
 def test_with_the_right_to_run_commands_a_restart_keeps_the_pod(gateway: GatewayInCluster) -> None:
     with gateway.kernel() as kernel_id:
         before = gateway.uid(f"kernel-{kernel_id}")
         assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
-        made_anew = gateway.uid(f"kernel-{kernel_id}")
-        assert made_anew != before
+        recreated = gateway.uid(f"kernel-{kernel_id}")
+        assert recreated != before
         gateway.apply_manifests("exec")
-        # What is applied is in force a moment later.
+        # The API server applies new rights with a delay.
         eventually(lambda: may(gateway, "create pods --subresource=exec"), "the gateway may run commands")
         assert gateway.rest("POST", f"api/kernels/{kernel_id}/restart").status_code == 200
-        assert gateway.uid(f"kernel-{kernel_id}") == made_anew
-        asked = run(gateway, kernel_id, "print('answers')")
-        [output] = ended(gateway, kernel_id, asked["msg_id"], 60)["outputs"]
+        assert gateway.uid(f"kernel-{kernel_id}") == recreated
+        started = run(gateway, kernel_id, "print('answers')")
+        [output] = wait_ended(gateway, kernel_id, started["msg_id"], 60)["outputs"]
         assert output["text"] == "answers\n"

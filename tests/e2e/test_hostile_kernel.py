@@ -1,4 +1,4 @@
-"""A kernel that is out to end the gateway ends nobody but itself."""
+"""A hostile kernel harms neither the gateway nor other kernels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import requests
-from harness import claims
+from harness import oversized_frames
 from harness.gateway import VENV, Gateway
-from harness.process import kill, own_kib, pids_mentioning
+from harness.process import kill, anonymous_kib, pids_mentioning
 from harness.waiting import eventually
 
 
-def test_lengths_that_a_kernel_claims_do_not_end_the_gateway(
+def test_announced_frame_lengths_cannot_exhaust_the_gateways_memory(
     start_gateway: Callable[..., Gateway], tmp_path: Path
 ) -> None:
     claimed = tmp_path / "claims"
     spec = tmp_path / "share" / "kernels" / "hostile"
     spec.mkdir(parents=True)
-    argv = [sys.executable, claims.__file__, "{connection_file}", str(claimed)]
+    argv = [sys.executable, oversized_frames.__file__, "{connection_file}", str(claimed)]
     spec.joinpath("kernel.json").write_text(
         json.dumps({"argv": argv, "display_name": "hostile", "language": "none"})
     )
@@ -30,7 +30,7 @@ def test_lengths_that_a_kernel_claims_do_not_end_the_gateway(
     good = gateway.start_kernel()["id"]
     with gateway.socket(good) as client:
         assert client.run("kept = 6") == ""
-    before = own_kib(gateway.pid)
+    before = anonymous_kib(gateway.pid)
 
     answers: list[requests.Response] = []
 
@@ -42,12 +42,12 @@ def test_lengths_that_a_kernel_claims_do_not_end_the_gateway(
     expected = {"shell", "control", "stdin", "iopub"}
     eventually(
         lambda: claimed.exists() and expected <= set(claimed.read_text().split()),
-        "each socket was claimed 2^60 bytes on",
+        "the kernel announced 2^60 bytes on each socket",
     )
-    # It connects anew, and is told the same again.
-    eventually(lambda: claimed.read_text().split().count("shell") > 1, "shell is connected anew")
+    # The gateway reconnects, and the kernel announces the frame again.
+    eventually(lambda: claimed.read_text().split().count("shell") > 1, "the gateway has reconnected to shell")
     assert gateway.process is not None and gateway.process.running()
-    assert own_kib(gateway.pid) - before < 64 << 10
+    assert anonymous_kib(gateway.pid) - before < 64 << 10
     with gateway.socket(good) as client:
         assert client.run("kept * 7") == "42"
     for pid in pids_mentioning(str(claimed)):

@@ -1,4 +1,4 @@
-"""The JavaScript client (clients/js) as a page in Chromium uses it: no build, another origin than the gateway's."""
+"""The JavaScript client (clients/js) in a page in Chromium, without a build step and from another origin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from playwright.sync_api import Page
 
 SOURCES = REPO / "clients" / "js" / "src"
 
-# What a small notebook page does: follow the kernel from where it stood, keep what comes.
+# A small notebook page: it follows the kernel from its last cursor and stores what it receives.
 PAGE = b"""<!doctype html>
 <title>client</title>
 <script type="module">
@@ -56,7 +56,7 @@ PAGE = b"""<!doctype html>
 </script>
 """
 
-# The test decides when the cell goes on.
+# The test decides when the cell continues.
 GATED = """
 import pathlib, time
 print("begun", flush=True)
@@ -85,7 +85,7 @@ class _Pages(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    """The origin of a site that has the page and the client."""
+    """Serves the page and the client, and gives their origin."""
     handler = functools.partial(_Pages, directory=str(SOURCES.parent))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -99,7 +99,7 @@ def site() -> Iterator[str]:
 def gateway(
     built: None, make_home: Callable[[str], Path], site: str
 ) -> Iterator[Gateway]:
-    """A gateway that takes pages of the site."""
+    """A gateway that allows the site's origin."""
     gateway = Gateway(make_home("gw"), "--allow-origin", site)
     gateway.start()
     yield gateway
@@ -108,12 +108,12 @@ def gateway(
 
 @pytest.fixture
 def proxy(gateway: Gateway, make_proxy: Callable[[int], Proxy]) -> Proxy:
-    """Between the page and the gateway."""
+    """A proxy between the page and the gateway."""
     return make_proxy(gateway.port)
 
 
 class Client:
-    """The page, and the client in it."""
+    """A page with the client."""
 
     def __init__(self, page: Page, site: str, proxy: Proxy, kernel_id: str) -> None:
         self.page = page
@@ -136,7 +136,7 @@ class Client:
         return self.page.wait_for_function(f"() => {condition}", timeout=timeout * 1000).json_value()
 
     def start(self, code: str) -> None:
-        """Runs code and does not wait; `window.result` will be what came of it."""
+        """Runs code without waiting for its end, which sets `window.result`."""
         self.page.evaluate(
             "code => { window.result = null; run(code).then(r => (window.result = r)) }", code
         )
@@ -144,13 +144,13 @@ class Client:
     def result(self, timeout: float = 60.0) -> dict[str, Any]:
         return dict(self.wait("window.result", timeout))
 
-    def assert_no_hole(self) -> None:
+    def assert_no_gap(self) -> None:
         seqs = self.page.evaluate("seqs")
         assert seqs == list(range(1, len(seqs) + 1))
 
 
 @pytest.mark.parametrize("how", ["cut", "silent"])
-def test_a_cell_whose_connection_is_lost(
+def test_a_cell_is_complete_after_its_connection_was_lost(
     gateway: Gateway, proxy: Proxy, page: Page, site: str, tmp_path: Path, how: str
 ) -> None:
     gate = tmp_path / "gate"
@@ -164,9 +164,9 @@ def test_a_cell_whose_connection_is_lost(
             proxy.silence()
         client.wait("states.some(state => state.startsWith('waiting'))")
         if how == "silent":
-            assert "nothing was heard" in str(page.evaluate("states.join()"))
+            assert "received nothing" in str(page.evaluate("states.join()"))
         gate.touch()
-        # The kernel has said all when the gateway knows it idle.
+        # Once the gateway sees the kernel idle, it has all of the output.
         gateway.wait_state(kernel_id, "idle")
         assert page.evaluate("window.text") == "begun\n"
         proxy.heal()
@@ -174,10 +174,10 @@ def test_a_cell_whose_connection_is_lost(
         assert (result["text"], result["status"]) == (EXPECTED, "ok")
         client.wait(f"texts['{result['id']}'].endsWith('line 299\\n')")
         assert page.evaluate(f"texts['{result['id']}']") == EXPECTED
-        client.assert_no_hole()
+        client.assert_no_gap()
 
 
-def test_a_page_reloaded_while_a_cell_runs(
+def test_a_page_reloaded_during_a_cell_shows_all_of_its_output(
     gateway: Gateway, proxy: Proxy, page: Page, site: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -192,17 +192,17 @@ def test_a_page_reloaded_while_a_cell_runs(
         assert page.evaluate(f"texts['{running}']") == EXPECTED
         client.start("print(6 * 7)")
         assert client.result()["text"] == "42\n"
-        client.assert_no_hole()
+        client.assert_no_gap()
 
 
-def test_a_cell_through_a_connection_that_is_cut_again_and_again(
+def test_a_cell_is_complete_over_a_repeatedly_cut_connection(
     gateway: Gateway, proxy: Proxy, page: Page, site: str, tmp_path: Path
 ) -> None:
     count = 3000
     with gateway.kernel() as kernel_id:
         client = Client(page, site, proxy, kernel_id).open(pauseMs=5)
         gate = tmp_path / "gate"
-        # Not ended before it was cut twice, however slow this test is.
+        # The cell waits for the second cut, so that it cannot end before.
         client.start(
             f"import pathlib, time\nfor i in range({count}):\n    print(i, end=';', flush=True)\n"
             f"    while i == 9 and not pathlib.Path({str(gate)!r}).exists(): time.sleep(.01)"
@@ -218,10 +218,10 @@ def test_a_cell_through_a_connection_that_is_cut_again_and_again(
         text = client.result()["text"]
         assert text == "".join(f"{i};" for i in range(count))
         assert cuts > 1
-        client.assert_no_hole()
+        client.assert_no_gap()
 
 
-def test_what_connecting_again_does_not_mend_is_told(
+def test_permanent_errors_and_the_kernels_end_are_reported(
     gateway: Gateway, proxy: Proxy, page: Page, site: str
 ) -> None:
     with gateway.kernel() as kernel_id:
@@ -230,10 +230,10 @@ def test_what_connecting_again_does_not_mend_is_told(
         assert client.wait("window.error") == "unauthorized"
         client.open(kernelId="00000000-0000-0000-0000-000000000000")
         assert client.wait("window.error") == "not-found"
-        # The kernel's end is no error.
+        # The kernel's end is not an error.
         client.open()
         client.start("print('last')")
         client.result()
     client.wait("states.at(-1).startsWith('ended')")
     assert page.evaluate("window.error") is None
-    client.assert_no_hole()
+    client.assert_no_gap()

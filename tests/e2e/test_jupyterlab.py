@@ -1,6 +1,6 @@
-"""A stock JupyterLab in Chromium, its kernels the gateway's.
+"""An unmodified JupyterLab in Chromium with the gateway's kernels.
 
-JupyterLab's server stands between: browser - jupyter_server - (proxy) - gateway - kernel.
+browser - jupyter_server - (proxy) - gateway - kernel
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness.gated import expect_whole, gated
+from harness.gated import expect_complete, gated
 from harness.gateway import Gateway
 from harness.lab import Lab, Notebook
 from harness.proxy import Proxy
@@ -50,8 +50,8 @@ def test_rich_output(lab: Lab, page: Page) -> None:
     notebook.wait_text(2, "ZeroDivisionError")
 
 
-def test_many_messages_all_arrive(lab: Lab, page: Page, gateway: Gateway) -> None:
-    # More a second than the peers' rate limiter lets through.
+def test_all_of_many_messages_arrive(lab: Lab, page: Page, gateway: Gateway) -> None:
+    # Jupyter Kernel Gateway's rate limiter drops output at this rate.
     count = 6000
     notebook = lab.open(
         page,
@@ -69,8 +69,8 @@ def test_many_messages_all_arrive(lab: Lab, page: Page, gateway: Gateway) -> Non
     assert result["data"]["text/plain"] == "'end'"
 
 
-def test_message_too_large_for_the_server_between(lab: Lab, page: Page) -> None:
-    # jupyter_server's gateway client takes 10 MiB a message and closes on a larger one.
+def test_a_cell_continues_after_a_message_too_large_for_jupyter_server(lab: Lab, page: Page) -> None:
+    # jupyter_server's gateway client accepts 10 MiB per message and closes the connection on a larger one.
     notebook = lab.open(
         page,
         "large",
@@ -123,12 +123,12 @@ def test_restart(lab: Lab, page: Page) -> None:
     notebook.restart()
     notebook.start(1)
     notebook.wait_text(1, "NameError")
-    # A restarted kernel counts anew, and is the same kernel.
+    # The execution count starts again; the kernel's id stays.
     expect(notebook.prompt(1)).to_have_text("[1]:")
     assert notebook.kernel_id() == kernel
 
 
-def test_crash_is_told_and_the_next_cell_runs(lab: Lab, page: Page) -> None:
+def test_a_crash_is_shown_and_the_next_cell_runs(lab: Lab, page: Page) -> None:
     notebook = lab.open(
         page, "crash", ["import os\nos.kill(os.getpid(), 9)", "print('next', 6 * 7)"]
     )
@@ -142,11 +142,11 @@ def test_crash_is_told_and_the_next_cell_runs(lab: Lab, page: Page) -> None:
     notebook.wait_text(1, "next 42")
 
 
-def test_kernel_that_keeps_dying_is_told_dead(lab: Lab, page: Page, gateway: Gateway) -> None:
+def test_a_kernel_that_keeps_dying_is_shown_as_dead(lab: Lab, page: Page, gateway: Gateway) -> None:
     notebook = lab.open(page, "dying", ["print('on')"])
     notebook.run(0)
     kernel_id = notebook.kernel_id()
-    # A start-up file makes every restart die, so the limit is reached.
+    # A start-up file ends every restarted kernel, so that the restart limit is reached.
     startup = gateway.home / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
     fatal = startup / "die.py"
@@ -157,7 +157,7 @@ def test_kernel_that_keeps_dying_is_told_dead(lab: Lab, page: Page, gateway: Gat
             " window.statuses = []; k.statusChanged.connect((_, s) => window.statuses.push(s));"
             " void k.requestExecute({code: 'import os; os._exit(3)'}).done.catch(() => {}); }"
         )
-        # A kernel that is dead is let go of by the page, whose indicator then says that nothing is connected.
+        # The page disconnects from a dead kernel, so its indicator shows "disconnected".
         page.wait_for_function("() => window.statuses.includes('dead')", timeout=90_000)
         notebook.wait_status("disconnected", 90)
         model = gateway.model(kernel_id)
@@ -166,7 +166,7 @@ def test_kernel_that_keeps_dying_is_told_dead(lab: Lab, page: Page, gateway: Gat
         fatal.unlink()
 
 
-def test_widget_to_the_kernel_and_back(lab: Lab, page: Page) -> None:
+def test_widget_changes_reach_the_kernel_and_return(lab: Lab, page: Page) -> None:
     notebook = lab.open(
         page,
         "slider",
@@ -189,8 +189,8 @@ def test_widget_to_the_kernel_and_back(lab: Lab, page: Page) -> None:
     notebook.wait_text(1, "new")
 
 
-def test_widget_with_binary_buffers_from_the_browser(lab: Lab, page: Page) -> None:
-    # jupyter_server passes the browser's binary message on as a text frame that is not UTF-8.
+def test_binary_widget_data_reaches_the_kernel(lab: Lab, page: Page) -> None:
+    # jupyter_server forwards the browser's binary message as a text frame that is not UTF-8.
     data = bytes(range(256)) * 4
     notebook = lab.open(
         page,
@@ -211,8 +211,8 @@ def test_widget_with_binary_buffers_from_the_browser(lab: Lab, page: Page) -> No
     notebook.wait_text(1, "all.bin 1024 True")
 
 
-def test_widget_with_binary_buffers_does_not_end_the_connection(lab: Lab, page: Page) -> None:
-    # A binary frame would end jupyter_server's reader for good.
+def test_binary_widget_data_does_not_break_the_connection(lab: Lab, page: Page) -> None:
+    # A binary frame from the gateway would permanently end jupyter_server's reader.
     notebook = lab.open(
         page,
         "binary",
@@ -234,7 +234,7 @@ def test_widget_with_binary_buffers_does_not_end_the_connection(lab: Lab, page: 
 
 
 @pytest.mark.parametrize("how", ["reset", "fin", "silent"])
-def test_gateway_connection_lost_while_a_cell_runs(
+def test_a_cell_is_complete_after_a_lost_gateway_connection(
     lab: Lab, page: Page, gateway: Gateway, gateway_proxy: Proxy, tmp_path: Path, how: str
 ) -> None:
     gate = tmp_path / "gate"
@@ -249,16 +249,16 @@ def test_gateway_connection_lost_while_a_cell_runs(
         else:
             gateway_proxy.cut(reset=how == "reset")
         gate.touch()
-        # All of the cell is said while nobody hears it.
+        # The cell prints everything while the connection is down.
         gateway.wait_state(kernel_id, "idle")
     finally:
         gateway_proxy.heal()
-    expect_whole(notebook, 0)
+    expect_complete(notebook, 0)
     notebook.run(1)
     notebook.wait_text(1, "next 42")
 
 
-def test_gateway_connection_lost_several_times(
+def test_a_cell_is_complete_after_several_lost_gateway_connections(
     lab: Lab, page: Page, gateway_proxy: Proxy, tmp_path: Path
 ) -> None:
     code = f"""
@@ -279,13 +279,13 @@ print("first line")
         gateway_proxy.cut()
         (tmp_path / str(step)).touch()
         gateway_proxy.heal()
-    expect_whole(notebook, 0)
+    expect_complete(notebook, 0)
     assert [notebook.text(0).count(f"step {step}") for step in range(4)] == [1] * 4
     notebook.run(1)
     notebook.wait_text(1, "next 42")
 
 
-def test_browser_connection_lost_while_a_cell_runs(
+def test_a_cell_is_complete_after_a_lost_browser_connection(
     lab: Lab, page: Page, gateway: Gateway, make_proxy: Callable[[int], Proxy], tmp_path: Path
 ) -> None:
     proxy = make_proxy(lab.port)
@@ -302,12 +302,12 @@ def test_browser_connection_lost_while_a_cell_runs(
         gateway.wait_state(kernel_id, "idle")
     finally:
         proxy.heal()
-    expect_whole(notebook, 0)
+    expect_complete(notebook, 0)
     notebook.run(1)
     notebook.wait_text(1, "next 42")
 
 
-def test_page_reloaded_while_a_cell_runs(
+def test_a_page_reloaded_during_a_cell_keeps_its_kernel(
     lab: Lab, page: Page, gateway: Gateway, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -326,7 +326,7 @@ def test_page_reloaded_while_a_cell_runs(
     notebook.wait_text(1, "next 42")
 
 
-def test_two_pages_on_one_kernel(lab: Lab, page: Page, browser: object) -> None:
+def test_two_pages_share_a_kernel(lab: Lab, page: Page, browser: object) -> None:
     first = lab.open(page, "shared", ["x = 6\nprint('set')", "print('next', x * 7)"])
     first.run(0)
     context = browser.new_context()  # type: ignore[attr-defined]
@@ -342,11 +342,11 @@ def test_two_pages_on_one_kernel(lab: Lab, page: Page, browser: object) -> None:
         context.close()
 
 
-def test_culled_kernel_is_told(
+def test_a_culled_kernel_is_shown(
     start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], page: Page
 ) -> None:
     gateway = start_gateway(
-        # So long that the page has run the cell by then.
+        # Long enough for the page to run the cell before.
         "--cull-idle-timeout", "20", "--cull-interval", "1", "--cull-connected"
     )
     lab = Lab(make_home("lab-cull"), gateway.url, gateway.token)
@@ -354,7 +354,7 @@ def test_culled_kernel_is_told(
         notebook = lab.open(page, "culled", ["print('on')"])
         notebook.run(0)
         kernel_id = notebook.kernel_id()
-        # JupyterLab learns of it from its server's list and then shows that there is no kernel.
+        # JupyterLab notices in its server's list of kernels.
         name = notebook.panel.locator(".jp-KernelName").first
         expect(name).to_contain_text("No Kernel", timeout=90_000)
         assert gateway.model(kernel_id) is None

@@ -1,4 +1,4 @@
-"""A stock JupyterLab in Chromium on a kernel written with the project's kernel side, through the gateway."""
+"""An unmodified JupyterLab in Chromium with a kernel that is written with this project's kernel API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import lacking
+from conftest import skip_or_fail
 from harness.echo import BINARY, install
 from harness.gateway import Gateway
 from harness.lab import Lab, Notebook
@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 @pytest.fixture(scope="module")
 def lab(built: None, make_home: Callable[[str], Path]) -> Iterator[Lab]:
     if not BINARY.exists():
-        lacking(f"no echo-kernel at {BINARY}: build it, or set KERNELMUX_ECHO_BIN")
+        skip_or_fail(f"no echo-kernel at {BINARY}: build it, or set KERNELMUX_ECHO_BIN")
     gateway = Gateway(make_home("gw"), env=install(make_home("echo")))
     gateway.start()
     lab = Lab(make_home("lab"), gateway.url, gateway.token)
@@ -41,7 +41,7 @@ def test_cells_are_executed(lab: Lab, page: Page) -> None:
     notebook.run(0)
     notebook.wait_text(0, "one\ntwo")
     notebook.wait_text(0, "three")
-    # The richest of what it offers is shown: Markdown, and not its plain text.
+    # JupyterLab shows the richest format: Markdown instead of plain text.
     expect(notebook.output(0).locator("strong")).to_have_text("four")
     notebook.wait_text(0, "five")
     expect(notebook.prompt(0)).to_have_text("[1]:")
@@ -59,10 +59,10 @@ def test_cells_are_executed(lab: Lab, page: Page) -> None:
     ]
 
 
-def test_an_error_ends_the_cells_that_wait(lab: Lab, page: Page) -> None:
+def test_an_error_aborts_the_queued_cells(lab: Lab, page: Page) -> None:
     notebook = open_notebook(lab, page, "abort", "%input Go?\n%error on purpose", "not to be seen", "again")
     notebook.command("notebook:run-all-cells")
-    # Only what waits when the error comes is ended by it.
+    # Only cells that are queued at the time of the error are aborted.
     field = notebook.cell(0).locator(".jp-Stdin-input")
     expect(field).to_be_visible(timeout=30_000)
     expect(notebook.prompt(2)).to_have_text("[*]:")
@@ -74,7 +74,7 @@ def test_an_error_ends_the_cells_that_wait(lab: Lab, page: Page) -> None:
     notebook.wait_text(2, "again")
 
 
-def test_input_is_answered(lab: Lab, page: Page) -> None:
+def test_input_can_be_answered(lab: Lab, page: Page) -> None:
     notebook = open_notebook(lab, page, "input", "%input Who?", "next")
     notebook.start(0)
     field = notebook.cell(0).locator(".jp-Stdin-input")
@@ -88,7 +88,7 @@ def test_input_is_answered(lab: Lab, page: Page) -> None:
     notebook.wait_text(1, "next")
 
 
-def test_it_is_interrupted(lab: Lab, page: Page) -> None:
+def test_a_cell_can_be_interrupted(lab: Lab, page: Page) -> None:
     notebook = open_notebook(lab, page, "interrupt", "on\n%sleep 600\nnot to be seen", "next")
     notebook.start(0)
     notebook.wait_text(0, "on")
@@ -102,14 +102,14 @@ def test_it_is_interrupted(lab: Lab, page: Page) -> None:
     notebook.wait_text(1, "next")
 
 
-def test_it_is_restarted(lab: Lab, page: Page) -> None:
+def test_the_kernel_can_be_restarted(lab: Lab, page: Page) -> None:
     notebook = open_notebook(lab, page, "restart", "first", "second")
     notebook.run(0)
     kernel = notebook.kernel_id()
     notebook.restart()
     notebook.start(1)
     notebook.wait_text(1, "second")
-    # It counts anew.
+    # The execution count starts again.
     expect(notebook.prompt(1)).to_have_text("[1]:")
     assert notebook.kernel_id() == kernel
 
@@ -118,7 +118,7 @@ def test_completion_is_offered(lab: Lab, page: Page) -> None:
     notebook = open_notebook(lab, page, "complete", "")
     notebook.cell(0).locator(".jp-InputArea-editor").click()
     page.keyboard.type("%s")
-    # The completer comes to a cell after the cell itself, and Tab is a tab until then.
+    # JupyterLab attaches the completer after it shows the cell. Until then, Tab inserts a tab.
     expect(notebook.cell(0).locator(".jp-mod-completer-enabled:not(.jp-mod-at-line-beginning)")).to_have_count(1)
     page.keyboard.press("Tab")
     offered = page.locator(".jp-Completer-item")

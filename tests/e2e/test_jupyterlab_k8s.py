@@ -1,7 +1,7 @@
-"""A stock JupyterLab in Chromium, its kernels pods of a real cluster.
+"""An unmodified JupyterLab in Chromium with kernels in pods of a real cluster.
 
-browser - (proxy) - jupyter_server - (proxy) - gateway - (proxy) - API server - pod. The gateway has the rights of its
-Role and no others. `make test-k8s` runs these on a cluster that it brings up.
+browser - (proxy) - jupyter_server - (proxy) - gateway - (proxy) - API server - pod. The gateway has only the rights of
+its Role and port-forwarding. `make test-k8s` starts a cluster and runs these tests on it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from conftest import lacking
-from harness.cluster import lacks_cluster
-from harness.coming_back import entries_of
-from harness.executions import of_cell
-from harness.gated import expect_whole, gated
+from conftest import skip_or_fail
+from harness.cluster import why_no_cluster
+from harness.reconnecting import entries_of
+from harness.executions import latest_of_cell
+from harness.gated import expect_complete, gated
 from harness.gateway import Gateway
 from harness.lab import Lab, Notebook
 from harness.pods import KernelNamespace, kernel_namespace
@@ -26,7 +26,7 @@ from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.kubernetes
 
-# The notebook of the tests that leave its kernel as it was, or start it anew.
+# The cells of a notebook shared by tests that neither end its kernel nor depend on its state.
 SHARED = {
     "execute": "import socket\nprint('printed in', socket.gethostname())\n6 * 7",
     "input": "name = input('Who? ')\nprint('Hello', name)",
@@ -41,26 +41,26 @@ SHARED = {
     "value": "print(box.value)",
 }
 CELL = {name: index for index, name in enumerate(SHARED)}
-# So long that the page has run the cell by then.
+# Long enough for the page to run the cell before.
 IDLE_SECONDS = 20
 OUT_OF_MEMORY = "killed because it ran out of memory"
 
 
 @pytest.fixture(scope="module")
-def place(make_home: Callable[[str], Path]) -> Iterator[KernelNamespace]:
-    if reason := lacks_cluster():
-        lacking(reason)
-    with kernel_namespace(make_home("cluster")) as place:
-        place.install("python3")
-        place.install("culled", cull_idle_timeout=IDLE_SECONDS, cull_connected=True)
-        place.install("small", memory="256Mi")
-        yield place
+def namespace(make_home: Callable[[str], Path]) -> Iterator[KernelNamespace]:
+    if reason := why_no_cluster():
+        skip_or_fail(reason)
+    with kernel_namespace(make_home("cluster")) as namespace:
+        namespace.install("python3")
+        namespace.install("culled", cull_idle_timeout=IDLE_SECONDS, cull_connected=True)
+        namespace.install("small", memory="256Mi")
+        yield namespace
 
 
 @pytest.fixture(scope="module")
-def gateway(built: None, place: KernelNamespace, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
+def gateway(built: None, namespace: KernelNamespace, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
     gateway = Gateway(
-        make_home("gw"), "--kubernetes-namespace", place.name, "--cull-interval", "1", env=place.environment
+        make_home("gw"), "--kubernetes-namespace", namespace.name, "--cull-interval", "1", env=namespace.environment
     )
     gateway.start()
     yield gateway
@@ -68,19 +68,19 @@ def gateway(built: None, place: KernelNamespace, make_home: Callable[[str], Path
 
 
 @pytest.fixture(scope="module")
-def written(lab: Lab) -> None:
+def shared_notebook(lab: Lab) -> None:
     lab.write_notebook("shared", list(SHARED.values()))
 
 
 @pytest.fixture
-def shared(lab: Lab, written: None, page: Page) -> Notebook:
+def shared(lab: Lab, shared_notebook: None, page: Page) -> Notebook:
     notebook = Notebook(page, lab, "shared")
     notebook.load()
     return notebook
 
 
-def life_of(gateway: Gateway, kernel_id: str) -> list[dict[str, Any]]:
-    """What the kernel's log tells of its ends."""
+def ends_of(gateway: Gateway, kernel_id: str) -> list[dict[str, Any]]:
+    """The status messages in the kernel's log that report a restart or a death."""
     contents = [entry["content"] for entry in entries_of(gateway, kernel_id)]
     return [content for content in contents if content.get("execution_state") in ("restarting", "dead")]
 
@@ -112,7 +112,7 @@ def test_interrupt(shared: Notebook) -> None:
     shared.wait_text(CELL["execute"], "42")
 
 
-def test_widget_to_the_kernel_and_back(shared: Notebook) -> None:
+def test_widget_changes_reach_the_kernel_and_return(shared: Notebook) -> None:
     index = CELL["widget"]
     shared.run(index)
     field = shared.cell(index).locator("input[type=text]").first
@@ -124,9 +124,9 @@ def test_widget_to_the_kernel_and_back(shared: Notebook) -> None:
     shared.wait_text(CELL["value"], "new")
 
 
-def test_restart(shared: Notebook, place: KernelNamespace) -> None:
+def test_restart(shared: Notebook, namespace: KernelNamespace) -> None:
     def pod() -> str:
-        return place.kubectl("get", "pod", f"kernel-{kernel_id}", "--output=jsonpath={.metadata.uid}")
+        return namespace.kubectl("get", "pod", f"kernel-{kernel_id}", "--output=jsonpath={.metadata.uid}")
 
     shared.run(CELL["set"])
     kernel_id = shared.kernel_id()
@@ -135,16 +135,16 @@ def test_restart(shared: Notebook, place: KernelNamespace) -> None:
     assert pod() != before
     shared.start(CELL["kept"])
     shared.wait_text(CELL["kept"], "NameError")
-    # A restarted kernel counts anew, and is the same kernel.
+    # The execution count starts again; the kernel's id stays.
     expect(shared.prompt(CELL["kept"])).to_have_text("[1]:")
     assert shared.kernel_id() == kernel_id
 
 
 @pytest.mark.parametrize(("hop", "how"), [("browser", "reset"), ("gateway", "fin"), ("gateway", "silent")])
-def test_connection_lost_while_a_cell_runs(
+def test_a_cell_is_complete_after_a_lost_connection(
     lab: Lab,
     page: Page,
-    place: KernelNamespace,
+    namespace: KernelNamespace,
     gateway: Gateway,
     gateway_proxy: Proxy,
     make_proxy: Callable[[int], Proxy],
@@ -166,18 +166,18 @@ def test_connection_lost_while_a_cell_runs(
             proxy.silence()
         else:
             proxy.hold(reset=how == "reset")
-        place.run(kernel_id, f"touch {gate}")
-        # All of the cell is said while nobody hears it.
+        namespace.run(kernel_id, f"touch {gate}")
+        # The cell prints everything while the connection is down.
         gateway.wait_state(kernel_id, "idle")
     finally:
         proxy.heal()
-    expect_whole(notebook, 0)
+    expect_complete(notebook, 0)
     notebook.run(1)
     notebook.wait_text(1, "next 42")
 
 
-def test_connection_to_the_pod_lost_while_a_cell_runs(
-    lab: Lab, page: Page, place: KernelNamespace, gateway: Gateway
+def test_a_lost_connection_to_the_pod_marks_the_execution_incomplete(
+    lab: Lab, page: Page, namespace: KernelNamespace, gateway: Gateway
 ) -> None:
     gate = PurePosixPath("/tmp/pod")
     notebook = lab.open(page, "lost-pod", [gated(gate), "print('next', 6 * 7)"])
@@ -185,41 +185,41 @@ def test_connection_to_the_pod_lost_while_a_cell_runs(
     notebook.start(0)
     notebook.wait_text(0, "first line")
     assert gateway.process is not None
-    place.api.cut()
+    namespace.api.cut()
     gateway.process.wait_for_line(rf"{kernel_id}.* the connection to the kernel is lost.*channel=iopub")
-    place.api.heal()
+    namespace.api.heal()
     gateway.process.wait_for_line(rf"{kernel_id}.* reconnected to the kernel.*channel=iopub")
-    place.run(kernel_id, f"touch {gate}")
-    expect_whole(notebook, 0)
-    # What the kernel might have said in between would be missing, and that is told.
-    assert of_cell(gateway, kernel_id, notebook.cell_id(0))["complete"] is False
+    namespace.run(kernel_id, f"touch {gate}")
+    expect_complete(notebook, 0)
+    # Output during the interruption could be missing, so the execution is marked as incomplete.
+    assert latest_of_cell(gateway, kernel_id, notebook.cell_id(0))["complete"] is False
     notebook.run(1)
     notebook.wait_text(1, "next 42")
-    assert of_cell(gateway, kernel_id, notebook.cell_id(1))["complete"] is True
+    assert latest_of_cell(gateway, kernel_id, notebook.cell_id(1))["complete"] is True
 
 
-def test_culled_kernel_is_told(lab: Lab, page: Page, gateway: Gateway) -> None:
+def test_a_culled_kernel_is_shown_and_its_output_kept(lab: Lab, page: Page, gateway: Gateway) -> None:
     notebook = lab.open(page, "culled", ["print('kept')\n6 * 7"], "culled")
     notebook.run(0)
     notebook.wait_text(0, "42")
     kernel_id, cell_id = notebook.kernel_id(), notebook.cell_id(0)
-    eventually(lambda: gateway.model(kernel_id) is None, "it is culled", 60)
-    [died] = life_of(gateway, kernel_id)
+    eventually(lambda: gateway.model(kernel_id) is None, "the kernel is culled", 60)
+    [died] = ends_of(gateway, kernel_id)
     assert died["execution_state"] == "dead"
-    told = re.fullmatch(r"culled: idle for (\d+) s", died["reason"])
-    assert told and int(told[1]) >= IDLE_SECONDS, died
-    # Its output stays.
+    reason = re.fullmatch(r"culled: idle for (\d+) s", died["reason"])
+    assert reason and int(reason[1]) >= IDLE_SECONDS, died
+    # Its output is kept.
     [log] = [log for log in gateway.rest("GET", "api/logs").json() if log["kernel_id"] == kernel_id]
     assert log["running"] is False
-    execution = of_cell(gateway, kernel_id, cell_id)
+    execution = latest_of_cell(gateway, kernel_id, cell_id)
     assert (execution["status"], execution["reason"]) == ("ok", None)
     assert [output.get("text") for output in execution["outputs"]] == ["kept\n", None]
-    # JupyterLab learns of it from its server's list and then shows that there is no kernel.
+    # JupyterLab notices in its server's list of kernels.
     expect(notebook.panel.locator(".jp-KernelName").first).to_contain_text("No Kernel", timeout=60_000)
 
 
-def test_kernel_out_of_memory_is_told_and_the_next_cell_runs(
-    lab: Lab, page: Page, place: KernelNamespace, gateway: Gateway
+def test_running_out_of_memory_is_shown_and_the_next_cell_runs(
+    lab: Lab, page: Page, namespace: KernelNamespace, gateway: Gateway
 ) -> None:
     notebook = lab.open(
         page,
@@ -230,18 +230,18 @@ def test_kernel_out_of_memory_is_told_and_the_next_cell_runs(
     kernel_id, cell_id = notebook.kernel_id(), notebook.cell_id(0)
     notebook.start(0)
     notebook.wait_text(0, "first line")
-    place.run(kernel_id, "touch /tmp/memory")
+    namespace.run(kernel_id, "touch /tmp/memory")
     dialog = page.locator(".jp-Dialog")
     expect(dialog).to_contain_text("appears to have died", timeout=60_000)
     notebook.dialog_button("Ok")
     notebook.wait_status("idle", 60)
-    [died] = life_of(gateway, kernel_id)
+    [died] = ends_of(gateway, kernel_id)
     assert (died["execution_state"], died["reason"]) == ("restarting", OUT_OF_MEMORY)
     assert OUT_OF_MEMORY in gateway.output
-    execution = of_cell(gateway, kernel_id, cell_id)
+    execution = latest_of_cell(gateway, kernel_id, cell_id)
     assert (execution["status"], execution["reason"]) == ("died", OUT_OF_MEMORY)
     assert execution["outputs"][0]["text"].startswith("before\nfirst line\n")
-    # What it had not written when it was killed is missing.
+    # Output that the kernel had not sent when it was killed is missing.
     assert execution["complete"] is False
     notebook.run(1)
     notebook.wait_text(1, "42")

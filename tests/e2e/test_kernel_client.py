@@ -20,12 +20,12 @@ def connect(gateway: Gateway) -> Iterator[Connect]:
 
 @pytest.fixture(scope="module")
 def kernel(connect: Connect) -> JupyterKernelClient:
-    """One kernel for all tests, each of which needs only what it sets itself."""
+    """A kernel shared by all tests. Each relies only on state that it sets itself."""
     return connect()
 
 
 def text(reply: dict[str, Any]) -> str:
-    """What was printed, and the result."""
+    """The printed text and the result of a successful execution."""
     assert reply["status"] == "ok", reply
     return "".join(o.get("text") or o["data"]["text/plain"] for o in reply["outputs"])
 
@@ -39,7 +39,7 @@ def test_execute(kernel: JupyterKernelClient) -> None:
     assert failed["outputs"][0]["ename"] == "ZeroDivisionError"
 
 
-def test_whole_output(kernel: JupyterKernelClient) -> None:
+def test_output_is_complete(kernel: JupyterKernelClient) -> None:
     printed = text(kernel.execute("for i in range(5000): print(i, flush=True)", timeout=60))
     assert printed == "".join(f"{i}\n" for i in range(5000))
 
@@ -90,12 +90,12 @@ def test_restart(kernel: JupyterKernelClient) -> None:
     assert text(kernel.execute("'kept' in globals()")) == "False"
 
 
-def test_a_kernel_that_dies_while_a_cell_runs(kernel: JupyterKernelClient) -> None:
+def test_a_kernels_death_fails_its_cell_and_the_next_one_runs(kernel: JupyterKernelClient) -> None:
     assert kernel.execute("import os; os._exit(1)", timeout=60)["status"] == "error"
     assert text(kernel.execute("6 * 7", timeout=60)) == "42"
 
 
-def test_a_second_client_of_a_kernel(connect: Connect, kernel: JupyterKernelClient) -> None:
+def test_a_second_client_connects_to_the_same_kernel(connect: Connect, kernel: JupyterKernelClient) -> None:
     kernel.execute("shared = 42")
     assert kernel.id in [model["id"] for model in kernel.list_kernels()]
     assert text(connect(kernel_id=kernel.id).execute("shared")) == "42"

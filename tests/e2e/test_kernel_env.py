@@ -1,4 +1,4 @@
-"""The environment of kernels: values as clients send them, and which of several values wins."""
+"""The environment of kernels: values set by clients, and precedence of inherited ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def environment(gateway: Gateway, kernel_id: str, *names: str) -> list[str | Non
         return list(json.loads(printed))
 
 
-def test_values_arrive_as_they_are(gateway: Gateway) -> None:
+def test_values_are_passed_unchanged(gateway: Gateway) -> None:
     values = {
         "KERNEL_LINES": "one\ntwo\r\nthree\n",
         "KERNEL_LONG": "long " * 20_000,
@@ -28,14 +28,14 @@ def test_values_arrive_as_they_are(gateway: Gateway) -> None:
         assert environment(gateway, kernel_id, *values) == list(values.values())
 
 
-def test_no_environment_can_hold_a_nul(gateway: Gateway) -> None:
+def test_a_nul_in_a_value_is_refused(gateway: Gateway) -> None:
     response = gateway.rest("POST", "api/kernels", json={"env": {"KERNEL_ZERO": "a\0b"}})
     assert response.status_code == 400
     assert "KERNEL_ZERO" in response.json()["message"]
 
 
 @pytest.mark.parametrize("inherited", [True, False])
-def test_an_inherited_variable_wins_over_the_kernelspecs(
+def test_an_inherited_variable_overrides_the_kernelspec(
     start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], inherited: bool
 ) -> None:
     folder = make_home("specs") / "kernels" / "own"

@@ -1,4 +1,4 @@
-"""The public suite for kernels against a kernel written with the project's kernel side."""
+"""jupyter_kernel_test against a kernel that is written with this project's kernel API."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import jupyter_kernel_test
 import pytest
-from conftest import lacking
+from conftest import skip_or_fail
 from harness import kernel_suite
 from harness.echo import BINARY, install
 
 
 @pytest.fixture(scope="module", autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The kernel's own kernelspec, its command on the search path."""
+    """Installs the kernel's kernelspec and puts its command on PATH."""
     if not BINARY.exists():
-        lacking(f"no echo-kernel at {BINARY}: build it, or set KERNELMUX_ECHO_BIN")
+        skip_or_fail(f"no echo-kernel at {BINARY}: build it, or set KERNELMUX_ECHO_BIN")
     root = tmp_path_factory.mktemp("echo")
     (root / "run").mkdir()
     patch = pytest.MonkeyPatch()
@@ -43,7 +43,7 @@ class EchoKernelTests(kernel_suite.PatientKernelTests):
         {"text": "%s", "matches": ["%sleep", "%stderr"]},
         {"text": "%disp", "matches": ["%display"]},
     ]
-    # Several, so that there is a history to look into.
+    # Several, so that the history tests have something to find.
     code_execute_result = [
         {"code": f"%result {text}", "result": text} for text in ("six", "7", "8")
     ]

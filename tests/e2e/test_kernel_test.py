@@ -1,4 +1,4 @@
-"""The public suite for kernels (jupyter_kernel_test) against ipykernel, every message through the gateway."""
+"""jupyter_kernel_test against ipykernel, with every message through the gateway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.kernel_client import kernel_clients
 
 @pytest.fixture(scope="class")
 def kernel(gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[None]:
-    """The tests' client, in place of the suite's own, which starts a kernel on this machine."""
+    """Gives the suite a client of the gateway. Its own would start a kernel without it."""
     with kernel_clients(gateway) as connect:
         request.cls.kc = connect()._manager.client
         yield
@@ -34,7 +34,7 @@ class TestIpykernel(kernel_suite.PatientKernelTests):
     completion_samples = [{"text": "zi", "matches": {"zip"}}]
     code_execute_result = [{"code": f"6 * {n}", "result": str(6 * n)} for n in (6, 7, 8)]
     code_history_pattern = "6 * 7*"
-    # Not "range": ipykernel calls its own session 0 there.
+    # Not "range", where ipykernel gives its session the number 0.
     supported_history_operations = ("tail", "search")
     code_display_data = [
         {"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))", "mime": "text/html"},

@@ -1,4 +1,4 @@
-"""Start, end, end badly, start again; several clients; coming back to what was missed."""
+"""Starting, ending and restarting gateway and kernels; several clients; reconnecting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import websocket
-from harness.executions import ended
+from harness.executions import wait_ended
 from harness.gateway import TOKEN, Gateway, binary, clean_env, python_pid
 from harness.process import alive, kill
 from harness.proxy import Proxy
@@ -24,6 +24,7 @@ Start = Callable[..., Gateway]
 
 
 def gated(path: Path, then: str) -> str:
+    """Code that prints "on", waits for the file and then runs `then`."""
     return (
         "import pathlib, time\nprint('on', flush=True)\n"
         f"while not pathlib.Path({str(path)!r}).exists(): time.sleep(.02)\n{then}"
@@ -34,15 +35,15 @@ def is_text(text: str) -> Callable[[dict], bool]:
     return lambda m: m["header"]["msg_type"] == "stream" and text in m["content"]["text"]
 
 
-# --- ends and starts
+# --- starting and ending
 
 
-def test_sigint_ends_kernels_and_itself(start_gateway: Start) -> None:
+def test_sigint_ends_the_gateway_and_its_kernels(start_gateway: Start) -> None:
     gateway = start_gateway()
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id) as client:
         pid = python_pid(client)
-        # A child of the kernel must not outlive it either.
+        # The kernel's child processes must end too.
         child = int(
             client.run(
                 "import subprocess, sys\n"
@@ -61,7 +62,7 @@ def test_sigterm_detaches_and_the_next_start_attaches(start_gateway: Start) -> N
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id, "one") as client:
         pid = python_pid(client)
-        # ipykernel would end with the process that this names, were it the gateway.
+        # ipykernel ends with the process of this pid, so it must not be the gateway's.
         assert client.run("'JPY_PARENT_PID' in __import__('os').environ") == "True"
         client.run("kept = 40")
     assert gateway.stop(signal.SIGTERM) == 0
@@ -71,7 +72,7 @@ def test_sigterm_detaches_and_the_next_start_attaches(start_gateway: Start) -> N
     with gateway.socket(kernel_id, "two") as client:
         assert client.run("kept + 2") == "42"
         assert python_pid(client) == pid
-        # It is a whole kernel: it can be interrupted, restarted and ended.
+        # The kernel can still be interrupted, restarted and shut down.
         msg_id = client.execute("print('on')\nwhile True: pass")
         client.until(is_text("on"))
         assert gateway.rest("POST", f"api/kernels/{kernel_id}/interrupt").status_code == 204
@@ -82,7 +83,7 @@ def test_sigterm_detaches_and_the_next_start_attaches(start_gateway: Start) -> N
     gateway.wait_no_kernels()
 
 
-def test_on_terminate_stop(start_gateway: Start) -> None:
+def test_sigterm_ends_kernels_with_on_terminate_stop(start_gateway: Start) -> None:
     gateway = start_gateway("--on-terminate", "stop")
     gateway.start_kernel()
     assert gateway.kernel_pids()
@@ -90,13 +91,13 @@ def test_on_terminate_stop(start_gateway: Start) -> None:
     gateway.wait_no_kernels()
 
 
-def test_killed_gateway_finds_its_kernels_again(start_gateway: Start, tmp_path: Path) -> None:
+def test_a_killed_gateway_attaches_to_its_kernels_on_restart(start_gateway: Start, tmp_path: Path) -> None:
     gateway = start_gateway()
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id, "before") as client:
         pid = python_pid(client)
         client.run("kept = 40")
-        msg_id = client.execute(gated(tmp_path / "gate", "kept += 1"))
+        client.execute(gated(tmp_path / "gate", "kept += 1"))
         client.until(is_text("on"))
         gateway.stop(signal.SIGKILL)
     assert alive(pid)
@@ -104,10 +105,9 @@ def test_killed_gateway_finds_its_kernels_again(start_gateway: Start, tmp_path: 
     (tmp_path / "gate").touch()
     with gateway.socket(kernel_id, "after") as client:
         assert client.run("kept + 1") == "42"
-    assert msg_id
 
 
-def test_kernels_that_ended_meanwhile_are_not_listed(start_gateway: Start) -> None:
+def test_kernels_that_ended_while_the_gateway_was_down_are_not_running(start_gateway: Start) -> None:
     gateway = start_gateway()
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id) as client:
@@ -120,7 +120,7 @@ def test_kernels_that_ended_meanwhile_are_not_listed(start_gateway: Start) -> No
     assert model is None or model["execution_state"] == "dead", model
 
 
-def test_sigint_while_a_kernel_starts_leaves_nothing(start_gateway: Start) -> None:
+def test_sigint_during_a_start_leaves_no_kernel(start_gateway: Start) -> None:
     gateway = start_gateway()
     body = b"{}"
     with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
@@ -134,8 +134,8 @@ def test_sigint_while_a_kernel_starts_leaves_nothing(start_gateway: Start) -> No
     gateway.wait_no_kernels()
 
 
-def refused(home: Path, *args: str, env: dict[str, str] | None = None) -> str:
-    """What the gateway says on standard error when it does not start: to be one clear line."""
+def startup_error(home: Path, *args: str, env: dict[str, str] | None = None) -> str:
+    """Runs a gateway that must fail to start, and returns its standard error."""
     ended = subprocess.run(
         [str(binary()), *args],
         env=clean_env(home, **(env or {})),
@@ -150,14 +150,14 @@ def refused(home: Path, *args: str, env: dict[str, str] | None = None) -> str:
     return ended.stderr.strip()
 
 
-def test_taken_port(built: None, tmp_path: Path) -> None:
+def test_an_occupied_port_is_reported(built: None, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        said = refused(tmp_path, "--port", port, "--data-dir", str(tmp_path / "d"))
-    assert len(said.splitlines()) == 1, said
-    assert port in said
+        error = startup_error(tmp_path, "--port", port, "--data-dir", str(tmp_path / "d"))
+    assert len(error.splitlines()) == 1, error
+    assert port in error
 
 
 @pytest.mark.parametrize(
@@ -174,44 +174,44 @@ def test_taken_port(built: None, tmp_path: Path) -> None:
         ["stray"],
     ],
 )
-def test_wrong_flags(built: None, tmp_path: Path, args: list[str]) -> None:
-    said = refused(tmp_path, "--data-dir", str(tmp_path / "d"), *args)
-    first = said.splitlines()[0]
-    assert args[-1] in first or args[0] in first, said
+def test_invalid_flags_are_reported(built: None, tmp_path: Path, args: list[str]) -> None:
+    error = startup_error(tmp_path, "--data-dir", str(tmp_path / "d"), *args)
+    first = error.splitlines()[0]
+    assert args[-1] in first or args[0] in first, error
 
 
-def test_wrong_environment(built: None, tmp_path: Path) -> None:
-    said = refused(tmp_path, env={"KERNELMUX_PORT": "seventy"})
-    assert "seventy" in said
+def test_an_invalid_environment_variable_is_reported(built: None, tmp_path: Path) -> None:
+    error = startup_error(tmp_path, env={"KERNELMUX_PORT": "seventy"})
+    assert "seventy" in error
 
 
-def test_data_dir_that_cannot_be_made(built: None, tmp_path: Path) -> None:
+def test_a_data_directory_that_cannot_be_created_is_reported(built: None, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    said = refused(tmp_path, "--port", "0", "--data-dir", str(tmp_path / "file" / "d"))
-    assert len(said.splitlines()) == 1, said
-    assert str(tmp_path / "file") in said
+    error = startup_error(tmp_path, "--port", "0", "--data-dir", str(tmp_path / "file" / "d"))
+    assert len(error.splitlines()) == 1, error
+    assert str(tmp_path / "file") in error
 
 
-def test_two_gateways_on_one_data_dir(start_gateway: Start, tmp_path: Path) -> None:
+def test_a_second_gateway_on_a_data_directory_is_refused(start_gateway: Start, tmp_path: Path) -> None:
     gateway = start_gateway()
-    said = refused(tmp_path, "--port", "0", "--data-dir", str(gateway.data_dir))
-    assert str(gateway.data_dir) in said
+    error = startup_error(tmp_path, "--port", "0", "--data-dir", str(gateway.data_dir))
+    assert str(gateway.data_dir) in error
     with gateway.kernel() as kernel_id, gateway.socket(kernel_id) as client:
         assert client.run("6 * 7") == "42"
 
 
-def test_what_it_prints(start_gateway: Start) -> None:
+def test_the_url_and_the_command_for_jupyterlab_are_printed(start_gateway: Start) -> None:
     gateway = start_gateway()
     assert gateway.process is not None
-    # It comes after the line that says where the gateway is.
+    # This line follows the one with the gateway's URL.
     gateway.process.wait_for_line(r"JUPYTER_GATEWAY_URL=|--gateway-url")
-    said = gateway.output
-    assert f"http://127.0.0.1:{gateway.port}/" in said
-    assert "JUPYTER_GATEWAY_URL=" in said or "--gateway-url" in said
-    assert TOKEN in said  # printed once for its user, and never logged
+    printed = gateway.output
+    assert f"http://127.0.0.1:{gateway.port}/" in printed
+    assert "JUPYTER_GATEWAY_URL=" in printed or "--gateway-url" in printed
+    assert TOKEN in printed  # Printed once for the user; the log never contains it.
 
 
-def test_a_token_is_made_where_none_is_given(built: None, make_home: Callable[[str], Path]) -> None:
+def test_a_token_is_generated_by_default(built: None, make_home: Callable[[str], Path]) -> None:
     gateway = Gateway(make_home("gw"), token=None)
     argv = [a for a in gateway.argv() if a != "--no-auth"]
     gateway.argv = lambda: argv  # type: ignore[method-assign]
@@ -226,12 +226,12 @@ def test_a_token_is_made_where_none_is_given(built: None, make_home: Callable[[s
         gateway.close()
 
 
-def test_no_secret_in_the_logs(start_gateway: Start) -> None:
+def test_the_log_contains_no_secrets(start_gateway: Start) -> None:
     gateway = start_gateway("--log", "trace")
-    # Printed for its user, on standard output, and before anything that is asked for here.
+    # The token is printed for the user on standard output. The log begins after that.
     assert gateway.process is not None
     gateway.process.wait_for_line("JUPYTER_GATEWAY_AUTH_TOKEN=")
-    announced = len(gateway.output)
+    printed_length = len(gateway.output)
     gateway.rest("GET", f"api/kernels?token={TOKEN}", headers={})
     gateway.rest("GET", "api/kernels", headers={"Authorization": "token a-wrong-secret"})
     gateway.rest("GET", "api/kernels?token=a-wrong-secret", headers={})
@@ -244,79 +244,79 @@ def test_no_secret_in_the_logs(start_gateway: Start) -> None:
         if "shell_port" in path.read_text(errors="replace")
     ]
     gateway.stop()
-    logged = gateway.output[announced:]
+    logged = gateway.output[printed_length:]
     assert kernel_id in logged
     assert TOKEN not in logged and "a-wrong-secret" not in logged
     for key in filter(None, keys):
         assert key not in logged
-    # Only its user may read what it keeps.
+    # Files with keys are readable only by the gateway's user.
     for path in gateway.data_dir.rglob("*"):
         if path.is_file() and b'"key"' in path.read_bytes():
             assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_crash_is_told_and_restarted(gateway: Gateway) -> None:
+def test_a_crashed_kernel_is_restarted_and_clients_are_notified(gateway: Gateway) -> None:
     with gateway.kernel() as kernel_id, gateway.socket(kernel_id, "crash") as client:
         pid = python_pid(client)
         kill(pid)
-        told = client.until(
+        status = client.until(
             lambda m: m["header"]["msg_type"] == "status"
             and m["content"]["execution_state"] == "restarting",
             what="status restarting",
         )
-        assert told["channel"] == "iopub" and told["parent_header"] == {}
+        assert status["channel"] == "iopub" and status["parent_header"] == {}
         assert client.run("6 * 7") == "42"
         assert python_pid(client) != pid
 
 
-def test_a_kernel_that_takes_nothing_is_restarted(gateway: Gateway) -> None:
+def test_a_kernel_that_reads_nothing_can_be_restarted(gateway: Gateway) -> None:
     with gateway.kernel() as kernel_id, gateway.socket(kernel_id) as client:
         pid = python_pid(client)
         kill(pid, signal.SIGSTOP)
-        # More than fits into its socket: the gateway is in the midst of sending.
+        # More than fits into the socket, so the gateway is blocked while sending.
         sent = [client.execute("#" + "x" * (2 << 20)) for _ in range(8)]
-        asked = f"api/kernels/{kernel_id}/executions"
+        executions = f"api/kernels/{kernel_id}/executions"
 
         def logged() -> int:
-            """How many of them: one more found the pid."""
-            return len(gateway.rest("GET", asked).json()["executions"]) - 1
+            """How many of these executions are logged, not counting the one that returned the pid."""
+            return len(gateway.rest("GET", executions).json()["executions"]) - 1
 
-        # The third is logged once it has the socket, which the first two fill: the others wait for it.
-        eventually(lambda: logged() >= 3, "it is in the midst of sending")
-        # What runs code without a client does not wait for ever either, nor for who asked.
+        # The first two fill the socket. The third is logged when its turn to send comes; the others wait for it.
+        eventually(lambda: logged() >= 3, "the gateway is sending the third execution")
+        # An execution over HTTP is refused at a timeout, and not sent later.
         code = {"code": "7 * 6", "msg_id": "once"}
-        refused = gateway.rest("POST", asked, json=code)
-        assert (refused.status_code, "not taken" in refused.text) == (504, True), refused.text
+        refused = gateway.rest("POST", executions, json=code)
+        assert (refused.status_code, "not received" in refused.text) == (504, True), refused.text
         before = logged()
         response = gateway.rest("POST", f"api/kernels/{kernel_id}/restart")
         assert response.status_code == 200, response.text
-        taken = gateway.rest("POST", asked, json=code)
-        assert taken.status_code == 202, taken.text
-        one = ended(gateway, kernel_id, "once")
-        assert one["status"] == "ok", one
-        assert one["outputs"][0]["data"]["text/plain"] == "42"
-        # What was logged before the restart ended with the kernel as it was, though that had not taken the last of it; what
-        # waited is for the new one.
-        statuses = [ended(gateway, kernel_id, msg_id)["status"] for msg_id in sent]
+        accepted = gateway.rest("POST", executions, json=code)
+        assert accepted.status_code == 202, accepted.text
+        execution = wait_ended(gateway, kernel_id, "once")
+        assert execution["status"] == "ok", execution
+        assert execution["outputs"][0]["data"]["text/plain"] == "42"
+        # Executions logged before the restart ended with the old process, even if it had not read them. The others run
+        # in the new one.
+        statuses = [wait_ended(gateway, kernel_id, msg_id)["status"] for msg_id in sent]
         assert statuses == ["died"] * before + ["ok"] * (8 - before)
         with gateway.socket(kernel_id) as other:
             assert other.run("6 * 7") == "42"
             assert python_pid(other) != pid
 
 
-def test_an_answer_reaches_a_kernel_that_takes_no_requests(gateway: Gateway) -> None:
+def test_an_input_reply_reaches_a_kernel_with_a_full_shell_queue(gateway: Gateway) -> None:
     with gateway.kernel() as kernel_id, gateway.socket(kernel_id, "asks") as client:
-        asked = client.execute("input('name? ')", allow_stdin=True)
+        msg_id = client.execute("input('name? ')", allow_stdin=True)
         client.until(lambda m: m["header"]["msg_type"] == "input_request")
         with gateway.socket(kernel_id, "floods") as other:
-            # ZeroMQ has room for some thousand of them on both sides; then they wait in the gateway.
+            # ZeroMQ queues a few thousand of them on both sides. The others wait in the gateway.
             for _ in range(6_000):
                 other.request("comm_info_request")
             client.send(message("input_reply", {"value": "Ann"}, session="asks", channel="stdin"))
-            assert "'Ann'" in text_of(client.finish(asked))
+            assert "'Ann'" in text_of(client.finish(msg_id))
 
 
-def test_what_ran_in_a_subshell_that_is_gone_is_told_as_lost(start_gateway: Start, tmp_path: Path) -> None:
+def test_an_execution_in_a_deleted_subshell_is_lost(start_gateway: Start, tmp_path: Path) -> None:
     gateway = start_gateway()
     kernel_id = gateway.start_kernel()["id"]
     gate = tmp_path / "gate"
@@ -328,19 +328,19 @@ def test_what_ran_in_a_subshell_that_is_gone_is_told_as_lost(start_gateway: Star
         running["header"].update(subshell)
         client.send(running)
         client.until(is_text("on"))
-        # The kernel deletes it once the cell has ended, when there is no gateway.
+        # The kernel deletes the subshell after the cell, when no gateway is connected.
         deleting = client.request("delete_subshell_request", subshell, channel="control")
-        client.until(lambda m: parent_of(m) == deleting, what="the kernel was asked")
+        client.until(lambda m: parent_of(m) == deleting, what="the kernel received the request")
         threads = len(list(tasks.iterdir()))
         gateway.stop(signal.SIGKILL)
     gate.touch()
     eventually(lambda: len(list(tasks.iterdir())) < threads, "the subshell is gone")
     gateway.start()
-    one = ended(gateway, kernel_id, running["header"]["msg_id"], 60)
-    assert one["status"] == "lost", one
+    execution = wait_ended(gateway, kernel_id, running["header"]["msg_id"], 60)
+    assert execution["status"] == "lost", execution
 
 
-def test_sigterm_while_a_kernel_restarts_keeps_the_kernel(start_gateway: Start) -> None:
+def test_sigterm_during_a_restart_keeps_the_kernel(start_gateway: Start) -> None:
     gateway = start_gateway()
     kernel_id = gateway.start_kernel()["id"]
     for _ in range(3):
@@ -348,8 +348,8 @@ def test_sigterm_while_a_kernel_restarts_keeps_the_kernel(start_gateway: Start) 
         with socket.create_connection(("127.0.0.1", gateway.port)) as client:
             path = f"/api/kernels/{kernel_id}/restart"
             client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: token {TOKEN}\r\n\r\n".encode())
-            eventually(lambda: gateway.output.count(": restarting ") > begun, "it restarts")
-        # Nobody waits for the answer any more.
+            eventually(lambda: gateway.output.count(": restarting ") > begun, "the kernel restarts")
+        # The client has disconnected by now.
         assert gateway.stop(signal.SIGTERM, 60) == 0
         gateway.start()
         assert [k["id"] for k in gateway.rest("GET", "api/kernels").json()] == [kernel_id]
@@ -357,9 +357,9 @@ def test_sigterm_while_a_kernel_restarts_keeps_the_kernel(start_gateway: Start) 
             assert client.run("6 * 7") == "42"
 
 
-def test_culling(start_gateway: Start) -> None:
+def test_only_idle_and_unconnected_kernels_are_culled(start_gateway: Start) -> None:
     gateway = start_gateway("--cull-idle-timeout", "15", "--cull-interval", "1")
-    # Each is used as soon as it runs: the start of the next one may take as long as an idle kernel is left alone.
+    # Each kernel is used as soon as it runs, because starting the next one may take as long as the idle timeout.
     connected = gateway.start_kernel()["id"]
     with gateway.socket(connected) as client:
         client.run("1")
@@ -370,7 +370,7 @@ def test_culling(start_gateway: Start) -> None:
         idle = gateway.start_kernel()["id"]
         eventually(lambda: gateway.model(idle) is None, "the idle kernel is culled", 90)
         client.run("1")
-        # One more round of the culler: those that it must spare are still there.
+        # After another round of the culler, the connected and the busy kernel still exist.
         second = gateway.start_kernel()["id"]
         eventually(lambda: gateway.model(second) is None, "the second idle kernel is culled", 90)
         assert gateway.model(connected) is not None
@@ -380,7 +380,7 @@ def test_culling(start_gateway: Start) -> None:
 # --- several clients
 
 
-def test_replies_go_to_who_asked_and_iopub_to_all(gateway: Gateway) -> None:
+def test_replies_go_to_the_requesting_session_and_iopub_to_all(gateway: Gateway) -> None:
     with contextlib.ExitStack() as stack:
         kernel_id = stack.enter_context(gateway.kernel())
         asking = stack.enter_context(gateway.socket(kernel_id, "asking"))
@@ -397,7 +397,7 @@ def test_replies_go_to_who_asked_and_iopub_to_all(gateway: Gateway) -> None:
         seen = watching.finish(msg_id, reply=False)
         assert text_of(seen) == "Hello Ada\n"
         assert "execute_reply" not in types(seen) and "input_request" not in types(seen)
-        # Control, likewise.
+        # The same holds for the control channel.
         info = asking.request("kernel_info_request", channel="control")
         reply = asking.until(lambda m: parent_of(m) == info and m["channel"] == "control")
         assert reply["header"]["msg_type"] == "kernel_info_reply"
@@ -405,15 +405,15 @@ def test_replies_go_to_who_asked_and_iopub_to_all(gateway: Gateway) -> None:
         assert not [m for m in watching.seen if parent_of(m) == info and m["channel"] == "control"]
 
 
-def test_two_connections_without_a_session(gateway: Gateway) -> None:
-    # nbclient's gateway client sends no session_id at all.
+def test_two_connections_without_a_session_id_coexist(gateway: Gateway) -> None:
+    # nbclient's gateway client sends no session_id.
     with gateway.kernel() as kernel_id:
         with gateway.socket(kernel_id) as one, gateway.socket(kernel_id) as two:
             assert one.run("6 * 7") == "42"
             assert two.run("6 * 7") == "42"
 
 
-def test_binary_buffers_both_ways(gateway: Gateway) -> None:
+def test_binary_buffers_pass_in_both_directions(gateway: Gateway) -> None:
     listen = (
         "def opened(comm, msg):\n"
         "    comm.send({'sizes': [len(b) for b in msg['buffers']]},"
@@ -442,7 +442,7 @@ def test_binary_buffers_both_ways(gateway: Gateway) -> None:
                 assert answer["buffers"] == [b[::-1] for b in buffers]
 
 
-def test_no_binary_to_jupyter_servers_client(gateway: Gateway) -> None:
+def test_jupyter_servers_client_receives_no_binary_frames(gateway: Gateway) -> None:
     code = (
         "from comm import create_comm\n"
         "create_comm('nothing', data={'x': 1}, buffers=[b'\\xff' * 10])\nprint('after')"
@@ -456,7 +456,7 @@ def test_no_binary_to_jupyter_servers_client(gateway: Gateway) -> None:
             assert len(opened) == 1 and opened[0]["buffers"] == []
 
 
-# --- coming back
+# --- reconnecting
 
 
 def lines(messages: list[dict]) -> list[str]:
@@ -475,7 +475,7 @@ def until_idle(client: KernelSocket, msg_id: str) -> list[dict]:
     return client.finish(msg_id, timeout=60)
 
 
-def test_what_was_missed_comes_with_the_same_session(gateway: Gateway, tmp_path: Path) -> None:
+def test_a_reconnecting_session_receives_missed_messages(gateway: Gateway, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     session = uuid.uuid4().hex
     with gateway.kernel() as kernel_id:
@@ -492,7 +492,7 @@ def test_what_was_missed_comes_with_the_same_session(gateway: Gateway, tmp_path:
             assert again.run("6 * 7") == "42"
 
 
-def test_cut_again_and_again_nothing_is_lost(
+def test_nothing_is_lost_over_a_repeatedly_cut_connection(
     gateway: Gateway, make_proxy: Callable[[int], Proxy], tmp_path: Path
 ) -> None:
     proxy = make_proxy(gateway.port)
@@ -518,26 +518,26 @@ def test_cut_again_and_again_nothing_is_lost(
             client.close()
             if cut < 3:
                 client = KernelSocket(url, kernel_id, session, TOKEN)
-        # Each message has its id: what was said twice counts once here, what is lost is lost.
+        # Messages may be repeated after a reconnect, so they are counted by id.
         unique = {m["header"]["msg_id"]: m for m in seen if parent_of(m) == msg_id}
         assert lines(list(unique.values())) == LINES
 
 
-def test_slow_reader_loses_nothing_and_slows_nobody(gateway: Gateway) -> None:
-    # More than the buffers between gateway and client take.
+def test_a_slow_reader_loses_nothing_and_delays_no_other_client(gateway: Gateway) -> None:
+    # More than the buffers between gateway and client hold.
     count = 8_000
     code = f"for i in range({count}): print('line', i, 'x' * 2_000, flush=True)"
     with gateway.kernel() as kernel_id:
         with gateway.socket(kernel_id, "slow") as slow, gateway.socket(kernel_id, "fast") as fast:
             slow.run("1")
             msg_id = fast.execute(code)
-            # The slow one reads nothing until the fast one has everything.
+            # The slow client reads nothing until the fast one has everything.
             assert len(lines(fast.finish(msg_id, timeout=120))) == count
             seen = slow.finish(msg_id, timeout=60, reply=False)
             assert [x.split()[1] for x in lines(seen)] == [str(i) for i in range(count)]
 
 
-def test_older_connection_of_a_session_is_closed(gateway: Gateway) -> None:
+def test_a_sessions_older_connection_is_closed(gateway: Gateway) -> None:
     session = uuid.uuid4().hex
     with gateway.kernel() as kernel_id:
         first = gateway.socket(kernel_id, session)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("gateway_client")
 
 
 def nbclient(*cells: str, **options: Any) -> NotebookClient:
-    """The client of a notebook with these cells."""
+    """A client that runs a notebook with these cells."""
     defaults = {"kernel_manager_class": GatewayKernelManager, "timeout": 60, "iopub_timeout": 60}
     return NotebookClient(notebook(*cells), **{**defaults, **options})
 
@@ -31,7 +31,7 @@ def kernels(gateway: Gateway) -> list[dict[str, Any]]:
     return list(gateway.rest("GET", "api/kernels").json())
 
 
-def test_a_notebook(open_gateway: Gateway) -> None:
+def test_a_notebook_runs_to_its_end(open_gateway: Gateway) -> None:
     rich = "from IPython.display import HTML, display\ndisplay(HTML('<b>rich</b>'))\nx * 7"
     lines = "for i in range(5000): print(i, flush=True)"
     executions: list[dict[str, Any]] = []
@@ -48,12 +48,12 @@ def test_a_notebook(open_gateway: Gateway) -> None:
     assert second.outputs[0]["data"]["text/html"] == "<b>rich</b>"
     assert second.outputs[1]["data"]["text/plain"] == "42"
     assert stdout(third) == "".join(f"{i}\n" for i in range(5000))
-    # The gateway knows them, although the date of this client's messages is a number.
+    # The gateway records them, although this client sends the date of its messages as a number.
     assert sorted(e["execution_count"] for e in executions) == [1, 2, 3]
     assert kernels(open_gateway) == []
 
 
-def test_a_cell_that_raises(open_gateway: Gateway) -> None:
+def test_an_exception_ends_the_run(open_gateway: Gateway) -> None:
     client = nbclient("1/0", "print('not run')")
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         in_thread(client.execute)
@@ -61,7 +61,7 @@ def test_a_cell_that_raises(open_gateway: Gateway) -> None:
     assert kernels(open_gateway) == []
 
 
-def test_a_kernel_that_exits_while_a_cell_runs(open_gateway: Gateway) -> None:
+def test_a_kernel_that_exits_during_a_cell_ends_the_run(open_gateway: Gateway) -> None:
     client = nbclient("import os; os._exit(1)", "print('not run')")
     with pytest.raises((CellExecutionError, DeadKernelError)):
         in_thread(client.execute)
@@ -69,7 +69,7 @@ def test_a_kernel_that_exits_while_a_cell_runs(open_gateway: Gateway) -> None:
     assert kernels(open_gateway) == []
 
 
-def test_a_kernel_that_is_killed_while_a_cell_runs(open_gateway: Gateway) -> None:
+def test_a_kernel_killed_during_a_cell_ends_the_run(open_gateway: Gateway) -> None:
     with contextlib.ExitStack() as stack:
         watching: list[KernelSocket] = []
 
@@ -88,13 +88,13 @@ def test_a_kernel_that_is_killed_while_a_cell_runs(open_gateway: Gateway) -> Non
     assert kernels(open_gateway) == []
 
 
-def test_a_kernel_that_is_deleted_while_a_cell_runs(open_gateway: Gateway) -> None:
+def test_a_kernel_deleted_during_a_cell_ends_the_run(open_gateway: Gateway) -> None:
     def delete(kernel_id: str) -> None:
         open_gateway.wait_state(kernel_id, "busy")
         assert open_gateway.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
 
     client = nbclient("while True: pass", on_cell_complete=lambda **_: delete(client.km.kernel_id))
-    # The gateway's reply comes first, or the client sees that its connection is closed.
+    # The client sees either the gateway's error reply or its closed connection first.
     with pytest.raises((CellExecutionError, RuntimeError)):
         in_thread(client.execute)
     eventually(lambda: kernels(open_gateway) == [], "no kernel is left")
@@ -106,12 +106,12 @@ class LiveClient(GatewayKernelClient):
 
 
 class LiveManager(GatewayKernelManager):
-    """Its client's `is_alive`, which each time-out calls first, works: the stock one needs a provisioner."""
+    """A manager whose client has a working `is_alive`, called at a timeout. The original needs a provisioner."""
 
     client_factory = Type(LiveClient, klass=GatewayKernelClient)
 
 
-def test_a_time_out_interrupts(open_gateway: Gateway) -> None:
+def test_a_timeout_interrupts_the_cell(open_gateway: Gateway) -> None:
     timeout: Callable[[Any], int] = lambda cell: 5 if "while" in cell.source else 60
     client = nbclient(
         "x = 6\nprint('on', flush=True)\nwhile True: pass",

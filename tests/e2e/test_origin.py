@@ -1,4 +1,4 @@
-"""Which pages may open a WebSocket: with the token every page, as at jupyter_server; without one the gateway's own."""
+"""Which origins may open a WebSocket: any with the token, as in jupyter_server; otherwise only the gateway's own."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def kernel(gateway: Gateway) -> str:
 
 @pytest.mark.parametrize("subprotocols", [None, [V1]])
 @pytest.mark.parametrize("origin", [FOREIGN, "Origin: null", "Origin: http://127.0.0.1.evil.example"])
-def test_a_foreign_page_with_the_token(
+def test_a_foreign_origin_with_the_token_is_accepted(
     gateway: Gateway, kernel: str, origin: str, subprotocols: list[str] | None
 ) -> None:
     with gateway.socket(kernel, "page", headers=[origin], subprotocols=subprotocols) as client:
         assert client.run("6 * 7") == "42"
 
 
-def test_the_token_in_a_header(gateway: Gateway, kernel: str) -> None:
+def test_a_foreign_origin_with_the_token_in_a_header_is_accepted(gateway: Gateway, kernel: str) -> None:
     token = f"Authorization: token {gateway.token}"
     with gateway.socket(kernel, "page", headers=[FOREIGN, token], token=None) as client:
         assert client.run("6 * 7") == "42"
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
-def test_a_foreign_page_without_the_token(gateway: Gateway, kernel: str, token: str | None) -> None:
+def test_a_foreign_origin_without_the_token_is_refused(gateway: Gateway, kernel: str, token: str | None) -> None:
     assert status(gateway, kernel, FOREIGN, token=token) in (401, 403)
 
 
-# Else any page in the user's browser could run code, also one whose name was made to point at this machine.
+# Otherwise any page in the user's browser could run code, including one that uses DNS rebinding.
 @pytest.mark.parametrize("token", [None, "any"])
-def test_a_gateway_without_a_token_takes_its_own_pages(open_gateway: Gateway, token: str | None) -> None:
+def test_without_access_control_only_the_own_origin_is_accepted(open_gateway: Gateway, token: str | None) -> None:
     with open_gateway.kernel() as kernel_id:
         for origin in (FOREIGN, "Origin: null", f"Origin: http://rebound.example:{open_gateway.port}"):
             assert status(open_gateway, kernel_id, origin, token=token) == 403

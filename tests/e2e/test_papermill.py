@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("gateway_client")
 
 
 class Papermill:
-    """Runs notebooks, whose results are files."""
+    """Runs notebooks with papermill and reads the resulting files."""
 
     def __init__(self, folder: Path) -> None:
         self.source, self.target = folder / "in.ipynb", folder / "out.ipynb"
@@ -45,7 +45,7 @@ def mill(tmp_path: Path) -> Papermill:
     return Papermill(tmp_path)
 
 
-def test_a_notebook_with_parameters(open_gateway: Gateway, mill: Papermill) -> None:
+def test_a_parameterized_notebook_runs_to_its_end(open_gateway: Gateway, mill: Papermill) -> None:
     book = notebook("name = 'default'", "print('Hello', name)\nfor i in range(5000): print(i, flush=True)")
     book.cells[0].metadata["tags"] = ["parameters"]
     mill.run(book, name="Ada")
@@ -55,7 +55,7 @@ def test_a_notebook_with_parameters(open_gateway: Gateway, mill: Papermill) -> N
     assert open_gateway.rest("GET", "api/kernels").json() == []
 
 
-def test_a_cell_that_raises(open_gateway: Gateway, mill: Papermill) -> None:
+def test_an_exception_ends_the_run(open_gateway: Gateway, mill: Papermill) -> None:
     with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
         mill.run(notebook("1/0", "print('not run')"))
     result = mill.result()
@@ -64,7 +64,7 @@ def test_a_cell_that_raises(open_gateway: Gateway, mill: Papermill) -> None:
     assert open_gateway.rest("GET", "api/kernels").json() == []
 
 
-def test_a_kernel_that_dies_while_a_cell_runs(open_gateway: Gateway, mill: Papermill) -> None:
+def test_a_kernel_that_dies_during_a_cell_ends_the_run(open_gateway: Gateway, mill: Papermill) -> None:
     with pytest.raises((PapermillExecutionError, DeadKernelError)):
         mill.run(notebook("import os; os._exit(1)", "print('not run')"))
     assert stdout(mill.result().cells[-1]) == ""

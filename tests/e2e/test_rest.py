@@ -1,4 +1,4 @@
-"""Every row of the REST table, with the exact models, and what the peers get wrong."""
+"""Every REST route, with the exact models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.gateway import TOKEN, Gateway
 from harness.waiting import eventually
 
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-# What jupyter_server's gateway client parses with strptime, so exactly this.
+# The exact format that jupyter_server's gateway client parses with strptime.
 ACTIVITY = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{1,6}Z")
 STATES = {"starting", "idle", "busy", "restarting", "dead"}
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -94,7 +94,7 @@ def test_descriptions(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("path", ["nothing", "api/nothing", "api/kernels/x/y/z", "api/kernelspecs/a/b"])
-def test_anything_else_is_404(gateway: Gateway, path: str) -> None:
+def test_unknown_paths_are_404(gateway: Gateway, path: str) -> None:
     body = check_error(gateway.rest("GET", path), 404)
     assert body["reason"] == "Not Found"
 
@@ -133,8 +133,8 @@ def test_one_kernelspec(gateway: Gateway) -> None:
     check_error(gateway.rest("GET", "api/kernelspecs/nothing"), 404)
 
 
-def test_kernelspec_as_jupyter_server_asks_for_a_user(gateway: Gateway) -> None:
-    # With KERNEL_USERNAME set it appends the name to the query.
+def test_a_kernelspec_name_appended_to_the_user_is_accepted(gateway: Gateway) -> None:
+    # If KERNEL_USERNAME is set, jupyter_server appends the kernelspec's name to the query.
     spec = gateway.rest("GET", "api/kernelspecs?user=bob/python3").json()
     assert spec == gateway.rest("GET", "api/kernelspecs/python3").json()
     check_error(gateway.rest("GET", "api/kernelspecs?user=bob/nothing"), 404)
@@ -160,7 +160,7 @@ def test_kernelspec_resources(gateway: Gateway) -> None:
 # --- kernels
 
 
-def test_kernel_life(gateway: Gateway) -> None:
+def test_kernel_lifecycle(gateway: Gateway) -> None:
     before = {k["id"] for k in gateway.rest("GET", "api/kernels").json()}
     response = gateway.rest("POST", "api/kernels", json={"name": "python3"})
     assert response.status_code == 201
@@ -191,7 +191,7 @@ def test_kernel_life(gateway: Gateway) -> None:
         assert restarted.status_code == 200
         check_kernel(restarted.json())
         assert restarted.json()["id"] == kernel_id
-        # The same connection goes on to the new process.
+        # The connection now leads to the new process.
         assert client.run("'kept' in globals()") == "False"
 
     deleted = gateway.rest("DELETE", f"api/kernels/{kernel_id}")
@@ -219,28 +219,28 @@ def test_kernel_state_follows_execution(gateway: Gateway, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"name": null}', b'{"path": "x"}'])
-def test_start_the_default_kernel(gateway: Gateway, body: bytes) -> None:
+def test_the_default_kernel_starts_without_a_name(gateway: Gateway, body: bytes) -> None:
     response = gateway.rest("POST", "api/kernels", data=body)
     assert response.status_code == 201, response.text
     check_kernel(response.json())
     gateway.rest("DELETE", f"api/kernels/{response.json()['id']}")
 
 
-def test_kernel_id_named_by_the_client(gateway: Gateway) -> None:
+def test_the_client_can_choose_the_kernel_id(gateway: Gateway) -> None:
     by_env, by_body = str(uuid.uuid4()), str(uuid.uuid4())
     with gateway.kernel(env={"KERNEL_ID": by_env}) as kernel_id:
         assert kernel_id == by_env
         again = gateway.rest("POST", "api/kernels", json={"env": {"KERNEL_ID": by_env}})
         assert again.status_code == 409, again.text
         check_error(again, 409)
-        # The one that runs is not harmed by it.
+        # The running kernel is not affected.
         with gateway.socket(kernel_id, "named") as client:
             assert client.run("6 * 7") == "42"
     with gateway.kernel(kernel_id=by_body) as kernel_id:
         assert kernel_id == by_body
 
 
-def test_unknown_kernelspec_is_no_server_error(gateway: Gateway) -> None:
+def test_an_unknown_kernelspec_is_a_client_error(gateway: Gateway) -> None:
     response = gateway.rest("POST", "api/kernels", json={"name": "nothing"})
     assert response.status_code in (400, 404), response.status_code
     body = check_error(response, response.status_code)
@@ -268,12 +268,12 @@ def test_environment_of_a_kernel(
     assert "NOT_ALLOWED" not in seen
     assert "SERVER_SECRET" not in seen
     assert not [name for name in seen if name.endswith("_AUTH_TOKEN")]
-    # The gateway's own flags, its token among them, are none of the kernel's business.
+    # The gateway's configuration, which includes its token, must not reach kernels.
     assert not [name for name in seen if name.startswith("KERNELMUX_")]
     assert TOKEN not in text
 
 
-def test_environments_of_two_starts_at_once_do_not_mix(gateway: Gateway) -> None:
+def test_concurrent_starts_keep_their_environments_apart(gateway: Gateway) -> None:
     results: dict[str, str] = {}
 
     def start(user: str) -> None:
@@ -305,14 +305,14 @@ def test_working_directory(gateway: Gateway, tmp_path: Path) -> None:
         assert client.run("import os; print(os.getcwd())").strip() == str(tmp_path)
 
 
-def test_working_directory_that_is_not_there(gateway: Gateway) -> None:
-    # JupyterLab sends its own directory, which the gateway's machine need not have.
+def test_a_missing_working_directory_is_ignored(gateway: Gateway) -> None:
+    # JupyterLab sends a directory of its own machine, which may not exist here.
     with gateway.kernel(env={"KERNEL_WORKING_DIR": "/nowhere/at/all"}) as kernel_id:
         with gateway.socket(kernel_id, "cwd") as client:
             assert client.run("6 * 7") == "42"
 
 
-def test_start_that_fails_says_why(start_gateway: Callable[..., Gateway], make_home: Any) -> None:
+def test_a_failed_start_reports_the_cause(start_gateway: Callable[..., Gateway], make_home: Any) -> None:
     import json
 
     specs = make_home("specs")
@@ -346,7 +346,7 @@ def check_session(model: dict[str, Any], path: str, name: str = "", kind: str = 
         assert model["notebook"] == {"path": path, "name": name}
 
 
-def test_session_life(gateway: Gateway) -> None:
+def test_session_lifecycle(gateway: Gateway) -> None:
     body = {"path": "a/b.ipynb", "type": "notebook", "name": "b", "kernel": {"name": "python3"}}
     response = gateway.rest("POST", "api/sessions", json=body)
     assert response.status_code == 201, response.text
@@ -357,7 +357,7 @@ def test_session_life(gateway: Gateway) -> None:
     assert session_id in {s["id"] for s in gateway.rest("GET", "api/sessions").json()}
     check_session(gateway.rest("GET", f"api/sessions/{session_id}").json(), "a/b.ipynb", "b")
 
-    # A second session of the same path is the same session.
+    # Creating a session for the same path returns the existing one.
     again = gateway.rest("POST", "api/sessions", json=body)
     assert again.status_code == 201 and again.json()["id"] == session_id
 
@@ -380,7 +380,7 @@ def test_session_life(gateway: Gateway) -> None:
     gateway.rest("DELETE", f"api/kernels/{kernel_id}")
 
 
-def test_session_of_a_running_kernel(gateway: Gateway) -> None:
+def test_a_session_can_use_a_running_kernel(gateway: Gateway) -> None:
     with gateway.kernel() as kernel_id:
         body = {"path": "x", "type": "console", "kernel": {"id": kernel_id}}
         model = gateway.rest("POST", "api/sessions", json=body).json()
@@ -391,7 +391,7 @@ def test_session_of_a_running_kernel(gateway: Gateway) -> None:
         assert gone.status_code in (404, 410), gone.status_code
 
 
-def test_session_legacy_body(gateway: Gateway) -> None:
+def test_the_legacy_session_body_is_accepted(gateway: Gateway) -> None:
     body = {"notebook": {"path": "old.ipynb"}, "kernel": {"name": "python3"}}
     response = gateway.rest("POST", "api/sessions", json=body)
     assert response.status_code == 201, response.text
@@ -455,7 +455,7 @@ def test_token_in_the_query(gateway: Gateway) -> None:
         ("DELETE", f"api/kernels/{UNKNOWN}"),
     ],
 )
-def test_no_token_no_answer(
+def test_requests_without_a_valid_token_are_refused(
     gateway: Gateway, headers: dict[str, str], method: str, path: str
 ) -> None:
     response = gateway.rest(method, path, headers=headers)
@@ -464,13 +464,13 @@ def test_no_token_no_answer(
     assert TOKEN not in response.text
 
 
-def test_wrong_token_in_the_query_does_not_pass_for_a_right_one(gateway: Gateway) -> None:
+def test_a_wrong_token_in_the_query_is_refused(gateway: Gateway) -> None:
     for query in ("token=wrong", "token=", f"token={TOKEN}x", f"Token={TOKEN}"):
         response = gateway.rest("GET", f"api/kernels?{query}", headers={})
         assert response.status_code in (401, 403), query
 
 
-def test_no_auth(start_gateway: Callable[..., Gateway]) -> None:
+def test_no_auth_accepts_any_token(start_gateway: Callable[..., Gateway]) -> None:
     gateway = start_gateway(token=None)
     for headers in ({}, {"Authorization": "token"}, {"Authorization": "token anything"}):
         assert gateway.rest("GET", "api/kernels", headers=headers).status_code == 200
@@ -500,7 +500,7 @@ def test_options_needs_no_token(gateway: Gateway) -> None:
         assert response.status_code in (200, 204), (path, response.status_code)
 
 
-def test_cors_only_when_allowed(
+def test_cors_headers_are_sent_to_allowed_origins_only(
     gateway: Gateway, start_gateway: Callable[..., Gateway]
 ) -> None:
     origin = "http://lab.example:1234"
@@ -520,7 +520,7 @@ def test_cors_only_when_allowed(
     assert "authorization" in allowed and "content-type" in allowed
     got = allowing.rest("GET", "api/kernels", headers={**allowing.headers(), "Origin": origin})
     assert got.headers["Access-Control-Allow-Origin"] == origin
-    # An error is readable by the page too.
+    # The page can also read errors.
     wrong = allowing.rest("GET", "api/kernels/x", headers={**allowing.headers(), "Origin": origin})
     assert wrong.headers["Access-Control-Allow-Origin"] == origin
     other = {**allowing.headers(), "Origin": "http://evil.example"}

@@ -1,6 +1,6 @@
-"""Connections and gateways that end at random moments, under load: nothing is lost, nothing comes twice.
+"""Connections and gateways that end at random moments under load: nothing is lost or repeated.
 
-The seed is printed; KERNELMUX_SEED repeats it. `make test-long` sets KERNELMUX_LONG, for the long runs.
+The tests print their seed; setting KERNELMUX_SEED repeats a run. `make test-long` sets KERNELMUX_LONG for longer runs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from harness.coming_back import EventClient, LogClient, ResumeClient, Screen, StockClient, log_of, shown
-from harness.executions import ended, one, run
+from harness.reconnecting import EventClient, LogClient, ResumeClient, Screen, PlainClient, log_of, shown
+from harness.executions import get_execution, run, wait_ended
 from harness.gateway import Gateway, free_port
-from harness.process import own_kib
+from harness.process import anonymous_kib
 from harness.proxy import Proxy
 from harness.wire import is_idle, parent_of
 
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(1800 if LONG else 240)
 
 @pytest.fixture
 def chance() -> random.Random:
+    """A random number generator with a printed seed."""
     seed = int(os.environ.get("KERNELMUX_SEED", time.time_ns() % 1_000_000))
     print(f"KERNELMUX_SEED={seed}")
     return random.Random(seed)
@@ -75,17 +76,17 @@ with open({path!r}, "wb") as file:
 
 
 def cells(gateway: Gateway, kernel_id: str, folder: Path, seed: int, blocks: int) -> Callable[[int], Any]:
-    """Makes cells whose output is known, with the check of what was shown of each."""
+    """Returns a function that makes cells, each with a check of its displayed and its recorded output."""
 
     def cell(number: int) -> tuple[str, Callable[[str, Screen], None]]:
         path = folder / f"{kernel_id}-{number}"
 
         def check(msg_id: str, screen: Screen) -> None:
             truth = shown(path.read_bytes().decode())
-            assert screen.shown() == truth, f"cell {number} of {kernel_id} is shown otherwise"
-            execution = one(gateway, kernel_id, msg_id)
+            assert screen.shown() == truth, f"cell {number} of {kernel_id} is displayed differently"
+            execution = get_execution(gateway, kernel_id, msg_id)
             kept = "".join(output["text"] for output in execution["outputs"])
-            assert kept == truth, f"cell {number} of {kernel_id} is kept otherwise"
+            assert kept == truth, f"cell {number} of {kernel_id} is recorded differently"
             assert execution["complete"] is True and execution["status"] == "ok", execution["status"]
 
         return CELL.format(seed=seed + number, blocks=blocks, path=str(path)), check
@@ -94,8 +95,10 @@ def cells(gateway: Gateway, kernel_id: str, folder: Path, seed: int, blocks: int
 
 
 def disturb(chance: random.Random, client: Any, proxy: Proxy, until: float) -> None:
-    """Cuts, silences and stalls one client until the time is up; leaves all well. The first time it cuts: a client that
-    is only stalled, as one in hundreds would be, never connects anew."""
+    """Cuts, silences and stalls one client at random until the time is up, then restores the connection.
+
+    The first disturbance is a cut. A client that is only ever stalled would not reconnect, which the test requires.
+    """
     kinds = 2
     while time.monotonic() < until and client.failure is None:
         time.sleep(chance.uniform(0.2, 2.5))
@@ -113,7 +116,7 @@ def disturb(chance: random.Random, client: Any, proxy: Proxy, until: float) -> N
         proxy.heal()
 
 
-def test_clients_that_come_and_go_see_everything_once(
+def test_reconnecting_clients_receive_everything_once(
     gateway: Gateway, tmp_path: Path, chance: random.Random
 ) -> None:
     seconds = 120 if LONG else 20
@@ -127,7 +130,7 @@ def test_clients_that_come_and_go_see_everything_once(
 
     for number, kernel_id in enumerate(kernels):
         cell = cells(gateway, kernel_id, tmp_path, chance.randrange(1 << 30), 40)
-        clients.append(StockClient(gateway, kernel_id, proxied(), uuid.uuid4().hex, number % 2 == 0, cell))
+        clients.append(PlainClient(gateway, kernel_id, proxied(), uuid.uuid4().hex, number % 2 == 0, cell))
         clients.append(ResumeClient(gateway, kernel_id, proxied()))
         clients.append(EventClient(gateway, kernel_id, proxied()))
     try:
@@ -142,10 +145,10 @@ def test_clients_that_come_and_go_see_everything_once(
             thread.start()
         for thread in disturbing:
             thread.join()
-        stock = [client for client in clients if isinstance(client, StockClient)]
-        for client in stock:
+        plain = [client for client in clients if isinstance(client, PlainClient)]
+        for client in plain:
             client.stopping.set()
-        for client in stock:
+        for client in plain:
             client.finish(180)
         for kernel_id in kernels:
             assert gateway.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
@@ -157,9 +160,9 @@ def test_clients_that_come_and_go_see_everything_once(
                 kept = log_of(gateway, client.kernel_id)
                 assert [seq for seq, _ in kept] == list(range(1, len(kept) + 1))
                 assert client.seen == [msg_id for _, msg_id in kept]
-        assert sum(client.cells for client in stock) >= 8
+        assert sum(client.cells for client in plain) >= 8
         print(
-            f"{sum(client.cells for client in stock)} cells, {sum(client.connections for client in clients)} "
+            f"{sum(client.cells for client in plain)} cells, {sum(client.connections for client in clients)} "
             f"connections, {sum(len(client.seen) for client in clients if isinstance(client, LogClient))} entries"
         )
     finally:
@@ -169,7 +172,7 @@ def test_clients_that_come_and_go_see_everything_once(
             proxy.close()
 
 
-def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
+def test_a_repeatedly_killed_gateway_keeps_what_it_delivered(
     gateway: Gateway, tmp_path: Path, chance: random.Random
 ) -> None:
     kills = 50 if LONG else 10
@@ -198,21 +201,21 @@ def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
             gateway.stop(signal.SIGKILL)
             gateway.start()
             for kernel_id in kernels:
-                assert gateway.model(kernel_id) is not None, f"kernel {kernel_id} is not there after kill {kill}"
-                # What was asked before is not run again.
+                assert gateway.model(kernel_id) is not None, f"kernel {kernel_id} is missing after kill {kill}"
+                # A repeated request is not executed again.
                 msg_id, marks, code = chance.choice(runs[kernel_id])
                 run(gateway, kernel_id, code, msg_id=msg_id)
         for kernel_id in kernels:
             for msg_id, marks, _ in runs[kernel_id]:
-                done = ended(gateway, kernel_id, msg_id, 120)
+                done = wait_ended(gateway, kernel_id, msg_id, 120)
                 assert done["status"] in ("ok", "lost"), done
                 assert marks.read_text() == "run"
-                # By their digits and not by lines: a gap may have taken an end of a line.
+                # Counts numbers instead of lines, because a gap may contain the end of a line.
                 text = "".join(output["text"] for output in done["outputs"])
                 numbers = [int(digits) for digits in re.findall(r"\d{4}", text)]
-                assert numbers == sorted(set(numbers)), f"execution {msg_id} has lines twice or out of order"
+                assert numbers == sorted(set(numbers)), f"execution {msg_id} has repeated or unordered lines"
                 if done["complete"] is True:
-                    assert numbers == list(range(2000)), f"execution {msg_id} lacks lines and does not tell"
+                    assert numbers == list(range(2000)), f"execution {msg_id} is marked as complete and lacks lines"
             assert gateway.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
         for reader in readers:
             reader.finish(120)
@@ -225,16 +228,16 @@ def test_a_gateway_that_is_killed_again_and_again_keeps_what_it_has_told(
             reader.stopping.set()
 
 
-def test_a_client_that_never_reads_costs_nothing(gateway: Gateway) -> None:
-    # What a queue for one client would hold at the end is four times what is allowed, or twelve times in the long run,
-    # which takes ten minutes. Its lines are shorter, for the client that reads must keep up.
+def test_a_client_that_never_reads_does_not_grow_the_gateways_memory(gateway: Gateway) -> None:
+    # A queue for the client would grow to four times the allowed memory, or twelve times in the long run, which takes
+    # ten minutes. The long run's lines are shorter, because the reading client must keep up.
     without, with_it, width = (12_000, 120_000, 2_000) if LONG else (4_000, 4_000, 20_000)
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id, "reads") as reader:
 
         def usual_memory(lines: int) -> float:
-            """While a flood is read by the one client: what the gateway mostly had in the latter half of it, in MiB."""
-            had = []
+            """The gateway's median memory in MiB during the second half of a flood that the first client reads."""
+            samples = []
             request = reader.execute(
                 f"import time\nfor _ in range({lines}):\n    print('x' * {width})\n    time.sleep(0.005)"
             )
@@ -242,18 +245,18 @@ def test_a_client_that_never_reads_costs_nothing(gateway: Gateway) -> None:
             while len(ended) < 2:
                 msg = reader.receive(60)
                 reader.seen.clear()
-                had.append(own_kib(gateway.pid) / 1024)
+                samples.append(anonymous_kib(gateway.pid) / 1024)
                 if parent_of(msg) == request and (is_idle(msg) or msg["channel"] == "shell"):
                     ended.add(msg["channel"])
-            # Not the most: what the store writes its tables from comes and goes, by as much as is allowed.
-            return statistics.median(had[len(had) // 2 :])
+            # The median and not the maximum, because the store's buffers for writing tables come and go.
+            return statistics.median(samples[len(samples) // 2 :])
 
-        # The first flood is what the store grows to its usual size with.
+        # During the first flood, the store grows to its usual size.
         usual_memory(without)
-        # And what it keeps of what is read from the disk: else the reader may fall behind for the first time later on.
+        # Reading from the disk fills the store's cache. Otherwise that may happen later, when the client falls behind.
         gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false")
         before = usual_memory(without)
         with gateway.socket(kernel_id, "never") as never:
             then = usual_memory(with_it)
             assert never.seen == []
-        assert then - before < 20, f"{before:.1f} MiB without it, {then:.1f} MiB with it"
+        assert then - before < 20, f"{before:.1f} MiB without the client, {then:.1f} MiB with it"

@@ -1,7 +1,7 @@
-"""No output is lost in a stock JupyterLab, whichever connection goes away: each cell ends as if nothing had happened.
+"""An unmodified JupyterLab loses no output when a connection is lost: each cell ends as if nothing had happened.
 
-browser - (proxy) - jupyter_server - (proxy) - gateway - kernel. A cell that was cut is compared with the same code run
-undisturbed in the same notebook, and with what the gateway itself tells of the execution.
+browser - (proxy) - jupyter_server - (proxy) - gateway - kernel. The tests compare an interrupted cell with the same
+code run undisturbed in the same notebook, and with the gateway's record of the execution.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.coming_back import entries_of, log_of
-from harness.executions import of_cell
+from harness.reconnecting import entries_of, log_of
+from harness.executions import latest_of_cell
 from harness.gateway import Gateway, free_port
 from harness.lab import Lab, Notebook
 from harness.process import family, kill, pids_mentioning
@@ -24,7 +24,7 @@ from harness.proxy import Proxy
 from harness.waiting import eventually
 from playwright.sync_api import Browser, Page, expect
 
-# Says what a cell shows while it runs; the test, not a clock, decides when it goes on.
+# Shows that the cell waits at a gate. The test decides when it continues, not a clock.
 GATE = """
 import pathlib, sys, time
 def gate(name):
@@ -61,38 +61,38 @@ def open_gates(directory: Path, *names: str) -> None:
         (directory / name).touch()
 
 
-def plain(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Outputs without what differs between two runs of the same code, and in one form."""
+def normalized(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs in one form, without the fields that differ between two runs of the same code."""
 
     def text(value: Any) -> Any:
         return "".join(value) if isinstance(value, list) else value
 
-    plain = []
+    result = []
     for output in outputs:
         output = {k: v for k, v in output.items() if k not in ("execution_count", "transient")}
         if "text" in output:
             output["text"] = text(output["text"])
         if "data" in output:
             output["data"] = {k: text(v) for k, v in output["data"].items()}
-        plain.append(output)
-    return plain
+        result.append(output)
+    return result
 
 
 def expect_undisturbed(
     gateway: Gateway, notebook: Notebook, kernel_id: str, last: str = LAST
 ) -> None:
-    """Cell 0 is as it would have been; cell 1 has the same code, runs undisturbed, and shows `last` last."""
+    """Checks cell 0 against cell 1, which has the same code and runs undisturbed; `last` is its last output."""
     notebook.finished(0, timeout=90)
     expect(notebook.prompt(0)).to_have_text("[1]:")
-    # Its outputs come after all that is said of cell 0, on the same connection. The prompt may change before them.
+    # The prompt of cell 0 may change before its last outputs arrive. Those of cell 1 follow on the same connection.
     notebook.run(1, 60)
     notebook.wait_text(1, last)
     expect(notebook.prompt(1)).to_have_text("[2]:")
-    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
-    assert told["execution_count"] == 1
-    assert told["status"] == "ok"
-    assert plain(notebook.outputs(0)) == plain(notebook.outputs(1))
-    assert plain(notebook.outputs(0)) == plain(told["outputs"])
+    recorded = latest_of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert recorded["execution_count"] == 1
+    assert recorded["status"] == "ok"
+    assert normalized(notebook.outputs(0)) == normalized(notebook.outputs(1))
+    assert normalized(notebook.outputs(0)) == normalized(recorded["outputs"])
     counts = [o["execution_count"] for o in notebook.outputs(0) if "execution_count" in o]
     assert counts in ([], [1])
     assert notebook.text(0) == notebook.text(1)
@@ -100,7 +100,7 @@ def expect_undisturbed(
 
 
 class Asleep:
-    """A laptop that falls asleep while a cell runs: none of the browser's processes runs any more."""
+    """A laptop that is suspended during a cell: all processes of its browser are stopped."""
 
     SECONDS = 60
 
@@ -118,7 +118,7 @@ class Asleep:
         self.notebook.wait_text(0, "[at line-10]")
         for pid in pids_mentioning(mark):
             self.stopped += family(pid)
-        assert len(self.stopped) > 1, "a browser has several processes"
+        assert len(self.stopped) > 1, "not all processes of the browser were found"
         for pid in self.stopped:
             kill(pid, signal.SIGSTOP)
         self.since = time.monotonic()
@@ -142,7 +142,7 @@ class Asleep:
 def asleep(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Asleep | None]:
-    """Sleeps while the other tests run, where it is wanted at all."""
+    """Suspends a browser while the other tests run, if the slow test is selected."""
     wanted = any("asleep" in item.fixturenames and "slow" in item.keywords for item in request.session.items)
     if not wanted:
         yield None
@@ -156,7 +156,7 @@ def asleep(
 
 @pytest.fixture
 def browser_proxy(lab: Lab, make_proxy: Callable[[int], Proxy]) -> Proxy:
-    """The hop between the browser and JupyterLab's server."""
+    """A proxy between the browser and JupyterLab's server."""
     return make_proxy(lab.port)
 
 
@@ -168,6 +168,7 @@ def open_through(proxy: Proxy, lab: Lab, page: Page, name: str, cells: list[str]
 
 
 def lose(proxy: Proxy, how: str) -> None:
+    """Breaks or silences the proxy's connections."""
     if how in ("silent", "half-open"):
         proxy.silence()
     else:
@@ -187,7 +188,7 @@ def lose(proxy: Proxy, how: str) -> None:
         ("both", "silent"),
     ],
 )
-def test_connections_lost_while_a_cell_prints(
+def test_a_cell_is_complete_after_lost_connections(
     lab: Lab,
     page: Page,
     gateway: Gateway,
@@ -209,19 +210,19 @@ def test_connections_lost_while_a_cell_prints(
         for proxy in proxies:
             lose(proxy, how)
         open_gates(tmp_path, *GATES)
-        # All of the cell is said while nobody hears it.
+        # The cell prints everything while the connection is down.
         gateway.wait_state(kernel_id, "idle", 60)
     finally:
         for proxy in reversed(proxies):
-            proxy.heal(tell_target=how != "half-open")
+            proxy.heal(reset_target=how != "half-open")
     expect_undisturbed(gateway, notebook, kernel_id)
 
 
-def test_browser_that_came_back_keeps_its_session(
+def test_a_reconnected_browser_keeps_its_session(
     lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path
 ) -> None:
-    # jupyter_server holds on to the connection of the browser that vanished for 90 s, and connects it to the gateway
-    # again and again should that be closed: the two must not take the session from each other.
+    # jupyter_server keeps the vanished browser's connection for 90 s, and reconnects it to the gateway whenever it is
+    # closed. The old and the new connection must not take the session from each other.
     code = gated(tmp_path, PROGRESS)
     notebook = open_through(browser_proxy, lab, page, "came-back", [code, code, "6 * 7"])
     kernel_id = notebook.kernel_id()
@@ -231,7 +232,7 @@ def test_browser_that_came_back_keeps_its_session(
     browser_proxy.silence()
     open_gates(tmp_path, *GATES)
     gateway.wait_state(kernel_id, "idle", 60)
-    browser_proxy.heal(tell_target=False)
+    browser_proxy.heal(reset_target=False)
     expect_undisturbed(gateway, notebook, kernel_id)
     for count in range(3, 13):
         notebook.run(2)
@@ -240,7 +241,7 @@ def test_browser_that_came_back_keeps_its_session(
     assert lab.process.output.count(f"Lost connection to Gateway: {kernel_id}") == lost
 
 
-# It prints nothing: the reply, and the page with it, may overtake what is printed, as they have sockets of their own.
+# The cell's output is discarded: replies and output use different sockets, so the reply could overtake it.
 PAGE = """
 import contextlib, io
 from IPython.core.page import page
@@ -250,7 +251,7 @@ with contextlib.redirect_stdout(io.StringIO()):
 """
 
 
-def test_page_that_comes_with_the_reply(
+def test_pager_output_of_a_replayed_reply_is_shown_once(
     lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path
 ) -> None:
     code = gated(tmp_path, PAGE)
@@ -260,7 +261,7 @@ def test_page_that_comes_with_the_reply(
     eventually((tmp_path / "at-go").exists, "the cell waits")
     open_gates(tmp_path, "go")
     notebook.wait_text(0, "shown by the pager")
-    # The reply came, and comes again.
+    # The reply has arrived. After the cut, it is replayed.
     browser_proxy.hold()
     browser_proxy.heal()
     expect_undisturbed(gateway, notebook, kernel_id, "shown by the pager")
@@ -276,7 +277,7 @@ print("Hello", answer)
 
 
 @pytest.mark.parametrize("cut", ["before the question", "at the question", "after the answer"])
-def test_question_open_while_cut(
+def test_an_input_request_survives_a_cut(
     lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path, cut: str
 ) -> None:
     notebook = open_through(
@@ -287,19 +288,19 @@ def test_question_open_while_cut(
     notebook.wait_text(0, "[at ask]")
     field = notebook.cell(0).locator(".jp-Stdin-input")
 
-    def asked() -> bool:
-        return of_cell(gateway, kernel_id, notebook.cell_id(0))["input_request"] is not None
+    def waits_for_input() -> bool:
+        return latest_of_cell(gateway, kernel_id, notebook.cell_id(0))["input_request"] is not None
 
     if cut == "before the question":
         browser_proxy.hold()
         open_gates(tmp_path, "ask")
-        eventually(asked, "the gateway knows the question")
+        eventually(waits_for_input, "the gateway has the input request")
         browser_proxy.heal()
     else:
         open_gates(tmp_path, "ask")
         expect(field).to_be_visible(timeout=30_000)
     if cut == "at the question":
-        eventually(asked, "the gateway knows the question")
+        eventually(waits_for_input, "the gateway has the input request")
         first = field.element_handle()
         browser_proxy.hold()
         browser_proxy.heal()
@@ -308,7 +309,7 @@ def test_question_open_while_cut(
     expect(field).to_have_count(1)
     field.fill("Ada")
     field.press("Enter")
-    # The question comes again before the answer is known: what was typed is taken once.
+    # The input request may be replayed before the answer reaches the gateway. The answer counts once.
     notebook.wait_text(0, "[at answered]")
     if cut == "after the answer":
         browser_proxy.hold()
@@ -318,12 +319,12 @@ def test_question_open_while_cut(
     notebook.wait_text(0, "Hello Ada")
     notebook.finished(0)
     expect(field).to_have_count(0)
-    # The answer runs what follows, and nothing asks again.
+    # The next cell runs, and no input request is shown again.
     notebook.run(1)
     notebook.wait_text(1, "'Ada'")
     expect(field).to_have_count(0)
-    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
-    assert told["input_request"] is None
+    recorded = latest_of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert recorded["input_request"] is None
     shown = "".join(o["text"] for o in notebook.outputs(0))
     assert [shown.count(t) for t in ("before", "[at ask]", "[at answered]", "Hello Ada")] == [1] * 4
 
@@ -338,7 +339,7 @@ print("after the large one")
 NOTICE = "An output of 11 MiB is not shown"
 
 
-def test_output_too_large_for_jupyter_server(
+def test_an_output_too_large_for_jupyter_server_is_replaced_by_a_notice(
     lab: Lab, page: Page, gateway: Gateway, gateway_proxy: Proxy, tmp_path: Path
 ) -> None:
     code = "from IPython.display import display\n" + gated(tmp_path, LARGE)
@@ -347,11 +348,11 @@ def test_output_too_large_for_jupyter_server(
     lost = lab.process.output.count(f"Lost connection to Gateway: {kernel_id}")
     notebook.start(0)
     notebook.wait_text(0, "[at large]")
-    # It is there when the connection is lost, and there when it is back: it comes both ways.
+    # The large output is recorded while the connection is down, and replayed after a second cut.
     gateway_proxy.hold()
     open_gates(tmp_path, "large")
     eventually(
-        lambda: len(of_cell(gateway, kernel_id, notebook.cell_id(0))["outputs"]) > 1,
+        lambda: len(latest_of_cell(gateway, kernel_id, notebook.cell_id(0))["outputs"]) > 1,
         "the large output is recorded",
     )
     gateway_proxy.heal()
@@ -367,14 +368,14 @@ def test_output_too_large_for_jupyter_server(
         shown = notebook.text(cell)
         assert shown.count(NOTICE) == 1, shown
         assert [shown.count(t) for t in ("before", "after the large one")] == [1, 1]
-    assert plain(notebook.outputs(0)) == plain(notebook.outputs(1))
-    # The connection was lost where it was cut and not where the large message passed.
+    assert normalized(notebook.outputs(0)) == normalized(notebook.outputs(1))
+    # Only the two cuts broke the connection, not the large output.
     assert lab.process.output.count(f"Lost connection to Gateway: {kernel_id}") == lost + 2
-    kept = of_cell(gateway, kernel_id, notebook.cell_id(0))["outputs"]
+    kept = latest_of_cell(gateway, kernel_id, notebook.cell_id(0))["outputs"]
     assert [len(o["data"]["application/x-e2e"]) for o in kept if "data" in o] == [11 << 20]
 
 
-def test_displays_and_widgets_changed_while_cut(
+def test_displays_and_widgets_changed_during_a_cut_are_updated(
     lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path
 ) -> None:
     make = (
@@ -415,11 +416,11 @@ def test_displays_and_widgets_changed_while_cut(
     expect(notebook.cell(0)).to_contain_text("display: last")
     assert notebook.text(0).count("display:") == 1
     assert notebook.text(1).count("changed") == 1
-    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
-    assert plain(told["outputs"]) == plain(notebook.outputs(0))
+    recorded = latest_of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert normalized(recorded["outputs"]) == normalized(notebook.outputs(0))
 
 
-def test_reloaded_page_finds_its_cell(
+def test_a_page_reloaded_during_a_cell_finds_its_execution(
     lab: Lab, page: Page, gateway: Gateway, tmp_path: Path
 ) -> None:
     code = gated(tmp_path, PROGRESS)
@@ -431,7 +432,7 @@ def test_reloaded_page_finds_its_cell(
     notebook.reload()
     assert notebook.kernel_id() == kernel_id
     assert notebook.cell_id(0) == cell_id
-    running = of_cell(gateway, kernel_id, cell_id)
+    running = latest_of_cell(gateway, kernel_id, cell_id)
     assert running["status"] == "running"
     assert "line  9: 100 %" in str(running["outputs"])
     open_gates(tmp_path, *GATES)
@@ -439,16 +440,16 @@ def test_reloaded_page_finds_its_cell(
     notebook.wait_status("idle", 60)
     notebook.run(1, 60)
     notebook.wait_text(1, LAST)
-    told = of_cell(gateway, kernel_id, cell_id)
-    assert (told["status"], told["execution_count"]) == ("ok", 1)
-    assert plain(told["outputs"]) == plain(notebook.outputs(1))
+    recorded = latest_of_cell(gateway, kernel_id, cell_id)
+    assert (recorded["status"], recorded["execution_count"]) == ("ok", 1)
+    assert normalized(recorded["outputs"]) == normalized(notebook.outputs(1))
 
 
 @pytest.fixture(scope="module")
 def pair(
     built: None, make_home: Callable[[str], Path]
 ) -> Iterator[tuple[Gateway, Lab]]:
-    """A gateway and a JupyterLab that tests may end and start anew."""
+    """A gateway and a JupyterLab that tests may restart."""
     gateway = Gateway(make_home("gw-ends"), port=free_port()).start()
     lab = Lab(make_home("lab-ends"), gateway.url, gateway.token)
     yield gateway, lab
@@ -456,7 +457,7 @@ def pair(
     gateway.close()
 
 
-def test_jupyter_server_restarted(
+def test_a_cell_is_complete_after_a_restart_of_jupyter_server(
     pair: tuple[Gateway, Lab], page: Page, make_proxy: Callable[[int], Proxy], tmp_path: Path
 ) -> None:
     gateway, lab = pair
@@ -466,8 +467,8 @@ def test_jupyter_server_restarted(
     kernel_id = notebook.kernel_id()
     notebook.start(0)
     notebook.wait_text(0, "[at line-10]")
-    # jupyter_server forgets which kernels it had, and the page forgets a kernel that its server does not know. So the
-    # page must not see the server before it was told.
+    # A restarted jupyter_server does not know its former kernels, and the page drops a kernel that its server does not
+    # know. So the page must not reach the server before it has adopted the kernel.
     proxy.hold()
     lab.kill()
     open_gates(tmp_path, *GATES)
@@ -479,7 +480,7 @@ def test_jupyter_server_restarted(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_gateway_restarted_while_a_cell_runs(
+def test_a_restarted_gateway_resumes_a_running_cell(
     pair: tuple[Gateway, Lab], page: Page, tmp_path: Path, number: signal.Signals
 ) -> None:
     gateway, lab = pair
@@ -489,9 +490,9 @@ def test_gateway_restarted_while_a_cell_runs(
     notebook.start(0)
     notebook.wait_text(0, "[at line-10]")
     gateway.stop(number)
-    # What the kernel says now, nobody hears.
+    # This output is not recorded, because no gateway runs.
     open_gates(tmp_path, "line-10")
-    eventually((tmp_path / "at-line-60").exists, "the cell goes on")
+    eventually((tmp_path / "at-line-60").exists, "the cell continues")
     gateway.start()
 
     def attached() -> list[dict[str, Any]]:
@@ -505,21 +506,21 @@ def test_gateway_restarted_while_a_cell_runs(
     notebook.run(1, 60)
     notebook.wait_text(1, LAST)
     expect(notebook.prompt(1)).to_have_text("[2]:")
-    # All that was said while somebody listened, once and in order; of the rest at most what the kernel had not sent.
+    # The lines printed while a gateway was connected appear once and in order. Of the others, some may be missing.
     lines = [int(n) for n in re.findall(r"line +(\d+): 100 %", notebook.text(0))]
     assert lines == sorted(set(lines))
     assert set(lines) >= {*range(10), *range(61, 100)}, lines
     assert notebook.text(0).count(LAST) == 1
-    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
-    assert (told["status"], told["execution_count"]) == ("ok", 1)
-    assert told["complete"] is False
-    assert plain(told["outputs"]) == plain(notebook.outputs(0))
-    again = of_cell(gateway, kernel_id, notebook.cell_id(1))
+    recorded = latest_of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert (recorded["status"], recorded["execution_count"]) == ("ok", 1)
+    assert recorded["complete"] is False
+    assert normalized(recorded["outputs"]) == normalized(notebook.outputs(0))
+    again = latest_of_cell(gateway, kernel_id, notebook.cell_id(1))
     assert again["complete"] is True
-    assert plain(again["outputs"]) == plain(notebook.outputs(1))
+    assert normalized(again["outputs"]) == normalized(notebook.outputs(1))
 
 
-def test_cells_that_end_while_there_is_no_gateway(
+def test_cells_that_end_without_a_gateway_are_shown_as_lost(
     pair: tuple[Gateway, Lab], page: Page, tmp_path: Path
 ) -> None:
     gateway, lab = pair
@@ -531,36 +532,37 @@ def test_cells_that_end_while_there_is_no_gateway(
     notebook.wait_text(0, "[at cut]")
     notebook.start(1)
     logged = f"api/kernels/{kernel_id}/executions?cellId={notebook.cell_id(1)}"
-    eventually(lambda: gateway.rest("GET", logged).json()["executions"], "the second is logged")
-    # It is logged before it is sent. Those of a channel are logged and sent one after another.
+    eventually(lambda: gateway.rest("GET", logged).json()["executions"], "the second cell is logged")
+    # A request is logged before it is sent, and requests of a channel are sent in order. So once a later one is logged,
+    # the second cell has been sent.
     with gateway.socket(kernel_id) as client:
-        asked = client.request("kernel_info_request")
+        later = client.request("kernel_info_request")
 
-        def follows() -> bool:
-            return asked in [msg_id for _, msg_id in log_of(gateway, kernel_id)]
+        def later_is_logged() -> bool:
+            return later in [msg_id for _, msg_id in log_of(gateway, kernel_id)]
 
-        eventually(follows, "what follows is logged")
+        eventually(later_is_logged, "the later request is logged")
     gateway.stop(signal.SIGKILL)
     open_gates(tmp_path, "cut")
-    # The second runs when the first has been replied to.
-    eventually((tmp_path / "second").exists, "both have run")
+    # The second cell runs after the reply to the first.
+    eventually((tmp_path / "second").exists, "both cells have run")
     gateway.start()
-    # Neither spins for ever, nor looks as if nothing had happened.
+    # Both cells end and show that output may be missing.
     for cell, prompt in ((0, "[1]:"), (1, "[ ]:")):
         notebook.wait_text(cell, "some of its output may be missing", 90)
         expect(notebook.prompt(cell)).to_have_text(prompt)
     assert "before" in notebook.text(0)
     assert "after" not in notebook.text(0)
-    told = of_cell(gateway, kernel_id, notebook.cell_id(0))
-    assert (told["status"], told["complete"]) == ("lost", False)
-    assert plain(told["outputs"]) == plain(notebook.outputs(0))
+    recorded = latest_of_cell(gateway, kernel_id, notebook.cell_id(0))
+    assert (recorded["status"], recorded["complete"]) == ("lost", False)
+    assert normalized(recorded["outputs"]) == normalized(notebook.outputs(0))
     notebook.run(2, 60)
     notebook.wait_text(2, "next 42")
     expect(notebook.prompt(2)).to_have_text("[3]:")
 
 
 @pytest.mark.slow
-def test_laptop_asleep_for_a_minute(asleep: Asleep, gateway: Gateway) -> None:
+def test_a_cell_is_complete_after_a_minute_of_suspend(asleep: Asleep, gateway: Gateway) -> None:
     eventually(asleep.slept, "a minute is over", Asleep.SECONDS + 10)
     asleep.wake()
     expect_undisturbed(gateway, asleep.notebook, asleep.kernel_id)

@@ -23,15 +23,15 @@ import { Request, randomId } from './request.js';
 /** @typedef {{frame: Frame} | {gap: Gap, cursor: string} | {notRecovered: Hello, cursor: string}} Item */
 
 const MIB = 1 << 20;
-// What a gap or a hello takes in memory, roughly.
+// Approximate memory of a gap or a hello.
 const NOTICE_SIZE = 256;
-// How long an abandoned handshake may still reach the gateway.
-const GHOST_MS = 60_000;
+// How long after it was abandoned a handshake may still reach the gateway.
+const LATE_HANDSHAKE_MS = 60_000;
+// Close codes for an invalid or too large message, which would be refused again.
 const FINAL_CODES = new Set([1002, 1009]);
 
 /**
- * A place in a kernel's log that moves on, whatever becomes of the connection. It connects when something is first asked
- * of it.
+ * Follows a kernel's log, and reconnects at its position whenever the connection breaks. It connects on first use.
  */
 export class KernelConnection {
   #options;
@@ -46,7 +46,7 @@ export class KernelConnection {
   #over;
   /** @type {State} */
   #state = 'new';
-  /** Ends the pause that there is at the moment. */
+  /** Ends the current pause or probe early. */
   #wake = () => {};
   #lostHandshake = -Infinity;
   /** The log's head when the connection began. */
@@ -54,18 +54,21 @@ export class KernelConnection {
 
   /** @type {Queue<Item> | undefined} */
   #reader;
-  /** Whether there ever was a reader: then the cursor is what was handed to it. */
-  #handing = false;
-  /** @type {string | undefined} */
-  #handed;
+  /** Whether `entries()` was ever called: then the cursor is the reader's, not that of received entries. */
+  #hadReader = false;
+  /**
+   * The cursor after the last item that the reader took.
+   * @type {string | undefined}
+   */
+  #readerCursor;
 
-  /** The last entry that was received of this log: reading may have gone back since. */
+  /** The last entry received from this log, even if the position has been moved back since. */
   #received = { epoch: '', seq: 0 };
   /** @type {Map<string, Request>} */
   #requests = new Map();
   #requestBytes = 0;
   /**
-   * By msg_id.
+   * Unfinished executions by `msg_id`.
    * @type {Map<string, {execution: Execution, request: Request}>}
    */
   #executions = new Map();
@@ -74,7 +77,7 @@ export class KernelConnection {
 
   /**
    * @param {KernelConnectionOptions} options
-   * @throws {TypeError} where there is no WebSocket, or an option makes no sense
+   * @throws {TypeError} if there is no WebSocket or an option is invalid
    */
   constructor(options) {
     const WebSocket = options.WebSocket ?? /** @type {WebSocketClass | undefined} */ (globalThis.WebSocket);
@@ -87,7 +90,7 @@ export class KernelConnection {
       maxPauseMs: options.maxPauseMs ?? 10_000,
       WebSocket,
     };
-    /** What names this client to the gateway. */
+    /** Identifies this client to the gateway. */
     this.session = options.session ?? randomId();
     this.#position = new Position(options.resume ?? 'head');
     this.#budget = new Budget(options.maxWaitingBytes ?? 64 * MIB);
@@ -106,7 +109,7 @@ export class KernelConnection {
       this.#probeUrl.searchParams.set('token', options.token);
     }
 
-    this.#heedSignal();
+    this.#watchSignal();
   }
 
   /** @returns {State} */
@@ -115,22 +118,22 @@ export class KernelConnection {
   }
 
   /**
-   * Where this client stands: a text to keep, and to give as `resume` later, elsewhere. That is the last entry that
-   * `entries()` yielded; where that was never called, the last one received. `undefined` until the first hello, where
-   * reading begins at `start` or `head`.
+   * The position of this client: a text that can be stored and later be given as `resume` to another connection. It is
+   * that of the last entry that `entries()` yielded or, if `entries()` was never called, of the last one received. When
+   * reading begins at `start` or `head`, it is `undefined` until the first hello.
    * @returns {string | undefined}
    */
   get cursor() {
-    return this.#handing ? this.#handed : this.#position.cursor;
+    return this.#hadReader ? this.#readerCursor : this.#position.cursor;
   }
 
   /**
-   * Calls `listener` at each event of this kind. `gap` and `notRecovered` come between the entries where they belong,
-   * while `entries()` is being read.
+   * Calls `listener` for each event of this kind. While `entries()` is being read, `gap` and `notRecovered` are emitted
+   * in order with the entries.
    * @template {keyof KernelEvents} K
    * @param {K} name
    * @param {(event: KernelEvents[K]) => void} listener
-   * @returns {() => void} ends it
+   * @returns {() => void} removes the listener
    */
   on(name, listener) {
     const listeners = this.#listeners.get(name) ?? new Set();
@@ -139,19 +142,19 @@ export class KernelConnection {
   }
 
   /**
-   * Every entry after the cursor, each once and in order, until the kernel is gone or this is closed. One reader at a time;
-   * after a `break`, the next call goes on behind the last entry that was yielded.
+   * Yields every entry after the cursor once and in order, until the kernel has ended or the connection is closed.
+   * Allows one reader at a time. After a `break`, the next call continues after the last yielded entry.
    *
-   * Iteration throws a {@link KernelConnectionError} where connecting again does not help.
+   * Iteration throws a {@link KernelConnectionError} if reconnecting does not help.
    * @returns {AsyncIterableIterator<Entry>}
    */
   entries() {
-    if (this.#reader) throw new Error('entries() is being read already');
+    if (this.#reader) throw new Error('entries() is already being read');
     /** @type {Queue<Item>} */
     const queue = new Queue(this.#budget);
-    this.#goBack();
-    if (!this.#handing) this.#handed = this.#position.cursor;
-    this.#handing = true;
+    this.#rewind();
+    if (!this.#hadReader) this.#readerCursor = this.#position.cursor;
+    this.#hadReader = true;
     if (this.#over) {
       queue.end(this.#over.state === 'failed' ? this.#over.error : undefined);
     } else {
@@ -175,10 +178,10 @@ export class KernelConnection {
           }
           if ('frame' in item) {
             const value = item.frame.entry();
-            this.#handed = value.cursor;
+            this.#readerCursor = value.cursor;
             return { done: false, value };
           }
-          this.#handed = item.cursor;
+          this.#readerCursor = item.cursor;
           if ('gap' in item) this.#emit('gap', item.gap);
           else this.#emit('notRecovered', item.notRecovered);
         }
@@ -193,14 +196,15 @@ export class KernelConnection {
   }
 
   /**
-   * Sends a message to the kernel. It is sent again after a reconnect until it is seen in the log; the kernel gets it once.
+   * Sends a message to the kernel. It is sent again after each reconnect until the log contains it. The kernel receives
+   * it once.
    * @param {'shell' | 'control' | 'stdin'} channel
    * @param {string} msgType
    * @param {Json} [content]
    * @param {MessageParts} [parts]
-   * @returns {{msgId: string, logged: Promise<string>}} `logged` resolves to the message's own cursor when it is in the
-   *   log, and fails with a {@link KernelConnectionError}
-   * @throws {RangeError} where more than `maxWaitingBytes` wait to be sent
+   * @returns {{msgId: string, logged: Promise<string>}} `logged` resolves to the message's cursor once it is in the
+   *   log, and rejects with a {@link KernelConnectionError}
+   * @throws {RangeError} if more than `maxWaitingBytes` wait to be sent
    */
   send(channel, msgType, content = {}, parts = {}) {
     const { msgId, logged } = this.#send(new Request(channel, msgType, this.session, content, parts));
@@ -208,10 +212,10 @@ export class KernelConnection {
   }
 
   /**
-   * Runs code. Iterate over what is returned for its messages, beginning at once; or wait for its `reply`.
+   * Runs code. Iterate over the returned execution for its messages, starting immediately, or await its `reply`.
    * @param {string} code
    * @param {object} [options]
-   * @param {string} [options.cellId] The notebook's cell; the gateway finds executions by it.
+   * @param {string} [options.cellId] The notebook cell, by which the gateway finds executions.
    * @param {boolean} [options.silent]
    * @param {boolean} [options.storeHistory]
    * @param {boolean} [options.allowStdin] Whether the code may ask for input; see {@link Execution.input}.
@@ -219,7 +223,7 @@ export class KernelConnection {
    * @param {Json} [options.userExpressions]
    * @param {Json} [options.metadata]
    * @returns {Execution}
-   * @throws {RangeError} where more than `maxWaitingBytes` wait to be sent
+   * @throws {RangeError} if more than `maxWaitingBytes` wait to be sent
    */
   execute(code, options = {}) {
     const content = {
@@ -245,7 +249,7 @@ export class KernelConnection {
   }
 
   /**
-   * Answers an `input_request` of the kernel, from any client's code.
+   * Answers an `input_request` of the kernel, even one caused by another client's code.
    * @param {Entry} question an `input_request`
    * @param {string} value
    * @returns {{msgId: string, logged: Promise<string>}} as `send()`
@@ -254,14 +258,14 @@ export class KernelConnection {
     return this.send('stdin', 'input_reply', { status: 'ok', value }, { parentHeader: question.header });
   }
 
-  /** Ends the connection. What was not read, is dropped here; the log keeps it. */
+  /** Ends the connection and drops unread entries, which stay in the log. */
   close() {
-    this.#finish('closed', new KernelConnectionError('closed', 'the connection was closed here'));
+    this.#finish('closed', new KernelConnectionError('closed', 'the connection was closed by this client'));
   }
 
   #onAbort = () => this.close();
 
-  #heedSignal() {
+  #watchSignal() {
     const { signal } = this.#options;
     if (signal?.aborted) this.close();
     else signal?.addEventListener('abort', this.#onAbort);
@@ -284,17 +288,17 @@ export class KernelConnection {
         const ended = await this.#connect();
         if (this.#over) continue;
         if (!this.#link) {
-          if (!ended.spoken) this.#lostHandshake = Date.now();
+          if (!ended.receivedEntries) this.#lostHandshake = Date.now();
           continue;
         }
         this.#link = undefined;
-        const error = await this.#judge(ended);
+        const error = await this.#finalError(ended);
         if (this.#over) continue;
         if (error) {
           this.#finish('failed', error);
           continue;
         }
-        if (ended.spoken) failures = 0;
+        if (ended.receivedEntries) failures = 0;
         const { pauseMs, maxPauseMs } = this.#options;
         const pause = Math.min(maxPauseMs, pauseMs * 2 ** failures) * (0.5 + Math.random());
         failures += 1;
@@ -324,25 +328,26 @@ export class KernelConnection {
   }
 
   /**
-   * Why there is no use in connecting again; `undefined` where there is.
+   * The error of a connection that must not be retried; `undefined` if reconnecting may help.
    * @param {Ended} ended
    * @returns {Promise<KernelConnectionError | undefined>}
    */
-  async #judge({ code, opened, spoken, reason }) {
+  async #finalError({ code, opened, receivedEntries, reason }) {
     if (code === NO_SUBPROTOCOL) return new KernelConnectionError('not-kernelmux', reason);
     if (FINAL_CODES.has(code)) {
-      return new KernelConnectionError('refused', `the gateway does not take a message (${code}): ${reason}`);
+      return new KernelConnectionError('refused', `the gateway refused a message (${code}): ${reason}`);
     }
     if (code === 4001) {
-      // An abandoned handshake of this client may have arrived late; then no other client has the session.
-      if (Date.now() - this.#lostHandshake < GHOST_MS) return undefined;
-      return new KernelConnectionError('replaced', 'the same session connected anew');
+      // The gateway may have processed an abandoned handshake of this client late. Then no other client has the
+      // session.
+      if (Date.now() - this.#lostHandshake < LATE_HANDSHAKE_MS) return undefined;
+      return new KernelConnectionError('replaced', 'another connection of the same session replaced this one');
     }
-    if (!spoken) this.#lostHandshake = Date.now();
+    if (!receivedEntries) this.#lostHandshake = Date.now();
     return opened ? undefined : this.#probe();
   }
 
-  /** Browsers do not tell why a handshake was refused: asks again in a way that shows it. */
+  /** Sends an HTTP request to find out why a handshake was refused, which browsers do not report. */
   async #probe() {
     const abort = new AbortController();
     this.#wake = () => abort.abort();
@@ -355,10 +360,10 @@ export class KernelConnection {
         return new KernelConnectionError('unauthorized', `the gateway refuses the token or the origin (${status})`);
       }
       if (status === 404) {
-        return new KernelConnectionError('not-found', 'there is neither such a kernel nor its log');
+        return new KernelConnectionError('not-found', 'neither the kernel nor its log exists');
       }
     } catch {
-      // No answer: to be tried again.
+      // No answer, so reconnecting may help.
     } finally {
       clearTimeout(timer);
     }
@@ -377,7 +382,7 @@ export class KernelConnection {
     });
   }
 
-  /** Ends the connection that there is, for another one at once. */
+  /** Ends the current connection, so that another one is made immediately. */
   #reconnect() {
     const link = this.#link;
     this.#link = undefined;
@@ -385,27 +390,27 @@ export class KernelConnection {
     this.#wake();
   }
 
-  /** For a reader that begins behind what was received: back to there. */
-  #goBack() {
-    const handed = this.#handed;
-    if (!this.#handing || handed === undefined || handed === this.#position.cursor) return;
+  /** Moves back to the reader's cursor, if entries after it were received and dropped. */
+  #rewind() {
+    const cursor = this.#readerCursor;
+    if (!this.#hadReader || cursor === undefined || cursor === this.#position.cursor) return;
     if (this.#over?.state === 'ended') {
       this.#over = undefined;
-      this.#heedSignal();
+      this.#watchSignal();
     }
     if (this.#over) return;
-    this.#position.moveTo(handed);
+    this.#position.moveTo(cursor);
     this.#reconnect();
   }
 
-  // --- What comes ---
+  // --- Receiving ---
 
   /** @param {Record<string, any>} notice */
   #onNotice(notice) {
     if (notice.type === 'hello') this.#onHello(/** @type {any} */ (notice));
     else if (notice.type === 'gap') this.#onGap(/** @type {any} */ (notice));
     else if (notice.type === 'end') {
-      this.#finish('ended', new KernelConnectionError('kernel-ended', 'the kernel is gone'));
+      this.#finish('ended', new KernelConnectionError('kernel-ended', 'the kernel has ended'));
     }
   }
 
@@ -414,11 +419,11 @@ export class KernelConnection {
     this.#position.hello(hello);
     if (this.#received.epoch !== hello.epoch) this.#received = { epoch: hello.epoch, seq: 0 };
     const cursor = /** @type {string} */ (this.#position.cursor);
-    if (this.#handing) this.#handed ??= cursor;
+    if (this.#hadReader) this.#readerCursor ??= cursor;
     if (!hello.recovered) {
-      // Only where entries were dropped is this still the log that messages were sent to.
-      this.#loseInFlight(hello.reason === 'earliest' ? hello.from : Infinity);
-      this.#tell({ notRecovered: hello, cursor });
+      // Only after `earliest` is this still the log to which the messages were sent.
+      this.#failInFlight(hello.reason === 'earliest' ? hello.from : Infinity);
+      this.#notify({ notRecovered: hello, cursor });
     }
     this.#head = hello.head;
     for (const request of this.#requests.values()) this.#transmit(request);
@@ -429,12 +434,12 @@ export class KernelConnection {
   /** @param {Gap} notice */
   #onGap({ first, last }) {
     this.#position.gap({ first, last });
-    this.#loseInFlight(last);
-    this.#tell({ gap: { first, last }, cursor: /** @type {string} */ (this.#position.cursor) });
+    this.#failInFlight(last);
+    this.#notify({ gap: { first, last }, cursor: /** @type {string} */ (this.#position.cursor) });
   }
 
   /** @param {Item} item */
-  #tell(item) {
+  #notify(item) {
     if (this.#reader) this.#reader.push(item, NOTICE_SIZE);
     else if ('gap' in item) this.#emit('gap', item.gap);
     else if ('notRecovered' in item) this.#emit('notRecovered', item.notRecovered);
@@ -451,17 +456,17 @@ export class KernelConnection {
       request.seen(frame);
     }
     const parent = frame.parentHeader.msg_id;
-    if (parent === undefined) this.#onNews(frame);
+    if (parent === undefined) this.#onUnsolicited(frame);
     else if (this.#executions.get(parent)?.execution.deliver(frame)) this.#executions.delete(parent);
     this.#reader?.push({ frame }, frame.size);
     if (this.#budget.exceeded) this.#reconnect();
   }
 
   /**
-   * A message without a request. A kernel that died or was restarted does not reply to earlier requests.
+   * Handles a message without a parent request. A kernel that died or was restarted does not reply to earlier requests.
    * @param {Frame} frame
    */
-  #onNews({ seq, channel, header, content }) {
+  #onUnsolicited({ seq, channel, header, content }) {
     if (channel !== 'iopub') return;
     const event = header.msg_type === 'kernelmux_lifecycle' ? content.event : undefined;
     const died =
@@ -475,9 +480,9 @@ export class KernelConnection {
       `the kernel died or was restarted before it replied${reason}`,
     );
     for (const [msgId, { execution, request }] of this.#executions) {
-      // What comes later in the log, or is not there yet, is for the kernel that follows.
+      // Requests that are later in the log, or not yet in it, are for the new process.
       if ((request.seq ?? Infinity) > seq) continue;
-      // Their synthetic replies, which follow, are for clients that do not know this.
+      // The synthetic replies that follow are for clients that do not know this event.
       if (event === 'died' && !content.executions.includes(msgId)) continue;
       this.#executions.delete(msgId);
       execution.fail(error);
@@ -485,15 +490,15 @@ export class KernelConnection {
   }
 
   /**
-   * Entries up to `last` are gone, and what was sent before them may be among them: it will not be seen to come.
+   * Fails requests that may be among the lost entries up to `last`, because their entries and replies may never arrive.
    * @param {number} last
    */
-  #loseInFlight(last) {
-    // They were received before: `entries()` has them read once more.
+  #failInFlight(last) {
+    // All of them were received before `entries()` moved the position back.
     if (last <= this.#received.seq) return;
     const error = new KernelConnectionError(
       'gap',
-      'entries of the log are gone, and the reply may be among them; the gateway may still have the execution',
+      'entries of the log are lost, and the reply may be among them; the gateway may still have the execution',
     );
     for (const request of [...this.#requests.values()]) {
       if ((request.sentAfter ?? Infinity) >= last) continue;
@@ -507,7 +512,7 @@ export class KernelConnection {
     }
   }
 
-  // --- What goes ---
+  // --- Sending ---
 
   /** @param {Request} request */
   #send(request) {
@@ -537,7 +542,7 @@ export class KernelConnection {
     if (this.#requests.delete(request.msgId)) this.#requestBytes -= request.bytes.byteLength;
   }
 
-  // --- The end ---
+  // --- Ending ---
 
   /**
    * @param {'ended' | 'failed' | 'closed'} state
@@ -578,7 +583,7 @@ export class KernelConnection {
       try {
         listener(event);
       } catch (error) {
-        // The listener's error, and not the connection's.
+        // Reports the listener's error without failing the connection.
         queueMicrotask(() => {
           throw error;
         });

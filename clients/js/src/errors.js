@@ -10,7 +10,7 @@
  * | `refused` | the gateway found a message invalid or too large |
  * | `kernel-ended` | the kernel ended before it replied |
  * | `kernel-restarted` | the kernel died or was restarted before it replied |
- * | `gap` | entries are gone from the log, and the reply may be among them |
+ * | `gap` | entries of the log are lost, and the reply may be among them |
  * | `unread` | too much output arrived before it was read |
  * | `closed` | `close()` was called |
  *

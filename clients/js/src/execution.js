@@ -1,4 +1,4 @@
-// One run of code: its messages, and its reply.
+// An execution: its messages and its reply.
 
 import { KernelConnectionError } from './errors.js';
 import { Queue } from './queue.js';
@@ -9,8 +9,9 @@ import { Queue } from './queue.js';
  */
 
 /**
- * What the kernel says to one `execute_request`: iterate over it. The messages end when both the reply and the status
- * `idle` have come. Where the reply cannot come, iteration and `reply` fail with a {@link KernelConnectionError}.
+ * The kernel's messages for one `execute_request`, as an async iterable. Iteration ends when both the reply and the
+ * status `idle` have arrived. If the reply cannot arrive, iteration and `reply` fail with a {@link
+ * KernelConnectionError}.
  *
  * @implements {AsyncIterable<Entry>}
  */
@@ -26,7 +27,7 @@ export class Execution {
   #idle = false;
   #lastSeq = 0;
   /** @type {Entry | undefined} */
-  #question;
+  #inputRequest;
   /** @type {(entry: Entry) => void} */
   #resolve = () => {};
   /** @type {(error: Error) => void} */
@@ -35,7 +36,7 @@ export class Execution {
   /**
    * @internal
    * @param {import('./request.js').Request} request
-   * @param {import('./queue.js').Budget} budget for what waits to be read
+   * @param {import('./queue.js').Budget} budget for unread messages
    * @param {(question: Entry, value: string) => void} answer
    */
   constructor(request, budget, answer) {
@@ -43,9 +44,9 @@ export class Execution {
     this.#answer = answer;
     /** The `msg_id` of the request, and of the parent of all its messages. */
     this.msgId = request.msgId;
-    /** Resolves to the cursor of the request when it is in the log: from there on it is not lost. */
+    /** Resolves to the cursor of the request once it is in the log, where it cannot be lost. */
     this.logged = request.logged;
-    /** The `execute_reply`, also one whose status is `error` or `aborted`. */
+    /** Resolves to the `execute_reply`, even if its status is `error` or `aborted`. */
     this.reply = /** @type {Promise<Entry>} */ (
       new Promise((resolve, reject) => {
         this.#resolve = resolve;
@@ -58,13 +59,13 @@ export class Execution {
   }
 
   /**
-   * Answers the last question (`input_request`) of this execution; run it with `allowStdin` to be asked.
+   * Answers the last `input_request` of this execution. The kernel only sends one if `allowStdin` is set.
    * @param {string} value
    */
   input(value) {
-    if (!this.#question) throw new Error('this execution has not asked for input');
-    this.#answer(this.#question, value);
-    this.#question = undefined;
+    if (!this.#inputRequest) throw new Error('this execution has not asked for input');
+    this.#answer(this.#inputRequest, value);
+    this.#inputRequest = undefined;
   }
 
   /** @returns {AsyncIterableIterator<Entry>} */
@@ -77,7 +78,7 @@ export class Execution {
       next: async () => {
         if (this.#unread) {
           this.#unread = false;
-          throw new KernelConnectionError('unread', 'the output was not read in time: begin to iterate when you execute');
+          throw new KernelConnectionError('unread', 'the output was not read in time: iterate right after execute()');
         }
         const frame = await this.#queue.take();
         return frame ? { done: false, value: frame.entry() } : { done: true, value: undefined };
@@ -93,17 +94,17 @@ export class Execution {
   }
 
   /**
-   * A message whose parent is the request.
+   * Receives a message whose parent is the request.
    * @internal
    * @param {Frame} frame
    * @returns {boolean} whether it was the last one
    */
   deliver(frame) {
-    // The connection may read entries once more for `entries()`.
+    // The connection may read entries again for `entries()`.
     if (this.#over || frame.seq <= this.#lastSeq) return this.#over;
     this.#lastSeq = frame.seq;
     if (!this.#reading && this.#queue.size + frame.size > this.#budget.limit) {
-      // Nobody may ever read it: waiting for that would stop the connection.
+      // The messages may never be read, and waiting for that would block the connection.
       this.#queue.discard();
       this.#unread = true;
     }
@@ -115,7 +116,7 @@ export class Execution {
     } else if (frame.channel === 'iopub' && type === 'status') {
       this.#idle ||= frame.content.execution_state === 'idle';
     } else if (frame.channel === 'stdin' && type === 'input_request') {
-      this.#question = frame.entry();
+      this.#inputRequest = frame.entry();
     }
     if (this.#replied && this.#idle) {
       this.#over = true;

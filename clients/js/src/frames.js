@@ -1,5 +1,4 @@
-// Binary frames: an entry as the gateway sends it, a message as a client sends it.
-// docs/resume-protocol.md describes them byte by byte.
+// Binary frames: entries from the gateway and messages from the client, as specified in docs/src/resume-protocol.md.
 
 import { ProtocolError } from './errors.js';
 
@@ -14,15 +13,15 @@ import { ProtocolError } from './errors.js';
  * An entry of a kernel's log.
  * @typedef {object} Entry
  * @property {number} seq Its number in the log.
- * @property {string} cursor Says "everything up to and including this entry is behind me"; give it as `resume`.
+ * @property {string} cursor The position after this entry, for the option `resume`.
  * @property {Channel} channel
  * @property {Json} header
  * @property {Json} parent_header
  * @property {Json} metadata
  * @property {Json} content
- * @property {Uint8Array[]} buffers They share the memory of the frame that they came in.
- * @property {string[]} [malformed] The parts that the kernel or a client sent as something else than a JSON object;
- *   they are `{}` here.
+ * @property {Uint8Array[]} buffers They share the memory of the received frame.
+ * @property {string[]} [malformed] The parts that are not JSON objects as sent by the kernel or a client; they
+ *   are `{}` here.
  */
 
 const WORD = 8;
@@ -50,21 +49,21 @@ export class Frame {
 
   /**
    * @param {ArrayBuffer} bytes
-   * @param {string} epoch of the log that it is an entry of
-   * @throws {ProtocolError} where they are no entry
+   * @param {string} epoch of the log
+   * @throws {ProtocolError} if they are not an entry
    */
   constructor(bytes, epoch) {
     if (!isArrayBuffer(bytes) || bytes.byteLength < WORD) {
       throw new ProtocolError('a frame has no sequence number');
     }
     const view = new DataView(bytes);
-    /** Bytes that it holds. */
+    /** Size in bytes. */
     this.size = bytes.byteLength;
     this.seq = word(view, 0);
     this.cursor = `${epoch}:${this.seq}`;
     this.#parts = split(bytes, view);
     this.channel = /** @type {Channel} */ (decoder.decode(this.#parts[0]));
-    if (!CHANNELS.has(this.channel)) throw new ProtocolError(`entry ${this.seq} is on no known channel`);
+    if (!CHANNELS.has(this.channel)) throw new ProtocolError(`entry ${this.seq} has an unknown channel`);
     this.header = this.#json(1, 'header');
     this.parentHeader = this.#json(2, 'parent_header');
   }
@@ -100,7 +99,8 @@ export class Frame {
       const value = JSON.parse(decoder.decode(this.#parts[index]));
       if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value;
     } catch {
-      // Told below. A kernel can write anything, and the log keeps it as it is: no reason to stop.
+      // Reported as malformed. Kernels can send anything, and the log keeps it verbatim, so this is not a protocol
+      // error.
     }
     this.#malformed.push(name);
     return {};
@@ -119,10 +119,10 @@ function split(bytes, view) {
   }
   const parts = [];
   let start = word(view, 2 * WORD);
-  if (start !== first) throw new ProtocolError("an entry's first part is not where it should be");
+  if (start !== first) throw new ProtocolError("an entry's first part is at the wrong offset");
   for (let i = 1; i < count; i++) {
     const end = word(view, (2 + i) * WORD);
-    if (end < start || WORD + end > bytes.byteLength) throw new ProtocolError("an entry's parts are not within it");
+    if (end < start || WORD + end > bytes.byteLength) throw new ProtocolError("an entry's parts exceed it");
     parts.push(new Uint8Array(bytes, WORD + start, end - start));
     start = end;
   }
@@ -141,7 +141,7 @@ function word(view, offset) {
 }
 
 /**
- * A message as a client sends it.
+ * Encodes a client's message.
  * @param {Channel} channel
  * @param {Json[]} objects header, parent header, metadata, content
  * @param {(ArrayBuffer | ArrayBufferView)[]} buffers

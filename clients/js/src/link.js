@@ -1,11 +1,11 @@
-// One WebSocket, from its handshake to its end. It knows when a connection is dead, not what to do then.
+// One WebSocket connection, from its handshake to its end. It detects dead connections and does not reconnect.
 
 import { ProtocolError } from './errors.js';
 
 export const SUBPROTOCOL = 'v1.resume.kernelmux';
 
 /**
- * As much of the browsers' WebSocket as is used.
+ * The used part of the browsers' WebSocket interface.
  * @typedef {object} WebSocketLike
  * @property {string} binaryType
  * @property {string} protocol
@@ -20,9 +20,9 @@ export const SUBPROTOCOL = 'v1.resume.kernelmux';
  * How a connection ended.
  * @typedef {object} Ended
  * @property {boolean} opened Whether the handshake succeeded.
- * @property {boolean} spoken Whether anything came after the hello.
- * @property {boolean} abandoned Whether it was ended here, so that the gateway may not know it yet.
- * @property {number} code The close code; 1006 where there is none.
+ * @property {boolean} receivedEntries Whether a frame arrived after the hello.
+ * @property {boolean} abandoned Whether this side ended it, so that the gateway may not know yet.
+ * @property {number} code The close code; 1006 if there is none.
  * @property {string} reason
  */
 
@@ -31,10 +31,10 @@ export const SUBPROTOCOL = 'v1.resume.kernelmux';
  * @property {WebSocketClass} WebSocket
  * @property {string} url
  * @property {number} helloMs How long to wait for the first frame.
- * @property {number} silenceMs How long to wait for every other one.
- * @property {(notice: Record<string, any>) => void} onNotice A text frame; the first is the hello. What it throws ends
- *   the connection.
- * @property {(bytes: ArrayBuffer) => void} onEntry A binary frame. What it throws ends the connection.
+ * @property {number} silenceMs How long to wait for each further frame.
+ * @property {(notice: Record<string, any>) => void} onNotice Receives text frames, of which the first is the hello. An
+ *   exception ends the connection.
+ * @property {(bytes: ArrayBuffer) => void} onEntry Receives binary frames. An exception ends the connection.
  */
 
 /** The code of a connection whose handshake did not accept the subprotocol. */
@@ -56,12 +56,12 @@ export class Link {
     this.over = /** @type {Promise<Ended>} */ (new Promise((resolve) => (this.#end = resolve)));
     this.#socket = new WebSocket(url, [SUBPROTOCOL]);
     this.#socket.binaryType = 'arraybuffer';
-    // The clock on the wall, looked at often: a timer may stand still while the machine sleeps.
-    let heard = Date.now();
+    // Polls the wall clock, because timers may not advance while the machine sleeps.
+    let lastFrameAt = Date.now();
     this.#watch = setInterval(
       () => {
-        const patience = this.#frames === 0 ? helloMs : silenceMs;
-        if (Date.now() - heard > patience) this.abandon(`nothing was heard for ${patience / 1000} s`);
+        const timeout = this.#frames === 0 ? helloMs : silenceMs;
+        if (Date.now() - lastFrameAt > timeout) this.abandon(`received nothing for ${timeout / 1000} s`);
       },
       Math.min(helloMs, silenceMs, 30_000) / 3,
     );
@@ -72,17 +72,17 @@ export class Link {
     });
     this.#socket.addEventListener('message', (/** @type {{data: unknown}} */ { data }) => {
       if (this.#over) return;
-      heard = Date.now();
+      lastFrameAt = Date.now();
       try {
         if (typeof data === 'string') this.#text(data, onNotice);
-        else if (this.#frames === 0) throw new ProtocolError('the first frame is no hello');
+        else if (this.#frames === 0) throw new ProtocolError('the first frame is not a hello');
         else onEntry(/** @type {ArrayBuffer} */ (data));
         this.#frames += 1;
       } catch (error) {
         this.abandon(error instanceof Error ? error.message : String(error));
       }
     });
-    // A close event should follow, and says more. Node's own WebSocket sends none when a handshake is refused.
+    // Usually a close event with more details follows. Node's WebSocket sends none when a handshake is refused.
     this.#socket.addEventListener('error', () => setTimeout(() => this.abandon('the connection broke')));
     this.#socket.addEventListener('close', (/** @type {{code?: number, reason?: string}} */ { code, reason }) =>
       this.#finish({ code: code || NO_CODE, reason: reason || '', abandoned: false }),
@@ -94,7 +94,7 @@ export class Link {
     if (!this.#over) this.#socket.send(bytes);
   }
 
-  /** Ends a connection that works: what was sent arrives. */
+  /** Ends a working connection. Sent messages still arrive. */
   close() {
     if (this.#over) return;
     this.#finish({ code: NO_CODE, reason: '', abandoned: true });
@@ -102,14 +102,14 @@ export class Link {
   }
 
   /**
-   * Ends a connection that does not work.
+   * Ends a dead or invalid connection.
    * @param {string} reason
-   * @param {number} [code] what `over` says
+   * @param {number} [code] the code reported by `over`
    */
   abandon(reason, code = NO_CODE) {
     if (this.#over) return;
     this.#finish({ code, reason, abandoned: true });
-    // The `ws` package waits for the other side at close(); browsers leave it to the background.
+    // In the `ws` package, close() waits for the other side. Browsers do that in the background.
     const socket = /** @type {WebSocketLike & {terminate?: () => void}} */ (this.#socket);
     if (socket.terminate) socket.terminate();
     else socket.close();
@@ -122,7 +122,7 @@ export class Link {
   #text(data, onNotice) {
     const notice = JSON.parse(data);
     if ((this.#frames === 0) !== (notice?.type === 'hello')) {
-      throw new ProtocolError('there is to be one hello, and it is the first frame');
+      throw new ProtocolError('the first frame, and only that, must be a hello');
     }
     if (typeof notice === 'object' && notice !== null) onNotice(notice);
   }
@@ -132,6 +132,6 @@ export class Link {
     if (this.#over) return;
     this.#over = true;
     clearInterval(this.#watch);
-    this.#end({ opened: this.#opened, spoken: this.#frames > 1, ...how });
+    this.#end({ opened: this.#opened, receivedEntries: this.#frames > 1, ...how });
   }
 }

@@ -1,4 +1,4 @@
-// Where a client stands in a log: what may come next, and what may not.
+// The position of a client in a log, which determines the valid next frames.
 
 import { ProtocolError } from './errors.js';
 
@@ -6,11 +6,11 @@ import { ProtocolError } from './errors.js';
  * The first frame of a connection.
  * @typedef {object} Hello
  * @property {string} epoch The log's identity.
- * @property {number} earliest The first entry that is kept; `head` + 1 where there is none.
- * @property {number} head The last entry at that moment.
- * @property {number} from The next entry is the one after this.
- * @property {boolean} recovered Whether that is where the client asked to begin.
- * @property {'epoch' | 'earliest' | 'ahead'} [reason] Why not.
+ * @property {number} earliest The first stored entry; `head` + 1 if there is none.
+ * @property {number} head The last entry at the time of the hello.
+ * @property {number} from The next frame is about the entry after this one.
+ * @property {boolean} recovered Whether that is the requested position.
+ * @property {'epoch' | 'earliest' | 'ahead'} [reason] Why it is not.
  */
 
 /**
@@ -26,14 +26,14 @@ const isSeq = (value) => Number.isSafeInteger(value) && /** @type {number} */ (v
 export class Position {
   /** @type {string | undefined} */
   epoch;
-  /** The last entry that was received, or that is known to be missing. */
+  /** The last entry that was received or is known to be missing. */
   seq = 0;
-  /** Where to begin while there is no epoch. */
+  /** Where to begin while the epoch is unknown. */
   start = 'head';
 
   /**
    * @param {string} start `start`, `head` or a cursor
-   * @throws {TypeError} where it is none of them
+   * @throws {TypeError} if it is none of them
    */
   constructor(start) {
     this.moveTo(start);
@@ -56,7 +56,7 @@ export class Position {
     return this.epoch === undefined ? undefined : `${this.epoch}:${this.seq}`;
   }
 
-  /** What to ask for when connecting. */
+  /** The position to request when connecting. */
   get resume() {
     return this.cursor ?? this.start;
   }
@@ -64,10 +64,10 @@ export class Position {
   /** @param {Hello} hello */
   hello({ epoch, from, head, earliest, recovered }) {
     if (!/^[0-9a-f]{32}$/.test(epoch) || ![from, head, earliest].every(isSeq)) {
-      throw new ProtocolError('the hello says no place in a log');
+      throw new ProtocolError('the hello has no valid position');
     }
     if (recovered && this.epoch !== undefined && (this.epoch !== epoch || this.seq !== from)) {
-      throw new ProtocolError('the hello says recovered, and another place than was asked for');
+      throw new ProtocolError('the hello says recovered, but not at the requested position');
     }
     this.epoch = epoch;
     this.seq = from;

@@ -1,9 +1,9 @@
-// Received entries that wait for a reader. The budget bounds them; the writer asks it before it adds one.
+// Queues of unread entries, with a common budget that the writer checks.
 
-/** Bytes that wait for readers, over all queues of a connection. */
+/** Counts the unread bytes in all queues of a connection. */
 export class Budget {
   /** @type {(() => void) | undefined} */
-  #roomy;
+  #onRoom;
   #used = 0;
 
   /** @param {number} limit in bytes */
@@ -11,23 +11,23 @@ export class Budget {
     this.limit = limit;
   }
 
-  /** @param {number} bytes negative: given back */
+  /** @param {number} bytes negative to release them */
   add(bytes) {
     this.#used += bytes;
-    if (this.#used <= this.limit / 2) this.#roomy?.();
+    if (this.#used <= this.limit / 2) this.#onRoom?.();
   }
 
   get exceeded() {
     return this.#used > this.limit;
   }
 
-  /** Waits until half of it is free. */
+  /** Waits until half of the budget is free, if it is exceeded. */
   async room() {
     if (!this.exceeded) return;
     await new Promise((resolve) => {
-      this.#roomy = () => resolve(undefined);
+      this.#onRoom = () => resolve(undefined);
     });
-    this.#roomy = undefined;
+    this.#onRoom = undefined;
   }
 }
 
@@ -43,7 +43,7 @@ export class Queue {
   #error;
   #budget;
 
-  /** Bytes that wait. */
+  /** Unread bytes. */
   size = 0;
 
   /** @param {Budget} [budget] */
@@ -52,7 +52,7 @@ export class Queue {
   }
 
   /**
-   * From now on what waits counts.
+   * Counts unread bytes in this budget from now on.
    * @param {Budget} budget
    */
   countIn(budget) {
@@ -77,7 +77,7 @@ export class Queue {
   }
 
   /**
-   * Nothing follows. What waits is still read, then iteration ends, or throws `error` once.
+   * Ends the queue. Its items can still be read, then iteration ends, or throws `error` once.
    * @param {unknown} [error]
    */
   end(error) {
@@ -90,7 +90,7 @@ export class Queue {
     }
   }
 
-  /** Drops what waits, and ends. */
+  /** Drops all items and ends the queue. */
   discard() {
     this.#count(-this.size);
     this.#items = [];
@@ -100,13 +100,13 @@ export class Queue {
   }
 
   /**
-   * The next item, as soon as there is one; `undefined` at the end.
+   * Waits for the next item and removes it; `undefined` at the end.
    * @returns {Promise<T | undefined>}
    */
   take() {
     const next = this.#items[this.#head];
     if (next) {
-      // Not shift(): it moves all that follow.
+      // Not shift(), which moves all later items.
       this.#items[this.#head] = undefined;
       this.#head += 1;
       if (this.#head > 1024 && this.#head > this.#items.length / 2) {

@@ -1,4 +1,4 @@
-// A message on its way into the log: sent again after each reconnect until it is seen to be there.
+// A message that is sent again after each reconnect until the log contains it.
 
 import { encodeMessage } from './frames.js';
 
@@ -27,12 +27,12 @@ export class Request {
   #reject = () => {};
 
   /**
-   * The log's head when the message was sent first: it comes after this. `undefined` while it was not sent.
+   * The log's head when the message was first sent, after which it will appear; `undefined` until then.
    * @type {number | undefined}
    */
   sentAfter;
   /**
-   * Its number in the log; `undefined` while it was not seen there.
+   * The message's number in the log; `undefined` until its entry is received.
    * @type {number | undefined}
    */
   seq;
@@ -56,14 +56,14 @@ export class Request {
       version: '5.3',
     };
     this.bytes = encodeMessage(channel, [header, parentHeader, metadata, content], buffers);
-    /** The cursor of the message in the log, once it is there. */
+    /** Resolves to the cursor of the message once it is in the log. */
     this.logged = /** @type {Promise<string>} */ (
       new Promise((resolve, reject) => {
         this.#resolve = resolve;
         this.#reject = reject;
       })
     );
-    // Not everybody waits for it.
+    // A caller that ignores this promise must not cause an unhandled rejection.
     this.logged.catch(() => {});
   }
 

@@ -1,5 +1,5 @@
-// Connections that break anywhere: at every byte of either direction, and at random together with all else that can
-// happen. SEED=number repeats a random run.
+// Connections that break at every byte in either direction, and at random combined with other faults. SEED=number
+// repeats a random run.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -9,7 +9,7 @@ import { encodeEntry } from './mock-gateway.js';
 /** @typedef {import('kernelmux-client').Entry} Entry */
 
 /**
- * A client that runs something through `plan`, and gets all of it, once.
+ * Runs code over connections that are cut according to `plan`, and checks that everything arrives once.
  * @param {any} WebSocket
  * @param {import('./cutting-proxy.js').CuttingProxy['plan']} plan
  */
@@ -33,7 +33,7 @@ async function runThrough(WebSocket, plan) {
       [1, 3, 4, 5, 6, 7],
     );
     assert.deepEqual(gaps, [{ first: 2, last: 2 }]);
-    assert.equal(gateway.handed.size, 1);
+    assert.equal(gateway.accepted.size, 1);
     assert.deepEqual(
       messages.map((message) => message.seq),
       [4, 5, 6, 7],
@@ -46,11 +46,11 @@ async function runThrough(WebSocket, plan) {
 
 for (const [name, WebSocket] of IMPLEMENTATIONS) {
   for (const way of /** @type {const} */ (['down', 'up'])) {
-    test(`${name}: the first connection cut at every byte, ${way}`, { timeout: 120_000 }, async () => {
+    test(`${name}: nothing is lost by a first cut at any byte, ${way}`, { timeout: 120_000 }, async () => {
       const total = (await runThrough(WebSocket, () => ({})))[way];
       assert.ok(total > 500);
       const positions = Array.from({ length: total + 1 }, (_, i) => i);
-      // Some side by side: most of the time is spent waiting.
+      // In parallel, because most of the time is spent waiting.
       const worker = async () => {
         for (let at = positions.shift(); at !== undefined; at = positions.shift()) {
           const cut = at;
@@ -64,11 +64,11 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
     });
   }
 
-  test(`${name}: every connection cut, each a little later`, { timeout: 60_000 }, async () => {
+  test(`${name}: nothing is lost by cuts of every connection, each a little later`, { timeout: 60_000 }, async () => {
     await runThrough(WebSocket, (n) => ({ down: n * 7, up: n * 5 + 200 }));
   });
 
-  test(`${name}: chaos`, { timeout: 120_000 }, async () => {
+  test(`${name}: nothing is lost under random faults`, { timeout: 120_000 }, async () => {
     const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
     console.log(`SEED=${seed}`);
     try {
@@ -81,7 +81,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
 }
 
 /**
- * A kernel that talks, a client that runs code, and a network and a gateway that do at random what they may do.
+ * A kernel that prints, a client that runs code, and random faults of the network and the gateway.
  * @param {any} WebSocket
  * @param {() => number} random
  */
@@ -110,7 +110,7 @@ async function chaos(WebSocket, random) {
 
     const options = { url: proxy.url, helloMs: 100, silenceMs: 300, maxWaitingBytes: 3000 };
     let kernel = client({ ...options, resume: 'start' });
-    /** What was seen of the log: an entry's msg_id, or null for a gap. @type {(string | null)[]} */
+    /** The received log: each entry's msg_id, or null in a gap. @type {(string | null)[]} */
     const seen = [];
     const watch = () =>
       kernel.on('gap', ({ first, last }) => {
@@ -126,7 +126,7 @@ async function chaos(WebSocket, random) {
       try {
         assert.equal(streamText(await collect(kernel.execute(code))), code);
       } catch (/** @type {any} */ error) {
-        // A gap may hide the end of a run: that is told, and the log shows what came of it.
+        // A gap may contain the end of an execution, which then fails.
         if (error.code === 'gap' || error.code === 'closed') return undefined;
         if (error instanceof RangeError) runs.push(code);
         else return error;
@@ -147,9 +147,9 @@ async function chaos(WebSocket, random) {
             clearInterval(talking);
             gateway.end();
           }
-          if (chance(0.01)) continue reading; // breaks off, and reads on
+          if (chance(0.01)) continue reading; // leaves the loop and reads again
           if (!calm && chance(0.01)) {
-            // Another page goes on.
+            // Another client continues at the cursor.
             const { cursor } = kernel;
             kernel.close();
             kernel = client({ ...options, resume: cursor });

@@ -1,16 +1,16 @@
-// A TCP proxy that ends a connection after so many bytes.
+// A TCP proxy that cuts each connection after a given number of bytes.
 
 import { once } from 'node:events';
 import { connect, createServer } from 'node:net';
 
 export class CuttingProxy {
   connections = 0;
-  /** Bytes from the server, seen on all connections. */
+  /** Bytes from the server on all connections. */
   down = 0;
-  /** Bytes from the client. */
+  /** Bytes from the client on all connections. */
   up = 0;
   /**
-   * After how many bytes of either direction connection n is cut.
+   * The number of bytes in each direction after which connection n is cut.
    * @type {(n: number) => {down?: number, up?: number}}
    */
   plan = () => ({});
@@ -41,7 +41,7 @@ export class CuttingProxy {
         const part = data.subarray(0, left);
         left -= part.length;
         this[way] += part.length;
-        // What was written is delivered before the end: the cut is exactly there.
+        // end() delivers the written bytes first, so the cut is exact.
         if (left > 0) {
           if (!to.write(part)) {
             from.pause();
@@ -74,7 +74,7 @@ export class CuttingProxy {
     return `http://127.0.0.1:${port}`;
   }
 
-  /** Ends every connection that there is. */
+  /** Cuts all connections. */
   cut() {
     for (const socket of this.#sockets) socket.destroy();
   }

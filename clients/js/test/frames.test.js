@@ -10,7 +10,7 @@ const EPOCH = 'a'.repeat(32);
 /** @param {Buffer} buffer */
 const bytes = (buffer) => new Uint8Array(buffer).buffer;
 
-test('an entry is read as it was written', () => {
+test('an entry is decoded as it was encoded', () => {
   const message = {
     channel: 'stdin',
     header: { msg_id: 'x', msg_type: 'input_request' },
@@ -26,7 +26,7 @@ test('an entry is read as it was written', () => {
   );
 });
 
-test('an entry that came from another realm is read', () => {
+test('an entry from another realm is decoded', () => {
   const written = encodeEntry(1, { header: { msg_id: 'x' } });
   const foreign = runInNewContext('new ArrayBuffer(length)', { length: written.length });
   new Uint8Array(foreign).set(written);
@@ -34,7 +34,7 @@ test('an entry that came from another realm is read', () => {
   assert.equal(new Frame(foreign, EPOCH).header.msg_id, 'x');
 });
 
-test('a message is written as the protocol has it', () => {
+test('a message is encoded as specified', () => {
   const objects = [{ msg_id: 'x' }, { msg_id: 'p' }, { é: 1 }, { code: '🦀' }];
   const words = new Uint16Array([1, 2, 3]).subarray(1);
   const { channel, buffers, ...rest } = decodeMessage(Buffer.from(encodeMessage('shell', objects, [words])));
@@ -43,7 +43,7 @@ test('a message is written as the protocol has it', () => {
   assert.deepEqual(buffers, [Buffer.from([2, 0, 3, 0])]);
 });
 
-test('parts that are no JSON objects are told, and the rest is read', () => {
+test('parts that are not JSON objects are reported and the others decoded', () => {
   const message = { header: { msg_type: 'x' }, metadata: [1], content: Buffer.from('{"value": NaN}') };
   const entry = new Frame(bytes(encodeEntry(1, message)), EPOCH).entry();
   assert.deepEqual(entry.content, {});
@@ -52,7 +52,7 @@ test('parts that are no JSON objects are told, and the rest is read', () => {
   assert.deepEqual(entry.malformed?.sort(), ['content', 'metadata']);
 });
 
-test('whatever the bytes, a frame is read or refused with a ProtocolError', () => {
+test('any bytes are decoded or refused with a ProtocolError', () => {
   const good = encodeEntry(1, { header: { msg_id: 'x' }, content: { a: 1 }, buffers: [Buffer.from('b')] });
   const bad = [];
   for (let length = 0; length < good.length; length++) bad.push(good.subarray(0, length));

@@ -1,4 +1,4 @@
-// The client against the real gateway and a real kernel, through a proxy that cuts.
+// The client with the real gateway and a real kernel, through a proxy that cuts connections.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
@@ -37,7 +37,7 @@ async function withKernel(body) {
 
 const options = { skip, timeout: 120_000 };
 
-// The reply, on another channel, may come before the last outputs; the status idle does not.
+// The end of an execution's output. The reply uses another channel and may arrive before the last outputs.
 /** @param {import('kernelmux-client').Entry} entry */
 const isIdle = ({ header, content }) => header.msg_type === 'status' && content.execution_state === 'idle';
 
@@ -49,7 +49,7 @@ after(async () => {
   if (!skip) await gateway.remove();
 });
 
-test('code runs, is watched by another client, and ends with the kernel', options, () =>
+test('another client receives all messages of an execution up to the end of the kernel', options, () =>
   withKernel(async ({ id, client }) => {
     const watching = collect(client({ resume: 'start' }).entries());
     const kernel = client();
@@ -75,7 +75,7 @@ test('code runs, is watched by another client, and ends with the kernel', option
     assert.deepEqual(mine, messages);
   }));
 
-test('through hundreds of cuts, nothing is missing and nothing twice', options, () =>
+test('nothing is lost or repeated over hundreds of cuts', options, () =>
   withKernel(async ({ proxy, client }) => {
     const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
     console.log(`SEED=${seed}`);
@@ -96,7 +96,7 @@ test('through hundreds of cuts, nothing is missing and nothing twice', options, 
     for (let i = 0; i < 11; i++) {
       const code = `for i in range(200): print(${i}, i, end=";", flush=True)`;
       outputs.push(run(code));
-      // Some one after another, some queued.
+      // Waits for about half of the executions; the others are queued.
       if (random() < 0.5) await outputs.at(-1);
     }
     const expected = (/** @type {number} */ i) => Array.from({ length: 200 }, (_, k) => `${i} ${k};`).join('');
@@ -113,7 +113,7 @@ test('through hundreds of cuts, nothing is missing and nothing twice', options, 
     assert.ok(proxy.connections > 10, `${proxy.connections} connections`);
   }));
 
-test('another page goes on from the cursor', options, () =>
+test('another client continues at the cursor', options, () =>
   withKernel(async ({ client }) => {
     const one = client({ resume: 'start' });
     const { msgId } = one.execute('for i in range(1000): print(i, end=";", flush=True)');
@@ -132,7 +132,7 @@ test('another page goes on from the cursor', options, () =>
     assert.equal(text, Array.from({ length: 1000 }, (_, i) => `${i};`).join(''));
   }));
 
-test('a slow reader of much output gets all of it', options, () =>
+test('a slow reader receives all of a large output', options, () =>
   withKernel(async ({ client }) => {
     const talking = client().execute('for i in range(1000): print("x" * 9999)');
     await collect(talking);
@@ -145,20 +145,20 @@ test('a slow reader of much output gets all of it', options, () =>
       const { parent_header, header, content } = entry;
       if (parent_header.msg_id === talking.msgId && isIdle(entry)) break;
       if (parent_header.msg_id === talking.msgId && header.msg_type === 'stream') length += content.text.length;
-      // Lets what has arrived be received.
+      // Lets pending frames be received.
       await new Promise((resolve) => setTimeout(resolve));
     }
     assert.equal(length, 10_000_000);
   }));
 
-test('what there is not, is told', options, () =>
+test('a wrong token and an unknown kernel are reported', options, () =>
   withKernel(async ({ client }) => {
     await assert.rejects(collect(client({ token: 'wrong' }).entries()), { code: 'unauthorized' });
     const kernelId = '00000000-0000-0000-0000-000000000000';
     await assert.rejects(collect(client({ kernelId }).entries()), { code: 'not-found' });
   }));
 
-test('the same session elsewhere takes over', options, () =>
+test('a second connection of a session replaces the first', options, () =>
   withKernel(async ({ client }) => {
     const one = client({ session: 'the-same' });
     const reading = assert.rejects(collect(one.entries()), { code: 'replaced' });
@@ -167,7 +167,7 @@ test('the same session elsewhere takes over', options, () =>
     await reading;
   }));
 
-test('a kernel that dies ends what it ran; the next execution runs', options, () =>
+test('an execution fails when its kernel dies, and the next one runs', options, () =>
   withKernel(async ({ client }) => {
     const kernel = client();
     const execution = kernel.execute('import os; print("before", flush=True); os._exit(3)');
@@ -176,7 +176,7 @@ test('a kernel that dies ends what it ran; the next execution runs', options, ()
   }));
 
 for (const signal of /** @type {const} */ (['SIGKILL', 'SIGTERM'])) {
-  test(`the gateway ended by ${signal} and started again: the log goes on`, options, () =>
+  test(`the log continues after the gateway is ended by ${signal} and restarted`, options, () =>
     withKernel(async ({ client }) => {
       const kernel = client({ resume: 'start' });
       const entries = [];
@@ -189,7 +189,7 @@ for (const signal of /** @type {const} */ (['SIGKILL', 'SIGTERM'])) {
       const broken = event(kernel, 'state');
       await gateway.end(signal);
       assert.equal((await broken).state, 'waiting');
-      // Asked while there is no gateway.
+      // Sent while no gateway runs.
       const execution = kernel.execute('print(a + 1)');
       await gateway.start();
       assert.equal(streamText(await collect(execution)), '42\n');

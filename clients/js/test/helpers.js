@@ -7,14 +7,14 @@ import { MockGateway, TOKEN } from './mock-gateway.js';
 /** @typedef {import('kernelmux-client').Entry} Entry */
 
 /**
- * The implementations there are: of the package ws, and of Node itself where it has one.
+ * The WebSocket implementations: that of the package ws, and that of Node if it has one.
  * @type {[string, import('kernelmux-client').KernelConnectionOptions['WebSocket']][]}
  */
 export const IMPLEMENTATIONS = [['ws', Ws]];
 if (globalThis.WebSocket) IMPLEMENTATIONS.push(['built-in', globalThis.WebSocket]);
 
 /**
- * Runs `test` with a gateway, and ends all that it made.
+ * Runs `test` with a gateway, and stops everything it created.
  * @param {(made: {gateway: MockGateway, proxy: CuttingProxy, client: (options?: any) => KernelConnection}) =>
  *   Promise<void>} test
  * @param {any} [WebSocket]
@@ -50,7 +50,7 @@ export async function withGateway(test, WebSocket = Ws) {
 }
 
 /**
- * What `iterable` yields, up to and including the first for which `last` is true; else to its end.
+ * The items of `iterable` up to and including the first for which `last` is true, or to its end.
  * @template T
  * @param {AsyncIterable<T>} iterable
  * @param {(item: T) => boolean} [last]
@@ -99,7 +99,7 @@ export function streamText(entries) {
 }
 
 /**
- * Random numbers that a seed decides (mulberry32).
+ * A random number generator with a seed (mulberry32).
  * @param {number} seed
  */
 export function seeded(seed) {

@@ -1,5 +1,5 @@
-// A gateway that does what a test says, with a kernel that says what it is asked to. Written from
-// docs/resume-protocol.md, and not with the client's code: what both got wrong would pass.
+// A gateway and a kernel that tests script. Written from docs/src/resume-protocol.md without the client's code, so that an
+// error common to both is found.
 
 import { once } from 'node:events';
 import { createServer } from 'node:http';
@@ -33,7 +33,7 @@ export function encodeEntry(seq, { channel = 'iopub', header, parent_header, met
 export function decodeMessage(bytes) {
   const count = Number(bytes.readBigUInt64LE(0));
   const offsets = Array.from({ length: count }, (_, i) => Number(bytes.readBigUInt64LE(8 * (i + 1))));
-  if (offsets[0] !== 8 * (count + 1) || offsets.at(-1) !== bytes.length) throw new Error('no message');
+  if (offsets[0] !== 8 * (count + 1) || offsets.at(-1) !== bytes.length) throw new Error('not a message');
   const parts = offsets.slice(1).map((end, i) => bytes.subarray(offsets[i], end));
   const [header, parent_header, metadata, content] = parts.slice(1, 5).map((part) => JSON.parse(part.toString()));
   return { channel: parts[0].toString(), header, parent_header, metadata, content, buffers: parts.slice(5) };
@@ -43,24 +43,24 @@ let ids = 0;
 
 export class MockGateway {
   epoch = 'a'.repeat(32);
-  /** By seq - 1; null: a gap. @type {(Partial<Message> | null)[]} */
+  /** Entries by seq - 1; null is a gap. @type {(Partial<Message> | null)[]} */
   log = [];
   earliest = 1;
-  /** Whether the kernel is gone. */
+  /** Whether the kernel has ended. */
   ended = false;
-  /** The requests that the kernel was handed. @type {Set<string>} */
-  handed = new Set();
-  /** How many came, also again. */
+  /** The `msg_id`s of requests passed to the kernel. @type {Set<string>} */
+  accepted = new Set();
+  /** The number of received requests, including repeated ones. */
   arrivals = 0;
   connections = 0;
   probes = 0;
-  /** Answers a handshake with a status, where it returns one. @type {(n: number) => number | undefined} */
+  /** Returns a status to refuse a handshake, or a probe (n = -1). @type {(n: number) => number | undefined} */
   refuse = () => undefined;
-  /** Takes a connection over, where it returns true. @type {(socket: Socket, n: number, resume: string) => boolean} */
+  /** Returns true to handle a connection itself. @type {(socket: Socket, n: number, resume: string) => boolean} */
   script = () => false;
-  /** What is sent in place of a frame. @type {(frame: Buffer | string, n: number) => (Buffer | string)[]} */
+  /** Returns the frames to send instead of one. @type {(frame: Buffer | string, n: number) => (Buffer | string)[]} */
   mangle = (frame) => [frame];
-  /** What the kernel does with a request. @type {(request: Message, gateway: MockGateway) => void} */
+  /** Handles a request as the kernel. @type {(request: Message, gateway: MockGateway) => void} */
   kernel = (request) => {
     if (request.channel === 'shell') this.reply(request);
   };
@@ -126,7 +126,7 @@ export class MockGateway {
     }
   }
 
-  /** @param {Partial<Message> | null} message null: a gap */
+  /** @param {Partial<Message> | null} message null for a gap */
   append(message) {
     this.log.push(message);
     for (const wake of this.#readers) wake();
@@ -213,8 +213,8 @@ export class MockGateway {
       return;
     }
     const id = message.header.msg_id;
-    if (this.handed.has(id)) return;
-    this.handed.add(id);
+    if (this.accepted.has(id)) return;
+    this.accepted.add(id);
     this.append(message);
     this.kernel(message, this);
   }

@@ -1,4 +1,4 @@
-// The client against a scripted gateway: what it must do at each thing that a gateway or a network can do.
+// The client with a scripted gateway: its reaction to everything that a gateway or a network can do.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -47,7 +47,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
       await assert.rejects(kernel.send('shell', 'kernel_info_request').logged, failsWith('kernel-ended'));
     }, WebSocket));
 
-  test(`${name}: connects again after a broken connection, a stopping gateway, an unreadable log`, () =>
+  test(`${name}: reconnects after a broken connection, a stopping gateway and an unreadable log`, () =>
     withGateway(async ({ gateway, client }) => {
       const kernel = client({ resume: 'start' });
       /** @type {Entry[]} */
@@ -79,13 +79,13 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
         await assert.rejects(logged, failsWith(code));
         assert.equal(gateway.connections, 1);
         assert.equal(kernel.state, 'failed');
-        // Also for who asks later.
+        // Later requests fail in the same way.
         await assert.rejects(collect(kernel.entries()), failsWith(code));
         await assert.rejects(kernel.execute('1').reply, failsWith(code));
       }, WebSocket));
   }
 
-  test(`${name}: a handshake refused with 503, or not answered, is tried again`, () =>
+  test(`${name}: a handshake that is refused with 503 or not answered is retried`, () =>
     withGateway(async ({ gateway, proxy, client }) => {
       gateway.refuse = (n) => (n < 3 ? 503 : undefined);
       proxy.plan = (n) => (n < 4 ? { down: 0 } : {});
@@ -101,7 +101,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
     [1002, 'refused'],
     [1009, 'refused'],
   ])) {
-    test(`${name}: a connection closed with ${code} is not made again`, () =>
+    test(`${name}: a connection closed with ${code} is not retried`, () =>
       withGateway(async ({ gateway, client }) => {
         const kernel = client();
         const reading = assert.rejects(collect(kernel.entries()), failsWith(expected));
@@ -113,10 +113,10 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
       }, WebSocket));
   }
 
-  test(`${name}: what is silent is dead; a frame that only says alive is not silence`, () =>
+  test(`${name}: a silent connection is dead, unless alive frames arrive`, () =>
     withGateway(async ({ gateway, client }) => {
-      // Steps, and not numbers of connections: on a busy machine one more may be given up. And so long a silence that
-      // what comes all the time is heard there.
+      // The test counts steps instead of connections, because on a busy machine one more connection may time out. The
+      // timeouts are long enough for frequent frames to arrive in time.
       let step = 'no hello';
       gateway.script = (socket) => {
         if (step === 'alive') setInterval(() => socket.send('{"type":"alive"}'), 20).unref();
@@ -129,13 +129,13 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
       await event(kernel, 'state', ({ reason }) => reason.includes('1.5'));
       step = 'alive';
       await event(kernel, 'hello');
-      // Where this process itself stood still for so long, once more.
+      // Retries, in case this process itself was paused for longer than the timeout.
       let lasts = false;
       for (let tries = 0; !lasts && tries < 5; tries++) {
         const later = new Promise((resolve) => setTimeout(resolve, 3000));
         lasts = await Promise.race([event(kernel, 'state').then(() => false), later.then(() => true)]);
       }
-      assert.ok(lasts, 'what only says alive was taken for silence');
+      assert.ok(lasts, 'a connection with alive frames timed out');
       const ended = event(kernel, 'state', ({ state }) => state === 'ended');
       gateway.publish('stream', {});
       gateway.end();
@@ -143,7 +143,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
       await ended;
     }, WebSocket));
 
-  test(`${name}: a slow reader gets all, and little waits in memory`, () =>
+  test(`${name}: a slow reader receives everything with bounded memory`, () =>
     withGateway(async ({ gateway, client }) => {
       const text = 'x'.repeat(10_000);
       for (let i = 0; i < 1000; i++) gateway.publish('stream', { text });
@@ -154,7 +154,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
       const entries = [];
       for await (const entry of kernel.entries()) {
         entries.push(entry);
-        // Lets what has arrived be received.
+        // Lets pending frames be received.
         await new Promise((resolve) => setImmediate(resolve));
       }
       assertSeqs(entries, 1, 1000);
@@ -162,7 +162,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
     }, WebSocket));
 }
 
-test('a WebSocket that says nothing of the subprotocol is not kernelmux', () =>
+test('a connection without the subprotocol fails as not-kernelmux', () =>
   withGateway(async ({ gateway, client }) => {
     class Lax extends Ws {
       /** @param {string} url */
@@ -176,7 +176,7 @@ test('a WebSocket that says nothing of the subprotocol is not kernelmux', () =>
     await assert.rejects(collect(client().entries()), failsWith('not-found'));
   }));
 
-test('options that make no sense are refused', () => {
+test('invalid options are refused', () => {
   const options = { url: 'http://127.0.0.1:1/', kernelId: 'k', WebSocket: Ws };
   for (const resume of ['', 'HEAD', '4711', `${EPOCH}:`, `${EPOCH}:-1`, `${EPOCH}:01`, `${EPOCH}:99999999999999999`]) {
     assert.throws(() => new KernelConnection({ ...options, resume }), TypeError);
@@ -184,7 +184,7 @@ test('options that make no sense are refused', () => {
   for (const url of ['ftp://x/', 'nonsense']) assert.throws(() => new KernelConnection({ ...options, url }), TypeError);
 });
 
-test('a cursor goes on elsewhere', () =>
+test('another client continues at a cursor', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 10);
     const one = client({ resume: 'start' });
@@ -196,7 +196,7 @@ test('a cursor goes on elsewhere', () =>
     assertSeqs(await collect(client({ resume: cursor }).entries()), 5, 10);
   }));
 
-test('after a break the next reader goes on there, also when other messages were read meanwhile', () =>
+test('after a break the next reader continues there, even if messages were received since', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 10);
     const kernel = client({ resume: 'start' });
@@ -214,7 +214,7 @@ test('after a break the next reader goes on there, also when other messages were
     assert.deepEqual(await collect(kernel.entries()), []);
   }));
 
-test('one reader at a time', () =>
+test('a second concurrent reader is refused', () =>
   withGateway(async ({ client }) => {
     const kernel = client();
     kernel.entries();
@@ -222,16 +222,16 @@ test('one reader at a time', () =>
   }));
 
 for (const [name, mangle] of /** @type {[string, (seq: number, frame: Buffer) => (Buffer | string)[]][]} */ ([
-  ['twice', (_, frame) => [frame, frame]],
+  ['sent twice', (_, frame) => [frame, frame]],
   ['left out', () => []],
-  ['of an earlier number', (seq) => [encodeEntry(seq - 1, {})]],
-  ['that is no entry', () => [Buffer.from('nonsense')]],
-  ['with text that is no JSON', (_, frame) => ['{', frame]],
-  ['with a second hello', (_, frame) => [`{"type":"hello","epoch":"${EPOCH}","from":0,"head":9,"earliest":1}`, frame]],
-  ['with a gap of another place', (_, frame) => ['{"type":"gap","first":1,"last":1}', frame]],
-  ['with a gap that goes backwards', (seq, frame) => [`{"type":"gap","first":${seq},"last":0}`, frame]],
+  ['with an earlier number', (seq) => [encodeEntry(seq - 1, {})]],
+  ['that is malformed', () => [Buffer.from('nonsense')]],
+  ['after invalid JSON', (_, frame) => ['{', frame]],
+  ['after a second hello', (_, frame) => [`{"type":"hello","epoch":"${EPOCH}","from":0,"head":9,"earliest":1}`, frame]],
+  ['after a gap at another position', (_, frame) => ['{"type":"gap","first":1,"last":1}', frame]],
+  ['after a gap that goes backwards', (seq, frame) => [`{"type":"gap","first":${seq},"last":0}`, frame]],
 ])) {
-  test(`an entry ${name}: a broken connection`, () =>
+  test(`an entry ${name} breaks the connection`, () =>
     withGateway(async ({ gateway, client }) => {
       fill(gateway, 6);
       gateway.end();
@@ -258,7 +258,7 @@ test('unknown types and members are ignored', () =>
     assert.equal(gateway.connections, 1);
   }));
 
-test('a first frame that is no hello, or a hello of another place, is a broken connection', () =>
+test('a first frame other than a valid hello breaks the connection', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 3);
     gateway.end();
@@ -280,7 +280,7 @@ test('a first frame that is no hello, or a hello of another place, is a broken c
     assert.equal(gateway.connections, frames.length + 1);
   }));
 
-test('gaps are told where they are', () =>
+test('gaps are reported in order with the entries', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 2);
     gateway.append(null);
@@ -300,7 +300,7 @@ test('gaps are told where they are', () =>
     assert.deepEqual(seen, expected);
   }));
 
-test('a place that is not there any more is told before what follows', () =>
+test('a lost position is reported before the entries that follow', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 6);
     gateway.earliest = 4;
@@ -311,7 +311,7 @@ test('a place that is not there any more is told before what follows', () =>
     for await (const entry of kernel.entries()) {
       seen.push(entry.cursor.slice(-2));
       if (entry.seq === 6 && entry.cursor.startsWith('a')) {
-        // The end of the log is lost.
+        // The log loses its last entry.
         gateway.log.length = 5;
         gateway.disconnect();
         await event(kernel, 'hello');
@@ -329,11 +329,11 @@ test('a place that is not there any more is told before what follows', () =>
     assert.equal(late.cursor, `${'b'.repeat(32)}:5`);
   }));
 
-test('what was in flight when entries were lost fails; what was sent after them does not', () =>
+test('requests in flight at a gap fail and later ones do not', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 5);
     gateway.log[2] = null;
-    // The old gap is behind us when this is sent, though it comes later.
+    // This request is sent before the old gap is received, but its entry comes after the gap.
     const kernel = client({ resume: 'start' });
     await kernel.execute('fine').reply;
     gateway.kernel = ({ header }) => gateway.publish('status', { execution_state: 'busy' }, header);
@@ -348,7 +348,7 @@ test('what was in flight when entries were lost fails; what was sent after them 
     assert.equal(messages.length, 1);
   }));
 
-test('a gap that is read once more loses nothing that was received', () =>
+test('a gap in entries that are read again does not fail executions', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 3);
     const kernel = client({ resume: 'start' });
@@ -357,7 +357,7 @@ test('a gap that is read once more loses nothing that was received', () =>
     const execution = kernel.execute('go on');
     const messages = execution[Symbol.asyncIterator]();
     assert.equal((await messages.next()).value?.seq, 5);
-    // The request among them, and a message that came of it.
+    // These entries include the request and one of its messages.
     gateway.log.fill(null, 0, 5);
     gateway.earliest = 6;
     const reading = collect(kernel.entries(), ({ seq }) => seq === 7);
@@ -368,9 +368,9 @@ test('a gap that is read once more loses nothing that was received', () =>
     assert.equal((await messages.next()).value?.seq, 7);
   }));
 
-test('a message is sent again until it is in the log, and runs once', () =>
+test('a message is sent again until it is in the log and runs once', () =>
   withGateway(async ({ gateway, client }) => {
-    // Entries reach nobody before the third connection.
+    // No entries are sent before the third connection.
     gateway.mangle = (frame, n) => (n < 2 && typeof frame !== 'string' ? [] : [frame]);
     const kernel = client({ resume: 'start' });
     const execution = kernel.execute('once');
@@ -380,7 +380,7 @@ test('a message is sent again until it is in the log, and runs once', () =>
     }
     await execution.reply;
     assert.ok(gateway.arrivals >= 2);
-    assert.equal(gateway.handed.size, 1);
+    assert.equal(gateway.accepted.size, 1);
   }));
 
 test('nothing is sent before the hello', () =>
@@ -396,7 +396,7 @@ test('nothing is sent before the hello', () =>
     assert.equal(streamText(await collect(client().execute('x'))), 'x');
   }));
 
-test('a message on another channel with the same id is not taken for ours', () =>
+test('control messages with buffers are logged', () =>
   withGateway(async ({ gateway, client }) => {
     gateway.kernel = () => {};
     const kernel = client();
@@ -406,7 +406,7 @@ test('a message on another channel with the same id is not taken for ours', () =
     assert.deepEqual(gateway.log[0]?.buffers, [Buffer.from([1])]);
   }));
 
-test('questions are answered', () =>
+test('input requests can be answered', () =>
   withGateway(async ({ gateway, client }) => {
     /** @type {any} */
     let request;
@@ -436,7 +436,7 @@ for (const [msgType, content] of /** @type {const} */ ([
   ['status', { execution_state: 'dead' }],
   ['kernelmux_lifecycle', { event: 'restarting' }],
 ])) {
-  test(`executions end at ${msgType} ${JSON.stringify(content)}`, () =>
+  test(`executions fail at ${msgType} ${JSON.stringify(content)}`, () =>
     withGateway(async ({ gateway, client }) => {
       gateway.kernel = () => {};
       const kernel = client();
@@ -451,7 +451,7 @@ for (const [msgType, content] of /** @type {const} */ ([
     }));
 }
 
-test('an execution fails with the end of the kernel, and with close()', () =>
+test('executions fail at the end of the kernel and at close()', () =>
   withGateway(async ({ gateway, client }) => {
     gateway.kernel = () => {};
     const closed = client();
@@ -470,7 +470,7 @@ test('an execution fails with the end of the kernel, and with close()', () =>
     await assert.rejects(two.reply, failsWith('kernel-ended'));
   }));
 
-test('a signal closes, before and during', () =>
+test('an abort signal closes the client, before and during a connection', () =>
   withGateway(async ({ gateway, client }) => {
     const before = client({ signal: AbortSignal.abort() });
     assert.equal(before.state, 'closed');
@@ -484,7 +484,7 @@ test('a signal closes, before and during', () =>
     assert.deepEqual(await reading, []);
   }));
 
-test('a signal closes a client that reads once more what it had left', () =>
+test('an abort signal closes a client that reads entries again', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 3);
     const abort = new AbortController();
@@ -515,7 +515,7 @@ test('close() ends a pause, a handshake and a probe', () =>
     }
   }));
 
-test('an execution that nobody reads does not stop the others', () =>
+test('an unread execution does not block the others', () =>
   withGateway(async ({ gateway, client }) => {
     gateway.kernel = (request) => {
       for (let i = 0; i < 20; i++) gateway.publish('stream', { text: 'x'.repeat(10_000) }, request.header);
@@ -532,12 +532,12 @@ test('an execution that nobody reads does not stop the others', () =>
     }
     assert.equal(streamText(text).length, 200_004);
     await assert.rejects(collect(unread), failsWith('unread'));
-    // One that is left half-way neither.
+    // Nor does one whose reader leaves early.
     await collect(kernel.execute('left'), () => true);
     await kernel.execute('last').reply;
   }));
 
-test('what waits to be sent is bounded', () =>
+test('unsent messages are bounded', () =>
   withGateway(async ({ gateway, client }) => {
     gateway.refuse = () => 503;
     const kernel = client({ maxWaitingBytes: 10_000 });
@@ -546,10 +546,10 @@ test('what waits to be sent is bounded', () =>
     kernel.send('shell', 'kernel_info_request');
   }));
 
-test('a handshake of its own that was late does not end a client', () =>
+test('a late handshake of the same client does not end it', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 1);
-    // Connection 0 is given up without a hello; the gateway comes to it after the next one and closes that.
+    // Connection 0 times out without a hello. The gateway processes it after the next connection and closes that one.
     let closing = true;
     gateway.script = (socket, n, resume) => {
       if (n > 0 && closing) {
@@ -567,7 +567,7 @@ test('a handshake of its own that was late does not end a client', () =>
     assertSeqs(await reading, 1, 1);
   }));
 
-test('nor does one that was given up to go back', () =>
+test('a late handshake abandoned by a new reader does not end the client', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 3);
     let late = true;
@@ -591,7 +591,7 @@ test('nor does one that was given up to go back', () =>
     assert.equal((await event(kernel, 'state', ({ state }) => ['ended', 'failed'].includes(state))).state, 'ended');
   }));
 
-test('an option that is undefined is one that is not given', () =>
+test('undefined options have their defaults', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 1);
     gateway.refuse = (n) => (n < 2 ? 503 : undefined);
@@ -614,7 +614,7 @@ test('pauses grow until a frame comes after the hello', () =>
     assert.ok(Date.now() - began >= 248, `${Date.now() - began} ms`);
   }));
 
-test("a listener's error is its own", () =>
+test("a listener's error does not affect the connection", () =>
   withGateway(async ({ gateway, client }) => {
     /** @type {unknown[]} */
     const errors = [];

@@ -1,4 +1,4 @@
-// The real gateway as a process. KERNELMUX_GATEWAY is its binary; it must find the kernelspec python3.
+// The real gateway as a process. KERNELMUX_GATEWAY is its binary. It needs the kernelspec python3.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const binary = process.env.KERNELMUX_GATEWAY;
-/** Why tests with the real gateway cannot run; in CI that fails. */
+/** The reason to skip tests with the real gateway, or false. In CI, a reason is an error. */
 export const skip = binary ? false : 'KERNELMUX_GATEWAY is not set';
 if (skip && process.env.CI) throw new Error(skip);
 
@@ -18,9 +18,9 @@ export class RealGateway {
   /** @type {import('node:child_process').ChildProcess | undefined} */
   #child;
 
-  /** Starts it; after `end`: on the same port, with the same data. */
+  /** Starts the gateway. After `end`, it uses the same port and data. */
   async start() {
-    if (this.#runs) return this;
+    if (this.#isRunning) return this;
     this.home ||= await mkdtemp(join(tmpdir(), 'kernelmux-js-'));
     const args = ['--ip', '127.0.0.1', '--port', `${this.port}`, '--data-dir', join(this.home, 'data')];
     const child = spawn(/** @type {string} */ (binary), args, {
@@ -43,7 +43,7 @@ export class RealGateway {
     return this;
   }
 
-  get #runs() {
+  get #isRunning() {
     return this.#child?.exitCode === null && this.#child.signalCode === null;
   }
 
@@ -54,15 +54,15 @@ export class RealGateway {
   /** @param {NodeJS.Signals} signal */
   async end(signal) {
     const child = this.#child;
-    if (!child || !this.#runs) return;
+    if (!child || !this.#isRunning) return;
     const ended = new Promise((resolve) => child.once('exit', resolve));
     child.kill(signal);
     await ended;
   }
 
-  /** Ends it, its kernels, and what it kept. */
+  /** Ends the gateway and its kernels, and removes its data. */
   async remove() {
-    // A test that failed may have left none.
+    // A failed test may have left no running gateway.
     await this.start().catch(() => {});
     for (const { id } of await this.rest('GET', '/api/kernels')) await this.rest('DELETE', `/api/kernels/${id}`);
     await this.end('SIGINT');

@@ -1,4 +1,4 @@
-// Not run: `npm run check` sees here what a user of the types sees.
+// Only type-checked, by `npm run check`: uses the types as a user would.
 
 import { type Entry, Execution, KernelConnection, KernelConnectionError, type State } from 'kernelmux-client';
 import { WebSocket as Ws } from 'ws';

@@ -46,13 +46,13 @@ async fn check_token(
 ) -> Result<(), Box<Response>> {
     let given = given(headers, uri);
     if given.is_empty() {
-        let how = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
-        return Err(unauthorized(how));
+        let message = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
+        return Err(unauthorized(message));
     }
     let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
     // Locking out an address, which may be a proxy's, is justified only if tokens can be guessed.
     if let Some(wait) = locked_out.filter(|_| token.is_guessable()) {
-        let message = "too many wrong tokens came from this address; wait as long as Retry-After says";
+        let message = "too many wrong tokens from this address; wait for the time in Retry-After";
         let retry_after = [(header::RETRY_AFTER, wait.as_secs().max(1).to_string())];
         let refusal = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
         return Err(Box::new((retry_after, refusal).into_response()));
@@ -63,7 +63,7 @@ async fn check_token(
     if let Some(address) = address {
         sleep(wrong_tokens.count(address, Instant::now())).await;
     }
-    Err(unauthorized("the token is not the right one"))
+    Err(unauthorized("the token is wrong"))
 }
 
 fn unauthorized(message: &str) -> Box<Response> {
@@ -72,8 +72,7 @@ fn unauthorized(message: &str) -> Box<Response> {
     Box::new((challenge, refusal).into_response())
 }
 
-/// All tokens in the request. An empty `Authorization: token` or `?token=` does not count: clients without a token send
-/// those.
+/// All tokens in the request. Ignores an empty `Authorization: token` or `?token=`, which clients without a token send.
 fn given(headers: &HeaderMap, uri: &Uri) -> Vec<Vec<u8>> {
     let from_headers = headers
         .get_all(header::AUTHORIZATION)
@@ -103,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_token_counts_wherever_it_is() {
+    async fn the_token_is_accepted_in_the_header_and_in_the_query() {
         let (wrong_tokens, token) = (WrongTokens::default(), Token::new("s3cret/&").unwrap());
         let status = async |headers: &[&[u8]], uri: &str| {
             let mut map = HeaderMap::new();
@@ -121,7 +120,7 @@ mod tests {
             (&[b"Bearer s3cret/&"], "/"),
             (&[], "/?token=s3cret/%26"),
             (&[], "/?a=b&token=s3cret%2F%26"),
-            // A proxy may add a header of its own.
+            // A proxy may add credentials.
             (&[b"Basic dXNlcjpwYXNz"], "/?token=s3cret/%26"),
             (&[b"token"], "/?token=s3cret/%26"),
         ];

@@ -82,7 +82,7 @@ impl fmt::Display for BaseUrl {
 /// The text is not a valid base URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no base URL: write a path such as /jupyter/, without scheme, host, query, \"..\" or control characters"
+    "{0:?} is not a base URL: write a path such as /jupyter/, without scheme, host, query, \"..\" or control characters"
 )]
 pub struct InvalidBaseUrl(String);
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_below_however_it_is_encoded() {
+    fn paths_match_in_any_encoding() {
         let base_url: BaseUrl = "/user/jim@x".parse().unwrap();
         for (path, expected) in [
             ("/user/jim@x/api", Some("/api")),

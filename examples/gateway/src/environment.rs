@@ -61,7 +61,7 @@ impl Environment {
     }
 }
 
-/// Servers' tokens are never passed on, even if they are named.
+/// Whether the variable is passed on. Servers' tokens never are, even if they are named.
 fn is_taken(name: &str, client_envs: &[String]) -> bool {
     let is_named = || client_envs.iter().any(|named| named == "*" || named == name);
     !name.ends_with("_AUTH_TOKEN") && (name.starts_with("KERNEL_") || is_named())
@@ -83,7 +83,7 @@ fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
     // The limit of the request body bounds its length.
     if value.contains('\0') {
         return Err(ApiError::bad_request(format!(
-            "the environment variable {name} holds a NUL character, which no process can have"
+            "the environment variable {name} holds a NUL character, which no environment can have"
         )));
     }
     Ok(value)
@@ -117,7 +117,7 @@ fn existing_dir(text: &str) -> Option<PathBuf> {
     if !text.is_empty() {
         info!(
             working_dir = text,
-            "there is no such folder here; the kernel starts elsewhere"
+            "KERNEL_WORKING_DIR does not exist here; the kernel starts in another folder"
         );
     }
     None
@@ -150,7 +150,9 @@ mod tests {
     fn read(env: Value, client_envs: &[&str]) -> Result<Environment, String> {
         let mut options = GatewayOptions::new(Access::Open);
         options.client_envs = client_envs.iter().map(|name| (*name).to_owned()).collect();
-        let Value::Object(env) = env else { panic!("no object") };
+        let Value::Object(env) = env else {
+            panic!("env must be an object")
+        };
         Environment::read(&env, &options).map_err(|error| {
             assert_eq!(error.status(), 400);
             format!("{error:?}")
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_allowed_passes() {
+    fn only_allowed_variables_pass() {
         let env = json!({
             "KERNEL_X": "1", "LANG": "C", "PATH": "/bin", "KERNEL_AUTH_TOKEN": "no", "GIT_AUTH_TOKEN": "no",
             "kernel_y": "no", "OTHER": 7,
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_start_itself_takes() {
+    fn kernel_variables_set_the_start_options() {
         let dir = tempfile::tempdir().unwrap();
         let id = KernelId::random();
         let read_all = read(
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_starts_in_its_deepest_folder_and_never_leads_out() {
+    fn a_path_maps_to_its_deepest_existing_folder_within_the_root() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         std::fs::create_dir_all(root.join("a/b")).unwrap();

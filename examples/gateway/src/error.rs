@@ -87,7 +87,7 @@ pub(crate) async fn as_json(request: Request, next: Next) -> Response {
     let (mut parts, body) = response.into_parts();
     let message = match axum::body::to_bytes(body, MAX_MESSAGE).await {
         Ok(text) if text.is_empty() && status == StatusCode::METHOD_NOT_ALLOWED => {
-            "this address does not take this method; the header Allow lists those that it takes".to_owned()
+            "this address does not support this method; the Allow header lists the supported ones".to_owned()
         }
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
         Err(_) => String::new(),

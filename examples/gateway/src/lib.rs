@@ -82,7 +82,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     output_limits: OutputLimits,
     started: DateTime<Utc>,
-    /// The latest kernel activity that was seen.
+    /// The latest known kernel activity.
     last_activity: Mutex<DateTime<Utc>>,
     closing: watch::Sender<bool>,
     /// The WebSocket connections.
@@ -123,7 +123,8 @@ impl Gateway {
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
-    /// The latest kernel activity, given that of the existing kernels. It never goes back, even if a kernel is gone.
+    /// The latest kernel activity, given that of the existing kernels. It never goes back, even after a kernel has
+    /// ended.
     fn last_activity(&self, of_kernels: Option<DateTime<Utc>>) -> DateTime<Utc> {
         // No code panics while it holds the lock.
         let mut last = self.last_activity.lock().unwrap_or_else(PoisonError::into_inner);

@@ -35,7 +35,7 @@ pub(crate) async fn check(request: Request, next: Next) -> Response {
     }
     // RFC 9112, section 3.2.
     if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-        return ApiError::bad_request("an HTTP/1.1 request has one Host header").into_response();
+        return ApiError::bad_request("an HTTP/1.1 request must have exactly one Host header").into_response();
     }
     next.run(request).await
 }
@@ -76,7 +76,7 @@ impl FromRequest<Arc<Gateway>> for JsonObject {
             Ok(Value::Object(object)) => Ok(Self(object)),
             Ok(Value::Null) => Ok(Self(Map::new())),
             Ok(_) => Err(ApiError::bad_request("the body must be a JSON object")),
-            Err(error) => Err(ApiError::bad_request(format!("the body is no JSON: {error}"))),
+            Err(error) => Err(ApiError::bad_request(format!("the body is not JSON: {error}"))),
         }
     }
 }

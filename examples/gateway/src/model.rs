@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_six_digits_even_where_they_are_zeros() {
+    fn timestamps_always_have_six_decimals() {
         for (time, expected) in [
             ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000000Z"),
             ("2026-01-02T03:04:05.123456789+01:00", "2026-01-02T02:04:05.123456Z"),

@@ -8,7 +8,7 @@ use crate::{AllowOrigin, BaseUrl, CorsOptions, Token};
 pub enum Access {
     /// Requires this token.
     Token(Token),
-    /// Open to everyone who can connect, and who can thus run programs on its machine.
+    /// No access control: anyone who can connect can run programs on the gateway's machine.
     Open,
 }
 
@@ -35,7 +35,7 @@ pub struct GatewayOptions {
     /// Whether kernels, sessions and logs may be listed. Otherwise they can only be used by id.
     pub list_kernels: bool,
     /// Whether to accept only requests whose `Host` is an address, `localhost`, or the host of an allowed origin. For
-    /// gateways with [`Access::Open`] on loopback: it blocks pages whose name was pointed at this machine (DNS
+    /// gateways with [`Access::Open`] on loopback: it blocks pages whose host name resolves to this machine (DNS
     /// rebinding).
     pub local_hosts_only: bool,
     /// Environment variables that clients may set for kernels, in addition to `KERNEL_*`; `*` allows all.

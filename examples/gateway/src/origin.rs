@@ -25,7 +25,7 @@ pub enum AllowOrigin {
 
 /// The text is not an origin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no origin: write `*`, or scheme, host and port such as https://lab.example:8443")]
+#[error("{0:?} is not an origin: write `*`, or scheme, host and port such as https://lab.example:8443")]
 pub struct InvalidOrigin(String);
 
 impl AllowOrigin {
@@ -80,7 +80,7 @@ impl AllowOrigin {
 /// Refuses requests that a foreign page started.
 pub(crate) fn check(options: &GatewayOptions, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
     let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or(""));
-    // A page whose name was pointed at this machine has that name as host, so its origin is not foreign. Without a
+    // With DNS rebinding, a foreign page's host name resolves to this machine, so its origin equals the host. Without a
     // token, only hosts that no such page can have are accepted.
     if options.local_hosts_only
         && let Some(host) = host
@@ -88,7 +88,7 @@ pub(crate) fn check(options: &GatewayOptions, method: &Method, headers: &HeaderM
         && !options.allow_origin.names_host(host)
     {
         return Err(ApiError::forbidden(
-            "this gateway asks for no token and so takes only requests to this machine by address or as localhost",
+            "without a token, this gateway accepts only requests to an IP address or to localhost",
         ));
     }
     if method.is_safe() && !headers.contains_key(header::UPGRADE) {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_page_may_only_read() {
+    fn a_foreign_origin_can_only_read() {
         let mut options = GatewayOptions::new(Access::Open);
         options.allow_origin = AllowOrigin::parse(&["https://Lab.example/", "http://x:1"]).unwrap();
         let host: (&str, &[u8]) = ("host", b"gw.example:8888");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_checked_when_they_are_configured() {
+    fn invalid_origins_are_refused() {
         assert_eq!(AllowOrigin::parse::<&str>(&[]).unwrap(), AllowOrigin::Own);
         assert_eq!(AllowOrigin::parse(&["http://a", "*"]).unwrap(), AllowOrigin::Any);
         for bad in [

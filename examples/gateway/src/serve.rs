@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use crate::wrong_tokens::ClientAddress;
 use crate::{Gateway, router};
 
-/// Longest request head that is read, in bytes. The [limits](crate::limits) are lower and explain themselves.
+/// Longest request head that is read, in bytes. The [limits](crate::limits) are lower, and answer with an explanation.
 const MAX_HEAD: usize = 256 << 10;
 /// Most headers.
 const MAX_HEADER_COUNT: usize = 200;
@@ -42,7 +42,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
             () = gateway.closing() => break,
         };
         if let Err(error) = set_up(&stream, gateway.options.write_deadline) {
-            debug!(%error, "a connection cannot be set up as it should be");
+            debug!(%error, "cannot set the options of a connection");
         }
         // The routes need the peer's address.
         let service = router.clone().layer(Extension(ClientAddress::from(address.ip())));
@@ -76,7 +76,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     }
 }
 
-/// A response may last as long as a kernel runs, so the connection itself detects a client that reads nothing.
+/// Sets a timeout for a client that reads nothing, because a response may last as long as a kernel runs.
 fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
@@ -91,16 +91,16 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
-            Err(error) if is_of_connection(&error) => {}
+            Err(error) if is_connection_error(&error) => {}
             Err(error) => {
-                warn!(%error, "no connection can be accepted");
+                warn!(%error, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-fn is_of_connection(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused

@@ -1,7 +1,7 @@
 //! Sessions map notebooks, consoles and files to kernels.
 //!
-//! They are kept in memory. JupyterLab over `JUPYTER_GATEWAY_URL` keeps its own and never asks for these; they serve
-//! clients that use the gateway directly.
+//! They are kept in memory, for clients that use the gateway directly. JupyterLab with `JUPYTER_GATEWAY_URL` keeps its
+//! own sessions.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -67,10 +67,10 @@ impl Sessions {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sessions whose kernel exists, as `lives` says.
-    pub(crate) fn list(&self, lives: impl Fn(KernelId) -> bool) -> Vec<Session> {
+    /// Sessions for whose kernel `has_kernel` is true.
+    pub(crate) fn list(&self, has_kernel: impl Fn(KernelId) -> bool) -> Vec<Session> {
         let mut sessions: Vec<_> = self.lock().by_age.values().cloned().collect();
-        sessions.retain(|session| lives(session.kernel));
+        sessions.retain(|session| has_kernel(session.kernel));
         sessions
     }
 
@@ -78,26 +78,30 @@ impl Sessions {
         self.lock().find(id).cloned()
     }
 
-    pub(crate) fn of_path(&self, path: &str, lives: impl Fn(KernelId) -> bool) -> Option<Session> {
-        self.list(lives).into_iter().find(|session| session.path == path)
+    pub(crate) fn of_path(&self, path: &str, has_kernel: impl Fn(KernelId) -> bool) -> Option<Session> {
+        self.list(has_kernel).into_iter().find(|session| session.path == path)
     }
 
-    /// Adds a session and removes those whose kernels are gone. If a session with the same path and an existing kernel
-    /// exists, returns that one as the error's value.
-    pub(crate) fn add(&self, session: Session, lives: impl Fn(KernelId) -> bool) -> Result<Session, Box<NotAdded>> {
+    /// Adds a session and removes those whose kernels have ended. If the path already has a session with an existing
+    /// kernel, returns that session in the error.
+    pub(crate) fn add(
+        &self,
+        session: Session,
+        has_kernel: impl Fn(KernelId) -> bool,
+    ) -> Result<Session, Box<NotAdded>> {
         let mut table = self.lock();
         if let Some(other) = table
             .by_age
             .values()
-            .find(|other| other.path == session.path && lives(other.kernel))
+            .find(|other| other.path == session.path && has_kernel(other.kernel))
         {
             return Err(Box::new(NotAdded::Exists(other.clone())));
         }
-        table.by_age.retain(|_, other| lives(other.kernel));
+        table.by_age.retain(|_, other| has_kernel(other.kernel));
         let of_kernel = table.by_age.values().filter(|other| other.kernel == session.kernel);
         if of_kernel.count() >= self.limit {
             let message = format!(
-                "the limit of {} sessions of one kernel is reached; delete some first",
+                "the kernel has the maximum of {} sessions; delete some first",
                 self.limit
             );
             return Err(Box::new(NotAdded::Full(ApiError::new(StatusCode::FORBIDDEN, message))));
@@ -143,7 +147,7 @@ impl Sessions {
 pub(crate) enum NotAdded {
     /// A session with the same path exists.
     Exists(Session),
-    /// There are too many.
+    /// The kernel has too many sessions.
     Full(ApiError),
 }
 
@@ -162,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn one_session_a_path_as_long_as_its_kernel_lives() {
+    fn a_path_has_one_session_while_its_kernel_exists() {
         let sessions = Sessions::default();
         let first = sessions.add(session("a"), |_| true).unwrap();
         match *sessions.add(session("a"), |_| true).unwrap_err() {
             NotAdded::Exists(other) => assert_eq!(other, first),
-            NotAdded::Full(_) => panic!("full"),
+            NotAdded::Full(_) => panic!("the session table is full"),
         }
         let second = sessions.add(session("a"), |kernel| kernel != first.kernel).unwrap();
         assert_eq!(sessions.get(first.id), None);
@@ -177,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_leaves_what_it_does_not_name() {
+    fn a_change_keeps_the_other_fields() {
         let sessions = Sessions::default();
         let old = sessions.add(session("a"), |_| true).unwrap();
         let change = Change {
@@ -198,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn one_kernels_sessions_are_bounded_and_leave_room_for_others() {
+    fn sessions_are_bounded_for_each_kernel() {
         let sessions = Sessions {
             limit: 3,
             ..Sessions::default()
@@ -216,7 +220,7 @@ mod tests {
             NotAdded::Full(_)
         ));
         sessions.add(session("y"), |_| true).unwrap();
-        // Sessions of gone kernels make room.
+        // Sessions of ended kernels are removed.
         sessions.add(session("z"), |other| other != kernel).unwrap();
         assert_eq!(sessions.list(|_| true).len(), 2);
     }

@@ -32,8 +32,8 @@ impl From<ApiError> for NoKernel {
 }
 
 impl NoKernel {
-    /// The error, with this status for an unknown kernelspec.
-    pub(crate) fn or_no_spec(self, status: StatusCode) -> ApiError {
+    /// Converts this to an error, with the given status for an unknown kernelspec.
+    pub(crate) fn into_api_error(self, status: StatusCode) -> ApiError {
         match self {
             Self::NoSuchSpec(message) => ApiError::new(status, message),
             Self::Refused(error) => error,
@@ -60,13 +60,13 @@ pub(crate) async fn start(
     if let (Some(chosen), Some(id)) = (chosen, env.id)
         && chosen != id
     {
-        return Err(ApiError::bad_request("kernel_id and KERNEL_ID name different ids").into());
+        return Err(ApiError::bad_request("kernel_id and KERNEL_ID differ").into());
     }
     let id = chosen.or(env.id).unwrap_or_else(KernelId::random);
 
     let name = text(body, "name")?.filter(|name| !name.is_empty());
     if name.is_some_and(|name| name.len() > MAX_NAME) {
-        return Err(ApiError::bad_request(format!("no kernelspec's name has more than {MAX_NAME} bytes")).into());
+        return Err(ApiError::bad_request(format!("a kernelspec's name has at most {MAX_NAME} bytes")).into());
     }
     let Some(name) = name.map(str::to_owned).or_else(|| gateway.manager.default_spec()) else {
         let none = "there are no kernelspecs; install one, for example with `pip install ipykernel`";

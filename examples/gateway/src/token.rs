@@ -9,7 +9,7 @@ pub struct Token(String);
 
 /// The text is not a valid token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a token must have at least one character, and only visible ASCII ones, as it travels in a header")]
+#[error("a token must consist of one or more visible ASCII characters, because it is sent in a header")]
 pub struct InvalidToken;
 
 impl Token {
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_told_by_itself_only() {
+    fn only_the_exact_token_matches() {
         let token = Token::new("abc").unwrap();
         assert!(token.is(b"abc"));
         for wrong in ["", "ab", "abcd", "abd", "ABC"] {
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_travel_is_no_token() {
+    fn a_token_must_be_visible_ascii() {
         for text in ["", "a b", "a\n", "ü", " "] {
             assert_eq!(Token::new(text).unwrap_err(), InvalidToken, "{text:?}");
         }

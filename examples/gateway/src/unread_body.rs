@@ -2,7 +2,7 @@
 //!
 //! A connection can be reused only if the previous body was read. Otherwise hyper closes it after the response; a
 //! client that has already sent its next request sees that fail, and one that is still sending loses the response. So
-//! this reads and discards what a handler left.
+//! this reads and discards the rest of the body.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -28,10 +28,10 @@ pub(crate) async fn discard(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let (left, mut unread) = oneshot::channel();
-    let lent = |body| Lent { body, left: Some(left) };
-    let mut response = next.run(request.map(|body| Body::new(lent(body)))).await;
+    let returning = |body| ReturningBody { body, left: Some(left) };
+    let mut response = next.run(request.map(|body| Body::new(returning(body)))).await;
     let Ok(rest) = unread.try_recv() else { return response };
-    // A client that was too slow gets no second timeout.
+    // A client that has exceeded its timeout does not get another one.
     let slow = response.status() == StatusCode::REQUEST_TIMEOUT;
     if slow || !ends(rest).await {
         let close = HeaderValue::from_static("close");
@@ -54,13 +54,13 @@ async fn ends(rest: Body) -> bool {
     timeout(DEADLINE, read).await.unwrap_or(false)
 }
 
-/// Returns the body if it is dropped before its end.
-struct Lent {
+/// A body that is sent back if it is dropped before its end.
+struct ReturningBody {
     body: Body,
     left: Option<oneshot::Sender<Body>>,
 }
 
-impl HttpBody for Lent {
+impl HttpBody for ReturningBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -77,7 +77,7 @@ impl HttpBody for Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for ReturningBody {
     fn drop(&mut self) {
         if let Some(left) = self.left.take()
             && !self.body.is_end_stream()

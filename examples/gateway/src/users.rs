@@ -16,7 +16,7 @@ pub(crate) fn may_use(spec: &InstalledKernelspec, user: &str) -> bool {
     })
 }
 
-/// A list, or one text with commas.
+/// The names in a list or in a comma-separated text.
 fn names(value: Option<&Value>) -> Vec<&str> {
     match value {
         Some(Value::String(names)) => names
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernelspecs_name_their_users() {
+    fn a_kernelspec_can_allow_and_deny_users() {
         let may = |metadata: Value, user: &str| {
             let spec = serde_json::from_value(json!({"metadata": metadata})).unwrap();
             let installed = InstalledKernelspec {

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_tries_tokens_is_slowed_down_then_locked_out_and_no_other_is() {
+    fn an_address_that_guesses_tokens_is_delayed_and_then_locked_out() {
         let (wrong, now) = (WrongTokens::default(), Instant::now());
         let (thief, other) = (address("192.0.2.1"), address("192.0.2.2"));
         for _ in 0..BURST {
@@ -85,13 +85,13 @@ mod tests {
         assert_eq!(wrong.locked_out(thief, now), Some(DELAY));
         assert_eq!(wrong.locked_out(other, now), None);
         assert_eq!(wrong.count(other, now), Duration::ZERO);
-        // Its delays are over.
+        // After its delays, the address can try again.
         assert_eq!(wrong.locked_out(thief, now + DELAY), None);
         assert_eq!(wrong.count(thief, now + DELAY * 100), Duration::ZERO);
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_address_and_the_table_is_bounded() {
+    fn an_ipv6_network_counts_as_one_address_and_the_table_is_bounded() {
         assert_eq!(address("2001:db8::1"), address("2001:db8::ffff:1"));
         assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
         assert_eq!(address("::ffff:192.0.2.1"), address("192.0.2.1"));

@@ -1,4 +1,4 @@
-//! Tokens, origins, CORS, base URL.
+//! Access control: tokens, origins, CORS, and the base URL.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Served, TOKEN, UNKNOWN};
 use kernelmux_gateway::{Access, AllowOrigin, GatewayOptions};
 
-/// One address of each kind.
+/// One route of each kind, one unknown path, and one method that is not allowed.
 const ADDRESSES: [(&str, &str); 8] = [
     ("GET", "/api"),
     ("GET", "/api/kernels"),
@@ -21,44 +21,49 @@ const ADDRESSES: [(&str, &str); 8] = [
 ];
 
 #[tokio::test]
-async fn without_the_token_there_is_no_answer() {
+async fn requests_without_a_valid_token_are_refused() {
     let served = Served::start().await;
     let almost = format!("token {TOKEN}x");
     for value in ["", "token", "token ", "token wrong", &almost, "Basic s3cret", TOKEN] {
         for (method, path) in ADDRESSES {
-            let answer = served.bare(method, path, &[("authorization", value)], "").await;
+            let answer = served
+                .send_with_headers(method, path, &[("authorization", value)], "")
+                .await;
             let message = answer.error(401);
             assert!(!message.contains(TOKEN), "{message}");
             assert_eq!(answer.header("www-authenticate"), "Bearer");
         }
     }
     for query in ["token=", "token=wrong", "Token=s3cret"] {
-        served.bare("GET", &format!("/api?{query}"), &[], "").await.error(401);
+        served
+            .send_with_headers("GET", &format!("/api?{query}"), &[], "")
+            .await
+            .error(401);
     }
     let channels = format!("/api/kernels/{UNKNOWN}/channels");
-    served.bare("GET", &channels, &[], "").await.error(401);
+    served.send_with_headers("GET", &channels, &[], "").await.error(401);
     assert!(served.provider.launches.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn the_token_is_taken_in_each_way() {
+async fn the_token_is_accepted_in_the_header_and_in_the_query() {
     let served = Served::start().await;
     for scheme in ["token", "Token", "TOKEN", "Bearer", "bearer"] {
         let value = format!("{scheme} {TOKEN}");
         assert_eq!(
             served
-                .bare("GET", "/api", &[("authorization", &value)], "")
+                .send_with_headers("GET", "/api", &[("authorization", &value)], "")
                 .await
                 .status,
             200
         );
     }
     let query = format!("/api?token={TOKEN}");
-    assert_eq!(served.bare("GET", &query, &[], "").await.status, 200);
-    // What a client without a token sends beside it.
+    assert_eq!(served.send_with_headers("GET", &query, &[], "").await.status, 200);
+    // An empty token in the header, as a client without a token sends it, does not override the query.
     assert_eq!(
         served
-            .bare("GET", &query, &[("authorization", "token")], "")
+            .send_with_headers("GET", &query, &[("authorization", "token")], "")
             .await
             .status,
         200
@@ -66,7 +71,7 @@ async fn the_token_is_taken_in_each_way() {
 }
 
 #[tokio::test]
-async fn where_no_token_is_asked_for_any_will_do() {
+async fn without_access_control_any_token_is_accepted() {
     let served = Served::with(
         |options| {
             options.access = Access::Open;
@@ -77,20 +82,23 @@ async fn where_no_token_is_asked_for_any_will_do() {
     .await;
     for value in ["token", "token anything", "Basic x"] {
         assert_eq!(
-            served.bare("GET", "/api", &[("authorization", value)], "").await.status,
+            served
+                .send_with_headers("GET", "/api", &[("authorization", value)], "")
+                .await
+                .status,
             200
         );
     }
-    assert_eq!(served.bare("GET", "/api", &[], "").await.status, 200);
-    // A page whose name was made to point here.
+    assert_eq!(served.send_with_headers("GET", "/api", &[], "").await.status, 200);
+    // DNS rebinding: the host name of a foreign page resolves to the gateway's address.
     served
-        .bare("GET", "/api/kernels", &[("host", "rebound.example:8888")], "")
+        .send_with_headers("GET", "/api/kernels", &[("host", "rebound.example:8888")], "")
         .await
         .error(403);
 }
 
 #[tokio::test]
-async fn foreign_pages_change_nothing_without_a_token() {
+async fn without_access_control_foreign_origins_cannot_change_anything() {
     let open = Served::with(|options| options.access = Access::Open, |_| {}).await;
     let with_token = Served::start().await;
     let token = format!("token {TOKEN}");
@@ -100,15 +108,21 @@ async fn foreign_pages_change_nothing_without_a_token() {
         let own = format!("http://{}", served.address);
         for (origin, status) in [(own.as_str(), 201), ("http://evil.example", foreign), ("null", foreign)] {
             let headers = [("authorization", token.as_str()), ("origin", origin)];
-            let answer = served.bare("POST", "/api/kernels", &headers, "{}").await;
+            let answer = served.send_with_headers("POST", "/api/kernels", &headers, "{}").await;
             assert_eq!(answer.status, status, "{origin}");
-            // What is read is shown to no foreign page.
+            // Without the CORS header, a browser does not show a foreign page the answer.
             assert_eq!(answer.header("access-control-allow-origin"), "");
-            assert_eq!(served.bare("GET", "/api/kernels", &headers, "").await.status, 200);
-            // The kernel is looked for only by who may.
+            assert_eq!(
+                served
+                    .send_with_headers("GET", "/api/kernels", &headers, "")
+                    .await
+                    .status,
+                200
+            );
+            // The origin is checked before the kernel is looked up.
             let status = if status == 201 { 404 } else { 403 };
             served
-                .bare("GET", &channels, &[&headers[..], &upgrade].concat(), "")
+                .send_with_headers("GET", &channels, &[&headers[..], &upgrade].concat(), "")
                 .await
                 .error(status);
         }
@@ -116,7 +130,7 @@ async fn foreign_pages_change_nothing_without_a_token() {
 }
 
 #[tokio::test]
-async fn allowed_pages_may_do_all() {
+async fn allowed_origins_have_full_access() {
     let allow = AllowOrigin::parse(&["http://lab.example:1234"]).unwrap();
     let served = Served::with(|options| options.allow_origin = allow, |_| {}).await;
     let origin = ("origin", "http://lab.example:1234");
@@ -126,33 +140,35 @@ async fn allowed_pages_may_do_all() {
         ("access-control-request-method", "POST"),
         ("access-control-request-headers", "authorization,content-type"),
     ];
-    let answer = served.bare("OPTIONS", "/api/kernels", &preflight, "").await;
+    let answer = served
+        .send_with_headers("OPTIONS", "/api/kernels", &preflight, "")
+        .await;
     assert_eq!(answer.status, 204);
     assert_eq!(answer.header("access-control-allow-origin"), origin.1);
     assert_eq!(answer.header("access-control-allow-methods"), "GET,HEAD,POST,OPTIONS");
     assert!(answer.header("access-control-allow-headers").contains("Authorization"));
     assert_eq!(answer.header("vary"), "Origin");
     let post = served
-        .bare("POST", "/api/kernels", &[origin, ("authorization", &token)], "{}")
+        .send_with_headers("POST", "/api/kernels", &[origin, ("authorization", &token)], "{}")
         .await;
     assert_eq!(post.status, 201);
     assert_eq!(post.header("access-control-expose-headers"), "Location");
-    // Errors too can be read by the page, that of a missing token among them.
+    // The page can also read errors, including that of a missing token.
     for (path, headers, status) in [
         ("/api/kernels/x", vec![origin, ("authorization", &token)], 404),
         ("/api/kernels", vec![origin], 401),
     ] {
-        let answer = served.bare("GET", path, &headers, "").await;
+        let answer = served.send_with_headers("GET", path, &headers, "").await;
         answer.error(status);
         assert_eq!(answer.header("access-control-allow-origin"), origin.1);
     }
     let other = [("origin", "http://other.example"), ("authorization", token.as_str())];
-    let answer = served.bare("GET", "/api", &other, "").await;
+    let answer = served.send_with_headers("GET", "/api", &other, "").await;
     assert_eq!(answer.header("access-control-allow-origin"), "");
     assert_eq!(answer.header("vary"), "Origin");
 
     let any = Served::with(|options| options.allow_origin = AllowOrigin::Any, |_| {}).await;
-    let answer = any.bare("POST", "/api/kernels", &other, "{}").await;
+    let answer = any.send_with_headers("POST", "/api/kernels", &other, "{}").await;
     assert_eq!(
         (answer.status, answer.header("access-control-allow-origin")),
         (201, "*")
@@ -160,7 +176,7 @@ async fn allowed_pages_may_do_all() {
 }
 
 #[tokio::test]
-async fn what_pages_may_do_is_configured() {
+async fn cors_headers_follow_the_options() {
     let configure = |options: &mut GatewayOptions| {
         options.allow_origin = AllowOrigin::Any;
         options.cors.allow_credentials = true;
@@ -171,9 +187,9 @@ async fn what_pages_may_do_is_configured() {
     };
     let served = Served::with(configure, |_| {}).await;
     let origin = ("origin", "http://lab.example");
-    let answer = served.bare("OPTIONS", "/api/kernels", &[origin], "").await;
+    let answer = served.send_with_headers("OPTIONS", "/api/kernels", &[origin], "").await;
     for (header, expected) in [
-        // Any origin, but with credentials each by its name.
+        // With credentials, browsers do not accept `*`, so the answer names the origin.
         ("access-control-allow-origin", origin.1),
         ("access-control-allow-credentials", "true"),
         ("access-control-allow-methods", "GET, POST"),
@@ -190,7 +206,7 @@ async fn what_pages_may_do_is_configured() {
 }
 
 #[tokio::test]
-async fn options_needs_no_token_and_names_the_methods() {
+async fn options_requests_need_no_token_and_list_the_methods() {
     let served = Served::start().await;
     for (path, methods) in [
         ("/api/kernels", "GET,HEAD,POST,OPTIONS"),
@@ -198,15 +214,18 @@ async fn options_needs_no_token_and_names_the_methods() {
         ("/api/sessions", "GET,HEAD,POST,OPTIONS"),
         ("/api/kernelspecs", "GET,HEAD,OPTIONS"),
     ] {
-        let answer = served.bare("OPTIONS", path, &[], "").await;
+        let answer = served.send_with_headers("OPTIONS", path, &[], "").await;
         assert_eq!((answer.status, answer.header("allow")), (204, methods), "{path}");
         assert_eq!(answer.header("access-control-allow-methods"), "");
     }
-    served.bare("OPTIONS", "/nothing", &[], "").await.error(404);
+    served
+        .send_with_headers("OPTIONS", "/nothing", &[], "")
+        .await
+        .error(404);
 }
 
 #[tokio::test]
-async fn all_is_below_the_base_url() {
+async fn all_routes_are_below_the_base_url() {
     let served = Served::with(|options| options.base_url = "/some/where".parse().unwrap(), |_| {}).await;
     let spec = served.ask("GET", "/some/where/api/kernelspecs/echo").await.json();
     assert_eq!(
@@ -232,18 +251,18 @@ async fn all_is_below_the_base_url() {
 }
 
 #[tokio::test]
-async fn its_health_is_told_to_anybody() {
+async fn the_health_check_needs_no_token() {
     for (base_url, path) in [("/", "/healthz"), ("/jupyter", "/jupyter/healthz")] {
         let served = Served::with(|options| options.base_url = base_url.parse().unwrap(), |_| {}).await;
         for headers in [
             &[][..],
             &[("authorization", "token wrong"), ("origin", "http://evil.example")],
         ] {
-            let answer = served.bare("GET", path, headers, "").await;
+            let answer = served.send_with_headers("GET", path, headers, "").await;
             assert_eq!((answer.status, &answer.body[..]), (200, &b"ok\n"[..]));
             assert_eq!(answer.header("cache-control"), "no-store");
             assert_eq!(answer.header("access-control-allow-origin"), "");
         }
-        assert_eq!(served.bare("POST", path, &[], "").await.status, 405);
+        assert_eq!(served.send_with_headers("POST", path, &[], "").await.status, 405);
     }
 }

@@ -1,4 +1,4 @@
-//! `GET /api/kernels/{id}/executions/{msg_id}`, of outputs that few kernels have.
+//! `GET /api/kernels/{id}/executions/{msg_id}` with unusual outputs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -11,11 +11,11 @@ use kernel_provider::fake::FakeSpec;
 use serde_json::{Value, json};
 use tokio::task::yield_now;
 
-/// Displays JSON that is nested as deep as its code says.
-struct Nests;
+/// Displays JSON nested to the depth given as code.
+struct NestedJson;
 
 #[async_trait]
-impl Kernel for Nests {
+impl Kernel for NestedJson {
     fn info(&self) -> KernelInfoReply {
         KernelInfoReply::default()
     }
@@ -30,9 +30,11 @@ impl Kernel for Nests {
 }
 
 #[tokio::test]
-async fn an_output_nested_deeper_than_a_parser_goes_is_sent_as_it_is() {
+async fn outputs_nested_beyond_the_json_parsers_limit_are_sent_verbatim() {
     let served = Served::start().await;
-    served.provider.install("nests", FakeSpec::kernel(|| Nests), json!({}));
+    served
+        .provider
+        .install("nests", FakeSpec::kernel(|| NestedJson), json!({}));
     let kernel = served.start_kernel(json!({"name": "nests"})).await;
     let executions = format!("/api/kernels/{}/executions", kernel["id"].as_str().unwrap());
     for depth in [10, 120, 128, 500] {

@@ -1,4 +1,4 @@
-//! What is too long, too slow or no HTTP at all.
+//! Requests that are too long, too slow or not HTTP, and clients that do not read.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// A POST request with the token, after which the client asks to close the connection.
 fn request(target: &str, headers: &str, body: &str) -> Vec<u8> {
     format!(
         "POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: token {TOKEN}\r\n{headers}\r\n{body}"
@@ -20,7 +21,7 @@ fn request(target: &str, headers: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The status, and the body as JSON where there is one.
+/// The status of an answer, and its body if that is JSON.
 fn parse(answer: &str) -> (u16, Option<Value>) {
     let status = answer.split(' ').nth(1).map_or(0, |status| status.parse().unwrap());
     let body = answer
@@ -30,7 +31,7 @@ fn parse(answer: &str) -> (u16, Option<Value>) {
 }
 
 #[tokio::test]
-async fn what_is_too_long_is_told_so() {
+async fn requests_that_are_too_long_get_the_matching_status() {
     let served = Served::start().await;
     let long = "x".repeat(20 << 10);
     let header = format!("X-Long: {}\r\n", "x".repeat(70 << 10));
@@ -48,23 +49,23 @@ async fn what_is_too_long_is_told_so() {
             "Payload Too Large",
         ),
     ] {
-        let answer = served.raw(&bytes).await;
+        let answer = served.send_raw(&bytes).await;
         let (got, body) = parse(&answer);
         assert_eq!(got, status, "{answer}");
         assert_eq!(body.unwrap()["reason"], reason);
     }
-    // Beyond what is read at all.
+    // Heads beyond what the HTTP library reads may be refused without an answer.
     let huge = format!("X-Huge: {}\r\n", "x".repeat(1 << 20));
-    let (status, _) = parse(&served.raw(&request("/api", &huge, "")).await);
+    let (status, _) = parse(&served.send_raw(&request("/api", &huge, "")).await);
     assert!(matches!(status, 0 | 431), "{status}");
     let many: String = (0..1_000).map(|number| format!("X-{number}: y\r\n")).collect();
-    let (status, _) = parse(&served.raw(&request("/api", &many, "")).await);
+    let (status, _) = parse(&served.send_raw(&request("/api", &many, "")).await);
     assert!(matches!(status, 0 | 431), "{status}");
     assert_eq!(served.ask("GET", "/api").await.status, 200);
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_refused() {
+async fn malformed_http_is_refused() {
     let served = Served::start().await;
     for bytes in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"[..],
@@ -73,27 +74,27 @@ async fn what_is_no_http_is_refused() {
         b"POST /api/kernels HTTP/1.1\r\nHost: x\r\nContent-Length: two\r\n\r\n",
         b"POST /api/kernels HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     ] {
-        let (status, _) = parse(&served.raw(bytes).await);
+        let (status, _) = parse(&served.send_raw(bytes).await);
         assert!(matches!(status, 0 | 400), "{status}");
     }
     assert_eq!(served.ask("GET", "/api").await.status, 200);
 }
 
 #[tokio::test]
-async fn what_is_too_slow_is_ended() {
+async fn requests_that_are_too_slow_time_out() {
     let short = Duration::from_millis(50);
     let served = Served::with(
         |options| {
-            // Also the time that the last request has, which is as it should be.
+            // Longer, because the valid request at the end has to meet it too.
             options.head_deadline = Duration::from_secs(1);
             options.body_deadline = short;
         },
         |_| {},
     )
     .await;
-    // Nothing, half a head, half a body of either kind: each sender then waits for the gateway.
+    // Incomplete heads, then incomplete bodies. After the given bytes, the client only waits for the gateway.
     for unfinished in [&b""[..], b"GET /api HT", b"GET /api HTTP/1.1\r\nHost: x\r\nX-Slow: "] {
-        let answer = served.raw(unfinished).await;
+        let answer = served.send_raw(unfinished).await;
         assert!(matches!(parse(&answer).0, 0 | 408), "{answer}");
     }
     for (header, body) in [
@@ -101,7 +102,7 @@ async fn what_is_too_slow_is_ended() {
         ("Content-Length: 20\r\n", ""),
         ("Transfer-Encoding: chunked\r\n", "7\r\n{\"name\"\r\n"),
     ] {
-        let answer = served.raw(&request("/api/kernels", header, body)).await;
+        let answer = served.send_raw(&request("/api/kernels", header, body)).await;
         let (status, body) = parse(&answer);
         assert_eq!(status, 408, "{answer}");
         assert_eq!(body.unwrap()["reason"], "Request Timeout");
@@ -112,14 +113,14 @@ async fn what_is_too_slow_is_ended() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn who_takes_nothing_of_an_answer_that_goes_on_is_ended() {
+async fn a_client_that_does_not_read_a_streamed_answer_is_disconnected() {
     let served = Served::with(|options| options.write_deadline = Duration::from_millis(500), |_| {}).await;
     let started = served
         .send("POST", "/api/kernels", json!({"name": "echo"}))
         .await
         .json();
     let id = started["id"].as_str().unwrap();
-    // More than the sockets of both sides hold.
+    // More than the socket buffers of both sides hold.
     let message = Message::new(Stream::stdout("x".repeat(1 << 20)), "s").to_wire();
     let entry = NewEntry {
         origin: Origin::Kernel,
@@ -131,7 +132,7 @@ async fn who_takes_nothing_of_an_answer_that_goes_on_is_ended() {
     kernel.log().append(std::iter::repeat_n(entry, 32));
     let mut stream = TcpStream::connect(served.address).await.unwrap();
     let (theirs, own) = (served.address.port(), stream.local_addr().unwrap().port());
-    // Among the connections of this machine, as the gateway's side has it.
+    // Looks for the gateway's side of the connection, in state 01 (established).
     let is_open = || {
         let sides = format!("0100007F:{theirs:04X} 0100007F:{own:04X} 01");
         std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&sides)
@@ -145,13 +146,13 @@ async fn who_takes_nothing_of_an_answer_that_goes_on_is_ended() {
         }
     })
     .await
-    .expect("the gateway closes it");
-    // Others are served all the while.
+    .expect("the gateway did not close the connection");
+    // The gateway still serves other clients.
     assert_eq!(served.ask("GET", "/api").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_body_that_comes_in_pieces_is_taken() {
+async fn a_body_that_arrives_byte_by_byte_is_accepted() {
     let served = Served::start().await;
     let mut stream = TcpStream::connect(served.address).await.unwrap();
     let body = "{\"name\": \"echo\"}";
@@ -165,7 +166,7 @@ async fn a_body_that_comes_in_pieces_is_taken() {
 }
 
 #[tokio::test]
-async fn a_connection_goes_on_after_a_body_that_nobody_read() {
+async fn a_connection_stays_usable_after_an_unread_request_body() {
     let served = Served::start().await;
     let mut stream = TcpStream::connect(served.address).await.unwrap();
     for (method, target, token) in [
@@ -177,7 +178,7 @@ async fn a_connection_goes_on_after_a_body_that_nobody_read() {
             "{method} {target} HTTP/1.1\r\nHost: x\r\nAuthorization: token {token}\r\nContent-Length: 2\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
-        // The gateway has all that it needs for its answer by now, and not the body.
+        // This round trip gives the gateway time to answer the head before the body arrives.
         assert_eq!(served.ask("GET", "/api").await.status, 200);
         stream.write_all(b"{}").await.unwrap();
     }
@@ -193,7 +194,7 @@ async fn a_connection_goes_on_after_a_body_that_nobody_read() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_closed_ends_its_connections() {
+async fn closing_the_gateway_closes_idle_connections() {
     let served = Served::start().await;
     // An open connection without a request.
     let mut stream = TcpStream::connect(served.address).await.unwrap();

@@ -1,4 +1,4 @@
-//! The program: its flags, what it prints, and how it ends. Signals and kernels that outlive it are tested end to end.
+//! The program: its flags, its output and its exit status. `tests/e2e` tests signals and kernels that outlive it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Read};
@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+/// The program with an empty environment, apart from a home and kernelspecs in `data_dir`.
 fn gateway(data_dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kernelmux-gateway"));
     command.env_clear().env("HOME", data_dir).env("JUPYTER_PATH", data_dir);
@@ -23,9 +24,9 @@ fn run(data_dir: &Path, args: &[&str]) -> Output {
     gateway(data_dir, args).output().unwrap()
 }
 
-/// The one line that a failed start leaves.
+/// Checks the exit status of a failed start, and returns its one line on standard error.
 #[track_caller]
-fn complaint(output: &Output, status: i32) -> String {
+fn error_line(output: &Output, status: i32) -> String {
     let error = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(status), "{error}");
     assert!(output.stdout.is_empty());
@@ -33,7 +34,7 @@ fn complaint(output: &Output, status: i32) -> String {
     error
 }
 
-/// A gateway that runs, and is ended with the test.
+/// A running gateway with the first two lines of its output, killed on drop.
 struct Running {
     child: Child,
     lines: Vec<String>,
@@ -52,6 +53,7 @@ impl Running {
         Self { child, lines }
     }
 
+    /// Ends the gateway with SIGINT and returns its log.
     fn interrupt(&mut self) -> String {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -70,7 +72,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn wrong_flags_are_one_line_and_status_2() {
+fn invalid_flags_print_one_line_and_exit_with_status_2() {
     let dir = tempfile::tempdir().unwrap();
     for (args, expected) in [
         (&["--port", "x"][..], "--port"),
@@ -79,31 +81,31 @@ fn wrong_flags_are_one_line_and_status_2() {
         (&["--on-terminate", "burn"], "detach"),
         (&["--log", "a=b=c"], "--log"),
     ] {
-        let line = complaint(&run(dir.path(), args), 2);
+        let line = error_line(&run(dir.path(), args), 2);
         assert!(
             line.starts_with("kernelmux-gateway: ") && line.contains(expected),
             "{line}"
         );
     }
     let wrong = gateway(dir.path(), &[]).env("KERNELMUX_PORT", "x").output().unwrap();
-    assert!(complaint(&wrong, 2).contains("--port"));
+    assert!(error_line(&wrong, 2).contains("--port"));
     assert!(!dir.path().join("data").exists());
 }
 
 #[test]
-fn a_taken_port_is_one_line_and_status_1() {
+fn an_occupied_port_prints_one_line_and_exits_with_status_1() {
     let dir = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let line = complaint(&run(dir.path(), &["--port", &port]), 1);
+    let line = error_line(&run(dir.path(), &["--port", &port]), 1);
     assert!(line.contains(&format!("127.0.0.1:{port}")), "{line}");
 }
 
 #[test]
-fn a_data_directory_is_for_one_gateway() {
+fn two_gateways_cannot_share_a_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = Running::start(dir.path(), &["--port", "0"]);
-    let line = complaint(&run(dir.path(), &["--port", "0"]), 1);
+    let line = error_line(&run(dir.path(), &["--port", "0"]), 1);
     assert!(
         line.contains("data directory") && line.contains(&first.child.id().to_string()),
         "{line}"
@@ -113,7 +115,7 @@ fn a_data_directory_is_for_one_gateway() {
 }
 
 #[test]
-fn it_says_where_it_is_and_what_jupyterlab_needs() {
+fn the_first_lines_give_the_url_and_the_command_for_jupyterlab() {
     let dir = tempfile::tempdir().unwrap();
     let mut running = Running::start(dir.path(), &["--port", "0", "--base-url", "/b", "--log", "trace"]);
     let url = running.lines[0]
@@ -140,15 +142,15 @@ fn it_says_where_it_is_and_what_jupyterlab_needs() {
 }
 
 #[test]
-fn without_a_token_none_is_printed() {
+fn without_access_control_no_token_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path(), &["--port", "0", "--no-auth"]);
     assert!(running.lines[0].ends_with('/'), "{:?}", running.lines);
     assert!(!running.lines[1].contains("TOKEN"), "{:?}", running.lines);
 }
 
-/// `/proc/PID` of a process that is not dumpable belongs to root, so that others of its user cannot read its memory and
-/// environment.
+/// The gateway is not dumpable, so `/proc/PID` belongs to root, and other processes of its user cannot read its memory
+/// and environment.
 #[cfg(target_os = "linux")]
 #[test]
 fn kernels_of_the_same_user_cannot_read_the_token() {
@@ -156,7 +158,7 @@ fn kernels_of_the_same_user_cannot_read_the_token() {
     use std::os::unix::process::CommandExt;
 
     let dir = tempfile::tempdir().unwrap();
-    // Where kernels can read it at all.
+    // A copy that the user can read. Otherwise Linux would make the process not dumpable by itself.
     let program = dir.path().join("kernelmux-gateway");
     std::fs::copy(env!("CARGO_BIN_EXE_kernelmux-gateway"), &program).unwrap();
     let mut command = Command::new(&program);
@@ -189,4 +191,26 @@ fn kernels_of_the_same_user_cannot_read_the_token() {
     assert!(line.starts_with("kernelmux-gateway is at"), "{line:?}");
     assert!(status.contains(&format!("Uid:\t{user}\t")), "{status}");
     assert_eq!(owner, 0);
+}
+
+#[test]
+fn it_keeps_serving_when_its_log_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = Running::start(dir.path(), &["--port", "0", "--no-auth", "--log", "trace"]);
+    drop(running.child.stderr.take());
+    let address = running.lines[0].split("http://").nth(1).unwrap().trim_end_matches('/');
+    for _ in 0..2 {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let request = format!("GET /api HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&running.child),
+        rustix::process::Signal::INT,
+    )
+    .unwrap();
+    assert!(running.child.wait().unwrap().success());
 }

@@ -1,4 +1,4 @@
-//! Requests as sloppy, strict and hostile clients write them.
+//! Unusual, malformed and hostile requests.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -13,7 +13,7 @@ use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
 #[tokio::test]
-async fn a_base_url_may_have_any_characters_and_is_met_in_any_encoding() {
+async fn the_base_url_matches_in_any_percent_encoding() {
     let served = Served::with(|options| options.base_url = "/user/jim@x/".parse().unwrap(), |_| {}).await;
     for path in ["/user/jim@x/api", "/user/jim%40x/api", "/user/jim@x/api/"] {
         assert_eq!(served.ask("GET", path).await.status, 200, "{path}");
@@ -28,7 +28,7 @@ async fn a_base_url_may_have_any_characters_and_is_met_in_any_encoding() {
 }
 
 #[tokio::test]
-async fn a_slash_at_the_end_changes_nothing() {
+async fn a_trailing_slash_is_ignored() {
     let served = Served::start().await;
     let kernel = served.start_kernel(Value::Null).await;
     let id = kernel["id"].as_str().unwrap();
@@ -46,7 +46,7 @@ async fn a_slash_at_the_end_changes_nothing() {
 }
 
 #[tokio::test]
-async fn null_is_no_body() {
+async fn a_null_body_counts_as_empty_and_other_non_objects_are_refused() {
     let served = Served::start().await;
     assert_eq!(served.start_kernel(Value::Null).await["name"], "echo");
     for body in ["[]", "7", "\"x\"", "nul"] {
@@ -55,24 +55,24 @@ async fn null_is_no_body() {
 }
 
 #[tokio::test]
-async fn a_request_has_one_host() {
+async fn a_request_must_have_exactly_one_host_header() {
     let served = Served::start().await;
     let status = async |version: &str, hosts: &str| {
         let request =
             format!("GET /api HTTP/{version}\r\n{hosts}Connection: close\r\nAuthorization: token {TOKEN}\r\n\r\n");
-        let answer = served.raw(request.as_bytes()).await;
+        let answer = served.send_raw(request.as_bytes()).await;
         answer.split(' ').nth(1).unwrap_or_default().to_owned()
     };
     assert_eq!(status("1.1", "Host: x\r\n").await, "200");
     assert_eq!(status("1.1", "").await, "400");
     assert_eq!(status("1.1", "Host: x\r\nHost: x\r\n").await, "400");
     assert_eq!(status("1.1", "Host: x\r\nHost: y\r\n").await, "400");
-    // HTTP/1.0 knows no Host.
+    // HTTP/1.0 does not require a Host header.
     assert_eq!(status("1.0", "").await, "200");
 }
 
 #[tokio::test]
-async fn a_default_kernel_that_does_not_exist_is_an_error() {
+async fn a_missing_default_kernelspec_is_an_error() {
     let served = Served::with(|_| {}, |manager| manager.default_spec = Some("rust".to_owned())).await;
     let message = served.send("POST", "/api/kernels", json!({})).await.error(400);
     assert!(message.contains("\"rust\"") && message.contains("echo"), "{message}");
@@ -84,7 +84,7 @@ async fn a_default_kernel_that_does_not_exist_is_an_error() {
 }
 
 #[tokio::test]
-async fn where_lists_are_disabled_a_known_kernel_can_still_be_used() {
+async fn with_lists_disabled_a_kernel_is_still_reachable_by_its_id() {
     let served = Served::with(|options| options.list_kernels = false, |_| {}).await;
     let kernel = served.start_kernel(json!({})).await;
     let path = format!("/api/kernels/{}", kernel["id"].as_str().unwrap());
@@ -95,7 +95,7 @@ async fn where_lists_are_disabled_a_known_kernel_can_still_be_used() {
     assert_eq!(served.ask("DELETE", &path).await.status, 204);
 }
 
-/// The status of `GET /api` with this token, from this address of this machine.
+/// The status of `GET /api` with this token, sent from this loopback address.
 async fn status(gateway: SocketAddr, from: &str, token: String) -> String {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
@@ -110,10 +110,12 @@ async fn status(gateway: SocketAddr, from: &str, token: String) -> String {
     answer.split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
+/// The address that guesses tokens.
 const THIEF: &str = "127.0.0.1";
+/// An address that does not.
 const OTHER: &str = "127.0.0.2";
 
-/// Sends wrong tokens, whose answers are delayed more and more.
+/// Sends wrong tokens concurrently. The gateway delays each further answer more.
 fn try_tokens(gateway: SocketAddr, count: usize, trying: &mut JoinSet<String>) {
     for _ in 0..count {
         trying.spawn(status(gateway, THIEF, "wrong".to_owned()));
@@ -121,7 +123,7 @@ fn try_tokens(gateway: SocketAddr, count: usize, trying: &mut JoinSet<String>) {
 }
 
 #[tokio::test]
-async fn an_address_that_tries_tokens_is_refused_and_others_are_not() {
+async fn an_address_that_guesses_tokens_is_refused_while_others_are_served() {
     let served = Served::start().await;
     let ask = |from, token: &str| status(served.address, from, token.to_owned());
     assert_eq!(ask(THIEF, "wrong").await, "401");
@@ -135,7 +137,7 @@ async fn an_address_that_tries_tokens_is_refused_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn a_token_that_nobody_can_guess_is_taken_however_many_are_wrong() {
+async fn a_random_token_is_accepted_despite_many_wrong_ones() {
     let token = Token::random();
     let access = Access::Token(token.clone());
     let served = Served::with(|options| options.access = access, |_| {}).await;
@@ -145,6 +147,6 @@ async fn a_token_that_nobody_can_guess_is_taken_however_many_are_wrong() {
         try_tokens(served.address, 10, &mut trying);
         assert_eq!(ask().await, "200");
     }
-    // Those within the burst, at least, were answered.
+    // Wrong tokens within the burst are answered without delay.
     assert_eq!(trying.join_next().await.unwrap().unwrap(), "401");
 }

@@ -1,4 +1,4 @@
-//! Kernels and kernelspecs over HTTP: every address, its answers and its errors.
+//! Kernels and kernelspecs over HTTP: every route, its answers and its errors.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -9,7 +9,7 @@ use kernel_provider::{ExitCause, LaunchError};
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn the_version_has_both_names() {
+async fn the_version_is_given_as_version_and_gateway_version() {
     let answer = Served::start().await.ask("GET", "/api").await;
     let body = answer.json();
     assert_eq!(body["version"], env!("CARGO_PKG_VERSION"));
@@ -18,7 +18,7 @@ async fn the_version_has_both_names() {
 }
 
 #[tokio::test]
-async fn kernelspecs_are_listed_with_their_files() {
+async fn kernelspecs_are_listed_with_their_resource_files() {
     let served = Served::start().await;
     let body = served.ask("GET", "/api/kernelspecs").await.json();
     assert_eq!(body["default"], "echo");
@@ -36,7 +36,7 @@ async fn kernelspecs_are_listed_with_their_files() {
 }
 
 #[tokio::test]
-async fn kernelspecs_that_cannot_be_used_are_named() {
+async fn broken_kernelspecs_are_listed_with_the_reason() {
     let served = Served::start().await;
     assert!(
         served
@@ -63,7 +63,7 @@ async fn kernelspecs_that_cannot_be_used_are_named() {
 }
 
 #[tokio::test]
-async fn names_of_kernelspecs_are_taken_as_jupyter_client_takes_them() {
+async fn kernelspec_names_match_as_in_jupyter_client() {
     let served = Served::start().await;
     served.provider.install("python3", FakeSpec::echo(), json!({}));
     for (name, expected) in [
@@ -85,7 +85,7 @@ async fn names_of_kernelspecs_are_taken_as_jupyter_client_takes_them() {
 }
 
 #[tokio::test]
-async fn the_files_of_kernelspecs_and_no_others_are_served() {
+async fn only_resource_files_of_kernelspecs_are_served() {
     let served = Served::start().await;
     let png = served.ask("GET", "/kernelspecs/echo/logo-64x64.png").await;
     assert_eq!((png.status, png.header("content-type")), (200, "image/png"));
@@ -112,7 +112,7 @@ async fn the_files_of_kernelspecs_and_no_others_are_served() {
 }
 
 #[tokio::test]
-async fn kernelspecs_may_be_for_some_users_only() {
+async fn a_kernelspec_can_be_restricted_to_some_users() {
     let served = Served::start().await;
     let config = json!({"process_proxy": {"config": {"authorized_users": "ada,bob"}}});
     served.provider.install("hers", FakeSpec::echo(), config);
@@ -146,7 +146,7 @@ async fn kernelspecs_may_be_for_some_users_only() {
 }
 
 #[tokio::test]
-async fn a_kernel_from_its_start_to_its_end() {
+async fn a_kernel_can_be_started_listed_interrupted_restarted_and_deleted() {
     let served = Served::start().await;
     let answer = served.send("POST", "/api/kernels", json!({"name": "echo"})).await;
     assert_eq!(answer.status, 201);
@@ -191,7 +191,7 @@ async fn a_kernel_from_its_start_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_dead_kernel_says_why_and_can_be_restarted() {
+async fn a_dead_kernel_has_a_reason_and_can_be_restarted() {
     let served = Served::with(|_| {}, |manager| manager.restart_limit = 0).await;
     let model = served.start_kernel(json!({})).await;
     let id = model["id"].as_str().unwrap();
@@ -212,7 +212,7 @@ async fn a_dead_kernel_says_why_and_can_be_restarted() {
 }
 
 #[tokio::test]
-async fn a_start_needs_no_body() {
+async fn a_kernel_can_be_started_without_a_body() {
     let served = Served::start().await;
     for body in [
         "",
@@ -229,14 +229,14 @@ async fn a_start_needs_no_body() {
 }
 
 #[tokio::test]
-async fn the_client_may_name_the_kernel() {
+async fn the_client_can_choose_the_kernel_id() {
     let served = Served::start().await;
     let by_env = uuid::Uuid::new_v4().to_string();
     let by_body = uuid::Uuid::new_v4().to_string();
     let env = json!({"env": {"KERNEL_ID": by_env}});
     assert_eq!(served.start_kernel(env.clone()).await["id"], by_env);
     assert_eq!(served.start_kernel(json!({"kernel_id": by_body})).await["id"], by_body);
-    // Of version 1, as other servers take it too.
+    // Version 1 UUIDs are accepted too, as by other servers.
     let by_time = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
     assert_eq!(served.start_kernel(json!({"kernel_id": by_time})).await["id"], by_time);
     assert!(
@@ -263,7 +263,7 @@ async fn the_client_may_name_the_kernel() {
 }
 
 #[tokio::test]
-async fn what_the_environment_says_reaches_the_provider() {
+async fn kernel_variables_reach_the_provider() {
     let root = tempfile::tempdir().unwrap();
     std::fs::create_dir(root.path().join("sub")).unwrap();
     let root_dir = root.path().to_owned();
@@ -281,7 +281,7 @@ async fn what_the_environment_says_reaches_the_provider() {
         "KERNEL_WORKING_DIR": root.path(), "KERNEL_AUTH_TOKEN": "no",
     });
     let model = served.start_kernel(json!({"env": env, "path": "sub/n.ipynb"})).await;
-    let launch = served.provider.last();
+    let launch = served.provider.last_launch();
     assert_eq!(launch.owner.as_deref(), Some("ada"));
     assert_eq!(launch.timeout.as_secs_f64(), 7.5);
     assert_eq!(launch.working_dir.as_deref(), Some(root.path()));
@@ -294,7 +294,7 @@ async fn what_the_environment_says_reaches_the_provider() {
     served
         .start_kernel(json!({"path": "sub/n.ipynb", "env": {"KERNEL_WORKING_DIR": "/nowhere"}}))
         .await;
-    let launch = served.provider.last();
+    let launch = served.provider.last_launch();
     assert_eq!(launch.owner.as_deref(), Some("nobody"));
     assert_eq!(launch.env.get("KERNEL_USERNAME").map(String::as_str), Some("nobody"));
     assert_eq!(launch.working_dir, Some(root.path().join("sub")));
@@ -302,7 +302,7 @@ async fn what_the_environment_says_reaches_the_provider() {
 }
 
 #[tokio::test]
-async fn starts_at_the_same_time_do_not_mix() {
+async fn concurrent_starts_keep_their_environments_apart() {
     let served = Served::start().await;
     let start = async |user: &str| {
         let only = format!("KERNEL_ONLY_{user}");
@@ -323,7 +323,7 @@ async fn starts_at_the_same_time_do_not_mix() {
 }
 
 #[tokio::test]
-async fn limits_are_told_as_forbidden() {
+async fn exceeding_a_kernel_limit_is_forbidden() {
     let served = Served::with(
         |_| {},
         |manager| {
@@ -347,7 +347,7 @@ async fn limits_are_told_as_forbidden() {
 }
 
 #[tokio::test]
-async fn a_start_that_fails_says_why() {
+async fn a_failed_start_reports_the_cause() {
     let served = Served::start().await;
     let install = |name: &str, spec| served.provider.install(name, spec, json!({}));
     install(
@@ -376,7 +376,7 @@ async fn a_start_that_fails_says_why() {
 }
 
 #[tokio::test]
-async fn ids_that_are_none_are_unknown() {
+async fn malformed_ids_are_not_found() {
     let served = Served::start().await;
     for id in [
         UNKNOWN,
@@ -401,7 +401,7 @@ async fn ids_that_are_none_are_unknown() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_wrong_are_told_so() {
+async fn malformed_bodies_are_refused() {
     let served = Served::start().await;
     let deep = "[".repeat(200_000);
     for body in [
@@ -429,7 +429,7 @@ async fn bodies_that_are_wrong_are_told_so() {
 }
 
 #[tokio::test]
-async fn a_client_that_gives_up_leaves_no_orphan() {
+async fn a_start_completes_although_its_client_disconnects() {
     let served = Served::start().await;
     let id = uuid::Uuid::new_v4().to_string();
     let mut events = served.manager.events();
@@ -451,7 +451,7 @@ async fn a_client_that_gives_up_leaves_no_orphan() {
 }
 
 #[tokio::test]
-async fn identity_and_permissions() {
+async fn me_returns_identity_and_permissions() {
     let served = Served::with(|options| options.default_owner = Some("ada".to_owned()), |_| {}).await;
     let me = served.ask("GET", "/api/me").await.json();
     assert_eq!(me["identity"]["username"], "ada");
@@ -476,7 +476,7 @@ async fn metrics_count_kernels_and_requests() {
     served.start_kernel(json!({})).await;
     served.ask("GET", &format!("/api/kernels/{UNKNOWN}")).await.error(404);
     served.ask("GET", "/nothing").await.error(404);
-    // Events are counted by a task of their own.
+    // A background task counts events, so the count may lag behind the answer.
     let (answer, text) = loop {
         let answer = served.ask("GET", "/metrics").await;
         let text = String::from_utf8(answer.body.to_vec()).unwrap();
@@ -499,7 +499,7 @@ async fn metrics_count_kernels_and_requests() {
 }
 
 #[tokio::test]
-async fn the_description_names_every_address() {
+async fn the_api_description_matches_the_routes() {
     let served = Served::with(|options| options.base_url = "/a".parse().unwrap(), |_| {}).await;
     let json = served.ask("GET", "/a/api/swagger.json").await.json();
     assert_eq!(json["basePath"], "/a/");
@@ -507,7 +507,7 @@ async fn the_description_names_every_address() {
     let yaml = served.ask("GET", "/a/api/spec.yaml").await;
     assert_eq!(yaml.header("content-type"), "application/yaml");
     assert!(yaml.body.starts_with(b"swagger: \"2.0\"\n"));
-    // What is described is there, and takes the methods that are described and no others.
+    // Every described route exists and allows exactly the described methods.
     for (path, methods) in json["paths"].as_object().unwrap() {
         let path = path
             .replace("{name}", "echo")
@@ -532,7 +532,7 @@ async fn the_description_names_every_address() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_404_and_wrong_methods_405() {
+async fn unknown_paths_are_404_and_wrong_methods_405() {
     let served = Served::start().await;
     for path in [
         "/",
@@ -564,7 +564,7 @@ async fn what_is_not_there_is_404_and_wrong_methods_405() {
 }
 
 #[tokio::test]
-async fn channels_are_for_websockets() {
+async fn channels_require_a_websocket_handshake() {
     let served = Served::start().await;
     let id = served.start_kernel(Value::Object(Default::default())).await["id"]
         .as_str()

@@ -1,4 +1,4 @@
-//! Clients of the resume protocol and the gateway, with a network between them that cuts, stalls and delays.
+//! Clients of the resume protocol, connected through a proxy that breaks and stalls connections.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -24,12 +24,12 @@ use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Within the deadline, or the test fails.
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    timeout(DEADLINE, what).await.expect("in time")
+/// Awaits a future, and fails the test at the deadline.
+async fn within_deadline<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("the deadline passed")
 }
 
-/// Prints as many lines as it is told, and counts how often it is told what.
+/// Prints as many lines as the first word of the code says, and counts how often each code is executed.
 #[derive(Clone, Default)]
 struct Flood(Arc<Mutex<HashMap<String, usize>>>);
 
@@ -49,7 +49,7 @@ impl Kernel for Flood {
     }
 }
 
-/// SplitMix64.
+/// SplitMix64, a pseudorandom generator that is repeatable with `KERNELMUX_SEED`.
 #[derive(Clone)]
 struct Random(u64);
 
@@ -70,9 +70,9 @@ impl Random {
     }
 }
 
-/// A way to the gateway on which each connection breaks after a random number of bytes: up to so many from the gateway,
-/// and up to so many from the client. One in four does not break but falls silent.
-async fn bad_line(gateway: SocketAddr, mut random: Random, down: u64, up: u64) -> SocketAddr {
+/// A proxy to the gateway that breaks each connection after a random number of bytes: at most `down` from the gateway
+/// or at most `up` from the client. One connection in four stalls instead of breaking.
+async fn flaky_proxy(gateway: SocketAddr, mut random: Random, down: u64, up: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -88,7 +88,7 @@ async fn bad_line(gateway: SocketAddr, mut random: Random, down: u64, up: u64) -
                     copied = tokio::io::copy(&mut from_gateway, &mut to_client) => copied?,
                 };
                 if silent {
-                    // Until the client has had enough of it.
+                    // Until the client closes the connection.
                     tokio::io::copy(from_client.get_mut(), &mut tokio::io::sink()).await?;
                 }
                 std::io::Result::Ok(())
@@ -98,13 +98,13 @@ async fn bad_line(gateway: SocketAddr, mut random: Random, down: u64, up: u64) -
     address
 }
 
-/// What is in the log, from the first entry on, once nothing more is said.
-async fn all(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
+/// All entries of the log. Nothing may be appended any more.
+async fn all_entries(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
     log.flushed().await;
     let mut reader = log.reader(Seq::START);
     let mut entries = Vec::new();
     while entries.len() < log.head().0 as usize {
-        let block = soon(reader.next()).await.unwrap().unwrap();
+        let block = within_deadline(reader.next()).await.unwrap().unwrap();
         entries.extend(block.entries().map(|entry| {
             (
                 entry.seq(),
@@ -122,7 +122,7 @@ fn options(address: SocketAddr, kernel: jupyter_protocol::KernelId) -> Options {
         .with_start(Start::Earliest)
 }
 
-/// With a kernelspec `flood`.
+/// A gateway with a kernelspec `flood`.
 async fn served() -> (Served, Flood) {
     let served = Served::start().await;
     let flood = Flood::default();
@@ -133,15 +133,17 @@ async fn served() -> (Served, Flood) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_on_bad_lines_see_every_entry_once_while_the_kernel_floods() {
+async fn clients_behind_a_flaky_proxy_receive_every_entry_once_during_a_flood() {
     const LINES: usize = 20_000;
     let (served, flood) = served().await;
-    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
+    let kernel = within_deadline(served.manager.start(StartRequest::new("flood")))
+        .await
+        .unwrap();
     let mut random = Random::new();
     let mut clients = Vec::new();
     for number in 0..4 {
         let random = Random(random.below(u64::MAX));
-        let line = bad_line(served.address, random, 1 << 20, 20_000).await;
+        let line = flaky_proxy(served.address, random, 1 << 20, 20_000).await;
         let mut options = options(line, kernel.id());
         options.first_pause = Duration::from_millis(5);
         options.silence = Duration::from_millis(500);
@@ -165,7 +167,7 @@ async fn clients_on_bad_lines_see_every_entry_once_while_the_kernel_floods() {
             (entries, disconnects)
         }));
     }
-    let mut following = soon(ResumeClient::connect(options(served.address, kernel.id())))
+    let mut following = within_deadline(ResumeClient::connect(options(served.address, kernel.id())))
         .await
         .unwrap();
     let is_last = |event: &Event| {
@@ -174,14 +176,14 @@ async fn clients_on_bad_lines_see_every_entry_once_while_the_kernel_floods() {
             && entry.message.header_ref().unwrap().msg_type == "stream"
             && String::from_utf8_lossy(entry.message.content()).contains(&format!("\"{}\\n\"", LINES - 1))
     };
-    while !is_last(&soon(following.next()).await.unwrap().unwrap()) {}
+    while !is_last(&within_deadline(following.next()).await.unwrap().unwrap()) {}
     let log = kernel.log().clone();
-    soon(kernel.shutdown()).await.unwrap();
-    let expected = all(&log).await;
+    within_deadline(kernel.shutdown()).await.unwrap();
+    let expected = all_entries(&log).await;
     assert!(expected.len() > LINES);
     let mut all_disconnects = 0;
     for client in clients {
-        let (entries, disconnects) = soon(client).await.unwrap();
+        let (entries, disconnects) = within_deadline(client).await.unwrap();
         assert_eq!(entries.len(), expected.len());
         assert!(entries == expected);
         all_disconnects += disconnects;
@@ -191,10 +193,12 @@ async fn clients_on_bad_lines_see_every_entry_once_while_the_kernel_floods() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_over_a_line_that_hardly_holds_run_once_each() {
+async fn each_request_runs_once_over_a_flaky_connection() {
     let (served, flood) = served().await;
-    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
-    let line = bad_line(served.address, Random::new(), 20_000, 4_000).await;
+    let kernel = within_deadline(served.manager.start(StartRequest::new("flood")))
+        .await
+        .unwrap();
+    let line = flaky_proxy(served.address, Random::new(), 20_000, 4_000).await;
     let mut options = options(line, kernel.id());
     options.first_pause = Duration::from_millis(5);
     options.silence = Duration::from_millis(500);
@@ -203,7 +207,7 @@ async fn requests_over_a_line_that_hardly_holds_run_once_each() {
         let code = format!("5 lines, {number}");
         let mut execution = client.execute(ExecuteRequest::new(code)).unwrap();
         let mut text = String::new();
-        while let Some(message) = soon(execution.next()).await.transpose().unwrap() {
+        while let Some(message) = within_deadline(execution.next()).await.transpose().unwrap() {
             if let Content::Stream(stream) = message.content {
                 text += &stream.text;
             }
@@ -216,20 +220,26 @@ async fn requests_over_a_line_that_hardly_holds_run_once_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_is_told() {
+async fn the_client_reports_refusals_replacements_and_cursors_that_cannot_be_resumed() {
     let (served, _) = served().await;
-    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
+    let kernel = within_deadline(served.manager.start(StartRequest::new("flood")))
+        .await
+        .unwrap();
     let to = || options(served.address, kernel.id());
-    let refused = async |options| soon(ResumeClient::connect(options)).await.err();
+    let refused = async |options| within_deadline(ResumeClient::connect(options)).await.err();
     let status = |status| Some(Error::Refused { status });
     assert_eq!(refused(to().with_token("wrong")).await, status(401));
     let unknown = options(served.address, jupyter_protocol::KernelId::random());
     assert_eq!(refused(unknown).await, status(404));
 
-    let mut first = soon(ResumeClient::connect(to().with_session("one"))).await.unwrap();
-    let _second = soon(ResumeClient::connect(to().with_session("one"))).await.unwrap();
+    let mut first = within_deadline(ResumeClient::connect(to().with_session("one")))
+        .await
+        .unwrap();
+    let _second = within_deadline(ResumeClient::connect(to().with_session("one")))
+        .await
+        .unwrap();
     let error = loop {
-        match soon(first.next()).await {
+        match within_deadline(first.next()).await {
             Ok(event) => assert!(event.is_some()),
             Err(error) => break error,
         }
@@ -241,31 +251,35 @@ async fn what_cannot_be_is_told() {
         (cursor(Epoch::random(), 1), NotRecovered::Epoch),
         (cursor(kernel.log().epoch(), 1 << 40), NotRecovered::Ahead),
     ] {
-        let mut client = soon(ResumeClient::connect(to().with_start(start))).await.unwrap();
-        let Ok(Some(Event::NotRecovered(hello))) = soon(client.next()).await else {
-            panic!("not told")
+        let mut client = within_deadline(ResumeClient::connect(to().with_start(start)))
+            .await
+            .unwrap();
+        let Ok(Some(Event::NotRecovered(hello))) = within_deadline(client.next()).await else {
+            panic!("no NotRecovered event")
         };
         assert_eq!((hello.from, hello.reason), (Seq::START, Some(reason)));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_is_gone_is_read_to_its_end() {
+async fn the_log_of_an_ended_kernel_is_read_to_its_end() {
     let (served, _) = served().await;
-    let kernel = soon(served.manager.start(StartRequest::new("flood"))).await.unwrap();
-    let mut during = soon(ResumeClient::connect(options(served.address, kernel.id())))
+    let kernel = within_deadline(served.manager.start(StartRequest::new("flood")))
+        .await
+        .unwrap();
+    let mut during = within_deadline(ResumeClient::connect(options(served.address, kernel.id())))
         .await
         .unwrap();
     let mut execution = during.execute(ExecuteRequest::new("100")).unwrap();
-    while soon(execution.next()).await.transpose().unwrap().is_some() {}
-    soon(kernel.shutdown()).await.unwrap();
-    while soon(during.next()).await.unwrap().is_some() {}
+    while within_deadline(execution.next()).await.transpose().unwrap().is_some() {}
+    within_deadline(kernel.shutdown()).await.unwrap();
+    while within_deadline(during.next()).await.unwrap().is_some() {}
     assert_eq!(during.cursor().unwrap().seq, kernel.log().head());
-    let mut after = soon(ResumeClient::connect(options(served.address, kernel.id())))
+    let mut after = within_deadline(ResumeClient::connect(options(served.address, kernel.id())))
         .await
         .unwrap();
     let mut count = 0;
-    while let Some(event) = soon(after.next()).await.unwrap() {
+    while let Some(event) = within_deadline(after.next()).await.unwrap() {
         count += u64::from(matches!(event, Event::Entry(_)));
     }
     assert_eq!(count, kernel.log().head().0);

@@ -1,4 +1,4 @@
-//! `/api/sessions`.
+//! The routes below `/api/sessions`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -23,7 +23,7 @@ fn kernel_path(model: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_session_from_its_start_to_its_end() {
+async fn a_session_can_be_created_renamed_moved_and_deleted() {
     let served = Served::start().await;
     let body = json!({"path": "a/b.ipynb", "type": "notebook", "name": "b", "kernel": {"name": "echo"}});
     let model = create(&served, body.clone()).await;
@@ -31,7 +31,7 @@ async fn a_session_from_its_start_to_its_end() {
     assert_eq!(model["notebook"], json!({"path": "a/b.ipynb", "name": "b"}));
     assert_eq!(served.ask("GET", "/api/sessions").await.json()[0]["id"], model["id"]);
     assert_eq!(served.ask("GET", &path(&model)).await.json()["path"], "a/b.ipynb");
-    // The same path is the same session.
+    // Creating a session for the same path returns the existing one.
     assert_eq!(create(&served, body).await["id"], model["id"]);
 
     let renamed = served
@@ -50,7 +50,7 @@ async fn a_session_from_its_start_to_its_end() {
         .await
         .json();
     assert_ne!(moved["kernel"]["id"], model["kernel"]["id"]);
-    // The kernel that it left is ended.
+    // The session's previous kernel is shut down.
     served.ask("GET", &kernel_path(&model)).await.error(404);
 
     assert_eq!(served.ask("DELETE", &path(&model)).await.status, 204);
@@ -61,7 +61,7 @@ async fn a_session_from_its_start_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_kernel_may_have_several_sessions() {
+async fn a_kernel_can_have_several_sessions() {
     let served = Served::start().await;
     let kernel = served.start_kernel(json!({})).await;
     let of = |path: &str| json!({"path": path, "type": "console", "kernel": {"id": kernel["id"]}});
@@ -70,7 +70,7 @@ async fn a_kernel_may_have_several_sessions() {
     assert_eq!(second["kernel"]["id"], kernel["id"]);
     assert_eq!(served.ask("DELETE", &path(&first)).await.status, 204);
     assert_eq!(served.ask("GET", &kernel_path(&second)).await.status, 200);
-    // Where the kernel goes first the session is gone, and says so once.
+    // The session ends with its kernel. Deleting it answers "gone" once, then "not found".
     assert_eq!(served.ask("DELETE", &kernel_path(&second)).await.status, 204);
     assert_eq!(served.ask("GET", "/api/sessions").await.json(), json!([]));
     served.ask("GET", &path(&second)).await.error(404);
@@ -79,7 +79,7 @@ async fn a_kernel_may_have_several_sessions() {
 }
 
 #[tokio::test]
-async fn the_same_path_at_the_same_time_is_one_session() {
+async fn concurrent_requests_for_one_path_create_one_session() {
     let served = Served::start().await;
     let open = || create(&served, json!({"path": "p", "type": "notebook"}));
     let (a, b, c) = tokio::join!(open(), open(), open());
@@ -92,7 +92,7 @@ async fn the_same_path_at_the_same_time_is_one_session() {
 }
 
 #[tokio::test]
-async fn the_form_of_old_is_taken() {
+async fn the_old_notebook_form_is_accepted() {
     let served = Served::start().await;
     let model = create(
         &served,
@@ -111,7 +111,7 @@ async fn the_form_of_old_is_taken() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told() {
+async fn malformed_session_requests_are_refused() {
     let served = Served::start().await;
     let post = async |body: Value| served.send("POST", "/api/sessions", body).await;
     assert_eq!(
@@ -135,7 +135,7 @@ async fn what_is_wrong_is_told() {
     post(json!({"path": "p".repeat(5_000), "type": "x"})).await.error(400);
     served.send("POST", "/api/sessions", "[]").await.error(400);
 
-    // Its kernel may have ended since: another is started under its id, as by jupyter_server.
+    // The kernel of this id may have ended: a new one is started, as by jupyter_server, under the id if that is valid.
     for (path, id, is_taken) in [("y", UNKNOWN, true), ("z", "seven", false)] {
         let kernel = json!({"id": id, "name": "echo"});
         let started = create(&served, json!({"path": path, "type": "x", "kernel": kernel})).await;

@@ -1,4 +1,4 @@
-//! A client's WebSocket as its bytes are. What goes through it is tested end to end, with real clients.
+//! A client's WebSocket at the byte level. Messages are tested end to end, with real clients (`tests/e2e`).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -16,13 +16,13 @@ use tokio::net::TcpStream;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-/// Connects to a new kernel, and returns the stream after the handshake.
+/// Connects to a new kernel and returns the stream after the handshake.
 async fn connect(served: &Served) -> TcpStream {
     let kernel = served.start_kernel(json!({"name": "echo"})).await;
     connect_to(served, kernel["id"].as_str().unwrap()).await
 }
 
-/// Connects to the kernel, and returns the stream after the handshake.
+/// Connects to the kernel and returns the stream after the handshake.
 async fn connect_to(served: &Served, kernel: &str) -> TcpStream {
     let path = format!("/api/kernels/{kernel}/channels?token={TOKEN}");
     let mut stream = TcpStream::connect(served.address).await.unwrap();
@@ -39,7 +39,7 @@ async fn connect_to(served: &Served, kernel: &str) -> TcpStream {
     stream
 }
 
-/// Reads frames to the first Close, and returns its code and reason.
+/// Reads frames up to the first Close and returns its code and reason.
 async fn read_close(stream: &mut TcpStream) -> (u16, String) {
     loop {
         let opcode = stream.read_u8().await.unwrap() & 0x0f;
@@ -57,7 +57,7 @@ async fn read_close(stream: &mut TcpStream) -> (u16, String) {
     }
 }
 
-/// Frames as a client writes them; masked with zeros, which changes nothing.
+/// A client's frame. Its mask is zero, so the payload stays as it is.
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode, 0x80 | u8::try_from(payload.len()).unwrap(), 0, 0, 0, 0];
     frame.extend_from_slice(payload);
@@ -65,7 +65,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_gateway_that_shuts_down_says_so_to_its_clients() {
+async fn a_closing_gateway_sends_close_frames_to_its_clients() {
     let mut served = Served::start().await;
     let mut answers = connect(&served).await;
     let mut silent = connect(&served).await;
@@ -74,48 +74,48 @@ async fn a_gateway_that_shuts_down_says_so_to_its_clients() {
     assert_eq!(read_close(&mut answers).await, expected);
     assert_eq!(read_close(&mut silent).await, expected);
 
-    // What is still on its way is read, so that the connection ends without a reset.
+    // The gateway reads what was still in flight, so that the connection ends without a reset.
     answers.write_all(&frame(1, b"{}")).await.unwrap();
     answers.write_all(&frame(8, &1001_u16.to_be_bytes())).await.unwrap();
     let mut rest = Vec::new();
     answers.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty(), "{rest:?}");
-    // One that does not answer is not waited for.
-    served.ended().await;
+    // The gateway does not wait for a client that does not answer.
+    served.wait_for_end().await;
     silent.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty(), "{rest:?}");
 }
 
-/// How much room there is for messages that wait for a kernel.
+/// The memory for messages that wait for a kernel.
 const ROOM: usize = 256 << 20;
 
-/// Waits until the kernel's room is taken in part, or free, as seen by a message that needs all of it.
-async fn room_is_free(kernel: &Kernel, free: bool) {
+/// Waits until a message that needs all of the kernel's room gets it (`free`) or has to wait.
+async fn wait_for_room(kernel: &Kernel, free: bool) {
     while kernel.room(ROOM).now_or_never().is_some() != free {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 #[tokio::test]
-async fn pieces_of_messages_take_room_until_they_are_whole_or_their_client_is_gone() {
+async fn unfinished_messages_take_room_until_their_client_disconnects() {
     let served = Served::start().await;
     let model = served.start_kernel(json!({"name": "echo"})).await;
     let id = model["id"].as_str().unwrap();
     let kernel = served.manager.get(id.parse().unwrap()).unwrap();
-    room_is_free(&kernel, true).await;
+    wait_for_room(&kernel, true).await;
 
-    // A frame of 60 MiB of which nothing has come, and the first fragment of a message.
+    // The head of a 60 MiB frame without its payload, and the first fragment of a message.
     let unfinished = [&[0x82, 0xff][..], &(60_u64 << 20).to_be_bytes(), &[0; 4]].concat();
     let fragment = [&[0x02, 0xfe][..], &60_000_u16.to_be_bytes(), &[0; 4], &[0; 60_000]].concat();
     for pieces in [unfinished, fragment] {
         let mut client = connect_to(&served, id).await;
         client.write_all(&pieces).await.unwrap();
-        room_is_free(&kernel, false).await;
+        wait_for_room(&kernel, false).await;
         drop(client);
-        room_is_free(&kernel, true).await;
+        wait_for_room(&kernel, true).await;
     }
 
-    // In five pieces too no message is larger than one may be.
+    // The size limit also applies to the sum of a message's fragments.
     let mut client = connect_to(&served, id).await;
     let head = [&[0xff][..], &(16_u64 << 20).to_be_bytes(), &[0; 4]].concat();
     for opcode in [0x02, 0, 0, 0] {
@@ -123,15 +123,15 @@ async fn pieces_of_messages_take_room_until_they_are_whole_or_their_client_is_go
         client.write_all(&head).await.unwrap();
         client.write_all(&vec![0; 16 << 20]).await.unwrap();
     }
-    // The last one is refused for what it claims.
+    // The last fragment's head exceeds the limit, so it is refused before its payload.
     client.write_u8(0x80).await.unwrap();
     client.write_all(&head).await.unwrap();
     assert_eq!(read_close(&mut client).await, (1009, "message too big".to_owned()));
     drop(client);
-    room_is_free(&kernel, true).await;
+    wait_for_room(&kernel, true).await;
 }
 
-/// Counts the process's warnings.
+/// Counts warnings.
 struct Warnings(Arc<AtomicUsize>);
 
 impl<S: Subscriber> Layer<S> for Warnings {
@@ -143,7 +143,7 @@ impl<S: Subscriber> Layer<S> for Warnings {
 }
 
 #[tokio::test]
-async fn texts_that_are_no_messages_cause_few_log_lines() {
+async fn invalid_messages_cause_few_log_lines() {
     let warnings = Arc::new(AtomicUsize::new(0));
     let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(Warnings(warnings.clone())));
     let served = Served::start().await;
@@ -151,7 +151,7 @@ async fn texts_that_are_no_messages_cause_few_log_lines() {
     let junk = frame(1, b"junk").repeat(1_000);
     stream.write_all(&junk).await.unwrap();
     stream.write_all(&frame(8, &1000_u16.to_be_bytes())).await.unwrap();
-    // All that came before is handled by then.
+    // By then, the gateway has handled everything before.
     assert_eq!(read_close(&mut stream).await.0, 1000);
     let warnings = warnings.load(Ordering::Relaxed);
     assert!((1..10).contains(&warnings), "{warnings} lines");

@@ -217,7 +217,7 @@ def _end(keep_files: bool = False) -> None:
             except ChildProcessError:
                 pass
             time.sleep(0.02)
-    # Usually removed with its peer's namespace, but that takes the system a moment.
+    # The device is usually removed with its peer's namespace, but not immediately.
     subprocess.call(["ip", "link", "delete", DEVICE], stdout=-3, stderr=-3)
     if SAVED.exists():
         for name, value in json.loads(SAVED.read_text(encoding="ascii"))["sys"].items():

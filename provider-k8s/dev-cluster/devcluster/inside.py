@@ -80,7 +80,7 @@ class Node:
             time.sleep(0.05)
 
     def mount_directories(self) -> None:
-        """Redirects what the programs write to system directories into the state directory."""
+        """Redirects writes to system directories into the state directory."""
         run("mount", "--make-rprivate", "/")
         for path in ("/var/lib", "/var/log"):
             own = STATE / path.strip("/").replace("/", "-")
@@ -122,7 +122,7 @@ class Node:
         }
         conflist = {"cniVersion": "0.4.0", "name": "pods", "plugins": [plugin, {"type": "portmap", "capabilities": {"portMappings": True}}]}
         (CNI / "10-pods.conflist").write_text(json.dumps(conflist), encoding="ascii")
-        # Here containerd may not lower OOM scores, and there is no AppArmor.
+        # In a container, containerd may not be allowed to lower OOM scores, and AppArmor may be missing.
         (STATE / "containerd.toml").write_text(
             f"""
 version = 2
@@ -145,7 +145,7 @@ state = "/run/containerd"
     def import_images(self, archives: dict[str, str]) -> None:
         self.until("containerd", lambda: subprocess.call(["ctr", "-a", SOCKET, "version"], stdout=-3, stderr=-3) == 0)
         ctr = ("ctr", "-a", SOCKET, "-n", "k8s.io")
-        # The label names the archive that an image was imported from.
+        # The label names the archive from which an image was imported.
         listed = run(*ctr, "images", "ls").splitlines()
         for name, archive in archives.items():
             label = f"kernelmux.archive={Path(archive).name}"

@@ -4,7 +4,7 @@ import subprocess
 
 
 class Problem(Exception):
-    """The message says what is wrong and what to do."""
+    """An error whose message tells the user what to do."""
 
 
 def run(*command, **options) -> str:

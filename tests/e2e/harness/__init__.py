@@ -1,1 +1,1 @@
-"""Parts of the end-to-end tests: processes, the gateway, a cutting proxy, JupyterLab, a bare kernel client."""
+"""Helpers of the end-to-end tests: processes, the gateway, proxies, JupyterLab, a WebSocket client."""

@@ -1,4 +1,4 @@
-"""The gateway in a pod of a real cluster, as deploy/kubernetes has it."""
+"""The gateway in a pod of a real cluster, deployed with deploy/kubernetes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ POD = f"{NAME}-0"
 IMAGE = "localhost/kernelmux/gateway"
 
 
-def lacks_cluster() -> str | None:
-    """Why there is no cluster to test on."""
+def why_no_cluster() -> str | None:
+    """The reason to skip tests that need a cluster; None if there is one."""
     if not os.environ.get("KERNELMUX_TEST_KUBERNETES"):
         return "needs a cluster: `make test-k8s` brings one up, or uses that of KUBECONFIG"
     return None
 
 
-def lacks() -> str | None:
-    """Why there is none on this machine."""
-    if reason := lacks_cluster():
+def why_no_dev_cluster() -> str | None:
+    """The reason to skip tests that need the cluster's node to be this machine; None if it is."""
+    if reason := why_no_cluster():
         return reason
     if "KERNELMUX_TEST_POD_ADDRESSES" not in os.environ:
         return "needs the cluster that `make test-k8s` brings up, whose node is this machine"
@@ -47,24 +47,25 @@ def run(*command: object, stdin: str | None = None) -> str:
 
 
 class Namespace:
-    """`kubectl` in a namespace."""
+    """Runs `kubectl` in a namespace."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        beside = Path(os.environ["KUBECONFIG"]).with_name("kubectl")
-        self.program = beside if beside.exists() else shutil.which("kubectl")
-        assert self.program, "no kubectl on PATH, nor beside the KUBECONFIG"
+        bundled = Path(os.environ["KUBECONFIG"]).with_name("kubectl")
+        self.program = bundled if bundled.exists() else shutil.which("kubectl")
+        assert self.program, "no kubectl on PATH or next to the KUBECONFIG"
 
     def kubectl(self, *args: object, stdin: str | None = None) -> str:
         return run(self.program, "--namespace", self.name, *args, stdin=stdin)
 
-    def refused(self, *args: object) -> str:
-        """What it says of something that it does not do."""
-        done = self.tried(*args)
+    def kubectl_error(self, *args: object) -> str:
+        """The output of a command that must fail."""
+        done = self.try_kubectl(*args)
         assert done.returncode != 0, done.stdout
         return done.stdout + done.stderr
 
-    def tried(self, *args: object) -> subprocess.CompletedProcess[str]:
+    def try_kubectl(self, *args: object) -> subprocess.CompletedProcess[str]:
+        """Runs a command that may fail."""
         command = [str(self.program), "--namespace", self.name, *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -73,7 +74,7 @@ class Namespace:
 
 
 class GatewayPod:
-    """In place of the gateway's process."""
+    """Stands in for the gateway's process: its output is the pod's log."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace
@@ -87,7 +88,7 @@ class GatewayPod:
 
 
 class GatewayInCluster(Gateway):
-    """The manifests with this build's image, in a namespace of their own, with the log in a folder of this machine."""
+    """Deploys the manifests in a new namespace, with this build's image and the log in a folder of this machine."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home, port=8888)
@@ -100,7 +101,7 @@ class GatewayInCluster(Gateway):
         run(DEV_CLUSTER, "load", archive)
         archive.unlink()
         self.data_dir.mkdir()
-        # Here is no provisioner: the claim gets a folder of the node, which is this machine.
+        # The dev cluster has no volume provisioner. The claim is bound to a folder of its node, which is this machine.
         self.data_dir.chmod(0o777)
         self.namespace.apply(
             {
@@ -123,7 +124,7 @@ class GatewayInCluster(Gateway):
         return self
 
     def apply_manifests(self, *components: str) -> None:
-        """What deploy/kubernetes has, with these components of it."""
+        """Applies deploy/kubernetes with these of its components."""
         claim = [
             {"op": "add", "path": "/spec/storageClassName", "value": ""},
             {"op": "add", "path": "/spec/volumeName", "value": self.namespace.name},
@@ -142,27 +143,27 @@ class GatewayInCluster(Gateway):
         self.namespace.kubectl("apply", "--kustomize", overlay)
 
     def wait_replaced(self, uid: str, timeout: float = 60.0) -> None:
-        """Waits until another pod than that of `uid` serves at the Service's address."""
-        eventually(lambda: self.uid(POD) not in ("", uid), "there is another pod", timeout)
+        """Waits until a pod with another uid serves at the Service's address."""
+        eventually(lambda: self.uid(POD) not in ("", uid), "a new pod exists", timeout)
         self.namespace.kubectl("wait", "--for=condition=Ready", f"pod/{POD}", f"--timeout={timeout:.0f}s")
         eventually(self._answers, "the gateway answers", timeout)
 
     def _answers(self) -> bool:
         try:
-            # A connection that was tried before the Service's address led anywhere is never made.
+            # A connection attempt from before the Service had an endpoint never completes, hence the short timeout.
             return self.rest("GET", "healthz", timeout=2).status_code == 200
         except (requests.ConnectionError, requests.Timeout):
             return False
 
     def uid(self, pod: str) -> str:
-        """A pod's own id; empty where there is no such pod."""
+        """A pod's uid; empty if there is no such pod."""
         return self.namespace.kubectl(
             "get", "pod", pod, "--ignore-not-found", "--output=jsonpath={.metadata.uid}"
         )
 
     def close(self) -> None:
         try:
-            # Python as a pod's first process takes no notice of SIGTERM: the kernels are asked.
+            # As a pod's first process, Python ignores SIGTERM. So the kernels are shut down through the gateway.
             for kernel in self.rest("GET", "api/kernels").json() if self.url else []:
                 self.rest("DELETE", f"api/kernels/{kernel['id']}")
         finally:
@@ -172,4 +173,4 @@ class GatewayInCluster(Gateway):
             run(DEV_CLUSTER, "unload", self.image)
 
 
-__all__ = ["POD", "GatewayInCluster", "lacks"]
+__all__ = ["POD", "GatewayInCluster", "why_no_dev_cluster"]

@@ -1,4 +1,4 @@
-"""The project's own kernel, `examples/echo-kernel`, as an installed kernel."""
+"""Installs the project's example kernel, `examples/echo-kernel`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BINARY = Path(os.environ.get("KERNELMUX_ECHO_BIN", REPO / "target" / "debug" / "
 
 
 def install(root: Path) -> dict[str, str]:
-    """Puts its kernelspec as it is below `root`; the environment in which it and its program are found."""
+    """Copies its kernelspec below `root` and returns the environment variables that make it and its program found."""
     shutil.copytree(REPO / "examples" / "echo-kernel" / "kernelspec", root / "kernels" / "echo")
     return {
         "JUPYTER_PATH": str(root),

@@ -1,4 +1,4 @@
-"""A cell that prints a part, waits for a file, and prints the rest, and how it looks in a notebook."""
+"""A cell that prints a line, waits until the test creates a file, and prints the rest; and a check of its output."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import PurePath
 
 from harness.lab import Notebook
 
-# Prints a line, waits for a file the test writes, prints the rest: the test, not a clock, decides
-# when the cell goes on.
+# The test decides when the cell continues, not a clock.
 GATED = """
 import pathlib, time
 print("first line", flush=True)
@@ -24,8 +23,8 @@ def gated(path: PurePath) -> str:
     return GATED.format(gate=str(path))
 
 
-def expect_whole(notebook: Notebook, index: int) -> None:
-    """The gated cell's output is there, all of it, once and in order."""
+def expect_complete(notebook: Notebook, index: int) -> None:
+    """Checks that the gated cell's output is complete, in order and without repetition."""
     notebook.wait_text(index, "last line", 60)
     lines = re.findall(r"line (\d+);", notebook.text(index))
     assert lines == [str(i) for i in range(200)]

@@ -1,4 +1,4 @@
-"""The gateway as a process, and the same harness around the peer it replaces."""
+"""The gateway as a process, and the same harness around Jupyter Kernel Gateway for comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.wire import KernelSocket
 
 REPO = Path(__file__).resolve().parents[3]
 VENV = Path(sys.prefix)
-# "kernelmux", or "kernel-gateway": the same tests against the peer, to see what it does.
+# "kernelmux", or "kernel-gateway" to run the same tests against Jupyter Kernel Gateway.
 PEER = os.environ.get("KERNELMUX_E2E_PEER", "kernelmux")
 TOKEN = "e2e-4f8a1c-token"
 
@@ -33,8 +33,11 @@ def binary() -> Path:
 
 
 def free_port() -> int:
-    """A free port that nobody is given who asks for any: neither a server that starts before the port is taken, nor a
-    client, which could be connected to itself where it connects again and again while nobody listens."""
+    """A free port below the system's ephemeral ports.
+
+    A server that asks for any port cannot take it before it is used. A client that keeps connecting to it before a
+    server listens cannot be given it as its local port, and so connect to itself.
+    """
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as sock:
             try:
@@ -46,7 +49,7 @@ def free_port() -> int:
 
 
 def clean_env(home: Path, **extra: str) -> dict[str, str]:
-    """An environment in which nothing of the machine's own Jupyter shows."""
+    """An environment without the Jupyter installation and configuration of this machine."""
     home.mkdir(parents=True, exist_ok=True)
     env = {
         "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -68,7 +71,7 @@ def clean_env(home: Path, **extra: str) -> dict[str, str]:
 
 
 class Gateway:
-    """One gateway. `start` may be called again after it ended: same directories, same port."""
+    """One gateway. `start` can be called again after it has ended, and uses the same directories and port."""
 
     def __init__(
         self,
@@ -152,13 +155,13 @@ class Gateway:
         return self.process.stop(number, timeout)
 
     def kernel_pids(self) -> list[int]:
-        """Processes whose command line names a file under this gateway's home: its kernels."""
+        """The gateway's kernels: processes whose command line names a file under its home."""
         own = {self.process.pid} if self.process else set()
-        # With the slash: gw1 is not gw10.
+        # The slash tells gw1 from gw10.
         return [p for p in pids_mentioning(f"{self.home}/") if p not in own]
 
     def close(self) -> None:
-        """Ends the gateway and every kernel it left, by pid."""
+        """Ends the gateway and every remaining kernel, by pid."""
         if self.process is not None and self.process.running():
             with contextlib.suppress(Exception):
                 self.process.stop(signal.SIGINT, 20)
@@ -170,7 +173,7 @@ class Gateway:
         return {"Authorization": f"token {self.token}"} if self.token else {}
 
     def rest(self, method: str, path: str, **options: Any) -> requests.Response:
-        """A request under the base URL, with the token unless `headers` are given."""
+        """Sends a request below the base URL, with the token unless `headers` are given."""
         options.setdefault("headers", self.headers())
         options.setdefault("timeout", 60)
         return self.session.request(method, self.url + path.lstrip("/"), **options)
@@ -184,7 +187,7 @@ class Gateway:
 
     @contextlib.contextmanager
     def kernel(self, name: str | None = "python3", **body: Any) -> Iterator[str]:
-        """A kernel's id; the kernel is deleted at the end."""
+        """Starts a kernel, yields its id and deletes it at the end."""
         kernel_id = self.start_kernel(name, **body)["id"]
         try:
             yield kernel_id

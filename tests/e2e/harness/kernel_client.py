@@ -1,6 +1,6 @@
 """Clients of jupyter_kernel_client, over REST and a WebSocket without a subprotocol."""
 
-# Not over its `V1`: it formats a log line by a key that its own v1 messages do not have, and drops each of them.
+# Its `V1` does not work: it logs a key that its v1 messages do not have, and drops each message on that error.
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Connect = Callable[..., JupyterKernelClient]
 
 @contextlib.contextmanager
 def kernel_clients(gateway: Gateway) -> Iterator[Connect]:
-    """Makes connected clients: of a new kernel, or with `kernel_id` of that one."""
+    """Yields a function that connects a client to a new kernel, or to an existing one with `kernel_id`."""
     clients: list[JupyterKernelClient] = []
 
     def connect(**options: Any) -> JupyterKernelClient:
@@ -27,7 +27,7 @@ def kernel_clients(gateway: Gateway) -> Iterator[Connect]:
         return client
 
     yield connect
-    # A client that closes the connection itself may wait for 10 s until its reading thread sees that.
+    # Deleting the kernels closes the connections. A client that closes its own may wait 10 s for its reading thread.
     for kernel_id in {client.id for client in clients}:
         gateway.rest("DELETE", f"api/kernels/{kernel_id}")
     for client in clients:

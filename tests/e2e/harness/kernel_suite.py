@@ -1,4 +1,4 @@
-"""The public suite for kernels, made to wait for messages rather than for a time."""
+"""jupyter_kernel_test, changed to wait for messages instead of fixed times."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from jupyter_kernel_test.msgspec_v5 import validate_message
 
 
 class PatientKernelTests(jupyter_kernel_test.KernelTests):
-    """The suite gives a kernel a tenth of a second between two messages, and takes as long a silence for the end of
-    what was asked before: on a busy machine neither holds."""
+    """The suite allows 0.1 s between two messages, and takes 0.1 s of silence as the end of earlier requests.
+
+    Neither holds on a busy machine.
+    """
 
     def execute_helper(self, *args: Any, **options: Any) -> Any:
         iopub = self.kc.iopub_channel
@@ -20,11 +22,11 @@ class PatientKernelTests(jupyter_kernel_test.KernelTests):
             return super().execute_helper(*args, **options)
 
     def flush_channels(self) -> None:
-        asked = self.kc.kernel_info()
+        request = self.kc.kernel_info()
         for channel, last in ((self.kc.shell_channel, "kernel_info_reply"), (self.kc.iopub_channel, "idle")):
             while True:
                 message = channel.get_msg(timeout=60)
                 validate_message(message)
-                said = message["content"].get("execution_state", message["msg_type"])
-                if message["parent_header"].get("msg_id") == asked and said == last:
+                kind = message["content"].get("execution_state", message["msg_type"])
+                if message["parent_header"].get("msg_id") == request and kind == last:
                     break

@@ -1,4 +1,4 @@
-"""JupyterLab against the gateway, and a notebook in Chromium as its user sees it."""
+"""JupyterLab with the gateway's kernels, and a notebook page in Chromium."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from harness.waiting import eventually
 
 LAB_TOKEN = "e2e-lab-token"
 
-# Playwright's own 5 s are soon over on a busy machine.
+# Playwright's default of 5 s is too short on a busy machine.
 expect.set_options(timeout=30_000)
 
-# Cells off screen must stay in the page, and nothing may ask the outside world for news.
+# Cells off screen must stay in the page, and JupyterLab must not fetch news from the internet.
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {
         "windowingMode": "none",
@@ -49,7 +49,7 @@ c.ExtensionManager.listings_refresh_seconds = 0
 
 
 class Lab:
-    """A JupyterLab server whose kernels are the gateway's."""
+    """A JupyterLab server that uses the gateway's kernels."""
 
     def __init__(
         self, home: Path, gateway_url: str, gateway_token: str | None, **env: str
@@ -58,7 +58,7 @@ class Lab:
         self.files = home / "files"
         self.port = free_port()
         environment = clean_env(home, JUPYTER_GATEWAY_URL=gateway_url, **env)
-        # The server itself must find no kernels: only the gateway has some.
+        # The server must find no local kernels, so that it uses the gateway's.
         environment.pop("JUPYTER_PATH")
         if gateway_token:
             environment["JUPYTER_GATEWAY_AUTH_TOKEN"] = gateway_token
@@ -72,7 +72,7 @@ class Lab:
         self.start()
 
     def start(self) -> None:
-        """Starts the server; again where it has ended: same directories, same port."""
+        """Starts the server. It can be restarted after it has ended, and uses the same directories and port."""
         self.process = Process(
             [
                 sys.executable,
@@ -86,7 +86,7 @@ class Lab:
             "JupyterLab",
         )
         self.process.wait_for_line(r"is running at:", 60)
-        # It says so before it listens.
+        # The line is printed before the server listens.
         eventually(self._listens, "JupyterLab listens")
 
     def _listens(self) -> bool:
@@ -94,7 +94,7 @@ class Lab:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self) -> None:
-        """Ends the server without its knowing. Asked to end, it would shut down its kernels."""
+        """Kills the server, because a normal exit would shut down its kernels."""
         self.process.stop(signal.SIGKILL)
 
     @property
@@ -102,7 +102,7 @@ class Lab:
         return f"http://127.0.0.1:{self.port}"
 
     def adopt(self, kernel_id: str, name: str = "python3") -> None:
-        """Tells a server that was started anew of a kernel that it had: it asks no gateway which there are."""
+        """Makes a restarted server use a running kernel again. It does not ask the gateway which kernels exist."""
         response = requests.post(
             f"{self.url}/api/kernels",
             json={"name": name, "kernel_id": kernel_id},
@@ -124,7 +124,7 @@ class Lab:
         nbformat.write(notebook, str(self.files / f"{name}.ipynb"))
 
     def open(self, page: Page, name: str, cells: list[str], kernel: str = "python3") -> Notebook:
-        """Writes a notebook of `cells`, opens it alone in the page and waits for its kernel."""
+        """Writes a notebook with `cells`, opens it in single-document mode and waits for its kernel."""
         self.write_notebook(name, cells, kernel)
         notebook = Notebook(page, self, name)
         notebook.load()
@@ -158,7 +158,7 @@ class Notebook:
     def wait_connected(self, timeout: float = 60.0) -> None:
         """Waits until the page has a kernel and a connection to it.
 
-        The toolbar says idle before there is a kernel at all.
+        The toolbar shows "idle" even before there is a kernel.
         """
         self.page.wait_for_function(
             "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
@@ -172,7 +172,7 @@ class Notebook:
 
     @property
     def indicator(self) -> Locator:
-        """The kernel's state as the toolbar shows it."""
+        """The toolbar's kernel status."""
         return self.panel.locator(".jp-Notebook-ExecutionIndicator").first
 
     def wait_status(self, status: str, timeout: float = 30.0) -> None:
@@ -188,12 +188,12 @@ class Notebook:
         return self.cell(index).locator(".jp-InputArea-prompt")
 
     def start(self, index: int) -> None:
-        """Runs the cell as a user does, and does not wait for its end."""
+        """Runs the cell with the keyboard and does not wait for its end."""
         self.cell(index).locator(".jp-InputArea-editor").click()
         self.page.keyboard.press("Control+Enter")
 
     def run(self, index: int, timeout: float = 30.0) -> str:
-        """Runs the cell and waits until its prompt shows a number; the text of its outputs."""
+        """Runs the cell, waits until its prompt shows a number, and returns the text of its outputs."""
         before = self.prompt(index).inner_text()
         self.start(index)
         self.finished(index, before, timeout)
@@ -208,7 +208,7 @@ class Notebook:
         return "\n".join(self.output(index).all_inner_texts())
 
     def outputs(self, index: int) -> list[dict[str, Any]]:
-        """The cell's outputs as they would be saved; streams joined as nbformat joins them."""
+        """The cell's outputs as saved to a file, with multi-line strings joined as by nbformat."""
         outputs: list[dict[str, Any]] = self.page.evaluate(
             "i => window.jupyterapp.shell.currentWidget.content.model.cells.get(i).outputs.toJSON()",
             index,
@@ -219,7 +219,7 @@ class Notebook:
         return outputs
 
     def cell_id(self, index: int) -> str:
-        """What JupyterLab sends as `cellId` with the cell's code."""
+        """The `cellId` that JupyterLab sends with the cell's code."""
         cell_id = self.page.evaluate(
             "i => window.jupyterapp.shell.currentWidget.content.model.cells.get(i).id", index
         )
@@ -232,9 +232,9 @@ class Notebook:
         )
 
     def restart(self, timeout: float = 60.0) -> None:
-        """Restarts the kernel as its user does, and waits until it is idle by its own word.
+        """Restarts the kernel from the menu, and waits until the kernel reports that it is idle.
 
-        The toolbar says idle also before the restart has begun, and may say restarting for a moment only.
+        The toolbar is not enough: it still shows "idle" before the restart, and may show "restarting" only briefly.
         """
         self.page.evaluate(
             "() => { const { kernel } = window.jupyterapp.shell.currentWidget.sessionContext.session;"
@@ -253,7 +253,7 @@ class Notebook:
         button.click(timeout=timeout * 1000)
 
     def command(self, command: str, args: dict[str, Any] | None = None) -> Any:
-        """Runs a command of JupyterLab without waiting for its end, as a menu does."""
+        """Runs a JupyterLab command without waiting for its end, as a menu does."""
         return self.page.evaluate(
             "([command, args]) => { void window.jupyterapp.commands.execute(command, args); }",
             [command, args or {}],

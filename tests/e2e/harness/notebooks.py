@@ -1,4 +1,4 @@
-"""Notebooks, and the clients that run them: they talk to the gateway through jupyter_server's gateway client."""
+"""Notebooks, and jupyter_server's gateway client, through which nbclient and papermill run them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def stdout(cell: NotebookNode) -> str:
 
 
 @contextlib.contextmanager
-def gateway_client_of(gateway: Gateway, home: Path) -> Iterator[None]:
-    """Points jupyter_server's gateway client, one object per process, at `gateway`."""
+def use_gateway(gateway: Gateway, home: Path) -> Iterator[None]:
+    """Connects jupyter_server's gateway client, which is a singleton, to `gateway`."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CONFIG", "DATA", "RUNTIME"):
             patch.setenv(f"JUPYTER_{name}_DIR", str(home / name.lower()))
@@ -42,7 +42,7 @@ def gateway_client_of(gateway: Gateway, home: Path) -> Iterator[None]:
 
 
 def in_thread(call: Callable[[], T], timeout: float = 120.0) -> T:
-    """Runs `call` in a thread of its own, since Playwright keeps an event loop running in the main thread."""
+    """Runs `call` in a new thread, because Playwright keeps an event loop running in the main thread."""
     future: Future[T] = Future()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""A namespace of a cluster for a gateway on this machine, and the way to the cluster, which can be cut."""
+"""A namespace for a gateway on this machine, connected to the cluster through a proxy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ ACCOUNT = "kernelmux-gateway"
 
 
 class KernelNamespace(Namespace):
-    """Where a gateway outside the cluster runs kernels: `environment` has its rights, its way, its kernelspecs.
+    """A namespace in which a gateway outside the cluster runs kernels.
 
-    The rights are those of the Role that is shipped, and to forward ports. `api` is the proxy between the gateway and
-    the API server, which also carries what goes to the pods and comes from them.
+    `environment` gives the gateway its credentials, the address of the proxy and the kernelspecs. The credentials are
+    those of the shipped Role, plus port-forwarding. `api` is the proxy between the gateway and the API server; the
+    connections to pods also pass through it.
     """
 
     def __init__(self, name: str, home: Path) -> None:
@@ -44,7 +45,7 @@ class KernelNamespace(Namespace):
         self.environment = {"KUBECONFIG": str(kubeconfig), "JUPYTER_PATH": str(home / "jupyter")}
 
     def _account(self) -> str:
-        """Makes the namespace and the gateway's account; its token."""
+        """Creates the namespace and the gateway's service account, and returns the account's token."""
         labels = {"pod-security.kubernetes.io/enforce": "restricted", "app.kubernetes.io/part-of": "kernelmux-tests"}
         metadata = {"name": self.name, "labels": labels}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
@@ -55,8 +56,11 @@ class KernelNamespace(Namespace):
         path = f"/api/v1/namespaces/{self.name}/serviceaccounts/{ACCOUNT}/token"
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
         answer = self.kubectl("create", f"--raw={path}", "--filename=-", stdin=json.dumps(request))
-        # Pods can be made once the account is there that they run as.
-        eventually(lambda: "default" in self.kubectl("get", "serviceaccounts", "--output=name"), "the default account")
+        # Pods run as the default service account, so none can be created before it exists.
+        eventually(
+            lambda: "default" in self.kubectl("get", "serviceaccounts", "--output=name"),
+            "the default service account exists",
+        )
         return str(json.loads(answer)["status"]["token"])
 
     def install(self, name: str, memory: str | None = None, **metadata: Any) -> None:
@@ -72,17 +76,17 @@ class KernelNamespace(Namespace):
         (folder / "kernel.json").write_text(json.dumps(spec))
 
     def run(self, kernel_id: str, script: str) -> str:
-        """Runs a shell script in a kernel's container, past the gateway; what it prints."""
+        """Runs a shell script in a kernel's container, without the gateway, and returns its output."""
         return self.kubectl("exec", f"kernel-{kernel_id}", "--", "sh", "-c", script)
 
 
 @contextlib.contextmanager
 def kernel_namespace(home: Path) -> Iterator[KernelNamespace]:
-    """One of its own, and nothing of it at the end."""
+    """Creates a namespace and deletes it at the end."""
     name = f"kmux-test-{uuid.uuid4().hex[:12]}"
     try:
-        place = KernelNamespace(name, home)
-        yield place
-        place.api.close()
+        namespace = KernelNamespace(name, home)
+        yield namespace
+        namespace.api.close()
     finally:
         Namespace(name).kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")

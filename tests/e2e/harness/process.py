@@ -1,4 +1,4 @@
-"""Child processes that end with the test, by pid."""
+"""Child processes, and lookups in /proc."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Process:
-    """A child whose stdout and stderr are kept line by line, and waited on."""
+    """A child process whose output is collected line by line."""
 
     def __init__(self, argv: list[str], env: dict[str, str], cwd: Path, name: str) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class Process:
             self._changed.notify_all()
 
     def wait_for_line(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
-        """The first match of `pattern` in the output so far or to come."""
+        """Waits for a line that matches `pattern`, in the output so far or later, and returns the match."""
         found: list[re.Match[str]] = []
 
         def seen() -> bool:
@@ -75,14 +75,14 @@ class Process:
         self.child.send_signal(number)
 
     def wait(self, timeout: float = 20.0) -> int:
-        """The exit status (negative: the signal that ended it), output read to its end."""
+        """Waits for the exit and returns the status; a negative one is the signal that ended the process."""
         status = self.child.wait(timeout)
-        # A grandchild can hold the pipe open, so the reader may not end with the child.
+        # A grandchild can keep the pipe open, so the reader may not end with the child.
         self._reader.join(1)
         return status
 
     def stop(self, number: int = signal.SIGINT, timeout: float = 20.0) -> int:
-        """Ask with a signal, then kill; the exit status."""
+        """Sends a signal, kills the process at the timeout, and returns the exit status."""
         if self.running():
             self.send_signal(number)
             try:
@@ -93,7 +93,7 @@ class Process:
 
 
 def pids_mentioning(text: str) -> list[int]:
-    """Live processes with `text` in their command line, this one not counted."""
+    """Live processes with `text` in their command line, except this one."""
     pids = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -109,7 +109,7 @@ def pids_mentioning(text: str) -> list[int]:
 
 
 def family(pid: int) -> list[int]:
-    """`pid` and all that descend from it."""
+    """`pid` and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -126,7 +126,7 @@ def family(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether `pid` runs, zombies not counted."""
+    """Whether `pid` runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -140,9 +140,9 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         pass
 
 
-def own_kib(pid: int) -> int:
-    """What a process has in memory that is no file's, as its program is."""
+def anonymous_kib(pid: int) -> int:
+    """A process's anonymous resident memory in KiB: without mapped files, such as its program."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1])
-    raise AssertionError("no RssAnon")
+    raise AssertionError("/proc/PID/status has no RssAnon")

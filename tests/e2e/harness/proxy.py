@@ -1,4 +1,4 @@
-"""A TCP proxy between two hops that can be cut, go silent and heal."""
+"""A TCP proxy that can break, hold or silence its connections."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class _Link:
         self.near = near
         self.far = far
         self.silent = False
+        # Set when a silenced connection ends on both sides.
         self.over = asyncio.Event()
 
     def abort(self, reset: bool, far: bool = True) -> None:
@@ -27,7 +28,7 @@ class _Link:
                 continue
             sock = writer.get_extra_info("socket")
             if reset and sock is not None and sock.fileno() >= 0:
-                # Linger of zero seconds: close() sends a reset and not a FIN.
+                # With a linger time of zero, closing sends a reset instead of a FIN.
                 linger = struct.pack("ii", 1, 0)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 writer.transport.abort()
@@ -38,11 +39,11 @@ class _Link:
 class Proxy:
     """Listens on a free port of 127.0.0.1 and forwards to `target`.
 
-    cut      ends every connection with a reset (or a FIN); new ones are refused until heal
-    hold     ends every connection with a reset (or a FIN); new ones are taken, and forwarded at heal
-    silence  keeps every connection and every new one open, and swallows what is sent into them
-    heal     forwards new connections again; the swallowed ones are reset, as a network does
-             that has forgotten them, or only towards who connected: the target is never told
+    cut      closes every connection with a reset (or a FIN) and resets new ones until heal
+    hold     closes every connection with a reset (or a FIN), accepts new ones and forwards them at heal
+    silence  keeps all connections open, including new ones, and discards their data
+    heal     forwards new connections again and resets the silenced ones, as a network that lost their state;
+             with reset_target=False only on the client's side, so that the target's side stays half-open
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -75,7 +76,7 @@ class Proxy:
                 await self._healed.wait()
             link.silent = self._mode == "silent"
             if link.silent:
-                await self._swallow(link, reader)
+                await self._discard(link, reader)
                 return
             far_reader, link.far = await asyncio.open_connection(*self.target)
             for writer in (near, link.far):
@@ -88,16 +89,16 @@ class Proxy:
         except OSError:
             link.abort(reset=False)
         except asyncio.CancelledError:
-            # Closed. asyncio logs a handler that ends in this way.
+            # The proxy was closed. asyncio would log the cancellation as an error.
             pass
         finally:
             self._links.discard(link)
 
     @staticmethod
-    async def _swallow(link: _Link, reader: asyncio.StreamReader) -> None:
+    async def _discard(link: _Link, reader: asyncio.StreamReader) -> None:
         while await reader.read(1 << 16):
             pass
-        # A silent network passes no end either.
+        # A silent network does not forward the end of a connection either.
         await link.over.wait()
 
     @staticmethod
@@ -112,49 +113,49 @@ class Proxy:
         except OSError:
             pass
         if link.silent:
-            # A silent network passes no end either.
+            # A silent network does not forward the end of a connection either.
             await link.over.wait()
         writer.close()
 
-    async def _set(self, mode: str, end: str) -> None:
+    async def _set_mode(self, mode: str, effect: str) -> None:
         self._mode = mode
         self._healed.clear()
         for link in list(self._links):
-            if end == "silent":
+            if effect == "silent":
                 link.silent = True
-            elif end == "reset":
+            elif effect == "reset":
                 link.abort(reset=True)
-            elif end == "fin":
+            elif effect == "fin":
                 link.abort(reset=False)
 
     def cut(self, reset: bool = True) -> None:
-        self._call(self._set("cut", "reset" if reset else "fin"))
+        self._call(self._set_mode("cut", "reset" if reset else "fin"))
 
     def hold(self, reset: bool = True) -> None:
-        self._call(self._set("hold", "reset" if reset else "fin"))
+        self._call(self._set_mode("hold", "reset" if reset else "fin"))
 
     def silence(self) -> None:
-        self._call(self._set("silent", "silent"))
+        self._call(self._set_mode("silent", "silent"))
 
-    def heal(self, tell_target: bool = True) -> None:
+    def heal(self, reset_target: bool = True) -> None:
         async def work() -> None:
             self._mode = "open"
             self._healed.set()
             for link in list(self._links):
                 if link.silent:
-                    link.abort(reset=True, far=tell_target)
+                    link.abort(reset=True, far=reset_target)
 
         self._call(work())
 
     def connections(self) -> int:
-        """Connections that are forwarded now."""
+        """The number of connections that are being forwarded."""
         return sum(1 for link in list(self._links) if link.far is not None and not link.silent)
 
     def close(self) -> None:
         async def work() -> None:
             if self._server is not None:
                 self._server.close()
-            await self._set("cut", "reset")
+            await self._set_mode("cut", "reset")
             tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""HTTP and WebSocket bytes as no library would send them."""
+"""Raw HTTP and WebSocket bytes, including malformed ones that no library would send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Answer:
-    """What came back: `status` 0 when the connection ended without an HTTP answer."""
+    """An HTTP answer; `status` is 0 if the connection was closed without one."""
 
     status: int
     body: bytes
@@ -25,7 +25,7 @@ def _exchange(port: int, data: bytes, timeout: float) -> bytes:
         try:
             sock.sendall(data)
         except OSError:
-            pass  # refused before it was all sent: the answer says why
+            pass  # The gateway closed the connection before the end of the request; its answer says why.
         try:
             while chunk := sock.recv(1 << 16):
                 received += chunk
@@ -47,7 +47,7 @@ def complete(received: bytes) -> bool:
 
 
 def http(port: int, data: bytes, timeout: float = 60.0) -> Answer:
-    """Sends `data` as it is; TimeoutError when the gateway neither answers nor closes."""
+    """Sends `data` unchanged. Raises TimeoutError if the gateway neither answers nor closes."""
     received = _exchange(port, data, timeout)
     match = re.match(rb"HTTP/1\.[01] (\d{3})", received)
     return Answer(int(match[1]) if match else 0, received.partition(b"\r\n\r\n")[2])
@@ -64,7 +64,7 @@ def request(
 
 
 def handshake(path: str, token: str, drop: tuple[str, ...] = (), add: tuple[str, ...] = ()) -> bytes:
-    """An upgrade request without the headers named in `drop`, with the lines of `add`."""
+    """A WebSocket handshake request without the headers in `drop` and with the lines in `add`."""
     lines = {
         "Host": "127.0.0.1",
         "Authorization": f"token {token}",
@@ -87,16 +87,16 @@ def frame(
     length: int | None = None,
     width: int | None = None,
 ) -> bytes:
-    """One WebSocket frame; `length` lies about the payload's, `width` forces 16 or 64 bits of it."""
-    said = len(payload) if length is None else length
+    """One WebSocket frame. `length` overrides the payload's true length, `width` its encoding (16 or 64 bits)."""
+    announced = len(payload) if length is None else length
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     mask_bit = 0x80 if masked else 0
-    if width == 64 or (width is None and said > 0xFFFF):
-        head = struct.pack("!BBQ", first, mask_bit | 127, said)
-    elif width == 16 or said > 125:
-        head = struct.pack("!BBH", first, mask_bit | 126, said)
+    if width == 64 or (width is None and announced > 0xFFFF):
+        head = struct.pack("!BBQ", first, mask_bit | 127, announced)
+    elif width == 16 or announced > 125:
+        head = struct.pack("!BBH", first, mask_bit | 126, announced)
     else:
-        head = struct.pack("!BB", first, mask_bit | said)
+        head = struct.pack("!BB", first, mask_bit | announced)
     if masked:
         mask = os.urandom(4)
         repeated = (mask * (len(payload) // 4 + 1))[: len(payload)]
@@ -106,7 +106,7 @@ def frame(
 
 
 class RawSocket:
-    """A WebSocket after its handshake, to write any bytes into."""
+    """A WebSocket connection after the handshake, for writing arbitrary bytes."""
 
     def __init__(self, port: int, path: str, token: str, subprotocol: str | None = None) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), 60)
@@ -144,12 +144,12 @@ class RawSocket:
         try:
             self.sock.sendall(data)
         except OSError:
-            pass  # closed already: what came before says why
+            pass  # The gateway has closed the connection; the frames before say why.
 
     def read_frame(self) -> tuple[int, bytes]:
         """The next frame's opcode and payload."""
         first, second = self._exactly(2)
-        assert not second & 0x80, "a server's frames are not masked"
+        assert not second & 0x80, "a server must not mask its frames"
         length = second & 0x7F
         if length == 126:
             (length,) = struct.unpack("!H", self._exactly(2))
@@ -158,7 +158,7 @@ class RawSocket:
         return first & 0x0F, self._exactly(length)
 
     def outcome(self, timeout: float = 60.0) -> str:
-        """`closed CODE`, `closed` (without a code), or `pong` when it answered our ping."""
+        """Sends a Ping and returns `pong`, `closed CODE`, or `closed` for an end without a code."""
         self.sock.settimeout(timeout)
         self.send(frame(0x9, b"still there?"))
         try:

@@ -1,4 +1,4 @@
-"""Waiting for conditions, never for a time."""
+"""Waiting for conditions instead of fixed times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 def eventually(
     condition: Callable[[], T], what: str, timeout: float = 30.0, every: float = 0.05
 ) -> T:
-    """The first truthy value of `condition`; AssertionError naming `what` after `timeout` seconds."""
+    """Waits for a truthy value of `condition` and returns it. Raises AssertionError naming `what` at the timeout."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()

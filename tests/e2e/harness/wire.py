@@ -1,7 +1,6 @@
-"""A bare client of the kernel WebSocket: the three formats written from their description.
+"""A minimal client of the kernel WebSocket, with its three message formats written from their specification.
 
-Deliberately not the product's code, and not a Jupyter library: what both could get wrong
-together must not pass.
+It shares no code with the product or with Jupyter libraries, so that an error common to both is found.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def message(
     metadata: dict[str, Any] | None = None,
     parent: dict[str, Any] | None = None,
 ) -> Message:
-    """A whole message with a fresh id."""
+    """A complete message with a new id."""
     return {
         "header": {
             "msg_id": uuid.uuid4().hex,
@@ -115,7 +114,7 @@ def from_legacy_binary(frame: bytes) -> Message:
 
 
 class KernelSocket:
-    """One WebSocket to a kernel's channels; every message received is kept in `seen`."""
+    """A WebSocket to a kernel's channels. Keeps every received message in `seen`."""
 
     def __init__(
         self,
@@ -140,7 +139,7 @@ class KernelSocket:
             header=headers or [],
             suppress_origin=True,
             enable_multithread=True,
-            # It goes byte by byte, in Python. The text is decoded here.
+            # The library's validation is slow: byte by byte, in Python. `receive` decodes the text anyway.
             skip_utf8_validation=True,
         )
         self.v1 = self.socket.getsubprotocol() == V1
@@ -161,7 +160,7 @@ class KernelSocket:
         self.socket.shutdown()
 
     def send(self, msg: Message, as_text: bool = False) -> str:
-        """Sends a message in the format in force; its id. `as_text`: binary bytes in a text frame."""
+        """Sends a message in the connection's format and returns its id. `as_text` sends binary messages as text."""
         if self.v1:
             self.socket.send_binary(v1(msg))
         elif msg["buffers"]:
@@ -183,12 +182,12 @@ class KernelSocket:
         return self.request("execute_request", execute_request(code, **content))
 
     def receive(self, timeout: float = 30.0) -> Message:
-        """The next message; TimeoutError after `timeout` seconds of none."""
+        """The next message. Raises TimeoutError if none arrives in time."""
         deadline = time.monotonic() + timeout
         while True:
             self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
-                # Each frame, since the gateway's Pings put the timeout off.
+                # Control frames too: otherwise each Ping of the gateway would restart the timeout.
                 kind, data = self.socket.recv_data(control_frame=True)
             except websocket.WebSocketTimeoutException:
                 raise TimeoutError(f"no message within {timeout:g} s") from None
@@ -205,7 +204,7 @@ class KernelSocket:
             return msg
 
     def until(self, condition: Any, timeout: float = 30.0, what: str = "a message") -> Message:
-        """The first message from now on for which `condition` holds."""
+        """Waits for a new message for which `condition` holds, and returns it."""
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
@@ -219,12 +218,12 @@ class KernelSocket:
                 return msg
 
     def finish(self, msg_id: str, timeout: float = 30.0, reply: bool = True) -> list[Message]:
-        """All messages that answer `msg_id` up to both its reply and idle (or idle alone)."""
+        """Waits for the reply to `msg_id` and its idle (or idle alone), and returns all messages with this parent."""
         mine: list[Message] = []
         replied, idle = not reply, False
         deadline = time.monotonic() + timeout
 
-        def take(msg: Message) -> None:
+        def add(msg: Message) -> None:
             nonlocal replied, idle
             if parent_of(msg) == msg_id:
                 mine.append(msg)
@@ -232,11 +231,11 @@ class KernelSocket:
                 idle = idle or is_idle(msg)
 
         for msg in self.seen:
-            take(msg)
+            add(msg)
         while not (replied and idle):
             left = deadline - time.monotonic()
             try:
-                take(self.receive(max(left, 0.001)))
+                add(self.receive(max(left, 0.001)))
             except TimeoutError:
                 last = types(mine)[-5:]
                 raise TimeoutError(
@@ -245,7 +244,7 @@ class KernelSocket:
         return mine
 
     def run(self, code: str, timeout: float = 30.0, **content: Any) -> str:
-        """Executes, and returns what it printed plus its text result; AssertionError on an error."""
+        """Executes code and returns its stdout and text results. Raises AssertionError if it fails."""
         answers = self.finish(self.execute(code, **content), timeout)
         reply = reply_of(answers)
         assert reply["content"]["status"] == "ok", reply["content"]
@@ -274,7 +273,7 @@ def reply_of(messages: list[Message]) -> Message:
 
 
 def text_of(messages: list[Message]) -> str:
-    """Stdout and the text of results, in order."""
+    """Stdout and the text of results and displays, in order."""
     text = ""
     for m in messages:
         if m["header"]["msg_type"] == "stream" and m["content"]["name"] == "stdout":

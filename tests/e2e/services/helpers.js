@@ -1,11 +1,11 @@
 import { ServerConnection } from '@jupyterlab/services';
 
-// A disposed manager leaves its poll's timer behind, of up to a minute: no timer keeps the process alive.
+// A disposed manager leaves a poll timer of up to a minute, so timers must not keep the process alive.
 const { setTimeout } = globalThis;
 globalThis.setTimeout = (...args) => setTimeout(...args).unref();
 
 /**
- * Settings of a client of `gateway`, which may connect through a proxy.
+ * Settings for a client of `gateway`; `url` can be a proxy's.
  * @param {import('../../../clients/js/test/real-gateway.js').RealGateway} gateway
  */
 export function serverSettings(gateway, url = gateway.url) {
@@ -13,7 +13,7 @@ export function serverSettings(gateway, url = gateway.url) {
   return ServerConnection.makeSettings({ baseUrl: url, wsUrl: url.replace('http', 'ws'), appUrl: url, token });
 }
 
-/** Runs code; what its outputs say at the end, and the reply's content. */
+/** Runs code and returns the text of its outputs and the content of the reply. */
 export async function run(kernel, code, { onText = () => {}, onStdin } = {}) {
   const outputs = [];
   const future = kernel.requestExecute({ code, allow_stdin: Boolean(onStdin) });
@@ -29,15 +29,15 @@ export async function run(kernel, code, { onText = () => {}, onStdin } = {}) {
   return { text: outputs.join(''), reply: content };
 }
 
-/** Resolves once `condition` holds, looked at now and at each emission of `signal`. */
+/** Resolves once `condition` holds. Checks it now and at each emission of `signal`. */
 export function until(signal, condition) {
   return new Promise((resolve) => {
-    const look = () => {
+    const check = () => {
       if (!condition()) return;
-      signal.disconnect(look);
+      signal.disconnect(check);
       resolve();
     };
-    signal.connect(look);
-    look();
+    signal.connect(check);
+    check();
   });
 }

@@ -1,4 +1,4 @@
-// KernelManager, KernelSpecManager and their connections.
+// KernelManager, KernelSpecManager and their connections to kernels.
 
 import { KernelManager, KernelSpecManager } from '@jupyterlab/services';
 import assert from 'node:assert/strict';
@@ -12,7 +12,7 @@ const options = { skip, timeout: 120_000 };
 const gateway = new RealGateway();
 let proxy;
 let kernels;
-// Shared by the tests, each of which needs only what it sets itself.
+// Shared by the tests. Each relies only on state that it sets itself.
 let kernel;
 
 before(async () => {
@@ -30,7 +30,7 @@ after(async () => {
   await proxy?.stop();
 });
 
-test('kernelspecs', options, async () => {
+test('kernelspecs are listed', options, async () => {
   const specs = new KernelSpecManager({ serverSettings: serverSettings(gateway) });
   await specs.ready;
   assert.equal(specs.specs.default, 'python3');
@@ -40,12 +40,12 @@ test('kernelspecs', options, async () => {
   specs.dispose();
 });
 
-test('running kernels', options, async () => {
+test('running kernels are listed', options, async () => {
   await kernels.refreshRunning();
   assert.deepEqual([...kernels.running()].map(({ id }) => id), [kernel.id]);
 });
 
-test('outputs', options, async () => {
+test('outputs and errors arrive', options, async () => {
   assert.equal((await kernel.info).language_info.name, 'python');
   assert.equal(kernel._ws.protocol, 'v1.kernel.websocket.jupyter.org');
   const { text, reply } = await run(kernel, 'print("shown")\ndisplay("rich")\n6 * 7');
@@ -56,7 +56,7 @@ test('outputs', options, async () => {
   assert.equal(failed.reply.ename, 'ZeroDivisionError');
 });
 
-test('inspection and history', options, async () => {
+test('inspection and history work', options, async () => {
   const inspected = await kernel.requestInspect({ code: 'zip', cursor_pos: 3, detail_level: 0 });
   assert.equal(inspected.content.found, true);
   await run(kernel, 'remembered = 1');
@@ -64,7 +64,7 @@ test('inspection and history', options, async () => {
   assert.equal((await kernel.requestHistory(tail)).content.history[0][2], 'remembered = 1');
 });
 
-test('stdin', options, async () => {
+test('input can be answered', options, async () => {
   const onStdin = ({ header, content }) => {
     assert.equal(content.prompt, 'Who? ');
     kernel.sendInputReply({ status: 'ok', value: 'Ada' }, header);
@@ -72,7 +72,7 @@ test('stdin', options, async () => {
   assert.equal((await run(kernel, 'print("Hello", input("Who? "))', { onStdin })).text, 'Hello Ada\n');
 });
 
-test('comms, from both sides, with buffers', options, async () => {
+test('comms with buffers open from both sides', options, async () => {
   const code = `
 from comm import create_comm, get_comm_manager
 def opened(comm, message):
@@ -94,7 +94,7 @@ get_comm_manager().register_target("echo", opened)`;
   assert.deepEqual((await opened).content.data, { n: 2 });
 });
 
-test('interrupt', options, async () => {
+test('a cell can be interrupted', options, async () => {
   const onText = (text) => {
     if (text === 'on\n') kernel.interrupt();
   };
@@ -103,13 +103,13 @@ test('interrupt', options, async () => {
   assert.equal((await run(kernel, '6 * 7')).text, '42');
 });
 
-test('restart', options, async () => {
+test('a kernel can be restarted', options, async () => {
   await run(kernel, 'kept = 1');
   await kernel.restart();
   assert.equal((await run(kernel, '"kept" in globals()')).text, 'False');
 });
 
-test('a kernel that dies while it runs code is started again', options, async () => {
+test('a kernel that dies during a cell is restarted', options, async () => {
   const states = [];
   const note = (_, status) => states.push(status);
   kernel.statusChanged.connect(note);
@@ -117,7 +117,7 @@ test('a kernel that dies while it runs code is started again', options, async ()
     if (text.endsWith('\n')) process.kill(Number(text), 'SIGKILL');
   };
   const dying = run(kernel, 'import os; print(os.getpid(), flush=True)\nwhile True: pass', { onText });
-  // The reply, or the end of the request as the client saw the kernel restart.
+  // The client either receives the reply, or cancels the request when it sees the restart.
   const end = await dying.then(({ reply }) => reply.status, () => 'canceled');
   assert.notEqual(end, 'ok');
   await until(kernel.statusChanged, () => states.includes('autorestarting'));
@@ -126,7 +126,7 @@ test('a kernel that dies while it runs code is started again', options, async ()
   await until(kernel.statusChanged, () => kernel.status === 'idle');
 });
 
-test('a connection cut while a cell runs', options, async (t) => {
+test('a cell is complete after its connection was cut', options, async (t) => {
   const gate = `${gateway.home}/${t.name.replaceAll(' ', '-')}`;
   const code = `
 import pathlib, time
@@ -149,14 +149,14 @@ for i in range(5000): print(i, flush=True)`;
   assert.equal(kernel.connectionStatus, 'connected');
 });
 
-test('the kernel name python', options, async () => {
+test('the name python starts python3', options, async () => {
   const other = await kernels.startNew({ name: 'python' });
   assert.equal(other.name, 'python3');
   assert.equal((await run(other, '6 * 7')).text, '42');
   await other.shutdown();
 });
 
-test('shutdown', options, async () => {
+test('a shutdown reaches all connections', options, async () => {
   const other = await kernels.startNew({ name: 'python3' });
   const second = kernels.connectTo({ model: other.model });
   await Promise.all([other.info, second.info]);

@@ -1,4 +1,4 @@
-// SessionManager: what a notebook's kernel is to JupyterLab.
+// SessionManager, which JupyterLab uses for the kernels of notebooks.
 
 import { KernelManager, SessionManager } from '@jupyterlab/services';
 import assert from 'node:assert/strict';
@@ -27,7 +27,7 @@ after(async () => {
   await gateway.remove();
 });
 
-test('a session is made, changed and deleted', options, async () => {
+test('a session can be created, changed and deleted', options, async () => {
   const kernel = { name: 'python3' };
   const session = await sessions.startNew({ path: 'a.ipynb', name: 'a', type: 'notebook', kernel });
   assert.equal((await run(session.kernel, '6 * 7')).text, '42');
@@ -44,7 +44,7 @@ test('a session is made, changed and deleted', options, async () => {
   const second = await session.changeKernel({ name: 'python3' });
   assert.notEqual(second.id, first);
   assert.equal((await run(session.kernel, '6 * 7')).text, '42');
-  // Its first kernel has ended.
+  // The session's first kernel has ended.
   assert.deepEqual((await gateway.rest('GET', '/api/kernels')).map(({ id }) => id), [second.id]);
 
   await session.shutdown();
@@ -53,7 +53,7 @@ test('a session is made, changed and deleted', options, async () => {
   assert.deepEqual(await gateway.rest('GET', '/api/kernels'), []);
 });
 
-test('a session of a kernel that runs', options, async () => {
+test('a session can use a running kernel', options, async () => {
   const { id } = await gateway.rest('POST', '/api/kernels', { name: 'python3' });
   const session = await sessions.startNew({ path: 'c', name: '', type: 'console', kernel: { id } });
   assert.equal(session.kernel.id, id);
@@ -61,7 +61,7 @@ test('a session of a kernel that runs', options, async () => {
   await session.shutdown();
 });
 
-test('a session of a kernel that there is not starts one', options, async () => {
+test('a session with an unknown kernel id starts a kernel', options, async () => {
   const id = 'b2a4d5c6-0000-4000-8000-000000000000';
   const session = await sessions.startNew({ path: 'd.ipynb', name: 'd', type: 'notebook', kernel: { id } });
   assert.equal(session.kernel.id, id);
@@ -69,13 +69,13 @@ test('a session of a kernel that there is not starts one', options, async () => 
   await session.shutdown();
 });
 
-test('the kernel name python', options, async () => {
+test('the name python starts python3', options, async () => {
   const session = await sessions.startNew({ path: 'e.ipynb', name: 'e', type: 'notebook', kernel: { name: 'python' } });
   assert.equal((await run(session.kernel, '6 * 7')).text, '42');
   await session.shutdown();
 });
 
-test('a kernelspec that there is not', options, async () => {
-  const asked = sessions.startNew({ path: 'f.ipynb', name: 'f', type: 'notebook', kernel: { name: 'nothing' } });
-  await assert.rejects(asked, ({ response, message }) => response.status === 501 && message.includes('nothing'));
+test('an unknown kernelspec is an error', options, async () => {
+  const starting = sessions.startNew({ path: 'f.ipynb', name: 'f', type: 'notebook', kernel: { name: 'nothing' } });
+  await assert.rejects(starting, ({ response, message }) => response.status === 501 && message.includes('nothing'));
 });

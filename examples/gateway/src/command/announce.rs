@@ -19,8 +19,8 @@ pub(super) enum TokenSource<'a> {
     File(&'a Path),
 }
 
-/// Prints the gateway's address and the command line for JupyterLab, with the token. Nothing else prints a token. One
-/// from a file or the environment is only named, because a pod's output has other readers.
+/// Prints the gateway's address and the command line for JupyterLab, with the token. Nothing else prints the token. For
+/// a token from a file or the environment, prints a reference to it, because others may read a pod's output.
 pub(super) fn announce(
     out: &mut impl io::Write,
     address: SocketAddr,
@@ -77,7 +77,7 @@ mod tests {
 
     use super::*;
 
-    fn said(address: &str, base_url: &str, token: Option<&str>, token_source: TokenSource<'_>) -> String {
+    fn announced(address: &str, base_url: &str, token: Option<&str>, token_source: TokenSource<'_>) -> String {
         let access = token.map_or(Access::Open, |token| Access::Token(Token::new(token).unwrap()));
         let mut out = Vec::new();
         announce(
@@ -92,32 +92,32 @@ mod tests {
     }
 
     #[test]
-    fn both_lines_can_be_used_as_they_are() {
+    fn both_lines_can_be_pasted() {
         assert_eq!(
-            said("127.0.0.1:8888", "/", Some("abc"), TokenSource::Shown),
+            announced("127.0.0.1:8888", "/", Some("abc"), TokenSource::Shown),
             "kernelmux-gateway is at http://127.0.0.1:8888/?token=abc\n\
              JUPYTER_GATEWAY_URL=http://127.0.0.1:8888/ JUPYTER_GATEWAY_AUTH_TOKEN=abc jupyter lab\n"
         );
         assert_eq!(
-            said("0.0.0.0:1", "/a", Some("a&b's"), TokenSource::Shown),
+            announced("0.0.0.0:1", "/a", Some("a&b's"), TokenSource::Shown),
             "kernelmux-gateway is at http://127.0.0.1:1/a/?token=a%26b%27s\n\
              JUPYTER_GATEWAY_URL=http://127.0.0.1:1/a/ JUPYTER_GATEWAY_AUTH_TOKEN='a&b'\\''s' jupyter lab\n"
         );
         assert_eq!(
-            said("[::1]:1", "/", None, TokenSource::Shown),
+            announced("[::1]:1", "/", None, TokenSource::Shown),
             "kernelmux-gateway is at http://[::1]:1/\nJUPYTER_GATEWAY_URL=http://[::1]:1/ jupyter lab\n"
         );
     }
 
     #[test]
-    fn a_token_that_is_elsewhere_is_referred_to() {
+    fn a_token_from_the_environment_or_a_file_is_not_printed() {
         assert_eq!(
-            said("127.0.0.1:8888", "/", Some("abc"), TokenSource::Environment),
+            announced("127.0.0.1:8888", "/", Some("abc"), TokenSource::Environment),
             "kernelmux-gateway is at http://127.0.0.1:8888/\n\
              JUPYTER_GATEWAY_URL=http://127.0.0.1:8888/ JUPYTER_GATEWAY_AUTH_TOKEN=\"$KERNELMUX_TOKEN\" jupyter lab\n"
         );
         let file = TokenSource::File(Path::new("/run/a token"));
-        let lines = said("127.0.0.1:8888", "/", Some("abc"), file);
+        let lines = announced("127.0.0.1:8888", "/", Some("abc"), file);
         assert!(
             lines.contains("AUTH_TOKEN=\"$(cat '/run/a token')\" jupyter lab"),
             "{lines}"

@@ -33,7 +33,7 @@ impl DataDir {
             // The owner only improves the message.
             let _ = (&mut lock).take(32).read_to_string(&mut pid);
             return Err(format!(
-                "the data directory {} is another gateway's, process {}; choose another --data-dir, or end it",
+                "the data directory {} is used by another gateway, process {}; choose another --data-dir, or end it",
                 path.display(),
                 pid.trim()
             ));
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_gateway_at_a_time() {
+    fn only_one_gateway_can_use_the_directory() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a/data");
         let first = DataDir::take(path.clone()).unwrap();
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_directory_is_told() {
+    fn a_path_to_a_file_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let message = DataDir::take(file.path().to_owned()).unwrap_err();
         assert!(message.contains("data directory"), "{message}");

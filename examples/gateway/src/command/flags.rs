@@ -37,7 +37,7 @@ pub(super) struct Flags {
     /// Disable authentication
     #[arg(long, env = "KERNELMUX_NO_AUTH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     no_auth: bool,
-    /// Allow --no-auth on an address that other machines can reach: whoever reaches it can run programs here
+    /// Allow --no-auth on an address that other machines can reach: anyone who can connect can run programs here
     #[arg(long, env = "KERNELMUX_INSECURE", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     insecure: bool,
     /// Directory for logs and the kernels' state [default: kernelmux in XDG_DATA_HOME]
@@ -120,24 +120,25 @@ pub(super) struct Flags {
     /// How long to keep an entry of a kernel's log, in seconds; 0 for no limit
     #[arg(long, env = "KERNELMUX_LOG_MAX_AGE", default_value_t = 30 * 24 * 60 * 60, value_name = "SECONDS")]
     pub(super) log_max_age: u64,
-    /// How long to keep a log after its kernel is gone, in seconds
+    /// How long to keep a log after its kernel has ended, in seconds
     #[arg(long, env = "KERNELMUX_LOG_RETENTION", default_value_t = 7 * 24 * 60 * 60, value_name = "SECONDS")]
     pub(super) log_retention: u64,
     /// Keep logs in NATS JetStream, at these servers, instead of the data directory; needs a gateway built with the
     /// feature nats
     #[arg(long, env = "KERNELMUX_LOG_NATS", value_name = "URL", hide_env_values = true)]
     pub(super) log_nats: Option<String>,
-    /// What a log entry survives once clients have it, besides the end of the gateway
+    /// What a log entry survives, once clients have it, in addition to the end of the gateway
     #[arg(long, env = "KERNELMUX_LOG_DURABILITY", value_enum, default_value_t = LogDurability::Batched)]
     pub(super) log_durability: LogDurability,
-    #[command(flatten)]
-    pub(super) kubernetes: KubernetesFlags,
     /// What SIGTERM does to the kernels
     #[arg(long, env = "KERNELMUX_ON_TERMINATE", value_enum, default_value_t = OnTerminate::Detach)]
     pub(super) on_terminate: OnTerminate,
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as info,kernel_provider=debug
     #[arg(long, env = "KERNELMUX_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
+    // Last, because its heading goes for all that follows.
+    #[command(flatten)]
+    pub(super) kubernetes: KubernetesFlags,
 }
 
 /// Libraries log only if they are named in the filter.
@@ -194,8 +195,8 @@ impl Flags {
         match (&self.token, self.no_auth) {
             (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
             (None, true) if !self.ip.is_loopback() && !self.insecure => Err(format!(
-                "--no-auth on {} lets whoever reaches it run programs here; give a token, or add --insecure if that is \
-                 wanted",
+                "--no-auth on {} lets anyone who can connect run programs here; give a token, or add --insecure if \
+                 that is intended",
                 self.ip
             )),
             (None, true) => Ok(Access::Open),
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn without_flags_it_is_for_this_machine_only() {
+    fn by_default_it_listens_on_loopback_and_requires_a_token() {
         let flags = parse(&[]).unwrap();
         assert!(flags.ip.is_loopback());
         assert_eq!(flags.port, 8888);
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_ports_is_two_ports() {
+    fn a_port_range_is_two_ports() {
         let flags = parse(&["--port-range", "40000..40004"]).unwrap();
         assert_eq!(flags.port_range, Some(40000..=40004));
         assert_eq!(parse(&[]).unwrap().port_range, None);
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_in_one_line() {
+    fn errors_are_one_line() {
         for (args, expected) in [
             (&["--port", "x"][..], "--port"),
             (&["--port", "65536"], "--port"),

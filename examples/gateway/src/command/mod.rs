@@ -3,6 +3,8 @@
 mod announce;
 mod data_dir;
 mod flags;
+#[cfg(test)]
+mod flags_page;
 mod kubernetes;
 mod run;
 
@@ -22,15 +24,15 @@ pub(crate) fn main() -> ExitCode {
             let _ = write!(std::io::stdout(), "{text}");
             return ExitCode::SUCCESS;
         }
-        Err(message) => return complain(&message, WRONG_FLAGS),
+        Err(message) => return fail(&message, WRONG_FLAGS),
     };
     match run::run(*flags) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&error.to_string(), 1),
+        Err(error) => fail(&error.to_string(), 1),
     }
 }
 
-fn complain(message: &str, status: u8) -> ExitCode {
+fn fail(message: &str, status: u8) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "kernelmux-gateway: {message}");
     ExitCode::from(status)
 }

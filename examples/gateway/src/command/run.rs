@@ -38,6 +38,8 @@ pub(super) fn run(flags: Flags) -> Result<()> {
         .with_env_filter(flags.log_filter()?)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // A line that cannot be written would be reported with `eprintln!`, which panics for the same reason.
+        .log_internal_errors(false)
         .init();
     raise_open_files();
     keep_memory_private();
@@ -61,9 +63,9 @@ pub(super) fn run(flags: Flags) -> Result<()> {
     ended
 }
 
-/// The meaning of a signal.
+/// A signal that ends the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum EndSignal {
     Interrupt,
     Terminate,
 }
@@ -84,11 +86,11 @@ impl Signals {
     }
 
     /// The next signal that ends the gateway. A hangup does not.
-    async fn next(&mut self) -> Asked {
+    async fn next(&mut self) -> EndSignal {
         loop {
             tokio::select! {
-                _ = self.interrupt.recv() => return Asked::Interrupt,
-                _ = self.terminate.recv() => return Asked::Terminate,
+                _ = self.interrupt.recv() => return EndSignal::Interrupt,
+                _ = self.terminate.recv() => return EndSignal::Terminate,
                 _ = self.hang_up.recv() => info!("SIGHUP changes nothing: there is no configuration to reload"),
             }
         }
@@ -137,11 +139,14 @@ impl Running {
 
     async fn until_signalled(self, signals: &mut Signals, on_terminate: OnTerminate) {
         let serving = tokio::spawn(serve(self.listener, self.gateway.clone()));
-        let asked = signals.next().await;
-        let stop = asked == Asked::Interrupt || on_terminate == OnTerminate::Stop;
+        let signal = signals.next().await;
+        let stop = signal == EndSignal::Interrupt || on_terminate == OnTerminate::Stop;
         let kernels = self.manager.list().len();
         if stop {
-            info!(kernels, "ending the kernels; another signal ends the gateway at once");
+            info!(
+                kernels,
+                "ending the kernels; another signal ends the gateway immediately"
+            );
         } else {
             info!(
                 kernels,
@@ -158,15 +163,15 @@ impl Running {
             match timeout(deadline, self.manager.close(kernels)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => warn!(%error, "the logs were not closed cleanly"),
-                Err(_) if stop => warn!("some kernels did not end in time and may go on"),
-                Err(_) => warn!("the kernels were not left in time; the last of their output may be missing"),
+                Err(_) if stop => warn!("some kernels did not end in time and may keep running"),
+                Err(_) => warn!("disconnecting from the kernels timed out; the last of their output may be missing"),
             }
-            // `serve` has a deadline of its own.
+            // `serve` has its own deadline.
             let _ = serving.await;
         };
         tokio::select! {
             () = ending => info!("done"),
-            _ = signals.next() => warn!("ended at once by a second signal"),
+            _ = signals.next() => warn!("ended immediately by a second signal"),
         }
     }
 }
@@ -297,7 +302,7 @@ fn raise_open_files() {
             maximum: limit.maximum,
         };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            warn!(%error, "the limit of open files stays low: there can be few kernels and clients");
+            warn!(%error, "the limit of open files stays low and allows only few kernels and clients");
         }
     }
 }
@@ -316,7 +321,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_inherited_by_no_means() {
+    fn secrets_are_never_inherited() {
         for name in ["X_AUTH_TOKEN", "KERNELMUX_TOKEN", "KERNELMUX_LOG", "JUPYTER_TOKEN"] {
             assert!(is_secret(name), "{name}");
         }

@@ -1,4 +1,4 @@
-//! `GET /api/kernels/{id}/log`: a kernel's log as server-sent events (`docs/resume-protocol.md`).
+//! `GET /api/kernels/{id}/log`: a kernel's log as server-sent events (`docs/src/resume-protocol.md`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub(super) async fn events(
     let last = headers.get("last-event-id").map(HeaderValue::to_str);
     let from = match last {
         Some(Ok(last)) if !last.is_empty() => last,
-        Some(Err(_)) => return Err(ApiError::bad_request("Last-Event-ID is no cursor")),
+        Some(Err(_)) => return Err(ApiError::bad_request("Last-Event-ID is not a cursor")),
         _ => query.from.as_deref().unwrap_or("start"),
     };
     let start: Start = from
@@ -56,7 +56,7 @@ pub(super) async fn events(
     if let Some(reason) = found.not_recovered {
         let gone = json!({
             "reason": "Gone",
-            "message": "the entries after this cursor are not in the log; read on from earliest, or from start",
+            "message": "the entries after this cursor are not in the log; continue at earliest, or at start",
             "not_recovered": reason,
             "epoch": epoch,
             "earliest": earliest,

@@ -25,7 +25,7 @@ use crate::error::ApiError;
 
 /// How many executions are folded concurrently; each occupies a processor.
 const MAX_CONCURRENT_FOLDS: usize = 2;
-/// How much of outputs may be in transmission, in [`UNIT`]s.
+/// Limit of outputs that are being sent, in [`UNIT`]s.
 const MAX_UNREAD_UNITS: u32 = 256;
 const UNIT: usize = 1 << 20;
 /// How long a request waits for other clients to finish reading.
@@ -63,14 +63,14 @@ impl OutputLimits {
         if let Ok(room) = self.unread.clone().try_acquire_many_owned(units) {
             return Ok((outputs, Some(room)));
         }
-        // Nothing is held while waiting. The outputs may grow meanwhile, so reserve the most that they can have.
+        // The outputs are dropped while waiting. They may grow meanwhile, so the reservation is for their maximum size.
         drop(outputs);
         let units = max_units();
         let waiting = timeout(WAIT_TIMEOUT, self.unread.clone().acquire_many_owned(units));
         let Ok(Ok(room)) = waiting.await else {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "too many large outputs are being read; ask again in a while",
+                "too many large outputs are being read; try again later",
             ));
         };
         Ok((self.fold(executions, execution).await?, Some(room)))
@@ -106,25 +106,25 @@ pub(super) async fn answer(
     mut model: Value,
 ) -> Result<Response, ApiError> {
     let (outputs, room) = limits.outputs(executions, &execution).await?;
-    let question = outputs
+    let input_request = outputs
         .fold
         .input_request()
         .filter(|_| !execution.status.has_ended())
         .and_then(|message| serde_json::from_slice::<InputRequest>(message.content()).ok());
-    model["input_request"] = question.map_or(
+    model["input_request"] = input_request.map_or(
         Value::Null,
-        |question| json!({"prompt": question.prompt, "password": question.password}),
+        |request| json!({"prompt": request.prompt, "password": request.password}),
     );
     model["cursor"] = outputs.cursor.to_string().into();
     model["complete"] = outputs.complete.into();
     model["truncated"] = outputs.fold.truncated().into();
     let body = streamed_body(move |writer| {
         let _room = room;
-        let whole = Whole {
+        let execution = ExecutionWithOutputs {
             model: &model,
             outputs: &outputs.fold,
         };
-        serde_json::to_writer(writer, &whole).map_err(Into::into)
+        serde_json::to_writer(writer, &execution).map_err(Into::into)
     });
     let mut response = Response::new(body);
     let json = HeaderValue::from_static("application/json");
@@ -138,14 +138,14 @@ fn not_written(error: &dyn std::error::Error) -> ApiError {
 
 /// An execution with its outputs. Nested outputs of any depth are written verbatim.
 #[derive(Serialize)]
-struct Whole<'a> {
+struct ExecutionWithOutputs<'a> {
     #[serde(flatten)]
     model: &'a Value,
     #[serde(serialize_with = "each")]
     outputs: &'a Fold,
 }
 
-/// Copies one output at a time.
+/// Serializes one output at a time.
 fn each<S: Serializer>(fold: &&Fold, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(fold.each_output())
 }
@@ -159,8 +159,8 @@ fn streamed_body(write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'sta
             sender,
         };
         if let Err(error) = write(&mut pieces).and_then(|()| pieces.flush()) {
-            debug!(%error, "an answer was not sent to its end");
-            // The client sees a truncated response. It may also be gone.
+            debug!(%error, "an answer was not sent completely");
+            // The client sees a truncated response, unless it has disconnected.
             let _ = pieces.sender.blocking_send(Err(error));
         }
     });
@@ -188,7 +188,7 @@ impl Write for Pieces {
             return Ok(());
         }
         let piece = self.piece.split().freeze();
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone");
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client has disconnected");
         self.sender.blocking_send(Ok(piece)).map_err(gone)
     }
 }
@@ -201,29 +201,29 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_written_arrives_and_no_more_is_written_than_is_taken() {
-        let (told, mut ended) = oneshot::channel();
+    async fn writing_waits_until_the_client_reads() {
+        let (done, mut ended) = oneshot::channel();
         let mut body = streamed_body(move |writer| {
             for number in 0..100_000_u32 {
                 writer.write_all(&number.to_be_bytes())?;
             }
-            let _ = told.send(());
+            let _ = done.send(());
             Ok(())
         });
         let mut all = body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec();
         assert_eq!(all.len(), PIECE);
-        assert!(ended.try_recv().is_err(), "400 KB do not fit into what may wait");
+        assert!(ended.try_recv().is_err(), "400 KB must exceed the buffered pieces");
         all.extend(body.collect().await.unwrap().to_bytes());
         let numbers = all.as_chunks().0.iter().map(|bytes| u32::from_be_bytes(*bytes));
         assert!(numbers.eq(0..100_000));
     }
 
     #[tokio::test]
-    async fn who_goes_ends_what_is_written_and_a_failure_is_no_end() {
-        let (told, ended) = oneshot::channel();
+    async fn a_disconnect_ends_writing_and_a_failure_truncates_the_body() {
+        let (done, ended) = oneshot::channel();
         let body = streamed_body(move |writer| {
             let written = std::iter::repeat(()).try_for_each(|()| writer.write_all(b"text"));
-            let _ = told.send(());
+            let _ = done.send(());
             written
         });
         drop(body);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_outputs_hold_room_and_small_ones_do_not() {
+    async fn only_large_outputs_reserve_memory() {
         assert_eq!(units(UNIT - 1), None);
         assert_eq!(units(70 << 20), Some(70));
         assert_eq!(units(usize::MAX), Some(MAX_UNREAD_UNITS));

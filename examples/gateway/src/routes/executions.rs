@@ -1,4 +1,4 @@
-//! `/api/kernels/{id}/executions`: the executions in a kernel's log, also after the kernel is gone, and execution
+//! `/api/kernels/{id}/executions`: the executions in a kernel's log, even after the kernel has ended, and execution
 //! without a connected client.
 
 use std::sync::Arc;
@@ -33,7 +33,7 @@ const MAX_PAGE: usize = 500;
 const MAX_ID: usize = 256;
 
 /// How long a kernel may take to receive code.
-const TAKEN_WITHIN: Duration = Duration::from_secs(20);
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The log of a running or past kernel.
 pub(super) async fn find_log(gateway: &Gateway, id: &str) -> Result<Log, ApiError> {
@@ -94,7 +94,7 @@ fn statuses(text: &str) -> Result<Vec<ExecutionStatus>, ApiError> {
         .map(|status| {
             serde_json::from_value(status.into()).map_err(|_| {
                 ApiError::bad_request(format!(
-                    "status: there is no {status:?}; there are queued, running, ok, error, aborted, died and lost"
+                    "status: unknown {status:?}; use queued, running, ok, error, aborted, died or lost"
                 ))
             })
         })
@@ -109,9 +109,9 @@ pub(super) async fn one(
     let Some(execution) = executions.get(&msg_id).await? else {
         return Err(ApiError::not_found(format!("Execution does not exist: {msg_id}")));
     };
-    let mut whole = model(&gateway, &id, &execution);
-    whole["code"] = executions.code(&execution).await.map_err(unreadable)?.into();
-    answer(&gateway.output_limits, &executions, execution, whole).await
+    let mut model = model(&gateway, &id, &execution);
+    model["code"] = executions.code(&execution).await.map_err(unreadable)?.into();
+    answer(&gateway.output_limits, &executions, execution, model).await
 }
 
 pub(super) fn unreadable(error: ReadError) -> ApiError {
@@ -156,7 +156,7 @@ pub(super) async fn start(
     let mut request = ExecuteRequest::new(code);
     request.silent = flag(&body, "silent")?.unwrap_or(request.silent);
     request.store_history = flag(&body, "store_history")?.unwrap_or(request.store_history);
-    // No one can answer unless the caller says so.
+    // By default, no client is expected to answer input requests.
     request.allow_stdin = flag(&body, "allow_stdin")?.unwrap_or(false);
     request.stop_on_error = flag(&body, "stop_on_error")?.unwrap_or(request.stop_on_error);
     let mut message = Message::new(request, &session);
@@ -170,7 +170,9 @@ pub(super) async fn start(
     let wire = message.to_wire();
     let msg_id = message.header.msg_id;
     let sending = send(&gateway, &kernel, session.as_str().into(), wire);
-    timeout(TAKEN_WITHIN, sending).await.map_err(|_| not_taken(&msg_id))??;
+    timeout(RECEIVE_TIMEOUT, sending)
+        .await
+        .map_err(|_| not_received(&msg_id))??;
     kernel.log().flushed().await;
     let execution = kernel.executions().get(&msg_id).await?;
     let location = address(&gateway, &id, &msg_id);
@@ -191,11 +193,11 @@ async fn check_is_new(executions: &Executions, msg_id: &str, code: &str) -> Resu
     if known.is_none_or(|known| known == code) {
         return Ok(());
     }
-    let message = format!("the msg_id {msg_id:?} is that of other code; choose another");
+    let message = format!("the msg_id {msg_id:?} was used for other code; choose another");
     Err(ApiError::new(StatusCode::CONFLICT, message))
 }
 
-/// Sends a request to its end, even if the client disconnects.
+/// Sends a request completely, even if the client disconnects.
 async fn send(
     gateway: &Gateway,
     kernel: &Arc<Kernel>,
@@ -216,11 +218,11 @@ async fn send(
     })
 }
 
-fn not_taken(msg_id: &str) -> ApiError {
+fn not_received(msg_id: &str) -> ApiError {
     let message = format!(
-        "the kernel has not taken the code within {} s; it may still: ask again with the msg_id {msg_id:?}, which runs it \
-         once, or restart the kernel",
-        TAKEN_WITHIN.as_secs()
+        "the kernel has not received the code within {} s, but still may: repeat the request with the msg_id \
+         {msg_id:?}, which runs it once, or restart the kernel",
+        RECEIVE_TIMEOUT.as_secs()
     );
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, message)
 }

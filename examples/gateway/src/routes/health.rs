@@ -12,7 +12,10 @@ use crate::error::ApiError;
 /// output continue, so a restart would not help.
 pub(super) async fn health(State(gateway): State<Arc<Gateway>>) -> Result<&'static str, ApiError> {
     if *gateway.closing.borrow() {
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway ends"));
+        return Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the gateway is shutting down",
+        ));
     }
     Ok("ok\n")
 }

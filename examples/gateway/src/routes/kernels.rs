@@ -54,7 +54,7 @@ pub(super) async fn start(
     let path = text(&body, "path")?;
     let kernel = start::start(&gateway, &body, path)
         .await
-        .map_err(|no_kernel| no_kernel.or_no_spec(StatusCode::BAD_REQUEST))?;
+        .map_err(|no_kernel| no_kernel.into_api_error(StatusCode::BAD_REQUEST))?;
     let location = format!("{}/api/kernels/{}", gateway.options.base_url.prefix(), kernel.id());
     Ok((
         StatusCode::CREATED,
@@ -65,7 +65,7 @@ pub(super) async fn start(
 }
 
 /// Runs to completion even if the client disconnects: half a restart would leave no kernel.
-async fn whole<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
+async fn run_to_completion<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
     tokio::spawn(work).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -80,9 +80,9 @@ pub(super) async fn end(State(gateway): State<Arc<Gateway>>, Path(id): Path<Stri
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Ends a kernel, also for sessions.
+/// Shuts a kernel down.
 pub(super) async fn shut_down(kernel: Arc<Kernel>) -> Result<(), ApiError> {
-    whole(async move { kernel.shutdown().await })
+    run_to_completion(async move { kernel.shutdown().await })
         .await?
         .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
@@ -92,7 +92,7 @@ pub(super) async fn interrupt(
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let kernel = find(&gateway, &id)?;
-    match whole(async move { kernel.interrupt().await }).await? {
+    match run_to_completion(async move { kernel.interrupt().await }).await? {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(error) => Err(failed(&id, &error)),
     }
@@ -104,7 +104,7 @@ pub(super) async fn restart(
 ) -> Result<Json<Value>, ApiError> {
     let kernel = find(&gateway, &id)?;
     let restarting = kernel.clone();
-    match whole(async move { restarting.restart().await }).await? {
+    match run_to_completion(async move { restarting.restart().await }).await? {
         Ok(()) => Ok(Json(model::kernel(&kernel))),
         Err(error) => Err(failed(&id, &error)),
     }

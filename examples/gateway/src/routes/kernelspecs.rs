@@ -25,7 +25,7 @@ pub(super) struct User {
     user: Option<String>,
 }
 
-/// Finding a kernelspec's resources blocks on the file system.
+/// Runs work that blocks on the file system.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| {
         ApiError::new(
@@ -116,7 +116,7 @@ pub(super) async fn resource(
     let headers = [
         (header::CONTENT_TYPE, content_type),
         (header::CACHE_CONTROL, "private, max-age=60"),
-        // An SVG that is opened as a page must not run as one of the gateway's.
+        // An SVG that is opened as a page must not run scripts in the gateway's origin.
         (
             header::CONTENT_SECURITY_POLICY,
             "default-src 'none'; style-src 'unsafe-inline'; sandbox",

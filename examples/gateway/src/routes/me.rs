@@ -1,4 +1,4 @@
-//! `GET /api/me`: the client's identity and permissions. Whoever has the token may do everything.
+//! `GET /api/me`: the client's identity and permissions. The token grants all permissions.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::Gateway;
 use crate::error::ApiError;
 
 #[derive(Deserialize)]
-pub(super) struct Asked {
+pub(super) struct MeQuery {
     permissions: Option<String>,
 }
 
 pub(super) async fn me(
     State(gateway): State<Arc<Gateway>>,
-    Query(Asked { permissions }): Query<Asked>,
+    Query(MeQuery { permissions }): Query<MeQuery>,
 ) -> Result<Json<Value>, ApiError> {
     let mut granted = match permissions.as_deref() {
         None | Some("") => Map::new(),

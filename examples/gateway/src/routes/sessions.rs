@@ -20,7 +20,7 @@ use crate::{Gateway, model, start};
 /// Longest path, name or type of a session, in bytes.
 const MAX_TEXT: usize = 4_096;
 
-/// `None` if the session's kernel is gone.
+/// The session with its kernel; `None` if the kernel has ended.
 fn session_model(gateway: &Gateway, session: &Session) -> Option<Value> {
     let kernel = gateway.manager.get(session.kernel)?;
     let mut model = json!({
@@ -79,24 +79,24 @@ fn short_text(body: &Map<String, Value>, field: &str) -> Result<Option<String>, 
 }
 
 /// `{path?, name?, type?}`, or the older form `{notebook: {path}}`.
-struct Place {
+struct SessionFields {
     path: Option<String>,
     name: Option<String>,
     kind: Option<String>,
 }
 
-impl Place {
+impl SessionFields {
     fn read(body: &Map<String, Value>) -> Result<Self, ApiError> {
-        let mut place = Self {
+        let mut fields = Self {
             path: short_text(body, "path")?,
             name: short_text(body, "name")?,
             kind: short_text(body, "type")?,
         };
         if let Some(notebook) = object(body, "notebook")? {
-            place.path = short_text(notebook, "path")?.or(place.path);
-            place.kind = Some("notebook".to_owned());
+            fields.path = short_text(notebook, "path")?.or(fields.path);
+            fields.kind = Some("notebook".to_owned());
         }
-        Ok(place)
+        Ok(fields)
     }
 }
 
@@ -108,12 +108,12 @@ pub(super) async fn create(
     State(gateway): State<Arc<Gateway>>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
-    let place = Place::read(&body)?;
-    let path = place.path.ok_or_else(|| missing("path"))?;
-    let kind = place.kind.ok_or_else(|| missing("type"))?;
+    let fields = SessionFields::read(&body)?;
+    let path = fields.path.ok_or_else(|| missing("path"))?;
+    let kind = fields.kind.ok_or_else(|| missing("type"))?;
     let kernel = object(&body, "kernel")?.cloned().unwrap_or_default();
-    let name = place.name.unwrap_or_default();
-    let creating = whole(gateway.clone(), path, name, kind, kernel);
+    let name = fields.name.unwrap_or_default();
+    let creating = find_or_create(gateway.clone(), path, name, kind, kernel);
     // Continues if the client disconnects, so that no kernel is left without its session.
     let session = tokio::spawn(creating).await.map_err(|_| {
         ApiError::new(
@@ -122,33 +122,33 @@ pub(super) async fn create(
         )
     })??;
     let model = session_model(&gateway, &session)
-        .ok_or_else(|| ApiError::new(StatusCode::GONE, "the session's kernel is gone already"))?;
+        .ok_or_else(|| ApiError::new(StatusCode::GONE, "the session's kernel has already ended"))?;
     let location = format!("{}/api/sessions/{}", gateway.options.base_url.prefix(), session.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(model)).into_response())
 }
 
 /// The session of this path, or a new one.
-async fn whole(
+async fn find_or_create(
     gateway: Arc<Gateway>,
     path: String,
     name: String,
     kind: String,
     kernel: Map<String, Value>,
 ) -> Result<Session, ApiError> {
-    let lives = |kernel| gateway.lives(kernel);
-    if let Some(session) = gateway.sessions.of_path(&path, lives) {
+    let has_kernel = |kernel| gateway.lives(kernel);
+    if let Some(session) = gateway.sessions.of_path(&path, has_kernel) {
         return Ok(session);
     }
     let (kernel, is_new) = match running(&gateway, &kernel)? {
-        Running::Found(kernel) => (kernel, false),
-        Running::Unnamed => (started(&gateway, &kernel, &path).await?, true),
+        NamedKernel::Found(kernel) => (kernel, false),
+        NamedKernel::Unnamed => (start_kernel(&gateway, &kernel, &path).await?, true),
         // The notebook's kernel has ended; as with jupyter_server, a new one starts under its id.
-        Running::Unknown(id) => {
+        NamedKernel::Unknown(id) => {
             let mut kernel = kernel;
             if id.parse::<KernelId>().is_ok() {
                 kernel.insert("kernel_id".to_owned(), id.into());
             }
-            (started(&gateway, &kernel, &path).await?, true)
+            (start_kernel(&gateway, &kernel, &path).await?, true)
         }
     };
     let session = Session {
@@ -158,7 +158,11 @@ async fn whole(
         kind,
         kernel: kernel.id(),
     };
-    match gateway.sessions.add(session, lives).map_err(|not_added| *not_added) {
+    match gateway
+        .sessions
+        .add(session, has_kernel)
+        .map_err(|not_added| *not_added)
+    {
         Ok(session) => Ok(session),
         // Another request for the same path was faster, or there is no room, so the new kernel is not needed.
         Err(not_added) => {
@@ -174,7 +178,7 @@ async fn whole(
 }
 
 /// The kernel named by `kernel.id` in the body.
-enum Running {
+enum NamedKernel {
     Found(Arc<Kernel>),
     /// No kernel has this id.
     Unknown(String),
@@ -182,19 +186,22 @@ enum Running {
     Unnamed,
 }
 
-fn running(gateway: &Gateway, kernel: &Map<String, Value>) -> Result<Running, ApiError> {
+fn running(gateway: &Gateway, kernel: &Map<String, Value>) -> Result<NamedKernel, ApiError> {
     let Some(id) = text(kernel, "id")?.filter(|id| !id.is_empty()) else {
-        return Ok(Running::Unnamed);
+        return Ok(NamedKernel::Unnamed);
     };
     let found = id.parse::<KernelId>().ok().and_then(|id| gateway.manager.get(id));
-    Ok(found.map_or_else(|| Running::Unknown(id.chars().take(64).collect()), Running::Found))
+    Ok(found.map_or_else(
+        || NamedKernel::Unknown(id.chars().take(64).collect()),
+        NamedKernel::Found,
+    ))
 }
 
 /// Starts a kernel from the body's `kernel`. An unknown kernelspec is 501, as clients of sessions expect.
-async fn started(gateway: &Gateway, kernel: &Map<String, Value>, path: &str) -> Result<Arc<Kernel>, ApiError> {
+async fn start_kernel(gateway: &Gateway, kernel: &Map<String, Value>, path: &str) -> Result<Arc<Kernel>, ApiError> {
     start::start(gateway, kernel, Some(path))
         .await
-        .map_err(|no_kernel| no_kernel.or_no_spec(StatusCode::NOT_IMPLEMENTED))
+        .map_err(|no_kernel| no_kernel.into_api_error(StatusCode::NOT_IMPLEMENTED))
 }
 
 pub(super) async fn change(
@@ -203,9 +210,9 @@ pub(super) async fn change(
     JsonObject(body): JsonObject,
 ) -> Result<Json<Value>, ApiError> {
     let session = find(&gateway, &id)?;
-    let place = Place::read(&body)?;
+    let fields = SessionFields::read(&body)?;
     let kernel = object(&body, "kernel")?.cloned();
-    let changing = changed(gateway, session, place, kernel);
+    let changing = changed(gateway, session, fields, kernel);
     let model = tokio::spawn(changing).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -215,36 +222,36 @@ pub(super) async fn change(
     model.map(Json).ok_or_else(|| not_found(&id))
 }
 
-/// The session's model after the change; `None` if the session or its kernel is gone.
+/// The session's model after the change; `None` if the session or its kernel no longer exists.
 async fn changed(
     gateway: Arc<Gateway>,
     session: Session,
-    place: Place,
+    fields: SessionFields,
     kernel: Option<Map<String, Value>>,
 ) -> Result<Option<Value>, ApiError> {
-    let mut started_for_it = None;
+    let mut started_kernel = None;
     let kernel = match kernel {
         None => None,
         Some(wanted) => match running(&gateway, &wanted)? {
-            Running::Found(kernel) => Some(kernel.id()),
-            Running::Unknown(id) => return Err(ApiError::bad_request(format!("No such kernel: {id}"))),
-            Running::Unnamed if text(&wanted, "name")?.is_some() => {
-                let kernel = started(&gateway, &wanted, &session.path).await?;
+            NamedKernel::Found(kernel) => Some(kernel.id()),
+            NamedKernel::Unknown(id) => return Err(ApiError::bad_request(format!("No such kernel: {id}"))),
+            NamedKernel::Unnamed if text(&wanted, "name")?.is_some() => {
+                let kernel = start_kernel(&gateway, &wanted, &session.path).await?;
                 let id = kernel.id();
-                started_for_it = Some(kernel);
+                started_kernel = Some(kernel);
                 Some(id)
             }
-            Running::Unnamed => None,
+            NamedKernel::Unnamed => None,
         },
     };
     let change = Change {
-        path: place.path,
-        name: place.name,
-        kind: place.kind,
+        path: fields.path,
+        name: fields.name,
+        kind: fields.kind,
         kernel,
     };
     let Some((before, after)) = gateway.sessions.change(session.id, change) else {
-        if let Some(kernel) = started_for_it {
+        if let Some(kernel) = started_kernel {
             shut_down(kernel).await?;
         }
         return Ok(None);

@@ -5,7 +5,7 @@
 //!
 //! Pongs show what a client has received: each Ping carries the number of the last entry sent before it, and the Pong
 //! follows once that entry was read. A session that reconnects resumes there, after a replay of executions that it may
-//! have in part. Clients of the resume protocol (`docs/resume-protocol.md`) track their own position.
+//! have in part. Clients of the resume protocol (`docs/src/resume-protocol.md`) track their own position.
 
 mod acknowledgement;
 mod feed;

@@ -1,4 +1,4 @@
-//! A gateway over real TCP, with kernels that are tasks of the test.
+//! A gateway on a TCP port of this machine, with kernels that run as tasks of the test.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
 use std::net::SocketAddr;
@@ -27,24 +27,24 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// The token of every gateway of the tests.
+/// The token of every test gateway.
 pub const TOKEN: &str = "s3cret";
-/// No kernel has this id.
+/// A valid kernel id that no kernel has.
 pub const UNKNOWN: &str = "00000000-0000-4000-8000-000000000000";
-/// Nothing that the tests wait for takes this long.
+/// How long a test waits for anything before it fails.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The fake provider, with what it was asked for written down, and kernelspecs that have files.
-pub struct Recording {
+/// The fake provider, which also records launch requests and gives its kernelspecs resource files.
+pub struct RecordingProvider {
     pub fake: FakeProvider,
     pub launches: Mutex<Vec<LaunchRequest>>,
-    /// Told at each launch.
+    /// Notified at each launch.
     pub launching: Notify,
     specs: watch::Sender<Arc<Specs>>,
     resources: tempfile::TempDir,
 }
 
-impl Recording {
+impl RecordingProvider {
     fn new() -> Self {
         let resources = tempfile::tempdir().unwrap();
         std::fs::write(resources.path().join("kernel.json"), "{}").unwrap();
@@ -59,10 +59,10 @@ impl Recording {
         }
     }
 
-    /// Adds a kernelspec with these `metadata`.
+    /// Adds a kernelspec with the given `metadata`.
     pub fn install(&self, name: &str, spec: FakeSpec, metadata: Value) {
         let Value::Object(metadata) = metadata else {
-            panic!("metadata are an object")
+            panic!("metadata must be an object")
         };
         let kernelspec = jupyter_protocol::kernelspec::Kernelspec {
             argv: vec!["fake".to_owned(), "{connection_file}".to_owned()],
@@ -75,13 +75,14 @@ impl Recording {
         self.refresh();
     }
 
-    /// Adds a kernelspec that cannot be used.
+    /// Adds a kernelspec that cannot be loaded, with the reason.
     pub fn install_broken(&self, name: &str, reason: &str) {
         self.specs.send_modify(|specs| {
             Arc::make_mut(specs).broken.insert(name.to_owned(), reason.to_owned());
         });
     }
 
+    /// Copies the fake provider's kernelspecs, adds resource files and keeps the broken ones.
     fn refresh(&self) {
         let mut specs = (**self.fake.specs().borrow()).clone();
         specs.broken.clone_from(&self.specs.borrow().broken);
@@ -91,14 +92,14 @@ impl Recording {
         self.specs.send_replace(Arc::new(specs));
     }
 
-    /// What the last launch was asked for with.
-    pub fn last(&self) -> LaunchRequest {
+    /// The request of the last launch.
+    pub fn last_launch(&self) -> LaunchRequest {
         self.launches.lock().unwrap().last().unwrap().clone()
     }
 }
 
 #[async_trait]
-impl KernelProvider for Recording {
+impl KernelProvider for RecordingProvider {
     fn name(&self) -> &str {
         self.fake.name()
     }
@@ -122,12 +123,12 @@ impl KernelProvider for Recording {
     }
 }
 
-/// A gateway that serves; ended when dropped.
+/// A running gateway, stopped on drop.
 pub struct Served {
     pub address: SocketAddr,
     pub manager: Manager,
     pub gateway: Arc<Gateway>,
-    pub provider: Arc<Recording>,
+    pub provider: Arc<RecordingProvider>,
     client: Client<HttpConnector, Full<Bytes>>,
     serving: JoinHandle<()>,
 }
@@ -138,7 +139,7 @@ impl Drop for Served {
     }
 }
 
-/// An answer, read whole.
+/// A complete HTTP answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -155,7 +156,7 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// The message of an error with this status, whose body is as every error's.
+    /// Checks that this is an error with the given status in the gateway's error format, and returns its message.
     #[track_caller]
     pub fn error(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{self:?}");
@@ -170,13 +171,14 @@ impl Answer {
 }
 
 impl Served {
-    /// A gateway with the kernelspec `echo`, the token [`TOKEN`], and defaults.
+    /// Starts a gateway with the kernelspec `echo`, the token [`TOKEN`] and default options.
     pub async fn start() -> Self {
         Self::with(|_| {}, |_| {}).await
     }
 
+    /// Starts a gateway like [`Served::start`] after adjusting its options.
     pub async fn with(gateway: impl FnOnce(&mut GatewayOptions), manager: impl FnOnce(&mut ManagerOptions)) -> Self {
-        let provider = Arc::new(Recording::new());
+        let provider = Arc::new(RecordingProvider::new());
         provider.install("echo", FakeSpec::echo(), serde_json::json!({}));
         let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
         let mut manager_options = ManagerOptions::default();
@@ -199,16 +201,22 @@ impl Served {
         }
     }
 
-    /// Waits until it serves no more, as after it was closed.
-    pub async fn ended(&mut self) {
+    /// Waits until the gateway has stopped serving, for example after it was closed.
+    pub async fn wait_for_end(&mut self) {
         timeout(DEADLINE, &mut self.serving)
             .await
-            .expect("it ends in time")
+            .expect("the gateway did not stop in time")
             .unwrap();
     }
 
-    /// A request with these headers and no others.
-    pub async fn bare(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+    /// Sends a request with exactly these headers, so without the token unless they contain it.
+    pub async fn send_with_headers(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
         let mut request = Request::builder()
             .method(Method::from_bytes(method.as_bytes()).unwrap())
             .uri(format!("http://{}{path}", self.address));
@@ -224,18 +232,18 @@ impl Served {
                 body: body.collect().await.unwrap().to_bytes(),
             }
         };
-        timeout(DEADLINE, answer).await.expect("an answer in time")
+        timeout(DEADLINE, answer).await.expect("no answer in time")
     }
 
-    /// A request with the token.
+    /// Sends a request with the token and no body.
     pub async fn ask(&self, method: &str, path: &str) -> Answer {
         self.send(method, path, "").await
     }
 
-    /// A request with the token and this body.
+    /// Sends a request with the token and this body.
     pub async fn send(&self, method: &str, path: &str, body: impl ToString) -> Answer {
         let authorization = format!("token {TOKEN}");
-        self.bare(method, path, &[("authorization", &authorization)], body.to_string())
+        self.send_with_headers(method, path, &[("authorization", &authorization)], body.to_string())
             .await
     }
 
@@ -246,20 +254,20 @@ impl Served {
         answer.json()
     }
 
-    /// Sends these bytes over a connection of their own, and returns what comes until it is closed.
-    pub async fn raw(&self, bytes: &[u8]) -> String {
+    /// Sends these bytes over a new connection, and returns everything received until it is closed.
+    pub async fn send_raw(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        // The gateway may close it while it is written.
+        // The gateway may close the connection before it has read everything.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let _ = timeout(DEADLINE, stream.read_to_end(&mut answer))
             .await
-            .expect("an answer in time");
+            .expect("the connection was not closed in time");
         String::from_utf8_lossy(&answer).into_owned()
     }
 }
 
-/// Whether the text is a time as jupyter_server's gateway client parses it.
+/// Whether the text is a timestamp in the format that jupyter_server's gateway client parses.
 pub fn is_timestamp(value: &Value) -> bool {
     let text = value.as_str().unwrap();
     text.len() == "2026-01-02T03:04:05.123456Z".len()

@@ -48,7 +48,7 @@
 //! the problem, and the client retries, because an administrator may fix it; [`connect`](ResumeClient::connect) tries
 //! only once. Without the feature, [`Options::dial`] can do TLS.
 //!
-//! `docs/resume-protocol.md` specifies the protocol.
+//! `docs/src/resume-protocol.md` specifies the protocol.
 
 mod address;
 mod backoff;

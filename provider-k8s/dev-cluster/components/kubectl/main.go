@@ -1,4 +1,4 @@
-// Command kubectl is Kubernetes' own.
+// Command kubectl is the unmodified Kubernetes command-line client.
 package main
 
 import (

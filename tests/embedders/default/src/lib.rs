@@ -1,4 +1,4 @@
-//! What an embedder with the default features sees.
+//! The API of an embedder with the default features.
 use std::sync::Arc;
 
 use kernelmux::local::{LocalConfig, LocalProvider};
@@ -15,6 +15,6 @@ pub fn manager(provider: LocalProvider) -> Result<Manager, StoreError> {
 }
 
 #[test]
-fn options_have_the_defaults_that_are_documented() {
+fn options_have_their_documented_defaults() {
     assert_eq!(ManagerOptions::default().default_spec, None);
 }

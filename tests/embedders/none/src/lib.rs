@@ -1,4 +1,4 @@
-//! What an embedder without any provider sees: the protocol, and the trait to write one.
+//! The API of an embedder without a provider: the protocol, and the trait for writing a provider.
 use kernelmux::protocol::{Channel, Signer};
 use kernelmux::KernelProvider;
 
@@ -7,7 +7,7 @@ pub fn name(provider: &dyn KernelProvider) -> &str {
 }
 
 #[test]
-fn the_protocol_is_there() {
+fn the_protocol_is_available_without_a_provider() {
     assert_eq!(Channel::Iopub.as_str(), "iopub");
     assert!(!Signer::unsigned().signs());
 }

@@ -1,7 +1,7 @@
-"""Clients that lose their connection and come back: of the resume protocol, of the event stream, and stock ones.
+"""Clients that reconnect: of the resume protocol, of the event stream, and plain Jupyter clients.
 
-Each is a thread that reads until it is told to stop or the kernel is gone, connects again whenever its connection
-breaks, and keeps what it saw.
+Each is a thread that reads until it is stopped or the kernel has ended, reconnects whenever its connection breaks, and
+keeps what it received.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BROKEN = (OSError, websocket.WebSocketException, requests.RequestException, Time
 
 
 class Client(threading.Thread):
-    """What all of them share. A failed check ends the thread and is told by `failure`."""
+    """Base class. A failed check ends the thread and is kept in `failure`, which `finish` raises."""
 
     def __init__(self, gateway: Gateway, kernel_id: str, port: int) -> None:
         super().__init__(daemon=True)
@@ -34,19 +34,19 @@ class Client(threading.Thread):
         self.connections = 0
         self.failure: BaseException | None = None
         self.stopping = threading.Event()
-        # While it is set the client does not read.
+        # While set, the client does not read.
         self.stalled = threading.Event()
 
     def run(self) -> None:
         try:
             self.work()
-        except BaseException as failure:  # noqa: BLE001: told by the test that joins it
+        except BaseException as failure:  # noqa: BLE001: raised by `finish`
             self.failure = failure
 
     def work(self) -> None:
         raise NotImplementedError
 
-    def stall(self) -> None:
+    def wait_while_stalled(self) -> None:
         while self.stalled.is_set() and not self.stopping.is_set():
             self.stopping.wait(0.05)
 
@@ -58,7 +58,7 @@ class Client(threading.Thread):
 
 
 class LogClient(Client):
-    """Sees every entry of the log: `seen` has each one's `msg_id`, the first entry's first."""
+    """Reads every entry of the log. `seen` has their `msg_id`s in order."""
 
     def __init__(self, gateway: Gateway, kernel_id: str, port: int) -> None:
         super().__init__(gateway, kernel_id, port)
@@ -69,7 +69,8 @@ class LogClient(Client):
     def cursor(self) -> str:
         return f"{self.epoch}:{len(self.seen)}" if self.epoch else "start"
 
-    def take(self, seq: int, msg: Message) -> None:
+    def add(self, seq: int, msg: Message) -> None:
+        """Keeps an entry, which must be the next one."""
         assert seq == len(self.seen) + 1, f"entry {seq} after {len(self.seen)} entries"
         self.seen.append(msg["header"]["msg_id"])
 
@@ -82,6 +83,8 @@ class LogClient(Client):
 
 
 class ResumeClient(LogClient):
+    """Reads the log with the resume protocol."""
+
     def read(self) -> None:
         address = self.url.replace("http", "ws", 1)
         address += f"api/kernels/{self.kernel_id}/channels?resume={self.cursor()}&token={self.gateway.token}"
@@ -93,7 +96,7 @@ class ResumeClient(LogClient):
             socket.settimeout(1)
             first = True
             while not self.stopping.is_set():
-                self.stall()
+                self.wait_while_stalled()
                 try:
                     kind, data = socket.recv_data()
                 except websocket.WebSocketTimeoutException:
@@ -101,14 +104,14 @@ class ResumeClient(LogClient):
                 if kind == websocket.ABNF.OPCODE_CLOSE:
                     return
                 if kind == websocket.ABNF.OPCODE_TEXT:
-                    self.told(json.loads(data), first)
+                    self.on_notice(json.loads(data), first)
                     first = False
                 elif kind == websocket.ABNF.OPCODE_BINARY:
-                    self.take(struct.unpack_from("<Q", data)[0], from_v1(data[8:]))
+                    self.add(struct.unpack_from("<Q", data)[0], from_v1(data[8:]))
         finally:
             socket.shutdown()
 
-    def told(self, notice: dict[str, Any], first: bool) -> None:
+    def on_notice(self, notice: dict[str, Any], first: bool) -> None:
         assert (notice["type"] == "hello") == first, notice
         if notice["type"] == "hello":
             assert notice["recovered"] is True, notice
@@ -122,6 +125,8 @@ class ResumeClient(LogClient):
 
 
 class EventClient(LogClient):
+    """Reads the log as an event stream."""
+
     def read(self) -> None:
         headers = dict(self.gateway.headers())
         if self.epoch:
@@ -131,7 +136,7 @@ class EventClient(LogClient):
             assert response.status_code == 200, response.text
             event: dict[str, str] = {}
             for line in response.iter_lines(chunk_size=None):
-                self.stall()
+                self.wait_while_stalled()
                 if self.stopping.is_set():
                     return
                 if line:
@@ -144,23 +149,23 @@ class EventClient(LogClient):
                     if "data" in event:
                         assert event["event"] == "message", event
                         entry = json.loads(event["data"])
-                        self.take(entry["seq"], entry)
+                        self.add(entry["seq"], entry)
                         self.epoch = event["id"].partition(":")[0]
                     event = {}
 
 
 class Screen:
-    """What a notebook shows of one cell, as far as these tests need it: text, with `\\r` at fixed widths."""
+    """The text that a notebook shows for one cell. A `\\r` must be followed by text of the same width."""
 
     def __init__(self) -> None:
         self.text = ""
         self.clear_later = False
         self.replies: list[Message] = []
         self.idle = False
-        self.heard = False
+        self.responded = False
 
     def show(self, msg: Message) -> None:
-        self.heard = True
+        self.responded = True
         kind, content = msg["header"]["msg_type"], msg["content"]
         if kind == "clear_output":
             if content.get("wait"):
@@ -181,13 +186,14 @@ class Screen:
 
 
 def shown(text: str) -> str:
+    """The text as displayed: `\\r` overwrites the line."""
     return "\n".join(line.rpartition("\r")[2] for line in text.split("\n"))
 
 
-class StockClient(Client):
-    """Runs the cells that `cell` makes, one after another, knowing nothing but its session_id.
+class PlainClient(Client):
+    """A Jupyter client that knows only its session_id. Runs the cells that `cell` makes, one after another.
 
-    A request of which nothing was ever heard is sent once more on the next connection, as a user would.
+    A request without any response is sent again on the next connection, as a user would.
     """
 
     def __init__(self, gateway: Gateway, kernel_id: str, port: int, session: str, v1: bool, cell: Any) -> None:
@@ -210,21 +216,22 @@ class StockClient(Client):
             self.socket.close()
 
     def watch(self, request: Message) -> Screen:
+        """Sends the request and reads until its reply and idle have arrived, reconnecting as needed."""
         screen = Screen()
         deadline = time.monotonic() + 120
         while not (screen.replies and screen.idle):
-            assert time.monotonic() < deadline, f"the cell does not end: {screen.__dict__}"
+            assert time.monotonic() < deadline, f"the cell did not end in time: {screen.__dict__}"
             try:
                 if self.socket is None:
                     self.connections += 1
                     self.socket = KernelSocket(
                         self.url, self.kernel_id, self.session, self.gateway.token, self.subprotocols, timeout=10
                     )
-                    if not screen.heard:
+                    if not screen.responded:
                         self.socket.send(request)
-                elif not screen.heard and not self.sent(request):
+                elif not screen.responded and not self.mark_sent(request):
                     self.socket.send(request)
-                self.stall()
+                self.wait_while_stalled()
                 msg = self.socket.receive(1)
             except TimeoutError:
                 continue
@@ -240,20 +247,20 @@ class StockClient(Client):
                 screen.show(msg)
         return screen
 
-    def sent(self, request: Message) -> bool:
-        """Whether the request was sent on this connection; marks it as sent."""
+    def mark_sent(self, request: Message) -> bool:
+        """Marks the request as sent on this connection; returns whether it was before."""
         sent = getattr(self.socket, "last_sent", None) == request["header"]["msg_id"]
         setattr(self.socket, "last_sent", request["header"]["msg_id"])
         return sent
 
 
 def log_of(gateway: Gateway, kernel_id: str) -> list[tuple[int, str]]:
-    """Every entry that is kept: its seq and `msg_id`."""
+    """The seq and `msg_id` of every stored entry."""
     return [(entry["seq"], entry["header"]["msg_id"]) for entry in entries_of(gateway, kernel_id)]
 
 
 def entries_of(gateway: Gateway, kernel_id: str) -> list[dict[str, Any]]:
-    """Every entry that is kept, whole."""
+    """Every stored entry."""
     response = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false")
     assert response.status_code == 200, response.text
     text = response.content.decode()

@@ -1,5 +1,7 @@
-"""A kernel that speaks ZMTP up to the first message, of which it claims 2^60 bytes, and sends none. Each claim is a line
-in a file: `python claims.py CONNECTION_FILE CLAIMS_FILE`."""
+"""A hostile kernel: it completes the ZMTP handshake, then announces a frame of 2^60 bytes and sends none of them.
+
+`python oversized_frames.py CONNECTION_FILE CLAIMS_FILE` appends the channel's name to the claims file each time.
+"""
 
 import json
 import socket
@@ -12,11 +14,12 @@ CLAIM = b"\x02" + (1 << 60).to_bytes(8, "big")
 
 
 def claim(channel: str, connection: socket.socket, claims: str) -> None:
+    """Completes the handshake, announces the frame and records that in the claims file."""
     kind = CHANNELS[channel]
     ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
     try:
         connection.sendall(GREETING + bytes([4, len(ready)]) + ready)
-        # Who only tries whether somebody listens sends nothing.
+        # A connection that only checks whether the port is open sends nothing.
         if not connection.recv(1):
             return
         connection.sendall(CLAIM)

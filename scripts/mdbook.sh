@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Prints the path of mdbook, which builds the book of docs/. Builds it in the user's cache if it is not there, which takes
+# a minute of computing. Another version, or another compiler, is another build.
+set -euo pipefail
+version=0.5.4
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/kernelmux
+root=$cache/mdbook-$version-$(rustc -vV | sha256sum | cut -c1-16)
+if [ ! -x "$root/bin/mdbook" ]; then
+    mkdir -p "$cache"
+    # Another checkout may be building it.
+    exec 9>"$root.lock"
+    flock 9
+fi
+if [ ! -x "$root/bin/mdbook" ]; then
+    echo "building mdbook $version in the cache" >&2
+    build=$(mktemp -d)
+    trap 'rm -rf "$build"' EXIT
+    # Without the server, which needs as many crates again, and not optimised, which takes half the time.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 "${CARGO:-cargo}" install --quiet --locked --version "$version" --no-default-features --features search \
+        --target-dir "$build" --root "$build/installed" mdbook >&2
+    rm -rf "$root"
+    mv "$build/installed" "$root"
+fi
+echo "$root/bin/mdbook"

@@ -1,0 +1,257 @@
+"""The book of docs/: its commands do what it says, and the flags and texts that it names exist.
+
+A console's mark says how it is run: `test` here, in page order, in one shell for each page; `kubernetes` on a cluster;
+`parsed` not at all, which the page says. `background` adds that it goes on in another terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import lacking
+from harness.cluster import lacks_cluster
+from harness.gateway import REPO, VENV, Gateway, binary, clean_env, free_port, kill
+from harness.pods import kernel_namespace
+from harness.process import pids_mentioning
+from harness.shell import Console, Reader, consoles
+
+BOOK = REPO / "docs" / "src"
+PAGES = sorted(BOOK.glob("*.md"))
+CONSOLES = [console for page in PAGES for console in consoles(page)]
+HOW = {"test", "kubernetes", "parsed"}
+# Pages whose commands ask a gateway that runs already: `$TOKEN` is its token, `$ID` one of its kernels.
+RUNNING = {"resume-protocol.md", "troubleshooting.md"}
+# The port of the commands is the gateway's default, which may be taken.
+PORT = "8888"
+
+# `cargo`, for commands that build and run: here everything is built already, with other flags.
+CARGO = """\
+#!/usr/bin/env bash
+set -euo pipefail
+command=$1
+shift
+case $command in
+build | install)
+    # Whatever it names must be there to be built.
+    for argument; do case $argument in examples/*) test -e "$argument/Cargo.toml" ;; esac; done
+    ;;
+run)
+    test "$1" = -p
+    program=$2
+    shift 2
+    test "${1:-}" != -- || shift
+    exec "$BUILT/$program" "$@"
+    ;;
+*)
+    echo "the book's tests know no cargo $command" >&2
+    exit 1
+    ;;
+esac
+"""
+
+JUPYTER = """
+c.ServerApp.open_browser = False
+c.ServerApp.allow_root = True
+c.ServerApp.port = {port}
+c.LabApp.news_url = ""
+c.ExtensionManager.listings_refresh_seconds = 0
+"""
+
+
+def marked(how: str) -> dict[str, list[Console]]:
+    """Consoles by page."""
+    pages: dict[str, list[Console]] = {}
+    for console in CONSOLES:
+        if how in console.marks:
+            pages.setdefault(console.page, []).append(console)
+    return pages
+
+
+def checkout(home: Path) -> Path:
+    """A folder with what the repository has, whose programs are this build's, and which commands may write to."""
+    folder = home / "kernelmux"
+    folder.mkdir()
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=REPO).decode().split("\0")
+    for name in {entry.partition("/")[0] for entry in listed if entry}:
+        # A script's folder leads to the folder above.
+        if name == "scripts":
+            shutil.copytree(REPO / name, folder / name)
+        else:
+            (folder / name).symlink_to(REPO / name)
+    (folder / ".venv").symlink_to(VENV)
+    built = binary().parent
+    for profile in ("debug", "release"):
+        (folder / "target" / profile).mkdir(parents=True)
+        for program in ("kernelmux-gateway", "embed", "resume", "k8s", "echo-kernel"):
+            (folder / "target" / profile / program).symlink_to(built / program)
+    tools = folder / "target" / "path"
+    tools.mkdir()
+    (tools / "cargo").write_text(CARGO)
+    (tools / "cargo").chmod(0o755)
+    (tools / "kernelmux-gateway").symlink_to(binary())
+    return folder
+
+
+def in_checkout(home: Path, gateway_port: int, **extra: str) -> tuple[dict[str, str], Path]:
+    folder = checkout(home)
+    environment = clean_env(home, KERNELMUX_PORT=str(gateway_port), **extra)
+    environment["PATH"] = f"{folder / 'target' / 'path'}{os.pathsep}{environment['PATH']}"
+    environment["BUILT"] = str(folder / "target" / "debug")
+    (home / "config" / "jupyter_lab_config.py").write_text(JUPYTER.format(port=free_port()))
+    return environment, folder
+
+
+def at_port(console: Console, port: int, names: dict[str, str]) -> Console:
+    """The console with this test's port and names in place of the book's."""
+
+    def here(text: str) -> str:
+        text = re.sub(rf"\b127\.0\.0\.1:{PORT}\b", f"127.0.0.1:{port}", text)
+        for name, own in names.items():
+            text = text.replace(name, own)
+        return text
+
+    commands = tuple(
+        type(command)(here(command.text), tuple(map(here, command.shown))) for command in console.commands
+    )
+    return Console(console.page, console.line, console.marks, commands)
+
+
+def built(*programs: str) -> None:
+    for program in programs:
+        if not (binary().parent / program).exists():
+            lacking(f"no {program} beside {binary()}: `make test-rust` builds it")
+
+
+@pytest.fixture
+def end_leftovers(make_home: Callable[[str], Path]) -> Iterator[Callable[[], Path]]:
+    """Makes a home. Whatever runs from it at the end is ended."""
+    homes: list[Path] = []
+
+    def make() -> Path:
+        homes.append(make_home("book"))
+        return homes[-1]
+
+    yield make
+    left = [pid for home in homes for pid in pids_mentioning(f"{home}/")]
+    for pid in left:
+        kill(pid)
+    assert not left, "a page's commands left processes behind"
+
+
+@pytest.mark.parametrize("page", sorted(marked("test")))
+def test_commands_of_a_page(
+    page: str, end_leftovers: Callable[[], Path], start_gateway: Callable[..., Gateway]
+) -> None:
+    built("kernelmux-gateway", "embed", "resume", "echo-kernel")
+    home, port = end_leftovers(), free_port()
+    environment, folder = in_checkout(home, port)
+    if page in RUNNING:
+        gateway = start_gateway()
+        port = gateway.port
+        environment.update(TOKEN=str(gateway.token), ID=gateway.start_kernel()["id"])
+    reader = Reader(environment, folder)
+    try:
+        for console in marked("test")[page]:
+            reader.follow(at_port(console, port, {}))
+    finally:
+        reader.close()
+
+
+@pytest.mark.kubernetes
+@pytest.mark.parametrize("page", sorted(marked("kubernetes")))
+def test_commands_of_a_page_on_a_cluster(page: str, end_leftovers: Callable[[], Path]) -> None:
+    if reason := lacks_cluster():
+        lacking(reason)
+    built("k8s")
+    home = end_leftovers()
+    with kernel_namespace(home) as place:
+        place.install("python3")
+        environment, folder = in_checkout(home, free_port(), **place.environment)
+        reader = Reader(environment, folder)
+        try:
+            for console in marked("kubernetes")[page]:
+                reader.follow(at_port(console, 0, {"-- kernels ": f"-- {place.name} "}))
+        finally:
+            reader.close()
+
+
+def test_every_command_says_how_it_is_tested() -> None:
+    assert len(CONSOLES) > 10
+    for console in CONSOLES:
+        assert len(console.marks & HOW) == 1, f"{console.where}: mark it with one of {sorted(HOW)}"
+        assert console.marks <= HOW | {"background"}, console.where
+        assert console.commands, console.where
+        for command in console.commands:
+            done = subprocess.run(["bash", "-n"], input=command.text, capture_output=True, text=True)
+            assert done.returncode == 0, f"{console.where}: {command.text}: {done.stderr}"
+
+
+def test_other_shell_blocks_are_not_hidden_from_the_tests() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^```(\w+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not {"sh", "bash", "shell"} & set(fences), f"{page.name}: mark commands as console"
+
+
+def test_code_comes_from_files_that_are_compiled() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for body in re.findall(r"^```rust\S*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            assert re.fullmatch(r"\{\{#include \S+\.rs(:\S+)?\}\}\n", body), f"{page.name}: {body}"
+
+
+FLAG = re.compile(r"`(--[a-z][a-z0-9-]+)")
+VARIABLE = re.compile(r"\bKERNELMUX_[A-Z_]*[A-Z]")
+
+
+def test_flags_and_variables_that_are_named_exist() -> None:
+    table = (BOOK / "flags.md").read_text(encoding="utf-8")
+    flags, variables = set(FLAG.findall(table)), set(VARIABLE.findall(table))
+    assert {"--port", "--log"} <= flags and "KERNELMUX_TOKEN" in variables
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if page.name == "enterprise-gateway.md":
+            # The last column has what takes the place of another program's.
+            rows = [line.rstrip("| ").rpartition("|")[2] for line in text.splitlines() if line.startswith("|")]
+            text = "\n".join(rows)
+        unknown = set(FLAG.findall(text)) - flags - {"--version", "--help"}
+        assert not unknown, f"{page.name}: there are no flags {sorted(unknown)}"
+        unknown = set(VARIABLE.findall(text)) - variables
+        assert not unknown, f"{page.name}: there are no variables {sorted(unknown)}"
+
+
+LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+
+
+def texts_of_the_program() -> str:
+    """All string literals of the sources, one a line, with a mark where values are put in."""
+    texts = []
+    for source in REPO.glob("**/src/**/*.rs"):
+        relative = source.relative_to(REPO)
+        if relative.parts[0] in ("target", "benches"):
+            continue
+        for literal in LITERAL.findall(source.read_text(encoding="utf-8")):
+            literal = re.sub(r"\\\n\s*", "", literal)
+            literal = literal.replace('\\"', '"').replace("\n", " ")
+            texts.append(re.sub(r"\{[^{}]*\}", "\0", literal))
+    return "\n".join(texts)
+
+
+def test_texts_that_troubleshooting_quotes_are_the_programs() -> None:
+    program = texts_of_the_program()
+    rows = [
+        line.split(" | ")[0]
+        for line in (BOOK / "troubleshooting.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    quoted = [quote for row in rows for quote in re.findall(r"`([^`]*)`|“([^”]*)”", row)]
+    texts = [code or text for code, text in quoted if not code.startswith(("--", "/"))]
+    assert len(texts) > 40
+    for text in texts:
+        for part in filter(None, (part.strip() for part in text.split("…"))):
+            assert part in program, f"troubleshooting quotes {text!r}: {part!r} is no text of the program"
