@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernelmux::ManagerBuilderExt as _;
-use kernelmux::local::{LocalConfig, LocalProvider};
+use kernelmux::local::{LocalOptions, LocalProvider};
 use kernelmux::log::{Entry, FjallStore, LIFECYCLE, LogOptions, Logs, Seq};
 use kernelmux::protocol::content::{Content, ExecuteRequest};
 use kernelmux::protocol::kernelspec::SearchPath;
@@ -94,7 +94,7 @@ impl TestFolder {
 
     /// Opens a manager on the folder.
     async fn manager(&self, options: ManagerOptions) -> Manager {
-        let mut config = LocalConfig::new(self.folder.path().join("state"));
+        let mut config = LocalOptions::new(self.folder.path().join("state"));
         config.search = SearchPath::new([self.folder.path().join("kernels")]);
         let provider = LocalProvider::open(config).await.unwrap();
         let store = within_deadline(self.store()).await;
@@ -966,7 +966,7 @@ async fn closing_releases_the_folders_and_the_next_manager_finds_the_kernel() {
     let Some(folder) = TestFolder::new() else { return };
     let state = folder.folder.path().join("state");
     let open = async || {
-        let mut config = LocalConfig::new(&state);
+        let mut config = LocalOptions::new(&state);
         config.search = SearchPath::new([folder.folder.path().join("kernels")]);
         let builder = Manager::builder().local_with(config);
         within_deadline(builder.on_disk(folder.folder.path().join("logs")).open())

@@ -20,7 +20,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::client::{Body, ClientBuilder};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config};
-use provider_k8s::{K8sConfig, K8sProvider, Reach};
+use provider_k8s::{K8sOptions, K8sProvider, Reach};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
@@ -149,7 +149,7 @@ impl BenchNamespace {
     }
 
     async fn open(&self, client: Client, reach: Reach) -> Result<K8sProvider> {
-        let mut config = K8sConfig::new(&self.namespace);
+        let mut config = K8sOptions::new(&self.namespace);
         config.search = SearchPath::new([self.specs.path().to_owned()]);
         config.reach = reach;
         Ok(K8sProvider::open_with(client, config).await?)

@@ -5,13 +5,13 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::KernelId;
 use tokio::sync::watch;
 
-use super::shared::Shared;
+use super::open_log::OpenLog;
 use super::{Epoch, IndexUpdate, NewEntry, Reader, Seq, StoreError, blocking, index};
 
 /// The log of one kernel. Clones share the same log.
 #[derive(Clone)]
 pub struct Log {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<OpenLog>,
 }
 
 impl Log {
@@ -72,22 +72,22 @@ impl Log {
         index: impl FnOnce(Seq) -> Vec<IndexUpdate>,
     ) -> Seq {
         let mut state = self.shared.state();
-        let first = state.waiting.last().next();
+        let first = state.pending.last().next();
         for entry in entries {
-            state.waiting.push(&entry, time);
+            state.pending.push(&entry, time);
         }
         let updates = index(first);
-        state.waiting.update_index(updates);
+        state.pending.update_index(updates);
         self.shared.count(&mut state);
         self.shared.wake_writer(&mut state);
-        state.waiting.last()
+        state.pending.last()
     }
 
     /// Updates the index. The update is stored soon, not before what was appended earlier. Never waits.
     pub fn update_index(&self, updates: impl IntoIterator<Item = IndexUpdate>) {
         let updates: Vec<_> = updates.into_iter().collect();
         let mut state = self.shared.state();
-        state.waiting.update_index(updates);
+        state.pending.update_index(updates);
         self.shared.count(&mut state);
         self.shared.wake_writer(&mut state);
     }
@@ -200,7 +200,7 @@ impl Log {
     pub async fn flushed(&self) {
         let (last, index_updates) = {
             let state = self.shared.state();
-            (state.waiting.last(), state.waiting.index_updates())
+            (state.pending.last(), state.pending.index_updates())
         };
         let mut head = self.shared.head.subscribe();
         // `shared` holds the sender, so this cannot fail.

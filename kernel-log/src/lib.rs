@@ -56,15 +56,15 @@ mod index;
 mod large_blocks;
 mod lifecycle;
 mod logs;
+mod open_log;
 mod options;
+mod pending_blocks;
 mod reader;
-mod shared;
 #[cfg(feature = "testing")]
 mod stepper;
 mod store;
 mod sync;
 mod unrecorded;
-mod waiting;
 mod writer;
 
 pub use block::Block;

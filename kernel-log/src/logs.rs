@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jupyter_protocol::KernelId;
 
-use super::shared::{Shared, StoredWithBounds};
+use super::open_log::{OpenLog, StoredWithBounds};
 use super::writer::Writer;
 use super::{Durability, Log, LogInfo, LogOptions, LogStore, StoreError, blocking};
 
@@ -26,7 +26,7 @@ pub struct Logs {
     writer: Writer,
     options: LogOptions,
     /// Open logs. Each is open at most once, so that all handles share it.
-    handles: Mutex<HashMap<KernelId, Weak<Shared>>>,
+    handles: Mutex<HashMap<KernelId, Weak<OpenLog>>>,
     /// Serializes opening and removing logs.
     opening: tokio::sync::Mutex<()>,
 }
@@ -104,7 +104,7 @@ impl Logs {
         Ok(found.map(|stored| self.register(id, stored, true)))
     }
 
-    fn handles(&self) -> MutexGuard<'_, HashMap<KernelId, Weak<Shared>>> {
+    fn handles(&self) -> MutexGuard<'_, HashMap<KernelId, Weak<OpenLog>>> {
         // A panic while the lock is held leaves a consistent map.
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,7 +116,7 @@ impl Logs {
 
     fn register(&self, id: KernelId, stored: StoredWithBounds, closed: bool) -> Log {
         let options = self.options.clone();
-        let shared = Arc::new(Shared::new(id, stored, options, self.writer.queue(), closed));
+        let shared = Arc::new(OpenLog::new(id, stored, options, self.writer.queue(), closed));
         let mut handles = self.handles();
         handles.retain(|_, handle| handle.strong_count() > 0);
         handles.insert(id, Arc::downgrade(&shared));

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::shared::{Head, Shared};
+use super::open_log::{Head, OpenLog};
 use super::{Block, Seq, StoreError, blocking};
 
 /// Bytes per read from the store.
@@ -27,7 +27,7 @@ pub enum ReadError {
 
 /// A position in a log that can wait for more entries.
 pub struct Reader {
-    log: Arc<Shared>,
+    log: Arc<OpenLog>,
     position: Seq,
     head: watch::Receiver<Head>,
     /// Blocks read ahead from the store, in reverse order.
@@ -35,7 +35,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(log: Arc<Shared>, after: Seq) -> Self {
+    pub(super) fn new(log: Arc<OpenLog>, after: Seq) -> Self {
         Self {
             head: log.head.subscribe(),
             log,
@@ -69,7 +69,7 @@ impl Reader {
                 continue;
             }
             // If the log was closed before all entries were published, publishing them wakes this reader.
-            if closed && self.position >= self.log.state().waiting.last() || self.head.changed().await.is_err() {
+            if closed && self.position >= self.log.state().pending.last() || self.head.changed().await.is_err() {
                 return Ok(None);
             }
         }

@@ -18,12 +18,12 @@ pub(super) struct Syncer {
 /// Requests to the thread. While nothing is stored, it sleeps without a timer.
 #[derive(Default)]
 pub(super) struct Wanted {
-    state: Mutex<State>,
+    state: Mutex<Requests>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Requests {
     /// Something was stored since the last sync began.
     stored: bool,
     soon: bool,
@@ -31,12 +31,12 @@ struct State {
 }
 
 impl Wanted {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Requests> {
         // A panic while the lock is held leaves three valid flags.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut Requests)) {
         change(&mut self.state());
         self.changed.notify_one();
     }

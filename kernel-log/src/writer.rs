@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Builder;
 
-use super::shared::Shared;
+use super::open_log::OpenLog;
 use super::sync::{self, Syncer, Wanted};
 use super::{Block, Durability, LogStore, Seq};
 
@@ -58,14 +58,14 @@ impl Writer {
 /// The queue of logs with something to store.
 #[derive(Clone)]
 pub(super) struct Queue {
-    queue: Sender<Arc<Shared>>,
+    queue: Sender<Arc<OpenLog>>,
     wanted: Option<Arc<Wanted>>,
     /// Bytes of all logs that wait to be stored.
     waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Queue {
-    pub(super) fn push(&self, log: Arc<Shared>) {
+    pub(super) fn push(&self, log: Arc<OpenLog>) {
         // The thread lives as long as any sender, and this is one.
         let _ = self.queue.send(log);
     }
@@ -94,13 +94,13 @@ impl Queue {
 
 /// The writer thread's loop: store, then publish.
 pub(super) struct Rounds {
-    waiting: Receiver<Arc<Shared>>,
+    waiting: Receiver<Arc<OpenLog>>,
     /// The store to sync before publishing, with [`Durability::Always`].
     always: Option<Arc<dyn LogStore>>,
     wanted: Option<Arc<Wanted>>,
     sync_fails: bool,
     /// Stored and not yet published.
-    round: Vec<(Arc<Shared>, Written)>,
+    round: Vec<(Arc<OpenLog>, Written)>,
 }
 
 impl Rounds {
@@ -133,7 +133,7 @@ impl Rounds {
     }
 
     /// Stores what waits in this log, and in the logs behind it if they can share a sync.
-    fn store(&mut self, log: Arc<Shared>) {
+    fn store(&mut self, log: Arc<OpenLog>) {
         // Queued logs share the sync. Without one, the first log does not wait for the others.
         let others = if self.always.is_some() { ROUND - 1 } else { 0 };
         for log in std::iter::once(log).chain(self.waiting.try_iter().take(others)) {
@@ -176,10 +176,10 @@ struct Written {
 }
 
 /// Stores what waits; `None` if nothing does.
-fn store(log: &Shared) -> Option<Written> {
+fn store(log: &OpenLog) -> Option<Written> {
     let (block, updates) = {
         let mut state = log.state();
-        let Some((block, mut updates)) = state.waiting.take() else {
+        let Some((block, mut updates)) = state.pending.take() else {
             state.with_writer = false;
             return None;
         };
@@ -208,7 +208,7 @@ fn store(log: &Shared) -> Option<Written> {
         }
     }
     // A sync request covers everything appended before it.
-    let sync_soon = state.waiting.is_empty() && std::mem::take(&mut state.sync_soon);
+    let sync_soon = state.pending.is_empty() && std::mem::take(&mut state.sync_soon);
     Some(Written {
         block,
         index_updates,
@@ -218,7 +218,7 @@ fn store(log: &Shared) -> Option<Written> {
 }
 
 /// Wakes the readers. Returns whether there is more to store.
-fn publish(log: &Shared, written: Written) -> bool {
+fn publish(log: &OpenLog, written: Written) -> bool {
     let last: Option<Seq> = written.block.as_ref().map(Block::last);
     let (more, trim) = {
         let mut state = log.state();
@@ -240,7 +240,7 @@ fn publish(log: &Shared, written: Written) -> bool {
         if trim {
             state.stored_since_trim = 0;
         }
-        state.with_writer = !state.waiting.is_empty();
+        state.with_writer = !state.pending.is_empty();
         log.count(&mut state);
         (state.with_writer, trim)
     };

@@ -42,8 +42,9 @@ pub trait KernelProvider: Send + Sync + 'static {
 
     /// Starts a kernel and returns once its sockets accept connections.
     ///
-    /// If a kernel with this id runs already, attaches to it. Dropping the future cancels the launch and leaves nothing
-    /// behind.
+    /// The kernel gets the request's environment variables as they are, over those of its kernelspec, and runs in the
+    /// request's working directory. If a kernel with this id runs already, attaches to it. Dropping the future cancels
+    /// the launch and leaves nothing behind.
     ///
     /// # Errors
     /// [`LaunchError`], by cause, with the end of the kernel's output if there is any.
@@ -89,7 +90,7 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// [`ProviderError`] if it cannot be read.
     async fn output(&self) -> Result<String, ProviderError>;
 
-    /// Interrupts the kernel by signal. If its kernelspec says `interrupt_mode: message`, returns
+    /// Interrupts the kernel by signal, which ends the code that it runs. If its kernelspec says `interrupt_mode: message`, returns
     /// [`Interrupt::ByMessage`] instead, and the caller sends an `interrupt_request` on control.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! The conformance suite of providers, run on the fake provider.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kernel_provider::conformance::{LAST_WORDS, Subject};
+use kernel_provider::conformance::{LAST_WORDS, Probe, Subject};
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::{ExitCause, KernelProvider, KernelRecord, LaunchError};
 
@@ -37,6 +38,15 @@ impl Subject for Fake {
 
     fn spec(&self) -> String {
         "echo".to_owned()
+    }
+
+    /// Fake kernels are tasks of this process and execute nothing.
+    fn code(&self, _probe: &Probe) -> Option<String> {
+        None
+    }
+
+    fn working_dir(&self) -> Option<PathBuf> {
+        None
     }
 
     fn dying_spec(&self) -> String {

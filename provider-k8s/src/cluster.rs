@@ -22,7 +22,7 @@ use crate::api_error::{CallError, call};
 use crate::phase::{self, PodPhase};
 use crate::pod_cache::{CachedPod, PodCache};
 use crate::route::{PortForward, Route};
-use crate::{AbortOnDrop, K8sConfig, names};
+use crate::{AbortOnDrop, K8sOptions, names};
 
 /// Limits on the kernel output that is read, in bytes and in lines.
 const OUTPUT_BYTES: i64 = 64 * 1024;
@@ -63,7 +63,7 @@ pub(crate) struct Claim {
 
 /// State shared by the kernels of one provider.
 pub(crate) struct Cluster {
-    pub(crate) config: K8sConfig,
+    pub(crate) config: K8sOptions,
     pub(crate) pods: Api<Pod>,
     secrets: Api<Secret>,
     pub(crate) pod_cache: Arc<PodCache>,
@@ -76,7 +76,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) async fn open(client: Client, config: K8sConfig) -> Result<Self, ProviderError> {
+    pub(crate) async fn open(client: Client, config: K8sOptions) -> Result<Self, ProviderError> {
         let (pod_cache, watches) = PodCache::open(&client, &config.namespace, &names::selector(&config.name)).await?;
         Ok(Self {
             pods: Api::namespaced(client.clone(), &config.namespace),
@@ -474,7 +474,7 @@ mod tests {
         let (pods, methods) = answering(vec![(200, late("mine")), (200, late("mine"))]);
         let pod_cache = Arc::new(PodCache::default());
         let cluster = Cluster {
-            config: K8sConfig::new("test"),
+            config: K8sOptions::new("test"),
             secrets: Api::namespaced(pods.clone().into_client(), "test"),
             pods,
             pod_cache: pod_cache.clone(),

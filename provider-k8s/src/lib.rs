@@ -10,10 +10,10 @@
 //!
 //! use jupyter_protocol::KernelId;
 //! use kernel_provider::{KernelProvider as _, LaunchRequest, Progress};
-//! use provider_k8s::{K8sConfig, K8sProvider};
+//! use provider_k8s::{K8sOptions, K8sProvider};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let provider = K8sProvider::open(K8sConfig::new("notebooks")).await?;
+//! let provider = K8sProvider::open(K8sOptions::new("notebooks")).await?;
 //! let request = LaunchRequest::new(KernelId::random(), "python3");
 //! let kernel = provider.launch(request, Progress::new(|stage| println!("{stage:?}"))).await?;
 //! println!("its sockets are at {:?}", kernel.connection().await?.ip);
@@ -94,11 +94,11 @@
 mod api_error;
 mod client;
 mod cluster;
-mod config;
 mod in_place_restart;
 mod kernel;
 mod manifest;
 mod names;
+mod options;
 mod orphans;
 mod phase;
 mod plan;
@@ -118,7 +118,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::task::{AbortHandle, JoinHandle};
 
 pub use client::client;
-pub use config::{K8sConfig, Reach};
+pub use options::{K8sOptions, Reach};
 pub use policy::Policy;
 pub use provider::K8sProvider;
 pub use user_overrides::Input;

@@ -10,7 +10,7 @@ use kernel_provider::{LaunchError, LaunchRequest};
 
 use crate::manifest::{Manifest, ManifestParams};
 use crate::settings::Settings;
-use crate::{K8sConfig, names, specs, user_overrides};
+use crate::{K8sOptions, names, specs, user_overrides};
 
 /// The plan for a launch.
 pub(crate) struct Plan {
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
 ///
 /// # Errors
 /// [`LaunchError`] if the kernelspec or the request is invalid.
-pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, LaunchError> {
+pub(crate) fn plan(config: &K8sOptions, request: &LaunchRequest) -> Result<Plan, LaunchError> {
     let (installed, mut own) = specs::get(config, &request.spec)?;
     config.add_volumes(&mut own);
     let wrong = |reason| LaunchError::CannotStart {
@@ -60,7 +60,7 @@ pub(crate) fn plan(config: &K8sConfig, request: &LaunchRequest) -> Result<Plan, 
 ///
 /// Returns `None` if it is unchanged, or if its new version is invalid.
 pub(crate) fn updated_manifest(
-    config: &K8sConfig,
+    config: &K8sOptions,
     id: KernelId,
     pod: &Pod,
     secret: &BTreeMap<String, ByteString>,
@@ -98,7 +98,7 @@ pub(crate) fn updated_manifest(
 
 /// Parameters of a kernel without owner and variables.
 fn params<'a>(
-    config: &'a K8sConfig,
+    config: &'a K8sOptions,
     id: KernelId,
     installed: &'a InstalledKernelspec,
     settings: Settings,
@@ -122,7 +122,7 @@ fn params<'a>(
 /// # Errors
 /// The reason why the kernelspec is invalid.
 pub(crate) fn warm_manifest(
-    config: &K8sConfig,
+    config: &K8sOptions,
     id: KernelId,
     installed: &InstalledKernelspec,
     settings: Settings,
@@ -137,7 +137,7 @@ pub(crate) fn warm_manifest(
 
 /// Applies the launch's settings to the kernelspec's.
 fn requested_settings(
-    config: &K8sConfig,
+    config: &K8sOptions,
     own: &Settings,
     env: &BTreeMap<String, String>,
     request: &LaunchRequest,
@@ -157,7 +157,7 @@ fn requested_settings(
 /// # Errors
 /// The reason why they do not match.
 fn matching_pool(
-    config: &K8sConfig,
+    config: &K8sOptions,
     installed: &InstalledKernelspec,
     own: &Settings,
     request: &LaunchRequest,

@@ -20,7 +20,7 @@ use crate::plan::{self, Plan};
 use crate::pool::{ClaimOutcome, Pools};
 use crate::registry::Registry;
 use crate::start::{self, LaunchContext, StartOutcome};
-use crate::{AbortOnDrop, K8sConfig, names, orphans, specs};
+use crate::{AbortOnDrop, K8sOptions, names, orphans, specs};
 
 /// How long an existing pod's kernel may take until it accepts connections. A pod that is still starting may have to
 /// pull its image first.
@@ -51,7 +51,7 @@ impl K8sProvider {
     ///
     /// # Errors
     /// [`ProviderError`] if there are no credentials, or for the reasons given at [`open_with`](Self::open_with).
-    pub async fn open(config: K8sConfig) -> Result<Self, ProviderError> {
+    pub async fn open(config: K8sOptions) -> Result<Self, ProviderError> {
         let credentials = kube::Config::infer().await.map_err(|error| {
             let advice = format!("{error}; set KUBECONFIG, or run in a pod with a service account");
             ProviderError::failed("find the cluster", advice)
@@ -68,7 +68,7 @@ impl K8sProvider {
     ///
     /// # Errors
     /// [`ProviderError`] if the cluster does not answer, or refuses the watch of the namespace's pods.
-    pub async fn open_with(client: Client, config: K8sConfig) -> Result<Self, ProviderError> {
+    pub async fn open_with(client: Client, config: K8sOptions) -> Result<Self, ProviderError> {
         let cluster = Arc::new(Cluster::open(client, config).await?);
         let found = blocking({
             let cluster = Arc::clone(&cluster);

@@ -9,11 +9,11 @@ use kernel_provider::{LaunchError, Specs, follow_specs};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, watch};
 
-use crate::K8sConfig;
+use crate::K8sOptions;
 use crate::settings::Settings;
 
 /// Searches for kernelspecs. Blocks on the file system.
-pub(crate) fn find(config: &K8sConfig) -> Specs {
+pub(crate) fn find(config: &K8sOptions) -> Specs {
     let mut specs = Specs::find(&config.search);
     let Specs { by_name, broken } = &mut specs;
     by_name.retain(
@@ -30,7 +30,7 @@ pub(crate) fn find(config: &K8sConfig) -> Specs {
 }
 
 /// Searches again after each change of files, including updates of a mounted ConfigMap. Never returns.
-pub(crate) async fn follow(config: Arc<K8sConfig>, specs: watch::Sender<Arc<Specs>>) {
+pub(crate) async fn follow(config: Arc<K8sOptions>, specs: watch::Sender<Arc<Specs>>) {
     let wake = Arc::new(Notify::new());
     let watch = {
         let (config, wake) = (Arc::clone(&config), Arc::clone(&wake));
@@ -85,7 +85,7 @@ fn is_written(access: notify::event::AccessKind) -> bool {
 ///
 /// # Errors
 /// [`LaunchError::NoSuchSpec`] if there is none that runs in pods, [`LaunchError::CannotStart`] if it is invalid.
-pub(crate) fn get(config: &K8sConfig, name: &str) -> Result<(InstalledKernelspec, Settings), LaunchError> {
+pub(crate) fn get(config: &K8sOptions, name: &str) -> Result<(InstalledKernelspec, Settings), LaunchError> {
     let cannot_start = |reason: String| LaunchError::CannotStart {
         what: format!("a kernel of {name}"),
         reason,
@@ -142,7 +142,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (plain, mounted) = (root.path().join("share/jupyter/kernels"), root.path().join("mounted"));
         std::fs::create_dir(&mounted).unwrap();
-        let mut config = K8sConfig::new("n");
+        let mut config = K8sOptions::new("n");
         config.search = jupyter_protocol::kernelspec::SearchPath::new([plain.clone(), mounted.clone()]);
         let (sender, mut specs) = watch::channel(Arc::new(find(&config)));
         let follower = tokio::spawn(follow(Arc::new(config), sender));

@@ -22,7 +22,7 @@ use kernel_log::{FjallStore, LogStore, MemoryStore};
 use kernel_manager::{AtClose, KernelEventKind};
 use kube::Config;
 use kube::api::ListParams;
-use provider_k8s::{K8sConfig, K8sProvider, Reach};
+use provider_k8s::{K8sOptions, K8sProvider, Reach};
 use proxy::Proxy;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +88,7 @@ fn embedder(ns: &TestNamespace, data: &Path) -> Command {
 async fn run_embedder() {
     let given = |name: &str| std::env::var(name).unwrap();
     let rights = with_token(Config::infer().await.unwrap(), &given("KERNELMUX_TEST_TOKEN"));
-    let mut config = K8sConfig::new(given("KERNELMUX_TEST_NAMESPACE"));
+    let mut config = K8sOptions::new(given("KERNELMUX_TEST_NAMESPACE"));
     config.search = SearchPath::new([PathBuf::from(given("KERNELMUX_TEST_SPECS"))]);
     config.reach = Reach::PortForward;
     let provider = K8sProvider::open_with(rights.try_into().unwrap(), config)

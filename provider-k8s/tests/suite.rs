@@ -3,12 +3,13 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use common::{LONG, TestNamespace};
-use kernel_provider::conformance::{LAST_WORDS, Subject};
+use kernel_provider::conformance::{LAST_WORDS, Probe, Subject};
 use kernel_provider::{KernelProvider, KernelRecord};
 use provider_k8s::Reach;
 
@@ -48,6 +49,14 @@ impl Subject for Pods {
 
     fn spec(&self) -> String {
         "python3".to_owned()
+    }
+
+    fn code(&self, probe: &Probe) -> Option<String> {
+        Some(probe.in_python())
+    }
+
+    fn working_dir(&self) -> Option<PathBuf> {
+        Some(PathBuf::from("/tmp"))
     }
 
     fn dying_spec(&self) -> String {

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 
 use jupyter_protocol::kernelspec::expand_env;
 
-use crate::{InheritEnv, LocalConfig};
+use crate::{InheritEnv, LocalOptions};
 
 /// Variables by name.
 pub(crate) type Env = BTreeMap<OsString, OsString>;
@@ -17,19 +17,19 @@ const PARENT_PID: (&str, &str) = ("JPY_PARENT_PID", "1");
 /// Composes a kernel's environment. The request's variables take precedence over the kernelspec's, and these over the
 /// inherited ones.
 ///
-/// [`LocalConfig::inherit_over_kernelspec`] reverses the last two. As in `jupyter_client`, `${NAME}` in a kernelspec's
+/// [`LocalOptions::inherit_over_kernelspec`] reverses the last two. As in `jupyter_client`, `${NAME}` in a kernelspec's
 /// value refers to a variable of the request or an inherited one.
 pub(crate) fn compose(
-    config: &LocalConfig,
+    options: &LocalOptions,
     own: impl IntoIterator<Item = (OsString, OsString)>,
     kernelspec: &BTreeMap<String, String>,
     request: &BTreeMap<String, String>,
 ) -> Env {
     let mut env: Env = own
         .into_iter()
-        .filter(|(name, _)| is_inherited(&config.inherit_env, name))
+        .filter(|(name, _)| is_inherited(&options.inherit_env, name))
         .collect();
-    let is_kept = |name: &str| config.inherit_over_kernelspec.contains(name) && env.contains_key(OsStr::new(name));
+    let is_kept = |name: &str| options.inherit_over_kernelspec.contains(name) && env.contains_key(OsStr::new(name));
     let expanded: Env = kernelspec
         .iter()
         .filter(|(name, _)| !is_kept(name))
@@ -103,10 +103,10 @@ mod tests {
             ("JPY_PARENT_PID", "77"),
         ]);
         let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
-        let mut config = LocalConfig::new("/nowhere");
-        config.inherit_env = inherit;
-        config.inherit_over_kernelspec = ["HOME".to_owned(), "UNSET".to_owned()].into();
-        compose(&config, own, &strings(kernelspec), &strings(request))
+        let mut options = LocalOptions::new("/nowhere");
+        options.inherit_env = inherit;
+        options.inherit_over_kernelspec = ["HOME".to_owned(), "UNSET".to_owned()].into();
+        compose(&options, own, &strings(kernelspec), &strings(request))
             .into_iter()
             .map(|(name, value)| (name.into_string().unwrap(), value.into_string().unwrap()))
             .collect()
@@ -144,14 +144,14 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY", "secret"),
         ];
         let own = own.map(|(name, value)| (name.into(), value.into()));
-        let mut config = LocalConfig::new("/nowhere");
-        let names = |config: &LocalConfig| -> Vec<_> {
-            let env = compose(config, own.clone(), &BTreeMap::new(), &BTreeMap::new());
+        let mut options = LocalOptions::new("/nowhere");
+        let names = |options: &LocalOptions| -> Vec<_> {
+            let env = compose(options, own.clone(), &BTreeMap::new(), &BTreeMap::new());
             env.into_keys().map(|name| name.into_string().unwrap()).collect()
         };
-        assert_eq!(names(&config), ["JPY_PARENT_PID", "PATH"]);
-        config.inherit_env = InheritEnv::basic_and(["DATABASE_URL"]);
-        assert_eq!(names(&config), ["DATABASE_URL", "JPY_PARENT_PID", "PATH"]);
+        assert_eq!(names(&options), ["JPY_PARENT_PID", "PATH"]);
+        options.inherit_env = InheritEnv::basic_and(["DATABASE_URL"]);
+        assert_eq!(names(&options), ["DATABASE_URL", "JPY_PARENT_PID", "PATH"]);
     }
 
     #[test]

@@ -199,7 +199,7 @@ impl LocalKernel {
             if is_ending {
                 registry.remove(self);
             } else {
-                registry.ended(self, self.context.config.keep_ended);
+                registry.ended(self, self.context.options.keep_ended);
             }
         }
         self.phase.send_replace(Phase::Exited(exit));

@@ -18,7 +18,6 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::LocalConfig;
 use crate::endpoints;
 use crate::environment::{self, Env};
 use crate::events::{Events, Watch};
@@ -28,13 +27,14 @@ use crate::process::oom::OomCounter;
 use crate::process::{ExitStatus, Process};
 use crate::ready;
 use crate::state::{KernelFiles, LaunchSpec, SavedKernel, Stage, StateDir};
+use crate::{AdjustCommand, KernelCommand, LocalOptions};
 
 /// How often a start is attempted if other programs take the kernel's ports.
 const MAX_ATTEMPTS: usize = 4;
 
 /// State shared by the kernels of one provider.
 pub(crate) struct ProviderContext {
-    pub(crate) config: LocalConfig,
+    pub(crate) options: LocalOptions,
     pub(crate) state: StateDir,
     pub(crate) events: Arc<Events>,
     pub(crate) oom: Arc<OomCounter>,
@@ -164,7 +164,7 @@ pub(crate) async fn prepare(
     environment::check(&request.env).map_err(LaunchError::BadRequest)?;
     let (context, request) = (Arc::clone(context), request.clone());
     blocking("start a kernel", move || {
-        let found = get_kernelspec(&context.config.search, &request.spec);
+        let found = get_kernelspec(&context.options.search, &request.spec);
         let installed = found.map_err(|error| match error {
             KernelspecError::NoSuchKernel { name, installed } => LaunchError::NoSuchSpec {
                 spec: name,
@@ -175,9 +175,9 @@ pub(crate) async fn prepare(
                 reason: other.to_string(),
             },
         })?;
-        let working_dir = working_dir(request.working_dir.as_deref(), context.config.working_dir.as_deref())?;
+        let working_dir = working_dir(request.working_dir.as_deref(), context.options.working_dir.as_deref())?;
         let record = KernelRecord::new(
-            &context.config.name,
+            &context.options.name,
             request.id,
             &installed.name,
             request.owner,
@@ -250,7 +250,7 @@ pub(crate) async fn start(
             let Invocation {
                 argv, connection_file, ..
             } = invocation(&context, &files, &start);
-            endpoints::transport(context.config.transport, &start.spec, &argv, &connection_file)
+            endpoints::transport(context.options.transport, &start.spec, &argv, &connection_file)
         }
     })
     .await?;
@@ -444,15 +444,16 @@ struct Invocation {
 }
 
 fn invocation(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> Invocation {
-    let env = environment::compose(&context.config, std::env::vars_os(), &start.spec.env, &start.env);
+    let env = environment::compose(&context.options, std::env::vars_os(), &start.spec.env, &start.env);
     let connection_file = files.connection_file().to_string_lossy().into_owned();
-    let python = context.config.python.as_ref().map(|python| python.to_string_lossy());
-    let argv = start.kernelspec().argv(&LaunchArgs {
+    let python = context.options.python.as_ref().map(|python| python.to_string_lossy());
+    let mut argv = context.options.command_prefix.clone();
+    argv.extend(start.kernelspec().argv(&LaunchArgs {
         connection_file: &connection_file,
         python: python.as_deref(),
         search_path: env.get(OsStr::new("PATH")).map(OsString::as_os_str),
         ..LaunchArgs::default()
-    });
+    }));
     Invocation {
         argv,
         env,
@@ -480,6 +481,17 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
         .stdin(Stdio::null())
         .stdout(output.try_clone().map_err(open)?)
         .stderr(output);
+    if let Some(AdjustCommand(adjust)) = &context.options.adjust_command {
+        let kernel = KernelCommand {
+            id: files.id,
+            spec: &start.spec_name,
+            command: &mut command,
+        };
+        adjust(kernel).map_err(|error| LaunchError::CannotStart {
+            what: format!("a kernel of {}", start.spec_name),
+            reason: format!("its command cannot be adjusted: {error}"),
+        })?;
+    }
     Process::spawn(command).map_err(|error| {
         let reason = match error.kind() {
             io::ErrorKind::NotFound if !start.working_dir.is_dir() => {

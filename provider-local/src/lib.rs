@@ -9,10 +9,10 @@
 //!
 //! use jupyter_protocol::KernelId;
 //! use kernel_provider::{KernelProvider as _, LaunchRequest, Progress};
-//! use provider_local::{LocalConfig, LocalProvider};
+//! use provider_local::{LocalOptions, LocalProvider};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let provider = LocalProvider::open(LocalConfig::new("/var/lib/example/kernels")).await?;
+//! let provider = LocalProvider::open(LocalOptions::new("/var/lib/example/kernels")).await?;
 //! let request = LaunchRequest::new(KernelId::random(), "python3");
 //! let kernel = provider.launch(request, Progress::ignored()).await?;
 //! println!("its sockets are at {:?}", kernel.connection().await?.ip);
@@ -35,12 +35,12 @@
 //!
 //! This crate supports Linux only: it uses pidfds, inotify and `/proc`.
 
-mod config;
 mod endpoints;
 mod environment;
 mod events;
 mod kernel;
 mod launch;
+mod options;
 mod output;
 mod ports;
 mod process;
@@ -58,7 +58,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{AbortHandle, JoinHandle};
 
-pub use config::{InheritEnv, LocalConfig, TransportChoice};
+pub use options::{AdjustCommand, InheritEnv, KernelCommand, LocalOptions, TransportChoice};
 pub use provider::LocalProvider;
 
 /// Locks a mutex and ignores poisoning.

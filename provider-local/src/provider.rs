@@ -22,7 +22,7 @@ use crate::process::stat::{Identity, find_by_argument};
 use crate::registry::Registry;
 use crate::salvage::{is_listened_on, salvage};
 use crate::state::{KernelFiles, SavedKernel, Stage, StateDir};
-use crate::{AbortOnDrop, LocalConfig, specs};
+use crate::{AbortOnDrop, LocalOptions, specs};
 
 /// Runs kernels as processes of this machine.
 ///
@@ -45,11 +45,11 @@ impl LocalProvider {
     /// # Errors
     /// [`ProviderError`] if the directory cannot be created or used, is accessible to others, or is in use by another
     /// process; or if the system refuses file system events.
-    pub async fn open(config: LocalConfig) -> Result<Self, ProviderError> {
+    pub async fn open(options: LocalOptions) -> Result<Self, ProviderError> {
         // Lock the directory first, so that failed attempts to open one in use allocate nothing else.
-        let (config, state) = blocking("open the state directory", move || {
-            let state = StateDir::open(&config.state_dir, config.socket_dir.as_deref())?;
-            Ok::<_, ProviderError>((config, state))
+        let (options, state) = blocking("open the state directory", move || {
+            let state = StateDir::open(&options.state_dir, options.socket_dir.as_deref())?;
+            Ok::<_, ProviderError>((options, state))
         })
         .await??;
         let events = Arc::new(Events::new().map_err(|error| {
@@ -63,10 +63,10 @@ impl LocalProvider {
         let (context, found) = blocking("find the running kernels", {
             let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
             move || -> Result<_, ProviderError> {
-                let found = Specs::find(&config.search);
+                let found = Specs::find(&options.search);
                 let context = Arc::new(ProviderContext {
-                    ports: PortAllocator::new(config.port_range.clone()),
-                    config,
+                    ports: PortAllocator::new(options.port_range.clone()),
+                    options,
                     state,
                     events,
                     oom,
@@ -80,9 +80,9 @@ impl LocalProvider {
         .await??;
         found.warn_of_broken(&Specs::default());
         let (sender, specs) = watch::channel(Arc::new(found));
-        let follower = tokio::spawn(specs::follow(context.config.search.clone(), events, sender));
+        let follower = tokio::spawn(specs::follow(context.options.search.clone(), events, sender));
         let mut tasks = vec![AbortOnDrop::new(&follower), counting];
-        if context.config.reap_orphans {
+        if context.options.reap_orphans {
             let ends = orphans::child_exits()
                 .map_err(|error| ProviderError::failed("watch for exits of child processes", error))?;
             tasks.push(AbortOnDrop::new(&tokio::spawn(orphans::reap_orphans(ends))));
@@ -100,7 +100,7 @@ impl LocalProvider {
 fn recover(context: &Arc<ProviderContext>, registry: &Arc<Registry>) -> Result<(), ProviderError> {
     let (mut intact, broken) = context.state.load()?;
     for files in broken {
-        if let Some(saved) = salvage(&files, &context.config.name, &context.config.search) {
+        if let Some(saved) = salvage(&files, &context.options.name, &context.options.search) {
             tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "recovered a running kernel without a valid record from its process");
             files.keep_damaged_record();
             files.save(&saved)?;
@@ -154,7 +154,7 @@ fn register_ended(
     if let Some(before) = registry.insert(&kernel) {
         before.discard();
     }
-    registry.ended(&kernel, context.config.keep_ended);
+    registry.ended(&kernel, context.options.keep_ended);
 }
 
 fn find(identity: Option<&Identity>) -> Result<Option<Process>, ProviderError> {
@@ -183,7 +183,7 @@ fn end_orphan(identity: Option<&Identity>, files: &KernelFiles) -> Result<(), Pr
 #[async_trait]
 impl KernelProvider for LocalProvider {
     fn name(&self) -> &str {
-        &self.context.config.name
+        &self.context.options.name
     }
 
     fn specs(&self) -> watch::Receiver<Arc<Specs>> {
@@ -241,10 +241,10 @@ impl KernelProvider for LocalProvider {
     }
 
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
-        if record.provider != self.context.config.name {
+        if record.provider != self.context.options.name {
             return Err(AttachError::Foreign {
                 theirs: record.provider.clone(),
-                ours: self.context.config.name.clone(),
+                ours: self.context.options.name.clone(),
             });
         }
         self.context.check_open()?;

@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use common::{Fixture, python};
-use kernel_provider::conformance::{LAST_WORDS, Subject};
+use kernel_provider::conformance::{LAST_WORDS, Probe, Subject};
 use kernel_provider::{KernelProvider, KernelRecord};
 use provider_local::TransportChoice;
 use rustix::process::{Pid, Signal, kill_process};
@@ -40,6 +41,14 @@ impl Subject for Local {
 
     fn spec(&self) -> String {
         "python3".to_owned()
+    }
+
+    fn code(&self, probe: &Probe) -> Option<String> {
+        Some(probe.in_python())
+    }
+
+    fn working_dir(&self) -> Option<PathBuf> {
+        Some(self.fixture.state().canonicalize().unwrap())
     }
 
     fn dying_spec(&self) -> String {

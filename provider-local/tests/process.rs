@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Fixture, LONG, eventually, launch, open, pid};
 use jupyter_protocol::KernelId;
 use kernel_provider::{ExitCause, KernelProvider as _, LaunchError, LaunchRequest, Phase, Progress, Selector};
-use provider_local::{InheritEnv, LocalConfig, LocalProvider, TransportChoice};
+use provider_local::{InheritEnv, LocalOptions, LocalProvider, TransportChoice};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -304,7 +304,7 @@ async fn files_are_private() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_are_created_elsewhere_if_the_state_directory_path_is_too_long() {
     let fixture = fixture();
-    let mut config = LocalConfig::new(fixture.root.path().join("d".repeat(100)));
+    let mut config = LocalOptions::new(fixture.root.path().join("d".repeat(100)));
     config.search = fixture.config().search;
     config.transport = TransportChoice::Ipc;
     let provider = LocalProvider::open(config).await.unwrap();

@@ -7,10 +7,10 @@
 //! use kernel_log::{LogOptions, Logs, MemoryStore};
 //! use kernel_manager::{Manager, ManagerOptions};
 //! use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token};
-//! use provider_local::{LocalConfig, LocalProvider};
+//! use provider_local::{LocalOptions, LocalProvider};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let provider = LocalProvider::open(LocalConfig::new("/var/lib/example/kernels")).await?;
+//! let provider = LocalProvider::open(LocalOptions::new("/var/lib/example/kernels")).await?;
 //! let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
 //! let manager = Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default());
 //!

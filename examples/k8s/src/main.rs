@@ -11,7 +11,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use kernelmux::k8s::K8sConfig;
+use kernelmux::k8s::K8sOptions;
 use kernelmux::prelude::*;
 
 #[tokio::main]
@@ -31,7 +31,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(namespace: &str, spec: &str, code: &str) -> Result<(), Box<dyn Error>> {
-    let manager = Manager::builder().k8s(K8sConfig::new(namespace)).open().await?;
+    let manager = Manager::builder().k8s(K8sOptions::new(namespace)).open().await?;
     // The error says why: no room, no such image, a quota, what the kernel said before it ended.
     let kernel = manager.start(spec).await?;
     let outcome = show(&kernel, code).await;

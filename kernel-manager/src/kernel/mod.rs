@@ -49,15 +49,15 @@ pub struct Kernel {
     sessions: Sessions,
     keeper: Weak<dyn Keeper>,
     grace: Duration,
-    /// Serializes starts and ends of the process: see [`life`](Self::life).
-    life: Mutex<()>,
-    /// How many tasks wait for `life`. A connection attempt that holds it yields to them.
-    waiting_for_life: watch::Sender<usize>,
+    /// Serializes starts and ends of the process: see [`lock_process`](Self::lock_process).
+    process_lock: Mutex<()>,
+    /// How many tasks wait for `process_lock`. A connection attempt that holds it yields to them.
+    process_lock_waiters: watch::Sender<usize>,
     /// Whether a shutdown is under way, so that the kernel's end is expected.
     ending: AtomicBool,
     /// The entry that announces its death; 0 while it lives.
     died_at: AtomicU64,
-    /// Whether a supervisor watches it. Changed only while `life` is held.
+    /// Whether a supervisor watches it. Changed only while `process_lock` is held.
     watched: AtomicBool,
     /// Budget of bytes for messages that wait to be sent.
     room: Arc<Semaphore>,
@@ -150,8 +150,8 @@ impl Kernel {
             sessions,
             keeper,
             grace,
-            life: Mutex::new(()),
-            waiting_for_life: watch::Sender::new(0),
+            process_lock: Mutex::new(()),
+            process_lock_waiters: watch::Sender::new(0),
             ending: AtomicBool::new(false),
             died_at: AtomicU64::new(0),
             watched: AtomicBool::new(true),
@@ -308,7 +308,10 @@ impl Kernel {
     /// # Errors
     /// [`SendError`] if the kernel is dead or the message cannot be sent.
     pub async fn send(&self, session: &Arc<str>, channel: Channel, message: WireMessage) -> Result<(), SendError> {
-        self.recorder.send(session, channel, message).await
+        match self.recorder.send(session, channel, message).await {
+            Err(SendError::Dead) if self.ending.load(Ordering::Acquire) => Err(SendError::ShutDown),
+            sent => sent,
+        }
     }
 
     /// Connects to a kernel that was just launched and waits for its first answer.
@@ -333,30 +336,30 @@ impl Kernel {
         says != Some(&serde_json::Value::Bool(false))
     }
 
-    /// Locks `life`; a connection attempt that holds it yields.
-    async fn life(&self) -> MutexGuard<'_, ()> {
+    /// Locks `process_lock`; a connection attempt that holds it yields.
+    async fn lock_process(&self) -> MutexGuard<'_, ()> {
         /// Counts a waiter until dropped.
-        struct Waiting<'a>(&'a watch::Sender<usize>);
+        struct Waiter<'a>(&'a watch::Sender<usize>);
 
-        impl Drop for Waiting<'_> {
+        impl Drop for Waiter<'_> {
             fn drop(&mut self) {
                 self.0.send_modify(|waiting| *waiting -= 1);
             }
         }
 
-        self.waiting_for_life.send_modify(|waiting| *waiting += 1);
-        let _waiting = Waiting(&self.waiting_for_life);
-        self.life.lock().await
+        self.process_lock_waiters.send_modify(|waiting| *waiting += 1);
+        let _waiter = Waiter(&self.process_lock_waiters);
+        self.process_lock.lock().await
     }
 
     /// Connects to a kernel that was running before, unless it is already connected or was restarted or ended. Returns
     /// whether nothing is left to do; an attempt that yielded to a restart or an end must be repeated.
     pub(crate) async fn reconnect_once(&self) -> Result<bool, SendError> {
-        let _life = self.life.lock().await;
+        let _locked = self.process_lock.lock().await;
         if self.ending.load(Ordering::Acquire) || !self.recorder.is_disconnected() {
             return Ok(true);
         }
-        let mut waiting = self.waiting_for_life.subscribe();
+        let mut waiting = self.process_lock_waiters.subscribe();
         tokio::select! {
             connected = self.reconnect() => connected.map(|()| true),
             _ = waiting.wait_for(|waiting| *waiting > 0) => Ok(false),
@@ -406,7 +409,7 @@ impl Kernel {
     /// [`RestartError::Log`] if its log has no room, as on a full disk; the kernel keeps running. After any other error
     /// the kernel is dead and can be restarted again.
     pub async fn restart(self: &Arc<Self>) -> Result<(), RestartError> {
-        let _life = self.life().await;
+        let _locked = self.lock_process().await;
         if self.ending.load(Ordering::Acquire) {
             return Err(RestartError::ShutDown);
         }
@@ -430,7 +433,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Starts a new process in place of one that ended. The caller holds `life`.
+    /// Starts a new process in place of one that ended. The caller holds `process_lock`.
     async fn relaunch(&self) -> Result<(), RestartError> {
         self.drain().await;
         self.recorder.revive();
@@ -451,7 +454,7 @@ impl Kernel {
     /// Restarts a kernel whose process ended by itself, at most `attempts_left` more times. Does nothing if it was
     /// restarted or shut down meanwhile.
     pub(crate) async fn recover(&self, exit: Exit, attempts_left: u32) -> Recovery {
-        let _life = self.life().await;
+        let _locked = self.lock_process().await;
         if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
             return Recovery::NotNeeded;
         }
@@ -569,7 +572,7 @@ impl Kernel {
 
     /// As [`shutdown`](Self::shutdown); `cause` is the reported reason.
     pub(crate) async fn end(&self, cause: ExitCause) -> Result<(), ProviderError> {
-        let _life = self.life().await;
+        let _locked = self.lock_process().await;
         if self.ending.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
@@ -599,7 +602,7 @@ impl Kernel {
     /// Disconnects from the kernel and stores what was recorded, after any restart or shutdown under way: half a
     /// restart would leave no kernel.
     pub(crate) async fn detach(&self) {
-        let _life = self.life().await;
+        let _locked = self.lock_process().await;
         self.recorder.disconnect().await;
         self.log().flushed().await;
         self.log().close();

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Culling, Shared};
+use super::{Culling, ManagerInner};
 use crate::kernel::Kernel;
 use crate::session::{ExecutionState, trim_index};
 
@@ -21,7 +21,7 @@ const TRIMMINGS: u32 = 16;
 const TRIM_AT_LEAST: Duration = Duration::from_secs(60 * 60);
 
 /// Starts the culling task, which runs at the configured interval.
-pub(super) fn start(manager: &Arc<Shared>) {
+pub(super) fn start(manager: &Arc<ManagerInner>) {
     let weak = Arc::downgrade(manager);
     let stop = manager.stop.clone();
     let interval = manager.options.culling.interval.max(Duration::from_millis(10));
@@ -30,7 +30,7 @@ pub(super) fn start(manager: &Arc<Shared>) {
     });
 }
 
-async fn run(manager: Weak<Shared>, interval: Duration) {
+async fn run(manager: Weak<ManagerInner>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Not at once: running kernels are not restored yet, and their logs must stay.
@@ -87,7 +87,7 @@ fn tell_quiet(kernels: &[Arc<Kernel>], retention: Duration, told: &mut HashMap<K
     }
 }
 
-async fn drop_old_logs(manager: &Shared) {
+async fn drop_old_logs(manager: &ManagerInner) {
     let logs = match manager.logs.list().await {
         Ok(logs) => logs,
         Err(error) => {

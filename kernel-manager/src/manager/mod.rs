@@ -57,10 +57,10 @@ const PYTHON: &str = "python3";
 /// ```
 #[derive(Clone)]
 pub struct Manager {
-    shared: Arc<Shared>,
+    inner: Arc<ManagerInner>,
 }
 
-struct Shared {
+struct ManagerInner {
     providers: Vec<Arc<dyn KernelProvider>>,
     options: ManagerOptions,
     recorder_options: RecorderOptions,
@@ -75,7 +75,7 @@ struct Shared {
     stop: CancellationToken,
 }
 
-impl Drop for Shared {
+impl Drop for ManagerInner {
     fn drop(&mut self) {
         self.stop.cancel();
         if self.options.end_kernels_on_drop {
@@ -103,7 +103,7 @@ impl Manager {
             memory: MessageMemory::new(options.message_memory),
         };
         let manager = Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(ManagerInner {
                 providers,
                 registry: Registry::new(options.max_kernels, options.max_kernels_per_owner),
                 options,
@@ -116,7 +116,7 @@ impl Manager {
                 stop,
             }),
         };
-        culling::start(&manager.shared);
+        culling::start(&manager.inner);
         manager
     }
 
@@ -125,8 +125,8 @@ impl Manager {
     #[must_use]
     pub fn specs(&self) -> BTreeMap<String, InstalledKernelspec> {
         let mut all = BTreeMap::new();
-        let several = self.shared.providers.len() > 1;
-        for (index, provider) in self.shared.providers.iter().enumerate() {
+        let several = self.inner.providers.len() > 1;
+        for (index, provider) in self.inner.providers.iter().enumerate() {
             let specs = provider.specs().borrow().clone();
             for (name, spec) in &specs.by_name {
                 if index == 0 {
@@ -144,8 +144,8 @@ impl Manager {
     #[must_use]
     pub fn broken_specs(&self) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
-        let several = self.shared.providers.len() > 1;
-        for (index, provider) in self.shared.providers.iter().enumerate() {
+        let several = self.inner.providers.len() > 1;
+        for (index, provider) in self.inner.providers.iter().enumerate() {
             for (name, reason) in &provider.specs().borrow().broken {
                 if index == 0 {
                     all.insert(name.clone(), reason.clone());
@@ -164,14 +164,14 @@ impl Manager {
     /// # Errors
     /// [`StartError::NoSuchSpec`] and [`StartError::BrokenSpec`].
     pub fn find_spec(&self, name: &str) -> Result<(String, InstalledKernelspec), StartError> {
-        self.shared.find_spec(name).map(|found| (found.name, found.spec))
+        self.inner.find_spec(name).map(|found| (found.name, found.spec))
     }
 
     /// The kernelspec of a start without a name, by [`ManagerOptions::default_spec`]; `None` if that is unset and no
     /// kernelspec exists.
     #[must_use]
     pub fn default_spec(&self) -> Option<String> {
-        if let Some(name) = &self.shared.options.default_spec {
+        if let Some(name) = &self.inner.options.default_spec {
             return Some(name.clone());
         }
         let specs = self.specs();
@@ -196,10 +196,10 @@ impl Manager {
     /// [`StartError`], by cause.
     pub async fn start(&self, request: impl Into<StartRequest>) -> Result<Arc<Kernel>, StartError> {
         let request = request.into();
-        let shared = self.shared.clone();
+        let inner = self.inner.clone();
         let id = request.id.unwrap_or_else(KernelId::random);
-        let starting = async move { shared.start(id, request).await }.instrument(info_span!("start", kernel_id = %id));
-        match self.shared.tasks.spawn(starting).await {
+        let starting = async move { inner.start(id, request).await }.instrument(info_span!("start", kernel_id = %id));
+        match self.inner.tasks.spawn(starting).await {
             Ok(result) => result,
             Err(_) => Err(StartError::ShuttingDown),
         }
@@ -208,25 +208,25 @@ impl Manager {
     /// The kernel with this id.
     #[must_use]
     pub fn get(&self, id: KernelId) -> Option<Arc<Kernel>> {
-        self.shared.registry.get(id)
+        self.inner.registry.get(id)
     }
 
     /// All kernels, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Kernel>> {
-        self.shared.registry.list()
+        self.inner.registry.list()
     }
 
     /// Subscribes to kernel events. A receiver that lags more than 1,024 events behind learns how many it missed.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<KernelEvent> {
-        self.shared.events.subscribe()
+        self.inner.events.subscribe()
     }
 
     /// The logs of running and past kernels.
     #[must_use]
     pub fn logs(&self) -> &Logs {
-        &self.shared.logs
+        &self.inner.logs
     }
 
     /// Ends or leaves all kernels, the manager's tasks, and the logs with their store. Pending starts are cancelled, and
@@ -236,7 +236,7 @@ impl Manager {
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
     pub async fn close(&self, kernels: AtClose) -> Result<(), StoreError> {
-        self.shared.start_no_more().await;
+        self.inner.start_no_more().await;
         match kernels {
             AtClose::EndKernels => {
                 let ending = self.list().into_iter().map(|kernel| async move {
@@ -245,25 +245,25 @@ impl Manager {
                     }
                 });
                 futures::future::join_all(ending).await;
-                self.shared.stop.cancel();
+                self.inner.stop.cancel();
             }
             AtClose::LeaveKernels => {
                 // First, so that no supervisor takes a kernel that ends now for one to restart.
-                self.shared.stop.cancel();
+                self.inner.stop.cancel();
                 // Concurrently, so that a kernel that is restarting delays no other.
                 futures::future::join_all(self.list().iter().map(|kernel| kernel.detach())).await;
             }
         }
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
-        let providers = self.shared.providers.iter().map(|provider| provider.close());
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        let providers = self.inner.providers.iter().map(|provider| provider.close());
         if timeout(PROVIDERS_DEADLINE, futures::future::join_all(providers))
             .await
             .is_err()
         {
             warn!("the cleanup of cancelled launches did not finish in time");
         }
-        self.shared.logs.close().await
+        self.inner.logs.close().await
     }
 
     /// The executions of a kernel that this manager does not run; `None` if it has no log. Unfinished executions count
@@ -272,13 +272,13 @@ impl Manager {
     /// # Errors
     /// [`StoreError`] if the log cannot be opened.
     pub async fn past_executions(&self, id: KernelId) -> Result<Option<Executions>, StoreError> {
-        let Some(log) = self.shared.logs.find(id).await? else {
+        let Some(log) = self.inner.logs.find(id).await? else {
             return Ok(None);
         };
-        let may_run = self.shared.closing.is_cancelled()
-            || self.shared.registry.knows(id)
-            || self.shared.attaching().contains(&id)
-            || self.shared.logs.is_shared();
+        let may_run = self.inner.closing.is_cancelled()
+            || self.inner.registry.knows(id)
+            || self.inner.attaching().contains(&id)
+            || self.inner.logs.is_shared();
         Ok(Some(if may_run {
             Executions::of(log)
         } else {
@@ -306,7 +306,7 @@ struct FoundSpec {
     spec: InstalledKernelspec,
 }
 
-impl Shared {
+impl ManagerInner {
     fn attaching(&self) -> MutexGuard<'_, HashSet<KernelId>> {
         self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -434,7 +434,7 @@ impl Shared {
     }
 }
 
-impl Keeper for Shared {
+impl Keeper for ManagerInner {
     fn watch(&self, kernel: &Arc<Kernel>) {
         let (limit, stable_after) = (self.options.restart_limit, self.options.stable_after);
         let watching = supervisor::watch(kernel.clone(), limit, stable_after);

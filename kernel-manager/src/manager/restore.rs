@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use super::{Manager, Shared};
+use super::{Manager, ManagerInner};
 use crate::kernel::{Keeper as _, Kernel, KernelEventKind};
 use crate::session::ExecutionState;
 
@@ -42,7 +42,7 @@ impl Manager {
         let places = Arc::new(Semaphore::new(AT_A_TIME));
         // At most one message per kernel.
         let (done, mut outcomes) = mpsc::unbounded_channel();
-        for provider in &self.shared.providers {
+        for provider in &self.inner.providers {
             let records = match provider.list(&Selector::all()).await {
                 Ok(records) => records,
                 Err(error) => {
@@ -51,30 +51,30 @@ impl Manager {
                 }
             };
             for record in records {
-                if self.shared.registry.knows(record.id) {
+                if self.inner.registry.knows(record.id) {
                     continue;
                 }
                 let span = info_span!("restore", kernel_id = %record.id);
                 let (provider, places, done) = (provider.clone(), places.clone(), done.clone());
-                let (shared, closing) = (Arc::downgrade(&self.shared), self.shared.closing.clone());
-                self.shared.attaching().insert(record.id);
+                let (inner, closing) = (Arc::downgrade(&self.inner), self.inner.closing.clone());
+                self.inner.attaching().insert(record.id);
                 let attaching = async move {
                     let (mut pause, mut done) = (FIRST_PAUSE, Some(done));
                     loop {
                         let attached = provider.attach(&record).await;
                         // The semaphore is never closed.
                         let place = places.acquire().await;
-                        let Some(shared) = shared.upgrade() else { return };
-                        let outcome = shared.restored(&provider, &record, attached).await;
+                        let Some(inner) = inner.upgrade() else { return };
+                        let outcome = inner.restored(&provider, &record, attached).await;
                         let is_unreached = matches!(outcome, Outcome::Unreached);
                         if !is_unreached {
-                            shared.attaching().remove(&record.id);
+                            inner.attaching().remove(&record.id);
                         }
                         // Only the first attempt is reported, and the receiver may be gone.
                         if let Some(done) = done.take() {
                             let _ = done.send(matches!(outcome, Outcome::Attached(_)));
                         }
-                        drop((place, shared));
+                        drop((place, inner));
                         match outcome {
                             Outcome::Attached(kernel) => return connect(&kernel).await,
                             Outcome::Over => return,
@@ -85,12 +85,12 @@ impl Manager {
                     }
                 };
                 let attaching = async move { closing.run_until_cancelled(attaching).await };
-                self.shared.tasks.spawn(attaching.instrument(span));
+                self.inner.tasks.spawn(attaching.instrument(span));
             }
         }
         drop(done);
         let mut restored = 0;
-        let attached = timeout(self.shared.options.restore_patience, async {
+        let attached = timeout(self.inner.options.restore_patience, async {
             while let Some(attached) = outcomes.recv().await {
                 restored += usize::from(attached);
             }
@@ -120,7 +120,7 @@ async fn connect(kernel: &Kernel) {
     }
 }
 
-impl Shared {
+impl ManagerInner {
     /// Makes an attached kernel one of the manager's.
     async fn restored(
         self: &Arc<Self>,

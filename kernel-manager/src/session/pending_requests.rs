@@ -19,10 +19,10 @@ pub(super) enum Requester {
 
 /// Requests that wait for their reply, by `msg_id`.
 #[derive(Default)]
-pub(super) struct PendingRequests(Mutex<Waiting>);
+pub(super) struct PendingRequests(Mutex<Requests>);
 
 #[derive(Default)]
-struct Waiting {
+struct Requests {
     by_id: HashMap<Arc<str>, Requester>,
     /// May contain requests that were answered already.
     in_order: VecDeque<Arc<str>>,
@@ -41,7 +41,7 @@ pub(super) enum Addressee {
 }
 
 impl PendingRequests {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Requests> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -90,6 +90,6 @@ impl PendingRequests {
 
     /// Forgets all requests, because a restarted kernel answers none of them.
     pub(super) fn clear(&self) {
-        *self.lock() = Waiting::default();
+        *self.lock() = Requests::default();
     }
 }

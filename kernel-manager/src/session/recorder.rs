@@ -55,9 +55,12 @@ const OUR_SESSION: &str = "kernelmux";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The kernel is dead and will not be restarted.
+    /// The kernel is dead and will not be restarted by itself.
     #[error("the kernel is dead; restart it or start another")]
     Dead,
+    /// The kernel was shut down.
+    #[error("the kernel was shut down; start another")]
+    ShutDown,
     /// Clients send only on shell, control and stdin.
     #[error("clients cannot send on {0}; they send on shell, control and stdin")]
     NotToBeSentOn(Channel),

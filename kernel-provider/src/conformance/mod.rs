@@ -12,14 +12,22 @@
 //! kernel_provider::provider_conformance!(async { Some(MySubject::new()) });
 //! ```
 //!
+//! What the suite demands, and where the trait says so: kernelspecs, launches that are refused, fail, time out, repeat
+//! and are cancelled ([`KernelProvider::launch`]); records, lists and attaching ([`KernelProvider::list`],
+//! [`KernelProvider::attach`]); interrupts, restarts and ends ([`KernelHandle`]); and that code in the kernel sees its
+//! environment and working directory, is ended by an interrupt, and leaves no process behind.
+//!
 //! The cases wait for events, never for time to pass. Each has its own subject, so they can run concurrently.
 
 mod ending;
 mod launching;
+mod probe;
+mod probing;
 mod running;
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +38,8 @@ use jupyter_protocol::content::KernelInfoRequest;
 
 pub use ending::*;
 pub use launching::*;
+pub use probe::Probe;
+pub use probing::*;
 pub use running::*;
 
 use crate::{Exit, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchRequest, Phase, Progress, Selector};
@@ -49,6 +59,14 @@ pub trait Subject: Send + Sync {
     fn interrupt(&self) -> Interrupt {
         Interrupt::Signalled
     }
+
+    /// Code for kernels of [`spec`](Self::spec); `None` if no code of theirs can do this, which skips the cases that need
+    /// it. For ipykernel: [`Probe::in_python`].
+    fn code(&self, probe: &Probe) -> Option<String>;
+
+    /// A directory in which kernels can be started, by the path that they see; not the default one. `None` if the
+    /// provider has no such directories, which skips the case that needs one.
+    fn working_dir(&self) -> Option<PathBuf>;
 
     /// A kernelspec whose kernel writes [`LAST_WORDS`] and exits with code 3 before its sockets are open.
     fn dying_spec(&self) -> String;
@@ -119,7 +137,8 @@ macro_rules! provider_conformance {
             a_dropped_handle_does_not_end_the_kernel, interrupts_as_the_kernelspec_says, restarts_under_the_same_id,
             restarts_a_dead_kernel, kernels_outlive_the_embedder, a_reopened_provider_reports_the_end,
             a_shutdown_ends_the_kernel, a_shutdown_without_grace_kills_the_kernel, reports_the_death_of_a_kernel,
-            a_shutdown_cancels_a_restart, a_cancelled_shutdown_can_be_repeated,
+            a_shutdown_cancels_a_restart, a_cancelled_shutdown_can_be_repeated, passes_environment_variables,
+            starts_in_the_working_directory, an_interrupt_ends_the_code, a_shutdown_ends_processes_of_the_kernel,
         );
     };
     (@cases $subject:expr; $($case:ident),* $(,)?) => {

@@ -16,7 +16,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
 use kube::api::{AttachParams, DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, Config};
-use provider_k8s::{K8sConfig, K8sProvider, Reach};
+use provider_k8s::{K8sOptions, K8sProvider, Reach};
 use serde_json::{Value, json};
 
 /// Deadline of every wait, far longer than any of them takes.
@@ -109,8 +109,8 @@ impl TestNamespace {
         })
     }
 
-    pub(crate) fn config(&self, reach: Reach) -> K8sConfig {
-        let mut config = K8sConfig::new(&self.name);
+    pub(crate) fn config(&self, reach: Reach) -> K8sOptions {
+        let mut config = K8sOptions::new(&self.name);
         config.search = jupyter_protocol::kernelspec::SearchPath::new([self.specs.path().to_owned()]);
         config.reach = reach;
         config

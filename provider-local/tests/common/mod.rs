@@ -10,7 +10,7 @@ use std::time::Duration;
 use jupyter_protocol::KernelId;
 use jupyter_protocol::kernelspec::SearchPath;
 use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
-use provider_local::{LocalConfig, LocalProvider, TransportChoice};
+use provider_local::{LocalOptions, LocalProvider, TransportChoice};
 
 /// Deadline of every wait, far longer than any of them takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ pub(crate) fn python() -> Option<PathBuf> {
 }
 
 /// Opens a provider. Retries while a dropped provider's last task still keeps the directory locked.
-pub(crate) async fn open(config: LocalConfig) -> LocalProvider {
+pub(crate) async fn open(config: LocalOptions) -> LocalProvider {
     let opened = tokio::time::timeout(LONG, async {
         loop {
             match LocalProvider::open(config.clone()).await {
@@ -68,8 +68,8 @@ impl Fixture {
         self.root.path().join("state")
     }
 
-    pub(crate) fn config(&self) -> LocalConfig {
-        let mut config = LocalConfig::new(self.state());
+    pub(crate) fn config(&self) -> LocalOptions {
+        let mut config = LocalOptions::new(self.state());
         config.search = SearchPath::new([self.root.path().join("kernels")]);
         config
     }

@@ -1,7 +1,7 @@
 use std::error::Error;
 
 use clap::Args;
-use provider_k8s::{Input, K8sConfig, K8sProvider, Policy};
+use provider_k8s::{Input, K8sOptions, K8sProvider, Policy};
 
 /// Flags for kernels in pods.
 #[derive(Debug, Args)]
@@ -63,7 +63,7 @@ impl KubernetesFlags {
         let Some(namespace) = &self.kubernetes_namespace else {
             return Ok(None);
         };
-        let mut config = K8sConfig::new(namespace);
+        let mut config = K8sOptions::new(namespace);
         config.default_image.clone_from(&self.kubernetes_image);
         config.policy = self.policy();
         config.set_volumes_from_env(|name| std::env::var(name).ok())?;

@@ -9,7 +9,7 @@ use kernel_log::{Durability, FjallStore, LogOptions, LogStore, Logs};
 use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::KernelProvider;
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
-use provider_local::{InheritEnv, LocalConfig, LocalProvider};
+use provider_local::{InheritEnv, LocalOptions, LocalProvider};
 #[cfg(target_os = "linux")]
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -202,7 +202,7 @@ async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Resul
 
 /// Kernels as processes of this machine.
 async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
-    let mut local = LocalConfig::new(data_dir.folder("kernels")?);
+    let mut local = LocalOptions::new(data_dir.folder("kernels")?);
     local.working_dir = std::env::current_dir().ok();
     let inherited = inherited(&flags.inherited_envs);
     // As in Enterprise Gateway, a variable that the operator names overrides a kernel.json.

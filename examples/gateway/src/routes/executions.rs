@@ -213,7 +213,9 @@ async fn send(
     // The task ends only with the process.
     let sent = sending.await.unwrap_or(Err(SendError::Dead));
     sent.map_err(|error| match error {
-        SendError::Dead | SendError::Restarted => ApiError::new(StatusCode::CONFLICT, error.to_string()),
+        SendError::Dead | SendError::ShutDown | SendError::Restarted => {
+            ApiError::new(StatusCode::CONFLICT, error.to_string())
+        }
         _ => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     })
 }

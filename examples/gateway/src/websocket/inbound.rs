@@ -86,7 +86,9 @@ async fn forward(client: Option<Client>, mut waiting: mpsc::Receiver<Waiting>, c
         };
         match sent {
             Ok(()) => {}
-            Err(error @ (SendError::Dead | SendError::Restarted)) => debug!(%channel, %error, "a message is dropped"),
+            Err(error @ (SendError::Dead | SendError::ShutDown | SendError::Restarted)) => {
+                debug!(%channel, %error, "a message is dropped")
+            }
             Err(error) => {
                 if let Some(suppressed) = unsendable.due() {
                     warn!(%channel, %error, suppressed, "a message cannot be sent to the kernel");

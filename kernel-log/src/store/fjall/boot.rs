@@ -83,7 +83,7 @@ mod tests {
     use jupyter_protocol::message::Message;
 
     use super::*;
-    use crate::waiting::Waiting;
+    use crate::pending_blocks::PendingBlocks;
     use crate::{LogStore, NewEntry, Seq};
 
     fn block(first: u64, state: &str) -> Block {
@@ -95,7 +95,7 @@ mod tests {
             session: "",
             message: &message,
         };
-        let mut waiting = Waiting::after(Seq(first - 1));
+        let mut waiting = PendingBlocks::after(Seq(first - 1));
         waiting.push(&entry, Utc::now());
         waiting.take().unwrap().0.unwrap()
     }

@@ -1,11 +1,11 @@
 //! The API of an embedder with the feature `local`.
 use std::sync::Arc;
 
-use kernelmux::local::{LocalConfig, LocalProvider};
+use kernelmux::local::{LocalOptions, LocalProvider};
 use kernelmux::log::{LogOptions, Logs, MemoryStore, StoreError};
 use kernelmux::{Manager, ManagerOptions, ProviderError};
 
-pub async fn provider(config: LocalConfig) -> Result<LocalProvider, ProviderError> {
+pub async fn provider(config: LocalOptions) -> Result<LocalProvider, ProviderError> {
     LocalProvider::open(config).await
 }
 

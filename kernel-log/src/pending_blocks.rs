@@ -10,7 +10,7 @@ use super::{Block, IndexUpdate, NewEntry, Seq, entry};
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Entries and index updates that the writer has not taken yet.
-pub(super) struct Waiting {
+pub(super) struct PendingBlocks {
     /// Full blocks in order, with their index updates.
     full: VecDeque<(Block, Updates)>,
     full_bytes: usize,
@@ -23,7 +23,7 @@ pub(super) struct Waiting {
     index_updates: u64,
 }
 
-impl Waiting {
+impl PendingBlocks {
     /// Empty, after this entry.
     pub(super) fn after(last: Seq) -> Self {
         Self {

@@ -1,21 +1,27 @@
 use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
 
+use jupyter_protocol::KernelId;
 use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::paths::PathEnv;
 
-/// Configuration of a [`LocalProvider`](crate::LocalProvider).
+/// Options of a [`LocalProvider`](crate::LocalProvider).
 ///
 /// ```
-/// use provider_local::{LocalConfig, TransportChoice};
+/// use provider_local::{LocalOptions, TransportChoice};
 ///
-/// let mut config = LocalConfig::new("/var/lib/example/kernels");
-/// config.transport = TransportChoice::Tcp;
+/// let options = LocalOptions::new("/var/lib/example/kernels")
+///     .with_transport(TransportChoice::Tcp)
+///     .with_command_prefix(["nice", "-n", "10"]);
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct LocalConfig {
+pub struct LocalOptions {
     /// The provider's name: the part before the slash in `local/python3`.
     pub name: String,
     /// The directory for the provider's state: one directory per kernel, with its connection file, record and output.
@@ -49,12 +55,19 @@ pub struct LocalConfig {
     /// Set this if the program runs as process 1, as in a container: orphaned processes of ended kernels become its
     /// children then. Do not set it if the program starts other processes itself and waits for them.
     pub reap_orphans: bool,
+    /// A command, with its arguments, that starts the kernel's command, which is appended to it: for a container, a sandbox,
+    /// a scheduler. The process that it starts is the kernel to this provider: signals go to it and its group, and it
+    /// must end with the kernel. Kernels use TCP then, unless [`transport`](Self::transport) is
+    /// [`Ipc`](TransportChoice::Ipc).
+    pub command_prefix: Vec<String>,
+    /// Changes each kernel's command before it is started.
+    pub adjust_command: Option<AdjustCommand>,
     /// How many kernels that ended by themselves are remembered, with their output. The oldest are forgotten first.
     pub keep_ended: usize,
 }
 
-impl LocalConfig {
-    /// Creates a configuration with this state directory, Jupyter's default kernelspec search path, and defaults for
+impl LocalOptions {
+    /// Creates options with this state directory, Jupyter's default kernelspec search path, and defaults for
     /// everything else.
     #[must_use]
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
@@ -70,8 +83,113 @@ impl LocalConfig {
             inherit_over_kernelspec: BTreeSet::new(),
             working_dir: None,
             reap_orphans: false,
+            command_prefix: Vec::new(),
+            adjust_command: None,
             keep_ended: 32,
         }
+    }
+
+    /// Sets the provider's name.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets where to search for kernelspecs.
+    #[must_use]
+    pub fn with_search(mut self, search: SearchPath) -> Self {
+        self.search = search;
+        self
+    }
+
+    /// Sets the interpreter for kernelspecs whose command is just `python`.
+    #[must_use]
+    pub fn with_python(mut self, python: impl Into<PathBuf>) -> Self {
+        self.python = Some(python.into());
+        self
+    }
+
+    /// Sets the transport of the kernels' sockets.
+    #[must_use]
+    pub fn with_transport(mut self, transport: TransportChoice) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// Sets the TCP ports that kernels may use.
+    #[must_use]
+    pub fn with_port_range(mut self, port_range: RangeInclusive<u16>) -> Self {
+        self.port_range = Some(port_range);
+        self
+    }
+
+    /// Sets the directory for Unix sockets.
+    #[must_use]
+    pub fn with_socket_dir(mut self, socket_dir: impl Into<PathBuf>) -> Self {
+        self.socket_dir = Some(socket_dir.into());
+        self
+    }
+
+    /// Sets which of this process's environment variables kernels inherit.
+    #[must_use]
+    pub fn with_inherit_env(mut self, inherit_env: InheritEnv) -> Self {
+        self.inherit_env = inherit_env;
+        self
+    }
+
+    /// Sets the working directory of kernels whose launch does not set one.
+    #[must_use]
+    pub fn with_working_dir(mut self, working_dir: impl Into<PathBuf>) -> Self {
+        self.working_dir = Some(working_dir.into());
+        self
+    }
+
+    /// Sets whether the provider reaps all child processes of this process.
+    #[must_use]
+    pub fn with_reap_orphans(mut self, reap_orphans: bool) -> Self {
+        self.reap_orphans = reap_orphans;
+        self
+    }
+
+    /// Sets the command, with its arguments, that starts each kernel's command.
+    #[must_use]
+    pub fn with_command_prefix(mut self, prefix: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.command_prefix = prefix.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets a function that changes each kernel's command before it is started, on a thread where it may block. Its error
+    /// fails the launch.
+    #[must_use]
+    pub fn with_adjust_command(
+        mut self,
+        adjust: impl Fn(KernelCommand<'_>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.adjust_command = Some(AdjustCommand(Arc::new(adjust)));
+        self
+    }
+}
+
+/// The command of a kernel that is about to be started.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct KernelCommand<'a> {
+    /// The kernel's id.
+    pub id: KernelId,
+    /// The name of its kernelspec.
+    pub spec: &'a str,
+    /// Its command, with environment, working directory, and its output redirected.
+    pub command: &'a mut Command,
+}
+
+/// A function that changes a kernel's command; see [`LocalOptions::with_adjust_command`].
+#[derive(Clone)]
+pub struct AdjustCommand(pub(crate) Arc<dyn Fn(KernelCommand<'_>) -> io::Result<()> + Send + Sync>);
+
+impl fmt::Debug for AdjustCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdjustCommand")
     }
 }
 
@@ -148,10 +266,10 @@ impl InheritEnv {
     /// Only the [basic](Self::BASIC) variables and those with these names.
     ///
     /// ```
-    /// use provider_local::{InheritEnv, LocalConfig};
+    /// use provider_local::{InheritEnv, LocalOptions};
     ///
-    /// let mut config = LocalConfig::new("/var/lib/example/kernels");
-    /// config.inherit_env = InheritEnv::basic_and(["CUDA_VISIBLE_DEVICES"]);
+    /// let options = LocalOptions::new("/var/lib/example/kernels")
+    ///     .with_inherit_env(InheritEnv::basic_and(["CUDA_VISIBLE_DEVICES"]));
     /// ```
     pub fn basic_and<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let names = Self::BASIC.iter().copied().chain(names);

@@ -8,8 +8,8 @@ use tokio::sync::{Notify, watch};
 
 use super::index::Updates;
 use super::large_blocks::LargeBlocks;
+use super::pending_blocks::PendingBlocks;
 use super::unrecorded::Unrecorded;
-use super::waiting::Waiting;
 use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, writer};
 
 /// Bytes of a log that may wait for the store regardless of other logs.
@@ -24,7 +24,7 @@ pub(super) struct Head {
     pub(super) index_updates: u64,
 }
 
-/// A stored log with its bounds, for [`Shared::new`].
+/// A stored log with its bounds, for [`OpenLog::new`].
 pub(super) struct StoredWithBounds {
     stored: Box<dyn StoredLog>,
     bounds: Option<(Seq, Seq)>,
@@ -39,21 +39,21 @@ impl StoredWithBounds {
 }
 
 /// The state shared by all handles of a log, its readers and the writer.
-pub(super) struct Shared {
+pub(super) struct OpenLog {
     pub(super) id: KernelId,
     pub(super) epoch: Epoch,
     pub(super) stored: Box<dyn StoredLog>,
     pub(super) options: LogOptions,
     pub(super) writer: writer::Queue,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<LogState>,
     pub(super) head: watch::Sender<Head>,
     pub(super) earliest: watch::Sender<Seq>,
     pub(super) room: Notify,
     pub(super) large_blocks: LargeBlocks,
 }
 
-pub(super) struct State {
-    pub(super) waiting: Waiting,
+pub(super) struct LogState {
+    pub(super) pending: PendingBlocks,
     /// Bytes that the writer is storing.
     pub(super) writing_bytes: usize,
     /// Bytes of this log that are included in [`writer::Queue::waiting_bytes`].
@@ -73,10 +73,10 @@ pub(super) struct State {
     pub(super) unrecorded: Option<Unrecorded>,
 }
 
-impl State {
+impl LogState {
     fn after(last: Seq) -> Self {
         Self {
-            waiting: Waiting::after(last),
+            pending: PendingBlocks::after(last),
             writing_bytes: 0,
             counted_bytes: 0,
             writing_index: Arc::default(),
@@ -119,7 +119,7 @@ impl State {
                 session: "",
                 message: &unrecorded.message(),
             };
-            self.waiting.push(&entry, Utc::now());
+            self.pending.push(&entry, Utc::now());
         }
     }
 
@@ -141,20 +141,20 @@ impl State {
     }
 
     fn unstored_updates_newest_first(&self) -> impl Iterator<Item = &Updates> {
-        self.waiting
+        self.pending
             .updates_newest_first()
             .chain([&*self.writing_index, &self.refused_index])
     }
 }
 
-impl Drop for Shared {
+impl Drop for OpenLog {
     fn drop(&mut self) {
         let counted = self.state().counted_bytes;
         self.writer.count(counted, 0);
     }
 }
 
-impl Shared {
+impl OpenLog {
     /// A log with the contents of `stored` and nothing in memory.
     pub(super) fn new(
         id: KernelId,
@@ -170,7 +170,7 @@ impl Shared {
             stored,
             options,
             writer,
-            state: Mutex::new(State::after(last)),
+            state: Mutex::new(LogState::after(last)),
             head: watch::Sender::new(Head {
                 seq: last,
                 closed,
@@ -183,13 +183,13 @@ impl Shared {
     }
 
     /// A panic while the lock is held leaves whole entries.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Updates this log's share of the bytes that wait in all logs.
-    pub(super) fn count(&self, state: &mut State) {
-        let now = state.waiting.bytes() + state.writing_bytes;
+    pub(super) fn count(&self, state: &mut LogState) {
+        let now = state.pending.bytes() + state.writing_bytes;
         self.writer.count(state.counted_bytes, now);
         state.counted_bytes = now;
     }
@@ -204,8 +204,8 @@ impl Shared {
     }
 
     /// Queues the log at the writer if it has something to store and is not queued yet.
-    pub(super) fn wake_writer(self: &Arc<Self>, state: &mut State) {
-        if !state.with_writer && !state.waiting.is_empty() {
+    pub(super) fn wake_writer(self: &Arc<Self>, state: &mut LogState) {
+        if !state.with_writer && !state.pending.is_empty() {
             state.with_writer = true;
             self.writer.push(self.clone());
         }

@@ -11,17 +11,16 @@ use crate::policy::Policy;
 use crate::settings::Settings;
 use crate::user_overrides::yaml;
 
-/// Configuration of a [`K8sProvider`](crate::K8sProvider).
+/// Options of a [`K8sProvider`](crate::K8sProvider).
 ///
 /// ```
-/// use provider_k8s::{K8sConfig, Reach};
+/// use provider_k8s::{K8sOptions, Reach};
 ///
-/// let mut config = K8sConfig::new("notebooks");
-/// config.reach = Reach::PortForward;
+/// let options = K8sOptions::new("notebooks").with_reach(Reach::PortForward);
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct K8sConfig {
+pub struct K8sOptions {
     /// The provider's name: the part before the slash in `k8s/python3`.
     ///
     /// It is also used as a label value, so it has at most 63 letters, digits, `-`, `_` and `.`. Providers with the
@@ -61,8 +60,8 @@ pub struct K8sConfig {
     pub keep_ended: usize,
 }
 
-impl K8sConfig {
-    /// Creates a configuration for this namespace, with Jupyter's default kernelspec search path and defaults for
+impl K8sOptions {
+    /// Creates options for this namespace, with Jupyter's default kernelspec search path and defaults for
     /// everything else.
     #[must_use]
     pub fn new(namespace: impl Into<String>) -> Self {
@@ -80,6 +79,55 @@ impl K8sConfig {
             orphaned_after: Duration::from_secs(60),
             keep_ended: 32,
         }
+    }
+
+    /// Sets the provider's name.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sets where to search for kernelspecs.
+    #[must_use]
+    pub fn with_search(mut self, search: SearchPath) -> Self {
+        self.search = search;
+        self
+    }
+
+    /// Sets the image for kernelspecs that name none.
+    #[must_use]
+    pub fn with_default_image(mut self, default_image: impl Into<String>) -> Self {
+        self.default_image = Some(default_image.into());
+        self
+    }
+
+    /// Sets what users may set with `KERNEL_*` variables.
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets how to connect to kernels.
+    #[must_use]
+    pub fn with_reach(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
+    }
+
+    /// Sets how long a pod may wait for a node with room.
+    #[must_use]
+    pub fn with_wait_for_room(mut self, wait_for_room: Duration) -> Self {
+        self.wait_for_room = wait_for_room;
+        self
+    }
+
+    /// Sets how long another provider may take to complete or remove a pod.
+    #[must_use]
+    pub fn with_orphaned_after(mut self, orphaned_after: Duration) -> Self {
+        self.orphaned_after = orphaned_after;
+        self
     }
 
     /// Prepends the configured volumes and mounts to a kernelspec's.

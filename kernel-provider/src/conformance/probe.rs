@@ -1,0 +1,31 @@
+/// What code in a kernel shall do, so that a case sees what the provider gave the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Probe {
+    /// Print the value of this environment variable, and nothing else, on standard output.
+    PrintVariable(String),
+    /// Print the working directory, and nothing else, on standard output.
+    PrintWorkingDir,
+    /// Print `running` on standard output, then wait until interrupted, for minutes at least.
+    WaitForInterrupt,
+    /// Start another process, which runs for minutes at least and shows up in
+    /// [`leftovers`](super::Subject::leftovers), and print `started` on standard output.
+    StartProcess,
+}
+
+impl Probe {
+    /// The code for ipykernel. The process that it starts has the kernel's own arguments, with its connection file among
+    /// them, at the end of its command line.
+    #[must_use]
+    pub fn in_python(&self) -> String {
+        match self {
+            Self::PrintVariable(name) => format!("import os; print(os.environ[{name:?}], end='')"),
+            Self::PrintWorkingDir => "import os; print(os.getcwd(), end='')".to_owned(),
+            Self::WaitForInterrupt => "import time; print('running', end='', flush=True); time.sleep(600)".to_owned(),
+            Self::StartProcess => "import subprocess, sys\n\
+                subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', *sys.argv])\n\
+                print('started', end='')"
+                .to_owned(),
+        }
+    }
+}
