@@ -18,7 +18,7 @@ TESTED := --locked --workspace --features kernelmux-gateway/nats
 BENCH ?=
 
 .PHONY: help run demo book hooks test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
-	lint-docs lint-deny bench build-cache tools e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
+	lint-docs lint-deny lint-package bench build-cache tools e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
 	run-k8s
 
 help: ## list the targets
@@ -63,7 +63,7 @@ test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other k
 
 test-long: e2e-env e2e-programs ## 10,000 seeds of the simulation, a log of ten million entries, the full chaos test
 	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-manager --test simulation
-	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernel-log --test memory
+	KERNELMUX_LONG=1 $(CARGO) test --locked --release --package kernelmux-log --test memory
 	KERNELMUX_LONG=1 target/e2e-venv/bin/python -m pytest tests/e2e/test_resume_chaos.py
 
 tools:
@@ -82,8 +82,8 @@ e2e-programs: build-cache
 hooks: ## have git check format and clippy before each commit
 	@git config core.hooksPath scripts/hooks
 
-lint: ## format, clippy, each feature alone, minimum Rust version, docs, licences
-	@scripts/in-parts.py lint lint-rust lint-features lint-msrv lint-docs lint-deny
+lint: ## format, clippy, each feature alone, minimum Rust version, docs, licences, packages
+	@scripts/in-parts.py lint lint-rust lint-features lint-msrv lint-docs lint-deny lint-package
 
 lint-rust: build-cache
 	$(CARGO) fmt --all --check
@@ -102,6 +102,10 @@ lint-docs: build-cache book
 # Without advisories: `cargo deny check advisories` downloads their database.
 lint-deny: tools
 	$(TOOLS) $(CARGO) deny --locked --all-features check bans licenses sources
+
+# Packs each published crate and prints the steps of a release without taking them.
+lint-package:
+	@scripts/release.py --dry-run
 
 bench: ## benchmarks against direct ZeroMQ and other gateways; writes benches/RESULTS.md; BENCH="protocol log"
 	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-benches --bins

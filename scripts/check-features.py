@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Runs clippy on every library with features, without features and with each one alone. Also checks that the protocol's
-types alone do not need tokio.
+types alone do not need tokio and build for WebAssembly.
 
 `make lint-rust` checks the features together. A feature that only enables features of other packages is checked there.
 Packages with programs and libraries without features are skipped.
@@ -9,6 +9,7 @@ Packages with programs and libraries without features are skipped.
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 
 def implied(chosen: tuple[str, ...], features: dict[str, list[str]]) -> frozenset[str]:
@@ -52,9 +53,18 @@ for package in metadata["packages"]:
         print("clippy", name, flush=True)
         if subprocess.call([*command, "--", "-D", "warnings"]) != 0:
             failed.append(name)
-alone = ["cargo", "tree", "--package", "jupyter-protocol", "--no-default-features"]
+alone = ["cargo", "tree", "--package", "kernelmux-protocol", "--no-default-features"]
 needed = subprocess.check_output([*alone, "--edges", "normal", "--prefix", "none"], text=True)
 if any(line.startswith("tokio ") for line in needed.splitlines()):
-    sys.exit("jupyter-protocol without default features needs tokio")
+    sys.exit("kernelmux-protocol without default features needs tokio")
+WASM = "wasm32-unknown-unknown"
+libraries = subprocess.check_output(["rustc", "--print", "target-libdir", "--target", WASM], text=True)
+if Path(libraries.strip()).is_dir():
+    print("clippy kernelmux-protocol []", WASM, flush=True)
+    command = ["cargo", "clippy", "--quiet", "--package", "kernelmux-protocol", "--lib", "--no-default-features"]
+    if subprocess.call([*command, "--target", WASM, "--", "-D", "warnings"]) != 0:
+        failed.append(f"kernelmux-protocol [] for {WASM}")
+else:
+    print(f"not checked: kernelmux-protocol for {WASM}, which `rustup target add {WASM}` installs")
 if failed:
     sys.exit("clippy fails with: " + "; ".join(failed))

@@ -38,6 +38,7 @@
 //! | `nats` | logs in NATS JetStream, which several services can share |
 //! | `resume-client` | the client that follows a kernel through a gateway, over any disconnect |
 //! | `resume-client-tls` | the same, for gateways behind `https://` and `wss://` |
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
 pub mod prelude;
@@ -55,3 +56,8 @@ pub use kernel_provider::*;
 pub use provider_k8s as k8s;
 #[cfg(feature = "local")]
 pub use provider_local as local;
+
+/// Compiles the program of the README.
+#[cfg(all(doctest, feature = "fjall", feature = "local"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

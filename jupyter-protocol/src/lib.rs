@@ -1,5 +1,5 @@
-//! The Jupyter messaging protocol: signed frames, all message types, the ZeroMQ and WebSocket codecs, connection files,
-//! kernelspecs, a client, and the kernel's side.
+#![doc = include_str!("../README.md")]
+//! # Messages
 //!
 //! A [`WireMessage`] holds the frames as received. They are verified and forwarded without parsing. To read a message,
 //! parse a [`HeaderRef`](header::HeaderRef) or a typed [`Message`] from it.
@@ -24,7 +24,19 @@
 //! # }
 //! ```
 //!
-//! Without default features the crate has only types, signing and codecs, and does not depend on tokio.
+//! # Features
+//!
+//! | Feature | Adds | Default |
+//! |---|---|---|
+//! | `client` | [`client`], a client of a running kernel | yes |
+//! | `kernel` | [`kernel`], to implement a kernel | yes |
+//! | `zmq` | [`zmq`], the ZeroMQ sockets that both use | yes |
+//! | `zeromq` | conversions between [`WireMessage`] and the messages of the crate `zeromq` | no |
+//!
+//! Without features the crate has only types, signing and codecs, and does not depend on tokio. That part also works in
+//! WebAssembly (`wasm32-unknown-unknown` with a JavaScript host), except for what needs files or a monotonic clock:
+//! `ConnectionInfo::write` and `LogLimiter`.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod bounded_read;
 mod channel;
@@ -43,11 +55,14 @@ pub mod kernel;
 mod kernel_id;
 pub mod kernelspec;
 mod key;
+#[cfg(not(target_family = "wasm"))]
 mod log_limiter;
 pub mod message;
 pub mod paths;
 pub mod signing;
 pub mod wire;
+#[cfg(feature = "zeromq")]
+mod zeromq_message;
 #[cfg(feature = "zmq")]
 pub mod zmq;
 
@@ -57,7 +72,10 @@ pub use header::Header;
 pub use kernel_id::{InvalidKernelId, KernelId};
 pub use kernelspec::{InstalledKernelspec, Kernelspec};
 pub use key::Key;
+#[cfg(not(target_family = "wasm"))]
 pub use log_limiter::LogLimiter;
 pub use message::Message;
 pub use signing::Signer;
 pub use wire::WireMessage;
+#[cfg(feature = "zeromq")]
+pub use zeromq;

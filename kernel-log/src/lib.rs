@@ -1,3 +1,6 @@
+#![doc = include_str!("../README.md")]
+//! # How it works
+//!
 //! The log of a kernel: every message of both directions, in order, for any number of readers.
 //!
 //! [Appending](Log::append) never waits for readers. A writer thread stores appended entries and then wakes the
@@ -44,6 +47,7 @@
 //! # Ok(())
 //! # }
 //! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod block;
 #[cfg(feature = "testing")]

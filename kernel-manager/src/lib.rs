@@ -1,5 +1,7 @@
+#![doc = include_str!("../README.md")]
 //! Starts, restarts and ends the kernels of all providers, records everything they say in their logs, and attaches
 //! clients that lose nothing over a disconnect.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod fold;
 mod kernel;

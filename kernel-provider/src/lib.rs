@@ -1,4 +1,4 @@
-//! The trait that kernel providers implement, and its types.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "testing")]
 pub mod conformance;

@@ -1,27 +1,8 @@
-//! Jupyter kernels as pods of a Kubernetes cluster.
-//!
+#![doc = include_str!("../README.md")]
 //! [`K8sProvider`] is a [`KernelProvider`](kernel_provider::KernelProvider). Each kernel is a bare pod without a
 //! controller, because a kernel's state cannot be recreated. The kernel's key and environment are in an immutable Secret
 //! that is owned by the pod and deleted with it. The provider stores nothing itself: the cluster is the only record of
 //! which kernels run.
-//!
-//! ```no_run
-//! use std::time::Duration;
-//!
-//! use jupyter_protocol::KernelId;
-//! use kernel_provider::{KernelProvider as _, LaunchRequest, Progress};
-//! use provider_k8s::{K8sOptions, K8sProvider};
-//!
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let provider = K8sProvider::open(K8sOptions::new("notebooks")).await?;
-//! let request = LaunchRequest::new(KernelId::random(), "python3");
-//! let kernel = provider.launch(request, Progress::new(|stage| println!("{stage:?}"))).await?;
-//! println!("its sockets are at {:?}", kernel.connection().await?.ip);
-//! let exit = kernel.shutdown(Duration::from_secs(5)).await?;
-//! println!("{}", exit.cause);
-//! # Ok(())
-//! # }
-//! ```
 //!
 //! # Kernelspecs
 //!
@@ -90,6 +71,7 @@
 //! - `create` and `get` pods/portforward, when it runs outside the cluster;
 //! - `create` and `get` pods/exec, for kernelspecs whose `interrupt_mode` is `signal`, and for restarts in place. Without
 //!   this right a restart creates a new pod.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod api_error;
 mod client;

@@ -1,26 +1,6 @@
-//! Jupyter kernels as processes of this machine.
-//!
-//! [`LocalProvider`] is a [`KernelProvider`](kernel_provider::KernelProvider). It finds the installed
-//! kernelspecs, and starts, watches and ends their kernels. Each kernel leads its own session and outlives the program
-//! that started it.
-//!
-//! ```no_run
-//! use std::time::Duration;
-//!
-//! use jupyter_protocol::KernelId;
-//! use kernel_provider::{KernelProvider as _, LaunchRequest, Progress};
-//! use provider_local::{LocalOptions, LocalProvider};
-//!
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let provider = LocalProvider::open(LocalOptions::new("/var/lib/example/kernels")).await?;
-//! let request = LaunchRequest::new(KernelId::random(), "python3");
-//! let kernel = provider.launch(request, Progress::ignored()).await?;
-//! println!("its sockets are at {:?}", kernel.connection().await?.ip);
-//! let exit = kernel.shutdown(Duration::from_secs(5)).await?;
-//! println!("{}", exit.cause);
-//! # Ok(())
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
+//! [`LocalProvider`] is a [`KernelProvider`](kernel_provider::KernelProvider). It finds the installed kernelspecs, and
+//! starts, watches and ends their kernels. Each kernel leads its own session.
 //!
 //! # Processes and output
 //!

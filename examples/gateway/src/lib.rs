@@ -1,33 +1,9 @@
-//! A Jupyter gateway as an embeddable axum [router]: the REST API and the WebSockets that JupyterLab uses through
-//! `JUPYTER_GATEWAY_URL`, on top of a [`Manager`].
-//!
-//! ```no_run
-//! use std::sync::Arc;
-//!
-//! use kernel_log::{LogOptions, Logs, MemoryStore};
-//! use kernel_manager::{Manager, ManagerOptions};
-//! use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token};
-//! use provider_local::{LocalOptions, LocalProvider};
-//!
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let provider = LocalProvider::open(LocalOptions::new("/var/lib/example/kernels")).await?;
-//! let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
-//! let manager = Manager::new(vec![Arc::new(provider)], logs, ManagerOptions::default());
-//!
-//! let mut options = GatewayOptions::new(Access::Token(Token::random()));
-//! options.base_url = "/jupyter".parse()?;
-//! let gateway = Arc::new(Gateway::new(manager, options));
-//! let app = axum::Router::new()
-//!     .route("/", axum::routing::get(async || "my own page"))
-//!     .merge(kernelmux_gateway::router(gateway));
-//! # Ok(())
-//! # }
-//! ```
-//!
+#![doc = include_str!("../README.md")]
 //! # The path of a request
 //!
 //! A request is logged and counted (`request_log`), gets CORS headers (`cors`) and JSON errors (`error`), is checked
 //! for size (`limits`), token (`auth`) and `origin`, and reaches its handler (`routes`).
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod auth;
 mod base_url;

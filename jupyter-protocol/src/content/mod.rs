@@ -9,6 +9,7 @@
 mod assist;
 mod comm;
 mod control;
+mod cursor;
 mod debug;
 mod execute;
 mod iopub;
@@ -34,6 +35,7 @@ pub use control::{
     CreateSubshellReply, CreateSubshellRequest, DeleteSubshellReply, DeleteSubshellRequest, InterruptReply,
     InterruptRequest, ListSubshellReply, ListSubshellRequest, ShutdownReply, ShutdownRequest, UsageReply, UsageRequest,
 };
+pub use cursor::{byte_offset, cursor_pos};
 pub use debug::{DebugEvent, DebugReply, DebugRequest};
 pub use execute::{ExecuteReply, ExecuteRequest};
 pub use iopub::{

@@ -16,7 +16,7 @@ use crate::message::Message;
 /// request as parent. Publishing applies backpressure: it waits while the iopub queue is full and drops nothing.
 #[derive(Clone)]
 pub struct Context {
-    state: Arc<KernelState>,
+    pub(super) state: Arc<KernelState>,
     origin: Arc<Origin>,
     interrupt: Interrupt,
 }

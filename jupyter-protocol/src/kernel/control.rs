@@ -87,6 +87,11 @@ pub(super) async fn shutdown(kernel: &DynKernel, state: &KernelState, socket: &R
         };
         reply_directly(state, socket, incoming, Reply::Ok(reply).into()).await;
     };
+    end_after(state, restart, graceful).await;
+}
+
+/// Ends the kernel once the future has completed, or after [`SHUTDOWN_TIMEOUT`].
+pub(super) async fn end_after(state: &KernelState, restart: bool, graceful: impl Future<Output = ()>) {
     if timeout(SHUTDOWN_TIMEOUT, graceful).await.is_err() {
         tracing::warn!("the kernel did not shut down within {SHUTDOWN_TIMEOUT:?}");
     }

@@ -27,12 +27,13 @@
 //!
 //! This module implements everything but the language: sockets, heartbeat, signatures, busy and idle status around each
 //! request, `execute_input` and the execution count, replies in order, aborting after an error, control requests while
-//! shell is busy, interrupts, the history of the session, open comms, input requests, subshells and shutdown. Messages
-//! that are malformed, signed with another key or replayed are rejected and logged.
+//! shell is busy, interrupts, the history of the session, open comms, input requests, subshells, shutdown, and the end
+//! of the parent process. Messages that are malformed, signed with another key or replayed are rejected and logged.
 //!
 //! Messages on iopub are never dropped: the slowest subscriber applies backpressure to the kernel. A subscriber that
 //! does not read for 30 seconds is disconnected, and so is a client that does not read its replies for ten seconds.
 
+mod blocking;
 mod comms;
 mod context;
 mod control;
@@ -41,6 +42,8 @@ mod error;
 mod history;
 mod interrupt;
 mod iopub;
+#[cfg(unix)]
+mod parent;
 mod request_queue;
 mod server;
 mod shell;
@@ -51,6 +54,7 @@ mod stdin;
 use bytes::Bytes;
 
 pub use async_trait::async_trait;
+pub use blocking::BlockingContext;
 pub use context::Context;
 pub use error::{InputError, ServeError};
 pub use server::{Server, ServerHandle, Shutdown, serve};
@@ -68,8 +72,8 @@ use crate::message::Message;
 /// Only [`info`](Self::info) and [`execute`](Self::execute) are required. Requests on shell are handled one after the
 /// other. Requests on control and on subshells run concurrently with them, so all methods take `&self`.
 ///
-/// Run code that blocks its thread in `tokio::task::spawn_blocking`, or it delays the heartbeat and interrupts. If a
-/// method that handles a request panics, the client receives an error reply.
+/// Run code that blocks its thread with [`Context::blocking`], or it delays the heartbeat and interrupts. If a method
+/// that handles a request panics, the client receives an error reply.
 #[async_trait]
 pub trait Kernel: Send + Sync + 'static {
     /// Describes the kernel. An empty `protocol_version` is filled in.
@@ -93,6 +97,8 @@ pub trait Kernel: Send + Sync + 'static {
     fn interrupt(&self) {}
 
     /// Returns completions of code at a cursor position. Default: none.
+    ///
+    /// Cursor positions count code points: see [`CompleteRequest::byte_offset`] and [`CompleteReply::replacing`].
     async fn complete(&self, request: &CompleteRequest, _context: &Context) -> CompleteReply {
         CompleteReply {
             cursor_start: request.cursor_pos,
@@ -101,7 +107,7 @@ pub trait Kernel: Send + Sync + 'static {
         }
     }
 
-    /// Returns documentation of the name at a cursor position. Default: not found.
+    /// Returns documentation of the name at a cursor position ([`InspectRequest::byte_offset`]). Default: not found.
     async fn inspect(&self, _request: &InspectRequest, _context: &Context) -> InspectReply {
         InspectReply::default()
     }

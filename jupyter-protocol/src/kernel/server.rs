@@ -4,15 +4,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::Kernel;
+use super::blocking::MAX_THREADS;
 use super::control;
 use super::dispatch::DynKernel;
 use super::error::ServeError;
 use super::iopub::IopubPublisher;
+#[cfg(unix)]
+use super::parent::Parent;
 use super::shell::Shells;
 use super::sockets::Sockets;
 use super::state::KernelState;
@@ -43,6 +46,16 @@ pub struct Shutdown {
 /// `shutdown_request`. If the file has a registration port instead of the five ports, chooses free ports and announces
 /// them there (JEP 66).
 ///
+/// # End of the parent process
+///
+/// On Unix, if the environment variable `JPY_PARENT_PID` has a process id other than 1, as under `jupyter_client`, the
+/// kernel ends with that process. If the variable names a process that did not start this one, directly or through
+/// others, the kernel ends with its direct parent instead. Without the variable, or with 1, as under kernelmux, the
+/// kernel outlives its parent.
+///
+/// When the parent ends, `serve` calls [`Kernel::shutdown`] and returns. A process that still runs 15 seconds later,
+/// for example because it waits for a thread, is ended with exit code 1.
+///
 /// # Errors
 /// [`ServeError`] if starting the kernel fails. Once the kernel runs, there are no errors.
 pub async fn serve(connection_file: impl AsRef<Path>, kernel: impl Kernel) -> Result<Shutdown, ServeError> {
@@ -53,6 +66,8 @@ pub async fn serve(connection_file: impl AsRef<Path>, kernel: impl Kernel) -> Re
         use tokio::signal::unix::{SignalKind, signal};
         signal(SignalKind::interrupt()).map_err(ServeError::Signal)?
     };
+    #[cfg(unix)]
+    let parent = Parent::watch();
     let server = Server::bind(info, kernel).await?;
     #[cfg(unix)]
     let interrupts = {
@@ -65,11 +80,21 @@ pub async fn serve(connection_file: impl AsRef<Path>, kernel: impl Kernel) -> Re
     };
     #[cfg(not(unix))]
     let interrupts = std::future::pending::<()>();
+    #[cfg(unix)]
+    let orphaned = parent.ended();
+    #[cfg(not(unix))]
+    let orphaned = std::future::pending::<()>();
+    let handle = server.handle();
     let run = server.run();
     tokio::pin!(run);
     tokio::select! {
         shutdown = &mut run => Ok(shutdown),
         () = interrupts => Ok(run.await),
+        () = orphaned => {
+            tracing::warn!("the parent process has ended; the kernel shuts down");
+            control::end_after(&handle.state, false, handle.kernel.shutdown(false)).await;
+            Ok(run.await)
+        }
     }
 }
 
@@ -121,6 +146,7 @@ impl Server {
             stdin: Stdin::new(stdin_sender),
             running: Default::default(),
             comms: Default::default(),
+            blocking_threads: Arc::new(Semaphore::new(MAX_THREADS)),
             next_count: AtomicU64::new(1),
             history: Mutex::default(),
             shutdown: Mutex::default(),
@@ -182,6 +208,8 @@ impl Server {
         // Cancels running code, so that only messages in the queue remain to be published. The timeout is for code that
         // blocks its thread, which cannot be cancelled.
         let _ = timeout(LINGER, tasks.shutdown()).await;
+        // Blocking code runs on, and can check this.
+        state.running.interrupt();
         state.iopub.close();
         // Writes the last replies and published messages, and removes the socket files.
         tokio::join!(iopub.finish(), join_all(servers.into_iter().map(SocketServer::close)));

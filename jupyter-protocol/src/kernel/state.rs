@@ -1,8 +1,8 @@
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::comms::Comms;
 use super::history::History;
@@ -28,6 +28,8 @@ pub(super) struct KernelState {
     pub(super) stdin: Stdin,
     pub(super) running: RunningRequests,
     pub(super) comms: Comms,
+    /// A permit for each thread that may run blocking code.
+    pub(super) blocking_threads: Arc<Semaphore>,
     /// Execution count of the next execution.
     pub(super) next_count: AtomicU64,
     pub(super) history: Mutex<History>,
