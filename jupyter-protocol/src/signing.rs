@@ -72,10 +72,10 @@ schemes! {
     Sha256, Hmac<sha2::Sha256>, ["hmac-sha256"];
     Sha384, Hmac<sha2::Sha384>, ["hmac-sha384"];
     Sha512, Hmac<sha2::Sha512>, ["hmac-sha512"];
-    Sha3x224, Hmac<sha3::Sha3_224>, ["hmac-sha3-224", "hmac-sha3_224"];
-    Sha3x256, Hmac<sha3::Sha3_256>, ["hmac-sha3-256", "hmac-sha3_256"];
-    Sha3x384, Hmac<sha3::Sha3_384>, ["hmac-sha3-384", "hmac-sha3_384"];
-    Sha3x512, Hmac<sha3::Sha3_512>, ["hmac-sha3-512", "hmac-sha3_512"];
+    Sha3x224, SimpleHmac<sha3::Sha3_224>, ["hmac-sha3-224", "hmac-sha3_224"];
+    Sha3x256, SimpleHmac<sha3::Sha3_256>, ["hmac-sha3-256", "hmac-sha3_256"];
+    Sha3x384, SimpleHmac<sha3::Sha3_384>, ["hmac-sha3-384", "hmac-sha3_384"];
+    Sha3x512, SimpleHmac<sha3::Sha3_512>, ["hmac-sha3-512", "hmac-sha3_512"];
     Blake2b, SimpleHmac<blake2::Blake2b512>, ["hmac-blake2b"];
     Blake2s, SimpleHmac<blake2::Blake2s256>, ["hmac-blake2s"];
 }

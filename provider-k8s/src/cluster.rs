@@ -16,13 +16,13 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDrop, TaskTracker};
 
 use crate::api_error::{CallError, call};
 use crate::phase::{self, PodPhase};
 use crate::pod_cache::{CachedPod, PodCache};
 use crate::route::{PortForward, Route};
-use crate::{AbortOnDrop, K8sOptions, names};
+use crate::{K8sOptions, names};
 
 /// Limits on the kernel output that is read, in bytes and in lines.
 const OUTPUT_BYTES: i64 = 64 * 1024;

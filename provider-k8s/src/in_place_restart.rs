@@ -7,9 +7,10 @@ use kernel_provider::{ExitCause, ProviderError};
 use kube::api::{AttachParams, AttachedProcess};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDrop;
 
 use crate::cluster::Cluster;
-use crate::{AbortOnDrop, names, phase};
+use crate::{names, phase};
 
 const HOLD_SCRIPT: &str = include_str!("shell/hold.sh");
 /// How long the command in the pod may take to confirm the hold or a request.
@@ -68,7 +69,7 @@ impl RestartHold {
                 uid: names::uid(pod).to_owned(),
                 stdin: Box::new(stdin),
                 status: status.clone(),
-                _reader: AbortOnDrop::new(&reader),
+                _reader: AbortOnDrop::new(reader.abort_handle()),
             };
             match status
                 .wait_for(|status| *status != HoldStatus::Pending)

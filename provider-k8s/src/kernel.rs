@@ -13,6 +13,7 @@ use kernel_provider::{
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDrop;
 
 use crate::cluster::Cluster;
 use crate::in_place_restart::RestartHold;
@@ -22,7 +23,7 @@ use crate::pod_cache::CachedPod;
 use crate::registry::Registry;
 use crate::route::Route;
 use crate::start::{self, LaunchContext, Ready, StartOutcome};
-use crate::{AbortOnDrop, names, plan};
+use crate::{names, plan};
 
 /// How long a restarted kernel may take to accept connections. Its image is usually on the node already.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
@@ -115,7 +116,7 @@ impl K8sKernel {
     fn supervise(self: &Arc<Self>) {
         let updates = self.cluster.pod_cache.subscribe(self.id);
         let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), updates));
-        crate::lock(&self.state).supervisor = Some(AbortOnDrop::new(&task));
+        crate::lock(&self.state).supervisor = Some(AbortOnDrop::new(task.abort_handle()));
     }
 
     /// Records the end of the pod's process, unless a restart is in progress.
@@ -183,7 +184,7 @@ impl K8sKernel {
                 kernel.pod_ended(Exit::new(cause));
             }
         });
-        crate::lock(&self.state).restart_hold = Some((hold, AbortOnDrop::new(&exit_task)));
+        crate::lock(&self.state).restart_hold = Some((hold, AbortOnDrop::new(exit_task.abort_handle())));
     }
 
     /// Ends the kernel and starts it again in the same pod.

@@ -95,34 +95,10 @@ mod specs;
 mod start;
 mod user_overrides;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use tokio::task::{AbortHandle, JoinHandle};
+use kernel_provider::lock;
 
 pub use client::client;
 pub use options::{K8sOptions, Reach};
 pub use policy::Policy;
 pub use provider::K8sProvider;
 pub use user_overrides::Input;
-
-/// Locks a mutex and ignores poisoning.
-///
-/// No code in this crate panics while it holds a lock, so the guarded data is always consistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Owns a task and aborts it when dropped.
-struct AbortOnDrop(AbortHandle);
-
-impl AbortOnDrop {
-    fn new<T>(task: &JoinHandle<T>) -> Self {
-        Self(task.abort_handle())
-    }
-}
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}

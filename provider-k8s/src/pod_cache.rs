@@ -13,8 +13,9 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDrop;
 
-use crate::{AbortOnDrop, api_error, names};
+use crate::{api_error, names};
 
 /// Length of one watch, in seconds. The client's own default notices a dead connection only after minutes.
 const WATCH_SECONDS: u32 = 30;
@@ -137,7 +138,8 @@ impl PodCache {
                 }
             }
         });
-        Ok((cache, vec![AbortOnDrop::new(&pod_task), AbortOnDrop::new(&event_task)]))
+        let tasks = [pod_task.abort_handle(), event_task.abort_handle()].map(AbortOnDrop::new);
+        Ok((cache, tasks.into()))
     }
 
     /// Subscribes to the kernel's pod: its current state and every change.

@@ -11,6 +11,7 @@ use kube::Client;
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDrop;
 
 use crate::client::client;
 use crate::cluster::Cluster;
@@ -20,7 +21,7 @@ use crate::plan::{self, Plan};
 use crate::pool::{ClaimOutcome, Pools};
 use crate::registry::Registry;
 use crate::start::{self, LaunchContext, StartOutcome};
-use crate::{AbortOnDrop, K8sOptions, names, orphans, specs};
+use crate::{K8sOptions, names, orphans, specs};
 
 /// How long an existing pod's kernel may take until it accepts connections. A pod that is still starting may have to
 /// pull its image first.
@@ -83,7 +84,7 @@ impl K8sProvider {
         let following = tokio::spawn(specs::follow(Arc::new(cluster.config.clone()), specs.clone()));
         let cleanup = tokio::spawn(orphans::remove_orphans(Arc::clone(&cluster)));
         Ok(Self {
-            _tasks: [AbortOnDrop::new(&following), AbortOnDrop::new(&cleanup)],
+            _tasks: [following.abort_handle(), cleanup.abort_handle()].map(AbortOnDrop::new),
             pools: Pools::start(&cluster, specs.subscribe()),
             cluster,
             registry: Arc::default(),

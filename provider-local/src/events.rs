@@ -13,8 +13,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
-
-use crate::AbortOnDrop;
+use tokio_util::task::AbortOnDrop;
 
 /// Watches files and directories.
 pub(crate) struct Events {
@@ -58,7 +57,7 @@ impl Events {
         });
         Ok(Self {
             inner,
-            _task: AbortOnDrop::new(&task),
+            _task: AbortOnDrop::new(task.abort_handle()),
         })
     }
 

@@ -12,8 +12,8 @@ use kernel_provider::{
 use rustix::fs::inotify::WatchFlags;
 use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDrop;
 
-use crate::AbortOnDrop;
 use crate::events::Events;
 use crate::launch::{self, ProviderContext, Ready, blocking};
 use crate::output::{self, Trimmer};
@@ -159,7 +159,7 @@ impl LocalKernel {
         RunningProcess {
             process,
             is_gone,
-            supervisor: AbortOnDrop::new(&task),
+            supervisor: AbortOnDrop::new(task.abort_handle()),
         }
     }
 
@@ -171,7 +171,7 @@ impl LocalKernel {
         }
         if let Some(running) = state.running.take() {
             // The supervisor itself calls this, and still has to notify waiting callers.
-            running.supervisor.release();
+            running.supervisor.detach();
         }
         if !state.is_restarting {
             self.exited(state, exit);

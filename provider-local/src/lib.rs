@@ -31,22 +31,13 @@ mod salvage;
 mod specs;
 mod state;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use kernel_provider::lock;
 use rustix::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::{AbortHandle, JoinHandle};
 
 pub use options::{AdjustCommand, InheritEnv, KernelCommand, LocalOptions, TransportChoice};
 pub use provider::LocalProvider;
-
-/// Locks a mutex and ignores poisoning.
-///
-/// No code in this crate panics while it holds a lock, so the guarded data is always consistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Wraps a descriptor to wait until it is readable.
 ///
@@ -55,26 +46,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[allow(deprecated)]
 fn readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, Interest::READABLE)
-}
-
-/// Owns a task and aborts it when dropped.
-struct AbortOnDrop(Option<AbortHandle>);
-
-impl AbortOnDrop {
-    fn new<T>(task: &JoinHandle<T>) -> Self {
-        Self(Some(task.abort_handle()))
-    }
-
-    /// Lets the task run to completion.
-    fn release(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
-    }
 }

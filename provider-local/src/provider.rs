@@ -8,7 +8,7 @@ use kernel_provider::{
     Progress, ProviderError, Selector, Specs,
 };
 use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDrop, TaskTracker};
 
 use crate::events::Events;
 use crate::kernel::{LocalKernel, LocalKernelHandle};
@@ -22,7 +22,7 @@ use crate::process::stat::{Identity, find_by_argument};
 use crate::registry::Registry;
 use crate::salvage::{is_listened_on, salvage};
 use crate::state::{KernelFiles, SavedKernel, Stage, StateDir};
-use crate::{AbortOnDrop, LocalOptions, specs};
+use crate::{LocalOptions, specs};
 
 /// Runs kernels as processes of this machine.
 ///
@@ -58,7 +58,7 @@ impl LocalProvider {
         })?);
         let oom = Arc::new(OomCounter::new());
         let counting = tokio::spawn(Arc::clone(&oom).follow(Arc::clone(&events)));
-        let counting = AbortOnDrop::new(&counting);
+        let counting = AbortOnDrop::new(counting.abort_handle());
         let registry = Arc::new(Registry::default());
         let (context, found) = blocking("find the running kernels", {
             let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
@@ -81,11 +81,12 @@ impl LocalProvider {
         found.warn_of_broken(&Specs::default());
         let (sender, specs) = watch::channel(Arc::new(found));
         let follower = tokio::spawn(specs::follow(context.options.search.clone(), events, sender));
-        let mut tasks = vec![AbortOnDrop::new(&follower), counting];
+        let mut tasks = vec![AbortOnDrop::new(follower.abort_handle()), counting];
         if context.options.reap_orphans {
             let ends = orphans::child_exits()
                 .map_err(|error| ProviderError::failed("watch for exits of child processes", error))?;
-            tasks.push(AbortOnDrop::new(&tokio::spawn(orphans::reap_orphans(ends))));
+            let reaping = tokio::spawn(orphans::reap_orphans(ends));
+            tasks.push(AbortOnDrop::new(reaping.abort_handle()));
         }
         Ok(Self {
             context,

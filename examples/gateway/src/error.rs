@@ -8,10 +8,21 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use kernel_log::StoreError;
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Longest message in bytes. It may contain a kernel's last output.
 const MAX_MESSAGE: usize = 32 << 10;
+
+/// The body of an error response.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(crate) struct ErrorBody {
+    /// The name of the status.
+    reason: &'static str,
+    /// What was wrong, with what, and what to do.
+    message: String,
+}
 
 /// An error response: `{reason, message}`.
 #[derive(Debug)]
@@ -59,7 +70,8 @@ impl From<StoreError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let reason = self.status.canonical_reason().unwrap_or("Error");
-        (self.status, Json(json!({"reason": reason, "message": self.message}))).into_response()
+        let message = self.message;
+        (self.status, Json(ErrorBody { reason, message })).into_response()
     }
 }
 

@@ -26,7 +26,7 @@ mod users;
 mod websocket;
 mod wrong_tokens;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use chrono::{DateTime, Utc};
@@ -34,8 +34,7 @@ use jupyter_protocol::KernelId;
 use kernel_manager::Manager;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDrop, TaskTracker};
 
 pub use base_url::{BaseUrl, InvalidBaseUrl};
 pub use cors::CorsOptions;
@@ -63,7 +62,7 @@ pub struct Gateway {
     closing: watch::Sender<bool>,
     /// The WebSocket connections.
     clients: TaskTracker,
-    counting: AbortHandle,
+    _counting: AbortOnDrop,
 }
 
 impl Gateway {
@@ -72,7 +71,7 @@ impl Gateway {
     pub fn new(manager: Manager, options: GatewayOptions) -> Self {
         let metrics = Arc::new(Metrics::default());
         let started = Utc::now();
-        let counting = tokio::spawn(count_events(manager.clone(), metrics.clone())).abort_handle();
+        let counting = tokio::spawn(count_events(manager.clone(), metrics.clone()));
         Self {
             manager,
             options,
@@ -84,7 +83,7 @@ impl Gateway {
             last_activity: Mutex::new(started),
             closing: watch::Sender::new(false),
             clients: TaskTracker::new(),
-            counting,
+            _counting: AbortOnDrop::new(counting.abort_handle()),
         }
     }
 
@@ -102,8 +101,7 @@ impl Gateway {
     /// The latest kernel activity, given that of the existing kernels. It never goes back, even after a kernel has
     /// ended.
     fn last_activity(&self, of_kernels: Option<DateTime<Utc>>) -> DateTime<Utc> {
-        // No code panics while it holds the lock.
-        let mut last = self.last_activity.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = kernel_provider::lock(&self.last_activity);
         *last = of_kernels.map_or(*last, |time| time.max(*last));
         *last
     }
@@ -111,12 +109,6 @@ impl Gateway {
     /// Whether the manager has the kernel.
     fn lives(&self, kernel: KernelId) -> bool {
         self.manager.get(kernel).is_some()
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.counting.abort();
     }
 }
 

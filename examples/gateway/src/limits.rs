@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use futures::StreamExt;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
@@ -50,7 +51,7 @@ fn size_of_headers(headers: &HeaderMap) -> usize {
 /// A JSON object as request body. An empty body and `null` count as an empty object.
 ///
 /// The `Content-Type` does not matter, as with jupyter_server.
-pub(crate) struct JsonObject(pub(crate) Map<String, Value>);
+pub(crate) struct JsonObject(Map<String, Value>);
 
 impl FromRequest<Arc<Gateway>> for JsonObject {
     type Rejection = ApiError;
@@ -81,6 +82,16 @@ impl FromRequest<Arc<Gateway>> for JsonObject {
     }
 }
 
+impl JsonObject {
+    /// The members as `T`; 400 names the member that has the wrong type.
+    pub(crate) fn read<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        serde_path_to_error::deserialize(Value::Object(self.0)).map_err(|error| {
+            let member = error.path().to_string();
+            ApiError::bad_request(format!("{member:?}: {}", error.inner()))
+        })
+    }
+}
+
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
@@ -102,25 +113,4 @@ fn too_large() -> ApiError {
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("the body has more than {MAX_BODY} bytes"),
     )
-}
-
-/// A field's text; `None` if it is absent or null.
-pub(crate) fn text<'a>(object: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, ApiError> {
-    match object.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(ApiError::bad_request(format!("{field:?} must be a string"))),
-    }
-}
-
-/// A field's object; `None` if it is absent or null.
-pub(crate) fn object<'a>(
-    object: &'a Map<String, Value>,
-    field: &str,
-) -> Result<Option<&'a Map<String, Value>>, ApiError> {
-    match object.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Object(inner)) => Ok(Some(inner)),
-        Some(_) => Err(ApiError::bad_request(format!("{field:?} must be an object"))),
-    }
 }

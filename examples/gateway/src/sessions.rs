@@ -4,7 +4,7 @@
 //! own sessions.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use axum::http::StatusCode;
 use jupyter_protocol::KernelId;
@@ -62,9 +62,8 @@ impl Table {
 }
 
 impl Sessions {
-    /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        kernel_provider::lock(&self.all)
     }
 
     /// Sessions for whose kernel `has_kernel` is true.

@@ -6,16 +6,47 @@ use axum::http::StatusCode;
 use jupyter_protocol::KernelId;
 use kernel_manager::{Kernel, StartError, StartRequest};
 use kernel_provider::LaunchError;
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::Gateway;
 use crate::environment::{self, Environment};
 use crate::error::ApiError;
-use crate::limits::{object, text};
 use crate::users::may_use;
 
 /// Longest kernelspec name to look up, in bytes.
 const MAX_NAME: usize = 256;
+
+/// The kernel to start.
+#[derive(Deserialize, ToSchema)]
+#[serde(expecting = "an object")]
+pub(crate) struct NewKernel {
+    /// The name of the kernelspec; the default one if absent.
+    pub(crate) name: Option<String>,
+    /// The path of the notebook below the gateway's working directory. The kernel starts in its folder, or in the
+    /// nearest existing folder above.
+    pub(crate) path: Option<String>,
+    #[schema(schema_with = env)]
+    pub(crate) env: Option<Map<String, Value>>,
+    /// The kernel's id, a UUID of any version; a random one if absent.
+    #[schema(format = Uuid)]
+    pub(crate) kernel_id: Option<String>,
+}
+
+/// The schema of a new kernel's environment.
+pub(crate) fn env() -> Object {
+    let value = ObjectBuilder::new().schema_type(Type::String).max_length(Some(4_096));
+    ObjectBuilder::new()
+        .additional_properties(Some(value))
+        .description(Some(
+            "Environment variables. KERNEL_* and those that --client-envs of the gateway names are passed to the \
+             kernel; others are ignored. KERNEL_ID, KERNEL_LAUNCH_TIMEOUT (seconds), KERNEL_USERNAME and \
+             KERNEL_WORKING_DIR also determine how the kernel is started.",
+        ))
+        .build()
+}
 
 /// Why no kernel was started.
 pub(crate) enum NoKernel {
@@ -41,21 +72,22 @@ impl NoKernel {
     }
 }
 
-/// Starts a kernel from `{name?, env?, kernel_id?}`, in the folder of `path`.
+/// Starts a kernel.
 ///
 /// If the client disconnects, the start continues; the kernel can be found by its id or in the list.
 pub(crate) async fn start(
     gateway: &Gateway,
-    body: &Map<String, Value>,
-    path: Option<&str>,
+    NewKernel {
+        name,
+        path,
+        env,
+        kernel_id,
+    }: NewKernel,
 ) -> Result<Arc<Kernel>, NoKernel> {
     let options = &gateway.options;
-    let env = match object(body, "env")? {
-        Some(env) => Environment::read(env, options)?,
-        None => Environment::default(),
-    };
-    let chosen = text(body, "kernel_id")?
-        .map(|id| environment::kernel_id("kernel_id", id))
+    let env = Environment::read(&env.unwrap_or_default(), options)?;
+    let chosen = kernel_id
+        .map(|id| environment::kernel_id("kernel_id", &id))
         .transpose()?;
     if let (Some(chosen), Some(id)) = (chosen, env.id)
         && chosen != id
@@ -64,11 +96,11 @@ pub(crate) async fn start(
     }
     let id = chosen.or(env.id).unwrap_or_else(KernelId::random);
 
-    let name = text(body, "name")?.filter(|name| !name.is_empty());
-    if name.is_some_and(|name| name.len() > MAX_NAME) {
+    let name = name.filter(|name| !name.is_empty());
+    if name.as_ref().is_some_and(|name| name.len() > MAX_NAME) {
         return Err(ApiError::bad_request(format!("a kernelspec's name has at most {MAX_NAME} bytes")).into());
     }
-    let Some(name) = name.map(str::to_owned).or_else(|| gateway.manager.default_spec()) else {
+    let Some(name) = name.or_else(|| gateway.manager.default_spec()) else {
         let none = "there are no kernelspecs; install one, for example with `pip install ipykernel`";
         return Err(NoKernel::NoSuchSpec(none.to_owned()));
     };
@@ -91,7 +123,7 @@ pub(crate) async fn start(
     request.owner = owner;
     request.working_dir = env.working_dir.or_else(|| {
         let root = options.root_dir.as_deref()?;
-        environment::dir_of(root, path?)
+        environment::dir_of(root, &path?)
     });
     if let Some(timeout) = env.timeout {
         request.timeout = timeout;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Wrong tokens per address that are answered without delay.
@@ -35,9 +35,8 @@ pub(crate) struct WrongTokens {
 }
 
 impl WrongTokens {
-    /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientAddress, Instant>> {
-        self.paid_at.lock().unwrap_or_else(PoisonError::into_inner)
+        kernel_provider::lock(&self.paid_at)
     }
 
     /// How long the address must wait before its next token is checked; `None` if it need not.

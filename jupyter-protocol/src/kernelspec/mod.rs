@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -36,6 +37,9 @@ pub use search::{Found, SearchPath, canonical_name, find_kernelspecs, get_kernel
 
 /// Maximum size of a `kernel.json` in bytes.
 pub const MAX_KERNEL_JSON: u64 = 1024 * 1024;
+
+/// Characters to escape in a path segment: all but the unreserved ones of RFC 3986.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// How to interrupt a kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -198,14 +202,23 @@ impl InstalledKernelspec {
     /// `base_url` is the base URL of the server, such as `/`. Blocks on the file system to list the resources.
     #[must_use]
     pub fn model(&self, base_url: &str) -> Value {
+        json!({ "name": self.name, "spec": self.spec, "resources": self.resource_urls(base_url) })
+    }
+
+    /// Returns the URLs of the resources that front ends use, as `resources` of the [`model`](Self::model).
+    ///
+    /// `base_url` is the base URL of the server, such as `/`. Blocks on the file system to list the resources.
+    #[must_use]
+    pub fn resource_urls(&self, base_url: &str) -> BTreeMap<String, String> {
         let base_url = base_url.trim_end_matches('/');
-        let name = percent_encode(&self.name);
-        let resources: BTreeMap<String, String> = self
-            .resources()
+        let name = utf8_percent_encode(&self.name, ESCAPED);
+        self.resources()
             .into_iter()
-            .map(|(key, file)| (key, format!("{base_url}/kernelspecs/{name}/{}", percent_encode(&file))))
-            .collect();
-        json!({ "name": self.name, "spec": self.spec, "resources": resources })
+            .map(|(key, file)| {
+                let file = utf8_percent_encode(&file, ESCAPED);
+                (key, format!("{base_url}/kernelspecs/{name}/{file}"))
+            })
+            .collect()
     }
 }
 
@@ -232,19 +245,6 @@ pub fn is_valid_kernel_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
-}
-
-/// Percent-encodes all bytes but the unreserved characters of RFC 3986.
-fn percent_encode(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            quoted.push(char::from(byte));
-        } else {
-            quoted.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    quoted
 }
 
 /// Returns the Python prefix of a resource folder: `P` for `P/share/jupyter/kernels/NAME`.

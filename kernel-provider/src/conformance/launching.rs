@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use jupyter_protocol::KernelId;
 
@@ -10,7 +10,7 @@ use super::{
     Failure, LAST_WORDS, Outcome, Subject, ask, check_nothing_left, ensure, expect, launch, launch_request, list,
     shutdown, step,
 };
-use crate::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress};
+use crate::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress, lock};
 
 /// Records the reported stages.
 #[derive(Clone, Default)]
@@ -19,11 +19,11 @@ struct Stages(Arc<Mutex<Vec<LaunchStage>>>);
 impl Stages {
     fn progress(&self) -> Progress {
         let stages = self.clone();
-        Progress::new(move |stage| stages.0.lock().unwrap_or_else(PoisonError::into_inner).push(stage))
+        Progress::new(move |stage| lock(&stages.0).push(stage))
     }
 
     fn get(&self) -> Vec<LaunchStage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 }
 

@@ -1,6 +1,6 @@
 //! One fake kernel: a task that serves the protocol.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::spec::{Behaviour, FakeSpec};
 use crate::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, LaunchStage, Phase, Progress, ProviderError,
+    lock,
 };
 
 /// How long a restarted kernel may take to answer.
@@ -169,8 +170,7 @@ impl FakeKernel {
     }
 
     fn lock(&self) -> MutexGuard<'_, KernelState> {
-        // No code panics while it holds the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Ends the task: gracefully, and by force after `grace`.

@@ -29,7 +29,7 @@ mod spec;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use jupyter_protocol::{InstalledKernelspec, KernelId};
@@ -40,7 +40,7 @@ pub use spec::FakeSpec;
 use self::kernel::{FakeHandle, FakeKernel};
 use crate::{
     AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
-    Progress, ProviderError, Selector, Specs,
+    Progress, ProviderError, Selector, Specs, lock,
 };
 
 /// A provider of fake kernels.
@@ -227,9 +227,4 @@ impl KernelProvider for FakeProvider {
         };
         Err(AttachError::Gone { id: record.id, cause })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code panics while it holds one of these locks.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -18,8 +18,8 @@ use chrono::Utc;
 use jupyter_protocol::KernelId;
 use kernel_provider::{LaunchError, LaunchStage};
 use tokio::sync::{OwnedMutexGuard, watch};
+use tokio_util::task::AbortOnDrop;
 
-use crate::AbortOnDrop;
 use crate::cluster::{Claim, Cluster};
 use crate::manifest;
 use crate::names;
@@ -59,7 +59,7 @@ impl Pools {
         let reconciler = tokio::spawn(reconciler::run(Arc::clone(cluster), specs, Arc::clone(&ready)));
         Self {
             ready,
-            _reconciler: AbortOnDrop::new(&reconciler),
+            _reconciler: AbortOnDrop::new(reconciler.abort_handle()),
         }
     }
 

@@ -1,130 +1,119 @@
-//! `GET /api/spec.yaml` and `GET /api/swagger.json`: the API description in Swagger 2.0.
+//! The description of the API in OpenAPI 3.1, generated from the handlers and their types.
 
-use std::fmt::Write;
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
+use axum::{Extension, Json};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::response::Response as Described;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ComponentsBuilder, Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Server,
+};
 
-use crate::Gateway;
-use crate::error::ApiError;
+use crate::BaseUrl;
+use crate::error::ErrorBody;
 
-const DESCRIPTION: &str = include_str!("description.json");
-
-/// The description with this gateway's version and base URL.
-fn description(gateway: &Gateway) -> Result<Value, ApiError> {
-    let mut description: Value = serde_json::from_str(DESCRIPTION).map_err(|error| {
-        ApiError::new(
-            axum::http::StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the description is damaged: {error}"),
-        )
-    })?;
-    description["info"]["version"] = env!("CARGO_PKG_VERSION").into();
-    description["basePath"] = gateway.options.base_url.to_string().into();
-    Ok(description)
-}
-
-pub(super) async fn json(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, ApiError> {
-    description(&gateway).map(Json)
-}
-
-pub(super) async fn yaml(State(gateway): State<Arc<Gateway>>) -> Result<Response, ApiError> {
-    let mut text = String::new();
-    write_yaml(&mut text, &description(&gateway)?, 0);
-    Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
-}
-
-/// Writes a value as YAML in block style. Strings are written as in JSON, which YAML accepts.
-fn write_yaml(text: &mut String, value: &Value, depth: usize) {
-    let pad = "  ".repeat(depth);
-    // Writing to a string cannot fail.
-    match value {
-        Value::Object(fields) if !fields.is_empty() => {
-            for (name, field) in fields {
-                let is_plain = name.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-                let name = if is_plain {
-                    name.clone()
-                } else {
-                    Value::from(name.as_str()).to_string()
-                };
-                let _ = write!(text, "{pad}{name}:");
-                write_inner(text, field, depth);
-            }
-        }
-        Value::Array(items) if !items.is_empty() => {
-            for item in items {
-                let _ = write!(text, "{pad}-");
-                write_inner(text, item, depth);
-            }
-        }
-        scalar => {
-            let _ = writeln!(text, "{pad}{scalar}");
-        }
-    }
-}
-
-/// Writes the value after `name:` or `-`, on the same line if it is scalar.
-fn write_inner(text: &mut String, value: &Value, depth: usize) {
-    let is_block = match value {
-        Value::Object(fields) => !fields.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        _ => false,
+/// The description without its paths.
+pub(super) fn begin(base_url: &BaseUrl) -> OpenApi {
+    let info = InfoBuilder::new()
+        .title("kernelmux-gateway")
+        .description(Some(
+            "Jupyter kernels over HTTP and WebSockets. Every address also answers HEAD where it answers GET, and \
+             OPTIONS, which needs no token. Errors have a JSON body with reason and message.",
+        ))
+        .version(env!("CARGO_PKG_VERSION"));
+    let header = ApiKeyValue::with_description("Authorization", "token TOKEN, or Bearer TOKEN");
+    let components = ComponentsBuilder::new()
+        .schema_from::<ErrorBody>()
+        .security_scheme("header", SecurityScheme::ApiKey(ApiKey::Header(header)))
+        .security_scheme(
+            "query",
+            SecurityScheme::ApiKey(ApiKey::Query(ApiKeyValue::new("token"))),
+        );
+    let server = match base_url.prefix() {
+        "" => "/",
+        prefix => prefix,
     };
-    if is_block {
-        text.push('\n');
-        write_yaml(text, value, depth + 1);
-    } else {
-        let _ = writeln!(text, " {value}");
+    OpenApiBuilder::new()
+        .info(info.build())
+        .servers(Some([Server::new(server)]))
+        .components(Some(components.build()))
+        .build()
+}
+
+/// Adds the responses of `auth` to all operations.
+pub(super) fn require_token(api: &mut OpenApi) {
+    for operation in operations(api) {
+        let schemes = ["header", "query"].map(|scheme| SecurityRequirement::new(scheme, [""; 0]));
+        operation.security = Some(schemes.into());
+        for (status, description) in [
+            ("401", "The token is missing or wrong"),
+            (
+                "429",
+                "Too many wrong tokens came from the client's address; Retry-After is the number of seconds to wait",
+            ),
+        ] {
+            let response = ResponseBuilder::new().description(description).build();
+            operation.responses.responses.insert(status.to_owned(), response.into());
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn yaml_is_nested_by_indentation() {
-        let mut text = String::new();
-        let value = json!({
-            "a": 1, "b c": [true, {"d": "e: f\n", "g": []}], "401": {}, "h": {"i": null},
-        });
-        write_yaml(&mut text, &value, 0);
-        let expected = [
-            "a: 1",
-            "\"b c\":",
-            "  - true",
-            "  -",
-            "    d: \"e: f\\n\"",
-            "    g: []",
-            "\"401\": {}",
-            "h:",
-            "  i: null",
-            "",
-        ];
-        assert_eq!(text, expected.join("\n"));
-    }
-
-    #[test]
-    fn every_reference_of_the_description_leads_somewhere() {
-        fn check(root: &Value, value: &Value) {
-            match value {
-                Value::Object(fields) => {
-                    if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
-                        let pointer = reference.strip_prefix('#').unwrap();
-                        assert!(root.pointer(pointer).is_some(), "{reference}");
-                    }
-                    fields.values().for_each(|field| check(root, field));
-                }
-                Value::Array(items) => items.iter().for_each(|item| check(root, item)),
-                _ => {}
+/// Adds the error body, which `error::as_json` gives to all errors without one.
+pub(super) fn finish(api: &mut OpenApi) {
+    for operation in operations(api) {
+        for (status, response) in &mut operation.responses.responses {
+            if let RefOr::T(Described { content, .. }) = response
+                && status.starts_with(['4', '5'])
+                && content.is_empty()
+            {
+                let body = Content::new(Some(Ref::from_schema_name("Error")));
+                content.insert("application/json".to_owned(), body.into());
             }
         }
-        let description: Value = serde_json::from_str(DESCRIPTION).unwrap();
-        check(&description, &description);
     }
+    // axum's patterns mark a parameter that contains slashes; OpenAPI has no such mark.
+    let paths = std::mem::take(&mut api.paths.paths);
+    let renamed = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item));
+    api.paths.paths = renamed.collect();
+}
+
+fn operations(api: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
+    let items = api.paths.paths.values_mut();
+    items
+        .flat_map(|item| [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete])
+        .flatten()
+}
+
+/// This description, as JSON.
+#[utoipa::path(
+    get, path = "/api/swagger.json", tag = "api", operation_id = "description_json",
+    responses((status = 200, description = "The description", body = Object)),
+)]
+pub(super) async fn json(Extension(api): Extension<Arc<OpenApi>>) -> Response {
+    Json(&*api).into_response()
+}
+
+/// This description, as YAML.
+#[utoipa::path(
+    get, path = "/api/spec.yaml", tag = "api", operation_id = "description_yaml",
+    responses((status = 200, description = "The description", body = Object, content_type = "application/yaml")),
+)]
+pub(super) async fn yaml(api: Extension<Arc<OpenApi>>) -> Response {
+    let mut response = json(api).await;
+    // JSON is YAML.
+    let content_type = HeaderValue::from_static("application/yaml");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// This description, as YAML, under the name that matches the one of JSON.
+#[utoipa::path(
+    get, path = "/api/swagger.yaml", tag = "api", operation_id = "swagger_yaml",
+    responses((status = 200, description = "The description", body = Object, content_type = "application/yaml")),
+)]
+pub(super) async fn swagger_yaml(api: Extension<Arc<OpenApi>>) -> Response {
+    yaml(api).await
 }

@@ -11,15 +11,17 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
-use gateway_client::resume::Start;
+use gateway_client::resume::{NotRecovered, Start};
 use kernel_log::{Cursor, Entry, Epoch, Log, ReadError, Reader, Seq};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 use tracing::warn;
+use utoipa::{IntoParams, ToSchema};
 
 use super::executions::find_log;
+use super::kernels::KernelPath;
 use crate::Gateway;
 use crate::error::ApiError;
 
@@ -28,15 +30,49 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Preferred size of a chunk. Only a single event can be larger.
 const CHUNK_BYTES: usize = 256 << 10;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct LogQuery {
+    /// Where to begin: a cursor epoch:seq, start (the default) or head. The header Last-Event-ID takes precedence.
+    #[param(nullable = false)]
     from: Option<String>,
+    /// false ends at the head instead of waiting for more.
+    #[param(nullable = false)]
     follow: Option<bool>,
 }
 
+/// The entries after the cursor are not in the log.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NotInLog {
+    /// The name of the status.
+    reason: &'static str,
+    /// What was wrong, and what to do.
+    message: &'static str,
+    /// Why the cursor's place cannot be found.
+    #[schema(value_type = String)]
+    not_recovered: NotRecovered,
+    #[schema(value_type = String)]
+    epoch: Epoch,
+    #[schema(value_type = u64)]
+    earliest: Seq,
+    #[schema(value_type = u64)]
+    head: Seq,
+}
+
+/// The kernel's log as server-sent events, also after the kernel is gone.
+#[utoipa::path(
+    get, path = "/api/kernels/{id}/log", tag = "logs", operation_id = "follow_log", params(KernelPath, LogQuery),
+    responses(
+        (status = 200, description = "Events: message (an entry, with its cursor as id), gap, end", body = String,
+         content_type = "text/event-stream"),
+        (status = 400, description = "The cursor is malformed"),
+        (status = 404, description = "There is no such kernel or log"),
+        (status = 410, description = "The entries after the cursor are not in the log", body = NotInLog),
+    ),
+)]
 pub(super) async fn events(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
+    Path(KernelPath { id }): Path<KernelPath>,
     Query(query): Query<LogQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -54,14 +90,14 @@ pub(super) async fn events(
     let (epoch, earliest, head) = (log.epoch(), log.earliest(), log.head());
     let found = start.find(epoch, earliest, head);
     if let Some(reason) = found.not_recovered {
-        let gone = json!({
-            "reason": "Gone",
-            "message": "the entries after this cursor are not in the log; continue at earliest, or at start",
-            "not_recovered": reason,
-            "epoch": epoch,
-            "earliest": earliest,
-            "head": head,
-        });
+        let gone = NotInLog {
+            reason: "Gone",
+            message: "the entries after this cursor are not in the log; continue at earliest, or at start",
+            not_recovered: reason,
+            epoch,
+            earliest,
+            head,
+        };
         return Ok((StatusCode::GONE, Json(gone)).into_response());
     }
     let until = if query.follow == Some(false) { Some(head) } else { None };

@@ -13,14 +13,14 @@ use jupyter_protocol::content::InputRequest;
 use kernel_manager::fold::{Fold, FoldLimits};
 use kernel_manager::{ExecutionOutputs, ExecutionRecord, Executions};
 use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::debug;
+use utoipa::ToSchema;
 
-use super::executions::unreadable;
+use super::executions::{ExecutionModel, unreadable};
 use crate::error::ApiError;
 
 /// How many executions are folded concurrently; each occupies a processor.
@@ -98,12 +98,13 @@ fn max_units() -> u32 {
     units(FoldLimits::default().max_bytes).unwrap_or(1)
 }
 
-/// Responds with `model` and the outputs.
+/// Responds with the execution and its outputs.
 pub(super) async fn answer(
     limits: &OutputLimits,
     executions: &Executions,
     execution: ExecutionRecord,
-    mut model: Value,
+    model: ExecutionModel,
+    code: Option<String>,
 ) -> Result<Response, ApiError> {
     let (outputs, room) = limits.outputs(executions, &execution).await?;
     let input_request = outputs
@@ -111,17 +112,15 @@ pub(super) async fn answer(
         .input_request()
         .filter(|_| !execution.status.has_ended())
         .and_then(|message| serde_json::from_slice::<InputRequest>(message.content()).ok());
-    model["input_request"] = input_request.map_or(
-        Value::Null,
-        |request| json!({"prompt": request.prompt, "password": request.password}),
-    );
-    model["cursor"] = outputs.cursor.to_string().into();
-    model["complete"] = outputs.complete.into();
-    model["truncated"] = outputs.fold.truncated().into();
     let body = streamed_body(move |writer| {
         let _room = room;
         let execution = ExecutionWithOutputs {
-            model: &model,
+            execution: model,
+            code,
+            input_request: input_request.map(|InputRequest { prompt, password, .. }| Question { prompt, password }),
+            cursor: outputs.cursor.to_string(),
+            complete: outputs.complete,
+            truncated: outputs.fold.truncated(),
             outputs: &outputs.fold,
         };
         serde_json::to_writer(writer, &execution).map_err(Into::into)
@@ -136,13 +135,31 @@ fn not_written(error: &dyn std::error::Error) -> ApiError {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the outputs: {error}"))
 }
 
-/// An execution with its outputs. Nested outputs of any depth are written verbatim.
-#[derive(Serialize)]
-struct ExecutionWithOutputs<'a> {
+/// An execution with its outputs.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ExecutionWithOutputs<'a> {
     #[serde(flatten)]
-    model: &'a Value,
+    execution: ExecutionModel,
+    code: Option<String>,
+    /// The question that is not answered yet; null if there is none.
+    #[schema(inline)]
+    input_request: Option<Question>,
+    /// Where to follow the log for later messages.
+    cursor: String,
+    /// Whether no messages of the execution are missing.
+    complete: bool,
+    /// Whether outputs are left out because there are too many; the log has them.
+    truncated: bool,
+    /// Outputs as nbformat 4.5 has them. Nested outputs of any depth are written verbatim.
     #[serde(serialize_with = "each")]
+    #[schema(value_type = Vec<Object>)]
     outputs: &'a Fold,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Question {
+    prompt: String,
+    password: bool,
 }
 
 /// Serializes one output at a time.

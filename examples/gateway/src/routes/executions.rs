@@ -14,17 +14,19 @@ use jupyter_protocol::{Channel, KernelId, Message, WireMessage};
 use kernel_log::{Log, ReadError, Seq};
 use kernel_manager::{ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, Kernel, SendError};
 use percent_encoding::utf8_percent_encode;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
 use tokio::time::timeout;
+use utoipa::openapi::schema::Object;
+use utoipa::{IntoParams, ToSchema};
 
-use super::execution_outputs::answer;
-use super::kernels;
+use super::execution_outputs::{ExecutionWithOutputs, answer};
+use super::kernels::{self, KernelPath};
 use crate::Gateway;
 use crate::base_url::ESCAPED;
 use crate::error::ApiError;
-use crate::limits::{JsonObject, text};
-use crate::model::timestamp;
+use crate::limits::JsonObject;
+use crate::model::{one_of, timestamp};
 
 /// Default and maximum page size.
 const DEFAULT_PAGE: usize = 50;
@@ -50,25 +52,120 @@ async fn find(gateway: &Gateway, id: &str) -> Result<Executions, ApiError> {
     past.ok_or_else(|| kernels::not_found(id))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
+    /// Only executions of this cell.
     #[serde(rename = "cellId", alias = "cell_id")]
+    #[param(nullable = false)]
     cell_id: Option<String>,
+    /// Only executions that this session requested.
+    #[param(nullable = false)]
     session: Option<String>,
-    /// One or several, separated by commas.
+    /// Only with one of these, separated by commas: queued, running, ok, error, aborted, died, lost.
+    #[param(nullable = false)]
     status: Option<String>,
+    /// Only those requested at this time or later.
+    #[param(nullable = false)]
     since: Option<DateTime<Utc>>,
+    /// Only those requested before this time.
+    #[param(nullable = false)]
     until: Option<DateTime<Utc>>,
-    /// The `next` of the previous page.
+    /// The next of the previous page.
+    #[param(nullable = false)]
     before: Option<u64>,
+    /// Page size: 50 by default, 500 at most.
+    #[param(nullable = false)]
     limit: Option<usize>,
 }
 
+/// A page of executions.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Executions)]
+pub(super) struct ExecutionsModel {
+    executions: Vec<ExecutionModel>,
+    /// Where the next page begins; null on the last one.
+    #[schema(value_type = Option<u64>)]
+    next: Option<Seq>,
+}
+
+/// An execution.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Execution)]
+pub(super) struct ExecutionModel {
+    msg_id: String,
+    /// The notebook's cell, if the client named it.
+    #[serde(rename = "cellId")]
+    #[schema(required = false)]
+    cell_id: Option<String>,
+    session: String,
+    #[schema(schema_with = status)]
+    status: ExecutionStatus,
+    /// What ended the kernel, if the execution died with it.
+    #[schema(required = false)]
+    reason: Option<String>,
+    #[schema(required = false)]
+    execution_count: Option<u64>,
+    #[schema(format = DateTime, required = false)]
+    requested: String,
+    #[schema(format = DateTime, required = false)]
+    started: Option<String>,
+    #[schema(format = DateTime, required = false)]
+    ended: Option<String>,
+    /// The entry of the request.
+    #[schema(value_type = u64, required = false)]
+    seq: Seq,
+    url: String,
+}
+
+fn status() -> Object {
+    use ExecutionStatus::{Aborted, Died, Error, Lost, Ok, Queued, Running};
+    one_of([Queued, Running, Ok, Error, Aborted, Died, Lost].map(ExecutionStatus::as_str))
+}
+
+/// Code to run.
+#[derive(Deserialize, ToSchema)]
+#[serde(expecting = "an object")]
+pub(super) struct NewExecution {
+    #[schema(required = true, nullable = false)]
+    code: Option<String>,
+    /// An id of the caller's. A request that is sent again with the same id runs once.
+    msg_id: Option<String>,
+    #[serde(rename = "cellId")]
+    cell_id: Option<String>,
+    session: Option<String>,
+    silent: Option<bool>,
+    store_history: Option<bool>,
+    /// Whether the code may request input; false by default.
+    allow_stdin: Option<bool>,
+    stop_on_error: Option<bool>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct ExecutionPath {
+    /// The kernel's id.
+    #[param(format = Uuid)]
+    id: String,
+    /// The msg_id of the execute_request.
+    msg_id: String,
+}
+
+/// The executions in a kernel's log, newest first; also after the kernel is gone.
+#[utoipa::path(
+    get, path = "/api/kernels/{id}/executions", tag = "executions", operation_id = "list_executions",
+    params(KernelPath, ListQuery),
+    responses(
+        (status = 200, description = "A page of executions", body = ExecutionsModel),
+        (status = 400, description = "A parameter is malformed"),
+        (status = 404, description = "There is no such kernel or log"),
+    ),
+)]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
+    Path(KernelPath { id }): Path<KernelPath>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ExecutionsModel>, ApiError> {
     let executions = find(&gateway, &id).await?;
     let filter = ExecutionFilter {
         cell_id: query.cell_id,
@@ -79,12 +176,13 @@ pub(super) async fn list(
     };
     let limit = query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
     let page = executions.list(&filter, query.before.map(Seq), limit).await?;
-    let models: Vec<Value> = page
+    let executions = page
         .executions
         .iter()
         .map(|execution| model(&gateway, &id, execution))
         .collect();
-    Ok(Json(json!({"executions": models, "next": page.next})))
+    let next = page.next;
+    Ok(Json(ExecutionsModel { executions, next }))
 }
 
 fn statuses(text: &str) -> Result<Vec<ExecutionStatus>, ApiError> {
@@ -101,17 +199,27 @@ fn statuses(text: &str) -> Result<Vec<ExecutionStatus>, ApiError> {
         .collect()
 }
 
+/// An execution with its outputs, as a notebook has them.
+#[utoipa::path(
+    get, path = "/api/kernels/{id}/executions/{msg_id}", tag = "executions", operation_id = "get_execution",
+    params(ExecutionPath),
+    responses(
+        (status = 200, description = "The execution", body = ExecutionWithOutputs),
+        (status = 404, description = "There is no such execution"),
+        (status = 503, description = "Too many large outputs are being read"),
+    ),
+)]
 pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
-    Path((id, msg_id)): Path<(String, String)>,
+    Path(ExecutionPath { id, msg_id }): Path<ExecutionPath>,
 ) -> Result<Response, ApiError> {
     let executions = find(&gateway, &id).await?;
     let Some(execution) = executions.get(&msg_id).await? else {
         return Err(ApiError::not_found(format!("Execution does not exist: {msg_id}")));
     };
-    let mut model = model(&gateway, &id, &execution);
-    model["code"] = executions.code(&execution).await.map_err(unreadable)?.into();
-    answer(&gateway.output_limits, &executions, execution, model).await
+    let model = model(&gateway, &id, &execution);
+    let code = executions.code(&execution).await.map_err(unreadable)?;
+    answer(&gateway.output_limits, &executions, execution, model, code).await
 }
 
 pub(super) fn unreadable(error: ReadError) -> ApiError {
@@ -125,46 +233,63 @@ fn address(gateway: &Gateway, id: &str, msg_id: &str) -> String {
     format!("{prefix}/api/kernels/{id}/executions/{escaped}")
 }
 
-/// `{msg_id, cellId, session, status, reason, execution_count, requested, started, ended, seq, url}`.
-fn model(gateway: &Gateway, id: &str, execution: &ExecutionRecord) -> Value {
-    json!({
-        "msg_id": execution.msg_id(),
-        "cellId": execution.cell_id,
-        "session": execution.session,
-        "status": execution.status,
-        "reason": execution.reason,
-        "execution_count": execution.execution_count,
-        "requested": timestamp(execution.requested),
-        "started": execution.started.map(timestamp),
-        "ended": execution.ended.map(timestamp),
-        "seq": execution.request,
-        "url": address(gateway, id, execution.msg_id()),
-    })
+fn model(gateway: &Gateway, id: &str, execution: &ExecutionRecord) -> ExecutionModel {
+    ExecutionModel {
+        msg_id: execution.msg_id().to_owned(),
+        cell_id: execution.cell_id.clone(),
+        session: execution.session.clone(),
+        status: execution.status,
+        reason: execution.reason.clone(),
+        execution_count: execution.execution_count,
+        requested: timestamp(execution.requested),
+        started: execution.started.map(timestamp),
+        ended: execution.ended.map(timestamp),
+        seq: execution.request,
+        url: address(gateway, id, execution.msg_id()),
+    }
 }
 
-/// Runs code. The kernel has received it when this responds, and no client needs to stay connected.
+/// Runs code without a connected client.
+///
+/// The kernel has received the code when this responds.
+#[utoipa::path(
+    post, path = "/api/kernels/{id}/executions", tag = "executions", operation_id = "run", params(KernelPath),
+    request_body = NewExecution,
+    responses(
+        (status = 202, description = "The kernel has the code", body = ExecutionModel,
+         headers(("Location" = String, description = "The execution's address"))),
+        (status = 400, description = "The request is malformed"),
+        (status = 404, description = "There is no such kernel"),
+        (status = 408, description = "The body did not arrive in time"),
+        (status = 409, description = "The kernel is dead, or other code has this msg_id"),
+        (status = 413, description = "The body is too large"),
+        (status = 500, description = "The kernel could not be reached"),
+        (status = 504, description = "The kernel did not take the code in time"),
+    ),
+)]
 pub(super) async fn start(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
-    JsonObject(body): JsonObject,
+    Path(KernelPath { id }): Path<KernelPath>,
+    body: JsonObject,
 ) -> Result<Response, ApiError> {
     let kernel = kernels::find(&gateway, &id)?;
-    let Some(code) = text(&body, "code")? else {
+    let body: NewExecution = body.read()?;
+    let Some(code) = body.code else {
         return Err(ApiError::bad_request("Missing field in JSON data: code"));
     };
-    let session = short(&body, "session")?.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned);
-    let mut request = ExecuteRequest::new(code);
-    request.silent = flag(&body, "silent")?.unwrap_or(request.silent);
-    request.store_history = flag(&body, "store_history")?.unwrap_or(request.store_history);
+    let session = short("session", body.session)?.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let mut request = ExecuteRequest::new(code.as_str());
+    request.silent = body.silent.unwrap_or(request.silent);
+    request.store_history = body.store_history.unwrap_or(request.store_history);
     // By default, no client is expected to answer input requests.
-    request.allow_stdin = flag(&body, "allow_stdin")?.unwrap_or(false);
-    request.stop_on_error = flag(&body, "stop_on_error")?.unwrap_or(request.stop_on_error);
+    request.allow_stdin = body.allow_stdin.unwrap_or(false);
+    request.stop_on_error = body.stop_on_error.unwrap_or(request.stop_on_error);
     let mut message = Message::new(request, &session);
-    if let Some(msg_id) = short(&body, "msg_id")? {
-        check_is_new(&kernel.executions(), msg_id, code).await?;
-        msg_id.clone_into(&mut message.header.msg_id);
+    if let Some(msg_id) = short("msg_id", body.msg_id)? {
+        check_is_new(&kernel.executions(), &msg_id, &code).await?;
+        message.header.msg_id = msg_id;
     }
-    if let Some(cell_id) = short(&body, "cellId")? {
+    if let Some(cell_id) = short("cellId", body.cell_id)? {
         message = message.with_metadata(Map::from_iter([("cellId".to_owned(), cell_id.into())]));
     }
     let wire = message.to_wire();
@@ -177,11 +302,19 @@ pub(super) async fn start(
     let execution = kernel.executions().get(&msg_id).await?;
     let location = address(&gateway, &id, &msg_id);
     let body = match &execution {
-        Some(execution) => model(&gateway, &id, execution),
+        Some(execution) => Json(model(&gateway, &id, execution)).into_response(),
         // The message with this id was not an execution.
-        None => json!({"msg_id": msg_id, "status": ExecutionStatus::Queued, "session": session, "url": location}),
+        None => {
+            let sent = json!({
+                "msg_id": msg_id,
+                "status": ExecutionStatus::Queued,
+                "session": session,
+                "url": location,
+            });
+            Json(sent).into_response()
+        }
     };
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(body)).into_response())
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], body).into_response())
 }
 
 /// 409 if the kernel was sent other code with this `msg_id`. The same code may be sent again and runs once.
@@ -229,18 +362,10 @@ fn not_received(msg_id: &str) -> ApiError {
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
-fn flag(body: &Map<String, Value>, field: &str) -> Result<Option<bool>, ApiError> {
-    match body.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(flag)) => Ok(Some(*flag)),
-        Some(_) => Err(ApiError::bad_request(format!("{field:?} must be true or false"))),
-    }
-}
-
 /// An id chosen by the client.
-fn short<'a>(body: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, ApiError> {
-    match text(body, field)? {
-        Some("") => Err(ApiError::bad_request(format!("{field:?} is empty"))),
+fn short(field: &str, id: Option<String>) -> Result<Option<String>, ApiError> {
+    match id {
+        Some(id) if id.is_empty() => Err(ApiError::bad_request(format!("{field:?} is empty"))),
         Some(id) if id.len() > MAX_ID => Err(ApiError::bad_request(format!("{field:?} has more than {MAX_ID} bytes"))),
         id => Ok(id),
     }

@@ -9,12 +9,22 @@ use axum::response::{IntoResponse, Response};
 use jupyter_protocol::KernelId;
 use kernel_manager::{Kernel, RestartError};
 use kernel_provider::{LaunchError, ProviderError};
-use serde_json::Value;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use crate::Gateway;
 use crate::error::ApiError;
-use crate::limits::{JsonObject, text};
-use crate::{model, start};
+use crate::limits::JsonObject;
+use crate::model::KernelModel;
+use crate::start::{self, NewKernel};
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct KernelPath {
+    /// The kernel's id.
+    #[param(format = Uuid)]
+    pub(crate) id: String,
+}
 
 pub(super) fn find(gateway: &Gateway, id: &str) -> Result<Arc<Kernel>, ApiError> {
     id.parse::<KernelId>()
@@ -37,29 +47,60 @@ pub(super) fn may_list(gateway: &Gateway) -> Result<(), ApiError> {
     }
 }
 
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
+/// The running kernels, oldest first.
+#[utoipa::path(
+    get, path = "/api/kernels", tag = "kernels", operation_id = "list_kernels",
+    responses(
+        (status = 200, description = "All kernels", body = Vec<KernelModel>),
+        (status = 403, description = "Kernels may not be listed"),
+    ),
+)]
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<KernelModel>>, ApiError> {
     may_list(&gateway)?;
     let kernels = gateway.manager.list();
-    Ok(Json(kernels.iter().map(|kernel| model::kernel(kernel)).collect()))
+    Ok(Json(kernels.iter().map(|kernel| kernel.as_ref().into()).collect()))
 }
 
-pub(super) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(model::kernel(&*find(&gateway, &id)?)))
-}
-
-pub(super) async fn start(
+/// One kernel.
+#[utoipa::path(
+    get, path = "/api/kernels/{id}", tag = "kernels", operation_id = "get_kernel", params(KernelPath),
+    responses(
+        (status = 200, description = "The kernel", body = KernelModel),
+        (status = 404, description = "There is no such kernel"),
+    ),
+)]
+pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
-    JsonObject(body): JsonObject,
-) -> Result<Response, ApiError> {
-    let path = text(&body, "path")?;
-    let kernel = start::start(&gateway, &body, path)
+    Path(KernelPath { id }): Path<KernelPath>,
+) -> Result<Json<KernelModel>, ApiError> {
+    Ok(Json(find(&gateway, &id)?.as_ref().into()))
+}
+
+/// Starts a kernel.
+#[utoipa::path(
+    post, path = "/api/kernels", tag = "kernels", operation_id = "start_kernel", request_body = Option<NewKernel>,
+    responses(
+        (status = 201, description = "The kernel; it has answered its first request", body = KernelModel,
+         headers(("Location" = String, description = "The kernel's address"))),
+        (status = 400, description = "The request is malformed, or there is no such kernelspec"),
+        (status = 403, description = "The user may not use the kernelspec, or there are too many kernels"),
+        (status = 408, description = "The body did not arrive in time"),
+        (status = 409, description = "There is a kernel of this id already"),
+        (status = 413, description = "The body is too large"),
+        (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
+        (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
+        (status = 504, description = "The kernel did not answer in time"),
+    ),
+)]
+pub(super) async fn start(State(gateway): State<Arc<Gateway>>, body: JsonObject) -> Result<Response, ApiError> {
+    let kernel = start::start(&gateway, body.read()?)
         .await
         .map_err(|no_kernel| no_kernel.into_api_error(StatusCode::BAD_REQUEST))?;
     let location = format!("{}/api/kernels/{}", gateway.options.base_url.prefix(), kernel.id());
     Ok((
         StatusCode::CREATED,
         [(header::LOCATION, location)],
-        Json(model::kernel(&kernel)),
+        Json(KernelModel::from(kernel.as_ref())),
     )
         .into_response())
 }
@@ -74,7 +115,19 @@ async fn run_to_completion<T: Send + 'static>(work: impl Future<Output = T> + Se
     })
 }
 
-pub(super) async fn end(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+/// Ends a kernel.
+#[utoipa::path(
+    delete, path = "/api/kernels/{id}", tag = "kernels", operation_id = "end_kernel", params(KernelPath),
+    responses(
+        (status = 204, description = "The kernel has ended"),
+        (status = 404, description = "There is no such kernel"),
+        (status = 500, description = "The kernel could not be ended"),
+    ),
+)]
+pub(super) async fn end(
+    State(gateway): State<Arc<Gateway>>,
+    Path(KernelPath { id }): Path<KernelPath>,
+) -> Result<StatusCode, ApiError> {
     let kernel = find(&gateway, &id)?;
     shut_down(kernel).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -87,9 +140,19 @@ pub(super) async fn shut_down(kernel: Arc<Kernel>) -> Result<(), ApiError> {
         .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
+/// Interrupts what a kernel runs.
+#[utoipa::path(
+    post, path = "/api/kernels/{id}/interrupt", tag = "kernels", operation_id = "interrupt_kernel", params(KernelPath),
+    responses(
+        (status = 204, description = "The kernel was interrupted"),
+        (status = 404, description = "There is no such kernel"),
+        (status = 409, description = "The kernel is dead"),
+        (status = 500, description = "The kernel could not be reached"),
+    ),
+)]
 pub(super) async fn interrupt(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
+    Path(KernelPath { id }): Path<KernelPath>,
 ) -> Result<StatusCode, ApiError> {
     let kernel = find(&gateway, &id)?;
     match run_to_completion(async move { kernel.interrupt().await }).await? {
@@ -98,14 +161,27 @@ pub(super) async fn interrupt(
     }
 }
 
+/// Restarts a kernel under the same id; its clients stay connected.
+#[utoipa::path(
+    post, path = "/api/kernels/{id}/restart", tag = "kernels", operation_id = "restart_kernel", params(KernelPath),
+    responses(
+        (status = 200, description = "The kernel; it has answered its first request", body = KernelModel),
+        (status = 404, description = "There is no such kernel"),
+        (status = 409, description = "Its process or pod is gone; try again"),
+        (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
+        (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
+        (status = 504, description = "The kernel did not answer in time"),
+        (status = 507, description = "Its log has no room; the kernel runs on"),
+    ),
+)]
 pub(super) async fn restart(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+    Path(KernelPath { id }): Path<KernelPath>,
+) -> Result<Json<KernelModel>, ApiError> {
     let kernel = find(&gateway, &id)?;
     let restarting = kernel.clone();
     match run_to_completion(async move { restarting.restart().await }).await? {
-        Ok(()) => Ok(Json(model::kernel(&kernel))),
+        Ok(()) => Ok(Json(kernel.as_ref().into())),
         Err(error) => Err(failed(&id, &error)),
     }
 }

@@ -8,21 +8,93 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use jupyter_protocol::InstalledKernelspec;
+use jupyter_protocol::{InstalledKernelspec, Kernelspec};
 use kernel_manager::StartError;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::Object;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::Gateway;
 use crate::error::ApiError;
+use crate::model::one_of;
 use crate::users::may_use;
 
 /// Largest resource in bytes.
 const MAX_RESOURCE: u64 = 16 << 20;
 
-#[derive(Deserialize)]
-pub(super) struct User {
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct UserQuery {
+    /// Only what this user may use.
+    #[param(nullable = false)]
     user: Option<String>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct KernelspecPath {
+    /// The kernelspec's name.
+    name: String,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct ResourcePath {
+    /// The kernelspec's name.
+    name: String,
+    /// The file, below the kernelspec's folder.
+    path: String,
+}
+
+/// The kernelspecs that can be started.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Kernelspecs)]
+pub(super) struct KernelspecsModel {
+    /// The kernelspec of starts that name none.
+    default: String,
+    kernelspecs: BTreeMap<String, KernelspecModel>,
+    /// What is wrong with kernelspecs that cannot be used, by name; absent if there are none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    broken: BTreeMap<String, String>,
+}
+
+/// A kernelspec.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Kernelspec)]
+pub(super) struct KernelspecModel {
+    name: String,
+    #[schema(value_type = KernelspecFile)]
+    spec: Kernelspec,
+    /// The addresses of its files: kernel.js, kernel.css, and each logo-* under its name without the extension.
+    resources: BTreeMap<String, String>,
+}
+
+impl KernelspecModel {
+    /// Blocks on the file system.
+    fn new(spec: InstalledKernelspec, base_url: &str) -> Self {
+        let resources = spec.resource_urls(base_url);
+        let InstalledKernelspec { name, spec, .. } = spec;
+        Self { name, spec, resources }
+    }
+}
+
+/// The content of a kernel.json.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the schema of `jupyter_protocol::Kernelspec`, which has none")]
+struct KernelspecFile {
+    argv: Vec<String>,
+    env: BTreeMap<String, String>,
+    display_name: String,
+    language: String,
+    #[schema(schema_with = interrupt_mode)]
+    interrupt_mode: String,
+    #[schema(value_type = Object)]
+    metadata: (),
+    kernel_protocol_version: String,
+}
+
+fn interrupt_mode() -> Object {
+    one_of(["signal", "message"])
 }
 
 /// Runs work that blocks on the file system.
@@ -53,54 +125,85 @@ fn find(gateway: &Gateway, name: &str, user: Option<&str>) -> Result<InstalledKe
     Ok(spec)
 }
 
-async fn model(gateway: &Gateway, spec: InstalledKernelspec) -> Result<Json<Value>, ApiError> {
+async fn model(gateway: &Gateway, spec: InstalledKernelspec) -> Result<Json<KernelspecModel>, ApiError> {
     let prefix = gateway.options.base_url.prefix().to_owned();
-    Ok(Json(blocking(move || spec.model(&prefix)).await?))
+    Ok(Json(blocking(move || KernelspecModel::new(spec, &prefix)).await?))
 }
 
-/// The kernelspecs that the user may use. With `KERNEL_USERNAME`, jupyter_server requests a single one here, by
-/// appending its name to the user's: `?user=bob/python3`.
+/// The kernelspecs that the user may use.
+#[utoipa::path(
+    get, path = "/api/kernelspecs", tag = "kernelspecs", operation_id = "list_kernelspecs", params(UserQuery),
+    responses(
+        (status = 200, description = "All kernelspecs, and the name of the default one", body = KernelspecsModel),
+        (status = 403, description = "The user may not use the kernelspec"),
+        (status = 404, description = "There is no such kernelspec"),
+    ),
+)]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
-    Query(User { user }): Query<User>,
-) -> Result<Json<Value>, ApiError> {
+    Query(UserQuery { user }): Query<UserQuery>,
+) -> Result<Response, ApiError> {
     let user = user.filter(|user| !user.is_empty());
+    // With `KERNEL_USERNAME`, jupyter_server requests a single kernelspec here, by appending its name to the user's:
+    // `?user=bob/python3`.
     if let Some((user, name)) = user.as_deref().and_then(|user| user.split_once('/')) {
-        return model(&gateway, find(&gateway, name, Some(user))?).await;
+        return Ok(model(&gateway, find(&gateway, name, Some(user))?)
+            .await?
+            .into_response());
     }
     let specs = gateway.manager.specs();
     let prefix = gateway.options.base_url.prefix().to_owned();
-    let models = blocking(move || {
+    let kernelspecs = blocking(move || {
         specs
             .into_iter()
             .filter(|(_, spec)| user.as_deref().is_none_or(|user| may_use(spec, user)))
             .map(|(name, mut spec)| {
                 name.clone_into(&mut spec.name);
-                (name, spec.model(&prefix))
+                (name, KernelspecModel::new(spec, &prefix))
             })
-            .collect::<BTreeMap<_, _>>()
+            .collect()
     })
     .await?;
-    let default = gateway.manager.default_spec().unwrap_or_default();
-    let mut body = json!({"default": default, "kernelspecs": models});
-    let broken = gateway.manager.broken_specs();
-    if !broken.is_empty() {
-        body["broken"] = json!(broken);
-    }
-    Ok(Json(body))
+    let body = KernelspecsModel {
+        default: gateway.manager.default_spec().unwrap_or_default(),
+        kernelspecs,
+        broken: gateway.manager.broken_specs(),
+    };
+    Ok(Json(body).into_response())
 }
 
+/// One kernelspec.
+#[utoipa::path(
+    get, path = "/api/kernelspecs/{name}", tag = "kernelspecs", operation_id = "get_kernelspec",
+    params(KernelspecPath, UserQuery),
+    responses(
+        (status = 200, description = "The kernelspec", body = KernelspecModel),
+        (status = 403, description = "The user may not use the kernelspec"),
+        (status = 404, description = "There is no such kernelspec"),
+    ),
+)]
 pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
-    Path(name): Path<String>,
-    Query(User { user }): Query<User>,
-) -> Result<Json<Value>, ApiError> {
+    Path(KernelspecPath { name }): Path<KernelspecPath>,
+    Query(UserQuery { user }): Query<UserQuery>,
+) -> Result<Json<KernelspecModel>, ApiError> {
     model(&gateway, find(&gateway, &name, user.as_deref())?).await
 }
 
+/// A file of a kernelspec, such as its logo.
+#[utoipa::path(
+    get, path = "/kernelspecs/{name}/{*path}", tag = "kernelspecs", operation_id = "get_kernelspec_resource",
+    params(ResourcePath),
+    responses(
+        (status = 200, description = "The file", content(
+            ("image/png"), ("image/svg+xml"), ("text/javascript"), ("text/css"), ("application/octet-stream"),
+        )),
+        (status = 404, description = "There is no such kernelspec or file"),
+    ),
+)]
 pub(super) async fn resource(
     State(gateway): State<Arc<Gateway>>,
-    Path((name, path)): Path<(String, String)>,
+    Path(ResourcePath { name, path }): Path<ResourcePath>,
 ) -> Result<Response, ApiError> {
     let spec = find(&gateway, &name, None)?;
     let missing = || ApiError::not_found("the kernelspec has no such resource; its model lists those that it has");

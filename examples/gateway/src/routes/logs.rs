@@ -7,16 +7,46 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use jupyter_protocol::KernelId;
-use kernel_log::RemoveError;
-use serde_json::{Value, json};
+use kernel_log::{Epoch, RemoveError, Seq};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::kernels::may_list;
+use super::kernels::{KernelPath, may_list};
 use crate::Gateway;
 use crate::error::ApiError;
 use crate::model::timestamp;
 
+/// A kernel's log.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Log)]
+pub(super) struct LogModel {
+    #[schema(value_type = Uuid)]
+    kernel_id: KernelId,
+    /// The name of the kernelspec; null after the kernel has ended.
+    name: Option<String>,
+    running: bool,
+    #[schema(value_type = String)]
+    epoch: Epoch,
+    #[schema(value_type = u64)]
+    earliest: Seq,
+    #[schema(value_type = u64)]
+    head: Seq,
+    bytes: u64,
+    #[schema(format = DateTime)]
+    created: String,
+    #[schema(format = DateTime)]
+    updated: String,
+}
+
 /// The logs, most recently written first.
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
+#[utoipa::path(
+    get, path = "/api/logs", tag = "logs", operation_id = "list_logs",
+    responses(
+        (status = 200, description = "All logs", body = Vec<LogModel>),
+        (status = 403, description = "Logs may not be listed"),
+    ),
+)]
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<LogModel>>, ApiError> {
     may_list(&gateway)?;
     let mut running: BTreeMap<KernelId, String> = BTreeMap::new();
     for kernel in gateway.manager.list() {
@@ -26,27 +56,33 @@ pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec
     logs.sort_by_key(|log| std::cmp::Reverse(log.updated));
     Ok(Json(
         logs.iter()
-            .map(|log| {
-                json!({
-                    "kernel_id": log.id,
-                    "name": running.get(&log.id),
-                    "running": running.contains_key(&log.id),
-                    "epoch": log.epoch,
-                    "earliest": log.first,
-                    "head": log.last,
-                    "bytes": log.bytes,
-                    "created": timestamp(log.created),
-                    "updated": timestamp(log.updated),
-                })
+            .map(|log| LogModel {
+                kernel_id: log.id,
+                name: running.get(&log.id).cloned(),
+                running: running.contains_key(&log.id),
+                epoch: log.epoch,
+                earliest: log.first,
+                head: log.last,
+                bytes: log.bytes,
+                created: timestamp(log.created),
+                updated: timestamp(log.updated),
             })
             .collect(),
     ))
 }
 
 /// Removes the log of a past kernel.
+#[utoipa::path(
+    delete, path = "/api/logs/{id}", tag = "logs", operation_id = "remove_log", params(KernelPath),
+    responses(
+        (status = 204, description = "The log is removed"),
+        (status = 404, description = "There is no such log"),
+        (status = 409, description = "The kernel runs, or its log is being read"),
+    ),
+)]
 pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
+    Path(KernelPath { id }): Path<KernelPath>,
 ) -> Result<StatusCode, ApiError> {
     let no_log = || ApiError::not_found(format!("there is no log of kernel {id}"));
     let kernel: KernelId = id.parse().map_err(|_| no_log())?;

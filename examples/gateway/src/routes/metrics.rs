@@ -1,83 +1,93 @@
 //! `GET /metrics`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kernel_manager::ExecutionState;
+use prometheus_client::encoding::{EncodeLabelSet, prometheus_text};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
 
 use crate::Gateway;
-use crate::metrics::Text;
+use crate::error::ApiError;
+use crate::model::STATES;
 
-/// All states, so that series do not come and go.
-const STATES: [ExecutionState; 5] = [
-    ExecutionState::Starting,
-    ExecutionState::Idle,
-    ExecutionState::Busy,
-    ExecutionState::Restarting,
-    ExecutionState::Dead,
-];
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct StateLabels {
+    state: &'static str,
+}
 
-pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
-    let mut text = Text::default();
-    text.family("kernelmux_build_info", "gauge", "The gateway's version.");
-    text.sample("kernelmux_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-    let started = gateway.started.timestamp_millis() as f64 / 1e3;
-    text.single(
+/// Metrics for Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", tag = "api", operation_id = "metrics",
+    responses((status = 200, description = "Text format 0.0.4", body = String)),
+)]
+pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, ApiError> {
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &current(&gateway))
+        .and_then(|()| prometheus_text::encode(&mut text, gateway.metrics.registry()))
+        .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, prometheus_text::CONTENT_TYPE)], text).into_response())
+}
+
+/// The metrics that are looked up at each scrape.
+fn current(gateway: &Gateway) -> Registry {
+    let mut registry = Registry::default();
+    let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("kernelmux_build", "The gateway's version", version);
+    registry.register(
         "process_start_time_seconds",
-        "gauge",
-        "When the gateway started, in Unix time.",
-        started,
+        "When the gateway started, in Unix time",
+        ConstGauge::new(gateway.started.timestamp_millis() as f64 / 1e3),
     );
     if let Some(bytes) = resident_bytes() {
-        text.single(
+        registry.register(
             "process_resident_memory_bytes",
-            "gauge",
-            "How much memory the gateway holds.",
-            bytes,
+            "How much memory the gateway holds",
+            ConstGauge::new(bytes),
         );
     }
     if let Some(files) = open_files() {
-        text.single(
+        registry.register(
             "process_open_fds",
-            "gauge",
-            "How many files and sockets the gateway has open.",
-            files,
+            "How many files and sockets the gateway has open",
+            ConstGauge::new(files),
         );
     }
 
-    let kernels = gateway.manager.list();
-    let mut by_state: BTreeMap<&str, usize> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
+    let by_state = Family::<StateLabels, Gauge>::default();
+    // All states, so that series do not come and go.
+    for state in STATES.map(ExecutionState::as_str) {
+        by_state.get_or_create(&StateLabels { state }).set(0);
+    }
     let mut connections = 0;
-    for kernel in &kernels {
-        *by_state.entry(kernel.state().borrow().as_str()).or_default() += 1;
+    for kernel in gateway.manager.list() {
+        let state = kernel.state().borrow().as_str();
+        by_state.get_or_create(&StateLabels { state }).inc();
         connections += *kernel.connections().borrow();
     }
-    text.family("kernelmux_kernels", "gauge", "Kernels by what they do.");
-    for (state, count) in by_state {
-        text.sample("kernelmux_kernels", &[("state", state)], count);
-    }
-    text.single(
+    registry.register("kernelmux_kernels", "Kernels by what they do", by_state);
+    registry.register(
         "kernelmux_connections",
-        "gauge",
-        "Clients that are attached to kernels.",
-        connections,
+        "Clients that are attached to kernels",
+        ConstGauge::new(connections),
     );
     let sessions = gateway.sessions.list(|kernel| gateway.lives(kernel)).len();
-    text.single("kernelmux_sessions", "gauge", "Sessions with a kernel.", sessions);
-    let specs = gateway.manager.specs().len();
-    text.single(
-        "kernelmux_kernelspecs",
-        "gauge",
-        "Kernelspecs that can be started.",
-        specs,
+    registry.register(
+        "kernelmux_sessions",
+        "Sessions with a kernel",
+        ConstGauge::new(sessions),
     );
-    gateway.metrics.write(&mut text);
-
-    let content_type = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], text.finish()).into_response()
+    registry.register(
+        "kernelmux_kernelspecs",
+        "Kernelspecs that can be started",
+        ConstGauge::new(gateway.manager.specs().len()),
+    );
+    registry
 }
 
 /// `None` on systems other than Linux.

@@ -16,51 +16,60 @@ mod status;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{delete, get, post};
+use axum::{Extension, Router};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub(crate) use self::execution_outputs::OutputLimits;
+pub(crate) use self::kernels::KernelPath;
 use crate::error::ApiError;
 use crate::{Gateway, auth, base_url, cors, error, limits, request_log, unread_body, websocket};
 
-pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
-    let routes = Router::new()
-        .route("/api", get(api::version))
-        .route("/api/kernelspecs", get(kernelspecs::list))
-        .route("/api/kernelspecs/{name}", get(kernelspecs::one))
-        .route("/kernelspecs/{name}/{*path}", get(kernelspecs::resource))
-        .route("/api/kernels", get(kernels::list).post(kernels::start))
-        .route("/api/kernels/{id}", get(kernels::one).delete(kernels::end))
-        .route("/api/kernels/{id}/interrupt", post(kernels::interrupt))
-        .route("/api/kernels/{id}/restart", post(kernels::restart))
-        .route("/api/kernels/{id}/channels", get(websocket::channels))
-        .route("/api/kernels/{id}/log", get(event_stream::events))
-        .route(
-            "/api/kernels/{id}/executions",
-            get(executions::list).post(executions::start),
-        )
-        .route("/api/kernels/{id}/executions/{msg_id}", get(executions::one))
-        .route("/api/logs", get(logs::list))
-        .route("/api/logs/{id}", delete(logs::remove))
-        .route("/api/sessions", get(sessions::list).post(sessions::create))
-        .route(
-            "/api/sessions/{id}",
-            get(sessions::one).patch(sessions::change).delete(sessions::end),
-        )
-        .route("/api/status", get(status::status))
-        .route("/api/me", get(me::me))
-        .route("/api/spec.yaml", get(description::yaml))
-        .route("/api/swagger.json", get(description::json))
-        .route("/api/swagger.yaml", get(description::yaml))
-        .route("/metrics", get(metrics::metrics));
+/// All routes, and their description.
+fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
+    let (routes, mut api) = OpenApiRouter::with_openapi(description::begin(&gateway.options.base_url))
+        .routes(routes!(api::version))
+        .routes(routes!(status::status))
+        .routes(routes!(me::me))
+        .routes(routes!(description::yaml))
+        .routes(routes!(description::json))
+        .routes(routes!(description::swagger_yaml))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(kernelspecs::list))
+        .routes(routes!(kernelspecs::one))
+        .routes(routes!(kernelspecs::resource))
+        .routes(routes!(kernels::list, kernels::start))
+        .routes(routes!(kernels::one, kernels::end))
+        .routes(routes!(kernels::interrupt))
+        .routes(routes!(kernels::restart))
+        .routes(routes!(websocket::channels))
+        .routes(routes!(event_stream::events))
+        .routes(routes!(executions::list, executions::start))
+        .routes(routes!(executions::one))
+        .routes(routes!(logs::list))
+        .routes(routes!(logs::remove))
+        .routes(routes!(sessions::list, sessions::create))
+        .routes(routes!(sessions::one, sessions::change, sessions::end))
+        .split_for_parts();
+    description::require_token(&mut api);
+    let (open_routes, open_api) = OpenApiRouter::default()
+        .routes(routes!(health::health))
+        .split_for_parts();
+    api.merge(open_api);
+    description::finish(&mut api);
     let routes = routes
         .fallback(not_found)
         .layer(from_fn_with_state(gateway.clone(), auth::guard))
-        // Without authentication.
-        .route("/healthz", get(health::health))
-        .layer(from_fn(request_log::note_route))
-        .with_state(gateway.clone());
+        .merge(open_routes)
+        .layer(from_fn(request_log::note_route));
+    (routes, api)
+}
+
+pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
+    let (routes, api) = described_routes(&gateway);
+    let routes = routes.layer(Extension(Arc::new(api))).with_state(gateway.clone());
     // Around all routes, to see responses that no handler makes, such as 405 with `Allow`. Requests pass the last layer
     // first.
     Router::new()
@@ -77,4 +86,35 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
 
 async fn not_found() -> ApiError {
     ApiError::not_found("")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use kernel_log::{LogOptions, Logs, MemoryStore};
+    use kernel_manager::{Manager, ManagerOptions};
+
+    use super::*;
+    use crate::{Access, GatewayOptions};
+
+    /// axum's own routes to the fallback.
+    const FALLBACK: [&str; 2] = ["/", "/{*__private__axum_fallback}"];
+
+    #[tokio::test]
+    async fn the_description_has_the_routes_and_no_others() {
+        let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+        let manager = Manager::new(vec![], logs, ManagerOptions::default());
+        let gateway = Arc::new(Gateway::new(manager, GatewayOptions::new(Access::Open)));
+        let (routes, api) = described_routes(&gateway);
+        let described: BTreeSet<String> = api.paths.paths.into_keys().collect();
+        // A router names its routes only in its debug output.
+        let text = format!("{routes:?}");
+        let routed: BTreeSet<String> = text
+            .split('"')
+            .filter(|text| text.starts_with('/') && !FALLBACK.contains(text))
+            .map(|path| path.replace("{*", "{"))
+            .collect();
+        assert_eq!(routed, described, "{text}");
+    }
 }

@@ -8,33 +8,116 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jupyter_protocol::KernelId;
 use kernel_manager::Kernel;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::kernels::{may_list, shut_down};
+use crate::Gateway;
 use crate::error::ApiError;
-use crate::limits::{JsonObject, object, text};
+use crate::limits::JsonObject;
+use crate::model::KernelModel;
 use crate::sessions::{Change, NotAdded, Session};
-use crate::{Gateway, model, start};
+use crate::start::{self, NewKernel};
 
 /// Longest path, name or type of a session, in bytes.
 const MAX_TEXT: usize = 4_096;
 
-/// The session with its kernel; `None` if the kernel has ended.
-fn session_model(gateway: &Gateway, session: &Session) -> Option<Value> {
-    let kernel = gateway.manager.get(session.kernel)?;
-    let mut model = json!({
-        "id": session.id,
-        "path": session.path,
-        "name": session.name,
-        "type": session.kind,
-        "kernel": model::kernel(&kernel),
-    });
-    if session.kind == "notebook" {
-        // The older form.
-        model["notebook"] = json!({"path": session.path, "name": session.name});
+/// A notebook, console or file and its kernel.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Session)]
+pub(super) struct SessionModel {
+    id: Uuid,
+    path: String,
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    kernel: KernelModel,
+    /// The older form; absent unless the type is notebook.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline, nullable = false)]
+    notebook: Option<Notebook>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Notebook {
+    path: String,
+    name: String,
+}
+
+/// A session to open, or the changes to one.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewSession)]
+#[serde(expecting = "an object")]
+pub(super) struct SessionRequest {
+    path: Option<String>,
+    name: Option<String>,
+    /// Such as notebook, console or file.
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    kernel: Option<SessionKernel>,
+    /// The older form of a path with the type notebook.
+    #[schema(inline)]
+    notebook: Option<NotebookPath>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(expecting = "an object")]
+struct NotebookPath {
+    path: Option<String>,
+}
+
+/// The kernel of a session: a running one, or a new one.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(expecting = "an object")]
+struct SessionKernel {
+    /// The id of a running kernel.
+    #[schema(format = Uuid)]
+    id: Option<String>,
+    /// The name of the kernelspec of a new kernel.
+    name: Option<String>,
+    #[schema(schema_with = start::env)]
+    env: Option<Map<String, Value>>,
+    /// The id of a new kernel; a random one if absent.
+    #[schema(format = Uuid)]
+    kernel_id: Option<String>,
+}
+
+impl SessionKernel {
+    fn into_new(self, path: &str) -> NewKernel {
+        NewKernel {
+            name: self.name,
+            path: Some(path.to_owned()),
+            env: self.env,
+            kernel_id: self.kernel_id,
+        }
     }
-    Some(model)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct SessionPath {
+    /// The session's id.
+    #[param(format = Uuid)]
+    id: String,
+}
+
+/// The session with its kernel; `None` if the kernel has ended.
+fn session_model(gateway: &Gateway, session: &Session) -> Option<SessionModel> {
+    let kernel = gateway.manager.get(session.kernel)?;
+    let notebook = (session.kind == "notebook").then(|| Notebook {
+        path: session.path.clone(),
+        name: session.name.clone(),
+    });
+    Some(SessionModel {
+        id: session.id,
+        path: session.path.clone(),
+        name: session.name.clone(),
+        kind: session.kind.clone(),
+        kernel: kernel.as_ref().into(),
+        notebook,
+    })
 }
 
 fn not_found(id: &str) -> ApiError {
@@ -49,7 +132,15 @@ fn find(gateway: &Gateway, id: &str) -> Result<Session, ApiError> {
         .ok_or_else(|| not_found(id))
 }
 
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<Value>>, ApiError> {
+/// The sessions whose kernels run, oldest first.
+#[utoipa::path(
+    get, path = "/api/sessions", tag = "sessions", operation_id = "list_sessions",
+    responses(
+        (status = 200, description = "All sessions", body = Vec<SessionModel>),
+        (status = 403, description = "Sessions may not be listed"),
+    ),
+)]
+pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<SessionModel>>, ApiError> {
     may_list(&gateway)?;
     let sessions = gateway.sessions.list(|kernel| gateway.lives(kernel));
     Ok(Json(
@@ -60,43 +151,43 @@ pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec
     ))
 }
 
-pub(super) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+/// One session.
+#[utoipa::path(
+    get, path = "/api/sessions/{id}", tag = "sessions", operation_id = "get_session", params(SessionPath),
+    responses(
+        (status = 200, description = "The session", body = SessionModel),
+        (status = 404, description = "There is no such session"),
+    ),
+)]
+pub(super) async fn one(
+    State(gateway): State<Arc<Gateway>>,
+    Path(SessionPath { id }): Path<SessionPath>,
+) -> Result<Json<SessionModel>, ApiError> {
     let session = find(&gateway, &id)?;
     session_model(&gateway, &session)
         .map(Json)
         .ok_or_else(|| not_found(&id))
 }
 
-/// A field of at most [`MAX_TEXT`] bytes.
-fn short_text(body: &Map<String, Value>, field: &str) -> Result<Option<String>, ApiError> {
-    let text = text(body, field)?;
-    if text.is_some_and(|text| text.len() > MAX_TEXT) {
-        return Err(ApiError::bad_request(format!(
-            "{field:?} has more than {MAX_TEXT} bytes"
-        )));
-    }
-    Ok(text.map(str::to_owned))
-}
-
-/// `{path?, name?, type?}`, or the older form `{notebook: {path}}`.
-struct SessionFields {
-    path: Option<String>,
-    name: Option<String>,
-    kind: Option<String>,
-}
-
-impl SessionFields {
-    fn read(body: &Map<String, Value>) -> Result<Self, ApiError> {
-        let mut fields = Self {
-            path: short_text(body, "path")?,
-            name: short_text(body, "name")?,
-            kind: short_text(body, "type")?,
-        };
-        if let Some(notebook) = object(body, "notebook")? {
-            fields.path = short_text(notebook, "path")?.or(fields.path);
-            fields.kind = Some("notebook".to_owned());
+impl SessionRequest {
+    /// Reads a body, with the older form turned into the newer one.
+    fn read(body: JsonObject) -> Result<Self, ApiError> {
+        let mut request: Self = body.read()?;
+        if let Some(notebook) = request.notebook.take() {
+            request.path = notebook.path.or(request.path);
+            request.kind = Some("notebook".to_owned());
         }
-        Ok(fields)
+        for (field, text) in [
+            ("path", &request.path),
+            ("name", &request.name),
+            ("type", &request.kind),
+        ] {
+            if text.as_ref().is_some_and(|text| text.len() > MAX_TEXT) {
+                let message = format!("{field:?} has more than {MAX_TEXT} bytes");
+                return Err(ApiError::bad_request(message));
+            }
+        }
+        Ok(request)
     }
 }
 
@@ -104,15 +195,30 @@ fn missing(field: &str) -> ApiError {
     ApiError::bad_request(format!("Missing field in JSON data: {field}"))
 }
 
-pub(super) async fn create(
-    State(gateway): State<Arc<Gateway>>,
-    JsonObject(body): JsonObject,
-) -> Result<Response, ApiError> {
-    let fields = SessionFields::read(&body)?;
-    let path = fields.path.ok_or_else(|| missing("path"))?;
-    let kind = fields.kind.ok_or_else(|| missing("type"))?;
-    let kernel = object(&body, "kernel")?.cloned().unwrap_or_default();
-    let name = fields.name.unwrap_or_default();
+/// Opens a session: the existing one of this path, otherwise a new one with its kernel.
+#[utoipa::path(
+    post, path = "/api/sessions", tag = "sessions", operation_id = "open_session", request_body = SessionRequest,
+    responses(
+        (status = 201, description = "The session", body = SessionModel,
+         headers(("Location" = String, description = "The session's address"))),
+        (status = 400, description = "The request is malformed"),
+        (status = 403, description = "The user may not use the kernelspec, or there are too many kernels or sessions"),
+        (status = 408, description = "The body did not arrive in time"),
+        (status = 409, description = "There is a kernel of this id already"),
+        (status = 410, description = "The kernel has ended already"),
+        (status = 413, description = "The body is too large"),
+        (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
+        (status = 501, description = "There is no such kernelspec"),
+        (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
+        (status = 504, description = "The kernel did not answer in time"),
+    ),
+)]
+pub(super) async fn create(State(gateway): State<Arc<Gateway>>, body: JsonObject) -> Result<Response, ApiError> {
+    let request = SessionRequest::read(body)?;
+    let path = request.path.ok_or_else(|| missing("path"))?;
+    let kind = request.kind.ok_or_else(|| missing("type"))?;
+    let kernel = request.kernel.unwrap_or_default();
+    let name = request.name.unwrap_or_default();
     let creating = find_or_create(gateway.clone(), path, name, kind, kernel);
     // Continues if the client disconnects, so that no kernel is left without its session.
     let session = tokio::spawn(creating).await.map_err(|_| {
@@ -133,22 +239,21 @@ async fn find_or_create(
     path: String,
     name: String,
     kind: String,
-    kernel: Map<String, Value>,
+    mut kernel: SessionKernel,
 ) -> Result<Session, ApiError> {
     let has_kernel = |kernel| gateway.lives(kernel);
     if let Some(session) = gateway.sessions.of_path(&path, has_kernel) {
         return Ok(session);
     }
-    let (kernel, is_new) = match running(&gateway, &kernel)? {
+    let (kernel, is_new) = match running(&gateway, kernel.id.take()) {
         NamedKernel::Found(kernel) => (kernel, false),
-        NamedKernel::Unnamed => (start_kernel(&gateway, &kernel, &path).await?, true),
+        NamedKernel::Unnamed => (start_kernel(&gateway, kernel, &path).await?, true),
         // The notebook's kernel has ended; as with jupyter_server, a new one starts under its id.
         NamedKernel::Unknown(id) => {
-            let mut kernel = kernel;
             if id.parse::<KernelId>().is_ok() {
-                kernel.insert("kernel_id".to_owned(), id.into());
+                kernel.kernel_id = Some(id);
             }
-            (start_kernel(&gateway, &kernel, &path).await?, true)
+            (start_kernel(&gateway, kernel, &path).await?, true)
         }
     };
     let session = Session {
@@ -186,33 +291,49 @@ enum NamedKernel {
     Unnamed,
 }
 
-fn running(gateway: &Gateway, kernel: &Map<String, Value>) -> Result<NamedKernel, ApiError> {
-    let Some(id) = text(kernel, "id")?.filter(|id| !id.is_empty()) else {
-        return Ok(NamedKernel::Unnamed);
+fn running(gateway: &Gateway, id: Option<String>) -> NamedKernel {
+    let Some(id) = id.filter(|id| !id.is_empty()) else {
+        return NamedKernel::Unnamed;
     };
     let found = id.parse::<KernelId>().ok().and_then(|id| gateway.manager.get(id));
-    Ok(found.map_or_else(
+    found.map_or_else(
         || NamedKernel::Unknown(id.chars().take(64).collect()),
         NamedKernel::Found,
-    ))
+    )
 }
 
 /// Starts a kernel from the body's `kernel`. An unknown kernelspec is 501, as clients of sessions expect.
-async fn start_kernel(gateway: &Gateway, kernel: &Map<String, Value>, path: &str) -> Result<Arc<Kernel>, ApiError> {
-    start::start(gateway, kernel, Some(path))
+async fn start_kernel(gateway: &Gateway, kernel: SessionKernel, path: &str) -> Result<Arc<Kernel>, ApiError> {
+    start::start(gateway, kernel.into_new(path))
         .await
         .map_err(|no_kernel| no_kernel.into_api_error(StatusCode::NOT_IMPLEMENTED))
 }
 
+/// Changes a session; the kernel that it no longer uses ends, unless another session uses it.
+#[utoipa::path(
+    patch, path = "/api/sessions/{id}", tag = "sessions", operation_id = "change_session", params(SessionPath),
+    request_body = SessionRequest,
+    responses(
+        (status = 200, description = "The session", body = SessionModel),
+        (status = 400, description = "The request is malformed, or there is no such kernel"),
+        (status = 403, description = "The user may not use the kernelspec, or there are too many kernels"),
+        (status = 404, description = "There is no such session"),
+        (status = 408, description = "The body did not arrive in time"),
+        (status = 409, description = "There is a kernel of this id already"),
+        (status = 413, description = "The body is too large"),
+        (status = 500, description = "The kernel could not be started or ended; the message says why"),
+        (status = 501, description = "There is no such kernelspec"),
+        (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
+        (status = 504, description = "The kernel did not answer in time"),
+    ),
+)]
 pub(super) async fn change(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
-    JsonObject(body): JsonObject,
-) -> Result<Json<Value>, ApiError> {
+    Path(SessionPath { id }): Path<SessionPath>,
+    body: JsonObject,
+) -> Result<Json<SessionModel>, ApiError> {
     let session = find(&gateway, &id)?;
-    let fields = SessionFields::read(&body)?;
-    let kernel = object(&body, "kernel")?.cloned();
-    let changing = changed(gateway, session, fields, kernel);
+    let changing = changed(gateway, session, SessionRequest::read(body)?);
     let model = tokio::spawn(changing).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -226,17 +347,16 @@ pub(super) async fn change(
 async fn changed(
     gateway: Arc<Gateway>,
     session: Session,
-    fields: SessionFields,
-    kernel: Option<Map<String, Value>>,
-) -> Result<Option<Value>, ApiError> {
+    request: SessionRequest,
+) -> Result<Option<SessionModel>, ApiError> {
     let mut started_kernel = None;
-    let kernel = match kernel {
+    let kernel = match request.kernel {
         None => None,
-        Some(wanted) => match running(&gateway, &wanted)? {
+        Some(mut wanted) => match running(&gateway, wanted.id.take()) {
             NamedKernel::Found(kernel) => Some(kernel.id()),
             NamedKernel::Unknown(id) => return Err(ApiError::bad_request(format!("No such kernel: {id}"))),
-            NamedKernel::Unnamed if text(&wanted, "name")?.is_some() => {
-                let kernel = start_kernel(&gateway, &wanted, &session.path).await?;
+            NamedKernel::Unnamed if wanted.name.is_some() => {
+                let kernel = start_kernel(&gateway, wanted, &session.path).await?;
                 let id = kernel.id();
                 started_kernel = Some(kernel);
                 Some(id)
@@ -245,9 +365,9 @@ async fn changed(
         },
     };
     let change = Change {
-        path: fields.path,
-        name: fields.name,
-        kind: fields.kind,
+        path: request.path,
+        name: request.name,
+        kind: request.kind,
         kernel,
     };
     let Some((before, after)) = gateway.sessions.change(session.id, change) else {
@@ -270,7 +390,20 @@ async fn end_unused(gateway: &Gateway, kernel: KernelId) -> Result<(), ApiError>
     }
 }
 
-pub(super) async fn end(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+/// Ends a session, and its kernel unless another session uses it.
+#[utoipa::path(
+    delete, path = "/api/sessions/{id}", tag = "sessions", operation_id = "end_session", params(SessionPath),
+    responses(
+        (status = 204, description = "The session has ended"),
+        (status = 404, description = "There is no such session"),
+        (status = 410, description = "The kernel had ended before; the session is removed"),
+        (status = 500, description = "The kernel could not be ended"),
+    ),
+)]
+pub(super) async fn end(
+    State(gateway): State<Arc<Gateway>>,
+    Path(SessionPath { id }): Path<SessionPath>,
+) -> Result<StatusCode, ApiError> {
     let session = find(&gateway, &id)?;
     let had_kernel = gateway.lives(session.kernel);
     gateway.sessions.remove(session.id).ok_or_else(|| not_found(&id))?;

@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use kernel_log::Seq;
 use kernel_manager::Client;
@@ -46,7 +46,7 @@ impl Acknowledgement {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        kernel_provider::lock(&self.state)
     }
 
     /// Entries up to `seq` were written or are not for this client.

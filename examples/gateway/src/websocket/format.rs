@@ -1,12 +1,12 @@
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
-use fastwebsockets::OpCode;
 use gateway_client::resume;
 use jupyter_protocol::codec::{CodecError, legacy_binary, legacy_text, websocket_v1};
 use jupyter_protocol::content::Stream;
 use jupyter_protocol::{Channel, Header, LogLimiter, Message, WireMessage};
 use kernel_log::Entry;
 use tracing::warn;
+use tungstenite::protocol::frame::coding::Data;
 
 /// Largest message that jupyter_server's gateway client accepts. A larger one closes its socket.
 const TORNADO_MAX_BYTES: usize = 10 << 20;
@@ -40,7 +40,7 @@ impl Peer {
 
 /// A message in a client's format, in pieces that share memory with the log.
 pub(super) struct Encoded {
-    pub(super) opcode: OpCode,
+    pub(super) kind: Data,
     pieces: Pieces,
 }
 
@@ -53,14 +53,14 @@ enum Pieces {
 impl Encoded {
     fn binary(data: Bytes) -> Self {
         Self {
-            opcode: OpCode::Binary,
+            kind: Data::Binary,
             pieces: Pieces::One(data),
         }
     }
 
     fn text(pieces: Vec<Bytes>) -> Self {
         Self {
-            opcode: OpCode::Text,
+            kind: Data::Text,
             pieces: Pieces::Many(pieces),
         }
     }
@@ -124,7 +124,7 @@ impl Format {
             Self::V1 | Self::Resume => return Some(Encoded::binary(websocket_v1::encode(channel, message))),
             Self::Legacy if !message.buffers().is_empty() => {
                 legacy_binary::encode_pieces(channel, message).map(|pieces| Encoded {
-                    opcode: OpCode::Binary,
+                    kind: Data::Binary,
                     pieces: Pieces::Many(pieces),
                 })
             }
@@ -165,12 +165,12 @@ impl Format {
     }
 
     /// Decodes a client's message.
-    pub(super) fn decode(self, opcode: OpCode, data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
-        match (self, opcode) {
-            (Self::V1 | Self::Resume, OpCode::Binary) => websocket_v1::decode(data),
+    pub(super) fn decode(self, kind: Data, data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
+        match (self, kind) {
+            (Self::V1 | Self::Resume, Data::Binary) => websocket_v1::decode(data),
             // jupyter_server forwards a browser's binary messages as text.
-            (_, OpCode::Text) if std::str::from_utf8(data).is_err() => legacy_binary::decode(data),
-            (_, OpCode::Text) => legacy_text::decode(data),
+            (_, Data::Text) if std::str::from_utf8(data).is_err() => legacy_binary::decode(data),
+            (_, Data::Text) => legacy_text::decode(data),
             (_, _) => legacy_binary::decode(data),
         }
     }

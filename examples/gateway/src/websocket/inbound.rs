@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fastwebsockets::{OpCode, WebSocketError};
 use futures::FutureExt;
 use jupyter_protocol::{Channel, LogLimiter, WireMessage};
 use kernel_manager::{Client, Room, SendError};
@@ -13,6 +12,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
+use tungstenite::Error;
+use tungstenite::protocol::frame::coding::Data;
 
 use super::acknowledgement::Acknowledgement;
 use super::format::Format;
@@ -48,7 +49,7 @@ pub(super) async fn run(
     format: Format,
     acknowledgement: Arc<Acknowledgement>,
     control: mpsc::Sender<Control>,
-) -> Result<&'static str, WebSocketError> {
+) -> Result<&'static str, Error> {
     let (to_kernel, waiting) = mpsc::channel(MAX_WAITING);
     // Outlives the connection: messages that a client sent before it left still reach the kernel. Ends when its queue
     // is empty, at the latest when the kernel answers again or dies.
@@ -105,7 +106,7 @@ async fn read(
     control: mpsc::Sender<Control>,
     client: Option<Client>,
     to_kernel: mpsc::Sender<Waiting>,
-) -> Result<&'static str, WebSocketError> {
+) -> Result<&'static str, Error> {
     let mut messages = Messages::new(stream, client);
     let ignored = LogLimiter::new();
     loop {
@@ -121,8 +122,8 @@ async fn read(
         };
         match received {
             // Reserved for later versions of the protocol.
-            Received::Message(OpCode::Text, ..) if format == Format::Resume => {}
-            Received::Message(opcode, data, room) => match format.decode(opcode, &data) {
+            Received::Message(Data::Text, ..) if format == Format::Resume => {}
+            Received::Message(kind, data, room) => match format.decode(kind, &data) {
                 Ok((channel, message)) => {
                     let waiting = Waiting {
                         channel,
@@ -158,11 +159,11 @@ async fn read(
     }
 }
 
-fn close_code(error: &WebSocketError) -> (u16, &'static str) {
+fn close_code(error: &Error) -> (u16, &'static str) {
     match error {
-        WebSocketError::FrameTooLarge => (1009, "message too big"),
-        WebSocketError::IoError(error) if error.kind() == ErrorKind::TimedOut => (1013, "try again later"),
-        WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) | WebSocketError::ConnectionClosed => (1000, ""),
+        Error::Capacity(_) => (1009, "message too big"),
+        Error::Io(error) if error.kind() == ErrorKind::TimedOut => (1013, "try again later"),
+        Error::Io(_) => (1000, ""),
         _ => (1002, "protocol error"),
     }
 }

@@ -3,14 +3,17 @@
 //! Libraries refuse text that is not UTF-8, as the RFC requires, but jupyter_server forwards a browser's binary
 //! messages as such text.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, Cursor, ErrorKind};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use fastwebsockets::{OpCode, WebSocketError, unmask};
 use kernel_manager::{Client, Room};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
+use tungstenite::Error;
+use tungstenite::error::{CapacityError, ProtocolError};
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 /// Largest message of a client in bytes, sized for JupyterLab's largest uploads through widgets.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -27,7 +30,7 @@ const ROOM_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) enum Received {
     /// A whole message, text or binary, with its reservation. Text may be invalid UTF-8.
-    Message(OpCode, Bytes, Option<Room>),
+    Message(Data, Bytes, Option<Room>),
     Ping(Bytes),
     Pong(Bytes),
     Close,
@@ -44,14 +47,13 @@ pub(super) struct Messages<S> {
 
 /// The fragments of an incomplete message.
 struct Partial {
-    opcode: OpCode,
+    kind: Data,
     data: BytesMut,
     room: Option<Room>,
 }
 
 struct Frame {
-    fin: bool,
-    opcode: OpCode,
+    header: FrameHeader,
     payload: BytesMut,
     room: Option<Room>,
 }
@@ -71,43 +73,41 @@ impl<S: AsyncRead + Unpin> Messages<S> {
     /// # Errors
     /// If the connection ends or the client violates the protocol; reading cannot continue then. An I/O error of kind
     /// `TimedOut` if no memory was free for the message, or the client paused in the middle of it.
-    pub(super) async fn next(&mut self) -> Result<Received, WebSocketError> {
+    pub(super) async fn next(&mut self) -> Result<Received, Error> {
         loop {
-            let Frame {
-                fin,
-                opcode,
-                payload,
-                room,
-            } = self.frame().await?;
-            match opcode {
-                OpCode::Close => return Ok(Received::Close),
-                OpCode::Ping => return Ok(Received::Ping(payload.freeze())),
-                OpCode::Pong => return Ok(Received::Pong(payload.freeze())),
-                OpCode::Text | OpCode::Binary => {
+            let Frame { header, payload, room } = self.frame().await?;
+            match header.opcode {
+                OpCode::Control(Control::Close) => return Ok(Received::Close),
+                OpCode::Control(Control::Ping) => return Ok(Received::Ping(payload.freeze())),
+                OpCode::Control(Control::Pong) => return Ok(Received::Pong(payload.freeze())),
+                OpCode::Data(kind @ (Data::Text | Data::Binary)) => {
                     if self.partial.is_some() {
-                        return Err(WebSocketError::InvalidFragment);
+                        return Err(ProtocolError::ExpectedFragment(kind).into());
                     }
-                    if fin {
-                        return Ok(Received::Message(opcode, payload.freeze(), room));
+                    if header.is_final {
+                        return Ok(Received::Message(kind, payload.freeze(), room));
                     }
                     self.partial = Some(Partial {
-                        opcode,
+                        kind,
                         data: payload,
                         room,
                     });
                 }
-                OpCode::Continuation => {
+                OpCode::Data(Data::Continue) => {
                     let Some(mut partial) = self.partial.take() else {
-                        return Err(WebSocketError::InvalidContinuationFrame);
+                        return Err(ProtocolError::UnexpectedContinueFrame.into());
                     };
                     partial.data.extend_from_slice(&payload);
                     if let (Some(all), Some(room)) = (&mut partial.room, room) {
                         all.merge(room);
                     }
-                    if fin {
-                        return Ok(Received::Message(partial.opcode, partial.data.freeze(), partial.room));
+                    if header.is_final {
+                        return Ok(Received::Message(partial.kind, partial.data.freeze(), partial.room));
                     }
                     self.partial = Some(partial);
+                }
+                OpCode::Control(Control::Reserved(code)) | OpCode::Data(Data::Reserved(code)) => {
+                    return Err(ProtocolError::InvalidOpcode(code).into());
                 }
             }
         }
@@ -122,7 +122,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
     }
 
     /// Reserves memory for a piece of a message.
-    async fn room(&mut self, bytes: usize) -> Result<Option<Room>, WebSocketError> {
+    async fn room(&mut self, bytes: usize) -> Result<Option<Room>, Error> {
         match &self.client {
             Some(client) => match timeout(ROOM_DEADLINE, client.kernel().room(bytes)).await {
                 Ok(room) => Ok(Some(room)),
@@ -132,63 +132,58 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         }
     }
 
-    async fn frame(&mut self) -> Result<Frame, WebSocketError> {
+    async fn frame(&mut self) -> Result<Frame, Error> {
         if self.partial.is_none() && self.buffer.is_empty() {
             // A client may be silent between messages.
             self.read(2).await?;
         }
-        self.fill(2).await?;
-        let (first, second) = (self.buffer.get_u8(), self.buffer.get_u8());
-        if first & 0x70 != 0 {
-            return Err(WebSocketError::ReservedBitsNotZero);
+        let (header, length) = self.header().await?;
+        if header.rsv1 || header.rsv2 || header.rsv3 {
+            return Err(ProtocolError::NonZeroReservedBits.into());
         }
-        if second & 0x80 == 0 {
+        let Some(mask) = header.mask else {
             // Clients must mask (section 5.1).
-            return Err(WebSocketError::InvalidValue);
-        }
-        let fin = first & 0x80 != 0;
-        let opcode = OpCode::try_from(first & 0x0f)?;
-        let length = match second & 0x7f {
-            126 => {
-                self.fill(2).await?;
-                u64::from(self.buffer.get_u16())
-            }
-            127 => {
-                self.fill(8).await?;
-                self.buffer.get_u64()
-            }
-            short => u64::from(short),
+            return Err(ProtocolError::UnmaskedFrameFromClient.into());
         };
         let before = self.partial.as_ref().map_or(0, |partial| partial.data.len());
-        let length = usize::try_from(length)
-            .ok()
-            .filter(|length| length.saturating_add(before) <= self.max_message_bytes())
-            .ok_or(WebSocketError::FrameTooLarge)?;
-        let is_control = matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong);
+        let size = usize::try_from(length).unwrap_or(usize::MAX).saturating_add(before);
+        let max_size = self.max_message_bytes();
+        if size > max_size {
+            return Err(CapacityError::MessageTooLong { size, max_size }.into());
+        }
+        let length = size - before;
+        let is_control = matches!(header.opcode, OpCode::Control(_));
         if is_control {
-            if !fin {
-                return Err(WebSocketError::ControlFrameFragmented);
+            if !header.is_final {
+                return Err(ProtocolError::FragmentedControlFrame.into());
             }
             if length > MAX_CONTROL_BYTES {
-                return Err(WebSocketError::PingFrameTooLarge);
+                return Err(ProtocolError::ControlFrameTooBig.into());
             }
         }
-        self.fill(4).await?;
-        let mask = self.buffer.get_u32().to_be_bytes();
         let room = if is_control { None } else { self.room(length).await? };
         self.fill(length).await?;
         let mut payload = self.buffer.split_to(length);
         unmask(&mut payload, mask);
-        Ok(Frame {
-            fin,
-            opcode,
-            payload,
-            room,
-        })
+        Ok(Frame { header, payload, room })
+    }
+
+    /// Reads a frame's header, and the length of its payload.
+    async fn header(&mut self) -> Result<(FrameHeader, u64), Error> {
+        loop {
+            let mut cursor = Cursor::new(&self.buffer[..]);
+            if let Some(parsed) = FrameHeader::parse(&mut cursor)? {
+                // The length that was sent, which may have a longer form than necessary.
+                let length = cursor.position() as usize;
+                self.buffer.advance(length);
+                return Ok(parsed);
+            }
+            self.fill(self.buffer.len() + 1).await?;
+        }
     }
 
     /// Reads until the buffer has this many bytes of a message that has begun.
-    async fn fill(&mut self, length: usize) -> Result<(), WebSocketError> {
+    async fn fill(&mut self, length: usize) -> Result<(), Error> {
         while self.buffer.len() < length {
             let in_time = timeout(IDLE_DEADLINE, self.read(length)).await;
             in_time.map_err(|_| timed_out("the client stopped in the middle of a message"))??;
@@ -197,18 +192,29 @@ impl<S: AsyncRead + Unpin> Messages<S> {
     }
 
     /// Reads some of the bytes that the buffer lacks.
-    async fn read(&mut self, length: usize) -> Result<(), WebSocketError> {
+    async fn read(&mut self, length: usize) -> Result<(), Error> {
         let lacking = length.saturating_sub(self.buffer.len());
         self.buffer.reserve(lacking.clamp(1, READ_BYTES));
         match self.stream.read_buf(&mut self.buffer).await? {
-            0 => Err(WebSocketError::UnexpectedEOF),
+            0 => Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
             _ => Ok(()),
         }
     }
 }
 
-fn timed_out(reason: &str) -> WebSocketError {
-    WebSocketError::IoError(io::Error::new(ErrorKind::TimedOut, reason))
+fn timed_out(reason: &str) -> Error {
+    io::Error::new(ErrorKind::TimedOut, reason).into()
+}
+
+/// Removes the mask of a payload (section 5.3).
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let (words, rest) = payload.as_chunks_mut();
+    for word in words {
+        *word = (u32::from_ne_bytes(*word) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask) {
+        *byte ^= mask;
+    }
 }
 
 #[cfg(test)]
@@ -216,6 +222,26 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_header_may_be_longer_than_necessary_and_any_length_is_unmasked() {
+        let mask = [1, 2, 3, 4];
+        for length in [0_u8, 1, 3, 4, 5, 8, 125] {
+            let text: Vec<u8> = (0..length).collect();
+            let masked = text
+                .iter()
+                .zip(mask.into_iter().cycle())
+                .map(|(byte, mask)| byte ^ mask);
+            let mut frame = vec![0x82, 0xff, 0, 0, 0, 0, 0, 0, 0, length];
+            frame.extend(mask);
+            frame.extend(masked);
+            let mut messages = Messages::new(&frame[..], None);
+            let Received::Message(Data::Binary, data, None) = messages.next().await.unwrap() else {
+                panic!("no message of {length} bytes");
+            };
+            assert_eq!(data, text);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_may_be_silent_between_messages_but_not_in_the_middle_of_one() {
@@ -227,7 +253,7 @@ mod tests {
             client.write_all(pieces).await.unwrap();
             let stopped = messages.next().await.err().unwrap();
             assert!(
-                matches!(&stopped, WebSocketError::IoError(error) if error.kind() == ErrorKind::TimedOut),
+                matches!(&stopped, Error::Io(error) if error.kind() == ErrorKind::TimedOut),
                 "{stopped}"
             );
         }

@@ -14,24 +14,30 @@ mod inbound;
 mod messages;
 mod outbound;
 
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use fastwebsockets::WebSocketError;
-use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use gateway_client::resume::{self, Notice, Start};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use jupyter_protocol::KernelId;
 use jupyter_protocol::codec::websocket_v1;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, sleep, timeout};
 use tracing::{Instrument, debug, info, info_span};
+use tungstenite::Error;
+use tungstenite::handshake::server::create_response_with_body;
+use utoipa::IntoParams;
 
 use crate::Gateway;
 use crate::error::ApiError;
+use crate::routes::KernelPath;
 use acknowledgement::Acknowledgement;
 use feed::Feed;
 use format::{Format, Peer};
@@ -43,16 +49,34 @@ const LEAVING: Duration = Duration::from_millis(200);
 /// How long a client may take to answer a Close, and to read what is being written when the gateway shuts down.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ChannelsQuery {
+    /// Identifies the client. One that reconnects with the same session_id receives what it missed, and its older
+    /// connection is closed.
+    #[param(nullable = false)]
     session_id: Option<String>,
+    /// Where to begin, with the subprotocol v1.resume.kernelmux: a cursor epoch:seq, start or head.
+    #[param(nullable = false)]
     resume: Option<String>,
 }
 
-/// Responds with 101 and serves the connection; 404 for an unknown kernel, 400 for an invalid handshake.
+/// A WebSocket for the kernel's messages.
+///
+/// With the subprotocol v1.resume.kernelmux, with v1.kernel.websocket.jupyter.org, or without one in the legacy formats.
+#[utoipa::path(
+    get, path = "/api/kernels/{id}/channels", tag = "kernels", operation_id = "channels",
+    params(KernelPath, ChannelsQuery),
+    responses(
+        (status = 101, description = "The WebSocket is open"),
+        (status = 400, description = "The request is malformed, or no WebSocket handshake"),
+        (status = 403, description = "The request is from a page of another origin"),
+        (status = 404, description = "There is no such kernel or log"),
+    ),
+)]
 pub(crate) async fn channels(
     State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
+    Path(KernelPath { id }): Path<KernelPath>,
     Query(query): Query<ChannelsQuery>,
     request: Request,
 ) -> Response {
@@ -79,9 +103,8 @@ async fn open(
         }
         None => return Err(no_kernel()),
     };
-    if !is_upgrade_request(&request) {
-        return Err(ApiError::bad_request("this address takes WebSocket connections only"));
-    }
+    let mut response = create_response_with_body(&request, Body::empty)
+        .map_err(|error| ApiError::bad_request(format!("this address takes WebSocket connections only: {error}")))?;
     let session = query
         .session_id
         .filter(|session| !session.is_empty())
@@ -93,8 +116,7 @@ async fn open(
         None => Start::Head,
     };
     let peer = Peer::of(request.headers());
-    let (response, upgraded) = upgrade(&mut request).map_err(|error| ApiError::bad_request(error.to_string()))?;
-    let mut response = response.map(axum::body::Body::new);
+    let upgrade = hyper::upgrade::on(&mut request);
     if let Some(subprotocol) = subprotocol {
         response
             .headers_mut()
@@ -117,7 +139,7 @@ async fn open(
         }
     };
     let clients = gateway.clients.clone();
-    let serving = serve(gateway, feed, hello, format, upgraded);
+    let serving = serve(gateway, feed, hello, format, upgrade);
     clients.spawn(
         async move {
             match serving.await {
@@ -149,11 +171,11 @@ async fn serve(
     feed: Feed,
     hello: Option<Notice>,
     format: Format,
-    upgraded: UpgradeFut,
-) -> Result<&'static str, WebSocketError> {
-    let websocket = upgraded.await?;
+    upgrade: OnUpgrade,
+) -> Result<&'static str, Error> {
+    let stream = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
     debug!(?format, "client connected");
-    let (reading, writing) = tokio::io::split(websocket.into_inner());
+    let (reading, writing) = tokio::io::split(stream);
     let acknowledgement = Arc::new(Acknowledgement::new(feed.client()));
     let (control, control_frames) = mpsc::channel(CONTROL_FRAMES);
     let inbound = inbound::run(reading, feed.client(), format, acknowledgement.clone(), control);

@@ -3,7 +3,6 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use fastwebsockets::OpCode;
 use futures::FutureExt;
 use gateway_client::resume::{CLOSE_REPLACED, Notice};
 use jupyter_protocol::{Channel, LogLimiter};
@@ -13,6 +12,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, timeout_at};
 use tracing::warn;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control as ControlFrame, Data, OpCode};
 
 use super::acknowledgement::Acknowledgement;
 use super::feed::Feed;
@@ -90,19 +91,19 @@ pub(super) async fn run(
                     }
                 }
                 if let Some(payload) = acknowledgement.ask() {
-                    out.gather(OpCode::Ping, &payload);
+                    out.gather(OpCode::Control(ControlFrame::Ping), &payload);
                 }
                 out.flush().await?;
                 silent = false;
             }
             Some(wanted) = control.recv() => match wanted {
                 Control::Pong(payload) => {
-                    out.gather(OpCode::Pong, &payload);
+                    out.gather(OpCode::Control(ControlFrame::Pong), &payload);
                     out.flush().await?;
                 }
                 Control::Acknowledged => {
                     if let Some(payload) = acknowledgement.ask() {
-                        out.gather(OpCode::Ping, &payload);
+                        out.gather(OpCode::Control(ControlFrame::Ping), &payload);
                         out.flush().await?;
                     }
                 }
@@ -116,7 +117,7 @@ pub(super) async fn run(
                     return Ok("the client does not answer");
                 }
                 if let Some(payload) = acknowledgement.ask_alive() {
-                    out.gather(OpCode::Ping, &payload);
+                    out.gather(OpCode::Control(ControlFrame::Ping), &payload);
                 }
                 if silent && format == Format::Resume {
                     out.notice(&Notice::Alive {});
@@ -210,25 +211,18 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
         }
     }
 
-    /// Writes a frame header for a payload of this length (RFC 6455 section 5.2).
+    /// Writes a frame header for a payload of this length.
     fn head(&mut self, opcode: OpCode, length: usize) {
-        const IS_LAST: u8 = 0x80;
-        self.gathered.put_u8(IS_LAST | opcode as u8);
-        match (u8::try_from(length), u16::try_from(length)) {
-            (Ok(length @ ..126), _) => self.gathered.put_u8(length),
-            (_, Ok(length)) => {
-                self.gathered.put_u8(126);
-                self.gathered.put_u16(length);
-            }
-            _ => {
-                self.gathered.put_u8(127);
-                self.gathered.put_u64(length as u64);
-            }
-        }
+        let header = FrameHeader {
+            opcode,
+            ..FrameHeader::default()
+        };
+        // Writing to memory cannot fail.
+        let _ = header.format(length as u64, &mut (&mut self.gathered).writer());
     }
 
     fn notice(&mut self, notice: &Notice) {
-        self.gather(OpCode::Text, notice.to_json().as_bytes());
+        self.gather(OpCode::Data(Data::Text), notice.to_json().as_bytes());
     }
 
     fn gather(&mut self, opcode: OpCode, payload: &[u8]) {
@@ -237,7 +231,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
     }
 
     fn gather_message(&mut self, message: &Encoded) {
-        self.head(message.opcode, message.length());
+        self.head(OpCode::Data(message.kind), message.length());
         for piece in message.pieces() {
             self.gathered.extend_from_slice(piece);
         }
@@ -252,7 +246,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
             return Ok(());
         }
         // Large messages are written without copying.
-        self.head(message.opcode, message.length());
+        self.head(OpCode::Data(message.kind), message.length());
         self.flush().await?;
         for piece in message.pieces() {
             write_all(&mut self.stream, piece, self.deadline).await?;
@@ -272,7 +266,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
     async fn close(&mut self, code: u16, reason: &str) -> io::Result<()> {
         let mut payload = code.to_be_bytes().to_vec();
         payload.extend_from_slice(reason.as_bytes());
-        self.gather(OpCode::Close, &payload);
+        self.gather(OpCode::Control(ControlFrame::Close), &payload);
         self.flush().await?;
         self.stream.shutdown().await
     }
@@ -303,7 +297,7 @@ mod tests {
     fn a_frame_header_has_the_shortest_form_of_its_length() {
         let header = |length| {
             let mut frames = Frames::new(tokio::io::sink(), KEEP_ALIVE);
-            frames.head(OpCode::Binary, length);
+            frames.head(OpCode::Data(Data::Binary), length);
             frames.gathered.to_vec()
         };
         assert_eq!(header(0), [0x82, 0]);

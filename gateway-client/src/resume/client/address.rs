@@ -1,5 +1,4 @@
-use std::fmt::Write;
-
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_tungstenite::tungstenite::client::{ClientRequestBuilder, IntoClientRequest};
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::http::uri::{Scheme, Uri};
@@ -10,6 +9,9 @@ use super::options::Options;
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 use crate::resume::{SUBPROTOCOL, Start};
+
+/// Characters to escape in a query: all but the unreserved ones of RFC 3986.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The gateway's address and credentials.
 pub(super) struct Address {
@@ -57,7 +59,7 @@ impl Address {
                 "ws://{authority}{}/api/kernels/{}/channels?session_id={}",
                 uri.path().trim_end_matches('/'),
                 options.kernel,
-                escaped(&options.session),
+                utf8_percent_encode(&options.session, ESCAPED),
             ),
             authorization: authorization.transpose()?,
             #[cfg(feature = "tls")]
@@ -98,18 +100,4 @@ impl Address {
 
 fn invalid(reason: &'static str) -> Error {
     Error::InvalidUrl { reason }
-}
-
-/// Escapes text for a query (RFC 3986 section 2.1).
-fn escaped(text: &str) -> String {
-    let mut escaped = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
 }
