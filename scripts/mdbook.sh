@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints the path of mdbook, which builds the book of docs/. Builds it in the user's cache if it is not there, which takes
-# a minute of computing. Another version, or another compiler, is another build.
+# Prints the path of mdbook, which builds the book of docs/. If the user's cache does not have it for this version and
+# compiler, builds it there, which takes a minute of CPU time.
 set -euo pipefail
 version=0.5.4
 

@@ -42,8 +42,8 @@ pub async fn run(setup: &Setup) -> Result<Section> {
              client drops its connection once it has read number {}, {} and {}, and opens the next one {} ms later with \
              the same session_id; the server's own defaults otherwise. \"By number\" counts each number in all that was \
              received: a stock client of ours is sent the outputs so far once more, after a `clear_output`. \"Shown\" \
-             counts it in what the messages come to, folded as JupyterLab does. The resume protocol's client is \
-             `ResumeClient`. What is lost in the rows with 0 cuts is not lost by one.",
+             counts it in the outputs that JupyterLab would show. The resume protocol's client is `ResumeClient`. \
+             Losses in the rows with 0 cuts have other causes.",
             count(messages as u64),
             cuts[0],
             cuts[1],

@@ -131,11 +131,11 @@ fn cases() -> Result<Vec<(&'static str, Vec<WireMessage>)>> {
             })?,
         ),
         (
-            "a bar of progress",
+            "a progress bar",
             many(&|number| stdout(format!("\r{number:6} |{:160}| 3.14 it/s", "#".repeat(number % 160))))?,
         ),
         (
-            "a bar of progress, █",
+            "a progress bar, █",
             many(&|number| stdout(format!("\r{number:6} |{:60}| 3.14 it/s", "█".repeat(number % 60))))?,
         ),
         (

@@ -42,8 +42,8 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         "Idle kernels",
         format!(
             "{KERNELS} kernels of our own kernel side in one process, all in one gateway: `kernelmux_gateway`'s router \
-             and the manager with a log on disk, over a provider that hands their connections out (so what \
-             `provider-local` keeps for each process is not in it). Memory is the gateway's resident set above what \
+             and the manager with a log on disk, over a provider that returns prepared connections (so the \
+             memory of `provider-local` for each process is not included). Memory is the gateway's resident set above what \
              it had without kernels, after {} s; CPU over {} s.",
             PAUSE.as_secs(),
             MEASURED.as_secs()

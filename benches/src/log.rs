@@ -214,7 +214,7 @@ pub(crate) async fn fill(path: &Path, id: KernelId, entries: usize, size: usize)
     }
     log.flushed().await;
     drop(log);
-    logs.close().await.unwrap();
+    logs.close().await?;
     Ok(last)
 }
 

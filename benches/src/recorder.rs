@@ -226,7 +226,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
          fast this machine is.",
     );
     section.note(format!(
-        "Where it ends, on this machine: the fastest steady rate without loss was {}; loss was first seen at {}. A \
+        "On this machine, the fastest steady rate without loss was {}, and loss was first seen at {}. A \
          kernel with `XPUB_NODROP` is slowed down instead.",
         kept.unwrap_or_else(|| "none of these".to_owned()),
         losing.unwrap_or_else(|| "none of these".to_owned()),

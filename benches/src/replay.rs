@@ -45,7 +45,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         "Replay: a log on disk, to a client of the gateway",
         format!(
             "A log is written, and then read through `kernelmux-gateway` over a WebSocket of the resume protocol: each \
-             entry's number is checked to be the next one. The bytes are those of the WebSocket messages. \"The barest \
+             entry's number is checked to be the next one. The bytes are those of the WebSocket messages. \"A minimal \
              client\" parses frames and no more (`wire.rs`); `ResumeClient` is the one that programs use. Client and \
              gateway share the machine's cores; the disk's pages are in the page cache. Memory is the gateway's \
              resident set before, and at most while it reads. An attach is a TCP connection, the WebSocket's handshake, and the {FROM_END} last \
@@ -93,7 +93,7 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
         let peak = process::peak_memory(gateway.pid())?;
         let rate = total as f64 / wall.as_secs_f64();
         section.row([
-            if ours { "`ResumeClient`" } else { "the barest client" }.to_owned(),
+            if ours { "`ResumeClient`" } else { "a minimal client" }.to_owned(),
             count(last.0),
             bytes(total),
             time(wall),
@@ -104,7 +104,7 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
         ]);
         if !ours {
             section.mark(
-                format!("replay of {} to the barest client", bytes(total)),
+                format!("replay of {} to a minimal client", bytes(total)),
                 "≥ 500 MB/s",
                 format!("{:.0} MB/s", rate / 1e6),
                 rate >= WANTED_RATE,

@@ -36,7 +36,7 @@ pub enum HandshakeError {
         /// The deadline that has passed.
         after: Duration,
     },
-    /// The starter answered with something else than a successful `handshake_reply`.
+    /// The starter answered with something other than a successful `handshake_reply`.
     #[error("the handshake failed: {0}")]
     Refused(String),
     /// The key or the signature scheme of the connection is unusable.
@@ -156,7 +156,8 @@ impl Registration {
     }
 }
 
-/// Announces the ports in `info` at the registration port and waits for the acknowledgement: the kernel's side.
+/// The kernel's side of the handshake: sends the ports in `info` to the registration port and waits for the
+/// acknowledgement.
 ///
 /// # Errors
 /// - [`HandshakeError::Socket`] if connecting or sending fails.

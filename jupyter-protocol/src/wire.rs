@@ -11,7 +11,7 @@ pub const DELIMITER: &[u8] = b"<IDS|MSG>";
 /// Maximum number of frames of a message, including identities and buffers.
 pub const MAX_FRAMES: usize = 65_536;
 
-/// Frames that are not an acceptable message.
+/// Error of a message that is invalid or was skipped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
@@ -117,7 +117,7 @@ impl WireMessage {
         }
     }
 
-    /// Signs the message, replacing its signature. A message from a client without a key is signed so, for example.
+    /// Signs the message and replaces its signature, for example that of a client that has no key.
     #[must_use]
     pub fn signed(mut self, signer: &Signer) -> Self {
         let signature = signer.sign(self.parts().map(|part| &**part));

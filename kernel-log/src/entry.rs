@@ -1,7 +1,7 @@
 //! The layout of a log entry, which is the same in memory and on disk.
 //!
 //! ```text
-//! u32 length of all | u8 origin | u8 channel | u16 length of session | i64 time in µs | session | u64 seq | message
+//! u32 total length | u8 origin | u8 channel | u16 length of session | i64 time in µs | session | u64 seq | message
 //! ```
 //!
 //! Numbers are little-endian. The message has the layout of `v1.kernel.websocket.jupyter.org`, so a WebSocket message
@@ -24,7 +24,7 @@ pub enum Origin {
     Kernel,
     /// Sent by a client.
     Client,
-    /// A life-cycle event, such as started, restarting, dead, or a gap: written by this library as an iopub message.
+    /// A life-cycle event, such as started, restarting or dead, which this library writes as an iopub message.
     Lifecycle,
 }
 

@@ -83,7 +83,7 @@ impl Log {
         state.pending.last()
     }
 
-    /// Updates the index. The update is stored soon, not before what was appended earlier. Never waits.
+    /// Updates the index. The update is stored soon, but not before earlier appended entries. Never waits.
     pub fn update_index(&self, updates: impl IntoIterator<Item = IndexUpdate>) {
         let updates: Vec<_> = updates.into_iter().collect();
         let mut state = self.shared.state();
@@ -98,7 +98,7 @@ impl Log {
     /// [`StoreError`] if the store cannot be read.
     pub async fn index_get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, StoreError> {
         let key = key.into();
-        // Unstored updates first: once they are stored, the store has them.
+        // Reads unstored updates first: an update that is stored after this is found in the store.
         let unstored = self.shared.state().unstored_record(&key);
         if let Some(record) = unstored {
             return Ok(record);
@@ -130,7 +130,7 @@ impl Log {
         Ok(index::overlay(stored, unstored, limit, newest_first))
     }
 
-    /// Requests a sync without waiting for it, after entries that somebody relies on, such as a reply. With
+    /// Requests a sync without waiting for it, after entries that clients rely on, such as a reply. With
     /// [`Durability::Batched`](super::Durability::Batched), the store is synced once it has everything appended so far;
     /// otherwise this does nothing.
     pub fn sync_soon(&self) {
@@ -160,8 +160,8 @@ impl Log {
         blocking(shared.stored.blocks(), move || shared.stored.check_room()).await
     }
 
-    /// Waits until the bytes that wait for the store are below their bounds, so that a slow disk slows the kernel and
-    /// takes no memory.
+    /// Waits until the bytes that wait for the store are below their bounds, so that a slow disk slows the kernel down
+    /// instead of filling the memory.
     pub async fn room(&self) {
         loop {
             let freed = self.shared.room.notified();

@@ -72,7 +72,7 @@ impl Logs {
         self.options.stored_age
     }
 
-    /// Opens the kernel's log for appending and creates it if necessary. If it is open already, this is another handle.
+    /// Opens the kernel's log for appending, and creates it if necessary. For an open log, returns another handle.
     ///
     /// # Errors
     /// [`StoreError`] if the store fails.
@@ -124,7 +124,7 @@ impl Logs {
     }
 
     /// Stores what was appended so far, ends all logs for their readers, and closes the store, even if handles of logs
-    /// are left. Whatever is asked of the store later fails with [`StoreError::Closed`].
+    /// are left. Later calls to the store fail with [`StoreError::Closed`].
     ///
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
@@ -143,7 +143,7 @@ impl Logs {
             };
             store.close()?;
             match synced {
-                // It was closed before.
+                // The store was closed before.
                 Err(StoreError::Closed { .. }) => Ok(()),
                 synced => synced,
             }
@@ -161,7 +161,7 @@ impl Logs {
     }
 
     /// Applies retention to all logs. Active logs are also trimmed as they grow; this trims quiet ones and those of
-    /// past kernels. Failures of single logs go to the process's log.
+    /// past kernels. A log that cannot be trimmed is reported with `tracing` and skipped.
     ///
     /// # Errors
     /// [`StoreError`] if the logs cannot be listed.

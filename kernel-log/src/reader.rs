@@ -127,7 +127,7 @@ impl Reader {
         }
         let reading = log.clone();
         let mut blocks = blocking(log.stored.blocks(), move || reading.stored.read(after, READ_BYTES)).await?;
-        // Skip what the writer has stored but not published yet.
+        // Skips blocks that the writer has stored but not published yet.
         blocks.retain(|block| block.last() <= head);
         let stored = blocks.first().map_or_else(|| head.next(), Block::first);
         if stored > after.next() {
@@ -146,7 +146,7 @@ impl Reader {
             }
             return Ok(());
         }
-        // Up to the first gap; memory may have those entries, too.
+        // Keeps the blocks up to the first gap, because memory may have the entries that the store lacks.
         let whole = blocks
             .windows(2)
             .take_while(|pair| pair[1].first() == pair[0].last().next());

@@ -96,7 +96,7 @@ pub enum AttachError {
         cause: ExitCause,
     },
     /// The record belongs to another provider.
-    #[error("the kernel's record is of provider {theirs:?}, this is {ours:?}")]
+    #[error("the kernel's record belongs to the provider {theirs:?}, not to {ours:?}")]
     Foreign {
         /// The record's provider.
         theirs: String,
@@ -108,7 +108,7 @@ pub enum AttachError {
     Provider(#[from] ProviderError),
 }
 
-/// Why the provider could not do what was asked.
+/// Why an operation of a provider or a kernel failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProviderError {

@@ -32,7 +32,7 @@ pub use record::{KernelRecord, Selector};
 /// The provider knows which kernels run. After a restart, an embedder finds its kernels with [`list`](Self::list) and
 /// [`attach`](Self::attach). Every future is cancel-safe.
 ///
-/// A provider starts, signals and ends kernels. It never sends them messages: whoever asked for the kernel
+/// A provider starts, signals and ends kernels. It never sends them messages: the embedder that requested the kernel
 /// owns its sockets.
 #[async_trait]
 pub trait KernelProvider: Send + Sync + 'static {
@@ -55,7 +55,7 @@ pub trait KernelProvider: Send + Sync + 'static {
     /// Lists the running kernels that match the selector, including those that other processes launched.
     ///
     /// # Errors
-    /// [`ProviderError`] if the provider cannot be asked.
+    /// [`ProviderError`] if the provider was closed or cannot list its kernels.
     async fn list(&self, selector: &Selector) -> Result<Vec<KernelRecord>, ProviderError>;
 
     /// Attaches to a running kernel, for example one that an earlier process launched. Waits for a kernel that is still
@@ -66,8 +66,8 @@ pub trait KernelProvider: Send + Sync + 'static {
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError>;
 
     /// Waits for pending launches and the cleanup of cancelled ones, then releases what the provider holds, such as the
-    /// lock on its folder, even if handles of kernels are left. Kernels keep running. Later calls, also of handles, fail
-    /// with [`ProviderError::Closed`]. An embedder calls it last, with a timeout. The default does nothing.
+    /// lock on its folder, even if handles of kernels are left. Kernels keep running. Later calls, also of handles,
+    /// fail with [`ProviderError::Closed`]. An embedder calls it last, with a timeout. The default does nothing.
     async fn close(&self) {}
 }
 
@@ -92,15 +92,16 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// [`ProviderError`] if it cannot be read.
     async fn output(&self) -> Result<String, ProviderError>;
 
-    /// Interrupts the kernel by signal, which ends the code that it runs. If its kernelspec says `interrupt_mode: message`, returns
-    /// [`Interrupt::ByMessage`] instead, and the caller sends an `interrupt_request` on control.
+    /// Interrupts the kernel by signal, which ends the code that it runs. If its kernelspec says `interrupt_mode:
+    /// message`, returns [`Interrupt::ByMessage`] instead, and the caller sends an `interrupt_request` on control.
     ///
     /// # Errors
     /// [`ProviderError`] if the kernel is gone.
     async fn interrupt(&self) -> Result<Interrupt, ProviderError>;
 
-    /// Announces a [`restart`](Self::restart), before the kernel gets a shutdown request. A provider that restarts in
-    /// place, such as in a pod, keeps the place; it still reports the end of the process. The default does nothing.
+    /// Announces a [`restart`](Self::restart), before the kernel gets a shutdown request. A provider that restarts
+    /// kernels in place then keeps that place, such as a pod, but still reports the end of the process. The default
+    /// does nothing.
     async fn prepare_restart(&self) {}
 
     /// Ends the process or pod if it runs and starts a new one under the same id. Returns once its sockets accept
@@ -118,7 +119,7 @@ pub trait KernelHandle: Send + Sync + 'static {
     async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError>;
 
     /// Kills the kernel without waiting for its end, for embedders that are dropped and cannot wait. It may be called
-    /// outside of a runtime. The default does nothing: such kernels keep running.
+    /// outside of a runtime. The default does nothing, so the kernel keeps running.
     fn kill(&self) {}
 
     /// Waits for the kernel's end and returns its cause.

@@ -36,8 +36,8 @@ const CLEANUP_DEADLINE: Duration = Duration::from_secs(600);
 /// How long an unanswered call may still be carried out. An API server times out after one minute.
 const LATE_CALL_WINDOW: Duration = Duration::from_secs(120);
 
-/// Pause before a pod's creation is retried after a concurrent change of the quota: the first pause, doubled each time,
-/// and the longest.
+/// Pause before a pod's creation is first retried after a concurrent change of the quota. It is doubled for each
+/// further retry, up to [`LAST_CREATE_PAUSE`].
 const FIRST_CREATE_PAUSE: Duration = Duration::from_millis(50);
 const LAST_CREATE_PAUSE: Duration = Duration::from_secs(2);
 
@@ -345,7 +345,7 @@ impl Cluster {
         Err(ProviderError::failed(format!("end the pod {name}"), reason))
     }
 
-    /// Deletes the pod with this name if it carries `mark`, which an attempt to start a kernel may have left.
+    /// Deletes the pod that a failed or cancelled launch may have left: the one with this name, if it carries `mark`.
     ///
     /// Retries failed calls for [`CLEANUP_DEADLINE`].
     pub(crate) async fn clean_up(&self, id: KernelId, name: &str, mark: &(&'static str, String)) {

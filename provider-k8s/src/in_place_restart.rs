@@ -107,7 +107,7 @@ impl RestartHold {
         }
     }
 
-    /// Sends a signal to the kernel, named without its `SIG` prefix.
+    /// Sends a signal, named without its `SIG` prefix, to the kernel.
     pub(crate) async fn signal(&mut self, signal: &str) {
         self.send_line(signal).await;
     }

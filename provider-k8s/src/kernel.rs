@@ -27,7 +27,7 @@ use crate::{names, plan};
 
 /// How long a restarted kernel may take to accept connections. Its image is usually on the node already.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pause before a failed restart is retried: the first pause, doubled each time, and the longest.
+/// Pause before the first retry of a failed restart. It is doubled for each further retry, up to [`MAX_RESTART_PAUSE`].
 const RESTART_PAUSE: Duration = Duration::from_millis(250);
 const MAX_RESTART_PAUSE: Duration = Duration::from_secs(8);
 /// How long a pod is held for an announced restart, beyond the grace period.
@@ -328,7 +328,7 @@ impl K8sKernel {
     }
 }
 
-/// Whether a retry may succeed, because the API server did not answer, or the old pod's room is not free yet.
+/// Whether a retry may succeed, because the API server did not answer, or the old pod's resources are not free yet.
 fn is_transient(error: &LaunchError) -> bool {
     matches!(error, LaunchError::Provider(_) | LaunchError::NoRoom { .. })
 }

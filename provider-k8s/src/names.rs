@@ -38,7 +38,7 @@ pub(crate) const INTERRUPT: &str = "kernelmux.dev/interrupt";
 pub(crate) const ATTEMPT: &str = "kernelmux.dev/attempt";
 /// Label with the warm pool of an unclaimed pod.
 pub(crate) const POOL: &str = "kernelmux.dev/warm-pool";
-/// Annotation with the fingerprint of the kernelspec, without the launch's own settings, when the pod was created.
+/// Annotation with the fingerprint that the kernelspec had when the pod was created, without the launch's own settings.
 pub(crate) const SETTINGS: &str = "kernelmux.dev/settings";
 /// Annotation with the working directory that the launch requested.
 pub(crate) const WORKING_DIR: &str = "kernelmux.dev/working-dir";

@@ -2,8 +2,8 @@ use std::collections::BTreeSet;
 
 use crate::user_overrides::Input;
 
-/// What users may set for their kernels' pods with `KERNEL_*` variables. A launch with a forbidden variable fails and
-/// names it.
+/// What users may set for their kernels' pods with `KERNEL_*` variables. A launch with a forbidden variable fails with
+/// an error that names the variable.
 ///
 /// By default users may choose how much CPU, memory and how many GPUs they request, within the namespace's quota. A
 /// working directory is ignored, without an error, unless users may choose one: JupyterLab's server sends its own with
@@ -18,7 +18,7 @@ pub struct Policy {
     pub images: Vec<String>,
     /// Service accounts that users may choose.
     pub service_accounts: BTreeSet<String>,
-    /// Persistent volume claims that users may not mount, such as the one with everyone's logs.
+    /// Persistent volume claims that users may not mount, such as the one with the gateway's logs.
     pub forbidden_claims: BTreeSet<String>,
     /// User and group ids that users may not choose.
     pub forbidden_ids: BTreeSet<i64>,

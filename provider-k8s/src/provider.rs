@@ -23,9 +23,9 @@ use crate::registry::Registry;
 use crate::start::{self, LaunchContext, StartOutcome};
 use crate::{K8sOptions, names, orphans, specs};
 
-/// How long an existing pod's kernel may take until it accepts connections. A pod that is still starting may have to
-/// pull its image first.
+/// How long the kernel of a running pod may take to accept connections.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for a pod that is still starting, which may have to pull its image first.
 const STARTING_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// How long to wait for another gateway that launches the same id to remove its own pod.
 const RIVAL_DEADLINE: Duration = Duration::from_secs(2);

@@ -75,7 +75,7 @@ fn watch_all(dirs: &[PathBuf], wake: &Arc<Notify>) -> Option<notify::Recommended
     Some(watcher)
 }
 
-/// Whether a file was written. Other accesses, such as our own reads, are no changes.
+/// Whether a file was written. Other accesses, such as the provider's own reads, are not changes.
 fn is_written(access: notify::event::AccessKind) -> bool {
     use notify::event::{AccessKind, AccessMode};
     matches!(access, AccessKind::Close(AccessMode::Write))

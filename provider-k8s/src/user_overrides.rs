@@ -191,7 +191,7 @@ fn id(value: &str, policy: &Policy) -> Result<Option<i64>, String> {
     Ok(Some(i64::from(id)))
 }
 
-/// Parses a YAML list. This includes JSON; Enterprise Gateway's users often write it with single quotes.
+/// Parses a YAML list. YAML includes JSON, and also the single quotes that Enterprise Gateway's users often write.
 pub(crate) fn yaml<T: DeserializeOwned>(value: &str) -> Result<T, String> {
     serde_saphyr::from_str(value).map_err(|error| {
         let text = error.to_string();

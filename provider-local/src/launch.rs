@@ -52,7 +52,7 @@ impl ProviderContext {
         Ok(())
     }
 
-    /// Determines why a process ended that was not asked to.
+    /// Determines why a process ended that the provider did not end.
     pub(crate) fn cause(&self, ended: ExitStatus) -> ExitCause {
         match ended {
             ExitStatus::Code(code) => ExitCause::Code(code),

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import lacking
-from harness.cluster import lacks_cluster
+from conftest import skip_or_fail
+from harness.cluster import why_no_cluster
 from harness.gateway import REPO, VENV, Gateway, binary, clean_env, free_port, kill
 from harness.pods import kernel_namespace
 from harness.process import pids_mentioning
@@ -125,7 +125,7 @@ def at_port(console: Console, port: int, names: dict[str, str]) -> Console:
 def built(*programs: str) -> None:
     for program in programs:
         if not (binary().parent / program).exists():
-            lacking(f"no {program} beside {binary()}: `make test-rust` builds it")
+            skip_or_fail(f"no {program} beside {binary()}: `make test-rust` builds it")
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ def test_commands_of_a_page(
 @pytest.mark.kubernetes
 @pytest.mark.parametrize("page", sorted(marked("kubernetes")))
 def test_commands_of_a_page_on_a_cluster(page: str, end_leftovers: Callable[[], Path]) -> None:
-    if reason := lacks_cluster():
-        lacking(reason)
+    if reason := why_no_cluster():
+        skip_or_fail(reason)
     built("k8s")
     home = end_leftovers()
     with kernel_namespace(home) as place:

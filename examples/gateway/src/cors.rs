@@ -23,7 +23,7 @@ pub struct CorsOptions {
     pub allow_methods: Vec<Method>,
     /// Response headers that pages may read, in addition to `Location`.
     pub expose_headers: Vec<HeaderName>,
-    /// How long browsers may cache this.
+    /// How long browsers may cache these permissions.
     pub max_age: Duration,
 }
 

@@ -40,7 +40,7 @@ impl fmt::Display for Start {
 
 /// The error for a text that is not a [`Start`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a place in a log: write start, head, or a cursor (a log's epoch in 32 hex digits, a colon, a number)")]
+#[error("not a position in a log: write start, head, or a cursor (a log's epoch in 32 hex digits, a colon, a number)")]
 pub struct InvalidStart;
 
 impl FromStr for Start {

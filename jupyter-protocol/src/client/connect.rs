@@ -29,7 +29,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const NUDGE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Client {
-    /// Connects as [`connect`](Self::connect), with options.
+    /// Connects like [`connect`](Self::connect), with options.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -168,8 +168,8 @@ async fn wait_for_subscription(
 
 /// Receives from all sockets concurrently until one of them is lost.
 ///
-/// A kernel that exits closes its sockets one after the other, so messages that it sent on the others are received
-/// before the connection counts as lost.
+/// A kernel that exits closes its sockets one after the other. So after the first socket is lost, the messages that the
+/// kernel has sent on the others are still received.
 async fn receive_all(
     shell: DealerReceiver,
     control: Option<DealerReceiver>,

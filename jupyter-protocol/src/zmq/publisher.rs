@@ -27,7 +27,7 @@ const EVENT_CAPACITY: usize = 64;
 /// Maximum number of subscriptions per subscriber. Clients make one. Each is stored and answered.
 const MAX_SUBSCRIPTIONS: usize = 256;
 
-/// XPUB socket, as a kernel uses for iopub. It drops no messages: the slowest subscriber applies backpressure.
+/// XPUB socket, which a kernel uses for iopub. It drops no messages: the slowest subscriber applies backpressure.
 pub(crate) struct Publisher {
     server: SocketServer,
     events: mpsc::Receiver<Event>,
@@ -47,7 +47,7 @@ pub(crate) struct Subscription {
 }
 
 impl Publisher {
-    /// Starts a publisher. A subscriber that does not read for as long as `write_timeout` is disconnected.
+    /// Starts a publisher. A subscriber that reads nothing for `write_timeout` is disconnected.
     pub(crate) fn new(listener: Listener, write_timeout: Duration) -> Self {
         let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
         let options = SocketOptions {
@@ -109,7 +109,8 @@ impl Publisher {
         }
     }
 
-    /// Sends a message to all subscribers of its topic, the first frame, and waits until it is queued for each.
+    /// Sends a message to all subscribers of its topic, which is its first frame, and waits until the message is queued
+    /// for each.
     pub(crate) async fn publish(&self, message: WireMessage) {
         let frames = message.into_frames();
         let topic = frames.first().cloned().unwrap_or_default();

@@ -15,7 +15,7 @@ fn scan(log: &dyn StoredLog, keys: (&[u8], &[u8]), limit: usize, newest_first: b
 /// A record has its latest value until it is removed.
 ///
 /// # Errors
-/// [`Failure`] if it has another one.
+/// [`Failure`] if a lookup returns another value.
 pub fn finds_records_by_key(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -29,9 +29,9 @@ pub fn finds_records_by_key(subject: &dyn Subject) -> Outcome {
     same!(log.index_get(b"c")?, None, "c");
     log.index_put(&[IndexUpdate::remove("b"), IndexUpdate::put("a", "2")])?;
     same!(log.index_get(b"a")?, Some(Bytes::from("2")), "a, put again");
-    same!(log.index_get(b"b")?, None, "b, taken out");
+    same!(log.index_get(b"b")?, None, "b, removed");
     log.index_put(&[IndexUpdate::put("b", "3")])?;
-    same!(log.index_get(b"b")?, Some(Bytes::from("3")), "b, put anew");
+    same!(log.index_get(b"b")?, Some(Bytes::from("3")), "b, put after its removal");
     Ok(())
 }
 
@@ -67,7 +67,7 @@ pub fn scans_records_in_order(subject: &dyn Subject) -> Outcome {
     let to = [b"e/", &300_u64.to_be_bytes()[..]].concat();
     same!(values((&from, &to), 9, false)?, ["2", "5"], "from 2 and before 300");
     same!(values((&to, &from), 9, false)?.len(), 0, "an empty range");
-    same!(values((b"", b"\xff"), 9, false)?.len(), 7, "all that there is");
+    same!(values((b"", b"\xff"), 9, false)?.len(), 7, "all records");
     Ok(())
 }
 
@@ -106,10 +106,10 @@ pub fn stores_records_with_a_block(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Keys may be any bytes, up to 65,535 of them.
+/// A key may consist of any bytes, up to 65,535.
 ///
 /// # Errors
-/// [`Failure`] if keys are confused.
+/// [`Failure`] if a lookup or a scan finds another key.
 pub fn keeps_long_and_odd_keys(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -143,7 +143,7 @@ pub fn keeps_long_and_odd_keys(subject: &dyn Subject) -> Outcome {
     let scanned = log.index_scan((b"", b"\xff\xff"), 99, false)?;
     let scanned: Vec<_> = scanned.iter().map(|(key, _)| key.to_vec()).collect();
     if scanned != keys {
-        return Err(Failure::new("the keys are not in their order"));
+        return Err(Failure::new("the keys are not in ascending order"));
     }
     for (n, key) in keys.iter().enumerate() {
         log.index_put(&[IndexUpdate::remove(key.clone())])?;

@@ -13,10 +13,10 @@ use crate::{IndexUpdate, Retention, Seq};
 pub fn an_unknown_log_is_not_made_by_looking(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let id = KernelId::random();
-    same!(store.get(id)?.is_some(), false, "there is one");
-    same!(store.list()?.len(), 0, "logs");
+    same!(store.get(id)?.is_some(), false, "whether the log exists");
+    same!(store.list()?.len(), 0, "number of logs");
     let epoch = store.open(id)?.epoch();
-    same!(store.get(id)?.map(|log| log.epoch()), Some(epoch), "its epoch");
+    same!(store.get(id)?.map(|log| log.epoch()), Some(epoch), "the log's epoch");
     Ok(())
 }
 
@@ -37,28 +37,35 @@ pub fn lists_what_it_keeps(subject: &dyn Subject) -> Outcome {
     let mut list = store.list()?;
     list.sort_by_key(|info| info.id != empty);
     let [none, some] = &list[..] else {
-        return Err(Failure::new(format!("{} logs are listed of 2", list.len())));
+        return Err(Failure::new(format!("{} logs are listed, not 2", list.len())));
     };
     same!(
         (none.first, none.last, none.bytes),
         (Seq(1), Seq(0), 0),
-        "the empty one"
+        "first, last and bytes of the empty log"
     );
-    same!(none.updated, none.created, "when the empty one was changed");
+    same!(none.updated, none.created, "last change of the empty log");
     same!(
         (some.first, some.last, some.bytes),
         (first, Seq(30), log.bytes()),
-        "the full one"
+        "first, last and bytes of the full log"
     );
-    same!(some.updated, time(10), "when the full one was changed");
-    same!((some.id, some.epoch), (full, log.epoch()), "the full one");
+    same!(some.updated, time(10), "last change of the full log");
+    same!(
+        (some.id, some.epoch),
+        (full, log.epoch()),
+        "id and epoch of the full log"
+    );
     if none.created < begun || none.created > Utc::now() {
-        return Err(Failure::new(format!("made at {}", none.created)));
+        return Err(Failure::new(format!(
+            "the creation time {} is outside of this case",
+            none.created
+        )));
     }
     Ok(())
 }
 
-/// A removed log is gone with its index; a new log of the same kernel is another one.
+/// A removed log is gone with its index; a new log of the same kernel has another epoch.
 ///
 /// # Errors
 /// [`Failure`] if something is left, or another log is affected.
@@ -79,16 +86,20 @@ pub fn removes_a_log_and_no_other(subject: &dyn Subject) -> Outcome {
         "logs"
     );
     let log = store.open(id)?;
-    same!(log.epoch() == epoch, false, "the same epoch");
-    same!(log.bounds()?, None, "bounds");
-    same!(log.index_get(b"k")?, None, "a record");
+    same!(log.epoch() == epoch, false, "whether the new log has the old epoch");
+    same!(log.bounds()?, None, "bounds of the new log");
+    same!(log.index_get(b"k")?, None, "a record of the removed log");
     let other = store.open(other)?;
     same!(
         read_all(&*other, Seq::START, 1)?,
         numbers(&[1..=5]),
-        "the other's entries"
+        "the other log's entries"
     );
-    same!(other.index_get(b"k")?.is_some(), true, "the other's record");
+    same!(
+        other.index_get(b"k")?.is_some(),
+        true,
+        "whether the other log's record exists"
+    );
     Ok(())
 }
 
@@ -110,7 +121,7 @@ pub fn goes_on_in_the_same_epoch(subject: &dyn Subject) -> Outcome {
             same!(
                 (log.epoch(), log.bounds()?, log.bytes()),
                 before,
-                "what there is in round {round}"
+                "epoch, bounds and bytes in round {round}"
             );
             same!(
                 read_all(&*log, Seq::START, 1)?,
@@ -118,7 +129,7 @@ pub fn goes_on_in_the_same_epoch(subject: &dyn Subject) -> Outcome {
                 "entries"
             );
             let record = log.index_get(format!("k{}", round - 1).as_bytes())?;
-            same!(record.is_some(), true, "a record in round {round}");
+            same!(record.is_some(), true, "whether the record exists in round {round}");
         }
         for n in 0..4 {
             let numbers = round * 20 + n * 5 + 1..=round * 20 + n * 5 + 5;

@@ -11,8 +11,8 @@
 //! kernel_log::store_conformance!(Some(MySubject::new()));
 //! ```
 //!
-//! Each case has its own subject, so they can run concurrently. Situations that only some stores have, such as a full
-//! disk, are for their own tests.
+//! Each case has its own subject, so the cases can run concurrently. Situations that only some stores can be in, such
+//! as a full disk, have their own tests.
 
 mod entries;
 mod index;
@@ -107,7 +107,7 @@ macro_rules! store_conformance {
     };
 }
 
-/// Fails the case unless both are equal.
+/// Fails the case unless both values are equal.
 macro_rules! same {
     ($left:expr, $right:expr, $($what:tt)+) => {
         match (&$left, &$right) {
@@ -130,7 +130,7 @@ fn text(n: u64, size: usize) -> String {
     format!("{n}:{}", format!("{n} abcdefghijklmnopqrstuvwxyz ").repeat(size / 28))
 }
 
-/// Appends entries of this size, all with the same time.
+/// A block of entries of this size, all with the same time.
 fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>) -> Block {
     let mut bytes = BytesMut::new();
     let (first, last) = (*numbers.start(), *numbers.end());

@@ -1,10 +1,9 @@
 //! Folds the messages of one execution into the outputs that a notebook cell shows.
 //!
 //! The log holds every message verbatim. A [`Fold`] does with an execution's messages what JupyterLab 4.6 does and
-//! saves: it joins text of the same stream and applies `\r`, `\b` and `
-//! ` (a progress bar is one line), `clear_output` clears now or before the next output, `update_display_data` changes
-//! earlier displays, and an `input_request` stays open until it is answered. Messages that JupyterLab refuses or does
-//! not show are skipped.
+//! saves: it joins text of the same stream and applies `\r`, `\b` and `\n`, so that a progress bar is one line;
+//! `clear_output` clears now or before the next output; `update_display_data` changes earlier displays; and an
+//! `input_request` stays open until it is answered. Messages that JupyterLab refuses or does not show are skipped.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -20,7 +19,7 @@
 //! let outputs = serde_json::to_string(&fold.outputs()).unwrap();
 //! assert_eq!(outputs, r#"[{"output_type":"stream","name":"stdout","text":"100 %\ndone"}]"#);
 //!
-//! // A client that may have missed some of it is brought to the same with two messages.
+//! // Two messages make a client that may have missed some of it show the same.
 //! let types: Vec<_> = fold.messages().iter().map(|(msg_type, _)| *msg_type).collect();
 //! assert_eq!(types, ["clear_output", "stream"]);
 //! ```
@@ -44,7 +43,7 @@ use list::{Bundle, Item, List};
 pub use output::Output;
 pub use replay::without_pages;
 
-/// Replaces a secret answer.
+/// Shown in place of a password.
 const HIDDEN: &str = "········";
 
 /// The most buffer capacity kept between messages.
@@ -63,7 +62,7 @@ impl FoldLimits {
     /// The minimum of [`max_bytes`](Self::max_bytes).
     pub const LEAST_BYTES: usize = 4 << 10;
 
-    /// With this limit.
+    /// Limits with this many bytes of outputs.
     #[must_use]
     pub const fn max_bytes(max_bytes: usize) -> Self {
         Self { max_bytes }
@@ -281,7 +280,7 @@ impl Fold {
         self.execution_count = content::execution_count(text).or(self.execution_count);
     }
 
-    /// JupyterLab keeps questions and answers as text of a separate stream.
+    /// JupyterLab keeps prompts and answers as text of a separate stream.
     fn answer(&mut self, reply: &WireMessage, text: &str) {
         let Some(request) = self.input_request.take_if(|request| answers(reply, request)) else {
             return;
@@ -321,7 +320,7 @@ impl Fold {
     }
 }
 
-/// Whether this `input_reply` can answer this `input_request`: unless its parent is another message.
+/// Whether this `input_reply` can answer this `input_request`. It can, unless its parent is another message.
 pub(crate) fn answers(reply: &WireMessage, request: &WireMessage) -> bool {
     let Ok(parent) = reply.parent_ref() else { return true };
     let is = |header: Result<HeaderRef<'_>, _>| header.is_ok_and(|header| header.msg_id == parent.msg_id);

@@ -59,13 +59,13 @@ struct Error<'a> {
 
 impl Fold {
     /// The message types and contents that make a client's cell show the fold, whatever it shows now: `clear_output`,
-    /// the outputs, and a waiting `clear_output` if one is pending. Applying them twice changes nothing.
+    /// the outputs, and a `clear_output` with `wait` if one is pending. Applying them twice changes nothing.
     ///
-    /// The caller adds headers, with the original request as parent, on iopub. Their `session` must be the kernel's:
-    /// JupyterLab drops a display with a `display_id` if a message of another session arrives while it handles the
-    /// display. An open question follows them ([`input_request`](Self::input_request)). Later log entries continue
-    /// where the fold ends, even in the middle of a progress bar's line. If the `execute_reply` is sent again, send it
-    /// without its pager output, which is among these outputs: [`without_pages`].
+    /// The caller adds headers with the original request as parent and sends the messages on iopub. Their `session`
+    /// must be the kernel's: JupyterLab drops a display with a `display_id` if a message of another session arrives
+    /// while it handles the display. After them, the caller sends an open [`input_request`](Self::input_request). Later
+    /// log entries continue where the fold ends, even in the middle of a progress bar's line. If the `execute_reply` is
+    /// sent again, send it [`without_pages`], because its pager output is among these outputs.
     #[must_use]
     pub fn messages(&self) -> Vec<(&'static str, Bytes)> {
         let mut messages = Messages::new();
@@ -150,7 +150,7 @@ fn stream(name: &str, text: &StreamText, messages: &mut Messages) {
     }
 }
 
-/// Strings, numbers and validated JSON always serialize.
+/// Adds a message. None is skipped, because strings, numbers and validated JSON always serialize.
 fn add(messages: &mut Messages, msg_type: &'static str, content: &impl Serialize) {
     if let Ok(content) = serde_json::to_vec(content) {
         messages.push((msg_type, content.into()));

@@ -1,10 +1,10 @@
 use jupyter_protocol::content::ExecuteRequest;
 use serde_json::{Map, Value};
 
-/// How code is executed: the request, and what belongs to it beside its content.
+/// How code is executed: the request with its session and metadata, and whether dropping the execution interrupts it.
 ///
-/// Made from code with the defaults of Jupyter's front ends: outputs are shown, the code goes to the history, and it may
-/// ask for input.
+/// Options made from code have the defaults of Jupyter's front ends: outputs are shown, the code goes to the history,
+/// and it may request input.
 ///
 /// ```
 /// use kernel_manager::ExecuteOptions;
@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 pub struct ExecuteOptions {
     /// The content of the `execute_request`.
     pub request: ExecuteRequest,
-    /// The session that asks, which its replies are addressed to; `None` for a new one.
+    /// The session that sends the request and receives its replies; `None` for a new one.
     pub session: Option<String>,
     /// Metadata of the request, such as `cellId` (JEP 95).
     pub metadata: Map<String, Value>,
@@ -32,14 +32,14 @@ impl ExecuteOptions {
         ExecuteRequest::new(code).into()
     }
 
-    /// Asks in this session. A client of the same session that attaches later gets the replies, too.
+    /// Sets the session. A client of the same session that attaches later gets the replies, too.
     #[must_use]
     pub fn with_session(mut self, session: impl Into<String>) -> Self {
         self.session = Some(session.into());
         self
     }
 
-    /// Names the notebook cell that the code is of (JEP 95), by which [`Executions`](crate::Executions) are found.
+    /// Sets the id of the notebook cell (JEP 95), by which [`Executions`](crate::Executions) finds the execution.
     #[must_use]
     pub fn with_cell_id(self, cell_id: impl Into<String>) -> Self {
         self.with_metadata("cellId", cell_id.into())
@@ -52,14 +52,14 @@ impl ExecuteOptions {
         self
     }
 
-    /// Whether the code may ask for input. If not, a call of Python's `input()` fails at once.
+    /// Sets whether the code may request input. If not, Python's `input()` fails at once.
     #[must_use]
     pub fn with_stdin(mut self, allowed: bool) -> Self {
         self.request.allow_stdin = allowed;
         self
     }
 
-    /// Whether dropping the [`Execution`](super::Execution) before its end interrupts the kernel.
+    /// Sets whether dropping the [`Execution`](super::Execution) before its end interrupts the kernel.
     #[must_use]
     pub fn with_interrupt_on_drop(mut self, interrupt: bool) -> Self {
         self.interrupt_on_drop = interrupt;

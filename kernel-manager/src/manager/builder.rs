@@ -50,7 +50,7 @@ impl ManagerBuilder {
         self.provider_opened_by(async { Ok(provider) })
     }
 
-    /// Adds a provider that [`open`](Self::open) opens.
+    /// Adds a provider that [`open`](Self::open) opens by awaiting `opening`.
     pub fn provider_opened_by<P: KernelProvider>(
         mut self,
         opening: impl Future<Output = Result<P, ProviderError>> + Send + 'static,

@@ -88,7 +88,6 @@ impl Drop for ManagerInner {
 
 impl Manager {
     /// Sets up a manager step by step.
-    #[must_use]
     pub fn builder() -> ManagerBuilder {
         ManagerBuilder::new()
     }

@@ -26,8 +26,8 @@ pub struct ManagerOptions {
     pub shutdown_grace: Duration,
     /// When idle kernels are ended.
     pub culling: Culling,
-    /// How long [`restore`](super::Manager::restore) waits for all kernels together. Those that still start after that
-    /// are attached later.
+    /// How long [`restore`](super::Manager::restore) waits for all kernels together. Kernels that are still starting
+    /// then are attached later.
     pub restore_patience: Duration,
     /// How long a log is kept after its kernel is gone.
     pub log_retention: Duration,
@@ -116,8 +116,9 @@ impl ManagerOptions {
 }
 
 impl Default for ManagerOptions {
-    /// `python3`, no limits, five restarts within ten seconds each, 2.5 s of grace, no culling, 30 s for running
-    /// kernels, logs kept for a week, 256 MiB for large messages, the caller's runtime.
+    /// `python3`, no limit on kernels, five restarts of a kernel that ends within ten seconds each time, 2.5 s of
+    /// grace, no culling, 30 s to attach to running kernels, logs kept for a week, 256 MiB for large messages, the
+    /// caller's runtime.
     fn default() -> Self {
         Self {
             default_spec: None,
@@ -136,8 +137,8 @@ impl Default for ManagerOptions {
     }
 }
 
-/// When idle kernels are ended. A kernelspec's `metadata` overrides this for its kernels, with the names of the command
-/// line: `cull_idle_timeout` in seconds, `cull_connected`, `cull_busy`.
+/// When idle kernels are ended. A kernelspec's `metadata` can override this for its kernels with `cull_idle_timeout`
+/// (in seconds), `cull_connected` and `cull_busy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Culling {
@@ -152,7 +153,7 @@ pub struct Culling {
 }
 
 impl Default for Culling {
-    /// Never; checks every 300 s.
+    /// No culling; an interval of 300 s.
     fn default() -> Self {
         Self {
             idle_timeout: Duration::ZERO,
@@ -164,7 +165,7 @@ impl Default for Culling {
 }
 
 impl Culling {
-    /// Ends kernels that were idle for this long. Otherwise as the default: not while clients are attached or code runs.
+    /// Ends kernels that were idle for this long, unless clients are attached or code runs. Checks every 300 s.
     #[must_use]
     pub fn after(idle_timeout: Duration) -> Self {
         Self {
@@ -207,7 +208,7 @@ pub struct StartRequest {
     pub env: BTreeMap<String, String>,
     /// Working directory.
     pub working_dir: Option<PathBuf>,
-    /// Owner.
+    /// Owner of the kernel, to whom [`ManagerOptions::max_kernels_per_owner`] applies.
     pub owner: Option<String>,
     /// Timeout of the start.
     pub timeout: Duration,

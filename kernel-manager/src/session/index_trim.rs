@@ -55,7 +55,7 @@ async fn each_page(
             each(key, record, &mut updates);
         }
         if let Some((last, _)) = records.last() {
-            // The key after this one.
+            // The smallest key after this page.
             start = [last, &[0][..]].concat().into();
         }
         if !updates.is_empty() {

@@ -1,5 +1,5 @@
-//! Connects kernels with clients: the recorder owns a kernel's sockets and writes the log; sessions are how far each
-//! client has read it; executions are found in its index.
+//! Connects kernels with clients: the recorder owns a kernel's sockets and writes the log, `sessions` tracks how far
+//! each client has read it, and `executions` looks executions up in its index.
 
 mod coalesce;
 mod death;

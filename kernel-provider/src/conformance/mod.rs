@@ -60,12 +60,12 @@ pub trait Subject: Send + Sync {
         Interrupt::Signalled
     }
 
-    /// Code for kernels of [`spec`](Self::spec); `None` if no code of theirs can do this, which skips the cases that need
+    /// Code that does this in kernels of [`spec`](Self::spec); `None` if there is none, which skips the cases that need
     /// it. For ipykernel: [`Probe::in_python`].
     fn code(&self, probe: &Probe) -> Option<String>;
 
-    /// A directory in which kernels can be started, by the path that they see; not the default one. `None` if the
-    /// provider has no such directories, which skips the case that needs one.
+    /// A directory other than the default one in which kernels can be started, as the path that the kernels see. `None`
+    /// if there is none, which skips the case that needs it.
     fn working_dir(&self) -> Option<PathBuf>;
 
     /// A kernelspec whose kernel writes [`LAST_WORDS`] and exits with code 3 before its sockets are open.
@@ -209,12 +209,12 @@ async fn list(subject: &dyn Subject, provider: &dyn KernelProvider) -> Result<Ve
     expect(subject, "list", provider.list(&Selector::all())).await
 }
 
-/// Requests the kernel's info at the connection that its handle gives.
+/// Sends a `kernel_info_request` over the connection of the handle and waits for the answer.
 async fn ask(subject: &dyn Subject, kernel: &dyn KernelHandle) -> Outcome {
     let connection = expect(subject, "connection", kernel.connection()).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;
-    // Repeats the request without an answer, as jupyter_client and the manager do, because a kernel may have just
-    // opened its sockets.
+    // Repeats an unanswered request, as jupyter_client and the manager do, because a kernel may have just opened its
+    // sockets.
     let asking = async {
         loop {
             match client.request_within(KernelInfoRequest::default(), ASK_AGAIN).await {

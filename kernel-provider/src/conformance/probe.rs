@@ -1,4 +1,4 @@
-/// What code in a kernel shall do, so that a case sees what the provider gave the kernel.
+/// What code in a kernel must do, so that a case can observe how the provider runs the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Probe {
@@ -14,8 +14,8 @@ pub enum Probe {
 }
 
 impl Probe {
-    /// The code for ipykernel. The process that it starts has the kernel's own arguments, with its connection file among
-    /// them, at the end of its command line.
+    /// The code for ipykernel. The command line of the process that it starts ends with the kernel's own arguments,
+    /// including the connection file.
     #[must_use]
     pub fn in_python(&self) -> String {
         match self {

@@ -11,10 +11,10 @@ use crate::{Interrupt, KernelHandle, Progress};
 
 /// A variable that the suite sets.
 const VARIABLE: &str = "KERNELMUX_CONFORMANCE";
-/// A value with everything that a shell would change.
+/// A value with characters that a shell would interpret.
 const VALUE: &str = "two words, a $HOME, 'quotes\", =, \\ and ü";
 
-/// Starts code, and returns its execution and the client that it needs.
+/// Starts code, and returns its execution and the client, which must live as long as the execution.
 async fn start(subject: &dyn Subject, kernel: &dyn KernelHandle, code: String) -> Result<(Client, Execution), Failure> {
     // The kernel is ready once it has answered.
     ask(subject, kernel).await?;
@@ -24,7 +24,7 @@ async fn start(subject: &dyn Subject, kernel: &dyn KernelHandle, code: String) -
     Ok((client, execution))
 }
 
-/// Reads on until `done` of the standard output so far, or to the end of the execution.
+/// Reads the execution's output until `done` is true for it, or to the end of the execution.
 async fn read(
     subject: &dyn Subject,
     execution: &mut Execution,
@@ -92,7 +92,7 @@ pub async fn an_interrupt_ends_the_code(subject: &dyn Subject) -> Outcome {
     if expect(subject, "interrupt", kernel.interrupt()).await? == Interrupt::ByMessage {
         expect(subject, "interrupt by message", client.interrupt()).await?;
     }
-    // Its end, in whatever way the kernel's language reports it.
+    // Waits for the execution's end, however the kernel's language reports it.
     read(subject, &mut execution, |_| false).await?;
     ask(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await.map(drop)

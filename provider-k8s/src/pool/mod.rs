@@ -1,7 +1,7 @@
 //! Warm pools: pods that are created ahead of launches, each with an idle kernel.
 //!
-//! A pool's pod is created like any other, with its own key and Secret. A label names its pool, which is the
-//! fingerprint of the pod's manifest. A launch with the same fingerprint claims the pod with one conditional patch,
+//! A pool's pod is created like any other, with its own key and Secret. Its label contains the pool's name, which is
+//! the fingerprint of the pod's manifest. A launch with the same fingerprint claims the pod with one conditional patch,
 //! which removes the label. So the cluster records the owner of each pod, and restarted or concurrent gateways share a
 //! pool.
 //!
@@ -67,7 +67,8 @@ impl Pools {
     ///
     /// # Errors
     /// [`LaunchError::TimedOut`] if the API server does not answer before the launch's deadline.
-    /// [`LaunchError::Provider`] if a call fails, or it is unknown whether the claim succeeded. [`LaunchError::CannotStart`] if the API server refuses to list pods.
+    /// [`LaunchError::Provider`] if a call fails, or it is unknown whether the claim succeeded.
+    /// [`LaunchError::CannotStart`] if the API server refuses to list pods.
     pub(crate) async fn claim(
         &self,
         context: &LaunchContext<'_>,

@@ -42,8 +42,8 @@ pub(crate) enum ExitStatus {
 }
 
 impl Process {
-    /// Starts a program as the leader of a new session and process group. Blocks until the program is executed or that
-    /// has failed.
+    /// Starts a program as the leader of a new session and process group. Blocks until the program runs or has failed
+    /// to start.
     ///
     /// The caller owns the process: dropping this does not end it.
     pub(crate) fn spawn(command: Command) -> io::Result<Self> {

@@ -30,7 +30,7 @@ impl DataDir {
             .map_err(|error| failed("write to", error))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
-            // The owner only improves the message.
+            // The process id only improves the message.
             let _ = (&mut lock).take(32).read_to_string(&mut pid);
             return Err(format!(
                 "the data directory {} is used by another gateway, process {}; choose another --data-dir, or end it",

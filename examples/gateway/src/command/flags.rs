@@ -127,7 +127,7 @@ pub(super) struct Flags {
     /// feature nats
     #[arg(long, env = "KERNELMUX_LOG_NATS", value_name = "URL", hide_env_values = true)]
     pub(super) log_nats: Option<String>,
-    /// What a log entry survives, once clients have it, in addition to the end of the gateway
+    /// What a log entry survives once clients have it
     #[arg(long, env = "KERNELMUX_LOG_DURABILITY", value_enum, default_value_t = LogDurability::Batched)]
     pub(super) log_durability: LogDurability,
     /// What SIGTERM does to the kernels
@@ -136,12 +136,12 @@ pub(super) struct Flags {
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as info,kernel_provider=debug
     #[arg(long, env = "KERNELMUX_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
-    // Last, because its heading goes for all that follows.
+    // Last, because its heading applies to all flags after it.
     #[command(flatten)]
     pub(super) kubernetes: KubernetesFlags,
 }
 
-/// Libraries log only if they are named in the filter.
+/// Quiets libraries that the filter does not name.
 const QUIETER: &str = "kube_client=off,fjall=warn,lsm_tree=warn";
 
 /// What a log entry survives.

@@ -20,7 +20,7 @@ pub(super) struct Address {
     /// The WebSocket's address without the position in the log.
     url: String,
     authorization: Option<HeaderValue>,
-    /// The connection that this client makes; unset if the program connects itself.
+    /// TLS for the connections that this client makes; `None` for plain TCP, or if [`Options::dial`] connects.
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
@@ -86,7 +86,7 @@ impl Address {
     pub(super) fn request(&self, start: Start) -> Result<Request, Error> {
         let uri: Uri = format!("{}&resume={start}", self.url)
             .parse()
-            .map_err(|_| invalid("the kernel's address below it is not a URL"))?;
+            .map_err(|_| invalid("with the kernel's path added, it is not a URL"))?;
         let mut request = ClientRequestBuilder::new(uri)
             .with_sub_protocol(SUBPROTOCOL)
             .into_client_request()

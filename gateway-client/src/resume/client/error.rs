@@ -88,7 +88,7 @@ fn because(reason: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Lost {
-    /// No answer, or not in [time](super::Options::connect_timeout).
+    /// The gateway did not answer, or not within the [timeout](super::Options::connect_timeout).
     #[error("no connection: {0}")]
     Unreachable(String),
     /// TLS failed: the gateway's certificate has an unknown issuer, another name or is not valid now; the gateway

@@ -21,8 +21,8 @@ pub enum Event {
     },
     /// Connected at the client's position or, at first, its start. Entries up to [`Hello::head`] are the backlog.
     Connected(Hello),
-    /// Connected, but the client cannot resume at its position, for [`Hello::reason`]. The program should discard state
-    /// built from earlier entries and rebuild it from the ones that follow.
+    /// Connected, but the client cannot resume at its position; [`Hello::reason`] says why. The program should discard
+    /// state built from earlier entries and rebuild it from the ones that follow.
     NotRecovered(Hello),
     /// The connection was lost or could not be made. The client reconnects by itself after a pause.
     Disconnected {
@@ -48,8 +48,8 @@ pub struct Entry {
 impl Entry {
     /// The event in the kernel's life that this entry reports; `None` for messages of the kernel and of clients.
     ///
-    /// The protocol does not say who wrote an entry, so a kernel can imitate these: rely on them only where its code is
-    /// trusted.
+    /// The protocol does not identify the writer of an entry, so a kernel can imitate these events. Rely on them only
+    /// if the kernel's code is trusted.
     #[must_use]
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         // Statuses that only a server sends have no parent; a kernel's own have.

@@ -8,7 +8,7 @@ use kernel_log::{ExecutionEvent, ExecutionTracker};
 
 use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
 
-/// Code that runs in a kernel, followed over any disconnect: a stream of its messages in log order, which are statuses,
+/// Follows code that runs in a kernel, across disconnects: a stream of its messages in log order, which are statuses,
 /// outputs, input requests and the reply. Made by [`ResumeClient::execute`].
 ///
 /// The stream ends once it has returned both the reply and the `idle` status, or an error that ends the execution.
@@ -17,7 +17,7 @@ use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
 pub struct Execution<'a> {
     client: &'a mut ResumeClient,
     tracker: ExecutionTracker,
-    /// Read, and returned after a loss that came before it.
+    /// An entry that was read, and is handled after the loss that precedes it.
     held: Option<Entry>,
 }
 
@@ -47,7 +47,8 @@ impl<'a> Execution<'a> {
     ///
     /// # Errors
     /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded), [`Lost`](ExecutionError::Lost) and
-    /// [`Client`](ExecutionError::Client) nothing follows. After the others messages may be missing, and reading goes on.
+    /// [`Client`](ExecutionError::Client) nothing follows. After the others messages may be missing, and reading goes
+    /// on.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
         StreamExt::next(self).await
     }

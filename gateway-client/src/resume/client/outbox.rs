@@ -76,7 +76,7 @@ impl Outbox {
     }
 
     /// Removes the message that this entry confirms: the entry is the message itself or the kernel's answer to it. The
-    /// answer confirms a message that is in a gap of the log.
+    /// answer also confirms a message whose own entry is in a gap of the log.
     pub(super) fn confirm(&mut self, channel: Channel, message: &WireMessage) {
         if self.messages.is_empty() {
             return;

@@ -103,7 +103,7 @@ fn mend_one(path: &Path) -> Result<u64, JournalError> {
     }
     if kept.is_empty() {
         if sound == 0 {
-            // The file has no batch in the known format; batches of another format may end alike.
+            // The file has no batch in the known format. Batches of other formats may end with the same three letters.
             let ends = memchr::memmem::find_iter(&rest, &MAGIC[..3]);
             for end in ends {
                 check_format(path, rest[end..].first_chunk())?;
@@ -141,8 +141,8 @@ fn next_batch(bytes: &[u8], position: usize) -> Option<usize> {
         .find(|start| matches!(skip_batch(&mut &bytes[*start..]), Ok(Some(_))))
 }
 
-/// The length that a batch claims, as far as it is readable. The kinds of the batch and its items are taken for
-/// granted.
+/// The length that a batch claims, as far as it is readable. The kind bytes of the batch and its items are not
+/// validated.
 fn claimed_length(bytes: &[u8]) -> usize {
     let &[_, c0, c1, c2, c3, _, _, _, _, _, _, _, _, ..] = bytes else {
         return 0;
@@ -218,7 +218,7 @@ fn try_skip_batch(reader: &mut impl Read) -> io::Result<Option<u64>> {
     Ok(sound.then_some(length + end.len() as u64))
 }
 
-/// Whether there were this many bytes.
+/// Hashes the next `left` bytes. Returns `false` if the reader ends before.
 fn hash_next(reader: &mut impl Read, mut left: u64, hash: &mut Xxh3) -> io::Result<bool> {
     let mut buffer = [0; 8 << 10];
     while left > 0 {
@@ -318,7 +318,7 @@ mod tests {
     fn nor_where_it_is_damaged() {
         let (first, last) = (batch(b"sound"), batch(b"the last"));
         let around = batch(&[MAGIC, &batch(b"of another log"), b"and more of it"].concat());
-        // Its number is not hashed.
+        // The hash does not cover the batch's number.
         for at in (0..around.len()).filter(|at| !(5..13).contains(at)) {
             let mut damaged = around.clone();
             damaged[at] ^= 0xff;

@@ -118,7 +118,7 @@ fn value_of(guard: fjall::Guard, id: KernelId) -> Result<(u64, Bytes), StoreErro
 }
 
 fn no_entry(id: KernelId) -> StoreError {
-    StoreError::damaged(id, "a block holds no whole entry")
+    StoreError::damaged(id, "a block contains no complete entry")
 }
 
 fn decode(guard: fjall::Guard, id: KernelId) -> Result<StoredBlock, StoreError> {

@@ -28,9 +28,9 @@ pub(super) struct NatsLog {
     subject: String,
     /// Random number that identifies this writer's messages.
     writer: u64,
-    /// Last known message of the stream.
+    /// Sequence number of the last known message of the stream.
     last_message: AtomicU64,
-    /// Last message when this process opened the log.
+    /// Sequence number of the last message when this process opened the log.
     opened_at: AtomicU64,
     /// First entry that is kept.
     first: AtomicU64,
@@ -38,15 +38,15 @@ pub(super) struct NatsLog {
     bytes_appended: AtomicU64,
     bytes_dropped: AtomicU64,
     writing: Mutex<Writing>,
-    /// Messages at which blocks begin, by first entry.
+    /// Sequence numbers of the messages at which blocks begin, by first entry.
     places: Mutex<BTreeMap<Seq, u64>>,
 }
 
 /// Locked while writing.
 struct Writing {
-    /// Index updates that are in the log's stream, with their number there, and may be missing in the index's.
+    /// Index updates that are in the log's stream and may be missing in the index's, with the message that has them.
     unapplied: Option<(u64, Vec<IndexUpdate>)>,
-    /// Whether a message may have been published.
+    /// Whether a message without an acknowledgement may have been stored.
     uncertain: bool,
 }
 
@@ -205,7 +205,7 @@ impl NatsLog {
     fn decode(&self, message: StreamMessage) -> Result<Part, StoreError> {
         let number = message.sequence;
         Part::decode(message.payload)
-            .ok_or_else(|| StoreError::damaged(self.id, format!("message {number} of its stream is no part of it")))
+            .ok_or_else(|| StoreError::damaged(self.id, format!("message {number} of its stream is invalid")))
     }
 
     /// The whole block at or after this message, and the number of the message after it.
@@ -276,7 +276,8 @@ impl NatsLog {
         Ok(None)
     }
 
-    /// The message from which to read for `wanted`: that of the last block for which `is` holds.
+    /// The message at which the last block begins for which `is_after` is false, or the stream's first message.
+    /// `is_after` must hold for all blocks after the first one for which it holds.
     async fn search(&self, is_after: impl Fn(&Head) -> bool) -> Result<u64, StoreError> {
         let info = self
             .stream
@@ -284,7 +285,7 @@ impl NatsLog {
             .await
             .map_err(|error| failed("read a log", error))?;
         let (mut low, mut high) = (info.state.first_sequence, info.state.last_sequence + 1);
-        // Messages from `high` on are after it, those before `low` are not.
+        // `is_after` holds for messages from `high` on, and not for those before `low`.
         let mut place = low;
         while low < high {
             let middle = low + (high - low) / 2;
@@ -303,7 +304,7 @@ impl NatsLog {
         let wanted = after.next();
         let known = self.places().range(..=wanted).next_back().map(|(_, message)| *message);
         let newest = self.places().last_key_value().map(|(first, _)| *first);
-        // A known position shortly before it, or the last one.
+        // Starts at the nearest known position, unless it may be far before the wanted entry.
         let mut number = match known {
             Some(message) if newest.is_some_and(|newest| newest >= wanted) || self.follows(message) => message,
             _ => self.search(|head| head.first > wanted).await?,
@@ -317,7 +318,7 @@ impl NatsLog {
             }
             self.remember(found.head.first, found.message);
             let block = Block::recover(found.entries)
-                .ok_or_else(|| StoreError::damaged(self.id, "a block holds no whole entry"))?;
+                .ok_or_else(|| StoreError::damaged(self.id, "a block contains no complete entry"))?;
             let Some(block) = block.after(after) else {
                 continue;
             };
@@ -355,7 +356,7 @@ impl NatsLog {
             .server_info()
             .max_payload
             .saturating_sub(MESSAGE_OVERHEAD);
-        // Updates that were refused for long may not fit into one message.
+        // Updates that accumulated while the server refused them may not fit into one message.
         let mut batches = part::batches(updates, max / 2);
         let with_block = batches.pop().unwrap_or_default();
         for batch in batches {
@@ -385,12 +386,8 @@ impl NatsLog {
                 .map_or_else(Utc::now, |entry| entry.time())
                 .timestamp_micros(),
         };
-        let messages = part::encode(head, block, updates, max).ok_or_else(|| {
-            failed(
-                "append to a log",
-                "the index's updates are larger than what the server takes",
-            )
-        })?;
+        let messages = part::encode(head, block, updates, max)
+            .ok_or_else(|| failed("append to a log", "the index updates exceed the server's message limit"))?;
         let mut first = None;
         for message in messages {
             let expected = self.last_message.load(Ordering::Relaxed);
@@ -418,7 +415,7 @@ impl NatsLog {
             self.remember(block.first(), message);
         }
         if let Err(error) = self.index.apply(message, updates).await {
-            // They are in the log's stream. Until they are in the index's, they are read from here.
+            // The updates are in the log's stream. Until the index's stream has them, they are read from `unapplied`.
             tracing::warn!(kernel_id = %self.id, %error, "the index is behind the log");
             writing.unapplied = Some((message, updates.to_vec()));
         }
@@ -453,7 +450,7 @@ impl NatsLog {
         }
         if last < known {
             // As after a power failure of the server.
-            tracing::error!(kernel_id = %self.id, "the server lost the newest entries of a log; readers will learn that they are missing");
+            tracing::error!(kernel_id = %self.id, "the server lost the newest entries of a log; readers will get a gap");
             self.places().retain(|_, message| *message <= last);
         }
         self.last_message.store(last, Ordering::Relaxed);
@@ -533,7 +530,7 @@ impl StoredLog for NatsLog {
             return Ok(Seq::START);
         }
         self.nats.block_on(async {
-            // The last block after which few enough bytes remain.
+            // The oldest block that, with all later ones, fits into `max_bytes`.
             let too_many = |head: &Head| end.saturating_sub(head.bytes_before) > retention.max_bytes;
             let mut place = self.search(|head| !too_many(head)).await?;
             if let Some(part) = self.part_at(place).await?

@@ -2,8 +2,9 @@
 //! records.
 //!
 //! A block is one message, or several if it exceeds the server's message limit; the last one completes it. It contains
-//! the index updates that came with it. The writer applies them to the index stream afterwards, and whoever opens the
-//! log applies them again if that was interrupted. So a block and its updates are visible together or not at all.
+//! the index updates that came with it. The writer applies them to the index stream afterwards. If that was
+//! interrupted, the next process that opens the log applies them again. So a block and its updates are visible together
+//! or not at all.
 //!
 //! Each message is published with the expected sequence number of its predecessor, so the server refuses it if another
 //! gateway writes the log.
@@ -52,7 +53,7 @@ pub struct NatsOptions {
 }
 
 impl NatsOptions {
-    /// These servers, without credentials, with the prefix `kernelmux` and one replica.
+    /// Options for these servers, without credentials, with the prefix `kernelmux` and one replica.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -96,13 +97,13 @@ impl fmt::Debug for NatsOptions {
 
 /// Keeps logs in NATS JetStream; needs server 2.9 or later.
 ///
-/// One gateway at a time writes a kernel's log. If another one writes it meanwhile, appends of the first fail. While
-/// the server is unreachable, appends fail at once and readers continue from memory.
+/// One gateway at a time writes a kernel's log. If a second one writes to it, appends of the first fail. While the
+/// server is unreachable, appends fail at once and readers continue from memory.
 pub struct NatsStore {
     nats: Arc<Nats>,
 }
 
-/// The connection, with threads of its own, because stores are called from any runtime or none.
+/// The connection and its own runtime, because stores are called from any runtime or none.
 struct Nats {
     client: Client,
     context: Context,
@@ -114,7 +115,7 @@ struct Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Waiting for its threads is not possible everywhere, and not necessary.
+            // Waiting for the runtime's threads panics in async code, and is not necessary.
             runtime.shutdown_background();
         }
     }
@@ -142,7 +143,7 @@ impl NatsStore {
         if options.prefix.is_empty() || !options.prefix.bytes().all(valid) || options.prefix.len() > 64 {
             return Err(failed(
                 "keep logs",
-                "the prefix is to be up to 64 letters, digits, `_` and `-`",
+                "the prefix must consist of 1 to 64 letters, digits, `_` and `-`",
             ));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -182,7 +183,7 @@ async fn connect(options: &NatsOptions) -> Result<(Client, Context), StoreError>
         .map_err(|error| failed("connect to the logs", error))?;
     let mut context = async_nats::jetstream::new(client.clone());
     context.set_timeout(TIMEOUT);
-    // Checks that JetStream is available: it answers although the stream does not exist.
+    // Checks that JetStream is available: it answers, although this stream does not exist.
     match context.get_stream(format!("{}-none", options.prefix)).await {
         Ok(_) => {}
         Err(error) if is_not_found(&error.kind()) => {}
@@ -196,7 +197,7 @@ fn is_not_found(error: &GetStreamErrorKind) -> bool {
 }
 
 impl Nats {
-    /// Runs a request on this thread.
+    /// Runs a request and blocks this thread until it ends.
     fn block_on<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let Some(runtime) = self.runtime.as_ref().filter(|_| !self.closed.load(Ordering::Acquire)) else {
             return Err(StoreError::Closed {
@@ -205,7 +206,7 @@ impl Nats {
         };
         // Without a connection, each request would wait for its timeout.
         if self.client.connection_state() != State::Connected {
-            return Err(failed("keep logs", "the server is away"));
+            return Err(failed("keep logs", "the server is not connected"));
         }
         runtime.block_on(ask)
     }
@@ -249,7 +250,7 @@ impl Nats {
         let name = config.name.clone();
         match self.context.create_stream(config).await {
             Ok(stream) => Ok(stream),
-            // Another process was faster.
+            // Another process may have created it first.
             Err(error) => match (error.kind(), self.existing(&name).await?) {
                 (CreateStreamErrorKind::JetStream(_), Some(stream)) => Ok(stream),
                 _ => Err(failed("make a log", error)),
@@ -282,7 +283,7 @@ impl Nats {
             description: Some(description),
             ..self.config(self.log_name(id), self.log_subject(id))
         };
-        // The log's stream comes last: a listed log has its index.
+        // The log's stream is created last, so that every listed log has an index.
         let index = self.existing_or_new(index).await?;
         let log = self.existing_or_new(log).await?;
         NatsLog::open(self.clone(), id, log, index).await

@@ -19,7 +19,8 @@ use crate::session::execution_record::{ExecutionRecord, ExecutionStatus};
 use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply::{self, Unheard};
 
-/// How long after a kernel's answer its status may take. Not all kernels name the parent.
+/// How long to wait for the status after a kernel's answer. Some kernels' statuses have no parent and are not
+/// recognized.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a kernel has to list its subshells.
 const LIST_DEADLINE: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ impl StatusWaiters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A status was recorded.
+    /// Notifies the waiter of a status that was recorded.
     pub(super) fn heard(&self, message: &WireMessage) {
         let Ok(parent) = message.parent_ref() else {
             return;
@@ -47,7 +48,7 @@ impl StatusWaiters {
     }
 }
 
-/// Unregisters the request when dropped.
+/// A wait for the status of one request. Dropping it unregisters the request.
 struct StatusWaiter<'a> {
     statuses: &'a StatusWaiters,
     msg_id: String,
@@ -86,7 +87,7 @@ impl Recording {
         for (subshell, msg_id) in self.requests().sent_and_unfinished() {
             doubtful.entry(subshell).or_default().push(msg_id);
         }
-        // Each subshell answers in an order of its own.
+        // Each subshell answers in its own order.
         let settling = doubtful
             .into_iter()
             .map(|(subshell, executions)| self.recover_on_subshell(subshell, executions));
