@@ -2,6 +2,9 @@
 //!
 //! Each benchmark returns a [`report::Section`] with its figures and targets.
 
+// Nothing outside this package uses its types.
+#![allow(missing_debug_implementations)]
+
 pub mod by_hand;
 pub mod clients;
 pub mod cut;

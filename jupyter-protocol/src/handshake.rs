@@ -6,6 +6,7 @@
 //!
 //! <https://jupyter.org/enhancement-proposals/66-jupyter-handshaking/jupyter-handshaking.html>
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -54,6 +55,12 @@ pub struct Registration {
     server: SocketServer,
     signer: Signer,
     info: ConnectionInfo,
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration").finish_non_exhaustive()
+    }
 }
 
 impl Registration {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +13,15 @@ use super::{Epoch, IndexUpdate, NewEntry, Reader, Seq, StoreError, blocking, ind
 #[derive(Clone)]
 pub struct Log {
     pub(super) shared: Arc<OpenLog>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("kernel_id", &self.shared.id)
+            .field("head", &self.head())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Log {

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,6 +30,14 @@ pub struct Logs {
     handles: Mutex<HashMap<KernelId, Weak<OpenLog>>>,
     /// Serializes opening and removing logs.
     opening: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for Logs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logs")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Logs {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -32,6 +33,14 @@ pub struct Reader {
     head: watch::Receiver<Head>,
     /// Blocks read ahead from the store, in reverse order.
     ahead: Vec<Block>,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Reader {

@@ -1,9 +1,17 @@
+use std::fmt;
+
 use super::writer::Rounds;
 
 /// Performs the writer thread's steps one by one; see [`Logs::stepped`](super::Logs::stepped). Dropping it between the
 /// two steps simulates a process that is killed there.
 pub struct Stepper {
     rounds: Rounds,
+}
+
+impl fmt::Debug for Stepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stepper").finish_non_exhaustive()
+    }
 }
 
 impl Stepper {

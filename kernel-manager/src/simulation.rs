@@ -1,6 +1,7 @@
 //! A simulated kernel: real recorder, log, sessions and attachments, without process and sockets. It has no tasks and
 //! no threads; its log comes from [`Logs::stepped`](kernel_log::Logs::stepped).
 
+use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,6 +21,12 @@ use crate::session::{Recorder, RecorderOptions, SendError, Sessions};
 /// A kernel whose process is simulated.
 pub struct SimulatedKernel {
     kernel: Arc<Kernel>,
+}
+
+impl fmt::Debug for SimulatedKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimulatedKernel").finish_non_exhaustive()
+    }
 }
 
 impl SimulatedKernel {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -40,6 +41,12 @@ pub struct K8sProvider {
     specs: watch::Sender<Arc<Specs>>,
     pools: Pools,
     _tasks: [AbortOnDrop; 2],
+}
+
+impl fmt::Debug for K8sProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("K8sProvider").finish_non_exhaustive()
+    }
 }
 
 fn is_ending(pod: &Pod) -> bool {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,6 +34,12 @@ pub struct LocalProvider {
     registry: Arc<Registry>,
     specs: watch::Receiver<Arc<Specs>>,
     _tasks: Vec<AbortOnDrop>,
+}
+
+impl fmt::Debug for LocalProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalProvider").finish_non_exhaustive()
+    }
 }
 
 impl LocalProvider {

@@ -26,6 +26,7 @@ mod users;
 mod websocket;
 mod wrong_tokens;
 
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -63,6 +64,14 @@ pub struct Gateway {
     /// The WebSocket connections.
     clients: TaskTracker,
     _counting: AbortOnDrop,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway")
+            .field("manager", &self.manager)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Gateway {

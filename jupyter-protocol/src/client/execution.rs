@@ -1,3 +1,4 @@
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -45,6 +46,14 @@ pub struct Execution {
     route: RouteGuard,
     /// Header of the unanswered input request.
     pending_input: Option<Header>,
+}
+
+impl fmt::Debug for Execution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Execution")
+            .field("msg_id", &self.route.msg_id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Execution {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use futures::Stream;
@@ -16,6 +17,12 @@ use crate::wire::WireMessage;
 pub struct Iopub {
     receiver: Option<broadcast::Receiver<Arc<WireMessage>>>,
     routes: Arc<Routes>,
+}
+
+impl fmt::Debug for Iopub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iopub").finish_non_exhaustive()
+    }
 }
 
 impl Iopub {

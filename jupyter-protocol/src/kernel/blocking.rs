@@ -1,5 +1,6 @@
 //! Code that blocks its thread.
 
+use std::fmt;
 use std::panic::resume_unwind;
 use std::thread;
 
@@ -81,6 +82,14 @@ impl Context {
 pub struct BlockingContext {
     context: Context,
     runtime: Handle,
+}
+
+impl fmt::Debug for BlockingContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockingContext")
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
 }
 
 impl BlockingContext {

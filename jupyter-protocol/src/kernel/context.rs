@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use super::error::InputError;
@@ -19,6 +20,12 @@ pub struct Context {
     pub(super) state: Arc<KernelState>,
     origin: Arc<Origin>,
     interrupt: Interrupt,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
 }
 
 impl Context {

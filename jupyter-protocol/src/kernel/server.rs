@@ -1,3 +1,4 @@
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -108,6 +109,12 @@ pub struct Server {
     iopub: AbortOnDrop,
     /// Servers of all sockets but iopub.
     servers: Vec<SocketServer>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -264,6 +271,12 @@ impl Drop for AbortOnDrop {
 pub struct ServerHandle {
     kernel: DynKernel,
     state: Arc<KernelState>,
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle").finish_non_exhaustive()
+    }
 }
 
 impl ServerHandle {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use super::MessageMemory;
@@ -46,6 +47,12 @@ pub async fn dealer(
 /// Sending half of a DEALER socket.
 pub struct DealerSender(connection::Sender);
 
+impl fmt::Debug for DealerSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DealerSender").finish_non_exhaustive()
+    }
+}
+
 impl DealerSender {
     /// Queues a message for sending.
     ///
@@ -61,6 +68,12 @@ impl DealerSender {
 
 /// Receiving half of a DEALER socket.
 pub struct DealerReceiver(connection::Receiver);
+
+impl fmt::Debug for DealerReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DealerReceiver").finish_non_exhaustive()
+    }
+}
 
 impl DealerReceiver {
     /// Reserves memory for large messages from a budget that is shared with other sockets.

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -34,6 +35,12 @@ pub struct IopubSubscriber {
     socket: DetachableSocket,
     read_buffer: ReadBuffer,
     throttle: Throttle,
+}
+
+impl fmt::Debug for IopubSubscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IopubSubscriber").finish_non_exhaustive()
+    }
 }
 
 impl IopubSubscriber {

@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,10 +25,27 @@ pub struct Attachment {
     current: watch::Receiver<u64>,
 }
 
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment")
+            .field("client", &self.client)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The cloneable part of an [`Attachment`]: sends and acknowledges.
 #[derive(Clone)]
 pub struct Client {
     hold: Arc<Hold>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("kernel", &self.hold.kernel.id())
+            .field("session", &self.hold.session)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Detaches when the last part of an attachment is dropped.

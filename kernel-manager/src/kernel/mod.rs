@@ -7,6 +7,7 @@ mod execute_options;
 mod execution;
 mod run;
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -63,6 +64,15 @@ pub struct Kernel {
     room: Arc<Semaphore>,
 }
 
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("id", &self.id())
+            .field("spec_name", &self.spec_name)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What a kernel needs of the manager that keeps it.
 pub(crate) trait Keeper: Send + Sync {
     /// Watches the kernel's process and restarts it when it ends by itself.
@@ -78,6 +88,12 @@ pub(crate) trait Keeper: Send + Sync {
 /// A reservation from [`Kernel::room`] for one message; released when dropped.
 pub struct Room {
     permit: Option<OwnedSemaphorePermit>,
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Room").finish_non_exhaustive()
+    }
 }
 
 impl Room {

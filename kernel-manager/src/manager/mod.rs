@@ -9,6 +9,7 @@ mod restore;
 mod supervisor;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -58,6 +59,14 @@ const PYTHON: &str = "python3";
 #[derive(Clone)]
 pub struct Manager {
     inner: Arc<ManagerInner>,
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager")
+            .field("options", &self.inner.options)
+            .finish_non_exhaustive()
+    }
 }
 
 struct ManagerInner {

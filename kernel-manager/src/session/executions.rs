@@ -1,3 +1,5 @@
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Cursor, Entry, Lifecycle, Log, Origin, ReadError, Seq, StoreError};
@@ -29,6 +31,14 @@ const PAGE: usize = 256;
 pub struct Executions {
     log: Log,
     are_past: bool,
+}
+
+impl fmt::Debug for Executions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executions")
+            .field("log", &self.log)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Selects executions that match all of its fields.
@@ -78,6 +88,15 @@ pub struct ExecutionOutputs {
     pub cursor: Cursor,
     /// Whether no entries of the execution are missing.
     pub complete: bool,
+}
+
+impl fmt::Debug for ExecutionOutputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecutionOutputs")
+            .field("cursor", &self.cursor)
+            .field("complete", &self.complete)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Executions {

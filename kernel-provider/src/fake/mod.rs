@@ -28,6 +28,7 @@ mod kernel;
 mod spec;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -51,6 +52,12 @@ use crate::{
 pub struct FakeProvider {
     name: String,
     backend: Arc<Backend>,
+}
+
+impl fmt::Debug for FakeProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeProvider").finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -19,6 +20,14 @@ pub struct Execution<'a> {
     tracker: ExecutionTracker,
     /// An entry that was read, and is handled after the loss that precedes it.
     held: Option<Entry>,
+}
+
+impl fmt::Debug for Execution<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Execution")
+            .field("msg_id", &self.msg_id())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Execution<'a> {

@@ -62,6 +62,7 @@ mod outbox;
 mod tls;
 mod watchdog;
 
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -105,6 +106,15 @@ pub struct ResumeClient {
     violations: u32,
     /// The event that [`connect`](Self::connect) read, and the cursor before it.
     first: Option<(Event, Option<Cursor>)>,
+}
+
+impl fmt::Debug for ResumeClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResumeClient")
+            .field("kernel", &self.options.kernel)
+            .field("cursor", &self.cursor)
+            .finish_non_exhaustive()
+    }
 }
 
 enum ConnectionState {

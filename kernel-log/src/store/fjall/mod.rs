@@ -11,6 +11,7 @@ mod database;
 mod journal;
 mod log;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,6 +30,14 @@ use crate::Epoch;
 /// folder when the store is opened; the other logs are unaffected.
 pub struct FjallStore {
     database: Arc<Database>,
+}
+
+impl fmt::Debug for FjallStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FjallStore")
+            .field("folder", &self.database.folder())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Metadata of a log.

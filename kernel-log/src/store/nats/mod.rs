@@ -103,6 +103,14 @@ pub struct NatsStore {
     nats: Arc<Nats>,
 }
 
+impl fmt::Debug for NatsStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsStore")
+            .field("options", &self.nats.options)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The connection and its own runtime, because stores are called from any runtime or none.
 struct Nats {
     client: Client,
