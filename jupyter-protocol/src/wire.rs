@@ -30,12 +30,12 @@ pub enum WireError {
         parts: usize,
     },
     /// The message exceeds the size limit of the socket and was skipped.
-    #[error("skipped a message of {bytes} bytes: the limit is {most} bytes")]
+    #[error("skipped a message of {bytes} bytes: the limit is {limit} bytes")]
     TooLarge {
         /// Size of the message in bytes.
         bytes: u64,
         /// Maximum size in bytes.
-        most: u64,
+        limit: u64,
     },
     /// The message was skipped because the budget for large messages had no memory for it.
     #[error("skipped a message of {bytes} bytes: no memory left for large messages")]

@@ -90,9 +90,9 @@ impl SimulatedKernel {
         let recorder = self.kernel.recorder();
         recorder.lifecycle(&Lifecycle::Restarting);
         recorder.disconnect().await;
-        let asked_before = recorder.next_entry();
+        let requested_before = recorder.next_entry();
         recorder.connect_simulated(requests).await;
-        recorder.restarted(asked_before);
+        recorder.restarted(requested_before);
     }
 }
 

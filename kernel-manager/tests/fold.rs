@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_manager::fold::{Fold, FoldLimits, without_pages};
+use kernel_manager::fold::{Fold, FoldLimits, without_pager};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -168,7 +168,7 @@ fn a_client_shows_the_same_outputs_after_a_replayed_fold() {
                 sent.push(json!({"channel": "stdin", "msg_type": "input_request", "raw": raw}));
             }
             for reply in before.iter().filter(|message| message.msg_type == "execute_reply") {
-                let content = without_pages(&Bytes::from(reply.content()));
+                let content = without_pager(&Bytes::from(reply.content()));
                 client.apply(Channel::Shell, &message("execute_reply", &content));
                 let raw = String::from_utf8(content.to_vec()).unwrap();
                 sent.push(json!({"channel": "shell", "msg_type": "execute_reply", "raw": raw}));
@@ -301,7 +301,7 @@ proptest! {
             }
             let size = serde_json::to_vec(&fold.outputs()).unwrap().len();
             // The limit does not count escapes and field names.
-            prop_assert!(size < 6 * max_bytes.max(FoldLimits::LEAST_BYTES) + 1_000, "{size} for {max_bytes}");
+            prop_assert!(size < 6 * max_bytes.max(FoldLimits::MIN_BYTES) + 1_000, "{size} for {max_bytes}");
         }
         if !fold.truncated() {
             prop_assert_eq!(outputs(&fold), outputs(&unlimited));
@@ -334,7 +334,7 @@ proptest! {
         for (channel, msg_type, content) in messages {
             fold.apply(channel, &message(msg_type, &content));
             fold.update_display(&content);
-            let _ = (serde_json::to_vec(&fold.outputs()).unwrap(), fold.messages(), without_pages(&content.into()));
+            let _ = (serde_json::to_vec(&fold.outputs()).unwrap(), fold.messages(), without_pager(&content.into()));
         }
     }
 }
@@ -443,13 +443,13 @@ fn a_fold_has_the_execution_count_and_the_open_input_request() {
 #[test]
 fn without_pages_removes_a_replys_pages() {
     let reply = br#"{"status":"ok","execution_count":1,"payload":[{"source":"page","data":{}},{"source":"x"}]}"#;
-    let without = without_pages(&Bytes::from_static(reply));
+    let without = without_pager(&Bytes::from_static(reply));
     assert_eq!(
         without,
         r#"{"status":"ok","execution_count":1,"payload":[{"source":"x"}]}"#
     );
-    assert_eq!(without_pages(&without), without);
-    assert_eq!(without_pages(&Bytes::from_static(b"[")), "[");
+    assert_eq!(without_pager(&without), without);
+    assert_eq!(without_pager(&Bytes::from_static(b"[")), "[");
 }
 
 #[test]

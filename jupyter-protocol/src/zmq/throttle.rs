@@ -61,7 +61,7 @@ impl Throttle {
 pub(super) fn skipped_error(bytes: u64) -> SocketError {
     let most = MAX_MESSAGE_BYTES;
     let error = if bytes > most {
-        WireError::TooLarge { bytes, most }
+        WireError::TooLarge { bytes, limit: most }
     } else {
         WireError::NoMemory { bytes }
     };

@@ -73,7 +73,7 @@ pub fn reads_no_more_than_it_is_asked_for(subject: &dyn Subject) -> Outcome {
 ///
 /// # Errors
 /// [`Failure`] if it returns something else.
-pub fn tells_of_a_hole_by_the_next_block(subject: &dyn Subject) -> Outcome {
+pub fn a_gap_shows_in_the_next_block(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
     log.append(&block(1..=10, 10, time(1)), &[])?;

@@ -10,7 +10,7 @@ use crate::{IndexUpdate, Retention, Seq};
 ///
 /// # Errors
 /// [`Failure`] if it does.
-pub fn an_unknown_log_is_not_made_by_looking(subject: &dyn Subject) -> Outcome {
+pub fn looking_up_an_unknown_log_creates_none(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let id = KernelId::random();
     same!(store.get(id)?.is_some(), false, "whether the log exists");
@@ -107,7 +107,7 @@ pub fn removes_a_log_and_no_other(subject: &dyn Subject) -> Outcome {
 ///
 /// # Errors
 /// [`Failure`] if something is lost.
-pub fn goes_on_in_the_same_epoch(subject: &dyn Subject) -> Outcome {
+pub fn a_reopened_log_keeps_its_epoch(subject: &dyn Subject) -> Outcome {
     if !subject.persists() {
         return Ok(());
     }

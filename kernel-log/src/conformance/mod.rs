@@ -85,12 +85,12 @@ pub type Outcome = Result<(), Failure>;
 macro_rules! store_conformance {
     ($subject:expr) => {
         $crate::store_conformance!(@cases $subject;
-            an_empty_log_has_nothing, an_unknown_log_is_not_made_by_looking, reads_from_every_entry,
-            reads_no_more_than_it_is_asked_for, tells_of_a_hole_by_the_next_block, keeps_a_large_message,
+            an_empty_log_has_nothing, looking_up_an_unknown_log_creates_none, reads_from_every_entry,
+            reads_no_more_than_it_is_asked_for, a_gap_shows_in_the_next_block, keeps_a_large_message,
             drops_the_oldest_bytes, drops_what_is_too_old, keeps_the_newest_block, finds_records_by_key,
             scans_records_in_order, stores_records_with_a_block, keeps_long_and_odd_keys, lists_what_it_keeps,
-            removes_a_log_and_no_other, goes_on_in_the_same_epoch, reads_a_log_while_it_is_written,
-            keeps_logs_apart, does_as_a_model_does,
+            removes_a_log_and_no_other, a_reopened_log_keeps_its_epoch, reads_a_log_while_it_is_written,
+            keeps_logs_apart, behaves_like_the_model,
         );
     };
     (@cases $subject:expr; $($case:ident),* $(,)?) => {

@@ -22,7 +22,7 @@ impl Random {
 ///
 /// # Errors
 /// [`Failure`](super::Failure) with the seed, if it differs.
-pub fn does_as_a_model_does(subject: &dyn Subject) -> Outcome {
+pub fn behaves_like_the_model(subject: &dyn Subject) -> Outcome {
     let seed = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |now| now.as_nanos() as u64);

@@ -369,7 +369,7 @@ pub(super) fn input_reply(content: &str) -> Option<String> {
 }
 
 /// The content without the pages in its payload; `None` if it has none.
-pub(super) fn without_pages(content: &str) -> Option<Vec<u8>> {
+pub(super) fn without_pager(content: &str) -> Option<Vec<u8>> {
     use serde_json::Value;
 
     page(content)?;

@@ -41,13 +41,13 @@ use content::{Count, Written};
 use list::{Bundle, Item, List};
 
 pub use output::Output;
-pub use replay::without_pages;
+pub use replay::without_pager;
 
 /// Shown in place of a password.
 const HIDDEN: &str = "········";
 
 /// The most buffer capacity kept between messages.
-const MOST_ROOM: usize = 64 << 10;
+const MAX_BUFFER: usize = 64 << 10;
 
 /// Limits of a fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub struct FoldLimits {
 
 impl FoldLimits {
     /// The minimum of [`max_bytes`](Self::max_bytes).
-    pub const LEAST_BYTES: usize = 4 << 10;
+    pub const MIN_BYTES: usize = 4 << 10;
 
     /// Limits with this many bytes of outputs.
     #[must_use]
@@ -85,7 +85,7 @@ pub struct Fold {
     execution_count: Option<u64>,
     input_request: Option<WireMessage>,
     /// Buffer for the text of one message.
-    room: String,
+    buffer: String,
 }
 
 impl Default for Fold {
@@ -99,11 +99,11 @@ impl Fold {
     #[must_use]
     pub fn new(limits: FoldLimits) -> Self {
         Self {
-            list: List::new(limits.max_bytes.max(FoldLimits::LEAST_BYTES)),
+            list: List::new(limits.max_bytes.max(FoldLimits::MIN_BYTES)),
             clear_pending: false,
             execution_count: None,
             input_request: None,
-            room: String::new(),
+            buffer: String::new(),
         }
     }
 
@@ -225,12 +225,12 @@ impl Fold {
     }
 
     fn written(&mut self, text: &str) {
-        let mut room = std::mem::take(&mut self.room);
+        let mut room = std::mem::take(&mut self.buffer);
         if let Some((name, written)) = content::stream(text, &mut room) {
             self.stream(&name, &written);
         }
-        if room.capacity() <= MOST_ROOM {
-            self.room = room;
+        if room.capacity() <= MAX_BUFFER {
+            self.buffer = room;
         }
     }
 

@@ -65,7 +65,7 @@ impl Fold {
     /// must be the kernel's: JupyterLab drops a display with a `display_id` if a message of another session arrives
     /// while it handles the display. After them, the caller sends an open [`input_request`](Self::input_request). Later
     /// log entries continue where the fold ends, even in the middle of a progress bar's line. If the `execute_reply` is
-    /// sent again, send it [`without_pages`], because its pager output is among these outputs.
+    /// sent again, send it [`without_pager`], because its pager output is among these outputs.
     #[must_use]
     pub fn messages(&self) -> Vec<(&'static str, Bytes)> {
         let mut messages = Messages::new();
@@ -160,6 +160,6 @@ fn add(messages: &mut Messages, msg_type: &'static str, content: &impl Serialize
 /// The content of an `execute_reply` without its pager output, to send after [`Fold::messages`]: JupyterLab makes an
 /// output of each page.
 #[must_use]
-pub fn without_pages(content: &Bytes) -> Bytes {
-    content::without_pages(&content::text(content)).map_or_else(|| content.clone(), Bytes::from)
+pub fn without_pager(content: &Bytes) -> Bytes {
+    content::without_pager(&content::text(content)).map_or_else(|| content.clone(), Bytes::from)
 }

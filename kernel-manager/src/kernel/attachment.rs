@@ -9,7 +9,7 @@ use kernel_log::{Block, Entry, LIFECYCLE, Origin, ReadError, Reader, Seq};
 use tokio::sync::watch;
 
 use super::Kernel;
-use crate::session::{Ahead, ExecutionRecord, ExecutionState, Joining, SendError, replay, told};
+use crate::session::{Ahead, ExecutionRecord, ExecutionState, Joining, SendError, replay, reported_state};
 
 /// A client attached to a kernel: a position in its log, and a way to send.
 ///
@@ -196,7 +196,7 @@ fn is_of_start(entry: &Entry) -> bool {
     let message = entry.message();
     message.header_ref().is_ok_and(|header| match &*header.msg_type {
         "iopub_welcome" => true,
-        "status" => told(message.content()) == Some(ExecutionState::Starting),
+        "status" => reported_state(message.content()) == Some(ExecutionState::Starting),
         _ => false,
     })
 }

@@ -454,7 +454,7 @@ impl Kernel {
         self.drain().await;
         self.recorder.revive();
         self.recorder.disconnect().await;
-        let asked_before = self.recorder.next_entry();
+        let requested_before = self.recorder.next_entry();
         let started = async {
             self.handle.restart(self.grace, Progress::ignored()).await?;
             self.connect(RESTART_DEADLINE)
@@ -463,7 +463,7 @@ impl Kernel {
         };
         started.await?;
         self.died_at.store(0, Ordering::Release);
-        self.recorder.restarted(asked_before);
+        self.recorder.restarted(requested_before);
         Ok(())
     }
 

@@ -36,7 +36,7 @@ async fn run(manager: Weak<ManagerInner>, interval: Duration) {
     // Not at once: running kernels are not restored yet, and their logs must stay.
     ticks.reset();
     let mut trimmed = Instant::now();
-    let mut told_quiet = HashMap::new();
+    let mut marked_quiet = HashMap::new();
     loop {
         ticks.tick().await;
         let Some(manager) = manager.upgrade() else {
@@ -54,7 +54,7 @@ async fn run(manager: Weak<ManagerInner>, interval: Duration) {
         }
         let kernels = manager.registry.list();
         if manager.logs.is_shared() {
-            tell_quiet(&kernels, manager.options.log_retention, &mut told_quiet);
+            mark_quiet(&kernels, manager.options.log_retention, &mut marked_quiet);
         }
         for kernel in kernels {
             if let Err(error) = trim_index(kernel.log()).await {
@@ -74,15 +74,15 @@ async fn run(manager: Weak<ManagerInner>, interval: Duration) {
 
 /// Appends an entry to the logs of quiet kernels, so that other managers of the same store do not take them for
 /// abandoned.
-fn tell_quiet(kernels: &[Arc<Kernel>], retention: Duration, told: &mut HashMap<KernelId, DateTime<Utc>>) {
-    told.retain(|id, _| kernels.iter().any(|kernel| kernel.id() == *id));
+fn mark_quiet(kernels: &[Arc<Kernel>], retention: Duration, marked: &mut HashMap<KernelId, DateTime<Utc>>) {
+    marked.retain(|id, _| kernels.iter().any(|kernel| kernel.id() == *id));
     let now = Utc::now();
     for kernel in kernels {
-        let told = told.entry(kernel.id()).or_insert_with(|| kernel.last_activity());
-        let last = kernel.last_activity().max(*told);
+        let marked = marked.entry(kernel.id()).or_insert_with(|| kernel.last_activity());
+        let last = kernel.last_activity().max(*marked);
         if (now - last).to_std().is_ok_and(|quiet| quiet >= retention / 4) {
             kernel.recorder().lifecycle(&Lifecycle::Quiet);
-            *told = now;
+            *marked = now;
         }
     }
 }

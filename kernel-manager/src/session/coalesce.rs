@@ -15,7 +15,7 @@ pub(super) const COALESCE_FOR: Duration = Duration::from_millis(1);
 pub(super) struct FloodDetector {
     since: Instant,
     messages: usize,
-    goes_on: bool,
+    is_flood: bool,
 }
 
 impl FloodDetector {
@@ -23,19 +23,19 @@ impl FloodDetector {
         Self {
             since: Instant::now(),
             messages: 0,
-            goes_on: false,
+            is_flood: false,
         }
     }
 
     /// Counts messages and returns whether they are part of a flood.
-    pub(super) fn goes_on(&mut self, messages: usize) -> bool {
+    pub(super) fn is_flood(&mut self, messages: usize) -> bool {
         self.messages += messages;
         let elapsed = self.since.elapsed();
         if elapsed >= WINDOW {
-            self.goes_on = self.messages as f64 >= RATE * elapsed.as_secs_f64();
+            self.is_flood = self.messages as f64 >= RATE * elapsed.as_secs_f64();
             self.since = Instant::now();
             self.messages = 0;
         }
-        self.goes_on
+        self.is_flood
     }
 }

@@ -57,7 +57,7 @@ impl StatusFollower {
             return None;
         }
         let request = message.parent_ref().ok()?.msg_id;
-        match told(message.content())? {
+        match reported_state(message.content())? {
             ExecutionState::Busy => {
                 if self.running.len() < MAX_RUNNING {
                     self.running.insert(request.into_owned());
@@ -83,7 +83,7 @@ impl StatusFollower {
 }
 
 /// The state that a `status` message's content names.
-pub(crate) fn told(content: &Bytes) -> Option<ExecutionState> {
+pub(crate) fn reported_state(content: &Bytes) -> Option<ExecutionState> {
     #[derive(Deserialize)]
     struct Status<'a> {
         #[serde(borrow)]

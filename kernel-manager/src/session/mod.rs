@@ -22,7 +22,7 @@ pub use execution_state::ExecutionState;
 pub use executions::{ExecutionFilter, ExecutionOutputs, ExecutionPage, Executions};
 pub use recorder::{RequestError, SendError};
 
-pub(crate) use execution_state::told;
+pub(crate) use execution_state::reported_state;
 pub(crate) use index_trim::trim_index;
 pub(crate) use recorder::{Recorder, RecorderOptions};
 pub(crate) use replay::{Ahead, replay};

@@ -244,10 +244,10 @@ impl Recorder {
         self.recording.log.append([]).next()
     }
 
-    /// Records the first answer after a restart. Requests before entry `asked_before` ended with the previous process;
+    /// Records the first answer after a restart. Requests before entry `requested_before` ended with the previous process;
     /// later ones waited for this one.
-    pub(crate) fn restarted(&self, asked_before: Seq) {
-        self.recording.lifecycle_of(&Lifecycle::Restarted, asked_before);
+    pub(crate) fn restarted(&self, requested_before: Seq) {
+        self.recording.lifecycle_of(&Lifecycle::Restarted, requested_before);
     }
 
     /// Ends the executions that end with the kernel. Call it before the death is announced.

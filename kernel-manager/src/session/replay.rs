@@ -14,7 +14,7 @@ use super::executions::{fold, message_at};
 use super::msg_type::msg_type;
 use super::parent_filter::ParentFilter;
 use super::request_index::display_id;
-use crate::fold::{answers, without_pages};
+use crate::fold::{answers, without_pager};
 
 /// The replay of one execution.
 pub(crate) struct Replay {
@@ -92,15 +92,15 @@ pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
         if seq <= until
             && let Some((channel, message)) = message_at(log, seq).await?
         {
-            messages.push((channel, again(message)));
+            messages.push((channel, to_resend(message)));
         }
     }
     Ok(Replay { messages, ahead })
 }
 
 /// A message to send again. Pager output of a reply is part of the outputs.
-fn again(message: WireMessage) -> WireMessage {
-    let content = without_pages(message.content());
+fn to_resend(message: WireMessage) -> WireMessage {
+    let content = without_pager(message.content());
     if content == *message.content() {
         return message;
     }

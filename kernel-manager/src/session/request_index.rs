@@ -371,10 +371,10 @@ impl RequestIndex {
     }
 
     /// Unfinished executions requested before this entry, oldest request first.
-    pub(super) fn unfinished_before(&self, asked_before: Seq) -> Vec<ExecutionRecord> {
+    pub(super) fn unfinished_before(&self, requested_before: Seq) -> Vec<ExecutionRecord> {
         let executions = self.executions.values();
         let mut unfinished: Vec<_> = executions
-            .filter(|execution| execution.ended.is_none() && execution.request < asked_before)
+            .filter(|execution| execution.ended.is_none() && execution.request < requested_before)
             .cloned()
             .collect();
         unfinished.sort_by_key(|execution| execution.request);

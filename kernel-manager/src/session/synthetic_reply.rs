@@ -26,7 +26,7 @@ pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> 
 
 /// Why the kernel's own reply is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unheard<'a> {
+pub(super) enum LostReply<'a> {
     /// The connection was lost.
     OutputLost,
     /// The kernel ended or was restarted.
@@ -43,7 +43,7 @@ pub(super) enum Unheard<'a> {
 /// arrives.
 pub(super) fn messages(
     execution: &ExecutionRecord,
-    unheard: Unheard<'_>,
+    lost_reply: LostReply<'_>,
     session: &str,
 ) -> Vec<(Channel, WireMessage)> {
     let message = |channel, msg_type: &str, content: Value| {
@@ -53,8 +53,8 @@ pub(super) fn messages(
     };
     let is_open = execution.reply.is_none();
     let mut messages = Vec::new();
-    let (ename, evalue) = match unheard {
-        Unheard::OutputLost => {
+    let (ename, evalue) = match lost_reply {
+        LostReply::OutputLost => {
             let missing = (!execution.told_missing).then_some(MISSING);
             let text: Vec<_> = missing.into_iter().chain(is_open.then_some(UNKNOWN)).collect();
             if !text.is_empty() {
@@ -62,11 +62,11 @@ pub(super) fn messages(
             }
             ("OutputLost", format!("{MISSING} {UNKNOWN}"))
         }
-        Unheard::KernelEnded { ename, reason } => (ename, reason.to_owned()),
+        LostReply::KernelEnded { ename, reason } => (ename, reason.to_owned()),
     };
-    let traceback = match unheard {
-        Unheard::OutputLost => Vec::new(),
-        Unheard::KernelEnded { .. } => vec![format!("{ename}: {evalue}")],
+    let traceback = match lost_reply {
+        LostReply::OutputLost => Vec::new(),
+        LostReply::KernelEnded { .. } => vec![format!("{ename}: {evalue}")],
     };
     let mut error = json!({"ename": ename, "evalue": evalue, "traceback": traceback});
     if is_open {

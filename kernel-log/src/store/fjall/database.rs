@@ -238,7 +238,7 @@ fn lock(folder: &Path) -> Result<File, StoreError> {
 impl Open {
     pub(super) fn new(folder: &Path) -> Result<Self, StoreError> {
         let failed = |error| failed(folder, "open the logs", error);
-        match journal::mend(folder) {
+        match journal::repair(folder) {
             Ok(0) => {}
             Ok(bytes) => {
                 tracing::error!(folder = %folder.display(), bytes, "a journal of the logs was damaged; the damaged part was cut out, and readers will learn that entries are missing");

@@ -41,7 +41,7 @@ pub(super) enum JournalError {
 ///
 /// # Errors
 /// [`JournalError::UnknownFormat`] if the folder belongs to another version of fjall; nothing is changed then.
-pub(super) fn mend(folder: &Path) -> Result<u64, JournalError> {
+pub(super) fn repair(folder: &Path) -> Result<u64, JournalError> {
     let marker = folder.join("version");
     match fs::read(&marker) {
         Ok(bytes) => check_format(&marker, bytes.first_chunk())?,
@@ -58,7 +58,7 @@ pub(super) fn mend(folder: &Path) -> Result<u64, JournalError> {
     for file in files {
         let path = file?.path();
         if path.extension().is_some_and(|extension| extension == "jnl") {
-            damaged += mend_one(&path)?;
+            damaged += repair_file(&path)?;
         }
     }
     Ok(damaged)
@@ -80,14 +80,14 @@ fn check_format(path: &Path, magic: Option<&[u8; 4]>) -> Result<(), JournalError
     }
 }
 
-fn mend_one(path: &Path) -> Result<u64, JournalError> {
+fn repair_file(path: &Path) -> Result<u64, JournalError> {
     let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
-    let sound = skip_batches(&mut reader)?;
-    reader.seek(SeekFrom::Start(sound))?;
+    let valid = skip_batches(&mut reader)?;
+    reader.seek(SeekFrom::Start(valid))?;
     if only_zeros(&mut reader)? {
         return Ok(0);
     }
-    reader.seek(SeekFrom::Start(sound))?;
+    reader.seek(SeekFrom::Start(valid))?;
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest)?;
     let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -102,7 +102,7 @@ fn mend_one(path: &Path) -> Result<u64, JournalError> {
         position = next + length;
     }
     if kept.is_empty() {
-        if sound == 0 {
+        if valid == 0 {
             // The file has no batch in the known format. Batches of other formats may end with the same three letters.
             let ends = memchr::memmem::find_iter(&rest, &MAGIC[..3]);
             for end in ends {
@@ -110,13 +110,13 @@ fn mend_one(path: &Path) -> Result<u64, JournalError> {
             }
         }
         // Nothing valid follows: the batch was being written when the machine went down.
-        File::options().write(true).open(path)?.set_len(sound)?;
+        File::options().write(true).open(path)?.set_len(valid)?;
         return Ok(0);
     }
-    let mended = path.with_extension("mended");
-    let mut writer = BufWriter::new(File::create(&mended)?);
+    let repaired = path.with_extension("repaired");
+    let mut writer = BufWriter::new(File::create(&repaired)?);
     reader.seek(SeekFrom::Start(0))?;
-    io::copy(&mut reader.take(sound), &mut writer)?;
+    io::copy(&mut reader.take(valid), &mut writer)?;
     for range in kept {
         writer.write_all(&rest[range])?;
     }
@@ -124,7 +124,7 @@ fn mend_one(path: &Path) -> Result<u64, JournalError> {
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?
         .sync_all()?;
-    fs::rename(&mended, path)?;
+    fs::rename(&repaired, path)?;
     Ok(damaged as u64)
 }
 
@@ -214,8 +214,8 @@ fn try_skip_batch(reader: &mut impl Read) -> io::Result<Option<u64>> {
     }
     let mut end = [0; 13];
     reader.read_exact(&mut end)?;
-    let sound = end[0] == END && end[1..9] == hash.digest().to_le_bytes() && &end[9..] == MAGIC;
-    Ok(sound.then_some(length + end.len() as u64))
+    let valid = end[0] == END && end[1..9] == hash.digest().to_le_bytes() && &end[9..] == MAGIC;
+    Ok(valid.then_some(length + end.len() as u64))
 }
 
 /// Hashes the next `left` bytes. Returns `false` if the reader ends before.
@@ -269,30 +269,30 @@ mod tests {
         batch
     }
 
-    fn mended(bytes: &[u8]) -> (u64, Vec<u8>) {
+    fn repaired(bytes: &[u8]) -> (u64, Vec<u8>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0.jnl");
         fs::write(&path, bytes).unwrap();
-        let damaged = mend(folder.path()).unwrap();
+        let damaged = repair(folder.path()).unwrap();
         (damaged, fs::read(&path).unwrap())
     }
 
     #[test]
-    fn what_a_kernel_sent_is_no_batch_wherever_the_one_around_it_is_torn() {
+    fn a_batch_inside_a_torn_one_is_not_taken_for_a_batch() {
         let first = batch(b"sound");
         let forged = batch(b"of another log");
         let around = batch(&[b"x\xff", MAGIC, &forged, b"and more of it"].concat());
         for end in 1..around.len() {
             let mut torn = [&first[..], &around[..end]].concat();
-            assert_eq!(mended(&torn), (0, first.clone()), "torn after {end}");
+            assert_eq!(repaired(&torn), (0, first.clone()), "torn after {end}");
             torn.resize(torn.len() + 100, 0);
-            let (damaged, left) = mended(&torn);
+            let (damaged, left) = repaired(&torn);
             assert!(damaged == 0 && left == first, "torn after {end}, and zeros");
         }
     }
 
     #[test]
-    fn what_another_version_wrote_is_refused_and_left() {
+    fn a_journal_of_another_version_is_refused_and_left_alone() {
         let known = batch(b"sound");
         let mut newer = known.clone();
         let end = newer.len();
@@ -303,26 +303,26 @@ mod tests {
         let path = folder.path().join("0.jnl");
         fs::write(&path, [&newer[..], &newer, &[0; 100]].concat()).unwrap();
         let before = fs::read(&path).unwrap();
-        let refused = mend(folder.path()).unwrap_err().to_string();
+        let refused = repair(folder.path()).unwrap_err().to_string();
         assert!(refused.contains("0.jnl") && refused.contains("format 4"), "{refused}");
         assert_eq!(fs::read(&path).unwrap(), before);
 
         fs::write(&path, &known[..known.len() - 1]).unwrap();
         fs::write(folder.path().join("version"), b"FJL\x04").unwrap();
-        let refused = mend(folder.path()).unwrap_err().to_string();
+        let refused = repair(folder.path()).unwrap_err().to_string();
         assert!(refused.contains("version") && refused.contains("format 4"), "{refused}");
         assert_eq!(fs::read(&path).unwrap().len(), known.len() - 1);
     }
 
     #[test]
-    fn nor_where_it_is_damaged() {
+    fn a_batch_inside_a_damaged_one_is_not_taken_for_a_batch() {
         let (first, last) = (batch(b"sound"), batch(b"the last"));
         let around = batch(&[MAGIC, &batch(b"of another log"), b"and more of it"].concat());
         // The hash does not cover the batch's number.
         for at in (0..around.len()).filter(|at| !(5..13).contains(at)) {
             let mut damaged = around.clone();
             damaged[at] ^= 0xff;
-            let (_, left) = mended(&[&first[..], &damaged, &last].concat());
+            let (_, left) = repaired(&[&first[..], &damaged, &last].concat());
             // A damaged length may look like an unfinished write.
             let is_length = (1..5).contains(&at) || (13 + 11..13 + ITEM_HEAD).contains(&at);
             let kept = [&first[..], &last].concat();

@@ -84,7 +84,7 @@ pub(super) async fn record_iopub(
                     bytes += size(&message);
                     iopub.refused(&message);
                 }
-                Err(Refused::Garbage) => {}
+                Err(Refused::Invalid) => {}
                 Err(Refused::Skipped(bytes)) => skipped = Some(bytes),
                 Err(Refused::Broken) => broken = true,
             }
@@ -98,7 +98,7 @@ pub(super) async fn record_iopub(
             };
         }
         if !batch.messages.is_empty() {
-            let flooded = flood.goes_on(batch.messages.len());
+            let flooded = flood.is_flood(batch.messages.len());
             batch.record();
             silent = false;
             if !flooded {

@@ -82,7 +82,7 @@ impl Recording {
             recording: self,
             msg_id: &message.header_ref()?.msg_id,
         };
-        if !ours && !only_asks(&message) {
+        if !ours && !is_read_only(&message) {
             // Store before sending. A crash in between loses the request, which its record shows; the other order would
             // run it twice if the client repeats it.
             self.log.stored(seq).await;
@@ -139,7 +139,7 @@ impl Recording {
     }
 
     /// The session whose request this reply answers, for requests from before this process started.
-    pub(super) fn asked_before(&self, message: &WireMessage) -> Option<Arc<str>> {
+    pub(super) fn requested_before(&self, message: &WireMessage) -> Option<Arc<str>> {
         let parent = message.parent_ref().ok()?;
         Some(self.requests().session_of(&parent.msg_id)?.into())
     }
@@ -183,19 +183,19 @@ impl Recording {
             .iter()
             .filter_map(|message| Some((status.follow(message)?, message)))
             .collect();
-        let told = statuses.last().copied();
-        self.record(Channel::Iopub, "", messages, told.map(|(state, _)| state));
+        let newest_status = statuses.last().copied();
+        self.record(Channel::Iopub, "", messages, newest_status.map(|(state, _)| state));
         for (_, message) in statuses {
             self.statuses.heard(message);
         }
-        if let Some((_, message)) = told
+        if let Some((_, message)) = newest_status
             && let Ok(header) = message.header_ref()
             && let mut session = lock(&self.kernel_session)
             && **session != *header.session
         {
             *session = (*header.session).into();
         }
-        if let Some((ExecutionState::Idle, message)) = told
+        if let Some((ExecutionState::Idle, message)) = newest_status
             && status.idle_for_the_first_time()
             && let Ok(header) = message.header_ref()
         {
@@ -205,7 +205,7 @@ impl Recording {
         self.link.send_if_modified(|link| {
             let now = match *link {
                 ConnectionState::Connected | ConnectionState::Unconfirmed | ConnectionState::Subscribed
-                    if told.is_some() =>
+                    if newest_status.is_some() =>
                 {
                     ConnectionState::Live
                 }
@@ -220,7 +220,7 @@ impl Recording {
     pub(super) fn record_reply(&self, channel: Channel, message: WireMessage) {
         let mut addressee = self.pending_requests.addressee(channel, &message);
         if matches!(addressee, Addressee::All)
-            && let Some(session) = self.asked_before(&message)
+            && let Some(session) = self.requested_before(&message)
         {
             addressee = Addressee::Session(session);
         }
@@ -242,7 +242,7 @@ impl Recording {
     }
 
     /// As [`lifecycle`](Self::lifecycle), for executions requested before this entry.
-    pub(super) fn lifecycle_of(&self, event: &Lifecycle, asked_before: Seq) -> Seq {
+    pub(super) fn lifecycle_of(&self, event: &Lifecycle, requested_before: Seq) -> Seq {
         let message = event.to_message(OUR_SESSION);
         if !matches!(event, Lifecycle::Quiet) {
             self.touch();
@@ -254,7 +254,7 @@ impl Recording {
             message: &message,
         };
         // Plain Jupyter clients must see their executions end before the kernel is dead or restarting.
-        self.end_with_kernel(event, asked_before);
+        self.end_with_kernel(event, requested_before);
         self.log.append([entry])
     }
 
@@ -344,7 +344,7 @@ pub(super) fn is_execution(message: &WireMessage) -> bool {
 
 /// Whether the request changes nothing in the kernel, so that sending it twice is harmless. Completion must not wait
 /// for a disk.
-fn only_asks(message: &WireMessage) -> bool {
+fn is_read_only(message: &WireMessage) -> bool {
     matches!(
         &*msg_type(message),
         "kernel_info_request"

@@ -17,7 +17,7 @@ use super::{OUR_SESSION, Recording, SendError};
 use crate::session::death::Death;
 use crate::session::execution_record::{ExecutionRecord, ExecutionStatus};
 use crate::session::request_index::RequestIndex;
-use crate::session::synthetic_reply::{self, Unheard};
+use crate::session::synthetic_reply::{self, LostReply};
 
 /// How long to wait for the status after a kernel's answer. Some kernels' statuses have no parent and are not
 /// recognized.
@@ -162,24 +162,24 @@ impl Recording {
         let event = Lifecycle::Lost {
             executions: msg_ids(&lost),
         };
-        self.end_without_reply(&mut requests, &lost, &event, Unheard::OutputLost, kernel_session);
+        self.end_without_reply(&mut requests, &lost, &event, LostReply::OutputLost, kernel_session);
     }
 
     /// Ends the executions requested before this entry, because the kernel died or was restarted.
-    pub(super) fn end_with_kernel(&self, event: &Lifecycle, asked_before: Seq) {
+    pub(super) fn end_with_kernel(&self, event: &Lifecycle, requested_before: Seq) {
         let Some(death) = Death::by(event) else { return };
         let kernel_session = self.kernel_session();
         let mut requests = self.requests();
-        let died = requests.unfinished_before(asked_before);
+        let died = requests.unfinished_before(requested_before);
         let event = Lifecycle::Died {
             executions: msg_ids(&died),
             reason: death.reason.clone(),
         };
-        let unheard = Unheard::KernelEnded {
+        let lost_reply = LostReply::KernelEnded {
             ename: death.ename,
             reason: &death.reason,
         };
-        self.end_without_reply(&mut requests, &died, &event, unheard, &kernel_session);
+        self.end_without_reply(&mut requests, &died, &event, lost_reply, &kernel_session);
     }
 
     /// Ends executions in place of the kernel: appends the event and the messages that their clients wait for.
@@ -188,20 +188,20 @@ impl Recording {
         requests: &mut RequestIndex,
         executions: &[ExecutionRecord],
         event: &Lifecycle,
-        unheard: Unheard<'_>,
+        lost_reply: LostReply<'_>,
         kernel_session: &str,
     ) {
         if executions.is_empty() {
             return;
         }
         let now = Utc::now();
-        let outcome = match unheard {
-            Unheard::OutputLost => (ExecutionStatus::Lost, None),
-            Unheard::KernelEnded { reason, .. } => (ExecutionStatus::Died, Some(reason)),
+        let outcome = match lost_reply {
+            LostReply::OutputLost => (ExecutionStatus::Lost, None),
+            LostReply::KernelEnded { reason, .. } => (ExecutionStatus::Died, Some(reason)),
         };
         let replies = executions
             .iter()
-            .map(|record| synthetic_reply::messages(record, unheard, kernel_session));
+            .map(|record| synthetic_reply::messages(record, lost_reply, kernel_session));
         let replies: Vec<_> = replies.collect();
         let event = event.to_message(OUR_SESSION);
         let entry = |channel, session, message| NewEntry {

@@ -34,7 +34,7 @@ pub(super) async fn record_replies(
                 socket.refused(&message);
                 false
             }
-            Err(Refused::Garbage) => false,
+            Err(Refused::Invalid) => false,
             Err(Refused::Skipped(_)) => {
                 // The skipped message may be a reply that a client waits for.
                 reconnected.notify_one();

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Recording;
-use crate::session::execution_state::{ExecutionState, told};
+use crate::session::execution_state::{ExecutionState, reported_state};
 use crate::session::pending_requests::Requester;
 
 /// Session of the setup request.
@@ -78,7 +78,11 @@ impl Setup {
         // Every iopub message passes here, and searching for the session is cheaper than parsing.
         let is_ours = memmem::find(message.parent_header(), SETUP_SESSION.as_bytes()).is_some()
             && message.parent_ref().is_ok_and(|parent| parent.session == SETUP_SESSION);
-        let state = if is_ours { told(message.content()) } else { None };
+        let state = if is_ours {
+            reported_state(message.content())
+        } else {
+            None
+        };
         if state == Some(ExecutionState::Idle) {
             self.hiding.store(false, Ordering::Relaxed);
         }

@@ -13,7 +13,7 @@ pub(super) enum Refused {
     /// This message is not the kernel's.
     Message(WireMessage),
     /// The frames are no message; the socket stays usable.
-    Garbage,
+    Invalid,
     /// The socket skipped a message of this many bytes: it was too large, or no memory was free for it.
     Skipped(u64),
     /// The connection is broken.
@@ -62,7 +62,7 @@ impl Gate {
             },
             Err(SocketError::Wire(error)) => match error {
                 WireError::TooLarge { bytes, .. } | WireError::NoMemory { bytes } => (error, Refused::Skipped(bytes)),
-                _ => (error, Refused::Garbage),
+                _ => (error, Refused::Invalid),
             },
             Err(error) => {
                 // Happens whenever a kernel ends.
