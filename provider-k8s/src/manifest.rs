@@ -1,21 +1,23 @@
 //! The Kubernetes objects of a kernel: its pod, and the Secret with its connection file and environment.
 
+mod container;
+mod pod_spec;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use jupyter_protocol::kernelspec::{InterruptMode, LaunchArgs, expand_env};
+use jupyter_protocol::kernelspec::InterruptMode;
 use jupyter_protocol::{ConnectionInfo, InstalledKernelspec, KernelId, Key};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, LocalObjectReference, Pod, PodSecurityContext,
-    PodSpec, SeccompProfile, Secret, SecretKeySelector, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
-};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use sha2::{Digest as _, Sha256};
 
+use container::restarts_in_place;
+use pod_spec::pod_spec;
+
 use crate::names;
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 
 /// The kernel's ports: shell, iopub, stdin, control and heartbeat. Each pod has its own network, so they are the same
 /// in all pods.
@@ -272,278 +274,6 @@ fn is_network_annotation(annotation: &str) -> bool {
     NOTES.contains(&annotation)
 }
 
-fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result<PodSpec, String> {
-    let settings = &kernel.settings;
-    let mut spec = settings.pod_template.spec.clone().unwrap_or_default();
-    refuse_controlled_fields(&spec)?;
-    let given = spec
-        .containers
-        .iter()
-        .position(|container| container.name == names::CONTAINER);
-    let base = given.map(|index| spec.containers.remove(index)).unwrap_or_default();
-    spec.containers.insert(0, container(kernel, base, secret_name)?);
-    // A kernel's state is lost with its process, so there is nothing to restart.
-    spec.restart_policy = Some("Never".to_owned());
-    // With a shared process namespace the kernel is not process 1. Signals without a handler then work, and orphaned
-    // processes are reaped.
-    spec.share_process_namespace.get_or_insert(true);
-    spec.automount_service_account_token.get_or_insert(false);
-    spec.enable_service_links.get_or_insert(false);
-    if settings.service_account.is_some() {
-        spec.service_account_name.clone_from(&settings.service_account);
-    }
-    let context = spec.security_context.get_or_insert_default();
-    apply_restricted_defaults(context, settings);
-    let secrets = settings
-        .image_pull_secrets
-        .iter()
-        .map(|name| LocalObjectReference { name: name.clone() });
-    spec.image_pull_secrets.get_or_insert_default().extend(secrets);
-    if !settings.node_selector.is_empty() {
-        spec.node_selector
-            .get_or_insert_default()
-            .extend(settings.node_selector.clone());
-    }
-    if !settings.tolerations.is_empty() {
-        spec.tolerations
-            .get_or_insert_default()
-            .extend(settings.tolerations.clone());
-    }
-    let volumes = spec.volumes.get_or_insert_default();
-    volumes.extend(settings.volumes.clone());
-    volumes.push(Volume {
-        name: names::VOLUME.to_owned(),
-        secret: Some(SecretVolumeSource {
-            secret_name: Some(secret_name.to_owned()),
-            default_mode: Some(0o400),
-            items: Some(vec![k8s_openapi::api::core::v1::KeyToPath {
-                key: names::CONNECTION_KEY.to_owned(),
-                path: names::CONNECTION_KEY.to_owned(),
-                mode: None,
-            }]),
-            optional: None,
-        }),
-        ..Volume::default()
-    });
-    // In memory, like Secret volumes, so that no key is written to a node's disk.
-    volumes.push(Volume {
-        name: names::COPY_VOLUME.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource {
-            medium: Some("Memory".to_owned()),
-            size_limit: Some(Quantity("1Mi".to_owned())),
-        }),
-        ..Volume::default()
-    });
-    Ok(spec)
-}
-
-/// Copies the connection file, replacing a previous kernel's copy, then executes the kernel.
-const COPY_SCRIPT: &str = r#"umask 077; cp -f "$1" "$2" && shift 2 && exec "$@""#;
-/// Runs the kernel, and runs it again on a restart in place.
-const KEEP_SCRIPT: &str = include_str!("shell/keep.sh");
-
-/// Whether a Python interpreter starts the kernel. Its image can be expected to contain a shell.
-fn is_python(program: &str) -> bool {
-    program.rsplit('/').next().unwrap_or_default().starts_with("python")
-}
-
-fn restarts_in_place(kernel: &ManifestParams<'_>) -> Result<bool, String> {
-    let argv = settings::argv(&kernel.installed.spec)?;
-    let program = argv.first().map(String::as_str).unwrap_or_default();
-    Ok(kernel.settings.restart_in_place.unwrap_or_else(|| is_python(program)))
-}
-
-/// Refuses templates that set fields which the provider controls.
-///
-/// # Errors
-/// The first such field.
-fn refuse_controlled_fields(spec: &PodSpec) -> Result<(), String> {
-    let kernel = spec
-        .containers
-        .iter()
-        .find(|container| container.name == names::CONTAINER);
-    let mounts_ours = kernel
-        .and_then(|kernel| kernel.volume_mounts.as_ref())
-        .is_some_and(|mounts| {
-            mounts
-                .iter()
-                .any(|mount| mount.mount_path.starts_with(names::CONNECTION_DIR))
-        });
-    let owned = [
-        ("spec.restartPolicy", spec.restart_policy.is_some()),
-        ("spec.nodeName", spec.node_name.is_some()),
-        ("spec.hostNetwork", spec.host_network.is_some()),
-        ("spec.activeDeadlineSeconds", spec.active_deadline_seconds.is_some()),
-        (
-            "the kernel container's command",
-            kernel.is_some_and(|kernel| kernel.command.is_some()),
-        ),
-        (
-            "the kernel container's args",
-            kernel.is_some_and(|kernel| kernel.args.is_some()),
-        ),
-        (
-            "the kernel container's image",
-            kernel.is_some_and(|kernel| kernel.image.is_some()),
-        ),
-        ("a mount at /run/kernelmux or /run/kernelmux-rw", mounts_ours),
-        (
-            "a volume named kernelmux-connection",
-            spec.volumes.iter().flatten().any(|volume| volume.name == names::VOLUME),
-        ),
-        (
-            "a volume named kernelmux-connection-copy",
-            spec.volumes
-                .iter()
-                .flatten()
-                .any(|volume| volume.name == names::COPY_VOLUME),
-        ),
-    ];
-    match owned.iter().find(|(_, is_set)| *is_set) {
-        Some((what, _)) => Err(format!("the pod template sets {what}, which the provider controls")),
-        None => Ok(()),
-    }
-}
-
-/// Adds what the `restricted` Pod Security level requires, unless the template sets it.
-fn apply_restricted_defaults(context: &mut PodSecurityContext, settings: &Settings) {
-    context.run_as_non_root.get_or_insert(true);
-    context.seccomp_profile.get_or_insert_with(|| SeccompProfile {
-        type_: "RuntimeDefault".to_owned(),
-        localhost_profile: None,
-    });
-    if context.run_as_user.is_none() {
-        context.run_as_user = settings.run_as_user;
-    }
-    if context.run_as_group.is_none() {
-        context.run_as_group = settings.run_as_group;
-    }
-    // The connection file is readable by this group only.
-    if context.fs_group.is_none() {
-        context.fs_group = context.run_as_group;
-    }
-}
-
-fn container(kernel: &ManifestParams<'_>, mut base: Container, secret_name: &str) -> Result<Container, String> {
-    let settings = &kernel.settings;
-    let spec = &kernel.installed.spec;
-    let mut argv = kernel.installed.clone();
-    argv.spec.argv = settings::argv(spec)?;
-    // Use the image's interpreter, not this machine's.
-    let program = argv.spec.argv.first().cloned().unwrap_or_default();
-    let copies = settings.writable_connection_file.unwrap_or_else(|| is_python(&program));
-    let keeps = restarts_in_place(kernel)?;
-    let mut command = argv.argv(&LaunchArgs {
-        connection_file: if copies {
-            names::COPY_FILE
-        } else {
-            names::CONNECTION_FILE
-        },
-        python: Some(&program),
-        ..LaunchArgs::default()
-    });
-    if copies {
-        let copy = ["sh", "-c", COPY_SCRIPT, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
-        command.splice(0..0, copy);
-    }
-    if keeps {
-        command.splice(
-            0..0,
-            ["sh", "-c", KEEP_SCRIPT, "sh", names::COPY_DIR].map(str::to_owned),
-        );
-    }
-    command.iter_mut().for_each(|word| *word = literal(word));
-    names::CONTAINER.clone_into(&mut base.name);
-    base.image.clone_from(&settings.image);
-    if settings.image_pull_policy.is_some() {
-        base.image_pull_policy.clone_from(&settings.image_pull_policy);
-    }
-    base.command = Some(command);
-    if settings.working_dir.is_some() {
-        base.working_dir.clone_from(&settings.working_dir);
-    }
-    let environment = environment(kernel, base.env.take().unwrap_or_default(), secret_name);
-    base.env = Some(environment);
-    let resources = base.resources.get_or_insert_default();
-    for (ours, theirs) in [
-        (&settings.resources.requests, &mut resources.requests),
-        (&settings.resources.limits, &mut resources.limits),
-    ] {
-        if let Some(ours) = ours {
-            theirs.get_or_insert_default().extend(ours.clone());
-        }
-    }
-    let mounts = base.volume_mounts.get_or_insert_default();
-    mounts.extend(settings.volume_mounts.clone());
-    mounts.push(VolumeMount {
-        name: names::VOLUME.to_owned(),
-        mount_path: names::CONNECTION_DIR.to_owned(),
-        read_only: Some(true),
-        ..VolumeMount::default()
-    });
-    if copies || keeps {
-        mounts.push(VolumeMount {
-            name: names::COPY_VOLUME.to_owned(),
-            mount_path: names::COPY_DIR.to_owned(),
-            ..VolumeMount::default()
-        });
-    }
-    let security: &mut SecurityContext = base.security_context.get_or_insert_default();
-    security.allow_privilege_escalation.get_or_insert(false);
-    security.capabilities.get_or_insert_with(|| Capabilities {
-        drop: Some(vec!["ALL".to_owned()]),
-        add: None,
-    });
-    Ok(base)
-}
-
-/// Escapes text that Kubernetes would otherwise expand: `$(NAME)` is a variable, and `$$` stands for `$`.
-fn literal(text: &str) -> String {
-    text.replace('$', "$$")
-}
-
-/// The environment: the kernelspec's variables, then the launch's. The latter can contain tokens, so they come from the
-/// Secret.
-fn environment(kernel: &ManifestParams<'_>, mut env: Vec<EnvVar>, secret_name: &str) -> Vec<EnvVar> {
-    let own = kernel
-        .installed
-        .spec
-        .env
-        .iter()
-        .filter(|(name, _)| !kernel.env.contains_key(*name));
-    env.extend(own.map(|(name, template)| EnvVar {
-        name: name.clone(),
-        value: Some(literal(&expand_env(template, |name| kernel.env.get(name).cloned()))),
-        value_from: None,
-    }));
-    env.extend(kernel.env.keys().map(|name| EnvVar {
-        name: name.clone(),
-        value: None,
-        value_from: Some(EnvVarSource {
-            secret_key_ref: Some(SecretKeySelector {
-                key: format!("{}{name}", names::ENV_PREFIX),
-                name: secret_name.to_owned(),
-                optional: None,
-            }),
-            ..EnvVarSource::default()
-        }),
-    }));
-    let mut set = |name: &str, value: String| {
-        env.push(EnvVar {
-            name: name.to_owned(),
-            value: Some(value),
-            value_from: None,
-        });
-    };
-    // Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process with this id
-    // ends, except for process 1.
-    set("JPY_PARENT_PID", "1".to_owned());
-    if !kernel.is_warm {
-        set("KERNELMUX_KERNEL_ID", kernel.id.to_string());
-    }
-    env
-}
-
 fn check_variable(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if name.is_empty() || name.len() > 200 || !name.chars().all(fits) {
@@ -560,6 +290,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
+    use super::container::KEEP_SCRIPT;
     use super::*;
 
     fn manifest(kubernetes: Value) -> Result<Manifest, String> {

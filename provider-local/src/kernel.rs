@@ -14,8 +14,9 @@ use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDrop;
 
+use crate::context::{ProviderContext, blocking};
 use crate::events::Events;
-use crate::launch::{self, ProviderContext, Ready, blocking};
+use crate::launch::{self, Ready};
 use crate::output::{self, Trimmer};
 use crate::process::Process;
 use crate::registry::Registry;

@@ -1,159 +1,34 @@
 //! Launches a kernel: from a kernelspec to a process whose sockets accept connections.
 
-use std::ffi::{OsStr, OsString};
+mod process_guard;
+mod spawn;
+
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jupyter_protocol::handshake::{HandshakeError, Registration};
-use jupyter_protocol::kernelspec::{KernelspecError, LaunchArgs, get_kernelspec};
+use jupyter_protocol::kernelspec::{KernelspecError, get_kernelspec};
 use jupyter_protocol::{ConnectionInfo, Key, Transport};
-use kernel_provider::{ExitCause, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError};
-use rustix::fs::inotify::WatchFlags;
-use tokio::sync::Notify;
+use kernel_provider::{KernelRecord, LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError};
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::endpoints;
-use crate::environment::{self, Env};
-use crate::events::{Events, Watch};
-use crate::output;
-use crate::ports::{PortAllocator, PortReservation};
-use crate::process::oom::OomCounter;
+use crate::context::{ProviderContext, blocking};
 use crate::process::{ExitStatus, Process};
-use crate::ready;
-use crate::state::{KernelFiles, LaunchSpec, SavedKernel, Stage, StateDir};
-use crate::{AdjustCommand, KernelCommand, LocalOptions};
+use crate::state::{KernelFiles, LaunchSpec, SavedKernel, Stage};
+use crate::{endpoints, environment, output, ready};
+use process_guard::ProcessGuard;
+use spawn::{Endpoint, EndpointChoice, Invocation, SpawnedKernel, invocation, spawn_or_clean_up};
 
 /// How often a start is attempted if other programs take the kernel's ports.
 const MAX_ATTEMPTS: usize = 4;
-
-/// State shared by the kernels of one provider.
-pub(crate) struct ProviderContext {
-    pub(crate) options: LocalOptions,
-    pub(crate) state: StateDir,
-    pub(crate) events: Arc<Events>,
-    pub(crate) oom: Arc<OomCounter>,
-    pub(crate) ports: PortAllocator,
-    /// Launches whose process has neither been handed over nor cleaned up yet.
-    pub(crate) pending_launches: TaskTracker,
-    pub(crate) is_closed: AtomicBool,
-}
-
-impl ProviderContext {
-    pub(crate) fn check_open(&self) -> Result<(), ProviderError> {
-        if self.is_closed.load(Ordering::Acquire) {
-            return Err(ProviderError::Closed);
-        }
-        Ok(())
-    }
-
-    /// Determines why a process ended that the provider did not end.
-    pub(crate) fn cause(&self, ended: ExitStatus) -> ExitCause {
-        match ended {
-            ExitStatus::Code(code) => ExitCause::Code(code),
-            ExitStatus::Signal(9) | ExitStatus::Unknown if self.oom.claim() => ExitCause::OutOfMemory,
-            ExitStatus::Signal(signal) => ExitCause::Signal(signal),
-            ExitStatus::Unknown => ExitCause::Unknown(
-                "it was started by a program that has ended since, and the system reports a process's exit status only \
-                 to its parent"
-                    .to_owned(),
-            ),
-        }
-    }
-}
-
-/// Runs blocking code on tokio's thread pool for it.
-pub(crate) async fn blocking<T: Send + 'static>(
-    action: &str,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ProviderError> {
-    tokio::task::spawn_blocking(run)
-        .await
-        .map_err(|error| ProviderError::failed(action, error))
-}
 
 /// A running kernel whose sockets accept connections.
 pub(crate) struct Ready {
     pub(crate) process: Arc<Process>,
     pub(crate) connection: ConnectionInfo,
     pub(crate) saved: SavedKernel,
-}
-
-/// Guards a process until its launch succeeds. Dropping it kills the process and everything that it started.
-struct ProcessGuard {
-    process: Option<Arc<Process>>,
-    files: KernelFiles,
-    /// Whether to remove the files too. Not for a restart, whose files existed before.
-    is_new: bool,
-    tracker_token: TaskTrackerToken,
-}
-
-impl ProcessGuard {
-    /// Leaves the process to its new owner.
-    fn disarm(mut self) {
-        self.keep_files();
-        self.process = None;
-    }
-
-    /// Keeps the files.
-    fn keep_files(&mut self) {
-        self.is_new = false;
-    }
-
-    /// Kills the process and everything that it started, and reaps it. Blocks.
-    fn end(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.kill();
-            process.reap();
-        }
-    }
-
-    /// Cleans up like dropping this, but completes before it returns. Blocks.
-    fn clean_up(mut self) {
-        self.end();
-        if self.is_new {
-            self.files.remove_all();
-            self.keep_files();
-        }
-    }
-}
-
-impl Drop for ProcessGuard {
-    fn drop(&mut self) {
-        let process = self.process.take();
-        let files = self.is_new.then(|| self.files.clone());
-        if let Some(process) = &process {
-            // Kill the process before this returns, in case the program ends now. The rest of the cleanup takes a
-            // moment.
-            process.kill();
-        }
-        if process.is_none() && files.is_none() {
-            return;
-        }
-        let tracker_token = self.tracker_token.clone();
-        let clean_up = move || {
-            let _until_done = tracker_token;
-            if let Some(process) = process {
-                process.reap();
-            }
-            if let Some(files) = files {
-                files.remove_all();
-            }
-        };
-        // A thread instead of a task, because the runtime may be shutting down. If no thread can be spawned, the next
-        // provider that opens the directory removes the files.
-        if let Err(error) = std::thread::Builder::new()
-            .name("kernel-cleanup".to_owned())
-            .spawn(clean_up)
-        {
-            tracing::warn!(%error, "killed the kernel of a cancelled launch, but cannot remove its files");
-        }
-    }
 }
 
 /// Resolves a launch request into the record to save. Does not start anything.
@@ -319,203 +194,8 @@ pub(crate) async fn start(
     }
 }
 
-/// Where the kernel creates its sockets.
-enum EndpointChoice {
-    /// Unix sockets.
-    Sockets,
-    /// TCP ports that stay bound until the kernel uses them. The previous ports are used again if they are free.
-    ReservedPorts,
-    /// TCP ports that were free a moment ago, but are not kept bound.
-    UnheldPorts,
-    /// TCP ports that the kernel chooses and announces to this listener (JEP 66).
-    Announced(Box<Registration>),
-}
-
 fn registration_failed(error: HandshakeError) -> LaunchError {
     ProviderError::failed("receive the kernel's ports", error).into()
-}
-
-/// A process whose sockets are not open yet.
-struct SpawnedKernel {
-    guard: ProcessGuard,
-    process: Arc<Process>,
-    endpoint: Endpoint,
-    saved: SavedKernel,
-}
-
-/// The sockets that a process is expected to open.
-struct Endpoint {
-    connection: ConnectionInfo,
-    registration: Option<Registration>,
-    /// Notified when a Unix socket is created.
-    made: Arc<Notify>,
-    _reservation: PortReservation,
-    _watch: Option<Watch>,
-}
-
-fn spawn_or_clean_up(
-    context: &ProviderContext,
-    mut guard: ProcessGuard,
-    saved: SavedKernel,
-    connection: ConnectionInfo,
-    endpoints: EndpointChoice,
-) -> Result<SpawnedKernel, LaunchError> {
-    match prepare_and_spawn(context, &mut guard, saved, connection, endpoints) {
-        Ok((process, endpoint, saved)) => Ok(SpawnedKernel {
-            guard,
-            process,
-            endpoint,
-            saved,
-        }),
-        Err(error) => {
-            guard.clean_up();
-            Err(error)
-        }
-    }
-}
-
-/// Creates the files and starts the process.
-fn prepare_and_spawn(
-    context: &ProviderContext,
-    guard: &mut ProcessGuard,
-    mut saved: SavedKernel,
-    mut connection: ConnectionInfo,
-    endpoints: EndpointChoice,
-) -> Result<(Arc<Process>, Endpoint, SavedKernel), LaunchError> {
-    let files = &guard.files;
-    files.create_dirs(matches!(endpoints, EndpointChoice::Sockets))?;
-    let made = Arc::new(Notify::new());
-    let (mut reservation, mut watch, mut registration) = (PortReservation::default(), None, None);
-    let no_port = |error: io::Error| LaunchError::NoRoom {
-        reason: format!("no free TCP port: {error}"),
-    };
-    match endpoints {
-        EndpointChoice::Sockets => {
-            endpoints::set_unix_sockets(&mut connection, &files.socket_dir);
-            let watched = context.events.watch(&files.socket_dir, None, WatchFlags::CREATE, &made);
-            watch = Some(watched.map_err(|error| {
-                ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
-            })?);
-        }
-        EndpointChoice::ReservedPorts => reservation = context.ports.reserve_ports(&mut connection).map_err(no_port)?,
-        EndpointChoice::UnheldPorts => {
-            endpoints::CHANNELS
-                .into_iter()
-                .for_each(|channel| connection.set_port(channel, 0));
-            reservation = context
-                .ports
-                .reserve_ports(&mut connection)
-                .map_err(no_port)?
-                .without_sockets();
-        }
-        EndpointChoice::Announced(bound) => {
-            connection = bound.connection_info().clone();
-            registration = Some(*bound);
-        }
-    }
-    connection
-        .write(files.connection_file())
-        .map_err(|error| ProviderError::failed("start a kernel", error))?;
-    saved.stage = Stage::Starting;
-    saved.process = None;
-    saved.output_from = output::length(&files.output());
-    // Written before the process is spawned, so that the next provider finds the launch if this program is killed in
-    // between.
-    files.save(&saved)?;
-    let process = Arc::new(spawn(context, files, &saved.start)?);
-    saved.process = Some(process.identity().clone());
-    guard.process = Some(Arc::clone(&process));
-    guard.files.save(&saved)?;
-    let endpoint = Endpoint {
-        connection,
-        registration,
-        made,
-        _reservation: reservation,
-        _watch: watch,
-    };
-    Ok((process, endpoint, saved))
-}
-
-/// The command line and environment of a kernel.
-struct Invocation {
-    argv: Vec<String>,
-    env: Env,
-    connection_file: String,
-}
-
-fn invocation(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> Invocation {
-    let env = environment::compose(&context.options, std::env::vars_os(), &start.spec.env, &start.env);
-    let connection_file = files.connection_file().to_string_lossy().into_owned();
-    let python = context.options.python.as_ref().map(|python| python.to_string_lossy());
-    let mut argv = context.options.command_prefix.clone();
-    argv.extend(start.kernelspec().argv(&LaunchArgs {
-        connection_file: &connection_file,
-        python: python.as_deref(),
-        search_path: env.get(OsStr::new("PATH")).map(OsString::as_os_str),
-        ..LaunchArgs::default()
-    }));
-    Invocation {
-        argv,
-        env,
-        connection_file,
-    }
-}
-
-fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> Result<Process, LaunchError> {
-    let Invocation { argv, env, .. } = invocation(context, files, start);
-    let search_path = env.get(OsStr::new("PATH"));
-    let Some((program, arguments)) = argv.split_first() else {
-        return Err(LaunchError::CannotStart {
-            what: format!("a kernel of {}", start.spec_name),
-            reason: format!("{} has no argv", start.resource_dir.join("kernel.json").display()),
-        });
-    };
-    let open = |error: io::Error| ProviderError::failed(format!("write {}", files.output().display()), error);
-    let output = output::create(&files.output()).map_err(open)?;
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(&env)
-        .current_dir(&start.working_dir)
-        .stdin(Stdio::null())
-        .stdout(output.try_clone().map_err(open)?)
-        .stderr(output);
-    if let Some(AdjustCommand(adjust)) = &context.options.adjust_command {
-        let kernel = KernelCommand {
-            id: files.id,
-            spec: &start.spec_name,
-            command: &mut command,
-        };
-        adjust(kernel).map_err(|error| LaunchError::CannotStart {
-            what: format!("a kernel of {}", start.spec_name),
-            reason: format!("its command cannot be adjusted: {error}"),
-        })?;
-    }
-    Process::spawn(command).map_err(|error| {
-        let reason = match error.kind() {
-            io::ErrorKind::NotFound if !start.working_dir.is_dir() => {
-                format!("its working directory {} is gone", start.working_dir.display())
-            }
-            io::ErrorKind::NotFound => format!(
-                "there is no such program in {}, or the interpreter in the program's first line is missing; install it, \
-                 or correct argv in {}",
-                search_path.map_or_else(
-                    || "the system's directories".to_owned(),
-                    |path| path.to_string_lossy().into_owned()
-                ),
-                start.resource_dir.join("kernel.json").display()
-            ),
-            io::ErrorKind::ArgumentListTooLong => "its environment or arguments exceed the system's limit (on Linux \
-                 128 KiB per variable); shorten them"
-                .to_owned(),
-            _ => error.to_string(),
-        };
-        LaunchError::CannotStart {
-            what: program.clone(),
-            reason,
-        }
-    })
 }
 
 /// Why a process did not become a ready kernel.

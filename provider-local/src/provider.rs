@@ -11,9 +11,10 @@ use kernel_provider::{
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDrop, TaskTracker};
 
+use crate::context::{ProviderContext, blocking};
 use crate::events::Events;
 use crate::kernel::{LocalKernel, LocalKernelHandle};
-use crate::launch::{self, ProviderContext, blocking};
+use crate::launch;
 use crate::output;
 use crate::ports::PortAllocator;
 use crate::process::Process;

@@ -48,7 +48,7 @@ impl Subject for Local {
     }
 
     fn working_dir(&self) -> Option<PathBuf> {
-        Some(self.fixture.state().canonicalize().unwrap())
+        Some(std::env::temp_dir().canonicalize().unwrap())
     }
 
     fn dying_spec(&self) -> String {

@@ -15,6 +15,9 @@ use bytes::Bytes;
 
 use kernel_log::Seq;
 
+/// The longest indexed `msg_id` and `display_id`, in bytes. Real ones are far shorter.
+pub(super) const MAX_ID: usize = 1_024;
+
 pub(super) type Range = (&'static [u8], &'static [u8]);
 
 pub(super) const EXECUTIONS: Range = (b"e/", b"e0");

@@ -2,12 +2,14 @@
 //! each client has read it, and `executions` looks executions up in its index.
 
 mod coalesce;
+mod content_fields;
 mod death;
 mod execution_record;
 mod execution_state;
 mod executions;
 mod index_keys;
 mod index_trim;
+mod known_requests;
 mod msg_type;
 mod parent_filter;
 mod pending_requests;

@@ -9,11 +9,11 @@ use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Entry, Log, Origin, ReadError, Seq};
 
+use super::content_fields::display_id;
 use super::execution_record::ExecutionRecord;
 use super::executions::{fold, message_at};
 use super::msg_type::msg_type;
 use super::parent_filter::ParentFilter;
-use super::request_index::display_id;
 use crate::fold::{answers, without_pager};
 
 /// The replay of one execution.

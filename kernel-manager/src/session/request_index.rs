@@ -6,21 +6,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use jupyter_protocol::{Channel, Header, WireMessage, json};
+use jupyter_protocol::{Channel, Header, WireMessage};
 use kernel_log::{IndexUpdate, Log, Seq, StoreError};
-use memchr::memmem;
-use serde::Deserialize;
 
+use super::content_fields::{cell_id, display_id, execution_count, kernel_state, outcome};
 use super::execution_record::{ExecutionRecord, ExecutionStatus};
-use super::index_keys as keys;
+use super::index_keys::{self as keys, MAX_ID};
+use super::known_requests::{Known, KnownRequests, MAX_REQUESTS};
 use super::msg_type::msg_type;
 
-/// How many requests are kept in memory. Older ones are looked up in the log's index.
-const MAX_REQUESTS: usize = 4_096;
 /// How many ended executions are kept in memory, for late output and for replays to sessions that reconnect.
 const MAX_ENDED: usize = 256;
-/// The longest indexed `msg_id` and `display_id`, in bytes. Real ones are far shorter.
-const MAX_ID: usize = 1_024;
 /// The longest header of an execution record, in bytes. The record contains it whole; typical headers have a few
 /// hundred.
 const MAX_HEADER: usize = 64 << 10;
@@ -28,7 +24,7 @@ const MAX_HEADER: usize = 64 << 10;
 /// Requests and executions of one kernel. Every change becomes an update of the log's index, stored with the entries
 /// that caused it.
 pub(super) struct RequestIndex {
-    requests: Requests,
+    requests: KnownRequests,
     executions: HashMap<Arc<str>, ExecutionRecord>,
     /// Executions that are logged and not sent yet.
     unsent: HashSet<Arc<str>>,
@@ -45,41 +41,11 @@ pub(super) struct RequestIndex {
     displays: HashMap<String, Seq>,
 }
 
-/// Whether a request was seen before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Known {
-    Yes,
-    No,
-    /// Memory does not reach back far enough; the index knows.
-    AskTheIndex,
-}
-
-struct Requests {
-    known: HashSet<Arc<str>>,
-    in_order: VecDeque<Arc<str>>,
-    /// Whether `known` has every request of the log.
-    all: bool,
-}
-
-impl Requests {
-    fn insert(&mut self, msg_id: Arc<str>) {
-        if self.known.insert(msg_id.clone()) {
-            self.in_order.push_back(msg_id);
-        }
-        if self.in_order.len() > MAX_REQUESTS
-            && let Some(oldest) = self.in_order.pop_front()
-        {
-            self.known.remove(&oldest);
-            self.all = false;
-        }
-    }
-}
-
 impl RequestIndex {
     /// Restores requests and executions from the log's index.
     pub(super) async fn load(log: &Log) -> Result<Self, StoreError> {
         let mut requests = Self {
-            requests: Requests {
+            requests: KnownRequests {
                 known: HashSet::new(),
                 in_order: VecDeque::new(),
                 all: log.head() == Seq::START,
@@ -474,66 +440,4 @@ impl RequestIndex {
         active.sort_by_key(|execution| execution.request);
         active
     }
-}
-
-/// The `cellId` of JupyterLab, or nbclient's `cell_id`.
-fn cell_id(metadata: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        #[serde(alias = "cell_id", rename = "cellId")]
-        cell_id: Option<String>,
-    }
-    if metadata == b"{}" {
-        return None;
-    }
-    let metadata: Metadata = serde_json::from_slice(metadata).ok()?;
-    metadata.cell_id.filter(|id| !id.is_empty() && id.len() <= MAX_ID)
-}
-
-/// The `execution_state` of a `status`.
-fn kernel_state(content: &[u8]) -> Option<&str> {
-    #[derive(Deserialize)]
-    struct Status<'a> {
-        #[serde(borrow)]
-        execution_state: &'a str,
-    }
-    Some(serde_json::from_slice::<Status<'_>>(content).ok()?.execution_state)
-}
-
-fn execution_count(content: &[u8]) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Input {
-        execution_count: Option<u64>,
-    }
-    serde_json::from_slice::<Input>(content).ok()?.execution_count
-}
-
-fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
-    #[derive(Default, Deserialize)]
-    struct Reply {
-        status: Option<String>,
-        execution_count: Option<u64>,
-    }
-    let reply: Reply = json::from_slice(content).unwrap_or_default();
-    let status = match reply.status.as_deref() {
-        Some("error") => ExecutionStatus::Error,
-        Some("aborted" | "abort") => ExecutionStatus::Aborted,
-        _ => ExecutionStatus::Ok,
-    };
-    (status, reply.execution_count)
-}
-
-/// The `display_id` in a display's content.
-pub(super) fn display_id(content: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Display {
-        transient: Transient,
-    }
-    #[derive(Deserialize)]
-    struct Transient {
-        display_id: String,
-    }
-    memmem::find(content, b"\"display_id\"")?;
-    let display: Display = serde_json::from_slice(content).ok()?;
-    Some(display.transient.display_id).filter(|id| id.len() <= MAX_ID)
 }

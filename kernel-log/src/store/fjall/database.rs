@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use fjall::{AbstractTree, Keyspace, KeyspaceCreateOptions};
 use jupyter_protocol::KernelId;
 
+use super::put_aside::{damaged, put_damaged_aside, put_foreign_aside};
 use super::{StoreError, boot, journal};
 
 /// Table size: a log's newest blocks are in memory and in the journal up to this many bytes.
@@ -30,8 +31,6 @@ const WAITING_TABLES: usize = 64;
 const CACHE_BYTES: u64 = 16 << 20;
 /// Free space to keep in addition to pending writes: for table headers, lists of tables, a new journal.
 const RESERVE_BYTES: u64 = 8 << 20;
-/// The file with the current tables of a keyspace. fjall ignores keyspaces without it.
-const CURRENT: &str = "current";
 /// The most writes that fail immediately between two attempts to reopen the database.
 const MAX_SKIPPED: u32 = 256;
 
@@ -436,82 +435,6 @@ fn options() -> KeyspaceCreateOptions {
 /// The keyspaces of a log: blocks and index.
 fn names(id: KernelId) -> [String; 2] {
     [id.to_string(), format!("{id}.index")]
-}
-
-fn damaged(folder: &Path) -> PathBuf {
-    folder.join("damaged")
-}
-
-/// Moves folders that are not keyspaces, such as `lost+found`, aside; fjall would panic.
-fn put_foreign_aside(folder: &Path) -> Result<(), StoreError> {
-    let Ok(keyspaces) = fs::read_dir(folder.join("keyspaces")) else {
-        return Ok(());
-    };
-    for keyspace in keyspaces.flatten() {
-        let name = keyspace.file_name();
-        let is_keyspace = name.to_str().is_some_and(|name| name.parse::<u64>().is_ok());
-        if is_keyspace || !keyspace.path().is_dir() {
-            continue;
-        }
-        let path = keyspace.path();
-        let aside = damaged(folder).join(&name);
-        fs::create_dir_all(damaged(folder))
-            .and_then(|()| fs::rename(&path, &aside))
-            .map_err(|error| StoreError::failed(format!("move {}, which is no log, aside", path.display()), error))?;
-        tracing::warn!(path = %path.display(), aside = %aside.display(), "moved a folder aside that is no log");
-    }
-    Ok(())
-}
-
-/// Moves the files of unreadable keyspaces aside.
-fn put_damaged_aside(folder: &Path) {
-    let Ok(keyspaces) = fs::read_dir(folder.join("keyspaces")) else {
-        return;
-    };
-    let mut is_any_sound = false;
-    let mut broken = Vec::new();
-    for keyspace in keyspaces.flatten() {
-        let path = keyspace.path();
-        // The first keyspace has the names of the others. Without it there is no database.
-        if keyspace.file_name() == "0" || !path.join(CURRENT).exists() {
-            continue;
-        }
-        match lsm_tree::Config::new(&path, Default::default(), Default::default()).open() {
-            Ok(_) => is_any_sound = true,
-            Err(error) => broken.push((keyspace.file_name(), path, error)),
-        }
-    }
-    for (name, path, error) in broken {
-        if !is_damage(&error, is_any_sound) {
-            tracing::error!(path = %path.display(), %error, "files of a log cannot be read at the moment");
-            continue;
-        }
-        let aside = damaged(folder).join(name);
-        let moved = fs::create_dir_all(damaged(folder)).and_then(|()| fs::rename(&path, &aside));
-        tracing::error!(path = %path.display(), aside = %aside.display(), %error, ?moved, "moved damaged files of a log aside");
-    }
-}
-
-/// Whether the files are damaged, as opposed to a limit of the process, such as open files. If the disk fails to read
-/// any file, the disk is at fault.
-fn is_damage(error: &lsm_tree::Error, is_any_sound: bool) -> bool {
-    use io::ErrorKind::{
-        OutOfMemory, PermissionDenied, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, TimedOut,
-    };
-    const EIO: i32 = 5;
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    let lsm_tree::Error::Io(error) = error else {
-        return true;
-    };
-    match (error.raw_os_error(), error.kind()) {
-        (Some(EIO), _) => is_any_sound,
-        (Some(ENFILE | EMFILE), _) => false,
-        (_, OutOfMemory | PermissionDenied | ReadOnlyFilesystem | StaleNetworkFileHandle | StorageFull | TimedOut) => {
-            false
-        }
-        _ => true,
-    }
 }
 
 #[cfg(unix)]

@@ -10,6 +10,7 @@ mod boot;
 mod database;
 mod journal;
 mod log;
+mod put_aside;
 
 use std::fmt;
 use std::path::Path;

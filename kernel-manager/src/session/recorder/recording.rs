@@ -18,10 +18,11 @@ use super::{ConnectionState, OUR_SESSION, Recording, SendError, lock, setup};
 use crate::session::execution_state::{ExecutionState, StatusFollower};
 use crate::session::executions::message_at;
 use crate::session::index_keys as keys;
+use crate::session::known_requests::Known;
 use crate::session::msg_type::msg_type;
 use crate::session::pending_requests::{Addressee, Requester};
 use crate::session::replay::kernel_session;
-use crate::session::request_index::{Known, RequestIndex};
+use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply;
 
 impl Recording {

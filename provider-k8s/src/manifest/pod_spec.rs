@@ -1,0 +1,147 @@
+//! A kernel's pod: the template of its kernelspec, with the fields that the provider controls.
+
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, LocalObjectReference, PodSecurityContext, PodSpec, SeccompProfile, SecretVolumeSource, Volume,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::ManifestParams;
+use super::container::container;
+use crate::names;
+use crate::settings::Settings;
+
+pub(super) fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result<PodSpec, String> {
+    let settings = &kernel.settings;
+    let mut spec = settings.pod_template.spec.clone().unwrap_or_default();
+    refuse_controlled_fields(&spec)?;
+    let given = spec
+        .containers
+        .iter()
+        .position(|container| container.name == names::CONTAINER);
+    let base = given.map(|index| spec.containers.remove(index)).unwrap_or_default();
+    spec.containers.insert(0, container(kernel, base, secret_name)?);
+    // A kernel's state is lost with its process, so there is nothing to restart.
+    spec.restart_policy = Some("Never".to_owned());
+    // With a shared process namespace the kernel is not process 1. Signals without a handler then work, and orphaned
+    // processes are reaped.
+    spec.share_process_namespace.get_or_insert(true);
+    spec.automount_service_account_token.get_or_insert(false);
+    spec.enable_service_links.get_or_insert(false);
+    if settings.service_account.is_some() {
+        spec.service_account_name.clone_from(&settings.service_account);
+    }
+    let context = spec.security_context.get_or_insert_default();
+    apply_restricted_defaults(context, settings);
+    let secrets = settings
+        .image_pull_secrets
+        .iter()
+        .map(|name| LocalObjectReference { name: name.clone() });
+    spec.image_pull_secrets.get_or_insert_default().extend(secrets);
+    if !settings.node_selector.is_empty() {
+        spec.node_selector
+            .get_or_insert_default()
+            .extend(settings.node_selector.clone());
+    }
+    if !settings.tolerations.is_empty() {
+        spec.tolerations
+            .get_or_insert_default()
+            .extend(settings.tolerations.clone());
+    }
+    let volumes = spec.volumes.get_or_insert_default();
+    volumes.extend(settings.volumes.clone());
+    volumes.push(Volume {
+        name: names::VOLUME.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret_name.to_owned()),
+            default_mode: Some(0o400),
+            items: Some(vec![k8s_openapi::api::core::v1::KeyToPath {
+                key: names::CONNECTION_KEY.to_owned(),
+                path: names::CONNECTION_KEY.to_owned(),
+                mode: None,
+            }]),
+            optional: None,
+        }),
+        ..Volume::default()
+    });
+    // In memory, like Secret volumes, so that no key is written to a node's disk.
+    volumes.push(Volume {
+        name: names::COPY_VOLUME.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".to_owned()),
+            size_limit: Some(Quantity("1Mi".to_owned())),
+        }),
+        ..Volume::default()
+    });
+    Ok(spec)
+}
+
+/// Refuses templates that set fields which the provider controls.
+///
+/// # Errors
+/// The first such field.
+fn refuse_controlled_fields(spec: &PodSpec) -> Result<(), String> {
+    let kernel = spec
+        .containers
+        .iter()
+        .find(|container| container.name == names::CONTAINER);
+    let mounts_ours = kernel
+        .and_then(|kernel| kernel.volume_mounts.as_ref())
+        .is_some_and(|mounts| {
+            mounts
+                .iter()
+                .any(|mount| mount.mount_path.starts_with(names::CONNECTION_DIR))
+        });
+    let owned = [
+        ("spec.restartPolicy", spec.restart_policy.is_some()),
+        ("spec.nodeName", spec.node_name.is_some()),
+        ("spec.hostNetwork", spec.host_network.is_some()),
+        ("spec.activeDeadlineSeconds", spec.active_deadline_seconds.is_some()),
+        (
+            "the kernel container's command",
+            kernel.is_some_and(|kernel| kernel.command.is_some()),
+        ),
+        (
+            "the kernel container's args",
+            kernel.is_some_and(|kernel| kernel.args.is_some()),
+        ),
+        (
+            "the kernel container's image",
+            kernel.is_some_and(|kernel| kernel.image.is_some()),
+        ),
+        ("a mount at /run/kernelmux or /run/kernelmux-rw", mounts_ours),
+        (
+            "a volume named kernelmux-connection",
+            spec.volumes.iter().flatten().any(|volume| volume.name == names::VOLUME),
+        ),
+        (
+            "a volume named kernelmux-connection-copy",
+            spec.volumes
+                .iter()
+                .flatten()
+                .any(|volume| volume.name == names::COPY_VOLUME),
+        ),
+    ];
+    match owned.iter().find(|(_, is_set)| *is_set) {
+        Some((what, _)) => Err(format!("the pod template sets {what}, which the provider controls")),
+        None => Ok(()),
+    }
+}
+
+/// Adds what the `restricted` Pod Security level requires, unless the template sets it.
+fn apply_restricted_defaults(context: &mut PodSecurityContext, settings: &Settings) {
+    context.run_as_non_root.get_or_insert(true);
+    context.seccomp_profile.get_or_insert_with(|| SeccompProfile {
+        type_: "RuntimeDefault".to_owned(),
+        localhost_profile: None,
+    });
+    if context.run_as_user.is_none() {
+        context.run_as_user = settings.run_as_user;
+    }
+    if context.run_as_group.is_none() {
+        context.run_as_group = settings.run_as_group;
+    }
+    // The connection file is readable by this group only.
+    if context.fs_group.is_none() {
+        context.fs_group = context.run_as_group;
+    }
+}

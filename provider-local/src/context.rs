@@ -1,0 +1,59 @@
+//! State that the kernels of a provider share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kernel_provider::{ExitCause, ProviderError};
+use tokio_util::task::TaskTracker;
+
+use crate::LocalOptions;
+use crate::events::Events;
+use crate::ports::PortAllocator;
+use crate::process::ExitStatus;
+use crate::process::oom::OomCounter;
+use crate::state::StateDir;
+
+/// State shared by the kernels of one provider.
+pub(crate) struct ProviderContext {
+    pub(crate) options: LocalOptions,
+    pub(crate) state: StateDir,
+    pub(crate) events: Arc<Events>,
+    pub(crate) oom: Arc<OomCounter>,
+    pub(crate) ports: PortAllocator,
+    /// Launches whose process has neither been handed over nor cleaned up yet.
+    pub(crate) pending_launches: TaskTracker,
+    pub(crate) is_closed: AtomicBool,
+}
+
+impl ProviderContext {
+    pub(crate) fn check_open(&self) -> Result<(), ProviderError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(ProviderError::Closed);
+        }
+        Ok(())
+    }
+
+    /// Determines why a process ended that the provider did not end.
+    pub(crate) fn cause(&self, ended: ExitStatus) -> ExitCause {
+        match ended {
+            ExitStatus::Code(code) => ExitCause::Code(code),
+            ExitStatus::Signal(9) | ExitStatus::Unknown if self.oom.claim() => ExitCause::OutOfMemory,
+            ExitStatus::Signal(signal) => ExitCause::Signal(signal),
+            ExitStatus::Unknown => ExitCause::Unknown(
+                "it was started by a program that has ended since, and the system reports a process's exit status only \
+                 to its parent"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+/// Runs blocking code on tokio's thread pool for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    action: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ProviderError> {
+    tokio::task::spawn_blocking(run)
+        .await
+        .map_err(|error| ProviderError::failed(action, error))
+}

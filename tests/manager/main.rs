@@ -1,0 +1,11 @@
+//! The manager with real Python kernels: their lifecycle, and what clients observe of it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod clients;
+mod culling;
+mod fixture;
+mod ipykernel;
+mod lifecycle;
+mod restarts;
+mod restore;
+mod start_requests;
