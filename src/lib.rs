@@ -25,8 +25,8 @@
 //! # Layers
 //!
 //! All of it is at this crate's root, or in a module of the layer's name: [`protocol`] (the messages, and the wire),
-//! [`log`], `local` and `k8s` (providers), [`fold`] (messages to a notebook's outputs), `resume` (the client of a
-//! gateway).
+//! [`log`], `local` and `k8s` (providers), [`fold`] (messages to a notebook's outputs), `resume` and
+//! `rest` (the clients of a gateway).
 //!
 //! # Features
 //!
@@ -38,6 +38,8 @@
 //! | `nats` | logs in NATS JetStream, which several services can share |
 //! | `resume-client` | the client that follows a kernel through a gateway, over any disconnect |
 //! | `resume-client-tls` | the same, for gateways behind `https://` and `wss://` |
+//! | `rest-client` | the client of a gateway's REST API: find and start kernels, read executions |
+//! | `rest-client-tls` | the same, for gateways behind `https://` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
@@ -46,6 +48,8 @@ pub mod prelude;
 pub use builder::ManagerBuilderExt;
 #[cfg(feature = "resume-client")]
 pub use gateway_client::resume;
+#[cfg(feature = "rest-client")]
+pub use gateway_client::{GatewayClient, rest};
 pub use jupyter_protocol as protocol;
 pub use jupyter_protocol::{Channel, Header, KernelId, Message, WireMessage};
 pub use kernel_log as log;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gateway_client::resume::client::{Event, Options, ResumeClient};
+use gateway_client::resume::client::{Event, ResumeClient, ResumeOptions};
 use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::{Channel, Message, WireMessage};
 use kernel_manager::fold::Fold;
@@ -251,7 +251,7 @@ async fn plain_client(gateway: &Gateway, request: &Message, messages: usize, cut
 async fn resume_client(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Outcome> {
     let kernel = gateway.address.start_kernel(PYTHON).await?;
     let url = format!("http://127.0.0.1:{}", gateway.address.port);
-    let options = Options::new(url, kernel.parse()?)
+    let options = ResumeOptions::new(url, kernel.parse()?)
         .with_token(&gateway.address.token)
         .with_session(SESSION);
     let mut client = ResumeClient::connect(options).await?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use gateway_client::resume::client::{Event, Options, ResumeClient};
+use gateway_client::resume::client::{Event, ResumeClient, ResumeOptions};
 use gateway_client::resume::{Hello, Notice, Start};
 use jupyter_protocol::KernelId;
 use kernel_log::{Cursor, Seq};
@@ -198,7 +198,7 @@ async fn read_all(client: &mut WebSocket, last: Seq) -> Result<u64> {
 
 async fn read_all_by_client(gateway: &Gateway, kernel: KernelId, last: Seq) -> Result<u64> {
     let url = format!("http://127.0.0.1:{}", gateway.address.port);
-    let options = Options::new(url, kernel)
+    let options = ResumeOptions::new(url, kernel)
         .with_token(&gateway.address.token)
         .with_start(Start::Earliest);
     let mut client = ResumeClient::connect(options).await?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Served, TOKEN};
-use gateway_client::resume::client::{Error, Event, Options, ResumeClient};
+use gateway_client::resume::client::{Event, ResumeClient, ResumeError, ResumeOptions};
 use gateway_client::resume::{NotRecovered, Start};
 use jupyter_protocol::content::{Content, ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
 use jupyter_protocol::kernel::{Context, Kernel, async_trait};
@@ -116,8 +116,8 @@ async fn all_entries(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
     entries
 }
 
-fn options(address: SocketAddr, kernel: jupyter_protocol::KernelId) -> Options {
-    Options::new(format!("http://{address}"), kernel)
+fn options(address: SocketAddr, kernel: jupyter_protocol::KernelId) -> ResumeOptions {
+    ResumeOptions::new(format!("http://{address}"), kernel)
         .with_token(TOKEN)
         .with_start(Start::Earliest)
 }
@@ -227,7 +227,7 @@ async fn the_client_reports_refusals_replacements_and_cursors_that_cannot_be_res
         .unwrap();
     let to = || options(served.address, kernel.id());
     let refused = async |options| within_deadline(ResumeClient::connect(options)).await.err();
-    let status = |status| Some(Error::Refused { status });
+    let status = |status| Some(ResumeError::Refused { status });
     assert_eq!(refused(to().with_token("wrong")).await, status(401));
     let unknown = options(served.address, jupyter_protocol::KernelId::random());
     assert_eq!(refused(unknown).await, status(404));
@@ -244,7 +244,7 @@ async fn the_client_reports_refusals_replacements_and_cursors_that_cannot_be_res
             Err(error) => break error,
         }
     };
-    assert_eq!(error, Error::Replaced);
+    assert_eq!(error, ResumeError::Replaced);
 
     let cursor = |epoch, seq| Start::After(Cursor { epoch, seq: Seq(seq) });
     for (start, reason) in [

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernelmux::prelude::*;
-use kernelmux::resume::client::{Event, Options, ResumeClient};
+use kernelmux::resume::client::{Event, ResumeClient, ResumeOptions};
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, Token, serve};
 use tokio::net::TcpListener;
 
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let kernel = manager.start("python3").await?;
 
     // The client.
-    let options = Options::new(url, kernel.id()).with_token(token.reveal());
+    let options = ResumeOptions::new(url, kernel.id()).with_token(token.reveal());
     let mut client = ResumeClient::connect(options).await?;
     println!("A cell prints the numbers from 1 to 100:\n");
     let mut execution = client.execute(ExecuteRequest::new(CELL))?;

@@ -1,14 +1,14 @@
 //! Failures that end a client, and failures after which it reconnects.
 
 use gateway_client::resume::Hello;
-use gateway_client::resume::client::{Error, Event, Lost, Options, ResumeClient, SendError};
+use gateway_client::resume::client::{ConnectionLost, Event, ResumeClient, ResumeError, ResumeOptions, SendError};
 use jupyter_protocol::KernelId;
 use kernel_log::{Epoch, Seq};
 
 use super::gateway::{Fault, Gateway, Refuse, Script, faulty, kernel_message};
 use super::read_all;
 
-async fn final_error(gateway: &Gateway) -> Error {
+async fn final_error(gateway: &Gateway) -> ResumeError {
     let mut client = ResumeClient::new(gateway.options()).unwrap();
     loop {
         match client.next().await {
@@ -39,7 +39,7 @@ async fn some_statuses_are_final_and_others_are_not() {
         let gateway = Gateway::with_entries(1);
         gateway.script([refusing(Refuse::Status(status))]);
         let error = final_error(&gateway).await;
-        assert_eq!(error, Error::Refused { status });
+        assert_eq!(error, ResumeError::Refused { status });
         assert!(error.to_string().contains(&status.to_string()));
         assert_eq!(gateway.scripts_left(), 0);
     }
@@ -48,7 +48,7 @@ async fn some_statuses_are_final_and_others_are_not() {
         gateway.end();
         gateway.script([refusing(Refuse::Status(status))]);
         let view = read_all(&gateway, gateway.options()).await;
-        assert_eq!(view.disconnects, [Lost::Status(status)]);
+        assert_eq!(view.disconnects, [ConnectionLost::Status(status)]);
     }
 }
 
@@ -56,7 +56,7 @@ async fn some_statuses_are_final_and_others_are_not() {
 async fn a_server_without_the_subprotocol_is_final() {
     let gateway = Gateway::new();
     gateway.script([refusing(Refuse::Plain)]);
-    assert_eq!(final_error(&gateway).await, Error::Unsupported);
+    assert_eq!(final_error(&gateway).await, ResumeError::Unsupported);
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,11 +66,11 @@ async fn some_close_codes_are_final_and_others_are_not() {
         let gateway = Gateway::with_entries(3);
         gateway.script([closing(Some(code))]);
         let reason = "a reason".to_owned();
-        assert_eq!(final_error(&gateway).await, Error::Closed { code, reason });
+        assert_eq!(final_error(&gateway).await, ResumeError::Closed { code, reason });
     }
     let gateway = Gateway::with_entries(3);
     gateway.script([closing(Some(4001))]);
-    assert_eq!(final_error(&gateway).await, Error::Replaced);
+    assert_eq!(final_error(&gateway).await, ResumeError::Replaced);
     for code in [
         Some(1000),
         Some(1001),
@@ -87,7 +87,7 @@ async fn some_close_codes_are_final_and_others_are_not() {
         gateway.script([closing(code)]);
         let view = read_all(&gateway, gateway.options()).await;
         assert_eq!(view.seqs(), [1, 2, 3]);
-        let [Lost::Closed { code: reported, .. }] = &view.disconnects[..] else {
+        let [ConnectionLost::Closed { code: reported, .. }] = &view.disconnects[..] else {
             panic!("{code:?}: {:?}", view.disconnects)
         };
         assert_eq!(*reported, code.unwrap_or(1005));
@@ -104,7 +104,7 @@ async fn repeated_protocol_violations_are_final() {
     let error = final_error(&gateway).await;
     assert_eq!(
         error,
-        Error::Broken {
+        ResumeError::Broken {
             what: "entry 6 came after 4".to_owned()
         }
     );
@@ -138,11 +138,11 @@ async fn a_recovered_hello_must_start_at_the_cursor() {
     assert!(
         view.disconnects[1..]
             .iter()
-            .all(|lost| matches!(lost, Lost::Violation(_)))
+            .all(|lost| matches!(lost, ConnectionLost::Violation(_)))
     );
     let gateway = Gateway::with_entries(6);
     gateway.script((0..5).map(|_| faulty(0, Fault::Hello(hello(epoch, 7, 6)))));
-    assert!(matches!(final_error(&gateway).await, Error::Broken { .. }));
+    assert!(matches!(final_error(&gateway).await, ResumeError::Broken { .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,15 +151,18 @@ async fn connect_tries_once() {
     for refuse in [Refuse::Unreachable, Refuse::Mute, Refuse::Status(503)] {
         gateway.script([refusing(refuse)]);
         let error = ResumeClient::connect(gateway.options()).await.err().unwrap();
-        assert!(matches!(error, Error::Unreachable(_)), "{error}");
+        assert!(matches!(error, ResumeError::Unreachable(_)), "{error}");
         assert_eq!(gateway.scripts_left(), 0);
     }
     let mut client = ResumeClient::connect(gateway.options()).await.unwrap();
     assert!(matches!(client.next().await, Ok(Some(Event::Connected(_)))));
     // Also over TCP, to a port on which nothing listens.
-    let options = Options::new("http://127.0.0.1:1", KernelId::random());
+    let options = ResumeOptions::new("http://127.0.0.1:1", KernelId::random());
     let error = ResumeClient::connect(options).await.err().unwrap();
-    assert!(matches!(error, Error::Unreachable(Lost::Unreachable(_))), "{error}");
+    assert!(
+        matches!(error, ResumeError::Unreachable(ConnectionLost::Unreachable(_))),
+        "{error}"
+    );
 }
 
 #[test]
@@ -172,12 +175,15 @@ fn invalid_addresses_are_refused() {
         "http://user:pw@host",
         "http://host?x=1",
     ] {
-        let error = ResumeClient::new(Options::new(url, KernelId::random())).err();
-        assert!(matches!(error, Some(Error::InvalidUrl { .. })), "{url}: {error:?}");
+        let error = ResumeClient::new(ResumeOptions::new(url, KernelId::random())).err();
+        assert!(
+            matches!(error, Some(ResumeError::InvalidUrl { .. })),
+            "{url}: {error:?}"
+        );
     }
     for url in ["http://host", "ws://[::1]:8888/a/b/", "http://host/base"] {
         assert!(
-            ResumeClient::new(Options::new(url, KernelId::random())).is_ok(),
+            ResumeClient::new(ResumeOptions::new(url, KernelId::random())).is_ok(),
             "{url}"
         );
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::SplitSink;
 use futures::{SinkExt, StreamExt};
-use gateway_client::resume::client::{Options, Transport};
+use gateway_client::resume::client::{ResumeOptions, Transport};
 use gateway_client::resume::{Hello, Notice, SUBPROTOCOL, Start};
 use jupyter_protocol::codec::websocket_v1;
 use jupyter_protocol::{Channel, Message, WireMessage};
@@ -197,9 +197,9 @@ impl Gateway {
     }
 
     /// Options of a client of this gateway that starts at the earliest entry.
-    pub(crate) fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> ResumeOptions {
         let shared = self.0.clone();
-        let mut options = Options::new("http://gateway.invalid/base/", uuid::Uuid::nil().into())
+        let mut options = ResumeOptions::new("http://gateway.invalid/base/", uuid::Uuid::nil().into())
             .with_token(TOKEN)
             .with_session("a session/1")
             .with_start(Start::Earliest);

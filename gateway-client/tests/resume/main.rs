@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gateway::{Fault, Gateway, Refuse, Script, TOKEN, faulty};
-use gateway_client::resume::client::{Error, Event, Lost, Options, ResumeClient};
+use gateway_client::resume::client::{ConnectionLost, Event, ResumeClient, ResumeError, ResumeOptions};
 use gateway_client::resume::{NotRecovered, Start};
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Cursor, Epoch, Seq};
@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use view::View;
 
 /// Reads to the end, and checks that the client received the whole log.
-async fn read_all(gateway: &Gateway, options: Options) -> View {
+async fn read_all(gateway: &Gateway, options: ResumeOptions) -> View {
     let mut client = ResumeClient::new(options).unwrap();
     let mut view = View::default();
     while let Some(event) = client.next().await.unwrap() {
@@ -94,7 +94,7 @@ async fn invalid_frames_are_not_returned_and_cause_a_reconnect() {
         let view = read_all(&gateway, gateway.options()).await;
         assert_eq!(view.seqs(), [1, 2, 3, 4, 5, 6], "{fault:?}");
         assert!(
-            matches!(view.disconnects[..], [Lost::Violation(_)]),
+            matches!(view.disconnects[..], [ConnectionLost::Violation(_)]),
             "{fault:?}: {:?}",
             view.disconnects
         );
@@ -254,7 +254,7 @@ fn is_unreachable(event: &Event) -> bool {
     matches!(
         event,
         Event::Disconnected {
-            reason: Lost::Unreachable(_),
+            reason: ConnectionLost::Unreachable(_),
             ..
         }
     )
@@ -270,7 +270,7 @@ async fn silence_ends_a_connection_and_pings_keep_it() {
     while view.disconnects.is_empty() {
         view.take(client.next().await.unwrap().unwrap(), &client);
     }
-    assert_eq!(view.disconnects, [Lost::Silent(Duration::from_secs(90))]);
+    assert_eq!(view.disconnects, [ConnectionLost::Silent(Duration::from_secs(90))]);
     assert!(begun.elapsed() >= Duration::from_secs(90) && begun.elapsed() < Duration::from_secs(91));
     while view.seqs().len() < 2 {
         view.take(client.next().await.unwrap().unwrap(), &client);
@@ -320,7 +320,10 @@ async fn messages_up_to_the_limit_are_accepted() {
     options.max_message_bytes = 50 << 20;
     let mut client = ResumeClient::connect(options).await.unwrap();
     client.next().await.unwrap();
-    assert_eq!(client.next().await.unwrap_err(), Error::TooLarge { limit: 50 << 20 });
+    assert_eq!(
+        client.next().await.unwrap_err(),
+        ResumeError::TooLarge { limit: 50 << 20 }
+    );
 }
 
 #[test]
@@ -334,6 +337,6 @@ fn neither_errors_nor_debug_output_contain_the_token() {
     let error = ResumeClient::new(options.with_token(format!("{TOKEN}\n")))
         .err()
         .unwrap();
-    assert_eq!(error, Error::InvalidToken);
+    assert_eq!(error, ResumeError::InvalidToken);
     assert!(!format!("{error} {error:?}").contains(TOKEN), "{error}");
 }

@@ -7,7 +7,7 @@ use gateway_client::resume::client::rustls::crypto::{CryptoProvider, ring};
 use gateway_client::resume::client::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use gateway_client::resume::client::rustls::server::WebPkiClientVerifier;
 use gateway_client::resume::client::rustls::{ClientConfig, RootCertStore, ServerConfig};
-use gateway_client::resume::client::{Error, Event, Lost, Options, ResumeClient};
+use gateway_client::resume::client::{ConnectionLost, Event, ResumeClient, ResumeError, ResumeOptions};
 use jupyter_protocol::KernelId;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, sink};
@@ -108,7 +108,7 @@ impl TlsProxy {
     }
 
     /// Options of a client that connects through this proxy.
-    fn options(&self, gateway: &Gateway, scheme: &str, host: &str, tls: Arc<ClientConfig>) -> Options {
+    fn options(&self, gateway: &Gateway, scheme: &str, host: &str, tls: Arc<ClientConfig>) -> ResumeOptions {
         let mut options = gateway.options();
         options.dial = None;
         options.url = format!("{scheme}://{host}:{}/base", self.port);
@@ -138,10 +138,10 @@ async fn forward(
 }
 
 /// Connects, and returns the expected TLS error.
-async fn tls_error(options: Options) -> String {
+async fn tls_error(options: ResumeOptions) -> String {
     let error = timeout(DEADLINE, ResumeClient::connect(options)).await.unwrap().err();
     match error {
-        Some(Error::Unreachable(Lost::Tls(reason))) => reason,
+        Some(ResumeError::Unreachable(ConnectionLost::Tls(reason))) => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -239,7 +239,7 @@ async fn a_retrying_client_accepts_a_renewed_certificate() {
             match event {
                 Event::Disconnected { reason, .. } => {
                     assert!(
-                        matches!(&reason, Lost::Tls(text) if text.contains("UnknownIssuer")),
+                        matches!(&reason, ConnectionLost::Tls(text) if text.contains("UnknownIssuer")),
                         "{reason}"
                     );
                     *proxy.server.lock().unwrap() = issuer.serve(&["localhost"]);
@@ -286,7 +286,7 @@ async fn a_client_authenticates_with_its_certificate() {
 async fn servers_without_tls_or_without_an_answer_are_errors() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let mut options = Options::new(url, KernelId::random());
+    let mut options = ResumeOptions::new(url, KernelId::random());
     options.tls = Some(Issuer::new().trusted());
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -306,7 +306,7 @@ async fn servers_without_tls_or_without_an_answer_are_errors() {
     for options in [impatient, options] {
         let error = timeout(DEADLINE, ResumeClient::connect(options)).await.unwrap().err();
         assert!(
-            matches!(error, Some(Error::Unreachable(Lost::Unreachable(_)))),
+            matches!(error, Some(ResumeError::Unreachable(ConnectionLost::Unreachable(_)))),
             "{error:?}"
         );
     }
@@ -316,13 +316,16 @@ async fn servers_without_tls_or_without_an_answer_are_errors() {
 #[test]
 fn a_host_without_a_valid_server_name_is_refused() {
     for host in ["a..b", "-", "256.0.0.1"] {
-        let mut options = Options::new(format!("https://{host}"), KernelId::random());
+        let mut options = ResumeOptions::new(format!("https://{host}"), KernelId::random());
         options.tls = Some(Issuer::new().trusted());
         let error = ResumeClient::new(options).err();
-        assert!(matches!(error, Some(Error::InvalidUrl { .. })), "{host}: {error:?}");
+        assert!(
+            matches!(error, Some(ResumeError::InvalidUrl { .. })),
+            "{host}: {error:?}"
+        );
     }
     for host in ["a-b.c", "a_b", "example.org.", "127.0.0.1", "[::1]:8443"] {
-        let mut options = Options::new(format!("wss://{host}"), KernelId::random());
+        let mut options = ResumeOptions::new(format!("wss://{host}"), KernelId::random());
         options.tls = Some(Issuer::new().trusted());
         assert!(ResumeClient::new(options).is_ok(), "{host}");
     }
@@ -355,7 +358,7 @@ mod system {
     async fn child_process() {
         // Does nothing unless the other test starts it.
         let Ok(url) = std::env::var(URL) else { return };
-        match ResumeClient::connect(Options::new(url, KernelId::random())).await {
+        match ResumeClient::connect(ResumeOptions::new(url, KernelId::random())).await {
             Ok(_) => println!("connected"),
             Err(error) => println!("failed: {error}"),
         }

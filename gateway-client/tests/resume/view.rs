@@ -1,7 +1,7 @@
 //! A program's view of the log, built from a client's events.
 
 use gateway_client::resume::NotRecovered;
-use gateway_client::resume::client::{Event, Lost, ResumeClient};
+use gateway_client::resume::client::{ConnectionLost, Event, ResumeClient};
 use jupyter_protocol::{Channel, WireMessage};
 
 use super::gateway::Gateway;
@@ -18,7 +18,7 @@ pub(crate) struct View {
     last: Option<u64>,
     seen: Vec<(u64, Seen)>,
     pub(crate) connections: usize,
-    pub(crate) disconnects: Vec<Lost>,
+    pub(crate) disconnects: Vec<ConnectionLost>,
     pub(crate) not_recovered: Vec<NotRecovered>,
 }
 

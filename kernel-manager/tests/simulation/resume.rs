@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
-use gateway_client::resume::client::{Event, Options, ResumeClient, Transport};
+use gateway_client::resume::client::{Event, ResumeClient, ResumeOptions, Transport};
 use gateway_client::resume::{CLOSE_REPLACED, Hello, NotRecovered, Notice, SUBPROTOCOL, Start};
 use jupyter_protocol::Channel;
 use jupyter_protocol::codec::websocket_v1;
@@ -29,7 +29,7 @@ use super::world::{Process, World};
 pub(crate) async fn run(world: Rc<World>, number: u64) {
     let session = format!("resume{number}");
     let (dialled, mut incoming) = mpsc::channel::<DuplexStream>(16);
-    let mut options = Options::new("http://gateway.invalid", world.id)
+    let mut options = ResumeOptions::new("http://gateway.invalid", world.id)
         .with_session(session.clone())
         .with_start(Start::Earliest);
     let random = Arc::new(Mutex::new(Random::new(world.below(u64::MAX))));

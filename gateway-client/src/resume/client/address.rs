@@ -1,89 +1,51 @@
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use http::header::AUTHORIZATION;
+use http::uri::Uri;
+use percent_encoding::utf8_percent_encode;
 use tokio_tungstenite::tungstenite::client::{ClientRequestBuilder, IntoClientRequest};
 use tokio_tungstenite::tungstenite::handshake::client::Request;
-use tokio_tungstenite::tungstenite::http::uri::{Scheme, Uri};
-use tokio_tungstenite::tungstenite::http::{HeaderValue, header::AUTHORIZATION};
 
-use super::error::Error;
-use super::options::Options;
-#[cfg(feature = "tls")]
-use super::tls::Tls;
+use super::error::ResumeError;
+use super::options::ResumeOptions;
+use crate::connector::{ConnectError, Connector, ConnectorOptions, Transport};
+use crate::endpoint::{ESCAPED, Endpoint};
 use crate::resume::{SUBPROTOCOL, Start};
 
-/// Characters to escape in a query: all but the unreserved ones of RFC 3986.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-/// The gateway's address and credentials.
+/// The address of a kernel's WebSocket, and the connector to it.
 pub(super) struct Address {
-    host: String,
-    port: u16,
+    endpoint: Endpoint,
+    connector: Connector,
     /// The WebSocket's address without the position in the log.
     url: String,
-    authorization: Option<HeaderValue>,
-    /// TLS for the connections that this client makes; `None` for plain TCP, or if [`Options::dial`] connects.
-    #[cfg(feature = "tls")]
-    tls: Option<Tls>,
 }
 
 impl Address {
-    pub(super) fn new(options: &Options) -> Result<Self, Error> {
-        let uri: Uri = options.url.parse().map_err(|_| invalid("it is not a URL"))?;
-        let tls = match uri.scheme().map(Scheme::as_str) {
-            Some("http" | "ws") => false,
-            Some("https" | "wss") => true,
-            _ => return Err(invalid("it must begin with http://, https://, ws:// or wss://")),
+    pub(super) fn new(options: &ResumeOptions) -> Result<Self, ResumeError> {
+        let endpoint = Endpoint::new(&options.url, options.token.as_deref())?;
+        let connector_options = ConnectorOptions {
+            dial: options.dial.clone(),
+            #[cfg(feature = "tls")]
+            tls: options.tls.clone(),
         };
-        #[cfg(not(feature = "tls"))]
-        if tls && options.dial.is_none() {
-            return Err(invalid(
-                "this client was built without TLS: enable the feature `tls`, or set a `dial` that does TLS",
-            ));
-        }
-        let authority = uri.authority().ok_or(invalid("it has no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(invalid("it has a user name: use `with_token` instead"));
-        }
-        if uri.query().is_some() {
-            return Err(invalid("it has a query: use `with_token` for the token"));
-        }
-        let authorization = options.token.as_ref().map(|token| {
-            let mut value = HeaderValue::try_from(format!("token {token}")).map_err(|_| Error::InvalidToken)?;
-            value.set_sensitive(true);
-            Ok(value)
-        });
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         Ok(Self {
-            host: host.to_owned(),
-            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            connector: Connector::new(&endpoint, connector_options)?,
             url: format!(
-                "ws://{authority}{}/api/kernels/{}/channels?session_id={}",
-                uri.path().trim_end_matches('/'),
+                "ws://{}{}/api/kernels/{}/channels?session_id={}",
+                endpoint.authority,
+                endpoint.base_path,
                 options.kernel,
                 utf8_percent_encode(&options.session, ESCAPED),
             ),
-            authorization: authorization.transpose()?,
-            #[cfg(feature = "tls")]
-            tls: (tls && options.dial.is_none())
-                .then(|| Tls::new(host, options.tls.clone()))
-                .transpose()?,
+            endpoint,
         })
     }
 
-    pub(super) fn host(&self) -> &str {
-        &self.host
-    }
-
-    pub(super) fn port(&self) -> u16 {
-        self.port
-    }
-
-    #[cfg(feature = "tls")]
-    pub(super) fn tls(&self) -> Option<&Tls> {
-        self.tls.as_ref()
+    pub(super) async fn connect(&self) -> Result<Box<dyn Transport>, ConnectError> {
+        self.connector.connect().await
     }
 
     /// Makes the request of a WebSocket handshake.
-    pub(super) fn request(&self, start: Start) -> Result<Request, Error> {
+    pub(super) fn request(&self, start: Start) -> Result<Request, ResumeError> {
+        let invalid = |reason| ResumeError::InvalidUrl { reason };
         let uri: Uri = format!("{}&resume={start}", self.url)
             .parse()
             .map_err(|_| invalid("with the kernel's path added, it is not a URL"))?;
@@ -91,13 +53,9 @@ impl Address {
             .with_sub_protocol(SUBPROTOCOL)
             .into_client_request()
             .map_err(|_| invalid("no request can be made to it"))?;
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = &self.endpoint.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
         Ok(request)
     }
-}
-
-fn invalid(reason: &'static str) -> Error {
-    Error::InvalidUrl { reason }
 }

@@ -1,7 +1,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use super::Options;
+use super::ResumeOptions;
 
 /// Exponential backoff between connection attempts.
 pub(super) struct Backoff {
@@ -13,7 +13,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(options: &ResumeOptions) -> Self {
         let mut random = DefaultHasher::new();
         (options.kernel, &options.session).hash(&mut random);
         Self {

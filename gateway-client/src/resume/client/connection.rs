@@ -5,7 +5,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures::{Sink, Stream, StreamExt};
 use jupyter_protocol::codec::websocket_v1;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::error::{Error as WebSocketError, ProtocolError, SubProtocolError};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
@@ -13,10 +12,11 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::address::Address;
-use super::error::{Error, Failure, Lost};
-use super::options::{Options, Transport};
+use super::error::{ConnectionLost, Failure, ResumeError};
+use super::options::ResumeOptions;
 use super::outbox::Outbox;
 use super::watchdog::{Silence, WatchedStream};
+use crate::connector::Transport;
 use crate::resume::{CLOSE_REPLACED, Hello, Notice, Start};
 
 /// A WebSocket after the gateway's `hello`.
@@ -38,7 +38,7 @@ pub(super) enum Received {
 impl Connection {
     /// Connects and waits for the `hello`.
     pub(super) async fn open(
-        options: Arc<Options>,
+        options: Arc<ResumeOptions>,
         address: Arc<Address>,
         start: Start,
     ) -> Result<(Self, Hello), Failure> {
@@ -47,12 +47,12 @@ impl Connection {
             .await
             .unwrap_or_else(|_| {
                 let reason = format!("not made within {} s", limit.as_secs());
-                Err(Lost::Unreachable(reason).into())
+                Err(ConnectionLost::Unreachable(reason).into())
             })
     }
 
-    async fn handshake(options: &Options, address: &Address, start: Start) -> Result<(Self, Hello), Failure> {
-        let stream = dial(options, address).await?;
+    async fn handshake(options: &ResumeOptions, address: &Address, start: Start) -> Result<(Self, Hello), Failure> {
+        let stream = address.connect().await?;
         let config = WebSocketConfig::default()
             .max_message_size(Some(options.max_message_bytes))
             .max_frame_size(Some(options.max_message_bytes));
@@ -122,26 +122,9 @@ impl Connection {
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
             Some(Ok(Message::Close(frame))) => Err(closed(frame)),
             Some(Err(error)) => Err(failure(error, self.max_message_bytes)),
-            None => Err(Lost::Broke("it was closed".to_owned()).into()),
+            None => Err(ConnectionLost::Broke("it was closed".to_owned()).into()),
         }
     }
-}
-
-async fn dial(options: &Options, address: &Address) -> Result<Box<dyn Transport>, Lost> {
-    let unreachable = |error: std::io::Error| Lost::Unreachable(error.to_string());
-    if let Some(dial) = &options.dial {
-        return dial().await.map_err(unreachable);
-    }
-    let stream = TcpStream::connect((address.host(), address.port()))
-        .await
-        .map_err(unreachable)?;
-    // Small messages must not wait for more data (Nagle's algorithm).
-    stream.set_nodelay(true).map_err(unreachable)?;
-    #[cfg(feature = "tls")]
-    if let Some(tls) = address.tls() {
-        return Ok(Box::new(tls.handshake(stream).await?));
-    }
-    Ok(Box::new(stream))
 }
 
 fn notice(text: &Utf8Bytes) -> Result<Received, Failure> {
@@ -151,7 +134,7 @@ fn notice(text: &Utf8Bytes) -> Result<Received, Failure> {
 }
 
 pub(super) fn violation(what: &str) -> Failure {
-    Lost::Violation(what.to_owned()).into()
+    ConnectionLost::Violation(what.to_owned()).into()
 }
 
 fn closed(frame: Option<CloseFrame>) -> Failure {
@@ -160,37 +143,37 @@ fn closed(frame: Option<CloseFrame>) -> Failure {
         (frame.code.into(), frame.reason.as_str().to_owned())
     });
     match code {
-        1002 | 1009 => Failure::Final(Error::Closed { code, reason }),
-        CLOSE_REPLACED => Failure::Final(Error::Replaced),
-        _ => Lost::Closed { code, reason }.into(),
+        1002 | 1009 => Failure::Final(ResumeError::Closed { code, reason }),
+        CLOSE_REPLACED => Failure::Final(ResumeError::Replaced),
+        _ => ConnectionLost::Closed { code, reason }.into(),
     }
 }
 
 fn failure(error: WebSocketError, max_message_bytes: usize) -> Failure {
     match error {
         WebSocketError::Http(response) => match response.status().as_u16() {
-            status @ (400 | 401 | 403 | 404) => Failure::Final(Error::Refused { status }),
-            status => Lost::Status(status).into(),
+            status @ (400 | 401 | 403 | 404) => Failure::Final(ResumeError::Refused { status }),
+            status => ConnectionLost::Status(status).into(),
         },
         WebSocketError::Protocol(ProtocolError::SecWebSocketSubProtocolError(
             SubProtocolError::NoSubProtocol | SubProtocolError::InvalidSubProtocol,
-        )) => Failure::Final(Error::Unsupported),
-        WebSocketError::Capacity(_) => Failure::Final(Error::TooLarge {
+        )) => Failure::Final(ResumeError::Unsupported),
+        WebSocketError::Capacity(_) => Failure::Final(ResumeError::TooLarge {
             limit: max_message_bytes,
         }),
         WebSocketError::Io(error) => broken(&error).into(),
-        other => Lost::Broke(other.to_string()).into(),
+        other => ConnectionLost::Broke(other.to_string()).into(),
     }
 }
 
-fn broken(error: &std::io::Error) -> Lost {
+fn broken(error: &std::io::Error) -> ConnectionLost {
     if let Some(Silence(silence)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
-        return Lost::Silent(*silence);
+        return ConnectionLost::Silent(*silence);
     }
     // A gateway refuses a client certificate after the handshake (RFC 8446 section 4.4.2.4).
     #[cfg(feature = "tls")]
-    if let Some(lost) = super::tls::error_of(error) {
-        return lost;
+    if let Some(error) = crate::tls::tls_error(error) {
+        return ConnectionLost::Tls(error.to_string());
     }
-    Lost::Broke(error.to_string())
+    ConnectionLost::Broke(error.to_string())
 }

@@ -3,12 +3,14 @@ use std::time::Duration;
 use jupyter_protocol::Channel;
 use kernel_log::{Lifecycle, Seq};
 
+use crate::connector::ConnectError;
+use crate::endpoint::InvalidEndpoint;
 use crate::resume::NotRecovered;
 
 /// Why a client has ended: reconnecting would not help, or is not the client's decision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ResumeError {
     /// The gateway's address is invalid.
     #[error("the gateway's address cannot be used: {reason}")]
     InvalidUrl {
@@ -19,7 +21,7 @@ pub enum Error {
     #[error("the token cannot be sent: it has characters other than visible ASCII")]
     InvalidToken,
     /// `https://` or `wss://` without trusted certificates on this system: install them (on Debian the package
-    /// `ca-certificates`), or set [`Options::tls`](super::Options::tls).
+    /// `ca-certificates`), or set [`ResumeOptions::tls`](super::ResumeOptions::tls).
     #[cfg(feature = "tls")]
     #[error("TLS cannot be set up with the system's certificates: {reason}; install certificates, or set `tls`")]
     Tls {
@@ -28,7 +30,7 @@ pub enum Error {
     },
     /// The first attempt of [`ResumeClient::connect`](super::ResumeClient::connect) failed. Another one may succeed.
     #[error("cannot connect to the gateway: {0}")]
-    Unreachable(Lost),
+    Unreachable(ConnectionLost),
     /// The gateway refuses the connection with status 400, 401, 403 or 404.
     #[error("the gateway refuses the connection: {status}, {}", meaning(*status))]
     Refused {
@@ -53,7 +55,8 @@ pub enum Error {
     /// Another connection of the same session replaced this one (code 4001).
     #[error("a newer connection uses the session: give each client its own session")]
     Replaced,
-    /// A message of the kernel is larger than [`Options::max_message_bytes`](super::Options::max_message_bytes).
+    /// A message of the kernel is larger than
+    /// [`ResumeOptions::max_message_bytes`](super::ResumeOptions::max_message_bytes).
     #[error("a message is larger than the limit of {limit} bytes: raise max_message_bytes")]
     TooLarge {
         /// The largest accepted message in bytes.
@@ -65,6 +68,19 @@ pub enum Error {
         /// The violation.
         what: String,
     },
+}
+
+impl From<InvalidEndpoint> for ResumeError {
+    fn from(invalid: InvalidEndpoint) -> Self {
+        match invalid {
+            InvalidEndpoint::Url(reason) => Self::InvalidUrl { reason },
+            InvalidEndpoint::Token => Self::InvalidToken,
+            #[cfg(feature = "tls")]
+            InvalidEndpoint::Tls(error) => Self::Tls {
+                reason: error.to_string(),
+            },
+        }
+    }
 }
 
 fn meaning(status: u16) -> &'static str {
@@ -87,8 +103,8 @@ fn because(reason: &str) -> String {
 /// Why a connection failed; the client reconnects.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Lost {
-    /// The gateway did not answer, or not within the [timeout](super::Options::connect_timeout).
+pub enum ConnectionLost {
+    /// The gateway did not answer, or not within the [timeout](super::ResumeOptions::connect_timeout).
     #[error("no connection: {0}")]
     Unreachable(String),
     /// TLS failed: the gateway's certificate has an unknown issuer, another name or is not valid now; the gateway
@@ -124,12 +140,22 @@ pub enum Lost {
 
 /// Why a connection ended: for good, or until the next one.
 pub(super) enum Failure {
-    Final(Error),
-    Retry(Lost),
+    Final(ResumeError),
+    Retry(ConnectionLost),
 }
 
-impl From<Lost> for Failure {
-    fn from(lost: Lost) -> Self {
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        Self::Retry(match error {
+            ConnectError::Io(error) => ConnectionLost::Unreachable(error.to_string()),
+            #[cfg(feature = "tls")]
+            ConnectError::Tls(error) => ConnectionLost::Tls(error.to_string()),
+        })
+    }
+}
+
+impl From<ConnectionLost> for Failure {
+    fn from(lost: ConnectionLost) -> Self {
         Self::Retry(lost)
     }
 }
@@ -138,8 +164,8 @@ impl From<Lost> for Failure {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The limit [`Options::max_unconfirmed`](super::Options::max_unconfirmed) of messages that are sent and not in the
-    /// log yet is reached: continue reading, then send again.
+    /// The limit [`ResumeOptions::max_unconfirmed`](super::ResumeOptions::max_unconfirmed) of messages that are sent
+    /// and not in the log yet is reached: continue reading, then send again.
     #[error("{limit} messages are not confirmed yet: continue reading, then send again")]
     Full {
         /// The limit.
@@ -188,5 +214,5 @@ pub enum ExecutionError {
     NotRecovered(Option<NotRecovered>),
     /// The client has ended.
     #[error(transparent)]
-    Client(#[from] Error),
+    Client(#[from] ResumeError),
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{LIFECYCLE, Lifecycle, Seq};
 
-use super::error::Lost;
+use super::error::ConnectionLost;
 use crate::resume::Hello;
 
 /// An event from a [`ResumeClient`](super::ResumeClient).
@@ -27,7 +27,7 @@ pub enum Event {
     /// The connection was lost or could not be made. The client reconnects by itself after a pause.
     Disconnected {
         /// Why the connection failed.
-        reason: Lost,
+        reason: ConnectionLost,
         /// The pause before the next attempt.
         retry_in: Duration,
     },

@@ -5,13 +5,13 @@
 //! use jupyter_protocol::KernelId;
 //! use kernel_log::Cursor;
 //! use gateway_client::resume::Start;
-//! use gateway_client::resume::client::{Event, Options, ResumeClient};
+//! use gateway_client::resume::client::{Event, ResumeOptions, ResumeClient};
 //!
 //! # fn load() -> Option<Cursor> { None }
 //! # fn save(_: Option<Cursor>) {}
 //! # async fn run(kernel: KernelId) -> Result<(), Box<dyn std::error::Error>> {
 //! let start = load().map_or(Start::Earliest, Start::After);
-//! let options = Options::new("http://127.0.0.1:8888", kernel).with_token("secret").with_start(start);
+//! let options = ResumeOptions::new("http://127.0.0.1:8888", kernel).with_token("secret").with_start(start);
 //! let mut client = ResumeClient::connect(options).await?;
 //! while let Some(event) = client.next().await? {
 //!     match event {
@@ -37,16 +37,16 @@
 //!
 //! If the gateway violates the protocol, for example with an entry that is not the next one, the client drops the
 //! connection and resumes after the last entry that it returned. After five violations with only a `hello` in between,
-//! it fails with [`Error::Broken`]. [`Error`] lists the other permanent failures; after a [`Lost`] connection, the
-//! client reconnects.
+//! it fails with [`ResumeError::Broken`]. [`ResumeError`] lists the other permanent failures; after a
+//! [`ConnectionLost`], the client reconnects.
 //!
 //! # TLS
 //!
 //! With the feature `tls`, the address may begin with `https://` or `wss://`. The gateway's certificate must be valid
-//! for the address's host, a name or an IP address, and issued by a CA that the operating system or `Options::tls`
-//! trusts. `Options::tls` may also contain a client certificate. An invalid certificate causes a `Lost::Tls` that names
-//! the problem, and the client retries, because an administrator may fix it; [`connect`](ResumeClient::connect) tries
-//! only once. Without the feature, [`Options::dial`] can do TLS.
+//! for the address's host, a name or an IP address, and issued by a CA that the operating system or
+//! `ResumeOptions::tls` trusts. `ResumeOptions::tls` may also contain a client certificate. An invalid certificate
+//! causes a `ConnectionLost::Tls` that names the problem, and the client retries, because an administrator may fix it;
+//! [`connect`](ResumeClient::connect) tries only once. Without the feature, [`ResumeOptions::dial`] can do TLS.
 //!
 //! `docs/src/resume-protocol.md` specifies the protocol.
 
@@ -58,8 +58,6 @@ mod event;
 mod execution;
 mod options;
 mod outbox;
-#[cfg(feature = "tls")]
-mod tls;
 mod watchdog;
 
 use std::fmt;
@@ -75,12 +73,14 @@ use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Cursor, Seq};
 use tokio::time::{Sleep, sleep};
 
-pub use error::{Error, ExecutionError, Lost, SendError};
+pub use error::{ConnectionLost, ExecutionError, ResumeError, SendError};
 pub use event::{Entry, Event};
 pub use execution::Execution;
-pub use options::{Dial, Options, Transport};
+pub use options::ResumeOptions;
+
+pub use crate::connector::{Dial, Transport};
 #[cfg(feature = "tls")]
-pub use tokio_rustls::rustls;
+pub use crate::rustls;
 
 use super::{Hello, Notice, Start, decode_entry};
 use address::Address;
@@ -94,7 +94,7 @@ const MAX_VIOLATIONS: u32 = 5;
 
 /// Follows a kernel's log through a gateway: see the [module](self).
 pub struct ResumeClient {
-    options: Arc<Options>,
+    options: Arc<ResumeOptions>,
     address: Arc<Address>,
     state: ConnectionState,
     /// Position in the log. `None` until the first `hello`, unless the client starts after a cursor.
@@ -124,16 +124,16 @@ enum ConnectionState {
     Connected(Box<Connection>),
     /// The kernel has ended, and all of its log was read.
     Ended,
-    Failed(Error),
+    Failed(ResumeError),
 }
 
 impl ResumeClient {
     /// Creates a client that connects on the first call of [`next`](Self::next) and retries until it succeeds.
     ///
     /// # Errors
-    /// [`Error::InvalidUrl`] or [`Error::InvalidToken`] for invalid options; with the feature `tls` also `Error::Tls`
-    /// if the system has no trusted certificates.
-    pub fn new(options: Options) -> Result<Self, Error> {
+    /// [`ResumeError::InvalidUrl`] or [`ResumeError::InvalidToken`] for invalid options; with the feature `tls` also
+    /// `ResumeError::Tls` if the system has no trusted certificates.
+    pub fn new(options: ResumeOptions) -> Result<Self, ResumeError> {
         Ok(Self {
             address: Arc::new(Address::new(&options)?),
             state: ConnectionState::Unconnected,
@@ -154,13 +154,13 @@ impl ResumeClient {
     /// it starts at the head.
     ///
     /// # Errors
-    /// Those of [`new`](Self::new); any permanent [`Error`]; [`Error::Unreachable`] if the first attempt fails, so that
-    /// a wrong address is not retried forever.
-    pub async fn connect(options: Options) -> Result<Self, Error> {
+    /// Those of [`new`](Self::new); any permanent [`ResumeError`]; [`ResumeError::Unreachable`] if the first attempt
+    /// fails, so that a wrong address is not retried forever.
+    pub async fn connect(options: ResumeOptions) -> Result<Self, ResumeError> {
         let mut client = Self::new(options)?;
         let before = client.cursor;
         match client.next().await? {
-            Some(Event::Disconnected { reason, .. }) => Err(Error::Unreachable(reason)),
+            Some(Event::Disconnected { reason, .. }) => Err(ResumeError::Unreachable(reason)),
             event => {
                 client.first = event.map(|event| (event, before));
                 Ok(client)
@@ -175,8 +175,8 @@ impl ResumeClient {
     /// that [sends](Self::send) must keep reading.
     ///
     /// # Errors
-    /// [`Error`] if the client has failed permanently. Later calls return the same error.
-    pub async fn next(&mut self) -> Result<Option<Event>, Error> {
+    /// [`ResumeError`] if the client has failed permanently. Later calls return the same error.
+    pub async fn next(&mut self) -> Result<Option<Event>, ResumeError> {
         poll_fn(|cx| self.poll_event(cx)).await
     }
 
@@ -202,7 +202,7 @@ impl ResumeClient {
     ///
     /// The client keeps the message and sends it again over each new connection, until the message or an answer to it
     /// appears in the log. The gateway recognizes repetitions by the `msg_id` and sends the message to the kernel once.
-    /// The client keeps at most [`Options::max_unconfirmed`] messages; reading confirms them.
+    /// The client keeps at most [`ResumeOptions::max_unconfirmed`] messages; reading confirms them.
     ///
     /// # Errors
     /// [`SendError`], without any effect.
@@ -243,7 +243,7 @@ impl ResumeClient {
         }
     }
 
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Event>, Error>> {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Event>, ResumeError>> {
         if let Some((event, _)) = self.first.take() {
             return Poll::Ready(Ok(Some(event)));
         }
@@ -359,10 +359,10 @@ impl ResumeClient {
                 return None;
             }
         };
-        if let Lost::Violation(what) = &reason {
+        if let ConnectionLost::Violation(what) = &reason {
             self.violations += 1;
             if self.violations >= MAX_VIOLATIONS {
-                self.state = ConnectionState::Failed(Error::Broken { what: what.clone() });
+                self.state = ConnectionState::Failed(ResumeError::Broken { what: what.clone() });
                 return None;
             }
         }
@@ -374,7 +374,7 @@ impl ResumeClient {
 
 /// Yields the results of [`next`](ResumeClient::next), and ends after an error.
 impl Stream for ResumeClient {
-    type Item = Result<Event, Error>;
+    type Item = Result<Event, ResumeError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = ready!(self.poll_event(cx));

@@ -1,28 +1,18 @@
 use std::fmt;
-use std::io;
+#[cfg(feature = "tls")]
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use jupyter_protocol::KernelId;
-use tokio::io::{AsyncRead, AsyncWrite};
-#[cfg(feature = "tls")]
-use tokio_rustls::rustls::ClientConfig;
-
+use crate::connector::Dial;
 use crate::resume::Start;
-
-/// A connection to the gateway other than TCP.
-pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
-
-/// Makes a connection to the gateway. Called for each connection attempt.
-pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Transport>>> + Send + Sync>;
+#[cfg(feature = "tls")]
+use crate::rustls::ClientConfig;
+use jupyter_protocol::KernelId;
 
 /// Options of a [`ResumeClient`](super::ResumeClient): gateway, kernel and timeouts.
 #[derive(Clone)]
 #[non_exhaustive]
-pub struct Options {
+pub struct ResumeOptions {
     /// The gateway's address with its base path, such as `http://127.0.0.1:8888` or `wss://example.org/jupyter`.
     pub url: String,
     /// The kernel.
@@ -62,7 +52,7 @@ pub struct Options {
     pub tls: Option<Arc<ClientConfig>>,
 }
 
-impl Options {
+impl ResumeOptions {
     /// Options with defaults: a random session, no token, and start at the next appended entry. A connection is dead
     /// after 90 s of silence, connecting times out after 30 s, pauses between attempts are 0.1 s to 10 s, messages may
     /// have 256 MiB, and 64 messages may be unconfirmed.
@@ -109,10 +99,10 @@ impl Options {
     }
 }
 
-impl fmt::Debug for Options {
+impl fmt::Debug for ResumeOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Omits the token, and the address because it may contain a token or a password.
-        f.debug_struct("Options")
+        f.debug_struct("ResumeOptions")
             .field("kernel", &self.kernel)
             .field("session", &self.session)
             .field("start", &self.start)

@@ -8,10 +8,10 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, crypto::ring};
 
-use super::error::{Error, Lost};
+use crate::endpoint::InvalidEndpoint;
 
 /// TLS connections to one host.
-pub(super) struct Tls {
+pub(crate) struct Tls {
     connector: TlsConnector,
     name: ServerName<'static>,
 }
@@ -19,15 +19,12 @@ pub(super) struct Tls {
 impl Tls {
     /// For this host, a name or an IP address without brackets. Without a `config`, it trusts the system's
     /// certificates.
-    pub(super) fn new(host: &str, config: Option<Arc<ClientConfig>>) -> Result<Self, Error> {
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::InvalidUrl {
-            reason: "its host is neither a DNS name nor an IP address, as TLS requires",
-        })?;
+    pub(crate) fn new(host: &str, config: Option<Arc<ClientConfig>>) -> Result<Self, InvalidEndpoint> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| InvalidEndpoint::Url("its host is neither a DNS name nor an IP address, as TLS requires"))?;
         let config = match config {
             Some(config) => config,
-            None => Arc::new(trusting_the_system().map_err(|error| Error::Tls {
-                reason: error.to_string(),
-            })?),
+            None => Arc::new(trusting_the_system().map_err(InvalidEndpoint::Tls)?),
         };
         Ok(Self {
             connector: config.into(),
@@ -35,16 +32,14 @@ impl Tls {
         })
     }
 
-    pub(super) async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Lost> {
-        let connected = self.connector.connect(self.name.clone(), stream).await;
-        connected.map_err(|error| error_of(&error).unwrap_or_else(|| Lost::Unreachable(error.to_string())))
+    pub(crate) async fn handshake(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.connector.connect(self.name.clone(), stream).await
     }
 }
 
 /// Returns the TLS error in `error`; `None` if the connection below TLS failed.
-pub(super) fn error_of(error: &io::Error) -> Option<Lost> {
-    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(Lost::Tls(error.to_string()))
+pub(crate) fn tls_error(error: &io::Error) -> Option<rustls::Error> {
+    error.get_ref()?.downcast_ref::<rustls::Error>().cloned()
 }
 
 /// Trusts the system's certificates. Names the crypto provider, because rustls has no default if other crates enable a
