@@ -14,6 +14,7 @@ E2E_WORKERS ?= 2
 # Tests use the gateway with all features. Every target builds the whole workspace with the same features, so that
 # nothing is built twice.
 TESTED := --locked --workspace --features kernelmux-gateway/nats
+WASM := wasm32-unknown-unknown
 # Benchmarks to run, by name: make bench BENCH="protocol log"
 BENCH ?=
 
@@ -53,6 +54,11 @@ test-embedders: build-cache ## crates outside the workspace that use kernelmux b
 		$(CARGO) test --quiet --manifest-path "$$manifest" --target-dir target \
 			--config 'profile.dev.debug="line-tables-only"' --config 'profile.dev.package."*".debug=false'; \
 	done
+	@if [ -d "$$(rustc --print target-libdir --target $(WASM))" ]; then \
+		$(CARGO) check --quiet --manifest-path tests/embedders/wasm/Cargo.toml --target $(WASM) --target-dir target; \
+	else \
+		echo "not checked: tests/embedders/wasm for $(WASM), which \`rustup target add $(WASM)\` installs"; \
+	fi
 
 test-js: e2e-env e2e-programs ## the JavaScript client, against a scripted gateway and the real one
 	$(TOOLS) KERNELMUX_GATEWAY="$(CURDIR)/target/debug/kernelmux-gateway" scripts/test-js.sh

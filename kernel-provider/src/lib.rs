@@ -45,7 +45,7 @@ pub trait KernelProvider: Send + Sync + 'static {
     /// Starts a kernel and returns once its sockets accept connections.
     ///
     /// The kernel gets the request's environment variables as they are, over those of its kernelspec, and runs in the
-    /// request's working directory. If a kernel with this id runs already, attaches to it. Dropping the future cancels
+    /// request's working directory if the provider allows that. If a kernel with this id runs already, attaches to it. Dropping the future cancels
     /// the launch and leaves nothing behind.
     ///
     /// # Errors

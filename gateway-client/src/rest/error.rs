@@ -1,9 +1,7 @@
 use std::error::Error;
 use std::fmt;
-use std::io;
 use std::time::Duration;
 
-use crate::connector::ConnectError;
 use crate::endpoint::InvalidEndpoint;
 #[cfg(feature = "tls")]
 use crate::rustls;
@@ -103,11 +101,11 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(feature = "tls")]
 fn tls_cause(cause: &(dyn Error + 'static)) -> Option<rustls::Error> {
-    if let Some(ConnectError::Tls(error)) = cause.downcast_ref() {
+    if let Some(crate::connector::ConnectError::Tls(error)) = cause.downcast_ref() {
         return Some(error.clone());
     }
     // A gateway refuses a client certificate after the handshake (RFC 8446 section 4.4.2.4).
-    crate::tls::tls_error(cause.downcast_ref::<io::Error>()?)
+    crate::tls::tls_error(cause.downcast_ref::<std::io::Error>()?)
 }
 
 /// What a status means, in the gateway's words if it has any.

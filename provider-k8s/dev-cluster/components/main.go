@@ -1,5 +1,5 @@
 // Command components is Kubernetes' control plane and node agents in one binary.
-// The name it is called by selects the program, so that all five need only one build and one link.
+// It runs as the program whose name it was called by, so that one build and one link make all five.
 package main
 
 import (
@@ -39,7 +39,7 @@ func main() {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		fmt.Fprintf(os.Stderr, "%s is not one of %s: link the binary under one of these names\n", called, strings.Join(names, ", "))
+		fmt.Fprintf(os.Stderr, "%s is none of %s: link the binary under one of these names\n", called, strings.Join(names, ", "))
 		os.Exit(64)
 	}
 	os.Exit(cli.Run(program()))

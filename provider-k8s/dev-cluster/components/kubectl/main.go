@@ -1,4 +1,4 @@
-// Command kubectl is the unmodified Kubernetes command-line client.
+// Command kubectl is Kubernetes' own.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command pause keeps a pod's namespaces open. If the pod's containers share a process namespace, it is the first
-// process there and reaps orphans.
+// Command pause holds a pod's namespaces open. Where the pod's processes are one namespace it is their first, and so
+// reaps those whose parents are gone.
 package main
 
 import (
