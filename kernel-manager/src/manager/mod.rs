@@ -239,7 +239,7 @@ impl Manager {
 
     /// Ends or leaves all kernels, the manager's tasks, and the logs with their store. Pending starts are cancelled, and
     /// everything that was recorded is stored. Afterwards the store and the providers' folders can be opened again, also
-    /// by another process, whoever still holds kernels or logs of this manager. Closing it again does nothing.
+    /// by another process, even if handles of kernels or logs are left. Closing it again does nothing.
     ///
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
