@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Adds kernels for bash and TypeScript to the virtual environment in folder $1, which has ipykernel.
+# Adds kernelspecs for bash and TypeScript (Deno) to the virtual environment in folder $1, which already has ipykernel.
 set -euo pipefail
 venv=$1
 

@@ -3,7 +3,8 @@
 
     in-parts.py NAME TARGET...
 
-The durations are kept in the user's cache, so that they are available in a new checkout.
+NAME is the make target that consists of the others. Its durations are kept under this name in the user's cache, so that
+a new checkout has them.
 """
 
 import json
@@ -23,7 +24,7 @@ def minutes(seconds: float) -> str:
 
 
 def cpu_seconds() -> float:
-    """CPU time of all ended child processes."""
+    """CPU time of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

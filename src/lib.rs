@@ -33,13 +33,19 @@
 //! | Feature | What it adds |
 //! |---|---|
 //! | `local` (default) | kernels as processes of this machine |
-//! | `fjall` (default) | logs on disk |
-//! | `k8s` | kernels as pods of a Kubernetes cluster |
+//! | `disk` (default) | logs in files |
+//! | `k8s` | kernels as pods of a Kubernetes cluster; needs a version feature of `k8s-openapi` |
 //! | `nats` | logs in NATS JetStream, which several services can share |
 //! | `resume-client` | the client that follows a kernel through a gateway, over any disconnect |
 //! | `resume-client-tls` | the same, for gateways behind `https://` and `wss://` |
 //! | `rest-client` | the client of a gateway's REST API: find and start kernels, read executions |
 //! | `rest-client-tls` | the same, for gateways behind `https://` |
+//!
+//! With `k8s`, the program chooses the version of Kubernetes, as with every library that uses `k8s-openapi`:
+//!
+//! ```toml
+//! k8s-openapi = { version = "0.29", features = ["v1_35"] }
+//! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
@@ -62,6 +68,6 @@ pub use provider_k8s as k8s;
 pub use provider_local as local;
 
 /// Compiles the program of the README.
-#[cfg(all(doctest, feature = "fjall", feature = "local"))]
+#[cfg(all(doctest, feature = "disk", feature = "local"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -23,7 +23,7 @@ socket.rcvhwm = 0
 socket.subscribe(b"")
 socket.rcvtimeo = FIRST_MS
 socket.connect(f"tcp://{info['ip']}:{info['iopub_port']}")
-# Whatever is asked of the kernel makes it publish its state.
+# Each request that the benchmark sends makes the kernel publish its state.
 while b"status" not in socket.recv_multipart():
     pass
 print("subscribed", flush=True)

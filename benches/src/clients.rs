@@ -35,9 +35,9 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         format!(
             "{} WebSocket clients of the v1 subprotocol, each with its own session, all on one kernel of one \
              `kernelmux-gateway`. One of them has the kernel publish {} stream messages of 200 B of text, as fast as \
-             Python sends them; each client reads until `idle`, and what it got is counted by message number. Memory \
-             and CPU are the gateway's: its resident set, and user and system time from the request until the last \
-             client has all. All clients are one thread of the benchmark, on the same cores.",
+             Python sends them; each client reads until `idle`, and its messages are counted by message number. \
+             Memory and CPU are the gateway's: its resident set, and user and system time from the request until the \
+             last client has all messages. All clients run on one thread of the benchmark, on the same cores.",
             count(clients as u64),
             count(messages as u64)
         ),
@@ -89,19 +89,19 @@ pub async fn run(setup: &Setup) -> Result<Section> {
 
     let delivered = (clients * messages) as u64 - lost;
     let each = |total: u64| total / clients as u64;
-    section.table(&["", "all clients", "a client"]);
+    section.table(&["", "all clients", "per client"]);
     section.row([
         "connecting, one after another".to_owned(),
         time(connected),
         time(connected / clients as u32),
     ]);
     section.row([
-        "memory of clients that wait".to_owned(),
+        "memory of idle clients".to_owned(),
         bytes(idle.saturating_sub(empty)),
         bytes(each(idle.saturating_sub(empty))),
     ]);
     section.row([
-        "memory at most in the burst".to_owned(),
+        "peak memory in the burst".to_owned(),
         bytes(peak.saturating_sub(empty)),
         bytes(each(peak.saturating_sub(empty))),
     ]);
@@ -111,18 +111,18 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         count(each(delivered)),
     ]);
     section.row([
-        "from the request until the first and the last client had all".to_owned(),
+        "from the request until the first and the last client had all messages".to_owned(),
         time(slowest),
         format!("{} to {}", time(fastest), time(slowest)),
     ]);
     section.row([
-        "delivered a second".to_owned(),
+        "delivered per second".to_owned(),
         per_second(delivered, slowest.as_secs_f64()),
         per_second(each(delivered), slowest.as_secs_f64()),
     ]);
     section.row(["CPU".to_owned(), time(cpu), time(cpu / clients as u32)]);
     section.row([
-        "delivered a second and core".to_owned(),
+        "delivered per second and core".to_owned(),
         per_second(delivered, cpu.as_secs_f64().max(0.01)),
         String::new(),
     ]);

@@ -35,15 +35,15 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let messages = scaled(MESSAGES);
     let cuts = CUTS.map(|part| messages * part / 10);
     let mut section = Section::new(
-        "Cut connections: the same cell through us and the peers",
+        "Cut connections: the same cell through kernelmux and its peers",
         format!(
-            "A cell in ipykernel writes the numbers below {} to stdout, each in a separate message, {RATE} a second or without pause (more than the \
-             1,000 a second that jupyter_server lets through by default). The \
-             client drops its connection once it has read number {}, {} and {}, and opens the next one {} ms later with \
-             the same session_id; the server's own defaults otherwise. \"By number\" counts each number in all that was \
-             received: a stock client of ours is sent the outputs so far once more, after a `clear_output`. \"Shown\" \
-             counts it in the outputs that JupyterLab would show. The resume protocol's client is `ResumeClient`. \
-             Losses in the rows with 0 cuts have other causes.",
+            "A cell in ipykernel writes the numbers below {} to stdout, each in a separate message, {RATE} per \
+             second or without pause (more than the 1,000 per second that jupyter_server lets through by default). \
+             The client drops its connection once it has read number {}, {} and {}, and opens the next one {} ms \
+             later with the same session_id; other settings are the server's defaults. \"By number\" counts each \
+             number in all received messages: after a reconnect, kernelmux sends a plain client the outputs so far \
+             again, after a `clear_output`. \"Shown\" counts it in the outputs that JupyterLab would show. The client \
+             of the resume protocol is `ResumeClient`. Losses in the rows with 0 cuts have other causes.",
             count(messages as u64),
             cuts[0],
             cuts[1],
@@ -66,7 +66,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let jupyter_server = Gateway::jupyter_server(setup).await?;
     for pace in [Some(RATE), None] {
         let named = |name: &str| match pace {
-            Some(rate) => format!("{name}, {rate} a second"),
+            Some(rate) => format!("{name}, {rate} per second"),
             None => format!("{name}, without pause"),
         };
         for (name, gateway) in [("Kernel Gateway", &kernel_gateway), ("jupyter_server", &jupyter_server)] {
@@ -78,13 +78,13 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         }
         plain_client(&ours, &cell(messages, pace), messages, &[])
             .await?
-            .row(&mut section, &named("ours, stock client"));
+            .row(&mut section, &named("kernelmux, plain client"));
         let plain = plain_client(&ours, &cell(messages, pace), messages, &cuts).await?;
-        plain.row(&mut section, &named("ours, stock client"));
+        plain.row(&mut section, &named("kernelmux, plain client"));
         let resumed = resume_client(&ours, &cell(messages, pace), messages, &cuts).await?;
-        resumed.row(&mut section, &named("ours, resume protocol"));
+        resumed.row(&mut section, &named("kernelmux, resume protocol"));
         for (name, got, (lost, doubled)) in [
-            ("shown by a stock client of ours", &plain, plain.shown()),
+            ("shown by a plain client of kernelmux", &plain, plain.shown()),
             ("by number, resume protocol", &resumed, resumed.by_number()),
         ] {
             if got.cuts != cuts.len() {

@@ -71,7 +71,7 @@ pub fn run() -> Result<Section> {
         ]);
     }
     section.mark(
-        "stream messages a second, the slowest",
+        "stream messages per second, the slowest",
         "≥ 1 M/s",
         per_second(slowest as u64, 1.0),
         slowest >= WANTED,

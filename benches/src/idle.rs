@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
 use jupyter_protocol::kernel::{self, Context, Server};
 use jupyter_protocol::{ConnectionInfo, InstalledKernelspec, Kernelspec, Key, Transport};
-use kernel_log::{FjallStore, LogOptions, Logs};
+use kernel_log::{DiskStore, LogOptions, Logs};
 use kernel_manager::{Manager, ManagerOptions};
 use kernel_provider::{
     AttachError, Exit, ExitCause, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest,
@@ -41,15 +41,15 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Idle kernels",
         format!(
-            "{KERNELS} kernels of our own kernel side in one process, all in one gateway: `kernelmux_gateway`'s router \
-             and the manager with a log on disk, over a provider that returns prepared connections (so the \
-             memory of `provider-local` for each process is not included). Memory is the gateway's resident set above what \
-             it had without kernels, after {} s; CPU over {} s.",
+            "{KERNELS} kernels made with `jupyter_protocol::kernel` in one process, all in one gateway: \
+             `kernelmux_gateway`'s router and the manager with a log on disk, over a provider that returns prepared \
+             connections (so the memory of `provider-local` for each process is not included). Memory is the \
+             gateway's resident set {} s after the last start, and its growth per kernel; CPU is measured over {} s.",
             PAUSE.as_secs(),
             MEASURED.as_secs()
         ),
     );
-    section.table(&["", "memory", "a kernel", "CPU"]);
+    section.table(&["", "memory", "per kernel", "CPU"]);
     let folder = setup.folder().join("idle");
     std::fs::create_dir_all(&folder)?;
     let _kernels = Kernels::start(&folder)?;
@@ -81,7 +81,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         format!("{} in {}", time(cpu), time(watched)),
     ]);
     section.mark(
-        "memory a kernel",
+        "memory per kernel",
         "≤ 100 KB",
         format!("{:.1} KB", a_kernel as f64 / 1e3),
         a_kernel <= WANTED_BYTES,
@@ -109,7 +109,7 @@ impl Kernels {
         let begun = Instant::now();
         while !connection_file(folder, KERNELS - 1).exists() {
             if begun.elapsed() > Duration::from_secs(60) {
-                return Err("the kernels do not start".into());
+                return Err("the kernels did not start within 60 s".into());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -175,7 +175,7 @@ impl kernel::Kernel for Idle {
 pub async fn gateway(port: u16, folder: &Path) -> Result<()> {
     process::allow_open_files()?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
-    let logs = Logs::new(Arc::new(FjallStore::open(&folder.join("logs"))?), LogOptions::default())?;
+    let logs = Logs::new(Arc::new(DiskStore::open(&folder.join("logs"))?), LogOptions::default())?;
     let provider = Arc::new(PreparedProvider::new(folder)?);
     let manager = Manager::new(vec![provider], logs, ManagerOptions::default());
     let gateway = Arc::new(kernelmux_gateway::Gateway::new(
@@ -189,7 +189,7 @@ pub async fn gateway(port: u16, folder: &Path) -> Result<()> {
     }
 }
 
-/// A provider whose launches return kernels that run already.
+/// A provider that returns a running kernel for each launch instead of starting a process.
 struct PreparedProvider {
     folder: PathBuf,
     specs: watch::Sender<Arc<Specs>>,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jupyter_protocol::{Channel, KernelId, WireMessage};
-use kernel_log::{Block, FjallStore, Log, LogOptions, LogStore, Logs, MemoryStore, NewEntry, Origin, Seq};
+use kernel_log::{Block, DiskStore, Durability, Log, LogOptions, LogStore, Logs, MemoryStore, NewEntry, Origin, Seq};
 
 use crate::measure::{bytes, count, per_second, ratio, time};
 use crate::report::Section;
@@ -28,11 +28,14 @@ const BACKLOG: usize = 2_000_000;
 /// Entries of the long log, and their size in bytes.
 const LONG: usize = 10_000_000;
 const SMALL: usize = 200;
+/// Logs in the store with many, and how many of them are removed.
+const MANY: usize = 10_000;
+const REMOVED: usize = 400;
 /// Readers opened near the end of the long log.
 const ATTACHES: usize = 200;
 /// Bytes read at a time in a scan.
 const READ: usize = 1 << 20;
-/// Bytes between syncs of the synced raw file: the size of a table of the store.
+/// Bytes between syncs of the synced raw file: the size of a segment of the store.
 const SYNC_BYTES: usize = 8 << 20;
 
 /// Runs the benchmark.
@@ -41,13 +44,12 @@ const SYNC_BYTES: usize = 8 << 20;
 /// If the disk fails.
 pub fn run() -> Result<Section> {
     let mut section = Section::new(
-        "Log: fjall against raw files",
+        "Log: segment files against raw files",
         format!(
             "Entries of about {ENTRY} B. A raw file takes the same blocks by `write` and gives them by `read` of {}, which \
-             come from the page cache, as all scans do. The benchmark requests no syncs, but fjall \
-             syncs each of its tables ({}), so that long runs are as fast as the disk, and everything is \
-             written twice, to a journal and to a table. A second raw file is synced as often. \
-             \"Store\" is `FjallStore` alone, \"log\" \
+             come from the page cache, as all scans do. The benchmark requests no syncs. \
+             A second raw file is synced after every {}. \
+             \"Store\" is `DiskStore` alone, \"log\" \
              is what the recorder uses: `Log::append`, the writer thread, until all is stored; its scan is a `Reader`. \
              A log on disk is opened \
              again after its writer has shut down, and memory is how much the resident set of the benchmark grows.",
@@ -95,6 +97,7 @@ pub fn run() -> Result<Section> {
     section.table(&["a log on disk", "measured", "memory"]);
     runtime.block_on(backlog(&mut section))?;
     runtime.block_on(long(&mut section))?;
+    runtime.block_on(many(&mut section))?;
     Ok(section)
 }
 
@@ -105,7 +108,7 @@ async fn backlog(section: &mut Section) -> Result<()> {
     let last = fill(folder.path(), id, scaled(BACKLOG), ENTRY).await?;
     let before = process::memory(std::process::id())?;
     let begun = Instant::now();
-    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), keep_all())?;
+    let logs = Logs::new(Arc::new(DiskStore::open(folder.path())?), keep_all())?;
     let log = logs.open(id).await?;
     check_complete(&log, last)?;
     let opened = begun.elapsed();
@@ -155,7 +158,7 @@ async fn long(section: &mut Section) -> Result<()> {
     let last = fill(folder.path(), id, scaled(LONG), SMALL).await?;
     let filled = begun.elapsed();
     let after = process::memory(std::process::id())?;
-    let logs = Logs::new(Arc::new(FjallStore::open(folder.path())?), keep_all())?;
+    let logs = Logs::new(Arc::new(DiskStore::open(folder.path())?), keep_all())?;
     let log = logs.open(id).await?;
     check_complete(&log, last)?;
     // The log was just opened, so the first reader finds the entries on disk.
@@ -187,6 +190,50 @@ async fn long(section: &mut Section) -> Result<()> {
     Ok(())
 }
 
+/// Opens a store with many logs of kernels that did little, and removes some.
+async fn many(section: &mut Section) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let logs_count = scaled(MANY);
+    let message = message(ENTRY);
+    {
+        let store = Arc::new(DiskStore::open(folder.path())?);
+        let logs = Logs::new(store, LogOptions::default().with_durability(Durability::Process))?;
+        for _ in 0..logs_count {
+            let log = logs.open(KernelId::random()).await?;
+            log.append((0..3).map(|_| new_entry(&message)));
+            log.flushed().await;
+        }
+        logs.close().await?;
+    }
+    let before = process::memory(std::process::id())?;
+    let begun = Instant::now();
+    let store = DiskStore::open(folder.path())?;
+    let list = store.list()?;
+    let opened = begun.elapsed();
+    if list.len() != logs_count {
+        return Err(format!("{} of {logs_count} logs are listed", list.len()).into());
+    }
+    let memory = process::memory(std::process::id())?;
+    let begun = Instant::now();
+    for info in list.iter().take(REMOVED) {
+        store.remove(info.id)?;
+    }
+    let removed = begun.elapsed();
+    section.row([
+        format!("opened and listed, {} logs", count(logs_count as u64)),
+        time(opened),
+        format!("+ {}", bytes(memory.saturating_sub(before))),
+    ]);
+    section.row([format!("removed, {REMOVED} logs"), time(removed), String::new()]);
+    section.mark(
+        format!("{} logs opened and listed", count(logs_count as u64)),
+        "≤ 1 s",
+        time(opened),
+        opened.as_secs_f64() <= 1.0,
+    );
+    Ok(())
+}
+
 /// Options that keep all entries.
 fn keep_all() -> LogOptions {
     let mut options = LogOptions::default();
@@ -204,7 +251,7 @@ fn check_complete(log: &Log, last: Seq) -> Result<()> {
 
 /// Writes a log with this number of entries of about this size, and returns the number of the last one.
 pub(crate) async fn fill(path: &Path, id: KernelId, entries: usize, size: usize) -> Result<Seq> {
-    let logs = Logs::new(Arc::new(FjallStore::open(path)?), keep_all())?;
+    let logs = Logs::new(Arc::new(DiskStore::open(path)?), keep_all())?;
     let log = logs.open(id).await?;
     let message = message(size);
     let mut last = Seq::START;
@@ -286,7 +333,7 @@ fn raw_file(path: &Path, blocks: &[Block], synced: usize) -> Result<Run> {
 }
 
 fn store(path: &Path, blocks: &[Block]) -> Result<Run> {
-    let store = FjallStore::open(path)?;
+    let store = DiskStore::open(path)?;
     let log = store.open(KernelId::random())?;
     let begun = Instant::now();
     for block in blocks {
@@ -308,7 +355,7 @@ fn store(path: &Path, blocks: &[Block]) -> Result<Run> {
 }
 
 async fn log(path: &Path, entries: usize, batch: usize) -> Result<Run> {
-    let logs = Logs::new(Arc::new(FjallStore::open(path)?), LogOptions::default())?;
+    let logs = Logs::new(Arc::new(DiskStore::open(path)?), LogOptions::default())?;
     let log = logs.open(KernelId::random()).await?;
     let message = message(ENTRY);
     let begun = Instant::now();

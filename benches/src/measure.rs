@@ -70,7 +70,7 @@ pub fn count(number: u64) -> String {
     out
 }
 
-/// Formats a rate per second.
+/// Formats a rate per second, or a dash if no time has passed.
 #[must_use]
 pub fn per_second(number: u64, seconds: f64) -> String {
     if seconds <= 0.0 {
@@ -84,7 +84,7 @@ pub fn per_second(number: u64, seconds: f64) -> String {
     }
 }
 
-/// Formats a ratio.
+/// Formats a ratio as a factor, such as `1.50×`.
 #[must_use]
 pub fn ratio(ratio: f64) -> String {
     if ratio >= 10.0 {

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Result;
 
-/// CPU time of a process so far, in user and system mode, of all its threads.
+/// User and system CPU time that all threads of a process have used so far.
 ///
 /// # Errors
 /// If there is no such process.
@@ -28,7 +28,7 @@ pub fn cpu(pid: u32) -> Result<Duration> {
     ))
 }
 
-/// CPU time of this thread so far. It does not depend on the machine's other load.
+/// CPU time that this thread has used so far. Unlike elapsed time, it does not grow while other processes run.
 #[must_use]
 pub fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
@@ -51,7 +51,7 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     status(pid, "VmHWM:")
 }
 
-/// Resets [`peak_memory`].
+/// Resets the peak that [`peak_memory`] returns to the current memory.
 ///
 /// # Errors
 /// If the process belongs to another user.

@@ -135,9 +135,9 @@ pub fn run() -> Result<Section> {
     let mut section = Section::new(
         "Protocol: frames in, verified, WebSocket v1 bytes out",
         format!(
-            "A kernel's frames to a WebSocket message of the v1 subprotocol, signature checked: spliced, as kernelmux \
-             does, against parsed to a typed `Message` and written again. Median of {ROUNDS} rounds; allocations \
-             counted in a separate process. Frames that come in are the socket's allocations and not counted."
+            "Converts a kernel's frames to a WebSocket message of the v1 subprotocol and checks the signature: \
+             spliced, as kernelmux does, against parsed to a typed `Message` and written again. Median of {ROUNDS} \
+             rounds; allocations are counted in a separate process, without those of the received frames."
         ),
     );
     section.table(&[
@@ -195,7 +195,7 @@ pub fn run() -> Result<Section> {
         block.len() as f64 / signing.as_secs_f64() / 1e9
     ));
     let most = allocations.iter().map(|(spliced, _)| spliced.number).max().unwrap_or(0);
-    section.mark("allocations a message", "≤ 4", most.to_string(), most <= 4);
+    section.mark("allocations per message", "≤ 4", most.to_string(), most <= 4);
     let with_buffers: Vec<u64> = CASES
         .iter()
         .zip(&allocations)

@@ -10,7 +10,7 @@ use jupyter_protocol::codec::websocket_v1::V1Message;
 use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::header::HeaderRef;
 use jupyter_protocol::{Channel, KernelId, Message, WireMessage};
-use kernel_log::{FjallStore, LogStore, Origin, Seq};
+use kernel_log::{DiskStore, LogStore, Origin, Seq};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::timeout;
@@ -31,7 +31,7 @@ const RATES: [u64; 7] = [50_000, 100_000, 150_000, 200_000, 250_000, 300_000, 40
 const STEP: Duration = Duration::from_secs(3);
 /// How long the second client stalls.
 const STALL: Duration = Duration::from_secs(20);
-/// How long after the reply a client waits for further messages.
+/// How long a client waits for the next message once it has the reply.
 const QUIET: Duration = Duration::from_secs(2);
 const REPLY_DEADLINE: Duration = Duration::from_secs(300);
 /// Targets: messages per second and core, and growth of memory.
@@ -104,7 +104,7 @@ const HEAD: [&str; 11] = [
     "lost",
     "to the client at",
     "CPU of the gateway",
-    "messages a second and core",
+    "messages per second and core",
     "memory before, at most, after",
 ];
 
@@ -116,11 +116,12 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Recorder: a kernel that floods, logged to disk, to one WebSocket client",
         "A real Python kernel publishes signed stream messages of 200 B of text (about 680 B in seven frames) over \
-         libzmq's XPUB, high-water mark 1,000, on TCP unless a row says Unix sockets. `kernelmux-gateway` verifies, logs with fjall and forwards them. \
-         Each burst has its own gateway, kernel and log; received messages are counted by message number at the \
-         client and in the log on disk. CPU is user and system time of the whole gateway process. Kernel, gateway and \
-         client share the machine's cores. \"jupyter_client\" signs and sends one by one as ipykernel does; \"pyzmq\" \
-         has them signed beforehand and sends as fast as Python's binding does; \"libzmq\" sends them from C.",
+         libzmq's XPUB, high-water mark 1,000, on TCP unless a row says Unix sockets. `kernelmux-gateway` verifies, \
+         logs to disk and forwards them. Each burst has its own gateway, kernel and log; received messages are \
+         counted by message number at the client and in the log on disk. CPU is user and system time of the whole \
+         gateway process. Kernel, gateway and client share the machine's cores. \"jupyter_client\" signs and sends \
+         messages one by one as ipykernel does; \"pyzmq\" signs them beforehand and sends them as fast as the Python \
+         binding can; \"libzmq\" sends them from C.",
     );
     section.table(&HEAD);
     let session = |count| json!({"how": "session", "count": count});
@@ -130,7 +131,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let unix = burst_of(setup, FLOOD_IPC, &pyzmq(LARGE), false).await?;
     unix.row(&mut section, "pyzmq over Unix sockets");
     section.mark(
-        "lost of pyzmq's burst of 1,000,000 over Unix sockets",
+        "lost from pyzmq's burst of 1,000,000 over Unix sockets",
         "0",
         count(unix.lost()),
         unix.lost() == 0,
@@ -142,9 +143,9 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let large = burst(setup, &pyzmq(LARGE), false).await?;
     large.row(&mut section, "pyzmq");
     let still = burst(setup, &pyzmq(LARGE), true).await?;
-    still.row(&mut section, "pyzmq, a second client stands still for 20 s");
+    still.row(&mut section, "pyzmq, while a second client stalls for 20 s");
     section.mark(
-        "messages a second and core of ours",
+        "messages per second and core",
         "≥ 200,000/s",
         per_second(large.received, large.cpu.as_secs_f64()),
         large.per_core() >= WANTED_RATE,
@@ -153,12 +154,12 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         ("jupyter_client's burst", &as_ipykernel),
         ("pyzmq's burst of 20,000", &small),
         ("pyzmq's burst of 1,000,000", &large),
-        ("the same while a second client stands still for 20 s", &still),
+        ("pyzmq's burst while a second client stalls for 20 s", &still),
     ] {
-        section.mark(format!("lost of {what}"), "0", count(burst.lost()), burst.lost() == 0);
+        section.mark(format!("lost from {what}"), "0", count(burst.lost()), burst.lost() == 0);
     }
     section.mark(
-        "memory while the second client stands still",
+        "memory while the second client stalls",
         format!("flat (here: at most {} more than before)", bytes(FLAT_BYTES)),
         format!(
             "+{} at most; +{} without it",
@@ -194,7 +195,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         for (what, burst) in [("", &unpaced), (", XPUB_NODROP set by the kernel", &nodrop)] {
             section.mark(
                 format!(
-                    "lost of libzmq's burst of {} without pause{what}",
+                    "lost from libzmq's burst of {} without pause{what}",
                     crate::measure::count(count)
                 ),
                 "0",
@@ -204,12 +205,12 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         }
     }
     section.table(&[
-        "a bare libzmq subscriber instead of us",
+        "a bare libzmq subscriber instead of kernelmux",
         "sent",
         "by the kernel at",
         "it got",
         "it missed",
-        "messages a second and core",
+        "messages per second and core",
     ]);
     for (name, flood) in [
         ("pyzmq", pyzmq(SMALL)),
@@ -222,7 +223,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     section.note(
         "The last table is the same kernel with libzmq's own subscriber in C, with an unbounded queue, which verifies, \
          keeps and forwards nothing. The kernel's own socket dropped the messages that it misses before they were \
-         sent, for lack of CPU or queue space, so no recorder could have received them. Its use of a core shows how \
+         sent, for lack of CPU or queue space, so no recorder could have received them. Its rate per core shows how \
          fast this machine is.",
     );
     section.note(format!(
@@ -249,7 +250,7 @@ async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Resu
         true => Some(gateway.address.channels(&kernel, "second").await?),
         false => None,
     };
-    // Lets the gateway finish its work for the start.
+    // Lets the gateway finish starting the kernel, so that this is not measured.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let memory_before = process::memory(gateway.pid())?;
     process::forget_peak(gateway.pid())?;
@@ -396,14 +397,14 @@ impl Counted {
     }
 }
 
-/// The number that ends a message's id.
+/// The number at the end of a message id.
 pub(crate) fn number(msg_id: &str) -> Result<u64> {
     Ok(msg_id.rsplit('_').next().unwrap_or_default().parse()?)
 }
 
 /// Counts the stream messages of a log on disk.
 fn logged(store: &Path, kernel: KernelId) -> Result<u64> {
-    let store = FjallStore::open(store)?;
+    let store = DiskStore::open(store)?;
     let log = store.open(kernel)?;
     let mut numbers = HashSet::new();
     let mut position = Seq::START;

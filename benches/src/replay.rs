@@ -44,12 +44,12 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Replay: a log on disk, to a client of the gateway",
         format!(
-            "A log is written, and then read through `kernelmux-gateway` over a WebSocket of the resume protocol: each \
-             entry's number is checked to be the next one. The bytes are those of the WebSocket messages. \"A minimal \
-             client\" parses frames and no more (`wire.rs`); `ResumeClient` is the one that programs use. Client and \
-             gateway share the machine's cores; the disk's pages are in the page cache. Memory is the gateway's \
-             resident set before, and at most while it reads. An attach is a TCP connection, the WebSocket's handshake, and the {FROM_END} last \
-             entries of the log of a kernel that is gone."
+            "A log is written, and then read through `kernelmux-gateway` over a WebSocket of the resume protocol: \
+             each entry's number is checked to be the next one. The bytes are those of the WebSocket messages. \"A \
+             minimal client\" only parses frames (`wire.rs`); `ResumeClient` is the one that programs use. Client and \
+             gateway share the machine's cores; the log is in the page cache. Memory is the gateway's resident set \
+             before the replay, and its peak during it. An attach is a TCP connection, the WebSocket's handshake, and \
+             the {FROM_END} last entries of the log of an ended kernel."
         ),
     );
     backlog(setup, &mut section).await?;
@@ -64,7 +64,7 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
         "bytes",
         "in",
         "rate",
-        "entries a second",
+        "entries per second",
         "CPU of the gateway",
         "memory before, at most",
     ]);

@@ -89,9 +89,9 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Request round trip",
         format!(
-            "`kernel_info_request` until its reply was received and checked, each with its own ipykernel and the \
-             same client code (`Shell` in `round_trip.rs`); asked {IN_A_ROW} times in a row in turns, after \
-             {WARM_UP} to warm up."
+            "From sending a `kernel_info_request` until its reply is received and checked, each variant with its own \
+             ipykernel and the same client code (`Shell` in `round_trip.rs`). The variants take turns of {IN_A_ROW} \
+             requests each, after {WARM_UP} to warm up."
         ),
     );
     section.table(&["", "requests", "p50", "p99", "p50 against direct (TCP)"]);

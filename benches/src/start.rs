@@ -23,9 +23,10 @@ const WANTED: Duration = Duration::from_millis(5);
 pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Start to first answer",
-        "ipykernel, started in turns, until the client has a `kernel_info_reply`. By hand: the process is started, its \
-         shell's port or socket tried every 0.2 ms, connected to over ZeroMQ and asked. Through a gateway: `POST \
-         /api/kernels`, the WebSocket opened, asked. Every start is a fresh kernel; the one before it was ended.",
+        "From the start of ipykernel until the client has a `kernel_info_reply`; the variants take turns. By hand: \
+         start the process, try its shell port or socket every 0.2 ms, connect over ZeroMQ and send the request. \
+         Through a gateway: `POST /api/kernels`, open the WebSocket, send the request. Each start is a new kernel, \
+         after the previous one has ended.",
     );
     section.table(&["", "starts", "p50", "p90", "p50 against by hand"]);
     let ours = Gateway::kernelmux(setup, "start").await?;

@@ -38,6 +38,7 @@
 //! `ConnectionInfo::write` and `LogLimiter`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod backoff;
 mod bounded_read;
 mod channel;
 #[cfg(feature = "client")]
@@ -66,6 +67,7 @@ mod zeromq_message;
 #[cfg(feature = "zmq")]
 pub mod zmq;
 
+pub use backoff::Backoff;
 pub use channel::{Channel, UnknownChannel};
 pub use connection_file::{ConnectionInfo, Transport};
 pub use header::Header;

@@ -2,136 +2,25 @@
 #![cfg(all(feature = "client", feature = "kernel"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/command_kernel.rs"]
+mod command_kernel;
 mod common;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{CHANNELS, execute, fresh_info, until_output};
-use jupyter_protocol::client::{Client, ClientError, ClientOptions, Execution, ExecutionEvent};
+use command_kernel::{CommandKernel, connect, ran, run, start};
+use common::{execute, until_output};
+use jupyter_protocol::client::{Client, ClientError, ClientOptions, ExecutionEvent};
 use jupyter_protocol::content::{
-    CommClose, CommInfoRequest, CommMsg, CommOpen, Content, DebugRequest, ExecuteReply, ExecuteRequest, ExecutionState,
-    HistoryRequest, InterruptRequest, KernelInfoReply, KernelInfoRequest, MimeBundle, Reply, ReplyError,
-    UnknownContent,
+    CommClose, CommInfoRequest, CommOpen, Content, DebugRequest, ExecuteRequest, HistoryRequest, InterruptRequest,
+    KernelInfoRequest, Reply,
 };
 use jupyter_protocol::handshake::{HandshakeError, Registration};
-use jupyter_protocol::kernel::{Context, Kernel, ServeError, Server, Shutdown, async_trait};
-use jupyter_protocol::{Channel, ConnectionInfo, Key, Message, Signer, Transport, WireMessage, zmq};
-use tempfile::TempDir;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use jupyter_protocol::kernel::Server;
+use jupyter_protocol::{Channel, ConnectionInfo, Key, Transport};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Executes commands: `fail`, `flood N`, `ask`, `wait` (until interrupted or released), `panic`. Echoes anything else.
-#[derive(Default)]
-struct CommandKernel {
-    release: Arc<Notify>,
-    running: Arc<AtomicUsize>,
-}
-
-#[async_trait]
-impl Kernel for CommandKernel {
-    fn info(&self) -> KernelInfoReply {
-        KernelInfoReply {
-            implementation: "commands".to_owned(),
-            ..KernelInfoReply::default()
-        }
-    }
-
-    fn has_subshells(&self) -> bool {
-        true
-    }
-
-    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
-        let (command, rest) = request.code.split_once(' ').unwrap_or((&request.code, ""));
-        match command {
-            "fail" => return Err(ReplyError::new("Failed", rest)),
-            "flood" => {
-                for n in 0..rest.parse().unwrap() {
-                    context.stdout(format!("{n}\n")).await;
-                }
-            }
-            "ask" => {
-                let answer = context.input("name? ", false).await?;
-                context.result(MimeBundle::from_text(answer)).await;
-            }
-            "wait" => {
-                self.running.fetch_add(1, Ordering::SeqCst);
-                context.stdout("waiting").await;
-                self.release.notified().await;
-            }
-            "panic" => panic!("{rest}"),
-            _ => context.stdout(&request.code).await,
-        }
-        Ok(ExecuteReply::default())
-    }
-
-    async fn comm_open(&self, open: CommOpen, buffers: Vec<Bytes>, context: &Context) -> bool {
-        let answer = CommMsg {
-            comm_id: open.comm_id,
-            ..CommMsg::default()
-        };
-        let answer = Message::new(answer, "kernel").with_buffers(buffers);
-        context.publish_message(answer).await;
-        open.target_name == "known"
-    }
-}
-
-struct RunningKernel {
-    info: ConnectionInfo,
-    release: Arc<Notify>,
-    server: JoinHandle<Shutdown>,
-    _dir: TempDir,
-}
-
-async fn start(transport: Transport) -> RunningKernel {
-    let dir = TempDir::new().unwrap();
-    let mut info = fresh_info(transport, &dir);
-    for channel in CHANNELS {
-        info.set_port(channel, 0);
-    }
-    let kernel = CommandKernel::default();
-    let release = kernel.release.clone();
-    let server = Server::bind(info, kernel).await.unwrap();
-    RunningKernel {
-        info: server.connection_info().clone(),
-        release,
-        server: tokio::spawn(server.run()),
-        _dir: dir,
-    }
-}
-
-async fn connect(kernel: &RunningKernel) -> Client {
-    Client::connect(&kernel.info).await.unwrap()
-}
-
-/// Returns the text that an execution published, and the status of its reply.
-async fn run(mut execution: Execution) -> (String, String) {
-    let (mut text, mut status) = (String::new(), String::new());
-    while let Some(event) = execution.next().await {
-        match event.unwrap() {
-            ExecutionEvent::Output(message) => match message.content {
-                Content::Stream(stream) => text.push_str(&stream.text),
-                Content::ExecuteResult(result) => text.push_str(&result.data.plain_text().unwrap()),
-                Content::Error(error) => text.push_str(&error.ename),
-                _ => {}
-            },
-            ExecutionEvent::Input(request) => execution.answer(request.prompt + "Ada").await.unwrap(),
-            ExecutionEvent::Reply(reply) => status = reply.status().to_owned(),
-            _ => {}
-        }
-    }
-    (text, status)
-}
-
-fn ran(text: &str, status: &str) -> (String, String) {
-    (text.to_owned(), status.to_owned())
-}
 
 #[tokio::test]
 async fn a_client_session_works_over_tcp_and_ipc() {
@@ -390,108 +279,6 @@ async fn all_pending_requests_fail_when_the_kernel_ends() {
         client.execute(ExecuteRequest::new("x")).await,
         Err(ClientError::Gone { .. })
     ));
-}
-
-/// Sends unchanged messages on a channel, as another client.
-async fn send_raw(info: &ConnectionInfo, channel: Channel, messages: Vec<WireMessage>) {
-    let (mut sender, _receiver) = zmq::dealer(&info.address(channel), "stranger", DEADLINE).await.unwrap();
-    for message in messages {
-        sender.send(message).await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn malformed_and_unauthenticated_messages_do_not_affect_the_kernel() {
-    let kernel = start(Transport::Tcp).await;
-    let client = connect(&kernel).await;
-    let mut iopub = client.iopub();
-    let signer = kernel.info.signer().unwrap();
-    let request = || Message::new(ExecuteRequest::new("intruder"), "stranger").to_wire();
-    let signed = request().signed(&signer);
-    let parts = |parts: [&'static str; 4]| WireMessage::from_parts(parts.map(Bytes::from), []);
-    let bad = vec![
-        request(),
-        request().signed(&Signer::new("hmac-sha256", b"another key").unwrap()),
-        parts(["", "", "", ""]).signed(&signer),
-        parts(["{}", "{}", "{}", "{}"]).signed(&signer),
-        parts(["[]", "{}", "{}", "{}"]).signed(&signer),
-        parts([r#"{"msg_type":"execute_request"}"#, "x", "y", "[]"]).signed(&signer),
-        Message::new(UnknownContent::new("no_such_request", &1.into()), "s")
-            .to_wire()
-            .signed(&signer),
-        // The second is a replay of the first.
-        signed.clone(),
-        signed,
-    ];
-    for channel in CHANNELS {
-        let mut stream = TcpStream::connect((kernel.info.ip.as_str(), kernel.info.port(channel)))
-            .await
-            .unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-        if matches!(channel, Channel::Shell | Channel::Control | Channel::Stdin) {
-            send_raw(&kernel.info, channel, bad.clone()).await;
-        }
-    }
-    assert_eq!(run(execute(&client, "still here").await).await, ran("still here", "ok"));
-    client.heartbeat(DEADLINE).await.unwrap();
-    client.interrupt().await.unwrap();
-    let mut intruders = 0;
-    loop {
-        let message = iopub.recv().await.unwrap();
-        match message.content {
-            Content::ExecuteInput(input) if input.code == "intruder" => intruders += 1,
-            Content::Status(status)
-                if status.execution_state == ExecutionState::Idle
-                    && message
-                        .parent_header
-                        .is_some_and(|parent| parent.msg_type == "interrupt_request") =>
-            {
-                break;
-            }
-            _ => {}
-        }
-    }
-    // Once on shell and once on control, because each rejects the replay.
-    assert!(intruders <= 2, "{intruders}");
-}
-
-#[tokio::test]
-async fn the_client_rejects_messages_signed_with_another_key() {
-    let kernel = start(Transport::Tcp).await;
-    let mut info = kernel.info.clone();
-    info.key = Key::random();
-    let options = ClientOptions {
-        request_deadline: Duration::from_millis(50),
-        ..ClientOptions::default()
-    };
-    let client = Client::connect_with(&info, options).await.unwrap();
-    assert!(matches!(client.kernel_info().await, Err(ClientError::Deadline { .. })));
-}
-
-#[tokio::test]
-async fn a_missing_kernel_and_a_port_in_use_are_typed_errors() {
-    let dir = TempDir::new().unwrap();
-    let options = ClientOptions {
-        connect_deadline: Duration::from_millis(50),
-        ..ClientOptions::default()
-    };
-    let missing = Client::connect_with(&fresh_info(Transport::Ipc, &dir), options).await;
-    assert!(matches!(missing, Err(ClientError::Connect { .. })), "{missing:?}");
-    for transport in [Transport::Tcp, Transport::Ipc] {
-        let kernel = start(transport).await;
-        let taken = Server::bind(kernel.info.clone(), CommandKernel::default()).await.err();
-        let Some(ServeError::Bind { source, .. }) = taken else {
-            panic!("{taken:?}");
-        };
-        assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
-        // The running kernel is not affected.
-        connect(&kernel).await.kernel_info().await.unwrap();
-    }
-    let no_port = Client::connect(&ConnectionInfo::default()).await;
-    assert!(
-        matches!(no_port, Err(ClientError::NoPort(Channel::Iopub))),
-        "{no_port:?}"
-    );
 }
 
 #[tokio::test]

@@ -1,4 +1,6 @@
-use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 
 use super::{Entry, Seq};
@@ -8,13 +10,56 @@ use super::{Entry, Seq};
 pub struct Block {
     first: Seq,
     last: Seq,
-    bytes: Bytes,
+    first_time: DateTime<Utc>,
+    last_time: DateTime<Utc>,
+    data: Data,
+}
+
+/// The encoded entries of a block.
+#[derive(Clone, Debug)]
+enum Data {
+    Whole(Bytes),
+    /// A large message is not copied to be stored.
+    InPieces(Arc<Pieces>),
+}
+
+#[derive(Debug)]
+struct Pieces {
+    pieces: Vec<Bytes>,
+    length: usize,
+    joined: OnceLock<Bytes>,
 }
 
 impl Block {
-    /// A block of encoded entries `first` to `last`. The caller guarantees the contents.
-    pub(super) fn new(first: Seq, last: Seq, bytes: Bytes) -> Self {
-        Self { first, last, bytes }
+    /// A block of encoded entries `first` to `last`, appended between these times. The caller guarantees the contents.
+    pub(super) fn new(
+        (first, last): (Seq, Seq),
+        (first_time, last_time): (DateTime<Utc>, DateTime<Utc>),
+        bytes: Bytes,
+    ) -> Self {
+        Self {
+            first,
+            last,
+            first_time,
+            last_time,
+            data: Data::Whole(bytes),
+        }
+    }
+
+    /// A block of one entry in pieces.
+    pub(super) fn in_pieces(seq: Seq, time: DateTime<Utc>, pieces: Vec<Bytes>) -> Self {
+        let pieces = Pieces {
+            length: pieces.iter().map(Bytes::len).sum(),
+            pieces,
+            joined: OnceLock::new(),
+        };
+        Self {
+            first: seq,
+            last: seq,
+            first_time: time,
+            last_time: time,
+            data: Data::InPieces(Arc::new(pieces)),
+        }
     }
 
     /// Decodes a stored block up to the first entry that is incomplete or out of order. `None` if there is no whole
@@ -23,21 +68,18 @@ impl Block {
     pub fn recover(bytes: Bytes) -> Option<Self> {
         let mut rest = bytes.clone();
         let mut first = None;
-        let mut last = Seq::START;
+        let mut last = (Seq::START, DateTime::UNIX_EPOCH);
         let mut whole = 0;
         while let Some(entry) = Entry::split_off(&mut rest) {
-            if first.is_some() && entry.seq() != last.next() {
+            if first.is_some() && entry.seq() != last.0.next() {
                 break;
             }
-            last = entry.seq();
+            last = (entry.seq(), entry.time());
             first.get_or_insert(last);
             whole += entry.size();
         }
-        Some(Self {
-            first: first?,
-            last,
-            bytes: bytes.slice(..whole),
-        })
+        let first = first?;
+        Some(Self::new((first.0, last.0), (first.1, last.1), bytes.slice(..whole)))
     }
 
     /// Number of the first entry.
@@ -52,16 +94,57 @@ impl Block {
         self.last
     }
 
-    /// When the last entry was appended.
+    /// When the first entry was appended.
     #[must_use]
-    pub fn updated(&self) -> Option<DateTime<Utc>> {
-        self.entries().last().map(|entry| entry.time())
+    pub fn begun(&self) -> DateTime<Utc> {
+        self.first_time
     }
 
-    /// The encoded entries.
+    /// When the last entry was appended.
+    #[must_use]
+    pub fn updated(&self) -> DateTime<Utc> {
+        self.last_time
+    }
+
+    /// Size of the encoded entries in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match &self.data {
+            Data::Whole(bytes) => bytes.len(),
+            Data::InPieces(pieces) => pieces.length,
+        }
+    }
+
+    /// The encoded entries. Copies a large message that is being appended; [`pieces`](Self::pieces) does not.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+        match &self.data {
+            Data::Whole(bytes) => bytes,
+            Data::InPieces(pieces) => pieces.joined.get_or_init(|| {
+                let mut joined = BytesMut::with_capacity(pieces.length);
+                for piece in &pieces.pieces {
+                    joined.extend_from_slice(piece);
+                }
+                joined.freeze()
+            }),
+        }
+    }
+
+    /// The same block in one piece, and without the memory of the others.
+    pub(super) fn joined(&self) -> Self {
+        Self {
+            data: Data::Whole(self.bytes().clone()),
+            ..*self
+        }
+    }
+
+    /// The encoded entries in one or several pieces.
+    #[must_use]
+    pub fn pieces(&self) -> &[Bytes] {
+        match &self.data {
+            Data::Whole(bytes) => std::slice::from_ref(bytes),
+            Data::InPieces(pieces) => &pieces.pieces,
+        }
     }
 
     /// The entries after `seq`; `None` if there are none.
@@ -70,18 +153,19 @@ impl Block {
         if self.last <= seq {
             return None;
         }
-        let mut rest = self.bytes.clone();
+        let mut rest = self.bytes().clone();
         let mut first = self.first;
         while first <= seq {
             Entry::split_off(&mut rest)?;
             first = first.next();
         }
-        Some(Self::new(first, self.last, rest))
+        let first_time = Entry::split_off(&mut rest.clone()).map_or(self.first_time, |entry| entry.time());
+        Some(Self::new((first, self.last), (first_time, self.last_time), rest))
     }
 
     /// Iterates over the entries.
     pub fn entries(&self) -> impl Iterator<Item = Entry> + use<> {
-        let mut rest = self.bytes.clone();
+        let mut rest = self.bytes().clone();
         std::iter::from_fn(move || Entry::split_off(&mut rest))
     }
 }

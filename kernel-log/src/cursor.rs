@@ -45,6 +45,17 @@ impl Epoch {
     }
 }
 
+#[cfg(feature = "disk")]
+impl Epoch {
+    pub(crate) fn from_uuid(uuid: Uuid) -> Self {
+        Self(uuid)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
 impl FromStr for Epoch {
     type Err = InvalidCursor;
 

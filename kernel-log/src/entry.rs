@@ -81,11 +81,37 @@ pub struct NewEntry<'a> {
     pub message: &'a WireMessage,
 }
 
+fn session_bytes<'a>(entry: &NewEntry<'a>) -> &'a [u8] {
+    &entry.session.as_bytes()[..entry.session.len().min(usize::from(u16::MAX))]
+}
+
+/// Size of the encoded entry in bytes.
+pub(super) fn encoded_len(entry: &NewEntry<'_>) -> usize {
+    HEAD + session_bytes(entry).len() + SEQ + websocket_v1::encoded_len(entry.channel, entry.message)
+}
+
 /// Appends the encoded entry to `out`.
 pub(super) fn encode_into(out: &mut BytesMut, entry: &NewEntry<'_>, time: DateTime<Utc>, seq: Seq) {
-    let session = &entry.session.as_bytes()[..entry.session.len().min(usize::from(u16::MAX))];
-    let length = HEAD + session.len() + SEQ + websocket_v1::encoded_len(entry.channel, entry.message);
-    out.reserve(length);
+    out.reserve(encoded_len(entry));
+    encode_head_into(out, entry, time, seq);
+    for part in entry.message.parts_and_buffers() {
+        out.put_slice(part);
+    }
+}
+
+/// The encoded entry in pieces that share the memory of its message.
+pub(super) fn encode_in_pieces(entry: &NewEntry<'_>, time: DateTime<Utc>, seq: Seq) -> Vec<Bytes> {
+    let mut head = BytesMut::new();
+    encode_head_into(&mut head, entry, time, seq);
+    let mut pieces = vec![head.freeze()];
+    pieces.extend(entry.message.parts_and_buffers().iter().cloned());
+    pieces
+}
+
+/// Appends everything before the parts of the entry's message to `out`.
+fn encode_head_into(out: &mut BytesMut, entry: &NewEntry<'_>, time: DateTime<Utc>, seq: Seq) {
+    let session = session_bytes(entry);
+    let length = encoded_len(entry);
     // Sockets and request bodies are limited to far less than 4 GiB.
     out.put_u32_le(u32::try_from(length).unwrap_or(u32::MAX));
     out.put_u8(entry.origin.to_byte());
@@ -94,7 +120,7 @@ pub(super) fn encode_into(out: &mut BytesMut, entry: &NewEntry<'_>, time: DateTi
     out.put_i64_le(time.timestamp_micros());
     out.put_slice(session);
     out.put_u64_le(seq.0);
-    websocket_v1::encode_into(out, entry.channel, entry.message);
+    websocket_v1::encode_head_into(out, entry.channel, entry.message);
 }
 
 /// A log entry that shares the memory of its block.

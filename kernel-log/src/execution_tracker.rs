@@ -8,7 +8,7 @@ use crate::Lifecycle;
 /// Follows one execution through a kernel's log: which messages belong to it, what events mean for it, and when it has
 /// ended.
 ///
-/// It has no opinion on where entries come from. Give it each entry after the request in order: kernels' messages to
+/// It reads no log itself. Give it each entry after the request in order: kernels' messages to
 /// [`loss_before`](Self::loss_before) and then [`on_message`](Self::on_message), events to
 /// [`on_lifecycle`](Self::on_lifecycle).
 #[derive(Clone, Debug)]

@@ -1,25 +1,79 @@
-//! Shares large blocks among slow readers, so that each is in memory once.
+//! Shares large blocks among slow readers, so that each is in memory once, and bounds the memory of all of them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-use super::{Block, Seq};
+use super::{Block, Seq, StoreError};
 
-/// Larger blocks are shared. They contain a message that is itself large.
-const LARGE: usize = 1 << 20;
+/// Larger blocks are shared. They contain one message, which is itself large.
+pub(super) const LARGE: usize = 1 << 20;
+/// Bytes per permit of the semaphore.
+const PERMIT_BYTES: usize = 1 << 10;
+/// How long a reader waits for memory.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Large blocks that were read from a log's store.
-#[derive(Default)]
+/// Memory for the large blocks that the readers of all logs hold.
+#[derive(Clone)]
+pub(super) struct ReadMemory {
+    permits: Arc<Semaphore>,
+    capacity: u32,
+}
+
+impl ReadMemory {
+    pub(super) fn new(bytes: usize) -> Self {
+        let capacity = u32::try_from(bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
+        Self {
+            permits: Arc::new(Semaphore::new(capacity as usize)),
+            capacity,
+        }
+    }
+
+    /// Waits for memory of a block of this size. A block that is larger than all of the memory gets all of it.
+    async fn acquire(&self, bytes: usize) -> Result<Lease, StoreError> {
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        let permits = permits.min(self.capacity);
+        match timeout(MAX_WAIT, self.permits.clone().acquire_many_owned(permits)).await {
+            Ok(Ok(permit)) => Ok(Lease(Arc::new(permit))),
+            // The semaphore is never closed.
+            Ok(Err(_)) | Err(_) => Err(StoreError::failed(
+                format!("read an output of {bytes} bytes"),
+                format!(
+                    "slow readers of other large outputs held the memory for them for {} s",
+                    MAX_WAIT.as_secs()
+                ),
+            )),
+        }
+    }
+}
+
+/// The right to hold a large block, shared by its readers. A reader gives it up when it asks for the next block.
+#[derive(Clone)]
+pub(super) struct Lease(Arc<OwnedSemaphorePermit>);
+
+/// The large blocks of a log.
 pub(super) struct LargeBlocks {
-    /// Blocks that readers hold, by first entry: their last entry and memory.
-    held: Mutex<BTreeMap<Seq, (Seq, Weak<Bytes>)>>,
+    /// Blocks that readers hold, by first entry.
+    held: Mutex<BTreeMap<Seq, Held>>,
     /// Whether the log has large blocks.
     any: AtomicBool,
     /// Serializes reads from the store.
     read_lock: tokio::sync::Mutex<()>,
+    memory: ReadMemory,
+}
+
+/// A block that readers hold.
+struct Held {
+    last: Seq,
+    times: (DateTime<Utc>, DateTime<Utc>),
+    bytes: Weak<Bytes>,
+    lease: Weak<OwnedSemaphorePermit>,
 }
 
 /// The owner of a shared block's memory.
@@ -32,13 +86,23 @@ impl AsRef<[u8]> for BlockMemory {
 }
 
 impl LargeBlocks {
+    /// Of a log whose largest block has this size.
+    pub(super) fn new(largest: usize, memory: ReadMemory) -> Self {
+        Self {
+            held: Mutex::default(),
+            any: AtomicBool::new(largest > LARGE),
+            read_lock: tokio::sync::Mutex::default(),
+            memory,
+        }
+    }
+
     /// A panic while the lock is held leaves a consistent map.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Seq, (Seq, Weak<Bytes>)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Seq, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serializes reads from the store of a log with large blocks, because the next reader may find the block that the
-    /// previous one has read. `None` if the log is not known to have any.
+    /// previous one has read. `None` if the log has none.
     pub(super) async fn read_lock(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         if self.any.load(Ordering::Relaxed) {
             Some(self.read_lock.lock().await)
@@ -49,37 +113,44 @@ impl LargeBlocks {
 
     /// Notes that a block was stored.
     pub(super) fn stored(&self, block: &Block) {
-        if block.bytes().len() > LARGE {
+        if block.size() > LARGE {
             self.any.store(true, Ordering::Relaxed);
         }
     }
 
+    /// Waits for memory for a block of this size.
+    pub(super) async fn lease(&self, bytes: usize) -> Result<Lease, StoreError> {
+        self.memory.acquire(bytes).await
+    }
+
     /// The large block that begins with this entry, if a reader holds it.
-    pub(super) fn get(&self, first: Seq) -> Option<Block> {
+    pub(super) fn get(&self, first: Seq) -> Option<(Block, Lease)> {
         let blocks = self.lock();
-        let (last, bytes) = blocks.get(&first)?;
-        Some(shared(first, *last, bytes.upgrade()?))
+        let held = blocks.get(&first)?;
+        let block = shared((first, held.last), held.times, held.bytes.upgrade()?);
+        Some((block, Lease(held.lease.upgrade()?)))
     }
 
     /// The block, in the memory of the copy that readers already hold, if there is one.
-    pub(super) fn share(&self, block: Block) -> Block {
-        if block.bytes().len() <= LARGE {
-            return block;
-        }
-        self.any.store(true, Ordering::Relaxed);
+    pub(super) fn share(&self, block: Block, lease: &Lease) -> Block {
         let (first, last) = (block.first(), block.last());
+        let times = (block.begun(), block.updated());
         let mut blocks = self.lock();
-        blocks.retain(|_, (_, bytes)| bytes.strong_count() > 0);
-        let held = blocks.get(&first).filter(|(held, _)| *held == last);
-        if let Some(bytes) = held.and_then(|(_, bytes)| bytes.upgrade()) {
-            return shared(first, last, bytes);
-        }
-        let bytes = Arc::new(block.bytes().clone());
-        blocks.insert(first, (last, Arc::downgrade(&bytes)));
-        shared(first, last, bytes)
+        blocks.retain(|_, held| held.bytes.strong_count() > 0);
+        let held = blocks.get(&first).filter(|held| held.last == last);
+        let bytes = held.and_then(|held| held.bytes.upgrade());
+        let bytes = bytes.unwrap_or_else(|| Arc::new(block.bytes().clone()));
+        let held = Held {
+            last,
+            times,
+            bytes: Arc::downgrade(&bytes),
+            lease: Arc::downgrade(&lease.0),
+        };
+        blocks.insert(first, held);
+        shared((first, last), times, bytes)
     }
 }
 
-fn shared(first: Seq, last: Seq, bytes: Arc<Bytes>) -> Block {
-    Block::new(first, last, Bytes::from_owner(BlockMemory(bytes)))
+fn shared(numbers: (Seq, Seq), times: (DateTime<Utc>, DateTime<Utc>), bytes: Arc<Bytes>) -> Block {
+    Block::new(numbers, times, Bytes::from_owner(BlockMemory(bytes)))
 }

@@ -20,7 +20,7 @@
 //! get a gap. Once the store accepts entries again, an entry lists the refused ones ([`Log::is_recorded`]). Their
 //! numbers are not reused.
 //!
-//! A [`LogStore`] is where logs are kept: [`MemoryStore`], [`FjallStore`] on disk, or, with the feature `nats`,
+//! A [`LogStore`] is where logs are kept: [`MemoryStore`], [`DiskStore`] in files, or, with the feature `nats`,
 //! `NatsStore`, which several gateways can share. The module `conformance`, behind the feature of that name, tests what
 //! every store must do.
 //!
@@ -83,8 +83,8 @@ pub use options::{Durability, LogOptions};
 pub use reader::{ReadError, Reader};
 #[cfg(feature = "testing")]
 pub use stepper::Stepper;
-#[cfg(feature = "fjall")]
-pub use store::FjallStore;
+#[cfg(feature = "disk")]
+pub use store::DiskStore;
 pub use store::{LogInfo, LogStore, MemoryStore, Retention, StoreError, StoredLog};
 #[cfg(feature = "nats")]
 pub use store::{NatsOptions, NatsStore};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jupyter_protocol::KernelId;
 
+use super::large_blocks::ReadMemory;
 use super::open_log::{OpenLog, StoredWithBounds};
 use super::writer::Writer;
 use super::{Durability, Log, LogInfo, LogOptions, LogStore, StoreError, blocking};
@@ -25,6 +26,7 @@ pub enum RemoveError {
 pub struct Logs {
     store: Arc<dyn LogStore>,
     writer: Writer,
+    read_memory: ReadMemory,
     options: LogOptions,
     /// Open logs. Each is open at most once, so that all handles share it.
     handles: Mutex<HashMap<KernelId, Weak<OpenLog>>>,
@@ -63,6 +65,7 @@ impl Logs {
         Self {
             store,
             writer,
+            read_memory: ReadMemory::new(options.reading_bytes),
             options,
             handles: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
@@ -125,7 +128,14 @@ impl Logs {
 
     fn register(&self, id: KernelId, stored: StoredWithBounds, closed: bool) -> Log {
         let options = self.options.clone();
-        let shared = Arc::new(OpenLog::new(id, stored, options, self.writer.queue(), closed));
+        let shared = Arc::new(OpenLog::new(
+            id,
+            stored,
+            options,
+            self.writer.queue(),
+            self.read_memory.clone(),
+            closed,
+        ));
         let mut handles = self.handles();
         handles.retain(|_, handle| handle.strong_count() > 0);
         handles.insert(id, Arc::downgrade(&shared));

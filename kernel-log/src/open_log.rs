@@ -7,7 +7,7 @@ use jupyter_protocol::{Channel, KernelId};
 use tokio::sync::{Notify, watch};
 
 use super::index::Updates;
-use super::large_blocks::LargeBlocks;
+use super::large_blocks::{LargeBlocks, ReadMemory};
 use super::pending_blocks::PendingBlocks;
 use super::unrecorded::Unrecorded;
 use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, writer};
@@ -20,7 +20,7 @@ const FREE: usize = 1 << 20;
 pub(super) struct Head {
     pub(super) seq: Seq,
     pub(super) closed: bool,
-    /// How many index updates the store has received.
+    /// Number of index updates that the store has accepted or refused so far.
     pub(super) index_updates: u64,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct StoredWithBounds {
 }
 
 impl StoredWithBounds {
-    /// Blocks.
+    /// Reads the log's bounds from the store. Blocks the thread.
     pub(super) fn new(stored: Box<dyn StoredLog>) -> Result<Self, StoreError> {
         let bounds = stored.bounds()?;
         Ok(Self { stored, bounds })
@@ -108,7 +108,7 @@ impl LogState {
         records
     }
 
-    /// The store accepted a write. If it had refused entries before, an entry says so.
+    /// Handles a write that the store accepted. If it had refused entries before, appends an entry that reports them.
     pub(super) fn recorded(&mut self, id: KernelId) {
         if let Some(unrecorded) = self.unrecorded.take() {
             let Unrecorded { first, last, .. } = &unrecorded;
@@ -123,7 +123,7 @@ impl LogState {
         }
     }
 
-    /// The store refused a write.
+    /// Handles a write that the store refused.
     pub(super) fn not_recorded(&mut self, id: KernelId, block: Option<&Block>, error: &StoreError) {
         // Index updates are retried, so only entries can be missing.
         let Some(block) = block else { return };
@@ -161,8 +161,10 @@ impl OpenLog {
         StoredWithBounds { stored, bounds }: StoredWithBounds,
         options: LogOptions,
         writer: writer::Queue,
+        read_memory: ReadMemory,
         closed: bool,
     ) -> Self {
+        let large_blocks = LargeBlocks::new(stored.largest_block(), read_memory);
         let last = bounds.map_or(Seq::START, |(_, last)| last);
         Self {
             id,
@@ -178,24 +180,24 @@ impl OpenLog {
             }),
             earliest: watch::Sender::new(bounds.map_or(last.next(), |(first, _)| first)),
             room: Notify::new(),
-            large_blocks: LargeBlocks::default(),
+            large_blocks,
         }
     }
 
-    /// A panic while the lock is held leaves whole entries.
+    /// Locks the state, even after a panic: a panic while the lock is held leaves no incomplete entries.
     pub(super) fn state(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Updates this log's share of the bytes that wait in all logs.
+    /// Updates this log's share of [`writer::Queue::waiting_bytes`].
     pub(super) fn count(&self, state: &mut LogState) {
         let now = state.pending.bytes() + state.writing_bytes;
         self.writer.count(state.counted_bytes, now);
         state.counted_bytes = now;
     }
 
-    /// Whether more may be appended: both this log and all logs together are below their bounds. A small amount is
-    /// always allowed, regardless of other logs.
+    /// Whether more may be appended: if this log and all logs together are below their bounds, or if less than [`FREE`]
+    /// of this log is waiting.
     pub(super) fn has_room(&self) -> bool {
         let options = &self.options;
         let waiting = self.state().counted_bytes;
@@ -220,7 +222,7 @@ impl OpenLog {
             .send_if_modified(|head| std::mem::replace(&mut head.closed, closed) != closed);
     }
 
-    /// Advances the first entry that is kept.
+    /// Advances `earliest`, the first entry that is kept.
     pub(super) fn moved_to(&self, earliest: Seq) {
         self.earliest.send_if_modified(|current| {
             let moved = earliest > *current;
@@ -231,7 +233,7 @@ impl OpenLog {
         });
     }
 
-    /// Applies retention. Blocks.
+    /// Applies retention. Blocks the thread.
     pub(super) fn trim(&self) -> Result<(), StoreError> {
         let earliest = self.stored.trim(&self.options.retention())?;
         self.moved_to(earliest);

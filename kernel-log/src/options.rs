@@ -14,6 +14,8 @@ pub struct LogOptions {
     pub waiting_bytes: usize,
     /// Bytes of all logs together that may wait for the store, in addition to 1 MiB of each.
     pub all_waiting_bytes: usize,
+    /// Bytes of stored messages of more than 1 MiB that the readers of all logs hold at a time. The next reader waits.
+    pub reading_bytes: usize,
     /// Bytes of a log that the store keeps; the oldest entries are dropped first.
     pub stored_bytes: u64,
     /// How long the store keeps an entry, within `stored_bytes`; `None` for no limit.
@@ -57,6 +59,13 @@ impl LogOptions {
         self
     }
 
+    /// Sets how many bytes of large stored messages the readers of all logs hold at a time.
+    #[must_use]
+    pub fn with_reading_bytes(mut self, reading_bytes: usize) -> Self {
+        self.reading_bytes = reading_bytes;
+        self
+    }
+
     /// Sets how many bytes of a log the store keeps.
     #[must_use]
     pub fn with_stored_bytes(mut self, stored_bytes: u64) -> Self {
@@ -92,12 +101,13 @@ impl LogOptions {
 }
 
 impl Default for LogOptions {
-    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 1 GiB stored, for 30 days, synced in batches.
+    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 256 MiB of large messages being read, 1 GiB stored, for 30 days, synced in batches.
     fn default() -> Self {
         Self {
             memory_bytes: 1 << 20,
             waiting_bytes: 64 << 20,
             all_waiting_bytes: 256 << 20,
+            reading_bytes: 256 << 20,
             stored_bytes: 1 << 30,
             stored_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
             durability: Durability::default(),

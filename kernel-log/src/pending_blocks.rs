@@ -4,9 +4,11 @@ use bytes::BytesMut;
 use chrono::{DateTime, Utc};
 
 use super::index::Updates;
+use super::large_blocks::LARGE;
 use super::{Block, IndexUpdate, NewEntry, Seq, entry};
 
-/// Target size of a block while entries are waiting. Blocks are written, read and cached as a whole.
+/// Size at which a block is full and the next entry begins another one. The writer also takes smaller blocks. A block
+/// is written, read and cached as a whole.
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Entries and index updates that the writer has not taken yet.
@@ -17,20 +19,23 @@ pub(super) struct PendingBlocks {
     /// The block that is being filled.
     open: BytesMut,
     open_first: Seq,
+    /// When its first and last entry were appended.
+    open_times: (DateTime<Utc>, DateTime<Utc>),
     open_index: Updates,
     last: Seq,
-    /// How many index updates there have been.
+    /// Number of index updates so far, including those that the writer has taken.
     index_updates: u64,
 }
 
 impl PendingBlocks {
-    /// Empty, after this entry.
+    /// Nothing is pending; `last` is the last entry of the log.
     pub(super) fn after(last: Seq) -> Self {
         Self {
             full: VecDeque::new(),
             full_bytes: 0,
             open: BytesMut::new(),
             open_first: last.next(),
+            open_times: Default::default(),
             open_index: Updates::default(),
             last,
             index_updates: 0,
@@ -42,13 +47,21 @@ impl PendingBlocks {
         self.last
     }
 
-    /// How many index updates there have been.
+    /// Number of index updates so far, including those that the writer has taken.
     pub(super) fn index_updates(&self) -> u64 {
         self.index_updates
     }
 
     pub(super) fn push(&mut self, entry: &NewEntry<'_>, time: DateTime<Utc>) {
+        if entry::encoded_len(entry) > LARGE {
+            self.push_large(entry, time);
+            return;
+        }
         self.last = self.last.next();
+        if self.open.is_empty() {
+            self.open_times.0 = time;
+        }
+        self.open_times.1 = time;
         entry::encode_into(&mut self.open, entry, time, self.last);
         if self.open.len() >= BLOCK_BYTES {
             let closed = self.close(BytesMut::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 8));
@@ -57,7 +70,22 @@ impl PendingBlocks {
         }
     }
 
-    /// Adds updates that are stored with the last entry, not before it.
+    /// Adds a large message as a block by itself, without copying it.
+    fn push_large(&mut self, entry: &NewEntry<'_>, time: DateTime<Utc>) {
+        if !self.open.is_empty() {
+            let closed = self.close(BytesMut::new());
+            self.full_bytes += size(&closed);
+            self.full.push_back(closed);
+        }
+        self.last = self.last.next();
+        self.open_first = self.last.next();
+        let block = Block::in_pieces(self.last, time, entry::encode_in_pieces(entry, time, self.last));
+        let large = (block, std::mem::take(&mut self.open_index));
+        self.full_bytes += size(&large);
+        self.full.push_back(large);
+    }
+
+    /// Adds updates. They are stored together with the last entry or after it, never before it.
     pub(super) fn update_index(&mut self, updates: Vec<IndexUpdate>) {
         if updates.is_empty() {
             return;
@@ -73,7 +101,7 @@ impl PendingBlocks {
         }
     }
 
-    /// Takes the oldest block and its index updates, or index updates alone; `None` if nothing waits.
+    /// Takes the oldest block and its index updates, or index updates alone; `None` if nothing is pending.
     pub(super) fn take(&mut self) -> Option<(Option<Block>, Updates)> {
         if let Some(full) = self.full.pop_front() {
             self.full_bytes -= size(&full);
@@ -83,14 +111,14 @@ impl PendingBlocks {
             let updates = std::mem::take(&mut self.open_index);
             return (!updates.is_empty()).then_some((None, updates));
         }
-        // Single messages need no large buffer.
+        // The next block may be a single message, so no large buffer is allocated in advance.
         let (block, updates) = self.close(BytesMut::new());
         Some((Some(block), updates))
     }
 
     fn close(&mut self, next: BytesMut) -> (Block, Updates) {
         let bytes = std::mem::replace(&mut self.open, next).freeze();
-        let block = Block::new(self.open_first, self.last, bytes);
+        let block = Block::new((self.open_first, self.last), self.open_times, bytes);
         self.open_first = self.last.next();
         (block, std::mem::take(&mut self.open_index))
     }
@@ -109,5 +137,5 @@ impl PendingBlocks {
 }
 
 fn size((block, updates): &(Block, Updates)) -> usize {
-    block.bytes().len() + updates.bytes()
+    block.size() + updates.bytes()
 }

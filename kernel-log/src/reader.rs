@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::large_blocks::{LARGE, Lease};
 use super::open_log::{Head, OpenLog};
 use super::{Block, Seq, StoreError, blocking};
 
@@ -26,13 +27,15 @@ pub enum ReadError {
     Store(#[from] StoreError),
 }
 
-/// A position in a log that can wait for more entries.
+/// A position in a log. Reads the entries after it and waits for further ones.
 pub struct Reader {
     log: Arc<OpenLog>,
     position: Seq,
     head: watch::Receiver<Head>,
     /// Blocks read ahead from the store, in reverse order.
     ahead: Vec<Block>,
+    /// The right to hold the block that was read last, if it is large.
+    lease: Option<Lease>,
 }
 
 impl fmt::Debug for Reader {
@@ -50,6 +53,7 @@ impl Reader {
             log,
             position: after,
             ahead: Vec::new(),
+            lease: None,
         }
     }
 
@@ -61,10 +65,17 @@ impl Reader {
 
     /// Waits for the next entries. `None` if the log is closed and everything is read. Cancel-safe.
     ///
+    /// A message of more than 1 MiB comes in a block by itself. The readers of all logs share
+    /// [`LogOptions::reading_bytes`](super::LogOptions::reading_bytes) for such blocks: a reader waits for its share, and
+    /// gives it up when this is called again, so the previous block should be dropped by then.
+    ///
     /// # Errors
     /// [`ReadError::Gap`] if entries are missing: call again to continue after them. [`ReadError::Store`] if the store
-    /// cannot be read.
+    /// cannot be read, or slow readers hold all memory for large blocks for 60 s.
     pub async fn next(&mut self) -> Result<Option<Block>, ReadError> {
+        if self.ahead.is_empty() {
+            self.lease = None;
+        }
         loop {
             let Head { seq, closed, .. } = *self.head.borrow_and_update();
             if self.position < seq {
@@ -77,14 +88,14 @@ impl Reader {
                 }
                 continue;
             }
-            // If the log was closed before all entries were published, publishing them wakes this reader.
+            // A closed log may have entries that are not published yet. Publishing them wakes this reader.
             if closed && self.position >= self.log.state().pending.last() || self.head.changed().await.is_err() {
                 return Ok(None);
             }
         }
     }
 
-    /// The next entries that are in memory; `None` does not mean that the store has none.
+    /// Returns the next entries if they are in memory. If not, [`next`](Self::next) may read them from the store.
     ///
     /// # Errors
     /// [`ReadError::Gap`] as for [`next`](Self::next).
@@ -129,10 +140,20 @@ impl Reader {
     async fn read_store(&mut self, head: Seq) -> Result<(), ReadError> {
         let log = self.log.clone();
         let after = self.position;
-        let _read_lock = log.large_blocks.read_lock().await;
-        if let Some(block) = log.large_blocks.get(after.next()).filter(|block| block.last() <= head) {
-            self.ahead.push(block);
-            return Ok(());
+        let read_lock = log.large_blocks.read_lock().await;
+        if read_lock.is_some() {
+            if let Some((block, lease)) = log.large_blocks.get(after.next())
+                && block.last() <= head
+            {
+                self.ahead.push(block);
+                self.lease = Some(lease);
+                return Ok(());
+            }
+            let reading = log.clone();
+            let bytes = blocking(log.stored.blocks(), move || reading.stored.next_block_bytes(after)).await?;
+            if bytes > LARGE {
+                self.lease = Some(log.large_blocks.lease(bytes).await?);
+            }
         }
         let reading = log.clone();
         let mut blocks = blocking(log.stored.blocks(), move || reading.stored.read(after, READ_BYTES)).await?;
@@ -161,8 +182,11 @@ impl Reader {
             .take_while(|pair| pair[1].first() == pair[0].last().next());
         let whole = 1 + whole.count();
         blocks.truncate(whole);
-        let shared = blocks.into_iter().rev().map(|block| self.log.large_blocks.share(block));
-        self.ahead = shared.collect();
+        if let (Some(lease), [block]) = (&self.lease, &mut blocks[..]) {
+            *block = log.large_blocks.share(block.clone(), lease);
+        }
+        blocks.reverse();
+        self.ahead = blocks;
         Ok(())
     }
 }

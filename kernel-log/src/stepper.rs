@@ -19,12 +19,12 @@ impl Stepper {
         Self { rounds }
     }
 
-    /// Stores what waits in one log without publishing it. Returns whether a log was waiting.
+    /// Stores pending entries of one log without publishing them. Returns whether a log had any.
     pub fn store(&mut self) -> bool {
         self.rounds.store_first()
     }
 
-    /// Publishes what was stored to readers.
+    /// Publishes the stored entries to readers.
     pub fn publish(&mut self) {
         self.rounds.publish();
     }

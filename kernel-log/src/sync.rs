@@ -50,7 +50,7 @@ impl Wanted {
         }
     }
 
-    /// Syncs what is stored as soon as possible.
+    /// Requests a sync of everything stored so far, as soon as possible.
     pub(super) fn soon(&self) {
         // Nothing was stored since the last sync.
         self.change(|state| state.soon = state.stored);

@@ -14,7 +14,7 @@ const TRIM_AFTER_PART: u64 = 16;
 /// The most logs that are written before readers are woken.
 const ROUND: usize = 64;
 
-/// Keeps the thread running. When this is dropped, the thread stores what waits and ends with the last log.
+/// Keeps the thread running. When this is dropped, the thread stores pending entries and ends with the last log.
 pub(super) struct Writer {
     queue: Queue,
 }
@@ -122,7 +122,7 @@ impl Rounds {
         (queue, rounds)
     }
 
-    /// Stores what waits in the first queued log; `false` if none is queued.
+    /// Stores pending entries of the first queued log; `false` if none is queued.
     #[cfg(feature = "testing")]
     pub(super) fn store_first(&mut self) -> bool {
         let Ok(log) = self.waiting.try_recv() else {
@@ -132,7 +132,7 @@ impl Rounds {
         true
     }
 
-    /// Stores what waits in this log, and in the logs behind it if they can share a sync.
+    /// Stores pending entries of this log, and of the logs queued behind it if they can share a sync.
     fn store(&mut self, log: Arc<OpenLog>) {
         // Queued logs share the sync. Without one, the first log does not wait for the others.
         let others = if self.always.is_some() { ROUND - 1 } else { 0 };
@@ -148,7 +148,7 @@ impl Rounds {
         }
     }
 
-    /// Publishes what was stored to readers.
+    /// Publishes the stored entries to readers.
     pub(super) fn publish(&mut self) {
         for (log, written) in self.round.drain(..) {
             if let Some(wanted) = &self.wanted
@@ -167,7 +167,7 @@ impl Rounds {
     }
 }
 
-/// What was taken from a log and written.
+/// A block and index updates that were taken from a log and passed to the store.
 struct Written {
     block: Option<Block>,
     index_updates: u64,
@@ -175,7 +175,7 @@ struct Written {
     sync_soon: bool,
 }
 
-/// Stores what waits; `None` if nothing does.
+/// Stores the oldest pending block and its index updates; `None` if nothing is pending.
 fn store(log: &OpenLog) -> Option<Written> {
     let (block, updates) = {
         let mut state = log.state();
@@ -183,7 +183,7 @@ fn store(log: &OpenLog) -> Option<Written> {
             state.with_writer = false;
             return None;
         };
-        state.writing_bytes = block.as_ref().map_or(0, |block| block.bytes().len()) + updates.bytes();
+        state.writing_bytes = block.as_ref().map_or(0, |block| block.size()) + updates.bytes();
         if !state.refused_index.is_empty() {
             let newer = updates;
             updates = std::mem::take(&mut state.refused_index);
@@ -223,7 +223,7 @@ fn publish(log: &OpenLog, written: Written) -> bool {
     let (more, trim) = {
         let mut state = log.state();
         state.writing_bytes = 0;
-        let length = written.block.as_ref().map_or(0, |block| block.bytes().len());
+        let length = written.block.as_ref().map_or(0, |block| block.size());
         state.recent_bytes += length;
         if let Some(block) = &written.block {
             log.large_blocks.stored(block);
@@ -232,7 +232,7 @@ fn publish(log: &OpenLog, written: Written) -> bool {
         // Keep the newest block only if the store does not have it, or if it fits.
         while state.recent_bytes > log.options.memory_bytes && (state.recent.len() > 1 || written.stored) {
             if let Some(oldest) = state.recent.pop_front() {
-                state.recent_bytes -= oldest.bytes().len();
+                state.recent_bytes -= oldest.size();
             }
         }
         state.stored_since_trim += length as u64;

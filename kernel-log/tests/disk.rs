@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{append, disk_usage, entry, message, read_to, read_with_gaps};
+use common::{append, copy, entry, message, read_to, read_with_gaps};
 use jupyter_protocol::KernelId;
-use kernel_log::{Durability, FjallStore, IndexUpdate, Log, LogOptions, LogStore, Logs, Origin, Seq, StoreError};
+use kernel_log::{DiskStore, Durability, IndexUpdate, Log, LogOptions, LogStore, Logs, Origin, Seq, StoreError};
 use tmpfs::Tmpfs;
 
 fn options() -> LogOptions {
@@ -23,7 +23,7 @@ fn options() -> LogOptions {
 }
 
 fn logs(folder: &Path) -> Logs {
-    Logs::new(Arc::new(FjallStore::open(folder).unwrap()), options()).unwrap()
+    Logs::new(Arc::new(DiskStore::open(folder).unwrap()), options()).unwrap()
 }
 
 /// Appends entries one by one, and checks that a live reader receives each, until `log.is_recorded()` is `recorded`.
@@ -128,8 +128,8 @@ async fn sequence_numbers_are_not_reused_after_a_full_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_fjall_database_is_reopened() {
-    // Free space, but no inodes: fjall fails as it writes a table and then refuses all writes until it is reopened.
+async fn a_disk_without_room_for_files_stops_nothing() {
+    // Free space, but no inodes: segments are continued that would otherwise be complete.
     let Some(disk) = Tmpfs::mount("size=400m,nr_inodes=400") else {
         return;
     };
@@ -150,7 +150,7 @@ async fn a_failed_fjall_database_is_reopened() {
     assert_eq!(
         read,
         ((1..=10).collect(), Vec::new()),
-        "stored entries cannot be read while the database has failed"
+        "stored entries cannot be read while files cannot be created"
     );
     fs::remove_dir_all(&fillers).unwrap();
     refused += append_until_recorded(&log, true).await;
@@ -186,14 +186,14 @@ async fn append_large(log: &Log, count: u64) -> u64 {
 fn an_error_names_the_folder_that_cannot_be_opened() {
     let Some(disk) = Tmpfs::mount("size=64m") else { return };
     let folder = disk.path().join("logs");
-    drop(FjallStore::open(&folder).unwrap());
+    drop(DiskStore::open(&folder).unwrap());
     disk.remount("ro");
-    let error = FjallStore::open(&folder).map(drop).unwrap_err().to_string();
+    let error = DiskStore::open(&folder).map(drop).unwrap_err().to_string();
     assert!(error.contains(&folder.display().to_string()), "{error}");
     assert!(error.contains("Read-only"), "{error}");
     disk.remount("rw");
-    let first = FjallStore::open(&folder).unwrap();
-    let error = FjallStore::open(&folder).map(drop).unwrap_err().to_string();
+    let first = DiskStore::open(&folder).unwrap();
+    let error = DiskStore::open(&folder).map(drop).unwrap_err().to_string();
     assert!(error.contains("another process"), "{error}");
     drop(first);
 }
@@ -213,38 +213,10 @@ async fn two_logs(folder: &Path) -> (KernelId, KernelId, Vec<PathBuf>) {
         log.flushed().await;
     }
     logs.close().await.unwrap();
-    let keyspaces = fs::read_dir(folder.join("keyspaces")).unwrap();
-    let largest = keyspaces
-        .map(|keyspace| keyspace.unwrap().path())
-        .max_by_key(|path| disk_usage(path))
-        .unwrap();
-    let mut files = Vec::new();
-    let mut folders = vec![largest];
-    while let Some(folder) = folders.pop() {
-        for file in fs::read_dir(folder).unwrap() {
-            let path = file.unwrap().path();
-            if path.is_dir() {
-                folders.push(path)
-            } else {
-                files.push(path)
-            }
-        }
-    }
+    let files = fs::read_dir(folder.join(damaged.to_string())).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
     files.sort();
     (damaged, sound, files)
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to)
-        } else {
-            fs::copy(entry.path(), to).map(drop).unwrap()
-        }
-    }
 }
 
 fn flip(path: &Path, at: u64) {
@@ -261,7 +233,7 @@ async fn a_damaged_file_affects_only_its_own_log() {
     let folder = tempfile::tempdir().unwrap();
     let original = folder.path().join("original");
     let (damaged, sound, files) = two_logs(&original).await;
-    assert!(files.len() >= 3, "tables and lists of tables expected: {files:?}");
+    assert!(files.len() >= 2, "several segments expected: {files:?}");
     for file in &files {
         let name = file.strip_prefix(&original).unwrap();
         let length = fs::metadata(file).unwrap().len();
@@ -301,6 +273,12 @@ async fn a_damaged_file_affects_only_its_own_log() {
                     assert_eq!(logs.open(damaged).await.unwrap().head(), Seq::START, "{case}");
                 }
                 Ok(log) => match log.reader(Seq::START).next().await {
+                    // A newest segment that was cut cannot be told from one whose last write was interrupted.
+                    Ok(_) if what == "cut" && file == &files[files.len() - 1] => {
+                        let head = log.head().0;
+                        assert!((1..150).contains(&head), "{case}: {head}");
+                        read_to(&mut log.reader(Seq::START), head).await;
+                    }
                     Ok(_) => assert_eq!(log.head(), Seq(150), "{case}"),
                     Err(error) => assert!(error.to_string().contains(&damaged.to_string()), "{case}: {error}"),
                 },
@@ -320,7 +298,7 @@ async fn each_durability_keeps_what_was_flushed() {
         for round in 0..2_u64 {
             let mut options = options();
             options.durability = durability;
-            let logs = Logs::new(Arc::new(FjallStore::open(folder.path()).unwrap()), options).unwrap();
+            let logs = Logs::new(Arc::new(DiskStore::open(folder.path()).unwrap()), options).unwrap();
             let log = logs.open(id).await.unwrap();
             assert_eq!(log.head(), Seq(round * 100), "{durability:?}");
             append(&log, round * 100 + 1..=round * 100 + 100, 1_000);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use common::{entry, message, read_to};
 use jupyter_protocol::KernelId;
-use kernel_log::{FjallStore, IndexUpdate, LogOptions, Logs, Seq};
+use kernel_log::{DiskStore, IndexUpdate, LogOptions, Logs, Seq};
 
 const FOLDER: &str = "KERNELMUX_TEST_LOG_FOLDER";
 const ID: &str = "KERNELMUX_TEST_LOG_ID";
@@ -19,7 +19,7 @@ const ID: &str = "KERNELMUX_TEST_LOG_ID";
 async fn open(folder: PathBuf) -> Logs {
     let mut options = LogOptions::default();
     options.memory_bytes = 10_000;
-    Logs::new(Arc::new(FjallStore::open(&folder).unwrap()), options).unwrap()
+    Logs::new(Arc::new(DiskStore::open(&folder).unwrap()), options).unwrap()
 }
 
 /// Appends until it is killed, and reports each number once readers could have received its entry. The other test runs

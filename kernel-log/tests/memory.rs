@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{entry, message};
 use jupyter_protocol::KernelId;
-use kernel_log::{FjallStore, Log, LogOptions, Logs, Seq};
+use kernel_log::{DiskStore, Log, LogOptions, Logs, Seq};
 
 const MIB: u64 = 1 << 20;
 /// Bytes of an entry's text.
@@ -18,7 +18,7 @@ const SMALL: usize = 100;
 /// Number of readers opened near the long log's end.
 const ATTACHES: usize = 200;
 
-/// Serializes the tests, which measure their process.
+/// Serializes the tests, because each measures the memory of the whole process.
 fn serialize() -> MutexGuard<'static, ()> {
     static RUNNING: Mutex<()> = Mutex::new(());
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -33,19 +33,8 @@ fn resident() -> u64 {
     pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// Total length of the journals.
-fn journals(folder: &Path) -> u64 {
-    std::fs::read_dir(folder)
-        .unwrap()
-        .flatten()
-        .filter(|file| file.path().extension().is_some_and(|extension| extension == "jnl"))
-        // fjall may remove a journal meanwhile.
-        .filter_map(|file| Some(file.metadata().ok()?.len()))
-        .sum()
-}
-
-/// Keeps all entries, and few of them in memory before and after they are stored, so that the memory used is the
-/// store's.
+/// The store keeps all entries. The log itself keeps few in memory, before and after they are stored, so that the tests
+/// measure the store's memory.
 fn options() -> LogOptions {
     let mut options = LogOptions::default();
     options.stored_bytes = 1 << 40;
@@ -55,7 +44,7 @@ fn options() -> LogOptions {
 }
 
 fn open(folder: &Path) -> Logs {
-    Logs::new(Arc::new(FjallStore::open(folder).unwrap()), options()).unwrap()
+    Logs::new(Arc::new(DiskStore::open(folder).unwrap()), options()).unwrap()
 }
 
 async fn fill(log: &Log, entries: u64, size: usize) {
@@ -86,11 +75,10 @@ fn memory_does_not_grow_with_the_length_of_a_log() {
         let logs = open(folder.path());
         let log = logs.open(id).await.unwrap();
         fill(&log, tenth, SMALL).await;
-        let (before, mut most, mut journal) = (resident(), 0, 0);
+        let (before, mut most) = (resident(), 0);
         for _ in 0..9 {
             fill(&log, tenth, SMALL).await;
             most = most.max(resident());
-            journal = journal.max(journals(folder.path()));
         }
         let head = log.head();
         drop(log);
@@ -100,7 +88,6 @@ fn memory_does_not_grow_with_the_length_of_a_log() {
             most < before + 64 * MIB,
             "{before} bytes of memory with a tenth of the log, {most} at most"
         );
-        assert!(journal < 192 * MIB, "the journals grew to {journal} bytes");
 
         // Reopening does not read the log, and finding an entry near its end does not depend on its length.
         let before = resident();
@@ -125,7 +112,7 @@ fn memory_does_not_grow_with_the_length_of_a_log() {
         times.sort_unstable();
         let (middle, slowest) = (times[ATTACHES / 2], times[ATTACHES - 1]);
         println!("at the tail after {middle:?}, {slowest:?} at most");
-        // Release builds only, and only in the long run, which runs by itself.
+        // Only release builds of the long test are timed; it runs without other tests.
         if long() && !cfg!(debug_assertions) {
             assert!(opened < Duration::from_secs(1), "opened in {opened:?}");
             assert!(
@@ -146,22 +133,66 @@ fn many_logs_share_one_bound_on_memory() {
             open.push(logs.open(KernelId::random()).await.unwrap());
         }
         let before = resident();
-        let (mut most, mut journal) = (0, 0);
-        // Each log alone stays below the size at which a table is written.
+        let mut most = 0;
         for _ in 0..6 {
             for log in &open {
                 fill(log, 1_024, 1_024).await;
             }
             most = most.max(resident());
-            journal = journal.max(journals(folder.path()));
         }
         println!("{} MiB before, {} MiB at most, of 384 MiB", before / MIB, most / MIB);
         assert!(
             most < before + 128 * MIB,
             "{before} bytes of memory before, {most} at most"
         );
-        assert!(journal < 256 * MIB, "the journals grew to {journal} bytes");
         drop(open);
         logs.close().await.unwrap();
+    });
+}
+
+#[test]
+fn readers_of_large_messages_share_one_bound_on_memory() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    const MESSAGE: usize = 20 << 20;
+    run(async {
+        let folder = tempfile::tempdir().unwrap();
+        // Enough for one message.
+        let options = options().with_reading_bytes(MESSAGE * 3 / 2);
+        let logs = Arc::new(Logs::new(Arc::new(DiskStore::open(folder.path()).unwrap()), options).unwrap());
+        let ids: Vec<_> = (0..4).map(|_| KernelId::random()).collect();
+        for id in &ids {
+            let log = logs.open(*id).await.unwrap();
+            log.append([entry(&message(1, MESSAGE))]);
+            log.append([entry(&message(2, 10))]);
+            log.flushed().await;
+        }
+        let holding = Arc::new(AtomicUsize::new(0));
+        let before = resident();
+        let mut readers = Vec::new();
+        for id in ids {
+            // Several readers of a log share its message.
+            for _ in 0..3 {
+                let log = logs.open(id).await.unwrap();
+                let holding = holding.clone();
+                readers.push(tokio::spawn(async move {
+                    let mut reader = log.reader(Seq::START);
+                    let block = reader.next().await.unwrap().unwrap();
+                    assert!(block.size() > MESSAGE);
+                    let held = holding.fetch_add(1, Ordering::SeqCst);
+                    assert!(held < 3, "{held} other readers hold a message");
+                    tokio::task::yield_now().await;
+                    drop(block);
+                    holding.fetch_sub(1, Ordering::SeqCst);
+                    let block = reader.next().await.unwrap().unwrap();
+                    assert_eq!(block.first(), Seq(2));
+                    resident()
+                }));
+            }
+        }
+        let mut most = 0;
+        for reader in readers {
+            most = most.max(reader.await.unwrap());
+        }
+        println!("{} MiB before, {} MiB at most", before / MIB, most / MIB);
     });
 }

@@ -22,8 +22,8 @@ fn logs(server: &Server) -> Logs {
 async fn append_until_recorded(log: &Log) {
     let again = async {
         loop {
+            // The number comes from the log, because the writer may append a report of a gap in between.
             append(log, [log.head().0 + 1], 1_000);
-            // A report of a gap may be appended too, so the next number is known only now.
             log.flushed().await;
             if log.is_recorded() {
                 return;

@@ -7,7 +7,7 @@ mod nats_server;
 use std::sync::Arc;
 
 use kernel_log::conformance::Subject;
-use kernel_log::{FjallStore, LogStore, MemoryStore};
+use kernel_log::{DiskStore, LogStore, MemoryStore};
 
 struct Memory;
 
@@ -25,7 +25,7 @@ struct Folder(tempfile::TempDir);
 
 impl Subject for Folder {
     fn open(&self) -> Arc<dyn LogStore> {
-        Arc::new(FjallStore::open(self.0.path()).unwrap())
+        Arc::new(DiskStore::open(self.0.path()).unwrap())
     }
 }
 
@@ -33,7 +33,7 @@ mod memory {
     kernel_log::store_conformance!(Some(super::Memory));
 }
 
-mod fjall {
+mod disk {
     kernel_log::store_conformance!(Some(super::Folder(tempfile::tempdir().unwrap())));
 }
 

@@ -11,7 +11,7 @@ use jupyter_protocol::content::{
     Content, ExecuteReply, ExecuteRequest, KernelInfoReply, LanguageInfo, ReplyError, Stream,
 };
 use jupyter_protocol::kernel::{Context, Kernel as ServedKernel, async_trait};
-use kernel_log::{Cursor, Epoch, FjallStore, MemoryStore, ReadError, Seq, StoreError};
+use kernel_log::{Cursor, DiskStore, Epoch, MemoryStore, ReadError, Seq, StoreError};
 use kernel_manager::{
     AtClose, ExecuteOptions, Execution, ExecutionError, ExecutionFilter, ExecutionStatus, FollowError, Kernel, Manager,
     ManagerOptions,
@@ -256,7 +256,7 @@ async fn closing_releases_the_store_although_kernels_and_logs_are_held() {
     let (log, head) = (kernel.log().clone(), kernel.log().head());
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 
-    let reopened = FjallStore::open(&logs).unwrap();
+    let reopened = DiskStore::open(&logs).unwrap();
     let stored = kernel_log::LogStore::get(&reopened, kernel.id()).unwrap().unwrap();
     let (_, last) = stored.bounds().unwrap().unwrap();
     assert!(last > head, "{last}");

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::sync::Arc;
 
-use kernel_log::{FjallStore, LogOptions, Logs, StoreError};
+use kernel_log::{DiskStore, LogOptions, Logs, StoreError};
 use kernel_manager::{AtClose, ExecutionState, Manager, ManagerOptions, RestartError, StartRequest};
 use kernel_provider::fake::FakeProvider;
 
@@ -18,7 +18,7 @@ use tmpfs::Tmpfs;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_with_a_full_disk_fails_and_keeps_the_kernel_running() {
     let Some(disk) = Tmpfs::mount("size=200m") else { return };
-    let store = FjallStore::open(disk.path()).unwrap();
+    let store = DiskStore::open(disk.path()).unwrap();
     let provider = FakeProvider::new();
     let manager = Manager::new(
         vec![Arc::new(provider.clone())],

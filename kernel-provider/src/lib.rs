@@ -5,7 +5,8 @@ pub mod conformance;
 mod error;
 #[cfg(feature = "testing")]
 pub mod fake;
-mod follow;
+#[cfg(feature = "follow-specs")]
+mod follow_specs;
 mod launch;
 mod lock;
 mod own_metadata;
@@ -20,7 +21,8 @@ use jupyter_protocol::ConnectionInfo;
 use tokio::sync::watch;
 
 pub use error::{AttachError, LaunchError, ProviderError};
-pub use follow::follow_specs;
+#[cfg(feature = "follow-specs")]
+pub use follow_specs::follow_specs;
 pub use launch::{LaunchRequest, LaunchStage, Progress, Specs};
 pub use lock::lock;
 pub use own_metadata::own_metadata;

@@ -25,10 +25,10 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Creates a client for [`K8sProvider::open_with`](crate::K8sProvider::open_with) from a kube configuration.
 ///
-/// It differs from kube's own client in that it detects dead connections, such as after a control plane node is lost or
-/// this machine was suspended. Without that, watches and port-forwards would stay silent until TCP gives up after about
-/// 15 minutes. This client closes a connection that is unresponsive for 30 s, and fails a request whose response does
-/// not begin within 30 s.
+/// Unlike kube's own client, it detects dead connections, for example after a control plane node was lost or this
+/// machine was suspended. Otherwise, watches and port-forwards would stay silent for about 15 minutes, until TCP times
+/// out. This client closes a connection that is unresponsive for 30 s, and fails a request whose response does not
+/// begin within 30 s.
 ///
 /// If the configuration has a proxy, this returns kube's own client.
 ///

@@ -145,7 +145,7 @@ fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
         .filter(|pod| names::pool(pod).is_none() && is_over(pod))
         .collect();
     ended.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
-    let excess = ended.len().saturating_sub(cluster.config.keep_ended);
+    let excess = ended.len().saturating_sub(cluster.options.keep_ended);
     ended.truncate(excess);
     if ended.is_empty() {
         return;
@@ -206,7 +206,7 @@ pub(crate) struct K8sKernelHandle(pub(crate) Arc<K8sKernel>);
 #[async_trait]
 impl KernelHandle for K8sKernelHandle {
     fn record(&self) -> KernelRecord {
-        names::record(&self.0.cluster.config.name, self.0.id, &self.0.pod())
+        names::record(&self.0.cluster.options.name, self.0.id, &self.0.pod())
     }
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {

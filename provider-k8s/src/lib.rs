@@ -51,7 +51,7 @@
 //! (default 3600) is replaced. Each pod has its own key.
 //!
 //! The image, resources, volumes, user, service account, working directory and variables of a running pod cannot be
-//! changed. A launch that sets one of these gets a pod of its own, and its progress and the log give the reason
+//! changed. A launch that sets one of these gets a separate pod, and its progress and the log give the reason
 //! ([`LaunchStage::Cold`](kernel_provider::LaunchStage::Cold)). The exceptions are the variables listed in
 //! `without`, and `KERNEL_GATEWAY`, `KERNEL_ID` and `KERNEL_LAUNCH_TIMEOUT`, which only describe the launch: they are
 //! dropped, and a warm pod is still used. With `KERNEL_WORKING_DIR` in `without`, the launch's working directory is dropped
@@ -59,6 +59,11 @@
 //!
 //! Providers with the same name share the pools, and no pod is handed out twice. A dropped provider leaves its pods to the
 //! next one.
+//!
+//! # kube and k8s-openapi
+//!
+//! Types of both crates are in this crate's API, so it re-exports the crates: [`kube`] and [`k8s_openapi`]. Use these, and
+//! the versions always match. Their features are the program's choice, above all the version of Kubernetes.
 //!
 //! # Rights
 //!
@@ -98,6 +103,10 @@ mod user_overrides;
 use kernel_provider::lock;
 
 pub use client::client;
+#[doc(no_inline)]
+pub use k8s_openapi;
+#[doc(no_inline)]
+pub use kube;
 pub use options::{K8sOptions, Reach};
 pub use policy::Policy;
 pub use provider::K8sProvider;

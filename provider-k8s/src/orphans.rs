@@ -26,8 +26,8 @@ pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
     if found.is_empty() {
         return;
     }
-    let config = &cluster.config;
-    tokio::time::sleep(config.orphaned_after.max(config.wait_for_room)).await;
+    let options = &cluster.options;
+    tokio::time::sleep(options.orphaned_after.max(options.wait_for_room)).await;
     for (id, pod) in found {
         let now = cluster.pod_cache.subscribe(id).borrow().clone();
         let Some(now) = now.present().filter(|now| names::uid(now) == names::uid(&pod)) else {

@@ -28,8 +28,8 @@ const NEVER_RAN: &[&str] = &["StartError", "ContainerCannotRun"];
 /// or `OutOfnvidia.com/gpu`.
 const NO_ROOM_OF: &str = "OutOf";
 const NO_ROOM: &[&str] = &["UnexpectedAdmissionError", "NodeAffinity"];
-/// Usually means that a volume is still being provisioned, which is no lack of room. If it never is, the launch times
-/// out.
+/// Usually means that a volume is still being provisioned, which is not a lack of room. If that never completes, the
+/// launch times out.
 const UNBOUND: &str = "unbound immediate PersistentVolumeClaims";
 /// Exit codes above this are 128 plus a signal number.
 const SIGNALLED: i32 = 128;

@@ -24,25 +24,25 @@ pub(crate) struct Plan {
 ///
 /// # Errors
 /// [`LaunchError`] if the kernelspec or the request is invalid.
-pub(crate) fn plan(config: &K8sOptions, request: &LaunchRequest) -> Result<Plan, LaunchError> {
-    let (installed, mut own) = specs::get(config, &request.spec)?;
-    config.add_volumes(&mut own);
+pub(crate) fn plan(options: &K8sOptions, request: &LaunchRequest) -> Result<Plan, LaunchError> {
+    let (installed, mut own) = specs::get(options, &request.spec)?;
+    options.add_volumes(&mut own);
     let wrong = |reason| LaunchError::CannotStart {
         what: format!("a kernel of {}", installed.name),
         reason,
     };
     let mut request = request.clone();
     request.env.retain(|name, dir| {
-        name != user_overrides::WORKING_DIR || user_overrides::allows_working_dir(dir, &config.policy)
+        name != user_overrides::WORKING_DIR || user_overrides::allows_working_dir(dir, &options.policy)
     });
     request.working_dir = request
         .working_dir
-        .filter(|dir| user_overrides::allows_working_dir(&dir.to_string_lossy(), &config.policy));
+        .filter(|dir| user_overrides::allows_working_dir(&dir.to_string_lossy(), &options.policy));
     let request = &request;
-    let settings = requested_settings(config, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
-    let pool = (own.warm_pool.size > 0).then(|| matching_pool(config, &installed, &own, request));
-    let made_from = warm_manifest(config, request.id, &installed, own.clone());
-    let params = params(config, request.id, &installed, settings);
+    let settings = requested_settings(options, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
+    let pool = (own.warm_pool.size > 0).then(|| matching_pool(options, &installed, &own, request));
+    let made_from = warm_manifest(options, request.id, &installed, own.clone());
+    let params = params(options, request.id, &installed, settings);
     let manifest = Manifest::new(ManifestParams {
         owner: request.owner.as_deref(),
         env: &request.env,
@@ -60,16 +60,16 @@ pub(crate) fn plan(config: &K8sOptions, request: &LaunchRequest) -> Result<Plan,
 ///
 /// Returns `None` if it is unchanged, or if its new version is invalid.
 pub(crate) fn updated_manifest(
-    config: &K8sOptions,
+    options: &K8sOptions,
     id: KernelId,
     pod: &Pod,
     secret: &BTreeMap<String, ByteString>,
 ) -> Option<Manifest> {
     let made_from = names::annotation(pod, names::SETTINGS)?;
     let spec = names::annotation(pod, names::SPEC)?;
-    let (installed, mut own) = specs::get(config, spec).ok()?;
-    config.add_volumes(&mut own);
-    if warm_manifest(config, id, &installed, own).ok()?.fingerprint() == made_from {
+    let (installed, mut own) = specs::get(options, spec).ok()?;
+    options.add_volumes(&mut own);
+    if warm_manifest(options, id, &installed, own).ok()?.fingerprint() == made_from {
         return None;
     }
     let mut request = LaunchRequest::new(id, spec);
@@ -82,7 +82,7 @@ pub(crate) fn updated_manifest(
             Some((name.strip_prefix(names::ENV_PREFIX)?.to_owned(), value))
         })
         .collect();
-    match plan(config, &request) {
+    match plan(options, &request) {
         Ok(Plan { mut manifest, .. }) => {
             if let Some(launched) = names::annotation(pod, names::LAUNCHED) {
                 manifest.annotate(names::LAUNCHED, launched.to_owned());
@@ -98,7 +98,7 @@ pub(crate) fn updated_manifest(
 
 /// Parameters of a kernel without owner and variables.
 fn params<'a>(
-    config: &'a K8sOptions,
+    options: &'a K8sOptions,
     id: KernelId,
     installed: &'a InstalledKernelspec,
     settings: Settings,
@@ -106,8 +106,8 @@ fn params<'a>(
     const NONE: &BTreeMap<String, String> = &BTreeMap::new();
     ManifestParams {
         id,
-        provider: &config.name,
-        namespace: &config.namespace,
+        provider: &options.name,
+        namespace: &options.namespace,
         owner: None,
         installed,
         settings,
@@ -122,14 +122,14 @@ fn params<'a>(
 /// # Errors
 /// The reason why the kernelspec is invalid.
 pub(crate) fn warm_manifest(
-    config: &K8sOptions,
+    options: &K8sOptions,
     id: KernelId,
     installed: &InstalledKernelspec,
     settings: Settings,
 ) -> Result<Manifest, String> {
     let mut manifest = Manifest::new(ManifestParams {
         is_warm: true,
-        ..params(config, id, installed, settings)
+        ..params(options, id, installed, settings)
     })?;
     manifest.annotate(names::SETTINGS, manifest.fingerprint());
     Ok(manifest)
@@ -137,13 +137,13 @@ pub(crate) fn warm_manifest(
 
 /// Applies the launch's settings to the kernelspec's.
 fn requested_settings(
-    config: &K8sOptions,
+    options: &K8sOptions,
     own: &Settings,
     env: &BTreeMap<String, String>,
     request: &LaunchRequest,
 ) -> Result<Settings, String> {
     let mut settings = own.clone();
-    user_overrides::apply(&mut settings, env, &config.policy)?;
+    user_overrides::apply(&mut settings, env, &options.policy)?;
     let ignores_dir =
         own.warm_pool.without.contains(user_overrides::WORKING_DIR) && !env.contains_key(user_overrides::WORKING_DIR);
     if let Some(dir) = request.working_dir.as_ref().filter(|_| !ignores_dir) {
@@ -157,14 +157,14 @@ fn requested_settings(
 /// # Errors
 /// The reason why they do not match.
 fn matching_pool(
-    config: &K8sOptions,
+    options: &K8sOptions,
     installed: &InstalledKernelspec,
     own: &Settings,
     request: &LaunchRequest,
 ) -> Result<String, String> {
     let mut env = request.env.clone();
     env.retain(|name, _| !own.warm_pool.ignores(name));
-    let settings = requested_settings(config, own, &env, request)?;
+    let settings = requested_settings(options, own, &env, request)?;
     let differences = own.differences(&settings);
     if !differences.is_empty() {
         return Err(format!("it sets {}", differences.join(", ")));
@@ -173,5 +173,5 @@ fn matching_pool(
         let names: Vec<&str> = env.keys().map(String::as_str).collect();
         return Err(format!("it sets {}", names.join(", ")));
     }
-    warm_manifest(config, request.id, installed, settings).map(|manifest| manifest.fingerprint())
+    warm_manifest(options, request.id, installed, settings).map(|manifest| manifest.fingerprint())
 }

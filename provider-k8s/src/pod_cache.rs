@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDrop;
 
 use crate::{api_error, names};
 
-/// Length of one watch, in seconds. The client's own default notices a dead connection only after minutes.
+/// Length of one watch, in seconds. With kube's default, a dead connection would be noticed only after minutes.
 const WATCH_SECONDS: u32 = 30;
 /// Number of events kept per pod; older ones are dropped.
 const MAX_EVENTS: usize = 16;
@@ -160,7 +160,7 @@ impl PodCache {
             .collect()
     }
 
-    /// Waits for the next change to a warm pod. A change since the last call completes it at once.
+    /// Waits for the next change to a warm pod. Returns immediately if one has changed since the last call.
     pub(crate) async fn warm_pods_changed(&self) {
         self.warm_pods_changed.notified().await;
     }

@@ -6,7 +6,7 @@ use jupyter_protocol::KernelId;
 use k8s_openapi::api::core::v1::Pod;
 use kernel_provider::{
     AttachError, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
-    Progress, ProviderError, Selector, Specs,
+    Progress, ProviderError, Selector, Specs, follow_specs,
 };
 use kube::Client;
 use std::time::Duration;
@@ -59,14 +59,14 @@ impl K8sProvider {
     ///
     /// # Errors
     /// [`ProviderError`] if there are no credentials, or for the reasons given at [`open_with`](Self::open_with).
-    pub async fn open(config: K8sOptions) -> Result<Self, ProviderError> {
+    pub async fn open(options: K8sOptions) -> Result<Self, ProviderError> {
         let credentials = kube::Config::infer().await.map_err(|error| {
             let advice = format!("{error}; set KUBECONFIG, or run in a pod with a service account");
             ProviderError::failed("find the cluster", advice)
         })?;
         let client =
             client(credentials).map_err(|error| ProviderError::failed("use the cluster's credentials", error))?;
-        Self::open_with(client, config).await
+        Self::open_with(client, options).await
     }
 
     /// Opens the namespace with the given client.
@@ -76,19 +76,23 @@ impl K8sProvider {
     ///
     /// # Errors
     /// [`ProviderError`] if the cluster does not answer, or refuses the watch of the namespace's pods.
-    pub async fn open_with(client: Client, config: K8sOptions) -> Result<Self, ProviderError> {
-        let cluster = Arc::new(Cluster::open(client, config).await?);
+    pub async fn open_with(client: Client, options: K8sOptions) -> Result<Self, ProviderError> {
+        let cluster = Arc::new(Cluster::open(client, options).await?);
         let found = blocking({
             let cluster = Arc::clone(&cluster);
             move || {
-                let found = specs::find(&cluster.config);
+                let found = specs::find(&cluster.options);
                 found.warn_of_broken(&Specs::default());
                 found
             }
         })
         .await?;
         let specs = watch::Sender::new(Arc::new(found));
-        let following = tokio::spawn(specs::follow(Arc::new(cluster.config.clone()), specs.clone()));
+        let following = {
+            let options = cluster.options.clone();
+            follow_specs(options.search.clone(), specs.clone(), move |_| specs::find(&options))
+        };
+        let following = tokio::spawn(following);
         let cleanup = tokio::spawn(orphans::remove_orphans(Arc::clone(&cluster)));
         Ok(Self {
             _tasks: [following.abort_handle(), cleanup.abort_handle()].map(AbortOnDrop::new),
@@ -102,7 +106,7 @@ impl K8sProvider {
     /// Plans the pod for a request.
     async fn plan(&self, request: &LaunchRequest) -> Result<Plan, LaunchError> {
         let (cluster, request) = (Arc::clone(&self.cluster), request.clone());
-        blocking(move || plan::plan(&cluster.config, &request)).await?
+        blocking(move || plan::plan(&cluster.options, &request)).await?
     }
 
     /// Claims a matching warm pod, or starts a new pod.
@@ -150,7 +154,7 @@ async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -
 #[async_trait]
 impl KernelProvider for K8sProvider {
     fn name(&self) -> &str {
-        &self.cluster.config.name
+        &self.cluster.options.name
     }
 
     fn specs(&self) -> watch::Receiver<Arc<Specs>> {
@@ -245,15 +249,15 @@ impl KernelProvider for K8sProvider {
         let pods = self.cluster.pod_cache.pods();
         let is_claimed = |pod: &_| names::pool(pod).is_none();
         let running = pods.into_iter().filter(|(id, pod)| is_claimed(pod) && runs(*id, pod));
-        let records = running.map(|(id, pod)| names::record(&self.cluster.config.name, id, &pod));
+        let records = running.map(|(id, pod)| names::record(&self.cluster.options.name, id, &pod));
         Ok(records.filter(|record| selector.matches(record)).collect())
     }
 
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
-        if record.provider != self.cluster.config.name {
+        if record.provider != self.cluster.options.name {
             return Err(AttachError::Foreign {
                 theirs: record.provider.clone(),
-                ours: self.cluster.config.name.clone(),
+                ours: self.cluster.options.name.clone(),
             });
         }
         let id = record.id;

@@ -300,7 +300,7 @@ async fn wait_until_running(
     updates: &mut watch::Receiver<CachedPod>,
     uid: &str,
 ) -> Result<(Arc<Pod>, String), LaunchError> {
-    let room_deadline = Instant::now() + context.cluster.config.wait_for_room;
+    let room_deadline = Instant::now() + context.cluster.options.wait_for_room;
     let (mut reported, mut was_seen) = (StartStep::Accepted, false);
     let mut last: Option<(Arc<Pod>, Vec<Event>)> = None;
     loop {

@@ -281,9 +281,9 @@ async fn an_eviction_is_reported() {
 async fn allowed_settings_are_applied_and_others_refused() {
     let Some(ns) = TestNamespace::new().await else { return };
     ns.install_ipykernel();
-    let mut config = ns.config(Reach::PortForward);
-    config.policy = Policy::default();
-    let provider = K8sProvider::open_with(ns.limited.clone(), config).await.unwrap();
+    let mut options = ns.options(Reach::PortForward);
+    options.policy = Policy::default();
+    let provider = K8sProvider::open_with(ns.limited.clone(), options).await.unwrap();
     let mut request = LaunchRequest::new(KernelId::random(), "python3");
     request.timeout = LONG;
     for (name, value) in [

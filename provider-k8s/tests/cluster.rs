@@ -135,9 +135,9 @@ async fn two_kernels_share_a_volume() {
         "volumeName": ns.name,
     }});
     create(&claims, claim).await;
-    let mut config = ns.config(Reach::PortForward);
-    config.policy = Policy::permissive();
-    let provider = K8sProvider::open_with(ns.limited.clone(), config).await.unwrap();
+    let mut options = ns.options(Reach::PortForward);
+    options.policy = Policy::permissive();
+    let provider = K8sProvider::open_with(ns.limited.clone(), options).await.unwrap();
     let kernels = join_all((0..2).map(|_| async {
         let mut request = LaunchRequest::new(KernelId::random(), "python3");
         request.timeout = LONG;
@@ -251,9 +251,9 @@ async fn an_exit_after_an_abandoned_restart_is_reported() {
 async fn a_restart_uses_a_new_pod_if_the_kernelspec_has_changed() {
     let Some(ns) = TestNamespace::new().await else { return };
     ns.install_ipykernel();
-    let mut config = ns.config(Reach::PortForward);
-    config.policy = Policy::permissive();
-    let provider = K8sProvider::open_with(ns.limited.clone(), config).await.unwrap();
+    let mut options = ns.options(Reach::PortForward);
+    options.policy = Policy::permissive();
+    let provider = K8sProvider::open_with(ns.limited.clone(), options).await.unwrap();
     let mut request = LaunchRequest::new(KernelId::random(), "python3");
     request.timeout = LONG;
     request.owner = Some("Ann Ö".to_owned());
@@ -286,9 +286,9 @@ fn kill_gateway_during_launch(
     is_there: impl AsyncFnMut() -> bool,
 ) {
     let killed = runtime();
-    let config = ns.config(Reach::PortForward);
+    let options = ns.options(Reach::PortForward);
     killed.spawn(async move {
-        let provider = K8sProvider::open_with(client, config).await.unwrap();
+        let provider = K8sProvider::open_with(client, options).await.unwrap();
         provider.launch(request, Progress::ignored()).await.map(drop)
     });
     ns.block_on(common::eventually("the launch is in progress", is_there));
@@ -315,9 +315,9 @@ async fn has_secret(ns: &TestNamespace) -> bool {
 
 /// Opens a gateway that soon removes what the killed one left.
 async fn open_with_short_orphan_timeout(ns: &TestNamespace) -> K8sProvider {
-    let mut config = ns.config(Reach::PortForward);
-    config.orphaned_after = Duration::from_secs(1);
-    K8sProvider::open_with(ns.limited.clone(), config).await.unwrap()
+    let mut options = ns.options(Reach::PortForward);
+    options.orphaned_after = Duration::from_secs(1);
+    K8sProvider::open_with(ns.limited.clone(), options).await.unwrap()
 }
 
 #[test]

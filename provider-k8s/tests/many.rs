@@ -36,7 +36,7 @@ async fn fifty_kernels_need_few_calls_each_and_none_while_they_run() {
     ns.install_tiny("python3");
     let calls = Arc::new(Calls::default());
     let client = calls.client(ns.limited_config.clone());
-    let provider = K8sProvider::open_with(client, ns.config(Reach::PodAddress))
+    let provider = K8sProvider::open_with(client, ns.options(Reach::PodAddress))
         .await
         .unwrap();
     let opened = calls.take();

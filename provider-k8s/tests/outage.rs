@@ -70,10 +70,10 @@ async fn local_namespace() -> Option<TestNamespace> {
 /// Starts two counting kernels, one reached by its pod's address and one by a port-forward, each with its own manager.
 async fn counting(ns: &TestNamespace, below: u64) -> ([Manager; 2], [Arc<Kernel>; 2]) {
     let open = async |reach| {
-        let mut config = ns.config(reach);
+        let mut options = ns.options(reach);
         // A kubelet that has just started may report that the node is not ready.
-        config.wait_for_room = common::LONG;
-        K8sProvider::open_with(ns.limited.clone(), config).await.unwrap()
+        options.wait_for_room = common::LONG;
+        K8sProvider::open_with(ns.limited.clone(), options).await.unwrap()
     };
     let (by_address, by_forward) = tokio::join!(open(Reach::PodAddress), open(Reach::PortForward));
     let managers = [by_address, by_forward].map(|provider| manager(provider, Arc::new(MemoryStore::new())));

@@ -157,9 +157,9 @@ async fn one_id_launched_by_two_gateways_is_one_kernel() {
 async fn a_launch_with_its_own_settings_starts_cold_and_reports_the_reason() {
     let Some(ns) = TestNamespace::new().await else { return };
     install(&ns, "python3", json!({"size": 1, "without": ["KERNEL_USERNAME"]}));
-    let mut config = ns.config(Reach::PortForward);
-    config.policy = Policy::permissive();
-    let provider = K8sProvider::open_with(ns.limited.clone(), config).await.unwrap();
+    let mut options = ns.options(Reach::PortForward);
+    options.policy = Policy::permissive();
+    let provider = K8sProvider::open_with(ns.limited.clone(), options).await.unwrap();
     let taken = claim(&provider, "python3").await;
     let image = common::image();
     let launches = [

@@ -18,7 +18,7 @@ use common::{LONG, TestNamespace, run, with_token};
 use counting::{last_number, manager, start, start_counting, wait_until_counted};
 use futures::future::join_all;
 use jupyter_protocol::kernelspec::SearchPath;
-use kernel_log::{FjallStore, LogStore, MemoryStore};
+use kernel_log::{DiskStore, LogStore, MemoryStore};
 use kernel_manager::{AtClose, KernelEventKind};
 use kube::Config;
 use kube::api::ListParams;
@@ -30,7 +30,7 @@ async fn a_cut_port_forward_is_reopened_and_the_gap_is_recorded() {
     let Some(ns) = TestNamespace::new().await else { return };
     ns.install_ipykernel();
     let (proxy, client) = Proxy::in_front_of(ns.limited_config.clone()).await;
-    let provider = K8sProvider::open_with(client, ns.config(Reach::PortForward))
+    let provider = K8sProvider::open_with(client, ns.options(Reach::PortForward))
         .await
         .unwrap();
     let manager = manager(provider, Arc::new(MemoryStore::new()));
@@ -88,13 +88,13 @@ fn embedder(ns: &TestNamespace, data: &Path) -> Command {
 async fn run_embedder() {
     let given = |name: &str| std::env::var(name).unwrap();
     let rights = with_token(Config::infer().await.unwrap(), &given("KERNELMUX_TEST_TOKEN"));
-    let mut config = K8sOptions::new(given("KERNELMUX_TEST_NAMESPACE"));
-    config.search = SearchPath::new([PathBuf::from(given("KERNELMUX_TEST_SPECS"))]);
-    config.reach = Reach::PortForward;
-    let provider = K8sProvider::open_with(rights.try_into().unwrap(), config)
+    let mut options = K8sOptions::new(given("KERNELMUX_TEST_NAMESPACE"));
+    options.search = SearchPath::new([PathBuf::from(given("KERNELMUX_TEST_SPECS"))]);
+    options.reach = Reach::PortForward;
+    let provider = K8sProvider::open_with(rights.try_into().unwrap(), options)
         .await
         .unwrap();
-    let store = FjallStore::open(Path::new(&given("KERNELMUX_TEST_DATA"))).unwrap();
+    let store = DiskStore::open(Path::new(&given("KERNELMUX_TEST_DATA"))).unwrap();
     let manager = manager(provider, Arc::new(store));
     let kernels = join_all((0..KERNELS).map(|_| start(&manager))).await;
     for kernel in &kernels {
@@ -130,7 +130,7 @@ async fn kernels_of_a_killed_embedder_are_restored_by_the_next() {
     killed.kill().unwrap();
     killed.wait().unwrap();
 
-    let store: Arc<dyn LogStore> = Arc::new(FjallStore::open(data.path()).unwrap());
+    let store: Arc<dyn LogStore> = Arc::new(DiskStore::open(data.path()).unwrap());
     let manager = manager(ns.open(Reach::PortForward).await, store);
     manager.restore().await;
     // Failed attempts to attach are retried.

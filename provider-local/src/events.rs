@@ -1,10 +1,8 @@
 //! File system events (inotify). A provider uses one descriptor and one task for all its watches.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ffi::{OsStr, OsString};
+use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -28,8 +26,6 @@ struct Inner {
 
 struct Watched {
     wake: Arc<Notify>,
-    /// Only events about these names are reported. If empty, all are.
-    names: BTreeSet<OsString>,
     /// Number of [`Watch`]es that share this entry: the system returns the same watch for the same path.
     count: usize,
 }
@@ -61,34 +57,21 @@ impl Events {
         })
     }
 
-    /// Notifies `wake` of each of the `events` at `path`. With a name, only events about this directory entry count.
+    /// Notifies `wake` of each of the `events` at `path`.
     ///
     /// # Errors
     /// [`io::Error`] if the path does not exist, or this user cannot have more watches.
-    pub(crate) fn watch(
-        &self,
-        path: &Path,
-        name: Option<&OsStr>,
-        events: WatchFlags,
-        wake: &Arc<Notify>,
-    ) -> io::Result<Watch> {
+    pub(crate) fn watch(&self, path: &Path, events: WatchFlags, wake: &Arc<Notify>) -> io::Result<Watch> {
         let mut watches = crate::lock(&self.inner.watches);
         let wd = inotify::add_watch(self.inner.fd.get_ref(), path, events)?;
-        let names: BTreeSet<OsString> = name.into_iter().map(OsStr::to_owned).collect();
         watches
             .entry(wd)
             .and_modify(|watched| {
                 watched.count += 1;
                 watched.wake = Arc::clone(wake);
-                if watched.names.is_empty() || names.is_empty() {
-                    watched.names.clear();
-                } else {
-                    watched.names.extend(names.iter().cloned());
-                }
             })
             .or_insert_with(|| Watched {
                 wake: Arc::clone(wake),
-                names: names.clone(),
                 count: 1,
             });
         Ok(Watch {
@@ -129,8 +112,7 @@ impl Inner {
         loop {
             match reader.next() {
                 Ok(event) => {
-                    let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-                    self.wake(event.wd(), event.events(), name);
+                    self.wake(event.wd(), event.events());
                 }
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return true,
@@ -145,14 +127,12 @@ impl Inner {
         }
     }
 
-    fn wake(&self, wd: i32, events: ReadFlags, name: Option<&OsStr>) {
+    fn wake(&self, wd: i32, events: ReadFlags) {
         let watches = crate::lock(&self.watches);
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
             // It is unknown which events were lost.
             watches.values().for_each(|watched| watched.wake.notify_one());
-        } else if let Some(watched) = watches.get(&wd)
-            && (watched.names.is_empty() || name.is_none_or(|name| watched.names.contains(name)))
-        {
+        } else if let Some(watched) = watches.get(&wd) {
             watched.wake.notify_one();
         }
     }

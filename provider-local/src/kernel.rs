@@ -1,4 +1,7 @@
-//! A kernel's handle, and the task that watches its process.
+//! A kernel's handle.
+
+mod restart;
+mod supervisor;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -9,25 +12,19 @@ use jupyter_protocol::{ConnectionInfo, KernelId};
 use kernel_provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
-use rustix::fs::inotify::WatchFlags;
 use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDrop;
 
+use self::supervisor::supervise;
 use crate::context::{ProviderContext, blocking};
-use crate::events::Events;
-use crate::launch::{self, Ready};
-use crate::output::{self, Trimmer};
+use crate::output;
 use crate::process::Process;
 use crate::registry::Registry;
 use crate::state::{KernelFiles, SavedKernel, Stage};
 
-/// How long a restarted kernel may take to accept connections.
-const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a killed process may take to be gone. Only a process stuck in a system call takes longer.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Minimum time between checks of the output file, so that continuous output does not keep the task busy.
-const TRIM_PAUSE: Duration = Duration::from_millis(200);
 
 /// A kernel of a [`LocalProvider`](crate::LocalProvider).
 pub(crate) struct LocalKernel {
@@ -252,153 +249,6 @@ impl LocalKernel {
                 ),
             )),
         }
-    }
-
-    async fn restart_now(self: &Arc<Self>, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
-        let restarting = RestartGuard::begin(self)?;
-        self.phase.send_replace(Phase::Restarting);
-        self.end_process(grace).await?;
-        let (saved, connection) = {
-            let state = crate::lock(&self.state);
-            (state.saved.clone(), state.connection.clone())
-        };
-        let connection = connection.unwrap_or_else(|| launch::new_connection(&saved.start));
-        let ready = launch::start(
-            &self.context,
-            &self.files,
-            saved,
-            connection,
-            false,
-            RESTART_TIMEOUT,
-            &progress,
-        )
-        .await;
-        match ready {
-            Ok(ready) => {
-                restarting.done(ready);
-                Ok(())
-            }
-            Err(error) => {
-                restarting.failed(&error);
-                Err(error)
-            }
-        }
-    }
-}
-
-/// A restart in progress. Dropping it cancels the restart.
-struct RestartGuard<'a> {
-    kernel: &'a Arc<LocalKernel>,
-    exit: Exit,
-    is_over: bool,
-}
-
-impl<'a> RestartGuard<'a> {
-    fn begin(kernel: &'a Arc<LocalKernel>) -> Result<Self, ProviderError> {
-        let mut state = crate::lock(&kernel.state);
-        if state.is_closed {
-            return Err(ProviderError::Closed);
-        }
-        if state.is_ending {
-            return Err(ProviderError::Gone(ExitCause::Requested));
-        }
-        state.is_restarting = true;
-        let exit = Exit::new(ExitCause::Unknown(
-            "it was ended for a restart that was cancelled".to_owned(),
-        ));
-        Ok(Self {
-            kernel,
-            exit,
-            is_over: false,
-        })
-    }
-
-    fn done(mut self, ready: Ready) {
-        self.is_over = true;
-        let mut state = crate::lock(&self.kernel.state);
-        state.is_restarting = false;
-        // A kernel that was started while the provider was closed is found by the next provider.
-        if state.is_closed {
-            return;
-        }
-        let from = ready.saved.output_from;
-        state.saved = ready.saved;
-        state.connection = Some(ready.connection);
-        state.running = Some(self.kernel.supervise(ready.process, from));
-        self.kernel.phase.send_replace(Phase::Running);
-    }
-
-    fn failed(mut self, error: &LaunchError) {
-        self.exit = error.exit_after_restart();
-    }
-}
-
-impl Drop for RestartGuard<'_> {
-    fn drop(&mut self) {
-        if self.is_over {
-            return;
-        }
-        let mut state = crate::lock(&self.kernel.state);
-        state.is_restarting = false;
-        if state.is_closed {
-            return;
-        }
-        if state.running.is_some() {
-            // The old process still exists. If it was asked to end, its supervisor reports the exit.
-            self.kernel.phase.send_replace(Phase::Running);
-        } else {
-            self.kernel.exited(state, self.exit.clone());
-        }
-    }
-}
-
-/// Watches a process until it is gone, and keeps its output bounded until then.
-///
-/// Holds nothing that keeps the state directory locked, so dropping the provider and all handles unlocks it at once.
-async fn supervise(
-    kernel: Weak<LocalKernel>,
-    events: Arc<Events>,
-    files: KernelFiles,
-    process: Arc<Process>,
-    output_from: u64,
-) {
-    let ended = tokio::select! {
-        ended = process.ended() => ended,
-        never = bound_output(&events, &files) => match never {},
-    };
-    let Ok(ended) = ended else {
-        // The runtime is shutting down.
-        return;
-    };
-    let ended = blocking("end what the kernel started", move || {
-        process.reap();
-        if let Some(kernel) = kernel.upgrade() {
-            let output = output::tail(&files.output(), output_from, output::ERROR_TAIL).unwrap_or_default();
-            let cause = kernel.context.cause(ended);
-            kernel.process_ended(Exit::new(cause).with_output(output));
-        }
-    });
-    if let Err(error) = ended.await {
-        tracing::error!(%error, "cannot process the end of a kernel");
-    }
-}
-
-async fn bound_output(events: &Events, files: &KernelFiles) -> std::convert::Infallible {
-    let path = files.output();
-    let wrote = Arc::new(Notify::new());
-    let mut trimmer = Trimmer::default();
-    loop {
-        // One event, then none until the pause is over, so that continuous output does not cause continuous events.
-        let once = WatchFlags::MODIFY | WatchFlags::ONESHOT;
-        let watch = events.watch(&path, None, once, &wrote);
-        let trimmed = trimmer.trim(&path);
-        if let Err(error) = watch.as_ref().map(drop).and(trimmed.as_ref().map(drop)) {
-            tracing::warn!(%error, path = %path.display(), "cannot limit the size of the kernel's output");
-            return std::future::pending().await;
-        }
-        wrote.notified().await;
-        drop(watch);
-        tokio::time::sleep(TRIM_PAUSE).await;
     }
 }
 

@@ -29,7 +29,6 @@ mod provider;
 mod ready;
 mod registry;
 mod salvage;
-mod specs;
 mod state;
 
 use kernel_provider::lock;

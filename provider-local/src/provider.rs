@@ -6,11 +6,12 @@ use async_trait::async_trait;
 use jupyter_protocol::ConnectionInfo;
 use kernel_provider::{
     AttachError, Exit, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
-    Progress, ProviderError, Selector, Specs,
+    Progress, ProviderError, Selector, Specs, follow_specs,
 };
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDrop, TaskTracker};
 
+use crate::LocalOptions;
 use crate::context::{ProviderContext, blocking};
 use crate::events::Events;
 use crate::kernel::{LocalKernel, LocalKernelHandle};
@@ -24,7 +25,6 @@ use crate::process::stat::{Identity, find_by_argument};
 use crate::registry::Registry;
 use crate::salvage::{is_listened_on, salvage};
 use crate::state::{KernelFiles, SavedKernel, Stage, StateDir};
-use crate::{LocalOptions, specs};
 
 /// Runs kernels as processes of this machine.
 ///
@@ -88,7 +88,7 @@ impl LocalProvider {
         .await??;
         found.warn_of_broken(&Specs::default());
         let (sender, specs) = watch::channel(Arc::new(found));
-        let follower = tokio::spawn(specs::follow(context.options.search.clone(), events, sender));
+        let follower = tokio::spawn(follow_specs(context.options.search.clone(), sender, Specs::find));
         let mut tasks = vec![AbortOnDrop::new(follower.abort_handle()), counting];
         if context.options.reap_orphans {
             let ends = orphans::child_exits()
@@ -105,7 +105,7 @@ impl LocalProvider {
     }
 }
 
-/// Recovers the kernels that the previous program left in the state directory. Blocks.
+/// Recovers the kernels that the previous program left in the state directory. Blocks the thread.
 fn recover(context: &Arc<ProviderContext>, registry: &Arc<Registry>) -> Result<(), ProviderError> {
     let (mut intact, broken) = context.state.load()?;
     for files in broken {
@@ -177,7 +177,7 @@ fn find(identity: Option<&Identity>) -> Result<Option<Process>, ProviderError> {
     }
 }
 
-/// Kills an orphaned kernel, if it is running, and removes its files. Blocks.
+/// Kills an orphaned kernel, if it is running, and removes its files. Blocks the thread.
 fn end_orphan(identity: Option<&Identity>, files: &KernelFiles) -> Result<(), ProviderError> {
     let by_argument = || find_by_argument(&files.connection_file());
     let identity = identity.cloned().or_else(by_argument);

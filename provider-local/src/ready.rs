@@ -74,7 +74,7 @@ mod tests {
         endpoints::set_unix_sockets(&mut connection, dir.path());
         let events = Events::new().unwrap();
         let made = Arc::new(Notify::new());
-        let _watch = events.watch(dir.path(), None, WatchFlags::CREATE, &made).unwrap();
+        let _watch = events.watch(dir.path(), WatchFlags::CREATE, &made).unwrap();
         let ready = tokio::spawn({
             let (connection, made) = (connection.clone(), Arc::clone(&made));
             async move { wait_for_sockets(&connection, &made).await }

@@ -15,7 +15,7 @@ use kernel_provider::KernelRecord;
 use crate::process::stat::find_by_argument;
 use crate::state::{KernelFiles, LaunchSpec, MAX_RECORD, SavedKernel, Stage};
 
-/// Rebuilds a kernel's record as far as possible. Blocks.
+/// Rebuilds a kernel's record as far as possible. Blocks the thread.
 ///
 /// The kernelspec's `argv` is replaced by the process's command line. Returns `None` if no process has the connection
 /// file on its command line.
@@ -69,7 +69,7 @@ pub(crate) fn salvage(files: &KernelFiles, provider: &str, search: &SearchPath) 
     })
 }
 
-/// Whether a program listens on the shell socket in the connection file. Blocks.
+/// Whether a program listens on the shell socket in the connection file. Blocks the thread.
 pub(crate) fn is_listened_on(files: &KernelFiles) -> bool {
     ConnectionInfo::read(files.connection_file()).is_ok_and(|connection| match connection.socket_path(Channel::Shell) {
         Some(path) => UnixStream::connect(path).is_ok(),

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,27 +128,28 @@ def test_a_damaged_log_is_reported_and_other_kernels_are_unaffected(home: Path) 
     try:
         gateway.start()
         damaged, sound = (gateway.start_kernel()["id"] for _ in range(2))
-        # Enough output to be written as tables, which are separate files for each kernel.
         for _ in range(2):
             run_to_end(gateway, damaged, FLOOD.format(LINES))
         kept = run_to_end(gateway, sound, "print('sound')")
         gateway.stop(signal.SIGTERM)
-        keyspaces = [path for path in (gateway.data_dir / "logs" / "keyspaces").iterdir() if path.is_dir()]
-        largest = max(keyspaces, key=lambda path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
-        files = [file for file in largest.rglob("*") if file.is_file() and file.stat().st_size > 100_000]
-        assert files, "the log has no tables"
-        for file in files:
-            with file.open("r+b") as table:
-                for at in range(50_000, file.stat().st_size, 100_000):
-                    table.seek(at)
-                    table.write(b"something else")
+        segments = sorted((gateway.data_dir / "logs" / damaged).glob("*.log"))
+        overwrite(segments, lambda size: range(50_000, size, 100_000))
         gateway.start()
-        reports = [line for line in gateway.output.splitlines() if f"the log of kernel {damaged} is damaged" in line]
-        assert len(reports) == 1, gateway.output
+        # Its blocks are missing, and it is continued.
+        assert texts(run_to_end(gateway, damaged, "print('continues')")) == ["continues"]
+        assert "something else" not in gateway.rest("GET", f"api/kernels/{damaged}/log?follow=false").text
+        reports = [line for line in gateway.output.splitlines() if "a part of the log is damaged" in line]
+        assert reports and all(damaged in line for line in reports), gateway.output
         execution = wait_ended(gateway, sound, kept["msg_id"], 60)
         assert (execution["complete"], texts(execution)) == (True, ["sound"])
         assert texts(run_to_end(gateway, sound, "print('continues')")) == ["continues"]
-        assert "something else" not in gateway.rest("GET", f"api/kernels/{damaged}/log?follow=false").text
+        gateway.stop(signal.SIGTERM)
+        segments = sorted((gateway.data_dir / "logs" / damaged).glob("*.log"))
+        overwrite(segments, lambda size: [20])
+        gateway.start()
+        reports = [line for line in gateway.output.splitlines() if f"the log of kernel {damaged} is damaged" in line]
+        assert len(reports) == 1, gateway.output
+        assert texts(run_to_end(gateway, sound, "print('still')")) == ["still"]
         # The kernel of the damaged log still runs, and is available again after the log is deleted.
         assert gateway.rest("DELETE", f"api/logs/{damaged}").status_code == 204
         gateway.stop(signal.SIGTERM)
@@ -157,6 +158,16 @@ def test_a_damaged_log_is_reported_and_other_kernels_are_unaffected(home: Path) 
         assert "panicked" not in gateway.output
     finally:
         gateway.close()
+
+
+def overwrite(files: list[Path], places: Callable[[int], Iterable[int]]) -> None:
+    """Overwrites some bytes of each file, at the places that `places` returns for its size."""
+    assert files, "there is no file to damage"
+    for path in files:
+        with path.open("r+b") as file:
+            for at in places(path.stat().st_size):
+                file.seek(at)
+                file.write(b"something else")
 
 
 class Nats:

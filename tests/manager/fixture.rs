@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernelmux::local::{LocalOptions, LocalProvider};
-use kernelmux::log::{Entry, FjallStore, LogOptions, Logs};
+use kernelmux::log::{DiskStore, Entry, LogOptions, Logs};
 use kernelmux::protocol::WireMessage;
 use kernelmux::protocol::content::{Content, ExecuteRequest};
 use kernelmux::protocol::kernelspec::SearchPath;
@@ -75,9 +75,9 @@ impl TestFolder {
     }
 
     /// Opens the store, after waiting until the tasks of a dropped manager have released it.
-    async fn store(&self) -> FjallStore {
+    async fn store(&self) -> DiskStore {
         loop {
-            match FjallStore::open(&self.folder.path().join("logs")) {
+            match DiskStore::open(&self.folder.path().join("logs")) {
                 Ok(store) => return store,
                 Err(error) if error.to_string().contains("has it open") => {
                     tokio::time::sleep(Duration::from_millis(10)).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kernelmux::ManagerBuilderExt as _;
 use kernelmux::local::LocalOptions;
-use kernelmux::log::{FjallStore, LIFECYCLE};
+use kernelmux::log::{DiskStore, LIFECYCLE};
 use kernelmux::protocol::kernelspec::SearchPath;
 use kernelmux::{AtClose, ExecutionState, KernelId, Manager, ManagerOptions, StartRequest};
 
@@ -57,9 +57,9 @@ async fn reopen(test_folder: &TestFolder) -> Manager {
     test_folder.manager(ManagerOptions::default()).await
 }
 
-/// Whether the log database can be opened. The previous user releases it on a background thread.
+/// Whether the log store can be opened. A dropped store releases the folder on a background thread.
 fn is_free(folder: &Path) -> bool {
-    FjallStore::open(&folder.join("logs")).is_ok()
+    DiskStore::open(&folder.join("logs")).is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +116,7 @@ async fn closing_releases_the_folders_and_the_next_manager_finds_the_kernel() {
     assert_eq!(run(&held, "n = 6").await, "");
     within_deadline(manager.close(AtClose::LeaveKernels)).await.unwrap();
 
-    // The first manager and its kernel are still here.
+    // The first manager and its kernel have not been dropped yet.
     let next = open().await;
     let kernel = next.get(held.id()).expect("the kernel is found again");
     assert_eq!(

@@ -25,9 +25,9 @@ import { Request, randomId } from './request.js';
 const MIB = 1 << 20;
 // Approximate memory of a gap or a hello.
 const NOTICE_SIZE = 256;
-// How long after it was abandoned a handshake may still reach the gateway.
+// How long an abandoned handshake may take to reach the gateway.
 const LATE_HANDSHAKE_MS = 60_000;
-// Close codes for an invalid or too large message, which would be refused again.
+// Close codes for a message that is invalid or too large. It would be refused again after a reconnect.
 const FINAL_CODES = new Set([1002, 1009]);
 
 /**
@@ -54,7 +54,7 @@ export class KernelConnection {
 
   /** @type {Queue<Item> | undefined} */
   #reader;
-  /** Whether `entries()` was ever called: then the cursor is the reader's, not that of received entries. */
+  /** Whether `entries()` was ever called. If so, `cursor` is the reader's, not that of the last received entry. */
   #hadReader = false;
   /**
    * The cursor after the last item that the reader took.
@@ -118,9 +118,9 @@ export class KernelConnection {
   }
 
   /**
-   * The position of this client: a text that can be stored and later be given as `resume` to another connection. It is
-   * that of the last entry that `entries()` yielded or, if `entries()` was never called, of the last one received. When
-   * reading begins at `start` or `head`, it is `undefined` until the first hello.
+   * The position of this client: a string to store and to pass as `resume` to another connection. It is the position of
+   * the last entry that `entries()` yielded or, if `entries()` was never called, of the last received entry. If the
+   * connection began at `start` or `head`, it is `undefined` until the first hello.
    * @returns {string | undefined}
    */
   get cursor() {
@@ -215,7 +215,7 @@ export class KernelConnection {
    * Runs code. Iterate over the returned execution for its messages, starting immediately, or await its `reply`.
    * @param {string} code
    * @param {object} [options]
-   * @param {string} [options.cellId] The notebook cell, by which the gateway finds executions.
+   * @param {string} [options.cellId] The id of the notebook cell. The gateway can list executions by it.
    * @param {boolean} [options.silent]
    * @param {boolean} [options.storeHistory]
    * @param {boolean} [options.allowStdin] Whether the code may ask for input; see {@link Execution.input}.
@@ -338,8 +338,8 @@ export class KernelConnection {
       return new KernelConnectionError('refused', `the gateway refused a message (${code}): ${reason}`);
     }
     if (code === 4001) {
-      // The gateway may have processed an abandoned handshake of this client late. Then no other client has the
-      // session.
+      // The newer connection may be an abandoned handshake of this client that reached the gateway late. Then no other
+      // client uses the session.
       if (Date.now() - this.#lostHandshake < LATE_HANDSHAKE_MS) return undefined;
       return new KernelConnectionError('replaced', 'another connection of the same session replaced this one');
     }
@@ -390,7 +390,7 @@ export class KernelConnection {
     this.#wake();
   }
 
-  /** Moves back to the reader's cursor, if entries after it were received and dropped. */
+  /** Moves back to the reader's cursor if entries after it were received but not read. */
   #rewind() {
     const cursor = this.#readerCursor;
     if (!this.#hadReader || cursor === undefined || cursor === this.#position.cursor) return;
@@ -421,7 +421,7 @@ export class KernelConnection {
     const cursor = /** @type {string} */ (this.#position.cursor);
     if (this.#hadReader) this.#readerCursor ??= cursor;
     if (!hello.recovered) {
-      // Only after `earliest` is this still the log to which the messages were sent.
+      // With the reason `earliest`, only entries up to `from` are lost. Otherwise, any of them may be.
       this.#failInFlight(hello.reason === 'earliest' ? hello.from : Infinity);
       this.#notify({ notRecovered: hello, cursor });
     }
@@ -482,7 +482,8 @@ export class KernelConnection {
     for (const [msgId, { execution, request }] of this.#executions) {
       // Requests that are later in the log, or not yet in it, are for the new process.
       if ((request.seq ?? Infinity) > seq) continue;
-      // The synthetic replies that follow are for clients that do not know this event.
+      // Executions that are not listed were completed. The listed ones fail now: the synthetic replies that follow are
+      // for clients that do not know this event.
       if (event === 'died' && !content.executions.includes(msgId)) continue;
       this.#executions.delete(msgId);
       execution.fail(error);
@@ -490,11 +491,11 @@ export class KernelConnection {
   }
 
   /**
-   * Fails requests that may be among the lost entries up to `last`, because their entries and replies may never arrive.
+   * Fails requests whose entries or replies may be among the lost entries up to `last`, because they may never arrive.
    * @param {number} last
    */
   #failInFlight(last) {
-    // All of them were received before `entries()` moved the position back.
+    // The lost entries were all received earlier, before `entries()` moved the position back.
     if (last <= this.#received.seq) return;
     const error = new KernelConnectionError(
       'gap',

@@ -1,4 +1,4 @@
-// The client with a scripted gateway: its reaction to everything that a gateway or a network can do.
+// The client with a scripted gateway: how it reacts to failures of the gateway and the network.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -113,7 +113,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
       }, WebSocket));
   }
 
-  test(`${name}: a silent connection is dead, unless alive frames arrive`, () =>
+  test(`${name}: a silent connection times out unless alive frames arrive`, () =>
     withGateway(async ({ gateway, client }) => {
       // The test counts steps instead of connections, because on a busy machine one more connection may time out. The
       // timeouts are long enough for frequent frames to arrive in time.
@@ -591,7 +591,7 @@ test('a late handshake abandoned by a new reader does not end the client', () =>
     assert.equal((await event(kernel, 'state', ({ state }) => ['ended', 'failed'].includes(state))).state, 'ended');
   }));
 
-test('undefined options have their defaults', () =>
+test('undefined options take their defaults', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 1);
     gateway.refuse = (n) => (n < 2 ? 503 : undefined);
@@ -599,18 +599,18 @@ test('undefined options have their defaults', () =>
     const kernel = client({ resume: 'start', helloMs: none, silenceMs: none, pauseMs: none, maxPauseMs: none });
     const began = Date.now();
     await collect(kernel.entries(), () => true);
-    // 100 and 200 ms, each at least halved.
+    // Pauses of 100 and 200 ms, of which jitter leaves at least half.
     assert.ok(Date.now() - began >= 148, `${Date.now() - began} ms`);
   }));
 
-test('pauses grow until a frame comes after the hello', () =>
+test('pauses grow until an entry is received after the hello', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 1);
     gateway.mangle = (frame, n) => (n < 5 && typeof frame !== 'string' ? [Buffer.from('poison')] : [frame]);
     const kernel = client({ resume: 'start', pauseMs: 16, maxPauseMs: 10_000 });
     const began = Date.now();
     await collect(kernel.entries(), () => true);
-    // 16, 32, 64, 128 and 256 ms, each at least halved.
+    // Pauses of 16, 32, 64, 128 and 256 ms, of which jitter leaves at least half.
     assert.ok(Date.now() - began >= 248, `${Date.now() - began} ms`);
   }));
 

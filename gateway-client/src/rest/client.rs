@@ -139,7 +139,7 @@ impl GatewayClient {
         self.get(&format!("/api/kernels/{kernel}/executions{query}")).await
     }
 
-    /// An execution with its outputs, as a notebook has them; also after the kernel has ended.
+    /// Returns an execution with its outputs in notebook format, even after the kernel has ended.
     ///
     /// # Errors
     /// [`RestError`], with status 404 if there is no such execution and 503 if too many large outputs are being read.

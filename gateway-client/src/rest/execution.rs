@@ -112,7 +112,7 @@ pub struct ExecutionOutputs {
     pub complete: bool,
     /// Whether outputs are left out because there are too many; the log has them.
     pub truncated: bool,
-    /// The outputs as a notebook has them.
+    /// The outputs in notebook format.
     pub outputs: Vec<Output>,
 }
 

@@ -31,8 +31,17 @@ pub fn encoded_len(channel: Channel, message: &WireMessage) -> usize {
 
 /// Encodes a message and appends it to `out`.
 pub fn encode_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) {
-    let parts = message.parts_and_buffers();
     out.reserve(encoded_len(channel, message));
+    encode_head_into(out, channel, message);
+    for part in message.parts_and_buffers() {
+        out.put_slice(part);
+    }
+}
+
+/// Appends the start of an encoded message to `out`: everything before the message's
+/// [parts and buffers](WireMessage::parts_and_buffers), which follow as they are.
+pub fn encode_head_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) {
+    let parts = message.parts_and_buffers();
     let offsets = parts.len() + 2;
     out.put_u64_le(offsets as u64);
     let mut offset = 8 * (offsets + 1) as u64;
@@ -44,9 +53,6 @@ pub fn encode_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) 
         out.put_u64_le(offset);
     }
     out.put_slice(channel.as_str().as_bytes());
-    for part in parts {
-        out.put_slice(part);
-    }
 }
 
 /// Encodes a message as one binary WebSocket message, with a single allocation.

@@ -15,10 +15,10 @@ use super::read_buffer::ReadBuffer;
 use super::socket::Socket;
 use super::throttle::{Throttle, skipped_error};
 use super::zmtp::{self, Limits, Traffic};
+use crate::Backoff;
 
 /// First and longest delay between attempts to connect to an address that is not listening yet.
-const MIN_RETRY_DELAY: Duration = Duration::from_millis(10);
-const MAX_RETRY_DELAY: Duration = Duration::from_millis(500);
+const RETRIES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
 /// Maximum number of messages per write.
 const MAX_BATCH: usize = 64;
 /// How long queued messages may take to be written after both halves are dropped.
@@ -68,12 +68,11 @@ pub(super) async fn connect(
 
 /// Connects, retrying with backoff until the address listens: no event tells when it does.
 async fn connect_with_retry(endpoint: &str, recv_buffer_size: u32) -> io::Result<Socket> {
-    let mut pause = MIN_RETRY_DELAY;
+    let mut backoff = RETRIES;
     loop {
         match Socket::connect(endpoint, recv_buffer_size).await {
             Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {
-                sleep(pause).await;
-                pause = (pause * 2).min(MAX_RETRY_DELAY);
+                sleep(backoff.next_pause()).await;
             }
             connected => return connected,
         }

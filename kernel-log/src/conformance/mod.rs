@@ -36,7 +36,7 @@ use super::{Block, LogStore, NewEntry, Origin, Seq, StoreError, StoredLog};
 
 /// An isolated environment for the store under test, such as a folder or a server, initially without logs.
 pub trait Subject: Send + Sync {
-    /// Opens the store. The suite first drops the previous one and all its logs.
+    /// Opens the store. Before each further call, the suite drops the previous store and all its logs.
     fn open(&self) -> Arc<dyn LogStore>;
 
     /// Whether data survives reopening the store.
@@ -79,8 +79,8 @@ pub type Outcome = Result<(), Failure>;
 
 /// Creates one `#[test]` for each case of the suite.
 ///
-/// The argument returns `Some` new [`Subject`](crate::conformance::Subject), or `None` if the tests cannot run
-/// here.
+/// The argument is an expression that each test evaluates: `Some` of a new [`Subject`](crate::conformance::Subject), or
+/// `None` to skip the test, for example because a server is missing.
 #[macro_export]
 macro_rules! store_conformance {
     ($subject:expr) => {
@@ -125,12 +125,12 @@ fn time(seconds: u64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + seconds as i64, 0).unwrap_or_default()
 }
 
-/// The text of entry `n`, of about this size.
+/// The text of entry `n`, about `size` bytes long.
 fn text(n: u64, size: usize) -> String {
     format!("{n}:{}", format!("{n} abcdefghijklmnopqrstuvwxyz ").repeat(size / 28))
 }
 
-/// A block of entries of this size, all with the same time.
+/// A block of entries with these numbers and texts of about `size` bytes, all with the time `at`.
 fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>) -> Block {
     let mut bytes = BytesMut::new();
     let (first, last) = (*numbers.start(), *numbers.end());
@@ -153,10 +153,10 @@ fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>)
         };
         encode_into(&mut bytes, &entry, at, Seq(n));
     }
-    Block::new(Seq(first), Seq(last), bytes.freeze())
+    Block::new((Seq(first), Seq(last)), (at, at), bytes.freeze())
 }
 
-/// Reads everything after the entry in pieces, checks it, and returns the numbers.
+/// Reads all entries after `after` in pieces of at most `max_bytes`, checks them, and returns their numbers.
 fn read_all(log: &dyn StoredLog, after: Seq, max_bytes: usize) -> Result<Vec<u64>, Failure> {
     let mut numbers = Vec::new();
     let mut position = after;

@@ -96,7 +96,7 @@ impl LogStore for MemoryStore {
                     id: *id,
                     epoch: log.epoch,
                     created: log.created,
-                    updated: kept.blocks.back().and_then(Block::updated).unwrap_or(log.created),
+                    updated: kept.blocks.back().map_or(log.created, Block::updated),
                     first,
                     last,
                     bytes: kept.bytes,
@@ -131,8 +131,8 @@ impl StoredLog for Arc<MemoryLog> {
     fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError> {
         let mut kept = lock(&self.blocks);
         kept.update_index(index);
-        kept.bytes += block.bytes().len() as u64;
-        kept.blocks.push_back(block.clone());
+        kept.bytes += block.size() as u64;
+        kept.blocks.push_back(block.joined());
         Ok(())
     }
 
@@ -172,7 +172,7 @@ impl StoredLog for Arc<MemoryLog> {
         let mut blocks = Vec::new();
         let mut bytes = 0;
         for block in kept.blocks.range(start..).filter_map(|block| block.after(after)) {
-            bytes += block.bytes().len();
+            bytes += block.size();
             blocks.push(block);
             if bytes >= max_bytes {
                 break;
@@ -185,12 +185,9 @@ impl StoredLog for Arc<MemoryLog> {
         let mut kept = lock(&self.blocks);
         while kept.blocks.len() > 1
             && let Some(oldest) = kept.blocks.front()
-            && (kept.bytes > retention.max_bytes
-                || retention
-                    .oldest
-                    .is_some_and(|time| oldest.updated().is_some_and(|updated| updated < time)))
+            && (kept.bytes > retention.max_bytes || retention.oldest.is_some_and(|time| oldest.updated() < time))
         {
-            kept.bytes -= oldest.bytes().len() as u64;
+            kept.bytes -= oldest.size() as u64;
             kept.blocks.pop_front();
         }
         Ok(kept.bounds().map_or(Seq::START, |(first, _)| first))

@@ -1,7 +1,7 @@
 //! The trait for log stores, and the stores.
 
-#[cfg(feature = "fjall")]
-mod fjall;
+#[cfg(feature = "disk")]
+mod disk;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
@@ -10,8 +10,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::KernelId;
 
-#[cfg(feature = "fjall")]
-pub use self::fjall::FjallStore;
+#[cfg(feature = "disk")]
+pub use self::disk::DiskStore;
 pub use self::memory::MemoryStore;
 #[cfg(feature = "nats")]
 pub use self::nats::{NatsOptions, NatsStore};
@@ -226,12 +226,29 @@ pub trait StoredLog: Send + Sync + 'static {
         newest_first: bool,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-    /// Reads blocks after `seq` in order: at least one if there is any, and not much more than `max_bytes` beyond it.
+    /// Reads blocks after `seq` in order: at least one if there is any. If there are several, they have not much more than
+    /// `max_bytes`; a larger block comes by itself.
     /// If entries could not be stored, the first block may start later than the next entry.
     ///
     /// # Errors
     /// [`StoreError`].
     fn read(&self, after: Seq, max_bytes: usize) -> Result<Vec<Block>, StoreError>;
+
+    /// Size of the largest block that the log had, in bytes; 0 if that is not known. It is called once, when the log is
+    /// opened.
+    fn largest_block(&self) -> usize {
+        0
+    }
+
+    /// Size of the block that [`read`](Self::read) returns first, in bytes; 0 if there is none, or that is not known. It
+    /// is called for logs with large blocks, so that the reader can wait for memory.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn next_block_bytes(&self, after: Seq) -> Result<usize, StoreError> {
+        let _ = after;
+        Ok(0)
+    }
 
     /// Drops the oldest blocks outside the retention, but never the newest block. Returns the first entry that is kept,
     /// or [`Seq::START`] if none is. The space is freed soon.

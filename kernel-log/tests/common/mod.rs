@@ -2,11 +2,14 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{IndexUpdate, Log, NewEntry, Origin, ReadError, Reader, Seq};
+use kernel_log::{
+    DiskStore, IndexUpdate, Log, LogOptions, LogStore, MemoryStore, NewEntry, Origin, ReadError, Reader, Seq,
+};
 
 /// Deadline of every wait, far longer than any of them takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -105,4 +108,57 @@ pub(crate) async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) 
         assert!(Instant::now() < end, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Copies a folder.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to)
+        } else {
+            std::fs::copy(entry.path(), to).map(drop).unwrap()
+        }
+    }
+}
+
+pub(crate) fn stores() -> Vec<(&'static str, Arc<dyn LogStore>, Option<tempfile::TempDir>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = DiskStore::open(folder.path()).unwrap();
+    vec![
+        ("memory", Arc::new(MemoryStore::new()), None),
+        ("disk", Arc::new(disk), Some(folder)),
+    ]
+}
+
+pub(crate) fn options(memory_bytes: usize) -> LogOptions {
+    let mut options = LogOptions::default();
+    options.memory_bytes = memory_bytes;
+    options
+}
+
+pub(crate) fn put(key: &str, value: &str) -> IndexUpdate {
+    IndexUpdate::put(key.to_owned(), value.to_owned())
+}
+
+pub(crate) async fn scan(log: &Log, start: &str, end: &str, limit: usize, newest_first: bool) -> Vec<String> {
+    log.index_scan(start.to_owned(), end.to_owned(), limit, newest_first)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|(key, value)| String::from_utf8([&key[..], b"=", &value[..]].concat()).unwrap())
+        .collect()
+}
+
+pub(crate) fn append_with_index(log: &Log, n: u64, index: impl FnOnce(Seq) -> Vec<IndexUpdate>) -> Seq {
+    let message = message(n, 10);
+    let entry = NewEntry {
+        origin: Origin::Client,
+        channel: Channel::Shell,
+        session: "asker",
+        message: &message,
+    };
+    log.append_indexed(chrono::Utc::now(), [entry], index)
 }

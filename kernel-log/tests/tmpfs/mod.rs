@@ -39,7 +39,7 @@ impl Tmpfs {
                 .status();
             status.unwrap().success()
         };
-        // A process that another test forked, or a thread of fjall, may still have a file open.
+        // A process that another test forked may still have a file open.
         while !remounted() {
             assert!(Instant::now() < deadline, "cannot remount with {options}");
             std::thread::sleep(Duration::from_millis(5));

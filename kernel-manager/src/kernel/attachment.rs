@@ -9,7 +9,7 @@ use kernel_log::{Block, Entry, LIFECYCLE, Origin, ReadError, Reader, Seq};
 use tokio::sync::watch;
 
 use super::Kernel;
-use crate::session::{Ahead, ExecutionRecord, ExecutionState, Joining, SendError, replay, reported_state};
+use crate::session::{ExecutionRecord, ExecutionState, Joining, ReplayedEntries, SendError, replay, reported_state};
 
 /// A client attached to a kernel: a position in its log, and a way to send.
 ///
@@ -53,31 +53,32 @@ struct Hold {
     kernel: Arc<Kernel>,
     session: Arc<str>,
     attachment: u64,
-    ahead: AllAhead,
+    replayed: AllReplayedEntries,
 }
 
 /// Entries that the client received in a replay, before the reader reached them.
 #[derive(Default)]
-struct AllAhead {
+struct AllReplayedEntries {
     /// The last such entry of all executions.
     until: AtomicU64,
-    by_execution: Mutex<Vec<Ahead>>,
+    by_execution: Mutex<Vec<ReplayedEntries>>,
 }
 
-impl AllAhead {
-    fn lock(&self) -> MutexGuard<'_, Vec<Ahead>> {
+impl AllReplayedEntries {
+    fn lock(&self) -> MutexGuard<'_, Vec<ReplayedEntries>> {
         self.by_execution.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn extend(&self, ahead: Option<Ahead>) {
-        if let Some(ahead) = ahead {
-            self.until.fetch_max(ahead.until.0, Ordering::Relaxed);
-            self.lock().push(ahead);
+    fn extend(&self, replayed: Option<ReplayedEntries>) {
+        if let Some(replayed) = replayed {
+            self.until.fetch_max(replayed.until.0, Ordering::Relaxed);
+            self.lock().push(replayed);
         }
     }
 
-    fn has(&self, entry: &Entry) -> bool {
-        entry.seq().0 <= self.until.load(Ordering::Relaxed) && self.lock().iter().any(|ahead| ahead.has(entry))
+    fn contains(&self, entry: &Entry) -> bool {
+        entry.seq().0 <= self.until.load(Ordering::Relaxed)
+            && self.lock().iter().any(|replayed| replayed.contains(entry))
     }
 }
 
@@ -141,7 +142,7 @@ impl Attachment {
         let execution = self.in_doubt.pop_front()?;
         let replay = replay(self.client.kernel().log(), &execution, self.acknowledged).await;
         Some(replay.map(|replay| {
-            self.client.hold.ahead.extend(replay.ahead);
+            self.client.hold.replayed.extend(replay.replayed);
             replay.messages
         }))
     }
@@ -208,7 +209,7 @@ impl Client {
                 kernel,
                 session,
                 attachment,
-                ahead: AllAhead::default(),
+                replayed: AllReplayedEntries::default(),
             }),
         }
     }
@@ -269,11 +270,11 @@ impl Client {
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {
             Origin::Client => false,
-            Origin::Kernel => self.is_addressed(entry) && !self.hold.ahead.has(entry) && !is_of_start(entry),
+            Origin::Kernel => self.is_addressed(entry) && !self.hold.replayed.contains(entry) && !is_of_start(entry),
             Origin::Lifecycle => {
                 let message = entry.message();
                 self.is_addressed(entry)
-                    && !self.hold.ahead.has(entry)
+                    && !self.hold.replayed.contains(entry)
                     && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
             }
         }

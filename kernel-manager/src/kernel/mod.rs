@@ -114,7 +114,7 @@ impl Kernel {
         self.record.id
     }
 
-    /// The name of its kernelspec, as [`Manager::specs`](crate::Manager::specs) has it.
+    /// The name of its kernelspec, as in [`Manager::specs`](crate::Manager::specs).
     #[must_use]
     pub fn spec_name(&self) -> &str {
         &self.spec_name
@@ -176,24 +176,24 @@ impl Kernel {
         &self.sessions
     }
 
-    /// Attaches a client. A session that was attached before resumes after what it acknowledged last, and its earlier
+    /// Attaches a client. A session that was attached before resumes after its last acknowledged entry, and its earlier
     /// attachment is [superseded](Attachment::superseded).
     #[must_use]
     pub fn attach(self: &Arc<Self>, session: &str) -> Attachment {
         Attachment::of_session(self.clone(), session, false)
     }
 
-    /// Attaches one of several connections to the same client, as servers in between have them. Each receives
-    /// everything. The client's position is that of the newest one over which it [sent](Client::send) a
-    /// message; a reconnect resumes there.
+    /// Attaches one of several connections of the same client, such as those of a server in between. Each connection
+    /// receives all entries. The client's position is that of the newest connection over which it
+    /// [sent](Client::send) a message; a reconnect resumes there.
     #[must_use]
     pub fn attach_shared(self: &Arc<Self>, session: &str) -> Attachment {
         Attachment::of_session(self.clone(), session, true)
     }
 
-    /// Waits until the session's earlier connection is closed, or for this long. A client that reconnects because of
-    /// the last messages has closed the old connection, and only reading that to its end shows what the client
-    /// received.
+    /// Waits until the session's earlier connection is closed, at most for `patience`. A client that reconnects because
+    /// of a message has closed the old connection. Its last acknowledgement is known only once that connection has been
+    /// read to its end.
     pub async fn session_left(&self, session: &str, patience: Duration) {
         let _ = timeout(patience, self.sessions.left(session)).await;
     }

@@ -289,7 +289,7 @@ impl Kernel {
 
     /// Asks the kernel by message to shut down and waits a while.
     async fn ask_to_end(&self, restart: bool) {
-        // A kernel that was never connected cannot be asked.
+        // A kernel that is not connected does not receive the message.
         if *self.state().borrow() == ExecutionState::Dead || self.recorder.is_disconnected() {
             return;
         }
@@ -345,8 +345,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Disconnects from the kernel and stores what was recorded, after any restart or shutdown under way: half a
-    /// restart would leave no kernel.
+    /// Disconnects from the kernel and stores all recorded entries. Waits for a restart or shutdown that is under way,
+    /// because half a restart would leave no kernel.
     pub(crate) async fn detach(&self) {
         let _locked = self.lock_process().await;
         self.recorder.disconnect().await;

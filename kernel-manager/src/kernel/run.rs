@@ -30,7 +30,7 @@ impl RunResult {
         self.status == ExecutionStatus::Ok
     }
 
-    /// The text on standard output, and the values and displays in plain text, each on lines of its own.
+    /// The text on standard output, and the values and displays in plain text, each on separate lines.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();

@@ -69,11 +69,11 @@ impl ManagerBuilder {
     }
 
     /// Keeps logs in this folder, which is created if it does not exist. Only one process at a time can use it.
-    #[cfg(feature = "fjall")]
+    #[cfg(feature = "disk")]
     pub fn on_disk(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
         let folder = folder.into();
         self.store = Some(Box::pin(async move {
-            let opening = tokio::task::spawn_blocking(move || kernel_log::FjallStore::open(&folder));
+            let opening = tokio::task::spawn_blocking(move || kernel_log::DiskStore::open(&folder));
             let store = opening
                 .await
                 .map_err(|error| StoreError::failed("open the logs", error))??;

@@ -28,7 +28,7 @@ pub struct ManagerOptions {
     pub culling: Culling,
     /// How long [`restore`](super::Manager::restore) waits for all kernels together. Kernels that are still starting
     /// then are attached later.
-    pub restore_patience: Duration,
+    pub restore_timeout: Duration,
     /// How long a log is kept after its kernel is gone.
     pub log_retention: Duration,
     /// Budget in bytes for the large messages of all kernels while they are received and stored; see
@@ -86,6 +86,13 @@ impl ManagerOptions {
         self
     }
 
+    /// Sets how long a restore waits for all kernels together.
+    #[must_use]
+    pub fn with_restore_timeout(mut self, restore_timeout: Duration) -> Self {
+        self.restore_timeout = restore_timeout;
+        self
+    }
+
     /// Sets how long a log is kept after its kernel is gone.
     #[must_use]
     pub fn with_log_retention(mut self, log_retention: Duration) -> Self {
@@ -128,7 +135,7 @@ impl Default for ManagerOptions {
             stable_after: Duration::from_secs(10),
             shutdown_grace: Duration::from_millis(2_500),
             culling: Culling::default(),
-            restore_patience: Duration::from_secs(30),
+            restore_timeout: Duration::from_secs(30),
             log_retention: Duration::from_secs(7 * 24 * 60 * 60),
             message_memory: 256 << 20,
             recorder_runtime: None,

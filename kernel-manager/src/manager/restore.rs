@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jupyter_protocol::Backoff;
 use kernel_log::StoreError;
 use kernel_provider::{AttachError, KernelHandle, KernelProvider, KernelRecord, Selector};
 use tokio::sync::{Semaphore, mpsc};
@@ -15,9 +16,8 @@ use crate::session::ExecutionState;
 
 /// How many logs are opened concurrently.
 const AT_A_TIME: usize = 32;
-/// First and longest pause between attempts to attach to a kernel.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pauses between attempts to attach to a kernel.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// Result of one attempt to attach.
 enum Outcome {
@@ -31,7 +31,7 @@ enum Outcome {
 
 impl Manager {
     /// Attaches to all kernels that the providers already run, as after a restart of this process, and returns their
-    /// number. Kernels that take longer than [`restore_patience`](super::ManagerOptions::restore_patience), such as
+    /// number. Kernels that take longer than [`restore_timeout`](super::ManagerOptions::restore_timeout), such as
     /// pods whose image is still being pulled, are attached as soon as they run, each with
     /// [`KernelEventKind::Attached`]. Attaching is retried, with a warning in the process's log, until it succeeds or
     /// the kernel is gone.
@@ -59,7 +59,7 @@ impl Manager {
                 let (inner, closing) = (Arc::downgrade(&self.inner), self.inner.closing.clone());
                 self.inner.attaching().insert(record.id);
                 let attaching = async move {
-                    let (mut pause, mut done) = (FIRST_PAUSE, Some(done));
+                    let (mut backoff, mut done) = (BACKOFF, Some(done));
                     loop {
                         let attached = provider.attach(&record).await;
                         // The semaphore is never closed.
@@ -80,8 +80,7 @@ impl Manager {
                             Outcome::Over => return,
                             Outcome::Unreached => {}
                         }
-                        sleep(pause).await;
-                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        sleep(backoff.next_pause()).await;
                     }
                 };
                 let attaching = async move { closing.run_until_cancelled(attaching).await };
@@ -90,7 +89,7 @@ impl Manager {
         }
         drop(done);
         let mut restored = 0;
-        let attached = timeout(self.inner.options.restore_patience, async {
+        let attached = timeout(self.inner.options.restore_timeout, async {
             while let Some(attached) = outcomes.recv().await {
                 restored += usize::from(attached);
             }
@@ -104,19 +103,18 @@ impl Manager {
 
 /// Connects to a kernel's sockets and retries until it succeeds.
 async fn connect(kernel: &Kernel) {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = BACKOFF;
     loop {
         match kernel.reconnect_once().await {
             Ok(true) => return,
             // After the restart or shutdown.
             Ok(false) => continue,
-            Err(error) if pause == FIRST_PAUSE => {
+            Err(error) if backoff.retries() == 0 => {
                 warn!(%error, "a running kernel cannot be connected to; it is busy until it can");
             }
             Err(error) => debug!(%error, "a running kernel cannot be connected to"),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        sleep(backoff.next_pause()).await;
     }
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Messages per second from which output counts as a flood.
+/// Messages per second at which output counts as a flood.
 const RATE: f64 = 5_000.0;
 /// The window over which the rate is measured.
 const WINDOW: Duration = Duration::from_millis(10);
@@ -10,8 +10,8 @@ const WINDOW: Duration = Duration::from_millis(10);
 /// more than a kernel sends in this time.
 pub(super) const COALESCE_FOR: Duration = Duration::from_millis(1);
 
-/// Detects floods. In a flood, waking up for each message costs more than processing it, here and downstream, so the
-/// recorder collects messages for a moment.
+/// Detects floods. In a flood, waking up for each message costs the recorder and the log's readers more than processing
+/// it, so the recorder collects messages for [`COALESCE_FOR`].
 pub(super) struct FloodDetector {
     since: Instant,
     messages: usize,

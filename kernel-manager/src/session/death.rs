@@ -11,7 +11,7 @@ pub(super) struct Death {
 impl Death {
     /// The cause of death, if this event ends all unfinished executions.
     pub(super) fn by(event: &Lifecycle) -> Option<Self> {
-        // nbclient's name for it.
+        // The exception that nbclient raises for a dead kernel.
         let died = |reason: &str| Self {
             ename: "DeadKernelError",
             reason: reason.to_owned(),
@@ -22,7 +22,7 @@ impl Death {
                 reason: "the kernel was restarted".to_owned(),
             }),
             // The previous kernel with the same id.
-            Lifecycle::Started => Some(died("the kernel ended while nobody recorded it")),
+            Lifecycle::Started => Some(died("the kernel ended while it was not recorded")),
             Lifecycle::RestartingByItself { reason, .. } | Lifecycle::Dead { reason, .. } => Some(died(reason)),
             _ => None,
         }

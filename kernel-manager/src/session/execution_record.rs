@@ -17,7 +17,7 @@ pub enum ExecutionStatus {
     Ok,
     /// Completed with an error.
     Error,
-    /// Not run, because an earlier one failed.
+    /// Not run, because an earlier execution failed.
     Aborted,
     /// The kernel died or was restarted first.
     Died,
@@ -26,7 +26,7 @@ pub enum ExecutionStatus {
 }
 
 impl ExecutionStatus {
-    /// The status as JSON has it.
+    /// The status as it appears in JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,14 +40,14 @@ impl ExecutionStatus {
         }
     }
 
-    /// Whether only late output may follow.
+    /// Whether the execution has ended. Late output may still follow.
     #[must_use]
     pub const fn has_ended(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
 }
 
-/// What is known of an execution, and where the log has it.
+/// An execution's status, and the positions of its entries in the log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ExecutionRecord {
@@ -77,10 +77,10 @@ pub struct ExecutionRecord {
     /// Entry of an open `input_request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_input: Option<Seq>,
-    /// Whether the client was told that output may be missing.
+    /// Whether the log has a notice to the client that output may be missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told_missing: bool,
-    /// Its last entry. While it runs, later ones may exist.
+    /// Its last entry. Later ones may exist while it runs.
     pub last: Seq,
     /// When it was requested.
     pub requested: DateTime<Utc>,

@@ -12,7 +12,7 @@ use crate::fold::{Fold, FoldLimits};
 /// Index records per read.
 const PAGE: usize = 256;
 
-/// The executions of a kernel, as its log has them: of kernels that run and of kernels that are gone.
+/// The executions of a running or ended kernel, read from its log.
 ///
 /// ```
 /// # use kernel_log::Log;
@@ -106,7 +106,7 @@ impl Executions {
         Self { log, are_past: false }
     }
 
-    /// The executions in the log of a kernel that is gone: unfinished ones died with it.
+    /// The executions in the log of an ended kernel. Those without a recorded end have died with it.
     pub(crate) fn of_the_past(log: Log) -> Self {
         Self { log, are_past: true }
     }
@@ -132,7 +132,7 @@ impl Executions {
         Ok(record.and_then(|json| self.read(&json)))
     }
 
-    /// At most `limit` matching executions, newest first, requested before entry `before`.
+    /// Lists at most `limit` matching executions that were requested before entry `before`, newest first.
     ///
     /// # Errors
     /// [`StoreError`] if the index cannot be read.
@@ -168,7 +168,7 @@ impl Executions {
         let mut record: ExecutionRecord = serde_json::from_slice(json).ok()?;
         if self.are_past && !record.status.has_ended() {
             record.status = ExecutionStatus::Died;
-            record.reason = Some("the kernel ended while nobody recorded it".to_owned());
+            record.reason = Some("the kernel ended while it was not recorded".to_owned());
             record.open_input = None;
         }
         // Some stores make index updates visible before entries.
@@ -191,12 +191,12 @@ impl Executions {
         }))
     }
 
-    /// Folds the execution's outputs so far: all of them, if the record says that it has ended.
+    /// Folds the execution's outputs so far. They are complete if `execution` has ended and no entries are missing.
     ///
     /// # Errors
     /// [`ReadError::Store`] if the log cannot be read.
     pub async fn outputs(&self, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ReadError> {
-        // The index may report an end whose entry is not stored yet and cannot be read.
+        // The index may contain an end whose entry cannot be read yet, because it is not stored.
         if execution.ended.is_some() && execution.last > self.log.head() {
             self.log.flushed().await;
         }
@@ -214,7 +214,7 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
         },
         complete: true,
     };
-    // Records of running executions do not store their progress.
+    // While an execution runs, its stored record does not keep `last` up to date.
     let end = if execution.ended.is_some() {
         until.min(execution.last)
     } else {
@@ -238,7 +238,7 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
                 Origin::Kernel if entry.channel() != Channel::Control && filter.takes(&message) => {
                     outputs.fold.apply(entry.channel(), &message);
                 }
-                // The parent of an answer is the question, not the execution's request.
+                // The parent of an `input_reply` is the `input_request`, not the execution's request.
                 Origin::Client if entry.channel() == Channel::Stdin => outputs.fold.apply(entry.channel(), &message),
                 Origin::Lifecycle if Lifecycle::from_message(&message).is_some_and(|event| event.is_loss()) => {
                     outputs.complete = false
@@ -264,7 +264,7 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
     Ok(outputs)
 }
 
-/// The entry with this number; `None` if it is gone.
+/// The entry with this number; `None` if the log does not have it.
 pub(super) async fn entry_at(log: &Log, seq: Seq) -> Result<Option<Entry>, ReadError> {
     if seq > log.head() {
         return Ok(None);
@@ -276,7 +276,7 @@ pub(super) async fn entry_at(log: &Log, seq: Seq) -> Result<Option<Entry>, ReadE
     }
 }
 
-/// The kernel's message of an entry, to send again; `None` if it is gone.
+/// The channel and message of the entry with this number; `None` if the log does not have it.
 pub(super) async fn message_at(log: &Log, seq: Seq) -> Result<Option<(Channel, WireMessage)>, ReadError> {
     let entry = entry_at(log, seq).await?;
     Ok(entry.map(|entry| (entry.channel(), entry.message())))
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_execution_that_is_said_to_have_ended_has_all_of_its_outputs() {
+    async fn an_execution_with_a_recorded_end_has_all_of_its_outputs() {
         let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), LogOptions::default());
         let log = logs.open(KernelId::random()).await.unwrap();
         let request = message("execute_request", "asked", &json!({"code": "print(1)"}));

@@ -27,5 +27,5 @@ pub use recorder::{RequestError, SendError};
 pub(crate) use execution_state::reported_state;
 pub(crate) use index_trim::trim_index;
 pub(crate) use recorder::{Recorder, RecorderOptions};
-pub(crate) use replay::{Ahead, replay};
+pub(crate) use replay::{ReplayedEntries, replay};
 pub(crate) use sessions::{Joining, Sessions};

@@ -1,12 +1,15 @@
 //! Owns a kernel's sockets and logs every message of both directions.
 
+mod error;
 mod iopub;
 mod reconnect;
 mod recording;
 mod recovery;
 mod replies;
 mod runtime;
+mod senders;
 mod setup;
+
 #[cfg(feature = "testing")]
 mod simulated;
 mod verification;
@@ -18,20 +21,22 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
 use jupyter_protocol::message::Message;
-use jupyter_protocol::zmq::{self, DealerSender, IopubSubscriber, MessageMemory, SocketError};
-use jupyter_protocol::{Channel, ConnectionInfo, KernelId, Signer, WireMessage};
+use jupyter_protocol::zmq::{self, IopubSubscriber, MessageMemory, SocketError};
+use jupyter_protocol::{Channel, ConnectionInfo, KernelId, WireMessage};
 use kernel_log::{Lifecycle, Log, Seq, StoreError};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{Instrument, info_span};
+use tracing::{Instrument as _, info_span};
 
+pub use self::error::{RequestError, SendError};
 use self::iopub::record_iopub;
-use self::recording::{completed, is_execution};
+use self::recording::completed;
 use self::recovery::StatusWaiters;
 use self::replies::record_replies;
 use self::runtime::in_runtime;
+use self::senders::{Destination, Sender, Senders};
 use self::setup::Setup;
 use super::execution_record::ExecutionRecord;
 use super::execution_state::ExecutionState;
@@ -50,48 +55,6 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 const NUDGE_AFTER: Duration = Duration::from_millis(250);
 /// The session of the recorder's own requests. Their replies are delivered to no client.
 const OUR_SESSION: &str = "kernelmux";
-
-/// Why a message could not be sent to a kernel.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// The kernel is dead and will not be restarted by itself.
-    #[error("the kernel is dead; restart it or start another")]
-    Dead,
-    /// The kernel was shut down.
-    #[error("the kernel was shut down; start another")]
-    ShutDown,
-    /// Clients send only on shell, control and stdin.
-    #[error("clients cannot send on {0}; they send on shell, control and stdin")]
-    NotToBeSentOn(Channel),
-    /// The kernel was restarted before it received this `execute_request`. The log has the request, and its execution
-    /// ended with the previous process.
-    #[error("the kernel was restarted before it received the code; send the code again in a new message")]
-    Restarted,
-    /// The header is not a JSON object.
-    #[error(transparent)]
-    Header(#[from] jupyter_protocol::header::HeaderError),
-    /// The kernel's socket was unreachable for 60 seconds.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-}
-
-/// Why one of the recorder's own requests got no answer.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// The request could not be sent.
-    #[error(transparent)]
-    Send(#[from] SendError),
-    /// No answer arrived within the deadline, or the kernel was restarted.
-    #[error("the kernel did not answer {msg_type} within {deadline:?}")]
-    NoAnswer {
-        /// Type of the request.
-        msg_type: String,
-        /// The deadline.
-        deadline: Duration,
-    },
-}
 
 /// How the kernels of a manager are recorded.
 #[derive(Clone, Debug)]
@@ -148,47 +111,6 @@ enum ConnectionState {
     Live,
     /// Closed for good.
     Dead,
-}
-
-/// The sending halves; one is missing while its connection is lost. Each has a lock of its own, because a kernel that
-/// reads no more requests may wait for input, or need an interrupt.
-#[derive(Default)]
-struct Senders {
-    shell: AsyncMutex<Option<Sender>>,
-    control: AsyncMutex<Option<Sender>>,
-    stdin: AsyncMutex<Option<Sender>>,
-}
-
-impl Senders {
-    fn of(&self, channel: Channel) -> &AsyncMutex<Option<Sender>> {
-        match channel {
-            Channel::Control => &self.control,
-            Channel::Stdin => &self.stdin,
-            _ => &self.shell,
-        }
-    }
-
-    async fn set(&self, channel: Channel, sender: Option<Sender>) {
-        *self.of(channel).lock().await = sender;
-    }
-
-    async fn clear(&self) {
-        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
-            self.set(channel, None).await;
-        }
-    }
-}
-
-/// Signs messages and sends them to the kernel.
-struct Sender {
-    signer: Signer,
-    to: Destination,
-}
-
-enum Destination {
-    Socket(DealerSender),
-    #[cfg(feature = "testing")]
-    Simulated(Channel, tokio::sync::mpsc::Sender<(Channel, WireMessage)>),
 }
 
 impl Recorder {

@@ -21,18 +21,18 @@ pub(crate) struct Replay {
     /// The messages that show it, whatever the client showed before.
     pub(crate) messages: Vec<(Channel, WireMessage)>,
     /// Entries that these messages cover and that must not follow again.
-    pub(crate) ahead: Option<Ahead>,
+    pub(crate) replayed: Option<ReplayedEntries>,
 }
 
 /// Entries of an execution that the client received in its replay.
-pub(crate) struct Ahead {
+pub(crate) struct ReplayedEntries {
     msg_id: String,
     pub(crate) until: Seq,
     display_ids: Vec<Arc<str>>,
 }
 
-impl Ahead {
-    pub(crate) fn has(&self, entry: &Entry) -> bool {
+impl ReplayedEntries {
+    pub(crate) fn contains(&self, entry: &Entry) -> bool {
         let message = entry.message();
         if entry.seq() > self.until || !ParentFilter::new(&self.msg_id).takes(&message) {
             return false;
@@ -44,7 +44,7 @@ impl Ahead {
 }
 
 /// Replays the execution as it was after entry `until`. Later entries can follow unchanged, except those that are
-/// [ahead](Replay::ahead).
+/// [replayed](Replay::replayed).
 pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Seq) -> Result<Replay, ReadError> {
     // JupyterLab drops the message that it is handling when one of another session arrives, as after a restart.
     let kernel_session = kernel_session(log, execution).await?;
@@ -57,13 +57,16 @@ pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
     if execution.request > until {
         // The client gets everything live; clear what it received of that before.
         messages.push(ours("clear_output", br#"{"wait":false}"#));
-        return Ok(Replay { messages, ahead: None });
+        return Ok(Replay {
+            messages,
+            replayed: None,
+        });
     }
     // A queued execution has no messages yet, however many entries others have.
     let is_queued = execution.last == execution.request;
     let end = if is_queued { execution.request } else { until };
     let mut folded = fold(log, execution, end).await?.fold;
-    let mut ahead = None;
+    let mut replayed = None;
     if let Some(question) = folded.input_request()
         && execution.open_input.is_none_or(|open| open > until)
         && let Some(answer) = first_after(log, until, |entry| {
@@ -75,7 +78,7 @@ pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
         // it from the log.
         until = answer.seq();
         folded = fold(log, execution, until).await?.fold;
-        ahead = Some(Ahead {
+        replayed = Some(ReplayedEntries {
             msg_id: execution.msg_id().to_owned(),
             until,
             display_ids: folded.display_ids(),
@@ -95,7 +98,7 @@ pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
             messages.push((channel, to_resend(message)));
         }
     }
-    Ok(Replay { messages, ahead })
+    Ok(Replay { messages, replayed })
 }
 
 /// A message to send again. Pager output of a reply is part of the outputs.

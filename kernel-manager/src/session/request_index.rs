@@ -91,7 +91,7 @@ impl RequestIndex {
         if record.status.has_ended() {
             self.ended.push_back(msg_id.clone());
         } else {
-            // Records of running executions do not store their progress.
+            // While an execution runs, its stored record does not keep `last` up to date.
             record.last = head;
         }
         self.executions.insert(msg_id, record);
@@ -216,8 +216,8 @@ impl RequestIndex {
         }
     }
 
-    /// An `input_reply` was appended. Its parent is the question, not the execution; but a kernel asks one question at
-    /// a time.
+    /// Handles an `input_reply` that was appended. Its parent is the `input_request`, not the execution, but a kernel
+    /// has only one open `input_request` at a time.
     fn on_input_reply(&mut self, message: &WireMessage) {
         if msg_type(message) != "input_reply" {
             return;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jupyter_protocol::Channel;
-use kernel_log::FjallStore;
+use kernel_log::DiskStore;
 use kernel_manager::{ExecutionFilter, ExecutionStatus, Executions};
 use kernel_provider::ExitCause;
 
@@ -12,7 +12,7 @@ use crate::fixture::{Fixture, outputs, record, request, soon, start, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn executions_are_listed_with_their_status_after_the_kernel_has_ended() {
     let folder = tempfile::tempdir().unwrap();
-    let fixture = Fixture::new(Arc::new(FjallStore::open(folder.path()).unwrap()));
+    let fixture = Fixture::new(Arc::new(DiskStore::open(folder.path()).unwrap()));
     let manager = fixture.manager();
     let kernel = start(&manager).await;
     let mut attachment = kernel.attach("s");

@@ -26,14 +26,14 @@ struct SlowProvider {
 }
 
 impl Fixture {
-    fn slow_manager(&self, go: &Arc<Notify>, fails: bool, patience: Duration) -> Manager {
+    fn slow_manager(&self, go: &Arc<Notify>, fails: bool, restore_timeout: Duration) -> Manager {
         let slow = SlowProvider {
             provider: self.provider.clone(),
             go: go.clone(),
             fails: AtomicBool::new(fails),
         };
         let mut options = ManagerOptions::default();
-        options.restore_patience = patience;
+        options.restore_timeout = restore_timeout;
         let logs = Logs::new(self.store.clone(), LogOptions::default()).unwrap();
         Manager::new(vec![Arc::new(slow)], logs, options)
     }

@@ -12,10 +12,10 @@
 //! kernel_provider::provider_conformance!(async { Some(MySubject::new()) });
 //! ```
 //!
-//! What the suite demands, and where the trait says so: kernelspecs, launches that are refused, fail, time out, repeat
-//! and are cancelled ([`KernelProvider::launch`]); records, lists and attaching ([`KernelProvider::list`],
-//! [`KernelProvider::attach`]); interrupts, restarts and ends ([`KernelHandle`]); and that code in the kernel sees its
-//! environment and working directory, is ended by an interrupt, and leaves no process behind.
+//! The suite tests kernelspecs; launches that are refused, fail, time out, are repeated or cancelled
+//! ([`KernelProvider::launch`]); records, lists and attaching ([`KernelProvider::list`], [`KernelProvider::attach`]);
+//! and interrupts, restarts and ends ([`KernelHandle`]). The linked items document the requirements. Code in the kernel
+//! must see its environment and working directory, stop on an interrupt, and leave no process behind.
 //!
 //! The cases wait for events, never for time to pass. Each has its own subject, so they can run concurrently.
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jupyter_protocol::Backoff;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
 use kernel_provider::{Exit, ExitCause, LaunchError, Phase, Progress, ProviderError};
@@ -19,9 +20,9 @@ use crate::{names, plan};
 
 /// How long a restarted kernel may take to accept connections. Its image is usually on the node already.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pause before the first retry of a failed restart. It is doubled for each further retry, up to [`MAX_RESTART_PAUSE`].
-const RESTART_PAUSE: Duration = Duration::from_millis(250);
-const MAX_RESTART_PAUSE: Duration = Duration::from_secs(8);
+/// The pauses before a failed restart is retried.
+const RESTART_BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(8));
+const MAX_RESTART_RETRIES: u32 = 6;
 /// How long a pod is held for an announced restart, beyond the grace period.
 const HOLD_MARGIN: Duration = Duration::from_secs(60);
 /// How long a killed kernel may take to be gone.
@@ -35,7 +36,7 @@ impl K8sKernel {
             let state = crate::lock(&self.state);
             (self.id, Arc::clone(&state.pod), state.secret.clone())
         };
-        let planning = tokio::task::spawn_blocking(move || plan::updated_manifest(&cluster.config, id, &pod, &secret));
+        let planning = tokio::task::spawn_blocking(move || plan::updated_manifest(&cluster.options, id, &pod, &secret));
         planning.await.ok().flatten()
     }
 
@@ -130,7 +131,7 @@ impl K8sKernel {
         mut updated: Option<Manifest>,
         (pod, secret): (&Pod, &BTreeMap<String, ByteString>),
     ) -> Result<StartOutcome, LaunchError> {
-        let mut pause = RESTART_PAUSE;
+        let mut backoff = RESTART_BACKOFF;
         loop {
             let launch_lock = match self.registry.upgrade() {
                 // Wait until the previous attempt's pod is removed.
@@ -141,14 +142,13 @@ impl K8sKernel {
                 .take()
                 .unwrap_or_else(|| Manifest::recreate(self.id, pod, secret));
             match start::start(context, manifest, launch_lock).await {
-                Err(error)
-                    if is_transient(&error)
-                        && Instant::now() + pause < context.deadline
-                        && pause <= MAX_RESTART_PAUSE =>
-                {
+                Err(error) if is_transient(&error) && backoff.retries() < MAX_RESTART_RETRIES => {
+                    let pause = backoff.next_pause();
+                    if Instant::now() + pause >= context.deadline {
+                        return Err(error);
+                    }
                     tracing::warn!(kernel = %self.id, %error, "retrying a restart");
                     tokio::time::sleep(pause).await;
-                    pause *= 2;
                 }
                 outcome => return outcome,
             }

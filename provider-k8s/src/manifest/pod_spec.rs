@@ -1,7 +1,8 @@
 //! A kernel's pod: the template of its kernelspec, with the fields that the provider controls.
 
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, LocalObjectReference, PodSecurityContext, PodSpec, SeccompProfile, SecretVolumeSource, Volume,
+    EmptyDirVolumeSource, KeyToPath, LocalObjectReference, PodSecurityContext, PodSpec, SeccompProfile,
+    SecretVolumeSource, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -54,21 +55,23 @@ pub(super) fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result
         secret: Some(SecretVolumeSource {
             secret_name: Some(secret_name.to_owned()),
             default_mode: Some(0o400),
-            items: Some(vec![k8s_openapi::api::core::v1::KeyToPath {
+            items: Some(vec![KeyToPath {
                 key: names::CONNECTION_KEY.to_owned(),
                 path: names::CONNECTION_KEY.to_owned(),
-                mode: None,
+                ..KeyToPath::default()
             }]),
-            optional: None,
+            ..SecretVolumeSource::default()
         }),
         ..Volume::default()
     });
     // In memory, like Secret volumes, so that no key is written to a node's disk.
+    #[allow(clippy::needless_update, reason = "newer versions of Kubernetes have more fields")]
     volumes.push(Volume {
         name: names::COPY_VOLUME.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
             medium: Some("Memory".to_owned()),
             size_limit: Some(Quantity("1Mi".to_owned())),
+            ..EmptyDirVolumeSource::default()
         }),
         ..Volume::default()
     });

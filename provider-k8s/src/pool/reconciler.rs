@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use jupyter_protocol::{InstalledKernelspec, KernelId};
+use jupyter_protocol::{Backoff, InstalledKernelspec, KernelId};
 use k8s_openapi::api::core::v1::Pod;
 use kernel_provider::{LaunchError, Progress, ProviderError, Specs};
 use sha2::{Digest as _, Sha256};
@@ -24,9 +24,8 @@ use crate::start::{self, CreateOutcome, LaunchContext, Ready};
 
 /// How long a pool's pod may take until its kernel accepts connections.
 const START_DEADLINE: Duration = Duration::from_secs(pool_diff::START_DEADLINE.num_seconds().unsigned_abs());
-/// Pause before pods are created again after a failure: the first pause, doubled each time, and the longest.
-const PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// The pauses before pods are created again after a failure.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 /// How long a pod that another gateway created may take to appear in the watch, before its name is tried again. Also
 /// the pause before a failed deletion is retried.
 const UNSEEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,8 +34,9 @@ const UNSEEN_TIMEOUT: Duration = Duration::from_secs(5);
 struct DesiredPool {
     installed: InstalledKernelspec,
     settings: Settings,
-    /// No pods are created before this time; the second value is the length of the pause.
-    pause: Option<(Instant, Duration)>,
+    /// No pods are created before this time.
+    paused_until: Option<Instant>,
+    backoff: Backoff,
 }
 
 /// Result of one of the reconciler's tasks.
@@ -110,21 +110,22 @@ pub(super) async fn run(cluster: Arc<Cluster>, mut specs: watch::Receiver<Arc<Sp
 
 impl Reconciler {
     fn set_desired(&mut self, specs: &Specs) {
-        let config = &self.cluster.config;
+        let options = &self.cluster.options;
         let mut desired = BTreeMap::new();
         for installed in specs.by_name.values() {
             // Broken kernelspecs are reported by the search for kernelspecs.
-            let Ok(Some(mut settings)) = Settings::from_spec(&installed.spec, config.default_image.as_deref()) else {
+            let Ok(Some(mut settings)) = Settings::from_spec(&installed.spec, options.default_image.as_deref()) else {
                 continue;
             };
             if settings.warm_pool.size == 0 {
                 continue;
             }
-            config.add_volumes(&mut settings);
+            options.add_volumes(&mut settings);
             let pool = DesiredPool {
                 installed: installed.clone(),
                 settings,
-                pause: None,
+                paused_until: None,
+                backoff: BACKOFF,
             };
             match self.manifest(&pool, KernelId::random()) {
                 Ok(manifest) => drop(desired.insert(manifest.fingerprint(), pool)),
@@ -138,7 +139,7 @@ impl Reconciler {
     }
 
     fn manifest(&self, pool: &DesiredPool, id: KernelId) -> Result<Manifest, String> {
-        plan::warm_manifest(&self.cluster.config, id, &pool.installed, pool.settings.clone())
+        plan::warm_manifest(&self.cluster.options, id, &pool.installed, pool.settings.clone())
     }
 
     /// Makes the changes that the pools need now. Returns when to run again if nothing changes before.
@@ -232,8 +233,7 @@ impl Reconciler {
             self.remove(pod);
             self.pause(pool);
         }
-        let pause = self.desired.get(pool)?.pause;
-        if let Some((until, _)) = pause
+        if let Some(until) = self.desired.get(pool)?.paused_until
             && until > Instant::now()
         {
             return Some(until).filter(|_| changes.to_create > 0);
@@ -249,7 +249,7 @@ impl Reconciler {
     /// It gets the first free name of the pool. If two gateways create a pod at the same time, both choose the same
     /// name, and the API server refuses one of them.
     fn create_pod(&mut self, pool: &str, names: &HashSet<KernelId>) {
-        let provider = &self.cluster.config.name;
+        let provider = &self.cluster.options.name;
         let is_free =
             |id: &KernelId| !names.contains(id) && !self.awaited.contains_key(id) && !self.unseen.contains_key(id);
         let Some(id) = (0..).map(|number| pool_pod_id(provider, pool, number)).find(is_free) else {
@@ -314,12 +314,10 @@ impl Reconciler {
     fn pause(&mut self, pool: &str) {
         if let Some(desired) = self.desired.get_mut(pool) {
             // Several tasks that fail together count as one failure.
-            if desired.pause.is_some_and(|(until, _)| until > Instant::now()) {
+            if desired.paused_until.is_some_and(|until| until > Instant::now()) {
                 return;
             }
-            let before = desired.pause.map_or(Duration::ZERO, |(_, pause)| pause);
-            let pause = (before * 2).clamp(PAUSE, MAX_PAUSE);
-            desired.pause = Some((Instant::now() + pause, pause));
+            desired.paused_until = Some(Instant::now() + desired.backoff.next_pause());
         }
     }
 
@@ -330,7 +328,8 @@ impl Reconciler {
                 if let Some(desired) = self.desired.get_mut(&pool)
                     && names::kernel_id(&ready.pod) == Some(id)
                 {
-                    desired.pause = None;
+                    desired.paused_until = None;
+                    desired.backoff.reset();
                     let limits = desired.settings.warm_pool.clone();
                     let ready = *ready;
                     crate::lock(&self.ready.0).insert(id, WarmPod { pool, limits, ready });

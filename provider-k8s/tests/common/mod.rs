@@ -109,15 +109,15 @@ impl TestNamespace {
         })
     }
 
-    pub(crate) fn config(&self, reach: Reach) -> K8sOptions {
-        let mut config = K8sOptions::new(&self.name);
-        config.search = jupyter_protocol::kernelspec::SearchPath::new([self.specs.path().to_owned()]);
-        config.reach = reach;
-        config
+    pub(crate) fn options(&self, reach: Reach) -> K8sOptions {
+        let mut options = K8sOptions::new(&self.name);
+        options.search = jupyter_protocol::kernelspec::SearchPath::new([self.specs.path().to_owned()]);
+        options.reach = reach;
+        options
     }
 
     pub(crate) async fn open(&self, reach: Reach) -> K8sProvider {
-        K8sProvider::open_with(self.limited.clone(), self.config(reach))
+        K8sProvider::open_with(self.limited.clone(), self.options(reach))
             .await
             .unwrap()
     }

@@ -28,7 +28,7 @@ impl ProcessGuard {
         self.is_new = false;
     }
 
-    /// Kills the process and everything that it started, and reaps it. Blocks.
+    /// Kills the process and everything that it started, and reaps it. Blocks the thread.
     pub(super) fn end(&mut self) {
         if let Some(process) = self.process.take() {
             process.kill();
@@ -36,7 +36,7 @@ impl ProcessGuard {
         }
     }
 
-    /// Cleans up like dropping this, but completes before it returns. Blocks.
+    /// Cleans up as on drop, but returns only once that is complete. Blocks the thread.
     pub(super) fn clean_up(mut self) {
         self.end();
         if self.is_new {

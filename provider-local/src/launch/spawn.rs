@@ -90,7 +90,7 @@ fn prepare_and_spawn(
     match endpoints {
         EndpointChoice::Sockets => {
             endpoints::set_unix_sockets(&mut connection, &files.socket_dir);
-            let watched = context.events.watch(&files.socket_dir, None, WatchFlags::CREATE, &made);
+            let watched = context.events.watch(&files.socket_dir, WatchFlags::CREATE, &made);
             watch = Some(watched.map_err(|error| {
                 ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
             })?);

@@ -166,7 +166,7 @@ impl Process {
     }
 
     /// Waits for the process to end, for example after [`kill`](Self::kill), then ends the processes that it started,
-    /// and reaps it. Blocks.
+    /// and reaps it. Blocks the thread.
     pub(crate) fn reap(&self) {
         let _ = poll(&mut [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)], None);
         session::kill_members(&self.identity);

@@ -83,7 +83,7 @@ impl OomCounter {
     pub(crate) async fn follow(self: Arc<Self>, events: Arc<Events>) {
         let changed = Arc::new(Notify::new());
         let tells = self.file.ends_with("memory.events");
-        let watch = tells.then(|| events.watch(&self.file, None, WatchFlags::MODIFY, &changed));
+        let watch = tells.then(|| events.watch(&self.file, WatchFlags::MODIFY, &changed));
         let is_watched = matches!(watch, Some(Ok(_)));
         loop {
             if is_watched {

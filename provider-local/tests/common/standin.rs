@@ -6,6 +6,8 @@ use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, R
 use jupyter_protocol::kernel::{Context, Kernel, async_trait, serve};
 use serde_json::{Value, json};
 
+use super::common::Fixture;
+
 pub(crate) const TEST: &str = "serve_as_kernel";
 
 struct StandIn;
@@ -26,6 +28,13 @@ pub(crate) async fn serve_if_requested() {
     if let Some(file) = std::env::args().next_back().filter(|last| last.ends_with(".json")) {
         serve(file, StandIn).await.unwrap();
     }
+}
+
+/// A fixture with the stand-in as a kernelspec.
+pub(crate) fn fixture() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.install("stand-in", &kernelspec());
+    fixture
 }
 
 /// The stand-in's kernelspec.

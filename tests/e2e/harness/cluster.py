@@ -101,7 +101,7 @@ class GatewayInCluster(Gateway):
         run(DEV_CLUSTER, "load", archive)
         archive.unlink()
         self.data_dir.mkdir()
-        # The dev cluster has no volume provisioner. The claim is bound to a folder of its node, which is this machine.
+        # The dev cluster has no volume provisioner, so the claim is bound to a folder of its node, this machine.
         self.data_dir.chmod(0o777)
         self.namespace.apply(
             {
@@ -163,7 +163,7 @@ class GatewayInCluster(Gateway):
 
     def close(self) -> None:
         try:
-            # As a pod's first process, Python ignores SIGTERM. So the kernels are shut down through the gateway.
+            # A Python that is its pod's first process ignores SIGTERM, so the gateway shuts the kernels down first.
             for kernel in self.rest("GET", "api/kernels").json() if self.url else []:
                 self.rest("DELETE", f"api/kernels/{kernel['id']}")
         finally:

@@ -1,6 +1,6 @@
 """Clients of jupyter_kernel_client, over REST and a WebSocket without a subprotocol."""
 
-# Its `V1` does not work: it logs a key that its v1 messages do not have, and drops each message on that error.
+# The package's v1 subprotocol does not work: it logs a key that v1 messages do not have, fails, and drops the message.
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kernel_clients(gateway: Gateway) -> Iterator[Connect]:
         return client
 
     yield connect
-    # Deleting the kernels closes the connections. A client that closes its own may wait 10 s for its reading thread.
+    # Deleting the kernels closes the connections. A client that closes one itself may wait 10 s for its reading thread.
     for kernel_id in {client.id for client in clients}:
         gateway.rest("DELETE", f"api/kernels/{kernel_id}")
     for client in clients:

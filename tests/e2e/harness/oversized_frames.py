@@ -1,6 +1,6 @@
 """A hostile kernel: it completes the ZMTP handshake, then announces a frame of 2^60 bytes and sends none of them.
 
-`python oversized_frames.py CONNECTION_FILE CLAIMS_FILE` appends the channel's name to the claims file each time.
+`python oversized_frames.py CONNECTION_FILE CLAIMS_FILE` appends the channel's name to CLAIMS_FILE for each such frame.
 """
 
 import json

@@ -142,7 +142,7 @@ pub(super) struct Flags {
 }
 
 /// Quiets libraries that the filter does not name.
-const QUIETER: &str = "kube_client=off,fjall=warn,lsm_tree=warn";
+const QUIETER: &str = "kube_client=off";
 
 /// What a log entry survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel_log::{Durability, FjallStore, LogOptions, LogStore, Logs};
+use kernel_log::{DiskStore, Durability, LogOptions, LogStore, Logs};
 use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::KernelProvider;
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
@@ -229,7 +229,7 @@ async fn log_store(flags: &Flags, data_dir: &DataDir) -> Result<Arc<dyn LogStore
         }
         None => {
             let folder = data_dir.folder("logs")?;
-            let opening = tokio::task::spawn_blocking(move || FjallStore::open(&folder));
+            let opening = tokio::task::spawn_blocking(move || DiskStore::open(&folder));
             Ok(Arc::new(opening.await??))
         }
     }

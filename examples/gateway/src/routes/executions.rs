@@ -199,7 +199,7 @@ fn statuses(text: &str) -> Result<Vec<ExecutionStatus>, ApiError> {
         .collect()
 }
 
-/// An execution with its outputs, as a notebook has them.
+/// An execution with its outputs in notebook format.
 #[utoipa::path(
     get, path = "/api/kernels/{id}/executions/{msg_id}", tag = "executions", operation_id = "get_execution",
     params(ExecutionPath),

@@ -22,7 +22,7 @@ pub(super) struct MeQuery {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Me {
     identity: Identity,
-    /// The permissions that were asked for.
+    /// The requested permissions.
     #[schema(value_type = BTreeMap<String, Vec<String>>)]
     permissions: Map<String, Value>,
 }

@@ -127,8 +127,8 @@ pub(super) async fn run(
             }
             () = &mut superseded, if !format.is_shared() => {
                 let code = if format == Format::Resume { CLOSE_REPLACED } else { 1001 };
-                out.close(code, "the session is connected anew").await?;
-                return Ok("the session is connected anew");
+                out.close(code, "replaced by a newer connection of the session").await?;
+                return Ok("replaced by a newer connection of the session");
             }
             () = &mut closing => {
                 out.close(shutting_down(format), "the gateway is shutting down").await?;

@@ -51,7 +51,6 @@
 //! `docs/src/resume-protocol.md` specifies the protocol.
 
 mod address;
-mod backoff;
 mod connection;
 mod error;
 mod event;
@@ -62,6 +61,7 @@ mod watchdog;
 
 use std::fmt;
 use std::future::poll_fn;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -69,7 +69,7 @@ use std::task::{Context, Poll, ready};
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream};
 use jupyter_protocol::content::ExecuteRequest;
-use jupyter_protocol::{Channel, WireMessage};
+use jupyter_protocol::{Backoff, Channel, WireMessage};
 use kernel_log::{Cursor, Seq};
 use tokio::time::{Sleep, sleep};
 
@@ -84,7 +84,6 @@ pub use crate::rustls;
 
 use super::{Hello, Notice, Start, decode_entry};
 use address::Address;
-use backoff::Backoff;
 use connection::{Connection, Received, violation};
 use error::Failure;
 use outbox::Outbox;
@@ -127,6 +126,14 @@ enum ConnectionState {
     Failed(ResumeError),
 }
 
+/// The pauses between connection attempts. Sessions have different ones, so that the clients of a gateway do not all
+/// reconnect at once.
+fn backoff(options: &ResumeOptions) -> Backoff {
+    let mut seed = DefaultHasher::new();
+    (options.kernel, &options.session).hash(&mut seed);
+    Backoff::new(options.first_pause, options.longest_pause).with_jitter(seed.finish())
+}
+
 impl ResumeClient {
     /// Creates a client that connects on the first call of [`next`](Self::next) and retries until it succeeds.
     ///
@@ -143,7 +150,7 @@ impl ResumeClient {
             },
             head: Seq::START,
             outbox: Outbox::new(options.max_unconfirmed),
-            backoff: Backoff::new(&options),
+            backoff: backoff(&options),
             violations: 0,
             first: None,
             options: Arc::new(options),
@@ -366,7 +373,7 @@ impl ResumeClient {
                 return None;
             }
         }
-        let retry_in = self.backoff.pause();
+        let retry_in = self.backoff.next_pause();
         self.state = ConnectionState::Pausing(Box::pin(sleep(retry_in)));
         Some(Event::Disconnected { reason, retry_in })
     }

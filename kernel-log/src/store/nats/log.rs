@@ -101,10 +101,8 @@ impl NatsLog {
     /// The first and the last entry, and when the last was appended.
     pub(super) async fn described(&self) -> Result<(Seq, Seq, Option<DateTime<Utc>>), StoreError> {
         let (first, last) = (self.first.load(Ordering::Relaxed), self.last.load(Ordering::Relaxed));
-        let updated = match self.read_from(Seq(last.saturating_sub(1)), 1).await?.last() {
-            Some(block) => block.updated(),
-            None => None,
-        };
+        let newest = self.read_from(Seq(last.saturating_sub(1)), 1).await?;
+        let updated = newest.last().map(Block::updated);
         Ok((Seq(first), Seq(last), updated))
     }
 }

@@ -142,7 +142,7 @@ fn failed(action: &str, error: impl std::fmt::Display) -> StoreError {
 }
 
 impl NatsStore {
-    /// Connects to the servers. Blocks.
+    /// Connects to the servers. Blocks the thread.
     ///
     /// # Errors
     /// [`StoreError::Failed`] if no server is reachable, accepts the credentials, and has JetStream.

@@ -174,7 +174,7 @@ mod tests {
         ];
         for length in 0..400 {
             let entries: Bytes = (0..length).map(|n| n as u8).collect::<Vec<_>>().into();
-            let block = Block::new(Seq(3), Seq(9), entries.clone());
+            let block = Block::new((Seq(3), Seq(9)), Default::default(), entries.clone());
             let messages = encode(head, Some(&block), &updates, HEAD + 100).unwrap();
             let mut read = Vec::new();
             for (n, message) in messages.iter().enumerate() {

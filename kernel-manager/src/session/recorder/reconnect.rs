@@ -8,16 +8,18 @@ use std::time::Duration;
 use jupyter_protocol::content::KernelInfoRequest;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::{self, DealerReceiver, IopubSubscriber, SocketError};
-use jupyter_protocol::{Channel, Signer, WireMessage};
+use jupyter_protocol::{Backoff, Channel, Signer, WireMessage};
 use tokio::sync::{MutexGuard, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::{ConnectionState, Destination, NUDGE_AFTER, OUR_SESSION, Recording, SendError, Sender, is_execution};
+use super::recording::is_execution;
+use super::senders::{Destination, Sender};
+use super::{ConnectionState, NUDGE_AFTER, OUR_SESSION, Recording, SendError};
 use crate::session::ExecutionState;
 use crate::session::pending_requests::Requester;
 
-/// Pause before the first try; doubles with each try. No event says that a network is back.
+/// Pause before the first try. No event says that a network is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between tries.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -29,16 +31,16 @@ const SEND_DEADLINE: Duration = Duration::from_secs(60);
 /// publish nothing for long.
 const SUBSCRIBED_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Exponential backoff. A connection that was lost soon after it was made is not retried at once.
+/// Pauses between attempts to reconnect. A connection that was lost soon after it was made is not retried at once.
 pub(super) struct Pauses {
-    next: Duration,
+    backoff: Backoff,
     connected: Instant,
 }
 
 impl Pauses {
     pub(super) fn new() -> Self {
         Self {
-            next: FIRST_PAUSE,
+            backoff: Backoff::new(FIRST_PAUSE, MAX_PAUSE),
             connected: Instant::now(),
         }
     }
@@ -50,11 +52,10 @@ impl Pauses {
     {
         info!(%channel, "the connection to the kernel is lost; reconnecting");
         if self.connected.elapsed() > MAX_PAUSE {
-            self.next = FIRST_PAUSE;
+            self.backoff.reset();
         }
         loop {
-            sleep(self.next).await;
-            self.next = (self.next * 2).min(MAX_PAUSE);
+            sleep(self.backoff.next_pause()).await;
             match timeout(TRY_DEADLINE, connect()).await {
                 Ok(Ok(connected)) => {
                     info!(%channel, "reconnected to the kernel");
@@ -104,7 +105,7 @@ impl Recording {
             let up = *link.borrow_and_update();
             match up {
                 ConnectionState::Dead => return Err(SendError::Dead),
-                // The restart that is under way has a deadline of its own.
+                // The restart that is under way has its own deadline.
                 ConnectionState::Down => deadline = None,
                 ConnectionState::Connected
                 | ConnectionState::Unconfirmed
@@ -113,7 +114,12 @@ impl Recording {
                     let sender = self.senders.of(channel).lock().await;
                     // The request may make the kernel ask for input, so stdin must be connected too. A locked sender is
                     // connected.
-                    let can_answer = !is_request || self.senders.stdin.try_lock().map_or(true, |stdin| stdin.is_some());
+                    let can_answer = !is_request
+                        || self
+                            .senders
+                            .of(Channel::Stdin)
+                            .try_lock()
+                            .map_or(true, |stdin| stdin.is_some());
                     // The kernel may have been restarted while this waited for the lock.
                     if is_request && (*self.link.borrow() == ConnectionState::Connected || self.setup.is_pending()) {
                         continue;

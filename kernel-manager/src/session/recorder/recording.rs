@@ -166,7 +166,7 @@ impl Recording {
             for (seq, message) in (first.0..).zip(messages) {
                 requests.on_kernel_message(Seq(seq), now, channel, message);
             }
-            // Before readers see the entries: a client that is told idle and then asks must not be told busy.
+            // Set before readers see the entries, so that a client that has received `idle` does not read `busy`.
             if let Some(state) = state {
                 self.set_state(state);
             }
@@ -178,7 +178,7 @@ impl Recording {
         }
     }
 
-    /// Appends a batch of iopub messages and updates what is known of the kernel.
+    /// Appends a batch of iopub messages and updates the kernel's state.
     pub(super) fn record_published(&self, messages: &[WireMessage], status: &mut StatusFollower) {
         let statuses: Vec<_> = messages
             .iter()

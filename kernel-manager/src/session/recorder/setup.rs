@@ -121,7 +121,7 @@ impl Recording {
         self.pending_requests
             .expect_reply(&request.header.msg_id, Requester::Setup);
         self.setup.hiding.store(true, Ordering::Relaxed);
-        let mut shell = self.senders.shell.lock().await;
+        let mut shell = self.senders.of(Channel::Shell).lock().await;
         if let Err(error) = self.send_on(&mut shell, Channel::Shell, request.to_wire()).await {
             debug!(%error, "ipykernel was not asked to wait for its subscriber; it may drop output in a flood");
         }

@@ -20,12 +20,12 @@ impl Recorder {
         self.recording.link.send_replace(ConnectionState::Connected);
     }
 
-    /// Does what is done after each new connection.
+    /// Performs the steps that follow each new connection.
     pub(crate) async fn recover(&self) -> Result<(), SendError> {
         self.recording.recover().await
     }
 
-    /// Records what has come together on iopub.
+    /// Records messages that arrived together on iopub.
     pub(crate) fn heard(&self, messages: &[WireMessage]) {
         let mut status = StatusFollower::default();
         // Else each time would be the first since it was connected to.
@@ -33,7 +33,7 @@ impl Recorder {
         self.recording.record_published(messages, &mut status);
     }
 
-    /// Records what has come on shell, control or stdin.
+    /// Records messages that arrived on shell, control or stdin.
     pub(crate) fn answered(&self, channel: Channel, message: WireMessage) {
         self.recording.record_reply(channel, message);
     }

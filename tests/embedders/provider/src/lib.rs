@@ -10,7 +10,7 @@ use kernel_provider::{
 use provider_local::LocalOptions;
 use tokio::sync::watch;
 
-/// Options of a provider whose kernels run at low priority and know their batch.
+/// Options of a provider whose kernels run at low priority and have their batch in the variable `BATCH`.
 pub fn batch(state: &Path, batch: &str) -> LocalOptions {
     let batch = batch.to_owned();
     LocalOptions::new(state)
@@ -22,7 +22,7 @@ pub fn batch(state: &Path, batch: &str) -> LocalOptions {
         })
 }
 
-/// Wraps a provider: each owner may run so many kernels. Launches at the same moment may exceed that.
+/// Wraps a provider and limits how many kernels each owner may run. Concurrent launches may exceed the limit.
 pub struct Quota<P> {
     inner: P,
     per_owner: usize,

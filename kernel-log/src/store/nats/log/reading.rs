@@ -198,7 +198,7 @@ impl NatsLog {
             let Some(block) = block.after(after) else {
                 continue;
             };
-            bytes += block.bytes().len();
+            bytes += block.size();
             blocks.push(block);
             if bytes >= max_bytes {
                 break;

@@ -37,7 +37,7 @@ impl NatsLog {
         updates: &[IndexUpdate],
     ) -> Result<(), StoreError> {
         if writing.uncertain {
-            self.find_out().await?;
+            self.resolve_unacknowledged().await?;
             writing.uncertain = false;
         }
         if let Some((message, earlier)) = &writing.unapplied {
@@ -104,7 +104,7 @@ impl NatsLog {
         let message = first.unwrap_or_default();
         if let Some(block) = block {
             self.last.store(block.last().0, Ordering::Relaxed);
-            let bytes = bytes_before + block.bytes().len() as u64;
+            let bytes = bytes_before + block.size() as u64;
             self.bytes_appended.store(bytes, Ordering::Relaxed);
             self.remember(block.first(), message);
         }
@@ -117,7 +117,7 @@ impl NatsLog {
     }
 
     /// Finds out whether an unacknowledged message was stored.
-    async fn find_out(&self) -> Result<(), StoreError> {
+    async fn resolve_unacknowledged(&self) -> Result<(), StoreError> {
         let info = self
             .stream
             .get_info()

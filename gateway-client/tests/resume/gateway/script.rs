@@ -1,0 +1,54 @@
+//! What the scripted gateway does wrong.
+
+use gateway_client::resume::Hello;
+
+/// Faults of one connection.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Script {
+    /// Refuses the connection in place of all other faults.
+    pub(crate) refuse: Option<Refuse>,
+    /// Breaks the connection after the gateway has written this many bytes, including the handshake.
+    pub(crate) cut_after_written: Option<usize>,
+    /// Breaks the connection after the gateway has read this many bytes.
+    pub(crate) cut_after_read: Option<usize>,
+    /// A fault in place of the frame with this number; `hello` is number 0.
+    pub(crate) fault: Option<(usize, Fault)>,
+    /// Size of the connection's buffer in bytes; 0 stands for 64 KiB.
+    pub(crate) window: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Refuse {
+    /// The connection is refused.
+    Unreachable,
+    /// The gateway accepts the connection and never answers.
+    Mute,
+    Status(u16),
+    /// 101 without the subprotocol.
+    Plain,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Cut,
+    Close(Option<u16>),
+    /// Sends the frame twice.
+    Twice,
+    /// Sends the next frame first.
+    Swapped,
+    /// Omits the frame.
+    Missing,
+    Binary(&'static [u8]),
+    Text(&'static str),
+    /// Sends this `hello` before the frame.
+    Hello(Hello),
+    /// Sends nothing more, not even Pings, and keeps the connection open.
+    Silence,
+}
+
+pub(crate) fn faulty(frame: usize, fault: Fault) -> Script {
+    Script {
+        fault: Some((frame, fault)),
+        ..Script::default()
+    }
+}

@@ -1,0 +1,370 @@
+//! The folder of a store: its lock, what it remembers of the machine, and its free space.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jupyter_protocol::KernelId;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::StoreError;
+
+/// Free space to keep, for the files of other programs and for frames that say that entries are missing.
+const RESERVE_BYTES: u64 = 8 << 20;
+/// How many bytes are written between two looks at the free space.
+const CHECK_EVERY: u64 = 1 << 20;
+/// The most files of logs that are no longer open that wait to be synced.
+const MAX_UNSYNCED: usize = 4096;
+/// The file with [`Machine`].
+const MACHINE: &str = "machine.json";
+/// The folder of logs that are being removed.
+const REMOVED: &str = "removed";
+
+/// What the folder remembers of the machine.
+#[derive(Default, Serialize, Deserialize)]
+struct Machine {
+    /// Linux's boot id while the store was open; other systems have none.
+    boot_id: Option<String>,
+    cycle: u64,
+    /// Whether the store was closed and synced.
+    is_clean: bool,
+}
+
+/// The folder of a store, locked for this process.
+pub(super) struct Folder {
+    path: PathBuf,
+    lock: File,
+    cycle: u64,
+    is_closed: AtomicBool,
+    /// Whether the last write found no room.
+    is_full: AtomicBool,
+    /// Bytes that may be written before the free space is looked at.
+    unchecked: AtomicU64,
+    /// Files of logs that are no longer open.
+    unsynced: Mutex<Vec<PathBuf>>,
+}
+
+impl Folder {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |error| StoreError::failed(format!("open the logs in {}", path.display()), error);
+        create_private(path).map_err(failed)?;
+        let lock = lock(path)?;
+        refuse_older_format(path)?;
+        let cycle = begin(path).map_err(failed)?;
+        remove_leftovers(path);
+        Ok(Self {
+            path: path.to_owned(),
+            lock,
+            cycle,
+            is_closed: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            unchecked: AtomicU64::new(0),
+            unsynced: Mutex::default(),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A random number that changes when the machine went down while the store was open, so that entries that were not
+    /// synced may be lost.
+    pub(super) fn cycle(&self) -> u64 {
+        self.cycle
+    }
+
+    /// The folder of a log.
+    pub(super) fn log(&self, id: KernelId) -> PathBuf {
+        self.path.join(id.to_string())
+    }
+
+    /// The ids of the logs.
+    pub(super) fn logs(&self) -> Result<Vec<KernelId>, StoreError> {
+        let failed = |error| StoreError::failed(format!("list the logs in {}", self.path.display()), error);
+        let mut logs = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            // Other files and folders, such as `lost+found`, are nothing of ours.
+            logs.extend(name.to_str().and_then(|name| name.parse::<KernelId>().ok()));
+        }
+        Ok(logs)
+    }
+
+    /// Removes a log's folder. It disappears at once, whatever happens before all of its files are gone.
+    pub(super) fn remove(&self, id: KernelId) -> io::Result<()> {
+        let removed = self.path.join(REMOVED);
+        let aside = removed.join(Uuid::new_v4().simple().to_string());
+        fs::create_dir_all(&removed)?;
+        match fs::rename(self.log(id), &aside) {
+            Ok(()) => fs::remove_dir_all(&aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fails once the store is closed.
+    pub(super) fn expect_open(&self) -> Result<(), StoreError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed {
+                place: self.path.display().to_string(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Fails if the disk has no room for `bytes` more.
+    pub(super) fn expect_room(&self, bytes: u64) -> Result<(), StoreError> {
+        let was_full = self.is_full.load(Ordering::Relaxed);
+        let unchecked = self.unchecked.load(Ordering::Relaxed);
+        if !was_full && bytes < unchecked {
+            self.unchecked.store(unchecked - bytes, Ordering::Relaxed);
+            return Ok(());
+        }
+        let Some(free) = free_bytes(&self.path) else {
+            return Ok(());
+        };
+        // After running out of room, require some more, or the state would change with each entry.
+        let again = if was_full { RESERVE_BYTES } else { 0 };
+        let needed = bytes + RESERVE_BYTES + again;
+        let is_full = free < needed;
+        self.is_full.store(is_full, Ordering::Relaxed);
+        if is_full {
+            return Err(StoreError::Full {
+                place: self.path.display().to_string(),
+                free,
+                needed,
+            });
+        }
+        // Others write to the disk as well, so a part of what is free is looked at again soon.
+        self.unchecked
+            .store(CHECK_EVERY.min((free - needed) / 4), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Fails if the disk has no room, as it is now.
+    pub(super) fn look_for_room(&self) -> Result<(), StoreError> {
+        self.unchecked.store(0, Ordering::Relaxed);
+        self.expect_room(0)
+    }
+
+    /// A write failed although there seemed to be room.
+    pub(super) fn failed_to_write(&self) {
+        self.unchecked.store(0, Ordering::Relaxed);
+    }
+
+    /// Has the next [`sync`](Self::sync) sync these files of a log that is no longer open.
+    pub(super) fn sync_later(&self, files: Vec<PathBuf>) {
+        let mut unsynced = self.unsynced();
+        if unsynced.len() >= MAX_UNSYNCED {
+            // Only if nobody syncs the store, because entries need not survive a machine failure.
+            unsynced.clear();
+        }
+        unsynced.extend(files);
+    }
+
+    /// Syncs the files of logs that are no longer open.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        let files = std::mem::take(&mut *self.unsynced());
+        let synced = sync_all(&files);
+        synced.map_err(|error| {
+            self.unsynced().extend(files);
+            StoreError::failed(format!("sync the logs in {}", self.path.display()), error)
+        })
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        // A panic while the lock is held leaves a valid list.
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses further calls. Returns whether it did so before.
+    pub(super) fn begin_close(&self) -> bool {
+        self.is_closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Unlocks the folder. `is_synced` says whether all logs are on disk.
+    pub(super) fn end_close(&self, is_synced: bool) -> Result<(), StoreError> {
+        let ended = if is_synced { end(&self.path, self.cycle) } else { Ok(()) };
+        // Closing the file is not enough: a process that is being forked also has it until it executes its program.
+        let unlocked = self.lock.unlock();
+        ended
+            .and(unlocked)
+            .map_err(|error| StoreError::failed(format!("close the logs in {}", self.path.display()), error))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.begin_close() {
+            return;
+        }
+        let synced = self.sync();
+        if let Err(error) = self.end_close(synced.is_ok()).and(synced) {
+            tracing::warn!(folder = %self.path.display(), %error, "the logs were not closed cleanly");
+        }
+    }
+}
+
+fn create_private(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+/// Locks the folder for this process.
+fn lock(folder: &Path) -> Result<File, StoreError> {
+    let action = format!("open the logs in {}", folder.display());
+    let file = File::create(folder.join("in-use")).map_err(|error| StoreError::failed(&action, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StoreError::failed(action, "another process has it open")),
+        Err(fs::TryLockError::Error(error)) => Err(StoreError::failed(action, error)),
+    }
+}
+
+/// Refuses the folders of versions that kept logs in a database.
+fn refuse_older_format(folder: &Path) -> Result<(), StoreError> {
+    if folder.join("keyspaces").exists() {
+        return Err(StoreError::failed(
+            format!("open the logs in {}", folder.display()),
+            "an older version wrote them in a format that this one cannot read: move this folder away to start with \
+             empty logs, or start that version to read them",
+        ));
+    }
+    Ok(())
+}
+
+/// Linux's boot id.
+fn boot_id() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
+/// Called before anything is written. Returns the power cycle.
+fn begin(folder: &Path) -> io::Result<u64> {
+    let before = match fs::read(folder.join(MACHINE)) {
+        Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| {
+            tracing::error!(file = %folder.join(MACHINE).display(), %error, "a file is damaged; the logs continue as after a failure of the machine");
+            Machine::default()
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Machine::default(),
+        Err(error) => return Err(error),
+    };
+    let boot_id = boot_id();
+    let is_same = before.cycle != 0 && (before.is_clean || before.boot_id == boot_id);
+    if !is_same && before.cycle != 0 {
+        tracing::warn!(folder = %folder.display(), "the machine went down while the logs were written; entries that were not on disk are lost");
+    }
+    let cycle = if is_same {
+        before.cycle
+    } else {
+        (Uuid::new_v4().as_u128() as u64).max(1)
+    };
+    let machine = Machine {
+        boot_id,
+        cycle,
+        is_clean: false,
+    };
+    if before.is_clean || cycle != before.cycle {
+        note_open(folder, &machine)?;
+    }
+    Ok(cycle)
+}
+
+/// Notes that the logs are being written.
+fn note_open(folder: &Path, machine: &Machine) -> io::Result<()> {
+    match write_machine(folder, machine) {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            // Without the file, the next process assumes a failure of the machine, unless this one closes the logs.
+            let _ = fs::remove_file(folder.join("machine.new"));
+            match fs::remove_file(folder.join(MACHINE)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        }
+        written => written,
+    }
+}
+
+/// Called after everything is written and synced.
+fn end(folder: &Path, cycle: u64) -> io::Result<()> {
+    let machine = Machine {
+        boot_id: boot_id(),
+        cycle,
+        is_clean: true,
+    };
+    write_machine(folder, &machine)
+}
+
+fn write_machine(folder: &Path, machine: &Machine) -> io::Result<()> {
+    let unfinished = folder.join("machine.new");
+    fs::write(&unfinished, serde_json::to_vec(machine)?)?;
+    File::open(&unfinished)?.sync_all()?;
+    fs::rename(&unfinished, folder.join(MACHINE))?;
+    sync_folder(folder)
+}
+
+/// Makes the names of new files in a folder survive a machine failure.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    // Other systems cannot open folders as files.
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes files and folders survive a machine failure. Those that are gone are skipped.
+pub(super) fn sync_all(paths: &[PathBuf]) -> io::Result<()> {
+    for path in paths {
+        if !cfg!(unix) && path.is_dir() {
+            continue;
+        }
+        match File::open(path) {
+            Ok(file) => file.sync_data()?,
+            // Retention, or the removal of the log.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Makes everything on the folder's disk survive a machine failure. `None` where the system cannot.
+#[cfg(target_os = "linux")]
+pub(super) fn sync_disk(folder: &Path) -> Option<io::Result<()>> {
+    let synced = File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+    Some(synced)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn sync_disk(_folder: &Path) -> Option<io::Result<()>> {
+    None
+}
+
+/// Removes logs whose removal was interrupted.
+fn remove_leftovers(folder: &Path) {
+    match fs::remove_dir_all(folder.join(REMOVED)) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(folder = %folder.join(REMOVED).display(), %error, "removed logs still take space");
+        }
+    }
+}
+
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_folder: &Path) -> Option<u64> {
+    None
+}

@@ -1,0 +1,216 @@
+//! Logs in files: a folder for each log, with [segments](segment) of entries and [files](index_file) of index records.
+//!
+//! Appending writes one [frame](frame) to the newest segment: a block and its index updates, which are therefore stored
+//! together or not at all. Retention removes whole segments; removing a log removes its folder. Damage to a file affects
+//! no other log.
+
+mod folder;
+mod frame;
+mod index;
+mod index_file;
+mod log;
+mod opening;
+mod records;
+mod segment;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jupyter_protocol::KernelId;
+
+use self::folder::{Folder, sync_all, sync_disk};
+use self::log::DiskLog;
+use super::{LogInfo, LogStore, StoreError, StoredLog};
+
+/// Logs beyond which the whole disk is synced instead of their files.
+const SYNC_TOGETHER: usize = 16;
+
+/// Keeps logs in a folder on disk.
+///
+/// If the disk is full or fails for a while, only appends fail. Damaged parts of a log are skipped, so that its readers
+/// get a [gap](crate::ReadError::Gap); the other logs are unaffected, and nothing is deleted.
+pub struct DiskStore {
+    shared: Arc<Shared>,
+}
+
+/// What the store and its logs share.
+struct Shared {
+    folder: Arc<Folder>,
+    /// Open logs, each with the number of its handles. Locked while one is opened and while one is closed.
+    logs: Mutex<HashMap<KernelId, (Arc<DiskLog>, usize)>>,
+}
+
+/// A handle of an open log. The last one closes it.
+struct Handle {
+    log: Arc<DiskLog>,
+    shared: Arc<Shared>,
+}
+
+impl Deref for Handle {
+    type Target = DiskLog;
+
+    fn deref(&self) -> &DiskLog {
+        &self.log
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut logs = self.shared.logs();
+        let Some((log, handles)) = logs.get_mut(&self.log.id()) else {
+            return;
+        };
+        // After a removal, there may be another log of the same kernel.
+        if !Arc::ptr_eq(log, &self.log) {
+            return;
+        }
+        *handles -= 1;
+        if *handles == 0 {
+            self.log.close();
+            logs.remove(&self.log.id());
+        }
+    }
+}
+
+impl fmt::Debug for DiskStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskStore")
+            .field("folder", &self.shared.folder.path())
+            .finish_non_exhaustive()
+    }
+}
+
+impl DiskStore {
+    /// Opens the folder's logs, or creates the folder. Only one process at a time can open it.
+    ///
+    /// # Errors
+    /// [`StoreError`] if another process has it open, or it cannot be read or written, or an older version wrote it.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        Ok(Self {
+            shared: Arc::new(Shared {
+                folder: Arc::new(Folder::open(folder)?),
+                logs: Mutex::default(),
+            }),
+        })
+    }
+}
+
+impl Shared {
+    fn logs(&self) -> MutexGuard<'_, HashMap<KernelId, (Arc<DiskLog>, usize)>> {
+        // A panic while the lock is held leaves a consistent map.
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_logs(&self) -> Vec<Arc<DiskLog>> {
+        self.logs().values().map(|(log, _)| log.clone()).collect()
+    }
+
+    /// Opens a log; `None` if it does not exist and is not to be created.
+    fn open(self: &Arc<Self>, id: KernelId, create: bool) -> Result<Option<Handle>, StoreError> {
+        self.folder.expect_open()?;
+        let mut logs = self.logs();
+        if let Some((log, handles)) = logs.get_mut(&id) {
+            *handles += 1;
+            return Ok(Some(self.handle(log)));
+        }
+        let log = match DiskLog::open(self.folder.clone(), id)? {
+            Some(log) => log,
+            None if create => DiskLog::create(self.folder.clone(), id)?,
+            None => return Ok(None),
+        };
+        let (log, _) = logs.entry(id).or_insert((Arc::new(log), 1));
+        Ok(Some(self.handle(log)))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let mut result = self.folder.sync();
+        let unsynced: Vec<_> = self
+            .open_logs()
+            .into_iter()
+            .filter_map(|log| Some((log.unsynced()?, log)))
+            .collect();
+        // One after the other, they would take long.
+        let together = (unsynced.len() > SYNC_TOGETHER).then(|| sync_disk(self.folder.path()));
+        if let Some(Some(Ok(()))) = together {
+            for (unsynced, log) in &unsynced {
+                result = log.synced(unsynced, Ok(())).and(result);
+            }
+            return result;
+        }
+        for (unsynced, log) in &unsynced {
+            result = log.synced(unsynced, sync_all(&unsynced.paths)).and(result);
+        }
+        result
+    }
+
+    fn handle(self: &Arc<Self>, log: &Arc<DiskLog>) -> Handle {
+        Handle {
+            log: log.clone(),
+            shared: self.clone(),
+        }
+    }
+}
+
+impl LogStore for DiskStore {
+    fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError> {
+        match self.shared.open(id, true)? {
+            Some(log) => Ok(Box::new(log)),
+            None => Err(StoreError::failed(
+                format!("create the log of kernel {id}"),
+                "it is missing",
+            )),
+        }
+    }
+
+    fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError> {
+        let log = self.shared.open(id, false)?;
+        Ok(log.map(|log| Box::new(log) as Box<dyn StoredLog>))
+    }
+
+    fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
+        let folder = &self.shared.folder;
+        folder.expect_open()?;
+        let mut infos = Vec::new();
+        for id in folder.logs()? {
+            let open = self.shared.logs().get(&id).map(|(log, _)| log.clone());
+            let info = match open {
+                Some(log) => Ok(Some(log.info())),
+                None => opening::look_at(&folder.log(id), id, folder.cycle()),
+            };
+            match info {
+                Ok(info) => infos.extend(info),
+                // The other logs are still available.
+                Err(error) => tracing::error!(kernel_id = %id, %error, "skipping a log in the list"),
+            }
+        }
+        Ok(infos)
+    }
+
+    fn remove(&self, id: KernelId) -> Result<(), StoreError> {
+        self.shared.folder.expect_open()?;
+        let mut logs = self.shared.logs();
+        if let Some((log, _)) = logs.remove(&id) {
+            log.set_removed();
+        }
+        let removed = self.shared.folder.remove(id);
+        removed.map_err(|error| StoreError::failed(format!("remove the log of kernel {id}"), error))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.shared.folder.expect_open()?;
+        self.shared.sync()
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let folder = &self.shared.folder;
+        if folder.begin_close() {
+            return Ok(());
+        }
+        self.shared.open_logs().iter().for_each(|log| log.finish());
+        let synced = self.shared.sync();
+        folder.end_close(synced.is_ok()).and(synced)
+    }
+}

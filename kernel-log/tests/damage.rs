@@ -1,0 +1,378 @@
+//! Files of the store on disk after a failure of the machine or on a bad disk.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{append, copy, entry, message, read_to, read_with_gaps};
+use jupyter_protocol::KernelId;
+use kernel_log::{DiskStore, IndexUpdate, LogOptions, Logs, Seq, StoreError};
+
+fn logs(folder: &Path) -> Logs {
+    Logs::new(Arc::new(DiskStore::open(folder).unwrap()), LogOptions::default()).unwrap()
+}
+
+/// The files of a log with this extension, in order.
+fn files(folder: &Path, id: KernelId, extension: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder.join(id.to_string())).unwrap();
+    let mut files: Vec<_> = files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    files.sort();
+    files
+}
+
+fn segment(folder: &Path, id: KernelId) -> PathBuf {
+    let [segment] = &files(folder, id, "log")[..] else {
+        panic!("not one segment: {:?}", files(folder, id, "log"));
+    };
+    segment.clone()
+}
+
+/// Writes ten entries of `id`, a block each, and of `other`. Returns the segment's length after each entry of `id`.
+async fn write(folder: &Path, id: KernelId, other: KernelId) -> Vec<u64> {
+    let logs = logs(folder);
+    let (log, other) = (logs.open(id).await.unwrap(), logs.open(other).await.unwrap());
+    let mut ends = Vec::new();
+    append(&other, 1..=10, 100);
+    other.flushed().await;
+    for n in 1..=10 {
+        append(&log, [n], 200);
+        log.flushed().await;
+        ends.push(fs::metadata(segment(folder, id)).unwrap().len());
+    }
+    drop((log, other));
+    logs.close().await.unwrap();
+    ends
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_torn_at_any_byte_keeps_the_complete_blocks_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = folder.path().join("original");
+    let (id, other) = (KernelId::random(), KernelId::random());
+    let ends = write(&original, id, other).await;
+    // Every byte of the last block's head and end, and samples of the rest.
+    let (start, end) = (ends[8], ends[9]);
+    let cuts = (ends[0]..start)
+        .step_by(701)
+        .chain(start..start + 80)
+        .chain((start + 80..end - 14).step_by(23))
+        .chain(end - 14..=end);
+    for cut in cuts {
+        let copied = folder.path().join("copy");
+        copy(&original, &copied);
+        let file = OpenOptions::new().write(true).open(segment(&copied, id)).unwrap();
+        file.set_len(cut).unwrap();
+        let complete = ends.iter().filter(|end| **end <= cut).count() as u64;
+        for round in 0..2 {
+            let logs = logs(&copied);
+            let log = logs.open(id).await.unwrap();
+            assert_eq!(log.head(), Seq(complete + round), "cut at {cut}");
+            append(&log, [complete + round + 1], 10);
+            log.flushed().await;
+            let ids = read_to(&mut log.reader(Seq::START), complete + round + 1).await;
+            assert_eq!(ids, (1..=complete + round + 1).collect::<Vec<_>>(), "cut at {cut}");
+            drop(log);
+            logs.close().await.unwrap();
+        }
+        fs::remove_dir_all(&copied).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_are_not_reused_after_an_end_that_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (id, other) = (KernelId::random(), KernelId::random());
+    let ends = write(folder.path(), id, other).await;
+    // After a power failure, a file may be longer than the data written to it.
+    let file = OpenOptions::new().write(true).open(segment(folder.path(), id)).unwrap();
+    file.set_len(ends[6] + 10).unwrap();
+    file.set_len(ends[6] + 10_000).unwrap();
+    let logs = logs(folder.path());
+    let log = logs.open(id).await.unwrap();
+    let head = log.head().0;
+    assert!(head >= 10, "{head} is the last number; 10 was given before");
+    append(&log, [head + 1], 10);
+    log.flushed().await;
+    let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), head + 1).await;
+    assert_eq!(ids, [1, 2, 3, 4, 5, 6, 7, head + 1]);
+    assert_eq!(gaps, [(8, head)]);
+}
+
+/// Overwrites bytes of a file: one is flipped, several become zeros.
+fn damage(path: &Path, at: u64, length: usize) {
+    let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut bytes = vec![0; length];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut bytes).unwrap();
+    let damaged: Vec<u8> = bytes.iter().map(|byte| if length == 1 { !byte } else { 0 }).collect();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&damaged).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_a_segment_becomes_a_gap_of_its_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = folder.path().join("original");
+    let (id, other) = (KernelId::random(), KernelId::random());
+    let ends = write(&original, id, other).await;
+    // Of the fifth block: its head, and its entries.
+    let (start, end) = (ends[3], ends[4]);
+    for (at, length) in [
+        (start, 1),
+        (start + 13, 1),
+        (start + 40, 1),
+        (start + 90, 1),
+        (end - 2, 1),
+        (end - 100, 90),
+        (start, 25),
+    ] {
+        let copied = folder.path().join("copy");
+        copy(&original, &copied);
+        damage(&segment(&copied, id), at, length);
+        let logs = logs(&copied);
+        let unharmed = logs.open(other).await.unwrap();
+        let ids = read_to(&mut unharmed.reader(Seq::START), 10).await;
+        assert_eq!(ids, (1..=10).collect::<Vec<_>>(), "the other log, {at} damaged");
+        let log = logs.open(id).await.unwrap();
+        let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), 10).await;
+        assert_eq!(gaps, [(5, 5)], "{at} damaged");
+        assert_eq!(ids, [1, 2, 3, 4, 6, 7, 8, 9, 10], "{at} damaged");
+        drop((log, unharmed));
+        logs.close().await.unwrap();
+        fs::remove_dir_all(&copied).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_look_like_frames_are_not_taken_for_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let (id, other) = (KernelId::random(), KernelId::random());
+    let ends = write(folder.path(), id, other).await;
+    let path = segment(folder.path(), id);
+    let whole = fs::read(&path).unwrap();
+    // A kernel prints frames that it read from another segment.
+    let frames: String = whole[ends[0] as usize..ends[3] as usize]
+        .iter()
+        .map(|byte| char::from(*byte))
+        .collect();
+    let hostile = jupyter_protocol::WireMessage::from_parts(
+        [
+            br#"{"msg_id":"11","msg_type":"stream"}"#.to_vec(),
+            b"{}".to_vec(),
+            b"{}".to_vec(),
+            frames.bytes().collect(),
+        ]
+        .map(bytes::Bytes::from),
+        [bytes::Bytes::from_static(b"\0buffer"), whole.clone().into()],
+    );
+    let victim = KernelId::random();
+    let begun = {
+        let logs = logs(folder.path());
+        let log = logs.open(victim).await.unwrap();
+        let begun = fs::metadata(segment(folder.path(), victim)).unwrap().len();
+        log.append([entry(&hostile)]);
+        log.flushed().await;
+        append(&log, [2], 10);
+        log.flushed().await;
+        drop(log);
+        logs.close().await.unwrap();
+        begun
+    };
+    damage(&segment(folder.path(), victim), begun + 5, 1);
+    let logs = logs(folder.path());
+    let log = logs.open(victim).await.unwrap();
+    let read = read_with_gaps(&mut log.reader(Seq::START), 2).await;
+    assert_eq!(read, (vec![2], vec![(1, 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_only_header_is_damaged_is_reported_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (id, other) = (KernelId::random(), KernelId::random());
+    write(folder.path(), id, other).await;
+    let path = segment(folder.path(), id);
+    damage(&path, 30, 1);
+    let before = fs::read(&path).unwrap();
+    let logs = logs(folder.path());
+    let error = logs.open(id).await.map(drop).unwrap_err();
+    assert!(
+        matches!(error, StoreError::Damaged { id: damaged, .. } if damaged == id),
+        "{error}"
+    );
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+    let listed: Vec<_> = logs.list().await.unwrap().into_iter().map(|info| info.id).collect();
+    assert_eq!(listed, [other]);
+    assert_eq!(fs::read(&path).unwrap(), before);
+    logs.remove(id).await.unwrap();
+    assert_eq!(logs.open(id).await.unwrap().head(), Seq::START);
+}
+
+/// Fills a log's index beyond what is in memory. Returns the number of records.
+async fn fill_index(folder: &Path, id: KernelId) -> u64 {
+    let logs = logs(folder);
+    let log = logs.open(id).await.unwrap();
+    let count = 2_000;
+    for n in 1..=count {
+        log.append_indexed(chrono::Utc::now(), [entry(&message(n, 10))], |first| {
+            vec![
+                IndexUpdate::put(format!("k{n:05}"), vec![b'v'; 100]),
+                IndexUpdate::put("last", first.to_string()),
+            ]
+        });
+        if n % 50 == 0 {
+            log.flushed().await;
+        }
+    }
+    log.flushed().await;
+    drop(log);
+    logs.close().await.unwrap();
+    count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_file_is_made_again_from_the_entries() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = folder.path().join("original");
+    let id = KernelId::random();
+    let count = fill_index(&original, id).await;
+    let index_files = files(&original, id, "idx");
+    assert!(!index_files.is_empty(), "the index was never written to a file");
+    assert!(index_files.len() <= 6, "index files are not merged: {index_files:?}");
+    for file in &index_files {
+        let name = file.strip_prefix(&original).unwrap();
+        let length = fs::metadata(file).unwrap().len();
+        for damaged_at in [Some(length - 5), Some(length - 40), None] {
+            let copied = folder.path().join("copy");
+            copy(&original, &copied);
+            match damaged_at {
+                Some(at) => damage(&copied.join(name), at, 1),
+                None => fs::remove_file(copied.join(name)).unwrap(),
+            }
+            let logs = logs(&copied);
+            let log = logs.open(id).await.unwrap();
+            let case = format!("{} damaged at {damaged_at:?}", name.display());
+            let records = log.index_scan("k", "l", 10_000, false).await.unwrap();
+            assert_eq!(records.len() as u64, count, "{case}");
+            assert_eq!(
+                log.index_get("last").await.unwrap().unwrap(),
+                count.to_string(),
+                "{case}"
+            );
+            drop(log);
+            logs.close().await.unwrap();
+            let damaged = copied.join(name).with_extension("damaged");
+            assert_eq!(damaged.exists(), damaged_at.is_some(), "{case}");
+            fs::remove_dir_all(&copied).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_record_is_an_error_that_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = KernelId::random();
+    fill_index(folder.path(), id).await;
+    let file = files(folder.path(), id, "idx").remove(0);
+    damage(&file, 1_000, 1);
+    let logs = logs(folder.path());
+    let log = logs.open(id).await.unwrap();
+    let error = log.index_scan("k", "l", 10_000, false).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::Damaged { id: damaged, .. } if damaged == id),
+        "{error}"
+    );
+    assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_store_is_not_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let logs = logs(folder.path());
+    let log = logs.open(KernelId::random()).await.unwrap();
+    append(&log, 1..=10, 100);
+    log.flushed().await;
+    let refused = DiskStore::open(folder.path()).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("another process has it open"), "{refused}");
+    drop(log);
+    logs.close().await.unwrap();
+    let logs = self::logs(folder.path());
+    assert_eq!(logs.list().await.unwrap()[0].last, Seq(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_files_and_folders_among_the_logs_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = KernelId::random();
+    fs::create_dir_all(folder.path().join("lost+found")).unwrap();
+    fs::write(folder.path().join("lost+found/file"), "kept").unwrap();
+    let logs = logs(folder.path());
+    let log = logs.open(id).await.unwrap();
+    append(&log, [1], 10);
+    log.flushed().await;
+    fs::write(folder.path().join(id.to_string()).join("notes.txt"), "kept").unwrap();
+    drop(log);
+    logs.close().await.unwrap();
+    let logs = self::logs(folder.path());
+    assert_eq!(logs.list().await.unwrap().len(), 1);
+    assert_eq!(logs.open(id).await.unwrap().head(), Seq(1));
+    let kept = fs::read_to_string(folder.path().join("lost+found/file")).unwrap();
+    assert_eq!(kept, "kept");
+}
+
+#[test]
+fn a_folder_of_an_older_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir_all(folder.path().join("keyspaces/0")).unwrap();
+    fs::write(folder.path().join("version"), b"FJL\x03").unwrap();
+    let refused = DiskStore::open(folder.path()).map(drop).unwrap_err().to_string();
+    assert!(
+        refused.contains("older version") && refused.contains("move this folder away"),
+        "{refused}"
+    );
+    assert!(!refused.contains('\n'), "{refused}");
+    assert_eq!(fs::read(folder.path().join("version")).unwrap(), b"FJL\x03");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_are_not_reused_after_a_failure_of_the_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = KernelId::random();
+    let machine = folder.path().join("machine.json");
+    let last = async |expected: &str| {
+        let logs = logs(folder.path());
+        let last = logs.open(id).await.unwrap().head().0;
+        let listed = logs.list().await.unwrap()[0].last.0;
+        assert_eq!(listed, last, "{expected}");
+        logs.close().await.unwrap();
+        last
+    };
+    {
+        let logs = logs(folder.path());
+        append(&logs.open(id).await.unwrap(), [1], 10);
+        logs.close().await.unwrap();
+    }
+    assert_eq!(last("closed").await, 1);
+    // As it is while the logs are written, and after the process was killed.
+    let open = fs::read_to_string(&machine).unwrap().replace("true", "false");
+    fs::write(&machine, &open).unwrap();
+    assert_eq!(last("killed").await, 1);
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    fs::write(&machine, open.replace(boot_id.trim(), "another")).unwrap();
+    let after = last("the machine went down").await;
+    assert!(after > 1_000, "{after} is the last number");
+    assert_eq!(last("closed after that").await, after);
+    let logs = logs(folder.path());
+    let log = logs.open(id).await.unwrap();
+    append(&log, [after + 1], 10);
+    log.flushed().await;
+    let read = read_with_gaps(&mut log.reader(Seq::START), after + 1).await;
+    assert_eq!(read, (vec![1, after + 1], vec![(2, after)]));
+}

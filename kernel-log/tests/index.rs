@@ -1,0 +1,70 @@
+//! The index of a log, on the stores in memory and on disk.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{append_with_index, put, scan, stores};
+use jupyter_protocol::KernelId;
+use kernel_log::{DiskStore, IndexUpdate, LogOptions, Logs};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn index_reads_include_updates_that_are_not_stored_yet() {
+    for (name, store, _folder) in stores() {
+        let logs = Logs::new(store, LogOptions::default()).unwrap();
+        let log = logs.open(KernelId::random()).await.unwrap();
+        for n in 1..=9 {
+            append_with_index(&log, n, |first| vec![put(&format!("e/{n}"), &first.to_string())]);
+            if n == 5 {
+                log.flushed().await;
+            }
+            // However far the writer thread is.
+            assert_eq!(
+                log.index_get(format!("e/{n}")).await.unwrap().unwrap(),
+                n.to_string(),
+                "{name}"
+            );
+        }
+        log.update_index([
+            IndexUpdate::remove("e/3"),
+            put("e/4", "four"),
+            put("f/1", "other"),
+            IndexUpdate::remove("e/8"),
+        ]);
+        for _ in 0..2 {
+            assert_eq!(log.index_get("e/3").await.unwrap(), None, "{name}");
+            assert_eq!(
+                scan(&log, "e/2", "e/5", 9, false).await,
+                ["e/2=2", "e/4=four"],
+                "{name}"
+            );
+            assert_eq!(
+                scan(&log, "e/", "e0", 3, false).await,
+                ["e/1=1", "e/2=2", "e/4=four"],
+                "{name}"
+            );
+            assert_eq!(scan(&log, "e/", "e0", 2, true).await, ["e/9=9", "e/7=7"], "{name}");
+            assert!(scan(&log, "e0", "e/", 2, true).await.is_empty(), "{name}");
+            log.flushed().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_survives_reopening_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = KernelId::random();
+    for round in 0..3_u64 {
+        let store = Arc::new(DiskStore::open(folder.path()).unwrap());
+        let logs = Logs::new(store, LogOptions::default()).unwrap();
+        let log = logs.open(id).await.unwrap();
+        assert_eq!(
+            scan(&log, "a", "z", 9, false).await.len(),
+            usize::try_from(round).unwrap()
+        );
+        append_with_index(&log, round + 1, |first| vec![put(&format!("k{first}"), "v")]);
+        drop(log);
+        logs.close().await.unwrap();
+    }
+}

@@ -1,0 +1,49 @@
+//! The sending halves of the connections to a kernel.
+
+use jupyter_protocol::zmq::DealerSender;
+use jupyter_protocol::{Channel, Signer};
+use tokio::sync::Mutex as AsyncMutex;
+
+/// The sending halves; one is missing while its connection is lost. Each has its own lock, because a kernel that
+/// reads no more requests may wait for input, or need an interrupt.
+#[derive(Default)]
+pub(super) struct Senders {
+    shell: AsyncMutex<Option<Sender>>,
+    control: AsyncMutex<Option<Sender>>,
+    stdin: AsyncMutex<Option<Sender>>,
+}
+
+impl Senders {
+    pub(super) fn of(&self, channel: Channel) -> &AsyncMutex<Option<Sender>> {
+        match channel {
+            Channel::Control => &self.control,
+            Channel::Stdin => &self.stdin,
+            _ => &self.shell,
+        }
+    }
+
+    pub(super) async fn set(&self, channel: Channel, sender: Option<Sender>) {
+        *self.of(channel).lock().await = sender;
+    }
+
+    pub(super) async fn clear(&self) {
+        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
+            self.set(channel, None).await;
+        }
+    }
+}
+
+/// Signs messages and sends them to the kernel.
+pub(super) struct Sender {
+    pub(super) signer: Signer,
+    pub(super) to: Destination,
+}
+
+pub(super) enum Destination {
+    Socket(DealerSender),
+    #[cfg(feature = "testing")]
+    Simulated(
+        Channel,
+        tokio::sync::mpsc::Sender<(Channel, jupyter_protocol::WireMessage)>,
+    ),
+}

@@ -1,0 +1,68 @@
+//! The task that watches a kernel's process.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use kernel_provider::Exit;
+use rustix::fs::inotify::WatchFlags;
+use tokio::sync::Notify;
+
+use super::LocalKernel;
+use crate::context::blocking;
+use crate::events::Events;
+use crate::output::{self, Trimmer};
+use crate::process::Process;
+use crate::state::KernelFiles;
+
+/// Minimum time between checks of the output file, so that continuous output does not keep the task busy.
+const TRIM_PAUSE: Duration = Duration::from_millis(200);
+
+/// Watches a process until it is gone, and keeps its output bounded until then.
+///
+/// Holds nothing that keeps the state directory locked, so dropping the provider and all handles unlocks it at once.
+pub(super) async fn supervise(
+    kernel: Weak<LocalKernel>,
+    events: Arc<Events>,
+    files: KernelFiles,
+    process: Arc<Process>,
+    output_from: u64,
+) {
+    let ended = tokio::select! {
+        ended = process.ended() => ended,
+        never = bound_output(&events, &files) => match never {},
+    };
+    let Ok(ended) = ended else {
+        // The runtime is shutting down.
+        return;
+    };
+    let ended = blocking("end what the kernel started", move || {
+        process.reap();
+        if let Some(kernel) = kernel.upgrade() {
+            let output = output::tail(&files.output(), output_from, output::ERROR_TAIL).unwrap_or_default();
+            let cause = kernel.context.cause(ended);
+            kernel.process_ended(Exit::new(cause).with_output(output));
+        }
+    });
+    if let Err(error) = ended.await {
+        tracing::error!(%error, "cannot process the end of a kernel");
+    }
+}
+
+async fn bound_output(events: &Events, files: &KernelFiles) -> std::convert::Infallible {
+    let path = files.output();
+    let wrote = Arc::new(Notify::new());
+    let mut trimmer = Trimmer::default();
+    loop {
+        // One event, then none until the pause is over, so that continuous output does not cause continuous events.
+        let once = WatchFlags::MODIFY | WatchFlags::ONESHOT;
+        let watch = events.watch(&path, once, &wrote);
+        let trimmed = trimmer.trim(&path);
+        if let Err(error) = watch.as_ref().map(drop).and(trimmed.as_ref().map(drop)) {
+            tracing::warn!(%error, path = %path.display(), "cannot limit the size of the kernel's output");
+            return std::future::pending().await;
+        }
+        wrote.notified().await;
+        drop(watch);
+        tokio::time::sleep(TRIM_PAUSE).await;
+    }
+}
