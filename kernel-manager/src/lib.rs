@@ -17,5 +17,5 @@ pub use kernel::{
 pub use manager::{AtClose, Culling, Manager, ManagerBuilder, ManagerOptions, OpenError, StartError, StartRequest};
 pub use session::{
     ExecutionFilter, ExecutionOutputs, ExecutionPage, ExecutionRecord, ExecutionState, ExecutionStatus, Executions,
-    RequestError, SendError,
+    RequestError, SendError, is_follow_request,
 };

@@ -61,3 +61,64 @@ async fn outputs_nested_beyond_the_json_parsers_limit_are_sent_verbatim() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_latest_executions_of_cells_are_listed_with_their_questions() {
+    let served = Served::start().await;
+    served.provider.install("asks", FakeSpec::kernel(|| Asks), json!({}));
+    let kernel = served.start_kernel(json!({"name": "asks"})).await;
+    let executions = format!("/api/kernels/{}/executions", kernel["id"].as_str().unwrap());
+    for (code, cell) in [("one", "a"), ("two", "a"), ("ask", "b")] {
+        let body = json!({"code": code, "cellId": cell, "allow_stdin": true});
+        let started = served.send("POST", &executions, body).await;
+        assert_eq!(started.status, 202, "{started:?}");
+    }
+    let listed = loop {
+        let answer = served.ask("GET", &format!("{executions}?latest=cell")).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let answer = answer.json();
+        if answer["executions"][0]["input_request"].is_object() {
+            break answer;
+        }
+        yield_now().await;
+    };
+    assert_eq!(listed["next"], Value::Null);
+    let listed = listed["executions"].as_array().unwrap();
+    assert_eq!(listed.len(), 2);
+    assert_eq!(listed[0]["cellId"], "b");
+    assert_eq!(
+        listed[0]["input_request"],
+        json!({"prompt": "name? ", "password": false})
+    );
+    assert_eq!(listed[1]["cellId"], "a");
+    assert_eq!(listed[1]["input_request"], Value::Null);
+    let two = "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3";
+    assert_eq!(listed[1]["code_hash"], two);
+    assert!(listed.iter().all(|execution| execution["outputs_digest"].is_string()));
+    // The plain list has all of them, without the additions.
+    let all = served.ask("GET", &executions).await.json();
+    let all = all["executions"].as_array().unwrap();
+    assert_eq!(all.len(), 3);
+    assert!(all.iter().all(|execution| execution.get("outputs_digest").is_none()));
+    served
+        .ask("GET", &format!("{executions}?latest=session"))
+        .await
+        .error(400);
+}
+
+/// Asks for a name if the code is `ask`.
+struct Asks;
+
+#[async_trait]
+impl Kernel for Asks {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        if request.code == "ask" {
+            drop(context.input("name? ", false).await);
+        }
+        Ok(ExecuteReply::default())
+    }
+}

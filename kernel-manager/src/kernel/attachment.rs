@@ -7,9 +7,13 @@ use jupyter_protocol::codec::websocket_v1::V1Message;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Block, Entry, LIFECYCLE, Origin, ReadError, Reader, Seq};
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::Kernel;
-use crate::session::{ExecutionRecord, ExecutionState, Joining, ReplayedEntries, SendError, replay, reported_state};
+use crate::session::{
+    Audience, ExecutionRecord, ExecutionState, Followed, Joining, ReplayedEntries, SendError, refusal, replay,
+    reported_state, tells_answered,
+};
 
 /// A client attached to a kernel: a position in its log, and a way to send.
 ///
@@ -54,6 +58,7 @@ struct Hold {
     session: Arc<str>,
     attachment: u64,
     replayed: AllReplayedEntries,
+    followed: Arc<Followed>,
 }
 
 /// Entries that the client received in a replay, before the reader reached them.
@@ -69,10 +74,13 @@ impl AllReplayedEntries {
         self.by_execution.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn extend(&self, replayed: Option<ReplayedEntries>) {
+    /// Adds the entries that a replay contained, for a reader that has read up to `position`.
+    fn extend(&self, replayed: Option<ReplayedEntries>, position: Seq) {
         if let Some(replayed) = replayed {
             self.until.fetch_max(replayed.until.0, Ordering::Relaxed);
-            self.lock().push(replayed);
+            let mut by_execution = self.lock();
+            by_execution.retain(|replayed| replayed.until > position);
+            by_execution.push(replayed);
         }
     }
 
@@ -106,6 +114,11 @@ impl Attachment {
         // before it stored the position. What the client received is unknown.
         let sure = joined.position.map_or(Seq::START, |position| position.sure);
         let in_doubt = kernel.recorder().active_after(&session, sure);
+        for execution in &in_doubt {
+            if execution.session != *session {
+                joined.followed.insert(execution.msg_id());
+            }
+        }
         let from = match kernel.died_at() {
             Some(died) => acknowledged.min(Seq(died.0 - 1)),
             None => acknowledged,
@@ -115,7 +128,7 @@ impl Attachment {
             acknowledged,
             reader: kernel.log().reader(from),
             current: joined.current,
-            client: Client::hold(kernel, session, joined.attachment),
+            client: Client::hold(kernel, session, joined.attachment, joined.followed),
         }
     }
 
@@ -128,7 +141,7 @@ impl Attachment {
             acknowledged: after,
             reader: kernel.log().reader(after),
             current: joined.current,
-            client: Client::hold(kernel, session, joined.attachment),
+            client: Client::hold(kernel, session, joined.attachment, joined.followed),
         }
     }
 
@@ -140,11 +153,64 @@ impl Attachment {
     /// [`ReadError::Store`] if the log cannot be read; this execution is skipped.
     pub async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
         let execution = self.in_doubt.pop_front()?;
-        let replay = replay(self.client.kernel().log(), &execution, self.acknowledged).await;
-        Some(replay.map(|replay| {
-            self.client.hold.replayed.extend(replay.replayed);
-            replay.messages
-        }))
+        Some(self.shown(&execution, self.acknowledged, Audience::Reconnected).await)
+    }
+
+    async fn shown(
+        &self,
+        execution: &ExecutionRecord,
+        until: Seq,
+        audience: Audience,
+    ) -> Result<Vec<(Channel, WireMessage)>, ReadError> {
+        let replay = replay(self.client.kernel().log(), execution, until, audience).await?;
+        self.client
+            .hold
+            .replayed
+            .extend(replay.replayed, self.reader.position());
+        Ok(replay.messages)
+    }
+
+    /// Answers a [request to follow an execution](crate::is_follow_request) that another session requested: returns the
+    /// messages to send before the next entries. They show the execution as it was at the reader's position, so that
+    /// each output is in them or among the later entries. From then on, the session also
+    /// [receives](Client::delivers) the execution's replies and questions, and may answer them.
+    ///
+    /// If the execution is unknown or cannot be read, the messages are an error reply to the request.
+    pub async fn follow(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
+        let kernel = self.client.kernel();
+        let refused = |ename, evalue: &str| refusal(request, ename, evalue, &kernel.recorder().kernel_session());
+        let msg_id = request.header_ref().map(|header| header.msg_id.into_owned());
+        let msg_id = msg_id.unwrap_or_default();
+        let unreadable = |error: &dyn std::error::Error| {
+            warn!(kernel_id = %kernel.id(), %error, "an execution cannot be replayed");
+            refused("UnreadableExecution", &error.to_string())
+        };
+        let position = self.reader.position();
+        self.client.spoke();
+        // Registered before the log is read, so that no reply after the position is missed.
+        let execution = match kernel.recorder().follow(&msg_id, self.client.session()).await {
+            Ok(Some(execution)) => execution,
+            Ok(None) => {
+                let evalue = format!(
+                    "the kernel's log has no execution {msg_id:?}: it was never requested, or its entries were \
+                     removed; run the code again"
+                );
+                return refused("UnknownExecution", &evalue);
+            }
+            Err(error) => return unreadable(&error),
+        };
+        if execution.session != self.client.session() {
+            self.client.hold.followed.insert(&msg_id);
+        }
+        let before = Seq(execution.request.0.saturating_sub(1));
+        let Hold {
+            session, attachment, ..
+        } = &*self.client.hold;
+        kernel.sessions().replays(session, *attachment, before);
+        match self.shown(&execution, position, Audience::New).await {
+            Ok(messages) => messages,
+            Err(error) => unreadable(&error),
+        }
     }
 
     /// The part that sends and acknowledges.
@@ -203,13 +269,14 @@ fn is_of_start(entry: &Entry) -> bool {
 }
 
 impl Client {
-    fn hold(kernel: Arc<Kernel>, session: Arc<str>, attachment: u64) -> Self {
+    fn hold(kernel: Arc<Kernel>, session: Arc<str>, attachment: u64, followed: Arc<Followed>) -> Self {
         Self {
             hold: Arc::new(Hold {
                 kernel,
                 session,
                 attachment,
                 replayed: AllReplayedEntries::default(),
+                followed,
             }),
         }
     }
@@ -226,13 +293,14 @@ impl Client {
         &self.hold.session
     }
 
-    /// Sends a message to the kernel. Waits while the kernel restarts.
+    /// Sends a message to the kernel. Waits while the kernel restarts. Drops [requests to follow an
+    /// execution](crate::is_follow_request).
     ///
     /// # Errors
     /// [`SendError`] if the kernel is dead or the message cannot be sent.
     pub async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
         let sessions = self.hold.kernel.sessions();
-        sessions.spoke(&self.hold.session, self.hold.attachment);
+        self.spoke();
         if channel == Channel::Stdin
             && let recorder = self.hold.kernel.recorder()
             && let Some(question) = recorder.question_answered(self.session(), &message).await
@@ -240,6 +308,24 @@ impl Client {
             sessions.has_seen(&self.hold.session, self.hold.attachment, question);
         }
         self.hold.kernel.send(&self.hold.session, channel, message).await
+    }
+
+    /// The answer to a `kernel_info_request` from the log, while an execution keeps the kernel's main shell from
+    /// answering: messages for this client alone, to send as they are. `None` for other messages, and if the kernel can
+    /// answer; [send](Self::send) the request then. A page that is opened on a busy kernel otherwise learns nothing of
+    /// the kernel's abilities, such as subshells.
+    #[must_use]
+    pub fn answer_for_busy_kernel(
+        &self,
+        channel: Channel,
+        request: &WireMessage,
+    ) -> Option<Vec<(Channel, WireMessage)>> {
+        self.hold.kernel.recorder().answer_for_busy(channel, request)
+    }
+
+    fn spoke(&self) {
+        let sessions = self.hold.kernel.sessions();
+        sessions.spoke(&self.hold.session, self.hold.attachment);
     }
 
     /// Detaches the client even if clones of this remain, for example in messages that the kernel has not read yet.
@@ -263,8 +349,8 @@ impl Client {
         self.hold.kernel.recorder().gap_notices(self.session(), before)
     }
 
-    /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests, and life-cycle
-    /// events that have a message in the Jupyter protocol. Entries that were [replayed](Attachment::replay) already are
+    /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests and those of
+    /// executions that it [follows](Attachment::follow), and life-cycle events that have a message in the Jupyter protocol. Entries that were [replayed](Attachment::replay) already are
     /// left out.
     #[must_use]
     pub fn delivers(&self, entry: &Entry) -> bool {
@@ -273,6 +359,9 @@ impl Client {
             Origin::Kernel => self.is_addressed(entry) && !self.hold.replayed.contains(entry) && !is_of_start(entry),
             Origin::Lifecycle => {
                 let message = entry.message();
+                if tells_answered(&message) {
+                    return self.has_question(entry, &message) && !self.hold.replayed.contains(entry);
+                }
                 self.is_addressed(entry)
                     && !self.hold.replayed.contains(entry)
                     && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
@@ -280,7 +369,16 @@ impl Client {
         }
     }
 
+    /// Whether this client has the question of this entry and another one answered it.
+    fn has_question(&self, entry: &Entry, message: &WireMessage) -> bool {
+        entry.session() != self.session()
+            && (self.hold.followed.has(message) || self.hold.kernel.recorder().concerns(message, self.session()))
+    }
+
     fn is_addressed(&self, entry: &Entry) -> bool {
-        entry.channel() == Channel::Iopub || entry.session().is_empty() || entry.session() == self.session()
+        entry.channel() == Channel::Iopub
+            || entry.session().is_empty()
+            || entry.session() == self.session()
+            || self.hold.followed.has(&entry.message())
     }
 }

@@ -3,6 +3,7 @@
 use jupyter_protocol::json;
 use memchr::memmem;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::execution_record::ExecutionStatus;
 use super::index_keys::MAX_ID;
@@ -19,6 +20,17 @@ pub(super) fn cell_id(metadata: &[u8]) -> Option<String> {
     }
     let metadata: Metadata = serde_json::from_slice(metadata).ok()?;
     metadata.cell_id.filter(|id| !id.is_empty() && id.len() <= MAX_ID)
+}
+
+/// The SHA-256 of the code of an `execute_request`, in hexadecimal.
+pub(super) fn code_hash(content: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Request {
+        code: String,
+    }
+    let request: Request = json::from_slice(content).ok()?;
+    let hash = Sha256::digest(request.code.as_bytes());
+    Some(hash.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The `execution_state` of a `status`.
@@ -52,6 +64,16 @@ pub(super) fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
         _ => ExecutionStatus::Ok,
     };
     (status, reply.execution_count)
+}
+
+/// Whether a reply is not an error. Some kernels send no `status`.
+pub(super) fn is_ok(content: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Reply {
+        #[serde(default)]
+        status: Option<String>,
+    }
+    json::from_slice::<Reply>(content).is_ok_and(|reply| reply.status.is_none_or(|status| status == "ok"))
 }
 
 /// The `display_id` in a display's content.

@@ -58,6 +58,9 @@ pub struct ExecutionRecord {
     /// The notebook cell, if the client sent `cellId` in the request's metadata (JEP 95).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cell_id: Option<String>,
+    /// SHA-256 of the code, in hexadecimal; `None` if the request has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_hash: Option<String>,
     /// Its status.
     pub status: ExecutionStatus,
     /// What ended the kernel, if the execution [died](ExecutionStatus::Died).
@@ -77,6 +80,9 @@ pub struct ExecutionRecord {
     /// Entry of an open `input_request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_input: Option<Seq>,
+    /// Other sessions that receive its replies and questions, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub followers: Vec<String>,
     /// Whether the log has a notice to the client that output may be missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told_missing: bool,
@@ -97,5 +103,11 @@ impl ExecutionRecord {
     #[must_use]
     pub fn msg_id(&self) -> &str {
         &self.header.msg_id
+    }
+
+    /// Whether this session requested or follows it.
+    #[must_use]
+    pub fn concerns(&self, session: &str) -> bool {
+        self.session == session || self.followers.iter().any(|follower| follower == session)
     }
 }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -11,6 +12,8 @@ use crate::fold::{Fold, FoldLimits};
 
 /// Index records per read.
 const PAGE: usize = 256;
+/// Index records per page of results.
+const MAX_SCANNED: usize = 20_000;
 
 /// The executions of a running or ended kernel, read from its log.
 ///
@@ -54,6 +57,8 @@ pub struct ExecutionFilter {
     pub since: Option<DateTime<Utc>>,
     /// Requested before this time.
     pub until: Option<DateTime<Utc>>,
+    /// Only the newest of each notebook cell, and those without a cell.
+    pub latest_of_cells: bool,
 }
 
 impl ExecutionFilter {
@@ -88,6 +93,8 @@ pub struct ExecutionOutputs {
     pub cursor: Cursor,
     /// Whether no entries of the execution are missing.
     pub complete: bool,
+    /// Whether entries are no longer in the log.
+    pub(super) trimmed: bool,
 }
 
 impl fmt::Debug for ExecutionOutputs {
@@ -132,7 +139,9 @@ impl Executions {
         Ok(record.and_then(|json| self.read(&json)))
     }
 
-    /// Lists at most `limit` matching executions that were requested before entry `before`, newest first.
+    /// At most `limit` matching executions, newest first, requested before entry `before`. A page looks at no more than
+    /// 20,000 executions and may be short; [`ExecutionPage::next`] says whether there are more. With
+    /// [`latest_of_cells`](ExecutionFilter::latest_of_cells), cells of earlier pages may occur again.
     ///
     /// # Errors
     /// [`StoreError`] if the index cannot be read.
@@ -147,15 +156,24 @@ impl Executions {
             end = keys::execution(before);
         }
         let mut executions: Vec<ExecutionRecord> = Vec::new();
+        let mut cells = HashSet::new();
+        let mut scanned = 0;
         loop {
             let records = self.log.index_scan(start, end.clone(), PAGE, true).await?;
             let last = records.len() < PAGE;
             for (key, json) in records {
-                if executions.len() == limit {
-                    let next = executions.last().map(|execution| execution.request);
-                    return Ok(ExecutionPage { executions, next });
+                if executions.len() == limit || scanned == MAX_SCANNED {
+                    return Ok(ExecutionPage {
+                        executions,
+                        next: keys::seq_of(&end),
+                    });
                 }
-                executions.extend(self.read(&json).filter(|execution| filter.takes(execution)));
+                scanned += 1;
+                let execution = self.read(&json).filter(|execution| filter.takes(execution));
+                executions.extend(execution.filter(|execution| {
+                    let mut is_latest = || execution.cell_id.clone().is_none_or(|cell| cells.insert(cell));
+                    !filter.latest_of_cells || is_latest()
+                }));
                 end = key;
             }
             if last {
@@ -180,15 +198,30 @@ impl Executions {
     /// # Errors
     /// [`ReadError::Store`] if the log cannot be read.
     pub async fn code(&self, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
-        #[derive(serde::Deserialize)]
-        struct Request {
-            code: String,
-        }
-        let request = entry_at(&self.log, execution.request).await?;
-        Ok(request.and_then(|entry| {
-            let request: Request = serde_json::from_slice(entry.message().content()).ok()?;
-            Some(request.code)
-        }))
+        code(&self.log, execution).await
+    }
+
+    /// The open question of the execution, as the kernel sent it; `None` if none is open.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] if the log cannot be read.
+    pub async fn question(&self, execution: &ExecutionRecord) -> Result<Option<WireMessage>, ReadError> {
+        let Some(seq) = execution.open_input else {
+            return Ok(None);
+        };
+        Ok(message_at(&self.log, seq).await?.map(|(_, message)| message))
+    }
+
+    /// A text that changes with the messages of the execution. While it runs, it may change without one.
+    #[must_use]
+    pub fn outputs_digest(&self, execution: &ExecutionRecord) -> String {
+        // Records of running executions do not store their progress.
+        let last = if execution.ended.is_some() {
+            execution.last
+        } else {
+            self.log.head()
+        };
+        format!("{}:{last}", self.log.epoch())
     }
 
     /// Folds the execution's outputs so far. They are complete if `execution` has ended and no entries are missing.
@@ -204,6 +237,18 @@ impl Executions {
     }
 }
 
+pub(super) async fn code(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
+    #[derive(serde::Deserialize)]
+    struct Request {
+        code: String,
+    }
+    let request = entry_at(log, execution.request).await?;
+    Ok(request.and_then(|entry| {
+        let request: Request = serde_json::from_slice(entry.message().content()).ok()?;
+        Some(request.code)
+    }))
+}
+
 /// Folds the execution's entries up to `until`, including updates of its displays by other executions.
 pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> Result<ExecutionOutputs, ReadError> {
     let mut outputs = ExecutionOutputs {
@@ -213,6 +258,7 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
             seq: until,
         },
         complete: true,
+        trimmed: false,
     };
     // While an execution runs, its stored record does not keep `last` up to date.
     let end = if execution.ended.is_some() {
@@ -228,6 +274,7 @@ pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> 
             Ok(None) => break,
             Err(ReadError::Gap { .. }) => {
                 outputs.complete = false;
+                outputs.trimmed = true;
                 continue;
             }
             Err(error) => return Err(error),

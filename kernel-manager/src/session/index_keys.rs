@@ -8,6 +8,7 @@
 //! | `u/` number of an unfinished `execute_request` | empty |
 //! | `d/` `display_id` | the number of its newest `update_display_data` |
 //! | `s/` session | its position, as JSON |
+//! | `k/info` | the content of the newest `kernel_info_reply` |
 //!
 //! Numbers are 8 bytes, big-endian, so that they sort.
 
@@ -25,6 +26,7 @@ pub(super) const OTHER_REQUESTS: Range = (b"q/", b"q0");
 pub(super) const RUNNING: Range = (b"u/", b"u0");
 pub(super) const DISPLAYS: Range = (b"d/", b"d0");
 pub(super) const SESSIONS: Range = (b"s/", b"s0");
+pub(super) const KERNEL_INFO: Bytes = Bytes::from_static(b"k/info");
 
 pub(super) fn request(msg_id: &str) -> Bytes {
     text(b"r/", msg_id)

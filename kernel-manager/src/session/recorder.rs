@@ -22,13 +22,13 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::{self, IopubSubscriber, MessageMemory, SocketError};
-use jupyter_protocol::{Channel, ConnectionInfo, KernelId, WireMessage};
+use jupyter_protocol::{Channel, ConnectionInfo, Header, KernelId, WireMessage};
 use kernel_log::{Lifecycle, Log, Seq, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument, debug, info_span};
 
 pub use self::error::{RequestError, SendError};
 use self::iopub::record_iopub;
@@ -40,7 +40,9 @@ use self::senders::{Destination, Sender, Senders};
 use self::setup::Setup;
 use super::execution_record::ExecutionRecord;
 use super::execution_state::ExecutionState;
-use super::executions::message_at;
+use super::executions::{Executions, message_at};
+use super::follow::is_follow_request;
+use super::msg_type::msg_type;
 use super::pending_requests::{PendingRequests, Requester};
 use super::request_index::RequestIndex;
 use super::synthetic_reply::{self, MISSING, NOT_KEPT};
@@ -156,9 +158,69 @@ impl Recorder {
         DateTime::from_timestamp_micros(self.recording.last_activity.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
-    /// Executions of the session that have entries after `seq` or are unfinished, oldest request first.
+    /// Executions that the session requested or follows and that have entries after `seq` or are unfinished, oldest
+    /// request first.
     pub(crate) fn active_after(&self, session: &str, seq: Seq) -> Vec<ExecutionRecord> {
         self.recording.requests().active_after(session, seq)
+    }
+
+    /// The execution, which this session follows from now on; `None` if the log does not have it.
+    pub(crate) async fn follow(&self, msg_id: &str, session: &str) -> Result<Option<ExecutionRecord>, StoreError> {
+        {
+            let mut requests = self.recording.requests();
+            let execution = requests.follow(msg_id, session);
+            self.recording.log.update_index(requests.take_updates());
+            if execution.is_some() {
+                return Ok(execution);
+            }
+        }
+        // Only executions that have ended are not in memory. Nothing but output can follow.
+        Executions::of(self.recording.log.clone()).get(msg_id).await
+    }
+
+    /// Whether this session requested or follows the execution to which the message belongs.
+    pub(crate) fn concerns(&self, message: &WireMessage, session: &str) -> bool {
+        message
+            .parent_ref()
+            .is_ok_and(|parent| self.recording.requests().concerns(&parent.msg_id, session))
+    }
+
+    /// The answer to a `kernel_info_request`, while an execution keeps the kernel's main shell from answering it; `None`
+    /// for other messages, and if the kernel answers.
+    pub(crate) fn answer_for_busy(
+        &self,
+        channel: Channel,
+        request: &WireMessage,
+    ) -> Option<Vec<(Channel, WireMessage)>> {
+        if channel != Channel::Shell || msg_type(request) != "kernel_info_request" {
+            return None;
+        }
+        let header = Header::parse(request.header()).ok()?;
+        if header.subshell_id.is_some() {
+            return None;
+        }
+        let (info, running) = self.recording.requests().busy_with()?;
+        let session = self.recording.kernel_session();
+        let message = |channel, msg_type: &str, content: &[u8], parent: &Header| {
+            let message = Message::new(Content::parse(msg_type, content), &session);
+            (channel, message.with_parent(parent.clone()).to_wire())
+        };
+        let status = |state: &str, parent: &Header| {
+            let content = format!(r#"{{"execution_state":"{state}"}}"#);
+            message(Channel::Iopub, "status", content.as_bytes(), parent)
+        };
+        Some(vec![
+            status("busy", &header),
+            message(Channel::Shell, "kernel_info_reply", &info, &header),
+            status("idle", &header),
+            // Clients show the newest status, whatever its parent.
+            status("busy", &running),
+        ])
+    }
+
+    /// The session in the kernel's messages.
+    pub(crate) fn kernel_session(&self) -> Arc<str> {
+        self.recording.kernel_session()
     }
 
     /// The number that the next appended entry will get.
@@ -445,6 +507,13 @@ impl Recorder {
         channel: Channel,
         message: WireMessage,
     ) -> Result<(), SendError> {
+        if is_follow_request(&message) {
+            debug!(
+                session = &**session,
+                "dropped a request to follow an execution, which is not for the kernel"
+            );
+            return Ok(());
+        }
         let message = completed(message, session);
         self.recording
             .send(channel, session, message, Requester::Session(session.clone()))

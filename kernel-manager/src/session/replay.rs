@@ -1,5 +1,5 @@
-//! Replays executions to a plain Jupyter client that reconnects. Which of their messages it has is uncertain, so each
-//! execution is cleared and shown again.
+//! Replays executions to a plain Jupyter client that reconnects, or that asks for one by its id. Which of their messages
+//! it has is uncertain, so each execution is cleared and shown again.
 
 use std::sync::Arc;
 
@@ -8,12 +8,15 @@ use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Entry, Log, Origin, ReadError, Seq};
+use serde_json::json;
 
 use super::content_fields::display_id;
-use super::execution_record::ExecutionRecord;
-use super::executions::{fold, message_at};
+use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::executions::{ExecutionOutputs, code, fold, message_at};
+use super::follow::replay_metadata;
 use super::msg_type::msg_type;
 use super::parent_filter::ParentFilter;
+use super::synthetic_reply::{self, NOT_KEPT};
 use crate::fold::{answers, without_pager};
 
 /// The replay of one execution.
@@ -43,15 +46,30 @@ impl ReplayedEntries {
     }
 }
 
+/// What the client knows of an execution that is replayed to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// It requested the execution, or followed it before.
+    Reconnected,
+    /// It has only the execution's id.
+    New,
+}
+
 /// Replays the execution as it was after entry `until`. Later entries can follow unchanged, except those that are
 /// [replayed](Replay::replayed).
-pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Seq) -> Result<Replay, ReadError> {
+pub(crate) async fn replay(
+    log: &Log,
+    execution: &ExecutionRecord,
+    mut until: Seq,
+    audience: Audience,
+) -> Result<Replay, ReadError> {
     // JupyterLab drops the message that it is handling when one of another session arrives, as after a restart.
     let kernel_session = kernel_session(log, execution).await?;
     let session = kernel_session.as_deref().unwrap_or(&execution.session);
     let ours = |msg_type: &str, content: &[u8]| {
         let message = Message::new(Content::parse(msg_type, content), session);
-        (Channel::Iopub, message.with_parent(execution.header.clone()).to_wire())
+        let message = message.with_parent(execution.header.clone());
+        (Channel::Iopub, message.with_metadata(replay_metadata()).to_wire())
     };
     let mut messages = Vec::new();
     if execution.request > until {
@@ -65,8 +83,14 @@ pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
     // A queued execution has no messages yet, however many entries others have.
     let is_queued = execution.last == execution.request;
     let end = if is_queued { execution.request } else { until };
-    let mut folded = fold(log, execution, end).await?.fold;
+    let ExecutionOutputs {
+        fold: mut folded,
+        trimmed,
+        ..
+    } = fold(log, execution, end).await?;
     let mut replayed = None;
+    // A client that reconnects is told of gaps apart from replays.
+    let mut told = audience == Audience::Reconnected;
     if let Some(question) = folded.input_request()
         && execution.open_input.is_none_or(|open| open > until)
         && let Some(answer) = first_after(log, until, |entry| {
@@ -84,9 +108,29 @@ pub(crate) async fn replay(log: &Log, execution: &ExecutionRecord, mut until: Se
             display_ids: folded.display_ids(),
         });
     }
+    if audience == Audience::New && execution.status == ExecutionStatus::Queued && folded.bytes() == 0 {
+        // The kernel's status is that of another execution.
+        messages.push(ours("clear_output", br#"{"wait":false}"#));
+        return Ok(Replay {
+            messages,
+            replayed: None,
+        });
+    }
     messages.push(ours("status", br#"{"execution_state":"busy"}"#));
+    if audience == Audience::New
+        && let Some(execution_count) = folded.execution_count()
+    {
+        let code = code(log, execution).await?.unwrap_or_default();
+        let input = json!({"code": code, "execution_count": execution_count}).to_string();
+        messages.push(ours("execute_input", input.as_bytes()));
+    }
     for (msg_type, content) in folded.messages() {
+        let is_clear = msg_type == "clear_output";
         messages.push(ours(msg_type, &content));
+        // Retention drops the oldest entries, so what is missing was before the rest.
+        if is_clear && trimmed && !std::mem::replace(&mut told, true) {
+            messages.push((Channel::Iopub, synthetic_reply::notice(execution, NOT_KEPT, session)));
+        }
     }
     for seq in [execution.open_input, execution.reply, execution.idle]
         .into_iter()

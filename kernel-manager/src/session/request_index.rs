@@ -9,14 +9,19 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::{Channel, Header, WireMessage};
 use kernel_log::{IndexUpdate, Log, Seq, StoreError};
 
-use super::content_fields::{cell_id, display_id, execution_count, kernel_state, outcome};
+use super::content_fields::{cell_id, code_hash, display_id, execution_count, is_ok, kernel_state, outcome};
 use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::executions::message_at;
+use super::follow::MAX_FOLLOWERS;
 use super::index_keys::{self as keys, MAX_ID};
 use super::known_requests::{Known, KnownRequests, MAX_REQUESTS};
 use super::msg_type::msg_type;
+use super::questions::Questions;
 
 /// How many ended executions are kept in memory, for late output and for replays to sessions that reconnect.
 const MAX_ENDED: usize = 256;
+/// The longest `kernel_info_reply` that is kept, in bytes. Real ones have a few thousand.
+const MAX_KERNEL_INFO: usize = 256 << 10;
 /// The longest header of an execution record, in bytes. The record contains it whole; typical headers have a few
 /// hundred.
 const MAX_HEADER: usize = 64 << 10;
@@ -39,6 +44,9 @@ pub(super) struct RequestIndex {
     /// Whether an execution has ended since the last [`take_ended`](Self::take_ended).
     some_ended: bool,
     displays: HashMap<String, Seq>,
+    pub(super) questions: Questions,
+    /// The content of the newest `kernel_info_reply`.
+    kernel_info: Option<Bytes>,
 }
 
 impl RequestIndex {
@@ -58,10 +66,13 @@ impl RequestIndex {
             updates: Vec::new(),
             some_ended: false,
             displays: HashMap::new(),
+            questions: Questions::default(),
+            kernel_info: None,
         };
         if requests.requests.all {
             return Ok(requests);
         }
+        requests.kernel_info = log.index_get(keys::KERNEL_INFO).await?;
         let (start, end) = keys::RUNNING;
         for (key, _) in log.index_scan(start, end, MAX_REQUESTS, true).await? {
             if let Some(seq) = keys::seq_of(&key)
@@ -75,6 +86,16 @@ impl RequestIndex {
         newest.reverse();
         for (_, record) in newest {
             requests.remember(&record, log.head());
+        }
+        for seq in requests
+            .executions
+            .values()
+            .filter_map(|execution| execution.open_input)
+        {
+            // Without the question, several answers may reach the kernel; no reason to fail.
+            if let Ok(Some((_, question))) = message_at(log, seq).await {
+                requests.questions.ask(&question);
+            }
         }
         Ok(requests)
     }
@@ -152,6 +173,7 @@ impl RequestIndex {
                 header,
                 session: session.to_owned(),
                 cell_id: cell_id(message.metadata()),
+                code_hash: code_hash(message.content()),
                 status: ExecutionStatus::Queued,
                 reason: None,
                 execution_count: None,
@@ -159,6 +181,7 @@ impl RequestIndex {
                 reply: None,
                 idle: None,
                 open_input: None,
+                followers: Vec::new(),
                 told_missing: false,
                 last: seq,
                 requested: time,
@@ -188,10 +211,10 @@ impl RequestIndex {
         }
     }
 
-    /// The entries of the session's open `input_request`s.
+    /// The entries of the open `input_request`s that this session received.
     pub(super) fn open_questions(&self, session: &str) -> Vec<Seq> {
         let executions = self.executions.values();
-        let of_session = executions.filter(|execution| execution.session == session);
+        let of_session = executions.filter(|execution| execution.concerns(session));
         of_session.filter_map(|execution| execution.open_input).collect()
     }
 
@@ -231,14 +254,20 @@ impl RequestIndex {
 
     /// A message of the kernel was appended as entry `seq`.
     pub(super) fn on_kernel_message(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
+        let msg_type = msg_type(message);
+        if msg_type == "kernel_info_reply" {
+            self.on_kernel_info(message.content());
+        }
         if channel == Channel::Control {
             return;
         }
-        let msg_type = msg_type(message);
         if msg_type == "update_display_data"
             && let Some(id) = display_id(message.content())
         {
             self.displays.insert(id, seq);
+        }
+        if channel == Channel::Stdin && msg_type == "input_request" {
+            self.questions.ask(message);
         }
         if self.last_parent.0 != message.parent_header() {
             let parent = message.parent_ref().ok().map(|parent| parent.msg_id);
@@ -281,6 +310,7 @@ impl RequestIndex {
                 execution.execution_count = count.or(execution.execution_count);
                 execution.reply = Some(seq);
                 execution.open_input = None;
+                self.questions.end(msg_id);
                 changed = true;
             }
             (Channel::Stdin, "input_request") => {
@@ -296,6 +326,27 @@ impl RequestIndex {
         } else if changed {
             self.changed.insert(msg_id.clone());
         }
+    }
+
+    fn on_kernel_info(&mut self, content: &Bytes) {
+        if self.kernel_info.as_ref() != Some(content) && content.len() <= MAX_KERNEL_INFO && is_ok(content) {
+            // Copied, because the content shares memory with the whole message.
+            let content = Bytes::copy_from_slice(content);
+            self.updates.push(IndexUpdate::put(keys::KERNEL_INFO, content.clone()));
+            self.kernel_info = Some(content);
+        }
+    }
+
+    /// The content of the newest `kernel_info_reply`, and the execution that keeps the main shell busy; `None` if none
+    /// does.
+    pub(super) fn busy_with(&self) -> Option<(Bytes, Header)> {
+        let on_main_shell = self
+            .executions
+            .values()
+            .filter(|execution| execution.ended.is_none() && execution.started.is_some())
+            .filter(|execution| execution.header.subshell_id.is_none());
+        let running = on_main_shell.min_by_key(|execution| execution.request)?;
+        Some((self.kernel_info.clone()?, running.header.clone()))
     }
 
     /// The execution has ended; only late output may follow.
@@ -394,8 +445,24 @@ impl RequestIndex {
             execution.last = execution.last.max(last);
             execution.ended = Some(now);
         }
+        self.questions.end(msg_id);
         self.end(msg_id.into());
         next
+    }
+
+    /// The execution, which this session follows from now on; `None` if it is not in memory.
+    pub(super) fn follow(&mut self, msg_id: &str, session: &str) -> Option<ExecutionRecord> {
+        let (id, execution) = self.executions.get_key_value(msg_id)?;
+        let (id, is_new) = (id.clone(), !execution.concerns(session));
+        let execution = self.executions.get_mut(&id)?;
+        if is_new {
+            execution.followers.push(session.to_owned());
+            if execution.followers.len() > MAX_FOLLOWERS {
+                execution.followers.remove(0);
+            }
+            self.changed.insert(id);
+        }
+        Some(execution.clone())
     }
 
     /// Takes the index updates since the last call.
@@ -429,12 +496,19 @@ impl RequestIndex {
         self.executions.get(msg_id).map(|execution| &*execution.session)
     }
 
-    /// Executions of the session that have entries after `seq` or are unfinished, oldest request first.
+    /// Whether this session requested or follows the execution.
+    pub(super) fn concerns(&self, msg_id: &str, session: &str) -> bool {
+        let execution = self.executions.get(msg_id);
+        execution.is_some_and(|execution| execution.concerns(session))
+    }
+
+    /// Executions that the session requested or follows and that have entries after `seq` or are unfinished, oldest
+    /// request first.
     pub(super) fn active_after(&self, session: &str, seq: Seq) -> Vec<ExecutionRecord> {
         let mut active: Vec<_> = self
             .executions
             .values()
-            .filter(|execution| execution.session == session && (execution.ended.is_none() || execution.last > seq))
+            .filter(|execution| execution.concerns(session) && (execution.ended.is_none() || execution.last > seq))
             .cloned()
             .collect();
         active.sort_by_key(|execution| execution.request);

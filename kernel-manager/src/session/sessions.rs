@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::follow::Followed;
 use super::index_keys as keys;
 
 /// How many detached sessions a kernel remembers. Beyond that, it forgets the one that left first, which then resumes
@@ -40,6 +41,8 @@ struct Session {
     attachments: BTreeMap<u64, Progress>,
     /// The attachment that the client receives: the newest one that it sent something over, or the only one.
     heard: u64,
+    /// The executions of other sessions that it follows.
+    followed: Arc<Followed>,
     /// The progress of that attachment when it left.
     left: Option<Progress>,
     /// The stored position, and when it was stored.
@@ -58,6 +61,9 @@ struct Progress {
     position: Position,
     /// Acknowledgements within [`GRACE`], oldest first.
     recent: VecDeque<(Instant, Seq)>,
+    /// When an execution was last replayed on request, and the entry before the oldest that was replayed within
+    /// [`GRACE`]. Whether the client received the replays is uncertain as long.
+    replayed: Option<(Instant, Seq)>,
 }
 
 /// How much of the log a session has received.
@@ -85,6 +91,7 @@ pub(crate) struct Joined {
     pub(crate) attachment: u64,
     /// What the session has received; `None` if it is new.
     pub(crate) position: Option<Position>,
+    pub(crate) followed: Arc<Followed>,
     pub(crate) current: watch::Receiver<u64>,
 }
 
@@ -93,6 +100,23 @@ impl Progress {
         Self {
             position,
             recent: VecDeque::from([(Instant::now(), position.sure)]),
+            replayed: None,
+        }
+    }
+
+    /// Entries after `before` are sent again, in a replay.
+    fn replay(&mut self, before: Seq) {
+        let now = Instant::now();
+        self.lower_if_replayed(now);
+        let floor = self.replayed.map_or(before, |(_, floor)| floor.min(before));
+        self.replayed = Some((now, floor));
+        self.lower_if_replayed(now);
+    }
+
+    fn lower_if_replayed(&mut self, now: Instant) {
+        match self.replayed {
+            Some((time, floor)) if now - time < GRACE => self.position.sure = self.position.sure.min(floor),
+            _ => self.replayed = None,
         }
     }
 
@@ -108,6 +132,7 @@ impl Progress {
             self.position.sure = self.position.sure.max(*seq);
             self.recent.pop_front();
         }
+        self.lower_if_replayed(now);
     }
 }
 
@@ -116,6 +141,7 @@ impl Session {
         Self {
             attachments: BTreeMap::new(),
             heard: 0,
+            followed: Arc::default(),
             left: left.map(Progress::at),
             stored: None,
             knows_its_place: false,
@@ -200,11 +226,12 @@ impl Sessions {
         session.knows_its_place = joining == Joining::KnowsItsPlace;
         session.changed = attachment;
         session.current.send_replace(attachment);
-        let current = session.current.subscribe();
+        let (current, followed) = (session.current.subscribe(), session.followed.clone());
         self.count(&known);
         Joined {
             attachment,
             position,
+            followed,
             current,
         }
     }
@@ -233,7 +260,14 @@ impl Sessions {
         self.advance(key, attachment, true, |progress| {
             progress.acknowledge(seq);
             progress.position.sure = progress.position.sure.max(seq);
+            progress.lower_if_replayed(Instant::now());
         });
+    }
+
+    /// Entries after `before` are replayed on request over this attachment. If the session reconnects soon, what they
+    /// belong to is replayed again.
+    pub(crate) fn replays(&self, key: &str, attachment: u64, before: Seq) {
+        self.advance(key, attachment, true, |progress| progress.replay(before));
     }
 
     fn advance(&self, key: &str, attachment: u64, store_at_once: bool, advance: impl FnOnce(&mut Progress)) {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use jupyter_protocol::Channel;
-use kernel_log::DiskStore;
-use kernel_manager::{ExecutionFilter, ExecutionStatus, Executions};
+use kernel_log::{DiskStore, MemoryStore};
+use kernel_manager::{AtClose, ExecutionFilter, ExecutionStatus, Executions};
 use kernel_provider::ExitCause;
+use serde_json::Map;
+use sha2::{Digest, Sha256};
 
 use crate::fixture::{Fixture, outputs, record, request, soon, start, until};
 
@@ -141,4 +143,64 @@ async fn executions_are_listed_with_their_status_after_the_kernel_has_ended() {
         .await
         .is_empty()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_execution_of_each_cell_is_listed_with_a_hash_of_its_code() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
+    let kernel = start(&manager).await;
+    let client = kernel.attach("s").client();
+    let mut codes = Vec::new();
+    for (number, cell) in ["a", "b", "", "a", "c", "", "b"].into_iter().enumerate() {
+        let code = format!("print {number} \u{e9}\"");
+        let mut message = request(&code, "s");
+        if !cell.is_empty() {
+            message = message.with_metadata(Map::from_iter([("cellId".to_owned(), cell.into())]));
+        }
+        soon(client.send(Channel::Shell, message.to_wire())).await.unwrap();
+        until(&kernel, &message.header.msg_id, |execution| execution.ended.is_some()).await;
+        codes.push(code);
+    }
+    let filter = ExecutionFilter {
+        latest_of_cells: true,
+        ..ExecutionFilter::default()
+    };
+    let executions = kernel.executions();
+    let page = executions.list(&filter, None, 10).await.unwrap();
+    assert_eq!(page.next, None);
+    let mut listed = Vec::new();
+    for execution in &page.executions {
+        let code = executions.code(execution).await.unwrap().unwrap();
+        let hash: String = Sha256::digest(code.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(execution.code_hash.as_ref(), Some(&hash));
+        listed.push(code);
+    }
+    let expected: Vec<_> = [6, 5, 4, 3, 2].map(|number: usize| codes[number].clone()).into();
+    assert_eq!(listed, expected);
+
+    // In pages, a cell may occur again.
+    let (mut before, mut pages, mut again) = (None, 0, Vec::new());
+    loop {
+        let page = executions.list(&filter, before, 2).await.unwrap();
+        pages += 1;
+        for execution in &page.executions {
+            again.push(executions.code(execution).await.unwrap().unwrap());
+        }
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, 4);
+    assert_eq!(again, codes.iter().rev().cloned().collect::<Vec<_>>());
+
+    // The digest changes with the outputs.
+    let digest = executions.outputs_digest(&page.executions[0]);
+    assert_eq!(digest, executions.outputs_digest(&page.executions[0]));
+    assert_ne!(digest, executions.outputs_digest(&page.executions[1]));
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }

@@ -12,7 +12,7 @@ use jupyter_protocol::kernel::{Context, Kernel as KernelSide, async_trait};
 use jupyter_protocol::kernelspec::InterruptMode;
 use jupyter_protocol::{Channel, KernelId, Message, WireMessage};
 use kernel_log::{LogOptions, LogStore, Logs, Seq};
-use kernel_manager::fold::Fold;
+use kernel_manager::fold::{Fold, FoldLimits};
 use kernel_manager::{AtClose, Attachment, ExecutionRecord, Kernel, Manager, ManagerOptions, StartRequest};
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use tokio::sync::Notify;
@@ -168,4 +168,29 @@ pub(crate) async fn receive_all(attachment: &mut Attachment, from: Seq, end: Seq
         }
     }
     received
+}
+
+/// Output of an execution as shown by a client that applies messages as they arrive.
+pub(crate) struct Screen {
+    msg_id: String,
+    pub(crate) fold: Fold,
+    pub(crate) replies: usize,
+}
+
+impl Screen {
+    pub(crate) fn of(msg_id: &str) -> Self {
+        Self {
+            msg_id: msg_id.to_owned(),
+            fold: Fold::new(FoldLimits::default()),
+            replies: 0,
+        }
+    }
+
+    pub(crate) fn show(&mut self, channel: Channel, message: &WireMessage) {
+        if message.parent_ref().unwrap().msg_id != self.msg_id {
+            return;
+        }
+        self.replies += usize::from(channel == Channel::Shell);
+        self.fold.apply(channel, message);
+    }
 }

@@ -4,6 +4,7 @@
 
 mod execution_list;
 mod fixture;
+mod follow;
 mod kernel_end;
 mod replay;
 mod requests;

@@ -3,37 +3,11 @@
 use std::sync::Arc;
 
 use jupyter_protocol::content::InputReply;
-use jupyter_protocol::{Channel, Message, WireMessage};
+use jupyter_protocol::{Channel, Message};
 use kernel_log::{MemoryStore, Seq};
-use kernel_manager::fold::{Fold, FoldLimits};
 use kernel_manager::{AtClose, Kernel};
 
-use crate::fixture::{Fixture, outputs, receive_all, request, soon, start, until};
-
-/// Output of an execution as shown by a client that applies messages as they arrive.
-struct Screen {
-    msg_id: String,
-    fold: Fold,
-    replies: usize,
-}
-
-impl Screen {
-    fn of(msg_id: &str) -> Self {
-        Self {
-            msg_id: msg_id.to_owned(),
-            fold: Fold::new(FoldLimits::default()),
-            replies: 0,
-        }
-    }
-
-    fn show(&mut self, channel: Channel, message: &WireMessage) {
-        if message.parent_ref().unwrap().msg_id != self.msg_id {
-            return;
-        }
-        self.replies += usize::from(channel == Channel::Shell);
-        self.fold.apply(channel, message);
-    }
-}
+use crate::fixture::{Fixture, Screen, outputs, receive_all, request, soon, start, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconnected_client_shows_the_same_outputs_as_an_undisturbed_one() {

@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
+use jupyter_protocol::WireMessage;
 use jupyter_protocol::content::InputRequest;
 use kernel_manager::fold::{Fold, FoldLimits};
 use kernel_manager::{ExecutionOutputs, ExecutionRecord, Executions};
@@ -111,13 +112,13 @@ pub(super) async fn answer(
         .fold
         .input_request()
         .filter(|_| !execution.status.has_ended())
-        .and_then(|message| serde_json::from_slice::<InputRequest>(message.content()).ok());
+        .and_then(Question::of);
     let body = streamed_body(move |writer| {
         let _room = room;
         let execution = ExecutionWithOutputs {
             execution: model,
             code,
-            input_request: input_request.map(|InputRequest { prompt, password, .. }| Question { prompt, password }),
+            input_request,
             cursor: outputs.cursor.to_string(),
             complete: outputs.complete,
             truncated: outputs.fold.truncated(),
@@ -156,10 +157,19 @@ pub(super) struct ExecutionWithOutputs<'a> {
     outputs: &'a Fold,
 }
 
+/// A question of the kernel.
 #[derive(Serialize, ToSchema)]
-struct Question {
+pub(super) struct Question {
     prompt: String,
     password: bool,
+}
+
+impl Question {
+    /// The question of an `input_request`.
+    pub(super) fn of(message: &WireMessage) -> Option<Self> {
+        let InputRequest { prompt, password, .. } = serde_json::from_slice(message.content()).ok()?;
+        Some(Self { prompt, password })
+    }
 }
 
 /// Serializes one output at a time.

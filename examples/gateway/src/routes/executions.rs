@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use utoipa::openapi::schema::Object;
 use utoipa::{IntoParams, ToSchema};
 
-use super::execution_outputs::{ExecutionWithOutputs, answer};
+use super::execution_outputs::{ExecutionWithOutputs, Question, answer};
 use super::kernels::{self, KernelPath};
 use crate::Gateway;
 use crate::base_url::ESCAPED;
@@ -71,6 +71,11 @@ pub(super) struct ListQuery {
     /// Only those requested before this time.
     #[param(nullable = false)]
     until: Option<DateTime<Utc>>,
+    /// cell lists only the newest execution of each cell, and those without a cell, and adds input_request and
+    /// outputs_digest to each.
+    #[param(nullable = false)]
+    #[serde(default)]
+    latest: Option<Latest>,
     /// The next of the previous page.
     #[param(nullable = false)]
     before: Option<u64>,
@@ -79,14 +84,37 @@ pub(super) struct ListQuery {
     limit: Option<usize>,
 }
 
+/// Which executions are the latest.
+#[derive(Clone, Copy, Deserialize, PartialEq, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Latest {
+    /// The newest one of each cell.
+    Cell,
+}
+
 /// A page of executions.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Executions)]
 pub(super) struct ExecutionsModel {
-    executions: Vec<ExecutionModel>,
+    executions: Vec<ListedExecution>,
     /// Where the next page begins; null on the last one.
     #[schema(value_type = Option<u64>)]
     next: Option<Seq>,
+}
+
+/// An execution in a list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ListedExecution {
+    #[serde(flatten)]
+    execution: ExecutionModel,
+    /// With latest=cell: the question that is not answered yet; null if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Question>, required = false)]
+    input_request: Option<Option<Question>>,
+    /// With latest=cell: a text that changes with the messages of the execution. While it runs, it may change without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    outputs_digest: Option<String>,
 }
 
 /// An execution.
@@ -98,6 +126,9 @@ pub(super) struct ExecutionModel {
     #[serde(rename = "cellId")]
     #[schema(required = false)]
     cell_id: Option<String>,
+    /// SHA-256 of the code in UTF-8, in hexadecimal; null for an execution of an earlier version.
+    #[schema(required = false)]
+    code_hash: Option<String>,
     session: String,
     #[schema(schema_with = status)]
     status: ExecutionStatus,
@@ -173,16 +204,28 @@ pub(super) async fn list(
         statuses: statuses(query.status.as_deref().unwrap_or_default())?,
         since: query.since,
         until: query.until,
+        latest_of_cells: query.latest == Some(Latest::Cell),
     };
     let limit = query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
     let page = executions.list(&filter, query.before.map(Seq), limit).await?;
-    let executions = page
-        .executions
-        .iter()
-        .map(|execution| model(&gateway, &id, execution))
-        .collect();
-    let next = page.next;
-    Ok(Json(ExecutionsModel { executions, next }))
+    let mut listed = Vec::with_capacity(page.executions.len());
+    for execution in &page.executions {
+        let mut item = ListedExecution {
+            execution: model(&gateway, &id, execution),
+            input_request: None,
+            outputs_digest: None,
+        };
+        if filter.latest_of_cells {
+            let question = executions.question(execution).await.map_err(unreadable)?;
+            item.input_request = Some(question.as_ref().and_then(Question::of));
+            item.outputs_digest = Some(executions.outputs_digest(execution));
+        }
+        listed.push(item);
+    }
+    Ok(Json(ExecutionsModel {
+        executions: listed,
+        next: page.next,
+    }))
 }
 
 fn statuses(text: &str) -> Result<Vec<ExecutionStatus>, ApiError> {
@@ -237,6 +280,7 @@ fn model(gateway: &Gateway, id: &str, execution: &ExecutionRecord) -> ExecutionM
     ExecutionModel {
         msg_id: execution.msg_id().to_owned(),
         cell_id: execution.cell_id.clone(),
+        code_hash: execution.code_hash.clone(),
         session: execution.session.clone(),
         status: execution.status,
         reason: execution.reason.clone(),

@@ -5,6 +5,8 @@ use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Block, Log, ReadError, Reader};
 use kernel_manager::{Attachment, Client, Kernel};
 
+use super::format::Format;
+
 /// The source of a connection's entries.
 pub(super) enum Feed {
     /// A kernel.
@@ -46,6 +48,15 @@ impl Feed {
         match self {
             Self::Kernel(attachment) => attachment.replay().await,
             Self::Log(_) => None,
+        }
+    }
+
+    /// Messages that replay an execution on request. Clients of the resume protocol receive all entries anyway, and an
+    /// ended kernel has no other clients.
+    pub(super) async fn follow(&self, request: &WireMessage, format: Format) -> Vec<(Channel, WireMessage)> {
+        match self {
+            Self::Kernel(attachment) if format != Format::Resume => attachment.follow(request).await,
+            Self::Kernel(_) | Self::Log(_) => Vec::new(),
         }
     }
 

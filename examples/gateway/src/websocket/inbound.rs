@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use jupyter_protocol::{Channel, LogLimiter, WireMessage};
-use kernel_manager::{Client, Room, SendError};
+use kernel_manager::{Client, Room, SendError, is_follow_request};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -38,6 +38,10 @@ pub(super) enum Control {
     Pong(Bytes),
     /// The client answered a Ping.
     Acknowledged,
+    /// Replay an execution that another session requested.
+    Follow(WireMessage),
+    /// Send these messages.
+    Messages(Vec<(Channel, WireMessage)>),
     /// Close with this code.
     Close(u16, &'static str),
 }
@@ -107,7 +111,7 @@ async fn read(
     client: Option<Client>,
     to_kernel: mpsc::Sender<Waiting>,
 ) -> Result<&'static str, Error> {
-    let mut messages = Messages::new(stream, client);
+    let mut messages = Messages::new(stream, client.clone());
     let ignored = LogLimiter::new();
     loop {
         let received = match messages.next().await {
@@ -125,6 +129,12 @@ async fn read(
             Received::Message(Data::Text, ..) if format == Format::Resume => {}
             Received::Message(kind, data, room) => match format.decode(kind, &data) {
                 Ok((channel, message)) => {
+                    if let Some(direct) = answered_here(format, client.as_ref(), channel, &message) {
+                        if control.send(direct).await.is_err() {
+                            return Ok("nothing more is written");
+                        }
+                        continue;
+                    }
                     let waiting = Waiting {
                         channel,
                         message,
@@ -157,6 +167,17 @@ async fn read(
             }
         }
     }
+}
+
+/// What the outbound half does for a message that is not for the kernel.
+fn answered_here(format: Format, client: Option<&Client>, channel: Channel, message: &WireMessage) -> Option<Control> {
+    if channel == Channel::Shell && is_follow_request(message) {
+        return Some(Control::Follow(message.clone()));
+    }
+    // Clients of the resume protocol receive log entries only.
+    let client = client.filter(|_| format != Format::Resume)?;
+    let answer = client.answer_for_busy_kernel(channel, message)?;
+    Some(Control::Messages(answer))
 }
 
 fn close_code(error: &Error) -> (u16, &'static str) {

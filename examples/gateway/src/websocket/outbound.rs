@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 use futures::FutureExt;
 use gateway_client::resume::{CLOSE_REPLACED, Notice};
-use jupyter_protocol::{Channel, LogLimiter};
+use jupyter_protocol::{Channel, LogLimiter, WireMessage};
 use kernel_log::{Block, ReadError};
 use kernel_manager::Client;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -107,6 +107,15 @@ pub(super) async fn run(
                         out.flush().await?;
                     }
                 }
+                Control::Follow(request) => {
+                    let messages = feed.follow(&request, format).await;
+                    write_messages(&mut out, messages, format).await?;
+                    out.flush().await?;
+                }
+                Control::Messages(messages) => {
+                    write_messages(&mut out, messages, format).await?;
+                    out.flush().await?;
+                }
                 Control::Close(code, reason) => {
                     out.close(code, reason).await?;
                     return Ok("closed by the client");
@@ -147,17 +156,25 @@ fn shutting_down(format: Format) -> u16 {
 async fn write_replay(out: &mut Frames<impl AsyncWrite + Unpin>, feed: &mut Feed, format: Format) -> io::Result<()> {
     while let Some(messages) = feed.replay().await {
         match messages {
-            Ok(messages) => {
-                for (channel, message) in messages {
-                    if let Some(message) = format.encode_message(channel, &message) {
-                        out.write(&message).await?;
-                    }
-                }
-            }
+            Ok(messages) => write_messages(out, messages, format).await?,
             Err(error) => warn!(%error, "an execution cannot be replayed"),
         }
     }
     out.flush().await
+}
+
+/// Writes messages that are not entries of the log.
+async fn write_messages(
+    out: &mut Frames<impl AsyncWrite + Unpin>,
+    messages: Vec<(Channel, WireMessage)>,
+    format: Format,
+) -> io::Result<()> {
+    for (channel, message) in messages {
+        if let Some(message) = format.encode_message(channel, &message) {
+            out.write(&message).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn write_block(

@@ -21,6 +21,7 @@ use crate::session::index_keys as keys;
 use crate::session::known_requests::Known;
 use crate::session::msg_type::msg_type;
 use crate::session::pending_requests::{Addressee, Requester};
+use crate::session::questions::{Answered, Question};
 use crate::session::replay::kernel_session;
 use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply;
@@ -61,6 +62,20 @@ impl Recording {
         if header.msg_type.ends_with("_request") {
             self.pending_requests.expect_reply(&header.msg_id, requester);
         }
+        let question = if channel == Channel::Stdin && header.msg_type == "input_reply" {
+            let answered = self.requests().questions.answer(&message);
+            match answered {
+                Answered::Question(question) => Some(question),
+                // The kernel would take it for the answer to its next question.
+                Answered::TooLate => {
+                    debug!(session, "dropped an answer to a question that was answered before");
+                    return Ok(());
+                }
+                Answered::Unknown => None,
+            }
+        } else {
+            None
+        };
         drop(header);
         self.touch();
         let entry = NewEntry {
@@ -82,6 +97,7 @@ impl Recording {
         let unsent = UnsentRequest {
             recording: self,
             msg_id: &message.header_ref()?.msg_id,
+            question: question.as_ref(),
         };
         if !ours && !is_read_only(&message) {
             // Store before sending. A crash in between loses the request, which its record shows; the other order would
@@ -105,6 +121,9 @@ impl Recording {
             }
         }
         unsent.was_sent();
+        if let Some(question) = question {
+            self.tell_answered(&question, session);
+        }
         sent
     }
 
@@ -215,6 +234,17 @@ impl Recording {
             };
             std::mem::replace(link, now) != now
         });
+    }
+
+    /// Tells other sessions that have the question that this one answered it.
+    fn tell_answered(&self, question: &Question, session: &str) {
+        let message = question.answered_message(&self.kernel_session());
+        self.log.append([NewEntry {
+            origin: Origin::Lifecycle,
+            channel: Channel::Iopub,
+            session,
+            message: &message,
+        }]);
     }
 
     /// Appends a message from shell, control or stdin for the session that it answers.
@@ -361,6 +391,8 @@ fn is_read_only(message: &WireMessage) -> bool {
 struct UnsentRequest<'a> {
     recording: &'a Recording,
     msg_id: &'a str,
+    /// The question that it answers.
+    question: Option<&'a Question>,
 }
 
 impl UnsentRequest<'_> {
@@ -374,6 +406,9 @@ impl Drop for UnsentRequest<'_> {
     fn drop(&mut self) {
         let mut requests = self.recording.requests();
         requests.mark_unsent(self.msg_id);
+        if let Some(question) = self.question {
+            requests.questions.reopen(question);
+        }
         self.recording.log.update_index(requests.take_updates());
     }
 }

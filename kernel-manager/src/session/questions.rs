@@ -1,0 +1,170 @@
+//! The kernel's open questions (`input_request`), so that each is answered once, by whichever session is first.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use jupyter_protocol::content::Content;
+use jupyter_protocol::message::Message;
+use jupyter_protocol::{Header, WireMessage};
+use serde_json::json;
+
+use crate::fold::answers;
+
+/// The most open questions. A kernel asks one at a time, in each subshell. Beyond that, the oldest is forgotten.
+const MAX_OPEN: usize = 64;
+/// How many answered questions are remembered.
+const MAX_ANSWERED: usize = 256;
+/// The type of the message that tells other sessions that a question was answered.
+const ANSWERED: &str = "kernelmux_answered";
+
+/// A question. Its message without content, so that it is small.
+#[derive(Clone)]
+pub(super) struct Question(WireMessage);
+
+impl Question {
+    fn new(request: &WireMessage) -> Self {
+        // Copied, because the parts share memory with the whole message.
+        let [header, parent, ..] = request.parts().map(|part| Bytes::copy_from_slice(part));
+        let empty = || Bytes::from_static(b"{}");
+        Self(WireMessage::from_parts([header, parent, empty(), empty()], []))
+    }
+
+    fn msg_id(&self) -> String {
+        let header = self.0.header_ref();
+        header.map_or_else(|_| String::new(), |header| header.msg_id.into_owned())
+    }
+
+    /// The message that tells other sessions that it was answered.
+    pub(super) fn answered_message(&self, kernel_session: &str) -> WireMessage {
+        let content = json!({"input_request": self.msg_id()}).to_string();
+        let message = Message::new(Content::parse(ANSWERED, content.as_bytes()), kernel_session);
+        match Header::parse_parent(self.0.parent_header()) {
+            Ok(Some(parent)) => message.with_parent(parent),
+            _ => message,
+        }
+        .to_wire()
+    }
+}
+
+/// Whether this message tells other sessions that a question was answered.
+pub(crate) fn tells_answered(message: &WireMessage) -> bool {
+    super::msg_type::msg_type(message) == ANSWERED
+}
+
+/// What an `input_reply` answers.
+pub(super) enum Answered {
+    /// This question, which is closed now.
+    Question(Question),
+    /// A question that was answered before.
+    TooLate,
+    /// No known question.
+    Unknown,
+}
+
+/// The questions of one kernel.
+#[derive(Default)]
+pub(super) struct Questions {
+    open: VecDeque<Question>,
+    answered: VecDeque<Question>,
+}
+
+impl Questions {
+    /// The kernel asked.
+    pub(super) fn ask(&mut self, request: &WireMessage) {
+        self.open.push_back(Question::new(request));
+        if self.open.len() > MAX_OPEN {
+            self.open.pop_front();
+        }
+    }
+
+    /// The request that asked has ended, so nothing waits for its answers.
+    pub(super) fn end(&mut self, msg_id: &str) {
+        self.open
+            .retain(|question| question.0.parent_ref().is_ok_and(|parent| parent.msg_id != msg_id));
+    }
+
+    /// Closes the question that this reply answers.
+    pub(super) fn answer(&mut self, reply: &WireMessage) -> Answered {
+        if let Some(place) = self.open.iter().position(|question| answers(reply, &question.0))
+            && let Some(question) = self.open.remove(place)
+        {
+            self.answered.push_back(question.clone());
+            if self.answered.len() > MAX_ANSWERED {
+                self.answered.pop_front();
+            }
+            return Answered::Question(question);
+        }
+        // A reply without a parent can only be meant for the question that was open last.
+        if self.answered.iter().any(|question| answers(reply, &question.0)) {
+            return Answered::TooLate;
+        }
+        Answered::Unknown
+    }
+
+    /// The reply did not reach the kernel.
+    pub(super) fn reopen(&mut self, question: &Question) {
+        let msg_id = question.msg_id();
+        self.answered.retain(|answered| answered.msg_id() != msg_id);
+        self.open.push_front(question.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(msg_id: &str, parent: &str) -> WireMessage {
+        let header = json!({"msg_id": msg_id, "msg_type": "x"}).to_string();
+        let parent = json!({"msg_id": parent, "msg_type": "execute_request"}).to_string();
+        WireMessage::from_parts([header, parent, "{}".to_owned(), "{}".to_owned()].map(Bytes::from), [])
+    }
+
+    fn answer(questions: &mut Questions, parent: &str) -> String {
+        match questions.answer(&message("reply", parent)) {
+            Answered::Question(question) => question.msg_id(),
+            Answered::TooLate => "too late".to_owned(),
+            Answered::Unknown => "unknown".to_owned(),
+        }
+    }
+
+    #[test]
+    fn each_question_is_answered_once_whatever_the_parent_of_the_reply() {
+        let mut questions = Questions::default();
+        for parent in ["", "cell", "question"] {
+            // After a start of this process, nothing is known of earlier questions.
+            assert_eq!(answer(&mut Questions::default(), parent), "unknown");
+        }
+        for (number, (first, second)) in [("", ""), ("q", "cell"), ("cell", "q"), ("", "q")]
+            .into_iter()
+            .enumerate()
+        {
+            let id = format!("q{number}");
+            let parent = |parent: &str| if parent == "q" { id.clone() } else { parent.to_owned() };
+            questions.ask(&message(&id, "cell"));
+            assert_eq!(answer(&mut questions, &parent(first)), id);
+            assert_eq!(answer(&mut questions, &parent(second)), "too late");
+        }
+        assert_eq!(answer(&mut questions, "another cell"), "unknown");
+    }
+
+    #[test]
+    fn a_question_ends_with_its_cell_and_is_open_again_if_its_answer_was_not_sent() {
+        let mut questions = Questions::default();
+        questions.ask(&message("q", "cell"));
+        let Answered::Question(question) = questions.answer(&message("reply", "q")) else {
+            panic!("the question is not known");
+        };
+        questions.reopen(&question);
+        assert_eq!(answer(&mut questions, "q"), "q");
+        questions.ask(&message("r", "cell"));
+        questions.ask(&message("s", "other"));
+        questions.end("cell");
+        assert_eq!(answer(&mut questions, "r"), "unknown");
+        assert_eq!(answer(&mut questions, ""), "s");
+        for number in 0..2 * MAX_ANSWERED {
+            questions.ask(&message(&number.to_string(), "cell"));
+            questions.answer(&message("reply", "cell"));
+        }
+        assert_eq!(questions.answered.len(), MAX_ANSWERED);
+    }
+}
