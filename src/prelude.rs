@@ -5,7 +5,7 @@ pub use jupyter_protocol::{Channel, KernelId, Message};
 pub use kernel_log::{Cursor, Lifecycle};
 pub use kernel_manager::fold::Output;
 pub use kernel_manager::{
-    AtClose, Attachment, Culling, ExecuteOptions, Execution, ExecutionError, ExecutionStatus, Kernel, Manager,
+    AtClose, Attachment, Culling, ExecuteOptions, Execution, ExecutionError, ExecutionStatus, Kernel, Loss, Manager,
     ManagerOptions, RunResult, StartRequest,
 };
 pub use kernel_provider::KernelProvider;

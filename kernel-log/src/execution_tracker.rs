@@ -66,6 +66,12 @@ impl ExecutionTracker {
         self.replied && self.idle
     }
 
+    /// Skips entries that are missing in the log, which contained the reply or the `idle` status.
+    pub fn skip(&mut self, reply: bool, idle: bool) {
+        self.replied |= reply;
+        self.idle |= idle;
+    }
+
     /// Ends it: nothing more belongs to it.
     pub fn end(&mut self) {
         (self.replied, self.idle) = (true, true);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{append, read_with_gaps};
 use jupyter_protocol::KernelId;
-use kernel_log::{IndexUpdate, Log, LogOptions, Logs, NatsOptions, NatsStore, Seq};
+use kernel_log::{IndexUpdate, Log, LogOptions, LogStore as _, Logs, NatsOptions, NatsStore, Seq, StoreError};
 use nats_server::Server;
 
 fn logs(server: &Server) -> Logs {
@@ -167,6 +167,29 @@ async fn a_writer_is_refused_once_another_has_opened_the_log() {
     append(&other, 21..=30, 100);
     other.flushed().await;
     assert!(other.is_recorded());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_store_keeps_what_was_appended_and_refuses_everything_else() {
+    let Some(server) = Server::start() else { return };
+    let (store, id) = (server.connect(), KernelId::random());
+    let logs = Logs::new(store.clone(), LogOptions::default()).unwrap();
+    let log = logs.open(id).await.unwrap();
+    append(&log, 1..=50, 1_000);
+    log.update_index([IndexUpdate::put("k", "v")]);
+    logs.close().await.unwrap();
+    let read = log.index_get("k").await.unwrap_err();
+    assert!(matches!(read, StoreError::Closed { .. }), "{read}");
+    let again = tokio::task::spawn_blocking(move || {
+        let found = store.get(id).map(drop).unwrap_err();
+        assert!(matches!(found, StoreError::Closed { .. }), "{found}");
+        store.close()
+    });
+    again.await.unwrap().unwrap();
+    let kept = self::logs(&server).find(id).await.unwrap().unwrap();
+    assert_eq!(kept.index_get("k").await.unwrap().unwrap(), "v");
+    let (ids, gaps) = read_with_gaps(&mut kept.reader(Seq::START), 50).await;
+    assert_eq!((ids, gaps), ((1..=50).collect(), Vec::new()));
 }
 
 #[test]

@@ -10,12 +10,14 @@ mod session;
 #[cfg(feature = "testing")]
 pub mod simulation;
 
+pub use kernel_log::ExecutionStatus;
+
 pub use kernel::{
     Attachment, Client, ExecuteOptions, Execution, ExecutionError, FollowError, Kernel, KernelEvent, KernelEventKind,
-    RestartError, Room, RunResult,
+    Loss, RestartError, Room, RunResult,
 };
 pub use manager::{AtClose, Culling, Manager, ManagerBuilder, ManagerOptions, OpenError, StartError, StartRequest};
 pub use session::{
-    ExecutionFilter, ExecutionOutputs, ExecutionPage, ExecutionRecord, ExecutionState, ExecutionStatus, Executions,
-    RequestError, SendError, is_follow_request,
+    Comm, ExecutionFilter, ExecutionOutputs, ExecutionPage, ExecutionRecord, ExecutionState, Executions, RequestError,
+    SendError, is_follow_request,
 };

@@ -5,19 +5,20 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, poll};
 use jupyter_protocol::Message;
 use jupyter_protocol::content::{
     Content, ExecuteReply, ExecuteRequest, KernelInfoReply, LanguageInfo, ReplyError, Stream,
 };
 use jupyter_protocol::kernel::{Context, Kernel as ServedKernel, async_trait};
-use kernel_log::{Cursor, DiskStore, Epoch, MemoryStore, ReadError, Seq, StoreError};
+use kernel_log::{Cursor, DiskStore, Epoch, Lifecycle, LogOptions, MemoryStore, ReadError, Seq, StoreError};
 use kernel_manager::{
-    AtClose, ExecuteOptions, Execution, ExecutionError, ExecutionFilter, ExecutionStatus, FollowError, Kernel, Manager,
-    ManagerOptions,
+    AtClose, ExecuteOptions, Execution, ExecutionError, ExecutionFilter, ExecutionState, ExecutionStatus, FollowError,
+    Kernel, Loss, Manager, ManagerOptions, SendError,
 };
 use kernel_provider::ExitCause;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
+use tokio::sync::Notify;
 
 /// Far longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -126,6 +127,153 @@ async fn run_returns_what_was_printed_before_the_kernel_died() {
     assert_eq!(result.status, ExecutionStatus::Died);
     assert_eq!(result.text(), "hang");
     assert_eq!(result.reason.as_deref(), Some("killed because it ran out of memory"));
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+/// Prints `begun`, and when it is released a megabyte of lines.
+struct Flood(Arc<Notify>);
+
+const LINES: usize = 1_000;
+
+#[async_trait]
+impl ServedKernel for Flood {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, _request: &ExecuteRequest, context: &Context) -> Result<ExecuteReply, ReplyError> {
+        context.stdout("begun\n").await;
+        self.0.notified().await;
+        for line in 0..LINES {
+            context.stdout(format!("{line:1000}\n")).await;
+        }
+        Ok(ExecuteReply::default())
+    }
+}
+
+/// A provider of kernels that flood, and what releases them.
+fn flooding() -> (FakeProvider, Arc<Notify>) {
+    let release = Arc::new(Notify::new());
+    let provider = FakeProvider::new();
+    provider.install("flood", {
+        let release = release.clone();
+        FakeSpec::kernel(move || Flood(release.clone()))
+    });
+    (provider, release)
+}
+
+#[tokio::test]
+async fn run_goes_on_after_entries_that_the_log_has_dropped() {
+    // The reply is in the log when the gap is read; then it is missing too; then the index has no record either.
+    for (later_runs, trims, expected) in [
+        (0, false, ExecutionStatus::Ok),
+        (1, false, ExecutionStatus::Ok),
+        (1, true, ExecutionStatus::Lost),
+    ] {
+        let (provider, release) = flooding();
+        let mut log_options = LogOptions::default();
+        (log_options.memory_bytes, log_options.stored_bytes) = (1_000, 100_000);
+        let mut options = ManagerOptions::default();
+        if trims {
+            options.culling = options.culling.with_interval(Duration::from_millis(5));
+        }
+        let manager = Manager::builder()
+            .provider(provider)
+            .log_options(log_options)
+            .options(options);
+        let manager = manager.open().await.unwrap();
+        let kernel = soon(manager.start("flood")).await.unwrap();
+        let (executions, log) = (kernel.executions(), kernel.log());
+        let mut run = Box::pin(kernel.run("flood"));
+        let id = loop {
+            assert!(poll!(&mut run).is_pending());
+            let page = executions.list(&ExecutionFilter::default(), None, 1).await.unwrap();
+            // It is sent once the run is polled after the request was stored.
+            if let Some(execution) = page.executions.first()
+                && execution.status == ExecutionStatus::Running
+            {
+                break execution.msg_id().to_owned();
+            }
+            tokio::task::yield_now().await;
+        };
+        // From here on the run is not polled, so its reader falls behind.
+        release.notify_one();
+        let last = soon(async {
+            loop {
+                let record = executions.get(&id).await.unwrap().unwrap();
+                if record.idle.is_some() && log.earliest() > record.request {
+                    return record.last;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        for _ in 0..later_runs {
+            release.notify_one();
+            soon(kernel.run("flood")).await.unwrap();
+            soon(async {
+                while log.earliest() <= last || trims && executions.get(&id).await.unwrap().is_some() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await;
+        }
+        let result = soon(run).await.unwrap();
+        assert_eq!(result.status, expected);
+        assert!(matches!(result.losses[..], [Loss::Gap { .. }]), "{:?}", result.losses);
+        let has_last_line = result.text().ends_with(&format!("{:1000}\n", LINES - 1));
+        assert_eq!(has_last_line, later_runs == 0);
+        soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn output_that_may_be_missing_because_it_was_not_recorded_is_a_loss() {
+    let (provider, release) = flooding();
+    let store = Arc::new(MemoryStore::new());
+    let open = async || {
+        let manager = Manager::builder().provider(provider.clone()).store(store.clone());
+        manager.open().await.unwrap()
+    };
+    let first = open().await;
+    let kernel = soon(first.start("flood")).await.unwrap();
+    let mut execution = kernel.execute("flood").await.unwrap();
+    let (kernel_id, id) = (kernel.id(), execution.msg_id().to_owned());
+    while text(&soon(execution.next()).await.unwrap().unwrap()) != Some("begun\n") {}
+    let cursor = execution.cursor();
+    drop((execution, kernel));
+    soon(first.close(AtClose::LeaveKernels)).await.unwrap();
+
+    let second = open().await;
+    let kernel = second.get(kernel_id).unwrap();
+    let mut execution = kernel.follow(&id, Some(cursor)).await.unwrap();
+    let loss = soon(execution.next()).await.unwrap().unwrap_err();
+    assert!(
+        matches!(loss, ExecutionError::Loss(Lifecycle::Attached { .. })),
+        "{loss}"
+    );
+    release.notify_one();
+    // It goes on and ends. Output before the new subscription is active is lost, and with it maybe the end.
+    let rest: Vec<_> = soon(execution.collect()).await;
+    let goes_on = |next: &Result<Message, ExecutionError>| matches!(next, Ok(_) | Err(ExecutionError::Lost));
+    assert!(rest.iter().all(goes_on), "{rest:?}");
+    soon(second.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kernel_that_was_shut_down_says_so_and_one_that_died_is_dead() {
+    let (provider, manager, kernel) = kernel().await;
+    soon(kernel.shutdown()).await.unwrap();
+    let refused = soon(kernel.execute("late")).await.unwrap_err();
+    assert!(matches!(refused, SendError::ShutDown), "{refused}");
+    let kernel = soon(manager.start("script")).await.unwrap();
+    let mut state = kernel.state();
+    provider.end(kernel.id(), ExitCause::Signal(9));
+    soon(state.wait_for(|state| *state == ExecutionState::Dead))
+        .await
+        .unwrap();
+    let refused = soon(kernel.execute("late")).await.unwrap_err();
+    assert!(matches!(refused, SendError::Dead), "{refused}");
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 

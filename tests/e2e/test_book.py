@@ -26,7 +26,7 @@ PAGES = sorted(BOOK.glob("*.md"))
 CONSOLES = [console for page in PAGES for console in consoles(page)]
 HOW = {"test", "kubernetes", "parsed"}
 # Pages whose commands ask a gateway that runs already: `$TOKEN` is its token, `$ID` one of its kernels.
-RUNNING = {"follow.md", "resume-protocol.md", "troubleshooting.md"}
+RUNNING = {"follow.md", "resume-protocol.md", "sharing.md", "troubleshooting.md"}
 # The port of the commands is the gateway's default, which may be taken.
 PORT = "8888"
 

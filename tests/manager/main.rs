@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod clients;
+mod comms;
 mod culling;
 mod fixture;
 mod ipykernel;

@@ -75,6 +75,10 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// Marks a response whose error body stays as it is, such as a page for people.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnBody;
+
 /// Gives errors of the framework, such as 405, the same body, and turns panics in handlers into errors.
 pub(crate) async fn as_json(request: Request, next: Next) -> Response {
     let response = match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
@@ -88,6 +92,9 @@ pub(crate) async fn as_json(request: Request, next: Next) -> Response {
             .into_response();
         }
     };
+    if response.extensions().get::<OwnBody>().is_some() {
+        return response;
+    }
     let status = response.status();
     let is_json = response
         .headers()

@@ -10,15 +10,19 @@ mod base_url;
 mod cors;
 mod environment;
 mod error;
+mod launches;
 mod limits;
+mod live;
 mod metrics;
 mod model;
 mod options;
 mod origin;
+mod profiles;
 mod request_log;
 mod routes;
 mod serve;
 mod sessions;
+mod shares;
 mod start;
 mod token;
 mod unread_body;
@@ -44,9 +48,12 @@ pub use origin::{AllowOrigin, InvalidOrigin};
 pub use serve::serve;
 pub use token::{InvalidToken, Token};
 
+use launches::Launches;
+use live::Live;
 use metrics::Metrics;
 use routes::OutputLimits;
 use sessions::Sessions;
+use shares::Shares;
 use wrong_tokens::WrongTokens;
 
 /// The state that handlers share.
@@ -57,6 +64,9 @@ pub struct Gateway {
     wrong_tokens: WrongTokens,
     metrics: Arc<Metrics>,
     output_limits: OutputLimits,
+    launches: Launches,
+    shares: Arc<Shares>,
+    live: Live,
     started: DateTime<Utc>,
     /// The latest known kernel activity.
     last_activity: Mutex<DateTime<Utc>>,
@@ -80,6 +90,7 @@ impl Gateway {
     pub fn new(manager: Manager, options: GatewayOptions) -> Self {
         let metrics = Arc::new(Metrics::default());
         let started = Utc::now();
+        let shares = Arc::new(Shares::open(options.shares_file.clone()));
         let counting = tokio::spawn(count_events(manager.clone(), metrics.clone()));
         Self {
             manager,
@@ -88,6 +99,9 @@ impl Gateway {
             wrong_tokens: WrongTokens::default(),
             metrics,
             output_limits: OutputLimits::default(),
+            launches: Launches::default(),
+            shares,
+            live: Live::default(),
             started,
             last_activity: Mutex::new(started),
             closing: watch::Sender::new(false),

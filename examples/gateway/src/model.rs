@@ -2,11 +2,18 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use jupyter_protocol::KernelId;
+use kernel_log::Epoch;
 use kernel_manager::{ExecutionState, Kernel};
 use kernel_provider::Phase;
 use serde::Serialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+
+use crate::Gateway;
+use crate::launches::KernelPhase;
+use crate::profiles::Resources;
+use crate::routes::of_kernel;
 
 /// All states of kernels.
 pub(crate) const STATES: [ExecutionState; 5] = [
@@ -36,16 +43,89 @@ pub(crate) struct KernelModel {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<String>,
+    /// What only this gateway says; its presence tells this gateway from others.
+    kernelmux: FactsModel,
 }
 
-impl From<&Kernel> for KernelModel {
-    fn from(kernel: &Kernel) -> Self {
+/// What the gateway can do beyond what Jupyter clients expect. Each name is of a part of the API.
+pub(crate) const FEATURES: &[&str] = &[
+    "follow",
+    "comms",
+    "kernel_info",
+    "latest_cell",
+    "answered",
+    "progress",
+    "profiles",
+    "shares",
+];
+/// The version of the members that only this gateway has. It changes only with an incompatible one.
+pub(crate) const VERSION: u32 = 1;
+
+/// The facts of a kernel that only this gateway says.
+#[derive(Serialize, ToSchema)]
+#[schema(as = KernelFacts)]
+struct FactsModel {
+    /// Changes only with an incompatible member.
+    version: u32,
+    /// Names of what this gateway can do beyond others.
+    #[schema(value_type = Vec<String>)]
+    features: &'static [&'static str],
+    /// The epoch of its log.
+    #[schema(value_type = String)]
+    epoch: Epoch,
+    #[schema(inline)]
+    phase: KernelPhase,
+    /// Why the kernel is dead; null unless it is.
+    reason: Option<String>,
+    /// The display name of its kernelspec; null if that no longer exists.
+    kernelspec: Option<String>,
+    /// Where it runs, such as local, or its pod.
+    place: String,
+    /// When it was started.
+    #[schema(format = DateTime)]
+    started: String,
+    /// What it was started with; null if that is not known, as after a start of the gateway.
+    resources: Option<Resources>,
+    /// When it was culled because it was idle. Null, because culled kernels are gone; their progress has it.
+    #[schema(format = DateTime)]
+    culled_at: Option<String>,
+}
+
+/// Why the kernel is dead; `None` unless it is.
+pub(crate) fn reason_of(kernel: &Kernel) -> Option<String> {
+    match &*kernel.handle().phase().borrow() {
+        Phase::Exited(exit) if *kernel.state().borrow() == ExecutionState::Dead => Some(exit.cause.to_string()),
+        _ => None,
+    }
+}
+
+fn place(kernel: &Kernel) -> String {
+    let record = kernel.handle().record();
+    match record.data.get("pod").and_then(Value::as_str) {
+        Some(pod) => format!("pod {pod}"),
+        None => record.provider,
+    }
+}
+
+impl KernelModel {
+    pub(crate) fn new(gateway: &Gateway, kernel: &Kernel) -> Self {
         let state = *kernel.state().borrow();
-        let reason = match &*kernel.handle().phase().borrow() {
-            Phase::Exited(exit) if state == ExecutionState::Dead => Some(exit.cause.to_string()),
-            _ => None,
+        let reason = reason_of(kernel);
+        let launch = gateway.launches.get(kernel.id());
+        let kernelmux = FactsModel {
+            version: VERSION,
+            features: FEATURES,
+            epoch: kernel.log().epoch(),
+            phase: of_kernel(kernel).phase,
+            reason: reason.clone(),
+            kernelspec: kernel.spec().map(|spec| spec.spec.display_name.clone()),
+            place: place(kernel),
+            started: timestamp(kernel.launched()),
+            resources: launch.and_then(|launch| launch.resources.clone()),
+            culled_at: None,
         };
         Self {
+            kernelmux,
             id: kernel.id(),
             name: kernel.spec_name().to_owned(),
             last_activity: timestamp(kernel.last_activity()),

@@ -19,7 +19,7 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request
     let method = request.method().clone();
     // A URI is ASCII, so any byte is a character boundary.
     let path = request.uri().path();
-    let path = path[..path.len().min(MAX_PATH)].to_owned();
+    let path = without_link(&path[..path.len().min(MAX_PATH)]);
     let response = next.run(request).await;
     let status = response.status();
     let took = began.elapsed();
@@ -37,6 +37,15 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, request: Request
         info!(%method, path, status = status.as_u16(), ?took, "request");
     }
     response
+}
+
+/// The path without the token of a share.
+fn without_link(path: &str) -> String {
+    const LIVE: &str = "/live/";
+    match path.find(LIVE) {
+        Some(place) => format!("{}…", &path[..place + LIVE.len()]),
+        None => path.to_owned(),
+    }
 }
 
 /// Attaches the route to the response, because only the router knows it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use jupyter_protocol::KernelId;
 use kernel_manager::{Kernel, StartError, StartRequest};
-use kernel_provider::LaunchError;
+use kernel_provider::{LaunchError, Progress};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -14,6 +14,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use crate::Gateway;
 use crate::environment::{self, Environment};
 use crate::error::ApiError;
+use crate::profiles::{self, Resources};
 use crate::users::may_use;
 
 /// Longest kernelspec name to look up, in bytes.
@@ -42,8 +43,9 @@ pub(crate) fn env() -> Object {
         .additional_properties(Some(value))
         .description(Some(
             "Environment variables. KERNEL_* and those that --client-envs of the gateway names are passed to the \
-             kernel; others are ignored. KERNEL_ID, KERNEL_LAUNCH_TIMEOUT (seconds), KERNEL_USERNAME and \
-             KERNEL_WORKING_DIR also determine how the kernel is started.",
+             kernel; others are ignored. KERNEL_ID, KERNEL_LAUNCH_TIMEOUT (seconds), KERNEL_USERNAME, \
+             KERNEL_WORKING_DIR and KERNEL_PROFILE (one of the kernelspec's metadata.kernelmux.profiles, by name) also \
+             determine how the kernel is started.",
         ))
         .build()
 }
@@ -128,7 +130,29 @@ pub(crate) async fn start(
     if let Some(timeout) = env.timeout {
         request.timeout = timeout;
     }
-    gateway.manager.start(request).await.map_err(refused)
+    profiles::apply(&spec.spec, &mut request.env)?;
+    // A request for a kernel that exists must not hide that kernel's progress.
+    let launch = if gateway.lives(id) {
+        None
+    } else {
+        gateway.launches.begin(id, Resources::of(&request.env))
+    };
+    if let Some(launch) = launch.clone() {
+        request = request.with_progress(Progress::new(move |stage| launch.report(stage)));
+    }
+    let manager = gateway.manager.clone();
+    // Completes although the client may disconnect, so that the progress has the outcome.
+    let starting = tokio::spawn(async move {
+        let started = manager.start(request).await;
+        if let Some(launch) = launch {
+            match &started {
+                Ok(_) => launch.ready(),
+                Err(error) => launch.failed(error.to_string()),
+            }
+        }
+        started
+    });
+    starting.await.unwrap_or(Err(StartError::ShuttingDown)).map_err(refused)
 }
 
 fn refused(error: StartError) -> NoKernel {

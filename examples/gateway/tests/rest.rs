@@ -29,7 +29,14 @@ async fn a_kernel_can_be_started_listed_interrupted_restarted_and_deleted() {
     let fields: Vec<_> = model.as_object().unwrap().keys().collect();
     assert_eq!(
         fields,
-        ["id", "name", "last_activity", "execution_state", "connections"]
+        [
+            "id",
+            "name",
+            "last_activity",
+            "execution_state",
+            "connections",
+            "kernelmux"
+        ]
     );
     assert_eq!((&model["name"], &model["connections"]), (&json!("echo"), &json!(0)));
     assert!(is_timestamp(&model["last_activity"]), "{model}");

@@ -1,56 +1,11 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use jupyter_protocol::content::InputRequest;
-use kernel_log::{Cursor, Seq};
+use kernel_log::{Cursor, ExecutionStatus, Seq};
 use percent_encoding::utf8_percent_encode;
 use serde::{Deserialize, Serialize};
 
 use super::output::Output;
 use crate::endpoint::ESCAPED;
-
-/// How far an execution has come and how it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum ExecutionStatus {
-    /// Sent to the kernel, not started.
-    Queued,
-    /// The kernel runs it.
-    Running,
-    /// Completed.
-    Ok,
-    /// Completed with an error.
-    Error,
-    /// Not run, because an earlier one failed.
-    Aborted,
-    /// The kernel died or was restarted first.
-    Died,
-    /// It ended unrecorded; the outcome is unknown.
-    Lost,
-    /// A status unknown to this version.
-    #[serde(other)]
-    Unknown,
-}
-
-impl ExecutionStatus {
-    /// Whether the kernel will not run it any further.
-    #[must_use]
-    pub const fn has_ended(self) -> bool {
-        matches!(self, Self::Ok | Self::Error | Self::Aborted | Self::Died | Self::Lost)
-    }
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Ok => "ok",
-            Self::Error => "error",
-            Self::Aborted => "aborted",
-            Self::Died => "died",
-            Self::Lost => "lost",
-            Self::Unknown => "unknown",
-        }
-    }
-}
 
 /// An execution.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

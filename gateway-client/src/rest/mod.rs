@@ -33,7 +33,8 @@ mod output;
 
 pub use client::GatewayClient;
 pub use error::RestError;
-pub use execution::{ExecutionModel, ExecutionOutputs, ExecutionPage, ExecutionQuery, ExecutionStatus, NewExecution};
+pub use execution::{ExecutionModel, ExecutionOutputs, ExecutionPage, ExecutionQuery, NewExecution};
 pub use kernel::{KernelModel, KernelState, KernelspecModel, Kernelspecs, NewKernel};
+pub use kernel_log::ExecutionStatus;
 pub use options::GatewayClientOptions;
 pub use output::Output;

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::Kernel;
 use crate::session::{
     Audience, ExecutionRecord, ExecutionState, Followed, Joining, ReplayedEntries, SendError, refusal, replay,
-    reported_state, tells_answered,
+    reported_state, tells_answered, wants_comms,
 };
 
 /// A client attached to a kernel: a position in its log, and a way to send.
@@ -175,6 +175,9 @@ impl Attachment {
     /// each output is in them or among the later entries. From then on, the session also
     /// [receives](Client::delivers) the execution's replies and questions, and may answer them.
     ///
+    /// If the request's metadata also has `"kernelmux": {"comms": true}`, a `comm_open` for each open Jupyter widget
+    /// comes first, with its present state, and each after those that it refers to.
+    ///
     /// If the execution is unknown or cannot be read, the messages are an error reply to the request.
     pub async fn follow(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
         let kernel = self.client.kernel();
@@ -207,10 +210,23 @@ impl Attachment {
             session, attachment, ..
         } = &*self.client.hold;
         kernel.sessions().replays(session, *attachment, before);
-        match self.shown(&execution, position, Audience::New).await {
-            Ok(messages) => messages,
-            Err(error) => unreadable(&error),
+        let mut messages = Vec::new();
+        if wants_comms(request) {
+            match kernel.recorder().comms(position).await {
+                Ok(comms) => {
+                    let session = kernel.recorder().kernel_session();
+                    let widgets = comms.iter().filter(|comm| comm.target_name == WIDGET);
+                    let widgets = widgets.map(|comm| comm.open_message(&session, &execution.header));
+                    messages.extend(widgets.map(|widget| (Channel::Iopub, widget)));
+                }
+                Err(error) => warn!(kernel_id = %kernel.id(), %error, "the open comms cannot be read"),
+            }
         }
+        match self.shown(&execution, position, Audience::New).await {
+            Ok(replay) => messages.extend(replay),
+            Err(error) => messages.extend(unreadable(&error)),
+        }
+        messages
     }
 
     /// The part that sends and acknowledges.
@@ -248,6 +264,8 @@ impl Attachment {
     }
 }
 
+/// The target of Jupyter widgets.
+const WIDGET: &str = "jupyter.widget";
 /// Index of the parent header among a message's parts.
 const PARENT: usize = 2;
 
@@ -310,17 +328,17 @@ impl Client {
         self.hold.kernel.send(&self.hold.session, channel, message).await
     }
 
-    /// The answer to a `kernel_info_request` from the log, while an execution keeps the kernel's main shell from
-    /// answering: messages for this client alone, to send as they are. `None` for other messages, and if the kernel can
-    /// answer; [send](Self::send) the request then. A page that is opened on a busy kernel otherwise learns nothing of
-    /// the kernel's abilities, such as subshells.
+    /// Whether [`answer_from_log`](Self::answer_from_log) answers this message, in place of the kernel: a
+    /// `kernel_info_request` or `comm_info_request` while an execution keeps the kernel's main shell busy. A page that
+    /// is opened then otherwise learns nothing of the kernel's abilities, such as subshells, and of its widgets.
     #[must_use]
-    pub fn answer_for_busy_kernel(
-        &self,
-        channel: Channel,
-        request: &WireMessage,
-    ) -> Option<Vec<(Channel, WireMessage)>> {
-        self.hold.kernel.recorder().answer_for_busy(channel, request)
+    pub fn is_answered_from_log(&self, channel: Channel, message: &WireMessage) -> bool {
+        self.hold.kernel.recorder().is_answered_from_log(channel, message)
+    }
+
+    /// The answer to such a request: messages for this client alone, to send as they are.
+    pub async fn answer_from_log(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
+        self.hold.kernel.recorder().answer_from_log(request).await
     }
 
     fn spoke(&self) {
@@ -350,8 +368,8 @@ impl Client {
     }
 
     /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests and those of
-    /// executions that it [follows](Attachment::follow), and life-cycle events that have a message in the Jupyter protocol. Entries that were [replayed](Attachment::replay) already are
-    /// left out.
+    /// executions that it [follows](Attachment::follow), and life-cycle events that have a message in the Jupyter
+    /// protocol. Entries that were [replayed](Attachment::replay) already are left out.
     #[must_use]
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {

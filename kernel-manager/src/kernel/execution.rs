@@ -9,14 +9,15 @@ use jupyter_protocol::content::InputReply;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{
-    Block, Cursor, Entry, ExecutionEvent, ExecutionTracker, Lifecycle, Origin, ReadError, Seq, StoreError,
+    Block, Cursor, Entry, ExecutionEvent, ExecutionStatus, ExecutionTracker, Lifecycle, Origin, ReadError, Seq,
+    StoreError,
 };
 use memchr::memmem;
 use tokio::runtime::Handle;
 use tracing::warn;
 
 use super::{Attachment, Client, ExecuteOptions, Kernel};
-use crate::session::{ExecutionRecord, ExecutionStatus, SendError};
+use crate::session::{ExecutionRecord, SendError};
 
 /// Why an execution's next message cannot be returned.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +29,8 @@ pub enum ExecutionError {
         /// The known cause.
         reason: Option<String>,
     },
-    /// It ended unrecorded, for example while the recording process restarted.
-    #[error("the execution ended while its kernel was not recorded")]
+    /// It ended unrecorded, for example while the recording process restarted, or its end is no longer in the log.
+    #[error("it is not known how the execution ended: its end is not in the log")]
     Lost,
     /// Messages of the execution may be missing here. Reading can go on.
     #[error("messages of the execution may be missing: {0}")]
@@ -92,8 +93,10 @@ pub struct Execution {
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     asked: bool,
-    /// How it ended, if it had ended when it was first followed.
+    /// How it ended, if it had ended when it was first followed, or in entries that are missing.
     past: Option<Past>,
+    /// What the index has of it, read after a gap, which may contain its end.
+    lookup: Option<BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>>>,
     interrupt_on_drop: bool,
 }
 
@@ -105,7 +108,7 @@ enum Reading {
     Ended,
 }
 
-/// The end of an execution that had ended before it was followed.
+/// The end of an execution whose last entries may not be read.
 struct Past {
     last: Seq,
     status: ExecutionStatus,
@@ -140,11 +143,7 @@ impl Execution {
         let mut execution = Self::at(kernel, &new_session(), record.msg_id().to_owned(), position);
         execution.asked = record.request <= position;
         execution.tracker = ExecutionTracker::resumed(record.msg_id(), was_read(record.reply), was_read(record.idle));
-        execution.past = record.status.has_ended().then(|| Past {
-            last: record.last,
-            status: record.status,
-            reason: record.reason.clone(),
-        });
+        execution.past = Past::of(record);
         Ok(execution)
     }
 
@@ -158,6 +157,7 @@ impl Execution {
             position,
             asked: false,
             past: None,
+            lookup: None,
             interrupt_on_drop: false,
         }
     }
@@ -205,6 +205,15 @@ impl Execution {
             if self.tracker.has_ended() {
                 return Poll::Ready(None);
             }
+            if let Some(lookup) = &mut self.lookup {
+                let record = ready!(lookup.poll_unpin(context));
+                self.lookup = None;
+                match record {
+                    Ok(record) => self.skip_missing(record.as_ref()),
+                    Err(error) => return Poll::Ready(Some(Err(ReadError::from(error).into()))),
+                }
+                continue;
+            }
             if let Some(past) = &self.past
                 && self.position >= past.last
             {
@@ -237,8 +246,39 @@ impl Execution {
                     self.tracker.end();
                     return Poll::Ready(Some(Err(ExecutionError::KernelEnded { reason: None })));
                 }
-                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+                Err(error) => {
+                    if let ReadError::Gap { last, .. } = error {
+                        self.position = self.position.max(last);
+                        self.lookup = Some(self.record());
+                    }
+                    return Poll::Ready(Some(Err(error.into())));
+                }
             }
+        }
+    }
+
+    /// What the index has of the execution.
+    pub(super) fn record(&self) -> BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>> {
+        let (executions, id) = (self.client.kernel().executions(), self.msg_id().to_owned());
+        async move { executions.get(&id).await }.boxed()
+    }
+
+    /// Takes from the record what the missing entries up to the position contained.
+    fn skip_missing(&mut self, record: Option<&ExecutionRecord>) {
+        let Some(record) = record else {
+            // A record is removed once its execution has ended and retention has dropped all its entries.
+            self.past = Some(Past {
+                last: self.position,
+                status: ExecutionStatus::Lost,
+                reason: None,
+            });
+            return;
+        };
+        let is_missing = |seq: Option<Seq>| seq.is_some_and(|seq| seq <= self.position);
+        self.asked |= record.request <= self.position;
+        self.tracker.skip(is_missing(record.reply), is_missing(record.idle));
+        if matches!(record.status, ExecutionStatus::Died | ExecutionStatus::Lost) {
+            self.past = Past::of(record);
         }
     }
 
@@ -261,6 +301,17 @@ impl Execution {
         let id = self.msg_id();
         memmem::find(message.header(), id.as_bytes()).is_some()
             && message.header_ref().is_ok_and(|header| header.msg_id == id)
+    }
+}
+
+impl Past {
+    /// `None` if the execution has not ended.
+    fn of(record: &ExecutionRecord) -> Option<Self> {
+        record.status.has_ended().then(|| Self {
+            last: record.last,
+            status: record.status,
+            reason: record.reason.clone(),
+        })
     }
 }
 

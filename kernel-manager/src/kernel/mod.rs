@@ -21,7 +21,7 @@ use kernel_provider::{KernelHandle, KernelRecord};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::session::{ExecutionState, Executions, Recorder, SendError, Sessions};
+use crate::session::{Comm, ExecutionState, Executions, Recorder, SendError, Sessions};
 use room::ROOM;
 
 pub use attachment::{Attachment, Client};
@@ -30,7 +30,7 @@ pub use events::{KernelEvent, KernelEventKind};
 pub use execute_options::ExecuteOptions;
 pub use execution::{Execution, ExecutionError, FollowError};
 pub use room::Room;
-pub use run::RunResult;
+pub use run::{Loss, RunResult};
 
 pub(crate) use events::Events;
 pub(crate) use process::{Recovery, abandon_new};
@@ -204,6 +204,15 @@ impl Kernel {
         Attachment::at(self.clone(), session, after)
     }
 
+    /// Its open comms with their present state, each after those that its state refers to.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`](kernel_log::ReadError::Store) if the log cannot be read, which this needs once after a start
+    /// of the process.
+    pub async fn comms(&self) -> Result<Vec<Comm>, kernel_log::ReadError> {
+        self.recorder.comms(Seq(u64::MAX)).await
+    }
+
     /// Its executions.
     #[must_use]
     pub fn executions(&self) -> Executions {
@@ -212,7 +221,8 @@ impl Kernel {
 
     /// Runs code to its end and returns its status and outputs. It cannot ask for input.
     ///
-    /// A kernel that dies meanwhile is a result with the status `Died`, not an error.
+    /// A kernel that dies meanwhile is a result with the status `Died`, not an error. Entries that are missing in the
+    /// log are among the result's [losses](RunResult::losses).
     ///
     /// # Errors
     /// [`ExecutionError::Send`] if the kernel is dead already, [`ExecutionError::Read`] if its log cannot be read.

@@ -1,9 +1,8 @@
 use jupyter_protocol::content::{Content, Reply, ReplyError};
-use kernel_log::Lifecycle;
+use kernel_log::{ExecutionStatus, Lifecycle, ReadError, Seq};
 
 use super::{Execution, ExecutionError};
 use crate::fold::{Fold, FoldLimits, Output};
-use crate::session::ExecutionStatus;
 
 /// What became of code that was [run](super::Kernel::run) to its end.
 #[derive(Clone, Debug)]
@@ -19,8 +18,23 @@ pub struct RunResult {
     pub outputs: Vec<Output>,
     /// The kernel's execution counter, if it has one.
     pub execution_count: Option<u64>,
-    /// Events after which messages may be missing; empty if the outputs are complete.
-    pub losses: Vec<Lifecycle>,
+    /// Where messages may be missing; empty if the outputs are complete.
+    pub losses: Vec<Loss>,
+}
+
+/// Why messages of an execution may be missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// The kernel was not recorded for a while, or its connection was lost.
+    Unrecorded(Lifecycle),
+    /// The log does not have these entries, because retention dropped them or they could not be stored.
+    Gap {
+        /// The first missing entry.
+        first: Seq,
+        /// The last missing entry.
+        last: Seq,
+    },
 }
 
 impl RunResult {
@@ -60,25 +74,32 @@ impl RunResult {
             execution_count: None,
             losses: Vec::new(),
         };
+        let mut has_ended = false;
         while let Some(next) = execution.next_entry().await {
             let (entry, message) = match next {
                 Ok(next) => next,
                 Err(ExecutionError::Loss(event)) => {
-                    result.losses.push(event);
+                    result.losses.push(Loss::Unrecorded(event));
+                    continue;
+                }
+                Err(ExecutionError::Read(ReadError::Gap { first, last })) => {
+                    result.losses.push(Loss::Gap { first, last });
                     continue;
                 }
                 Err(ExecutionError::KernelEnded { reason }) => {
                     (result.status, result.reason) = (ExecutionStatus::Died, reason);
+                    has_ended = true;
                     break;
                 }
                 Err(ExecutionError::Lost) => {
-                    result.status = ExecutionStatus::Lost;
+                    has_ended = true;
                     break;
                 }
                 Err(error) => return Err(error),
             };
             fold.apply(entry.channel(), &entry.message());
             if let Content::ExecuteReply(reply) = message.content {
+                has_ended = true;
                 result.status = match reply {
                     Reply::Ok(_) => ExecutionStatus::Ok,
                     Reply::Aborted(_) => ExecutionStatus::Aborted,
@@ -92,6 +113,14 @@ impl RunResult {
         }
         result.execution_count = fold.execution_count();
         result.outputs = fold.outputs();
+        // Otherwise the reply is among the missing entries.
+        if !has_ended {
+            let record = execution.record();
+            if let Some(record) = record.await.map_err(ReadError::from)? {
+                result.status = record.status;
+                result.execution_count = record.execution_count;
+            }
+        }
         Ok(result)
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use jupyter_protocol::zmq::MessageMemory;
 use jupyter_protocol::{InstalledKernelspec, KernelId};
 use kernel_log::{Lifecycle, Log, Logs, StoreError};
-use kernel_provider::{KernelHandle, KernelProvider, LaunchRequest, Progress};
+use kernel_provider::{KernelHandle, KernelProvider, LaunchRequest};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -383,7 +383,7 @@ impl ManagerInner {
         launch.timeout = request.timeout;
         let begun = tokio::time::Instant::now();
         // The log opens while the kernel starts.
-        let launching = async { tokio::join!(provider.launch(launch, Progress::ignored()), self.logs.open(id)) };
+        let launching = async { tokio::join!(provider.launch(launch, request.progress), self.logs.open(id)) };
         let launched = self.closing.run_until_cancelled(launching).await;
         let (handle, log) = launched.ok_or(StartError::ShuttingDown)?;
         let (handle, log) = match (handle, log) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use jupyter_protocol::KernelId;
+use kernel_provider::Progress;
 
 /// Options of a [`Manager`](super::Manager).
 #[derive(Clone, Debug)]
@@ -219,6 +220,8 @@ pub struct StartRequest {
     pub owner: Option<String>,
     /// Timeout of the start.
     pub timeout: Duration,
+    /// Receives the stages of the launch.
+    pub progress: Progress,
 }
 
 impl StartRequest {
@@ -232,6 +235,7 @@ impl StartRequest {
             working_dir: None,
             owner: None,
             timeout: Duration::from_secs(60),
+            progress: Progress::ignored(),
         }
     }
 
@@ -267,6 +271,13 @@ impl StartRequest {
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets what receives the stages of the launch, such as a progress bar.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
         self
     }
 }

@@ -5,7 +5,8 @@ use memchr::memmem;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::execution_record::ExecutionStatus;
+use kernel_log::ExecutionStatus;
+
 use super::index_keys::MAX_ID;
 
 /// The `cellId` of JupyterLab, or nbclient's `cell_id`.

@@ -1,51 +1,7 @@
 use chrono::{DateTime, Utc};
 use jupyter_protocol::Header;
+use kernel_log::{ExecutionStatus, Seq};
 use serde::{Deserialize, Serialize};
-
-use kernel_log::Seq;
-
-/// How far an execution has come and how it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum ExecutionStatus {
-    /// Sent to the kernel, not started.
-    Queued,
-    /// The kernel runs it.
-    Running,
-    /// Completed.
-    Ok,
-    /// Completed with an error.
-    Error,
-    /// Not run, because an earlier execution failed.
-    Aborted,
-    /// The kernel died or was restarted first.
-    Died,
-    /// It ended unrecorded; the outcome is unknown.
-    Lost,
-}
-
-impl ExecutionStatus {
-    /// The status as it appears in JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Ok => "ok",
-            Self::Error => "error",
-            Self::Aborted => "aborted",
-            Self::Died => "died",
-            Self::Lost => "lost",
-        }
-    }
-
-    /// Whether the execution has ended. Late output may still follow.
-    #[must_use]
-    pub const fn has_ended(self) -> bool {
-        !matches!(self, Self::Queued | Self::Running)
-    }
-}
 
 /// An execution's status, and the positions of its entries in the log.
 #[derive(Clone, Debug, Serialize, Deserialize)]

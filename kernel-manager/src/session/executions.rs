@@ -3,9 +3,9 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{Cursor, Entry, Lifecycle, Log, Origin, ReadError, Seq, StoreError};
+use kernel_log::{Cursor, Entry, ExecutionStatus, Lifecycle, Log, Origin, ReadError, Seq, StoreError};
 
-use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::execution_record::ExecutionRecord;
 use super::index_keys as keys;
 use super::parent_filter::ParentFilter;
 use crate::fold::{Fold, FoldLimits};
@@ -201,6 +201,16 @@ impl Executions {
         code(&self.log, execution).await
     }
 
+    /// The `execute_request`; `None` if it is no longer in the log.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] if the log cannot be read.
+    pub async fn request(&self, execution: &ExecutionRecord) -> Result<Option<WireMessage>, ReadError> {
+        Ok(message_at(&self.log, execution.request)
+            .await?
+            .map(|(_, message)| message))
+    }
+
     /// The open question of the execution, as the kernel sent it; `None` if none is open.
     ///
     /// # Errors
@@ -229,11 +239,23 @@ impl Executions {
     /// # Errors
     /// [`ReadError::Store`] if the log cannot be read.
     pub async fn outputs(&self, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ReadError> {
-        // The index may contain an end whose entry cannot be read yet, because it is not stored.
+        self.outputs_within(execution, FoldLimits::default()).await
+    }
+
+    /// As [`outputs`](Self::outputs), with other limits.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] if the log cannot be read.
+    pub async fn outputs_within(
+        &self,
+        execution: &ExecutionRecord,
+        limits: FoldLimits,
+    ) -> Result<ExecutionOutputs, ReadError> {
+        // The index may report an end whose entry is not stored yet and cannot be read.
         if execution.ended.is_some() && execution.last > self.log.head() {
             self.log.flushed().await;
         }
-        fold(&self.log, execution, self.log.head()).await
+        fold_within(&self.log, execution, self.log.head(), limits).await
     }
 }
 
@@ -251,8 +273,17 @@ pub(super) async fn code(log: &Log, execution: &ExecutionRecord) -> Result<Optio
 
 /// Folds the execution's entries up to `until`, including updates of its displays by other executions.
 pub(super) async fn fold(log: &Log, execution: &ExecutionRecord, until: Seq) -> Result<ExecutionOutputs, ReadError> {
+    fold_within(log, execution, until, FoldLimits::default()).await
+}
+
+async fn fold_within(
+    log: &Log,
+    execution: &ExecutionRecord,
+    until: Seq,
+    limits: FoldLimits,
+) -> Result<ExecutionOutputs, ReadError> {
     let mut outputs = ExecutionOutputs {
-        fold: Fold::new(FoldLimits::default()),
+        fold: Fold::new(limits),
         cursor: Cursor {
             epoch: log.epoch(),
             seq: until,

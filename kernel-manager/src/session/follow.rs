@@ -41,6 +41,20 @@ pub fn is_follow_request(message: &WireMessage) -> bool {
         && serde_json::from_slice::<Metadata>(message.metadata()).is_ok_and(|metadata| metadata.kernelmux.follow)
 }
 
+/// Whether a request to follow an execution also asks for the kernel's widgets.
+pub(crate) fn wants_comms(request: &WireMessage) -> bool {
+    #[derive(Deserialize)]
+    struct Metadata {
+        kernelmux: Own,
+    }
+    #[derive(Deserialize)]
+    struct Own {
+        #[serde(default)]
+        comms: bool,
+    }
+    serde_json::from_slice::<Metadata>(request.metadata()).is_ok_and(|metadata| metadata.kernelmux.comms)
+}
+
 /// Metadata of the messages that the replay makes.
 pub(super) fn replay_metadata() -> Map<String, Value> {
     Map::from_iter([("kernelmux".to_owned(), json!({"replay": true}))])

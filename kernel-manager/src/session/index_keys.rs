@@ -8,6 +8,7 @@
 //! | `u/` number of an unfinished `execute_request` | empty |
 //! | `d/` `display_id` | the number of its newest `update_display_data` |
 //! | `s/` session | its position, as JSON |
+//! | `c/` id of an open comm | the number of its `comm_open` |
 //! | `k/info` | the content of the newest `kernel_info_reply` |
 //!
 //! Numbers are 8 bytes, big-endian, so that they sort.
@@ -26,6 +27,7 @@ pub(super) const OTHER_REQUESTS: Range = (b"q/", b"q0");
 pub(super) const RUNNING: Range = (b"u/", b"u0");
 pub(super) const DISPLAYS: Range = (b"d/", b"d0");
 pub(super) const SESSIONS: Range = (b"s/", b"s0");
+pub(super) const COMMS: Range = (b"c/", b"c0");
 pub(super) const KERNEL_INFO: Bytes = Bytes::from_static(b"k/info");
 
 pub(super) fn request(msg_id: &str) -> Bytes {
@@ -46,6 +48,10 @@ pub(super) fn running(seq: Seq) -> Bytes {
 
 pub(super) fn display(display_id: &str) -> Bytes {
     text(b"d/", display_id)
+}
+
+pub(super) fn comm(comm_id: &str) -> Bytes {
+    text(b"c/", comm_id)
 }
 
 pub(super) fn session(session: &str) -> Bytes {

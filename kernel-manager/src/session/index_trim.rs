@@ -33,13 +33,15 @@ pub(crate) async fn trim_index(log: &Log) -> Result<(), StoreError> {
         updates.push(IndexUpdate::remove(key.clone()));
     })
     .await?;
-    let displays = (keys::DISPLAYS.0, Bytes::from_static(keys::DISPLAYS.1));
-    each_page(log, displays, |key, seq, updates| {
-        if keys::seq_of(seq).is_none_or(|seq| seq < earliest) {
-            updates.push(IndexUpdate::remove(key.clone()));
-        }
-    })
-    .await
+    for (start, end) in [keys::DISPLAYS, keys::COMMS] {
+        each_page(log, (start, Bytes::from_static(end)), |key, seq, updates| {
+            if keys::seq_of(seq).is_none_or(|seq| seq < earliest) {
+                updates.push(IndexUpdate::remove(key.clone()));
+            }
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 async fn each_page(

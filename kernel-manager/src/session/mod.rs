@@ -2,6 +2,7 @@
 //! each client has read it, and `executions` looks executions up in its index.
 
 mod coalesce;
+mod comms;
 mod content_fields;
 mod death;
 mod execution_record;
@@ -21,14 +22,15 @@ mod request_index;
 mod sessions;
 mod synthetic_reply;
 
-pub use execution_record::{ExecutionRecord, ExecutionStatus};
+pub use comms::Comm;
+pub use execution_record::ExecutionRecord;
 pub use execution_state::ExecutionState;
 pub use executions::{ExecutionFilter, ExecutionOutputs, ExecutionPage, Executions};
 pub use follow::is_follow_request;
 pub use recorder::{RequestError, SendError};
 
 pub(crate) use execution_state::reported_state;
-pub(crate) use follow::{Followed, refusal};
+pub(crate) use follow::{Followed, refusal, wants_comms};
 pub(crate) use index_trim::trim_index;
 pub(crate) use questions::tells_answered;
 pub(crate) use recorder::{Recorder, RecorderOptions};

@@ -1,7 +1,9 @@
 //! Owns a kernel's sockets and logs every message of both directions.
 
+mod comms;
 mod error;
 mod iopub;
+mod log_answer;
 mod reconnect;
 mod recording;
 mod recovery;
@@ -22,10 +24,10 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::{self, IopubSubscriber, MessageMemory, SocketError};
-use jupyter_protocol::{Channel, ConnectionInfo, Header, KernelId, WireMessage};
+use jupyter_protocol::{Channel, ConnectionInfo, KernelId, WireMessage};
 use kernel_log::{Lifecycle, Log, Seq, StoreError};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, debug, info_span};
@@ -42,7 +44,6 @@ use super::execution_record::ExecutionRecord;
 use super::execution_state::ExecutionState;
 use super::executions::{Executions, message_at};
 use super::follow::is_follow_request;
-use super::msg_type::msg_type;
 use super::pending_requests::{PendingRequests, Requester};
 use super::request_index::RequestIndex;
 use super::synthetic_reply::{self, MISSING, NOT_KEPT};
@@ -92,6 +93,8 @@ struct Recording {
     last_activity: AtomicI64,
     kernel_session: Mutex<Arc<str>>,
     memory: MessageMemory,
+    /// Held while the open comms are read from the log.
+    reading_comms: Arc<AsyncMutex<()>>,
 }
 
 /// A panic while the lock is held cannot leave a half-written session.
@@ -136,6 +139,7 @@ impl Recorder {
                 last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
                 kernel_session: Mutex::new(OUR_SESSION.into()),
                 memory,
+                reading_comms: Arc::default(),
             }),
             runtime,
             connection: Mutex::new(None),
@@ -183,39 +187,6 @@ impl Recorder {
         message
             .parent_ref()
             .is_ok_and(|parent| self.recording.requests().concerns(&parent.msg_id, session))
-    }
-
-    /// The answer to a `kernel_info_request`, while an execution keeps the kernel's main shell from answering it; `None`
-    /// for other messages, and if the kernel answers.
-    pub(crate) fn answer_for_busy(
-        &self,
-        channel: Channel,
-        request: &WireMessage,
-    ) -> Option<Vec<(Channel, WireMessage)>> {
-        if channel != Channel::Shell || msg_type(request) != "kernel_info_request" {
-            return None;
-        }
-        let header = Header::parse(request.header()).ok()?;
-        if header.subshell_id.is_some() {
-            return None;
-        }
-        let (info, running) = self.recording.requests().busy_with()?;
-        let session = self.recording.kernel_session();
-        let message = |channel, msg_type: &str, content: &[u8], parent: &Header| {
-            let message = Message::new(Content::parse(msg_type, content), &session);
-            (channel, message.with_parent(parent.clone()).to_wire())
-        };
-        let status = |state: &str, parent: &Header| {
-            let content = format!(r#"{{"execution_state":"{state}"}}"#);
-            message(Channel::Iopub, "status", content.as_bytes(), parent)
-        };
-        Some(vec![
-            status("busy", &header),
-            message(Channel::Shell, "kernel_info_reply", &info, &header),
-            status("idle", &header),
-            // Clients show the newest status, whatever its parent.
-            status("busy", &running),
-        ])
     }
 
     /// The session in the kernel's messages.

@@ -1,5 +1,5 @@
-//! Replays executions to a plain Jupyter client that reconnects, or that asks for one by its id. Which of their messages
-//! it has is uncertain, so each execution is cleared and shown again.
+//! Replays executions to a plain Jupyter client that reconnects, or that asks for one by its id. Which of their
+//! messages it has is uncertain, so each execution is cleared and shown again.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use bytes::Bytes;
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{Entry, Log, Origin, ReadError, Seq};
+use kernel_log::{Entry, ExecutionStatus, Log, Origin, ReadError, Seq};
 use serde_json::json;
 
 use super::content_fields::display_id;
-use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::execution_record::ExecutionRecord;
 use super::executions::{ExecutionOutputs, code, fold, message_at};
 use super::follow::replay_metadata;
 use super::msg_type::msg_type;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::{Channel, Header, WireMessage};
-use kernel_log::{IndexUpdate, Log, Seq, StoreError};
+use kernel_log::{ExecutionStatus, IndexUpdate, Log, Seq, StoreError};
 
+use super::comms::{Comms, MAX_COMMS, is_comm};
 use super::content_fields::{cell_id, code_hash, display_id, execution_count, is_ok, kernel_state, outcome};
-use super::execution_record::{ExecutionRecord, ExecutionStatus};
+use super::execution_record::ExecutionRecord;
 use super::executions::message_at;
 use super::follow::MAX_FOLLOWERS;
 use super::index_keys::{self as keys, MAX_ID};
@@ -47,6 +48,16 @@ pub(super) struct RequestIndex {
     pub(super) questions: Questions,
     /// The content of the newest `kernel_info_reply`.
     kernel_info: Option<Bytes>,
+    comms: CommState,
+}
+
+/// The open comms.
+enum CommState {
+    Known(Comms),
+    /// The log has them. Nothing has asked for them since this process started.
+    InLog,
+    /// They are being read from the log. These messages came meanwhile.
+    Reading(Vec<(Seq, WireMessage)>),
 }
 
 impl RequestIndex {
@@ -68,9 +79,14 @@ impl RequestIndex {
             displays: HashMap::new(),
             questions: Questions::default(),
             kernel_info: None,
+            comms: CommState::Known(Comms::default()),
         };
         if requests.requests.all {
             return Ok(requests);
+        }
+        let (start, end) = keys::COMMS;
+        if !log.index_scan(start, end, 1, false).await?.is_empty() {
+            requests.comms = CommState::InLog;
         }
         requests.kernel_info = log.index_get(keys::KERNEL_INFO).await?;
         let (start, end) = keys::RUNNING;
@@ -145,6 +161,9 @@ impl RequestIndex {
         };
         if channel == Channel::Stdin {
             self.on_input_reply(message);
+        }
+        if channel == Channel::Shell && is_comm(&header.msg_type) {
+            self.on_comm(seq, message);
         }
         if header.msg_id.is_empty() || header.msg_id.len() > MAX_ID || message.header().len() > MAX_HEADER {
             return;
@@ -266,6 +285,9 @@ impl RequestIndex {
         {
             self.displays.insert(id, seq);
         }
+        if channel == Channel::Iopub && is_comm(&msg_type) {
+            self.on_comm(seq, message);
+        }
         if channel == Channel::Stdin && msg_type == "input_request" {
             self.questions.ask(message);
         }
@@ -328,6 +350,55 @@ impl RequestIndex {
         }
     }
 
+    fn on_comm(&mut self, seq: Seq, message: &WireMessage) {
+        let mut unknown = Comms::default();
+        let comms = match &mut self.comms {
+            CommState::Known(comms) => comms,
+            // Only the index is kept up to date.
+            CommState::InLog => &mut unknown,
+            CommState::Reading(meanwhile) => {
+                if meanwhile.len() < MAX_COMMS {
+                    meanwhile.push((seq, message.clone()));
+                }
+                &mut unknown
+            }
+        };
+        comms.on_message(seq, message, &mut self.updates);
+    }
+
+    /// The kernel's process ended, and with it all comms that were opened before this entry.
+    pub(super) fn end_comms(&mut self, opened_before: Seq) {
+        match &mut self.comms {
+            CommState::Known(comms) => comms.end(opened_before, &mut self.updates),
+            CommState::InLog | CommState::Reading(_) => self.comms = CommState::Known(Comms::default()),
+        }
+    }
+
+    /// The open comms, unless they must be read from the log first.
+    pub(super) fn comms(&self) -> Option<&Comms> {
+        match &self.comms {
+            CommState::Known(comms) => Some(comms),
+            CommState::InLog | CommState::Reading(_) => None,
+        }
+    }
+
+    /// Collects the messages of comms from now on.
+    pub(super) fn begin_reading_comms(&mut self) {
+        self.comms = CommState::Reading(Vec::new());
+    }
+
+    /// The comms as they were when [`begin_reading_comms`](Self::begin_reading_comms) was called.
+    pub(super) fn set_comms(&mut self, mut comms: Comms) {
+        // If the process ended meanwhile, its comms have ended, too.
+        if let CommState::Reading(meanwhile) = &self.comms {
+            for (seq, message) in meanwhile {
+                // The index has these already.
+                comms.on_message(*seq, message, &mut Vec::new());
+            }
+            self.comms = CommState::Known(comms);
+        }
+    }
+
     fn on_kernel_info(&mut self, content: &Bytes) {
         if self.kernel_info.as_ref() != Some(content) && content.len() <= MAX_KERNEL_INFO && is_ok(content) {
             // Copied, because the content shares memory with the whole message.
@@ -337,16 +408,20 @@ impl RequestIndex {
         }
     }
 
-    /// The content of the newest `kernel_info_reply`, and the execution that keeps the main shell busy; `None` if none
-    /// does.
-    pub(super) fn busy_with(&self) -> Option<(Bytes, Header)> {
+    /// The content of the newest `kernel_info_reply`.
+    pub(super) fn kernel_info(&self) -> Option<Bytes> {
+        self.kernel_info.clone()
+    }
+
+    /// The execution that keeps the main shell busy.
+    pub(super) fn busy_with(&self) -> Option<Header> {
         let on_main_shell = self
             .executions
             .values()
             .filter(|execution| execution.ended.is_none() && execution.started.is_some())
             .filter(|execution| execution.header.subshell_id.is_none());
         let running = on_main_shell.min_by_key(|execution| execution.request)?;
-        Some((self.kernel_info.clone()?, running.header.clone()))
+        Some(running.header.clone())
     }
 
     /// The execution has ended; only late output may follow.

@@ -128,7 +128,9 @@ impl Running {
             flags.token_source(),
         )?;
         info!(%address, data_dir = %data_dir.path().display(), restored, "serving");
-        let gateway = Arc::new(Gateway::new(manager.clone(), options(flags, access)?));
+        let mut options = options(flags, access)?;
+        options.shares_file = Some(data_dir.path().join("shares.json"));
+        let gateway = Arc::new(Gateway::new(manager.clone(), options));
         Ok(Self {
             listener,
             manager,

@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::{Channel, KernelId, Message, WireMessage};
-use kernel_log::{Log, ReadError, Seq};
-use kernel_manager::{ExecutionFilter, ExecutionRecord, ExecutionStatus, Executions, Kernel, SendError};
+use kernel_log::{ExecutionStatus, InvalidExecutionStatus, Log, ReadError, Seq};
+use kernel_manager::{ExecutionFilter, ExecutionRecord, Executions, Kernel, SendError};
 use percent_encoding::utf8_percent_encode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
@@ -111,7 +111,8 @@ pub(super) struct ListedExecution {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Question>, required = false)]
     input_request: Option<Option<Question>>,
-    /// With latest=cell: a text that changes with the messages of the execution. While it runs, it may change without one.
+    /// With latest=cell: a text that changes with the messages of the execution. While it runs, it may change without
+    /// one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
     outputs_digest: Option<String>,
@@ -150,8 +151,7 @@ pub(super) struct ExecutionModel {
 }
 
 fn status() -> Object {
-    use ExecutionStatus::{Aborted, Died, Error, Lost, Ok, Queued, Running};
-    one_of([Queued, Running, Ok, Error, Aborted, Died, Lost].map(ExecutionStatus::as_str))
+    one_of(ExecutionStatus::KNOWN.map(ExecutionStatus::as_str))
 }
 
 /// Code to run.
@@ -233,11 +233,8 @@ fn statuses(text: &str) -> Result<Vec<ExecutionStatus>, ApiError> {
         .map(str::trim)
         .filter(|status| !status.is_empty())
         .map(|status| {
-            serde_json::from_value(status.into()).map_err(|_| {
-                ApiError::bad_request(format!(
-                    "status: unknown {status:?}; use queued, running, ok, error, aborted, died or lost"
-                ))
-            })
+            let parsed = status.parse();
+            parsed.map_err(|error: InvalidExecutionStatus| ApiError::bad_request(format!("status: {error}")))
         })
         .collect()
 }

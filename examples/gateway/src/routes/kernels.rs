@@ -58,7 +58,8 @@ pub(super) fn may_list(gateway: &Gateway) -> Result<(), ApiError> {
 pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<KernelModel>>, ApiError> {
     may_list(&gateway)?;
     let kernels = gateway.manager.list();
-    Ok(Json(kernels.iter().map(|kernel| kernel.as_ref().into()).collect()))
+    let models = kernels.iter().map(|kernel| KernelModel::new(&gateway, kernel));
+    Ok(Json(models.collect()))
 }
 
 /// One kernel.
@@ -73,7 +74,8 @@ pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
     Path(KernelPath { id }): Path<KernelPath>,
 ) -> Result<Json<KernelModel>, ApiError> {
-    Ok(Json(find(&gateway, &id)?.as_ref().into()))
+    let kernel = find(&gateway, &id)?;
+    Ok(Json(KernelModel::new(&gateway, &kernel)))
 }
 
 /// Starts a kernel.
@@ -100,7 +102,7 @@ pub(super) async fn start(State(gateway): State<Arc<Gateway>>, body: JsonObject)
     Ok((
         StatusCode::CREATED,
         [(header::LOCATION, location)],
-        Json(KernelModel::from(kernel.as_ref())),
+        Json(KernelModel::new(&gateway, &kernel)),
     )
         .into_response())
 }
@@ -181,7 +183,7 @@ pub(super) async fn restart(
     let kernel = find(&gateway, &id)?;
     let restarting = kernel.clone();
     match run_to_completion(async move { restarting.restart().await }).await? {
-        Ok(()) => Ok(Json(kernel.as_ref().into())),
+        Ok(()) => Ok(Json(KernelModel::new(&gateway, &kernel))),
         Err(error) => Err(failed(&id, &error)),
     }
 }

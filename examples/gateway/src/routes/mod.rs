@@ -1,6 +1,7 @@
 //! The routes.
 
 mod api;
+mod comms;
 mod description;
 mod event_stream;
 mod execution_outputs;
@@ -11,7 +12,9 @@ mod kernelspecs;
 mod logs;
 mod me;
 mod metrics;
+mod progress;
 mod sessions;
+mod shares;
 mod status;
 
 use std::sync::Arc;
@@ -24,8 +27,9 @@ use utoipa_axum::routes;
 
 pub(crate) use self::execution_outputs::OutputLimits;
 pub(crate) use self::kernels::KernelPath;
+pub(crate) use self::progress::of_kernel;
 use crate::error::ApiError;
-use crate::{Gateway, auth, base_url, cors, error, limits, request_log, unread_body, websocket};
+use crate::{Gateway, auth, base_url, cors, error, limits, live, request_log, unread_body, websocket};
 
 /// All routes, and their description.
 fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
@@ -44,10 +48,14 @@ fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(kernels::one, kernels::end))
         .routes(routes!(kernels::interrupt))
         .routes(routes!(kernels::restart))
+        .routes(routes!(progress::progress))
         .routes(routes!(websocket::channels))
         .routes(routes!(event_stream::events))
+        .routes(routes!(comms::list))
         .routes(routes!(executions::list, executions::start))
         .routes(routes!(executions::one))
+        .routes(routes!(shares::list, shares::create))
+        .routes(routes!(shares::revoke))
         .routes(routes!(logs::list))
         .routes(routes!(logs::remove))
         .routes(routes!(sessions::list, sessions::create))
@@ -56,6 +64,8 @@ fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
     description::require_token(&mut api);
     let (open_routes, open_api) = OpenApiRouter::default()
         .routes(routes!(health::health))
+        .routes(routes!(live::page))
+        .routes(routes!(live::events))
         .split_for_parts();
     api.merge(open_api);
     description::finish(&mut api);

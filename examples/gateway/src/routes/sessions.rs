@@ -115,7 +115,7 @@ fn session_model(gateway: &Gateway, session: &Session) -> Option<SessionModel> {
         path: session.path.clone(),
         name: session.name.clone(),
         kind: session.kind.clone(),
-        kernel: kernel.as_ref().into(),
+        kernel: KernelModel::new(gateway, &kernel),
         notebook,
     })
 }

@@ -164,6 +164,24 @@ impl Format {
         }
     }
 
+    /// A `comm_open` made from the log, as this format can carry it: where buffers are lost, clients fail on paths that
+    /// name them.
+    pub(super) fn without_lost_buffers(self, message: WireMessage) -> WireMessage {
+        if self != Self::LegacyText || message.buffers().is_empty() {
+            return message;
+        }
+        let Ok(mut content) = serde_json::from_slice::<serde_json::Value>(message.content()) else {
+            return message;
+        };
+        let Some(paths) = content.pointer_mut("/data/buffer_paths") else {
+            return message;
+        };
+        *paths = serde_json::json!([]);
+        let [header, parent, metadata] =
+            [message.header(), message.parent_header(), message.metadata()].map(Bytes::clone);
+        WireMessage::from_parts([header, parent, metadata, content.to_string().into()], [])
+    }
+
     /// Decodes a client's message.
     pub(super) fn decode(self, kind: Data, data: &Bytes) -> Result<(Channel, WireMessage), CodecError> {
         match (self, kind) {

@@ -40,8 +40,8 @@ pub(super) enum Control {
     Acknowledged,
     /// Replay an execution that another session requested.
     Follow(WireMessage),
-    /// Send these messages.
-    Messages(Vec<(Channel, WireMessage)>),
+    /// Answer this request in place of the kernel.
+    AnswerFromLog(WireMessage),
     /// Close with this code.
     Close(u16, &'static str),
 }
@@ -176,8 +176,9 @@ fn answered_here(format: Format, client: Option<&Client>, channel: Channel, mess
     }
     // Clients of the resume protocol receive log entries only.
     let client = client.filter(|_| format != Format::Resume)?;
-    let answer = client.answer_for_busy_kernel(channel, message)?;
-    Some(Control::Messages(answer))
+    client
+        .is_answered_from_log(channel, message)
+        .then(|| Control::AnswerFromLog(message.clone()))
 }
 
 fn close_code(error: &Error) -> (u16, &'static str) {

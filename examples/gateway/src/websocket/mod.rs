@@ -65,9 +65,9 @@ pub(crate) struct ChannelsQuery {
 ///
 /// With the subprotocol v1.resume.kernelmux, with v1.kernel.websocket.jupyter.org, or without one in the legacy formats.
 ///
-/// An execute_request with a known msg_id and {"kernelmux": {"follow": true}} in its metadata replays that execution and
-/// makes this session receive its replies and questions. If another session answers a question, kernelmux_answered on
-/// iopub says so.
+/// An execute_request with a known msg_id and {"kernelmux": {"follow": true}} in its metadata replays that execution
+/// and makes this session receive its replies and questions. If another session answers a question, kernelmux_answered
+/// on iopub says so.
 #[utoipa::path(
     get, path = "/api/kernels/{id}/channels", tag = "kernels", operation_id = "channels",
     params(KernelPath, ChannelsQuery),

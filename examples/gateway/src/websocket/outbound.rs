@@ -112,7 +112,11 @@ pub(super) async fn run(
                     write_messages(&mut out, messages, format).await?;
                     out.flush().await?;
                 }
-                Control::Messages(messages) => {
+                Control::AnswerFromLog(request) => {
+                    let messages = match &client {
+                        Some(client) => client.answer_from_log(&request).await,
+                        None => Vec::new(),
+                    };
                     write_messages(&mut out, messages, format).await?;
                     out.flush().await?;
                 }
@@ -170,6 +174,7 @@ async fn write_messages(
     format: Format,
 ) -> io::Result<()> {
     for (channel, message) in messages {
+        let message = format.without_lost_buffers(message);
         if let Some(message) = format.encode_message(channel, &message) {
             out.write(&message).await?;
         }

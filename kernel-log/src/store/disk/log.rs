@@ -150,7 +150,7 @@ pub(super) fn info(id: KernelId, epoch: Epoch, created: i64, totals: &Totals) ->
         created,
         updated: if totals.last > 0 { time(totals.updated) } else { created },
         first: totals.first(),
-        last: Seq(totals.last_number()),
+        last: Seq(totals.last),
         bytes: totals.bytes.saturating_sub(totals.kept_from_bytes),
         ..LogInfo::new(id, epoch)
     }

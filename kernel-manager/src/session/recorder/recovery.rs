@@ -9,13 +9,13 @@ use chrono::Utc;
 use jupyter_protocol::content::{KernelInfoRequest, ListSubshellReply, ListSubshellRequest, Reply};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{Lifecycle, NewEntry, Origin, Seq};
+use kernel_log::{ExecutionStatus, Lifecycle, NewEntry, Origin, Seq};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::{OUR_SESSION, Recording, SendError};
 use crate::session::death::Death;
-use crate::session::execution_record::{ExecutionRecord, ExecutionStatus};
+use crate::session::execution_record::ExecutionRecord;
 use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply::{self, LostReply};
 
@@ -180,6 +180,9 @@ impl Recording {
             reason: &death.reason,
         };
         self.end_without_reply(&mut requests, &died, &event, lost_reply, &kernel_session);
+        // After a restart, later comms are of the new process.
+        requests.end_comms(requested_before);
+        self.log.update_index(requests.take_updates());
     }
 
     /// Ends executions in place of the kernel: appends the event and the messages that their clients wait for.

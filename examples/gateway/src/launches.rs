@@ -1,0 +1,191 @@
+//! The steps of kernels' starts, for those who wait for a slow one, and what was asked for at the start.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use chrono::{DateTime, Utc};
+use jupyter_protocol::KernelId;
+use kernel_provider::LaunchStage;
+use serde::Serialize;
+use tokio::sync::watch;
+use utoipa::ToSchema;
+
+use crate::model::timestamp;
+use crate::profiles::Resources;
+
+/// The most starts that are remembered. Beyond that, the oldest is forgotten.
+const MAX_LAUNCHES: usize = 1_024;
+
+/// A step in a kernel's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KernelPhase {
+    /// Its start was requested.
+    Queued,
+    /// It has a place, such as a node.
+    Scheduled,
+    /// Its image is being pulled; the reason names it.
+    Pulling,
+    /// Its process was started and has not answered yet.
+    Starting,
+    /// It has answered.
+    Ready,
+    /// It could not be started; the reason says why.
+    Failed,
+    /// It has ended; the reason says why.
+    Dead,
+}
+
+impl KernelPhase {
+    /// Whether nothing follows.
+    pub(crate) fn is_final(self) -> bool {
+        matches!(self, Self::Ready | Self::Failed | Self::Dead)
+    }
+}
+
+/// How far a kernel has come.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = Progress)]
+pub(crate) struct ProgressModel {
+    #[schema(inline)]
+    pub(crate) phase: KernelPhase,
+    /// What is pulled, why a warm kernel could not be used, or why it failed or ended; null if nothing is known.
+    pub(crate) reason: Option<String>,
+    /// When this step began.
+    #[schema(format = DateTime)]
+    pub(crate) since: String,
+    /// When it was culled because it was idle; null unless it was.
+    #[schema(format = DateTime)]
+    pub(crate) culled_at: Option<String>,
+}
+
+impl ProgressModel {
+    pub(crate) fn new(phase: KernelPhase, reason: Option<String>, since: DateTime<Utc>) -> Self {
+        Self {
+            phase,
+            reason,
+            since: timestamp(since),
+            culled_at: None,
+        }
+    }
+}
+
+/// The start of one kernel.
+pub(crate) struct Launch {
+    progress: watch::Sender<ProgressModel>,
+    /// What was asked for.
+    pub(crate) resources: Option<Resources>,
+}
+
+impl Launch {
+    pub(crate) fn progress(&self) -> watch::Receiver<ProgressModel> {
+        self.progress.subscribe()
+    }
+
+    /// The provider reports a stage.
+    pub(crate) fn report(&self, stage: LaunchStage) {
+        match stage {
+            LaunchStage::Scheduled => self.set(KernelPhase::Scheduled, None),
+            LaunchStage::Pulling(what) => self.set(KernelPhase::Pulling, Some(what)),
+            LaunchStage::Cold(why) => self.set(KernelPhase::Queued, Some(why)),
+            // The sockets accept connections; the kernel has not answered.
+            LaunchStage::Starting | LaunchStage::Ready => self.set(KernelPhase::Starting, None),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn ready(&self) {
+        self.set(KernelPhase::Ready, None);
+    }
+
+    pub(crate) fn failed(&self, reason: String) {
+        self.set(KernelPhase::Failed, Some(reason));
+    }
+
+    fn set(&self, phase: KernelPhase, reason: Option<String>) {
+        self.progress.send_if_modified(|progress| {
+            let changed = progress.phase != phase || progress.reason != reason;
+            if changed {
+                *progress = ProgressModel::new(phase, reason, Utc::now());
+            }
+            changed
+        });
+    }
+}
+
+/// The newest start of each kernel.
+#[derive(Default)]
+pub(crate) struct Launches(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    by_kernel: HashMap<KernelId, Arc<Launch>>,
+    in_order: VecDeque<KernelId>,
+}
+
+impl Launches {
+    /// A new start, unless one of the same kernel is under way.
+    pub(crate) fn begin(&self, kernel: KernelId, resources: Option<Resources>) -> Option<Arc<Launch>> {
+        let mut known = kernel_provider::lock(&self.0);
+        if let Some(before) = known.by_kernel.get(&kernel) {
+            if !before.progress.borrow().phase.is_final() {
+                return None;
+            }
+        } else {
+            known.in_order.push_back(kernel);
+        }
+        let launch = Arc::new(Launch {
+            progress: watch::Sender::new(ProgressModel::new(KernelPhase::Queued, None, Utc::now())),
+            resources,
+        });
+        known.by_kernel.insert(kernel, launch.clone());
+        if known.in_order.len() > MAX_LAUNCHES
+            && let Some(oldest) = known.in_order.pop_front()
+        {
+            known.by_kernel.remove(&oldest);
+        }
+        Some(launch)
+    }
+
+    pub(crate) fn get(&self, kernel: KernelId) -> Option<Arc<Launch>> {
+        kernel_provider::lock(&self.0).by_kernel.get(&kernel).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_goes_through_its_steps_and_is_not_replaced_before_its_end() {
+        let launches = Launches::default();
+        let id = KernelId::random();
+        let launch = launches.begin(id, None).unwrap();
+        let phase = || launch.progress().borrow().phase;
+        assert_eq!(phase(), KernelPhase::Queued);
+        for (stage, expected) in [
+            (LaunchStage::Scheduled, KernelPhase::Scheduled),
+            (LaunchStage::Pulling("image".to_owned()), KernelPhase::Pulling),
+            (LaunchStage::Starting, KernelPhase::Starting),
+            (LaunchStage::Ready, KernelPhase::Starting),
+        ] {
+            launch.report(stage);
+            assert_eq!(phase(), expected);
+            assert!(launches.begin(id, None).is_none());
+        }
+        launch.failed("no room".to_owned());
+        assert_eq!(launch.progress().borrow().reason.as_deref(), Some("no room"));
+        assert!(launches.begin(id, None).is_some());
+    }
+
+    #[test]
+    fn the_oldest_start_is_forgotten() {
+        let launches = Launches::default();
+        let ids: Vec<_> = (0..=MAX_LAUNCHES).map(|_| KernelId::random()).collect();
+        for id in &ids {
+            assert!(launches.begin(*id, None).is_some());
+        }
+        assert!(launches.get(ids[0]).is_none());
+        assert!(launches.get(ids[1]).is_some());
+    }
+}

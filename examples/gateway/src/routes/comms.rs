@@ -1,0 +1,73 @@
+//! `/api/kernels/{id}/comms`: the open comms of a kernel, such as its widgets.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use kernel_manager::Comm;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::executions::unreadable;
+use super::kernels::{KernelPath, find};
+use crate::Gateway;
+use crate::error::ApiError;
+
+/// The open comms.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Comms)]
+pub(super) struct CommsModel {
+    /// Each after those that its state refers to.
+    comms: Vec<CommModel>,
+}
+
+/// An open comm.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Comm)]
+struct CommModel {
+    comm_id: String,
+    /// The target on the other side, such as jupyter.widget.
+    target_name: String,
+    /// What a comm_open has that creates it with its present state: state and buffer_paths for a widget.
+    #[schema(value_type = Object)]
+    data: Map<String, Value>,
+    /// The metadata of its comm_open.
+    #[schema(value_type = Object)]
+    metadata: Map<String, Value>,
+    /// The binary parts of the state in Base64, in the order of buffer_paths.
+    buffers: Vec<String>,
+}
+
+impl From<Comm> for CommModel {
+    fn from(comm: Comm) -> Self {
+        let buffers = comm.buffers.iter().map(|buffer| BASE64_STANDARD.encode(buffer));
+        Self {
+            buffers: buffers.collect(),
+            comm_id: comm.comm_id,
+            target_name: comm.target_name,
+            data: comm.data,
+            metadata: comm.metadata,
+        }
+    }
+}
+
+/// The open comms of a kernel with their present state, also while the kernel is busy.
+#[utoipa::path(
+    get, path = "/api/kernels/{id}/comms", tag = "kernels", operation_id = "list_comms", params(KernelPath),
+    responses(
+        (status = 200, description = "The comms", body = CommsModel),
+        (status = 404, description = "There is no such kernel"),
+        (status = 500, description = "The log cannot be read"),
+    ),
+)]
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Path(KernelPath { id }): Path<KernelPath>,
+) -> Result<Json<CommsModel>, ApiError> {
+    let comms = find(&gateway, &id)?.comms().await.map_err(unreadable)?;
+    let comms = comms.into_iter().map(CommModel::from).collect();
+    Ok(Json(CommsModel { comms }))
+}

@@ -1,0 +1,154 @@
+//! `/api/kernels/{id}/progress`: the steps of a kernel's start, and why it failed or ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use jupyter_protocol::KernelId;
+use kernel_log::{Lifecycle, Log, Origin, ReadError, Seq};
+use kernel_manager::{ExecutionState, Kernel};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::executions::unreadable;
+use super::kernels::{KernelPath, not_found};
+use crate::Gateway;
+use crate::error::ApiError;
+use crate::launches::{KernelPhase, ProgressModel};
+use crate::model::{reason_of, timestamp};
+
+/// Idle time before a comment shows that the connection is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How many of the log's last entries may follow the one that announces the kernel's end.
+const LAST_ENTRIES: u64 = 256;
+
+/// How far a kernel has come: the steps of its start, from the request on, and why it failed or ended.
+///
+/// The answer is JSON, or, if the request accepts text/event-stream, an event for each step up to the last one.
+#[utoipa::path(
+    get, path = "/api/kernels/{id}/progress", tag = "kernels", operation_id = "get_progress", params(KernelPath),
+    responses(
+        (status = 200, description = "The step", body = ProgressModel),
+        (status = 404, description = "There is no such kernel or log, and no such start"),
+        (status = 500, description = "The log cannot be read"),
+    ),
+)]
+pub(super) async fn progress(
+    State(gateway): State<Arc<Gateway>>,
+    Path(KernelPath { id }): Path<KernelPath>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let kernel: KernelId = id.parse().map_err(|_| not_found(&id))?;
+    let wants_events = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/event-stream"));
+    let receiver = match receiver(&gateway, kernel).await? {
+        Some(receiver) => receiver,
+        None => return Err(not_found(&id)),
+    };
+    if !wants_events {
+        let now = receiver.borrow().clone();
+        return Ok(Json(now).into_response());
+    }
+    let stream = futures::stream::unfold(Some((gateway, receiver, true)), next_event);
+    let content_type = HeaderValue::from_static("text/event-stream");
+    Ok(([(header::CONTENT_TYPE, content_type)], Body::from_stream(stream)).into_response())
+}
+
+/// The progress now and each change; `None` if nothing is known of the kernel.
+async fn receiver(gateway: &Gateway, id: KernelId) -> Result<Option<watch::Receiver<ProgressModel>>, ApiError> {
+    let fixed = |progress| Ok(Some(watch::Sender::new(progress).subscribe()));
+    if let Some(kernel) = gateway.manager.get(id) {
+        return fixed(of_kernel(&kernel));
+    }
+    if let Some(launch) = gateway.launches.get(id)
+        && launch.progress().borrow().phase != KernelPhase::Ready
+    {
+        return Ok(Some(launch.progress()));
+    }
+    match gateway.manager.logs().find(id).await? {
+        Some(log) => fixed(of_past(&log).await.map_err(unreadable)?),
+        None => Ok(None),
+    }
+}
+
+/// The progress of a kernel that the manager has.
+pub(crate) fn of_kernel(kernel: &Kernel) -> ProgressModel {
+    let phase = match *kernel.state().borrow() {
+        ExecutionState::Dead => KernelPhase::Dead,
+        ExecutionState::Starting | ExecutionState::Restarting => KernelPhase::Starting,
+        _ => KernelPhase::Ready,
+    };
+    let since = if phase == KernelPhase::Ready {
+        kernel.launched()
+    } else {
+        kernel.last_activity()
+    };
+    ProgressModel::new(phase, reason_of(kernel), since)
+}
+
+/// The end of a kernel, as its log has it.
+async fn of_past(log: &Log) -> Result<ProgressModel, ReadError> {
+    let head = log.head();
+    let mut reader = log.reader(Seq(head.0.saturating_sub(LAST_ENTRIES)));
+    let mut ended = ProgressModel::new(KernelPhase::Dead, None, chrono::Utc::now());
+    while reader.position() < head {
+        let block = match reader.next().await {
+            Ok(Some(block)) => block,
+            Ok(None) => break,
+            Err(ReadError::Gap { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in block.entries() {
+            if ended.reason.is_none() {
+                ended.since = timestamp(entry.time());
+            }
+            if entry.origin() == Origin::Lifecycle
+                && let Some(Lifecycle::Dead { reason, .. }) = Lifecycle::from_message(&entry.message())
+            {
+                ended = ProgressModel::new(KernelPhase::Dead, Some(reason), entry.time());
+            }
+        }
+    }
+    if ended.reason.as_ref().is_some_and(|reason| reason.starts_with("culled")) {
+        ended.culled_at = Some(ended.since.clone());
+    }
+    Ok(ended)
+}
+
+type Following = (Arc<Gateway>, watch::Receiver<ProgressModel>, bool);
+
+async fn next_event(
+    following: Option<Following>,
+) -> Option<(Result<Bytes, std::convert::Infallible>, Option<Following>)> {
+    let (gateway, mut receiver, is_first) = following?;
+    if !is_first {
+        let changed = tokio::select! {
+            biased;
+            () = gateway.closing() => return None,
+            changed = timeout(KEEP_ALIVE, receiver.changed()) => changed,
+        };
+        match changed {
+            Err(_) => {
+                return Some((
+                    Ok(Bytes::from_static(b": keep-alive\n\n")),
+                    Some((gateway, receiver, false)),
+                ));
+            }
+            Ok(Err(_)) => return None,
+            Ok(Ok(())) => {}
+        }
+    }
+    let progress = receiver.borrow_and_update().clone();
+    let is_last = progress.phase.is_final();
+    // A progress always serializes.
+    let json = serde_json::to_string(&progress).unwrap_or_default();
+    let event = format!("event: progress\ndata: {json}\n\n");
+    Some((Ok(event.into()), (!is_last).then_some((gateway, receiver, false))))
+}

@@ -1,0 +1,127 @@
+//! The steps of a start, what a kernel's model says of it, and resource profiles.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{Served, TOKEN, UNKNOWN, is_timestamp};
+use kernel_provider::LaunchError;
+use kernel_provider::fake::FakeSpec;
+use serde_json::{Value, json};
+
+/// The progress of a kernel, as JSON.
+async fn progress(served: &Served, id: &str) -> Value {
+    let answer = served.ask("GET", &format!("/api/kernels/{id}/progress")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+#[tokio::test]
+async fn a_kernels_model_says_what_this_gateway_knows() {
+    let served = Served::start().await;
+    let metadata = json!({"kernelmux": {"profiles": [
+        {"name": "1 GPU", "resources": {"gpu": 1}, "env": {"KERNEL_EXTRA": "x"}},
+    ]}});
+    served.provider.install("profiled", FakeSpec::echo(), metadata);
+    let body = json!({"name": "profiled", "env": {"KERNEL_PROFILE": "1 GPU", "KERNEL_CPUS": "2"}});
+    let model = served.start_kernel(body).await;
+    let facts = &model["kernelmux"];
+    assert_eq!(facts["version"], 1);
+    let features: Vec<_> = facts["features"].as_array().unwrap().iter().collect();
+    assert!(features.contains(&&json!("follow")), "{features:?}");
+    assert_eq!(facts["phase"], "ready");
+    assert_eq!(facts["kernelspec"], "Fake");
+    assert_eq!(facts["resources"], json!({"cpu": "2", "gpu": "1"}));
+    assert!(is_timestamp(&facts["started"]));
+    for absent in ["reason", "culled_at"] {
+        assert_eq!(facts[absent], Value::Null);
+    }
+    let kernel = served
+        .manager
+        .get(model["id"].as_str().unwrap().parse().unwrap())
+        .unwrap();
+    assert_eq!(facts["epoch"], kernel.log().epoch().to_string());
+    assert_eq!(facts["place"], kernel.handle().record().provider);
+    let launched = served.provider.last_launch().env;
+    assert_eq!(launched["KERNEL_GPUS"], "1");
+    assert_eq!(launched["KERNEL_EXTRA"], "x");
+    // The gateway itself says the same, before there is a kernel.
+    assert_eq!(
+        served.ask("GET", "/api").await.json()["kernelmux"]["features"],
+        facts["features"]
+    );
+
+    let body = json!({"name": "profiled", "env": {"KERNEL_PROFILE": "2 GPUs"}}).to_string();
+    let message = served.send("POST", "/api/kernels", body).await.error(400);
+    assert!(message.contains("\"2 GPUs\"") && message.contains("1 GPU"), "{message}");
+}
+
+#[tokio::test]
+async fn progress_is_known_from_the_request_to_after_the_end() {
+    let served = Served::start().await;
+    served
+        .ask("GET", &format!("/api/kernels/{UNKNOWN}/progress"))
+        .await
+        .error(404);
+
+    let model = served.start_kernel(json!({})).await;
+    let id = model["id"].as_str().unwrap();
+    let ready = progress(&served, id).await;
+    assert_eq!(ready["phase"], "ready");
+    assert!(is_timestamp(&ready["since"]));
+    let path = format!("/api/kernels/{id}/progress");
+    let token = format!("token {TOKEN}");
+    let headers = [("authorization", &*token), ("accept", "text/event-stream")];
+    let events = served.send_with_headers("GET", &path, &headers, "").await;
+    assert_eq!(events.header("content-type"), "text/event-stream");
+    let text = String::from_utf8(events.body.to_vec()).unwrap();
+    assert_eq!(text, format!("event: progress\ndata: {ready}\n\n"));
+
+    assert_eq!(served.ask("DELETE", &format!("/api/kernels/{id}")).await.status, 204);
+    let dead = progress(&served, id).await;
+    assert_eq!(dead["phase"], "dead");
+    assert!(dead["reason"].is_string(), "{dead}");
+    assert_eq!(dead["culled_at"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_failed_start_says_why_until_the_next_one() {
+    let served = Served::start().await;
+    served.provider.install(
+        "fails",
+        FakeSpec::failing(LaunchError::BadRequest("no nodes are available".to_owned())),
+        json!({}),
+    );
+    let id = "11111111-2222-4333-8444-555555555555";
+    let body = json!({"name": "fails", "kernel_id": id}).to_string();
+    let refused = served.send("POST", "/api/kernels", body).await;
+    assert!(refused.status >= 400, "{refused:?}");
+    let failed = progress(&served, id).await;
+    assert_eq!(failed["phase"], "failed");
+    let reason = failed["reason"].as_str().unwrap();
+    assert!(reason.contains("no nodes are available"), "{reason}");
+    served.start_kernel(json!({"kernel_id": id})).await;
+    assert_eq!(progress(&served, id).await["phase"], "ready");
+}
+
+#[tokio::test]
+async fn the_end_of_a_culled_kernel_says_so() {
+    let served = Served::with(
+        |_| {},
+        |options| {
+            options.culling.interval = std::time::Duration::from_millis(10);
+            options.culling.idle_timeout = std::time::Duration::from_millis(50);
+        },
+    )
+    .await;
+    let model = served.start_kernel(json!({})).await;
+    let id = model["id"].as_str().unwrap();
+    loop {
+        let now = progress(&served, id).await;
+        if now["phase"] == "dead" && now["reason"].is_string() {
+            assert!(now["reason"].as_str().unwrap().starts_with("culled"), "{now}");
+            assert!(is_timestamp(&now["culled_at"]));
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+}

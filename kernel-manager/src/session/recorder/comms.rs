@@ -1,0 +1,103 @@
+//! The open comms after a start of this process: read from the log once something asks for them.
+
+use std::sync::Arc;
+
+use jupyter_protocol::Channel;
+use kernel_log::{Entry, Lifecycle, Log, Origin, ReadError, Reader, Seq, StoreError};
+
+use super::{Recorder, Recording};
+use crate::session::comms::{Comm, Comms, MAX_COMMS, is_comm};
+use crate::session::index_keys as keys;
+use crate::session::msg_type::msg_type;
+
+impl Recorder {
+    /// The comms that were opened up to entry `until`, with their newest state, each after those that it refers to.
+    pub(crate) async fn comms(&self, until: Seq) -> Result<Vec<Comm>, ReadError> {
+        self.recording.read_comms().await?;
+        let requests = self.recording.requests();
+        Ok(requests.comms().map_or_else(Vec::new, |comms| comms.list(until)))
+    }
+}
+
+impl Recording {
+    /// Reads the open comms from the log unless they are known.
+    pub(super) async fn read_comms(self: &Arc<Self>) -> Result<(), ReadError> {
+        let reading = self.reading_comms.clone().lock_owned().await;
+        if self.requests().comms().is_some() {
+            return Ok(());
+        }
+        let recording = self.clone();
+        // Completes although the caller may not wait for it.
+        let read = tokio::spawn(async move {
+            let _reading = reading;
+            recording.read_comms_now().await
+        });
+        read.await.unwrap_or(Ok(()))
+    }
+
+    async fn read_comms_now(&self) -> Result<(), ReadError> {
+        let mut comms = Comms::default();
+        let mut reader = match first_open(&self.log).await? {
+            Some(first) => self.log.reader(Seq(first.0.saturating_sub(1))),
+            None => self.log.reader(self.log.head()),
+        };
+        // Most of it, before later messages are collected in memory.
+        read(&mut reader, self.log.head(), &mut comms).await?;
+        let last = {
+            let mut requests = self.requests();
+            requests.begin_reading_comms();
+            self.log.append([])
+        };
+        self.log.stored(last).await;
+        let rest = read(&mut reader, last.min(self.log.head()), &mut comms).await;
+        // What could be read is better than nothing.
+        self.requests().set_comms(comms);
+        rest
+    }
+}
+
+/// The oldest `comm_open` of the comms that are open.
+async fn first_open(log: &Log) -> Result<Option<Seq>, StoreError> {
+    let (start, end) = keys::COMMS;
+    let open = log.index_scan(start, end, 2 * MAX_COMMS, false).await?;
+    Ok(open.iter().filter_map(|(_, seq)| keys::seq_of(seq)).min())
+}
+
+/// Applies the entries up to `end`.
+async fn read(reader: &mut Reader, end: Seq, comms: &mut Comms) -> Result<(), ReadError> {
+    while reader.position() < end {
+        let block = match reader.next().await {
+            Ok(Some(block)) => block,
+            Ok(None) => break,
+            Err(ReadError::Gap { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in block.entries() {
+            apply(&entry, comms);
+        }
+        // Entries in memory are read without waiting, so other tasks need a turn.
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+fn apply(entry: &Entry, comms: &mut Comms) {
+    let message = entry.message();
+    match (entry.origin(), entry.channel()) {
+        (Origin::Kernel, Channel::Iopub) | (Origin::Client, Channel::Shell) if is_comm(&msg_type(&message)) => {
+            comms.on_message(entry.seq(), &message, &mut Vec::new());
+        }
+        (Origin::Lifecycle, _) => {
+            if let Some(
+                Lifecycle::Started
+                | Lifecycle::Restarting
+                | Lifecycle::RestartingByItself { .. }
+                | Lifecycle::Dead { .. },
+            ) = Lifecycle::from_message(&message)
+            {
+                comms.end(entry.seq(), &mut Vec::new());
+            }
+        }
+        _ => {}
+    }
+}
