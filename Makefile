@@ -19,8 +19,8 @@ WASM := wasm32-unknown-unknown
 BENCH ?=
 
 .PHONY: help run demo book hooks test test-rust test-embedders test-js test-e2e test-long lint lint-rust lint-features lint-msrv \
-	lint-docs lint-deny lint-package bench build-cache tools e2e-env e2e-programs dev-cluster dev-cluster-down test-k8s \
-	run-k8s
+	lint-docs lint-deny lint-package bench build-cache tools e2e-env e2e-programs lab-wheel dev-cluster \
+	dev-cluster-down test-k8s run-k8s wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ build-cache:
 e2e-programs: build-cache
 	$(CARGO) test $(TESTED) --no-run --test program --test process --test run --test demo
 
+lab-wheel: ## the JupyterLab extension as a Python wheel, in target/wheels
+	@scripts/lab-wheel.sh
+
 hooks: ## have git check format and clippy before each commit
 	@git config core.hooksPath scripts/hooks
 
@@ -129,3 +132,6 @@ dev-cluster: ## start a real Kubernetes cluster on this machine, as root; or che
 
 dev-cluster-down: ## stop it and remove everything except its cache
 	@provider-k8s/dev-cluster/dev-cluster down
+
+wheel: lab-wheel ## the Python wheels kernelmux and kernelmux-lab, in target/wheels
+	@scripts/wheel.sh

@@ -24,7 +24,7 @@ REQUIRED_FILES = ["Cargo.toml", "README.md", "LICENSE-MIT", "LICENSE-APACHE"]
 INCLUDED = re.compile(r'\binclude_(?:str|bytes)!\(\s*"([^"]+)"\s*\)')
 CLIENT = "clients/js"
 NOT_YET = [
-    "Python wheels of kernelmux-gateway: not there yet",
+    "Python wheels: not published yet; `make wheel` builds them",
     "images: not published yet; deploy/gateway-image.py makes that of the gateway",
 ]
 

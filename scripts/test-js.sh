@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and tests the JavaScript client, and tests JupyterLab's client. The gateway under test is KERNELMUX_GATEWAY.
+# Checks and tests the JavaScript client and the JupyterLab extension, and tests JupyterLab's client. The gateway under test is KERNELMUX_GATEWAY.
 # Installs Node if needed, as root on Debian. Without Node, the tests are skipped, or fail if CI is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +31,11 @@ cd clients/js
 install
 npm run --silent check
 "$run_tests" js node test/*.test.js
+
+cd ../lab
+install
+npm run --silent compile
+"$run_tests" lab node test/*.test.mjs
 
 cd ../../tests/e2e/services
 install

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{Block, Seq, StoreError};
 
-/// Larger blocks are shared. They contain one message, which is itself large.
+/// Blocks and messages above this size are large. A large message is a block by itself.
 pub(super) const LARGE: usize = 1 << 20;
 /// Bytes per permit of the semaphore.
 const PERMIT_BYTES: usize = 1 << 10;
@@ -42,15 +42,17 @@ impl ReadMemory {
         match timeout(MAX_WAIT, self.permits.clone().acquire_many_owned(permits)).await {
             Ok(Ok(permit)) => Ok(Lease(Arc::new(permit))),
             // The semaphore is never closed.
-            Ok(Err(_)) | Err(_) => Err(StoreError::failed(
-                format!("read an output of {bytes} bytes"),
-                format!(
-                    "slow readers of other large outputs held the memory for them for {} s",
-                    MAX_WAIT.as_secs()
-                ),
-            )),
+            Ok(Err(_)) | Err(_) => Err(no_memory(&format!("read an output of {bytes} bytes"))),
         }
     }
+}
+
+fn no_memory(action: &str) -> StoreError {
+    let seconds = MAX_WAIT.as_secs();
+    StoreError::failed(
+        action,
+        format!("slow readers of large outputs held the memory for them for {seconds} s"),
+    )
 }
 
 /// The right to hold a large block, shared by its readers. A reader gives it up when it asks for the next block.
@@ -103,11 +105,13 @@ impl LargeBlocks {
 
     /// Serializes reads from the store of a log with large blocks, because the next reader may find the block that the
     /// previous one has read. `None` if the log has none.
-    pub(super) async fn read_lock(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        if self.any.load(Ordering::Relaxed) {
-            Some(self.read_lock.lock().await)
-        } else {
-            None
+    pub(super) async fn read_lock(&self) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, StoreError> {
+        if !self.any.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match timeout(MAX_WAIT, self.read_lock.lock()).await {
+            Ok(lock) => Ok(Some(lock)),
+            Err(_) => Err(no_memory("read a log with large outputs")),
         }
     }
 
@@ -135,6 +139,7 @@ impl LargeBlocks {
     pub(super) fn share(&self, block: Block, lease: &Lease) -> Block {
         let (first, last) = (block.first(), block.last());
         let times = (block.begun(), block.updated());
+        self.any.store(true, Ordering::Relaxed);
         let mut blocks = self.lock();
         blocks.retain(|_, held| held.bytes.strong_count() > 0);
         let held = blocks.get(&first).filter(|held| held.last == last);

@@ -140,7 +140,9 @@ impl Reader {
     async fn read_store(&mut self, head: Seq) -> Result<(), ReadError> {
         let log = self.log.clone();
         let after = self.position;
-        let read_lock = log.large_blocks.read_lock().await;
+        self.lease = None;
+        let mut lease = None;
+        let read_lock = log.large_blocks.read_lock().await?;
         if read_lock.is_some() {
             if let Some((block, lease)) = log.large_blocks.get(after.next())
                 && block.last() <= head
@@ -152,7 +154,7 @@ impl Reader {
             let reading = log.clone();
             let bytes = blocking(log.stored.blocks(), move || reading.stored.next_block_bytes(after)).await?;
             if bytes > LARGE {
-                self.lease = Some(log.large_blocks.lease(bytes).await?);
+                lease = Some(log.large_blocks.lease(bytes).await?);
             }
         }
         let reading = log.clone();
@@ -181,9 +183,18 @@ impl Reader {
             .windows(2)
             .take_while(|pair| pair[1].first() == pair[0].last().next());
         let whole = 1 + whole.count();
-        blocks.truncate(whole);
-        if let (Some(lease), [block]) = (&self.lease, &mut blocks[..]) {
-            *block = log.large_blocks.share(block.clone(), lease);
+        // A large block comes by itself, also from a store that does not see to it.
+        let large = blocks.iter().position(|block| block.size() > LARGE);
+        blocks.truncate(whole.min(large.map_or(whole, |large| large.max(1))));
+        if let [block] = &mut blocks[..]
+            && block.size() > LARGE
+        {
+            let lease = match lease {
+                Some(lease) => lease,
+                None => log.large_blocks.lease(block.size()).await?,
+            };
+            *block = log.large_blocks.share(block.clone(), &lease);
+            self.lease = Some(lease);
         }
         blocks.reverse();
         self.ahead = blocks;

@@ -8,9 +8,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{append, copy, entry, message, read_to, read_with_gaps};
+use common::{append, copy, disk_usage, entry, message, read_to, read_with_gaps};
 use jupyter_protocol::KernelId;
-use kernel_log::{DiskStore, IndexUpdate, LogOptions, Logs, Seq, StoreError};
+use kernel_log::{DiskStore, Durability, IndexUpdate, LogOptions, LogStore, Logs, Retention, Seq, StoreError};
 
 fn logs(folder: &Path) -> Logs {
     Logs::new(Arc::new(DiskStore::open(folder).unwrap()), LogOptions::default()).unwrap()
@@ -233,11 +233,25 @@ async fn fill_index(folder: &Path, id: KernelId) -> u64 {
     log.flushed().await;
     drop(log);
     logs.close().await.unwrap();
-    // Opening the log removes index files that others have replaced.
-    let logs = self::logs(folder);
-    drop(logs.open(id).await.unwrap());
-    logs.close().await.unwrap();
     count
+}
+
+/// The index files that no other one has replaced.
+fn index_files(folder: &Path, id: KernelId) -> Vec<PathBuf> {
+    let range = |path: &Path| -> (u64, u64) {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let (from, to) = name.split_once('-').unwrap();
+        (from.parse().unwrap(), to.parse().unwrap())
+    };
+    let all = files(folder, id, "idx");
+    let is_replaced = |path: &PathBuf| {
+        let (from, to) = range(path);
+        all.iter().any(|other| {
+            let other_range = range(other);
+            other != path && other_range.0 <= from && to <= other_range.1
+        })
+    };
+    all.iter().filter(|path| !is_replaced(path)).cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +260,7 @@ async fn a_damaged_index_file_is_made_again_from_the_entries() {
     let original = folder.path().join("original");
     let id = KernelId::random();
     let count = fill_index(&original, id).await;
-    let index_files = files(&original, id, "idx");
+    let index_files = index_files(&original, id);
     assert!(!index_files.is_empty(), "the index was never written to a file");
     assert!(index_files.len() <= 6, "index files are not merged: {index_files:?}");
     for file in &index_files {
@@ -283,7 +297,7 @@ async fn a_damaged_index_record_is_an_error_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let id = KernelId::random();
     fill_index(folder.path(), id).await;
-    let file = files(folder.path(), id, "idx").remove(0);
+    let file = index_files(folder.path(), id).remove(0);
     damage(&file, 1_000, 1);
     let logs = logs(folder.path());
     let log = logs.open(id).await.unwrap();
@@ -293,6 +307,25 @@ async fn a_damaged_index_record_is_an_error_that_names_the_file() {
         "{error}"
     );
     assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+    // The log goes on, and retention frees space.
+    for n in 2_001..=6_000 {
+        log.append_indexed(chrono::Utc::now(), [entry(&message(n, 5_000))], |_| {
+            vec![IndexUpdate::put(format!("k{n:05}"), vec![b'v'; 100])]
+        });
+        log.room().await;
+    }
+    log.flushed().await;
+    let before = disk_usage(folder.path());
+    assert_eq!(log.index_get("k06000").await.unwrap().unwrap().len(), 100);
+    drop(log);
+    let store = DiskStore::open(folder.path());
+    assert!(store.is_err(), "the store is open");
+    logs.close().await.unwrap();
+    let store = DiskStore::open(folder.path()).unwrap();
+    let stored = store.open(id).unwrap();
+    let first = stored.trim(&Retention::bytes(1 << 20)).unwrap();
+    assert!(first > Seq(5_000), "{first} is the first entry");
+    assert!(disk_usage(folder.path()) < before / 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,45 +370,103 @@ fn a_folder_of_an_older_version_is_refused() {
     fs::write(folder.path().join("version"), b"FJL\x03").unwrap();
     let refused = DiskStore::open(folder.path()).map(drop).unwrap_err().to_string();
     assert!(
-        refused.contains("older version") && refused.contains("move this folder away"),
+        refused.contains("older version") && refused.contains("move the folder away"),
         "{refused}"
     );
     assert!(!refused.contains('\n'), "{refused}");
     assert_eq!(fs::read(folder.path().join("version")).unwrap(), b"FJL\x03");
 }
 
+/// A copy of a store that is open, as it is found after a failure of the machine.
+#[cfg(target_os = "linux")]
+fn after_failure(running: &Path, name: &str) -> PathBuf {
+    let found = running.with_extension(name);
+    copy(running, &found);
+    let machine = found.join("machine.json");
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let written = fs::read_to_string(&machine).unwrap();
+    assert!(written.contains(boot_id.trim()), "{written}");
+    fs::write(machine, written.replace(boot_id.trim(), "another")).unwrap();
+    found
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_are_not_reused_after_a_failure_of_the_machine() {
-    let folder = tempfile::tempdir().unwrap();
+async fn numbers_are_not_reused_after_failures_of_the_machine() {
+    let parent = tempfile::tempdir().unwrap();
+    let running = parent.path().join("logs");
     let id = KernelId::random();
-    let machine = folder.path().join("machine.json");
-    let last = async || {
-        let logs = logs(folder.path());
-        let last = logs.open(id).await.unwrap().head().0;
-        assert_eq!(logs.list().await.unwrap()[0].last, Seq(1));
-        logs.close().await.unwrap();
-        last
-    };
     {
-        let logs = logs(folder.path());
+        let logs = logs(&running);
         append(&logs.open(id).await.unwrap(), [1], 10);
         logs.close().await.unwrap();
     }
-    assert_eq!(last().await, 1, "closed");
-    // As it is while the logs are written, and after the process was killed.
-    let open = fs::read_to_string(&machine).unwrap().replace("true", "false");
-    fs::write(&machine, &open).unwrap();
-    assert_eq!(last().await, 1, "killed");
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    fs::write(&machine, open.replace(boot_id.trim(), "another")).unwrap();
-    let after = last().await;
-    assert!(after > 1_000, "{after} is the last number");
-    assert_eq!(last().await, after, "closed after that");
-    let logs = logs(folder.path());
-    let log = logs.open(id).await.unwrap();
-    append(&log, [after + 1], 10);
+    // The store is open, and the log was closed and not written since.
+    let store = logs(&running);
+    let found = after_failure(&running, "closed");
+    assert_eq!(logs(&found).open(id).await.unwrap().head(), Seq(1));
+
+    // The log is written.
+    let log = store.open(id).await.unwrap();
+    append(&log, [2], 10);
     log.flushed().await;
-    let read = read_with_gaps(&mut log.reader(Seq::START), after + 1).await;
-    assert_eq!(read, (vec![1, after + 1], vec![(2, after)]));
+    let found = after_failure(&running, "written");
+    let again = logs(&found);
+    let continued = again.open(id).await.unwrap();
+    let after = continued.head().0;
+    assert!(after > 1_000, "{after} is the last number");
+    append(&continued, [after + 1], 10);
+    continued.flushed().await;
+    let read = read_with_gaps(&mut continued.reader(Seq::START), after + 1).await;
+    assert_eq!(read, (vec![1, 2, after + 1], vec![(3, after)]));
+
+    // The entry was not on disk.
+    let lost = after_failure(&running, "lost");
+    let path = segment(&lost, id);
+    let length = fs::metadata(&path).unwrap().len();
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(length - 200).unwrap();
+    let head = logs(&lost).open(id).await.unwrap().head();
+    assert!(head.0 > 2, "{head} is the last number");
+
+    // A second failure, before what was written after the first one was on disk.
+    let twice = after_failure(&found, "twice");
+    fs::remove_file(files(&twice, id, "log").pop().unwrap()).unwrap();
+    let head = logs(&twice).open(id).await.unwrap().head();
+    assert!(head.0 > after + 1, "{head} is the last number");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn replaced_index_files_are_kept_until_their_merger_is_on_disk() {
+    let parent = tempfile::tempdir().unwrap();
+    let running = parent.path().join("logs");
+    let id = KernelId::random();
+    let options = LogOptions::default().with_durability(Durability::Process);
+    let store = Logs::new(Arc::new(DiskStore::open(&running).unwrap()), options).unwrap();
+    let log = store.open(id).await.unwrap();
+    let mut count = 0;
+    // Until a merged file and those that it replaced are there.
+    while files(&running, id, "idx").len() == index_files(&running, id).len() {
+        count += 1;
+        assert!(count < 5_000, "no index files were merged");
+        log.append_indexed(chrono::Utc::now(), [entry(&message(count, 10))], |_| {
+            vec![IndexUpdate::put(format!("k{count:05}"), vec![b'v'; 1_000])]
+        });
+        log.flushed().await;
+    }
+    let found = after_failure(&running, "torn");
+    // The merged file was not on disk, and retention dropped the first segment before that.
+    let merged = index_files(&found, id).remove(0);
+    let length = fs::metadata(&merged).unwrap().len();
+    OpenOptions::new()
+        .write(true)
+        .open(&merged)
+        .unwrap()
+        .set_len(length / 2)
+        .unwrap();
+    fs::remove_file(&files(&found, id, "log")[0]).unwrap();
+    let found = logs(&found).open(id).await.unwrap();
+    let records = found.index_scan("k", "l", 10_000, false).await.unwrap();
+    assert_eq!(records.len() as u64, count);
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use common::{entry, message, read_to};
@@ -15,6 +15,15 @@ use kernel_log::{DiskStore, IndexUpdate, LogOptions, Logs, Seq};
 
 const FOLDER: &str = "KERNELMUX_TEST_LOG_FOLDER";
 const ID: &str = "KERNELMUX_TEST_LOG_ID";
+
+/// Ends the process if the test fails.
+struct KilledOnDrop(Child);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
 
 async fn open(folder: PathBuf) -> Logs {
     let mut options = LogOptions::default();
@@ -51,15 +60,17 @@ async fn entries_that_readers_could_receive_survive_a_killed_process() {
     let id = KernelId::random();
     let mut stored = 0;
     for round in 0..20_u64 {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "append_forever", "--nocapture"])
-            .env(FOLDER, folder.path())
-            .env(ID, id.to_string())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let mut process = KilledOnDrop(
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "append_forever", "--nocapture"])
+                .env(FOLDER, folder.path())
+                .env(ID, id.to_string())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        );
+        let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
         // Kills the process after a different number of appends each time.
         for _ in 0..=round * 7 % 40 {
             let line = lines.next().expect("the process ended early").unwrap();
@@ -67,8 +78,8 @@ async fn entries_that_readers_could_receive_survive_a_killed_process() {
                 stored = last.parse().unwrap();
             }
         }
-        process.kill().unwrap();
-        process.wait().unwrap();
+        process.0.kill().unwrap();
+        process.0.wait().unwrap();
         for line in lines.map_while(Result::ok) {
             if let Some(last) = line.strip_prefix("stored ") {
                 stored = last.parse().unwrap_or(stored);

@@ -153,7 +153,8 @@ fn many_logs_share_one_bound_on_memory() {
 #[test]
 fn readers_of_large_messages_share_one_bound_on_memory() {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    const MESSAGE: usize = 20 << 20;
+    // Above the size for which malloc keeps freed memory.
+    const MESSAGE: usize = 40 << 20;
     run(async {
         let folder = tempfile::tempdir().unwrap();
         // Enough for one message.
@@ -181,11 +182,12 @@ fn readers_of_large_messages_share_one_bound_on_memory() {
                     let held = holding.fetch_add(1, Ordering::SeqCst);
                     assert!(held < 3, "{held} other readers hold a message");
                     tokio::task::yield_now().await;
+                    let resident = resident();
                     drop(block);
                     holding.fetch_sub(1, Ordering::SeqCst);
                     let block = reader.next().await.unwrap().unwrap();
                     assert_eq!(block.first(), Seq(2));
-                    resident()
+                    resident
                 }));
             }
         }
@@ -193,6 +195,11 @@ fn readers_of_large_messages_share_one_bound_on_memory() {
         for reader in readers {
             most = most.max(reader.await.unwrap());
         }
-        println!("{} MiB before, {} MiB at most", before / MIB, most / MIB);
+        let grown = most.saturating_sub(before);
+        // One message at a time, of four.
+        assert!(
+            grown < 3 * MESSAGE as u64,
+            "{grown} bytes of memory for messages of {MESSAGE}"
+        );
     });
 }

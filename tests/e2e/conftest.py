@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("harness")
 
-from harness.gateway import PEER, Gateway, binary  # noqa: E402
+from harness.gateway import PEER, REPO, Gateway, binary  # noqa: E402
 from harness.lab import Lab  # noqa: E402
 from harness.proxy import Proxy  # noqa: E402
+from harness.restoring import Steps  # noqa: E402
 
 CHROMIUM = [
     "--no-sandbox",
@@ -33,7 +36,15 @@ CHROMIUM = [
 
 
 # The longest files run first, so that no worker is left with one of them at the end.
-LONGEST = ["test_resume_chaos.py", "test_resume_jupyterlab.py", "test_jupyterlab.py"]
+LONGEST = [
+    "test_resume_chaos.py",
+    "test_lab_restore.py",
+    "test_lab_failures.py",
+    "test_resume_jupyterlab.py",
+    "test_lab_documents.py",
+    "test_lab_versions.py",
+    "test_jupyterlab.py",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -136,6 +147,45 @@ def lab(gateway: Gateway, gateway_proxy: Proxy, make_home: Callable[[str], Path]
     lab = Lab(make_home("lab"), f"http://127.0.0.1:{gateway_proxy.port}", gateway.token)
     yield lab
     lab.close()
+
+
+@pytest.fixture(scope="session")
+def lab_extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with kernelmux-lab, installed from the wheel that `make lab-wheel` builds."""
+    built = subprocess.run([REPO / "scripts" / "lab-wheel.sh"], capture_output=True, text=True)
+    if built.returncode:
+        skip_or_fail(f"the wheel of kernelmux-lab is not built:\n{built.stderr}")
+    folder = tmp_path_factory.mktemp("kernelmux-lab")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder]
+    subprocess.run([*pip, built.stdout.strip()], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_venv() -> Callable[[str], Path]:
+    """Virtual environments with other versions: `make_venv("lab-oldest")` has what the folder of that name requires."""
+
+    def make(name: str) -> Path:
+        link = REPO / "target" / f"{name}-venv"
+        requirements = Path(__file__).parent / name / "requirements.txt"
+        subprocess.run(["scripts/cached-venv.sh", link, requirements], check=True, cwd=REPO)
+        return link
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def restoring_lab(gateway: Gateway, make_home: Callable[[str], Path], lab_extension: Path) -> Iterator[Lab]:
+    """JupyterLab with kernelmux-lab and the shared gateway's kernels."""
+    lab = Lab(make_home("lab"), gateway.url, gateway.token, extension=lab_extension)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    """Gates at which the cells of a test wait."""
+    return Steps(tmp_path)
 
 
 @pytest.fixture(scope="session")

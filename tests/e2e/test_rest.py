@@ -25,7 +25,7 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 def check_kernel(model: dict[str, Any], name: str = "python3") -> None:
     required = {"id", "name", "last_activity", "execution_state", "connections"}
-    assert required <= set(model) <= required | {"reason"}
+    assert required <= set(model) <= required | {"reason", "kernelmux"}
     assert UUID4.fullmatch(model["id"])
     assert model["name"] == name
     assert ACTIVITY.fullmatch(model["last_activity"])

@@ -39,12 +39,6 @@ pub enum StoreError {
         /// Required bytes.
         needed: u64,
     },
-    /// The store failed and could not be reopened yet. Later appends retry that.
-    #[error("the logs in {place} cannot be opened again after an error")]
-    NotOpen {
-        /// Location of the store.
-        place: String,
-    },
     /// The store was [closed](LogStore::close).
     #[error("the logs in {place} were closed")]
     Closed {

@@ -81,6 +81,7 @@ class Gateway:
         port: int = 0,
         base_url: str = "/",
         env: dict[str, str] | None = None,
+        peer: str = PEER,
     ) -> None:
         self.home = home
         self.data_dir = home / "gateway"
@@ -89,6 +90,7 @@ class Gateway:
         self.port = port
         self.base_url = base_url
         self.extra_env = env or {}
+        self.peer = peer
         self.process: Process | None = None
         self.url = ""
         self.past_output = ""
@@ -96,7 +98,7 @@ class Gateway:
         self.session.trust_env = False
 
     def argv(self) -> list[str]:
-        if PEER == "kernel-gateway":
+        if self.peer == "kernel-gateway":
             return self._peer_argv()
         argv = [str(binary()), "--ip", "127.0.0.1", "--port", str(self.port)]
         argv += ["--data-dir", str(self.data_dir)]
@@ -129,7 +131,7 @@ class Gateway:
         if self.process is not None:
             self.past_output += self.process.output
         self.process = Process(self.argv(), env, self.home, "the gateway")
-        if PEER == "kernel-gateway":
+        if self.peer == "kernel-gateway":
             self.process.wait_for_line(r"Kernel Gateway.* available at|at http://", timeout)
             self.url = f"http://127.0.0.1:{self.port}{self.base_url}"
             return self

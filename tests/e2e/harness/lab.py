@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import socket
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nbformat
 import requests
@@ -43,6 +45,7 @@ c.ServerApp.allow_root = True
 c.ServerApp.port_retries = 0
 c.IdentityProvider.token = {LAB_TOKEN!r}
 c.LabApp.expose_app_in_browser = True
+c.JupyterNotebookApp.expose_app_in_browser = True
 c.LabApp.news_url = ""
 c.ExtensionManager.listings_refresh_seconds = 0
 """
@@ -52,22 +55,51 @@ class Lab:
     """A JupyterLab server that uses the gateway's kernels."""
 
     def __init__(
-        self, home: Path, gateway_url: str, gateway_token: str | None, **env: str
+        self,
+        home: Path,
+        gateway_url: str,
+        gateway_token: str | None,
+        extension: Path | None = None,
+        server_extension: bool = True,
+        app: Literal["jupyterlab", "notebook"] = "jupyterlab",
+        venv: Path | None = None,
+        disabled: Iterable[str] = (),
+        base_url: str = "",
+        settings: str = "",
+        **env: str,
     ) -> None:
+        """Starts the server.
+
+        `extension` is a folder with kernelmux-lab, installed with `pip install --target`. `venv` is another virtual
+        environment than that of the tests. `disabled` are the environment's extensions of the page that are not used.
+        `settings` are further lines of the server's configuration.
+        """
+        self.base_url = base_url
+        self.app = app
+        self.python = str(venv / "bin" / "python") if venv else sys.executable
         self.home = home
         self.files = home / "files"
         self.port = free_port()
         environment = clean_env(home, JUPYTER_GATEWAY_URL=gateway_url, **env)
         # The server must find no local kernels, so that it uses the gateway's.
         environment.pop("JUPYTER_PATH")
+        if extension:
+            environment["PYTHONPATH"] = str(extension)
+            environment["JUPYTER_PATH"] = str(extension / "share" / "jupyter")
+            if server_extension:
+                environment["JUPYTER_CONFIG_PATH"] = str(extension / "etc" / "jupyter")
         if gateway_token:
             environment["JUPYTER_GATEWAY_AUTH_TOKEN"] = gateway_token
         self.files.mkdir(parents=True)
         config = home / "config"
         (config / "labconfig").mkdir(parents=True)
         (config / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(SETTINGS))
+        page_config = {"disabledExtensions": {name: True for name in disabled}}
+        (config / "labconfig" / "page_config.json").write_text(json.dumps(page_config))
         sessions = f"c.SessionManager.database_filepath = {str(home / 'sessions.sqlite')!r}\n"
-        (config / "jupyter_lab_config.py").write_text(LAB_CONFIG + sessions)
+        (config / f"jupyter_{'lab' if app == 'jupyterlab' else app}_config.py").write_text(
+            LAB_CONFIG + sessions + settings
+        )
         self.environment = environment
         self.start()
 
@@ -75,11 +107,12 @@ class Lab:
         """Starts the server. It can be restarted after it has ended, and uses the same directories and port."""
         self.process = Process(
             [
-                sys.executable,
+                self.python,
                 "-m",
-                "jupyterlab",
+                self.app,
                 f"--ServerApp.port={self.port}",
                 f"--ServerApp.root_dir={self.files}",
+                f"--ServerApp.base_url={self.base_url}/",
             ],
             self.environment,
             self.home,
@@ -99,7 +132,7 @@ class Lab:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.base_url}"
 
     def adopt(self, kernel_id: str, name: str = "python3") -> None:
         """Makes a restarted server use a running kernel again. It does not ask the gateway which kernels exist."""
@@ -111,10 +144,24 @@ class Lab:
         )
         assert response.status_code == 201, (response.status_code, response.text)
 
-    def write_notebook(self, name: str, cells: list[str], kernel: str = "python3") -> None:
+    def write_notebook(
+        self,
+        name: str,
+        cells: list[str],
+        kernel: str = "python3",
+        outputs: dict[int, list[dict[str, Any]]] | None = None,
+        minor: int = 5,
+    ) -> None:
+        """Writes a notebook. `outputs` are those of some cells; below `minor` 5, cells have no ids."""
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in cells]
         )
+        for index, saved in (outputs or {}).items():
+            notebook.cells[index].outputs = [nbformat.from_dict(output) for output in saved]
+        if minor < 5:
+            notebook.nbformat_minor = minor
+            for cell in notebook.cells:
+                del cell["id"]
         language = {"python3": "python", "bash": "bash", "deno": "typescript"}.get(kernel, kernel)
         notebook.metadata["kernelspec"] = {
             "name": kernel,
@@ -122,6 +169,14 @@ class Lab:
             "language": language,
         }
         nbformat.write(notebook, str(self.files / f"{name}.ipynb"))
+
+    @contextlib.contextmanager
+    def edit(self, name: str) -> Iterator[list[Any]]:
+        """Lets a test change the cells of a notebook file."""
+        path = self.files / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        yield notebook.cells
+        nbformat.write(notebook, path)
 
     def open(self, page: Page, name: str, cells: list[str], kernel: str = "python3") -> Notebook:
         """Writes a notebook with `cells`, opens it in single-document mode and waits for its kernel."""
@@ -140,15 +195,56 @@ class Notebook:
     def __init__(self, page: Page, lab: Lab, name: str, url: str | None = None) -> None:
         self.page = page
         self.url = url or lab.url
+        self.path = "doc/tree" if lab.app == "jupyterlab" else "notebooks"
         self.name = name
+        # What is known of the page after it was closed.
+        self.known_kernel = ""
+        self.known_cells: list[str] = []
+
+    @property
+    def address(self) -> str:
+        return f"{self.url}/{self.path}/{self.name}.ipynb?token={LAB_TOKEN}&reset"
 
     def load(self) -> None:
-        self.page.goto(f"{self.url}/doc/tree/{self.name}.ipynb?token={LAB_TOKEN}&reset")
+        """Opens the page and waits until its kernel is idle."""
+        self.goto()
         self.wait_ready()
+
+    def goto(self) -> None:
+        """Opens the page and waits until its kernel, which may be busy, is connected."""
+        self.page.goto(self.address)
+        expect(self.panel).to_be_visible(timeout=60_000)
+        self.wait_connected()
+
+    def save(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
+
+    def remember(self) -> None:
+        """Reads the ids of the kernel and of the cells, for use when the page is closed."""
+        self.known_kernel = self.kernel_id()
+        self.known_cells = self.page.evaluate(
+            "() => Array.from(window.jupyterapp.shell.currentWidget.content.model.cells).map(cell => cell.id)"
+        )
+
+    def wait_sent(self, count: int) -> None:
+        """Waits until the page has sent `count` cells to its kernel."""
+        self.page.wait_for_function(
+            "count => window.jupyterapp.shell.currentWidget.content.widgets"
+            ".filter(cell => cell.outputArea?.future).length === count",
+            arg=count,
+        )
+
+    def wait_restored(self) -> None:
+        """Waits until kernelmux-lab has asked the gateway what the notebook's cells ran."""
+        self.page.wait_for_function(
+            "() => performance.getEntriesByType('resource')"
+            ".some(entry => entry.name.includes('/kernelmux/api/kernels/') && entry.name.includes('latest=cell'))"
+        )
 
     def reload(self) -> None:
         self.page.reload()
         expect(self.panel).to_be_visible(timeout=60_000)
+        self.wait_connected()
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         expect(self.panel).to_be_visible(timeout=timeout * 1000)
@@ -175,6 +271,11 @@ class Notebook:
         """The toolbar's kernel status."""
         return self.panel.locator(".jp-Notebook-ExecutionIndicator").first
 
+    @property
+    def kernel_status(self) -> Locator:
+        """What kernelmux-lab says of the kernel."""
+        return self.page.locator(".kernelmux-status").first
+
     def wait_status(self, status: str, timeout: float = 30.0) -> None:
         expect(self.indicator).to_have_attribute("data-status", status, timeout=timeout * 1000)
 
@@ -183,6 +284,21 @@ class Notebook:
 
     def output(self, index: int) -> Locator:
         return self.cell(index).locator(".jp-OutputArea-output")
+
+    def question(self, index: int) -> Locator:
+        """The box of an `input()`."""
+        return self.cell(index).locator(".jp-Stdin-input")
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = self.page.evaluate(
+            "i => window.jupyterapp.shell.currentWidget.content.model.cells.get(i).metadata", index
+        )
+        return metadata
+
+    def trusted(self, index: int) -> bool:
+        return bool(
+            self.page.evaluate("i => window.jupyterapp.shell.currentWidget.content.model.cells.get(i).trusted", index)
+        )
 
     def prompt(self, index: int) -> Locator:
         return self.cell(index).locator(".jp-InputArea-prompt")

@@ -1,11 +1,13 @@
 //! The folder of a store: its lock, what it remembers of the machine, and its free space.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use chrono::Utc;
 use jupyter_protocol::KernelId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -16,7 +18,7 @@ use super::StoreError;
 const RESERVE_BYTES: u64 = 8 << 20;
 /// How many bytes are written between two looks at the free space.
 const CHECK_EVERY: u64 = 1 << 20;
-/// The most files of logs that are no longer open that wait to be synced.
+/// The most files of closed logs that wait to be synced. Beyond that, the whole disk is synced.
 const MAX_UNSYNCED: usize = 4096;
 /// The file with [`Machine`].
 const MACHINE: &str = "machine.json";
@@ -28,6 +30,7 @@ const REMOVED: &str = "removed";
 struct Machine {
     /// Linux's boot id while the store was open; other systems have none.
     boot_id: Option<String>,
+    /// See [`Folder::cycle`].
     cycle: u64,
     /// Whether the store was closed and synced.
     is_clean: bool,
@@ -43,8 +46,17 @@ pub(super) struct Folder {
     is_full: AtomicBool,
     /// Bytes that may be written before the free space is looked at.
     unchecked: AtomicU64,
-    /// Files of logs that are no longer open.
-    unsynced: Mutex<Vec<PathBuf>>,
+    /// Files of closed logs.
+    unsynced: Mutex<Unsynced>,
+    /// Whether a sync failed. What it was to write may be lost even if a later one succeeds.
+    has_lost_sync: AtomicBool,
+}
+
+#[derive(Default)]
+struct Unsynced {
+    files: BTreeSet<PathBuf>,
+    /// Whether there were too many.
+    is_all: bool,
 }
 
 impl Folder {
@@ -63,6 +75,7 @@ impl Folder {
             is_full: AtomicBool::new(false),
             unchecked: AtomicU64::new(0),
             unsynced: Mutex::default(),
+            has_lost_sync: AtomicBool::new(false),
         })
     }
 
@@ -70,7 +83,7 @@ impl Folder {
         &self.path
     }
 
-    /// A random number that changes when the machine went down while the store was open, so that entries that were not
+    /// A number that grows by one each time the machine went down while the store was open, so that entries that were not
     /// synced may be lost.
     pub(super) fn cycle(&self) -> u64 {
         self.cycle
@@ -87,20 +100,20 @@ impl Folder {
         let mut logs = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            // Other files and folders, such as `lost+found`, are nothing of ours.
+            // Others, such as `lost+found`, are not ours.
             logs.extend(name.to_str().and_then(|name| name.parse::<KernelId>().ok()));
         }
         Ok(logs)
     }
 
-    /// Removes a log's folder. It disappears at once, whatever happens before all of its files are gone.
-    pub(super) fn remove(&self, id: KernelId) -> io::Result<()> {
+    /// Moves a log's folder away, so that the log is gone at once. Returns the folder to delete, if there was a log.
+    pub(super) fn put_away(&self, id: KernelId) -> io::Result<Option<PathBuf>> {
         let removed = self.path.join(REMOVED);
         let aside = removed.join(Uuid::new_v4().simple().to_string());
-        fs::create_dir_all(&removed)?;
+        create_private(&removed)?;
         match fs::rename(self.log(id), &aside) {
-            Ok(()) => fs::remove_dir_all(&aside),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -155,27 +168,42 @@ impl Folder {
         self.unchecked.store(0, Ordering::Relaxed);
     }
 
-    /// Has the next [`sync`](Self::sync) sync these files of a log that is no longer open.
+    /// Has the next [`sync`](Self::sync) sync these files of a closed log.
     pub(super) fn sync_later(&self, files: Vec<PathBuf>) {
         let mut unsynced = self.unsynced();
-        if unsynced.len() >= MAX_UNSYNCED {
-            // Only if nobody syncs the store, because entries need not survive a machine failure.
-            unsynced.clear();
+        unsynced.files.extend(files);
+        if unsynced.files.len() > MAX_UNSYNCED {
+            unsynced.files.clear();
+            unsynced.is_all = true;
         }
-        unsynced.extend(files);
     }
 
-    /// Syncs the files of logs that are no longer open.
+    /// A sync of these files failed.
+    pub(super) fn not_synced(&self, files: Vec<PathBuf>) {
+        self.has_lost_sync.store(true, Ordering::Release);
+        self.sync_later(files);
+    }
+
+    /// Syncs the files of closed logs.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        let files = std::mem::take(&mut *self.unsynced());
-        let synced = sync_all(&files);
+        let Unsynced { files, is_all } = std::mem::take(&mut *self.unsynced());
+        let files: Vec<_> = files.into_iter().collect();
+        let synced = if is_all {
+            sync_disk(&self.path).unwrap_or_else(|| {
+                self.has_lost_sync.store(true, Ordering::Release);
+                Ok(())
+            })
+        } else {
+            sync_all(&files)
+        };
         synced.map_err(|error| {
-            self.unsynced().extend(files);
+            self.not_synced(files);
+            self.unsynced().is_all |= is_all;
             StoreError::failed(format!("sync the logs in {}", self.path.display()), error)
         })
     }
 
-    fn unsynced(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+    fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
         // A panic while the lock is held leaves a valid list.
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -208,7 +236,8 @@ impl Drop for Folder {
     }
 }
 
-fn create_private(path: &Path) -> io::Result<()> {
+/// Creates a folder that only its owner can open.
+pub(super) fn create_private(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -232,8 +261,8 @@ fn refuse_older_format(folder: &Path) -> Result<(), StoreError> {
     if folder.join("keyspaces").exists() {
         return Err(StoreError::failed(
             format!("open the logs in {}", folder.display()),
-            "an older version wrote them in a format that this one cannot read: move this folder away to start with \
-             empty logs, or start that version to read them",
+            "an older version wrote them in a format that this one cannot read: move the folder away to start with empty logs, \
+             or start that version to read them",
         ));
     }
     Ok(())
@@ -245,7 +274,7 @@ fn boot_id() -> Option<String> {
     Some(id.trim().to_owned())
 }
 
-/// Called before anything is written. Returns the power cycle.
+/// Called before anything is written. Returns the cycle.
 fn begin(folder: &Path) -> io::Result<u64> {
     let before = match fs::read(folder.join(MACHINE)) {
         Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| {
@@ -256,14 +285,16 @@ fn begin(folder: &Path) -> io::Result<u64> {
         Err(error) => return Err(error),
     };
     let boot_id = boot_id();
-    let is_same = before.cycle != 0 && (before.is_clean || before.boot_id == boot_id);
-    if !is_same && before.cycle != 0 {
-        tracing::warn!(folder = %folder.display(), "the machine went down while the logs were written; entries that were not on disk are lost");
-    }
-    let cycle = if is_same {
+    // Where there is no boot id, any process that did not close the logs may have ended with the machine.
+    let is_same_boot = boot_id.is_some() && before.boot_id == boot_id;
+    let cycle = if before.cycle == 0 {
+        // Beyond all numbers of a file that was lost.
+        u64::try_from(Utc::now().timestamp()).unwrap_or(1).max(1)
+    } else if before.is_clean || is_same_boot {
         before.cycle
     } else {
-        (Uuid::new_v4().as_u128() as u64).max(1)
+        tracing::warn!(folder = %folder.display(), "the machine went down while the logs were written; entries that were not on disk are lost");
+        before.cycle + 1
     };
     let machine = Machine {
         boot_id,
@@ -284,7 +315,7 @@ fn note_open(folder: &Path, machine: &Machine) -> io::Result<()> {
             let _ = fs::remove_file(folder.join("machine.new"));
             match fs::remove_file(folder.join(MACHINE)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+                _ => sync_folder(folder),
             }
         }
         written => written,

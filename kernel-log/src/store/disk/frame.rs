@@ -30,8 +30,10 @@ pub(super) enum Kind {
     Kept,
     /// The store refused entries up to `last`, or may have lost them. Their numbers are not reused.
     Skipped,
-    /// The [totals](Totals) and the offsets of the segment so far.
+    /// The [totals](Totals) and the offsets of the segment so far. `first` is 1 if the log was closed with it.
     Summary,
+    /// The log is written again after it was closed.
+    Reopened,
 }
 
 impl Kind {
@@ -41,6 +43,7 @@ impl Kind {
             Self::Kept => 2,
             Self::Skipped => 3,
             Self::Summary => 4,
+            Self::Reopened => 5,
         }
     }
 
@@ -50,6 +53,7 @@ impl Kind {
             2 => Some(Self::Kept),
             3 => Some(Self::Skipped),
             4 => Some(Self::Summary),
+            5 => Some(Self::Reopened),
             _ => None,
         }
     }
@@ -158,6 +162,11 @@ impl Head {
         xxh3_64_with_seed(bytes, salt) as u32 == self.body_check
     }
 
+    /// Whether the log was closed with this frame.
+    pub(super) fn is_closing(&self) -> bool {
+        self.kind == Kind::Summary && self.first == 1
+    }
+
     /// Whether the frame contains entries.
     pub(super) fn has_block(&self) -> bool {
         self.kind == Kind::Entries && self.body_length > 0
@@ -222,8 +231,15 @@ impl Frame {
     }
 
     /// See [`Kind::Summary`].
-    pub(super) fn summary(body: Bytes, salt: u64) -> Self {
-        Self::new(Head::empty(Kind::Summary), Bytes::new(), &[body], salt)
+    pub(super) fn summary(body: Bytes, is_closing: bool, salt: u64) -> Self {
+        let mut head = Head::empty(Kind::Summary);
+        head.first = u64::from(is_closing);
+        Self::new(head, Bytes::new(), &[body], salt)
+    }
+
+    /// See [`Kind::Reopened`].
+    pub(super) fn reopened(salt: u64) -> Self {
+        Self::new(Head::empty(Kind::Reopened), Bytes::new(), &[], salt)
     }
 
     /// The frame's bytes, in order.
@@ -273,7 +289,7 @@ impl Totals {
                 self.kept_from_bytes = head.bytes_before;
             }
             Kind::Skipped => self.skipped = head.last,
-            Kind::Entries | Kind::Summary => {}
+            Kind::Entries | Kind::Summary | Kind::Reopened => {}
         }
     }
 

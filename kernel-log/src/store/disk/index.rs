@@ -106,13 +106,17 @@ pub(super) struct Files {
     files: Vec<Arc<IndexFile>>,
     /// Files that others have replaced, to be removed once those are synced.
     replaced: Vec<Arc<IndexFile>>,
+    /// Whether files cannot be merged because one of them is damaged.
+    is_damaged: bool,
 }
 
 impl Files {
-    pub(super) fn new(files: Vec<IndexFile>) -> Self {
+    /// These files, oldest first, and those that they have replaced.
+    pub(super) fn new(files: Vec<IndexFile>, replaced: Vec<IndexFile>) -> Self {
         Self {
             files: files.into_iter().map(Arc::new).collect(),
-            replaced: Vec::new(),
+            replaced: replaced.into_iter().map(Arc::new).collect(),
+            is_damaged: false,
         }
     }
 
@@ -171,12 +175,25 @@ impl Files {
             from -= 1;
         }
         let mut replaced = self.replaced.clone();
-        if from + 1 < files.len() {
-            let merged = files.split_off(from);
-            files.push(Arc::new(merge(folder, &merged, files.is_empty())?));
-            replaced.extend(merged);
+        let mut is_damaged = self.is_damaged;
+        if from + 1 < files.len() && !is_damaged {
+            match merge(folder, &files[from..], from == 0) {
+                Ok(merged) => {
+                    replaced.extend(files.drain(from..));
+                    files.push(Arc::new(merged));
+                }
+                // It is made again the next time the log is opened after a failure; until then there are more files.
+                Err(error) => {
+                    tracing::error!(folder = %folder.display(), %error, "index files of the log cannot be merged");
+                    is_damaged = true;
+                }
+            }
         }
-        Ok(Self { files, replaced })
+        Ok(Self {
+            files,
+            replaced,
+            is_damaged,
+        })
     }
 
     /// Whether files should be removed even if nothing else requires a sync.

@@ -8,6 +8,7 @@
 //! ```
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ const TAIL: u64 = 24;
 /// Records that a cursor reads at a time.
 const AT_ONCE: u64 = 64;
 
-/// Names of the segments whose records an index file has, first and last.
+/// The range of segment numbers that an index file covers, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Covered {
     pub(super) from: u64,
@@ -35,14 +36,22 @@ pub(super) struct Covered {
 impl Covered {
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (from, to) = name.strip_suffix(".idx")?.split_once('-')?;
-        Some(Self {
+        let parsed = Self {
             from: from.parse().ok()?,
             to: to.parse().ok()?,
-        })
+        };
+        let is_range = 1 <= parsed.from && parsed.from <= parsed.to && parsed.to < u64::MAX;
+        (is_range && parsed.to_string() == name).then_some(parsed)
     }
 
     pub(super) fn path(self, folder: &Path) -> PathBuf {
-        folder.join(format!("{:010}-{:010}.idx", self.from, self.to))
+        folder.join(self.to_string())
+    }
+}
+
+impl fmt::Display for Covered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:010}-{:010}.idx", self.from, self.to)
     }
 }
 
@@ -136,7 +145,12 @@ impl IndexFile {
         if self.is_synced.load(atomic::Ordering::Acquire) {
             return Ok(false);
         }
-        File::open(&self.path)?.sync_all()?;
+        match File::open(&self.path) {
+            Ok(file) => file.sync_all()?,
+            // Another thread replaced and removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
         self.is_synced.store(true, atomic::Ordering::Release);
         Ok(true)
     }

@@ -5,17 +5,16 @@ mod syncing;
 mod trimming;
 mod writing;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::KernelId;
 
-use super::folder::Folder;
+use super::folder::{Folder, create_private};
 use super::frame::Totals;
 use super::index::Index;
 use super::opening;
@@ -53,6 +52,8 @@ pub(super) struct State {
     pub(super) length: u64,
     /// Whether the newest segment cannot be continued.
     pub(super) is_ended: bool,
+    /// Whether the log was closed, and not written since.
+    pub(super) is_closed: bool,
     pub(super) index: Index,
 }
 
@@ -81,7 +82,7 @@ impl DiskLog {
     pub(super) fn create(folder: Arc<Folder>, id: KernelId) -> Result<Self, StoreError> {
         let path = folder.log(id);
         folder.expect_room(0)?;
-        fs::create_dir_all(&path)
+        create_private(&path)
             .map_err(|error| StoreError::failed(format!("create the folder {}", path.display()), error))?;
         let log = Self {
             id,
@@ -94,6 +95,7 @@ impl DiskLog {
                 offsets: Offsets::default(),
                 length: 0,
                 is_ended: true,
+                is_closed: false,
                 index: Index::default(),
             }),
             is_dirty: AtomicBool::new(true),
@@ -131,6 +133,10 @@ impl DiskLog {
     /// The kernel's id.
     pub(super) fn id(&self) -> KernelId {
         self.id
+    }
+
+    fn is_removed(&self) -> bool {
+        self.is_removed.load(Ordering::Acquire)
     }
 
     /// Information about the log.

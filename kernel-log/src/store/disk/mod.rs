@@ -15,6 +15,7 @@ mod segment;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +26,7 @@ use self::folder::{Folder, sync_all, sync_disk};
 use self::log::DiskLog;
 use super::{LogInfo, LogStore, StoreError, StoredLog};
 
-/// Logs beyond which the whole disk is synced instead of their files.
+/// Number of logs above which the whole disk is synced instead of their files.
 const SYNC_TOGETHER: usize = 16;
 
 /// Keeps logs in a folder on disk.
@@ -39,8 +40,10 @@ pub struct DiskStore {
 /// What the store and its logs share.
 struct Shared {
     folder: Arc<Folder>,
-    /// Open logs, each with the number of its handles. Locked while one is opened and while one is closed.
+    /// Open logs, each with the number of its handles. Locked while one is opened, closed or removed.
     logs: Mutex<HashMap<KernelId, (Arc<DiskLog>, usize)>>,
+    /// Held while the store is synced or closed.
+    syncing: Mutex<()>,
 }
 
 /// A handle of an open log. The last one closes it.
@@ -93,6 +96,7 @@ impl DiskStore {
             shared: Arc::new(Shared {
                 folder: Arc::new(Folder::open(folder)?),
                 logs: Mutex::default(),
+                syncing: Mutex::default(),
             }),
         })
     }
@@ -110,8 +114,9 @@ impl Shared {
 
     /// Opens a log; `None` if it does not exist and is not to be created.
     fn open(self: &Arc<Self>, id: KernelId, create: bool) -> Result<Option<Handle>, StoreError> {
-        self.folder.expect_open()?;
         let mut logs = self.logs();
+        // Closing the store takes the lock, too.
+        self.folder.expect_open()?;
         if let Some((log, handles)) = logs.get_mut(&id) {
             *handles += 1;
             return Ok(Some(self.handle(log)));
@@ -126,7 +131,6 @@ impl Shared {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        let mut result = self.folder.sync();
         let unsynced: Vec<_> = self
             .open_logs()
             .into_iter()
@@ -134,16 +138,18 @@ impl Shared {
             .collect();
         // One after the other, they would take long.
         let together = (unsynced.len() > SYNC_TOGETHER).then(|| sync_disk(self.folder.path()));
-        if let Some(Some(Ok(()))) = together {
-            for (unsynced, log) in &unsynced {
-                result = log.synced(unsynced, Ok(())).and(result);
-            }
-            return result;
+        let is_synced = matches!(together, Some(Some(Ok(()))));
+        let mut result = Ok(());
+        for (unsynced, log) in unsynced {
+            let synced = if is_synced { Ok(()) } else { sync_all(&unsynced.paths) };
+            result = log.synced(unsynced, synced).and(result);
         }
-        for (unsynced, log) in &unsynced {
-            result = log.synced(unsynced, sync_all(&unsynced.paths)).and(result);
-        }
-        result
+        // Last, because a log that was closed meanwhile has left its files to the folder.
+        self.folder.sync().and(result)
+    }
+
+    fn syncing(&self) -> MutexGuard<'_, ()> {
+        self.syncing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn handle(self: &Arc<Self>, log: &Arc<DiskLog>) -> Handle {
@@ -191,22 +197,31 @@ impl LogStore for DiskStore {
 
     fn remove(&self, id: KernelId) -> Result<(), StoreError> {
         self.shared.folder.expect_open()?;
-        let mut logs = self.shared.logs();
-        if let Some((log, _)) = logs.remove(&id) {
-            log.set_removed();
-        }
-        let removed = self.shared.folder.remove(id);
-        removed.map_err(|error| StoreError::failed(format!("remove the log of kernel {id}"), error))
+        let failed = |error| StoreError::failed(format!("remove the log of kernel {id}"), error);
+        let removed = {
+            let mut logs = self.shared.logs();
+            if let Some((log, _)) = logs.remove(&id) {
+                log.set_removed();
+            }
+            self.shared.folder.put_away(id).map_err(failed)?
+        };
+        removed.map_or(Ok(()), fs::remove_dir_all).map_err(failed)
     }
 
     fn sync(&self) -> Result<(), StoreError> {
+        let _syncing = self.shared.syncing();
         self.shared.folder.expect_open()?;
         self.shared.sync()
     }
 
     fn close(&self) -> Result<(), StoreError> {
         let folder = &self.shared.folder;
-        if folder.begin_close() {
+        let _syncing = self.shared.syncing();
+        let was_closed = {
+            let _logs = self.shared.logs();
+            folder.begin_close()
+        };
+        if was_closed {
             return Ok(());
         }
         self.shared.open_logs().iter().for_each(|log| log.finish());

@@ -6,18 +6,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jupyter_protocol::KernelId;
-use memchr::memmem;
 
-use super::frame::Head;
+use super::frame::Totals;
 use super::index::{Files, Index};
 use super::index_file::{Covered, IndexFile};
 use super::log::{Segment, State, info};
 use super::segment::{End, HEADER, Header, Name, Offsets, Scan, Summary};
 use super::{LogInfo, StoreError};
-use crate::{Block, Origin};
 
-/// More entries than can be appended and not synced. A sync is due every 50 ms, and the disk may be slow.
-pub(super) const HOLE: u64 = 1 << 20;
+/// More entries than can be appended and not synced: with [`Durability::Batched`](crate::Durability::Batched) a sync is
+/// due every 50 ms, otherwise the system writes after some seconds.
+const HOLE: u64 = 1 << 26;
+/// The most failures of the machine between two writes of a log that are counted, in case their number was lost.
+const MAX_FAILURES: u64 = 1_024;
 
 /// A log that was opened.
 pub(super) struct Opened {
@@ -65,7 +66,7 @@ fn failed(path: &Path, error: &io::Error) -> StoreError {
     StoreError::failed(format!("open the log in {}", path.display()), error)
 }
 
-/// The newest header that can be read; `None` if the log does not exist.
+/// The newest segment whose header can be read; `None` if the log does not exist.
 fn newest_header(path: &Path, id: KernelId, segments: &[Name]) -> Result<Option<(Name, Header)>, StoreError> {
     let mut damaged = None;
     for name in segments.iter().rev() {
@@ -93,7 +94,8 @@ fn newest_header(path: &Path, id: KernelId, segments: &[Name]) -> Result<Option<
     }
 }
 
-/// Information about a log that is not open, without reading more than is necessary. `None` if it does not exist.
+/// Information about a log that is not open. Reads no more than is necessary, and changes nothing. `None` if the log
+/// does not exist.
 pub(super) fn look_at(path: &Path, id: KernelId, cycle: u64) -> Result<Option<LogInfo>, StoreError> {
     let Some(listing) = list(path).map_err(|error| failed(path, &error))? else {
         return Ok(None);
@@ -101,14 +103,18 @@ pub(super) fn look_at(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Lo
     let Some((name, header)) = newest_header(path, id, &listing.segments)? else {
         return Ok(None);
     };
-    if header.cycle == cycle && listing.segments.last() == Some(&name) {
+    let info = |totals| Some(info(id, header.epoch, header.created, totals));
+    if listing.segments.last() == Some(&name) {
         let read = File::open(name.path(path)).and_then(|mut file| Summary::read(&mut file, header.salt));
-        if let Some(summary) = read.map_err(|error| failed(path, &error))? {
-            return Ok(Some(info(id, header.epoch, header.created, &summary.totals)));
+        if let Some((summary, is_closing)) = read.map_err(|error| failed(path, &error))?
+            && (is_closing || header.cycle == cycle)
+        {
+            return Ok(info(&summary.totals));
         }
     }
-    let opened = open(path, id, cycle)?;
-    Ok(opened.map(|opened| info(id, header.epoch, header.created, &opened.state.totals)))
+    let mut ending = Ending::default();
+    ending.read(path, name, None)?;
+    Ok(info(&ending.totals.unwrap_or(header.totals)))
 }
 
 /// Opens a log; `None` if it does not exist.
@@ -116,19 +122,21 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
     let Some(listing) = list(path).map_err(|error| failed(path, &error))? else {
         return Ok(None);
     };
-    let Some((_, header)) = newest_header(path, id, &listing.segments)? else {
+    let Some((newest, header)) = newest_header(path, id, &listing.segments)? else {
         return Ok(None);
     };
-    let after_failure = header.cycle != cycle;
-    let files = open_index(path, id, &listing, after_failure).map_err(|error| failed(path, &error))?;
+    let is_after_failure = header.cycle != cycle;
+    let files = open_index(path, id, &listing, is_after_failure).map_err(|error| failed(path, &error))?;
     let mut index = Index::new(files);
     let mut ending = Ending::default();
     let covered = index.files.covered();
-    let newest = listing.segments.last().copied();
     for name in &listing.segments {
-        if name.number > covered || Some(*name) == newest {
-            let keep_index = name.number > covered;
-            ending.read(path, id, *name, keep_index.then_some(&mut index))?;
+        if name.number > covered || *name == newest {
+            let index = (name.number > covered).then_some(&mut index);
+            let has_damage = ending.read(path, *name, index)?;
+            if has_damage {
+                tracing::error!(kernel_id = %id, path = %name.path(path).display(), "a part of the log is damaged; readers learn which entries are missing");
+            }
         }
     }
     let mut totals = ending.totals.unwrap_or(header.totals);
@@ -137,13 +145,19 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
         && first.first <= totals.last
     {
         // Older segments are missing.
+        let header = File::open(first.path(path)).and_then(|mut file| Header::read(&mut file));
+        let header = header.map_err(|error| failed(path, &error))?;
         totals.kept_first = first.first;
+        totals.kept_from_bytes = header.map_or(totals.kept_from_bytes, |header| header.totals.bytes);
     }
-    if (after_failure || ending.is_damaged) && !ending.is_of_dead_kernel {
+    let is_closed = ending.is_closed && ending.is_whole;
+    if ending.is_damaged || is_after_failure && !is_closed {
         // Entries may be lost that readers have seen. If their numbers were reused, a reader that reconnects would
         // mistake the new entries for them.
-        totals.skipped = totals.last_number() + HOLE;
+        let failures = cycle.saturating_sub(header.cycle).clamp(1, MAX_FAILURES);
+        totals.skipped = totals.last_number() + HOLE * failures;
     }
+    let is_newest_covered = listing.segments.last().is_some_and(|name| name.number <= covered);
     Ok(Some(Opened {
         header,
         state: State {
@@ -155,7 +169,9 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
                 .collect(),
             offsets: ending.offsets,
             length: ending.length,
-            is_ended: after_failure || !ending.is_whole,
+            // Index updates in a segment that index files cover would not be read again.
+            is_ended: is_after_failure || !ending.is_whole || is_newest_covered,
+            is_closed,
             index,
         },
     }))
@@ -164,112 +180,100 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
 /// Where a log ends, according to the segments read so far.
 #[derive(Default)]
 struct Ending {
-    totals: Option<super::frame::Totals>,
+    totals: Option<Totals>,
     offsets: Offsets,
     length: u64,
-    /// Whether the last segment can be continued.
+    /// Whether the last segment ends with a whole frame.
     is_whole: bool,
     /// Whether the last segment may have had entries that cannot be found.
     is_damaged: bool,
-    /// Whether the last entry says that the kernel is dead, after which nothing was written.
-    is_of_dead_kernel: bool,
+    /// Whether the log was closed with the last frame, so that nothing was written afterwards.
+    is_closed: bool,
 }
 
 impl Ending {
-    fn read(
-        &mut self,
-        folder: &Path,
-        id: KernelId,
-        name: Name,
-        mut index: Option<&mut Index>,
-    ) -> Result<(), StoreError> {
+    /// Reads a segment. Returns whether a part of it is damaged.
+    fn read(&mut self, folder: &Path, name: Name, mut index: Option<&mut Index>) -> Result<bool, StoreError> {
         let path = name.path(folder);
         let failed = |error| StoreError::failed(format!("read {}", path.display()), error);
         let mut file = File::open(&path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
-        self.is_whole = false;
-        self.offsets = Offsets::default();
-        self.length = length;
+        let totals_before = self.totals;
+        *self = Self {
+            totals: totals_before,
+            length,
+            ..Self::default()
+        };
         let Some(header) = Header::read(&mut file).map_err(failed)? else {
+            // A shorter file was never finished.
             self.is_damaged = length >= HEADER as u64;
-            return Ok(());
+            return Ok(self.is_damaged);
         };
         let mut totals = header.totals;
         let mut scan = Scan::new(file, header.salt, HEADER as u64, length);
-        let mut last_block: Option<(u64, Head)> = None;
         let mut has_damaged_index = false;
         while let Some((at, head)) = scan.next().map_err(failed)? {
             totals.apply(&head);
             self.offsets.note(&head, at);
+            self.is_closed = head.is_closing();
             if head.index_length > 0
                 && let Some(index) = index.as_deref_mut()
             {
                 let encoded = scan.index(at, &head).map_err(failed)?;
                 has_damaged_index |= !encoded.is_some_and(|encoded| index.replay(encoded));
             }
-            if head.has_block() {
-                last_block = Some((at, head));
-            }
         }
         let end = scan.end().map_err(failed)?;
-        if scan.skipped > 0 || has_damaged_index || end == End::Damaged {
-            tracing::error!(kernel_id = %id, path = %path.display(), "a part of the log is damaged; readers learn which entries are missing");
-        }
         self.is_damaged = end == End::Damaged;
         self.is_whole = end == End::Whole;
         self.length = scan.position();
         self.totals = Some(totals);
-        if let Some((at, head)) = last_block {
-            let body = scan.body(at, &head).map_err(failed)?;
-            self.is_of_dead_kernel = body
-                .and_then(Block::recover)
-                .is_some_and(|block| tells_of_the_end(&block));
-        }
-        Ok(())
+        Ok(scan.skipped > 0 || has_damaged_index || self.is_damaged)
     }
 }
 
-/// Whether the last entry announces the kernel's death.
-fn tells_of_the_end(block: &Block) -> bool {
-    block.entries().last().is_some_and(|entry| {
-        entry.origin() == Origin::Lifecycle && memmem::find(entry.message().content(), b"\"dead\"").is_some()
-    })
-}
-
-/// Opens the index files, removes those that others have replaced, and makes missing and damaged ones again from the
-/// segments.
+/// Opens the index files, and makes missing and damaged ones again from the segments.
 fn open_index(path: &Path, id: KernelId, listing: &Listing, verify: bool) -> io::Result<Files> {
     let mut files: Vec<IndexFile> = Vec::new();
+    let mut replaced = Vec::new();
+    let mut to = 0;
     for covered in &listing.index {
         let from = files.last().map_or(1, |file| file.covered.to + 1);
         if covered.to < from {
-            fs::remove_file(covered.path(path))?;
+            // Removed with the next sync of the file that replaced it.
+            replaced.extend(IndexFile::open(path, *covered, false));
             continue;
         }
-        if covered.from > from {
-            let missing = Covered {
-                from,
-                to: covered.from - 1,
-            };
-            tracing::error!(kernel_id = %id, file = %missing.path(path).display(), "an index file of the log is missing");
-            files.push(rebuild(path, listing, missing)?);
-        }
         match IndexFile::open(path, *covered, verify) {
-            Ok(file) => files.push(file),
+            Ok(file) => {
+                if covered.from > from {
+                    let missing = Covered {
+                        from,
+                        to: covered.from - 1,
+                    };
+                    files.push(rebuild(path, id, listing, missing)?);
+                }
+                files.push(file);
+            }
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::error!(kernel_id = %id, %error, "an index file of the log is damaged");
                 let damaged = covered.path(path);
                 fs::rename(&damaged, damaged.with_extension("damaged"))?;
-                files.push(rebuild(path, listing, *covered)?);
+                // The files that it replaced may still be there.
+                to = to.max(covered.to);
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(Files::new(files))
+    let from = files.last().map_or(1, |file| file.covered.to + 1);
+    if from <= to {
+        files.push(rebuild(path, id, listing, Covered { from, to })?);
+    }
+    Ok(Files::new(files, replaced))
 }
 
 /// Makes an index file from the segments that are left.
-fn rebuild(path: &Path, listing: &Listing, covered: Covered) -> io::Result<IndexFile> {
+fn rebuild(path: &Path, id: KernelId, listing: &Listing, covered: Covered) -> io::Result<IndexFile> {
     let mut index = Index::default();
     let mut segments = 0;
     for name in &listing.segments {
@@ -292,8 +296,6 @@ fn rebuild(path: &Path, listing: &Listing, covered: Covered) -> io::Result<Index
         segments += 1;
     }
     let all = covered.to - covered.from + 1;
-    if segments < all {
-        tracing::error!(file = %covered.path(path).display(), segments, all, "an index file was made again from some of its segments only; older executions may not be listed");
-    }
+    tracing::error!(kernel_id = %id, file = %covered.path(path).display(), segments, all, "an index file of the log is made again from its segments; what segments that are gone had in it is missing");
     IndexFile::write(path, covered, index.all_recent().into_iter().map(Ok))
 }

@@ -9,6 +9,7 @@
 //! | u64 power cycle | totals | frames…
 //! ```
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -41,14 +42,22 @@ pub(super) struct Name {
 impl Name {
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (number, first) = name.strip_suffix(".log")?.split_once('-')?;
-        Some(Self {
+        let parsed = Self {
             number: number.parse().ok()?,
             first: first.parse().ok()?,
-        })
+        };
+        // Other spellings are other files, and the largest number has no next one.
+        (parsed.number < u64::MAX && parsed.to_string() == name).then_some(parsed)
     }
 
     pub(super) fn path(self, folder: &Path) -> PathBuf {
-        folder.join(format!("{:010}-{:020}.log", self.number, self.first))
+        folder.join(self.to_string())
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:010}-{:020}.log", self.number, self.first)
     }
 }
 
@@ -144,7 +153,7 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    pub(super) fn to_frame(&self, salt: u64) -> Frame {
+    pub(super) fn to_frame(&self, is_closing: bool, salt: u64) -> Frame {
         let mut body = BytesMut::new();
         self.totals.encode(&mut body);
         for (first, offset) in &self.offsets.0 {
@@ -154,11 +163,11 @@ impl Summary {
         let length = HEAD + body.len() + 4 + SUMMARY_END.len();
         body.put_u32_le(length as u32);
         body.put_slice(SUMMARY_END);
-        Frame::summary(body.freeze(), salt)
+        Frame::summary(body.freeze(), is_closing, salt)
     }
 
-    /// The summary at the end of the file, if there is one.
-    pub(super) fn read(file: &mut File, salt: u64) -> io::Result<Option<Self>> {
+    /// The summary at the end of the file, if there is one, and whether the log was closed with it.
+    pub(super) fn read(file: &mut File, salt: u64) -> io::Result<Option<(Self, bool)>> {
         let length = file.metadata()?.len();
         let mut end = [0; 12];
         let Some(end_at) = length.checked_sub(end.len() as u64) else {
@@ -188,10 +197,8 @@ impl Summary {
         while pairs.len() >= 16 {
             offsets.push((pairs.get_u64_le(), pairs.get_u64_le()));
         }
-        Ok(Some(Self {
-            totals,
-            offsets: Offsets(offsets),
-        }))
+        let offsets = Offsets(offsets);
+        Ok(Some((Self { totals, offsets }, head.is_closing())))
     }
 }
 
@@ -250,6 +257,11 @@ impl Writer {
         let offset = self.length;
         self.length += frame.head.frame_length();
         Ok(offset)
+    }
+
+    /// Makes the file's contents survive a machine failure.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Whether nothing more can be appended to this file.

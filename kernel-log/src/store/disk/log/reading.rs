@@ -24,7 +24,7 @@ const RETRIES: usize = 8;
 /// A segment, and what was read of its header.
 pub(in super::super) struct Segment {
     pub(in super::super) name: Name,
-    /// Seed of its checksums; `None` in it if its header is damaged.
+    /// Seed of its checksums, or `None` if its header is damaged; empty until the header was read.
     salt: OnceLock<Option<u64>>,
     /// Whether damage of it was logged.
     is_reported: AtomicBool,
@@ -51,8 +51,8 @@ impl Segment {
         if let Some(salt) = self.salt.get() {
             return Ok(*salt);
         }
-        let salt = Header::read(file)?.map(|header| header.salt);
-        Ok(*self.salt.get_or_init(|| salt))
+        let header = Header::read(file)?;
+        Ok(*self.salt.get_or_init(|| header.map(|header| header.salt)))
     }
 
     fn report_damage(&self, id: KernelId, path: &Path) {
@@ -82,7 +82,7 @@ impl View {
             Some(newest) => newest,
             None => {
                 let summary = Summary::read(&mut file, salt)?;
-                let offset = summary.map_or(HEADER as u64, |summary| summary.offsets.before(seq));
+                let offset = summary.map_or(HEADER as u64, |(summary, _)| summary.offsets.before(seq));
                 (file.metadata()?.len(), offset)
             }
         };
@@ -125,35 +125,35 @@ impl DiskLog {
         let start = after.next().max(self.state().totals.first());
         let mut blocks = Vec::new();
         let mut bytes = 0;
+        if self.is_removed() {
+            // The path may be that of another log by now.
+            return Ok(blocks);
+        }
         for view in self.views(start.0) {
             let Some(scan) = view.scan(self.id, &self.path, start.0)? else {
                 continue;
             };
             let mut scan = scan.with_read_bytes(max_bytes.clamp(MIN_READ, MAX_READ));
-            while let Some((at, head)) = scan.next()? {
+            let mut is_full = false;
+            while !is_full && let Some((at, head)) = scan.next()? {
                 if !head.has_block() || head.last < start.0 {
                     continue;
                 }
                 // A block that is larger comes by itself.
                 if !blocks.is_empty() && bytes + head.body_length as usize > max_bytes {
-                    return Ok(blocks);
-                }
-                let Some(body) = scan.body(at, &head)? else {
-                    continue;
-                };
-                let Some(block) = block(&head, body).after(Seq(start.0 - 1)) else {
-                    continue;
-                };
-                bytes += block.size();
-                blocks.push(block);
-                if bytes >= max_bytes {
-                    break;
+                    is_full = true;
+                } else if let Some(body) = scan.body(at, &head)?
+                    && let Some(block) = block(&head, body).after(Seq(start.0 - 1))
+                {
+                    bytes += block.size();
+                    blocks.push(block);
+                    is_full = bytes >= max_bytes;
                 }
             }
             if scan.skipped > 0 {
                 view.segment.report_damage(self.id, &view.segment.name.path(&self.path));
             }
-            if !blocks.is_empty() && bytes >= max_bytes {
+            if is_full {
                 break;
             }
         }
@@ -163,6 +163,9 @@ impl DiskLog {
     /// Size of the first block after this entry.
     pub(super) fn size_after(&self, after: Seq) -> io::Result<usize> {
         let start = after.next().max(self.state().totals.first());
+        if self.is_removed() {
+            return Ok(0);
+        }
         for view in self.views(start.0) {
             let Some(mut scan) = view.scan(self.id, &self.path, start.0)? else {
                 continue;

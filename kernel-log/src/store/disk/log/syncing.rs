@@ -15,9 +15,10 @@ pub(in super::super) struct Unsynced {
 }
 
 impl DiskLog {
-    /// What to sync; `None` if nothing was written since this was asked for. Call [`synced`](Self::synced) afterwards.
+    /// What was written since the last call, to be synced; `None` if nothing was. Call [`synced`](Self::synced)
+    /// afterwards.
     pub(in super::super) fn unsynced(&self) -> Option<Unsynced> {
-        if self.is_removed.load(Ordering::Acquire) || !self.is_dirty.swap(false, Ordering::AcqRel) {
+        if self.is_removed() || !self.is_dirty.swap(false, Ordering::AcqRel) {
             return None;
         }
         let synced = self.synced.load(Ordering::Acquire);
@@ -38,16 +39,16 @@ impl DiskLog {
         Some(Unsynced { paths, newest })
     }
 
-    /// Notes whether that was synced.
-    pub(in super::super) fn synced(&self, unsynced: &Unsynced, result: io::Result<()>) -> Result<(), StoreError> {
+    /// Notes whether that was synced. If not, the folder tries again.
+    pub(in super::super) fn synced(&self, unsynced: Unsynced, result: io::Result<()>) -> Result<(), StoreError> {
         match result {
             Ok(()) => {
                 self.synced.store(unsynced.newest, Ordering::Release);
                 self.sync_index()
             }
-            Err(_) if self.is_removed.load(Ordering::Acquire) => Ok(()),
+            Err(_) if self.is_removed() => Ok(()),
             Err(error) => {
-                self.is_dirty.store(true, Ordering::Release);
+                self.folder.not_synced(unsynced.paths);
                 Err(self.failed("sync", &self.path, error))
             }
         }
@@ -56,6 +57,9 @@ impl DiskLog {
     /// Makes the index files survive a machine failure, and removes those that others have replaced.
     pub(super) fn sync_index(&self) -> Result<(), StoreError> {
         let files = self.state().index.files.clone();
+        if self.is_removed() {
+            return Ok(());
+        }
         let removed = files
             .sync(&self.path)
             .map_err(|error| self.failed("sync the index of", &self.path, error))?;
@@ -63,14 +67,14 @@ impl DiskLog {
         Ok(())
     }
 
-    /// Ends writing, so that the log can be listed and opened without reading all of its newest segment.
+    /// Ends writing. The log can be listed afterwards without reading its newest segment.
     pub(in super::super) fn finish(&self) {
         let mut slot = self.writer();
         let Some(mut writer) = slot.take() else { return };
-        if self.is_removed.load(Ordering::Acquire) || writer.is_broken() {
+        if self.is_removed() || writer.is_broken() {
             return;
         }
-        self.write_summary(&mut writer);
+        self.write_summary(&mut writer, true);
         self.is_dirty.store(true, Ordering::Release);
     }
 

@@ -45,6 +45,10 @@ impl DiskLog {
     pub(super) fn trim_to(&self, head: &Head) -> Result<(), StoreError> {
         let mut slot = self.writer();
         self.expect_usable()?;
+        if head.first <= self.state().totals.first().0 {
+            // Another trim went further.
+            return Ok(());
+        }
         let (first, bytes_before) = (Seq(head.first), head.bytes_before);
         self.write(&mut slot, |_, salt| Frame::kept(first, bytes_before, salt), |_| {})?;
         let is_dropped = |state: &State| {

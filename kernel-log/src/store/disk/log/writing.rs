@@ -9,6 +9,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::super::StoreError;
+use super::super::folder::sync_folder;
 use super::super::frame::{Frame, Totals};
 use super::super::index::Index;
 use super::super::segment::{Header, Name, Offsets, Summary, Writer};
@@ -59,6 +60,7 @@ impl DiskLog {
         state.offsets = Offsets::default();
         state.length = writer.length;
         state.is_ended = false;
+        state.is_closed = false;
     }
 
     /// The segment to write to.
@@ -76,31 +78,46 @@ impl DiskLog {
 
     /// Continues the newest segment, or begins another one.
     fn next_writer(&self) -> Result<Writer, StoreError> {
-        let (newest, length, is_ended) = {
+        let (newest, length, is_ended, is_closed) = {
             let state = self.state();
             let newest = state.segments.last().map(|segment| segment.name);
-            (newest, state.length, state.is_ended)
+            (newest, state.length, state.is_ended, state.is_closed)
         };
         let Some(name) = newest else {
             return self.begin_segment(1);
         };
-        if is_ended {
-            return self.begin_segment(name.number + 1);
-        }
         let path = name.path(&self.path);
-        let resumed = (|| {
-            let header = Header::read(&mut File::open(&path)?)?;
-            header.map(|header| Writer::resume(&path, header, length)).transpose()
-        })();
-        match resumed.map_err(|error| self.failed("write", &path, error))? {
-            Some(writer) => Ok(writer),
-            None => self.begin_segment(name.number + 1),
+        let failed = |error| self.failed("write", &path, error);
+        let header = if is_ended {
+            None
+        } else {
+            File::open(&path)
+                .and_then(|mut file| Header::read(&mut file))
+                .map_err(failed)?
+        };
+        let Some(header) = header else {
+            let writer = self.begin_segment(name.number + 1)?;
+            if is_closed {
+                writer.sync().and_then(|()| sync_folder(&self.path)).map_err(failed)?;
+            }
+            return Ok(writer);
+        };
+        let mut writer = Writer::resume(&path, header, length).map_err(failed)?;
+        if is_closed {
+            // On disk before the next entry, so that after a failure of the machine the log does not look closed.
+            let salt = writer.header.salt;
+            writer.append(&Frame::reopened(salt)).map_err(failed)?;
+            writer.sync().map_err(failed)?;
+            let mut state = self.state();
+            state.length = writer.length;
+            state.is_closed = false;
         }
+        Ok(writer)
     }
 
     pub(super) fn expect_usable(&self) -> Result<(), StoreError> {
         self.folder.expect_open()?;
-        if self.is_removed.load(Ordering::Acquire) {
+        if self.is_removed() {
             let error = io::Error::new(io::ErrorKind::NotFound, "the log was removed");
             return Err(self.failed("write", &self.path, error));
         }
@@ -115,7 +132,8 @@ impl DiskLog {
         apply: impl FnOnce(&mut State),
     ) -> Result<(), StoreError> {
         let writer = self.current(slot)?;
-        let frame = frame(&self.state().totals, writer.header.salt);
+        let totals = self.state().totals;
+        let frame = frame(&totals, writer.header.salt);
         let offset = writer.append(&frame).map_err(|error| {
             self.folder.failed_to_write();
             self.failed("append to", &self.path, error)
@@ -174,7 +192,7 @@ impl DiskLog {
         let number = self.state().segments.last().map_or(0, |segment| segment.name.number);
         // If the next one cannot be created, this one is continued.
         let (name, next) = self.create_segment(number + 1)?;
-        self.write_summary(complete);
+        self.write_summary(complete, false);
         self.show_segment(name, &next);
         *slot = Some(next);
         let (is_due, files, recent) = {
@@ -195,15 +213,20 @@ impl DiskLog {
     }
 
     /// Without a summary, a segment is read from its start.
-    pub(super) fn write_summary(&self, writer: &mut Writer) {
-        let mut state = self.state();
-        let summary = Summary {
-            totals: state.totals,
-            offsets: state.offsets.clone(),
+    pub(super) fn write_summary(&self, writer: &mut Writer, is_closing: bool) {
+        let summary = {
+            let state = self.state();
+            Summary {
+                totals: state.totals,
+                offsets: state.offsets.clone(),
+            }
         };
-        if let Err(error) = writer.append(&summary.to_frame(writer.header.salt)) {
-            tracing::debug!(kernel_id = %self.id, %error, "a segment of the log has no summary");
-        }
+        let written = writer.append(&summary.to_frame(is_closing, writer.header.salt));
+        let mut state = self.state();
         state.length = writer.length;
+        match written {
+            Ok(_) => state.is_closed = is_closing,
+            Err(error) => tracing::debug!(kernel_id = %self.id, %error, "a segment of the log has no summary"),
+        }
     }
 }

@@ -1,0 +1,128 @@
+/** The gateway's API, through the notebook server, which has the token and passes on what its users may do. */
+
+import { URLExt } from '@jupyterlab/coreutils';
+import { ServerConnection } from '@jupyterlab/services';
+import type { Execution } from './execution.js';
+
+/** What the gateway says of a kernel in the `kernelmux` member of its model. */
+export interface KernelFacts {
+  version: number;
+  features: string[];
+  phase: 'queued' | 'scheduled' | 'pulling' | 'starting' | 'ready' | 'failed' | 'dead';
+  reason: string | null;
+  kernelspec?: string;
+  place?: string | null;
+  started?: string;
+  resources?: { cpu?: string | number; memory?: string | number; gpu?: string | number } | null;
+  culled_at?: string | null;
+}
+
+export interface Progress {
+  phase: KernelFacts['phase'];
+  reason: string | null;
+  culled_at?: string | null;
+}
+
+export interface Share {
+  id: string;
+  url: string;
+  expires: string;
+}
+
+/** What the server knows of a notebook's kernels. */
+export interface NotebookFacts {
+  /** The newest kernel that has ended. */
+  previous: string | null;
+  /** The id of a kernel that is being started. */
+  starting: string | null;
+  profile: string | null;
+}
+
+/** The page size of lists; the gateway's greatest. */
+const PAGE = 500;
+/** The most executions that are read of a kernel. */
+const MAX_EXECUTIONS = 5000;
+
+export class Gateway {
+  constructor(private readonly settings: ServerConnection.ISettings) {}
+
+  /** The kernel's facts; null if it is gone or its gateway is not kernelmux. */
+  async kernel(id: string): Promise<KernelFacts | null> {
+    const model = await this.get<{ kernelmux?: KernelFacts }>(`api/kernels/${id}`);
+    return model?.kernelmux ?? null;
+  }
+
+  /** The newest execution of each cell, also of a kernel that has ended; null if nothing is known of the kernel. */
+  async latestOfCells(id: string): Promise<Execution[] | null> {
+    const found: Execution[] = [];
+    let before = '';
+    do {
+      const url = `api/kernels/${id}/executions?latest=cell&limit=${PAGE}${before}`;
+      const page = await this.get<{ executions: Execution[]; next: number | null }>(url);
+      if (!page) {
+        return null;
+      }
+      found.push(...page.executions);
+      before = page.next === null || page.next === undefined ? '' : `&before=${page.next}`;
+    } while (before && found.length < MAX_EXECUTIONS);
+    return found;
+  }
+
+  /** An execution with its outputs. */
+  execution(id: string, msgId: string): Promise<(Execution & { code: string | null; outputs: unknown[] }) | null> {
+    return this.get(`api/kernels/${id}/executions/${encodeURIComponent(msgId)}`);
+  }
+
+  /** Runs code without a page that waits for it. */
+  run(id: string, body: { code: string; cellId: string; msg_id: string }): Promise<Execution | null> {
+    return this.send('POST', `api/kernels/${id}/executions`, body);
+  }
+
+  progress(id: string): Promise<Progress | null> {
+    return this.get(`api/kernels/${id}/progress`);
+  }
+
+  share(id: string, body: { path: string; expires_in_s: number }): Promise<Share | null> {
+    return this.send('POST', `api/kernels/${id}/shares`, body);
+  }
+
+  async shares(id: string): Promise<Share[]> {
+    const answer = await this.get<{ shares: Share[] }>(`api/kernels/${id}/shares`);
+    return answer?.shares ?? [];
+  }
+
+  revoke(id: string, share: string): Promise<unknown> {
+    return this.send('DELETE', `api/kernels/${id}/shares/${encodeURIComponent(share)}`);
+  }
+
+  notebook(path: string): Promise<NotebookFacts | null> {
+    return this.get(`notebook?path=${encodeURIComponent(path)}`);
+  }
+
+  /** Chooses the resource profile of the notebook's next kernels. */
+  setProfile(path: string, profile: string | null): Promise<unknown> {
+    return this.send('PUT', 'notebook', { path, profile });
+  }
+
+  private get<T>(path: string): Promise<T | null> {
+    return this.send('GET', path);
+  }
+
+  /**
+   * Sends a request; null if what it names does not exist.
+   *
+   * @throws ServerConnection.ResponseError with the server's message.
+   */
+  private async send<T>(method: string, path: string, body?: unknown): Promise<T | null> {
+    const url = URLExt.join(this.settings.baseUrl, 'kernelmux', path);
+    const init = { method, body: body === undefined ? undefined : JSON.stringify(body) };
+    const response = await ServerConnection.makeRequest(url, init, this.settings);
+    if (response.status === 404) {
+      return null;
+    }
+    if (!response.ok) {
+      throw await ServerConnection.ResponseError.create(response);
+    }
+    return response.status === 204 ? null : ((await response.json()) as T);
+  }
+}

@@ -1,0 +1,48 @@
+/** Shows the outputs of a kernel that has ended, such as one that was culled while the notebook was closed. */
+
+import type { CodeCell } from '@jupyterlab/cells';
+import type { IOutput } from '@jupyterlab/nbformat';
+import type { NotebookPanel } from '@jupyterlab/notebook';
+import { showEdited } from './edited.js';
+import { isOpen } from './execution.js';
+import type { Gateway } from './gateway.js';
+import { clearMarker } from './marker.js';
+import { match, needsLog } from './matching.js';
+import { codeCells, factsOf, keepsIds, lastSaved } from './notebook-cells.js';
+
+/**
+ * Puts the outputs of an ended kernel into the cells whose document lacks them.
+ *
+ * @param skip cells that the notebook's present kernel has run.
+ */
+export async function showPast(
+  panel: NotebookPanel,
+  gateway: Gateway,
+  kernelId: string,
+  skip: (cell: CodeCell) => boolean
+): Promise<void> {
+  const executions = await gateway.latestOfCells(kernelId);
+  if (!executions || panel.isDisposed) {
+    return;
+  }
+  const cells = codeCells(panel);
+  const facts = factsOf(cells);
+  const saved = lastSaved(panel);
+  for (const found of match(facts, executions, keepsIds(panel)).matches) {
+    const cell = cells[found.cell];
+    if (skip(cell) || isOpen(found.execution) || !needsLog(found.execution, facts[found.cell].marker, saved)) {
+      continue;
+    }
+    const execution = await gateway.execution(kernelId, found.execution.msg_id);
+    if (!execution || cell.isDisposed || skip(cell)) {
+      continue;
+    }
+    // The document's outputs, which may be untrusted, go first.
+    cell.model.outputs.clear();
+    cell.model.trusted = true;
+    cell.model.outputs.fromJSON(execution.outputs as IOutput[]);
+    cell.model.executionCount = execution.execution_count ?? null;
+    clearMarker(cell.model);
+    showEdited(cell, found.edited);
+  }
+}
