@@ -26,7 +26,7 @@ use crate::{Result, process};
 
 const SMALL: u64 = 20_000;
 const LARGE: u64 = 1_000_000;
-/// Rates in messages per second of the search for the fastest rate without loss, and the duration of each step.
+/// Steps of the search for the fastest rate without loss: messages per second, and the duration of each step.
 const RATES: [u64; 7] = [50_000, 100_000, 150_000, 200_000, 250_000, 300_000, 400_000];
 const STEP: Duration = Duration::from_secs(3);
 /// How long the second client stalls.
@@ -97,15 +97,15 @@ impl Burst {
 const HEAD: [&str; 11] = [
     "burst",
     "sent",
-    "by the kernel at",
-    "client got",
-    "second client got",
-    "in the log",
+    "send rate",
+    "received",
+    "received by the second client",
+    "logged",
     "lost",
-    "to the client at",
+    "receive rate",
     "CPU of the gateway",
     "messages per second and core",
-    "memory before, at most, after",
+    "memory before, peak, after",
 ];
 
 /// Runs the benchmark.
@@ -142,8 +142,8 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     small.row(&mut section, "pyzmq");
     let large = burst(setup, &pyzmq(LARGE), false).await?;
     large.row(&mut section, "pyzmq");
-    let still = burst(setup, &pyzmq(LARGE), true).await?;
-    still.row(&mut section, "pyzmq, while a second client stalls for 20 s");
+    let stalled = burst(setup, &pyzmq(LARGE), true).await?;
+    stalled.row(&mut section, "pyzmq, while a second client stalls for 20 s");
     section.mark(
         "messages per second and core",
         "≥ 200,000/s",
@@ -154,7 +154,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         ("jupyter_client's burst", &as_ipykernel),
         ("pyzmq's burst of 20,000", &small),
         ("pyzmq's burst of 1,000,000", &large),
-        ("pyzmq's burst while a second client stalls for 20 s", &still),
+        ("pyzmq's burst while a second client stalls for 20 s", &stalled),
     ] {
         section.mark(format!("lost from {what}"), "0", count(burst.lost()), burst.lost() == 0);
     }
@@ -163,10 +163,10 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         format!("flat (here: at most {} more than before)", bytes(FLAT_BYTES)),
         format!(
             "+{} at most; +{} without it",
-            bytes(still.growth()),
+            bytes(stalled.growth()),
             bytes(large.growth())
         ),
-        still.growth() <= FLAT_BYTES,
+        stalled.growth() <= FLAT_BYTES,
     );
 
     section.table(&HEAD);
@@ -207,9 +207,9 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     section.table(&[
         "a bare libzmq subscriber instead of kernelmux",
         "sent",
-        "by the kernel at",
-        "it got",
-        "it missed",
+        "send rate",
+        "received",
+        "missed",
         "messages per second and core",
     ]);
     for (name, flood) in [
@@ -221,10 +221,10 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         bare(setup, &mut section, name, &flood).await?;
     }
     section.note(
-        "The last table is the same kernel with libzmq's own subscriber in C, with an unbounded queue, which verifies, \
-         keeps and forwards nothing. The kernel's own socket dropped the messages that it misses before they were \
-         sent, for lack of CPU or queue space, so no recorder could have received them. Its rate per core shows how \
-         fast this machine is.",
+        "In the last table, the same kernel sends to libzmq's own subscriber in C, which has an unbounded queue and \
+         verifies, keeps and forwards nothing. The kernel's socket dropped the missed messages before they were sent, \
+         for lack of CPU or queue space, so no recorder could have received them. The subscriber's rate per core \
+         shows how fast this machine is.",
     );
     section.note(format!(
         "On this machine, the fastest steady rate without loss was {}, and loss was first seen at {}. A \
@@ -236,17 +236,17 @@ pub async fn run(setup: &Setup) -> Result<Section> {
 }
 
 /// Measures a burst over TCP, with a new gateway and kernel.
-async fn burst(setup: &Setup, flood: &Value, still: bool) -> Result<Burst> {
-    burst_of(setup, FLOOD, flood, still).await
+async fn burst(setup: &Setup, flood: &Value, stalled: bool) -> Result<Burst> {
+    burst_of(setup, FLOOD, flood, stalled).await
 }
 
-/// Measures a burst of a kernel of this kernelspec, with a new gateway and kernel.
-async fn burst_of(setup: &Setup, spec: &str, flood: &Value, still: bool) -> Result<Burst> {
+/// As [`burst`], with a kernel of this kernelspec.
+async fn burst_of(setup: &Setup, spec: &str, flood: &Value, stalled: bool) -> Result<Burst> {
     let data = format!("recorder-{}", uuid::Uuid::new_v4());
     let gateway = Gateway::kernelmux(setup, &data).await?;
     let kernel = gateway.address.start_kernel(spec).await?;
     let mut client = gateway.address.channels(&kernel, "first").await?;
-    let mut second = match still {
+    let mut second = match stalled {
         true => Some(gateway.address.channels(&kernel, "second").await?),
         false => None,
     };

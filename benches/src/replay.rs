@@ -25,7 +25,7 @@ const ENTRY: usize = 500;
 const LONG: usize = 10_000_000;
 const SMALL: usize = 200;
 const ATTACHES: usize = 200;
-/// Entries between the start of an attach and the log's end.
+/// How many entries before the log's end an attach starts.
 const FROM_END: u64 = 10;
 /// Flags with which no entries are dropped.
 const KEEP_ALL: [&str; 2] = ["--log-max-mib", "1048576"];
@@ -112,7 +112,10 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
         }
         let growth = peak.saturating_sub(before);
         section.mark(
-            format!("memory meanwhile{}", if ours { ", to `ResumeClient`" } else { "" }),
+            format!(
+                "memory during the replay{}",
+                if ours { ", to `ResumeClient`" } else { "" }
+            ),
             format!("flat (here: at most {} more than before)", bytes(FLAT_BYTES)),
             format!("+{}", bytes(growth)),
             growth <= FLAT_BYTES,

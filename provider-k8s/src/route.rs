@@ -19,7 +19,7 @@ const CHANNELS: [Channel; 5] = [
     Channel::Control,
     Channel::Heartbeat,
 ];
-/// Time limit of one connection attempt. A pod that is gone does not refuse a connection, it does not answer.
+/// Time limit of one connection attempt. A deleted pod does not refuse connections; it does not answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How clients connect to one pod.
@@ -142,8 +142,8 @@ async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
                 Ok((stream, _)) => {
                     let (pods, pod) = (pods.clone(), pod.clone());
                     connections.spawn(async move {
-                        if let Err(error) = carry(stream, &pods, &pod, port).await {
-                            tracing::debug!(%pod, port, %error, "a port-forward ended");
+                        if let Err(error) = forward(stream, &pods, &pod, port).await {
+                            tracing::debug!(%pod, port, %error, "a port-forward failed");
                         }
                     });
                 }
@@ -158,7 +158,7 @@ async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
     }
 }
 
-async fn carry(mut local: UnixStream, pods: &Api<Pod>, pod: &str, port: u16) -> Result<(), String> {
+async fn forward(mut local: UnixStream, pods: &Api<Pod>, pod: &str, port: u16) -> Result<(), String> {
     let mut forwarder = pods
         .portforward(pod, &[port])
         .await

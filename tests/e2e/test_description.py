@@ -14,8 +14,8 @@ CONFIGURATION = """\
 expected-statuses = ["2xx", "4xx", 501, 503]
 """
 CHECKS = "not_a_server_error,status_code_conformance,response_schema_conformance,response_headers_conformance"
-# A WebSocket, and an event stream that does not end.
-ENDLESS = r"/(channels|log)$"
+# A WebSocket, and event streams.
+ENDLESS = r"/(channels|log|events)$"
 
 
 def test_answers_match_the_api_description(start_gateway: Callable[..., Gateway], tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import requests
 from harness.gateway import Gateway
-from harness.lab import Lab, Notebook
+from harness.lab import LAB_TOKEN, Lab, Notebook
+from harness.pictures import take_picture
 from harness.restoring import (
     Steps,
     close,
@@ -134,9 +135,20 @@ def test_a_notebook_switches_to_other_resources_and_back(lab: Lab, page: Page, g
         eventually(lambda before=before: gateway.model(before) is None, "the old kernel is gone")
         if profile == "large":
             expect(notebook.kernel_status).to_contain_text("4 CPU, 8Gi")
+            take_picture(page.locator("#jp-main-statusbar"), "notebooks-status")
         notebook.wait_status("idle")
         notebook.start(0)
         notebook.wait_text(0, f"size {size}")
+
+
+def test_the_launcher_has_cards_for_resources(lab: Lab, page: Page) -> None:
+    page.goto(f"{lab.url}/lab?token={LAB_TOKEN}&reset")
+    page.locator(".jp-LauncherCard", has_text="profiled: small").click()
+    notebook = Notebook(page, lab, "of the launcher")
+    notebook.wait_ready()
+    notebook.command("notebook:replace-selection", {"text": "import os\nprint('size', os.environ.get('SIZE'))"})
+    notebook.command("notebook:run-cell")
+    notebook.wait_text(0, "size small")
 
 
 # Scenario 38

@@ -10,6 +10,7 @@ import contextlib
 import pytest
 from harness.gateway import Gateway
 from harness.lab import Lab, Notebook
+from harness.pictures import take_picture
 from harness.restoring import (
     Steps,
     close,
@@ -108,22 +109,31 @@ def test_a_progress_bar_is_one_line(lab: Lab, page: Page, steps: Steps) -> None:
 
 # Scenario 6
 def test_a_widget_progress_bar_moves_on(lab: Lab, page: Page, steps: Steps) -> None:
-    code = (
-        "from tqdm.notebook import tqdm\n"
-        "for step in tqdm(range(100), mininterval=0):\n"
+    train = (
+        "def train(step):\n"
+        "    if step % 10 == 0:\n"
+        "        print(f'step {step}: loss {1 / (1 + step / 10):.3f}')\n"
         "    if step == 30:\n"
         "        gate('middle')\n"
     )
-    run_and_close(lab, page, "tqdm-notebook", [steps.code(code)], steps, at="middle")
+    code = (
+        "from tqdm.notebook import tqdm\n\n"
+        "for step in tqdm(range(100), desc='training', mininterval=0):\n"
+        "    train(step)"
+    )
+    run_and_close(lab, page, "tqdm-notebook", [steps.code(train), code], steps, at="middle", run=[0, 1])
     notebook = open_page(page, lab, "tqdm-notebook")
+    expect_running(notebook, 1)
     # The kernel is busy, so it cannot be asked for the widgets.
-    expect(notebook.cell(0)).to_contain_text("30/100")
-    bar = notebook.cell(0).locator("[role=progressbar], .progress, progress")
+    expect(notebook.cell(1)).to_contain_text("30/100")
+    bar = notebook.cell(1).locator("[role=progressbar], .progress, progress")
     expect(bar.first).to_be_visible()
+    notebook.wait_text(1, "step 30")
+    take_picture(notebook.cell(1), "notebooks-restored")
     steps.open("middle")
-    expect(notebook.cell(0)).to_contain_text("100/100")
-    expect(notebook.prompt(0)).to_have_text("[1]:")
-    assert notebook.cell(0).inner_text().count("%") == 1
+    expect(notebook.cell(1)).to_contain_text("100/100")
+    expect(notebook.prompt(1)).to_have_text("[2]:")
+    assert notebook.cell(1).inner_text().count("%") == 1
 
 
 # Scenario 7

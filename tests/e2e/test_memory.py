@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import requests
+from conftest import skip_or_fail
+from harness import echo
 from harness.executions import get_execution, run
 from harness.gateway import Gateway
 from harness.process import anonymous_kib
@@ -82,3 +84,43 @@ def test_answers_with_large_outputs_use_bounded_memory(start_gateway: Callable[.
         assert len(output["text"]) == PRINTED
     # Each answer holds the text and a copy from which it is written. At most two are folded at a time.
     assert grown < (6 * 2 + 2 * 2) * PRINTED // MIB, f"{grown} MiB"
+
+
+def test_kernels_that_have_ended_take_no_memory_and_little_space(
+    built: None, make_home: Callable[[str], Path]
+) -> None:
+    if not echo.BINARY.exists():
+        skip_or_fail(f"no echo-kernel at {echo.BINARY}: build it, or set KERNELMUX_ECHO_BIN")
+    gateway = Gateway(make_home("gw"), env=echo.install(make_home("echo")))
+    gateway.start()
+    try:
+
+        def start_and_end(count: int) -> list[str]:
+            kernels = []
+            for _ in range(count):
+                kernels.append(gateway.start_kernel("echo")["id"])
+                assert gateway.rest("DELETE", f"api/kernels/{kernels[-1]}").status_code == 204
+            return kernels
+
+        start_and_end(100)
+        before, used_before = anonymous_kib(gateway.pid), disk_kib(gateway.data_dir)
+        ended = start_and_end(200)
+        grown, used = anonymous_kib(gateway.pid) - before, disk_kib(gateway.data_dir) - used_before
+        print(f"200 kernels: memory grew by {grown} KiB, the data by {used} KiB")
+        assert grown < 4 * 1024, f"{grown} KiB"
+        assert used < 200 * 32, f"{used} KiB"
+        for kernel_id in ended:
+            assert gateway.rest("DELETE", f"api/logs/{kernel_id}").status_code == 204
+        assert disk_kib(gateway.data_dir) - used_before < 200
+    finally:
+        gateway.close()
+
+
+def disk_kib(folder: Path) -> int:
+    """What a folder occupies on the disk, in KiB."""
+    blocks = 0
+    for path in folder.rglob("*"):
+        # Files of kernels that have just ended may go meanwhile.
+        with suppress(FileNotFoundError):
+            blocks += path.lstat().st_blocks
+    return blocks // 2

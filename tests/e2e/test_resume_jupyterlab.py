@@ -536,7 +536,7 @@ def test_cells_that_end_without_a_gateway_are_shown_as_lost(
     # A request is logged before it is sent, and requests of a channel are sent in order. So once a later one is logged,
     # the second cell has been sent.
     with gateway.socket(kernel_id) as client:
-        later = client.request("kernel_info_request")
+        later = client.request("history_request", {"hist_access_type": "tail", "n": 1, "raw": True, "output": False})
 
         def later_is_logged() -> bool:
             return later in [msg_id for _, msg_id in log_of(gateway, kernel_id)]

@@ -46,7 +46,7 @@ pub(super) async fn starts(ns: &BenchNamespace, section: &mut Section) -> Result
         let pods = ready(ns, &name, 1).await?;
         let info = raw.connection(pods.into_values().next().unwrap_or_default())?;
         loop {
-            // The kernel listens some time after its pod is ready, without an event.
+            // The kernel starts to listen some time after its pod is ready, which no event announces.
             if tokio::net::TcpStream::connect((info.ip.as_str(), info.shell_port))
                 .await
                 .is_ok()
@@ -69,7 +69,10 @@ pub(super) async fn starts(ns: &BenchNamespace, section: &mut Section) -> Result
     let (ours, theirs, again) = (Times::new(ours), Times::new(theirs), Times::new(again));
     section.table(&["start to first answer (ipykernel)", "runs", "p50", "p90"]);
     for (name, times) in [
-        ("the same pod and Secret made by hand: ready, and one request", &theirs),
+        (
+            "the same pod and Secret created by hand, until ready and one reply",
+            &theirs,
+        ),
         ("kernelmux", &ours),
         ("kernelmux, a restart in place", &again),
     ] {
@@ -82,7 +85,7 @@ pub(super) async fn starts(ns: &BenchNamespace, section: &mut Section) -> Result
     }
     let against = ours.median().as_secs_f64() / theirs.median().as_secs_f64();
     section.mark(
-        "start against the pod by hand, p50",
+        "start relative to the pod created by hand, p50",
         "≤ 1.1×",
         ratio(against),
         against <= 1.1,

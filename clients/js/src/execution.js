@@ -53,7 +53,7 @@ export class Execution {
         this.#reject = reject;
       })
     );
-    // Iteration reports the error itself.
+    // Iteration throws the error too, so a caller that ignores `reply` must not get an unhandled rejection.
     this.reply.catch(() => {});
     request.logged.catch((error) => this.fail(error));
   }
@@ -63,7 +63,7 @@ export class Execution {
    * @param {string} value
    */
   input(value) {
-    if (!this.#inputRequest) throw new Error('this execution has not asked for input');
+    if (!this.#inputRequest) throw new Error('this execution is not waiting for input');
     this.#answer(this.#inputRequest, value);
     this.#inputRequest = undefined;
   }

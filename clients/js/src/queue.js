@@ -1,4 +1,4 @@
-// Queues of unread entries, with a common budget that the writer checks.
+// Queues of unread entries that share a budget. The connection pauses while it is exceeded.
 
 /** Counts the unread bytes in all queues of a connection. */
 export class Budget {
@@ -77,7 +77,8 @@ export class Queue {
   }
 
   /**
-   * Ends the queue. Its items can still be read, then iteration ends, or throws `error` once.
+   * Ends the queue. `take` still returns its items, then fails with `error` once if there is one, then returns
+   * `undefined`.
    * @param {unknown} [error]
    */
   end(error) {

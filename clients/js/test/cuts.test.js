@@ -1,4 +1,4 @@
-// Connections that break at every byte in either direction, and at random combined with other faults. SEED=number
+// Connections that break at every byte in either direction, and at random bytes together with other faults. SEED=number
 // repeats a random run.
 
 import assert from 'node:assert/strict';
@@ -46,7 +46,7 @@ async function runThrough(WebSocket, plan) {
 
 for (const [name, WebSocket] of IMPLEMENTATIONS) {
   for (const way of /** @type {const} */ (['down', 'up'])) {
-    test(`${name}: nothing is lost by a first cut at any byte, ${way}`, { timeout: 120_000 }, async () => {
+    test(`${name}: a cut of the first connection at any byte loses nothing, ${way}`, { timeout: 120_000 }, async () => {
       const total = (await runThrough(WebSocket, () => ({})))[way];
       assert.ok(total > 500);
       const positions = Array.from({ length: total + 1 }, (_, i) => i);
@@ -64,7 +64,7 @@ for (const [name, WebSocket] of IMPLEMENTATIONS) {
     });
   }
 
-  test(`${name}: nothing is lost by cuts of every connection, each a little later`, { timeout: 60_000 }, async () => {
+  test(`${name}: nothing is lost if every connection is cut, each a little later`, { timeout: 60_000 }, async () => {
     await runThrough(WebSocket, (n) => ({ down: n * 7, up: n * 5 + 200 }));
   });
 

@@ -196,7 +196,7 @@ test('another client continues at a cursor', () =>
     assertSeqs(await collect(client({ resume: cursor }).entries()), 5, 10);
   }));
 
-test('after a break the next reader continues there, even if messages were received since', () =>
+test('a new loop continues where the previous one stopped, even if messages arrived meanwhile', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 10);
     const kernel = client({ resume: 'start' });
@@ -532,7 +532,7 @@ test('an unread execution does not block the others', () =>
     }
     assert.equal(streamText(text).length, 200_004);
     await assert.rejects(collect(unread), failsWith('unread'));
-    // Nor does one whose reader leaves early.
+    // An execution whose reader leaves early does not block them either.
     await collect(kernel.execute('left'), () => true);
     await kernel.execute('last').reply;
   }));
@@ -546,7 +546,7 @@ test('unsent messages are bounded', () =>
     kernel.send('shell', 'kernel_info_request');
   }));
 
-test('a late handshake of the same client does not end it', () =>
+test("a close with 4001 that the client's own late handshake caused is retried", () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 1);
     // Connection 0 times out without a hello. The gateway processes it after the next connection and closes that one.
@@ -567,7 +567,7 @@ test('a late handshake of the same client does not end it', () =>
     assertSeqs(await reading, 1, 1);
   }));
 
-test('a late handshake abandoned by a new reader does not end the client', () =>
+test('a close with 4001 that a handshake abandoned by a new reader caused is retried', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 3);
     let late = true;

@@ -3,11 +3,13 @@
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { Dialog, ICommandPalette, showDialog } from '@jupyterlab/apputils';
 import { PageConfig } from '@jupyterlab/coreutils';
+import { ILauncher } from '@jupyterlab/launcher';
 import { IMainMenu } from '@jupyterlab/mainmenu';
 import { INotebookTracker, type NotebookPanel } from '@jupyterlab/notebook';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { addCommands, COMMANDS } from './commands.js';
 import { Gateway } from './gateway.js';
+import { addCards } from './launcher.js';
 import { NotebookRestorers } from './restorers.js';
 import { KernelStatus } from './status.js';
 
@@ -22,13 +24,14 @@ const plugin: JupyterFrontEndPlugin<void> = {
   description: 'Restores running cells, outputs, widgets and questions of kernels behind kernelmux.',
   autoStart: true,
   requires: [INotebookTracker],
-  optional: [ICommandPalette, IMainMenu, IStatusBar],
+  optional: [ICommandPalette, IMainMenu, IStatusBar, ILauncher],
   activate: (
     app: JupyterFrontEnd,
     tracker: INotebookTracker,
     palette: ICommandPalette | null,
     menu: IMainMenu | null,
-    statusBar: IStatusBar | null
+    statusBar: IStatusBar | null,
+    launcher: ILauncher | null
   ): void => {
     // The server extension sets it.
     if (PageConfig.getOption('kernelmux') !== 'true' || app.listPlugins().some(id => SERVER_SIDE_EXECUTION.test(id))) {
@@ -48,6 +51,9 @@ const plugin: JupyterFrontEndPlugin<void> = {
       100
     );
     addStatus(app, tracker, restorers, statusBar);
+    if (launcher) {
+      addCards(app, launcher, gateway);
+    }
   }
 };
 

@@ -75,6 +75,8 @@ pub(crate) struct Launch {
     progress: watch::Sender<ProgressModel>,
     /// What was asked for.
     pub(crate) resources: Option<Resources>,
+    /// The progress of the start before. That of a start has none, so that the chain is short.
+    before: Option<Arc<Launch>>,
 }
 
 impl Launch {
@@ -127,16 +129,25 @@ impl Launches {
     /// A new start, unless one of the same kernel is under way.
     pub(crate) fn begin(&self, kernel: KernelId, resources: Option<Resources>) -> Option<Arc<Launch>> {
         let mut known = kernel_provider::lock(&self.0);
-        if let Some(before) = known.by_kernel.get(&kernel) {
-            if !before.progress.borrow().phase.is_final() {
-                return None;
-            }
-        } else {
+        let before = match known.by_kernel.get(&kernel).cloned() {
+            Some(before) if !before.progress.borrow().phase.is_final() => return None,
+            before => before,
+        };
+        let before = before.map(|before| {
+            let progress = before.progress.borrow().clone();
+            Arc::new(Launch {
+                progress: watch::Sender::new(progress),
+                resources: before.resources.clone(),
+                before: None,
+            })
+        });
+        if before.is_none() {
             known.in_order.push_back(kernel);
         }
         let launch = Arc::new(Launch {
             progress: watch::Sender::new(ProgressModel::new(KernelPhase::Queued, None, Utc::now())),
             resources,
+            before,
         });
         known.by_kernel.insert(kernel, launch.clone());
         if known.in_order.len() > MAX_LAUNCHES
@@ -145,6 +156,25 @@ impl Launches {
             known.by_kernel.remove(&oldest);
         }
         Some(launch)
+    }
+
+    /// The start was refused before anything was started: what was known of the kernel before counts again.
+    pub(crate) fn withdraw(&self, kernel: KernelId, launch: &Arc<Launch>) {
+        let mut known = kernel_provider::lock(&self.0);
+        let is_newest = known
+            .by_kernel
+            .get(&kernel)
+            .is_some_and(|newest| Arc::ptr_eq(newest, launch));
+        if !is_newest {
+            return;
+        }
+        match launch.before.clone() {
+            Some(before) => drop(known.by_kernel.insert(kernel, before)),
+            None => {
+                known.by_kernel.remove(&kernel);
+                known.in_order.retain(|id| *id != kernel);
+            }
+        }
     }
 
     pub(crate) fn get(&self, kernel: KernelId) -> Option<Arc<Launch>> {
@@ -175,7 +205,16 @@ mod tests {
         }
         launch.failed("no room".to_owned());
         assert_eq!(launch.progress().borrow().reason.as_deref(), Some("no room"));
-        assert!(launches.begin(id, None).is_some());
+        let refused = launches.begin(id, None).unwrap();
+        refused.failed("too many".to_owned());
+        launches.withdraw(id, &refused);
+        let known = launches.get(id).unwrap().progress().borrow().reason.clone();
+        assert_eq!(known.as_deref(), Some("no room"));
+
+        let other = KernelId::random();
+        let refused = launches.begin(other, None).unwrap();
+        launches.withdraw(other, &refused);
+        assert!(launches.get(other).is_none());
     }
 
     #[test]

@@ -10,10 +10,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
-use crate::Gateway;
 use crate::launches::KernelPhase;
 use crate::profiles::Resources;
 use crate::routes::of_kernel;
+use crate::{Gateway, GatewayOptions};
 
 /// All states of kernels.
 pub(crate) const STATES: [ExecutionState; 5] = [
@@ -43,12 +43,12 @@ pub(crate) struct KernelModel {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<String>,
-    /// What only this gateway says; its presence tells this gateway from others.
+    /// Present only at this kind of gateway.
     kernelmux: FactsModel,
 }
 
-/// What the gateway can do beyond what Jupyter clients expect. Each name is of a part of the API.
-pub(crate) const FEATURES: &[&str] = &[
+/// The parts of the API beyond what Jupyter clients expect.
+const FEATURES: &[&str] = &[
     "follow",
     "comms",
     "kernel_info",
@@ -56,20 +56,27 @@ pub(crate) const FEATURES: &[&str] = &[
     "answered",
     "progress",
     "profiles",
-    "shares",
+    SHARES,
 ];
+const SHARES: &str = "shares";
+
+/// Those parts that this gateway has with these options.
+pub(crate) fn features(options: &GatewayOptions) -> Vec<&'static str> {
+    let all = FEATURES.iter().copied();
+    all.filter(|feature| options.allow_shares || *feature != SHARES)
+        .collect()
+}
 /// The version of the members that only this gateway has. It changes only with an incompatible one.
 pub(crate) const VERSION: u32 = 1;
 
-/// The facts of a kernel that only this gateway says.
+/// The members of a kernel that other gateways do not have.
 #[derive(Serialize, ToSchema)]
 #[schema(as = KernelFacts)]
 struct FactsModel {
     /// Changes only with an incompatible member.
     version: u32,
     /// Names of what this gateway can do beyond others.
-    #[schema(value_type = Vec<String>)]
-    features: &'static [&'static str],
+    features: Vec<&'static str>,
     /// The epoch of its log.
     #[schema(value_type = String)]
     epoch: Epoch,
@@ -84,9 +91,10 @@ struct FactsModel {
     /// When it was started.
     #[schema(format = DateTime)]
     started: String,
-    /// What it was started with; null if that is not known, as after a start of the gateway.
+    /// What the client asked for. Kernels as processes get no limits by it. Null if it is not known, as after a start of
+    /// the gateway.
     resources: Option<Resources>,
-    /// When it was culled because it was idle. Null, because culled kernels are gone; their progress has it.
+    /// Always null: a kernel that was culled is gone, and its progress has the time.
     #[schema(format = DateTime)]
     culled_at: Option<String>,
 }
@@ -114,7 +122,7 @@ impl KernelModel {
         let launch = gateway.launches.get(kernel.id());
         let kernelmux = FactsModel {
             version: VERSION,
-            features: FEATURES,
+            features: features(&gateway.options),
             epoch: kernel.log().epoch(),
             phase: of_kernel(kernel).phase,
             reason: reason.clone(),

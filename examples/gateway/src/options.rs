@@ -44,6 +44,8 @@ pub struct GatewayOptions {
     pub default_owner: Option<String>,
     /// Root of the `path` of new kernels and sessions. A kernel starts in the deepest existing folder of its path.
     pub root_dir: Option<PathBuf>,
+    /// Whether links to pages of kernels' cells can be made and viewed, which need no token.
+    pub allow_shares: bool,
     /// File with the hashes of shares' links, so that links work after a start of the gateway; `None` keeps them in
     /// memory.
     pub shares_file: Option<PathBuf>,
@@ -57,7 +59,7 @@ pub struct GatewayOptions {
 }
 
 impl GatewayOptions {
-    /// Base URL `/`, no foreign origins, any `Host`, only `KERNEL_*`, no default owner, no root, shares in memory, 60 s
+    /// Base URL `/`, no foreign origins, any `Host`, only `KERNEL_*`, no default owner, no root, shares, which are kept in memory, 60 s
     /// for a request's head, 30 s for its body, and a write timeout of 90 s.
     #[must_use]
     pub fn new(access: Access) -> Self {
@@ -71,6 +73,7 @@ impl GatewayOptions {
             client_envs: Vec::new(),
             default_owner: None,
             root_dir: None,
+            allow_shares: true,
             shares_file: None,
             head_deadline: Duration::from_secs(60),
             body_deadline: Duration::from_secs(30),

@@ -19,6 +19,13 @@ use crate::error::ApiError;
 
 /// The variable that names the profile of a start.
 pub(crate) const VARIABLE: &str = "KERNEL_PROFILE";
+/// Variables that take effect before a profile is known, so a profile cannot set them.
+const NOT_SET: [&str; 4] = [
+    "KERNEL_ID",
+    "KERNEL_LAUNCH_TIMEOUT",
+    "KERNEL_USERNAME",
+    "KERNEL_WORKING_DIR",
+];
 /// The most profiles of a kernelspec. Further ones are ignored.
 const MAX_PROFILES: usize = 64;
 
@@ -63,7 +70,7 @@ struct Profile {
 
 /// Sets the variables of the profile that `env` names. They replace the client's.
 ///
-/// 400 if the kernelspec has no such profile, or the profile is malformed.
+/// 400 if the kernelspec has no such profile, or the profile is malformed or sets a variable that it may not.
 pub(crate) fn apply(spec: &Kernelspec, env: &mut BTreeMap<String, String>) -> Result<(), ApiError> {
     let Some(wanted) = env.get(VARIABLE).filter(|name| !name.is_empty()).cloned() else {
         return Ok(());
@@ -91,6 +98,11 @@ pub(crate) fn apply(spec: &Kernelspec, env: &mut BTreeMap<String, String>) -> Re
             Some(Value::Number(value)) => drop(env.insert(variable.to_owned(), value.to_string())),
             _ => {}
         }
+    }
+    if let Some(name) = profile.env.keys().find(|name| NOT_SET.contains(&name.as_str())) {
+        return Err(ApiError::bad_request(format!(
+            "the kernelspec's profile {wanted:?} may not set {name}, which only the request can"
+        )));
     }
     env.extend(profile.env);
     Ok(())

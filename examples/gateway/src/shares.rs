@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use jupyter_protocol::KernelId;
+use kernel_log::Epoch;
+use kernel_manager::Kernel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -28,13 +30,41 @@ pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// One start of a kernel. Another one with the same id shows nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct SharedKernel {
+    pub(crate) id: KernelId,
+    /// The epoch of its log.
+    pub(crate) epoch: Epoch,
+    owner: Option<String>,
+    pub(crate) launched: DateTime<Utc>,
+}
+
+impl SharedKernel {
+    pub(crate) fn of(kernel: &Kernel) -> Self {
+        Self {
+            id: kernel.id(),
+            epoch: kernel.log().epoch(),
+            owner: kernel.owner().map(str::to_owned),
+            launched: kernel.launched(),
+        }
+    }
+
+    pub(crate) fn is(&self, kernel: &Kernel) -> bool {
+        // Some providers store the time in milliseconds.
+        let apart = (kernel.launched() - self.launched).abs();
+        let now = Self::of(kernel);
+        apart < TimeDelta::milliseconds(1) && (self.id, self.epoch, &self.owner) == (now.id, now.epoch, &now.owner)
+    }
+}
+
 /// A link that was made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Share {
     pub(crate) id: Uuid,
     /// SHA-256 of the token, in hexadecimal.
     hash: String,
-    pub(crate) kernel: KernelId,
+    pub(crate) kernel: SharedKernel,
     /// The notebook, as its maker named it.
     pub(crate) path: Option<String>,
     pub(crate) created: DateTime<Utc>,
@@ -60,8 +90,9 @@ pub(crate) enum ShareError {
 pub(crate) struct Shares {
     all: Mutex<Vec<Share>>,
     file: Option<PathBuf>,
-    /// Held while the file is written, so that an older state never replaces a newer one.
-    writing: tokio::sync::Mutex<()>,
+    /// Whether the file lacks a change. Held while shares are changed and the file is written, so that an older state
+    /// never replaces a newer one.
+    is_outdated: Arc<tokio::sync::Mutex<bool>>,
     /// Incremented when a share is revoked.
     revoked: watch::Sender<u64>,
 }
@@ -81,7 +112,7 @@ impl Shares {
         Self {
             all: Mutex::new(all),
             file,
-            writing: tokio::sync::Mutex::default(),
+            is_outdated: Arc::default(),
             revoked: watch::Sender::new(0),
         }
     }
@@ -93,7 +124,7 @@ impl Shares {
     /// Makes a share and returns it with its token, which is not kept.
     pub(crate) async fn create(
         self: &Arc<Self>,
-        kernel: KernelId,
+        kernel: SharedKernel,
         path: Option<String>,
         lifetime: Duration,
     ) -> Result<(Share, String), ShareError> {
@@ -107,20 +138,24 @@ impl Shares {
             created: now,
             expires: now + TimeDelta::from_std(lifetime).unwrap_or(TimeDelta::days(1)),
         };
-        {
-            let mut all = self.lock();
+        let added = share.clone();
+        let changed = self.change(move |all| {
             all.retain(|share| share.is_valid(now));
-            let of_kernel = all.iter().filter(|share| share.kernel == kernel).count();
+            let of_kernel = all.iter().filter(|share| share.kernel.id == added.kernel.id).count();
             if of_kernel >= MAX_PER_KERNEL || all.len() >= MAX_SHARES {
-                return Err(ShareError::TooMany(of_kernel.max(MAX_PER_KERNEL.min(all.len()))));
+                return (Err(of_kernel.max(MAX_PER_KERNEL.min(all.len()))), true);
             }
-            all.push(share.clone());
+            all.push(added);
+            (Ok(()), true)
+        });
+        match changed.await {
+            (Some(Err(number)), _) => Err(ShareError::TooMany(number)),
+            (_, Ok(())) => Ok((share, token)),
+            (_, Err(error)) => {
+                self.lock().retain(|known| known.id != share.id);
+                Err(error.into())
+            }
         }
-        if let Err(error) = self.write().await {
-            self.lock().retain(|known| known.id != share.id);
-            return Err(error.into());
-        }
-        Ok((share, token))
     }
 
     /// The share with this token, unless it has expired. Takes the same time for every wrong token.
@@ -139,24 +174,58 @@ impl Shares {
     pub(crate) fn of_kernel(&self, kernel: KernelId) -> Vec<Share> {
         let now = Utc::now();
         let all = self.lock();
-        let of_kernel = all.iter().filter(|share| share.kernel == kernel && share.is_valid(now));
+        let of_kernel = all
+            .iter()
+            .filter(|share| share.kernel.id == kernel && share.is_valid(now));
         of_kernel.cloned().collect()
     }
 
     /// Revokes a share; returns whether it existed. Its link stops working before this returns, although an error says
     /// that it may work again after a start of the gateway.
     pub(crate) async fn revoke(self: &Arc<Self>, kernel: KernelId, id: Uuid) -> io::Result<bool> {
-        let existed = {
-            let mut all = self.lock();
-            let before = all.len();
-            all.retain(|share| share.id != id || share.kernel != kernel);
-            all.len() < before
-        };
-        if existed {
-            self.revoked.send_modify(|count| *count += 1);
-            self.write().await?;
+        self.remove(move |share| share.id == id && share.kernel.id == kernel)
+            .await
+    }
+
+    /// Removes all shares of a kernel whose log was removed.
+    pub(crate) async fn forget(self: &Arc<Self>, kernel: KernelId) {
+        self.remove_or_warn(kernel, move |share| share.kernel.id == kernel)
+            .await;
+    }
+
+    /// Removes the shares of earlier kernels with the same id.
+    pub(crate) async fn forget_before(self: &Arc<Self>, kernel: &Kernel) {
+        let started = SharedKernel::of(kernel);
+        self.remove_or_warn(kernel.id(), move |share| {
+            share.kernel.id == started.id && share.kernel.launched < started.launched
+        })
+        .await;
+    }
+
+    async fn remove_or_warn(self: &Arc<Self>, kernel: KernelId, is_removed: impl Fn(&Share) -> bool + Send + 'static) {
+        if !self.lock().iter().any(&is_removed) {
+            return;
         }
-        Ok(existed)
+        if let Err(error) = self.remove(is_removed).await {
+            warn!(kernel_id = %kernel, %error, "removed shares may work again after a start of the gateway");
+        }
+    }
+
+    async fn remove(self: &Arc<Self>, is_removed: impl Fn(&Share) -> bool + Send + 'static) -> io::Result<bool> {
+        let shares = self.clone();
+        let (existed, written) = self
+            .change(move |all| {
+                let before = all.len();
+                all.retain(|share| !is_removed(share));
+                let existed = all.len() < before;
+                if existed {
+                    shares.revoked.send_modify(|count| *count += 1);
+                }
+                (existed, existed)
+            })
+            .await;
+        written?;
+        Ok(existed.unwrap_or_default())
     }
 
     /// Whether the share exists and has not expired.
@@ -170,9 +239,28 @@ impl Shares {
         self.revoked.subscribe()
     }
 
-    async fn write(self: &Arc<Self>) -> io::Result<()> {
+    /// Changes the shares and writes the file, although the caller may not wait for it. `change` also returns whether it
+    /// changed anything.
+    async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Vec<Share>) -> (T, bool) + Send + 'static,
+    ) -> (Option<T>, io::Result<()>) {
+        let shares = self.clone();
+        let changing = tokio::spawn(async move {
+            let mut is_outdated = shares.is_outdated.clone().lock_owned().await;
+            let (result, is_changed) = change(&mut shares.lock());
+            *is_outdated |= is_changed;
+            let written = if *is_outdated { shares.write().await } else { Ok(()) };
+            *is_outdated &= written.is_err();
+            (Some(result), written)
+        });
+        changing
+            .await
+            .unwrap_or_else(|error| (None, Err(io::Error::other(error))))
+    }
+
+    async fn write(&self) -> io::Result<()> {
         let Some(file) = self.file.clone() else { return Ok(()) };
-        let _writing = self.writing.lock().await;
         let json = serde_json::to_vec(&*self.lock()).map_err(io::Error::other)?;
         let written = tokio::task::spawn_blocking(move || replace(&file, &json)).await;
         written.unwrap_or_else(|error| Err(io::Error::other(error)))
@@ -200,12 +288,24 @@ fn read(file: &Path) -> io::Result<Option<Vec<Share>>> {
 
 /// Replaces the file as a whole, readable for this user only.
 fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
-    let new = file.with_extension("new");
+    let new = file.with_extension(format!("{}.new", Uuid::new_v4().simple()));
+    let written = write_new(&new, content).and_then(|()| std::fs::rename(&new, file));
+    if written.is_err() {
+        // It may not exist.
+        let _ = std::fs::remove_file(&new);
+    }
+    written?;
+    match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn write_new(file: &Path, content: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    let mut out: File = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut out: File = options.write(true).create_new(true).mode(0o600).open(file)?;
     out.write_all(content)?;
-    out.sync_all()?;
-    std::fs::rename(&new, file)
+    out.sync_all()
 }
 
 #[cfg(test)]
@@ -214,14 +314,23 @@ mod tests {
 
     use super::*;
 
+    fn kernel() -> SharedKernel {
+        SharedKernel {
+            id: KernelId::random(),
+            epoch: Epoch::random(),
+            owner: None,
+            launched: Utc::now(),
+        }
+    }
+
     #[tokio::test]
     async fn a_share_is_found_by_its_token_only_until_it_is_revoked() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("shares.json");
         let shares = Arc::new(Shares::open(Some(file.clone())));
-        let kernel = KernelId::random();
+        let kernel = kernel();
         let (share, token) = shares
-            .create(kernel, Some("a.ipynb".to_owned()), DEFAULT_LIFETIME)
+            .create(kernel.clone(), Some("a.ipynb".to_owned()), DEFAULT_LIFETIME)
             .await
             .unwrap();
         assert!(token.len() >= 32, "{token}");
@@ -246,7 +355,7 @@ mod tests {
 
         let revocations = again.revocations();
         assert!(!again.revoke(KernelId::random(), share.id).await.unwrap());
-        assert!(again.revoke(kernel, share.id).await.unwrap());
+        assert!(again.revoke(kernel.id, share.id).await.unwrap());
         assert!(revocations.has_changed().unwrap());
         assert!(again.find(&token).is_none() && !again.is_valid(share.id));
         assert!(Shares::open(Some(file)).find(&token).is_none());
@@ -255,16 +364,57 @@ mod tests {
     #[tokio::test]
     async fn shares_expire_and_are_bounded() {
         let shares = Arc::new(Shares::open(None));
-        let kernel = KernelId::random();
-        let (share, token) = shares.create(kernel, None, Duration::ZERO).await.unwrap();
+        let kernel = kernel();
+        let (share, token) = shares.create(kernel.clone(), None, Duration::ZERO).await.unwrap();
         assert!(shares.find(&token).is_none() && !shares.is_valid(share.id));
-        assert!(shares.of_kernel(kernel).is_empty());
+        assert!(shares.of_kernel(kernel.id).is_empty());
         for _ in 0..MAX_PER_KERNEL {
-            shares.create(kernel, None, DEFAULT_LIFETIME).await.unwrap();
+            shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.unwrap();
         }
-        let refused = shares.create(kernel, None, DEFAULT_LIFETIME).await;
+        let refused = shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await;
         assert!(matches!(refused, Err(ShareError::TooMany(MAX_PER_KERNEL))));
-        assert!(shares.create(KernelId::random(), None, DEFAULT_LIFETIME).await.is_ok());
+        let other = SharedKernel {
+            id: KernelId::random(),
+            ..kernel
+        };
+        assert!(shares.create(other, None, DEFAULT_LIFETIME).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_change_is_kept_although_its_caller_is_gone_or_an_earlier_one_was_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("missing/shares.json");
+        let shares = Arc::new(Shares::open(Some(file.clone())));
+        let kernel = kernel();
+        assert!(shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.is_err());
+        assert!(shares.of_kernel(kernel.id).is_empty());
+        std::fs::create_dir(folder.path().join("missing")).unwrap();
+        let (share, token) = shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.unwrap();
+
+        std::fs::rename(folder.path().join("missing"), folder.path().join("moved")).unwrap();
+        assert!(shares.revoke(kernel.id, share.id).await.is_err());
+        std::fs::rename(folder.path().join("moved"), folder.path().join("missing")).unwrap();
+        assert!(Shares::open(Some(file.clone())).find(&token).is_some());
+        // Nothing is left to revoke, but the file is written.
+        assert!(!shares.revoke(kernel.id, share.id).await.unwrap());
+        assert!(Shares::open(Some(file.clone())).find(&token).is_none());
+
+        let revoked = shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.unwrap().0;
+        {
+            let revoking = shares.revoke(kernel.id, revoked.id);
+            tokio::pin!(revoking);
+            // Polled once, then dropped.
+            assert!(futures::poll!(&mut revoking).is_pending());
+        }
+        while shares.is_valid(revoked.id) {
+            tokio::task::yield_now().await;
+        }
+        // The next change waits for the one before.
+        shares.forget(kernel.id).await;
+        drop(shares.is_outdated.lock().await);
+        assert!(Shares::open(Some(file)).of_kernel(kernel.id).is_empty());
+        let names: Vec<_> = std::fs::read_dir(folder.path().join("missing")).unwrap().collect();
+        assert_eq!(names.len(), 1, "{names:?}");
     }
 
     #[test]

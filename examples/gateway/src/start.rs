@@ -140,19 +140,39 @@ pub(crate) async fn start(
     if let Some(launch) = launch.clone() {
         request = request.with_progress(Progress::new(move |stage| launch.report(stage)));
     }
-    let manager = gateway.manager.clone();
+    let (manager, shares, launches) = (
+        gateway.manager.clone(),
+        gateway.shares.clone(),
+        gateway.launches.clone(),
+    );
     // Completes although the client may disconnect, so that the progress has the outcome.
     let starting = tokio::spawn(async move {
         let started = manager.start(request).await;
+        if let Ok(kernel) = &started {
+            shares.forget_before(kernel).await;
+        }
         if let Some(launch) = launch {
             match &started {
                 Ok(_) => launch.ready(),
-                Err(error) => launch.failed(error.to_string()),
+                Err(error) => {
+                    launch.failed(error.to_string());
+                    if is_refused(error) {
+                        launches.withdraw(id, &launch);
+                    }
+                }
             }
         }
         started
     });
     starting.await.unwrap_or(Err(StartError::ShuttingDown)).map_err(refused)
+}
+
+/// Whether nothing was started.
+fn is_refused(error: &StartError) -> bool {
+    matches!(
+        error,
+        StartError::Duplicate(_) | StartError::LimitReached { .. } | StartError::ShuttingDown
+    )
 }
 
 fn refused(error: StartError) -> NoKernel {

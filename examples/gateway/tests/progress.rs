@@ -3,10 +3,37 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
 use common::{Served, TOKEN, UNKNOWN, is_timestamp};
+use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, ReplyError};
+use jupyter_protocol::kernel::{Context, Kernel, async_trait};
 use kernel_provider::LaunchError;
 use kernel_provider::fake::FakeSpec;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// How long a test waits for anything before it fails.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Answers, and runs nothing.
+struct Echo;
+
+#[async_trait]
+impl Kernel for Echo {
+    fn info(&self) -> KernelInfoReply {
+        KernelInfoReply::default()
+    }
+
+    async fn execute(&self, _: &ExecuteRequest, _: &Context) -> Result<ExecuteReply, ReplyError> {
+        Ok(ExecuteReply::default())
+    }
+}
 
 /// The progress of a kernel, as JSON.
 async fn progress(served: &Served, id: &str) -> Value {
@@ -20,6 +47,7 @@ async fn a_kernels_model_says_what_this_gateway_knows() {
     let served = Served::start().await;
     let metadata = json!({"kernelmux": {"profiles": [
         {"name": "1 GPU", "resources": {"gpu": 1}, "env": {"KERNEL_EXTRA": "x"}},
+        {"name": "other user", "env": {"KERNEL_USERNAME": "x"}},
     ]}});
     served.provider.install("profiled", FakeSpec::echo(), metadata);
     let body = json!({"name": "profiled", "env": {"KERNEL_PROFILE": "1 GPU", "KERNEL_CPUS": "2"}});
@@ -53,6 +81,9 @@ async fn a_kernels_model_says_what_this_gateway_knows() {
     let body = json!({"name": "profiled", "env": {"KERNEL_PROFILE": "2 GPUs"}}).to_string();
     let message = served.send("POST", "/api/kernels", body).await.error(400);
     assert!(message.contains("\"2 GPUs\"") && message.contains("1 GPU"), "{message}");
+    let body = json!({"name": "profiled", "env": {"KERNEL_PROFILE": "other user"}}).to_string();
+    let message = served.send("POST", "/api/kernels", body).await.error(400);
+    assert!(message.contains("KERNEL_USERNAME"), "{message}");
 }
 
 #[tokio::test]
@@ -101,6 +132,64 @@ async fn a_failed_start_says_why_until_the_next_one() {
     assert!(reason.contains("no nodes are available"), "{reason}");
     served.start_kernel(json!({"kernel_id": id})).await;
     assert_eq!(progress(&served, id).await["phase"], "ready");
+}
+
+#[tokio::test]
+async fn a_refused_start_leaves_what_is_known() {
+    let served = Served::with(|_| {}, |options| options.max_kernels = Some(1)).await;
+    let id = "11111111-2222-4333-8444-555555555555";
+    served.start_kernel(json!({"kernel_id": id})).await;
+    assert_eq!(served.ask("DELETE", &format!("/api/kernels/{id}")).await.status, 204);
+    let dead = progress(&served, id).await;
+    served.start_kernel(json!({})).await;
+    let body = json!({"kernel_id": id}).to_string();
+    served.send("POST", "/api/kernels", body).await.error(403);
+    assert_eq!(progress(&served, id).await, dead);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_events_of_a_restart_end_when_the_kernel_is_ready() {
+    let served = Served::start().await;
+    let (release, held) = mpsc::channel::<()>();
+    let (held, starts) = (Mutex::new(held), AtomicUsize::new(0));
+    let starting = Arc::new(Notify::new());
+    let is_starting = starting.clone();
+    let spec = FakeSpec::kernel(move || {
+        if starts.fetch_add(1, Ordering::SeqCst) > 0 {
+            is_starting.notify_one();
+            // Until the test has seen the first event.
+            let _ = held.lock().unwrap().recv();
+        }
+        Echo
+    });
+    served.provider.install("held", spec, json!({}));
+    let model = served.start_kernel(json!({"name": "held"})).await;
+    let id = model["id"].as_str().unwrap();
+    let kernel = served.manager.get(id.parse().unwrap()).unwrap();
+    let restarting = kernel.clone();
+    let restarting = tokio::spawn(async move { restarting.restart().await });
+    timeout(DEADLINE, starting.notified()).await.unwrap();
+
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let request = format!(
+        "GET /api/kernels/{id}/progress HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: text/event-stream\r\n\
+         Authorization: token {TOKEN}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    while !text.contains("\"phase\":\"starting\"") {
+        let mut bytes = [0; 4096];
+        let read = timeout(DEADLINE, stream.read(&mut bytes)).await.unwrap().unwrap();
+        assert_ne!(read, 0, "{text}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    release.send(()).unwrap();
+    timeout(DEADLINE, stream.read_to_string(&mut text))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(text.contains("\"phase\":\"ready\""), "{text}");
+    timeout(DEADLINE, restarting).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -1,4 +1,6 @@
-//! The control socket: handles requests while shell is busy, and interrupts and shutdowns while control itself is busy.
+//! The control socket, whose requests are handled while shell is busy.
+//!
+//! Interrupts, shutdowns and requests about subshells are handled even while another request on control runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +25,7 @@ const QUEUE_CAPACITY: usize = 100;
 /// How long a kernel may take to shut down before it is ended anyway.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Creates the queue of requests that are handled in order, and the future that handles it.
+/// Creates the queue of requests that are handled in order, and the future that handles them.
 pub(super) fn worker(
     kernel: DynKernel,
     state: Arc<KernelState>,

@@ -33,7 +33,7 @@ pub(super) struct KernelState {
     /// Execution count of the next execution.
     pub(super) next_count: AtomicU64,
     pub(super) history: Mutex<History>,
-    /// Set when the kernel shuts down, to whether it will be restarted.
+    /// `None` until the kernel has shut down, then whether it will be restarted.
     pub(super) shutdown: Mutex<Option<bool>>,
     pub(super) shut_down: Notify,
 }

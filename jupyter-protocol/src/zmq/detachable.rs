@@ -8,10 +8,9 @@ use tokio::net::TcpStream;
 
 use super::socket::Socket;
 
-/// A socket that is attached to or detached from tokio's reactor.
+/// A socket that avoids wake-ups while it is detached.
 ///
-/// Bytes that arrive at a detached socket cause no wake-ups. At high message rates wake-ups are most of the cost, for
-/// us and for the kernel, whose sending thread performs them.
+/// At high message rates, wake-ups are most of the cost, for us and for the kernel, whose sending thread performs them.
 pub(super) enum DetachableSocket {
     Attached(Socket),
     Detached(std::net::TcpStream),
@@ -20,17 +19,17 @@ pub(super) enum DetachableSocket {
 }
 
 impl DetachableSocket {
-    /// Attaches the socket and reads as [`Socket::try_read`].
+    /// Attaches the socket and reads as [`Socket::try_read`] does.
     pub(super) fn try_read(&mut self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
         self.attached()?.try_read(buffer)
     }
 
-    /// Attaches the socket and writes as [`Socket::try_write`].
+    /// Attaches the socket and writes as [`Socket::try_write`] does.
     pub(super) fn try_write(&mut self, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
         self.attached()?.try_write(pieces)
     }
 
-    /// Attaches the socket and waits as [`Socket::readable`].
+    /// Attaches the socket and waits as [`Socket::readable`] does.
     pub(super) async fn readable(&mut self) -> io::Result<()> {
         self.attached()?.readable().await
     }

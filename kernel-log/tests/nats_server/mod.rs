@@ -11,17 +11,18 @@ use kernel_log::conformance::Subject;
 use kernel_log::{LogStore, NatsOptions, NatsStore};
 
 pub(crate) struct Server {
+    program: &'static str,
     port: u16,
     folder: tempfile::TempDir,
     process: Mutex<Child>,
 }
 
 impl Server {
-    /// Returns `None` and prints a note where `nats-server` is not installed.
+    /// Starts a server. Returns `None` and prints a note if `nats-server` is not installed.
     ///
     /// # Panics
     ///
-    /// If that happens on CI.
+    /// If `nats-server` does not start, or is not installed on CI.
     pub(crate) fn start() -> Option<Self> {
         // Debian installs it in `/usr/sbin`, which is not in every `PATH`.
         let found = ["nats-server", "/usr/sbin/nats-server"].into_iter().find(|program| {
@@ -29,18 +30,23 @@ impl Server {
             version.is_ok_and(|status| status.success())
         });
         let Some(program) = found else {
-            assert!(std::env::var_os("CI").is_none(), "there is no nats-server");
-            eprintln!("skipped: there is no nats-server (install the package nats-server)");
+            assert!(std::env::var_os("CI").is_none(), "nats-server is not installed");
+            eprintln!("skipped: nats-server is not installed (install the package nats-server)");
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        // Another process may take the port first; then try another one.
+        // Tries another port if another process takes this one first.
         for _ in 0..20 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let mut process = spawn(program, port, &folder);
             if answers(port, &mut process) {
                 let process = Mutex::new(process);
-                return Some(Self { port, folder, process });
+                return Some(Self {
+                    program,
+                    port,
+                    folder,
+                    process,
+                });
             }
         }
         panic!("nats-server does not start");
@@ -60,7 +66,7 @@ impl Server {
 
     pub(crate) fn restart(&self) {
         let mut process = self.process.lock().unwrap();
-        *process = spawn(program_of(), self.port, &self.folder);
+        *process = spawn(self.program, self.port, &self.folder);
         assert!(answers(self.port, &mut process), "the server does not restart");
     }
 
@@ -88,19 +94,6 @@ fn copy_all(from: &Path, to: &Path) {
         .status()
         .unwrap();
     assert!(copied.success());
-}
-
-fn program_of() -> &'static str {
-    if Command::new("nats-server")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok()
-    {
-        "nats-server"
-    } else {
-        "/usr/sbin/nats-server"
-    }
 }
 
 fn spawn(program: &str, port: u16, folder: &tempfile::TempDir) -> Child {

@@ -1,12 +1,15 @@
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jupyter_protocol::codec::websocket_v1::V1Message;
 use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Block, Entry, LIFECYCLE, Origin, ReadError, Reader, Seq};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::Kernel;
@@ -23,7 +26,7 @@ use crate::session::{
 pub struct Attachment {
     client: Client,
     /// Executions to replay. Each is left out of the live stream up to the entry that its replay covers.
-    in_doubt: VecDeque<ExecutionRecord>,
+    in_doubt: VecDeque<InDoubt>,
     acknowledged: Seq,
     reader: Reader,
     current: watch::Receiver<u64>,
@@ -35,6 +38,13 @@ impl fmt::Debug for Attachment {
             .field("client", &self.client)
             .finish_non_exhaustive()
     }
+}
+
+/// An execution to replay.
+enum InDoubt {
+    Known(Box<ExecutionRecord>),
+    /// Memory does not have it any more; the log's index may.
+    InLog(Arc<str>),
 }
 
 /// The cloneable part of an [`Attachment`]: sends and acknowledges.
@@ -59,6 +69,8 @@ struct Hold {
     attachment: u64,
     replayed: AllReplayedEntries,
     followed: Arc<Followed>,
+    /// The last entry of the newest gap that the client was told of; 0 before the first.
+    gap_end: AtomicU64,
 }
 
 /// Entries that the client received in a replay, before the reader reached them.
@@ -119,12 +131,17 @@ impl Attachment {
                 joined.followed.insert(execution.msg_id());
             }
         }
+        let is_known = |msg_id: &str| in_doubt.iter().any(|execution| execution.msg_id() == msg_id);
+        let in_log = joined.replays.into_iter().filter(|msg_id| !is_known(msg_id));
+        // Those that memory does not have are older.
+        let mut all: VecDeque<_> = in_log.map(InDoubt::InLog).collect();
+        all.extend(in_doubt.into_iter().map(Box::new).map(InDoubt::Known));
         let from = match kernel.died_at() {
             Some(died) => acknowledged.min(Seq(died.0 - 1)),
             None => acknowledged,
         };
         Self {
-            in_doubt: in_doubt.into(),
+            in_doubt: all,
             acknowledged,
             reader: kernel.log().reader(from),
             current: joined.current,
@@ -152,7 +169,17 @@ impl Attachment {
     /// # Errors
     /// [`ReadError::Store`] if the log cannot be read; this execution is skipped.
     pub async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
-        let execution = self.in_doubt.pop_front()?;
+        let execution = loop {
+            match self.in_doubt.pop_front()? {
+                InDoubt::Known(execution) => break *execution,
+                InDoubt::InLog(msg_id) => match self.client.kernel().executions().get(&msg_id).await {
+                    Ok(Some(execution)) => break execution,
+                    // It was removed from the log meanwhile.
+                    Ok(None) => {}
+                    Err(error) => return Some(Err(error.into())),
+                },
+            }
+        };
         Some(self.shown(&execution, self.acknowledged, Audience::Reconnected).await)
     }
 
@@ -209,22 +236,19 @@ impl Attachment {
         let Hold {
             session, attachment, ..
         } = &*self.client.hold;
-        kernel.sessions().replays(session, *attachment, before);
+        kernel.sessions().replays(session, *attachment, &msg_id, before);
         let mut messages = Vec::new();
         if wants_comms(request) {
-            match kernel.recorder().comms(position).await {
-                Ok(comms) => {
-                    let session = kernel.recorder().kernel_session();
-                    let widgets = comms.iter().filter(|comm| comm.target_name == WIDGET);
-                    let widgets = widgets.map(|comm| comm.open_message(&session, &execution.header));
-                    messages.extend(widgets.map(|widget| (Channel::Iopub, widget)));
-                }
+            match kernel.recorder().widgets(position, &execution.header).await {
+                Ok(widgets) => messages.extend(widgets.into_iter().map(|widget| (Channel::Iopub, widget))),
                 Err(error) => warn!(kernel_id = %kernel.id(), %error, "the open comms cannot be read"),
             }
         }
-        match self.shown(&execution, position, Audience::New).await {
-            Ok(replay) => messages.extend(replay),
-            Err(error) => messages.extend(unreadable(&error)),
+        // The client's live messages wait meanwhile.
+        match timeout(READ_DEADLINE, self.shown(&execution, position, Audience::New)).await {
+            Ok(Ok(replay)) => messages.extend(replay),
+            Ok(Err(error)) => messages.extend(unreadable(&error)),
+            Err(elapsed) => messages.extend(unreadable(&elapsed)),
         }
         messages
     }
@@ -264,8 +288,8 @@ impl Attachment {
     }
 }
 
-/// The target of Jupyter widgets.
-const WIDGET: &str = "jupyter.widget";
+/// How long the log may take for an execution that a client asks for.
+const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// Index of the parent header among a message's parts.
 const PARENT: usize = 2;
 
@@ -295,6 +319,7 @@ impl Client {
                 attachment,
                 replayed: AllReplayedEntries::default(),
                 followed,
+                gap_end: AtomicU64::new(0),
             }),
         }
     }
@@ -359,12 +384,15 @@ impl Client {
             .acknowledge(&self.hold.session, self.hold.attachment, seq);
     }
 
-    /// Notices for a plain Jupyter client that cannot get the entries from `first` on because they are not in the log:
-    /// text on stderr for each of its executions that may have output there.
+    /// Messages for a plain Jupyter client in place of entries that are not in the log: for each of its executions that
+    /// may have output there, text on stderr, once if gaps follow each other; and for each that ended there, a reply
+    /// and an idle status. Without these, the client would wait forever.
     #[must_use]
-    pub fn gap_notices(&self, first: Seq) -> Vec<WireMessage> {
-        let before = Seq(first.0.saturating_sub(1));
-        self.hold.kernel.recorder().gap_notices(self.session(), before)
+    pub fn gap_messages(&self, missing: &RangeInclusive<Seq>) -> Vec<(Channel, WireMessage)> {
+        let gap_end = self.hold.gap_end.swap(missing.end().0, Ordering::Relaxed);
+        let told = gap_end.checked_add(1) == Some(missing.start().0) && gap_end != 0;
+        let recorder = self.hold.kernel.recorder();
+        recorder.gap_messages(self.session(), missing, told)
     }
 
     /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests and those of
@@ -387,7 +415,7 @@ impl Client {
         }
     }
 
-    /// Whether this client has the question of this entry and another one answered it.
+    /// Whether this client has the question that the entry says another session answered.
     fn has_question(&self, entry: &Entry, message: &WireMessage) -> bool {
         entry.session() != self.session()
             && (self.hold.followed.has(message) || self.hold.kernel.recorder().concerns(message, self.session()))

@@ -1,7 +1,7 @@
 use kernel_log::StoreError;
 use kernel_provider::{LaunchError, ProviderError};
 
-/// Why a kernel was not restarted, interrupted or ended.
+/// Why a kernel could not be restarted or interrupted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestartError {
@@ -19,5 +19,5 @@ pub enum RestartError {
     Provider(#[from] ProviderError),
     /// Its log has no room. The kernel keeps running.
     #[error("the kernel was not restarted because its log has no room: {0}")]
-    Log(StoreError),
+    Log(#[source] StoreError),
 }

@@ -283,15 +283,21 @@ impl Manager {
         let Some(log) = self.inner.logs.find(id).await? else {
             return Ok(None);
         };
-        let may_run = self.inner.closing.is_cancelled()
-            || self.inner.registry.knows(id)
-            || self.inner.attaching().contains(&id)
-            || self.inner.logs.is_shared();
-        Ok(Some(if may_run {
+        Ok(Some(if self.may_run(id) {
             Executions::of(log)
         } else {
             Executions::of_the_past(log)
         }))
+    }
+
+    /// Whether the kernel may run, although [`get`](Self::get) does not find it: it is starting, it is not attached yet,
+    /// this manager is closing, or another manager of the same store may have it. Also true for a kernel that is found.
+    #[must_use]
+    pub fn may_run(&self, id: KernelId) -> bool {
+        self.inner.closing.is_cancelled()
+            || self.inner.registry.knows(id)
+            || self.inner.attaching().contains(&id)
+            || self.inner.logs.is_shared()
     }
 }
 

@@ -1,9 +1,9 @@
 //! Sessions that follow executions of other sessions.
 //!
-//! A page that is opened again has a new session, so the kernel's replies and questions to the page before are not for
-//! it. It sends the `execute_request` again, under the same `msg_id` and with `metadata.kernelmux.follow`. Such a
-//! request never reaches the kernel. The session receives the execution's replies and questions from then on, and the
-//! execution is replayed to it.
+//! A page that is opened again has a new session, but the kernel addresses its replies and questions to the old one. The
+//! page sends the `execute_request` again, under the same `msg_id` and with `metadata.kernelmux.follow`. The recorder
+//! never sends such a request to the kernel: it replays the execution to the session, and delivers its later replies and
+//! questions to it, too.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -9,6 +9,7 @@
 //! | `d/` `display_id` | the number of its newest `update_display_data` |
 //! | `s/` session | its position, as JSON |
 //! | `c/` id of an open comm | the number of its `comm_open` |
+//! | `k/comms` | exists if the kernel has open comms that are not known any more |
 //! | `k/info` | the content of the newest `kernel_info_reply` |
 //!
 //! Numbers are 8 bytes, big-endian, so that they sort.
@@ -28,6 +29,7 @@ pub(super) const RUNNING: Range = (b"u/", b"u0");
 pub(super) const DISPLAYS: Range = (b"d/", b"d0");
 pub(super) const SESSIONS: Range = (b"s/", b"s0");
 pub(super) const COMMS: Range = (b"c/", b"c0");
+pub(super) const COMMS_INCOMPLETE: Bytes = Bytes::from_static(b"k/comms");
 pub(super) const KERNEL_INFO: Bytes = Bytes::from_static(b"k/info");
 
 pub(super) fn request(msg_id: &str) -> Bytes {

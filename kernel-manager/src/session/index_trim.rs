@@ -33,15 +33,23 @@ pub(crate) async fn trim_index(log: &Log) -> Result<(), StoreError> {
         updates.push(IndexUpdate::remove(key.clone()));
     })
     .await?;
-    for (start, end) in [keys::DISPLAYS, keys::COMMS] {
-        each_page(log, (start, Bytes::from_static(end)), |key, seq, updates| {
-            if keys::seq_of(seq).is_none_or(|seq| seq < earliest) {
-                updates.push(IndexUpdate::remove(key.clone()));
-            }
-        })
-        .await?;
-    }
-    Ok(())
+    let is_gone = |seq: &Bytes| keys::seq_of(seq).is_none_or(|seq| seq < earliest);
+    let (start, end) = keys::DISPLAYS;
+    each_page(log, (start, Bytes::from_static(end)), |key, seq, updates| {
+        if is_gone(seq) {
+            updates.push(IndexUpdate::remove(key.clone()));
+        }
+    })
+    .await?;
+    let (start, end) = keys::COMMS;
+    each_page(log, (start, Bytes::from_static(end)), |key, seq, updates| {
+        if is_gone(seq) {
+            // This process still knows the comm, but a later one cannot.
+            updates.push(IndexUpdate::put(keys::COMMS_INCOMPLETE, Bytes::new()));
+            updates.push(IndexUpdate::remove(key.clone()));
+        }
+    })
+    .await
 }
 
 async fn each_page(

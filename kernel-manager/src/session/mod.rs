@@ -2,6 +2,7 @@
 //! each client has read it, and `executions` looks executions up in its index.
 
 mod coalesce;
+mod comm_state;
 mod comms;
 mod content_fields;
 mod death;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Header, WireMessage};
+use kernel_log::Seq;
 use serde_json::json;
 
 use crate::fold::answers;
@@ -17,28 +18,40 @@ const MAX_ANSWERED: usize = 256;
 /// The type of the message that tells other sessions that a question was answered.
 const ANSWERED: &str = "kernelmux_answered";
 
-/// A question. Its message without content, so that it is small.
+/// A question.
 #[derive(Clone)]
-pub(super) struct Question(WireMessage);
+pub(super) struct Question {
+    /// Its entry.
+    pub(super) seq: Seq,
+    /// Its message without content, so that it is small.
+    message: WireMessage,
+}
 
 impl Question {
-    fn new(request: &WireMessage) -> Self {
+    fn new(seq: Seq, request: &WireMessage) -> Self {
         // Copied, because the parts share memory with the whole message.
         let [header, parent, ..] = request.parts().map(|part| Bytes::copy_from_slice(part));
         let empty = || Bytes::from_static(b"{}");
-        Self(WireMessage::from_parts([header, parent, empty(), empty()], []))
+        let message = WireMessage::from_parts([header, parent, empty(), empty()], []);
+        Self { seq, message }
     }
 
     fn msg_id(&self) -> String {
-        let header = self.0.header_ref();
+        let header = self.message.header_ref();
         header.map_or_else(|_| String::new(), |header| header.msg_id.into_owned())
+    }
+
+    /// The `msg_id` of the request that asks.
+    pub(super) fn asker(&self) -> String {
+        let parent = self.message.parent_ref();
+        parent.map_or_else(|_| String::new(), |parent| parent.msg_id.into_owned())
     }
 
     /// The message that tells other sessions that it was answered.
     pub(super) fn answered_message(&self, kernel_session: &str) -> WireMessage {
         let content = json!({"input_request": self.msg_id()}).to_string();
         let message = Message::new(Content::parse(ANSWERED, content.as_bytes()), kernel_session);
-        match Header::parse_parent(self.0.parent_header()) {
+        match Header::parse_parent(self.message.parent_header()) {
             Ok(Some(parent)) => message.with_parent(parent),
             _ => message,
         }
@@ -55,7 +68,7 @@ pub(crate) fn tells_answered(message: &WireMessage) -> bool {
 pub(super) enum Answered {
     /// This question, which is closed now.
     Question(Question),
-    /// A question that was answered before.
+    /// A question that was answered before, or for which nothing waits any more.
     TooLate,
     /// No known question.
     Unknown,
@@ -70,8 +83,8 @@ pub(super) struct Questions {
 
 impl Questions {
     /// The kernel asked.
-    pub(super) fn ask(&mut self, request: &WireMessage) {
-        self.open.push_back(Question::new(request));
+    pub(super) fn ask(&mut self, seq: Seq, request: &WireMessage) {
+        self.open.push_back(Question::new(seq, request));
         if self.open.len() > MAX_OPEN {
             self.open.pop_front();
         }
@@ -79,13 +92,12 @@ impl Questions {
 
     /// The request that asked has ended, so nothing waits for its answers.
     pub(super) fn end(&mut self, msg_id: &str) {
-        self.open
-            .retain(|question| question.0.parent_ref().is_ok_and(|parent| parent.msg_id != msg_id));
+        self.open.retain(|question| question.asker() != msg_id);
     }
 
     /// Closes the question that this reply answers.
     pub(super) fn answer(&mut self, reply: &WireMessage) -> Answered {
-        if let Some(place) = self.open.iter().position(|question| answers(reply, &question.0))
+        if let Some(place) = self.open.iter().position(|question| answers(reply, &question.message))
             && let Some(question) = self.open.remove(place)
         {
             self.answered.push_back(question.clone());
@@ -94,8 +106,8 @@ impl Questions {
             }
             return Answered::Question(question);
         }
-        // A reply without a parent can only be meant for the question that was open last.
-        if self.answered.iter().any(|question| answers(reply, &question.0)) {
+        // Without a parent, the reply answers any question, so also one that was answered before.
+        if self.answered.iter().any(|question| answers(reply, &question.message)) {
             return Answered::TooLate;
         }
         Answered::Unknown
@@ -140,7 +152,7 @@ mod tests {
         {
             let id = format!("q{number}");
             let parent = |parent: &str| if parent == "q" { id.clone() } else { parent.to_owned() };
-            questions.ask(&message(&id, "cell"));
+            questions.ask(Seq(1), &message(&id, "cell"));
             assert_eq!(answer(&mut questions, &parent(first)), id);
             assert_eq!(answer(&mut questions, &parent(second)), "too late");
         }
@@ -150,19 +162,19 @@ mod tests {
     #[test]
     fn a_question_ends_with_its_cell_and_is_open_again_if_its_answer_was_not_sent() {
         let mut questions = Questions::default();
-        questions.ask(&message("q", "cell"));
+        questions.ask(Seq(1), &message("q", "cell"));
         let Answered::Question(question) = questions.answer(&message("reply", "q")) else {
             panic!("the question is not known");
         };
         questions.reopen(&question);
         assert_eq!(answer(&mut questions, "q"), "q");
-        questions.ask(&message("r", "cell"));
-        questions.ask(&message("s", "other"));
+        questions.ask(Seq(2), &message("r", "cell"));
+        questions.ask(Seq(3), &message("s", "other"));
         questions.end("cell");
         assert_eq!(answer(&mut questions, "r"), "unknown");
         assert_eq!(answer(&mut questions, ""), "s");
         for number in 0..2 * MAX_ANSWERED {
-            questions.ask(&message(&number.to_string(), "cell"));
+            questions.ask(Seq(4), &message(&number.to_string(), "cell"));
             questions.answer(&message("reply", "cell"));
         }
         assert_eq!(questions.answered.len(), MAX_ANSWERED);

@@ -1,6 +1,7 @@
 //! Owns a kernel's sockets and logs every message of both directions.
 
 mod comms;
+mod connection;
 mod error;
 mod iopub;
 mod log_answer;
@@ -16,6 +17,7 @@ mod setup;
 mod simulated;
 mod verification;
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,22 +25,19 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
 use jupyter_protocol::message::Message;
-use jupyter_protocol::zmq::{self, IopubSubscriber, MessageMemory, SocketError};
-use jupyter_protocol::{Channel, ConnectionInfo, KernelId, WireMessage};
+use jupyter_protocol::zmq::MessageMemory;
+use jupyter_protocol::{Channel, KernelId, WireMessage};
 use kernel_log::{Lifecycle, Log, Seq, StoreError};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{Instrument, debug, info_span};
+use tracing::debug;
 
 pub use self::error::{RequestError, SendError};
-use self::iopub::record_iopub;
 use self::recording::completed;
 use self::recovery::StatusWaiters;
-use self::replies::record_replies;
-use self::runtime::in_runtime;
-use self::senders::{Destination, Sender, Senders};
+use self::senders::Senders;
 use self::setup::Setup;
 use super::execution_record::ExecutionRecord;
 use super::execution_state::ExecutionState;
@@ -52,8 +51,6 @@ use crate::fold::answers;
 /// A message of at least this many bytes is verified on a blocking thread, so that other kernels do not wait, and is
 /// stored before the next one is received, so that few copies of it exist.
 const LARGE: usize = 1 << 20;
-/// How long to drain the iopub of a kernel that has ended.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// How long to wait for a kernel's answer before asking again.
 const NUDGE_AFTER: Duration = Duration::from_millis(250);
 /// The session of the recorder's own requests. Their replies are delivered to no client.
@@ -216,16 +213,26 @@ impl Recorder {
         self.recording.tell_running(MISSING, true);
     }
 
-    /// Notices for a client that cannot get the entries after `seq`, one for each of its executions that may have
-    /// output there.
-    pub(crate) fn gap_notices(&self, session: &str, seq: Seq) -> Vec<WireMessage> {
+    /// Messages for a client that cannot get these entries: for each of its executions that may have output there, a
+    /// notice unless `told`, and its end if that is there.
+    pub(crate) fn gap_messages(
+        &self,
+        session: &str,
+        missing: &RangeInclusive<Seq>,
+        told: bool,
+    ) -> Vec<(Channel, WireMessage)> {
         let kernel_session = self.recording.kernel_session();
-        let executions = self.active_after(session, seq);
-        let notices = executions
-            .iter()
-            .filter(|execution| execution.started.is_some())
-            .map(|execution| synthetic_reply::notice(execution, NOT_KEPT, &kernel_session));
-        notices.collect()
+        let is_missing = |seq: Option<Seq>| seq.is_some_and(|seq| missing.contains(&seq));
+        let mut messages = Vec::new();
+        for execution in self.active_after(session, Seq(missing.start().0.saturating_sub(1))) {
+            if execution.started.is_some() && execution.request <= *missing.end() && !told {
+                let notice = synthetic_reply::notice(&execution, NOT_KEPT, &kernel_session);
+                messages.push((Channel::Iopub, notice));
+            }
+            let (reply, idle) = (is_missing(execution.reply), is_missing(execution.idle));
+            messages.extend(synthetic_reply::trimmed_end(&execution, reply, idle, &kernel_session));
+        }
+        messages
     }
 
     /// Appends a life-cycle event and returns its number.
@@ -236,161 +243,6 @@ impl Recorder {
     /// A guard that releases clients' requests when dropped, however the start ends.
     pub(crate) fn ends_setup(&self) -> impl Drop + use<'_> {
         self.recording.setup.ends()
-    }
-
-    /// Connects to a kernel that was just started and replaces the previous connection.
-    pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
-        // Runs before a client's request can find a socket.
-        let connected = || self.recording.setup.begin();
-        self.connect_sockets(info, deadline, connected).await.map(drop)
-    }
-
-    /// Connects to a kernel that was already running and has not been recorded since `recorded`. Once it answers, its
-    /// pending executions are recovered.
-    pub(crate) async fn reconnect(
-        &self,
-        info: &ConnectionInfo,
-        deadline: Duration,
-        recorded: Option<DateTime<Utc>>,
-    ) -> Result<(), SocketError> {
-        self.recording.find_kernel_session().await;
-        // Runs before any message of this connection is appended.
-        let attached = || {
-            let unrecorded_ms = recorded.map(|recorded| (Utc::now() - recorded).num_milliseconds());
-            self.attached(unrecorded_ms);
-        };
-        self.connect_sockets(info, deadline, attached).await?.notify_one();
-        Ok(())
-    }
-
-    /// Returns the signal that a socket was reconnected.
-    async fn connect_sockets(
-        &self,
-        info: &ConnectionInfo,
-        deadline: Duration,
-        connected: impl FnOnce(),
-    ) -> Result<Arc<Notify>, SocketError> {
-        let signer = info.signer().map_err(|error| SocketError::Invalid {
-            kind: "signature scheme",
-            what: info.signature_scheme.clone(),
-            reason: error.to_string(),
-        })?;
-        self.disconnect().await;
-        let identity = format!("kernelmux-{}", self.recording.id);
-        let address = |channel| info.address(channel);
-        let (shell_at, control_at, stdin_at, iopub_at) = (
-            address(Channel::Shell),
-            address(Channel::Control),
-            address(Channel::Stdin),
-            address(Channel::Iopub),
-        );
-        let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-        let (iopub, shell, control, stdin) = tokio::try_join!(
-            in_runtime(&runtime, IopubSubscriber::connect(&iopub_at, deadline)),
-            zmq::dealer(&shell_at, &identity, deadline),
-            zmq::dealer(&control_at, &identity, deadline),
-            zmq::dealer(&stdin_at, &identity, deadline),
-        )?;
-        connected();
-        for (channel, socket) in [
-            (Channel::Shell, shell.0),
-            (Channel::Control, control.0),
-            (Channel::Stdin, stdin.0),
-        ] {
-            let sender = Sender {
-                signer: signer.clone(),
-                to: Destination::Socket(socket),
-            };
-            self.recording.senders.set(channel, Some(sender)).await;
-        }
-        self.recording.publishing.send_replace(true);
-        let mut tasks = JoinSet::new();
-        let span = info_span!("recorder", kernel_id = %self.recording.id);
-        let reconnected = Arc::new(Notify::new());
-        let published = record_iopub(
-            self.recording.clone(),
-            iopub.with_memory(&self.recording.memory),
-            iopub_at,
-            signer.clone(),
-            reconnected.clone(),
-        );
-        tasks.spawn_on(published.instrument(span.clone()), &runtime);
-        tasks.spawn(reconnect::recover(self.recording.clone(), reconnected.clone()).instrument(span.clone()));
-        for (channel, receiver, address) in [
-            (Channel::Shell, shell.1, shell_at),
-            (Channel::Control, control.1, control_at),
-            (Channel::Stdin, stdin.1, stdin_at),
-        ] {
-            let replies = record_replies(
-                self.recording.clone(),
-                channel,
-                receiver.with_memory(&self.recording.memory),
-                (address, identity.clone()),
-                signer.clone(),
-                reconnected.clone(),
-            );
-            tasks.spawn(replies.instrument(span.clone()));
-        }
-        self.set_connection(tasks);
-        self.recording.link.send_replace(ConnectionState::Connected);
-        Ok(reconnected)
-    }
-
-    /// Drains the iopub of a kernel that has ended. If another process keeps the socket open past the deadline, output
-    /// may be missing, which the log says.
-    pub(crate) async fn drain(&self) {
-        let mut publishing = self.recording.publishing.subscribe();
-        let heard = timeout(DRAIN_DEADLINE, publishing.wait_for(|publishing| !publishing)).await;
-        if heard.is_err() {
-            self.lifecycle(&Lifecycle::Disconnected);
-        }
-    }
-
-    /// Closes the sockets. Clients' messages wait for the next connection.
-    pub(crate) async fn disconnect(&self) {
-        self.recording.link.send_if_modified(|link| {
-            let up = !matches!(link, ConnectionState::Dead);
-            if up {
-                *link = ConnectionState::Down;
-            }
-            up
-        });
-        let tasks = self.take_connection();
-        if let Some(mut tasks) = tasks {
-            // Awaited, so that the tasks append nothing after this.
-            tasks.shutdown().await;
-        }
-        self.recording.publishing.send_replace(false);
-        self.recording.senders.clear().await;
-        self.recording.setup.end();
-        // No task holds a socket of the previous generation any more.
-        self.recording.generation.fetch_add(1, Ordering::AcqRel);
-        self.recording.pending_requests.clear();
-    }
-
-    /// Closes the sockets for good and refuses further messages.
-    pub(crate) async fn finish(&self) {
-        self.disconnect().await;
-        self.recording.link.send_replace(ConnectionState::Dead);
-        self.set_state(ExecutionState::Dead);
-    }
-
-    /// Whether the kernel is not connected, as before the first connection.
-    pub(crate) fn is_disconnected(&self) -> bool {
-        *self.recording.link.borrow() == ConnectionState::Down
-    }
-
-    /// Undoes [`finish`](Self::finish) for a dead kernel that is restarted.
-    pub(crate) fn revive(&self) {
-        self.recording.link.send_replace(ConnectionState::Down);
-    }
-
-    fn set_connection(&self, tasks: JoinSet<()>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(tasks);
-    }
-
-    fn take_connection(&self) -> Option<JoinSet<()>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until the kernel answers and its output arrives, then releases clients' requests. With `lossless`,

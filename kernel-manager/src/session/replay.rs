@@ -108,7 +108,9 @@ pub(crate) async fn replay(
             display_ids: folded.display_ids(),
         });
     }
-    if audience == Audience::New && execution.status == ExecutionStatus::Queued && folded.bytes() == 0 {
+    // A question comes on another socket than the busy status, and may come first.
+    let is_waiting = execution.status == ExecutionStatus::Queued && execution.open_input.is_none();
+    if audience == Audience::New && is_waiting && folded.bytes() == 0 {
         // The kernel's status is that of another execution.
         messages.push(ours("clear_output", br#"{"wait":false}"#));
         return Ok(Replay {
@@ -132,14 +134,16 @@ pub(crate) async fn replay(
             messages.push((Channel::Iopub, synthetic_reply::notice(execution, NOT_KEPT, session)));
         }
     }
-    for seq in [execution.open_input, execution.reply, execution.idle]
-        .into_iter()
-        .flatten()
-    {
-        if seq <= until
-            && let Some((channel, message)) = message_at(log, seq).await?
-        {
-            messages.push((channel, to_resend(message)));
+    for seq in [execution.open_input, execution.reply, execution.idle] {
+        let Some(seq) = seq.filter(|seq| *seq <= until) else {
+            continue;
+        };
+        match message_at(log, seq).await? {
+            Some((channel, message)) => messages.push((channel, to_resend(message))),
+            None => {
+                let (reply, idle) = (execution.reply == Some(seq), execution.idle == Some(seq));
+                messages.extend(synthetic_reply::trimmed_end(execution, reply, idle, session));
+            }
         }
     }
     Ok(Replay { messages, replayed })

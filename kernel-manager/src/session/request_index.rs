@@ -1,21 +1,24 @@
 //! Tracks requests and executions and mirrors them into the log's index, so that no request runs twice and executions
 //! are found without reading the log.
 
+mod answers;
+mod load;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::{Channel, Header, WireMessage};
-use kernel_log::{ExecutionStatus, IndexUpdate, Log, Seq, StoreError};
+use kernel_log::{ExecutionStatus, IndexUpdate, Seq};
 
-use super::comms::{Comms, MAX_COMMS, is_comm};
+use super::comm_state::CommState;
+use super::comms::is_comm;
 use super::content_fields::{cell_id, code_hash, display_id, execution_count, is_ok, kernel_state, outcome};
 use super::execution_record::ExecutionRecord;
-use super::executions::message_at;
 use super::follow::MAX_FOLLOWERS;
 use super::index_keys::{self as keys, MAX_ID};
-use super::known_requests::{Known, KnownRequests, MAX_REQUESTS};
+use super::known_requests::{Known, KnownRequests};
 use super::msg_type::msg_type;
 use super::questions::Questions;
 
@@ -45,95 +48,13 @@ pub(super) struct RequestIndex {
     /// Whether an execution has ended since the last [`take_ended`](Self::take_ended).
     some_ended: bool,
     displays: HashMap<String, Seq>,
-    pub(super) questions: Questions,
+    questions: Questions,
     /// The content of the newest `kernel_info_reply`.
     kernel_info: Option<Bytes>,
-    comms: CommState,
-}
-
-/// The open comms.
-enum CommState {
-    Known(Comms),
-    /// The log has them. Nothing has asked for them since this process started.
-    InLog,
-    /// They are being read from the log. These messages came meanwhile.
-    Reading(Vec<(Seq, WireMessage)>),
+    pub(super) comms: CommState,
 }
 
 impl RequestIndex {
-    /// Restores requests and executions from the log's index.
-    pub(super) async fn load(log: &Log) -> Result<Self, StoreError> {
-        let mut requests = Self {
-            requests: KnownRequests {
-                known: HashSet::new(),
-                in_order: VecDeque::new(),
-                all: log.head() == Seq::START,
-            },
-            executions: HashMap::new(),
-            unsent: HashSet::new(),
-            ended: VecDeque::new(),
-            last_parent: (Bytes::new(), None),
-            changed: HashSet::new(),
-            updates: Vec::new(),
-            some_ended: false,
-            displays: HashMap::new(),
-            questions: Questions::default(),
-            kernel_info: None,
-            comms: CommState::Known(Comms::default()),
-        };
-        if requests.requests.all {
-            return Ok(requests);
-        }
-        let (start, end) = keys::COMMS;
-        if !log.index_scan(start, end, 1, false).await?.is_empty() {
-            requests.comms = CommState::InLog;
-        }
-        requests.kernel_info = log.index_get(keys::KERNEL_INFO).await?;
-        let (start, end) = keys::RUNNING;
-        for (key, _) in log.index_scan(start, end, MAX_REQUESTS, true).await? {
-            if let Some(seq) = keys::seq_of(&key)
-                && let Some(record) = log.index_get(keys::execution(seq)).await?
-            {
-                requests.remember(&record, log.head());
-            }
-        }
-        let (start, end) = keys::EXECUTIONS;
-        let mut newest = log.index_scan(start, end, MAX_ENDED, true).await?;
-        newest.reverse();
-        for (_, record) in newest {
-            requests.remember(&record, log.head());
-        }
-        for seq in requests
-            .executions
-            .values()
-            .filter_map(|execution| execution.open_input)
-        {
-            // Without the question, several answers may reach the kernel; no reason to fail.
-            if let Ok(Some((_, question))) = message_at(log, seq).await {
-                requests.questions.ask(&question);
-            }
-        }
-        Ok(requests)
-    }
-
-    fn remember(&mut self, json: &[u8], head: Seq) {
-        // An unreadable record counts as missing; the log still has the execution.
-        let Ok(mut record) = serde_json::from_slice::<ExecutionRecord>(json) else {
-            return;
-        };
-        if record.request > head {
-            return;
-        }
-        let msg_id: Arc<str> = record.msg_id().into();
-        if record.status.has_ended() {
-            self.ended.push_back(msg_id.clone());
-        } else {
-            // While an execution runs, its stored record does not keep `last` up to date.
-            record.last = head;
-        }
-        self.executions.insert(msg_id, record);
-    }
-
     /// Whether the kernel was sent a message with this id.
     pub(super) fn knows(&self, msg_id: &str) -> Known {
         if msg_id.is_empty() || msg_id.len() > MAX_ID {
@@ -159,9 +80,6 @@ impl RequestIndex {
         let Ok(header) = message.header_ref() else {
             return;
         };
-        if channel == Channel::Stdin {
-            self.on_input_reply(message);
-        }
         if channel == Channel::Shell && is_comm(&header.msg_type) {
             self.on_comm(seq, message);
         }
@@ -230,13 +148,6 @@ impl RequestIndex {
         }
     }
 
-    /// The entries of the open `input_request`s that this session received.
-    pub(super) fn open_questions(&self, session: &str) -> Vec<Seq> {
-        let executions = self.executions.values();
-        let of_session = executions.filter(|execution| execution.concerns(session));
-        of_session.filter_map(|execution| execution.open_input).collect()
-    }
-
     /// A logged message was sent to the kernel.
     pub(super) fn mark_sent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
@@ -258,19 +169,6 @@ impl RequestIndex {
         }
     }
 
-    /// Handles an `input_reply` that was appended. Its parent is the `input_request`, not the execution, but a kernel
-    /// has only one open `input_request` at a time.
-    fn on_input_reply(&mut self, message: &WireMessage) {
-        if msg_type(message) != "input_reply" {
-            return;
-        }
-        for (msg_id, execution) in &mut self.executions {
-            if execution.open_input.take().is_some() {
-                self.changed.insert(msg_id.clone());
-            }
-        }
-    }
-
     /// A message of the kernel was appended as entry `seq`.
     pub(super) fn on_kernel_message(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
         let msg_type = msg_type(message);
@@ -289,7 +187,7 @@ impl RequestIndex {
             self.on_comm(seq, message);
         }
         if channel == Channel::Stdin && msg_type == "input_request" {
-            self.questions.ask(message);
+            self.questions.ask(seq, message);
         }
         if self.last_parent.0 != message.parent_header() {
             let parent = message.parent_ref().ok().map(|parent| parent.msg_id);
@@ -351,52 +249,12 @@ impl RequestIndex {
     }
 
     fn on_comm(&mut self, seq: Seq, message: &WireMessage) {
-        let mut unknown = Comms::default();
-        let comms = match &mut self.comms {
-            CommState::Known(comms) => comms,
-            // Only the index is kept up to date.
-            CommState::InLog => &mut unknown,
-            CommState::Reading(meanwhile) => {
-                if meanwhile.len() < MAX_COMMS {
-                    meanwhile.push((seq, message.clone()));
-                }
-                &mut unknown
-            }
-        };
-        comms.on_message(seq, message, &mut self.updates);
+        self.comms.on_message(seq, message, &mut self.updates);
     }
 
     /// The kernel's process ended, and with it all comms that were opened before this entry.
     pub(super) fn end_comms(&mut self, opened_before: Seq) {
-        match &mut self.comms {
-            CommState::Known(comms) => comms.end(opened_before, &mut self.updates),
-            CommState::InLog | CommState::Reading(_) => self.comms = CommState::Known(Comms::default()),
-        }
-    }
-
-    /// The open comms, unless they must be read from the log first.
-    pub(super) fn comms(&self) -> Option<&Comms> {
-        match &self.comms {
-            CommState::Known(comms) => Some(comms),
-            CommState::InLog | CommState::Reading(_) => None,
-        }
-    }
-
-    /// Collects the messages of comms from now on.
-    pub(super) fn begin_reading_comms(&mut self) {
-        self.comms = CommState::Reading(Vec::new());
-    }
-
-    /// The comms as they were when [`begin_reading_comms`](Self::begin_reading_comms) was called.
-    pub(super) fn set_comms(&mut self, mut comms: Comms) {
-        // If the process ended meanwhile, its comms have ended, too.
-        if let CommState::Reading(meanwhile) = &self.comms {
-            for (seq, message) in meanwhile {
-                // The index has these already.
-                comms.on_message(*seq, message, &mut Vec::new());
-            }
-            self.comms = CommState::Known(comms);
-        }
+        self.comms.end(opened_before, &mut self.updates);
     }
 
     fn on_kernel_info(&mut self, content: &Bytes) {
@@ -590,3 +448,6 @@ impl RequestIndex {
         active
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,8 @@ const MAX_DETACHED: usize = 256;
 const GRACE: Duration = Duration::from_secs(120);
 /// Resolution of the positions within [`GRACE`].
 const GRACE_STEP: Duration = Duration::from_secs(5);
+/// The most executions that are replayed again to a session that reconnects soon. Beyond that, the oldest is not.
+const MAX_REPLAYS: usize = 256;
 /// Minimum interval between two writes of a moving position.
 const STORE_EVERY: Duration = Duration::from_secs(1);
 
@@ -46,7 +48,7 @@ struct Session {
     /// The progress of that attachment when it left.
     left: Option<Progress>,
     /// The stored position, and when it was stored.
-    stored: Option<(Position, Instant)>,
+    stored: Option<(Stored, Instant)>,
     /// Whether the client tracks its own position, so that none is stored here.
     knows_its_place: bool,
     /// The clock at the last attach or detach.
@@ -64,6 +66,18 @@ struct Progress {
     /// When an execution was last replayed on request, and the entry before the oldest that was replayed within
     /// [`GRACE`]. Whether the client received the replays is uncertain as long.
     replayed: Option<(Instant, Seq)>,
+    /// The executions that were replayed on request within [`GRACE`], oldest first. Memory may not have them any more.
+    replays: VecDeque<(Instant, Arc<str>)>,
+}
+
+/// A session as the index has it.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    position: Position,
+    /// The executions that were replayed on request within [`GRACE`] when it was stored, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    replays: Vec<String>,
 }
 
 /// How much of the log a session has received.
@@ -92,6 +106,8 @@ pub(crate) struct Joined {
     /// What the session has received; `None` if it is new.
     pub(crate) position: Option<Position>,
     pub(crate) followed: Arc<Followed>,
+    /// Executions that were replayed on request lately, so that the client may not have received them; oldest first.
+    pub(crate) replays: Vec<Arc<str>>,
     pub(crate) current: watch::Receiver<u64>,
 }
 
@@ -101,12 +117,35 @@ impl Progress {
             position,
             recent: VecDeque::from([(Instant::now(), position.sure)]),
             replayed: None,
+            replays: VecDeque::new(),
         }
     }
 
-    /// Entries after `before` are sent again, in a replay.
-    fn replay(&mut self, before: Seq) {
+    fn stored(&self) -> Stored {
+        let replays = self.replays.iter().map(|(_, msg_id)| msg_id.to_string());
+        Stored {
+            position: self.position,
+            replays: replays.collect(),
+        }
+    }
+
+    fn restored(Stored { position, replays }: Stored) -> Self {
         let now = Instant::now();
+        let replays = replays.into_iter().map(|msg_id| (now, msg_id.into()));
+        Self {
+            replays: replays.collect(),
+            ..Self::at(position)
+        }
+    }
+
+    /// The execution is sent again, in a replay of entries after `before`.
+    fn replay(&mut self, msg_id: &str, before: Seq) {
+        let now = Instant::now();
+        self.replays.retain(|(_, known)| **known != *msg_id);
+        self.replays.push_back((now, msg_id.into()));
+        if self.replays.len() > MAX_REPLAYS {
+            self.replays.pop_front();
+        }
         self.lower_if_replayed(now);
         let floor = self.replayed.map_or(before, |(_, floor)| floor.min(before));
         self.replayed = Some((now, floor));
@@ -117,6 +156,9 @@ impl Progress {
         match self.replayed {
             Some((time, floor)) if now - time < GRACE => self.position.sure = self.position.sure.min(floor),
             _ => self.replayed = None,
+        }
+        while self.replays.front().is_some_and(|(time, _)| now - *time >= GRACE) {
+            self.replays.pop_front();
         }
     }
 
@@ -137,12 +179,12 @@ impl Progress {
 }
 
 impl Session {
-    fn new(left: Option<Position>) -> Self {
+    fn new(left: Option<Stored>) -> Self {
         Self {
             attachments: BTreeMap::new(),
             heard: 0,
             followed: Arc::default(),
-            left: left.map(Progress::at),
+            left: left.map(Progress::restored),
             stored: None,
             knows_its_place: false,
             changed: 0,
@@ -161,17 +203,20 @@ impl Session {
 
     /// The index update, if the position is due to be stored.
     fn store(&mut self, key: &str, at_once: bool) -> Option<IndexUpdate> {
-        let position = self.progress()?.position;
-        let due = match &self.stored {
-            None => true,
-            Some((stored, since)) => *stored != position && (at_once || since.elapsed() >= STORE_EVERY),
-        };
-        if !due {
+        let progress = self.progress()?;
+        if let Some((stored, since)) = &self.stored
+            && !at_once
+            && (stored.position == progress.position || since.elapsed() < STORE_EVERY)
+        {
             return None;
         }
-        self.stored = Some((position, Instant::now()));
-        // Two numbers always serialize.
-        let json = serde_json::to_vec(&position).ok()?;
+        let now = progress.stored();
+        if self.stored.as_ref().is_some_and(|(stored, _)| *stored == now) {
+            return None;
+        }
+        // Numbers and texts always serialize.
+        let json = serde_json::to_vec(&now).ok()?;
+        self.stored = Some((now, Instant::now()));
         Some(IndexUpdate::put(keys::session(key), json))
     }
 }
@@ -183,9 +228,9 @@ impl Sessions {
         let mut known = Known::default();
         for (key, json) in log.index_scan(start, end, 2 * MAX_DETACHED, false).await? {
             if let Some(key) = keys::text_of(&key)
-                && let Ok(position) = serde_json::from_slice::<Position>(&json)
+                && let Ok(stored) = serde_json::from_slice::<Stored>(&json)
             {
-                known.by_key.insert(key.into(), Session::new(Some(position)));
+                known.by_key.insert(key.into(), Session::new(Some(stored)));
             }
         }
         Ok(Self {
@@ -215,7 +260,12 @@ impl Sessions {
             sure: Seq::START,
         };
         let session = known.by_key.entry(key.clone()).or_insert_with(|| Session::new(None));
-        let progress = session.progress().cloned();
+        let mut progress = session.progress().cloned();
+        if let Some(progress) = &mut progress {
+            progress.lower_if_replayed(Instant::now());
+        }
+        let replays = progress.iter().flat_map(|progress| &progress.replays);
+        let replays = replays.map(|(_, msg_id)| msg_id.clone()).collect();
         let position = progress.as_ref().map(|progress| progress.position);
         if session.is_away() || joining != Joining::Shared {
             session.heard = attachment;
@@ -232,6 +282,7 @@ impl Sessions {
             attachment,
             position,
             followed,
+            replays,
             current,
         }
     }
@@ -264,10 +315,10 @@ impl Sessions {
         });
     }
 
-    /// Entries after `before` are replayed on request over this attachment. If the session reconnects soon, what they
-    /// belong to is replayed again.
-    pub(crate) fn replays(&self, key: &str, attachment: u64, before: Seq) {
-        self.advance(key, attachment, true, |progress| progress.replay(before));
+    /// The execution, of entries after `before`, is replayed on request over this attachment. If the session reconnects
+    /// soon, it is replayed again.
+    pub(crate) fn replays(&self, key: &str, attachment: u64, msg_id: &str, before: Seq) {
+        self.advance(key, attachment, true, |progress| progress.replay(msg_id, before));
     }
 
     fn advance(&self, key: &str, attachment: u64, store_at_once: bool, advance: impl FnOnce(&mut Progress)) {

@@ -4,6 +4,7 @@
 use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage};
+use kernel_log::ExecutionStatus;
 use serde_json::{Value, json};
 
 use super::execution_record::ExecutionRecord;
@@ -22,6 +23,32 @@ pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> 
     Message::new(content, session)
         .with_parent(execution.header.clone())
         .to_wire()
+}
+
+/// The reply and the idle status of an execution whose own are not in the log any more; each only if wanted. They say
+/// how it ended, which its record has.
+pub(super) fn trimmed_end(
+    execution: &ExecutionRecord,
+    reply: bool,
+    idle: bool,
+    session: &str,
+) -> impl Iterator<Item = (Channel, WireMessage)> {
+    let message = |channel, msg_type: &str, content: Value| {
+        let content = Content::parse(msg_type, content.to_string().as_bytes());
+        let message = Message::new(content, session).with_parent(execution.header.clone());
+        (channel, message.to_wire())
+    };
+    let reply = reply.then(|| {
+        let mut content = match execution.status {
+            ExecutionStatus::Ok => json!({"status": "ok", "payload": [], "user_expressions": {}}),
+            ExecutionStatus::Aborted => json!({"status": "aborted"}),
+            _ => json!({"status": "error", "ename": "OutputNotKept", "evalue": NOT_KEPT, "traceback": []}),
+        };
+        content["execution_count"] = execution.execution_count.into();
+        message(Channel::Shell, "execute_reply", content)
+    });
+    let idle = idle.then(|| message(Channel::Iopub, "status", json!({"execution_state": "idle"})));
+    reply.into_iter().chain(idle)
 }
 
 /// Why the kernel's own reply is missing.

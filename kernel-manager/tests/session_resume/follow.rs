@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 
 use jupyter_protocol::content::{Content, InputReply, Reply};
 use jupyter_protocol::{Channel, Message, WireMessage};
-use kernel_log::{MemoryStore, Seq};
+use kernel_log::{MemoryStore, Origin, Seq};
 use kernel_manager::{AtClose, Attachment, Kernel, is_follow_request};
 use serde_json::{Map, json};
 
 use crate::fixture::{Fixture, Screen, outputs, receive_all, request, soon, start, until};
 
 /// The request that asks to follow the execution.
-fn follow_request(msg_id: &str, session: &str) -> WireMessage {
+pub(crate) fn follow_request(msg_id: &str, session: &str) -> WireMessage {
     let metadata = Map::from_iter([("kernelmux".to_owned(), json!({"follow": true}))]);
     let mut message = request("", session).with_metadata(metadata);
     message.header.msg_id = msg_id.to_owned();
@@ -218,6 +218,12 @@ async fn a_replay_that_may_not_have_arrived_is_repeated_after_a_reconnect() {
     until(&kernel, &seen, |execution| execution.ended.is_some()).await;
 
     follow(&follower, &msg_id).await;
+    // So many that memory has only the record in the log's index.
+    let mut last = String::new();
+    for _ in 0..300 {
+        last = run(&kernel, "print b", "other").await;
+    }
+    until(&kernel, &last, |execution| execution.ended.is_some()).await;
     follower.client().acknowledge(kernel.log().head());
     for replaces in [false, true] {
         drop(follower);
@@ -329,5 +335,53 @@ async fn the_first_answer_counts_and_the_other_sessions_learn_of_it() {
         }
         assert!(open.open_input > asked.open_input);
     }
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_answer_after_a_new_process_does_not_answer_the_next_question() {
+    let fixture = Fixture::new(Arc::new(MemoryStore::new()));
+    let manager = fixture.manager();
+    let mut kernel = start(&manager).await;
+    let msg_id = run(&kernel, "ask one?\nwait\nask two?", "asker").await;
+    let first = until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
+    let question = kernel.executions().question(&first).await.unwrap().unwrap();
+    let question = Message::from_wire(&question).unwrap();
+    let late = || Message::new(InputReply::new("1"), "x").child_of(&question).to_wire();
+    let answers = |kernel: &Arc<Kernel>| {
+        let (kernel, asked) = (kernel.clone(), first.request);
+        async move {
+            let mut reader = kernel.log().reader(asked);
+            let mut answers = 0;
+            while reader.position() < kernel.log().head() {
+                let block = reader.next().await.unwrap().unwrap();
+                answers += block
+                    .entries()
+                    .filter(|entry| entry.origin() == Origin::Client && entry.channel() == Channel::Stdin)
+                    .count();
+            }
+            answers
+        }
+    };
+    soon(kernel.send(&"x".into(), Channel::Stdin, late())).await.unwrap();
+    assert_eq!(soon(answers(&kernel)).await, 1);
+    let manager = {
+        let (manager, restored) = fixture.replace_manager(manager, kernel.id()).await;
+        kernel = restored;
+        manager
+    };
+    // Waits until stdin is connected.
+    soon(kernel.send(&"y".into(), Channel::Stdin, late())).await.unwrap();
+    fixture.go.notify_one();
+    let second = until(&kernel, &msg_id, |execution| execution.open_input > first.open_input).await;
+    // It names the first question, which this process has never seen.
+    soon(kernel.send(&"y".into(), Channel::Stdin, late())).await.unwrap();
+    kernel.log().flushed().await;
+    assert_eq!(soon(answers(&kernel)).await, 1);
+    let question = kernel.executions().question(&second).await.unwrap().unwrap();
+    let question = Message::from_wire(&question).unwrap();
+    let answer = Message::new(InputReply::new("2"), "y").child_of(&question).to_wire();
+    soon(kernel.send(&"y".into(), Channel::Stdin, answer)).await.unwrap();
+    until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }

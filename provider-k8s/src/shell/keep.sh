@@ -15,8 +15,8 @@ while :; do
     while [ "$woken" ]; do
         woken=
         wait "$kernel"
-        said=$?
-        [ "$said" = 127 ] || code=$said
+        status=$?
+        [ "$status" = 127 ] || code=$status
     done
     holder=
     [ "$stop" ] || { read -r holder < "$place/holder"; } 2> /dev/null
@@ -24,7 +24,7 @@ while :; do
     rm -f "$place/holder"
     # Opened for reading and writing, the pipe does not block.
     echo "$code" 1<> "$place/ended"
-    # Blocks until `hold.sh` says "go" or ends.
+    # Blocks until `hold.sh` ends, because it received "go" or its input closed.
     read -r go < "$place/again"
     [ -z "$stop" ] || exit "$code"
 done

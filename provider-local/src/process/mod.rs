@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 
 use stat::Identity;
 
-/// A process that is running, or has ended and not been dropped yet.
+/// A process, running or ended. Dropping this neither ends nor reaps it.
 #[derive(Debug)]
 pub(crate) struct Process {
     identity: Identity,
@@ -81,7 +81,7 @@ impl Process {
         })
     }
 
-    /// Opens an earlier process by its identity.
+    /// Opens an existing process by its identity.
     ///
     /// # Errors
     /// `NotFound` if the process is gone. Any other error means that the system refused to open it.

@@ -133,8 +133,9 @@ class Laptop:
 
     def start_lab(self, *args: str, terminal: Path | None = None) -> Process:
         """Starts `kernelmux lab`, in a terminal if one is given."""
-        argv = [str(self.command), "lab", "--no-browser", "--allow-root", f"--port={free_port()}", str(self.files)]
-        argv += args
+        # Tests that run in the background, or with nohup, ignore these signals, and their children inherit that.
+        argv = ["env", "--default-signal=HUP,INT", str(self.command), "lab", "--no-browser", "--allow-root"]
+        argv += [f"--port={free_port()}", str(self.files), *args]
         if terminal:
             # The first terminal that the leader of a session opens becomes the session's.
             argv = ["bash", "-c", 'exec <"$0" && exec "$@"', str(terminal), *argv]

@@ -13,13 +13,13 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Locks the directory and creates it, with access for this user only, if it is missing.
+    /// Creates the directory with access for this user only, if it is missing, and locks it.
     pub(super) fn take(path: PathBuf) -> Result<Self, String> {
         let failed =
             |what: &str, error: io::Error| format!("cannot {what} the data directory {}: {error}", path.display());
         // Absolute, because kernels have other working directories.
-        let path = std::path::absolute(&path).map_err(|error| failed("find", error))?;
-        make_private(&path).map_err(|error| failed("make", error))?;
+        let path = std::path::absolute(&path).map_err(|error| failed("resolve", error))?;
+        make_private(&path).map_err(|error| failed("create", error))?;
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -33,7 +33,7 @@ impl DataDir {
             // The process id only improves the message.
             let _ = (&mut lock).take(32).read_to_string(&mut pid);
             return Err(format!(
-                "the data directory {} is used by another gateway, process {}; choose another --data-dir, or end it",
+                "another gateway (process {1}) uses the data directory {0}; stop it, or choose another --data-dir",
                 path.display(),
                 pid.trim()
             ));
@@ -44,10 +44,10 @@ impl DataDir {
         Ok(Self { path, _lock: lock })
     }
 
-    /// A subdirectory, created with access for this user only if it is missing.
+    /// Returns a subdirectory. Creates it with access for this user only, if it is missing.
     pub(super) fn folder(&self, name: &str) -> Result<PathBuf, String> {
         let folder = self.path.join(name);
-        make_private(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        make_private(&folder).map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
         Ok(folder)
     }
 
@@ -63,12 +63,13 @@ fn make_private(path: &Path) -> io::Result<()> {
 /// `kernelmux` in the user's data directory of the XDG base directory specification.
 /// <https://specifications.freedesktop.org/basedir-spec/latest/>
 pub(super) fn default_path() -> Result<PathBuf, String> {
-    let is_set = |path: &PathBuf| path.is_absolute();
-    let data_home = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(is_set);
-    let data_home = data_home.or_else(|| Some(std::env::home_dir().filter(is_set)?.join(".local/share")));
+    // The specification says to ignore relative paths.
+    let is_valid = |path: &PathBuf| path.is_absolute();
+    let data_home = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(is_valid);
+    let data_home = data_home.or_else(|| Some(std::env::home_dir().filter(is_valid)?.join(".local/share")));
     match data_home {
         Some(data_home) => Ok(data_home.join("kernelmux")),
-        None => Err("there is no home directory to keep data in; give a --data-dir".to_owned()),
+        None => Err("no home directory found for the data directory; set --data-dir".to_owned()),
     }
 }
 

@@ -274,6 +274,7 @@ fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
     options.cors.expose_headers.clone_from(&flags.expose_headers);
     options.cors.max_age = Duration::from_secs(flags.cors_max_age);
     options.list_kernels = !flags.no_list;
+    options.allow_shares = !flags.no_shares;
     options.local_hosts_only = is_open && flags.ip.is_loopback();
     options.client_envs = flags.client_envs.iter().map(|name| name.trim().to_owned()).collect();
     options.default_owner = user_name();

@@ -3,45 +3,61 @@
 //! The page needs no token of the gateway, and gives access to nothing else. Its policy runs no script but its own. All
 //! texts of the kernel get into it as text; HTML outputs are in frames that run no scripts.
 
-mod snapshot;
+mod cells;
+mod pages;
+mod viewer;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::sleep;
+use tracing::warn;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
 use crate::Gateway;
 use crate::error::OwnBody;
-use crate::model::timestamp;
 use crate::shares::Share;
 use crate::wrong_tokens::ClientAddress;
-use snapshot::{Page, Pages, Snapshot};
+use pages::Pages;
+use viewer::{Viewer, event};
 
 /// The page; `NONCE` stands for the nonce of its policy.
 const PAGE: &str = include_str!("page.html");
 const REFUSED: &str = include_str!("refused.html");
 /// The most viewers of all pages at a time.
 const MAX_VIEWERS: usize = 256;
-/// Idle time before a comment shows that the connection is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// The most viewers of one share, so that one link cannot take all places.
+const MAX_VIEWERS_OF_SHARE: usize = 32;
 
 /// The viewed pages.
 pub(crate) struct Live {
     pages: Pages,
     viewers: Arc<Semaphore>,
+    by_share: Mutex<HashMap<Uuid, Weak<Semaphore>>>,
+}
+
+impl Live {
+    /// The places for viewers of a share. They are dropped with the last viewer.
+    fn viewers_of(&self, share: Uuid) -> Arc<Semaphore> {
+        let mut by_share = kernel_provider::lock(&self.by_share);
+        by_share.retain(|_, places| places.strong_count() > 0);
+        if let Some(places) = by_share.get(&share).and_then(Weak::upgrade) {
+            return places;
+        }
+        let places = Arc::new(Semaphore::new(MAX_VIEWERS_OF_SHARE));
+        by_share.insert(share, Arc::downgrade(&places));
+        places
+    }
 }
 
 impl Default for Live {
@@ -49,6 +65,7 @@ impl Default for Live {
         Self {
             pages: Pages::default(),
             viewers: Arc::new(Semaphore::new(MAX_VIEWERS)),
+            by_share: Mutex::default(),
         }
     }
 }
@@ -66,6 +83,7 @@ pub(crate) struct LivePath {
     responses(
         (status = 200, description = "The page", body = String, content_type = "text/html"),
         (status = 403, description = "The link is not valid", body = String, content_type = "text/html"),
+        (status = 404, description = "Shares are turned off", body = String, content_type = "text/html"),
         (status = 429, description = "Too many wrong links came from the client's address", body = String,
          content_type = "text/html"),
     ),
@@ -87,9 +105,11 @@ pub(crate) async fn page(
     responses(
         (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
         (status = 403, description = "The link is not valid", body = String, content_type = "text/html"),
+        (status = 404, description = "Shares are turned off", body = String, content_type = "text/html"),
         (status = 429, description = "Too many wrong links came from the client's address", body = String,
          content_type = "text/html"),
-        (status = 503, description = "There are too many viewers", body = String, content_type = "text/html"),
+        (status = 503, description = "There are too many viewers, or the log cannot be read now", body = String,
+         content_type = "text/html"),
     ),
 )]
 pub(crate) async fn events(
@@ -101,37 +121,40 @@ pub(crate) async fn events(
         Ok(share) => share,
         Err(refusal) => return *refusal,
     };
-    let Ok(viewer) = gateway.live.viewers.clone().try_acquire_owned() else {
+    let of_share = gateway.live.viewers_of(share.id).try_acquire_owned();
+    let (Ok(viewer), Ok(of_share)) = (gateway.live.viewers.clone().try_acquire_owned(), of_share) else {
         return html(StatusCode::SERVICE_UNAVAILABLE, REFUSED);
     };
-    let kernel = gateway.manager.get(share.kernel);
+    let id = share.kernel.id;
+    let kernel = gateway.manager.get(id);
     let executions = match &kernel {
-        Some(kernel) => Some(kernel.executions()),
-        None => gateway.manager.past_executions(share.kernel).await.unwrap_or(None),
+        Some(kernel) => Ok(Some(kernel.executions())),
+        None => gateway.manager.past_executions(id).await,
     };
-    let Some(executions) = executions else {
-        return html(StatusCode::FORBIDDEN, REFUSED);
+    let executions = match executions {
+        Ok(Some(executions)) if executions.log().epoch() == share.kernel.epoch => executions,
+        Ok(Some(_)) => return html(StatusCode::FORBIDDEN, REFUSED),
+        Ok(None) if gateway.manager.may_run(id) => return html(StatusCode::SERVICE_UNAVAILABLE, REFUSED),
+        Ok(None) => {
+            gateway.shares.forget(id).await;
+            return event_stream(Body::from(event("end", r#"{"reason":"log"}"#)));
+        }
+        Err(error) => {
+            warn!(kernel_id = %id, %error, "a shared page cannot be read");
+            return html(StatusCode::SERVICE_UNAVAILABLE, REFUSED);
+        }
     };
-    let Some(page) = gateway.live.pages.get(share.kernel, kernel, executions) else {
+    let Some(page) = gateway.live.pages.get(&gateway, &share.kernel, kernel, executions) else {
         return html(StatusCode::SERVICE_UNAVAILABLE, REFUSED);
     };
-    let stream = Viewer {
-        snapshot: page.snapshot(),
-        _page: page,
-        _viewer: viewer,
-        revocations: gateway.shares.revocations(),
-        gateway,
-        share,
-        sent: HashMap::new(),
-        order: Vec::new(),
-        state: Arc::default(),
-        ready: VecDeque::from([Bytes::from_static(b"retry: 2000\n\n")]),
-        is_over: false,
-    };
-    let body = Body::from_stream(futures::stream::unfold(stream, |mut stream| async move {
-        let event = stream.next().await?;
-        Some((Ok::<_, Infallible>(event), stream))
-    }));
+    let (sender, mut events) = mpsc::channel(1);
+    tokio::spawn(Viewer::new(gateway, share, page, [viewer, of_share]).run(sender));
+    event_stream(Body::from_stream(futures::stream::poll_fn(move |context| {
+        events.poll_recv(context).map(|event| event.map(Ok::<_, Infallible>))
+    })))
+}
+
+fn event_stream(body: Body) -> Response {
     let mut response = Response::new(body);
     response
         .headers_mut()
@@ -145,7 +168,15 @@ async fn share_of(
     token: &str,
     address: Option<Extension<ClientAddress>>,
 ) -> Result<Share, Box<Response>> {
-    if let Some(share) = gateway.shares.find(token) {
+    if !gateway.options.allow_shares {
+        return Err(Box::new(html(StatusCode::NOT_FOUND, REFUSED)));
+    }
+    // Another kernel may have started with the id of a shared one.
+    let is_same = |share: &Share| {
+        let kernel = gateway.manager.get(share.kernel.id);
+        kernel.is_none_or(|kernel| share.kernel.is(&kernel))
+    };
+    if let Some(share) = gateway.shares.find(token).filter(is_same) {
         return Ok(share);
     }
     if let Some(Extension(address)) = address {
@@ -183,88 +214,4 @@ fn html(status: StatusCode, page: &str) -> Response {
     }
     response.extensions_mut().insert(OwnBody);
     response
-}
-
-/// The events of one viewer.
-struct Viewer {
-    gateway: Arc<Gateway>,
-    share: Share,
-    snapshot: watch::Receiver<Arc<Snapshot>>,
-    revocations: watch::Receiver<u64>,
-    /// The versions of the cells that were sent.
-    sent: HashMap<Arc<str>, u64>,
-    order: Vec<Arc<str>>,
-    state: Arc<str>,
-    ready: VecDeque<Bytes>,
-    is_over: bool,
-    _page: Arc<Page>,
-    _viewer: OwnedSemaphorePermit,
-}
-
-impl Viewer {
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if !self.gateway.shares.is_valid(self.share.id) {
-                return (!std::mem::replace(&mut self.is_over, true)).then(|| event("end", r#"{"reason":"link"}"#));
-            }
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if self.is_over {
-                return None;
-            }
-            let expires = (self.share.expires - chrono::Utc::now()).to_std().unwrap_or_default();
-            let gateway = self.gateway.clone();
-            tokio::select! {
-                biased;
-                // The page connects to the next gateway.
-                () = gateway.closing() => return None,
-                _ = self.revocations.changed() => {}
-                () = sleep(expires) => {}
-                changed = timeout(KEEP_ALIVE, self.snapshot.changed()) => match changed {
-                    Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
-                    Ok(Err(_)) if self.snapshot.borrow().has_ended => {}
-                    // The page connects again and reads the log from the start.
-                    Ok(Err(_)) => return None,
-                    Ok(Ok(())) => self.take_changes(),
-                },
-            }
-        }
-    }
-
-    fn take_changes(&mut self) {
-        let snapshot = self.snapshot.borrow_and_update().clone();
-        if snapshot.state != self.state {
-            self.state = snapshot.state.clone();
-            let path = &self.share.path;
-            let expires = timestamp(self.share.expires);
-            let facts = json!({"path": path, "expires": expires}).to_string();
-            // Both are objects.
-            let (facts, state) = (&facts[..facts.len() - 1], snapshot.state.get(1..).unwrap_or("}"));
-            self.ready.push_back(event("state", &format!("{facts},{state}")));
-        }
-        let order: Vec<Arc<str>> = snapshot.cells.iter().map(|cell| cell.id.clone()).collect();
-        if order != self.order {
-            self.ready.push_back(event(
-                "order",
-                &json!(order.iter().map(|id| &**id).collect::<Vec<_>>()).to_string(),
-            ));
-            self.sent.retain(|id, _| order.contains(id));
-            self.order = order;
-        }
-        for cell in &snapshot.cells {
-            if self.sent.insert(cell.id.clone(), cell.version) != Some(cell.version) {
-                self.ready.push_back(event("cell", &cell.json));
-            }
-        }
-        if snapshot.has_ended {
-            self.ready.push_back(event("end", r#"{"reason":"kernel"}"#));
-            self.is_over = true;
-        }
-    }
-}
-
-/// An event. JSON without whitespace has no line breaks.
-fn event(name: &str, json: &str) -> Bytes {
-    format!("event: {name}\ndata: {json}\n\n").into()
 }

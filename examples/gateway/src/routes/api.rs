@@ -1,16 +1,20 @@
 //! `GET /api`.
 
+use std::sync::Arc;
+
 use axum::Json;
+use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::model::{FEATURES, VERSION};
+use crate::Gateway;
+use crate::model::{VERSION, features};
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct Version {
     version: &'static str,
     gateway_version: &'static str,
-    /// What only this gateway says; its presence tells this gateway from others.
+    /// Present only at this kind of gateway.
     #[schema(inline)]
     kernelmux: Kernelmux,
 }
@@ -20,8 +24,7 @@ struct Kernelmux {
     /// Changes only with an incompatible member.
     version: u32,
     /// Names of what this gateway can do beyond others.
-    #[schema(value_type = Vec<String>)]
-    features: &'static [&'static str],
+    features: Vec<&'static str>,
 }
 
 /// The gateway's version, under both names that clients use.
@@ -29,14 +32,14 @@ struct Kernelmux {
     get, path = "/api", tag = "api", operation_id = "version",
     responses((status = 200, description = "The version", body = Version)),
 )]
-pub(super) async fn version() -> Json<Version> {
+pub(super) async fn version(State(gateway): State<Arc<Gateway>>) -> Json<Version> {
     let version = env!("CARGO_PKG_VERSION");
     Json(Version {
         version,
         gateway_version: version,
         kernelmux: Kernelmux {
             version: VERSION,
-            features: FEATURES,
+            features: features(&gateway.options),
         },
     })
 }

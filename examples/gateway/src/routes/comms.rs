@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use kernel_manager::Comm;
@@ -66,8 +68,13 @@ impl From<Comm> for CommModel {
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
     Path(KernelPath { id }): Path<KernelPath>,
-) -> Result<Json<CommsModel>, ApiError> {
+) -> Result<Response, ApiError> {
     let comms = find(&gateway, &id)?.comms().await.map_err(unreadable)?;
-    let comms = comms.into_iter().map(CommModel::from).collect();
-    Ok(Json(CommsModel { comms }))
+    // Megabytes of state occupy a processor.
+    let response = gateway.output_limits.run(move || {
+        let comms = comms.into_iter().map(CommModel::from).collect();
+        Json(CommsModel { comms }).into_response()
+    });
+    let response = response.await;
+    response.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the comms: {error}")))
 }

@@ -195,7 +195,8 @@ impl EventStream {
     }
 }
 
-fn write_event(out: &mut BytesMut, id: Option<Cursor>, event: &str, data: &[u8]) {
+/// Writes a server-sent event.
+pub(crate) fn write_event(out: &mut BytesMut, id: Option<Cursor>, event: &str, data: &[u8]) {
     if let Some(id) = id {
         out.put_slice(format!("id: {id}\n").as_bytes());
     }

@@ -16,7 +16,7 @@ use kernel_manager::{ExecutionOutputs, ExecutionRecord, Executions};
 use serde::{Serialize, Serializer};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 use tracing::debug;
 use utoipa::ToSchema;
@@ -35,7 +35,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 4;
 
-/// Bounds responses with outputs.
+/// Bounds responses with outputs. Clones share the same limits.
+#[derive(Clone)]
 pub(crate) struct OutputLimits {
     folding: Arc<Semaphore>,
     unread: Arc<Semaphore>,
@@ -78,14 +79,23 @@ impl OutputLimits {
     }
 
     async fn fold(&self, executions: &Executions, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ApiError> {
+        let (executions, execution) = (executions.clone(), execution.clone());
+        let folded = self.run(move || Handle::current().block_on(executions.outputs(&execution)));
+        folded.await.map_err(|error| not_written(&error))?.map_err(unreadable)
+    }
+
+    /// Folds on a blocking thread, as one of a bounded number.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        fold: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
         // The semaphore is never closed.
         let folding = self.folding.clone().acquire_owned().await;
-        let (executions, execution, runtime) = (executions.clone(), execution.clone(), Handle::current());
         let folded = spawn_blocking(move || {
             let _folding = folding;
-            runtime.block_on(executions.outputs(&execution))
+            fold()
         });
-        folded.await.map_err(|error| not_written(&error))?.map_err(unreadable)
+        folded.await
     }
 }
 

@@ -92,7 +92,10 @@ pub(super) async fn remove(
         return Err(no_log());
     }
     match logs.remove(kernel).await {
-        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Ok(()) => {
+            gateway.shares.forget(kernel).await;
+            Ok(StatusCode::NO_CONTENT)
+        }
         Err(error @ RemoveError::Open(_)) => Err(ApiError::new(StatusCode::CONFLICT, error.to_string())),
         Err(error) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
     }

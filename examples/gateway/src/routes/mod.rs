@@ -25,6 +25,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use self::event_stream::write_event;
 pub(crate) use self::execution_outputs::OutputLimits;
 pub(crate) use self::kernels::KernelPath;
 pub(crate) use self::progress::of_kernel;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use jupyter_protocol::KernelId;
 use kernel_log::{Lifecycle, Log, Origin, ReadError, Seq};
 use kernel_manager::{ExecutionState, Kernel};
+use kernel_provider::Phase;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -48,41 +49,72 @@ pub(super) async fn progress(
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("text/event-stream"));
-    let receiver = match receiver(&gateway, kernel).await? {
-        Some(receiver) => receiver,
+    let source = match source(&gateway, kernel).await? {
+        Some(source) => source,
         None => return Err(not_found(&id)),
     };
     if !wants_events {
-        let now = receiver.borrow().clone();
-        return Ok(Json(now).into_response());
+        return Ok(Json(source.now()).into_response());
     }
-    let stream = futures::stream::unfold(Some((gateway, receiver, true)), next_event);
+    let stream = futures::stream::unfold(Some((gateway, source, None)), next_event);
     let content_type = HeaderValue::from_static("text/event-stream");
     Ok(([(header::CONTENT_TYPE, content_type)], Body::from_stream(stream)).into_response())
 }
 
-/// The progress now and each change; `None` if nothing is known of the kernel.
-async fn receiver(gateway: &Gateway, id: KernelId) -> Result<Option<watch::Receiver<ProgressModel>>, ApiError> {
-    let fixed = |progress| Ok(Some(watch::Sender::new(progress).subscribe()));
+/// Where the progress comes from.
+enum Source {
+    Kernel(Arc<Kernel>, watch::Receiver<ExecutionState>, watch::Receiver<Phase>),
+    Launch(watch::Receiver<ProgressModel>),
+    Past(ProgressModel),
+}
+
+impl Source {
+    fn now(&self) -> ProgressModel {
+        match self {
+            Self::Kernel(kernel, ..) => of_kernel(kernel),
+            Self::Launch(progress) => progress.borrow().clone(),
+            Self::Past(progress) => progress.clone(),
+        }
+    }
+
+    /// Waits for a change. Returns whether more can follow.
+    async fn changed(&mut self) -> bool {
+        match self {
+            Self::Kernel(_, state, process) => tokio::select! {
+                changed = state.changed() => changed.is_ok(),
+                changed = process.changed() => changed.is_ok(),
+            },
+            Self::Launch(progress) => progress.changed().await.is_ok(),
+            Self::Past(_) => false,
+        }
+    }
+}
+
+/// `None` if nothing is known of the kernel.
+async fn source(gateway: &Gateway, id: KernelId) -> Result<Option<Source>, ApiError> {
     if let Some(kernel) = gateway.manager.get(id) {
-        return fixed(of_kernel(&kernel));
+        let (state, process) = (kernel.state(), kernel.handle().phase());
+        return Ok(Some(Source::Kernel(kernel, state, process)));
     }
     if let Some(launch) = gateway.launches.get(id)
         && launch.progress().borrow().phase != KernelPhase::Ready
     {
-        return Ok(Some(launch.progress()));
+        return Ok(Some(Source::Launch(launch.progress())));
     }
     match gateway.manager.logs().find(id).await? {
-        Some(log) => fixed(of_past(&log).await.map_err(unreadable)?),
+        Some(log) => Ok(Some(Source::Past(of_past(&log).await.map_err(unreadable)?))),
         None => Ok(None),
     }
 }
 
 /// The progress of a kernel that the manager has.
 pub(crate) fn of_kernel(kernel: &Kernel) -> ProgressModel {
+    let process = kernel.handle().phase();
     let phase = match *kernel.state().borrow() {
         ExecutionState::Dead => KernelPhase::Dead,
         ExecutionState::Starting | ExecutionState::Restarting => KernelPhase::Starting,
+        // The process that ends reports its status until its end.
+        _ if matches!(*process.borrow(), Phase::Restarting) => KernelPhase::Starting,
         _ => KernelPhase::Ready,
     };
     let since = if phase == KernelPhase::Ready {
@@ -95,6 +127,8 @@ pub(crate) fn of_kernel(kernel: &Kernel) -> ProgressModel {
 
 /// The end of a kernel, as its log has it.
 async fn of_past(log: &Log) -> Result<ProgressModel, ReadError> {
+    // The last entry may not be readable yet.
+    log.flushed().await;
     let head = log.head();
     let mut reader = log.reader(Seq(head.0.saturating_sub(LAST_ENTRIES)));
     let mut ended = ProgressModel::new(KernelPhase::Dead, None, chrono::Utc::now());
@@ -122,33 +156,36 @@ async fn of_past(log: &Log) -> Result<ProgressModel, ReadError> {
     Ok(ended)
 }
 
-type Following = (Arc<Gateway>, watch::Receiver<ProgressModel>, bool);
+/// Also the progress that was sent last.
+type Following = (Arc<Gateway>, Source, Option<ProgressModel>);
 
 async fn next_event(
     following: Option<Following>,
 ) -> Option<(Result<Bytes, std::convert::Infallible>, Option<Following>)> {
-    let (gateway, mut receiver, is_first) = following?;
-    if !is_first {
+    let (gateway, mut source, sent) = following?;
+    let mut now = source.now();
+    // A kernel's state also changes without a step.
+    while sent
+        .as_ref()
+        .is_some_and(|sent| (sent.phase, &sent.reason) == (now.phase, &now.reason))
+    {
         let changed = tokio::select! {
             biased;
             () = gateway.closing() => return None,
-            changed = timeout(KEEP_ALIVE, receiver.changed()) => changed,
+            changed = timeout(KEEP_ALIVE, source.changed()) => changed,
         };
         match changed {
             Err(_) => {
-                return Some((
-                    Ok(Bytes::from_static(b": keep-alive\n\n")),
-                    Some((gateway, receiver, false)),
-                ));
+                let comment = Bytes::from_static(b": keep-alive\n\n");
+                return Some((Ok(comment), Some((gateway, source, sent))));
             }
-            Ok(Err(_)) => return None,
-            Ok(Ok(())) => {}
+            Ok(false) => return None,
+            Ok(true) => now = source.now(),
         }
     }
-    let progress = receiver.borrow_and_update().clone();
-    let is_last = progress.phase.is_final();
+    let is_last = now.phase.is_final();
     // A progress always serializes.
-    let json = serde_json::to_string(&progress).unwrap_or_default();
+    let json = serde_json::to_string(&now).unwrap_or_default();
     let event = format!("event: progress\ndata: {json}\n\n");
-    Some((Ok(event.into()), (!is_last).then_some((gateway, receiver, false))))
+    Some((Ok(event.into()), (!is_last).then_some((gateway, source, Some(now)))))
 }

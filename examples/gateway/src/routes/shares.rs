@@ -16,7 +16,7 @@ use crate::Gateway;
 use crate::error::ApiError;
 use crate::limits::JsonObject;
 use crate::model::timestamp;
-use crate::shares::{DEFAULT_LIFETIME, MAX_LIFETIME, MIN_LIFETIME, Share, ShareError};
+use crate::shares::{DEFAULT_LIFETIME, MAX_LIFETIME, MIN_LIFETIME, Share, ShareError, SharedKernel};
 
 /// Longest path of a notebook, in bytes.
 const MAX_PATH: usize = 1_024;
@@ -86,6 +86,15 @@ impl From<&Share> for ShareModel {
     }
 }
 
+/// 404 if this gateway has no shares.
+fn if_allowed(gateway: &Gateway) -> Result<(), ApiError> {
+    if gateway.options.allow_shares {
+        Ok(())
+    } else {
+        Err(ApiError::not_found("this gateway has no shares"))
+    }
+}
+
 /// Makes a link to a read-only page of the kernel's cells and their live outputs.
 #[utoipa::path(
     post, path = "/api/kernels/{id}/shares", tag = "shares", operation_id = "share", params(KernelPath),
@@ -94,7 +103,7 @@ impl From<&Share> for ShareModel {
         (status = 201, description = "The share with its link", body = ShareWithLink,
          headers(("Location" = String, description = "The share's address"))),
         (status = 400, description = "The request is malformed"),
-        (status = 404, description = "There is no such kernel"),
+        (status = 404, description = "There is no such kernel, or shares are turned off"),
         (status = 408, description = "The body did not arrive in time"),
         (status = 409, description = "There are too many shares"),
         (status = 413, description = "The body is too large"),
@@ -106,6 +115,7 @@ pub(super) async fn create(
     Path(KernelPath { id }): Path<KernelPath>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
+    if_allowed(&gateway)?;
     let kernel = find(&gateway, &id)?;
     let NewShare { path, expires_in_s } = body.read()?;
     if path.as_ref().is_some_and(|path| path.len() > MAX_PATH) {
@@ -123,7 +133,7 @@ pub(super) async fn create(
     }
     let (share, token) = gateway
         .shares
-        .create(kernel.id(), path, lifetime)
+        .create(SharedKernel::of(&kernel), path, lifetime)
         .await
         .map_err(|error| {
             let status = match error {
@@ -147,13 +157,14 @@ pub(super) async fn create(
     get, path = "/api/kernels/{id}/shares", tag = "shares", operation_id = "list_shares", params(KernelPath),
     responses(
         (status = 200, description = "The shares", body = SharesModel),
-        (status = 404, description = "The id is malformed"),
+        (status = 404, description = "The id is malformed, or shares are turned off"),
     ),
 )]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
     Path(KernelPath { id }): Path<KernelPath>,
 ) -> Result<Json<SharesModel>, ApiError> {
+    if_allowed(&gateway)?;
     // Those of a kernel that is gone can still be revoked.
     let kernel = id.parse().map_err(|_| not_found(&id))?;
     let shares = gateway.shares.of_kernel(kernel).iter().map(ShareModel::from).collect();
@@ -166,7 +177,7 @@ pub(super) async fn list(
     params(SharePath),
     responses(
         (status = 204, description = "The link does not work any more"),
-        (status = 404, description = "There is no such share"),
+        (status = 404, description = "There is no such share, or shares are turned off"),
         (status = 500, description = "The link does not work now, but may after a start of the gateway"),
     ),
 )]
@@ -174,6 +185,7 @@ pub(super) async fn revoke(
     State(gateway): State<Arc<Gateway>>,
     Path(SharePath { id, share }): Path<SharePath>,
 ) -> Result<StatusCode, ApiError> {
+    if_allowed(&gateway)?;
     let no_share = || ApiError::not_found("Share does not exist");
     let kernel = id.parse().map_err(|_| no_share())?;
     let share: Uuid = share.parse().map_err(|_| no_share())?;

@@ -209,8 +209,8 @@ fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client
     if format == Format::Resume {
         return out.notice(&Notice::Gap { first, last });
     }
-    for notice in client.iter().flat_map(|client| client.gap_notices(first)) {
-        if let Some(message) = format.encode_message(Channel::Iopub, &notice) {
+    for (channel, message) in client.iter().flat_map(|client| client.gap_messages(&(first..=last))) {
+        if let Some(message) = format.encode_message(channel, &message) {
             out.gather_message(&message);
         }
     }

@@ -13,7 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kernel_log::{LogOptions, Logs, MemoryStore};
-use kernel_manager::{Manager, ManagerOptions};
+use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use kernel_provider::{
     AttachError, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, Progress, ProviderError,
@@ -40,6 +40,8 @@ pub struct RecordingProvider {
     pub launches: Mutex<Vec<LaunchRequest>>,
     /// Notified at each launch.
     pub launching: Notify,
+    /// Whether running kernels may be attached to.
+    pub attaches: watch::Sender<bool>,
     specs: watch::Sender<Arc<Specs>>,
     resources: tempfile::TempDir,
 }
@@ -54,6 +56,7 @@ impl RecordingProvider {
             fake: FakeProvider::new(),
             launches: Mutex::default(),
             launching: Notify::new(),
+            attaches: watch::Sender::new(true),
             specs: watch::Sender::default(),
             resources,
         }
@@ -119,6 +122,7 @@ impl KernelProvider for RecordingProvider {
     }
 
     async fn attach(&self, record: &KernelRecord) -> Result<Arc<dyn KernelHandle>, AttachError> {
+        let _ = self.attaches.subscribe().wait_for(|attaches| *attaches).await;
         self.fake.attach(record).await
     }
 }
@@ -129,6 +133,7 @@ pub struct Served {
     pub manager: Manager,
     pub gateway: Arc<Gateway>,
     pub provider: Arc<RecordingProvider>,
+    store: Arc<MemoryStore>,
     client: Client<HttpConnector, Full<Bytes>>,
     serving: JoinHandle<()>,
 }
@@ -180,7 +185,30 @@ impl Served {
     pub async fn with(gateway: impl FnOnce(&mut GatewayOptions), manager: impl FnOnce(&mut ManagerOptions)) -> Self {
         let provider = Arc::new(RecordingProvider::new());
         provider.install("echo", FakeSpec::echo(), serde_json::json!({}));
-        let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
+        Self::of(provider, Arc::new(MemoryStore::new()), gateway, manager).await
+    }
+
+    /// Another gateway for the kernels and logs of this one, which it replaces. It attaches to them for as long as the
+    /// provider lets it.
+    pub async fn again(
+        self,
+        gateway: impl FnOnce(&mut GatewayOptions),
+        manager: impl FnOnce(&mut ManagerOptions),
+    ) -> Self {
+        self.gateway.close();
+        self.manager.close(AtClose::LeaveKernels).await.unwrap();
+        let again = Self::of(self.provider.clone(), self.store.clone(), gateway, manager).await;
+        again.manager.restore().await;
+        again
+    }
+
+    async fn of(
+        provider: Arc<RecordingProvider>,
+        store: Arc<MemoryStore>,
+        gateway: impl FnOnce(&mut GatewayOptions),
+        manager: impl FnOnce(&mut ManagerOptions),
+    ) -> Self {
+        let logs = Logs::new(store.clone(), LogOptions::default()).unwrap();
         let mut manager_options = ManagerOptions::default();
         manager_options.default_spec = Some("echo".to_owned());
         manager(&mut manager_options);
@@ -196,6 +224,7 @@ impl Served {
             manager,
             gateway,
             provider,
+            store,
             client: Client::builder(TokioExecutor::new()).build_http(),
             serving,
         }

@@ -1,29 +1,68 @@
 //! The open comms after a start of this process: read from the log once something asks for them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use jupyter_protocol::Channel;
+use jupyter_protocol::{Channel, Header, WireMessage};
 use kernel_log::{Entry, Lifecycle, Log, Origin, ReadError, Reader, Seq, StoreError};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::{Recorder, Recording};
-use crate::session::comms::{Comm, Comms, MAX_COMMS, is_comm};
+use crate::session::comms::{Comm, Comms, MAX_COMMS, WIDGET, is_comm};
 use crate::session::index_keys as keys;
 use crate::session::msg_type::msg_type;
 
 impl Recorder {
     /// The comms that were opened up to entry `until`, with their newest state, each after those that it refers to.
     pub(crate) async fn comms(&self, until: Seq) -> Result<Vec<Comm>, ReadError> {
-        self.recording.read_comms().await?;
-        let requests = self.recording.requests();
-        Ok(requests.comms().map_or_else(Vec::new, |comms| comms.list(until)))
+        self.recording.list_comms(move |comms| comms.list(until)).await
+    }
+
+    /// The messages that create the widgets among these comms, for an execution.
+    pub(crate) async fn widgets(&self, until: Seq, execution: &Header) -> Result<Vec<WireMessage>, ReadError> {
+        let (session, execution) = (self.kernel_session(), execution.clone());
+        let open = move |comms: &Comms| {
+            let widgets = comms.list(until).into_iter().filter(|comm| comm.target_name == WIDGET);
+            widgets.map(|comm| comm.open_message(&session, &execution)).collect()
+        };
+        self.recording.list_comms(open).await
     }
 }
 
+/// How many threads make lists of comms; each occupies a processor.
+static LISTING: Semaphore = Semaphore::const_new(2);
+/// How long the log may take for the comms that are open.
+const READ_DEADLINE: Duration = Duration::from_secs(30);
+
 impl Recording {
-    /// Reads the open comms from the log unless they are known.
-    pub(super) async fn read_comms(self: &Arc<Self>) -> Result<(), ReadError> {
+    /// Makes a list of the open comms on a blocking thread.
+    async fn list_comms<T: Send + 'static>(
+        self: &Arc<Self>,
+        list: impl FnOnce(&Comms) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let comms = self.read_comms().await?;
+        // The semaphore is never closed.
+        let _listing = LISTING.acquire().await;
+        let listed = spawn_blocking(move || list(&comms)).await;
+        listed.map_err(|error| StoreError::failed("list the open comms", error).into())
+    }
+
+    /// The open comms. Reads them from the log unless they are known.
+    pub(super) async fn read_comms(self: &Arc<Self>) -> Result<Comms, ReadError> {
+        let failed = |reason: &str| StoreError::failed("read the open comms", reason).into();
+        match timeout(READ_DEADLINE, self.read_unknown_comms()).await {
+            Ok(read) => read?,
+            Err(_) => return Err(failed("the log takes too long")),
+        }
+        let known = self.requests().comms.known().cloned();
+        known.ok_or_else(|| failed("too many changes came meanwhile"))
+    }
+
+    async fn read_unknown_comms(self: &Arc<Self>) -> Result<(), ReadError> {
         let reading = self.reading_comms.clone().lock_owned().await;
-        if self.requests().comms().is_some() {
+        if self.requests().comms.known().is_some() {
             return Ok(());
         }
         let recording = self.clone();
@@ -45,13 +84,12 @@ impl Recording {
         read(&mut reader, self.log.head(), &mut comms).await?;
         let last = {
             let mut requests = self.requests();
-            requests.begin_reading_comms();
+            requests.comms.begin_reading();
             self.log.append([])
         };
         self.log.stored(last).await;
         let rest = read(&mut reader, last.min(self.log.head()), &mut comms).await;
-        // What could be read is better than nothing.
-        self.requests().set_comms(comms);
+        self.requests().comms.end_reading(rest.is_ok().then_some(comms));
         rest
     }
 }

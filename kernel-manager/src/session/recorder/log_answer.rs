@@ -5,6 +5,8 @@ use jupyter_protocol::content::Content;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, Header, WireMessage};
 use serde::Deserialize;
+use serde_json::json;
+use tracing::warn;
 
 use super::Recorder;
 use crate::session::msg_type::msg_type;
@@ -13,11 +15,16 @@ impl Recorder {
     /// Whether [`answer_from_log`](Self::answer_from_log) answers the request, because an execution keeps the kernel's
     /// main shell busy.
     pub(crate) fn is_answered_from_log(&self, channel: Channel, request: &WireMessage) -> bool {
-        if channel != Channel::Shell || !matches!(&*msg_type(request), "kernel_info_request" | "comm_info_request") {
+        let msg_type = msg_type(request);
+        if channel != Channel::Shell || !matches!(&*msg_type, "kernel_info_request" | "comm_info_request") {
             return false;
         }
         let on_main_shell = Header::parse(request.header()).is_ok_and(|header| header.subshell_id.is_none());
         let requests = self.recording.requests();
+        // The kernel knows its comms better, although its answer comes late.
+        if msg_type == "comm_info_request" && requests.comms.is_incomplete() {
+            return false;
+        }
         on_main_shell && requests.kernel_info().is_some() && requests.busy_with().is_some()
     }
 
@@ -27,7 +34,7 @@ impl Recorder {
             return Vec::new();
         };
         let (reply_type, content) = match &*header.msg_type {
-            "comm_info_request" => ("comm_info_reply", self.comm_info(request).await),
+            "comm_info_request" => ("comm_info_reply", Some(self.comm_info(request).await)),
             _ => ("kernel_info_reply", self.recording.requests().kernel_info()),
         };
         let session = self.recording.kernel_session();
@@ -51,7 +58,7 @@ impl Recorder {
         messages
     }
 
-    async fn comm_info(&self, request: &WireMessage) -> Option<Bytes> {
+    async fn comm_info(&self, request: &WireMessage) -> Bytes {
         #[derive(Deserialize)]
         struct Wanted {
             #[serde(default)]
@@ -59,11 +66,13 @@ impl Recorder {
         }
         let wanted = serde_json::from_slice::<Wanted>(request.content()).ok();
         let target_name = wanted.and_then(|wanted| wanted.target_name);
-        if let Err(error) = self.recording.read_comms().await {
-            tracing::warn!(kernel_id = %self.recording.id, %error, "the open comms cannot be read");
-        }
-        let requests = self.recording.requests();
-        let info = requests.comms()?.info(target_name.as_deref());
-        Some(info.to_string().into())
+        let info = match self.recording.read_comms().await {
+            Ok(comms) => comms.info(target_name.as_deref()),
+            Err(error) => {
+                warn!(kernel_id = %self.recording.id, %error, "the open comms cannot be read");
+                json!({"status": "error", "ename": "UnreadableComms", "evalue": error.to_string(), "traceback": []})
+            }
+        };
+        info.to_string().into()
     }
 }

@@ -63,12 +63,12 @@ impl Recording {
             self.pending_requests.expect_reply(&header.msg_id, requester);
         }
         let question = if channel == Channel::Stdin && header.msg_type == "input_reply" {
-            let answered = self.requests().questions.answer(&message);
+            let answered = self.requests().answer(&message);
             match answered {
                 Answered::Question(question) => Some(question),
                 // The kernel would take it for the answer to its next question.
                 Answered::TooLate => {
-                    debug!(session, "dropped an answer to a question that was answered before");
+                    debug!(session, "dropped an answer to a question that is not open");
                     return Ok(());
                 }
                 Answered::Unknown => None,
@@ -407,7 +407,7 @@ impl Drop for UnsentRequest<'_> {
         let mut requests = self.recording.requests();
         requests.mark_unsent(self.msg_id);
         if let Some(question) = self.question {
-            requests.questions.reopen(question);
+            requests.reopen(question);
         }
         self.recording.log.update_index(requests.take_updates());
     }

@@ -3,7 +3,8 @@
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use tokio::sync::mpsc;
 
-use super::{ConnectionState, Destination, Recorder, SendError, Sender};
+use super::senders::{Destination, Sender};
+use super::{ConnectionState, Recorder, SendError};
 use crate::session::execution_state::StatusFollower;
 
 impl Recorder {

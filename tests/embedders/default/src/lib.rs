@@ -1,12 +1,13 @@
-//! The API of an embedder with the default features.
+//! A crate that embeds kernelmux with the default features.
+
 use std::sync::Arc;
 
 use kernelmux::local::{LocalOptions, LocalProvider};
 use kernelmux::log::{LogOptions, Logs, MemoryStore, StoreError};
 use kernelmux::{Manager, ManagerOptions, ProviderError};
 
-pub async fn provider(config: LocalOptions) -> Result<LocalProvider, ProviderError> {
-    LocalProvider::open(config).await
+pub async fn provider(options: LocalOptions) -> Result<LocalProvider, ProviderError> {
+    LocalProvider::open(options).await
 }
 
 pub fn manager(provider: LocalProvider) -> Result<Manager, StoreError> {

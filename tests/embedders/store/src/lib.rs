@@ -90,7 +90,7 @@ impl StoredLog for KeptLog {
         log.info.first = log.blocks[0].first();
         log.info.last = block.last();
         log.info.bytes += block.bytes().len() as u64;
-        log.info.updated = block.updated().unwrap_or(log.info.updated);
+        log.info.updated = block.updated();
         Ok(())
     }
 
@@ -126,7 +126,7 @@ impl StoredLog for KeptLog {
 
     fn trim(&self, retention: &Retention) -> Result<Seq, StoreError> {
         let mut log = lock(&self.0);
-        let is_old = |block: &Block| retention.oldest.is_some_and(|oldest| block.updated() < Some(oldest));
+        let is_old = |block: &Block| retention.oldest.is_some_and(|oldest| block.updated() < oldest);
         while log.blocks.len() > 1 && (log.info.bytes > retention.max_bytes || is_old(&log.blocks[0])) {
             log.info.bytes -= log.blocks[0].bytes().len() as u64;
             log.blocks.pop_front();

@@ -1,21 +1,16 @@
-//! What a live page shows of a kernel's cells, folded from the log once for all its viewers.
+//! The cells of a live page, folded from the log.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::InputRequest;
-use jupyter_protocol::{Channel, KernelId, WireMessage};
+use jupyter_protocol::{Channel, WireMessage};
 use kernel_log::{Entry, Origin, ReadError, Seq};
 use kernel_manager::fold::{Fold, FoldLimits, Output};
-use kernel_manager::{ExecutionFilter, ExecutionRecord, Executions, Kernel, is_follow_request};
+use kernel_manager::{ExecutionFilter, ExecutionRecord, Executions, is_follow_request};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-use tokio::time::sleep;
-use tokio_util::task::AbortOnDrop;
-use tracing::warn;
 
 use crate::model::timestamp;
 
@@ -23,140 +18,15 @@ use crate::model::timestamp;
 const MAX_CELLS: usize = 100;
 /// The most bytes of outputs of a cell. Beyond that, head and tail are kept.
 const MAX_CELL_BYTES: usize = 1 << 20;
+/// The most bytes of code of a cell. Beyond that, its start is shown.
+const MAX_CODE: usize = 64 << 10;
 /// The most bytes of outputs of all cells. Beyond that, the oldest cells lose theirs.
 const MAX_BYTES: usize = 16 << 20;
-/// The most kernels with viewers at a time.
-const MAX_PAGES: usize = 32;
-/// The shortest time between two changes of a page.
-const PAUSE: Duration = Duration::from_millis(250);
-
-/// A page at one moment.
-#[derive(Default)]
-pub(crate) struct Snapshot {
-    /// The kernel's state, as JSON.
-    pub(crate) state: Arc<str>,
-    /// In the order in which they were requested.
-    pub(crate) cells: Vec<ShownCell>,
-    /// Whether nothing follows.
-    pub(crate) has_ended: bool,
-}
-
 #[derive(Clone)]
-pub(crate) struct ShownCell {
-    pub(crate) id: Arc<str>,
-    pub(crate) version: u64,
-    pub(crate) json: Arc<str>,
-}
-
-/// A page that is kept up to date while someone views it.
-pub(crate) struct Page {
-    snapshot: watch::Receiver<Arc<Snapshot>>,
-    _following: AbortOnDrop,
-}
-
-impl Page {
-    pub(crate) fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.snapshot.clone()
-    }
-}
-
-/// The pages that are viewed.
-#[derive(Default)]
-pub(crate) struct Pages(Mutex<HashMap<KernelId, Weak<Page>>>);
-
-impl Pages {
-    /// The page of a kernel; `None` if too many kernels have viewers. `kernel` is `None` if it is gone.
-    pub(crate) fn get(&self, id: KernelId, kernel: Option<Arc<Kernel>>, executions: Executions) -> Option<Arc<Page>> {
-        let mut pages = kernel_provider::lock(&self.0);
-        pages.retain(|_, page| page.strong_count() > 0);
-        if let Some(page) = pages.get(&id).and_then(Weak::upgrade) {
-            return Some(page);
-        }
-        if pages.len() >= MAX_PAGES {
-            return None;
-        }
-        let (sender, snapshot) = watch::channel(Arc::default());
-        let following = tokio::spawn(follow(kernel, executions, sender));
-        let page = Arc::new(Page {
-            snapshot,
-            _following: AbortOnDrop::new(following.abort_handle()),
-        });
-        pages.insert(id, Arc::downgrade(&page));
-        Some(page)
-    }
-}
-
-/// Publishes the page and its changes until the kernel has ended.
-async fn follow(kernel: Option<Arc<Kernel>>, executions: Executions, sender: watch::Sender<Arc<Snapshot>>) {
-    let mut cells = match Cells::load(&executions).await {
-        Ok(cells) => cells,
-        Err(error) => {
-            warn!(kernel_id = %executions.log().kernel_id(), %error, "a shared page cannot be read");
-            return;
-        }
-    };
-    let log = executions.log().clone();
-    let mut reader = log.reader(cells.read_from);
-    let state = kernel.as_ref().map(|kernel| kernel.state());
-    let mut state = state.unwrap_or_else(|| watch::Sender::new(kernel_manager::ExecutionState::Dead).subscribe());
-    let mut since = kernel.as_ref().map_or_else(Utc::now, |kernel| kernel.last_activity());
-    let mut now = *state.borrow_and_update();
-    // The log of a kernel that is gone does not end by itself.
-    let last = if kernel.is_none() { log.head() } else { Seq(u64::MAX) };
-    let mut has_ended = false;
-    loop {
-        let head = last.min(log.head());
-        while reader.position() < head {
-            match reader.next().await {
-                Ok(Some(block)) => block.entries().for_each(|entry| cells.apply(&entry)),
-                Ok(None) => has_ended = true,
-                Err(ReadError::Gap { .. }) => {}
-                Err(_) => has_ended = true,
-            }
-            if has_ended {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        has_ended |= kernel.is_none();
-        let spec = kernel.as_ref().and_then(|kernel| kernel.spec());
-        let shown = State {
-            state: now.as_str(),
-            since: timestamp(since),
-            kernel: spec.map(|spec| spec.spec.display_name.clone()),
-        };
-        // Texts always serialize.
-        let state_json = serde_json::to_string(&shown).unwrap_or_default();
-        sender.send_replace(Arc::new(Snapshot {
-            state: state_json.into(),
-            cells: cells.shown(),
-            has_ended,
-        }));
-        if has_ended {
-            return;
-        }
-        sleep(PAUSE).await;
-        tokio::select! {
-            block = reader.next() => match block {
-                Ok(Some(block)) => block.entries().for_each(|entry| cells.apply(&entry)),
-                Ok(None) => has_ended = true,
-                Err(ReadError::Gap { .. }) => {}
-                Err(_) => has_ended = true,
-            },
-            changed = state.changed() => has_ended |= changed.is_err(),
-        }
-        let newest = *state.borrow_and_update();
-        if newest != now {
-            (now, since) = (newest, Utc::now());
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct State {
-    state: &'static str,
-    since: String,
-    kernel: Option<String>,
+pub(super) struct ShownCell {
+    pub(super) id: Arc<str>,
+    pub(super) version: u64,
+    pub(super) json: Arc<str>,
 }
 
 /// The content of an `execute_request`, as far as it is shown.
@@ -198,17 +68,19 @@ struct CellModel<'a> {
     dropped: bool,
 }
 
-struct Cells {
+pub(super) struct Cells {
     /// By the entry of their request.
     by_request: BTreeMap<Seq, Cell>,
     by_msg_id: HashMap<Arc<str>, Seq>,
-    read_from: Seq,
+    /// The entry after which to read.
+    pub(super) read_from: Seq,
     /// Parent header of the previous message and its cell. In a flood, the next message has the same.
     last_parent: (Bytes, Option<Seq>),
 }
 
 impl Cells {
-    async fn load(executions: &Executions) -> Result<Self, ReadError> {
+    /// The newest cells that were requested since this time. A log may also have those of an earlier kernel.
+    pub(super) async fn load(executions: &Executions, since: DateTime<Utc>) -> Result<Self, ReadError> {
         let mut cells = Self {
             by_request: BTreeMap::new(),
             by_msg_id: HashMap::new(),
@@ -217,6 +89,7 @@ impl Cells {
         };
         let filter = ExecutionFilter {
             latest_of_cells: true,
+            since: Some(since),
             ..ExecutionFilter::default()
         };
         let page = executions.list(&filter, None, MAX_CELLS).await?;
@@ -280,7 +153,7 @@ impl Cells {
         self.last_parent = (Bytes::new(), None);
     }
 
-    fn apply(&mut self, entry: &Entry) {
+    pub(super) fn apply(&mut self, entry: &Entry) {
         let message = entry.message();
         match (entry.origin(), entry.channel()) {
             (Origin::Client, Channel::Shell) => self.on_request(entry, &message),
@@ -380,16 +253,21 @@ impl Cells {
         }
     }
 
-    fn shown(&mut self) -> Vec<ShownCell> {
+    /// The cells, and the bytes of those that have changed since the last call.
+    pub(super) fn shown(&mut self) -> (Vec<ShownCell>, usize) {
         self.forget_excess();
-        let cells = self.by_request.values_mut();
-        cells
-            .map(|cell| ShownCell {
+        let mut changed_bytes = 0;
+        let cells = self.by_request.values_mut().map(|cell| {
+            let is_new = cell.shown.is_none();
+            let json = cell.json();
+            changed_bytes += if is_new { json.len() } else { 0 };
+            ShownCell {
                 id: cell.msg_id.clone(),
                 version: cell.version,
-                json: cell.json(),
-            })
-            .collect()
+                json,
+            }
+        });
+        (cells.collect(), changed_bytes)
     }
 }
 
@@ -427,7 +305,12 @@ impl Cell {
 /// The code of a request, unless it is silent, as requests of front ends themselves are.
 fn shown_code(request: &WireMessage) -> Option<String> {
     let request: Request = serde_json::from_slice(request.content()).ok()?;
-    (!request.silent).then_some(request.code)
+    let Request { mut code, silent } = request;
+    if code.len() > MAX_CODE {
+        code.truncate(code.floor_char_boundary(MAX_CODE));
+        code.push_str("\n…");
+    }
+    (!silent).then_some(code)
 }
 
 fn cell_id(request: &WireMessage) -> Option<String> {

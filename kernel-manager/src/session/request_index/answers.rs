@@ -1,0 +1,55 @@
+//! The kernel's questions to clients, and the answers to them.
+
+use jupyter_protocol::WireMessage;
+use kernel_log::Seq;
+
+use super::RequestIndex;
+use crate::session::questions::{Answered, Question};
+
+impl RequestIndex {
+    /// The entries of the open `input_request`s that this session received.
+    pub(in crate::session) fn open_questions(&self, session: &str) -> Vec<Seq> {
+        let executions = self.executions.values();
+        let of_session = executions.filter(|execution| execution.concerns(session));
+        of_session.filter_map(|execution| execution.open_input).collect()
+    }
+
+    /// Closes the question that an `input_reply` answers. The caller sends only answers to open and unknown questions: the
+    /// kernel would take any other one for the answer to its next question.
+    pub(in crate::session) fn answer(&mut self, reply: &WireMessage) -> Answered {
+        let parent = reply.parent_ref().map(|parent| parent.msg_id.into_owned());
+        let parent = parent.unwrap_or_default();
+        let answered = match self.questions.answer(reply) {
+            // This process did not see the question, so the parent must say that something waits for the answer.
+            Answered::Unknown if !parent.is_empty() && !self.is_running(&parent) => Answered::TooLate,
+            answered => answered,
+        };
+        match &answered {
+            Answered::Question(question) => self.set_open_input(&question.asker(), None),
+            Answered::Unknown => self.set_open_input(&parent, None),
+            Answered::TooLate => {}
+        }
+        answered
+    }
+
+    /// The answer to this question was not sent.
+    pub(in crate::session) fn reopen(&mut self, question: &Question) {
+        self.questions.reopen(question);
+        self.set_open_input(&question.asker(), Some(question.seq));
+    }
+
+    fn set_open_input(&mut self, msg_id: &str, seq: Option<Seq>) {
+        if let Some(execution) = self.executions.get_mut(msg_id)
+            && execution.ended.is_none()
+            && execution.open_input != seq
+        {
+            execution.open_input = seq;
+            self.changed.insert(msg_id.into());
+        }
+    }
+
+    fn is_running(&self, msg_id: &str) -> bool {
+        let execution = self.executions.get(msg_id);
+        execution.is_some_and(|execution| execution.ended.is_none())
+    }
+}
