@@ -51,8 +51,7 @@ use crate::wire::WireError;
 
 /// Maximum size of a message in bytes.
 ///
-/// Receiving, logging and forwarding a message takes several times its size in memory. [`MessageMemory`] bounds the
-/// total across many sockets.
+/// A received message is in memory until it is stored. [`MessageMemory`] bounds the total across many sockets.
 pub const MAX_MESSAGE_BYTES: u64 = 128 << 20;
 
 /// Error of a ZeroMQ socket.

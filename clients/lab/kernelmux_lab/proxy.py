@@ -27,7 +27,7 @@ MAX_BODY = 1 << 20
 _KERNEL = r"(?P<kernel_id>[0-9a-fA-F-]{36})"
 _ID = r"(?P<item>[^/]{1,256})"
 
-# What is passed on: the rest of the path, the methods and the query parameters.
+# Requests that are passed on, by the rest of the path, the methods and the query parameters.
 ALLOWED: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("", frozenset({"GET"}), frozenset()),
     (

@@ -20,7 +20,7 @@ const MAX_MESSAGE: usize = 32 << 10;
 pub(crate) struct ErrorBody {
     /// The name of the status.
     reason: &'static str,
-    /// What was wrong, with what, and what to do.
+    /// The text for the client: the problem, its subject and the remedy.
     message: String,
 }
 

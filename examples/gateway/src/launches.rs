@@ -1,4 +1,4 @@
-//! The steps of kernels' starts, for those who wait for a slow one, and what was asked for at the start.
+//! The progress of kernel starts, and the options that clients asked for.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};

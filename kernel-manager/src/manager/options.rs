@@ -33,7 +33,7 @@ pub struct ManagerOptions {
     /// How long a log is kept after its kernel is gone.
     pub log_retention: Duration,
     /// Budget in bytes for the large messages of all kernels while they are received and stored; see
-    /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory). The store's own copies come on top.
+    /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory). A store other than `DiskStore` may copy them.
     pub message_memory: u64,
     /// The runtime that reads iopub; `None` for the one that starts the kernels. A separate runtime reads iopub in time
     /// even if clients keep the other threads busy; many kernels drop output that is not read in time. It must outlive

@@ -47,13 +47,13 @@ pub(super) struct Folder {
     /// Bytes that may be written before the free space is looked at.
     unchecked: AtomicU64,
     /// Files of closed logs.
-    unsynced: Mutex<Unsynced>,
+    unsynced: Mutex<UnsyncedFiles>,
     /// Whether a sync failed. What it was to write may be lost even if a later one succeeds.
     has_lost_sync: AtomicBool,
 }
 
 #[derive(Default)]
-struct Unsynced {
+struct UnsyncedFiles {
     files: BTreeSet<PathBuf>,
     /// Whether there were too many.
     is_all: bool,
@@ -186,7 +186,7 @@ impl Folder {
 
     /// Syncs the files of closed logs.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        let Unsynced { files, is_all } = std::mem::take(&mut *self.unsynced());
+        let UnsyncedFiles { files, is_all } = std::mem::take(&mut *self.unsynced());
         let files: Vec<_> = files.into_iter().collect();
         let synced = if is_all {
             sync_disk(&self.path).unwrap_or_else(|| {
@@ -203,7 +203,7 @@ impl Folder {
         })
     }
 
-    fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
+    fn unsynced(&self) -> MutexGuard<'_, UnsyncedFiles> {
         // A panic while the lock is held leaves a valid list.
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,7 +215,8 @@ impl Folder {
 
     /// Unlocks the folder. `is_synced` says whether all logs are on disk.
     pub(super) fn end_close(&self, is_synced: bool) -> Result<(), StoreError> {
-        let ended = if is_synced { end(&self.path, self.cycle) } else { Ok(()) };
+        let is_clean = is_synced && !self.has_lost_sync.load(Ordering::Acquire);
+        let ended = if is_clean { end(&self.path, self.cycle) } else { Ok(()) };
         // Closing the file is not enough: a process that is being forked also has it until it executes its program.
         let unlocked = self.lock.unlock();
         ended
@@ -398,4 +399,27 @@ fn free_bytes(folder: &Path) -> Option<u64> {
 #[cfg(not(unix))]
 fn free_bytes(_folder: &Path) -> Option<u64> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_clean(path: &Path) -> bool {
+        let machine: Machine = serde_json::from_slice(&fs::read(path.join(MACHINE)).unwrap()).unwrap();
+        machine.is_clean
+    }
+
+    #[test]
+    fn a_folder_is_not_clean_after_a_sync_that_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Folder::open(folder.path()).unwrap());
+        assert!(is_clean(folder.path()));
+        let open = Folder::open(folder.path()).unwrap();
+        assert!(!is_clean(folder.path()));
+        open.not_synced(Vec::new());
+        open.begin_close();
+        open.end_close(true).unwrap();
+        assert!(!is_clean(folder.path()));
+    }
 }

@@ -33,7 +33,7 @@ pub(super) struct DiskLog {
     path: PathBuf,
     /// The segment that is being written, once something is. Held while writing.
     writer: Mutex<Option<Writer>>,
-    state: Mutex<State>,
+    state: Mutex<ReadState>,
     /// Whether something was written since the last sync.
     is_dirty: AtomicBool,
     /// The newest segment when the log was last synced; 0 before that.
@@ -42,7 +42,7 @@ pub(super) struct DiskLog {
 }
 
 /// What readers need. Not locked while anything is written.
-pub(super) struct State {
+pub(super) struct ReadState {
     pub(super) totals: Totals,
     /// Oldest first.
     pub(super) segments: Vec<Arc<Segment>>,
@@ -89,7 +89,7 @@ impl DiskLog {
             epoch: Epoch::random(),
             created: Utc::now().timestamp_micros(),
             writer: Mutex::new(None),
-            state: Mutex::new(State {
+            state: Mutex::new(ReadState {
                 totals: Totals::default(),
                 segments: Vec::new(),
                 offsets: Offsets::default(),
@@ -126,7 +126,7 @@ impl DiskLog {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ReadState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

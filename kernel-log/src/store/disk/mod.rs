@@ -34,11 +34,11 @@ const SYNC_TOGETHER: usize = 16;
 /// If the disk is full or fails for a while, only appends fail. Damaged parts of a log are skipped, so that its readers
 /// get a [gap](crate::ReadError::Gap); the other logs are unaffected, and nothing is deleted.
 pub struct DiskStore {
-    shared: Arc<Shared>,
+    shared: Arc<SharedStore>,
 }
 
 /// What the store and its logs share.
-struct Shared {
+struct SharedStore {
     folder: Arc<Folder>,
     /// Open logs, each with the number of its handles. Locked while one is opened, closed or removed.
     logs: Mutex<HashMap<KernelId, (Arc<DiskLog>, usize)>>,
@@ -49,7 +49,7 @@ struct Shared {
 /// A handle of an open log. The last one closes it.
 struct Handle {
     log: Arc<DiskLog>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedStore>,
 }
 
 impl Deref for Handle {
@@ -93,7 +93,7 @@ impl DiskStore {
     /// [`StoreError`] if another process has it open, or it cannot be read or written, or an older version wrote it.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedStore {
                 folder: Arc::new(Folder::open(folder)?),
                 logs: Mutex::default(),
                 syncing: Mutex::default(),
@@ -102,7 +102,7 @@ impl DiskStore {
     }
 }
 
-impl Shared {
+impl SharedStore {
     fn logs(&self) -> MutexGuard<'_, HashMap<KernelId, (Arc<DiskLog>, usize)>> {
         // A panic while the lock is held leaves a consistent map.
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)

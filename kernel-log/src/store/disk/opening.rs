@@ -10,7 +10,7 @@ use jupyter_protocol::KernelId;
 use super::frame::Totals;
 use super::index::{Files, Index};
 use super::index_file::{Covered, IndexFile};
-use super::log::{Segment, State, info};
+use super::log::{ReadState, Segment, info};
 use super::segment::{End, HEADER, Header, Name, Offsets, Scan, Summary};
 use super::{LogInfo, StoreError};
 
@@ -24,7 +24,7 @@ const MAX_FAILURES: u64 = 1_024;
 pub(super) struct Opened {
     /// The header of its newest segment that has one.
     pub(super) header: Header,
-    pub(super) state: State,
+    pub(super) state: ReadState,
 }
 
 /// Names of the files of a log.
@@ -160,7 +160,7 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
     let is_newest_covered = listing.segments.last().is_some_and(|name| name.number <= covered);
     Ok(Some(Opened {
         header,
-        state: State {
+        state: ReadState {
             totals,
             segments: listing
                 .segments

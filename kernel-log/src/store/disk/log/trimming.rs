@@ -6,7 +6,7 @@ use std::io;
 use super::super::StoreError;
 use super::super::frame::{Frame, Head};
 use super::super::segment::Header;
-use super::{DiskLog, State};
+use super::{DiskLog, ReadState};
 use crate::{Retention, Seq};
 
 impl DiskLog {
@@ -51,7 +51,7 @@ impl DiskLog {
         }
         let (first, bytes_before) = (Seq(head.first), head.bytes_before);
         self.write(&mut slot, |_, salt| Frame::kept(first, bytes_before, salt), |_| {})?;
-        let is_dropped = |state: &State| {
+        let is_dropped = |state: &ReadState| {
             let next = state.segments.get(1)?;
             (next.name.first <= first.0).then(|| state.segments[0].name)
         };

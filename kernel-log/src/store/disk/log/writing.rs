@@ -13,7 +13,7 @@ use super::super::folder::sync_folder;
 use super::super::frame::{Frame, Totals};
 use super::super::index::Index;
 use super::super::segment::{Header, Name, Offsets, Summary, Writer};
-use super::{DiskLog, Segment, State};
+use super::{DiskLog, ReadState, Segment};
 use crate::{Block, IndexUpdate, Seq};
 
 /// Size at which a segment is complete. Retention frees space by whole segments.
@@ -129,7 +129,7 @@ impl DiskLog {
         &self,
         slot: &mut Option<Writer>,
         frame: impl FnOnce(&Totals, u64) -> Frame,
-        apply: impl FnOnce(&mut State),
+        apply: impl FnOnce(&mut ReadState),
     ) -> Result<(), StoreError> {
         let writer = self.current(slot)?;
         let totals = self.state().totals;
