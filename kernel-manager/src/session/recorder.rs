@@ -165,7 +165,7 @@ impl Recorder {
         self.recording.requests().active_after(session, seq)
     }
 
-    /// The execution, which this session follows from now on; `None` if the log does not have it.
+    /// Makes the session follow the execution, and returns it; `None` if the log does not have it.
     pub(crate) async fn follow(&self, msg_id: &str, session: &str) -> Result<Option<ExecutionRecord>, StoreError> {
         {
             let mut requests = self.recording.requests();
@@ -175,7 +175,7 @@ impl Recorder {
                 return Ok(execution);
             }
         }
-        // Only executions that have ended are not in memory. Nothing but output can follow.
+        // An execution that is not in memory has ended, so there are no replies to follow.
         Executions::of(self.recording.log.clone()).get(msg_id).await
     }
 
@@ -196,13 +196,13 @@ impl Recorder {
         self.recording.log.append([]).next()
     }
 
-    /// Records the first answer after a restart. Requests before entry `requested_before` ended with the previous process;
-    /// later ones waited for this one.
+    /// Records the first answer after a restart. Requests before entry `requested_before` ended with the previous
+    /// process; later ones waited for the new one.
     pub(crate) fn restarted(&self, requested_before: Seq) {
         self.recording.lifecycle_of(&Lifecycle::Restarted, requested_before);
     }
 
-    /// Ends the executions that end with the kernel. Call it before the death is announced.
+    /// Ends the executions of a kernel that died. Call it before the death is announced.
     pub(crate) fn end_with_kernel(&self, event: &Lifecycle) {
         self.recording.end_with_kernel(event, Seq(u64::MAX));
     }
@@ -213,8 +213,8 @@ impl Recorder {
         self.recording.tell_running(MISSING, true);
     }
 
-    /// Messages for a client that cannot get these entries: for each of its executions that may have output there, a
-    /// notice unless `told`, and its end if that is there.
+    /// Messages in place of entries that a client cannot get: for each of its executions that may have output there, a
+    /// notice unless `told`, and the reply and the idle status that are missing.
     pub(crate) fn gap_messages(
         &self,
         session: &str,
@@ -267,8 +267,8 @@ impl Recorder {
                 Err(dead @ RequestError::Send(SendError::Dead)) => return Err(dead),
                 Err(_) => {}
             }
-            // The answer may arrive before the subscription was active, and its status be missed. Ask again as soon as
-            // it is.
+            // The status is lost if the kernel publishes it before the subscription is active. Ask again as soon as it
+            // is active.
             if answered
                 && let Ok(Ok(heard)) = timeout_at(
                     until,

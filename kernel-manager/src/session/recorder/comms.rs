@@ -1,4 +1,4 @@
-//! The open comms after a start of this process: read from the log once something asks for them.
+//! Lists the open comms. A new process reads them from the log when they are first needed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ impl Recorder {
 
 /// How many threads make lists of comms; each occupies a processor.
 static LISTING: Semaphore = Semaphore::const_new(2);
-/// How long the log may take for the comms that are open.
+/// Deadline for reading the open comms from the log.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Recording {
@@ -57,7 +57,7 @@ impl Recording {
             Err(_) => return Err(failed("the log takes too long")),
         }
         let known = self.requests().comms.known().cloned();
-        known.ok_or_else(|| failed("too many changes came meanwhile"))
+        known.ok_or_else(|| failed("too many comm messages arrived meanwhile"))
     }
 
     async fn read_unknown_comms(self: &Arc<Self>) -> Result<(), ReadError> {
@@ -66,7 +66,7 @@ impl Recording {
             return Ok(());
         }
         let recording = self.clone();
-        // Completes although the caller may not wait for it.
+        // Completes even if the caller stops waiting.
         let read = tokio::spawn(async move {
             let _reading = reading;
             recording.read_comms_now().await
@@ -80,7 +80,7 @@ impl Recording {
             Some(first) => self.log.reader(Seq(first.0.saturating_sub(1))),
             None => self.log.reader(self.log.head()),
         };
-        // Most of it, before later messages are collected in memory.
+        // Reads most of the log before new messages must be buffered.
         read(&mut reader, self.log.head(), &mut comms).await?;
         let last = {
             let mut requests = self.requests();

@@ -1,4 +1,4 @@
-//! The sockets of a kernel: one connection generation after another.
+//! Opens and closes the sockets of a kernel.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -50,7 +50,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Returns the signal that a socket was reconnected.
+    /// Returns the `Notify` that signals each reconnect of a socket.
     async fn connect_sockets(
         &self,
         info: &ConnectionInfo,
@@ -124,7 +124,7 @@ impl Recorder {
     }
 
     /// Drains the iopub of a kernel that has ended. If another process keeps the socket open past the deadline, output
-    /// may be missing, which the log says.
+    /// may be missing, and the log says so.
     pub(crate) async fn drain(&self) {
         let mut publishing = self.recording.publishing.subscribe();
         let heard = timeout(DRAIN_DEADLINE, publishing.wait_for(|publishing| !publishing)).await;

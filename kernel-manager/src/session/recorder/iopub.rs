@@ -112,15 +112,15 @@ pub(super) async fn record_iopub(
         }
         if let Some(bytes) = skipped {
             let reason = if bytes > MAX_MESSAGE_BYTES {
-                format!("a message may have {} MiB", MAX_MESSAGE_BYTES >> 20)
+                format!("a message may have at most {} MiB", MAX_MESSAGE_BYTES >> 20)
             } else {
-                "there was no memory for it beside other large outputs".to_owned()
+                "other large outputs left no memory for it".to_owned()
             };
             let text = format!("An output of {} MiB is left out: {reason}.", bytes >> 20);
             recording.tell_running(&text, false);
         }
         if broken {
-            // One gap is one entry, and never silent.
+            // Connections that are lost again before anything arrives are one gap.
             if !silent {
                 recording.lifecycle(&Lifecycle::Disconnected);
             }

@@ -1,4 +1,4 @@
-//! Answers of the log to requests that a busy kernel answers only after the running cell.
+//! Answers requests from the log that a busy kernel would answer only after the running cell.
 
 use bytes::Bytes;
 use jupyter_protocol::content::Content;
@@ -21,7 +21,7 @@ impl Recorder {
         }
         let on_main_shell = Header::parse(request.header()).is_ok_and(|header| header.subshell_id.is_none());
         let requests = self.recording.requests();
-        // The kernel knows its comms better, although its answer comes late.
+        // The kernel knows all its comms, although it answers late.
         if msg_type == "comm_info_request" && requests.comms.is_incomplete() {
             return false;
         }

@@ -189,11 +189,11 @@ impl Recording {
         sent
     }
 
-    /// Sends a logged message again after a failure, once the socket is reconnected. Code is sent only within the
-    /// connection generation it was logged for; a restart has ended it.
+    /// Sends a logged message again after a failure, once the socket is reconnected. Code is sent only in the
+    /// connection generation in which it was logged, because a restart has ended its execution.
     pub(super) async fn send_again(
         &self,
-        life: u64,
+        generation: u64,
         channel: Channel,
         session: &str,
         message: WireMessage,
@@ -203,7 +203,7 @@ impl Recording {
         let mut error = error;
         while Instant::now() < deadline {
             let mut sender = self.sender_for(channel, session).await?;
-            if is_execution(&message) && self.generation.load(Ordering::Acquire) != life {
+            if is_execution(&message) && self.generation.load(Ordering::Acquire) != generation {
                 return Err(SendError::Restarted);
             }
             // A restart cleared the pending requests.
@@ -272,13 +272,13 @@ impl Recording {
 pub(super) async fn recover(recording: Arc<Recording>, reconnected: Arc<Notify>) {
     loop {
         reconnected.notified().await;
-        let settling = async {
+        let recovering = async {
             nudge(&recording).await;
             recording.recover().await
         };
         tokio::select! {
-            settled = settling => {
-                if let Err(error) = settled {
+            recovered = recovering => {
+                if let Err(error) = recovered {
                     debug!(%error, "pending executions were not recovered");
                 }
             }
@@ -295,13 +295,13 @@ async fn nudge(recording: &Recording) {
     while *link.borrow() != ConnectionState::Live {
         let heard = async {
             // Only the status matters; the reply is dropped.
-            let (nobody, _) = oneshot::channel();
+            let (ignored, _) = oneshot::channel();
             let request = Message::new(KernelInfoRequest::default(), OUR_SESSION).to_wire();
             let sent = recording
-                .send(Channel::Shell, OUR_SESSION, request, Requester::Internal(nobody))
+                .send(Channel::Shell, OUR_SESSION, request, Requester::Internal(ignored))
                 .await;
             if let Err(error) = sent {
-                debug!(%error, "the kernel cannot be asked");
+                debug!(%error, "the kernel cannot be asked for its status");
             }
             let _ = link.wait_for(|link| *link == ConnectionState::Live).await;
         };

@@ -1,5 +1,4 @@
-//! What one connection generation after another appends to the log: clients' messages on their way to the kernel, and the
-//! kernel's.
+//! Appends messages to the log: those of clients before they are sent, and those of the kernel.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -52,7 +51,7 @@ impl Recording {
         }
         let header = message.header_ref()?;
         let mut sender = self.sender_for(channel, session).await?;
-        let life = self.generation.load(Ordering::Acquire);
+        let generation = self.generation.load(Ordering::Acquire);
         let ours = matches!(requester, Requester::Internal(_));
         // The sender's lock is held, so no other request can be appended between this check and the append.
         if !ours && self.was_asked(&header.msg_id, &message).await {
@@ -108,7 +107,10 @@ impl Recording {
         drop(sender);
         let sent = match sent {
             Ok(()) => Ok(()),
-            Err(error) => self.send_again(life, channel, session, message.clone(), error).await,
+            Err(error) => {
+                self.send_again(generation, channel, session, message.clone(), error)
+                    .await
+            }
         };
         if let Err(error) = &sent {
             if !is_execution(&message) {
@@ -153,13 +155,13 @@ impl Recording {
         }
         match message_at(&self.log, before).await {
             Ok(Some((_, before))) => is_same_request(&before, message),
-            // Its content is unknown by now, but it did exist.
+            // It was sent, although its content cannot be compared.
             Ok(None) | Err(_) => true,
         }
     }
 
-    /// The session whose request this reply answers, for requests from before this process started.
-    pub(super) fn requested_before(&self, message: &WireMessage) -> Option<Arc<str>> {
+    /// The session that requested the execution of this reply, also if an earlier process sent the request.
+    pub(super) fn session_of_execution(&self, message: &WireMessage) -> Option<Arc<str>> {
         let parent = message.parent_ref().ok()?;
         Some(self.requests().session_of(&parent.msg_id)?.into())
     }
@@ -236,7 +238,7 @@ impl Recording {
         });
     }
 
-    /// Tells other sessions that have the question that this one answered it.
+    /// Tells the other sessions with this question that `session` answered it.
     fn tell_answered(&self, question: &Question, session: &str) {
         let message = question.answered_message(&self.kernel_session());
         self.log.append([NewEntry {
@@ -247,18 +249,18 @@ impl Recording {
         }]);
     }
 
-    /// Appends a message from shell, control or stdin for the session that it answers.
+    /// Appends a message from shell, control or stdin, addressed to the session that sent its request.
     pub(super) fn record_reply(&self, channel: Channel, message: WireMessage) {
         let mut addressee = self.pending_requests.addressee(channel, &message);
         if matches!(addressee, Addressee::All)
-            && let Some(session) = self.requested_before(&message)
+            && let Some(session) = self.session_of_execution(&message)
         {
             addressee = Addressee::Session(session);
         }
         let session = match &addressee {
             Addressee::Session(session) => session,
             Addressee::Internal(_) => OUR_SESSION,
-            Addressee::Setup => return setup::answered(&message),
+            Addressee::Setup => return setup::check_reply(&message),
             Addressee::All => "",
         };
         self.record(channel, session, std::slice::from_ref(&message), None);
@@ -272,7 +274,7 @@ impl Recording {
         self.lifecycle_of(event, Seq(u64::MAX))
     }
 
-    /// As [`lifecycle`](Self::lifecycle), for executions requested before this entry.
+    /// As [`lifecycle`](Self::lifecycle), but ends only executions that were requested before this entry.
     pub(super) fn lifecycle_of(&self, event: &Lifecycle, requested_before: Seq) -> Seq {
         let message = event.to_message(OUR_SESSION);
         if !matches!(event, Lifecycle::Quiet) {
@@ -304,9 +306,8 @@ impl Recording {
         }
     }
 
-    /// Tells plain Jupyter clients that output of running executions is missing. `is_hole` says that the amount is
-    /// unknown.
-    pub(super) fn tell_running(&self, text: &str, is_hole: bool) {
+    /// Tells plain Jupyter clients that output of running executions is missing.
+    pub(super) fn tell_running(&self, text: &str, amount_unknown: bool) {
         let kernel_session = self.kernel_session();
         let now = Utc::now();
         let mut requests = self.requests();
@@ -319,7 +320,7 @@ impl Recording {
                 message: &notice,
             };
             self.log.append_indexed(now, [entry], |seq| {
-                requests.mark_incomplete(execution.msg_id(), seq, is_hole);
+                requests.mark_incomplete(execution.msg_id(), seq, amount_unknown);
                 requests.take_updates()
             });
         }
@@ -351,7 +352,7 @@ pub(super) fn completed(message: WireMessage, session: &str) -> WireMessage {
     )
 }
 
-/// Whether both messages ask for the same: the same code, or otherwise the same content.
+/// Whether both messages have the same type, buffers and content. For executions, the same code is enough.
 fn is_same_request(one: &WireMessage, other: &WireMessage) -> bool {
     #[derive(Deserialize)]
     struct Execute {

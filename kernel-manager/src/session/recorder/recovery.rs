@@ -25,7 +25,8 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a kernel has to list its subshells.
 const LIST_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Waits for the status of the recorder's own requests: everything published before it has been recorded by then.
+/// Waiters for the statuses of the recorder's own requests. Once such a status arrives, everything published before it
+/// is recorded.
 #[derive(Default)]
 pub(super) struct StatusWaiters(Mutex<HashMap<String, oneshot::Sender<()>>>);
 
@@ -88,10 +89,10 @@ impl Recording {
             doubtful.entry(subshell).or_default().push(msg_id);
         }
         // Each subshell answers in its own order.
-        let settling = doubtful
+        let recoveries = doubtful
             .into_iter()
             .map(|(subshell, executions)| self.recover_on_subshell(subshell, executions));
-        futures::future::try_join_all(settling).await.map(drop)
+        futures::future::try_join_all(recoveries).await.map(drop)
     }
 
     async fn recover_on_subshell(&self, subshell: Option<String>, executions: Vec<Arc<str>>) -> Result<(), SendError> {
@@ -180,7 +181,7 @@ impl Recording {
             reason: &death.reason,
         };
         self.end_without_reply(&mut requests, &died, &event, lost_reply, &kernel_session);
-        // After a restart, later comms are of the new process.
+        // After a restart, later comms belong to the new process.
         requests.end_comms(requested_before);
         self.log.update_index(requests.take_updates());
     }

@@ -3,7 +3,8 @@ use std::pin::pin;
 
 use tokio::runtime::Handle;
 
-/// Runs a future here; the sockets that it opens and the tasks that it spawns belong to another runtime.
+/// Runs a future in the calling task, but in the context of `runtime`: sockets that it opens and tasks that it spawns
+/// belong to that runtime.
 pub(super) async fn in_runtime<F: Future>(runtime: &Handle, future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|context| {
@@ -20,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_spawns_runs_there() {
+    fn spawned_tasks_run_on_the_given_runtime() {
         let there = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("there")

@@ -4,8 +4,8 @@ use jupyter_protocol::zmq::DealerSender;
 use jupyter_protocol::{Channel, Signer};
 use tokio::sync::Mutex as AsyncMutex;
 
-/// The sending halves; one is missing while its connection is lost. Each has its own lock, because a kernel that
-/// reads no more requests may wait for input, or need an interrupt.
+/// The sending halves; one is missing while its connection is lost. Each has its own lock, so that a full shell socket
+/// delays neither answers on stdin nor interrupts on control.
 #[derive(Default)]
 pub(super) struct Senders {
     shell: AsyncMutex<Option<Sender>>,

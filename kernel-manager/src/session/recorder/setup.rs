@@ -22,7 +22,7 @@ use crate::session::pending_requests::Requester;
 /// Session of the setup request.
 const SETUP_SESSION: &str = "kernelmux-setup";
 
-/// Sets the option on the thread that owns the socket, before all later output, and evaluates to `None`.
+/// Sets the option on the thread that owns the socket, so that it applies to all later output. Evaluates to `None`.
 const WAIT_FOR_SUBSCRIBER: &str = "(lambda thread: thread.schedule(lambda: \
      thread.socket.setsockopt(__import__('zmq').XPUB_NODROP, 1)))\
      (__import__('IPython').get_ipython().kernel.iopub_thread)";
@@ -31,7 +31,7 @@ const WAIT_FOR_SUBSCRIBER: &str = "(lambda thread: thread.schedule(lambda: \
 pub(super) struct Setup {
     /// Whether clients' requests are held back.
     pending: watch::Sender<bool>,
-    /// Whether `status` messages of the request may still arrive.
+    /// Whether `status` messages of the setup request may still arrive and must be hidden.
     hiding: AtomicBool,
 }
 
@@ -69,8 +69,8 @@ impl Setup {
         let _ = self.pending.subscribe().wait_for(|pending| !pending).await;
     }
 
-    /// Whether this iopub message is a `status` of the request. Other messages are recorded whatever their parent,
-    /// because a kernel's threads may print at any time.
+    /// Whether this iopub message is a `status` of the setup request. Other messages are recorded whatever their
+    /// parent, because a kernel's threads may print at any time.
     pub(super) fn hides(&self, message: &WireMessage) -> bool {
         if !self.hiding.load(Ordering::Relaxed) {
             return false;
@@ -136,8 +136,8 @@ fn is_ipykernel(kernel_info: &WireMessage) -> bool {
     serde_json::from_slice::<KernelInfo>(kernel_info.content()).is_ok_and(|info| info.implementation == "ipython")
 }
 
-/// Checks the reply to the request.
-pub(super) fn answered(reply: &WireMessage) {
+/// Logs if the setup request failed.
+pub(super) fn check_reply(reply: &WireMessage) {
     #[derive(Deserialize)]
     struct Reply {
         status: String,

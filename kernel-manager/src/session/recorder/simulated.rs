@@ -1,4 +1,4 @@
-//! The recorder without sockets: a simulation is the kernel.
+//! Connects the recorder to a simulated kernel, without sockets.
 
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use tokio::sync::mpsc;
@@ -8,7 +8,7 @@ use super::{ConnectionState, Recorder, SendError};
 use crate::session::execution_state::StatusFollower;
 
 impl Recorder {
-    /// Takes `kernel` for the kernel's sockets, in place of those before.
+    /// Sends the kernel's messages to `kernel` instead of sockets, and replaces the previous connection.
     pub(crate) async fn connect_simulated(&self, kernel: &mpsc::Sender<(Channel, WireMessage)>) {
         self.disconnect().await;
         for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
@@ -29,7 +29,7 @@ impl Recorder {
     /// Records messages that arrived together on iopub.
     pub(crate) fn heard(&self, messages: &[WireMessage]) {
         let mut status = StatusFollower::default();
-        // Else each time would be the first since it was connected to.
+        // Otherwise every call could append `Lifecycle::Idle`.
         status.idle_for_the_first_time();
         self.recording.record_published(messages, &mut status);
     }

@@ -10,7 +10,7 @@ use super::LARGE;
 
 /// Why a received message was not admitted.
 pub(super) enum Refused {
-    /// This message is not the kernel's.
+    /// The message has a wrong signature, or was replayed.
     Message(WireMessage),
     /// The frames are no message; the socket stays usable.
     Invalid,
