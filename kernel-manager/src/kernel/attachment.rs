@@ -25,7 +25,7 @@ use crate::session::{
 /// [replayed](Attachment::replay). A new session starts at the end of the log.
 pub struct Attachment {
     client: Client,
-    /// Executions to replay. Each is left out of the live stream up to the entry that its replay covers.
+    /// Executions to replay, oldest first.
     in_doubt: VecDeque<InDoubt>,
     acknowledged: Seq,
     reader: Reader,
@@ -43,33 +43,33 @@ impl fmt::Debug for Attachment {
 /// An execution to replay.
 enum InDoubt {
     Known(Box<ExecutionRecord>),
-    /// Memory does not have it any more; the log's index may.
+    /// It is no longer in memory; the log's index may have it.
     InLog(Arc<str>),
 }
 
 /// The cloneable part of an [`Attachment`]: sends and acknowledges.
 #[derive(Clone)]
 pub struct Client {
-    hold: Arc<Hold>,
+    lease: Arc<SessionLease>,
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("kernel", &self.hold.kernel.id())
-            .field("session", &self.hold.session)
+            .field("kernel", &self.lease.kernel.id())
+            .field("session", &self.lease.session)
             .finish_non_exhaustive()
     }
 }
 
 /// Detaches when the last part of an attachment is dropped.
-struct Hold {
+struct SessionLease {
     kernel: Arc<Kernel>,
     session: Arc<str>,
     attachment: u64,
     replayed: AllReplayedEntries,
     followed: Arc<Followed>,
-    /// The last entry of the newest gap that the client was told of; 0 before the first.
+    /// The last entry of the newest gap that was reported to the client; 0 before the first.
     gap_end: AtomicU64,
 }
 
@@ -102,13 +102,13 @@ impl AllReplayedEntries {
     }
 }
 
-impl Hold {
+impl SessionLease {
     fn leave(&self) {
         self.kernel.sessions().leave(&self.session, self.attachment);
     }
 }
 
-impl Drop for Hold {
+impl Drop for SessionLease {
     fn drop(&mut self) {
         self.leave();
     }
@@ -133,7 +133,7 @@ impl Attachment {
         }
         let is_known = |msg_id: &str| in_doubt.iter().any(|execution| execution.msg_id() == msg_id);
         let in_log = joined.replays.into_iter().filter(|msg_id| !is_known(msg_id));
-        // Those that memory does not have are older.
+        // Executions that are no longer in memory are older.
         let mut all: VecDeque<_> = in_log.map(InDoubt::InLog).collect();
         all.extend(in_doubt.into_iter().map(Box::new).map(InDoubt::Known));
         let from = match kernel.died_at() {
@@ -145,26 +145,26 @@ impl Attachment {
             acknowledged,
             reader: kernel.log().reader(from),
             current: joined.current,
-            client: Client::hold(kernel, session, joined.attachment, joined.followed),
+            client: Client::new(kernel, session, joined.attachment, joined.followed),
         }
     }
 
     /// Attaches a client that tracks its own position.
     pub(crate) fn at(kernel: Arc<Kernel>, session: &str, after: Seq) -> Self {
         let session: Arc<str> = session.into();
-        let joined = kernel.sessions().join(&session, after, Joining::KnowsItsPlace);
+        let joined = kernel.sessions().join(&session, after, Joining::TracksPosition);
         Self {
             in_doubt: VecDeque::new(),
             acknowledged: after,
             reader: kernel.log().reader(after),
             current: joined.current,
-            client: Client::hold(kernel, session, joined.attachment, joined.followed),
+            client: Client::new(kernel, session, joined.attachment, joined.followed),
         }
     }
 
-    /// The messages to send before anything else, one execution at a time. They clear what the client shows of the
-    /// execution and show it again. `None` when no execution is left that the client may have in part. Clients that
-    /// track their own position have none.
+    /// The messages of the next replay, to send before anything else: they clear an execution's output and show it
+    /// again. `None` when no execution is left that the client may have received in part, and for clients that track
+    /// their own position.
     ///
     /// # Errors
     /// [`ReadError::Store`] if the log cannot be read; this execution is skipped.
@@ -191,7 +191,7 @@ impl Attachment {
     ) -> Result<Vec<(Channel, WireMessage)>, ReadError> {
         let replay = replay(self.client.kernel().log(), execution, until, audience).await?;
         self.client
-            .hold
+            .lease
             .replayed
             .extend(replay.replayed, self.reader.position());
         Ok(replay.messages)
@@ -230,12 +230,12 @@ impl Attachment {
             Err(error) => return unreadable(&error),
         };
         if execution.session != self.client.session() {
-            self.client.hold.followed.insert(&msg_id);
+            self.client.lease.followed.insert(&msg_id);
         }
         let before = Seq(execution.request.0.saturating_sub(1));
-        let Hold {
+        let SessionLease {
             session, attachment, ..
-        } = &*self.client.hold;
+        } = &*self.client.lease;
         kernel.sessions().replays(session, *attachment, &msg_id, before);
         let mut messages = Vec::new();
         if wants_comms(request) {
@@ -279,7 +279,7 @@ impl Attachment {
 
     /// Waits until another connection attaches the same session and replaces this one.
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mine = self.client.hold.attachment;
+        let mine = self.client.lease.attachment;
         let mut current = self.current.clone();
         async move {
             // The sender lives as long as the session is attached.
@@ -288,7 +288,7 @@ impl Attachment {
     }
 }
 
-/// How long the log may take for an execution that a client asks for.
+/// Deadline for reading an execution that a client asks to follow.
 const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// Index of the parent header among a message's parts.
 const PARENT: usize = 2;
@@ -298,8 +298,8 @@ const PARENT: usize = 2;
 fn is_of_start(entry: &Entry) -> bool {
     let message = entry.v1();
     // Nearly every message has a parent, which is found without decoding the message.
-    let answers = V1Message::parse(&message).is_ok_and(|message| message.part(PARENT).len() > b"{}".len());
-    if answers || entry.channel() != Channel::Iopub {
+    let has_parent = V1Message::parse(&message).is_ok_and(|message| message.part(PARENT).len() > b"{}".len());
+    if has_parent || entry.channel() != Channel::Iopub {
         return false;
     }
     let message = entry.message();
@@ -311,9 +311,9 @@ fn is_of_start(entry: &Entry) -> bool {
 }
 
 impl Client {
-    fn hold(kernel: Arc<Kernel>, session: Arc<str>, attachment: u64, followed: Arc<Followed>) -> Self {
+    fn new(kernel: Arc<Kernel>, session: Arc<str>, attachment: u64, followed: Arc<Followed>) -> Self {
         Self {
-            hold: Arc::new(Hold {
+            lease: Arc::new(SessionLease {
                 kernel,
                 session,
                 attachment,
@@ -327,13 +327,13 @@ impl Client {
     /// The kernel.
     #[must_use]
     pub fn kernel(&self) -> &Arc<Kernel> {
-        &self.hold.kernel
+        &self.lease.kernel
     }
 
     /// The session id.
     #[must_use]
     pub fn session(&self) -> &str {
-        &self.hold.session
+        &self.lease.session
     }
 
     /// Sends a message to the kernel. Waits while the kernel restarts. Drops [requests to follow an
@@ -342,56 +342,56 @@ impl Client {
     /// # Errors
     /// [`SendError`] if the kernel is dead or the message cannot be sent.
     pub async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
-        let sessions = self.hold.kernel.sessions();
+        let sessions = self.lease.kernel.sessions();
         self.spoke();
         if channel == Channel::Stdin
-            && let recorder = self.hold.kernel.recorder()
+            && let recorder = self.lease.kernel.recorder()
             && let Some(question) = recorder.question_answered(self.session(), &message).await
         {
-            sessions.has_seen(&self.hold.session, self.hold.attachment, question);
+            sessions.has_seen(&self.lease.session, self.lease.attachment, question);
         }
-        self.hold.kernel.send(&self.hold.session, channel, message).await
+        self.lease.kernel.send(&self.lease.session, channel, message).await
     }
 
     /// Whether [`answer_from_log`](Self::answer_from_log) answers this message, in place of the kernel: a
-    /// `kernel_info_request` or `comm_info_request` while an execution keeps the kernel's main shell busy. A page that
-    /// is opened then otherwise learns nothing of the kernel's abilities, such as subshells, and of its widgets.
+    /// `kernel_info_request` or `comm_info_request` while an execution keeps the kernel's main shell busy. Otherwise a
+    /// page that is opened meanwhile would not learn of the kernel's abilities, such as subshells, or of its widgets.
     #[must_use]
     pub fn is_answered_from_log(&self, channel: Channel, message: &WireMessage) -> bool {
-        self.hold.kernel.recorder().is_answered_from_log(channel, message)
+        self.lease.kernel.recorder().is_answered_from_log(channel, message)
     }
 
     /// The answer to such a request: messages for this client alone, to send as they are.
     pub async fn answer_from_log(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
-        self.hold.kernel.recorder().answer_from_log(request).await
+        self.lease.kernel.recorder().answer_from_log(request).await
     }
 
     fn spoke(&self) {
-        let sessions = self.hold.kernel.sessions();
-        sessions.spoke(&self.hold.session, self.hold.attachment);
+        let sessions = self.lease.kernel.sessions();
+        sessions.spoke(&self.lease.session, self.lease.attachment);
     }
 
     /// Detaches the client even if clones of this remain, for example in messages that the kernel has not read yet.
     pub fn leave(&self) {
-        self.hold.leave();
+        self.lease.leave();
     }
 
     /// Records that the client has everything up to `seq`. A reconnect resumes there.
     pub fn acknowledge(&self, seq: Seq) {
-        self.hold
+        self.lease
             .kernel
             .sessions()
-            .acknowledge(&self.hold.session, self.hold.attachment, seq);
+            .acknowledge(&self.lease.session, self.lease.attachment, seq);
     }
 
     /// Messages for a plain Jupyter client in place of entries that are not in the log: for each of its executions that
-    /// may have output there, text on stderr, once if gaps follow each other; and for each that ended there, a reply
+    /// may have output there, a notice on stderr, only one for adjacent gaps; and for each that ended there, a reply
     /// and an idle status. Without these, the client would wait forever.
     #[must_use]
     pub fn gap_messages(&self, missing: &RangeInclusive<Seq>) -> Vec<(Channel, WireMessage)> {
-        let gap_end = self.hold.gap_end.swap(missing.end().0, Ordering::Relaxed);
+        let gap_end = self.lease.gap_end.swap(missing.end().0, Ordering::Relaxed);
         let told = gap_end.checked_add(1) == Some(missing.start().0) && gap_end != 0;
-        let recorder = self.hold.kernel.recorder();
+        let recorder = self.lease.kernel.recorder();
         recorder.gap_messages(self.session(), missing, told)
     }
 
@@ -402,14 +402,14 @@ impl Client {
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {
             Origin::Client => false,
-            Origin::Kernel => self.is_addressed(entry) && !self.hold.replayed.contains(entry) && !is_of_start(entry),
+            Origin::Kernel => self.is_addressed(entry) && !self.lease.replayed.contains(entry) && !is_of_start(entry),
             Origin::Lifecycle => {
                 let message = entry.message();
                 if tells_answered(&message) {
-                    return self.has_question(entry, &message) && !self.hold.replayed.contains(entry);
+                    return self.has_question(entry, &message) && !self.lease.replayed.contains(entry);
                 }
                 self.is_addressed(entry)
-                    && !self.hold.replayed.contains(entry)
+                    && !self.lease.replayed.contains(entry)
                     && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
             }
         }
@@ -418,13 +418,13 @@ impl Client {
     /// Whether this client has the question that the entry says another session answered.
     fn has_question(&self, entry: &Entry, message: &WireMessage) -> bool {
         entry.session() != self.session()
-            && (self.hold.followed.has(message) || self.hold.kernel.recorder().concerns(message, self.session()))
+            && (self.lease.followed.has(message) || self.lease.kernel.recorder().concerns(message, self.session()))
     }
 
     fn is_addressed(&self, entry: &Entry) -> bool {
         entry.channel() == Channel::Iopub
             || entry.session().is_empty()
             || entry.session() == self.session()
-            || self.hold.followed.has(&entry.message())
+            || self.lease.followed.has(&entry.message())
     }
 }

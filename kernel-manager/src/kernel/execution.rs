@@ -93,9 +93,9 @@ pub struct Execution {
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     asked: bool,
-    /// How it ended, if it had ended when it was first followed, or in entries that are missing.
+    /// How it ended, if it ended before it was followed, or in entries that are missing.
     past: Option<Past>,
-    /// What the index has of it, read after a gap, which may contain its end.
+    /// Reads its record from the index after a gap, which may contain its end.
     lookup: Option<BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>>>,
     interrupt_on_drop: bool,
 }
@@ -108,7 +108,7 @@ enum Reading {
     Ended,
 }
 
-/// The end of an execution whose last entries may not be read.
+/// The end of an execution, from its record.
 struct Past {
     last: Seq,
     status: ExecutionStatus,
@@ -257,13 +257,13 @@ impl Execution {
         }
     }
 
-    /// What the index has of the execution.
+    /// The execution's record in the index.
     pub(super) fn record(&self) -> BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>> {
         let (executions, id) = (self.client.kernel().executions(), self.msg_id().to_owned());
         async move { executions.get(&id).await }.boxed()
     }
 
-    /// Takes from the record what the missing entries up to the position contained.
+    /// Applies what the record says of the missing entries up to the position.
     fn skip_missing(&mut self, record: Option<&ExecutionRecord>) {
         let Some(record) = record else {
             // A record is removed once its execution has ended and retention has dropped all its entries.
@@ -378,7 +378,7 @@ impl Drop for Execution {
             warn!(kernel_id = %kernel.id(), "the execution was dropped outside of a runtime, so its kernel is not interrupted");
             return;
         };
-        // Ends by the deadline of an interrupt.
+        // The deadline of an interrupt bounds this task.
         runtime.spawn(async move {
             if let Err(error) = kernel.interrupt().await {
                 warn!(kernel_id = %kernel.id(), %error, "the kernel of a dropped execution cannot be interrupted");

@@ -68,7 +68,7 @@ impl fmt::Debug for Kernel {
     }
 }
 
-/// What a kernel needs of the manager that keeps it.
+/// The manager, as its kernels call it.
 pub(crate) trait Keeper: Send + Sync {
     /// Watches the kernel's process and restarts it when it ends by itself.
     fn watch(&self, kernel: &Arc<Kernel>);
@@ -150,7 +150,7 @@ impl Kernel {
         self.recorder.last_activity()
     }
 
-    /// The number of attached clients: the value now and each change.
+    /// The number of attached sessions: the value now and each change.
     #[must_use]
     pub fn connections(&self) -> watch::Receiver<usize> {
         self.sessions.attached()
@@ -162,7 +162,7 @@ impl Kernel {
         self.recorder.log()
     }
 
-    /// Its record at the provider.
+    /// Its handle at the provider.
     #[must_use]
     pub fn handle(&self) -> &dyn KernelHandle {
         &*self.handle
@@ -191,9 +191,8 @@ impl Kernel {
         Attachment::of_session(self.clone(), session, true)
     }
 
-    /// Waits until the session's earlier connection is closed, at most for `patience`. A client that reconnects because
-    /// of a message has closed the old connection. Its last acknowledgement is known only once that connection has been
-    /// read to its end.
+    /// Waits until the session's earlier connection is closed, at most for `patience`. A client that reconnects has
+    /// closed it, but its last acknowledgement is known only once that connection has been read to its end.
     pub async fn session_left(&self, session: &str, patience: Duration) {
         let _ = timeout(patience, self.sessions.left(session)).await;
     }
@@ -207,8 +206,8 @@ impl Kernel {
     /// Its open comms with their present state, each after those that its state refers to.
     ///
     /// # Errors
-    /// [`ReadError::Store`](kernel_log::ReadError::Store) if the log cannot be read, which this needs once after a start
-    /// of the process.
+    /// [`ReadError::Store`](kernel_log::ReadError::Store) if the log cannot be read, as the first call after a start of
+    /// the process does.
     pub async fn comms(&self) -> Result<Vec<Comm>, kernel_log::ReadError> {
         self.recorder.comms(Seq(u64::MAX)).await
     }

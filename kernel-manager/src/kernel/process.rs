@@ -27,7 +27,7 @@ const RESTART_DEADLINE: Duration = Duration::from_secs(60);
 /// Tolerated clock difference to the cluster that reports a kernel's launch time.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(5);
 
-/// How a kernel whose process or pod ended by itself continues.
+/// Result of recovering a kernel whose process or pod ended by itself.
 pub(crate) enum Recovery {
     /// Its supervisor restarted it.
     Restarted,
@@ -54,7 +54,7 @@ pub(crate) async fn abandon_new(handle: &dyn KernelHandle, began: DateTime<Utc>)
     }
 }
 
-/// The provider cannot say where the kernel's sockets are.
+/// The error for a kernel whose sockets the provider cannot name.
 fn unreachable(error: &ProviderError) -> SendError {
     SocketError::Broken(error.to_string()).into()
 }
@@ -211,15 +211,15 @@ impl Kernel {
         } else {
             attempts_left
         };
-        if !is_over && self.start_anew(exit, attempts_left).await {
+        if !is_over && self.try_restarts(exit, attempts_left).await {
             return Recovery::Restarted;
         }
         self.watched.store(false, Ordering::Release);
         Recovery::Over
     }
 
-    /// Whether an attempt succeeded; otherwise the kernel is dead.
-    async fn start_anew(&self, exit: Exit, attempts_left: u32) -> bool {
+    /// Restarts the kernel and returns whether an attempt succeeded; otherwise the kernel is dead.
+    async fn try_restarts(&self, exit: Exit, attempts_left: u32) -> bool {
         let mut exit = exit;
         for left in (0..attempts_left).rev() {
             warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is being restarted");
@@ -271,8 +271,8 @@ impl Kernel {
             output: exit.output.clone(),
         };
         self.recorder.end_with_kernel(&dead);
-        // Set before the event is appended, to an entry not after it: a client may attach again as soon as it sees the
-        // event.
+        // Set before the event is appended, because a client may attach again as soon as it sees the event. Another
+        // entry may get this number, and the event a later one.
         self.died_at.store(self.recorder.next_entry().0, Ordering::Release);
         self.recorder.lifecycle(&dead);
         self.tell(KernelEventKind::Dead(exit.cause));

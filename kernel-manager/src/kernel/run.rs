@@ -4,7 +4,7 @@ use kernel_log::{ExecutionStatus, Lifecycle, ReadError, Seq};
 use super::{Execution, ExecutionError};
 use crate::fold::{Fold, FoldLimits, Output};
 
-/// What became of code that was [run](super::Kernel::run) to its end.
+/// The result of code that was [run](super::Kernel::run) to its end.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RunResult {
@@ -113,7 +113,7 @@ impl RunResult {
         }
         result.execution_count = fold.execution_count();
         result.outputs = fold.outputs();
-        // Otherwise the reply is among the missing entries.
+        // Without an end so far, the reply is among the missing entries.
         if !has_ended {
             let record = execution.record();
             if let Some(record) = record.await.map_err(ReadError::from)? {

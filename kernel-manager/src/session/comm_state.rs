@@ -6,29 +6,29 @@ use kernel_log::{IndexUpdate, Seq};
 use super::comms::Comms;
 use super::index_keys as keys;
 
-/// The most bytes of messages that are kept while the comms are read from the log.
-const MAX_MEANWHILE: usize = 16 << 20;
+/// The most bytes of new messages that are buffered while the comms are read from the log.
+const MAX_BUFFERED: usize = 16 << 20;
 
 /// The open comms of one kernel.
 pub(super) struct CommState {
     source: Source,
-    /// Whether comms are missing that an earlier process forgot, or whose entries are no longer in the log.
+    /// Whether open comms are missing: an earlier process forgot them, or their entries are no longer in the log.
     is_incomplete: bool,
 }
 
 enum Source {
     Known(Comms),
-    /// The log has them. Nothing has asked for them since this process started.
+    /// They must be read from the log first.
     InLog,
-    /// They are being read from the log. These messages came meanwhile.
+    /// They are being read from the log; newer messages are buffered.
     Reading {
-        meanwhile: Vec<(Seq, WireMessage)>,
+        buffered: Vec<(Seq, WireMessage)>,
         bytes: usize,
     },
 }
 
 impl CommState {
-    /// The comms of a kernel without any in its log's index.
+    /// No comms, because the log's index has none.
     pub(super) fn none(is_incomplete: bool) -> Self {
         Self {
             source: Source::Known(Comms::default()),
@@ -36,7 +36,7 @@ impl CommState {
         }
     }
 
-    /// The comms of a kernel with some in its log's index.
+    /// Comms that are in the log's index, still to be read from the log.
     pub(super) fn in_log(is_incomplete: bool) -> Self {
         Self {
             source: Source::InLog,
@@ -44,19 +44,19 @@ impl CommState {
         }
     }
 
-    /// A comm message was appended as entry `seq`.
+    /// Applies a comm message that was appended as entry `seq`.
     pub(super) fn on_message(&mut self, seq: Seq, message: &WireMessage, updates: &mut Vec<IndexUpdate>) {
         let mut unknown = Comms::default();
         let comms = match &mut self.source {
             Source::Known(comms) => comms,
             // Only the index is kept up to date.
             Source::InLog => &mut unknown,
-            Source::Reading { meanwhile, bytes } => {
+            Source::Reading { buffered, bytes } => {
                 *bytes += message.parts().iter().map(|part| part.len()).sum::<usize>();
                 *bytes += message.buffers().iter().map(|buffer| buffer.len()).sum::<usize>();
-                meanwhile.push((seq, message.clone()));
-                if *bytes > MAX_MEANWHILE {
-                    // Without one of them, the state would be wrong.
+                buffered.push((seq, message.clone()));
+                if *bytes > MAX_BUFFERED {
+                    // Applying only some of the messages would give a wrong state.
                     self.source = Source::InLog;
                 }
                 &mut unknown
@@ -65,7 +65,7 @@ impl CommState {
         comms.on_message(seq, message, updates);
     }
 
-    /// The kernel's process ended, and with it all comms that were opened before this entry.
+    /// Ends all comms that were opened before this entry, because the kernel's process ended.
     pub(super) fn end(&mut self, opened_before: Seq, updates: &mut Vec<IndexUpdate>) {
         match &mut self.source {
             Source::Known(comms) => comms.end(opened_before, updates),
@@ -83,27 +83,27 @@ impl CommState {
         }
     }
 
-    /// Whether the kernel has comms that are not known.
+    /// Whether open comms may be missing here.
     pub(super) fn is_incomplete(&self) -> bool {
         self.is_incomplete || self.known().is_some_and(Comms::is_incomplete)
     }
 
-    /// Collects the messages of comms from now on.
+    /// Buffers comm messages until [`end_reading`](Self::end_reading).
     pub(super) fn begin_reading(&mut self) {
         self.source = Source::Reading {
-            meanwhile: Vec::new(),
+            buffered: Vec::new(),
             bytes: 0,
         };
     }
 
-    /// Ends what [`begin_reading`](Self::begin_reading) began, with the comms as they were then; `None` if they could not
-    /// be read.
+    /// Takes the comms as they were at [`begin_reading`](Self::begin_reading) and applies the buffered messages; `None`
+    /// if the log could not be read.
     pub(super) fn end_reading(&mut self, comms: Option<Comms>) {
-        // If the process ended meanwhile, its comms have ended, too.
-        if let Source::Reading { meanwhile, .. } = &self.source {
+        // If the kernel's process ended meanwhile, so did these comms.
+        if let Source::Reading { buffered, .. } = &self.source {
             self.source = match comms {
                 Some(mut comms) => {
-                    for (seq, message) in meanwhile {
+                    for (seq, message) in buffered {
                         // The index has these already.
                         comms.on_message(*seq, message, &mut Vec::new());
                     }

@@ -17,16 +17,16 @@ use tracing::warn;
 use super::index_keys::{self as keys, MAX_ID};
 use super::msg_type::msg_type;
 
-/// The most comms of a kernel. Beyond that, the one that changed longest ago is forgotten.
+/// The most open comms of a kernel.
 pub(super) const MAX_COMMS: usize = 4_096;
-/// The most bytes of state of all comms of a kernel. Beyond that, one with more than half of them is forgotten, or else
-/// as for [`MAX_COMMS`].
+/// The most bytes of their state. Beyond either limit, a comm with more than half of these bytes is forgotten, else the
+/// one that changed longest ago.
 const MAX_BYTES: usize = 32 << 20;
-/// Fixed cost of a comm.
+/// Bytes that each comm counts in addition to its state.
 const OVERHEAD: usize = 512;
-/// The target of Jupyter widgets, whose messages change its state.
+/// The target name of Jupyter widgets. Messages change the state of no other comms.
 pub(super) const WIDGET: &str = "jupyter.widget";
-/// How a widget's state refers to another widget.
+/// Prefix of another widget's id in a widget's state.
 const REFERENCE: &str = "IPY_MODEL_";
 
 /// An open comm of a kernel, with its state as of the last message.
@@ -35,10 +35,10 @@ const REFERENCE: &str = "IPY_MODEL_";
 pub struct Comm {
     /// Its id.
     pub comm_id: String,
-    /// The target that opened it on the other side, such as `jupyter.widget`.
+    /// The name of its target, such as `jupyter.widget`.
     pub target_name: String,
-    /// The data of a `comm_open` that creates it with its present state. For a widget, it has `state` and
-    /// `buffer_paths`; for others, it is the data with which it was opened.
+    /// The data of a `comm_open` that recreates it: a widget's current `state` and `buffer_paths`; for other comms, the
+    /// data with which they were opened.
     pub data: Map<String, Value>,
     /// The metadata of its `comm_open`.
     pub metadata: Map<String, Value>,
@@ -60,7 +60,7 @@ impl Comm {
 }
 
 #[derive(Deserialize)]
-struct Wire {
+struct CommContent {
     comm_id: String,
     #[serde(default)]
     target_name: String,
@@ -68,7 +68,7 @@ struct Wire {
     data: Option<Box<RawValue>>,
 }
 
-/// The data of a widget's messages.
+/// The data of a widget's message.
 #[derive(Default, Deserialize)]
 struct Update {
     #[serde(default)]
@@ -81,7 +81,7 @@ struct Update {
 
 /// An open comm. Clones share its state.
 #[derive(Clone)]
-struct Open {
+struct OpenComm {
     opened: Seq,
     /// The clock at its last change.
     changed: u64,
@@ -103,7 +103,7 @@ enum State {
 }
 
 impl State {
-    /// Replaces the members of the update.
+    /// Replaces the members that the update contains.
     fn update(&mut self, update: Update, buffers: &[Bytes]) {
         let Self::Widget {
             members,
@@ -172,37 +172,37 @@ impl State {
 /// The open comms of one kernel. A clone copies no states.
 #[derive(Clone, Default)]
 pub(super) struct Comms {
-    open: HashMap<String, Open>,
+    open: HashMap<String, OpenComm>,
     bytes: usize,
     clock: u64,
     is_incomplete: bool,
 }
 
 impl Comms {
-    /// A comm message of the kernel, or of a client, was appended as entry `seq`.
+    /// Applies a comm message of the kernel or of a client that was appended as entry `seq`.
     pub(super) fn on_message(&mut self, seq: Seq, message: &WireMessage, updates: &mut Vec<IndexUpdate>) {
         let msg_type = msg_type(message);
-        let Ok(wire) = serde_json::from_slice::<Wire>(message.content()) else {
+        let Ok(content) = serde_json::from_slice::<CommContent>(message.content()) else {
             return;
         };
-        if wire.comm_id.is_empty() || wire.comm_id.len() > MAX_ID {
+        if content.comm_id.is_empty() || content.comm_id.len() > MAX_ID {
             return;
         }
         self.clock += 1;
         match &*msg_type {
             "comm_open" => {
-                updates.push(IndexUpdate::put(keys::comm(&wire.comm_id), keys::number(seq)));
-                self.open(seq, wire, message);
+                updates.push(IndexUpdate::put(keys::comm(&content.comm_id), keys::number(seq)));
+                self.open(seq, content, message);
             }
-            "comm_msg" => self.change(wire, message),
+            "comm_msg" => self.change(content, message),
             "comm_close" => {
-                updates.push(IndexUpdate::remove(keys::comm(&wire.comm_id)));
-                self.forget(&wire.comm_id);
+                updates.push(IndexUpdate::remove(keys::comm(&content.comm_id)));
+                self.forget(&content.comm_id);
             }
             _ => {}
         }
         while self.open.len() > MAX_COMMS || self.bytes > MAX_BYTES {
-            // A large one must not erase all others.
+            // A large comm must not displace all others.
             let large = self.open.iter().find(|(_, comm)| comm.bytes > MAX_BYTES / 2);
             let oldest = || self.open.iter().min_by_key(|(_, comm)| comm.changed);
             let Some((forgotten, bytes)) = large.or_else(oldest).map(|(id, comm)| (id.clone(), comm.bytes)) else {
@@ -212,7 +212,7 @@ impl Comms {
             if let Some(suppressed) = FORGOTTEN.due() {
                 warn!(
                     comm_id = forgotten,
-                    bytes, suppressed, "an open comm is forgotten because there are too many"
+                    bytes, suppressed, "an open comm is forgotten because the open comms are too many or too large"
                 );
             }
             self.is_incomplete = true;
@@ -222,47 +222,47 @@ impl Comms {
         }
     }
 
-    /// Whether comms were forgotten that may be open.
+    /// Whether comms that may still be open were forgotten.
     pub(super) fn is_incomplete(&self) -> bool {
         self.is_incomplete
     }
 
-    fn open(&mut self, seq: Seq, wire: Wire, message: &WireMessage) {
-        let state = if wire.target_name == WIDGET {
+    fn open(&mut self, seq: Seq, content: CommContent, message: &WireMessage) {
+        let state = if content.target_name == WIDGET {
             let mut state = State::Widget {
                 members: BTreeMap::new(),
                 buffers: Vec::new(),
             };
-            let update = wire.data.and_then(|data| serde_json::from_str(data.get()).ok());
+            let update = content.data.and_then(|data| serde_json::from_str(data.get()).ok());
             state.update(update.unwrap_or_default(), message.buffers());
             state
         } else {
-            State::Other(wire.data.unwrap_or_default())
+            State::Other(content.data.unwrap_or_default())
         };
-        self.forget(&wire.comm_id);
+        self.forget(&content.comm_id);
         let metadata = Bytes::copy_from_slice(message.metadata());
-        let bytes = OVERHEAD + wire.comm_id.len() + metadata.len() + state.bytes();
+        let bytes = OVERHEAD + content.comm_id.len() + metadata.len() + state.bytes();
         self.bytes += bytes;
-        let open = Open {
+        let open = OpenComm {
             opened: seq,
             changed: self.clock,
-            target_name: wire.target_name,
+            target_name: content.target_name,
             metadata,
             state: Arc::new(state),
             bytes,
         };
-        self.open.insert(wire.comm_id, open);
+        self.open.insert(content.comm_id, open);
     }
 
-    fn change(&mut self, wire: Wire, message: &WireMessage) {
-        let Some(comm) = self.open.get_mut(&wire.comm_id) else {
+    fn change(&mut self, content: CommContent, message: &WireMessage) {
+        let Some(comm) = self.open.get_mut(&content.comm_id) else {
             return;
         };
         comm.changed = self.clock;
         if comm.target_name != WIDGET {
             return;
         }
-        let update = wire
+        let update = content
             .data
             .and_then(|data| serde_json::from_str::<Update>(data.get()).ok());
         let Some(update) = update.filter(|update| matches!(&*update.method, "update" | "echo_update")) else {
@@ -280,7 +280,7 @@ impl Comms {
         }
     }
 
-    /// The kernel's process ended, and with it all comms that were opened before this entry.
+    /// Ends all comms that were opened before this entry, because the kernel's process ended.
     pub(super) fn end(&mut self, opened_before: Seq, updates: &mut Vec<IndexUpdate>) {
         self.is_incomplete = false;
         let ended = self.open.extract_if(|_, comm| comm.opened < opened_before);
@@ -294,7 +294,7 @@ impl Comms {
     pub(super) fn list(&self, until: Seq) -> Vec<Comm> {
         let mut by_age: Vec<_> = self.open.iter().filter(|(_, comm)| comm.opened <= until).collect();
         by_age.sort_by_key(|(_, comm)| comm.opened);
-        let known: HashMap<&str, &Open> = by_age.iter().map(|(id, comm)| (id.as_str(), *comm)).collect();
+        let known: HashMap<&str, &OpenComm> = by_age.iter().map(|(id, comm)| (id.as_str(), *comm)).collect();
         let mut listed = Vec::with_capacity(by_age.len());
         let mut visited = BTreeSet::new();
         for (id, _) in by_age {
@@ -326,7 +326,7 @@ impl Comms {
     }
 }
 
-fn to_comm(id: &str, comm: &Open) -> Comm {
+fn to_comm(id: &str, comm: &OpenComm) -> Comm {
     let (data, buffers) = comm.state.data();
     Comm {
         comm_id: id.to_owned(),
@@ -337,7 +337,7 @@ fn to_comm(id: &str, comm: &Open) -> Comm {
     }
 }
 
-/// Whether this type belongs to comms.
+/// Whether messages of this type belong to comms.
 pub(super) fn is_comm(msg_type: &str) -> bool {
     matches!(msg_type, "comm_open" | "comm_msg" | "comm_close")
 }

@@ -21,7 +21,7 @@ impl Death {
                 ename: "KernelRestarted",
                 reason: "the kernel was restarted".to_owned(),
             }),
-            // The previous kernel with the same id.
+            // Ends the executions of the previous kernel with the same id.
             Lifecycle::Started => Some(died("the kernel ended while it was not recorded")),
             Lifecycle::RestartingByItself { reason, .. } | Lifecycle::Dead { reason, .. } => Some(died(reason)),
             _ => None,

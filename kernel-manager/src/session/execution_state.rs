@@ -45,7 +45,7 @@ pub(super) struct StatusFollower {
     was_idle: bool,
 }
 
-/// How many concurrent requests are tracked apart.
+/// The most concurrent requests that are tracked.
 const MAX_RUNNING: usize = 1_024;
 
 impl StatusFollower {
@@ -76,7 +76,7 @@ impl StatusFollower {
         }
     }
 
-    /// Whether this is the first call.
+    /// Records that the kernel is idle and returns whether it is so for the first time.
     pub(super) fn idle_for_the_first_time(&mut self) -> bool {
         !std::mem::replace(&mut self.was_idle, true)
     }

@@ -12,7 +12,7 @@ use crate::fold::{Fold, FoldLimits};
 
 /// Index records per read.
 const PAGE: usize = 256;
-/// Index records per page of results.
+/// The most index records that one page of results examines.
 const MAX_SCANNED: usize = 20_000;
 
 /// The executions of a running or ended kernel, read from its log.
@@ -62,7 +62,7 @@ pub struct ExecutionFilter {
 }
 
 impl ExecutionFilter {
-    fn takes(&self, execution: &ExecutionRecord) -> bool {
+    fn matches(&self, execution: &ExecutionRecord) -> bool {
         fn is<T: PartialEq>(wanted: &Option<T>, value: Option<&T>) -> bool {
             wanted.is_none() || wanted.as_ref() == value
         }
@@ -169,7 +169,7 @@ impl Executions {
                     });
                 }
                 scanned += 1;
-                let execution = self.read(&json).filter(|execution| filter.takes(execution));
+                let execution = self.read(&json).filter(|execution| filter.matches(execution));
                 executions.extend(execution.filter(|execution| {
                     let mut is_latest = || execution.cell_id.clone().is_none_or(|cell| cells.insert(cell));
                     !filter.latest_of_cells || is_latest()
@@ -222,7 +222,7 @@ impl Executions {
         Ok(message_at(&self.log, seq).await?.map(|(_, message)| message))
     }
 
-    /// A text that changes with the messages of the execution. While it runs, it may change without one.
+    /// A digest that changes with every message of the execution. While it runs, other entries change it as well.
     #[must_use]
     pub fn outputs_digest(&self, execution: &ExecutionRecord) -> String {
         // Records of running executions do not store their progress.
@@ -313,7 +313,7 @@ async fn fold_within(
         for entry in block.entries().take_while(|entry| entry.seq() <= end) {
             let message = entry.message();
             match entry.origin() {
-                Origin::Kernel if entry.channel() != Channel::Control && filter.takes(&message) => {
+                Origin::Kernel if entry.channel() != Channel::Control && filter.matches(&message) => {
                     outputs.fold.apply(entry.channel(), &message);
                 }
                 // The parent of an `input_reply` is the `input_request`, not the execution's request.
@@ -321,8 +321,8 @@ async fn fold_within(
                 Origin::Lifecycle if Lifecycle::from_message(&message).is_some_and(|event| event.is_loss()) => {
                     outputs.complete = false
                 }
-                // A synthetic message of an execution that ended unrecorded.
-                Origin::Lifecycle if filter.takes(&message) => outputs.fold.apply(entry.channel(), &message),
+                // A synthetic message, such as a notice of missing output.
+                Origin::Lifecycle if filter.matches(&message) => outputs.fold.apply(entry.channel(), &message),
                 _ => {}
             }
         }

@@ -16,7 +16,7 @@ use memchr::memmem;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// The most sessions that follow an execution over a reconnect. Beyond that, the oldest is forgotten.
+/// The most followers of an execution that survive a reconnect. Beyond that, the oldest is forgotten.
 pub(super) const MAX_FOLLOWERS: usize = 32;
 /// The most executions that a session follows. Beyond that, it gets no more replies of the oldest.
 const MAX_FOLLOWED: usize = 4_096;
@@ -55,7 +55,7 @@ pub(crate) fn wants_comms(request: &WireMessage) -> bool {
     serde_json::from_slice::<Metadata>(request.metadata()).is_ok_and(|metadata| metadata.kernelmux.comms)
 }
 
-/// Metadata of the messages that the replay makes.
+/// Metadata of the messages that a replay creates.
 pub(super) fn replay_metadata() -> Map<String, Value> {
     Map::from_iter([("kernelmux".to_owned(), json!({"replay": true}))])
 }
@@ -80,7 +80,7 @@ pub(crate) fn refusal(request: &WireMessage, ename: &str, evalue: &str, session:
 /// The executions of other sessions that a session follows, shared by its attachments.
 #[derive(Default)]
 pub(crate) struct Followed {
-    /// Whether there are any, which needs no lock.
+    /// Whether there are any, readable without the lock.
     any: AtomicBool,
     msg_ids: Mutex<MsgIds>,
 }

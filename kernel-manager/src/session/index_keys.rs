@@ -9,7 +9,7 @@
 //! | `d/` `display_id` | the number of its newest `update_display_data` |
 //! | `s/` session | its position, as JSON |
 //! | `c/` id of an open comm | the number of its `comm_open` |
-//! | `k/comms` | exists if the kernel has open comms that are not known any more |
+//! | `k/comms` | exists if the index lacks open comms of the kernel |
 //! | `k/info` | the content of the newest `kernel_info_reply` |
 //!
 //! Numbers are 8 bytes, big-endian, so that they sort.

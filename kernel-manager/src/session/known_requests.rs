@@ -1,4 +1,4 @@
-//! The requests that a kernel was sent, as far as memory reaches back.
+//! The newest requests that a kernel was sent.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ pub(super) const MAX_REQUESTS: usize = 4_096;
 pub(super) enum Known {
     Yes,
     No,
-    /// Memory does not reach back far enough; the index knows.
+    /// It may be older than those in memory; the index knows.
     AskTheIndex,
 }
 

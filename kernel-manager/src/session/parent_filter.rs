@@ -6,7 +6,7 @@ use memchr::memmem;
 pub(super) struct ParentFilter<'a> {
     finder: memmem::Finder<'a>,
     msg_id: &'a str,
-    /// The previous parent header: consecutive messages of an execution share it.
+    /// The previous parent header and whether it matched: consecutive messages of an execution share it.
     last: (Bytes, bool),
 }
 
@@ -19,13 +19,13 @@ impl<'a> ParentFilter<'a> {
         }
     }
 
-    pub(super) fn takes(&mut self, message: &WireMessage) -> bool {
+    pub(super) fn matches(&mut self, message: &WireMessage) -> bool {
         let parent = message.parent_header();
         if self.last.0 != parent {
             // Searching for the id is cheaper than parsing.
-            let takes = self.finder.find(parent).is_some()
+            let matches = self.finder.find(parent).is_some()
                 && message.parent_ref().is_ok_and(|parent| parent.msg_id == self.msg_id);
-            self.last = (parent.clone(), takes);
+            self.last = (parent.clone(), matches);
         }
         self.last.1
     }

@@ -64,11 +64,11 @@ pub(crate) fn tells_answered(message: &WireMessage) -> bool {
     super::msg_type::msg_type(message) == ANSWERED
 }
 
-/// What an `input_reply` answers.
+/// The question that an `input_reply` answers.
 pub(super) enum Answered {
     /// This question, which is closed now.
     Question(Question),
-    /// A question that was answered before, or for which nothing waits any more.
+    /// A question that was answered before, or whose execution has ended.
     TooLate,
     /// No known question.
     Unknown,
@@ -82,7 +82,7 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// The kernel asked.
+    /// Adds a question that the kernel asked in entry `seq`.
     pub(super) fn ask(&mut self, seq: Seq, request: &WireMessage) {
         self.open.push_back(Question::new(seq, request));
         if self.open.len() > MAX_OPEN {
@@ -90,7 +90,7 @@ impl Questions {
         }
     }
 
-    /// The request that asked has ended, so nothing waits for its answers.
+    /// Closes the questions of a request that has ended.
     pub(super) fn end(&mut self, msg_id: &str) {
         self.open.retain(|question| question.asker() != msg_id);
     }
@@ -106,14 +106,14 @@ impl Questions {
             }
             return Answered::Question(question);
         }
-        // Without a parent, the reply answers any question, so also one that was answered before.
+        // A reply without a parent answers any question, also one that was answered before.
         if self.answered.iter().any(|question| answers(reply, &question.message)) {
             return Answered::TooLate;
         }
         Answered::Unknown
     }
 
-    /// The reply did not reach the kernel.
+    /// Reopens a question whose reply did not reach the kernel.
     pub(super) fn reopen(&mut self, question: &Question) {
         let msg_id = question.msg_id();
         self.answered.retain(|answered| answered.msg_id() != msg_id);

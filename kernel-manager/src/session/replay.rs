@@ -37,7 +37,7 @@ pub(crate) struct ReplayedEntries {
 impl ReplayedEntries {
     pub(crate) fn contains(&self, entry: &Entry) -> bool {
         let message = entry.message();
-        if entry.seq() > self.until || !ParentFilter::new(&self.msg_id).takes(&message) {
+        if entry.seq() > self.until || !ParentFilter::new(&self.msg_id).matches(&message) {
             return false;
         }
         // An update may change displays of other executions.
@@ -80,7 +80,7 @@ pub(crate) async fn replay(
             replayed: None,
         });
     }
-    // A queued execution has no messages yet, however many entries others have.
+    // A queued execution has no messages yet, so nothing after its request needs to be read.
     let is_queued = execution.last == execution.request;
     let end = if is_queued { execution.request } else { until };
     let ExecutionOutputs {
@@ -89,8 +89,8 @@ pub(crate) async fn replay(
         ..
     } = fold(log, execution, end).await?;
     let mut replayed = None;
-    // A client that reconnects is told of gaps apart from replays.
-    let mut told = audience == Audience::Reconnected;
+    // A client that reconnects gets notices of gaps separately.
+    let mut has_notice = audience == Audience::Reconnected;
     if let Some(question) = folded.input_request()
         && execution.open_input.is_none_or(|open| open > until)
         && let Some(answer) = first_after(log, until, |entry| {
@@ -111,7 +111,7 @@ pub(crate) async fn replay(
     // A question comes on another socket than the busy status, and may come first.
     let is_waiting = execution.status == ExecutionStatus::Queued && execution.open_input.is_none();
     if audience == Audience::New && is_waiting && folded.bytes() == 0 {
-        // The kernel's status is that of another execution.
+        // The kernel's status belongs to another execution.
         messages.push(ours("clear_output", br#"{"wait":false}"#));
         return Ok(Replay {
             messages,
@@ -129,8 +129,8 @@ pub(crate) async fn replay(
     for (msg_type, content) in folded.messages() {
         let is_clear = msg_type == "clear_output";
         messages.push(ours(msg_type, &content));
-        // Retention drops the oldest entries, so what is missing was before the rest.
-        if is_clear && trimmed && !std::mem::replace(&mut told, true) {
+        // Retention drops the oldest entries, so the missing output came before the rest.
+        if is_clear && trimmed && !std::mem::replace(&mut has_notice, true) {
             messages.push((Channel::Iopub, synthetic_reply::notice(execution, NOT_KEPT, session)));
         }
     }
@@ -161,8 +161,8 @@ fn to_resend(message: WireMessage) -> WireMessage {
 
 /// The session that the kernel uses in its messages; `None` if it has published nothing since the request.
 pub(crate) async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
-    let said = first_after(log, execution.request, |entry| entry.origin() == Origin::Kernel).await?;
-    Ok(said.and_then(|entry| {
+    let first = first_after(log, execution.request, |entry| entry.origin() == Origin::Kernel).await?;
+    Ok(first.and_then(|entry| {
         let message = entry.message();
         message.header_ref().ok().map(|header| header.session.into_owned())
     }))

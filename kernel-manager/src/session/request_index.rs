@@ -68,7 +68,7 @@ impl RequestIndex {
         }
     }
 
-    /// A client's message was appended as entry `seq`.
+    /// Indexes a client's message that was appended as entry `seq`.
     pub(super) fn on_request(
         &mut self,
         seq: Seq,
@@ -99,8 +99,8 @@ impl RequestIndex {
             return;
         };
         self.updates.push(IndexUpdate::put(keys::running(seq), Bytes::new()));
-        self.replace_unfinished(&msg_id, time);
-        // A process that was killed before it stored this may have sent it, so the kernel may have answered already.
+        self.on_reused_id(&msg_id, time);
+        // It may say that no execution has this `msg_id`.
         self.last_parent = (Bytes::new(), None);
         self.changed.insert(msg_id.clone());
         self.unsent.insert(msg_id.clone());
@@ -128,8 +128,8 @@ impl RequestIndex {
         );
     }
 
-    /// Other code arrived under this `msg_id`. From now on, the kernel's messages count for the new execution.
-    fn replace_unfinished(&mut self, msg_id: &str, time: DateTime<Utc>) {
+    /// Ends any execution that has the `msg_id` of a new one. From now on, the kernel's messages count for the new one.
+    fn on_reused_id(&mut self, msg_id: &str, time: DateTime<Utc>) {
         let Some(before) = self.executions.get_mut(msg_id) else {
             return;
         };
@@ -137,7 +137,7 @@ impl RequestIndex {
             self.ended.retain(|ended| **ended != *msg_id);
         } else {
             before.status = ExecutionStatus::Lost;
-            before.reason = Some("other code came with the same msg_id".to_owned());
+            before.reason = Some("other code was sent with the same msg_id".to_owned());
             before.ended = Some(time);
             self.updates.push(IndexUpdate::remove(keys::running(before.request)));
             // Texts, numbers and times always serialize.
@@ -148,12 +148,12 @@ impl RequestIndex {
         }
     }
 
-    /// A logged message was sent to the kernel.
+    /// Records that a logged message was sent to the kernel.
     pub(super) fn mark_sent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
     }
 
-    /// A logged message could not be sent and may be repeated.
+    /// Forgets a logged message that could not be sent, so that it can be repeated.
     pub(super) fn mark_unsent(&mut self, msg_id: &str) {
         self.unsent.remove(msg_id);
         if !self.requests.known.remove(msg_id) {
@@ -169,7 +169,7 @@ impl RequestIndex {
         }
     }
 
-    /// A message of the kernel was appended as entry `seq`.
+    /// Indexes a message of the kernel that was appended as entry `seq`.
     pub(super) fn on_kernel_message(&mut self, seq: Seq, time: DateTime<Utc>, channel: Channel, message: &WireMessage) {
         let msg_type = msg_type(message);
         if msg_type == "kernel_info_reply" {
@@ -252,7 +252,7 @@ impl RequestIndex {
         self.comms.on_message(seq, message, &mut self.updates);
     }
 
-    /// The kernel's process ended, and with it all comms that were opened before this entry.
+    /// Ends all comms that were opened before this entry, because the kernel's process ended.
     pub(super) fn end_comms(&mut self, opened_before: Seq) {
         self.comms.end(opened_before, &mut self.updates);
     }
@@ -282,7 +282,7 @@ impl RequestIndex {
         Some(running.header.clone())
     }
 
-    /// The execution has ended; only late output may follow.
+    /// Indexes the end of an execution. Only late output may follow.
     fn end(&mut self, msg_id: Arc<str>) {
         if let Some(execution) = self.executions.get(&msg_id) {
             self.updates.push(IndexUpdate::remove(keys::running(execution.request)));
@@ -338,10 +338,10 @@ impl RequestIndex {
         running
     }
 
-    /// A notice about missing output was appended as entry `seq`.
-    pub(super) fn mark_incomplete(&mut self, msg_id: &str, seq: Seq, is_hole: bool) {
+    /// Records that a notice about missing output was appended as entry `seq`.
+    pub(super) fn mark_incomplete(&mut self, msg_id: &str, seq: Seq, amount_unknown: bool) {
         if let Some(execution) = self.executions.get_mut(msg_id) {
-            execution.told_missing |= is_hole;
+            execution.told_missing |= amount_unknown;
             execution.last = seq;
             self.changed.insert(msg_id.into());
         }
@@ -383,7 +383,7 @@ impl RequestIndex {
         next
     }
 
-    /// The execution, which this session follows from now on; `None` if it is not in memory.
+    /// Makes the session follow the execution, and returns it; `None` if it is not in memory.
     pub(super) fn follow(&mut self, msg_id: &str, session: &str) -> Option<ExecutionRecord> {
         let (id, execution) = self.executions.get_key_value(msg_id)?;
         let (id, is_new) = (id.clone(), !execution.concerns(session));

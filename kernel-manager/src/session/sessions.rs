@@ -26,13 +26,13 @@ const STORE_EVERY: Duration = Duration::from_secs(1);
 /// The position of every client session in a kernel's log, attached or not. The log's index stores positions too, so
 /// that a session can resume in another process.
 pub(crate) struct Sessions {
-    known: Mutex<Known>,
+    known: Mutex<SessionTable>,
     attached: watch::Sender<usize>,
     log: Log,
 }
 
 #[derive(Default)]
-struct Known {
+struct SessionTable {
     by_key: HashMap<Arc<str>, Session>,
     /// Logical clock: numbers attachments, and orders sessions by when they left.
     clock: u64,
@@ -45,12 +45,12 @@ struct Session {
     heard: u64,
     /// The executions of other sessions that it follows.
     followed: Arc<Followed>,
-    /// The progress of that attachment when it left.
+    /// The progress of the `heard` attachment when it left.
     left: Option<Progress>,
     /// The stored position, and when it was stored.
     stored: Option<(Stored, Instant)>,
     /// Whether the client tracks its own position, so that none is stored here.
-    knows_its_place: bool,
+    tracks_position: bool,
     /// The clock at the last attach or detach.
     changed: u64,
     /// Announces the number of the newest attachment; older ones are superseded.
@@ -63,14 +63,15 @@ struct Progress {
     position: Position,
     /// Acknowledgements within [`GRACE`], oldest first.
     recent: VecDeque<(Instant, Seq)>,
-    /// When an execution was last replayed on request, and the entry before the oldest that was replayed within
-    /// [`GRACE`]. Whether the client received the replays is uncertain as long.
+    /// When an execution was last replayed on request, and the position before the oldest replayed execution. For
+    /// [`GRACE`], the client may not have received the replays.
     replayed: Option<(Instant, Seq)>,
-    /// The executions that were replayed on request within [`GRACE`], oldest first. Memory may not have them any more.
+    /// The executions that were replayed on request within [`GRACE`], oldest first. They may be in the log's index
+    /// only.
     replays: VecDeque<(Instant, Arc<str>)>,
 }
 
-/// A session as the index has it.
+/// A session's record in the index.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 struct Stored {
     #[serde(flatten)]
@@ -97,7 +98,7 @@ pub(crate) enum Joining {
     /// With one of several connections that the session may have.
     Shared,
     /// With a position that the client tracks itself.
-    KnowsItsPlace,
+    TracksPosition,
 }
 
 /// The result of an attach.
@@ -138,7 +139,7 @@ impl Progress {
         }
     }
 
-    /// The execution is sent again, in a replay of entries after `before`.
+    /// Records that the execution, whose entries come after `before`, is replayed.
     fn replay(&mut self, msg_id: &str, before: Seq) {
         let now = Instant::now();
         self.replays.retain(|(_, known)| **known != *msg_id);
@@ -186,7 +187,7 @@ impl Session {
             followed: Arc::default(),
             left: left.map(Progress::restored),
             stored: None,
-            knows_its_place: false,
+            tracks_position: false,
             changed: 0,
             current: watch::Sender::new(0),
         }
@@ -225,7 +226,7 @@ impl Sessions {
     /// Restores the sessions of the log's index, all detached.
     pub(crate) async fn load(log: Log) -> Result<Self, StoreError> {
         let (start, end) = keys::SESSIONS;
-        let mut known = Known::default();
+        let mut known = SessionTable::default();
         for (key, json) in log.index_scan(start, end, 2 * MAX_DETACHED, false).await? {
             if let Some(key) = keys::text_of(&key)
                 && let Ok(stored) = serde_json::from_slice::<Stored>(&json)
@@ -240,7 +241,7 @@ impl Sessions {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, SessionTable> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -254,7 +255,7 @@ impl Sessions {
         let mut known = self.lock();
         known.clock += 1;
         let attachment = known.clock;
-        // If the session was forgotten, nothing that it requested earlier is certain.
+        // The session may have been forgotten, so it is not certain that it received anything.
         let new = Position {
             acknowledged: head,
             sure: Seq::START,
@@ -273,7 +274,7 @@ impl Sessions {
         session
             .attachments
             .insert(attachment, progress.unwrap_or_else(|| Progress::at(new)));
-        session.knows_its_place = joining == Joining::KnowsItsPlace;
+        session.tracks_position = joining == Joining::TracksPosition;
         session.changed = attachment;
         session.current.send_replace(attachment);
         let (current, followed) = (session.current.subscribe(), session.followed.clone());
@@ -306,7 +307,7 @@ impl Sessions {
         self.advance(key, attachment, false, |progress| progress.acknowledge(seq));
     }
 
-    /// The client acted on entry `seq`, so it has everything up to there, whatever proxies acknowledged.
+    /// Records that the client acted on entry `seq`: it has everything up to there, whatever proxies acknowledged.
     pub(crate) fn has_seen(&self, key: &str, attachment: u64, seq: Seq) {
         self.advance(key, attachment, true, |progress| {
             progress.acknowledge(seq);
@@ -315,8 +316,8 @@ impl Sessions {
         });
     }
 
-    /// The execution, of entries after `before`, is replayed on request over this attachment. If the session reconnects
-    /// soon, it is replayed again.
+    /// Records that the execution, whose entries come after `before`, is replayed on request over this attachment. If
+    /// the session reconnects soon, it is replayed again.
     pub(crate) fn replays(&self, key: &str, attachment: u64, msg_id: &str, before: Seq) {
         self.advance(key, attachment, true, |progress| progress.replay(msg_id, before));
     }
@@ -324,7 +325,7 @@ impl Sessions {
     fn advance(&self, key: &str, attachment: u64, store_at_once: bool, advance: impl FnOnce(&mut Progress)) {
         let mut known = self.lock();
         if let Some(session) = known.by_key.get_mut(key)
-            && !session.knows_its_place
+            && !session.tracks_position
             && let Some(progress) = session.attachments.get_mut(&attachment)
         {
             advance(progress);
@@ -334,7 +335,7 @@ impl Sessions {
         }
     }
 
-    /// The client sent something over this attachment, so this is the one that it receives.
+    /// Records that the client sent something over this attachment, so that it also receives what is sent over it.
     pub(crate) fn spoke(&self, key: &str, attachment: u64) {
         let mut known = self.lock();
         if let Some(session) = known.by_key.get_mut(key)
@@ -356,7 +357,7 @@ impl Sessions {
             if session.heard == attachment {
                 session.left = Some(progress);
             }
-            if session.knows_its_place {
+            if session.tracks_position {
                 if session.is_away() {
                     known.by_key.remove(key);
                 }
@@ -380,7 +381,7 @@ impl Sessions {
         self.count(&known);
     }
 
-    fn count(&self, known: &Known) {
+    fn count(&self, known: &SessionTable) {
         let attached = known.by_key.values().filter(|session| !session.is_away());
         self.attached.send_replace(attached.count());
     }

@@ -13,7 +13,7 @@ use super::execution_record::ExecutionRecord;
 pub(super) const MISSING: &str =
     "The connection to the kernel was lost while this ran: some of its output may be missing.";
 /// For output that the store could not keep.
-pub(super) const NOT_KEPT: &str = "Some output of this is not in the log any more, and is missing here.";
+pub(super) const NOT_KEPT: &str = "Some of this output is no longer in the log, and is missing here.";
 const UNKNOWN: &str = "It ended meanwhile; whether it succeeded is not known.";
 
 /// A notice on stderr that output of the execution may be missing.
@@ -25,8 +25,8 @@ pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> 
         .to_wire()
 }
 
-/// The reply and the idle status of an execution whose own are not in the log any more; each only if wanted. They say
-/// how it ended, which its record has.
+/// A reply and an idle status, each only if wanted, in place of those that are no longer in the log. The record says
+/// how the execution ended.
 pub(super) fn trimmed_end(
     execution: &ExecutionRecord,
     reply: bool,

@@ -20,7 +20,7 @@ impl RequestIndex {
         let parent = reply.parent_ref().map(|parent| parent.msg_id.into_owned());
         let parent = parent.unwrap_or_default();
         let answered = match self.questions.answer(reply) {
-            // This process did not see the question, so the parent must say that something waits for the answer.
+            // This process did not see the question. Its execution, if the parent names one, must still run.
             Answered::Unknown if !parent.is_empty() && !self.is_running(&parent) => Answered::TooLate,
             answered => answered,
         };
@@ -32,7 +32,7 @@ impl RequestIndex {
         answered
     }
 
-    /// The answer to this question was not sent.
+    /// Reopens a question whose answer was not sent.
     pub(in crate::session) fn reopen(&mut self, question: &Question) {
         self.questions.reopen(question);
         self.set_open_input(&question.asker(), Some(question.seq));

@@ -67,7 +67,7 @@ impl RequestIndex {
         let mut open: Vec<_> = open.collect();
         open.sort();
         for seq in open {
-            // Without the question, several answers may reach the kernel; no reason to fail.
+            // Without the question, several answers may reach the kernel, which is no reason to fail.
             if let Ok(Some((_, question))) = message_at(log, seq).await {
                 requests.questions.ask(seq, &question);
             }
