@@ -39,7 +39,7 @@ pub enum StartError {
     /// It runs but did not answer, and was ended.
     #[error("the kernel started and did not answer: {reason}{}", with_output(output))]
     NoAnswer {
-        /// What it did not do.
+        /// The cause.
         reason: String,
         /// The end of its output outside the protocol.
         output: String,

@@ -40,7 +40,7 @@ const PYTHON: &str = "python3";
 ///
 /// Dropping the last clone ends the manager's tasks and leaves the kernels running, unless
 /// [`ManagerOptions::end_kernels_on_drop`] is set; [`restore`](Self::restore) finds them again. [`close`](Self::close)
-/// does so in order, and releases everything.
+/// ends or leaves them in order, and releases everything.
 ///
 /// ```
 /// use kernel_manager::{AtClose, Manager};
@@ -79,7 +79,7 @@ struct ManagerInner {
     attaching: Mutex<HashSet<KernelId>>,
     events: Events,
     tasks: TaskTracker,
-    /// Cancelled when the manager starts no more kernels; cancels pending starts.
+    /// Cancelled when the manager starts no more kernels, which cancels pending starts.
     closing: CancellationToken,
     stop: CancellationToken,
 }
@@ -102,7 +102,7 @@ impl Manager {
     }
 
     /// A manager for these providers' kernels, logging to `logs`. The first provider is the default. Starts the culling
-    /// task if the options ask for it; needs a tokio runtime. [`builder`](Self::builder) is shorter.
+    /// task, so it needs a tokio runtime. [`builder`](Self::builder) is shorter.
     #[must_use]
     pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
         let stop = CancellationToken::new();
@@ -237,9 +237,10 @@ impl Manager {
         &self.inner.logs
     }
 
-    /// Ends or leaves all kernels, the manager's tasks, and the logs with their store. Pending starts are cancelled, and
-    /// everything that was recorded is stored. Afterwards the store and the providers' folders can be opened again, also
-    /// by another process, even if handles of kernels or logs are left. Closing it again does nothing.
+    /// Ends or leaves all kernels, ends the manager's tasks, and closes the logs and their store. Pending starts are
+    /// cancelled, and everything that was recorded is stored. Afterwards the store and the providers' folders can be
+    /// opened again, also by another process, even if handles of kernels or logs are left. Closing it again does
+    /// nothing.
     ///
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
@@ -387,7 +388,7 @@ impl ManagerInner {
         launch.working_dir = request.working_dir;
         launch.owner = request.owner;
         launch.timeout = request.timeout;
-        let begun = tokio::time::Instant::now();
+        let timer = tokio::time::Instant::now();
         // The log opens while the kernel starts.
         let launching = async { tokio::join!(provider.launch(launch, request.progress), self.logs.open(id)) };
         let launched = self.closing.run_until_cancelled(launching).await;
@@ -407,7 +408,7 @@ impl ManagerInner {
                 return Err(error.into());
             }
         };
-        let left = request.timeout.saturating_sub(begun.elapsed());
+        let left = request.timeout.saturating_sub(timer.elapsed());
         match self.closing.run_until_cancelled(kernel.connect(left)).await {
             Some(Ok(())) => {}
             Some(Err(error)) => {
@@ -425,7 +426,7 @@ impl ManagerInner {
         kernel.recorder().lifecycle(&Lifecycle::Started);
         self.watch(&kernel);
         reserved.fill(kernel.clone());
-        info!(spec = kernel.spec_name(), elapsed = ?begun.elapsed(), "kernel started");
+        info!(spec = kernel.spec_name(), elapsed = ?timer.elapsed(), "kernel started");
         self.events.tell(id, KernelEventKind::Started);
         Ok(kernel)
     }

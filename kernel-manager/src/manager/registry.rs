@@ -17,11 +17,11 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Kernels {
-    by_id: HashMap<KernelId, Place>,
+    by_id: HashMap<KernelId, Slot>,
     closed: bool,
 }
 
-struct Place {
+struct Slot {
     owner: Option<String>,
     /// `None` while it starts.
     kernel: Option<Arc<Kernel>>,
@@ -54,7 +54,7 @@ impl Registry {
         let of_owner = kernels
             .by_id
             .values()
-            .filter(|place| owner.is_some() && place.owner.as_deref() == owner)
+            .filter(|slot| owner.is_some() && slot.owner.as_deref() == owner)
             .count();
         let over = |limit: Option<usize>, count: usize| limit.filter(|limit| count >= *limit);
         if kernels.by_id.contains_key(&id) {
@@ -69,7 +69,7 @@ impl Registry {
                 owner: owner.map(str::to_owned),
             });
         }
-        self.place(&mut kernels, id, owner)
+        self.insert(&mut kernels, id, owner)
     }
 
     /// Reserves an id for a running kernel, regardless of limits.
@@ -78,15 +78,15 @@ impl Registry {
         if kernels.by_id.contains_key(&id) {
             return Err(StartError::Duplicate(id));
         }
-        self.place(&mut kernels, id, owner)
+        self.insert(&mut kernels, id, owner)
     }
 
-    fn place(&self, kernels: &mut Kernels, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
+    fn insert(&self, kernels: &mut Kernels, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
         if kernels.closed {
             return Err(StartError::ShuttingDown);
         }
         let owner = owner.map(str::to_owned);
-        kernels.by_id.insert(id, Place { owner, kernel: None });
+        kernels.by_id.insert(id, Slot { owner, kernel: None });
         self.starting.send_modify(|starting| *starting += 1);
         Ok(Reserved {
             registry: self,
@@ -109,7 +109,7 @@ impl Registry {
             .lock()
             .by_id
             .values()
-            .filter_map(|place| place.kernel.clone())
+            .filter_map(|slot| slot.kernel.clone())
             .collect();
         kernels.sort_by_key(|kernel| (kernel.launched(), kernel.id()));
         kernels
@@ -133,8 +133,8 @@ impl Registry {
 
 impl Reserved<'_> {
     pub(super) fn fill(mut self, kernel: Arc<Kernel>) {
-        if let Some(place) = self.registry.lock().by_id.get_mut(&self.id) {
-            place.kernel = Some(kernel);
+        if let Some(slot) = self.registry.lock().by_id.get_mut(&self.id) {
+            slot.kernel = Some(kernel);
         }
         self.filled = true;
     }

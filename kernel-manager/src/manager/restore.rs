@@ -39,7 +39,7 @@ impl Manager {
     /// An attached kernel can be shut down and restarted. Its sockets are connected afterwards: a kernel that accepts
     /// no connection, such as a stopped process, is busy until it does and delays no other.
     pub async fn restore(&self) -> usize {
-        let places = Arc::new(Semaphore::new(AT_A_TIME));
+        let permits = Arc::new(Semaphore::new(AT_A_TIME));
         // At most one message per kernel.
         let (done, mut outcomes) = mpsc::unbounded_channel();
         for provider in &self.inner.providers {
@@ -55,7 +55,7 @@ impl Manager {
                     continue;
                 }
                 let span = info_span!("restore", kernel_id = %record.id);
-                let (provider, places, done) = (provider.clone(), places.clone(), done.clone());
+                let (provider, permits, done) = (provider.clone(), permits.clone(), done.clone());
                 let (inner, closing) = (Arc::downgrade(&self.inner), self.inner.closing.clone());
                 self.inner.attaching().insert(record.id);
                 let attaching = async move {
@@ -63,7 +63,7 @@ impl Manager {
                     loop {
                         let attached = provider.attach(&record).await;
                         // The semaphore is never closed.
-                        let place = places.acquire().await;
+                        let permit = permits.acquire().await;
                         let Some(inner) = inner.upgrade() else { return };
                         let outcome = inner.restored(&provider, &record, attached).await;
                         let is_unreached = matches!(outcome, Outcome::Unreached);
@@ -74,7 +74,7 @@ impl Manager {
                         if let Some(done) = done.take() {
                             let _ = done.send(matches!(outcome, Outcome::Attached(_)));
                         }
-                        drop((place, inner));
+                        drop((permit, inner));
                         match outcome {
                             Outcome::Attached(kernel) => return connect(&kernel).await,
                             Outcome::Over => return,
@@ -107,7 +107,7 @@ async fn connect(kernel: &Kernel) {
     loop {
         match kernel.reconnect_once().await {
             Ok(true) => return,
-            // After the restart or shutdown.
+            // It yielded to a restart or shutdown and waits for it.
             Ok(false) => continue,
             Err(error) if backoff.retries() == 0 => {
                 warn!(%error, "a running kernel cannot be connected to; it is busy until it can");
@@ -119,7 +119,7 @@ async fn connect(kernel: &Kernel) {
 }
 
 impl ManagerInner {
-    /// Makes an attached kernel one of the manager's.
+    /// Adds an attached kernel to the manager.
     async fn restored(
         self: &Arc<Self>,
         provider: &Arc<dyn KernelProvider>,
