@@ -10,16 +10,16 @@ use axum::response::{IntoResponse, Response};
 
 use crate::{AllowOrigin, Gateway, GatewayOptions};
 
-/// What pages of allowed origins may do.
+/// Permissions of pages of allowed origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CorsOptions {
-    /// Whether pages may send credentials, such as a proxy's cookies. If any origin is allowed, the answer names the
-    /// page's own, as the Fetch standard requires.
+    /// Whether pages may send credentials, such as a proxy's cookies. Answers then name the page's origin, even if any
+    /// origin is allowed, as the Fetch standard requires.
     pub allow_credentials: bool,
     /// Request headers that pages may send, in addition to `Authorization`, `Content-Type` and `X-XSRFToken`.
     pub allow_headers: Vec<HeaderName>,
-    /// Methods that pages may use; if empty, those of the address.
+    /// Methods that pages may use; if empty, all that the address supports.
     pub allow_methods: Vec<Method>,
     /// Response headers that pages may read, in addition to `Location`.
     pub expose_headers: Vec<HeaderName>,

@@ -1,5 +1,5 @@
-//! The Prometheus metrics of `GET /metrics` that are counted as things happen. Those that are looked up at each scrape
-//! are in `routes/metrics.rs`.
+//! The counters and histograms of `GET /metrics`. The gauges, which are computed for each scrape, are in
+//! `routes/metrics.rs`.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ impl Default for Metrics {
         let requests = Family::default();
         let durations: Family<_, Histogram> = Family::new_with_constructor(|| Histogram::new(BUCKETS));
         // The registry appends `_total` to counters and a full stop to descriptions.
-        registry.register("kernelmux_kernel_events", "What happened to kernels", events.clone());
+        registry.register("kernelmux_kernel_events", "Kernel events", events.clone());
         registry.register(
             "kernelmux_http_requests",
             "Requests that were answered",

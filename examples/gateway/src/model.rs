@@ -37,13 +37,13 @@ pub(crate) struct KernelModel {
     last_activity: String,
     #[schema(schema_with = execution_state)]
     execution_state: ExecutionState,
-    /// The number of attached clients.
+    /// The number of attached sessions.
     connections: usize,
     /// Why the kernel is dead; absent unless it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<String>,
-    /// Present only at this kind of gateway.
+    /// Other gateways do not have it.
     kernelmux: FactsModel,
 }
 
@@ -60,22 +60,22 @@ const FEATURES: &[&str] = &[
 ];
 const SHARES: &str = "shares";
 
-/// Those parts that this gateway has with these options.
+/// The parts that a gateway with these options has.
 pub(crate) fn features(options: &GatewayOptions) -> Vec<&'static str> {
     let all = FEATURES.iter().copied();
     all.filter(|feature| options.allow_shares || *feature != SHARES)
         .collect()
 }
-/// The version of the members that only this gateway has. It changes only with an incompatible one.
+/// The version of the members that other gateways do not have. It increases when one changes incompatibly.
 pub(crate) const VERSION: u32 = 1;
 
 /// The members of a kernel that other gateways do not have.
 #[derive(Serialize, ToSchema)]
 #[schema(as = KernelFacts)]
 struct FactsModel {
-    /// Changes only with an incompatible member.
+    /// Increases when a member changes incompatibly.
     version: u32,
-    /// Names of what this gateway can do beyond others.
+    /// Names of features that other gateways do not have.
     features: Vec<&'static str>,
     /// The epoch of its log.
     #[schema(value_type = String)]
@@ -86,15 +86,15 @@ struct FactsModel {
     reason: Option<String>,
     /// The display name of its kernelspec; null if that no longer exists.
     kernelspec: Option<String>,
-    /// Where it runs, such as local, or its pod.
+    /// Its pod, or else the name of its provider, such as `local`.
     place: String,
     /// When it was started.
     #[schema(format = DateTime)]
     started: String,
-    /// What the client asked for. Kernels as processes get no limits by it. Null if it is not known, as after a start of
-    /// the gateway.
+    /// The resources that the client requested; they do not limit kernels that are processes. Null if unknown, as after
+    /// a restart of the gateway.
     resources: Option<Resources>,
-    /// Always null: a kernel that was culled is gone, and its progress has the time.
+    /// Always null: a culled kernel is no longer listed. Its progress has the time.
     #[schema(format = DateTime)]
     culled_at: Option<String>,
 }

@@ -30,7 +30,7 @@ pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// One start of a kernel. Another one with the same id shows nothing of it.
+/// One start of a kernel. Its shares show nothing of another one with the same id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct SharedKernel {
     pub(crate) id: KernelId,
@@ -58,14 +58,14 @@ impl SharedKernel {
     }
 }
 
-/// A link that was made.
+/// A link to a kernel's live page, without its token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Share {
     pub(crate) id: Uuid,
     /// SHA-256 of the token, in hexadecimal.
     hash: String,
     pub(crate) kernel: SharedKernel,
-    /// The notebook, as its maker named it.
+    /// The notebook's path, as in the request for the share.
     pub(crate) path: Option<String>,
     pub(crate) created: DateTime<Utc>,
     pub(crate) expires: DateTime<Utc>,
@@ -82,7 +82,7 @@ impl Share {
 pub(crate) enum ShareError {
     #[error("there are {0} shares already; revoke some, or wait until they expire")]
     TooMany(usize),
-    #[error("the share cannot be kept: {0}")]
+    #[error("the share cannot be stored: {0}")]
     Write(#[from] io::Error),
 }
 
@@ -180,8 +180,8 @@ impl Shares {
         of_kernel.cloned().collect()
     }
 
-    /// Revokes a share; returns whether it existed. Its link stops working before this returns, although an error says
-    /// that it may work again after a start of the gateway.
+    /// Revokes a share; returns whether it existed. Its link stops working before this returns. After an error, it may
+    /// work again once the gateway restarts.
     pub(crate) async fn revoke(self: &Arc<Self>, kernel: KernelId, id: Uuid) -> io::Result<bool> {
         self.remove(move |share| share.id == id && share.kernel.id == kernel)
             .await
@@ -239,7 +239,7 @@ impl Shares {
         self.revoked.subscribe()
     }
 
-    /// Changes the shares and writes the file, although the caller may not wait for it. `change` also returns whether it
+    /// Changes the shares and writes the file, even if the caller stops waiting. `change` also returns whether it
     /// changed anything.
     async fn change<T: Send + 'static>(
         self: &Arc<Self>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct Kernelspecs {
-    /// The kernelspec of starts that name none; empty if there is none.
+    /// The kernelspec of starts without a name; empty if there are no kernelspecs.
     pub default: String,
     /// The kernelspecs by name.
     pub kernelspecs: BTreeMap<String, KernelspecModel>,
@@ -40,9 +40,9 @@ pub struct KernelModel {
     pub name: String,
     /// When it last sent or received a message.
     pub last_activity: DateTime<Utc>,
-    /// What it does.
+    /// Its state.
     pub execution_state: KernelState,
-    /// The number of attached clients.
+    /// The number of attached sessions.
     #[serde(default)]
     pub connections: usize,
     /// Why it is dead; `None` unless it is.

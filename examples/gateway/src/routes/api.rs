@@ -14,16 +14,16 @@ use crate::model::{VERSION, features};
 pub(super) struct Version {
     version: &'static str,
     gateway_version: &'static str,
-    /// Present only at this kind of gateway.
+    /// Other gateways do not have it.
     #[schema(inline)]
     kernelmux: Kernelmux,
 }
 
 #[derive(Serialize, ToSchema)]
 struct Kernelmux {
-    /// Changes only with an incompatible member.
+    /// Increases when a member changes incompatibly.
     version: u32,
-    /// Names of what this gateway can do beyond others.
+    /// Names of features that other gateways do not have.
     features: Vec<&'static str>,
 }
 

@@ -143,7 +143,10 @@ pub(super) async fn answer(
 }
 
 fn not_written(error: &dyn std::error::Error) -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the outputs: {error}"))
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!("the outputs cannot be folded: {error}"),
+    )
 }
 
 /// An execution with its outputs.
@@ -155,7 +158,7 @@ pub(super) struct ExecutionWithOutputs<'a> {
     /// The question that is not answered yet; null if there is none.
     #[schema(inline)]
     input_request: Option<Question>,
-    /// Where to follow the log for later messages.
+    /// The position after which the log has later messages.
     cursor: String,
     /// Whether no messages of the execution are missing.
     complete: bool,

@@ -87,7 +87,7 @@ pub(super) async fn one(
         (status = 400, description = "The request is malformed, or there is no such kernelspec"),
         (status = 403, description = "The user may not use the kernelspec, or there are too many kernels"),
         (status = 408, description = "The body did not arrive in time"),
-        (status = 409, description = "There is a kernel of this id already"),
+        (status = 409, description = "A kernel with this id exists already"),
         (status = 413, description = "The body is too large"),
         (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
         (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
@@ -142,7 +142,7 @@ pub(super) async fn shut_down(kernel: Arc<Kernel>) -> Result<(), ApiError> {
         .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
-/// Interrupts what a kernel runs.
+/// Interrupts the code that a kernel runs.
 #[utoipa::path(
     post, path = "/api/kernels/{id}/interrupt", tag = "kernels", operation_id = "interrupt_kernel", params(KernelPath),
     responses(
@@ -173,7 +173,7 @@ pub(super) async fn interrupt(
         (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
         (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
         (status = 504, description = "The kernel did not answer in time"),
-        (status = 507, description = "Its log has no room; the kernel runs on"),
+        (status = 507, description = "Its log has no room; the kernel keeps running"),
     ),
 )]
 pub(super) async fn restart(

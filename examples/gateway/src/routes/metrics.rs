@@ -34,7 +34,7 @@ pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Respo
     Ok(([(header::CONTENT_TYPE, prometheus_text::CONTENT_TYPE)], text).into_response())
 }
 
-/// The metrics that are looked up at each scrape.
+/// The metrics that are computed for each scrape.
 fn current(gateway: &Gateway) -> Registry {
     let mut registry = Registry::default();
     let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -70,7 +70,7 @@ fn current(gateway: &Gateway) -> Registry {
         by_state.get_or_create(&StateLabels { state }).inc();
         connections += *kernel.connections().borrow();
     }
-    registry.register("kernelmux_kernels", "Kernels by what they do", by_state);
+    registry.register("kernelmux_kernels", "Kernels by state", by_state);
     registry.register(
         "kernelmux_connections",
         "Clients that are attached to kernels",

@@ -107,7 +107,7 @@ fn if_allowed(gateway: &Gateway) -> Result<(), ApiError> {
         (status = 408, description = "The body did not arrive in time"),
         (status = 409, description = "There are too many shares"),
         (status = 413, description = "The body is too large"),
-        (status = 500, description = "The share cannot be kept"),
+        (status = 500, description = "The share cannot be stored"),
     ),
 )]
 pub(super) async fn create(

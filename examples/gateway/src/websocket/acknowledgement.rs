@@ -49,7 +49,7 @@ impl Acknowledgement {
         kernel_provider::lock(&self.state)
     }
 
-    /// Entries up to `seq` were written or are not for this client.
+    /// Records that entries up to `seq` were written or are not for this client.
     pub(super) fn sent(&self, seq: Seq) {
         self.lock().sent = seq;
     }
@@ -68,7 +68,8 @@ impl Acknowledgement {
         state.asked.is_empty().then(|| state.ask())
     }
 
-    /// The client answered a Ping and thus all earlier ones (RFC 6455 section 5.5.3). Other Pongs are ignored.
+    /// Records that the client answered a Ping and thus all earlier ones (RFC 6455 section 5.5.3). Other Pongs are
+    /// ignored.
     pub(super) fn answered(&self, payload: &[u8]) {
         let mut state = self.lock();
         let mut asked = state.asked.iter().map(|(seq, _)| *seq).enumerate();
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_while_a_ping_is_on_its_way_is_asked_for_too() {
+    fn entries_sent_while_pings_are_in_flight_get_another_ping() {
         let acknowledgement = Acknowledgement::new(None);
         let asked: Vec<_> = (1..=20)
             .filter_map(|seq| {

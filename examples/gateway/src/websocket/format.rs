@@ -44,7 +44,7 @@ pub(super) struct Encoded {
     pieces: Pieces,
 }
 
-/// Needs no allocation.
+/// A single piece needs no allocation.
 enum Pieces {
     One(Bytes),
     Many(Vec<Bytes>),
@@ -164,8 +164,8 @@ impl Format {
         }
     }
 
-    /// A `comm_open` made from the log, as this format can carry it: where buffers are lost, clients fail on paths that
-    /// name them.
+    /// Empties a message's `buffer_paths` if this format loses its buffers, because clients fail on paths without
+    /// buffers.
     pub(super) fn without_lost_buffers(self, message: WireMessage) -> WireMessage {
         if self != Self::LegacyText || message.buffers().is_empty() {
             return message;

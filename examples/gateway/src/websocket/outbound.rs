@@ -300,7 +300,7 @@ async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8], dead
         let written = match timeout_at(Instant::now() + deadline, stream.write(data)).await {
             Ok(written) => written?,
             Err(_) => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));
             }
         };
         if written == 0 {
