@@ -250,7 +250,7 @@ impl Frame {
     }
 }
 
-/// What is known of a log as a whole after a number of frames.
+/// Totals of a log after a number of frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     /// The first entry that retention keeps; 0 if it dropped none.
@@ -273,12 +273,12 @@ impl Totals {
     /// Size when encoded, in bytes.
     pub(super) const SIZE: usize = 56;
 
-    /// The totals after this frame, too.
+    /// Updates the totals with the next frame.
     pub(super) fn apply(&mut self, head: &Head) {
         match head.kind {
             Kind::Entries if head.body_length > 0 => {
                 self.last = head.last;
-                // Numbering continued after the skipped entries, or before the mark if they were marked in advance.
+                // The refused entries end before this block. A mark that was set in advance may be higher.
                 self.skipped = 0;
                 self.updated = head.last_time;
                 self.bytes = head.bytes_before + u64::from(head.body_length);

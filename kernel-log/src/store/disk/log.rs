@@ -31,7 +31,7 @@ pub(super) struct DiskLog {
     epoch: Epoch,
     created: i64,
     path: PathBuf,
-    /// The segment that is being written, once something is. Held while writing.
+    /// Writes the newest segment; `None` before the first write. Locked while writing.
     writer: Mutex<Option<Writer>>,
     state: Mutex<ReadState>,
     /// Whether something was written since the last sync.
@@ -41,14 +41,14 @@ pub(super) struct DiskLog {
     is_removed: AtomicBool,
 }
 
-/// What readers need. Not locked while anything is written.
+/// The state that readers need. Not locked while writing.
 pub(super) struct ReadState {
     pub(super) totals: Totals,
     /// Oldest first.
     pub(super) segments: Vec<Arc<Segment>>,
     /// Of the newest segment.
     pub(super) offsets: Offsets,
-    /// How much of the newest segment may be read.
+    /// How many bytes of the newest segment may be read.
     pub(super) length: u64,
     /// Whether the newest segment cannot be continued.
     pub(super) is_ended: bool,
@@ -101,10 +101,10 @@ impl DiskLog {
             is_dirty: AtomicBool::new(true),
             synced: AtomicU64::new(0),
             is_removed: AtomicBool::new(false),
-            // An attempt that was interrupted may have left segments without a header.
             path,
             folder,
         };
+        // An interrupted attempt may have left segments without a header.
         let next = opening::next_number(&log.path).map_err(|error| log.failed("create", &log.path, error))?;
         let writer = log.begin_segment(next)?;
         *log.writer() = Some(writer);
@@ -121,7 +121,7 @@ impl DiskLog {
         )
     }
 
-    /// A panic while the lock is held leaves whole frames.
+    /// A panic while the lock is held cannot leave part of a frame.
     fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }

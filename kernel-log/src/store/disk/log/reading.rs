@@ -26,7 +26,7 @@ pub(in super::super) struct Segment {
     pub(in super::super) name: Name,
     /// Seed of its checksums, or `None` if its header is damaged; empty until the header was read.
     salt: OnceLock<Option<u64>>,
-    /// Whether damage of it was logged.
+    /// Whether its damage was logged.
     is_reported: AtomicBool,
 }
 
@@ -62,10 +62,10 @@ impl Segment {
     }
 }
 
-/// A segment as a reader finds it.
+/// A segment, as it was when a read began.
 pub(super) struct View {
     pub(super) segment: Arc<Segment>,
-    /// How much of it may be read, and where to start; `None` for a complete segment.
+    /// The end of its readable bytes and where to start; `None` for a complete segment.
     newest: Option<(u64, u64)>,
 }
 
@@ -139,7 +139,7 @@ impl DiskLog {
                 if !head.has_block() || head.last < start.0 {
                     continue;
                 }
-                // A block that is larger comes by itself.
+                // A block of more than `max_bytes` is returned alone.
                 if !blocks.is_empty() && bytes + head.body_length as usize > max_bytes {
                     is_full = true;
                 } else if let Some(body) = scan.body(at, &head)?
