@@ -151,7 +151,7 @@ impl ServedKernel for Flood {
     }
 }
 
-/// A provider of kernels that flood, and what releases them.
+/// A provider of kernels that flood, and the signal that releases them.
 fn flooding() -> (FakeProvider, Arc<Notify>) {
     let release = Arc::new(Notify::new());
     let provider = FakeProvider::new();
@@ -188,7 +188,7 @@ async fn run_goes_on_after_entries_that_the_log_has_dropped() {
         let id = loop {
             assert!(poll!(&mut run).is_pending());
             let page = executions.list(&ExecutionFilter::default(), None, 1).await.unwrap();
-            // It is sent once the run is polled after the request was stored.
+            // The request is sent when the run is polled after it was stored.
             if let Some(execution) = page.executions.first()
                 && execution.status == ExecutionStatus::Running
             {
@@ -340,7 +340,7 @@ async fn a_followed_execution_ends_when_its_kernel_dies() {
         assert_eq!(reason.as_deref(), Some("killed by signal 9 (SIGKILL)"));
         assert!(soon(execution.next()).await.is_none());
     }
-    // Also for those who come later, wherever they begin.
+    // Also for later followers, from any position.
     for after in [None, Some(followed.cursor())] {
         let late = kernel.follow(&id, after).await.unwrap();
         let last = soon(late.collect::<Vec<_>>()).await.pop();
@@ -408,7 +408,7 @@ async fn closing_releases_the_store_although_kernels_and_logs_are_held() {
     let stored = kernel_log::LogStore::get(&reopened, kernel.id()).unwrap().unwrap();
     let (_, last) = stored.bounds().unwrap().unwrap();
     assert!(last > head, "{last}");
-    // What is in memory can still be read; the rest says why not.
+    // The log in memory can still be used, but its store is closed.
     assert!(log.is_closed());
     let error = log.index_get("unknown").await.unwrap_err();
     assert!(matches!(error, StoreError::Closed { .. }), "{error}");

@@ -1,4 +1,4 @@
-//! A folder with kernelspecs, and clients that check what they receive.
+//! A folder with kernelspecs, and helpers for clients.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,7 +23,7 @@ pub(crate) async fn within_deadline<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, what).await.expect("the deadline passed")
 }
 
-/// A Python interpreter with ipykernel. Without one, returns `None` to skip the test, and fails it in CI.
+/// A Python interpreter with ipykernel. Without one, returns `None` to skip the test, or fails it in CI.
 pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("KERNELMUX_TEST_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
     let found = Command::new(&python)

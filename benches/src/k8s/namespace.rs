@@ -65,7 +65,7 @@ impl BenchNamespace {
         Ok(())
     }
 
-    /// Installs the only kernelspec and replaces the previous one.
+    /// Installs a kernelspec in place of the previous one.
     pub(super) fn install(&self, argv: &[&str], mut kubernetes: Value) -> Result<()> {
         if let Some(settings) = kubernetes.as_object_mut() {
             settings.insert("image".to_owned(), json!(self.image));

@@ -89,7 +89,7 @@ impl Drop for WaitingGuard<'_> {
     }
 }
 
-/// Memory that one socket has reserved. Without a [`MessageMemory`] its messages are not bounded.
+/// Memory that one socket has reserved. Without a [`MessageMemory`], its messages need no reservation.
 #[derive(Debug, Default)]
 pub(super) struct MemoryReservation {
     memory: Option<MessageMemory>,

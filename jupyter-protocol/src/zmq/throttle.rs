@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use super::{MAX_MESSAGE_BYTES, SocketError};
 use crate::wire::{WireError, WireMessage};
 
-/// Cost of rejected input that causes a pause. A small command costs one.
+/// Cost of rejected input at which reading pauses. A small command costs one.
 const PAUSE_COST: usize = 2_048;
 /// Base cost of a rejected message. It covers the computation of the signature.
 const MESSAGE_COST: usize = 8;

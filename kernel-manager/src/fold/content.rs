@@ -1,4 +1,4 @@
-//! Parses message contents as strictly as JupyterLab: what it refuses is `None` here.
+//! Parses message contents as strictly as JupyterLab: contents that it refuses are `None` here.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -34,7 +34,6 @@ pub(super) fn finite(content: &str) -> Cow<'_, str> {
 ///
 /// `false` may be wrong. Quotes inside strings are escaped, so before any nested object the name and value are
 /// unambiguous.
-/// value are nothing else.
 pub(super) fn is_stream(header: &[u8]) -> bool {
     static MSG_TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(r#""msg_type":"#));
 
@@ -410,7 +409,7 @@ mod tests {
 
     use super::*;
 
-    fn escaped_as_told(character: char, way: u8) -> String {
+    fn escape(character: char, way: u8) -> String {
         let mut units = [0; 2];
         match way {
             0 => character
@@ -425,12 +424,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_string_stands_for_is_what_a_parser_says(
+        fn unescaped_strings_equal_those_of_a_parser(
             text in proptest::collection::vec((any::<char>(), 0..8_u8), 0..40),
         ) {
             let written: String = text.iter().map(|(character, way)| {
                 // The quotes were trimmed above.
-                if *character == '"' { "\\\"".to_owned() } else { escaped_as_told(*character, *way) }
+                if *character == '"' { "\\\"".to_owned() } else { escape(*character, *way) }
             }).collect();
             let json = format!("\"{written}\"");
             let expected: String = serde_json::from_str(&json).unwrap();
@@ -440,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_emoji_and_what_is_no_string_are_left_to_others() {
+    fn half_an_emoji_and_other_values_are_not_unescaped() {
         let mut room = String::new();
         for json in [
             r#""\ud83d""#,
@@ -458,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_surely_a_stream_is_taken_for_one() {
+    fn only_unambiguous_headers_are_taken_for_streams() {
         for header in [
             r#"{"msg_type":"stream"}"#,
             r#"{"msg_id":"1","msg_type": "stream","x":[1]}"#,

@@ -1,4 +1,4 @@
-//! A kernel that executes scripts, and managers that follow each other on its log.
+//! A kernel that executes scripts, and managers that replace each other.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Each request runs once, in the process that is or will be running.
+//! Each request runs once: in the current process, or in the next one if it arrives during a restart.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

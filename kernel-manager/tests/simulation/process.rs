@@ -1,4 +1,4 @@
-//! The gateway's process: the library's own code, and tasks in place of a server's.
+//! The simulated gateway process: the library's own code, with tasks in place of a server's.
 
 use std::cell::Cell;
 use std::rc::Rc;
