@@ -20,7 +20,7 @@ import { ProtocolError } from './errors.js';
  * @property {Json} metadata
  * @property {Json} content
  * @property {Uint8Array[]} buffers They share the memory of the received frame.
- * @property {string[]} [malformed] The parts that are not JSON objects as sent by the kernel or a client; they
+ * @property {string[]} [malformed] Names of the parts that the kernel or a client did not send as JSON objects; they
  *   are `{}` here.
  */
 

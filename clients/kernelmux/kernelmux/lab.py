@@ -61,9 +61,9 @@ def serve(gateway_url: str, args: list[str]) -> None:
             f"--GatewayClient.url={gateway_url}",
             "--GatewayClient.gateway_token_renewer_class=kernelmux.token_renewer.FileTokenRenewer",
             "--ServerApp.ip=127.0.0.1",
-            # Ctrl-C loses nothing, so that there is nothing to confirm.
+            # Ctrl-C loses nothing, so it needs no confirmation.
             "--ServerApp.answer_yes=True",
-            # Its information for terminals says that it ends the kernels.
+            # At the level INFO, it says that it ends the kernels.
             "--ServerApp.log_level=WARN",
             "--LabApp.log_level=WARN",
             *args,

@@ -21,7 +21,7 @@ def run_stop(*, confirmed: bool) -> int:
     paths = Paths.of_user()
     paths.make()
     kernels = list_kernels(paths)
-    # The lock is free while the user thinks.
+    # The lock is not held while the user decides.
     if kernels and not confirmed and not confirm(f"End {counted(kernels, 'kernel')}?"):
         print("Nothing was ended.")
         return 1

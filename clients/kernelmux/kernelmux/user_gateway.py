@@ -31,8 +31,8 @@ LOG_BYTES = 2 * 1024 * 1024
 PORTS = range(20_000, 32_000)
 # How many ports are tried if others take them first.
 ATTEMPTS = 3
-# Variables that would override what the commands depend on, or conflict with it.
-OVERRIDDEN = ("TOKEN", "TOKEN_FILE", "NO_AUTH", "INSECURE", "IP", "PORT", "BASE_URL", "NO_LIST", "ON_TERMINATE")
+# Variables that would change how the commands reach, list and end the gateway.
+REMOVED = ("TOKEN", "TOKEN_FILE", "NO_AUTH", "INSECURE", "IP", "PORT", "BASE_URL", "NO_LIST", "ON_TERMINATE")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class State:
     """The gateway that was started last."""
 
     port: int
-    # With the lock of the data directory, tells this gateway from one that was started in another way.
+    # Compared with the holder of the data directory's lock, which may be a gateway that was started in another way.
     pid: int
     # The Python installation whose kernels it serves, and the version of kernelmux there.
     prefix: str
@@ -120,7 +120,7 @@ class UserGateway:
     def _start(self) -> GatewayApi:
         port = self.state.port if self.state else random.choice(PORTS)
         for _ in range(ATTEMPTS):
-            # JupyterLab knows its kernels by the gateway's address.
+            # Keeps the port if possible, because JupyterLab knows its kernels by the gateway's address.
             if not is_free(port):
                 port = next(filter(is_free, random.sample(PORTS, len(PORTS))))
             if api := self._start_at(port):
@@ -173,7 +173,7 @@ class UserGateway:
 
     def _environment(self) -> dict[str, str]:
         environment = gateway_environment()
-        for name in OVERRIDDEN:
+        for name in REMOVED:
             environment.pop(f"KERNELMUX_{name}", None)
         # As with JupyterLab alone, kernels have the user's environment.
         environment.setdefault("KERNELMUX_INHERITED_ENVS", "*")
