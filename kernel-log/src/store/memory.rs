@@ -61,7 +61,7 @@ impl Blocks {
     }
 }
 
-/// A panic while the lock is held leaves whole blocks.
+/// A panic while the lock is held cannot leave part of a block.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,7 +16,7 @@ use super::StoreError;
 
 /// Free space to keep, for the files of other programs and for frames that say that entries are missing.
 const RESERVE_BYTES: u64 = 8 << 20;
-/// How many bytes are written between two looks at the free space.
+/// How many bytes are written between two checks of the free space.
 const CHECK_EVERY: u64 = 1 << 20;
 /// The most files of closed logs that wait to be synced. Beyond that, the whole disk is synced.
 const MAX_UNSYNCED: usize = 4096;
@@ -25,7 +25,7 @@ const MACHINE: &str = "machine.json";
 /// The folder of logs that are being removed.
 const REMOVED: &str = "removed";
 
-/// What the folder remembers of the machine.
+/// Recognizes whether the machine failed while the store was open.
 #[derive(Default, Serialize, Deserialize)]
 struct Machine {
     /// Linux's boot id while the store was open; other systems have none.
@@ -44,7 +44,7 @@ pub(super) struct Folder {
     is_closed: AtomicBool,
     /// Whether the last write found no room.
     is_full: AtomicBool,
-    /// Bytes that may be written before the free space is looked at.
+    /// Bytes that may be written before the free space is checked.
     unchecked: AtomicU64,
     /// Files of closed logs.
     unsynced: Mutex<UnsyncedFiles>,
@@ -55,7 +55,7 @@ pub(super) struct Folder {
 #[derive(Default)]
 struct UnsyncedFiles {
     files: BTreeSet<PathBuf>,
-    /// Whether there were too many.
+    /// Whether there were too many, so that the whole disk must be synced.
     is_all: bool,
 }
 
@@ -83,8 +83,8 @@ impl Folder {
         &self.path
     }
 
-    /// A number that grows by one each time the machine went down while the store was open, so that entries that were not
-    /// synced may be lost.
+    /// Counts the failures of the machine while the store was open. After each, entries that were not synced may be
+    /// lost.
     pub(super) fn cycle(&self) -> u64 {
         self.cycle
     }
@@ -139,7 +139,7 @@ impl Folder {
         let Some(free) = free_bytes(&self.path) else {
             return Ok(());
         };
-        // After running out of room, require some more, or the state would change with each entry.
+        // After running out of room, require more, or the state would change with each entry.
         let again = if was_full { RESERVE_BYTES } else { 0 };
         let needed = bytes + RESERVE_BYTES + again;
         let is_full = free < needed;
@@ -151,24 +151,24 @@ impl Folder {
                 needed,
             });
         }
-        // Others write to the disk as well, so a part of what is free is looked at again soon.
+        // Other programs write to the disk as well, so the space is checked again long before it can be used up.
         self.unchecked
             .store(CHECK_EVERY.min((free - needed) / 4), Ordering::Relaxed);
         Ok(())
     }
 
-    /// Fails if the disk has no room, as it is now.
+    /// Fails if the disk has no room now.
     pub(super) fn look_for_room(&self) -> Result<(), StoreError> {
         self.unchecked.store(0, Ordering::Relaxed);
         self.expect_room(0)
     }
 
-    /// A write failed although there seemed to be room.
+    /// Records that a write failed although there seemed to be room.
     pub(super) fn failed_to_write(&self) {
         self.unchecked.store(0, Ordering::Relaxed);
     }
 
-    /// Has the next [`sync`](Self::sync) sync these files of a closed log.
+    /// Adds files of a closed log to the next [`sync`](Self::sync).
     pub(super) fn sync_later(&self, files: Vec<PathBuf>) {
         let mut unsynced = self.unsynced();
         unsynced.files.extend(files);
@@ -178,7 +178,7 @@ impl Folder {
         }
     }
 
-    /// A sync of these files failed.
+    /// Records that a sync of these files failed.
     pub(super) fn not_synced(&self, files: Vec<PathBuf>) {
         self.has_lost_sync.store(true, Ordering::Release);
         self.sync_later(files);
@@ -289,7 +289,7 @@ fn begin(folder: &Path) -> io::Result<u64> {
     // Where there is no boot id, any process that did not close the logs may have ended with the machine.
     let is_same_boot = boot_id.is_some() && before.boot_id == boot_id;
     let cycle = if before.cycle == 0 {
-        // Beyond all numbers of a file that was lost.
+        // Larger than any number in a file that was lost.
         u64::try_from(Utc::now().timestamp()).unwrap_or(1).max(1)
     } else if before.is_clean || is_same_boot {
         before.cycle

@@ -182,7 +182,8 @@ impl Files {
                     replaced.extend(files.drain(from..));
                     files.push(Arc::new(merged));
                 }
-                // It is made again the next time the log is opened after a failure; until then there are more files.
+                // A damaged file is rebuilt when the log is next opened after a failure. Until then, there are more
+                // files.
                 Err(error) => {
                     tracing::error!(folder = %folder.display(), %error, "index files of the log cannot be merged");
                     is_damaged = true;

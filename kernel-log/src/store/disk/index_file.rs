@@ -230,7 +230,7 @@ fn write_to(file: File, records: impl Iterator<Item = io::Result<Record>>) -> io
     let count = offsets.len() as u64 / 8 - 1;
     offsets.extend_from_slice(&count.to_le_bytes());
     out.write_all(&offsets)?;
-    // Of the offsets and the number.
+    // The checksum of the offsets and the number.
     out.write_all(&xxh3_64(&offsets).to_le_bytes())?;
     out.write_all(END)?;
     out.flush()?;

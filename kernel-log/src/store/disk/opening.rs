@@ -296,6 +296,6 @@ fn rebuild(path: &Path, id: KernelId, listing: &Listing, covered: Covered) -> io
         segments += 1;
     }
     let all = covered.to - covered.from + 1;
-    tracing::error!(kernel_id = %id, file = %covered.path(path).display(), segments, all, "an index file of the log is made again from its segments; what segments that are gone had in it is missing");
+    tracing::error!(kernel_id = %id, file = %covered.path(path).display(), segments, all, "an index file of the log is rebuilt from its segments; records from removed segments are missing");
     IndexFile::write(path, covered, index.all_recent().into_iter().map(Ok))
 }

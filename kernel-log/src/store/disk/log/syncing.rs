@@ -86,7 +86,7 @@ impl DiskLog {
         }
     }
 
-    /// The log was removed; nothing is written to it any more.
+    /// Records that the log was removed, so that nothing more is written to it.
     pub(in super::super) fn set_removed(&self) {
         self.is_removed.store(true, Ordering::Release);
         *self.writer() = None;

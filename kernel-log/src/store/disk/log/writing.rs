@@ -212,7 +212,7 @@ impl DiskLog {
         if has_many_replaced { self.sync_index() } else { Ok(()) }
     }
 
-    /// Without a summary, a segment is read from its start.
+    /// Writes a summary, without which the segment must be read from its start.
     pub(super) fn write_summary(&self, writer: &mut Writer, is_closing: bool) {
         let summary = {
             let state = self.state();
