@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-//! Starts, restarts and ends the kernels of all providers, records everything they say in their logs, and attaches
+//! Starts, restarts and ends the kernels of all providers, records all their messages in their logs, and attaches
 //! clients that lose nothing over a disconnect.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

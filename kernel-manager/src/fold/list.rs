@@ -101,7 +101,7 @@ impl List {
         *self = Self::new(self.max);
     }
 
-    /// The next output starts a new one.
+    /// Makes further text start a new output.
     pub(super) fn stop_joining(&mut self) {
         self.joining.clear();
     }

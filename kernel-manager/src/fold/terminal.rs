@@ -1,5 +1,4 @@
-//! Stream text with the effects of `\r`, `\b` and `
-//! ` in JupyterLab's output area.
+//! Stream text with the effects of `\r`, `\b` and `\n` in JupyterLab's output area.
 //!
 //! Only the last line can change. While the cursor is at its end, the line is the tail of one `String` that text is
 //! appended to. After a `\r` or `\b`, the line is kept apart until it ends, split at the cursor, so that each control
@@ -21,8 +20,8 @@ const BACKSPACE: u16 = 8;
 #[derive(Clone, Debug, Default)]
 pub(super) struct StreamText {
     text: String,
-    /// The last line, if the cursor has moved in it. `text` then ends with `
-    /// ` or is empty.
+    /// The last line, if the cursor has moved in it. `text` then ends with `\n`
+    /// or is empty.
     line: Option<Line>,
 }
 
@@ -282,8 +281,7 @@ impl StreamText {
         self.line.insert(line)
     }
 
-    /// `
-    /// ` moves to the end of the line from anywhere.
+    /// `\n` moves to the end of the line from anywhere.
     fn end_line(&mut self) {
         if let Some(line) = self.line.take() {
             line.append_to(&mut self.text);
@@ -382,7 +380,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_line_is_what_it_is_unit_by_unit(
+        fn a_line_equals_one_that_is_written_unit_by_unit(
             pieces in proptest::collection::vec(
                 proptest::sample::select(&["\r", "\x08", "\n", "a", "é", "😀", "one two", "█████", "\rover it all", "\r\n", "\rß"][..]),
                 0..30,
