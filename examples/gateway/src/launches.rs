@@ -43,7 +43,7 @@ impl KernelPhase {
     }
 }
 
-/// How far a kernel has come.
+/// The progress of a kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[schema(as = Progress)]
 pub(crate) struct ProgressModel {
@@ -73,9 +73,9 @@ impl ProgressModel {
 /// The start of one kernel.
 pub(crate) struct Launch {
     progress: watch::Sender<ProgressModel>,
-    /// What was asked for.
+    /// The requested resources.
     pub(crate) resources: Option<Resources>,
-    /// The progress of the start before. That of a start has none, so that the chain is short.
+    /// The previous start, without its own previous one, so that the chain stays short.
     before: Option<Arc<Launch>>,
 }
 
@@ -84,7 +84,7 @@ impl Launch {
         self.progress.subscribe()
     }
 
-    /// The provider reports a stage.
+    /// Records a stage that the provider reports.
     pub(crate) fn report(&self, stage: LaunchStage) {
         match stage {
             LaunchStage::Scheduled => self.set(KernelPhase::Scheduled, None),
@@ -126,7 +126,7 @@ struct Known {
 }
 
 impl Launches {
-    /// A new start, unless one of the same kernel is under way.
+    /// Begins a start, unless one of the same kernel is under way.
     pub(crate) fn begin(&self, kernel: KernelId, resources: Option<Resources>) -> Option<Arc<Launch>> {
         let mut known = kernel_provider::lock(&self.0);
         let before = match known.by_kernel.get(&kernel).cloned() {
@@ -158,7 +158,7 @@ impl Launches {
         Some(launch)
     }
 
-    /// The start was refused before anything was started: what was known of the kernel before counts again.
+    /// Forgets a start that was refused before anything was started, and restores the previous one.
     pub(crate) fn withdraw(&self, kernel: KernelId, launch: &Arc<Launch>) {
         let mut known = kernel_provider::lock(&self.0);
         let is_newest = known

@@ -30,7 +30,7 @@ pub struct GatewayOptions {
     pub base_url: BaseUrl,
     /// Foreign origins whose pages may use the gateway.
     pub allow_origin: AllowOrigin,
-    /// What those pages may do.
+    /// Permissions of those pages.
     pub cors: CorsOptions,
     /// Whether kernels, sessions and logs may be listed. Otherwise they can only be used by id.
     pub list_kernels: bool,
@@ -46,7 +46,7 @@ pub struct GatewayOptions {
     pub root_dir: Option<PathBuf>,
     /// Whether links to pages of kernels' cells can be made and viewed, which need no token.
     pub allow_shares: bool,
-    /// File with the hashes of shares' links, so that links work after a start of the gateway; `None` keeps them in
+    /// File with the hashes of shares' links, so that links work after a restart of the gateway; `None` keeps them in
     /// memory.
     pub shares_file: Option<PathBuf>,
     /// Timeout for a request's head, and for idle connections of [`serve`](crate::serve).

@@ -29,7 +29,7 @@ const NOT_SET: [&str; 4] = [
 /// The most profiles of a kernelspec. Further ones are ignored.
 const MAX_PROFILES: usize = 64;
 
-/// What a kernel was given, in the units of its provider, such as Kubernetes quantities.
+/// The resources that a start requests, in the units of its provider, such as Kubernetes quantities.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct Resources {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,7 +51,7 @@ const VARIABLES: [(&str, &str); 3] = [
 ];
 
 impl Resources {
-    /// What the environment asks for; `None` if it asks for nothing.
+    /// The resources that the environment requests; `None` if there are none.
     pub(crate) fn of(env: &BTreeMap<String, String>) -> Option<Self> {
         let [cpu, memory, gpu] = VARIABLES.map(|(_, variable)| env.get(variable).cloned());
         let resources = Self { cpu, memory, gpu };

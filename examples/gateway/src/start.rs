@@ -145,7 +145,7 @@ pub(crate) async fn start(
         gateway.shares.clone(),
         gateway.launches.clone(),
     );
-    // Completes although the client may disconnect, so that the progress has the outcome.
+    // Completes even if the client disconnects, so that the progress has the outcome.
     let starting = tokio::spawn(async move {
         let started = manager.start(request).await;
         if let Ok(kernel) = &started {

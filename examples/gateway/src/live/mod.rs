@@ -1,7 +1,7 @@
 //! `/live/{token}`: a read-only page of a kernel's cells, for those who have the link.
 //!
-//! The page needs no token of the gateway, and gives access to nothing else. Its policy runs no script but its own. All
-//! texts of the kernel get into it as text; HTML outputs are in frames that run no scripts.
+//! The page needs no token of the gateway, and gives access to nothing else. Its policy allows no script but its own.
+//! The kernel's texts are inserted as text; HTML outputs are in frames that run no scripts.
 
 mod cells;
 mod pages;

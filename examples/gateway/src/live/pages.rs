@@ -1,4 +1,4 @@
-//! What live pages show, kept up to date once for all viewers of a kernel.
+//! The content of live pages, folded once for all viewers of a kernel.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -24,11 +24,11 @@ use crate::shares::SharedKernel;
 const MAX_PAGES: usize = 32;
 /// The shortest time between two changes of a page.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Each time this many bytes of cells change, the pause grows: a large cell that grows is sent whole each time.
+/// The pause grows with each multiple of these bytes that a change has, because changed cells are sent whole.
 const BYTES_A_PAUSE: usize = 128 << 10;
 /// The longest time between two changes of a page.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// How often to look for a kernel that may run and is not found, before the viewers connect again.
+/// How often to look for a kernel that may still run, before the viewers must reconnect.
 const MAX_LOOKS: usize = 120;
 
 /// A page at one moment.
@@ -81,7 +81,7 @@ impl Pages {
         let mut pages = kernel_provider::lock(&self.0);
         pages.retain(|_, page| page.strong_count() > 0);
         if let Some(page) = pages.get(shared).and_then(Weak::upgrade)
-            // A page whose kernel was looked for in vain is not used again.
+            // A page that did not find its kernel is not used again.
             && (page.snapshot.has_changed().is_ok() || page.snapshot.borrow().has_ended)
         {
             return Some(page);
@@ -104,7 +104,7 @@ impl Pages {
     }
 }
 
-/// What to load a page with.
+/// The arguments for loading a page.
 struct Load {
     limits: OutputLimits,
     since: DateTime<Utc>,

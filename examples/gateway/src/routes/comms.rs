@@ -31,9 +31,9 @@ pub(super) struct CommsModel {
 #[schema(as = Comm)]
 struct CommModel {
     comm_id: String,
-    /// The target on the other side, such as jupyter.widget.
+    /// The name of its target, such as jupyter.widget.
     target_name: String,
-    /// What a comm_open has that creates it with its present state: state and buffer_paths for a widget.
+    /// The data of a comm_open that recreates it: state and buffer_paths for a widget.
     #[schema(value_type = Object)]
     data: Map<String, Value>,
     /// The metadata of its comm_open.
@@ -76,5 +76,10 @@ pub(super) async fn list(
         Json(CommsModel { comms }).into_response()
     });
     let response = response.await;
-    response.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the comms: {error}")))
+    response.map_err(|error| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the comms cannot be listed: {error}"),
+        )
+    })
 }

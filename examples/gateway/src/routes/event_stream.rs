@@ -46,7 +46,7 @@ pub(super) struct LogQuery {
 pub(super) struct NotInLog {
     /// The name of the status.
     reason: &'static str,
-    /// What was wrong, and what to do.
+    /// The problem and the remedy.
     message: &'static str,
     /// Why the cursor's place cannot be found.
     #[schema(value_type = String)]

@@ -111,8 +111,8 @@ pub(super) struct ListedExecution {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Question>, required = false)]
     input_request: Option<Option<Question>>,
-    /// With latest=cell: a text that changes with the messages of the execution. While it runs, it may change without
-    /// one.
+    /// With latest=cell: a digest that changes with every message of the execution. While it runs, other entries change
+    /// it as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
     outputs_digest: Option<String>,
@@ -305,7 +305,7 @@ fn model(gateway: &Gateway, id: &str, execution: &ExecutionRecord) -> ExecutionM
         (status = 409, description = "The kernel is dead, or other code has this msg_id"),
         (status = 413, description = "The body is too large"),
         (status = 500, description = "The kernel could not be reached"),
-        (status = 504, description = "The kernel did not take the code in time"),
+        (status = 504, description = "The kernel did not receive the code in time"),
     ),
 )]
 pub(super) async fn start(

@@ -25,7 +25,7 @@ const MAX_RESOURCE: u64 = 16 << 20;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct UserQuery {
-    /// Only what this user may use.
+    /// Only kernelspecs that this user may use.
     #[param(nullable = false)]
     user: Option<String>,
 }
@@ -50,10 +50,10 @@ pub(super) struct ResourcePath {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Kernelspecs)]
 pub(super) struct KernelspecsModel {
-    /// The kernelspec of starts that name none.
+    /// The kernelspec of starts without a name.
     default: String,
     kernelspecs: BTreeMap<String, KernelspecModel>,
-    /// What is wrong with kernelspecs that cannot be used, by name; absent if there are none.
+    /// Errors of kernelspecs that cannot be used, by name; absent if there are none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     broken: BTreeMap<String, String>,
 }

@@ -25,7 +25,7 @@ use crate::model::{reason_of, timestamp};
 
 /// Idle time before a comment shows that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How many of the log's last entries may follow the one that announces the kernel's end.
+/// How many of the log's last entries are searched for the kernel's end.
 const LAST_ENTRIES: u64 = 256;
 
 /// How far a kernel has come: the steps of its start, from the request on, and why it failed or ended.
@@ -113,7 +113,7 @@ pub(crate) fn of_kernel(kernel: &Kernel) -> ProgressModel {
     let phase = match *kernel.state().borrow() {
         ExecutionState::Dead => KernelPhase::Dead,
         ExecutionState::Starting | ExecutionState::Restarting => KernelPhase::Starting,
-        // The process that ends reports its status until its end.
+        // The old process reports its status until it ends.
         _ if matches!(*process.borrow(), Phase::Restarting) => KernelPhase::Starting,
         _ => KernelPhase::Ready,
     };
@@ -125,7 +125,7 @@ pub(crate) fn of_kernel(kernel: &Kernel) -> ProgressModel {
     ProgressModel::new(phase, reason_of(kernel), since)
 }
 
-/// The end of a kernel, as its log has it.
+/// The end of a kernel, from its log.
 async fn of_past(log: &Log) -> Result<ProgressModel, ReadError> {
     // The last entry may not be readable yet.
     log.flushed().await;
@@ -156,7 +156,7 @@ async fn of_past(log: &Log) -> Result<ProgressModel, ReadError> {
     Ok(ended)
 }
 
-/// Also the progress that was sent last.
+/// With the progress that was sent last.
 type Following = (Arc<Gateway>, Source, Option<ProgressModel>);
 
 async fn next_event(

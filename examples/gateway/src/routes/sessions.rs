@@ -269,7 +269,7 @@ async fn find_or_create(
         .map_err(|not_added| *not_added)
     {
         Ok(session) => Ok(session),
-        // Another request for the same path was faster, or there is no room, so the new kernel is not needed.
+        // Another request for the same path was faster, or the kernel has too many sessions.
         Err(not_added) => {
             if is_new {
                 shut_down(kernel).await?;

@@ -50,7 +50,7 @@ pub(super) struct ShareModel {
 pub(super) struct ShareWithLink {
     #[serde(flatten)]
     share: ShareModel,
-    /// Whoever has it can view the page.
+    /// It gives access to the page.
     token: String,
     /// The address of the page, below the gateway's.
     url: String,
@@ -165,7 +165,7 @@ pub(super) async fn list(
     Path(KernelPath { id }): Path<KernelPath>,
 ) -> Result<Json<SharesModel>, ApiError> {
     if_allowed(&gateway)?;
-    // Those of a kernel that is gone can still be revoked.
+    // Shares of a kernel that is gone can still be revoked.
     let kernel = id.parse().map_err(|_| not_found(&id))?;
     let shares = gateway.shares.of_kernel(kernel).iter().map(ShareModel::from).collect();
     Ok(Json(SharesModel { shares }))
@@ -178,7 +178,7 @@ pub(super) async fn list(
     responses(
         (status = 204, description = "The link does not work any more"),
         (status = 404, description = "There is no such share, or shares are turned off"),
-        (status = 500, description = "The link does not work now, but may after a start of the gateway"),
+        (status = 500, description = "The link does not work now, but may after a restart of the gateway"),
     ),
 )]
 pub(super) async fn revoke(

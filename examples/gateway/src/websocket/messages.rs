@@ -173,7 +173,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         loop {
             let mut cursor = Cursor::new(&self.buffer[..]);
             if let Some(parsed) = FrameHeader::parse(&mut cursor)? {
-                // The length that was sent, which may have a longer form than necessary.
+                // The header's length as sent, because it may be longer than necessary.
                 let length = cursor.position() as usize;
                 self.buffer.advance(length);
                 return Ok(parsed);
