@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// A kernel's id: a UUID of any version, written with hyphens. It is used in names of files, pods and logs.
 ///
-/// Whoever launches the kernel chooses it, so that repeating a launch does not create a second kernel.
+/// The caller chooses it at the launch, so that repeating a launch does not create a second kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KernelId(Uuid);
