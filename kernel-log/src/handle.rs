@@ -182,6 +182,55 @@ impl Log {
         }
     }
 
+    /// Notes that the caller no longer needs the entries up to and including `seq`, because it has stored them elsewhere.
+    /// Entries that readers cannot read yet are not acknowledged.
+    ///
+    /// It costs little and may be called after every entry. The entries are dropped from memory at once, and from the
+    /// store in larger parts: [`MemoryStore`](super::MemoryStore) drops whole blocks,
+    /// [`DiskStore`](super::DiskStore) whole files (see `DiskOptions`), and `NatsStore` drops them only with the next trim
+    /// for another reason. The newest block is always kept. Readers of dropped entries get a
+    /// [`ReadError::Gap`](super::ReadError::Gap). The position itself is not stored: after the log is opened again, all
+    /// entries from [`earliest`](Self::earliest) on are unacknowledged.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use kernel_log::{LogOptions, Logs, MemoryStore, Seq};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default())?;
+    /// # let log = logs.open(jupyter_protocol::KernelId::random()).await?;
+    /// # log.close();
+    /// let mut reader = log.reader(Seq::START);
+    /// while let Some(block) = reader.next().await? {
+    ///     // Send the block, and wait for the answer.
+    ///     log.acknowledge(block.last());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn acknowledge(&self, seq: Seq) {
+        self.shared.acknowledge(seq);
+    }
+
+    /// How many bytes are not [acknowledged](Self::acknowledge), including those that wait for the store. Parts of blocks
+    /// count as whole ones, and if there are thousands of blocks, up to 1 % of the bytes may count although they are
+    /// acknowledged.
+    #[must_use]
+    pub fn unacknowledged_bytes(&self) -> u64 {
+        self.shared.unacknowledged_bytes()
+    }
+
+    /// Waits until fewer than `bytes` are [not acknowledged](Self::unacknowledged_bytes); with 0, until none are.
+    pub async fn acknowledged_below(&self, bytes: u64) {
+        loop {
+            let acknowledged = self.shared.room.notified();
+            if self.unacknowledged_bytes() < bytes.max(1) {
+                return;
+            }
+            acknowledged.await;
+        }
+    }
+
     /// A reader of the entries after `after`.
     #[must_use]
     pub fn reader(&self, after: Seq) -> Reader {

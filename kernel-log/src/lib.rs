@@ -16,6 +16,9 @@
 //! Retention drops the oldest blocks by size and age ([`LogOptions`]). Their readers get a [`ReadError::Gap`]; index
 //! records of dropped entries can be removed by following [`Log::earliest_changes`].
 //!
+//! A log can also be a spool: its reader [acknowledges](Log::acknowledge) the entries that it has stored elsewhere, which
+//! are then dropped, and its writer [waits](Log::acknowledged_below) while too many are not acknowledged.
+//!
 //! A store that refuses entries stops nothing: they are served from memory as far as that reaches, and later readers
 //! get a gap. Once the store accepts entries again, an entry lists the refused ones ([`Log::is_recorded`]). Their
 //! numbers are not reused.
@@ -49,6 +52,7 @@
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod acknowledged;
 mod block;
 #[cfg(feature = "testing")]
 pub mod conformance;
@@ -86,7 +90,7 @@ pub use reader::{ReadError, Reader};
 #[cfg(feature = "testing")]
 pub use stepper::Stepper;
 #[cfg(feature = "disk")]
-pub use store::DiskStore;
+pub use store::{DiskOptions, DiskStore};
 pub use store::{LogInfo, LogStore, MemoryStore, Retention, StoreError, StoredLog};
 #[cfg(feature = "nats")]
 pub use store::{NatsOptions, NatsStore};

@@ -1,11 +1,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::Utc;
 use jupyter_protocol::{Channel, KernelId};
 use tokio::sync::{Notify, watch};
 
+use super::acknowledged::Acknowledged;
 use super::index::Updates;
 use super::large_blocks::{LargeBlocks, ReadMemory};
 use super::pending_blocks::PendingBlocks;
@@ -14,6 +16,8 @@ use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredL
 
 /// Bytes of a log that may wait for the store regardless of other logs.
 const FREE: usize = 1 << 20;
+/// How long acknowledgements trim nothing after a trim that failed.
+const TRIM_PAUSE: Duration = Duration::from_secs(1);
 
 /// How far readers may read.
 #[derive(Clone, Copy, Debug)]
@@ -28,13 +32,14 @@ pub(super) struct Head {
 pub(super) struct StoredWithBounds {
     stored: Box<dyn StoredLog>,
     bounds: Option<(Seq, Seq)>,
+    bytes: u64,
 }
 
 impl StoredWithBounds {
     /// Reads the log's bounds from the store. Blocks the thread.
     pub(super) fn new(stored: Box<dyn StoredLog>) -> Result<Self, StoreError> {
-        let bounds = stored.bounds()?;
-        Ok(Self { stored, bounds })
+        let (bounds, bytes) = (stored.bounds()?, stored.bytes());
+        Ok(Self { stored, bounds, bytes })
     }
 }
 
@@ -48,6 +53,7 @@ pub(super) struct OpenLog {
     pub(super) state: Mutex<LogState>,
     pub(super) head: watch::Sender<Head>,
     pub(super) earliest: watch::Sender<Seq>,
+    /// Notified when entries are stored, acknowledged or dropped.
     pub(super) room: Notify,
     pub(super) large_blocks: LargeBlocks,
 }
@@ -67,6 +73,11 @@ pub(super) struct LogState {
     pub(super) recent: VecDeque<Block>,
     pub(super) recent_bytes: usize,
     pub(super) stored_since_trim: u64,
+    pub(super) acknowledged: Acknowledged,
+    /// Whether the writer is to trim the log because entries were acknowledged.
+    pub(super) drop_acknowledged: bool,
+    /// When a trim failed last.
+    trim_failed: Option<Instant>,
     /// Whether to sync once everything waiting is stored.
     pub(super) sync_soon: bool,
     /// Entries that the store has refused since it last accepted one.
@@ -74,7 +85,7 @@ pub(super) struct LogState {
 }
 
 impl LogState {
-    fn after(last: Seq) -> Self {
+    fn after(last: Seq, stored_bytes: u64) -> Self {
         Self {
             pending: PendingBlocks::after(last),
             writing_bytes: 0,
@@ -85,6 +96,9 @@ impl LogState {
             recent: VecDeque::new(),
             recent_bytes: 0,
             stored_since_trim: 0,
+            acknowledged: Acknowledged::new(last, stored_bytes),
+            drop_acknowledged: false,
+            trim_failed: None,
             sync_soon: false,
             unrecorded: None,
         }
@@ -158,7 +172,7 @@ impl OpenLog {
     /// A log with the contents of `stored` and nothing in memory.
     pub(super) fn new(
         id: KernelId,
-        StoredWithBounds { stored, bounds }: StoredWithBounds,
+        StoredWithBounds { stored, bounds, bytes }: StoredWithBounds,
         options: LogOptions,
         writer: writer::Queue,
         read_memory: ReadMemory,
@@ -172,7 +186,7 @@ impl OpenLog {
             stored,
             options,
             writer,
-            state: Mutex::new(LogState::after(last)),
+            state: Mutex::new(LogState::after(last, bytes)),
             head: watch::Sender::new(Head {
                 seq: last,
                 closed,
@@ -205,9 +219,9 @@ impl OpenLog {
             || waiting < options.waiting_bytes && self.writer.waiting_bytes() < options.all_waiting_bytes
     }
 
-    /// Queues the log at the writer if it has something to store and is not queued yet.
+    /// Queues the log at the writer if it has something to store or to drop and is not queued yet.
     pub(super) fn wake_writer(self: &Arc<Self>, state: &mut LogState) {
-        if !state.with_writer && !state.pending.is_empty() {
+        if !state.with_writer && (!state.pending.is_empty() || state.drop_acknowledged) {
             state.with_writer = true;
             self.writer.push(self.clone());
         }
@@ -233,10 +247,48 @@ impl OpenLog {
         });
     }
 
-    /// Applies retention. Blocks the thread.
+    /// Notes that entries up to `seq` are no longer needed. If that frees space, the writer trims the log.
+    pub(super) fn acknowledge(self: &Arc<Self>, seq: Seq) {
+        let seq = seq.min(self.head.borrow().seq);
+        {
+            let mut state = self.state();
+            state.acknowledged.begin();
+            if !state.acknowledged.acknowledge(seq) {
+                return;
+            }
+            while let Some(oldest) = state.recent.front()
+                && oldest.last() <= seq
+            {
+                state.recent_bytes -= oldest.size();
+                state.recent.pop_front();
+            }
+        }
+        self.room.notify_waiters();
+        if self.stored.can_drop(seq) {
+            let mut state = self.state();
+            if state.trim_failed.is_none_or(|failed| failed.elapsed() > TRIM_PAUSE) {
+                state.drop_acknowledged = true;
+                self.wake_writer(&mut state);
+            }
+        }
+    }
+
+    /// Bytes after the acknowledged position, including those that wait for the store.
+    pub(super) fn unacknowledged_bytes(&self) -> u64 {
+        // Retention may have dropped entries that were not acknowledged.
+        let kept = self.stored.bytes();
+        let mut state = self.state();
+        state.acknowledged.begin();
+        state.acknowledged.bytes_after().min(kept) + state.counted_bytes as u64
+    }
+
+    /// Drops acknowledged entries and those outside the retention. Blocks the thread.
     pub(super) fn trim(&self) -> Result<(), StoreError> {
-        let earliest = self.stored.trim(&self.options.retention())?;
-        self.moved_to(earliest);
+        let acknowledged = self.state().acknowledged.position();
+        let trimmed = self.stored.trim(&self.options.retention().after(acknowledged));
+        self.state().trim_failed = trimmed.is_err().then(Instant::now);
+        self.moved_to(trimmed?);
+        self.room.notify_waiters();
         Ok(())
     }
 }

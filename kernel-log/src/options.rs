@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use super::Retention;
+use super::{Retention, Seq};
 
 /// Sizes and retention of logs.
 #[derive(Clone, Debug)]
@@ -96,6 +96,7 @@ impl LogOptions {
         Retention {
             max_bytes: self.stored_bytes,
             oldest,
+            acknowledged: Seq::START,
         }
     }
 }

@@ -175,13 +175,25 @@ struct Written {
     sync_soon: bool,
 }
 
-/// Stores the oldest pending block and its index updates; `None` if nothing is pending.
+impl Written {
+    /// For a log that is only to be trimmed.
+    fn nothing() -> Self {
+        Self {
+            block: None,
+            index_updates: 0,
+            stored: false,
+            sync_soon: false,
+        }
+    }
+}
+
+/// Stores the oldest pending block and its index updates; `None` if nothing is pending and nothing is to be dropped.
 fn store(log: &OpenLog) -> Option<Written> {
     let (block, updates) = {
         let mut state = log.state();
         let Some((block, mut updates)) = state.pending.take() else {
-            state.with_writer = false;
-            return None;
+            state.with_writer = state.drop_acknowledged;
+            return state.drop_acknowledged.then(Written::nothing);
         };
         state.writing_bytes = block.as_ref().map_or(0, |block| block.size()) + updates.bytes();
         if !state.refused_index.is_empty() {
@@ -217,7 +229,7 @@ fn store(log: &OpenLog) -> Option<Written> {
     })
 }
 
-/// Wakes the readers. Returns whether there is more to store.
+/// Wakes the readers, and trims the log if that is due. Returns whether there is more to store.
 fn publish(log: &OpenLog, written: Written) -> bool {
     let last: Option<Seq> = written.block.as_ref().map(Block::last);
     let (more, trim) = {
@@ -227,6 +239,9 @@ fn publish(log: &OpenLog, written: Written) -> bool {
         state.recent_bytes += length;
         if let Some(block) = &written.block {
             log.large_blocks.stored(block);
+            if written.stored {
+                state.acknowledged.appended(block.last(), length as u64);
+            }
         }
         state.recent.extend(written.block);
         // Keep the newest block only if the store does not have it, or if it fits.
@@ -236,8 +251,9 @@ fn publish(log: &OpenLog, written: Written) -> bool {
             }
         }
         state.stored_since_trim += length as u64;
-        let trim = state.stored_since_trim >= (log.options.stored_bytes / TRIM_AFTER_PART).max(1);
-        if trim {
+        let is_due = state.stored_since_trim >= (log.options.stored_bytes / TRIM_AFTER_PART).max(1);
+        let trim = std::mem::take(&mut state.drop_acknowledged) || is_due;
+        if is_due {
             state.stored_since_trim = 0;
         }
         state.with_writer = !state.pending.is_empty();

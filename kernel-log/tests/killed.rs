@@ -11,10 +11,12 @@ use std::sync::Arc;
 
 use common::{entry, message, read_to};
 use jupyter_protocol::KernelId;
-use kernel_log::{DiskStore, IndexUpdate, LogOptions, Logs, Seq};
+use kernel_log::{DiskOptions, DiskStore, IndexUpdate, LogOptions, Logs, Seq};
 
 const FOLDER: &str = "KERNELMUX_TEST_LOG_FOLDER";
 const ID: &str = "KERNELMUX_TEST_LOG_ID";
+/// Set if the process is to acknowledge entries.
+const ACKNOWLEDGE: &str = "KERNELMUX_TEST_LOG_ACKNOWLEDGE";
 
 /// Ends the process if the test fails.
 struct KilledOnDrop(Child);
@@ -28,7 +30,8 @@ impl Drop for KilledOnDrop {
 async fn open(folder: PathBuf) -> Logs {
     let mut options = LogOptions::default();
     options.memory_bytes = 10_000;
-    Logs::new(Arc::new(DiskStore::open(&folder).unwrap()), options).unwrap()
+    let small = DiskOptions::default().with_segment_bytes(100_000);
+    Logs::new(Arc::new(DiskStore::open_with(&folder, small).unwrap()), options).unwrap()
 }
 
 /// Appends until it is killed, and reports each number once readers could have received its entry. The other test runs
@@ -41,6 +44,7 @@ async fn append_forever() {
     let logs = open(folder.into()).await;
     let log = logs.open(id).await.unwrap();
     let mut out = std::io::stderr();
+    let acknowledges = std::env::var_os(ACKNOWLEDGE).is_some();
     loop {
         for _ in 0..1 + log.head().0 % 7 {
             // Nothing else appends, so the next number is known.
@@ -51,11 +55,23 @@ async fn append_forever() {
         }
         log.flushed().await;
         writeln!(out, "stored {}", log.head()).unwrap();
+        if acknowledges {
+            log.acknowledge(Seq(log.head().0.saturating_sub(20)));
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_that_readers_could_receive_survive_a_killed_process() {
+    kill_again_and_again(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_were_not_acknowledged_survive_a_killed_process() {
+    kill_again_and_again(true).await;
+}
+
+async fn kill_again_and_again(acknowledges: bool) {
     let folder = tempfile::tempdir().unwrap();
     let id = KernelId::random();
     let mut stored = 0;
@@ -65,6 +81,7 @@ async fn entries_that_readers_could_receive_survive_a_killed_process() {
                 .args(["--ignored", "--exact", "append_forever", "--nocapture"])
                 .env(FOLDER, folder.path())
                 .env(ID, id.to_string())
+                .envs(acknowledges.then_some((ACKNOWLEDGE, "1")))
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
                 .spawn()
@@ -92,8 +109,13 @@ async fn entries_that_readers_could_receive_survive_a_killed_process() {
             head >= stored,
             "round {round}: {stored} entries were stored, {head} are there"
         );
-        let ids = read_to(&mut log.reader(Seq::START), head).await;
-        assert_eq!(ids, (1..=head).collect::<Vec<_>>(), "round {round}");
+        let earliest = log.earliest().0;
+        assert!(
+            earliest == 1 || acknowledges && earliest <= head.saturating_sub(19),
+            "round {round}"
+        );
+        let ids = read_to(&mut log.reader(Seq(earliest - 1)), head).await;
+        assert_eq!(ids, (earliest..=head).collect::<Vec<_>>(), "round {round}");
         // Index updates are stored together with their entry.
         let last = log.index_get("last").await.unwrap().unwrap();
         assert_eq!(last, head.to_string(), "round {round}");
@@ -101,4 +123,12 @@ async fn entries_that_readers_could_receive_survive_a_killed_process() {
         logs.close().await.unwrap();
     }
     assert!(stored > 100, "only {stored} entries were stored");
+    let first = open(folder.path().to_owned())
+        .await
+        .find(id)
+        .await
+        .unwrap()
+        .unwrap()
+        .earliest();
+    assert_eq!(first > Seq(1), acknowledges, "{first} is the first entry of {stored}");
 }

@@ -181,6 +181,42 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
+/// Blocks whose entries are all acknowledged are dropped, except the newest one.
+///
+/// # Errors
+/// [`Failure`] if others are dropped, or they are kept.
+pub fn drops_what_is_acknowledged(subject: &dyn Subject) -> Outcome {
+    let store = subject.open();
+    let log = store.open(KernelId::random())?;
+    same!(log.can_drop(Seq(1)), false, "whether an empty log has entries to drop");
+    let all = Retention::bytes(u64::MAX);
+    // Large enough for several files.
+    for n in 0..50 {
+        log.append(&block(n * 10 + 1..=n * 10 + 10, 50_000, time(n)), &[])?;
+    }
+    same!(log.can_drop(Seq::START), false, "whether nothing can be dropped");
+    same!(log.trim(&all.clone().after(Seq::START))?, Seq(1), "the first entry");
+    for (acknowledged, first) in [(9, 1), (10, 11), (5, 11), (234, 231), (499, 491), (500, 491)] {
+        let retention = all.clone().after(Seq(acknowledged));
+        same!(
+            log.trim(&retention)?,
+            Seq(first),
+            "the first entry after {acknowledged}"
+        );
+        same!(log.can_drop(Seq(acknowledged)), false, "whether more can be dropped");
+        same!(log.bounds()?, Some((Seq(first), Seq(500))), "bounds");
+        same!(
+            read_all(&*log, Seq::START, 1 << 20)?,
+            numbers(&[first..=500]),
+            "entries after {acknowledged}"
+        );
+    }
+    log.append(&block(501..=510, 100, time(50)), &[])?;
+    same!(log.trim(&all.after(Seq(1_000)))?, Seq(501), "the first entry after all");
+    same!(read_all(&*log, Seq::START, 1)?, numbers(&[501..=510]), "entries");
+    Ok(())
+}
+
 /// The newest block is always kept, because it has the newest number.
 ///
 /// # Errors

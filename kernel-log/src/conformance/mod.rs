@@ -87,7 +87,7 @@ macro_rules! store_conformance {
         $crate::store_conformance!(@cases $subject;
             an_empty_log_has_nothing, looking_up_an_unknown_log_creates_none, reads_from_every_entry,
             reads_no_more_than_it_is_asked_for, a_gap_shows_in_the_next_block, keeps_a_large_message,
-            drops_the_oldest_bytes, drops_what_is_too_old, keeps_the_newest_block, finds_records_by_key,
+            drops_the_oldest_bytes, drops_what_is_too_old, drops_what_is_acknowledged, keeps_the_newest_block, finds_records_by_key,
             scans_records_in_order, stores_records_with_a_block, keeps_long_and_odd_keys, lists_what_it_keeps,
             removes_a_log_and_no_other, a_reopened_log_keeps_its_epoch, reads_a_log_while_it_is_written,
             keeps_logs_apart, behaves_like_the_model,

@@ -66,7 +66,11 @@ pub fn behaves_like_the_model(subject: &dyn Subject) -> Outcome {
             }
             7 if last > 0 => {
                 // A store may keep a little more than required.
-                let retention = Retention::bytes(model.bytes() * (5 + random.below(5)) / 10);
+                let bytes = model.bytes() * (5 + random.below(5)) / 10;
+                let retention = match random.below(2) {
+                    0 => Retention::bytes(bytes),
+                    _ => Retention::bytes(u64::MAX).after(Seq(random.below(last + 2))),
+                };
                 let trimmed = log.trim(&retention)?.0;
                 same!(
                     trimmed >= first && trimmed <= last,

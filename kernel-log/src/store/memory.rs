@@ -181,11 +181,18 @@ impl StoredLog for Arc<MemoryLog> {
         Ok(blocks)
     }
 
+    fn can_drop(&self, acknowledged: Seq) -> bool {
+        let kept = lock(&self.blocks);
+        kept.blocks.len() > 1 && kept.blocks.front().is_some_and(|oldest| oldest.last() <= acknowledged)
+    }
+
     fn trim(&self, retention: &Retention) -> Result<Seq, StoreError> {
         let mut kept = lock(&self.blocks);
         while kept.blocks.len() > 1
             && let Some(oldest) = kept.blocks.front()
-            && (kept.bytes > retention.max_bytes || retention.oldest.is_some_and(|time| oldest.updated() < time))
+            && (kept.bytes > retention.max_bytes
+                || retention.oldest.is_some_and(|time| oldest.updated() < time)
+                || oldest.last() <= retention.acknowledged)
         {
             kept.bytes -= oldest.size() as u64;
             kept.blocks.pop_front();

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::KernelId;
 
 #[cfg(feature = "disk")]
-pub use self::disk::DiskStore;
+pub use self::disk::{DiskOptions, DiskStore};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "nats")]
 pub use self::nats::{NatsOptions, NatsStore};
@@ -244,6 +244,14 @@ pub trait StoredLog: Send + Sync + 'static {
         Ok(0)
     }
 
+    /// Whether [`trim`](Self::trim) would free space if the entries up to `acknowledged` were. It is called with every
+    /// [acknowledgement](crate::Log::acknowledge), so it must be cheap. With the default, `false`, acknowledged entries
+    /// are dropped when the log is trimmed for another reason.
+    fn can_drop(&self, acknowledged: Seq) -> bool {
+        let _ = acknowledged;
+        false
+    }
+
     /// Drops the oldest blocks outside the retention, but never the newest block. Returns the first entry that is kept,
     /// or [`Seq::START`] if none is. The space is freed soon.
     ///
@@ -260,6 +268,8 @@ pub struct Retention {
     pub max_bytes: u64,
     /// The time from which entries are kept; `None` for no limit.
     pub oldest: Option<DateTime<Utc>>,
+    /// The last entry that is no longer needed; [`Seq::START`] if all are.
+    pub acknowledged: Seq,
 }
 
 impl Retention {
@@ -269,6 +279,7 @@ impl Retention {
         Self {
             max_bytes,
             oldest: None,
+            acknowledged: Seq::START,
         }
     }
 
@@ -279,5 +290,11 @@ impl Retention {
             oldest: Some(oldest),
             ..self
         }
+    }
+
+    /// Only entries after this one.
+    #[must_use]
+    pub fn after(self, acknowledged: Seq) -> Self {
+        Self { acknowledged, ..self }
     }
 }

@@ -12,7 +12,7 @@ use jupyter_protocol::KernelId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::StoreError;
+use super::{DiskOptions, StoreError};
 
 /// Free space to keep, for the files of other programs and for frames that say that entries are missing.
 const RESERVE_BYTES: u64 = 8 << 20;
@@ -39,6 +39,7 @@ struct Machine {
 /// The folder of a store, locked for this process.
 pub(super) struct Folder {
     path: PathBuf,
+    options: DiskOptions,
     lock: File,
     cycle: u64,
     is_closed: AtomicBool,
@@ -60,7 +61,7 @@ struct UnsyncedFiles {
 }
 
 impl Folder {
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(path: &Path, options: DiskOptions) -> Result<Self, StoreError> {
         let failed = |error| StoreError::failed(format!("open the logs in {}", path.display()), error);
         create_private(path).map_err(failed)?;
         let lock = lock(path)?;
@@ -69,6 +70,7 @@ impl Folder {
         remove_leftovers(path);
         Ok(Self {
             path: path.to_owned(),
+            options,
             lock,
             cycle,
             is_closed: AtomicBool::new(false),
@@ -81,6 +83,10 @@ impl Folder {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn options(&self) -> &DiskOptions {
+        &self.options
     }
 
     /// Counts the failures of the machine while the store was open. After each, entries that were not synced may be
@@ -413,9 +419,9 @@ mod tests {
     #[test]
     fn a_folder_is_not_clean_after_a_sync_that_failed() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Folder::open(folder.path()).unwrap());
+        drop(Folder::open(folder.path(), DiskOptions::default()).unwrap());
         assert!(is_clean(folder.path()));
-        let open = Folder::open(folder.path()).unwrap();
+        let open = Folder::open(folder.path(), DiskOptions::default()).unwrap();
         assert!(!is_clean(folder.path()));
         open.not_synced(Vec::new());
         open.begin_close();

@@ -69,6 +69,11 @@ impl Index {
         true
     }
 
+    /// Whether there are updates in memory.
+    pub(super) fn has_recent(&self) -> bool {
+        !self.recent.is_empty()
+    }
+
     /// Whether there are enough updates in memory for a file.
     pub(super) fn is_large(&self) -> bool {
         self.recent_bytes >= FILE_BYTES

@@ -235,6 +235,10 @@ impl StoredLog for Handle {
         self.retry("read", || self.size_after(after))
     }
 
+    fn can_drop(&self, acknowledged: Seq) -> bool {
+        self.has_acknowledged_segment(acknowledged)
+    }
+
     fn trim(&self, retention: &Retention) -> Result<Seq, StoreError> {
         let head = self.retry("trim", || self.first_to_keep(retention))?;
         let Some(head) = head else {

@@ -10,6 +10,7 @@ mod index;
 mod index_file;
 mod log;
 mod opening;
+mod options;
 mod records;
 mod segment;
 
@@ -24,6 +25,7 @@ use jupyter_protocol::KernelId;
 
 use self::folder::{Folder, sync_all, sync_disk};
 use self::log::DiskLog;
+pub use self::options::DiskOptions;
 use super::{LogInfo, LogStore, StoreError, StoredLog};
 
 /// Number of logs above which the whole disk is synced instead of their files.
@@ -92,9 +94,17 @@ impl DiskStore {
     /// # Errors
     /// [`StoreError`] if another process has it open, or it cannot be read or written, or an older version wrote it.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        Self::open_with(folder, DiskOptions::default())
+    }
+
+    /// As [`open`](Self::open), with these options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(folder: &Path, options: DiskOptions) -> Result<Self, StoreError> {
         Ok(Self {
             shared: Arc::new(SharedStore {
-                folder: Arc::new(Folder::open(folder)?),
+                folder: Arc::new(Folder::open(folder, options)?),
                 logs: Mutex::default(),
                 syncing: Mutex::default(),
             }),

@@ -182,6 +182,16 @@ impl StoredLog for NatsLog {
                 let young = self.search(|head| head.time >= oldest.timestamp_micros()).await?;
                 place = place.max(young);
             }
+            if retention.acknowledged > Seq::START {
+                let acknowledged = |head: &Head| head.last <= retention.acknowledged;
+                let mut unacknowledged = self.search(|head| !acknowledged(head)).await?;
+                if let Some(part) = self.part_at(unacknowledged).await?
+                    && acknowledged(&part.head)
+                {
+                    unacknowledged += u64::from(part.head.parts - part.head.part);
+                }
+                place = place.max(unacknowledged);
+            }
             // The last block stays, because it has the newest number.
             let newest = self.search(|head| head.first > last).await?;
             place = place.min(newest);

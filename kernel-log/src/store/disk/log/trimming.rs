@@ -15,7 +15,12 @@ impl DiskLog {
         let totals = self.state().totals;
         let oldest = retention.oldest.map_or(i64::MIN, |oldest| oldest.timestamp_micros());
         let has_room = |bytes_before: u64| totals.bytes.saturating_sub(bytes_before) <= retention.max_bytes;
-        let views = self.views(totals.first().0);
+        let is_needed = |head: &Head| {
+            has_room(head.bytes_before) && head.last_time >= oldest && head.last > retention.acknowledged.0
+        };
+        // Nothing before it is to be kept, except the last block.
+        let start = totals.first().0.max(retention.acknowledged.next().0.min(totals.last));
+        let views = self.views(start);
         for (index, view) in views.iter().enumerate() {
             // Skips segments whose last block is to be dropped, as the header of the next one shows.
             if let Some(next) = views.get(index + 1) {
@@ -27,19 +32,26 @@ impl DiskLog {
                     continue;
                 }
             }
-            let Some(mut scan) = view.scan(self.id, &self.path, totals.first().0)? else {
+            let Some(mut scan) = view.scan(self.id, &self.path, start)? else {
                 continue;
             };
             while let Some((_, head)) = scan.next()? {
-                if head.has_block()
-                    && head.first >= totals.first().0
-                    && (head.last == totals.last || (has_room(head.bytes_before) && head.last_time >= oldest))
+                if head.has_block() && head.first >= totals.first().0 && (head.last == totals.last || is_needed(&head))
                 {
                     return Ok(Some(head));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Whether a whole segment is acknowledged and does not have the last block.
+    pub(super) fn has_acknowledged_segment(&self, acknowledged: Seq) -> bool {
+        let state = self.state();
+        state
+            .segments
+            .get(1)
+            .is_some_and(|next| next.name.first <= acknowledged.next().0.min(state.totals.last))
     }
 
     pub(super) fn trim_to(&self, head: &Head) -> Result<(), StoreError> {
@@ -58,13 +70,13 @@ impl DiskLog {
         let failed = |error| self.failed("trim", &self.path, error);
         let mut synced = 0;
         loop {
-            let (name, covered) = {
+            let (name, covered, has_recent) = {
                 let state = self.state();
                 let Some(name) = is_dropped(&state) else { return Ok(()) };
-                (name, state.index.files.covered())
+                (name, state.index.files.covered(), state.index.has_recent())
             };
             // The index files replace the updates in the segments.
-            if name.number > covered {
+            if has_recent && name.number > covered {
                 self.complete_segment(&mut slot, true)?;
                 continue;
             }

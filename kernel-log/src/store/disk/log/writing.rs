@@ -16,9 +16,7 @@ use super::super::segment::{Header, Name, Offsets, Summary, Writer};
 use super::{DiskLog, ReadState, Segment};
 use crate::{Block, IndexUpdate, Seq};
 
-/// Size at which a segment is complete. Retention frees space by whole segments.
-const SEGMENT_BYTES: u64 = 8 << 20;
-/// The same, if the index has many updates in memory.
+/// Size at which a segment is complete if the index has many updates in memory, and that of the smallest segments.
 const INDEX_SEGMENT_BYTES: u64 = 64 << 10;
 /// How many entries are marked as skipped in advance, so that not every refused block needs a write.
 const SKIPPED_AHEAD: u64 = 4096;
@@ -164,7 +162,8 @@ impl DiskLog {
         )?;
         let is_complete = {
             let state = self.state();
-            state.length >= SEGMENT_BYTES || (state.index.is_large() && state.length >= INDEX_SEGMENT_BYTES)
+            let is_large = state.length >= self.folder.options().segment_bytes || state.index.is_large();
+            is_large && state.length >= INDEX_SEGMENT_BYTES
         };
         // The frame is stored; a segment that cannot be completed now is longer.
         if is_complete && let Err(error) = self.complete_segment(&mut slot, false) {
