@@ -153,12 +153,13 @@ impl Log {
         }
     }
 
-    /// Whether the store accepted the newest entries. If it refused some, readers that keep up still receive them. Once
-    /// it accepts entries again, the log gets a `kernelmux_lifecycle` entry with the content `{"event": "not_recorded",
+    /// Whether the store accepted the newest entries. If it refused some, readers that keep up still receive them, or,
+    /// with [`WhenFull::Wait`](super::WhenFull::Wait), receive them later. Once it accepts entries again after some were lost, the log gets a `kernelmux_lifecycle` entry with the content `{"event": "not_recorded",
     /// "first": …, "last": …, "reason": …}`.
     #[must_use]
     pub fn is_recorded(&self) -> bool {
-        self.shared.state().unrecorded.is_none()
+        let state = self.shared.state();
+        state.unrecorded.is_none() && !state.is_refused
     }
 
     /// Checks whether the store has room for more entries.

@@ -21,7 +21,7 @@
 //!
 //! A store that refuses entries stops nothing: they are served from memory as far as that reaches, and later readers
 //! get a gap. Once the store accepts entries again, an entry lists the refused ones ([`Log::is_recorded`]). Their
-//! numbers are not reused.
+//! numbers are not reused. With [`WhenFull::Wait`], they are kept and stored later instead, and whoever appends waits.
 //!
 //! A [`LogStore`] is where logs are kept: [`MemoryStore`], [`DiskStore`] in files, or, with the feature `nats`,
 //! `NatsStore`, which several gateways can share. The module `conformance`, behind the feature of that name, tests what
@@ -85,7 +85,7 @@ pub use handle::Log;
 pub use index::IndexUpdate;
 pub use lifecycle::{LIFECYCLE, Lifecycle};
 pub use logs::{Logs, RemoveError};
-pub use options::{Durability, LogOptions};
+pub use options::{Durability, LogOptions, WhenFull};
 pub use reader::{ReadError, Reader};
 #[cfg(feature = "testing")]
 pub use stepper::Stepper;

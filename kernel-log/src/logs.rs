@@ -48,7 +48,7 @@ impl Logs {
     /// # Errors
     /// [`StoreError::Failed`] if the thread cannot be started.
     pub fn new(store: Arc<dyn LogStore>, options: LogOptions) -> Result<Self, StoreError> {
-        let writer = Writer::start(store.clone(), options.durability)
+        let writer = Writer::start(store.clone(), &options)
             .map_err(|error| StoreError::failed("start the threads that write logs", error))?;
         Ok(Self::with_writer(store, options, writer))
     }
@@ -57,7 +57,7 @@ impl Logs {
     #[cfg(feature = "testing")]
     #[must_use]
     pub fn stepped(store: Arc<dyn LogStore>, options: LogOptions) -> (Self, super::Stepper) {
-        let (writer, rounds) = Writer::by_hand(store.clone(), options.durability);
+        let (writer, rounds) = Writer::by_hand(store.clone(), &options);
         (Self::with_writer(store, options, writer), super::Stepper::new(rounds))
     }
 
@@ -142,12 +142,14 @@ impl Logs {
         Log { shared }
     }
 
-    /// Stores what was appended so far, ends all logs for their readers, and closes the store, even if handles of logs
+    /// Stores what was appended so far, with [`WhenFull::Wait`](super::WhenFull::Wait) within
+    /// [`LogOptions::close_timeout`], ends all logs for their readers, and closes the store, even if handles of logs
     /// are left. Later calls to the store fail with [`StoreError::Closed`].
     ///
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
     pub async fn close(&self) -> Result<(), StoreError> {
+        self.writer.close_within(self.options.close_timeout);
         let _opening = self.opening.lock().await;
         let open: Vec<_> = self.handles().values().filter_map(Weak::upgrade).collect();
         for shared in open {
@@ -218,7 +220,9 @@ impl Logs {
             {
                 return Err(RemoveError::Open(id));
             }
-            handles.remove(&id);
+            if let Some(shared) = handles.remove(&id).and_then(|shared| shared.upgrade()) {
+                shared.state().is_removed = true;
+            }
         }
         let store = self.store.clone();
         Ok(blocking(store.blocks(), move || store.remove(id)).await?)

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::Utc;
-use jupyter_protocol::{Channel, KernelId};
+use jupyter_protocol::{Backoff, Channel, KernelId};
 use tokio::sync::{Notify, watch};
 
 use super::acknowledged::Acknowledged;
@@ -12,7 +12,7 @@ use super::index::Updates;
 use super::large_blocks::{LargeBlocks, ReadMemory};
 use super::pending_blocks::PendingBlocks;
 use super::unrecorded::Unrecorded;
-use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, writer};
+use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, WhenFull, writer};
 
 /// Bytes of a log that may wait for the store regardless of other logs.
 const FREE: usize = 1 << 20;
@@ -58,6 +58,12 @@ pub(super) struct OpenLog {
     pub(super) large_blocks: LargeBlocks,
 }
 
+/// A block that the store refused and that is tried again. Its index updates stay in [`LogState::writing_index`].
+pub(super) struct Retry {
+    pub(super) block: Option<Block>,
+    pub(super) backoff: Backoff,
+}
+
 pub(super) struct LogState {
     pub(super) pending: PendingBlocks,
     /// Bytes that the writer is storing.
@@ -80,6 +86,12 @@ pub(super) struct LogState {
     trim_failed: Option<Instant>,
     /// Whether to sync once everything waiting is stored.
     pub(super) sync_soon: bool,
+    /// The next block for the store, if it refused it before.
+    pub(super) retry: Option<Retry>,
+    /// Whether the store refused the block that is being written.
+    pub(super) is_refused: bool,
+    /// Whether the log was removed from the store.
+    pub(super) is_removed: bool,
     /// Entries that the store has refused since it last accepted one.
     pub(super) unrecorded: Option<Unrecorded>,
 }
@@ -100,6 +112,9 @@ impl LogState {
             drop_acknowledged: false,
             trim_failed: None,
             sync_soon: false,
+            retry: None,
+            is_refused: false,
+            is_removed: false,
             unrecorded: None,
         }
     }
@@ -124,6 +139,9 @@ impl LogState {
 
     /// Handles a write that the store accepted. If it had refused entries before, appends an entry that reports them.
     pub(super) fn recorded(&mut self, id: KernelId) {
+        if std::mem::take(&mut self.is_refused) && self.unrecorded.is_none() {
+            tracing::warn!(kernel_id = %id, "the log is being recorded again; nothing is missing");
+        }
         if let Some(unrecorded) = self.unrecorded.take() {
             let Unrecorded { first, last, .. } = &unrecorded;
             tracing::warn!(kernel_id = %id, %first, %last, "the log is being recorded again");
@@ -139,6 +157,7 @@ impl LogState {
 
     /// Handles a write that the store refused.
     pub(super) fn not_recorded(&mut self, id: KernelId, block: Option<&Block>, error: &StoreError) {
+        self.is_refused = false;
         // Index updates are retried, so only entries can be missing.
         let Some(block) = block else { return };
         match &mut self.unrecorded {
@@ -152,6 +171,14 @@ impl LogState {
                 });
             }
         }
+    }
+
+    /// Handles a write that the store refused and that is tried again.
+    pub(super) fn refused(&mut self, id: KernelId, retry: Retry, error: &StoreError) {
+        if !std::mem::replace(&mut self.is_refused, true) {
+            tracing::error!(kernel_id = %id, %error, "the log waits for its store");
+        }
+        self.retry = Some(retry);
     }
 
     fn unstored_updates_newest_first(&self) -> impl Iterator<Item = &Updates> {
@@ -225,6 +252,14 @@ impl OpenLog {
             state.with_writer = true;
             self.writer.push(self.clone());
         }
+    }
+
+    /// Whether to try a write again that the store refused with this error.
+    pub(super) fn is_retried(&self, state: &LogState, error: &StoreError) -> bool {
+        self.options.when_full == WhenFull::Wait
+            && !state.is_removed
+            && !matches!(error, StoreError::Closed { .. })
+            && !self.writer.is_over()
     }
 
     pub(super) fn is_closed(&self) -> bool {

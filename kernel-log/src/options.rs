@@ -22,6 +22,24 @@ pub struct LogOptions {
     pub stored_age: Option<Duration>,
     /// What entries survive once readers have them.
     pub durability: Durability,
+    /// What happens to entries that the store refuses, as on a full disk.
+    pub when_full: WhenFull,
+    /// How long [`Logs::close`](super::Logs::close) and dropping [`Logs`](super::Logs) wait for a store that refuses entries, with
+    /// [`WhenFull::Wait`].
+    pub close_timeout: Duration,
+}
+
+/// What happens to entries that the store refuses, as on a full disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// Readers get them from memory as far as that reaches, and later readers get a gap.
+    #[default]
+    Skip,
+    /// They are kept and tried again until the store accepts them or the logs are closed. Readers do not get them before,
+    /// and [`Log::room`](super::Log::room) waits once [`LogOptions::waiting_bytes`] are waiting. For a store that only this
+    /// process writes.
+    Wait,
 }
 
 /// What an entry survives once readers have it. All variants survive the end of the process, including `kill -9`.
@@ -87,6 +105,20 @@ impl LogOptions {
         self
     }
 
+    /// Sets what happens to entries that the store refuses.
+    #[must_use]
+    pub fn with_when_full(mut self, when_full: WhenFull) -> Self {
+        self.when_full = when_full;
+        self
+    }
+
+    /// Sets how long closing waits for a store that refuses entries.
+    #[must_use]
+    pub fn with_close_timeout(mut self, close_timeout: Duration) -> Self {
+        self.close_timeout = close_timeout;
+        self
+    }
+
     /// The retention that applies now.
     pub(super) fn retention(&self) -> Retention {
         let oldest = self.stored_age.and_then(|age| {
@@ -102,7 +134,8 @@ impl LogOptions {
 }
 
 impl Default for LogOptions {
-    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 256 MiB of large messages being read, 1 GiB stored, for 30 days, synced in batches.
+    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 256 MiB of large messages being read, 1 GiB stored, for
+    /// 30 days, synced in batches, skipped when the store refuses them; 10 s for closing.
     fn default() -> Self {
         Self {
             memory_bytes: 1 << 20,
@@ -112,6 +145,8 @@ impl Default for LogOptions {
             stored_bytes: 1 << 30,
             stored_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
             durability: Durability::default(),
+            when_full: WhenFull::default(),
+            close_timeout: Duration::from_secs(10),
         }
     }
 }

@@ -1,36 +1,49 @@
 //! The thread that stores appended entries, shared by all logs of a store.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread::Builder;
+use std::time::{Duration, Instant};
 
-use super::open_log::OpenLog;
+use jupyter_protocol::Backoff;
+
+use super::open_log::{OpenLog, Retry};
 use super::sync::{self, Syncer, Wanted};
-use super::{Block, Durability, LogStore, Seq};
+use super::{Block, Durability, LogOptions, LogStore, Seq};
 
 /// A log is trimmed whenever this fraction of its size limit was stored.
 const TRIM_AFTER_PART: u64 = 16;
 /// The most logs that are written before readers are woken.
 const ROUND: usize = 64;
+/// The pauses between attempts to store a block, with [`WhenFull::Wait`](super::WhenFull::Wait).
+const RETRIES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 
 /// Keeps the thread running. When this is dropped, the thread stores pending entries and ends with the last log.
 pub(super) struct Writer {
     queue: Queue,
+    close_timeout: Duration,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.close_within(self.close_timeout);
+    }
 }
 
 impl Writer {
-    pub(super) fn start(store: Arc<dyn LogStore>, durability: Durability) -> std::io::Result<Self> {
-        let syncer = match durability {
+    pub(super) fn start(store: Arc<dyn LogStore>, options: &LogOptions) -> std::io::Result<Self> {
+        let syncer = match options.durability {
             Durability::Batched => Some(Syncer::start(store.clone())?),
             Durability::Process | Durability::Always => None,
         };
         let wanted = syncer.as_ref().map(Syncer::wanted);
-        let always = (durability == Durability::Always).then_some(store);
+        let always = (options.durability == Durability::Always).then_some(store);
         let (queue, mut rounds) = Rounds::new(always, wanted);
         Builder::new().name("kernelmux-log".to_owned()).spawn({
             move || {
-                while let Ok(log) = rounds.waiting.recv() {
+                while let Some(log) = rounds.next() {
                     rounds.store(log);
                     rounds.publish();
                 }
@@ -39,15 +52,28 @@ impl Writer {
                 }
             }
         })?;
-        Ok(Self { queue })
+        Ok(Self {
+            queue,
+            close_timeout: options.close_timeout,
+        })
     }
 
     /// A writer without a thread, whose rounds the caller runs. Syncs only with [`Durability::Always`].
     #[cfg(feature = "testing")]
-    pub(super) fn by_hand(store: Arc<dyn LogStore>, durability: Durability) -> (Self, Rounds) {
-        let always = (durability == Durability::Always).then_some(store);
+    pub(super) fn by_hand(store: Arc<dyn LogStore>, options: &LogOptions) -> (Self, Rounds) {
+        let always = (options.durability == Durability::Always).then_some(store);
         let (queue, rounds) = Rounds::new(always, None);
-        (Self { queue }, rounds)
+        let writer = Self {
+            queue,
+            close_timeout: options.close_timeout,
+        };
+        (writer, rounds)
+    }
+
+    /// Blocks that the store still refuses after this time are not tried again.
+    pub(super) fn close_within(&self, timeout: Duration) {
+        // If it is closed again, the first deadline counts.
+        self.queue.deadline.get_or_init(|| Instant::now() + timeout);
     }
 
     pub(super) fn queue(&self) -> Queue {
@@ -62,6 +88,8 @@ pub(super) struct Queue {
     wanted: Option<Arc<Wanted>>,
     /// Bytes of all logs that wait to be stored.
     waiting_bytes: Arc<AtomicUsize>,
+    /// When to stop trying to store blocks that the store refuses, once the logs are being closed.
+    deadline: Arc<OnceLock<Instant>>,
 }
 
 impl Queue {
@@ -84,6 +112,11 @@ impl Queue {
         }
     }
 
+    /// Whether the time for closing is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.deadline.get().is_some_and(|deadline| *deadline <= Instant::now())
+    }
+
     /// Requests a sync, if the options ask for syncs.
     pub(super) fn sync_soon(&self) {
         if let Some(wanted) = &self.wanted {
@@ -101,44 +134,86 @@ pub(super) struct Rounds {
     sync_fails: bool,
     /// Stored and not yet published.
     round: Vec<(Arc<OpenLog>, Written)>,
+    /// Logs with a block that the store refused, by the time and order in which it is tried again.
+    refused: BTreeMap<(Instant, u64), Arc<OpenLog>>,
+    refusals: u64,
+    deadline: Arc<OnceLock<Instant>>,
 }
 
 impl Rounds {
     fn new(always: Option<Arc<dyn LogStore>>, wanted: Option<Arc<Wanted>>) -> (Queue, Self) {
         // Bounded by the number of logs, because each is queued at most once.
         let (queue, waiting) = mpsc::channel();
+        let deadline = Arc::<OnceLock<Instant>>::default();
         let rounds = Self {
             waiting,
             always,
             wanted: wanted.clone(),
             sync_fails: false,
             round: Vec::new(),
+            refused: BTreeMap::new(),
+            refusals: 0,
+            deadline: deadline.clone(),
         };
         let queue = Queue {
             queue,
             wanted,
             waiting_bytes: Arc::default(),
+            deadline,
         };
         (queue, rounds)
     }
 
-    /// Stores pending entries of the first queued log; `false` if none is queued.
+    /// Waits for a log with something to store; `None` if there will be none.
+    fn next(&mut self) -> Option<Arc<OpenLog>> {
+        while let Some((due, _)) = self.refused.keys().next() {
+            let pause = due.saturating_duration_since(Instant::now());
+            if pause.is_zero() {
+                return self.next_refused();
+            }
+            // Refused logs keep the queue connected.
+            if let Ok(log) = self.waiting.recv_timeout(pause) {
+                return Some(log);
+            }
+        }
+        self.waiting.recv().ok()
+    }
+
+    fn next_refused(&mut self) -> Option<Arc<OpenLog>> {
+        self.refused.pop_first().map(|(_, log)| log)
+    }
+
+    /// Stores pending entries of the first queued log, or a block that was refused, without waiting until that is due;
+    /// `false` if there is none.
     #[cfg(feature = "testing")]
     pub(super) fn store_first(&mut self) -> bool {
-        let Ok(log) = self.waiting.try_recv() else {
+        let Some(log) = self.waiting.try_recv().ok().or_else(|| self.next_refused()) else {
             return false;
         };
         self.store(log);
         true
     }
 
+    /// Has a log tried again after a pause.
+    fn retry_after(&mut self, pause: Duration, log: Arc<OpenLog>) {
+        let due = Instant::now() + pause;
+        let due = self.deadline.get().map_or(due, |deadline| due.min(*deadline));
+        self.refusals += 1;
+        self.refused.insert((due, self.refusals), log);
+    }
+
     /// Stores pending entries of this log, and of the logs queued behind it if they can share a sync.
     fn store(&mut self, log: Arc<OpenLog>) {
         // Queued logs share the sync. Without one, the first log does not wait for the others.
         let others = if self.always.is_some() { ROUND - 1 } else { 0 };
-        for log in std::iter::once(log).chain(self.waiting.try_iter().take(others)) {
-            if let Some(written) = store(&log) {
-                self.round.push((log, written));
+        let logs: Vec<_> = std::iter::once(log)
+            .chain(self.waiting.try_iter().take(others))
+            .collect();
+        for log in logs {
+            match store(&log) {
+                Stored::Nothing => {}
+                Stored::Written(written) => self.round.push((log, written)),
+                Stored::Refused(pause) => self.retry_after(pause, log),
             }
         }
         if let Some(store) = &self.always
@@ -187,22 +262,43 @@ impl Written {
     }
 }
 
-/// Stores the oldest pending block and its index updates; `None` if nothing is pending and nothing is to be dropped.
-fn store(log: &OpenLog) -> Option<Written> {
-    let (block, updates) = {
+/// What became of a log's oldest block.
+enum Stored {
+    /// Nothing was pending.
+    Nothing,
+    /// It was passed to the store.
+    Written(Written),
+    /// The store refused it; it is tried again after this pause.
+    Refused(Duration),
+}
+
+/// Stores the oldest pending block and its index updates.
+fn store(log: &OpenLog) -> Stored {
+    let (block, updates, mut backoff) = {
         let mut state = log.state();
-        let Some((block, mut updates)) = state.pending.take() else {
-            state.with_writer = state.drop_acknowledged;
-            return state.drop_acknowledged.then(Written::nothing);
-        };
-        state.writing_bytes = block.as_ref().map_or(0, |block| block.size()) + updates.bytes();
-        if !state.refused_index.is_empty() {
-            let newer = updates;
-            updates = std::mem::take(&mut state.refused_index);
-            updates.extend_to(newer.newest(), newer.to_vec());
+        if state.retry.is_some() && std::mem::take(&mut state.drop_acknowledged) {
+            drop(state);
+            // Dropping acknowledged entries may make room.
+            trim(log);
+            state = log.state();
         }
-        state.writing_index = Arc::new(updates);
-        (block, state.writing_index.clone())
+        if let Some(Retry { block, backoff }) = state.retry.take() {
+            (block, state.writing_index.clone(), backoff)
+        } else if let Some((block, mut updates)) = state.pending.take() {
+            state.writing_bytes = block.as_ref().map_or(0, |block| block.size()) + updates.bytes();
+            if !state.refused_index.is_empty() {
+                let newer = updates;
+                updates = std::mem::take(&mut state.refused_index);
+                updates.extend_to(newer.newest(), newer.to_vec());
+            }
+            state.writing_index = Arc::new(updates);
+            (block, state.writing_index.clone(), RETRIES)
+        } else if state.drop_acknowledged {
+            return Stored::Written(Written::nothing());
+        } else {
+            state.with_writer = false;
+            return Stored::Nothing;
+        }
     };
     let index = updates.to_vec();
     let stored = match &block {
@@ -210,29 +306,46 @@ fn store(log: &OpenLog) -> Option<Written> {
         None => log.stored.index_put(&index),
     };
     let mut state = log.state();
-    state.writing_index = Arc::default();
-    let index_updates = updates.newest();
     match &stored {
-        Ok(()) => state.recorded(log.id),
-        Err(error) => {
-            state.not_recorded(log.id, block.as_ref(), error);
-            state.refused_index = Arc::unwrap_or_clone(updates);
+        Err(error) if log.is_retried(&state, error) => {
+            let pause = backoff.next_pause();
+            state.refused(log.id, Retry { block, backoff }, error);
+            return Stored::Refused(pause);
         }
+        Err(error) => state.not_recorded(log.id, block.as_ref(), error),
+        Ok(()) => state.recorded(log.id),
     }
-    // A sync request covers everything appended before it.
-    let sync_soon = state.pending.is_empty() && std::mem::take(&mut state.sync_soon);
-    Some(Written {
-        block,
-        index_updates,
+    let index_updates = updates.newest();
+    state.writing_index = Arc::default();
+    if stored.is_err() {
+        state.refused_index = Arc::unwrap_or_clone(updates);
+    }
+    let written = Written {
         stored: stored.is_ok(),
-        sync_soon,
-    })
+        index_updates,
+        // A sync request covers everything appended before it.
+        sync_soon: state.pending.is_empty() && std::mem::take(&mut state.sync_soon),
+        block,
+    };
+    drop(state);
+    if let Some(block) = &written.block
+        && !written.stored
+    {
+        log.stored.skip(block.last());
+    }
+    Stored::Written(written)
+}
+
+fn trim(log: &OpenLog) {
+    if let Err(error) = log.trim() {
+        tracing::error!(kernel_id = %log.id, %error, "the log cannot be trimmed");
+    }
 }
 
 /// Wakes the readers, and trims the log if that is due. Returns whether there is more to store.
 fn publish(log: &OpenLog, written: Written) -> bool {
     let last: Option<Seq> = written.block.as_ref().map(Block::last);
-    let (more, trim) = {
+    let (more, is_trimmed) = {
         let mut state = log.state();
         state.writing_bytes = 0;
         let length = written.block.as_ref().map_or(0, |block| block.size());
@@ -252,21 +365,21 @@ fn publish(log: &OpenLog, written: Written) -> bool {
         }
         state.stored_since_trim += length as u64;
         let is_due = state.stored_since_trim >= (log.options.stored_bytes / TRIM_AFTER_PART).max(1);
-        let trim = std::mem::take(&mut state.drop_acknowledged) || is_due;
+        let is_trimmed = std::mem::take(&mut state.drop_acknowledged) || is_due;
         if is_due {
             state.stored_since_trim = 0;
         }
         state.with_writer = !state.pending.is_empty();
         log.count(&mut state);
-        (state.with_writer, trim)
+        (state.with_writer, is_trimmed)
     };
     log.head.send_modify(|head| {
         head.seq = last.unwrap_or(head.seq);
         head.index_updates = head.index_updates.max(written.index_updates);
     });
     log.room.notify_waiters();
-    if trim && let Err(error) = log.trim() {
-        tracing::error!(kernel_id = %log.id, %error, "the log cannot be trimmed");
+    if is_trimmed {
+        trim(log);
     }
     more
 }

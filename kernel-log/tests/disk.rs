@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{append, copy, entry, message, read_to, read_with_gaps};
+use common::{append, copy, entry, message, read_to, read_with_gaps, wait_until};
 use jupyter_protocol::KernelId;
-use kernel_log::{DiskStore, Durability, IndexUpdate, Log, LogOptions, LogStore, Logs, Origin, Seq, StoreError};
+use kernel_log::{
+    DiskOptions, DiskStore, Durability, IndexUpdate, Log, LogOptions, LogStore, Logs, Origin, Seq, StoreError, WhenFull,
+};
 use tmpfs::Tmpfs;
 
 fn options() -> LogOptions {
@@ -125,6 +127,84 @@ async fn sequence_numbers_are_not_reused_after_a_full_disk() {
     let (ids, gaps) = read_with_gaps(&mut log.reader(seen), next).await;
     assert_eq!(ids, [next]);
     assert!(gaps.is_empty() || gaps == [(seen.0 + 1, next - 1)], "{gaps:?}");
+}
+
+/// Logs that wait for room, in small segments.
+fn waiting_logs(folder: &Path) -> Logs {
+    let store = DiskStore::open_with(folder, DiskOptions::default().with_segment_bytes(1 << 20)).unwrap();
+    let options = options().with_when_full(WhenFull::Wait).with_waiting_bytes(1 << 20);
+    Logs::new(Arc::new(store), options).unwrap()
+}
+
+/// Appends entries as long as there is room for them, until the store refuses one. Returns the last number.
+async fn fill(log: &Log) -> u64 {
+    let mut last = log.head().0;
+    let is_full = wait_until("the disk is full", || !log.is_recorded());
+    let append = async {
+        loop {
+            log.room().await;
+            last += 1;
+            append(log, [last], 50_000);
+        }
+    };
+    tokio::select! {
+        () = is_full => {}
+        () = append => {}
+    }
+    last
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_waits_for_a_full_disk_misses_nothing() {
+    let Some(disk) = Tmpfs::mount("size=64m") else { return };
+    let folder = disk.path().join("logs");
+    let (id, elsewhere) = (KernelId::random(), tempfile::tempdir().unwrap());
+    let last = {
+        let logs = waiting_logs(&folder);
+        let log = logs.open(id).await.unwrap();
+        let mut last = fill(&log).await;
+        let head = log.head();
+        assert!(head.0 < last, "{last} is stored");
+        // A process that is killed now leaves what its readers could read, and no gap.
+        copy(&folder, elsewhere.path());
+        let left = self::logs(elsewhere.path()).open(id).await.unwrap();
+        assert_eq!(left.head(), head);
+        drop(left);
+        disk.remount("size=200m");
+        last += 1;
+        append(&log, [last], 50_000);
+        log.flushed().await;
+        assert!(log.is_recorded());
+        assert_eq!(log.head(), Seq(last), "an entry was added");
+        drop(log);
+        logs.close().await.unwrap();
+        last
+    };
+    let log = waiting_logs(&folder).find(id).await.unwrap().unwrap();
+    let ids = read_to(&mut log.reader(Seq::START), last).await;
+    assert_eq!(ids, (1..=last).collect::<Vec<_>>());
+    assert_eq!(log.head(), Seq(last));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledgements_make_room_on_a_full_disk() {
+    let Some(disk) = Tmpfs::mount("size=64m") else { return };
+    let logs = waiting_logs(&disk.path().join("logs"));
+    let log = logs.open(KernelId::random()).await.unwrap();
+    let mut reader = log.reader(Seq::START);
+    for _ in 0..3 {
+        let last = fill(&log).await;
+        let head = log.head();
+        assert!(head.0 < last, "{last} is stored");
+        while reader.position() < head {
+            let block = reader.next().await.unwrap().unwrap();
+            log.acknowledge(block.last());
+        }
+        wait_until("there is room", || log.is_recorded()).await;
+        log.flushed().await;
+        assert_eq!(log.head(), Seq(last));
+        log.acknowledged_below(2 << 20).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

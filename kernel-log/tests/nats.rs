@@ -7,15 +7,50 @@ mod nats_server;
 
 use std::time::Duration;
 
-use common::{append, read_with_gaps};
+use common::{append, read_with_gaps, wait_until};
 use jupyter_protocol::KernelId;
-use kernel_log::{IndexUpdate, Log, LogOptions, LogStore as _, Logs, NatsOptions, NatsStore, Seq, StoreError};
+use kernel_log::{
+    IndexUpdate, Log, LogOptions, LogStore as _, Logs, NatsOptions, NatsStore, Seq, StoreError, WhenFull,
+};
 use nats_server::Server;
 
 fn logs(server: &Server) -> Logs {
     let mut options = LogOptions::default();
     options.memory_bytes = 10_000;
     Logs::new(server.connect(), options).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_is_stored_once_if_its_acknowledgement_was_lost() {
+    let Some(server) = Server::start() else { return };
+    let id = KernelId::random();
+    {
+        let options = LogOptions::default()
+            .with_when_full(WhenFull::Wait)
+            .with_memory_bytes(0);
+        let logs = Logs::new(server.connect(), options).unwrap();
+        let log = logs.open(id).await.unwrap();
+        append(&log, 1..=5, 1_000);
+        log.flushed().await;
+        server.pause();
+        // More than one message of the server.
+        append(&log, [6], 2_000_000);
+        log.update_index([IndexUpdate::put("k", "6")]);
+        wait_until("the store refuses the entry", || !log.is_recorded()).await;
+        server.resume();
+        log.flushed().await;
+        assert!(log.is_recorded());
+        append(&log, 7..=9, 1_000);
+        log.flushed().await;
+        let ids = common::read_to(&mut log.reader(Seq::START), 9).await;
+        assert_eq!(ids, (1..=9).collect::<Vec<_>>());
+        drop(log);
+        logs.close().await.unwrap();
+    }
+    let log = logs(&server).find(id).await.unwrap().unwrap();
+    let ids = common::read_to(&mut log.reader(Seq::START), 9).await;
+    assert_eq!(ids, (1..=9).collect::<Vec<_>>());
+    assert_eq!(log.index_get("k").await.unwrap().unwrap(), "6");
 }
 
 /// Appends entries, at least one, until the log is recorded.

@@ -188,6 +188,12 @@ pub trait StoredLog: Send + Sync + 'static {
     /// [`StoreError`], for example on a full disk; nothing was written then.
     fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError>;
 
+    /// Notes that the entries up to `last`, which it refused, have reached readers, so that their numbers are not used
+    /// again after the log is opened the next time. The default does nothing.
+    fn skip(&self, last: Seq) {
+        let _ = last;
+    }
+
     /// Checks whether the store has room, as far as that is known without writing.
     ///
     /// # Errors

@@ -64,6 +64,20 @@ impl Server {
         process.wait().unwrap();
     }
 
+    /// Stops the server's process, which keeps its connections.
+    pub(crate) fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.process.lock().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
     pub(crate) fn restart(&self) {
         let mut process = self.process.lock().unwrap();
         *process = spawn(self.program, self.port, &self.folder);

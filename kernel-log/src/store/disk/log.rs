@@ -185,7 +185,10 @@ impl StoredLog for Handle {
 
     fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError> {
         self.append_entries(Some(block), index)
-            .inspect_err(|_| self.mark_skipped(block.last()))
+    }
+
+    fn skip(&self, last: Seq) {
+        self.mark_skipped(last);
     }
 
     fn index_put(&self, index: &[IndexUpdate]) -> Result<(), StoreError> {

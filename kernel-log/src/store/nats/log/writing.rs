@@ -37,8 +37,17 @@ impl NatsLog {
         updates: &[IndexUpdate],
     ) -> Result<(), StoreError> {
         if writing.uncertain {
-            self.resolve_unacknowledged().await?;
+            let last = self.resolve_unacknowledged().await?;
             writing.uncertain = false;
+            if let Some((message, head)) = last
+                && let Some(block) = block
+                && (head.first, head.last) == (block.first(), block.last())
+            {
+                // It is tried again although it was stored.
+                self.published(writing, message, Some((block, head.bytes_before)), updates)
+                    .await;
+                return Ok(());
+            }
         }
         if let Some((message, earlier)) = &writing.unapplied {
             self.index.apply(*message, earlier).await?;
@@ -102,7 +111,20 @@ impl NatsLog {
             }
         }
         let message = first.unwrap_or_default();
-        if let Some(block) = block {
+        let block = block.map(|block| (block, bytes_before));
+        self.published(writing, message, block, updates).await;
+        Ok(())
+    }
+
+    /// A block, with the bytes before it, and its updates are in the log's stream, from this message on.
+    async fn published(
+        &self,
+        writing: &mut Writing,
+        message: u64,
+        block: Option<(&Block, u64)>,
+        updates: &[IndexUpdate],
+    ) {
+        if let Some((block, bytes_before)) = block {
             self.last.store(block.last().0, Ordering::Relaxed);
             let bytes = bytes_before + block.size() as u64;
             self.bytes_appended.store(bytes, Ordering::Relaxed);
@@ -113,11 +135,10 @@ impl NatsLog {
             tracing::warn!(kernel_id = %self.id, %error, "the index is behind the log");
             writing.unapplied = Some((message, updates.to_vec()));
         }
-        Ok(())
     }
 
-    /// Finds out whether an unacknowledged message was stored.
-    async fn resolve_unacknowledged(&self) -> Result<(), StoreError> {
+    /// Finds out whether an unacknowledged message was stored. Returns the block that it completed, with its first message.
+    async fn resolve_unacknowledged(&self) -> Result<Option<(u64, Head)>, StoreError> {
         let info = self
             .stream
             .get_info()
@@ -126,16 +147,15 @@ impl NatsLog {
         let known = self.last_message.load(Ordering::Relaxed);
         let last = info.state.last_sequence;
         if last == known {
-            return Ok(());
+            return Ok(None);
         }
         let raw = self
             .stream
             .get_raw_message(last)
             .await
             .map_err(|error| failed("append to a log", error))?;
-        let ours = last <= self.opened_at.load(Ordering::Relaxed)
-            || Part::decode(raw.payload).is_some_and(|part| part.head.writer == self.writer);
-        if !ours {
+        let part = Part::decode(raw.payload).filter(|part| part.head.writer == self.writer);
+        if last > self.opened_at.load(Ordering::Relaxed) && part.is_none() {
             let action = format!("append to the log of kernel {}", self.id);
             return Err(failed(
                 &action,
@@ -148,7 +168,8 @@ impl NatsLog {
             self.places().retain(|_, message| *message <= last);
         }
         self.last_message.store(last, Ordering::Relaxed);
-        Ok(())
+        let whole = part.filter(|part| last > known && part.is_last());
+        Ok(whole.map(|part| (last - u64::from(part.head.part), part.head)))
     }
 
     /// Updates of the last block that are missing in the index's stream because the writer was interrupted.
