@@ -126,7 +126,9 @@ impl StoredLog for KeptLog {
 
     fn trim(&self, retention: &Retention) -> Result<Seq, StoreError> {
         let mut log = lock(&self.0);
-        let is_old = |block: &Block| retention.oldest.is_some_and(|oldest| block.updated() < oldest);
+        let is_old = |block: &Block| {
+            block.last() <= retention.acknowledged || retention.oldest.is_some_and(|oldest| block.updated() < oldest)
+        };
         while log.blocks.len() > 1 && (log.info.bytes > retention.max_bytes || is_old(&log.blocks[0])) {
             log.info.bytes -= log.blocks[0].bytes().len() as u64;
             log.blocks.pop_front();
