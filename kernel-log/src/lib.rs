@@ -16,6 +16,8 @@
 //! Retention drops the oldest blocks by size and age ([`LogOptions`]). Their readers get a [`ReadError::Gap`]; index
 //! records of dropped entries can be removed by following [`Log::earliest_changes`].
 //!
+//! Logs can have quotas, in all and for each owner ([`LogOptions::total_bytes`], [`Logs::apply_quotas`]).
+//!
 //! A log can also be a spool: its reader [acknowledges](Log::acknowledge) the entries that it has stored elsewhere, which
 //! are then dropped, and its writer [waits](Log::acknowledged_below) while too many are not acknowledged.
 //!
@@ -68,6 +70,7 @@ mod logs;
 mod open_log;
 mod options;
 mod pending_blocks;
+mod quotas;
 mod reader;
 #[cfg(feature = "testing")]
 mod stepper;

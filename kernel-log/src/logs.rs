@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use jupyter_protocol::KernelId;
 
 use super::large_blocks::ReadMemory;
 use super::open_log::{OpenLog, StoredWithBounds};
+use super::quotas::{self, Quota, Quotas};
 use super::writer::Writer;
 use super::{Durability, Log, LogInfo, LogOptions, LogStore, StoreError, blocking};
 
@@ -27,6 +28,7 @@ pub struct Logs {
     store: Arc<dyn LogStore>,
     writer: Writer,
     read_memory: ReadMemory,
+    quotas: Option<Arc<Quotas>>,
     options: LogOptions,
     /// Open logs. Each is open at most once, so that all handles share it.
     handles: Mutex<HashMap<KernelId, Weak<OpenLog>>>,
@@ -46,8 +48,15 @@ impl Logs {
     /// Opens the logs in `store` and starts their writer thread.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if the thread cannot be started.
+    /// [`StoreError::Failed`] if the thread cannot be started, or if the options have
+    /// [limits for many logs](LogOptions::total_bytes) and other processes may write to the store.
     pub fn new(store: Arc<dyn LogStore>, options: LogOptions) -> Result<Self, StoreError> {
+        if store.is_shared() && Quotas::new(&options).is_some() {
+            return Err(StoreError::failed(
+                "limit the bytes of all logs",
+                "other processes may write to the same store, and their logs must not be dropped",
+            ));
+        }
         let writer = Writer::start(store.clone(), &options)
             .map_err(|error| StoreError::failed("start the threads that write logs", error))?;
         Ok(Self::with_writer(store, options, writer))
@@ -66,6 +75,7 @@ impl Logs {
             store,
             writer,
             read_memory: ReadMemory::new(options.reading_bytes),
+            quotas: Quotas::new(&options).map(Arc::new),
             options,
             handles: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
@@ -89,13 +99,32 @@ impl Logs {
     /// # Errors
     /// [`StoreError`] if the store fails.
     pub async fn open(&self, id: KernelId) -> Result<Log, StoreError> {
+        self.open_for(id, None).await
+    }
+
+    /// As [`open`](Self::open). The log counts for this owner's [quota](LogOptions::owner_bytes), also after a restart,
+    /// unless it has an owner already.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    pub async fn open_for(&self, id: KernelId, owner: Option<&str>) -> Result<Log, StoreError> {
         let _opening = self.opening.lock().await;
         if let Some(log) = self.handle(id) {
             log.shared.set_closed(false);
             return Ok(log);
         }
         let store = self.store.clone();
-        let stored = blocking(store.blocks(), move || StoredWithBounds::new(store.open(id)?)).await?;
+        let for_owner = owner.map(str::to_owned);
+        let stored = blocking(store.blocks(), move || {
+            StoredWithBounds::new(match for_owner {
+                Some(owner) => store.open_for(id, &owner)?,
+                None => store.open(id)?,
+            })
+        })
+        .await?;
+        if let Some(quotas) = &self.quotas {
+            quotas.add(id, owner, stored.bytes());
+        }
         Ok(self.register(id, stored, false))
     }
 
@@ -133,6 +162,7 @@ impl Logs {
             stored,
             options,
             self.writer.queue(),
+            self.quotas.clone(),
             self.read_memory.clone(),
             closed,
         ));
@@ -194,9 +224,16 @@ impl Logs {
                 blocking(log.shared.stored.blocks(), move || log.shared.trim()).await
             } else {
                 let (store, retention) = (self.store.clone(), retention.clone());
-                blocking(store.blocks(), move || match store.get(info.id)? {
-                    Some(stored) => stored.trim(&retention).map(drop),
-                    None => Ok(()),
+                let quotas = self.quotas.clone();
+                blocking(store.blocks(), move || {
+                    let Some(stored) = store.get(info.id)? else {
+                        return Ok(());
+                    };
+                    stored.trim(&retention)?;
+                    if let Some(quotas) = quotas {
+                        quotas.was_trimmed(info.id, stored.bytes());
+                    }
+                    Ok(())
                 })
                 .await
             };
@@ -225,6 +262,121 @@ impl Logs {
             }
         }
         let store = self.store.clone();
-        Ok(blocking(store.blocks(), move || store.remove(id)).await?)
+        blocking(store.blocks(), move || store.remove(id)).await?;
+        if let Some(quotas) = &self.quotas {
+            quotas.remove(id);
+        }
+        Ok(())
+    }
+
+    /// Whether there are [limits for many logs](LogOptions::total_bytes).
+    #[must_use]
+    pub fn has_quotas(&self) -> bool {
+        self.quotas.is_some()
+    }
+
+    /// Waits until logs exceed a [quota](LogOptions::total_bytes), for ever if there is none. Logs that were in the store
+    /// before count once [`apply_quotas`](Self::apply_quotas) was called.
+    pub fn over_quota(&self) -> impl Future<Output = ()> + Send + 'static {
+        let quotas = self.quotas.clone();
+        async move {
+            match quotas {
+                Some(quotas) => quotas.exceeded().await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Frees space until all [quotas](LogOptions::total_bytes) are met: first of owners, then of all logs. Logs that are
+    /// not open for appending are removed, the one that was written longest ago first, except those for which `may_run`
+    /// is true, because their kernel may still run. Then the largest open logs are trimmed, but never their newest block.
+    /// Returns whether the quotas are met.
+    ///
+    /// `kernel_manager::Manager` calls this. Other programs call it once all logs of running kernels are open, and
+    /// whenever [`over_quota`](Self::over_quota) returns:
+    ///
+    /// ```no_run
+    /// # async fn example(logs: kernel_log::Logs) -> Result<(), kernel_log::StoreError> {
+    /// while logs.apply_quotas(|_| false).await? {
+    ///     logs.over_quota().await;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreError`] if the logs cannot be listed. A log that cannot be removed or trimmed is reported with `tracing` and
+    /// skipped.
+    pub async fn apply_quotas(&self, may_run: impl Fn(KernelId) -> bool) -> Result<bool, StoreError> {
+        let Some(quotas) = &self.quotas else {
+            return Ok(true);
+        };
+        quotas
+            .loaded
+            .get_or_try_init(async || {
+                // Nothing is removed while the list is made.
+                let _opening = self.opening.lock().await;
+                quotas.load(&self.list().await?);
+                Ok::<_, StoreError>(())
+            })
+            .await?;
+        for quota in quotas.exceeded_now() {
+            // Freeing another one may have been enough.
+            if !quotas.is_exceeded(&quota) {
+                continue;
+            }
+            self.remove_past(quotas, &quota, &may_run).await;
+            self.trim_largest(quotas, &quota).await;
+        }
+        Ok(quotas.exceeded_now().is_empty())
+    }
+
+    /// Removes logs that are not open, until the quota is met.
+    async fn remove_past(&self, quotas: &Quotas, quota: &Quota, may_run: impl Fn(KernelId) -> bool) {
+        for log in quotas.logs(quota) {
+            if quotas.excess(quota) == 0 {
+                return;
+            }
+            let is_open = self.handle(log.id).is_some_and(|log| !log.is_closed());
+            if is_open || may_run(log.id) {
+                continue;
+            }
+            match self.remove(log.id).await {
+                Ok(()) => {
+                    let owner = quota.owner.as_deref();
+                    tracing::info!(kernel_id = %log.id, bytes = log.bytes, owner, "the log of a past kernel was dropped to meet a quota");
+                }
+                // It was opened meanwhile.
+                Err(RemoveError::Open(_)) => {}
+                Err(RemoveError::Store(error)) => {
+                    tracing::error!(kernel_id = %log.id, %error, "a log cannot be dropped to meet a quota");
+                }
+            }
+        }
+    }
+
+    /// Trims the largest open logs, until the quota is met.
+    async fn trim_largest(&self, quotas: &Quotas, quota: &Quota) {
+        // Logs that cannot become smaller.
+        let mut trimmed = HashSet::new();
+        loop {
+            let excess = quotas.excess(quota);
+            let open = quotas.logs(quota).into_iter().filter(|log| !trimmed.contains(&log.id));
+            let open: Vec<_> = open
+                .filter_map(|log| Some((self.handle(log.id)?.shared, log.bytes)))
+                .collect();
+            if excess == 0 || open.is_empty() {
+                return;
+            }
+            let level = quotas::level(open.iter().map(|(_, bytes)| *bytes).collect(), excess);
+            for (log, _) in open.into_iter().filter(|(_, bytes)| *bytes > level) {
+                // Each is trimmed once, so that this ends while logs grow.
+                trimmed.insert(log.id);
+                let id = log.id;
+                if let Err(error) = blocking(log.stored.blocks(), move || log.trim_to(level)).await {
+                    tracing::error!(kernel_id = %id, %error, "a log cannot be trimmed to meet a quota");
+                }
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::acknowledged::Acknowledged;
 use super::index::Updates;
 use super::large_blocks::{LargeBlocks, ReadMemory};
 use super::pending_blocks::PendingBlocks;
+use super::quotas::Quotas;
 use super::unrecorded::Unrecorded;
 use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, WhenFull, writer};
 
@@ -36,6 +37,11 @@ pub(super) struct StoredWithBounds {
 }
 
 impl StoredWithBounds {
+    /// Size of the kept entries in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Reads the log's bounds from the store. Blocks the thread.
     pub(super) fn new(stored: Box<dyn StoredLog>) -> Result<Self, StoreError> {
         let (bounds, bytes) = (stored.bounds()?, stored.bytes());
@@ -50,6 +56,7 @@ pub(super) struct OpenLog {
     pub(super) stored: Box<dyn StoredLog>,
     pub(super) options: LogOptions,
     pub(super) writer: writer::Queue,
+    pub(super) quotas: Option<Arc<Quotas>>,
     pub(super) state: Mutex<LogState>,
     pub(super) head: watch::Sender<Head>,
     pub(super) earliest: watch::Sender<Seq>,
@@ -202,6 +209,7 @@ impl OpenLog {
         StoredWithBounds { stored, bounds, bytes }: StoredWithBounds,
         options: LogOptions,
         writer: writer::Queue,
+        quotas: Option<Arc<Quotas>>,
         read_memory: ReadMemory,
         closed: bool,
     ) -> Self {
@@ -213,6 +221,7 @@ impl OpenLog {
             stored,
             options,
             writer,
+            quotas,
             state: Mutex::new(LogState::after(last, bytes)),
             head: watch::Sender::new(Head {
                 seq: last,
@@ -319,10 +328,20 @@ impl OpenLog {
 
     /// Drops acknowledged entries and those outside the retention. Blocks the thread.
     pub(super) fn trim(&self) -> Result<(), StoreError> {
+        self.trim_to(u64::MAX)
+    }
+
+    /// As [`trim`](Self::trim), and the oldest entries beyond `max_bytes`.
+    pub(super) fn trim_to(&self, max_bytes: u64) -> Result<(), StoreError> {
+        let mut retention = self.options.retention();
+        retention.max_bytes = retention.max_bytes.min(max_bytes);
         let acknowledged = self.state().acknowledged.position();
-        let trimmed = self.stored.trim(&self.options.retention().after(acknowledged));
+        let trimmed = self.stored.trim(&retention.after(acknowledged));
         self.state().trim_failed = trimmed.is_err().then(Instant::now);
         self.moved_to(trimmed?);
+        if let Some(quotas) = &self.quotas {
+            quotas.was_trimmed(self.id, self.stored.bytes());
+        }
         self.room.notify_waiters();
         Ok(())
     }

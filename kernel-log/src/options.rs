@@ -18,6 +18,12 @@ pub struct LogOptions {
     pub reading_bytes: usize,
     /// Bytes of a log that the store keeps; the oldest entries are dropped first.
     pub stored_bytes: u64,
+    /// Bytes of all logs together that the store keeps, approximately; `None` for no limit. Once they have more, the logs
+    /// of past kernels are dropped, the oldest first, and then the oldest entries of the largest logs; see
+    /// [`Logs::apply_quotas`](super::Logs::apply_quotas). A store that other processes write cannot have a limit.
+    pub total_bytes: Option<u64>,
+    /// The same for the logs of each owner together.
+    pub owner_bytes: Option<u64>,
     /// How long the store keeps an entry, within `stored_bytes`; `None` for no limit.
     pub stored_age: Option<Duration>,
     /// What entries survive once readers have them.
@@ -91,6 +97,20 @@ impl LogOptions {
         self
     }
 
+    /// Limits the bytes of all logs together.
+    #[must_use]
+    pub fn with_total_bytes(mut self, total_bytes: u64) -> Self {
+        self.total_bytes = Some(total_bytes);
+        self
+    }
+
+    /// Limits the bytes of the logs of each owner together.
+    #[must_use]
+    pub fn with_owner_bytes(mut self, owner_bytes: u64) -> Self {
+        self.owner_bytes = Some(owner_bytes);
+        self
+    }
+
     /// Sets how long the store keeps an entry; `None` for no limit.
     #[must_use]
     pub fn with_stored_age(mut self, stored_age: Option<Duration>) -> Self {
@@ -134,8 +154,8 @@ impl LogOptions {
 }
 
 impl Default for LogOptions {
-    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 256 MiB of large messages being read, 1 GiB stored, for
-    /// 30 days, synced in batches, skipped when the store refuses them; 10 s for closing.
+    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 256 MiB of large messages being read, 1 GiB of each stored,
+    /// without a limit for all, for 30 days, synced in batches, skipped when the store refuses them; 10 s for closing.
     fn default() -> Self {
         Self {
             memory_bytes: 1 << 20,
@@ -143,6 +163,8 @@ impl Default for LogOptions {
             all_waiting_bytes: 256 << 20,
             reading_bytes: 256 << 20,
             stored_bytes: 1 << 30,
+            total_bytes: None,
+            owner_bytes: None,
             stored_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
             durability: Durability::default(),
             when_full: WhenFull::default(),

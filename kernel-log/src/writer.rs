@@ -206,20 +206,23 @@ impl Rounds {
     fn store(&mut self, log: Arc<OpenLog>) {
         // Queued logs share the sync. Without one, the first log does not wait for the others.
         let others = if self.always.is_some() { ROUND - 1 } else { 0 };
-        let logs: Vec<_> = std::iter::once(log)
-            .chain(self.waiting.try_iter().take(others))
-            .collect();
-        for log in logs {
-            match store(&log) {
-                Stored::Nothing => {}
-                Stored::Written(written) => self.round.push((log, written)),
-                Stored::Refused(pause) => self.retry_after(pause, log),
-            }
+        self.store_one(log);
+        for _ in 0..others {
+            let Ok(log) = self.waiting.try_recv() else { break };
+            self.store_one(log);
         }
         if let Some(store) = &self.always
             && self.round.iter().any(|(_, written)| written.stored)
         {
             self.sync_fails = sync::sync(&**store, self.sync_fails);
+        }
+    }
+
+    fn store_one(&mut self, log: Arc<OpenLog>) {
+        match store(&log) {
+            Stored::Nothing => {}
+            Stored::Written(written) => self.round.push((log, written)),
+            Stored::Refused(pause) => self.retry_after(pause, log),
         }
     }
 
@@ -344,6 +347,11 @@ fn trim(log: &OpenLog) {
 
 /// Wakes the readers, and trims the log if that is due. Returns whether there is more to store.
 fn publish(log: &OpenLog, written: Written) -> bool {
+    if let Some(quotas) = &log.quotas
+        && written.stored
+    {
+        quotas.has_grown(log.id, log.stored.bytes());
+    }
     let last: Option<Seq> = written.block.as_ref().map(Block::last);
     let (more, is_trimmed) = {
         let mut state = log.state();

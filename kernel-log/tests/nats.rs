@@ -228,6 +228,14 @@ async fn a_closed_store_keeps_what_was_appended_and_refuses_everything_else() {
 }
 
 #[test]
+fn logs_that_other_processes_write_have_no_quota() {
+    let Some(server) = Server::start() else { return };
+    let options = LogOptions::default().with_total_bytes(1 << 30);
+    let error = Logs::new(server.connect(), options).unwrap_err().to_string();
+    assert!(error.contains("other processes"), "{error}");
+}
+
+#[test]
 fn a_failed_connection_is_an_error_without_the_password() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();

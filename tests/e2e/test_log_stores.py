@@ -160,6 +160,57 @@ def test_a_damaged_log_is_reported_and_other_kernels_are_unaffected(home: Path) 
         gateway.close()
 
 
+def test_quotas_drop_the_logs_of_ended_kernels_and_trim_those_of_running_ones(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    gateway = start_gateway("--log-quota", "60", "--log-quota-per-user", "30")
+
+    def start(user: str, mebibytes: int) -> str:
+        kernel_id: str = gateway.start_kernel(env={"KERNEL_USERNAME": user})["id"]
+        print_mebibytes(kernel_id, mebibytes)
+        return kernel_id
+
+    def print_mebibytes(kernel_id: str, count: int) -> None:
+        assert run_to_end(gateway, kernel_id, FLOOD.format(count))["status"] == "ok"
+
+    def logs() -> dict[str, dict[str, Any]]:
+        return {log["kernel_id"]: log for log in gateway.rest("GET", "api/logs").json()}
+
+    def wait_for(kept: set[str]) -> None:
+        eventually(lambda: logs().keys() == kept, f"only these logs are kept: {kept}", 60)
+
+    of_ada, of_bob, running = start("ada", 10), start("bob", 10), start("ada", 10)
+    for ended in (of_ada, of_bob):
+        assert gateway.rest("DELETE", f"api/kernels/{ended}").status_code == 204
+    # Whose log it is survives a restart, and no log is dropped before running kernels are found again.
+    gateway.stop(signal.SIGTERM)
+    gateway.start()
+    assert logs().keys() == {of_ada, of_bob, running}
+    print_mebibytes(running, 13)
+    wait_for({of_bob, running})
+    # A running kernel loses its oldest output, and says so.
+    print_mebibytes(running, 15)
+    eventually(
+        lambda: logs()[running]["earliest"] > 1 and logs()[running]["bytes"] <= 30 << 20, "the largest log is trimmed", 60
+    )
+    before = f"{logs()[running]['epoch']}:1"
+    assert gateway.rest("GET", f"api/kernels/{running}/log?follow=false&from={before}").status_code == 410
+    assert texts(run_to_end(gateway, running, "print('continues')")) == ["continues"]
+    wait_for({of_bob, running})
+    # Of all logs together, the oldest is dropped, whoever owns it.
+    of_eve = start("eve", 25)
+    wait_for({running, of_eve})
+    found = gateway.rest("GET", f"api/kernels/{of_bob}/log?follow=false")
+    assert found.status_code == 404, found.text
+    assert "panicked" not in gateway.output
+
+
+def test_a_quota_is_refused_for_logs_that_other_gateways_write(home: Path) -> None:
+    gateway = Gateway(home, "--log-quota", "60", "--log-nats", "nats://127.0.0.1:1")
+    refused = subprocess.run(gateway.argv(), env=clean_env(home), capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2 and "--log-nats" in refused.stderr, refused
+
+
 def overwrite(files: list[Path], places: Callable[[int], Iterable[int]]) -> None:
     """Overwrites some bytes of each file, at the places that `places` returns for its size."""
     assert files, "there is no file to damage"

@@ -4,7 +4,7 @@ use chrono::Utc;
 use jupyter_protocol::KernelId;
 
 use super::{Failure, Outcome, Subject, block, numbers, read_all, same, time};
-use crate::{IndexUpdate, Retention, Seq};
+use crate::{IndexUpdate, LogStore, Retention, Seq};
 
 /// Looking up a log does not create it.
 ///
@@ -100,6 +100,54 @@ pub fn removes_a_log_and_no_other(subject: &dyn Subject) -> Outcome {
         true,
         "whether the other log's record exists"
     );
+    Ok(())
+}
+
+/// The first owner of a log stays its owner, until the log is removed.
+///
+/// # Errors
+/// [`Failure`] if the list has another one.
+pub fn keeps_the_owner_of_a_log(subject: &dyn Subject) -> Outcome {
+    if !subject.keeps_owners() {
+        return Ok(());
+    }
+    let owner = |store: &dyn LogStore, id| -> Result<Option<String>, Failure> {
+        let listed = store.list()?.into_iter().find(|info| info.id == id);
+        let listed = listed.ok_or_else(|| Failure::new("the log is not listed"))?;
+        Ok(listed.owner)
+    };
+    let store = subject.open();
+    let [none, new, old] = [(); 3].map(|()| KernelId::random());
+    store.open(none)?;
+    store.open_for(new, "Ann Ümlaut <ann@example.com>")?;
+    let log = store.open(old)?;
+    log.append(&block(1..=5, 100, time(1)), &[IndexUpdate::put("k", "v")])?;
+    let epoch = log.epoch();
+    same!(store.open_for(old, "bob")?.epoch(), epoch, "epoch");
+    drop(log);
+    let check = |store: &dyn LogStore| -> Outcome {
+        same!(owner(store, none)?, None, "owner of a log without one");
+        let ann = Some("Ann Ümlaut <ann@example.com>".to_owned());
+        same!(owner(store, new)?, ann, "owner");
+        same!(owner(store, old)?, Some("bob".to_owned()), "owner that was set later");
+        let log = store.open_for(old, "eve")?;
+        same!(owner(store, old)?, Some("bob".to_owned()), "owner after another one");
+        same!(log.epoch(), epoch, "epoch");
+        same!(read_all(&*log, Seq::START, 1)?, numbers(&[1..=5]), "entries");
+        Ok(())
+    };
+    check(&*store)?;
+    let store = if subject.persists() {
+        drop(store);
+        let store = subject.open();
+        check(&*store)?;
+        store
+    } else {
+        store
+    };
+    store.remove(old)?;
+    store.open(old)?;
+    same!(owner(&*store, old)?, None, "owner of a new log");
     Ok(())
 }
 

@@ -44,6 +44,11 @@ pub trait Subject: Send + Sync {
         true
     }
 
+    /// Whether the store keeps the owners of logs.
+    fn keeps_owners(&self) -> bool {
+        true
+    }
+
     /// Size of a large message in bytes.
     fn large(&self) -> usize {
         20 << 20
@@ -89,7 +94,7 @@ macro_rules! store_conformance {
             reads_no_more_than_it_is_asked_for, a_gap_shows_in_the_next_block, keeps_a_large_message,
             drops_the_oldest_bytes, drops_what_is_too_old, drops_what_is_acknowledged, keeps_the_newest_block, finds_records_by_key,
             scans_records_in_order, stores_records_with_a_block, keeps_long_and_odd_keys, lists_what_it_keeps,
-            removes_a_log_and_no_other, a_reopened_log_keeps_its_epoch, reads_a_log_while_it_is_written,
+            removes_a_log_and_no_other, keeps_the_owner_of_a_log, a_reopened_log_keeps_its_epoch, reads_a_log_while_it_is_written,
             keeps_logs_apart, behaves_like_the_model,
         );
     };

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -28,9 +28,23 @@ impl MemoryStore {
     pub fn new() -> Self {
         Self::default()
     }
+
+    fn log(&self, id: KernelId) -> Arc<MemoryLog> {
+        let mut logs = lock(&self.logs);
+        let log = logs.entry(id).or_insert_with(|| {
+            Arc::new(MemoryLog {
+                owner: OnceLock::new(),
+                epoch: Epoch::random(),
+                created: Utc::now(),
+                blocks: Mutex::default(),
+            })
+        });
+        log.clone()
+    }
 }
 
 struct MemoryLog {
+    owner: OnceLock<String>,
     epoch: Epoch,
     created: DateTime<Utc>,
     blocks: Mutex<Blocks>,
@@ -68,16 +82,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl LogStore for MemoryStore {
     fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError> {
-        let log = lock(&self.logs)
-            .entry(id)
-            .or_insert_with(|| {
-                Arc::new(MemoryLog {
-                    epoch: Epoch::random(),
-                    created: Utc::now(),
-                    blocks: Mutex::default(),
-                })
-            })
-            .clone();
+        Ok(Box::new(self.log(id)))
+    }
+
+    fn open_for(&self, id: KernelId, owner: &str) -> Result<Box<dyn StoredLog>, StoreError> {
+        let log = self.log(id);
+        log.owner.get_or_init(|| owner.to_owned());
         Ok(Box::new(log))
     }
 
@@ -94,6 +104,7 @@ impl LogStore for MemoryStore {
                 let (first, last) = kept.bounds().unwrap_or((Seq::START.next(), Seq::START));
                 LogInfo {
                     id: *id,
+                    owner: log.owner.get().cloned(),
                     epoch: log.epoch,
                     created: log.created,
                     updated: kept.blocks.back().map_or(log.created, Block::updated),

@@ -91,6 +91,15 @@ pub trait LogStore: Send + Sync + 'static {
     /// [`StoreError`].
     fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError>;
 
+    /// As [`open`](Self::open), and keeps the owner with the log, unless it has one. The default forgets it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn open_for(&self, id: KernelId, owner: &str) -> Result<Box<dyn StoredLog>, StoreError> {
+        let _ = owner;
+        self.open(id)
+    }
+
     /// Opens the kernel's log if it exists.
     ///
     /// # Errors
@@ -131,6 +140,8 @@ pub trait LogStore: Send + Sync + 'static {
 pub struct LogInfo {
     /// The kernel's id.
     pub id: KernelId,
+    /// Whose log it is, if that is known.
+    pub owner: Option<String>,
     /// The log's identity.
     pub epoch: Epoch,
     /// When it was created.
@@ -152,6 +163,7 @@ impl LogInfo {
         let now = Utc::now();
         Self {
             id,
+            owner: None,
             epoch,
             created: now,
             updated: now,

@@ -3,6 +3,7 @@
 mod builder;
 mod culling;
 mod error;
+mod log_quotas;
 mod options;
 mod registry;
 mod restore;
@@ -10,6 +11,7 @@ mod supervisor;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -77,6 +79,10 @@ struct ManagerInner {
     registry: Registry,
     /// Running kernels of an earlier process that are not attached yet.
     attaching: Mutex<HashSet<KernelId>>,
+    /// Cancelled once the running kernels of an earlier process are known.
+    restored: CancellationToken,
+    /// Whether a provider could not list its running kernels.
+    has_unlisted: AtomicBool,
     events: Events,
     tasks: TaskTracker,
     /// Cancelled when the manager starts no more kernels, which cancels pending starts.
@@ -118,6 +124,8 @@ impl Manager {
                 recorder_options,
                 logs,
                 attaching: Mutex::default(),
+                restored: CancellationToken::new(),
+                has_unlisted: AtomicBool::new(false),
                 events: Events::new(),
                 tasks: TaskTracker::new(),
                 closing: stop.child_token(),
@@ -125,6 +133,7 @@ impl Manager {
             }),
         };
         culling::start(&manager.inner);
+        log_quotas::start(&manager.inner);
         manager
     }
 
@@ -295,10 +304,7 @@ impl Manager {
     /// this manager is closing, or another manager of the same store may have it. Also true for a kernel that is found.
     #[must_use]
     pub fn may_run(&self, id: KernelId) -> bool {
-        self.inner.closing.is_cancelled()
-            || self.inner.registry.knows(id)
-            || self.inner.attaching().contains(&id)
-            || self.inner.logs.is_shared()
+        self.inner.may_run(id)
     }
 }
 
@@ -324,6 +330,14 @@ struct FoundSpec {
 impl ManagerInner {
     fn attaching(&self) -> MutexGuard<'_, HashSet<KernelId>> {
         self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Manager::may_run`].
+    fn may_run(&self, id: KernelId) -> bool {
+        self.closing.is_cancelled()
+            || self.registry.knows(id)
+            || self.attaching().contains(&id)
+            || self.logs.is_shared()
     }
 
     async fn start_no_more(&self) {
@@ -386,11 +400,13 @@ impl ManagerInner {
         let mut launch = LaunchRequest::new(id, own_name);
         launch.env = request.env;
         launch.working_dir = request.working_dir;
-        launch.owner = request.owner;
+        launch.owner = request.owner.clone();
+        let owner = request.owner;
         launch.timeout = request.timeout;
         let timer = tokio::time::Instant::now();
         // The log opens while the kernel starts.
-        let launching = async { tokio::join!(provider.launch(launch, request.progress), self.logs.open(id)) };
+        let opening = self.logs.open_for(id, owner.as_deref());
+        let launching = async { tokio::join!(provider.launch(launch, request.progress), opening) };
         let launched = self.closing.run_until_cancelled(launching).await;
         let (handle, log) = launched.ok_or(StartError::ShuttingDown)?;
         let (handle, log) = match (handle, log) {

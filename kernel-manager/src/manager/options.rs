@@ -30,7 +30,8 @@ pub struct ManagerOptions {
     /// How long [`restore`](super::Manager::restore) waits for all kernels together. Kernels that are still starting
     /// then are attached later.
     pub restore_timeout: Duration,
-    /// How long a log is kept after its kernel is gone.
+    /// How long a log is kept after its kernel is gone. A quota
+    /// ([`LogOptions::total_bytes`](kernel_log::LogOptions::total_bytes)) may drop it earlier.
     pub log_retention: Duration,
     /// Budget in bytes for the large messages of all kernels while they are received and stored; see
     /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory). A store other than `DiskStore` may copy them.

@@ -1,6 +1,7 @@
 //! Attaches to kernels that were running before the manager.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jupyter_protocol::Backoff;
@@ -47,6 +48,7 @@ impl Manager {
                 Ok(records) => records,
                 Err(error) => {
                     warn!(provider = provider.name(), %error, "the running kernels cannot be listed");
+                    self.inner.has_unlisted.store(true, Ordering::Relaxed);
                     continue;
                 }
             };
@@ -88,6 +90,7 @@ impl Manager {
             }
         }
         drop(done);
+        self.inner.restored.cancel();
         let mut restored = 0;
         let attached = timeout(self.inner.options.restore_timeout, async {
             while let Some(attached) = outcomes.recv().await {
@@ -147,7 +150,7 @@ impl ManagerInner {
             format!("{}/{}", provider.name(), record.spec)
         };
         let recorded = async {
-            let log = self.logs.open(record.id).await?;
+            let log = self.logs.open_for(record.id, record.owner.as_deref()).await?;
             self.kernel(name, spec, handle, log).await
         };
         let kernel = match recorded.await {

@@ -120,6 +120,15 @@ pub(super) struct Flags {
     #[arg(long, env = "KERNELMUX_LOG_MAX_MIB", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(super) log_max_mib: u64,
+    /// MiB of all logs together; beyond that, logs of kernels that have ended are dropped, the oldest first, and then the
+    /// oldest entries of the largest logs [default: no limit]
+    #[arg(long, env = "KERNELMUX_LOG_QUOTA", value_name = "MIB", conflicts_with = "log_nats",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub(super) log_quota: Option<u64>,
+    /// The same for the logs of each user [default: no limit]
+    #[arg(long, env = "KERNELMUX_LOG_QUOTA_PER_USER", value_name = "MIB", conflicts_with = "log_nats",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub(super) log_quota_per_user: Option<u64>,
     /// How long to keep an entry of a kernel's log, in seconds; 0 for no limit
     #[arg(long, env = "KERNELMUX_LOG_MAX_AGE", default_value_t = 30 * 24 * 60 * 60, value_name = "SECONDS")]
     pub(super) log_max_age: u64,

@@ -240,6 +240,8 @@ async fn log_store(flags: &Flags, data_dir: &DataDir) -> Result<Arc<dyn LogStore
 fn log_options(flags: &Flags) -> LogOptions {
     let mut options = LogOptions::default();
     options.stored_bytes = flags.log_max_mib << 20;
+    options.total_bytes = flags.log_quota.map(|mib| mib << 20);
+    options.owner_bytes = flags.log_quota_per_user.map(|mib| mib << 20);
     options.stored_age = (flags.log_max_age > 0).then(|| Duration::from_secs(flags.log_max_age));
     options.durability = match flags.log_durability {
         LogDurability::Process => Durability::Process,

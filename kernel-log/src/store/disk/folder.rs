@@ -22,6 +22,8 @@ const CHECK_EVERY: u64 = 1 << 20;
 const MAX_UNSYNCED: usize = 4096;
 /// The file with [`Machine`].
 const MACHINE: &str = "machine.json";
+/// The file of a log's owner, in the log's folder.
+const OWNER: &str = "owner";
 /// The folder of logs that are being removed.
 const REMOVED: &str = "removed";
 
@@ -110,6 +112,28 @@ impl Folder {
             logs.extend(name.to_str().and_then(|name| name.parse::<KernelId>().ok()));
         }
         Ok(logs)
+    }
+
+    /// The owner of a log, if it has one.
+    pub(super) fn owner(&self, id: KernelId) -> Option<String> {
+        let path = self.log(id).join(OWNER);
+        let read = fs::read_to_string(&path).map(|owner| (!owner.is_empty()).then_some(owner));
+        read.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::error!(file = %path.display(), %error, "the owner of a log cannot be read; it counts for no owner's quota");
+            }
+            None
+        })
+    }
+
+    /// Stores the owner of a log, whose folder exists.
+    pub(super) fn set_owner(&self, id: KernelId, owner: &str) -> io::Result<()> {
+        let folder = self.log(id);
+        let (unfinished, path) = (folder.join("owner.new"), folder.join(OWNER));
+        fs::write(&unfinished, owner)?;
+        fs::rename(&unfinished, &path)?;
+        self.sync_later(vec![path, folder]);
+        Ok(())
     }
 
     /// Moves a log's folder away, so that the log is gone at once. Returns the folder to delete, if there was a log.

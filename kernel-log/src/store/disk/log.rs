@@ -8,7 +8,7 @@ mod writing;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -28,6 +28,7 @@ pub(super) use self::reading::Segment;
 pub(super) struct DiskLog {
     folder: Arc<Folder>,
     id: KernelId,
+    owner: OnceLock<String>,
     epoch: Epoch,
     created: i64,
     path: PathBuf,
@@ -66,6 +67,7 @@ impl DiskLog {
         };
         Ok(Some(Self {
             id,
+            owner: folder.owner(id).map(OnceLock::from).unwrap_or_default(),
             epoch: opened.header.epoch,
             created: opened.header.created,
             path,
@@ -86,6 +88,8 @@ impl DiskLog {
             .map_err(|error| StoreError::failed(format!("create the folder {}", path.display()), error))?;
         let log = Self {
             id,
+            // An attempt to create it that was interrupted may have left one.
+            owner: folder.owner(id).map(OnceLock::from).unwrap_or_default(),
             epoch: Epoch::random(),
             created: Utc::now().timestamp_micros(),
             writer: Mutex::new(None),
@@ -139,9 +143,23 @@ impl DiskLog {
         self.is_removed.load(Ordering::Acquire)
     }
 
+    /// Stores the owner, unless there is one.
+    pub(super) fn set_owner(&self, owner: &str) -> Result<(), StoreError> {
+        if self.owner.get().is_none() {
+            self.folder
+                .set_owner(self.id, owner)
+                .map_err(|error| self.failed("write the owner of", &self.path, error))?;
+            self.owner.get_or_init(|| owner.to_owned());
+        }
+        Ok(())
+    }
+
     /// Information about the log.
     pub(super) fn info(&self) -> LogInfo {
-        info(self.id, self.epoch, self.created, &self.state().totals)
+        LogInfo {
+            owner: self.owner.get().cloned(),
+            ..info(self.id, self.epoch, self.created, &self.state().totals)
+        }
     }
 }
 

@@ -140,6 +140,11 @@ impl SharedStore {
         Ok(Some(self.handle(log)))
     }
 
+    fn open_or_create(self: &Arc<Self>, id: KernelId) -> Result<Handle, StoreError> {
+        self.open(id, true)?
+            .ok_or_else(|| StoreError::failed(format!("create the log of kernel {id}"), "it is missing"))
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         let unsynced: Vec<_> = self
             .open_logs()
@@ -172,13 +177,13 @@ impl SharedStore {
 
 impl LogStore for DiskStore {
     fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError> {
-        match self.shared.open(id, true)? {
-            Some(log) => Ok(Box::new(log)),
-            None => Err(StoreError::failed(
-                format!("create the log of kernel {id}"),
-                "it is missing",
-            )),
-        }
+        Ok(Box::new(self.shared.open_or_create(id)?))
+    }
+
+    fn open_for(&self, id: KernelId, owner: &str) -> Result<Box<dyn StoredLog>, StoreError> {
+        let log = self.shared.open_or_create(id)?;
+        log.set_owner(owner)?;
+        Ok(Box::new(log))
     }
 
     fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError> {
@@ -194,7 +199,12 @@ impl LogStore for DiskStore {
             let open = self.shared.logs().get(&id).map(|(log, _)| log.clone());
             let info = match open {
                 Some(log) => Ok(Some(log.info())),
-                None => opening::look_at(&folder.log(id), id, folder.cycle()),
+                None => opening::look_at(&folder.log(id), id, folder.cycle()).map(|info| {
+                    info.map(|info| LogInfo {
+                        owner: folder.owner(id),
+                        ..info
+                    })
+                }),
             };
             match info {
                 Ok(info) => infos.extend(info),

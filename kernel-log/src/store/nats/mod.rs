@@ -134,6 +134,8 @@ impl Drop for Nats {
 struct Meta {
     epoch: Epoch,
     created: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
 /// An `action` that failed with `error`.
@@ -277,10 +279,11 @@ impl Nats {
         }
     }
 
-    async fn open(self: &Arc<Self>, id: KernelId) -> Result<NatsLog, StoreError> {
+    async fn open(self: &Arc<Self>, id: KernelId, owner: Option<&str>) -> Result<NatsLog, StoreError> {
         let meta = Meta {
             epoch: Epoch::random(),
             created: Utc::now(),
+            owner: owner.map(str::to_owned),
         };
         let description = serde_json::to_string(&meta).map_err(|error| failed("make a log", error))?;
         let index = Config {
@@ -293,8 +296,30 @@ impl Nats {
         };
         // The log's stream is created last, so that every listed log has an index.
         let index = self.existing_or_new(index).await?;
-        let log = self.existing_or_new(log).await?;
+        let mut log = self.existing_or_new(log).await?;
+        let meta = meta_of(id, log.cached_info())?;
+        if meta.owner.is_none() && owner.is_some() {
+            log = self.set_owner(log, meta, owner).await?;
+        }
         NatsLog::open(self.clone(), id, log, index).await
+    }
+
+    async fn set_owner(&self, log: Stream<Info>, meta: Meta, owner: Option<&str>) -> Result<Stream<Info>, StoreError> {
+        let failed = |error: &dyn fmt::Display| failed("write the owner of a log", error);
+        let meta = Meta {
+            owner: owner.map(str::to_owned),
+            ..meta
+        };
+        let config = Config {
+            description: Some(serde_json::to_string(&meta).map_err(|error| failed(&error))?),
+            ..log.cached_info().config.clone()
+        };
+        let name = config.name.clone();
+        self.context
+            .update_stream(config)
+            .await
+            .map_err(|error| failed(&error))?;
+        self.context.get_stream(name).await.map_err(|error| failed(&error))
     }
 
     async fn get(self: &Arc<Self>, id: KernelId) -> Result<Option<NatsLog>, StoreError> {
@@ -327,6 +352,7 @@ impl Nats {
                 };
                 let (first, last, updated) = log.described().await?;
                 Ok(Some(LogInfo {
+                    owner: meta.owner,
                     created: meta.created,
                     updated: updated.unwrap_or(meta.created),
                     first,
@@ -369,7 +395,11 @@ impl LogStore for NatsStore {
     }
 
     fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError> {
-        Ok(Box::new(self.nats.block_on(self.nats.open(id))?))
+        Ok(Box::new(self.nats.block_on(self.nats.open(id, None))?))
+    }
+
+    fn open_for(&self, id: KernelId, owner: &str) -> Result<Box<dyn StoredLog>, StoreError> {
+        Ok(Box::new(self.nats.block_on(self.nats.open(id, Some(owner)))?))
     }
 
     fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError> {

@@ -50,6 +50,14 @@ impl LogStore for Store {
         Ok(Box::new(log.clone()))
     }
 
+    fn open_for(&self, id: KernelId, owner: &str) -> Result<Box<dyn StoredLog>, StoreError> {
+        let log = self.open(id)?;
+        if let Some(kept) = lock(&self.0).get(&id) {
+            lock(&kept.0).info.owner.get_or_insert_with(|| owner.to_owned());
+        }
+        Ok(log)
+    }
+
     fn get(&self, id: KernelId) -> Result<Option<Box<dyn StoredLog>>, StoreError> {
         let log = lock(&self.0).get(&id).cloned();
         Ok(log.map(|log| Box::new(log) as Box<dyn StoredLog>))
