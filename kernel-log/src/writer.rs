@@ -137,6 +137,8 @@ pub(super) struct Rounds {
     /// Logs with a block that the store refused, by the time and order in which it is tried again.
     refused: BTreeMap<(Instant, u64), Arc<OpenLog>>,
     refusals: u64,
+    /// Whether the log that was written last had been refused.
+    is_retrying: bool,
     deadline: Arc<OnceLock<Instant>>,
 }
 
@@ -153,6 +155,7 @@ impl Rounds {
             round: Vec::new(),
             refused: BTreeMap::new(),
             refusals: 0,
+            is_retrying: false,
             deadline: deadline.clone(),
         };
         let queue = Queue {
@@ -169,7 +172,10 @@ impl Rounds {
         while let Some((due, _)) = self.refused.keys().next() {
             let pause = due.saturating_duration_since(Instant::now());
             if pause.is_zero() {
-                return self.next_refused();
+                // In turns, so that neither waits long for a store that is slow to refuse.
+                let other = self.is_retrying.then(|| self.waiting.try_recv().ok()).flatten();
+                self.is_retrying = other.is_none();
+                return other.or_else(|| self.next_refused());
             }
             // Refused logs keep the queue connected.
             if let Ok(log) = self.waiting.recv_timeout(pause) {
