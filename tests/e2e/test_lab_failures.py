@@ -191,28 +191,36 @@ def test_a_restarted_notebook_server_finds_its_kernels(
     notebook.wait_text(1, "next 42")
 
 
+class Sent:
+    """What a page sends: addresses, and messages of its WebSockets."""
+
+    def __init__(self, page: Page) -> None:
+        self.texts: list[str] = []
+        page.on("request", lambda request: self.texts.append(request.url))
+        page.on("websocket", lambda socket: socket.on("framesent", lambda data: self.texts.append(str(data))))
+
+    def of_kernelmux(self) -> list[str]:
+        """What only kernelmux-lab sends. The files of the prebuilt extension are loaded in any case."""
+        return [text for text in self.texts if re.search(r'"kernelmux"|/kernelmux/(?!lab/static/)', text)]
+
+    def has(self, msg_type: str) -> bool:
+        return any(msg_type in text for text in self.texts)
+
+
 # Scenario 33
-@pytest.mark.parametrize("without", ["server extension", "kernelmux"])
-def test_without_kernelmux_or_the_server_extension_nothing_changes(
+@pytest.mark.parametrize("server_extension", [False, True], ids=["no server extension", "no gateway"])
+def test_without_a_server_extension_or_a_gateway_nothing_changes(
+    gateway: Gateway,
     make_home: Callable[[str], Path],
     lab_extension: Path,
     page: Page,
     steps: Steps,
-    without: str,
+    server_extension: bool,
 ) -> None:
-    peer = "kernel-gateway" if without == "kernelmux" else "kernelmux"
-    gateway = Gateway(make_home("gw-other"), peer=peer).start()
-    lab = Lab(
-        make_home("lab-other"),
-        gateway.url.rstrip("/"),
-        gateway.token,
-        extension=lab_extension,
-        server_extension=without != "server extension",
-    )
+    url, token = (None, None) if server_extension else (gateway.url, gateway.token)
+    lab = Lab(make_home("lab-other"), url, token, extension=lab_extension, server_extension=server_extension)
     try:
-        sent: list[str] = []
-        page.on("request", lambda request: sent.append(request.url))
-        page.on("websocket", lambda socket: socket.on("framesent", lambda data: sent.append(str(data))))
+        sent = Sent(page)
         notebook = lab.open(page, "other", [steps.lines(3), "print('next', 6 * 7)"])
         notebook.start(0)
         steps.wait_at(3)
@@ -224,9 +232,28 @@ def test_without_kernelmux_or_the_server_extension_nothing_changes(
         notebook.save()
         notebook.reload()
         expect_lines(notebook, 0, 60)
-        assert any("execute_request" in text for text in sent)
-        # The files of the prebuilt extension are loaded.
-        assert not [text for text in sent if re.search(r'"kernelmux"|/kernelmux/(?!lab/static/)', text)]
+        assert sent.has("execute_request")
+        assert not sent.of_kernelmux()
+        close(page)
+    finally:
+        lab.close()
+
+
+# Jupyter Kernel Gateway loses a kernel's first messages at times, and JupyterLab then waits for them before it runs a
+# cell. So nothing here depends on the kernel.
+def test_with_another_gateway_nothing_is_sent(make_home: Callable[[str], Path], lab_extension: Path, page: Page) -> None:
+    gateway = Gateway(make_home("gw-other"), peer="kernel-gateway").start()
+    lab = Lab(make_home("lab-other"), gateway.url.rstrip("/"), gateway.token, extension=lab_extension)
+    try:
+        sent = Sent(page)
+        lab.write_notebook("other", ["6 * 7"])
+        notebook = open_page(page, lab, "other")
+        notebook.start(0)
+        notebook.save()
+        notebook.reload()
+        assert "kernelmux" not in notebook.metadata(0)
+        assert sent.has("kernel_info_request")
+        assert not sent.of_kernelmux()
         close(page)
     finally:
         lab.close()

@@ -52,12 +52,12 @@ c.ExtensionManager.listings_refresh_seconds = 0
 
 
 class Lab:
-    """A JupyterLab server that uses the gateway's kernels."""
+    """A JupyterLab server that uses the gateway's kernels, or kernels of its own."""
 
     def __init__(
         self,
         home: Path,
-        gateway_url: str,
+        gateway_url: str | None,
         gateway_token: str | None,
         extension: Path | None = None,
         server_extension: bool = True,
@@ -68,7 +68,7 @@ class Lab:
         settings: str = "",
         **env: str,
     ) -> None:
-        """Starts the server.
+        """Starts the server. Without a `gateway_url`, it starts the kernels of its environment itself.
 
         `extension` is a folder with kernelmux-lab, installed with `pip install --target`. `venv` is another virtual
         environment than that of the tests. `disabled` are the environment's extensions of the page that are not used.
@@ -80,9 +80,11 @@ class Lab:
         self.home = home
         self.files = home / "files"
         self.port = free_port()
-        environment = clean_env(home, JUPYTER_GATEWAY_URL=gateway_url, **env)
+        environment = clean_env(home, **env)
         # The server must find no local kernels, so that it uses the gateway's.
         environment.pop("JUPYTER_PATH")
+        if gateway_url:
+            environment["JUPYTER_GATEWAY_URL"] = gateway_url
         if extension:
             environment["PYTHONPATH"] = str(extension)
             environment["JUPYTER_PATH"] = str(extension / "share" / "jupyter")
