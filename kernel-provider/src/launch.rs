@@ -21,6 +21,9 @@ pub struct LaunchRequest {
     pub working_dir: Option<PathBuf>,
     /// Owner.
     pub owner: Option<String>,
+    /// What the embedder wants to find in the kernel's record, also after a restart of the embedder. The provider does
+    /// not interpret it. No secrets.
+    pub annotations: BTreeMap<String, String>,
     /// Timeout of the launch.
     pub timeout: Duration,
 }
@@ -35,6 +38,7 @@ impl LaunchRequest {
             env: BTreeMap::new(),
             working_dir: None,
             owner: None,
+            annotations: BTreeMap::new(),
             timeout: Duration::from_secs(60),
         }
     }

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,12 +20,15 @@ pub struct KernelRecord {
     pub owner: Option<String>,
     /// When it was launched.
     pub launched: DateTime<Utc>,
+    /// The annotations of its [`LaunchRequest`](super::LaunchRequest::annotations).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
     /// Data that the provider needs to find it.
     pub data: Value,
 }
 
 impl KernelRecord {
-    /// A record; `data` belongs to the provider.
+    /// A record without annotations; `data` belongs to the provider.
     #[must_use]
     pub fn new(
         provider: impl Into<String>,
@@ -39,8 +44,16 @@ impl KernelRecord {
             spec: spec.into(),
             owner,
             launched,
+            annotations: BTreeMap::new(),
             data,
         }
+    }
+
+    /// Sets the annotations.
+    #[must_use]
+    pub fn with_annotations(mut self, annotations: BTreeMap<String, String>) -> Self {
+        self.annotations = annotations;
+        self
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) struct Claim {
     /// Random token of this claim. It identifies a claimed pod after the API server's answer was lost.
     pub(crate) token: String,
     pub(crate) owner: Option<String>,
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 /// State shared by the kernels of one provider.
@@ -163,6 +164,9 @@ impl Cluster {
         ];
         if let Some(owner) = &claim.owner {
             steps.push(json!({"op": "add", "path": path("annotations", names::OWNER), "value": owner}));
+        }
+        if let Some(requested) = names::requested_value(&claim.annotations) {
+            steps.push(json!({"op": "add", "path": path("annotations", names::REQUESTED), "value": requested}));
         }
         let steps = serde_json::from_value(Value::Array(steps)).map_err(kube::Error::SerdeError)?;
         call(

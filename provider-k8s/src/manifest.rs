@@ -152,7 +152,7 @@ impl Manifest {
 
     /// Stable hash of the kernelspec, settings and environment, usable as a label value.
     ///
-    /// It ignores names, keys, tokens, the owner and the launch time, so that equal pods have equal fingerprints.
+    /// It ignores names, keys, tokens, the owner, the request's annotations and the launch time, so that equal pods have equal fingerprints.
     pub(crate) fn fingerprint(&self) -> String {
         let mut pod = self.pod.clone();
         pod.metadata.name = None;
@@ -162,7 +162,13 @@ impl Manifest {
         }
         let annotations = pod.metadata.annotations.get_or_insert_default();
         let attempt = annotations.remove(names::ATTEMPT).unwrap_or_default();
-        for name in [names::LAUNCHED, names::OWNER, names::SETTINGS, names::WORKING_DIR] {
+        for name in [
+            names::LAUNCHED,
+            names::OWNER,
+            names::REQUESTED,
+            names::SETTINGS,
+            names::WORKING_DIR,
+        ] {
             annotations.remove(name);
         }
         let secret_name = names::secret(names::name(&self.pod), &attempt);

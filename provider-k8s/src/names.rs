@@ -1,5 +1,7 @@
 //! Names, labels and annotations of the provider's objects.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use jupyter_protocol::KernelId;
 use k8s_openapi::api::core::v1::Pod;
@@ -31,6 +33,8 @@ pub(crate) const EG_KERNEL_ID: &str = "kernel_id";
 /// Annotations instead of labels, because names of kernelspecs and users may contain characters that labels may not.
 pub(crate) const SPEC: &str = "kernelmux.dev/spec";
 pub(crate) const OWNER: &str = "kernelmux.dev/owner";
+/// Annotation with those of the launch request, as a JSON object.
+pub(crate) const REQUESTED: &str = "kernelmux.dev/annotations";
 pub(crate) const LAUNCHED: &str = "kernelmux.dev/launched";
 pub(crate) const INTERRUPT: &str = "kernelmux.dev/interrupt";
 /// Annotation with the token of the launch attempt that created the pod. It identifies the pod among others with the
@@ -90,6 +94,18 @@ pub(crate) fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
 }
 
+/// The annotations of the launch request.
+pub(crate) fn requested_annotations(pod: &Pod) -> BTreeMap<String, String> {
+    annotation(pod, REQUESTED)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
+}
+
+/// Annotations of a launch request as the value of [`REQUESTED`]; `None` if there are none.
+pub(crate) fn requested_value(annotations: &BTreeMap<String, String>) -> Option<String> {
+    (!annotations.is_empty()).then(|| serde_json::json!(annotations).to_string())
+}
+
 /// The current time in the annotation's format.
 pub(crate) fn launched_now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
@@ -115,4 +131,5 @@ pub(crate) fn record(provider: &str, id: KernelId, pod: &Pod) -> KernelRecord {
             "uid": pod.metadata.uid,
         }),
     )
+    .with_annotations(requested_annotations(pod))
 }

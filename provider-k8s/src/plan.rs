@@ -50,6 +50,9 @@ pub(crate) fn plan(options: &K8sOptions, request: &LaunchRequest) -> Result<Plan
     });
     let mut manifest = manifest.map_err(wrong)?;
     manifest.annotate(names::SETTINGS, made_from.map_err(wrong)?.fingerprint());
+    if let Some(annotations) = names::requested_value(&request.annotations) {
+        manifest.annotate(names::REQUESTED, annotations);
+    }
     if let Some(dir) = &request.working_dir {
         manifest.annotate(names::WORKING_DIR, dir.to_string_lossy().into_owned());
     }
@@ -74,6 +77,7 @@ pub(crate) fn updated_manifest(
     }
     let mut request = LaunchRequest::new(id, spec);
     request.owner = names::annotation(pod, names::OWNER).map(str::to_owned);
+    request.annotations = names::requested_annotations(pod);
     request.working_dir = names::annotation(pod, names::WORKING_DIR).map(PathBuf::from);
     request.env = secret
         .iter()

@@ -120,14 +120,11 @@ impl K8sProvider {
         let why = match pool {
             None => return start::start(context, manifest, launch_lock).await,
             Some(Err(why)) => why,
-            Some(Ok(pool)) => {
-                let owner = request.owner.as_deref();
-                match self.pools.claim(context, &pool, owner, &mut launch_lock).await? {
-                    ClaimOutcome::Ready(ready) => return Ok(StartOutcome::Ready(ready)),
-                    ClaimOutcome::Rival => return Ok(StartOutcome::Rival),
-                    ClaimOutcome::Cold(why) => why,
-                }
-            }
+            Some(Ok(pool)) => match self.pools.claim(context, &pool, request, &mut launch_lock).await? {
+                ClaimOutcome::Ready(ready) => return Ok(StartOutcome::Ready(ready)),
+                ClaimOutcome::Rival => return Ok(StartOutcome::Rival),
+                ClaimOutcome::Cold(why) => why,
+            },
         };
         tracing::info!(kernel = %request.id, spec = request.spec, why, "no warm pod is used");
         context.progress.report(LaunchStage::Cold(why));

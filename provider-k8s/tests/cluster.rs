@@ -257,6 +257,9 @@ async fn a_restart_uses_a_new_pod_if_the_kernelspec_has_changed() {
     let mut request = LaunchRequest::new(KernelId::random(), "python3");
     request.timeout = LONG;
     request.owner = Some("Ann Ö".to_owned());
+    request
+        .annotations
+        .insert("of the caller".to_owned(), "kept".to_owned());
     request.working_dir = Some("/tmp".into());
     request.env.insert("MINE".to_owned(), "a b".to_owned());
     let kernel = provider.launch(request, Progress::ignored()).await.unwrap();
@@ -270,6 +273,7 @@ async fn a_restart_uses_a_new_pod_if_the_kernelspec_has_changed() {
     let now = kernel.record();
     assert_ne!(now.data["uid"], before.data["uid"]);
     assert_eq!((&now.owner, now.launched), (&before.owner, before.launched));
+    assert_eq!(now.annotations["of the caller"], "kept");
     let pod = ns.pods().get(&pod_name(&*kernel)).await.unwrap();
     let limits = pod.spec.unwrap().containers[0].resources.clone().unwrap().limits;
     assert_eq!(limits.unwrap()["memory"].0, "777Mi");

@@ -49,6 +49,7 @@ async fn a_claimed_pod_is_replaced() {
     );
     let mut wanted = request("python3");
     wanted.owner = Some("Ann Ö".to_owned());
+    wanted.annotations.insert("of the caller".to_owned(), "kept".to_owned());
     let id = wanted.id;
     let (kernel, why) = loop {
         let (kernel, why) = launch_as(&provider, wanted.clone()).await;
@@ -62,6 +63,7 @@ async fn a_claimed_pod_is_replaced() {
     assert_eq!(why, None);
     let record = kernel.record();
     assert_eq!((record.id, record.owner.as_deref()), (id, Some("Ann Ö")));
+    assert_eq!(record.annotations["of the caller"], "kept");
     assert_ne!(pod_name(&*kernel), format!("kernel-{id}"));
     assert!(run(&*kernel, "x = 1").await);
     assert_eq!(

@@ -58,7 +58,8 @@ pub(crate) async fn prepare(
             request.owner,
             chrono::Utc::now(),
             serde_json::Value::Null,
-        );
+        )
+        .with_annotations(request.annotations);
         Ok(SavedKernel {
             record,
             start: LaunchSpec {

@@ -1,4 +1,4 @@
-//! The progress of kernel starts, and the options that clients asked for.
+//! The progress of kernel starts.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use crate::model::timestamp;
-use crate::profiles::Resources;
 
 /// The most starts that are remembered. Beyond that, the oldest is forgotten.
 const MAX_LAUNCHES: usize = 1_024;
@@ -73,8 +72,6 @@ impl ProgressModel {
 /// The start of one kernel.
 pub(crate) struct Launch {
     progress: watch::Sender<ProgressModel>,
-    /// The requested resources.
-    pub(crate) resources: Option<Resources>,
     /// The previous start, without its own previous one, so that the chain stays short.
     before: Option<Arc<Launch>>,
 }
@@ -127,7 +124,7 @@ struct Known {
 
 impl Launches {
     /// Begins a start, unless one of the same kernel is under way.
-    pub(crate) fn begin(&self, kernel: KernelId, resources: Option<Resources>) -> Option<Arc<Launch>> {
+    pub(crate) fn begin(&self, kernel: KernelId) -> Option<Arc<Launch>> {
         let mut known = kernel_provider::lock(&self.0);
         let before = match known.by_kernel.get(&kernel).cloned() {
             Some(before) if !before.progress.borrow().phase.is_final() => return None,
@@ -137,7 +134,6 @@ impl Launches {
             let progress = before.progress.borrow().clone();
             Arc::new(Launch {
                 progress: watch::Sender::new(progress),
-                resources: before.resources.clone(),
                 before: None,
             })
         });
@@ -146,7 +142,6 @@ impl Launches {
         }
         let launch = Arc::new(Launch {
             progress: watch::Sender::new(ProgressModel::new(KernelPhase::Queued, None, Utc::now())),
-            resources,
             before,
         });
         known.by_kernel.insert(kernel, launch.clone());
@@ -190,7 +185,7 @@ mod tests {
     fn a_start_goes_through_its_steps_and_is_not_replaced_before_its_end() {
         let launches = Launches::default();
         let id = KernelId::random();
-        let launch = launches.begin(id, None).unwrap();
+        let launch = launches.begin(id).unwrap();
         let phase = || launch.progress().borrow().phase;
         assert_eq!(phase(), KernelPhase::Queued);
         for (stage, expected) in [
@@ -201,18 +196,18 @@ mod tests {
         ] {
             launch.report(stage);
             assert_eq!(phase(), expected);
-            assert!(launches.begin(id, None).is_none());
+            assert!(launches.begin(id).is_none());
         }
         launch.failed("no room".to_owned());
         assert_eq!(launch.progress().borrow().reason.as_deref(), Some("no room"));
-        let refused = launches.begin(id, None).unwrap();
+        let refused = launches.begin(id).unwrap();
         refused.failed("too many".to_owned());
         launches.withdraw(id, &refused);
         let known = launches.get(id).unwrap().progress().borrow().reason.clone();
         assert_eq!(known.as_deref(), Some("no room"));
 
         let other = KernelId::random();
-        let refused = launches.begin(other, None).unwrap();
+        let refused = launches.begin(other).unwrap();
         launches.withdraw(other, &refused);
         assert!(launches.get(other).is_none());
     }
@@ -222,7 +217,7 @@ mod tests {
         let launches = Launches::default();
         let ids: Vec<_> = (0..=MAX_LAUNCHES).map(|_| KernelId::random()).collect();
         for id in &ids {
-            assert!(launches.begin(*id, None).is_some());
+            assert!(launches.begin(*id).is_some());
         }
         assert!(launches.get(ids[0]).is_none());
         assert!(launches.get(ids[1]).is_some());

@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use jupyter_protocol::KernelId;
 use kernel_log::Epoch;
 use kernel_manager::{ExecutionState, Kernel};
-use kernel_provider::Phase;
+use kernel_provider::{KernelRecord, Phase};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -91,8 +91,7 @@ struct FactsModel {
     /// When it was started.
     #[schema(format = DateTime)]
     started: String,
-    /// The resources that the client requested; they do not limit kernels that are processes. Null if unknown, as after
-    /// a restart of the gateway.
+    /// The resources that the client requested; they do not limit kernels that are processes. Null if it requested none.
     resources: Option<Resources>,
     /// Always null: a culled kernel is no longer listed. Its progress has the time.
     #[schema(format = DateTime)]
@@ -107,11 +106,10 @@ pub(crate) fn reason_of(kernel: &Kernel) -> Option<String> {
     }
 }
 
-fn place(kernel: &Kernel) -> String {
-    let record = kernel.handle().record();
+fn place(record: &KernelRecord) -> String {
     match record.data.get("pod").and_then(Value::as_str) {
         Some(pod) => format!("pod {pod}"),
-        None => record.provider,
+        None => record.provider.clone(),
     }
 }
 
@@ -119,7 +117,7 @@ impl KernelModel {
     pub(crate) fn new(gateway: &Gateway, kernel: &Kernel) -> Self {
         let state = *kernel.state().borrow();
         let reason = reason_of(kernel);
-        let launch = gateway.launches.get(kernel.id());
+        let record = kernel.handle().record();
         let kernelmux = FactsModel {
             version: VERSION,
             features: features(&gateway.options),
@@ -127,9 +125,9 @@ impl KernelModel {
             phase: of_kernel(kernel).phase,
             reason: reason.clone(),
             kernelspec: kernel.spec().map(|spec| spec.spec.display_name.clone()),
-            place: place(kernel),
+            place: place(&record),
             started: timestamp(kernel.launched()),
-            resources: launch.and_then(|launch| launch.resources.clone()),
+            resources: Resources::of_record(&record),
             culled_at: None,
         };
         Self {

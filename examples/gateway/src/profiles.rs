@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use jupyter_protocol::Kernelspec;
-use kernel_provider::own_metadata;
+use kernel_provider::{KernelRecord, own_metadata};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -50,10 +50,28 @@ const VARIABLES: [(&str, &str); 3] = [
     ("gpu", "KERNEL_GPUS"),
 ];
 
+/// The annotations of a kernel that have the members of [`Resources`].
+const ANNOTATIONS: [&str; 3] = ["resources.cpu", "resources.memory", "resources.gpu"];
+
 impl Resources {
     /// The resources that the environment requests; `None` if there are none.
     pub(crate) fn of(env: &BTreeMap<String, String>) -> Option<Self> {
         let [cpu, memory, gpu] = VARIABLES.map(|(_, variable)| env.get(variable).cloned());
+        let resources = Self { cpu, memory, gpu };
+        (resources != Self::default()).then_some(resources)
+    }
+
+    /// Records the resources in the annotations of a kernel, from which [`of_record`](Self::of_record) reads them.
+    pub(crate) fn annotate(self, annotations: &mut BTreeMap<String, String>) {
+        let Self { cpu, memory, gpu } = self;
+        for (name, value) in ANNOTATIONS.into_iter().zip([cpu, memory, gpu]) {
+            annotations.extend(value.map(|value| (name.to_owned(), value)));
+        }
+    }
+
+    /// What a kernel's start asked for; `None` if it asked for nothing.
+    pub(crate) fn of_record(record: &KernelRecord) -> Option<Self> {
+        let [cpu, memory, gpu] = ANNOTATIONS.map(|name| record.annotations.get(name).cloned());
         let resources = Self { cpu, memory, gpu };
         (resources != Self::default()).then_some(resources)
     }

@@ -131,11 +131,14 @@ pub(crate) async fn start(
         request.timeout = timeout;
     }
     profiles::apply(&spec.spec, &mut request.env)?;
+    if let Some(resources) = Resources::of(&request.env) {
+        resources.annotate(&mut request.annotations);
+    }
     // A request for a kernel that exists must not hide that kernel's progress.
     let launch = if gateway.lives(id) {
         None
     } else {
-        gateway.launches.begin(id, Resources::of(&request.env))
+        gateway.launches.begin(id)
     };
     if let Some(launch) = launch.clone() {
         request = request.with_progress(Progress::new(move |stage| launch.report(stage)));

@@ -87,6 +87,21 @@ async fn a_kernels_model_says_what_this_gateway_knows() {
 }
 
 #[tokio::test]
+async fn a_kernels_resources_are_known_after_a_restart_of_the_gateway() {
+    let served = Served::start().await;
+    let body = json!({"env": {"KERNEL_MEMORY": "64Gi", "KERNEL_GPUS": "1"}});
+    let started = served.start_kernel(body).await;
+    let none = served.start_kernel(json!({})).await;
+    let served = served.again(|_| {}, |_| {}).await;
+    for (before, expected) in [(started, json!({"memory": "64Gi", "gpu": "1"})), (none, Value::Null)] {
+        assert_eq!(before["kernelmux"]["resources"], expected);
+        let path = format!("/api/kernels/{}", before["id"].as_str().unwrap());
+        let model = served.ask("GET", &path).await.json();
+        assert_eq!(model["kernelmux"]["resources"], expected);
+    }
+}
+
+#[tokio::test]
 async fn progress_is_known_from_the_request_to_after_the_end() {
     let served = Served::start().await;
     served

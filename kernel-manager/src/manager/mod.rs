@@ -401,6 +401,7 @@ impl ManagerInner {
         launch.env = request.env;
         launch.working_dir = request.working_dir;
         launch.owner = request.owner.clone();
+        launch.annotations = request.annotations;
         let owner = request.owner;
         launch.timeout = request.timeout;
         let timer = tokio::time::Instant::now();

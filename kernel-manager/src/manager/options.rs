@@ -219,6 +219,8 @@ pub struct StartRequest {
     pub working_dir: Option<PathBuf>,
     /// Owner of the kernel, to whom [`ManagerOptions::max_kernels_per_owner`] applies.
     pub owner: Option<String>,
+    /// Annotations of the kernel's [record](kernel_provider::KernelRecord), which outlive this process. No secrets.
+    pub annotations: BTreeMap<String, String>,
     /// Timeout of the start.
     pub timeout: Duration,
     /// Receives the stages of the launch.
@@ -235,6 +237,7 @@ impl StartRequest {
             env: BTreeMap::new(),
             working_dir: None,
             owner: None,
+            annotations: BTreeMap::new(),
             timeout: Duration::from_secs(60),
             progress: Progress::ignored(),
         }
@@ -265,6 +268,13 @@ impl StartRequest {
     #[must_use]
     pub fn with_owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
+        self
+    }
+
+    /// Adds an annotation to the kernel's record.
+    #[must_use]
+    pub fn with_annotation(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.annotations.insert(name.into(), value.into());
         self
     }
 

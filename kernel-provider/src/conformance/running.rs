@@ -1,5 +1,6 @@
 //! Tests of running kernels.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jupyter_protocol::KernelId;
@@ -181,11 +182,14 @@ pub async fn restarts_a_dead_kernel(subject: &dyn Subject) -> Outcome {
     check_nothing_left(subject, &*provider).await
 }
 
-/// Kernels outlive their embedder, and another one finds them.
+/// Kernels outlive their embedder, and another one finds them with their annotations.
 pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
-    let kernel = launch(subject, &*provider, id).await?;
+    let mut request = launch_request(subject, id);
+    let annotations = BTreeMap::from([("a/b \"c\"".to_owned(), "d: ö".to_owned())]);
+    request.annotations.clone_from(&annotations);
+    let kernel = expect(subject, "launch", provider.launch(request, Progress::ignored())).await?;
     ask(subject, &*kernel).await?;
     let connection = expect(subject, "connection", kernel.connection()).await?;
     drop(kernel);
@@ -195,6 +199,10 @@ pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
     ensure!(
         listed.len() == 1 && listed[0].id == id,
         "a new embedder lists {listed:?}"
+    );
+    ensure!(
+        listed[0].annotations == annotations,
+        "a new embedder finds other annotations: {listed:?}"
     );
     let kernel = expect(subject, "attach", provider.attach(&listed[0])).await?;
     wait_for_phase(subject, &*kernel, &Phase::Running).await?;
@@ -211,6 +219,10 @@ pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
     )
     .await?;
     ask(subject, &*kernel).await?;
+    ensure!(
+        kernel.record().annotations == annotations,
+        "a restart changed the annotations"
+    );
     shutdown(subject, &*kernel).await?;
     check_nothing_left(subject, &*provider).await
 }

@@ -203,7 +203,8 @@ impl KernelProvider for FakeProvider {
             request.owner,
             chrono::Utc::now(),
             serde_json::Value::Null,
-        );
+        )
+        .with_annotations(request.annotations);
         let kernel = FakeKernel::launch(record, spec, request.timeout, &progress).await?;
         *slot = Some(Arc::clone(&kernel));
         Ok(Arc::new(FakeHandle(kernel)))

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use chrono::Utc;
 use jupyter_protocol::KernelId;
-use kernel_provider::{LaunchError, LaunchStage};
+use kernel_provider::{LaunchError, LaunchRequest, LaunchStage};
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::task::AbortOnDrop;
 
@@ -73,14 +73,15 @@ impl Pools {
         &self,
         context: &LaunchContext<'_>,
         pool: &str,
-        owner: Option<&str>,
+        request: &LaunchRequest,
         launch_lock: &mut Option<OwnedMutexGuard<()>>,
     ) -> Result<ClaimOutcome, LaunchError> {
         let (cluster, id) = (context.cluster, context.id);
         let claim = Claim {
             id,
             token: manifest::random_token(),
-            owner: owner.map(str::to_owned),
+            owner: request.owner.clone(),
+            annotations: request.annotations.clone(),
         };
         loop {
             let Some(mut ready) = self.ready.take(cluster, pool) else {
