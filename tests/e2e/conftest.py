@@ -150,14 +150,20 @@ def lab(gateway: Gateway, gateway_proxy: Proxy, make_home: Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def lab_extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with kernelmux-lab, installed from the wheel that `make lab-wheel` builds."""
+def lab_wheel() -> Path:
+    """The wheel that `make lab-wheel` builds."""
     built = subprocess.run([REPO / "scripts" / "lab-wheel.sh"], capture_output=True, text=True)
     if built.returncode:
         skip_or_fail(f"the wheel of kernelmux-lab is not built:\n{built.stderr}")
+    return Path(built.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def lab_extension(lab_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with kernelmux-lab, installed from its wheel."""
     folder = tmp_path_factory.mktemp("kernelmux-lab")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder]
-    subprocess.run([*pip, built.stdout.strip()], check=True)
+    subprocess.run([*pip, lab_wheel], check=True)
     return folder
 
 

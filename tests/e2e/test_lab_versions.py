@@ -5,7 +5,6 @@ The numbers are those of the scenarios in clients/lab/README.md.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,35 +48,6 @@ def lab(
     )
     yield lab
     lab.close()
-
-
-@pytest.fixture(scope="module")
-def kubeflow(gateway: Gateway, make_home: Callable[[str], Path], lab_extension: Path) -> Iterator[Lab]:
-    """A notebook server as Kubeflow starts it: below a prefix, without a token, for pages of all origins."""
-    settings = 'c.IdentityProvider.token = ""\nc.ServerApp.allow_origin = "*"\n'
-    prefix = "/notebook/team/ada"
-    lab = Lab(make_home("lab"), gateway.url, gateway.token, lab_extension, base_url=prefix, settings=settings)
-    yield lab
-    lab.close()
-
-
-# Scenario 42
-def test_a_notebook_comes_back_on_kubeflow(kubeflow: Lab, page: Page, steps: Steps) -> None:
-    cells = [steps.code(WIDGET_BAR), "name = input('Who? ')\nprint('Hello', name)", steps.lines(3)]
-    closed = run_and_close(kubeflow, page, "kubeflow", cells, steps, at="middle", run=[0, 1, 2])
-    kubeflow.process.stop(signal.SIGTERM)
-    kubeflow.start()
-    notebook = open_page(page, kubeflow, "kubeflow")
-    assert notebook.kernel_id() == closed.known_kernel
-    expect(notebook.cell(0)).to_contain_text("30/100")
-    steps.open("middle")
-    expect(notebook.cell(0)).to_contain_text("100/100")
-    notebook.question(1).fill("Ada")
-    notebook.question(1).press("Enter")
-    notebook.wait_text(1, "Hello Ada")
-    steps.open(3)
-    expect_whole(notebook, 2, 3)
-    assert steps.ran() == 1
 
 
 # Scenario 41

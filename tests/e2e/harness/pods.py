@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from harness.cluster import Namespace
 from harness.gateway import REPO
 from harness.proxy import Proxy
+from harness.restoring import Steps
 from harness.waiting import eventually
 
 RIGHTS = REPO / "deploy" / "kubernetes" / "rights.yaml"
@@ -63,21 +65,57 @@ class KernelNamespace(Namespace):
         )
         return str(json.loads(answer)["status"]["token"])
 
-    def install(self, name: str, memory: str | None = None, **metadata: Any) -> None:
-        """Installs the dev cluster's kernelspec under this name."""
+    def install(
+        self,
+        name: str,
+        memory: str | None = None,
+        pod_settings: dict[str, Any] | None = None,
+        argv: list[str] | None = None,
+        **metadata: Any,
+    ) -> None:
+        """Installs the dev cluster's kernelspec under this name, with other settings of the pod or another command."""
         spec = json.loads(KERNELSPEC.read_text())
         spec["metadata"].update(metadata)
+        spec["argv"] = argv or spec["argv"]
         pod = spec["metadata"]["kernelmux"]["kubernetes"]
         pod["image"] = os.environ.get("KERNELMUX_TEST_IMAGE", pod["image"])
+        pod.update(pod_settings or {})
         if memory:
             pod["resources"]["limits"]["memory"] = memory
         folder = self.home / "jupyter" / "kernels" / name
         folder.mkdir(parents=True)
         (folder / "kernel.json").write_text(json.dumps(spec))
 
+    def address_of_this_machine(self) -> str:
+        """The address at which a cluster on this machine reaches it."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            # Chooses a route and sends nothing.
+            probe.connect(self.api.target)
+            return str(probe.getsockname()[0])
+
     def run(self, kernel_id: str, script: str) -> str:
         """Runs a shell script in a kernel's container, without the gateway, and returns its output."""
         return self.kubectl("exec", f"kernel-{kernel_id}", "--", "sh", "-c", script)
+
+
+class PodSteps(Steps):
+    """Gates at which the cells of kernels in pods wait."""
+
+    def __init__(self, namespace: KernelNamespace) -> None:
+        super().__init__(PurePosixPath("/tmp"))
+        self.namespace = namespace
+
+    def touch(self, file: PurePath) -> None:
+        self.namespace.run(self.kernel_id, f"touch {file}")
+
+    def remove(self, file: PurePath) -> None:
+        self.namespace.run(self.kernel_id, f"rm {file}")
+
+    def exists(self, file: PurePath) -> bool:
+        return bool(self.namespace.run(self.kernel_id, f"if [ -e {file} ]; then echo exists; fi"))
+
+    def read(self, file: PurePath) -> str:
+        return self.namespace.run(self.kernel_id, f"cat {file}")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from playwright.sync_api import Page, expect
@@ -36,9 +36,11 @@ for line in range({count}):
 class Steps:
     """Where the cells of one test wait, and how often they ran."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: PurePath) -> None:
         self.directory = directory
         self.runs = directory / "runs"
+        # The kernel whose cells wait.
+        self.kernel_id = ""
 
     def code(self, code: str) -> str:
         """Code that may call `gate(name)`."""
@@ -50,20 +52,37 @@ class Steps:
 
     def open(self, *names: str | int) -> None:
         for name in names:
-            (self.directory / (f"line-{name}" if isinstance(name, int) else name)).touch()
+            self.touch(self.directory / gate_name(name))
 
     def shut(self, name: str | int) -> None:
         """Makes the next run wait at a gate that is open."""
-        name = f"line-{name}" if isinstance(name, int) else name
-        (self.directory / name).unlink()
-        (self.directory / f"at-{name}").unlink()
+        self.remove(self.directory / gate_name(name))
+        self.remove(self.directory / f"at-{gate_name(name)}")
 
     def wait_at(self, name: str | int, timeout: float = 60.0) -> None:
-        name = f"line-{name}" if isinstance(name, int) else name
-        eventually((self.directory / f"at-{name}").exists, f"a cell waits at {name}", timeout)
+        file = self.directory / f"at-{gate_name(name)}"
+        eventually(lambda: self.exists(file), f"a cell waits at {name}", timeout)
 
     def ran(self) -> int:
-        return self.runs.read_text().count("ran")
+        return self.read(self.runs).count("ran")
+
+    # The kernel's files. Here they are those of this machine.
+
+    def touch(self, file: PurePath) -> None:
+        Path(file).touch()
+
+    def remove(self, file: PurePath) -> None:
+        Path(file).unlink()
+
+    def exists(self, file: PurePath) -> bool:
+        return Path(file).exists()
+
+    def read(self, file: PurePath) -> str:
+        return Path(file).read_text()
+
+
+def gate_name(name: str | int) -> str:
+    return f"line-{name}" if isinstance(name, int) else name
 
 
 def shown_lines(notebook: Notebook, index: int) -> list[int]:
@@ -122,11 +141,13 @@ def run_and_close(
     at: str | int = 3,
     run: list[int] | Literal["all"] = [0],  # noqa: B006
     save: bool = False,
+    kernel: str = "python3",
 ) -> Notebook:
     """Runs cells of a new notebook in a tab until one waits at a gate, and closes the tab."""
     tab = page.context.new_page()
-    notebook = lab.open(tab, name, cells)
+    notebook = lab.open(tab, name, cells, kernel)
     notebook.remember()
+    steps.kernel_id = notebook.known_kernel
     if run == "all":
         notebook.command("notebook:run-all-cells")
     else:
