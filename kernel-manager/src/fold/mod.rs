@@ -84,6 +84,8 @@ pub struct Fold {
     clear_pending: bool,
     execution_count: Option<u64>,
     input_request: Option<WireMessage>,
+    /// The size of the outputs when it was last noted that some are missing.
+    noted_missing: Option<usize>,
     /// Buffer for the text of one message.
     buffer: String,
 }
@@ -103,6 +105,7 @@ impl Fold {
             clear_pending: false,
             execution_count: None,
             input_request: None,
+            noted_missing: None,
             buffer: String::new(),
         }
     }
@@ -163,6 +166,20 @@ impl Fold {
     /// outputs with the same `display_id`. Returns whether there are any.
     pub fn update_display(&mut self, content: &[u8]) -> bool {
         self.update(&content::finite(&content::text(content)))
+    }
+
+    /// Adds a text on stderr in place of messages that are missing between two outputs. Before the first output, and
+    /// after another such text, it does nothing and returns false.
+    pub(crate) fn note_missing(&mut self, text: &str) -> bool {
+        let place = Some(self.list.size());
+        if self.list.size() == 0 || self.noted_missing == place {
+            return false;
+        }
+        self.list.stop_joining();
+        self.list.stream("stderr", |stream| stream.write(text));
+        self.list.stop_joining();
+        self.noted_missing = Some(self.list.size());
+        true
     }
 
     /// The outputs in nbformat.

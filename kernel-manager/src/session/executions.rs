@@ -8,6 +8,7 @@ use kernel_log::{Cursor, Entry, ExecutionStatus, Lifecycle, Log, Origin, ReadErr
 use super::execution_record::ExecutionRecord;
 use super::index_keys as keys;
 use super::parent_filter::ParentFilter;
+use super::synthetic_reply::NOT_KEPT;
 use crate::fold::{Fold, FoldLimits};
 
 /// Index records per read.
@@ -305,7 +306,12 @@ async fn fold_within(
             Ok(None) => break,
             Err(ReadError::Gap { .. }) => {
                 outputs.complete = false;
-                outputs.trimmed = true;
+                // Retention may remove entries while this reads, so the gap can be between two outputs.
+                if outputs.fold.bytes() == 0 {
+                    outputs.trimmed = true;
+                } else {
+                    outputs.fold.note_missing(&format!("{NOT_KEPT}\n"));
+                }
                 continue;
             }
             Err(error) => return Err(error),
@@ -363,6 +369,7 @@ pub(super) async fn message_at(log: &Log, seq: Seq) -> Result<Option<(Channel, W
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use std::sync::Arc;
+    use std::task::Poll;
 
     use bytes::Bytes;
     use serde_json::{Value, json};
@@ -420,5 +427,44 @@ mod tests {
         });
         let outputs = serde_json::to_value(outputs.unwrap().fold.outputs()).unwrap();
         assert_eq!(outputs[0]["text"], "1");
+    }
+
+    #[tokio::test]
+    async fn outputs_that_are_removed_while_others_are_read_are_noted_in_their_place() {
+        let options = LogOptions::default().with_stored_bytes(8 << 10).with_memory_bytes(1);
+        let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), options);
+        let log = logs.open(KernelId::random()).await.unwrap();
+        let request = message("execute_request", "asked", &json!({"code": "…"}));
+        let request = append(&log, Origin::Client, Channel::Shell, &request);
+        let mut print = |numbers: std::ops::Range<u32>| {
+            for number in numbers {
+                let text = format!("{number} {}\n", "x".repeat(1 << 10));
+                let printed = message("stream", "printed", &json!({"name": "stdout", "text": text}));
+                append(&log, Origin::Kernel, Channel::Iopub, &printed);
+                assert!(stepper.store());
+                stepper.publish();
+            }
+        };
+        print(0..5);
+        let record = json!({
+            "header": {"msg_id": "asked", "msg_type": "execute_request"}, "session": "", "status": "running",
+            "request": request.0, "last": request.0, "requested": chrono::Utc::now(),
+        });
+        let record: ExecutionRecord = serde_json::from_value(record).unwrap();
+        let end = Seq(log.head().0 + 20);
+        let mut folding = std::pin::pin!(fold(&log, &record, end));
+        let first = std::future::poll_fn(|cx| Poll::Ready(folding.as_mut().poll(cx))).await;
+        assert!(first.is_pending(), "it reads one block at a time");
+        print(5..25);
+        let outputs = folding.await.unwrap();
+        let texts: Vec<_> = outputs
+            .fold
+            .outputs()
+            .iter()
+            .map(|output| format!("{output:?}"))
+            .collect();
+        assert_eq!(texts.len(), 3, "{texts:?}");
+        assert!(texts[1].contains(NOT_KEPT) && texts[2].contains("24 x"));
+        assert!(!outputs.trimmed && !outputs.complete);
     }
 }
