@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/cached-venv.sh target/e2e-venv tests/e2e/requirements.txt scripts/e2e-kernels.sh
-# Other versions of JupyterLab and Notebook.
-for name in lab-oldest lab-others; do
+# Other versions of JupyterLab and Notebook, and other extensions.
+for name in lab-oldest lab-others lab-nbmodel lab-documents; do
     scripts/cached-venv.sh "target/$name-venv" "tests/e2e/$name/requirements.txt"
 done
 if [ -z "${CHROMIUM:-}" ]; then

@@ -43,6 +43,7 @@ LONGEST = [
     "test_resume_jupyterlab.py",
     "test_lab_documents.py",
     "test_lab_versions.py",
+    "test_lab_server_side.py",
     "test_jupyterlab.py",
 ]
 
