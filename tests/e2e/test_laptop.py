@@ -15,12 +15,17 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import skip_or_fail
 from harness.gateway import PEER, REPO
+from harness.lab import Notebook
 from harness.laptop import Laptop, RunningLab, WheelsMissing, install
+from harness.notebooks import notebook
 from harness.process import alive
+from harness.restoring import Steps, close, expect_lines, expect_running, expect_whole, open_page
 from harness.waiting import eventually
+from playwright.sync_api import Page
 
 pytestmark = pytest.mark.skipif(PEER != "kernelmux", reason="it is kernelmux that is installed")
 
@@ -79,6 +84,40 @@ def test_notebooks_come_back_after_the_terminal_was_closed(laptop: Laptop) -> No
         assert lab.run(kernel_id, "print(value)").strip() == "42"
         assert lab.process.stop(number, 60) == 0, lab.process.output
         assert laptop.gateway_pid == gateway_pid and alive(gateway_pid) and alive(kernel_pid)
+
+
+# What the tests need of the page.
+PAGE = ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url="]
+
+
+def test_a_running_cell_comes_back_in_the_page_after_the_terminal_was_closed(
+    laptop: Laptop, page: Page, steps: Steps
+) -> None:
+    book = notebook(steps.lines(3), "print('next', 6 * 7)")
+    nbformat.write(book, laptop.files / "work.ipynb")
+    terminal, inner = os.openpty()
+    lab = laptop.lab(*PAGE, terminal=Path(os.ttyname(inner)))
+    os.close(inner)
+    tab = page.context.new_page()
+    opened = Notebook(tab, lab, "work")
+    opened.load()
+    opened.remember()
+    opened.start(0)
+    steps.wait_at(3)
+    close(tab)
+    os.close(terminal)
+    lab.process.wait(60)
+
+    lab = laptop.lab(*PAGE)
+    again = open_page(page, lab, "work")
+    assert again.kernel_id() == opened.known_kernel
+    expect_running(again, 0)
+    expect_lines(again, 0, 3)
+    steps.open(3)
+    expect_whole(again, 0, 1)
+    assert steps.ran() == 1
+    again.run(1)
+    again.wait_text(1, "next 42")
 
 
 def test_two_at_once_share_one_gateway(laptop: Laptop) -> None:

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import nbformat
 import requests
@@ -76,6 +76,7 @@ class Lab:
         """
         self.base_url = base_url
         self.app = app
+        self.token = LAB_TOKEN
         self.python = str(venv / "bin" / "python") if venv else sys.executable
         self.home = home
         self.files = home / "files"
@@ -153,13 +154,19 @@ class Lab:
         kernel: str = "python3",
         outputs: dict[int, list[dict[str, Any]]] | None = None,
         minor: int = 5,
+        counts: bool = False,
     ) -> None:
-        """Writes a notebook. `outputs` are those of some cells; below `minor` 5, cells have no ids."""
+        """Writes a notebook.
+
+        `outputs` are those of some cells. Below `minor` 5, cells have no ids. With `counts`, all cells have run.
+        """
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in cells]
         )
         for index, saved in (outputs or {}).items():
             notebook.cells[index].outputs = [nbformat.from_dict(output) for output in saved]
+        for number, cell in enumerate(notebook.cells if counts else (), start=1):
+            cell.execution_count = number
         if minor < 5:
             notebook.nbformat_minor = minor
             for cell in notebook.cells:
@@ -191,12 +198,23 @@ class Lab:
         self.process.stop(timeout=15)
 
 
+class Server(Protocol):
+    """A server whose notebooks are opened."""
+
+    app: Literal["jupyterlab", "notebook"]
+    token: str
+
+    @property
+    def url(self) -> str: ...
+
+
 class Notebook:
     """One notebook page in JupyterLab's single-document mode."""
 
-    def __init__(self, page: Page, lab: Lab, name: str, url: str | None = None) -> None:
+    def __init__(self, page: Page, lab: Server, name: str, url: str | None = None) -> None:
         self.page = page
-        self.url = url or lab.url
+        self.url = (url or lab.url).rstrip("/")
+        self.token = lab.token
         self.path = "doc/tree" if lab.app == "jupyterlab" else "notebooks"
         self.name = name
         # What is known of the page after it was closed.
@@ -205,7 +223,7 @@ class Notebook:
 
     @property
     def address(self) -> str:
-        return f"{self.url}/{self.path}/{self.name}.ipynb?token={LAB_TOKEN}&reset"
+        return f"{self.url}/{self.path}/{self.name}.ipynb?token={self.token}&reset"
 
     def load(self) -> None:
         """Opens the page and waits until its kernel is idle."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import requests
 
@@ -51,10 +51,11 @@ def install(folder: Path) -> Path:
     python = environment / "bin" / "python"
     site_packages = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
     (environment / site_packages / "shared.pth").write_text(f"{VENV / site_packages}\n")
-    # ipykernel's wheel has its kernelspec outside of the packages.
-    kernels = Path("share/jupyter/kernels")
-    (environment / kernels).mkdir(parents=True)
-    (environment / kernels / "python3").symlink_to(VENV / kernels / "python3")
+    # What the packages have outside of site-packages: JupyterLab's page, widgets, and ipykernel's kernelspec.
+    for name in ("lab", "labextensions/@jupyter-widgets", "kernels/python3"):
+        shared = Path("share/jupyter") / name
+        (environment / shared).parent.mkdir(parents=True, exist_ok=True)
+        (environment / shared).symlink_to(VENV / shared)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
     # pip finds the dependencies installed, and fails if one is missing.
     links = [f"--find-links={wheels}", f"--find-links={REPO / 'target' / 'wheels'}"]
@@ -80,6 +81,8 @@ def is_free(port: int) -> bool:
 
 class RunningLab:
     """A running `kernelmux lab`."""
+
+    app: Literal["jupyterlab", "notebook"] = "jupyterlab"
 
     def __init__(self, process: Process) -> None:
         self.process = process

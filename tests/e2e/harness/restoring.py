@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from harness.executions import latest_of_cell
 from harness.gateway import Gateway
-from harness.lab import Lab, Notebook
+from harness.lab import Lab, Notebook, Server
 from harness.waiting import eventually
 
 # Shows that the cell waits at a gate. The test decides when it continues, not a clock.
@@ -119,7 +119,7 @@ def wait_ended(gateway: Gateway, notebook: Notebook, index: int = 0, timeout: fl
     return found
 
 
-def open_page(page: Page, lab: Lab, name: str) -> Notebook:
+def open_page(page: Page, lab: Server, name: str) -> Notebook:
     """Opens a notebook whose kernel may be busy."""
     notebook = Notebook(page, lab, name)
     notebook.goto()
