@@ -48,7 +48,7 @@ def fault_of_external(link: str) -> str | None:
     if parts.scheme not in ("http", "https"):
         return f"has the scheme {parts.scheme!r}"
     if not parts.hostname or " " in link:
-        return "is no address"
+        return "is not a valid address"
     return None
 
 
@@ -62,7 +62,7 @@ def fault_of_page(pages: dict[Path, Page], page: Path, link: str) -> str | None:
         within = target.is_relative_to(REPO) and target.exists()
         return None if within else "leads to no file"
     if parts.fragment and unquote(parts.fragment) not in pages[target].ids:
-        return "leads to no place in that page"
+        return "has no target in that page"
     return None
 
 

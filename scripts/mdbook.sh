@@ -16,7 +16,7 @@ if [ ! -x "$root/bin/mdbook" ]; then
     echo "building mdbook $version in the cache" >&2
     build=$(mktemp -d)
     trap 'rm -rf "$build"' EXIT
-    # Without the server, which needs as many crates again, and not optimised, which takes half the time.
+    # Without the server, which doubles the number of crates, and without optimization, which doubles the time.
     CARGO_PROFILE_RELEASE_OPT_LEVEL=0 "${CARGO:-cargo}" install --quiet --locked --version "$version" --no-default-features --features search \
         --target-dir "$build" --root "$build/installed" mdbook >&2
     rm -rf "$root"

@@ -2,7 +2,7 @@
 """Publishes the workspace's crates in the order of their dependencies and the JavaScript client, and tags the release.
 
     release.py --dry-run        packs each crate, checks it and prints the steps; writes only to target/package
-    release.py [--from CRATE]   takes the steps, from this crate on if an earlier run stopped there
+    release.py [--from CRATE]   carries out the steps, beginning with this crate if an earlier run stopped there
 
 docs/releasing.md has the whole procedure.
 """
@@ -43,7 +43,7 @@ def own_dependencies(package: dict, names: set[str]) -> list[dict]:
 
 
 def in_order(packages: list[dict]) -> list[dict]:
-    """The packages, each after those that it depends on."""
+    """The packages in the order of their dependencies."""
     by_name = {package["name"]: package for package in packages}
     needs = {
         name: sorted({dependency["name"] for dependency in own_dependencies(by_name[name], set(by_name))})
@@ -71,7 +71,7 @@ def pack(packages: list[dict], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     selected = [argument for package in packages for argument in ("--package", package["name"])]
     command = ["cargo", "package", "--quiet", "--locked", "--no-verify", "--allow-dirty", *selected]
-    # Offline if the index of the registry is here, as after a build.
+    # Without the network if cargo has the registry's index, as after a build.
     offline = subprocess.run([*command, "--offline"], capture_output=True, text=True)
     if offline.returncode != 0:
         subprocess.run(command, check=True)
@@ -112,7 +112,7 @@ def semver_problems(tags: list[str], packages: list[dict], version: str) -> list
         return ["cargo-semver-checks is not installed: cargo install --locked cargo-semver-checks"]
     selected = [argument for package in packages for argument in ("--package", package["name"])]
     command = ["cargo", "semver-checks", "check-release", "--baseline-rev", tags[0], *selected]
-    return [f"{version} breaks what {tags[0]} promised"] if subprocess.call(command) != 0 else []
+    return [f"{version} has breaking changes since {tags[0]}"] if subprocess.call(command) != 0 else []
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 # folder.
 ipykernel=ipykernel==7.4.0
 if ! .venv/bin/python -c 'import ipykernel' 2>/dev/null; then
-    echo "making .venv with $ipykernel" >&2
+    echo "creating .venv with $ipykernel" >&2
     "${PYTHON:-python3}" -m venv .venv
     .venv/bin/pip install --quiet --disable-pip-version-check "$ipykernel"
 fi

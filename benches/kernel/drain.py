@@ -1,8 +1,8 @@
-"""The barest subscriber there can be: libzmq's, from C, without a bound on its queue; it only counts.
+"""A minimal subscriber: libzmq's, from C, with an unbounded queue. It only counts stream messages.
 
-What it misses of a kernel's flood, no subscriber could have had on this machine: it was dropped before it was sent.
-Usage: drain.py CONNECTION_FILE; prints a line when it is subscribed, and one with how many stream messages came and how
-many seconds of a core that took.
+Messages that it misses were dropped by the kernel's socket, so no subscriber on this machine could receive them.
+Usage: drain.py CONNECTION_FILE. Prints "subscribed" when it is, and at the end the number of stream messages and the
+seconds of CPU time.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ socket.rcvhwm = 0
 socket.subscribe(b"")
 socket.rcvtimeo = FIRST_MS
 socket.connect(f"tcp://{info['ip']}:{info['iopub_port']}")
-# Each request that the benchmark sends makes the kernel publish its state.
+# The benchmark sends requests until the kernel's status arrives here.
 while b"status" not in socket.recv_multipart():
     pass
 print("subscribed", flush=True)
@@ -31,7 +31,7 @@ drain = ctypes.CDLL(os.environ["FLOOD_LIBRARY"]).drain
 drain.restype = ctypes.c_long
 drain.argtypes = [ctypes.c_void_p, ctypes.c_void_p, Frame]
 topic = b"stream.stdout"
-# The kernel may take long to make its messages before it sends the first.
+# The kernel signs all messages before it sends the first, which may take long.
 while socket.recv_multipart()[0] != topic:
     pass
 socket.rcvtimeo = QUIET_MS

@@ -1,5 +1,5 @@
-/* Sends a flood of Jupyter messages from libzmq, as fast as its socket takes them or at a steady rate. The functions of
- * libzmq come in as pointers, from the library that pyzmq has loaded, so that nothing has to be linked. */
+/* Sends a flood of Jupyter messages with libzmq, as fast as its socket takes them or at a steady rate. The caller passes
+ * pointers to libzmq's functions, from the library that pyzmq has loaded, so that nothing has to be linked. */
 #define _POSIX_C_SOURCE 200809L
 #include <stddef.h>
 #include <string.h>
@@ -25,9 +25,9 @@ static void wait_until(struct timespec *at, long nanoseconds) {
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, at, NULL);
 }
 
-/* Sends `count` messages: topic, delimiter, signature, header, parent header, metadata, content. The message's number
- * stands in the header at `number_at`. With `per_tick` not zero it sends that many and then waits for the next tick.
- * Returns how many were sent. */
+/* Sends `count` messages: topic, delimiter, signature, header, parent header, metadata, content. Writes the message's
+ * number into the header at `number_at`. If `per_tick` is not zero, waits for the next tick after that many messages.
+ * Returns the number of sent messages. */
 long flood(send_fn send, void *socket, struct frame topic, struct frame delimiter, const char *signatures, char *header,
            size_t header_size, size_t number_at, struct frame parent, struct frame metadata, struct frame content,
            long count, long per_tick, long tick_nanoseconds) {
@@ -53,8 +53,7 @@ long flood(send_fn send, void *socket, struct frame topic, struct frame delimite
 
 typedef int (*receive_fn)(void *socket, void *data, size_t size, int flags);
 
-/* Receives and drops frames until none comes for as long as the socket's time-out. Returns how many of them were stream
- * messages' topics. */
+/* Receives and drops frames until the socket's timeout. Returns how many of them were topics of stream messages. */
 long drain(receive_fn receive, void *socket, struct frame topic) {
     char data[4096];
     long count = 0;

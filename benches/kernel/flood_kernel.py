@@ -1,14 +1,14 @@
-"""A kernel that floods: what it is asked to run says how many messages to publish, and how.
+"""A kernel that publishes a flood of messages.
 
 The code of an execute_request is a JSON object:
-  count    how many stream messages, each with 200 bytes of text
-  how      "session": made, signed and sent one by one by jupyter_client, as ipykernel does
+  count    number of stream messages, each with 200 bytes of text
+  how      "session": created, signed and sent one by one by jupyter_client, as ipykernel does
            "pyzmq":   signed beforehand, sent from Python
            "libzmq":  signed beforehand, sent from C
-  rate     messages a second, in ticks of a millisecond; as fast as the socket takes them where absent ("libzmq" only)
-  nodrop   whether XPUB_NODROP is set: the kernel then waits for its subscribers
+  rate     messages per second, sent in ticks of a millisecond; unlimited if absent ("libzmq" only)
+  nodrop   whether to set XPUB_NODROP, with which the kernel waits for its subscribers
 
-The reply tells in its user_expressions how many were sent and how long that took.
+The reply's user_expressions have the number of sent messages and the seconds that sending took.
 """
 
 import ctypes
@@ -121,7 +121,7 @@ class FloodKernel:
         return flood["count"], time.perf_counter() - begun
 
     def signed(self, flood, parent):
-        """The message's frames, its header cut at the number, and the signatures of all messages."""
+        """The frames of a message, with its header split at the number, and the signatures of all messages."""
         header = self.session.msg_header("stream")
         header["msg_id"] = f"{self.session.session}_{HEADER_NUMBER}"
         before, after = dumps(header).split(HEADER_NUMBER.encode(), 1)
@@ -167,7 +167,7 @@ class FloodKernel:
 
 
 def libzmq():
-    """The libzmq that pyzmq runs on, which its wheels carry beside it."""
+    """The libzmq that pyzmq has loaded. pyzmq's wheels contain it."""
     site = os.path.dirname(os.path.dirname(zmq.__file__))
     found = glob.glob(os.path.join(site, "pyzmq.libs", "libzmq*.so*"))
     return ctypes.CDLL(found[0] if found else "libzmq.so.5")

@@ -131,7 +131,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         ("doubled, of all clients together", doubled),
         ("clients without `idle`", without_idle),
     ] {
-        section.mark(what, "0", count(number), number == 0);
+        section.target(what, "0", count(number), number == 0);
     }
     Ok(section)
 }

@@ -91,14 +91,14 @@ pub async fn run(setup: &Setup) -> Result<Section> {
                 return Err("too few messages arrived to cut the connection as often as planned".into());
             }
             let measured = format!("{} and {}", count(lost), count(doubled));
-            section.mark(
+            section.target(
                 format!("lost and doubled, {}", named(name)),
                 "0 and 0",
                 measured,
                 lost + doubled == 0,
             );
             let ended = if got.ended() { "came" } else { "did not come" };
-            section.mark(format!("reply and idle, {}", named(name)), "came", ended, got.ended());
+            section.target(format!("reply and idle, {}", named(name)), "came", ended, got.ended());
         }
     }
     for gateway in [ours, kernel_gateway, jupyter_server] {

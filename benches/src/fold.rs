@@ -70,7 +70,7 @@ pub fn run() -> Result<Section> {
             time(replayed),
         ]);
     }
-    section.mark(
+    section.target(
         "stream messages per second, the slowest",
         "≥ 1 M/s",
         per_second(slowest as u64, 1.0),

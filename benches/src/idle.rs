@@ -80,13 +80,13 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         bytes(a_kernel),
         format!("{} in {}", time(cpu), time(watched)),
     ]);
-    section.mark(
+    section.target(
         "memory per kernel",
         "≤ 100 KB",
         format!("{:.1} KB", a_kernel as f64 / 1e3),
         a_kernel <= WANTED_BYTES,
     );
-    section.mark(
+    section.target(
         "CPU",
         "< 1 % of a core",
         format!("{:.2} %", share * 100.0),

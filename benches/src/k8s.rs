@@ -30,9 +30,9 @@ pub async fn run() -> Result<Section> {
     let mut section = Section::new(
         "Kernels in pods",
         format!(
-            "On the cluster of `KUBECONFIG`, whose pods' addresses are reached from here (`make dev-cluster` gives one of \
-             one node, on the same machine); the image is {image}. All through `provider-k8s`, by the pods' addresses \
-             where nothing else is said, its manager with the log in memory."
+            "On the cluster of `KUBECONFIG`, whose pods' addresses must be reachable from this machine (`make dev-cluster` \
+             starts such a cluster). The image is {image}. kernelmux is `provider-k8s`, connected to the pods' addresses \
+             unless a row says otherwise, and a manager with logs in memory."
         ),
     );
     // Only with an explicit cluster, because this needs an administrator's rights and creates a fake node.

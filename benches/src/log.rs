@@ -46,13 +46,11 @@ pub fn run() -> Result<Section> {
     let mut section = Section::new(
         "Log: segment files against raw files",
         format!(
-            "Entries of about {ENTRY} B. A raw file takes the same blocks by `write` and gives them by `read` of {}, which \
-             come from the page cache, as all scans do. The benchmark requests no syncs. \
-             A second raw file is synced after every {}. \
-             \"Store\" is `DiskStore` alone, \"log\" \
-             is what the recorder uses: `Log::append`, the writer thread, until all is stored; its scan is a `Reader`. \
-             A log on disk is opened \
-             again after its writer has shut down, and memory is how much the resident set of the benchmark grows.",
+            "Entries of about {ENTRY} B. A raw file is written with the same blocks, each with one `write`, and read with \
+             `read`s of {} from the page cache, as all scans are. The benchmark requests no syncs, except for a second \
+             raw file, which is synced after every {}. \"Store\" is `DiskStore` alone. \"Log\" is what the recorder uses: \
+             `Log::append`, until the writer thread has stored everything; its scan is a `Reader`. A log on disk is \
+             opened again after its writer has ended. Memory is the growth of the benchmark's resident set.",
             bytes(READ as u64),
             bytes(SYNC_BYTES as u64),
         ),
@@ -134,13 +132,13 @@ async fn backlog(section: &mut Section) -> Result<()> {
         format!("{rate:.0} MB/s"),
         format!("+ {}", bytes(most.saturating_sub(memory))),
     ]);
-    section.mark(
+    section.target(
         format!("{} opened again", bytes(total as u64)),
         "< 1 s",
         time(opened),
         opened.as_secs_f64() < 1.0,
     );
-    section.mark(
+    section.target(
         format!("{} read again", bytes(total as u64)),
         "≥ 500 MB/s",
         format!("{rate:.0} MB/s"),
@@ -181,7 +179,7 @@ async fn long(section: &mut Section) -> Result<()> {
         time(slowest),
         String::new(),
     ]);
-    section.mark(
+    section.target(
         format!("a reader at the tail of {} entries, the slowest", count(last.0)),
         "≤ 5 ms",
         time(slowest),
@@ -225,7 +223,7 @@ async fn many(section: &mut Section) -> Result<()> {
         format!("+ {}", bytes(memory.saturating_sub(before))),
     ]);
     section.row([format!("removed, {REMOVED} logs"), time(removed), String::new()]);
-    section.mark(
+    section.target(
         format!("{} logs opened and listed", count(logs_count as u64)),
         "≤ 1 s",
         time(opened),

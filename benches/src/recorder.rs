@@ -130,7 +130,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
 
     let unix = burst_of(setup, FLOOD_IPC, &pyzmq(LARGE), false).await?;
     unix.row(&mut section, "pyzmq over Unix sockets");
-    section.mark(
+    section.target(
         "lost from pyzmq's burst of 1,000,000 over Unix sockets",
         "0",
         count(unix.lost()),
@@ -144,7 +144,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     large.row(&mut section, "pyzmq");
     let stalled = burst(setup, &pyzmq(LARGE), true).await?;
     stalled.row(&mut section, "pyzmq, while a second client stalls for 20 s");
-    section.mark(
+    section.target(
         "messages per second and core",
         "≥ 200,000/s",
         per_second(large.received, large.cpu.as_secs_f64()),
@@ -156,9 +156,9 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         ("pyzmq's burst of 1,000,000", &large),
         ("pyzmq's burst while a second client stalls for 20 s", &stalled),
     ] {
-        section.mark(format!("lost from {what}"), "0", count(burst.lost()), burst.lost() == 0);
+        section.target(format!("lost from {what}"), "0", count(burst.lost()), burst.lost() == 0);
     }
-    section.mark(
+    section.target(
         "memory while the second client stalls",
         format!("flat (here: at most {} more than before)", bytes(FLAT_BYTES)),
         format!(
@@ -193,7 +193,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         let nodrop = burst(setup, &waiting, false).await?;
         nodrop.row(&mut section, "libzmq, without pause, XPUB_NODROP");
         for (what, burst) in [("", &unpaced), (", XPUB_NODROP set by the kernel", &nodrop)] {
-            section.mark(
+            section.target(
                 format!(
                     "lost from libzmq's burst of {} without pause{what}",
                     crate::measure::count(count)

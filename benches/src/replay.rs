@@ -103,7 +103,7 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
             format!("{} → {}", bytes(before), bytes(peak)),
         ]);
         if !ours {
-            section.mark(
+            section.target(
                 format!("replay of {} to a minimal client", bytes(total)),
                 "≥ 500 MB/s",
                 format!("{:.0} MB/s", rate / 1e6),
@@ -111,7 +111,7 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
             );
         }
         let growth = peak.saturating_sub(before);
-        section.mark(
+        section.target(
             format!(
                 "memory during the replay{}",
                 if ours { ", to `ResumeClient`" } else { "" }
@@ -175,7 +175,7 @@ async fn long(setup: &Setup, section: &mut Section) -> Result<()> {
         ("the slowest", times.percentile(100)),
         ("the first after the gateway's start", opened),
     ] {
-        section.mark(
+        section.target(
             format!("attach at the tail of {} entries, {what}", count(last.0)),
             "≤ 5 ms",
             time(measured),

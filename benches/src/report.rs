@@ -13,7 +13,7 @@ pub struct Section {
     /// How the benchmark measures.
     pub how: String,
     tables: Vec<Table>,
-    marks: Vec<Mark>,
+    targets: Vec<Target>,
     notes: Vec<String>,
 }
 
@@ -26,7 +26,7 @@ struct Table {
     rows: Vec<Vec<String>>,
 }
 
-struct Mark {
+struct Target {
     what: String,
     wanted: String,
     measured: String,
@@ -41,7 +41,7 @@ impl Section {
             title,
             how: how.into(),
             tables: Vec::new(),
-            marks: Vec::new(),
+            targets: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -64,8 +64,14 @@ impl Section {
     }
 
     /// Adds a target, with the measured value and whether it is met.
-    pub fn mark(&mut self, what: impl Into<String>, wanted: impl Into<String>, measured: impl Into<String>, met: bool) {
-        self.marks.push(Mark {
+    pub fn target(
+        &mut self,
+        what: impl Into<String>,
+        wanted: impl Into<String>,
+        measured: impl Into<String>,
+        met: bool,
+    ) {
+        self.targets.push(Target {
             what: what.into(),
             wanted: wanted.into(),
             measured: measured.into(),
@@ -90,11 +96,11 @@ impl Section {
                 line(&mut out, row);
             }
         }
-        if !self.marks.is_empty() {
+        if !self.targets.is_empty() {
             out.push_str("\n| Quantity | Target | Measured | |\n| --- | --- | --- | --- |\n");
-            for mark in &self.marks {
-                let met = if mark.met { MET } else { MISSED };
-                let _ = writeln!(out, "| {} | {} | {}{met}", mark.what, mark.wanted, mark.measured);
+            for target in &self.targets {
+                let met = if target.met { MET } else { MISSED };
+                let _ = writeln!(out, "| {} | {} | {}{met}", target.what, target.wanted, target.measured);
             }
         }
         for note in &self.notes {

@@ -151,14 +151,14 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         ]);
     }
     let against_direct = through_ours / tcp.min(ipc);
-    section.mark(
+    section.target(
         "against direct ZeroMQ, the faster of the two",
         "≤ 1.3×",
         ratio(against_direct),
         against_direct <= 1.3,
     );
     let faster = through_peer / through_ours;
-    section.mark(
+    section.target(
         "against Kernel Gateway",
         "≥ 40× faster",
         format!("{} faster", ratio(faster)),

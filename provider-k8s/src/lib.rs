@@ -40,9 +40,9 @@
 //! it, which needs `sh` and `cp` in the image. `writable_connection_file` turns the copy on or off for any kernel.
 //!
 //! Restarting a kernel that a Python interpreter started keeps its pod, and with it the node, the volumes and everything
-//! installed into the container. `restart_in_place` turns this on or off for any kernel. A restart in place needs `sh` and
-//! `mkfifo` in the image, and a kernel that installs its own handler for SIGINT. If the pod is gone, or the kernelspec has
-//! changed since the pod was created, a restart creates a new pod.
+//! installed into the container. `restart_in_place` turns this on or off for any kernel. A restart in place needs `sh`,
+//! `cat`, `mkfifo`, `mv` and `rm` in the image, and a kernel that installs its own handler for SIGINT. If the pod is gone,
+//! or the kernelspec has changed since the pod was created, a restart creates a new pod.
 //!
 //! # Warm pools
 //!
@@ -62,8 +62,8 @@
 //!
 //! # kube and k8s-openapi
 //!
-//! Types of both crates are in this crate's API, so it re-exports the crates: [`kube`] and [`k8s_openapi`]. Use these, and
-//! the versions always match. Their features are the program's choice, above all the version of Kubernetes.
+//! This crate's API contains types of both crates, so it re-exports them as [`kube`] and [`k8s_openapi`]; with these, the
+//! versions always match. Your program selects their features, in particular the version of Kubernetes.
 //!
 //! # Rights
 //!

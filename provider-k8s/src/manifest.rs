@@ -152,7 +152,8 @@ impl Manifest {
 
     /// Stable hash of the kernelspec, settings and environment, usable as a label value.
     ///
-    /// It ignores names, keys, tokens, the owner, the request's annotations and the launch time, so that equal pods have equal fingerprints.
+    /// It ignores names, keys, tokens, the owner, the request's annotations and the launch time, so that equal pods have
+    /// equal fingerprints.
     pub(crate) fn fingerprint(&self) -> String {
         let mut pod = self.pod.clone();
         pod.metadata.name = None;

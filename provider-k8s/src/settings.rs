@@ -50,7 +50,7 @@ pub(crate) struct Settings {
     pub(crate) writable_connection_file: Option<bool>,
     /// Whether a restart keeps the pod. `None` means yes for kernels started by a Python interpreter.
     ///
-    /// This needs `sh`, `mkfifo`, `mv` and `rm` in the image.
+    /// This needs `sh`, `cat`, `mkfifo`, `mv` and `rm` in the image.
     pub(crate) restart_in_place: Option<bool>,
     /// Pods that are created ahead of launches, each with an idle kernel.
     pub(crate) warm_pool: WarmPool,

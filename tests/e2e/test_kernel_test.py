@@ -12,7 +12,7 @@ from harness.kernel_client import kernel_clients
 
 @pytest.fixture(scope="class")
 def kernel(gateway: Gateway, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Gives the suite a client of the gateway. Its own would start a kernel without it."""
+    """Gives the suite a client of the gateway. The suite's own client would start a kernel without the gateway."""
     with kernel_clients(gateway) as connect:
         request.cls.kc = connect()._manager.client
         yield

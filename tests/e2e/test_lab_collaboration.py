@@ -1,4 +1,4 @@
-"""kernelmux-lab beside jupyter-collaboration, whose pages share one document (scenario 34)."""
+"""kernelmux-lab together with jupyter-collaboration, whose pages share one document (scenario 34)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def lab(
 
 
 # Scenario 25
-def test_of_a_trimmed_log_the_rest_is_shown_and_what_is_missing(
+def test_of_a_trimmed_log_the_remaining_outputs_and_notices_are_shown(
     start_gateway: Callable[..., Gateway],
     make_home: Callable[[str], Path],
     lab_extension: Path,
@@ -70,9 +70,15 @@ def test_of_a_trimmed_log_the_rest_is_shown_and_what_is_missing(
             "print('the last')\n"
         )
         run_and_close(lab, page, "trimmed", [steps.code(code)], steps, at="end")
+        [kernel] = gateway.rest("GET", "api/kernels").json()
+
+        def is_recorded() -> bool:
+            log = gateway.rest("GET", f"api/kernels/{kernel['id']}/log?follow=false").text
+            return f"output {count - 1};" in log
+
+        eventually(is_recorded, "the gateway has recorded everything", 120)
         notebook = open_page(page, lab, "trimmed")
         expect_running(notebook, 0)
-        # The page may follow while the gateway still records, and receive most of it live.
         notebook.wait_text(0, "is missing here", 60)
         steps.open("end")
         expect(notebook.prompt(0)).to_have_text("[1]:", timeout=60_000)
@@ -192,7 +198,7 @@ def test_a_restarted_notebook_server_finds_its_kernels(
 
 
 class Sent:
-    """What a page sends: addresses, and messages of its WebSockets."""
+    """The addresses that a page requests, and the messages that it sends on WebSockets."""
 
     def __init__(self, page: Page) -> None:
         self.texts: list[str] = []
@@ -200,7 +206,7 @@ class Sent:
         page.on("websocket", lambda socket: socket.on("framesent", lambda data: self.texts.append(str(data))))
 
     def of_kernelmux(self) -> list[str]:
-        """What only kernelmux-lab sends. The files of the prebuilt extension are loaded in any case."""
+        """The texts that only kernelmux-lab sends. The prebuilt extension's files are always loaded."""
         return [text for text in self.texts if re.search(r'"kernelmux"|/kernelmux/(?!lab/static/)', text)]
 
     def has(self, msg_type: str) -> bool:

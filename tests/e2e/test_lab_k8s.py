@@ -117,7 +117,7 @@ def test_running_out_of_memory_while_the_tab_was_closed_leaves_outputs_and_the_c
 # Scenario 36
 def test_the_steps_of_a_slow_start_are_shown(lab: Lab, page: Page, namespace: KernelNamespace) -> None:
     notebook, status = open_starting(lab, page, "slow", "held")
-    expect(status).to_contain_text("Kernel waits for a place")
+    expect(status).to_contain_text("Kernel is waiting for a node")
     kernel_id = starting_kernel(lab, "slow")
     namespace.kubectl(
         "patch",
@@ -126,10 +126,10 @@ def test_the_steps_of_a_slow_start_are_shown(lab: Lab, page: Page, namespace: Ke
         "--type=json",
         f"--patch={json.dumps([{'op': 'remove', 'path': '/spec/schedulingGates'}])}",
     )
-    expect(status).to_contain_text("Kernel has a place")
+    expect(status).to_contain_text("Kernel has a node")
     namespace.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "late"}})
     # The kubelet looks for the volume less and less often.
-    expect(status).to_contain_text("Kernel starts", timeout=90_000)
+    expect(status).to_contain_text("Kernel is starting", timeout=90_000)
     namespace.run(kernel_id, "touch /tmp/go")
     notebook.wait_ready()
     assert notebook.kernel_id() == kernel_id

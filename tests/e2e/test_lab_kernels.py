@@ -124,7 +124,7 @@ def test_a_notebook_switches_to_other_resources_and_back(lab: Lab, page: Page, g
         page.locator(".jp-Dialog select").select_option(profile)
         notebook.dialog_button("Ok")
         # Nothing is lost before the user agrees.
-        expect(page.locator(".jp-Dialog")).to_contain_text("variables and the cells that run are lost")
+        expect(page.locator(".jp-Dialog")).to_contain_text("variables and running cells are lost")
         assert gateway.model(before) is not None
         notebook.dialog_button("Switch")
         page.wait_for_function(

@@ -192,7 +192,7 @@ def test_a_display_is_updated_by_its_own_and_by_later_cells(
 
 
 # Scenario 9
-def test_of_replaced_plots_the_last_is_shown(lab: Lab, page: Page, steps: Steps) -> None:
+def test_only_the_last_of_replaced_plots_is_shown(lab: Lab, page: Page, steps: Steps) -> None:
     code = (
         "from IPython.display import HTML, clear_output, display\n"
         "for number in range(20):\n"
@@ -236,7 +236,7 @@ def test_an_open_question_is_asked_again(
 
 
 # Scenario 11
-def test_a_question_answered_in_another_tab_goes(lab: Lab, page: Page, steps: Steps) -> None:
+def test_a_question_answered_in_another_tab_disappears(lab: Lab, page: Page, steps: Steps) -> None:
     other = lab.open(
         page.context.new_page(), "two-tabs", ["name = input('Who? ')\nprint('Hello', name)", "print('next', name)"]
     )

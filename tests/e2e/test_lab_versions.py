@@ -1,4 +1,4 @@
-"""kernelmux-lab in the oldest and the newest supported JupyterLab and Notebook, and beside other extensions.
+"""kernelmux-lab in the oldest and the newest supported JupyterLab and Notebook, and together with other extensions.
 
 The numbers are those of the scenarios in clients/lab/README.md.
 """

@@ -82,7 +82,7 @@ def test_notebooks_come_back_after_the_terminal_was_closed(laptop: Laptop) -> No
         assert execution["status"] == "ok"
         assert "the answer is 42" in str(execution["outputs"])
         assert lab.run(kernel_id, "print(value)").strip() == "42"
-        assert lab.process.stop(number, 60) == 0, lab.process.output
+        assert lab.process.stop(number, 120) == 0, lab.process.output
         assert laptop.gateway_pid == gateway_pid and alive(gateway_pid) and alive(kernel_pid)
 
 
@@ -127,7 +127,7 @@ def test_two_at_once_share_one_gateway(laptop: Laptop) -> None:
     assert laptop.kernels() == [kernel_id]
     assert len(laptop.gateway_pids()) == 1
     assert "running JupyterLabs: 2" in laptop.run("status").stdout
-    first.process.stop(signal.SIGTERM, 60)
+    first.process.stop(signal.SIGTERM, 120)
     # The gateway of the second one has not ended with the first.
     other = second.open_notebook("other.ipynb")
     assert sorted(laptop.kernels()) == sorted([kernel_id, other])
@@ -155,7 +155,7 @@ def test_an_interrupted_start_is_continued(laptop: Laptop) -> None:
     process = laptop.start_lab()
     state = laptop.data_dir / "laptop" / "gateway.json"
     eventually(state.exists, "the gateway is started")
-    assert process.stop(signal.SIGINT, 60) != -signal.SIGKILL
+    assert process.stop(signal.SIGINT, 120) != -signal.SIGKILL
     laptop.start_gateway()
     assert laptop.state["pid"] == laptop.gateway_pid
     assert laptop.kernels() == []

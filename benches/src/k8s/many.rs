@@ -76,10 +76,10 @@ pub(super) async fn at_once(ns: &BenchNamespace, section: &mut Section) -> Resul
         format!("{a_kernel:.2}"),
     ]);
     section.note(
-        "Their kernel is a Python that opens five sockets and can do nothing else. By hand a pod counts when the API server \
-         says that it is ready, through kernelmux when its sockets are open.",
+        "The kernels are Python programs that only open five sockets. A pod made by hand counts as ready when the API \
+         server reports that, a pod of kernelmux when its sockets are open.",
     );
-    section.mark("API calls per kernel", "≤ 6", format!("{a_kernel:.2}"), a_kernel <= 6.0);
+    section.target("API calls per kernel", "≤ 6", format!("{a_kernel:.2}"), a_kernel <= 6.0);
     Ok(())
 }
 
@@ -126,11 +126,11 @@ pub(super) async fn many(ns: &BenchNamespace, section: &mut Section) -> Result<(
             idle.to_string(),
             bytes(a_kernel),
         ]);
-        section.mark("API calls in 10 s while 1,000 run", "0", idle.to_string(), idle == 0);
+        section.target("API calls in 10 s while 1,000 run", "0", idle.to_string(), idle == 0);
         section.note(
-            "The thousand are real pods of the real API server and scheduler, on a node that does not exist: the benchmark \
-             says of them that they run. Memory is this process's resident set, which holds provider, watch and handles, \
-             above what it was with one kernel; no client is connected.",
+            "The thousand pods are real objects of the API server and the scheduler, on a fake node: the benchmark reports \
+             them as running. Memory is the growth of this process's resident set since one kernel ran; it includes the \
+             provider, the watch and the handles. No client is connected.",
         );
         for kernels in kernels.chunks(100) {
             let ended = join_all(kernels.iter().map(|kernel| kernel.shutdown(Duration::ZERO))).await;

@@ -84,7 +84,7 @@ pub(super) async fn starts(ns: &BenchNamespace, section: &mut Section) -> Result
         ]);
     }
     let against = ours.median().as_secs_f64() / theirs.median().as_secs_f64();
-    section.mark(
+    section.target(
         "start relative to the pod created by hand, p50",
         "≤ 1.1×",
         ratio(against),
@@ -141,7 +141,7 @@ pub(super) async fn claims(ns: &BenchNamespace, section: &mut Section) -> Result
                 time(times.percentile(90)),
             ]);
         }
-        section.mark(
+        section.target(
             format!("warm claim {name}, p50"),
             "≤ 150 ms",
             time(claimed.median()),

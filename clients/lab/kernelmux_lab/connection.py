@@ -1,8 +1,8 @@
-"""Closes connections to the gateway that the page has given up while they were being made.
+"""Closes connections to the gateway whose page has disconnected while they were being opened.
 
-JupyterLab always gives up its first connection to a kernel, because jupyter_server's gateway connection selects no
-subprotocol. jupyter_server then leaves its own connection to the gateway open, so the kernel has a client for as long
-as the server runs, and is never culled.
+JupyterLab always abandons its first connection to a kernel, because jupyter_server's gateway connection selects no
+subprotocol. jupyter_server then leaves its own connection to the gateway open. The kernel would have a client for as
+long as the server runs, and would never be culled.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _SETTING = "kernel_websocket_connection_class"
 
 
 class ClosingConnection(GatewayWebSocketConnection):
-    """A connection to the gateway that is closed if it is made too late."""
+    """A connection to the gateway that is closed if it opens after its page has disconnected."""
 
     def disconnect(self) -> None:  # type: ignore[override]
         if self.ws is None and self.ws_future is not None and not self.ws_future.done():
-            # Cancelling the future would not end the connection: it is closed once it is made.
+            # Cancelling the future would not end the connection. It is closed once it is open.
             self.disconnected = True
         else:
             super().disconnect()
@@ -35,6 +35,6 @@ class ClosingConnection(GatewayWebSocketConnection):
 
 
 def install(app: Application) -> None:
-    """Uses it, unless the server is configured with a class of its own."""
+    """Installs the class, unless the server is configured with another one."""
     if app.settings.get(_SETTING) is GatewayWebSocketConnection:
         app.settings[_SETTING] = ClosingConnection

@@ -57,7 +57,7 @@ def _load_jupyter_server_extension(serverapp: ServerApp) -> None:
     page_config = web.settings.setdefault("page_config_data", {})
 
     async def start() -> None:
-        # The lab extension does nothing without this. It is set for a gateway that does not answer yet, too.
+        # The lab extension does nothing without this option, so set it even if the gateway does not answer yet.
         page_config["kernelmux"] = True
         try:
             page_config["kernelmux"] = await gateway.is_kernelmux()

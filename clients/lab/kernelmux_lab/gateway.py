@@ -52,7 +52,7 @@ class Gateway:
         return self._is_kernelmux
 
     async def _has_logs(self) -> bool:
-        """Whether the gateway keeps logs of kernels: versions without `kernelmux` in `GET /api` are known by it."""
+        """Whether the gateway keeps logs of kernels. Identifies versions without `kernelmux` in `GET /api`."""
         try:
             logs = await self.json("GET", "api/logs")
         except HTTPError as error:

@@ -116,14 +116,14 @@ class KernelProxy(Handler):
             raise HTTPError(400, "The body is not JSON") from error
 
     def with_share_url(self, answer: bytes) -> bytes:
-        """Completes the link to a shared page: the gateway does not know the address that its users see."""
+        """Adds the address that users see to the link to a shared page. The gateway does not know that address."""
         model = json.loads(answer)
         model["url"] = url_path_join(self.share_url or self.gateway.url, model["url"])
         return json.dumps(model).encode()
 
 
 class NotebookHandler(Handler):
-    """What is known of a notebook's kernels: the newest that has ended, and the one that is being started."""
+    """The newest ended kernel of a notebook, and the kernel that is being started for it."""
 
     @authenticated
     @authorized("read")

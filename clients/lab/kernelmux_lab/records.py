@@ -1,6 +1,6 @@
 """A file with the kernels that this server has started, and with its sessions.
 
-A restarted server finds its kernels by it, and pages may read the outputs of kernels that have ended.
+A restarted server finds its kernels in it, and knows of which ended kernels its pages may read outputs.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Records:
 
     @staticmethod
     def path_for(directory: Path, gateway_url: str, root: str) -> Path:
-        """The file for a gateway and a root directory: servers with other ones have other kernels.
+        """The file for a gateway and a root directory; servers with another one have other kernels.
 
-        The port does not count, because a gateway that is started again may have another.
+        The port is ignored, because it may change when the gateway is restarted.
         """
         gateway = urlsplit(gateway_url)
         key = hashlib.sha256(f"{gateway.hostname}\n{gateway.path}\n{root}".encode()).hexdigest()[:16]
@@ -60,9 +60,9 @@ class Records:
         return kernel_id in self.kernels
 
     def add_kernel(self, kernel_id: str, **details: Any) -> None:
-        """Remembers a kernel, or updates what is known of it."""
+        """Adds a kernel, or updates its details."""
         known = self.kernels.pop(kernel_id, {})
-        # Moved to the end, so that the oldest come first.
+        # Moved to the end, so that the oldest kernels come first.
         self.kernels[kernel_id] = {**known, **{k: v for k, v in details.items() if v is not None}}
         for oldest in list(self.kernels)[: max(0, len(self.kernels) - MAX_KERNELS)]:
             del self.kernels[oldest]

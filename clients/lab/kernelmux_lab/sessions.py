@@ -61,7 +61,7 @@ class SessionKeeper:
         sessions.get_kernel_env = self._with_env(sessions.get_kernel_env)
         kernels.start_kernel = self._noting_kernels(kernels.start_kernel)
         if keep_kernels:
-            # jupyter_server calls it only when it ends.
+            # jupyter_server calls this method only when it ends.
             kernels.shutdown_all = self._leave_running
 
     def _recorded(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -21,7 +21,7 @@ export const COMMANDS = {
   profile: 'kernelmux:switch-resources'
 } as const;
 
-/** How long a shared page can be seen, in seconds. */
+/** Lifetimes of a share, in seconds. */
 const EXPIRIES: Record<string, number> = { '1 hour': 3600, '1 day': 86_400, '7 days': 604_800 };
 
 interface Current {
@@ -39,7 +39,7 @@ export function addCommands(
   const current = (): Current | null => {
     const panel = tracker.currentWidget;
     const restorer = restorers.of(panel);
-    return panel && restorer?.works ? { panel, restorer } : null;
+    return panel && restorer?.isSupported ? { panel, restorer } : null;
   };
   const add = (
     id: string,
@@ -152,7 +152,7 @@ async function switchProfile(panel: NotebookPanel, gateway: Gateway, specs: Kern
   }
   const answer = await showDialog({
     title: `Switch to ${choice.value}?`,
-    body: 'The kernel starts again there. Its variables and the cells that run are lost; outputs stay.',
+    body: 'The kernel is restarted there. Its variables and running cells are lost; outputs stay.',
     buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: 'Switch' })]
   });
   const name = sessionContext.session?.kernel?.name;

@@ -3,7 +3,7 @@ export interface Execution {
   msg_id: string;
   /** The cell that was run, if the client named it. */
   cellId?: string | null;
-  /** The session of the client that asked for it. */
+  /** The session of the client that requested it. */
   session: string;
   status: 'queued' | 'running' | 'ok' | 'error' | 'aborted' | 'died' | 'lost';
   /** What ended the kernel, if the execution ended with it. */

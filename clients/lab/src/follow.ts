@@ -1,9 +1,9 @@
 /**
- * Shows an execution that another page asked for in a cell, and goes on with it.
+ * Shows another page's execution in a cell, and continues with its live output.
  *
- * The request is sent again under its own `msg_id`. The gateway does not pass it to the kernel, but replays the
- * execution on this connection: its outputs so far, then the live ones. JupyterLab takes all of it for the answer to a
- * request of this page, so display updates, questions and the end of the cell work as ever.
+ * This page repeats the request with the same `msg_id`. The gateway does not pass it to the kernel, but replays the
+ * execution on this connection: its outputs so far, then the live ones. JupyterLab handles them as answers to a request
+ * of this page, so display updates, questions and the end of the cell work as usual.
  */
 
 import type { CodeCell } from '@jupyterlab/cells';
@@ -12,12 +12,12 @@ import { isOpen, type Execution } from './execution.js';
 import { clearMarker, setMarker } from './marker.js';
 
 /**
- * How long the replay may take to begin before it is asked for again, in milliseconds; each time twice as long.
+ * How long the replay may take to begin before it is requested again, in milliseconds. Doubled each time.
  *
- * A request is lost without a trace if jupyter_server has it while its own connection to the gateway breaks.
+ * jupyter_server drops a request silently if its connection to the gateway breaks before it is forwarded.
  */
-const FIRST_PATIENCE = 5_000;
-const MOST_PATIENCE = 60_000;
+const FIRST_TIMEOUT = 5_000;
+const MAX_TIMEOUT = 60_000;
 
 type Future = Kernel.IShellFuture<KernelMessage.IExecuteRequestMsg, KernelMessage.IExecuteReplyMsg>;
 
@@ -27,7 +27,7 @@ export class Follow {
   private future!: Future;
   private attached = false;
   private finish!: () => void;
-  private patience = FIRST_PATIENCE;
+  private timeout = FIRST_TIMEOUT;
   private timer: number | undefined;
 
   /**
@@ -48,37 +48,37 @@ export class Follow {
     if (isOpen(execution)) {
       cell.model.executionState = 'running';
     }
-    this.ask(withComms);
+    this.request(withComms);
   }
 
-  /** Asks for the replay again, after a connection was lost. */
-  again(): void {
+  /** Requests the replay again, after a connection was lost. */
+  repeat(): void {
     if (this.kernel.isDisposed || this.cell.isDisposed) {
       this.finish();
       return;
     }
-    // Disposing of a future unregisters its id, so the old one goes before the new one comes.
+    // Disposing of a future unregisters its id, so the old one is disposed of before the new one is created.
     this.future.dispose();
     this.attached = false;
-    this.ask(false);
+    this.request(false);
   }
 
-  private ask(withComms: boolean): void {
+  private request(withComms: boolean): void {
     const request = KernelMessage.createMessage<KernelMessage.IExecuteRequestMsg>({
       msgType: 'execute_request',
       channel: 'shell',
       username: this.kernel.username,
       session: this.kernel.clientId,
       msgId: this.execution.msg_id,
-      // Harmless if it reached a kernel.
+      // Harmless if a kernel receives it.
       content: { code: '', silent: true, store_history: false, allow_stdin: true, stop_on_error: false },
       metadata: { kernelmux: { follow: true, comms: withComms } }
     });
     const future = this.kernel.sendShellMessage(request, true, false) as Future;
     this.future = future;
     window.clearTimeout(this.timer);
-    this.timer = window.setTimeout(() => this.again(), this.patience);
-    this.patience = Math.min(2 * this.patience, MOST_PATIENCE);
+    this.timer = window.setTimeout(() => this.repeat(), this.timeout);
+    this.timeout = Math.min(2 * this.timeout, MAX_TIMEOUT);
     const attach = (message: KernelMessage.IIOPubMessage): boolean => {
       if (!this.attached && isReplay(message)) {
         this.attach(future);
@@ -92,7 +92,7 @@ export class Follow {
     );
   }
 
-  /** Gives the cell to the replay. Until then it shows what the document has, so that it does not flash. */
+  /** Connects the cell to the replay. Until then it shows the document's outputs, so that it does not flash. */
   private attach(future: Future): void {
     this.attached = true;
     window.clearTimeout(this.timer);
@@ -102,7 +102,7 @@ export class Follow {
     }
     // Clears the outputs.
     cell.outputArea.future = future;
-    // The outputs come from the kernel. Those of the document, which may be untrusted, are gone.
+    // All outputs now come from the kernel. Those of the document, which may be untrusted, are cleared.
     cell.model.trusted = true;
     cell.model.executionCount = null;
     cell.model.executionState = 'running';
@@ -127,7 +127,7 @@ export class Follow {
   }
 }
 
-/** Whether a replay begins. A refusal, which is marked too, has only the idle status. */
+/** Whether this message begins a replay. If the gateway refuses the request, it sends only an idle status. */
 function isReplay(message: KernelMessage.IIOPubMessage): boolean {
   const mark = message.metadata['kernelmux'] as { replay?: boolean } | undefined;
   const isIdle = KernelMessage.isStatusMsg(message) && message.content.execution_state === 'idle';

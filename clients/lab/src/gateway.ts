@@ -1,10 +1,10 @@
-/** The gateway's API, through the notebook server, which has the token and passes on what its users may do. */
+/** The gateway's API. The notebook server adds the token and forwards only the requests that its users may make. */
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 import type { Execution } from './execution.js';
 
-/** What the gateway says of a kernel in the `kernelmux` member of its model. */
+/** The `kernelmux` member of a kernel's model. */
 export interface KernelFacts {
   version: number;
   features: string[];
@@ -29,7 +29,7 @@ export interface Share {
   expires: string;
 }
 
-/** What the server knows of a notebook's kernels. */
+/** The server's record of a notebook's kernels. */
 export interface NotebookFacts {
   /** The newest kernel that has ended. */
   previous: string | null;
@@ -38,7 +38,7 @@ export interface NotebookFacts {
   profile: string | null;
 }
 
-/** The page size of lists; the gateway's greatest. */
+/** The page size of lists, which is the gateway's maximum. */
 const PAGE = 500;
 /** The most executions that are read of a kernel. */
 const MAX_EXECUTIONS = 5000;
@@ -52,7 +52,7 @@ export class Gateway {
     return model?.kernelmux ?? null;
   }
 
-  /** The newest execution of each cell, also of a kernel that has ended; null if nothing is known of the kernel. */
+  /** The newest execution of each cell, also of an ended kernel; null if the kernel is unknown. */
   async latestOfCells(id: string): Promise<Execution[] | null> {
     const found: Execution[] = [];
     let before = '';
@@ -109,7 +109,7 @@ export class Gateway {
   }
 
   /**
-   * Sends a request; null if what it names does not exist.
+   * Sends a request. Returns null if the path does not exist.
    *
    * @throws ServerConnection.ResponseError with the server's message.
    */

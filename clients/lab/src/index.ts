@@ -15,7 +15,7 @@ import { KernelStatus } from './status.js';
 
 /**
  * Extensions that run cells on the notebook server, which writes the outputs into the document. A second writer would
- * double them.
+ * duplicate them.
  */
 const SERVER_SIDE_EXECUTION = /nbmodel|server-documents/;
 
@@ -85,7 +85,7 @@ function addStatus(
   });
 }
 
-/** Asks which of the commands that are possible now to run. */
+/** Lets the user choose one of the enabled commands. */
 async function offerCommands({ commands }: JupyterFrontEnd): Promise<void> {
   const possible = Object.values(COMMANDS).filter(id => commands.isEnabled(id));
   const buttons = possible.map(id => Dialog.okButton({ label: commands.label(id), caption: id }));

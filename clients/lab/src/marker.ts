@@ -1,7 +1,7 @@
 /**
  * The mark of an unfinished execution in a cell's metadata: `kernelmux.execution`.
  *
- * A document that was saved while a cell ran has incomplete outputs, which only the mark tells from complete ones.
+ * If a document is saved while a cell runs, only the mark shows that the cell's outputs are incomplete.
  */
 
 import type { ICodeCellModel } from '@jupyterlab/cells';

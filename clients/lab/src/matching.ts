@@ -3,7 +3,7 @@
 import { isOpen, type Execution } from './execution.js';
 import { sha256 } from './sha256.js';
 
-/** What is compared of a cell. */
+/** The properties of a cell that are compared. */
 export interface CellFacts {
   id: string;
   source: string;
@@ -11,19 +11,19 @@ export interface CellFacts {
   marker: string | null;
 }
 
-/** A cell and the newest execution of it. */
+/** A cell and its newest execution. */
 export interface Match {
   /** The index of the cell. */
   cell: number;
   execution: Execution;
-  /** Whether the cell's code is not what was run. */
+  /** Whether the cell's code differs from the executed code. */
   edited: boolean;
 }
 
 export interface Matches {
   /** In the order of the requests. */
   matches: Match[];
-  /** Executions whose cell is not in the notebook, asked for by sessions that ran cells of it. */
+  /** Executions without a cell in the notebook, from sessions that ran cells of it. */
   orphans: Execution[];
 }
 
@@ -33,7 +33,7 @@ const byRequest = (a: Execution, b: Execution): number => Date.parse(a.requested
  * Matches cells with executions.
  *
  * `idsAreKept` is whether the document keeps the ids of its cells. Documents below nbformat 4.5 do not: each page
- * gives their cells new ids, so what no id matches is matched by code and order.
+ * gives their cells new ids, so cells and executions without a matching id are matched by code and order.
  */
 export function match(cells: CellFacts[], executions: Execution[], idsAreKept: boolean): Matches {
   const newest = new Map<string, Execution>();
@@ -87,8 +87,8 @@ function matchByCode(cells: CellFacts[], unmatched: number[], executions: Execut
 /**
  * Whether outputs must come from the log.
  *
- * The document is right if it was saved after the execution ended and does not say that it is unfinished. Then the log
- * is not asked, so that outputs that a user cleared stay cleared.
+ * The document is complete if it was saved after the execution ended and the cell is not marked as unfinished. Then the
+ * log is not used, so that outputs that a user cleared stay cleared.
  */
 export function needsLog(execution: Execution, marker: string | null, lastModified: Date): boolean {
   if (isOpen(execution) || marker !== null) {

@@ -1,16 +1,16 @@
 /**
  * Other pages that write into the same document, as with jupyter-collaboration.
  *
- * They write the outputs of the cells they run, so a page that followed those would write them a second time.
+ * They write the outputs of the cells that they run. A page that follows these cells would duplicate the outputs.
  */
 
 import type { NotebookPanel } from '@jupyterlab/notebook';
 
-/** How long the other pages of a document take to be known after it was opened, in milliseconds. */
-const SETTLED = 2_000;
+/** How long after opening a document its other pages may take to appear, in milliseconds. */
+const AWARENESS_DELAY = 2_000;
 
 export class OtherWriters {
-  private readonly settled: Promise<void>;
+  private readonly othersKnown: Promise<void>;
 
   /**
    * @param onLeave called when a page may have left the document.
@@ -20,7 +20,9 @@ export class OtherWriters {
     private readonly onLeave: () => void
   ) {
     this.awareness?.on('change', this.onChange);
-    this.settled = this.awareness ? new Promise(resolve => setTimeout(resolve, SETTLED)) : Promise.resolve();
+    this.othersKnown = this.awareness
+      ? new Promise(resolve => setTimeout(resolve, AWARENESS_DELAY))
+      : Promise.resolve();
   }
 
   dispose(): void {
@@ -28,12 +30,12 @@ export class OtherWriters {
   }
 
   /** Whether another page has the document open. */
-  async write(): Promise<boolean> {
-    await this.settled;
+  async exist(): Promise<boolean> {
+    await this.othersKnown;
     return (this.awareness?.getStates().size ?? 0) > 1;
   }
 
-  /** The pages of a document; undefined if the document is this page's only. */
+  /** The pages that share the document; undefined if it is not shared. */
   private get awareness() {
     const model = this.panel.content.model;
     return model?.collaborative ? model.sharedModel.awareness : undefined;

@@ -13,7 +13,7 @@ import { codeCells, factsOf, keepsIds, lastSaved } from './notebook-cells.js';
 /**
  * Puts the outputs of an ended kernel into the cells whose document lacks them.
  *
- * @param skip cells that the notebook's present kernel has run.
+ * @param skip cells that the notebook's current kernel has run.
  */
 export async function showPast(
   panel: NotebookPanel,
@@ -37,7 +37,7 @@ export async function showPast(
     if (!execution || cell.isDisposed || skip(cell)) {
       continue;
     }
-    // The document's outputs, which may be untrusted, go first.
+    // Clear the document's outputs, which may be untrusted, before the cell becomes trusted.
     cell.model.outputs.clear();
     cell.model.trusted = true;
     cell.model.outputs.fromJSON(execution.outputs as IOutput[]);

@@ -16,10 +16,10 @@ import { showPast } from './past.js';
 import { dropQuestion } from './question.js';
 import { endText } from './status-text.js';
 
-/** What the gateway must offer. */
+/** Features that the gateway must have. */
 const FEATURES = ['follow', 'latest_cell'];
-/** How long messages of other pages are gathered before the gateway is asked about them, in milliseconds. */
-const GATHER = 100;
+/** How long to wait for more messages of other pages before looking for their executions, in milliseconds. */
+const DEBOUNCE = 100;
 
 /** One kernel of an open notebook. */
 export class Restorer {
@@ -27,7 +27,7 @@ export class Restorer {
   orphans: Execution[] = [];
   facts: KernelFacts | null = null;
   readonly changed = new Signal<this, void>(this);
-  /** The executions that this page has asked for or follows. */
+  /** The executions that this page has requested or follows. */
   private readonly known = new Set<string>();
   private readonly follows = new Set<Follow>();
   /** Why this kernel ended; empty while it runs. */
@@ -46,7 +46,7 @@ export class Restorer {
     readonly kernel: Kernel.IKernelConnection,
     private readonly gateway: Gateway
   ) {
-    this.others = new OtherWriters(panel, () => this.lookLater());
+    this.others = new OtherWriters(panel, () => this.restoreLater());
     kernel.anyMessage.connect(this.onMessage, this);
     kernel.statusChanged.connect(this.onStatus, this);
     kernel.connectionStatusChanged.connect(this.onConnection, this);
@@ -59,8 +59,8 @@ export class Restorer {
     Signal.clearData(this);
   }
 
-  /** Whether the gateway follows executions. */
-  get works(): boolean {
+  /** Whether the gateway has the features that restoring needs. */
+  get isSupported(): boolean {
     return FEATURES.every(feature => this.facts?.features.includes(feature));
   }
 
@@ -79,11 +79,11 @@ export class Restorer {
 
   private async restoreNow(all: boolean): Promise<void> {
     this.facts ??= await this.gateway.kernel(this.kernel.id);
-    if (!this.works || this.kernel.isDisposed) {
+    if (!this.isSupported || this.kernel.isDisposed) {
       return;
     }
     const executions = await this.gateway.latestOfCells(this.kernel.id);
-    if (!executions || this.panel.isDisposed || this.kernel.isDisposed || (await this.others.write())) {
+    if (!executions || this.panel.isDisposed || this.kernel.isDisposed || (await this.others.exist())) {
       return;
     }
     const cells = codeCells(this.panel);
@@ -101,19 +101,19 @@ export class Restorer {
       }
     }
     this.commsWanted &&= !busy;
-    // A user who saved the document without the cell did not want its outputs.
+    // Outputs of cells that were deleted before the document was saved are not offered.
     this.orphans = orphans.filter(execution => needsLog(execution, null, saved));
     await this.restorePast(new Set(matches.map(({ cell }) => cells[cell])));
     this.changed.emit();
   }
 
-  /** Called when the executions without a cell have been given cells. */
+  /** Called when cells were inserted for the executions without a cell. */
   forgetOrphans(): void {
     this.orphans = [];
     this.changed.emit();
   }
 
-  /** Once, the outputs of the notebook's previous kernel, for cells that this one has not run. */
+  /** Shows the outputs of the notebook's previous kernel once, in cells that this kernel has not run. */
   private async restorePast(ran: Set<CodeCell>): Promise<void> {
     if (this.pastShown) {
       return;
@@ -143,7 +143,7 @@ export class Restorer {
       return;
     }
     if (this.wasConnected) {
-      this.follows.forEach(follow => follow.again());
+      this.follows.forEach(follow => follow.repeat());
     }
     this.wasConnected = true;
     void this.restore();
@@ -151,7 +151,7 @@ export class Restorer {
 
   private onStatus(_: unknown, status: Kernel.Status): void {
     if (status === 'restarting' || status === 'autorestarting' || status === 'dead') {
-      // What ran has ended. The document has its outputs.
+      // Running cells have ended, and the document has their outputs.
       codeCells(this.panel).forEach(cell => clearMarker(cell.model));
     }
     if (status === 'dead') {
@@ -184,7 +184,7 @@ export class Restorer {
         .filter(cell => cell.outputArea.future?.msg.header.msg_id === parent.msg_id)
         .forEach(cell => dropQuestion(this.kernel, cell));
     } else if (type === 'execute_input' && parent.session !== this.kernel.clientId && !this.known.has(parent.msg_id)) {
-      this.lookLater();
+      this.restoreLater();
     }
   }
 
@@ -192,18 +192,18 @@ export class Restorer {
     const { cellId, kernelmux } = msg.metadata as { cellId?: string; kernelmux?: { follow?: boolean } };
     this.known.add(msg.header.msg_id);
     const cell = cellId && !kernelmux?.follow ? codeCellOf(this.panel, cellId) : undefined;
-    if (cell && this.works) {
+    if (cell && this.isSupported) {
       setMarker(cell.model, msg.header.msg_id);
       showEdited(cell, false);
     }
   }
 
-  /** Another client runs code. If it is a cell of this notebook, this page shows it too. */
-  private lookLater(): void {
+  /** Shows a cell of this notebook that another client runs. */
+  private restoreLater(): void {
     this.timer ??= window.setTimeout(() => {
       this.timer = undefined;
       void this.restore();
-    }, GATHER);
+    }, DEBOUNCE);
   }
 }
 

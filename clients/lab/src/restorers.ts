@@ -7,9 +7,9 @@ import { Restorer } from './restore.js';
 import { watchStart } from './start.js';
 
 export class NotebookRestorers {
-  /** A notebook has another kernel, or its restorer knows something new. */
+  /** Emitted when a notebook's kernel or its restorer changes. */
   readonly changed = new Signal<this, NotebookPanel>(this);
-  /** The steps of starts that have not ended, and why others failed. */
+  /** The steps of starts in progress, and the causes of failed starts. */
   private readonly starts = new WeakMap<NotebookPanel, string>();
   private readonly restorers = new Map<NotebookPanel, Restorer>();
 

@@ -1,17 +1,17 @@
-/** Tells the steps of a kernel's start, and why it failed. */
+/** Shows the steps of a kernel's start, and why it failed. */
 
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import type { Gateway } from './gateway.js';
 import { startText } from './status-text.js';
 
-/** The pause between two questions about a start, in milliseconds. */
+/** The pause between two requests for the progress of a start, in milliseconds. */
 const PAUSE = 500;
-/** How often the server is asked about a start that it does not know, before or after the start. */
-const PATIENCE = 20;
+/** The maximum number of requests while the server knows of no start, before or after it. */
+const MAX_UNKNOWN = 20;
 
 /** Calls `show` with the steps of the start of a notebook's kernel, until it has one or the start has failed. */
 export async function watchStart(panel: NotebookPanel, gateway: Gateway, show: (text: string) => void): Promise<void> {
-  for (let unknown = 0; unknown < PATIENCE; unknown++) {
+  for (let unknown = 0; unknown < MAX_UNKNOWN; unknown++) {
     await new Promise(resolve => setTimeout(resolve, PAUSE));
     if (panel.isDisposed || panel.sessionContext.session?.kernel) {
       break;

@@ -1,12 +1,12 @@
-/** What the status bar says of a kernel. */
+/** The status bar's text for a kernel. */
 
 import type { KernelFacts, Progress } from './gateway.js';
 
 const STEPS: Partial<Record<Progress['phase'], string>> = {
-  queued: 'Kernel waits for a place',
-  scheduled: 'Kernel has a place',
+  queued: 'Kernel is waiting for a node',
+  scheduled: 'Kernel has a node',
   pulling: 'Kernel image is being pulled',
-  starting: 'Kernel starts'
+  starting: 'Kernel is starting'
 };
 
 /** Where a kernel runs and since when; or the step of its start; or why it ended. */

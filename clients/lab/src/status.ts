@@ -21,7 +21,7 @@ export class KernelStatus extends Widget {
     const restorer = restorers.of(panel);
     const text = restorer ? describe(restorer) : panel ? restorers.startOf(panel) : '';
     this.node.textContent = text;
-    this.node.title = text ? `${text}. Click for what can be done.` : '';
+    this.node.title = text ? `${text}. Click for actions.` : '';
     this.setHidden(!text);
   }
 }

@@ -17,7 +17,7 @@ test('a running kernel has a place, resources and a time', () => {
 
 test('a start has steps and a cause of failure', () => {
   assert.equal(startText({ phase: 'pulling', reason: null }), 'Kernel image is being pulled');
-  assert.equal(startText({ phase: 'queued', reason: 'no node has 1 GPU' }), 'Kernel waits for a place: no node has 1 GPU');
+  assert.equal(startText({ phase: 'queued', reason: 'no node has 1 GPU' }), 'Kernel is waiting for a node: no node has 1 GPU');
   assert.equal(startText({ phase: 'failed', reason: 'no such image' }), 'Kernel did not start: no such image');
   assert.equal(startText({ phase: 'ready', reason: null }), '');
 });

@@ -1,4 +1,4 @@
-//! Starts a kernel, runs code in it and prints its output as it comes.
+//! Starts a kernel, runs code in it and prints its output as it arrives.
 //!
 //! ```console
 //! $ cargo run -p embed -- python3 'for i in range(3): print(i)'

@@ -3,7 +3,7 @@
 Sets up the node's network and directories, starts all programs, and exits when one of them exits. Only the kubelet is
 restarted, as on any node.
 
-Called as `python3 -m devcluster.inside NUMBER PROGRAMS CONTAINERD IMAGE=ARCHIVE...`; see `cluster.start`.
+Called as `python3 -m devcluster.inside NUMBER PROGRAMS CONTAINERD IMAGE=ARCHIVE...`; see `cluster._start`.
 """
 
 import json

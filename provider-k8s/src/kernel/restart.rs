@@ -112,7 +112,7 @@ impl K8sKernel {
         };
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
         let opened = start::wait_for_sockets(context, &mut updates, uid, &file, &route).await;
-        // A kernel that does not answer in time is removed, like one that does not start in a new pod.
+        // The pod of a kernel that does not answer in time is removed, as after a start in a new pod.
         if let Err(LaunchError::TimedOut { .. }) = opened
             && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut updates).await
         {

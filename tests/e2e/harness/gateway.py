@@ -159,7 +159,7 @@ class Gateway:
     def kernel_pids(self) -> list[int]:
         """The gateway's kernels: processes whose command line names a file under its home."""
         own = {self.process.pid} if self.process else set()
-        # The slash tells gw1 from gw10.
+        # The slash distinguishes gw1 from gw10.
         return [p for p in pids_mentioning(f"{self.home}/") if p not in own]
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ IDLE_SECONDS = 2
 
 
 def python_with_user_packages(folder: Path) -> Path:
-    """A virtual environment with the packages of the tests' one, which also has those of `pip install --user`."""
+    """A virtual environment with the tests' packages and those of `pip install --user`."""
     venv.create(folder, symlinks=True, system_site_packages=True)
     packages = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
     (folder / packages / "shared.pth").write_text(f"{VENV / packages}\n")

@@ -52,7 +52,7 @@ c.ExtensionManager.listings_refresh_seconds = 0
 
 
 class Lab:
-    """A JupyterLab server that uses the gateway's kernels, or kernels of its own."""
+    """A JupyterLab server that uses the gateway's kernels, or starts kernels itself."""
 
     def __init__(
         self,
@@ -70,9 +70,9 @@ class Lab:
     ) -> None:
         """Starts the server. Without a `gateway_url`, it starts the kernels of its environment itself.
 
-        `extension` is a folder with kernelmux-lab, installed with `pip install --target`. `venv` is another virtual
-        environment than that of the tests. `disabled` are the environment's extensions of the page that are not used.
-        `settings` are further lines of the server's configuration.
+        `extension` is a folder with kernelmux-lab, installed with `pip install --target`. `venv` is the virtual
+        environment, by default that of the tests. `disabled` names JupyterLab extensions to disable. `settings` are
+        further lines of the server's configuration.
         """
         self.base_url = base_url
         self.app = app
@@ -217,7 +217,7 @@ class Notebook:
         self.token = lab.token
         self.path = "doc/tree" if lab.app == "jupyterlab" else "notebooks"
         self.name = name
-        # What is known of the page after it was closed.
+        # Kept for use after the page was closed.
         self.known_kernel = ""
         self.known_cells: list[str] = []
 
@@ -293,7 +293,7 @@ class Notebook:
 
     @property
     def kernel_status(self) -> Locator:
-        """What kernelmux-lab says of the kernel."""
+        """kernelmux-lab's status of the kernel."""
         return self.page.locator(".kernelmux-status").first
 
     def wait_status(self, status: str, timeout: float = 30.0) -> None:

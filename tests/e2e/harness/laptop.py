@@ -122,7 +122,7 @@ class RunningLab:
 
 
 class Laptop:
-    """A user with an own home directory and the installed commands."""
+    """A user with a separate home directory and the installed commands."""
 
     def __init__(self, command: Path, home: Path) -> None:
         self.command = command

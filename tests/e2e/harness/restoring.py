@@ -34,7 +34,7 @@ for line in range({count}):
 
 
 class Steps:
-    """Where the cells of one test wait, and how often they ran."""
+    """Gates at which the cells of one test wait, and the number of their runs."""
 
     def __init__(self, directory: PurePath) -> None:
         self.directory = directory
@@ -100,7 +100,7 @@ def expect_running(notebook: Notebook, index: int, timeout: float = 30.0) -> Non
 
 
 def expect_whole(notebook: Notebook, index: int, number: int, count: int = 60) -> None:
-    """Checks that a cell of `Steps.lines` ended as if it had never been closed."""
+    """Checks that a cell of `Steps.lines` ended as if its page had never been closed."""
     expect(notebook.prompt(index)).to_have_text(f"[{number}]:", timeout=60_000)
     expect_lines(notebook, index, count)
     assert [output["output_type"] for output in notebook.outputs(index)] == ["stream"]

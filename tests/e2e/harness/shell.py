@@ -1,4 +1,4 @@
-"""Consoles of the book, run as a reader would: commands after `$ `, and what they print."""
+"""Console blocks of the book, run as a reader would: commands after `$ `, followed by their output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.process import Process
 @dataclass(frozen=True)
 class Command:
     text: str
-    # Lines of its output, in order, among others. `…` stands for any text.
+    # Lines that its output must contain, in this order. `…` stands for any text.
     shown: tuple[str, ...]
 
 
@@ -74,7 +74,7 @@ def pattern(shown: str) -> re.Pattern[str]:
 
 
 def first_not_printed(shown: tuple[str, ...], printed: list[str]) -> str | None:
-    """The first of the shown lines that was not printed after the one before it."""
+    """The first of the `shown` lines that is missing in the output, where they must be in order."""
     rest = iter(printed)
     for line in shown:
         wanted = pattern(line)
@@ -84,7 +84,7 @@ def first_not_printed(shown: tuple[str, ...], printed: list[str]) -> str | None:
 
 
 def end_group(pid: int, number: int) -> None:
-    """Signals a process and all that it started in its group."""
+    """Signals a process and its process group."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -140,7 +140,7 @@ class Terminal:
 
 
 class Reader:
-    """Runs the consoles of a page in order. Those that are marked `background` go on until the end."""
+    """Runs the consoles of a page in order. Those marked `background` keep running until the end."""
 
     def __init__(self, environment: dict[str, str], folder: Path, timeout: float = 120.0) -> None:
         self.environment = environment
@@ -172,7 +172,7 @@ class Reader:
     def close(self) -> None:
         self.terminal.close()
         for process in reversed(self.background):
-            # As Ctrl-C in its terminal, for all that runs there.
+            # As Ctrl-C in a terminal, which signals all processes there.
             end_group(process.pid, signal.SIGINT)
             try:
                 process.wait(30)

@@ -1,4 +1,4 @@
-//! What these providers add.
+//! The features that these providers add.
 use std::time::Duration;
 
 use embedder_provider::{Quota, batch};
@@ -27,7 +27,7 @@ async fn kernels_of_a_batch_have_its_name_and_a_low_priority() {
 }
 
 #[tokio::test]
-async fn an_owner_may_run_so_many_kernels() {
+async fn the_kernels_of_an_owner_are_limited() {
     let provider = Quota::new(FakeProvider::new(), 1);
     let request = |owner: &str| {
         let mut request = LaunchRequest::new(KernelId::random(), "echo");
