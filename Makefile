@@ -26,7 +26,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## build (release) and start the gateway on 127.0.0.1:8888 with a Python kernel; ARGS="--port 9999"
-	$(CARGO) build --release --locked --package kernelmux-gateway
+	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-agent
 	@exec scripts/run.sh $(ARGS)
 
 demo: ## a long cell that loses no output although its connection is cut
@@ -83,7 +83,7 @@ build-cache:
 
 # Building a package's tests also builds its programs.
 e2e-programs: build-cache
-	$(CARGO) test $(TESTED) --no-run --test program --test process --test run --test demo
+	$(CARGO) test $(TESTED) --no-run --test program --test process --test run --test demo --test agents
 
 lab-wheel: ## the JupyterLab extension as a Python wheel, in target/wheels
 	@scripts/lab-wheel.sh
@@ -117,14 +117,14 @@ lint-package:
 	@scripts/release.py --dry-run
 
 bench: ## benchmarks against direct ZeroMQ and other gateways; writes benches/RESULTS.md; BENCH="protocol log"
-	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-benches --bins
+	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-agent --package kernelmux-benches --bins
 	$(CARGO) run --release --locked --package kernelmux-benches -- $(BENCH)
 
 test-k8s: e2e-env e2e-programs ## kernels as pods, also in JupyterLab, on `make dev-cluster` or KUBECONFIG's cluster
 	@$(TOOLS) scripts/test-k8s.sh $(TESTED)
 
 run-k8s: ## the gateway (release) with kernels as pods, on `make dev-cluster` or the cluster of KUBECONFIG; ARGS="--port 9999"
-	$(CARGO) build --release --locked --package kernelmux-gateway
+	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-agent
 	@exec scripts/run-k8s.sh $(ARGS)
 
 dev-cluster: ## start a real Kubernetes cluster on this machine, as root; or check the one of KUBECONFIG

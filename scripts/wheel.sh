@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds the wheel of kernelmux, with the gateway's program in it, and prints its path.
+# Builds the wheel of kernelmux, with the programs of the gateway and its agents in it, and prints its path.
 #
 #     wheel.sh [FOLDER]
 #
-# The program is KERNELMUX_GATEWAY_BINARY, by default cargo's release build. FOLDER is target/wheels by default.
+# KERNELMUX_GATEWAY_BINARY names the gateway's program, by default cargo's release build. The agent's program must be in
+# the same folder. FOLDER is target/wheels by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +12,7 @@ folder=${1:-target/wheels}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 if [ -z "${KERNELMUX_GATEWAY_BINARY:-}" ]; then
-    "${CARGO:-cargo}" build --release --locked --package kernelmux-gateway >&2
+    "${CARGO:-cargo}" build --release --locked --package kernelmux-gateway --package kernelmux-agent >&2
 else
     KERNELMUX_GATEWAY_BINARY=$(realpath "$KERNELMUX_GATEWAY_BINARY")
     export KERNELMUX_GATEWAY_BINARY

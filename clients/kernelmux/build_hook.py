@@ -1,4 +1,4 @@
-"""Puts the gateway's program into the wheel, and gives the wheel the tag of the program's platform."""
+"""Puts the programs of the gateway and its agents into the wheel, and gives it the tag of their platform."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
 class GatewayProgram(BuildHookInterface):  # type: ignore[type-arg]
-    """Includes the program that `KERNELMUX_GATEWAY_BINARY` names, by default cargo's release build."""
+    """Includes the program that `KERNELMUX_GATEWAY_BINARY` names, by default cargo's release build, and the agent's
+    program in the same folder."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         target = Path(os.environ.get("CARGO_TARGET_DIR") or root / "../../target")
         program = Path(os.environ.get("KERNELMUX_GATEWAY_BINARY") or target / "release/kernelmux-gateway").resolve()
-        if not os.access(program, os.X_OK):
-            raise SystemExit(f"{program} is not a program: build it, or set KERNELMUX_GATEWAY_BINARY")
+        programs = (program, program.with_name("kernelmux-agent"))
+        for each in programs:
+            if not os.access(each, os.X_OK):
+                raise SystemExit(f"{each} is not a program: build it, or set KERNELMUX_GATEWAY_BINARY")
         build_data["pure_python"] = False
         if tag := platform_tag(program):
             build_data["tag"] = f"py3-none-{tag}"
         else:
             build_data["infer_tag"] = True
-        build_data["force_include"][str(program)] = "kernelmux/bin/kernelmux-gateway"
+        for each, name in zip(programs, ("kernelmux-gateway", "kernelmux-agent")):
+            build_data["force_include"][str(each)] = f"kernelmux/bin/{name}"
         for name in ("LICENSE-MIT", "LICENSE-APACHE"):
             build_data["force_include"][str(root / "../.." / name)] = f"kernelmux/{name}"
 

@@ -32,6 +32,7 @@ mod server;
 mod socket;
 mod subscriber;
 mod throttle;
+mod verifier;
 mod zmtp;
 
 pub use dealer::{DealerReceiver, DealerSender, dealer};
@@ -46,6 +47,7 @@ pub use requester::heartbeat;
 pub(crate) use router::{RouterReceiver, RouterSender, router};
 pub(crate) use server::SocketServer;
 pub use subscriber::IopubSubscriber;
+pub use verifier::{Refused, Verifier};
 
 use crate::wire::WireError;
 

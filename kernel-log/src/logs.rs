@@ -172,9 +172,9 @@ impl Logs {
         Log { shared }
     }
 
-    /// Stores what was appended so far, with [`WhenFull::Wait`](super::WhenFull::Wait) within
-    /// [`LogOptions::close_timeout`], ends all logs for their readers, and closes the store, even if handles of logs
-    /// are left. Later calls to the store fail with [`StoreError::Closed`].
+    /// Stores what was appended so far, ends all logs for their readers, and closes the store, even if handles of logs
+    /// are left. With [`WhenFull::Wait`](super::WhenFull::Wait), it waits up to [`LogOptions::close_timeout`] for a store
+    /// that refuses entries. Later calls to the store fail with [`StoreError::Closed`].
     ///
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
@@ -275,8 +275,8 @@ impl Logs {
         self.quotas.is_some()
     }
 
-    /// Waits until logs exceed a [quota](LogOptions::total_bytes), for ever if there is none. Logs that were in the store
-    /// before count once [`apply_quotas`](Self::apply_quotas) was called.
+    /// Waits until logs exceed a [quota](LogOptions::total_bytes). Never returns if there is no quota. Logs from before
+    /// the store was opened do not count until [`apply_quotas`](Self::apply_quotas) is called.
     pub fn over_quota(&self) -> impl Future<Output = ()> + Send + 'static {
         let quotas = self.quotas.clone();
         async move {
@@ -321,7 +321,7 @@ impl Logs {
             })
             .await?;
         for quota in quotas.exceeded_now() {
-            // Freeing another one may have been enough.
+            // Freeing space for an earlier quota may have been enough.
             if !quotas.is_exceeded(&quota) {
                 continue;
             }
@@ -357,7 +357,7 @@ impl Logs {
 
     /// Trims the largest open logs, until the quota is met.
     async fn trim_largest(&self, quotas: &Quotas, quota: &Quota) {
-        // Logs that cannot become smaller.
+        // Logs that were already trimmed.
         let mut trimmed = HashSet::new();
         loop {
             let excess = quotas.excess(quota);

@@ -1,11 +1,13 @@
 use std::time::Duration;
 
 use jupyter_protocol::KernelId;
+use serde::{Deserialize, Serialize};
 
 use super::phase::{Exit, ExitCause};
 
 /// Why a kernel was not launched.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LaunchError {
     /// The provider has no kernelspec with this name.
@@ -109,7 +111,8 @@ pub enum AttachError {
 }
 
 /// Why an operation of a provider or a kernel failed.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ProviderError {
     /// The kernel is gone.

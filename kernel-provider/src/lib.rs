@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "agent")]
+pub mod agent;
 #[cfg(feature = "testing")]
 pub mod conformance;
 mod error;
@@ -47,14 +49,15 @@ pub trait KernelProvider: Send + Sync + 'static {
     /// Starts a kernel and returns once its sockets accept connections.
     ///
     /// The kernel gets the request's environment variables as they are, over those of its kernelspec, and runs in the
-    /// request's working directory if the provider allows that. If a kernel with this id runs already, attaches to it. Dropping the future cancels
-    /// the launch and leaves nothing behind.
+    /// request's working directory if the provider allows that. If a kernel with this id runs already, attaches to it.
+    /// Dropping the future cancels the launch and leaves nothing behind.
     ///
     /// # Errors
     /// [`LaunchError`], by cause, with the end of the kernel's output if there is any.
     async fn launch(&self, request: LaunchRequest, progress: Progress) -> Result<Arc<dyn KernelHandle>, LaunchError>;
 
-    /// Lists the running kernels that match the selector, including those that other processes launched.
+    /// Lists the running kernels that match the selector, including those that other processes launched, and kernels
+    /// that ended while no program was attached to them and whose last output can still be read.
     ///
     /// # Errors
     /// [`ProviderError`] if the provider was closed or cannot list its kernels.
@@ -84,6 +87,13 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// # Errors
     /// [`ProviderError`] if it is unknown.
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError>;
+
+    /// The link to the kernel's agent, which owns the kernel's sockets and records what arrives on them; `None` if it has
+    /// none. It changes if a restart replaces the agent. The default is `None`.
+    #[cfg(feature = "agent")]
+    fn agent(&self) -> Option<Arc<agent::Link>> {
+        None
+    }
 
     /// The phase of the process or pod: the value now and each change.
     fn phase(&self) -> watch::Receiver<Phase>;

@@ -39,7 +39,15 @@ pub(crate) async fn prepare(
     environment::check(&request.env).map_err(LaunchError::BadRequest)?;
     let (context, request) = (Arc::clone(context), request.clone());
     blocking("start a kernel", move || {
-        let found = get_kernelspec(&context.options.search, &request.spec);
+        let given = context
+            .options
+            .kernelspecs
+            .iter()
+            .find(|given| given.name == request.spec);
+        let found = match given {
+            Some(given) => Ok(given.clone()),
+            None => get_kernelspec(&context.options.search, &request.spec),
+        };
         let installed = found.map_err(|error| match error {
             KernelspecError::NoSuchKernel { name, installed } => LaunchError::NoSuchSpec {
                 spec: name,

@@ -15,6 +15,7 @@
 //!
 //! This crate supports Linux only: it uses pidfds, inotify and `/proc`.
 
+mod agents;
 mod context;
 mod endpoints;
 mod environment;

@@ -5,10 +5,11 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
-use jupyter_protocol::KernelId;
 use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::paths::PathEnv;
+use jupyter_protocol::{InstalledKernelspec, KernelId};
 
 /// Options of a [`LocalProvider`](crate::LocalProvider).
 ///
@@ -55,13 +56,28 @@ pub struct LocalOptions {
     /// Set this if the program runs as process 1, as in a container: orphaned processes of ended kernels become its
     /// children then. Do not set it if the program starts other processes itself and waits for them.
     pub reap_orphans: bool,
-    /// A command, with its arguments, that starts the kernel's command, which is appended to it: for a container, a sandbox,
-    /// a scheduler. The process that it starts is the kernel to this provider: signals go to it and its group, and it
-    /// must end with the kernel. Kernels use TCP then, unless [`transport`](Self::transport) is
-    /// [`Ipc`](TransportChoice::Ipc).
+    /// A command to which each kernel's command is appended, and which starts it in a container, a sandbox or by a
+    /// scheduler. The provider treats its process as the kernel: it signals that process and its group, which must end
+    /// with the kernel. The kernels use TCP, unless [`transport`](Self::transport) is [`Ipc`](TransportChoice::Ipc).
     pub command_prefix: Vec<String>,
+    /// A program with its arguments, such as `nice`, that replaces itself with the kernel's command. Unlike
+    /// [`command_prefix`](Self::command_prefix), it must run the kernel on this machine, so kernels may use Unix
+    /// sockets.
+    pub launcher: Vec<String>,
+    /// Kernelspecs in addition to those that the search finds. They take precedence.
+    pub kernelspecs: Vec<InstalledKernelspec>,
     /// Changes each kernel's command before it is started.
     pub adjust_command: Option<AdjustCommand>,
+    /// The program `kernelmux-agent`. If set, each new kernel gets an agent: a process that starts it, records its
+    /// messages, and outlives this program. No message is lost while this program is not running. `None` starts kernels
+    /// directly. Not used with [`adjust_command`](Self::adjust_command).
+    pub agent: Option<PathBuf>,
+    /// How many bytes of a kernel's messages its agent keeps until this program has stored them. Beyond that, a kernel
+    /// that can wait does so; otherwise the oldest messages are dropped, and a gap is reported.
+    pub spool_bytes: u64,
+    /// How long the agent of an idle kernel waits for a connection before it ends the kernel and itself. `None` means no
+    /// limit.
+    pub orphan_timeout: Option<Duration>,
     /// How many kernels that ended by themselves are remembered, with their output. The oldest are forgotten first.
     pub keep_ended: usize,
 }
@@ -84,7 +100,12 @@ impl LocalOptions {
             working_dir: None,
             reap_orphans: false,
             command_prefix: Vec::new(),
+            launcher: Vec::new(),
+            kernelspecs: Vec::new(),
             adjust_command: None,
+            agent: None,
+            spool_bytes: 1 << 30,
+            orphan_timeout: None,
             keep_ended: 32,
         }
     }
@@ -152,10 +173,31 @@ impl LocalOptions {
         self
     }
 
-    /// Sets the command, with its arguments, that starts each kernel's command.
+    /// Sets the command to which each kernel's command is appended.
     #[must_use]
     pub fn with_command_prefix(mut self, prefix: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.command_prefix = prefix.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the program, with its arguments, that replaces itself with each kernel's command.
+    #[must_use]
+    pub fn with_launcher(mut self, launcher: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.launcher = launcher.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Adds a kernelspec to those that the search finds.
+    #[must_use]
+    pub fn with_kernelspec(mut self, kernelspec: InstalledKernelspec) -> Self {
+        self.kernelspecs.push(kernelspec);
+        self
+    }
+
+    /// Sets the program `kernelmux-agent`, which then starts each new kernel.
+    #[must_use]
+    pub fn with_agent(mut self, agent: impl Into<PathBuf>) -> Self {
+        self.agent = Some(agent.into());
         self
     }
 

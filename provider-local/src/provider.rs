@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use jupyter_protocol::ConnectionInfo;
+use kernel_provider::agent::AgentKernels;
 use kernel_provider::{
     AttachError, Exit, ExitCause, KernelHandle, KernelProvider, KernelRecord, LaunchError, LaunchRequest, LaunchStage,
     Progress, ProviderError, Selector, Specs, follow_specs,
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::task::{AbortOnDrop, TaskTracker};
 
 use crate::LocalOptions;
+use crate::agents::LocalPlacement;
 use crate::context::{ProviderContext, blocking};
 use crate::events::Events;
 use crate::kernel::{LocalKernel, LocalKernelHandle};
@@ -33,6 +35,7 @@ use crate::state::{KernelFiles, SavedKernel, Stage, StateDir};
 pub struct LocalProvider {
     context: Arc<ProviderContext>,
     registry: Arc<Registry>,
+    agents: AgentKernels,
     specs: watch::Receiver<Arc<Specs>>,
     _tasks: Vec<AbortOnDrop>,
 }
@@ -68,7 +71,7 @@ impl LocalProvider {
         let counting = tokio::spawn(Arc::clone(&oom).follow(Arc::clone(&events)));
         let counting = AbortOnDrop::new(counting.abort_handle());
         let registry = Arc::new(Registry::default());
-        let (context, found) = blocking("find the running kernels", {
+        let (context, found, places) = blocking("find the running kernels", {
             let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
             move || -> Result<_, ProviderError> {
                 let found = Specs::find(&options.search);
@@ -82,10 +85,15 @@ impl LocalProvider {
                     is_closed: AtomicBool::new(false),
                 });
                 recover(&context, &registry)?;
-                Ok((context, found))
+                let places = LocalPlacement::find(&context)?;
+                Ok((context, found, places))
             }
         })
         .await??;
+        let placement = LocalPlacement {
+            context: context.clone(),
+        };
+        let agents = AgentKernels::new(Arc::new(placement), places);
         found.warn_of_broken(&Specs::default());
         let (sender, specs) = watch::channel(Arc::new(found));
         let follower = tokio::spawn(follow_specs(context.options.search.clone(), sender, Specs::find));
@@ -99,6 +107,7 @@ impl LocalProvider {
         Ok(Self {
             context,
             registry,
+            agents,
             specs,
             _tasks: tasks,
         })
@@ -207,6 +216,10 @@ impl KernelProvider for LocalProvider {
             progress.report(LaunchStage::Ready);
             return Ok(Arc::new(LocalKernelHandle(kernel)));
         }
+        let options = &self.context.options;
+        if options.agent.is_some() && options.adjust_command.is_none() || self.agents.has(request.id) {
+            return self.agents.launch(&request, &progress).await;
+        }
         let saved = launch::prepare(&self.context, &request).await?;
         // A local process does not wait for room.
         progress.report(LaunchStage::Scheduled);
@@ -245,6 +258,7 @@ impl KernelProvider for LocalProvider {
             .into_iter()
             .filter(|kernel| kernel.exit().is_none())
             .map(|kernel| LocalKernelHandle(kernel).record())
+            .chain(self.agents.records())
             .filter(|record| selector.matches(record))
             .collect())
     }
@@ -257,6 +271,9 @@ impl KernelProvider for LocalProvider {
             });
         }
         self.context.check_open()?;
+        if self.agents.has(record.id) {
+            return self.agents.attach(record.id).await;
+        }
         let gone = |cause| AttachError::Gone { id: record.id, cause };
         let Some(kernel) = self.registry.get(record.id) else {
             let reason = "this provider has no record of it".to_owned();
@@ -272,6 +289,7 @@ impl KernelProvider for LocalProvider {
         self.context.is_closed.store(true, Ordering::Release);
         self.context.pending_launches.close();
         self.context.pending_launches.wait().await;
+        self.agents.close().await;
         for kernel in self.registry.all() {
             kernel.close();
         }

@@ -7,6 +7,7 @@
 //!     kernel-ID.json               its connection file
 //!     output.log                   its standard output and error
 //! STATE/s/TOKEN/k-1 … k-5          its sockets, if it uses Unix sockets
+//! STATE/agents/                    kernels under agents (see `agents/files.rs`)
 //! ```
 //!
 //! The random token keeps the files of a cancelled launch, which may still be cleaned up, apart from those of the next
@@ -126,7 +127,7 @@ impl KernelFiles {
     ///
     /// # Errors
     /// [`io::Error`] if the file is missing, truncated or invalid.
-    fn load(&self) -> io::Result<SavedKernel> {
+    pub(crate) fn load(&self) -> io::Result<SavedKernel> {
         let mut text = Vec::new();
         File::open(self.record())?.take(MAX_RECORD).read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
@@ -171,6 +172,7 @@ fn remove(dir: &Path) {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     kernels: PathBuf,
+    agents: PathBuf,
     sockets: PathBuf,
     lock: File,
 }
@@ -205,6 +207,8 @@ impl StateDir {
         })?;
         let kernels = dir.join("kernels");
         create_private_dir(&kernels)?;
+        let agents = dir.join("agents");
+        create_private_dir(&agents)?;
         let sockets = match socket_dir {
             Some(dir) if is_too_long(dir) => {
                 return Err(ProviderError::failed(
@@ -218,7 +222,22 @@ impl StateDir {
             None => default_socket_dir(&dir),
         };
         create_private_dir(&sockets)?;
-        Ok(Self { kernels, sockets, lock })
+        Ok(Self {
+            kernels,
+            agents,
+            sockets,
+            lock,
+        })
+    }
+
+    /// The directory that contains the agents' directories.
+    pub(crate) fn agents(&self) -> &Path {
+        &self.agents
+    }
+
+    /// The directory for Unix sockets.
+    pub(crate) fn socket_dir(&self) -> &Path {
+        &self.sockets
     }
 
     /// Releases the lock, so that another provider can open the directory.
@@ -296,7 +315,7 @@ fn default_socket_dir(state_dir: &Path) -> PathBuf {
 }
 
 /// Creates a directory with mode 0700 and its parents, or checks that an existing one is private.
-fn create_private_dir(dir: &Path) -> Result<(), ProviderError> {
+pub(crate) fn create_private_dir(dir: &Path) -> Result<(), ProviderError> {
     let fail =
         |reason: &dyn std::fmt::Display| ProviderError::failed(format!("use the directory {}", dir.display()), reason);
     DirBuilder::new()

@@ -1,4 +1,4 @@
-//! Commands that start kernels' commands, and functions that change them.
+//! Prefixes of kernels' commands, and functions that change the commands.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -12,7 +12,7 @@ use jupyter_protocol::content::{Content, ExecuteRequest};
 use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
 use provider_local::LocalProvider;
 
-/// What the code prints.
+/// Runs code and returns what it prints.
 async fn run(kernel: &dyn KernelHandle, code: &str) -> String {
     let client = Client::connect(&kernel.connection().await.unwrap()).await.unwrap();
     let mut execution = client.execute(ExecuteRequest::new(code)).await.unwrap();
@@ -28,7 +28,7 @@ async fn run(kernel: &dyn KernelHandle, code: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prefix_starts_the_kernel_and_its_end_is_the_kernels_end() {
+async fn a_command_prefix_starts_and_ends_with_the_kernel() {
     let Some(python) = python() else { return };
     let fixture = Fixture::new();
     fixture.install_ipykernel(&python);

@@ -185,7 +185,7 @@ async fn a_port_in_use_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_announces_its_ports_is_given_none() {
+async fn no_ports_are_chosen_for_a_kernel_that_announces_its_own() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
     let mut spec = standin::kernelspec_after(&format!("cp \"$1\" {root}/given.json"));

@@ -61,9 +61,11 @@ def skip_or_fail(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def built() -> None:
-    """Requires the gateway's binary."""
+    """Requires the binaries of the gateway and its agents."""
     if PEER == "kernelmux" and not binary().exists():
         skip_or_fail(f"no gateway at {binary()}: build it, or set KERNELMUX_GATEWAY_BIN")
+    if PEER == "kernelmux" and not binary().with_name("kernelmux-agent").exists():
+        skip_or_fail(f"no kernelmux-agent beside {binary()}: build it")
 
 
 @pytest.fixture(scope="session")

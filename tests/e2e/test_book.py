@@ -1,7 +1,7 @@
-"""The book of docs/: its commands do what it says, and the flags and texts that it names exist.
+"""The book of docs/: its commands work as described, and the flags and texts that it names exist.
 
-A console's mark says how it is run: `test` here, in page order, in one shell for each page; `kubernetes` on a cluster;
-`parsed` not at all, which the page says. `background` adds that it goes on in another terminal.
+Each console block is marked with how it is tested: `test` runs it here, in page order, in one shell per page;
+`kubernetes` runs it on a cluster; `parsed` only checks its syntax. `background` keeps it running in another terminal.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ BOOK = REPO / "docs" / "src"
 PAGES = sorted(BOOK.glob("*.md"))
 CONSOLES = [console for page in PAGES for console in consoles(page)]
 HOW = {"test", "kubernetes", "parsed"}
-# Pages whose commands ask a gateway that runs already: `$TOKEN` is its token, `$ID` one of its kernels.
+# Pages whose commands need a running gateway: `$TOKEN` is its token, `$ID` one of its kernels.
 RUNNING = {"follow.md", "resume-protocol.md", "sharing.md", "troubleshooting.md"}
 # The port of the commands is the gateway's default, which may be taken.
 PORT = "8888"
 
-# `cargo`, for commands that build and run: here everything is built already, with other flags.
+# Replaces `cargo` in the commands, because everything is built already, with other flags.
 CARGO = """\
 #!/usr/bin/env bash
 set -euo pipefail
@@ -38,7 +38,7 @@ command=$1
 shift
 case $command in
 build | install)
-    # Whatever it names must be there to be built.
+    # The examples that it names must exist.
     for argument; do case $argument in examples/*) test -e "$argument/Cargo.toml" ;; esac; done
     ;;
 run)
@@ -49,7 +49,7 @@ run)
     exec "$BUILT/$program" "$@"
     ;;
 *)
-    echo "the book's tests know no cargo $command" >&2
+    echo "the book's tests do not support cargo $command" >&2
     exit 1
     ;;
 esac
@@ -74,12 +74,12 @@ def marked(how: str) -> dict[str, list[Console]]:
 
 
 def checkout(home: Path) -> Path:
-    """A folder with what the repository has, whose programs are this build's, and which commands may write to."""
+    """A folder with links to the repository's files and this build's programs, in which commands may create files."""
     folder = home / "kernelmux"
     folder.mkdir()
     listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=REPO).decode().split("\0")
     for name in {entry.partition("/")[0] for entry in listed if entry}:
-        # A script's folder leads to the folder above.
+        # Scripts use the parent of their folder, so a link to the folder would lead out of the copy.
         if name == "scripts":
             shutil.copytree(REPO / name, folder / name)
         else:
@@ -130,7 +130,7 @@ def built(*programs: str) -> None:
 
 @pytest.fixture
 def end_leftovers(make_home: Callable[[str], Path]) -> Iterator[Callable[[], Path]]:
-    """Makes a home. Whatever runs from it at the end is ended."""
+    """Creates a home directory. At the end, kills the processes that still use it."""
     homes: list[Path] = []
 
     def make() -> Path:
@@ -148,7 +148,7 @@ def end_leftovers(make_home: Callable[[str], Path]) -> Iterator[Callable[[], Pat
 def test_commands_of_a_page(
     page: str, end_leftovers: Callable[[], Path], start_gateway: Callable[..., Gateway]
 ) -> None:
-    built("kernelmux-gateway", "embed", "resume", "echo-kernel")
+    built("kernelmux-gateway", "kernelmux-agent", "embed", "resume", "echo-kernel")
     home, port = end_leftovers(), free_port()
     environment, folder = in_checkout(home, port)
     if page in RUNNING:
@@ -216,7 +216,7 @@ def test_flags_and_variables_that_are_named_exist() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if page.name == "enterprise-gateway.md":
-            # The last column has what takes the place of another program's.
+            # The first columns name flags of other programs; the last column has their replacement.
             rows = [line.rstrip("| ").rpartition("|")[2] for line in text.splitlines() if line.startswith("|")]
             text = "\n".join(rows)
         unknown = set(FLAG.findall(text)) - flags - {"--version", "--help"}
@@ -229,7 +229,7 @@ LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 
 def texts_of_the_program() -> str:
-    """All string literals of the sources, one a line, with a mark where values are put in."""
+    """All string literals of the sources, one per line, with NUL in place of formatted values."""
     texts = []
     for source in REPO.glob("**/src/**/*.rs"):
         relative = source.relative_to(REPO)
@@ -254,4 +254,4 @@ def test_texts_that_troubleshooting_quotes_are_the_programs() -> None:
     assert len(texts) > 40
     for text in texts:
         for part in filter(None, (part.strip() for part in text.split("…"))):
-            assert part in program, f"troubleshooting quotes {text!r}: {part!r} is no text of the program"
+            assert part in program, f"troubleshooting quotes {text!r}: {part!r} is not a text of the program"

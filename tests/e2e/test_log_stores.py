@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import skip_or_fail
-from harness.reconnecting import log_of
+from harness.reconnecting import entries_of, log_of
 from harness.executions import run, wait_ended
 from harness.gateway import Gateway, clean_env, free_port
 from harness.waiting import eventually
@@ -96,6 +96,31 @@ def test_a_full_disk_only_suspends_the_recording(home: Path) -> None:
             again = wait_ended(gateway, other, before["msg_id"], 60)
             assert (again["complete"], texts(again)) == (True, ["before"])
             assert texts(run_to_end(gateway, other, "print('continues')")) == ["continues"]
+        finally:
+            gateway.close()
+
+
+def test_a_full_disk_delays_the_recording_and_loses_nothing(home: Path) -> None:
+    gateway = Gateway(home, "--agent", "auto")
+    with small_disk(gateway.data_dir / "logs", "size=64m") as remount:
+        try:
+            gateway.start()
+            kernel_id = gateway.start_kernel()["id"]
+            path = home / "marks"
+            # More than fits; the rest waits at the agent, on another disk.
+            code = f"for i in range(150):\n    print(str(i) * 250_000, flush=True)\n    open({str(path)!r}, 'a').write('x')"
+            flood = run(gateway, kernel_id, code)["msg_id"]
+            eventually(lambda: "is not being recorded" in gateway.output or "no room" in gateway.output, "it is full", 60)
+            eventually(lambda: path.exists() and len(path.read_text()) == 150, "the kernel goes on", 60)
+            remount("size=1g")
+            done = wait_ended(gateway, kernel_id, flood, 120)
+            assert (done["status"], done["complete"]) == ("ok", True)
+            log = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false").text
+            assert "event: gap" not in log and "not_recorded" not in log
+            streams = [e["content"] for e in entries_of(gateway, kernel_id) if e["header"]["msg_type"] == "stream"]
+            printed = "".join(content["text"] for content in streams if content["name"] == "stdout")
+            assert printed == "".join(f"{str(i) * 250_000}\n" for i in range(150))
+            assert texts(run_to_end(gateway, kernel_id, "print('after')")) == ["after"]
         finally:
             gateway.close()
 
@@ -182,7 +207,7 @@ def test_quotas_drop_the_logs_of_ended_kernels_and_trim_those_of_running_ones(
     of_ada, of_bob, running = start("ada", 10), start("bob", 10), start("ada", 10)
     for ended in (of_ada, of_bob):
         assert gateway.rest("DELETE", f"api/kernels/{ended}").status_code == 204
-    # Whose log it is survives a restart, and no log is dropped before running kernels are found again.
+    # The owners of logs survive a restart, and no log is dropped before running kernels are found again.
     gateway.stop(signal.SIGTERM)
     gateway.start()
     assert logs().keys() == {of_ada, of_bob, running}
@@ -197,7 +222,7 @@ def test_quotas_drop_the_logs_of_ended_kernels_and_trim_those_of_running_ones(
     assert gateway.rest("GET", f"api/kernels/{running}/log?follow=false&from={before}").status_code == 410
     assert texts(run_to_end(gateway, running, "print('continues')")) == ["continues"]
     wait_for({of_bob, running})
-    # Of all logs together, the oldest is dropped, whoever owns it.
+    # Over the quota of all logs, the oldest log is dropped, regardless of its owner.
     of_eve = start("eve", 25)
     wait_for({running, of_eve})
     found = gateway.rest("GET", f"api/kernels/{of_bob}/log?follow=false")

@@ -50,7 +50,7 @@ class BoundedLog:
 
 def main() -> None:
     log = BoundedLog(sys.argv[1], int(sys.argv[2]))
-    # It must read on whatever happens: a full pipe would stop the gateway.
+    # It reads even if it cannot write: a full pipe would block the gateway.
     while data := os.read(0, CHUNK):
         log.write(data)
 

@@ -57,9 +57,9 @@ class Paths:
         return self.data_dir / "gateway.lock"
 
     @property
-    def kernel_records(self) -> Path:
-        """Has a folder for each kernel, also while no gateway runs."""
-        return self.data_dir / "kernels" / "kernels"
+    def kernel_records(self) -> tuple[Path, ...]:
+        """Each has a folder for each kernel, with and without an agent, also while no gateway runs."""
+        return (self.data_dir / "kernels" / "kernels", self.data_dir / "kernels" / "agents")
 
     def make(self) -> None:
         """Creates the folders.

@@ -99,8 +99,7 @@ class UserGateway:
 
     def has_left_kernels(self) -> bool:
         """Whether a gateway that no longer runs may have left kernels running."""
-        records = self._paths.kernel_records
-        return records.is_dir() and any(records.iterdir())
+        return any(records.is_dir() and any(records.iterdir()) for records in self._paths.kernel_records)
 
     def stop(self) -> bool:
         """Ends the gateway and its kernels. Returns whether it ran.

@@ -1,7 +1,7 @@
 //! Discards the unread body of a request.
 //!
-//! A connection can be reused only if the previous body was read. Otherwise hyper closes it after the response; a
-//! client that has already sent its next request sees that fail, and one that is still sending loses the response. So
+//! A connection can be reused only if the previous body was read. Otherwise hyper closes it after the response: the
+//! next request of the client fails if it was already sent, and a client that is still sending loses the response. So
 //! this reads and discards the rest of the body.
 
 use std::pin::Pin;
@@ -31,7 +31,7 @@ pub(crate) async fn discard(request: Request, next: Next) -> Response {
     let returning = |body| ReturningBody { body, left: Some(left) };
     let mut response = next.run(request.map(|body| Body::new(returning(body)))).await;
     let Ok(rest) = unread.try_recv() else { return response };
-    // A client that has exceeded its timeout does not get another one.
+    // A client that was already too slow is not waited for again.
     let slow = response.status() == StatusCode::REQUEST_TIMEOUT;
     if slow || !ends(rest).await {
         let close = HeaderValue::from_static("close");

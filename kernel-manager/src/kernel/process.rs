@@ -21,6 +21,10 @@ use crate::session::{ExecutionState, RequestError, SendError};
 
 /// Timeout for connecting to a running kernel.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long to drain the iopub of a kernel that has ended.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+/// How long to read what the agent of a kernel that has ended recorded. There may be much.
+const AGENT_DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a restarted kernel has to answer.
 const RESTART_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -62,10 +66,21 @@ fn unreachable(error: &ProviderError) -> SendError {
 impl Kernel {
     /// Connects to a kernel that was just launched and waits for its first answer.
     pub(crate) async fn connect(&self, deadline: Duration) -> Result<(), RequestError> {
-        let info = self.connection().await?;
+        let link = self.handle.agent();
+        let info = match &link {
+            None => Some(self.connection().await?),
+            Some(_) => None,
+        };
         // Also runs if this future is dropped midway; the sockets stay connected.
         let _ends_setup = self.recorder.ends_setup();
-        self.recorder.connect(&info, deadline).await.map_err(SendError::from)?;
+        let connecting = async {
+            match (&link, &info) {
+                (Some(link), _) => self.recorder.connect_agent(link, deadline).await,
+                (None, Some(info)) => self.recorder.connect(info, deadline).await,
+                (None, None) => Ok(()),
+            }
+        };
+        connecting.await.map_err(SendError::from)?;
         // Fails at once if the kernel dies first, not at the deadline.
         tokio::select! {
             ready = self.recorder.ready(deadline, self.waits_for_subscriber()) => ready,
@@ -114,6 +129,9 @@ impl Kernel {
 
     /// Connects to a kernel that was running before. It may be busy for long, so this does not wait for an answer.
     async fn reconnect(&self) -> Result<(), SendError> {
+        if let Some(link) = self.handle.agent() {
+            return Ok(self.recorder.reconnect_agent(&link).await?);
+        }
         let recorded = self.last_entry_time().await;
         let info = self.connection().await?;
         self.recorder.reconnect(&info, CONNECT_DEADLINE, recorded).await?;
@@ -254,8 +272,21 @@ impl Kernel {
 
     /// Drains the output of a process that has ended.
     async fn drain(&self) {
-        if matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
-            self.recorder.drain().await;
+        if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
+            return;
+        }
+        match self.handle.agent() {
+            None => self.recorder.drain(DRAIN_DEADLINE).await,
+            Some(link) => {
+                // It may have ended before this program was connected.
+                if !self.recorder.is_publishing() && self.recorder.is_disconnected() {
+                    let reading = self.recorder.reconnect_agent(&link);
+                    if !matches!(timeout(CONNECT_DEADLINE, reading).await, Ok(Ok(()))) {
+                        return;
+                    }
+                }
+                self.recorder.drain(AGENT_DRAIN_DEADLINE).await;
+            }
         }
     }
 

@@ -431,7 +431,9 @@ mod tests {
 
     #[tokio::test]
     async fn outputs_that_are_removed_while_others_are_read_are_noted_in_their_place() {
-        let options = LogOptions::default().with_stored_bytes(8 << 10).with_memory_bytes(1);
+        let options = LogOptions::default()
+            .with_stored_bytes(8 << 10)
+            .with_memory_bytes(8 << 10);
         let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), options);
         let log = logs.open(KernelId::random()).await.unwrap();
         let request = message("execute_request", "asked", &json!({"code": "…"}));
@@ -454,7 +456,7 @@ mod tests {
         let end = Seq(log.head().0 + 20);
         let mut folding = std::pin::pin!(fold(&log, &record, end));
         let first = std::future::poll_fn(|cx| Poll::Ready(folding.as_mut().poll(cx))).await;
-        assert!(first.is_pending(), "it reads one block at a time");
+        assert!(first.is_pending(), "it reads one block at a time, from memory");
         print(5..25);
         let outputs = folding.await.unwrap();
         let texts: Vec<_> = outputs

@@ -11,6 +11,7 @@
 //! | `c/` id of an open comm | the number of its `comm_open` |
 //! | `k/comms` | exists if the index lacks open comms of the kernel |
 //! | `k/info` | the content of the newest `kernel_info_reply` |
+//! | `k/agent` | how much of its agent's log this log has, as JSON |
 //!
 //! Numbers are 8 bytes, big-endian, so that they sort.
 
@@ -31,6 +32,7 @@ pub(super) const SESSIONS: Range = (b"s/", b"s0");
 pub(super) const COMMS: Range = (b"c/", b"c0");
 pub(super) const COMMS_INCOMPLETE: Bytes = Bytes::from_static(b"k/comms");
 pub(super) const KERNEL_INFO: Bytes = Bytes::from_static(b"k/info");
+pub(super) const AGENT: Bytes = Bytes::from_static(b"k/agent");
 
 pub(super) fn request(msg_id: &str) -> Bytes {
     text(b"r/", msg_id)

@@ -1,6 +1,7 @@
 //! Connects kernels with clients: the recorder owns a kernel's sockets and writes the log, `sessions` tracks how far
 //! each client has read it, and `executions` looks executions up in its index.
 
+mod agent_position;
 mod coalesce;
 mod comm_state;
 mod comms;

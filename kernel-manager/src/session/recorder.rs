@@ -1,5 +1,6 @@
 //! Owns a kernel's sockets and logs every message of both directions.
 
+mod agent;
 mod comms;
 mod connection;
 mod error;
@@ -15,17 +16,17 @@ mod setup;
 
 #[cfg(feature = "testing")]
 mod simulated;
-mod verification;
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
 use jupyter_protocol::message::Message;
-use jupyter_protocol::zmq::MessageMemory;
+use jupyter_protocol::zmq::{MAX_MESSAGE_BYTES, MessageMemory};
 use jupyter_protocol::{Channel, KernelId, WireMessage};
 use kernel_log::{Lifecycle, Log, Seq, StoreError};
 use tokio::runtime::Handle;
@@ -48,13 +49,27 @@ use super::request_index::RequestIndex;
 use super::synthetic_reply::{self, MISSING, NOT_KEPT};
 use crate::fold::answers;
 
-/// A message of at least this many bytes is verified on a blocking thread, so that other kernels do not wait, and is
-/// stored before the next one is received, so that few copies of it exist.
+/// A message of at least this many bytes is stored before the next one is received, so that few copies of it exist.
 const LARGE: usize = 1 << 20;
 /// How long to wait for a kernel's answer before asking again.
 const NUDGE_AFTER: Duration = Duration::from_millis(250);
 /// The session of the recorder's own requests. Their replies are delivered to no client.
 const OUR_SESSION: &str = "kernelmux";
+
+/// Size of a message in bytes.
+fn size(message: &WireMessage) -> usize {
+    message.parts_and_buffers().iter().map(Bytes::len).sum()
+}
+
+/// Tells of a message that is missing.
+fn skipped_text(bytes: u64, too_large: bool) -> String {
+    let reason = if too_large {
+        format!("a message may have {} MiB", MAX_MESSAGE_BYTES >> 20)
+    } else {
+        "there was no memory for it beside other large outputs".to_owned()
+    };
+    format!("An output of {} MiB is left out: {reason}.", bytes >> 20)
+}
 
 /// How the kernels of a manager are recorded.
 #[derive(Clone, Debug)]

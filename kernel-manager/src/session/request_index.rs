@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::{Channel, Header, WireMessage};
 use kernel_log::{ExecutionStatus, IndexUpdate, Seq};
 
+use super::agent_position::AgentPosition;
 use super::comm_state::CommState;
 use super::comms::is_comm;
 use super::content_fields::{cell_id, code_hash, display_id, execution_count, is_ok, kernel_state, outcome};
@@ -51,6 +52,9 @@ pub(super) struct RequestIndex {
     questions: Questions,
     /// The content of the newest `kernel_info_reply`.
     kernel_info: Option<Bytes>,
+    /// How much of the agent's log is recorded.
+    agent: Option<AgentPosition>,
+    agent_changed: bool,
     pub(super) comms: CommState,
 }
 
@@ -248,6 +252,17 @@ impl RequestIndex {
         }
     }
 
+    /// How much of the agent's log is recorded; `None` without an agent.
+    pub(super) fn agent(&self) -> Option<AgentPosition> {
+        self.agent
+    }
+
+    /// The next entry that is appended is the agent's entry at this position.
+    pub(super) fn set_agent(&mut self, position: AgentPosition) {
+        self.agent = Some(position);
+        self.agent_changed = true;
+    }
+
     fn on_comm(&mut self, seq: Seq, message: &WireMessage) {
         self.comms.on_message(seq, message, &mut self.updates);
     }
@@ -412,6 +427,12 @@ impl RequestIndex {
         for (display_id, seq) in self.displays.drain() {
             self.updates
                 .push(IndexUpdate::put(keys::display(&display_id), keys::number(seq)));
+        }
+        if std::mem::take(&mut self.agent_changed)
+            // Numbers always serialize.
+            && let Ok(json) = serde_json::to_vec(&self.agent)
+        {
+            self.updates.push(IndexUpdate::put(keys::AGENT, json));
         }
         while self.ended.len() > MAX_ENDED {
             if let Some(oldest) = self.ended.pop_front() {

@@ -100,12 +100,19 @@ pub async fn a_reopened_provider_reports_the_end(subject: &dyn Subject) -> Outco
     drop(kernel);
     drop(provider);
     let provider = subject.open().await;
-    let attached = step(subject, "attach", provider.attach(&record)).await?;
-    ensure!(
-        matches!(attached, Err(AttachError::Gone { .. })),
-        "a dead kernel can be attached to: {:?}",
-        attached.err()
-    );
+    match step(subject, "attach", provider.attach(&record)).await? {
+        Err(AttachError::Gone { .. }) => {}
+        // Its last messages may not have been read yet.
+        Ok(kernel) => {
+            let exit = step(subject, "the end of a dead kernel", kernel.wait()).await?;
+            ensure!(
+                exit.cause != ExitCause::Requested,
+                "a killed kernel is reported as shut down"
+            );
+            shutdown(subject, &*kernel).await?;
+        }
+        Err(error) => return Err(super::Failure::new(format!("a dead kernel is reported as {error}"))),
+    }
     check_nothing_left(subject, &*provider).await
 }
 

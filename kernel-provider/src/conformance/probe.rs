@@ -6,7 +6,8 @@ pub enum Probe {
     PrintVariable(String),
     /// Print the working directory, and nothing else, on standard output.
     PrintWorkingDir,
-    /// Print `running` on standard output, then wait until interrupted, for minutes at least.
+    /// Print `running` on standard output again and again until interrupted. A client may miss what is printed before it
+    /// is subscribed.
     WaitForInterrupt,
     /// Start another process, which runs for minutes at least and shows up in
     /// [`leftovers`](super::Subject::leftovers), and print `started` on standard output.
@@ -21,7 +22,9 @@ impl Probe {
         match self {
             Self::PrintVariable(name) => format!("import os; print(os.environ[{name:?}], end='')"),
             Self::PrintWorkingDir => "import os; print(os.getcwd(), end='')".to_owned(),
-            Self::WaitForInterrupt => "import time; print('running', end='', flush=True); time.sleep(600)".to_owned(),
+            Self::WaitForInterrupt => "import time\n\
+                while True:\n    print('running', end='', flush=True)\n    time.sleep(0.05)"
+                .to_owned(),
             Self::StartProcess => "import subprocess, sys\n\
                 subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', *sys.argv])\n\
                 print('started', end='')"

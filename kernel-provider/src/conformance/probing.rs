@@ -87,8 +87,7 @@ pub async fn an_interrupt_ends_the_code(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let (client, mut execution) = start(subject, &*kernel, code).await?;
-    let seen = read(subject, &mut execution, |text| text.contains("running")).await?;
-    ensure!(seen == "running", "the code printed {seen:?}");
+    read(subject, &mut execution, |text| text.contains("running")).await?;
     if expect(subject, "interrupt", kernel.interrupt()).await? == Interrupt::ByMessage {
         expect(subject, "interrupt by message", client.interrupt()).await?;
     }

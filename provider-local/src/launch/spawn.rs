@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -162,7 +163,8 @@ pub(super) fn invocation(context: &ProviderContext, files: &KernelFiles, start: 
 fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> Result<Process, LaunchError> {
     let Invocation { argv, env, .. } = invocation(context, files, start);
     let search_path = env.get(OsStr::new("PATH"));
-    let Some((program, arguments)) = argv.split_first() else {
+    let mut command_line = context.options.launcher.iter().chain(&argv);
+    let (false, Some(program)) = (argv.is_empty(), command_line.next()) else {
         return Err(LaunchError::CannotStart {
             what: format!("a kernel of {}", start.spec_name),
             reason: format!("{} has no argv", start.resource_dir.join("kernel.json").display()),
@@ -172,7 +174,7 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
     let output = output::create(&files.output()).map_err(open)?;
     let mut command = Command::new(program);
     command
-        .args(arguments)
+        .args(command_line)
         .env_clear()
         .envs(&env)
         .current_dir(&start.working_dir)
@@ -190,7 +192,13 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
             reason: format!("its command cannot be adjusted: {error}"),
         })?;
     }
-    Process::spawn(command).map_err(|error| {
+    let spawned = if context.options.launcher.is_empty() || is_program(&argv[0], search_path, &start.working_dir) {
+        Process::spawn(command)
+    } else {
+        // The launcher would start, and then exit because it cannot run this program.
+        Err(io::ErrorKind::NotFound.into())
+    };
+    spawned.map_err(|error| {
         let reason = match error.kind() {
             io::ErrorKind::NotFound if !start.working_dir.is_dir() => {
                 format!("its working directory {} is gone", start.working_dir.display())
@@ -210,8 +218,17 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
             _ => error.to_string(),
         };
         LaunchError::CannotStart {
-            what: program.clone(),
+            what: argv[0].clone(),
             reason,
         }
     })
+}
+
+/// Whether this is a file, or the name of one in the search path.
+fn is_program(program: &str, search_path: Option<&OsString>, working_dir: &Path) -> bool {
+    if program.contains('/') {
+        return working_dir.join(program).is_file();
+    }
+    let search_path = search_path.map_or_else(|| OsString::from("/bin:/usr/bin"), Clone::clone);
+    std::env::split_paths(&search_path).any(|dir| working_dir.join(dir).join(program).is_file())
 }

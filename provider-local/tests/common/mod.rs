@@ -123,6 +123,12 @@ impl Fixture {
         dirs.map(|entry| entry.unwrap().path()).collect()
     }
 
+    /// Lists the existing folders of agents.
+    pub(crate) fn agents(&self) -> Vec<PathBuf> {
+        let dirs = std::fs::read_dir(self.state().join("agents")).unwrap();
+        dirs.map(|entry| entry.unwrap().path()).collect()
+    }
+
     /// Lists the processes whose command line contains this fixture's path.
     pub(crate) fn processes(&self) -> Vec<i32> {
         let marker = self.root.path().as_os_str().as_encoded_bytes().to_owned();

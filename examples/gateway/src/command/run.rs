@@ -2,10 +2,11 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel_log::{DiskStore, Durability, LogOptions, LogStore, Logs};
+use kernel_log::{DiskStore, Durability, LogOptions, LogStore, Logs, WhenFull};
 use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::KernelProvider;
 use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
@@ -180,12 +181,20 @@ impl Running {
 
 /// The kernels of this machine or of a cluster, with their logs.
 async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Result<Manager> {
+    let mut log_options = log_options(flags);
     let provider: Arc<dyn KernelProvider> = match flags.kubernetes.open().await? {
         Some(pods) => Arc::new(pods),
-        None => Arc::new(local(flags, data_dir).await?),
+        None => {
+            let agent = agent(&flags.agent);
+            if agent.is_some() && flags.log_nats.is_none() {
+                // The agents keep entries that cannot be stored.
+                log_options.when_full = WhenFull::Wait;
+            }
+            Arc::new(local(flags, data_dir, agent).await?)
+        }
     };
     let store = log_store(flags, data_dir).await?;
-    let logs = Logs::new(store, log_options(flags))?;
+    let logs = Logs::new(store, log_options)?;
     let mut options = ManagerOptions::default();
     if let Some(name) = &flags.default_kernel {
         options.default_spec = Some(name.clone());
@@ -203,7 +212,7 @@ async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Resul
 }
 
 /// Kernels as processes of this machine.
-async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
+async fn local(flags: &Flags, data_dir: &DataDir, agent: Option<PathBuf>) -> Result<LocalProvider> {
     let mut local = LocalOptions::new(data_dir.folder("kernels")?);
     local.working_dir = std::env::current_dir().ok();
     let inherited = inherited(&flags.inherited_envs);
@@ -213,7 +222,28 @@ async fn local(flags: &Flags, data_dir: &DataDir) -> Result<LocalProvider> {
     local.inherit_env = InheritEnv::Only(inherited);
     local.port_range.clone_from(&flags.port_range);
     local.reap_orphans = std::process::id() == 1;
+    local.agent = agent;
+    local.spool_bytes = flags.agent_spool_mib << 20;
+    local.orphan_timeout = (flags.agent_orphan_timeout > 0).then(|| Duration::from_secs(flags.agent_orphan_timeout));
     Ok(LocalProvider::open(local).await?)
+}
+
+/// The agent's program; `None` to start kernels directly.
+fn agent(flag: &Path) -> Option<PathBuf> {
+    match flag.to_str() {
+        Some("off") => None,
+        Some("auto") => {
+            let in_same_folder = std::env::current_exe()
+                .ok()
+                .map(|own| own.with_file_name("kernelmux-agent"));
+            let found = in_same_folder.filter(|agent| agent.is_file());
+            if found.is_none() {
+                warn!("kernels are not recorded while no gateway runs: kernelmux-agent is not in the gateway's folder");
+            }
+            found
+        }
+        _ => Some(flag.to_owned()),
+    }
 }
 
 /// The configured log store.

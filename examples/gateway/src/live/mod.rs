@@ -1,7 +1,7 @@
 //! `/live/{token}`: a read-only page of a kernel's cells, for those who have the link.
 //!
-//! The page needs no token of the gateway, and gives access to nothing else. Its policy allows no script but its own.
-//! The kernel's texts are inserted as text; HTML outputs are in frames that run no scripts.
+//! The page needs no token of the gateway, and gives access to nothing else. Its Content-Security-Policy allows only the
+//! page's own script. The kernel's texts are inserted as text, and HTML outputs are in frames that run no scripts.
 
 mod cells;
 mod pages;
@@ -36,7 +36,7 @@ const PAGE: &str = include_str!("page.html");
 const REFUSED: &str = include_str!("refused.html");
 /// The most viewers of all pages at a time.
 const MAX_VIEWERS: usize = 256;
-/// The most viewers of one share, so that one link cannot take all places.
+/// The most viewers of one share, so that one link cannot use up [`MAX_VIEWERS`].
 const MAX_VIEWERS_OF_SHARE: usize = 32;
 
 /// The viewed pages.
@@ -47,7 +47,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The places for viewers of a share. They are dropped with the last viewer.
+    /// Limits the viewers of a share. It is dropped with the last viewer.
     fn viewers_of(&self, share: Uuid) -> Arc<Semaphore> {
         let mut by_share = kernel_provider::lock(&self.by_share);
         by_share.retain(|_, places| places.strong_count() > 0);

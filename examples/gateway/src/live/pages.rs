@@ -24,11 +24,11 @@ use crate::shares::SharedKernel;
 const MAX_PAGES: usize = 32;
 /// The shortest time between two changes of a page.
 const PAUSE: Duration = Duration::from_millis(250);
-/// The pause grows with each multiple of these bytes that a change has, because changed cells are sent whole.
+/// How many changed bytes lengthen the pause by another [`PAUSE`]: changed cells are sent whole.
 const BYTES_A_PAUSE: usize = 128 << 10;
 /// The longest time between two changes of a page.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// How often to look for a kernel that may still run, before the viewers must reconnect.
+/// How many times a page looks for its kernel after the log was closed, before its viewers must reconnect.
 const MAX_LOOKS: usize = 120;
 
 /// A page at one moment.
@@ -59,7 +59,7 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// The page now, and each change. It closes when the viewers must connect again, and after the kernel's end.
+    /// The newest snapshot. The channel closes when the viewers must reconnect, and after the kernel's end.
     pub(super) fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshot.clone()
     }
@@ -157,7 +157,7 @@ async fn follow_log(
             }
             tokio::task::yield_now().await;
         }
-        // The log of a kernel also closes with this gateway, which leaves the kernel running.
+        // A log is also closed when this gateway stops, and the kernel may go on running.
         let has_ended = is_closed && !manager.may_run(id);
         if has_ended && now != Some(ExecutionState::Dead) {
             (now, since) = (Some(ExecutionState::Dead), Utc::now());

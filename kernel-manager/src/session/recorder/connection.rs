@@ -21,9 +21,6 @@ use super::senders::{Destination, Sender};
 use super::{ConnectionState, Recorder, reconnect};
 use crate::session::execution_state::ExecutionState;
 
-/// How long to drain the iopub of a kernel that has ended.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
-
 impl Recorder {
     /// Connects to a kernel that was just started and replaces the previous connection.
     pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
@@ -123,11 +120,16 @@ impl Recorder {
         Ok(reconnected)
     }
 
+    /// Whether messages of the kernel may still arrive.
+    pub(crate) fn is_publishing(&self) -> bool {
+        *self.recording.publishing.borrow()
+    }
+
     /// Drains the iopub of a kernel that has ended. If another process keeps the socket open past the deadline, output
     /// may be missing, and the log says so.
-    pub(crate) async fn drain(&self) {
+    pub(crate) async fn drain(&self, deadline: Duration) {
         let mut publishing = self.recording.publishing.subscribe();
-        let heard = timeout(DRAIN_DEADLINE, publishing.wait_for(|publishing| !publishing)).await;
+        let heard = timeout(deadline, publishing.wait_for(|publishing| !publishing)).await;
         if heard.is_err() {
             self.lifecycle(&Lifecycle::Disconnected);
         }
@@ -172,7 +174,7 @@ impl Recorder {
         self.recording.link.send_replace(ConnectionState::Down);
     }
 
-    fn set_connection(&self, tasks: JoinSet<()>) {
+    pub(super) fn set_connection(&self, tasks: JoinSet<()>) {
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(tasks);
     }
 

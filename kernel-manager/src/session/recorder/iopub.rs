@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use jupyter_protocol::zmq::{IopubSubscriber, MAX_MESSAGE_BYTES};
+use chrono::Utc;
+use jupyter_protocol::zmq::{IopubSubscriber, MAX_MESSAGE_BYTES, Refused, Verifier};
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use kernel_log::Lifecycle;
 use tokio::sync::Notify;
@@ -8,8 +9,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use super::reconnect::Pauses;
-use super::verification::{Gate, Refused, size};
-use super::{LARGE, Recording};
+use super::{LARGE, Recording, size, skipped_text};
 use crate::session::coalesce::{COALESCE_FOR, FloodDetector};
 use crate::session::execution_state::StatusFollower;
 use crate::session::synthetic_reply::MISSING;
@@ -31,7 +31,8 @@ struct Batch {
 impl Batch {
     fn record(&mut self) {
         if !self.messages.is_empty() {
-            self.recording.record_published(&self.messages, &mut self.status);
+            self.recording
+                .record_published(&self.messages, &mut self.status, Utc::now());
             self.messages.clear();
         }
     }
@@ -53,7 +54,7 @@ pub(super) async fn record_iopub(
 ) {
     let mut pauses = Pauses::new();
     let mut silent = false;
-    let mut gate = Gate::new(Channel::Iopub, signer);
+    let mut verifier = Verifier::new(Channel::Iopub, signer);
     let mut batch = Batch {
         recording: recording.clone(),
         messages: Vec::new(),
@@ -73,7 +74,7 @@ pub(super) async fn record_iopub(
         let mut skipped = None;
         while let Some(message) = next {
             received += 1;
-            match gate.admit(message).await {
+            match verifier.admit(message).await {
                 Ok(message) => {
                     bytes += size(&message);
                     if !recording.setup.hides(&message) {
@@ -111,13 +112,7 @@ pub(super) async fn record_iopub(
             }
         }
         if let Some(bytes) = skipped {
-            let reason = if bytes > MAX_MESSAGE_BYTES {
-                format!("a message may have at most {} MiB", MAX_MESSAGE_BYTES >> 20)
-            } else {
-                "other large outputs left no memory for it".to_owned()
-            };
-            let text = format!("An output of {} MiB is left out: {reason}.", bytes >> 20);
-            recording.tell_running(&text, false);
+            recording.tell_running(&skipped_text(bytes, bytes > MAX_MESSAGE_BYTES), false);
         }
         if broken {
             // Connections that are lost again before anything arrives are one gap.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use jupyter_protocol::codec::websocket_v1;
 use jupyter_protocol::content::KernelInfoRequest;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::{self, DealerReceiver, IopubSubscriber, SocketError};
 use jupyter_protocol::{Backoff, Channel, Signer, WireMessage};
+use kernel_log::Seq;
 use tokio::sync::{MutexGuard, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
@@ -19,7 +21,7 @@ use super::{ConnectionState, NUDGE_AFTER, OUR_SESSION, Recording, SendError};
 use crate::session::ExecutionState;
 use crate::session::pending_requests::Requester;
 
-/// Pause before the first try. No event says that a network is back.
+/// Pause before the first try. Nothing reports that a network is back, so this polls.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between tries.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -31,7 +33,7 @@ const SEND_DEADLINE: Duration = Duration::from_secs(60);
 /// publish nothing for long.
 const SUBSCRIBED_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Pauses between attempts to reconnect. A connection that was lost soon after it was made is not retried at once.
+/// Pauses between attempts to reconnect. They keep growing if a connection is lost soon after it was made.
 pub(super) struct Pauses {
     backoff: Backoff,
     connected: Instant,
@@ -69,11 +71,33 @@ impl Pauses {
     }
 }
 
+/// A number that grows with the log. An agent uses it to take each message only once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SendNumber(pub(super) u64);
+
+impl SendNumber {
+    /// The number of a logged message.
+    pub(super) fn of(entry: Seq) -> Self {
+        Self(2 * entry.0)
+    }
+
+    /// The number of a message that is not logged, after the last entry.
+    pub(super) fn after(entry: Seq) -> Self {
+        Self(2 * entry.0 + 1)
+    }
+}
+
 impl Sender {
-    async fn send(&mut self, message: WireMessage) -> Result<(), SocketError> {
+    pub(super) async fn send(&mut self, message: WireMessage, number: SendNumber) -> Result<(), SocketError> {
+        if let Destination::Agent(agent) = &self.to {
+            let message = websocket_v1::encode(agent.channel(), &message);
+            let sent = agent.send(number.0, message).await;
+            return sent.map_err(|error| SocketError::Broken(error.to_string()));
+        }
         let message = message.with_identities([]).signed(&self.signer);
         match &mut self.to {
             Destination::Socket(socket) => socket.send(message).await,
+            Destination::Agent(_) => Ok(()),
             #[cfg(feature = "testing")]
             Destination::Simulated(channel, kernel) => {
                 let sent = kernel.send((*channel, message)).await;
@@ -112,8 +136,8 @@ impl Recording {
                 | ConnectionState::Subscribed
                 | ConnectionState::Live => {
                     let sender = self.senders.of(channel).lock().await;
-                    // The request may make the kernel ask for input, so stdin must be connected too. A locked sender is
-                    // connected.
+                    // The request may make the kernel ask for input, so stdin must be connected too. A locked stdin
+                    // is in use, so it is connected.
                     let can_answer = !is_request
                         || self
                             .senders
@@ -173,6 +197,7 @@ impl Recording {
         sender: &mut Option<Sender>,
         channel: Channel,
         message: WireMessage,
+        number: SendNumber,
     ) -> Result<(), SocketError> {
         let mut link = self.link.subscribe();
         let Some(socket) = sender else {
@@ -180,7 +205,7 @@ impl Recording {
         };
         let sent = tokio::select! {
             biased;
-            sent = socket.send(message) => sent,
+            sent = socket.send(message, number) => sent,
             _ = link.wait_for(|link| matches!(link, ConnectionState::Down | ConnectionState::Dead)) => Err(unreachable(channel)),
         };
         if sent.is_err() {
@@ -191,12 +216,14 @@ impl Recording {
 
     /// Sends a logged message again after a failure, once the socket is reconnected. Code is sent only in the
     /// connection generation in which it was logged, because a restart has ended its execution.
+    #[allow(clippy::too_many_arguments)]
     pub(super) async fn send_again(
         &self,
         generation: u64,
         channel: Channel,
         session: &str,
         message: WireMessage,
+        number: SendNumber,
         error: SocketError,
     ) -> Result<(), SendError> {
         let deadline = Instant::now() + SEND_DEADLINE;
@@ -213,7 +240,7 @@ impl Recording {
                     .expect_reply(&header.msg_id, Requester::Session(session.into()));
             }
             drop(header);
-            match self.send_on(&mut sender, channel, message.clone()).await {
+            match self.send_on(&mut sender, channel, message.clone(), number).await {
                 Ok(()) => return Ok(()),
                 Err(again) => error = again,
             }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use jupyter_protocol::message::Message;
 use jupyter_protocol::{Channel, WireMessage, header};
 use kernel_log::{Lifecycle, NewEntry, Origin, Seq};
@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::{ConnectionState, OUR_SESSION, Recording, SendError, lock, setup};
+use super::reconnect::SendNumber;
+use super::senders::Destination;
+use super::{ConnectionState, OUR_SESSION, Recording, SendError, lock};
 use crate::session::execution_state::{ExecutionState, StatusFollower};
 use crate::session::executions::message_at;
 use crate::session::index_keys as keys;
@@ -98,17 +100,22 @@ impl Recording {
             msg_id: &message.header_ref()?.msg_id,
             question: question.as_ref(),
         };
-        if !ours && !is_read_only(&message) {
+        // An agent takes a message once by the number of its entry, which must not be used again after a crash.
+        let to_agent = sender
+            .as_ref()
+            .is_some_and(|sender| matches!(sender.to, Destination::Agent(_)));
+        if to_agent || !ours && !is_read_only(&message) {
             // Store before sending. A crash in between loses the request, which its record shows; the other order would
             // run it twice if the client repeats it.
             self.log.stored(seq).await;
         }
-        let sent = self.send_on(&mut sender, channel, message.clone()).await;
+        let number = SendNumber::of(seq);
+        let sent = self.send_on(&mut sender, channel, message.clone(), number).await;
         drop(sender);
         let sent = match sent {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.send_again(generation, channel, session, message.clone(), error)
+                self.send_again(generation, channel, session, message.clone(), number, error)
                     .await
             }
         };
@@ -173,9 +180,9 @@ impl Recording {
         session: &str,
         messages: &[WireMessage],
         state: Option<ExecutionState>,
+        now: DateTime<Utc>,
     ) {
         self.touch();
-        let now = Utc::now();
         let mut requests = self.requests();
         let entries = messages.iter().map(|message| NewEntry {
             origin: Origin::Kernel,
@@ -200,13 +207,13 @@ impl Recording {
     }
 
     /// Appends a batch of iopub messages and updates the kernel's state.
-    pub(super) fn record_published(&self, messages: &[WireMessage], status: &mut StatusFollower) {
+    pub(super) fn record_published(&self, messages: &[WireMessage], status: &mut StatusFollower, now: DateTime<Utc>) {
         let statuses: Vec<_> = messages
             .iter()
             .filter_map(|message| Some((status.follow(message)?, message)))
             .collect();
         let newest_status = statuses.last().copied();
-        self.record(Channel::Iopub, "", messages, newest_status.map(|(state, _)| state));
+        self.record(Channel::Iopub, "", messages, newest_status.map(|(state, _)| state), now);
         for (_, message) in statuses {
             self.statuses.heard(message);
         }
@@ -250,7 +257,7 @@ impl Recording {
     }
 
     /// Appends a message from shell, control or stdin, addressed to the session that sent its request.
-    pub(super) fn record_reply(&self, channel: Channel, message: WireMessage) {
+    pub(super) fn record_reply(&self, channel: Channel, message: WireMessage, now: DateTime<Utc>) {
         let mut addressee = self.pending_requests.addressee(channel, &message);
         if matches!(addressee, Addressee::All)
             && let Some(session) = self.session_of_execution(&message)
@@ -260,10 +267,10 @@ impl Recording {
         let session = match &addressee {
             Addressee::Session(session) => session,
             Addressee::Internal(_) => OUR_SESSION,
-            Addressee::Setup => return setup::check_reply(&message),
+            Addressee::Setup => return self.setup.answered(&message),
             Addressee::All => "",
         };
-        self.record(channel, session, std::slice::from_ref(&message), None);
+        self.record(channel, session, std::slice::from_ref(&message), None, now);
         if let Addressee::Internal(waiting) = addressee {
             // The requester may have stopped waiting.
             let _ = waiting.send(message);

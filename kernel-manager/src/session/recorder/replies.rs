@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
-use jupyter_protocol::zmq::DealerReceiver;
+use chrono::Utc;
+use jupyter_protocol::zmq::{DealerReceiver, Refused, Verifier};
 use jupyter_protocol::{Channel, Signer};
 use tokio::sync::Notify;
 
 use super::reconnect::Pauses;
-use super::verification::{Gate, Refused, size};
-use super::{LARGE, Recording};
+use super::{LARGE, Recording, size};
 
 /// Records what arrives on shell, control or stdin.
 pub(super) async fn record_replies(
@@ -18,13 +18,13 @@ pub(super) async fn record_replies(
     reconnected: Arc<Notify>,
 ) {
     let mut pauses = Pauses::new();
-    let mut gate = Gate::new(channel, signer.clone());
+    let mut verifier = Verifier::new(channel, signer.clone());
     loop {
         recording.log.room().await;
-        let broken = match gate.admit(socket.recv().await).await {
+        let broken = match verifier.admit(socket.recv().await).await {
             Ok(message) => {
                 let is_large = size(&message) >= LARGE;
-                recording.record_reply(channel, message);
+                recording.record_reply(channel, message, Utc::now());
                 if is_large {
                     recording.log.flushed().await;
                 }

@@ -2,6 +2,7 @@
 
 use jupyter_protocol::zmq::DealerSender;
 use jupyter_protocol::{Channel, Signer};
+use kernel_provider::agent::MessageSender;
 use tokio::sync::Mutex as AsyncMutex;
 
 /// The sending halves; one is missing while its connection is lost. Each has its own lock, so that a full shell socket
@@ -41,6 +42,7 @@ pub(super) struct Sender {
 
 pub(super) enum Destination {
     Socket(DealerSender),
+    Agent(MessageSender),
     #[cfg(feature = "testing")]
     Simulated(
         Channel,

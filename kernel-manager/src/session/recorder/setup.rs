@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Recording;
+use super::reconnect::SendNumber;
 use crate::session::execution_state::{ExecutionState, reported_state};
 use crate::session::pending_requests::Requester;
 
@@ -33,6 +34,8 @@ pub(super) struct Setup {
     pending: watch::Sender<bool>,
     /// Whether `status` messages of the setup request may still arrive and must be hidden.
     hiding: AtomicBool,
+    /// Whether the kernel waits for its subscriber from now on.
+    succeeded: AtomicBool,
 }
 
 impl Default for Setup {
@@ -40,6 +43,7 @@ impl Default for Setup {
         Self {
             pending: watch::Sender::new(false),
             hiding: AtomicBool::new(false),
+            succeeded: AtomicBool::new(false),
         }
     }
 }
@@ -67,6 +71,20 @@ impl Setup {
     pub(super) async fn done(&self) {
         // `self` holds the sender, so this cannot fail.
         let _ = self.pending.subscribe().wait_for(|pending| !pending).await;
+    }
+
+    /// Whether the kernel has begun to wait for its subscriber since the last call.
+    pub(super) fn take_succeeded(&self) -> bool {
+        self.succeeded.swap(false, Ordering::Relaxed)
+    }
+
+    /// Handles the reply to the setup request.
+    pub(super) fn answered(&self, reply: &WireMessage) {
+        if has_succeeded(reply) {
+            self.succeeded.store(true, Ordering::Relaxed);
+        } else {
+            debug!("ipykernel does not wait for its subscriber; it may drop output in a flood");
+        }
     }
 
     /// Whether this iopub message is a `status` of the setup request. Other messages are recorded whatever their
@@ -121,8 +139,15 @@ impl Recording {
         self.pending_requests
             .expect_reply(&request.header.msg_id, Requester::Setup);
         self.setup.hiding.store(true, Ordering::Relaxed);
+        let last = self.log.append([]);
+        // The number must not be used again after a crash.
+        self.log.stored(last).await;
+        let number = SendNumber::after(last);
         let mut shell = self.senders.of(Channel::Shell).lock().await;
-        if let Err(error) = self.send_on(&mut shell, Channel::Shell, request.to_wire()).await {
+        if let Err(error) = self
+            .send_on(&mut shell, Channel::Shell, request.to_wire(), number)
+            .await
+        {
             debug!(%error, "ipykernel was not asked to wait for its subscriber; it may drop output in a flood");
         }
     }
@@ -136,8 +161,8 @@ fn is_ipykernel(kernel_info: &WireMessage) -> bool {
     serde_json::from_slice::<KernelInfo>(kernel_info.content()).is_ok_and(|info| info.implementation == "ipython")
 }
 
-/// Logs if the setup request failed.
-pub(super) fn check_reply(reply: &WireMessage) {
+/// Whether the reply to the setup request says that it was done.
+fn has_succeeded(reply: &WireMessage) -> bool {
     #[derive(Deserialize)]
     struct Reply {
         status: String,
@@ -145,14 +170,8 @@ pub(super) fn check_reply(reply: &WireMessage) {
         user_expressions: serde_json::Map<String, serde_json::Value>,
     }
     let reply = serde_json::from_slice::<Reply>(reply.content());
-    let succeeded = reply.as_ref().is_ok_and(|reply| {
-        reply.status == "ok"
-            && reply
-                .user_expressions
-                .get("setup")
-                .is_some_and(|setup| setup["status"] == "ok")
-    });
-    if !succeeded {
-        debug!("ipykernel does not wait for its subscriber; it may drop output in a flood");
-    }
+    reply.is_ok_and(|reply| {
+        let setup = reply.user_expressions.get("setup");
+        reply.status == "ok" && setup.is_some_and(|setup| setup["status"] == "ok")
+    })
 }

@@ -1,5 +1,6 @@
 //! Connects the recorder to a simulated kernel, without sockets.
 
+use chrono::Utc;
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use tokio::sync::mpsc;
 
@@ -31,11 +32,11 @@ impl Recorder {
         let mut status = StatusFollower::default();
         // Otherwise every call could append `Lifecycle::Idle`.
         status.idle_for_the_first_time();
-        self.recording.record_published(messages, &mut status);
+        self.recording.record_published(messages, &mut status, Utc::now());
     }
 
     /// Records messages that arrived on shell, control or stdin.
     pub(crate) fn answered(&self, channel: Channel, message: WireMessage) {
-        self.recording.record_reply(channel, message);
+        self.recording.record_reply(channel, message, Utc::now());
     }
 }

@@ -33,6 +33,8 @@ impl RequestIndex {
             displays: HashMap::new(),
             questions: Questions::default(),
             kernel_info: None,
+            agent: None,
+            agent_changed: false,
             comms: CommState::none(false),
         };
         if requests.requests.all {
@@ -45,6 +47,10 @@ impl RequestIndex {
         } else {
             CommState::in_log(is_incomplete)
         };
+        if let Some(json) = log.index_get(keys::AGENT).await? {
+            // Without it, the agent's log is read from its start.
+            requests.agent = serde_json::from_slice(&json).ok();
+        }
         requests.kernel_info = log.index_get(keys::KERNEL_INFO).await?;
         let (start, end) = keys::RUNNING;
         for (key, _) in log.index_scan(start, end, MAX_REQUESTS, true).await? {

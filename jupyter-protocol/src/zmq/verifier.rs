@@ -1,15 +1,19 @@
-use bytes::Bytes;
-use jupyter_protocol::signing::DigestHistory;
-use jupyter_protocol::wire::WireError;
-use jupyter_protocol::zmq::SocketError;
-use jupyter_protocol::{Channel, LogLimiter, Signer, WireMessage};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::LARGE;
+use super::SocketError;
+use super::throttle::total_bytes;
+use crate::channel::Channel;
+use crate::log_limiter::LogLimiter;
+use crate::signing::{DigestHistory, Signer};
+use crate::wire::{WireError, WireMessage};
+
+/// A message of at least this many bytes is verified on a blocking thread, so that other kernels do not wait.
+const LARGE: usize = 1 << 20;
 
 /// Why a received message was not admitted.
-pub(super) enum Refused {
+#[derive(Debug)]
+pub enum Refused {
     /// The message has a wrong signature, or was replayed.
     Message(WireMessage),
     /// The frames are no message; the socket stays usable.
@@ -20,16 +24,19 @@ pub(super) enum Refused {
     Broken,
 }
 
-/// Verifies what arrives on one socket.
-pub(super) struct Gate {
+/// Verifies what arrives on one socket of a kernel.
+#[derive(Debug)]
+pub struct Verifier {
     channel: Channel,
     signer: Signer,
     seen: DigestHistory,
     refusals: LogLimiter,
 }
 
-impl Gate {
-    pub(super) fn new(channel: Channel, signer: Signer) -> Self {
+impl Verifier {
+    /// A verifier for this socket.
+    #[must_use]
+    pub fn new(channel: Channel, signer: Signer) -> Self {
         Self {
             channel,
             signer,
@@ -39,7 +46,7 @@ impl Gate {
     }
 
     async fn check(&mut self, message: &WireMessage) -> Result<(), WireError> {
-        if self.signer.signs() && size(message) >= LARGE {
+        if self.signer.signs() && total_bytes(message.parts_and_buffers()) >= LARGE {
             let (signer, message) = (self.signer.clone(), message.clone());
             let verified = spawn_blocking(move || message.verify(&signer)).await;
             // The blocking thread fails only when the process ends.
@@ -54,7 +61,10 @@ impl Gate {
     }
 
     /// Passes on a message that the kernel signed and logs why another is refused.
-    pub(super) async fn admit(&mut self, received: Result<WireMessage, SocketError>) -> Result<WireMessage, Refused> {
+    ///
+    /// # Errors
+    /// [`Refused`], by what the caller has to do.
+    pub async fn admit(&mut self, received: Result<WireMessage, SocketError>) -> Result<WireMessage, Refused> {
         let (error, refused) = match received {
             Ok(message) => match self.check(&message).await {
                 Ok(()) => return Ok(message),
@@ -75,8 +85,4 @@ impl Gate {
         }
         Err(refused)
     }
-}
-
-pub(super) fn size(message: &WireMessage) -> usize {
-    message.parts_and_buffers().iter().map(Bytes::len).sum()
 }

@@ -1,0 +1,257 @@
+//! The agent: a kernel, a log of its messages, and the gateway (or another embedder) that reads the log.
+
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use jupyter_protocol::kernelspec::SearchPath;
+use jupyter_protocol::zmq::{MAX_MESSAGE_BYTES, MessageMemory};
+use jupyter_protocol::{InstalledKernelspec, Transport};
+use kernel_log::{DiskOptions, DiskStore, Durability, Log, LogOptions, Logs, Seq, WhenFull};
+use kernel_provider::agent::{Accepted, Launch, LifePhase};
+use kernel_provider::{KernelHandle, KernelProvider, LaunchError, LaunchRequest, Phase, Progress};
+use provider_local::{InheritEnv, LocalOptions, LocalProvider, TransportChoice};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::controls::Controls;
+use crate::delivery::Delivery;
+use crate::kernel_process::CurrentProcess;
+use crate::server;
+
+/// Memory for messages of more than 1 MiB until they are stored.
+const MESSAGE_MEMORY: u64 = 256 << 20;
+/// The most bytes that wait for the disk. Beyond that, reading from the kernel pauses.
+const WAITING_BYTES: usize = 16 << 20;
+/// By how much the kernel's bound may be exceeded by what was read last: one message and what waits for the disk.
+const SLACK_BYTES: u64 = MAX_MESSAGE_BYTES + WAITING_BYTES as u64;
+/// Acknowledged entries are dropped in pieces of this size.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// The kernel's grace period when the agent ends it.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long an agent outlives its kernel, until the gateway has stored the last entries.
+const LAST_ENTRIES_DEADLINE: Duration = Duration::from_secs(30);
+
+/// State that the tasks of an agent share.
+pub(crate) struct Agent {
+    pub(crate) launch: Launch,
+    pub(crate) log: Log,
+    pub(crate) memory: MessageMemory,
+    /// Set once the kernel has started.
+    kernel: OnceLock<Arc<dyn KernelHandle>>,
+    /// The result of the start; `None` until it is known.
+    pub(crate) started: watch::Sender<Option<Result<(), LaunchError>>>,
+    pub(crate) phase: watch::Sender<LifePhase>,
+    pub(crate) process: CurrentProcess,
+    pub(crate) delivery: Delivery,
+    pub(crate) controls: Controls,
+    pub(crate) accepted: watch::Sender<Accepted>,
+    /// The last entry that the gateway has stored.
+    pub(crate) acknowledged: watch::Sender<Seq>,
+    /// Whether the kernel waits for its reader instead of dropping output, so that reading may pause.
+    pub(crate) kernel_waits: AtomicBool,
+    /// Whether the kernel's last status was idle.
+    pub(crate) is_idle: watch::Sender<bool>,
+    pub(crate) client: Mutex<Option<server::Client>>,
+    /// Number of admitted connections.
+    pub(crate) connections: watch::Sender<usize>,
+    /// Cancelled when the kernel was shut down, so that the agent ends.
+    pub(crate) ending: CancellationToken,
+}
+
+impl Agent {
+    /// The kernel; `None` until it has started.
+    pub(crate) fn kernel(&self) -> Option<&Arc<dyn KernelHandle>> {
+        self.kernel.get()
+    }
+}
+
+/// Runs the kernel until it is shut down.
+pub(crate) async fn run(launch: Launch) -> io::Result<()> {
+    // An agent that was killed leaves its socket. Bound first, because the gateway already tries to connect.
+    let _ = std::fs::remove_file(&launch.listen);
+    let listener = UnixListener::bind(&launch.listen)?;
+    let logs = open_logs(&launch)?;
+    let log = logs.open(launch.id).await.map_err(io::Error::other)?;
+    let (delivery, deliver) = Delivery::new();
+    let agent = Arc::new(Agent {
+        log,
+        memory: MessageMemory::new(MESSAGE_MEMORY),
+        kernel: OnceLock::new(),
+        started: watch::Sender::new(None),
+        phase: watch::Sender::new(LifePhase {
+            life: 0,
+            pid: None,
+            phase: Phase::Starting,
+        }),
+        process: CurrentProcess::default(),
+        delivery,
+        controls: Controls::default(),
+        accepted: watch::Sender::new(Accepted::default()),
+        acknowledged: watch::Sender::new(Seq::START),
+        kernel_waits: AtomicBool::new(false),
+        is_idle: watch::Sender::new(false),
+        client: Mutex::default(),
+        connections: watch::Sender::new(0),
+        ending: CancellationToken::new(),
+        launch,
+    });
+    let serving = tokio::spawn(server::serve(agent.clone(), listener));
+    let delivering = deliver.spawn(&agent);
+    let kernel = async {
+        let provider = LocalProvider::open(options(&agent.launch)).await?;
+        let request = request(&agent.launch);
+        let kernel = provider.launch(request, Progress::ignored()).await?;
+        Ok::<_, LaunchError>((provider, kernel))
+    };
+    let _provider = match kernel.await {
+        Ok((provider, kernel)) => {
+            // Not set anywhere else.
+            let _ = agent.kernel.set(kernel);
+            agent.sync_process().await;
+            agent.started.send_replace(Some(Ok(())));
+            provider
+        }
+        Err(error) => {
+            warn!(%error, "the kernel did not start");
+            agent.started.send_replace(Some(Err(error)));
+            // The gateway reads the error and ends this agent.
+            sleep(LAST_ENTRIES_DEADLINE).await;
+            return Ok(());
+        }
+    };
+    let following = tokio::spawn(follow_phase(agent.clone()));
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        () = agent.ending.cancelled() => {}
+        _ = terminate.recv() => agent.end_kernel("SIGTERM").await,
+        () = agent.orphaned() => {
+            agent.end_kernel("no gateway has reconnected").await;
+            return agent.leave_nothing();
+        }
+    }
+    let head = agent.log.head();
+    let mut acknowledged = agent.acknowledged.subscribe();
+    let delivered = timeout(LAST_ENTRIES_DEADLINE, acknowledged.wait_for(|seq| *seq >= head));
+    if delivered.await.is_err() {
+        warn!("no gateway has stored the last entries of the kernel");
+    }
+    info!("the kernel was shut down");
+    for task in [serving, following].iter().chain(&delivering) {
+        task.abort();
+    }
+    Ok(())
+}
+
+impl Agent {
+    /// Ends the kernel without a request of the gateway.
+    async fn end_kernel(self: &Arc<Self>, why: &str) {
+        info!(why, "ending the kernel");
+        if let Some(kernel) = self.kernel()
+            && let Err(error) = kernel.shutdown(GRACE).await
+        {
+            warn!(%error, "the kernel cannot be ended");
+        }
+        self.sync_process().await;
+    }
+
+    /// Removes the agent's own files.
+    fn leave_nothing(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.launch.listen)?;
+        std::fs::remove_dir_all(&self.launch.dir)
+    }
+
+    /// Waits until the kernel has been idle or gone, without a connection, for the launch's `orphan_timeout`.
+    async fn orphaned(&self) {
+        let Some(limit) = self.launch.orphan_timeout else {
+            return std::future::pending().await;
+        };
+        let (mut connections, mut idle, mut phase) = (
+            self.connections.subscribe(),
+            self.is_idle.subscribe(),
+            self.phase.subscribe(),
+        );
+        loop {
+            let is_gone = matches!(phase.borrow_and_update().phase, Phase::Exited(_));
+            let is_orphan = *connections.borrow_and_update() == 0 && (*idle.borrow_and_update() || is_gone);
+            tokio::select! {
+                () = sleep(limit), if is_orphan => return,
+                // The agent holds the senders, so these cannot fail.
+                _ = connections.changed() => {}
+                _ = idle.changed() => {}
+                _ = phase.changed() => {}
+            }
+        }
+    }
+}
+
+/// Syncs with each change of the kernel's phase.
+async fn follow_phase(agent: Arc<Agent>) {
+    let Some(kernel) = agent.kernel() else { return };
+    let mut phase = kernel.phase();
+    loop {
+        phase.borrow_and_update();
+        agent.sync_process().await;
+        if phase.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn open_logs(launch: &Launch) -> io::Result<Logs> {
+    let folder = launch.dir.join("spool");
+    let segments = DiskOptions::default().with_segment_bytes(SEGMENT_BYTES);
+    let store = DiskStore::open_with(&folder, segments).map_err(io::Error::other)?;
+    let options = LogOptions::default()
+        .with_waiting_bytes(WAITING_BYTES)
+        // A kernel that waits exceeds its bound by what was read last, which must not be dropped.
+        .with_stored_bytes(launch.spool_bytes + SLACK_BYTES)
+        .with_stored_age(None)
+        .with_when_full(WhenFull::Wait)
+        // The spool is useless after a failure of the machine, because the kernel is gone too.
+        .with_durability(Durability::Process);
+    Logs::new(Arc::new(store), options).map_err(io::Error::other)
+}
+
+fn options(launch: &Launch) -> LocalOptions {
+    let mut options = LocalOptions::new(&launch.dir)
+        .with_search(SearchPath::default())
+        .with_socket_dir(&launch.socket_dir)
+        .with_transport(match launch.transport {
+            Some(Transport::Ipc) => TransportChoice::Ipc,
+            Some(_) => TransportChoice::Tcp,
+            None => TransportChoice::Auto,
+        })
+        // The gateway gave this agent only variables that kernels may inherit.
+        .with_inherit_env(InheritEnv::AllButSecrets)
+        .with_command_prefix(launch.command_prefix.clone())
+        .with_reap_orphans(true)
+        .with_kernelspec(InstalledKernelspec {
+            name: launch.spec_name.clone(),
+            spec: launch.spec.clone(),
+            resource_dir: launch.resource_dir.clone(),
+        });
+    options
+        .inherit_over_kernelspec
+        .clone_from(&launch.inherit_over_kernelspec);
+    options.port_range = launch.ports.map(|(first, last)| first..=last);
+    options.python.clone_from(&launch.python);
+    if let Ok(this) = std::env::current_exe() {
+        let this = this.to_string_lossy().into_owned();
+        options = options.with_launcher([this, "exec".to_owned(), std::process::id().to_string()]);
+    }
+    options
+}
+
+fn request(launch: &Launch) -> LaunchRequest {
+    let mut request = LaunchRequest::new(launch.id, &launch.spec_name);
+    request.env.clone_from(&launch.env);
+    request.working_dir = Some(launch.working_dir.clone());
+    request.timeout = launch.timeout;
+    request
+}

@@ -1,0 +1,375 @@
+//! Records a kernel under an agent. Its messages come from the agent's log instead of the kernel's sockets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jupyter_protocol::zmq::SocketError;
+use jupyter_protocol::{Channel, Signer, WireMessage};
+use kernel_log::{Block, Entry, Lifecycle, Origin, Seq};
+use kernel_provider::Phase;
+use kernel_provider::agent::{Acknowledger, Control, Event, Incoming, Link, LinkClosed, Received};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{Instrument, debug, info_span, warn};
+use uuid::Uuid;
+
+use super::reconnect::{SendNumber, recover};
+use super::senders::{Destination, Sender};
+use super::{ConnectionState, LARGE, Recorder, Recording, SendError, size, skipped_text};
+use crate::session::agent_position::AgentPosition;
+use crate::session::execution_state::StatusFollower;
+use crate::session::executions::message_at;
+use crate::session::index_keys as keys;
+use crate::session::known_requests::MAX_REQUESTS;
+use crate::session::synthetic_reply::MISSING;
+
+/// Why a kernel under an agent is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connecting {
+    /// Its process was just started.
+    Started,
+    /// It was running already, before this program started or while the connection was closed.
+    Attached,
+}
+
+fn broken(error: LinkClosed) -> SocketError {
+    SocketError::Broken(error.to_string())
+}
+
+impl Recorder {
+    /// Connects to a kernel whose process was just started. Returns once all messages of its earlier processes are
+    /// recorded.
+    pub(crate) async fn connect_agent(&self, link: &Arc<Link>, deadline: Duration) -> Result<(), SocketError> {
+        let connected = timeout(deadline, async {
+            let opened = self.read_agent(link, Connecting::Started).await?;
+            let life = link.phase().borrow().life;
+            wait_until_opened(opened, life).await;
+            Ok(())
+        });
+        let silent = |_| SocketError::Broken("the kernel's agent does not answer".to_owned());
+        connected.await.map_err(silent)?
+    }
+
+    /// Connects to a kernel that was already running. Returns once all messages that its agent has kept are recorded and
+    /// messages that did not reach the kernel are sent again. There is no deadline, because there may be many.
+    pub(crate) async fn reconnect_agent(&self, link: &Arc<Link>) -> Result<(), SocketError> {
+        self.recording.find_kernel_session().await;
+        let opened = self.read_agent(link, Connecting::Attached).await?;
+        let phase = link.phase().borrow().clone();
+        if phase.phase == Phase::Running {
+            wait_until_opened(opened, phase.life).await;
+        }
+        Ok(())
+    }
+
+    /// Starts to record the agent's entries. Returns the number of the newest process whose [`Event::Opened`] was read,
+    /// and its changes.
+    async fn read_agent(&self, link: &Arc<Link>, connecting: Connecting) -> Result<watch::Receiver<u64>, SocketError> {
+        let welcome = link.welcome().await.map_err(broken)?;
+        self.disconnect().await;
+        if connecting == Connecting::Started {
+            link.drop_unsent();
+        }
+        let spool = welcome.spool;
+        let recorded = self
+            .recording
+            .requests()
+            .agent()
+            .filter(|position| position.spool == spool);
+        let position = recorded.unwrap_or(AgentPosition {
+            spool,
+            seq: 0,
+            life: 0,
+            is_closed: false,
+        });
+        let (opened, is_opened) = watch::channel(0);
+        let (appended, acknowledged) = watch::channel(position.seq);
+        let incoming = link.read(position.seq);
+        let (recording, runtime) = (&self.recording, self.runtime.clone().unwrap_or_else(Handle::current));
+        let span = info_span!("recorder", kernel_id = %recording.id);
+        let reconnected = Arc::new(Notify::new());
+        let mut tasks = JoinSet::new();
+        let acknowledging = acknowledge(recording.clone(), acknowledged, incoming.acknowledger());
+        tasks.spawn_on(acknowledging.instrument(span.clone()), &runtime);
+        tasks.spawn(recover(recording.clone(), reconnected.clone()).instrument(span.clone()));
+        let reading = AgentReader {
+            recording: recording.clone(),
+            link: link.clone(),
+            connecting,
+            position,
+            catch_up_to: welcome.head,
+            is_open: false,
+            recorded: position.seq,
+            status: StatusFollower::default(),
+            opened,
+            appended,
+            reconnected,
+        };
+        recording.publishing.send_replace(true);
+        tasks.spawn_on(reading.run(incoming).instrument(span), &runtime);
+        self.set_connection(tasks);
+        Ok(is_opened)
+    }
+}
+
+/// Waits until the sockets of this process, or of a later one, are connected.
+async fn wait_until_opened(mut opened: watch::Receiver<u64>, life: u64) {
+    // If the agent is gone, the caller learns it from the kernel's phase.
+    if opened.wait_for(|opened| *opened >= life).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Acknowledges the agent's entries that are stored.
+async fn acknowledge(recording: Arc<Recording>, mut appended: watch::Receiver<u64>, acknowledger: Acknowledger) {
+    while appended.changed().await.is_ok() {
+        let seq = *appended.borrow_and_update();
+        recording.log.flushed().await;
+        acknowledger.acknowledge(seq);
+    }
+}
+
+struct AgentReader {
+    recording: Arc<Recording>,
+    link: Arc<Link>,
+    connecting: Connecting,
+    position: AgentPosition,
+    /// The last entry that the agent had when it was connected.
+    catch_up_to: u64,
+    /// Whether messages pass to the process at the position.
+    is_open: bool,
+    /// The agent's last entry whose position was appended together with an entry here.
+    recorded: u64,
+    status: StatusFollower,
+    opened: watch::Sender<u64>,
+    /// The number of the agent's last entry that is appended here.
+    appended: watch::Sender<u64>,
+    reconnected: Arc<Notify>,
+}
+
+impl AgentReader {
+    /// Records until the agent is gone.
+    async fn run(mut self, mut incoming: Incoming) {
+        let life = self.link.phase().borrow().life;
+        if self.position.is_closed && self.position.life >= life {
+            self.recording.publishing.send_replace(false);
+        }
+        loop {
+            self.open_if_due().await;
+            self.recording.log.room().await;
+            match incoming.next().await {
+                Some(Received::Entries { block, .. }) => self.record(&block).await,
+                Some(Received::Gap { first, last }) => {
+                    self.position.seq = last;
+                    warn!(first, last, "the agent had no room for messages of the kernel");
+                    self.recording.lifecycle(&Lifecycle::Disconnected);
+                    self.recording.tell_running(MISSING, true);
+                    self.status = StatusFollower::default();
+                    self.reconnected.notify_one();
+                }
+                None => break,
+            }
+        }
+        self.recording.publishing.send_replace(false);
+    }
+
+    /// Lets clients' messages pass once the sockets of the present process are connected and everything that the agent
+    /// had recorded is recorded here.
+    async fn open_if_due(&mut self) {
+        let is_present = {
+            let phase = self.link.phase();
+            let phase = phase.borrow();
+            // The agent tells the phase a moment after it has connected the sockets.
+            self.position.life > phase.life || self.position.life == phase.life && phase.phase == Phase::Running
+        };
+        let is_due = is_present && !self.position.is_closed && self.position.life > 0;
+        if is_due && !self.is_open && self.position.seq >= self.catch_up_to {
+            self.is_open = true;
+            self.open().await;
+        }
+    }
+
+    async fn record(&mut self, block: &bytes::Bytes) {
+        let Some(block) = Block::recover(block.clone()) else {
+            warn!("the agent sent entries that are not valid");
+            return;
+        };
+        let mut published = Vec::new();
+        let mut bytes = 0;
+        for entry in block.entries() {
+            let message = entry.message();
+            bytes += size(&message);
+            if entry.origin() == Origin::Kernel && entry.channel() == Channel::Iopub {
+                if !self.recording.setup.hides(&message) {
+                    published.push(message);
+                }
+                self.position.seq = entry.seq().0;
+                continue;
+            }
+            self.publish(&mut published, &block);
+            self.position.seq = entry.seq().0;
+            match entry.origin() {
+                Origin::Kernel => {
+                    self.set_position();
+                    self.recording.record_reply(entry.channel(), message, entry.time());
+                }
+                _ => self.on_event(&entry).await,
+            }
+        }
+        self.publish(&mut published, &block);
+        if self.recorded != self.position.seq {
+            // No entry was appended here for the agent's last entries, so store the position without one.
+            let updates = {
+                let mut requests = self.recording.requests();
+                requests.set_agent(self.position);
+                requests.take_updates()
+            };
+            self.recording.log.update_index(updates);
+        }
+        self.appended.send_replace(self.position.seq);
+        if self.recording.setup.take_succeeded() {
+            self.link.tell(Control::KernelWaits);
+        }
+        if bytes >= LARGE {
+            drop(block);
+            self.recording.log.flushed().await;
+        }
+    }
+
+    /// Appends messages of iopub that arrived together.
+    fn publish(&mut self, messages: &mut Vec<WireMessage>, block: &Block) {
+        if messages.is_empty() {
+            return;
+        }
+        self.set_position();
+        self.recording
+            .record_published(messages, &mut self.status, block.updated());
+        messages.clear();
+    }
+
+    /// Lets the next entry be appended together with the position.
+    fn set_position(&mut self) {
+        self.recording.requests().set_agent(self.position);
+        self.recorded = self.position.seq;
+    }
+
+    async fn on_event(&mut self, entry: &Entry) {
+        let Some(event) = Event::from_message(&entry.message()) else {
+            debug!("the agent reported an event that this version does not know");
+            return;
+        };
+        match event {
+            Event::Opened { life } => {
+                self.position.life = life;
+                self.position.is_closed = false;
+                self.status = StatusFollower::default();
+                self.is_open = false;
+            }
+            Event::Closed { life, incomplete } => {
+                self.position.is_closed = true;
+                if life >= self.link.phase().borrow().life {
+                    if incomplete {
+                        self.recording.lifecycle(&Lifecycle::Disconnected);
+                    }
+                    self.recording.publishing.send_replace(false);
+                }
+            }
+            Event::Disconnected => {
+                self.recording.lifecycle(&Lifecycle::Disconnected);
+            }
+            Event::Reconnected => {
+                self.recording.tell_running(MISSING, true);
+                // The kernel may have become idle meanwhile.
+                self.status = StatusFollower::default();
+                self.reconnected.notify_one();
+            }
+            Event::Skipped { bytes, too_large } => self.recording.tell_running(&skipped_text(bytes, too_large), false),
+            Event::RepliesLost => self.reconnected.notify_one(),
+            _ => debug!("the agent reported an event that this version does not know"),
+        }
+    }
+
+    /// Lets clients' messages be sent, because the current process is connected.
+    async fn open(&mut self) {
+        let recording = &self.recording;
+        // Before a client's request can find a sender.
+        if self.connecting == Connecting::Started {
+            recording.setup.begin();
+        }
+        let log = match recording.log.epoch().to_string().parse::<Uuid>() {
+            Ok(log) => log.as_u128(),
+            Err(error) => {
+                warn!(%error, "the log's epoch is not a UUID");
+                return;
+            }
+        };
+        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
+            let sender = Sender {
+                // The agent signs.
+                signer: Signer::unsigned(),
+                to: Destination::Agent(self.link.sender(channel, log)),
+            };
+            recording.senders.set(channel, Some(sender)).await;
+        }
+        if self.connecting == Connecting::Attached {
+            if let Err(error) = self.send_unaccepted(log).await {
+                warn!(%error, "messages that did not reach the kernel cannot be sent again");
+            }
+            // The agent's subscription is older than this connection.
+            recording.link.send_replace(ConnectionState::Subscribed);
+            // Makes the kernel report its status.
+            self.reconnected.notify_one();
+        } else {
+            recording.link.send_replace(ConnectionState::Connected);
+        }
+        self.opened.send_replace(self.position.life);
+    }
+
+    /// Sends messages that an earlier run of this program logged, but did not pass to the agent.
+    async fn send_unaccepted(&self, log: u128) -> Result<(), SendError> {
+        let Ok(welcome) = self.link.welcome().await else {
+            return Ok(());
+        };
+        let recording = &self.recording;
+        let accepted = |channel| {
+            if welcome.accepted.log == Some(Uuid::from_u128(log)) {
+                Seq(welcome.accepted.last(channel) / 2)
+            } else {
+                Seq::START
+            }
+        };
+        let mut unaccepted: Vec<Seq> = Vec::new();
+        for execution in recording.requests().unfinished_before(Seq(u64::MAX)) {
+            if execution.request > accepted(Channel::Shell) {
+                unaccepted.push(execution.request);
+            }
+        }
+        // Of other requests, only those after the last accepted one can be missing, because each message waits until the
+        // previous one is accepted.
+        let newest = [Channel::Shell, Channel::Control, Channel::Stdin]
+            .map(accepted)
+            .into_iter()
+            .max();
+        if let Some(newest) = newest.filter(|newest| *newest > Seq::START) {
+            let (_, end) = keys::OTHER_REQUESTS;
+            let start = keys::other_request(newest.next());
+            let others = recording.log.index_scan(start, end, MAX_REQUESTS, false).await;
+            let others = others.unwrap_or_default();
+            unaccepted.extend(others.iter().filter_map(|(key, _)| keys::seq_of(key)));
+        }
+        unaccepted.sort();
+        for seq in unaccepted {
+            let Ok(Some((channel, message))) = message_at(&recording.log, seq).await else {
+                continue;
+            };
+            let mut sender = recording.senders.of(channel).lock().await;
+            debug!(%channel, %seq, "sending a message that did not reach the kernel");
+            if let Some(sender) = &mut *sender {
+                sender.send(message, SendNumber::of(seq)).await?;
+            }
+        }
+        Ok(())
+    }
+}

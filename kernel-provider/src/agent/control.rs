@@ -1,0 +1,74 @@
+use std::time::Duration;
+
+use jupyter_protocol::ConnectionInfo;
+use serde::{Deserialize, Serialize};
+
+use crate::{Exit, LaunchError, ProviderError};
+
+/// A request to the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// A random number. A request that is repeated after a reconnect with the same id is carried out once.
+    pub id: u64,
+    /// What to do.
+    pub control: Control,
+}
+
+/// The actions of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Control {
+    /// Answer when the kernel has started or failed to.
+    Started,
+    /// Interrupt the kernel as its kernelspec says.
+    Interrupt,
+    /// End the process and start another one.
+    Restart {
+        /// The grace period.
+        grace: Duration,
+    },
+    /// End the kernel, and then the agent, once its entries are acknowledged.
+    Shutdown {
+        /// The grace period.
+        grace: Duration,
+    },
+    /// Note that the kernel waits for its reader instead of dropping output, so that reading may pause.
+    KernelWaits,
+    /// Kill the kernel.
+    Kill,
+    /// Return the end of its standard output and error.
+    Output,
+    /// Return its connection information, with the key.
+    Connection,
+}
+
+/// The agent's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's id.
+    pub id: u64,
+    /// The result.
+    pub answer: Answer,
+}
+
+/// The result of a request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Answer {
+    /// The request was carried out.
+    Done,
+    /// The caller has to send an `interrupt_request`.
+    InterruptByMessage,
+    /// The kernel ended.
+    Ended(Exit),
+    /// The answer to [`Control::Output`].
+    Output(String),
+    /// The answer to [`Control::Connection`].
+    Connection(ConnectionInfo),
+    /// The kernel did not start.
+    NotStarted(LaunchError),
+    /// The request failed.
+    Failed(ProviderError),
+}

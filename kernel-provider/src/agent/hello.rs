@@ -1,0 +1,107 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jupyter_protocol::{Channel, KernelId};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::Phase;
+
+/// The first frame to the agent.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Hello {
+    /// The gateway's version of the link.
+    pub version: u32,
+    /// The agent's token.
+    pub token: String,
+    /// Identifies this run of the gateway. Its new connection replaces its previous one; other clients are refused as
+    /// long as it is connected.
+    pub client: Uuid,
+}
+
+impl fmt::Debug for Hello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("version", &self.version)
+            .field("client", &self.client)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The agent's answer to an admitted [`Hello`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The agent's version of the link.
+    pub version: u32,
+    /// The agent's kernel.
+    pub kernel_id: KernelId,
+    /// Identifies the agent's log, in which its entries are numbered.
+    pub spool: Uuid,
+    /// The kernel's phase.
+    pub phase: LifePhase,
+    /// Whether all entries so far are acknowledged.
+    pub is_delivered: bool,
+    /// The number of its last entry.
+    pub head: u64,
+    /// The messages that it has passed to the kernel.
+    pub accepted: Accepted,
+}
+
+/// The phase of a kernel's process, with the process's number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifePhase {
+    /// The number of the process, higher than those of the kernel's earlier processes. 0 before the first.
+    pub life: u64,
+    /// Its process id on the agent's machine, if it is known.
+    pub pid: Option<i64>,
+    /// Its phase.
+    pub phase: Phase,
+}
+
+/// The last message of each channel that the agent has passed to the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The gateway's log that numbers the messages; `None` before the first message.
+    pub log: Option<Uuid>,
+    /// The last number by channel: `shell`, `control`, `stdin`.
+    pub numbers: BTreeMap<String, u64>,
+}
+
+impl Accepted {
+    /// Whether this message, or a later one of its channel, was passed to the kernel.
+    #[must_use]
+    pub fn has(&self, channel: Channel, log: u128, number: u64) -> bool {
+        self.log == Some(Uuid::from_u128(log)) && number <= self.last(channel)
+    }
+
+    /// The number of the channel's last message; 0 if there was none.
+    #[must_use]
+    pub fn last(&self, channel: Channel) -> u64 {
+        self.numbers.get(channel.as_str()).copied().unwrap_or_default()
+    }
+
+    /// Adds a message that was passed to the kernel.
+    pub fn add(&mut self, channel: Channel, log: u128, number: u64) {
+        let log = Some(Uuid::from_u128(log));
+        if self.log != log {
+            self.log = log;
+            self.numbers.clear();
+        }
+        self.numbers.insert(channel.as_str().to_owned(), number);
+    }
+}
+
+/// Why the agent refuses a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+pub enum Refused {
+    /// The token is wrong.
+    Token,
+    /// The agent has another version of the link.
+    Version {
+        /// The agent's version.
+        speaks: u32,
+    },
+    /// Another gateway is connected.
+    Busy,
+}

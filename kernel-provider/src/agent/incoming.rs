@@ -1,0 +1,75 @@
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::link::Command;
+
+/// A part of the agent's log.
+#[derive(Clone, Debug)]
+pub enum Received {
+    /// Consecutive entries, in the layout of the log.
+    Entries {
+        /// The number of the last one.
+        last: u64,
+        /// The entries.
+        block: Bytes,
+    },
+    /// Entries are missing, because the agent had no room for them.
+    Gap {
+        /// The first missing entry.
+        first: u64,
+        /// The last missing entry.
+        last: u64,
+    },
+}
+
+/// The entries of an agent's log.
+#[derive(Debug)]
+pub struct Incoming {
+    received: mpsc::UnboundedReceiver<Received>,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Incoming {
+    pub(super) fn new(received: mpsc::UnboundedReceiver<Received>, commands: mpsc::UnboundedSender<Command>) -> Self {
+        Self { received, commands }
+    }
+
+    /// Waits for more entries, also while the agent cannot be reached. Returns `None` once the agent is gone.
+    ///
+    /// Cancel-safe.
+    pub async fn next(&mut self) -> Option<Received> {
+        let received = self.received.recv().await?;
+        if let Received::Entries { block, .. } = &received {
+            // The link may be closed.
+            let _ = self.commands.send(Command::Consumed(block.len() as u64));
+        }
+        Some(received)
+    }
+
+    /// Returns the next entries if they have arrived.
+    pub fn try_next(&mut self) -> Option<Received> {
+        let received = self.received.try_recv().ok()?;
+        if let Received::Entries { block, .. } = &received {
+            let _ = self.commands.send(Command::Consumed(block.len() as u64));
+        }
+        Some(received)
+    }
+
+    /// Returns a handle that acknowledges entries.
+    #[must_use]
+    pub fn acknowledger(&self) -> Acknowledger {
+        Acknowledger(self.commands.clone())
+    }
+}
+
+/// Acknowledges entries, which the agent then drops.
+#[derive(Clone, Debug)]
+pub struct Acknowledger(mpsc::UnboundedSender<Command>);
+
+impl Acknowledger {
+    /// Acknowledges all entries up to this one.
+    pub fn acknowledge(&self, seq: u64) {
+        // Fails only if the link is closed.
+        let _ = self.0.send(Command::Acknowledge(seq));
+    }
+}

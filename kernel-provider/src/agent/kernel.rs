@@ -1,0 +1,322 @@
+//! The handle of a kernel under an agent.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jupyter_protocol::ConnectionInfo;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::task::{AbortOnDrop, TaskTracker};
+use tracing::warn;
+
+use super::placement::Kernels;
+use super::{Answer, Control, Link, LinkClosed, Place, Placement};
+use crate::{Exit, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, lock};
+
+/// How long an agent may take to answer a request that needs no waiting.
+pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a restarted kernel may take to accept connections: the agent's own limit of 60 s, and its answer.
+const RESTART_DEADLINE: Duration = Duration::from_secs(70);
+/// How long an agent may take to end after its kernel was shut down.
+const GONE_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(super) struct AgentKernel {
+    this: Weak<Self>,
+    placement: Arc<dyn Placement>,
+    kernels: Weak<Kernels>,
+    removing: TaskTracker,
+    current: Mutex<CurrentAgent>,
+    phase: Arc<watch::Sender<Phase>>,
+    /// Whether the caller has launched it or attached to it.
+    is_attached: AtomicBool,
+    /// Serializes restarts and shutdown.
+    operation: tokio::sync::Mutex<()>,
+}
+
+/// The current agent; a restart replaces an agent that is gone.
+struct CurrentAgent {
+    place: Arc<dyn Place>,
+    link: Arc<Link>,
+    _watching: AbortOnDrop,
+}
+
+impl CurrentAgent {
+    fn of(place: Arc<dyn Place>, phase: &Arc<watch::Sender<Phase>>) -> Self {
+        let link = Arc::new(Link::open(Arc::new(Arc::clone(&place))));
+        let watching = tokio::spawn(watch_agent(place.clone(), link.clone(), phase.clone()));
+        Self {
+            place,
+            link,
+            _watching: AbortOnDrop::new(watching.abort_handle()),
+        }
+    }
+}
+
+#[async_trait]
+impl super::Connect for Arc<dyn Place> {
+    async fn connect(&self) -> std::io::Result<Box<dyn super::Stream>> {
+        (**self).connect().await
+    }
+
+    fn token(&self) -> &str {
+        (**self).token()
+    }
+}
+
+/// Follows the phase that the agent reports, and the agent's end.
+async fn watch_agent(place: Arc<dyn Place>, link: Arc<Link>, phase: Arc<watch::Sender<Phase>>) {
+    let mut reported = link.phase();
+    reported.mark_unchanged();
+    let following = async {
+        // Ends with the link.
+        while reported.changed().await.is_ok() {
+            let now = reported.borrow_and_update().phase.clone();
+            phase.send_replace(now);
+        }
+        std::future::pending::<()>().await;
+    };
+    let exit = tokio::select! {
+        () = following => return,
+        exit = place.gone() => exit,
+    };
+    link.close();
+    phase.send_if_modified(|phase| {
+        let known = matches!(phase, Phase::Exited(_));
+        if !known {
+            *phase = Phase::Exited(exit);
+        }
+        !known
+    });
+}
+
+impl AgentKernel {
+    pub(super) fn new(
+        placement: Arc<dyn Placement>,
+        place: Arc<dyn Place>,
+        phase: Phase,
+        kernels: Weak<Kernels>,
+        removing: TaskTracker,
+    ) -> Arc<Self> {
+        let phase = Arc::new(watch::Sender::new(phase));
+        let current = Mutex::new(CurrentAgent::of(place, &phase));
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            placement,
+            kernels,
+            removing,
+            current,
+            phase,
+            is_attached: AtomicBool::new(false),
+            operation: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn link(&self) -> Arc<Link> {
+        lock(&self.current).link.clone()
+    }
+
+    fn place(&self) -> Arc<dyn Place> {
+        lock(&self.current).place.clone()
+    }
+
+    /// Records that the caller has launched it or attached to it.
+    pub(super) fn set_attached(&self) {
+        self.is_attached.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::Relaxed)
+    }
+
+    /// Whether to list it: while it runs, and after its end until it was attached to, so that its end is reported.
+    pub(super) fn is_listed(&self) -> bool {
+        !self.is_attached() || !matches!(*self.phase.borrow(), Phase::Exited(_))
+    }
+
+    /// How the kernel ended, if attaching could reveal nothing more: it was attached to before, or all its entries are
+    /// acknowledged. `None` also if the agent does not answer.
+    pub(super) async fn known_end(&self) -> Option<Exit> {
+        if let Phase::Exited(exit) = &*self.phase.borrow()
+            && self.is_attached()
+        {
+            return Some(exit.clone());
+        }
+        match timeout(ANSWER_DEADLINE, self.link().welcome()).await {
+            Ok(Ok(welcome)) => match welcome.phase.phase {
+                Phase::Exited(exit) if welcome.is_delivered => Some(exit),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Waits until the agent has started the kernel.
+    pub(super) async fn started(&self) -> Result<(), LaunchError> {
+        self.launched(Control::Started).await
+    }
+
+    async fn launched(&self, control: Control) -> Result<(), LaunchError> {
+        match self.link().control(control).await {
+            Ok(Answer::NotStarted(error)) => Err(error),
+            Ok(Answer::Failed(error)) => Err(error.into()),
+            Ok(_) => Ok(()),
+            Err(LinkClosed) => Err(LaunchError::Died {
+                exit: self.place().gone().await,
+            }),
+        }
+    }
+
+    /// Removes the agent and the files of a kernel that has ended.
+    pub(super) async fn discard(&self) {
+        self.place().remove().await;
+    }
+
+    async fn ask(&self, action: &str, control: Control) -> Result<Answer, ProviderError> {
+        if let Phase::Exited(exit) = &*self.phase.borrow() {
+            return Err(ProviderError::Gone(exit.cause.clone()));
+        }
+        match timeout(ANSWER_DEADLINE, self.link().control(control)).await {
+            Ok(Ok(Answer::Failed(error))) => Err(error),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(LinkClosed)) => Err(ProviderError::Gone(self.place().gone().await.cause)),
+            Err(_) => Err(ProviderError::failed(
+                action,
+                format!("its agent did not answer within {ANSWER_DEADLINE:?}"),
+            )),
+        }
+    }
+
+    /// Waits for the agent to deliver its last entries and end, then removes its files. Does not block the caller.
+    fn remove_once_gone(&self) {
+        let (place, kernels, this) = (self.place(), self.kernels.clone(), self.this.clone());
+        let id = place.record().id;
+        let removing = async move {
+            if timeout(GONE_DEADLINE, place.gone()).await.is_err() {
+                warn!(kernel_id = %id, "the agent of a kernel that was shut down did not end; killing it");
+            }
+            place.remove().await;
+            if let Some(kernels) = kernels.upgrade() {
+                kernels.remove(id, &this);
+            }
+        };
+        tokio::spawn(self.removing.track_future(removing));
+    }
+}
+
+#[async_trait]
+impl KernelHandle for AgentKernel {
+    fn record(&self) -> KernelRecord {
+        let mut record = self.place().record();
+        let pid = self.link().phase().borrow().pid;
+        if let (Some(pid), Some(data)) = (pid, record.data.as_object_mut()) {
+            data.insert("pid".to_owned(), pid.into());
+        }
+        record
+    }
+
+    async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
+        match self.ask("find the kernel's sockets", Control::Connection).await? {
+            Answer::Connection(connection) => Ok(connection),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn agent(&self) -> Option<Arc<Link>> {
+        Some(self.link())
+    }
+
+    fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    async fn output(&self) -> Result<String, ProviderError> {
+        if let Phase::Exited(exit) = &*self.phase.borrow() {
+            return Ok(exit.output.clone());
+        }
+        match self.ask("read the kernel's output", Control::Output).await? {
+            Answer::Output(output) => Ok(output),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
+        match self.ask("interrupt the kernel", Control::Interrupt).await? {
+            Answer::Done => Ok(Interrupt::Signalled),
+            Answer::InterruptByMessage => Ok(Interrupt::ByMessage),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
+        let _operation = self.operation.lock().await;
+        let place = self.place();
+        let is_gone = timeout(Duration::ZERO, place.gone()).await.is_ok();
+        if is_gone {
+            let place = self.placement.replace(&*place, &progress).await?;
+            *lock(&self.current) = CurrentAgent::of(place.clone(), &self.phase);
+            let started = timeout(RESTART_DEADLINE, self.started()).await;
+            started.map_err(|_| timed_out(RESTART_DEADLINE))??;
+            place.confirm().await?;
+            self.phase.send_replace(Phase::Running);
+            return Ok(());
+        }
+        let deadline = RESTART_DEADLINE + grace;
+        let restarted = timeout(deadline, self.launched(Control::Restart { grace })).await;
+        restarted.map_err(|_| timed_out(deadline))??;
+        self.phase.send_replace(Phase::Running);
+        Ok(())
+    }
+
+    async fn shutdown(&self, grace: Duration) -> Result<Exit, ProviderError> {
+        let _operation = self.operation.lock().await;
+        let place = self.place();
+        let link = self.link();
+        let asked = tokio::select! {
+            answer = timeout(grace + RESTART_DEADLINE, link.control(Control::Shutdown { grace })) => answer,
+            exit = place.gone() => Ok(Ok(Answer::Ended(exit))),
+        };
+        let exit = match asked {
+            Ok(Ok(Answer::Ended(exit))) => exit,
+            Ok(Ok(Answer::Failed(error))) => return Err(error),
+            Ok(Ok(other)) => return Err(unexpected(&other)),
+            Ok(Err(LinkClosed)) => place.gone().await,
+            Err(_) => {
+                // The agent does not answer.
+                place.kill();
+                place.gone().await
+            }
+        };
+        self.phase.send_if_modified(|phase| {
+            let known = matches!(phase, Phase::Exited(_));
+            if !known {
+                *phase = Phase::Exited(exit.clone());
+            }
+            !known
+        });
+        self.remove_once_gone();
+        Ok(exit)
+    }
+
+    fn kill(&self) {
+        self.place().kill();
+    }
+}
+
+fn timed_out(timeout: Duration) -> LaunchError {
+    LaunchError::TimedOut {
+        timeout,
+        output: String::new(),
+    }
+}
+
+fn unexpected(answer: &Answer) -> ProviderError {
+    // The content is left out, because it may be a key.
+    let kind = match answer {
+        Answer::Connection(_) => "connection information",
+        Answer::Output(_) => "output",
+        _ => "a result",
+    };
+    ProviderError::failed("call the kernel's agent", format!("unexpected answer: {kind}"))
+}

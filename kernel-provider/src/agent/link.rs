@@ -1,0 +1,201 @@
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jupyter_protocol::Channel;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDrop;
+use uuid::Uuid;
+
+use super::frame::Outgoing;
+use super::incoming::{Incoming, Received};
+use super::session::{Session, run};
+use super::{Answer, Connect, Control, LifePhase, Welcome};
+use crate::Phase;
+
+/// The channels on which messages are sent.
+pub(super) const CHANNELS: [Channel; 3] = [Channel::Shell, Channel::Control, Channel::Stdin];
+
+/// The agent and its kernel have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the kernel's agent is gone; restart the kernel")]
+pub struct LinkClosed;
+
+/// A command to the task of a link.
+#[derive(Debug)]
+pub(super) enum Command {
+    Control(Control, oneshot::Sender<Answer>),
+    Read {
+        after: u64,
+        deliver: mpsc::UnboundedSender<Received>,
+    },
+    Consumed(u64),
+    Acknowledge(u64),
+    DropUnsent,
+}
+
+/// A link to one agent, which reconnects automatically.
+pub struct Link {
+    commands: mpsc::UnboundedSender<Command>,
+    outgoing: [mpsc::Sender<Outgoing>; 3],
+    welcome: watch::Receiver<Option<Welcome>>,
+    phase: watch::Receiver<LifePhase>,
+    closed: CancellationToken,
+    _task: AbortOnDrop,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("phase", &*self.phase.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Opens a link without waiting for the connection; requests wait for it. Must be called in a tokio runtime.
+    #[must_use]
+    pub fn open(connect: Arc<dyn Connect>) -> Self {
+        let (commands, received) = mpsc::unbounded_channel();
+        let (senders, receivers): (Vec<_>, Vec<_>) = CHANNELS.iter().map(|_| mpsc::channel(1)).unzip();
+        let (welcome, last_welcome) = watch::channel(None);
+        let (phase, last_phase) = watch::channel(LifePhase {
+            life: 0,
+            pid: None,
+            phase: Phase::Starting,
+        });
+        let closed = CancellationToken::new();
+        let session = Session::new(welcome, phase);
+        let (outgoing, receivers) = (per_channel(senders), per_channel(receivers));
+        let task = tokio::spawn(run(connect, session, received, receivers, closed.clone()));
+        Self {
+            commands,
+            outgoing,
+            welcome: last_welcome,
+            phase: last_phase,
+            closed,
+            _task: AbortOnDrop::new(task.abort_handle()),
+        }
+    }
+
+    /// The last phase that the agent reported, and its changes.
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<LifePhase> {
+        self.phase.clone()
+    }
+
+    /// Waits until the link has been connected, and returns the welcome of the last connection.
+    ///
+    /// # Errors
+    /// [`LinkClosed`] if the agent is gone.
+    pub async fn welcome(&self) -> Result<Welcome, LinkClosed> {
+        let mut welcome = self.welcome.clone();
+        tokio::select! {
+            welcome = welcome.wait_for(Option::is_some) => welcome.ok().and_then(|welcome| welcome.clone()).ok_or(LinkClosed),
+            () = self.closed.cancelled() => Err(LinkClosed),
+        }
+    }
+
+    /// Sends a request and waits for the answer, also over reconnects. Use it with a timeout.
+    ///
+    /// # Errors
+    /// [`LinkClosed`] if the agent is gone.
+    pub async fn control(&self, control: Control) -> Result<Answer, LinkClosed> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Control(control, reply))
+            .map_err(|_| LinkClosed)?;
+        tokio::select! {
+            answer = answer => answer.map_err(|_| LinkClosed),
+            () = self.closed.cancelled() => Err(LinkClosed),
+        }
+    }
+
+    /// Sends a request and ignores the answer.
+    pub fn tell(&self, control: Control) {
+        let (reply, _) = oneshot::channel();
+        // Fails only if the link is closed.
+        let _ = self.commands.send(Command::Control(control, reply));
+    }
+
+    /// Reads the agent's log, from the entry after `after`. Ends the previous reader, because there is only one at a
+    /// time.
+    #[must_use]
+    pub fn read(&self, after: u64) -> Incoming {
+        let (deliver, received) = mpsc::unbounded_channel();
+        // If the link is closed, the receiver ends at once.
+        let _ = self.commands.send(Command::Read { after, deliver });
+        Incoming::new(received, self.commands.clone())
+    }
+
+    /// Returns a sender of messages on one channel. `log` is the log that numbers them.
+    #[must_use]
+    pub fn sender(&self, channel: Channel, log: u128) -> MessageSender {
+        let index = CHANNELS.iter().position(|known| *known == channel).unwrap_or_default();
+        MessageSender {
+            channel: CHANNELS[index],
+            log,
+            queue: self.outgoing[index].clone(),
+        }
+    }
+
+    /// Drops messages that the agent has not accepted, because their process has ended.
+    pub fn drop_unsent(&self) {
+        let _ = self.commands.send(Command::DropUnsent);
+    }
+
+    /// Stops reconnecting, because the agent is gone. Entries that it has sent are still delivered.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+/// Converts to an array with one item for each of [`CHANNELS`].
+fn per_channel<T>(items: Vec<T>) -> [T; 3] {
+    let mut items = items.into_iter();
+    std::array::from_fn(|_| items.next()).map(|item| match item {
+        Some(item) => item,
+        None => unreachable!("one item for each channel"),
+    })
+}
+
+/// Sends messages to the kernel on one channel, in order and without repetition.
+#[derive(Clone, Debug)]
+pub struct MessageSender {
+    channel: Channel,
+    log: u128,
+    queue: mpsc::Sender<Outgoing>,
+}
+
+impl MessageSender {
+    /// The channel on which it sends.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel
+    }
+
+    /// Queues a message in the layout of `v1.kernel.websocket.jupyter.org`. Its `number` must be larger than that of the
+    /// channel's previous message.
+    ///
+    /// Waits until the agent has accepted the previous message. A queued message reaches the kernel over any reconnect,
+    /// unless the kernel's process ends first. A cancelled call has queued nothing.
+    ///
+    /// # Errors
+    /// [`LinkClosed`] if the agent is gone.
+    pub async fn send(&self, number: u64, message: Bytes) -> Result<(), LinkClosed> {
+        let outgoing = Outgoing {
+            channel: self.channel,
+            log: self.log,
+            number,
+            message,
+        };
+        self.queue.send(outgoing).await.map_err(|_| LinkClosed)
+    }
+}
+
+/// Identifies this run of the program in each [`Hello`](super::Hello).
+pub(super) fn run_id() -> Uuid {
+    static RUN: std::sync::OnceLock<Uuid> = std::sync::OnceLock::new();
+    *RUN.get_or_init(Uuid::new_v4)
+}

@@ -1,0 +1,175 @@
+//! The folder of an agent.
+//!
+//! ```text
+//! STATE/agents/ID-TOKEN/
+//!     record.json      the kernel's record, the agent's process and its token
+//!     launch.json      the agent's configuration and its kernel's launch
+//!     agent.log        the agent's standard error
+//!     spool/           the agent's log of the kernel's messages
+//!     kernels/, lock   the kernel's own files
+//! STATE/s/TOKEN.a      the agent's socket
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jupyter_protocol::KernelId;
+use kernel_provider::agent::Launch;
+use kernel_provider::{KernelRecord, ProviderError};
+use serde::{Deserialize, Serialize};
+
+use crate::process::Process;
+use crate::process::stat::{Identity, find_by_argument};
+use crate::state::{KernelFiles, MAX_RECORD, StateDir};
+
+/// The contents of `record.json`.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct SavedAgent {
+    pub(super) record: KernelRecord,
+    /// The secret that admits a connection.
+    pub(super) token: String,
+    /// The agent's process; `None` before it is started.
+    pub(super) process: Option<Identity>,
+    /// Whether the kernel has started.
+    pub(super) is_confirmed: bool,
+}
+
+/// The paths of an agent's files.
+#[derive(Clone, Debug)]
+pub(super) struct AgentFiles {
+    pub(super) id: KernelId,
+    pub(super) dir: PathBuf,
+    pub(super) socket: PathBuf,
+}
+
+impl AgentFiles {
+    /// The paths for a new agent.
+    pub(super) fn new(state: &StateDir, id: KernelId) -> Self {
+        let mut token = uuid::Uuid::new_v4().simple().to_string();
+        token.truncate(8);
+        Self::of(state, id, &token)
+    }
+
+    fn of(state: &StateDir, id: KernelId, token: &str) -> Self {
+        Self {
+            id,
+            dir: state.agents().join(format!("{id}-{token}")),
+            socket: state.socket_dir().join(format!("{token}.a")),
+        }
+    }
+
+    /// The folders of all agents.
+    pub(super) fn all(state: &StateDir) -> Result<Vec<Self>, ProviderError> {
+        let entries = fs::read_dir(state.agents())
+            .map_err(|error| ProviderError::failed(format!("read {}", state.agents().display()), error))?;
+        let of = |entry: io::Result<fs::DirEntry>| {
+            let name = entry.ok()?.file_name();
+            let (id, token) = name.to_str()?.rsplit_once('-')?;
+            Some(Self::of(state, id.parse().ok()?, token))
+        };
+        Ok(entries.filter_map(of).collect())
+    }
+
+    pub(super) fn create(&self) -> Result<(), ProviderError> {
+        crate::state::create_private_dir(&self.dir)
+    }
+
+    pub(super) fn launch(&self) -> PathBuf {
+        self.dir.join("launch.json")
+    }
+
+    pub(super) fn agent_log(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    fn record(&self) -> PathBuf {
+        self.dir.join("record.json")
+    }
+
+    /// Writes the agent's launch.
+    pub(super) fn save_launch(&self, launch: &Launch) -> Result<(), ProviderError> {
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(self.launch())?;
+            file.write_all(&serde_json::to_vec(launch)?)
+        };
+        write().map_err(|error| ProviderError::failed(format!("write {}", self.launch().display()), error))
+    }
+
+    /// Writes the record atomically.
+    pub(super) fn save(&self, saved: &SavedAgent) -> Result<(), ProviderError> {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+            file.write_all(&serde_json::to_vec(saved)?)?;
+            file.persist(self.record())?;
+            Ok(())
+        };
+        write().map_err(|error| ProviderError::failed(format!("write {}", self.record().display()), error))
+    }
+
+    pub(super) fn load(&self) -> io::Result<SavedAgent> {
+        let mut text = Vec::new();
+        File::open(self.record())?.take(MAX_RECORD).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Kills the kernel of an agent that is gone, and everything that it started, and removes its files, so that another
+    /// agent does not take it for its own. Blocks the thread.
+    pub(super) fn end_kernel(&self) {
+        let Ok(entries) = fs::read_dir(self.dir.join("kernels")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let token = name
+                .to_str()
+                .and_then(|name| name.rsplit_once('-'))
+                .map(|(_, token)| token);
+            let files = KernelFiles {
+                dir: entry.path(),
+                socket_dir: self.socket.with_file_name(token.unwrap_or_default()),
+                id: self.id,
+            };
+            let saved = files.load().ok().and_then(|saved| saved.process);
+            let identity = saved.or_else(|| find_by_argument(&files.connection_file()));
+            if let Some(identity) = identity {
+                match Process::find(&identity) {
+                    Ok(process) => {
+                        process.kill();
+                        process.reap();
+                    }
+                    // It ended with the agent, but processes that it started may still run.
+                    Err(_) => crate::process::session::kill_members(&identity),
+                }
+            }
+            if token.is_some() {
+                files.remove_all();
+            }
+        }
+    }
+
+    /// Removes all files of the agent and its kernel.
+    pub(super) fn remove_all(&self) {
+        let _ = fs::remove_file(&self.socket);
+        if let Err(error) = fs::remove_dir_all(&self.dir)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove the folder of an agent");
+        }
+    }
+
+    /// The last line of the agent's standard error.
+    pub(super) fn last_error_line(&self) -> String {
+        last_line(&self.agent_log()).unwrap_or_default()
+    }
+}
+
+fn last_line(path: &Path) -> Option<String> {
+    let text = crate::output::tail(path, 0, crate::output::ERROR_TAIL).ok()?;
+    text.trim_end().lines().last().map(str::to_owned)
+}

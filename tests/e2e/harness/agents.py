@@ -1,0 +1,136 @@
+"""Kernels' agents: their processes, their sockets, and connections to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from harness.gateway import Gateway
+from harness.process import pids_mentioning
+
+HELLO, CONTROL, READ, CREDIT, PING = 1, 2, 3, 4, 7
+WELCOME, REFUSED, ENTRIES, GAP, PONG = 129, 130, 133, 134, 136
+
+
+def agent_pid(gateway: Gateway, kernel_id: str) -> int:
+    """The process of the kernel's agent."""
+    agents = str(gateway.data_dir / "kernels" / "agents" / kernel_id)
+    found = [pid for pid in pids_mentioning(agents) if b"\0run\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def agent_folder(gateway: Gateway, kernel_id: str) -> Path:
+    (folder,) = (gateway.data_dir / "kernels" / "agents").glob(f"{kernel_id}-*")
+    return folder
+
+
+def launch_of(gateway: Gateway, kernel_id: str) -> dict[str, Any]:
+    """The agent's launch."""
+    return dict(json.loads((agent_folder(gateway, kernel_id) / "launch.json").read_text()))
+
+
+class AgentConnection:
+    """A connection to an agent, as a gateway opens it."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(20)
+        self.socket.connect(path)
+
+    def send(self, kind: int, payload: bytes = b"") -> None:
+        self.socket.sendall(struct.pack("<IB", len(payload) + 1, kind) + payload)
+
+    def hello(self, token: str, version: int = 1, client: str | None = None) -> tuple[int, dict[str, Any]]:
+        """Sends a hello, and returns the answer's kind and content."""
+        hello = {"version": version, "token": token, "client": client or str(uuid.uuid4())}
+        self.send(HELLO, json.dumps(hello).encode())
+        kind, payload = self.receive()
+        return kind, json.loads(payload)
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            piece = self.socket.recv(count - len(data))
+            if not piece:
+                raise ConnectionError("the agent closed the connection")
+            data += piece
+        return data
+
+    def receive(self) -> tuple[int, bytes]:
+        length, kind = struct.unpack("<IB", self._exactly(5))
+        return kind, self._exactly(length - 1)
+
+    def is_closed(self) -> bool:
+        """Waits for data or the end of the connection. Returns whether it ended."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionError:
+            return True
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class UnixProxy:
+    """A proxy between a gateway and an agent, which replaces the agent's socket."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.behind = self.path.with_name(f"{self.path.name}-real")
+        self.path.rename(self.behind)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.connections = 0
+        self.flowing = threading.Event()
+        self.flowing.set()
+        self.lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                try:
+                    far.connect(str(self.behind))
+                except OSError:
+                    near.close()
+                    continue
+                with self.lock:
+                    self.connections += 1
+                    self.pairs.append((near, far))
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                self.flowing.wait()
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Closes all connections, wherever in a frame they are."""
+        with self.lock:
+            pairs, self.pairs = self.pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    def close(self) -> None:
+        self.flowing.set()
+        self.listener.close()
+        self.cut()
