@@ -195,6 +195,12 @@ impl WireMessage {
         &self.frames[self.delimiter + 2..]
     }
 
+    /// Returns the size of its parts and buffers in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.parts_and_buffers().iter().map(Bytes::len).sum()
+    }
+
     /// Parses the header, borrowing from its frame.
     ///
     /// # Errors

@@ -28,7 +28,8 @@ use crate::server;
 const MESSAGE_MEMORY: u64 = 256 << 20;
 /// The most bytes that wait for the disk. Beyond that, reading from the kernel pauses.
 const WAITING_BYTES: usize = 16 << 20;
-/// By how much the kernel's bound may be exceeded by what was read last: one message and what waits for the disk.
+/// How many bytes the spool may have beyond its bound: a message that was already being read, and those that wait for the
+/// disk.
 const SLACK_BYTES: u64 = MAX_MESSAGE_BYTES + WAITING_BYTES as u64;
 /// Acknowledged entries are dropped in pieces of this size.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -209,7 +210,7 @@ fn open_logs(launch: &Launch) -> io::Result<Logs> {
     let store = DiskStore::open_with(&folder, segments).map_err(io::Error::other)?;
     let options = LogOptions::default()
         .with_waiting_bytes(WAITING_BYTES)
-        // A kernel that waits exceeds its bound by what was read last, which must not be dropped.
+        // Entries of a kernel that waits must not be dropped, even if they exceed the bound a little.
         .with_stored_bytes(launch.spool_bytes + SLACK_BYTES)
         .with_stored_age(None)
         .with_when_full(WhenFull::Wait)

@@ -87,10 +87,6 @@ impl Agent {
                 self.kernel_waits.store(true, Ordering::Relaxed);
                 Answer::Done
             }
-            Control::Kill => {
-                kernel.kill();
-                Answer::Done
-            }
             Control::Output => match kernel.output().await {
                 Ok(output) => Answer::Output(output),
                 Err(error) => Answer::Failed(error),

@@ -7,16 +7,13 @@ use jupyter_protocol::codec::websocket_v1;
 use jupyter_protocol::zmq::DealerSender;
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use kernel_provider::agent::Accepted;
-use kernel_provider::agent::frame::Outgoing;
+use kernel_provider::agent::frame::{CHANNELS, Outgoing, channel_index};
 use kernel_provider::lock;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
-
-/// The channels on which messages are sent.
-const CHANNELS: [Channel; 3] = [Channel::Shell, Channel::Control, Channel::Stdin];
 
 /// Sends messages to the kernel, one after another on each channel.
 pub(crate) struct Delivery {
@@ -44,10 +41,6 @@ struct Queued {
 /// The receiving ends of the queues.
 pub(crate) struct DeliveryQueues([mpsc::Receiver<Queued>; 3]);
 
-fn index(channel: Channel) -> usize {
-    CHANNELS.iter().position(|known| *known == channel).unwrap_or_default()
-}
-
 impl Delivery {
     pub(crate) fn new() -> (Self, DeliveryQueues) {
         // The gateway has one unaccepted message on each channel, and another one if the kernel is restarted.
@@ -72,7 +65,7 @@ impl Delivery {
             return true;
         }
         let generation = self.generation.load(Ordering::Relaxed);
-        let queue = &self.queues[index(channel)];
+        let queue = &self.queues[channel_index(channel)];
         let queued = queue.try_send(Queued { message, generation }).is_ok();
         if queued {
             last_queued.add(channel, log, number);
@@ -82,7 +75,7 @@ impl Delivery {
 
     /// Connects a channel to this socket.
     pub(crate) async fn connect(&self, channel: Channel, sender: DealerSender, signer: Signer) {
-        let socket = &self.sockets[index(channel)];
+        let socket = &self.sockets[channel_index(channel)];
         *socket.sender.lock().await = Some((sender, signer));
         socket.changed.notify_one();
     }
@@ -99,7 +92,7 @@ impl Delivery {
 
     /// Sends a message once its socket is connected. Drops it if the process that ran when it arrived has ended.
     async fn deliver(&self, queued: &Queued, message: &WireMessage) {
-        let socket = &self.sockets[index(queued.message.channel)];
+        let socket = &self.sockets[channel_index(queued.message.channel)];
         while self.generation.load(Ordering::Relaxed) == queued.generation {
             let mut sender = socket.sender.lock().await;
             if let Some((to, signer)) = &mut *sender {

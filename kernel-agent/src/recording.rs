@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use jupyter_protocol::zmq::{self, DealerReceiver, IopubSubscriber, MAX_MESSAGE_BYTES, Refused, SocketError, Verifier};
 use jupyter_protocol::{Backoff, Channel, Signer, WireMessage};
 use kernel_log::{NewEntry, Origin};
@@ -35,10 +34,6 @@ const END_DEADLINE: Duration = Duration::from_millis(500);
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses between attempts to reconnect.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-
-fn size(message: &WireMessage) -> usize {
-    message.parts_and_buffers().iter().map(Bytes::len).sum()
-}
 
 impl Agent {
     /// Waits until the log has room for more messages. A kernel that would drop its output is read anyway; then the log
@@ -123,7 +118,7 @@ pub(crate) async fn record_iopub(agent: Arc<Agent>, mut iopub: IopubSubscriber, 
             received += 1;
             match verifier.admit(message).await {
                 Ok(message) => {
-                    bytes += size(&message);
+                    bytes += message.size();
                     agent.follow_status(&message);
                     messages.push(message);
                 }
@@ -186,7 +181,7 @@ pub(crate) async fn record_replies(
         agent.room().await;
         match verifier.admit(socket.recv().await).await {
             Ok(message) => {
-                let is_large = size(&message) >= LARGE;
+                let is_large = message.size() >= LARGE;
                 agent.append(channel, std::slice::from_ref(&message));
                 if is_large {
                     drop(message);

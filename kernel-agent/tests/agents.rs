@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use common::{Fixture, python};
-use kernel_provider::conformance::{LAST_WORDS, Probe, Subject};
+use kernel_provider::conformance::{Probe, Subject};
 use kernel_provider::{KernelProvider, KernelRecord};
-use rustix::process::{Pid, Signal, kill_process};
 
 struct UnderAgents {
     fixture: Fixture,
@@ -21,13 +20,7 @@ impl UnderAgents {
     async fn new() -> Option<Self> {
         let python = python()?;
         let fixture = Fixture::new();
-        fixture.install_ipykernel(&python);
-        fixture.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
-        fixture.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
-        fixture.install(
-            "missing",
-            &serde_json::json!({"argv": ["/no/such/program"], "display_name": "", "language": ""}),
-        );
+        fixture.install_for_conformance(&python);
         Some(Self { fixture })
     }
 }
@@ -64,8 +57,7 @@ impl Subject for UnderAgents {
     }
 
     async fn kill(&self, record: &KernelRecord) {
-        let pid = Pid::from_raw(record.data["pid"].as_i64().unwrap().try_into().unwrap());
-        kill_process(pid.unwrap(), Signal::KILL).unwrap();
+        common::kill(record);
     }
 
     async fn leftovers(&self) -> Vec<String> {

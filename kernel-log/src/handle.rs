@@ -154,8 +154,9 @@ impl Log {
     }
 
     /// Whether the store accepted the newest entries. If it refused some, readers that keep up still receive them, or,
-    /// with [`WhenFull::Wait`](super::WhenFull::Wait), receive them later. Once it accepts entries again after some were lost, the log gets a `kernelmux_lifecycle` entry with the content `{"event": "not_recorded",
-    /// "first": …, "last": …, "reason": …}`.
+    /// with [`WhenFull::Wait`](super::WhenFull::Wait), receive them later. Once it accepts entries again after some were
+    /// lost, the log gets a `kernelmux_lifecycle` entry with the content
+    /// `{"event": "not_recorded", "first": …, "last": …, "reason": …}`.
     #[must_use]
     pub fn is_recorded(&self) -> bool {
         let state = self.shared.state();

@@ -174,7 +174,7 @@ fn is_over(bytes: u64, limit: Option<u64>) -> bool {
 }
 
 impl Usage {
-    /// Adds a log, or replaces what is known of it, except its owner.
+    /// Adds a log, or updates its size and time; its owner stays.
     fn add(&mut self, id: KernelId, owner: Option<&str>, bytes: u64, updated: DateTime<Utc>) {
         let before = self.remove(id).and_then(|log| log.owner);
         let owner = before.or_else(|| owner.map(Arc::from));

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use jupyter_protocol::kernelspec::Kernelspec;
 use jupyter_protocol::{InstalledKernelspec, KernelId};
 use kernel_provider::{Exit, KernelRecord, ProviderError};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoints::MAX_SOCKET_PATH;
@@ -114,13 +115,7 @@ impl KernelFiles {
 
     /// Writes the record atomically. Blocks briefly.
     pub(crate) fn save(&self, saved: &SavedKernel) -> Result<(), ProviderError> {
-        let write = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-            file.write_all(&serde_json::to_vec(saved)?)?;
-            file.persist(self.record())?;
-            Ok(())
-        };
-        write().map_err(|error| ProviderError::failed(format!("write {}", self.record().display()), error))
+        save_record(&self.record(), saved)
     }
 
     /// Reads the record.
@@ -128,9 +123,7 @@ impl KernelFiles {
     /// # Errors
     /// [`io::Error`] if the file is missing, truncated or invalid.
     pub(crate) fn load(&self) -> io::Result<SavedKernel> {
-        let mut text = Vec::new();
-        File::open(self.record())?.take(MAX_RECORD).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice(&text)?)
+        load_record(&self.record())
     }
 
     /// Creates the kernel's directory, and with `with_sockets` an empty socket directory.
@@ -158,6 +151,28 @@ impl KernelFiles {
         self.remove_sockets();
         remove(&self.dir);
     }
+}
+
+/// Writes a record atomically, with mode 0600. Blocks briefly.
+pub(crate) fn save_record(path: &Path, record: &impl Serialize) -> Result<(), ProviderError> {
+    let write = || -> io::Result<()> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|error| ProviderError::failed(format!("write {}", path.display()), error))
+}
+
+/// Reads a record of at most [`MAX_RECORD`] bytes.
+///
+/// # Errors
+/// [`io::Error`] if the file is missing, truncated or invalid.
+pub(crate) fn load_record<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_RECORD).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 fn remove(dir: &Path) {

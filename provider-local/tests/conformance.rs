@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use common::{Fixture, python};
-use kernel_provider::conformance::{LAST_WORDS, Probe, Subject};
+use kernel_provider::conformance::{Probe, Subject};
 use kernel_provider::{KernelProvider, KernelRecord};
 use provider_local::TransportChoice;
-use rustix::process::{Pid, Signal, kill_process};
 
 struct Local {
     fixture: Fixture,
@@ -22,13 +21,7 @@ impl Local {
     async fn new(transport: TransportChoice) -> Option<Self> {
         let python = python()?;
         let fixture = Fixture::new();
-        fixture.install_ipykernel(&python);
-        fixture.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
-        fixture.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
-        fixture.install(
-            "missing",
-            &serde_json::json!({"argv": ["/no/such/program"], "display_name": "", "language": ""}),
-        );
+        fixture.install_for_conformance(&python);
         Some(Self { fixture, transport })
     }
 }
@@ -64,8 +57,7 @@ impl Subject for Local {
     }
 
     async fn kill(&self, record: &KernelRecord) {
-        let pid = Pid::from_raw(record.data["pid"].as_i64().unwrap().try_into().unwrap());
-        kill_process(pid.unwrap(), Signal::KILL).unwrap();
+        common::kill(record);
     }
 
     async fn leftovers(&self) -> Vec<String> {

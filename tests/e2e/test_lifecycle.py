@@ -316,8 +316,10 @@ def test_an_input_reply_reaches_a_kernel_with_a_full_shell_queue(gateway: Gatewa
             assert "'Ann'" in text_of(client.finish(msg_id))
 
 
-def test_an_execution_in_a_deleted_subshell_is_lost(start_gateway: Start, tmp_path: Path) -> None:
-    gateway = start_gateway()
+# ipykernel sends no reply to an execution in a subshell that is deleted meanwhile.
+@pytest.mark.parametrize("agent", ["off", "auto"])
+def test_an_execution_in_a_deleted_subshell_is_lost(start_gateway: Start, tmp_path: Path, agent: str) -> None:
+    gateway = start_gateway("--agent", agent)
     kernel_id = gateway.start_kernel()["id"]
     gate = tmp_path / "gate"
     with gateway.socket(kernel_id, "s") as client:
@@ -338,6 +340,10 @@ def test_an_execution_in_a_deleted_subshell_is_lost(start_gateway: Start, tmp_pa
     gateway.start()
     execution = wait_ended(gateway, kernel_id, running["header"]["msg_id"], 60)
     assert execution["status"] == "lost", execution
+    if agent == "auto":
+        # The gateway read all that the agent recorded before it looked for lost executions.
+        outputs = gateway.rest("GET", f"api/kernels/{kernel_id}/executions/{running['header']['msg_id']}").json()["outputs"]
+        assert [output["text"] for output in outputs] == ["on\noff\n"]
 
 
 def test_sigterm_during_a_restart_keeps_the_kernel(start_gateway: Start) -> None:

@@ -32,10 +32,6 @@ pub(super) enum Item {
     Missed(u64),
 }
 
-fn size(message: &WireMessage) -> usize {
-    message.parts_and_buffers().iter().map(bytes::Bytes::len).sum()
-}
-
 impl ExecutionQueue {
     pub(super) fn new(max_messages: usize, max_bytes: usize) -> Self {
         Self {
@@ -61,7 +57,7 @@ impl ExecutionQueue {
 
     pub(super) fn output(&self, message: WireMessage) -> bool {
         self.update(|state| {
-            let size = size(&message);
+            let size = message.size();
             // An empty queue accepts any message, however large.
             let full = state.items.len() >= self.max_messages || state.bytes.saturating_add(size) > self.max_bytes;
             if full && !state.items.is_empty() {
@@ -108,7 +104,7 @@ impl ExecutionQueue {
         let mut state = self.lock();
         if let Some(item) = state.items.pop_front() {
             if let Item::Output(message) = &item {
-                state.bytes -= size(message);
+                state.bytes -= message.size();
             }
             return Poll::Ready(Some(Ok(item)));
         }

@@ -4,7 +4,6 @@ use std::time::Duration;
 use super::MessageMemory;
 use super::SocketError;
 use super::connection::{self, Role, connect};
-use super::throttle::total_bytes;
 use crate::wire::WireMessage;
 
 /// Capacity of the send queue in messages, besides the message that is being written.
@@ -97,6 +96,6 @@ impl DealerReceiver {
 
     /// Counts a message that the caller rejected. After many of them, receiving pauses.
     pub fn refused(&mut self, message: &WireMessage) {
-        self.0.throttle.refused(total_bytes(message.parts_and_buffers()));
+        self.0.throttle.refused(message.size());
     }
 }

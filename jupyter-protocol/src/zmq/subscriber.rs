@@ -9,7 +9,7 @@ use super::connection::{Role, connect};
 use super::detachable::DetachableSocket;
 use super::memory::MessageMemory;
 use super::read_buffer::ReadBuffer;
-use super::throttle::{Throttle, skipped_error, total_bytes};
+use super::throttle::{Throttle, skipped_error};
 use super::zmtp::{self, SUBSCRIBE_TO_ALL, Traffic};
 use crate::wire::WireMessage;
 
@@ -116,7 +116,7 @@ impl IopubSubscriber {
 
     /// Counts a message that the caller rejected. After many of them, receiving pauses.
     pub fn refused(&mut self, message: &WireMessage) {
-        self.throttle.refused(total_bytes(message.parts_and_buffers()));
+        self.throttle.refused(message.size());
     }
 
     /// Pauses reading for `time`, without wake-ups for bytes that arrive meanwhile. Cancel-safe.

@@ -69,6 +69,6 @@ pub(super) fn skipped_error(bytes: u64) -> SocketError {
 }
 
 /// Returns the total size of the frames in bytes.
-pub(super) fn total_bytes(frames: &[Bytes]) -> usize {
+fn total_bytes(frames: &[Bytes]) -> usize {
     frames.iter().map(Bytes::len).sum()
 }

@@ -2,7 +2,6 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::SocketError;
-use super::throttle::total_bytes;
 use crate::channel::Channel;
 use crate::log_limiter::LogLimiter;
 use crate::signing::{DigestHistory, Signer};
@@ -46,7 +45,7 @@ impl Verifier {
     }
 
     async fn check(&mut self, message: &WireMessage) -> Result<(), WireError> {
-        if self.signer.signs() && total_bytes(message.parts_and_buffers()) >= LARGE {
+        if self.signer.signs() && message.size() >= LARGE {
             let (signer, message) = (self.signer.clone(), message.clone());
             let verified = spawn_blocking(move || message.verify(&signer)).await;
             // The blocking thread fails only when the process ends.

@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::{Content, KernelInfoRequest};
 use jupyter_protocol::message::Message;
@@ -55,11 +54,6 @@ const LARGE: usize = 1 << 20;
 const NUDGE_AFTER: Duration = Duration::from_millis(250);
 /// The session of the recorder's own requests. Their replies are delivered to no client.
 const OUR_SESSION: &str = "kernelmux";
-
-/// Size of a message in bytes.
-fn size(message: &WireMessage) -> usize {
-    message.parts_and_buffers().iter().map(Bytes::len).sum()
-}
 
 /// Tells of a message that is missing.
 fn skipped_text(bytes: u64, too_large: bool) -> String {

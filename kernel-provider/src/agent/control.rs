@@ -35,8 +35,6 @@ pub enum Control {
     },
     /// Note that the kernel waits for its reader instead of dropping output, so that reading may pause.
     KernelWaits,
-    /// Kill the kernel.
-    Kill,
     /// Return the end of its standard output and error.
     Output,
     /// Return its connection information, with the key.

@@ -239,22 +239,21 @@ impl FromAgent {
     }
 }
 
-/// Only for the channels on which the gateway sends.
-const fn channel_byte(channel: Channel) -> u8 {
-    match channel {
-        Channel::Control => 1,
-        Channel::Stdin => 2,
-        _ => 0,
-    }
+/// The channels on which the gateway sends. Frames have their position here.
+pub const CHANNELS: [Channel; 3] = [Channel::Shell, Channel::Control, Channel::Stdin];
+
+/// The channel's position in [`CHANNELS`]; that of shell for a channel on which the gateway does not send.
+#[must_use]
+pub fn channel_index(channel: Channel) -> usize {
+    CHANNELS.iter().position(|known| *known == channel).unwrap_or_default()
 }
 
-const fn channel_of(byte: u8) -> Option<Channel> {
-    match byte {
-        0 => Some(Channel::Shell),
-        1 => Some(Channel::Control),
-        2 => Some(Channel::Stdin),
-        _ => None,
-    }
+fn channel_byte(channel: Channel) -> u8 {
+    channel_index(channel) as u8
+}
+
+fn channel_of(byte: u8) -> Option<Channel> {
+    CHANNELS.get(usize::from(byte)).copied()
 }
 
 #[cfg(test)]

@@ -7,12 +7,7 @@ use super::link::Command;
 #[derive(Clone, Debug)]
 pub enum Received {
     /// Consecutive entries, in the layout of the log.
-    Entries {
-        /// The number of the last one.
-        last: u64,
-        /// The entries.
-        block: Bytes,
-    },
+    Entries(Bytes),
     /// Entries are missing, because the agent had no room for them.
     Gap {
         /// The first missing entry.
@@ -39,17 +34,8 @@ impl Incoming {
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Received> {
         let received = self.received.recv().await?;
-        if let Received::Entries { block, .. } = &received {
+        if let Received::Entries(block) = &received {
             // The link may be closed.
-            let _ = self.commands.send(Command::Consumed(block.len() as u64));
-        }
-        Some(received)
-    }
-
-    /// Returns the next entries if they have arrived.
-    pub fn try_next(&mut self) -> Option<Received> {
-        let received = self.received.try_recv().ok()?;
-        if let Received::Entries { block, .. } = &received {
             let _ = self.commands.send(Command::Consumed(block.len() as u64));
         }
         Some(received)

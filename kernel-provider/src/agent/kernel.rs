@@ -82,12 +82,17 @@ async fn watch_agent(place: Arc<dyn Place>, link: Arc<Link>, phase: Arc<watch::S
         exit = place.gone() => exit,
     };
     link.close();
+    set_exited(&phase, exit);
+}
+
+/// Reports the kernel's end, unless it is known already.
+fn set_exited(phase: &watch::Sender<Phase>, exit: Exit) {
     phase.send_if_modified(|phase| {
-        let known = matches!(phase, Phase::Exited(_));
-        if !known {
+        let is_known = matches!(phase, Phase::Exited(_));
+        if !is_known {
             *phase = Phase::Exited(exit);
         }
-        !known
+        !is_known
     });
 }
 
@@ -288,13 +293,7 @@ impl KernelHandle for AgentKernel {
                 place.gone().await
             }
         };
-        self.phase.send_if_modified(|phase| {
-            let known = matches!(phase, Phase::Exited(_));
-            if !known {
-                *phase = Phase::Exited(exit.clone());
-            }
-            !known
-        });
+        set_exited(&self.phase, exit.clone());
         self.remove_once_gone();
         Ok(exit)
     }

@@ -8,14 +8,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDrop;
 use uuid::Uuid;
 
-use super::frame::Outgoing;
+use super::frame::{CHANNELS, Outgoing, channel_index};
 use super::incoming::{Incoming, Received};
 use super::session::{Session, run};
 use super::{Answer, Connect, Control, LifePhase, Welcome};
 use crate::Phase;
-
-/// The channels on which messages are sent.
-pub(super) const CHANNELS: [Channel; 3] = [Channel::Shell, Channel::Control, Channel::Stdin];
 
 /// The agent and its kernel have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +55,7 @@ impl Link {
     #[must_use]
     pub fn open(connect: Arc<dyn Connect>) -> Self {
         let (commands, received) = mpsc::unbounded_channel();
-        let (senders, receivers): (Vec<_>, Vec<_>) = CHANNELS.iter().map(|_| mpsc::channel(1)).unzip();
+        let [(shell, for_shell), (control, for_control), (stdin, for_stdin)] = CHANNELS.map(|_| mpsc::channel(1));
         let (welcome, last_welcome) = watch::channel(None);
         let (phase, last_phase) = watch::channel(LifePhase {
             life: 0,
@@ -67,11 +64,11 @@ impl Link {
         });
         let closed = CancellationToken::new();
         let session = Session::new(welcome, phase);
-        let (outgoing, receivers) = (per_channel(senders), per_channel(receivers));
-        let task = tokio::spawn(run(connect, session, received, receivers, closed.clone()));
+        let outgoing = [for_shell, for_control, for_stdin];
+        let task = tokio::spawn(run(connect, session, received, outgoing, closed.clone()));
         Self {
             commands,
-            outgoing,
+            outgoing: [shell, control, stdin],
             welcome: last_welcome,
             phase: last_phase,
             closed,
@@ -132,7 +129,7 @@ impl Link {
     /// Returns a sender of messages on one channel. `log` is the log that numbers them.
     #[must_use]
     pub fn sender(&self, channel: Channel, log: u128) -> MessageSender {
-        let index = CHANNELS.iter().position(|known| *known == channel).unwrap_or_default();
+        let index = channel_index(channel);
         MessageSender {
             channel: CHANNELS[index],
             log,
@@ -149,15 +146,6 @@ impl Link {
     pub fn close(&self) {
         self.closed.cancel();
     }
-}
-
-/// Converts to an array with one item for each of [`CHANNELS`].
-fn per_channel<T>(items: Vec<T>) -> [T; 3] {
-    let mut items = items.into_iter();
-    std::array::from_fn(|_| items.next()).map(|item| match item {
-        Some(item) => item,
-        None => unreachable!("one item for each channel"),
-    })
 }
 
 /// Sends messages to the kernel on one channel, in order and without repetition.

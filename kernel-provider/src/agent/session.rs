@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::frame::{FromAgent, Outgoing, ToAgent, codec};
+use super::frame::{FromAgent, Outgoing, ToAgent, channel_index, codec};
 use super::incoming::Received;
-use super::link::{CHANNELS, Command, run_id};
+use super::link::{Command, run_id};
 use super::{Answer, Connect, Hello, LifePhase, Refused, Reply, Request, Stream, VERSION, Welcome};
 
 /// Pauses between attempts to connect. The first are short, because a new agent listens within milliseconds.
@@ -129,14 +129,14 @@ impl Session {
                 let phase: LifePhase = serde_json::from_slice(&json)?;
                 self.set_phase(phase);
             }
-            // Others were on their way when the reading began again elsewhere.
+            // Entries that do not follow the position were sent for an earlier `Command::Read`.
             FromAgent::Entries(first, last, block) => {
                 if let Some(reading) = &mut self.reading
                     && first == reading.position + 1
                 {
                     reading.position = last;
                     reading.waiting += block.len() as u64;
-                    let _ = reading.deliver.send(Received::Entries { last, block });
+                    let _ = reading.deliver.send(Received::Entries(block));
                 }
             }
             FromAgent::Gap(first, last) => {
@@ -148,12 +148,9 @@ impl Session {
                 }
             }
             FromAgent::Accepted(channel, number) => {
-                if let Some(index) = CHANNELS.iter().position(|known| *known == channel)
-                    && self.unaccepted[index]
-                        .as_ref()
-                        .is_some_and(|message| message.number <= number)
-                {
-                    self.unaccepted[index] = None;
+                let unaccepted = &mut self.unaccepted[channel_index(channel)];
+                if unaccepted.as_ref().is_some_and(|message| message.number <= number) {
+                    *unaccepted = None;
                 }
             }
             FromAgent::Pong => {}
@@ -277,7 +274,7 @@ async fn connected(
 ) -> End {
     let Connection { mut reader, mut writer } = connection;
     let used = async {
-        // What was asked for meanwhile is among the frames.
+        // `resume` has the frames of commands that arrived without a connection.
         while let Ok(command) = commands.try_recv() {
             obey(session, command, outgoing);
         }

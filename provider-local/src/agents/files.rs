@@ -10,9 +10,8 @@
 //! STATE/s/TOKEN.a      the agent's socket
 //! ```
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jupyter_protocol::KernelId;
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
 use crate::process::stat::{Identity, find_by_argument};
-use crate::state::{KernelFiles, MAX_RECORD, StateDir};
+use crate::state::{KernelFiles, StateDir, load_record, save_record};
 
 /// The contents of `record.json`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -90,32 +89,16 @@ impl AgentFiles {
 
     /// Writes the agent's launch.
     pub(super) fn save_launch(&self, launch: &Launch) -> Result<(), ProviderError> {
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(self.launch())?;
-            file.write_all(&serde_json::to_vec(launch)?)
-        };
-        write().map_err(|error| ProviderError::failed(format!("write {}", self.launch().display()), error))
+        save_record(&self.launch(), launch)
     }
 
-    /// Writes the record atomically.
+    /// Writes the record.
     pub(super) fn save(&self, saved: &SavedAgent) -> Result<(), ProviderError> {
-        let write = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-            file.write_all(&serde_json::to_vec(saved)?)?;
-            file.persist(self.record())?;
-            Ok(())
-        };
-        write().map_err(|error| ProviderError::failed(format!("write {}", self.record().display()), error))
+        save_record(&self.record(), saved)
     }
 
     pub(super) fn load(&self) -> io::Result<SavedAgent> {
-        let mut text = Vec::new();
-        File::open(self.record())?.take(MAX_RECORD).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice(&text)?)
+        load_record(&self.record())
     }
 
     /// Kills the kernel of an agent that is gone, and everything that it started, and removes its files, so that another

@@ -84,10 +84,6 @@ impl Placement for LocalPlacement {
             let files = AgentFiles::new(&context.state, prepared.record.id);
             files.create()?;
             let launch = agent_launch(&context, &files, &prepared.start, timeout);
-            let launch = Launch {
-                id: prepared.record.id,
-                ..launch
-            };
             let saved = SavedAgent {
                 record: prepared.record,
                 token: launch.token.clone(),

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use jupyter_protocol::KernelId;
 use jupyter_protocol::kernelspec::SearchPath;
-use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
+use kernel_provider::conformance::LAST_WORDS;
+use kernel_provider::{KernelHandle, KernelProvider as _, KernelRecord, LaunchError, LaunchRequest, Progress};
 use provider_local::{LocalOptions, LocalProvider, TransportChoice};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Deadline of every wait, far longer than any of them takes.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -105,6 +107,17 @@ impl Fixture {
         );
     }
 
+    /// Installs the kernelspecs of the conformance suite: `python3`, `dying`, `silent` and `missing`.
+    pub(crate) fn install_for_conformance(&self, python: &Path) {
+        self.install_ipykernel(python);
+        self.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
+        self.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
+        self.install(
+            "missing",
+            &serde_json::json!({"argv": ["/no/such/program"], "display_name": "", "language": ""}),
+        );
+    }
+
     /// Installs a shell script as a kernel; `$1` is the connection file.
     pub(crate) fn install_script(&self, name: &str, script: &str) {
         self.install(
@@ -175,4 +188,10 @@ pub(crate) async fn launch(provider: &LocalProvider, spec: &str) -> Result<Arc<d
 
 pub(crate) fn pid(kernel: &dyn KernelHandle) -> i32 {
     kernel.record().data["pid"].as_i64().unwrap().try_into().unwrap()
+}
+
+/// Kills a kernel without its provider.
+pub(crate) fn kill(record: &KernelRecord) {
+    let pid = Pid::from_raw(record.data["pid"].as_i64().unwrap().try_into().unwrap());
+    kill_process(pid.unwrap(), Signal::KILL).unwrap();
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::reconnect::{SendNumber, recover};
 use super::senders::{Destination, Sender};
-use super::{ConnectionState, LARGE, Recorder, Recording, SendError, size, skipped_text};
+use super::{ConnectionState, LARGE, Recorder, Recording, SendError, skipped_text};
 use crate::session::agent_position::AgentPosition;
 use crate::session::execution_state::StatusFollower;
 use crate::session::executions::message_at;
@@ -160,7 +160,7 @@ impl AgentReader {
             self.open_if_due().await;
             self.recording.log.room().await;
             match incoming.next().await {
-                Some(Received::Entries { block, .. }) => self.record(&block).await,
+                Some(Received::Entries(block)) => self.record(&block).await,
                 Some(Received::Gap { first, last }) => {
                     self.position.seq = last;
                     warn!(first, last, "the agent had no room for messages of the kernel");
@@ -178,14 +178,16 @@ impl AgentReader {
     /// Lets clients' messages pass once the sockets of the present process are connected and everything that the agent
     /// had recorded is recorded here.
     async fn open_if_due(&mut self) {
+        if self.is_open || self.position.is_closed || self.position.life == 0 || self.position.seq < self.catch_up_to {
+            return;
+        }
         let is_present = {
             let phase = self.link.phase();
             let phase = phase.borrow();
             // The agent tells the phase a moment after it has connected the sockets.
             self.position.life > phase.life || self.position.life == phase.life && phase.phase == Phase::Running
         };
-        let is_due = is_present && !self.position.is_closed && self.position.life > 0;
-        if is_due && !self.is_open && self.position.seq >= self.catch_up_to {
+        if is_present {
             self.is_open = true;
             self.open().await;
         }
@@ -200,7 +202,7 @@ impl AgentReader {
         let mut bytes = 0;
         for entry in block.entries() {
             let message = entry.message();
-            bytes += size(&message);
+            bytes += message.size();
             if entry.origin() == Origin::Kernel && entry.channel() == Channel::Iopub {
                 if !self.recording.setup.hides(&message) {
                     published.push(message);
@@ -307,7 +309,6 @@ impl AgentReader {
         };
         for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
             let sender = Sender {
-                // The agent signs.
                 signer: Signer::unsigned(),
                 to: Destination::Agent(self.link.sender(channel, log)),
             };

@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use super::reconnect::Pauses;
-use super::{LARGE, Recording, size, skipped_text};
+use super::{LARGE, Recording, skipped_text};
 use crate::session::coalesce::{COALESCE_FOR, FloodDetector};
 use crate::session::execution_state::StatusFollower;
 use crate::session::synthetic_reply::MISSING;
@@ -76,13 +76,13 @@ pub(super) async fn record_iopub(
             received += 1;
             match verifier.admit(message).await {
                 Ok(message) => {
-                    bytes += size(&message);
+                    bytes += message.size();
                     if !recording.setup.hides(&message) {
                         batch.messages.push(message);
                     }
                 }
                 Err(Refused::Message(message)) => {
-                    bytes += size(&message);
+                    bytes += message.size();
                     iopub.refused(&message);
                 }
                 Err(Refused::Invalid) => {}

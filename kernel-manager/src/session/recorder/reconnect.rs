@@ -89,18 +89,18 @@ impl SendNumber {
 
 impl Sender {
     pub(super) async fn send(&mut self, message: WireMessage, number: SendNumber) -> Result<(), SocketError> {
-        if let Destination::Agent(agent) = &self.to {
-            let message = websocket_v1::encode(agent.channel(), &message);
-            let sent = agent.send(number.0, message).await;
-            return sent.map_err(|error| SocketError::Broken(error.to_string()));
-        }
-        let message = message.with_identities([]).signed(&self.signer);
+        let message = message.with_identities([]);
         match &mut self.to {
-            Destination::Socket(socket) => socket.send(message).await,
-            Destination::Agent(_) => Ok(()),
+            Destination::Socket(socket) => socket.send(message.signed(&self.signer)).await,
+            // The agent signs.
+            Destination::Agent(agent) => {
+                let message = websocket_v1::encode(agent.channel(), &message);
+                let sent = agent.send(number.0, message).await;
+                sent.map_err(|error| SocketError::Broken(error.to_string()))
+            }
             #[cfg(feature = "testing")]
             Destination::Simulated(channel, kernel) => {
-                let sent = kernel.send((*channel, message)).await;
+                let sent = kernel.send((*channel, message.signed(&self.signer))).await;
                 sent.map_err(|_| unreachable(*channel))
             }
         }

@@ -6,7 +6,7 @@ use jupyter_protocol::{Channel, Signer};
 use tokio::sync::Notify;
 
 use super::reconnect::Pauses;
-use super::{LARGE, Recording, size};
+use super::{LARGE, Recording};
 
 /// Records what arrives on shell, control or stdin.
 pub(super) async fn record_replies(
@@ -23,7 +23,7 @@ pub(super) async fn record_replies(
         recording.log.room().await;
         let broken = match verifier.admit(socket.recv().await).await {
             Ok(message) => {
-                let is_large = size(&message) >= LARGE;
+                let is_large = message.size() >= LARGE;
                 recording.record_reply(channel, message, Utc::now());
                 if is_large {
                     recording.log.flushed().await;
