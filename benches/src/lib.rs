@@ -13,6 +13,7 @@ pub mod idle;
 pub mod k8s;
 pub mod log;
 pub mod measure;
+pub mod notebook;
 pub mod peers;
 pub mod process;
 pub mod protocol;

@@ -9,10 +9,10 @@ use std::cell::OnceCell;
 use kernelmux_benches::report::{self, Section};
 use kernelmux_benches::setup::{Setup, root};
 use kernelmux_benches::{
-    Result, clients, cut, fold, idle, k8s, log, protocol, recorder, replay, round_trip, setup, start,
+    Result, clients, cut, fold, idle, k8s, log, notebook, protocol, recorder, replay, round_trip, setup, start,
 };
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "protocol",
     "log",
     "replay",
@@ -23,6 +23,7 @@ const NAMES: [&str; 11] = [
     "round-trip",
     "start",
     "idle",
+    "notebook",
     "k8s",
 ];
 
@@ -76,6 +77,7 @@ fn run<'a>(name: &str, setup: &dyn Fn() -> Result<&'a Setup>) -> Result<Section>
         "round-trip" => async_run(round_trip::run(setup()?)),
         "start" => async_run(start::run(setup()?)),
         "idle" => async_run(idle::run(setup()?)),
+        "notebook" => notebook::run(),
         _ => async_run(k8s::run()),
     }
 }

@@ -96,7 +96,7 @@ def test_a_kernel_that_was_culled_while_the_tab_was_closed_leaves_its_outputs_an
         eventually(lambda: gateway.model(closed.known_kernel) is None, "the kernel is culled", 60)
         notebook = open_page(page, lab, "culled")
         expect_whole(notebook, 0, 1)
-        expect(notebook.kernel_status).to_contain_text("culled: idle for 2 s")
+        expect(notebook.kernel_status).to_contain_text("culled: idle for")
         assert steps.ran() == 1
         notebook.wait_status("idle")
         assert notebook.kernel_id() != closed.known_kernel

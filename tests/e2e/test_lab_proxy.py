@@ -54,6 +54,26 @@ def test_executions_of_own_kernels_are_run_and_read(lab: Lab, gateway: Gateway, 
     assert ask(lab, "GET", path).json()["id"] == kernel_id
 
 
+def test_one_request_lists_executions_with_outputs_newer_than_the_file(lab: Lab, gateway: Gateway) -> None:
+    lab.write_notebook("ended", ["print(6 * 7)"])
+    assert ask(lab, "GET", "kernelmux/ended?path=ended.ipynb").json() == {"kernel": None, "executions": []}
+    session = {"path": "ended.ipynb", "name": "ended.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+    kernel_id = ask(lab, "POST", "api/sessions", json=session).json()["kernel"]["id"]
+    msg_id = run(gateway, kernel_id, "print(6 * 7)", cellId="a-cell")["msg_id"]
+    wait_ended(gateway, kernel_id, msg_id)
+
+    def ended() -> dict[str, Any]:
+        answer = ask(lab, "GET", "kernelmux/ended?path=ended.ipynb").json()
+        assert answer["kernel"] == kernel_id
+        [execution] = answer["executions"]
+        return dict(execution)
+
+    assert ended()["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "42\n"}]
+    # After a save the document has them.
+    lab.write_notebook("ended", ["print(6 * 7)"])
+    assert "outputs" not in ended()
+
+
 def test_kernels_of_others_do_not_exist(lab: Lab, gateway: Gateway) -> None:
     with gateway.kernel() as foreign:
         msg_id = run(gateway, foreign, "6 * 7")["msg_id"]
@@ -97,7 +117,8 @@ def test_only_known_parameters_are_passed_on(lab: Lab, gateway: Gateway, kernel_
 
 
 def test_requests_without_a_user_are_refused(lab: Lab, kernel_id: str) -> None:
-    for path in (f"api/kernels/{kernel_id}", f"api/kernels/{kernel_id}/executions", "notebook?path=a.ipynb"):
+    own = f"api/kernels/{kernel_id}"
+    for path in (own, f"{own}/executions", "notebook?path=a.ipynb", "ended?path=a.ipynb"):
         response = ask(lab, "GET", f"kernelmux/{path}", headers={}, allow_redirects=False)
         assert response.status_code == 403
 
@@ -123,7 +144,8 @@ def test_without_kernelmux_the_addresses_do_not_exist(
     lab = Lab(make_home("lab-other"), other_gateway.url.rstrip("/"), other_gateway.token, extension=lab_extension)
     try:
         kernel = ask(lab, "POST", "api/kernels", json={"name": "python3"}).json()["id"]
-        for path in (f"api/kernels/{kernel}", f"api/kernels/{kernel}/executions", "notebook?path=a.ipynb"):
+        own = f"api/kernels/{kernel}"
+        for path in (own, f"{own}/executions", "notebook?path=a.ipynb", "ended?path=a.ipynb"):
             assert ask(lab, "GET", f"kernelmux/{path}").status_code == 404
     finally:
         lab.close()

@@ -64,6 +64,30 @@ def test_a_cell_that_ended_while_the_tab_was_closed_is_whole(
     assert steps.ran() == 1
 
 
+def test_what_a_thread_prints_after_its_cell_is_shown(lab: Lab, page: Page, gateway: Gateway, steps: Steps) -> None:
+    code = (
+        "import threading\n"
+        "kernel = get_ipython().kernel\n"
+        "parent = kernel.get_parent()\n"
+        "def work():\n"
+        "    gate('late')\n"
+        # ipykernel assigns a plain `print` of a thread to the newest request.
+        "    content = {'name': 'stdout', 'text': 'printed late\\n'}\n"
+        "    kernel.session.send(kernel.iopub_socket, 'stream', content, parent=parent, ident=b'stream.stdout')\n"
+        "threading.Thread(target=work).start()\n"
+        "print('printed early')\n"
+    )
+    closed = run_and_close(lab, page, "thread", [steps.code(code)], steps, at="late")
+    wait_ended(gateway, closed)
+    notebook = open_page(page, lab, "thread")
+    notebook.wait_text(0, "printed early")
+    expect(notebook.prompt(0)).to_have_text("[1]:")
+    steps.open("late")
+    notebook.wait_text(0, "printed late")
+    assert [notebook.text(0).count(text) for text in ("printed early", "printed late")] == [1, 1]
+    expect(notebook.prompt(0)).to_have_text("[1]:")
+
+
 # Scenario 3
 def test_a_cell_goes_on_in_another_browser(lab: Lab, page: Page, browser: Browser, steps: Steps) -> None:
     run_and_close(lab, page, "other-browser", [steps.lines(3)], steps)

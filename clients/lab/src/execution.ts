@@ -1,3 +1,5 @@
+import type { IOutput } from '@jupyterlab/nbformat';
+
 /** An execution in a kernel's log, as the gateway lists it. */
 export interface Execution {
   msg_id: string;
@@ -13,6 +15,10 @@ export interface Execution {
   ended?: string | null;
   /** SHA-256 of the code, in hexadecimal. */
   code_hash?: string | null;
+  /** In a list: changes with the messages of the execution. */
+  outputs_digest?: string;
+  /** In a list: its outputs, if they are small and no longer change. */
+  outputs?: IOutput[];
 }
 
 /** Whether the kernel has not finished it. */

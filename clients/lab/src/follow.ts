@@ -24,7 +24,10 @@ type Future = Kernel.IShellFuture<KernelMessage.IExecuteRequestMsg, KernelMessag
 export class Follow {
   /** Resolves once the execution has ended, or no longer concerns the cell. */
   readonly ended: Promise<void>;
-  private future!: Future;
+  /** Resolves once the replay has begun, or it is clear that it will not. */
+  readonly begun: Promise<void>;
+  private future: Future | undefined;
+  private begin!: () => void;
   private attached = false;
   private finish!: () => void;
   private timeout = FIRST_TIMEOUT;
@@ -37,22 +40,37 @@ export class Follow {
     private readonly kernel: Kernel.IKernelConnection,
     readonly cell: CodeCell,
     readonly execution: Execution,
-    withComms: boolean
+    private readonly withComms: boolean
   ) {
+    this.begun = new Promise(resolve => {
+      this.begin = resolve;
+    });
     this.ended = new Promise(resolve => {
       this.finish = () => {
         window.clearTimeout(this.timer);
+        this.begin();
         resolve();
       };
     });
     if (isOpen(execution)) {
       cell.model.executionState = 'running';
     }
-    this.request(withComms);
+  }
+
+  /** Requests the replay. */
+  start(): void {
+    if (this.kernel.isDisposed || this.cell.isDisposed) {
+      this.finish();
+    } else {
+      this.request(this.withComms);
+    }
   }
 
   /** Requests the replay again, after a connection was lost. */
   repeat(): void {
+    if (!this.future) {
+      return;
+    }
     if (this.kernel.isDisposed || this.cell.isDisposed) {
       this.finish();
       return;
@@ -95,6 +113,7 @@ export class Follow {
   /** Connects the cell to the replay. Until then it shows the document's outputs, so that it does not flash. */
   private attach(future: Future): void {
     this.attached = true;
+    this.begin();
     window.clearTimeout(this.timer);
     const { cell } = this;
     if (cell.isDisposed) {

@@ -1,6 +1,7 @@
 /** The gateway's API. The notebook server adds the token and forwards only the requests that its users may make. */
 
 import { URLExt } from '@jupyterlab/coreutils';
+import type { IOutput } from '@jupyterlab/nbformat';
 import { ServerConnection } from '@jupyterlab/services';
 import type { Execution } from './execution.js';
 
@@ -38,7 +39,7 @@ export interface NotebookFacts {
   profile: string | null;
 }
 
-/** The page size of lists, which is the gateway's maximum. */
+/** The page size of lists, which is the gateway's maximum. A page has up to 1 MiB of outputs. */
 const PAGE = 500;
 /** The most executions that are read of a kernel. */
 const MAX_EXECUTIONS = 5000;
@@ -52,12 +53,17 @@ export class Gateway {
     return model?.kernelmux ?? null;
   }
 
-  /** The newest execution of each cell, also of an ended kernel; null if the kernel is unknown. */
-  async latestOfCells(id: string): Promise<Execution[] | null> {
+  /**
+   * The newest execution of each cell, also of an ended kernel; null if the kernel is unknown.
+   *
+   * @param outputsSince also lists small outputs of executions that ended after this time.
+   */
+  async latestOfCells(id: string, outputsSince?: Date): Promise<Execution[] | null> {
     const found: Execution[] = [];
+    const outputs = outputsSince ? `&outputs=small&outputs_since=${outputsSince.toISOString()}` : '';
     let before = '';
     do {
-      const url = `api/kernels/${id}/executions?latest=cell&limit=${PAGE}${before}`;
+      const url = `api/kernels/${id}/executions?latest=cell${outputs}&limit=${PAGE}${before}`;
       const page = await this.get<{ executions: Execution[]; next: number | null }>(url);
       if (!page) {
         return null;
@@ -69,7 +75,7 @@ export class Gateway {
   }
 
   /** An execution with its outputs. */
-  execution(id: string, msgId: string): Promise<(Execution & { code: string | null; outputs: unknown[] }) | null> {
+  execution(id: string, msgId: string): Promise<(Execution & { code: string | null; outputs: IOutput[] }) | null> {
     return this.get(`api/kernels/${id}/executions/${encodeURIComponent(msgId)}`);
   }
 
@@ -97,6 +103,11 @@ export class Gateway {
 
   notebook(path: string): Promise<NotebookFacts | null> {
     return this.get(`notebook?path=${encodeURIComponent(path)}`);
+  }
+
+  /** The executions of a notebook's kernel, with outputs of those that ended since the document was saved. */
+  ended(path: string): Promise<{ kernel: string | null; executions: Execution[] } | null> {
+    return this.get(`ended?path=${encodeURIComponent(path)}`);
   }
 
   /** Chooses the resource profile of the notebook's next kernels. */

@@ -1,12 +1,11 @@
 /** Shows the outputs of a kernel that has ended, such as one that was culled while the notebook was closed. */
 
 import type { CodeCell } from '@jupyterlab/cells';
-import type { IOutput } from '@jupyterlab/nbformat';
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import { showEdited } from './edited.js';
+import { isComplete, putOutputs } from './ended.js';
 import { isOpen } from './execution.js';
 import type { Gateway } from './gateway.js';
-import { clearMarker } from './marker.js';
 import { match, needsLog } from './matching.js';
 import { codeCells, factsOf, keepsIds, lastSaved } from './notebook-cells.js';
 
@@ -33,16 +32,12 @@ export async function showPast(
     if (skip(cell) || isOpen(found.execution) || !needsLog(found.execution, facts[found.cell].marker, saved)) {
       continue;
     }
-    const execution = await gateway.execution(kernelId, found.execution.msg_id);
+    const listed = found.execution;
+    const execution = isComplete(listed) ? listed : await gateway.execution(kernelId, listed.msg_id);
     if (!execution || cell.isDisposed || skip(cell)) {
       continue;
     }
-    // Clear the document's outputs, which may be untrusted, before the cell becomes trusted.
-    cell.model.outputs.clear();
-    cell.model.trusted = true;
-    cell.model.outputs.fromJSON(execution.outputs as IOutput[]);
-    cell.model.executionCount = execution.execution_count ?? null;
-    clearMarker(cell.model);
+    putOutputs({ cell, execution });
     showEdited(cell, found.edited);
   }
 }

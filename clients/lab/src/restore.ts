@@ -4,7 +4,9 @@ import type { CodeCell } from '@jupyterlab/cells';
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import { KernelMessage, type Kernel } from '@jupyterlab/services';
 import { Signal } from '@lumino/signaling';
+import type { Early } from './early.js';
 import { showEdited } from './edited.js';
+import { isComplete, putAll, type Filling } from './ended.js';
 import { isOpen, type Execution } from './execution.js';
 import { Follow } from './follow.js';
 import type { Gateway, KernelFacts } from './gateway.js';
@@ -18,6 +20,10 @@ import { endText } from './status-text.js';
 
 /** Features that the gateway must have. */
 const FEATURES = ['follow', 'latest_cell'];
+/** The largest number of requested replays that have not begun, so that each begins soon after it was requested. */
+const MAX_PENDING = 16;
+/** Messages that change what a cell shows. */
+const OUTPUTS = new Set(['stream', 'display_data', 'execute_result', 'error', 'clear_output', 'input_request']);
 /** How long to wait for more messages of other pages before looking for their executions, in milliseconds. */
 const DEBOUNCE = 100;
 
@@ -30,12 +36,22 @@ export class Restorer {
   /** The executions that this page has requested or follows. */
   private readonly known = new Set<string>();
   private readonly follows = new Set<Follow>();
+  /** Follows whose replay is not requested yet. */
+  private readonly queued: Follow[] = [];
+  /** The number of requested replays that have not begun. */
+  private pending = 0;
+  /** Cells that show an ended execution without following it, by `msg_id`. */
+  private readonly ended = new Map<string, { cell: CodeCell; execution: Execution }>();
+  /** Executions with outputs that arrived after the last listing. */
+  private readonly updated = new Set<string>();
   /** Why this kernel ended; empty while it runs. */
   end = '';
   /** Why the notebook's previous kernel ended. */
   previousEnd = '';
   private pastShown = false;
   private wasConnected = false;
+  /** Whether the outputs of ended executions were listed. */
+  private listed = false;
   private commsWanted = true;
   private readonly others: OtherWriters;
   private restoring: Promise<void> = Promise.resolve();
@@ -44,7 +60,8 @@ export class Restorer {
   constructor(
     private readonly panel: NotebookPanel,
     readonly kernel: Kernel.IKernelConnection,
-    private readonly gateway: Gateway
+    private readonly gateway: Gateway,
+    private readonly early: Promise<Early | null> = Promise.resolve(null)
   ) {
     this.others = new OtherWriters(panel, () => this.restoreLater());
     kernel.anyMessage.connect(this.onMessage, this);
@@ -82,7 +99,13 @@ export class Restorer {
     if (!this.isSupported || this.kernel.isDisposed) {
       return;
     }
-    const executions = await this.gateway.latestOfCells(this.kernel.id);
+    const early = await this.early;
+    const shown = early?.kernelId === this.kernel.id ? early.shown : undefined;
+    // Outputs are listed once. Later, single cells are followed.
+    const since = all ? new Date(0) : shown || this.listed ? undefined : lastSaved(this.panel);
+    this.listed = true;
+    this.updated.clear();
+    const executions = await this.gateway.latestOfCells(this.kernel.id, since);
     if (!executions || this.panel.isDisposed || this.kernel.isDisposed || (await this.others.exist())) {
       return;
     }
@@ -91,15 +114,24 @@ export class Restorer {
     const { matches, orphans } = match(facts, executions, keepsIds(this.panel));
     const saved = lastSaved(this.panel);
     const busy = executions.some(isOpen);
+    const fillings: Filling[] = [];
     for (const found of matches) {
       const cell = cells[found.cell];
       const { execution } = found;
+      const before = this.known.has(execution.msg_id) ? undefined : shown?.get(execution.msg_id);
+      if (before && before.outputs_digest === execution.outputs_digest) {
+        this.keep(cell, execution);
+      }
       const isNew = !this.known.has(execution.msg_id) && needsLog(execution, facts[found.cell].marker, saved);
       if ((all || isNew) && !isCurrent(cell, execution)) {
-        this.follow(cell, execution, busy);
+        const filling = this.show(cell, execution, busy);
+        if (filling) {
+          fillings.push(filling);
+        }
         showEdited(cell, found.edited);
       }
     }
+    putAll(fillings);
     this.commsWanted &&= !busy;
     // Outputs of cells that were deleted before the document was saved are not offered.
     this.orphans = orphans.filter(execution => needsLog(execution, null, saved));
@@ -127,15 +159,50 @@ export class Restorer {
     }
   }
 
-  /** Shows an execution in a cell. */
+  /** Follows an execution, or returns the outputs that the caller must put into the cell. */
+  private show(cell: CodeCell, execution: Execution, busy: boolean): Filling | undefined {
+    const { future } = cell.outputArea;
+    const isFree = !future || future.isDisposed;
+    if (isFree && isComplete(execution) && !this.updated.has(execution.msg_id)) {
+      this.keep(cell, execution);
+      return { cell, execution };
+    }
+    this.follow(cell, execution, busy);
+    return undefined;
+  }
+
+  /** Records that a cell shows an ended execution. */
+  private keep(cell: CodeCell, execution: Execution): void {
+    this.known.add(execution.msg_id);
+    this.ended.set(execution.msg_id, { cell, execution });
+  }
+
+  /** Follows an execution in a cell. */
   follow(cell: CodeCell, execution: Execution, busy = false): void {
     this.known.add(execution.msg_id);
-    // The kernel's widgets are sent once: JupyterLab asks an idle kernel for them itself.
+    // Request the kernel's widgets once. JupyterLab itself requests them from an idle kernel.
     const withComms = busy && this.commsWanted;
     this.commsWanted &&= !withComms;
     const follow = new Follow(this.kernel, cell, execution, withComms);
     this.follows.add(follow);
     void follow.ended.then(() => this.follows.delete(follow));
+    this.queued.push(follow);
+    this.requestNext();
+  }
+
+  private requestNext(): void {
+    while (this.pending < MAX_PENDING) {
+      const follow = this.queued.shift();
+      if (!follow) {
+        return;
+      }
+      this.pending += 1;
+      void follow.begun.then(() => {
+        this.pending -= 1;
+        this.requestNext();
+      });
+      follow.start();
+    }
   }
 
   private onConnection(_: unknown, status: Kernel.ConnectionStatus): void {
@@ -177,6 +244,9 @@ export class Restorer {
       return;
     }
     const type: string = msg.header.msg_type;
+    if (OUTPUTS.has(type)) {
+      this.onOutput(parent.msg_id);
+    }
     if (type === 'execute_reply') {
       codeCells(this.panel).forEach(cell => clearMarker(cell.model, parent.msg_id));
     } else if (type === 'kernelmux_answered') {
@@ -185,6 +255,18 @@ export class Restorer {
         .forEach(cell => dropQuestion(this.kernel, cell));
     } else if (type === 'execute_input' && parent.session !== this.kernel.clientId && !this.known.has(parent.msg_id)) {
       this.restoreLater();
+    }
+  }
+
+  /** A thread may print after its cell has ended. */
+  private onOutput(msgId: string): void {
+    this.updated.add(msgId);
+    const shown = this.ended.get(msgId);
+    if (shown) {
+      this.ended.delete(msgId);
+      if (!shown.cell.isDisposed && !shown.cell.outputArea.future) {
+        this.follow(shown.cell, shown.execution);
+      }
     }
   }
 

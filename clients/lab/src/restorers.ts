@@ -2,6 +2,7 @@
 
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import { Signal } from '@lumino/signaling';
+import { showEarly, type Early } from './early.js';
 import type { Gateway } from './gateway.js';
 import { Restorer } from './restore.js';
 import { watchStart } from './start.js';
@@ -11,11 +12,13 @@ export class NotebookRestorers {
   readonly changed = new Signal<this, NotebookPanel>(this);
   /** The steps of starts in progress, and the causes of failed starts. */
   private readonly starts = new WeakMap<NotebookPanel, string>();
+  private readonly early = new WeakMap<NotebookPanel, Promise<Early | null>>();
   private readonly restorers = new Map<NotebookPanel, Restorer>();
 
   constructor(private readonly gateway: Gateway) {}
 
   add(panel: NotebookPanel): void {
+    this.early.set(panel, showEarly(panel, this.gateway));
     void panel.context.ready.then(() => {
       if (panel.isDisposed) {
         return;
@@ -40,7 +43,7 @@ export class NotebookRestorers {
     this.drop(panel);
     const kernel = panel.sessionContext.session?.kernel;
     if (kernel) {
-      const restorer = new Restorer(panel, kernel, this.gateway);
+      const restorer = new Restorer(panel, kernel, this.gateway, this.early.get(panel));
       restorer.changed.connect(() => this.changed.emit(panel));
       this.restorers.set(panel, restorer);
       this.starts.delete(panel);

@@ -95,6 +95,21 @@ async fn the_latest_executions_of_cells_are_listed_with_their_questions() {
     let two = "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3";
     assert_eq!(listed[1]["code_hash"], two);
     assert!(listed.iter().all(|execution| execution["outputs_digest"].is_string()));
+    assert!(listed.iter().all(|execution| execution.get("outputs").is_none()));
+    // Only ended executions have outputs that no longer change.
+    let small = served
+        .ask("GET", &format!("{executions}?latest=cell&outputs=small"))
+        .await;
+    let small = small.json();
+    assert_eq!(small["executions"][0].get("outputs"), None);
+    assert_eq!(small["executions"][1]["outputs"], json!([]));
+    let later = served
+        .ask(
+            "GET",
+            &format!("{executions}?latest=cell&outputs=small&outputs_since=2100-01-01T00:00:00Z"),
+        )
+        .await;
+    assert_eq!(later.json()["executions"][1].get("outputs"), None);
     // The plain list has all of them, without the additions.
     let all = served.ask("GET", &executions).await.json();
     let all = all["executions"].as_array().unwrap();

@@ -255,10 +255,12 @@ class Notebook:
         )
 
     def wait_restored(self) -> None:
-        """Waits until kernelmux-lab has asked the gateway what the notebook's cells ran."""
+        """Waits until kernelmux-lab, connected to the kernel, has asked the gateway what the notebook's cells ran."""
         self.page.wait_for_function(
-            "() => performance.getEntriesByType('resource')"
-            ".some(entry => entry.name.includes('/kernelmux/api/kernels/') && entry.name.includes('latest=cell'))"
+            "() => { const entries = performance.getEntriesByType('resource');"
+            " const last = pattern => Math.max(0, ...entries.filter(e => pattern.test(e.name)).map(e => e.startTime));"
+            " const facts = last(/\\/kernelmux\\/api\\/kernels\\/[0-9a-f-]{36}(\\?|$)/);"
+            " return facts > 0 && last(/latest=cell/) > facts; }"
         )
 
     def reload(self) -> None:

@@ -9,9 +9,10 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
+use chrono::{DateTime, Utc};
 use jupyter_protocol::WireMessage;
 use jupyter_protocol::content::InputRequest;
-use kernel_manager::fold::{Fold, FoldLimits};
+use kernel_manager::fold::{Fold, FoldLimits, Output};
 use kernel_manager::{ExecutionOutputs, ExecutionRecord, Executions};
 use serde::{Serialize, Serializer};
 use tokio::runtime::Handle;
@@ -34,6 +35,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Size of a piece of the body, and how many pieces may wait for the client.
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 4;
+
+/// The most bytes of one execution's outputs in a list, and of a page's. A page needs no reservation of memory.
+const SMALL: usize = 64 << 10;
+const SMALL_OF_LIST: usize = UNIT - 1;
+/// The most entries of the log that are read for the outputs of one execution in a list.
+const SMALL_ENTRIES: u64 = 4_096;
 
 /// Bounds responses with outputs. Clones share the same limits.
 #[derive(Clone)]
@@ -107,6 +114,45 @@ fn units(bytes: usize) -> Option<u32> {
 
 fn max_units() -> u32 {
     units(FoldLimits::default().max_bytes).unwrap_or(1)
+}
+
+/// The outputs of each execution, or `None` if they are large, incomplete or may still change, or the execution ended
+/// before `since`. Outputs may change while the execution runs, or if they have a `display_id`.
+pub(super) async fn small_outputs(
+    limits: &OutputLimits,
+    executions: &Executions,
+    records: &[ExecutionRecord],
+    since: Option<DateTime<Utc>>,
+) -> Result<Vec<Option<Vec<Output>>>, ApiError> {
+    let (executions, records) = (executions.clone(), records.to_vec());
+    let fold = async move {
+        let mut room = SMALL_OF_LIST;
+        let mut all = Vec::with_capacity(records.len());
+        for record in &records {
+            let is_short = record.last.0.saturating_sub(record.request.0) <= SMALL_ENTRIES;
+            let is_wanted = record
+                .ended
+                .is_some_and(|ended| since.is_none_or(|since| ended >= since));
+            if !is_wanted || !is_short || room == 0 {
+                all.push(None);
+                continue;
+            }
+            let outputs = executions
+                .outputs_within(record, FoldLimits::max_bytes(SMALL))
+                .await
+                .map_err(unreadable)?;
+            let fold = &outputs.fold;
+            let fits = !fold.truncated() && fold.bytes() <= room;
+            let is_settled = outputs.complete && fold.display_ids().is_empty();
+            all.push((fits && is_settled).then(|| {
+                room -= fold.bytes();
+                fold.outputs()
+            }));
+        }
+        Ok(all)
+    };
+    let folded = limits.run(move || Handle::current().block_on(fold));
+    folded.await.map_err(|error| not_written(&error))?
 }
 
 /// Responds with the execution and its outputs.

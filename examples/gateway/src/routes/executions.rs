@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use jupyter_protocol::content::ExecuteRequest;
 use jupyter_protocol::{Channel, KernelId, Message, WireMessage};
 use kernel_log::{ExecutionStatus, InvalidExecutionStatus, Log, ReadError, Seq};
+use kernel_manager::fold::Output;
 use kernel_manager::{ExecutionFilter, ExecutionRecord, Executions, Kernel, SendError};
 use percent_encoding::utf8_percent_encode;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 use utoipa::openapi::schema::Object;
 use utoipa::{IntoParams, ToSchema};
 
-use super::execution_outputs::{ExecutionWithOutputs, Question, answer};
+use super::execution_outputs::{ExecutionWithOutputs, Question, answer, small_outputs};
 use super::kernels::{self, KernelPath};
 use crate::Gateway;
 use crate::base_url::ESCAPED;
@@ -76,6 +77,14 @@ pub(super) struct ListQuery {
     #[param(nullable = false)]
     #[serde(default)]
     latest: Option<Latest>,
+    /// small adds the outputs of ended executions if they are complete, have no display_id and take at most 64 KiB,
+    /// up to 1 MiB a page. A client need not request these executions one by one.
+    #[param(nullable = false)]
+    #[serde(default)]
+    outputs: Option<WithOutputs>,
+    /// With outputs=small: only outputs of executions that ended at this time or later.
+    #[param(nullable = false)]
+    outputs_since: Option<DateTime<Utc>>,
     /// The next of the previous page.
     #[param(nullable = false)]
     before: Option<u64>,
@@ -90,6 +99,14 @@ pub(super) struct ListQuery {
 pub(super) enum Latest {
     /// The newest one of each cell.
     Cell,
+}
+
+/// Which outputs are listed.
+#[derive(Clone, Copy, Deserialize, PartialEq, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum WithOutputs {
+    /// Small outputs that no longer change.
+    Small,
 }
 
 /// A page of executions.
@@ -116,6 +133,10 @@ pub(super) struct ListedExecution {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
     outputs_digest: Option<String>,
+    /// With outputs=small: the outputs in the format of nbformat 4.5; absent if they are large or may still change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Object>, required = false, nullable = false)]
+    outputs: Option<Vec<Output>>,
 }
 
 /// An execution.
@@ -208,12 +229,21 @@ pub(super) async fn list(
     };
     let limit = query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE);
     let page = executions.list(&filter, query.before.map(Seq), limit).await?;
+    let mut outputs = match query.outputs {
+        Some(WithOutputs::Small) => {
+            let limits = &gateway.output_limits;
+            small_outputs(limits, &executions, &page.executions, query.outputs_since).await?
+        }
+        None => Vec::new(),
+    }
+    .into_iter();
     let mut listed = Vec::with_capacity(page.executions.len());
     for execution in &page.executions {
         let mut item = ListedExecution {
             execution: model(&gateway, &id, execution),
             input_request: None,
             outputs_digest: None,
+            outputs: outputs.next().flatten(),
         };
         if filter.latest_of_cells {
             let question = executions.question(execution).await.map_err(unreadable)?;
