@@ -39,7 +39,7 @@ pub use dealer::{DealerReceiver, DealerSender, dealer};
 #[cfg(feature = "kernel")]
 pub(crate) use echo::echo;
 pub(crate) use listener::Listener;
-pub use memory::MessageMemory;
+pub use memory::{MessageMemory, ReservedMemory};
 #[cfg(feature = "kernel")]
 pub(crate) use publisher::{Publisher, Subscription};
 pub(crate) use requester::Requester;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use kernel_log::{Block, ReadError, Reader, Seq};
-use kernel_provider::agent::frame::{FromAgent, ToAgent, codec};
+use kernel_provider::agent::frame::{FromAgent, LARGE, ToAgent, codec};
 use kernel_provider::agent::{Accepted, Reply, Request};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -28,6 +28,7 @@ const ANSWERS: usize = 64;
 enum WriterCommand {
     Read(u64),
     Credit(u64),
+    Take(u64),
     Frame(FromAgent),
 }
 
@@ -67,6 +68,7 @@ async fn read(agent: &Arc<Agent>, reader: OwnedReadHalf, commands: mpsc::Sender<
             }
             ToAgent::Read(after) => WriterCommand::Read(after),
             ToAgent::Credit(bytes) => WriterCommand::Credit(bytes),
+            ToAgent::Take(first) => WriterCommand::Take(first),
             ToAgent::Acknowledge(seq) => {
                 agent.log.acknowledge(Seq(seq));
                 agent
@@ -101,6 +103,8 @@ struct Writer {
     reader: Option<Reader>,
     /// How many bytes of entries may still be sent; the last block may exceed it.
     credit: i64,
+    /// A large block that the gateway has not taken yet.
+    offered: Option<Block>,
     last_sent: Accepted,
 }
 
@@ -117,6 +121,7 @@ async fn write(
         socket,
         reader: None,
         credit: 0,
+        offered: None,
         last_sent: accepted.borrow().clone(),
     };
     writer.frame(&welcome(agent)?).await?;
@@ -135,13 +140,23 @@ async fn write(
             command = commands.recv() => match command {
                 Some(WriterCommand::Read(after)) => {
                     writer.credit = 0;
+                    writer.offered = None;
                     writer.reader = Some(agent.log.reader(Seq(after)));
                 }
                 Some(WriterCommand::Credit(bytes)) => writer.credit = writer.credit.saturating_add_unsigned(bytes),
+                Some(WriterCommand::Take(first)) => {
+                    if let Some(block) = writer.offered.take_if(|block| block.first().0 == first) {
+                        writer.entries(&block).await?;
+                    }
+                }
                 Some(WriterCommand::Frame(frame)) => writer.frame(&frame).await?,
                 None => return Ok(()),
             },
-            read = next(&mut writer.reader), if writer.credit > 0 => match read {
+            read = next(&mut writer.reader), if writer.credit > 0 && writer.offered.is_none() => match read {
+                Ok(Some(block)) if block.size() > LARGE => {
+                    writer.frame(&FromAgent::Offer(block.first().0, block.size() as u64)).await?;
+                    writer.offered = Some(block);
+                }
                 Ok(Some(block)) => writer.entries(&block).await?,
                 // Not reached while the agent runs, because its log stays open.
                 Ok(None) => writer.reader = None,

@@ -58,6 +58,21 @@ impl MessageMemory {
         let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
 
+    /// Waits until memory for a message of this size is free, and reserves it until the result is dropped. A message that
+    /// is larger than the whole budget gets all of it. Cancel-safe.
+    pub async fn reserve(&self, bytes: u64) -> ReservedMemory {
+        let permits = u32::try_from(bytes.min(self.capacity).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        let permits = match self.permits.clone().try_acquire_many_owned(permits) {
+            Ok(permits) => Some(permits),
+            Err(_) => {
+                let _waiting = WaitingGuard::new(&self.waiting);
+                // The semaphore is never closed.
+                self.permits.clone().acquire_many_owned(permits).await.ok()
+            }
+        };
+        ReservedMemory { _permits: permits }
+    }
+
     async fn acquire(&self, bytes: u64, deadline: Instant) -> Option<OwnedSemaphorePermit> {
         if bytes > self.capacity {
             return None;
@@ -71,6 +86,12 @@ impl MessageMemory {
         // The semaphore is never closed.
         acquired.ok()?.ok()
     }
+}
+
+/// Memory reserved with [`MessageMemory::reserve`] until this is dropped.
+#[derive(Debug)]
+pub struct ReservedMemory {
+    _permits: Option<OwnedSemaphorePermit>,
 }
 
 /// Counts a message as waiting until dropped.

@@ -12,6 +12,8 @@ use tokio_util::codec::LengthDelimitedCodec;
 
 /// Maximum size of a frame: a message of 128 MiB and its headers.
 const MAX_FRAME: usize = 160 << 20;
+/// A larger block of entries is offered before it is sent, so that the gateway can reserve memory for it.
+pub const LARGE: usize = 1 << 20;
 /// Maximum size of the first frame, which comes from a peer that is not authenticated yet.
 pub const MAX_HELLO: usize = 4 << 10;
 
@@ -26,6 +28,8 @@ pub enum ToAgent {
     Read(u64),
     /// Send this many more bytes of entries.
     Credit(u64),
+    /// Send the block that was offered with this number.
+    Take(u64),
     /// Entries up to this one are stored and may be dropped.
     Acknowledge(u64),
     /// A message for the kernel.
@@ -62,6 +66,9 @@ pub enum FromAgent {
     Entries(u64, u64, Bytes),
     /// The entries from the first number to the second, both included, are missing.
     Gap(u64, u64),
+    /// The next block of entries is large: the number of its first entry, and its size in bytes. It follows after
+    /// [`ToAgent::Take`].
+    Offer(u64, u64),
     /// The message with this number, and all before it on its channel, were passed to the kernel.
     Accepted(Channel, u64),
     /// The answer to [`ToAgent::Ping`].
@@ -102,6 +109,7 @@ const CREDIT: u8 = 4;
 const ACKNOWLEDGE: u8 = 5;
 const MESSAGE: u8 = 6;
 const PING: u8 = 7;
+const TAKE: u8 = 8;
 const WELCOME: u8 = 129;
 const REFUSED: u8 = 130;
 const REPLY: u8 = 131;
@@ -110,6 +118,7 @@ const ENTRIES: u8 = 133;
 const GAP: u8 = 134;
 const ACCEPTED: u8 = 135;
 const PONG: u8 = 136;
+const OFFER: u8 = 137;
 
 /// The bytes of a frame with this payload.
 fn encoded(kind: u8, fill: impl FnOnce(&mut BytesMut)) -> Bytes {
@@ -132,6 +141,7 @@ impl ToAgent {
             Self::Control(json) => encoded(CONTROL, |out| out.put_slice(json)),
             Self::Read(after) => encoded(READ, |out| out.put_u64_le(*after)),
             Self::Credit(bytes) => encoded(CREDIT, |out| out.put_u64_le(*bytes)),
+            Self::Take(first) => encoded(TAKE, |out| out.put_u64_le(*first)),
             Self::Acknowledge(seq) => encoded(ACKNOWLEDGE, |out| out.put_u64_le(*seq)),
             Self::Message(message) => encoded(MESSAGE, |out| {
                 out.reserve(25 + message.message.len());
@@ -158,6 +168,7 @@ impl ToAgent {
             CONTROL => Self::Control(frame),
             READ => Self::Read(number(frame)?),
             CREDIT => Self::Credit(number(frame)?),
+            TAKE => Self::Take(number(frame)?),
             ACKNOWLEDGE => Self::Acknowledge(number(frame)?),
             MESSAGE => {
                 let channel = frame.try_get_u8().ok().and_then(channel_of).ok_or(bad)?;
@@ -194,6 +205,10 @@ impl FromAgent {
                 out.put_u64_le(*first);
                 out.put_u64_le(*last);
             }),
+            Self::Offer(first, bytes) => encoded(OFFER, |out| {
+                out.put_u64_le(*first);
+                out.put_u64_le(*bytes);
+            }),
             Self::Accepted(channel, number) => encoded(ACCEPTED, |out| {
                 out.put_u8(channel_byte(*channel));
                 out.put_u64_le(*number);
@@ -229,6 +244,7 @@ impl FromAgent {
             PHASE => Self::Phase(frame),
             ENTRIES => Self::Entries(number(&mut frame)?, number(&mut frame)?, frame),
             GAP => Self::Gap(number(&mut frame)?, number(&mut frame)?),
+            OFFER => Self::Offer(number(&mut frame)?, number(&mut frame)?),
             ACCEPTED => {
                 let channel = frame.try_get_u8().ok().and_then(channel_of).ok_or(bad)?;
                 Self::Accepted(channel, number(&mut frame)?)
@@ -277,6 +293,7 @@ mod tests {
             ToAgent::Control(text.clone()),
             ToAgent::Read(7),
             ToAgent::Credit(8),
+            ToAgent::Take(8),
             ToAgent::Acknowledge(9),
             ToAgent::Message(Outgoing {
                 channel: Channel::Stdin,
@@ -295,6 +312,7 @@ mod tests {
             FromAgent::Phase(text.clone()),
             FromAgent::Entries(4, 6, text.clone()),
             FromAgent::Gap(1, 2),
+            FromAgent::Offer(4, 2 << 20),
             FromAgent::Accepted(Channel::Control, 3),
             FromAgent::Pong,
         ] {
@@ -320,6 +338,7 @@ mod tests {
         }
         for frame in [
             FromAgent::Gap(1, 2).encode(),
+            FromAgent::Offer(1, 2).encode(),
             FromAgent::Accepted(Channel::Shell, 1).encode(),
         ] {
             let whole = without_length(&frame);

@@ -15,6 +15,13 @@ pub enum Received {
         /// The last missing entry.
         last: u64,
     },
+    /// The next entries are large. They follow after [`Incoming::take`]. Repeated after a reconnect.
+    Offer {
+        /// The first entry.
+        first: u64,
+        /// The size of all of them, in bytes.
+        bytes: u64,
+    },
 }
 
 /// The entries of an agent's log.
@@ -39,6 +46,12 @@ impl Incoming {
             let _ = self.commands.send(Command::Consumed(block.len() as u64));
         }
         Some(received)
+    }
+
+    /// Requests the entries that were offered, from entry `first`.
+    pub fn take(&self, first: u64) {
+        // Fails only if the link is closed.
+        let _ = self.commands.send(Command::Take(first));
     }
 
     /// Returns a handle that acknowledges entries.

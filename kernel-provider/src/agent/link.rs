@@ -28,6 +28,7 @@ pub(super) enum Command {
         deliver: mpsc::UnboundedSender<Received>,
     },
     Consumed(u64),
+    Take(u64),
     Acknowledge(u64),
     DropUnsent,
 }

@@ -30,7 +30,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// After this long without a frame, the connection counts as lost.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How many bytes of entries the agent may send before some are consumed.
-const WINDOW: u64 = 8 << 20;
+const WINDOW: u64 = 2 << 20;
 
 /// State that outlives a connection.
 pub(super) struct Session {
@@ -104,6 +104,7 @@ impl Session {
                 reading.waiting = reading.waiting.saturating_sub(bytes);
                 Some(ToAgent::Credit(bytes).encode())
             }
+            Command::Take(first) => Some(ToAgent::Take(first).encode()),
             Command::Acknowledge(seq) => {
                 self.acknowledged = self.acknowledged.max(seq);
                 Some(ToAgent::Acknowledge(seq).encode())
@@ -145,6 +146,13 @@ impl Session {
                 {
                     reading.position = last;
                     let _ = reading.deliver.send(Received::Gap { first, last });
+                }
+            }
+            FromAgent::Offer(first, bytes) => {
+                if let Some(reading) = &self.reading
+                    && first == reading.position + 1
+                {
+                    let _ = reading.deliver.send(Received::Offer { first, bytes });
                 }
             }
             FromAgent::Accepted(channel, number) => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jupyter_protocol::zmq::SocketError;
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use kernel_log::{Block, Entry, Lifecycle, Origin, Seq};
@@ -156,11 +157,21 @@ impl AgentReader {
         if self.position.is_closed && self.position.life >= life {
             self.recording.publishing.send_replace(false);
         }
+        let mut reserved = None;
         loop {
             self.open_if_due().await;
             self.recording.log.room().await;
             match incoming.next().await {
-                Some(Received::Entries(block)) => self.record(&block).await,
+                Some(Received::Entries(block)) => {
+                    self.record(block).await;
+                    reserved = None;
+                }
+                Some(Received::Offer { first, bytes }) => {
+                    // Before a repeated offer reserves memory again.
+                    drop(reserved.take());
+                    reserved = Some(self.recording.memory.reserve(bytes).await);
+                    incoming.take(first);
+                }
                 Some(Received::Gap { first, last }) => {
                     self.position.seq = last;
                     warn!(first, last, "the agent had no room for messages of the kernel");
@@ -193,8 +204,8 @@ impl AgentReader {
         }
     }
 
-    async fn record(&mut self, block: &bytes::Bytes) {
-        let Some(block) = Block::recover(block.clone()) else {
+    async fn record(&mut self, block: Bytes) {
+        let Some(block) = Block::recover(block) else {
             warn!("the agent sent entries that are not valid");
             return;
         };
