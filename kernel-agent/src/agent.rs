@@ -9,7 +9,7 @@ use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::zmq::{MAX_MESSAGE_BYTES, MessageMemory};
 use jupyter_protocol::{InstalledKernelspec, Transport};
 use kernel_log::{DiskOptions, DiskStore, Durability, Log, LogOptions, Logs, Seq, WhenFull};
-use kernel_provider::agent::{Accepted, Launch, LifePhase};
+use kernel_provider::agent::{Accepted, Launch, ProcessPhase};
 use kernel_provider::{KernelHandle, KernelProvider, LaunchError, LaunchRequest, Phase, Progress};
 use provider_local::{InheritEnv, LocalOptions, LocalProvider, TransportChoice};
 use tokio::net::UnixListener;
@@ -47,7 +47,7 @@ pub(crate) struct Agent {
     kernel: OnceLock<Arc<dyn KernelHandle>>,
     /// The result of the start; `None` until it is known.
     pub(crate) started: watch::Sender<Option<Result<(), LaunchError>>>,
-    pub(crate) phase: watch::Sender<LifePhase>,
+    pub(crate) phase: watch::Sender<ProcessPhase>,
     pub(crate) process: CurrentProcess,
     pub(crate) delivery: Delivery,
     pub(crate) controls: Controls,
@@ -55,7 +55,7 @@ pub(crate) struct Agent {
     /// The last entry that the gateway has stored.
     pub(crate) acknowledged: watch::Sender<Seq>,
     /// Whether the kernel waits for its reader instead of dropping output, so that reading may pause.
-    pub(crate) kernel_waits: AtomicBool,
+    pub(crate) no_drop: AtomicBool,
     /// Whether the kernel's last status was idle.
     pub(crate) is_idle: watch::Sender<bool>,
     pub(crate) client: Mutex<Option<server::Client>>,
@@ -85,8 +85,8 @@ pub(crate) async fn run(launch: Launch) -> io::Result<()> {
         memory: MessageMemory::new(MESSAGE_MEMORY),
         kernel: OnceLock::new(),
         started: watch::Sender::new(None),
-        phase: watch::Sender::new(LifePhase {
-            life: 0,
+        phase: watch::Sender::new(ProcessPhase {
+            process: 0,
             pid: None,
             phase: Phase::Starting,
         }),
@@ -95,7 +95,7 @@ pub(crate) async fn run(launch: Launch) -> io::Result<()> {
         controls: Controls::default(),
         accepted: watch::Sender::new(Accepted::default()),
         acknowledged: watch::Sender::new(Seq::START),
-        kernel_waits: AtomicBool::new(false),
+        no_drop: AtomicBool::new(false),
         is_idle: watch::Sender::new(false),
         client: Mutex::default(),
         connections: watch::Sender::new(0),

@@ -83,8 +83,8 @@ impl Agent {
                     Err(error) => Answer::Failed(error),
                 }
             }
-            Control::KernelWaits => {
-                self.kernel_waits.store(true, Ordering::Relaxed);
+            Control::NoDrop => {
+                self.no_drop.store(true, Ordering::Relaxed);
                 Answer::Done
             }
             Control::Output => match kernel.output().await {

@@ -17,13 +17,12 @@ use crate::agent::Agent;
 
 /// Sends messages to the kernel, one after another on each channel.
 pub(crate) struct Delivery {
-    queues: [mpsc::Sender<Queued>; 3],
+    queues: [mpsc::Sender<Outgoing>; 3],
     /// The last message queued on each channel, so that a message that is repeated after a reconnect is sent once.
     last_queued: std::sync::Mutex<Accepted>,
     sockets: [Socket; 3],
-    /// Connection generation, incremented on every disconnect. A message is only sent to the process that ran when it
-    /// arrived.
-    generation: AtomicU64,
+    /// The number of the running process; 0 while there is none.
+    process: AtomicU64,
 }
 
 /// The sending half of a socket.
@@ -33,13 +32,8 @@ struct Socket {
     changed: Notify,
 }
 
-struct Queued {
-    message: Outgoing,
-    generation: u64,
-}
-
 /// The receiving ends of the queues.
-pub(crate) struct DeliveryQueues([mpsc::Receiver<Queued>; 3]);
+pub(crate) struct DeliveryQueues([mpsc::Receiver<Outgoing>; 3]);
 
 impl Delivery {
     pub(crate) fn new() -> (Self, DeliveryQueues) {
@@ -49,7 +43,7 @@ impl Delivery {
             queues: [a, b, c],
             last_queued: std::sync::Mutex::default(),
             sockets: Default::default(),
-            generation: AtomicU64::new(0),
+            process: AtomicU64::new(0),
         };
         (delivery, DeliveryQueues([x, y, z]))
     }
@@ -64,13 +58,16 @@ impl Delivery {
         if last_queued.has(channel, log, number) {
             return true;
         }
-        let generation = self.generation.load(Ordering::Relaxed);
-        let queue = &self.queues[channel_index(channel)];
-        let queued = queue.try_send(Queued { message, generation }).is_ok();
+        let queued = self.queues[channel_index(channel)].try_send(message).is_ok();
         if queued {
             last_queued.add(channel, log, number);
         }
         queued
+    }
+
+    /// Starts to take messages for this process. They wait for its sockets.
+    pub(crate) fn begin(&self, process: u64) {
+        self.process.store(process, Ordering::Relaxed);
     }
 
     /// Connects a channel to this socket.
@@ -82,7 +79,7 @@ impl Delivery {
 
     /// Closes the sockets, because their process has ended. Messages for it are dropped.
     pub(crate) async fn disconnect(&self) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.process.store(0, Ordering::Relaxed);
         for socket in &self.sockets {
             // The lock is free soon: a pending send fails, because the process has ended.
             *socket.sender.lock().await = None;
@@ -90,17 +87,21 @@ impl Delivery {
         }
     }
 
-    /// Sends a message once its socket is connected. Drops it if the process that ran when it arrived has ended.
-    async fn deliver(&self, queued: &Queued, message: &WireMessage) {
-        let socket = &self.sockets[channel_index(queued.message.channel)];
-        while self.generation.load(Ordering::Relaxed) == queued.generation {
+    /// Sends a message once its socket is connected. Returns `false` if its process has ended.
+    async fn deliver(&self, channel: Channel, process: u64, message: &WireMessage) -> bool {
+        let socket = &self.sockets[channel_index(channel)];
+        loop {
             let mut sender = socket.sender.lock().await;
+            // While this holds the lock, the socket cannot become that of a later process.
+            if self.process.load(Ordering::Relaxed) != process {
+                return false;
+            }
             if let Some((to, signer)) = &mut *sender {
                 let message = message.clone().with_identities([]).signed(signer);
                 match to.send(message).await {
-                    Ok(()) => return,
+                    Ok(()) => return true,
                     Err(error) => {
-                        debug!(channel = %queued.message.channel, %error, "a message waits for its socket to reconnect");
+                        debug!(%channel, %error, "a message waits for its socket to reconnect");
                         *sender = None;
                     }
                 }
@@ -117,14 +118,22 @@ impl DeliveryQueues {
         let tasks = self.0.into_iter().map(|mut queue| {
             let agent = agent.clone();
             tokio::spawn(async move {
-                while let Some(queued) = queue.recv().await {
-                    match websocket_v1::decode(&queued.message.message) {
-                        Ok((_, message)) => agent.delivery.deliver(&queued, &message).await,
+                while let Some(Outgoing {
+                    channel,
+                    process,
+                    log,
+                    number,
+                    message,
+                }) = queue.recv().await
+                {
+                    match websocket_v1::decode(&message) {
+                        Ok((_, message)) => {
+                            if !agent.delivery.deliver(channel, process, &message).await {
+                                agent.reported_end(process).await;
+                            }
+                        }
                         Err(error) => warn!(%error, "a message for the kernel is not valid"),
                     }
-                    let Outgoing {
-                        channel, log, number, ..
-                    } = queued.message;
                     agent
                         .accepted
                         .send_modify(|accepted| accepted.add(channel, log, number));

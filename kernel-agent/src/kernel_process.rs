@@ -9,7 +9,7 @@ use jupyter_protocol::zmq::{self, IopubSubscriber};
 use jupyter_protocol::{Channel, ConnectionInfo};
 use kernel_log::{NewEntry, Origin};
 use kernel_provider::Phase;
-use kernel_provider::agent::{Event, LifePhase};
+use kernel_provider::agent::{Event, ProcessPhase};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
@@ -65,8 +65,8 @@ impl Agent {
                 Err(error) => warn!(%error, "the kernel's sockets cannot be connected"),
             }
         }
-        let now = LifePhase {
-            life: state.number,
+        let now = ProcessPhase {
+            process: state.number,
             pid,
             phase,
         };
@@ -93,9 +93,10 @@ impl Agent {
             zmq::dealer(&stdin_at, &identity, CONNECT_DEADLINE),
         )
         .map_err(io::Error::other)?;
-        self.kernel_waits.store(false, Ordering::Relaxed);
+        self.no_drop.store(false, Ordering::Relaxed);
         self.is_idle.send_replace(false);
-        self.note(&Event::Opened { life: number });
+        self.delivery.begin(number);
+        self.note(&Event::Opened { process: number });
         let iopub = tokio::spawn(recording::record_iopub(
             self.clone(),
             iopub.with_memory(&self.memory),
@@ -127,9 +128,17 @@ impl Agent {
         process.iopub.abort();
         process.replies.shutdown().await;
         self.note(&Event::Closed {
-            life: number,
+            process: number,
             incomplete,
         });
+    }
+
+    /// Waits until the phase shows that this process has ended.
+    pub(crate) async fn reported_end(&self, number: u64) {
+        let mut phase = self.phase.subscribe();
+        let is_reported = |phase: &ProcessPhase| phase.process != number || matches!(phase.phase, Phase::Exited(_));
+        // The agent holds the sender, so this cannot fail.
+        let _ = phase.wait_for(is_reported).await;
     }
 
     /// Writes an event into the log.

@@ -40,7 +40,7 @@ impl Agent {
     /// drops its oldest entries.
     async fn room(&self) {
         self.log.room().await;
-        if self.kernel_waits.load(Ordering::Relaxed) {
+        if self.no_drop.load(Ordering::Relaxed) {
             self.log.acknowledged_below(self.launch.spool_bytes).await;
         }
     }

@@ -18,12 +18,16 @@ from typing import Any
 
 import pytest
 from harness.agents import (
+    ACCEPTED,
     CREDIT,
     ENTRIES,
+    MESSAGE,
+    OFFER,
     PING,
     PONG,
     READ,
     REFUSED,
+    TAKE,
     WELCOME,
     AgentConnection,
     UnixProxy,
@@ -36,6 +40,7 @@ from harness.gateway import Gateway, free_port, python_pid
 from harness.process import alive, anonymous_kib, kill, pids_mentioning
 from harness.reconnecting import EventClient, PlainClient, ResumeClient, Screen, entries_of
 from harness.waiting import eventually
+from harness.wire import execute_request, message, v1
 
 LONG = bool(os.environ.get("KERNELMUX_LONG"))
 pytestmark = pytest.mark.timeout(1800 if LONG else 300)
@@ -318,6 +323,34 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
     assert kind == ENTRIES
     first, last = struct.unpack_from("<QQ", payload)
     assert first == 1 and last >= 1 and b'"opened"' in payload
+    # A message is for one process of the kernel.
+    process, log = welcome["phase"]["process"], uuid.uuid4().bytes
+    for number, receiver in ((1, process + 1), (2, process)):
+        request = message("execute_request", execute_request(f"print({receiver}, 'x' * {2 << 20})"))
+        head = struct.pack("<BQ16sQ", 0, receiver, log, number)
+        connection.send(MESSAGE, head + v1(request))
+    accepted, entries = [], b""
+    while True:
+        kind, payload = connection.receive()
+        if kind == ACCEPTED:
+            accepted.append(struct.unpack("<BQ", payload))
+        elif kind == OFFER:
+            break
+        else:
+            assert kind == ENTRIES
+            entries += payload
+    # A large block is sent after the client has taken it. Other answers do not wait for it.
+    begins, size = struct.unpack("<QQ", payload)
+    connection.send(TAKE, struct.pack("<Q", begins + 1))
+    connection.send(PING)
+    while (received := connection.receive())[0] == ACCEPTED:
+        accepted.append(struct.unpack("<BQ", received[1]))
+    assert received == (PONG, b"")
+    connection.send(TAKE, struct.pack("<Q", begins))
+    kind, payload = connection.receive()
+    assert (kind, len(payload), struct.unpack_from("<Q", payload)) == (ENTRIES, 16 + size, (begins,))
+    assert f"{process} xxx".encode() in payload and accepted[-1] == (0, 2)
+    assert f"{process + 1} xxx".encode() not in entries + payload
     # Another client is refused until the first one has disconnected.
     again = AgentConnection(launch["listen"])
     assert again.hello(launch["token"])[0] == REFUSED

@@ -107,8 +107,9 @@ def test_a_killed_gateway_attaches_to_its_kernels_on_restart(start_gateway: Star
         assert client.run("kept + 1") == "42"
 
 
-def test_kernels_that_ended_while_the_gateway_was_down_are_not_running(start_gateway: Start) -> None:
-    gateway = start_gateway()
+@pytest.mark.parametrize("agent", ["off", "auto"])
+def test_kernels_that_ended_while_the_gateway_was_down(start_gateway: Start, agent: str) -> None:
+    gateway = start_gateway("--agent", agent)
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id) as client:
         pid = python_pid(client)
@@ -116,8 +117,15 @@ def test_kernels_that_ended_while_the_gateway_was_down_are_not_running(start_gat
     kill(pid)
     eventually(lambda: not alive(pid), "the kernel has ended")
     gateway.start()
-    model = gateway.model(kernel_id)
-    assert model is None or model["execution_state"] == "dead", model
+    if agent == "off":
+        model = gateway.model(kernel_id)
+        assert model is None or model["execution_state"] == "dead", model
+        return
+    # Its agent still runs, so the kernel is restarted as if the gateway had seen it end.
+    with gateway.socket(kernel_id) as client:
+        assert python_pid(client) != pid
+    log = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false").text
+    assert "killed by signal 9" in log
 
 
 def test_sigint_during_a_start_leaves_no_kernel(start_gateway: Start) -> None:
@@ -281,8 +289,9 @@ def test_a_kernel_that_reads_nothing_can_be_restarted(gateway: Gateway) -> None:
             """How many of these executions are logged, not counting the one that returned the pid."""
             return len(gateway.rest("GET", executions).json()["executions"]) - 1
 
-        # The first two fill the socket. The third is logged when its turn to send comes; the others wait for it.
-        eventually(lambda: logged() >= 3, "the gateway is sending the third execution")
+        # The first two fill the kernel's socket, and the next two wait at its agent and in the gateway. The fifth is
+        # logged when its turn to send comes; the others wait for it.
+        eventually(lambda: logged() >= 5, "the gateway is sending the fifth execution")
         # An execution over HTTP is refused at a timeout, and not sent later.
         code = {"code": "7 * 6", "msg_id": "once"}
         refused = gateway.rest("POST", executions, json=code)
@@ -343,7 +352,7 @@ def test_an_execution_in_a_deleted_subshell_is_lost(start_gateway: Start, tmp_pa
     if agent == "auto":
         # The gateway read all that the agent recorded before it looked for lost executions.
         outputs = gateway.rest("GET", f"api/kernels/{kernel_id}/executions/{running['header']['msg_id']}").json()["outputs"]
-        assert [output["text"] for output in outputs] == ["on\noff\n"]
+        assert outputs[0]["text"] == "on\noff\n"
 
 
 def test_sigterm_during_a_restart_keeps_the_kernel(start_gateway: Start) -> None:

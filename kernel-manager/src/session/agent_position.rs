@@ -10,7 +10,7 @@ pub(super) struct AgentPosition {
     /// Its last recorded entry.
     pub(super) seq: u64,
     /// The number of the process that was the newest there.
-    pub(super) life: u64,
+    pub(super) process: u64,
     /// Whether that process is gone, and all that it said is before this position.
     #[serde(default)]
     pub(super) is_closed: bool,

@@ -91,7 +91,7 @@ struct Recording {
     senders: Senders,
     /// Connection generation, incremented on every disconnect.
     generation: AtomicU64,
-    link: watch::Sender<ConnectionState>,
+    connection_state: watch::Sender<ConnectionState>,
     /// Whether iopub may deliver more messages.
     publishing: watch::Sender<bool>,
     setup: Setup,
@@ -138,7 +138,7 @@ impl Recorder {
                 statuses: StatusWaiters::default(),
                 senders: Senders::default(),
                 generation: AtomicU64::new(0),
-                link: watch::Sender::new(ConnectionState::Down),
+                connection_state: watch::Sender::new(ConnectionState::Down),
                 publishing: watch::Sender::new(false),
                 setup: Setup::default(),
                 state: watch::Sender::new(ExecutionState::Starting),
@@ -219,7 +219,7 @@ impl Recorder {
     /// Records that a running kernel was attached to, and how long its output went unrecorded.
     pub(crate) fn attached(&self, unrecorded_ms: Option<i64>) {
         self.lifecycle(&Lifecycle::Attached { unrecorded_ms });
-        self.recording.tell_running(MISSING, true);
+        self.recording.report_missing_output(MISSING, true);
     }
 
     /// Messages in place of entries that a client cannot get: for each of its executions that may have output there, a
@@ -258,14 +258,14 @@ impl Recorder {
     /// ipykernel is set up first to drop no output.
     pub(crate) async fn ready(&self, deadline: Duration, lossless: bool) -> Result<(), RequestError> {
         let end = Instant::now() + deadline;
-        let mut link = self.recording.link.subscribe();
+        let mut state = self.recording.connection_state.subscribe();
         let mut answered = false;
         let mut patience = NUDGE_AFTER;
         loop {
             // Each request makes the kernel publish its status, which proves that the subscription is active.
             let until = end.min(Instant::now() + patience);
             let left = until.saturating_duration_since(Instant::now());
-            let subscribed = matches!(*link.borrow(), ConnectionState::Subscribed | ConnectionState::Live);
+            let subscribed = matches!(*state.borrow(), ConnectionState::Subscribed | ConnectionState::Live);
             match self.request(Channel::Shell, KernelInfoRequest::default(), left).await {
                 Ok(reply) => {
                     if !std::mem::replace(&mut answered, true) {
@@ -281,8 +281,8 @@ impl Recorder {
             if answered
                 && let Ok(Ok(heard)) = timeout_at(
                     until,
-                    link.wait_for(|link| {
-                        *link == ConnectionState::Live || !subscribed && *link == ConnectionState::Subscribed
+                    state.wait_for(|state| {
+                        *state == ConnectionState::Live || !subscribed && *state == ConnectionState::Subscribed
                     }),
                 )
                 .await

@@ -34,7 +34,7 @@ pub enum Control {
         grace: Duration,
     },
     /// Note that the kernel waits for its reader instead of dropping output, so that reading may pause.
-    KernelWaits,
+    NoDrop,
     /// Return the end of its standard output and error.
     Output,
     /// Return its connection information, with the key.

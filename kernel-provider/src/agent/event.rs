@@ -14,12 +14,12 @@ pub enum Event {
     /// The agent has connected to the sockets of a process. The messages that follow are from this process.
     Opened {
         /// The number of the process, higher than those of the kernel's earlier processes.
-        life: u64,
+        process: u64,
     },
     /// The process has ended. All messages from it precede this entry.
     Closed {
         /// The number of the process.
-        life: u64,
+        process: u64,
         /// Whether output may be missing, because another process kept the socket open.
         incomplete: bool,
     },
@@ -65,9 +65,9 @@ mod tests {
     #[test]
     fn each_event_is_read_back_from_its_message() {
         for event in [
-            Event::Opened { life: 1 },
+            Event::Opened { process: 1 },
             Event::Closed {
-                life: 2,
+                process: 2,
                 incomplete: true,
             },
             Event::Disconnected,

@@ -43,6 +43,8 @@ pub enum ToAgent {
 pub struct Outgoing {
     /// Shell, control or stdin.
     pub channel: Channel,
+    /// The process for which it is, as in [`ProcessPhase`](super::ProcessPhase). It is dropped if that has ended.
+    pub process: u64,
     /// The gateway's log that contains it.
     pub log: u128,
     /// The number of its entry, which grows with each message of a channel.
@@ -60,7 +62,7 @@ pub enum FromAgent {
     Refused(Bytes),
     /// A [`Reply`](super::Reply) as JSON.
     Reply(Bytes),
-    /// A [`LifePhase`](super::LifePhase) as JSON.
+    /// A [`ProcessPhase`](super::ProcessPhase) as JSON.
     Phase(Bytes),
     /// Consecutive entries of the agent's log, in the log's layout; the numbers are those of the first and the last one.
     Entries(u64, u64, Bytes),
@@ -144,8 +146,9 @@ impl ToAgent {
             Self::Take(first) => encoded(TAKE, |out| out.put_u64_le(*first)),
             Self::Acknowledge(seq) => encoded(ACKNOWLEDGE, |out| out.put_u64_le(*seq)),
             Self::Message(message) => encoded(MESSAGE, |out| {
-                out.reserve(25 + message.message.len());
+                out.reserve(33 + message.message.len());
                 out.put_u8(channel_byte(message.channel));
+                out.put_u64_le(message.process);
                 out.put_u128_le(message.log);
                 out.put_u64_le(message.number);
                 out.put_slice(&message.message);
@@ -172,10 +175,12 @@ impl ToAgent {
             ACKNOWLEDGE => Self::Acknowledge(number(frame)?),
             MESSAGE => {
                 let channel = frame.try_get_u8().ok().and_then(channel_of).ok_or(bad)?;
+                let process = frame.try_get_u64_le().map_err(|_| bad)?;
                 let log = frame.try_get_u128_le().map_err(|_| bad)?;
                 let number = frame.try_get_u64_le().map_err(|_| bad)?;
                 Self::Message(Outgoing {
                     channel,
+                    process,
                     log,
                     number,
                     message: frame,
@@ -297,6 +302,7 @@ mod tests {
             ToAgent::Acknowledge(9),
             ToAgent::Message(Outgoing {
                 channel: Channel::Stdin,
+                process: 2,
                 log: 10,
                 number: 11,
                 message: text.clone(),
@@ -326,6 +332,7 @@ mod tests {
     fn frames_that_are_cut_off_are_refused() {
         let message = ToAgent::Message(Outgoing {
             channel: Channel::Shell,
+            process: 2,
             log: 1,
             number: 2,
             message: Bytes::new(),

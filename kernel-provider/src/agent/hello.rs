@@ -38,7 +38,7 @@ pub struct Welcome {
     /// Identifies the agent's log, in which its entries are numbered.
     pub spool: Uuid,
     /// The kernel's phase.
-    pub phase: LifePhase,
+    pub phase: ProcessPhase,
     /// Whether all entries so far are acknowledged.
     pub is_delivered: bool,
     /// The number of its last entry.
@@ -49,9 +49,9 @@ pub struct Welcome {
 
 /// The phase of a kernel's process, with the process's number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LifePhase {
+pub struct ProcessPhase {
     /// The number of the process, higher than those of the kernel's earlier processes. 0 before the first.
-    pub life: u64,
+    pub process: u64,
     /// Its process id on the agent's machine, if it is known.
     pub pid: Option<i64>,
     /// Its phase.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::frame::{CHANNELS, Outgoing, channel_index};
 use super::incoming::{Incoming, Received};
 use super::session::{Session, run};
-use super::{Answer, Connect, Control, LifePhase, Welcome};
+use super::{Answer, Connect, Control, ProcessPhase, Welcome};
 use crate::Phase;
 
 /// The agent and its kernel have ended.
@@ -38,7 +38,7 @@ pub struct Link {
     commands: mpsc::UnboundedSender<Command>,
     outgoing: [mpsc::Sender<Outgoing>; 3],
     welcome: watch::Receiver<Option<Welcome>>,
-    phase: watch::Receiver<LifePhase>,
+    phase: watch::Receiver<ProcessPhase>,
     closed: CancellationToken,
     _task: AbortOnDrop,
 }
@@ -58,8 +58,8 @@ impl Link {
         let (commands, received) = mpsc::unbounded_channel();
         let [(shell, for_shell), (control, for_control), (stdin, for_stdin)] = CHANNELS.map(|_| mpsc::channel(1));
         let (welcome, last_welcome) = watch::channel(None);
-        let (phase, last_phase) = watch::channel(LifePhase {
-            life: 0,
+        let (phase, last_phase) = watch::channel(ProcessPhase {
+            process: 0,
             pid: None,
             phase: Phase::Starting,
         });
@@ -79,7 +79,7 @@ impl Link {
 
     /// The last phase that the agent reported, and its changes.
     #[must_use]
-    pub fn phase(&self) -> watch::Receiver<LifePhase> {
+    pub fn phase(&self) -> watch::Receiver<ProcessPhase> {
         self.phase.clone()
     }
 
@@ -111,7 +111,7 @@ impl Link {
     }
 
     /// Sends a request and ignores the answer.
-    pub fn tell(&self, control: Control) {
+    pub fn notify(&self, control: Control) {
         let (reply, _) = oneshot::channel();
         // Fails only if the link is closed.
         let _ = self.commands.send(Command::Control(control, reply));
@@ -127,12 +127,13 @@ impl Link {
         Incoming::new(received, self.commands.clone())
     }
 
-    /// Returns a sender of messages on one channel. `log` is the log that numbers them.
+    /// Returns a sender of messages on one channel to one process of the kernel. `log` is the log that numbers them.
     #[must_use]
-    pub fn sender(&self, channel: Channel, log: u128) -> MessageSender {
+    pub fn sender(&self, channel: Channel, process: u64, log: u128) -> MessageSender {
         let index = channel_index(channel);
         MessageSender {
             channel: CHANNELS[index],
+            process,
             log,
             queue: self.outgoing[index].clone(),
         }
@@ -149,10 +150,11 @@ impl Link {
     }
 }
 
-/// Sends messages to the kernel on one channel, in order and without repetition.
+/// Sends messages to one process of the kernel on one channel, in order and without repetition.
 #[derive(Clone, Debug)]
 pub struct MessageSender {
     channel: Channel,
+    process: u64,
     log: u128,
     queue: mpsc::Sender<Outgoing>,
 }
@@ -167,14 +169,15 @@ impl MessageSender {
     /// Queues a message in the layout of `v1.kernel.websocket.jupyter.org`. Its `number` must be larger than that of the
     /// channel's previous message.
     ///
-    /// Waits until the agent has accepted the previous message. A queued message reaches the kernel over any reconnect,
-    /// unless the kernel's process ends first. A cancelled call has queued nothing.
+    /// Waits until the agent has accepted the previous message, and while the kernel's process is not running. A queued
+    /// message reaches the process over any reconnect, unless the process ends first. A cancelled call has queued nothing.
     ///
     /// # Errors
     /// [`LinkClosed`] if the agent is gone.
     pub async fn send(&self, number: u64, message: Bytes) -> Result<(), LinkClosed> {
         let outgoing = Outgoing {
             channel: self.channel,
+            process: self.process,
             log: self.log,
             number,
             message,

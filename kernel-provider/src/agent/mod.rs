@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use control::{Answer, Control, Reply, Request};
 pub use event::Event;
-pub use hello::{Accepted, Hello, LifePhase, Refused, Welcome};
+pub use hello::{Accepted, Hello, ProcessPhase, Refused, Welcome};
 pub use incoming::{Acknowledger, Incoming, Received};
 pub use launch::Launch;
 pub use link::{Link, LinkClosed, MessageSender};

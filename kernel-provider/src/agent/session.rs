@@ -19,7 +19,9 @@ use uuid::Uuid;
 use super::frame::{FromAgent, Outgoing, ToAgent, channel_index, codec};
 use super::incoming::Received;
 use super::link::{Command, run_id};
-use super::{Answer, Connect, Hello, LifePhase, Refused, Reply, Request, Stream, VERSION, Welcome};
+use crate::Phase;
+
+use super::{Answer, Connect, Hello, ProcessPhase, Refused, Reply, Request, Stream, VERSION, Welcome};
 
 /// Pauses between attempts to connect. The first are short, because a new agent listens within milliseconds.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(2));
@@ -35,7 +37,7 @@ const WINDOW: u64 = 2 << 20;
 /// State that outlives a connection.
 pub(super) struct Session {
     welcome: watch::Sender<Option<Welcome>>,
-    phase: watch::Sender<LifePhase>,
+    phase: watch::Sender<ProcessPhase>,
     /// Requests without an answer, by id.
     controls: BTreeMap<u64, (Bytes, oneshot::Sender<Answer>)>,
     /// The unaccepted message of each channel.
@@ -55,7 +57,7 @@ struct Reading {
 }
 
 impl Session {
-    pub(super) fn new(welcome: watch::Sender<Option<Welcome>>, phase: watch::Sender<LifePhase>) -> Self {
+    pub(super) fn new(welcome: watch::Sender<Option<Welcome>>, phase: watch::Sender<ProcessPhase>) -> Self {
         Self {
             welcome,
             phase,
@@ -127,7 +129,7 @@ impl Session {
                 }
             }
             FromAgent::Phase(json) => {
-                let phase: LifePhase = serde_json::from_slice(&json)?;
+                let phase: ProcessPhase = serde_json::from_slice(&json)?;
                 self.set_phase(phase);
             }
             // Entries that do not follow the position were sent for an earlier `Command::Read`.
@@ -169,7 +171,7 @@ impl Session {
         Ok(())
     }
 
-    fn set_phase(&self, phase: LifePhase) {
+    fn set_phase(&self, phase: ProcessPhase) {
         self.phase.send_if_modified(|current| {
             let changed = *current != phase;
             *current = phase;
@@ -292,7 +294,9 @@ async fn connected(
         let (mut last_received, mut ping_at) = (Instant::now(), Instant::now() + PING_INTERVAL);
         loop {
             let [shell, control, stdin] = &mut *outgoing;
-            let [shell_free, control_free, stdin_free] = session.unaccepted.each_ref().map(Option::is_none);
+            let is_running = session.phase.borrow().phase == Phase::Running;
+            let is_free = |unaccepted: &Option<_>| is_running && unaccepted.is_none();
+            let [shell_free, control_free, stdin_free] = session.unaccepted.each_ref().map(is_free);
             let frame = tokio::select! {
                 frame = next_frame(&mut reader) => {
                     last_received = Instant::now();

@@ -14,8 +14,8 @@ from typing import Any
 from harness.gateway import Gateway
 from harness.process import pids_mentioning
 
-HELLO, CONTROL, READ, CREDIT, PING = 1, 2, 3, 4, 7
-WELCOME, REFUSED, ENTRIES, GAP, PONG = 129, 130, 133, 134, 136
+HELLO, CONTROL, READ, CREDIT, MESSAGE, PING, TAKE = 1, 2, 3, 4, 6, 7, 8
+WELCOME, REFUSED, ENTRIES, GAP, ACCEPTED, PONG, OFFER = 129, 130, 133, 134, 135, 136, 137
 
 
 def agent_pid(gateway: Gateway, kernel_id: str) -> int:

@@ -45,8 +45,8 @@ impl Recorder {
     pub(crate) async fn connect_agent(&self, link: &Arc<Link>, deadline: Duration) -> Result<(), SocketError> {
         let connected = timeout(deadline, async {
             let opened = self.read_agent(link, Connecting::Started).await?;
-            let life = link.phase().borrow().life;
-            wait_until_opened(opened, life).await;
+            let process = link.phase().borrow().process;
+            wait_until_opened(opened, process).await;
             Ok(())
         });
         let silent = |_| SocketError::Broken("the kernel's agent does not answer".to_owned());
@@ -60,7 +60,7 @@ impl Recorder {
         let opened = self.read_agent(link, Connecting::Attached).await?;
         let phase = link.phase().borrow().clone();
         if phase.phase == Phase::Running {
-            wait_until_opened(opened, phase.life).await;
+            wait_until_opened(opened, phase.process).await;
         }
         Ok(())
     }
@@ -82,7 +82,7 @@ impl Recorder {
         let position = recorded.unwrap_or(AgentPosition {
             spool,
             seq: 0,
-            life: 0,
+            process: 0,
             is_closed: false,
         });
         let (opened, is_opened) = watch::channel(0);
@@ -116,9 +116,9 @@ impl Recorder {
 }
 
 /// Waits until the sockets of this process, or of a later one, are connected.
-async fn wait_until_opened(mut opened: watch::Receiver<u64>, life: u64) {
+async fn wait_until_opened(mut opened: watch::Receiver<u64>, process: u64) {
     // If the agent is gone, the caller learns it from the kernel's phase.
-    if opened.wait_for(|opened| *opened >= life).await.is_err() {
+    if opened.wait_for(|opened| *opened >= process).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
@@ -153,8 +153,8 @@ struct AgentReader {
 impl AgentReader {
     /// Records until the agent is gone.
     async fn run(mut self, mut incoming: Incoming) {
-        let life = self.link.phase().borrow().life;
-        if self.position.is_closed && self.position.life >= life {
+        let process = self.link.phase().borrow().process;
+        if self.position.is_closed && self.position.process >= process {
             self.recording.publishing.send_replace(false);
         }
         let mut reserved = None;
@@ -173,10 +173,10 @@ impl AgentReader {
                     incoming.take(first);
                 }
                 Some(Received::Gap { first, last }) => {
-                    self.position.seq = last;
+                    self.skip_to(last);
                     warn!(first, last, "the agent had no room for messages of the kernel");
                     self.recording.lifecycle(&Lifecycle::Disconnected);
-                    self.recording.tell_running(MISSING, true);
+                    self.recording.report_missing_output(MISSING, true);
                     self.status = StatusFollower::default();
                     self.reconnected.notify_one();
                 }
@@ -186,17 +186,30 @@ impl AgentReader {
         self.recording.publishing.send_replace(false);
     }
 
+    /// Continues after missing entries.
+    fn skip_to(&mut self, last: u64) {
+        self.position.seq = last;
+        let process = self.link.phase().borrow().process;
+        // A process has a lower number than its `Opened` event, so a later process's event is still to be read.
+        if process <= last {
+            self.position.process = process;
+            self.position.is_closed = false;
+        }
+    }
+
     /// Lets clients' messages pass once the sockets of the present process are connected and everything that the agent
     /// had recorded is recorded here.
     async fn open_if_due(&mut self) {
-        if self.is_open || self.position.is_closed || self.position.life == 0 || self.position.seq < self.catch_up_to {
+        if self.is_open || self.position.is_closed || self.position.process == 0 || self.position.seq < self.catch_up_to
+        {
             return;
         }
         let is_present = {
             let phase = self.link.phase();
             let phase = phase.borrow();
             // The agent tells the phase a moment after it has connected the sockets.
-            self.position.life > phase.life || self.position.life == phase.life && phase.phase == Phase::Running
+            self.position.process > phase.process
+                || self.position.process == phase.process && phase.phase == Phase::Running
         };
         if is_present {
             self.is_open = true;
@@ -243,7 +256,7 @@ impl AgentReader {
         }
         self.appended.send_replace(self.position.seq);
         if self.recording.setup.take_succeeded() {
-            self.link.tell(Control::KernelWaits);
+            self.link.notify(Control::NoDrop);
         }
         if bytes >= LARGE {
             drop(block);
@@ -274,15 +287,15 @@ impl AgentReader {
             return;
         };
         match event {
-            Event::Opened { life } => {
-                self.position.life = life;
+            Event::Opened { process } => {
+                self.position.process = process;
                 self.position.is_closed = false;
                 self.status = StatusFollower::default();
                 self.is_open = false;
             }
-            Event::Closed { life, incomplete } => {
+            Event::Closed { process, incomplete } => {
                 self.position.is_closed = true;
-                if life >= self.link.phase().borrow().life {
+                if process >= self.link.phase().borrow().process {
                     if incomplete {
                         self.recording.lifecycle(&Lifecycle::Disconnected);
                     }
@@ -293,12 +306,14 @@ impl AgentReader {
                 self.recording.lifecycle(&Lifecycle::Disconnected);
             }
             Event::Reconnected => {
-                self.recording.tell_running(MISSING, true);
+                self.recording.report_missing_output(MISSING, true);
                 // The kernel may have become idle meanwhile.
                 self.status = StatusFollower::default();
                 self.reconnected.notify_one();
             }
-            Event::Skipped { bytes, too_large } => self.recording.tell_running(&skipped_text(bytes, too_large), false),
+            Event::Skipped { bytes, too_large } => self
+                .recording
+                .report_missing_output(&skipped_text(bytes, too_large), false),
             Event::RepliesLost => self.reconnected.notify_one(),
             _ => debug!("the agent reported an event that this version does not know"),
         }
@@ -321,7 +336,7 @@ impl AgentReader {
         for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
             let sender = Sender {
                 signer: Signer::unsigned(),
-                to: Destination::Agent(self.link.sender(channel, log)),
+                to: Destination::Agent(self.link.sender(channel, self.position.process, log)),
             };
             recording.senders.set(channel, Some(sender)).await;
         }
@@ -330,13 +345,13 @@ impl AgentReader {
                 warn!(%error, "messages that did not reach the kernel cannot be sent again");
             }
             // The agent's subscription is older than this connection.
-            recording.link.send_replace(ConnectionState::Subscribed);
+            recording.connection_state.send_replace(ConnectionState::Subscribed);
             // Makes the kernel report its status.
             self.reconnected.notify_one();
         } else {
-            recording.link.send_replace(ConnectionState::Connected);
+            recording.connection_state.send_replace(ConnectionState::Connected);
         }
-        self.opened.send_replace(self.position.life);
+        self.opened.send_replace(self.position.process);
     }
 
     /// Sends messages that an earlier run of this program logged, but did not pass to the agent.

@@ -116,7 +116,7 @@ impl Recorder {
             tasks.spawn(replies.instrument(span.clone()));
         }
         self.set_connection(tasks);
-        self.recording.link.send_replace(ConnectionState::Connected);
+        self.recording.connection_state.send_replace(ConnectionState::Connected);
         Ok(reconnected)
     }
 
@@ -137,10 +137,10 @@ impl Recorder {
 
     /// Closes the sockets. Clients' messages wait for the next connection.
     pub(crate) async fn disconnect(&self) {
-        self.recording.link.send_if_modified(|link| {
-            let up = !matches!(link, ConnectionState::Dead);
+        self.recording.connection_state.send_if_modified(|state| {
+            let up = !matches!(state, ConnectionState::Dead);
             if up {
-                *link = ConnectionState::Down;
+                *state = ConnectionState::Down;
             }
             up
         });
@@ -160,18 +160,18 @@ impl Recorder {
     /// Closes the sockets for good and refuses further messages.
     pub(crate) async fn finish(&self) {
         self.disconnect().await;
-        self.recording.link.send_replace(ConnectionState::Dead);
+        self.recording.connection_state.send_replace(ConnectionState::Dead);
         self.set_state(ExecutionState::Dead);
     }
 
     /// Whether the kernel is not connected, as before the first connection.
     pub(crate) fn is_disconnected(&self) -> bool {
-        *self.recording.link.borrow() == ConnectionState::Down
+        *self.recording.connection_state.borrow() == ConnectionState::Down
     }
 
     /// Undoes [`finish`](Self::finish) for a dead kernel that is restarted.
     pub(crate) fn revive(&self) {
-        self.recording.link.send_replace(ConnectionState::Down);
+        self.recording.connection_state.send_replace(ConnectionState::Down);
     }
 
     pub(super) fn set_connection(&self, tasks: JoinSet<()>) {

@@ -112,7 +112,7 @@ pub(super) async fn record_iopub(
             }
         }
         if let Some(bytes) = skipped {
-            recording.tell_running(&skipped_text(bytes, bytes > MAX_MESSAGE_BYTES), false);
+            recording.report_missing_output(&skipped_text(bytes, bytes > MAX_MESSAGE_BYTES), false);
         }
         if broken {
             // Connections that are lost again before anything arrives are one gap.
@@ -121,9 +121,9 @@ pub(super) async fn record_iopub(
             }
             silent = true;
             recording.publishing.send_replace(false);
-            iopub = recording.iopub_again(&address, &mut pauses).await;
+            iopub = recording.reconnect_iopub(&address, &mut pauses).await;
             recording.publishing.send_replace(true);
-            recording.tell_running(MISSING, true);
+            recording.report_missing_output(MISSING, true);
             // The kernel may have become idle meanwhile.
             batch.status = StatusFollower::default();
             reconnected.notify_one();

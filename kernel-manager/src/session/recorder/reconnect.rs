@@ -119,14 +119,14 @@ impl Recording {
         session: &str,
     ) -> Result<MutexGuard<'_, Option<Sender>>, SendError> {
         let is_request = channel == Channel::Shell && session != OUR_SESSION;
-        let mut link = self.link.subscribe();
+        let mut state = self.connection_state.subscribe();
         let mut deadline = None;
         loop {
             if is_request {
                 self.setup.done().await;
                 self.subscribed().await;
             }
-            let up = *link.borrow_and_update();
+            let up = *state.borrow_and_update();
             match up {
                 ConnectionState::Dead => return Err(SendError::Dead),
                 // The restart that is under way has its own deadline.
@@ -145,7 +145,9 @@ impl Recording {
                             .try_lock()
                             .map_or(true, |stdin| stdin.is_some());
                     // The kernel may have been restarted while this waited for the lock.
-                    if is_request && (*self.link.borrow() == ConnectionState::Connected || self.setup.is_pending()) {
+                    if is_request
+                        && (*self.connection_state.borrow() == ConnectionState::Connected || self.setup.is_pending())
+                    {
                         continue;
                     }
                     if sender.is_some() && can_answer {
@@ -155,10 +157,10 @@ impl Recording {
                 }
             }
             let changed = match deadline {
-                Some(deadline) => timeout_at(deadline, link.changed())
+                Some(deadline) => timeout_at(deadline, state.changed())
                     .await
                     .map_err(|_| unreachable(channel))?,
-                None => link.changed().await,
+                None => state.changed().await,
             };
             if changed.is_err() {
                 return Err(SendError::Dead);
@@ -168,22 +170,22 @@ impl Recording {
 
     /// Waits a while for the subscription.
     async fn subscribed(&self) {
-        let mut link = self.link.subscribe();
+        let mut state = self.connection_state.subscribe();
         let heard = async {
             // `self` holds the sender, so this cannot fail.
-            let _ = link.wait_for(|link| *link != ConnectionState::Down).await;
+            let _ = state.wait_for(|state| *state != ConnectionState::Down).await;
             timeout(
                 SUBSCRIBED_DEADLINE,
-                link.wait_for(|link| *link != ConnectionState::Connected),
+                state.wait_for(|state| *state != ConnectionState::Connected),
             )
             .await
             .is_ok()
         };
         if !heard.await {
-            self.link.send_if_modified(|link| {
-                let waited = *link == ConnectionState::Connected;
+            self.connection_state.send_if_modified(|state| {
+                let waited = *state == ConnectionState::Connected;
                 if waited {
-                    *link = ConnectionState::Unconfirmed;
+                    *state = ConnectionState::Unconfirmed;
                 }
                 waited
             });
@@ -199,14 +201,14 @@ impl Recording {
         message: WireMessage,
         number: SendNumber,
     ) -> Result<(), SocketError> {
-        let mut link = self.link.subscribe();
+        let mut state = self.connection_state.subscribe();
         let Some(socket) = sender else {
             return Err(unreachable(channel));
         };
         let sent = tokio::select! {
             biased;
             sent = socket.send(message, number) => sent,
-            _ = link.wait_for(|link| matches!(link, ConnectionState::Down | ConnectionState::Dead)) => Err(unreachable(channel)),
+            _ = state.wait_for(|state| matches!(state, ConnectionState::Down | ConnectionState::Dead)) => Err(unreachable(channel)),
         };
         if sent.is_err() {
             *sender = None;
@@ -249,7 +251,7 @@ impl Recording {
     }
 
     /// Reconnects a DEALER socket and hands its sending half to clients.
-    pub(super) async fn dealer_again(
+    pub(super) async fn reconnect_dealer(
         &self,
         channel: Channel,
         address: &str,
@@ -265,19 +267,19 @@ impl Recording {
         let signer = signer.clone();
         self.senders.set(channel, Some(Sender { signer, to })).await;
         // Wakes waiting senders.
-        self.link.send_modify(|_| {});
+        self.connection_state.send_modify(|_| {});
         receiver.with_memory(&self.memory)
     }
 
     /// Subscribes again. The kernel's state is unknown until it publishes it.
-    pub(super) async fn iopub_again(&self, address: &str, pauses: &mut Pauses) -> IopubSubscriber {
-        self.link.send_if_modified(|link| {
+    pub(super) async fn reconnect_iopub(&self, address: &str, pauses: &mut Pauses) -> IopubSubscriber {
+        self.connection_state.send_if_modified(|state| {
             let up = matches!(
-                link,
+                state,
                 ConnectionState::Unconfirmed | ConnectionState::Subscribed | ConnectionState::Live
             );
             if up {
-                *link = ConnectionState::Connected;
+                *state = ConnectionState::Connected;
             }
             up
         });
@@ -317,9 +319,9 @@ pub(super) async fn recover(recording: Arc<Recording>, reconnected: Arc<Notify>)
 
 /// Asks the kernel for its status until it reports one.
 async fn nudge(recording: &Recording) {
-    let mut link = recording.link.subscribe();
+    let mut state = recording.connection_state.subscribe();
     let mut patience = NUDGE_AFTER;
-    while *link.borrow() != ConnectionState::Live {
+    while *state.borrow() != ConnectionState::Live {
         let heard = async {
             // Only the status matters; the reply is dropped.
             let (ignored, _) = oneshot::channel();
@@ -330,7 +332,7 @@ async fn nudge(recording: &Recording) {
             if let Err(error) = sent {
                 debug!(%error, "the kernel cannot be asked for its status");
             }
-            let _ = link.wait_for(|link| *link == ConnectionState::Live).await;
+            let _ = state.wait_for(|state| *state == ConnectionState::Live).await;
         };
         if timeout(patience, heard).await.is_err() {
             patience = patience.saturating_mul(2);

@@ -231,8 +231,8 @@ impl Recording {
             let session = header.session.into_owned();
             self.lifecycle(&Lifecycle::Idle { session });
         }
-        self.link.send_if_modified(|link| {
-            let now = match *link {
+        self.connection_state.send_if_modified(|state| {
+            let now = match *state {
                 ConnectionState::Connected | ConnectionState::Unconfirmed | ConnectionState::Subscribed
                     if newest_status.is_some() =>
                 {
@@ -241,7 +241,7 @@ impl Recording {
                 ConnectionState::Connected | ConnectionState::Unconfirmed => ConnectionState::Subscribed,
                 other => other,
             };
-            std::mem::replace(link, now) != now
+            std::mem::replace(state, now) != now
         });
     }
 
@@ -314,7 +314,7 @@ impl Recording {
     }
 
     /// Tells plain Jupyter clients that output of running executions is missing.
-    pub(super) fn tell_running(&self, text: &str, amount_unknown: bool) {
+    pub(super) fn report_missing_output(&self, text: &str, amount_unknown: bool) {
         let kernel_session = self.kernel_session();
         let now = Utc::now();
         let mut requests = self.requests();

@@ -46,7 +46,7 @@ pub(super) async fn record_replies(
             // Some kernels refuse a second connection with the same identity.
             drop(socket);
             socket = recording
-                .dealer_again(channel, &address, &identity, &signer, &mut pauses)
+                .reconnect_dealer(channel, &address, &identity, &signer, &mut pauses)
                 .await;
             // Replies may have been lost with the connection.
             reconnected.notify_one();

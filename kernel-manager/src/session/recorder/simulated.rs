@@ -19,7 +19,7 @@ impl Recorder {
             };
             self.recording.senders.set(channel, Some(sender)).await;
         }
-        self.recording.link.send_replace(ConnectionState::Connected);
+        self.recording.connection_state.send_replace(ConnectionState::Connected);
     }
 
     /// Performs the steps that follow each new connection.
