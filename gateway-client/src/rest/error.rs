@@ -69,7 +69,7 @@ impl RestError {
         self.status() == Some(404)
     }
 
-    /// Converts a transport error. Returns [`Tls`](Self::Tls) if any of its causes is a TLS error.
+    /// Converts a transport error. Returns `Tls` if any of its causes is a TLS error.
     pub(super) fn from_transport(error: impl Error + Send + Sync + 'static) -> Self {
         #[cfg(feature = "tls")]
         if let Some(error) = causes(&error).find_map(tls_cause) {
