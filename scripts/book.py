@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 REPO = Path(__file__).resolve().parents[1]
 BOOK = REPO / "target" / "book"
-# Files of the repository that are named in comments and texts.
+# Paths of documents that comments and texts mention.
 NAMED = re.compile(r"\bdocs/[\w./-]+\.md\b")
 MARKDOWN_LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
@@ -53,7 +53,7 @@ def fault_of_external(link: str) -> str | None:
 
 
 def fault_of_page(pages: dict[Path, Page], page: Path, link: str) -> str | None:
-    """Why a link of a page of the book leads nowhere."""
+    """Why a link in a page of the book is broken."""
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
         return fault_of_external(link)
@@ -83,7 +83,7 @@ def book(mdbook: str) -> list[str]:
 
 
 def files() -> list[str]:
-    """Faults of links in Markdown files, and of names of documents anywhere."""
+    """Broken links in Markdown files, and mentions of missing documents in any file."""
     listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPO)
     faults = []
     for name in sorted(filter(None, listed.decode().split("\0"))):

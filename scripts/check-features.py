@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Runs clippy on every library with features, without features and with each one alone. Also checks that the protocol's
-types alone do not need tokio and build for WebAssembly, and that `provider-k8s` builds for the newest Kubernetes.
+"""Runs clippy on every library that has features: with none of them, and with each one alone. Also checks that the
+protocol's types alone do not need tokio and build for WebAssembly, and that `provider-k8s` builds for the newest
+Kubernetes.
 
-`make lint-rust` checks the features together. A feature that only enables features of other packages is checked there.
-Packages with programs and libraries without features are skipped.
+`make lint-rust` checks all features together. A feature that only enables features of other packages is checked in
+those packages. Packages with programs are skipped, as are libraries without features.
 """
 
 import json

@@ -22,7 +22,7 @@ const RATE: usize = 700;
 /// Tenths of the messages after which the connection is cut, and how long the client is away.
 const CUTS: [usize; 3] = [2, 5, 8];
 const AWAY: Duration = Duration::from_millis(500);
-/// How long to wait for further messages after the execution has ended, and before.
+/// Timeout for the next message after the execution has ended, and before it has.
 const AFTER_END: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(10);
 const SESSION: &str = "cut";
@@ -157,8 +157,7 @@ impl Outcome {
         self.reply && self.idle
     }
 
-    /// How long to wait for the next message.
-    fn patience(&self) -> Duration {
+    fn next_timeout(&self) -> Duration {
         if self.ended() { AFTER_END } else { QUIET }
     }
 
@@ -231,7 +230,7 @@ async fn plain_client(gateway: &Gateway, request: &Message, messages: usize, cut
     client.send(Channel::Shell, &request.to_wire()).await?;
     let mut got = Outcome::new(request, messages);
     let mut cuts = cuts.iter().copied().peekable();
-    while let Ok(received) = timeout(got.patience(), client.receive_message()).await {
+    while let Ok(received) = timeout(got.next_timeout(), client.receive_message()).await {
         // If a server closes the connection, the rest is lost.
         let Ok((channel, message)) = received else { break };
         got.take(channel, &message)?;
@@ -258,7 +257,7 @@ async fn resume_client(gateway: &Gateway, request: &Message, messages: usize, cu
     client.send(Channel::Shell, request.to_wire())?;
     let mut got = Outcome::new(request, messages);
     let mut cuts = cuts.iter().copied().peekable();
-    while let Ok(event) = timeout(got.patience(), client.next()).await {
+    while let Ok(event) = timeout(got.next_timeout(), client.next()).await {
         let Some(event) = event? else { break };
         let Event::Entry(entry) = event else { continue };
         got.take(entry.channel, &entry.message)?;

@@ -19,7 +19,7 @@ const TEXT: usize = 200;
 const DIFFERENT: usize = 10_000;
 const MESSAGES: usize = 1_000_000;
 const ROUNDS: usize = 5;
-/// Messages of the test that cost does not grow with the number of messages.
+/// Messages for the check that the cost per message stays constant.
 const MANY: usize = 10_000_000;
 /// Target in messages per second.
 const WANTED: f64 = 1e6;

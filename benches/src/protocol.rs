@@ -88,7 +88,7 @@ pub fn frames(case: Case, signer: &Signer) -> Vec<Bytes> {
     let buffer = Bytes::from(vec![7_u8; 64 << 10]);
     let message = WireMessage::from_parts(parts, std::iter::repeat_n(buffer, case.buffers)).signed(signer);
     let frames = message.with_identities([Bytes::from(msg_type)]).into_frames();
-    // The first clone of `Bytes` allocates. Later clones only count, as with frames from a socket.
+    // The first clone of `Bytes` allocates. Later clones only count references, as with frames from a socket.
     let _ = frames.clone();
     frames
 }

@@ -65,7 +65,7 @@ impl Message {
         }
     }
 
-    /// Sets the parent of the message, which is its reply or an output of its request.
+    /// Makes the message a child of `parent`: a reply to that request, or one of its outputs.
     #[must_use]
     pub fn child_of(self, parent: &Self) -> Self {
         self.with_parent(parent.header.clone())

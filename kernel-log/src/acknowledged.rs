@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use super::Seq;
 
-/// The most marks of a log. Beyond that, neighbours are merged.
+/// Maximum number of marks. Beyond that, neighbours are merged.
 const MARKS: usize = 1_024;
 
-/// The acknowledged position of a log, and the bytes after it. The bytes are known at marks: at the end of each block,
-/// or of several blocks where very many are not acknowledged.
+/// The acknowledged position of a log, and the number of bytes after it. The number of bytes is known only at marks.
+/// Each block ends with a mark, unless very many blocks are unacknowledged: then several blocks share one.
 #[derive(Debug)]
 pub(super) struct Acknowledged {
     position: Seq,
@@ -18,12 +18,13 @@ pub(super) struct Acknowledged {
     total: u64,
     /// Marks after `position`: the last entry before the mark, and the bytes up to it.
     marks: VecDeque<(Seq, u64)>,
-    /// Blocks that have no more bytes than this together have one mark.
+    /// Consecutive blocks with at most this many bytes in total share a mark.
     spacing: u64,
 }
 
 impl Acknowledged {
-    /// Nothing of the stored entries up to `last` is acknowledged. Until [`begin`](Self::begin), there is a single mark.
+    /// For a log whose entries up to `last` are all unacknowledged. Until [`begin`](Self::begin), there is a single
+    /// mark.
     pub(super) fn new(last: Seq, bytes: u64) -> Self {
         Self {
             position: Seq::START,
@@ -34,7 +35,7 @@ impl Acknowledged {
         }
     }
 
-    /// Marks blocks from now on: the log is being acknowledged.
+    /// Starts marking blocks, which is only needed once entries are acknowledged.
     pub(super) fn begin(&mut self) {
         if self.spacing == u64::MAX {
             self.spacing = 0;
@@ -46,7 +47,7 @@ impl Acknowledged {
         self.position
     }
 
-    /// Bytes after the position, up to those of a mark too many.
+    /// Bytes after the position. If the position is between two marks, this counts from the first of them.
     pub(super) fn bytes_after(&self) -> u64 {
         self.total - self.acknowledged
     }

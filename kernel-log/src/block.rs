@@ -19,7 +19,7 @@ pub struct Block {
 #[derive(Clone, Debug)]
 enum Data {
     Whole(Bytes),
-    /// A large message is not copied to be stored.
+    /// A large message, whose pieces are not copied into one buffer unless [`Block::bytes`] is called.
     InPieces(Arc<Pieces>),
 }
 
@@ -130,7 +130,7 @@ impl Block {
         }
     }
 
-    /// The same block in one piece, and without the memory of the others.
+    /// The same block in one buffer, which does not keep the original pieces in memory.
     pub(super) fn joined(&self) -> Self {
         Self {
             data: Data::Whole(self.bytes().clone()),

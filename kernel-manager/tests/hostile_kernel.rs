@@ -26,7 +26,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use rewired::RewiredProvider;
 
-/// Deadline of every wait, and the end of an attack that a failed test left running.
+/// Timeout of every wait. An attack also ends after this time, in case a failed test left it running.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Round trips with another kernel during the attack.
 const ROUND_TRIPS: usize = 50;

@@ -35,13 +35,13 @@ pub enum LaunchError {
         /// What is missing.
         reason: String,
     },
-    /// It ended before its sockets were open.
+    /// The kernel ended before its sockets were open.
     #[error("the kernel ended while it started: {}{}", exit.cause, output_of(&exit.output))]
     Died {
         /// How it ended, with the end of its output.
         exit: Exit,
     },
-    /// It did not open its sockets in time, and was ended.
+    /// The kernel did not open its sockets in time, and was ended.
     #[error("the kernel did not answer within {timeout:?}{}", output_of(output))]
     TimedOut {
         /// The timeout.
@@ -89,7 +89,7 @@ fn output_of(output: &str) -> String {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// It no longer runs.
+    /// The kernel no longer runs.
     #[error("kernel {id} no longer runs: {cause}")]
     Gone {
         /// The kernel.

@@ -36,8 +36,8 @@ pub use record::{KernelRecord, Selector};
 /// The provider knows which kernels run. After a restart, an embedder finds its kernels with [`list`](Self::list) and
 /// [`attach`](Self::attach). Every future is cancel-safe.
 ///
-/// A provider starts, signals and ends kernels. It never sends them messages: the embedder that requested the kernel
-/// owns its sockets.
+/// A provider starts, signals and ends kernels. It never sends them messages: their sockets belong to the embedder that
+/// requested the kernel, or to the kernel's agent.
 #[async_trait]
 pub trait KernelProvider: Send + Sync + 'static {
     /// The provider's name, such as `local` in `local/python3`. It contains no slash.
@@ -48,9 +48,9 @@ pub trait KernelProvider: Send + Sync + 'static {
 
     /// Starts a kernel and returns once its sockets accept connections.
     ///
-    /// The kernel gets the request's environment variables as they are, over those of its kernelspec, and runs in the
-    /// request's working directory if the provider allows that. If a kernel with this id runs already, attaches to it.
-    /// Dropping the future cancels the launch and leaves nothing behind.
+    /// The kernel gets the request's environment variables unchanged. They take precedence over those of its
+    /// kernelspec. It runs in the request's working directory if the provider allows that. If a kernel with this id
+    /// runs already, attaches to it. Dropping the future cancels the launch and leaves nothing behind.
     ///
     /// # Errors
     /// [`LaunchError`], by cause, with the end of the kernel's output if there is any.
@@ -88,8 +88,8 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// [`ProviderError`] if it is unknown.
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError>;
 
-    /// The link to the kernel's agent, which owns the kernel's sockets and records what arrives on them; `None` if it has
-    /// none. It changes if a restart replaces the agent. The default is `None`.
+    /// The link to the kernel's agent, which owns the kernel's sockets and records what arrives on them; `None` if
+    /// there is no agent. It changes if a restart replaces the agent. The default is `None`.
     #[cfg(feature = "agent")]
     fn agent(&self) -> Option<Arc<agent::Link>> {
         None

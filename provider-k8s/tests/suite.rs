@@ -82,7 +82,7 @@ impl Subject for Pods {
         self.ns.leftovers().await
     }
 
-    fn patience(&self) -> Duration {
+    fn step_timeout(&self) -> Duration {
         LONG
     }
 

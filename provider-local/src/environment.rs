@@ -54,7 +54,7 @@ fn is_inherited(inherit: &InheritEnv, name: &OsStr) -> bool {
     }
 }
 
-/// Tokens that grant access to this server, or to the server that it is a back end of.
+/// Whether the variable holds a token that grants access to this server, or to a server in front of it.
 fn is_secret(name: &str) -> bool {
     name.ends_with("_AUTH_TOKEN") || matches!(name, "KERNELMUX_TOKEN" | "JUPYTER_TOKEN" | "JPY_API_TOKEN")
 }

@@ -149,9 +149,9 @@ pub(crate) async fn start(
                     .map_err(registration_failed)?,
             )),
             _ if attempt == 1 => EndpointChoice::ReservedPorts,
-            // After a failed attempt the ports are no longer kept bound, because this kernel may be unable to bind
-            // ports that are.
-            _ => EndpointChoice::UnheldPorts,
+            // Some kernels cannot bind a port that this process keeps bound, so later attempts do not reserve the
+            // ports.
+            _ => EndpointChoice::UnreservedPorts,
         };
         let spawned = blocking("start a kernel", {
             let (context, saved, connection) = (Arc::clone(context), saved.clone(), connection.clone());

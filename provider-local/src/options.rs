@@ -56,9 +56,10 @@ pub struct LocalOptions {
     /// Set this if the program runs as process 1, as in a container: orphaned processes of ended kernels become its
     /// children then. Do not set it if the program starts other processes itself and waits for them.
     pub reap_orphans: bool,
-    /// A command to which each kernel's command is appended, and which starts it in a container, a sandbox or by a
-    /// scheduler. The provider treats its process as the kernel: it signals that process and its group, which must end
-    /// with the kernel. The kernels use TCP, unless [`transport`](Self::transport) is [`Ipc`](TransportChoice::Ipc).
+    /// A command that starts kernels in a container, in a sandbox or through a scheduler. Each kernel's command is
+    /// appended to it. The provider treats the command's process as the kernel: it signals that process and its group,
+    /// and the process must end when the kernel does. The kernels use TCP, unless [`transport`](Self::transport) is
+    /// [`Ipc`](TransportChoice::Ipc).
     pub command_prefix: Vec<String>,
     /// A program with its arguments, such as `nice`, that replaces itself with the kernel's command. Unlike
     /// [`command_prefix`](Self::command_prefix), it must run the kernel on this machine, so kernels may use Unix

@@ -1,5 +1,5 @@
 // A gateway and a kernel for tests to script. Written from docs/src/resume-protocol.md without the client's code, so
-// that both do not have the same errors.
+// that the two do not share errors.
 
 import { once } from 'node:events';
 import { createServer } from 'node:http';

@@ -31,7 +31,7 @@ MAX_PAGE = 500
 _KERNEL = r"(?P<kernel_id>[0-9a-fA-F-]{36})"
 _ID = r"(?P<item>[^/]{1,256})"
 
-# Requests that are passed on, by the rest of the path, the methods and the query parameters.
+# Requests that are passed on: the rest of the path, the methods and the query parameters.
 ALLOWED: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("", frozenset({"GET"}), frozenset()),
     (
@@ -78,7 +78,7 @@ class KernelProxy(Handler):
     async def get(self, kernel_id: str, item: str = "") -> None:
         await self.forward(kernel_id)
 
-    # Code that runs in a kernel and links that show its outputs need the right to use kernels.
+    # Running code in a kernel and sharing links to its outputs both require the right to use kernels.
     @authenticated
     @authorized("execute")
     async def post(self, kernel_id: str, item: str = "") -> None:

@@ -33,7 +33,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     statusBar: IStatusBar | null,
     launcher: ILauncher | null
   ): void => {
-    // The server extension sets it.
+    // The server extension sets this option.
     if (PageConfig.getOption('kernelmux') !== 'true' || app.listPlugins().some(id => SERVER_SIDE_EXECUTION.test(id))) {
       return;
     }

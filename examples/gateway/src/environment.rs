@@ -16,7 +16,7 @@ use crate::error::ApiError;
 
 /// Longest name in characters.
 const MAX_NAME: usize = 256;
-/// Most variables.
+/// Maximum number of variables.
 const MAX_VARIABLES: usize = 1_024;
 /// Longest `KERNEL_LAUNCH_TIMEOUT` in seconds.
 const MAX_TIMEOUT: f64 = 86_400.0;
@@ -40,7 +40,7 @@ impl Environment {
     /// Selects the allowed variables; 400 if one of them is invalid.
     pub(crate) fn read(env: &Map<String, Value>, options: &GatewayOptions) -> Result<Self, ApiError> {
         let mut variables = BTreeMap::new();
-        for (name, value) in env.iter().filter(|(name, _)| is_taken(name, &options.client_envs)) {
+        for (name, value) in env.iter().filter(|(name, _)| is_passed_on(name, &options.client_envs)) {
             variables.insert(name.clone(), checked(name, value)?.to_owned());
         }
         if variables.len() > MAX_VARIABLES {
@@ -61,8 +61,8 @@ impl Environment {
     }
 }
 
-/// Whether the variable is passed on. Servers' tokens never are, even if they are named.
-fn is_taken(name: &str, client_envs: &[String]) -> bool {
+/// Whether the kernel gets the variable. Servers' tokens are never passed on, even if `client_envs` names them.
+fn is_passed_on(name: &str, client_envs: &[String]) -> bool {
     let is_named = || client_envs.iter().any(|named| named == "*" || named == name);
     !name.ends_with("_AUTH_TOKEN") && (name.starts_with("KERNEL_") || is_named())
 }

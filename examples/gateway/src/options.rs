@@ -44,7 +44,8 @@ pub struct GatewayOptions {
     pub default_owner: Option<String>,
     /// Root of the `path` of new kernels and sessions. A kernel starts in the deepest existing folder of its path.
     pub root_dir: Option<PathBuf>,
-    /// Whether links to pages of kernels' cells can be made and viewed, which need no token.
+    /// Whether users can share links to pages with a kernel's cells. Anyone with such a link can view the page without
+    /// a token.
     pub allow_shares: bool,
     /// File with the hashes of shares' links, so that links work after a restart of the gateway; `None` keeps them in
     /// memory.
@@ -53,14 +54,14 @@ pub struct GatewayOptions {
     pub head_deadline: Duration,
     /// Timeout for a request's body; the response is 408.
     pub body_deadline: Duration,
-    /// Write timeout, after which the connection is closed: of WebSockets, and on Linux of all connections of
-    /// [`serve`](crate::serve).
+    /// Write timeout of WebSockets and, on Linux, of all connections of [`serve`](crate::serve). A connection that
+    /// exceeds it is closed.
     pub write_deadline: Duration,
 }
 
 impl GatewayOptions {
-    /// Base URL `/`, no foreign origins, any `Host`, only `KERNEL_*`, no default owner, no root, shares, which are kept in memory, 60 s
-    /// for a request's head, 30 s for its body, and a write timeout of 90 s.
+    /// Base URL `/`, no foreign origins, any `Host`, only `KERNEL_*` variables, no default owner, no root, and shares
+    /// that are kept in memory. The timeouts are 60 s for a request's head, 30 s for its body, and 90 s for writes.
     #[must_use]
     pub fn new(access: Access) -> Self {
         Self {

@@ -33,7 +33,7 @@ pub enum RestError {
         /// The timeout.
         limit: Duration,
     },
-    /// The gateway responded with another status than success. Redirects are not followed.
+    /// The gateway responded with a status other than success. Redirects are not followed.
     #[error("the gateway responded with status {status}{}", Explanation(*status, message.as_deref()))]
     Status {
         /// The HTTP status.
@@ -54,7 +54,7 @@ pub enum RestError {
 }
 
 impl RestError {
-    /// The HTTP status if the gateway responded with another one than success.
+    /// The HTTP status, if the gateway responded with one other than success.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -69,7 +69,7 @@ impl RestError {
         self.status() == Some(404)
     }
 
-    /// From a failed connection or exchange, whose causes are searched for one of TLS.
+    /// Converts a transport error. Returns `Tls` if any of its causes is a TLS error.
     pub(super) fn from_transport(error: impl Error + Send + Sync + 'static) -> Self {
         #[cfg(feature = "tls")]
         if let Some(error) = causes(&error).find_map(tls_cause) {
@@ -108,7 +108,7 @@ fn tls_cause(cause: &(dyn Error + 'static)) -> Option<rustls::Error> {
     crate::tls::tls_error(cause.downcast_ref::<std::io::Error>()?)
 }
 
-/// What a status means, in the gateway's words if it has any.
+/// Explains a status, with the gateway's message if there is one.
 struct Explanation<'a>(u16, Option<&'a str>);
 
 impl fmt::Display for Explanation<'_> {

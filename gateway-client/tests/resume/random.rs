@@ -134,8 +134,8 @@ async fn schedule(seed: u64) {
                 }
             },
             1 => {
-                let patience = Duration::from_millis(random.below(500));
-                match tokio::time::timeout(patience, client.next()).await {
+                let limit = Duration::from_millis(random.below(500));
+                match tokio::time::timeout(limit, client.next()).await {
                     Ok(event) => event,
                     Err(_) => continue,
                 }

@@ -191,10 +191,10 @@ impl Kernel {
         Attachment::of_session(self.clone(), session, true)
     }
 
-    /// Waits until the session's earlier connection is closed, at most for `patience`. A client that reconnects has
-    /// closed it, but its last acknowledgement is known only once that connection has been read to its end.
-    pub async fn session_left(&self, session: &str, patience: Duration) {
-        let _ = timeout(patience, self.sessions.left(session)).await;
+    /// Waits until the session's earlier connection is closed, at most for `limit`. A client that reconnects has closed
+    /// it, but its last acknowledgement is known only once that connection has been read to its end.
+    pub async fn session_left(&self, session: &str, limit: Duration) {
+        let _ = timeout(limit, self.sessions.left(session)).await;
     }
 
     /// Attaches a client that tracks its own position, after entry `after`. Its session is forgotten when it detaches.

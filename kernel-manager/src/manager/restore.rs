@@ -38,7 +38,7 @@ impl Manager {
     /// the kernel is gone.
     ///
     /// An attached kernel can be shut down and restarted. Its sockets are connected afterwards: a kernel that accepts
-    /// no connection, such as a stopped process, is busy until it does and delays no other.
+    /// no connection, such as a stopped process, counts as busy until it does, and does not delay the others.
     pub async fn restore(&self) -> usize {
         let permits = Arc::new(Semaphore::new(AT_A_TIME));
         // At most one message per kernel.
@@ -110,12 +110,12 @@ async fn connect(kernel: &Kernel) {
     loop {
         match kernel.reconnect_once().await {
             Ok(true) => return,
-            // It yielded to a restart or shutdown and waits for it.
+            // A restart or shutdown took precedence. The next attempt waits for its end.
             Ok(false) => continue,
             Err(error) if backoff.retries() == 0 => {
-                warn!(%error, "a running kernel cannot be connected to; it is busy until it can");
+                warn!(%error, "cannot connect to a running kernel; it counts as busy until this succeeds");
             }
-            Err(error) => debug!(%error, "a running kernel cannot be connected to"),
+            Err(error) => debug!(%error, "cannot connect to a running kernel"),
         }
         sleep(backoff.next_pause()).await;
     }
@@ -165,7 +165,7 @@ impl ManagerInner {
                 return Outcome::Unreached;
             }
         };
-        // Whether it is busy is known once it answers.
+        // Busy until the kernel answers and its state is known.
         kernel.recorder().set_state(ExecutionState::Busy);
         self.watch(&kernel);
         reserved.fill(kernel.clone());

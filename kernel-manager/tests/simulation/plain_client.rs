@@ -117,8 +117,8 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
             }
             let received = connection.down.recv();
             // Answers an input request once no other message has arrived for a while.
-            let patience = if question.is_some() { 2 } else { 30 };
-            let received = tokio::time::timeout(std::time::Duration::from_secs(patience), received).await;
+            let seconds = if question.is_some() { 2 } else { 30 };
+            let received = tokio::time::timeout(std::time::Duration::from_secs(seconds), received).await;
             match received {
                 Ok(Some(Down::Message(channel, message))) => {
                     if show(&world, &asked, channel, &message) && channel == Channel::Stdin {

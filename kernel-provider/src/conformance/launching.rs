@@ -125,7 +125,7 @@ pub async fn reports_a_death_at_start(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
     let mut request = LaunchRequest::new(id, subject.dying_spec());
-    request.timeout = subject.patience() * 10;
+    request.timeout = subject.step_timeout() * 10;
     match step(subject, "launch", provider.launch(request, Progress::ignored())).await? {
         Err(LaunchError::Died { exit }) => {
             ensure!(exit.cause == ExitCause::Code(3), "the cause is {}", exit.cause);
@@ -217,7 +217,7 @@ pub async fn a_cancelled_launch_leaves_nothing(subject: &dyn Subject) -> Outcome
             });
             {
                 let mut request = LaunchRequest::new(id, &*spec);
-                request.timeout = subject.patience();
+                request.timeout = subject.step_timeout();
                 let mut launch = pin!(provider.launch(request, progress));
                 // Without a stage, poll once: the earliest possible cancellation.
                 let reached = async {

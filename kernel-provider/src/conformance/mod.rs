@@ -85,7 +85,7 @@ pub trait Subject: Send + Sync {
     async fn leftovers(&self) -> Vec<String>;
 
     /// Timeout of a single step.
-    fn patience(&self) -> Duration {
+    fn step_timeout(&self) -> Duration {
         Duration::from_secs(60)
     }
 
@@ -167,10 +167,10 @@ use ensure;
 
 /// Waits for a step, up to the subject's timeout.
 async fn step<T>(subject: &dyn Subject, what: &str, step: impl Future<Output = T>) -> Result<T, Failure> {
-    let patience = subject.patience();
-    tokio::time::timeout(patience, step)
+    let limit = subject.step_timeout();
+    tokio::time::timeout(limit, step)
         .await
-        .map_err(|_| Failure::new(format!("{what}: not done within {patience:?}")))
+        .map_err(|_| Failure::new(format!("{what}: not done within {limit:?}")))
 }
 
 /// Waits for a step and turns its error into a failure.
@@ -187,7 +187,7 @@ async fn expect<T, E: fmt::Display>(
 /// A launch of the subject's kernelspec, with a generous timeout.
 fn launch_request(subject: &dyn Subject, id: KernelId) -> LaunchRequest {
     let mut request = LaunchRequest::new(id, subject.spec());
-    request.timeout = subject.patience();
+    request.timeout = subject.step_timeout();
     request
 }
 
@@ -245,7 +245,7 @@ async fn wait_for_phase(subject: &dyn Subject, kernel: &dyn KernelHandle, wanted
 async fn check_nothing_left(subject: &dyn Subject, provider: &dyn KernelProvider) -> Outcome {
     let listed = list(subject, provider).await?;
     ensure!(listed.is_empty(), "ended kernels are listed: {listed:?}");
-    let deadline = tokio::time::Instant::now() + subject.patience();
+    let deadline = tokio::time::Instant::now() + subject.step_timeout();
     loop {
         let left = subject.leftovers().await;
         if left.is_empty() {

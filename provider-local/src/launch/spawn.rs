@@ -29,7 +29,7 @@ pub(super) enum EndpointChoice {
     /// TCP ports that stay bound until the kernel uses them. The previous ports are used again if they are free.
     ReservedPorts,
     /// TCP ports that were free a moment ago, but are not kept bound.
-    UnheldPorts,
+    UnreservedPorts,
     /// TCP ports that the kernel chooses and announces to this listener (JEP 66).
     Announced(Box<Registration>),
 }
@@ -97,7 +97,7 @@ fn prepare_and_spawn(
             })?);
         }
         EndpointChoice::ReservedPorts => reservation = context.ports.reserve_ports(&mut connection).map_err(no_port)?,
-        EndpointChoice::UnheldPorts => {
+        EndpointChoice::UnreservedPorts => {
             endpoints::CHANNELS
                 .into_iter()
                 .for_each(|channel| connection.set_port(channel, 0));

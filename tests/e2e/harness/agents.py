@@ -32,7 +32,7 @@ def agent_folder(gateway: Gateway, kernel_id: str) -> Path:
 
 
 def launch_of(gateway: Gateway, kernel_id: str) -> dict[str, Any]:
-    """The agent's launch."""
+    """The content of the agent's `launch.json`."""
     return dict(json.loads((agent_folder(gateway, kernel_id) / "launch.json").read_text()))
 
 

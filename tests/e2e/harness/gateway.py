@@ -35,8 +35,8 @@ def binary() -> Path:
 def free_port() -> int:
     """A free port below the system's ephemeral ports.
 
-    A server that asks for any port cannot take it before it is used. A client that keeps connecting to it before a
-    server listens cannot be given it as its local port, and so connect to itself.
+    The system does not give such a port to a server that asks for any free one, nor to a client as its local port. A
+    client that retries until a server listens could otherwise connect to itself.
     """
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as sock:

@@ -10,9 +10,10 @@ from jupyter_kernel_test.msgspec_v5 import validate_message
 
 
 class PatientKernelTests(jupyter_kernel_test.KernelTests):
-    """The suite allows 0.1 s between two messages, and takes 0.1 s of silence as the end of earlier requests.
+    """Waits up to 60 s for each message, and for the end of earlier requests.
 
-    Neither holds on a busy machine.
+    The original waits 0.1 s for the next message, and takes 0.1 s of silence as the end of earlier requests. Both fail
+    on a busy machine.
     """
 
     def execute_helper(self, *args: Any, **options: Any) -> Any:

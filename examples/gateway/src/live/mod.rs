@@ -47,7 +47,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Limits the viewers of a share. It is dropped with the last viewer.
+    /// Returns the semaphore that limits the viewers of a share. It is dropped with the last viewer.
     fn viewers_of(&self, share: Uuid) -> Arc<Semaphore> {
         let mut by_share = kernel_provider::lock(&self.by_share);
         by_share.retain(|_, places| places.strong_count() > 0);

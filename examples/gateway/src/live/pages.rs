@@ -28,8 +28,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const BYTES_A_PAUSE: usize = 128 << 10;
 /// The longest time between two changes of a page.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// How many times a page looks for its kernel after the log was closed, before its viewers must reconnect.
-const MAX_LOOKS: usize = 120;
+/// How many times a page polls for its kernel after the log was closed, before its viewers must reconnect.
+const MAX_POLLS: usize = 120;
 
 /// A page at one moment.
 #[derive(Default)]
@@ -43,7 +43,7 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    fn shows_the_same(&self, other: &Self) -> bool {
+    fn has_same_content(&self, other: &Self) -> bool {
         let versions =
             |cells: &[ShownCell]| -> Vec<_> { cells.iter().map(|cell| (cell.id.clone(), cell.version)).collect() };
         self.state == other.state
@@ -148,7 +148,7 @@ async fn follow_log(
     let mut now = state.as_mut().map(|state| *state.borrow_and_update());
     let mut since = kernel.as_ref().map_or_else(Utc::now, |kernel| kernel.last_activity());
     let mut is_closed = kernel.is_none();
-    let mut looks = 0;
+    let mut polls = 0;
     let mut is_loaded = false;
     loop {
         while reader.position() < log.head() {
@@ -176,7 +176,7 @@ async fn follow_log(
             has_ended,
         };
         sender.send_if_modified(|published| {
-            let is_new = !published.shows_the_same(&snapshot);
+            let is_new = !published.has_same_content(&snapshot);
             if is_new {
                 *published = Arc::new(snapshot);
             }
@@ -188,9 +188,9 @@ async fn follow_log(
         let is_first = !std::mem::replace(&mut is_loaded, true);
         sleep(pause_after(if is_first { 0 } else { changed_bytes })).await;
         if is_closed {
-            looks += 1;
+            polls += 1;
             let found = manager.get(id).filter(|found| !is_same(kernel.as_ref(), found));
-            if found.is_some() || looks == MAX_LOOKS {
+            if found.is_some() || polls == MAX_POLLS {
                 return Ok(());
             }
             continue;

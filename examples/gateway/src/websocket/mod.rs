@@ -1,11 +1,12 @@
 //! `GET /api/kernels/{id}/channels`: a client's WebSocket on a kernel.
 //!
 //! A connection has two independent halves. The *inbound* half parses the client's messages and sends them to the
-//! kernel; the *outbound* half reads the kernel's log and writes what is for this client.
+//! kernel; the *outbound* half reads the kernel's log and writes the entries for this client.
 //!
 //! Pongs show what a client has received: each Ping carries the number of the last entry sent before it, and the Pong
-//! follows once that entry was read. A session that reconnects resumes there, after a replay of executions that it may
-//! have in part. Clients of the resume protocol (`docs/src/resume-protocol.md`) track their own position.
+//! follows once the client has read that entry. A session that reconnects resumes there, after a replay of executions
+//! that it may have received only partly. Clients of the resume protocol (`docs/src/resume-protocol.md`) track their
+//! own position.
 
 mod acknowledgement;
 mod feed;
@@ -42,7 +43,8 @@ use acknowledgement::Acknowledgement;
 use feed::Feed;
 use format::{Format, Peer};
 
-/// How many control frames may wait for the outbound half. Beyond that, the inbound half waits.
+/// Capacity of the queue of control frames from the inbound to the outbound half. If it is full, the inbound half
+/// waits.
 const CONTROL_FRAMES: usize = 16;
 /// How long a reconnecting session waits for the end of its old connection, which may be silent forever.
 const LEAVING: Duration = Duration::from_millis(200);

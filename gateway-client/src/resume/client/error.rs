@@ -7,7 +7,7 @@ use crate::connector::ConnectError;
 use crate::endpoint::InvalidEndpoint;
 use crate::resume::NotRecovered;
 
-/// Why a client has ended: reconnecting would not help, or is not the client's decision.
+/// Why a client has ended instead of reconnecting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResumeError {
@@ -206,7 +206,7 @@ pub enum ExecutionError {
     /// Messages of the execution may be missing here. Reading can continue.
     #[error("messages of the execution may be missing: {0}")]
     Loss(Lifecycle),
-    /// It ended while the kernel was not recorded.
+    /// The execution ended while the kernel was not recorded.
     #[error("the execution ended while its kernel was not recorded")]
     Lost,
     /// After a reconnect, the client could not resume at its position.

@@ -18,7 +18,7 @@ use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
 pub struct Execution<'a> {
     client: &'a mut ResumeClient,
     tracker: ExecutionTracker,
-    /// An entry that was read, and is handled after the loss that precedes it.
+    /// An entry that is handled after the loss before it has been returned.
     held: Option<Entry>,
 }
 
@@ -47,7 +47,7 @@ impl<'a> Execution<'a> {
         self.tracker.msg_id()
     }
 
-    /// The client, for its cursor for example. The execution does not see entries that are read from it.
+    /// The client, for its cursor for example. Entries read directly from the client are missing from the execution.
     pub fn client(&mut self) -> &mut ResumeClient {
         self.client
     }
@@ -56,8 +56,8 @@ impl<'a> Execution<'a> {
     ///
     /// # Errors
     /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded), [`Lost`](ExecutionError::Lost) and
-    /// [`Client`](ExecutionError::Client) nothing follows. After the others messages may be missing, and reading goes
-    /// on.
+    /// [`Client`](ExecutionError::Client) nothing follows. After any other error, messages may be missing, but the
+    /// execution continues.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
         StreamExt::next(self).await
     }
@@ -73,7 +73,7 @@ impl<'a> Execution<'a> {
 
     fn on_entry(&mut self, entry: Entry) -> Option<Result<Message, ExecutionError>> {
         if let Some(event) = entry.lifecycle() {
-            // Events before the kernel had the request concern earlier executions.
+            // The request is not in the log yet, so the event concerns earlier executions.
             if self.client.outbox.contains(self.msg_id()) {
                 return None;
             }

@@ -16,7 +16,7 @@ use super::super::segment::{Header, Name, Offsets, Summary, Writer};
 use super::{DiskLog, ReadState, Segment};
 use crate::{Block, IndexUpdate, Seq};
 
-/// Size at which a segment is complete if the index has many updates in memory, and that of the smallest segments.
+/// Minimum size of a complete segment. If the index has many updates in memory, a segment of this size is completed.
 const INDEX_SEGMENT_BYTES: u64 = 64 << 10;
 /// How many entries are marked as skipped in advance, so that not every refused block needs a write.
 const SKIPPED_AHEAD: u64 = 4096;
@@ -165,7 +165,7 @@ impl DiskLog {
             let is_large = state.length >= self.folder.options().segment_bytes || state.index.is_large();
             is_large && state.length >= INDEX_SEGMENT_BYTES
         };
-        // The frame is stored; a segment that cannot be completed now is longer.
+        // The frame is stored, so the append succeeds even if the segment cannot be completed and has to grow.
         if is_complete && let Err(error) = self.complete_segment(&mut slot, false) {
             tracing::warn!(kernel_id = %self.id, %error, "a segment of the log cannot be completed yet");
         }
@@ -184,8 +184,8 @@ impl DiskLog {
         }
     }
 
-    /// Completes the segment that is being written, and begins the next one. Writes the index of complete segments to
-    /// a file if that is due, or `with_index`.
+    /// Completes the segment that is being written, and begins the next one. Writes the index of complete segments to a
+    /// file if that is due or `with_index` is set.
     pub(super) fn complete_segment(&self, slot: &mut Option<Writer>, with_index: bool) -> Result<(), StoreError> {
         let complete = self.current(slot)?;
         let number = self.state().segments.last().map_or(0, |segment| segment.name.number);
