@@ -148,7 +148,8 @@ pub async fn kernels(folder: &Path) -> Result<()> {
     std::future::pending().await
 }
 
-struct Idle;
+/// A kernel that does nothing.
+pub(crate) struct Idle;
 
 #[async_trait]
 impl kernel::Kernel for Idle {

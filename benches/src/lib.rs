@@ -5,6 +5,7 @@
 // Nothing outside this package uses its types.
 #![allow(missing_debug_implementations)]
 
+pub mod agent;
 pub mod by_hand;
 pub mod clients;
 pub mod cut;

@@ -9,10 +9,10 @@ use std::cell::OnceCell;
 use kernelmux_benches::report::{self, Section};
 use kernelmux_benches::setup::{Setup, root};
 use kernelmux_benches::{
-    Result, clients, cut, fold, idle, k8s, log, notebook, protocol, recorder, replay, round_trip, setup, start,
+    Result, agent, clients, cut, fold, idle, k8s, log, notebook, protocol, recorder, replay, round_trip, setup, start,
 };
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "protocol",
     "log",
     "replay",
@@ -23,6 +23,7 @@ const NAMES: [&str; 12] = [
     "round-trip",
     "start",
     "idle",
+    "agent",
     "notebook",
     "k8s",
 ];
@@ -77,6 +78,7 @@ fn run<'a>(name: &str, setup: &dyn Fn() -> Result<&'a Setup>) -> Result<Section>
         "round-trip" => async_run(round_trip::run(setup()?)),
         "start" => async_run(start::run(setup()?)),
         "idle" => async_run(idle::run(setup()?)),
+        "agent" => async_run(agent::run(setup()?)),
         "notebook" => notebook::run(),
         _ => async_run(k8s::run()),
     }
@@ -87,6 +89,7 @@ fn run_child(what: &str, arguments: &[String]) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match (what, arguments) {
         ("idle-kernels", [folder]) => runtime.block_on(idle::kernels(folder.as_ref())),
+        ("idle-kernel", [file]) => runtime.block_on(agent::idle_kernel(file.as_ref())),
         ("idle-gateway", [port, folder]) => runtime.block_on(idle::gateway(port.parse()?, folder.as_ref())),
         _ => Err(format!("no child process named {what:?}").into()),
     }

@@ -120,6 +120,16 @@ impl Gateway {
         process::cpu(self.pid())
     }
 
+    /// Kills the gateway. Its kernels keep running under their agents.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Ends the gateway with its kernels, and waits until it has ended.
     ///
     /// # Errors

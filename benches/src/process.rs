@@ -43,6 +43,14 @@ pub fn memory(pid: u32) -> Result<u64> {
     status(pid, "VmRSS:")
 }
 
+/// Resident memory of a process that it does not share with files, in bytes.
+///
+/// # Errors
+/// If there is no such process.
+pub fn own_memory(pid: u32) -> Result<u64> {
+    status(pid, "RssAnon:")
+}
+
 /// Peak resident memory of a process since [`forget_peak`], in bytes.
 ///
 /// # Errors

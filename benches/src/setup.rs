@@ -135,7 +135,7 @@ impl Setup {
         Ok(setup)
     }
 
-    fn write_spec(&self, name: &str, spec: serde_json::Value) -> Result<()> {
+    pub(crate) fn write_spec(&self, name: &str, spec: serde_json::Value) -> Result<()> {
         let folder = self.jupyter_path().join("kernels").join(name);
         std::fs::create_dir_all(&folder)?;
         Ok(std::fs::write(folder.join("kernel.json"), spec.to_string())?)
