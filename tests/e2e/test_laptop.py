@@ -225,7 +225,7 @@ def test_stop_lists_the_kernels_and_ends_everything(laptop: Laptop) -> None:
     assert lab.process.wait(30) == 0
     laptop.wait_no_process()
     assert not (laptop.data_dir / "laptop" / "token").exists()
-    assert laptop.run("stop").stdout == "Nothing runs.\n"
+    assert laptop.run("stop").stdout == "Nothing is running.\n"
     assert laptop.run("status").returncode == 1
 
 
