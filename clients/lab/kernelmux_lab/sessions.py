@@ -26,7 +26,7 @@ _COLUMNS = ("session_id", "path", "name", "type", "kernel_id")
 def notebook_path(session_path: str | None, name: str | None) -> str:
     """The path of a new session's notebook.
 
-    JupyterLab requests a session with a random path in the notebook's folder, and corrects it once the session has started.
+    JupyterLab requests a session with a random path in the notebook's folder, and corrects the path later.
     """
     if session_path and name:
         return str(PurePosixPath(session_path).with_name(PurePosixPath(name).name))
