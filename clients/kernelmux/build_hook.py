@@ -1,4 +1,4 @@
-"""Puts the programs of the gateway and its agents into the wheel, and gives it the tag of their platform."""
+"""Puts the programs of the gateway and its agents into the wheel, and sets the wheel's platform tag."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GatewayProgram(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def platform_tag(program: Path) -> str | None:
-    """The platform tag of a Linux program: the oldest glibc that has all symbols it needs. `None` on other systems."""
+    """The platform tag of a Linux program, with the oldest glibc that it runs with. `None` for other systems."""
     with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:4] != b"\x7fELF":
             return None
@@ -51,6 +51,6 @@ def platform_tag(program: Path) -> str | None:
         # Linked statically, or with another C library.
         return f"linux_{MACHINES[machine]}"
     major, minor = max((int(major), int(minor)) for major, minor in versions)
-    # pip knows no older ones.
+    # The oldest version for which pip accepts tags on both machines.
     major, minor = max((major, minor), (2, 17))
     return f"manylinux_{major}_{minor}_{MACHINES[machine]}"

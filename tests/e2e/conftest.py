@@ -65,7 +65,7 @@ def built() -> None:
     if PEER == "kernelmux" and not binary().exists():
         skip_or_fail(f"no gateway at {binary()}: build it, or set KERNELMUX_GATEWAY_BIN")
     if PEER == "kernelmux" and not binary().with_name("kernelmux-agent").exists():
-        skip_or_fail(f"no kernelmux-agent beside {binary()}: build it")
+        skip_or_fail(f"no kernelmux-agent next to {binary()}: build it")
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +172,7 @@ def lab_extension(lab_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def make_venv() -> Callable[[str], Path]:
-    """Virtual environments with other versions: `make_venv("lab-oldest")` has what the folder of that name requires."""
+    """Creates virtual environments: `make_venv("lab-oldest")` installs the requirements in the folder of that name."""
 
     def make(name: str) -> Path:
         link = REPO / "target" / f"{name}-venv"

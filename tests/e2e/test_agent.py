@@ -301,7 +301,7 @@ def test_an_agent_refuses_connections_without_its_token(start_gateway: Start) ->
 
 
 def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Start) -> None:
-    """The link as docs/src/agent-link.md describes it, byte by byte."""
+    """Checks each byte of the link against docs/src/agent-link.md."""
     gateway = start_gateway(port=free_port())
     kernel_id = gateway.start_kernel()["id"]
     msg_id = uuid.uuid4().hex
@@ -323,7 +323,7 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
     assert kind == ENTRIES
     first, last = struct.unpack_from("<QQ", payload)
     assert first == 1 and last >= 1 and b'"opened"' in payload
-    # A message is for one process of the kernel.
+    # Each message names the process that must receive it. The first one names no existing process.
     process, log = welcome["phase"]["process"], uuid.uuid4().bytes
     for number, receiver in ((1, process + 1), (2, process)):
         request = message("execute_request", execute_request(f"print({receiver}, 'x' * {2 << 20})"))
@@ -339,7 +339,7 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
         else:
             assert kind == ENTRIES
             entries += payload
-    # A large block is sent after the client has taken it. Other answers do not wait for it.
+    # The agent offers a large block, and sends it once the client requests it. Other answers do not wait for it.
     begins, size = struct.unpack("<QQ", payload)
     connection.send(TAKE, struct.pack("<Q", begins + 1))
     connection.send(PING)
@@ -377,11 +377,11 @@ def test_ipykernel_waits_while_its_agent_has_no_room(start_gateway: Start) -> No
 
     sizes = [0]
 
-    def stands_still() -> bool:
+    def has_stopped_growing() -> bool:
         sizes.append(size())
         return len(sizes) > 4 and sizes[-1] == sizes[-2] == sizes[-3] > 1 << 20
 
-    eventually(stands_still, "the agent has no more room", 60)
+    eventually(has_stopped_growing, "the agent has no more room", 60)
     assert sizes[-1] < 4 << 20
     assert anonymous_kib(agent) - before < 24 << 10
     gateway.start()
@@ -390,7 +390,7 @@ def test_ipykernel_waits_while_its_agent_has_no_room(start_gateway: Start) -> No
     assert losses(gateway, kernel_id) == []
 
 
-def test_orphans_end_and_leave_nothing(start_gateway: Start) -> None:
+def test_orphaned_agents_end_and_leave_no_files(start_gateway: Start) -> None:
     gateway = start_gateway("--agent-orphan-timeout", "2", port=free_port())
     idle = gateway.start_kernel()["id"]
     with gateway.socket(idle) as client:

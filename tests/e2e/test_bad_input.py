@@ -1,6 +1,6 @@
 """Malformed requests, handshakes and frames, each with its expected answer.
 
-The gateway still serves after all of them, and a kernel that ran before executes the next cell.
+After all of them, the gateway still answers requests, and a kernel that was already running executes the next cell.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ CONSOLES = [console for page in PAGES for console in consoles(page)]
 HOW = {"test", "kubernetes", "parsed"}
 # Pages whose commands need a running gateway: `$TOKEN` is its token, `$ID` one of its kernels.
 RUNNING = {"follow.md", "resume-protocol.md", "sharing.md", "troubleshooting.md"}
-# The port of the commands is the gateway's default, which may be taken.
+# The commands use the gateway's default port. The tests replace it, because it may be in use.
 PORT = "8888"
 
-# Replaces `cargo` in the commands, because everything is built already, with other flags.
+# Replaces `cargo` in the commands, because the programs are already built, with other flags.
 CARGO = """\
 #!/usr/bin/env bash
 set -euo pipefail
@@ -125,7 +125,7 @@ def at_port(console: Console, port: int, names: dict[str, str]) -> Console:
 def built(*programs: str) -> None:
     for program in programs:
         if not (binary().parent / program).exists():
-            skip_or_fail(f"no {program} beside {binary()}: `make test-rust` builds it")
+            skip_or_fail(f"no {program} next to {binary()}: `make test-rust` builds it")
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_commands_of_a_page_on_a_cluster(page: str, end_leftovers: Callable[[], 
             reader.close()
 
 
-def test_every_command_says_how_it_is_tested() -> None:
+def test_every_command_is_marked_with_its_test() -> None:
     assert len(CONSOLES) > 10
     for console in CONSOLES:
         assert len(console.marks & HOW) == 1, f"{console.where}: mark it with one of {sorted(HOW)}"
@@ -242,7 +242,7 @@ def texts_of_the_program() -> str:
     return "\n".join(texts)
 
 
-def test_texts_that_troubleshooting_quotes_are_the_programs() -> None:
+def test_texts_that_troubleshooting_quotes_exist_in_the_program() -> None:
     program = texts_of_the_program()
     rows = [
         line.split(" | ")[0]

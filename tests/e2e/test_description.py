@@ -1,4 +1,4 @@
-"""The gateway's answers match its API description, for generated requests that are valid and invalid."""
+"""The gateway's answers match its API description, for generated valid and invalid requests."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ for port in range(9301, 9306):
 
 
 def test_only_the_gateway_can_connect_to_kernels(gateway: GatewayInCluster) -> None:
-    # The dev cluster enforces policies if kube-router is started by hand in the node's network, with only its firewall.
+    # The dev cluster enforces policies if kube-router is started manually in the node's network, as a firewall only.
     # It is not part of the dev cluster, because it blocks each new pod for seconds until its rules are in place.
     if "KERNELMUX_TEST_NETWORK_POLICY" not in os.environ:
         pytest.skip("needs a network that enforces policies; set KERNELMUX_TEST_NETWORK_POLICY=1 if it does")

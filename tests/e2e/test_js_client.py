@@ -85,7 +85,7 @@ class _Pages(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    """Serves the page and the client, and gives their origin."""
+    """Serves the page and the client, and yields their origin."""
     handler = functools.partial(_Pages, directory=str(SOURCES.parent))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

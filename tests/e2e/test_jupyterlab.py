@@ -346,7 +346,7 @@ def test_a_culled_kernel_is_shown(
     start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], page: Page
 ) -> None:
     gateway = start_gateway(
-        # Long enough for the page to run the cell before.
+        # Long enough for the page to run the cell before the kernel is culled.
         "--cull-idle-timeout", "20", "--cull-interval", "1", "--cull-connected"
     )
     lab = Lab(make_home("lab-cull"), gateway.url, gateway.token)
@@ -354,7 +354,7 @@ def test_a_culled_kernel_is_shown(
         notebook = lab.open(page, "culled", ["print('on')"])
         notebook.run(0)
         kernel_id = notebook.kernel_id()
-        # JupyterLab notices in its server's list of kernels.
+        # JupyterLab notices the kernel's end in its server's list of kernels.
         name = notebook.panel.locator(".jp-KernelName").first
         expect(name).to_contain_text("No Kernel", timeout=90_000)
         assert gateway.model(kernel_id) is None

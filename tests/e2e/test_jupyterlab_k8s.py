@@ -41,7 +41,7 @@ SHARED = {
     "value": "print(box.value)",
 }
 CELL = {name: index for index, name in enumerate(SHARED)}
-# Long enough for the page to run the cell before.
+# Long enough for the page to run the cell before the kernel is culled.
 IDLE_SECONDS = 20
 OUT_OF_MEMORY = "killed because it ran out of memory"
 
@@ -214,7 +214,7 @@ def test_a_culled_kernel_is_shown_and_its_output_kept(lab: Lab, page: Page, gate
     execution = latest_of_cell(gateway, kernel_id, cell_id)
     assert (execution["status"], execution["reason"]) == ("ok", None)
     assert [output.get("text") for output in execution["outputs"]] == ["kept\n", None]
-    # JupyterLab notices in its server's list of kernels.
+    # JupyterLab notices the kernel's end in its server's list of kernels.
     expect(notebook.panel.locator(".jp-KernelName").first).to_contain_text("No Kernel", timeout=60_000)
 
 

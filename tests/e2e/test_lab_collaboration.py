@@ -30,7 +30,7 @@ def test_a_cell_goes_on_in_a_reopened_tab(lab: Lab, page: Page, steps: Steps) ->
     assert steps.ran() == 1
 
 
-def test_a_second_page_doubles_nothing_and_takes_over(
+def test_a_second_page_duplicates_no_output_and_takes_over(
     lab: Lab, page: Page, browser: Browser, steps: Steps
 ) -> None:
     first = lab.open(page.context.new_page(), "shared", [steps.lines(3, 30)])

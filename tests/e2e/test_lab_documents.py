@@ -1,6 +1,6 @@
-"""What kernelmux-lab brings back if the document was changed, and when several pages or programs use its kernel.
+"""What kernelmux-lab restores if the document was changed, or if several pages or programs use its kernel.
 
-The numbers are those of the scenarios in clients/lab/README.md.
+The numbers of the scenarios refer to clients/lab/README.md.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_outputs_of_a_deleted_cell_are_offered(lab: Lab, page: Page, gateway: Ga
 
 
 # Scenario 19
-def test_cleared_outputs_stay_cleared_until_they_are_asked_for(lab: Lab, page: Page, steps: Steps) -> None:
+def test_cleared_outputs_stay_cleared_until_they_are_requested(lab: Lab, page: Page, steps: Steps) -> None:
     tab = page.context.new_page()
     notebook = lab.open(tab, "cleared", [steps.lines()])
     notebook.run(0)
@@ -161,7 +161,7 @@ def test_cells_without_ids_are_matched_by_code_and_order(
 
 
 # Scenario 22
-def test_two_browsers_show_a_cell_whole(lab: Lab, page: Page, browser: Browser, steps: Steps) -> None:
+def test_two_browsers_show_a_complete_cell(lab: Lab, page: Page, browser: Browser, steps: Steps) -> None:
     first = lab.open(page, "two-browsers", [steps.lines(3)])
     first.start(0)
     steps.wait_at(3)
@@ -229,7 +229,7 @@ def test_a_restart_after_reopening_ends_the_cell(lab: Lab, page: Page, steps: St
 
 
 # Scenario 35
-def test_output_of_a_console_is_in_no_cell(lab: Lab, page: Page, gateway: Gateway, steps: Steps) -> None:
+def test_output_of_a_console_is_not_shown_in_cells(lab: Lab, page: Page, gateway: Gateway, steps: Steps) -> None:
     closed = run_and_close(lab, page, "console", [steps.lines(3), "'not run'"], steps)
     with gateway.socket(closed.known_kernel, "console") as console:
         content = execute_request("print('from the console')")

@@ -1,6 +1,6 @@
-"""What kernelmux-lab brings back after a gateway, a notebook server or a connection failed.
+"""What kernelmux-lab restores after a gateway, a notebook server or a connection failed.
 
-The numbers are those of the scenarios in clients/lab/README.md.
+The numbers of the scenarios refer to clients/lab/README.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def lab(
 
 
 # Scenario 25
-def test_of_a_trimmed_log_the_remaining_outputs_and_notices_are_shown(
+def test_the_remaining_outputs_of_a_trimmed_log_are_shown_with_notices(
     start_gateway: Callable[..., Gateway],
     make_home: Callable[[str], Path],
     lab_extension: Path,
@@ -91,7 +91,7 @@ def test_of_a_trimmed_log_the_remaining_outputs_and_notices_are_shown(
                 shown.append(None)
             else:
                 shown.append(int(re.sub(r"\D", "", output["data"]["text/plain"])))
-        # A notice (None) is where outputs are missing, and nowhere else.
+        # There is a notice (None) wherever outputs are missing, and nowhere else.
         for before, after in itertools.pairwise([-1, *shown, count]):
             assert before is None or after is None or after == before + 1, shown
     finally:
@@ -123,7 +123,7 @@ def test_a_cell_goes_on_after_the_gateway_was_killed(
 
 
 # Scenario 31
-def test_a_replay_that_is_cut_twenty_times_is_whole(
+def test_a_replay_that_is_cut_twenty_times_is_complete(
     lab: Lab,
     page: Page,
     gateway: Gateway,
@@ -155,7 +155,7 @@ def test_a_replay_that_is_cut_twenty_times_is_whole(
     cells = [lines, *[[f"cell {i} line {n}\n" for n in range(50)] for i in range(1, 40)], ["waits\n", "goes on\n"]]
     expected = [["".join(cell)] for cell in cells]
     # The gateway repeats a replay that may not have arrived, so a cell may be filled a second time.
-    eventually(lambda: texts() == expected, "all cells are whole")
+    eventually(lambda: texts() == expected, "all cells are complete")
     for index in range(41):
         expect(notebook.prompt(index)).to_have_text(f"[{index + 1}]:")
 
@@ -170,7 +170,7 @@ def test_a_restarted_notebook_server_finds_its_kernels(
     if open_:
         notebook = open_page(page, lab, name)
         expect_running(notebook, 0)
-        # JupyterLab says that the server is gone, maybe several times, and may close such a dialog itself at any time.
+        # JupyterLab reports the lost server in a dialog, possibly several times, and may close the dialog at any time.
         close_button = ".jp-Dialog button.jp-mod-reject"
         page.add_locator_handler(
             page.locator(close_button).first,
@@ -241,7 +241,7 @@ def test_without_a_server_extension_or_a_gateway_nothing_changes(
 
 
 # Jupyter Kernel Gateway loses a kernel's first messages at times, and JupyterLab then waits for them before it runs a
-# cell. So nothing here depends on the kernel.
+# cell. So this test does not depend on the kernel.
 def test_with_another_gateway_nothing_is_sent(make_home: Callable[[str], Path], lab_extension: Path, page: Page) -> None:
     gateway = Gateway(make_home("gw-other"), peer="kernel-gateway").start()
     lab = Lab(make_home("lab-other"), gateway.url.rstrip("/"), gateway.token, extension=lab_extension)

@@ -1,6 +1,6 @@
-"""kernelmux-lab with kernels in pods: slow and failed starts, death for lack of memory, and Kubeflow.
+"""kernelmux-lab with kernels in pods: slow and failed starts, kernels that run out of memory, and Kubeflow.
 
-The numbers are those of the scenarios in clients/lab/README.md.
+The numbers of the scenarios refer to clients/lab/README.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import requests
 from conftest import skip_or_fail
 from harness.cluster import why_no_cluster, why_no_dev_cluster
 from harness.gateway import Gateway
-from harness.kubeflow import culled_kernel_leaves_its_outputs, kubeflow_lab, notebook_comes_back_after_restart
+from harness.kubeflow import culled_kernel_leaves_its_outputs, kubeflow_lab, notebook_is_restored
 from harness.lab import LAB_TOKEN, Lab, Notebook
 from harness.pods import KernelNamespace, PodSteps, kernel_namespace
 from harness.restoring import expect_lines, open_page, run_and_close, wait_ended
@@ -25,7 +25,7 @@ from playwright.sync_api import Locator, Page, expect
 
 pytestmark = pytest.mark.kubernetes
 
-# Long enough for the page to run the cells before.
+# Long enough for the page to run the cells before the kernel is culled.
 IDLE_SECONDS = 20
 QUOTA = "16Gi"
 # Keeps a pod in each step of its start until the test ends that step.
@@ -70,7 +70,7 @@ def gateway(built: None, namespace: KernelNamespace, make_home: Callable[[str], 
 
 @pytest.fixture(scope="module")
 def lab(gateway: Gateway, make_home: Callable[[str], Path], lab_extension: Path) -> Iterator[Lab]:
-    # jupyter_server gives up on a start after this time.
+    # jupyter_server's timeout for a start.
     patience = {"JUPYTER_GATEWAY_REQUEST_TIMEOUT": "150"}
     lab = Lab(make_home("lab"), gateway.url, gateway.token, extension=lab_extension, **patience)
     yield lab
@@ -83,7 +83,7 @@ def steps(namespace: KernelNamespace) -> PodSteps:
 
 
 def open_starting(lab: Lab, page: Page, name: str, kernel: str) -> tuple[Notebook, Locator]:
-    """Opens a notebook whose kernel takes long, or does not start, and returns it and its kernel's status."""
+    """Opens a notebook whose kernel starts slowly or not at all. Returns it and its kernel's status."""
     lab.write_notebook(name, ["6 * 7"], kernel=kernel)
     notebook = Notebook(page, lab, name)
     page.goto(notebook.address)
@@ -139,7 +139,7 @@ def test_the_steps_of_a_slow_start_are_shown(lab: Lab, page: Page, namespace: Ke
 
 
 class HeldRegistry(socketserver.ThreadingTCPServer):
-    """A registry for images that accepts connections, and closes them when the test releases it."""
+    """An image registry that accepts connections, and closes them when the test releases them."""
 
     daemon_threads = True
 
@@ -168,7 +168,7 @@ def registry(namespace: KernelNamespace) -> Iterator[HeldRegistry]:
 
 
 # Scenario 36
-def test_a_pull_and_why_it_failed_are_shown(
+def test_an_image_pull_and_its_failure_are_shown(
     lab: Lab, page: Page, namespace: KernelNamespace, registry: HeldRegistry
 ) -> None:
     namespace.install("unpullable", pod_settings={"image": registry.image})
@@ -204,8 +204,8 @@ def kubeflow(gateway: Gateway, make_home: Callable[[str], Path], lab_wheel: Path
 
 
 # Scenario 42
-def test_a_notebook_comes_back_on_kubeflow(kubeflow: Lab, page: Page, steps: PodSteps) -> None:
-    notebook_comes_back_after_restart(kubeflow, page, steps)
+def test_a_notebook_is_restored_on_kubeflow(kubeflow: Lab, page: Page, steps: PodSteps) -> None:
+    notebook_is_restored(kubeflow, page, steps)
 
 
 # Scenario 42

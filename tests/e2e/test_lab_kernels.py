@@ -1,6 +1,6 @@
-"""What kernelmux-lab shows of kernels: why they ended, where they run, and cells that the gateway runs.
+"""What kernelmux-lab shows about kernels: why they ended, where they run, and cells that the gateway runs.
 
-The numbers are those of the scenarios in clients/lab/README.md.
+The numbers of the scenarios refer to clients/lab/README.md.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness.gateway import Gateway
-from harness.kubeflow import IDLE_SECONDS, culled_kernel_leaves_its_outputs, kubeflow_lab, notebook_comes_back_after_restart
+from harness.kubeflow import IDLE_SECONDS, culled_kernel_leaves_its_outputs, kubeflow_lab, notebook_is_restored
 from harness.lab import Lab
 from harness.restoring import Steps
 from playwright.sync_api import Page
@@ -29,10 +29,10 @@ def start_lab(make_home: Callable[[str], Path], lab_wheel: Path) -> Iterator[Cal
         lab.close()
 
 
-def test_a_notebook_comes_back(
+def test_a_notebook_is_restored(
     start_lab: Callable[[Gateway], Lab], gateway: Gateway, page: Page, steps: Steps
 ) -> None:
-    notebook_comes_back_after_restart(start_lab(gateway), page, steps)
+    notebook_is_restored(start_lab(gateway), page, steps)
 
 
 def test_a_culled_kernel_leaves_its_outputs(

@@ -69,12 +69,12 @@ def test_one_request_lists_executions_with_outputs_newer_than_the_file(lab: Lab,
         return dict(execution)
 
     assert ended()["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "42\n"}]
-    # After a save the document has them.
+    # Once the document is saved, it contains the outputs.
     lab.write_notebook("ended", ["print(6 * 7)"])
     assert "outputs" not in ended()
 
 
-def test_kernels_of_others_do_not_exist(lab: Lab, gateway: Gateway) -> None:
+def test_kernels_of_other_clients_are_not_found(lab: Lab, gateway: Gateway) -> None:
     with gateway.kernel() as foreign:
         msg_id = run(gateway, foreign, "6 * 7")["msg_id"]
         for path in ("", "/executions", f"/executions/{msg_id}"):
@@ -101,7 +101,7 @@ def test_other_requests_are_not_passed_on(
     lab: Lab, gateway: Gateway, kernel_id: str, method: str, path: str, status: int
 ) -> None:
     request = requests.Request(method, lab.url, headers={"Authorization": f"token {LAB_TOKEN}"}).prepare()
-    # Set afterwards, because the address would be simplified.
+    # Set after `prepare`, which would simplify the address.
     request.url = f"{lab.url}/kernelmux/api/kernels/{kernel_id}{path}"
     with requests.Session() as session:
         assert session.send(request, timeout=60).status_code == status
@@ -151,13 +151,13 @@ def test_without_kernelmux_the_addresses_do_not_exist(
         lab.close()
 
 
-def test_the_file_of_kernels_is_for_the_user_only(lab: Lab, kernel_id: str) -> None:
+def test_only_the_user_can_read_the_file_of_kernels(lab: Lab, kernel_id: str) -> None:
     [path] = (lab.home / "data" / "kernelmux-lab").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     assert kernel_id in json.loads(path.read_text())["kernels"]
 
 
-def test_the_gateways_token_is_in_no_answer(lab: Lab, gateway: Gateway, kernel_id: str) -> None:
+def test_no_response_contains_the_gateways_token(lab: Lab, gateway: Gateway, kernel_id: str) -> None:
     assert gateway.token is not None
     for path in (f"api/kernels/{kernel_id}", f"api/kernels/{kernel_id}/executions", f"api/kernels/{uuid.uuid4()}"):
         response = ask(lab, "GET", f"kernelmux/{path}")

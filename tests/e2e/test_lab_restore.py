@@ -1,6 +1,6 @@
-"""A notebook whose page is closed while cells run comes back with kernelmux-lab.
+"""kernelmux-lab restores a notebook whose page was closed while cells ran.
 
-The numbers are those of the scenarios in clients/lab/README.md.
+The numbers of the scenarios refer to clients/lab/README.md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_a_cell_goes_on_in_a_reopened_tab(lab: Lab, page: Page, steps: Steps, sa
 
 # Scenario 2
 @pytest.mark.parametrize("save", [False, True], ids=["never saved", "saved while it ran"])
-def test_a_cell_that_ended_while_the_tab_was_closed_is_whole(
+def test_a_cell_that_ended_while_the_tab_was_closed_is_complete(
     lab: Lab, page: Page, gateway: Gateway, steps: Steps, save: bool
 ) -> None:
     closed = run_and_close(lab, page, f"ended-{save}", [steps.lines(3)], steps, save=save)
@@ -59,12 +59,12 @@ def test_a_cell_that_ended_while_the_tab_was_closed_is_whole(
     wait_ended(gateway, closed)
     notebook = open_page(page, lab, f"ended-{save}")
     expect_whole(notebook, 0, 1)
-    # The document no longer says that the cell is unfinished.
+    # The document no longer marks the cell as unfinished.
     assert "kernelmux" not in notebook.metadata(0)
     assert steps.ran() == 1
 
 
-def test_what_a_thread_prints_after_its_cell_is_shown(lab: Lab, page: Page, gateway: Gateway, steps: Steps) -> None:
+def test_output_of_a_thread_after_its_cell_ended_is_shown(lab: Lab, page: Page, gateway: Gateway, steps: Steps) -> None:
     code = (
         "import threading\n"
         "kernel = get_ipython().kernel\n"
@@ -148,7 +148,7 @@ def test_a_widget_progress_bar_moves_on(lab: Lab, page: Page, steps: Steps) -> N
     run_and_close(lab, page, "tqdm-notebook", [steps.code(train), code], steps, at="middle", run=[0, 1])
     notebook = open_page(page, lab, "tqdm-notebook")
     expect_running(notebook, 1)
-    # The kernel is busy, so it cannot be asked for the widgets.
+    # The kernel is busy, so the page cannot request the widgets from it.
     expect(notebook.cell(1)).to_contain_text("30/100")
     bar = notebook.cell(1).locator("[role=progressbar], .progress, progress")
     expect(bar.first).to_be_visible()
@@ -196,7 +196,7 @@ def test_a_slider_has_its_value_and_reaches_the_kernel(lab: Lab, page: Page, ste
 def test_a_display_is_updated_by_its_own_and_by_later_cells(
     lab: Lab, page: Page, gateway: Gateway, steps: Steps, closed: bool
 ) -> None:
-    """Cells update a display before, and while or after, the page is closed."""
+    """Cells update a display before the page is closed, and again while it is closed or after it is reopened."""
     name = f"display-{closed}"
     first = "shown = display('display: first', display_id=True)\nshown.update('display: second')"
     later = "shown.update('display: third')\ngate('middle')\nshown.update('display: fourth')"
@@ -238,7 +238,7 @@ def test_only_the_last_of_replaced_plots_is_shown(lab: Lab, page: Page, steps: S
 
 # Scenario 10
 @pytest.mark.parametrize("ask", ["input('Who? ')", "__import__('getpass').getpass('Who? ')"], ids=["input", "getpass"])
-def test_an_open_question_is_asked_again(
+def test_an_open_input_prompt_is_shown_again(
     lab: Lab, page: Page, gateway: Gateway, steps: Steps, ask: str
 ) -> None:
     name = f"question-{'getpass' in ask}"
@@ -260,7 +260,7 @@ def test_an_open_question_is_asked_again(
 
 
 # Scenario 11
-def test_a_question_answered_in_another_tab_disappears(lab: Lab, page: Page, steps: Steps) -> None:
+def test_an_input_prompt_answered_in_another_tab_disappears(lab: Lab, page: Page, steps: Steps) -> None:
     other = lab.open(
         page.context.new_page(), "two-tabs", ["name = input('Who? ')\nprint('Hello', name)", "print('next', name)"]
     )
@@ -297,7 +297,7 @@ def test_queued_cells_wait_and_end_after_a_failure(lab: Lab, page: Page, steps: 
 
 
 # Scenario 13
-def test_all_cells_that_ran_while_the_tab_was_closed_are_whole(
+def test_all_cells_that_ran_while_the_tab_was_closed_are_complete(
     lab: Lab, page: Page, gateway: Gateway, steps: Steps
 ) -> None:
     cells = [steps.lines(3), *[f"for n in range(20):\n    print('cell {i}', n)\n{i}" for i in range(1, 6)]]
@@ -352,7 +352,7 @@ def test_outputs_of_an_untrusted_file_stay_untrusted(lab: Lab, page: Page) -> No
 
 
 # Scenario 24
-def test_many_cells_with_many_lines_are_whole(lab: Lab, page: Page, gateway: Gateway, steps: Steps) -> None:
+def test_many_cells_with_many_lines_are_complete(lab: Lab, page: Page, gateway: Gateway, steps: Steps) -> None:
     cells = [
         steps.code("gate('middle')"),
         *[f"for n in range(34):\n    print('cell {i} line', n)" for i in range(1, 300)],

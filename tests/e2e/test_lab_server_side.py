@@ -1,4 +1,4 @@
-"""kernelmux-lab beside extensions that run cells on the notebook server: it leaves notebooks to them (scenario 34)."""
+"""kernelmux-lab with extensions that run cells on the notebook server. It turns itself off (scenario 34)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_extension_turns_itself_off(
     page.evaluate("() => window.jupyterapp.restored")
     plugins = page.evaluate("() => window.jupyterapp.listPlugins()")
     assert any(ENVIRONMENTS[environment] in plugin for plugin in plugins)
-    # It would run, because the notebook server has its gateway.
+    # The extension would otherwise be active, because the notebook server uses a kernelmux gateway.
     config = page.evaluate("() => JSON.parse(document.querySelector('#jupyter-config-data').textContent)")
     assert config["kernelmux"] is True
     assert "@kernelmux/lab:plugin" in plugins
@@ -58,7 +58,7 @@ def test_the_extension_turns_itself_off(
     assert not [url for url in sent if re.search("/kernelmux/(?!lab/static/)", url)]
 
 
-def test_outputs_are_not_doubled(start_lab: Callable[[Gateway | None], Lab], page: Page) -> None:
+def test_outputs_are_not_duplicated(start_lab: Callable[[Gateway | None], Lab], page: Page) -> None:
     notebook = start_lab(None).open(page, "doubled", ["for n in range(30):\n    print(f'line {n};')"])
     notebook.run(0)
     notebook.wait_text(0, "line 29;")

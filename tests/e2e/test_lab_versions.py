@@ -1,6 +1,6 @@
 """kernelmux-lab in the oldest and the newest supported JupyterLab and Notebook, and together with other extensions.
 
-The numbers are those of the scenarios in clients/lab/README.md.
+The numbers of the scenarios refer to clients/lab/README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ for step in tqdm(range(100), mininterval=0):
     if step == 30:
         gate('middle')
 """
-# test_lab_collaboration.py tests it.
+# Disabled in these tests. test_lab_collaboration.py tests them.
 COLLABORATION = ("@jupyter/collaboration-extension", "@jupyter/docprovider-extension")
 
 
@@ -65,7 +65,7 @@ def test_a_cell_goes_on_in_a_reopened_page(lab: Lab, page: Page, steps: Steps) -
     notebook.wait_text(1, "next 42")
 
 
-def test_a_widget_and_a_question_come_back(lab: Lab, page: Page, steps: Steps) -> None:
+def test_a_widget_and_an_input_prompt_are_restored(lab: Lab, page: Page, steps: Steps) -> None:
     cells = [steps.code(WIDGET_BAR), "name = input('Who? ')\nprint('Hello', name)"]
     run_and_close(lab, page, "widget", cells, steps, at="middle", run=[0, 1])
     notebook = open_page(page, lab, "widget")

@@ -27,7 +27,7 @@ from harness.restoring import Steps, close, expect_lines, expect_running, expect
 from harness.waiting import eventually
 from playwright.sync_api import Page
 
-pytestmark = pytest.mark.skipif(PEER != "kernelmux", reason="it is kernelmux that is installed")
+pytestmark = pytest.mark.skipif(PEER != "kernelmux", reason="the wheels contain kernelmux")
 
 BOUNDED_LOG = REPO / "clients" / "kernelmux" / "kernelmux" / "bounded_log.py"
 
@@ -57,7 +57,7 @@ def test_the_wheel_has_the_program_and_its_platform(command: Path) -> None:
     assert (program.external_attr >> 16) & 0o111 == 0o111
 
 
-def test_notebooks_come_back_after_the_terminal_was_closed(laptop: Laptop) -> None:
+def test_notebooks_are_restored_after_the_terminal_was_closed(laptop: Laptop) -> None:
     terminal, inner = os.openpty()
     lab = laptop.lab(terminal=Path(os.ttyname(inner)))
     os.close(inner)
@@ -86,11 +86,11 @@ def test_notebooks_come_back_after_the_terminal_was_closed(laptop: Laptop) -> No
         assert laptop.gateway_pid == gateway_pid and alive(gateway_pid) and alive(kernel_pid)
 
 
-# What the tests need of the page.
+# JupyterLab settings that tests with a page need.
 PAGE = ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url="]
 
 
-def test_a_running_cell_comes_back_in_the_page_after_the_terminal_was_closed(
+def test_a_running_cell_is_restored_in_the_page_after_the_terminal_was_closed(
     laptop: Laptop, page: Page, steps: Steps
 ) -> None:
     book = notebook(steps.lines(3), "print('next', 6 * 7)")
@@ -120,7 +120,7 @@ def test_a_running_cell_comes_back_in_the_page_after_the_terminal_was_closed(
     again.wait_text(1, "next 42")
 
 
-def test_two_at_once_share_one_gateway(laptop: Laptop) -> None:
+def test_two_jupyterlabs_share_one_gateway(laptop: Laptop) -> None:
     processes = [laptop.start_lab() for _ in range(2)]
     first, second = (RunningLab(process) for process in processes)
     kernel_id = first.open_notebook("shared.ipynb")
@@ -128,7 +128,7 @@ def test_two_at_once_share_one_gateway(laptop: Laptop) -> None:
     assert len(laptop.gateway_pids()) == 1
     assert "running JupyterLabs: 2" in laptop.run("status").stdout
     first.process.stop(signal.SIGTERM, 120)
-    # The gateway of the second one has not ended with the first.
+    # The gateway still serves the second JupyterLab after the first one has ended.
     other = second.open_notebook("other.ipynb")
     assert sorted(laptop.kernels()) == sorted([kernel_id, other])
 
@@ -186,7 +186,7 @@ class Impostor(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_program_at_the_gateways_old_port_is_not_taken_for_it(laptop: Laptop) -> None:
+def test_a_program_at_the_gateways_old_port_is_not_mistaken_for_the_gateway(laptop: Laptop) -> None:
     laptop.start_gateway()
     kernel_id = laptop.start_kernel()
     before = laptop.state
@@ -225,13 +225,13 @@ def test_stop_lists_the_kernels_and_ends_everything(laptop: Laptop) -> None:
     assert lab.process.wait(30) == 0
     laptop.wait_no_process()
     assert not (laptop.data_dir / "laptop" / "token").exists()
-    assert laptop.run("stop").stdout == "Nothing runs.\n"
+    assert laptop.run("stop").stdout == "Nothing is running.\n"
     assert laptop.run("status").returncode == 1
 
 
 @pytest.fixture(scope="module")
 def running(command: Path, make_home: Callable[[str], Path]) -> Iterator[tuple[Laptop, RunningLab, str]]:
-    """A laptop, its JupyterLab, which logs as much as it can, and a kernel, for tests that change none of them."""
+    """A laptop, its JupyterLab with debug logging, and a kernel, for tests that change none of them."""
     laptop = Laptop(command, make_home("laptop"))
     laptop.environment["OF_THE_USER"] = "passed on"
     lab = laptop.lab("--debug")
@@ -271,9 +271,9 @@ def test_kernels_have_the_installed_python_and_the_users_environment(running: tu
     assert lab.run(kernel_id, code).strip().split("|") == expected
 
 
-def test_a_gateway_that_was_started_otherwise_is_reported(running: tuple[Laptop, RunningLab, str]) -> None:
+def test_a_gateway_that_was_started_in_another_way_is_reported(running: tuple[Laptop, RunningLab, str]) -> None:
     laptop, _, _ = running
-    # As if this gateway had been started after the one of the state file ended.
+    # Simulates that this gateway was started after the gateway in the state file had ended.
     state = laptop.data_dir / "laptop" / "gateway.json"
     text, pid = state.read_text(), laptop.gateway_pid
     state.write_text(text.replace(f'"pid": {pid}', '"pid": 1'))
@@ -294,7 +294,7 @@ def test_the_gateways_program_can_be_run(laptop: Laptop) -> None:
     assert failed.returncode == 2 and "--no-such-flag" in failed.stderr
 
 
-def test_a_gateway_that_does_not_start_says_why(laptop: Laptop) -> None:
+def test_the_cause_of_a_failed_start_of_the_gateway_is_reported(laptop: Laptop) -> None:
     laptop.environment["KERNELMUX_LOG"] = "not=a=filter"
     failed = laptop.run("lab", "--no-browser", "--allow-root")
     assert failed.returncode == 1
@@ -314,7 +314,7 @@ def test_the_log_has_a_bounded_size(tmp_path: Path) -> None:
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
-def test_a_log_that_cannot_be_written_stops_no_gateway(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_does_not_block_the_gateway(tmp_path: Path) -> None:
     written = subprocess.run(
         [sys.executable, BOUNDED_LOG, tmp_path / "missing" / "gateway.log", "1000"], input="x" * 1_000_000, text=True
     )

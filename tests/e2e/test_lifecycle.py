@@ -121,7 +121,7 @@ def test_kernels_that_ended_while_the_gateway_was_down(start_gateway: Start, age
         model = gateway.model(kernel_id)
         assert model is None or model["execution_state"] == "dead", model
         return
-    # Its agent still runs, so the kernel is restarted as if the gateway had seen it end.
+    # The kernel's agent still runs, so the gateway restarts the kernel.
     with gateway.socket(kernel_id) as client:
         assert python_pid(client) != pid
     log = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false").text
@@ -325,7 +325,7 @@ def test_an_input_reply_reaches_a_kernel_with_a_full_shell_queue(gateway: Gatewa
             assert "'Ann'" in text_of(client.finish(msg_id))
 
 
-# ipykernel sends no reply to an execution in a subshell that is deleted meanwhile.
+# ipykernel sends no reply to an execution in a subshell that is deleted while the execution runs.
 @pytest.mark.parametrize("agent", ["off", "auto"])
 def test_an_execution_in_a_deleted_subshell_is_lost(start_gateway: Start, tmp_path: Path, agent: str) -> None:
     gateway = start_gateway("--agent", agent)

@@ -1,4 +1,4 @@
-"""The page that a share's link opens, in Chromium: what it shows, how it follows, and hostile outputs."""
+"""The page of a share link in Chromium: its contents, its live updates, and hostile outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.gateway import Gateway
 from harness.waiting import eventually
 from playwright.sync_api import Page, Request, expect
 
-# Sets a mark if it runs as a script, wherever it runs, and asks another host for something.
+# Sets a mark if it runs as a script, in the page or in a frame.
 MARK = "window.top.hacked = 1; window.hacked = 1; alert(1)"
 ELSEWHERE = "http://attacker.invalid/"
 HOSTILE_HTML = f"""
@@ -47,7 +47,7 @@ def open_share(gateway: Gateway, page: Page, kernel: str, **body: Any) -> dict[s
     return made
 
 
-def test_outputs_are_shown_and_follow(gateway: Gateway, page: Page) -> None:
+def test_outputs_are_shown_and_updated(gateway: Gateway, page: Page) -> None:
     page.set_viewport_size({"width": 380, "height": 700})
     with gateway.kernel() as kernel:
         shown = """
@@ -119,20 +119,20 @@ raise type({HOSTILE_TEXT!r}, (Exception,), {{}})({HOSTILE_TEXT!r})
         expect(frame.get_by_text("the end of the HTML")).to_be_visible()
         frame.locator("#link").click()
         expect(cell.locator(".code")).to_contain_text(HOSTILE_TEXT)
-        # A later cell shows that the page still works, after everything above had its chance.
+        # A later cell shows that the page still works, after all outputs above could run and load.
         run(gateway, kernel, "print('later')", "later")
         expect(page.locator(".cell").nth(1)).to_contain_text("later")
-        # Frames without scripts cannot be asked; a script in one would have marked this window.
+        # Frames without scripts cannot be inspected. A script in a frame would have marked this window.
         assert page.evaluate("window.hacked") is None
         assert dialogs == []
-        # Chromium reports what the policy forbids as a request, and then as one that it did not send.
+        # For a request that the policy forbids, Chromium reports a request, and then that it was not sent.
         blocked = {request.url for request in failed if request.failure == "csp"}
         assert {url for url in requested if "attacker" in url} <= blocked
         assert page.locator("#cells script, #cells object, #cells embed").count() == 0
         assert page.url.startswith(gateway.url)
 
 
-def test_the_page_comes_back_by_itself_and_ends_with_its_link(gateway: Gateway, start_gateway: Any, page: Page) -> None:
+def test_the_page_reconnects_and_ends_with_its_link(gateway: Gateway, start_gateway: Any, page: Page) -> None:
     own = start_gateway()
     with own.kernel() as kernel:
         run(own, kernel, "print('one')", "a")
@@ -152,7 +152,7 @@ def test_the_page_comes_back_by_itself_and_ends_with_its_link(gateway: Gateway, 
 
 
 @pytest.mark.parametrize("wrong", ["x", "0" * 64])
-def test_a_wrong_link_says_so(gateway: Gateway, page: Page, wrong: str) -> None:
+def test_a_wrong_link_is_refused(gateway: Gateway, page: Page, wrong: str) -> None:
     answer = page.goto(f"{gateway.url}live/{wrong}")
     assert answer is not None and answer.status == 403
     expect(page.locator("h1")).to_have_text("This link does not work")

@@ -160,7 +160,7 @@ def test_a_damaged_log_is_reported_and_other_kernels_are_unaffected(home: Path) 
         segments = sorted((gateway.data_dir / "logs" / damaged).glob("*.log"))
         overwrite(segments, lambda size: range(50_000, size, 100_000))
         gateway.start()
-        # Its blocks are missing, and it is continued.
+        # The damaged blocks are missing, and the log continues.
         assert texts(run_to_end(gateway, damaged, "print('continues')")) == ["continues"]
         assert "something else" not in gateway.rest("GET", f"api/kernels/{damaged}/log?follow=false").text
         reports = [line for line in gateway.output.splitlines() if "a part of the log is damaged" in line]
@@ -213,7 +213,7 @@ def test_quotas_drop_the_logs_of_ended_kernels_and_trim_those_of_running_ones(
     assert logs().keys() == {of_ada, of_bob, running}
     print_mebibytes(running, 13)
     wait_for({of_bob, running})
-    # A running kernel loses its oldest output, and says so.
+    # The log of a running kernel loses its oldest entries, and requests for them are refused.
     print_mebibytes(running, 15)
     eventually(
         lambda: logs()[running]["earliest"] > 1 and logs()[running]["bytes"] <= 30 << 20, "the largest log is trimmed", 60

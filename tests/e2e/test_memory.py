@@ -82,7 +82,7 @@ def test_answers_with_large_outputs_use_bounded_memory(start_gateway: Callable[.
     for answer in answers:
         (output,) = answer.json()["outputs"]
         assert len(output["text"]) == PRINTED
-    # Each answer holds the text and a copy from which it is written. At most two are folded at a time.
+    # Each answer holds the text and a copy from which it is written. At most two are built from the log at a time.
     assert grown < (6 * 2 + 2 * 2) * PRINTED // MIB, f"{grown} MiB"
 
 
@@ -117,10 +117,10 @@ def test_kernels_that_have_ended_take_no_memory_and_little_space(
 
 
 def disk_kib(folder: Path) -> int:
-    """What a folder occupies on the disk, in KiB."""
+    """The disk space that a folder occupies, in KiB."""
     blocks = 0
     for path in folder.rglob("*"):
-        # Files of kernels that have just ended may go meanwhile.
+        # Files of kernels that have just ended may be removed during this loop.
         with suppress(FileNotFoundError):
             blocks += path.lstat().st_blocks
     return blocks // 2

@@ -1,4 +1,4 @@
-"""Lenient requests that jupyter_server and Enterprise Gateway accept."""
+"""Requests that deviate from the specification, and that jupyter_server and Enterprise Gateway accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An unmodified JupyterLab loses no output when a connection is lost: each cell ends as if nothing had happened.
+"""An unmodified JupyterLab loses no output when a connection is lost: each cell ends with its complete output.
 
 browser - (proxy) - jupyter_server - (proxy) - gateway - kernel. The tests compare an interrupted cell with the same
 code run undisturbed in the same notebook, and with the gateway's record of the execution.
@@ -24,7 +24,7 @@ from harness.proxy import Proxy
 from harness.waiting import eventually
 from playwright.sync_api import Browser, Page, expect
 
-# Shows that the cell waits at a gate. The test decides when it continues, not a clock.
+# Prints and creates a file to show that the cell waits at a gate, and waits until the test opens the gate.
 GATE = """
 import pathlib, sys, time
 def gate(name):
@@ -221,8 +221,8 @@ def test_a_cell_is_complete_after_lost_connections(
 def test_a_reconnected_browser_keeps_its_session(
     lab: Lab, page: Page, gateway: Gateway, browser_proxy: Proxy, tmp_path: Path
 ) -> None:
-    # jupyter_server keeps the vanished browser's connection for 90 s, and reconnects it to the gateway whenever it is
-    # closed. The old and the new connection must not take the session from each other.
+    # jupyter_server keeps its gateway connection for the lost browser for 90 s, and reopens it whenever the gateway
+    # closes it. The old and the new connection must not keep replacing each other.
     code = gated(tmp_path, PROGRESS)
     notebook = open_through(browser_proxy, lab, page, "came-back", [code, code, "6 * 7"])
     kernel_id = notebook.kernel_id()
@@ -528,7 +528,7 @@ def test_cells_that_end_without_a_gateway(
 def cells_end_without_a_gateway(gateway: Gateway, lab: Lab, page: Page, tmp_path: Path, complete: bool) -> None:
     code = gated(tmp_path, "print('before', flush=True)\ngate('cut')\nprint('after')")
     marks = f"import pathlib\npathlib.Path({str(tmp_path)!r}, 'second').touch()"
-    notebook = lab.open(page, "ended-unheard", [code, marks, "print('next', 6 * 7)"])
+    notebook = lab.open(page, "ended-without-gateway", [code, marks, "print('next', 6 * 7)"])
     kernel_id = notebook.kernel_id()
     notebook.start(0)
     notebook.wait_text(0, "[at cut]")

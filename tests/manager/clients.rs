@@ -1,4 +1,4 @@
-//! What attached clients receive, also after a reconnect.
+//! What attached clients receive, including after a reconnect.
 
 use kernelmux::protocol::{Channel, WireMessage};
 use kernelmux::{AtClose, ExecutionState, ManagerOptions, StartRequest};

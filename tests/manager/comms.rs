@@ -1,4 +1,4 @@
-//! Widgets of a real kernel: their state is in the log, for a page that is opened while the kernel is busy.
+//! Widgets of a real kernel. The log has their state for pages that are opened while the kernel is busy.
 
 use kernelmux::protocol::Channel;
 use kernelmux::protocol::content::{CommInfoRequest, ExecuteRequest, KernelInfoRequest};
@@ -34,7 +34,7 @@ fn ids_and_values(comms: &[kernelmux::Comm]) -> Value {
     listed.collect()
 }
 
-/// The `comm_open`s that a request to follow the execution puts before its replay: ids, data and buffers.
+/// Follows the execution, and returns the `comm_open`s before the replay: ids and data, and the number of buffers.
 async fn opened(kernel: &Arc<Kernel>, msg_id: &str) -> Vec<(Value, usize)> {
     let metadata = json!({"follow": true, "comms": true});
     let mut request = Message::new(ExecuteRequest::new(""), "page")
@@ -58,7 +58,7 @@ async fn opened(kernel: &Arc<Kernel>, msg_id: &str) -> Vec<(Value, usize)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn widgets_are_known_while_the_kernel_is_busy_and_to_the_next_manager() {
+async fn widget_state_is_available_while_the_kernel_is_busy_and_to_the_next_manager() {
     let Some(test_folder) = TestFolder::new() else { return };
     let mut manager = test_folder.manager(ManagerOptions::default()).await;
     let mut kernel = within_deadline(manager.start(StartRequest::new("python3")))
@@ -91,7 +91,7 @@ async fn widgets_are_known_while_the_kernel_is_busy_and_to_the_next_manager() {
         let expected = [(json!(["slider", slider]), 1), (json!(["box", children]), 0)];
         assert_eq!(opened(&kernel, &msg_id).await, expected);
 
-        // The busy kernel's abilities and comms.
+        // These requests are answered from the log while the kernel is busy.
         let client = kernel.attach("page").client();
         for (request, reply_type) in [
             (Message::new(KernelInfoRequest::default(), "page"), "kernel_info_reply"),
@@ -120,7 +120,7 @@ async fn widgets_are_known_while_the_kernel_is_busy_and_to_the_next_manager() {
         assert_eq!(within_deadline(manager.restore()).await, 1);
         kernel = manager.get(id).unwrap();
     }
-    // They end with the process.
+    // The comms end with the kernel's process.
     within_deadline(kernel.restart()).await.unwrap();
     assert!(within_deadline(kernel.comms()).await.unwrap().is_empty());
     let client = kernel.attach("page").client();

@@ -1,4 +1,4 @@
-//! What is particular to ipykernel: its arguments, its startup code, and output without loss.
+//! Support for ipykernel: its arguments, its startup code, and output without loss.
 
 use kernelmux::log::Seq;
 use kernelmux::{AtClose, ManagerOptions, StartRequest};
@@ -19,7 +19,7 @@ async fn a_flood_of_ten_times_the_kernels_queue_loses_nothing() {
     let text = run(&kernel, "for i in range(10_000): print(i, flush=True)").await;
     let expected: String = (0..10_000).map(|i| format!("{i}\n")).collect();
     assert!(text == expected, "{} of {} bytes arrived", text.len(), expected.len());
-    // The setup request behind this leaves no trace in the user's namespace and history.
+    // The setup request that prevents the loss leaves no trace in the user's namespace and history.
     assert_eq!(
         run(&kernel, "print([name for name in dir() if name[0] != '_'], In)").await,
         "['In', 'Out', 'exit', 'get_ipython', 'i', 'open', 'quit'] ['', 'for i in range(10_000): print(i, flush=True)', \"print([name for name in dir() if name[0] != '_'], In)\"]\n"
@@ -156,7 +156,7 @@ async fn waiting_for_the_subscriber_leaves_no_trace_in_the_kernel() {
         let kernel = within_deadline(manager.start(StartRequest::new(spec))).await.unwrap();
         seen.push(run(&kernel, look).await);
         kernel.log().flushed().await;
-        // The log, and so what clients receive, does not contain the setup request.
+        // The log does not contain the setup request, so clients do not receive it.
         let mut reader = kernel.log().reader(Seq(0));
         let mut last = Seq(0);
         while last < kernel.log().head() {

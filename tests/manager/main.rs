@@ -1,4 +1,4 @@
-//! The manager with real Python kernels: their lifecycle, and what clients observe of it.
+//! The manager with real Python kernels: their lifecycle, and the messages that clients receive.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod clients;

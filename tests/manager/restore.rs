@@ -130,7 +130,7 @@ async fn closing_releases_the_folders_and_the_next_manager_finds_the_kernel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dropped_manager_kills_its_kernels_only_if_asked_to() {
+async fn a_dropped_manager_kills_its_kernels_only_if_configured_to() {
     for end in [false, true] {
         let Some(folder) = TestFolder::new() else { return };
         let options = ManagerOptions::default().with_end_kernels_on_drop(end);

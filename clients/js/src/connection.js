@@ -54,7 +54,7 @@ export class KernelConnection {
 
   /** @type {Queue<Item> | undefined} */
   #reader;
-  /** Whether `entries()` was ever called. If so, `cursor` is the reader's, not that of the last received entry. */
+  /** Whether `entries()` was ever called. If so, `cursor` is the reader's position, not the last received entry's. */
   #hadReader = false;
   /**
    * The cursor after the last item that the reader took.
@@ -81,7 +81,7 @@ export class KernelConnection {
    */
   constructor(options) {
     const WebSocket = options.WebSocket ?? /** @type {WebSocketClass | undefined} */ (globalThis.WebSocket);
-    if (!WebSocket) throw new TypeError('there is no global WebSocket: pass one, such as that of the package ws');
+    if (!WebSocket) throw new TypeError('there is no global WebSocket: pass a class, such as that of the package ws');
     this.#options = {
       ...options,
       helloMs: options.helloMs ?? 30_000,
@@ -252,7 +252,7 @@ export class KernelConnection {
    * Answers an `input_request` of the kernel, even one caused by another client's code.
    * @param {Entry} question an `input_request`
    * @param {string} value
-   * @returns {{msgId: string, logged: Promise<string>}} as `send()`
+   * @returns {{msgId: string, logged: Promise<string>}} the same as for `send()`
    */
   input(question, value) {
     return this.send('stdin', 'input_reply', { status: 'ok', value }, { parentHeader: question.header });
@@ -338,8 +338,8 @@ export class KernelConnection {
       return new KernelConnectionError('refused', `the gateway refused a message (${code}): ${reason}`);
     }
     if (code === 4001) {
-      // The newer connection may be an abandoned handshake of this client that reached the gateway late. Then no other
-      // client uses the session.
+      // The newer connection may be an abandoned handshake of this client that reached the gateway late. In that case,
+      // no other client uses the session.
       if (Date.now() - this.#lostHandshake < LATE_HANDSHAKE_MS) return undefined;
       return new KernelConnectionError('replaced', 'another connection of the same session replaced this one');
     }

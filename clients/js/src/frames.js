@@ -32,7 +32,7 @@ const decoder = new TextDecoder();
 const encoder = new TextEncoder();
 
 /**
- * `instanceof` fails across realms, as in a test page or a frame.
+ * `instanceof` fails across realms, as in a test page or an iframe.
  * @param {unknown} value
  * @returns {value is ArrayBuffer}
  */
@@ -50,7 +50,7 @@ export class Frame {
   /**
    * @param {ArrayBuffer} bytes
    * @param {string} epoch of the log
-   * @throws {ProtocolError} if they are not an entry
+   * @throws {ProtocolError} if the bytes are not an entry
    */
   constructor(bytes, epoch) {
     if (!isArrayBuffer(bytes) || bytes.byteLength < WORD) {
@@ -122,7 +122,7 @@ function split(bytes, view) {
   if (start !== first) throw new ProtocolError("an entry's first part is at the wrong offset");
   for (let i = 1; i < count; i++) {
     const end = word(view, (2 + i) * WORD);
-    if (end < start || WORD + end > bytes.byteLength) throw new ProtocolError("an entry's parts exceed it");
+    if (end < start || WORD + end > bytes.byteLength) throw new ProtocolError("an entry's parts exceed its length");
     parts.push(new Uint8Array(bytes, WORD + start, end - start));
     start = end;
   }

@@ -5,7 +5,7 @@ import { ProtocolError } from './errors.js';
 export const SUBPROTOCOL = 'v1.resume.kernelmux';
 
 /**
- * The used part of the browsers' WebSocket interface.
+ * The part of the browsers' WebSocket interface that this package uses.
  * @typedef {object} WebSocketLike
  * @property {string} binaryType
  * @property {string} protocol
@@ -21,7 +21,7 @@ export const SUBPROTOCOL = 'v1.resume.kernelmux';
  * @typedef {object} Ended
  * @property {boolean} opened Whether the handshake succeeded.
  * @property {boolean} receivedEntries Whether a frame arrived after the hello.
- * @property {boolean} abandoned Whether this side ended it, so that the gateway may not know yet.
+ * @property {boolean} abandoned Whether this side ended it. The gateway may not know yet.
  * @property {number} code The close code; 1006 if there is none.
  * @property {string} reason
  */
@@ -122,7 +122,7 @@ export class Link {
   #text(data, onNotice) {
     const notice = JSON.parse(data);
     if ((this.#frames === 0) !== (notice?.type === 'hello')) {
-      throw new ProtocolError('the first frame, and only that, must be a hello');
+      throw new ProtocolError('the first frame must be a hello, and no other frame may be one');
     }
     if (typeof notice === 'object' && notice !== null) onNotice(notice);
   }

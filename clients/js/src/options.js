@@ -47,7 +47,7 @@
  * @typedef {object} KernelEvents
  * @property {Hello} hello A connection was established.
  * @property {Gap} gap These entries were dropped from the log, or never recorded.
- * @property {Hello} notRecovered The requested position does not exist (`reason` says why). Discard the state built
+ * @property {Hello} notRecovered The requested position does not exist, for the given `reason`. Discard the state built
  *   from earlier entries: all entries of the log follow.
  * @property {{state: State, reason: string}} state
  */

@@ -1,4 +1,4 @@
-// The position of a client in a log, which determines the valid next frames.
+// A client's position in a log. It determines which frames are valid next.
 
 import { ProtocolError } from './errors.js';
 
@@ -8,9 +8,9 @@ import { ProtocolError } from './errors.js';
  * @property {string} epoch The log's identity.
  * @property {number} earliest The first stored entry; `head` + 1 if there is none.
  * @property {number} head The last entry at the time of the hello.
- * @property {number} from The next frame is about the entry after this one.
- * @property {boolean} recovered Whether that is the requested position.
- * @property {'epoch' | 'earliest' | 'ahead'} [reason] Why it is not.
+ * @property {number} from The client's position: the next frame concerns entry `from` + 1.
+ * @property {boolean} recovered Whether `from` is the requested position.
+ * @property {'epoch' | 'earliest' | 'ahead'} [reason] Why `from` is not the requested position.
  */
 
 /**
@@ -67,7 +67,7 @@ export class Position {
       throw new ProtocolError('the hello has no valid position');
     }
     if (recovered && this.epoch !== undefined && (this.epoch !== epoch || this.seq !== from)) {
-      throw new ProtocolError('the hello says recovered, but not at the requested position');
+      throw new ProtocolError('the hello reports recovered, but another position than the requested one');
     }
     this.epoch = epoch;
     this.seq = from;

@@ -1,4 +1,4 @@
-// Queues of unread entries that share a budget. The connection pauses while it is exceeded.
+// Queues of unread entries that share a budget. The connection pauses while the budget is exceeded.
 
 /** Counts the unread bytes in all queues of a connection. */
 export class Budget {

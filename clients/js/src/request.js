@@ -27,7 +27,7 @@ export class Request {
   #reject = () => {};
 
   /**
-   * The log's head when the message was first sent, after which it will appear; `undefined` until then.
+   * The log's head when the message was first sent; `undefined` before that. The message's entry has a larger number.
    * @type {number | undefined}
    */
   sentAfter;

@@ -196,7 +196,7 @@ test('another client continues at a cursor', () =>
     assertSeqs(await collect(client({ resume: cursor }).entries()), 5, 10);
   }));
 
-test('a new loop continues where the previous one stopped, even if messages arrived meanwhile', () =>
+test('a new loop continues where the previous one stopped, even if messages arrived in between', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 10);
     const kernel = client({ resume: 'start' });

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const binary = process.env.KERNELMUX_GATEWAY;
-/** The reason to skip tests with the real gateway, or false. In CI, a reason is an error. */
+/** The reason to skip tests with the real gateway, or false. In CI, skipping is an error. */
 export const skip = binary ? false : 'KERNELMUX_GATEWAY is not set';
 if (skip && process.env.CI) throw new Error(skip);
 

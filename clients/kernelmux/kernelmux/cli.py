@@ -23,9 +23,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     lab = commands.add_parser(
         "lab",
-        help="start JupyterLab, with the kernels that still run",
-        description="Starts JupyterLab and, if it does not run, the gateway in the background. "
-        "Further arguments are JupyterLab's, such as a folder or --port 9999.",
+        help="start JupyterLab with the kernels that are still running",
+        description="Starts JupyterLab and, if it is not running, the gateway in the background. "
+        "Further arguments are passed to JupyterLab, such as a folder or --port 9999.",
         allow_abbrev=False,
     )
     lab.add_argument("--no-browser", action="store_true", help="do not open a browser")
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "stop", help="end the kernels", description="Lists the kernels, and ends them, the gateway and JupyterLab."
     )
     stop.add_argument("--yes", action="store_true", help="do not ask")
-    # `--help` is the gateway's.
+    # `--help` is passed to the gateway.
     commands.add_parser("gateway", help="run the gateway's program with further arguments", add_help=False)
     return top
 
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_gateway(args: list[str]) -> None:
-    """Becomes the gateway's program."""
+    """Replaces this process with the gateway's program."""
     program = str(gateway_program())
     os.execve(program, [program, *args], gateway_environment())
 
 
-# The commands' modules are imported when they run: JupyterLab's take a second.
+# Each command imports its module when it runs, because importing JupyterLab takes a second.
 
 
 def lab(args: list[str]) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# Pause between two looks at a lock, in seconds.
+# Pause between two checks of a lock, in seconds.
 PAUSE = 0.05
 
 

@@ -12,7 +12,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from .errors import KernelmuxError
 
-# Seconds for one response.
+# Timeout of a request, in seconds.
 TIMEOUT = 10.0
 
 
@@ -32,7 +32,7 @@ class GatewayApi:
     def __init__(self, url: str, token: str) -> None:
         self.url = url
         self._token = token
-        # Without the user's proxies, which cannot reach this machine's loopback.
+        # Ignores the user's proxy settings, because proxies cannot reach this machine's loopback address.
         self._opener = build_opener(ProxyHandler({}))
 
     def get(self, path: str, **query: str) -> Any:
@@ -67,7 +67,7 @@ class GatewayApi:
         return sorted(kernels, key=lambda kernel: kernel.last_activity)
 
     def busy_since(self, kernel_id: str) -> str | None:
-        """When the code that a kernel runs was started, if the gateway knows it."""
+        """When the kernel's running code was started; `None` if the gateway lists no running code."""
         try:
             running = self.get(f"api/kernels/{kernel_id}/executions", status="running", limit="1")["executions"]
         except KernelmuxError:

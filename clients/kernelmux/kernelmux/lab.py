@@ -21,7 +21,7 @@ Ctrl-C, or closing this terminal, ends JupyterLab. Kernels keep running, and `ke
 
 
 def run_lab(args: list[str]) -> None:
-    """Starts the gateway if it does not run, and JupyterLab, until a signal ends it. The arguments are JupyterLab's.
+    """Starts the gateway if it is not running, and runs JupyterLab with `args` until a signal ends it.
 
     Raises:
         KernelmuxError: if the gateway does not start.
@@ -32,7 +32,7 @@ def run_lab(args: list[str]) -> None:
         with held(paths.lock):
             gateway = UserGateway(paths)
             url = gateway.find_or_start().url
-            # Still locked, so that `kernelmux stop` knows of this server.
+            # Registers while the lock is held, so that `kernelmux stop` also ends this server.
             registration.enter_context(registered(paths.servers))
         if gateway.state:
             warn_of_differences(gateway.state)
@@ -40,7 +40,7 @@ def run_lab(args: list[str]) -> None:
 
 
 def warn_of_differences(state: State) -> None:
-    """Warns if the gateway that runs was started by another installation of kernelmux."""
+    """Warns if the running gateway was started by another installation of kernelmux."""
     if (state.prefix, state.version) != (sys.prefix, __version__):
         print(
             f"The gateway was started by kernelmux {state.version} in {state.prefix}, and runs kernels of that Python "
@@ -51,7 +51,7 @@ def warn_of_differences(state: State) -> None:
 
 def serve(gateway_url: str, args: list[str]) -> None:
     """Runs JupyterLab in this process until a signal ends it."""
-    # Settings of another gateway.
+    # These variables may configure another gateway.
     for name in [name for name in os.environ if name.startswith("JUPYTER_GATEWAY_")]:
         del os.environ[name]
     from jupyterlab.labapp import LabApp  # type: ignore[import-untyped]
@@ -63,7 +63,7 @@ def serve(gateway_url: str, args: list[str]) -> None:
             "--ServerApp.ip=127.0.0.1",
             # Ctrl-C loses nothing, so it needs no confirmation.
             "--ServerApp.answer_yes=True",
-            # At the level INFO, it says that it ends the kernels.
+            # At the level INFO, the server logs that it shuts down the kernels, although they keep running.
             "--ServerApp.log_level=WARN",
             "--LabApp.log_level=WARN",
             *args,

@@ -17,7 +17,7 @@ class Paths:
 
     @classmethod
     def of_user(cls) -> Paths:
-        """Those of the data directory that the gateway chooses without `--data-dir`."""
+        """The paths for the data directory that the gateway uses without `--data-dir`."""
         if chosen := os.environ.get("KERNELMUX_DATA_DIR"):
             return cls(Path(chosen).absolute())
         data_home = Path(os.environ.get("XDG_DATA_HOME", ""))
@@ -58,7 +58,7 @@ class Paths:
 
     @property
     def kernel_records(self) -> tuple[Path, ...]:
-        """Each has a folder for each kernel, with and without an agent, also while no gateway runs."""
+        """Folders with a subfolder for each kernel, without and with an agent, even while no gateway runs."""
         return (self.data_dir / "kernels" / "kernels", self.data_dir / "kernels" / "agents")
 
     def make(self) -> None:
@@ -79,7 +79,7 @@ class Paths:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces a file as a whole, with one that only the user can read."""
+    """Atomically replaces a file with one that only the user can read."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123

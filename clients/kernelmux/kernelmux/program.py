@@ -24,7 +24,7 @@ def gateway_program() -> Path:
 
 
 def gateway_environment() -> dict[str, str]:
-    """This process's environment, with this Python installation's kernels, also if it is not activated."""
+    """This process's environment, with the variables to find this Python installation's programs and kernels."""
     environment = dict(os.environ)
     scripts = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([scripts, environment.get("PATH", os.defpath)])

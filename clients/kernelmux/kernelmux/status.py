@@ -21,11 +21,11 @@ def run_status() -> int:
         gateway = UserGateway(paths)
         api = gateway.find()
         if api is None:
-            print("The gateway does not run.")
+            print("The gateway is not running.")
             if gateway.has_left_kernels():
                 print("It may have left kernels running: `kernelmux lab` finds them, `kernelmux stop` ends them.")
             return 1
         kernels = api.kernels()
         print(f"The gateway is at {api.url}; running JupyterLabs: {len(running_servers(paths.servers))}.")
-        print(kernel_table(api, kernels) if kernels else "No kernel runs.")
+        print(kernel_table(api, kernels) if kernels else "No kernels are running.")
     return 0

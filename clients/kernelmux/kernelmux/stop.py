@@ -28,12 +28,12 @@ def run_stop(*, confirmed: bool) -> int:
     with held(paths.lock):
         servers = len(running_servers(paths.servers))
         if not stop_servers(paths.servers):
-            raise KernelmuxError("a JupyterLab does not end")
+            raise KernelmuxError("a JupyterLab server does not end")
         gateway_ran = UserGateway(paths).stop()
     ended = [counted(kernels, "kernel")] if kernels else []
     ended += ["the gateway"] if gateway_ran else []
     ended += [counted(servers, "JupyterLab")] if servers else []
-    print(f"Ended: {', '.join(ended)}." if ended else "Nothing runs.")
+    print(f"Ended: {', '.join(ended)}." if ended else "Nothing is running.")
     return 0
 
 
@@ -43,7 +43,7 @@ def list_kernels(paths: Paths) -> int:
         gateway = UserGateway(paths)
         api = gateway.find()
         if api is None and gateway.has_left_kernels():
-            # Only a gateway can tell which kernels still run, and end them.
+            # Only a gateway can find out which kernels are still running, and end them.
             api = gateway.find_or_start()
         kernels = api.kernels() if api else []
         if api and kernels:
@@ -55,10 +55,10 @@ def confirm(question: str) -> bool:
     """Asks the user.
 
     Raises:
-        KernelmuxError: if there is no terminal to ask in.
+        KernelmuxError: if the input is not a terminal.
     """
     if not sys.stdin.isatty():
-        raise KernelmuxError("there is no terminal to ask in; `kernelmux stop --yes` ends the kernels")
+        raise KernelmuxError("cannot ask for confirmation without a terminal; `kernelmux stop --yes` ends the kernels")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

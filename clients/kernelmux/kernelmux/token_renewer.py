@@ -22,5 +22,5 @@ class FileTokenRenewer(GatewayTokenRenewerBase):
         try:
             return read_token(Paths.of_user())
         except KernelmuxError:
-            # `kernelmux stop` has removed it.
+            # `kernelmux stop` has removed the file.
             return auth_token

@@ -21,15 +21,15 @@ from .gateway_token import new_token, read_token
 from .paths import Paths, write_private
 from .program import gateway_environment, gateway_program
 
-# How long the gateway has to answer, in seconds. It first reconnects to its kernels.
+# How long the gateway may take to answer, in seconds. It first reconnects to its kernels.
 START_TIMEOUT = 120.0
-# How long it has to end its kernels and itself, in seconds; its own deadline is a minute.
+# How long the gateway may take to end its kernels and exit, in seconds. Its own deadline is one minute.
 STOP_TIMEOUT = 75.0
-# Bytes of each of the two log files.
+# Maximum size of each of the two log files, in bytes.
 LOG_BYTES = 2 * 1024 * 1024
-# Ports to choose from: above those of common services, below those that the system gives to clients.
+# Ports to choose from: above those of common services, below the system's ephemeral ports.
 PORTS = range(20_000, 32_000)
-# How many ports are tried if others take them first.
+# How many ports are tried if other programs take them first.
 ATTEMPTS = 3
 # Variables that would change how the commands reach, list and end the gateway.
 REMOVED = ("TOKEN", "TOKEN_FILE", "NO_AUTH", "INSECURE", "IP", "PORT", "BASE_URL", "NO_LIST", "ON_TERMINATE")
@@ -48,7 +48,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State | None:
-        """`None` if there is none, or not a readable one."""
+        """Reads the file. Returns `None` if it is missing or invalid."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -65,8 +65,8 @@ class UserGateway:
     def find(self) -> GatewayApi | None:
         """The running gateway, or `None`.
 
-        The state file may be older than the last restart of the machine. It counts only if the gateway that it
-        describes holds the lock of the data directory, so that the token is sent to no other program.
+        The state file may be older than the last restart of the machine. It is used only if the gateway that it
+        describes holds the lock of the data directory. Otherwise, another program could receive the token.
 
         Raises:
             KernelmuxError: if another gateway uses the data directory, or the gateway does not answer.
@@ -102,7 +102,7 @@ class UserGateway:
         return any(records.is_dir() and any(records.iterdir()) for records in self._paths.kernel_records)
 
     def stop(self) -> bool:
-        """Ends the gateway and its kernels. Returns whether it ran.
+        """Ends the gateway and its kernels. Returns whether the gateway was running.
 
         Raises:
             KernelmuxError: if it does not end in time.
@@ -119,7 +119,7 @@ class UserGateway:
     def _start(self) -> GatewayApi:
         port = self.state.port if self.state else random.choice(PORTS)
         for _ in range(ATTEMPTS):
-            # Keeps the port if possible, because JupyterLab knows its kernels by the gateway's address.
+            # Keeps the port if possible, because running JupyterLab servers use the previous gateway's address.
             if not is_free(port):
                 port = next(filter(is_free, random.sample(PORTS, len(PORTS))))
             if api := self._start_at(port):
@@ -150,7 +150,7 @@ class UserGateway:
             )
         finally:
             log.stdin.close()
-        # Before it answers, so that it is found if this command is interrupted.
+        # Written before the gateway answers, so that later commands find it even if this one is interrupted.
         self.state = State(port, gateway.pid, sys.prefix, __version__)
         write_private(self._paths.state, json.dumps(asdict(self.state)))
         deadline = time.monotonic() + START_TIMEOUT
@@ -174,7 +174,7 @@ class UserGateway:
         environment = gateway_environment()
         for name in REMOVED:
             environment.pop(f"KERNELMUX_{name}", None)
-        # As with JupyterLab alone, kernels have the user's environment.
+        # Kernels get the user's environment, as they do with JupyterLab alone.
         environment.setdefault("KERNELMUX_INHERITED_ENVS", "*")
         return environment
 

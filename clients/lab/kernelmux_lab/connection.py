@@ -1,8 +1,8 @@
 """Closes connections to the gateway whose page has disconnected while they were being opened.
 
 JupyterLab always abandons its first connection to a kernel, because jupyter_server's gateway connection selects no
-subprotocol. jupyter_server then leaves its own connection to the gateway open. The kernel would have a client for as
-long as the server runs, and would never be culled.
+subprotocol. jupyter_server then leaves its own connection to the gateway open. Without this module, the kernel
+would have a client as long as the server runs, and would never be culled.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class KernelmuxLab(LoggingConfigurable):
     ).tag(config=True)
 
     share_url = Unicode(
-        "", help="The gateway's address as users of shared pages see it; the address that the server uses by default."
+        "", help="The gateway's address for users of shared pages; by default, the address that the server uses."
     ).tag(config=True)
 
 
@@ -72,7 +72,7 @@ def _load_jupyter_server_extension(serverapp: ServerApp) -> None:
 
 
 def _before_first_request(start: Callable[[], Awaitable[None]]) -> None:
-    """Runs `start` before the server serves pages: a page drops kernels that its server does not know."""
+    """Runs `start` before the server serves pages, because a page drops kernels that its server does not list."""
     loop = IOLoop.current()
     if loop.asyncio_loop.is_running():  # type: ignore[attr-defined]
         loop.add_callback(start)

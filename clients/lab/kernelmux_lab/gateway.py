@@ -41,7 +41,7 @@ class Gateway:
         return json.loads((await self.request(method, path, body)).body or b"null")
 
     async def is_kernelmux(self) -> bool:
-        """Whether the gateway is kernelmux. An answer is remembered until the server ends.
+        """Whether the gateway is kernelmux. The result is cached until the server ends.
 
         Raises:
             HTTPError: if the gateway does not answer.
@@ -52,7 +52,7 @@ class Gateway:
         return self._is_kernelmux
 
     async def _has_logs(self) -> bool:
-        """Whether the gateway keeps logs of kernels. Identifies versions without `kernelmux` in `GET /api`."""
+        """Whether the gateway keeps logs of kernels. Detects versions that do not report `kernelmux` in `GET /api`."""
         try:
             logs = await self.json("GET", "api/logs")
         except HTTPError as error:

@@ -120,7 +120,7 @@ class KernelProxy(Handler):
             raise HTTPError(400, "The body is not JSON") from error
 
     def with_share_url(self, answer: bytes) -> bytes:
-        """Adds the address that users see to the link to a shared page. The gateway does not know that address."""
+        """Completes the link to a shared page with the gateway's address for users, which the gateway does not know."""
         model = json.loads(answer)
         model["url"] = url_path_join(self.share_url or self.gateway.url, model["url"])
         return json.dumps(model).encode()
@@ -134,7 +134,7 @@ class NotebookHandler(Handler):
     async def get(self) -> None:
         await self.require_kernelmux()
         path = self.get_query_argument("path")
-        # jupyter_server notices that a kernel has ended when it lists kernels.
+        # jupyter_server notices that a kernel has ended only when it lists kernels.
         running = {model["id"] for model in await self.kernel_manager.list_kernels()}
         starting = self.keeper.starting.get(path)
         kernels = [id for id in self.records.kernels_of(path) if id != starting]

@@ -1,6 +1,6 @@
 """A file with the kernels that this server has started, and with its sessions.
 
-A restarted server finds its kernels in it, and knows of which ended kernels its pages may read outputs.
+A restarted server reads this file to find its kernels, and to decide which ended kernels' outputs its pages may read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Number of kernels that are remembered; the oldest are forgotten first.
+# Maximum number of recorded kernels. The oldest are removed first.
 MAX_KERNELS = 500
 
 VERSION = 1
@@ -36,7 +36,7 @@ class Records:
 
     @staticmethod
     def path_for(directory: Path, gateway_url: str, root: str) -> Path:
-        """The file for a gateway and a root directory; servers with another one have other kernels.
+        """The file for a gateway and a root directory. Servers with another gateway or directory have other kernels.
 
         The port is ignored, because it may change when the gateway is restarted.
         """
@@ -79,7 +79,7 @@ class Records:
         self._write()
 
     def kernels_of(self, path: str) -> list[str]:
-        """The kernels of a notebook, newest first, also those that have ended."""
+        """The kernels of a notebook, newest first, including those that have ended."""
         return [id for id in reversed(self.kernels) if self.kernels[id].get("path") == path]
 
     def _write(self) -> None:

@@ -1,4 +1,4 @@
-"""Keeps kernels and sessions over a restart of the server."""
+"""Keeps kernels and sessions across restarts of the server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLUMNS = ("session_id", "path", "name", "type", "kernel_id")
 def notebook_path(session_path: str | None, name: str | None) -> str:
     """The path of a new session's notebook.
 
-    JupyterLab requests a session with a random path in the notebook's folder, and corrects it once it has started.
+    JupyterLab requests a session with a random path in the notebook's folder, and corrects the path later.
     """
     if session_path and name:
         return str(PurePosixPath(session_path).with_name(PurePosixPath(name).name))
@@ -45,7 +45,7 @@ class SessionKeeper:
         self._log = app.log
         self._gateway = gateway
         self._records = records
-        # Sessions of the server's previous run whose kernels have not been looked for yet.
+        # Sessions of the server's previous run that have not been restored yet.
         self._pending = list(records.sessions)
         # The kernels that are being started, by notebook.
         self.starting: dict[str, str] = {}
@@ -59,7 +59,7 @@ class SessionKeeper:
             setattr(sessions, name, self._recorded(getattr(sessions, name)))
         sessions.start_kernel_for_session = self._with_kernel_id(sessions.start_kernel_for_session)
         sessions.get_kernel_env = self._with_env(sessions.get_kernel_env)
-        kernels.start_kernel = self._noting_kernels(kernels.start_kernel)
+        kernels.start_kernel = self._recording_kernels(kernels.start_kernel)
         if keep_kernels:
             # jupyter_server calls this method only when it ends.
             kernels.shutdown_all = self._leave_running
@@ -93,7 +93,7 @@ class SessionKeeper:
                 env["KERNEL_PROFILE"] = self.profiles[path]
             token = _starting.set(env)
             self.starting[path] = env["KERNEL_ID"]
-            # Recorded before the start, so that a page may ask why it failed.
+            # Recorded before the start, so that a page may request the cause if the start fails.
             self._records.add_kernel(env["KERNEL_ID"], path=path)
             try:
                 return await method(session_id=session_id, **kwargs)
@@ -116,7 +116,7 @@ class SessionKeeper:
 
         return env
 
-    def _noting_kernels(self, method: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
+    def _recording_kernels(self, method: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
         @functools.wraps(method)
         async def start(*args: Any, **kwargs: Any) -> str:
             kernel_id = await method(*args, **kwargs)

@@ -86,7 +86,7 @@ export function addCommands(
   );
 }
 
-/** The gateway sends the code to the kernel, so the page may be closed at once. */
+/** Runs the active cell. The gateway sends the code to the kernel, so the page may be closed at once. */
 async function runDetached(panel: NotebookPanel, restorer: Restorer, gateway: Gateway): Promise<void> {
   const cell = panel.content.activeCell as CodeCell;
   const code = cell.model.sharedModel.getSource();
@@ -130,7 +130,7 @@ async function revoke(restorer: Restorer, gateway: Gateway): Promise<void> {
   const shares = await gateway.shares(restorer.kernel.id);
   const answer = await showDialog({
     title: 'Stop sharing',
-    body: shares.length ? `${shares.length} link(s) to the outputs of this kernel end.` : 'Nothing is shared.',
+    body: shares.length ? `${shares.length} link(s) to this kernel's outputs will stop working.` : 'Nothing is shared.',
     buttons: shares.length ? [Dialog.cancelButton(), Dialog.warnButton({ label: 'Stop' })] : [Dialog.okButton()]
   });
   if (answer.button.accept) {

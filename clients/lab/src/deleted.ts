@@ -1,4 +1,4 @@
-/** Brings back cells that were deleted while their outputs are in the log. */
+/** Inserts cells for executions whose cells were deleted. */
 
 import type { CodeCell } from '@jupyterlab/cells';
 import type { NotebookPanel } from '@jupyterlab/notebook';

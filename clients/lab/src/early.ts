@@ -1,8 +1,9 @@
 /**
  * Shows ended executions before the page is connected to the kernel.
  *
- * JupyterLab connects to a kernel after it has shown the notebook. Outputs that are added before that cost no more than
- * those of a saved notebook. After that, the browser lays out the page once for each cell.
+ * JupyterLab connects to a kernel after it has shown the notebook. Before it has shown the notebook, adding outputs
+ * costs no more than loading them with the document. Afterwards, the browser lays out the page once for each changed
+ * cell.
  */
 
 import type { NotebookPanel } from '@jupyterlab/notebook';

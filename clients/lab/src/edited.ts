@@ -1,4 +1,4 @@
-/** Marks outputs of code that is no longer the cell's. */
+/** Marks outputs of an earlier version of a cell's code. */
 
 import type { CodeCell } from '@jupyterlab/cells';
 

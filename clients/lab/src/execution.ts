@@ -15,13 +15,13 @@ export interface Execution {
   ended?: string | null;
   /** SHA-256 of the code, in hexadecimal. */
   code_hash?: string | null;
-  /** In a list: changes with the messages of the execution. */
+  /** Only in lists: a digest of the execution's messages. */
   outputs_digest?: string;
-  /** In a list: its outputs, if they are small and no longer change. */
+  /** Only in lists: the outputs, if they are small and no longer change. */
   outputs?: IOutput[];
 }
 
-/** Whether the kernel has not finished it. */
+/** Whether the execution has not ended. */
 export function isOpen(execution: Execution): boolean {
   return execution.status === 'queued' || execution.status === 'running';
 }

@@ -110,7 +110,7 @@ export class Follow {
     );
   }
 
-  /** Connects the cell to the replay. Until then it shows the document's outputs, so that it does not flash. */
+  /** Connects the cell to the replay. The cell shows the document's outputs until then, to avoid flicker. */
   private attach(future: Future): void {
     this.attached = true;
     this.begin();

@@ -41,7 +41,7 @@ export interface NotebookFacts {
 
 /** The page size of lists, which is the gateway's maximum. A page has up to 1 MiB of outputs. */
 const PAGE = 500;
-/** The most executions that are read of a kernel. */
+/** The maximum number of executions that are read for one kernel. */
 const MAX_EXECUTIONS = 5000;
 
 export class Gateway {
@@ -79,7 +79,7 @@ export class Gateway {
     return this.get(`api/kernels/${id}/executions/${encodeURIComponent(msgId)}`);
   }
 
-  /** Runs code without a page that waits for it. */
+  /** Runs code that does not depend on the page. */
   run(id: string, body: { code: string; cellId: string; msg_id: string }): Promise<Execution | null> {
     return this.send('POST', `api/kernels/${id}/executions`, body);
   }

@@ -21,7 +21,7 @@ const SERVER_SIDE_EXECUTION = /nbmodel|server-documents/;
 
 const plugin: JupyterFrontEndPlugin<void> = {
   id: '@kernelmux/lab:plugin',
-  description: 'Restores running cells, outputs, widgets and questions of kernels behind kernelmux.',
+  description: 'Restores running cells, outputs, widgets and input prompts of kernels behind kernelmux.',
   autoStart: true,
   requires: [INotebookTracker],
   optional: [ICommandPalette, IMainMenu, IStatusBar, ILauncher],

@@ -31,7 +31,7 @@ export function addCards(app: JupyterFrontEnd, launcher: ILauncher, gateway: Gat
       }
       const untitled = { path: cwd, type: 'notebook' };
       const file = (await commands.execute('docmanager:new-untitled', untitled)) as Contents.IModel;
-      // Before the notebook is opened, which starts its kernel.
+      // Set before the notebook is opened, because opening it starts its kernel.
       await gateway.setProfile(file.path, profile);
       await commands.execute('docmanager:open', { path: file.path, factory: 'Notebook', kernel: { name: kernelName } });
     }

@@ -24,7 +24,7 @@ export function setMarker(model: ICodeCellModel, msgId: string): void {
   }
 }
 
-/** Removes the mark of an execution, or any. */
+/** Removes the mark of an execution, or any mark if `msgId` is omitted. */
 export function clearMarker(model: ICodeCellModel, msgId?: string): void {
   const marker = readMarker(model);
   if (marker !== null && (msgId === undefined || marker === msgId)) {

@@ -7,7 +7,7 @@ import { sha256 } from './sha256.js';
 export interface CellFacts {
   id: string;
   source: string;
-  /** The execution that the document says is unfinished. */
+  /** The `msg_id` of the execution that the document marks as unfinished. */
   marker: string | null;
 }
 
@@ -69,7 +69,7 @@ function isEdited(source: string, { code_hash }: Execution): boolean {
   return Boolean(code_hash) && sha256(source) !== code_hash;
 }
 
-/** Cells of the same code get its newest executions, in order. */
+/** Matches cells that have the same code with the newest executions of this code, in order. */
 function matchByCode(cells: CellFacts[], unmatched: number[], executions: Execution[]): Match[] {
   const cellsByCode = new Map<string, number[]>();
   for (const cell of unmatched) {

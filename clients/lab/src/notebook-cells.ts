@@ -12,7 +12,7 @@ export function codeCells(panel: NotebookPanel): CodeCell[] {
   return panel.content.widgets.filter((cell): cell is CodeCell => cell.model.type === 'code');
 }
 
-/** The code cell of an id, or undefined. */
+/** The code cell with this id, or undefined. */
 export function codeCellOf(panel: NotebookPanel, id: string): CodeCell | undefined {
   return codeCells(panel).find(cell => cell.model.id === id);
 }

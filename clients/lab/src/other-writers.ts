@@ -6,7 +6,7 @@
 
 import type { NotebookPanel } from '@jupyterlab/notebook';
 
-/** How long after opening a document its other pages may take to appear, in milliseconds. */
+/** How long the list of a document's other pages may take to arrive after it was opened, in milliseconds. */
 const AWARENESS_DELAY = 2_000;
 
 export class OtherWriters {

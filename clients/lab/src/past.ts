@@ -10,7 +10,7 @@ import { match, needsLog } from './matching.js';
 import { codeCells, factsOf, keepsIds, lastSaved } from './notebook-cells.js';
 
 /**
- * Puts the outputs of an ended kernel into the cells whose document lacks them.
+ * Puts the outputs of an ended kernel into cells whose outputs the document lacks.
  *
  * @param skip cells that the notebook's current kernel has run.
  */

@@ -1,4 +1,4 @@
-/** Removes the box of an `input()` that was answered elsewhere. */
+/** Removes the input box of an `input()` that was answered on another page. */
 
 import type { CodeCell } from '@jupyterlab/cells';
 import type { Kernel } from '@jupyterlab/services';

@@ -20,7 +20,7 @@ import { endText } from './status-text.js';
 
 /** Features that the gateway must have. */
 const FEATURES = ['follow', 'latest_cell'];
-/** The largest number of requested replays that have not begun, so that each begins soon after it was requested. */
+/** Maximum number of requested replays that have not begun. Each replay then begins soon after its request. */
 const MAX_PENDING = 16;
 /** Messages that change what a cell shows. */
 const OUTPUTS = new Set(['stream', 'display_data', 'execute_result', 'error', 'clear_output', 'input_request']);
@@ -84,7 +84,8 @@ export class Restorer {
   /**
    * Brings outputs from the log into the cells that need them.
    *
-   * @param all also into cells whose document is newer, such as those whose outputs were cleared.
+   * @param all whether to include executions that ended before the document was saved, such as cells whose outputs were
+   *   cleared.
    */
   restore(all = false): Promise<void> {
     // One after the other, so that an execution is followed once.
@@ -258,7 +259,7 @@ export class Restorer {
     }
   }
 
-  /** A thread may print after its cell has ended. */
+  /** Follows an ended execution if it has new outputs. A thread may print after its cell has ended. */
   private onOutput(msgId: string): void {
     this.updated.add(msgId);
     const shown = this.ended.get(msgId);
@@ -280,7 +281,7 @@ export class Restorer {
     }
   }
 
-  /** Shows a cell of this notebook that another client runs. */
+  /** Restores soon, because another client runs a cell or has left the document. */
   private restoreLater(): void {
     this.timer ??= window.setTimeout(() => {
       this.timer = undefined;

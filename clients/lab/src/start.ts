@@ -6,10 +6,10 @@ import { startText } from './status-text.js';
 
 /** The pause between two requests for the progress of a start, in milliseconds. */
 const PAUSE = 500;
-/** The maximum number of requests while the server knows of no start, before or after it. */
+/** The maximum number of consecutive requests for which the server reports no start. */
 const MAX_UNKNOWN = 20;
 
-/** Calls `show` with the steps of the start of a notebook's kernel, until it has one or the start has failed. */
+/** Calls `show` with each step of a kernel's start, until the notebook has a kernel or the start has failed. */
 export async function watchStart(panel: NotebookPanel, gateway: Gateway, show: (text: string) => void): Promise<void> {
   for (let unknown = 0; unknown < MAX_UNKNOWN; unknown++) {
     await new Promise(resolve => setTimeout(resolve, PAUSE));

@@ -21,12 +21,12 @@ const run = (source, cellId, at, more = {}) => ({
 });
 const shown = ({ matches }) => matches.map(({ cell, execution }) => [cell, execution.msg_id]);
 
-test('SHA-256 is that of node', () => {
+test('sha256 returns the same digests as Node', () => {
   const texts = ['', 'abc', 'Größe 🦀\n', ...[54, 55, 56, 57, 63, 64, 65, 119, 120, 5000].map(n => 'x'.repeat(n))];
   assert.deepEqual(texts.map(sha256), texts.map(hash));
 });
 
-test('an execution belongs to the cell of its id, wherever that is', () => {
+test('an execution belongs to the cell with its id, at any position', () => {
   const cells = [cell('b', 'B'), cell('new'), cell('a', 'A')];
   const found = match(cells, [run('a', 'A', 1), run('b', 'B', 2)], true);
   assert.deepEqual(shown(found), [[2, 'A@1'], [0, 'B@2']]);
@@ -37,7 +37,7 @@ test('only the newest execution of a cell counts', () => {
   assert.deepEqual(shown(match([cell('a', 'A')], executions, true)), [[0, 'A@3']]);
 });
 
-test('a cell with other code than was run is edited', () => {
+test('a cell whose code differs from the executed code is edited', () => {
   const edited = (source, execution) => match([cell(source, 'A')], [execution], true).matches[0].edited;
   assert.equal(edited('a', run('a', 'A', 1)), false);
   assert.equal(edited('a + 1', run('a', 'A', 1)), true);
@@ -50,7 +50,7 @@ test('without a cell of its id, an execution is an orphan', () => {
   assert.deepEqual([matches.length, orphans.map(({ msg_id }) => msg_id)], [1, ['G@2']]);
 });
 
-test('executions of a console on the same kernel are no orphans', () => {
+test('executions of a console on the same kernel are not orphans', () => {
   const executions = [run('a', 'A', 1), run('in the console', 'C', 2, { session: 'console' })];
   assert.deepEqual(match([cell('a', 'A')], executions, true).orphans, []);
 });
@@ -67,14 +67,14 @@ test('a cell whose id is not kept gets the newest execution of its code', () => 
   assert.deepEqual(shown(match([cell('same')], executions, false)), [[0, 'second page@2']]);
 });
 
-test('the log is asked only if the document may be incomplete', () => {
+test('the log is needed only if the document may be incomplete', () => {
   const saved = minute(10);
-  const asks = (execution, marker = null) => needsLog(execution, marker, saved);
-  assert.equal(asks(run('a', 'A', 5)), false);
-  assert.equal(asks(run('a', 'A', 11)), true);
-  assert.equal(asks(run('a', 'A', 5, { ended: minute(12).toISOString() })), true);
-  assert.equal(asks(run('a', 'A', 5), 'A@5'), true);
-  assert.equal(asks(run('a', 'A', 5, { status: 'running', ended: null })), true);
-  assert.equal(asks(run('a', 'A', 5, { status: 'queued', ended: null })), true);
-  assert.equal(asks(run('a', 'A', 11, { status: 'aborted', ended: null })), false);
+  const needs = (execution, marker = null) => needsLog(execution, marker, saved);
+  assert.equal(needs(run('a', 'A', 5)), false);
+  assert.equal(needs(run('a', 'A', 11)), true);
+  assert.equal(needs(run('a', 'A', 5, { ended: minute(12).toISOString() })), true);
+  assert.equal(needs(run('a', 'A', 5), 'A@5'), true);
+  assert.equal(needs(run('a', 'A', 5, { status: 'running', ended: null })), true);
+  assert.equal(needs(run('a', 'A', 5, { status: 'queued', ended: null })), true);
+  assert.equal(needs(run('a', 'A', 11, { status: 'aborted', ended: null })), false);
 });

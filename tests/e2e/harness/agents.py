@@ -37,7 +37,7 @@ def launch_of(gateway: Gateway, kernel_id: str) -> dict[str, Any]:
 
 
 class AgentConnection:
-    """A connection to an agent, as a gateway opens it."""
+    """A client's connection to an agent."""
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -79,7 +79,7 @@ class AgentConnection:
 
 
 class UnixProxy:
-    """A proxy between a gateway and an agent, which replaces the agent's socket."""
+    """A proxy between a gateway and an agent. It replaces the agent's socket."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -121,7 +121,7 @@ class UnixProxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
-        """Closes all connections, wherever in a frame they are."""
+        """Closes all connections, even in the middle of a frame."""
         with self.lock:
             pairs, self.pairs = self.pairs, []
         for pair in pairs:

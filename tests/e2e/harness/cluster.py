@@ -25,7 +25,7 @@ IMAGE = "localhost/kernelmux/gateway"
 def why_no_cluster() -> str | None:
     """The reason to skip tests that need a cluster; None if there is one."""
     if not os.environ.get("KERNELMUX_TEST_KUBERNETES"):
-        return "needs a cluster: `make test-k8s` brings one up, or uses that of KUBECONFIG"
+        return "needs a cluster: `make test-k8s` starts one, or uses the cluster of KUBECONFIG"
     return None
 
 
@@ -34,7 +34,7 @@ def why_no_dev_cluster() -> str | None:
     if reason := why_no_cluster():
         return reason
     if "KERNELMUX_TEST_POD_ADDRESSES" not in os.environ:
-        return "needs the cluster that `make test-k8s` brings up, whose node is this machine"
+        return "needs the cluster that `make test-k8s` starts, whose node is this machine"
     return None
 
 
@@ -74,7 +74,7 @@ class Namespace:
 
 
 class GatewayPod:
-    """Stands in for the gateway's process: its output is the pod's log."""
+    """Replaces the gateway's process. Its output is the pod's log."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace
@@ -124,7 +124,7 @@ class GatewayInCluster(Gateway):
         return self
 
     def apply_manifests(self, *components: str) -> None:
-        """Applies deploy/kubernetes with these of its components."""
+        """Applies deploy/kubernetes with the given components."""
         claim = [
             {"op": "add", "path": "/spec/storageClassName", "value": ""},
             {"op": "add", "path": "/spec/volumeName", "value": self.namespace.name},
@@ -163,7 +163,7 @@ class GatewayInCluster(Gateway):
 
     def close(self) -> None:
         try:
-            # A Python that is its pod's first process ignores SIGTERM, so the gateway shuts the kernels down first.
+            # A Python process with process id 1 ignores SIGTERM, so the gateway shuts the kernels down first.
             for kernel in self.rest("GET", "api/kernels").json() if self.url else []:
                 self.rest("DELETE", f"api/kernels/{kernel['id']}")
         finally:

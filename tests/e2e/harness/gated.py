@@ -1,4 +1,4 @@
-"""A cell that prints a line, waits until the test creates a file, and prints the rest; and a check of its output."""
+"""A cell that prints a line, waits until the test creates a file, and prints more lines, with a check of its output."""
 
 from __future__ import annotations
 

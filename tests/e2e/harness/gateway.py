@@ -1,4 +1,4 @@
-"""The gateway as a process, and the same harness around Jupyter Kernel Gateway for comparison."""
+"""Runs the gateway as a process, or Jupyter Kernel Gateway for comparison."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def clean_env(home: Path, **extra: str) -> dict[str, str]:
 
 
 class Gateway:
-    """One gateway. `start` can be called again after it has ended, and uses the same directories and port."""
+    """One gateway. After it has ended, `start` starts it again with the same directories and port."""
 
     def __init__(
         self,

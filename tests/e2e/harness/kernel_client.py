@@ -1,6 +1,6 @@
 """Clients of jupyter_kernel_client, over REST and a WebSocket without a subprotocol."""
 
-# The package's v1 subprotocol does not work: it logs a key that v1 messages do not have, fails, and drops the message.
+# The package does not support the v1 subprotocol: it reads a key that v1 messages do not have, and drops the message.
 
 from __future__ import annotations
 

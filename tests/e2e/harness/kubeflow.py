@@ -1,4 +1,4 @@
-"""A notebook server as Kubeflow runs it, and what comes back in its pages (scenario 42)."""
+"""A notebook server as Kubeflow runs it, and checks of its restored pages (scenario 42)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def python_with_user_packages(folder: Path) -> Path:
 
 
 def kubeflow_lab(home: Path, gateway: Gateway, wheel: Path) -> Lab:
-    """JupyterLab below a prefix, without a token, for pages of all origins, and with kernelmux-lab of the user."""
+    """JupyterLab below a prefix, without a token, for pages of all origins. The user installed kernelmux-lab."""
     environment = python_with_user_packages(home / "environment")
     pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--user"]
     pip += ["--quiet", "--no-deps", "--no-index", "--no-warn-script-location", wheel]
@@ -54,10 +54,10 @@ def kubeflow_lab(home: Path, gateway: Gateway, wheel: Path) -> Lab:
     )
 
 
-def notebook_comes_back_after_restart(lab: Lab, page: Page, steps: Steps) -> None:
+def notebook_is_restored(lab: Lab, page: Page, steps: Steps) -> None:
     """Closes the page of running cells, restarts the server, and checks what a new page shows.
 
-    Scenarios 1, 6, 10 and 32: lines, a progress bar, a question, and the same kernel.
+    Scenarios 1, 6, 10 and 32: lines, a progress bar, an input prompt, and the same kernel.
     """
     cells = [steps.code(WIDGET_BAR), "name = input('Who? ')\nprint('Hello', name)", steps.lines(3)]
     closed = run_and_close(lab, page, "kubeflow", cells, steps, at="middle", run=[0, 1, 2])
@@ -92,4 +92,4 @@ def culled_kernel_leaves_its_outputs(lab: Lab, page: Page, gateway: Gateway, ste
     notebook.wait_text(1, "next 42")
 
 
-__all__ = ["culled_kernel_leaves_its_outputs", "kubeflow_lab", "notebook_comes_back_after_restart"]
+__all__ = ["culled_kernel_leaves_its_outputs", "kubeflow_lab", "notebook_is_restored"]

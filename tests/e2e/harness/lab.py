@@ -107,7 +107,7 @@ class Lab:
         self.start()
 
     def start(self) -> None:
-        """Starts the server. It can be restarted after it has ended, and uses the same directories and port."""
+        """Starts the server, also after it has ended, with the same directories and port."""
         self.process = Process(
             [
                 self.python,
@@ -138,7 +138,7 @@ class Lab:
         return f"http://127.0.0.1:{self.port}{self.base_url}"
 
     def adopt(self, kernel_id: str, name: str = "python3") -> None:
-        """Makes a restarted server use a running kernel again. It does not ask the gateway which kernels exist."""
+        """Makes a restarted server use a running kernel again. The server does not list the gateway's kernels."""
         response = requests.post(
             f"{self.url}/api/kernels",
             json={"name": name, "kernel_id": kernel_id},
@@ -158,7 +158,8 @@ class Lab:
     ) -> None:
         """Writes a notebook.
 
-        `outputs` are those of some cells. Below `minor` 5, cells have no ids. With `counts`, all cells have run.
+        `outputs` has the saved outputs of some cells, by index. Below `minor` 5, cells have no ids. With `counts`, all
+        cells have execution counts.
         """
         notebook = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in cells]
@@ -199,7 +200,7 @@ class Lab:
 
 
 class Server(Protocol):
-    """A server whose notebooks are opened."""
+    """A server in which notebooks are opened."""
 
     app: Literal["jupyterlab", "notebook"]
     token: str
@@ -255,7 +256,7 @@ class Notebook:
         )
 
     def wait_restored(self) -> None:
-        """Waits until kernelmux-lab, connected to the kernel, has asked the gateway what the notebook's cells ran."""
+        """Waits until kernelmux-lab is connected to the kernel and has requested the executions of the cells."""
         self.page.wait_for_function(
             "() => { const entries = performance.getEntriesByType('resource');"
             " const last = pattern => Math.max(0, ...entries.filter(e => pattern.test(e.name)).map(e => e.startTime));"
@@ -308,7 +309,7 @@ class Notebook:
         return self.cell(index).locator(".jp-OutputArea-output")
 
     def question(self, index: int) -> Locator:
-        """The box of an `input()`."""
+        """The input box of an `input()`."""
         return self.cell(index).locator(".jp-Stdin-input")
 
     def metadata(self, index: int) -> dict[str, Any]:

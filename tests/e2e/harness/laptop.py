@@ -20,7 +20,7 @@ from harness.waiting import eventually
 from harness.wire import KernelSocket
 
 
-# What `kernelmux lab` does before it starts JupyterLab.
+# Starts the gateway as `kernelmux lab` does before it starts JupyterLab.
 START_GATEWAY = """
 from kernelmux.file_lock import held
 from kernelmux.paths import Paths
@@ -51,7 +51,7 @@ def install(folder: Path) -> Path:
     python = environment / "bin" / "python"
     site_packages = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
     (environment / site_packages / "shared.pth").write_text(f"{VENV / site_packages}\n")
-    # What the packages have outside of site-packages: JupyterLab's page, widgets, and ipykernel's kernelspec.
+    # The packages' files outside of site-packages: JupyterLab's page, widgets, and ipykernel's kernelspec.
     for name in ("lab", "labextensions/@jupyter-widgets", "kernels/python3"):
         shared = Path("share/jupyter") / name
         (environment / shared).parent.mkdir(parents=True, exist_ok=True)
@@ -131,16 +131,16 @@ class Laptop:
         self.files = home / "files"
         self.files.mkdir()
         self.environment = clean_env(home, PATH=os.defpath)
-        # Only the installed kernels, which the commands must find without an activated environment.
+        # The commands must find the installed kernels, and only those, without an activated environment.
         del self.environment["JUPYTER_PATH"]
 
     def start_lab(self, *args: str, terminal: Path | None = None) -> Process:
         """Starts `kernelmux lab`, in a terminal if one is given."""
-        # Tests that run in the background, or with nohup, ignore these signals, and their children inherit that.
+        # Tests that run in the background or with nohup ignore these signals, and their child processes would, too.
         argv = ["env", "--default-signal=HUP,INT", str(self.command), "lab", "--no-browser", "--allow-root"]
         argv += [f"--port={free_port()}", str(self.files), *args]
         if terminal:
-            # The first terminal that the leader of a session opens becomes the session's.
+            # The first terminal that a session leader opens becomes the session's controlling terminal.
             argv = ["bash", "-c", 'exec <"$0" && exec "$@"', str(terminal), *argv]
         return Process(argv, self.environment, self.home, "kernelmux lab")
 
@@ -148,7 +148,7 @@ class Laptop:
         return RunningLab(self.start_lab(*args, terminal=terminal))
 
     def start_gateway(self) -> None:
-        """Starts the gateway, if it does not run, as `kernelmux lab` does."""
+        """Starts the gateway, if it is not running, as `kernelmux lab` does."""
         python = self.command.parent / "python"
         subprocess.run([python, "-c", START_GATEWAY], env=self.environment, cwd=self.home, check=True)
 

@@ -87,9 +87,9 @@ class KernelNamespace(Namespace):
         (folder / "kernel.json").write_text(json.dumps(spec))
 
     def address_of_this_machine(self) -> str:
-        """The address at which a cluster on this machine reaches it."""
+        """The address at which a cluster on this machine reaches this machine."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            # Chooses a route and sends nothing.
+            # Connecting a UDP socket chooses a route and sends no packet.
             probe.connect(self.api.target)
             return str(probe.getsockname()[0])
 

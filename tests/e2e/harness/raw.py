@@ -25,7 +25,7 @@ def _exchange(port: int, data: bytes, timeout: float) -> bytes:
         try:
             sock.sendall(data)
         except OSError:
-            pass  # The gateway closed the connection before the end of the request; its answer says why.
+            pass  # The gateway closed the connection before the end of the request. Its answer has the reason.
         try:
             while chunk := sock.recv(1 << 16):
                 received += chunk
@@ -144,7 +144,7 @@ class RawSocket:
         try:
             self.sock.sendall(data)
         except OSError:
-            pass  # The gateway has closed the connection; the frames before say why.
+            pass  # The gateway has closed the connection. It sent the reason before.
 
     def read_frame(self) -> tuple[int, bytes]:
         """The next frame's opcode and payload."""

@@ -1,4 +1,4 @@
-"""Clients that reconnect: of the resume protocol, of the event stream, and plain Jupyter clients.
+"""Clients that reconnect: resume protocol clients, event stream clients, and plain Jupyter clients.
 
 Each is a thread that reads until it is stopped or the kernel has ended, reconnects whenever its connection breaks, and
 keeps what it received.
@@ -248,7 +248,7 @@ class PlainClient(Client):
         return screen
 
     def mark_sent(self, request: Message) -> bool:
-        """Marks the request as sent on this connection; returns whether it was before."""
+        """Marks the request as sent on this connection. Returns whether it was already marked."""
         sent = getattr(self.socket, "last_sent", None) == request["header"]["msg_id"]
         setattr(self.socket, "last_sent", request["header"]["msg_id"])
         return sent

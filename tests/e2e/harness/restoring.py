@@ -13,7 +13,7 @@ from harness.gateway import Gateway
 from harness.lab import Lab, Notebook, Server
 from harness.waiting import eventually
 
-# Shows that the cell waits at a gate. The test decides when it continues, not a clock.
+# Creates a file to show that the cell waits at a gate, and waits until the test opens the gate.
 GATE = """
 import pathlib, sys, time
 def gate(name):
@@ -66,7 +66,7 @@ class Steps:
     def ran(self) -> int:
         return self.read(self.runs).count("ran")
 
-    # The kernel's files. Here they are those of this machine.
+    # Access to files of the kernel's machine, which is this machine here.
 
     def touch(self, file: PurePath) -> None:
         Path(file).touch()
@@ -100,7 +100,7 @@ def expect_running(notebook: Notebook, index: int, timeout: float = 30.0) -> Non
 
 
 def expect_whole(notebook: Notebook, index: int, number: int, count: int = 60) -> None:
-    """Checks that a cell of `Steps.lines` ended as if its page had never been closed."""
+    """Checks that a cell of `Steps.lines` has ended with this number and complete outputs."""
     expect(notebook.prompt(index)).to_have_text(f"[{number}]:", timeout=60_000)
     expect_lines(notebook, index, count)
     assert [output["output_type"] for output in notebook.outputs(index)] == ["stream"]
@@ -127,7 +127,7 @@ def open_page(page: Page, lab: Server, name: str) -> Notebook:
 
 
 def close(page: Page) -> None:
-    """Closes a tab as a user who confirms that changes are not saved."""
+    """Closes a tab without saving changes and without a confirmation."""
     page.close(run_before_unload=False)
 
 

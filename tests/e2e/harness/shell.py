@@ -1,4 +1,4 @@
-"""Console blocks of the book, run as a reader would: commands after `$ `, followed by their output."""
+"""Runs console blocks of the book as a reader would: commands after `$ `, followed by their output."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class Reader:
     def close(self) -> None:
         self.terminal.close()
         for process in reversed(self.background):
-            # As Ctrl-C in a terminal, which signals all processes there.
+            # Like Ctrl-C in a terminal, which signals all processes there.
             end_group(process.pid, signal.SIGINT)
             try:
                 process.wait(30)

@@ -1,6 +1,6 @@
 """A minimal client of the kernel WebSocket, with its three message formats written from their specification.
 
-It shares no code with the product or with Jupyter libraries, so that an error common to both is found.
+It shares no code with the product or with Jupyter libraries, so it also finds errors that both of them have.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class KernelSocket:
         while True:
             self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
-                # Control frames too: otherwise each Ping of the gateway would restart the timeout.
+                # Returns control frames, too. Otherwise, each Ping of the gateway would restart the timeout.
                 kind, data = self.socket.recv_data(control_frame=True)
             except websocket.WebSocketTimeoutException:
                 raise TimeoutError(f"no message within {timeout:g} s") from None

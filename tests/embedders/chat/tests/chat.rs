@@ -41,7 +41,7 @@ impl Conversation for Script {
 }
 
 #[tokio::test]
-async fn each_user_has_a_kernel_that_streams_and_asks() {
+async fn each_user_has_a_kernel_that_streams_output_and_requests_input() {
     let provider = FakeProvider::new();
     provider.install("greeter", FakeSpec::kernel(|| Greeter));
     let manager = Manager::builder().provider(provider.clone()).open().await.unwrap();

@@ -10,7 +10,7 @@ use kernel_provider::{
 use provider_local::LocalOptions;
 use tokio::sync::watch;
 
-/// Options of a provider whose kernels run at low priority and have their batch in the variable `BATCH`.
+/// Options of a provider whose kernels run at low priority, with the batch's name in the variable `BATCH`.
 pub fn batch(state: &Path, batch: &str) -> LocalOptions {
     let batch = batch.to_owned();
     LocalOptions::new(state)

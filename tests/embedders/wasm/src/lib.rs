@@ -1,10 +1,10 @@
-//! The core of a front end in the browser: frames of the WebSocket in, text out.
+//! The core of a front end in the browser. It encodes requests as WebSocket frames, and extracts text from frames.
 use bytes::Bytes;
 use jupyter_protocol::codec::websocket_v1;
 use jupyter_protocol::content::{Content, ExecuteRequest};
 use jupyter_protocol::{Channel, Message};
 
-/// The frame that runs code, and the `msg_id` of its outputs' parent.
+/// Returns a frame that runs code, and the request's `msg_id`, which is the parent of its outputs.
 pub fn run(code: &str, session: &str) -> (Vec<u8>, String) {
     let message = Message::new(ExecuteRequest::new(code), session);
     let frame = websocket_v1::encode(Channel::Shell, &message.to_wire());
