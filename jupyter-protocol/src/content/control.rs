@@ -20,7 +20,7 @@ pub struct ShutdownRequest {
 }
 
 impl ShutdownRequest {
-    /// Creates a request. `restart` tells whether the kernel will be restarted.
+    /// Creates a request. `restart` is whether the kernel will be restarted.
     #[must_use]
     pub fn new(restart: bool) -> Self {
         Self {

@@ -242,7 +242,7 @@ mod tests {
             assert_eq!(decoder.decode(&mut buffer), Ok(None));
             assert!(buffer.is_empty());
         }
-        // A command may come between its frames.
+        // A command may arrive between the frames of a message.
         buffer.extend_from_slice(&[COMMAND, 1, b'c', 0, 2, b'e']);
         assert_eq!(
             decoder.decode(&mut buffer),
