@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn many_blocks_take_little_memory_and_stay_nearly_exact() {
+    fn many_blocks_take_little_memory_and_bytes_stay_nearly_exact() {
         let mut acknowledged = Acknowledged::new(Seq::START, 0);
         acknowledged.begin();
         let blocks = 100_000;

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_connection_is_a_loss_only_if_the_kernel_goes_on() {
+    fn a_lost_connection_is_a_loss_only_if_the_kernel_continues() {
         let mut tracker = ExecutionTracker::new("1");
         assert_eq!(tracker.on_lifecycle(Lifecycle::Disconnected), None);
         assert_eq!(tracker.loss_before(Channel::Shell), None);

@@ -245,7 +245,7 @@ impl Log {
         self.shared.set_closed(true);
     }
 
-    /// Whether the log is closed because its kernel is gone.
+    /// Whether the log is [closed](Self::close), for example because its kernel has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.is_closed()

@@ -26,7 +26,7 @@ pub struct LogOptions {
     pub owner_bytes: Option<u64>,
     /// How long the store keeps an entry, within `stored_bytes`; `None` for no limit.
     pub stored_age: Option<Duration>,
-    /// What entries survive once readers have them.
+    /// Which failures entries survive once readers have them.
     pub durability: Durability,
     /// What happens to entries that the store refuses, as on a full disk.
     pub when_full: WhenFull,
@@ -48,7 +48,8 @@ pub enum WhenFull {
     Wait,
 }
 
-/// What an entry survives once readers have it. All variants survive the end of the process, including `kill -9`.
+/// Which failures an entry survives once readers have it. All variants survive the end of the process, including `kill
+/// -9`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
@@ -118,7 +119,7 @@ impl LogOptions {
         self
     }
 
-    /// Sets what entries survive once readers have them.
+    /// Sets which failures entries survive once readers have them.
     #[must_use]
     pub fn with_durability(mut self, durability: Durability) -> Self {
         self.durability = durability;

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_counted_for_their_owner_and_in_all() {
+    fn bytes_are_counted_for_their_owner_and_in_total() {
         let options = LogOptions::default().with_total_bytes(1_000).with_owner_bytes(500);
         let quotas = Quotas::new(&options).unwrap();
         let [ann, bob, unowned] = [(); 3].map(|()| KernelId::random());

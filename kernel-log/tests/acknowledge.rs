@@ -1,4 +1,4 @@
-//! Acknowledged entries are dropped, and nothing else.
+//! Only acknowledged entries are dropped.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -25,7 +25,7 @@ async fn append_block(log: &Log, n: u64, size: usize) {
 }
 
 #[tokio::test]
-async fn the_writer_drops_acknowledged_blocks_and_the_caller_only_notes_the_position() {
+async fn acknowledging_records_the_position_and_the_writer_drops_the_blocks() {
     let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), LogOptions::default());
     let log = logs.open(KernelId::random()).await.unwrap();
     for n in 1..=5 {

@@ -214,7 +214,7 @@ async fn a_log_whose_only_header_is_damaged_is_reported_and_kept() {
     assert_eq!(logs.open(id).await.unwrap().head(), Seq::START);
 }
 
-/// Fills a log's index beyond what is in memory. Returns the number of records.
+/// Adds more records to a log's index than are kept in memory. Returns the number of records.
 async fn fill_index(folder: &Path, id: KernelId) -> u64 {
     let logs = logs(folder);
     let log = logs.open(id).await.unwrap();

@@ -421,7 +421,7 @@ impl LogStore for CountingStore {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_durability_decides_how_often_a_log_is_synced() {
+async fn the_durability_determines_how_often_a_log_is_synced() {
     use std::sync::atomic::Ordering::SeqCst;
     let run = async |durability| {
         let store = Arc::new(CountingStore::default());

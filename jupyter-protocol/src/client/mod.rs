@@ -256,7 +256,7 @@ impl Client {
         Ok(())
     }
 
-    /// Shuts the kernel down. `restart` tells the kernel that it will be restarted.
+    /// Shuts the kernel down. `restart` is whether the kernel will be restarted.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info). [`ClientError::Gone`] also if the kernel exits without a reply.

@@ -134,7 +134,7 @@ pub struct UsageRequest {
     pub extra: Map<String, Value>,
 }
 
-/// Result of a `usage_reply`. Values that the kernel does not know are absent.
+/// Result of a `usage_reply`. Values that are not available are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UsageReply {
     /// Host name.

@@ -292,7 +292,7 @@ impl Receiver {
                 },
                 Some(message) => return Ok(message),
                 None => tokio::select! {
-                    // Receives what arrived before the connection ended.
+                    // Receives the bytes that arrived before the connection ended.
                     biased;
                     filled = fill(&self.sender.socket, &mut self.read_buffer) => filled?,
                     () = self.sender.queue.closed() => return Err(not_writable()),

@@ -241,8 +241,8 @@ impl ResumeClient {
         Execution::start(self, request)
     }
 
-    /// Drops the connection or the current attempt; [`next`](Self::next) reconnects without a pause. For programs that
-    /// know that the network has changed or the machine was suspended.
+    /// Drops the connection or the current attempt; [`next`](Self::next) reconnects without a pause. Call this when the
+    /// network has changed or the machine was suspended.
     pub fn disconnect(&mut self) {
         if !matches!(self.state, ConnectionState::Ended | ConnectionState::Failed(_)) {
             self.backoff.reset();

@@ -381,7 +381,7 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes files and folders survive a machine failure. Those that are gone are skipped.
+/// Makes files and folders survive a machine failure. Missing ones are skipped.
 pub(super) fn sync_all(paths: &[PathBuf]) -> io::Result<()> {
     for path in paths {
         if !cfg!(unix) && path.is_dir() {
