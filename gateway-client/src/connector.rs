@@ -12,7 +12,7 @@ use crate::rustls::{self, ClientConfig};
 #[cfg(feature = "tls")]
 use crate::tls::{Tls, tls_error};
 
-/// A connection to the gateway other than TCP.
+/// A connection to the gateway, such as a TCP or a Unix socket.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
@@ -20,7 +20,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 /// Makes a connection to the gateway. Called for each connection attempt.
 pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Transport>>> + Send + Sync>;
 
-/// How a program wants to connect.
+/// The options of a client that concern its connections.
 pub(crate) struct ConnectorOptions {
     pub(crate) dial: Option<Dial>,
     #[cfg(feature = "tls")]
@@ -32,7 +32,7 @@ pub(crate) struct Connector {
     host: String,
     port: u16,
     dial: Option<Dial>,
-    /// `None` for plain TCP, and if `dial` connects.
+    /// `None` for plain TCP, and if `dial` is set.
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }

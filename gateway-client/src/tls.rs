@@ -17,8 +17,8 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// For this host, a name or an IP address without brackets. Without a `config`, it trusts the system's
-    /// certificates.
+    /// Creates connections to this host, a name or an IP address without brackets. Without a `config`, they trust the
+    /// system's certificates.
     pub(crate) fn new(host: &str, config: Option<Arc<ClientConfig>>) -> Result<Self, InvalidEndpoint> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| InvalidEndpoint::Url("its host is neither a DNS name nor an IP address, as TLS requires"))?;

@@ -29,7 +29,7 @@ enum Script {
     Write(Vec<u8>),
     /// Writes these bytes and keeps the connection open.
     WriteAndWait(Vec<u8>),
-    /// Writes these bytes again and again, as fast as the client reads.
+    /// Writes the first bytes once, and then the second ones repeatedly, as fast as the client reads.
     Endless(&'static [u8], &'static [u8]),
 }
 

@@ -1,8 +1,8 @@
 //! Handshake in which a kernel chooses its ports and announces them to its starter (JEP 66).
 //!
-//! The starter opens a registration socket, writes a connection file with only its port and the key, and starts the
-//! kernel with it. The kernel binds its sockets, sends their ports in a `handshake_request` and waits for the
-//! `handshake_reply`. So no two kernels are ever assigned the same port.
+//! The starter opens a registration socket, writes a connection file with only the port of this socket and the key, and
+//! starts the kernel with it. The kernel binds its sockets, sends their ports in a `handshake_request` and waits for
+//! the `handshake_reply`. So no two kernels are ever assigned the same port.
 //!
 //! <https://jupyter.org/enhancement-proposals/66-jupyter-handshaking/jupyter-handshaking.html>
 

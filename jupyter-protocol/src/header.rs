@@ -215,7 +215,7 @@ impl From<Header> for HeaderRef<'_> {
 ///
 /// Kernels of protocol 5 treat requests without `version` as version 4, and need the session, username and date. If
 /// `msg_id` is empty, a unique additional field `kernelmux_request` is added: kernels reject a message whose signature
-/// they have received before, and two requests without it could be identical.
+/// they have received before, and two requests without this field could be identical.
 #[must_use]
 pub fn completed(header: &[u8], session: &str) -> Option<Vec<u8>> {
     let mut fields: Map<String, Value> = json::from_slice(header).ok()?;

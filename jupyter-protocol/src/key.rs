@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Key that signs the messages of a connection, or a CurveZMQ secret key.
 ///
-/// The `Debug` output tells only whether there is a key. Serialization writes the key in plain text, as connection
+/// The `Debug` output shows only whether there is a key. Serialization writes the key in plain text, as connection
 /// files require: serialize a value that contains a key only into such a file.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -34,8 +34,8 @@
 //! | `zeromq` | conversions between [`WireMessage`] and the messages of the crate `zeromq` | no |
 //!
 //! Without features the crate has only types, signing and codecs, and does not depend on tokio. That part also works in
-//! WebAssembly (`wasm32-unknown-unknown` with a JavaScript host), except for what needs files or a monotonic clock:
-//! `ConnectionInfo::write` and `LogLimiter`.
+//! WebAssembly (`wasm32-unknown-unknown` with a JavaScript host), except for `ConnectionInfo::write`, which needs
+//! files, and `LogLimiter`, which needs a monotonic clock.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;

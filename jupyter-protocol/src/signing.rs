@@ -63,8 +63,8 @@ macro_rules! schemes {
     };
 }
 
-// The hashes of Python's `hashlib` by their names there. Its `shake_*` have no fixed digest size, so HMAC does not
-// support them.
+// The hashes of Python's `hashlib`, with its names. Its `shake_*` have no fixed digest size, so HMAC does not support
+// them.
 schemes! {
     Md5, Hmac<md5::Md5>, ["hmac-md5"];
     Sha1, Hmac<sha1::Sha1>, ["hmac-sha1"];
@@ -253,7 +253,7 @@ impl DigestHistory {
     }
 }
 
-/// Hasher that returns a value unchanged, for pieces of a digest, which are random already.
+/// Hasher that returns a value unchanged, for pieces of a digest, which are already random.
 #[derive(Default)]
 struct IdentityHasher(u64);
 

@@ -5,7 +5,8 @@ use zeromq::ZmqMessage;
 use crate::wire::{WireError, WireMessage};
 
 impl From<WireMessage> for ZmqMessage {
-    /// Moves all frames, identities first. A ROUTER socket of `zeromq` sends to the peer that the first one names.
+    /// Moves all frames, identities first. A ROUTER socket of `zeromq` sends to the peer that the first frame
+    /// identifies.
     ///
     /// ```
     /// use jupyter_protocol::content::KernelInfoRequest;

@@ -4,9 +4,9 @@
 //!
 //! # Untrusted peers
 //!
-//! Buffers grow only as bytes arrive, whatever length a frame claims. Messages larger than [`MAX_MESSAGE_BYTES`] are
-//! skipped, and those larger than 16 GiB close the connection. A heartbeat or subscription larger than 4 KiB closes its
-//! connection.
+//! Buffers grow only as bytes arrive, regardless of the length that a frame claims. Messages larger than
+//! [`MAX_MESSAGE_BYTES`] are skipped, and those larger than 16 GiB close the connection. A heartbeat or subscription
+//! larger than 4 KiB closes its connection.
 //!
 //! Each socket of a kernel accepts at most 128 connections at a time; further ones wait until one closes. Every
 //! connection has ten seconds for its handshake and a bounded send queue. A peer that stops reading is disconnected

@@ -147,7 +147,7 @@ async fn finish(mut execution: Execution) -> (String, Option<String>) {
 }
 
 #[tokio::test]
-async fn outputs_of_blocking_code_arrive_in_order_between_those_around_it() {
+async fn outputs_of_blocking_code_arrive_between_earlier_and_later_outputs() {
     let kernel = start().await;
     let client = Client::connect(&kernel.info).await.unwrap();
     let (text, error) = finish(execute(&client, "lines").await).await;
@@ -172,7 +172,7 @@ async fn the_kernel_answers_while_blocking_code_runs() {
 }
 
 #[tokio::test]
-async fn blocking_code_asks_for_input() {
+async fn blocking_code_requests_input() {
     let kernel = start().await;
     let client = Client::connect(&kernel.info).await.unwrap();
     let request = ExecuteRequest {

@@ -92,7 +92,7 @@ async fn a_flood_arrives_completely() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_learns_how_many_outputs_were_dropped_and_receives_the_reply() {
+async fn a_slow_reader_receives_the_number_of_dropped_outputs_and_the_reply() {
     let kernel = start(Transport::Ipc).await;
     let options = ClientOptions {
         queue: 10,

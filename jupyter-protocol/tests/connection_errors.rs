@@ -19,9 +19,9 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-/// Sends unchanged messages on a channel, as another client.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Sends unchanged messages on a channel, as another client.
 async fn send_raw(info: &ConnectionInfo, channel: Channel, messages: Vec<WireMessage>) {
     let (mut sender, _receiver) = zmq::dealer(&info.address(channel), "stranger", DEADLINE).await.unwrap();
     for message in messages {

@@ -34,13 +34,13 @@ async fn clients_that_claim_too_long_frames_are_disconnected() {
             let mut stream = kernel.connect_as(channel, socket_type).await;
             stream.write_all(&claimed).await.unwrap();
             wait_closed(&mut stream).await;
-            // The same instead of the READY command of the handshake.
+            // Sends the same frame instead of the READY command of the handshake.
             let mut stream = kernel.connect_tcp(channel).await;
             stream.write_all(&[GREETING, &claimed[..]].concat()).await.unwrap();
             wait_closed(&mut stream).await;
         }
     }
-    // Allowed for messages, but not for heartbeats and subscriptions.
+    // These sizes are allowed for messages, but not for heartbeats and subscriptions.
     for (channel, socket_type) in &SOCKETS[3..] {
         for too_large in [frame_header(0, 5 << 10), b"\x01\0".repeat(17)] {
             let mut stream = kernel.connect_as(*channel, socket_type).await;

@@ -20,8 +20,9 @@ const MIB: usize = 1 << 20;
 
 /// Python program that binds a socket of the given type and echoes messages.
 ///
-/// It prints its address, and of the first message the first frame (the sender's identity for a ROUTER), the number of
-/// frames and the total size. With `ping`, libzmq sends a PING every 50 ms and closes connections that do not answer.
+/// It prints its address. For the first message, it also prints the first frame (the sender's identity for a ROUTER),
+/// the number of frames and the total size. With `ping`, libzmq sends a PING every 50 ms and closes connections that do
+/// not answer.
 const ECHO: &str = r"
 import sys, zmq
 kind, address, *ping = sys.argv[1:]

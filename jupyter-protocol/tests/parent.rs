@@ -40,7 +40,7 @@ impl Kernel for Blocking {
 async fn within_deadline(line: impl Future<Output = std::io::Result<Option<String>>>) -> Option<String> {
     tokio::time::timeout(Duration::from_secs(120), line)
         .await
-        .expect("within the deadline")
+        .expect("no line within the deadline")
         .unwrap()
 }
 
@@ -70,7 +70,11 @@ async fn a_kernel_that_blocks_its_event_loop_ends_with_its_parent() {
     let client = Client::connect(&info).await.unwrap();
     let _execution = client.execute(ExecuteRequest::new("")).await.unwrap();
     let mut output = BufReader::new(parent.stdout.take().unwrap()).lines();
-    while within_deadline(output.next_line()).await.expect("the kernel blocks") != BLOCKED {}
+    while within_deadline(output.next_line())
+        .await
+        .expect("the output ended before the kernel blocked")
+        != BLOCKED
+    {}
     parent.kill().await.unwrap();
     // The output ends when the kernel, which inherited it, has ended.
     while within_deadline(output.next_line()).await.is_some() {}

@@ -52,7 +52,7 @@ impl Acknowledged {
         self.total - self.acknowledged
     }
 
-    /// A block of this size that ends with `last` was added.
+    /// Counts a block of this size that ends with `last`.
     pub(super) fn appended(&mut self, last: Seq, bytes: u64) {
         self.total += bytes;
         let before = self.marks.len().checked_sub(2).and_then(|index| self.marks.get(index));
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn many_blocks_take_little_memory_and_stay_nearly_exact() {
+    fn many_blocks_take_little_memory_and_bytes_stay_nearly_exact() {
         let mut acknowledged = Acknowledged::new(Seq::START, 0);
         acknowledged.begin();
         let blocks = 100_000;

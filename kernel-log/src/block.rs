@@ -115,7 +115,8 @@ impl Block {
         }
     }
 
-    /// The encoded entries. Copies a large message that is being appended; [`pieces`](Self::pieces) does not.
+    /// The encoded entries in one buffer. For a block in several pieces, the first call copies them;
+    /// [`pieces`](Self::pieces) never copies.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         match &self.data {

@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How far an execution has come and how it ended.
+/// The progress of an execution, or how it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -67,7 +67,7 @@ impl fmt::Display for ExecutionStatus {
     }
 }
 
-/// A text that names no status.
+/// The text is not the name of a status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown status {0:?}; use queued, running, ok, error, aborted, died or lost")]
 pub struct InvalidExecutionStatus(String);

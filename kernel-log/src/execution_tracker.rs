@@ -5,10 +5,10 @@ use memchr::memmem;
 
 use crate::Lifecycle;
 
-/// Follows one execution through a kernel's log: which messages belong to it, what events mean for it, and when it has
-/// ended.
+/// Follows one execution through a kernel's log. It finds the messages that belong to the execution, interprets
+/// life-cycle events, and detects the end.
 ///
-/// It reads no log itself. Give it each entry after the request in order: kernels' messages to
+/// It does not read the log itself. Pass it each entry after the request in order: the kernel's messages to
 /// [`loss_before`](Self::loss_before) and then [`on_message`](Self::on_message), events to
 /// [`on_lifecycle`](Self::on_lifecycle).
 #[derive(Clone, Debug)]
@@ -16,7 +16,8 @@ pub struct ExecutionTracker {
     msg_id: String,
     replied: bool,
     idle: bool,
-    /// A lost connection: a loss if the kernel goes on, and its end otherwise.
+    /// Whether the connection was lost. If the kernel continues, messages may be missing; otherwise, the kernel has
+    /// ended.
     disconnected: bool,
 }
 
@@ -28,7 +29,7 @@ pub enum ExecutionEvent {
     Loss(Lifecycle),
     /// The kernel died or was restarted, with this cause.
     KernelEnded(String),
-    /// It ended unrecorded.
+    /// The execution ended unrecorded.
     Lost,
 }
 
@@ -44,7 +45,7 @@ impl ExecutionTracker {
         }
     }
 
-    /// As [`new`](Self::new), where the reply or the `idle` status were read before.
+    /// As [`new`](Self::new), for an execution whose reply or `idle` status may have been read before.
     #[must_use]
     pub fn resumed(msg_id: impl Into<String>, replied: bool, idle: bool) -> Self {
         Self {
@@ -60,24 +61,26 @@ impl ExecutionTracker {
         &self.msg_id
     }
 
-    /// Whether both the reply and the `idle` status were read, or it ended with its kernel.
+    /// Whether both the reply and the `idle` status were read, or the execution ended without them.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.replied && self.idle
     }
 
-    /// Skips entries that are missing in the log, which contained the reply or the `idle` status.
+    /// Accounts for entries that are missing in the log. `reply` and `idle` are whether they contained the reply and
+    /// the `idle` status.
     pub fn skip(&mut self, reply: bool, idle: bool) {
         self.replied |= reply;
         self.idle |= idle;
     }
 
-    /// Ends it: nothing more belongs to it.
+    /// Marks the execution as ended.
     pub fn end(&mut self) {
         (self.replied, self.idle) = (true, true);
     }
 
-    /// The loss before a kernel's message on this channel: the connection was lost, and the kernel has gone on.
+    /// The loss before a kernel's message on this channel. An iopub message after a lost connection shows that the
+    /// kernel has continued, so messages may be missing.
     pub fn loss_before(&mut self, channel: Channel) -> Option<Lifecycle> {
         let is_back = channel == Channel::Iopub && std::mem::take(&mut self.disconnected);
         is_back.then_some(Lifecycle::Disconnected)
@@ -101,7 +104,7 @@ impl ExecutionTracker {
 
     /// What an event after the request means for the execution, if anything.
     ///
-    /// The synthetic messages that follow the end of a kernel are for clients that do not know these events.
+    /// The synthetic messages that follow the end of a kernel are for clients that do not receive these events.
     pub fn on_lifecycle(&mut self, event: Lifecycle) -> Option<ExecutionEvent> {
         let ended = match event {
             Lifecycle::Lost { executions } if executions.contains(&self.msg_id) => ExecutionEvent::Lost,
@@ -132,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_connection_is_a_loss_only_if_the_kernel_goes_on() {
+    fn a_lost_connection_is_a_loss_only_if_the_kernel_continues() {
         let mut tracker = ExecutionTracker::new("1");
         assert_eq!(tracker.on_lifecycle(Lifecycle::Disconnected), None);
         assert_eq!(tracker.loss_before(Channel::Shell), None);

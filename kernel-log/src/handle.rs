@@ -140,9 +140,9 @@ impl Log {
         Ok(index::overlay(stored, unstored, limit, newest_first))
     }
 
-    /// Requests a sync without waiting for it, after entries that clients rely on, such as a reply. With
-    /// [`Durability::Batched`](super::Durability::Batched), the store is synced once it has everything appended so far;
-    /// otherwise this does nothing.
+    /// Requests a sync without waiting for it. Call this after entries that clients rely on, such as a reply. With
+    /// [`Durability::Batched`](super::Durability::Batched), the store is synced once it has everything appended so far.
+    /// With another durability, this does nothing.
     pub fn sync_soon(&self) {
         let mut state = self.shared.state();
         if state.with_writer {
@@ -153,10 +153,11 @@ impl Log {
         }
     }
 
-    /// Whether the store accepted the newest entries. If it refused some, readers that keep up still receive them, or,
-    /// with [`WhenFull::Wait`](super::WhenFull::Wait), receive them later. Once it accepts entries again after some were
-    /// lost, the log gets a `kernelmux_lifecycle` entry with the content
-    /// `{"event": "not_recorded", "first": …, "last": …, "reason": …}`.
+    /// Whether the store accepted the newest entries. If it refused some, readers that keep up still receive them from
+    /// memory. With [`WhenFull::Wait`](super::WhenFull::Wait), readers receive them once the store accepts them.
+    ///
+    /// If entries were lost, then once the store accepts entries again, the log gets a `kernelmux_lifecycle` entry with
+    /// the content `{"event": "not_recorded", "first": …, "last": …, "reason": …}`.
     #[must_use]
     pub fn is_recorded(&self) -> bool {
         let state = self.shared.state();
@@ -172,8 +173,8 @@ impl Log {
         blocking(shared.stored.blocks(), move || shared.stored.check_room()).await
     }
 
-    /// Waits until the bytes that wait for the store are below their bounds, so that a slow disk slows the kernel down
-    /// instead of filling the memory.
+    /// Waits until the number of bytes that wait for the store is below its bounds, so that a slow disk slows the
+    /// kernel down instead of filling the memory.
     pub async fn room(&self) {
         loop {
             let freed = self.shared.room.notified();
@@ -214,9 +215,9 @@ impl Log {
         self.shared.acknowledge(seq);
     }
 
-    /// How many bytes are not [acknowledged](Self::acknowledge), including those that wait for the store. Parts of blocks
-    /// count as whole ones, and if there are thousands of blocks, up to 1 % of the bytes may count although they are
-    /// acknowledged.
+    /// How many bytes are not [acknowledged](Self::acknowledge), including those that wait for the store. A partly
+    /// acknowledged block counts as a whole. If there are thousands of blocks, up to 1 % of the bytes may count
+    /// although they are acknowledged.
     #[must_use]
     pub fn unacknowledged_bytes(&self) -> u64 {
         self.shared.unacknowledged_bytes()
@@ -244,7 +245,7 @@ impl Log {
         self.shared.set_closed(true);
     }
 
-    /// Whether the log is closed because its kernel is gone.
+    /// Whether the log is [closed](Self::close), for example because its kernel has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.is_closed()

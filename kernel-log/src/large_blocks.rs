@@ -51,11 +51,11 @@ fn no_memory(action: &str) -> StoreError {
     let seconds = MAX_WAIT.as_secs();
     StoreError::failed(
         action,
-        format!("slow readers of large outputs held the memory for them for {seconds} s"),
+        format!("slow readers of large outputs held all memory for large outputs for {seconds} s"),
     )
 }
 
-/// The right to hold a large block, shared by its readers. A reader gives it up when it asks for the next block.
+/// The right to hold a large block, shared by its readers. A reader releases it when it requests the next block.
 #[derive(Clone)]
 pub(super) struct Lease(Arc<OwnedSemaphorePermit>);
 
@@ -88,7 +88,7 @@ impl AsRef<[u8]> for BlockMemory {
 }
 
 impl LargeBlocks {
-    /// Of a log whose largest block has this size.
+    /// The state of a log whose largest block has this size.
     pub(super) fn new(largest: usize, memory: ReadMemory) -> Self {
         Self {
             held: Mutex::default(),
@@ -104,7 +104,7 @@ impl LargeBlocks {
     }
 
     /// Serializes reads from the store of a log with large blocks, because the next reader may find the block that the
-    /// previous one has read. `None` if the log has none.
+    /// previous one has read. `None` if the log has no large blocks.
     pub(super) async fn read_lock(&self) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, StoreError> {
         if !self.any.load(Ordering::Relaxed) {
             return Ok(None);
@@ -135,7 +135,7 @@ impl LargeBlocks {
         Some((block, Lease(held.lease.upgrade()?)))
     }
 
-    /// The block, in the memory of the copy that readers already hold, if there is one.
+    /// Returns the block. If readers hold a copy of it, the result shares the memory of that copy.
     pub(super) fn share(&self, block: Block, lease: &Lease) -> Block {
         let (first, last) = (block.first(), block.last());
         let times = (block.begun(), block.updated());

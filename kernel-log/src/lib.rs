@@ -5,7 +5,7 @@
 //!
 //! [Appending](Log::append) never waits for readers. A writer thread stores appended entries and then wakes the
 //! readers, so everything that a client received is in the store. Entries that arrive while the writer is busy are
-//! stored as one block: a flood in few large blocks, a single message at once.
+//! stored together: many messages become a few large blocks, and a single message is stored at once.
 //!
 //! A [`Reader`] is a position, not a queue. It reads the newest entries from memory and older ones from the store; an
 //! idle reader costs nothing.
@@ -13,21 +13,22 @@
 //! A log also has an index: small records by key. The store writes them atomically with the entries that they came
 //! with.
 //!
-//! Retention drops the oldest blocks by size and age ([`LogOptions`]). Their readers get a [`ReadError::Gap`]; index
-//! records of dropped entries can be removed by following [`Log::earliest_changes`].
+//! Retention drops the oldest blocks by size and age ([`LogOptions`]). Readers of dropped entries get a
+//! [`ReadError::Gap`]. To remove the index records of dropped entries, follow [`Log::earliest_changes`].
 //!
-//! Logs can have quotas, in all and for each owner ([`LogOptions::total_bytes`], [`Logs::apply_quotas`]).
+//! Logs can have quotas, in total and for each owner ([`LogOptions::total_bytes`], [`Logs::apply_quotas`]).
 //!
 //! A log can also be a spool: its reader [acknowledges](Log::acknowledge) the entries that it has stored elsewhere, which
 //! are then dropped, and its writer [waits](Log::acknowledged_below) while too many are not acknowledged.
 //!
-//! A store that refuses entries stops nothing: they are served from memory as far as that reaches, and later readers
-//! get a gap. Once the store accepts entries again, an entry lists the refused ones ([`Log::is_recorded`]). Their
-//! numbers are not reused. With [`WhenFull::Wait`], they are kept and stored later instead, and whoever appends waits.
+//! If the store refuses entries, the log continues: readers receive these entries from memory while they are there, and
+//! later readers get a gap. Once the store accepts entries again, an entry reports the refused ones
+//! ([`Log::is_recorded`]). Their numbers are not reused. With [`WhenFull::Wait`], refused entries are kept and stored
+//! later instead, and [`Log::room`] waits while too many are kept.
 //!
 //! A [`LogStore`] is where logs are kept: [`MemoryStore`], [`DiskStore`] in files, or, with the feature `nats`,
-//! `NatsStore`, which several gateways can share. The module `conformance`, behind the feature of that name, tests what
-//! every store must do.
+//! `NatsStore`, which several gateways can share. The module `conformance`, behind the feature `testing`, is a test
+//! suite that every store must pass.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -98,7 +99,7 @@ pub use store::{LogInfo, LogStore, MemoryStore, Retention, StoreError, StoredLog
 #[cfg(feature = "nats")]
 pub use store::{NatsOptions, NatsStore};
 
-/// Runs a blocking operation on a thread for those, or directly if it does not block.
+/// Runs `work` on a thread for blocking operations, or directly if it does not block.
 async fn blocking<T: Send + 'static>(
     blocks: bool,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,

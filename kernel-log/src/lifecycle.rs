@@ -18,27 +18,28 @@ pub const LIFECYCLE: &str = "kernelmux_lifecycle";
 pub enum Lifecycle {
     /// It answered for the first time.
     Started,
-    /// It was attached to while running. Its output since the previous entry went unrecorded.
+    /// A gateway attached to it while it was running. Its output since the previous entry was not recorded.
     Attached {
-        /// For how many milliseconds, if the start of the gap is known.
+        /// Length of the gap in milliseconds, if its start is known.
         unrecorded_ms: Option<i64>,
     },
-    /// After a connection was lost, these executions were found to have ended unrecorded. For each of them follow a
-    /// notice on stderr and, unless the kernel's own were recorded, a reply and an idle status.
+    /// These executions ended while the connection was lost, so their outcome was not recorded. The following entries
+    /// are, for each of them, a notice on stderr, a reply and an idle status. The reply and the status are omitted if
+    /// the kernel's own were recorded.
     Lost {
         /// The `msg_id`s of their requests.
         executions: Vec<String>,
     },
-    /// These executions ended with the kernel's process. For each of them follow, unless the kernel's own were
-    /// recorded, an error, a reply and an idle status.
+    /// These executions ended with the kernel's process. The following entries are, for each of them, an error, a reply
+    /// and an idle status, unless the kernel's own were recorded.
     Died {
         /// The `msg_id`s of their requests.
         executions: Vec<String>,
         /// The cause.
         reason: String,
     },
-    /// The iopub connection was lost, and output goes unrecorded until it is back. If the kernel has ended, the next
-    /// entry says so.
+    /// The iopub connection was lost, and output is not recorded until it is restored. If the kernel has ended, the
+    /// next entry reports that.
     Disconnected,
     /// The store refused these entries, and none of them can be read later.
     NotRecorded {
@@ -49,7 +50,7 @@ pub enum Lifecycle {
         /// The store's error.
         reason: String,
     },
-    /// It runs and has published nothing for long. Gateways that share the store keep its log.
+    /// It is running and has published nothing for a long time. Gateways that share the store therefore keep its log.
     Quiet,
     /// A restart was requested.
     Restarting,
@@ -63,8 +64,9 @@ pub enum Lifecycle {
         /// The end of its output outside the protocol; may be empty.
         output: String,
     },
-    /// It is idle for the first time since it was connected to. Its own status answers a `kernel_info_request` and
-    /// JupyterLab ignores it, so without this JupyterLab would show a starting kernel until the next cell runs.
+    /// It is idle for the first time since the gateway connected to it. JupyterLab ignores the kernel's own status,
+    /// because that answers a `kernel_info_request`. Without this event, JupyterLab would show a starting kernel until
+    /// the next cell runs.
     #[serde(skip)]
     Idle {
         /// The kernel's session. JupyterLab drops queued messages when a message of another session arrives.
@@ -96,7 +98,7 @@ impl fmt::Display for Lifecycle {
             Self::NotRecorded { first, last, reason } => {
                 write!(f, "entries {first} to {last} could not be stored: {reason}")
             }
-            Self::Quiet => f.write_str("the kernel has published nothing for long"),
+            Self::Quiet => f.write_str("the kernel has published nothing for a long time"),
             Self::Restarting => f.write_str("a restart was requested"),
             Self::Restarted => f.write_str("the kernel was restarted"),
             Self::RestartingByItself { reason, .. } => write!(f, "the kernel ended and is being restarted: {reason}"),
@@ -107,9 +109,10 @@ impl fmt::Display for Lifecycle {
 }
 
 impl Lifecycle {
-    /// The message that the log keeps, from `session`. For events that plain Jupyter clients know, it is a `status` as
-    /// jupyter_server sends it: on iopub, without a parent. For [`Idle`](Self::Idle) the parent is a request of this
-    /// library: no other server sends it unrequested, and clients take each such status for an answer.
+    /// The message of the event for the log, sent by `session`. For events that plain Jupyter clients know, it is a
+    /// `status` as jupyter_server sends it: on iopub, without a parent. Only [`Idle`](Self::Idle) has a parent, a
+    /// request of this library: clients take each idle status for the answer to a request, and no other server sends
+    /// one unrequested.
     #[must_use]
     pub fn to_message(&self, session: &str) -> WireMessage {
         let status = |session: &str, content: Value| {
@@ -127,7 +130,7 @@ impl Lifecycle {
             Self::Idle { session: kernel } => {
                 status(kernel, json!({"execution_state": "idle"})).with_parent(Header::new(LIFECYCLE, session))
             }
-            // Numbers and texts, which can always be written.
+            // The fields are numbers and strings, so serialization cannot fail.
             other => {
                 let content = serde_json::to_vec(other).unwrap_or_default();
                 Message::new(Content::parse(LIFECYCLE, &content), session)
@@ -138,7 +141,7 @@ impl Lifecycle {
 
     /// The event of a life-cycle entry. `None` for any other message, and for events of a newer version.
     ///
-    /// Ask only of entries whose [origin](crate::Origin) is `Lifecycle`: a kernel may send the same `status`.
+    /// Call this only for entries whose [origin](crate::Origin) is `Lifecycle`: a kernel may send the same `status`.
     #[must_use]
     pub fn from_message(message: &WireMessage) -> Option<Self> {
         #[derive(Deserialize)]
@@ -158,7 +161,7 @@ impl Lifecycle {
                 match &*status.execution_state {
                     "restarting" => Some(Self::RestartingByItself { reason, output }),
                     "dead" => Some(Self::Dead { reason, output }),
-                    // The others end executions in place of a kernel that is gone.
+                    // Other idle statuses end executions in place of a kernel that has ended.
                     "idle" if message.parent_ref().is_ok_and(|parent| parent.msg_type == LIFECYCLE) => {
                         Some(Self::Idle {
                             session: header.session.to_string(),

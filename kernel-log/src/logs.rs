@@ -62,7 +62,7 @@ impl Logs {
         Ok(Self::with_writer(store, options, writer))
     }
 
-    /// Logs without a writer thread: a stepper stores and publishes instead. For deterministic simulations.
+    /// Opens logs without a writer thread, for deterministic simulations. The stepper stores and publishes instead.
     #[cfg(feature = "testing")]
     #[must_use]
     pub fn stepped(store: Arc<dyn LogStore>, options: LogOptions) -> (Self, super::Stepper) {
@@ -103,7 +103,7 @@ impl Logs {
     }
 
     /// As [`open`](Self::open). The log counts for this owner's [quota](LogOptions::owner_bytes), also after a restart,
-    /// unless it has an owner already.
+    /// unless it already has another owner.
     ///
     /// # Errors
     /// [`StoreError`] if the store fails.
@@ -173,8 +173,8 @@ impl Logs {
     }
 
     /// Stores what was appended so far, ends all logs for their readers, and closes the store, even if handles of logs
-    /// are left. With [`WhenFull::Wait`](super::WhenFull::Wait), it waits up to [`LogOptions::close_timeout`] for a store
-    /// that refuses entries. Later calls to the store fail with [`StoreError::Closed`].
+    /// are still in use. With [`WhenFull::Wait`](super::WhenFull::Wait), it waits up to [`LogOptions::close_timeout`]
+    /// for a store that refuses entries. Later calls to the store fail with [`StoreError::Closed`].
     ///
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
@@ -211,8 +211,8 @@ impl Logs {
         blocking(store.blocks(), move || store.list()).await
     }
 
-    /// Applies retention to all logs. Active logs are also trimmed as they grow; this trims quiet ones and those of
-    /// past kernels. A log that cannot be trimmed is reported with `tracing` and skipped.
+    /// Applies retention to all logs. Active logs are also trimmed as they grow, so this call matters for quiet logs
+    /// and those of past kernels. A log that cannot be trimmed is reported with `tracing` and skipped.
     ///
     /// # Errors
     /// [`StoreError`] if the logs cannot be listed.
@@ -287,10 +287,12 @@ impl Logs {
         }
     }
 
-    /// Frees space until all [quotas](LogOptions::total_bytes) are met: first of owners, then of all logs. Logs that are
-    /// not open for appending are removed, the one that was written longest ago first, except those for which `may_run`
-    /// is true, because their kernel may still run. Then the largest open logs are trimmed, but never their newest block.
-    /// Returns whether the quotas are met.
+    /// Frees space until all [quotas](LogOptions::total_bytes) are met, first those of owners and then that of all
+    /// logs. Returns whether the quotas are met.
+    ///
+    /// For each quota, this removes logs that are not open for appending, the least recently written first. It keeps
+    /// those for which `may_run` is true, because their kernel may still run. If that is not enough, it trims the
+    /// largest open logs, but never their newest block.
     ///
     /// `kernel_manager::Manager` calls this. Other programs call it once all logs of running kernels are open, and
     /// whenever [`over_quota`](Self::over_quota) returns:
@@ -314,7 +316,7 @@ impl Logs {
         quotas
             .loaded
             .get_or_try_init(async || {
-                // Nothing is removed while the list is made.
+                // The lock prevents removals while the logs are listed.
                 let _opening = self.opening.lock().await;
                 quotas.load(&self.list().await?);
                 Ok::<_, StoreError>(())
@@ -346,7 +348,7 @@ impl Logs {
                     let owner = quota.owner.as_deref();
                     tracing::info!(kernel_id = %log.id, bytes = log.bytes, owner, "the log of a past kernel was dropped to meet a quota");
                 }
-                // It was opened meanwhile.
+                // It was opened after the check.
                 Err(RemoveError::Open(_)) => {}
                 Err(RemoveError::Store(error)) => {
                     tracing::error!(kernel_id = %log.id, %error, "a log cannot be dropped to meet a quota");
@@ -370,7 +372,7 @@ impl Logs {
             }
             let level = quotas::level(open.iter().map(|(_, bytes)| *bytes).collect(), excess);
             for (log, _) in open.into_iter().filter(|(_, bytes)| *bytes > level) {
-                // Each is trimmed once, so that this ends while logs grow.
+                // Each is trimmed once, so that the loop ends even if logs grow.
                 trimmed.insert(log.id);
                 let id = log.id;
                 if let Err(error) = blocking(log.stored.blocks(), move || log.trim_to(level)).await {

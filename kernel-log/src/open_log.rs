@@ -17,7 +17,7 @@ use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredL
 
 /// Bytes of a log that may wait for the store regardless of other logs.
 const FREE: usize = 1 << 20;
-/// How long acknowledgements trim nothing after a trim that failed.
+/// How long after a failed trim acknowledgements cause no further trim.
 const TRIM_PAUSE: Duration = Duration::from_secs(1);
 
 /// How far readers may read.
@@ -65,7 +65,7 @@ pub(super) struct OpenLog {
     pub(super) large_blocks: LargeBlocks,
 }
 
-/// A block that the store refused and that is tried again. Its index updates stay in [`LogState::writing_index`].
+/// A block that the store refused and that is retried. Its index updates stay in [`LogState::writing_index`].
 pub(super) struct Retry {
     pub(super) block: Option<Block>,
     pub(super) backoff: Backoff,
@@ -78,7 +78,7 @@ pub(super) struct LogState {
     /// Bytes of this log that are included in [`writer::Queue::waiting_bytes`].
     counted_bytes: usize,
     pub(super) writing_index: Arc<Updates>,
-    /// Index updates that the store refused; they go with the next block. Bounded by the number of keys.
+    /// Index updates that the store refused. They are stored with the next block. Bounded by the number of keys.
     pub(super) refused_index: Updates,
     /// Whether the log is queued at the writer or being written.
     pub(super) with_writer: bool,
@@ -93,7 +93,7 @@ pub(super) struct LogState {
     trim_failed: Option<Instant>,
     /// Whether to sync once everything waiting is stored.
     pub(super) sync_soon: bool,
-    /// The next block for the store, if it refused it before.
+    /// The next block to store, if the store has refused it before.
     pub(super) retry: Option<Retry>,
     /// Whether the store refused the block that is being written.
     pub(super) is_refused: bool,
@@ -180,7 +180,7 @@ impl LogState {
         }
     }
 
-    /// Handles a write that the store refused and that is tried again.
+    /// Handles a write that the store refused and that is retried.
     pub(super) fn refused(&mut self, id: KernelId, retry: Retry, error: &StoreError) {
         if !std::mem::replace(&mut self.is_refused, true) {
             tracing::error!(kernel_id = %id, %error, "the log waits for its store");
@@ -263,7 +263,7 @@ impl OpenLog {
         }
     }
 
-    /// Whether to try a write again that the store refused with this error.
+    /// Whether to retry a write that the store refused with this error.
     pub(super) fn is_retried(&self, state: &LogState, error: &StoreError) -> bool {
         self.options.when_full == WhenFull::Wait
             && !state.is_removed
@@ -331,7 +331,7 @@ impl OpenLog {
         self.trim_to(u64::MAX)
     }
 
-    /// As [`trim`](Self::trim), and the oldest entries beyond `max_bytes`.
+    /// As [`trim`](Self::trim), but also drops the oldest entries beyond `max_bytes`.
     pub(super) fn trim_to(&self, max_bytes: u64) -> Result<(), StoreError> {
         let mut retention = self.options.retention();
         retention.max_bytes = retention.max_bytes.min(max_bytes);

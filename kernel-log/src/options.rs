@@ -26,7 +26,7 @@ pub struct LogOptions {
     pub owner_bytes: Option<u64>,
     /// How long the store keeps an entry, within `stored_bytes`; `None` for no limit.
     pub stored_age: Option<Duration>,
-    /// What entries survive once readers have them.
+    /// Which failures entries survive once readers have them.
     pub durability: Durability,
     /// What happens to entries that the store refuses, as on a full disk.
     pub when_full: WhenFull,
@@ -39,16 +39,17 @@ pub struct LogOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// Readers get them from memory as far as that reaches, and later readers get a gap.
+    /// Readers get them from memory while they are there, and later readers get a gap.
     #[default]
     Skip,
-    /// They are kept and tried again until the store accepts them or the logs are closed. Readers do not get them before,
-    /// and [`Log::room`](super::Log::room) waits once [`LogOptions::waiting_bytes`] are waiting. For a store that only this
-    /// process writes.
+    /// They are kept and retried until the store accepts them or the logs are closed. Readers get them only once they
+    /// are stored, and [`Log::room`](super::Log::room) waits once [`LogOptions::waiting_bytes`] are waiting. For a
+    /// store that only this process writes.
     Wait,
 }
 
-/// What an entry survives once readers have it. All variants survive the end of the process, including `kill -9`.
+/// Which failures an entry survives once readers have it. All variants survive the end of the process, including `kill
+/// -9`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
@@ -118,7 +119,7 @@ impl LogOptions {
         self
     }
 
-    /// Sets what entries survive once readers have them.
+    /// Sets which failures entries survive once readers have them.
     #[must_use]
     pub fn with_durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
@@ -154,8 +155,10 @@ impl LogOptions {
 }
 
 impl Default for LogOptions {
-    /// 1 MiB in memory, 64 MiB waiting, 256 MiB waiting in all logs, 256 MiB of large messages being read, 1 GiB of each stored,
-    /// without a limit for all, for 30 days, synced in batches, skipped when the store refuses them; 10 s for closing.
+    /// Each log keeps 1 MiB in memory and 1 GiB for 30 days in the store, and 64 MiB of it may wait for the store. For
+    /// all logs together, 256 MiB may wait for the store, 256 MiB of large messages may be read at a time, and the
+    /// stored bytes are not limited. The store is synced in batches. Entries that it refuses are skipped, and closing
+    /// waits up to 10 s.
     fn default() -> Self {
         Self {
             memory_bytes: 1 << 20,

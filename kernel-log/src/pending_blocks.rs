@@ -28,7 +28,7 @@ pub(super) struct PendingBlocks {
 }
 
 impl PendingBlocks {
-    /// Nothing is pending; `last` is the last entry of the log.
+    /// The state without pending entries of a log whose last entry is `last`.
     pub(super) fn after(last: Seq) -> Self {
         Self {
             full: VecDeque::new(),

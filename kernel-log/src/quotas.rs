@@ -1,4 +1,4 @@
-//! Limits of the bytes of many logs together, and how much of them is used.
+//! Limits on the total bytes of many logs, and their current usage.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,17 +9,17 @@ use tokio::sync::{Notify, OnceCell};
 
 use super::{LogInfo, LogOptions};
 
-/// When a quota is exceeded, this fraction of it is freed in addition, so that not every block exceeds it again.
+/// When a quota is exceeded, this fraction of it is freed in addition, so that the next blocks do not exceed it again.
 const FREED_PART: u64 = 32;
 
-/// The quotas of a store's logs. Only the differences of changed logs are added up.
+/// The quotas of a store's logs. When a log changes its size, only the difference is added to the totals.
 pub(super) struct Quotas {
     total_bytes: Option<u64>,
     owner_bytes: Option<u64>,
     usage: Mutex<Usage>,
-    /// Notified while a quota is exceeded and its logs grow.
+    /// Notified when a log grows while a quota is exceeded.
     exceeded: Notify,
-    /// Set once the logs that the store had at the start are known.
+    /// Set once the logs that the store had at the start are counted.
     pub(super) loaded: OnceCell<()>,
 }
 
@@ -36,10 +36,10 @@ struct LogUsage {
     updated: DateTime<Utc>,
 }
 
-/// A limit of some logs.
+/// A limit on the bytes of some logs.
 #[derive(Clone, Debug)]
 pub(super) struct Quota {
-    /// Whose logs; `None` for all.
+    /// The owner of the logs; `None` for all logs.
     pub(super) owner: Option<Arc<str>>,
     limit: u64,
 }
@@ -66,11 +66,12 @@ impl Quotas {
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
-        // A panic while the lock is held is one of the allocator, which aborts the process.
+        // Only the allocator could fail while the lock is held, and that aborts the process.
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the logs that the store had before. Logs that were opened meanwhile are known better.
+    /// Adds the logs of the store's list. For logs that are already counted, only the owner is taken from it, because
+    /// their size in the list may be outdated.
     pub(super) fn load(&self, infos: &[LogInfo]) {
         let mut usage = self.usage();
         for info in infos {
@@ -85,7 +86,7 @@ impl Quotas {
         self.usage().add(id, owner, bytes, Utc::now());
     }
 
-    /// A log has grown to this size.
+    /// Records that a log has grown to this size.
     pub(super) fn has_grown(&self, id: KernelId, bytes: u64) {
         let mut usage = self.usage();
         let Some(owner) = usage.set_bytes(id, bytes, Some(Utc::now())) else {
@@ -99,12 +100,12 @@ impl Quotas {
         }
     }
 
-    /// A log was trimmed to this size.
+    /// Records that a log was trimmed to this size.
     pub(super) fn was_trimmed(&self, id: KernelId, bytes: u64) {
         self.usage().set_bytes(id, bytes, None);
     }
 
-    /// A log was removed.
+    /// Records that a log was removed.
     pub(super) fn remove(&self, id: KernelId) {
         self.usage().remove(id);
     }
@@ -120,7 +121,7 @@ impl Quotas {
         }
     }
 
-    /// The quotas that are exceeded: first those of owners.
+    /// The quotas that are exceeded, those of owners first.
     pub(super) fn exceeded_now(&self) -> Vec<Quota> {
         let usage = self.usage();
         let owners = self.owner_bytes.into_iter().flat_map(|limit| {
@@ -151,7 +152,7 @@ impl Quotas {
         self.used(quota).saturating_sub(quota.limit - quota.limit / FREED_PART)
     }
 
-    /// The logs that count for a quota, the one that was written longest ago first.
+    /// The logs that count for a quota, the least recently written first.
     pub(super) fn logs(&self, quota: &Quota) -> Vec<Counted> {
         let usage = self.usage();
         let mut logs: Vec<_> = usage
@@ -213,8 +214,8 @@ impl Usage {
     }
 }
 
-/// The size to which logs of these sizes are to be trimmed, so that together they have `excess` bytes fewer and only the
-/// largest lose any.
+/// The size to which logs of these sizes must be trimmed to free `excess` bytes in total. Logs below that size keep all
+/// of their bytes.
 pub(super) fn level(mut sizes: Vec<u64>, excess: u64) -> u64 {
     sizes.sort_unstable_by_key(|size| std::cmp::Reverse(*size));
     let mut largest = 0;
@@ -247,10 +248,10 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_counted_for_their_owner_and_in_all() {
+    fn bytes_are_counted_for_their_owner_and_in_total() {
         let options = LogOptions::default().with_total_bytes(1_000).with_owner_bytes(500);
         let quotas = Quotas::new(&options).unwrap();
-        let [ann, bob, nobody] = [(); 3].map(|()| KernelId::random());
+        let [ann, bob, unowned] = [(); 3].map(|()| KernelId::random());
         let over = || {
             let exceeded = quotas.exceeded_now();
             let owners = exceeded
@@ -262,14 +263,14 @@ mod tests {
         quotas.has_grown(ann, 501);
         assert_eq!(over(), ["ann"]);
         assert_eq!(quotas.excess(&quotas.exceeded_now()[0]), 501 - (500 - 500 / 32));
-        // The store's list is older than what is known of open logs, but for the owner.
+        // The sizes in the store's list are older than those of open logs. Only its owners are used.
         quotas.add(bob, None, 400);
         let mut info = LogInfo::new(bob, crate::Epoch::random());
         (info.owner, info.bytes) = (Some("bob".to_owned()), 7);
         quotas.load(&[info]);
-        quotas.has_grown(nobody, 1_000_000);
+        quotas.has_grown(unowned, 1_000_000);
         assert_eq!(over(), ["ann"]);
-        quotas.add(nobody, None, 300);
+        quotas.add(unowned, None, 300);
         assert_eq!(over(), ["ann", "all"]);
         quotas.was_trimmed(ann, 200);
         assert_eq!(over(), [""; 0]);

@@ -66,8 +66,8 @@ impl Reader {
     /// Waits for the next entries. `None` if the log is closed and everything is read. Cancel-safe.
     ///
     /// A message of more than 1 MiB comes in a block by itself. The readers of all logs share
-    /// [`LogOptions::reading_bytes`](super::LogOptions::reading_bytes) for such blocks: a reader waits for its share, and
-    /// gives it up when this is called again, so the previous block should be dropped by then.
+    /// [`LogOptions::reading_bytes`](super::LogOptions::reading_bytes) for such blocks. A reader waits for its share
+    /// and releases it with the next call, so drop the previous block before that call.
     ///
     /// # Errors
     /// [`ReadError::Gap`] if entries are missing: call again to continue after them. [`ReadError::Store`] if the store
@@ -183,7 +183,7 @@ impl Reader {
             .windows(2)
             .take_while(|pair| pair[1].first() == pair[0].last().next());
         let whole = 1 + whole.count();
-        // A large block comes by itself, also from a store that does not see to it.
+        // A large block is returned by itself, even if the store returned it with others.
         let large = blocks.iter().position(|block| block.size() > LARGE);
         blocks.truncate(whole.min(large.map_or(whole, |large| large.max(1))));
         if let [block] = &mut blocks[..]

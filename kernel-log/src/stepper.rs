@@ -2,8 +2,8 @@ use std::fmt;
 
 use super::writer::Rounds;
 
-/// Performs the writer thread's steps one by one; see [`Logs::stepped`](super::Logs::stepped). Dropping it between the
-/// two steps simulates a process that is killed there.
+/// Performs the writer thread's steps one by one; see [`Logs::stepped`](super::Logs::stepped). Dropping it between
+/// [`store`](Self::store) and [`publish`](Self::publish) simulates a process that is killed at that point.
 pub struct Stepper {
     rounds: Rounds,
 }

@@ -1,4 +1,4 @@
-//! The thread that syncs the store to disk. All logs of a store share it, and writing continues meanwhile.
+//! The thread that syncs the store to disk. All logs of a store share it, and writing continues during a sync.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -41,7 +41,7 @@ impl Wanted {
         self.changed.notify_one();
     }
 
-    /// Something was stored; sync it within [`AT_MOST`].
+    /// Records that something was stored, which must be synced within [`AT_MOST`].
     pub(super) fn stored(&self) {
         let mut state = self.state();
         if !state.stored {
@@ -52,7 +52,7 @@ impl Wanted {
 
     /// Requests a sync of everything stored so far, as soon as possible.
     pub(super) fn soon(&self) {
-        // Nothing was stored since the last sync.
+        // Without stored entries since the last sync, the request is ignored.
         self.change(|state| state.soon = state.stored);
     }
 

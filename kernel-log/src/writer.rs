@@ -15,7 +15,7 @@ use super::{Block, Durability, LogOptions, LogStore, Seq};
 
 /// A log is trimmed whenever this fraction of its size limit was stored.
 const TRIM_AFTER_PART: u64 = 16;
-/// The most logs that are written before readers are woken.
+/// Maximum number of logs that share a sync before their readers are woken, with [`Durability::Always`].
 const ROUND: usize = 64;
 /// The pauses between attempts to store a block, with [`WhenFull::Wait`](super::WhenFull::Wait).
 const RETRIES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
@@ -70,7 +70,7 @@ impl Writer {
         (writer, rounds)
     }
 
-    /// Blocks that the store still refuses after this time are not tried again.
+    /// Blocks that the store still refuses after this time are not retried.
     pub(super) fn close_within(&self, timeout: Duration) {
         // If it is closed again, the first deadline counts.
         self.queue.deadline.get_or_init(|| Instant::now() + timeout);
@@ -117,7 +117,7 @@ impl Queue {
         self.deadline.get().is_some_and(|deadline| *deadline <= Instant::now())
     }
 
-    /// Requests a sync, if the options ask for syncs.
+    /// Requests a sync, with [`Durability::Batched`].
     pub(super) fn sync_soon(&self) {
         if let Some(wanted) = &self.wanted {
             wanted.soon();
@@ -134,10 +134,10 @@ pub(super) struct Rounds {
     sync_fails: bool,
     /// Stored and not yet published.
     round: Vec<(Arc<OpenLog>, Written)>,
-    /// Logs with a block that the store refused, by the time and order in which it is tried again.
+    /// Logs with a block that the store refused, by the time and order in which it is retried.
     refused: BTreeMap<(Instant, u64), Arc<OpenLog>>,
     refusals: u64,
-    /// Whether the log that was written last had been refused.
+    /// Whether the previous log was a retry.
     is_retrying: bool,
     deadline: Arc<OnceLock<Instant>>,
 }
@@ -172,7 +172,7 @@ impl Rounds {
         while let Some((due, _)) = self.refused.keys().next() {
             let pause = due.saturating_duration_since(Instant::now());
             if pause.is_zero() {
-                // In turns, so that neither waits long for a store that is slow to refuse.
+                // Queued and refused logs take turns, so that neither kind waits long if the store refuses slowly.
                 let other = self.is_retrying.then(|| self.waiting.try_recv().ok()).flatten();
                 self.is_retrying = other.is_none();
                 return other.or_else(|| self.next_refused());
@@ -189,8 +189,8 @@ impl Rounds {
         self.refused.pop_first().map(|(_, log)| log)
     }
 
-    /// Stores pending entries of the first queued log, or a block that was refused, without waiting until that is due;
-    /// `false` if there is none.
+    /// Stores pending entries of the first queued log, or retries a refused block without waiting for its pause.
+    /// Returns `false` if there is neither.
     #[cfg(feature = "testing")]
     pub(super) fn store_first(&mut self) -> bool {
         let Some(log) = self.waiting.try_recv().ok().or_else(|| self.next_refused()) else {
@@ -200,7 +200,7 @@ impl Rounds {
         true
     }
 
-    /// Has a log tried again after a pause.
+    /// Schedules a retry of a log after a pause.
     fn retry_after(&mut self, pause: Duration, log: Arc<OpenLog>) {
         let due = Instant::now() + pause;
         let due = self.deadline.get().map_or(due, |deadline| due.min(*deadline));
@@ -271,13 +271,13 @@ impl Written {
     }
 }
 
-/// What became of a log's oldest block.
+/// The result of storing a log's oldest block.
 enum Stored {
     /// Nothing was pending.
     Nothing,
     /// It was passed to the store.
     Written(Written),
-    /// The store refused it; it is tried again after this pause.
+    /// The store refused it; it is retried after this pause.
     Refused(Duration),
 }
 

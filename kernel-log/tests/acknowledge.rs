@@ -1,4 +1,4 @@
-//! Acknowledged entries are dropped, and nothing else.
+//! Only acknowledged entries are dropped.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -18,14 +18,14 @@ fn small_segments(folder: &std::path::Path) -> Logs {
     Logs::new(Arc::new(store), options(10_000)).unwrap()
 }
 
-/// Appends one entry as a block of its own.
+/// Appends one entry as a separate block.
 async fn append_block(log: &Log, n: u64, size: usize) {
     append(log, [n], size);
     log.flushed().await;
 }
 
 #[tokio::test]
-async fn the_writer_drops_acknowledged_blocks_and_the_caller_only_notes_the_position() {
+async fn acknowledging_records_the_position_and_the_writer_drops_the_blocks() {
     let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), LogOptions::default());
     let log = logs.open(KernelId::random()).await.unwrap();
     for n in 1..=5 {
@@ -36,10 +36,10 @@ async fn the_writer_drops_acknowledged_blocks_and_the_caller_only_notes_the_posi
     let bytes = log.bytes();
     log.acknowledge(Seq(3));
     assert_eq!((log.earliest(), log.bytes()), (Seq(1), bytes));
-    assert!(stepper.store(), "the writer was not told");
+    assert!(stepper.store(), "the writer was not woken");
     stepper.publish();
     assert_eq!((log.earliest(), log.bytes()), (Seq(4), bytes / 5 * 2));
-    // The newest block stays, and entries that nobody can have read are not acknowledged.
+    // The newest block stays, and entries that no reader could read yet are not acknowledged.
     append(&log, [6], 1_000);
     log.acknowledge(Seq(100));
     while stepper.store() {
@@ -50,7 +50,7 @@ async fn the_writer_drops_acknowledged_blocks_and_the_caller_only_notes_the_posi
     log.acknowledge(Seq(2));
     assert!(!stepper.store(), "there is nothing to drop");
     assert_eq!(read_to(&mut log.reader(Seq(5)), 6).await, [6]);
-    // Entries and a trim that wait together.
+    // New entries and a trim wait for the writer at the same time.
     append(&log, [7], 1_000);
     assert!(stepper.store());
     stepper.publish();
@@ -89,7 +89,7 @@ async fn acknowledged_entries_leave_memory_and_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spool_on_disk_takes_about_a_segment_and_has_the_rest_when_it_is_opened_again() {
+async fn a_spool_on_disk_takes_few_segments_and_keeps_unacknowledged_entries() {
     let folder = tempfile::tempdir().unwrap();
     let id = KernelId::random();
     let mut most = 0;
@@ -109,7 +109,7 @@ async fn a_spool_on_disk_takes_about_a_segment_and_has_the_rest_when_it_is_opene
         append(&log, 2_001..=2_100, 10_000);
         log.flushed().await;
         log.acknowledge(Seq(2_050));
-        // The entries may be dropped after the first of these has returned.
+        // The first call may return before the acknowledged entries are dropped.
         flushed_and_trimmed(&log).await;
         flushed_and_trimmed(&log).await;
         let earliest = log.earliest();
@@ -128,7 +128,7 @@ async fn a_spool_on_disk_takes_about_a_segment_and_has_the_rest_when_it_is_opene
     assert_eq!((log.earliest(), log.head()), (earliest, Seq(2_100)));
     let ids = read_to(&mut log.reader(Seq(earliest.0 - 1)), 2_100).await;
     assert_eq!(ids, (earliest.0..=2_100).collect::<Vec<_>>());
-    // Updates that came with dropped entries.
+    // Index updates that came with dropped entries are kept.
     assert_eq!(log.index_get("k1").await.unwrap().unwrap(), "1991");
     assert_eq!(log.unacknowledged_bytes(), log.bytes());
     log.acknowledge(log.head());

@@ -97,7 +97,7 @@ async fn numbers_are_not_reused_after_an_end_that_cannot_be_read() {
     let logs = logs(folder.path());
     let log = logs.open(id).await.unwrap();
     let head = log.head().0;
-    assert!(head >= 10, "{head} is the last number; 10 was given before");
+    assert!(head >= 10, "{head} is the last number, but entry 10 was appended");
     append(&log, [head + 1], 10);
     log.flushed().await;
     let (ids, gaps) = read_with_gaps(&mut log.reader(Seq::START), head + 1).await;
@@ -105,7 +105,7 @@ async fn numbers_are_not_reused_after_an_end_that_cannot_be_read() {
     assert_eq!(gaps, [(8, head)]);
 }
 
-/// Overwrites bytes of a file: one is flipped, several become zeros.
+/// Damages bytes of a file. A single byte is inverted, several are replaced by zeros.
 fn damage(path: &Path, at: u64, length: usize) {
     let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut bytes = vec![0; length];
@@ -122,7 +122,7 @@ async fn damage_in_a_segment_becomes_a_gap_of_its_block() {
     let original = folder.path().join("original");
     let (id, other) = (KernelId::random(), KernelId::random());
     let ends = write(&original, id, other).await;
-    // Of the fifth block: its head, and its entries.
+    // Positions in the head and in the entries of the fifth block.
     let (start, end) = (ends[3], ends[4]);
     for (at, length) in [
         (start, 1),
@@ -214,7 +214,7 @@ async fn a_log_whose_only_header_is_damaged_is_reported_and_kept() {
     assert_eq!(logs.open(id).await.unwrap().head(), Seq::START);
 }
 
-/// Fills a log's index beyond what is in memory. Returns the number of records.
+/// Adds more records to a log's index than are kept in memory. Returns the number of records.
 async fn fill_index(folder: &Path, id: KernelId) -> u64 {
     let logs = logs(folder);
     let log = logs.open(id).await.unwrap();
@@ -236,7 +236,7 @@ async fn fill_index(folder: &Path, id: KernelId) -> u64 {
     count
 }
 
-/// The index files that no other one has replaced.
+/// The index files that are not replaced by another one.
 fn index_files(folder: &Path, id: KernelId) -> Vec<PathBuf> {
     let range = |path: &Path| -> (u64, u64) {
         let name = path.file_stem().unwrap().to_str().unwrap();
@@ -255,7 +255,7 @@ fn index_files(folder: &Path, id: KernelId) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_index_file_is_made_again_from_the_entries() {
+async fn a_damaged_index_file_is_rebuilt_from_the_segments() {
     let folder = tempfile::tempdir().unwrap();
     let original = folder.path().join("original");
     let id = KernelId::random();
@@ -307,7 +307,7 @@ async fn a_damaged_index_record_is_an_error_that_names_the_file() {
         "{error}"
     );
     assert!(error.to_string().contains(&file.display().to_string()), "{error}");
-    // The log goes on, and retention frees space.
+    // The log continues, and retention frees space.
     for n in 2_001..=6_000 {
         log.append_indexed(chrono::Utc::now(), [entry(&message(n, 5_000))], |_| {
             vec![IndexUpdate::put(format!("k{n:05}"), vec![b'v'; 100])]
@@ -377,7 +377,7 @@ fn a_folder_of_an_older_version_is_refused() {
     assert_eq!(fs::read(folder.path().join("version")).unwrap(), b"FJL\x03");
 }
 
-/// A copy of a store that is open, as it is found after a failure of the machine.
+/// Copies an open store, with the state that is found after a failure of the machine.
 #[cfg(target_os = "linux")]
 fn after_failure(running: &Path, name: &str) -> PathBuf {
     let found = running.with_extension(name);
@@ -429,7 +429,7 @@ async fn numbers_are_not_reused_after_failures_of_the_machine() {
     let head = logs(&lost).open(id).await.unwrap().head();
     assert!(head.0 > 2, "{head} is the last number");
 
-    // A second failure, before what was written after the first one was on disk.
+    // A second failure, after which the entries written since the first one are lost.
     let twice = after_failure(&found, "twice");
     fs::remove_file(files(&twice, id, "log").pop().unwrap()).unwrap();
     let head = logs(&twice).open(id).await.unwrap().head();
@@ -438,7 +438,7 @@ async fn numbers_are_not_reused_after_failures_of_the_machine() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn replaced_index_files_are_kept_until_their_merger_is_on_disk() {
+async fn replaced_index_files_are_kept_until_the_merged_file_is_on_disk() {
     let parent = tempfile::tempdir().unwrap();
     let running = parent.path().join("logs");
     let id = KernelId::random();
@@ -446,7 +446,7 @@ async fn replaced_index_files_are_kept_until_their_merger_is_on_disk() {
     let store = Logs::new(Arc::new(DiskStore::open(&running).unwrap()), options).unwrap();
     let log = store.open(id).await.unwrap();
     let mut count = 0;
-    // Until a merged file and those that it replaced are there.
+    // Appends until there is a merged file next to those that it replaced.
     while files(&running, id, "idx").len() == index_files(&running, id).len() {
         count += 1;
         assert!(count < 5_000, "no index files were merged");
@@ -456,7 +456,7 @@ async fn replaced_index_files_are_kept_until_their_merger_is_on_disk() {
         log.flushed().await;
     }
     let found = after_failure(&running, "torn");
-    // The merged file was not on disk, and retention dropped the first segment before that.
+    // The merged file was not completely on disk, and retention had removed the first segment.
     let merged = index_files(&found, id).remove(0);
     let length = fs::metadata(&merged).unwrap().len();
     OpenOptions::new()

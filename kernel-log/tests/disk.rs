@@ -165,7 +165,7 @@ async fn a_log_that_waits_for_a_full_disk_misses_nothing() {
         let mut last = fill(&log).await;
         let head = log.head();
         assert!(head.0 < last, "{last} is stored");
-        // A process that is killed now leaves what its readers could read, and no gap.
+        // If the process were killed now, its log would have exactly the entries that readers could read.
         copy(&folder, elsewhere.path());
         let left = self::logs(elsewhere.path()).open(id).await.unwrap();
         assert_eq!(left.head(), head);
@@ -208,8 +208,8 @@ async fn acknowledgements_make_room_on_a_full_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_without_room_for_files_stops_nothing() {
-    // Free space, but no inodes: segments are continued that would otherwise be complete.
+async fn a_disk_without_inodes_loses_only_refused_entries() {
+    // There is free space, but no inode. Segments that cannot be completed are continued.
     let Some(disk) = Tmpfs::mount("size=400m,nr_inodes=400") else {
         return;
     };
@@ -255,7 +255,7 @@ async fn append_large(log: &Log, count: u64) -> u64 {
     for _ in 0..count {
         log.append([entry(&message(log.head().0 + 1, 100_000))]);
         log.flushed().await;
-        // Once the store accepts entries again, the one that reports the gap follows; it may be refused too.
+        // Once the store accepts entries again, the entry that reports the gap follows. It may be refused, too.
         log.flushed().await;
         refused += u64::from(!log.is_recorded());
     }
@@ -353,7 +353,7 @@ async fn a_damaged_file_affects_only_its_own_log() {
                     assert_eq!(logs.open(damaged).await.unwrap().head(), Seq::START, "{case}");
                 }
                 Ok(log) => match log.reader(Seq::START).next().await {
-                    // A newest segment that was cut cannot be told from one whose last write was interrupted.
+                    // A newest segment that was cut cannot be distinguished from one whose last write was interrupted.
                     Ok(_) if what == "cut" && file == &files[files.len() - 1] => {
                         let head = log.head().0;
                         assert!((1..150).contains(&head), "{case}: {head}");
@@ -421,7 +421,7 @@ impl LogStore for CountingStore {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_durability_decides_how_often_a_log_is_synced() {
+async fn the_durability_determines_how_often_a_log_is_synced() {
     use std::sync::atomic::Ordering::SeqCst;
     let run = async |durability| {
         let store = Arc::new(CountingStore::default());

@@ -198,7 +198,7 @@ fn waiting_options() -> LogOptions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_that_are_to_wait_are_stored_once_there_is_room_and_nothing_is_missing() {
+async fn waiting_entries_are_all_stored_once_there_is_room() {
     let store = FullDisk::default();
     let full = store.full.clone();
     let logs = Logs::new(Arc::new(store), waiting_options().with_waiting_bytes(100_000)).unwrap();
@@ -227,15 +227,15 @@ async fn entries_that_are_to_wait_are_stored_once_there_is_room_and_nothing_is_m
     assert_eq!(read_to(&mut early, 10).await, (1..=10).collect::<Vec<_>>());
     assert!(
         early.next().now_or_never().is_none(),
-        "an entry is read that is not stored"
+        "a reader received an entry that is not stored"
     );
-    // The writer thread goes on with other logs.
+    // The writer thread continues with other logs.
     for n in 1..=100 {
         append(&other, [n], 100);
         other.flushed().await;
     }
     let refusals = full.refusals();
-    wait_until("it is tried again", || full.refusals() > refusals).await;
+    wait_until("the store refuses the entry again", || full.refusals() > refusals).await;
     assert_eq!(log.head(), Seq(10));
     full.set(&[]);
     log.flushed().await;
@@ -282,7 +282,7 @@ async fn entries_that_wait_keep_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closing_gives_up_on_a_store_without_room_after_a_while() {
+async fn closing_stops_waiting_for_a_full_store_after_the_timeout() {
     let store = FullDisk::default();
     let full = store.full.clone();
     let options = waiting_options().with_close_timeout(Duration::from_millis(300));
@@ -300,7 +300,7 @@ async fn closing_gives_up_on_a_store_without_room_after_a_while() {
         closing.await.unwrap();
     }
     assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
-    // As with a log that does not wait: the newest are in memory, and the others are missing.
+    // As with `WhenFull::Skip`, the newest entry is in memory and the others are missing.
     assert_eq!(read_with_gaps(&mut reader, 5).await, (vec![5], vec![(2, 4)]));
     assert!(!log.is_recorded());
     drop(log);

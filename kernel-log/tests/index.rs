@@ -19,7 +19,7 @@ async fn index_reads_include_updates_that_are_not_stored_yet() {
             if n == 5 {
                 log.flushed().await;
             }
-            // However far the writer thread is.
+            // The result does not depend on what the writer thread has stored.
             assert_eq!(
                 log.index_get(format!("e/{n}")).await.unwrap().unwrap(),
                 n.to_string(),

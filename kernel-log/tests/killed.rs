@@ -34,8 +34,8 @@ async fn open(folder: PathBuf) -> Logs {
     Logs::new(Arc::new(DiskStore::open_with(&folder, small).unwrap()), options).unwrap()
 }
 
-/// Appends until it is killed, and reports each number once readers could have received its entry. The other test runs
-/// it as a process.
+/// Appends until the process is killed, and prints the last number once readers could have received its entry. The
+/// other tests run this one in a process.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by another test, which kills it"]
 async fn append_forever() {

@@ -169,7 +169,7 @@ async fn the_log_of_an_ended_kernel_is_found_closed_and_can_be_reopened() {
 }
 
 #[tokio::test]
-async fn a_log_with_nothing_unstored_has_room_while_others_wait() {
+async fn a_completely_stored_log_has_room_while_others_wait() {
     let mut options = LogOptions::default();
     options.all_waiting_bytes = 4 << 20;
     let (logs, mut stepper) = Logs::stepped(Arc::new(MemoryStore::new()), options);

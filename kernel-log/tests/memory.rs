@@ -196,7 +196,7 @@ fn readers_of_large_messages_share_one_bound_on_memory() {
             most = most.max(reader.await.unwrap());
         }
         let grown = most.saturating_sub(before);
-        // One message at a time, of four.
+        // Only one of the four messages is in memory at a time.
         assert!(
             grown < 3 * MESSAGE as u64,
             "{grown} bytes of memory for messages of {MESSAGE}"

@@ -33,7 +33,7 @@ async fn a_block_is_stored_once_if_its_acknowledgement_was_lost() {
         append(&log, 1..=5, 1_000);
         log.flushed().await;
         server.pause();
-        // More than one message of the server.
+        // Larger than one message of the server.
         append(&log, [6], 2_000_000);
         log.update_index([IndexUpdate::put("k", "6")]);
         wait_until("the store refuses the entry", || !log.is_recorded()).await;
@@ -177,7 +177,7 @@ async fn recording_resumes_on_a_server_that_lost_the_newest_entries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_is_refused_once_another_has_opened_the_log() {
+async fn a_writer_is_refused_once_another_has_written_to_the_log() {
     let Some(server) = Server::start() else { return };
     let (first, second) = (logs(&server), logs(&server));
     let id = KernelId::random();

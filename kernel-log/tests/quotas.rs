@@ -1,4 +1,4 @@
-//! Limits of the bytes of many logs together.
+//! Limits on the total bytes of many logs.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -13,10 +13,10 @@ use futures::FutureExt as _;
 use jupyter_protocol::KernelId;
 use kernel_log::{DiskOptions, DiskStore, Log, LogOptions, LogStore, Logs, Seq};
 
-/// Size of the entries that these tests append, about.
+/// Approximate size of the entries that these tests append.
 const ENTRY: u64 = 50_000;
 
-/// Appends entries as blocks of their own.
+/// Appends entries, each as a separate block.
 async fn fill(log: &Log, count: u64) {
     for _ in 0..count {
         append(log, [log.head().0 + 1], ENTRY as usize);
@@ -24,8 +24,8 @@ async fn fill(log: &Log, count: u64) {
     }
 }
 
-/// A log with this many entries that is not open any more, and was written so many hours ago.
-async fn past(logs: &Logs, owner: Option<&str>, count: u64, hours: i64) -> KernelId {
+/// Creates a closed log with this many entries, which were appended this many hours ago.
+async fn past_log(logs: &Logs, owner: Option<&str>, count: u64, hours: i64) -> KernelId {
     let id = KernelId::random();
     let log = logs.open_for(id, owner).await.unwrap();
     for n in 1..=count {
@@ -56,12 +56,12 @@ fn limited(total: Option<u64>, owner: Option<u64>) -> LogOptions {
     options
 }
 
-/// Logs of earlier processes with 10 entries each, from the oldest to the newest.
-async fn of_the_past(store: &Arc<dyn LogStore>, owners: &[Option<&str>]) -> Vec<KernelId> {
+/// Creates closed logs with 10 entries each, from the oldest to the newest.
+async fn past_logs(store: &Arc<dyn LogStore>, owners: &[Option<&str>]) -> Vec<KernelId> {
     let logs = Logs::new(store.clone(), options(0)).unwrap();
     let mut ids = Vec::new();
     for (n, owner) in owners.iter().enumerate() {
-        ids.push(past(&logs, *owner, 10, 100 - n as i64).await);
+        ids.push(past_log(&logs, *owner, 10, 100 - n as i64).await);
     }
     ids
 }
@@ -69,13 +69,13 @@ async fn of_the_past(store: &Arc<dyn LogStore>, owners: &[Option<&str>]) -> Vec<
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_of_past_kernels_are_dropped_first_and_then_the_largest_is_trimmed() {
     for (name, store, _folder) in stores() {
-        let old = of_the_past(&store, &[None; 4]).await;
+        let old = past_logs(&store, &[None; 4]).await;
         let logs = Logs::new(store, limited(Some(45), None)).unwrap();
         let large = logs.open(KernelId::random()).await.unwrap();
         let small = logs.open(KernelId::random()).await.unwrap();
         assert!(logs.apply_quotas(|_| false).await.unwrap(), "{name}");
         fill(&large, 5).await;
-        // 45 entries and what else is stored with them.
+        // 45 entries and their headers exceed the quota.
         logs.over_quota().await;
         assert!(logs.apply_quotas(|_| false).await.unwrap(), "{name}");
         let rest = sorted(&[&old[1..], &[large.kernel_id(), small.kernel_id()]].concat());
@@ -85,7 +85,7 @@ async fn logs_of_past_kernels_are_dropped_first_and_then_the_largest_is_trimmed(
             "{name}: the oldest log was not dropped, or others were"
         );
         assert!(logs.over_quota().now_or_never().is_none(), "{name}");
-        // One may still run.
+        // The kernel of `old[1]` may still run.
         fill(&small, 5).await;
         fill(&large, 20).await;
         assert!(logs.apply_quotas(|id| id == old[1]).await.unwrap(), "{name}");
@@ -95,7 +95,7 @@ async fn logs_of_past_kernels_are_dropped_first_and_then_the_largest_is_trimmed(
         fill(&large, 10).await;
         assert!(logs.apply_quotas(|id| id == old[1]).await.unwrap(), "{name}");
         assert_eq!(listed(&logs).await, rest, "{name}");
-        assert_eq!(small.earliest(), Seq(1), "{name}: not the largest log was trimmed");
+        assert_eq!(small.earliest(), Seq(1), "{name}: a smaller log was trimmed");
         assert!(large.earliest() > Seq(1), "{name}");
         let total: u64 = logs.list().await.unwrap().iter().map(|info| info.bytes).sum();
         assert!(
@@ -113,7 +113,7 @@ async fn owners_have_quotas_that_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let open = || -> Arc<dyn LogStore> { Arc::new(DiskStore::open(folder.path()).unwrap()) };
     let store = open();
-    let old = of_the_past(&store, &[Some("ann"), Some("bob"), Some("ann"), None, Some("bob")]).await;
+    let old = past_logs(&store, &[Some("ann"), Some("bob"), Some("ann"), None, Some("bob")]).await;
     store.close().unwrap();
     drop(store);
     let logs = Logs::new(open(), limited(Some(55), Some(25))).unwrap();
@@ -125,8 +125,8 @@ async fn owners_have_quotas_that_survive_a_restart() {
     logs.over_quota().await;
     assert!(logs.apply_quotas(|_| false).await.unwrap());
     let rest = sorted(&[old[1], old[2], old[3], old[4], of_ann.kernel_id()]);
-    assert_eq!(listed(&logs).await, rest, "not ann's oldest log was dropped");
-    // Of bob, only the open log is left, and then it is trimmed.
+    assert_eq!(listed(&logs).await, rest, "another log than ann's oldest was dropped");
+    // Bob's closed log is dropped. Once only his open log is left, that is trimmed.
     fill(&again, 8).await;
     assert!(logs.apply_quotas(|_| false).await.unwrap());
     let rest = sorted(&[old[2], old[3], old[4], of_ann.kernel_id()]);
@@ -138,7 +138,7 @@ async fn owners_have_quotas_that_survive_a_restart() {
     assert!(again.earliest() > Seq(1));
     assert!(again.bytes() <= 25 * ENTRY, "{} bytes", again.bytes());
     assert_eq!(of_ann.earliest(), Seq(1));
-    // Of all logs, the oldest is dropped, whoever owns it.
+    // The quota of all logs drops the oldest closed log, regardless of its owner.
     fill(&of_ann, 8).await;
     logs.over_quota().await;
     assert!(logs.apply_quotas(|_| false).await.unwrap());
@@ -181,7 +181,8 @@ async fn a_quota_that_is_exceeded_is_noticed_while_logs_grow() {
         fill(&log, 9).await;
         assert!(exceeded.as_mut().now_or_never().is_none(), "{name}");
         tokio::join!(exceeded, fill(&log, 2));
-        // What is dropped for another reason counts as well. On disk, all of it is in one file.
+        // Entries that are dropped for another reason reduce the usage as well. On disk, all entries are in one file,
+        // so none are dropped.
         if name == "memory" {
             log.acknowledge(Seq(8));
             wait_until("entries are dropped", || log.earliest() > Seq(1)).await;
@@ -233,7 +234,7 @@ async fn an_owner_that_cannot_be_read_affects_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let id = {
         let logs = in_small_files(folder.path(), limited(Some(100), Some(100)));
-        let id = past(&logs, Some("ann"), 3, 1).await;
+        let id = past_log(&logs, Some("ann"), 3, 1).await;
         logs.close().await.unwrap();
         id
     };

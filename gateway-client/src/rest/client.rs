@@ -26,7 +26,7 @@ use crate::resume::client::ResumeOptions;
 /// let client = GatewayClient::new(GatewayClientOptions::new("http://127.0.0.1:8888").with_token("secret"))?;
 /// let kernel = client.start_kernel(NewKernel::new("python3").with_env("KERNEL_USERNAME", "ada")).await?;
 /// let execution = client.execute(kernel.id, "print(6 * 7)").await?;
-/// // The code runs on, whether or not this program does. Later:
+/// // The code continues even if this program ends. Later:
 /// let outputs = client.execution(kernel.id, &execution.msg_id).await?;
 /// println!("{:?}: {}", outputs.execution.status, outputs.text());
 /// client.shut_down_kernel(kernel.id).await?;
@@ -63,7 +63,7 @@ impl GatewayClient {
     /// The gateway's kernels, oldest first.
     ///
     /// # Errors
-    /// [`RestError`], with status 403 if the gateway does not let kernels be listed.
+    /// [`RestError`], with status 403 if the gateway does not allow listing kernels.
     pub async fn list_kernels(&self) -> Result<Vec<KernelModel>, RestError> {
         self.get("/api/kernels").await
     }
@@ -91,8 +91,8 @@ impl GatewayClient {
     /// # Errors
     /// [`RestError`], with status 400 if there is no such kernelspec, 403 if the user may not use it or there are too
     /// many kernels, 409 if the id is taken, 500 if the kernel cannot be started and 504 if it does not answer. After
-    /// [`TimedOut`](RestError::TimedOut) and [`Connection`](RestError::Connection), the gateway may have started it:
-    /// with [`NewKernel::with_id`] it can be found.
+    /// [`TimedOut`](RestError::TimedOut) and [`Connection`](RestError::Connection), the gateway may have started the
+    /// kernel. If the request had an [id](NewKernel::with_id), the kernel can be found.
     pub async fn start_kernel(&self, kernel: impl Into<NewKernel>) -> Result<KernelModel, RestError> {
         self.post("/api/kernels", &kernel.into(), self.options.launch_timeout)
             .await
@@ -130,7 +130,7 @@ impl GatewayClient {
         Ok(())
     }
 
-    /// A page of the executions in a kernel's log, newest first; also after the kernel has ended.
+    /// Returns a page of the executions in a kernel's log, newest first, even after the kernel has ended.
     ///
     /// # Errors
     /// [`RestError`], with status 404 if there is neither such a kernel nor its log.
@@ -154,9 +154,9 @@ impl GatewayClient {
     /// [`NewExecution`].
     ///
     /// # Errors
-    /// [`RestError`], with status 404 if there is no such kernel, 409 if it is dead or other code has the `msg_id`, and
-    /// 504 if it does not receive the code in time. With [`NewExecution::with_msg_id`], the request can be repeated
-    /// after any error, and the code runs once.
+    /// [`RestError`], with status 404 if there is no such kernel, 409 if it is dead or the `msg_id` belongs to other
+    /// code, and 504 if it does not receive the code in time. With [`NewExecution::with_msg_id`], the request can be
+    /// repeated after any error, and the code runs once.
     pub async fn execute(
         &self,
         kernel: KernelId,

@@ -20,7 +20,7 @@ pub enum RestError {
     #[error("the token cannot be sent: it has characters other than visible ASCII")]
     InvalidToken,
     /// TLS failed: the gateway's certificate is not valid for its address, the gateway does not use TLS or requires a
-    /// client certificate, or this system has no trusted certificates. The source says which.
+    /// client certificate, or this system has no trusted certificates. The source describes the problem.
     #[cfg(feature = "tls")]
     #[error("TLS failed: {0}")]
     Tls(#[source] rustls::Error),
@@ -63,7 +63,7 @@ impl RestError {
         }
     }
 
-    /// Whether the gateway knows no such kernel, kernelspec or execution.
+    /// Whether the gateway has no such kernel, kernelspec or execution.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(404)
@@ -94,7 +94,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// The HTTP library's own texts, such as "client error (Connect)", do not help a user.
+/// The text of the innermost cause. The HTTP library's own texts, such as "client error (Connect)", do not help a user.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map(ToString::to_string).unwrap_or_default()
 }

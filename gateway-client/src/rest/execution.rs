@@ -18,7 +18,7 @@ pub struct ExecutionModel {
     pub cell_id: Option<String>,
     /// The session that requested it.
     pub session: String,
-    /// How far it has come.
+    /// Its status.
     pub status: ExecutionStatus,
     /// What ended the kernel, if the execution died with it.
     #[serde(default)]
@@ -59,9 +59,10 @@ pub struct ExecutionOutputs {
     pub execution: ExecutionModel,
     /// The code; `None` if the log no longer has it.
     pub code: Option<String>,
-    /// The question that is not answered yet.
+    /// The input request that is not answered yet.
     pub input_request: Option<InputRequest>,
-    /// Where to follow the log for later messages, as [`Start::After`](crate::resume::Start::After).
+    /// The position from which to follow the log for later messages, with
+    /// [`Start::After`](crate::resume::Start::After).
     pub cursor: Cursor,
     /// Whether no messages of the execution are missing.
     pub complete: bool,
@@ -224,8 +225,7 @@ impl ExecutionQuery {
 ///
 /// ```
 /// use gateway_client::rest::NewExecution;
-///
-/// // Sent twice, it runs once.
+/// // If this is sent twice, the code runs once.
 /// let nightly = NewExecution::new("report()").with_msg_id("report-2026-01-02").with_cell_id("a1b2");
 /// # let _ = nightly;
 /// ```

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct Kernelspecs {
-    /// The kernelspec of starts without a name; empty if there are no kernelspecs.
+    /// The name of the default kernelspec; empty if there are no kernelspecs.
     pub default: String,
     /// The kernelspecs by name.
     pub kernelspecs: BTreeMap<String, KernelspecModel>,
@@ -25,7 +25,7 @@ pub struct KernelspecModel {
     pub name: String,
     /// The content of its kernel.json.
     pub spec: Kernelspec,
-    /// The addresses of its files, by name without extension.
+    /// The URLs of its resource files: `kernel.js` and `kernel.css` by name, and logos by name without extension.
     #[serde(default)]
     pub resources: BTreeMap<String, String>,
 }
@@ -87,7 +87,7 @@ pub struct NewKernel {
     /// The path of the notebook below the gateway's working directory. The kernel starts in its folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Environment variables. The gateway passes `KERNEL_*` and those that it is configured for to the kernel.
+    /// Environment variables. The gateway passes `KERNEL_*` and those named in its configuration to the kernel.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// The kernel's id; a random one if `None`. With an id, the kernel can be found if the response is lost.

@@ -16,12 +16,12 @@
 //! # }
 //! ```
 //!
-//! [`GatewayClient::resume`] makes the options of a [`ResumeClient`](crate::resume::client::ResumeClient) that follows
-//! a kernel of the same gateway.
+//! [`GatewayClient::resume`] creates the options of a [`ResumeClient`](crate::resume::client::ResumeClient) that
+//! follows a kernel of the same gateway.
 //!
 //! Each request has a timeout, and each response a maximum size. The client follows no redirects and does not repeat
-//! requests that the gateway may have received. Fields that it does not know are ignored, so a newer gateway works with
-//! an older client.
+//! requests that the gateway may have received. Unknown fields are ignored, so a newer gateway works with an older
+//! client.
 
 mod client;
 mod error;

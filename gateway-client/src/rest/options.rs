@@ -22,7 +22,7 @@ pub struct GatewayClientOptions {
     /// Largest accepted response in bytes.
     pub max_body_bytes: usize,
     /// Makes connections in place of TCP to the host of `url`, for example over a Unix socket or a tunnel. The client
-    /// speaks plain HTTP over such a connection whatever the scheme of `url`, so `dial` must do TLS itself.
+    /// speaks plain HTTP over such a connection regardless of the scheme of `url`, so `dial` must do TLS itself.
     pub dial: Option<Dial>,
     /// TLS configuration, such as trusted roots and a client certificate, for a `url` with `https://` and without a
     /// [`dial`](Self::dial). The type is that of the re-exported [`rustls`](crate::rustls). ALPN, if set, must offer

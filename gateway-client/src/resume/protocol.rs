@@ -58,7 +58,7 @@ impl FromStr for Start {
 /// A [`Start`] resolved against a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartPoint {
-    /// The next entry is the one after this.
+    /// The client receives the entries after this one.
     pub from: Seq,
     /// Why the client does not begin at the requested position; `None` if it does.
     pub not_recovered: Option<NotRecovered>,
@@ -91,7 +91,7 @@ pub enum NotRecovered {
     Epoch,
     /// Entries after the cursor were dropped.
     Earliest,
-    /// The log ends before the cursor: its end was lost, as when the machine lost power.
+    /// The log ends before the cursor: its end was lost, for example because the machine lost power.
     Ahead,
     /// A reason unknown to this version.
     #[serde(other)]

@@ -97,9 +97,9 @@ async fn some_close_codes_are_final_and_others_are_not() {
 #[tokio::test(start_paused = true)]
 async fn repeated_protocol_violations_are_final() {
     let gateway = Gateway::with_entries(6);
-    // Each of these connections delivers an entry before its violation, so they do not add up.
+    // Each of these connections delivers an entry before its violation, so these violations do not add up.
     gateway.script((0..4).map(|_| faulty(2, Fault::Binary(b"x"))));
-    // No valid frame follows the last of those, so these add up with it to five.
+    // No valid frame follows the last of those violations, so these four and that one add up to five.
     gateway.script((0..4).map(|_| faulty(1, Fault::Missing)));
     let error = final_error(&gateway).await;
     assert_eq!(

@@ -91,7 +91,7 @@ impl Gateway {
         options
     }
 
-    /// Queues a script for each of the next connections. Later connections work.
+    /// Queues a script for each of the next connections. Later connections have no faults.
     pub(crate) fn script(&self, scripts: impl IntoIterator<Item = Script>) {
         self.0.scripts.lock().unwrap().extend(scripts);
     }

@@ -152,7 +152,7 @@ async fn a_client_connected_at_the_head_receives_all_later_entries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_with_an_unusable_cursor_learns_why_and_starts_over() {
+async fn a_client_with_an_unusable_cursor_receives_the_reason_and_starts_over() {
     let gateway = Gateway::with_entries(9);
     gateway.trim(4);
     gateway.end();

@@ -12,7 +12,7 @@ use kernel_log::{Epoch, Seq};
 use super::gateway::{Fault, Gateway, Refuse, Script};
 use super::view::View;
 
-/// SplitMix64, a generator whose output depends on nothing but the seed.
+/// SplitMix64, a generator whose output depends only on the seed.
 #[derive(Clone)]
 struct Random(u64);
 

@@ -1,4 +1,4 @@
-//! The client over TLS, with sockets and in real time. A TLS proxy stands before the gateway in memory.
+//! The client over TLS, with sockets and in real time. A TLS proxy forwards connections to the gateway in memory.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -331,8 +331,8 @@ fn a_host_without_a_valid_server_name_is_refused() {
     }
 }
 
-/// Environment variables name the files of trusted certificates, and a process cannot safely change its own
-/// environment. So the test runs a client in a child process.
+/// Environment variables name the files of trusted certificates. A process cannot safely change its own environment, so
+/// the test runs a client in a child process.
 #[cfg(target_os = "linux")]
 mod system {
     use base64::Engine;

@@ -24,14 +24,14 @@ pub enum ExecutionEvent {
     Output(Box<Message>),
     /// The kernel requests input. Answer with [`Execution::answer`].
     Input(InputRequest),
-    /// The reply, which tells how the execution ended. Outputs may still follow.
+    /// The reply, which reports how the execution ended. Outputs may still follow.
     Reply(Reply<ExecuteReply>),
 }
 
 /// A running execution: a stream of its events in order of arrival.
 ///
-/// The stream ends when both the reply and the `idle` status have arrived, in either order: only then all outputs are
-/// complete. If the connection is lost, the stream yields one [`ClientError::Gone`] and ends.
+/// The stream ends when both the reply and the `idle` status have arrived, in either order, because only then are all
+/// outputs complete. If the connection is lost, the stream yields one [`ClientError::Gone`] and ends.
 ///
 /// It buffers up to [`ClientOptions::queue`](super::ClientOptions::queue) unread messages. Further outputs are dropped,
 /// with [`ClientError::Lagged`] in their place.

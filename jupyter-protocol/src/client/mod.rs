@@ -109,7 +109,7 @@ impl Client {
     /// # Errors
     /// - [`ClientError::Connect`] if connecting to a socket fails.
     /// - [`ClientError::Deadline`] if no message arrives on iopub in time.
-    /// - [`ClientError::Gone`] if the connection is lost meanwhile.
+    /// - [`ClientError::Gone`] if the connection is lost before that.
     /// - [`ClientError::NoPort`] if the connection has no shell or iopub port.
     /// - [`ClientError::Encrypted`] if the connection requires CurveZMQ.
     /// - [`ClientError::Signing`] if the connection's key or signature scheme is unusable.
@@ -256,7 +256,7 @@ impl Client {
         Ok(())
     }
 
-    /// Shuts the kernel down. `restart` tells the kernel that it will be restarted.
+    /// Shuts the kernel down. `restart` is whether the kernel will be restarted.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info). [`ClientError::Gone`] also if the kernel exits without a reply.
@@ -323,7 +323,7 @@ impl Client {
     ///
     /// # Errors
     /// - [`ClientError::Deadline`] if no echo arrives before `deadline`, or the connection breaks.
-    /// - [`ClientError::Connect`] if connecting fails or the kernel sends something else than the echo.
+    /// - [`ClientError::Connect`] if connecting fails or the kernel sends something other than the echo.
     /// - [`ClientError::NoPort`] if the connection has no heartbeat port.
     pub async fn heartbeat(&self, deadline: Duration) -> Result<Duration, ClientError> {
         let address = self.inner.heartbeat.as_deref();

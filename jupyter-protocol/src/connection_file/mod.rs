@@ -243,7 +243,7 @@ impl ConnectionInfo {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(port: &u16) -> bool {
     *port == 0
 }

@@ -20,7 +20,7 @@ pub struct ShutdownRequest {
 }
 
 impl ShutdownRequest {
-    /// Creates a request. `restart` tells whether the kernel will be restarted.
+    /// Creates a request. `restart` is whether the kernel will be restarted.
     #[must_use]
     pub fn new(restart: bool) -> Self {
         Self {
@@ -134,7 +134,7 @@ pub struct UsageRequest {
     pub extra: Map<String, Value>,
 }
 
-/// Result of a `usage_reply`. Values that the kernel does not know are absent.
+/// Result of a `usage_reply`. Values that are not available are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UsageReply {
     /// Host name.

@@ -25,8 +25,8 @@ pub fn byte_offset(text: &str, cursor_pos: u64) -> usize {
 
 /// Converts a byte offset in `text` to a cursor position in code points.
 ///
-/// An offset within a character gives the position before it, and one beyond the end of the text the position of the
-/// end.
+/// An offset within a character gives the position of that character. An offset beyond the end of the text gives the
+/// position of the end.
 ///
 /// ```
 /// use jupyter_protocol::content::cursor_pos;

@@ -71,7 +71,8 @@ impl DebugReply {
         self.text("command")
     }
 
-    /// Returns whether the request succeeded, or `None` if the reply does not tell, as from a kernel without debugger.
+    /// Returns whether the request succeeded, or `None` if the reply does not contain this, for example because the
+    /// kernel has no debugger.
     #[must_use]
     pub fn success(&self) -> Option<bool> {
         self.0.get("success").and_then(Value::as_bool)

@@ -19,7 +19,7 @@ pub struct KernelInfoRequest {
 /// Result of a `kernel_info_reply`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelInfoReply {
-    /// Protocol version of the kernel, such as `5.3`. It does not tell which features the kernel has: use
+    /// Protocol version of the kernel, such as `5.3`. It does not determine which optional features the kernel has: use
     /// [`supports`](Self::supports).
     #[serde(default, deserialize_with = "lenient::text")]
     pub protocol_version: String,

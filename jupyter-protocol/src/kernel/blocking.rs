@@ -22,13 +22,14 @@ impl Context {
     /// Runs code that blocks its thread, such as an interpreter, and returns its result.
     ///
     /// The code runs on a separate thread, so the heartbeat, control requests and interrupts do not wait for it. Its
-    /// outputs arrive in the order of its calls, after those that were published before and before the reply. At most
-    /// 128 threads run blocking code of a kernel; further code waits for one to end.
+    /// outputs are published in the order of its calls, after all earlier outputs and before the reply. At most 128
+    /// threads run blocking code of a kernel; further code waits for one to end.
     ///
-    /// A thread cannot be cancelled: if the future is dropped, the code runs on. With the default of
-    /// [`cancels_on_interrupt`](super::Kernel::cancels_on_interrupt) an interrupt does that, so a kernel that runs
-    /// blocking code returns `false` there and the code checks [`BlockingContext::is_interrupted`]. The code is also
-    /// interrupted when the kernel shuts down. The end of the process does not wait for it.
+    /// A thread cannot be cancelled: if the future is dropped, the code continues to run. With the default of
+    /// [`cancels_on_interrupt`](super::Kernel::cancels_on_interrupt), an interrupt drops the future. A kernel that runs
+    /// blocking code should therefore return `false` there, and the code should check
+    /// [`BlockingContext::is_interrupted`]. The code is also interrupted when the kernel shuts down, but the process
+    /// does not wait for it to end.
     ///
     /// ```
     /// use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, ReplyError};
@@ -68,7 +69,7 @@ impl Context {
             Ok(thread) => thread,
             Err(error) => panic!("cannot start a thread for blocking code: {error}"),
         };
-        // An error, because nothing is sent: the sender was dropped at the end of the code.
+        // Returns an error, because nothing is sent: the sender is dropped at the end of the code.
         let _ = ended.await;
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }

@@ -122,7 +122,7 @@ impl Context {
         self.interrupt.wait().await;
     }
 
-    /// Returns whether the request was interrupted, for code that runs for long without awaiting.
+    /// Returns whether the request was interrupted, for code that runs for a long time without awaiting.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
         self.interrupt.is_set()

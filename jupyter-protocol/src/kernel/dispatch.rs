@@ -51,7 +51,7 @@ pub(super) async fn handle(
         let origin = Arc::new(origin);
         let result = execute(kernel, state, &origin, request, counts).await;
         if stops && result.is_err() {
-            // Before the failure is published: requests that clients send because of it must run.
+            // This happens before the failure is published, because requests that clients send in response must run.
             queue.abort_queued().await;
         }
         Some(conclude_execution(state, &origin, result).await.into())

@@ -72,8 +72,8 @@ use crate::message::Message;
 /// Only [`info`](Self::info) and [`execute`](Self::execute) are required. Requests on shell are handled one after the
 /// other. Requests on control and on subshells run concurrently with them, so all methods take `&self`.
 ///
-/// Run code that blocks its thread with [`Context::blocking`], or it delays the heartbeat and interrupts. If a method
-/// that handles a request panics, the client receives an error reply.
+/// Run code that blocks its thread with [`Context::blocking`]. Otherwise, it delays the heartbeat and interrupts. If a
+/// method that handles a request panics, the client receives an error reply.
 #[async_trait]
 pub trait Kernel: Send + Sync + 'static {
     /// Describes the kernel. An empty `protocol_version` is filled in.
@@ -122,7 +122,8 @@ pub trait Kernel: Send + Sync + 'static {
         context.history(request)
     }
 
-    /// Called when a client opens a comm. Returning `false`, as for an unknown target, closes it. Default: `false`.
+    /// Called when a client opens a comm. Returning `false`, for example for an unknown target, closes it. Default:
+    /// `false`.
     async fn comm_open(&self, _open: CommOpen, _buffers: Vec<Bytes>, _context: &Context) -> bool {
         false
     }
@@ -169,7 +170,7 @@ pub trait Kernel: Send + Sync + 'static {
         None
     }
 
-    /// Called before the kernel ends, with a deadline of ten seconds. `restart` tells whether it will be restarted.
+    /// Called before the kernel ends, with a deadline of ten seconds. `restart` is whether it will be restarted.
     /// Default: does nothing.
     async fn shutdown(&self, _restart: bool) {}
 }

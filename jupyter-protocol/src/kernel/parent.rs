@@ -1,7 +1,7 @@
 //! The end of the process that started the kernel.
 //!
-//! Linux reports it as an event of a process descriptor. Elsewhere the id of the parent process is compared once per
-//! second.
+//! Linux reports it as an event of a process descriptor. Elsewhere, a thread checks once per second whether the id of
+//! the parent process has changed.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::time::Duration;
@@ -18,10 +18,10 @@ const VARIABLE: &str = "JPY_PARENT_PID";
 /// How long the process may run after its parent has ended.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Interval of comparing the id of the parent process.
+/// Interval between checks of the parent process's id.
 const INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// The process with which the kernel ends, if there is one. Dropping it ends the watching.
+/// The process whose end also ends the kernel, if there is one. Dropping this stops watching the process.
 pub(super) struct Parent(Option<Watch>);
 
 struct Watch {
@@ -31,7 +31,7 @@ struct Watch {
 }
 
 impl Parent {
-    /// Starts to watch the process that `JPY_PARENT_PID` asks for.
+    /// Starts to watch the process that `JPY_PARENT_PID` specifies.
     ///
     /// A thread watches, not a task, so that a kernel that blocks its event loop ends, too.
     pub(super) fn watch() -> Self {
@@ -81,7 +81,7 @@ enum Watched {
     Process(OwnedFd),
     /// By the id of this process's parent.
     Parent(Pid),
-    /// The process has ended already.
+    /// The process has already ended.
     Ended,
 }
 
@@ -130,7 +130,8 @@ fn watched(variable: Option<&str>) -> Option<Watched> {
     {
         let watched = if is_ancestor(named) { named } else { parent };
         if let Ok(process) = rustix::process::pidfd_open(watched, rustix::process::PidfdFlags::empty()) {
-            // Otherwise it has ended in between, and the descriptor may be of another process with its id.
+            // A process that is no longer an ancestor has ended, and the descriptor may refer to another process with
+            // the same id.
             return Some(if is_ancestor(watched) {
                 Watched::Process(process)
             } else {
@@ -148,7 +149,7 @@ fn is_ancestor(process: Pid) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", ancestor.as_raw_nonzero())).ok()?;
         parent_in_stat(&stat)
     });
-    // Limited, because ids that are reused while they are read could form a circle.
+    // Limited, because ids that are reused while they are read could form a cycle.
     ancestors.take(1_000).any(|ancestor| ancestor == process)
 }
 
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_another_process_id_than_1_nothing_is_watched() {
+    fn nothing_is_watched_without_a_valid_process_id_other_than_1() {
         for variable in [None, Some(""), Some("0"), Some("1"), Some("x"), Some("99999999999")] {
             assert!(watched(variable).is_none(), "{variable:?}");
         }

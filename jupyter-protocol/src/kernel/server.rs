@@ -215,7 +215,7 @@ impl Server {
         // Cancels running code, so that only messages in the queue remain to be published. The timeout is for code that
         // blocks its thread, which cannot be cancelled.
         let _ = timeout(LINGER, tasks.shutdown()).await;
-        // Blocking code runs on, and can check this.
+        // Blocking code continues to run and can check this flag.
         state.running.interrupt();
         state.iopub.close();
         // Writes the last replies and published messages, and removes the socket files.

@@ -73,7 +73,7 @@ impl KernelState {
         }
     }
 
-    /// Ends the kernel. `restart` tells whether it will be restarted.
+    /// Ends the kernel. `restart` is whether it will be restarted.
     pub(super) fn end(&self, restart: bool) {
         *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = Some(restart);
         self.shut_down.notify_one();

@@ -15,7 +15,7 @@ pub(super) struct Malformed {
     pub(super) source: serde_json::Error,
 }
 
-/// Parses a kernelspec. Of duplicate members the last one counts. `NaN` and the infinities become null.
+/// Parses a kernelspec. If a member occurs several times, the last one is used. `NaN` and the infinities become null.
 pub(super) fn parse(json: &[u8]) -> Result<Kernelspec, Malformed> {
     let not_json = |source| Malformed {
         member: String::new(),
@@ -36,7 +36,7 @@ pub(super) fn parse(json: &[u8]) -> Result<Kernelspec, Malformed> {
     })
 }
 
-/// Replaces the numbers that Python's `json` accepts and JSON does not have with null.
+/// Replaces the numbers that Python's `json` accepts but JSON does not allow with null.
 fn without_nan(json: &[u8]) -> Vec<u8> {
     let mut cleaned = Vec::with_capacity(json.len());
     let mut rest = json;

@@ -66,7 +66,7 @@ pub(super) async fn connect(
     })
 }
 
-/// Connects, retrying with backoff until the address listens: no event tells when it does.
+/// Connects, retrying with backoff until the address listens, because no event reports when it does.
 async fn connect_with_retry(endpoint: &str, recv_buffer_size: u32) -> io::Result<Socket> {
     let mut backoff = RETRIES;
     loop {
@@ -129,7 +129,7 @@ pub(super) fn split(socket: Socket, read_buffer: ReadBuffer, queue_capacity: usi
 
 /// Splits a connection as [`split`] does, and returns the writing future instead of spawning it.
 ///
-/// The future completes when the connection is done, or when the peer does not read for as long as `write_timeout`.
+/// The future completes when the connection is done, or when the peer does not read for `write_timeout`.
 pub(super) fn halves(
     socket: Socket,
     read_buffer: ReadBuffer,
@@ -155,7 +155,7 @@ pub(super) fn halves(
     (sender, receiver, write)
 }
 
-/// Writes queued messages until all senders are dropped. When it ends, the closed queue tells both halves.
+/// Writes queued messages until all senders are dropped. When it ends, the queue closes, which notifies both halves.
 async fn write_all(
     socket: Arc<Socket>,
     mut queue: mpsc::Receiver<VecDeque<Bytes>>,
@@ -210,7 +210,7 @@ impl Sender {
         let permit = self.queue.reserve().await.map_err(|_| not_writable())?;
         let mut unwritten = lock(&self.unwritten);
         if *unwritten == 0 {
-            // The writing task meets the same error and then closes the queue, which tells both halves.
+            // The writing task gets the same error and then closes the queue, which notifies both halves.
             let _ = self.socket.try_write(&mut message);
         }
         if !message.is_empty() {
@@ -285,14 +285,14 @@ impl Receiver {
             match next {
                 Some(Traffic::Command(command)) => match zmtp::pong(&command) {
                     Some(pong) => {
-                        // With a full queue the PONG may be dropped: the queued messages show that we are alive.
+                        // With a full queue the PONG may be dropped: the queued messages show that this side is alive.
                         self.sender.try_send([pong].into());
                     }
                     None => return Ok(Traffic::Command(command)),
                 },
                 Some(message) => return Ok(message),
                 None => tokio::select! {
-                    // Receives what arrived before the connection ended.
+                    // Receives the bytes that arrived before the connection ended.
                     biased;
                     filled = fill(&self.sender.socket, &mut self.read_buffer) => filled?,
                     () = self.sender.queue.closed() => return Err(not_writable()),

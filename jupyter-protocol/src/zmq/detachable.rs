@@ -10,7 +10,8 @@ use super::socket::Socket;
 
 /// A socket that avoids wake-ups while it is detached.
 ///
-/// At high message rates, wake-ups are most of the cost, for us and for the kernel, whose sending thread performs them.
+/// At high message rates, wake-ups are most of the cost of receiving. The kernel's sending thread performs them, so
+/// they also slow down the kernel.
 pub(super) enum DetachableSocket {
     Attached(Socket),
     Detached(std::net::TcpStream),
@@ -37,7 +38,7 @@ impl DetachableSocket {
     /// Detaches a TCP socket until its next use. Returns whether the socket is detached.
     ///
     /// A Unix socket stays attached. It buffers only about 200 KiB, the size of the sender's buffer, which a kernel
-    /// with much output fills before we would read again.
+    /// with much output fills before the next read.
     pub(super) fn detach(&mut self) -> bool {
         if let Self::Attached(Socket::Tcp(_)) = self
             && let Self::Attached(Socket::Tcp(stream)) = std::mem::replace(self, Self::Lost)

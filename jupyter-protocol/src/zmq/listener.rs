@@ -60,7 +60,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
-            // The file may be gone already.
+            // The file may already be gone.
             let _ = std::fs::remove_file(path);
         }
     }

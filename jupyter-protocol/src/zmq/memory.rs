@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn waiting_for_memory_ends_without_success_after_the_deadline() {
+    async fn waiting_for_memory_fails_after_the_deadline() {
         let memory = MessageMemory::new(10 * MIB);
         let (mut delivered, mut other) = (sharing(&memory), sharing(&memory));
         assert!(delivered.grow(8 * MIB).await);

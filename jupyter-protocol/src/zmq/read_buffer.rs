@@ -1,4 +1,4 @@
-//! Read buffer of a connection, which grows only as bytes arrive, whatever length a frame claims.
+//! Read buffer of a connection, which grows only as bytes arrive, regardless of the length that a frame claims.
 
 use std::io;
 

@@ -111,7 +111,8 @@ impl Clients {
         clients.last_connection_id += 1;
         let connection_id = clients.last_connection_id;
         if identity.is_empty() {
-            // As in libzmq, a leading zero byte marks assigned identities. Clients may not choose one that begins so.
+            // As in libzmq, a leading zero byte marks assigned identities. Clients may not choose an identity that
+            // begins with it.
             identity = [&[0][..], &connection_id.to_be_bytes()].concat().into();
         }
         let client = Client {

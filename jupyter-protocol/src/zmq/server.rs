@@ -21,8 +21,8 @@ use super::zmtp::Limits;
 const MAX_CONNECTIONS: usize = 128;
 /// Deadline of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Delay before accepting again after the system refused, such as at its limit of open files: no event tells when it
-/// accepts connections again.
+/// Delay before accepting again after the system refused, for example at its limit of open files. No event reports when
+/// it accepts connections again.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Options of a listening socket.
@@ -48,7 +48,7 @@ pub(super) struct Peer {
 pub(crate) struct SocketServer {
     /// The accepting task, which owns the tasks of the connections.
     task: JoinSet<()>,
-    /// Dropping it asks all connections to close.
+    /// Dropping it makes all connections close.
     open: watch::Sender<()>,
 }
 

@@ -96,7 +96,7 @@ impl Socket {
 
     /// Writes all pieces, none of which may be empty.
     ///
-    /// Fails with [`ErrorKind::TimedOut`] if the socket is not writable for as long as `write_timeout`.
+    /// Fails with [`ErrorKind::TimedOut`] if the socket is not writable for `write_timeout`.
     pub(super) async fn write_all(&self, mut pieces: VecDeque<Bytes>, write_timeout: Duration) -> io::Result<()> {
         loop {
             self.try_write(&mut pieces)?;

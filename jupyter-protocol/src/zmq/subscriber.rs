@@ -28,9 +28,9 @@ const MAX_READS: usize = 16;
 
 /// Subscriber to all topics of a kernel's iopub socket.
 ///
-/// Most kernels drop output that they publish faster than the subscriber reads it, so the cost of reading decides at
-/// which rate output is lost. To keep that cost low, there is no task and no queue between the connection and the
-/// receiver, and [`gather`](Self::gather) lets messages accumulate without wake-ups.
+/// Most kernels drop output that they publish faster than the subscriber reads it, so the cost of reading determines
+/// the rate at which output is lost. To keep that cost low, there is no task and no queue between the connection and
+/// the receiver, and [`gather`](Self::gather) lets messages accumulate without wake-ups.
 pub struct IopubSubscriber {
     socket: DetachableSocket,
     read_buffer: ReadBuffer,
@@ -119,7 +119,7 @@ impl IopubSubscriber {
         self.throttle.refused(message.size());
     }
 
-    /// Pauses reading for `time`, without wake-ups for bytes that arrive meanwhile. Cancel-safe.
+    /// Pauses reading for `time`, without wake-ups for bytes that arrive during the pause. Cancel-safe.
     ///
     /// At high message rates over TCP, wake-ups cost more than processing the messages. Returns `false` at once for a
     /// Unix socket, whose buffer is too small for a pause. If pausing breaks the connection, the next

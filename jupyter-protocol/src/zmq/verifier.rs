@@ -15,7 +15,7 @@ const LARGE: usize = 1 << 20;
 pub enum Refused {
     /// The message has a wrong signature, or was replayed.
     Message(WireMessage),
-    /// The frames are no message; the socket stays usable.
+    /// The frames are not a message. The socket remains usable.
     Invalid,
     /// The socket skipped a message of this many bytes: it was too large, or no memory was free for it.
     Skipped(u64),
@@ -23,7 +23,7 @@ pub enum Refused {
     Broken,
 }
 
-/// Verifies what arrives on one socket of a kernel.
+/// Verifies the messages that arrive on one socket of a kernel.
 #[derive(Debug)]
 pub struct Verifier {
     channel: Channel,
@@ -33,7 +33,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier for this socket.
+    /// Creates a verifier for the socket of this channel.
     #[must_use]
     pub fn new(channel: Channel, signer: Signer) -> Self {
         Self {
@@ -59,10 +59,10 @@ impl Verifier {
         Ok(())
     }
 
-    /// Passes on a message that the kernel signed and logs why another is refused.
+    /// Returns a message with a valid signature. Logs why any other message is refused.
     ///
     /// # Errors
-    /// [`Refused`], by what the caller has to do.
+    /// [`Refused`], with the reason.
     pub async fn admit(&mut self, received: Result<WireMessage, SocketError>) -> Result<WireMessage, Refused> {
         let (error, refused) = match received {
             Ok(message) => match self.check(&message).await {

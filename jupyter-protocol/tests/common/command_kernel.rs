@@ -1,5 +1,5 @@
 //! A kernel that executes commands, for tests of the client and the kernel side together.
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, reason = "each test program uses only a part")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -105,7 +105,7 @@ pub fn keeps_a_large_message(subject: &dyn Subject) -> Outcome {
     let content = entry.map(|entry| entry.message().content().to_vec());
     let expected = format!(r#"{{"text":"{}"}}"#, text(2, subject.large()));
     if content.as_deref() != Some(expected.as_bytes()) {
-        return Err(Failure::new("the large message is not as it was"));
+        return Err(Failure::new("the large message was changed"));
     }
     Ok(())
 }
@@ -125,11 +125,17 @@ pub fn drops_the_oldest_bytes(subject: &dyn Subject) -> Outcome {
     let first = log.trim(&Retention::bytes(20 * size))?;
     // Digits in the text make sizes differ.
     if first < Seq(781) || first > Seq(821) || first.0 % 10 != 1 {
-        return Err(Failure::new(format!("{first} is the first kept for 20 of 100 blocks")));
+        return Err(Failure::new(format!(
+            "the first kept entry is {first} after trimming 100 blocks to 20"
+        )));
     }
     same!(log.bounds()?, Some((first, Seq(1_000))), "bounds");
     if log.bytes() > 21 * size {
-        return Err(Failure::new(format!("{} bytes are kept of {}", log.bytes(), 20 * size)));
+        return Err(Failure::new(format!(
+            "{} bytes are kept, but the limit is {}",
+            log.bytes(),
+            20 * size
+        )));
     }
     for after in [0, 1, 500, first.0 - 1] {
         let read = read_all(&*log, Seq(after), 1 << 20)?;
@@ -148,7 +154,7 @@ pub fn drops_the_oldest_bytes(subject: &dyn Subject) -> Outcome {
 /// Blocks whose entries are all too old are dropped.
 ///
 /// # Errors
-/// [`Failure`] if others are dropped, or they are kept.
+/// [`Failure`] if another block is dropped, or one of these is kept.
 pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -159,12 +165,14 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
     same!(
         log.trim(&retention.clone().since(time(0)))?,
         Seq(1),
-        "nothing is too old"
+        "the first entry when none is too old"
     );
     let first = log.trim(&retention.clone().since(time(30)))?;
     // The previous block may be kept, because it may end with entries that are recent enough.
     if first != Seq(29) && first != Seq(30) {
-        return Err(Failure::new(format!("{first} is the first kept, 30 is young enough")));
+        return Err(Failure::new(format!(
+            "the first kept entry is {first}, although the first recent entry is 30"
+        )));
     }
     same!(
         read_all(&*log, Seq::START, 1 << 20)?,
@@ -175,7 +183,7 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
     let first = log.trim(&Retention::bytes(log.bytes() / 3).since(time(31)))?;
     if first < Seq(40) || first > Seq(46) {
         return Err(Failure::new(format!(
-            "{first} is the first kept of a third of the bytes"
+            "the first kept entry is {first} after trimming to a third of the bytes"
         )));
     }
     Ok(())
@@ -184,7 +192,7 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
 /// Blocks whose entries are all acknowledged are dropped, except the newest one.
 ///
 /// # Errors
-/// [`Failure`] if others are dropped, or they are kept.
+/// [`Failure`] if another block is dropped, or one of these is kept.
 pub fn drops_what_is_acknowledged(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;
@@ -194,7 +202,11 @@ pub fn drops_what_is_acknowledged(subject: &dyn Subject) -> Outcome {
     for n in 0..50 {
         log.append(&block(n * 10 + 1..=n * 10 + 10, 50_000, time(n)), &[])?;
     }
-    same!(log.can_drop(Seq::START), false, "whether nothing can be dropped");
+    same!(
+        log.can_drop(Seq::START),
+        false,
+        "whether entries can be dropped before an acknowledgement"
+    );
     same!(log.trim(&all.clone().after(Seq::START))?, Seq(1), "the first entry");
     for (acknowledged, first) in [(9, 1), (10, 11), (5, 11), (234, 231), (499, 491), (500, 491)] {
         let retention = all.clone().after(Seq(acknowledged));
@@ -220,7 +232,7 @@ pub fn drops_what_is_acknowledged(subject: &dyn Subject) -> Outcome {
 /// The newest block is always kept, because it has the newest number.
 ///
 /// # Errors
-/// [`Failure`] if it is dropped, or others are kept.
+/// [`Failure`] if the newest block is dropped, or another one is kept.
 pub fn keeps_the_newest_block(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let id = KernelId::random();

@@ -58,7 +58,7 @@ pub fn lists_what_it_keeps(subject: &dyn Subject) -> Outcome {
     );
     if none.created < begun || none.created > Utc::now() {
         return Err(Failure::new(format!(
-            "the creation time {} is outside of this case",
+            "the creation time {} is before this case began or in the future",
             none.created
         )));
     }
@@ -79,7 +79,7 @@ pub fn removes_a_log_and_no_other(subject: &dyn Subject) -> Outcome {
     let epoch = store.open(id)?.epoch();
     store.remove(id)?;
     store.remove(id)?;
-    same!(store.get(id)?.is_some(), false, "there is one");
+    same!(store.get(id)?.is_some(), false, "whether the removed log exists");
     same!(
         store.list()?.iter().map(|info| info.id).collect::<Vec<_>>(),
         [other],
@@ -106,7 +106,7 @@ pub fn removes_a_log_and_no_other(subject: &dyn Subject) -> Outcome {
 /// The first owner of a log stays its owner, until the log is removed.
 ///
 /// # Errors
-/// [`Failure`] if the list has another one.
+/// [`Failure`] if the list has another owner.
 pub fn keeps_the_owner_of_a_log(subject: &dyn Subject) -> Outcome {
     if !subject.keeps_owners() {
         return Ok(());

@@ -49,7 +49,7 @@ pub trait Subject: Send + Sync {
         true
     }
 
-    /// Size of a large message in bytes.
+    /// Size in bytes of the large message that the suite stores.
     fn large(&self) -> usize {
         20 << 20
     }
@@ -173,7 +173,7 @@ fn read_all(log: &dyn StoredLog, after: Seq, max_bytes: usize) -> Result<Vec<u64
         for block in blocks {
             if block.first() <= position {
                 return Err(Failure::new(format!(
-                    "after {position} a block from {} was read",
+                    "reading after {position} returned a block that begins with {}",
                     block.first()
                 )));
             }

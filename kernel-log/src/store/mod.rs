@@ -30,7 +30,7 @@ pub enum StoreError {
         reason: String,
     },
     /// There is no room. Appends work again once there is.
-    #[error("no room for the logs in {place}: {free} bytes are free and {needed} are needed; free some")]
+    #[error("no room for the logs in {place}: {free} bytes are free and {needed} are needed; free some space")]
     Full {
         /// Location of the store.
         place: String,
@@ -73,7 +73,7 @@ impl StoreError {
     }
 }
 
-/// Stores logs. Calls may block: the log appends on a thread of its own and reads on blocking threads.
+/// Stores logs. Calls may block: the log appends on its own thread and reads on blocking threads.
 pub trait LogStore: Send + Sync + 'static {
     /// Whether calls may block. They run on blocking threads unless a store returns `false`.
     fn blocks(&self) -> bool {
@@ -91,7 +91,7 @@ pub trait LogStore: Send + Sync + 'static {
     /// [`StoreError`].
     fn open(&self, id: KernelId) -> Result<Box<dyn StoredLog>, StoreError>;
 
-    /// As [`open`](Self::open), and keeps the owner with the log, unless it has one. The default forgets it.
+    /// As [`open`](Self::open), and stores the owner unless the log has one. The default ignores the owner.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -140,7 +140,7 @@ pub trait LogStore: Send + Sync + 'static {
 pub struct LogInfo {
     /// The kernel's id.
     pub id: KernelId,
-    /// Whose log it is, if that is known.
+    /// The owner, if it is known.
     pub owner: Option<String>,
     /// The log's identity.
     pub epoch: Epoch,
@@ -197,11 +197,11 @@ pub trait StoredLog: Send + Sync + 'static {
     /// returns, both survive the end of the process. No key occurs twice in `index`.
     ///
     /// # Errors
-    /// [`StoreError`], for example on a full disk; nothing was written then.
+    /// [`StoreError`], for example on a full disk. In this case, nothing was written.
     fn append(&self, block: &Block, index: &[IndexUpdate]) -> Result<(), StoreError>;
 
-    /// Notes that the entries up to `last`, which it refused, have reached readers, so that their numbers are not used
-    /// again after the log is opened the next time. The default does nothing.
+    /// Records that readers have received the entries up to `last`, which the store refused. Their numbers must not be
+    /// reused after the log is opened again. The default does nothing.
     fn skip(&self, last: Seq) {
         let _ = last;
     }
@@ -217,7 +217,7 @@ pub trait StoredLog: Send + Sync + 'static {
     /// Updates the index atomically.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing was written then.
+    /// [`StoreError`]. In this case, nothing was written.
     fn index_put(&self, index: &[IndexUpdate]) -> Result<(), StoreError>;
 
     /// The index record of this key.
@@ -238,9 +238,9 @@ pub trait StoredLog: Send + Sync + 'static {
         newest_first: bool,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-    /// Reads blocks after `seq` in order: at least one if there is any. If there are several, they have not much more than
-    /// `max_bytes`; a larger block comes by itself.
-    /// If entries could not be stored, the first block may start later than the next entry.
+    /// Reads blocks after `after` in order: at least one if there is any. Several blocks have not much more than
+    /// `max_bytes` in total; a larger block is returned by itself. If entries could not be stored, the first block may
+    /// start later than the next entry.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -262,7 +262,8 @@ pub trait StoredLog: Send + Sync + 'static {
         Ok(0)
     }
 
-    /// Whether [`trim`](Self::trim) would free space if the entries up to `acknowledged` were. It is called with every
+    /// Whether [`trim`](Self::trim) would free space if the entries up to `acknowledged` are no longer needed. It is
+    /// called with every
     /// [acknowledgement](crate::Log::acknowledge), so it must be cheap. With the default, `false`, acknowledged entries
     /// are dropped when the log is trimmed for another reason.
     fn can_drop(&self, acknowledged: Seq) -> bool {
@@ -282,16 +283,16 @@ pub trait StoredLog: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Retention {
-    /// The most bytes of entries, approximately; the newest are kept.
+    /// Maximum size of the entries in bytes, approximately. The newest entries are kept.
     pub max_bytes: u64,
     /// The time from which entries are kept; `None` for no limit.
     pub oldest: Option<DateTime<Utc>>,
-    /// The last entry that is no longer needed; [`Seq::START`] if all are.
+    /// The last entry that is no longer needed; [`Seq::START`] if all are needed.
     pub acknowledged: Seq,
 }
 
 impl Retention {
-    /// This many bytes of any age.
+    /// Keeps this many bytes of any age.
     #[must_use]
     pub fn bytes(max_bytes: u64) -> Self {
         Self {
@@ -301,7 +302,7 @@ impl Retention {
         }
     }
 
-    /// This many bytes, from this time on.
+    /// Also drops entries from before this time.
     #[must_use]
     pub fn since(self, oldest: DateTime<Utc>) -> Self {
         Self {
@@ -310,7 +311,7 @@ impl Retention {
         }
     }
 
-    /// Only entries after this one.
+    /// Also drops entries up to this one.
     #[must_use]
     pub fn after(self, acknowledged: Seq) -> Self {
         Self { acknowledged, ..self }

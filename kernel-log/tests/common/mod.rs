@@ -101,7 +101,7 @@ pub(crate) fn disk_usage(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Polls a condition that no event announces.
+/// Polls until a condition holds.
 pub(crate) async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !condition() {
@@ -110,7 +110,7 @@ pub(crate) async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) 
     }
 }
 
-/// Copies a folder. Files that are removed meanwhile are left out.
+/// Copies a folder. Files that are removed during the copy are left out.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

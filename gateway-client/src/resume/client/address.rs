@@ -43,7 +43,7 @@ impl Address {
         self.connector.connect().await
     }
 
-    /// Makes the request of a WebSocket handshake.
+    /// Creates the request of a WebSocket handshake.
     pub(super) fn request(&self, start: Start) -> Result<Request, ResumeError> {
         let invalid = |reason| ResumeError::InvalidUrl { reason };
         let uri: Uri = format!("{}&resume={start}", self.url)
@@ -52,7 +52,7 @@ impl Address {
         let mut request = ClientRequestBuilder::new(uri)
             .with_sub_protocol(SUBPROTOCOL)
             .into_client_request()
-            .map_err(|_| invalid("no request can be made to it"))?;
+            .map_err(|_| invalid("no request can be created from it"))?;
         if let Some(authorization) = &self.endpoint.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }

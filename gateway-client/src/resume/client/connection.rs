@@ -25,7 +25,8 @@ pub(super) struct Connection {
     max_message_bytes: usize,
     /// Whether written messages may still be in the socket's buffer.
     unflushed: bool,
-    /// Whether writing failed. Reading continues until the connection ends, perhaps with the reason.
+    /// Whether writing failed. Reading continues until the connection ends, because the gateway may still send the
+    /// reason.
     write_failed: bool,
 }
 

@@ -108,10 +108,10 @@ pub enum ConnectionLost {
     #[error("no connection: {0}")]
     Unreachable(String),
     /// TLS failed: the gateway's certificate has an unknown issuer, another name or is not valid now; the gateway
-    /// refuses or requires a client certificate; or it does not use TLS. The text says which.
+    /// refuses or requires a client certificate; or it does not use TLS. The text describes the problem.
     ///
-    /// The client retries, because all of this can be fixed elsewhere: certificates are renewed, clocks are set.
-    /// Programs that prefer to stop can match this variant. The token is not sent to a gateway with an invalid
+    /// The client retries, because all of these problems can be fixed elsewhere: certificates are renewed, and clocks
+    /// are set. Programs that prefer to stop can match this variant. The token is not sent to a gateway with an invalid
     /// certificate.
     #[cfg(feature = "tls")]
     #[error("TLS failed: {0}")]
@@ -138,7 +138,7 @@ pub enum ConnectionLost {
     Violation(String),
 }
 
-/// Why a connection ended: for good, or until the next one.
+/// Why a connection ended, and whether the client reconnects.
 pub(super) enum Failure {
     Final(ResumeError),
     Retry(ConnectionLost),

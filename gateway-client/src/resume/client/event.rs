@@ -19,10 +19,11 @@ pub enum Event {
         /// The last missing entry.
         last: Seq,
     },
-    /// Connected at the client's position or, at first, its start. Entries up to [`Hello::head`] are the backlog.
+    /// Connected at the client's position or, for the first connection, at its start position. Entries up to
+    /// [`Hello::head`] are the backlog.
     Connected(Hello),
-    /// Connected, but the client cannot resume at its position; [`Hello::reason`] says why. The program should discard
-    /// state built from earlier entries and rebuild it from the ones that follow.
+    /// Connected, but the client cannot resume at its position, for the reason in [`Hello::reason`]. The program should
+    /// discard state built from earlier entries and rebuild it from the ones that follow.
     NotRecovered(Hello),
     /// The connection was lost or could not be made. The client reconnects by itself after a pause.
     Disconnected {
@@ -52,7 +53,7 @@ impl Entry {
     /// if the kernel's code is trusted.
     #[must_use]
     pub fn lifecycle(&self) -> Option<Lifecycle> {
-        // Statuses that only a server sends have no parent; a kernel's own have.
+        // A server's status has no parent, or a life-cycle request. A kernel's own status has another parent.
         let is_of_server = self.channel == Channel::Iopub
             && (self.message.parent_header() == "{}"
                 || self

@@ -10,7 +10,7 @@ use kernel_log::{ExecutionEvent, ExecutionTracker};
 use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
 
 /// Follows code that runs in a kernel, across disconnects: a stream of its messages in log order, which are statuses,
-/// outputs, input requests and the reply. Made by [`ResumeClient::execute`].
+/// outputs, input requests and the reply. Created by [`ResumeClient::execute`].
 ///
 /// The stream ends once it has returned both the reply and the `idle` status, or an error that ends the execution.
 ///
@@ -56,7 +56,7 @@ impl<'a> Execution<'a> {
     ///
     /// # Errors
     /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded), [`Lost`](ExecutionError::Lost) and
-    /// [`Client`](ExecutionError::Client) nothing follows. After any other error, messages may be missing, but the
+    /// [`Client`](ExecutionError::Client), the stream ends. After any other error, messages may be missing, but the
     /// execution continues.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
         StreamExt::next(self).await

@@ -126,7 +126,7 @@ enum ConnectionState {
     Failed(ResumeError),
 }
 
-/// The pauses between connection attempts. Sessions have different ones, so that the clients of a gateway do not all
+/// The pauses between connection attempts. They differ between sessions, so that the clients of a gateway do not all
 /// reconnect at once.
 fn backoff(options: &ResumeOptions) -> Backoff {
     let mut seed = DefaultHasher::new();
@@ -241,8 +241,8 @@ impl ResumeClient {
         Execution::start(self, request)
     }
 
-    /// Drops the connection or the current attempt; [`next`](Self::next) reconnects without a pause. For programs that
-    /// know that the network has changed or the machine was suspended.
+    /// Drops the connection or the current attempt; [`next`](Self::next) reconnects without a pause. Call this when the
+    /// network has changed or the machine was suspended.
     pub fn disconnect(&mut self) {
         if !matches!(self.state, ConnectionState::Ended | ConnectionState::Failed(_)) {
             self.backoff.reset();
@@ -292,14 +292,14 @@ impl ResumeClient {
     fn begin(&mut self, connection: Connection, hello: Hello) -> Result<Event, Failure> {
         let first = Seq(hello.earliest.0.saturating_sub(1));
         if hello.from < first || hello.from > hello.head {
-            return Err(violation("its hello begins where it has no entries"));
+            return Err(violation("its hello begins outside its log"));
         }
         let from = Cursor {
             epoch: hello.epoch,
             seq: hello.from,
         };
         if hello.recovered && self.cursor.is_some_and(|cursor| cursor != from) {
-            return Err(violation("its hello begins elsewhere than at the cursor"));
+            return Err(violation("its hello does not begin at the cursor"));
         }
         self.cursor = Some(from);
         self.head = hello.head;
@@ -313,7 +313,7 @@ impl ResumeClient {
     }
 
     fn take(&mut self, received: Received) -> Result<Option<Event>, Failure> {
-        // Set since the `hello`.
+        // The cursor is set by the `hello`.
         let Some(cursor) = &mut self.cursor else {
             return Err(violation("an entry came before the hello"));
         };

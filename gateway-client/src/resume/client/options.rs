@@ -39,8 +39,8 @@ pub struct ResumeOptions {
     /// [`SendError::Full`](super::SendError::Full).
     pub max_unconfirmed: usize,
     /// Makes connections in place of TCP to the host of `url`, for example over a Unix socket or a tunnel. The host of
-    /// `url` is then only used for the `Host` header. The client speaks plain HTTP over such a connection whatever the
-    /// scheme of `url`, so `dial` must do TLS itself.
+    /// `url` is then only used for the `Host` header. The client speaks plain HTTP over such a connection regardless of
+    /// the scheme of `url`, so `dial` must do TLS itself.
     pub dial: Option<Dial>,
     /// TLS configuration, such as trusted roots and a client certificate, for a `url` with `https://` or `wss://` and
     /// without a [`dial`](Self::dial). The type is that of the re-exported [`rustls`](super::rustls). ALPN, if set,
@@ -84,7 +84,7 @@ impl ResumeOptions {
     }
 
     /// Sets the start position. With an earlier client's [`Cursor`](kernel_log::Cursor), the client resumes after the
-    /// entries which that client read.
+    /// last entry that the earlier client read.
     #[must_use]
     pub fn with_start(mut self, start: Start) -> Self {
         self.start = start;

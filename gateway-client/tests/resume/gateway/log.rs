@@ -74,7 +74,7 @@ impl Log {
     }
 }
 
-/// Makes a message of the kernel.
+/// Creates a message of the kernel.
 pub(crate) fn kernel_message(msg_type: &str, parent: &serde_json::Value, content: &serde_json::Value) -> WireMessage {
     let id = uuid::Uuid::new_v4();
     let header = json!({"msg_id": id, "msg_type": msg_type, "session": "kernel"});

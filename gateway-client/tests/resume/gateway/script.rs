@@ -1,4 +1,4 @@
-//! What the scripted gateway does wrong.
+//! The faults of the scripted gateway.
 
 use gateway_client::resume::Hello;
 

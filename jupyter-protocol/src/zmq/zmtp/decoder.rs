@@ -242,7 +242,7 @@ mod tests {
             assert_eq!(decoder.decode(&mut buffer), Ok(None));
             assert!(buffer.is_empty());
         }
-        // A command may come between its frames.
+        // A command may arrive between the frames of a message.
         buffer.extend_from_slice(&[COMMAND, 1, b'c', 0, 2, b'e']);
         assert_eq!(
             decoder.decode(&mut buffer),
@@ -289,7 +289,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_in_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 0_usize..300) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 0_usize..300) {
             let (first, second) = bytes.split_at(cut.min(bytes.len()));
             let _ = decoded(&[first, second]);
             let _ = check_greeting(&bytes);

@@ -1,4 +1,4 @@
-//! The folder of a store: its lock, what it remembers of the machine, and its free space.
+//! The folder of a store: its lock, its record of machine failures, and its free space.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,11 +14,11 @@ use uuid::Uuid;
 
 use super::{DiskOptions, StoreError};
 
-/// Free space to keep, for the files of other programs and for frames that say that entries are missing.
+/// Free space to keep, for the files of other programs and for frames that record missing entries.
 const RESERVE_BYTES: u64 = 8 << 20;
 /// How many bytes are written between two checks of the free space.
 const CHECK_EVERY: u64 = 1 << 20;
-/// The most files of closed logs that wait to be synced. Beyond that, the whole disk is synced.
+/// Maximum number of files of closed logs that wait to be synced. Beyond that, the whole disk is synced.
 const MAX_UNSYNCED: usize = 4096;
 /// The file with [`Machine`].
 const MACHINE: &str = "machine.json";
@@ -27,7 +27,7 @@ const OWNER: &str = "owner";
 /// The folder of logs that are being removed.
 const REMOVED: &str = "removed";
 
-/// Recognizes whether the machine failed while the store was open.
+/// Detects whether the machine failed while the store was open.
 #[derive(Default, Serialize, Deserialize)]
 struct Machine {
     /// Linux's boot id while the store was open; other systems have none.
@@ -51,7 +51,7 @@ pub(super) struct Folder {
     unchecked: AtomicU64,
     /// Files of closed logs.
     unsynced: Mutex<UnsyncedFiles>,
-    /// Whether a sync failed. What it was to write may be lost even if a later one succeeds.
+    /// Whether a sync failed. Its data may be lost even if a later sync succeeds.
     has_lost_sync: AtomicBool,
 }
 
@@ -91,8 +91,8 @@ impl Folder {
         &self.options
     }
 
-    /// Counts the failures of the machine while the store was open. After each, entries that were not synced may be
-    /// lost.
+    /// A number that increases with each failure of the machine while the store was open. After such a failure, entries
+    /// that were not synced may be lost.
     pub(super) fn cycle(&self) -> u64 {
         self.cycle
     }
@@ -108,7 +108,7 @@ impl Folder {
         let mut logs = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            // Others, such as `lost+found`, are not ours.
+            // Other names, such as `lost+found`, are not logs.
             logs.extend(name.to_str().and_then(|name| name.parse::<KernelId>().ok()));
         }
         Ok(logs)
@@ -238,16 +238,16 @@ impl Folder {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses further calls. Returns whether it did so before.
+    /// Makes further calls fail. Returns whether they failed before.
     pub(super) fn begin_close(&self) -> bool {
         self.is_closed.swap(true, Ordering::AcqRel)
     }
 
-    /// Unlocks the folder. `is_synced` says whether all logs are on disk.
+    /// Unlocks the folder. `is_synced` is whether all logs are on disk.
     pub(super) fn end_close(&self, is_synced: bool) -> Result<(), StoreError> {
         let is_clean = is_synced && !self.has_lost_sync.load(Ordering::Acquire);
         let ended = if is_clean { end(&self.path, self.cycle) } else { Ok(()) };
-        // Closing the file is not enough: a process that is being forked also has it until it executes its program.
+        // Closing the file is not enough: a forked child also holds the lock until it executes its program.
         let unlocked = self.lock.unlock();
         ended
             .and(unlocked)
@@ -305,7 +305,7 @@ fn boot_id() -> Option<String> {
     Some(id.trim().to_owned())
 }
 
-/// Called before anything is written. Returns the cycle.
+/// Records that the store is open, before anything is written. Returns the cycle.
 fn begin(folder: &Path) -> io::Result<u64> {
     let before = match fs::read(folder.join(MACHINE)) {
         Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| {
@@ -338,7 +338,7 @@ fn begin(folder: &Path) -> io::Result<u64> {
     Ok(cycle)
 }
 
-/// Notes that the logs are being written.
+/// Writes the file that marks the store as open.
 fn note_open(folder: &Path, machine: &Machine) -> io::Result<()> {
     match write_machine(folder, machine) {
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -353,7 +353,7 @@ fn note_open(folder: &Path, machine: &Machine) -> io::Result<()> {
     }
 }
 
-/// Called after everything is written and synced.
+/// Records that the store is closed, after everything is written and synced.
 fn end(folder: &Path, cycle: u64) -> io::Result<()> {
     let machine = Machine {
         boot_id: boot_id(),
@@ -373,7 +373,7 @@ fn write_machine(folder: &Path, machine: &Machine) -> io::Result<()> {
 
 /// Makes the names of new files in a folder survive a machine failure.
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    // Other systems cannot open folders as files.
+    // Only Unix systems can open folders as files.
     if cfg!(unix) {
         File::open(folder)?.sync_all()
     } else {
@@ -381,7 +381,7 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes files and folders survive a machine failure. Those that are gone are skipped.
+/// Makes files and folders survive a machine failure. Missing ones are skipped.
 pub(super) fn sync_all(paths: &[PathBuf]) -> io::Result<()> {
     for path in paths {
         if !cfg!(unix) && path.is_dir() {
@@ -389,7 +389,7 @@ pub(super) fn sync_all(paths: &[PathBuf]) -> io::Result<()> {
         }
         match File::open(path) {
             Ok(file) => file.sync_data()?,
-            // Retention, or the removal of the log.
+            // Retention or the removal of the log deleted it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -397,7 +397,7 @@ pub(super) fn sync_all(paths: &[PathBuf]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes everything on the folder's disk survive a machine failure. `None` where the system cannot.
+/// Makes everything on the folder's disk survive a machine failure. `None` if the system does not support this.
 #[cfg(target_os = "linux")]
 pub(super) fn sync_disk(folder: &Path) -> Option<io::Result<()>> {
     let synced = File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));

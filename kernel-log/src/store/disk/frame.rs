@@ -1,4 +1,4 @@
-//! Frames: what a segment file consists of.
+//! The frames of a segment file.
 //!
 //! ```text
 //! u64 checksum of the rest of the head | u32 kind | u32 length of the body | u32 length of the index updates
@@ -278,7 +278,8 @@ impl Totals {
         match head.kind {
             Kind::Entries if head.body_length > 0 => {
                 self.last = head.last;
-                // The refused entries end before this block. A mark that was set in advance may be higher.
+                // The refused entries end before this block. A `Skipped` frame may have marked later numbers in
+                // advance.
                 self.skipped = 0;
                 self.updated = head.last_time;
                 self.bytes = head.bytes_before + u64::from(head.body_length);

@@ -1,7 +1,7 @@
 //! The index of a log: the newest updates in memory, the others in [index files](super::index_file).
 //!
-//! The updates are also in the frames of the segments, so index files are not synced when they are written, but before
-//! anything is removed that they replace.
+//! The updates are also in the frames of the segments, so index files are not synced when they are written. They are
+//! synced before the segments and files that they replace are removed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,11 +16,11 @@ use super::index_file::{Covered, IndexFile, Merge};
 use super::records::{self, Record};
 use crate::IndexUpdate;
 
-/// Updates in memory beyond which they are written to a file, in bytes.
+/// Size in bytes at which the updates in memory are written to a file.
 const FILE_BYTES: usize = 64 << 10;
-/// The most files that others have replaced and that wait for a sync.
+/// Maximum number of replaced files that wait for a sync.
 const MAX_REPLACED: usize = 8;
-/// Segments whose updates are in memory, at most. It limits what is read when a log is opened.
+/// Maximum number of segments whose updates are only in memory. Opening a log reads these segments.
 const SEGMENTS: u64 = 8;
 
 /// The index of a log.
@@ -60,7 +60,7 @@ impl Index {
             let Some((key, value)) = records::decode(&mut encoded) else {
                 return false;
             };
-            // Their own memory, because the buffer has that of the whole scan.
+            // Copies them, because slices would keep the buffer of the whole scan in memory.
             self.insert(
                 Bytes::copy_from_slice(&key),
                 value.map(|value| Bytes::copy_from_slice(&value)),
@@ -89,7 +89,7 @@ impl Index {
         self.recent.get(key).cloned()
     }
 
-    /// The updates in memory of keys from `start` (inclusive) to `end` (exclusive), which is after it.
+    /// The updates in memory of keys from `start` (inclusive) to `end` (exclusive). `end` must be greater than `start`.
     pub(super) fn recent_range(&self, start: &[u8], end: &[u8]) -> Vec<Record> {
         self.recent
             .range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
@@ -109,14 +109,14 @@ impl Index {
 pub(super) struct Files {
     /// Oldest first.
     files: Vec<Arc<IndexFile>>,
-    /// Files that others have replaced, to be removed once those are synced.
+    /// Replaced files, which are removed once the files that replace them are synced.
     replaced: Vec<Arc<IndexFile>>,
     /// Whether files cannot be merged because one of them is damaged.
     is_damaged: bool,
 }
 
 impl Files {
-    /// These files, oldest first, and those that they have replaced.
+    /// The index in these files, oldest first, with the files that they have replaced.
     pub(super) fn new(files: Vec<IndexFile>, replaced: Vec<IndexFile>) -> Self {
         Self {
             files: files.into_iter().map(Arc::new).collect(),
@@ -140,7 +140,8 @@ impl Files {
         Ok(None)
     }
 
-    /// At most `limit` records from `start` (inclusive) to `end` (exclusive), and of `recent`, which are newer.
+    /// At most `limit` records with keys from `start` (inclusive) to `end` (exclusive). Those in `recent` are newer
+    /// than the files.
     pub(super) fn scan(
         &self,
         mut recent: Vec<Record>,
@@ -173,8 +174,8 @@ impl Files {
         let mut files = self.files.clone();
         let file = IndexFile::write(folder, covered, recent.into_iter().map(Ok))?;
         files.push(Arc::new(file));
-        // A file is merged with the one before it once it is about as large: so there are few, and records are seldom
-        // rewritten.
+        // A file is merged with the one before it once it is at least half as large. So there are few files, and
+        // records are seldom rewritten.
         let mut from = files.len() - 1;
         while from > 0 && files[from].bytes() * 2 >= files[from - 1].bytes() {
             from -= 1;
@@ -207,7 +208,7 @@ impl Files {
         self.replaced.len() > MAX_REPLACED
     }
 
-    /// Makes the files survive a machine failure, and removes those that they replace. Returns them.
+    /// Makes the files survive a machine failure, and removes those that they replace. Returns the removed files.
     pub(super) fn sync(&self, folder: &Path) -> io::Result<Vec<Arc<IndexFile>>> {
         let mut any = false;
         for file in &self.files {

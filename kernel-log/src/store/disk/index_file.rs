@@ -140,7 +140,7 @@ impl IndexFile {
         self.offsets_at
     }
 
-    /// Makes the file's contents survive a machine failure. Returns whether that was not done before.
+    /// Makes the file's contents survive a machine failure. Returns `false` if no sync was necessary.
     pub(super) fn sync(&self) -> io::Result<bool> {
         if self.is_synced.load(atomic::Ordering::Acquire) {
             return Ok(false);
@@ -174,7 +174,8 @@ impl IndexFile {
         Ok(record.filter(|(found, _)| **found == *key))
     }
 
-    /// The records with keys from `start` (inclusive) to `end` (exclusive, or to the last), in this direction.
+    /// The records with keys from `start` (inclusive) to `end` (exclusive; `None` for all later keys), in this
+    /// direction.
     pub(super) fn range(&self, start: &[u8], end: Option<&[u8]>, newest_first: bool) -> io::Result<Cursor> {
         let mut reader = self.reader()?;
         let from = reader.first_at_or_after(start)?;
@@ -212,7 +213,7 @@ fn hash(mut reader: impl Read) -> io::Result<u64> {
     }
 }
 
-/// Returns the number of records and the offset of the offsets.
+/// Writes the records, and returns their number and the offset of the offsets.
 fn write_to(file: File, records: impl Iterator<Item = io::Result<Record>>) -> io::Result<(u64, u64)> {
     let mut out = BufWriter::new(file);
     out.write_all(MAGIC)?;
@@ -318,7 +319,8 @@ impl Iterator for Cursor {
 
 type Source<'a> = std::iter::Peekable<Box<dyn Iterator<Item = io::Result<Record>> + 'a>>;
 
-/// Merges sorted sources. Of records with the same key, that of the first source counts. Includes removals.
+/// Merges sorted sources. If several have a record of the same key, returns only that of the first source. Includes
+/// removals.
 pub(super) struct Merge<'a> {
     sources: Vec<Source<'a>>,
     newest_first: bool,

@@ -47,13 +47,13 @@ pub(super) struct ReadState {
     pub(super) totals: Totals,
     /// Oldest first.
     pub(super) segments: Vec<Arc<Segment>>,
-    /// Of the newest segment.
+    /// Offsets in the newest segment.
     pub(super) offsets: Offsets,
     /// How many bytes of the newest segment may be read.
     pub(super) length: u64,
     /// Whether the newest segment cannot be continued.
     pub(super) is_ended: bool,
-    /// Whether the log was closed, and not written since.
+    /// Whether the log was closed and has not been written since.
     pub(super) is_closed: bool,
     pub(super) index: Index,
 }
@@ -88,7 +88,7 @@ impl DiskLog {
             .map_err(|error| StoreError::failed(format!("create the folder {}", path.display()), error))?;
         let log = Self {
             id,
-            // An attempt to create it that was interrupted may have left one.
+            // An interrupted attempt to create the log may have left an owner.
             owner: folder.owner(id).map(OnceLock::from).unwrap_or_default(),
             epoch: Epoch::random(),
             created: Utc::now().timestamp_micros(),

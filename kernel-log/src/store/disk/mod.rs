@@ -39,7 +39,7 @@ pub struct DiskStore {
     shared: Arc<SharedStore>,
 }
 
-/// What the store and its logs share.
+/// State that the store and its logs share.
 struct SharedStore {
     folder: Arc<Folder>,
     /// Open logs, each with the number of its handles. Locked while one is opened, closed or removed.
@@ -92,7 +92,8 @@ impl DiskStore {
     /// Opens the folder's logs, or creates the folder. Only one process at a time can open it.
     ///
     /// # Errors
-    /// [`StoreError`] if another process has it open, or it cannot be read or written, or an older version wrote it.
+    /// [`StoreError`] if another process has it open, or it cannot be read or written, or it has the format of an older
+    /// version.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         Self::open_with(folder, DiskOptions::default())
     }
@@ -125,7 +126,7 @@ impl SharedStore {
     /// Opens a log; `None` if it does not exist and is not to be created.
     fn open(self: &Arc<Self>, id: KernelId, create: bool) -> Result<Option<Handle>, StoreError> {
         let mut logs = self.logs();
-        // Closing the store takes the lock, too.
+        // This is checked under the lock, which closing the store also takes.
         self.folder.expect_open()?;
         if let Some((log, handles)) = logs.get_mut(&id) {
             *handles += 1;
@@ -151,7 +152,7 @@ impl SharedStore {
             .into_iter()
             .filter_map(|log| Some((log.unsynced()?, log)))
             .collect();
-        // One after the other, they would take long.
+        // Syncing many files one after the other would take long.
         let together = (unsynced.len() > SYNC_TOGETHER).then(|| sync_disk(self.folder.path()));
         let is_synced = matches!(together, Some(Some(Ok(()))));
         let mut result = Ok(());
@@ -159,7 +160,7 @@ impl SharedStore {
             let synced = if is_synced { Ok(()) } else { sync_all(&unsynced.paths) };
             result = log.synced(unsynced, synced).and(result);
         }
-        // Last, because a log that was closed meanwhile has left its files to the folder.
+        // This comes last, because a log that was closed during the loop has left its files to the folder.
         self.folder.sync().and(result)
     }
 

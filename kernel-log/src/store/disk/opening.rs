@@ -1,4 +1,4 @@
-//! Opening a log: finding out where it ends, and mending its index.
+//! Opening a log: determining where it ends, and repairing its index.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,10 +14,12 @@ use super::log::{ReadState, Segment, info};
 use super::segment::{End, HEADER, Header, Name, Offsets, Scan, Summary};
 use super::{LogInfo, StoreError};
 
-/// More entries than can be appended and not synced: with [`Durability::Batched`](crate::Durability::Batched) a sync is
-/// due every 50 ms, otherwise the system writes after some seconds.
+/// How many numbers are skipped after a failure of the machine. Fewer entries than this can be unsynced at a time: with
+/// [`Durability::Batched`](crate::Durability::Batched) a sync is due every 50 ms, and without syncs the system writes
+/// after some seconds.
 const HOLE: u64 = 1 << 26;
-/// The most failures of the machine between two writes of a log that are counted, in case their number was lost.
+/// Maximum number of machine failures between two writes of a log that are counted. It limits the skipped numbers if
+/// the machine's file was lost.
 const MAX_FAILURES: u64 = 1_024;
 
 /// A log that was opened.
@@ -94,8 +96,8 @@ fn newest_header(path: &Path, id: KernelId, segments: &[Name]) -> Result<Option<
     }
 }
 
-/// Information about a log that is not open. Reads no more than is necessary, and changes nothing. `None` if the log
-/// does not exist.
+/// Information about a log that is not open. Reads no more than is necessary, and does not change any file. `None` if
+/// the log does not exist.
 pub(super) fn look_at(path: &Path, id: KernelId, cycle: u64) -> Result<Option<LogInfo>, StoreError> {
     let Some(listing) = list(path).map_err(|error| failed(path, &error))? else {
         return Ok(None);
@@ -135,7 +137,7 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
             let index = (name.number > covered).then_some(&mut index);
             let has_damage = ending.read(path, *name, index)?;
             if has_damage {
-                tracing::error!(kernel_id = %id, path = %name.path(path).display(), "a part of the log is damaged; readers learn which entries are missing");
+                tracing::error!(kernel_id = %id, path = %name.path(path).display(), "a part of the log is damaged; readers get a gap");
             }
         }
     }
@@ -152,8 +154,8 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
     }
     let is_closed = ending.is_closed && ending.is_whole;
     if ending.is_damaged || is_after_failure && !is_closed {
-        // Entries may be lost that readers have seen. If their numbers were reused, a reader that reconnects would
-        // mistake the new entries for them.
+        // Entries that readers have received may be lost. If new entries reused their numbers, a reader that reconnects
+        // would miss the new entries.
         let failures = cycle.saturating_sub(header.cycle).clamp(1, MAX_FAILURES);
         totals.skipped = totals.last_number() + HOLE * failures;
     }
@@ -169,7 +171,7 @@ pub(super) fn open(path: &Path, id: KernelId, cycle: u64) -> Result<Option<Opene
                 .collect(),
             offsets: ending.offsets,
             length: ending.length,
-            // Index updates in a segment that index files cover would not be read again.
+            // If index files cover the newest segment, further updates in it would not be read when the log is opened.
             is_ended: is_after_failure || !ending.is_whole || is_newest_covered,
             is_closed,
             index,
@@ -232,7 +234,7 @@ impl Ending {
     }
 }
 
-/// Opens the index files, and makes missing and damaged ones again from the segments.
+/// Opens the index files, and rebuilds missing and damaged ones from the segments.
 fn open_index(path: &Path, id: KernelId, listing: &Listing, verify: bool) -> io::Result<Files> {
     let mut files: Vec<IndexFile> = Vec::new();
     let mut replaced = Vec::new();
@@ -272,7 +274,7 @@ fn open_index(path: &Path, id: KernelId, listing: &Listing, verify: bool) -> io:
     Ok(Files::new(files, replaced))
 }
 
-/// Makes an index file from the segments that are left.
+/// Builds an index file from the remaining segments.
 fn rebuild(path: &Path, id: KernelId, listing: &Listing, covered: Covered) -> io::Result<IndexFile> {
     let mut index = Index::default();
     let mut segments = 0;

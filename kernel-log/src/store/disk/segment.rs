@@ -1,8 +1,8 @@
 //! Segment files: the parts of a log.
 //!
-//! A segment starts with a header and continues with [frames](super::frame). It is only ever appended to. The last frame
-//! of a complete segment is a summary, whose end is at the end of the file, so that it can be found without reading the
-//! others.
+//! A segment starts with a header and continues with [frames](super::frame). It is only ever appended to. The last
+//! frame of a complete segment is a summary. It ends with its own length, so it can be found without reading the other
+//! frames.
 //!
 //! ```text
 //! "KMUXLOG1" | u64 checksum of the rest | kernel id | epoch | i64 creation of the log in µs | u64 salt
@@ -25,9 +25,9 @@ use crate::Epoch;
 const MAGIC: &[u8; 8] = b"KMUXLOG1";
 /// Size of a segment's header in bytes.
 pub(super) const HEADER: usize = 72 + Totals::SIZE;
-/// The end of a summary: its frame's length, and these bytes.
+/// The last bytes of a summary, after its frame's length.
 const SUMMARY_END: &[u8; 8] = b"kmuxsumm";
-/// Bytes between two known offsets of a segment.
+/// Minimum number of bytes between two known offsets of a segment.
 const OFFSETS_EVERY: u64 = 64 << 10;
 /// Bytes that a scan reads at a time.
 const SCAN_BYTES: usize = 64 << 10;
@@ -46,7 +46,7 @@ impl Name {
             number: number.parse().ok()?,
             first: first.parse().ok()?,
         };
-        // Other spellings are other files, and the largest number has no next one.
+        // A number that is written differently is the name of another file. The largest number has no successor.
         (parsed.number < u64::MAX && parsed.to_string() == name).then_some(parsed)
     }
 
@@ -126,7 +126,7 @@ impl Header {
     }
 }
 
-/// Where some of a segment's entries are: numbers of entries, each with the offset of a frame that starts at it.
+/// The offsets of some frames of a segment, each with the number of the frame's first entry.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Offsets(Vec<(u64, u64)>);
 
@@ -222,7 +222,7 @@ impl Writer {
         let mut file = options.open(path)?;
         if let Err(error) = file.write_all(&header.encode()) {
             drop(file);
-            // The error is about the file's contents; it can only be empty or incomplete.
+            // The write's error is returned, not that of the removal. A file that is left has no complete header.
             let _ = std::fs::remove_file(path);
             return Err(error);
         }
@@ -234,7 +234,7 @@ impl Writer {
         })
     }
 
-    /// Continues a file, whose length is that of its frames.
+    /// Continues a file. `length` is the length of the file, which ends with a whole frame.
     pub(super) fn resume(path: &Path, header: Header, length: u64) -> io::Result<Self> {
         let mut file = OpenOptions::new().write(true).open(path)?;
         file.seek(SeekFrom::Start(length))?;
@@ -246,7 +246,8 @@ impl Writer {
         })
     }
 
-    /// Appends a frame and returns its offset. If that fails, the file is as before.
+    /// Appends a frame and returns its offset. If that fails, the write is undone. If it cannot be undone, the file is
+    /// [broken](Self::is_broken).
     pub(super) fn append(&mut self, frame: &Frame) -> io::Result<u64> {
         if let Err(error) = write_all(&mut self.file, &mut frame.parts()) {
             let undone = self.file.set_len(self.length);
@@ -289,7 +290,7 @@ fn write_all(file: &mut File, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
 pub(super) enum End {
     /// With a whole frame.
     Whole,
-    /// With the first part of a frame, as when the process was killed while it wrote it.
+    /// With the first part of a frame, because the process was killed while writing it.
     Torn,
     /// With other bytes.
     Damaged,
@@ -375,7 +376,7 @@ impl Scan {
             }
             let end = at + head.frame_length();
             if end > self.end {
-                // The rest is a part of this frame.
+                // This frame is incomplete and ends the file.
                 return Ok(None);
             }
             self.position = end;
@@ -391,7 +392,7 @@ impl Scan {
         }
         let left = self.end - self.position;
         let bytes = self.bytes(self.position, HEAD)?;
-        // A head that is verified, but whose frame would go beyond the end.
+        // Torn means that the head is valid, but its frame would exceed the end.
         let is_torn = if left < HEAD as u64 {
             bytes.iter().any(|byte| *byte != 0)
         } else {

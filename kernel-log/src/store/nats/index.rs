@@ -80,7 +80,8 @@ impl Index {
     }
 
     async fn get_subject(&self, subject: &str) -> Result<Option<Record>, StoreError> {
-        // Asks the leader, because a replica may lag behind, and this decides whether a request was seen before.
+        // Reads from the leader, because a replica may lag behind, and the result decides whether a request was seen
+        // before.
         match self.stream.get_last_raw_message_by_subject(subject).await {
             Ok(message) => Ok(Record::decode(message.payload)),
             Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
@@ -127,7 +128,7 @@ impl Index {
             .take(limit)
             .try_collect()
             .await?;
-        // Keys that differ only beyond their subjects.
+        // Subjects contain only the first bytes of a key, so long keys may be out of order.
         records.sort_unstable();
         if newest_first {
             records.reverse();

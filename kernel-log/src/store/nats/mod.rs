@@ -2,9 +2,9 @@
 //! records.
 //!
 //! A block is one message, or several if it exceeds the server's message limit; the last one completes it. It contains
-//! the index updates that came with it. The writer applies them to the index stream afterwards. If that was
-//! interrupted, the next process that opens the log applies them again. So a block and its updates are visible together
-//! or not at all.
+//! the index updates that came with it. The writer applies them to the index stream afterwards. If this is interrupted,
+//! the next process that opens the log applies them again. So a block and its updates are visible together or not at
+//! all.
 //!
 //! Each message is published with the expected sequence number of its predecessor, so the server refuses it if another
 //! gateway writes the log.
@@ -147,7 +147,7 @@ impl NatsStore {
     /// Connects to the servers. Blocks the thread.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if no server is reachable, accepts the credentials, and has JetStream.
+    /// [`StoreError::Failed`] unless a server is reachable, accepts the credentials and has JetStream.
     pub fn connect(options: NatsOptions) -> Result<Self, StoreError> {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if options.prefix.is_empty() || !options.prefix.bytes().all(valid) || options.prefix.len() > 64 {
@@ -193,7 +193,7 @@ async fn connect(options: &NatsOptions) -> Result<(Client, Context), StoreError>
         .map_err(|error| failed("connect to the logs", error))?;
     let mut context = async_nats::jetstream::new(client.clone());
     context.set_timeout(TIMEOUT);
-    // Checks that JetStream is available: it answers, although this stream does not exist.
+    // Checks that JetStream is available: it answers that this stream does not exist.
     match context.get_stream(format!("{}-none", options.prefix)).await {
         Ok(_) => {}
         Err(error) if is_not_found(&error.kind()) => {}
@@ -208,7 +208,7 @@ fn is_not_found(error: &GetStreamErrorKind) -> bool {
 
 impl Nats {
     /// Runs a request and blocks this thread until it ends.
-    fn block_on<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    fn block_on<T>(&self, request: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let Some(runtime) = self.runtime.as_ref().filter(|_| !self.closed.load(Ordering::Acquire)) else {
             return Err(StoreError::Closed {
                 place: "NATS".to_owned(),
@@ -218,7 +218,7 @@ impl Nats {
         if self.client.connection_state() != State::Connected {
             return Err(failed("keep logs", "the server is not connected"));
         }
-        runtime.block_on(ask)
+        runtime.block_on(request)
     }
 
     fn log_name(&self, id: KernelId) -> String {
@@ -263,7 +263,7 @@ impl Nats {
             // Another process may have created it first.
             Err(error) => match (error.kind(), self.existing(&name).await?) {
                 (CreateStreamErrorKind::JetStream(_), Some(stream)) => Ok(stream),
-                _ => Err(failed("make a log", error)),
+                _ => Err(failed("create a log", error)),
             },
         }
     }
@@ -285,7 +285,7 @@ impl Nats {
             created: Utc::now(),
             owner: owner.map(str::to_owned),
         };
-        let description = serde_json::to_string(&meta).map_err(|error| failed("make a log", error))?;
+        let description = serde_json::to_string(&meta).map_err(|error| failed("create a log", error))?;
         let index = Config {
             max_messages_per_subject: 1,
             ..self.config(self.index_name(id), format!("{}.>", self.index_subject(id)))
@@ -418,8 +418,8 @@ impl LogStore for NatsStore {
         })
     }
 
-    /// Acknowledged messages are on the servers. Their configuration (`sync_interval`) and the number of replicas
-    /// decide what they survive.
+    /// Does nothing, because acknowledged messages are on the servers. The servers' `sync_interval` and the number of
+    /// replicas determine which failures the messages survive.
     fn sync(&self) -> Result<(), StoreError> {
         Ok(())
     }

@@ -5,8 +5,8 @@
 //! | u32 length of updates | updates | entries
 //! ```
 //!
-//! Numbers are big-endian. Updates are in the last part. Without entries, `first` is the next one. An update is `u16`
-//! key length, key, `u32` value length plus one, value; 0 stands for a removal.
+//! Numbers are big-endian. Updates are in the last part. Without entries, `first` is the number of the next entry. An
+//! update is `u16` key length, key, `u32` value length plus one, value; 0 stands for a removal.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -14,7 +14,7 @@ use crate::{Block, IndexUpdate, Seq};
 
 pub(super) const HEAD: usize = 52;
 
-/// The information about the whole that each part has.
+/// Information about the whole block, which each part repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     /// Random number of the writer.

@@ -18,10 +18,10 @@ use crate::{Block, Seq};
 /// Bytes to read from a file at a time.
 const MIN_READ: usize = 16 << 10;
 const MAX_READ: usize = 1 << 20;
-/// How often a read starts again because files that it needs were replaced.
+/// How often a read is retried because files that it needs were replaced.
 const RETRIES: usize = 8;
 
-/// A segment, and what was read of its header.
+/// A segment, with the salt from its header once that was read.
 pub(in super::super) struct Segment {
     pub(in super::super) name: Name,
     /// Seed of its checksums, or `None` if its header is damaged; empty until the header was read.
@@ -57,7 +57,7 @@ impl Segment {
 
     fn report_damage(&self, id: KernelId, path: &Path) {
         if !self.is_reported.swap(true, Ordering::Relaxed) {
-            tracing::error!(kernel_id = %id, path = %path.display(), "a part of the log is damaged; readers learn which entries are missing");
+            tracing::error!(kernel_id = %id, path = %path.display(), "a part of the log is damaged; readers get a gap");
         }
     }
 }
@@ -109,7 +109,7 @@ impl DiskLog {
             .collect()
     }
 
-    /// Calls `read` again if a file that it needs was replaced or removed meanwhile.
+    /// Calls `read`, and repeats it if a file that it needs was replaced or removed.
     pub(super) fn retry<T>(&self, action: &str, read: impl Fn() -> io::Result<T>) -> Result<T, StoreError> {
         self.folder.expect_open()?;
         let mut tries = 0;
@@ -126,7 +126,7 @@ impl DiskLog {
         let mut blocks = Vec::new();
         let mut bytes = 0;
         if self.is_removed() {
-            // The path may be that of another log by now.
+            // Another log may have this path by now.
             return Ok(blocks);
         }
         for view in self.views(start.0) {

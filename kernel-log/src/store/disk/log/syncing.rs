@@ -15,8 +15,8 @@ pub(in super::super) struct Unsynced {
 }
 
 impl DiskLog {
-    /// What was written since the last call, to be synced; `None` if nothing was. Call [`synced`](Self::synced)
-    /// afterwards.
+    /// The files written since the last call; `None` if there are none. Sync them and then call
+    /// [`synced`](Self::synced).
     pub(in super::super) fn unsynced(&self) -> Option<Unsynced> {
         if self.is_removed() || !self.is_dirty.swap(false, Ordering::AcqRel) {
             return None;
@@ -39,7 +39,7 @@ impl DiskLog {
         Some(Unsynced { paths, newest })
     }
 
-    /// Notes whether that was synced. If not, the folder tries again.
+    /// Records the result of syncing these files. If it failed, the folder syncs them again later.
     pub(in super::super) fn synced(&self, unsynced: Unsynced, result: io::Result<()>) -> Result<(), StoreError> {
         match result {
             Ok(()) => {
@@ -54,7 +54,7 @@ impl DiskLog {
         }
     }
 
-    /// Makes the index files survive a machine failure, and removes those that others have replaced.
+    /// Makes the index files survive a machine failure, and removes replaced ones.
     pub(super) fn sync_index(&self) -> Result<(), StoreError> {
         let files = self.state().index.files.clone();
         if self.is_removed() {

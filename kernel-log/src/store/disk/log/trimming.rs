@@ -10,7 +10,7 @@ use super::{DiskLog, ReadState};
 use crate::{Retention, Seq};
 
 impl DiskLog {
-    /// The head of the first block that is to be kept. The last one is always kept, because it has the newest number.
+    /// The head of the first block that is to be kept. The last block is always kept, because it has the newest number.
     pub(super) fn first_to_keep(&self, retention: &Retention) -> io::Result<Option<Head>> {
         let totals = self.state().totals;
         let oldest = retention.oldest.map_or(i64::MIN, |oldest| oldest.timestamp_micros());
@@ -18,11 +18,11 @@ impl DiskLog {
         let is_needed = |head: &Head| {
             has_room(head.bytes_before) && head.last_time >= oldest && head.last > retention.acknowledged.0
         };
-        // Nothing before it is to be kept, except the last block.
+        // The blocks before this entry are dropped, except the last block.
         let start = totals.first().0.max(retention.acknowledged.next().0.min(totals.last));
         let views = self.views(start);
         for (index, view) in views.iter().enumerate() {
-            // Skips segments whose last block is to be dropped, as the header of the next one shows.
+            // Skips a segment if its last block is to be dropped, which the header of the next segment shows.
             if let Some(next) = views.get(index + 1) {
                 let next = Header::read(&mut File::open(next.segment.name.path(&self.path))?)?;
                 if let Some(next) = next
@@ -45,7 +45,7 @@ impl DiskLog {
         Ok(None)
     }
 
-    /// Whether a whole segment is acknowledged and does not have the last block.
+    /// Whether a whole segment is acknowledged and does not contain the last block.
     pub(super) fn has_acknowledged_segment(&self, acknowledged: Seq) -> bool {
         let state = self.state();
         state
@@ -58,7 +58,7 @@ impl DiskLog {
         let mut slot = self.writer();
         self.expect_usable()?;
         if head.first <= self.state().totals.first().0 {
-            // Another trim went further.
+            // Another trim has dropped at least as much.
             return Ok(());
         }
         let (first, bytes_before) = (Seq(head.first), head.bytes_before);
@@ -75,7 +75,7 @@ impl DiskLog {
                 let Some(name) = is_dropped(&state) else { return Ok(()) };
                 (name, state.index.files.covered(), state.index.has_recent())
             };
-            // The index files replace the updates in the segments.
+            // Before a segment is removed, its index updates must be in an index file.
             if has_recent && name.number > covered {
                 self.complete_segment(&mut slot, true)?;
                 continue;

@@ -49,7 +49,7 @@ impl DiskLog {
         Ok(writer)
     }
 
-    /// Shows a new segment to readers.
+    /// Makes a new segment visible to readers.
     fn show_segment(&self, name: Name, writer: &Writer) {
         let mut state = self.state();
         state
@@ -102,7 +102,7 @@ impl DiskLog {
         };
         let mut writer = Writer::resume(&path, header, length).map_err(failed)?;
         if is_closed {
-            // On disk before the next entry, so that after a failure of the machine the log does not look closed.
+            // Synced before the next entry. Otherwise, the log could look closed after a failure of the machine.
             let salt = writer.header.salt;
             writer.append(&Frame::reopened(salt)).map_err(failed)?;
             writer.sync().map_err(failed)?;
@@ -122,7 +122,7 @@ impl DiskLog {
         Ok(())
     }
 
-    /// Appends the frame that `frame` makes from the segment's salt, and applies it to the state.
+    /// Appends the frame that `frame` makes from the totals and the segment's salt, and applies it to the state.
     pub(super) fn write(
         &self,
         slot: &mut Option<Writer>,
@@ -189,7 +189,7 @@ impl DiskLog {
     pub(super) fn complete_segment(&self, slot: &mut Option<Writer>, with_index: bool) -> Result<(), StoreError> {
         let complete = self.current(slot)?;
         let number = self.state().segments.last().map_or(0, |segment| segment.name.number);
-        // If the next one cannot be created, this one is continued.
+        // If the next segment cannot be created, this one is continued.
         let (name, next) = self.create_segment(number + 1)?;
         self.write_summary(complete, false);
         self.show_segment(name, &next);

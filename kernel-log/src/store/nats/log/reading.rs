@@ -34,7 +34,7 @@ impl NatsLog {
         let mut places = self.places();
         places.insert(first, message);
         if places.len() > PLACES {
-            // Readers that lag a little need the newest ones; others can be searched for.
+            // Readers that lag a little need the newest positions. Older ones can be searched for.
             places.pop_first();
         }
     }
@@ -152,8 +152,8 @@ impl NatsLog {
         Ok(None)
     }
 
-    /// The message at which the last block begins for which `is_after` is false, or the stream's first message.
-    /// `is_after` must hold for all blocks after the first one for which it holds.
+    /// The first message of the last block for which `is_after` is false, or the stream's first message. `is_after`
+    /// must hold for all blocks after the first one for which it holds.
     pub(super) async fn search(&self, is_after: impl Fn(&Head) -> bool) -> Result<u64, StoreError> {
         let info = self
             .stream

@@ -18,7 +18,8 @@ const MESSAGE_OVERHEAD: usize = 1024;
 
 /// Locked while writing.
 pub(super) struct Writing {
-    /// Index updates that are in the log's stream and may be missing in the index's, with the message that has them.
+    /// Index updates that are in the log's stream and may be missing in the index's stream, with the number of the
+    /// log's message that contains them.
     pub(super) unapplied: Option<(u64, Vec<IndexUpdate>)>,
     /// Whether a message without an acknowledgement may have been stored.
     pub(super) uncertain: bool,
@@ -43,7 +44,7 @@ impl NatsLog {
                 && let Some(block) = block
                 && (head.first, head.last) == (block.first(), block.last())
             {
-                // It is tried again although it was stored.
+                // This is a retry of a block that was stored.
                 self.published(writing, message, Some((block, head.bytes_before)), updates)
                     .await;
                 return Ok(());
@@ -116,7 +117,8 @@ impl NatsLog {
         Ok(())
     }
 
-    /// A block, with the bytes before it, and its updates are in the log's stream, from this message on.
+    /// Handles a block, with the bytes before it, and its updates once they are in the log's stream from this message
+    /// on. Applies the updates to the index's stream.
     async fn published(
         &self,
         writing: &mut Writing,
@@ -163,7 +165,7 @@ impl NatsLog {
             ));
         }
         if last < known {
-            // As after a power failure of the server.
+            // This happens after a power failure of the server.
             tracing::error!(kernel_id = %self.id, "the server lost the newest entries of a log; readers will get a gap");
             self.places().retain(|_, message| *message <= last);
         }
