@@ -36,7 +36,7 @@
 //! | `disk` (default) | logs in files |
 //! | `k8s` | kernels as pods of a Kubernetes cluster; needs a version feature of `k8s-openapi` |
 //! | `nats` | logs in NATS JetStream, which several services can share |
-//! | `resume-client` | the client that follows a kernel through a gateway, over any disconnect |
+//! | `resume-client` | the client that follows a kernel through a gateway, across disconnects |
 //! | `resume-client-tls` | the same, for gateways behind `https://` and `wss://` |
 //! | `rest-client` | the client of a gateway's REST API: find and start kernels, read executions |
 //! | `rest-client-tls` | the same, for gateways behind `https://` |

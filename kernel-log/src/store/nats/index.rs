@@ -118,6 +118,9 @@ impl Index {
         if newest_first {
             subjects.reverse();
         }
+        // Subjects contain only the first bytes of a key, so records with long keys may arrive out of order.
+        let has_long_keys = subjects.iter().any(|(key, _)| key.len() == IN_SUBJECT);
+        let most = if has_long_keys { usize::MAX } else { limit };
         let mut records: Vec<(Bytes, Bytes)> = futures::stream::iter(&subjects)
             .map(|(_, subject)| self.get_subject(subject))
             .buffered(AT_A_TIME)
@@ -125,14 +128,14 @@ impl Index {
                 let within = |record: &Record| &record.key[..] >= start && &record.key[..] < end;
                 Ok(record.filter(within).map(|record| (record.key, record.value)))
             })
-            .take(limit)
+            .take(most)
             .try_collect()
             .await?;
-        // Subjects contain only the first bytes of a key, so long keys may be out of order.
         records.sort_unstable();
         if newest_first {
             records.reverse();
         }
+        records.truncate(limit);
         Ok(records)
     }
 
