@@ -41,7 +41,7 @@ pub struct Launch {
     pub ports: Option<(u16, u16)>,
     /// The interpreter for kernelspecs whose command is just `python`.
     pub python: Option<PathBuf>,
-    /// A command that starts the kernel's command, which is appended to it.
+    /// A command to which the kernel's command is appended as arguments.
     pub command_prefix: Vec<String>,
     /// Maximum size of the agent's log, in bytes of entries that are not acknowledged.
     pub spool_bytes: u64,
