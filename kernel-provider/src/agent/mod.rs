@@ -2,8 +2,8 @@
 //! whichever program uses the link.
 //!
 //! [`Link`] is the gateway's end. A link is a stream of [frames](frame) over any connection; docs/src/agent-link.md
-//! documents each byte. A link reconnects automatically. A reconnect loses or repeats no message, in either direction,
-//! because both ends number their messages.
+//! documents each byte. A link reconnects automatically. A reconnect neither loses nor repeats a message, in either
+//! direction, because both ends number their messages.
 
 mod control;
 mod event;
