@@ -1,7 +1,7 @@
 //! Run Jupyter kernels anywhere; attach, detach, re-attach, lose nothing.
 //!
-//! A [`Manager`] starts kernels through providers, records everything that they say in logs, and restarts and ends them.
-//! A client is a position in a kernel's log: it can detach, and go on later with the very next message.
+//! A [`Manager`] starts kernels through providers, records everything that they say in logs, and restarts and ends
+//! them. A client is a position in a kernel's log: it can detach, and go on later with the very next message.
 //!
 //! ```no_run
 //! use kernelmux::prelude::*;

@@ -48,8 +48,8 @@ impl Delivery {
         (delivery, DeliveryQueues([x, y, z]))
     }
 
-    /// Queues a message, unless it was queued before. Returns `false` if the gateway sent it before the previous one was
-    /// accepted.
+    /// Queues a message, unless it was queued before. Returns `false` if the gateway sent it before the previous one
+    /// was accepted.
     pub(crate) fn queue(&self, message: Outgoing) -> bool {
         let Outgoing {
             channel, log, number, ..

@@ -76,8 +76,8 @@ pub struct LocalOptions {
     /// How many bytes of a kernel's messages its agent keeps until this program has stored them. Beyond that, a kernel
     /// that can wait does so; otherwise the oldest messages are dropped, and a gap is reported.
     pub spool_bytes: u64,
-    /// How long the agent of an idle kernel waits for a connection before it ends the kernel and itself. `None` means no
-    /// limit.
+    /// How long the agent of an idle kernel waits for a connection before it ends the kernel and itself. `None` means
+    /// no limit.
     pub orphan_timeout: Option<Duration>,
     /// How many kernels that ended by themselves are remembered, with their output. The oldest are forgotten first.
     pub keep_ended: usize,
@@ -202,8 +202,8 @@ impl LocalOptions {
         self
     }
 
-    /// Sets a function that changes each kernel's command before it is started, on a thread where it may block. Its error
-    /// fails the launch.
+    /// Sets a function that changes each kernel's command before it is started, on a thread where it may block. Its
+    /// error fails the launch.
     #[must_use]
     pub fn with_adjust_command(
         mut self,

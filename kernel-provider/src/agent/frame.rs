@@ -64,7 +64,8 @@ pub enum FromAgent {
     Reply(Bytes),
     /// A [`ProcessPhase`](super::ProcessPhase) as JSON.
     Phase(Bytes),
-    /// Consecutive entries of the agent's log, in the log's layout; the numbers are those of the first and the last one.
+    /// Consecutive entries of the agent's log, in the log's layout; the numbers are those of the first and the last
+    /// one.
     Entries(u64, u64, Bytes),
     /// The entries from the first number to the second, both included, are missing.
     Gap(u64, u64),
@@ -222,7 +223,8 @@ impl FromAgent {
         }
     }
 
-    /// The beginning of a frame of entries from `first` to `last`. The entries, which have this many `bytes`, follow it.
+    /// The beginning of a frame of entries from `first` to `last`. The entries, which have this many `bytes`, follow
+    /// it.
     #[must_use]
     pub fn entries_head(first: u64, last: u64, bytes: usize) -> Bytes {
         let mut head = BytesMut::with_capacity(21);

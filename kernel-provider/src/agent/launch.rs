@@ -7,8 +7,8 @@ use jupyter_protocol::kernelspec::Kernelspec;
 use jupyter_protocol::{KernelId, Transport};
 use serde::{Deserialize, Serialize};
 
-/// An agent's configuration and its kernel's launch. The agent reads it as JSON from standard input, because it contains
-/// secrets.
+/// An agent's configuration and its kernel's launch. The agent reads it as JSON from standard input, because it
+/// contains secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Launch {
     /// The kernel's id.
@@ -45,7 +45,8 @@ pub struct Launch {
     pub command_prefix: Vec<String>,
     /// Maximum size of the agent's log, in bytes of entries that are not acknowledged.
     pub spool_bytes: u64,
-    /// How long an idle kernel's agent waits for a connection before it ends the kernel and itself; `None` for no limit.
+    /// How long an idle kernel's agent waits for a connection before it ends the kernel and itself; `None` for no
+    /// limit.
     pub orphan_timeout: Option<Duration>,
 }
 

@@ -20,8 +20,8 @@ use crate::{
 /// A back end implements this and [`Place`], and leaves the rest to [`AgentKernels`].
 #[async_trait]
 pub trait Placement: Send + Sync + 'static {
-    /// Starts an agent, which starts the kernel. Returns once the agent accepts connections or is about to. Dropping the
-    /// future leaves nothing behind.
+    /// Starts an agent, which starts the kernel. Returns once the agent accepts connections or is about to. Dropping
+    /// the future leaves nothing behind.
     ///
     /// # Errors
     /// [`LaunchError`] if the agent cannot be started.
