@@ -1,7 +1,7 @@
 //! Run Jupyter kernels anywhere; attach, detach, re-attach, lose nothing.
 //!
-//! A [`Manager`] starts kernels through providers, records everything that they say in logs, and restarts and ends them.
-//! A client is a position in a kernel's log: it can detach, and go on later with the very next message.
+//! A [`Manager`] starts kernels through providers, records all their messages in logs, and restarts and ends them. A
+//! client reads a kernel's log from a position, so it can detach and later continue with the next message.
 //!
 //! ```no_run
 //! use kernelmux::prelude::*;
@@ -24,9 +24,9 @@
 //!
 //! # Layers
 //!
-//! All of it is at this crate's root, or in a module of the layer's name: [`protocol`] (the messages, and the wire),
-//! [`log`], `local` and `k8s` (providers), [`fold`] (messages to a notebook's outputs), `resume` and
-//! `rest` (the clients of a gateway).
+//! Every item is at this crate's root, or in a module that is named after the layer: [`protocol`] (the messages, and
+//! the wire), [`log`], `local` and `k8s` (providers), [`fold`] (messages to a notebook's outputs), `resume` and `rest`
+//! (the clients of a gateway).
 //!
 //! # Features
 //!
@@ -36,7 +36,7 @@
 //! | `disk` (default) | logs in files |
 //! | `k8s` | kernels as pods of a Kubernetes cluster; needs a version feature of `k8s-openapi` |
 //! | `nats` | logs in NATS JetStream, which several services can share |
-//! | `resume-client` | the client that follows a kernel through a gateway, across disconnects |
+//! | `resume-client` | the client that follows a kernel through a gateway and reconnects |
 //! | `resume-client-tls` | the same, for gateways behind `https://` and `wss://` |
 //! | `rest-client` | the client of a gateway's REST API: find and start kernels, read executions |
 //! | `rest-client-tls` | the same, for gateways behind `https://` |

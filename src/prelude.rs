@@ -1,4 +1,4 @@
-//! What most programs need, for `use kernelmux::prelude::*;`.
+//! The items that most programs need, for `use kernelmux::prelude::*;`.
 
 pub use jupyter_protocol::content::{Content, ExecuteRequest};
 pub use jupyter_protocol::{Channel, KernelId, Message};

@@ -1,4 +1,5 @@
-//! The agent: a kernel, a log of its messages, and the gateway (or another embedder) that reads the log.
+//! The agent: a kernel, a log of its messages, and a connection of the gateway (or another embedder) that reads the
+//! log.
 
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -28,14 +29,14 @@ use crate::server;
 const MESSAGE_MEMORY: u64 = 256 << 20;
 /// The most bytes that wait for the disk. Beyond that, reading from the kernel pauses.
 const WAITING_BYTES: usize = 16 << 20;
-/// How many bytes the spool may have beyond its bound: a message that was already being read, and those that wait for the
-/// disk.
+/// By how many bytes the spool may exceed its bound: a message that was being read when the bound was reached, and the
+/// messages that wait for the disk.
 const SLACK_BYTES: u64 = MAX_MESSAGE_BYTES + WAITING_BYTES as u64;
 /// Acknowledged entries are dropped in pieces of this size.
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// The kernel's grace period when the agent ends it.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long an agent outlives its kernel, until the gateway has stored the last entries.
+/// How long an agent waits after its kernel's end for the gateway to store the last entries.
 const LAST_ENTRIES_DEADLINE: Duration = Duration::from_secs(30);
 
 /// State that the tasks of an agent share.
@@ -61,7 +62,7 @@ pub(crate) struct Agent {
     pub(crate) client: Mutex<Option<server::Client>>,
     /// Number of admitted connections.
     pub(crate) connections: watch::Sender<usize>,
-    /// Cancelled when the kernel was shut down, so that the agent ends.
+    /// Cancelled once the kernel was shut down, so that the agent ends.
     pub(crate) ending: CancellationToken,
 }
 
@@ -74,7 +75,7 @@ impl Agent {
 
 /// Runs the kernel until it is shut down.
 pub(crate) async fn run(launch: Launch) -> io::Result<()> {
-    // An agent that was killed leaves its socket. Bound first, because the gateway already tries to connect.
+    // A killed agent leaves its socket file. The socket is bound first, because the gateway is trying to connect.
     let _ = std::fs::remove_file(&launch.listen);
     let listener = UnixListener::bind(&launch.listen)?;
     let logs = open_logs(&launch)?;
@@ -133,7 +134,7 @@ pub(crate) async fn run(launch: Launch) -> io::Result<()> {
         _ = terminate.recv() => agent.end_kernel("SIGTERM").await,
         () = agent.orphaned() => {
             agent.end_kernel("no gateway has reconnected").await;
-            return agent.leave_nothing();
+            return agent.remove_files();
         }
     }
     let head = agent.log.head();
@@ -150,7 +151,7 @@ pub(crate) async fn run(launch: Launch) -> io::Result<()> {
 }
 
 impl Agent {
-    /// Ends the kernel without a request of the gateway.
+    /// Ends the kernel without a request from the gateway.
     async fn end_kernel(self: &Arc<Self>, why: &str) {
         info!(why, "ending the kernel");
         if let Some(kernel) = self.kernel()
@@ -162,7 +163,7 @@ impl Agent {
     }
 
     /// Removes the agent's own files.
-    fn leave_nothing(&self) -> io::Result<()> {
+    fn remove_files(&self) -> io::Result<()> {
         std::fs::remove_file(&self.launch.listen)?;
         std::fs::remove_dir_all(&self.launch.dir)
     }
@@ -191,7 +192,7 @@ impl Agent {
     }
 }
 
-/// Syncs with each change of the kernel's phase.
+/// Calls [`Agent::sync_process`] at each change of the kernel's phase.
 async fn follow_phase(agent: Arc<Agent>) {
     let Some(kernel) = agent.kernel() else { return };
     let mut phase = kernel.phase();
@@ -210,7 +211,7 @@ fn open_logs(launch: &Launch) -> io::Result<Logs> {
     let store = DiskStore::open_with(&folder, segments).map_err(io::Error::other)?;
     let options = LogOptions::default()
         .with_waiting_bytes(WAITING_BYTES)
-        // Entries of a kernel that waits must not be dropped, even if they exceed the bound a little.
+        // If the kernel can wait, no entry may be dropped, even if the entries exceed the bound a little.
         .with_stored_bytes(launch.spool_bytes + SLACK_BYTES)
         .with_stored_age(None)
         .with_when_full(WhenFull::Wait)

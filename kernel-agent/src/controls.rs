@@ -1,4 +1,4 @@
-//! Requests of the gateway to the agent.
+//! Requests from the gateway to the agent.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ const REMEMBERED: usize = 64;
 pub(crate) struct Controls(Mutex<VecDeque<(u64, watch::Receiver<Option<Answer>>)>>);
 
 impl Agent {
-    /// Carries a request out, unless it was received before, and returns its answer.
+    /// Carries out a request, unless it was received before, and returns its answer.
     pub(crate) async fn answer(self: &Arc<Self>, request: Request) -> Option<Answer> {
         let mut answer = {
             let mut known = lock(&self.controls.0);
@@ -32,7 +32,7 @@ impl Agent {
                         known.pop_front();
                     }
                     let agent = self.clone();
-                    // A task, so that it completes even if the connection is lost.
+                    // A separate task, so that the request is completed even if the connection is lost.
                     tokio::spawn(async move {
                         let answer = agent.control(request.control).await;
                         sender.send_replace(Some(answer));
@@ -65,7 +65,7 @@ impl Agent {
             },
             Control::Restart { grace } => {
                 let restarted = kernel.restart(grace, Progress::ignored()).await;
-                // Connect to the new process before the answer.
+                // Connect to the new process before answering.
                 self.sync_process().await;
                 match restarted {
                     Ok(()) => Answer::Done,
@@ -97,7 +97,7 @@ impl Agent {
             },
             _ => Answer::Failed(ProviderError::failed(
                 "carry out the request",
-                "the kernel's agent is older than the gateway and does not know it; restart the kernel",
+                "the kernel's agent is older than the gateway and does not support it; restart the kernel",
             )),
         }
     }

@@ -37,7 +37,7 @@ pub(crate) struct DeliveryQueues([mpsc::Receiver<Outgoing>; 3]);
 
 impl Delivery {
     pub(crate) fn new() -> (Self, DeliveryQueues) {
-        // The gateway has one unaccepted message on each channel, and another one if the kernel is restarted.
+        // The gateway sends one unaccepted message on each channel, and a second one after a restart of the kernel.
         let [(a, x), (b, y), (c, z)] = CHANNELS.map(|_| mpsc::channel(2));
         let delivery = Self {
             queues: [a, b, c],
@@ -48,8 +48,8 @@ impl Delivery {
         (delivery, DeliveryQueues([x, y, z]))
     }
 
-    /// Queues a message, unless it was queued before. Returns `false` if the gateway sent it before the previous one was
-    /// accepted.
+    /// Queues a message, unless it was queued before. Returns `false` if the gateway sent it before the previous one
+    /// was accepted.
     pub(crate) fn queue(&self, message: Outgoing) -> bool {
         let Outgoing {
             channel, log, number, ..
@@ -65,7 +65,7 @@ impl Delivery {
         queued
     }
 
-    /// Starts to take messages for this process. They wait for its sockets.
+    /// Starts to accept messages for this process. They are sent once its sockets are connected.
     pub(crate) fn begin(&self, process: u64) {
         self.process.store(process, Ordering::Relaxed);
     }
@@ -92,7 +92,7 @@ impl Delivery {
         let socket = &self.sockets[channel_index(channel)];
         loop {
             let mut sender = socket.sender.lock().await;
-            // While this holds the lock, the socket cannot become that of a later process.
+            // While this task holds the lock, the socket cannot be replaced with one of a later process.
             if self.process.load(Ordering::Relaxed) != process {
                 return false;
             }

@@ -1,4 +1,4 @@
-//! Turns this process into the kernel, which ends when the agent ends.
+//! Replaces this process with the kernel, and lets the kernel end when the agent ends.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
@@ -16,7 +16,7 @@ pub(crate) fn execute(mut arguments: impl Iterator<Item = OsString>) -> ExitCode
         eprintln!("usage: kernelmux-agent exec PID PROGRAM [ARGUMENT…]");
         return ExitCode::from(2);
     };
-    // Nothing could control a kernel that outlives its agent. The setting survives the execution.
+    // A kernel that outlives its agent could not be controlled. The setting is kept when `exec` replaces the program.
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         eprintln!("kernelmux-agent: cannot make the kernel end with its agent: {error}");
     }

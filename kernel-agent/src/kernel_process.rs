@@ -28,7 +28,7 @@ pub(crate) struct CurrentProcess(tokio::sync::Mutex<ProcessState>);
 
 #[derive(Default)]
 struct ProcessState {
-    /// The number of the current or last process. It grows, also if another agent continues this log.
+    /// The number of the current or last process. It also increases when another agent continues this log.
     number: u64,
     /// The current process, while its sockets are connected.
     connected: Option<ConnectedProcess>,
@@ -96,7 +96,7 @@ impl Agent {
         self.no_drop.store(false, Ordering::Relaxed);
         self.is_idle.send_replace(false);
         self.delivery.begin(number);
-        self.note(&Event::Opened { process: number });
+        self.append_event(&Event::Opened { process: number });
         let iopub = tokio::spawn(recording::record_iopub(
             self.clone(),
             iopub.with_memory(&self.memory),
@@ -127,7 +127,7 @@ impl Agent {
         let incomplete = timeout(DRAIN_DEADLINE, &mut process.iopub).await.is_err();
         process.iopub.abort();
         process.replies.shutdown().await;
-        self.note(&Event::Closed {
+        self.append_event(&Event::Closed {
             process: number,
             incomplete,
         });
@@ -141,8 +141,8 @@ impl Agent {
         let _ = phase.wait_for(is_reported).await;
     }
 
-    /// Writes an event into the log.
-    pub(crate) fn note(&self, event: &Event) {
+    /// Appends an event to the log.
+    pub(crate) fn append_event(&self, event: &Event) {
         self.log.append([NewEntry {
             origin: Origin::Lifecycle,
             channel: Channel::Iopub,

@@ -3,7 +3,7 @@
 //! ```text
 //! kernelmux-agent run FOLDER      reads a launch from standard input and runs its kernel; FOLDER only identifies the
 //!                                 agent in a list of processes
-//! kernelmux-agent exec PID …      used by `run`: executes a kernel's command, which ends with process PID
+//! kernelmux-agent exec PID …      used by `run`: executes a kernel's command, which is killed when process PID ends
 //! ```
 
 mod agent;

@@ -28,7 +28,8 @@ const MAX_FULL_BATCHES: usize = 8;
 const GATHER_FOR: Duration = Duration::from_millis(1);
 /// At least this many messages in one batch are a flood.
 const FLOOD: usize = 16;
-/// How long to wait for the process to end after its socket was closed. Otherwise the connection is lost.
+/// How long to wait for the process to end after its socket was closed. If it does not end, only the connection is
+/// lost.
 const END_DEADLINE: Duration = Duration::from_millis(500);
 /// Time limit of one attempt to reconnect.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,8 +37,8 @@ const RECONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 impl Agent {
-    /// Waits until the log has room for more messages. A kernel that would drop its output is read anyway; then the log
-    /// drops its oldest entries.
+    /// Waits until the log has room for more messages. If the kernel would drop output instead of waiting, it is read
+    /// even if the spool is full, and the log drops its oldest entries.
     async fn room(&self) {
         self.log.room().await;
         if self.no_drop.load(Ordering::Relaxed) {
@@ -47,7 +48,7 @@ impl Agent {
 
     /// Tracks whether the kernel is idle.
     fn follow_status(&self, message: &WireMessage) {
-        // Hardly any message is a status, and searching is cheaper than parsing.
+        // Few messages are statuses, and searching is cheaper than parsing.
         if memmem::find(message.header(), b"\"status\"").is_none() {
             return;
         }
@@ -93,7 +94,7 @@ impl Agent {
     /// Waits until the kernel's process has ended.
     async fn process_ended(&self) {
         if let Some(kernel) = self.kernel() {
-            // Ends with the kernel's handle.
+            // Fails only if the kernel's handle is gone.
             let _ = kernel.phase().wait_for(|phase| *phase != Phase::Running).await;
         }
     }
@@ -140,7 +141,7 @@ pub(crate) async fn record_iopub(agent: Arc<Agent>, mut iopub: IopubSubscriber, 
             }
         }
         if let Some(bytes) = skipped {
-            agent.note(&Event::Skipped {
+            agent.append_event(&Event::Skipped {
                 bytes,
                 too_large: bytes > MAX_MESSAGE_BYTES,
             });
@@ -149,13 +150,13 @@ pub(crate) async fn record_iopub(agent: Arc<Agent>, mut iopub: IopubSubscriber, 
             if agent.has_ended().await {
                 return;
             }
-            agent.note(&Event::Disconnected);
+            agent.append_event(&Event::Disconnected);
             let connected = agent
                 .reconnect(|| IopubSubscriber::connect(&address, RECONNECT_TIMEOUT))
                 .await;
             let Some(connected) = connected else { return };
             iopub = connected.with_memory(&agent.memory);
-            agent.note(&Event::Reconnected);
+            agent.append_event(&Event::Reconnected);
         }
         let is_full = received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES;
         full = if is_full { full + 1 } else { 0 };
@@ -190,7 +191,7 @@ pub(crate) async fn record_replies(
             }
             Err(Refused::Message(message)) => socket.refused(&message),
             Err(Refused::Invalid) => {}
-            Err(Refused::Skipped(_)) => agent.note(&Event::RepliesLost),
+            Err(Refused::Skipped(_)) => agent.append_event(&Event::RepliesLost),
             Err(Refused::Broken) => {
                 if agent.has_ended().await {
                     return;
@@ -203,7 +204,7 @@ pub(crate) async fn record_replies(
                 let Some((sender, receiver)) = connected else { return };
                 agent.delivery.connect(channel, sender, signer.clone()).await;
                 socket = receiver.with_memory(&agent.memory);
-                agent.note(&Event::RepliesLost);
+                agent.append_event(&Event::RepliesLost);
             }
         }
     }

@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The gateway that uses the agent.
 pub(crate) struct Client {
     id: Uuid,
-    /// Identifies its connection.
+    /// Identifies the gateway's connection.
     connection: Uuid,
     replaced: CancellationToken,
 }

@@ -19,12 +19,12 @@ use tokio_util::codec::FramedRead;
 use crate::agent::Agent;
 use crate::server::{Admitted, welcome};
 
-/// After this long without a frame, the gateway counts as gone. It sends a ping more often.
+/// After this long without a frame, the gateway counts as gone. It sends pings at shorter intervals.
 const SILENCE: Duration = Duration::from_secs(60);
 /// The most answers that wait to be written. Beyond that, no further frame is read.
 const ANSWERS: usize = 64;
 
-/// Passed from the reading half to the writing half.
+/// A command from the reading half to the writing half.
 enum WriterCommand {
     Read(u64),
     Credit(u64),

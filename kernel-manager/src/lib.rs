@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 //! Starts, restarts and ends the kernels of all providers, records all their messages in their logs, and attaches
-//! clients that lose nothing over a disconnect.
+//! clients that reconnect without losing output.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod fold;

@@ -30,8 +30,8 @@ impl fmt::Debug for SimulatedKernel {
 }
 
 impl SimulatedKernel {
-    /// Attaches to the kernel of this log, as a newly started process does. `requests` receives what the kernel is sent
-    /// from now on.
+    /// Attaches to the kernel of this log, as a newly started process does. `requests` receives the messages that are
+    /// sent to the kernel.
     ///
     /// # Errors
     /// [`StoreError`] if the log's index cannot be read.
@@ -47,7 +47,7 @@ impl SimulatedKernel {
         };
         let recorder = Recorder::load(log.clone(), options).await?;
         let sessions = Sessions::load(log).await?;
-        let keeper: Weak<dyn Keeper> = Weak::<Nobody>::new();
+        let keeper: Weak<dyn Keeper> = Weak::<NoManager>::new();
         let name = "simulated".to_owned();
         let kernel = Kernel::new(keeper, name, None, handle, recorder, sessions, Duration::ZERO);
         let kernel = Arc::new(kernel);
@@ -68,19 +68,19 @@ impl SimulatedKernel {
 
     /// Publishes these messages in one batch.
     pub fn publish(&self, messages: &[WireMessage]) {
-        self.kernel.recorder().heard(messages);
+        self.kernel.recorder().on_published(messages);
     }
 
     /// Sends a message on shell, control or stdin.
     pub fn reply(&self, channel: Channel, message: WireMessage) {
-        self.kernel.recorder().answered(channel, message);
+        self.kernel.recorder().on_reply(channel, message);
     }
 
-    /// Recovers pending executions: waits until the kernel has done everything that it was sent, and ends those whose
+    /// Recovers pending executions: waits until the kernel has handled all messages, and ends the executions whose
     /// reply was lost.
     ///
     /// # Errors
-    /// [`SendError`] if the kernel takes no requests.
+    /// [`SendError`] if requests cannot be sent to the kernel.
     pub async fn recover(&self) -> Result<(), SendError> {
         self.kernel.recorder().recover().await
     }
@@ -96,15 +96,15 @@ impl SimulatedKernel {
     }
 }
 
-/// The manager of a simulated kernel, which has none.
-struct Nobody;
+/// Replaces the manager, which a simulated kernel does not have.
+struct NoManager;
 
-impl Keeper for Nobody {
+impl Keeper for NoManager {
     fn watch(&self, _kernel: &Arc<Kernel>) {}
 
     fn remove(&self, _id: KernelId) {}
 
-    fn tell(&self, _id: KernelId, _kind: KernelEventKind) {}
+    fn publish(&self, _id: KernelId, _kind: KernelEventKind) {}
 }
 
 /// A handle without a process behind it.

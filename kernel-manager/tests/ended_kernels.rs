@@ -23,7 +23,7 @@ async fn an_ended_kernel_is_dropped() {
         match round % 3 {
             0 => {}
             1 => kernel.restart().await.unwrap(),
-            // The kernel dies, and its supervisor restarts it meanwhile.
+            // The kernel dies, and its supervisor restarts it during the shutdown.
             _ => provider.end(kernel.id(), ExitCause::Code(1)),
         }
         kernel.shutdown().await.unwrap();

@@ -103,7 +103,7 @@ async fn run_returns_status_outputs_and_error() {
 }
 
 #[tokio::test]
-async fn run_returns_what_was_printed_before_the_kernel_died() {
+async fn run_returns_the_output_from_before_the_kernels_death() {
     let (provider, manager, kernel) = kernel().await;
     let running = tokio::spawn({
         let kernel = kernel.clone();
@@ -130,7 +130,7 @@ async fn run_returns_what_was_printed_before_the_kernel_died() {
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// Prints `begun`, and when it is released a megabyte of lines.
+/// Prints `begun`, and once it is released, a megabyte of lines.
 struct Flood(Arc<Notify>);
 
 const LINES: usize = 1_000;
@@ -163,8 +163,9 @@ fn flooding() -> (FakeProvider, Arc<Notify>) {
 }
 
 #[tokio::test]
-async fn run_goes_on_after_entries_that_the_log_has_dropped() {
-    // The reply is in the log when the gap is read; then it is missing too; then the index has no record either.
+async fn run_continues_after_entries_that_the_log_has_dropped() {
+    // First, the reply is in the log when the gap is read. Second, the reply is missing too. Third, the index record is
+    // missing as well.
     for (later_runs, trims, expected) in [
         (0, false, ExecutionStatus::Ok),
         (1, false, ExecutionStatus::Ok),
@@ -253,15 +254,16 @@ async fn output_that_may_be_missing_because_it_was_not_recorded_is_a_loss() {
         "{loss}"
     );
     release.notify_one();
-    // It goes on and ends. Output before the new subscription is active is lost, and with it maybe the end.
+    // The execution continues and ends. Messages are lost until the new subscription is active, maybe including the
+    // end.
     let rest: Vec<_> = soon(execution.collect()).await;
-    let goes_on = |next: &Result<Message, ExecutionError>| matches!(next, Ok(_) | Err(ExecutionError::Lost));
-    assert!(rest.iter().all(goes_on), "{rest:?}");
+    let is_expected = |next: &Result<Message, ExecutionError>| matches!(next, Ok(_) | Err(ExecutionError::Lost));
+    assert!(rest.iter().all(is_expected), "{rest:?}");
     soon(second.close(AtClose::EndKernels)).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_kernel_that_was_shut_down_says_so_and_one_that_died_is_dead() {
+async fn requests_to_a_shut_down_kernel_and_to_a_dead_one_fail_with_different_errors() {
     let (provider, manager, kernel) = kernel().await;
     soon(kernel.shutdown()).await.unwrap();
     let refused = soon(kernel.execute("late")).await.unwrap_err();
@@ -331,7 +333,7 @@ async fn a_followed_execution_ends_when_its_kernel_dies() {
     provider.end(kernel.id(), ExitCause::Signal(9));
     for execution in [&mut execution, &mut followed] {
         let reason = loop {
-            match soon(execution.next()).await.expect("it says how it ended") {
+            match soon(execution.next()).await.expect("the stream ended without an error") {
                 Err(ExecutionError::KernelEnded { reason }) => break reason,
                 Err(error) => panic!("{error}"),
                 Ok(_) => {}
@@ -340,7 +342,7 @@ async fn a_followed_execution_ends_when_its_kernel_dies() {
         assert_eq!(reason.as_deref(), Some("killed by signal 9 (SIGKILL)"));
         assert!(soon(execution.next()).await.is_none());
     }
-    // Also for later followers, from any position.
+    // Later followers, from any position, get the same error.
     for after in [None, Some(followed.cursor())] {
         let late = kernel.follow(&id, after).await.unwrap();
         let last = soon(late.collect::<Vec<_>>()).await.pop();
@@ -353,7 +355,7 @@ async fn a_followed_execution_ends_when_its_kernel_dies() {
 }
 
 #[tokio::test]
-async fn a_dropped_execution_interrupts_its_kernel_only_if_asked_to() {
+async fn a_dropped_execution_interrupts_its_kernel_only_with_the_option() {
     let (provider, manager, kernel) = kernel().await;
     for (interrupt, expected) in [(false, 0), (true, 1)] {
         let kernel = soon(manager.start("script")).await.unwrap();
@@ -369,7 +371,7 @@ async fn a_dropped_execution_interrupts_its_kernel_only_if_asked_to() {
         soon(interrupted).await;
         assert_eq!(provider.interrupts(kernel.id()), expected);
     }
-    // One that has ended interrupts nothing.
+    // Dropping an execution that has ended interrupts nothing.
     let mut execution = kernel
         .execute(ExecuteOptions::new("done").with_interrupt_on_drop(true))
         .await

@@ -1,4 +1,4 @@
-//! Quotas of logs drop those of kernels that have ended, and never that of a kernel that may run.
+//! Log quotas drop the logs of ended kernels, and never the log of a kernel that may run.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::Arc;
@@ -28,7 +28,7 @@ async fn start(manager: &Manager, owner: &str) -> Arc<Kernel> {
     soon(manager.start(request)).await.unwrap()
 }
 
-/// Has the kernel print until its log has grown by so many MiB.
+/// Makes the kernel print until its log has grown by this many MiB.
 async fn print(kernel: &Arc<Kernel>, mib: u64) {
     let begun = kernel.log().head();
     let mut bytes = 0;

@@ -94,7 +94,7 @@ pub enum AttachError {
     Gone {
         /// The kernel.
         id: KernelId,
-        /// What is known of its end.
+        /// What is known about its end.
         cause: ExitCause,
     },
     /// The record belongs to another provider.
@@ -121,7 +121,7 @@ pub enum ProviderError {
     /// The provider was [closed](crate::KernelProvider::close).
     #[error("the provider was closed; open it again")]
     Closed,
-    /// The machine or cluster refused.
+    /// The machine, the cluster or the agent did not carry out the operation.
     #[error("cannot {action}: {reason}")]
     Failed {
         /// The attempted action, such as `read /run/…/kernel.json`.

@@ -13,10 +13,10 @@ use super::Specs;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Searches for kernelspecs after each change of their files and updates `specs`, for providers whose kernelspecs are
-/// files. Updates of a mounted ConfigMap are also seen.
+/// files. Updates of a mounted ConfigMap are also noticed.
 ///
-/// `find` searches and may block. If the system refuses to watch a folder, a warning is logged and changes in it stay
-/// unnoticed. The future ends only with the async runtime.
+/// `find` searches and may block. If the system refuses to watch a folder, a warning is logged and changes in that
+/// folder are not noticed. The future ends only with the async runtime.
 pub async fn follow_specs(
     search: SearchPath,
     specs: watch::Sender<Arc<Specs>>,
@@ -71,7 +71,7 @@ fn watch_dirs(dirs: &[PathBuf], changed: &Arc<Notify>) -> Option<RecommendedWatc
                 None => Ok(()),
             },
         };
-        // If the folder was removed meanwhile, the next search finds it missing.
+        // If the folder was removed after the check, the next search finds it missing.
         watched.unwrap_or_else(warn);
     }
     Some(watcher)

@@ -21,8 +21,8 @@ pub struct LaunchRequest {
     pub working_dir: Option<PathBuf>,
     /// Owner.
     pub owner: Option<String>,
-    /// What the embedder wants to find in the kernel's record, also after a restart of the embedder. The provider does
-    /// not interpret it. No secrets.
+    /// Data of the embedder that is kept in the kernel's record, so a restarted embedder finds it there. The provider
+    /// does not interpret it. It must not contain secrets.
     pub annotations: BTreeMap<String, String>,
     /// Timeout of the launch.
     pub timeout: Duration,
@@ -48,7 +48,7 @@ impl LaunchRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LaunchStage {
-    /// The kernel was assigned a place.
+    /// The machine or node for the kernel was chosen.
     Scheduled,
     /// Files are being fetched; the text names them.
     Pulling(String),

@@ -40,7 +40,7 @@ impl Subject for Fake {
         "echo".to_owned()
     }
 
-    /// Fake kernels are tasks of this process and execute nothing.
+    /// Fake kernels do not execute code.
     fn code(&self, _probe: &Probe) -> Option<String> {
         None
     }
@@ -65,7 +65,7 @@ impl Subject for Fake {
         self.0.end(record.id, ExitCause::Signal(9));
     }
 
-    /// The fake has its output from the start.
+    /// The output of the silent kernel is available at once.
     fn short_timeout(&self) -> Duration {
         Duration::from_millis(50)
     }

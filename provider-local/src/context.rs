@@ -33,7 +33,7 @@ impl ProviderContext {
         Ok(())
     }
 
-    /// Determines why a process ended that the provider did not end.
+    /// Determines why a process ended, from its exit status and the count of out-of-memory kills.
     pub(crate) fn cause(&self, ended: ExitStatus) -> ExitCause {
         match ended {
             ExitStatus::Code(code) => ExitCause::Code(code),
@@ -48,7 +48,7 @@ impl ProviderContext {
     }
 }
 
-/// Runs blocking code on tokio's thread pool for it.
+/// Runs blocking code on tokio's blocking threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     action: &str,
     run: impl FnOnce() -> T + Send + 'static,

@@ -43,13 +43,13 @@ pub(crate) fn transport(
 
 /// Whether this command starts ipykernel with a Python interpreter of this machine, as ipykernel's own kernelspec does.
 ///
-/// Only then do kernel and provider certainly see the same files. Any other program or argument may run the kernel in a
-/// container, on another machine or at another address.
+/// Only then is it certain that the kernel and the provider see the same files. Any other program or argument may run
+/// the kernel in a container, on another machine or at another address.
 fn is_plain_ipykernel(argv: &[String], connection_file: &str) -> bool {
     let Some((program, arguments)) = argv.split_first() else {
         return false;
     };
-    // Such as `-Xfrozen_modules=off`.
+    // Options of the interpreter, such as `-Xfrozen_modules=off`.
     let options = arguments
         .iter()
         .take_while(|argument| argument.starts_with("-X") && argument.len() > 2)

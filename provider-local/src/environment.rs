@@ -11,14 +11,14 @@ use crate::{InheritEnv, LocalOptions};
 pub(crate) type Env = BTreeMap<OsString, OsString>;
 
 /// Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process with this id ends,
-/// except for process 1, and kernels should outlive their provider.
+/// unless it is process 1. So the value is 1, because kernels must outlive their provider.
 const PARENT_PID: (&str, &str) = ("JPY_PARENT_PID", "1");
 
 /// Composes a kernel's environment. The request's variables take precedence over the kernelspec's, and these over the
 /// inherited ones.
 ///
-/// [`LocalOptions::inherit_over_kernelspec`] reverses the last two. As in `jupyter_client`, `${NAME}` in a kernelspec's
-/// value refers to a variable of the request or an inherited one.
+/// [`LocalOptions::inherit_over_kernelspec`] reverses the last two for the variables that it names. As in
+/// `jupyter_client`, `${NAME}` in a kernelspec's value refers to a variable of the request or an inherited one.
 pub(crate) fn compose(
     options: &LocalOptions,
     own: impl IntoIterator<Item = (OsString, OsString)>,

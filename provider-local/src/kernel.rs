@@ -48,7 +48,7 @@ struct KernelState {
     is_restarting: bool,
     /// Whether the kernel is being shut down.
     is_ending: bool,
-    /// Whether the provider was closed. The kernel's files may be another provider's now.
+    /// Whether the provider was closed. Another provider may use the kernel's files afterwards.
     is_closed: bool,
 }
 
@@ -189,7 +189,7 @@ impl LocalKernel {
             if let Err(error) = self.files.save(&state.saved) {
                 tracing::warn!(kernel = %self.id, %error, "cannot record the kernel's end");
             }
-            // If this fails, the output file merely stays long.
+            // If this fails, the output file only stays longer than necessary.
             let _ = output::compact(&self.files.output());
         }
         drop(state);

@@ -215,7 +215,7 @@ enum Failure {
     Handshake(HandshakeError),
 }
 
-/// Waits until the sockets accept connections. Returns `None` then, or the reason why they never will.
+/// Waits for the sockets. Returns `None` once they accept connections, or the reason why they will not.
 ///
 /// Stores the ports of a kernel that announces them in `endpoint`.
 async fn wait_until_ready(process: &Process, endpoint: &mut Endpoint, deadline: Instant) -> Option<Failure> {
@@ -242,7 +242,7 @@ async fn wait_until_ready(process: &Process, endpoint: &mut Endpoint, deadline: 
     }
 }
 
-/// Completes the launch. From here on the kernel stays, even if this program ends.
+/// Completes the launch. Afterwards the kernel keeps running even if this program ends.
 async fn finish(
     guard: ProcessGuard,
     process: Arc<Process>,

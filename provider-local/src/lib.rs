@@ -4,8 +4,9 @@
 //!
 //! # Processes and output
 //!
-//! A kernel is a process and the session that it leads. When the kernel ends, for whatever reason, all remaining processes
-//! of that session are killed. Processes that have started their own session, as daemons do, are not affected.
+//! A kernel is a process and the session that it leads. When the kernel ends, for whatever reason, all remaining
+//! processes of that session are killed. Processes that have started their own session, as daemons do, are not
+//! affected.
 //!
 //! The kernel's standard output and error go to a file in its state directory. While a provider watches the kernel, it
 //! discards the beginning of the file once the file exceeds 2 MiB.

@@ -31,8 +31,8 @@ pub struct LocalOptions {
     pub state_dir: PathBuf,
     /// Where to search for kernelspecs.
     pub search: SearchPath,
-    /// The interpreter for kernelspecs whose command is just `python`. `None` uses the one of the prefix that the
-    /// kernelspec is installed in, or else the first one on the kernel's `PATH`.
+    /// The interpreter for kernelspecs whose command is just `python`. `None` uses the interpreter of the prefix in
+    /// which the kernelspec is installed, or else the first `python` on the kernel's `PATH`.
     pub python: Option<PathBuf>,
     /// The transport of the kernels' sockets.
     pub transport: TransportChoice,
@@ -53,8 +53,8 @@ pub struct LocalOptions {
     pub working_dir: Option<PathBuf>,
     /// Whether the provider reaps all child processes of this process, not only kernels.
     ///
-    /// Set this if the program runs as process 1, as in a container: orphaned processes of ended kernels become its
-    /// children then. Do not set it if the program starts other processes itself and waits for them.
+    /// Set this if the program runs as process 1, as in a container, because orphaned processes of ended kernels then
+    /// become its children. Do not set it if the program starts other processes itself and waits for them.
     pub reap_orphans: bool,
     /// A command that starts kernels in a container, in a sandbox or through a scheduler. Each kernel's command is
     /// appended to it. The provider treats the command's process as the kernel: it signals that process and its group,
@@ -76,8 +76,8 @@ pub struct LocalOptions {
     /// How many bytes of a kernel's messages its agent keeps until this program has stored them. Beyond that, a kernel
     /// that can wait does so; otherwise the oldest messages are dropped, and a gap is reported.
     pub spool_bytes: u64,
-    /// How long the agent of an idle kernel waits for a connection before it ends the kernel and itself. `None` means no
-    /// limit.
+    /// How long the agent of an idle kernel waits for a connection before it ends the kernel and itself. `None` means
+    /// no limit.
     pub orphan_timeout: Option<Duration>,
     /// How many kernels that ended by themselves are remembered, with their output. The oldest are forgotten first.
     pub keep_ended: usize,
@@ -202,8 +202,8 @@ impl LocalOptions {
         self
     }
 
-    /// Sets a function that changes each kernel's command before it is started, on a thread where it may block. Its error
-    /// fails the launch.
+    /// Sets a function that changes each kernel's command before it is started, on a thread where it may block. Its
+    /// error fails the launch.
     #[must_use]
     pub fn with_adjust_command(
         mut self,
@@ -259,7 +259,7 @@ pub enum TransportChoice {
 /// Which of this process's environment variables a kernel inherits.
 ///
 /// `JPY_PARENT_PID` is always set to 1. Libraries take the variable as a sign that they run in Jupyter. ipykernel exits
-/// when the process with this id ends, except for process 1, and kernels should outlive their provider.
+/// when the process with this id ends, unless it is process 1. Kernels must outlive their provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {

@@ -2,7 +2,7 @@
 //!
 //! With a pipe, the kernel would fail to write once the reading program ends. A file stays writable, but would grow
 //! without limit. So while a provider watches the kernel, it punches a hole over the beginning of a long file, which
-//! frees the space and keeps all offsets. After the kernel's end only the end of the file is kept.
+//! frees the space and keeps all offsets. After the kernel has ended, only the end of the file is kept.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};

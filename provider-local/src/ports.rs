@@ -101,16 +101,16 @@ impl PortAllocator {
         })
     }
 
-    /// Reserves a port chosen by the system. A port that is already reserved but not bound is kept bound until another
-    /// one is found.
+    /// Reserves a port chosen by the system. A port that is already reserved but not bound stays bound during the
+    /// search, so that the system does not choose it again.
     fn any_system_port(&self) -> io::Result<(TcpSocket, ReservedPort)> {
-        let mut refused = Vec::new();
+        let mut already_reserved = Vec::new();
         loop {
             let socket = bound(0)?;
             let port = socket.local_addr()?.port();
             match self.reserve(port) {
                 Some(reservation) => return Ok((socket, reservation)),
-                None => refused.push(socket),
+                None => already_reserved.push(socket),
             }
         }
     }

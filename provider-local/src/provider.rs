@@ -50,14 +50,14 @@ impl LocalProvider {
     /// Opens the state directory and attaches to the kernels that are running. Must be called in a tokio runtime with
     /// I/O and time enabled.
     ///
-    /// A kernel that was still being launched when the previous program ended is killed, because its launch was never
-    /// reported.
+    /// A kernel that was still being launched when the previous program ended is killed, because no caller has received
+    /// it.
     ///
     /// # Errors
     /// [`ProviderError`] if the directory cannot be created or used, is accessible to others, or is in use by another
     /// process; or if the system refuses file system events.
     pub async fn open(options: LocalOptions) -> Result<Self, ProviderError> {
-        // Lock the directory first, so that failed attempts to open one in use allocate nothing else.
+        // Lock the directory first, so that opening a directory in use fails before anything else is allocated.
         let (options, state) = blocking("open the state directory", move || {
             let state = StateDir::open(&options.state_dir, options.socket_dir.as_deref())?;
             Ok::<_, ProviderError>((options, state))
@@ -119,7 +119,7 @@ fn recover(context: &Arc<ProviderContext>, registry: &Arc<Registry>) -> Result<(
     let (mut intact, broken) = context.state.load()?;
     for files in broken {
         if let Some(saved) = salvage(&files, &context.options.name, &context.options.search) {
-            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "recovered a running kernel without a valid record from its process");
+            tracing::warn!(kernel = %files.id, dir = %files.dir.display(), "rebuilt the missing or damaged record of a running kernel from its process");
             files.keep_damaged_record();
             files.save(&saved)?;
             intact.push((files, saved));
@@ -134,7 +134,7 @@ fn recover(context: &Arc<ProviderContext>, registry: &Arc<Registry>) -> Result<(
         let id = saved.record.id;
         match saved.stage.clone() {
             Stage::Starting => {
-                tracing::warn!(kernel = %id, "killing a kernel whose program ended during its launch");
+                tracing::warn!(kernel = %id, "killing a kernel whose launch was never completed");
                 end_orphan(saved.process.as_ref(), &files)?;
             }
             Stage::Running => {
@@ -221,7 +221,7 @@ impl KernelProvider for LocalProvider {
             return self.agents.launch(&request, &progress).await;
         }
         let saved = launch::prepare(&self.context, &request).await?;
-        // A local process does not wait for room.
+        // A local process is not scheduled, so this stage is complete at once.
         progress.report(LaunchStage::Scheduled);
         let files = self.context.state.new_kernel(request.id);
         let connection = launch::new_connection(&saved.start);

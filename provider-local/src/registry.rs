@@ -71,8 +71,8 @@ impl Registry {
         }
     }
 
-    /// Returns the lock for launches of this id. They run one after the other, and the second one finds the first one's
-    /// kernel.
+    /// Returns the lock for launches of this id. Launches run one after the other, so the second one finds the kernel
+    /// of the first.
     pub(crate) fn launch_lock(&self, id: KernelId) -> LaunchLock<'_> {
         let lock = Arc::clone(crate::lock(&self.launches).entry(id).or_default());
         LaunchLock {

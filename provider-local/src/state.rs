@@ -10,8 +10,8 @@
 //! STATE/agents/                    kernels under agents (see `agents/files.rs`)
 //! ```
 //!
-//! The random token keeps the files of a cancelled launch, which may still be cleaned up, apart from those of the next
-//! launch of the same id.
+//! The random token separates the files of a cancelled launch, whose removal may still be in progress, from those of
+//! the next launch with the same id.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -42,11 +42,11 @@ pub(crate) struct SavedKernel {
     pub(crate) process: Option<Identity>,
     /// Offset in the output file where this process's output begins. Earlier output is from before a restart.
     pub(crate) output_from: u64,
-    /// How far the kernel's life has progressed.
+    /// The stage of the kernel's life.
     pub(crate) stage: Stage,
 }
 
-/// Everything that starting a kernel needs.
+/// Everything that is needed to start a kernel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LaunchSpec {
     /// The kernelspec's name.

@@ -1,4 +1,4 @@
-//! Prefixes of kernels' commands, and functions that change the commands.
+//! Command prefixes, and functions that change a kernel's command.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;

@@ -305,7 +305,7 @@ async fn run_as_process_1() {
 async fn an_interrupt_reaches_the_process_group() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    // A shell makes its background jobs ignore interrupts, and a script cannot undo that with `trap`.
+    // A shell makes its background jobs ignore SIGINT, and a script cannot undo that with `trap`.
     let command = format!(
         "env --default-signal=INT sh -c 'trap \"echo got it > {root}/interrupted\" INT; echo $$ > {root}/member; \
          while :; do sleep 0.01; done' &"

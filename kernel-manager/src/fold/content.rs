@@ -1,4 +1,4 @@
-//! Parses message contents as strictly as JupyterLab: contents that it refuses are `None` here.
+//! Parses message contents as strictly as JupyterLab. The result is `None` for contents that JupyterLab refuses.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -32,8 +32,8 @@ pub(super) fn finite(content: &str) -> Cow<'_, str> {
 
 /// Whether the header's type is `stream`, as for most messages. Parsing only the other headers halves the time.
 ///
-/// `false` may be wrong. Quotes inside strings are escaped, so before any nested object the name and value are
-/// unambiguous.
+/// `true` is certain, `false` is not. Quotes inside strings are escaped, so a match before the first nested object is
+/// the header's own field.
 pub(super) fn is_stream(header: &[u8]) -> bool {
     static MSG_TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(r#""msg_type":"#));
 
@@ -46,7 +46,7 @@ pub(super) fn is_stream(header: &[u8]) -> bool {
     })
 }
 
-/// A JSON string that may contain half an emoji (`"\ud83d"`), which `serde_json` reads only as bytes.
+/// A JSON string that may contain lone surrogates (`"\ud83d"`), which `serde_json` reads only as bytes.
 struct Wtf8(Vec<u8>);
 
 impl<'de> Deserialize<'de> for Wtf8 {
@@ -73,7 +73,7 @@ impl Wtf8 {
     fn units(&self) -> Vec<u16> {
         let mut units = Vec::with_capacity(self.0.len());
         let mut rest = &self.0[..];
-        // In UTF-8, ED followed by A0 or more encodes half an emoji.
+        // ED followed by A0 or more encodes a surrogate.
         while let Some(at) = rest.windows(3).position(|bytes| bytes[0] == 0xed && bytes[1] >= 0xa0) {
             units.extend(text(&rest[..at]).encode_utf16());
             units.push(0xd000 | u16::from(rest[at + 1] & 0x3f) << 6 | u16::from(rest[at + 2] & 0x3f));
@@ -84,7 +84,7 @@ impl Wtf8 {
     }
 }
 
-/// A JSON string in which half an emoji becomes U+FFFD.
+/// A JSON string in which lone surrogates become U+FFFD.
 #[derive(Default)]
 struct Lossy(String);
 
@@ -104,7 +104,7 @@ fn number(raw: &RawValue) -> Option<serde_json::Number> {
 #[derive(Debug)]
 pub(super) enum Written<'a> {
     Text(&'a str),
-    /// UTF-16 with half an emoji.
+    /// UTF-16 with lone surrogates.
     Units(Vec<u16>),
 }
 
@@ -131,7 +131,7 @@ pub(super) fn stream<'a>(content: &'a str, room: &'a mut String) -> Option<(Cow<
     Some((Cow::Owned(name.0), Written::Units(text.units())))
 }
 
-/// The decoded string; `None` if it is not a string or contains half an emoji. The input is valid JSON.
+/// The decoded string; `None` if it is not a string or contains a lone surrogate. The input is valid JSON.
 fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
     let mut rest = json.strip_prefix('"')?.strip_suffix('"')?;
     let Some(mut at) = memchr(b'\\', rest.as_bytes()) else {
@@ -165,8 +165,8 @@ fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
     Some(room)
 }
 
-/// The character of these four digits after `\u`, or of them and a second escape, and the consumed length including the
-/// `u`. `None` for half an emoji.
+/// Decodes the four digits after `\u`, and the second escape of a surrogate pair. Returns the character and the
+/// consumed length, including the `u`; `None` for a lone surrogate.
 fn escaped_character(digits: &str) -> Option<(char, usize)> {
     let unit = |digits: &str| u16::from_str_radix(digits.get(..4)?, 16).ok();
     let first = unit(digits)?;
@@ -178,7 +178,8 @@ fn escaped_character(digits: &str) -> Option<(char, usize)> {
     Some((character, 11))
 }
 
-/// An object verbatim; anything else becomes an empty one. Half an emoji becomes U+FFFD, which more readers accept.
+/// An object verbatim; anything else becomes an empty one. Lone surrogates become U+FFFD, because many parsers refuse
+/// them.
 fn object(raw: &RawValue) -> Arc<RawValue> {
     if !raw.get().starts_with('{') {
         return empty();
@@ -189,7 +190,7 @@ fn object(raw: &RawValue) -> Arc<RawValue> {
     }
 }
 
-/// The JSON with escapes of half an emoji replaced; `None` if it has none.
+/// The JSON with escapes of lone surrogates replaced; `None` if it has none.
 fn whole_characters(json: &str) -> Option<String> {
     // The value of the four digits at `at`, if an escape precedes them.
     let escape = |at: usize| -> Option<u16> {
@@ -379,7 +380,7 @@ pub(super) fn without_pager(content: &str) -> Option<Vec<u8>> {
     serde_json::to_vec(&content).ok()
 }
 
-/// UTF-16 as a JSON string, with half an emoji escaped.
+/// UTF-16 as a JSON string, with lone surrogates escaped.
 pub(super) fn json_string(units: &[u16]) -> Option<Box<RawValue>> {
     let mut json = String::from("\"");
     let mut text = String::new();
@@ -439,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_emoji_and_other_values_are_not_unescaped() {
+    fn lone_surrogates_and_other_values_are_not_unescaped() {
         let mut room = String::new();
         for json in [
             r#""\ud83d""#,
@@ -457,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn only_unambiguous_headers_are_taken_for_streams() {
+    fn only_unambiguous_headers_are_recognized_as_streams() {
         for header in [
             r#"{"msg_type":"stream"}"#,
             r#"{"msg_id":"1","msg_type": "stream","x":[1]}"#,
@@ -479,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_emoji_in_json_is_replaced_and_whole_ones_stay() {
+    fn lone_surrogates_in_json_are_replaced_and_pairs_stay() {
         for (json, expected) in [
             (r#""a\ud83d""#, Some(r#""a\ufffd""#)),
             (r#""\ud83d\ud83d\ude00\ude00""#, Some(r#""\ufffd\ud83d\ude00\ufffd""#)),

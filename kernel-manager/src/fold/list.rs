@@ -62,7 +62,7 @@ struct Shown {
     times: usize,
 }
 
-/// What was left out between head and tail.
+/// The amount of output that was removed between head and tail.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Omitted {
     pub(super) bytes: u64,
@@ -75,7 +75,7 @@ pub(super) struct Omitted {
 pub(super) struct List {
     max: usize,
     size: usize,
-    /// Empty while nothing was left out.
+    /// Empty until outputs are removed.
     head: Vec<Item>,
     omitted: Option<Omitted>,
     tail: VecDeque<Item>,
@@ -169,7 +169,7 @@ impl List {
         true
     }
 
-    pub(super) fn other(&mut self, item: Item) {
+    pub(super) fn add(&mut self, item: Item) {
         self.stop_joining();
         self.push(item);
     }
@@ -218,7 +218,7 @@ impl List {
                     self.count(cut, 0);
                     continue;
                 }
-                // Kept although empty, because it may be written to.
+                // Kept although empty, because later text may be joined to it.
                 Some(Item::Stream { .. }) if last => self.head.pop(),
                 _ => self.tail.pop_front().or_else(|| self.head.pop()),
             };
@@ -271,7 +271,7 @@ impl List {
         omitted.outputs += outputs;
     }
 
-    /// The outputs before and after the gap.
+    /// The outputs before and after the removed ones.
     pub(super) fn parts(&self) -> (impl Iterator<Item = &Item>, impl Iterator<Item = &Item>) {
         (self.head.iter(), self.tail.iter())
     }

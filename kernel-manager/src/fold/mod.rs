@@ -1,7 +1,7 @@
 //! Folds the messages of one execution into the outputs that a notebook cell shows.
 //!
-//! The log holds every message verbatim. A [`Fold`] does with an execution's messages what JupyterLab 4.6 does and
-//! saves: it joins text of the same stream and applies `\r`, `\b` and `\n`, so that a progress bar is one line;
+//! The log holds every message verbatim. A [`Fold`] processes an execution's messages as JupyterLab 4.6 does: it
+//! joins text of the same stream and applies `\r`, `\b` and `\n`, so that a progress bar is one line;
 //! `clear_output` clears now or before the next output; `update_display_data` changes earlier displays; and an
 //! `input_request` stays open until it is answered. Messages that JupyterLab refuses or does not show are skipped.
 //!
@@ -19,7 +19,7 @@
 //! let outputs = serde_json::to_string(&fold.outputs()).unwrap();
 //! assert_eq!(outputs, r#"[{"output_type":"stream","name":"stdout","text":"100 %\ndone"}]"#);
 //!
-//! // Two messages make a client that may have missed some of it show the same.
+//! // With these two messages, a client that may have missed some text shows the same outputs.
 //! let types: Vec<_> = fold.messages().iter().map(|(msg_type, _)| *msg_type).collect();
 //! assert_eq!(types, ["clear_output", "stream"]);
 //! ```
@@ -84,7 +84,7 @@ pub struct Fold {
     clear_pending: bool,
     execution_count: Option<u64>,
     input_request: Option<WireMessage>,
-    /// The size of the outputs when it was last noted that some are missing.
+    /// The size of the outputs after the last note about missing ones.
     noted_missing: Option<usize>,
     /// Buffer for the text of one message.
     buffer: String,
@@ -114,7 +114,8 @@ impl Fold {
     /// late ones, and clients' `input_reply`s. Others are ignored.
     ///
     /// An `input_reply` of any client answers the open [`input_request`](Self::input_request), unless its parent is
-    /// another message: JupyterLab's has the `input_request` as parent, other clients' have none or the request.
+    /// another message: JupyterLab's replies have the `input_request` as parent. Replies of other clients have no
+    /// parent or the execution's request.
     pub fn apply(&mut self, channel: Channel, message: &WireMessage) {
         let text = content::text(message.content());
         if channel == Channel::Iopub && content::is_stream(message.header()) {
@@ -132,7 +133,7 @@ impl Fold {
             (Channel::Iopub, "error") => {
                 if let Some((ename, evalue, traceback)) = content::error(&text) {
                     self.clear_if_pending();
-                    self.list.other(Item::Error {
+                    self.list.add(Item::Error {
                         ename,
                         evalue,
                         traceback,
@@ -286,7 +287,7 @@ impl Fold {
             }
             self.clear_if_pending();
             self.execution_count = execution_count.or(self.execution_count);
-            self.list.other(Item::Result {
+            self.list.add(Item::Result {
                 execution_count,
                 bundle: display.bundle,
             });
@@ -321,11 +322,11 @@ impl Fold {
         let omitted = self.list.omitted()?;
         let outputs = match omitted.outputs {
             0 => String::new(),
-            1 => ", a whole output among them,".to_owned(),
-            outputs => format!(", {outputs} whole outputs among them,"),
+            1 => ", including a whole output,".to_owned(),
+            outputs => format!(", including {outputs} whole outputs,"),
         };
         let text = format!(
-            "[{} bytes of output{outputs} are left out here; the kernel's log has all of it]",
+            "[{} bytes of output{outputs} are left out here; they are in the kernel's log]",
             omitted.bytes
         );
         let data = serde_json::json!({ "text/plain": text }).to_string();
@@ -337,7 +338,7 @@ impl Fold {
     }
 }
 
-/// Whether this `input_reply` can answer this `input_request`. It can, unless its parent is another message.
+/// Whether this `input_reply` can answer this `input_request`: always, unless the reply's parent is another message.
 pub(crate) fn answers(reply: &WireMessage, request: &WireMessage) -> bool {
     let Ok(parent) = reply.parent_ref() else { return true };
     let is = |header: Result<HeaderRef<'_>, _>| header.is_ok_and(|header| header.msg_id == parent.msg_id);

@@ -7,7 +7,7 @@ use super::list::{Bundle, Item};
 use super::terminal::StreamText;
 use super::{Fold, content};
 
-/// Longest text of a `stream` message. Even with every character escaped it passes proxies' limits.
+/// Longest text of a `stream` message. Even if every character is escaped, proxies accept the message's size.
 const PIECE: usize = 1 << 20;
 
 /// Message types and contents.
@@ -103,8 +103,8 @@ impl Fold {
                     display(bundle, Some(id), messages);
                 }
             }
-            // Without its display_id: results are never updated, and the displays that it updated have their new
-            // content already.
+            // Without its display_id, because results are never updated, and the displays that this result updated
+            // are already sent with their new content.
             Item::Result {
                 execution_count,
                 bundle,

@@ -1,11 +1,11 @@
 //! Stream text with the effects of `\r`, `\b` and `\n` in JupyterLab's output area.
 //!
-//! Only the last line can change. While the cursor is at its end, the line is the tail of one `String` that text is
-//! appended to. After a `\r` or `\b`, the line is kept apart until it ends, split at the cursor, so that each control
-//! costs only what was written since the previous one.
+//! Only the last line can change. While the cursor is at its end, the line is the tail of one `String` to which text is
+//! appended. After a `\r` or `\b`, the line is stored separately until it ends, and split at the cursor. So the cost of
+//! a control character depends only on the text since the previous one.
 //!
-//! JupyterLab counts UTF-16 units: an emoji is two units wide, and half of it can be overwritten. So the separate line
-//! is UTF-16, unless it is always overwritten completely, as most progress bars do; then it stays text.
+//! JupyterLab counts UTF-16 units: an emoji is two units wide, and one of them can be overwritten. So the separate line
+//! is UTF-16. It stays text if it is always overwritten completely, as by most progress bars.
 
 use memchr::{memchr, memchr2, memchr3, memrchr};
 
@@ -52,7 +52,7 @@ impl Line {
 
     /// Overwrites text right of the cursor.
     fn write(&mut self, written: &str) {
-        // Text between two controls: the line stays text.
+        // There is no text between two control characters, so the line stays text.
         if written.is_empty() {
             return;
         }
@@ -125,7 +125,7 @@ impl Line {
         }
     }
 
-    /// Half an emoji becomes U+FFFD.
+    /// Lone surrogates become U+FFFD.
     fn append_to(&self, to: &mut String) {
         match self {
             Self::Text { text, .. } => to.push_str(text),
@@ -216,7 +216,7 @@ impl StreamText {
     }
 
     /// UTF-16 text that recreates the last line after [`done`](Self::done), with the cursor at the same place. UTF-16,
-    /// because half an emoji is not valid text.
+    /// because a lone surrogate is not valid text.
     pub(super) fn last_line(&self) -> Vec<u16> {
         self.line.as_ref().map_or_else(Vec::new, Line::rewritten)
     }
@@ -243,7 +243,7 @@ impl StreamText {
         }
     }
 
-    /// Appends text up to the first `\r` or `\b`, from which on the last line is kept apart, and returns the rest.
+    /// Appends text up to the first `\r` or `\b` and returns the rest, for which the last line is stored separately.
     fn append<'a>(&mut self, text: &'a str) -> &'a str {
         let Some(at) = memchr2(b'\r', 8, text.as_bytes()) else {
             self.text.push_str(text);
@@ -255,16 +255,16 @@ impl StreamText {
             self.text.push('\n');
             return rest;
         }
-        self.hold_line();
+        self.separate_line();
         rest
     }
 
-    /// Writes UTF-16 with half an emoji at the cursor.
+    /// Writes UTF-16 with lone surrogates at the cursor.
     pub(super) fn write_units(&mut self, units: &[u16]) {
         for &unit in units {
             let line = match &mut self.line {
                 Some(line) => line,
-                None => self.hold_line(),
+                None => self.separate_line(),
             };
             match unit {
                 NEWLINE => self.end_line(),
@@ -275,13 +275,13 @@ impl StreamText {
         }
     }
 
-    fn hold_line(&mut self) -> &mut Line {
+    fn separate_line(&mut self) -> &mut Line {
         let start = memrchr(b'\n', self.text.as_bytes()).map_or(0, |at| at + 1);
         let line = Line::of(self.text.split_off(start));
         self.line.insert(line)
     }
 
-    /// `\n` moves to the end of the line from anywhere.
+    /// `\n` ends the line after its last character, wherever the cursor is.
     fn end_line(&mut self) {
         if let Some(line) = self.line.take() {
             line.append_to(&mut self.text);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cursor_moves_and_what_is_written_replaces() {
+    fn text_after_a_cursor_movement_overwrites() {
         for (pieces, expected) in [
             (&["abc\r"][..], "abc"),
             (&["abc\r", "x"], "xbc"),
@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    /// Unit by unit.
+    /// Applies the pieces one UTF-16 unit at a time.
     fn as_jupyterlab_does(pieces: &[&str]) -> String {
         let (mut done, mut line, mut cursor) = (Vec::new(), Vec::new(), 0);
         for unit in pieces.iter().flat_map(|piece| piece.encode_utf16()) {
@@ -392,19 +392,19 @@ mod tests {
                 let expected = as_jupyterlab_does(&pieces[..=number]);
                 prop_assert_eq!(text.shown(), &*expected);
                 // Recreating it gives the same line, and later text lands at the same place.
-                let mut anew = StreamText::default();
-                anew.write(text.done());
-                anew.write_units(&text.last_line());
+                let mut recreated = StreamText::default();
+                recreated.write(text.done());
+                recreated.write_units(&text.last_line());
                 let mut further = pieces[..=number].to_vec();
                 further.push("x");
-                anew.write("x");
-                prop_assert_eq!(anew.shown(), as_jupyterlab_does(&further));
+                recreated.write("x");
+                prop_assert_eq!(recreated.shown(), as_jupyterlab_does(&further));
             }
         }
     }
 
     #[test]
-    fn half_an_emoji_meets_its_other_half() {
+    fn a_surrogate_pair_in_two_pieces_is_joined() {
         let mut text = StreamText::default();
         text.write_units(&[0xd83d]);
         assert_eq!(text.shown(), "\u{fffd}");
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_of_progress_costs_its_line() {
+    fn a_progress_bar_takes_the_memory_of_one_line() {
         let mut text = StreamText::default();
         let line = "█".repeat(80);
         for _ in 0..10_000 {

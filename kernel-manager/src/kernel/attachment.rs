@@ -14,11 +14,11 @@ use tracing::warn;
 
 use super::Kernel;
 use crate::session::{
-    Audience, ExecutionRecord, ExecutionState, Followed, Joining, ReplayedEntries, SendError, refusal, replay,
-    reported_state, tells_answered, wants_comms,
+    Audience, ExecutionRecord, ExecutionState, Followed, Joining, ReplayedEntries, SendError, is_answered_notice,
+    refusal, replay, reported_state, wants_comms,
 };
 
-/// A client attached to a kernel: a position in its log, and a way to send.
+/// A client attached to a kernel. It reads the kernel's log from a position, and sends messages.
 ///
 /// Dropping it detaches the client; the kernel keeps running. A session that reconnects resumes after the entry that it
 /// last [acknowledged](Client::acknowledge), and executions that it may have seen in part are
@@ -43,7 +43,7 @@ impl fmt::Debug for Attachment {
 /// An execution to replay.
 enum InDoubt {
     Known(Box<ExecutionRecord>),
-    /// It is no longer in memory; the log's index may have it.
+    /// Its record is no longer in memory; the log's index may have it.
     InLog(Arc<str>),
 }
 
@@ -174,7 +174,7 @@ impl Attachment {
                 InDoubt::Known(execution) => break *execution,
                 InDoubt::InLog(msg_id) => match self.client.kernel().executions().get(&msg_id).await {
                     Ok(Some(execution)) => break execution,
-                    // It was removed from the log meanwhile.
+                    // Retention has removed it.
                     Ok(None) => {}
                     Err(error) => return Some(Err(error.into())),
                 },
@@ -202,8 +202,8 @@ impl Attachment {
     /// each output is in them or among the later entries. From then on, the session also
     /// [receives](Client::delivers) the execution's replies and questions, and may answer them.
     ///
-    /// If the request's metadata also has `"kernelmux": {"comms": true}`, a `comm_open` for each open Jupyter widget
-    /// comes first, with its present state, and each after those that it refers to.
+    /// If the request's metadata also has `"kernelmux": {"comms": true}`, the messages begin with a `comm_open` for
+    /// each open Jupyter widget, with its current state. Widgets come after those that they refer to.
     ///
     /// If the execution is unknown or cannot be read, the messages are an error reply to the request.
     pub async fn follow(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
@@ -216,7 +216,7 @@ impl Attachment {
             refused("UnreadableExecution", &error.to_string())
         };
         let position = self.reader.position();
-        self.client.spoke();
+        self.client.mark_active();
         // Registered before the log is read, so that no reply after the position is missed.
         let execution = match kernel.recorder().follow(&msg_id, self.client.session()).await {
             Ok(Some(execution)) => execution,
@@ -236,7 +236,7 @@ impl Attachment {
         let SessionLease {
             session, attachment, ..
         } = &*self.client.lease;
-        kernel.sessions().replays(session, *attachment, &msg_id, before);
+        kernel.sessions().record_replay(session, *attachment, &msg_id, before);
         let mut messages = Vec::new();
         if wants_comms(request) {
             match kernel.recorder().widgets(position, &execution.header).await {
@@ -244,7 +244,7 @@ impl Attachment {
                 Err(error) => warn!(kernel_id = %kernel.id(), %error, "the open comms cannot be read"),
             }
         }
-        // The client's live messages wait meanwhile.
+        // The client's live messages wait for this, so it has a deadline.
         match timeout(READ_DEADLINE, self.shown(&execution, position, Audience::New)).await {
             Ok(Ok(replay)) => messages.extend(replay),
             Ok(Err(error)) => messages.extend(unreadable(&error)),
@@ -293,11 +293,11 @@ const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// Index of the parent header among a message's parts.
 const PARENT: usize = 2;
 
-/// Whether a kernel announces its own start: an `iopub_welcome`, or a `starting` status without a parent.
+/// Whether this message announces the start of a kernel: an `iopub_welcome`, or a `starting` status without a parent.
 /// jupyter_server does not forward these, and many clients read `parent_header["msg_id"]` of every message.
 fn is_of_start(entry: &Entry) -> bool {
     let message = entry.v1();
-    // Nearly every message has a parent, which is found without decoding the message.
+    // Nearly every message has a parent, and this check does not decode the message.
     let has_parent = V1Message::parse(&message).is_ok_and(|message| message.part(PARENT).len() > b"{}".len());
     if has_parent || entry.channel() != Channel::Iopub {
         return false;
@@ -343,7 +343,7 @@ impl Client {
     /// [`SendError`] if the kernel is dead or the message cannot be sent.
     pub async fn send(&self, channel: Channel, message: WireMessage) -> Result<(), SendError> {
         let sessions = self.lease.kernel.sessions();
-        self.spoke();
+        self.mark_active();
         if channel == Channel::Stdin
             && let recorder = self.lease.kernel.recorder()
             && let Some(question) = recorder.question_answered(self.session(), &message).await
@@ -355,20 +355,20 @@ impl Client {
 
     /// Whether [`answer_from_log`](Self::answer_from_log) answers this message, in place of the kernel: a
     /// `kernel_info_request` or `comm_info_request` while an execution keeps the kernel's main shell busy. Otherwise a
-    /// page that is opened meanwhile would not learn of the kernel's abilities, such as subshells, or of its widgets.
+    /// page that is opened at that time would get neither the kernel's features, such as subshells, nor its widgets.
     #[must_use]
     pub fn is_answered_from_log(&self, channel: Channel, message: &WireMessage) -> bool {
         self.lease.kernel.recorder().is_answered_from_log(channel, message)
     }
 
-    /// The answer to such a request: messages for this client alone, to send as they are.
+    /// Answers such a request. The messages are only for this client; send them unchanged.
     pub async fn answer_from_log(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
         self.lease.kernel.recorder().answer_from_log(request).await
     }
 
-    fn spoke(&self) {
+    fn mark_active(&self) {
         let sessions = self.lease.kernel.sessions();
-        sessions.spoke(&self.lease.session, self.lease.attachment);
+        sessions.mark_active(&self.lease.session, self.lease.attachment);
     }
 
     /// Detaches the client even if clones of this remain, for example in messages that the kernel has not read yet.
@@ -384,15 +384,15 @@ impl Client {
             .acknowledge(&self.lease.session, self.lease.attachment, seq);
     }
 
-    /// Messages for a plain Jupyter client in place of entries that are not in the log: for each of its executions that
-    /// may have output there, a notice on stderr, only one for adjacent gaps; and for each that ended there, a reply
-    /// and an idle status. Without these, the client would wait forever.
+    /// Returns messages for a plain Jupyter client that replace missing entries of the log. Each execution that may
+    /// have output there gets a notice on stderr, but only one for adjacent gaps. Each execution that ended there gets
+    /// a reply and an idle status, because the client would otherwise wait forever.
     #[must_use]
     pub fn gap_messages(&self, missing: &RangeInclusive<Seq>) -> Vec<(Channel, WireMessage)> {
         let gap_end = self.lease.gap_end.swap(missing.end().0, Ordering::Relaxed);
-        let told = gap_end.checked_add(1) == Some(missing.start().0) && gap_end != 0;
+        let has_notice = gap_end.checked_add(1) == Some(missing.start().0) && gap_end != 0;
         let recorder = self.lease.kernel.recorder();
-        recorder.gap_messages(self.session(), missing, told)
+        recorder.gap_messages(self.session(), missing, has_notice)
     }
 
     /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests and those of
@@ -405,7 +405,7 @@ impl Client {
             Origin::Kernel => self.is_addressed(entry) && !self.lease.replayed.contains(entry) && !is_of_start(entry),
             Origin::Lifecycle => {
                 let message = entry.message();
-                if tells_answered(&message) {
+                if is_answered_notice(&message) {
                     return self.has_question(entry, &message) && !self.lease.replayed.contains(entry);
                 }
                 self.is_addressed(entry)
@@ -415,7 +415,7 @@ impl Client {
         }
     }
 
-    /// Whether this client has the question that the entry says another session answered.
+    /// Whether this client has received the question that another session answered according to this entry.
     fn has_question(&self, entry: &Entry, message: &WireMessage) -> bool {
         entry.session() != self.session()
             && (self.lease.followed.has(message) || self.lease.kernel.recorder().concerns(message, self.session()))

@@ -47,7 +47,7 @@ impl Events {
         self.0.subscribe()
     }
 
-    pub(crate) fn tell(&self, id: KernelId, kind: KernelEventKind) {
+    pub(crate) fn publish(&self, id: KernelId, kind: KernelEventKind) {
         // Events without a receiver are dropped.
         let _ = self.0.send(KernelEvent { id, kind });
     }

@@ -52,10 +52,10 @@ fn because(reason: Option<&str>) -> String {
 #[non_exhaustive]
 pub enum FollowError {
     /// The log has no such execution.
-    #[error("the kernel has no execution {0:?}, or its log does not have it any more")]
+    #[error("the kernel has no execution {0:?}, or its log no longer has it")]
     NoSuchExecution(String),
-    /// The cursor is of another log.
-    #[error("the cursor {0} is not of this kernel's log")]
+    /// The cursor belongs to another log.
+    #[error("the cursor {0} does not belong to this kernel's log")]
     OtherLog(Cursor),
     /// The log's index cannot be read.
     #[error(transparent)]
@@ -68,8 +68,8 @@ pub enum FollowError {
 /// The stream ends once it has returned both the reply and the `idle` status, or an error that ends the execution.
 /// After [`ExecutionError::Loss`] and [`ExecutionError::Read`] it goes on.
 ///
-/// Dropping it stops following. The code keeps running, and its output goes to the log, unless the
-/// [options](ExecuteOptions::with_interrupt_on_drop) say otherwise.
+/// Dropping it stops following. The code keeps running, and its output goes to the log, unless the options
+/// [interrupt](ExecuteOptions::with_interrupt_on_drop) it.
 ///
 /// ```
 /// use futures::StreamExt as _;
@@ -92,10 +92,10 @@ pub struct Execution {
     ready: VecDeque<Entry>,
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
-    asked: bool,
-    /// How it ended, if it ended before it was followed, or in entries that are missing.
+    has_request: bool,
+    /// How the execution ended, if it ended before it was followed, or in entries that are missing.
     past: Option<Past>,
-    /// Reads its record from the index after a gap, which may contain its end.
+    /// Reads the execution's record from the index after a gap that may contain its end.
     lookup: Option<BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>>>,
     interrupt_on_drop: bool,
 }
@@ -122,7 +122,7 @@ impl Execution {
         let message = Message::new(options.request, &session).with_metadata(options.metadata);
         let mut execution = Self::at(kernel, &session, message.header.msg_id.clone(), position);
         execution.interrupt_on_drop = options.interrupt_on_drop;
-        // A request that was not sent has nothing to interrupt.
+        // If the request was not sent, there is no code to interrupt.
         let sent = execution.client.send(Channel::Shell, message.to_wire()).await;
         sent.inspect_err(|_| execution.interrupt_on_drop = false)?;
         Ok(execution)
@@ -141,7 +141,7 @@ impl Execution {
         let position = after.map_or(before, |cursor| cursor.seq.max(before));
         let was_read = |seq: Option<Seq>| seq.is_some_and(|seq| seq <= position);
         let mut execution = Self::at(kernel, &new_session(), record.msg_id().to_owned(), position);
-        execution.asked = record.request <= position;
+        execution.has_request = record.request <= position;
         execution.tracker = ExecutionTracker::resumed(record.msg_id(), was_read(record.reply), was_read(record.idle));
         execution.past = Past::of(record);
         Ok(execution)
@@ -155,7 +155,7 @@ impl Execution {
             tracker: ExecutionTracker::new(msg_id),
             ready: VecDeque::new(),
             position,
-            asked: false,
+            has_request: false,
             past: None,
             lookup: None,
             interrupt_on_drop: false,
@@ -168,7 +168,8 @@ impl Execution {
         self.tracker.msg_id()
     }
 
-    /// Everything up to here has been read. [`Kernel::follow`] goes on from here, also in another process.
+    /// The position up to which everything has been read. [`Kernel::follow`] continues from here, even in another
+    /// process.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         Cursor {
@@ -180,8 +181,8 @@ impl Execution {
     /// The next message of the execution. `None` after its end. Cancel-safe.
     ///
     /// # Errors
-    /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded) and [`Lost`](ExecutionError::Lost) nothing
-    /// follows; after the others reading goes on.
+    /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded) and [`Lost`](ExecutionError::Lost)
+    /// nothing follows; after the others reading goes on.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
         StreamExt::next(self).await
     }
@@ -263,7 +264,7 @@ impl Execution {
         async move { executions.get(&id).await }.boxed()
     }
 
-    /// Applies what the record says of the missing entries up to the position.
+    /// Applies the information of the record about the missing entries up to the position.
     fn skip_missing(&mut self, record: Option<&ExecutionRecord>) {
         let Some(record) = record else {
             // A record is removed once its execution has ended and retention has dropped all its entries.
@@ -275,7 +276,7 @@ impl Execution {
             return;
         };
         let is_missing = |seq: Option<Seq>| seq.is_some_and(|seq| seq <= self.position);
-        self.asked |= record.request <= self.position;
+        self.has_request |= record.request <= self.position;
         self.tracker.skip(is_missing(record.reply), is_missing(record.idle));
         if matches!(record.status, ExecutionStatus::Died | ExecutionStatus::Lost) {
             self.past = Past::of(record);
@@ -286,10 +287,10 @@ impl Execution {
         match entry.origin() {
             Origin::Kernel => self.tracker.on_message(&entry.message()).map(Ok),
             Origin::Client => {
-                self.asked |= !self.asked && self.is_request(&entry.message());
+                self.has_request |= !self.has_request && self.is_request(&entry.message());
                 None
             }
-            Origin::Lifecycle if !self.asked => None,
+            Origin::Lifecycle if !self.has_request => None,
             Origin::Lifecycle => {
                 let event = self.tracker.on_lifecycle(entry.lifecycle()?)?;
                 Some(Err(event.into()))

@@ -51,7 +51,7 @@ pub struct Kernel {
     process_lock_waiters: watch::Sender<usize>,
     /// Whether a shutdown is under way, so that the kernel's end is expected.
     ending: AtomicBool,
-    /// The entry that announces its death; 0 while it lives.
+    /// The entry that announces the kernel's death; 0 while it is not dead.
     died_at: AtomicU64,
     /// Whether a supervisor watches it. Changed only while `process_lock` is held.
     watched: AtomicBool,
@@ -68,7 +68,7 @@ impl fmt::Debug for Kernel {
     }
 }
 
-/// The manager, as its kernels call it.
+/// The methods of the manager that its kernels call.
 pub(crate) trait Keeper: Send + Sync {
     /// Watches the kernel's process and restarts it when it ends by itself.
     fn watch(&self, kernel: &Arc<Kernel>);
@@ -76,8 +76,8 @@ pub(crate) trait Keeper: Send + Sync {
     /// Forgets a kernel that was shut down.
     fn remove(&self, id: KernelId);
 
-    /// Tells subscribers what happened to a kernel.
-    fn tell(&self, id: KernelId, kind: KernelEventKind);
+    /// Publishes an event of a kernel.
+    fn publish(&self, id: KernelId, kind: KernelEventKind);
 }
 
 impl Kernel {
@@ -183,7 +183,7 @@ impl Kernel {
         Attachment::of_session(self.clone(), session, false)
     }
 
-    /// Attaches one of several connections of the same client, such as those of a server in between. Each connection
+    /// Attaches one of several connections of the same client, such as the connections of a proxy. Each connection
     /// receives all entries. The client's position is that of the newest connection over which it
     /// [sent](Client::send) a message; a reconnect resumes there.
     #[must_use]
@@ -203,11 +203,11 @@ impl Kernel {
         Attachment::at(self.clone(), session, after)
     }
 
-    /// Its open comms with their present state, each after those that its state refers to.
+    /// Its open comms with their current state. Comms come after those that their state refers to. The first call after
+    /// a start of this process reads the log.
     ///
     /// # Errors
-    /// [`ReadError::Store`](kernel_log::ReadError::Store) if the log cannot be read, as the first call after a start of
-    /// the process does.
+    /// [`ReadError::Store`](kernel_log::ReadError::Store) if the log cannot be read.
     pub async fn comms(&self) -> Result<Vec<Comm>, kernel_log::ReadError> {
         self.recorder.comms(Seq(u64::MAX)).await
     }
@@ -218,10 +218,10 @@ impl Kernel {
         Executions::of(self.log().clone())
     }
 
-    /// Runs code to its end and returns its status and outputs. It cannot ask for input.
+    /// Runs code to its end and returns its status and outputs. The code cannot request input.
     ///
-    /// A kernel that dies meanwhile is a result with the status `Died`, not an error. Entries that are missing in the
-    /// log are among the result's [losses](RunResult::losses).
+    /// If the kernel dies while the code runs, the result has the status `Died`; this is not an error. Entries that are
+    /// missing in the log are listed in the result's [losses](RunResult::losses).
     ///
     /// # Errors
     /// [`ExecutionError::Send`] if the kernel is dead already, [`ExecutionError::Read`] if its log cannot be read.
@@ -250,8 +250,8 @@ impl Kernel {
         Execution::follow(self, &record, after)
     }
 
-    /// Sends a message for a session, attached or not. The reply goes to that session. A message that the kernel was
-    /// sent before, by its `msg_id`, is dropped. Waits while the kernel restarts.
+    /// Sends a message for a session, attached or not. The reply goes to that session. A repeated message, with the
+    /// same `msg_id` and the same content or code, is dropped. Waits while the kernel restarts.
     ///
     /// # Errors
     /// [`SendError`] if the kernel is dead or the message cannot be sent.
@@ -262,9 +262,9 @@ impl Kernel {
         }
     }
 
-    fn tell(&self, kind: KernelEventKind) {
+    fn publish(&self, kind: KernelEventKind) {
         if let Some(keeper) = self.keeper.upgrade() {
-            keeper.tell(self.id(), kind);
+            keeper.publish(self.id(), kind);
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::session::{ExecutionState, RequestError, SendError};
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long to drain the iopub of a kernel that has ended.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
-/// How long to read what the agent of a kernel that has ended recorded. There may be much.
+/// How long to read the entries that the agent of an ended kernel has recorded. There may be many.
 const AGENT_DRAIN_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a restarted kernel has to answer.
 const RESTART_DEADLINE: Duration = Duration::from_secs(60);
@@ -48,8 +48,8 @@ async fn abandon(handle: &dyn KernelHandle) {
     }
 }
 
-/// Ends a kernel whose start failed, unless it was launched before `began`: the provider then found a running kernel
-/// with the same id.
+/// Ends a kernel whose start failed, unless it was launched before `began`. In that case, the provider found a running
+/// kernel with the same id.
 pub(crate) async fn abandon_new(handle: &dyn KernelHandle, began: DateTime<Utc>) {
     if handle.record().launched < began - CLOCK_TOLERANCE {
         warn!("left a running kernel with the same id alone");
@@ -58,7 +58,7 @@ pub(crate) async fn abandon_new(handle: &dyn KernelHandle, began: DateTime<Utc>)
     }
 }
 
-/// The error for a kernel whose sockets the provider cannot name.
+/// The error for a kernel whose connection information the provider cannot return.
 fn unreachable(error: &ProviderError) -> SendError {
     SocketError::Broken(error.to_string()).into()
 }
@@ -71,7 +71,7 @@ impl Kernel {
             None => Some(self.connection().await?),
             Some(_) => None,
         };
-        // Also runs if this future is dropped midway; the sockets stay connected.
+        // The guard also runs if this future is dropped. The sockets then stay connected.
         let _ends_setup = self.recorder.ends_setup();
         let connecting = async {
             match (&link, &info) {
@@ -90,11 +90,11 @@ impl Kernel {
 
     /// Whether ipykernel is set up to wait for the recorder instead of dropping output.
     fn waits_for_subscriber(&self) -> bool {
-        let says = self
+        let setting = self
             .spec
             .as_ref()
             .and_then(|spec| own_metadata(&spec.spec, "wait_for_subscriber"));
-        says != Some(&serde_json::Value::Bool(false))
+        setting != Some(&serde_json::Value::Bool(false))
     }
 
     /// Locks `process_lock`; a connection attempt that holds it yields.
@@ -148,17 +148,17 @@ impl Kernel {
         block.entries().last().map(|entry| entry.time())
     }
 
-    /// Interrupts the running code, by signal or by message as the kernelspec says.
+    /// Interrupts the running code, by signal or by message as the kernelspec specifies.
     ///
     /// # Errors
     /// [`RestartError::Provider`] if the kernel is gone.
     pub async fn interrupt(&self) -> Result<(), RestartError> {
         if self.handle.interrupt().await? == Interrupt::ByMessage {
-            let asked = self
+            let answered = self
                 .recorder
                 .request(Channel::Control, InterruptRequest::default(), self.grace)
                 .await;
-            if let Err(error) = asked {
+            if let Err(error) = answered {
                 // The kernel has the request and may answer late.
                 warn!(kernel_id = %self.id(), %error, "the interrupt was not confirmed");
             }
@@ -183,7 +183,7 @@ impl Kernel {
         self.recorder.lifecycle(&Lifecycle::Restarting);
         self.recorder.set_state(ExecutionState::Restarting);
         self.handle.prepare_restart().await;
-        self.ask_to_end(true).await;
+        self.request_shutdown(true).await;
         if let Err(error) = self.relaunch().await {
             self.die(self.exit_after(&error)).await;
             return Err(error);
@@ -193,7 +193,7 @@ impl Kernel {
         {
             keeper.watch(self);
         }
-        self.tell(KernelEventKind::Restarted);
+        self.publish(KernelEventKind::Restarted);
         Ok(())
     }
 
@@ -215,8 +215,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Restarts a kernel whose process ended by itself, at most `attempts_left` more times. Does nothing if it was
-    /// restarted or shut down meanwhile.
+    /// Restarts a kernel whose process ended by itself, at most `attempts_left` more times. Does nothing if it
+    /// has been restarted or shut down since.
     pub(crate) async fn recover(&self, exit: Exit, attempts_left: u32) -> Recovery {
         let _locked = self.lock_process().await;
         if !matches!(*self.handle.phase().borrow(), Phase::Exited(_)) {
@@ -249,10 +249,10 @@ impl Kernel {
                 reason: exit.cause.to_string(),
                 output: exit.output.clone(),
             });
-            self.tell(KernelEventKind::RestartingByItself(exit.cause.clone()));
+            self.publish(KernelEventKind::RestartingByItself(exit.cause.clone()));
             match self.relaunch().await {
                 Ok(()) => {
-                    self.tell(KernelEventKind::Restarted);
+                    self.publish(KernelEventKind::Restarted);
                     return true;
                 }
                 Err(error) => exit = self.exit_after(&error),
@@ -278,7 +278,7 @@ impl Kernel {
         match self.handle.agent() {
             None => self.recorder.drain(DRAIN_DEADLINE).await,
             Some(link) => {
-                // It may have ended before this program was connected.
+                // The kernel may have ended before this program was connected.
                 if !self.recorder.is_publishing() && self.recorder.is_disconnected() {
                     let reading = self.recorder.reconnect_agent(&link);
                     if !matches!(timeout(CONNECT_DEADLINE, reading).await, Ok(Ok(()))) {
@@ -306,11 +306,11 @@ impl Kernel {
         // entry may get this number, and the event a later one.
         self.died_at.store(self.recorder.next_entry().0, Ordering::Release);
         self.recorder.lifecycle(&dead);
-        self.tell(KernelEventKind::Dead(exit.cause));
+        self.publish(KernelEventKind::Dead(exit.cause));
     }
 
     /// The entry that announces the kernel's death, while it is dead. Every client that attaches receives it, because
-    /// an earlier acknowledgement may be a proxy's.
+    /// an earlier acknowledgement may come from a proxy.
     pub(crate) fn died_at(&self) -> Option<Seq> {
         match self.died_at.load(Ordering::Acquire) {
             0 => None,
@@ -318,14 +318,14 @@ impl Kernel {
         }
     }
 
-    /// Asks the kernel by message to shut down and waits a while.
-    async fn ask_to_end(&self, restart: bool) {
+    /// Sends the kernel a shutdown request and waits for its end, at most for the grace period.
+    async fn request_shutdown(&self, restart: bool) {
         // A kernel that is not connected does not receive the message.
         if *self.state().borrow() == ExecutionState::Dead || self.recorder.is_disconnected() {
             return;
         }
-        let asked = async {
-            // A busy kernel that handles control only between cells hears the request sooner after an interrupt.
+        let ended = async {
+            // A busy kernel that handles control only between cells receives the request sooner after an interrupt.
             let _ = self.handle.interrupt().await;
             let _ = self
                 .recorder
@@ -333,7 +333,7 @@ impl Kernel {
                 .await;
             self.handle.wait().await
         };
-        if timeout(self.grace, asked).await.is_err() {
+        if timeout(self.grace, ended).await.is_err() {
             info!(kernel_id = %self.id(), "the kernel did not end after a shutdown request");
         }
     }
@@ -353,7 +353,7 @@ impl Kernel {
         if self.ending.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.ask_to_end(false).await;
+        self.request_shutdown(false).await;
         if let Err(error) = self.handle.shutdown(self.grace).await {
             self.ending.store(false, Ordering::Release);
             return Err(error);
@@ -369,7 +369,7 @@ impl Kernel {
             keeper.remove(self.id());
         }
         info!(kernel_id = %self.id(), %cause, "kernel ended");
-        self.tell(match cause {
+        self.publish(match cause {
             ExitCause::Culled(_) => KernelEventKind::Culled,
             _ => KernelEventKind::ShutDown,
         });
@@ -377,7 +377,7 @@ impl Kernel {
     }
 
     /// Disconnects from the kernel and stores all recorded entries. Waits for a restart or shutdown that is under way,
-    /// because half a restart would leave no kernel.
+    /// because an interrupted restart would leave no kernel.
     pub(crate) async fn detach(&self) {
         let _locked = self.lock_process().await;
         self.recorder.disconnect().await;

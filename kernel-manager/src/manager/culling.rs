@@ -60,7 +60,7 @@ async fn run(manager: Weak<ManagerInner>, interval: Duration) {
             if let Err(error) = trim_index(kernel.log()).await {
                 warn!(kernel_id = %kernel.id(), %error, "the index of the kernel's log cannot be trimmed");
             }
-            if let Some(idle) = unused(&kernel, &manager.options.culling) {
+            if let Some(idle) = idle_beyond_limit(&kernel, &manager.options.culling) {
                 info!(kernel_id = %kernel.id(), last_activity = %kernel.last_activity(), "culling an idle kernel");
                 manager.tasks.spawn(async move {
                     if let Err(error) = kernel.end(ExitCause::Culled(idle)).await {
@@ -72,8 +72,8 @@ async fn run(manager: Weak<ManagerInner>, interval: Duration) {
     }
 }
 
-/// Appends an entry to the logs of quiet kernels, so that other managers of the same store do not take them for
-/// abandoned.
+/// Appends an entry to the logs of quiet kernels, so that other managers of the same store do not drop
+/// these logs as abandoned.
 fn mark_quiet(kernels: &[Arc<Kernel>], retention: Duration, marked: &mut HashMap<KernelId, DateTime<Utc>>) {
     marked.retain(|id, _| kernels.iter().any(|kernel| kernel.id() == *id));
     let now = Utc::now();
@@ -97,7 +97,7 @@ async fn drop_old_logs(manager: &ManagerInner) {
     };
     for log in logs {
         let age = (Utc::now() - log.updated).to_std().unwrap_or_default();
-        let may_run = manager.registry.knows(log.id) || manager.attaching().contains(&log.id);
+        let may_run = manager.registry.contains(log.id) || manager.attaching().contains(&log.id);
         if age < manager.options.log_retention || may_run {
             continue;
         }
@@ -109,7 +109,7 @@ async fn drop_old_logs(manager: &ManagerInner) {
 }
 
 /// How long the kernel has been idle, if that exceeds its limit.
-fn unused(kernel: &Kernel, options: &Culling) -> Option<Duration> {
+fn idle_beyond_limit(kernel: &Kernel, options: &Culling) -> Option<Duration> {
     let options = match kernel.spec() {
         Some(spec) => options.overridden_by(&spec.spec.metadata),
         None => options.clone(),

@@ -32,7 +32,7 @@ pub(super) fn start(manager: &Arc<ManagerInner>) {
 
 async fn run(manager: Weak<ManagerInner>) {
     loop {
-        // The manager is not held while this waits.
+        // Do not keep the manager alive while waiting.
         let Some(inner) = manager.upgrade() else { return };
         let may_run = |id| inner.may_run(id) || inner.has_unlisted.load(Ordering::Relaxed);
         let are_met = match inner.logs.apply_quotas(may_run).await {

@@ -42,7 +42,7 @@ const PYTHON: &str = "python3";
 ///
 /// Dropping the last clone ends the manager's tasks and leaves the kernels running, unless
 /// [`ManagerOptions::end_kernels_on_drop`] is set; [`restore`](Self::restore) finds them again. [`close`](Self::close)
-/// ends or leaves them in order, and releases everything.
+/// ends the kernels or leaves them running, and releases everything else.
 ///
 /// ```
 /// use kernel_manager::{AtClose, Manager};
@@ -206,8 +206,8 @@ impl Manager {
 
     /// Starts a kernel and returns once it has answered. Takes the name of a kernelspec, or a [`StartRequest`].
     ///
-    /// Dropping the future does not cancel the start: the kernel then runs under its id until it is shut down, or culled
-    /// if [culling](ManagerOptions::culling) is on.
+    /// Dropping the future does not cancel the start: the kernel then runs under its id until it is shut down, or
+    /// culled if [culling](ManagerOptions::culling) is on.
     ///
     /// # Errors
     /// [`StartError`], by cause.
@@ -234,7 +234,8 @@ impl Manager {
         self.inner.registry.list()
     }
 
-    /// Subscribes to kernel events. A receiver that lags more than 1,024 events behind learns how many it missed.
+    /// Subscribes to kernel events. A receiver that lags more than 1,024 events behind gets the number of missed
+    /// events.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<KernelEvent> {
         self.inner.events.subscribe()
@@ -266,9 +267,9 @@ impl Manager {
                 self.inner.stop.cancel();
             }
             AtClose::LeaveKernels => {
-                // First, so that no supervisor takes a kernel that ends now for one to restart.
+                // Stop the supervisors first, so that they do not restart a kernel that ends now.
                 self.inner.stop.cancel();
-                // Concurrently, so that a kernel that is restarting delays no other.
+                // Detach concurrently, so that a kernel that is restarting does not delay others.
                 futures::future::join_all(self.list().iter().map(|kernel| kernel.detach())).await;
             }
         }
@@ -300,15 +301,15 @@ impl Manager {
         }))
     }
 
-    /// Whether the kernel may run, although [`get`](Self::get) does not find it: it is starting, it is not attached yet,
-    /// this manager is closing, or another manager of the same store may have it. Also true for a kernel that is found.
+    /// Whether the kernel may run. True for a kernel that [`get`](Self::get) finds, that is starting, or that is not
+    /// attached yet. Always true if this manager is closing, or if other managers may share its store.
     #[must_use]
     pub fn may_run(&self, id: KernelId) -> bool {
         self.inner.may_run(id)
     }
 }
 
-/// What becomes of the kernels when their [`Manager`] is [closed](Manager::close).
+/// What happens to the kernels when their [`Manager`] is [closed](Manager::close).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtClose {
     /// They are shut down.
@@ -335,7 +336,7 @@ impl ManagerInner {
     /// See [`Manager::may_run`].
     fn may_run(&self, id: KernelId) -> bool {
         self.closing.is_cancelled()
-            || self.registry.knows(id)
+            || self.registry.contains(id)
             || self.attaching().contains(&id)
             || self.logs.is_shared()
     }
@@ -346,7 +347,7 @@ impl ManagerInner {
         self.registry.started().await;
     }
 
-    /// The provider in this name, and the rest of the name.
+    /// The provider that the name begins with, or else the first one, and the rest of the name.
     fn provider_of<'a>(&self, name: &'a str) -> Result<(&Arc<dyn KernelProvider>, &'a str), StartError> {
         if let Some((prefix, spec)) = name.split_once('/')
             && let Some(provider) = self.providers.iter().find(|provider| provider.name() == prefix)
@@ -391,7 +392,7 @@ impl ManagerInner {
             own_name,
             spec,
         } = self.find_spec(&request.spec)?;
-        // It runs and is not attached yet.
+        // The kernel runs and is not attached yet.
         if self.attaching().contains(&id) {
             return Err(StartError::Duplicate(id));
         }
@@ -444,7 +445,7 @@ impl ManagerInner {
         self.watch(&kernel);
         reserved.fill(kernel.clone());
         info!(spec = kernel.spec_name(), elapsed = ?timer.elapsed(), "kernel started");
-        self.events.tell(id, KernelEventKind::Started);
+        self.events.publish(id, KernelEventKind::Started);
         Ok(kernel)
     }
 
@@ -484,7 +485,7 @@ impl Keeper for ManagerInner {
         self.registry.remove(id);
     }
 
-    fn tell(&self, id: KernelId, kind: KernelEventKind) {
-        self.events.tell(id, kind);
+    fn publish(&self, id: KernelId, kind: KernelEventKind) {
+        self.events.publish(id, kind);
     }
 }

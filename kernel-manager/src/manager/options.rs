@@ -219,7 +219,8 @@ pub struct StartRequest {
     pub working_dir: Option<PathBuf>,
     /// Owner of the kernel, to whom [`ManagerOptions::max_kernels_per_owner`] applies.
     pub owner: Option<String>,
-    /// Annotations of the kernel's [record](kernel_provider::KernelRecord), which outlive this process. No secrets.
+    /// Annotations of the kernel's [record](kernel_provider::KernelRecord), which outlive this process. They must not
+    /// contain secrets.
     pub annotations: BTreeMap<String, String>,
     /// Timeout of the start.
     pub timeout: Duration,

@@ -100,7 +100,7 @@ impl Registry {
     }
 
     /// Whether a kernel with this id runs or is starting.
-    pub(super) fn knows(&self, id: KernelId) -> bool {
+    pub(super) fn contains(&self, id: KernelId) -> bool {
         self.lock().by_id.contains_key(&id)
     }
 

@@ -22,11 +22,11 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_sec
 
 /// Result of one attempt to attach.
 enum Outcome {
-    /// The manager has it; its sockets are still to be connected.
+    /// The manager has the kernel. Its sockets are connected next.
     Attached(Arc<Kernel>),
-    /// It is gone, already managed, or must be left alone.
+    /// The kernel is gone, already managed, or must be left alone.
     Over,
-    /// It seems to run but could not be reached.
+    /// The kernel seems to run but could not be reached.
     Unreached,
 }
 
@@ -53,7 +53,7 @@ impl Manager {
                 }
             };
             for record in records {
-                if self.inner.registry.knows(record.id) {
+                if self.inner.registry.contains(record.id) {
                     continue;
                 }
                 let span = info_span!("restore", kernel_id = %record.id);
@@ -155,7 +155,7 @@ impl ManagerInner {
         };
         let kernel = match recorded.await {
             Ok(kernel) => kernel,
-            // The error concerns this kernel alone.
+            // This error affects only one kernel.
             Err(error @ StoreError::Damaged { .. }) => {
                 error!(%error, "cannot attach to a running kernel because its log is damaged; remove the log and start again");
                 return Outcome::Over;
@@ -170,7 +170,7 @@ impl ManagerInner {
         self.watch(&kernel);
         reserved.fill(kernel.clone());
         info!("kernel attached");
-        self.events.tell(record.id, KernelEventKind::Attached);
+        self.events.publish(record.id, KernelEventKind::Attached);
         Outcome::Attached(kernel)
     }
 }

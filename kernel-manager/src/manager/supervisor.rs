@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::kernel::{Kernel, Recovery};
 
-/// Returns when the kernel is dead or shut down. It is restarted at most `limit` times, unless it ran for longer than
-/// `stable_after` in between.
+/// Watches the kernel until it is dead or shut down. Restarts it at most `limit` times; a run longer than
+/// `stable_after` resets the count.
 pub(super) async fn watch(kernel: Arc<Kernel>, limit: u32, stable_after: Duration) {
     let mut phase = kernel.handle().phase();
     let mut ends = 0;

@@ -9,9 +9,9 @@ pub(super) struct AgentPosition {
     pub(super) spool: Uuid,
     /// Its last recorded entry.
     pub(super) seq: u64,
-    /// The number of the process that was the newest there.
+    /// The number of the newest process up to this entry.
     pub(super) process: u64,
-    /// Whether that process is gone, and all that it said is before this position.
+    /// Whether that process is gone, and all its messages are before this position.
     #[serde(default)]
     pub(super) is_closed: bool,
 }

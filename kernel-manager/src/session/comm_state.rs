@@ -99,12 +99,12 @@ impl CommState {
     /// Takes the comms as they were at [`begin_reading`](Self::begin_reading) and applies the buffered messages; `None`
     /// if the log could not be read.
     pub(super) fn end_reading(&mut self, comms: Option<Comms>) {
-        // If the kernel's process ended meanwhile, so did these comms.
+        // If the kernel's process has ended during the read, these comms have ended too.
         if let Source::Reading { buffered, .. } = &self.source {
             self.source = match comms {
                 Some(mut comms) => {
                     for (seq, message) in buffered {
-                        // The index has these already.
+                        // The index already has these.
                         comms.on_message(*seq, message, &mut Vec::new());
                     }
                     Source::Known(comms)
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_come_while_the_log_is_read_are_applied_or_it_is_read_again() {
+    fn messages_during_a_read_of_the_log_are_applied_or_the_log_is_read_again() {
         let mut comms = CommState::in_log(false);
         comms.begin_reading();
         comms.on_message(Seq(2), &open("b", ""), &mut Vec::new());

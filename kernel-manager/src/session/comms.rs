@@ -1,5 +1,5 @@
-//! The open comms of a kernel with their folded state, so that a page that is opened again has its widgets even while
-//! the kernel is busy.
+//! The open comms of a kernel with their folded state, so that a reopened page gets its widgets even while the
+//! kernel is busy.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(super) const MAX_COMMS: usize = 4_096;
 const MAX_BYTES: usize = 32 << 20;
 /// Bytes that each comm counts in addition to its state.
 const OVERHEAD: usize = 512;
-/// The target name of Jupyter widgets. Messages change the state of no other comms.
+/// The target name of Jupyter widgets. For other comms, only the data of their `comm_open` is kept.
 pub(super) const WIDGET: &str = "jupyter.widget";
 /// Prefix of another widget's id in a widget's state.
 const REFERENCE: &str = "IPY_MODEL_";
@@ -158,7 +158,7 @@ impl State {
         }
     }
 
-    /// The ids of other widgets that the state names.
+    /// The ids of the widgets to which the state refers.
     fn references(&self) -> Vec<&str> {
         let Self::Widget { members, .. } = self else {
             return Vec::new();
@@ -169,7 +169,7 @@ impl State {
     }
 }
 
-/// The open comms of one kernel. A clone copies no states.
+/// The open comms of one kernel. Clones share the states.
 #[derive(Clone, Default)]
 pub(super) struct Comms {
     open: HashMap<String, OpenComm>,
@@ -212,7 +212,7 @@ impl Comms {
             if let Some(suppressed) = FORGOTTEN.due() {
                 warn!(
                     comm_id = forgotten,
-                    bytes, suppressed, "an open comm is forgotten because the open comms are too many or too large"
+                    bytes, suppressed, "forgot an open comm, because the open comms are too many or too large"
                 );
             }
             self.is_incomplete = true;
@@ -290,7 +290,7 @@ impl Comms {
         }
     }
 
-    /// The comms that were opened up to entry `until`, each after those that its state refers to.
+    /// The comms that were opened up to entry `until`. Comms come after those that their state refers to.
     pub(super) fn list(&self, until: Seq) -> Vec<Comm> {
         let mut by_age: Vec<_> = self.open.iter().filter(|(_, comm)| comm.opened <= until).collect();
         by_age.sort_by_key(|(_, comm)| comm.opened);
@@ -298,7 +298,7 @@ impl Comms {
         let mut listed = Vec::with_capacity(by_age.len());
         let mut visited = BTreeSet::new();
         for (id, _) in by_age {
-            // Depth first, without recursion, because kernels choose the depth.
+            // Depth first, without recursion, because the kernel controls the depth.
             let mut stack = vec![(id.as_str(), false)];
             while let Some((id, is_done)) = stack.pop() {
                 let Some(comm) = known.get(id) else { continue };

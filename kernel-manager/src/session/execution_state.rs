@@ -6,7 +6,7 @@ use jupyter_protocol::WireMessage;
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
-/// The kernel's state, as the kernel reports it or as this library knows it.
+/// The kernel's state, as the kernel reports it or as the manager sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -38,7 +38,7 @@ impl ExecutionState {
 }
 
 /// Derives the state from a kernel's `status` messages. The kernel is busy while any request runs, on any channel: an
-/// idle status for a control request does not end what runs on shell.
+/// idle status for a control request does not mean that the code on shell has ended.
 #[derive(Default)]
 pub(super) struct StatusFollower {
     running: HashSet<String>,
@@ -51,7 +51,7 @@ const MAX_RUNNING: usize = 1_024;
 impl StatusFollower {
     /// The state after this iopub message, if it is a `status`.
     pub(super) fn follow(&mut self, message: &WireMessage) -> Option<ExecutionState> {
-        // In a flood of output hardly any header has this word, and searching is cheaper than parsing.
+        // In a flood of output, few headers contain this word, and searching is cheaper than parsing.
         memmem::find(message.header(), b"\"status\"")?;
         if message.header_ref().ok()?.msg_type != "status" {
             return None;
@@ -76,13 +76,13 @@ impl StatusFollower {
         }
     }
 
-    /// Records that the kernel is idle and returns whether it is so for the first time.
+    /// Records that the kernel is idle, and returns whether this is the first time.
     pub(super) fn idle_for_the_first_time(&mut self) -> bool {
         !std::mem::replace(&mut self.was_idle, true)
     }
 }
 
-/// The state that a `status` message's content names.
+/// The state in the content of a `status` message.
 pub(crate) fn reported_state(content: &Bytes) -> Option<ExecutionState> {
     #[derive(Deserialize)]
     struct Status<'a> {

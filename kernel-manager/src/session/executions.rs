@@ -114,7 +114,7 @@ impl Executions {
         Self { log, are_past: false }
     }
 
-    /// The executions in the log of an ended kernel. Those without a recorded end have died with it.
+    /// The executions in the log of an ended kernel. Executions without a recorded end count as died.
     pub(crate) fn of_the_past(log: Log) -> Self {
         Self { log, are_past: true }
     }
@@ -141,7 +141,7 @@ impl Executions {
     }
 
     /// At most `limit` matching executions, newest first, requested before entry `before`. A page looks at no more than
-    /// 20,000 executions and may be short; [`ExecutionPage::next`] says whether there are more. With
+    /// 20,000 executions and may be short; [`ExecutionPage::next`] shows whether there are more. With
     /// [`latest_of_cells`](ExecutionFilter::latest_of_cells), cells of earlier pages may occur again.
     ///
     /// # Errors
@@ -332,7 +332,7 @@ async fn fold_within(
                 _ => {}
             }
         }
-        // Entries in memory are read without waiting, so other tasks need a turn.
+        // Reading entries from memory does not wait, so yield to other tasks.
         tokio::task::yield_now().await;
     }
     for display_id in outputs.fold.display_ids() {
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn outputs_that_are_removed_while_others_are_read_are_noted_in_their_place() {
+    async fn outputs_that_are_removed_during_a_read_are_replaced_by_a_note() {
         let options = LogOptions::default()
             .with_stored_bytes(8 << 10)
             .with_memory_bytes(8 << 10);

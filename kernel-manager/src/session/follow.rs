@@ -1,9 +1,9 @@
 //! Sessions that follow executions of other sessions.
 //!
-//! A page that is opened again has a new session, but the kernel addresses its replies and questions to the old one. The
-//! page sends the `execute_request` again, under the same `msg_id` and with `metadata.kernelmux.follow`. The recorder
-//! never sends such a request to the kernel: it replays the execution to the session, and delivers its later replies and
-//! questions to it, too.
+//! A reopened page has a new session, but the kernel's replies and questions are addressed to the old one. The page
+//! sends the `execute_request` again, with the same `msg_id` and with `metadata.kernelmux.follow`. Such a request is
+//! never sent to the kernel. Instead, the execution is replayed to the new session, and the execution's later replies
+//! and questions are also delivered to this session.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ pub(super) const MAX_FOLLOWERS: usize = 32;
 /// The most executions that a session follows. Beyond that, it gets no more replies of the oldest.
 const MAX_FOLLOWED: usize = 4_096;
 
-/// Whether this asks to follow an execution that another session requested: an `execute_request` with
+/// Whether this is a request to follow an execution that another session requested: an `execute_request` with
 /// `"kernelmux": {"follow": true}` in its metadata. Pass it to [`Attachment::follow`](crate::Attachment::follow).
 /// [`Client::send`](crate::Client::send) drops it.
 #[must_use]
@@ -41,7 +41,7 @@ pub fn is_follow_request(message: &WireMessage) -> bool {
         && serde_json::from_slice::<Metadata>(message.metadata()).is_ok_and(|metadata| metadata.kernelmux.follow)
 }
 
-/// Whether a request to follow an execution also asks for the kernel's widgets.
+/// Whether a request to follow an execution also requests the kernel's widgets.
 pub(crate) fn wants_comms(request: &WireMessage) -> bool {
     #[derive(Deserialize)]
     struct Metadata {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_execute_request_with_the_member_asks_to_follow() {
+    fn only_an_execute_request_with_the_member_is_a_follow_request() {
         let follow = r#"{"cellId": "a", "kernelmux": {"follow": true}}"#;
         assert!(is_follow_request(&request("execute_request", follow)));
         assert!(!is_follow_request(&request("comm_msg", follow)));

@@ -6,7 +6,7 @@ use kernel_log::{IndexUpdate, Log, Seq, StoreError};
 use super::execution_record::ExecutionRecord;
 use super::index_keys as keys;
 
-/// Records per pass.
+/// Records per read.
 const PAGE: usize = 1_024;
 
 /// Removes the records of entries before the earliest one.
@@ -44,7 +44,7 @@ pub(crate) async fn trim_index(log: &Log) -> Result<(), StoreError> {
     let (start, end) = keys::COMMS;
     each_page(log, (start, Bytes::from_static(end)), |key, seq, updates| {
         if is_gone(seq) {
-            // This process still knows the comm, but a later one cannot.
+            // This process still has the state of the comm, but a later process cannot read it.
             updates.push(IndexUpdate::put(keys::COMMS_INCOMPLETE, Bytes::new()));
             updates.push(IndexUpdate::remove(key.clone()));
         }

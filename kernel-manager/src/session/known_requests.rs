@@ -1,4 +1,4 @@
-//! The newest requests that a kernel was sent.
+//! The newest requests that were sent to a kernel.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ pub(super) const MAX_REQUESTS: usize = 4_096;
 pub(super) enum Known {
     Yes,
     No,
-    /// It may be older than those in memory; the index knows.
-    AskTheIndex,
+    /// It may be older than the requests in memory, so the log's index must be read.
+    MaybeInIndex,
 }
 
 /// The `msg_id`s of the newest requests.

@@ -72,7 +72,7 @@ impl PendingRequests {
             };
         }
         let requester = waiting.by_id.remove(&*parent.msg_id);
-        // Answered requests leave the front, which keeps the queue about as long as the map.
+        // Remove answered requests from the front, which keeps the queue about as long as the map.
         while waiting
             .in_order
             .front()

@@ -1,4 +1,4 @@
-//! The kernel's open questions (`input_request`), so that each is answered once, by whichever session is first.
+//! Tracks the kernel's open questions (`input_request`), so that only the first answer to each question is sent.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,7 @@ use crate::fold::answers;
 const MAX_OPEN: usize = 64;
 /// How many answered questions are remembered.
 const MAX_ANSWERED: usize = 256;
-/// The type of the message that tells other sessions that a question was answered.
+/// The type of the message that notifies other sessions of an answered question.
 const ANSWERED: &str = "kernelmux_answered";
 
 /// A question.
@@ -41,13 +41,13 @@ impl Question {
         header.map_or_else(|_| String::new(), |header| header.msg_id.into_owned())
     }
 
-    /// The `msg_id` of the request that asks.
-    pub(super) fn asker(&self) -> String {
+    /// The `msg_id` of the request whose code asks the question.
+    pub(super) fn request_id(&self) -> String {
         let parent = self.message.parent_ref();
         parent.map_or_else(|_| String::new(), |parent| parent.msg_id.into_owned())
     }
 
-    /// The message that tells other sessions that it was answered.
+    /// The message that notifies other sessions of the answer.
     pub(super) fn answered_message(&self, kernel_session: &str) -> WireMessage {
         let content = json!({"input_request": self.msg_id()}).to_string();
         let message = Message::new(Content::parse(ANSWERED, content.as_bytes()), kernel_session);
@@ -59,8 +59,8 @@ impl Question {
     }
 }
 
-/// Whether this message tells other sessions that a question was answered.
-pub(crate) fn tells_answered(message: &WireMessage) -> bool {
+/// Whether this message notifies other sessions of an answered question.
+pub(crate) fn is_answered_notice(message: &WireMessage) -> bool {
     super::msg_type::msg_type(message) == ANSWERED
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Questions {
 
 impl Questions {
     /// Adds a question that the kernel asked in entry `seq`.
-    pub(super) fn ask(&mut self, seq: Seq, request: &WireMessage) {
+    pub(super) fn add(&mut self, seq: Seq, request: &WireMessage) {
         self.open.push_back(Question::new(seq, request));
         if self.open.len() > MAX_OPEN {
             self.open.pop_front();
@@ -92,7 +92,7 @@ impl Questions {
 
     /// Closes the questions of a request that has ended.
     pub(super) fn end(&mut self, msg_id: &str) {
-        self.open.retain(|question| question.asker() != msg_id);
+        self.open.retain(|question| question.request_id() != msg_id);
     }
 
     /// Closes the question that this reply answers.
@@ -106,7 +106,7 @@ impl Questions {
             }
             return Answered::Question(question);
         }
-        // A reply without a parent answers any question, also one that was answered before.
+        // A reply without a parent can answer any question, even one that was answered before.
         if self.answered.iter().any(|question| answers(reply, &question.message)) {
             return Answered::TooLate;
         }
@@ -143,7 +143,7 @@ mod tests {
     fn each_question_is_answered_once_whatever_the_parent_of_the_reply() {
         let mut questions = Questions::default();
         for parent in ["", "cell", "question"] {
-            // After a start of this process, nothing is known of earlier questions.
+            // A new process has no earlier questions.
             assert_eq!(answer(&mut Questions::default(), parent), "unknown");
         }
         for (number, (first, second)) in [("", ""), ("q", "cell"), ("cell", "q"), ("", "q")]
@@ -152,7 +152,7 @@ mod tests {
         {
             let id = format!("q{number}");
             let parent = |parent: &str| if parent == "q" { id.clone() } else { parent.to_owned() };
-            questions.ask(Seq(1), &message(&id, "cell"));
+            questions.add(Seq(1), &message(&id, "cell"));
             assert_eq!(answer(&mut questions, &parent(first)), id);
             assert_eq!(answer(&mut questions, &parent(second)), "too late");
         }
@@ -162,19 +162,19 @@ mod tests {
     #[test]
     fn a_question_ends_with_its_cell_and_is_open_again_if_its_answer_was_not_sent() {
         let mut questions = Questions::default();
-        questions.ask(Seq(1), &message("q", "cell"));
+        questions.add(Seq(1), &message("q", "cell"));
         let Answered::Question(question) = questions.answer(&message("reply", "q")) else {
             panic!("the question is not known");
         };
         questions.reopen(&question);
         assert_eq!(answer(&mut questions, "q"), "q");
-        questions.ask(Seq(2), &message("r", "cell"));
-        questions.ask(Seq(3), &message("s", "other"));
+        questions.add(Seq(2), &message("r", "cell"));
+        questions.add(Seq(3), &message("s", "other"));
         questions.end("cell");
         assert_eq!(answer(&mut questions, "r"), "unknown");
         assert_eq!(answer(&mut questions, ""), "s");
         for number in 0..2 * MAX_ANSWERED {
-            questions.ask(Seq(4), &message(&number.to_string(), "cell"));
+            questions.add(Seq(4), &message(&number.to_string(), "cell"));
             questions.answer(&message("reply", "cell"));
         }
         assert_eq!(questions.answered.len(), MAX_ANSWERED);

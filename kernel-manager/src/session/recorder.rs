@@ -50,17 +50,17 @@ use crate::fold::answers;
 
 /// A message of at least this many bytes is stored before the next one is received, so that few copies of it exist.
 const LARGE: usize = 1 << 20;
-/// How long to wait for a kernel's answer before asking again.
+/// How long to wait for a kernel's answer before the request is repeated.
 const NUDGE_AFTER: Duration = Duration::from_millis(250);
 /// The session of the recorder's own requests. Their replies are delivered to no client.
 const OUR_SESSION: &str = "kernelmux";
 
-/// Tells of a message that is missing.
+/// The notice that replaces a skipped message.
 fn skipped_text(bytes: u64, too_large: bool) -> String {
     let reason = if too_large {
-        format!("a message may have {} MiB", MAX_MESSAGE_BYTES >> 20)
+        format!("a message may have at most {} MiB", MAX_MESSAGE_BYTES >> 20)
     } else {
-        "there was no memory for it beside other large outputs".to_owned()
+        "there was no memory for it, because of other large outputs".to_owned()
     };
     format!("An output of {} MiB is left out: {reason}.", bytes >> 20)
 }
@@ -206,7 +206,7 @@ impl Recorder {
     }
 
     /// Records the first answer after a restart. Requests before entry `requested_before` ended with the previous
-    /// process; later ones waited for the new one.
+    /// process; later requests waited for the new process.
     pub(crate) fn restarted(&self, requested_before: Seq) {
         self.recording.lifecycle_of(&Lifecycle::Restarted, requested_before);
     }
@@ -222,19 +222,19 @@ impl Recorder {
         self.recording.report_missing_output(MISSING, true);
     }
 
-    /// Messages in place of entries that a client cannot get: for each of its executions that may have output there, a
-    /// notice unless `told`, and the reply and the idle status that are missing.
+    /// Messages that replace missing entries for a client. Each of its executions that may have output there gets a
+    /// notice, unless the client already `has_notice`, and the reply and idle status that are missing.
     pub(crate) fn gap_messages(
         &self,
         session: &str,
         missing: &RangeInclusive<Seq>,
-        told: bool,
+        has_notice: bool,
     ) -> Vec<(Channel, WireMessage)> {
         let kernel_session = self.recording.kernel_session();
         let is_missing = |seq: Option<Seq>| seq.is_some_and(|seq| missing.contains(&seq));
         let mut messages = Vec::new();
         for execution in self.active_after(session, Seq(missing.start().0.saturating_sub(1))) {
-            if execution.started.is_some() && execution.request <= *missing.end() && !told {
+            if execution.started.is_some() && execution.request <= *missing.end() && !has_notice {
                 let notice = synthetic_reply::notice(&execution, NOT_KEPT, &kernel_session);
                 messages.push((Channel::Iopub, notice));
             }
@@ -276,17 +276,17 @@ impl Recorder {
                 Err(dead @ RequestError::Send(SendError::Dead)) => return Err(dead),
                 Err(_) => {}
             }
-            // The status is lost if the kernel publishes it before the subscription is active. Ask again as soon as it
-            // is active.
+            // The status is lost if the kernel publishes it before the subscription is active. Repeat the request as
+            // soon as the subscription is active.
             if answered
-                && let Ok(Ok(heard)) = timeout_at(
+                && let Ok(Ok(reached)) = timeout_at(
                     until,
                     state.wait_for(|state| {
                         *state == ConnectionState::Live || !subscribed && *state == ConnectionState::Subscribed
                     }),
                 )
                 .await
-                && *heard == ConnectionState::Live
+                && *reached == ConnectionState::Live
             {
                 return Ok(());
             }
@@ -300,7 +300,7 @@ impl Recorder {
         }
     }
 
-    /// Sends a request of the recorder's own and waits for its reply.
+    /// Sends one of the recorder's own requests and waits for the reply.
     pub(crate) async fn request(
         &self,
         channel: Channel,
@@ -312,7 +312,7 @@ impl Recorder {
             msg_type: message.msg_type().to_owned(),
             deadline,
         };
-        match timeout(deadline, self.recording.ask(channel, &message)).await {
+        match timeout(deadline, self.recording.request(channel, &message)).await {
             Ok(answer) => answer?.ok_or_else(no_answer),
             Err(_) => Err(no_answer()),
         }

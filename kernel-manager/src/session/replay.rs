@@ -1,5 +1,5 @@
-//! Replays executions to a plain Jupyter client that reconnects, or that asks for one by its id. Which of their
-//! messages it has is uncertain, so each execution is cleared and shown again.
+//! Replays executions to a plain Jupyter client that reconnects or that follows an execution. It is uncertain which
+//! messages the client has received, so each execution is cleared and shown again.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl ReplayedEntries {
     }
 }
 
-/// What the client knows of an execution that is replayed to it.
+/// The client to which an execution is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Audience {
     /// It requested the execution, or followed it before.
@@ -63,7 +63,7 @@ pub(crate) async fn replay(
     mut until: Seq,
     audience: Audience,
 ) -> Result<Replay, ReadError> {
-    // JupyterLab drops the message that it is handling when one of another session arrives, as after a restart.
+    // When a message of another session arrives, as after a restart, JupyterLab drops the message that it is handling.
     let kernel_session = kernel_session(log, execution).await?;
     let session = kernel_session.as_deref().unwrap_or(&execution.session);
     let ours = |msg_type: &str, content: &[u8]| {
@@ -73,7 +73,7 @@ pub(crate) async fn replay(
     };
     let mut messages = Vec::new();
     if execution.request > until {
-        // The client gets everything live; clear what it received of that before.
+        // The client receives the whole execution live, so clear the output that it received before.
         messages.push(ours("clear_output", br#"{"wait":false}"#));
         return Ok(Replay {
             messages,
@@ -98,8 +98,8 @@ pub(crate) async fn replay(
         })
         .await?
     {
-        // The client wrote the answer next to the question itself, and no later message contains it. So the replay adds
-        // it from the log.
+        // The client itself displayed the answer next to the question, and no message of the kernel contains the
+        // answer. So the replay adds it from the log.
         until = answer.seq();
         folded = fold(log, execution, until).await?.fold;
         replayed = Some(ReplayedEntries {
@@ -108,10 +108,10 @@ pub(crate) async fn replay(
             display_ids: folded.display_ids(),
         });
     }
-    // A question comes on another socket than the busy status, and may come first.
+    // A question arrives on another socket than the busy status, and may arrive first.
     let is_waiting = execution.status == ExecutionStatus::Queued && execution.open_input.is_none();
     if audience == Audience::New && is_waiting && folded.bytes() == 0 {
-        // The kernel's status belongs to another execution.
+        // The kernel is busy with another execution, so send no busy status.
         messages.push(ours("clear_output", br#"{"wait":false}"#));
         return Ok(Replay {
             messages,

@@ -41,7 +41,7 @@ pub(super) struct RequestIndex {
     /// Ended executions, in the order in which they ended.
     ended: VecDeque<Arc<str>>,
     /// Parent header of the previous message and the execution that it names. In a flood, the next message has the
-    /// same.
+    /// same parent.
     last_parent: (Bytes, Option<Arc<str>>),
     /// Executions whose record changed.
     changed: HashSet<Arc<str>>,
@@ -59,7 +59,7 @@ pub(super) struct RequestIndex {
 }
 
 impl RequestIndex {
-    /// Whether the kernel was sent a message with this id.
+    /// Whether a message with this id was sent to the kernel.
     pub(super) fn knows(&self, msg_id: &str) -> Known {
         if msg_id.is_empty() || msg_id.len() > MAX_ID {
             Known::No
@@ -68,7 +68,7 @@ impl RequestIndex {
         } else if self.requests.all {
             Known::No
         } else {
-            Known::AskTheIndex
+            Known::MaybeInIndex
         }
     }
 
@@ -104,7 +104,7 @@ impl RequestIndex {
         };
         self.updates.push(IndexUpdate::put(keys::running(seq), Bytes::new()));
         self.on_reused_id(&msg_id, time);
-        // It may say that no execution has this `msg_id`.
+        // The cached result may be that no execution has this `msg_id`.
         self.last_parent = (Bytes::new(), None);
         self.changed.insert(msg_id.clone());
         self.unsent.insert(msg_id.clone());
@@ -191,7 +191,7 @@ impl RequestIndex {
             self.on_comm(seq, message);
         }
         if channel == Channel::Stdin && msg_type == "input_request" {
-            self.questions.ask(seq, message);
+            self.questions.add(seq, message);
         }
         if self.last_parent.0 != message.parent_header() {
             let parent = message.parent_ref().ok().map(|parent| parent.msg_id);
@@ -257,7 +257,7 @@ impl RequestIndex {
         self.agent
     }
 
-    /// The next entry that is appended is the agent's entry at this position.
+    /// Sets the position in the agent's log that is stored with the next update.
     pub(super) fn set_agent(&mut self, position: AgentPosition) {
         self.agent = Some(position);
         self.agent_changed = true;

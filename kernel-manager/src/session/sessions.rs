@@ -18,7 +18,8 @@ const MAX_DETACHED: usize = 256;
 const GRACE: Duration = Duration::from_secs(120);
 /// Resolution of the positions within [`GRACE`].
 const GRACE_STEP: Duration = Duration::from_secs(5);
-/// The most executions that are replayed again to a session that reconnects soon. Beyond that, the oldest is not.
+/// The most executions that are replayed again to a session that reconnects soon. Beyond that, the oldest is not
+/// replayed.
 const MAX_REPLAYS: usize = 256;
 /// Minimum interval between two writes of a moving position.
 const STORE_EVERY: Duration = Duration::from_secs(1);
@@ -39,13 +40,13 @@ struct SessionTable {
 }
 
 struct Session {
-    /// The progress of each attachment. With several of them, the client receives only one.
+    /// The progress of each attachment. If there are several, the messages of only one reach the client.
     attachments: BTreeMap<u64, Progress>,
-    /// The attachment that the client receives: the newest one that it sent something over, or the only one.
-    heard: u64,
+    /// The attachment whose messages reach the client: the newest one over which it sent a message, or the only one.
+    active: u64,
     /// The executions of other sessions that it follows.
     followed: Arc<Followed>,
-    /// The progress of the `heard` attachment when it left.
+    /// The progress of the `active` attachment when it left.
     left: Option<Progress>,
     /// The stored position, and when it was stored.
     stored: Option<(Stored, Instant)>,
@@ -86,7 +87,8 @@ struct Stored {
 pub(crate) struct Position {
     /// The last entry that the next hop towards the client acknowledged.
     pub(crate) acknowledged: Seq,
-    /// The last entry that the client has for certain: acknowledged [`GRACE`] before its last sign of life.
+    /// The last entry that the client has for certain: acknowledged at least [`GRACE`] before the newest
+    /// acknowledgement.
     pub(crate) sure: Seq,
 }
 
@@ -183,7 +185,7 @@ impl Session {
     fn new(left: Option<Stored>) -> Self {
         Self {
             attachments: BTreeMap::new(),
-            heard: 0,
+            active: 0,
             followed: Arc::default(),
             left: left.map(Progress::restored),
             stored: None,
@@ -199,7 +201,7 @@ impl Session {
 
     /// The session's position; `None` if it never attached.
     fn progress(&self) -> Option<&Progress> {
-        self.attachments.get(&self.heard).or(self.left.as_ref())
+        self.attachments.get(&self.active).or(self.left.as_ref())
     }
 
     /// The index update, if the position is due to be stored.
@@ -269,7 +271,7 @@ impl Sessions {
         let replays = replays.map(|(_, msg_id)| msg_id.clone()).collect();
         let position = progress.as_ref().map(|progress| progress.position);
         if session.is_away() || joining != Joining::Shared {
-            session.heard = attachment;
+            session.active = attachment;
         }
         session
             .attachments
@@ -288,19 +290,19 @@ impl Sessions {
         }
     }
 
-    /// Waits until the attachment that the client receives, if any, has left.
+    /// Waits until the active attachment, if any, has left.
     pub(crate) async fn left(&self, key: &str) {
         let mut changes = self.attached.subscribe();
-        while self.is_heard(key) {
+        while self.has_active(key) {
             // `self` holds the sender, so this cannot fail.
             let _ = changes.changed().await;
         }
     }
 
-    fn is_heard(&self, key: &str) -> bool {
+    fn has_active(&self, key: &str) -> bool {
         let known = self.lock();
         let session = known.by_key.get(key);
-        session.is_some_and(|session| session.attachments.contains_key(&session.heard))
+        session.is_some_and(|session| session.attachments.contains_key(&session.active))
     }
 
     pub(crate) fn acknowledge(&self, key: &str, attachment: u64, seq: Seq) {
@@ -318,7 +320,7 @@ impl Sessions {
 
     /// Records that the execution, whose entries come after `before`, is replayed on request over this attachment. If
     /// the session reconnects soon, it is replayed again.
-    pub(crate) fn replays(&self, key: &str, attachment: u64, msg_id: &str, before: Seq) {
+    pub(crate) fn record_replay(&self, key: &str, attachment: u64, msg_id: &str, before: Seq) {
         self.advance(key, attachment, true, |progress| progress.replay(msg_id, before));
     }
 
@@ -335,14 +337,15 @@ impl Sessions {
         }
     }
 
-    /// Records that the client sent something over this attachment, so that it also receives what is sent over it.
-    pub(crate) fn spoke(&self, key: &str, attachment: u64) {
+    /// Records that the client sent a message over this attachment. So messages over this attachment reach the client,
+    /// too.
+    pub(crate) fn mark_active(&self, key: &str, attachment: u64) {
         let mut known = self.lock();
         if let Some(session) = known.by_key.get_mut(key)
             && session.attachments.contains_key(&attachment)
         {
-            // A late message over an older attachment says nothing.
-            session.heard = session.heard.max(attachment);
+            // A late message over an older attachment does not change the active one.
+            session.active = session.active.max(attachment);
         }
     }
 
@@ -354,7 +357,7 @@ impl Sessions {
             && let Some(progress) = session.attachments.remove(&attachment)
         {
             session.changed = now;
-            if session.heard == attachment {
+            if session.active == attachment {
                 session.left = Some(progress);
             }
             if session.tracks_position {

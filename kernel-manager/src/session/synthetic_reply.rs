@@ -14,7 +14,7 @@ pub(super) const MISSING: &str =
     "The connection to the kernel was lost while this ran: some of its output may be missing.";
 /// For output that the store could not keep.
 pub(super) const NOT_KEPT: &str = "Some of this output is no longer in the log, and is missing here.";
-const UNKNOWN: &str = "It ended meanwhile; whether it succeeded is not known.";
+const UNKNOWN: &str = "It has ended since; its result is unknown.";
 
 /// A notice on stderr that output of the execution may be missing.
 pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> WireMessage {
@@ -97,7 +97,7 @@ pub(super) fn messages(
     };
     let mut error = json!({"ename": ename, "evalue": evalue, "traceback": traceback});
     if is_open {
-        // As a kernel does for code that raises. Code that had not started shows nothing.
+        // As a kernel does for code that raises an exception. Code that had not started shows no error.
         if !traceback.is_empty() && execution.started.is_some() {
             messages.push(message(Channel::Iopub, "error", error.clone()));
         }

@@ -55,7 +55,7 @@ async fn repeated_reconnects_are_logged_as_one_gap() {
     iopub.release();
     let entries = fixture.until_resubscribed().await;
     assert_eq!(entries.iter().filter(|entry| is_disconnected(entry)).count(), 1);
-    // The recorder asks the idle kernel for its state, because a status message may have been lost.
+    // The recorder requests the idle kernel's state, because a status message may have been lost.
     fixture.until_state(ExecutionState::Idle).await;
     assert_eq!(fixture.run("next").await, "next");
 }
@@ -158,7 +158,7 @@ async fn only_executions_that_ended_while_disconnected_get_synthetic_messages() 
         );
         let mut seen = Vec::new();
         if lost.contains(&Channel::Iopub) {
-            // Otherwise later output could be missed.
+            // Wait for the subscription, because later output could be missed otherwise.
             seen.extend(fixture.until_resubscribed().await);
         }
         fixture.go.notify_one();
@@ -215,7 +215,7 @@ async fn only_executions_that_ended_while_disconnected_get_synthetic_messages() 
     }
 }
 
-/// Multi-threaded, so that some requests go to sockets whose other end has closed unnoticed.
+/// Multi-threaded, so that some requests go to sockets whose other end has closed but is not yet known to be closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn sending_does_not_fail_while_a_dead_kernel_is_restarted() {
     const DEATHS: u32 = 20;

@@ -1,4 +1,4 @@
-//! Sessions that follow executions of other sessions, as a notebook's page does that is opened again.
+//! Sessions that follow executions of other sessions, as a reopened notebook page does.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use serde_json::{Map, json};
 
 use crate::fixture::{Fixture, Screen, outputs, receive_all, request, soon, start, until};
 
-/// The request that asks to follow the execution.
+/// The request to follow the execution.
 pub(crate) fn follow_request(msg_id: &str, session: &str) -> WireMessage {
     let metadata = Map::from_iter([("kernelmux".to_owned(), json!({"follow": true}))]);
     let mut message = request("", session).with_metadata(metadata);
@@ -119,7 +119,7 @@ async fn the_replay_has_the_input_the_outputs_and_the_end() {
     };
     assert_eq!(display.transient.display_id.as_deref(), Some("d"));
 
-    // The request of a queued execution is all that there is of it.
+    // A queued execution has only its request.
     let running = run(&kernel, "wait", "asker").await;
     let queued = run(&kernel, "print later", "asker").await;
     until(&kernel, &running, |execution| execution.started.is_some()).await;
@@ -145,7 +145,7 @@ async fn an_unknown_execution_is_answered_with_an_error() {
     };
     assert_eq!(error.ename, "UnknownExecution");
     assert!(error.evalue.contains("run the code again"), "{}", error.evalue);
-    // Nothing of this reached the log or the kernel, not even when it was sent.
+    // A follow request reaches neither the log nor the kernel, even if a client sends it.
     let head = kernel.log().head();
     let client = attachment.client();
     soon(client.send(Channel::Shell, follow_request("x", "follower")))
@@ -158,7 +158,7 @@ async fn an_unknown_execution_is_answered_with_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn followers_get_questions_and_replies_and_may_answer_also_after_a_new_process() {
+async fn followers_get_questions_and_replies_and_may_answer_even_after_a_new_process() {
     let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let mut manager = fixture.manager();
     let mut kernel = start(&manager).await;
@@ -177,7 +177,7 @@ async fn followers_get_questions_and_replies_and_may_answer_also_after_a_new_pro
     assert_eq!(questions.count(), 1);
     drop(follower);
 
-    // Another process knows who follows.
+    // A new process restores the followers.
     (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
     let mut follower = kernel.attach("follower");
     let again = soon(follower.replay()).await.unwrap().unwrap();
@@ -208,7 +208,7 @@ async fn a_replay_that_may_not_have_arrived_is_repeated_after_a_reconnect() {
     let mut kernel = start(&manager).await;
     let msg_id = run(&kernel, "print a", "asker").await;
     let ended = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
-    // The session has everything, as one that was attached long before.
+    // The session has received all messages, like one that was attached long before.
     let mut follower = kernel.attach("follower");
     assert!(soon(follower.replay()).await.is_none());
     let seen = run(&kernel, "ask x", "follower").await;
@@ -218,7 +218,7 @@ async fn a_replay_that_may_not_have_arrived_is_repeated_after_a_reconnect() {
     until(&kernel, &seen, |execution| execution.ended.is_some()).await;
 
     follow(&follower, &msg_id).await;
-    // So many that memory has only the record in the log's index.
+    // So many executions that the first one is no longer in memory, only in the log's index.
     let mut last = String::new();
     for _ in 0..300 {
         last = run(&kernel, "print b", "other").await;
@@ -269,7 +269,7 @@ async fn many_sessions_may_follow_and_the_oldest_are_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_answer_counts_and_the_other_sessions_learn_of_it() {
+async fn only_the_first_answer_counts_and_the_other_sessions_are_notified() {
     let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let mut manager = fixture.manager();
     let mut kernel = start(&manager).await;
@@ -287,7 +287,7 @@ async fn the_first_answer_counts_and_the_other_sessions_learn_of_it() {
             let attachment = kernel.attach_at(name, asked.request);
             (attachment, name)
         });
-        // The positions are the clients' own here, so the sessions follow again.
+        // These clients track their own positions, so the sessions must follow again.
         for (attachment, _) in [&first, &second] {
             follow(attachment, &msg_id).await;
         }
@@ -305,7 +305,7 @@ async fn the_first_answer_counts_and_the_other_sessions_learn_of_it() {
             let client = attachment.client();
             soon(client.send(Channel::Stdin, answer(name, name))).await.unwrap();
         }
-        // The second question is still open, and only its own answer reaches it.
+        // The second question is still open, and is answered only by its own answer.
         let open = until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
         let answered = Message::new(InputReply::new("last"), "x").to_wire();
         soon(kernel.send(&"x".into(), Channel::Stdin, answered)).await.unwrap();
@@ -316,20 +316,20 @@ async fn the_first_answer_counts_and_the_other_sessions_learn_of_it() {
         let expected = json!({"output_type": "stream", "name": "stdin", "text": stdin});
         assert_eq!(serde_json::to_value(shown.fold.outputs().last()).unwrap(), expected);
 
-        for ((attachment, name), learns) in [(&mut asker, 2), (&mut first, 1), (&mut second, 2), (&mut other, 0)] {
+        for ((attachment, name), notices) in [(&mut asker, 2), (&mut first, 1), (&mut second, 2), (&mut other, 0)] {
             let received = receive_all(attachment, asked.request, head).await;
             let is_answered = |message: &WireMessage| message.header_ref().unwrap().msg_type == "kernelmux_answered";
-            let told: Vec<_> = received
+            let received_notices: Vec<_> = received
                 .iter()
                 .filter(|(_, _, message)| is_answered(message))
                 .map(|(_, _, message)| message)
                 .collect();
-            assert_eq!(told.len(), learns, "{name}");
-            for message in &told {
+            assert_eq!(received_notices.len(), notices, "{name}");
+            for message in &received_notices {
                 assert_eq!(message.parent_ref().unwrap().msg_id, msg_id);
             }
-            if learns == 2 {
-                let content: serde_json::Value = serde_json::from_slice(told[0].content()).unwrap();
+            if notices == 2 {
+                let content: serde_json::Value = serde_json::from_slice(received_notices[0].content()).unwrap();
                 assert_eq!(content, json!({"input_request": question.header.msg_id}));
             }
         }
@@ -374,7 +374,7 @@ async fn a_late_answer_after_a_new_process_does_not_answer_the_next_question() {
     soon(kernel.send(&"y".into(), Channel::Stdin, late())).await.unwrap();
     fixture.go.notify_one();
     let second = until(&kernel, &msg_id, |execution| execution.open_input > first.open_input).await;
-    // It names the first question, which this process has never seen.
+    // The answer's parent is the first question, which this process has never seen.
     soon(kernel.send(&"y".into(), Channel::Stdin, late())).await.unwrap();
     kernel.log().flushed().await;
     assert_eq!(soon(answers(&kernel)).await, 1);

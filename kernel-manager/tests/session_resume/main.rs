@@ -1,5 +1,5 @@
-//! What clients find after a reconnect: repeated requests ran once, executions are listed with their status, and a
-//! client that only knows its session shows what it would have shown without the interruption.
+//! Clients that reconnect: repeated requests have run once, executions are listed with their status, and a client that
+//! only knows its session shows the same outputs as without the interruption.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod execution_list;

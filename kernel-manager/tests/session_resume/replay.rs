@@ -1,4 +1,4 @@
-//! What a session that reconnects is shown again.
+//! Replays of executions to sessions that reconnect.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ async fn an_open_input_request_is_replayed_and_an_answered_one_is_not() {
         .await
         .unwrap();
     let asked = until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
-    // Its earlier output came over another socket and may follow the input request.
+    // The earlier output arrives over another socket and may follow the input request.
     let received = receive_all(&mut attachment, Seq::START, asked.open_input.unwrap()).await;
     let (_, _, question) = received
         .into_iter()

@@ -52,7 +52,7 @@ async fn an_execution_whose_end_was_dropped_from_the_log_ends_for_its_clients() 
         soon(kernel.send(&session.into(), Channel::Shell, message.to_wire()))
             .await
             .unwrap();
-        // A reader of the log would meet gaps.
+        // Poll, because a reader of the log would get gaps.
         soon(async {
             loop {
                 let execution = record(&kernel, &message.header.msg_id).await;
@@ -74,7 +74,7 @@ async fn an_execution_whose_end_was_dropped_from_the_log_ends_for_its_clients() 
     }
 
     let Err(ReadError::Gap { first, last }) = soon(slow.next()).await else {
-        panic!("entries are missing");
+        panic!("no gap is reported");
     };
     let live = slow.client().gap_messages(&(first..=last));
     for execution in ended {

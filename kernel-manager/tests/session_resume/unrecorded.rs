@@ -1,4 +1,4 @@
-//! Executions that ran while nothing recorded them.
+//! Executions that ran while no manager recorded them.
 
 use std::sync::Arc;
 
@@ -33,14 +33,14 @@ async fn an_execution_that_ran_without_a_recorder_warns_of_missing_output() {
         msg_ids.push(message.header.msg_id);
     }
     until(&kernel, &msg_ids[0], |execution| execution.execution_count.is_some()).await;
-    // A client learns of a gap in the log through a notice in the running cell.
+    // A gap in the log causes a notice in the running cell.
     let in_gap = |first, last| {
         let messages = client.gap_messages(&(Seq(first)..=Seq(last)));
         messages.into_iter().map(|(_, message)| message).collect::<Vec<_>>()
     };
     let gap = notices(in_gap(1, 100), &msg_ids[0]);
     assert!(gap.len() == 1 && gap[0].contains("missing"), "{gap:?}");
-    // Once, if there is nothing between two gaps.
+    // Adjacent gaps cause one notice.
     assert!(notices(in_gap(101, 110), &msg_ids[0]).is_empty());
     assert!(!notices(in_gap(112, 120), &msg_ids[0]).is_empty());
     assert!(notices(in_gap(1, 100), &msg_ids[1]).is_empty());
@@ -48,7 +48,7 @@ async fn an_execution_that_ran_without_a_recorder_warns_of_missing_output() {
 
     let recorded = kernel.log().head();
     let (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
-    // Output from before the new subscription would really be missing.
+    // Wait for the new subscription, because earlier output would really be missing.
     let mut reader = kernel.log().reader(recorded);
     let is_welcome = |entry: Entry| entry.message().header_ref().unwrap().msg_type == "iopub_welcome";
     while !soon(reader.next()).await.unwrap().unwrap().entries().any(is_welcome) {}

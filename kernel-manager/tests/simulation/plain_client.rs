@@ -106,7 +106,7 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                 let request = world.request(&format!("{session}-{}", asked.len()), &session);
                 asked.push(request);
             }
-            // Repeats requests of which it has seen nothing, and sometimes others.
+            // Repeats requests for which it has received nothing, and sometimes others.
             let again = asked.iter().filter(|request| {
                 let id = request.header_ref().unwrap().msg_id.to_string();
                 !world.screens.borrow().contains_key(&id) && world.one_in(if is_calm { 1 } else { 3 })
@@ -166,7 +166,7 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
         let Connection { down, up, mut handled } = connection;
         drop((down, up));
         if answered {
-            // Otherwise the gateway could ask again.
+            // Wait, because the gateway could repeat the question otherwise.
             let _ = handled.recv().await;
         }
         let away = world.choose(&[1, 1_000, 200_000]);

@@ -80,8 +80,8 @@ impl Scheduler {
         drop(all);
     }
 
-    /// Runs actors until `done` returns true. `machine` does a step of the parts that are not actors and returns
-    /// whether there was one. Time advances only when neither `machine` nor any actor can proceed.
+    /// Runs actors until `done` returns true. `machine` runs a step of the parts that are not actors, if there is
+    /// one to run, and returns whether it did. Time advances only when neither `machine` nor any actor can proceed.
     pub(crate) async fn run(
         &self,
         random: &RefCell<Random>,

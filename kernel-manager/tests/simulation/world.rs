@@ -167,7 +167,7 @@ impl World {
 
     /// Kills the process.
     pub(crate) fn kill(&self) {
-        // Drops the writer first, so that nothing that the other parts do on drop is stored.
+        // Drop the writer first, so that nothing is stored while the other parts are dropped.
         self.stepper.take();
         self.unpublished.set(false);
         let process = self.process.send_replace(None);
@@ -176,8 +176,8 @@ impl World {
         self.disk.reopen();
     }
 
-    /// Runs a step of the log's writer, and kills the process after a torn write. Returns whether there was something
-    /// to do.
+    /// Runs a step of the log's writer, if there is one to run, and kills the process after a torn write. Returns
+    /// whether a step was run.
     pub(crate) fn step(&self) -> bool {
         if self.stalled.get() {
             return false;

@@ -19,9 +19,9 @@ pub struct Request {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Control {
-    /// Answer when the kernel has started or failed to.
+    /// Answer when the kernel has started or has failed to start.
     Started,
-    /// Interrupt the kernel as its kernelspec says.
+    /// Interrupt the kernel in the way that its kernelspec specifies.
     Interrupt,
     /// End the process and start another one.
     Restart {
@@ -33,7 +33,7 @@ pub enum Control {
         /// The grace period.
         grace: Duration,
     },
-    /// Note that the kernel waits for its reader instead of dropping output, so that reading may pause.
+    /// Record that the kernel waits for its reader instead of dropping output, so reading may pause.
     NoDrop,
     /// Return the end of its standard output and error.
     Output,

@@ -12,7 +12,7 @@ use tokio_util::codec::LengthDelimitedCodec;
 
 /// Maximum size of a frame: a message of 128 MiB and its headers.
 const MAX_FRAME: usize = 160 << 20;
-/// A larger block of entries is offered before it is sent, so that the gateway can reserve memory for it.
+/// A block of entries that is larger than this is offered before it is sent, so that the gateway can reserve memory.
 pub const LARGE: usize = 1 << 20;
 /// Maximum size of the first frame, which comes from a peer that is not authenticated yet.
 pub const MAX_HELLO: usize = 4 << 10;
@@ -43,7 +43,7 @@ pub enum ToAgent {
 pub struct Outgoing {
     /// Shell, control or stdin.
     pub channel: Channel,
-    /// The process for which it is, as in [`ProcessPhase`](super::ProcessPhase). It is dropped if that has ended.
+    /// The target process, as in [`ProcessPhase`](super::ProcessPhase). If it has ended, the message is dropped.
     pub process: u64,
     /// The gateway's log that contains it.
     pub log: u128,
@@ -64,7 +64,8 @@ pub enum FromAgent {
     Reply(Bytes),
     /// A [`ProcessPhase`](super::ProcessPhase) as JSON.
     Phase(Bytes),
-    /// Consecutive entries of the agent's log, in the log's layout; the numbers are those of the first and the last one.
+    /// Consecutive entries of the agent's log, in the log's layout; the numbers are those of the first and the last
+    /// one.
     Entries(u64, u64, Bytes),
     /// The entries from the first number to the second, both included, are missing.
     Gap(u64, u64),
@@ -222,7 +223,8 @@ impl FromAgent {
         }
     }
 
-    /// The beginning of a frame of entries from `first` to `last`. The entries, which have this many `bytes`, follow it.
+    /// The beginning of a frame of entries from `first` to `last`. The entries, which have this many `bytes`, follow
+    /// it.
     #[must_use]
     pub fn entries_head(first: u64, last: u64, bytes: usize) -> Bytes {
         let mut head = BytesMut::with_capacity(21);
@@ -260,10 +262,10 @@ impl FromAgent {
     }
 }
 
-/// The channels on which the gateway sends. Frames have their position here.
+/// The channels on which the gateway sends. A frame contains the position of its channel in this array.
 pub const CHANNELS: [Channel; 3] = [Channel::Shell, Channel::Control, Channel::Stdin];
 
-/// The channel's position in [`CHANNELS`]; that of shell for a channel on which the gateway does not send.
+/// The channel's position in [`CHANNELS`]; the position of shell for a channel on which the gateway does not send.
 #[must_use]
 pub fn channel_index(channel: Channel) -> usize {
     CHANNELS.iter().position(|known| *known == channel).unwrap_or_default()

@@ -14,8 +14,8 @@ pub struct Hello {
     pub version: u32,
     /// The agent's token.
     pub token: String,
-    /// Identifies this run of the gateway. Its new connection replaces its previous one; other clients are refused as
-    /// long as it is connected.
+    /// Identifies this run of the gateway. A new connection with the same value replaces the previous one. Other
+    /// clients are refused while it is connected.
     pub client: Uuid,
 }
 
@@ -41,9 +41,9 @@ pub struct Welcome {
     pub phase: ProcessPhase,
     /// Whether all entries so far are acknowledged.
     pub is_delivered: bool,
-    /// The number of its last entry.
+    /// The number of the last entry of the agent's log.
     pub head: u64,
-    /// The messages that it has passed to the kernel.
+    /// The messages that the agent has passed to the kernel.
     pub accepted: Accepted,
 }
 

@@ -15,7 +15,7 @@ pub enum Received {
         /// The last missing entry.
         last: u64,
     },
-    /// The next entries are large. They follow after [`Incoming::take`]. Repeated after a reconnect.
+    /// The next entries are large. They follow after [`Incoming::take`]. A reconnect repeats the offer.
     Offer {
         /// The first entry.
         first: u64,
@@ -36,13 +36,13 @@ impl Incoming {
         Self { received, commands }
     }
 
-    /// Waits for more entries, also while the agent cannot be reached. Returns `None` once the agent is gone.
+    /// Waits for more entries, even while the agent cannot be reached. Returns `None` once the agent is gone.
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Received> {
         let received = self.received.recv().await?;
         if let Received::Entries(block) = &received {
-            // The link may be closed.
+            // Fails only if the link is closed.
             let _ = self.commands.send(Command::Consumed(block.len() as u64));
         }
         Some(received)

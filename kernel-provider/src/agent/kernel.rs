@@ -15,9 +15,9 @@ use super::placement::Kernels;
 use super::{Answer, Control, Link, LinkClosed, Place, Placement};
 use crate::{Exit, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, lock};
 
-/// How long an agent may take to answer a request that needs no waiting.
+/// How long an agent may take to answer a request that it can answer at once.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a restarted kernel may take to accept connections: the agent's own limit of 60 s, and its answer.
+/// How long a restarted kernel may take to accept connections: the agent's own limit of 60 s, and time for its answer.
 const RESTART_DEADLINE: Duration = Duration::from_secs(70);
 /// How long an agent may take to end after its kernel was shut down.
 const GONE_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ pub(super) struct AgentKernel {
     removing: TaskTracker,
     current: Mutex<CurrentAgent>,
     phase: Arc<watch::Sender<Phase>>,
-    /// Whether the caller has launched it or attached to it.
+    /// Whether the caller has launched the kernel or attached to it.
     is_attached: AtomicBool,
     /// Serializes restarts and shutdown.
     operation: tokio::sync::Mutex<()>,
@@ -70,7 +70,7 @@ async fn watch_agent(place: Arc<dyn Place>, link: Arc<Link>, phase: Arc<watch::S
     let mut reported = link.phase();
     reported.mark_unchanged();
     let following = async {
-        // Ends with the link.
+        // Fails once the link is closed.
         while reported.changed().await.is_ok() {
             let now = reported.borrow_and_update().phase.clone();
             phase.send_replace(now);
@@ -126,7 +126,7 @@ impl AgentKernel {
         lock(&self.current).place.clone()
     }
 
-    /// Records that the caller has launched it or attached to it.
+    /// Records that the caller has launched the kernel or attached to it.
     pub(super) fn set_attached(&self) {
         self.is_attached.store(true, Ordering::Relaxed);
     }
@@ -135,13 +135,14 @@ impl AgentKernel {
         self.is_attached.load(Ordering::Relaxed)
     }
 
-    /// Whether to list it: while it runs, and after its end until it was attached to, so that its end is reported.
+    /// Whether to list the kernel. One that has ended is listed until a caller attaches to it, so that its end is
+    /// reported.
     pub(super) fn is_listed(&self) -> bool {
         !self.is_attached() || !matches!(*self.phase.borrow(), Phase::Exited(_))
     }
 
-    /// How the kernel ended, if attaching could reveal nothing more: it was attached to before, or all its entries are
-    /// acknowledged. `None` also if the agent does not answer.
+    /// How the kernel ended, if attaching would add no information: a caller was attached before, or all entries are
+    /// acknowledged. `None` if the kernel may be running, and if the agent does not answer.
     pub(super) async fn known_end(&self) -> Option<Exit> {
         if let Phase::Exited(exit) = &*self.phase.borrow()
             && self.is_attached()
@@ -178,7 +179,7 @@ impl AgentKernel {
         self.place().remove().await;
     }
 
-    async fn ask(&self, action: &str, control: Control) -> Result<Answer, ProviderError> {
+    async fn request(&self, action: &str, control: Control) -> Result<Answer, ProviderError> {
         if let Phase::Exited(exit) = &*self.phase.borrow() {
             return Err(ProviderError::Gone(exit.cause.clone()));
         }
@@ -222,7 +223,7 @@ impl KernelHandle for AgentKernel {
     }
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
-        match self.ask("find the kernel's sockets", Control::Connection).await? {
+        match self.request("find the kernel's sockets", Control::Connection).await? {
             Answer::Connection(connection) => Ok(connection),
             other => Err(unexpected(&other)),
         }
@@ -240,14 +241,14 @@ impl KernelHandle for AgentKernel {
         if let Phase::Exited(exit) = &*self.phase.borrow() {
             return Ok(exit.output.clone());
         }
-        match self.ask("read the kernel's output", Control::Output).await? {
+        match self.request("read the kernel's output", Control::Output).await? {
             Answer::Output(output) => Ok(output),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
-        match self.ask("interrupt the kernel", Control::Interrupt).await? {
+        match self.request("interrupt the kernel", Control::Interrupt).await? {
             Answer::Done => Ok(Interrupt::Signalled),
             Answer::InterruptByMessage => Ok(Interrupt::ByMessage),
             other => Err(unexpected(&other)),
@@ -278,11 +279,11 @@ impl KernelHandle for AgentKernel {
         let _operation = self.operation.lock().await;
         let place = self.place();
         let link = self.link();
-        let asked = tokio::select! {
+        let answer = tokio::select! {
             answer = timeout(grace + RESTART_DEADLINE, link.control(Control::Shutdown { grace })) => answer,
             exit = place.gone() => Ok(Ok(Answer::Ended(exit))),
         };
-        let exit = match asked {
+        let exit = match answer {
             Ok(Ok(Answer::Ended(exit))) => exit,
             Ok(Ok(Answer::Failed(error))) => return Err(error),
             Ok(Ok(other)) => return Err(unexpected(&other)),

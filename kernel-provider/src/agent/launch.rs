@@ -7,8 +7,8 @@ use jupyter_protocol::kernelspec::Kernelspec;
 use jupyter_protocol::{KernelId, Transport};
 use serde::{Deserialize, Serialize};
 
-/// An agent's configuration and its kernel's launch. The agent reads it as JSON from standard input, because it contains
-/// secrets.
+/// An agent's configuration and its kernel's launch. The agent reads it as JSON from standard input, because it
+/// contains secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Launch {
     /// The kernel's id.
@@ -41,11 +41,12 @@ pub struct Launch {
     pub ports: Option<(u16, u16)>,
     /// The interpreter for kernelspecs whose command is just `python`.
     pub python: Option<PathBuf>,
-    /// A command that starts the kernel's command, which is appended to it.
+    /// A command to which the kernel's command is appended as arguments.
     pub command_prefix: Vec<String>,
     /// Maximum size of the agent's log, in bytes of entries that are not acknowledged.
     pub spool_bytes: u64,
-    /// How long an idle kernel's agent waits for a connection before it ends the kernel and itself; `None` for no limit.
+    /// How long an idle kernel's agent waits for a connection before it ends the kernel and itself; `None` for no
+    /// limit.
     pub orphan_timeout: Option<Duration>,
 }
 

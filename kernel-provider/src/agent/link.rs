@@ -95,7 +95,7 @@ impl Link {
         }
     }
 
-    /// Sends a request and waits for the answer, also over reconnects. Use it with a timeout.
+    /// Sends a request and waits for the answer, even across reconnects. Use it with a timeout.
     ///
     /// # Errors
     /// [`LinkClosed`] if the agent is gone.
@@ -166,11 +166,12 @@ impl MessageSender {
         self.channel
     }
 
-    /// Queues a message in the layout of `v1.kernel.websocket.jupyter.org`. Its `number` must be larger than that of the
-    /// channel's previous message.
+    /// Queues a message in the layout of `v1.kernel.websocket.jupyter.org`. Its `number` must be larger than the number
+    /// of the channel's previous message.
     ///
     /// Waits until the agent has accepted the previous message, and while the kernel's process is not running. A queued
-    /// message reaches the process over any reconnect, unless the process ends first. A cancelled call has queued nothing.
+    /// message reaches the process even if the link reconnects, unless the process ends first. A cancelled call queues
+    /// nothing.
     ///
     /// # Errors
     /// [`LinkClosed`] if the agent is gone.

@@ -2,7 +2,7 @@
 //! whichever program uses the link.
 //!
 //! [`Link`] is the gateway's end. A link is a stream of [frames](frame) over any connection; docs/src/agent-link.md
-//! documents each byte. It reconnects automatically. No message is lost or repeated over a reconnect, in either
+//! documents each byte. A link reconnects automatically. A reconnect neither loses nor repeats a message, in either
 //! direction, because both ends number their messages.
 
 mod control;

@@ -1,4 +1,4 @@
-//! What a back end implements for agents, and the kernels that are built on it.
+//! The traits that a back end implements to run agents, and the kernels that are built on them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,8 +20,8 @@ use crate::{
 /// A back end implements this and [`Place`], and leaves the rest to [`AgentKernels`].
 #[async_trait]
 pub trait Placement: Send + Sync + 'static {
-    /// Starts an agent, which starts the kernel. Returns once the agent accepts connections or is about to. Dropping the
-    /// future leaves nothing behind.
+    /// Starts an agent, which starts the kernel. Returns once the agent accepts connections or is about to. Dropping
+    /// the future leaves nothing behind.
     ///
     /// # Errors
     /// [`LaunchError`] if the agent cannot be started.
@@ -119,7 +119,7 @@ impl Drop for PlaceGuard {
     fn drop(&mut self) {
         if let Some(place) = self.place.take() {
             place.kill();
-            // Without a runtime, the next program that opens the placement removes it.
+            // Without a runtime, the next program that opens the placement removes the agent.
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {
                 let removing = self.removing.track_future(async move { place.remove().await });
                 runtime.spawn(removing);
@@ -129,7 +129,7 @@ impl Drop for PlaceGuard {
 }
 
 impl AgentKernels {
-    /// Creates the kernels of a placement, with the agents that it `found` running. Must be called in a tokio runtime.
+    /// Creates the kernels of a placement. `found` are its running agents. Must be called in a tokio runtime.
     #[must_use]
     pub fn new(placement: Arc<dyn Placement>, found: Vec<Arc<dyn Place>>) -> Self {
         let kernels = Self {
@@ -172,7 +172,7 @@ impl AgentKernels {
             }
             kernel.discard().await;
         }
-        // The agent has the same timeout, and its error tells more, so wait a little longer.
+        // The agent has the same timeout. Its error is more detailed, so wait a little longer.
         let deadline = tokio::time::Instant::now() + request.timeout + ANSWER_DEADLINE;
         let place = self.placement.place(request, progress).await?;
         let mut guard = PlaceGuard {
@@ -204,7 +204,7 @@ impl AgentKernels {
         Ok(kernel)
     }
 
-    /// The records of the running kernels, and of those that ended before they were attached to.
+    /// The records of the running kernels, and of kernels that ended before a caller attached to them.
     #[must_use]
     pub fn records(&self) -> Vec<KernelRecord> {
         let kernels: Vec<_> = lock(&self.kernels.running).values().cloned().collect();

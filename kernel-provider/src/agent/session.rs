@@ -1,4 +1,4 @@
-//! The task of a link: one connection after another.
+//! The task of a link. It connects, uses the connection until it is lost, and reconnects.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,7 +31,7 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// After this long without a frame, the connection counts as lost.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How many bytes of entries the agent may send before some are consumed.
+/// How many bytes of entries the agent may send before the reader consumes some of them.
 const WINDOW: u64 = 2 << 20;
 
 /// State that outlives a connection.
@@ -68,7 +68,7 @@ impl Session {
         }
     }
 
-    /// The frames with which a new connection resumes.
+    /// The frames that a new connection sends to continue where the previous one ended.
     fn resume(&self) -> Vec<Bytes> {
         let mut frames = vec![ToAgent::Acknowledge(self.acknowledged).encode()];
         if let Some(reading) = &self.reading {
@@ -81,7 +81,7 @@ impl Session {
         frames
     }
 
-    /// Carries a command out and returns the frame to send, if any.
+    /// Carries out a command, and returns the frame to send for it, if any.
     fn command(&mut self, command: Command) -> Option<Bytes> {
         match command {
             Command::Control(control, reply) => {
@@ -284,9 +284,9 @@ async fn connected(
 ) -> End {
     let Connection { mut reader, mut writer } = connection;
     let used = async {
-        // `resume` has the frames of commands that arrived without a connection.
+        // Commands that arrived without a connection only change the state, from which `resume` makes frames.
         while let Ok(command) = commands.try_recv() {
-            obey(session, command, outgoing);
+            execute(session, command, outgoing);
         }
         for frame in session.resume() {
             writer.write_all(&frame).await?;
@@ -304,7 +304,7 @@ async fn connected(
                     continue;
                 }
                 command = commands.recv() => match command {
-                    Some(command) => obey(session, command, outgoing),
+                    Some(command) => execute(session, command, outgoing),
                     None => return Ok(()),
                 },
                 Some(message) = shell.recv(), if shell_free => Some(into_frame(&mut session.unaccepted[0], message)),
@@ -333,8 +333,8 @@ async fn connected(
     }
 }
 
-/// Carries out a command, and returns the frame to send for it, if any.
-fn obey(session: &mut Session, command: Command, outgoing: &mut [mpsc::Receiver<Outgoing>; 3]) -> Option<Bytes> {
+/// As [`Session::command`]; `DropUnsent` also empties the queues.
+fn execute(session: &mut Session, command: Command, outgoing: &mut [mpsc::Receiver<Outgoing>; 3]) -> Option<Bytes> {
     if matches!(command, Command::DropUnsent) {
         for queue in outgoing {
             while queue.try_recv().is_ok() {}

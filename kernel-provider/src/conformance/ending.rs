@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use jupyter_protocol::KernelId;
 
-use super::{Outcome, Subject, ask, check_nothing_left, ensure, expect, launch, list, shutdown, step, wait_for_phase};
+use super::{
+    Outcome, Subject, check_answers, check_nothing_left, ensure, expect, launch, list, shutdown, step, wait_for_phase,
+};
 use crate::{AttachError, ExitCause, LaunchError, Phase, Progress, ProviderError};
 
 /// A shutdown ends the kernel, notifies all handles, leaves nothing behind, and can be repeated.
@@ -80,7 +82,7 @@ pub async fn reports_the_death_of_a_kernel(subject: &dyn Subject) -> Outcome {
     );
     // Its id can be launched again.
     let again = launch(subject, &*provider, record.id).await?;
-    ask(subject, &*again).await?;
+    check_answers(subject, &*again).await?;
     shutdown(subject, &*again).await?;
     check_nothing_left(subject, &*provider).await
 }
@@ -102,7 +104,7 @@ pub async fn a_reopened_provider_reports_the_end(subject: &dyn Subject) -> Outco
     let provider = subject.open().await;
     match step(subject, "attach", provider.attach(&record)).await? {
         Err(AttachError::Gone { .. }) => {}
-        // Its last messages may not have been read yet.
+        // Attaching may still succeed, because the last messages of the kernel may not have been read yet.
         Ok(kernel) => {
             let exit = step(subject, "the end of a dead kernel", kernel.wait()).await?;
             ensure!(
@@ -133,7 +135,7 @@ pub async fn a_shutdown_cancels_a_restart(subject: &dyn Subject) -> Outcome {
     check_nothing_left(subject, &*provider).await
 }
 
-/// A cancelled shutdown does no harm: the next one ends the kernel.
+/// After a cancelled shutdown, the next one ends the kernel.
 pub async fn a_cancelled_shutdown_can_be_repeated(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use jupyter_protocol::KernelId;
 
 use super::{
-    Failure, LAST_WORDS, Outcome, Subject, ask, check_nothing_left, ensure, expect, launch, launch_request, list,
-    shutdown, step,
+    Failure, LAST_WORDS, Outcome, Subject, check_answers, check_nothing_left, ensure, expect, launch, launch_request,
+    list, shutdown, step,
 };
 use crate::{ExitCause, LaunchError, LaunchRequest, LaunchStage, Phase, Progress, lock};
 
@@ -27,7 +27,7 @@ impl Stages {
     }
 }
 
-/// The kernelspecs are known from the start, under the names that launches accept.
+/// An opened provider lists its kernelspecs at once, under the names that launches accept.
 pub async fn lists_kernelspecs(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     ensure!(
@@ -84,7 +84,7 @@ pub async fn answers_at_its_connection(subject: &dyn Subject) -> Outcome {
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     let connection = expect(subject, "connection", kernel.connection()).await?;
     ensure!(!connection.key.is_empty(), "the kernel's messages are not signed");
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await.map(drop)
 }
 
@@ -191,7 +191,7 @@ pub async fn launches_concurrently(subject: &dyn Subject) -> Outcome {
     for kernel in &kernels {
         let connection = expect(subject, "connection", kernel.connection()).await?;
         addresses.insert(connection.address(jupyter_protocol::Channel::Shell));
-        ask(subject, &**kernel).await?;
+        check_answers(subject, &**kernel).await?;
     }
     ensure!(addresses.len() == kernels.len(), "kernels share sockets: {addresses:?}");
     let ends = kernels.iter().map(|kernel| shutdown(subject, &**kernel));
@@ -242,7 +242,7 @@ pub async fn a_cancelled_launch_leaves_nothing(subject: &dyn Subject) -> Outcome
         }
     }
     let kernel = launch(subject, &*provider, id).await?;
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await?;
     check_nothing_left(subject, &*provider).await
 }

@@ -60,12 +60,12 @@ pub trait Subject: Send + Sync {
         Interrupt::Signalled
     }
 
-    /// Code that does this in kernels of [`spec`](Self::spec); `None` if there is none, which skips the cases that need
-    /// it. For ipykernel: [`Probe::in_python`].
+    /// Code that does what `probe` describes in kernels of [`spec`](Self::spec). `None` skips the cases that need it.
+    /// For ipykernel: [`Probe::in_python`].
     fn code(&self, probe: &Probe) -> Option<String>;
 
-    /// A directory other than the default one in which kernels can be started, as the path that the kernels see. `None`
-    /// if there is none, which skips the case that needs it.
+    /// A directory other than the default one in which kernels can be started: its path inside the kernels. `None`
+    /// skips the case that needs it.
     fn working_dir(&self) -> Option<PathBuf>;
 
     /// A kernelspec whose kernel writes [`LAST_WORDS`] and exits with code 3 before its sockets are open.
@@ -96,8 +96,8 @@ pub trait Subject: Send + Sync {
     }
 }
 
-/// How long to wait for a kernel's answer before asking again.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How long to wait for a kernel's answer before the request is repeated.
+const REPEAT_AFTER: Duration = Duration::from_secs(5);
 /// Output of the failing kernels.
 pub const LAST_WORDS: &str = "these are the last words";
 
@@ -210,20 +210,20 @@ async fn list(subject: &dyn Subject, provider: &dyn KernelProvider) -> Result<Ve
 }
 
 /// Sends a `kernel_info_request` over the connection of the handle and waits for the answer.
-async fn ask(subject: &dyn Subject, kernel: &dyn KernelHandle) -> Outcome {
+async fn check_answers(subject: &dyn Subject, kernel: &dyn KernelHandle) -> Outcome {
     let connection = expect(subject, "connection", kernel.connection()).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;
     // Repeats an unanswered request, as jupyter_client and the manager do, because a kernel may have just opened its
     // sockets.
-    let asking = async {
+    let requesting = async {
         loop {
-            match client.request_within(KernelInfoRequest::default(), ASK_AGAIN).await {
+            match client.request_within(KernelInfoRequest::default(), REPEAT_AFTER).await {
                 Err(ClientError::Deadline { .. }) => {}
                 answer => return answer,
             }
         }
     };
-    step(subject, "kernel_info", asking)
+    step(subject, "kernel_info", requesting)
         .await?
         .map(drop)
         .map_err(|error| Failure::new(format!("kernel_info: {error}")))

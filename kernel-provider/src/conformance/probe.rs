@@ -1,4 +1,4 @@
-/// What code in a kernel must do, so that a case can observe how the provider runs the kernel.
+/// A task for code in a kernel, with which a case observes how the provider runs the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Probe {
@@ -6,8 +6,8 @@ pub enum Probe {
     PrintVariable(String),
     /// Print the working directory, and nothing else, on standard output.
     PrintWorkingDir,
-    /// Print `running` on standard output again and again until interrupted. A client may miss what is printed before it
-    /// is subscribed.
+    /// Print `running` on standard output repeatedly until interrupted. A client may miss text that is printed before
+    /// it has subscribed.
     WaitForInterrupt,
     /// Start another process, which runs for minutes at least and shows up in
     /// [`leftovers`](super::Subject::leftovers), and print `started` on standard output.

@@ -1,11 +1,12 @@
-//! Tests of what code in a kernel sees of its provider.
+//! Tests that run code in kernels.
 
 use jupyter_protocol::KernelId;
 use jupyter_protocol::client::{Client, Execution, ExecutionEvent};
 use jupyter_protocol::content::{Content, ExecuteRequest};
 
 use super::{
-    Failure, Outcome, Probe, Subject, ask, check_nothing_left, ensure, expect, launch, launch_request, shutdown, step,
+    Failure, Outcome, Probe, Subject, check_answers, check_nothing_left, ensure, expect, launch, launch_request,
+    shutdown, step,
 };
 use crate::{Interrupt, KernelHandle, Progress};
 
@@ -17,14 +18,14 @@ const VALUE: &str = "two words, a $HOME, 'quotes\", =, \\ and ü";
 /// Starts code, and returns its execution and the client, which must live as long as the execution.
 async fn start(subject: &dyn Subject, kernel: &dyn KernelHandle, code: String) -> Result<(Client, Execution), Failure> {
     // The kernel is ready once it has answered.
-    ask(subject, kernel).await?;
+    check_answers(subject, kernel).await?;
     let connection = expect(subject, "connection", kernel.connection()).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;
     let execution = expect(subject, "execute", client.execute(ExecuteRequest::new(code))).await?;
     Ok((client, execution))
 }
 
-/// Reads the execution's output until `done` is true for it, or to the end of the execution.
+/// Reads the execution's output until `done` returns true for the text so far, or the execution ends.
 async fn read(
     subject: &dyn Subject,
     execution: &mut Execution,
@@ -49,7 +50,7 @@ async fn read(
     step(subject, "the output", reading).await?
 }
 
-/// Variables of the request reach the kernel as they are.
+/// The kernel gets the environment variables of the request unchanged.
 pub async fn passes_environment_variables(subject: &dyn Subject) -> Outcome {
     let Some(code) = subject.code(&Probe::PrintVariable(VARIABLE.to_owned())) else {
         return Ok(());
@@ -93,7 +94,7 @@ pub async fn an_interrupt_ends_the_code(subject: &dyn Subject) -> Outcome {
     }
     // Waits for the execution's end, however the kernel's language reports it.
     read(subject, &mut execution, |_| false).await?;
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await.map(drop)
 }
 

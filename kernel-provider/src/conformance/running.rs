@@ -6,8 +6,8 @@ use std::time::Duration;
 use jupyter_protocol::KernelId;
 
 use super::{
-    Failure, Outcome, Subject, ask, check_nothing_left, ensure, expect, launch, launch_request, list, shutdown, step,
-    wait_for_phase,
+    Failure, Outcome, Subject, check_answers, check_nothing_left, ensure, expect, launch, launch_request, list,
+    shutdown, step, wait_for_phase,
 };
 use crate::{AttachError, KernelRecord, Phase, Progress, Selector};
 
@@ -113,7 +113,7 @@ pub async fn a_dropped_handle_does_not_end_the_kernel(subject: &dyn Subject) -> 
     let record = kernel.record();
     drop(kernel);
     let kernel = expect(subject, "attach", provider.attach(&record)).await?;
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await?;
     check_nothing_left(subject, &*provider).await
 }
@@ -123,10 +123,10 @@ pub async fn interrupts_as_the_kernelspec_says(subject: &dyn Subject) -> Outcome
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
     // A kernel that answers has installed its signal handlers.
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     let how = expect(subject, "interrupt", kernel.interrupt()).await?;
     ensure!(how == subject.interrupt(), "the interrupt was carried out as {how:?}");
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await.map(drop)
 }
 
@@ -134,7 +134,7 @@ pub async fn interrupts_as_the_kernelspec_says(subject: &dyn Subject) -> Outcome
 pub async fn restarts_under_the_same_id(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     let record = kernel.record();
     let mut phase = kernel.phase();
     phase.mark_unchanged();
@@ -153,14 +153,14 @@ pub async fn restarts_under_the_same_id(subject: &dyn Subject) -> Outcome {
         "a restarted kernel is not running"
     );
     ensure!(kernel.record().id == record.id, "a restart changed the id");
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     ensure!(
         list(subject, &*provider).await?.len() == 1,
         "a restarted kernel is listed twice or not at all"
     );
     // The old record remains valid.
     let attached = expect(subject, "attach", provider.attach(&record)).await?;
-    ask(subject, &*attached).await?;
+    check_answers(subject, &*attached).await?;
     shutdown(subject, &*kernel).await?;
     check_nothing_left(subject, &*provider).await
 }
@@ -177,7 +177,7 @@ pub async fn restarts_a_dead_kernel(subject: &dyn Subject) -> Outcome {
         kernel.restart(Duration::from_secs(5), Progress::ignored()),
     )
     .await?;
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await?;
     check_nothing_left(subject, &*provider).await
 }
@@ -190,7 +190,7 @@ pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
     let annotations = BTreeMap::from([("a/b \"c\"".to_owned(), "d: ö".to_owned())]);
     request.annotations.clone_from(&annotations);
     let kernel = expect(subject, "launch", provider.launch(request, Progress::ignored())).await?;
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     let connection = expect(subject, "connection", kernel.connection()).await?;
     drop(kernel);
     drop(provider);
@@ -210,7 +210,7 @@ pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
         expect(subject, "connection", kernel.connection()).await?.key == connection.key,
         "a new embedder has another key"
     );
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     // The new embedder has full control of the kernel.
     expect(
         subject,
@@ -218,7 +218,7 @@ pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
         kernel.restart(Duration::from_secs(5), Progress::ignored()),
     )
     .await?;
-    ask(subject, &*kernel).await?;
+    check_answers(subject, &*kernel).await?;
     ensure!(
         kernel.record().annotations == annotations,
         "a restart changed the annotations"

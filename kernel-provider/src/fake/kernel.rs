@@ -45,7 +45,7 @@ struct KernelState {
 struct Running {
     task: JoinHandle<()>,
     server: ServerHandle,
-    /// Closes together with the task.
+    /// Its sender is dropped when the task ends.
     is_gone: watch::Receiver<()>,
 }
 
@@ -121,7 +121,7 @@ impl FakeKernel {
                 // Dropped with the task, however it ends.
                 let _gone = gone;
                 server.run().await;
-                // The server has handled a shutdown_request, after which a process exits with 0.
+                // The server was shut down. A process would exit with code 0.
                 Self::task_ended(&kernel, ExitCause::Code(0));
             }),
             server: handle,
@@ -234,7 +234,7 @@ impl Drop for Restarting<'_> {
 pub(super) struct FakeHandle(pub(super) Arc<FakeKernel>);
 
 impl FakeHandle {
-    fn gone(&self) -> Result<(), ProviderError> {
+    fn check_running(&self) -> Result<(), ProviderError> {
         match self.0.exit() {
             Some(exit) => Err(ProviderError::Gone(exit.cause)),
             None => Ok(()),
@@ -249,7 +249,7 @@ impl KernelHandle for FakeHandle {
     }
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
-        self.gone()?;
+        self.check_running()?;
         Ok(self.0.lock().connection.clone())
     }
 
@@ -262,7 +262,7 @@ impl KernelHandle for FakeHandle {
     }
 
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
-        self.gone()?;
+        self.check_running()?;
         let mut state = self.0.lock();
         state.interrupts += 1;
         if self.0.spec.spec.interrupt_mode == InterruptMode::Message {

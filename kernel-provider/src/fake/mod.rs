@@ -88,7 +88,7 @@ impl FakeProvider {
         provider
     }
 
-    /// A provider with another name, which must not contain a slash.
+    /// Sets the name, which must not contain a slash.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -125,7 +125,7 @@ impl FakeProvider {
         self.backend.specs.send_replace(Arc::new(specs));
     }
 
-    /// Ends a kernel with this cause, as if by itself. Does nothing if it does not run.
+    /// Simulates that a kernel ends by itself with this cause. Does nothing if the kernel does not run.
     pub fn end(&self, id: KernelId, cause: ExitCause) {
         if let Some(kernel) = self.find(id) {
             kernel.ended(cause);

@@ -101,8 +101,8 @@ impl AgentFiles {
         load_record(&self.record())
     }
 
-    /// Kills the kernel of an agent that is gone, and everything that it started, and removes its files, so that another
-    /// agent does not take it for its own. Blocks the thread.
+    /// Kills the kernel of an agent that is gone, with all processes that the kernel has started, and removes the
+    /// kernel's files. Otherwise the next agent in this folder would attach to that kernel. Blocks the thread.
     pub(super) fn end_kernel(&self) {
         let Ok(entries) = fs::read_dir(self.dir.join("kernels")) else {
             return;
@@ -126,7 +126,7 @@ impl AgentFiles {
                         process.kill();
                         process.reap();
                     }
-                    // It ended with the agent, but processes that it started may still run.
+                    // The kernel ended with the agent, but processes that it started may still run.
                     Err(_) => crate::process::session::kill_members(&identity),
                 }
             }

@@ -1,4 +1,4 @@
-//! Kernels under agents: processes that start a kernel, record its messages, and outlive this program.
+//! Kernels under agents. An agent is a process that starts a kernel, records its messages, and outlives this program.
 
 mod files;
 mod place;
@@ -31,7 +31,7 @@ pub(crate) struct LocalPlacement {
 }
 
 impl LocalPlacement {
-    /// Finds the running agents. Ends those whose launch had not completed. Blocks the thread.
+    /// Finds the running agents, and kills those whose launch was not completed. Blocks the thread.
     pub(crate) fn find(context: &Arc<ProviderContext>) -> Result<Vec<Arc<dyn Place>>, ProviderError> {
         let mut places: Vec<Arc<dyn Place>> = Vec::new();
         for files in AgentFiles::all(&context.state)? {
@@ -55,7 +55,7 @@ impl LocalPlacement {
                     places.push(Arc::new(LocalPlace::new(context, files, saved, process)));
                 }
                 Some(process) => {
-                    tracing::warn!(kernel = %id, "ending an agent whose program ended during its launch");
+                    tracing::warn!(kernel = %id, "killing an agent whose launch was never completed");
                     process.kill();
                     process.reap();
                     files.end_kernel();
@@ -76,7 +76,7 @@ impl LocalPlacement {
 impl Placement for LocalPlacement {
     async fn place(&self, request: &LaunchRequest, progress: &Progress) -> Result<Arc<dyn Place>, LaunchError> {
         let prepared = prepare(&self.context, request).await?;
-        // A local process does not wait for room.
+        // A local process is not scheduled, so this stage is complete at once.
         progress.report(LaunchStage::Scheduled);
         let context = self.context.clone();
         let timeout = request.timeout;
@@ -193,7 +193,7 @@ fn agent_launch(
     }
 }
 
-/// Starts the agent whose launch is in its folder.
+/// Starts an agent, whose launch is already in its folder.
 fn start_agent(
     context: &Arc<ProviderContext>,
     files: AgentFiles,
@@ -209,7 +209,7 @@ fn start_agent(
         reason,
     };
     let failed = |error: io::Error| ProviderError::failed(format!("start {}", agent.display()), error);
-    // Inherited variables only; the kernel's own are in the launch.
+    // Only inherited variables. The launch contains the kernel's own.
     let none = std::collections::BTreeMap::new();
     let env = environment::compose(&context.options, std::env::vars_os(), &none, &none);
     let launch = std::fs::File::open(files.launch()).map_err(failed)?;
@@ -233,7 +233,7 @@ fn start_agent(
     let process = Process::spawn(command).map_err(|error| {
         cannot(match error.kind() {
             io::ErrorKind::NotFound => {
-                "there is no such program; install it in the folder of the gateway's program".to_owned()
+                "there is no such program; install it in the folder that contains the gateway's program".to_owned()
             }
             _ => error.to_string(),
         })

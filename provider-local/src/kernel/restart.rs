@@ -102,7 +102,7 @@ impl Drop for RestartGuard<'_> {
             return;
         }
         if state.running.is_some() {
-            // The old process still exists. If it was asked to end, its supervisor reports the exit.
+            // The old process still exists. If it has received SIGTERM, its supervisor reports the exit.
             self.kernel.phase.send_replace(Phase::Running);
         } else {
             self.kernel.exited(state, self.exit.clone());

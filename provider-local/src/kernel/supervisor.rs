@@ -19,7 +19,7 @@ const TRIM_PAUSE: Duration = Duration::from_millis(200);
 
 /// Watches a process until it is gone, and keeps its output bounded until then.
 ///
-/// Holds nothing that keeps the state directory locked, so dropping the provider and all handles unlocks it at once.
+/// The task does not keep the state directory locked, so dropping the provider and all handles unlocks it at once.
 pub(super) async fn supervise(
     kernel: Weak<LocalKernel>,
     events: Arc<Events>,
@@ -35,7 +35,7 @@ pub(super) async fn supervise(
         // The runtime is shutting down.
         return;
     };
-    let ended = blocking("end what the kernel started", move || {
+    let ended = blocking("end the processes that the kernel started", move || {
         process.reap();
         if let Some(kernel) = kernel.upgrade() {
             let output = output::tail(&files.output(), output_from, output::ERROR_TAIL).unwrap_or_default();
@@ -53,7 +53,7 @@ async fn bound_output(events: &Events, files: &KernelFiles) -> std::convert::Inf
     let wrote = Arc::new(Notify::new());
     let mut trimmer = Trimmer::default();
     loop {
-        // One event, then none until the pause is over, so that continuous output does not cause continuous events.
+        // One event, and then none until the pause is over, so that continuous output does not cause continuous events.
         let once = WatchFlags::MODIFY | WatchFlags::ONESHOT;
         let watch = events.watch(&path, once, &wrote);
         let trimmed = trimmer.trim(&path);

@@ -11,13 +11,13 @@ use crate::state::KernelFiles;
 pub(super) struct ProcessGuard {
     pub(super) process: Option<Arc<Process>>,
     pub(super) files: KernelFiles,
-    /// Whether to remove the files too. Not for a restart, whose files existed before.
+    /// Whether to remove the files too. False for a restart, because the files existed before it.
     pub(super) is_new: bool,
     pub(super) tracker_token: TaskTrackerToken,
 }
 
 impl ProcessGuard {
-    /// Leaves the process to its new owner.
+    /// Leaves the process and its files to the new owner.
     pub(super) fn disarm(mut self) {
         self.keep_files();
         self.process = None;

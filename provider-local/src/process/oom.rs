@@ -1,6 +1,6 @@
-//! Distinguishes kernels killed by the out-of-memory killer from those killed by someone else.
+//! Distinguishes kernels killed by the out-of-memory killer from those killed by a user or another program.
 //!
-//! Both die by SIGKILL. The system counts its out-of-memory kills: for the control group that kernels share with this
+//! Both end by SIGKILL. The system counts its out-of-memory kills: for the control group that kernels share with this
 //! process, or for the whole machine if the group's count cannot be read.
 
 use std::collections::VecDeque;
@@ -82,8 +82,8 @@ impl OomCounter {
     /// A version 2 control group's file reports changes by events. Other files are polled.
     pub(crate) async fn follow(self: Arc<Self>, events: Arc<Events>) {
         let changed = Arc::new(Notify::new());
-        let tells = self.file.ends_with("memory.events");
-        let watch = tells.then(|| events.watch(&self.file, WatchFlags::MODIFY, &changed));
+        let has_events = self.file.ends_with("memory.events");
+        let watch = has_events.then(|| events.watch(&self.file, WatchFlags::MODIFY, &changed));
         let is_watched = matches!(watch, Some(Ok(_)));
         loop {
             if is_watched {
@@ -156,8 +156,8 @@ mod tests {
             let following = tokio::spawn(Arc::clone(&counter).follow(Arc::new(Events::new().unwrap())));
             tokio::task::yield_now().await;
             fs::write(&file, "oom_kill 1\n").unwrap();
-            let noted = || crate::lock(&counter.kills).seen.len() == 1;
-            while !noted() {
+            let is_recorded = || crate::lock(&counter.kills).seen.len() == 1;
+            while !is_recorded() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             tokio::time::advance(CLAIM_WINDOW * 2).await;

@@ -77,7 +77,7 @@ fn updates_are_folded_into_the_state_with_its_buffers() {
 }
 
 #[test]
-fn a_comm_follows_those_that_it_refers_to() {
+fn a_comm_is_listed_after_those_that_it_refers_to() {
     let mut comms = Comms::default();
     apply(
         &mut comms,
@@ -121,7 +121,7 @@ fn comms_are_bounded_in_number_and_size() {
         &update("large 3", "update", json!({"value": huge}), json!([]), &[]),
         &mut updates,
     );
-    // The one that grew is forgotten, not the others.
+    // The comm that grew is forgotten, not the others.
     assert!(comms.open.contains_key("large 2") && comms.open.len() == 1);
     assert!(comms.is_incomplete());
     comms.end(Seq(10_000), &mut updates);
@@ -151,7 +151,7 @@ fn invalid_messages_change_nothing() {
         apply(&mut comms, 3, &message("comm_msg", content, &[]));
     }
     assert_eq!(comms.list(Seq(9))[0].data["state"], json!({"value": 1}));
-    // Without data, it is a widget without state.
+    // A `comm_open` without data opens a widget without state.
     apply(
         &mut comms,
         4,

@@ -31,7 +31,7 @@ use crate::session::synthetic_reply::MISSING;
 enum Connecting {
     /// Its process was just started.
     Started,
-    /// It was running already, before this program started or while the connection was closed.
+    /// It was already running, before this program started or while the connection was closed.
     Attached,
 }
 
@@ -53,8 +53,8 @@ impl Recorder {
         connected.await.map_err(silent)?
     }
 
-    /// Connects to a kernel that was already running. Returns once all messages that its agent has kept are recorded and
-    /// messages that did not reach the kernel are sent again. There is no deadline, because there may be many.
+    /// Connects to a kernel that was already running. Returns once all messages that its agent has kept are recorded
+    /// and messages that did not reach the kernel are sent again. There is no deadline, because there may be many.
     pub(crate) async fn reconnect_agent(&self, link: &Arc<Link>) -> Result<(), SocketError> {
         self.recording.find_kernel_session().await;
         let opened = self.read_agent(link, Connecting::Attached).await?;
@@ -65,8 +65,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// Starts to record the agent's entries. Returns the number of the newest process whose [`Event::Opened`] was read,
-    /// and its changes.
+    /// Starts to record the agent's entries. Returns a watch of the number of the newest process whose
+    /// [`Event::Opened`] was read.
     async fn read_agent(&self, link: &Arc<Link>, connecting: Connecting) -> Result<watch::Receiver<u64>, SocketError> {
         let welcome = link.welcome().await.map_err(broken)?;
         self.disconnect().await;
@@ -117,7 +117,7 @@ impl Recorder {
 
 /// Waits until the sockets of this process, or of a later one, are connected.
 async fn wait_until_opened(mut opened: watch::Receiver<u64>, process: u64) {
-    // If the agent is gone, the caller learns it from the kernel's phase.
+    // If the agent is gone, the kernel's phase reports this to the caller.
     if opened.wait_for(|opened| *opened >= process).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -139,13 +139,13 @@ struct AgentReader {
     position: AgentPosition,
     /// The last entry that the agent had when it was connected.
     catch_up_to: u64,
-    /// Whether messages pass to the process at the position.
+    /// Whether clients' messages are sent to the process at the position.
     is_open: bool,
-    /// The agent's last entry whose position was appended together with an entry here.
+    /// The agent's last entry whose position was stored together with an entry of this log.
     recorded: u64,
     status: StatusFollower,
     opened: watch::Sender<u64>,
-    /// The number of the agent's last entry that is appended here.
+    /// The number of the agent's last entry that is in this log.
     appended: watch::Sender<u64>,
     reconnected: Arc<Notify>,
 }
@@ -167,7 +167,7 @@ impl AgentReader {
                     reserved = None;
                 }
                 Some(Received::Offer { first, bytes }) => {
-                    // Before a repeated offer reserves memory again.
+                    // Release the memory first, in case the offer is repeated.
                     drop(reserved.take());
                     reserved = Some(self.recording.memory.reserve(bytes).await);
                     incoming.take(first);
@@ -197,8 +197,8 @@ impl AgentReader {
         }
     }
 
-    /// Lets clients' messages pass once the sockets of the present process are connected and everything that the agent
-    /// had recorded is recorded here.
+    /// Allows clients' messages once the sockets of the current process are connected and all entries that the agent
+    /// had are in this log.
     async fn open_if_due(&mut self) {
         if self.is_open || self.position.is_closed || self.position.process == 0 || self.position.seq < self.catch_up_to
         {
@@ -207,7 +207,7 @@ impl AgentReader {
         let is_present = {
             let phase = self.link.phase();
             let phase = phase.borrow();
-            // The agent tells the phase a moment after it has connected the sockets.
+            // The agent reports the phase a moment after it has connected the sockets.
             self.position.process > phase.process
                 || self.position.process == phase.process && phase.phase == Phase::Running
         };
@@ -246,7 +246,7 @@ impl AgentReader {
         }
         self.publish(&mut published, &block);
         if self.recorded != self.position.seq {
-            // No entry was appended here for the agent's last entries, so store the position without one.
+            // The agent's last entries did not cause an entry in this log, so store the position alone.
             let updates = {
                 let mut requests = self.recording.requests();
                 requests.set_agent(self.position);
@@ -264,7 +264,7 @@ impl AgentReader {
         }
     }
 
-    /// Appends messages of iopub that arrived together.
+    /// Appends iopub messages that arrived together.
     fn publish(&mut self, messages: &mut Vec<WireMessage>, block: &Block) {
         if messages.is_empty() {
             return;
@@ -275,7 +275,7 @@ impl AgentReader {
         messages.clear();
     }
 
-    /// Lets the next entry be appended together with the position.
+    /// Stores the position together with the entry that is appended next.
     fn set_position(&mut self) {
         self.recording.requests().set_agent(self.position);
         self.recorded = self.position.seq;
@@ -283,7 +283,7 @@ impl AgentReader {
 
     async fn on_event(&mut self, entry: &Entry) {
         let Some(event) = Event::from_message(&entry.message()) else {
-            debug!("the agent reported an event that this version does not know");
+            debug!("the agent reported an event that this version does not support");
             return;
         };
         match event {
@@ -307,7 +307,7 @@ impl AgentReader {
             }
             Event::Reconnected => {
                 self.recording.report_missing_output(MISSING, true);
-                // The kernel may have become idle meanwhile.
+                // The kernel may have become idle while the connection was lost.
                 self.status = StatusFollower::default();
                 self.reconnected.notify_one();
             }
@@ -315,14 +315,14 @@ impl AgentReader {
                 .recording
                 .report_missing_output(&skipped_text(bytes, too_large), false),
             Event::RepliesLost => self.reconnected.notify_one(),
-            _ => debug!("the agent reported an event that this version does not know"),
+            _ => debug!("the agent reported an event that this version does not support"),
         }
     }
 
-    /// Lets clients' messages be sent, because the current process is connected.
+    /// Allows clients' messages to be sent to the current process.
     async fn open(&mut self) {
         let recording = &self.recording;
-        // Before a client's request can find a sender.
+        // Before the senders are set, so that no client's request is sent first.
         if self.connecting == Connecting::Started {
             recording.setup.begin();
         }
@@ -373,8 +373,8 @@ impl AgentReader {
                 unaccepted.push(execution.request);
             }
         }
-        // Of other requests, only those after the last accepted one can be missing, because each message waits until the
-        // previous one is accepted.
+        // Of other requests, only those after the last accepted one can be missing, because each message waits until
+        // the previous one is accepted.
         let newest = [Channel::Shell, Channel::Control, Channel::Stdin]
             .map(accepted)
             .into_iter()

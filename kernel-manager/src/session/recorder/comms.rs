@@ -15,7 +15,8 @@ use crate::session::index_keys as keys;
 use crate::session::msg_type::msg_type;
 
 impl Recorder {
-    /// The comms that were opened up to entry `until`, with their newest state, each after those that it refers to.
+    /// The comms that were opened up to entry `until`, with their newest state. Comms come after those that they refer
+    /// to.
     pub(crate) async fn comms(&self, until: Seq) -> Result<Vec<Comm>, ReadError> {
         self.recording.list_comms(move |comms| comms.list(until)).await
     }
@@ -31,7 +32,7 @@ impl Recorder {
     }
 }
 
-/// How many threads make lists of comms; each occupies a processor.
+/// How many threads list comms at a time, because each of them occupies a CPU core.
 static LISTING: Semaphore = Semaphore::const_new(2);
 /// Deadline for reading the open comms from the log.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
@@ -54,10 +55,10 @@ impl Recording {
         let failed = |reason: &str| StoreError::failed("read the open comms", reason).into();
         match timeout(READ_DEADLINE, self.read_unknown_comms()).await {
             Ok(read) => read?,
-            Err(_) => return Err(failed("the log takes too long")),
+            Err(_) => return Err(failed("reading the log takes too long")),
         }
         let known = self.requests().comms.known().cloned();
-        known.ok_or_else(|| failed("too many comm messages arrived meanwhile"))
+        known.ok_or_else(|| failed("too many comm messages arrived while the log was read"))
     }
 
     async fn read_unknown_comms(self: &Arc<Self>) -> Result<(), ReadError> {
@@ -66,7 +67,7 @@ impl Recording {
             return Ok(());
         }
         let recording = self.clone();
-        // Completes even if the caller stops waiting.
+        // A separate task, so that the read completes even if the caller stops waiting.
         let read = tokio::spawn(async move {
             let _reading = reading;
             recording.read_comms_now().await
@@ -80,7 +81,7 @@ impl Recording {
             Some(first) => self.log.reader(Seq(first.0.saturating_sub(1))),
             None => self.log.reader(self.log.head()),
         };
-        // Reads most of the log before new messages must be buffered.
+        // Read most of the log before new messages must be buffered.
         read(&mut reader, self.log.head(), &mut comms).await?;
         let last = {
             let mut requests = self.requests();
@@ -113,7 +114,7 @@ async fn read(reader: &mut Reader, end: Seq, comms: &mut Comms) -> Result<(), Re
         for entry in block.entries() {
             apply(&entry, comms);
         }
-        // Entries in memory are read without waiting, so other tasks need a turn.
+        // Reading entries from memory does not wait, so yield to other tasks.
         tokio::task::yield_now().await;
     }
     Ok(())

@@ -24,7 +24,7 @@ use crate::session::execution_state::ExecutionState;
 impl Recorder {
     /// Connects to a kernel that was just started and replaces the previous connection.
     pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
-        // Runs before a client's request can find a socket.
+        // Runs before the senders are set, so that no client's request is sent first.
         let connected = || self.recording.setup.begin();
         self.connect_sockets(info, deadline, connected).await.map(drop)
     }
@@ -126,11 +126,11 @@ impl Recorder {
     }
 
     /// Drains the iopub of a kernel that has ended. If another process keeps the socket open past the deadline, output
-    /// may be missing, and the log says so.
+    /// may be missing, and the log gets an entry for that.
     pub(crate) async fn drain(&self, deadline: Duration) {
         let mut publishing = self.recording.publishing.subscribe();
-        let heard = timeout(deadline, publishing.wait_for(|publishing| !publishing)).await;
-        if heard.is_err() {
+        let ended = timeout(deadline, publishing.wait_for(|publishing| !publishing)).await;
+        if ended.is_err() {
             self.lifecycle(&Lifecycle::Disconnected);
         }
     }
@@ -146,7 +146,7 @@ impl Recorder {
         });
         let tasks = self.take_connection();
         if let Some(mut tasks) = tasks {
-            // Awaited, so that the tasks append nothing after this.
+            // Wait for the tasks, so that they append nothing after this.
             tasks.shutdown().await;
         }
         self.recording.publishing.send_replace(false);

@@ -21,7 +21,7 @@ const MAX_BATCH_BYTES: usize = 256 << 10;
 /// The task yields after this many batches in a row.
 const BATCHES: usize = 8;
 
-/// Messages from iopub that are appended together, also if the task ends first.
+/// Messages from iopub that are appended together. Dropping it appends them, in case the task ends first.
 struct Batch {
     recording: Arc<Recording>,
     messages: Vec<WireMessage>,
@@ -44,7 +44,7 @@ impl Drop for Batch {
     }
 }
 
-/// Drains iopub without waiting for readers. It waits for the store only when that is far behind.
+/// Records iopub without waiting for readers. Waits for the store only when the store is far behind.
 pub(super) async fn record_iopub(
     recording: Arc<Recording>,
     mut iopub: IopubSubscriber,
@@ -115,7 +115,7 @@ pub(super) async fn record_iopub(
             recording.report_missing_output(&skipped_text(bytes, bytes > MAX_MESSAGE_BYTES), false);
         }
         if broken {
-            // Connections that are lost again before anything arrives are one gap.
+            // Connections that are lost again before a message arrives belong to the same gap.
             if !silent {
                 recording.lifecycle(&Lifecycle::Disconnected);
             }
@@ -124,7 +124,7 @@ pub(super) async fn record_iopub(
             iopub = recording.reconnect_iopub(&address, &mut pauses).await;
             recording.publishing.send_replace(true);
             recording.report_missing_output(MISSING, true);
-            // The kernel may have become idle meanwhile.
+            // The kernel may have become idle while the connection was lost.
             batch.status = StatusFollower::default();
             reconnected.notify_one();
         }

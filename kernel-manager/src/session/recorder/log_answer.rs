@@ -1,4 +1,4 @@
-//! Answers requests from the log that a busy kernel would answer only after the running cell.
+//! Answers some requests from the log, because a busy kernel would answer them only after the running cell.
 
 use bytes::Bytes;
 use jupyter_protocol::content::Content;
@@ -21,7 +21,7 @@ impl Recorder {
         }
         let on_main_shell = Header::parse(request.header()).is_ok_and(|header| header.subshell_id.is_none());
         let requests = self.recording.requests();
-        // The kernel knows all its comms, although it answers late.
+        // The kernel's answer comes late but contains all comms.
         if msg_type == "comm_info_request" && requests.comms.is_incomplete() {
             return false;
         }

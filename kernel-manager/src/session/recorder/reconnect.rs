@@ -1,4 +1,4 @@
-//! Reconnects sockets that were lost while the kernel lives. Each socket reconnects on its own until the provider
+//! Reconnects sockets that were lost while the kernel lives. Each socket reconnects independently until the provider
 //! reports the kernel gone; clients' messages wait.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::{ConnectionState, NUDGE_AFTER, OUR_SESSION, Recording, SendError};
 use crate::session::ExecutionState;
 use crate::session::pending_requests::Requester;
 
-/// Pause before the first try. Nothing reports that a network is back, so this polls.
+/// Pause before the first try. No event reports that a network is back, so this polls.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between tries.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ impl Pauses {
     }
 }
 
-/// A number that grows with the log. An agent uses it to take each message only once.
+/// A number that grows with the log, and by which an agent accepts each message only once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SendNumber(pub(super) u64);
 
@@ -112,7 +112,7 @@ fn unreachable(channel: Channel) -> SocketError {
 }
 
 impl Recording {
-    /// Locks the channel's sender and waits until it can take this session's message.
+    /// Waits until this session's message can be sent on the channel, and returns the locked sender.
     pub(super) async fn sender_for(
         &self,
         channel: Channel,
@@ -168,10 +168,10 @@ impl Recording {
         }
     }
 
-    /// Waits a while for the subscription.
+    /// Waits at most [`SUBSCRIBED_DEADLINE`] for the subscription.
     async fn subscribed(&self) {
         let mut state = self.connection_state.subscribe();
-        let heard = async {
+        let subscribed = async {
             // `self` holds the sender, so this cannot fail.
             let _ = state.wait_for(|state| *state != ConnectionState::Down).await;
             timeout(
@@ -181,7 +181,7 @@ impl Recording {
             .await
             .is_ok()
         };
-        if !heard.await {
+        if !subscribed.await {
             self.connection_state.send_if_modified(|state| {
                 let waited = *state == ConnectionState::Connected;
                 if waited {
@@ -250,7 +250,7 @@ impl Recording {
         Err(error.into())
     }
 
-    /// Reconnects a DEALER socket and hands its sending half to clients.
+    /// Reconnects a DEALER socket and makes its sending half available to clients.
     pub(super) async fn reconnect_dealer(
         &self,
         channel: Channel,
@@ -271,7 +271,7 @@ impl Recording {
         receiver.with_memory(&self.memory)
     }
 
-    /// Subscribes again. The kernel's state is unknown until it publishes it.
+    /// Subscribes again. The kernel's state is unknown until the kernel publishes it.
     pub(super) async fn reconnect_iopub(&self, address: &str, pauses: &mut Pauses) -> IopubSubscriber {
         self.connection_state.send_if_modified(|state| {
             let up = matches!(
@@ -311,18 +311,18 @@ pub(super) async fn recover(recording: Arc<Recording>, reconnected: Arc<Notify>)
                     debug!(%error, "pending executions were not recovered");
                 }
             }
-            // The recovery's own replies may be lost too, so it starts over.
+            // The replies to the recovery's own requests may be lost too, so start again.
             () = reconnected.notified() => reconnected.notify_one(),
         }
     }
 }
 
-/// Asks the kernel for its status until it reports one.
+/// Sends requests to the kernel until it reports its status.
 async fn nudge(recording: &Recording) {
     let mut state = recording.connection_state.subscribe();
     let mut patience = NUDGE_AFTER;
     while *state.borrow() != ConnectionState::Live {
-        let heard = async {
+        let reported = async {
             // Only the status matters; the reply is dropped.
             let (ignored, _) = oneshot::channel();
             let request = Message::new(KernelInfoRequest::default(), OUR_SESSION).to_wire();
@@ -330,11 +330,11 @@ async fn nudge(recording: &Recording) {
                 .send(Channel::Shell, OUR_SESSION, request, Requester::Internal(ignored))
                 .await;
             if let Err(error) = sent {
-                debug!(%error, "the kernel cannot be asked for its status");
+                debug!(%error, "a request for the kernel's status cannot be sent");
             }
             let _ = state.wait_for(|state| *state == ConnectionState::Live).await;
         };
-        if timeout(patience, heard).await.is_err() {
+        if timeout(patience, reported).await.is_err() {
             patience = patience.saturating_mul(2);
         }
     }

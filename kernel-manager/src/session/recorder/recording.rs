@@ -33,8 +33,8 @@ impl Recording {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a request of the recorder's own; `None` if the kernel restarts before it answers.
-    pub(super) async fn ask(&self, channel: Channel, request: &Message) -> Result<Option<WireMessage>, SendError> {
+    /// Sends one of the recorder's own requests; `None` if the kernel restarts before it answers.
+    pub(super) async fn request(&self, channel: Channel, request: &Message) -> Result<Option<WireMessage>, SendError> {
         let (reply, answer) = oneshot::channel();
         self.send(channel, OUR_SESSION, request.to_wire(), Requester::Internal(reply))
             .await?;
@@ -56,7 +56,7 @@ impl Recording {
         let generation = self.generation.load(Ordering::Acquire);
         let ours = matches!(requester, Requester::Internal(_));
         // The sender's lock is held, so no other request can be appended between this check and the append.
-        if !ours && self.was_asked(&header.msg_id, &message).await {
+        if !ours && self.was_sent_before(&header.msg_id, &message).await {
             debug!(msg_id = %header.msg_id, "dropped a message that was sent to the kernel before");
             return Ok(());
         }
@@ -100,13 +100,13 @@ impl Recording {
             msg_id: &message.header_ref()?.msg_id,
             question: question.as_ref(),
         };
-        // An agent takes a message once by the number of its entry, which must not be used again after a crash.
+        // An agent accepts each number once, so an entry's number must not be used again after a crash.
         let to_agent = sender
             .as_ref()
             .is_some_and(|sender| matches!(sender.to, Destination::Agent(_)));
         if to_agent || !ours && !is_read_only(&message) {
-            // Store before sending. A crash in between loses the request, which its record shows; the other order would
-            // run it twice if the client repeats it.
+            // Store before sending. A crash in between loses the request, and its record shows this. In the other
+            // order, the request would run twice if the client repeats it.
             self.log.stored(seq).await;
         }
         let number = SendNumber::of(seq);
@@ -123,22 +123,22 @@ impl Recording {
             if !is_execution(&message) {
                 return sent;
             }
-            // The client saw the request in the log or waits for its reply, and will not repeat it. A restart announces
-            // the executions that it ends.
+            // The client saw the request in the log or waits for its reply, and will not repeat it. So mark the
+            // execution as lost. A restart has already ended its executions.
             if !matches!(error, SendError::Restarted) {
                 self.mark_lost(&[unsent.msg_id.into()], &self.kernel_session());
             }
         }
         unsent.was_sent();
         if let Some(question) = question {
-            self.tell_answered(&question, session);
+            self.notify_answered(&question, session);
         }
         sent
     }
 
     /// Whether this process or an earlier one sent this message to the kernel. A different message with the same id
     /// does not count.
-    pub(super) async fn was_asked(&self, msg_id: &str, message: &WireMessage) -> bool {
+    pub(super) async fn was_sent_before(&self, msg_id: &str, message: &WireMessage) -> bool {
         let known = self.requests().knows(msg_id);
         if known == Known::No {
             return false;
@@ -150,7 +150,7 @@ impl Recording {
                 return known == Known::Yes;
             }
         };
-        // The index forgets an ended execution before memory does.
+        // An ended execution may be removed from the index before it is removed from memory.
         let Some(before) = before else {
             return known == Known::Yes;
         };
@@ -167,13 +167,13 @@ impl Recording {
         }
     }
 
-    /// The session that requested the execution of this reply, also if an earlier process sent the request.
+    /// The session that requested the execution of this reply, even if an earlier process sent the request.
     pub(super) fn session_of_execution(&self, message: &WireMessage) -> Option<Arc<str>> {
         let parent = message.parent_ref().ok()?;
         Some(self.requests().session_of(&parent.msg_id)?.into())
     }
 
-    /// Appends messages of the kernel that arrived together, and sets the state that they lead to.
+    /// Appends messages of the kernel that arrived together, and sets the resulting state.
     pub(super) fn record(
         &self,
         channel: Channel,
@@ -215,7 +215,7 @@ impl Recording {
         let newest_status = statuses.last().copied();
         self.record(Channel::Iopub, "", messages, newest_status.map(|(state, _)| state), now);
         for (_, message) in statuses {
-            self.statuses.heard(message);
+            self.statuses.notify(message);
         }
         if let Some((_, message)) = newest_status
             && let Ok(header) = message.header_ref()
@@ -245,8 +245,8 @@ impl Recording {
         });
     }
 
-    /// Tells the other sessions with this question that `session` answered it.
-    fn tell_answered(&self, question: &Question, session: &str) {
+    /// Notifies the other sessions with this question that `session` answered it.
+    fn notify_answered(&self, question: &Question, session: &str) {
         let message = question.answered_message(&self.kernel_session());
         self.log.append([NewEntry {
             origin: Origin::Lifecycle,
@@ -267,7 +267,7 @@ impl Recording {
         let session = match &addressee {
             Addressee::Session(session) => session,
             Addressee::Internal(_) => OUR_SESSION,
-            Addressee::Setup => return self.setup.answered(&message),
+            Addressee::Setup => return self.setup.on_reply(&message),
             Addressee::All => "",
         };
         self.record(channel, session, std::slice::from_ref(&message), None, now);
@@ -313,7 +313,7 @@ impl Recording {
         }
     }
 
-    /// Tells plain Jupyter clients that output of running executions is missing.
+    /// Appends notices for plain Jupyter clients that output of running executions is missing.
     pub(super) fn report_missing_output(&self, text: &str, amount_unknown: bool) {
         let kernel_session = self.kernel_session();
         let now = Utc::now();
@@ -395,11 +395,12 @@ fn is_read_only(message: &WireMessage) -> bool {
     )
 }
 
-/// Makes an appended message repeatable if it is not sent: the socket broke, or the sender was cancelled.
+/// Guards an appended message. If it is not sent, because the socket broke or the caller was cancelled, dropping this
+/// allows a client to repeat the message.
 struct UnsentRequest<'a> {
     recording: &'a Recording,
     msg_id: &'a str,
-    /// The question that it answers.
+    /// The question that the message answers.
     question: Option<&'a Question>,
 }
 

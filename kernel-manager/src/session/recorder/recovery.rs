@@ -36,7 +36,7 @@ impl StatusWaiters {
     }
 
     /// Notifies the waiter of a status that was recorded.
-    pub(super) fn heard(&self, message: &WireMessage) {
+    pub(super) fn notify(&self, message: &WireMessage) {
         let Ok(parent) = message.parent_ref() else {
             return;
         };
@@ -53,17 +53,17 @@ impl StatusWaiters {
 struct StatusWaiter<'a> {
     statuses: &'a StatusWaiters,
     msg_id: String,
-    heard: oneshot::Receiver<()>,
+    received: oneshot::Receiver<()>,
 }
 
 impl<'a> StatusWaiter<'a> {
     fn new(statuses: &'a StatusWaiters, msg_id: &str) -> Self {
-        let (sender, heard) = oneshot::channel();
+        let (sender, received) = oneshot::channel();
         statuses.lock().insert(msg_id.to_owned(), sender);
         Self {
             statuses,
             msg_id: msg_id.to_owned(),
-            heard,
+            received,
         }
     }
 }
@@ -74,14 +74,14 @@ impl Drop for StatusWaiter<'_> {
     }
 }
 
-/// How far each execution has come.
+/// The request and the last entry of each execution. Any progress changes the result.
 fn positions(executions: &[ExecutionRecord]) -> Vec<(Seq, Seq)> {
     let positions = executions.iter().map(|execution| (execution.request, execution.last));
     positions.collect()
 }
 
 impl Recording {
-    /// Waits until the kernel has done everything that it was sent so far, however long that takes, and ends the
+    /// Waits until the kernel has handled all messages sent so far, without a time limit, and ends the
     /// executions whose reply was lost. The caller drops the future when the connection is lost.
     pub(super) async fn recover(&self) -> Result<(), SendError> {
         let mut doubtful: BTreeMap<Option<String>, Vec<Arc<str>>> = BTreeMap::new();
@@ -121,11 +121,12 @@ impl Recording {
         }
     }
 
-    /// The kernel's session, if it no longer has this subshell: requests there are never answered.
+    /// Returns the kernel's session if the kernel no longer has this subshell, so that requests there are never
+    /// answered.
     async fn session_without_subshell(&self, subshell: &str) -> Result<Option<String>, SendError> {
         let request = Message::new(ListSubshellRequest::default(), OUR_SESSION);
-        // Not every kernel knows this request.
-        let Ok(reply) = timeout(LIST_DEADLINE, self.ask(Channel::Control, &request)).await else {
+        // Not every kernel supports this request.
+        let Ok(reply) = timeout(LIST_DEADLINE, self.request(Channel::Control, &request)).await else {
             return Ok(None);
         };
         let Some(reply) = reply? else {
@@ -148,10 +149,10 @@ impl Recording {
             request = request.on_subshell(subshell);
         }
         let mut awaited = StatusWaiter::new(&self.statuses, &request.header.msg_id);
-        let Some(reply) = self.ask(Channel::Shell, &request).await? else {
+        let Some(reply) = self.request(Channel::Shell, &request).await? else {
             return Ok(None);
         };
-        let _ = timeout(STATUS_DEADLINE, &mut awaited.heard).await;
+        let _ = timeout(STATUS_DEADLINE, &mut awaited.received).await;
         Ok(Some(reply.header_ref()?.session.into_owned()))
     }
 

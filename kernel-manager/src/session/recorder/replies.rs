@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::reconnect::Pauses;
 use super::{LARGE, Recording};
 
-/// Records what arrives on shell, control or stdin.
+/// Records messages from shell, control or stdin.
 pub(super) async fn record_replies(
     recording: Arc<Recording>,
     channel: Channel,

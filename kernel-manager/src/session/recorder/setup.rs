@@ -79,7 +79,7 @@ impl Setup {
     }
 
     /// Handles the reply to the setup request.
-    pub(super) fn answered(&self, reply: &WireMessage) {
+    pub(super) fn on_reply(&self, reply: &WireMessage) {
         if has_succeeded(reply) {
             self.succeeded.store(true, Ordering::Relaxed);
         } else {
@@ -148,7 +148,7 @@ impl Recording {
             .send_on(&mut shell, Channel::Shell, request.to_wire(), number)
             .await
         {
-            debug!(%error, "ipykernel was not asked to wait for its subscriber; it may drop output in a flood");
+            debug!(%error, "the setup request cannot be sent to ipykernel; it may drop output in a flood");
         }
     }
 }
@@ -161,7 +161,7 @@ fn is_ipykernel(kernel_info: &WireMessage) -> bool {
     serde_json::from_slice::<KernelInfo>(kernel_info.content()).is_ok_and(|info| info.implementation == "ipython")
 }
 
-/// Whether the reply to the setup request says that it was done.
+/// Whether the reply to the setup request reports success.
 fn has_succeeded(reply: &WireMessage) -> bool {
     #[derive(Deserialize)]
     struct Reply {

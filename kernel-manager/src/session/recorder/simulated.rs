@@ -22,13 +22,13 @@ impl Recorder {
         self.recording.connection_state.send_replace(ConnectionState::Connected);
     }
 
-    /// Performs the steps that follow each new connection.
+    /// Recovers pending executions, as after each new connection.
     pub(crate) async fn recover(&self) -> Result<(), SendError> {
         self.recording.recover().await
     }
 
     /// Records messages that arrived together on iopub.
-    pub(crate) fn heard(&self, messages: &[WireMessage]) {
+    pub(crate) fn on_published(&self, messages: &[WireMessage]) {
         let mut status = StatusFollower::default();
         // Otherwise every call could append `Lifecycle::Idle`.
         status.idle_for_the_first_time();
@@ -36,7 +36,7 @@ impl Recorder {
     }
 
     /// Records messages that arrived on shell, control or stdin.
-    pub(crate) fn answered(&self, channel: Channel, message: WireMessage) {
+    pub(crate) fn on_reply(&self, channel: Channel, message: WireMessage) {
         self.recording.record_reply(channel, message, Utc::now());
     }
 }

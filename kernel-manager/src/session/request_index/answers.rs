@@ -14,8 +14,8 @@ impl RequestIndex {
         of_session.filter_map(|execution| execution.open_input).collect()
     }
 
-    /// Closes the question that an `input_reply` answers. The caller sends only answers to open and unknown questions: the
-    /// kernel would take any other one for the answer to its next question.
+    /// Closes the question that an `input_reply` answers. The caller sends only answers to open and unknown questions:
+    /// the kernel would take any other one for the answer to its next question.
     pub(in crate::session) fn answer(&mut self, reply: &WireMessage) -> Answered {
         let parent = reply.parent_ref().map(|parent| parent.msg_id.into_owned());
         let parent = parent.unwrap_or_default();
@@ -25,7 +25,7 @@ impl RequestIndex {
             answered => answered,
         };
         match &answered {
-            Answered::Question(question) => self.set_open_input(&question.asker(), None),
+            Answered::Question(question) => self.set_open_input(&question.request_id(), None),
             Answered::Unknown => self.set_open_input(&parent, None),
             Answered::TooLate => {}
         }
@@ -35,7 +35,7 @@ impl RequestIndex {
     /// Reopens a question whose answer was not sent.
     pub(in crate::session) fn reopen(&mut self, question: &Question) {
         self.questions.reopen(question);
-        self.set_open_input(&question.asker(), Some(question.seq));
+        self.set_open_input(&question.request_id(), Some(question.seq));
     }
 
     fn set_open_input(&mut self, msg_id: &str, seq: Option<Seq>) {

@@ -73,9 +73,9 @@ impl RequestIndex {
         let mut open: Vec<_> = open.collect();
         open.sort();
         for seq in open {
-            // Without the question, several answers may reach the kernel, which is no reason to fail.
+            // Ignore a question that cannot be read. Several answers to it may reach the kernel.
             if let Ok(Some((_, question))) = message_at(log, seq).await {
-                requests.questions.ask(seq, &question);
+                requests.questions.add(seq, &question);
             }
         }
         Ok(requests)

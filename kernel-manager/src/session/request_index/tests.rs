@@ -21,7 +21,7 @@ async fn an_answer_closes_the_question_of_its_own_execution_only() {
     let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
     let log = logs.open(KernelId::random()).await.unwrap();
     let mut requests = RequestIndex::load(&log).await.unwrap();
-    // As in two subshells.
+    // Two executions run at the same time, as in two subshells.
     for (seq, name) in [(1, "a"), (2, "b")] {
         let request = message("execute_request", name, "");
         requests.on_request(Seq(seq), Utc::now(), "s", Channel::Shell, &request);
