@@ -15,7 +15,7 @@ use crate::model::timestamp;
 /// The most starts that are remembered. Beyond that, the oldest is forgotten.
 const MAX_LAUNCHES: usize = 1_024;
 
-/// A step in a kernel's life.
+/// A phase of a kernel's life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum KernelPhase {
@@ -25,7 +25,7 @@ pub(crate) enum KernelPhase {
     Scheduled,
     /// Its image is being pulled; the reason names it.
     Pulling,
-    /// Its process was started and has not answered yet.
+    /// Its process has started, but has not answered yet.
     Starting,
     /// It has answered.
     Ready,
@@ -36,7 +36,7 @@ pub(crate) enum KernelPhase {
 }
 
 impl KernelPhase {
-    /// Whether nothing follows.
+    /// Whether the stream of progress events ends with this phase.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Ready | Self::Failed | Self::Dead)
     }
@@ -72,7 +72,7 @@ impl ProgressModel {
 /// The start of one kernel.
 pub(crate) struct Launch {
     progress: watch::Sender<ProgressModel>,
-    /// The previous start, without its own previous one, so that the chain stays short.
+    /// The previous start. Its own `before` is `None`, so that starts do not form a growing chain.
     before: Option<Arc<Launch>>,
 }
 

@@ -98,7 +98,7 @@ async fn flaky_proxy(gateway: SocketAddr, mut random: Random, down: u64, up: u64
     address
 }
 
-/// All entries of the log. Nothing may be appended any more.
+/// All entries of the log, which must not grow any more.
 async fn all_entries(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
     log.flushed().await;
     let mut reader = log.reader(Seq::START);

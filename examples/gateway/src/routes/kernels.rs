@@ -112,7 +112,7 @@ async fn run_to_completion<T: Send + 'static>(work: impl Future<Output = T> + Se
     tokio::spawn(work).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the gateway failed; its log says more",
+            "the gateway failed; its log has the cause",
         )
     })
 }

@@ -142,7 +142,7 @@ fn find(gateway: &Gateway, id: &str) -> Result<Session, ApiError> {
 )]
 pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<SessionModel>>, ApiError> {
     may_list(&gateway)?;
-    let sessions = gateway.sessions.list(|kernel| gateway.lives(kernel));
+    let sessions = gateway.sessions.list(|kernel| gateway.has_kernel(kernel));
     Ok(Json(
         sessions
             .iter()
@@ -224,7 +224,7 @@ pub(super) async fn create(State(gateway): State<Arc<Gateway>>, body: JsonObject
     let session = tokio::spawn(creating).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the gateway failed; its log says more",
+            "the gateway failed; its log has the cause",
         )
     })??;
     let model = session_model(&gateway, &session)
@@ -241,7 +241,7 @@ async fn find_or_create(
     kind: String,
     mut kernel: SessionKernel,
 ) -> Result<Session, ApiError> {
-    let has_kernel = |kernel| gateway.lives(kernel);
+    let has_kernel = |kernel| gateway.has_kernel(kernel);
     if let Some(session) = gateway.sessions.of_path(&path, has_kernel) {
         return Ok(session);
     }
@@ -337,7 +337,7 @@ pub(super) async fn change(
     let model = tokio::spawn(changing).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the gateway failed; its log says more",
+            "the gateway failed; its log has the cause",
         )
     })??;
     model.map(Json).ok_or_else(|| not_found(&id))
@@ -405,7 +405,7 @@ pub(super) async fn end(
     Path(SessionPath { id }): Path<SessionPath>,
 ) -> Result<StatusCode, ApiError> {
     let session = find(&gateway, &id)?;
-    let had_kernel = gateway.lives(session.kernel);
+    let had_kernel = gateway.has_kernel(session.kernel);
     gateway.sessions.remove(session.id).ok_or_else(|| not_found(&id))?;
     if !had_kernel {
         return Err(ApiError::new(StatusCode::GONE, "Kernel deleted before session"));
