@@ -29,9 +29,9 @@ pub(crate) enum KernelPhase {
     Starting,
     /// It has answered.
     Ready,
-    /// It could not be started; the reason says why.
+    /// It could not be started, for the given reason.
     Failed,
-    /// It has ended; the reason says why.
+    /// It has ended, for the given reason.
     Dead,
 }
 
@@ -48,7 +48,8 @@ impl KernelPhase {
 pub(crate) struct ProgressModel {
     #[schema(inline)]
     pub(crate) phase: KernelPhase,
-    /// What is pulled, why a warm kernel could not be used, or why it failed or ended; null if nothing is known.
+    /// The image that is pulled, why a warm kernel could not be used, or why the kernel failed or ended; null if
+    /// unknown.
     pub(crate) reason: Option<String>,
     /// When this step began.
     #[schema(format = DateTime)]

@@ -29,7 +29,7 @@ async fn within_deadline<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("the deadline passed")
 }
 
-/// Prints as many lines as the first word of the code says, and counts how often each code is executed.
+/// Prints the number of lines that is the first word of the code, and counts how often each code is executed.
 #[derive(Clone, Default)]
 struct Flood(Arc<Mutex<HashMap<String, usize>>>);
 
