@@ -39,7 +39,7 @@ book: ## the documentation for users, in target/book
 test: ## all tests, with real kernels, a real browser and a real cluster
 	@trap 'scripts/build-cache.py save' EXIT; scripts/in-parts.py test test-rust test-embedders test-js test-e2e test-k8s
 
-# Where tests find the kernels, nextest and the gateway.
+# The environment in which tests find kernels and cargo tools.
 TOOLS := PATH="$(CURDIR)/target/e2e-venv/bin:$(CURDIR)/target/tools/bin:$$PATH" \
 	JUPYTER_PATH="$(CURDIR)/target/e2e-venv/share/jupyter"
 

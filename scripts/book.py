@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds the book of docs/ into target/book and checks its links, and those between the repository's Markdown files.
+"""Builds the book of docs/ into target/book, and checks links in the book and in the repository's Markdown files.
 
     book.py MDBOOK
 
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 REPO = Path(__file__).resolve().parents[1]
 BOOK = REPO / "target" / "book"
-# Paths of documents that comments and texts mention.
+# Matches the path of a document in any file, such as in a comment.
 NAMED = re.compile(r"\bdocs/[\w./-]+\.md\b")
 MARKDOWN_LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
 
 def fault_of_external(link: str) -> str | None:
-    """Why a link with a scheme is wrong."""
+    """Returns why a link with a scheme is wrong, or None."""
     try:
         parts = urlsplit(link)
     except ValueError as error:
@@ -53,7 +53,7 @@ def fault_of_external(link: str) -> str | None:
 
 
 def fault_of_page(pages: dict[Path, Page], page: Path, link: str) -> str | None:
-    """Why a link in a page of the book is broken."""
+    """Returns why a link in a page of the book is broken, or None."""
     parts = urlsplit(link)
     if parts.scheme or parts.netloc:
         return fault_of_external(link)
@@ -68,9 +68,9 @@ def fault_of_page(pages: dict[Path, Page], page: Path, link: str) -> str | None:
 
 def book(mdbook: str) -> list[str]:
     built = subprocess.run([mdbook, "build", str(REPO / "docs")], capture_output=True, text=True)
-    said = built.stdout + built.stderr
-    if built.returncode != 0 or re.search(r"\b(WARN|ERROR)\b", said):
-        return [said]
+    output = built.stdout + built.stderr
+    if built.returncode != 0 or re.search(r"\b(WARN|ERROR)\b", output):
+        return [output]
     # 404.html is for a web server's root.
     paths = [path for path in sorted(BOOK.rglob("*.html")) if path.name != "404.html"]
     pages = {path.resolve(): Page(path) for path in paths}

@@ -25,7 +25,7 @@ KEPT = "build-"
 
 
 def key() -> str:
-    """Stable for the same compiler, dependencies and profiles."""
+    """Returns a hash of the compiler, dependencies and profiles."""
     compiler = subprocess.check_output(["rustc", "-vV"])
     files = [Path(name).read_bytes() for name in ("Cargo.lock", "Cargo.toml")]
     return hashlib.sha256(b"\0".join([compiler, *files])).hexdigest()[:16]

@@ -3,8 +3,9 @@
 #
 #     debian-packages.sh WHAT TESTS PROGRAM PACKAGE...
 #
-# WHAT names the packages in messages, and TESTS the tests that need them. Does nothing if PROGRAM (a name on PATH, or
-# alternatives separated by `|`) is installed. Installing needs root on Debian; otherwise prints that TESTS are skipped.
+# WHAT describes the packages in messages, and TESTS the tests that need them. Does nothing if PROGRAM (a name on PATH,
+# or alternatives separated by `|`) is installed. Installing needs root on Debian. Without root, prints that TESTS will
+# be skipped.
 set -euo pipefail
 what=$1 tests=$2 programs=$3
 shift 3

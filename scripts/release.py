@@ -25,7 +25,7 @@ INCLUDED = re.compile(r'\binclude_(?:str|bytes)!\(\s*"([^"]+)"\s*\)')
 CLIENT = "clients/js"
 NOT_YET = [
     "Python wheels: not published yet; `make wheel` builds them",
-    "images: not published yet; deploy/gateway-image.py makes that of the gateway",
+    "images: not published yet; deploy/gateway-image.py makes the gateway's image",
 ]
 
 
@@ -71,7 +71,7 @@ def pack(packages: list[dict], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     selected = [argument for package in packages for argument in ("--package", package["name"])]
     command = ["cargo", "package", "--quiet", "--locked", "--no-verify", "--allow-dirty", *selected]
-    # Without the network if cargo has the registry's index, as after a build.
+    # Does not use the network if cargo already has the registry's index, as after a build.
     offline = subprocess.run([*command, "--offline"], capture_output=True, text=True)
     if offline.returncode != 0:
         subprocess.run(command, check=True)
@@ -83,7 +83,7 @@ def packed_problems(crate: Path) -> list[str]:
         texts = {}
         for member in archive.getmembers():
             path = Path(*Path(member.name).parts[1:])
-            # A link would lead out of the archive, so only files count.
+            # A symbolic link would lead out of the archive, so only regular files count.
             if (file := archive.extractfile(member) if member.isfile() else None) is not None:
                 texts[path] = file.read()
     missing = {Path(name) for name in REQUIRED_FILES} - texts.keys()
@@ -97,7 +97,7 @@ def packed_problems(crate: Path) -> list[str]:
 
 
 def changes(version: str) -> str | None:
-    """The changelog's section of this version, or what is not released yet."""
+    """The changelog's section of this version, or else the section Unreleased."""
     text = Path("CHANGELOG.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (\S+)[^\n]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     return (sections.get(version) or sections.get("Unreleased", "")).strip() or None
@@ -106,7 +106,7 @@ def changes(version: str) -> str | None:
 def semver_problems(tags: list[str], packages: list[dict], version: str) -> list[str]:
     """Breaking changes since the last tag that the version does not announce."""
     if not tags:
-        print("cargo semver-checks: from the first tag on")
+        print("cargo semver-checks: skipped, because there is no tag yet")
         return []
     if not shutil.which("cargo-semver-checks"):
         return ["cargo-semver-checks is not installed: cargo install --locked cargo-semver-checks"]

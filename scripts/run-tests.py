@@ -54,7 +54,7 @@ class Nextest(Runner):
 
     def rerun(self, case: ElementTree.Element) -> list[str]:
         test = f"binary_id(={case.get('classname')}) & test(={case.get('name')})"
-        # nextest runs the union of several filters, so the suite's must go.
+        # nextest runs the union of several filters, so remove the suite's filter.
         chosen = list(self.arguments)
         while "--filterset" in chosen:
             at = chosen.index("--filterset")
@@ -77,7 +77,7 @@ class Pytest(Runner):
     def rerun(self, case: ElementTree.Element) -> list[str]:
         file, name = case.get("file"), case.get("name", "")
         if not file:
-            # For a file that could not be collected, the name is its module's.
+            # For a file that could not be collected, the name is the name of its module.
             return [sys.executable, "-m", "pytest", f"tests/e2e/{name.replace('.', '/')}.py"]
         # A method's class name is `module.Class`.
         classes = case.get("classname", "").removeprefix(Path(file).stem).strip(".").split(".")

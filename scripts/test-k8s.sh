@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests kernels as pods, also with JupyterLab, on the cluster of KUBECONFIG. Without KUBECONFIG, starts a cluster on
 # this machine (as root), which keeps running unless CI is set. KERNELMUX_TEST_IMAGE names an image with ipykernel that
-# the cluster can pull; the cluster of this machine has one. The arguments tell cargo what to build.
+# the cluster can pull; the cluster of this machine has one. The arguments are passed to cargo nextest, and select what
+# to build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

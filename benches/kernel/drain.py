@@ -1,8 +1,8 @@
-"""A minimal subscriber: libzmq's, from C, with an unbounded queue. It only counts stream messages.
+"""A minimal subscriber in C, on libzmq's SUB socket with an unbounded queue. It only counts stream messages.
 
-Messages that it misses were dropped by the kernel's socket, so no subscriber on this machine could receive them.
-Usage: drain.py CONNECTION_FILE. Prints "subscribed" when it is, and at the end the number of stream messages and the
-seconds of CPU time.
+The kernel's socket dropped the messages that this subscriber misses, so no subscriber on this machine could receive
+them. Usage: drain.py CONNECTION_FILE. Prints "subscribed" once it receives messages, and at the end the number of
+stream messages and the seconds of CPU time.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Measures the time and the received bytes with which JupyterLab shows a notebook of 300 cells and 10,000 lines.
+"""Measures how long JupyterLab takes to show a notebook of 300 cells and 10,000 lines, and the bytes that it receives.
 
     reopen.py GATEWAY_PROGRAM ROUNDS
 
@@ -78,7 +78,7 @@ def measure(browser: Any, address: str) -> dict[str, float]:
         received = Received(page)
         begun = time.monotonic()
         page.goto(address)
-        # Not at each animation frame, because the condition itself takes a while.
+        # Polls instead of checking at each animation frame, because the check itself takes a while.
         page.wait_for_function(SHOWN, arg=[CELLS, LINES], timeout=120_000, polling=50)
         seconds = time.monotonic() - begun
         outputs = page.evaluate(OUTPUTS)

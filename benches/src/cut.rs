@@ -22,7 +22,7 @@ const RATE: usize = 700;
 /// Tenths of the messages after which the connection is cut, and how long the client is away.
 const CUTS: [usize; 3] = [2, 5, 8];
 const AWAY: Duration = Duration::from_millis(500);
-/// Timeout for the next message after the execution has ended, and before it has.
+/// Timeout for the next message after the execution has ended, and before that.
 const AFTER_END: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(10);
 const SESSION: &str = "cut";
@@ -107,7 +107,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     Ok(section)
 }
 
-/// What a client received of the cell.
+/// The cell's messages that a client received.
 struct Outcome {
     request: String,
     /// How often each number was received.

@@ -30,9 +30,9 @@ pub async fn run() -> Result<Section> {
     let mut section = Section::new(
         "Kernels in pods",
         format!(
-            "On the cluster of `KUBECONFIG`, whose pods' addresses must be reachable from this machine (`make dev-cluster` \
-             starts such a cluster). The image is {image}. kernelmux is `provider-k8s`, connected to the pods' addresses \
-             unless a row says otherwise, and a manager with logs in memory."
+            "On the cluster of `KUBECONFIG`. This machine must be able to reach the addresses of its pods (`make \
+             dev-cluster` starts such a cluster). The image is {image}. kernelmux is `provider-k8s` and a manager with \
+             logs in memory. `provider-k8s` is connected to the pods' addresses unless a row says otherwise."
         ),
     );
     // Only with an explicit cluster, because this needs an administrator's rights and creates a fake node.

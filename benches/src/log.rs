@@ -46,11 +46,12 @@ pub fn run() -> Result<Section> {
     let mut section = Section::new(
         "Log: segment files against raw files",
         format!(
-            "Entries of about {ENTRY} B. A raw file is written with the same blocks, each with one `write`, and read with \
-             `read`s of {} from the page cache, as all scans are. The benchmark requests no syncs, except for a second \
-             raw file, which is synced after every {}. \"Store\" is `DiskStore` alone. \"Log\" is what the recorder uses: \
-             `Log::append`, until the writer thread has stored everything; its scan is a `Reader`. A log on disk is \
-             opened again after its writer has ended. Memory is the growth of the benchmark's resident set.",
+            "Entries of about {ENTRY} B. A raw file is written with the same blocks, each with one `write`, and read \
+             with `read`s of {}. All scans read from the page cache. The benchmark requests no syncs, except for a \
+             second raw file, which is synced after every {}. \"Store\" is `DiskStore` alone. \"Log\" is what the \
+             recorder uses: `Log::append`, until the writer thread has stored everything; its scan is a `Reader`. A \
+             log on disk is opened again after its writer has ended. Memory is the growth of the benchmark's resident \
+             set.",
             bytes(READ as u64),
             bytes(SYNC_BYTES as u64),
         ),
@@ -99,7 +100,7 @@ pub fn run() -> Result<Section> {
     Ok(section)
 }
 
-/// Reopens a log of 1 GB, of which nothing is in the process's memory, and reads it from its first entry.
+/// Reopens a log of 1 GB, without entries in the process's memory, and reads it from its first entry.
 async fn backlog(section: &mut Section) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let id = KernelId::random();
@@ -288,7 +289,7 @@ fn new_entry(message: &WireMessage) -> NewEntry<'_> {
     }
 }
 
-/// Makes the blocks that the writer thread makes of such batches.
+/// Makes the same blocks as the writer thread makes from such batches.
 async fn blocks(entries: usize, batch: usize) -> Result<Vec<Block>> {
     let mut options = LogOptions::default();
     options.memory_bytes = usize::MAX;

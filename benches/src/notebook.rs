@@ -15,7 +15,7 @@ const ROUNDS: usize = 10;
 const MAX_EXTRA_TIME: Duration = Duration::from_secs(1);
 const MAX_RECEIVED: f64 = 2.0;
 
-/// What `reopen.py` prints.
+/// The output of `reopen.py`.
 #[derive(Deserialize)]
 struct Measured {
     stock: Vec<Opened>,
@@ -26,7 +26,7 @@ struct Measured {
 #[derive(Deserialize)]
 struct Opened {
     seconds: f64,
-    /// Bytes that the page received of its kernel and the gateway.
+    /// Bytes that the page received from its kernel and the gateway.
     received: u64,
     /// Bytes of the outputs in the notebook's format.
     outputs: u64,

@@ -9,7 +9,7 @@ use crate::setup::{Setup, binary};
 use crate::wire::Address;
 use crate::{Result, process};
 
-/// A running gateway, which is ended with its kernels on drop.
+/// A running gateway. Dropping it ends the gateway and its kernels.
 pub struct Gateway {
     child: Child,
     /// The gateway's address.

@@ -189,9 +189,9 @@ pub fn run() -> Result<Section> {
     })?;
     section.note(format!(
         "Where \"typed ÷ that\" is below 5, the target cannot be met: both variants check the signature and copy the \
-         message once, which alone takes more than a fifth of the typed variant's time. HMAC-SHA256 cannot run in parallel: \
-         {:.2} GB/s on this processor, with its SHA instructions. Buffers are not signed, but each byte of them is copied \
-         once, into the log's entry.",
+         message once, which alone takes more than a fifth of the typed variant's time. HMAC-SHA256 cannot run in \
+         parallel: {:.2} GB/s on this processor, with its SHA instructions. Buffers are not signed, but each byte of \
+         them is copied once, into the log's entry.",
         block.len() as f64 / signing.as_secs_f64() / 1e9
     ));
     let most = allocations.iter().map(|(spliced, _)| spliced.number).max().unwrap_or(0);

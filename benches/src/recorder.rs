@@ -240,7 +240,7 @@ async fn burst(setup: &Setup, flood: &Value, stalled: bool) -> Result<Burst> {
     burst_of(setup, FLOOD, flood, stalled).await
 }
 
-/// As [`burst`], with a kernel of this kernelspec.
+/// Like [`burst`], with a kernel of this kernelspec.
 async fn burst_of(setup: &Setup, spec: &str, flood: &Value, stalled: bool) -> Result<Burst> {
     let data = format!("recorder-{}", uuid::Uuid::new_v4());
     let gateway = Gateway::kernelmux(setup, &data).await?;

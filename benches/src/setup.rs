@@ -34,7 +34,7 @@ pub fn scaled(size: usize) -> usize {
     (size / divisor()).max(1)
 }
 
-/// Whether sizes are divided, so that results are not meaningful.
+/// Whether sizes are divided. Then the results are not meaningful.
 #[must_use]
 pub fn is_scaled() -> bool {
     divisor() > 1
@@ -113,15 +113,15 @@ impl Setup {
         setup.write_spec(
             FLOOD,
             json!({
-                "argv": [python, program("flood_kernel.py"), "{connection_file}"], "display_name": "Flood", "language": "flood",
-                "interrupt_mode": "message", "env": {"FLOOD_LIBRARY": library},
+                "argv": [python, program("flood_kernel.py"), "{connection_file}"], "display_name": "Flood",
+                "language": "flood", "interrupt_mode": "message", "env": {"FLOOD_LIBRARY": library},
             }),
         )?;
         setup.write_spec(
             FLOOD_IPC,
             json!({
-                "argv": [python, program("flood_kernel.py"), "{connection_file}"], "display_name": "Flood", "language": "flood",
-                "interrupt_mode": "message", "env": {"FLOOD_LIBRARY": library},
+                "argv": [python, program("flood_kernel.py"), "{connection_file}"], "display_name": "Flood",
+                "language": "flood", "interrupt_mode": "message", "env": {"FLOOD_LIBRARY": library},
                 "metadata": {"kernelmux": {"transport": "ipc"}},
             }),
         )?;

@@ -163,8 +163,8 @@ impl WebSocket {
         Ok(self.stream.write_all(&frame).await?)
     }
 
-    /// Returns the next message's bytes, or `None` if the server closed the connection. Answers Pings. Cancel-safe
-    /// except for these answers.
+    /// Returns the next message's bytes, or `None` if the server closed the connection. Answers Pings. Not cancel-safe
+    /// while it answers a Ping or receives a fragmented message.
     ///
     /// # Errors
     /// If the connection is lost.

@@ -75,7 +75,8 @@ impl FakeNode {
                     let _ = pods.delete(&name, &DeleteParams::default().grace_period(0)).await;
                 } else if is_bound && is_new {
                     let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-                    let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}],
+                    let status = json!({"status": {"phase": "Running",
+                        "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}],
                         "containerStatuses": [{"name": "kernel", "ready": true, "restartCount": 0, "image": "fake",
                             "imageID": "fake", "started": true, "state": {"running": {"startedAt": now}}}]}});
                     let _ = pods

@@ -46,7 +46,7 @@ pub(super) async fn starts(ns: &BenchNamespace, section: &mut Section) -> Result
         let pods = ready(ns, &name, 1).await?;
         let info = raw.connection(pods.into_values().next().unwrap_or_default())?;
         loop {
-            // The kernel starts to listen some time after its pod is ready, which no event announces.
+            // The kernel starts to listen some time after its pod is ready. No event announces this.
             if tokio::net::TcpStream::connect((info.ip.as_str(), info.shell_port))
                 .await
                 .is_ok()

@@ -1,7 +1,7 @@
 //! Turns a request's `env` into a kernel's environment and start options.
 //!
-//! The kernel gets `KERNEL_*` and the variables in the gateway's `client_envs`. Inheriting variables of the gateway
-//! itself is up to the provider.
+//! The kernel gets `KERNEL_*` and the variables in the gateway's `client_envs`. The provider decides which of the
+//! gateway's own variables the kernel inherits.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -83,7 +83,7 @@ fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
     // The limit of the request body bounds its length.
     if value.contains('\0') {
         return Err(ApiError::bad_request(format!(
-            "the environment variable {name} holds a NUL character, which no environment can have"
+            "the environment variable {name} contains a NUL character, which environments do not support"
         )));
     }
     Ok(value)
@@ -108,7 +108,7 @@ fn launch_timeout(text: &str) -> Result<Duration, ApiError> {
         })
 }
 
-/// Clients send folders of their own machine, which may not exist here.
+/// The folder, if it exists here. Clients send folders of their own machine.
 fn existing_dir(text: &str) -> Option<PathBuf> {
     let dir = Path::new(text);
     if dir.is_absolute() && dir.is_dir() {

@@ -87,7 +87,7 @@ pub(crate) async fn as_json(request: Request, next: Next) -> Response {
         Err(_) => {
             return ApiError::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the gateway failed; its log says more",
+                "the gateway failed; its log has the cause",
             )
             .into_response();
         }

@@ -15,7 +15,7 @@ use crate::model::timestamp;
 /// The most starts that are remembered. Beyond that, the oldest is forgotten.
 const MAX_LAUNCHES: usize = 1_024;
 
-/// A step in a kernel's life.
+/// A phase of a kernel's life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum KernelPhase {
@@ -25,18 +25,18 @@ pub(crate) enum KernelPhase {
     Scheduled,
     /// Its image is being pulled; the reason names it.
     Pulling,
-    /// Its process was started and has not answered yet.
+    /// Its process has started, but has not answered yet.
     Starting,
     /// It has answered.
     Ready,
-    /// It could not be started; the reason says why.
+    /// It could not be started, for the given reason.
     Failed,
-    /// It has ended; the reason says why.
+    /// It has ended, for the given reason.
     Dead,
 }
 
 impl KernelPhase {
-    /// Whether nothing follows.
+    /// Whether the stream of progress events ends with this phase.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Ready | Self::Failed | Self::Dead)
     }
@@ -48,7 +48,8 @@ impl KernelPhase {
 pub(crate) struct ProgressModel {
     #[schema(inline)]
     pub(crate) phase: KernelPhase,
-    /// What is pulled, why a warm kernel could not be used, or why it failed or ended; null if nothing is known.
+    /// The image that is pulled, why a warm kernel could not be used, or why the kernel failed or ended; null if
+    /// unknown.
     pub(crate) reason: Option<String>,
     /// When this step began.
     #[schema(format = DateTime)]
@@ -72,7 +73,7 @@ impl ProgressModel {
 /// The start of one kernel.
 pub(crate) struct Launch {
     progress: watch::Sender<ProgressModel>,
-    /// The previous start, without its own previous one, so that the chain stays short.
+    /// The previous start. Its own `before` is `None`, so that starts do not form a growing chain.
     before: Option<Arc<Launch>>,
 }
 

@@ -121,8 +121,8 @@ impl Gateway {
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
-    /// The latest kernel activity, given that of the existing kernels. It never goes back, even after a kernel has
-    /// ended.
+    /// The latest kernel activity. `of_kernels` is the latest activity of the existing kernels. The result never
+    /// decreases, even after a kernel has ended.
     fn last_activity(&self, of_kernels: Option<DateTime<Utc>>) -> DateTime<Utc> {
         let mut last = kernel_provider::lock(&self.last_activity);
         *last = of_kernels.map_or(*last, |time| time.max(*last));
@@ -130,7 +130,7 @@ impl Gateway {
     }
 
     /// Whether the manager has the kernel.
-    fn lives(&self, kernel: KernelId) -> bool {
+    fn has_kernel(&self, kernel: KernelId) -> bool {
         self.manager.get(kernel).is_some()
     }
 }

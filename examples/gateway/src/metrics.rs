@@ -54,7 +54,7 @@ impl Default for Metrics {
         );
         registry.register(
             "kernelmux_http_request_duration_seconds",
-            "How long requests took; a WebSocket's is its handshake",
+            "How long requests took; for a WebSocket, how long its handshake took",
             durations.clone(),
         );
         Self {
@@ -92,7 +92,7 @@ impl Metrics {
     }
 }
 
-/// Clients may invent methods, each of which would be another series.
+/// Maps unknown methods to `other`, because each method would be another series, and clients may invent methods.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -43,7 +43,7 @@ pub(crate) struct KernelModel {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<String>,
-    /// Other gateways do not have it.
+    /// Facts that other gateways do not report.
     kernelmux: FactsModel,
 }
 
@@ -60,7 +60,7 @@ const FEATURES: &[&str] = &[
 ];
 const SHARES: &str = "shares";
 
-/// The parts that a gateway with these options has.
+/// The features of a gateway with these options.
 pub(crate) fn features(options: &GatewayOptions) -> Vec<&'static str> {
     let all = FEATURES.iter().copied();
     all.filter(|feature| options.allow_shares || *feature != SHARES)

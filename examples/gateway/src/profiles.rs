@@ -1,4 +1,4 @@
-//! Resource profiles: choices of a kernelspec, such as "1 GPU", of which a start names one.
+//! Resource profiles: named choices of a kernelspec, such as "1 GPU". A start selects one of them.
 //!
 //! ```json
 //! "metadata": {"kernelmux": {"profiles": [
@@ -19,7 +19,7 @@ use crate::error::ApiError;
 
 /// The variable that names the profile of a start.
 pub(crate) const VARIABLE: &str = "KERNEL_PROFILE";
-/// Variables that take effect before a profile is known, so a profile cannot set them.
+/// Variables that a profile cannot set, because they take effect before the profile is applied.
 const NOT_SET: [&str; 4] = [
     "KERNEL_ID",
     "KERNEL_LAUNCH_TIMEOUT",
@@ -43,7 +43,7 @@ pub(crate) struct Resources {
     pub(crate) gpu: Option<String>,
 }
 
-/// The members of [`Resources`] and the variables that ask for them.
+/// The members of [`Resources`] and the variables that request them.
 const VARIABLES: [(&str, &str); 3] = [
     ("cpu", "KERNEL_CPUS"),
     ("memory", "KERNEL_MEMORY"),
@@ -69,7 +69,7 @@ impl Resources {
         }
     }
 
-    /// What a kernel's start asked for; `None` if it asked for nothing.
+    /// The resources that a kernel's start requested; `None` if it requested none.
     pub(crate) fn of_record(record: &KernelRecord) -> Option<Self> {
         let [cpu, memory, gpu] = ANNOTATIONS.map(|name| record.annotations.get(name).cloned());
         let resources = Self { cpu, memory, gpu };

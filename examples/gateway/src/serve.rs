@@ -76,7 +76,8 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     }
 }
 
-/// Sets a timeout for a client that reads nothing, because a response may last as long as a kernel runs.
+/// Sets the options of a connection. The timeout ends connections whose client reads nothing, because a response may
+/// last as long as a kernel runs.
 fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]

@@ -66,7 +66,7 @@ impl Sessions {
         kernel_provider::lock(&self.all)
     }
 
-    /// Sessions for whose kernel `has_kernel` is true.
+    /// The sessions whose kernel exists according to `has_kernel`.
     pub(crate) fn list(&self, has_kernel: impl Fn(KernelId) -> bool) -> Vec<Session> {
         let mut sessions: Vec<_> = self.lock().by_age.values().cloned().collect();
         sessions.retain(|session| has_kernel(session.kernel));

@@ -24,13 +24,13 @@ use uuid::Uuid;
 const MAX_PER_KERNEL: usize = 64;
 /// The most shares of all kernels.
 const MAX_SHARES: usize = 1_024;
-/// How long a share lives unless the request says otherwise.
+/// The default lifetime of a share.
 pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// The shortest and the longest life of a share.
+/// The shortest and the longest lifetime of a share.
 pub(crate) const MIN_LIFETIME: Duration = Duration::from_secs(1);
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// One start of a kernel. Its shares show nothing of another one with the same id.
+/// One start of a kernel. Its shares show nothing of other starts with the same id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct SharedKernel {
     pub(crate) id: KernelId,
@@ -98,8 +98,8 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// The shares of the file, which does not need to exist; `None` to keep them in memory only. Blocks on the file
-    /// system.
+    /// Reads the shares of the file, which does not need to exist. With `None`, shares are kept in memory only. Blocks
+    /// on the file system.
     pub(crate) fn open(file: Option<PathBuf>) -> Self {
         let all = match file.as_deref().map(read) {
             None | Some(Ok(None)) => Vec::new(),

@@ -135,7 +135,7 @@ pub(crate) async fn start(
         resources.annotate(&mut request.annotations);
     }
     // A request for a kernel that exists must not hide that kernel's progress.
-    let launch = if gateway.lives(id) {
+    let launch = if gateway.has_kernel(id) {
         None
     } else {
         gateway.launches.begin(id)
@@ -170,7 +170,7 @@ pub(crate) async fn start(
     starting.await.unwrap_or(Err(StartError::ShuttingDown)).map_err(refused)
 }
 
-/// Whether nothing was started.
+/// Whether the error occurred before anything was started.
 fn is_refused(error: &StartError) -> bool {
     matches!(
         error,

@@ -37,7 +37,7 @@ impl Token {
         &self.0
     }
 
-    /// Whether it may be guessed because it is short; random ones have 32 characters.
+    /// Whether the token may be guessed because it is short; random tokens have 32 characters.
     pub(crate) fn is_guessable(&self) -> bool {
         self.0.len() < 32
     }

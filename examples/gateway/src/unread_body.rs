@@ -31,7 +31,7 @@ pub(crate) async fn discard(request: Request, next: Next) -> Response {
     let returning = |body| ReturningBody { body, left: Some(left) };
     let mut response = next.run(request.map(|body| Body::new(returning(body)))).await;
     let Ok(rest) = unread.try_recv() else { return response };
-    // A client that was already too slow is not waited for again.
+    // If the client was already too slow once, do not wait for it again.
     let slow = response.status() == StatusCode::REQUEST_TIMEOUT;
     if slow || !ends(rest).await {
         let close = HeaderValue::from_static("close");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const BURST: u32 = 20;
 /// Delay of the answer to each further wrong token.
 const DELAY: Duration = Duration::from_secs(1);
-/// The most delayed answers per address. Beyond that, its tokens are not checked.
+/// The most delayed answers per address. Beyond that, tokens from the address are not checked.
 const MAX_WAITING: u32 = 30;
 /// The most addresses to remember. Beyond that, inactive ones are forgotten, then all.
 const MAX_ADDRESSES: usize = 10_000;
@@ -31,18 +31,18 @@ impl From<IpAddr> for ClientAddress {
 #[derive(Default)]
 pub(crate) struct WrongTokens {
     /// When the delays of all wrong tokens of the address are over.
-    paid_at: Mutex<HashMap<ClientAddress, Instant>>,
+    delayed_until: Mutex<HashMap<ClientAddress, Instant>>,
 }
 
 impl WrongTokens {
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientAddress, Instant>> {
-        kernel_provider::lock(&self.paid_at)
+        kernel_provider::lock(&self.delayed_until)
     }
 
     /// How long the address must wait before its next token is checked; `None` if it need not.
     pub(crate) fn locked_out(&self, address: ClientAddress, now: Instant) -> Option<Duration> {
-        let paid_at = *self.lock().get(&address)?;
-        paid_at
+        let delayed_until = *self.lock().get(&address)?;
+        delayed_until
             .checked_duration_since(now + DELAY * (BURST + MAX_WAITING))
             .map(|left| left + DELAY)
     }
@@ -51,14 +51,14 @@ impl WrongTokens {
     pub(crate) fn count(&self, address: ClientAddress, now: Instant) -> Duration {
         let mut all = self.lock();
         if all.len() >= MAX_ADDRESSES && !all.contains_key(&address) {
-            all.retain(|_, paid_at| *paid_at > now);
+            all.retain(|_, delayed_until| *delayed_until > now);
             if all.len() >= MAX_ADDRESSES {
                 all.clear();
             }
         }
-        let paid_at = all.entry(address).or_insert(now);
-        *paid_at = (*paid_at).max(now) + DELAY;
-        paid_at.saturating_duration_since(now + DELAY * BURST)
+        let delayed_until = all.entry(address).or_insert(now);
+        *delayed_until = (*delayed_until).max(now) + DELAY;
+        delayed_until.saturating_duration_since(now + DELAY * BURST)
     }
 }
 
@@ -73,20 +73,20 @@ mod tests {
     #[test]
     fn an_address_that_guesses_tokens_is_delayed_and_then_locked_out() {
         let (wrong, now) = (WrongTokens::default(), Instant::now());
-        let (thief, other) = (address("192.0.2.1"), address("192.0.2.2"));
+        let (guesser, other) = (address("192.0.2.1"), address("192.0.2.2"));
         for _ in 0..BURST {
-            assert_eq!(wrong.count(thief, now), Duration::ZERO);
+            assert_eq!(wrong.count(guesser, now), Duration::ZERO);
         }
         for waiting in 1..=MAX_WAITING {
-            assert_eq!(wrong.locked_out(thief, now), None);
-            assert_eq!(wrong.count(thief, now), DELAY * waiting);
+            assert_eq!(wrong.locked_out(guesser, now), None);
+            assert_eq!(wrong.count(guesser, now), DELAY * waiting);
         }
-        assert_eq!(wrong.locked_out(thief, now), Some(DELAY));
+        assert_eq!(wrong.locked_out(guesser, now), Some(DELAY));
         assert_eq!(wrong.locked_out(other, now), None);
         assert_eq!(wrong.count(other, now), Duration::ZERO);
         // After its delays, the address can try again.
-        assert_eq!(wrong.locked_out(thief, now + DELAY), None);
-        assert_eq!(wrong.count(thief, now + DELAY * 100), Duration::ZERO);
+        assert_eq!(wrong.locked_out(guesser, now + DELAY), None);
+        assert_eq!(wrong.count(guesser, now + DELAY * 100), Duration::ZERO);
     }
 
     #[test]

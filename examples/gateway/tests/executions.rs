@@ -63,7 +63,7 @@ async fn outputs_nested_beyond_the_json_parsers_limit_are_sent_verbatim() {
 }
 
 #[tokio::test]
-async fn the_latest_executions_of_cells_are_listed_with_their_questions() {
+async fn the_latest_executions_of_cells_are_listed_with_their_input_requests() {
     let served = Served::start().await;
     served.provider.install("asks", FakeSpec::kernel(|| Asks), json!({}));
     let kernel = served.start_kernel(json!({"name": "asks"})).await;

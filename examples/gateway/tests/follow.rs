@@ -27,7 +27,7 @@ use tungstenite::protocol::Message as Frame;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Prints numbered lines, about one in a millisecond, until it is told to stop.
+/// Prints numbered lines, about one in a millisecond, until `stop` is true.
 struct Prints {
     stop: watch::Receiver<bool>,
     lines: Arc<AtomicUsize>,
@@ -56,7 +56,7 @@ impl Kernel for Prints {
 enum Format {
     V1,
     Legacy,
-    /// As jupyter_server's gateway client.
+    /// Like jupyter_server's gateway client.
     LegacyText,
 }
 
@@ -120,7 +120,7 @@ impl Client {
     }
 }
 
-/// What a page shows of an execution.
+/// An execution as a page shows it.
 struct Cell {
     msg_id: String,
     fold: Fold,
@@ -255,7 +255,7 @@ async fn an_unknown_execution_is_answered_in_each_format() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_kernel_says_what_it_is_to_a_new_session_and_stays_busy() {
+async fn a_new_session_gets_the_kernel_info_of_a_busy_kernel() {
     let served = Served::start().await;
     let (stop, stopped) = watch::channel(false);
     let kernel = FakeSpec::kernel(move || Prints {
@@ -299,7 +299,7 @@ async fn a_busy_kernel_says_what_it_is_to_a_new_session_and_stays_busy() {
         assert_eq!(states, ["busy", "idle", "busy"], "{format:?}");
         assert_eq!(answer.unwrap()["status"], "ok");
     }
-    // An idle kernel answers itself, and the log has the request.
+    // An idle kernel answers the request itself, so the log has the request.
     stop.send_replace(true);
     while !asker
         .next()

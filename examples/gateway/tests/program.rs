@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-/// The program with an empty environment, apart from a home and kernelspecs in `data_dir`.
+/// The program with an empty environment, except for a home and kernelspecs in `data_dir`.
 fn gateway(data_dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kernelmux-gateway"));
     command.env_clear().env("HOME", data_dir).env("JUPYTER_PATH", data_dir);

@@ -1,4 +1,4 @@
-//! The steps of a start, what a kernel's model says of it, and resource profiles.
+//! The steps of a start, the facts in a kernel's model, and resource profiles.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 /// How long a test waits for anything before it fails.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Answers, and runs nothing.
+/// Answers requests and runs no code.
 struct Echo;
 
 #[async_trait]
@@ -43,7 +43,7 @@ async fn progress(served: &Served, id: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_kernels_model_says_what_this_gateway_knows() {
+async fn a_kernels_model_has_the_facts_of_this_gateway() {
     let served = Served::start().await;
     let metadata = json!({"kernelmux": {"profiles": [
         {"name": "1 GPU", "resources": {"gpu": 1}, "env": {"KERNEL_EXTRA": "x"}},
@@ -72,7 +72,7 @@ async fn a_kernels_model_says_what_this_gateway_knows() {
     let launched = served.provider.last_launch().env;
     assert_eq!(launched["KERNEL_GPUS"], "1");
     assert_eq!(launched["KERNEL_EXTRA"], "x");
-    // The gateway itself says the same, before there is a kernel.
+    // `GET /api` has the same features, also before there is a kernel.
     assert_eq!(
         served.ask("GET", "/api").await.json()["kernelmux"]["features"],
         facts["features"]
@@ -102,7 +102,7 @@ async fn a_kernels_resources_are_known_after_a_restart_of_the_gateway() {
 }
 
 #[tokio::test]
-async fn progress_is_known_from_the_request_to_after_the_end() {
+async fn progress_is_available_from_the_start_until_after_the_end() {
     let served = Served::start().await;
     served
         .ask("GET", &format!("/api/kernels/{UNKNOWN}/progress"))
@@ -130,7 +130,7 @@ async fn progress_is_known_from_the_request_to_after_the_end() {
 }
 
 #[tokio::test]
-async fn a_failed_start_says_why_until_the_next_one() {
+async fn a_failed_start_reports_its_cause_until_the_next_start() {
     let served = Served::start().await;
     served.provider.install(
         "fails",
@@ -150,7 +150,7 @@ async fn a_failed_start_says_why_until_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_refused_start_leaves_what_is_known() {
+async fn a_refused_start_keeps_the_previous_progress() {
     let served = Served::with(|_| {}, |options| options.max_kernels = Some(1)).await;
     let id = "11111111-2222-4333-8444-555555555555";
     served.start_kernel(json!({"kernel_id": id})).await;
@@ -172,7 +172,7 @@ async fn the_events_of_a_restart_end_when_the_kernel_is_ready() {
     let spec = FakeSpec::kernel(move || {
         if starts.fetch_add(1, Ordering::SeqCst) > 0 {
             is_starting.notify_one();
-            // Until the test has seen the first event.
+            // Waits until the test has received the first event.
             let _ = held.lock().unwrap().recv();
         }
         Echo
@@ -208,7 +208,7 @@ async fn the_events_of_a_restart_end_when_the_kernel_is_ready() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_culled_kernel_says_so() {
+async fn the_progress_of_a_culled_kernel_has_the_cause() {
     let served = Served::with(
         |_| {},
         |options| {

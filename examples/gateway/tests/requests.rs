@@ -111,14 +111,14 @@ async fn status(gateway: SocketAddr, from: &str, token: String) -> String {
 }
 
 /// The address that guesses tokens.
-const THIEF: &str = "127.0.0.1";
+const GUESSER: &str = "127.0.0.1";
 /// An address that does not.
 const OTHER: &str = "127.0.0.2";
 
-/// Sends wrong tokens concurrently. The gateway delays each further answer more.
+/// Sends wrong tokens concurrently. The gateway delays each answer longer than the previous one.
 fn try_tokens(gateway: SocketAddr, count: usize, trying: &mut JoinSet<String>) {
     for _ in 0..count {
-        trying.spawn(status(gateway, THIEF, "wrong".to_owned()));
+        trying.spawn(status(gateway, GUESSER, "wrong".to_owned()));
     }
 }
 
@@ -126,10 +126,10 @@ fn try_tokens(gateway: SocketAddr, count: usize, trying: &mut JoinSet<String>) {
 async fn an_address_that_guesses_tokens_is_refused_while_others_are_served() {
     let served = Served::start().await;
     let ask = |from, token: &str| status(served.address, from, token.to_owned());
-    assert_eq!(ask(THIEF, "wrong").await, "401");
-    assert_eq!(ask(THIEF, TOKEN).await, "200");
+    assert_eq!(ask(GUESSER, "wrong").await, "401");
+    assert_eq!(ask(GUESSER, TOKEN).await, "200");
     let mut trying = JoinSet::new();
-    while ask(THIEF, TOKEN).await != "429" {
+    while ask(GUESSER, TOKEN).await != "429" {
         try_tokens(served.address, 10, &mut trying);
     }
     assert_eq!(ask(OTHER, TOKEN).await, "200");
@@ -141,7 +141,7 @@ async fn a_random_token_is_accepted_despite_many_wrong_ones() {
     let token = Token::random();
     let access = Access::Token(token.clone());
     let served = Served::with(|options| options.access = access, |_| {}).await;
-    let ask = || status(served.address, THIEF, token.reveal().to_owned());
+    let ask = || status(served.address, GUESSER, token.reveal().to_owned());
     let mut trying = JoinSet::new();
     for _ in 0..20 {
         try_tokens(served.address, 10, &mut trying);

@@ -29,7 +29,7 @@ async fn within_deadline<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("the deadline passed")
 }
 
-/// Prints as many lines as the first word of the code says, and counts how often each code is executed.
+/// Prints the number of lines that is the first word of the code, and counts how often each code is executed.
 #[derive(Clone, Default)]
 struct Flood(Arc<Mutex<HashMap<String, usize>>>);
 
@@ -98,7 +98,7 @@ async fn flaky_proxy(gateway: SocketAddr, mut random: Random, down: u64, up: u64
     address
 }
 
-/// All entries of the log. Nothing may be appended any more.
+/// All entries of the log, which must not grow any more.
 async fn all_entries(log: &Log) -> Vec<(Seq, Channel, Vec<Bytes>)> {
     log.flushed().await;
     let mut reader = log.reader(Seq::START);

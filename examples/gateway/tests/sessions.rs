@@ -135,7 +135,8 @@ async fn malformed_session_requests_are_refused() {
     post(json!({"path": "p".repeat(5_000), "type": "x"})).await.error(400);
     served.send("POST", "/api/sessions", "[]").await.error(400);
 
-    // The kernel of this id may have ended: a new one is started, as by jupyter_server, under the id if that is valid.
+    // If there is no kernel with this id, a new one is started, as by jupyter_server. It has this id if the id is
+    // valid.
     for (path, id, is_taken) in [("y", UNKNOWN, true), ("z", "seven", false)] {
         let kernel = json!({"id": id, "name": "echo"});
         let started = create(&served, json!({"path": path, "type": "x", "kernel": kernel})).await;

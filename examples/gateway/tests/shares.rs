@@ -1,4 +1,4 @@
-//! Shares and their live pages. What browsers do with hostile outputs is tested in one (`tests/e2e`).
+//! Shares and their live pages. `tests/e2e` tests hostile outputs in a browser.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -44,7 +44,7 @@ async fn open(served: &Served, path: &str) -> Answer {
     served.send_with_headers("GET", path, &[], "").await
 }
 
-/// Checks that the link is refused with a page that tells nothing.
+/// Checks that the link is refused with a page that has no information about the kernel.
 #[track_caller]
 fn assert_refused(answer: &Answer) {
     assert_eq!(answer.status, 403, "{answer:?}");
@@ -153,7 +153,7 @@ async fn a_share_shows_the_cells_without_the_gateways_token() {
     events.until("\"code\":\"one\"").await;
     events.until("\"status\":\"ok\"").await;
     events.until("<b>x</b>.ipynb").await;
-    // A later cell follows live, and a cell that runs again replaces itself.
+    // A later cell follows live, and a cell that runs again replaces its previous run.
     run(&served, &kernel, "two", "b").await;
     events.until("\"code\":\"two\"").await;
     run(&served, &kernel, "three", "a").await;
@@ -223,7 +223,7 @@ async fn a_link_shows_nothing_of_another_kernel_with_the_same_id() {
     assert_eq!(served.ask("DELETE", &kernel).await.status, 204);
     assert_eq!(open(&served, &first).await.status, 200);
 
-    // Not by the gateway, which would remove the share.
+    // Starts the kernel without the gateway, because the gateway would remove the share.
     let mut request = StartRequest::new("echo");
     request.id = Some(id.parse().unwrap());
     served.manager.start(request).await.unwrap();
@@ -234,7 +234,7 @@ async fn a_link_shows_nothing_of_another_kernel_with_the_same_id() {
     assert_refused(&open(&served, &first).await);
     let listed = served.ask("GET", &format!("{kernel}/shares")).await.json();
     assert_eq!(listed["shares"], json!([]));
-    // The log also has the cells of the kernels before.
+    // The log also has the cells of the previous kernels.
     run(&served, &kernel, "second", "b").await;
     let second = share(&served, &kernel, json!({})).await["url"]
         .as_str()
@@ -248,7 +248,7 @@ async fn a_link_shows_nothing_of_another_kernel_with_the_same_id() {
     events.until("event: end\ndata: {\"reason\":\"kernel\"}").await;
     drop(events);
     let removed = async {
-        // Until the page has closed the log.
+        // Fails until the page has closed the log.
         while served.ask("DELETE", &format!("/api/logs/{id}")).await.status != 204 {
             sleep(Duration::from_millis(1)).await;
         }
@@ -260,7 +260,7 @@ async fn a_link_shows_nothing_of_another_kernel_with_the_same_id() {
 }
 
 #[tokio::test]
-async fn one_link_does_not_take_the_places_of_others() {
+async fn one_link_does_not_use_up_the_viewers_of_others() {
     let served = Served::start().await;
     let kernel = kernel(&served).await;
     run(&served, &kernel, &"x".repeat(100_000), "long").await;
@@ -272,7 +272,7 @@ async fn one_link_does_not_take_the_places_of_others() {
     for _ in 0..32 {
         let mut events = Events::open(&served, &url).await;
         events.until("\"code\":\"shown\"").await;
-        // Of long code, the start is shown.
+        // Only the start of long code is shown.
         events.until("xxx\\n…\"").await;
         viewers.push(events);
     }
@@ -281,7 +281,7 @@ async fn one_link_does_not_take_the_places_of_others() {
     let other = share(&served, &kernel, json!({})).await;
     let mut events = Events::open(&served, other["url"].as_str().unwrap()).await;
     events.until("\"code\":\"shown\"").await;
-    // A viewer that leaves makes room.
+    // After a viewer has left, another one is accepted.
     drop(viewers.pop());
     let again = async {
         loop {
@@ -382,7 +382,8 @@ async fn guesses_are_slowed_down_but_valid_links_always_work() {
         .as_str()
         .unwrap()
         .to_owned();
-    // Each guess beyond twenty is answered a second later than the one before, and those beyond fifty not at all.
+    // The answer to each guess beyond twenty is a second later than the previous answer. Guesses beyond fifty are
+    // refused with 429.
     let served = Arc::new(served);
     let (locked_out, mut is_locked_out) = watch::channel(false);
     let mut guesses = JoinSet::new();
@@ -398,7 +399,7 @@ async fn guesses_are_slowed_down_but_valid_links_always_work() {
                     assert_refused(&refused);
                 }
             });
-            // At most this many more guesses than answers, so that a slow machine does not drown in them.
+            // Limits the number of unanswered guesses, so that a slow machine is not overloaded.
             while guesses.len() >= 64 && !*is_locked_out.borrow_and_update() {
                 tokio::select! {
                     Some(guess) = guesses.join_next() => guess.unwrap(),

@@ -89,7 +89,7 @@ async fn a_closing_gateway_sends_close_frames_to_its_clients() {
 /// The memory for messages that wait for a kernel.
 const ROOM: usize = 256 << 20;
 
-/// Waits until a message that needs all of the kernel's room gets it (`free`) or has to wait.
+/// Waits until all of the kernel's room is available (`free`), or until some of it is in use.
 async fn wait_for_room(kernel: &Kernel, free: bool) {
     while kernel.room(ROOM).now_or_never().is_some() != free {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -151,7 +151,7 @@ async fn invalid_messages_cause_few_log_lines() {
     let junk = frame(1, b"junk").repeat(1_000);
     stream.write_all(&junk).await.unwrap();
     stream.write_all(&frame(8, &1000_u16.to_be_bytes())).await.unwrap();
-    // By then, the gateway has handled everything before.
+    // When the Close arrives, the gateway has handled all frames before it.
     assert_eq!(read_close(&mut stream).await.0, 1000);
     let warnings = warnings.load(Ordering::Relaxed);
     assert!((1..10).contains(&warnings), "{warnings} lines");

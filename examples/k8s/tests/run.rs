@@ -22,7 +22,7 @@ fn example(namespace: &TestNamespace, kubernetes: Value, code: &str) -> Command 
     command
 }
 
-/// Starts the example with a cell that prints its pod's name, waits until this has read the name, and then runs `then`.
+/// Starts the example with a cell that prints its pod's name, reads the name, and lets the cell continue with `then`.
 async fn started(namespace: &TestNamespace, kubernetes: Value, then: &str) -> (Child, BufReader<ChildStdout>) {
     let gate = "import os, time\nprint(os.uname().nodename)\nwhile not os.path.exists('/tmp/gate'): time.sleep(0.01)\n";
     let mut command = example(namespace, kubernetes, &format!("{gate}{then}"));

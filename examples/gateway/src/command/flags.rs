@@ -111,17 +111,17 @@ pub(super) struct Flags {
     /// any]
     #[arg(long, env = "KERNELMUX_PORT_RANGE", value_name = "LOW..HIGH", value_parser = parse_port_range)]
     pub(super) port_range: Option<RangeInclusive<u16>>,
-    /// The program that starts each kernel of this machine and records it while no gateway runs: auto for kernelmux-agent
-    /// in the folder of the gateway's program, off to start kernels directly, or a path
+    /// The program that starts each kernel of this machine and records it while no gateway runs: auto for
+    /// kernelmux-agent in the folder of the gateway's program, off to start kernels directly, or a path
     #[arg(long, env = "KERNELMUX_AGENT", default_value = "auto", value_name = "PATH")]
     pub(super) agent: PathBuf,
-    /// The most MiB of a kernel's messages that its agent keeps for the gateway; beyond that, a kernel that can wait does so,
-    /// and otherwise the oldest are dropped
+    /// The most MiB of a kernel's messages that its agent keeps for the gateway; beyond that, a kernel that can wait
+    /// does so, and otherwise the oldest are dropped
     #[arg(long, env = "KERNELMUX_AGENT_SPOOL_MIB", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub(super) agent_spool_mib: u64,
-    /// How long the agent of an idle kernel waits for a gateway before it ends the kernel and itself, in seconds; 0 means
-    /// no limit
+    /// How long the agent of an idle kernel waits for a gateway before it ends the kernel and itself, in seconds; 0
+    /// means no limit
     #[arg(long, env = "KERNELMUX_AGENT_ORPHAN_TIMEOUT", default_value_t = 7 * 24 * 60 * 60, value_name = "SECONDS")]
     pub(super) agent_orphan_timeout: u64,
     /// MiB that the large messages of all kernels may take together while they are received and logged; a message that
@@ -133,8 +133,8 @@ pub(super) struct Flags {
     #[arg(long, env = "KERNELMUX_LOG_MAX_MIB", default_value_t = 1024, value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(super) log_max_mib: u64,
-    /// MiB of all logs together; beyond that, logs of kernels that have ended are dropped, the oldest first, and then the
-    /// oldest entries of the largest logs [default: no limit]
+    /// MiB of all logs together; beyond that, logs of kernels that have ended are dropped, the oldest first, and then
+    /// the oldest entries of the largest logs [default: no limit]
     #[arg(long, env = "KERNELMUX_LOG_QUOTA", value_name = "MIB", conflicts_with = "log_nats",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(super) log_quota: Option<u64>,

@@ -1,6 +1,6 @@
 //! The book's table of all flags, `docs/src/flags.md`.
 //!
-//! The test below compares it with the flags; with `KERNELMUX_WRITE_DOCS` set, it writes it.
+//! The test below compares the page with the flags. If `KERNELMUX_WRITE_DOCS` is set, the test writes the page.
 
 use std::fmt::Write;
 

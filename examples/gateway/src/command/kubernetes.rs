@@ -87,7 +87,7 @@ fn trimmed(names: &[String]) -> impl Iterator<Item = String> {
         .filter(|name| !name.is_empty())
 }
 
-/// The flag values for what users may set.
+/// The values of `--kubernetes-user-inputs`.
 const INPUTS: &[(&str, Input)] = &[
     ("cpus", Input::Cpus),
     ("memory", Input::Memory),
@@ -103,7 +103,7 @@ fn parse_input(text: &str) -> Result<Input, String> {
     let found = INPUTS.iter().find(|(name, _)| *name == text.trim());
     found.map(|(_, input)| *input).ok_or_else(|| {
         let names: Vec<&str> = INPUTS.iter().map(|(name, _)| *name).collect();
-        format!("it must be some of {}", names.join(", "))
+        format!("it must be one of {}", names.join(", "))
     })
 }
 

@@ -24,7 +24,7 @@ use super::announce::announce;
 use super::data_dir::{self, DataDir};
 use super::flags::{Flags, LogDurability, OnTerminate};
 
-/// How long kernels have to end before the gateway exits without them.
+/// How long the gateway waits for its kernels to end before it exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long disconnecting from the kernels may take.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(45);
@@ -53,7 +53,9 @@ pub(super) fn run(flags: Flags) -> Result<()> {
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         tokio::select! {
-            running = Running::start(&flags, recorders.handle()) => running?.until_signalled(&mut signals, flags.on_terminate).await,
+            running = Running::start(&flags, recorders.handle()) => {
+                running?.until_signalled(&mut signals, flags.on_terminate).await;
+            }
             _ = signals.next() => {}
         }
         Ok(())
@@ -86,7 +88,7 @@ impl Signals {
         })
     }
 
-    /// The next signal that ends the gateway. A hangup does not.
+    /// Waits for the next signal that ends the gateway. A hangup does not end it.
     async fn next(&mut self) -> EndSignal {
         loop {
             tokio::select! {
@@ -179,7 +181,7 @@ impl Running {
     }
 }
 
-/// The kernels of this machine or of a cluster, with their logs.
+/// Creates the manager for kernels of this machine or of a cluster, and for their logs.
 async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Result<Manager> {
     let mut log_options = log_options(flags);
     let provider: Arc<dyn KernelProvider> = match flags.kubernetes.open().await? {
@@ -211,7 +213,7 @@ async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Resul
     Ok(Manager::new(vec![provider], logs, options))
 }
 
-/// Kernels as processes of this machine.
+/// Opens the provider for kernels as processes of this machine.
 async fn local(flags: &Flags, data_dir: &DataDir, agent: Option<PathBuf>) -> Result<LocalProvider> {
     let mut local = LocalOptions::new(data_dir.folder("kernels")?);
     local.working_dir = std::env::current_dir().ok();
@@ -281,7 +283,7 @@ fn log_options(flags: &Flags) -> LogOptions {
     options
 }
 
-/// Variables that kernels inherit. Tokens and the gateway's own flags are never among them.
+/// The names of the variables that kernels inherit, without tokens and the gateway's own flags.
 fn inherited(named: &[String]) -> BTreeSet<String> {
     let own = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     own.filter(|own| {
@@ -318,7 +320,7 @@ fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
     Ok(options)
 }
 
-/// The user that runs the gateway owns the kernels of clients that name no user.
+/// The user that runs the gateway, who owns the kernels of clients that name no user.
 fn user_name() -> Option<String> {
     ["USER", "LOGNAME"]
         .iter()
@@ -327,7 +329,7 @@ fn user_name() -> Option<String> {
         .or_else(|| Some(format!("uid-{}", rustix::process::getuid().as_raw())))
 }
 
-/// Many systems start programs with a soft limit of 1,024 open files and allow more on request.
+/// Raises the limit of open files. Many systems start programs with a soft limit of 1,024 and allow more on request.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
@@ -342,8 +344,8 @@ fn raise_open_files() {
     }
 }
 
-/// Kernels run as the same user and must not read the token or other kernels' keys from this process's memory or
-/// environment. (Kernels that run as root still can.)
+/// Prevents kernels, which run as the same user, from reading the token or other kernels' keys in this process's memory
+/// or environment. (Kernels that run as root still can.)
 fn keep_memory_private() {
     #[cfg(target_os = "linux")]
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {

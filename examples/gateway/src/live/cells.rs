@@ -46,7 +46,7 @@ struct Cell {
     started: Option<DateTime<Utc>>,
     ended: Option<DateTime<Utc>>,
     fold: Fold,
-    /// The fold has everything up to here.
+    /// The last entry that the fold includes.
     until: Seq,
     is_dropped: bool,
     version: u64,
@@ -61,7 +61,7 @@ struct CellModel<'a> {
     execution_count: Option<u64>,
     started: Option<String>,
     ended: Option<String>,
-    /// The prompt of an open question.
+    /// The prompt of the open input request.
     question: Option<String>,
     outputs: Vec<Output>,
     /// Whether its outputs are left out because the page would be too large.
@@ -74,12 +74,12 @@ pub(super) struct Cells {
     by_msg_id: HashMap<Arc<str>, Seq>,
     /// The entry after which to read.
     pub(super) read_from: Seq,
-    /// Parent header of the previous message and its cell. In a flood, the next message has the same.
+    /// Parent header of the previous message and its cell. In a flood, the next message has the same parent.
     last_parent: (Bytes, Option<Seq>),
 }
 
 impl Cells {
-    /// The newest cells that were requested since this time. A log may also have those of an earlier kernel.
+    /// The newest cells that were requested since this time. A log may also have cells of an earlier kernel.
     pub(super) async fn load(executions: &Executions, since: DateTime<Utc>) -> Result<Self, ReadError> {
         let mut cells = Self {
             by_request: BTreeMap::new(),
@@ -157,7 +157,7 @@ impl Cells {
         let message = entry.message();
         match (entry.origin(), entry.channel()) {
             (Origin::Client, Channel::Shell) => self.on_request(entry, &message),
-            // The parent of an answer is the question, not the request.
+            // The parent of an answer is the input request, not the execute request.
             (Origin::Client, Channel::Stdin) => {
                 let asked = |cell: &&mut Cell| cell.fold.input_request().is_some() && entry.seq() > cell.until;
                 for cell in self.by_request.values_mut().filter(asked) {
@@ -237,7 +237,7 @@ impl Cells {
         }
     }
 
-    /// Removes the outputs of the oldest cells that make the page too large.
+    /// Removes the outputs of the oldest ended cells while the page is too large.
     fn forget_excess(&mut self) {
         let mut bytes: usize = self.by_request.values().map(|cell| cell.fold.bytes()).sum();
         for cell in self.by_request.values_mut() {
@@ -302,7 +302,7 @@ impl Cell {
     }
 }
 
-/// The code of a request, unless it is silent, as requests of front ends themselves are.
+/// The code of a request; `None` if the request is silent, like front ends' own requests.
 fn shown_code(request: &WireMessage) -> Option<String> {
     let request: Request = serde_json::from_slice(request.content()).ok()?;
     let Request { mut code, silent } = request;

@@ -1,4 +1,4 @@
-//! `/live/{token}`: a read-only page of a kernel's cells, for those who have the link.
+//! `/live/{token}`: a read-only page of a kernel's cells, for anyone with the link.
 //!
 //! The page needs no token of the gateway, and gives access to nothing else. Its Content-Security-Policy allows only the
 //! page's own script. The kernel's texts are inserted as text, and HTML outputs are in frames that run no scripts.

@@ -31,14 +31,14 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// How many times a page polls for its kernel after the log was closed, before its viewers must reconnect.
 const MAX_POLLS: usize = 120;
 
-/// A page at one moment.
+/// The content of a page at one moment.
 #[derive(Default)]
 pub(super) struct Snapshot {
     /// The kernel's state, as JSON.
     pub(super) state: Arc<str>,
     /// In the order in which they were requested.
     pub(super) cells: Vec<ShownCell>,
-    /// Whether the kernel has ended, so that nothing follows.
+    /// Whether the kernel has ended, so that this snapshot is the last.
     pub(super) has_ended: bool,
 }
 
@@ -65,7 +65,7 @@ impl Page {
     }
 }
 
-/// The pages that are viewed.
+/// The pages that have viewers.
 #[derive(Default)]
 pub(super) struct Pages(Mutex<HashMap<SharedKernel, Weak<Page>>>);
 
@@ -81,7 +81,7 @@ impl Pages {
         let mut pages = kernel_provider::lock(&self.0);
         pages.retain(|_, page| page.strong_count() > 0);
         if let Some(page) = pages.get(shared).and_then(Weak::upgrade)
-            // A page that did not find its kernel is not used again.
+            // A page whose channel has closed is replaced, unless its kernel has ended.
             && (page.snapshot.has_changed().is_ok() || page.snapshot.borrow().has_ended)
         {
             return Some(page);
@@ -119,7 +119,7 @@ impl Load {
     }
 }
 
-/// Publishes the page and its changes until the kernel has ended, or the viewers must connect again.
+/// Publishes the page and its changes until the kernel has ended, or the viewers must reconnect.
 async fn follow(
     manager: Manager,
     load: Load,
@@ -129,7 +129,7 @@ async fn follow(
 ) {
     if let Err(error) = follow_log(&manager, load, kernel, &executions, &sender).await {
         let kernel_id = executions.log().kernel_id();
-        warn!(%kernel_id, %error, "a shared page cannot be read; its viewers connect again");
+        warn!(%kernel_id, %error, "a shared page cannot be read; its viewers reconnect");
     }
 }
 
@@ -157,7 +157,7 @@ async fn follow_log(
             }
             tokio::task::yield_now().await;
         }
-        // A log is also closed when this gateway stops, and the kernel may go on running.
+        // A log is also closed when this gateway stops, while the kernel may keep running.
         let has_ended = is_closed && !manager.may_run(id);
         if has_ended && now != Some(ExecutionState::Dead) {
             (now, since) = (Some(ExecutionState::Dead), Utc::now());

@@ -17,17 +17,17 @@ use crate::shares::Share;
 
 /// Idle time before a comment shows that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// The most bytes that are handed over at a time.
+/// The most bytes that are passed to the connection at a time.
 const PIECE: usize = 64 << 10;
 
-/// The events of one viewer. It formats one at a time, so that a slow viewer holds no more than the page, which others
-/// share, and one event.
+/// Formats the events of one viewer, one at a time. So a slow viewer occupies memory only for one event and for the
+/// page, which all viewers share.
 pub(super) struct Viewer {
     gateway: Arc<Gateway>,
     share: Share,
     changes: watch::Receiver<Arc<Snapshot>>,
     revocations: watch::Receiver<u64>,
-    /// The page as the viewer gets it now.
+    /// The snapshot that is being sent.
     snapshot: Arc<Snapshot>,
     /// The index of the first cell of `snapshot` that may have to be sent.
     next_cell: usize,
@@ -101,13 +101,13 @@ impl Viewer {
             let gateway = self.gateway.clone();
             tokio::select! {
                 biased;
-                // The page connects to the next gateway.
+                // The viewer's page reconnects to the next gateway.
                 () = gateway.closing() => return None,
                 _ = self.revocations.changed() => {}
                 () = sleep(expires) => {}
                 changed = timeout(KEEP_ALIVE, self.changes.changed()) => match changed {
                     Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
-                    // The page connects again.
+                    // The viewer's page reconnects.
                     Ok(Err(_)) => return None,
                     Ok(Ok(())) => self.take_changes(),
                 },
@@ -123,7 +123,7 @@ impl Viewer {
             let path = &self.share.path;
             let expires = timestamp(self.share.expires);
             let facts = json!({"path": path, "expires": expires}).to_string();
-            // Both are objects.
+            // Both texts are JSON objects.
             let (facts, state) = (&facts[..facts.len() - 1], self.state.get(1..).unwrap_or("}"));
             self.ready.push_back(event("state", &format!("{facts},{state}")));
         }

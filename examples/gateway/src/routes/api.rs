@@ -14,7 +14,7 @@ use crate::model::{VERSION, features};
 pub(super) struct Version {
     version: &'static str,
     gateway_version: &'static str,
-    /// Other gateways do not have it.
+    /// Facts that other gateways do not report.
     #[schema(inline)]
     kernelmux: Kernelmux,
 }

@@ -22,7 +22,7 @@ use crate::error::ApiError;
 #[derive(Serialize, ToSchema)]
 #[schema(as = Comms)]
 pub(super) struct CommsModel {
-    /// Each after those that its state refers to.
+    /// Each after the comms that its state refers to.
     comms: Vec<CommModel>,
 }
 
@@ -56,7 +56,7 @@ impl From<Comm> for CommModel {
     }
 }
 
-/// The open comms of a kernel with their present state, also while the kernel is busy.
+/// The open comms of a kernel with their current state, also while the kernel is busy.
 #[utoipa::path(
     get, path = "/api/kernels/{id}/comms", tag = "kernels", operation_id = "list_comms", params(KernelPath),
     responses(
@@ -70,7 +70,7 @@ pub(super) async fn list(
     Path(KernelPath { id }): Path<KernelPath>,
 ) -> Result<Response, ApiError> {
     let comms = find(&gateway, &id)?.comms().await.map_err(unreadable)?;
-    // Megabytes of state occupy a processor.
+    // Serializing megabytes of state occupies a processor, so the limits apply.
     let response = gateway.output_limits.run(move || {
         let comms = comms.into_iter().map(CommModel::from).collect();
         Json(CommsModel { comms }).into_response()

@@ -61,7 +61,7 @@ pub(super) fn require_token(api: &mut OpenApi) {
     }
 }
 
-/// Adds the error body, which `error::as_json` gives to all errors without one.
+/// Adds the schema of the error body, which `error::as_json` adds to all errors without a body.
 pub(super) fn finish(api: &mut OpenApi) {
     for operation in operations(api) {
         for (status, response) in &mut operation.responses.responses {

@@ -33,10 +33,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct LogQuery {
-    /// Where to begin: a cursor epoch:seq, start (the default) or head. The header Last-Event-ID takes precedence.
+    /// Where to begin: a cursor epoch:seq, start (the default), or head. The header Last-Event-ID takes precedence.
     #[param(nullable = false)]
     from: Option<String>,
-    /// false ends at the head instead of waiting for more.
+    /// With the value false, the stream ends at the head instead of waiting for more entries.
     #[param(nullable = false)]
     follow: Option<bool>,
 }
@@ -48,7 +48,7 @@ pub(super) struct NotInLog {
     reason: &'static str,
     /// The problem and the remedy.
     message: &'static str,
-    /// Why the cursor's place cannot be found.
+    /// Why reading cannot continue at the cursor.
     #[schema(value_type = String)]
     not_recovered: NotRecovered,
     #[schema(value_type = String)]

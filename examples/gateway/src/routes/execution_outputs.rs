@@ -36,7 +36,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 4;
 
-/// The most bytes of one execution's outputs in a list, and of a page's. A page needs no reservation of memory.
+/// The most bytes of one execution's outputs in a list, and of all outputs in the list. A list needs no reservation of
+/// memory.
 const SMALL: usize = 64 << 10;
 const SMALL_OF_LIST: usize = UNIT - 1;
 /// The most entries of the log that are read for the outputs of one execution in a list.
@@ -72,7 +73,8 @@ impl OutputLimits {
         if let Ok(room) = self.unread.clone().try_acquire_many_owned(units) {
             return Ok((outputs, Some(room)));
         }
-        // The outputs are dropped while waiting. They may grow meanwhile, so the reservation is for their maximum size.
+        // The outputs are dropped while this request waits. They may grow in that time, so the reservation is for their
+        // maximum size.
         drop(outputs);
         let units = max_units();
         let waiting = timeout(WAIT_TIMEOUT, self.unread.clone().acquire_many_owned(units));
@@ -91,7 +93,7 @@ impl OutputLimits {
         folded.await.map_err(|error| not_written(&error))?.map_err(unreadable)
     }
 
-    /// Folds on a blocking thread, as one of a bounded number.
+    /// Runs `fold` on a blocking thread. The number of concurrent folds is bounded.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         fold: impl FnOnce() -> T + Send + 'static,
@@ -201,10 +203,10 @@ pub(super) struct ExecutionWithOutputs<'a> {
     #[serde(flatten)]
     execution: ExecutionModel,
     code: Option<String>,
-    /// The question that is not answered yet; null if there is none.
+    /// The input request that is not answered yet; null if there is none.
     #[schema(inline)]
     input_request: Option<Question>,
-    /// The position after which the log has later messages.
+    /// The position in the log up to which the outputs are complete. Later messages follow after it.
     cursor: String,
     /// Whether no messages of the execution are missing.
     complete: bool,
@@ -216,7 +218,7 @@ pub(super) struct ExecutionWithOutputs<'a> {
     outputs: &'a Fold,
 }
 
-/// A question of the kernel.
+/// An input request of the kernel.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Question {
     prompt: String,
@@ -224,7 +226,7 @@ pub(super) struct Question {
 }
 
 impl Question {
-    /// The question of an `input_request`.
+    /// Reads the prompt of an `input_request`.
     pub(super) fn of(message: &WireMessage) -> Option<Self> {
         let InputRequest { prompt, password, .. } = serde_json::from_slice(message.content()).ok()?;
         Some(Self { prompt, password })

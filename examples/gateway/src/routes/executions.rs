@@ -72,20 +72,20 @@ pub(super) struct ListQuery {
     /// Only those requested before this time.
     #[param(nullable = false)]
     until: Option<DateTime<Utc>>,
-    /// cell lists only the newest execution of each cell, and those without a cell, and adds input_request and
-    /// outputs_digest to each.
+    /// With the value cell, lists only the newest execution of each cell, and executions without a cell, and adds
+    /// input_request and outputs_digest to each.
     #[param(nullable = false)]
     #[serde(default)]
     latest: Option<Latest>,
-    /// small adds the outputs of ended executions if they are complete, have no display_id and take at most 64 KiB,
-    /// up to 1 MiB a page. A client need not request these executions one by one.
+    /// With the value small, adds the outputs of ended executions if they are complete, have no display_id and take at
+    /// most 64 KiB, up to 1 MiB per response. A client need not request these executions one by one.
     #[param(nullable = false)]
     #[serde(default)]
     outputs: Option<WithOutputs>,
     /// With outputs=small: only outputs of executions that ended at this time or later.
     #[param(nullable = false)]
     outputs_since: Option<DateTime<Utc>>,
-    /// The next of the previous page.
+    /// The value of next in the previous page.
     #[param(nullable = false)]
     before: Option<u64>,
     /// Page size: 50 by default, 500 at most.
@@ -124,7 +124,7 @@ pub(super) struct ExecutionsModel {
 pub(super) struct ListedExecution {
     #[serde(flatten)]
     execution: ExecutionModel,
-    /// With latest=cell: the question that is not answered yet; null if there is none.
+    /// With latest=cell: the input request that is not answered yet; null if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Question>, required = false)]
     input_request: Option<Option<Question>>,
@@ -148,7 +148,8 @@ pub(super) struct ExecutionModel {
     #[serde(rename = "cellId")]
     #[schema(required = false)]
     cell_id: Option<String>,
-    /// SHA-256 of the code in UTF-8, in hexadecimal; null for an execution of an earlier version.
+    /// SHA-256 of the code in UTF-8, in hexadecimal; null for an execution that an earlier version of the gateway
+    /// recorded.
     #[schema(required = false)]
     code_hash: Option<String>,
     session: String,
@@ -181,7 +182,7 @@ fn status() -> Object {
 pub(super) struct NewExecution {
     #[schema(required = true, nullable = false)]
     code: Option<String>,
-    /// An id of the caller's. A request that is sent again with the same id runs once.
+    /// An id that the client chooses. If the request is sent again with the same id, the code runs only once.
     msg_id: Option<String>,
     #[serde(rename = "cellId")]
     cell_id: Option<String>,
@@ -388,7 +389,7 @@ pub(super) async fn start(
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], body).into_response())
 }
 
-/// 409 if the kernel was sent other code with this `msg_id`. The same code may be sent again and runs once.
+/// 409 if other code was sent to the kernel with this `msg_id`. The same code may be sent again and runs only once.
 async fn check_is_new(executions: &Executions, msg_id: &str, code: &str) -> Result<(), ApiError> {
     let Some(execution) = executions.get(msg_id).await? else {
         return Ok(());
@@ -426,8 +427,8 @@ async fn send(
 
 fn not_received(msg_id: &str) -> ApiError {
     let message = format!(
-        "the kernel has not received the code within {} s, but still may: repeat the request with the msg_id \
-         {msg_id:?}, which runs it once, or restart the kernel",
+        "the kernel has not received the code within {} s, but may still receive it: repeat the request with the \
+         msg_id {msg_id:?}, which does not run the code twice, or restart the kernel",
         RECEIVE_TIMEOUT.as_secs()
     );
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, message)

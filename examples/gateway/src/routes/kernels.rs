@@ -89,7 +89,7 @@ pub(super) async fn one(
         (status = 408, description = "The body did not arrive in time"),
         (status = 409, description = "A kernel with this id exists already"),
         (status = 413, description = "The body is too large"),
-        (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
+        (status = 500, description = "The kernel could not be started; the message has the cause and its last output"),
         (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
         (status = 504, description = "The kernel did not answer in time"),
     ),
@@ -112,7 +112,7 @@ async fn run_to_completion<T: Send + 'static>(work: impl Future<Output = T> + Se
     tokio::spawn(work).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the gateway failed; its log says more",
+            "the gateway failed; its log has the cause",
         )
     })
 }
@@ -170,7 +170,7 @@ pub(super) async fn interrupt(
         (status = 200, description = "The kernel; it has answered its first request", body = KernelModel),
         (status = 404, description = "There is no such kernel"),
         (status = 409, description = "Its process or pod is gone; try again"),
-        (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
+        (status = 500, description = "The kernel could not be started; the message has the cause and its last output"),
         (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
         (status = 504, description = "The kernel did not answer in time"),
         (status = 507, description = "Its log has no room; the kernel keeps running"),

@@ -102,7 +102,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the gateway failed; its log says more",
+            "the gateway failed; its log has the cause",
         )
     })
 }

@@ -76,7 +76,7 @@ fn current(gateway: &Gateway) -> Registry {
         "Clients that are attached to kernels",
         ConstGauge::new(connections),
     );
-    let sessions = gateway.sessions.list(|kernel| gateway.lives(kernel)).len();
+    let sessions = gateway.sessions.list(|kernel| gateway.has_kernel(kernel)).len();
     registry.register(
         "kernelmux_sessions",
         "Sessions with a kernel",

@@ -81,8 +81,8 @@ fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
 pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
     let (routes, api) = described_routes(&gateway);
     let routes = routes.layer(Extension(Arc::new(api))).with_state(gateway.clone());
-    // Around all routes, to see responses that no handler makes, such as 405 with `Allow`. Requests pass the last layer
-    // first.
+    // These layers wrap the whole router, to process also responses that no handler makes, such as 405 with `Allow`.
+    // Requests pass the last layer first.
     Router::new()
         .fallback_service(routes)
         .layer(from_fn_with_state(gateway.clone(), base_url::strip))

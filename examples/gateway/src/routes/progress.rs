@@ -28,7 +28,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How many of the log's last entries are searched for the kernel's end.
 const LAST_ENTRIES: u64 = 256;
 
-/// How far a kernel has come: the steps of its start, from the request on, and why it failed or ended.
+/// The progress of a kernel: the steps of its start, from the request on, and why it failed or ended.
 ///
 /// The answer is JSON, or, if the request accepts text/event-stream, an event for each step up to the last one.
 #[utoipa::path(
@@ -90,7 +90,7 @@ impl Source {
     }
 }
 
-/// `None` if nothing is known of the kernel.
+/// Finds the source of a kernel's progress; `None` if the kernel is unknown.
 async fn source(gateway: &Gateway, id: KernelId) -> Result<Option<Source>, ApiError> {
     if let Some(kernel) = gateway.manager.get(id) {
         let (state, process) = (kernel.state(), kernel.handle().phase());
@@ -156,7 +156,7 @@ async fn of_past(log: &Log) -> Result<ProgressModel, ReadError> {
     Ok(ended)
 }
 
-/// With the progress that was sent last.
+/// The state of an event stream, with the progress that was sent last.
 type Following = (Arc<Gateway>, Source, Option<ProgressModel>);
 
 async fn next_event(
@@ -164,7 +164,7 @@ async fn next_event(
 ) -> Option<(Result<Bytes, std::convert::Infallible>, Option<Following>)> {
     let (gateway, mut source, sent) = following?;
     let mut now = source.now();
-    // A kernel's state also changes without a step.
+    // Not every change of a kernel's state is a new step.
     while sent
         .as_ref()
         .is_some_and(|sent| (sent.phase, &sent.reason) == (now.phase, &now.reason))

@@ -142,7 +142,7 @@ fn find(gateway: &Gateway, id: &str) -> Result<Session, ApiError> {
 )]
 pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<SessionModel>>, ApiError> {
     may_list(&gateway)?;
-    let sessions = gateway.sessions.list(|kernel| gateway.lives(kernel));
+    let sessions = gateway.sessions.list(|kernel| gateway.has_kernel(kernel));
     Ok(Json(
         sessions
             .iter()
@@ -207,7 +207,7 @@ fn missing(field: &str) -> ApiError {
         (status = 409, description = "A kernel with this id exists already"),
         (status = 410, description = "The kernel has ended already"),
         (status = 413, description = "The body is too large"),
-        (status = 500, description = "The kernel could not be started; the message says why, with its last output"),
+        (status = 500, description = "The kernel could not be started; the message has the cause and its last output"),
         (status = 501, description = "There is no such kernelspec"),
         (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
         (status = 504, description = "The kernel did not answer in time"),
@@ -224,7 +224,7 @@ pub(super) async fn create(State(gateway): State<Arc<Gateway>>, body: JsonObject
     let session = tokio::spawn(creating).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the gateway failed; its log says more",
+            "the gateway failed; its log has the cause",
         )
     })??;
     let model = session_model(&gateway, &session)
@@ -241,7 +241,7 @@ async fn find_or_create(
     kind: String,
     mut kernel: SessionKernel,
 ) -> Result<Session, ApiError> {
-    let has_kernel = |kernel| gateway.lives(kernel);
+    let has_kernel = |kernel| gateway.has_kernel(kernel);
     if let Some(session) = gateway.sessions.of_path(&path, has_kernel) {
         return Ok(session);
     }
@@ -321,7 +321,7 @@ async fn start_kernel(gateway: &Gateway, kernel: SessionKernel, path: &str) -> R
         (status = 408, description = "The body did not arrive in time"),
         (status = 409, description = "A kernel with this id exists already"),
         (status = 413, description = "The body is too large"),
-        (status = 500, description = "The kernel could not be started or ended; the message says why"),
+        (status = 500, description = "The kernel could not be started or ended; the message has the cause"),
         (status = 501, description = "There is no such kernelspec"),
         (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
         (status = 504, description = "The kernel did not answer in time"),
@@ -337,7 +337,7 @@ pub(super) async fn change(
     let model = tokio::spawn(changing).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the gateway failed; its log says more",
+            "the gateway failed; its log has the cause",
         )
     })??;
     model.map(Json).ok_or_else(|| not_found(&id))
@@ -405,7 +405,7 @@ pub(super) async fn end(
     Path(SessionPath { id }): Path<SessionPath>,
 ) -> Result<StatusCode, ApiError> {
     let session = find(&gateway, &id)?;
-    let had_kernel = gateway.lives(session.kernel);
+    let had_kernel = gateway.has_kernel(session.kernel);
     gateway.sessions.remove(session.id).ok_or_else(|| not_found(&id))?;
     if !had_kernel {
         return Err(ApiError::new(StatusCode::GONE, "Kernel deleted before session"));

@@ -25,7 +25,7 @@ const MAX_PATH: usize = 1_024;
 #[derive(Deserialize, ToSchema)]
 #[serde(expecting = "an object")]
 pub(super) struct NewShare {
-    /// The notebook, as the page names it.
+    /// The path of the notebook. The page shows it as title.
     path: Option<String>,
     /// How long the link works, in seconds: a day by default, 30 days at most.
     expires_in_s: Option<u64>,
@@ -50,7 +50,7 @@ pub(super) struct ShareModel {
 pub(super) struct ShareWithLink {
     #[serde(flatten)]
     share: ShareModel,
-    /// It gives access to the page.
+    /// The token, which gives access to the page.
     token: String,
     /// The address of the page, below the gateway's.
     url: String,

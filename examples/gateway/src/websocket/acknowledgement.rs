@@ -6,10 +6,10 @@ use kernel_manager::Client;
 use tokio::time::{Duration, Instant};
 
 /// How long a client may take to answer a Ping.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// The most Pings in flight. More than one, so that a client that disconnects because of a message, as JupyterLab does
-/// when its kernel restarts, has answered the Ping that came with it.
-const MAX_ASKED: usize = 8;
+const PONG_TIMEOUT: Duration = Duration::from_secs(90);
+/// The most Pings in flight. More than one, so that each message can be followed by a Ping: a client may disconnect
+/// because of a message, as JupyterLab does when its kernel restarts, and must have answered the Ping after it.
+const MAX_PINGS: usize = 8;
 
 /// Tracks what the client has received, by its Pongs.
 pub(super) struct Acknowledgement {
@@ -21,14 +21,14 @@ pub(super) struct Acknowledgement {
 struct State {
     /// The last entry that was written.
     sent: Seq,
-    /// Entries before unanswered Pings, and when each Ping was written.
-    asked: VecDeque<(Seq, Instant)>,
+    /// The unanswered Pings: the last entry before each, and the time at which it was written.
+    in_flight: VecDeque<(Seq, Instant)>,
     acknowledged: Seq,
 }
 
 impl State {
-    fn ask(&mut self) -> [u8; 8] {
-        self.asked.push_back((self.sent, Instant::now()));
+    fn ping(&mut self) -> [u8; 8] {
+        self.in_flight.push_back((self.sent, Instant::now()));
         self.sent.0.to_be_bytes()
     }
 }
@@ -39,7 +39,7 @@ impl Acknowledgement {
             client,
             state: Mutex::new(State {
                 sent: Seq::START,
-                asked: VecDeque::new(),
+                in_flight: VecDeque::new(),
                 acknowledged: Seq::START,
             }),
         }
@@ -54,27 +54,27 @@ impl Acknowledgement {
         self.lock().sent = seq;
     }
 
-    /// Payload of a Ping for the entries since the previous one; `None` if there are none or [`MAX_ASKED`] Pings are in
+    /// Payload of a Ping for the entries since the previous one; `None` if there are none or [`MAX_PINGS`] Pings are in
     /// flight.
-    pub(super) fn ask(&self) -> Option<[u8; 8]> {
+    pub(super) fn ping(&self) -> Option<[u8; 8]> {
         let mut state = self.lock();
-        let asked = state.asked.back().map_or(state.acknowledged, |(seq, _)| *seq);
-        (state.sent > asked && state.asked.len() < MAX_ASKED).then(|| state.ask())
+        let last_ping = state.in_flight.back().map_or(state.acknowledged, |(seq, _)| *seq);
+        (state.sent > last_ping && state.in_flight.len() < MAX_PINGS).then(|| state.ping())
     }
 
     /// Payload of a Ping that only checks the connection; `None` if a Ping is in flight.
-    pub(super) fn ask_alive(&self) -> Option<[u8; 8]> {
+    pub(super) fn keep_alive_ping(&self) -> Option<[u8; 8]> {
         let mut state = self.lock();
-        state.asked.is_empty().then(|| state.ask())
+        state.in_flight.is_empty().then(|| state.ping())
     }
 
     /// Records that the client answered a Ping and thus all earlier ones (RFC 6455 section 5.5.3). Other Pongs are
     /// ignored.
-    pub(super) fn answered(&self, payload: &[u8]) {
+    pub(super) fn on_pong(&self, payload: &[u8]) {
         let mut state = self.lock();
-        let mut asked = state.asked.iter().map(|(seq, _)| *seq).enumerate();
-        if let Some((place, seq)) = asked.rfind(|(_, seq)| payload == seq.0.to_be_bytes()) {
-            state.asked.drain(..=place);
+        let mut pings = state.in_flight.iter().map(|(seq, _)| *seq).enumerate();
+        if let Some((place, seq)) = pings.rfind(|(_, seq)| payload == seq.0.to_be_bytes()) {
+            state.in_flight.drain(..=place);
             state.acknowledged = seq;
             if let Some(client) = &self.client {
                 client.acknowledge(seq);
@@ -83,8 +83,8 @@ impl Acknowledgement {
     }
 
     /// When an unanswered Ping times out.
-    pub(super) fn gone_at(&self) -> Option<Instant> {
-        self.lock().asked.front().map(|(_, since)| *since + PATIENCE)
+    pub(super) fn pong_deadline(&self) -> Option<Instant> {
+        self.lock().in_flight.front().map(|(_, since)| *since + PONG_TIMEOUT)
     }
 }
 
@@ -95,21 +95,25 @@ mod tests {
     #[test]
     fn entries_sent_while_pings_are_in_flight_get_another_ping() {
         let acknowledgement = Acknowledgement::new(None);
-        let asked: Vec<_> = (1..=20)
+        let pings: Vec<_> = (1..=20)
             .filter_map(|seq| {
                 acknowledgement.sent(Seq(seq));
-                acknowledgement.ask()
+                acknowledgement.ping()
             })
             .collect();
-        assert_eq!(asked.len(), MAX_ASKED, "a flood is not a flood of Pings");
-        assert!(acknowledgement.ask_alive().is_none());
+        assert_eq!(
+            pings.len(),
+            MAX_PINGS,
+            "a flood of entries must not cause a flood of Pings"
+        );
+        assert!(acknowledgement.keep_alive_ping().is_none());
         // The last Pong covers earlier ones; late ones are ignored.
-        for pong in [&asked[MAX_ASKED - 1], &asked[0]] {
-            acknowledgement.answered(pong);
-            assert_eq!(acknowledgement.lock().acknowledged, Seq(MAX_ASKED as u64));
+        for pong in [&pings[MAX_PINGS - 1], &pings[0]] {
+            acknowledgement.on_pong(pong);
+            assert_eq!(acknowledgement.lock().acknowledged, Seq(MAX_PINGS as u64));
         }
-        assert!(acknowledgement.gone_at().is_none());
-        assert_eq!(acknowledgement.ask(), Some(20_u64.to_be_bytes()));
-        assert!(acknowledgement.ask().is_none(), "nothing was sent since");
+        assert!(acknowledgement.pong_deadline().is_none());
+        assert_eq!(acknowledgement.ping(), Some(20_u64.to_be_bytes()));
+        assert!(acknowledgement.ping().is_none(), "nothing was sent since");
     }
 }

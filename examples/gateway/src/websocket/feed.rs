@@ -16,8 +16,8 @@ pub(super) enum Feed {
 }
 
 impl Feed {
-    /// The feed of a client that tracks its own position; `kernel` is `None` if it is gone. Returns the frame that
-    /// tells the client its position.
+    /// The feed of a client that tracks its own position; `kernel` is `None` if it is gone. Also returns the first
+    /// frame, which contains the client's position.
     pub(super) fn resume(log: &Log, kernel: Option<&Arc<Kernel>>, session: &str, start: Start) -> (Self, Notice) {
         let (epoch, earliest, head) = (log.epoch(), log.earliest(), log.head());
         let found = start.find(epoch, earliest, head);
@@ -43,7 +43,7 @@ impl Feed {
         }
     }
 
-    /// Messages to send first, to a client that may have them in part.
+    /// The next messages to replay to a client that may have received them only partly.
     pub(super) async fn replay(&mut self) -> Option<Result<Vec<(Channel, WireMessage)>, ReadError>> {
         match self {
             Self::Kernel(attachment) => attachment.replay().await,
@@ -51,8 +51,8 @@ impl Feed {
         }
     }
 
-    /// Messages that replay an execution on request. Clients of the resume protocol receive all entries anyway, and an
-    /// ended kernel has no other clients.
+    /// Messages that replay an execution on request. Empty for clients of the resume protocol, because they receive all
+    /// entries. An ended kernel has no other clients.
     pub(super) async fn follow(&self, request: &WireMessage, format: Format) -> Vec<(Channel, WireMessage)> {
         match self {
             Self::Kernel(attachment) if format != Format::Resume => attachment.follow(request).await,

@@ -21,7 +21,7 @@ static UNWRITABLE: LogLimiter = LogLimiter::new();
 pub(super) enum Peer {
     /// A browser, or a client with the same abilities.
     Any,
-    /// jupyter_server's gateway client: a binary frame ends its reader for good.
+    /// jupyter_server's gateway client: a binary frame ends its reader permanently.
     Tornado,
 }
 
@@ -118,7 +118,7 @@ impl Format {
         }
     }
 
-    /// As [`encode`](Self::encode), for a message that is not a log entry. The resume protocol has no such messages.
+    /// Like [`encode`](Self::encode), for a message that is not a log entry. The resume protocol has no such messages.
     pub(super) fn encode_message(self, channel: Channel, message: &WireMessage) -> Option<Encoded> {
         let encoded = match self {
             Self::V1 | Self::Resume => return Some(Encoded::binary(websocket_v1::encode(channel, message))),

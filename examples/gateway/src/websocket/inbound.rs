@@ -19,13 +19,13 @@ use super::acknowledgement::Acknowledgement;
 use super::format::Format;
 use super::messages::{Messages, Received};
 
-/// How many messages may wait for a kernel that does not read, such as one that restarts. Beyond that, the client
-/// waits.
+/// How many messages may wait for a kernel that does not read, such as a restarting kernel. Beyond that, the gateway
+/// reads no further messages from the client.
 const MAX_WAITING: usize = 64;
 /// How long a disconnected client counts as attached while its messages wait for the kernel.
 const LEAVE_AFTER: Duration = Duration::from_secs(10);
 
-/// A message for the kernel, and its reservation.
+/// A message for the kernel, and its reservation of memory.
 struct Waiting {
     channel: Channel,
     message: WireMessage,
@@ -117,7 +117,7 @@ async fn read(
         let received = match messages.next().await {
             Ok(received) => received,
             Err(error) => {
-                // Tell the client if possible, then end the connection.
+                // Send a Close to the client if possible, then end the connection.
                 let (code, reason) = close_code(&error);
                 let _ = control.send(Control::Close(code, reason)).await;
                 control.closed().await;
@@ -156,8 +156,8 @@ async fn read(
                 }
             }
             Received::Pong(payload) => {
-                acknowledgement.answered(&payload);
-                // With a full queue, the writer is awake anyway.
+                acknowledgement.on_pong(&payload);
+                // If the queue is full, the outbound half is awake anyway.
                 let _ = control.try_send(Control::Acknowledged);
             }
             Received::Close => {
@@ -169,7 +169,7 @@ async fn read(
     }
 }
 
-/// What the outbound half does for a message that is not for the kernel.
+/// The request to the outbound half for a message that is not for the kernel; `None` for other messages.
 fn answered_here(format: Format, client: Option<&Client>, channel: Channel, message: &WireMessage) -> Option<Control> {
     if channel == Channel::Shell && is_follow_request(message) {
         return Some(Control::Follow(message.clone()));

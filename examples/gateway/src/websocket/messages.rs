@@ -17,15 +17,16 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 /// Largest message of a client in bytes, sized for JupyterLab's largest uploads through widgets.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// The same if there is no kernel to receive it.
-const MAX_UNTAKEN_BYTES: usize = 64 << 10;
+/// The same limit if there is no kernel to receive the message.
+const MAX_BYTES_WITHOUT_KERNEL: usize = 64 << 10;
 /// Largest payload of a Ping, Pong or Close.
 const MAX_CONTROL_BYTES: usize = 125;
-/// Initial allocation for a message; its length is only a claim.
+/// Maximum allocation before a read, because a client may announce more bytes than it sends.
 const READ_BYTES: usize = 64 << 10;
 /// How long a client may pause in the middle of a message, which occupies memory.
 const IDLE_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a message waits for a reservation. Its first pieces have one already, so clients could wait for each other.
+/// How long a fragment waits for a reservation. The earlier fragments of its message already have reservations, so
+/// clients could wait for each other forever.
 const ROOM_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) enum Received {
@@ -117,7 +118,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         if self.client.is_some() {
             MAX_MESSAGE_BYTES
         } else {
-            MAX_UNTAKEN_BYTES
+            MAX_BYTES_WITHOUT_KERNEL
         }
     }
 
@@ -126,7 +127,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         match &self.client {
             Some(client) => match timeout(ROOM_DEADLINE, client.kernel().room(bytes)).await {
                 Ok(room) => Ok(Some(room)),
-                Err(_) => Err(timed_out("there is no room among the messages for the kernel")),
+                Err(_) => Err(timed_out("there is no memory for more messages to the kernel")),
             },
             None => Ok(None),
         }
@@ -173,7 +174,7 @@ impl<S: AsyncRead + Unpin> Messages<S> {
         loop {
             let mut cursor = Cursor::new(&self.buffer[..]);
             if let Some(parsed) = FrameHeader::parse(&mut cursor)? {
-                // The header's length as sent, because it may be longer than necessary.
+                // The length of the header as sent, which may be longer than necessary.
                 let length = cursor.position() as usize;
                 self.buffer.advance(length);
                 return Ok(parsed);

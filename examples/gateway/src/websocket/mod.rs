@@ -54,8 +54,8 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ChannelsQuery {
-    /// Identifies the client. One that reconnects with the same session_id receives what it missed, and its older
-    /// connection is closed.
+    /// Identifies the client. A client that reconnects with the same session_id receives the missed messages, and its
+    /// older connection is closed.
     #[param(nullable = false)]
     session_id: Option<String>,
     /// Where to begin, with the subprotocol v1.resume.kernelmux: a cursor epoch:seq, start or head.
@@ -68,14 +68,14 @@ pub(crate) struct ChannelsQuery {
 /// With the subprotocol v1.resume.kernelmux, with v1.kernel.websocket.jupyter.org, or without one in the legacy formats.
 ///
 /// An execute_request with a known msg_id and {"kernelmux": {"follow": true}} in its metadata replays that execution
-/// and makes this session receive its replies and questions. If another session answers a question, kernelmux_answered
-/// on iopub says so.
+/// and makes this session receive its replies and input requests. If another session answers an input request, this
+/// session receives kernelmux_answered on iopub.
 #[utoipa::path(
     get, path = "/api/kernels/{id}/channels", tag = "kernels", operation_id = "channels",
     params(KernelPath, ChannelsQuery),
     responses(
         (status = 101, description = "The WebSocket is open"),
-        (status = 400, description = "The request is malformed, or no WebSocket handshake"),
+        (status = 400, description = "The request is malformed, or not a WebSocket handshake"),
         (status = 403, description = "The request is from a page of another origin"),
         (status = 404, description = "There is no such kernel or log"),
     ),

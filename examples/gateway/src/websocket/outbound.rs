@@ -26,7 +26,7 @@ const GATHER_BYTES: usize = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Writes the client's share of the log until the kernel or the client is gone, or `closing` completes. A slow client
-/// delays no one: its unread entries stay in the log.
+/// does not delay others: its unread entries stay in the log.
 pub(super) async fn run(
     mut out: Frames<impl AsyncWrite + Unpin>,
     mut feed: Feed,
@@ -73,11 +73,11 @@ pub(super) async fn run(
                         return Ok("the kernel's log cannot be read");
                     }
                     Err(error) => {
-                        tell_gap(&mut out, &error, client.as_ref(), format);
+                        report_gap(&mut out, &error, client.as_ref(), format);
                         None
                     }
                 };
-                // Bounded, because other events need a turn during a flood.
+                // Bounded, so that other events are handled during a flood.
                 let mut taken = 0;
                 while let Some(block) = next.take() {
                     write_block(&mut out, &block, client.as_ref(), format).await?;
@@ -85,12 +85,12 @@ pub(super) async fn run(
                     taken += block.bytes().len();
                     if taken < GATHER_BYTES {
                         next = feed.recent().unwrap_or_else(|error| {
-                            tell_gap(&mut out, &error, client.as_ref(), format);
+                            report_gap(&mut out, &error, client.as_ref(), format);
                             None
                         });
                     }
                 }
-                if let Some(payload) = acknowledgement.ask() {
+                if let Some(payload) = acknowledgement.ping() {
                     out.gather(OpCode::Control(ControlFrame::Ping), &payload);
                 }
                 out.flush().await?;
@@ -102,7 +102,7 @@ pub(super) async fn run(
                     out.flush().await?;
                 }
                 Control::Acknowledged => {
-                    if let Some(payload) = acknowledgement.ask() {
+                    if let Some(payload) = acknowledgement.ping() {
                         out.gather(OpCode::Control(ControlFrame::Ping), &payload);
                         out.flush().await?;
                     }
@@ -126,10 +126,10 @@ pub(super) async fn run(
                 }
             },
             _ = keep_alive.tick() => {
-                if acknowledgement.gone_at().is_some_and(|deadline| deadline <= Instant::now()) {
+                if acknowledgement.pong_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
                     return Ok("the client does not answer");
                 }
-                if let Some(payload) = acknowledgement.ask_alive() {
+                if let Some(payload) = acknowledgement.keep_alive_ping() {
                     out.gather(OpCode::Control(ControlFrame::Ping), &payload);
                 }
                 if silent && format == Format::Resume {
@@ -156,7 +156,7 @@ fn shutting_down(format: Format) -> u16 {
     if format == Format::Resume { 1001 } else { 1012 }
 }
 
-/// Replays executions that a reconnecting client may have in part.
+/// Replays executions that a reconnecting client may have received only partly.
 async fn write_replay(out: &mut Frames<impl AsyncWrite + Unpin>, feed: &mut Feed, format: Format) -> io::Result<()> {
     while let Some(messages) = feed.replay().await {
         match messages {
@@ -197,8 +197,8 @@ async fn write_block(
     Ok(())
 }
 
-/// Reports a gap: to clients of the resume protocol as such, to others in the cells that may be affected.
-fn tell_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client: Option<&Client>, format: Format) {
+/// Reports a gap: to clients of the resume protocol with a notice, to others in the cells that may be affected.
+fn report_gap(out: &mut Frames<impl AsyncWrite + Unpin>, error: &ReadError, client: Option<&Client>, format: Format) {
     static GAPS: LogLimiter = LogLimiter::new();
     if let Some(suppressed) = GAPS.due() {
         warn!(%error, suppressed, "the client misses a part of the log");
@@ -294,7 +294,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
     }
 }
 
-/// Writes everything, with a timeout for each bit of progress.
+/// Writes all data. The timeout applies to each write that makes progress.
 async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8], deadline: Duration) -> io::Result<()> {
     while !data.is_empty() {
         let written = match timeout_at(Instant::now() + deadline, stream.write(data)).await {

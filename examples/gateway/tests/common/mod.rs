@@ -188,8 +188,8 @@ impl Served {
         Self::of(provider, Arc::new(MemoryStore::new()), gateway, manager).await
     }
 
-    /// Another gateway for the kernels and logs of this one, which it replaces. It attaches to them for as long as the
-    /// provider lets it.
+    /// Replaces this gateway with another one for the same kernels and logs. The new gateway attaches to the kernels
+    /// while [`RecordingProvider::attaches`] is true.
     pub async fn again(
         self,
         gateway: impl FnOnce(&mut GatewayOptions),
@@ -238,7 +238,7 @@ impl Served {
             .unwrap();
     }
 
-    /// Sends a request with exactly these headers, so without the token unless they contain it.
+    /// Sends a request with exactly these headers. They have to include the token if it is needed.
     pub async fn send_with_headers(
         &self,
         method: &str,
