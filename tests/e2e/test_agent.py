@@ -390,6 +390,55 @@ def test_ipykernel_waits_while_its_agent_has_no_room(start_gateway: Start) -> No
     assert losses(gateway, kernel_id) == []
 
 
+def test_a_kernel_that_cannot_wait_gets_a_gap_when_its_agent_has_no_room(
+    start_gateway: Start, make_home: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = make_home("specs") / "kernels" / "dropping"
+    folder.mkdir(parents=True)
+    spec = {
+        "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "dropping",
+        "language": "python",
+        "metadata": {"kernelmux": {"wait_for_subscriber": False}},
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    env = {"JUPYTER_PATH": str(folder.parent.parent)}
+    gateway = start_gateway("--agent-spool-mib", "1", port=free_port(), env=env)
+    kernel_id = gateway.start_kernel("dropping")["id"]
+    with gateway.socket(kernel_id) as client:
+        client.run("x = 'y' * 100_000")
+    gate, end = tmp_path / "gate", tmp_path / "end"
+    lines = 2_400
+    code = (
+        f"import pathlib, time\nprint('begin', flush=True)\nwhile not pathlib.Path({str(gate)!r}).exists(): time.sleep(.02)\n"
+        # Slowly enough for the kernel's socket, which drops messages beyond its own bound.
+        f"for i in range({lines}): print(i, x, flush=True); time.sleep(.005)\npathlib.Path({str(end)!r}).touch()\nprint('end')"
+    )
+    msg_id = uuid.uuid4().hex
+    run(gateway, kernel_id, code, msg_id=msg_id)
+    eventually(lambda: "begin" in text_of(get_execution(gateway, kernel_id, msg_id)), "the cell runs")
+    gateway.stop(signal.SIGKILL)
+    agent = agent_pid(gateway, kernel_id)
+    before = anonymous_kib(agent)
+    gate.touch()
+    eventually(end.exists, "the kernel does not wait", 60)
+    assert anonymous_kib(agent) - before < 24 << 10
+    spool = agent_folder(gateway, kernel_id) / "spool"
+    # The bound may be exceeded by a message of the maximum size, 128 MiB, and by messages that wait for the disk.
+    assert sum(file.stat().st_size for file in spool.rglob("*") if file.is_file()) < 180 << 20
+    gateway.start()
+    execution = wait_ended(gateway, kernel_id, msg_id, 60)
+    assert (execution["status"], execution["complete"]) == ("ok", False)
+    assert losses(gateway, kernel_id) == ["disconnected"]
+    # The log has the first output, a notice in place of the missing lines, and the newest lines in order.
+    streams = [e["content"]["text"] for e in entries_of(gateway, kernel_id) if e["header"]["msg_type"] == "stream"]
+    [notice] = [index for index, text in enumerate(streams) if "may be missing" in text]
+    assert streams[notice - 1] == "begin\n"
+    printed = "".join(streams[notice + 1 :]).splitlines()
+    numbers = [int(line.split()[0]) for line in printed[:-1]]
+    assert numbers == list(range(numbers[0], lines)) and numbers[0] > 0 and printed[-1] == "end"
+
+
 def test_orphaned_agents_end_and_leave_no_files(start_gateway: Start) -> None:
     gateway = start_gateway("--agent-orphan-timeout", "2", port=free_port())
     idle = gateway.start_kernel()["id"]

@@ -61,7 +61,7 @@ def texts(execution: dict[str, Any]) -> list[str]:
 
 
 def test_a_full_disk_only_suspends_the_recording(home: Path) -> None:
-    gateway = Gateway(home)
+    gateway = Gateway(home, "--agent", "off")
     with small_disk(gateway.data_dir / "logs", "size=64m") as remount:
         try:
             gateway.start()

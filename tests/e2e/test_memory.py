@@ -111,7 +111,8 @@ def test_kernels_that_have_ended_take_no_memory_and_little_space(
         assert used < 200 * 32, f"{used} KiB"
         for kernel_id in ended:
             assert gateway.rest("DELETE", f"api/logs/{kernel_id}").status_code == 204
-        assert disk_kib(gateway.data_dir) - used_before < 200
+        # The agents of the last kernels may be ending.
+        eventually(lambda: disk_kib(gateway.data_dir) - used_before < 200, "the files of ended kernels are removed")
     finally:
         gateway.close()
 
