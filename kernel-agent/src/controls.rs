@@ -91,6 +91,10 @@ impl Agent {
                 Ok(output) => Answer::Output(output),
                 Err(error) => Answer::Failed(error),
             },
+            Control::Usage => match kernel.usage().await {
+                Ok(usage) => Answer::Usage(usage),
+                Err(error) => Answer::Failed(error),
+            },
             Control::Connection => match kernel.connection().await {
                 Ok(connection) => Answer::Connection(connection),
                 Err(error) => Answer::Failed(error),

@@ -14,6 +14,7 @@ mod lock;
 mod own_metadata;
 mod phase;
 mod record;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub use lock::lock;
 pub use own_metadata::own_metadata;
 pub use phase::{Exit, ExitCause, Phase};
 pub use record::{KernelRecord, Selector};
+pub use usage::Usage;
 
 /// Runs kernels somewhere: on this machine or in a cluster.
 ///
@@ -103,6 +105,15 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// # Errors
     /// [`ProviderError`] if it cannot be read.
     async fn output(&self) -> Result<String, ProviderError>;
+
+    /// The resources that the kernel uses; `None` if it is not running, or the provider cannot measure them. The default
+    /// is `None`.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if they cannot be read.
+    async fn usage(&self) -> Result<Option<Usage>, ProviderError> {
+        Ok(None)
+    }
 
     /// Interrupts the kernel by signal, which ends the code that it runs. If its kernelspec says `interrupt_mode:
     /// message`, returns [`Interrupt::ByMessage`] instead, and the caller sends an `interrupt_request` on control.

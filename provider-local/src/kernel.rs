@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use jupyter_protocol::kernelspec::InterruptMode;
 use jupyter_protocol::{ConnectionInfo, KernelId};
 use kernel_provider::{
-    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
+    Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, Usage,
 };
 use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDrop;
 use self::supervisor::supervise;
 use crate::context::{ProviderContext, blocking};
 use crate::output;
-use crate::process::Process;
+use crate::process::{Process, usage};
 use crate::registry::Registry;
 use crate::state::{KernelFiles, SavedKernel, Stage};
 
@@ -276,6 +276,15 @@ impl KernelHandle for LocalKernelHandle {
 
     fn phase(&self) -> watch::Receiver<Phase> {
         self.0.phase.subscribe()
+    }
+
+    async fn usage(&self) -> Result<Option<Usage>, ProviderError> {
+        let leader = {
+            let state = crate::lock(&self.0.state);
+            state.running.as_ref().map(|running| running.process.identity().clone())
+        };
+        let Some(leader) = leader else { return Ok(None) };
+        blocking("measure a kernel", move || usage::of_session(&leader)).await
     }
 
     async fn output(&self) -> Result<String, ProviderError> {

@@ -272,7 +272,7 @@ def test_an_agent_refuses_connections_without_its_token(start_gateway: Start) ->
 
     assert answer(token="wrong") == (REFUSED, {"reason": "token"})
     assert answer(token="") == (REFUSED, {"reason": "token"})
-    assert answer(token=token, version=99) == (REFUSED, {"reason": "version", "speaks": 1})
+    assert answer(token=token, version=99) == (REFUSED, {"reason": "version", "speaks": 2})
     # The gateway is connected, so another client is refused even with the token.
     assert answer(token=token) == (REFUSED, {"reason": "busy"})
     for garbage in (b"\0" * 64, b"\xff" * 64, b"GET / HTTP/1.1\r\n\r\n", struct.pack("<IB", 1 << 30, 1), b"\1\0\0\0\6"):
@@ -312,7 +312,7 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
     connection = AgentConnection(launch["listen"])
     kind, welcome = connection.hello(launch["token"])
     assert kind == WELCOME
-    assert welcome["version"] == 1 and welcome["kernel_id"] == kernel_id
+    assert welcome["version"] == 2 and welcome["kernel_id"] == kernel_id
     assert welcome["phase"]["phase"] == "running"
     assert welcome["accepted"]["numbers"]["shell"] > 0
     connection.send(PING)

@@ -206,6 +206,31 @@ def test_kernel_lifecycle(gateway: Gateway) -> None:
         check_error(gateway.rest(method, f"api/kernels/{kernel_id}{tail}"), 404)
 
 
+@pytest.mark.parametrize("agent", ["off", "auto"])
+def test_the_usage_of_a_kernel_and_its_processes(start_gateway: Callable[..., Gateway], agent: str) -> None:
+    gateway = start_gateway("--agent", agent)
+    kernel_id = gateway.start_kernel()["id"]
+    path = f"api/kernels/{kernel_id}"
+    assert "usage" not in gateway.rest("GET", path).json()["kernelmux"]
+
+    def usage() -> dict[str, float]:
+        return dict(gateway.rest("GET", f"{path}?usage=true").json()["kernelmux"]["usage"])
+
+    before = usage()
+    assert 0 < before["cpu_seconds"] < 60 and 10 << 20 < before["memory_bytes"] < 1 << 30
+    with gateway.socket(kernel_id) as client:
+        client.run("import subprocess, sys, time\nown = b'x' * (100 << 20)\nwhile time.process_time() < 3: pass")
+        code = "x = b'x' * (100 << 20); print('ready', flush=True); input()"
+        client.run(f"child = subprocess.Popen([sys.executable, '-c', {code!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)")
+        client.run("child.stdout.readline()")
+        after = usage()
+        assert after["memory_bytes"] - before["memory_bytes"] > 200 << 20
+        assert after["cpu_seconds"] >= 3
+        client.run("child.kill(); child.wait()")
+        assert after["memory_bytes"] - usage()["memory_bytes"] > 100 << 20
+    assert gateway.rest("GET", f"{path}?usage=1").status_code == 400
+
+
 def test_kernel_state_follows_execution(gateway: Gateway, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with gateway.kernel() as kernel_id, gateway.socket(kernel_id, "state") as client:

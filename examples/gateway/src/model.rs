@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use jupyter_protocol::KernelId;
 use kernel_log::Epoch;
 use kernel_manager::{ExecutionState, Kernel};
-use kernel_provider::{KernelRecord, Phase};
+use kernel_provider::{KernelRecord, Phase, Usage};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -56,6 +56,7 @@ const FEATURES: &[&str] = &[
     "answered",
     "progress",
     "profiles",
+    "usage",
     SHARES,
 ];
 const SHARES: &str = "shares";
@@ -93,9 +94,23 @@ struct FactsModel {
     started: String,
     /// The resources that the client requested; they do not limit kernels that are processes. Null if it requested none.
     resources: Option<Resources>,
+    /// The resources that it uses; absent unless they were requested, and null if they cannot be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    usage: Option<Option<UsageModel>>,
     /// Always null: a culled kernel is no longer listed. Its progress has the time.
     #[schema(format = DateTime)]
     culled_at: Option<String>,
+}
+
+/// The resources that a kernel and the processes that it started use.
+#[derive(Serialize, ToSchema)]
+#[schema(as = KernelUsage)]
+struct UsageModel {
+    /// CPU time of all cores so far, in seconds.
+    cpu_seconds: f64,
+    /// Resident memory, in bytes.
+    memory_bytes: u64,
 }
 
 /// Why the kernel is dead; `None` unless it is.
@@ -128,6 +143,7 @@ impl KernelModel {
             place: place(&record),
             started: timestamp(kernel.launched()),
             resources: Resources::of_record(&record),
+            usage: None,
             culled_at: None,
         };
         Self {
@@ -139,6 +155,15 @@ impl KernelModel {
             connections: *kernel.connections().borrow(),
             reason,
         }
+    }
+
+    /// Adds the resources that the kernel uses.
+    pub(crate) fn with_usage(mut self, usage: Option<Usage>) -> Self {
+        self.kernelmux.usage = Some(usage.map(|usage| UsageModel {
+            cpu_seconds: usage.cpu.as_secs_f64(),
+            memory_bytes: usage.memory,
+        }));
+        self
     }
 }
 

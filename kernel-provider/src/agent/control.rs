@@ -3,7 +3,7 @@ use std::time::Duration;
 use jupyter_protocol::ConnectionInfo;
 use serde::{Deserialize, Serialize};
 
-use crate::{Exit, LaunchError, ProviderError};
+use crate::{Exit, LaunchError, ProviderError, Usage};
 
 /// A request to the agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +37,8 @@ pub enum Control {
     NoDrop,
     /// Return the end of its standard output and error.
     Output,
+    /// Return the resources that it uses.
+    Usage,
     /// Return its connection information, with the key.
     Connection,
 }
@@ -63,6 +65,8 @@ pub enum Answer {
     Ended(Exit),
     /// The answer to [`Control::Output`].
     Output(String),
+    /// The answer to [`Control::Usage`].
+    Usage(Option<Usage>),
     /// The answer to [`Control::Connection`].
     Connection(ConnectionInfo),
     /// The kernel did not start.

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::placement::Kernels;
 use super::{Answer, Control, Link, LinkClosed, Place, Placement};
-use crate::{Exit, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, lock};
+use crate::{Exit, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, Usage, lock};
 
 /// How long an agent may take to answer a request that it can answer at once.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -243,6 +243,13 @@ impl KernelHandle for AgentKernel {
         }
         match self.request("read the kernel's output", Control::Output).await? {
             Answer::Output(output) => Ok(output),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn usage(&self) -> Result<Option<Usage>, ProviderError> {
+        match self.request("measure the kernel", Control::Usage).await? {
+            Answer::Usage(usage) => Ok(usage),
             other => Err(unexpected(&other)),
         }
     }

@@ -30,7 +30,7 @@ pub use link::{Link, LinkClosed, MessageSender};
 pub use placement::{AgentKernels, Place, Placement};
 
 /// The version of the link. Both ends must have the same one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A connection to an agent.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -7,6 +7,7 @@ pub(crate) mod oom;
 pub(crate) mod orphans;
 pub(crate) mod session;
 pub(crate) mod stat;
+pub(crate) mod usage;
 
 use std::io;
 use std::process::Command;

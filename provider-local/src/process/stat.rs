@@ -35,6 +35,10 @@ pub(crate) struct Stat {
     pub(crate) session: i32,
     /// Field 22.
     pub(crate) start_ticks: u64,
+    /// CPU time of the process and of its children that have ended, in clock ticks (fields 14 to 17).
+    pub(crate) cpu_ticks: u64,
+    /// Resident memory in pages (field 24).
+    pub(crate) resident_pages: u64,
     /// Whether the process has ended and not been reaped (field 3).
     pub(crate) is_zombie: bool,
 }
@@ -56,6 +60,12 @@ impl Stat {
             parent: fields.get(1)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
             start_ticks: fields.get(19)?.parse().ok()?,
+            cpu_ticks: fields
+                .get(11..15)?
+                .iter()
+                .filter_map(|field| field.parse::<u64>().ok())
+                .sum(),
+            resident_pages: fields.get(21)?.parse().ok()?,
         })
     }
 }
@@ -104,6 +114,8 @@ mod tests {
                     parent: 1,
                     session: 43,
                     start_ticks: 987_654,
+                    cpu_ticks: 5 + 6 + 7 + 8,
+                    resident_pages: 1,
                     is_zombie: false
                 }
             );

@@ -47,7 +47,7 @@ class AgentConnection:
     def send(self, kind: int, payload: bytes = b"") -> None:
         self.socket.sendall(struct.pack("<IB", len(payload) + 1, kind) + payload)
 
-    def hello(self, token: str, version: int = 1, client: str | None = None) -> tuple[int, dict[str, Any]]:
+    def hello(self, token: str, version: int = 2, client: str | None = None) -> tuple[int, dict[str, Any]]:
         """Sends a hello, and returns the answer's kind and content."""
         hello = {"version": version, "token": token, "client": client or str(uuid.uuid4())}
         self.send(HELLO, json.dumps(hello).encode())

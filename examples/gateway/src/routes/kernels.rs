@@ -1,15 +1,18 @@
 //! `/api/kernels`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jupyter_protocol::KernelId;
 use kernel_manager::{Kernel, RestartError};
 use kernel_provider::{LaunchError, ProviderError};
 use serde::Deserialize;
+use tokio::time::timeout;
+use tracing::debug;
 use utoipa::IntoParams;
 
 use crate::Gateway;
@@ -62,20 +65,46 @@ pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec
     Ok(Json(models.collect()))
 }
 
+/// The largest time that measuring a kernel may take.
+const USAGE_DEADLINE: Duration = Duration::from_secs(2);
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct KernelQuery {
+    /// Whether to measure the resources that the kernel uses.
+    #[param(nullable = false)]
+    #[serde(default)]
+    usage: bool,
+}
+
 /// One kernel.
 #[utoipa::path(
-    get, path = "/api/kernels/{id}", tag = "kernels", operation_id = "get_kernel", params(KernelPath),
+    get, path = "/api/kernels/{id}", tag = "kernels", operation_id = "get_kernel", params(KernelPath, KernelQuery),
     responses(
         (status = 200, description = "The kernel", body = KernelModel),
+        (status = 400, description = "The query is malformed"),
         (status = 404, description = "There is no such kernel"),
     ),
 )]
 pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
     Path(KernelPath { id }): Path<KernelPath>,
+    Query(KernelQuery { usage }): Query<KernelQuery>,
 ) -> Result<Json<KernelModel>, ApiError> {
     let kernel = find(&gateway, &id)?;
-    Ok(Json(KernelModel::new(&gateway, &kernel)))
+    let model = KernelModel::new(&gateway, &kernel);
+    if !usage {
+        return Ok(Json(model));
+    }
+    let usage = match timeout(USAGE_DEADLINE, kernel.handle().usage()).await {
+        Ok(Ok(usage)) => usage,
+        Ok(Err(error)) => {
+            debug!(%error, "a kernel cannot be measured");
+            None
+        }
+        Err(_) => None,
+    };
+    Ok(Json(model.with_usage(usage)))
 }
 
 /// Starts a kernel.
