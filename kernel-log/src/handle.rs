@@ -74,7 +74,8 @@ impl Log {
     }
 
     /// As [`append_at`](Self::append_at), with updates of the index. `index` computes them from the first entry's
-    /// number and runs before anything else is appended. The store writes them atomically with the last entry.
+    /// number and runs before anything else is appended. The store writes the updates atomically with the entries, or if
+    /// one of these has more than 1 MiB, with the last entry.
     pub fn append_indexed<'a>(
         &self,
         time: DateTime<Utc>,
@@ -88,6 +89,7 @@ impl Log {
         }
         let updates = index(first);
         state.pending.update_index(updates);
+        state.pending.end_append();
         self.shared.count(&mut state);
         self.shared.wake_writer(&mut state);
         state.pending.last()

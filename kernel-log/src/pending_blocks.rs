@@ -7,7 +7,7 @@ use super::index::Updates;
 use super::large_blocks::LARGE;
 use super::{Block, IndexUpdate, NewEntry, Seq, entry};
 
-/// Size at which a block is full and the next entry begins another one. The writer also takes smaller blocks. A block
+/// Size at which a block is full and the next append begins another one. The writer also takes smaller blocks. A block
 /// is written, read and cached as a whole.
 const BLOCK_BYTES: usize = 256 << 10;
 
@@ -63,6 +63,11 @@ impl PendingBlocks {
         }
         self.open_times.1 = time;
         entry::encode_into(&mut self.open, entry, time, self.last);
+    }
+
+    /// Ends an append: the entries pushed since the last call, and their index updates. Unless one of the entries is
+    /// large, all of them are in the same block, which the store writes completely or not at all.
+    pub(super) fn end_append(&mut self) {
         if self.open.len() >= BLOCK_BYTES {
             let closed = self.close(BytesMut::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 8));
             self.full_bytes += size(&closed);

@@ -5,9 +5,10 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{append_with_index, put, scan, stores};
+use chrono::Utc;
+use common::{append_with_index, entry, message, put, scan, stores};
 use jupyter_protocol::KernelId;
-use kernel_log::{DiskStore, IndexUpdate, LogOptions, Logs};
+use kernel_log::{DiskStore, IndexUpdate, LogOptions, LogStore as _, Logs, MemoryStore, Seq};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn index_reads_include_updates_that_are_not_stored_yet() {
@@ -67,4 +68,29 @@ async fn the_index_survives_reopening_the_store() {
         drop(log);
         logs.close().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn entries_and_their_index_updates_are_stored_together() {
+    let store = Arc::new(MemoryStore::new());
+    let (logs, mut stepper) = Logs::stepped(store.clone(), LogOptions::default());
+    let id = KernelId::random();
+    let log = logs.open(id).await.unwrap();
+    let messages: Vec<_> = (0..10).map(|n| message(n, 10_000)).collect();
+    for _ in 0..20 {
+        log.append_indexed(Utc::now(), messages.iter().map(entry), |first| {
+            vec![put("last", &(first.0 + 9).to_string())]
+        });
+    }
+    let mut blocks = 0;
+    // The process may be killed after each block.
+    while stepper.store() {
+        blocks += 1;
+        let stored = store.open(id).unwrap();
+        let (_, last) = stored.bounds().unwrap().unwrap();
+        assert_eq!(stored.index_get(b"last").unwrap().unwrap(), last.to_string());
+        stepper.publish();
+    }
+    assert!(blocks > 5, "{blocks}");
+    assert_eq!(log.head(), Seq(200));
 }
