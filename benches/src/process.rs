@@ -43,7 +43,7 @@ pub fn memory(pid: u32) -> Result<u64> {
     status(pid, "VmRSS:")
 }
 
-/// Resident memory of a process that it does not share with files, in bytes.
+/// Resident anonymous memory of a process, which no file backs, in bytes.
 ///
 /// # Errors
 /// If there is no such process.
@@ -59,7 +59,7 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     status(pid, "VmHWM:")
 }
 
-/// Resets the peak that [`peak_memory`] returns to the current memory.
+/// Resets the peak for [`peak_memory`] to the current resident memory.
 ///
 /// # Errors
 /// If the process belongs to another user.

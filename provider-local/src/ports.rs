@@ -101,8 +101,8 @@ impl PortAllocator {
         })
     }
 
-    /// Reserves a port chosen by the system. A port that is already reserved but not bound stays bound during the
-    /// search, so that the system does not choose it again.
+    /// Reserves a port chosen by the system. If the system chooses a port that is already reserved, that port stays
+    /// bound during the search, so that the system does not choose it again.
     fn any_system_port(&self) -> io::Result<(TcpSocket, ReservedPort)> {
         let mut already_reserved = Vec::new();
         loop {

@@ -111,8 +111,9 @@ pub(super) async fn messages(ns: &BenchNamespace, section: &mut Section) -> Resu
         }
     }
     section.note(
-        "The messages are sent by jupyter_client's session in the kernel, one by one, while kernelmux records them: the \
-         rate is the kernel's unless a reader slows it down. Direct: a bare subscriber also counts them.",
+        "The messages are sent by jupyter_client's session in the kernel, one by one, while kernelmux records them. \
+         The kernel limits the rate, unless a reader is slower. In the direct row, a bare subscriber counts the \
+         messages, and kernelmux also records them.",
     );
     Ok(())
 }

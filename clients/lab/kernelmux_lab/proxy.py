@@ -166,7 +166,8 @@ class NotebookHandler(Handler):
 class EndedHandler(Handler):
     """The executions of a notebook's kernel, with outputs of those that ended after the document was saved.
 
-    A page makes this request before it has a kernel. It replaces four requests that would depend on one another.
+    A page makes this request before it connects to the kernel. The request replaces four requests that would
+    depend on one another.
     """
 
     @authenticated

@@ -80,7 +80,7 @@ fn checked<'a>(name: &str, value: &'a Value) -> Result<&'a str, ApiError> {
             "the environment variable {name} must be a string"
         )));
     };
-    // The limit of the request body bounds its length.
+    // The limit on the request body also bounds the length of the value.
     if value.contains('\0') {
         return Err(ApiError::bad_request(format!(
             "the environment variable {name} contains a NUL character, which environments do not support"

@@ -29,7 +29,8 @@ pub enum ExecutionError {
         /// The known cause.
         reason: Option<String>,
     },
-    /// It ended unrecorded, for example while the recording process restarted, or its end is no longer in the log.
+    /// The log does not contain the end of the execution: it was never recorded, for example because the recording
+    /// process restarted, or it has been removed from the log.
     #[error("it is not known how the execution ended: its end is not in the log")]
     Lost,
     /// Messages of the execution may be missing here. Reading can go on.
@@ -62,8 +63,9 @@ pub enum FollowError {
     Store(#[from] StoreError),
 }
 
-/// Code that runs in a kernel, followed through the kernel's log: a stream of its messages in log order, which are
-/// statuses, outputs, input requests and the reply.
+/// A stream of the messages of one execution: statuses, outputs, input requests and the reply.
+///
+/// The messages are read from the kernel's log and returned in log order.
 ///
 /// The stream ends once it has returned both the reply and the `idle` status, or an error that ends the execution.
 /// After [`ExecutionError::Loss`] and [`ExecutionError::Read`] it goes on.
@@ -93,7 +95,8 @@ pub struct Execution {
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     has_request: bool,
-    /// How the execution ended, if it ended before it was followed, or in entries that are missing.
+    /// How the execution ended. Set if the execution had ended when following began, or if its end is among entries
+    /// that are missing in the log.
     past: Option<Past>,
     /// Reads the execution's record from the index after a gap that may contain its end.
     lookup: Option<BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>>>,

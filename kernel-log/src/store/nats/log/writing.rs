@@ -117,8 +117,9 @@ impl NatsLog {
         Ok(())
     }
 
-    /// Handles a block, with the bytes before it, and its updates once they are in the log's stream from this message
-    /// on. Applies the updates to the index's stream.
+    /// Updates the writer's state after the log's stream has stored a block and its index updates, and applies the
+    /// updates to the index's stream. `message` is the number of the first stored message. `block` comes with the total
+    /// size of all earlier blocks.
     async fn published(
         &self,
         writing: &mut Writing,
@@ -139,7 +140,8 @@ impl NatsLog {
         }
     }
 
-    /// Finds out whether an unacknowledged message was stored. Returns the block that it completed, with its first message.
+    /// Finds out whether an unacknowledged message was stored. If this message completed a block, returns the number of
+    /// the block's first message and the block's head.
     async fn resolve_unacknowledged(&self) -> Result<Option<(u64, Head)>, StoreError> {
         let info = self
             .stream
