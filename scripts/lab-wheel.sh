@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the wheel of kernelmux-lab, with the prebuilt JupyterLab extension in it, into target/wheels and prints its
-# path. Needs Node and npm; once npm's packages are installed, no network. Does nothing if nothing has changed.
+# path. Needs Node and npm. Uses the network only to install missing packages. Does nothing if nothing has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

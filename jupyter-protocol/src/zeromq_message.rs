@@ -26,7 +26,7 @@ impl From<WireMessage> for ZmqMessage {
     /// ```
     fn from(message: WireMessage) -> Self {
         let mut frames = message.into_frames().into_iter();
-        // There is always a delimiter, but `ZmqMessage` cannot be created without a first frame.
+        // `ZmqMessage` is created from a first frame. There always is one, because each message has a delimiter.
         let mut converted = Self::from(frames.next().unwrap_or_default());
         frames.for_each(|frame| converted.push_back(frame));
         converted

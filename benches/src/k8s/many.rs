@@ -116,7 +116,7 @@ pub(super) async fn many(ns: &BenchNamespace, section: &mut Section) -> Result<(
             "kernels",
             "started in",
             "API calls per kernel",
-            "in 10 s while they run",
+            "API calls in 10 s while they run",
             "memory per kernel",
         ]);
         section.row([

@@ -1,4 +1,5 @@
-//! Authentication by token: `Authorization: token X`, `Authorization: Bearer X` (in any case) or `?token=X`.
+//! Authentication by token: `Authorization: token X`, `Authorization: Bearer X` or `?token=X`. The words `token` and
+//! `Bearer` in the header are case-insensitive.
 
 use std::sync::Arc;
 use std::time::Instant;

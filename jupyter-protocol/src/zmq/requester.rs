@@ -58,7 +58,7 @@ pub async fn heartbeat(endpoint: &str, deadline: Duration) -> Result<Duration, S
         }
         Err(SocketError::Connect {
             endpoint: endpoint.to_owned(),
-            reason: "the peer does not echo the ping, as a heartbeat does".to_owned(),
+            reason: "the peer does not echo the ping, so it is not a heartbeat socket".to_owned(),
         })
     };
     match timeout(deadline, beat).await {

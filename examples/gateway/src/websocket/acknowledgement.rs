@@ -7,8 +7,8 @@ use tokio::time::{Duration, Instant};
 
 /// How long a client may take to answer a Ping.
 const PONG_TIMEOUT: Duration = Duration::from_secs(90);
-/// The most Pings in flight. More than one, so that each message can be followed by a Ping: a client may disconnect
-/// because of a message, as JupyterLab does when its kernel restarts, and must have answered the Ping after it.
+/// The most Pings in flight. More than one, because a Ping should follow each message at once: a message may make the
+/// client disconnect, as JupyterLab does when its kernel restarts, and without a Pong the message is not acknowledged.
 const MAX_PINGS: usize = 8;
 
 /// Tracks what the client has received, by its Pongs.
@@ -21,7 +21,7 @@ pub(super) struct Acknowledgement {
 struct State {
     /// The last entry that was written.
     sent: Seq,
-    /// The unanswered Pings: the last entry before each, and the time at which it was written.
+    /// The unanswered Pings: the last entry before each Ping, and the time of the Ping.
     in_flight: VecDeque<(Seq, Instant)>,
     acknowledged: Seq,
 }

@@ -7,7 +7,7 @@ use super::RequestIndex;
 use crate::session::questions::{Answered, Question};
 
 impl RequestIndex {
-    /// The entries of the open `input_request`s that this session received.
+    /// The entries of the open `input_request`s of executions that this session requested or follows.
     pub(in crate::session) fn open_questions(&self, session: &str) -> Vec<Seq> {
         let executions = self.executions.values();
         let of_session = executions.filter(|execution| execution.concerns(session));
@@ -20,7 +20,8 @@ impl RequestIndex {
         let parent = reply.parent_ref().map(|parent| parent.msg_id.into_owned());
         let parent = parent.unwrap_or_default();
         let answered = match self.questions.answer(reply) {
-            // This process did not see the question. Its execution, if the parent names one, must still run.
+            // This process did not see the question. If the reply's parent names an execution that is not running, the
+            // reply is too late.
             Answered::Unknown if !parent.is_empty() && !self.is_running(&parent) => Answered::TooLate,
             answered => answered,
         };
