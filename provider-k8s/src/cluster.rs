@@ -131,7 +131,7 @@ impl Cluster {
         loop {
             let made = call(pods.create(&PostParams::default(), pod)).await;
             match made {
-                // The client retries a call after a proxy error, and the first attempt may have created the pod.
+                // The client retries a call after status 503 or 504, and the first attempt may have created the pod.
                 Err(error) if error.already_exists() => {
                     let there = call(pods.get_opt(names::name(pod))).await;
                     let own = there.ok().flatten();

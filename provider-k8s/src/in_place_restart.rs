@@ -20,8 +20,8 @@ const MAX_OUTPUT_BYTES: u64 = 4096;
 
 /// A hold on a pod, which keeps it from ending with its kernel.
 ///
-/// A command in the pod's container keeps the hold until this is dropped. A kernel that is still running then continues
-/// normally. A kernel that has ended is started again.
+/// A command in the pod's container keeps the hold until this is dropped. After that, a kernel that is still running
+/// continues normally, and a kernel that has ended is started again.
 pub(crate) struct RestartHold {
     uid: String,
     stdin: Box<dyn tokio::io::AsyncWrite + Send + Sync + Unpin>,
@@ -77,7 +77,7 @@ impl RestartHold {
                 .as_deref()
             {
                 Ok(HoldStatus::Closed) | Err(_) => {
-                    Err(failed("the image must contain sh, mkfifo, mv and rm".to_owned()))
+                    Err(failed("the image must contain sh, cat, mkfifo, mv and rm".to_owned()))
                 }
                 Ok(_) => Ok(hold),
             }
@@ -95,7 +95,7 @@ impl RestartHold {
 
     /// Waits until the kernel and all processes that it started are gone.
     ///
-    /// Returns how the kernel ended, or `None` if the connection to the command is lost before that is known.
+    /// Returns how the kernel ended, or `None` if the connection to the command is lost first.
     pub(crate) fn ended(&self) -> impl Future<Output = Option<ExitCause>> + Send + use<> {
         let mut status = self.status.clone();
         async move {
@@ -120,7 +120,7 @@ impl RestartHold {
         let _ = tokio::time::timeout(REPLY_TIMEOUT, gone).await;
     }
 
-    /// Sends one line to the command. A failed write is ignored: the status becomes `Closed` then.
+    /// Sends one line to the command. A failed write is ignored, because the status then becomes `Closed`.
     async fn send_line(&mut self, word: &str) {
         let _ = self.stdin.write_all(format!("{word}\n").as_bytes()).await;
         let _ = self.stdin.flush().await;

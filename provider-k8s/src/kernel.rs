@@ -151,7 +151,7 @@ fn remove_oldest_ended_pods(cluster: &Arc<Cluster>) {
         return;
     }
     let cluster = Arc::clone(cluster);
-    // Not joined: each call has a time limit.
+    // The task is not joined, because each call has a time limit.
     tokio::spawn(async move {
         for pod in ended {
             if let Err(error) = cluster.delete(&pod, Duration::ZERO).await {
@@ -176,7 +176,7 @@ async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: wat
         let is_deleted = last.metadata.deletion_timestamp.is_some();
         let ended = match phase::assess(&last, &[]) {
             _ if !is_present => Some(phase::removal_cause(&last)),
-            // The pod is about to disappear, which ends its kernel.
+            // The exit is reported when the deleted pod is gone.
             _ if is_deleted => None,
             PodPhase::Ended(cause) => Some(cause),
             PodPhase::CannotStart(failure) => Some(ExitCause::Unknown(format!("{failure:?}"))),

@@ -1,8 +1,8 @@
 #![doc = include_str!("../README.md")]
 //! [`K8sProvider`] is a [`KernelProvider`](kernel_provider::KernelProvider). Each kernel is a bare pod without a
-//! controller, because a kernel's state cannot be recreated. The kernel's key and environment are in an immutable Secret
-//! that is owned by the pod and deleted with it. The provider stores nothing itself: the cluster is the only record of
-//! which kernels run.
+//! controller, because a kernel's state cannot be recreated. The kernel's key and environment are in an immutable
+//! Secret that is owned by the pod and deleted with it. The provider stores nothing itself: the cluster is the only
+//! record of which kernels run.
 //!
 //! # Kernelspecs
 //!
@@ -32,38 +32,38 @@
 //! The other keys are `image_pull_policy`, `gpu_resource` (default `nvidia.com/gpu`), `working_dir`, `run_as_user`
 //! (default 1000), `run_as_group` (default 100), `writable_connection_file`, `restart_in_place` and `warm_pool`. The
 //! template's container named `kernel` becomes the kernel's container. Enterprise Gateway's kernelspecs, with
-//! `metadata.process_proxy` or `metadata.kernel_provisioner`, work unchanged; the kernel in the image is then started
-//! without their launcher.
+//! `metadata.process_proxy` or `metadata.kernel_provisioner`, work unchanged. The provider does not use their launcher:
+//! it starts the kernel in the image directly.
 //!
 //! Any image that contains the kernel works: the connection file is mounted, and the kernel listens on fixed ports.
-//! ipykernel before 6.29 writes to the connection file, so kernels started by a Python interpreter get a writable copy of
-//! it, which needs `sh` and `cp` in the image. `writable_connection_file` turns the copy on or off for any kernel.
+//! ipykernel before 6.29 writes to the connection file, so kernels started by a Python interpreter get a writable copy
+//! of it, which needs `sh` and `cp` in the image. `writable_connection_file` turns the copy on or off for any kernel.
 //!
-//! Restarting a kernel that a Python interpreter started keeps its pod, and with it the node, the volumes and everything
-//! installed into the container. `restart_in_place` turns this on or off for any kernel. A restart in place needs `sh`,
-//! `cat`, `mkfifo`, `mv` and `rm` in the image, and a kernel that installs its own handler for SIGINT. If the pod is gone,
-//! or the kernelspec has changed since the pod was created, a restart creates a new pod.
+//! Restarting a kernel that a Python interpreter started keeps its pod, and with it the node, the volumes and
+//! everything installed into the container. `restart_in_place` turns this on or off for any kernel. A restart in place
+//! needs `sh`, `cat`, `mkfifo`, `mv` and `rm` in the image, and a kernel that installs its own handler for SIGINT. If
+//! the pod is gone, or the kernelspec has changed since the pod was created, a restart creates a new pod.
 //!
 //! # Warm pools
 //!
-//! `"warm_pool": {"size": 3, "max_age": 3600, "without": ["KERNEL_USERNAME"]}` keeps three pods with idle kernels ready. A
-//! launch claims one of them, and the provider creates a replacement. A pod that stays unclaimed for `max_age` seconds
-//! (default 3600) is replaced. Each pod has its own key.
+//! `"warm_pool": {"size": 3, "max_age": 3600, "without": ["KERNEL_USERNAME"]}` keeps three pods with idle kernels
+//! ready. A launch claims one of them, and the provider creates a replacement. A pod that stays unclaimed for `max_age`
+//! seconds (default 3600) is replaced. Each pod has its own key.
 //!
 //! The image, resources, volumes, user, service account, working directory and variables of a running pod cannot be
 //! changed. A launch that sets one of these gets a separate pod, and its progress and the log give the reason
-//! ([`LaunchStage::Cold`](kernel_provider::LaunchStage::Cold)). The exceptions are the variables listed in
-//! `without`, and `KERNEL_GATEWAY`, `KERNEL_ID` and `KERNEL_LAUNCH_TIMEOUT`, which only describe the launch: they are
-//! dropped, and a warm pod is still used. With `KERNEL_WORKING_DIR` in `without`, the launch's working directory is dropped
-//! too. Kernels from a pool have no `KERNELMUX_KERNEL_ID` in their environment.
+//! ([`LaunchStage::Cold`](kernel_provider::LaunchStage::Cold)). The exceptions are the variables listed in `without`,
+//! and `KERNEL_GATEWAY`, `KERNEL_ID` and `KERNEL_LAUNCH_TIMEOUT`, which only describe the launch. These variables are
+//! dropped, and a warm pod is still used. With `KERNEL_WORKING_DIR` in `without`, the launch's working directory is
+//! dropped too. Kernels from a pool have no `KERNELMUX_KERNEL_ID` in their environment.
 //!
-//! Providers with the same name share the pools, and no pod is handed out twice. A dropped provider leaves its pods to the
-//! next one.
+//! Providers with the same name in the same namespace share the pools, and no pod is handed out twice. When a provider
+//! is dropped, its warm pods remain, and the next provider adopts them.
 //!
 //! # kube and k8s-openapi
 //!
-//! This crate's API contains types of both crates, so it re-exports them as [`kube`] and [`k8s_openapi`]; with these, the
-//! versions always match. Your program selects their features, in particular the version of Kubernetes.
+//! This crate's API contains types of both crates, so it re-exports them as [`kube`] and [`k8s_openapi`]; with these,
+//! the versions always match. Your program selects their features, in particular the version of Kubernetes.
 //!
 //! # Rights
 //!
@@ -74,8 +74,8 @@
 //! - `list` and `watch` events;
 //! - `get` pods/log;
 //! - `create` and `get` pods/portforward, when it runs outside the cluster;
-//! - `create` and `get` pods/exec, for kernelspecs whose `interrupt_mode` is `signal`, and for restarts in place. Without
-//!   this right a restart creates a new pod.
+//! - `create` and `get` pods/exec, for kernelspecs whose `interrupt_mode` is `signal`, and for restarts in place.
+//!   Without this right, a restart creates a new pod.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod api_error;

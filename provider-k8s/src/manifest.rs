@@ -19,8 +19,8 @@ use pod_spec::pod_spec;
 use crate::names;
 use crate::settings::Settings;
 
-/// The kernel's ports: shell, iopub, stdin, control and heartbeat. Each pod has its own network, so they are the same
-/// in all pods.
+/// The kernel's ports: shell, iopub, stdin, control and heartbeat. Each pod has its own network, so all pods use the
+/// same ports.
 const PORTS: [u16; 5] = [9301, 9302, 9303, 9304, 9305];
 
 /// A pod to create, and the data of its Secret.
@@ -30,7 +30,7 @@ pub(crate) struct Manifest {
     pub(crate) secret: BTreeMap<String, ByteString>,
 }
 
-/// What a manifest is created from.
+/// Parameters of [`Manifest::new`].
 pub(crate) struct ManifestParams<'a> {
     pub(crate) id: KernelId,
     pub(crate) provider: &'a str,
@@ -40,7 +40,7 @@ pub(crate) struct ManifestParams<'a> {
     pub(crate) settings: Settings,
     pub(crate) env: &'a BTreeMap<String, String>,
     pub(crate) launched: DateTime<Utc>,
-    /// Whether the pod is for a warm pool, so that its launch is not known yet.
+    /// Whether the pod is for a warm pool. If so, the launch that will claim it is not known yet.
     pub(crate) is_warm: bool,
 }
 
@@ -152,7 +152,7 @@ impl Manifest {
 
     /// Stable hash of the kernelspec, settings and environment, usable as a label value.
     ///
-    /// It ignores names, keys, tokens, the owner, the request's annotations and the launch time, so that equal pods have
+    /// It ignores names, keys, tokens, the owner, the request's annotations and the launch time, so equal pods have
     /// equal fingerprints.
     pub(crate) fn fingerprint(&self) -> String {
         let mut pod = self.pod.clone();
@@ -190,7 +190,7 @@ impl Manifest {
             .collect()
     }
 
-    /// The manifest of a new pod for the same kernel, with the same key.
+    /// Builds the manifest of a new pod for the same kernel, with the same key.
     pub(crate) fn recreate(id: KernelId, pod: &Pod, secret: &BTreeMap<String, ByteString>) -> Self {
         let attempt = random_token();
         let name = names::secret(&names::pod(id), &attempt);
@@ -268,7 +268,7 @@ impl Manifest {
     }
 }
 
-/// Whether a network plug-in writes this annotation, such as with a pod's address.
+/// Whether a network plug-in adds this annotation to running pods, for example with the pod's address.
 fn is_network_annotation(annotation: &str) -> bool {
     const NOTES: &[&str] = &[
         "cni.projectcalico.org/containerID",
@@ -285,7 +285,7 @@ fn check_variable(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if name.is_empty() || name.len() > 200 || !name.chars().all(fits) {
         return Err(format!(
-            "{name:?} cannot be an environment variable of a pod: letters, digits, '_', '-' and '.' only"
+            "{name:?} cannot be an environment variable of a pod: use 1 to 200 letters, digits, '_', '-' and '.'"
         ));
     }
     Ok(())

@@ -33,7 +33,7 @@ pub(crate) const EG_KERNEL_ID: &str = "kernel_id";
 /// Annotations instead of labels, because names of kernelspecs and users may contain characters that labels may not.
 pub(crate) const SPEC: &str = "kernelmux.dev/spec";
 pub(crate) const OWNER: &str = "kernelmux.dev/owner";
-/// Annotation with those of the launch request, as a JSON object.
+/// Annotation with the launch request's annotations, as a JSON object.
 pub(crate) const REQUESTED: &str = "kernelmux.dev/annotations";
 pub(crate) const LAUNCHED: &str = "kernelmux.dev/launched";
 pub(crate) const INTERRUPT: &str = "kernelmux.dev/interrupt";
@@ -52,8 +52,8 @@ pub(crate) const IN_PLACE: &str = "in-place";
 /// Annotation with the token of the claim on a warm pod.
 pub(crate) const CLAIM: &str = "kernelmux.dev/claim";
 
-/// Name of a kernel's pod. It is the same for every launch of the id, so that the API server admits only one. A claimed
-/// pod keeps its original name.
+/// Name of a kernel's pod. It is the same for every launch of the id, so the API server admits only one such pod. A
+/// claimed pod keeps its original name.
 pub(crate) fn pod(id: KernelId) -> String {
     format!("kernel-{id}")
 }
@@ -106,7 +106,7 @@ pub(crate) fn requested_value(annotations: &BTreeMap<String, String>) -> Option<
     (!annotations.is_empty()).then(|| serde_json::json!(annotations).to_string())
 }
 
-/// The current time in the annotation's format.
+/// The current time, as the value of [`LAUNCHED`].
 pub(crate) fn launched_now() -> String {
     Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true)
 }

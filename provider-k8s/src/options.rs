@@ -46,14 +46,14 @@ pub struct K8sOptions {
     ///
     /// Unix limits a socket's path to 107 bytes, so this must be short.
     pub socket_dir: Option<PathBuf>,
-    /// How long a pod may wait for a node with room, such as in a cluster that scales up on demand. If this is zero,
-    /// the launch fails at once with the reason.
+    /// How long a pod may wait for a node with room, for example in a cluster that scales up on demand. If this is
+    /// zero, a launch without room fails at once with the reason.
     pub wait_for_room: Duration,
     /// How long another provider in the namespace may take to create a new pod's Secret, or to remove a pod that cannot
     /// start.
     ///
-    /// A pod found in such a state when the provider opens, and still in it after this time (or after
-    /// [`wait_for_room`](Self::wait_for_room), if that is longer), is considered orphaned and removed.
+    /// When this provider opens, it looks for pods in such a state. It considers a pod orphaned, and removes it, if the
+    /// pod is still in such a state after this time, or after [`wait_for_room`](Self::wait_for_room) if that is longer.
     pub orphaned_after: Duration,
     /// How many pods of kernels that ended by themselves are kept, so that the cause remains available. The oldest are
     /// removed first.

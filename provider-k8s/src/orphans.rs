@@ -1,7 +1,7 @@
 //! Removal of orphaned pods.
 //!
-//! A provider that is killed can leave pods that never got their Secret, or that cannot start. Nothing else would
-//! remove them.
+//! A provider that is killed can leave pods that never got their Secret, or that cannot start. Kubernetes does not
+//! remove such pods.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use crate::cluster::Cluster;
 use crate::names;
 use crate::phase::{self, PodPhase};
 
-/// Removes the orphaned pods that exist now.
+/// Removes the orphaned pods that exist when this is called.
 ///
-/// Waits first, so that another provider has time to create their Secrets, or to wait for room on a node.
+/// Waits first, so that another provider has time to create the pods' Secrets, or to wait for room on a node.
 pub(crate) async fn remove_orphans(cluster: Arc<Cluster>) {
     let is_waiting = |pod: &_| {
         matches!(

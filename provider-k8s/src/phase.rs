@@ -28,15 +28,15 @@ const NEVER_RAN: &[&str] = &["StartError", "ContainerCannotRun"];
 /// or `OutOfnvidia.com/gpu`.
 const NO_ROOM_OF: &str = "OutOf";
 const NO_ROOM: &[&str] = &["UnexpectedAdmissionError", "NodeAffinity"];
-/// Usually means that a volume is still being provisioned, which is not a lack of room. If that never completes, the
-/// launch times out.
+/// This message usually means that a volume is still being provisioned, which is not a lack of room. If the
+/// provisioning never completes, the launch times out.
 const UNBOUND: &str = "unbound immediate PersistentVolumeClaims";
 /// Exit codes above this are 128 plus a signal number.
 const SIGNALLED: i32 = 128;
 const LAST_SIGNAL: i32 = 64;
 const SIGKILL: i32 = 9;
 
-/// What a pod's state means for its kernel.
+/// The phase of a pod's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PodPhase {
     /// The kernel is starting.
@@ -214,7 +214,7 @@ fn disruption(pod: &Pod) -> Option<ExitCause> {
     })
 }
 
-/// Determines why a kernel is gone whose pod was removed by someone else. `pod` is its last known state.
+/// Determines why a kernel ended if its pod was not removed by this provider. `pod` is the pod's last known state.
 pub(crate) fn removal_cause(pod: &Pod) -> ExitCause {
     let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref());
     if reason == Some("NodeLost") {

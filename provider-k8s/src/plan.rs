@@ -61,7 +61,7 @@ pub(crate) fn plan(options: &K8sOptions, request: &LaunchRequest) -> Result<Plan
 
 /// Returns a manifest for a restart if the kernelspec has changed since the pod was created. Blocks on the file system.
 ///
-/// Returns `None` if it is unchanged, or if its new version is invalid.
+/// Returns `None` if the kernelspec is unchanged, or if its new version is invalid.
 pub(crate) fn updated_manifest(
     options: &K8sOptions,
     id: KernelId,
@@ -139,7 +139,7 @@ pub(crate) fn warm_manifest(
     Ok(manifest)
 }
 
-/// Applies the launch's settings to the kernelspec's.
+/// Returns the kernelspec's settings with the launch's own settings applied.
 fn requested_settings(
     options: &K8sOptions,
     own: &Settings,
@@ -156,10 +156,10 @@ fn requested_settings(
     Ok(settings)
 }
 
-/// Returns the pool whose pods match the launch.
+/// Returns the kernelspec's pool if its pods match the launch.
 ///
 /// # Errors
-/// The reason why they do not match.
+/// The reason why the pods do not match.
 fn matching_pool(
     options: &K8sOptions,
     installed: &InstalledKernelspec,
@@ -171,11 +171,11 @@ fn matching_pool(
     let settings = requested_settings(options, own, &env, request)?;
     let differences = own.differences(&settings);
     if !differences.is_empty() {
-        return Err(format!("it sets {}", differences.join(", ")));
+        return Err(format!("the launch sets {}", differences.join(", ")));
     }
     if !env.is_empty() {
         let names: Vec<&str> = env.keys().map(String::as_str).collect();
-        return Err(format!("it sets {}", names.join(", ")));
+        return Err(format!("the launch sets {}", names.join(", ")));
     }
     warm_manifest(options, request.id, installed, settings).map(|manifest| manifest.fingerprint())
 }

@@ -1,6 +1,6 @@
 //! The newest known state of this provider's pods.
 //!
-//! It comes from two watches of the namespace: one of its pods, and one of their events.
+//! It comes from two watches of the namespace: one of pods, and one of events about pods.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -63,8 +63,8 @@ impl CachedPod {
 #[derive(Default)]
 pub(crate) struct PodCache {
     kernels: Mutex<HashMap<KernelId, watch::Sender<CachedPod>>>,
-    /// Second pods of kernels that already have one, kept until either is deleted. They appear when two gateways launch
-    /// the same id at once and one of them claims a pod.
+    /// Second pods of kernels that already have one, kept until one of the two is deleted. A second pod appears when
+    /// two gateways launch the same id at once and one of the gateways claims a warm pod.
     rivals: Mutex<Vec<Arc<Pod>>>,
     /// Notified on each change to a pod that is or was in a warm pool.
     warm_pods_changed: Notify,
@@ -254,8 +254,8 @@ impl PodCache {
         let name = event.involved_object.name.as_deref().unwrap_or_default();
         let id = names::id_in_name(name);
         let kernels = crate::lock(&self.kernels);
-        // Events can arrive before the pod that they are about. Then the entry exists only if a launch has subscribed
-        // to it.
+        // An event can arrive before the pod that it is about. In that case, the entry exists only if a launch has
+        // subscribed to it.
         if let Some(entry) = id.and_then(|id| kernels.get(&id)) {
             entry.send_modify(|cached| {
                 let events = Arc::make_mut(&mut cached.events);

@@ -5,9 +5,9 @@ use crate::user_overrides::Input;
 /// What users may set for their kernels' pods with `KERNEL_*` variables. A launch with a forbidden variable fails with
 /// an error that names the variable.
 ///
-/// By default users may choose how much CPU, memory and how many GPUs they request, within the namespace's quota. A
-/// working directory is ignored, without an error, unless users may choose one: JupyterLab's server sends its own with
-/// each kernel, which is only useful if both share a volume.
+/// By default, users may choose the CPUs, memory and GPUs of their pods, within the namespace's quota. Unless users may
+/// choose a working directory, it is ignored without an error: JupyterLab's server sends its own directory with each
+/// launch, and that directory is only useful if the server and the pod share a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {
@@ -16,7 +16,7 @@ pub struct Policy {
     /// Images that users may choose if [`inputs`](Self::inputs) contains [`Input::Image`]: full names, or prefixes that
     /// end with `*`.
     pub images: Vec<String>,
-    /// Service accounts that users may choose.
+    /// Service accounts that users may choose if [`inputs`](Self::inputs) contains [`Input::ServiceAccount`].
     pub service_accounts: BTreeSet<String>,
     /// Persistent volume claims that users may not mount, such as the one with the gateway's logs.
     pub forbidden_claims: BTreeSet<String>,
@@ -41,7 +41,10 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Allows all settings, any image, and volumes that are persistent volume claims, as Enterprise Gateway does.
+    /// Allows all settings, any image, and volumes that are persistent volume claims.
+    ///
+    /// Users still cannot choose a service account that is not in [`service_accounts`](Self::service_accounts), or the
+    /// user or group id 0.
     #[must_use]
     pub fn permissive() -> Self {
         Self {

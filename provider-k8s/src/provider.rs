@@ -26,7 +26,7 @@ use crate::{K8sOptions, names, orphans, specs};
 
 /// How long the kernel of a running pod may take to accept connections.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same for a pod that is still starting, which may have to pull its image first.
+/// The same time limit for a pod that is still starting, which may have to pull its image first.
 const STARTING_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// How long to wait for another gateway that launches the same id to remove its own pod.
 const RIVAL_DEADLINE: Duration = Duration::from_secs(2);
@@ -71,8 +71,9 @@ impl K8sProvider {
 
     /// Opens the namespace with the given client.
     ///
-    /// Use [`client`](crate::client) to create it: a client that does not detect dead connections leaves kernels
-    /// unwatched until TCP gives up. Must be called in a tokio runtime with I/O and time enabled.
+    /// Use [`client`](crate::client) to create the client. With a client that does not detect dead connections, the
+    /// ends of kernels can stay unnoticed until TCP times out. Must be called in a tokio runtime with I/O and time
+    /// enabled.
     ///
     /// # Errors
     /// [`ProviderError`] if the cluster does not answer, or refuses the watch of the namespace's pods.
@@ -186,8 +187,8 @@ impl KernelProvider for K8sProvider {
                 match self.claim_or_start(&context, &request, launch_lock.take()).await? {
                     StartOutcome::Ready(ready) => break *ready,
                     StartOutcome::Rival => {
-                        // Wait until this launch's pod is gone. The other gateway may have seen that pod and be
-                        // removing its own in turn.
+                        // Wait until this launch's pod is gone. The other gateway may have seen that pod, and may
+                        // therefore be removing its own pod.
                         let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
                         launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
                         let left = updates.wait_for(|cached| cached.present().is_none_or(|pod| is_ending(pod)));

@@ -1,4 +1,4 @@
-//! The kernels that one provider has attached to, and a launch lock per kernel id.
+//! The kernels that one provider has launched or attached to, and a launch lock per kernel id.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};

@@ -80,7 +80,8 @@ impl Route {
 
 /// Unix sockets whose connections are forwarded through the API server to the pod's ports.
 ///
-/// Each connection has its own port-forward. When that breaks, the connection is closed; reconnecting opens another.
+/// Each connection has its own port-forward. If the port-forward breaks, its connection is closed. The next connection
+/// opens a new port-forward.
 pub(crate) struct PortForward {
     pods: Api<Pod>,
     pod: String,
@@ -147,7 +148,7 @@ async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, port: u16) {
                         }
                     });
                 }
-                // Usually too many open files, which may pass.
+                // The cause is usually too many open files, which may be temporary.
                 Err(error) => {
                     tracing::warn!(%pod, port, %error, "cannot accept a connection for a port-forward");
                     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -165,7 +165,7 @@ impl Settings {
         Ok(Some(settings))
     }
 
-    /// Names the settings in which two differ, among those that a launch can set.
+    /// Returns the names of the settings that differ, among the settings that a launch can set.
     pub(crate) fn differences(&self, other: &Self) -> Vec<&'static str> {
         let fields = [
             ("the image", self.image != other.image),

@@ -27,7 +27,8 @@ pub(crate) fn find(options: &K8sOptions) -> Specs {
 /// Reads one kernelspec and its settings. Blocks on the file system.
 ///
 /// # Errors
-/// [`LaunchError::NoSuchSpec`] if there is none that runs in pods, [`LaunchError::CannotStart`] if it is invalid.
+/// [`LaunchError::NoSuchSpec`] if no kernelspec with this name runs in pods, [`LaunchError::CannotStart`] if the
+/// kernelspec is invalid.
 pub(crate) fn get(options: &K8sOptions, name: &str) -> Result<(InstalledKernelspec, Settings), LaunchError> {
     let cannot_start = |reason: String| LaunchError::CannotStart {
         what: format!("a kernel of {name}"),

@@ -36,7 +36,7 @@ pub(crate) struct LaunchContext<'a> {
     pub(crate) timeout: Duration,
     pub(crate) deadline: Instant,
     pub(crate) progress: &'a Progress,
-    /// Whether the kernel may also have a pod with another name, because a warm pod was claimed for it.
+    /// Whether the kernel may also have a pod with another name, because a warm pod may have been claimed for it.
     pub(crate) may_have_rivals: bool,
 }
 
@@ -49,8 +49,8 @@ pub(crate) enum StartOutcome {
     Rival,
 }
 
-/// Guards a pod until its launch succeeds. Dropping it removes the pod, even if the call that creates it has not been
-/// answered.
+/// Guards a pod until its launch succeeds. Dropping the guard removes the pod, even if the call that creates the pod
+/// has not been answered.
 pub(crate) struct PodGuard {
     cluster: Arc<Cluster>,
     id: KernelId,
@@ -68,7 +68,7 @@ pub(crate) struct PodGuard {
 }
 
 impl PodGuard {
-    /// Guards the pod with this name, which `call` creates with or patches to this mark.
+    /// Guards the pod with this name. `call` creates the pod with this mark, or adds the mark to an existing pod.
     pub(crate) fn new(
         cluster: &Arc<Cluster>,
         id: KernelId,
@@ -136,11 +136,11 @@ impl Drop for PodGuard {
 }
 
 async fn call_result(pending_call: &mut JoinHandle<Result<Pod, CallError>>) -> Result<Pod, CallError> {
-    // If the runtime stopped the task, the call's effect is as unknown as without an answer.
+    // If the runtime stopped the task, the call's effect is unknown, as after a timeout.
     pending_call.await.unwrap_or(Err(CallError::TimedOut))
 }
 
-/// Whether a call's answer leaves open if it was or will be carried out.
+/// Whether it is unknown if the call was, or will be, carried out.
 fn may_appear_later(result: &Result<Pod, CallError>) -> bool {
     result
         .as_ref()
@@ -218,7 +218,7 @@ pub(crate) async fn create_pod(
             return Ok(CreateOutcome::Exists);
         }
         Err(error) => {
-            // An error answer means that the pod was not created.
+            // The API server has refused the call, so there is no pod to remove.
             if !guard.may_appear_later {
                 guard.disarm();
             }
@@ -257,7 +257,7 @@ pub(crate) async fn create_pod(
 pub(crate) async fn adopt(context: &LaunchContext<'_>, pod: &Pod) -> Result<Ready, LaunchError> {
     let cluster = context.cluster;
     let mut updates = cluster.pod_cache.subscribe(context.id);
-    // The Secret is created after the pod, and no container starts before it exists.
+    // The Secret is created after the pod, and no container starts before the Secret exists.
     let (pod, ip) = wait_until_running(context, &mut updates, names::uid(pod)).await?;
     let (file, secret) = cluster.secret_of(&pod).await?;
     let route = cluster.route(&pod, &ip, &file)?;
@@ -341,7 +341,7 @@ async fn wait_until_running(
     }
 }
 
-/// Reports a start step once, and never an earlier one.
+/// Reports a start step, unless this step or a later one was already reported.
 fn report(progress: &Progress, reported: &mut StartStep, step: StartStep) {
     if step <= *reported {
         return;

@@ -80,16 +80,16 @@ const VARIABLES: &[(&str, Input)] = &[
     ("KERNEL_VOLUMES", Input::Volumes),
     ("KERNEL_VOLUME_MOUNTS", Input::Volumes),
 ];
-/// Variables of Enterprise Gateway that are refused: pods are named by the kernel's id, and all are in one namespace.
+/// Variables of Enterprise Gateway that are refused, with the reason.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("KERNEL_NAMESPACE", "kernels run in the gateway's own namespace"),
-    ("KERNEL_POD_NAME", "pods are named by the kernel's id"),
+    ("KERNEL_NAMESPACE", "all kernels run in one namespace"),
+    ("KERNEL_POD_NAME", "pods are named after the kernel's id"),
 ];
 
 /// Applies a user's overrides to the settings of a kernelspec. Empty variables are ignored.
 ///
 /// # Errors
-/// The reason why a variable is not allowed or invalid, starting with its name.
+/// The reason why a variable is not allowed or is invalid, starting with the variable's name.
 pub(crate) fn apply(settings: &mut Settings, env: &BTreeMap<String, String>, policy: &Policy) -> Result<(), String> {
     for (name, value) in env.iter().filter(|(_, value)| !value.trim().is_empty()) {
         if let Some((_, why)) = UNSUPPORTED.iter().find(|(refused, _)| refused == name) {

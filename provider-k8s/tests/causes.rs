@@ -22,12 +22,12 @@ use provider_k8s::{K8sProvider, Policy, Reach};
 use serde_json::{Value, json};
 
 const IPYKERNEL: &[&str] = &["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"];
-/// How long a launch may take to fail after Kubernetes knows the reason, in seconds of the API server's clock. It is
-/// far below the launch's own timeout, and enough for a busy machine.
+/// How long a launch may take to fail after the API server can report the reason, in whole seconds like the API
+/// server's timestamps. This is far below the launch's own timeout, and enough for a busy machine.
 const PROMPT_SECONDS: i64 = 30;
 
-/// Launches a kernel that cannot start. Checks that the launch fails promptly with the reason and leaves nothing
-/// behind.
+/// Installs and launches a kernel that cannot start. Checks that the launch fails promptly and leaves no pods or
+/// Secrets. Returns the error.
 async fn install_and_fail(ns: &TestNamespace, provider: &K8sProvider, kubernetes: Value) -> LaunchError {
     ns.install("broken", IPYKERNEL, kubernetes);
     launch_fails_promptly(ns, provider).await
@@ -52,7 +52,7 @@ async fn launch_fails_promptly(ns: &TestNamespace, provider: &K8sProvider) -> La
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
     watching.abort();
     let seen = seen.lock().unwrap();
-    // If no pod was ever created, the API server has refused it.
+    // If no pod appeared, the API server refused to create it.
     let known = seen.iter().find(|pod| shows_failure(pod)).map_or(started, |pod| {
         let writes = pod.metadata.managed_fields.iter().flatten();
         writes
@@ -243,7 +243,7 @@ async fn an_exit_code_is_reported_with_the_output() {
     let exit = end(&provider, &*kernel).await;
     assert_eq!(exit.cause, ExitCause::Code(7));
     assert!(exit.output.contains("last words"), "{}", exit.output);
-    // The kept pod gives the cause to later providers, until it is removed.
+    // A later provider reads the cause from the kept pod, until the pod is removed.
     let later = ns.open(Reach::PortForward).await;
     let error = later.attach(&kernel.record()).await.err().unwrap();
     assert!(error.to_string().contains("code 7"), "{error}");

@@ -1,4 +1,4 @@
-//! Failures around running kernels: broken connections, ended gateways, and concurrent gateways.
+//! Kernels on a real cluster: broken connections, restarts, and killed or concurrent gateways.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/calls.rs"]
@@ -82,7 +82,7 @@ async fn broken_connections_do_not_prevent_new_ones() {
     let provider = ns.open(Reach::PortForward).await;
     let kernel = launch(&provider, "python3").await.unwrap();
     let connection = kernel.connection().await.unwrap();
-    // Each connection has its own port-forward. A broken one must not prevent new ones.
+    // Each connection has its own port-forward.
     for _ in 0..5 {
         let client = Client::connect(&connection).await.unwrap();
         client.kernel_info().await.unwrap();
@@ -228,7 +228,7 @@ async fn an_exit_after_an_abandoned_restart_is_reported() {
     let provider = ns.open(Reach::PortForward).await;
     let kernel = launch(&provider, "python3").await.unwrap();
     kernel.prepare_restart().await;
-    // Killing the embedder now releases the hold on the pod.
+    // Dropping the kernel and its provider, like killing the embedder, releases the hold on the pod.
     let record = kernel.record();
     drop((kernel, provider));
     let provider = ns.open(Reach::PortForward).await;
@@ -317,7 +317,7 @@ async fn has_secret(ns: &TestNamespace) -> bool {
     !ns.leftovers().await.iter().all(|left| left.starts_with("pod"))
 }
 
-/// Opens a gateway that soon removes what the killed one left.
+/// Opens a gateway that removes orphaned pods after one second.
 async fn open_with_short_orphan_timeout(ns: &TestNamespace) -> K8sProvider {
     let mut options = ns.options(Reach::PortForward);
     options.orphaned_after = Duration::from_secs(1);
@@ -370,12 +370,12 @@ fn an_orphaned_pod_that_cannot_start_is_removed() {
     let no_room = json!({"resources": {"requests": {"memory": "900Ti"}}});
     ns.install("no-room", &["python3", "{connection_file}"], no_room);
     for (name, shown) in [
-        // Found by the next gateway after the pod's failure is known, and before.
+        // With a text, the next gateway opens after the pod shows this failure. Without one, it may open before that.
         ("no-image", "ErrImageNeverPull"),
         ("no-room", "Unschedulable"),
         ("no-image", ""),
     ] {
-        // The launching gateway would otherwise remove the pod itself.
+        // Otherwise, the launching gateway would remove the pod itself.
         let calls = Arc::new(Calls::blocking(Method::DELETE, "/pods"));
         let mut wanted = request();
         wanted.spec = name.to_owned();

@@ -49,7 +49,7 @@ async fn fifty_kernels_need_few_calls_each_and_none_while_they_run() {
         begun.elapsed()
     );
 
-    // One kernel ends. The watch reports it, and its output is read.
+    // One kernel ends. The watch reports its end, and one call reads its output.
     ns.exec(&pod_name(&*kernels[0]), &["sh", "-c", "kill -9 -1"]).await;
     tokio::time::timeout(LONG, kernels[0].wait()).await.unwrap();
     let running = calls.take();

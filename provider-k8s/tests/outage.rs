@@ -23,7 +23,7 @@ use provider_k8s::{K8sProvider, Reach};
 
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A stopped process of the cluster that `make dev-cluster` creates. Dropping this continues it.
+/// A stopped process of the cluster that `make dev-cluster` creates. Dropping this continues the process.
 struct Stopped(String);
 
 impl Stopped {
@@ -119,7 +119,7 @@ async fn no_output_is_lost_while_the_kubelet_is_stopped() {
     let Some(ns) = local_namespace().await else { return };
     let (managers, [direct, forwarded]) = counting(&ns, 400).await;
     let stopped = Stopped::now("kubelet");
-    // The kubelet carries port-forwards, so only the other kernel's output arrives meanwhile.
+    // Port-forwards go through the kubelet. While it is stopped, only the output of the other kernel arrives.
     let heard = wait_until_counted(&direct, 200).await;
     drop(stopped);
     assert_eq!(heard.gaps, 0);

@@ -16,7 +16,8 @@ use kube::api::ListParams;
 use provider_k8s::{K8sProvider, Policy, Reach};
 use serde_json::json;
 
-/// Launches until a warm pod is claimed, which requires that this provider knows it to be ready.
+/// Launches kernels until one claims a warm pod. This can take several launches, because a pod can only be claimed
+/// after this provider has found it ready.
 async fn claim(provider: &K8sProvider, spec: &str) -> Arc<dyn KernelHandle> {
     let deadline = Instant::now() + LONG;
     loop {
@@ -57,7 +58,7 @@ async fn a_claimed_pod_is_replaced() {
         if why.is_none() {
             break (kernel, why);
         }
-        // The pod runs, but the provider does not know yet that its kernel is ready.
+        // The pods are running, but the provider has not found their kernels ready yet.
         kernel.shutdown(Duration::ZERO).await.unwrap();
     };
     assert_eq!(why, None);
@@ -215,7 +216,7 @@ async fn a_restarted_gateway_adopts_its_warm_pods() {
     wait_until_full(&ns, 3).await;
     let after = names(&unclaimed(&ns).await);
     assert_eq!(after.intersection(&before).count(), 2, "{before:?} became {after:?}");
-    // Changes of the kernelspec are followed: the pool gets other pods, then none. The kernels stay.
+    // The pool follows changes of the kernelspec: its pods are replaced, then removed. Claimed pods remain.
     ns.install(
         "python3",
         IPYKERNEL,

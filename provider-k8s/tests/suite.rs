@@ -55,7 +55,7 @@ impl Subject for Pods {
         Some(probe.in_python())
     }
 
-    /// Without a policy that allows some, a pod's directory is that of its image (`cluster.rs` tests the policy).
+    /// The default policy ignores a requested working directory. `cluster.rs` tests a policy that allows one.
     fn working_dir(&self) -> Option<PathBuf> {
         None
     }

@@ -49,7 +49,7 @@ class Api:
         )
 
     def has_default_account(self, namespace: str) -> bool:
-        """Pods cannot be created in a namespace before its service account exists."""
+        """Whether a namespace has its default service account. Pods cannot be created before it exists."""
         try:
             return bool(self.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"))
         except (OSError, urllib.error.URLError):

@@ -59,7 +59,7 @@ def programs() -> Path:
         go = prerequisites.go()
         say(f"building Kubernetes' programs into {place}; this takes 6 minutes or more, but only once")
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as folder:
-            # Use a temporary compiler cache, which would otherwise keep gigabytes for a single build.
+            # Use a temporary compiler cache. Go's default cache would keep gigabytes that only this build uses.
             environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOCACHE": f"{folder}-go"}
             for package, name in ((".", "kubernetes"), ("./kubectl", "kubectl"), ("./pause", "pause")):
                 command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{folder}/{name}", package]

@@ -49,7 +49,7 @@ def up() -> None:
 
 
 def use(kubeconfig: str) -> None:
-    """Checks that another cluster answers, and uses it."""
+    """Uses another cluster. Checks that it answers, or without `kubectl`, that its KUBECONFIG exists."""
     if shutil.which("kubectl"):
         run("kubectl", "--kubeconfig", kubeconfig, "--request-timeout=20s", "get", "--raw", "/readyz")
     elif not Path(kubeconfig).exists():
@@ -106,7 +106,7 @@ def _locked():
 
 
 def _first_process() -> "int | None":
-    """Returns the id of the first process inside, if it is running. Its start time detects a reused id."""
+    """Returns the id of the first process inside, if it is running. A different start time means a reused id."""
     try:
         pid, start_time = PID.read_text(encoding="ascii").split()
         return int(pid) if _start_time(int(pid)) == start_time else None
@@ -137,7 +137,7 @@ def _free_net() -> Net:
                 continue
     services = ipaddress.ip_network(SERVICES)
     if any(route.prefixlen and route.overlaps(services) for route in routes):
-        raise Problem(f"this machine already has a route to {SERVICES}; to use its cluster, set KUBECONFIG")
+        raise Problem(f"this machine already has a route to {SERVICES}; if it is part of a cluster, set KUBECONFIG")
     for number in range(201, 250):
         wanted = ipaddress.ip_network(f"10.{number}.0.0/16")
         if not any(route.prefixlen and route.overlaps(wanted) for route in routes):

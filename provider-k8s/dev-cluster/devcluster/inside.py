@@ -35,7 +35,7 @@ CNI = STATE / "cni"
 ETCD = "http://127.0.0.1:2379"
 
 
-# A kubelet that exits sooner is not restarted.
+# A kubelet that exits sooner after its start is not restarted.
 MIN_RUNTIME_SECONDS = 2
 
 
@@ -68,7 +68,7 @@ class Node:
                     self.run_kubelet()
                     continue
                 lines = (LOGS / f"{name}.log").read_text(errors="replace").strip().splitlines()
-                raise Problem(f"{name} ended ({os.waitstatus_to_exitcode(status)}): {lines[-1] if lines else 'silently'}")
+                raise Problem(f"{name} ended ({os.waitstatus_to_exitcode(status)}): {lines[-1] if lines else 'no output'}")
 
     def until(self, what: str, is_so, seconds: float = 90) -> None:
         """Polls a condition, because the programs do not announce when they are ready."""
@@ -76,7 +76,7 @@ class Node:
         while not is_so():
             self.reap()
             if time.monotonic() > deadline:
-                raise Problem(f"{what}: not within {seconds:.0f} s; see {LOGS}")
+                raise Problem(f"{what} is not ready after {seconds:.0f} s; see {LOGS}")
             time.sleep(0.05)
 
     def mount_directories(self) -> None:
@@ -209,7 +209,7 @@ state = "/run/containerd"
             "resolvConf": "",
             "clusterDomain": "cluster.local",
             "maxPods": 200,
-            # The limits for large clusters would slow down this single node.
+            # The default limits, which protect the API server of a large cluster, would slow down this single node.
             "kubeAPIQPS": 500,
             "kubeAPIBurst": 1000,
             "serializeImagePulls": False,

@@ -21,7 +21,7 @@ SAVED = STATE / "before.json"
 SOCKET = STATE / "containerd.sock"
 
 NODE = "dev"
-# The network device outside the namespaces. Its peer inside is the node's.
+# The network device outside the namespaces. Its peer inside belongs to the node.
 DEVICE = "kernelmux-dev"
 SERVICES = "10.96.0.0/16"
 API_SERVICE = "10.96.0.1"

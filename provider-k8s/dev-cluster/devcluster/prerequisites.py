@@ -7,7 +7,7 @@ import sys
 
 from .problem import Problem
 
-# Debian package of each program. Users often do not have sbin on their PATH.
+# Debian package of each program.
 PROGRAMS = {
     "etcd": "etcd-server",
     "containerd": "containerd",
@@ -22,6 +22,7 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
 }
 
+# Users often do not have sbin on their PATH.
 os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/go/bin"
 
 

@@ -16,8 +16,8 @@ const OUTPUT_LINES: i64 = 400;
 /// Time limit for reading the output that goes into an error.
 const ERROR_OUTPUT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Sends a signal to the processes whose command line contains the connection file's path. The brackets keep the
-/// pattern from matching the script itself.
+/// Sends a signal to the processes whose command line contains the connection file's path. The brackets in
+/// `[c]onnection` keep the pattern from matching the script itself.
 const SIGNAL: &str = r#"
 found=1
 for file in $(grep -sl "/run/kernelmux[-rw]*/[c]onnection\.json" /proc/[0-9]*/cmdline); do

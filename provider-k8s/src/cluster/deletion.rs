@@ -65,8 +65,8 @@ impl Cluster {
 
     /// Deletes the pod with this UID and waits until it is gone, that is, until its node has ended its processes.
     ///
-    /// Without grace the processes are killed at once. If the node does not answer then, the pod is removed from the
-    /// API only.
+    /// With a `grace` of zero, the processes are killed after one second. If the node does not answer, the pod is then
+    /// removed from the API only.
     pub(crate) async fn end(
         &self,
         pod: &Pod,

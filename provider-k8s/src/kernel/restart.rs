@@ -1,4 +1,4 @@
-//! Restarts a kernel, in its pod if that can be kept and otherwise in a new one.
+//! Restarts a kernel in its pod if the pod can be kept, otherwise in a new pod.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const RESTART_BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Durati
 const MAX_RESTART_RETRIES: u32 = 6;
 /// How long a pod is held for an announced restart, beyond the grace period.
 const HOLD_MARGIN: Duration = Duration::from_secs(60);
-/// How long a killed kernel may take to be gone.
+/// How long a killed kernel may take to end.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 impl K8sKernel {
@@ -78,7 +78,7 @@ impl K8sKernel {
 
     /// Ends the kernel and starts it again in the same pod.
     ///
-    /// Returns `false` if the pod cannot be kept; the pod may be gone then.
+    /// Returns `false` if the pod cannot be kept. In that case, the pod may already be gone.
     async fn restart_in_place(&self, context: &LaunchContext<'_>, grace: Duration) -> Result<bool, LaunchError> {
         let restart_hold = crate::lock(&self.state).restart_hold.take();
         let pod = self.pod();
@@ -221,7 +221,7 @@ fn is_transient(error: &LaunchError) -> bool {
     matches!(error, LaunchError::Provider(_) | LaunchError::NoRoom { .. })
 }
 
-/// A restart in progress. Dropping it cancels the restart.
+/// A restart in progress. Dropping it without `done` records that the restart failed or was cancelled.
 struct RestartGuard<'a> {
     kernel: &'a Arc<K8sKernel>,
     exit: Exit,

@@ -13,7 +13,7 @@ const COPY_SCRIPT: &str = r#"umask 077; cp -f "$1" "$2" && shift 2 && exec "$@""
 /// Runs the kernel, and runs it again on a restart in place.
 pub(super) const KEEP_SCRIPT: &str = include_str!("../shell/keep.sh");
 
-/// Whether a Python interpreter starts the kernel. Its image can be expected to contain a shell.
+/// Whether a Python interpreter starts the kernel. The image of such a kernel can be expected to contain a shell.
 fn is_python(program: &str) -> bool {
     program.rsplit('/').next().unwrap_or_default().starts_with("python")
 }
@@ -140,7 +140,7 @@ fn environment(kernel: &ManifestParams<'_>, mut env: Vec<EnvVar>, secret_name: &
         });
     };
     // Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process with this id
-    // ends, except for process 1.
+    // ends, but ignores the id 1.
     set("JPY_PARENT_PID", "1".to_owned());
     if !kernel.is_warm {
         set("KERNELMUX_KERNEL_ID", kernel.id.to_string());

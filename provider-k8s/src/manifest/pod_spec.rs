@@ -21,10 +21,10 @@ pub(super) fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result
         .position(|container| container.name == names::CONTAINER);
     let base = given.map(|index| spec.containers.remove(index)).unwrap_or_default();
     spec.containers.insert(0, container(kernel, base, secret_name)?);
-    // A kernel's state is lost with its process, so there is nothing to restart.
+    // Restarting the container would not restore the kernel's state.
     spec.restart_policy = Some("Never".to_owned());
-    // With a shared process namespace the kernel is not process 1. Signals without a handler then work, and orphaned
-    // processes are reaped.
+    // With a shared process namespace, the kernel is not process 1. So signals without a handler have their default
+    // effect, and orphaned processes are reaped.
     spec.share_process_namespace.get_or_insert(true);
     spec.automount_service_account_token.get_or_insert(false);
     spec.enable_service_links.get_or_insert(false);

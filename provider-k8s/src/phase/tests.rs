@@ -209,7 +209,7 @@ fn exit_causes() {
     ] {
         assert_eq!(assess(&pod(status.clone()), &[]), PodPhase::Ended(cause), "{status}");
     }
-    // The end of a sidecar is not the end of the kernel.
+    // A kernel keeps running when a sidecar ends.
     let mut status = running();
     status["containerStatuses"] = json!([
         {"name": "sidecar", "state": {"terminated": {"exitCode": 1}}},

@@ -1,12 +1,12 @@
 //! Warm pools: pods that are created ahead of launches, each with an idle kernel.
 //!
-//! A pool's pod is created like any other, with its own key and Secret. Its label contains the pool's name, which is
-//! the fingerprint of the pod's manifest. A launch with the same fingerprint claims the pod with one conditional patch,
-//! which removes the label. So the cluster records the owner of each pod, and restarted or concurrent gateways share a
-//! pool.
+//! A pool's pod is created like any other, with its own key and Secret. One of its labels contains the pool's name,
+//! which is the fingerprint of the pod's manifest. A launch with the same fingerprint claims the pod with one
+//! conditional patch, which removes this label. So the cluster records which pods are claimed, and restarted or
+//! concurrent gateways share a pool.
 //!
-//! A gateway waits for the kernels of all pods in its pools, including those that other gateways created, and reads
-//! their keys in advance. So a claim does not wait for the kernel.
+//! A gateway waits for the kernels of all pods in its pools, including pods that other gateways created, and reads the
+//! pods' keys in advance. So a claim does not wait for the kernel.
 
 mod pool_diff;
 mod reconciler;

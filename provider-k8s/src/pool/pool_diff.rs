@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::phase::{self, PodPhase};
 use crate::settings::WarmPool;
 
-/// How long a pod may take until its kernel accepts connections, such as when a large image is pulled over a slow
-/// connection. A pod that takes longer was usually left without its Secret by a killed gateway.
+/// How long a pod may take until its kernel accepts connections, for example when a large image is pulled over a slow
+/// connection. A pod that takes longer usually has no Secret, because the gateway that created it was killed.
 pub(crate) const START_DEADLINE: TimeDelta = TimeDelta::minutes(20);
 
 /// An unclaimed pod of the pool.

@@ -48,9 +48,9 @@ enum TaskOutcome {
     /// The pod was claimed or is gone.
     PodGone(KernelId),
     Failed(KernelId, LaunchError),
-    /// The pod with this UID was deleted, or its deletion failed.
+    /// The result of [`Cluster::delete_unchanged`] for the pod with this UID.
     Removed(String, Result<bool, ProviderError>),
-    /// The task was stopped by the runtime's shutdown.
+    /// The task panicked, or was stopped by the runtime's shutdown.
     Aborted,
 }
 
@@ -62,8 +62,8 @@ struct Reconciler {
     since: DateTime<Utc>,
     /// The pool of each pod whose kernel this gateway is waiting for, by the id in the pod's name.
     awaited: HashMap<KernelId, String>,
-    /// Pods that another gateway created and that the watch has not shown yet: their pool, and how long to wait for
-    /// them.
+    /// Pods that another gateway created and that the watch has not reported yet, with their pool and how long to wait
+    /// for them.
     unseen: HashMap<KernelId, (String, Instant)>,
     /// UIDs of pods that are being removed. A failed removal has the time of its retry.
     removing: HashMap<String, Option<Instant>>,
@@ -192,8 +192,8 @@ impl Reconciler {
                 look_again(pause);
             }
         }
-        // Pods of pools that this gateway does not have. If another running gateway still has such a pool, it replaces
-        // its pods.
+        // Remove pods of pools that this gateway does not have. If another running gateway still has such a pool, that
+        // gateway replaces the pods.
         for member in members.into_values().flatten() {
             if pool_diff::created(&member.pod) < self.since {
                 self.remove(member.pod);
@@ -246,8 +246,8 @@ impl Reconciler {
 
     /// Creates a pod.
     ///
-    /// It gets the first free name of the pool. If two gateways create a pod at the same time, both choose the same
-    /// name, and the API server refuses one of them.
+    /// The pod gets the first free name of the pool. If two gateways create a pod at the same time, both choose the
+    /// same name, and the API server refuses one of the calls.
     fn create_pod(&mut self, pool: &str, names: &HashSet<KernelId>) {
         let provider = &self.cluster.options.name;
         let is_free =
@@ -359,7 +359,7 @@ impl Reconciler {
     }
 }
 
-/// Maps the result of waiting for a pod's kernel. Removes a pod whose kernel did not become ready, unless it was
+/// Converts the result of waiting for a pod's kernel. Removes a pod whose kernel did not become ready, unless it was
 /// claimed.
 async fn wait_outcome(cluster: &Cluster, id: KernelId, uid: &str, ready: Result<Ready, LaunchError>) -> TaskOutcome {
     let error = match ready {
@@ -387,7 +387,7 @@ fn launch_context<'a>(cluster: &'a Arc<Cluster>, id: KernelId, progress: &'a Pro
     }
 }
 
-/// The id in the name of a pool's pod with this number. All gateways compute the same id.
+/// Computes the id in the name of the pool's pod with this number. All gateways compute the same id.
 fn pool_pod_id(provider: &str, pool: &str, number: u64) -> KernelId {
     let hash = Sha256::digest(format!("{provider}/{pool}/{number}"));
     let mut bytes = [0; 16];

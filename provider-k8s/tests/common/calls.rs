@@ -1,6 +1,6 @@
 //! A client that counts API calls and can block some of them.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, reason = "each test program uses only a part")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -28,7 +28,7 @@ impl Calls {
         }
     }
 
-    /// Takes the counts by kind and resets them.
+    /// Returns the counts by kind and resets them.
     pub(crate) fn take(&self) -> BTreeMap<String, usize> {
         std::mem::take(&mut self.counts.lock().unwrap())
     }
@@ -60,7 +60,7 @@ impl Calls {
         let is_watch = request.uri().query().is_some_and(|query| query.contains("watch="));
         let kind = match (parts.as_slice(), is_watch) {
             ([collection], true) => format!("watch {collection}"),
-            // A restarted watch lists first.
+            // A watch starts with a list.
             ([collection], false) if request.method() == Method::GET => format!("watch {collection}, listed"),
             ([collection, _, part], _) => format!("{} {collection}/{part}", request.method()),
             ([collection, ..], _) => format!("{} {collection}", request.method()),

@@ -1,6 +1,6 @@
 //! Kernels that print increasing numbers, and checks of the recorded numbers.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, reason = "each test program uses only a part")]
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(crate) async fn start(manager: &Manager) -> Arc<Kernel> {
     manager.start(request).await.unwrap()
 }
 
-/// Makes the kernel print numbers from 0, a hundred per second.
+/// Makes the kernel print the numbers from 0 to `below - 1`, a hundred per second.
 pub(crate) async fn start_counting(kernel: &Arc<Kernel>, below: u64) {
     let code = format!("import time\nfor i in range({below}):\n    print(i, flush=True)\n    time.sleep(0.01)");
     kernel.execute(ExecuteRequest::new(code)).await.unwrap();

@@ -1,7 +1,7 @@
 //! Shared test setup: a namespace of a real cluster, an account with the rights that the provider documents, and
 //! kernelspecs.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, reason = "each test program uses only a part")]
 
 pub(crate) mod pool;
 
@@ -33,7 +33,7 @@ pub(crate) fn image() -> String {
 /// that case.
 async fn admin() -> Option<Config> {
     if std::env::var_os("KERNELMUX_TEST_KUBERNETES").is_none() {
-        println!("skipped: needs a cluster; `make test-k8s` brings one up, or uses that of KUBECONFIG");
+        println!("skipped: needs a cluster; `make test-k8s` brings one up, or uses the cluster of KUBECONFIG");
         return None;
     }
     Some(Config::infer().await.expect("KUBECONFIG does not name a cluster"))
@@ -55,7 +55,7 @@ impl TestNamespace {
     /// Creates the namespace. Returns `None` if there is no cluster to test on.
     pub(crate) async fn new() -> Option<Self> {
         let config = admin().await?;
-        // Printed for failing tests.
+        // The log is printed for failing tests.
         let _ = tracing_subscriber::fmt()
             .with_env_filter("provider_k8s=debug")
             .with_test_writer()
@@ -242,7 +242,7 @@ where
     api.create(&PostParams::default(), &object).await.unwrap();
 }
 
-/// Polls a condition that has no event.
+/// Polls until the condition is true. Fails after [`LONG`].
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + LONG;
     while !condition().await {
@@ -261,7 +261,7 @@ pub(crate) fn pod_name(kernel: &dyn KernelHandle) -> String {
     kernel.record().data["pod"].as_str().unwrap().to_owned()
 }
 
-/// Runs code in the kernel. Returns whether it raised nothing; `false` also if the kernel ended.
+/// Runs code in the kernel. Returns `false` if the code raises an exception or the kernel ends.
 pub(crate) async fn run(kernel: &dyn KernelHandle, code: &str) -> bool {
     let client = jupyter_protocol::client::Client::connect(&kernel.connection().await.unwrap())
         .await

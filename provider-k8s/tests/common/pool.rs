@@ -29,7 +29,7 @@ pub(crate) fn names(pods: &[Pod]) -> BTreeSet<String> {
     pods.iter().map(|pod| pod.metadata.name.clone().unwrap()).collect()
 }
 
-/// Launches a kernel. Returns also why no warm pod was claimed, or `None` if one was.
+/// Launches a kernel. Also returns the reason why no warm pod was claimed, or `None` if one was claimed.
 pub(crate) async fn launch_as(
     provider: &K8sProvider,
     request: LaunchRequest,

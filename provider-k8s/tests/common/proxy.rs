@@ -39,7 +39,7 @@ impl Proxy {
         self.cut.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Closes all open connections; while down, new ones are closed too.
+    /// Starts or ends an outage. Closes all open connections; during an outage, new ones are closed too.
     pub(crate) fn set_down(&self, is_down: bool) {
         self.is_down.send_replace(is_down);
         self.cut();
