@@ -429,12 +429,12 @@ def test_a_kernel_that_cannot_wait_gets_a_gap_when_its_agent_has_no_room(
     gateway.start()
     execution = wait_ended(gateway, kernel_id, msg_id, 60)
     assert (execution["status"], execution["complete"]) == ("ok", False)
-    assert losses(gateway, kernel_id) == ["disconnected"]
+    assert set(losses(gateway, kernel_id)) == {"disconnected"}
     # The log has the first output, a notice in place of the missing lines, and the newest lines in order.
     streams = [e["content"]["text"] for e in entries_of(gateway, kernel_id) if e["header"]["msg_type"] == "stream"]
-    [notice] = [index for index, text in enumerate(streams) if "may be missing" in text]
-    assert streams[notice - 1] == "begin\n"
-    printed = "".join(streams[notice + 1 :]).splitlines()
+    notices = [index for index, text in enumerate(streams) if "may be missing" in text]
+    assert streams[notices[0] - 1] == "begin\n"
+    printed = "".join(streams[notices[-1] + 1 :]).splitlines()
     numbers = [int(line.split()[0]) for line in printed[:-1]]
     assert numbers == list(range(numbers[0], lines)) and numbers[0] > 0 and printed[-1] == "end"
 

@@ -107,6 +107,10 @@ def test_a_killed_gateway_attaches_to_its_kernels_on_restart(start_gateway: Star
         assert client.run("kept + 1") == "42"
 
 
+def log_text(gateway: Gateway, kernel_id: str) -> str:
+    return gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false").text
+
+
 @pytest.mark.parametrize("agent", ["off", "auto"])
 def test_kernels_that_ended_while_the_gateway_was_down(start_gateway: Start, agent: str) -> None:
     gateway = start_gateway("--agent", agent)
@@ -122,10 +126,10 @@ def test_kernels_that_ended_while_the_gateway_was_down(start_gateway: Start, age
         assert model is None or model["execution_state"] == "dead", model
         return
     # The kernel's agent still runs, so the gateway restarts the kernel.
+    eventually(lambda: '"restarted"' in log_text(gateway, kernel_id).replace(" ", ""), "the kernel is restarted")
     with gateway.socket(kernel_id) as client:
         assert python_pid(client) != pid
-    log = gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false").text
-    assert "killed by signal 9" in log
+    assert "killed by signal 9" in log_text(gateway, kernel_id)
 
 
 def test_sigint_during_a_start_leaves_no_kernel(start_gateway: Start) -> None:

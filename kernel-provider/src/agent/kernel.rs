@@ -68,14 +68,22 @@ impl super::Connect for Arc<dyn Place> {
 /// Follows the phase that the agent reports, and the agent's end.
 async fn watch_agent(place: Arc<dyn Place>, link: Arc<Link>, phase: Arc<watch::Sender<Phase>>) {
     let mut reported = link.phase();
-    reported.mark_unchanged();
     let following = async {
-        // Fails once the link is closed.
-        while reported.changed().await.is_ok() {
-            let now = reported.borrow_and_update().phase.clone();
-            phase.send_replace(now);
+        loop {
+            let now = reported.borrow_and_update().clone();
+            // Before the first report there is no process.
+            if now.process > 0 {
+                phase.send_if_modified(|phase| {
+                    let is_new = *phase != now.phase;
+                    *phase = now.phase;
+                    is_new
+                });
+            }
+            // Fails once the link is closed.
+            if reported.changed().await.is_err() {
+                return std::future::pending::<()>().await;
+            }
         }
-        std::future::pending::<()>().await;
     };
     let exit = tokio::select! {
         () = following => return,
