@@ -207,7 +207,9 @@ async fn follow_phase(agent: Arc<Agent>) {
 
 fn open_logs(launch: &Launch) -> io::Result<Logs> {
     let folder = launch.dir.join("spool");
-    let segments = DiskOptions::default().with_segment_bytes(SEGMENT_BYTES);
+    let segments = DiskOptions::default()
+        .with_segment_bytes(SEGMENT_BYTES)
+        .with_detects_machine_failure(false);
     let store = DiskStore::open_with(&folder, segments).map_err(io::Error::other)?;
     let options = LogOptions::default()
         .with_waiting_bytes(WAITING_BYTES)

@@ -1,5 +1,39 @@
+use kernel_log::Seq;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+/// The numbers of messages to an agent, which grow with the numbers of their entries.
+///
+/// A message that changes nothing in the kernel may be sent before its entry is stored. After a crash, another entry may
+/// get the number of that entry. `offset` then makes the message's number different.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Numbering {
+    /// Added to each number.
+    pub(super) offset: u64,
+    /// The first entry whose message has this offset. The agent has accepted all earlier messages.
+    pub(super) since: u64,
+}
+
+impl Numbering {
+    /// The number of the message in an entry.
+    pub(super) fn of(self, entry: Seq) -> u64 {
+        2 * entry.0 + self.offset
+    }
+
+    /// Continues after the last number that the agent has `accepted`, for messages after entry `last`.
+    pub(super) fn continue_after(&mut self, accepted: u64, last: Seq) {
+        let next = self.of(last.next());
+        if accepted >= next {
+            self.offset += accepted + 1 - next;
+            self.since = last.next().0;
+        }
+    }
+
+    /// The last entry whose message the agent has accepted, if the last number that it accepted is `number`.
+    pub(super) fn last_accepted(self, number: u64) -> Seq {
+        Seq((number.saturating_sub(self.offset) / 2).max(self.since.saturating_sub(1)))
+    }
+}
 
 /// How much of an agent's log is recorded in the kernel's log. Stored in the index with the entries themselves, so that
 /// each is recorded once.
@@ -14,4 +48,30 @@ pub(super) struct AgentPosition {
     /// Whether that process is gone, and all its messages are before this position.
     #[serde(default)]
     pub(super) is_closed: bool,
+    /// How messages to the agent are numbered.
+    #[serde(default)]
+    pub(super) numbering: Numbering,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_grow_although_entries_are_lost_in_a_crash() {
+        let mut numbering = Numbering::default();
+        numbering.continue_after(0, Seq(0));
+        assert_eq!(numbering, Numbering::default());
+        // Entry 9 was sent and accepted, and only the entries up to 7 were stored.
+        let accepted = numbering.of(Seq(9));
+        numbering.continue_after(accepted, Seq(7));
+        assert!(numbering.of(Seq(8)) > accepted);
+        assert_eq!(numbering.last_accepted(accepted), Seq(7));
+        assert_eq!(numbering.last_accepted(numbering.of(Seq(8))), Seq(8));
+        assert_eq!(numbering.last_accepted(numbering.of(Seq(8)) + 1), Seq(8));
+        // Without a loss it does not change.
+        let before = numbering;
+        numbering.continue_after(numbering.of(Seq(12)), Seq(12));
+        assert_eq!(numbering, before);
+    }
 }

@@ -68,7 +68,7 @@ impl Folder {
         create_private(path).map_err(failed)?;
         let lock = lock(path)?;
         refuse_older_format(path)?;
-        let cycle = begin(path).map_err(failed)?;
+        let cycle = begin(path, options.detects_machine_failure).map_err(failed)?;
         remove_leftovers(path);
         Ok(Self {
             path: path.to_owned(),
@@ -246,7 +246,11 @@ impl Folder {
     /// Unlocks the folder. `is_synced` is whether all logs are on disk.
     pub(super) fn end_close(&self, is_synced: bool) -> Result<(), StoreError> {
         let is_clean = is_synced && !self.has_lost_sync.load(Ordering::Acquire);
-        let ended = if is_clean { end(&self.path, self.cycle) } else { Ok(()) };
+        let ended = if is_clean {
+            end(&self.path, self.cycle, self.options.detects_machine_failure)
+        } else {
+            Ok(())
+        };
         // Closing the file is not enough: a forked child also holds the lock until it executes its program.
         let unlocked = self.lock.unlock();
         ended
@@ -306,7 +310,7 @@ fn boot_id() -> Option<String> {
 }
 
 /// Records that the store is open, before anything is written. Returns the cycle.
-fn begin(folder: &Path) -> io::Result<u64> {
+fn begin(folder: &Path, sync: bool) -> io::Result<u64> {
     let before = match fs::read(folder.join(MACHINE)) {
         Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| {
             tracing::error!(file = %folder.join(MACHINE).display(), %error, "a file is damaged; the logs continue as after a failure of the machine");
@@ -333,14 +337,14 @@ fn begin(folder: &Path) -> io::Result<u64> {
         is_clean: false,
     };
     if before.is_clean || cycle != before.cycle {
-        note_open(folder, &machine)?;
+        note_open(folder, &machine, sync)?;
     }
     Ok(cycle)
 }
 
 /// Writes the file that marks the store as open.
-fn note_open(folder: &Path, machine: &Machine) -> io::Result<()> {
-    match write_machine(folder, machine) {
+fn note_open(folder: &Path, machine: &Machine, sync: bool) -> io::Result<()> {
+    match write_machine(folder, machine, sync) {
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
             // Without the file, the next process assumes a failure of the machine, unless this one closes the logs.
             let _ = fs::remove_file(folder.join("machine.new"));
@@ -354,21 +358,23 @@ fn note_open(folder: &Path, machine: &Machine) -> io::Result<()> {
 }
 
 /// Records that the store is closed, after everything is written and synced.
-fn end(folder: &Path, cycle: u64) -> io::Result<()> {
+fn end(folder: &Path, cycle: u64, sync: bool) -> io::Result<()> {
     let machine = Machine {
         boot_id: boot_id(),
         cycle,
         is_clean: true,
     };
-    write_machine(folder, &machine)
+    write_machine(folder, &machine, sync)
 }
 
-fn write_machine(folder: &Path, machine: &Machine) -> io::Result<()> {
+fn write_machine(folder: &Path, machine: &Machine, sync: bool) -> io::Result<()> {
     let unfinished = folder.join("machine.new");
     fs::write(&unfinished, serde_json::to_vec(machine)?)?;
-    File::open(&unfinished)?.sync_all()?;
+    if sync {
+        File::open(&unfinished)?.sync_all()?;
+    }
     fs::rename(&unfinished, folder.join(MACHINE))?;
-    sync_folder(folder)
+    if sync { sync_folder(folder) } else { Ok(()) }
 }
 
 /// Makes the names of new files in a folder survive a machine failure.

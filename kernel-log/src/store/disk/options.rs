@@ -5,6 +5,9 @@ pub struct DiskOptions {
     /// Size at which a file of a log is complete and the next one begins, at least 64 KiB. Space is freed by whole files,
     /// so a log that is [acknowledged](crate::Log::acknowledge) soon after it is written takes about this much.
     pub segment_bytes: u64,
+    /// Whether opening and closing the store are synced to the disk, which takes some milliseconds. Set this to `false`
+    /// for logs that are useless after a failure of the machine: such a failure may then go unnoticed.
+    pub detects_machine_failure: bool,
 }
 
 impl DiskOptions {
@@ -14,11 +17,21 @@ impl DiskOptions {
         self.segment_bytes = segment_bytes;
         self
     }
+
+    /// Sets whether opening and closing the store are synced to the disk.
+    #[must_use]
+    pub fn with_detects_machine_failure(mut self, detects_machine_failure: bool) -> Self {
+        self.detects_machine_failure = detects_machine_failure;
+        self
+    }
 }
 
 impl Default for DiskOptions {
-    /// 8 MiB.
+    /// Segments of 8 MiB, and detection of machine failures.
     fn default() -> Self {
-        Self { segment_bytes: 8 << 20 }
+        Self {
+            segment_bytes: 8 << 20,
+            detects_machine_failure: true,
+        }
     }
 }

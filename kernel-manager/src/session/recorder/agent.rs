@@ -8,6 +8,7 @@ use jupyter_protocol::zmq::SocketError;
 use jupyter_protocol::{Channel, Signer, WireMessage};
 use kernel_log::{Block, Entry, Lifecycle, Origin, Seq};
 use kernel_provider::Phase;
+use kernel_provider::agent::frame::CHANNELS;
 use kernel_provider::agent::{Acknowledger, Control, Event, Incoming, Link, LinkClosed, Received};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use super::reconnect::{SendNumber, recover};
 use super::senders::{Destination, Sender};
 use super::{ConnectionState, LARGE, Recorder, Recording, SendError, skipped_text};
-use crate::session::agent_position::AgentPosition;
+use crate::session::agent_position::{AgentPosition, Numbering};
 use crate::session::execution_state::StatusFollower;
 use crate::session::executions::message_at;
 use crate::session::index_keys as keys;
@@ -84,6 +85,7 @@ impl Recorder {
             seq: 0,
             process: 0,
             is_closed: false,
+            numbering: Numbering::default(),
         });
         let (opened, is_opened) = watch::channel(0);
         let (appended, acknowledged) = watch::channel(position.seq);
@@ -246,13 +248,8 @@ impl AgentReader {
         }
         self.publish(&mut published, &block);
         if self.recorded != self.position.seq {
-            // The agent's last entries did not cause an entry in this log, so store the position alone.
-            let updates = {
-                let mut requests = self.recording.requests();
-                requests.set_agent(self.position);
-                requests.take_updates()
-            };
-            self.recording.log.update_index(updates);
+            // The agent's last entries did not cause an entry in this log.
+            self.store_position();
         }
         self.appended.send_replace(self.position.seq);
         if self.recording.setup.take_succeeded() {
@@ -273,6 +270,16 @@ impl AgentReader {
         self.recording
             .record_published(messages, &mut self.status, block.updated());
         messages.clear();
+    }
+
+    /// Stores the position without an entry.
+    fn store_position(&self) {
+        let updates = {
+            let mut requests = self.recording.requests();
+            requests.set_agent(self.position);
+            requests.take_updates()
+        };
+        self.recording.log.update_index(updates);
     }
 
     /// Stores the position together with the entry that is appended next.
@@ -333,10 +340,15 @@ impl AgentReader {
                 return;
             }
         };
-        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
+        self.continue_numbering(log).await;
+        let recording = &self.recording;
+        for channel in CHANNELS {
             let sender = Sender {
                 signer: Signer::unsigned(),
-                to: Destination::Agent(self.link.sender(channel, self.position.process, log)),
+                to: Destination::Agent(
+                    self.link.sender(channel, self.position.process, log),
+                    self.position.numbering,
+                ),
             };
             recording.senders.set(channel, Some(sender)).await;
         }
@@ -354,6 +366,23 @@ impl AgentReader {
         self.opened.send_replace(self.position.process);
     }
 
+    /// Continues the numbers of messages after those that the agent has accepted.
+    async fn continue_numbering(&mut self, log: u128) {
+        let Ok(welcome) = self.link.welcome().await else { return };
+        if welcome.accepted.log != Some(Uuid::from_u128(log)) {
+            return;
+        }
+        let accepted = CHANNELS.map(|channel| welcome.accepted.last(channel)).into_iter().max();
+        let before = self.position.numbering;
+        let last = self.recording.log.append([]);
+        self.position
+            .numbering
+            .continue_after(accepted.unwrap_or_default(), last);
+        if self.position.numbering != before {
+            self.store_position();
+        }
+    }
+
     /// Sends messages that an earlier run of this program logged, but did not pass to the agent.
     async fn send_unaccepted(&self, log: u128) -> Result<(), SendError> {
         let Ok(welcome) = self.link.welcome().await else {
@@ -362,7 +391,7 @@ impl AgentReader {
         let recording = &self.recording;
         let accepted = |channel| {
             if welcome.accepted.log == Some(Uuid::from_u128(log)) {
-                Seq(welcome.accepted.last(channel) / 2)
+                self.position.numbering.last_accepted(welcome.accepted.last(channel))
             } else {
                 Seq::START
             }
@@ -375,10 +404,7 @@ impl AgentReader {
         }
         // Of other requests, only those after the last accepted one can be missing, because each message waits until
         // the previous one is accepted.
-        let newest = [Channel::Shell, Channel::Control, Channel::Stdin]
-            .map(accepted)
-            .into_iter()
-            .max();
+        let newest = CHANNELS.map(accepted).into_iter().max();
         if let Some(newest) = newest.filter(|newest| *newest > Seq::START) {
             let (_, end) = keys::OTHER_REQUESTS;
             let start = keys::other_request(newest.next());

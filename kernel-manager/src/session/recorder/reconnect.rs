@@ -93,9 +93,9 @@ impl Sender {
         match &mut self.to {
             Destination::Socket(socket) => socket.send(message.signed(&self.signer)).await,
             // The agent signs.
-            Destination::Agent(agent) => {
+            Destination::Agent(agent, numbering) => {
                 let message = websocket_v1::encode(agent.channel(), &message);
-                let sent = agent.send(number.0, message).await;
+                let sent = agent.send(number.0 + numbering.offset, message).await;
                 sent.map_err(|error| SocketError::Broken(error.to_string()))
             }
             #[cfg(feature = "testing")]

@@ -14,7 +14,6 @@ use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::reconnect::SendNumber;
-use super::senders::Destination;
 use super::{ConnectionState, OUR_SESSION, Recording, SendError, lock};
 use crate::session::execution_state::{ExecutionState, StatusFollower};
 use crate::session::executions::message_at;
@@ -100,11 +99,7 @@ impl Recording {
             msg_id: &message.header_ref()?.msg_id,
             question: question.as_ref(),
         };
-        // An agent accepts each number once, so an entry's number must not be used again after a crash.
-        let to_agent = sender
-            .as_ref()
-            .is_some_and(|sender| matches!(sender.to, Destination::Agent(_)));
-        if to_agent || !ours && !is_read_only(&message) {
+        if !ours && !is_read_only(&message) {
             // Store before sending. A crash in between loses the request, and its record shows this. In the other
             // order, the request would run twice if the client repeats it.
             self.log.stored(seq).await;

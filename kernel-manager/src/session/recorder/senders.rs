@@ -5,6 +5,8 @@ use jupyter_protocol::{Channel, Signer};
 use kernel_provider::agent::MessageSender;
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::session::agent_position::Numbering;
+
 /// The sending halves; one is missing while its connection is lost. Each has its own lock, so that a full shell socket
 /// delays neither answers on stdin nor interrupts on control.
 #[derive(Default)]
@@ -42,7 +44,7 @@ pub(super) struct Sender {
 
 pub(super) enum Destination {
     Socket(DealerSender),
-    Agent(MessageSender),
+    Agent(MessageSender, Numbering),
     #[cfg(feature = "testing")]
     Simulated(
         Channel,

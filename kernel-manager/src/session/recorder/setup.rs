@@ -139,10 +139,7 @@ impl Recording {
         self.pending_requests
             .expect_reply(&request.header.msg_id, Requester::Setup);
         self.setup.hiding.store(true, Ordering::Relaxed);
-        let last = self.log.append([]);
-        // The number must not be used again after a crash.
-        self.log.stored(last).await;
-        let number = SendNumber::after(last);
+        let number = SendNumber::after(self.log.append([]));
         let mut shell = self.senders.of(Channel::Shell).lock().await;
         if let Err(error) = self
             .send_on(&mut shell, Channel::Shell, request.to_wire(), number)
