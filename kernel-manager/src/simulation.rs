@@ -66,12 +66,12 @@ impl SimulatedKernel {
         &self.kernel
     }
 
-    /// Publishes these messages in one batch.
+    /// Delivers these messages from the kernel on iopub, in one batch.
     pub fn publish(&self, messages: &[WireMessage]) {
         self.kernel.recorder().on_published(messages);
     }
 
-    /// Sends a message on shell, control or stdin.
+    /// Delivers a message from the kernel on shell, control or stdin.
     pub fn reply(&self, channel: Channel, message: WireMessage) {
         self.kernel.recorder().on_reply(channel, message);
     }

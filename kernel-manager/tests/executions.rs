@@ -189,7 +189,7 @@ async fn run_continues_after_entries_that_the_log_has_dropped() {
         let id = loop {
             assert!(poll!(&mut run).is_pending());
             let page = executions.list(&ExecutionFilter::default(), None, 1).await.unwrap();
-            // The request is sent when the run is polled after it was stored.
+            // The run sends its request only when it is polled after the request was stored.
             if let Some(execution) = page.executions.first()
                 && execution.status == ExecutionStatus::Running
             {

@@ -138,9 +138,9 @@ fn a_fold_equals_jupyterlabs_outputs_of_the_same_messages() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// A client that received some of the messages receives the fold of more of them, then the rest. This test also writes
-/// a file of these replays, with which `fold_corpus/generate.py --replays` checks that JupyterLab shows the same
-/// outputs.
+/// A client that received some of the messages receives the fold of all messages up to a position, then the rest. This
+/// test also writes a file of these replays, with which `fold_corpus/generate.py --replays` checks that JupyterLab
+/// shows the same outputs.
 #[test]
 fn a_client_shows_the_same_outputs_after_a_replayed_fold() {
     let mut replays = Vec::new();

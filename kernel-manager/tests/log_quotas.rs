@@ -116,7 +116,7 @@ async fn a_running_kernel_keeps_its_log_across_a_restart_beyond_the_quota() {
     soon(before.close(AtClose::LeaveKernels)).await.unwrap();
     drop(before);
 
-    // Less than the running kernel's log alone.
+    // The quota is less than the running kernel's log alone.
     let after = manager(&provider, open(), LogOptions::default().with_owner_bytes(2 * MIB));
     assert_eq!(
         logs(&after).await.len(),

@@ -84,7 +84,7 @@ pub trait KernelHandle: Send + Sync + 'static {
     /// A storable record for [`KernelProvider::attach`]. It contains no secrets.
     fn record(&self) -> KernelRecord;
 
-    /// The connection information with the key. It changes with each restart.
+    /// The connection information with the key. A [restart](Self::restart) may change it.
     ///
     /// # Errors
     /// [`ProviderError`] if it is unknown.

@@ -87,7 +87,7 @@ impl fmt::Display for ExitCause {
     }
 }
 
-/// The signals that end kernels in practice.
+/// The name of a signal that ends kernels in practice, in parentheses; empty for other signals.
 fn signal_name(signal: i32) -> &'static str {
     match signal {
         1 => " (SIGHUP)",

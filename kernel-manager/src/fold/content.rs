@@ -30,7 +30,8 @@ pub(super) fn finite(content: &str) -> Cow<'_, str> {
     jupyter_protocol::json::finite(content)
 }
 
-/// Whether the header's type is `stream`, as for most messages. Parsing only the other headers halves the time.
+/// Whether the header's type is `stream`, as that of most messages. The caller parses only the other headers, which
+/// halves the time of folding.
 ///
 /// `true` is certain, `false` is not. Quotes inside strings are escaped, so a match before the first nested object is
 /// the header's own field.
@@ -108,8 +109,8 @@ pub(super) enum Written<'a> {
     Units(Vec<u16>),
 }
 
-/// `stream`. Decoded text is stored in `room` if it has escapes.
-pub(super) fn stream<'a>(content: &'a str, room: &'a mut String) -> Option<(Cow<'a, str>, Written<'a>)> {
+/// `stream`. Decoded text is stored in `buffer` if it has escapes.
+pub(super) fn stream<'a>(content: &'a str, buffer: &'a mut String) -> Option<(Cow<'a, str>, Written<'a>)> {
     #[derive(Deserialize)]
     struct Content<'a> {
         #[serde(borrow)]
@@ -118,28 +119,28 @@ pub(super) fn stream<'a>(content: &'a str, room: &'a mut String) -> Option<(Cow<
         text: &'a RawValue,
     }
     #[derive(Deserialize)]
-    struct WithHalves {
+    struct WithLoneSurrogates {
         name: Lossy,
         text: Wtf8,
     }
     if let Ok(Content { name, text }) = serde_json::from_str(content)
-        && let Some(text) = unescaped(text.get(), room)
+        && let Some(text) = unescaped(text.get(), buffer)
     {
         return Some((name, Written::Text(text)));
     }
-    let WithHalves { name, text } = serde_json::from_str(content).ok()?;
+    let WithLoneSurrogates { name, text } = serde_json::from_str(content).ok()?;
     Some((Cow::Owned(name.0), Written::Units(text.units())))
 }
 
 /// The decoded string; `None` if it is not a string or contains a lone surrogate. The input is valid JSON.
-fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
+fn unescaped<'a>(json: &'a str, buffer: &'a mut String) -> Option<&'a str> {
     let mut rest = json.strip_prefix('"')?.strip_suffix('"')?;
     let Some(mut at) = memchr(b'\\', rest.as_bytes()) else {
         return Some(rest);
     };
-    room.clear();
+    buffer.clear();
     loop {
-        room.push_str(&rest[..at]);
+        buffer.push_str(&rest[..at]);
         rest = &rest[at + 1..];
         let (character, length) = match rest.as_bytes().first()? {
             b'n' => ('\n', 1),
@@ -154,15 +155,15 @@ fn unescaped<'a>(json: &'a str, room: &'a mut String) -> Option<&'a str> {
             b'\\' => ('\\', 1),
             _ => return None,
         };
-        room.push(character);
+        buffer.push(character);
         rest = &rest[length..];
         match memchr(b'\\', rest.as_bytes()) {
             Some(next) => at = next,
             None => break,
         }
     }
-    room.push_str(rest);
-    Some(room)
+    buffer.push_str(rest);
+    Some(buffer)
 }
 
 /// Decodes the four digits after `\u`, and the second escape of a surrogate pair. Returns the character and the
@@ -184,41 +185,41 @@ fn object(raw: &RawValue) -> Arc<RawValue> {
     if !raw.get().starts_with('{') {
         return empty();
     }
-    match whole_characters(raw.get()).and_then(|json| RawValue::from_string(json).ok()) {
+    match without_lone_surrogates(raw.get()).and_then(|json| RawValue::from_string(json).ok()) {
         Some(json) => Arc::from(json),
         None => Arc::from(raw.to_owned()),
     }
 }
 
 /// The JSON with escapes of lone surrogates replaced; `None` if it has none.
-fn whole_characters(json: &str) -> Option<String> {
-    // The value of the four digits at `at`, if an escape precedes them.
+fn without_lone_surrogates(json: &str) -> Option<String> {
+    // The UTF-16 unit of the `\u` escape that begins at `at`, if there is one.
     let escape = |at: usize| -> Option<u16> {
         let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
         u16::from_str_radix(digits, 16).ok()
     };
-    let mut halves = Vec::new();
+    let mut lone_surrogates = Vec::new();
     let mut at = 0;
     while let Some(backslash) = memchr(b'\\', &json.as_bytes()[at..]) {
         at += backslash;
         at += match escape(at) {
             Some(0xd800..0xdc00) if matches!(escape(at + 6), Some(0xdc00..0xe000)) => 12,
             Some(0xd800..0xe000) => {
-                halves.push(at);
+                lone_surrogates.push(at);
                 6
             }
             Some(_) => 6,
             None => 2,
         };
     }
-    if halves.is_empty() {
+    if lone_surrogates.is_empty() {
         return None;
     }
-    let mut whole = json.to_owned();
-    for at in halves {
-        whole.replace_range(at..at + 6, "\\ufffd");
+    let mut replaced = json.to_owned();
+    for at in lone_surrogates {
+        replaced.replace_range(at..at + 6, "\\ufffd");
     }
-    Some(whole)
+    Some(replaced)
 }
 
 pub(super) fn empty() -> Arc<RawValue> {
@@ -231,7 +232,7 @@ pub(super) struct Display<'a> {
     /// Whether data and metadata are present, which updates do not require.
     pub(super) whole: bool,
     pub(super) display_id: Option<Cow<'a, str>>,
-    /// For a result: `None` if it is not a number, which JupyterLab refuses.
+    /// The counter of a result; `None` if it is missing or not a number, so that JupyterLab refuses the result.
     pub(super) execution_count: Option<Count>,
 }
 
@@ -387,9 +388,9 @@ pub(super) fn json_string(units: &[u16]) -> Option<Box<RawValue>> {
     for unit in char::decode_utf16(units.iter().copied()) {
         match unit {
             Ok(character) => text.push(character),
-            Err(half) => {
+            Err(surrogate) => {
                 json.push_str(&escaped(&std::mem::take(&mut text))?);
-                json.push_str(&format!("\\u{:04x}", half.unpaired_surrogate()));
+                json.push_str(&format!("\\u{:04x}", surrogate.unpaired_surrogate()));
             }
         }
     }
@@ -429,19 +430,19 @@ mod tests {
             text in proptest::collection::vec((any::<char>(), 0..8_u8), 0..40),
         ) {
             let written: String = text.iter().map(|(character, way)| {
-                // The quotes were trimmed above.
+                // `escape` would trim this quote.
                 if *character == '"' { "\\\"".to_owned() } else { escape(*character, *way) }
             }).collect();
             let json = format!("\"{written}\"");
             let expected: String = serde_json::from_str(&json).unwrap();
-            let mut room = "left from before".to_owned();
-            prop_assert_eq!(unescaped(&json, &mut room), Some(expected.as_str()));
+            let mut buffer = "left from before".to_owned();
+            prop_assert_eq!(unescaped(&json, &mut buffer), Some(expected.as_str()));
         }
     }
 
     #[test]
     fn lone_surrogates_and_other_values_are_not_unescaped() {
-        let mut room = String::new();
+        let mut buffer = String::new();
         for json in [
             r#""\ud83d""#,
             r#""\ude00""#,
@@ -452,9 +453,9 @@ mod tests {
             "null",
             "[]",
         ] {
-            assert_eq!(unescaped(json, &mut room), None, "{json}");
+            assert_eq!(unescaped(json, &mut buffer), None, "{json}");
         }
-        assert_eq!(unescaped(r#""a\ud83d\ude00b""#, &mut room), Some("a😀b"));
+        assert_eq!(unescaped(r#""a\ud83d\ude00b""#, &mut buffer), Some("a😀b"));
     }
 
     #[test]
@@ -487,7 +488,7 @@ mod tests {
             (r#""\\ud83d \u00e9 \n \ud83d\ude00""#, None),
             (r#""\\\ud83dé""#, Some(r#""\\\ufffdé""#)),
         ] {
-            assert_eq!(whole_characters(json).as_deref(), expected, "{json}");
+            assert_eq!(without_lone_surrogates(json).as_deref(), expected, "{json}");
         }
     }
 }

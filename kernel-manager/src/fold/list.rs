@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::output::Output;
 use super::terminal::StreamText;
 
-/// Fixed cost of an output.
+/// Fixed cost of an output, in bytes.
 const OVERHEAD: usize = 128;
 
 /// The representations of an output, as the kernel sent them.
@@ -119,7 +119,7 @@ impl List {
         self.shown.keys().cloned().collect()
     }
 
-    /// Appends to a stream, or to the last output if it is of the same stream.
+    /// Writes to the last output if that is of the same stream, and to a new output otherwise.
     pub(super) fn stream(&mut self, name: &str, write: impl FnOnce(&mut StreamText)) {
         if self.joining == name {
             match self.tail.back_mut() {

@@ -84,7 +84,7 @@ pub struct Fold {
     clear_pending: bool,
     execution_count: Option<u64>,
     input_request: Option<WireMessage>,
-    /// The size of the outputs after the last note about missing ones.
+    /// The size of the outputs in bytes after the last note about missing messages.
     noted_missing: Option<usize>,
     /// Buffer for the text of one message.
     buffer: String,
@@ -115,7 +115,7 @@ impl Fold {
     ///
     /// An `input_reply` of any client answers the open [`input_request`](Self::input_request), unless its parent is
     /// another message: JupyterLab's replies have the `input_request` as parent. Replies of other clients have no
-    /// parent or the execution's request.
+    /// parent, or the execution's request as parent.
     pub fn apply(&mut self, channel: Channel, message: &WireMessage) {
         let text = content::text(message.content());
         if channel == Channel::Iopub && content::is_stream(message.header()) {
@@ -243,12 +243,12 @@ impl Fold {
     }
 
     fn written(&mut self, text: &str) {
-        let mut room = std::mem::take(&mut self.buffer);
-        if let Some((name, written)) = content::stream(text, &mut room) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if let Some((name, written)) = content::stream(text, &mut buffer) {
             self.stream(&name, &written);
         }
-        if room.capacity() <= MAX_BUFFER {
-            self.buffer = room;
+        if buffer.capacity() <= MAX_BUFFER {
+            self.buffer = buffer;
         }
     }
 

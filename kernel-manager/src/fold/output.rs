@@ -54,7 +54,7 @@ pub enum Output {
 }
 
 impl Output {
-    /// The plain text of a display or a value; `None` for other outputs, and if it has none.
+    /// The plain text of a display or a value; `None` for other outputs, and if there is no plain text.
     #[must_use]
     pub fn plain_text(&self) -> Option<String> {
         #[derive(serde::Deserialize)]

@@ -7,7 +7,8 @@ use super::list::{Bundle, Item};
 use super::terminal::StreamText;
 use super::{Fold, content};
 
-/// Longest text of a `stream` message. Even if every character is escaped, proxies accept the message's size.
+/// Longest text of a `stream` message, in bytes, or in UTF-16 units for the last line. Even if every character is
+/// escaped, proxies accept the message's size.
 const PIECE: usize = 1 << 20;
 
 /// Message types and contents.
@@ -157,8 +158,8 @@ fn add(messages: &mut Messages, msg_type: &'static str, content: &impl Serialize
     }
 }
 
-/// The content of an `execute_reply` without its pager output, to send after [`Fold::messages`]: JupyterLab makes an
-/// output of each page.
+/// The content of an `execute_reply` without its pager output, to send after [`Fold::messages`]: JupyterLab would show
+/// the first page a second time.
 #[must_use]
 pub fn without_pager(content: &Bytes) -> Bytes {
     content::without_pager(&content::text(content)).map_or_else(|| content.clone(), Bytes::from)

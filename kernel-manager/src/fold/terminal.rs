@@ -5,7 +5,8 @@
 //! a control character depends only on the text since the previous one.
 //!
 //! JupyterLab counts UTF-16 units: an emoji is two units wide, and one of them can be overwritten. So the separate line
-//! is UTF-16. It stays text if it is always overwritten completely, as by most progress bars.
+//! becomes UTF-16 once it is overwritten in part. It stays text if it is always overwritten completely, as by most
+//! progress bars.
 
 use memchr::{memchr, memchr2, memchr3, memrchr};
 
@@ -391,7 +392,7 @@ mod tests {
                 text.write(piece);
                 let expected = as_jupyterlab_does(&pieces[..=number]);
                 prop_assert_eq!(text.shown(), &*expected);
-                // Recreating it gives the same line, and later text lands at the same place.
+                // A text that is recreated from its parts has its cursor at the same place.
                 let mut recreated = StreamText::default();
                 recreated.write(text.done());
                 recreated.write_units(&text.last_line());

@@ -20,9 +20,9 @@ use crate::session::{
 
 /// A client attached to a kernel. It reads the kernel's log from a position, and sends messages.
 ///
-/// Dropping it detaches the client; the kernel keeps running. A session that reconnects resumes after the entry that it
-/// last [acknowledged](Client::acknowledge), and executions that it may have seen in part are
-/// [replayed](Attachment::replay). A new session starts at the end of the log.
+/// Dropping the attachment and all clones of its [`Client`] detaches the client; the kernel keeps running. A session
+/// that reconnects resumes after the entry that it last [acknowledged](Client::acknowledge), and executions that it may
+/// have seen in part are [replayed](Attachment::replay). A new session starts at the end of the log.
 pub struct Attachment {
     client: Client,
     /// Executions to replay, oldest first.
@@ -197,9 +197,9 @@ impl Attachment {
         Ok(replay.messages)
     }
 
-    /// Answers a [request to follow an execution](crate::is_follow_request) that another session requested: returns the
-    /// messages to send before the next entries. They show the execution as it was at the reader's position, so that
-    /// each output is in them or among the later entries. From then on, the session also
+    /// Answers a [request to follow](crate::is_follow_request) an execution, usually of another session, and returns
+    /// the messages to send before the next entries. They show the execution as it was at the reader's position, so
+    /// that each output is in them or among the later entries. From then on, the session also
     /// [receives](Client::delivers) the execution's replies and questions, and may answer them.
     ///
     /// If the request's metadata also has `"kernelmux": {"comms": true}`, the messages begin with a `comm_open` for
@@ -361,7 +361,8 @@ impl Client {
         self.lease.kernel.recorder().is_answered_from_log(channel, message)
     }
 
-    /// Answers such a request. The messages are only for this client; send them unchanged.
+    /// Answers a request for which [`is_answered_from_log`](Self::is_answered_from_log) is true. The messages are only
+    /// for this client; send them unchanged.
     pub async fn answer_from_log(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
         self.lease.kernel.recorder().answer_from_log(request).await
     }
@@ -395,7 +396,7 @@ impl Client {
         recorder.gap_messages(self.session(), missing, has_notice)
     }
 
-    /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests and those of
+    /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests, replies of
     /// executions that it [follows](Attachment::follow), and life-cycle events that have a message in the Jupyter
     /// protocol. Entries that were [replayed](Attachment::replay) already are left out.
     #[must_use]

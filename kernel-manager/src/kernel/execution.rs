@@ -95,8 +95,8 @@ pub struct Execution {
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     has_request: bool,
-    /// How the execution ended. Set if the execution had ended when following began, or if its end is among entries
-    /// that are missing in the log.
+    /// How the execution ended. Set if the execution had ended when following began, or if, after a gap, its record is
+    /// missing or says that it died or was lost.
     past: Option<Past>,
     /// Reads the execution's record from the index after a gap that may contain its end.
     lookup: Option<BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>>>,
@@ -267,7 +267,7 @@ impl Execution {
         async move { executions.get(&id).await }.boxed()
     }
 
-    /// Applies the information of the record about the missing entries up to the position.
+    /// Applies what the record says about the missing entries up to the position.
     fn skip_missing(&mut self, record: Option<&ExecutionRecord>) {
         let Some(record) = record else {
             // A record is removed once its execution has ended and retention has dropped all its entries.

@@ -192,7 +192,8 @@ impl Kernel {
     }
 
     /// Waits until the session's earlier connection is closed, at most for `limit`. A client that reconnects has closed
-    /// it, but its last acknowledgement is known only once that connection has been read to its end.
+    /// that connection, but the client's last acknowledgement is known only once the connection has been read to its
+    /// end.
     pub async fn session_left(&self, session: &str, limit: Duration) {
         let _ = timeout(limit, self.sessions.left(session)).await;
     }

@@ -170,8 +170,8 @@ impl Kernel {
     /// kernel has answered.
     ///
     /// # Errors
-    /// [`RestartError::Log`] if its log has no room, as on a full disk; the kernel keeps running. After any other error
-    /// the kernel is dead and can be restarted again.
+    /// [`RestartError::ShutDown`] if the kernel was shut down. [`RestartError::Log`] if its log has no room, as on a
+    /// full disk; the kernel keeps running. After any other error the kernel is dead and can be restarted again.
     pub async fn restart(self: &Arc<Self>) -> Result<(), RestartError> {
         let _locked = self.lock_process().await;
         if self.ending.load(Ordering::Acquire) {

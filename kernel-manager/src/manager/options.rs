@@ -34,7 +34,8 @@ pub struct ManagerOptions {
     /// ([`LogOptions::total_bytes`](kernel_log::LogOptions::total_bytes)) may drop it earlier.
     pub log_retention: Duration,
     /// Budget in bytes for the large messages of all kernels while they are received and stored; see
-    /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory). A store other than `DiskStore` may copy them.
+    /// [`MessageMemory`](jupyter_protocol::zmq::MessageMemory). A store other than `DiskStore` may copy these messages,
+    /// and the budget does not count the copies.
     pub message_memory: u64,
     /// The runtime that reads iopub; `None` for the one that starts the kernels. A separate runtime reads iopub in time
     /// even if clients keep the other threads busy; many kernels drop output that is not read in time. It must outlive

@@ -155,7 +155,7 @@ impl ManagerInner {
         };
         let kernel = match recorded.await {
             Ok(kernel) => kernel,
-            // This error affects only one kernel.
+            // Retrying does not help, because the log stays damaged.
             Err(error @ StoreError::Damaged { .. }) => {
                 error!(%error, "cannot attach to a running kernel because its log is damaged; remove the log and start again");
                 return Outcome::Over;

@@ -94,7 +94,7 @@ pub struct ExecutionOutputs {
     pub cursor: Cursor,
     /// Whether no entries of the execution are missing.
     pub complete: bool,
-    /// Whether entries are no longer in the log.
+    /// Whether entries before the first output are missing.
     pub(super) trimmed: bool,
 }
 
@@ -223,7 +223,8 @@ impl Executions {
         Ok(message_at(&self.log, seq).await?.map(|(_, message)| message))
     }
 
-    /// A digest that changes with every message of the execution. While it runs, other entries change it as well.
+    /// A digest that changes with every message of the execution. While the execution runs, other entries change the
+    /// digest, too.
     #[must_use]
     pub fn outputs_digest(&self, execution: &ExecutionRecord) -> String {
         // Records of running executions do not store their progress.

@@ -11,7 +11,7 @@
 //! | `c/` id of an open comm | the number of its `comm_open` |
 //! | `k/comms` | exists if the index lacks open comms of the kernel |
 //! | `k/info` | the content of the newest `kernel_info_reply` |
-//! | `k/agent` | the position in its agent's log up to which this log has the entries, as JSON |
+//! | `k/agent` | the position up to which this log has the entries of the agent's log, as JSON |
 //!
 //! Numbers are 8 bytes, big-endian, so that they sort.
 

@@ -1,5 +1,5 @@
 //! Connects kernels with clients: the recorder owns a kernel's sockets and writes the log, `sessions` tracks how far
-//! each client has read it, and `executions` looks executions up in its index.
+//! each client has read the log, and `executions` looks executions up in the log's index.
 
 mod agent_position;
 mod coalesce;

@@ -103,7 +103,7 @@ struct Recording {
     reading_comms: Arc<AsyncMutex<()>>,
 }
 
-/// A panic while the lock is held cannot leave a half-written session.
+/// Locks the session and ignores poisoning, because a panic cannot leave a half-written session.
 fn lock(session: &Mutex<Arc<str>>) -> MutexGuard<'_, Arc<str>> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -260,10 +260,10 @@ impl Recorder {
         let end = Instant::now() + deadline;
         let mut state = self.recording.connection_state.subscribe();
         let mut answered = false;
-        let mut patience = NUDGE_AFTER;
+        let mut repeat_after = NUDGE_AFTER;
         loop {
             // Each request makes the kernel publish its status, which proves that the subscription is active.
-            let until = end.min(Instant::now() + patience);
+            let until = end.min(Instant::now() + repeat_after);
             let left = until.saturating_duration_since(Instant::now());
             let subscribed = matches!(*state.borrow(), ConnectionState::Subscribed | ConnectionState::Live);
             match self.request(Channel::Shell, KernelInfoRequest::default(), left).await {
@@ -296,7 +296,7 @@ impl Recorder {
                     deadline,
                 });
             }
-            patience *= 2;
+            repeat_after *= 2;
         }
     }
 

@@ -23,7 +23,7 @@ use crate::fold::{answers, without_pager};
 pub(crate) struct Replay {
     /// The messages that show it, whatever the client showed before.
     pub(crate) messages: Vec<(Channel, WireMessage)>,
-    /// Entries that these messages cover and that must not follow again.
+    /// Entries that these messages cover and that must not be delivered again.
     pub(crate) replayed: Option<ReplayedEntries>,
 }
 

@@ -286,7 +286,7 @@ impl RequestIndex {
         self.kernel_info.clone()
     }
 
-    /// The execution that keeps the main shell busy.
+    /// The header of the request that keeps the main shell busy.
     pub(super) fn busy_with(&self) -> Option<Header> {
         let on_main_shell = self
             .executions
@@ -335,7 +335,7 @@ impl RequestIndex {
         unfinished
     }
 
-    /// Unfinished executions requested before this entry, oldest request first.
+    /// Unfinished executions requested before entry `requested_before`, oldest request first.
     pub(super) fn unfinished_before(&self, requested_before: Seq) -> Vec<ExecutionRecord> {
         let executions = self.executions.values();
         let mut unfinished: Vec<_> = executions
@@ -346,7 +346,7 @@ impl RequestIndex {
         unfinished
     }
 
-    /// Executions that the kernel has started, as far as it reported.
+    /// Unfinished executions that the kernel has reported as started, oldest request first.
     pub(super) fn running(&self) -> Vec<ExecutionRecord> {
         let mut running = self.unfinished_before(Seq(u64::MAX));
         running.retain(|execution| execution.started.is_some());
@@ -413,7 +413,7 @@ impl RequestIndex {
         Some(execution.clone())
     }
 
-    /// Takes the index updates since the last call.
+    /// Takes the index updates since the last call, and forgets ended executions beyond [`MAX_ENDED`].
     pub(super) fn take_updates(&mut self) -> Vec<IndexUpdate> {
         for msg_id in self.changed.drain() {
             if let Some(execution) = self.executions.get(&msg_id)

@@ -64,8 +64,8 @@ struct Progress {
     position: Position,
     /// Acknowledgements within [`GRACE`], oldest first.
     recent: VecDeque<(Instant, Seq)>,
-    /// When an execution was last replayed on request, and the position before the oldest replayed execution. For
-    /// [`GRACE`], the client may not have received the replays.
+    /// When an execution was last replayed on request, and the position before the oldest replayed execution. Until
+    /// [`GRACE`] has passed, the client may not have received the replays.
     replayed: Option<(Instant, Seq)>,
     /// The executions that were replayed on request within [`GRACE`], oldest first. They may be in the log's index
     /// only.
@@ -319,7 +319,7 @@ impl Sessions {
     }
 
     /// Records that the execution, whose entries come after `before`, is replayed on request over this attachment. If
-    /// the session reconnects soon, it is replayed again.
+    /// the session reconnects soon, the execution is replayed again.
     pub(crate) fn record_replay(&self, key: &str, attachment: u64, msg_id: &str, before: Seq) {
         self.advance(key, attachment, true, |progress| progress.replay(msg_id, before));
     }

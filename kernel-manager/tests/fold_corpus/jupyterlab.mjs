@@ -3,8 +3,8 @@
 //
 // Reads from stdin an array of cases, each an array of {channel, msg_type, content, parent?}; writes to stdout an array
 // of {outputs, clear_pending, input_pending}. `parent` is `other` for output of another cell's execution. An
-// `input_reply` is typed into JupyterLab's own input field, because JupyterLab does not receive another client's.
-// `raw` is a content's JSON as it is.
+// `input_reply` is typed into JupyterLab's own input field, because JupyterLab does not receive those of other clients.
+// A message may have `raw`, its content as verbatim JSON, in place of `content`.
 //
 // Run by generate.py, bundled (JupyterLab's packages import styles and icons).
 

@@ -198,7 +198,7 @@ async fn the_newest_execution_of_each_cell_is_listed_with_a_hash_of_its_code() {
     assert_eq!(pages, 4);
     assert_eq!(again, codes.iter().rev().cloned().collect::<Vec<_>>());
 
-    // The digest changes with the outputs.
+    // The digest of an execution is stable, and differs from that of another execution.
     let digest = executions.outputs_digest(&page.executions[0]);
     assert_eq!(digest, executions.outputs_digest(&page.executions[0]));
     assert_ne!(digest, executions.outputs_digest(&page.executions[1]));

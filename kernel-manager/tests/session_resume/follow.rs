@@ -218,7 +218,7 @@ async fn a_replay_that_may_not_have_arrived_is_repeated_after_a_reconnect() {
     until(&kernel, &seen, |execution| execution.ended.is_some()).await;
 
     follow(&follower, &msg_id).await;
-    // So many executions that the first one is no longer in memory, only in the log's index.
+    // Runs so many executions that the first one is no longer in memory, only in the log's index.
     let mut last = String::new();
     for _ in 0..300 {
         last = run(&kernel, "print b", "other").await;

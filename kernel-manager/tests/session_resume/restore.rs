@@ -1,4 +1,4 @@
-//! Restoring kernels that start, cannot be reached, or have ended.
+//! Restoring kernels that are starting, cannot be reached, or have ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -11,7 +11,7 @@ use kernel_log::{Block, Epoch, IndexUpdate, LogInfo, LogStore, Origin, Retention
 
 use super::random::Digest;
 
-/// Numbers marked as lost beyond the refused entries, as a store may do to save writes.
+/// How many numbers after the refused entries are also marked as lost, as a store may do to save writes.
 const LOST_AHEAD: u64 = 3;
 
 /// The disk of one log. Clones share it.

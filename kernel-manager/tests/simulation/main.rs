@@ -76,7 +76,7 @@ async fn inject_faults(world: Rc<World>) {
     }
     world.disk.set_full(false);
     world.stalled.set(false);
-    // A pending torn write may still happen, and kills the process.
+    // A pending torn write may still happen, which kills the process.
     let mut process = world.process.subscribe();
     if tokio::time::timeout(Duration::from_secs(600), process.wait_for(Option::is_none))
         .await

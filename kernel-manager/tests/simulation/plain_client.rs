@@ -83,7 +83,8 @@ async fn connect(world: &Rc<World>, session: &str) -> Connection {
     Connection { down, up, handled }
 }
 
-/// Connects, sends requests, disconnects and stalls at random until fault injection ends, then only reads.
+/// Connects, sends requests, disconnects and stalls at random until fault injection ends. Then it stays connected,
+/// reads, and only repeats requests and answers questions.
 pub(crate) async fn run(world: Rc<World>, number: u64) {
     let session = format!("plain{number}");
     let mut asked = Vec::new();

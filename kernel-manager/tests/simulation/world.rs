@@ -36,11 +36,11 @@ pub(crate) struct World {
     pub(crate) requests: RefCell<mpsc::Sender<(Channel, WireMessage)>>,
     /// Digest of every entry that a reader or client received, by `seq`.
     seen: RefCell<BTreeMap<u64, u64>>,
-    /// How often the kernel received each request.
+    /// How often the kernel ran each execute request.
     pub(crate) runs: RefCell<BTreeMap<String, u64>>,
     /// Answers that the kernel received, by input request.
     pub(crate) answers: RefCell<BTreeMap<String, String>>,
-    /// Requests whose code timed out waiting for input.
+    /// Requests whose code asked for input and got no answer in time, or the answer to another question.
     pub(crate) unanswered: RefCell<BTreeSet<String>>,
     /// Whether fault injection has ended.
     pub(crate) calm: watch::Sender<bool>,
@@ -202,7 +202,7 @@ impl World {
     }
 }
 
-/// A message as clients and kernels make them, with a `msg_id` that the seed decides.
+/// A message as clients and kernels send it. It depends on nothing but the seed.
 pub(crate) fn message(
     msg_id: &str,
     msg_type: &str,

@@ -241,7 +241,7 @@ async fn wait_for_phase(subject: &dyn Subject, kernel: &dyn KernelHandle, wanted
     .map_err(|_| Failure::new("the phase's sender was dropped before the handle"))
 }
 
-/// Waits until no leftovers remain.
+/// Checks that no kernel is listed, and waits until no leftovers remain.
 async fn check_nothing_left(subject: &dyn Subject, provider: &dyn KernelProvider) -> Outcome {
     let listed = list(subject, provider).await?;
     ensure!(listed.is_empty(), "ended kernels are listed: {listed:?}");

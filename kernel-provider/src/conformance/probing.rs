@@ -92,7 +92,7 @@ pub async fn an_interrupt_ends_the_code(subject: &dyn Subject) -> Outcome {
     if expect(subject, "interrupt", kernel.interrupt()).await? == Interrupt::ByMessage {
         expect(subject, "interrupt by message", client.interrupt()).await?;
     }
-    // Waits for the execution's end, however the kernel's language reports it.
+    // Waits for the execution's end, however the kernel's language reports the interrupt.
     read(subject, &mut execution, |_| false).await?;
     check_answers(subject, &*kernel).await?;
     shutdown(subject, &*kernel).await.map(drop)

@@ -41,7 +41,8 @@ pub async fn list_applies_the_selector(subject: &dyn Subject) -> Outcome {
     check_nothing_left(subject, &*provider).await
 }
 
-/// A record can be stored as text and attached to. Neither it nor its debug output contains the key.
+/// A record can be stored as text and attached to. Neither the text nor the debug output of the record contains the key
+/// or the value of an environment variable.
 pub async fn a_record_is_serializable_without_secrets(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
@@ -182,7 +183,7 @@ pub async fn restarts_a_dead_kernel(subject: &dyn Subject) -> Outcome {
     check_nothing_left(subject, &*provider).await
 }
 
-/// Kernels outlive their embedder, and another one finds them with their annotations.
+/// Kernels outlive their embedder, and another embedder finds them with their annotations.
 pub async fn kernels_outlive_the_embedder(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();

@@ -17,7 +17,7 @@ use crate::{
     lock,
 };
 
-/// How long a restarted kernel may take to answer.
+/// How long a restarted kernel may take to open its sockets.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct FakeKernel {
@@ -56,7 +56,7 @@ impl Drop for Running {
 }
 
 impl FakeKernel {
-    /// Launches a kernel and waits until it answers.
+    /// Launches a kernel and waits until its sockets are open.
     pub(super) async fn launch(
         record: KernelRecord,
         spec: FakeSpec,
@@ -76,7 +76,7 @@ impl FakeKernel {
         Ok(kernel)
     }
 
-    /// Starts the task and waits until it answers. Cancelling this leaves no task.
+    /// Waits until the sockets are open, and starts the task that serves them. Cancelling this leaves no task.
     async fn start(self: &Arc<Self>, limit: Duration, progress: &Progress) -> Result<(), LaunchError> {
         progress.report(LaunchStage::Starting);
         let bind = match &self.spec.behaviour {

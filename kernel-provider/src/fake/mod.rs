@@ -1,7 +1,7 @@
 //! A provider for tests. Its kernels are tasks of this process, and the test decides how they fail and end.
 //!
-//! They speak the real protocol over real sockets, so everything above a provider can be tested without an installed
-//! kernel.
+//! The kernels speak the real protocol over real sockets, so everything above a provider can be tested without an
+//! installed kernel.
 //!
 //! ```
 //! use jupyter_protocol::KernelId;

@@ -58,7 +58,7 @@ impl FakeSpec {
         self
     }
 
-    /// Sets another interrupt mode than signal.
+    /// Sets the interrupt mode, which is `signal` by default.
     #[must_use]
     pub fn with_interrupt_mode(mut self, mode: InterruptMode) -> Self {
         self.spec.interrupt_mode = mode;

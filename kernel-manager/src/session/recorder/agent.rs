@@ -55,7 +55,8 @@ impl Recorder {
     }
 
     /// Connects to a kernel that was already running. Returns once all messages that its agent has kept are recorded
-    /// and messages that did not reach the kernel are sent again. There is no deadline, because there may be many.
+    /// and messages that did not reach the kernel are sent again. There is no deadline, because there may be many
+    /// messages.
     pub(crate) async fn reconnect_agent(&self, link: &Arc<Link>) -> Result<(), SocketError> {
         self.recording.find_kernel_session().await;
         let opened = self.read_agent(link, Connecting::Attached).await?;
@@ -139,7 +140,7 @@ struct AgentReader {
     link: Arc<Link>,
     connecting: Connecting,
     position: AgentPosition,
-    /// The last entry that the agent had when it was connected.
+    /// The last entry that the agent had when this connection was made.
     catch_up_to: u64,
     /// Whether clients' messages are sent to the process at the position.
     is_open: bool,
@@ -192,7 +193,8 @@ impl AgentReader {
     fn skip_to(&mut self, last: u64) {
         self.position.seq = last;
         let process = self.link.phase().borrow().process;
-        // A process has a lower number than its `Opened` event, so a later process's event is still to be read.
+        // The number of a process is at most that of its `Opened` entry. If it is greater than `last`, the entry is
+        // still to be read.
         if process <= last {
             self.position.process = process;
             self.position.is_closed = false;

@@ -21,7 +21,7 @@ impl Recorder {
         self.recording.list_comms(move |comms| comms.list(until)).await
     }
 
-    /// The messages that create the widgets among these comms, for an execution.
+    /// The `comm_open` messages of the widgets that were opened up to entry `until`, with the execution as parent.
     pub(crate) async fn widgets(&self, until: Seq, execution: &Header) -> Result<Vec<WireMessage>, ReadError> {
         let (session, execution) = (self.kernel_session(), execution.clone());
         let open = move |comms: &Comms| {

@@ -47,7 +47,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// Returns the `Notify` that signals each reconnect of a socket.
+    /// Connects the sockets and starts the tasks that read them. Returns the `Notify` that signals each reconnect of a
+    /// socket.
     async fn connect_sockets(
         &self,
         info: &ConnectionInfo,

@@ -61,7 +61,7 @@ pub(super) async fn record_iopub(
         status: StatusFollower::default(),
     };
     let mut flood = FloodDetector::new();
-    // Whether to keep reading for a moment and append everything that arrives in one batch.
+    // Whether to keep reading for a moment, and to append everything that arrives meanwhile as one batch.
     let mut collects = false;
     let mut batches = 0;
     loop {

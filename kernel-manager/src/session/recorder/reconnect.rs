@@ -168,7 +168,7 @@ impl Recording {
         }
     }
 
-    /// Waits at most [`SUBSCRIBED_DEADLINE`] for the subscription.
+    /// Waits until the kernel is connected, and then at most [`SUBSCRIBED_DEADLINE`] for the subscription.
     async fn subscribed(&self) {
         let mut state = self.connection_state.subscribe();
         let subscribed = async {
@@ -235,7 +235,7 @@ impl Recording {
             if is_execution(&message) && self.generation.load(Ordering::Acquire) != generation {
                 return Err(SendError::Restarted);
             }
-            // A restart cleared the pending requests.
+            // A restart may have cleared the pending requests.
             let header = message.header_ref()?;
             if session != OUR_SESSION && header.msg_type.ends_with("_request") {
                 self.pending_requests
@@ -320,7 +320,7 @@ pub(super) async fn recover(recording: Arc<Recording>, reconnected: Arc<Notify>)
 /// Sends requests to the kernel until it reports its status.
 async fn nudge(recording: &Recording) {
     let mut state = recording.connection_state.subscribe();
-    let mut patience = NUDGE_AFTER;
+    let mut repeat_after = NUDGE_AFTER;
     while *state.borrow() != ConnectionState::Live {
         let reported = async {
             // Only the status matters; the reply is dropped.
@@ -334,8 +334,8 @@ async fn nudge(recording: &Recording) {
             }
             let _ = state.wait_for(|state| *state == ConnectionState::Live).await;
         };
-        if timeout(patience, reported).await.is_err() {
-            patience = patience.saturating_mul(2);
+        if timeout(repeat_after, reported).await.is_err() {
+            repeat_after = repeat_after.saturating_mul(2);
         }
     }
 }

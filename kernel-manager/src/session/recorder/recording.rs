@@ -27,7 +27,7 @@ use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply;
 
 impl Recording {
-    /// A panic while the lock is held loses at most the message that was being indexed.
+    /// Locks the index and ignores poisoning: a panic loses at most the message that was being indexed.
     pub(super) fn requests(&self) -> MutexGuard<'_, RequestIndex> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -276,7 +276,7 @@ impl Recording {
         self.lifecycle_of(event, Seq(u64::MAX))
     }
 
-    /// As [`lifecycle`](Self::lifecycle), but ends only executions that were requested before this entry.
+    /// As [`lifecycle`](Self::lifecycle), but ends only executions that were requested before entry `requested_before`.
     pub(super) fn lifecycle_of(&self, event: &Lifecycle, requested_before: Seq) -> Seq {
         let message = event.to_message(OUR_SESSION);
         if !matches!(event, Lifecycle::Quiet) {
@@ -298,7 +298,8 @@ impl Recording {
         lock(&self.kernel_session).clone()
     }
 
-    /// Restores the kernel's session from the log of its oldest unfinished execution.
+    /// Restores the kernel's session from the first message that the kernel sent after the request of its oldest
+    /// running execution.
     pub(super) async fn find_kernel_session(&self) {
         let running = self.requests().running();
         if let Some(execution) = running.first()
@@ -376,8 +377,8 @@ pub(super) fn is_execution(message: &WireMessage) -> bool {
     &*msg_type(message) == "execute_request"
 }
 
-/// Whether the request changes nothing in the kernel, so that sending it twice is harmless. Completion must not wait
-/// for a disk.
+/// Whether the request changes nothing in the kernel, so that sending it twice is harmless and it need not be stored
+/// first.
 fn is_read_only(message: &WireMessage) -> bool {
     matches!(
         &*msg_type(message),

@@ -121,8 +121,8 @@ impl Recording {
         }
     }
 
-    /// Returns the kernel's session if the kernel no longer has this subshell, so that requests there are never
-    /// answered.
+    /// Returns the kernel's session if the kernel no longer has this subshell and so will never answer the requests on
+    /// it.
     async fn session_without_subshell(&self, subshell: &str) -> Result<Option<String>, SendError> {
         let request = Message::new(ListSubshellRequest::default(), OUR_SESSION);
         // Not every kernel supports this request.
@@ -167,7 +167,7 @@ impl Recording {
         self.end_without_reply(&mut requests, &lost, &event, LostReply::OutputLost, kernel_session);
     }
 
-    /// Ends the executions requested before this entry, because the kernel died or was restarted.
+    /// Ends the executions requested before entry `requested_before`, because the kernel died or was restarted.
     pub(super) fn end_with_kernel(&self, event: &Lifecycle, requested_before: Seq) {
         let Some(death) = Death::by(event) else { return };
         let kernel_session = self.kernel_session();

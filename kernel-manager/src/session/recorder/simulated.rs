@@ -9,7 +9,7 @@ use super::{ConnectionState, Recorder, SendError};
 use crate::session::execution_state::StatusFollower;
 
 impl Recorder {
-    /// Sends the kernel's messages to `kernel` instead of sockets, and replaces the previous connection.
+    /// Sends messages for the kernel to the channel `kernel` instead of sockets, and replaces the previous connection.
     pub(crate) async fn connect_simulated(&self, kernel: &mpsc::Sender<(Channel, WireMessage)>) {
         self.disconnect().await;
         for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {

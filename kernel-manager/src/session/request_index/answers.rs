@@ -20,8 +20,8 @@ impl RequestIndex {
         let parent = reply.parent_ref().map(|parent| parent.msg_id.into_owned());
         let parent = parent.unwrap_or_default();
         let answered = match self.questions.answer(reply) {
-            // This process did not see the question. If the reply's parent names an execution that is not running, the
-            // reply is too late.
+            // This process did not see the question. If the reply has a parent that is not the request of an unfinished
+            // execution, the reply counts as too late.
             Answered::Unknown if !parent.is_empty() && !self.is_running(&parent) => Answered::TooLate,
             answered => answered,
         };

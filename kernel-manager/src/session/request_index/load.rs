@@ -73,7 +73,7 @@ impl RequestIndex {
         let mut open: Vec<_> = open.collect();
         open.sort();
         for seq in open {
-            // Ignore a question that cannot be read. Several answers to it may reach the kernel.
+            // Ignore a question that cannot be read. Then several answers to it may reach the kernel.
             if let Ok(Some((_, question))) = message_at(log, seq).await {
                 requests.questions.add(seq, &question);
             }
