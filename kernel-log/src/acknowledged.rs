@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::Seq;
 
-/// Maximum number of marks. Beyond that, neighbours are merged.
+/// Maximum number of marks. Beyond that, neighbouring marks are merged.
 const MARKS: usize = 1_024;
 
 /// The acknowledged position of a log, and the number of bytes after it. The number of bytes is known only at marks.

@@ -62,8 +62,8 @@ impl Block {
         }
     }
 
-    /// Decodes a stored block up to the first entry that is incomplete or out of order. `None` if there is no whole
-    /// entry.
+    /// Decodes a stored block up to the first entry that is incomplete, invalid or out of order. `None` if that is the
+    /// first one.
     #[must_use]
     pub fn recover(bytes: Bytes) -> Option<Self> {
         let mut rest = bytes.clone();

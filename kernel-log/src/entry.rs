@@ -24,7 +24,7 @@ pub enum Origin {
     Kernel,
     /// Sent by a client.
     Client,
-    /// A life-cycle event, such as started, restarting or dead, which this library writes as an iopub message.
+    /// A life-cycle event, such as started, restarting or dead, which the gateway records as an iopub message.
     Lifecycle,
 }
 
@@ -216,7 +216,8 @@ impl Entry {
         )
     }
 
-    /// The event in the kernel's life that this entry reports; `None` for messages of the kernel and of clients.
+    /// The event in the kernel's life that this entry reports; `None` for messages of the kernel and of clients, and
+    /// for events unknown to this version.
     #[must_use]
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         (self.origin == Origin::Lifecycle)

@@ -74,8 +74,8 @@ impl Log {
     }
 
     /// As [`append_at`](Self::append_at), with updates of the index. `index` computes them from the first entry's
-    /// number and runs before anything else is appended. The store writes the updates atomically with the entries, or if
-    /// one of these has more than 1 MiB, with the last entry.
+    /// number and runs before anything else is appended. The store writes the updates atomically with the entries. If
+    /// one of the entries has more than 1 MiB, this holds only for the last entry.
     pub fn append_indexed<'a>(
         &self,
         time: DateTime<Utc>,
@@ -110,7 +110,8 @@ impl Log {
     /// [`StoreError`] if the store cannot be read.
     pub async fn index_get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, StoreError> {
         let key = key.into();
-        // Reads unstored updates first: an update that is stored after this is found in the store.
+        // Reads the unstored updates before the store. In the other order, an update that the writer stores in between
+        // would be missed.
         let unstored = self.shared.state().unstored_record(&key);
         if let Some(record) = unstored {
             return Ok(record);
@@ -190,7 +191,7 @@ impl Log {
     /// Notes that the caller no longer needs the entries up to and including `seq`, because it has stored them elsewhere.
     /// Entries that readers cannot read yet are not acknowledged.
     ///
-    /// It costs little and may be called after every entry. The entries are dropped from memory at once, and from the
+    /// This call costs little and may follow every entry. The entries are dropped from memory at once, and from the
     /// store in larger parts: [`MemoryStore`](super::MemoryStore) drops whole blocks,
     /// [`DiskStore`](super::DiskStore) whole files (see `DiskOptions`), and `NatsStore` drops them only with the next trim
     /// for another reason. The newest block is always kept. Readers of dropped entries get a
@@ -253,14 +254,14 @@ impl Log {
         self.shared.is_closed()
     }
 
-    /// Waits until the store has accepted or refused this entry.
+    /// Waits until the store has accepted this entry or refused it for good.
     pub async fn stored(&self, seq: Seq) {
         let mut head = self.shared.head.subscribe();
         // `shared` holds the sender, so this cannot fail.
         let _ = head.wait_for(|head| head.seq >= seq).await;
     }
 
-    /// Waits until the store has accepted or refused everything appended so far, including index updates.
+    /// Waits until the store has accepted everything appended so far, including index updates, or refused it for good.
     pub async fn flushed(&self) {
         let (last, index_updates) = {
             let state = self.shared.state();

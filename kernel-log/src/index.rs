@@ -72,7 +72,7 @@ impl Updates {
         self.bytes
     }
 
-    /// The pending update of a key: `None` if there is none, `Some(None)` if it is removed.
+    /// The pending update of a key: `None` if there is none, `Some(None)` if the update removes the record.
     pub(super) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
         self.by_key.get(key).cloned()
     }

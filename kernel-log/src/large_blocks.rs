@@ -1,4 +1,4 @@
-//! Shares large blocks among slow readers, so that each is in memory once, and bounds the memory of all of them.
+//! Shares large blocks among slow readers, so that each block is in memory once, and bounds the memory of all blocks.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,7 +103,7 @@ impl LargeBlocks {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serializes reads from the store of a log with large blocks, because the next reader may find the block that the
+    /// Waits until no other reader reads this log from the store, so that a reader can share the block that the
     /// previous one has read. `None` if the log has no large blocks.
     pub(super) async fn read_lock(&self) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, StoreError> {
         if !self.any.load(Ordering::Relaxed) {

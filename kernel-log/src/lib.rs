@@ -21,7 +21,7 @@
 //! A log can also be a spool: its reader [acknowledges](Log::acknowledge) the entries that it has stored elsewhere, which
 //! are then dropped, and its writer [waits](Log::acknowledged_below) while too many are not acknowledged.
 //!
-//! If the store refuses entries, the log continues: readers receive these entries from memory while they are there, and
+//! If the store refuses entries, the log continues: readers receive these entries as long as they are in memory, and
 //! later readers get a gap. Once the store accepts entries again, an entry reports the refused ones
 //! ([`Log::is_recorded`]). Their numbers are not reused. With [`WhenFull::Wait`], refused entries are kept and stored
 //! later instead, and [`Log::room`] waits while too many are kept.

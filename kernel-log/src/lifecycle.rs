@@ -11,14 +11,15 @@ use crate::Seq;
 /// The `msg_type` of life-cycle entries that plain Jupyter clients do not receive.
 pub const LIFECYCLE: &str = "kernelmux_lifecycle";
 
-/// An event in a kernel's life. Each is an entry of its log, of [`Origin::Lifecycle`](crate::Origin::Lifecycle).
+/// An event in a kernel's life. It is recorded as an entry of the kernel's log, with the origin
+/// [`Lifecycle`](crate::Origin::Lifecycle).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Lifecycle {
-    /// It answered for the first time.
+    /// The kernel answered for the first time.
     Started,
-    /// A gateway attached to it while it was running. Its output since the previous entry was not recorded.
+    /// A gateway attached to the running kernel. The kernel's output since the previous entry was not recorded.
     Attached {
         /// Length of the gap in milliseconds, if its start is known.
         unrecorded_ms: Option<i64>,
@@ -50,13 +51,14 @@ pub enum Lifecycle {
         /// The store's error.
         reason: String,
     },
-    /// It is running and has published nothing for a long time. Gateways that share the store therefore keep its log.
+    /// The kernel is running and has published nothing for a long time. Because of this recent entry, other gateways
+    /// that share the store keep the log.
     Quiet,
     /// A restart was requested.
     Restarting,
-    /// It answered for the first time after a restart.
+    /// The kernel answered for the first time after a restart.
     Restarted,
-    /// It ended by itself and is being restarted.
+    /// The kernel ended by itself and is being restarted.
     #[serde(skip)]
     RestartingByItself {
         /// The cause.
@@ -64,7 +66,7 @@ pub enum Lifecycle {
         /// The end of its output outside the protocol; may be empty.
         output: String,
     },
-    /// It is idle for the first time since the gateway connected to it. JupyterLab ignores the kernel's own status,
+    /// The kernel is idle for the first time since the gateway connected. JupyterLab ignores the kernel's own status,
     /// because that answers a `kernel_info_request`. Without this event, JupyterLab would show a starting kernel until
     /// the next cell runs.
     #[serde(skip)]
@@ -72,7 +74,7 @@ pub enum Lifecycle {
         /// The kernel's session. JupyterLab drops queued messages when a message of another session arrives.
         session: String,
     },
-    /// It is dead.
+    /// The kernel is dead.
     #[serde(skip)]
     Dead {
         /// The cause.
@@ -110,9 +112,10 @@ impl fmt::Display for Lifecycle {
 
 impl Lifecycle {
     /// The message of the event for the log, sent by `session`. For events that plain Jupyter clients know, it is a
-    /// `status` as jupyter_server sends it: on iopub, without a parent. Only [`Idle`](Self::Idle) has a parent, a
-    /// request of this library: clients take each idle status for the answer to a request, and no other server sends
-    /// one unrequested.
+    /// `status` as jupyter_server sends it: on iopub, without a parent.
+    ///
+    /// Only [`Idle`](Self::Idle) is sent by the kernel's session and has a parent, a made-up request of `session`.
+    /// Clients take each idle status for the answer to a request, and no other server sends one without a request.
     #[must_use]
     pub fn to_message(&self, session: &str) -> WireMessage {
         let status = |session: &str, content: Value| {

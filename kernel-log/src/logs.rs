@@ -333,7 +333,7 @@ impl Logs {
         Ok(quotas.exceeded_now().is_empty())
     }
 
-    /// Removes logs that are not open, until the quota is met.
+    /// Removes logs that are not open, until the [excess](Quotas::excess) is freed.
     async fn remove_past(&self, quotas: &Quotas, quota: &Quota, may_run: impl Fn(KernelId) -> bool) {
         for log in quotas.logs(quota) {
             if quotas.excess(quota) == 0 {
@@ -357,7 +357,7 @@ impl Logs {
         }
     }
 
-    /// Trims the largest open logs, until the quota is met.
+    /// Trims the largest open logs, until the [excess](Quotas::excess) is freed.
     async fn trim_largest(&self, quotas: &Quotas, quota: &Quota) {
         // Logs that were already trimmed.
         let mut trimmed = HashSet::new();

@@ -17,7 +17,7 @@ use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredL
 
 /// Bytes of a log that may wait for the store regardless of other logs.
 const FREE: usize = 1 << 20;
-/// How long after a failed trim acknowledgements cause no further trim.
+/// Time after a failed trim during which acknowledgements do not cause another trim.
 const TRIM_PAUSE: Duration = Duration::from_secs(1);
 
 /// How far readers may read.
@@ -25,7 +25,7 @@ const TRIM_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Head {
     pub(super) seq: Seq,
     pub(super) closed: bool,
-    /// Number of index updates that the store has accepted or refused so far.
+    /// Number of index updates that the writer has passed to the store so far and does not retry.
     pub(super) index_updates: u64,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct OpenLog {
     pub(super) large_blocks: LargeBlocks,
 }
 
-/// A block that the store refused and that is retried. Its index updates stay in [`LogState::writing_index`].
+/// A refused write that is retried: a block, or only index updates. The updates stay in [`LogState::writing_index`].
 pub(super) struct Retry {
     pub(super) block: Option<Block>,
     pub(super) backoff: Backoff,
@@ -93,7 +93,7 @@ pub(super) struct LogState {
     trim_failed: Option<Instant>,
     /// Whether to sync once everything waiting is stored.
     pub(super) sync_soon: bool,
-    /// The next block to store, if the store has refused it before.
+    /// The next write, if the store has refused it before.
     pub(super) retry: Option<Retry>,
     /// Whether the store refused the block that is being written.
     pub(super) is_refused: bool,
@@ -144,7 +144,7 @@ impl LogState {
         records
     }
 
-    /// Handles a write that the store accepted. If it had refused entries before, appends an entry that reports them.
+    /// Handles a write that the store accepted. If entries were lost before it, appends an entry that reports them.
     pub(super) fn recorded(&mut self, id: KernelId) {
         if std::mem::take(&mut self.is_refused) && self.unrecorded.is_none() {
             tracing::warn!(kernel_id = %id, "the log is being recorded again; nothing is missing");
@@ -162,7 +162,7 @@ impl LogState {
         }
     }
 
-    /// Handles a write that the store refused.
+    /// Handles a write that the store refused and that is not retried.
     pub(super) fn not_recorded(&mut self, id: KernelId, block: Option<&Block>, error: &StoreError) {
         self.is_refused = false;
         // Index updates are retried, so only entries can be missing.

@@ -14,13 +14,15 @@ pub struct LogOptions {
     pub waiting_bytes: usize,
     /// Bytes of all logs together that may wait for the store, in addition to 1 MiB of each.
     pub all_waiting_bytes: usize,
-    /// Bytes of stored messages of more than 1 MiB that the readers of all logs hold at a time. The next reader waits.
+    /// Bytes of stored messages of more than 1 MiB that the readers of all logs hold at a time. Beyond that, readers
+    /// wait.
     pub reading_bytes: usize,
     /// Bytes of a log that the store keeps; the oldest entries are dropped first.
     pub stored_bytes: u64,
-    /// Bytes of all logs together that the store keeps, approximately; `None` for no limit. Once they have more, the logs
-    /// of past kernels are dropped, the oldest first, and then the oldest entries of the largest logs; see
-    /// [`Logs::apply_quotas`](super::Logs::apply_quotas). A store that other processes write cannot have a limit.
+    /// Bytes of all logs together that the store keeps, approximately; `None` for no limit. Once they have more, the
+    /// logs of past kernels are dropped, the least recently written first, and then the oldest entries of the largest
+    /// logs; see [`Logs::apply_quotas`](super::Logs::apply_quotas). A store that other processes write cannot have a
+    /// limit.
     pub total_bytes: Option<u64>,
     /// The same for the logs of each owner together.
     pub owner_bytes: Option<u64>,
@@ -30,8 +32,8 @@ pub struct LogOptions {
     pub durability: Durability,
     /// What happens to entries that the store refuses, as on a full disk.
     pub when_full: WhenFull,
-    /// How long [`Logs::close`](super::Logs::close) and dropping [`Logs`](super::Logs) wait for a store that refuses entries, with
-    /// [`WhenFull::Wait`].
+    /// How long refused entries are retried after [`Logs::close`](super::Logs::close) is called or
+    /// [`Logs`](super::Logs) is dropped, with [`WhenFull::Wait`].
     pub close_timeout: Duration,
 }
 
@@ -39,7 +41,7 @@ pub struct LogOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// Readers get them from memory while they are there, and later readers get a gap.
+    /// Readers get them as long as they are in memory, and later readers get a gap.
     #[default]
     Skip,
     /// They are kept and retried until the store accepts them or the logs are closed. Readers get them only once they
@@ -48,8 +50,8 @@ pub enum WhenFull {
     Wait,
 }
 
-/// Which failures an entry survives once readers have it. All variants survive the end of the process, including `kill
-/// -9`.
+/// Which failures an entry survives once readers have it. With each variant, it survives the end of the process,
+/// including `kill -9`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
@@ -155,7 +157,7 @@ impl LogOptions {
 }
 
 impl Default for LogOptions {
-    /// Each log keeps 1 MiB in memory and 1 GiB for 30 days in the store, and 64 MiB of it may wait for the store. For
+    /// Each log keeps 1 MiB in memory and up to 1 GiB for 30 days in the store, and 64 MiB may wait for the store. For
     /// all logs together, 256 MiB may wait for the store, 256 MiB of large messages may be read at a time, and the
     /// stored bytes are not limited. The store is synced in batches. Entries that it refuses are skipped, and closing
     /// waits up to 10 s.

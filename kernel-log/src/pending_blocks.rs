@@ -19,7 +19,7 @@ pub(super) struct PendingBlocks {
     /// The block that is being filled.
     open: BytesMut,
     open_first: Seq,
-    /// When its first and last entry were appended.
+    /// When the open block's first and last entry were appended.
     open_times: (DateTime<Utc>, DateTime<Utc>),
     open_index: Updates,
     last: Seq,
@@ -65,8 +65,8 @@ impl PendingBlocks {
         entry::encode_into(&mut self.open, entry, time, self.last);
     }
 
-    /// Ends an append: the entries pushed since the last call, and their index updates. Unless one of the entries is
-    /// large, all of them are in the same block, which the store writes completely or not at all.
+    /// Ends an append, which consists of the entries pushed since the last call and their index updates. Unless one of
+    /// the entries is large, all of them are in the same block, which the store writes completely or not at all.
     pub(super) fn end_append(&mut self) {
         if self.open.len() >= BLOCK_BYTES {
             let closed = self.close(BytesMut::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 8));

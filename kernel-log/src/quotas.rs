@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use super::{LogInfo, LogOptions};
 
-/// When a quota is exceeded, this fraction of it is freed in addition, so that the next blocks do not exceed it again.
+/// When a quota is exceeded, 1/32 of it is freed in addition, so that the next blocks do not exceed it again.
 const FREED_PART: u64 = 32;
 
 /// The quotas of a store's logs. When a log changes its size, only the difference is added to the totals.
@@ -70,8 +70,8 @@ impl Quotas {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the logs of the store's list. For logs that are already counted, only the owner is taken from it, because
-    /// their size in the list may be outdated.
+    /// Adds the logs of the store's list. For logs that are already counted, only the owner is taken from the list,
+    /// because the listed size may be outdated.
     pub(super) fn load(&self, infos: &[LogInfo]) {
         let mut usage = self.usage();
         for info in infos {
@@ -175,7 +175,7 @@ fn is_over(bytes: u64, limit: Option<u64>) -> bool {
 }
 
 impl Usage {
-    /// Adds a log, or updates its size and time; its owner stays.
+    /// Adds a log, or updates its size and time. If it already has an owner, it keeps that owner.
     fn add(&mut self, id: KernelId, owner: Option<&str>, bytes: u64, updated: DateTime<Utc>) {
         let before = self.remove(id).and_then(|log| log.owner);
         let owner = before.or_else(|| owner.map(Arc::from));
@@ -200,7 +200,7 @@ impl Usage {
         Some(log)
     }
 
-    /// Sets a log's size. Returns its owner, if it is known.
+    /// Sets a log's size. Returns the log's owner, if it has one; `None` if the log is not counted.
     fn set_bytes(&mut self, id: KernelId, bytes: u64, updated: Option<DateTime<Utc>>) -> Option<Option<Arc<str>>> {
         let log = self.logs.get_mut(&id)?;
         let before = std::mem::replace(&mut log.bytes, bytes);

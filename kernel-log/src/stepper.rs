@@ -19,7 +19,7 @@ impl Stepper {
         Self { rounds }
     }
 
-    /// Stores pending entries of one log without publishing them. Returns whether a log had any.
+    /// Stores pending entries of one queued log without publishing them. Returns whether a log was queued.
     pub fn store(&mut self) -> bool {
         self.rounds.store_first()
     }

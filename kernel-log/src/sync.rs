@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::LogStore;
 
-/// The longest time that stored entries stay unsynced while more arrive.
+/// Maximum time between storing an entry and the start of the sync that covers it, unless another sync is running.
 const AT_MOST: Duration = Duration::from_millis(50);
 
 /// Owns the thread.
@@ -24,7 +24,7 @@ pub(super) struct Wanted {
 
 #[derive(Default)]
 struct Requests {
-    /// Something was stored since the last sync began.
+    /// Whether something was stored since the last sync began.
     stored: bool,
     soon: bool,
     end: bool,
@@ -111,7 +111,7 @@ fn run(wanted: &Wanted, store: &dyn LogStore) {
     }
 }
 
-/// Syncs and logs the first of consecutive failures. Returns whether it failed.
+/// Syncs the store, and logs the first of consecutive failures. Returns whether the sync failed.
 pub(super) fn sync(store: &dyn LogStore, failing: bool) -> bool {
     match store.sync() {
         Ok(()) => {

@@ -2,7 +2,7 @@ use jupyter_protocol::WireMessage;
 
 use crate::{Lifecycle, Seq};
 
-/// The newest entries, which the store refused.
+/// Entries that the store refused one after the other.
 #[derive(Clone, Debug)]
 pub(super) struct Unrecorded {
     pub(super) first: Seq,

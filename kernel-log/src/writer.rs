@@ -13,14 +13,15 @@ use super::open_log::{OpenLog, Retry};
 use super::sync::{self, Syncer, Wanted};
 use super::{Block, Durability, LogOptions, LogStore, Seq};
 
-/// A log is trimmed whenever this fraction of its size limit was stored.
+/// A log is trimmed whenever 1/16 of its size limit was stored since the last trim.
 const TRIM_AFTER_PART: u64 = 16;
 /// Maximum number of logs that share a sync before their readers are woken, with [`Durability::Always`].
 const ROUND: usize = 64;
 /// The pauses between attempts to store a block, with [`WhenFull::Wait`](super::WhenFull::Wait).
 const RETRIES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 
-/// Keeps the thread running. When this is dropped, the thread stores pending entries and ends with the last log.
+/// Keeps the thread running. After this is dropped, the thread stores pending entries, and ends once the last log is
+/// dropped.
 pub(super) struct Writer {
     queue: Queue,
     close_timeout: Duration,
@@ -72,7 +73,7 @@ impl Writer {
 
     /// Blocks that the store still refuses after this time are not retried.
     pub(super) fn close_within(&self, timeout: Duration) {
-        // If it is closed again, the first deadline counts.
+        // If this is called again, the first deadline counts.
         self.queue.deadline.get_or_init(|| Instant::now() + timeout);
     }
 
@@ -132,9 +133,9 @@ pub(super) struct Rounds {
     always: Option<Arc<dyn LogStore>>,
     wanted: Option<Arc<Wanted>>,
     sync_fails: bool,
-    /// Stored and not yet published.
+    /// Passed to the store and not published yet.
     round: Vec<(Arc<OpenLog>, Written)>,
-    /// Logs with a block that the store refused, by the time and order in which it is retried.
+    /// Logs with a refused write, by the time of its retry and then by the order of refusals.
     refused: BTreeMap<(Instant, u64), Arc<OpenLog>>,
     refusals: u64,
     /// Whether the previous log was a retry.
@@ -275,9 +276,9 @@ impl Written {
 enum Stored {
     /// Nothing was pending.
     Nothing,
-    /// It was passed to the store.
+    /// The store accepted the write or refused it for good, or there are only acknowledged entries to drop.
     Written(Written),
-    /// The store refused it; it is retried after this pause.
+    /// The store refused the write, which is retried after this pause.
     Refused(Duration),
 }
 

@@ -34,7 +34,8 @@ fn segment(folder: &Path, id: KernelId) -> PathBuf {
     segment.clone()
 }
 
-/// Writes ten entries of `id`, a block each, and of `other`. Returns the segment's length after each entry of `id`.
+/// Writes ten entries to the log of `id`, each as a block, and ten to that of `other`. Returns the segment's length
+/// after each entry of `id`.
 async fn write(folder: &Path, id: KernelId, other: KernelId) -> Vec<u64> {
     let logs = logs(folder);
     let (log, other) = (logs.open(id).await.unwrap(), logs.open(other).await.unwrap());
@@ -319,7 +320,7 @@ async fn a_damaged_index_record_is_an_error_that_names_the_file() {
     assert_eq!(log.index_get("k06000").await.unwrap().unwrap().len(), 100);
     drop(log);
     let store = DiskStore::open(folder.path());
-    assert!(store.is_err(), "the store is open");
+    assert!(store.is_err(), "an open store was opened again");
     logs.close().await.unwrap();
     let store = DiskStore::open(folder.path()).unwrap();
     let stored = store.open(id).unwrap();
@@ -377,7 +378,7 @@ fn a_folder_of_an_older_version_is_refused() {
     assert_eq!(fs::read(folder.path().join("version")).unwrap(), b"FJL\x03");
 }
 
-/// Copies an open store, with the state that is found after a failure of the machine.
+/// Copies an open store, and changes the copy to the state that is found after a failure of the machine.
 #[cfg(target_os = "linux")]
 fn after_failure(running: &Path, name: &str) -> PathBuf {
     let found = running.with_extension(name);

@@ -213,7 +213,7 @@ async fn waiting_entries_are_all_stored_once_there_is_room() {
     wait_until("the store refuses an entry", || !log.is_recorded()).await;
     assert!(
         log.flushed().now_or_never().is_none(),
-        "an entry that waits is not stored"
+        "flushed() returned while an entry waits"
     );
     assert!(log.stored(Seq(11)).now_or_never().is_none());
     assert_eq!(log.index_get("last").await.unwrap().unwrap(), "20");

@@ -35,7 +35,7 @@ async fn open(folder: PathBuf) -> Logs {
 }
 
 /// Appends until the process is killed, and prints the last number once readers could have received its entry. The
-/// other tests run this one in a process.
+/// other tests run this one in a child process.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by another test, which kills it"]
 async fn append_forever() {

@@ -99,7 +99,7 @@ pub(crate) fn set_unix_sockets(connection: &mut ConnectionInfo, dir: &Path) {
     }
 }
 
-/// Whether another program listens on one of the ports, after the kernel has ended.
+/// Whether another program listens on one of the connection's ports. The kernel itself must have ended.
 pub(crate) fn is_any_taken(connection: &ConnectionInfo) -> bool {
     connection.transport == Transport::Tcp
         && CHANNELS.into_iter().any(|channel| {

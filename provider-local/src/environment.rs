@@ -10,8 +10,8 @@ use crate::{InheritEnv, LocalOptions};
 /// Variables by name.
 pub(crate) type Env = BTreeMap<OsString, OsString>;
 
-/// Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process with this id ends,
-/// unless it is process 1. So the value is 1, because kernels must outlive their provider.
+/// Libraries take this variable as a sign that they run in Jupyter. ipykernel exits when the process ends whose id is
+/// the variable's value, unless the value is 1. Kernels must outlive their provider, so the value is 1.
 const PARENT_PID: (&str, &str) = ("JPY_PARENT_PID", "1");
 
 /// Composes a kernel's environment. The request's variables take precedence over the kernelspec's, and these over the
@@ -62,7 +62,7 @@ fn is_secret(name: &str) -> bool {
 /// Checks the request's variables.
 ///
 /// # Errors
-/// The reason why a process cannot have a variable.
+/// The reason why a process cannot have one of the variables.
 pub(crate) fn check(request: &BTreeMap<String, String>) -> Result<(), String> {
     for (name, value) in request {
         if name.is_empty() || name.contains(['=', '\0']) {

@@ -57,7 +57,8 @@ impl Events {
         })
     }
 
-    /// Notifies `wake` of each of the `events` at `path`.
+    /// Notifies `wake` when one of the `events` occurs at `path`. If the path is already watched, `events` and `wake`
+    /// replace the earlier ones.
     ///
     /// # Errors
     /// [`io::Error`] if the path does not exist, or this user cannot have more watches.

@@ -161,7 +161,8 @@ impl LocalKernel {
         }
     }
 
-    /// Records the end of the process, unless a restart is in progress. Blocks briefly on files.
+    /// Records the end of the process, which is also the end of the kernel unless a restart is in progress. Blocks
+    /// briefly on files.
     fn process_ended(&self, exit: Exit) {
         let mut state = crate::lock(&self.state);
         if state.is_closed {
@@ -189,7 +190,7 @@ impl LocalKernel {
             if let Err(error) = self.files.save(&state.saved) {
                 tracing::warn!(kernel = %self.id, %error, "cannot record the kernel's end");
             }
-            // If this fails, the output file only stays longer than necessary.
+            // If this fails, the output file only takes more space than necessary.
             let _ = output::compact(&self.files.output());
         }
         drop(state);

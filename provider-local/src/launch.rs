@@ -149,8 +149,8 @@ pub(crate) async fn start(
                     .map_err(registration_failed)?,
             )),
             _ if attempt == 1 => EndpointChoice::ReservedPorts,
-            // Some kernels cannot bind a port that this process keeps bound, so later attempts do not reserve the
-            // ports.
+            // Some kernels cannot bind a port that this process keeps bound, so later attempts do not keep the ports
+            // bound.
             _ => EndpointChoice::UnreservedPorts,
         };
         let spawned = blocking("start a kernel", {
@@ -251,7 +251,7 @@ async fn finish(
 ) -> Result<Ready, LaunchError> {
     saved.stage = Stage::Running;
     blocking("start a kernel", move || {
-        // The kernel's own connection file has no ports yet if it announces them.
+        // A kernel that announces its ports was started with a connection file without ports.
         if endpoints::announces_ports(&saved.start.spec) {
             connection
                 .write(guard.files.connection_file())

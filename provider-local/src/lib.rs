@@ -11,8 +11,8 @@
 //! The kernel's standard output and error go to a file in its state directory. While a provider watches the kernel, it
 //! discards the beginning of the file once the file exceeds 2 MiB.
 //!
-//! If a kernel ends after its program has dropped the provider and all handles, it remains a zombie process until the
-//! program ends, because nothing reaps it.
+//! If a kernel ends after the program that started it has dropped the provider and all handles, the kernel remains a
+//! zombie process until the program ends, because nothing reaps it.
 //!
 //! This crate supports Linux only: it uses pidfds, inotify and `/proc`.
 

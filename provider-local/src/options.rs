@@ -63,7 +63,7 @@ pub struct LocalOptions {
     pub command_prefix: Vec<String>,
     /// A program with its arguments, such as `nice`, that replaces itself with the kernel's command. Unlike
     /// [`command_prefix`](Self::command_prefix), it must run the kernel on this machine, so kernels may use Unix
-    /// sockets.
+    /// sockets. Not used for kernels with an [`agent`](Self::agent).
     pub launcher: Vec<String>,
     /// Kernelspecs in addition to those that the search finds. They take precedence.
     pub kernelspecs: Vec<InstalledKernelspec>,
@@ -74,7 +74,8 @@ pub struct LocalOptions {
     /// directly. Not used with [`adjust_command`](Self::adjust_command).
     pub agent: Option<PathBuf>,
     /// How many bytes of a kernel's messages its agent keeps until this program has stored them. Beyond that, a kernel
-    /// that can wait does so; otherwise the oldest messages are dropped, and a gap is reported.
+    /// that can block on its output does so. For any other kernel, the oldest messages are dropped, and a gap is
+    /// reported.
     pub spool_bytes: u64,
     /// How long the agent of an idle kernel waits for a connection before it ends the kernel and itself. `None` means
     /// no limit.
@@ -222,7 +223,7 @@ pub struct KernelCommand<'a> {
     pub id: KernelId,
     /// The name of its kernelspec.
     pub spec: &'a str,
-    /// Its command, with environment, working directory, and its output redirected.
+    /// Its command, with the environment and the working directory, and with redirected output.
     pub command: &'a mut Command,
 }
 
@@ -259,7 +260,8 @@ pub enum TransportChoice {
 /// Which of this process's environment variables a kernel inherits.
 ///
 /// `JPY_PARENT_PID` is always set to 1. Libraries take the variable as a sign that they run in Jupyter. ipykernel exits
-/// when the process with this id ends, unless it is process 1. Kernels must outlive their provider.
+/// when the process ends whose id is the variable's value, unless the value is 1. Kernels must outlive their provider,
+/// so the value is 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {

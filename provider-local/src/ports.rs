@@ -173,7 +173,7 @@ mod tests {
         let mut connection = ConnectionInfo::default();
         drop(ports.reserve_ports(&mut connection).unwrap());
         let before = connection.clone();
-        let _thief = TcpListener::bind((LOOPBACK, connection.iopub_port)).unwrap();
+        let _other = TcpListener::bind((LOOPBACK, connection.iopub_port)).unwrap();
         assert!(is_any_taken(&connection));
         let _held = ports.reserve_ports(&mut connection).unwrap();
         assert_eq!(connection.shell_port, before.shell_port);

@@ -55,7 +55,7 @@ impl LocalProvider {
     ///
     /// # Errors
     /// [`ProviderError`] if the directory cannot be created or used, is accessible to others, or is in use by another
-    /// process; or if the system refuses file system events.
+    /// provider, in this or another process; or if the system refuses file system events.
     pub async fn open(options: LocalOptions) -> Result<Self, ProviderError> {
         // Lock the directory first, so that opening a directory in use fails before anything else is allocated.
         let (options, state) = blocking("open the state directory", move || {

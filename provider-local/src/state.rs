@@ -183,7 +183,7 @@ fn remove(dir: &Path) {
     }
 }
 
-/// The opened state directory. No other provider can open it until this is dropped.
+/// The opened state directory. No other provider can open it until this is unlocked or dropped.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     kernels: PathBuf,

@@ -155,8 +155,8 @@ impl GatewayClient {
     ///
     /// # Errors
     /// [`RestError`], with status 404 if there is no such kernel, 409 if it is dead or the `msg_id` belongs to other
-    /// code, and 504 if it does not receive the code in time. With [`NewExecution::with_msg_id`], the request can be
-    /// repeated after any error, and the code runs once.
+    /// code, and 504 if the kernel does not receive the code in time. With [`NewExecution::with_msg_id`], the request
+    /// can be repeated after any error, and the code runs once.
     pub async fn execute(
         &self,
         kernel: KernelId,
@@ -166,8 +166,8 @@ impl GatewayClient {
         self.post(&path, &execution.into(), self.options.timeout).await
     }
 
-    /// Options of a [`ResumeClient`](crate::resume::client::ResumeClient) that follows a kernel of this gateway, with
-    /// the same address, token and connections.
+    /// Options of a [`ResumeClient`](crate::resume::client::ResumeClient) that follows a kernel of this gateway. The
+    /// client has the same address, token, `dial` and TLS configuration.
     #[cfg(feature = "client")]
     #[must_use]
     pub fn resume(&self, kernel: KernelId) -> ResumeOptions {

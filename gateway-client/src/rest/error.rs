@@ -63,7 +63,7 @@ impl RestError {
         }
     }
 
-    /// Whether the gateway has no such kernel, kernelspec or execution.
+    /// Whether the status is 404: the gateway has no such kernel, log or execution, or the address is wrong.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(404)
@@ -104,7 +104,8 @@ fn tls_cause(cause: &(dyn Error + 'static)) -> Option<rustls::Error> {
     if let Some(crate::connector::ConnectError::Tls(error)) = cause.downcast_ref() {
         return Some(error.clone());
     }
-    // A gateway refuses a client certificate after the handshake (RFC 8446 section 4.4.2.4).
+    // A gateway refuses a client certificate after the client has completed the handshake, so reading fails (RFC 8446
+    // section 4.4.2.4).
     crate::tls::tls_error(cause.downcast_ref::<std::io::Error>()?)
 }
 

@@ -35,7 +35,7 @@ pub struct ExecutionModel {
     /// When it ended.
     #[serde(default)]
     pub ended: Option<DateTime<Utc>>,
-    /// The log's entry of the request.
+    /// The number of the request's entry in the log.
     #[serde(default)]
     pub seq: Option<Seq>,
 }

@@ -156,6 +156,7 @@ impl Notice {
 /// [`CodecError`] if the frame is not an entry.
 pub fn decode_entry(frame: &Bytes) -> Result<(Seq, Channel, WireMessage), CodecError> {
     let Some(seq) = frame.first_chunk::<SEQ>() else {
+        // Such a short frame is not a message either, so this returns the codec's error.
         return websocket_v1::decode(frame).map(|(channel, message)| (Seq::START, channel, message));
     };
     let (channel, message) = websocket_v1::decode(&frame.slice(SEQ..))?;

@@ -110,7 +110,7 @@ impl Gateway {
         changed
     }
 
-    /// Appends a stream message with this number as text.
+    /// Appends a stream message with this number as text. Returns the entry's `seq`.
     pub(crate) fn append_output(&self, number: u64) -> u64 {
         let content = json!({"name": "stdout", "text": number.to_string()});
         self.append(Channel::Iopub, kernel_message("stream", &json!({}), &content))
@@ -120,7 +120,7 @@ impl Gateway {
         self.change(|log| log.append(channel, message))
     }
 
-    /// Appends an entry that is missing because it could not be stored.
+    /// Uses a number for an entry that could not be stored, so that the entry is missing.
     pub(crate) fn lose_one(&self) {
         self.change(|log| {
             log.head += 1;

@@ -131,7 +131,11 @@ pub fn keeps_the_owner_of_a_log(subject: &dyn Subject) -> Outcome {
         same!(owner(store, new)?, ann, "owner");
         same!(owner(store, old)?, Some("bob".to_owned()), "owner that was set later");
         let log = store.open_for(old, "eve")?;
-        same!(owner(store, old)?, Some("bob".to_owned()), "owner after another one");
+        same!(
+            owner(store, old)?,
+            Some("bob".to_owned()),
+            "owner after opening for another one"
+        );
         same!(log.epoch(), epoch, "epoch");
         same!(read_all(&*log, Seq::START, 1)?, numbers(&[1..=5]), "entries");
         Ok(())

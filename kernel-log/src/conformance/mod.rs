@@ -1,6 +1,6 @@
 //! Tests that every log store must pass.
 //!
-//! A store describes how it is opened with a [`Subject`] and runs the suite with
+//! Implement [`Subject`] to describe how the store is opened. Run the suite with
 //! [`store_conformance!`](crate::store_conformance), which creates one test per case:
 //!
 //! ```ignore
@@ -36,7 +36,7 @@ use super::{Block, LogStore, NewEntry, Origin, Seq, StoreError, StoredLog};
 
 /// An isolated environment for the store under test, such as a folder or a server, initially without logs.
 pub trait Subject: Send + Sync {
-    /// Opens the store. Before each further call, the suite drops the previous store and all its logs.
+    /// Opens the store. Before each further call, the suite drops the previous store value and all handles of its logs.
     fn open(&self) -> Arc<dyn LogStore>;
 
     /// Whether data survives reopening the store.
@@ -161,7 +161,7 @@ fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>)
     Block::new((Seq(first), Seq(last)), (at, at), bytes.freeze())
 }
 
-/// Reads all entries after `after` in pieces of at most `max_bytes`, checks them, and returns their numbers.
+/// Reads all entries after `after` with reads of about `max_bytes` bytes, checks them, and returns their numbers.
 fn read_all(log: &dyn StoredLog, after: Seq, max_bytes: usize) -> Result<Vec<u64>, Failure> {
     let mut numbers = Vec::new();
     let mut position = after;

@@ -21,7 +21,7 @@ impl Random {
 /// After any sequence of operations, the store has the same contents as the memory store.
 ///
 /// # Errors
-/// [`Failure`](super::Failure) with the seed, if it differs.
+/// [`Failure`](super::Failure) with the seed, if the contents differ.
 pub fn behaves_like_the_model(subject: &dyn Subject) -> Outcome {
     let seed = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -65,7 +65,7 @@ pub fn behaves_like_the_model(subject: &dyn Subject) -> Outcome {
                 model.index_put(&updates)?;
             }
             7 if last > 0 => {
-                // A store may keep a little more than required.
+                // A store may keep a little more than required, so the test continues with the first entry it returns.
                 let bytes = model.bytes() * (5 + random.below(5)) / 10;
                 let retention = match random.below(2) {
                     0 => Retention::bytes(bytes),

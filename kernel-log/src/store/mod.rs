@@ -1,4 +1,4 @@
-//! The trait for log stores, and the stores.
+//! The traits of log stores, and the stores.
 
 #[cfg(feature = "disk")]
 mod disk;
@@ -73,7 +73,7 @@ impl StoreError {
     }
 }
 
-/// Stores logs. Calls may block: the log appends on its own thread and reads on blocking threads.
+/// Stores logs. Calls may block: [`Logs`](crate::Logs) appends on its writer thread and reads on blocking threads.
 pub trait LogStore: Send + Sync + 'static {
     /// Whether calls may block. They run on blocking threads unless a store returns `false`.
     fn blocks(&self) -> bool {
@@ -238,9 +238,8 @@ pub trait StoredLog: Send + Sync + 'static {
         newest_first: bool,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-    /// Reads blocks after `after` in order: at least one if there is any. Several blocks have not much more than
-    /// `max_bytes` in total; a larger block is returned by itself. If entries could not be stored, the first block may
-    /// start later than the next entry.
+    /// Reads blocks after `after` in order: at least one if there is any. All blocks but the last have fewer than
+    /// `max_bytes` bytes in total. If entries could not be stored, the first block may start later than the next entry.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -252,8 +251,8 @@ pub trait StoredLog: Send + Sync + 'static {
         0
     }
 
-    /// Size of the block that [`read`](Self::read) returns first, in bytes; 0 if there is none, or that is not known. It
-    /// is called for logs with large blocks, so that the reader can wait for memory.
+    /// Size of the block that [`read`](Self::read) returns first, in bytes; 0 if there is none or the size is unknown.
+    /// This is called for logs with large blocks, so that the reader can wait for memory.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -262,10 +261,9 @@ pub trait StoredLog: Send + Sync + 'static {
         Ok(0)
     }
 
-    /// Whether [`trim`](Self::trim) would free space if the entries up to `acknowledged` are no longer needed. It is
-    /// called with every
-    /// [acknowledgement](crate::Log::acknowledge), so it must be cheap. With the default, `false`, acknowledged entries
-    /// are dropped when the log is trimmed for another reason.
+    /// Whether [`trim`](Self::trim) would free space if the entries up to `acknowledged` are no longer needed. This is
+    /// called with every [acknowledgement](crate::Log::acknowledge), so it must be cheap. With the default, `false`,
+    /// acknowledged entries are dropped when the log is trimmed for another reason.
     fn can_drop(&self, acknowledged: Seq) -> bool {
         let _ = acknowledged;
         false

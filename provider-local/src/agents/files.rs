@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STATE/agents/ID-TOKEN/
-//!     record.json      the kernel's record, the agent's process and its token
+//!     record.json      the kernel's record, the agent's process and its secret
 //!     launch.json      the agent's configuration and its kernel's launch
 //!     agent.log        the agent's standard error
 //!     spool/           the agent's log of the kernel's messages

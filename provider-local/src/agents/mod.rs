@@ -31,7 +31,8 @@ pub(crate) struct LocalPlacement {
 }
 
 impl LocalPlacement {
-    /// Finds the running agents, and kills those whose launch was not completed. Blocks the thread.
+    /// Finds the running agents. Kills agents whose launch was not completed, and removes the kernels and files of
+    /// agents that have ended. Blocks the thread.
     pub(crate) fn find(context: &Arc<ProviderContext>) -> Result<Vec<Arc<dyn Place>>, ProviderError> {
         let mut places: Vec<Arc<dyn Place>> = Vec::new();
         for files in AgentFiles::all(&context.state)? {

@@ -44,7 +44,7 @@ impl LocalKernel {
     }
 }
 
-/// A restart in progress. Dropping it cancels the restart.
+/// A restart in progress. Dropping it before [`done`](Self::done) ends the restart as failed or cancelled.
 struct RestartGuard<'a> {
     kernel: &'a Arc<LocalKernel>,
     exit: Exit,

@@ -38,7 +38,7 @@ pub(crate) enum ExitStatus {
     Code(i32),
     /// It was killed by this signal.
     Signal(i32),
-    /// The system reports this only to the parent, and this process is not the parent.
+    /// The system reports the exit status only to the parent, and this process is not the parent.
     Unknown,
 }
 

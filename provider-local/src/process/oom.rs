@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::events::Events;
 
-/// How long after an out-of-memory kill a kernel's death may be attributed to it.
+/// Maximum time between an out-of-memory kill and the end of a kernel to which the kill is attributed.
 const CLAIM_WINDOW: Duration = Duration::from_secs(5);
 /// Polling interval for counters without change events.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub(crate) struct OomCounter {
 
 /// The out-of-memory kills that may still be attributed to a kernel.
 struct RecentKills {
-    /// Number of kills that are attributed to kernels or too old.
+    /// Value of the count up to which kills are attributed to kernels or too old.
     claimed: u64,
     /// When the count was first seen at each value.
     seen: VecDeque<(Instant, u64)>,

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// Identifies a process even after its id was reused, by adding the start time.
+/// Identifies a process. The start time and the boot id distinguish it from another process that gets the same id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     /// The process id, which is also the id of its session and group.

@@ -19,7 +19,8 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Returns a Python interpreter with ipykernel: `KERNELMUX_TEST_PYTHON`, or else `python3`.
 ///
-/// Returns `None` if it has no ipykernel, and tests pass in that case. Panics in continuous integration.
+/// Returns `None` if the interpreter has no ipykernel, and tests then pass. In continuous integration, this panics
+/// instead.
 pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("KERNELMUX_TEST_PYTHON").unwrap_or_else(|| "python3".into());
     let found = Command::new(&python)

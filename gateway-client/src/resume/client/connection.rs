@@ -171,7 +171,8 @@ fn broken(error: &std::io::Error) -> ConnectionLost {
     if let Some(Silence(silence)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
         return ConnectionLost::Silent(*silence);
     }
-    // A gateway refuses a client certificate after the handshake (RFC 8446 section 4.4.2.4).
+    // A gateway refuses a client certificate after the client has completed the handshake, so reading fails (RFC 8446
+    // section 4.4.2.4).
     #[cfg(feature = "tls")]
     if let Some(error) = crate::tls::tls_error(error) {
         return ConnectionLost::Tls(error.to_string());

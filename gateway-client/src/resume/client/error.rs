@@ -28,7 +28,7 @@ pub enum ResumeError {
         /// The problem with the certificates.
         reason: String,
     },
-    /// The first attempt of [`ResumeClient::connect`](super::ResumeClient::connect) failed. Another one may succeed.
+    /// The only attempt of [`ResumeClient::connect`](super::ResumeClient::connect) failed. Another call may succeed.
     #[error("cannot connect to the gateway: {0}")]
     Unreachable(ConnectionLost),
     /// The gateway refuses the connection with status 400, 401, 403 or 404.
@@ -107,7 +107,7 @@ pub enum ConnectionLost {
     /// The gateway did not answer, or not within the [timeout](super::ResumeOptions::connect_timeout).
     #[error("no connection: {0}")]
     Unreachable(String),
-    /// TLS failed: the gateway's certificate has an unknown issuer, another name or is not valid now; the gateway
+    /// TLS failed: the gateway's certificate has an unknown issuer or another name, or is not valid now; the gateway
     /// refuses or requires a client certificate; or it does not use TLS. The text describes the problem.
     ///
     /// The client retries, because all of these problems can be fixed elsewhere: certificates are renewed, and clocks
@@ -116,7 +116,8 @@ pub enum ConnectionLost {
     #[cfg(feature = "tls")]
     #[error("TLS failed: {0}")]
     Tls(String),
-    /// The gateway answered with a temporary status: it is starting, stopping or overloaded.
+    /// The gateway answered with a status that may be temporary, for example because it is starting, stopping or
+    /// overloaded.
     #[error("the gateway answered {0}")]
     Status(u16),
     /// The gateway closed the connection: 1001 when it stops, 1011 if the log cannot be read at the moment.
@@ -192,7 +193,7 @@ pub enum ExecutionError {
     /// The kernel died or was restarted. Earlier output has been returned.
     #[error("the kernel ended before the execution was done{}", because(reason.as_deref().unwrap_or_default()))]
     KernelEnded {
-        /// The known cause.
+        /// The cause, if it is known.
         reason: Option<String>,
     },
     /// Log entries are missing, possibly of this execution. Reading can continue.

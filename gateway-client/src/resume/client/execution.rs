@@ -18,7 +18,7 @@ use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
 pub struct Execution<'a> {
     client: &'a mut ResumeClient,
     tracker: ExecutionTracker,
-    /// An entry that is handled after the loss before it has been returned.
+    /// An entry that shows a loss before it. The loss is returned first, and then this entry is handled.
     held: Option<Entry>,
 }
 

@@ -226,9 +226,9 @@ impl ResumeClient {
         self.outbox.ids()
     }
 
-    /// Stops resending a message and expecting it in the log, and returns whether it was unconfirmed. For messages that
-    /// were in flight at a [`Gap`](Event::Gap) or when the client was [not recovered](Event::NotRecovered): their
-    /// entries may be among the missing ones.
+    /// Stops resending a message and expecting it in the log, and returns whether it was unconfirmed. Use this for
+    /// messages that were in flight at a [`Gap`](Event::Gap) or when the client was
+    /// [not recovered](Event::NotRecovered), because their entries may be among the missing ones.
     pub fn forget(&mut self, msg_id: &str) -> bool {
         self.outbox.forget(msg_id)
     }

@@ -83,13 +83,14 @@ impl Outbox {
         }
         let confirmed = self.messages.iter().position(|outgoing| {
             let id = outgoing.msg_id.as_str();
-            let is_it = channel == outgoing.channel && message.header_ref().is_ok_and(|header| header.msg_id == id);
+            let is_message =
+                channel == outgoing.channel && message.header_ref().is_ok_and(|header| header.msg_id == id);
             // Searching for the id is cheaper than parsing every message of a kernel that floods.
-            let answers_it = || {
+            let is_answer = || {
                 memmem::find(message.parent_header(), id.as_bytes()).is_some()
                     && message.parent_ref().is_ok_and(|parent| parent.msg_id == id)
             };
-            is_it || answers_it()
+            is_message || is_answer()
         });
         if let Some(index) = confirmed {
             self.remove(index);

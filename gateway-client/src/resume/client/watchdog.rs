@@ -14,8 +14,8 @@ pub(super) struct Silence(pub(super) Duration);
 /// A connection whose reads fail when no byte has arrived for some time. Bytes count, not messages, so a large message
 /// over a slow line does not time out.
 ///
-/// Time between reads counts too, but does not cause an error, because a read checks for arrived bytes before the
-/// clock.
+/// Time between reads counts too. If bytes have arrived in that time, the next read succeeds, because a read checks for
+/// bytes before the clock.
 pub(super) struct WatchedStream<S> {
     inner: S,
     silence: Duration,

@@ -171,7 +171,7 @@ enum Next {
     Frame(Frame, u64),
     Nothing,
     End,
-    /// The connection's log was replaced.
+    /// The connection's log lost its end or was replaced.
     Gone,
 }
 
@@ -201,7 +201,8 @@ fn next_step(shared: &GatewayState, position: u64, generation: u64) -> Next {
     if log.ended { Next::End } else { Next::Nothing }
 }
 
-/// Carries out the fault in place of the frame. Returns whether the connection continues.
+/// Carries out the fault at this frame. Sends the frame too, unless the fault prevents that. Returns whether the
+/// connection continues.
 async fn inject_fault(
     sink: &mut Sink,
     fault: Fault,

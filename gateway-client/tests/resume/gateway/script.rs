@@ -11,7 +11,7 @@ pub(crate) struct Script {
     pub(crate) cut_after_written: Option<usize>,
     /// Breaks the connection after the gateway has read this many bytes.
     pub(crate) cut_after_read: Option<usize>,
-    /// A fault in place of the frame with this number; `hello` is number 0.
+    /// A fault at the frame with this number; the `hello` is frame 0.
     pub(crate) fault: Option<(usize, Fault)>,
     /// Size of the connection's buffer in bytes; 0 stands for 64 KiB.
     pub(crate) window: usize,
@@ -30,7 +30,9 @@ pub(crate) enum Refuse {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
+    /// Ends the connection without a Close frame, in place of the frame.
     Cut,
+    /// Sends a Close frame with this code, in place of the frame.
     Close(Option<u16>),
     /// Sends the frame twice.
     Twice,
@@ -38,7 +40,9 @@ pub(crate) enum Fault {
     Swapped,
     /// Omits the frame.
     Missing,
+    /// Sends this binary frame before the frame.
     Binary(&'static [u8]),
+    /// Sends this text frame before the frame.
     Text(&'static str),
     /// Sends this `hello` before the frame.
     Hello(Hello),

@@ -238,12 +238,13 @@ impl Folder {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes further calls fail. Returns whether they failed before.
+    /// Makes further calls fail. Returns whether the store was already closed.
     pub(super) fn begin_close(&self) -> bool {
         self.is_closed.swap(true, Ordering::AcqRel)
     }
 
-    /// Unlocks the folder. `is_synced` is whether all logs are on disk.
+    /// Records a clean close, if no sync has failed, and unlocks the folder. `is_synced` is whether all logs are on
+    /// disk.
     pub(super) fn end_close(&self, is_synced: bool) -> Result<(), StoreError> {
         let is_clean = is_synced && !self.has_lost_sync.load(Ordering::Acquire);
         let ended = if is_clean {
@@ -323,7 +324,7 @@ fn begin(folder: &Path, sync: bool) -> io::Result<u64> {
     // Where there is no boot id, any process that did not close the logs may have ended with the machine.
     let is_same_boot = boot_id.is_some() && before.boot_id == boot_id;
     let cycle = if before.cycle == 0 {
-        // Larger than any number in a file that was lost.
+        // Larger than any cycle in a `machine.json` that was lost.
         u64::try_from(Utc::now().timestamp()).unwrap_or(1).max(1)
     } else if before.is_clean || is_same_boot {
         before.cycle

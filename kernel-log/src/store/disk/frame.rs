@@ -147,7 +147,7 @@ impl Head {
         bytes
     }
 
-    /// Length of the whole frame.
+    /// Length of the whole frame in bytes.
     pub(super) fn frame_length(&self) -> u64 {
         HEAD as u64 + u64::from(self.index_length) + u64::from(self.body_length)
     }
@@ -294,7 +294,7 @@ impl Totals {
         }
     }
 
-    /// The number of the last entry that was appended, stored or not.
+    /// The last number that is taken: by a stored entry, by a refused one, or skipped in advance.
     pub(super) fn last_number(&self) -> u64 {
         self.last.max(self.skipped)
     }

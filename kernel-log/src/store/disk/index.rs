@@ -1,7 +1,7 @@
 //! The index of a log: the newest updates in memory, the others in [index files](super::index_file).
 //!
 //! The updates are also in the frames of the segments, so index files are not synced when they are written. They are
-//! synced before the segments and files that they replace are removed.
+//! synced before the segments whose updates they contain and the files that they replace are removed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -188,8 +188,8 @@ impl Files {
                     replaced.extend(files.drain(from..));
                     files.push(Arc::new(merged));
                 }
-                // A damaged file is rebuilt when the log is next opened after a failure. Until then, there are more
-                // files.
+                // A damaged file is rebuilt when the log is next opened after a machine failure. Until then, there are
+                // more files.
                 Err(error) => {
                     tracing::error!(folder = %folder.display(), %error, "index files of the log cannot be merged");
                     is_damaged = true;
@@ -203,7 +203,7 @@ impl Files {
         })
     }
 
-    /// Whether files should be removed even if nothing else requires a sync.
+    /// Whether there are so many replaced files that they should be removed even if nothing else requires a sync.
     pub(super) fn has_many_replaced(&self) -> bool {
         self.replaced.len() > MAX_REPLACED
     }

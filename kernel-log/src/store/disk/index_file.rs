@@ -23,7 +23,7 @@ const MAGIC: &[u8; 8] = b"KMUXIDX1";
 const END: &[u8; 8] = b"kmuxidx1";
 /// Size of the end of a file: number of records, checksum, mark.
 const TAIL: u64 = 24;
-/// Records that a cursor reads at a time.
+/// Number of records that a cursor reads at a time.
 const AT_ONCE: u64 = 64;
 
 /// The range of segment numbers that an index file covers, both included.

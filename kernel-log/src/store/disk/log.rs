@@ -37,7 +37,7 @@ pub(super) struct DiskLog {
     state: Mutex<ReadState>,
     /// Whether something was written since the last sync.
     is_dirty: AtomicBool,
-    /// The newest segment when the log was last synced; 0 before that.
+    /// Number of the newest segment when the log was last synced; 0 before that.
     synced: AtomicU64,
     is_removed: AtomicBool,
 }

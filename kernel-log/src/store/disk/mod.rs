@@ -92,8 +92,8 @@ impl DiskStore {
     /// Opens the folder's logs, or creates the folder. Only one process at a time can open it.
     ///
     /// # Errors
-    /// [`StoreError`] if another process has it open, or it cannot be read or written, or it has the format of an older
-    /// version.
+    /// [`StoreError`] if this or another process has the folder open, or it cannot be read or written, or it has the
+    /// format of an older version.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         Self::open_with(folder, DiskOptions::default())
     }

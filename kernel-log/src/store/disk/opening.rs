@@ -18,13 +18,13 @@ use super::{LogInfo, StoreError};
 /// [`Durability::Batched`](crate::Durability::Batched) a sync is due every 50 ms, and without syncs the system writes
 /// after some seconds.
 const HOLE: u64 = 1 << 26;
-/// Maximum number of machine failures between two writes of a log that are counted. It limits the skipped numbers if
-/// the machine's file was lost.
+/// At most this many machine failures since the last write of a log are counted, which limits the skipped numbers if
+/// `machine.json` was lost.
 const MAX_FAILURES: u64 = 1_024;
 
 /// A log that was opened.
 pub(super) struct Opened {
-    /// The header of its newest segment that has one.
+    /// The header of the newest segment whose header can be read.
     pub(super) header: Header,
     pub(super) state: ReadState,
 }

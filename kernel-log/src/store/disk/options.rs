@@ -2,8 +2,8 @@
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DiskOptions {
-    /// Size at which a file of a log is complete and the next one begins, at least 64 KiB. Space is freed by whole files,
-    /// so a log that is [acknowledged](crate::Log::acknowledge) soon after it is written takes about this much.
+    /// Bytes at which a file of a log is complete and the next one begins, at least 64 KiB. Space is freed by whole
+    /// files, so a log that is [acknowledged](crate::Log::acknowledge) soon after it is written takes about this much.
     pub segment_bytes: u64,
     /// Whether opening and closing the store are synced to the disk, which takes some milliseconds. Set this to `false`
     /// for logs that are useless after a failure of the machine: such a failure may then go unnoticed.

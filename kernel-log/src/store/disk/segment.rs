@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! "KMUXLOG1" | u64 checksum of the rest | kernel id | epoch | i64 creation of the log in µs | u64 salt
-//! | u64 power cycle | totals | frames…
+//! | u64 cycle | totals | frames…
 //! ```
 
 use std::fmt;
@@ -392,7 +392,8 @@ impl Scan {
         }
         let left = self.end - self.position;
         let bytes = self.bytes(self.position, HEAD)?;
-        // Torn means that the head is valid, but its frame would exceed the end.
+        // After an interrupted write, there is a part of a head, or a valid head whose frame exceeds the end. Zeros are
+        // not a part of a head: after a machine failure, a file may be longer than the data written to it.
         let is_torn = if left < HEAD as u64 {
             bytes.iter().any(|byte| *byte != 0)
         } else {

@@ -12,7 +12,7 @@ use crate::IndexUpdate;
 
 /// How many bytes of a key are in its subject; the rest is represented by a digest.
 const IN_SUBJECT: usize = 200;
-/// Concurrent requests.
+/// Maximum number of concurrent requests.
 const AT_A_TIME: usize = 64;
 
 pub(super) struct Index {
@@ -139,7 +139,7 @@ impl Index {
         Ok(records)
     }
 
-    /// Applies the updates, as far as possible.
+    /// Applies the updates concurrently. If one fails, any of the others may have been applied.
     pub(super) async fn apply(&self, came_with: u64, updates: &[IndexUpdate]) -> Result<(), StoreError> {
         futures::stream::iter(updates)
             .map(|update| self.apply_one(came_with, update))

@@ -1,10 +1,10 @@
 //! Logs in NATS JetStream, which several gateways can share: for each log, a stream of blocks and a stream of index
 //! records.
 //!
-//! A block is one message, or several if it exceeds the server's message limit; the last one completes it. It contains
-//! the index updates that came with it. The writer applies them to the index stream afterwards. If this is interrupted,
-//! the next process that opens the log applies them again. So a block and its updates are visible together or not at
-//! all.
+//! A block is one message, or several if it exceeds the server's message limit. The last message completes the block
+//! and contains the index updates that came with it. The writer applies the updates to the index stream afterwards. If
+//! it is interrupted, the next process that opens the log applies them again. So a block and its updates are visible
+//! together or not at all.
 //!
 //! Each message is published with the expected sequence number of its predecessor, so the server refuses it if another
 //! gateway writes the log.
@@ -38,7 +38,7 @@ use crate::{Epoch, Seq};
 /// Timeout of a request to the server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How to connect to NATS. The URL may contain a password, so it is not shown.
+/// How to connect to NATS. The URL may contain a password, so `Debug` output omits it.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct NatsOptions {
@@ -147,7 +147,8 @@ impl NatsStore {
     /// Connects to the servers. Blocks the thread.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] unless a server is reachable, accepts the credentials and has JetStream.
+    /// [`StoreError::Failed`] if the prefix is invalid, or if no server is reachable, accepts the credentials and has
+    /// JetStream.
     pub fn connect(options: NatsOptions) -> Result<Self, StoreError> {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if options.prefix.is_empty() || !options.prefix.bytes().all(valid) || options.prefix.len() > 64 {

@@ -65,7 +65,7 @@ impl Part {
     }
 }
 
-/// The messages of the block, none larger than `max`. `None` if the updates alone are larger.
+/// The messages of the block, none larger than `max` bytes. `None` if the updates do not fit into one message.
 pub(super) fn encode(head: Head, block: Option<&Block>, updates: &[IndexUpdate], max: usize) -> Option<Vec<Bytes>> {
     let updates = encode_updates(updates)?;
     let room = max.checked_sub(HEAD).filter(|room| *room > 0)?;

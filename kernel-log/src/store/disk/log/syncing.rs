@@ -30,7 +30,7 @@ impl DiskLog {
             .map(|name| name.path(&self.path))
             .collect();
         if synced < newest {
-            // The names of new files.
+            // The folder contains the names of new files.
             paths.push(self.path.clone());
         }
         if synced == 0 {
@@ -67,7 +67,7 @@ impl DiskLog {
         Ok(())
     }
 
-    /// Ends writing. The log can be listed afterwards without reading its newest segment.
+    /// Ends writing. The log can be listed afterwards without scanning its newest segment.
     pub(in super::super) fn finish(&self) {
         let mut slot = self.writer();
         let Some(mut writer) = slot.take() else { return };

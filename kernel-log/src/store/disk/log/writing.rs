@@ -172,7 +172,7 @@ impl DiskLog {
         Ok(())
     }
 
-    /// Marks entries up to this one as skipped, if that is still possible.
+    /// Marks entries up to this one, and [`SKIPPED_AHEAD`] further ones, as skipped. A failure is only logged.
     pub(super) fn mark_skipped(&self, last: Seq) {
         let mut slot = self.writer();
         if self.expect_usable().is_err() || last.0 <= self.state().totals.skipped {
@@ -211,7 +211,7 @@ impl DiskLog {
         if has_many_replaced { self.sync_index() } else { Ok(()) }
     }
 
-    /// Writes a summary, without which the segment must be read from its start.
+    /// Writes a summary. If that fails, readers must scan the segment from its start.
     pub(super) fn write_summary(&self, writer: &mut Writer, is_closing: bool) {
         let summary = {
             let state = self.state();

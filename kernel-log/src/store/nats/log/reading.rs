@@ -182,7 +182,7 @@ impl NatsLog {
         let newest = self.places().last_key_value().map(|(first, _)| *first);
         // Starts at the nearest known position, unless it may be far before the wanted entry.
         let mut number = match known {
-            Some(message) if newest.is_some_and(|newest| newest >= wanted) || self.follows(message) => message,
+            Some(message) if newest.is_some_and(|newest| newest >= wanted) || self.is_recent(message) => message,
             _ => self.search(|head| head.first > wanted).await?,
         };
         let mut blocks = Vec::new();
@@ -207,8 +207,8 @@ impl NatsLog {
         Ok(blocks)
     }
 
-    /// Whether the message is among the last ones.
-    fn follows(&self, message: u64) -> bool {
+    /// Whether the message is among the last 16.
+    fn is_recent(&self, message: u64) -> bool {
         self.last_message.load(Ordering::Relaxed) < message + 16
     }
 }

@@ -13,10 +13,10 @@ use crate::store::nats::part::{self, Head, Part};
 use crate::store::nats::{StoreError, failed};
 use crate::{Block, IndexUpdate, Seq};
 
-/// Reserved for headers in the server's largest message.
+/// Bytes of the server's message limit that are reserved for headers.
 const MESSAGE_OVERHEAD: usize = 1024;
 
-/// Locked while writing.
+/// The state of the writer, locked while it writes.
 pub(super) struct Writing {
     /// Index updates that are in the log's stream and may be missing in the index's stream, with the number of the
     /// log's message that contains them.
