@@ -29,7 +29,7 @@ run: ## build (release) and start the gateway on 127.0.0.1:8888 with a Python ke
 	$(CARGO) build --release --locked --package kernelmux-gateway --package kernelmux-agent
 	@exec scripts/run.sh $(ARGS)
 
-demo: ## a long cell that loses no output although its connection is cut
+demo: ## a client that loses no output of a long cell although its connection is cut
 	$(CARGO) build --locked --package resume
 	@. scripts/venv.sh && exec target/debug/resume
 
@@ -60,7 +60,7 @@ test-embedders: build-cache ## crates outside the workspace that use kernelmux b
 		echo "not checked: tests/embedders/wasm for $(WASM), which \`rustup target add $(WASM)\` installs"; \
 	fi
 
-test-js: e2e-env e2e-programs ## the JavaScript client, against a scripted gateway and the real one
+test-js: e2e-env e2e-programs ## the JavaScript client, with a scripted gateway and the real one, and the lab extension
 	$(TOOLS) KERNELMUX_GATEWAY="$(CURDIR)/target/debug/kernelmux-gateway" scripts/test-js.sh
 
 test-e2e: e2e-env e2e-programs ## JupyterLab in Chromium, other clients, other kernels, bad input; PYTEST="-k name"
@@ -130,7 +130,7 @@ run-k8s: ## the gateway (release) with kernels as pods, on `make dev-cluster` or
 dev-cluster: ## start a real Kubernetes cluster on this machine, as root; or check the one of KUBECONFIG
 	@provider-k8s/dev-cluster/dev-cluster up >/dev/null
 
-dev-cluster-down: ## stop it and remove everything except its cache
+dev-cluster-down: ## stop the cluster of `make dev-cluster` and remove everything except its cache
 	@provider-k8s/dev-cluster/dev-cluster down
 
 wheel: lab-wheel ## the Python wheels kernelmux and kernelmux-lab, in target/wheels

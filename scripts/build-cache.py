@@ -5,7 +5,7 @@
     build-cache.py save        after a build: copies them into the cache, if it does not have them yet
 
 The workspace's own crates are not cached: cargo compares the modification times of their files, which differ between
-checkouts. It identifies third-party crates by name, version, features and profile.
+checkouts. Cargo identifies third-party crates by name, version, features and profile.
 """
 
 import fcntl

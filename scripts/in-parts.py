@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Runs make targets in order. Prints their names and last duration first, and a table of durations at the end.
+"""Runs make targets in order. Prints their names and the duration of the last run first, and a table of durations at
+the end.
 
     in-parts.py NAME TARGET...
 

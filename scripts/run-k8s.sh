@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts the built gateway with kernels as pods. Arguments are passed to the gateway.
-# Without KUBECONFIG, starts a cluster on this machine (as root). With it, that cluster must have the namespace, and the
-# images of the kernelspecs on JUPYTER_PATH.
+# Without KUBECONFIG, starts a cluster on this machine (as root). The cluster of KUBECONFIG must have the namespace, and
+# the images of the kernelspecs on JUPYTER_PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

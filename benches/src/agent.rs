@@ -24,6 +24,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 /// A spool that has not grown for this long is complete.
 const QUIET: Duration = Duration::from_secs(2);
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(120);
+/// Targets: bytes of an agent's resident memory, bytes of its program, and MB per second after an outage.
 const MAX_RESIDENT: u64 = 4_000_000;
 const MAX_PROGRAM: u64 = 8_000_000;
 const MIN_RATE: f64 = 300.0;
@@ -40,7 +41,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     let mut section = Section::new(
         "Agents: idle, and after an outage of the gateway",
         format!(
-            "Idle: {} kernels, each a process of its own made with `jupyter_protocol::kernel`, with an agent each. \
+            "Idle: {} kernels made with `jupyter_protocol::kernel`, each a separate process with an agent. \
              Memory is that of the agents {} s after the last start. Outage: the gateway is killed while a Python \
              kernel publishes {} messages of about 680 B; its agent records them. Measured from the start of the next \
              gateway's process until it has stored all of them and reports the execution as ended; the bytes are those \
@@ -83,7 +84,7 @@ async fn idle(setup: &Setup, section: &mut Section, agents: usize) -> Result<()>
     section.table(&["idle agents", "median", "largest"]);
     for (what, sizes) in [
         ("resident memory", &resident),
-        ("of it not shared with other agents", &own),
+        ("resident memory that no file backs", &own),
     ] {
         let largest = sizes.last().copied().unwrap_or_default();
         section.row([what.to_owned(), bytes(sizes[sizes.len() / 2]), bytes(largest)]);

@@ -16,7 +16,8 @@ use crate::report::Section;
 use crate::setup::{PYTHON, Setup, scaled};
 use crate::wire::WebSocket;
 
-/// Messages of the cell, and its paced rate per second, which is below jupyter_server's default limit of 1,000.
+/// Messages of the cell, and its paced rate in messages per second, which is below jupyter_server's default limit of
+/// 1,000.
 const MESSAGES: usize = 10_000;
 const RATE: usize = 700;
 /// Tenths of the messages after which the connection is cut, and how long the client is away.

@@ -80,7 +80,7 @@ pub fn run() -> Result<Section> {
     Ok(section)
 }
 
-/// Compares time and memory of the last million messages with the first million.
+/// Compares the time of the last million messages with that of the first million, and measures the peak memory.
 fn ten_million(section: &mut Section) -> Result<()> {
     section.table(&[
         "10 million messages",

@@ -30,6 +30,7 @@ const KERNELS: usize = 1_000;
 /// Pause before measuring, and duration of the CPU measurement.
 const PAUSE: Duration = Duration::from_secs(3);
 const MEASURED: Duration = Duration::from_secs(10);
+/// Target: bytes of memory per kernel.
 const WANTED_BYTES: u64 = 100_000;
 const SPEC: &str = "idle";
 

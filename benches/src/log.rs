@@ -28,7 +28,7 @@ const BACKLOG: usize = 2_000_000;
 /// Entries of the long log, and their size in bytes.
 const LONG: usize = 10_000_000;
 const SMALL: usize = 200;
-/// Logs in the store with many, and how many of them are removed.
+/// Logs in the store of many logs, and how many of them are removed.
 const MANY: usize = 10_000;
 const REMOVED: usize = 400;
 /// Readers opened near the end of the long log.
@@ -289,7 +289,7 @@ fn new_entry(message: &WireMessage) -> NewEntry<'_> {
     }
 }
 
-/// Makes the same blocks as the writer thread makes from such batches.
+/// Makes the same blocks as the writer thread makes from batches of this size.
 async fn blocks(entries: usize, batch: usize) -> Result<Vec<Block>> {
     let mut options = LogOptions::default();
     options.memory_bytes = usize::MAX;
@@ -305,7 +305,7 @@ async fn blocks(entries: usize, batch: usize) -> Result<Vec<Block>> {
     Ok(blocks)
 }
 
-/// Measures a file of the blocks that is synced after every `synced` bytes.
+/// Measures writing the blocks to a file that is synced after every `synced` bytes, and reading the file.
 fn raw_file(path: &Path, blocks: &[Block], synced: usize) -> Result<Run> {
     let mut file = File::create(path)?;
     let mut unsynced = 0;

@@ -12,6 +12,7 @@ use crate::setup::{binary, root, scaled};
 
 /// The number of times that each notebook is opened.
 const ROUNDS: usize = 10;
+/// Targets: extra time against stock, and received bytes relative to the bytes of the outputs.
 const MAX_EXTRA_TIME: Duration = Duration::from_secs(1);
 const MAX_RECEIVED: f64 = 2.0;
 

@@ -1,4 +1,5 @@
-//! Forwarding of frames as WebSocket v1 messages after verification, compared with parsing to a typed message and back.
+//! Forwarding of frames as WebSocket v1 messages after verification, compared with parsing to a typed message and
+//! writing it again.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

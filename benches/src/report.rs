@@ -161,7 +161,7 @@ fn begin(name: &str) -> String {
     format!("<!-- {name} -->")
 }
 
-/// Returns a benchmark's section from the file.
+/// Returns a benchmark's previous section from the file's text.
 fn previous(file: &str, name: &str) -> Option<String> {
     let start = file.find(&begin(name))?;
     let section = &file[start..];

@@ -129,8 +129,8 @@ pub(super) async fn many(ns: &BenchNamespace, section: &mut Section) -> Result<(
         section.target("API calls in 10 s while 1,000 run", "0", idle.to_string(), idle == 0);
         section.note(
             "The thousand pods are real objects of the API server and the scheduler, on a fake node: the benchmark \
-             reports them as running. Memory is the growth of this process's resident set since one kernel ran. It \
-             includes the provider, the watch and the handles. No client is connected.",
+             reports them as running. Memory is the growth of this process's resident set since the end of a first \
+             kernel. It includes the provider, the watch and the handles. No client is connected.",
         );
         for kernels in kernels.chunks(100) {
             let ended = join_all(kernels.iter().map(|kernel| kernel.shutdown(Duration::ZERO))).await;

@@ -14,7 +14,7 @@ use crate::error::ApiError;
 use crate::wrong_tokens::{ClientAddress, WrongTokens};
 use crate::{Access, Gateway, Token, origin};
 
-/// Passes requests that have the token. Without authentication, it refuses requests from foreign pages.
+/// Passes requests that have the token. Without authentication, it applies [`origin::check`] instead.
 ///
 /// A page that knows the token could send its requests from elsewhere, so its origin does not matter. No cookie grants
 /// access, so a page cannot use a token that it does not know.

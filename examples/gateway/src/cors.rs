@@ -88,7 +88,7 @@ pub(crate) async fn options(State(gateway): State<Arc<Gateway>>, request: Reques
         return next.run(request).await;
     }
     let allowed = allowed(&gateway.options, request.headers()).is_some();
-    // No route handles OPTIONS, so the router's own answer lists the methods of the address, or is 404.
+    // No route handles OPTIONS, so the router answers 405 with the methods of the address in `Allow`, or 404.
     let answer = next.run(request).await;
     if answer.status() != StatusCode::METHOD_NOT_ALLOWED {
         return answer;

@@ -108,7 +108,7 @@ fn launch_timeout(text: &str) -> Result<Duration, ApiError> {
         })
 }
 
-/// The folder, if it exists here. Clients send folders of their own machine.
+/// The folder, if it is absolute and exists here. Clients may send folders of their own machine.
 fn existing_dir(text: &str) -> Option<PathBuf> {
     let dir = Path::new(text);
     if dir.is_absolute() && dir.is_dir() {
@@ -123,8 +123,8 @@ fn existing_dir(text: &str) -> Option<PathBuf> {
     None
 }
 
-/// The deepest existing folder of `path` below `root`, where a notebook with this path starts its kernel, as with
-/// jupyter_server. `None` if the path leaves the root.
+/// The deepest existing folder on `path` within `root`. The kernel of a notebook with this path starts there, as with
+/// jupyter_server. `None` if the path leaves the root or contains a NUL.
 pub(crate) fn dir_of(root: &Path, path: &str) -> Option<PathBuf> {
     let relative = Path::new(path.trim_start_matches('/'));
     let is_below = relative

@@ -79,7 +79,7 @@ impl IntoResponse for ApiError {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OwnBody;
 
-/// Gives errors of the framework, such as 405, the same body, and turns panics in handlers into errors.
+/// Gives errors of the framework, such as 405, the body `{reason, message}`, and turns panics in handlers into errors.
 pub(crate) async fn as_json(request: Request, next: Next) -> Response {
     let response = match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,

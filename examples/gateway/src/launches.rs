@@ -48,8 +48,8 @@ impl KernelPhase {
 pub(crate) struct ProgressModel {
     #[schema(inline)]
     pub(crate) phase: KernelPhase,
-    /// The image that is pulled, why a warm kernel could not be used, or why the kernel failed or ended; null if
-    /// unknown.
+    /// The image that is pulled, why a warm kernel could not be used, or why the kernel failed or ended; null if there
+    /// is no such reason, or it is unknown.
     pub(crate) reason: Option<String>,
     /// When this step began.
     #[schema(format = DateTime)]

@@ -2,7 +2,8 @@
 //! # The path of a request
 //!
 //! A request is logged and counted (`request_log`), gets CORS headers (`cors`) and JSON errors (`error`), is checked
-//! for size (`limits`), token (`auth`) and `origin`, and reaches its handler (`routes`).
+//! for its size (`limits`) and its token (`auth`) or, without authentication, its `origin`, and reaches its handler
+//! (`routes`).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod auth;

@@ -12,7 +12,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::launches::KernelPhase;
 use crate::profiles::Resources;
-use crate::routes::of_kernel;
+use crate::routes::progress_of_kernel;
 use crate::{Gateway, GatewayOptions};
 
 /// All states of kernels.
@@ -137,7 +137,7 @@ impl KernelModel {
             version: VERSION,
             features: features(&gateway.options),
             epoch: kernel.log().epoch(),
-            phase: of_kernel(kernel).phase,
+            phase: progress_of_kernel(kernel).phase,
             reason: reason.clone(),
             kernelspec: kernel.spec().map(|spec| spec.spec.display_name.clone()),
             place: place(&record),

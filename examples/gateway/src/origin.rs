@@ -1,8 +1,8 @@
 //! Restricts which web pages may use the gateway.
 //!
 //! A page of another origin can open WebSockets and send some modifying requests without a preflight. So without
-//! authentication, a foreign `Origin` is refused for those. Reading is left to browsers, which hide responses from
-//! pages that the [CORS](crate::cors) headers do not name. With authentication, the token decides (see
+//! authentication, such requests with a foreign `Origin` are refused. Reading is left to browsers, which hide responses
+//! from pages that the [CORS](crate::cors) headers do not name. With authentication, the token decides (see
 //! [`auth`](crate::auth)).
 
 use axum::http::{HeaderMap, Method, header};
@@ -77,7 +77,7 @@ impl AllowOrigin {
     }
 }
 
-/// Refuses requests that a foreign page started.
+/// Refuses WebSockets and modifying requests of foreign pages and, with `local_hosts_only`, requests to other hosts.
 pub(crate) fn check(options: &GatewayOptions, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
     let host = headers.get(header::HOST).map(|host| host.to_str().unwrap_or(""));
     // With DNS rebinding, a foreign page's host name resolves to this machine, so its origin equals the host. Without a

@@ -50,7 +50,7 @@ const VARIABLES: [(&str, &str); 3] = [
     ("gpu", "KERNEL_GPUS"),
 ];
 
-/// The annotations of a kernel that have the members of [`Resources`].
+/// The annotations of a kernel that store the members of [`Resources`].
 const ANNOTATIONS: [&str; 3] = ["resources.cpu", "resources.memory", "resources.gpu"];
 
 impl Resources {
@@ -119,7 +119,7 @@ pub(crate) fn apply(spec: &Kernelspec, env: &mut BTreeMap<String, String>) -> Re
     }
     if let Some(name) = profile.env.keys().find(|name| NOT_SET.contains(&name.as_str())) {
         return Err(ApiError::bad_request(format!(
-            "the kernelspec's profile {wanted:?} may not set {name}, which only the request can"
+            "the kernelspec's profile {wanted:?} may not set {name}, which only the request can set"
         )));
     }
     env.extend(profile.env);

@@ -20,7 +20,7 @@ use crate::{Gateway, router};
 
 /// Longest request head that is read, in bytes. The [limits](crate::limits) are lower, and answer with an explanation.
 const MAX_HEAD: usize = 256 << 10;
-/// Most headers.
+/// The most headers of a request.
 const MAX_HEADER_COUNT: usize = 200;
 /// How long requests may continue after the gateway is closed.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
@@ -76,8 +76,8 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     }
 }
 
-/// Sets the options of a connection. The timeout ends connections whose client reads nothing, because a response may
-/// last as long as a kernel runs.
+/// Sets the options of a connection. A response may last as long as a kernel runs, so the write timeout ends
+/// connections whose client reads nothing.
 fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]

@@ -90,8 +90,8 @@ pub(crate) enum ShareError {
 pub(crate) struct Shares {
     all: Mutex<Vec<Share>>,
     file: Option<PathBuf>,
-    /// Whether the file lacks a change. Held while shares are changed and the file is written, so that an older state
-    /// never replaces a newer one.
+    /// Whether the file lacks a change. The lock is held while shares are changed and the file is written, so that an
+    /// older state never replaces a newer one.
     is_outdated: Arc<tokio::sync::Mutex<bool>>,
     /// Incremented when a share is revoked.
     revoked: watch::Sender<u64>,
@@ -180,8 +180,8 @@ impl Shares {
         of_kernel.cloned().collect()
     }
 
-    /// Revokes a share; returns whether it existed. Its link stops working before this returns. After an error, it may
-    /// work again once the gateway restarts.
+    /// Revokes a share; returns whether it existed. Its link stops working before this returns. After an error, the
+    /// link may work again once the gateway restarts.
     pub(crate) async fn revoke(self: &Arc<Self>, kernel: KernelId, id: Uuid) -> io::Result<bool> {
         self.remove(move |share| share.id == id && share.kernel.id == kernel)
             .await
@@ -207,7 +207,7 @@ impl Shares {
             return;
         }
         if let Err(error) = self.remove(is_removed).await {
-            warn!(kernel_id = %kernel, %error, "removed shares may work again after a start of the gateway");
+            warn!(kernel_id = %kernel, %error, "removed shares may work again after a restart of the gateway");
         }
     }
 
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_is_kept_although_its_caller_is_gone_or_an_earlier_one_was_not_written() {
+    async fn a_change_is_kept_if_its_caller_is_gone_or_an_earlier_write_failed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("missing/shares.json");
         let shares = Arc::new(Shares::open(Some(file.clone())));

@@ -2,7 +2,7 @@
 //!
 //! A connection can be reused only if the previous body was read. Otherwise hyper closes it after the response: the
 //! next request of the client fails if it was already sent, and a client that is still sending loses the response. So
-//! this reads and discards the rest of the body.
+//! the gateway reads and discards the rest of the body.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

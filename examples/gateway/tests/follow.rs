@@ -27,7 +27,7 @@ use tungstenite::protocol::Message as Frame;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Prints numbered lines, about one in a millisecond, until `stop` is true.
+/// Prints numbered lines, about one per millisecond, until `stop` is true.
 struct Prints {
     stop: watch::Receiver<bool>,
     lines: Arc<AtomicUsize>,

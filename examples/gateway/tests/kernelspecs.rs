@@ -119,7 +119,7 @@ async fn a_kernelspec_can_be_restricted_to_some_users() {
     assert_eq!(names("?user=").await, ["echo", "hers"]);
     assert_eq!(names("?user=ada").await, ["echo", "hers"]);
     assert_eq!(names("?user=eve").await, ["echo"]);
-    // jupyter_server with KERNEL_USERNAME set appends the name to the user.
+    // jupyter_server with KERNEL_USERNAME set appends the kernelspec's name to the user's.
     let one = served.ask("GET", "/api/kernelspecs?user=bob/hers").await.json();
     assert_eq!(one["name"], "hers");
     served.ask("GET", "/api/kernelspecs?user=eve/hers").await.error(403);

@@ -112,10 +112,10 @@ async fn status(gateway: SocketAddr, from: &str, token: String) -> String {
 
 /// The address that guesses tokens.
 const GUESSER: &str = "127.0.0.1";
-/// An address that does not.
+/// The address of another client.
 const OTHER: &str = "127.0.0.2";
 
-/// Sends wrong tokens concurrently. The gateway delays each answer longer than the previous one.
+/// Sends wrong tokens concurrently. Beyond the burst, the gateway delays each answer longer than the previous one.
 fn try_tokens(gateway: SocketAddr, count: usize, trying: &mut JoinSet<String>) {
     for _ in 0..count {
         trying.spawn(status(gateway, GUESSER, "wrong".to_owned()));

@@ -1,4 +1,4 @@
-//! Kernels over HTTP: every route, its answers and its errors.
+//! Kernels over HTTP: the routes, their answers and their errors.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -91,7 +91,7 @@ async fn a_dead_kernel_has_a_reason_and_can_be_restarted() {
 }
 
 #[tokio::test]
-async fn a_kernel_can_be_started_without_a_body() {
+async fn a_kernel_can_be_started_without_a_kernelspec_name() {
     let served = Served::start().await;
     for body in [
         "",

@@ -89,7 +89,7 @@ async fn a_closing_gateway_sends_close_frames_to_its_clients() {
 /// The memory for messages that wait for a kernel.
 const ROOM: usize = 256 << 20;
 
-/// Waits until all of the kernel's room is available (`free`), or until some of it is in use.
+/// Waits until all of the kernel's room is available (if `free` is true), or until some of it is in use (if false).
 async fn wait_for_room(kernel: &Kernel, free: bool) {
     while kernel.room(ROOM).now_or_never().is_some() != free {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -123,7 +123,7 @@ async fn unfinished_messages_take_room_until_their_client_disconnects() {
         client.write_all(&head).await.unwrap();
         client.write_all(&vec![0; 16 << 20]).await.unwrap();
     }
-    // The last fragment's head exceeds the limit, so it is refused before its payload.
+    // With the length in the last fragment's head, the message exceeds the limit. It is refused before the payload.
     client.write_u8(0x80).await.unwrap();
     client.write_all(&head).await.unwrap();
     assert_eq!(read_close(&mut client).await, (1009, "message too big".to_owned()));

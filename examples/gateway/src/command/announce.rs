@@ -19,8 +19,9 @@ pub(super) enum TokenSource<'a> {
     File(&'a Path),
 }
 
-/// Prints the gateway's address and the command line for JupyterLab, with the token. Nothing else prints the token. For
-/// a token from a file or the environment, prints a reference to it, because others may read a pod's output.
+/// Prints the gateway's address and the command line for JupyterLab, with the token. Nothing else prints the token. If
+/// the token comes from a file or the environment, prints a reference to that source instead of the token, because
+/// others may read a pod's output.
 pub(super) fn announce(
     out: &mut impl io::Write,
     address: SocketAddr,

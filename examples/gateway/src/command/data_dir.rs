@@ -19,7 +19,7 @@ impl DataDir {
             |what: &str, error: io::Error| format!("cannot {what} the data directory {}: {error}", path.display());
         // Absolute, because kernels have other working directories.
         let path = std::path::absolute(&path).map_err(|error| failed("resolve", error))?;
-        make_private(&path).map_err(|error| failed("create", error))?;
+        create_private(&path).map_err(|error| failed("create", error))?;
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -47,7 +47,7 @@ impl DataDir {
     /// Returns a subdirectory. Creates it with access for this user only, if it is missing.
     pub(super) fn folder(&self, name: &str) -> Result<PathBuf, String> {
         let folder = self.path.join(name);
-        make_private(&folder).map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
+        create_private(&folder).map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
         Ok(folder)
     }
 
@@ -56,7 +56,7 @@ impl DataDir {
     }
 }
 
-fn make_private(path: &Path) -> io::Result<()> {
+fn create_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 

@@ -281,7 +281,7 @@ fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
         .and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)))
         .filter(|(low, high): &(u16, u16)| *low > 0 && low < high && high - low >= 4)
         .map(|(low, high)| low..=high)
-        .ok_or_else(|| "it must be two ports, such as 40000..50000, with room for the five of a kernel".to_owned())
+        .ok_or_else(|| "it must be two ports, such as 40000..50000, with room for a kernel's five ports".to_owned())
 }
 
 /// The first paragraph of clap's error.
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_names_every_flag() {
+    fn the_help_names_flags_and_variables() {
         let help = parse(&["--help"]).unwrap_err();
         for flag in ["--ip", "--on-terminate", "--inherited-envs", "KERNELMUX_TOKEN"] {
             assert!(help.contains(flag), "{flag}\n{help}");

@@ -218,7 +218,7 @@ async fn local(flags: &Flags, data_dir: &DataDir, agent: Option<PathBuf>) -> Res
     let mut local = LocalOptions::new(data_dir.folder("kernels")?);
     local.working_dir = std::env::current_dir().ok();
     let inherited = inherited(&flags.inherited_envs);
-    // As in Enterprise Gateway, a variable that the operator names overrides a kernel.json.
+    // As in Enterprise Gateway, a variable that the operator names overrides the kernelspec's.
     let is_named = |name: &&String| flags.inherited_envs.iter().any(|named| named.trim() == *name);
     local.inherit_over_kernelspec = inherited.iter().filter(is_named).cloned().collect();
     local.inherit_env = InheritEnv::Only(inherited);

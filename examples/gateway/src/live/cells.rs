@@ -18,10 +18,11 @@ use crate::model::timestamp;
 const MAX_CELLS: usize = 100;
 /// The most bytes of outputs of a cell. Beyond that, head and tail are kept.
 const MAX_CELL_BYTES: usize = 1 << 20;
-/// The most bytes of code of a cell. Beyond that, its start is shown.
+/// The most bytes of code of a cell. Beyond that, only its start is shown.
 const MAX_CODE: usize = 64 << 10;
-/// The most bytes of outputs of all cells. Beyond that, the oldest cells lose theirs.
+/// The most bytes of outputs of all cells. Beyond that, the outputs of the oldest ended cells are removed.
 const MAX_BYTES: usize = 16 << 20;
+
 #[derive(Clone)]
 pub(super) struct ShownCell {
     pub(super) id: Arc<str>,
@@ -74,7 +75,8 @@ pub(super) struct Cells {
     by_msg_id: HashMap<Arc<str>, Seq>,
     /// The entry after which to read.
     pub(super) read_from: Seq,
-    /// Parent header of the previous message and its cell. In a flood, the next message has the same parent.
+    /// The previous message's parent header, and the request of its cell. In a flood, the next message has the same
+    /// parent.
     last_parent: (Bytes, Option<Seq>),
 }
 

@@ -25,7 +25,7 @@ const MAX_PAGES: usize = 32;
 /// The shortest time between two changes of a page.
 const PAUSE: Duration = Duration::from_millis(250);
 /// How many changed bytes lengthen the pause by another [`PAUSE`]: changed cells are sent whole.
-const BYTES_A_PAUSE: usize = 128 << 10;
+const BYTES_PER_PAUSE: usize = 128 << 10;
 /// The longest time between two changes of a page.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// How many times a page polls for its kernel after the log was closed, before its viewers must reconnect.
@@ -218,7 +218,7 @@ fn is_same(kernel: Option<&Arc<Kernel>>, found: &Arc<Kernel>) -> bool {
 
 /// The pause after a change of this many bytes.
 fn pause_after(bytes: usize) -> Duration {
-    let steps = u32::try_from(bytes / BYTES_A_PAUSE).unwrap_or(u32::MAX);
+    let steps = u32::try_from(bytes / BYTES_PER_PAUSE).unwrap_or(u32::MAX);
     PAUSE.saturating_mul(steps.saturating_add(1)).min(MAX_PAUSE)
 }
 

@@ -61,7 +61,7 @@ pub(super) fn require_token(api: &mut OpenApi) {
     }
 }
 
-/// Adds the schema of the error body, which `error::as_json` adds to all errors without a body.
+/// Adds the schema of the JSON error body to all described errors without a content type.
 pub(super) fn finish(api: &mut OpenApi) {
     for operation in operations(api) {
         for (status, response) in &mut operation.responses.responses {
@@ -109,7 +109,7 @@ pub(super) async fn yaml(api: Extension<Arc<OpenApi>>) -> Response {
     response
 }
 
-/// This description, as YAML, under the name that matches the one of JSON.
+/// This description, as YAML, under a name like that of the JSON description.
 #[utoipa::path(
     get, path = "/api/swagger.yaml", tag = "api", operation_id = "swagger_yaml",
     responses((status = 200, description = "The description", body = Object, content_type = "application/yaml")),

@@ -180,7 +180,7 @@ impl EventStream {
                 write_event(&mut out, Some(id), "message", &json_of(&entry));
             }
             if out.len() < CHUNK_BYTES && self.until.is_none() {
-                // The next read reports the gap.
+                // If there is a gap, the next read reports it.
                 block = self.reader.recent().unwrap_or(None);
             }
         }

@@ -90,7 +90,7 @@ impl OutputLimits {
     async fn fold(&self, executions: &Executions, execution: &ExecutionRecord) -> Result<ExecutionOutputs, ApiError> {
         let (executions, execution) = (executions.clone(), execution.clone());
         let folded = self.run(move || Handle::current().block_on(executions.outputs(&execution)));
-        folded.await.map_err(|error| not_written(&error))?.map_err(unreadable)
+        folded.await.map_err(|error| not_folded(&error))?.map_err(unreadable)
     }
 
     /// Runs `fold` on a blocking thread. The number of concurrent folds is bounded.
@@ -118,8 +118,9 @@ fn max_units() -> u32 {
     units(FoldLimits::default().max_bytes).unwrap_or(1)
 }
 
-/// The outputs of each execution, or `None` if they are large, incomplete or may still change, or the execution ended
-/// before `since`. Outputs may change while the execution runs, or if they have a `display_id`.
+/// The outputs of each execution. They are `None` if they are large, are incomplete, may still change, or do not fit
+/// into the list any more, or if the execution ended before `since`. Outputs may change while the execution runs, or if
+/// they have a `display_id`.
 pub(super) async fn small_outputs(
     limits: &OutputLimits,
     executions: &Executions,
@@ -154,7 +155,7 @@ pub(super) async fn small_outputs(
         Ok(all)
     };
     let folded = limits.run(move || Handle::current().block_on(fold));
-    folded.await.map_err(|error| not_written(&error))?
+    folded.await.map_err(|error| not_folded(&error))?
 }
 
 /// Responds with the execution and its outputs.
@@ -190,7 +191,7 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-fn not_written(error: &dyn std::error::Error) -> ApiError {
+fn not_folded(error: &dyn std::error::Error) -> ApiError {
     ApiError::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         format!("the outputs cannot be folded: {error}"),
@@ -212,7 +213,7 @@ pub(super) struct ExecutionWithOutputs<'a> {
     complete: bool,
     /// Whether outputs are left out because there are too many; the log has them.
     truncated: bool,
-    /// Outputs as nbformat 4.5 has them. Nested outputs of any depth are written verbatim.
+    /// Outputs in the format of nbformat 4.5. JSON within them is written verbatim, however deeply it is nested.
     #[serde(serialize_with = "each")]
     #[schema(value_type = Vec<Object>)]
     outputs: &'a Fold,

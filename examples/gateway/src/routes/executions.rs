@@ -63,13 +63,14 @@ pub(super) struct ListQuery {
     /// Only executions that this session requested.
     #[param(nullable = false)]
     session: Option<String>,
-    /// Only with one of these, separated by commas: queued, running, ok, error, aborted, died, lost.
+    /// Only executions with one of these statuses, separated by commas: queued, running, ok, error, aborted, died,
+    /// lost.
     #[param(nullable = false)]
     status: Option<String>,
-    /// Only those requested at this time or later.
+    /// Only executions that were requested at this time or later.
     #[param(nullable = false)]
     since: Option<DateTime<Utc>>,
-    /// Only those requested before this time.
+    /// Only executions that were requested before this time.
     #[param(nullable = false)]
     until: Option<DateTime<Utc>>,
     /// With the value cell, lists only the newest execution of each cell, and executions without a cell, and adds
@@ -166,7 +167,7 @@ pub(super) struct ExecutionModel {
     started: Option<String>,
     #[schema(format = DateTime, required = false)]
     ended: Option<String>,
-    /// The entry of the request.
+    /// The number of the request's log entry.
     #[schema(value_type = u64, required = false)]
     seq: Seq,
     url: String,
@@ -349,7 +350,7 @@ pub(super) async fn start(
     let Some(code) = body.code else {
         return Err(ApiError::bad_request("Missing field in JSON data: code"));
     };
-    let session = short("session", body.session)?.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let session = checked_id("session", body.session)?.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let mut request = ExecuteRequest::new(code.as_str());
     request.silent = body.silent.unwrap_or(request.silent);
     request.store_history = body.store_history.unwrap_or(request.store_history);
@@ -357,11 +358,11 @@ pub(super) async fn start(
     request.allow_stdin = body.allow_stdin.unwrap_or(false);
     request.stop_on_error = body.stop_on_error.unwrap_or(request.stop_on_error);
     let mut message = Message::new(request, &session);
-    if let Some(msg_id) = short("msg_id", body.msg_id)? {
+    if let Some(msg_id) = checked_id("msg_id", body.msg_id)? {
         check_is_new(&kernel.executions(), &msg_id, &code).await?;
         message.header.msg_id = msg_id;
     }
-    if let Some(cell_id) = short("cellId", body.cell_id)? {
+    if let Some(cell_id) = checked_id("cellId", body.cell_id)? {
         message = message.with_metadata(Map::from_iter([("cellId".to_owned(), cell_id.into())]));
     }
     let wire = message.to_wire();
@@ -415,7 +416,7 @@ async fn send(
         let _room = room;
         kernel.send(&session, Channel::Shell, request).await
     });
-    // The task ends only with the process.
+    // The task fails only if the process ends.
     let sent = sending.await.unwrap_or(Err(SendError::Dead));
     sent.map_err(|error| match error {
         SendError::Dead | SendError::ShutDown | SendError::Restarted => {
@@ -434,8 +435,8 @@ fn not_received(msg_id: &str) -> ApiError {
     ApiError::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
-/// An id chosen by the client.
-fn short(field: &str, id: Option<String>) -> Result<Option<String>, ApiError> {
+/// Checks the length of an id that the client chose.
+fn checked_id(field: &str, id: Option<String>) -> Result<Option<String>, ApiError> {
     match id {
         Some(id) if id.is_empty() => Err(ApiError::bad_request(format!("{field:?} is empty"))),
         Some(id) if id.len() > MAX_ID => Err(ApiError::bad_request(format!("{field:?} has more than {MAX_ID} bytes"))),

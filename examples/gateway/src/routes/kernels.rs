@@ -65,7 +65,7 @@ pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec
     Ok(Json(models.collect()))
 }
 
-/// The largest time that measuring a kernel may take.
+/// How long measuring a kernel may take.
 const USAGE_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize, IntoParams)]

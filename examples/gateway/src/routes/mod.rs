@@ -28,7 +28,7 @@ use utoipa_axum::routes;
 pub(crate) use self::event_stream::write_event;
 pub(crate) use self::execution_outputs::OutputLimits;
 pub(crate) use self::kernels::KernelPath;
-pub(crate) use self::progress::of_kernel;
+pub(crate) use self::progress::progress_of_kernel;
 use crate::error::ApiError;
 use crate::{Gateway, auth, base_url, cors, error, limits, live, request_log, unread_body, websocket};
 
@@ -81,8 +81,8 @@ fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
 pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
     let (routes, api) = described_routes(&gateway);
     let routes = routes.layer(Extension(Arc::new(api))).with_state(gateway.clone());
-    // These layers wrap the whole router, to process also responses that no handler makes, such as 405 with `Allow`.
-    // Requests pass the last layer first.
+    // These layers wrap the whole router, so that they also process responses that no handler makes, such as 405 with
+    // `Allow`. Requests pass the last layer first.
     Router::new()
         .fallback_service(routes)
         .layer(from_fn_with_state(gateway.clone(), base_url::strip))

@@ -35,7 +35,7 @@ const LAST_ENTRIES: u64 = 256;
     get, path = "/api/kernels/{id}/progress", tag = "kernels", operation_id = "get_progress", params(KernelPath),
     responses(
         (status = 200, description = "The step", body = ProgressModel),
-        (status = 404, description = "There is no such kernel or log, and no such start"),
+        (status = 404, description = "There is no such kernel, log or start"),
         (status = 500, description = "The log cannot be read"),
     ),
 )]
@@ -71,7 +71,7 @@ enum Source {
 impl Source {
     fn now(&self) -> ProgressModel {
         match self {
-            Self::Kernel(kernel, ..) => of_kernel(kernel),
+            Self::Kernel(kernel, ..) => progress_of_kernel(kernel),
             Self::Launch(progress) => progress.borrow().clone(),
             Self::Past(progress) => progress.clone(),
         }
@@ -102,13 +102,13 @@ async fn source(gateway: &Gateway, id: KernelId) -> Result<Option<Source>, ApiEr
         return Ok(Some(Source::Launch(launch.progress())));
     }
     match gateway.manager.logs().find(id).await? {
-        Some(log) => Ok(Some(Source::Past(of_past(&log).await.map_err(unreadable)?))),
+        Some(log) => Ok(Some(Source::Past(progress_of_past(&log).await.map_err(unreadable)?))),
         None => Ok(None),
     }
 }
 
 /// The progress of a kernel that the manager has.
-pub(crate) fn of_kernel(kernel: &Kernel) -> ProgressModel {
+pub(crate) fn progress_of_kernel(kernel: &Kernel) -> ProgressModel {
     let process = kernel.handle().phase();
     let phase = match *kernel.state().borrow() {
         ExecutionState::Dead => KernelPhase::Dead,
@@ -126,7 +126,7 @@ pub(crate) fn of_kernel(kernel: &Kernel) -> ProgressModel {
 }
 
 /// The end of a kernel, from its log.
-async fn of_past(log: &Log) -> Result<ProgressModel, ReadError> {
+async fn progress_of_past(log: &Log) -> Result<ProgressModel, ReadError> {
     // The last entry may not be readable yet.
     log.flushed().await;
     let head = log.head();
@@ -184,7 +184,7 @@ async fn next_event(
         }
     }
     let is_last = now.phase.is_final();
-    // A progress always serializes.
+    // A `ProgressModel` always serializes.
     let json = serde_json::to_string(&now).unwrap_or_default();
     let event = format!("event: progress\ndata: {json}\n\n");
     Some((Ok(event.into()), (!is_last).then_some((gateway, source, Some(now)))))

@@ -34,7 +34,7 @@ pub(super) struct SessionModel {
     #[serde(rename = "type")]
     kind: String,
     kernel: KernelModel,
-    /// The older form; absent unless the type is notebook.
+    /// The older form of path and name; absent unless the type is notebook.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(inline, nullable = false)]
     notebook: Option<Notebook>,
@@ -245,10 +245,10 @@ async fn find_or_create(
     if let Some(session) = gateway.sessions.of_path(&path, has_kernel) {
         return Ok(session);
     }
-    let (kernel, is_new) = match running(&gateway, kernel.id.take()) {
+    let (kernel, is_new) = match named_kernel(&gateway, kernel.id.take()) {
         NamedKernel::Found(kernel) => (kernel, false),
         NamedKernel::Unnamed => (start_kernel(&gateway, kernel, &path).await?, true),
-        // The notebook's kernel has ended; as with jupyter_server, a new one starts under its id.
+        // The notebook's kernel has ended. As with jupyter_server, a new kernel starts under the same id.
         NamedKernel::Unknown(id) => {
             if id.parse::<KernelId>().is_ok() {
                 kernel.kernel_id = Some(id);
@@ -291,7 +291,7 @@ enum NamedKernel {
     Unnamed,
 }
 
-fn running(gateway: &Gateway, id: Option<String>) -> NamedKernel {
+fn named_kernel(gateway: &Gateway, id: Option<String>) -> NamedKernel {
     let Some(id) = id.filter(|id| !id.is_empty()) else {
         return NamedKernel::Unnamed;
     };
@@ -352,7 +352,7 @@ async fn changed(
     let mut started_kernel = None;
     let kernel = match request.kernel {
         None => None,
-        Some(mut wanted) => match running(&gateway, wanted.id.take()) {
+        Some(mut wanted) => match named_kernel(&gateway, wanted.id.take()) {
             NamedKernel::Found(kernel) => Some(kernel.id()),
             NamedKernel::Unknown(id) => return Err(ApiError::bad_request(format!("No such kernel: {id}"))),
             NamedKernel::Unnamed if wanted.name.is_some() => {

@@ -52,7 +52,7 @@ pub(super) struct ShareWithLink {
     share: ShareModel,
     /// The token, which gives access to the page.
     token: String,
-    /// The address of the page, below the gateway's.
+    /// The path of the page, with the gateway's base URL.
     url: String,
 }
 
@@ -86,7 +86,7 @@ impl From<&Share> for ShareModel {
     }
 }
 
-/// 404 if this gateway has no shares.
+/// 404 if shares are turned off.
 fn if_allowed(gateway: &Gateway) -> Result<(), ApiError> {
     if gateway.options.allow_shares {
         Ok(())

@@ -52,7 +52,7 @@ impl Feed {
     }
 
     /// Messages that replay an execution on request. Empty for clients of the resume protocol, because they receive all
-    /// entries. An ended kernel has no other clients.
+    /// entries. Only clients of the resume protocol can read the log of an ended kernel.
     pub(super) async fn follow(&self, request: &WireMessage, format: Format) -> Vec<(Channel, WireMessage)> {
         match self {
             Self::Kernel(attachment) if format != Format::Resume => attachment.follow(request).await,

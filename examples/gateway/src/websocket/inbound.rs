@@ -55,8 +55,8 @@ pub(super) async fn run(
     control: mpsc::Sender<Control>,
 ) -> Result<&'static str, Error> {
     let (to_kernel, waiting) = mpsc::channel(MAX_WAITING);
-    // Outlives the connection: messages that a client sent before it left still reach the kernel. Ends when its queue
-    // is empty, at the latest when the kernel answers again or dies.
+    // The task outlives the connection: messages that a client sent before it left still reach the kernel. The task
+    // ends when its queue is empty, at the latest when the kernel answers again or dies.
     let connected = CancellationToken::new();
     let _connected = connected.clone().drop_guard();
     tokio::spawn(forward(client.clone(), waiting, connected).in_current_span());

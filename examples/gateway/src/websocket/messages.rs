@@ -26,7 +26,7 @@ const READ_BYTES: usize = 64 << 10;
 /// How long a client may pause in the middle of a message, which occupies memory.
 const IDLE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a fragment waits for a reservation. The earlier fragments of its message already have reservations, so
-/// clients could wait for each other forever.
+/// without a deadline, clients could wait for each other forever.
 const ROOM_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) enum Received {

@@ -65,7 +65,8 @@ pub(crate) struct ChannelsQuery {
 
 /// A WebSocket for the kernel's messages.
 ///
-/// With the subprotocol v1.resume.kernelmux, with v1.kernel.websocket.jupyter.org, or without one in the legacy formats.
+/// The subprotocol is v1.resume.kernelmux or v1.kernel.websocket.jupyter.org. Without a subprotocol, messages have the
+/// legacy formats.
 ///
 /// An execute_request with a known msg_id and {"kernelmux": {"follow": true}} in its metadata replays that execution
 /// and makes this session receive its replies and input requests. If another session answers an input request, this
@@ -171,7 +172,7 @@ fn chosen_subprotocol(headers: &HeaderMap) -> Option<&'static str> {
         .find(|subprotocol| offers.contains(subprotocol))
 }
 
-/// Serves the connection to its end and returns the reason for it.
+/// Serves the connection to its end, and returns why it ended.
 async fn serve(
     gateway: Arc<Gateway>,
     feed: Feed,

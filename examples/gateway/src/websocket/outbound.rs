@@ -25,8 +25,8 @@ const GATHER_BYTES: usize = 64 << 10;
 /// Interval of Pings on an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// Writes the client's share of the log until the kernel or the client is gone, or `closing` completes. A slow client
-/// does not delay others: its unread entries stay in the log.
+/// Writes the log's entries for this client until the kernel or the client is gone, or `closing` completes. A slow
+/// client does not delay others: its unread entries stay in the log.
 pub(super) async fn run(
     mut out: Frames<impl AsyncWrite + Unpin>,
     mut feed: Feed,
@@ -122,7 +122,7 @@ pub(super) async fn run(
                 }
                 Control::Close(code, reason) => {
                     out.close(code, reason).await?;
-                    return Ok("closed by the client");
+                    return Ok(if reason.is_empty() { "closed by the client" } else { reason });
                 }
             },
             _ = keep_alive.tick() => {
@@ -294,7 +294,7 @@ impl<S: AsyncWrite + Unpin> Frames<S> {
     }
 }
 
-/// Writes all data. The timeout applies to each write that makes progress.
+/// Writes all data. The timeout restarts whenever a write makes progress.
 async fn write_all(stream: &mut (impl AsyncWrite + Unpin), mut data: &[u8], deadline: Duration) -> io::Result<()> {
     while !data.is_empty() {
         let written = match timeout_at(Instant::now() + deadline, stream.write(data)).await {

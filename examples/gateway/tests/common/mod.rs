@@ -40,7 +40,7 @@ pub struct RecordingProvider {
     pub launches: Mutex<Vec<LaunchRequest>>,
     /// Notified at each launch.
     pub launching: Notify,
-    /// Whether running kernels may be attached to.
+    /// Whether `attach` may proceed. It waits while this is false.
     pub attaches: watch::Sender<bool>,
     specs: watch::Sender<Arc<Specs>>,
     resources: tempfile::TempDir,
