@@ -40,7 +40,7 @@ pub enum HandshakeError {
     /// The starter answered with something other than a successful `handshake_reply`.
     #[error("the handshake failed: {0}")]
     Refused(String),
-    /// The key or the signature scheme of the connection is unusable.
+    /// The signature scheme of the connection is not supported.
     #[error(transparent)]
     Signing(#[from] SigningError),
     /// The connection uses Unix sockets. Their paths can be chosen freely, so they need no handshake.
@@ -70,7 +70,7 @@ impl Registration {
     ///
     /// # Errors
     /// - [`HandshakeError::NotTcp`] if the transport of `info` is not TCP.
-    /// - [`HandshakeError::Signing`] if the key or the signature scheme is unusable.
+    /// - [`HandshakeError::Signing`] if the signature scheme is not supported.
     /// - [`HandshakeError::Socket`] if binding fails.
     pub async fn bind(mut info: ConnectionInfo) -> Result<Self, HandshakeError> {
         if info.transport != Transport::Tcp {
@@ -106,7 +106,7 @@ impl Registration {
 
     /// Waits for the kernel's ports, acknowledges them and returns the connection.
     ///
-    /// Messages that are malformed or not signed with the key are ignored and logged.
+    /// Ignores and logs messages that are malformed, not signed with the key or not a `handshake_request`.
     ///
     /// # Errors
     /// - [`HandshakeError::Deadline`] if no kernel announces its ports before the deadline.
@@ -170,7 +170,7 @@ impl Registration {
 /// - [`HandshakeError::Socket`] if connecting or sending fails.
 /// - [`HandshakeError::Deadline`] if no answer arrives before the deadline.
 /// - [`HandshakeError::Refused`] if the answer is malformed, badly signed or not an acknowledgement.
-/// - [`HandshakeError::Signing`] if the key or the signature scheme is unusable.
+/// - [`HandshakeError::Signing`] if the signature scheme is not supported.
 pub async fn announce(info: &ConnectionInfo, registration_port: u16, deadline: Duration) -> Result<(), HandshakeError> {
     let signer = info.signer()?;
     let address = address(info, registration_port);

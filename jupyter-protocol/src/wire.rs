@@ -195,7 +195,7 @@ impl WireMessage {
         &self.frames[self.delimiter + 2..]
     }
 
-    /// Returns the size of its parts and buffers in bytes.
+    /// Returns the total size of the parts and buffers in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.parts_and_buffers().iter().map(Bytes::len).sum()

@@ -8,8 +8,8 @@
 //! [`MAX_MESSAGE_BYTES`] are skipped, and those larger than 16 GiB close the connection. A heartbeat or subscription
 //! larger than 4 KiB closes its connection.
 //!
-//! Each socket of a kernel accepts at most 128 connections at a time; further ones wait until one closes. Every
-//! connection has ten seconds for its handshake and a bounded send queue. A peer that stops reading is disconnected
+//! Each socket of a kernel accepts at most 128 connections at a time; further ones wait until one closes. Each accepted
+//! connection has ten seconds for its handshake and a bounded send queue. A client that stops reading is disconnected
 //! after the write timeout: ten seconds, or thirty seconds on iopub.
 //!
 //! A peer that can reach a kernel's sockets needs no key to occupy all connections, to make the kernel buffer partial
@@ -53,7 +53,7 @@ use crate::wire::WireError;
 
 /// Maximum size of a message in bytes.
 ///
-/// A received message is in memory until it is stored. [`MessageMemory`] bounds the total across many sockets.
+/// A received message is in memory as a whole. [`MessageMemory`] bounds the total across many sockets.
 pub const MAX_MESSAGE_BYTES: u64 = 128 << 20;
 
 /// Error of a ZeroMQ socket.

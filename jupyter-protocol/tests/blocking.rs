@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Threads that run blocking code of one kernel at the same time.
+/// Maximum number of threads that run blocking code of one kernel.
 const MAX_THREADS: usize = 128;
 
 /// Executes commands, all of them on blocking threads.
@@ -82,7 +82,7 @@ fn run_command(
     Ok(ExecuteReply::default())
 }
 
-/// Returns how many of many blocking functions ran at the same time.
+/// Runs many blocking functions, and returns how many of them ran at the same time at most.
 async fn most_threads(context: &Context) -> usize {
     let barrier = Arc::new(Barrier::new(MAX_THREADS));
     let running = Arc::new(AtomicUsize::new(0));

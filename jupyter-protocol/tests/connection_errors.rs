@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Sends unchanged messages on a channel, as another client.
+/// Sends messages on a channel as they are, as another client.
 async fn send_raw(info: &ConnectionInfo, channel: Channel, messages: Vec<WireMessage>) {
     let (mut sender, _receiver) = zmq::dealer(&info.address(channel), "stranger", DEADLINE).await.unwrap();
     for message in messages {

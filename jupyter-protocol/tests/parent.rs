@@ -21,7 +21,7 @@ const BLOCKED: &str = "blocked";
 
 const CONNECTION_FILE: &str = "KERNELMUX_TEST_CONNECTION_FILE";
 
-/// Blocks its event loop, as a kernel must not do.
+/// Blocks its event loop, which a kernel must not do.
 struct Blocking;
 
 #[async_trait]

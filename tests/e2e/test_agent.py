@@ -170,7 +170,7 @@ def test_a_kernel_that_dies_while_the_gateway_is_away_leaves_its_last_lines_and_
         pid = python_pid(client)
     msg_id = uuid.uuid4().hex
     run(gateway, kernel_id, printing(2_000, 2_000) + "time.sleep(1)\nimport os; os._exit(7)", msg_id=msg_id)
-    eventually(lambda: "5\n" in text_of(get_execution(gateway, kernel_id, msg_id)), "it prints")
+    eventually(lambda: "5\n" in text_of(get_execution(gateway, kernel_id, msg_id)), "the cell prints")
     gateway.stop(signal.SIGKILL)
     eventually(lambda: not alive(pid), "the kernel has ended")
     gateway.start()
@@ -178,7 +178,7 @@ def test_a_kernel_that_dies_while_the_gateway_is_away_leaves_its_last_lines_and_
     assert execution["status"] == "died"
     assert "exited with code 7" in execution["reason"]
     assert text_of(execution).startswith(numbered(2_000))
-    # It was restarted automatically.
+    # The kernel was restarted automatically.
     with gateway.socket(kernel_id) as client:
         assert client.run("6 * 7") == "42"
     assert losses(gateway, kernel_id) == []
@@ -194,7 +194,8 @@ def test_a_killed_agent_takes_its_kernel_with_it_and_is_replaced(start_gateway: 
     msg_id = uuid.uuid4().hex
     run(gateway, kernel_id, printing(100_000), msg_id=msg_id)
     seen = eventually(
-        lambda: (text := text_of(get_execution(gateway, kernel_id, msg_id))).count("\n") > 50 and text, "it prints"
+        lambda: (text := text_of(get_execution(gateway, kernel_id, msg_id))).count("\n") > 50 and text,
+        "the cell prints",
     )
     agent = agent_pid(gateway, kernel_id)
     killed = time.monotonic()
@@ -242,7 +243,7 @@ def test_a_link_that_is_cut_at_any_byte_loses_and_repeats_nothing(start_gateway:
         # Interrupts and restarts work too.
         endless = uuid.uuid4().hex
         run(gateway, kernel_id, "while True: pass", msg_id=endless)
-        eventually(lambda: get_execution(gateway, kernel_id, endless)["started"], "it runs")
+        eventually(lambda: get_execution(gateway, kernel_id, endless)["started"], "the cell runs")
         proxy.cut()
         assert gateway.rest("POST", f"api/kernels/{kernel_id}/interrupt").status_code == 204
         assert wait_ended(gateway, kernel_id, endless)["status"] == "error"

@@ -129,8 +129,8 @@ def built(*programs: str) -> None:
 
 
 @pytest.fixture
-def end_leftovers(make_home: Callable[[str], Path]) -> Iterator[Callable[[], Path]]:
-    """Creates a home directory. At the end, kills the processes that still use it."""
+def make_page_home(make_home: Callable[[str], Path]) -> Iterator[Callable[[], Path]]:
+    """Creates a home directory. At the end, kills the processes that still use it, and fails if there were any."""
     homes: list[Path] = []
 
     def make() -> Path:
@@ -146,10 +146,10 @@ def end_leftovers(make_home: Callable[[str], Path]) -> Iterator[Callable[[], Pat
 
 @pytest.mark.parametrize("page", sorted(marked("test")))
 def test_commands_of_a_page(
-    page: str, end_leftovers: Callable[[], Path], start_gateway: Callable[..., Gateway]
+    page: str, make_page_home: Callable[[], Path], start_gateway: Callable[..., Gateway]
 ) -> None:
     built("kernelmux-gateway", "kernelmux-agent", "embed", "resume", "echo-kernel")
-    home, port = end_leftovers(), free_port()
+    home, port = make_page_home(), free_port()
     environment, folder = in_checkout(home, port)
     if page in RUNNING:
         gateway = start_gateway()
@@ -165,11 +165,11 @@ def test_commands_of_a_page(
 
 @pytest.mark.kubernetes
 @pytest.mark.parametrize("page", sorted(marked("kubernetes")))
-def test_commands_of_a_page_on_a_cluster(page: str, end_leftovers: Callable[[], Path]) -> None:
+def test_commands_of_a_page_on_a_cluster(page: str, make_page_home: Callable[[], Path]) -> None:
     if reason := why_no_cluster():
         skip_or_fail(reason)
     built("k8s")
-    home = end_leftovers()
+    home = make_page_home()
     with kernel_namespace(home) as place:
         place.install("python3")
         environment, folder = in_checkout(home, free_port(), **place.environment)

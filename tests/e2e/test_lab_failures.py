@@ -115,7 +115,7 @@ def test_a_cell_goes_on_after_the_gateway_was_killed(
         notebook = open_page(page, lab, name)
         expect_running(notebook, 0)
     steps.open(3)
-    # The kernel's agent recorded what it printed while the gateway was gone.
+    # The agent recorded what the kernel printed while the gateway was gone.
     expect_whole(notebook, 0, 1)
     assert steps.ran() == 1
     notebook.run(1)

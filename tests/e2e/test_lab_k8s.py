@@ -70,9 +70,9 @@ def gateway(built: None, namespace: KernelNamespace, make_home: Callable[[str], 
 
 @pytest.fixture(scope="module")
 def lab(gateway: Gateway, make_home: Callable[[str], Path], lab_extension: Path) -> Iterator[Lab]:
-    # jupyter_server's timeout for a start.
-    patience = {"JUPYTER_GATEWAY_REQUEST_TIMEOUT": "150"}
-    lab = Lab(make_home("lab"), gateway.url, gateway.token, extension=lab_extension, **patience)
+    # jupyter_server's timeout for a start, in seconds.
+    timeout = {"JUPYTER_GATEWAY_REQUEST_TIMEOUT": "150"}
+    lab = Lab(make_home("lab"), gateway.url, gateway.token, extension=lab_extension, **timeout)
     yield lab
     lab.close()
 
@@ -83,7 +83,7 @@ def steps(namespace: KernelNamespace) -> PodSteps:
 
 
 def open_starting(lab: Lab, page: Page, name: str, kernel: str) -> tuple[Notebook, Locator]:
-    """Opens a notebook whose kernel starts slowly or not at all. Returns it and its kernel's status."""
+    """Opens a notebook whose kernel starts slowly or not at all. Returns the notebook and the kernel's status."""
     lab.write_notebook(name, ["6 * 7"], kernel=kernel)
     notebook = Notebook(page, lab, name)
     page.goto(notebook.address)

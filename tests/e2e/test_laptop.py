@@ -191,7 +191,7 @@ def test_a_program_at_the_gateways_old_port_is_not_mistaken_for_the_gateway(lapt
     kernel_id = laptop.start_kernel()
     before = laptop.state
     laptop.kill_gateway()
-    # A process id from before a restart of the machine may be another process's.
+    # A process id from before a restart of the machine may belong to another process.
     (laptop.data_dir / "gateway.lock").write_text(f"{os.getpid()}\n")
     server = HTTPServer(("127.0.0.1", before["port"]), Impostor)
     threading.Thread(target=server.serve_forever, daemon=True).start()

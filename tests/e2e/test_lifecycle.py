@@ -62,7 +62,7 @@ def test_sigterm_detaches_and_the_next_start_attaches(start_gateway: Start) -> N
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id, "one") as client:
         pid = python_pid(client)
-        # ipykernel ends with the process of this pid, so it must not be the gateway's.
+        # ipykernel ends with the process that this variable names, so that must not be the gateway.
         assert client.run("'JPY_PARENT_PID' in __import__('os').environ") == "True"
         client.run("kept = 40")
     assert gateway.stop(signal.SIGTERM) == 0
@@ -322,7 +322,7 @@ def test_an_input_reply_reaches_a_kernel_with_a_full_shell_queue(gateway: Gatewa
         msg_id = client.execute("input('name? ')", allow_stdin=True)
         client.until(lambda m: m["header"]["msg_type"] == "input_request")
         with gateway.socket(kernel_id, "floods") as other:
-            # ZeroMQ queues a few thousand of them on both sides. The others wait in the gateway.
+            # ZeroMQ queues a few thousand of these requests on both sides. The others wait in the gateway.
             for _ in range(6_000):
                 other.request("comm_info_request")
             client.send(message("input_reply", {"value": "Ann"}, session="asks", channel="stdin"))
@@ -354,7 +354,7 @@ def test_an_execution_in_a_deleted_subshell_is_lost(start_gateway: Start, tmp_pa
     execution = wait_ended(gateway, kernel_id, running["header"]["msg_id"], 60)
     assert execution["status"] == "lost", execution
     if agent == "auto":
-        # The gateway read all that the agent recorded before it looked for lost executions.
+        # Before the gateway looked for lost executions, it read all that the agent had recorded.
         outputs = gateway.rest("GET", f"api/kernels/{kernel_id}/executions/{running['header']['msg_id']}").json()["outputs"]
         assert outputs[0]["text"] == "on\noff\n"
 

@@ -110,7 +110,9 @@ def test_a_full_disk_delays_the_recording_and_loses_nothing(home: Path) -> None:
             # More than fits; the rest waits at the agent, on another disk.
             code = f"for i in range(150):\n    print(str(i) * 250_000, flush=True)\n    open({str(path)!r}, 'a').write('x')"
             flood = run(gateway, kernel_id, code)["msg_id"]
-            eventually(lambda: "is not being recorded" in gateway.output or "no room" in gateway.output, "it is full", 60)
+            eventually(
+                lambda: "is not being recorded" in gateway.output or "no room" in gateway.output, "the disk is full", 60
+            )
             eventually(lambda: path.exists() and len(path.read_text()) == 150, "the kernel goes on", 60)
             remount("size=1g")
             done = wait_ended(gateway, kernel_id, flood, 120)

@@ -48,7 +48,7 @@ def test_a_notebook_runs_to_its_end(open_gateway: Gateway) -> None:
     assert second.outputs[0]["data"]["text/html"] == "<b>rich</b>"
     assert second.outputs[1]["data"]["text/plain"] == "42"
     assert stdout(third) == "".join(f"{i}\n" for i in range(5000))
-    # The gateway records them, although this client sends the date of its messages as a number.
+    # The gateway records the executions, although this client sends the date of its messages as a number.
     assert sorted(e["execution_count"] for e in executions) == [1, 2, 3]
     assert kernels(open_gateway) == []
 

@@ -53,7 +53,7 @@ def test_a_session_with_an_unknown_kernel_id_starts_a_kernel(gateway: Gateway) -
     response = gateway.rest("POST", "api/sessions", json=body)
     assert response.status_code == 201, response.text
     session = response.json()
-    # The new kernel has that id.
+    # The new kernel has the requested id.
     assert session["kernel"]["id"] == wanted
     assert runs(gateway, wanted)
     assert gateway.rest("DELETE", f"api/sessions/{session['id']}").status_code == 204

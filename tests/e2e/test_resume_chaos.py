@@ -97,7 +97,7 @@ def cells(gateway: Gateway, kernel_id: str, folder: Path, seed: int, blocks: int
 def disturb(chance: random.Random, client: Any, proxy: Proxy, until: float) -> None:
     """Cuts, silences and stalls one client at random until the time is up, then restores the connection.
 
-    The first disturbance is a cut. A client that is only ever stalled would not reconnect, which the test requires.
+    The first disturbance is a cut, because the test requires every client to reconnect, and a stalled client does not.
     """
     kinds = 2
     while time.monotonic() < until and client.failure is None:

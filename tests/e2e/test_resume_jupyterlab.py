@@ -468,7 +468,7 @@ def test_a_cell_is_complete_after_a_restart_of_jupyter_server(
     notebook.start(0)
     notebook.wait_text(0, "[at line-10]")
     # A restarted jupyter_server does not know its former kernels, and the page drops a kernel that its server does not
-    # know. So the page must not reach the server before it has adopted the kernel.
+    # know. So the page must not reach the server before the server has adopted the kernel.
     proxy.hold()
     lab.kill()
     open_gates(tmp_path, *GATES)

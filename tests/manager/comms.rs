@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::fixture::{TestFolder, run, within_deadline};
 
-/// Opens a comm for a slider and one for the box that contains it, and changes the slider's state.
+/// Opens comms for a slider and the box that contains it, one that is closed at once, and one that is not a widget's.
+/// Changes the slider's state.
 const WIDGETS: &str = "\
 from comm import create_comm
 def widget(id, **state):

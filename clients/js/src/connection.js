@@ -54,7 +54,7 @@ export class KernelConnection {
 
   /** @type {Queue<Item> | undefined} */
   #reader;
-  /** Whether `entries()` was ever called. If so, `cursor` is the reader's position, not the last received entry's. */
+  /** Whether `entries()` was ever called. If so, `cursor` is the reader's position, not that of the last entry. */
   #hadReader = false;
   /**
    * The cursor after the last item that the reader took.
@@ -203,8 +203,8 @@ export class KernelConnection {
    * @param {Json} [content]
    * @param {MessageParts} [parts]
    * @returns {{msgId: string, logged: Promise<string>}} `logged` resolves to the message's cursor once it is in the
-   *   log, and rejects with a {@link KernelConnectionError}
-   * @throws {RangeError} if more than `maxWaitingBytes` wait to be sent
+   *   log, or rejects with a {@link KernelConnectionError}
+   * @throws {RangeError} if the messages that are not in the log yet would exceed `maxWaitingBytes`
    */
   send(channel, msgType, content = {}, parts = {}) {
     const { msgId, logged } = this.#send(new Request(channel, msgType, this.session, content, parts));
@@ -223,7 +223,7 @@ export class KernelConnection {
    * @param {Json} [options.userExpressions]
    * @param {Json} [options.metadata]
    * @returns {Execution}
-   * @throws {RangeError} if more than `maxWaitingBytes` wait to be sent
+   * @throws {RangeError} if the messages that are not in the log yet would exceed `maxWaitingBytes`
    */
   execute(code, options = {}) {
     const content = {
@@ -421,7 +421,7 @@ export class KernelConnection {
     const cursor = /** @type {string} */ (this.#position.cursor);
     if (this.#hadReader) this.#readerCursor ??= cursor;
     if (!hello.recovered) {
-      // With the reason `earliest`, only entries up to `from` are lost. Otherwise, any of them may be.
+      // With the reason `earliest`, only entries up to `from` are lost. Otherwise, any entry may be.
       this.#failInFlight(hello.reason === 'earliest' ? hello.from : Infinity);
       this.#notify({ notRecovered: hello, cursor });
     }
@@ -491,7 +491,7 @@ export class KernelConnection {
   }
 
   /**
-   * Fails requests whose entries or replies may be among the lost entries up to `last`, because they may never arrive.
+   * Fails requests whose entries or replies may be among the lost entries up to `last` and thus never arrive.
    * @param {number} last
    */
   #failInFlight(last) {

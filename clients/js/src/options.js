@@ -18,9 +18,10 @@
  * @property {WebSocketClass} [WebSocket] The WebSocket class, by default the global one. Before version 22, Node has
  *   none: pass that of the package `ws`.
  * @property {AbortSignal} [signal] Aborting calls `close()`.
- * @property {number} [maxWaitingBytes] Limit for unread entries, and for unsent messages; 64 MiB by default. Beyond it,
- *   the connection is closed until entries have been read; the log keeps new ones. The same limit applies to each
- *   execution that is not being read yet; beyond it, its messages are dropped.
+ * @property {number} [maxWaitingBytes] Limit in bytes for unread entries, and for sent messages that are not in the log
+ *   yet; 64 MiB by default. While too many entries are unread, the connection is closed, and the log keeps new entries.
+ *   A message beyond the limit is refused. The same limit applies to each execution that is not being read yet; beyond
+ *   it, the execution's messages are dropped.
  * @property {number} [helloMs] Timeout for a connection's first frame in milliseconds; 30,000 by default.
  * @property {number} [silenceMs] Milliseconds without a frame after which a connection counts as dead; 90,000 by
  *   default.

@@ -56,7 +56,10 @@ export class MockGateway {
   probes = 0;
   /** Returns a status to refuse a handshake, or a probe (n = -1). @type {(n: number) => number | undefined} */
   refuse = () => undefined;
-  /** Returns true to handle a connection itself. @type {(socket: Socket, n: number, resume: string) => boolean} */
+  /**
+   * Handles a connection instead of `serve` if it returns true.
+   * @type {(socket: Socket, n: number, resume: string) => boolean}
+   */
   script = () => false;
   /** Returns the frames to send instead of one. @type {(frame: Buffer | string, n: number) => (Buffer | string)[]} */
   mangle = (frame) => [frame];

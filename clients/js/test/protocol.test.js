@@ -546,7 +546,7 @@ test('unsent messages are bounded', () =>
     kernel.send('shell', 'kernel_info_request');
   }));
 
-test("a close with 4001 that the client's own late handshake caused is retried", () =>
+test("a close with 4001 is retried if the client's own late handshake caused it", () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 1);
     // Connection 0 times out without a hello. The gateway processes it after the next connection and closes that one.
@@ -567,7 +567,7 @@ test("a close with 4001 that the client's own late handshake caused is retried",
     assertSeqs(await reading, 1, 1);
   }));
 
-test('a close with 4001 that a handshake abandoned by a new reader caused is retried', () =>
+test('a close with 4001 is retried if a handshake that a new reader abandoned caused it', () =>
   withGateway(async ({ gateway, client }) => {
     fill(gateway, 3);
     let late = true;

@@ -50,7 +50,7 @@ class BoundedLog:
 
 def main() -> None:
     log = BoundedLog(sys.argv[1], int(sys.argv[2]))
-    # It reads even if it cannot write: a full pipe would block the gateway.
+    # Reads even if writing fails: a full pipe would block the gateway.
     while data := os.read(0, CHUNK):
         log.write(data)
 

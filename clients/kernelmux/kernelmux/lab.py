@@ -44,7 +44,7 @@ def warn_of_differences(state: State) -> None:
     if (state.prefix, state.version) != (sys.prefix, __version__):
         print(
             f"The gateway was started by kernelmux {state.version} in {state.prefix}, and runs kernels of that Python "
-            f"installation. After `kernelmux stop`, kernelmux {__version__} in {sys.prefix} starts its own.",
+            f"installation. After `kernelmux stop`, kernelmux {__version__} in {sys.prefix} starts its own gateway.",
             file=sys.stderr,
         )
 

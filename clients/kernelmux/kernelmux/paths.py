@@ -58,7 +58,7 @@ class Paths:
 
     @property
     def kernel_records(self) -> tuple[Path, ...]:
-        """Folders with a subfolder for each kernel, without and with an agent, even while no gateway runs."""
+        """The folders for kernels without and with an agent. Each kernel's subfolder remains while no gateway runs."""
         return (self.data_dir / "kernels" / "kernels", self.data_dir / "kernels" / "agents")
 
     def make(self) -> None:

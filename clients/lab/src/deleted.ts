@@ -5,7 +5,7 @@ import type { NotebookPanel } from '@jupyterlab/notebook';
 import type { Gateway } from './gateway.js';
 import type { Restorer } from './restore.js';
 
-/** Adds a cell with the code of each execution without a cell, and shows its outputs. */
+/** For each execution whose cell was deleted, adds a cell with its code and shows its outputs. */
 export async function insertDeleted(panel: NotebookPanel, restorer: Restorer, gateway: Gateway): Promise<void> {
   for (const orphan of [...restorer.orphans]) {
     const execution = await gateway.execution(restorer.kernel.id, orphan.msg_id);

@@ -14,7 +14,7 @@ import { clearMarker, setMarker } from './marker.js';
 /**
  * How long the replay may take to begin before it is requested again, in milliseconds. Doubled each time.
  *
- * jupyter_server drops a request silently if its connection to the gateway breaks before it is forwarded.
+ * jupyter_server silently drops a request that it has not forwarded when its connection to the gateway breaks.
  */
 const FIRST_TIMEOUT = 5_000;
 const MAX_TIMEOUT = 60_000;

@@ -6,7 +6,7 @@
 
 import type { NotebookPanel } from '@jupyterlab/notebook';
 
-/** How long the list of a document's other pages may take to arrive after it was opened, in milliseconds. */
+/** How long after opening a document the list of its other pages may take to arrive, in milliseconds. */
 const AWARENESS_DELAY = 2_000;
 
 export class OtherWriters {

@@ -1,4 +1,4 @@
-/** Brings the outputs of a notebook's kernel into its cells: when it is opened, and when another page runs a cell. */
+/** Brings a kernel's outputs into the notebook's cells: when the page is opened, and when another page runs a cell. */
 
 import type { CodeCell } from '@jupyterlab/cells';
 import type { NotebookPanel } from '@jupyterlab/notebook';
@@ -20,7 +20,7 @@ import { endText } from './status-text.js';
 
 /** Features that the gateway must have. */
 const FEATURES = ['follow', 'latest_cell'];
-/** Maximum number of requested replays that have not begun. Each replay then begins soon after its request. */
+/** Maximum number of requested replays that have not begun, so that each begins soon after its request. */
 const MAX_PENDING = 16;
 /** Messages that change what a cell shows. */
 const OUTPUTS = new Set(['stream', 'display_data', 'execute_result', 'error', 'clear_output', 'input_request']);
@@ -134,7 +134,7 @@ export class Restorer {
     }
     putAll(fillings);
     this.commsWanted &&= !busy;
-    // Outputs of cells that were deleted before the document was saved are not offered.
+    // The outputs of a deleted cell whose execution ended before the document was saved are not offered.
     this.orphans = orphans.filter(execution => needsLog(execution, null, saved));
     await this.restorePast(new Set(matches.map(({ cell }) => cells[cell])));
     this.changed.emit();

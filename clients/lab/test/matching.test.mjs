@@ -44,7 +44,7 @@ test('a cell whose code differs from the executed code is edited', () => {
   assert.equal(edited('a', run('a', 'A', 1, { code_hash: null })), false);
 });
 
-test('without a cell of its id, an execution is an orphan', () => {
+test('an execution is an orphan if no cell has its cell id', () => {
   const executions = [run('a', 'A', 1), run('gone', 'G', 2)];
   const { matches, orphans } = match([cell('a', 'A'), cell('gone')], executions, true);
   assert.deepEqual([matches.length, orphans.map(({ msg_id }) => msg_id)], [1, ['G@2']]);

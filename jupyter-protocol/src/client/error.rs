@@ -23,7 +23,7 @@ pub enum ClientError {
     /// The kernel's sockets are encrypted with CurveZMQ.
     #[error("the kernel's sockets are encrypted with CurveZMQ, which is not supported; start it without encryption")]
     Encrypted,
-    /// The key or the signature scheme of the connection file is unusable.
+    /// The signature scheme of the connection file is not supported.
     #[error(transparent)]
     Signing(#[from] SigningError),
     /// The kernel did not answer before the deadline. The request is not withdrawn: the kernel may still handle it.

@@ -33,11 +33,12 @@ pub enum ExecutionEvent {
 /// The stream ends when both the reply and the `idle` status have arrived, in either order, because only then are all
 /// outputs complete. If the connection is lost, the stream yields one [`ClientError::Gone`] and ends.
 ///
-/// It buffers up to [`ClientOptions::queue`](super::ClientOptions::queue) unread messages. Further outputs are dropped,
-/// with [`ClientError::Lagged`] in their place.
+/// The stream buffers unread messages up to [`ClientOptions::queue`](super::ClientOptions::queue) and
+/// [`ClientOptions::queue_bytes`](super::ClientOptions::queue_bytes). Further outputs are dropped, with
+/// [`ClientError::Lagged`] in their place.
 ///
-/// Dropping the stream does not stop the code; [`Client::interrupt`](super::Client::interrupt) does. Code that waits
-/// for input then waits until it is interrupted.
+/// Dropping the stream does not stop the code; [`Client::interrupt`](super::Client::interrupt) does. If the code
+/// requests input after the stream is dropped, it waits until it is interrupted.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#execute>
 pub struct Execution {

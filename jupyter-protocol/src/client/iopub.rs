@@ -12,8 +12,8 @@ use crate::wire::WireMessage;
 /// Receiver of all messages that a kernel publishes, for any client, from the call of
 /// [`Client::iopub`](super::Client::iopub) on.
 ///
-/// It buffers up to [`ClientOptions::queue`](super::ClientOptions::queue) unread messages. If more arrive, the oldest
-/// are dropped, and [`ClientError::Lagged`] reports their number.
+/// It buffers up to [`ClientOptions::queue`](super::ClientOptions::queue) unread messages, rounded up to a power of
+/// two. If more arrive, the oldest are dropped, and [`ClientError::Lagged`] reports their number.
 pub struct Iopub {
     receiver: Option<broadcast::Receiver<Arc<WireMessage>>>,
     routes: Arc<Routes>,

@@ -112,7 +112,7 @@ impl Client {
     /// - [`ClientError::Gone`] if the connection is lost before that.
     /// - [`ClientError::NoPort`] if the connection has no shell or iopub port.
     /// - [`ClientError::Encrypted`] if the connection requires CurveZMQ.
-    /// - [`ClientError::Signing`] if the connection's key or signature scheme is unusable.
+    /// - [`ClientError::Signing`] if the connection's signature scheme is not supported.
     pub async fn connect(info: &ConnectionInfo) -> Result<Self, ClientError> {
         Self::connect_with(info, ClientOptions::default()).await
     }

@@ -13,10 +13,10 @@ pub struct ClientOptions {
     pub request_deadline: Duration,
     /// Maximum number of unread messages of each [`Execution`](super::Execution) and each [`Iopub`](super::Iopub).
     ///
-    /// Further messages are dropped and reported as [`ClientError::Lagged`](super::ClientError::Lagged). Default:
-    /// 10,000.
+    /// An `Execution` then drops further outputs, and an `Iopub` its oldest messages. Both report the number of dropped
+    /// messages as [`ClientError::Lagged`](super::ClientError::Lagged). Default: 10,000.
     pub queue: usize,
-    /// Maximum size in bytes of the unread outputs of each execution. Further outputs are dropped as with `queue`.
+    /// Maximum size in bytes of the unread outputs of each execution, which drops further outputs as with `queue`.
     /// Default: 256 MiB.
     pub queue_bytes: usize,
     /// Session id that identifies the client to the kernel, at most 255 bytes. It must be unique among the connected

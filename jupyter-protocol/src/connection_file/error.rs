@@ -19,7 +19,7 @@ pub enum ConnectionFileError {
         /// Error of the system.
         source: io::Error,
     },
-    /// The path is a directory or a device.
+    /// The path is a directory, a pipe or a device.
     #[error("{path} is not a regular file; give the path of a kernel's connection file")]
     NotAFile {
         /// The path.

@@ -90,7 +90,7 @@ impl CompleteReply {
 mod tests {
     use super::*;
 
-    /// Characters of one to four bytes, a combining one, and a family of three code points with joiners.
+    /// Characters of one to four bytes, a combining one, and a family of two code points with a joiner between them.
     const TEXT: &str = "aé€𝒳e\u{301}👩\u{200d}👧\n";
 
     #[test]
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn offsets_within_a_character_are_those_of_its_start() {
+    fn an_offset_within_a_character_gives_the_position_of_the_character() {
         for offset in 4..8 {
             assert_eq!(cursor_pos("𝒳𝒳x", offset), 1);
         }
     }
 
     #[test]
-    fn positions_and_offsets_out_of_range_are_those_of_the_end() {
+    fn positions_and_offsets_out_of_range_give_the_end() {
         for position in [4, 5, u64::from(u32::MAX), u64::MAX] {
             assert_eq!(byte_offset("𝒳𝒳x", position), 9);
         }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_with_a_cursor_beyond_their_code_have_it_at_the_end() {
+    fn a_cursor_beyond_the_code_of_a_request_is_at_its_end() {
         let code = "naïve".to_owned();
         let complete = CompleteRequest {
             code: code.clone(),

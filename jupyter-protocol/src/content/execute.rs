@@ -13,7 +13,8 @@ use super::reply::ReplyBody;
 pub struct ExecuteRequest {
     /// Code of one or more lines.
     pub code: String,
-    /// Whether to run silently: without publishing the code and the result, history or execution count.
+    /// Whether to run silently: without publishing the code or the result, storing history or increasing the execution
+    /// count.
     #[serde(default, deserialize_with = "lenient::or_default")]
     pub silent: bool,
     /// Whether to store the code in the history and to increment the execution count. `silent` overrides it.

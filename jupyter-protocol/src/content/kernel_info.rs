@@ -137,7 +137,7 @@ pub struct ConnectReply {
 
 impl ReplyBody for ConnectReply {}
 
-/// `handshake_request`: announces the ports that a kernel has bound to its starter (JEP 66).
+/// `handshake_request`: tells the starter of a kernel which ports the kernel has bound (JEP 66).
 ///
 /// <https://github.com/jupyter/enhancement-proposals/blob/master/66-jupyter-handshaking/jupyter-handshaking.md>
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

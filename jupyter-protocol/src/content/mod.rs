@@ -1,8 +1,9 @@
 //! Typed content of every message of the protocol.
 //!
-//! Parsing is lenient, because real kernels omit required fields: an absent or null field gets its default, and unknown
-//! names and fields are kept. Content that cannot be parsed becomes [`Content::Invalid`], which holds the original
-//! bytes. Serializing is strict: it writes every required field of protocol 5.4.
+//! Parsing is lenient, because real kernels omit required fields: an absent or null field gets its default, unless the
+//! content means nothing without the field, such as `code` or `comm_id`. Unknown names and fields are kept. Content
+//! that cannot be parsed becomes [`Content::Invalid`], which holds the original bytes. Serializing is strict: it writes
+//! every required field of protocol 5.4.
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html>
 

@@ -108,7 +108,9 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Returns the status, such as `ok`. The status on the wire of an `is_complete_reply` is in its result.
+    /// Returns the status, such as `ok`.
+    ///
+    /// For an `is_complete_reply` with a result this is `ok`: the status that it has on the wire is in the result.
     #[must_use]
     pub fn status(&self) -> &str {
         match self {

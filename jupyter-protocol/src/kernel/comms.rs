@@ -5,7 +5,7 @@ use serde_json::{Map, json};
 
 use crate::content::CommInfoReply;
 
-/// Maximum number of open comms.
+/// Number of open comms at which clients cannot open another. The kernel still can.
 const MAX_COMMS: usize = 10_000;
 
 /// Target names of the open comms, by comm id.
@@ -17,7 +17,7 @@ impl Comms {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether another comm may be opened.
+    /// Returns whether a client may open another comm.
     pub(super) fn has_room(&self) -> bool {
         self.lock().len() < MAX_COMMS
     }

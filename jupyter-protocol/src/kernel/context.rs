@@ -117,12 +117,14 @@ impl Context {
         }
     }
 
-    /// Waits until the request is interrupted.
+    /// Waits until the request is interrupted or the kernel shuts down.
     pub async fn interrupted(&self) {
         self.interrupt.wait().await;
     }
 
-    /// Returns whether the request was interrupted, for code that runs for a long time without awaiting.
+    /// Returns whether the request was interrupted or the kernel is shutting down.
+    ///
+    /// For code that runs for a long time without awaiting.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
         self.interrupt.is_set()

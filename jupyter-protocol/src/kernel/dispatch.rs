@@ -25,7 +25,8 @@ pub(super) type DynKernel = Arc<dyn Kernel>;
 
 /// Handles a request.
 ///
-/// If it is an execution that fails and has `stop_on_error`, the executions in `queue` will be aborted.
+/// If the request is an execution that has `stop_on_error`, is not silent and fails, marks the requests in `queue` to
+/// be aborted.
 pub(super) async fn handle(
     kernel: &DynKernel,
     state: &Arc<KernelState>,

@@ -10,7 +10,7 @@ pub enum ServeError {
     /// The connection file cannot be read or is invalid.
     #[error(transparent)]
     ConnectionFile(#[from] ConnectionFileError),
-    /// The key or the signature scheme of the connection file is unusable.
+    /// The signature scheme of the connection file is not supported.
     #[error(transparent)]
     Signing(#[from] SigningError),
     /// The connection file requires CurveZMQ.

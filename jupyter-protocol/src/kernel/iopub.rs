@@ -59,7 +59,7 @@ impl IopubPublisher {
         (iopub, task)
     }
 
-    /// Makes the task end once the queued messages are published, even while other handles exist.
+    /// Makes the task end once the queued messages are published, even while the handle exists.
     pub(super) fn close(&self) {
         self.close.notify_one();
     }
@@ -94,7 +94,7 @@ impl Welcome {
     }
 }
 
-/// Publishes until all handles are dropped or the queue is closed, then writes the remaining messages and closes.
+/// Publishes until the handle is dropped or the queue is closed, then writes the remaining messages and closes.
 async fn publish_all(
     mut publisher: Publisher,
     mut to_publish: mpsc::Receiver<WireMessage>,

@@ -7,7 +7,7 @@ use super::state::Incoming;
 /// Queued requests of one shell, or of control, in order of arrival.
 pub(super) struct RequestQueue {
     arriving: mpsc::Receiver<Incoming>,
-    /// Requests that were queued when an execution failed. The executions among them will be aborted.
+    /// Requests that were queued when an execution failed. A shell aborts the executions among them.
     to_abort: VecDeque<Incoming>,
 }
 

@@ -51,8 +51,8 @@ pub struct Shutdown {
 ///
 /// On Unix, if the environment variable `JPY_PARENT_PID` has a process id other than 1, as under `jupyter_client`, the
 /// kernel ends with that process. If the variable names a process that did not start this one, directly or through
-/// others, the kernel ends with its direct parent instead. Without the variable, or with 1, as under kernelmux, the
-/// kernel outlives its parent.
+/// others, the kernel ends with its direct parent instead. The kernel outlives its parent if the variable is not set or
+/// is 1, as under kernelmux, or if its direct parent is process 1.
 ///
 /// When the parent ends, `serve` calls [`Kernel::shutdown`] and returns. A process that still runs 15 seconds later,
 /// for example because it waits for a thread, is ended with exit code 1.
@@ -127,7 +127,7 @@ impl Server {
     /// - [`ServeError::Bind`] if a socket cannot be bound, for example because its port is taken.
     /// - [`ServeError::Handshake`] if announcing fails, or the starter does not acknowledge within 30 seconds.
     /// - [`ServeError::Encrypted`] if the connection requires CurveZMQ.
-    /// - [`ServeError::Signing`] if the connection's key or signature scheme is unusable.
+    /// - [`ServeError::Signing`] if the connection's signature scheme is not supported.
     pub async fn bind(mut info: ConnectionInfo, kernel: impl Kernel) -> Result<Self, ServeError> {
         if info.is_encrypted() {
             return Err(ServeError::Encrypted);

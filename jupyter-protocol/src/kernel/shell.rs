@@ -1,4 +1,5 @@
-//! The shell socket: handles requests one after the other, and those of each subshell (JEP 91) concurrently.
+//! The shell socket: the main shell and each subshell (JEP 91) handle their requests one after the other, and run
+//! concurrently with each other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

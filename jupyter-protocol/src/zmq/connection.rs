@@ -204,7 +204,8 @@ pub(super) struct Sender {
 impl Sender {
     /// Queues a message, waiting for capacity. A cancelled call has not queued the message.
     ///
-    /// If no other message is queued, it is written directly, which saves the latency of waking the writing task.
+    /// If no other message is queued or being written, writes the message directly, which saves the latency of waking
+    /// the writing task.
     pub(super) async fn send(&self, frames: &[Bytes]) -> Result<(), SocketError> {
         let mut message = zmtp::encode(frames);
         let permit = self.queue.reserve().await.map_err(|_| not_writable())?;

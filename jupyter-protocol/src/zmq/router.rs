@@ -24,7 +24,8 @@ const ROUTER: SocketOptions = SocketOptions {
     write_timeout: Duration::from_secs(10),
 };
 
-/// Capacity of the receive queue that all clients share, in messages. A full queue makes the clients wait in turn.
+/// Capacity of the receive queue that all clients share, in messages. While the queue is full, clients wait in the
+/// order of their messages.
 const QUEUE_CAPACITY: usize = 8;
 
 /// Starts a ROUTER socket, as a kernel uses for shell, control and stdin.

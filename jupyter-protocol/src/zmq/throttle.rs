@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use super::{MAX_MESSAGE_BYTES, SocketError};
 use crate::wire::{WireError, WireMessage};
 
-/// Cost of rejected input at which reading pauses. A small command costs one.
+/// Cost of commands and rejected messages at which reading pauses. A small command costs one.
 const PAUSE_COST: usize = 2_048;
 /// Base cost of a rejected message. It covers the computation of the signature.
 const MESSAGE_COST: usize = 8;
@@ -15,9 +15,9 @@ const BYTES_PER_COST: usize = 128;
 /// How long reading pauses, so that further input stays in the peer's queue.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Slows down reading from a peer whose input is rejected.
+/// Slows down reading from a peer that sends many commands, or messages that are rejected.
 ///
-/// Rejected input produces no log entry, so no other bound limits it. Without pauses a peer could keep a CPU busy.
+/// Neither reaches the caller's queues, so no other bound limits them. Without pauses a peer could keep a CPU busy.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
     cost: usize,
@@ -48,7 +48,7 @@ impl Throttle {
         self.cost >= PAUSE_COST
     }
 
-    /// Pauses if enough input was rejected since the last pause. Cancel-safe.
+    /// Pauses if commands and rejected messages since the last pause cost enough. Cancel-safe.
     pub(super) async fn wait(&mut self) {
         if self.is_due() {
             sleep(PAUSE).await;

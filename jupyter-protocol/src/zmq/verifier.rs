@@ -59,7 +59,7 @@ impl Verifier {
         Ok(())
     }
 
-    /// Returns a message with a valid signature. Logs why any other message is refused.
+    /// Returns a message that has a valid signature and is not a replay. Logs why any other message is refused.
     ///
     /// # Errors
     /// [`Refused`], with the reason.

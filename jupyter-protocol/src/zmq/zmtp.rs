@@ -24,7 +24,7 @@ pub(super) const SUBSCRIBE_TO_ALL: [u8; 3] = [0, 1, 1];
 /// Maximum size of a command in bytes. The commands of ZMTP 3 have a few dozen bytes.
 const MAX_COMMAND: u64 = 64 << 10;
 
-/// Maximum size of a message.
+/// Maximum size of a message in bytes and in frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) bytes: u64,

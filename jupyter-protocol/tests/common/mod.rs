@@ -42,7 +42,7 @@ pub(crate) fn has_ipykernel() -> bool {
     );
     if !found {
         eprintln!(
-            "skipped: {} has no ipykernel; set KERNELMUX_TEST_PYTHON to one that has",
+            "skipped: {} has no ipykernel; set KERNELMUX_TEST_PYTHON to one that has it",
             python()
         );
     }

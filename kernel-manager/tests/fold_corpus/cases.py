@@ -151,7 +151,7 @@ CLEARING = {
     "waits for a display": [out("a"), clear(True), display("b")],
     "waits for a result": [out("a"), clear(True), result("b")],
     "waits for an error": [out("a"), clear(True), error()],
-    "does not wait for status": [out("a"), clear(True), status("idle")],
+    "status does not end the wait": [out("a"), clear(True), status("idle")],
     "waits twice": [out("a"), clear(True), clear(True), out("b"), out("c")],
     "waits, then at once": [out("a"), clear(True), clear()],
     "waits, then at once, then text": [out("a"), clear(True), clear(), out("b"), out("c")],
@@ -184,7 +184,7 @@ DISPLAYS = {
         display("a", "x", metadata={"a": 1}), message("update_display_data", {
             "data": {"text/html": "b"}, "metadata": {"b": 2}, "transient": {"display_id": "x"}})],
     "updated many times": [display("0", "x")] + [update(str(n), "x") for n in range(1, 10)],
-    "an update of none": [update("b", "x"), out("c")],
+    "an update of an id that no display has": [update("b", "x"), out("c")],
     "an update before": [update("b", "x"), display("a", "x")],
     "an update without an id": [display("a", "x"), update("b")],
     "an update of another": [display("a", "x"), display("b", "y"), update("c", "y")],

@@ -74,7 +74,7 @@ class Namespace:
 
 
 class GatewayPod:
-    """Replaces the gateway's process. Its output is the pod's log."""
+    """Used like the gateway's `Process`. Its output is the pod's log."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace

@@ -12,7 +12,7 @@ BINARY = Path(os.environ.get("KERNELMUX_ECHO_BIN", REPO / "target" / "debug" / "
 
 
 def install(root: Path) -> dict[str, str]:
-    """Copies its kernelspec below `root`. Returns the environment variables to find the kernelspec and the program."""
+    """Copies the kernelspec below `root`. Returns the environment variables to find the kernelspec and the program."""
     shutil.copytree(REPO / "examples" / "echo-kernel" / "kernelspec", root / "kernels" / "echo")
     return {
         "JUPYTER_PATH": str(root),

@@ -13,7 +13,7 @@ pub(in crate::zmq) fn pong(ping: &[u8]) -> Option<Bytes> {
     Some(command(&[b"\x04PONG", &context[..context.len().min(16)]].concat()))
 }
 
-/// Parses a subscription: `true` and the topic to subscribe, `false` and the topic to cancel.
+/// Parses a subscription: returns `true` and the topic to subscribe to, or `false` and the topic to cancel.
 ///
 /// Subscriptions are messages in ZMTP 3.0 and commands in ZMTP 3.1. Returns `None` for anything else.
 #[cfg(feature = "kernel")]

@@ -4,8 +4,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::{COMMAND, LONG, Limits, MAX_COMMAND, MORE, Traffic, ZmtpError};
 
-/// Frames of an incomplete message of up to this many bytes are copied out of the read buffer. A peer that sends small
-/// frames slowly would otherwise keep a whole read buffer alive with each.
+/// Frames of up to this many bytes are copied out of the read buffer if their message is incomplete. Otherwise, a peer
+/// that sends small frames slowly would keep a whole read buffer alive with each frame.
 const COMPACT_THRESHOLD: usize = 32 << 10;
 
 /// Maximum size of a message that can be skipped. A message that claims to be larger closes the connection.

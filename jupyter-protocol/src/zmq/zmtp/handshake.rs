@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn only_greetings_of_zmtp_3_with_null_are_accepted() {
         assert_eq!(check_greeting(&greeting()), Ok(true));
-        for whole in 0..GREETING {
-            assert_eq!(check_greeting(&greeting()[..whole]), Ok(false));
+        for length in 0..GREETING {
+            assert_eq!(check_greeting(&greeting()[..length]), Ok(false));
         }
         assert_eq!(check_greeting(b"H"), Err(ZmtpError::NotZmtp));
         // The bytes that ZMTP 2.0 and 1.0 send before they wait for an answer.
