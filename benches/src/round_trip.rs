@@ -101,6 +101,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     tcp_kernel.wait()?;
     ipc_kernel.wait()?;
     let ours = Gateway::kernelmux(setup, "round-trip").await?;
+    let without_agent = Gateway::kernelmux_with(setup, "round-trip-direct", &["--agent", "off"]).await?;
     let peer = Gateway::kernel_gateway(setup).await?;
     let mut ways = Vec::new();
     for (name, rounds, shell) in [
@@ -115,6 +116,11 @@ pub async fn run(setup: &Setup) -> Result<Section> {
             Shell::Direct(Box::new(Direct::connect(&ipc_kernel.info).await?)),
         ),
         ("kernelmux-gateway", ROUNDS, through(&ours).await?),
+        (
+            "kernelmux-gateway, without agents",
+            ROUNDS,
+            through(&without_agent).await?,
+        ),
         ("Kernel Gateway", ROUNDS_OF_PEER, through(&peer).await?),
     ] {
         ways.push((name, rounds, shell, Vec::new()));
@@ -138,8 +144,8 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         .map(|(name, _, _, times)| (name, Times::new(times)))
         .collect();
     let p50: Vec<f64> = times.iter().map(|(_, times)| times.median().as_secs_f64()).collect();
-    let [tcp, ipc, through_ours, through_peer] = p50[..] else {
-        return Err("not exactly four variants were measured".into());
+    let [tcp, ipc, through_ours, _, through_peer] = p50[..] else {
+        return Err("not exactly five variants were measured".into());
     };
     for (name, times) in &times {
         section.row([
@@ -166,6 +172,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     );
     drop((tcp_kernel, ipc_kernel));
     ours.end()?;
+    without_agent.end()?;
     peer.end()?;
     Ok(section)
 }

@@ -31,13 +31,15 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     );
     section.table(&["", "starts", "p50", "p90", "p50, more than by hand"]);
     let ours = Gateway::kernelmux(setup, "start").await?;
+    let without_agent = Gateway::kernelmux_with(setup, "start-direct", &["--agent", "off"]).await?;
     let peer = Gateway::kernel_gateway(setup).await?;
-    let mut times: [Vec<Duration>; 4] = Default::default();
+    let mut times: [Vec<Duration>; 5] = Default::default();
     for round in 0..=ROUNDS {
         let measured = [
             by_hand(setup, Transport::Tcp).await?,
             by_hand(setup, Transport::Ipc).await?,
             through(&ours).await?,
+            through(&without_agent).await?,
             through(&peer).await?,
         ];
         // The first round loads the files into the page cache.
@@ -48,14 +50,16 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         }
     }
     ours.end()?;
+    without_agent.end()?;
     peer.end()?;
-    let [tcp, ipc, through_ours, through_peer] = times.map(Times::new);
+    let [tcp, ipc, through_ours, direct, through_peer] = times.map(Times::new);
     let by_hand = tcp.median().min(ipc.median());
     let over = |times: &Times| times.median().as_secs_f64() - by_hand.as_secs_f64();
     for (name, times) in [
         ("by hand, TCP", &tcp),
         ("by hand, Unix sockets", &ipc),
         ("kernelmux-gateway", &through_ours),
+        ("kernelmux-gateway, without agents", &direct),
         ("Kernel Gateway", &through_peer),
     ] {
         section.row([

@@ -29,6 +29,8 @@ use crate::server;
 const MESSAGE_MEMORY: u64 = 256 << 20;
 /// The most bytes that wait for the disk. Beyond that, reading from the kernel pauses.
 const WAITING_BYTES: usize = 16 << 20;
+/// The agent's thread stores up to this many bytes itself, because waking another thread takes longer.
+const INLINE_BYTES: usize = 16 << 10;
 /// By how many bytes the spool may exceed its bound: a message that was being read when the bound was reached, and the
 /// messages that wait for the disk.
 const SLACK_BYTES: u64 = MAX_MESSAGE_BYTES + WAITING_BYTES as u64;
@@ -218,7 +220,8 @@ fn open_logs(launch: &Launch) -> io::Result<Logs> {
         .with_stored_age(None)
         .with_when_full(WhenFull::Wait)
         // The spool is useless after a failure of the machine, because the kernel is gone too.
-        .with_durability(Durability::Process);
+        .with_durability(Durability::Process)
+        .with_inline_bytes(INLINE_BYTES);
     Logs::new(Arc::new(store), options).map_err(io::Error::other)
 }
 

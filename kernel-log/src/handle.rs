@@ -7,7 +7,7 @@ use jupyter_protocol::KernelId;
 use tokio::sync::watch;
 
 use super::open_log::OpenLog;
-use super::{Epoch, IndexUpdate, NewEntry, Reader, Seq, StoreError, blocking, index};
+use super::{Epoch, IndexUpdate, NewEntry, Reader, Seq, StoreError, blocking, index, writer};
 
 /// The log of one kernel. Clones share the same log.
 #[derive(Clone)]
@@ -91,8 +91,14 @@ impl Log {
         state.pending.update_index(updates);
         state.pending.end_append();
         self.shared.count(&mut state);
-        self.shared.wake_writer(&mut state);
-        state.pending.last()
+        let last = state.pending.last();
+        if self.shared.begin_inline(&mut state) {
+            drop(state);
+            writer::store_inline(&self.shared);
+        } else {
+            self.shared.wake_writer(&mut state);
+        }
+        last
     }
 
     /// Updates the index. The update is stored soon, but not before earlier appended entries. Never waits.

@@ -13,7 +13,7 @@ use super::large_blocks::{LargeBlocks, ReadMemory};
 use super::pending_blocks::PendingBlocks;
 use super::quotas::Quotas;
 use super::unrecorded::Unrecorded;
-use super::{Block, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, WhenFull, writer};
+use super::{Block, Durability, Epoch, LogOptions, NewEntry, Origin, Seq, StoreError, StoredLog, WhenFull, writer};
 
 /// Bytes of a log that may wait for the store regardless of other logs.
 const FREE: usize = 1 << 20;
@@ -253,6 +253,17 @@ impl OpenLog {
         let waiting = self.state().counted_bytes;
         waiting < options.waiting_bytes.min(FREE)
             || waiting < options.waiting_bytes && self.writer.waiting_bytes() < options.all_waiting_bytes
+    }
+
+    /// Whether the calling thread is to store what is pending. The writer then leaves the log to it.
+    pub(super) fn begin_inline(&self, state: &mut LogState) -> bool {
+        let options = &self.options;
+        let is_inline = options.durability == Durability::Process
+            && !state.with_writer
+            && !state.pending.is_empty()
+            && state.pending.bytes() <= options.inline_bytes;
+        state.with_writer |= is_inline;
+        is_inline
     }
 
     /// Queues the log at the writer if it has something to store or to drop and is not queued yet.

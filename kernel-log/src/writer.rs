@@ -252,6 +252,19 @@ impl Rounds {
     }
 }
 
+/// Stores and publishes pending entries in the calling thread, after [`OpenLog::begin_inline`]. The writer's thread
+/// continues if there is more to store.
+pub(super) fn store_inline(log: &Arc<OpenLog>) {
+    let more = match store(log) {
+        Stored::Nothing => false,
+        Stored::Written(written) => publish(log, written),
+        Stored::Refused(_) => true,
+    };
+    if more {
+        log.writer.push(log.clone());
+    }
+}
+
 /// A block and index updates that were taken from a log and passed to the store.
 struct Written {
     block: Option<Block>,
