@@ -65,6 +65,9 @@ pub struct LocalOptions {
     /// [`command_prefix`](Self::command_prefix), it must run the kernel on this machine, so kernels may use Unix
     /// sockets.
     pub launcher: Vec<String>,
+    /// Whether kernels write to this process's standard output and error, instead of a file. The provider knows nothing
+    /// of their output then.
+    pub inherit_output: bool,
     /// Kernelspecs in addition to those that the search finds. They take precedence.
     pub kernelspecs: Vec<InstalledKernelspec>,
     /// Changes each kernel's command before it is started.
@@ -102,6 +105,7 @@ impl LocalOptions {
             reap_orphans: false,
             command_prefix: Vec::new(),
             launcher: Vec::new(),
+            inherit_output: false,
             kernelspecs: Vec::new(),
             adjust_command: None,
             agent: None,
@@ -263,6 +267,8 @@ pub enum TransportChoice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {
+    /// All variables.
+    All,
     /// All variables except servers' tokens: `*_AUTH_TOKEN`, `KERNELMUX_TOKEN`, `JUPYTER_TOKEN` and `JPY_API_TOKEN`. A
     /// program's own secrets, such as `DATABASE_URL` or a cloud's keys, then reach the code in its kernels.
     AllButSecrets,

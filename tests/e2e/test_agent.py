@@ -217,7 +217,7 @@ def test_a_link_that_is_cut_at_any_byte_loses_and_repeats_nothing(start_gateway:
     gateway = start_gateway(port=free_port())
     kernel_id = gateway.start_kernel()["id"]
     gateway.stop(signal.SIGKILL)
-    proxy = UnixProxy(launch_of(gateway, kernel_id)["listen"])
+    proxy = UnixProxy(launch_of(gateway, kernel_id)["listen"]["unix"])
     try:
         gateway.start()
         lines = 30_000 if LONG else 6_000
@@ -259,7 +259,7 @@ def test_an_agent_refuses_connections_without_its_token(start_gateway: Start) ->
     gateway = start_gateway(port=free_port())
     kernel_id = gateway.start_kernel()["id"]
     launch = launch_of(gateway, kernel_id)
-    path, token = launch["listen"], launch["token"]
+    path, token = launch["listen"]["unix"], launch["token"]
     assert os.stat(path).st_mode & 0o777 in (0o755, 0o700, 0o600)
     assert os.stat(Path(path).parent).st_mode & 0o077 == 0
 
@@ -309,7 +309,7 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
     wait_ended(gateway, kernel_id, msg_id)
     gateway.stop(signal.SIGKILL)
     launch = launch_of(gateway, kernel_id)
-    connection = AgentConnection(launch["listen"])
+    connection = AgentConnection(launch["listen"]["unix"])
     kind, welcome = connection.hello(launch["token"])
     assert kind == WELCOME
     assert welcome["version"] == 1 and welcome["kernel_id"] == kernel_id
@@ -352,10 +352,10 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
     assert f"{process} xxx".encode() in payload and accepted[-1] == (0, 2)
     assert f"{process + 1} xxx".encode() not in entries + payload
     # Another client is refused until the first one has disconnected.
-    again = AgentConnection(launch["listen"])
+    again = AgentConnection(launch["listen"]["unix"])
     assert again.hello(launch["token"])[0] == REFUSED
     connection.close()
-    eventually(lambda: AgentConnection(launch["listen"]).hello(launch["token"])[0] == WELCOME, "the agent is free")
+    eventually(lambda: AgentConnection(launch["listen"]["unix"]).hello(launch["token"])[0] == WELCOME, "the agent is free")
     again.close()
 
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use jupyter_protocol::Backoff;
-use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
@@ -244,7 +244,7 @@ async fn greet(connect: &dyn Connect) -> io::Result<Result<(Welcome, Connection)
     let greeting = async {
         let (reader, mut writer) = tokio::io::split(connect.connect().await?);
         let json = serde_json::to_vec(&hello)?;
-        writer.write_all(&ToAgent::Hello(json.into()).encode()).await?;
+        write(&mut writer, &ToAgent::Hello(json.into()).encode()).await?;
         let mut reader = FramedRead::new(reader, codec());
         match next_frame(&mut reader).await? {
             FromAgent::Welcome(json) => {
@@ -262,6 +262,12 @@ async fn greet(connect: &dyn Connect) -> io::Result<Result<(Welcome, Connection)
         Ok(greeted) => greeted,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
+}
+
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, frame: &[u8]) -> io::Result<()> {
+    writer.write_all(frame).await?;
+    // TLS may keep the last bytes otherwise.
+    writer.flush().await
 }
 
 async fn next_frame<R: tokio::io::AsyncRead + Unpin>(
@@ -289,7 +295,7 @@ async fn connected(
             obey(session, command, outgoing);
         }
         for frame in session.resume() {
-            writer.write_all(&frame).await?;
+            write(&mut writer, &frame).await?;
         }
         let (mut last_received, mut ping_at) = (Instant::now(), Instant::now() + PING_INTERVAL);
         loop {
@@ -319,7 +325,7 @@ async fn connected(
                 }
             };
             if let Some(frame) = frame {
-                timeout(SILENCE, writer.write_all(&frame)).await??;
+                timeout(SILENCE, write(&mut writer, &frame)).await??;
             }
         }
     };
