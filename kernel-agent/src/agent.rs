@@ -3,6 +3,7 @@
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -304,12 +305,22 @@ fn options(launch: &Launch) -> LocalOptions {
         .clone_from(&launch.inherit_over_kernelspec);
     options.inherit_output = launch.inherit_output;
     options.port_range = launch.ports.map(|(first, last)| first..=last);
-    options.python.clone_from(&launch.python);
+    options.python = launch.python.as_deref().map(find_program);
     if let Ok(this) = std::env::current_exe() {
         let this = this.to_string_lossy().into_owned();
         options = options.with_launcher([this, "exec".to_owned(), std::process::id().to_string()]);
     }
     options
+}
+
+/// The absolute path of a program that is named without a folder, if it is on the `PATH`.
+fn find_program(program: &Path) -> PathBuf {
+    let is_bare = program.components().count() == 1;
+    let folders = std::env::var_os("PATH").filter(|_| is_bare).unwrap_or_default();
+    let mut found = std::env::split_paths(&folders).map(|folder| folder.join(program));
+    found
+        .find(|path| path.is_absolute() && path.is_file())
+        .unwrap_or_else(|| program.to_owned())
 }
 
 fn request(launch: &Launch) -> LaunchRequest {

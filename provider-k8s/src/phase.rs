@@ -152,6 +152,20 @@ fn ended(pod: &Pod) -> Option<PodPhase> {
     if terminated.is_none() && !is_over {
         return None;
     }
+    // Without a restart policy, an init container that fails ends the pod before the kernel's container starts.
+    let failed = status.init_container_statuses.iter().flatten().find_map(|container| {
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        (ended.exit_code != 0).then_some((&container.name, ended))
+    });
+    if let (None, Some((name, ended))) = (terminated, failed) {
+        let why = ended
+            .message
+            .clone()
+            .or_else(|| ended.reason.clone())
+            .unwrap_or_default();
+        let message = format!("its init container {name} exited with code {}: {why}", ended.exit_code);
+        return Some(broken("InitContainerFailed", &message));
+    }
     let reason = status.reason.as_deref().unwrap_or_default();
     let message = status.message.clone().unwrap_or_else(|| reason.to_owned());
     if NO_ROOM.contains(&reason) || reason.starts_with(NO_ROOM_OF) {

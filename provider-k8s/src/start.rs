@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jupyter_protocol::{ConnectionInfo, KernelId};
+use jupyter_protocol::KernelId;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kernel_provider::{ExitCause, LaunchError, LaunchStage, Progress, ProviderError};
+use kernel_provider::{ExitCause, LaunchError, LaunchStage, Progress};
 use kube::api::PostParams;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
@@ -24,7 +24,6 @@ use crate::route::Route;
 /// A pod whose kernel accepts connections.
 pub(crate) struct Ready {
     pub(crate) pod: Arc<Pod>,
-    pub(crate) file: ConnectionInfo,
     pub(crate) secret: BTreeMap<String, ByteString>,
     pub(crate) route: Route,
 }
@@ -177,19 +176,21 @@ pub(crate) enum CreateOutcome {
 /// A pod that exists together with its Secret.
 pub(crate) struct CreatedPod {
     pub(crate) pod: Pod,
-    file: ConnectionInfo,
     secret: BTreeMap<String, ByteString>,
     updates: watch::Receiver<CachedPod>,
 }
 
 impl CreatedPod {
-    /// Waits for the kernel's sockets.
+    /// Waits until the kernel accepts connections.
     pub(crate) async fn ready(mut self, context: &LaunchContext<'_>) -> Result<Ready, LaunchError> {
         let uid = names::uid(&self.pod);
-        let (pod, route) = wait_until_ready(context, &mut self.updates, uid, &self.file).await?;
+        let (pod, ip) = wait_until_running(context, &mut self.updates, uid).await?;
+        let route = context.cluster.route(&pod, &ip, &self.secret)?;
+        wait_for_kernel(context, &mut self.updates, uid, &route).await?;
+        // Use the pod's latest state.
+        let pod = self.updates.borrow().present().cloned().unwrap_or(pod);
         Ok(Ready {
             pod,
-            file: self.file,
             secret: self.secret,
             route,
         })
@@ -239,14 +240,8 @@ pub(crate) async fn create_pod(
     {
         return Err(error.launch_error("create", &format!("the Secret of the pod {name}")));
     }
-    let file = manifest
-        .secret
-        .get(names::CONNECTION_KEY)
-        .and_then(|file| serde_json::from_slice(&file.0).ok())
-        .ok_or_else(|| ProviderError::failed("start a kernel", "its connection file is invalid"))?;
     let created = CreatedPod {
         pod,
-        file,
         secret: manifest.secret,
         updates,
     };
@@ -259,16 +254,11 @@ pub(crate) async fn adopt(context: &LaunchContext<'_>, pod: &Pod) -> Result<Read
     let mut updates = cluster.pod_cache.subscribe(context.id);
     // The Secret is created after the pod, and no container starts before it exists.
     let (pod, ip) = wait_until_running(context, &mut updates, names::uid(pod)).await?;
-    let (file, secret) = cluster.secret_of(&pod).await?;
-    let route = cluster.route(&pod, &ip, &file)?;
+    let secret = cluster.secret_of(&pod).await?;
+    let route = cluster.route(&pod, &ip, &secret)?;
     let uid = names::uid(&pod).to_owned();
-    wait_for_sockets(context, &mut updates, &uid, &file, &route).await?;
-    Ok(Ready {
-        pod,
-        file,
-        secret,
-        route,
-    })
+    wait_for_kernel(context, &mut updates, &uid, &route).await?;
+    Ok(Ready { pod, secret, route })
 }
 
 /// Waits for a future, at most until the launch's deadline.
@@ -279,20 +269,6 @@ pub(crate) async fn within<T>(context: &LaunchContext<'_>, future: impl Future<O
             timeout: context.timeout,
             output: "the API server did not answer".to_owned(),
         })
-}
-
-async fn wait_until_ready(
-    context: &LaunchContext<'_>,
-    updates: &mut watch::Receiver<CachedPod>,
-    uid: &str,
-    file: &ConnectionInfo,
-) -> Result<(Arc<Pod>, Route), LaunchError> {
-    let (pod, ip) = wait_until_running(context, updates, uid).await?;
-    let route = context.cluster.route(&pod, &ip, file)?;
-    wait_for_sockets(context, updates, uid, file, &route).await?;
-    // Use the pod's latest state.
-    let pod = updates.borrow().present().cloned().unwrap_or(pod);
-    Ok((pod, route))
 }
 
 async fn wait_until_running(
@@ -356,11 +332,10 @@ fn report(progress: &Progress, reported: &mut StartStep, step: StartStep) {
 }
 
 /// Waits until the kernel in a running pod accepts connections.
-pub(crate) async fn wait_for_sockets(
+pub(crate) async fn wait_for_kernel(
     context: &LaunchContext<'_>,
     updates: &mut watch::Receiver<CachedPod>,
     uid: &str,
-    file: &ConnectionInfo,
     route: &Route,
 ) -> Result<(), LaunchError> {
     let is_over = |cached: &CachedPod| {
@@ -378,7 +353,12 @@ pub(crate) async fn wait_for_sockets(
             .filter(|pod| names::uid(pod) == uid)
     };
     let ended = tokio::select! {
-        () = route.ready(file) => return Ok(()),
+        ready = route.ready() => return match (ready, &last) {
+            (Err(LaunchError::Died { exit }), Some(pod)) => {
+                Err(LaunchError::died(exit.cause, context.cluster.output_for_error(pod).await))
+            }
+            (ready, _) => ready,
+        },
         ended = ended => ended,
         () = tokio::time::sleep_until(context.deadline) => return Err(timed_out(context, last.as_deref(), &[]).await),
     };

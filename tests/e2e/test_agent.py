@@ -33,7 +33,12 @@ from harness.agents import (
     UnixProxy,
     agent_folder,
     agent_pid,
+    assert_whole,
     launch_of,
+    losses,
+    numbered,
+    printing,
+    text_of,
 )
 from harness.executions import get_execution, run, wait_ended
 from harness.gateway import Gateway, free_port, python_pid
@@ -64,34 +69,6 @@ def chance() -> random.Random:
     seed = int(os.environ.get("KERNELMUX_SEED", time.time_ns() % 1_000_000))
     print(f"KERNELMUX_SEED={seed}")
     return random.Random(seed)
-
-
-def printing(lines: int, per_second: int = 1_000) -> str:
-    """Code that prints numbered lines, each as a separate message."""
-    return f"import time\nfor i in range({lines}):\n    print(i, flush=True)\n    time.sleep({1 / per_second})\n"
-
-
-def numbered(lines: int) -> str:
-    return "".join(f"{i}\n" for i in range(lines))
-
-
-def text_of(execution: dict[str, Any]) -> str:
-    return "".join(output.get("text", "") for output in execution["outputs"])
-
-
-def assert_whole(execution: dict[str, Any], text: str) -> None:
-    """Checks that the execution succeeded, with exactly this output and no notice of a loss."""
-    assert execution["status"] == "ok", execution["status"]
-    assert execution["complete"] is True
-    assert text_of(execution) == text
-
-
-def losses(gateway: Gateway, kernel_id: str) -> list[str]:
-    """The events in the log that report lost output."""
-    entries = entries_of(gateway, kernel_id)
-    assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
-    events = [e["content"].get("event", "") for e in entries if e["header"]["msg_type"] == "kernelmux_lifecycle"]
-    return [event for event in events if event in ("attached", "lost", "disconnected", "not_recorded")]
 
 
 def test_every_client_gets_each_line_once_although_the_gateway_is_killed_and_stopped(

@@ -46,7 +46,7 @@ pub struct Launch {
     pub transport: Option<Transport>,
     /// The first and last TCP port that kernels may use; `None` for any.
     pub ports: Option<(u16, u16)>,
-    /// The interpreter for kernelspecs whose command is just `python`.
+    /// The interpreter for kernelspecs whose command is just `python`. A name without a folder is searched on the `PATH`.
     pub python: Option<PathBuf>,
     /// A command that starts the kernel's command, which is appended to it.
     pub command_prefix: Vec<String>,

@@ -13,6 +13,7 @@ mod reconciler;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chrono::Utc;
 use jupyter_protocol::KernelId;
@@ -127,6 +128,18 @@ impl Pools {
                 && let Some(pod) = seen.present()
             {
                 ready.pod = Arc::clone(pod);
+            }
+            // An agent outlives its kernel.
+            if let Some(agent) = ready.route.agent() {
+                start::within(context, agent.started()).await??;
+                if ready.route.reported_exit().is_some() {
+                    *launch_lock = guard.disarm();
+                    let removed = start::within(context, cluster.delete(&ready.pod, Duration::ZERO)).await?;
+                    if let Err(error) = removed {
+                        tracing::warn!(kernel = %id, %error, "cannot remove a warm pod whose kernel has ended");
+                    }
+                    continue;
+                }
             }
             guard.disarm();
             context.progress.report(LaunchStage::Scheduled);
