@@ -303,7 +303,6 @@ fn options(launch: &Launch) -> LocalOptions {
     options
         .inherit_over_kernelspec
         .clone_from(&launch.inherit_over_kernelspec);
-    options.inherit_output = launch.inherit_output;
     options.port_range = launch.ports.map(|(first, last)| first..=last);
     options.python = launch.python.as_deref().map(find_program);
     if let Ok(this) = std::env::current_exe() {

@@ -55,10 +55,8 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .next()
         .filter(|argument| argument == "--launch")
         .and_then(|_| arguments.next());
-    // With a file, standard error is also the kernel's.
-    let level = if file.is_some() { "warn" } else { "info" };
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("KERNELMUX_LOG").unwrap_or_else(|_| level.into()))
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("KERNELMUX_LOG").unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();

@@ -47,7 +47,6 @@ impl Agent {
             env: Default::default(),
             inherit_over_kernelspec: Default::default(),
             inherit_all: true,
-            inherit_output: true,
             working_dir: None,
             timeout: LONG,
             dir: root.path().join("state"),

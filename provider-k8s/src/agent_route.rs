@@ -10,7 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jupyter_protocol::ConnectionInfo;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::agent::{Answer, Connect, Control, Launch, Link, LinkClosed, Listen, PinnedConnector, Stream};
+use kernel_provider::agent::{
+    Answer, Connect, Control, Launch, Link, LinkClosed, Listen, PinnedConnector, Refused, Stream,
+};
 use kernel_provider::{ExitCause, LaunchError, ProviderError};
 use kube::Api;
 use kube::api::Portforwarder;
@@ -81,6 +83,15 @@ impl AgentRoute {
         *crate::lock(&self.link) = None;
     }
 
+    /// The error for a link that is refused because another program is connected.
+    pub(crate) fn check_free(&self) -> Result<(), ProviderError> {
+        if self.link().refused() != Some(Refused::Busy) {
+            return Ok(());
+        }
+        let reason = "another gateway is connected to it; end that gateway, or use it";
+        Err(ProviderError::failed("connect to the kernel's agent", reason))
+    }
+
     /// Waits until the agent has started the kernel, without a time limit.
     ///
     /// # Errors
@@ -118,6 +129,18 @@ impl AgentRoute {
         }
     }
 
+    /// The end of the kernel's output.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if the agent does not send it.
+    pub(crate) async fn output(&self) -> Result<String, ProviderError> {
+        let action = "read the kernel's output";
+        match self.ask(action, Control::Output).await? {
+            Answer::Output(output) => Ok(output),
+            _ => Err(unexpected(action)),
+        }
+    }
+
     /// The kernel's sockets, which are inside its pod.
     ///
     /// # Errors
@@ -126,10 +149,14 @@ impl AgentRoute {
         let action = "find the kernel's sockets";
         match self.ask(action, Control::Connection).await? {
             Answer::Connection(connection) => Ok(connection),
-            // The content is left out, because it may be a key.
-            _ => Err(ProviderError::failed(action, "its agent sent an unexpected answer")),
+            _ => Err(unexpected(action)),
         }
     }
+}
+
+/// The error for an answer to another request. Its content is left out, because it may be a key.
+fn unexpected(action: &str) -> ProviderError {
+    ProviderError::failed(action, "its agent sent an unexpected answer")
 }
 
 fn gone(closed: LinkClosed) -> ProviderError {

@@ -243,6 +243,12 @@ impl KernelHandle for K8sKernelHandle {
     }
 
     async fn output(&self) -> Result<String, ProviderError> {
+        if let Some(agent) = self.0.route().agent() {
+            return match self.0.exit() {
+                Some(exit) => Ok(exit.output),
+                None => agent.output().await,
+            };
+        }
         match (self.0.cluster.output(&self.0.pod()).await, self.0.exit()) {
             (Err(_), Some(exit)) => Ok(exit.output),
             (read, _) => read,

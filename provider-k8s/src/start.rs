@@ -353,14 +353,18 @@ pub(crate) async fn wait_for_kernel(
             .filter(|pod| names::uid(pod) == uid)
     };
     let ended = tokio::select! {
-        ready = route.ready() => return match (ready, &last) {
-            (Err(LaunchError::Died { exit }), Some(pod)) => {
-                Err(LaunchError::died(exit.cause, context.cluster.output_for_error(pod).await))
-            }
-            (ready, _) => ready,
-        },
+        ready = route.ready() => return ready,
         ended = ended => ended,
-        () = tokio::time::sleep_until(context.deadline) => return Err(timed_out(context, last.as_deref(), &[]).await),
+        () = tokio::time::sleep_until(context.deadline) => {
+            if let Some(agent) = route.agent() {
+                agent.check_free()?;
+                return Err(LaunchError::TimedOut {
+                    timeout: context.timeout,
+                    output: agent.output().await.unwrap_or_default(),
+                });
+            }
+            return Err(timed_out(context, last.as_deref(), &[]).await);
+        }
     };
     match ended.or(last) {
         Some(pod) => Err(died(context, &pod).await),

@@ -65,9 +65,6 @@ pub struct LocalOptions {
     /// [`command_prefix`](Self::command_prefix), it must run the kernel on this machine, so kernels may use Unix
     /// sockets.
     pub launcher: Vec<String>,
-    /// Whether kernels write to this process's standard output and error, instead of a file. The provider knows nothing
-    /// of their output then.
-    pub inherit_output: bool,
     /// Kernelspecs in addition to those that the search finds. They take precedence.
     pub kernelspecs: Vec<InstalledKernelspec>,
     /// Changes each kernel's command before it is started.
@@ -105,7 +102,6 @@ impl LocalOptions {
             reap_orphans: false,
             command_prefix: Vec::new(),
             launcher: Vec::new(),
-            inherit_output: false,
             kernelspecs: Vec::new(),
             adjust_command: None,
             agent: None,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import os
 import random
 import signal
+import socket
+import ssl
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import skip_or_fail
-from harness.agents import assert_whole, losses, numbered, printing, text_of
+from harness.agents import REFUSED, AgentConnection, assert_whole, losses, numbered, printing, text_of
 from harness.cluster import DEV_CLUSTER, run as run_command, why_no_cluster, why_no_dev_cluster
 from harness.executions import get_execution, run, wait_ended
 from harness.gateway import REPO, Gateway, binary, free_port
@@ -54,7 +58,7 @@ def namespace(agent_image: str, make_home: Callable[[str], Path]) -> Iterator[Ke
     with kernel_namespace(make_home("cluster")) as namespace:
         namespace.install("python3")
         namespace.install("small", memory="256Mi")
-        namespace.install("warm", pod_settings={"warm_pool": {"size": 1}})
+        namespace.install("warm", pod_settings={"warm_pool": {"size": 1, "without": ["KERNEL_USERNAME"]}})
         yield namespace
 
 
@@ -64,7 +68,7 @@ def gateway(start_gateway: Start, namespace: KernelNamespace, agent_image: str) 
     return start_gateway(*flags, port=free_port(), env=namespace.environment)
 
 
-def pod_of(namespace: KernelNamespace, kernel_id: str) -> dict[str, object]:
+def pod_of(namespace: KernelNamespace, kernel_id: str) -> dict[str, Any]:
     """The kernel's pod, whichever name it has."""
     selector = f"--selector=kernelmux.dev/kernel-id={kernel_id}"
     (pod,) = json.loads(namespace.kubectl("get", "pods", selector, "--output=json"))["items"]
@@ -72,7 +76,7 @@ def pod_of(namespace: KernelNamespace, kernel_id: str) -> dict[str, object]:
 
 
 def uid_of(namespace: KernelNamespace, kernel_id: str) -> str:
-    return str(pod_of(namespace, kernel_id)["metadata"]["uid"])  # type: ignore[index]
+    return str(pod_of(namespace, kernel_id)["metadata"]["uid"])
 
 
 def test_no_line_is_lost_or_repeated_while_the_gateway_is_killed(gateway: Gateway, namespace: KernelNamespace) -> None:
@@ -93,7 +97,9 @@ def test_no_line_is_lost_or_repeated_while_the_gateway_is_killed(gateway: Gatewa
             gateway.stop(signal.SIGKILL)
             time.sleep(chance.uniform(0.0, 0.8))
             gateway.start()
+            # All connections to pods are lost too.
             namespace.api.cut()
+            namespace.api.heal()
         for kernel_id, msg_id in started:
             assert_whole(wait_ended(gateway, kernel_id, msg_id, 120), numbered(lines))
             assert losses(gateway, kernel_id) == []
@@ -143,7 +149,7 @@ def test_a_kernel_is_interrupted_and_restarted_in_its_pod(gateway: Gateway, name
         assert client.run("'kept' in globals(), open('/tmp/kept').read()") == "(False, 'x')"
     # A crash keeps the pod too.
     crash = uuid.uuid4().hex
-    run(gateway, kernel_id, "print('last words', flush=True)\nimport os; os._exit(7)", msg_id=crash)
+    run(gateway, kernel_id, "print('last words', flush=True)\nimport os, time; time.sleep(1); os._exit(7)", msg_id=crash)
     execution = wait_ended(gateway, kernel_id, crash)
     assert execution["status"] == "died" and "exited with code 7" in execution["reason"], execution
     assert text_of(execution) == "last words\n"
@@ -163,7 +169,7 @@ def test_a_kernel_that_dies_while_the_gateway_is_away_leaves_its_last_lines_and_
     run(gateway, kernel_id, printing(1_000, 1_000) + "time.sleep(1)\nimport os; os._exit(7)", msg_id=msg_id)
     eventually(lambda: "5\n" in text_of(get_execution(gateway, kernel_id, msg_id)), "it prints")
     gateway.stop(signal.SIGKILL)
-    count = "grep -sl /kernelmux/state/[k]ernels/ /proc/[0-9]*/cmdline | wc -l"
+    count = "grep -sl '/kernelmux/state/[k]ernels/' /proc/[0-9]*/cmdline | wc -l"
     eventually(lambda: namespace.run(kernel_id, count).strip() == "0", "the kernel has ended")
     gateway.start()
     execution = wait_ended(gateway, kernel_id, msg_id)
@@ -188,24 +194,57 @@ def test_a_kernel_that_runs_out_of_memory_is_restarted_with_the_cause(gateway: G
 
 
 def test_a_warm_pod_is_claimed_with_its_agent(gateway: Gateway, namespace: KernelNamespace) -> None:
-    def ready() -> bool:
-        pods = json.loads(namespace.kubectl("get", "pods", "--selector=kernelmux.dev/warm-pool", "--output=json"))
-        return any(
-            status.get("ready") for pod in pods["items"] for status in pod["status"].get("containerStatuses", [])
-        )
+    def claimed() -> str | None:
+        kernel_id = str(gateway.start_kernel("warm")["id"])
+        # A claimed pod keeps its name.
+        if pod_of(namespace, kernel_id)["metadata"]["name"] != f"kernel-{kernel_id}":
+            return kernel_id
+        assert gateway.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
+        return None
 
-    eventually(ready, "a warm pod is ready", 60)
-    began = time.monotonic()
-    kernel_id = gateway.start_kernel("warm")["id"]
+    kernel_id = eventually(claimed, "a warm pod is claimed", 60)
+    assert kernel_id
     with gateway.socket(kernel_id) as client:
         assert client.run("6 * 7") == "42"
-        print(f"warm: {time.monotonic() - began:.2f} s")
         assert client.run("import os; 'KERNELMUX_KERNEL_ID' in os.environ") == "False"
     gateway.stop(signal.SIGKILL)
     gateway.start()
     with gateway.socket(kernel_id) as client:
         assert client.run("6 * 7") == "42"
     assert losses(gateway, kernel_id) == []
+
+
+def test_an_agent_refuses_connections_without_its_token(gateway: Gateway, namespace: KernelNamespace) -> None:
+    if reason := why_no_dev_cluster():
+        skip_or_fail(reason)
+    kernel_id = gateway.start_kernel()["id"]
+    pod = pod_of(namespace, kernel_id)
+    address = (str(pod["status"]["podIP"]), 9300)
+    launch = json.loads(namespace.run(kernel_id, "cat /run/kernelmux/launch.json"))
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+
+    def answer(**hello: Any) -> tuple[int, dict[str, Any]]:
+        with context.wrap_socket(socket.create_connection(address, timeout=20)) as stream:
+            assert stream.version() == "TLSv1.3"
+            certificate = stream.getpeercert(binary_form=True) or b""
+            assert base64.b64encode(certificate).decode() == launch["listen"]["tls"]["identity"]["certificate"]
+            return AgentConnection(None, stream).hello(**hello)
+
+    assert answer(token="wrong") == (REFUSED, {"reason": "token"})
+    assert answer(token=launch["token"]) == (REFUSED, {"reason": "busy"})
+    # Neither TLS 1.2 nor plain text is answered.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        answer(token=launch["token"])
+    plain = AgentConnection(None, socket.create_connection(address, timeout=20))
+    plain.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    while not plain.is_closed():
+        pass
+    plain.close()
+    with gateway.socket(kernel_id) as client:
+        assert client.run("6 * 7") == "42"
 
 
 def test_a_kernel_sees_only_its_own_secrets(gateway: Gateway, namespace: KernelNamespace) -> None:

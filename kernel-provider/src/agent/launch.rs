@@ -27,9 +27,6 @@ pub struct Launch {
     /// it inherits no tokens of servers.
     #[serde(default)]
     pub inherit_all: bool,
-    /// Whether the kernel writes to the agent's standard output and error, instead of a file.
-    #[serde(default)]
-    pub inherit_output: bool,
     /// The kernel's working directory; `None` for the agent's.
     pub working_dir: Option<PathBuf>,
     /// How long the kernel may take to start.

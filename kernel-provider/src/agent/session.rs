@@ -38,6 +38,8 @@ const WINDOW: u64 = 2 << 20;
 pub(super) struct Session {
     welcome: watch::Sender<Option<Welcome>>,
     phase: watch::Sender<ProcessPhase>,
+    /// Why the agent refused the last attempt to connect.
+    refused: watch::Sender<Option<Refused>>,
     /// Requests without an answer, by id.
     controls: BTreeMap<u64, (Bytes, oneshot::Sender<Answer>)>,
     /// The unaccepted message of each channel.
@@ -57,10 +59,15 @@ struct Reading {
 }
 
 impl Session {
-    pub(super) fn new(welcome: watch::Sender<Option<Welcome>>, phase: watch::Sender<ProcessPhase>) -> Self {
+    pub(super) fn new(
+        welcome: watch::Sender<Option<Welcome>>,
+        phase: watch::Sender<ProcessPhase>,
+        refused: watch::Sender<Option<Refused>>,
+    ) -> Self {
         Self {
             welcome,
             phase,
+            refused,
             controls: BTreeMap::new(),
             unaccepted: [const { None }; 3],
             reading: None,
@@ -206,6 +213,7 @@ pub(super) async fn run(
         let error = match greet(&*connect).await {
             Ok(Ok((welcome, connection))) => {
                 backoff.reset();
+                session.refused.send_replace(None);
                 session.set_phase(welcome.phase.clone());
                 session.welcome.send_replace(Some(welcome));
                 match connected(&mut session, &mut commands, &mut outgoing, connection).await {
@@ -217,6 +225,7 @@ pub(super) async fn run(
                 if backoff.retries() == 0 || refused != Refused::Busy {
                     warn!(?refused, "the agent of a kernel refuses the connection");
                 }
+                session.refused.send_replace(Some(refused));
                 io::Error::other("refused")
             }
             Err(error) => error,

@@ -72,23 +72,28 @@ impl K8sKernel {
         Arc::clone(&crate::lock(&self.state).route)
     }
 
-    /// Records the kernel's end, with its output. If the pod is being ended, waits for the cause that the pod gives.
-    async fn agent_reported(&self, exit: Exit) {
-        let pod = self.pod();
+    /// Records the kernel's end. If the agent was told to end it by the deletion of the pod, the pod has the cause.
+    async fn agent_reported(&self, mut exit: Exit) {
         let is_ending = crate::lock(&self.state).is_ending;
-        let is_from_outside = exit.cause == ExitCause::Requested || pod.metadata.deletion_timestamp.is_some();
-        if is_from_outside && !is_ending {
-            let mut phase = self.phase.subscribe();
-            let ended = phase.wait_for(|phase| matches!(phase, Phase::Exited(_)));
-            if timeout(EXIT_EVENT_TIMEOUT, ended).await.is_ok() {
-                return;
-            }
+        let is_deleted = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+        if exit.cause == ExitCause::Requested && !is_ending && !is_deleted(&self.pod()) {
+            let uid = names::uid(&self.pod()).to_owned();
+            let mut updates = self.cluster.pod_cache.subscribe(self.id);
+            // Drops the guard, and waits until the watch has shown the deletion or the end.
+            let _ = timeout(EXIT_EVENT_TIMEOUT, updates.wait_for(|cached| is_over(cached, &uid)))
+                .await
+                .is_ok();
         }
-        let output = match is_ending {
-            true => String::new(),
-            false => self.cluster.output_for_error(&pod).await,
-        };
-        self.pod_ended(Exit::new(exit.cause).with_output(output));
+        let now = self.cluster.pod_cache.subscribe(self.id).borrow().pod.clone();
+        let pod = now
+            .filter(|now| names::uid(now) == names::uid(&self.pod()))
+            .unwrap_or_else(|| self.pod());
+        if !is_ending && is_deleted(&pod) {
+            exit.cause = phase::removal_cause(&pod);
+        } else if let (ExitCause::Requested, PodPhase::Ended(cause)) = (&exit.cause, phase::assess(&pod, &[])) {
+            exit.cause = cause;
+        }
+        self.pod_ended(exit);
     }
 
     /// Whether the agent can be asked to end or restart the kernel.
@@ -119,16 +124,12 @@ impl K8sKernel {
             Some(restarted) => restarted,
             None => Err(LaunchError::TimedOut {
                 timeout: context.timeout,
-                output: self.cluster.output_for_error(&pod).await,
+                output: agent.output().await.unwrap_or_default(),
             }),
         };
         match restarted {
             Ok(()) => Ok(true),
             Err(LaunchError::Provider(ProviderError::Gone(_))) => Ok(false),
-            Err(LaunchError::Died { exit }) => {
-                let output = self.cluster.output_for_error(&pod).await;
-                Err(LaunchError::died(exit.cause, output))
-            }
             Err(error) => {
                 // The pod of a kernel that does not answer in time is removed, as after a start in a new pod.
                 if matches!(error, LaunchError::TimedOut { .. })

@@ -188,6 +188,9 @@ impl K8sKernel {
             (Arc::clone(&state.pod), state.secret.clone())
         };
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
+        // An agent whose kernel has ended would only wait for a reader of its last entries.
+        let has_ended = self.route().reported_exit().is_some();
+        let grace = if has_ended { Duration::ZERO } else { grace };
         self.cluster.end(&pod, grace, &mut updates).await?;
         let result = match self.start_in_new_pod(&context, updated, (&pod, &secret)).await {
             // A concurrent restart or launch of the same kernel has created its pod first.

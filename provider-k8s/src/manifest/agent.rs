@@ -57,7 +57,6 @@ pub(super) fn launch(kernel: &ManifestParams<'_>, agent: &AgentParams<'_>) -> Re
             .collect(),
         inherit_over_kernelspec: Default::default(),
         inherit_all: true,
-        inherit_output: true,
         working_dir: None,
         timeout: START_TIMEOUT,
         dir: PathBuf::from(names::AGENT_DIR).join("state"),

@@ -175,7 +175,6 @@ fn agent_launch(
         env: start.env.clone(),
         inherit_over_kernelspec: options.inherit_over_kernelspec.clone(),
         inherit_all: false,
-        inherit_output: false,
         working_dir: Some(start.working_dir.clone()),
         timeout,
         dir: files.dir.clone(),

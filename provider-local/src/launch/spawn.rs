@@ -160,15 +160,6 @@ pub(super) fn invocation(context: &ProviderContext, files: &KernelFiles, start: 
     }
 }
 
-/// Where a kernel writes its standard output and error.
-fn output(context: &ProviderContext, files: &KernelFiles) -> io::Result<(Stdio, Stdio)> {
-    let file = output::create(&files.output())?;
-    if context.options.inherit_output {
-        return Ok((Stdio::inherit(), Stdio::inherit()));
-    }
-    Ok((file.try_clone()?.into(), file.into()))
-}
-
 fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> Result<Process, LaunchError> {
     let Invocation { argv, env, .. } = invocation(context, files, start);
     let search_path = env.get(OsStr::new("PATH"));
@@ -179,8 +170,8 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
             reason: format!("{} has no argv", start.resource_dir.join("kernel.json").display()),
         });
     };
-    let (stdout, stderr) = output(context, files)
-        .map_err(|error| ProviderError::failed(format!("write {}", files.output().display()), error))?;
+    let open = |error: io::Error| ProviderError::failed(format!("write {}", files.output().display()), error);
+    let output = output::create(&files.output()).map_err(open)?;
     let mut command = Command::new(program);
     command
         .args(command_line)
@@ -188,8 +179,8 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
         .envs(&env)
         .current_dir(&start.working_dir)
         .stdin(Stdio::null())
-        .stdout(stdout)
-        .stderr(stderr);
+        .stdout(output.try_clone().map_err(open)?)
+        .stderr(output);
     if let Some(AdjustCommand(adjust)) = &context.options.adjust_command {
         let kernel = KernelCommand {
             id: files.id,

@@ -68,10 +68,12 @@ def launch_of(gateway: Gateway, kernel_id: str) -> dict[str, Any]:
 class AgentConnection:
     """A connection to an agent, as a gateway opens it."""
 
-    def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, path: str | None, stream: socket.socket | None = None) -> None:
+        """Connects to a Unix socket, or uses a connection."""
+        self.socket = stream or socket.socket(socket.AF_UNIX)
         self.socket.settimeout(20)
-        self.socket.connect(path)
+        if path:
+            self.socket.connect(path)
 
     def send(self, kind: int, payload: bytes = b"") -> None:
         self.socket.sendall(struct.pack("<IB", len(payload) + 1, kind) + payload)
