@@ -40,7 +40,7 @@ pub(crate) enum Way {
     /// The pod's IP address.
     PodAddress(String),
     /// A port-forward to the pod with this name.
-    PortForward(Api<Pod>, String),
+    PortForward(Box<Api<Pod>>, String),
 }
 
 impl fmt::Debug for AgentRoute {

@@ -81,7 +81,7 @@ impl Cluster {
         let name = names::name(pod);
         if let Some(launch) = secret.get(names::LAUNCH_KEY) {
             let way = if self.forwards {
-                Way::PortForward(self.pods.clone(), name.to_owned())
+                Way::PortForward(Box::new(self.pods.clone()), name.to_owned())
             } else {
                 Way::PodAddress(ip.to_owned())
             };
