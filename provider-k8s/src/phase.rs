@@ -123,6 +123,17 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
     PodPhase::Starting(step(pod, events))
 }
 
+/// Whether the pod's kernel runs or may start to.
+pub(crate) fn is_alive(pod: &Pod) -> bool {
+    matches!(assess(pod, &[]), PodPhase::Starting(_) | PodPhase::Running { .. })
+}
+
+/// The pod's IP address, which it has before its containers run.
+pub(crate) fn address(pod: &Pod) -> Option<&str> {
+    let ip = pod.status.as_ref()?.pod_ip.as_deref();
+    ip.filter(|ip| !ip.is_empty())
+}
+
 fn step(pod: &Pod, events: &[Event]) -> StartStep {
     let pulling = events
         .iter()

@@ -21,10 +21,8 @@ const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Whether the pod with this UID, and with it its agent, has ended or is being deleted.
 fn is_over(cached: &CachedPod, uid: &str) -> bool {
-    cached.is_absent(uid)
-        || cached
-            .present()
-            .is_some_and(|pod| !matches!(phase::assess(pod, &[]), PodPhase::Running { .. }))
+    // An agent may answer before its container is reported to run.
+    cached.is_absent(uid) || cached.present().is_some_and(|pod| !phase::is_alive(pod))
 }
 
 /// The exit that the agent reported last, if the kernel has not started again.
@@ -98,7 +96,7 @@ impl K8sKernel {
 
     /// Whether the agent can be asked to end or restart the kernel.
     fn has_running_agent(&self, route: &Route, pod: &Pod) -> bool {
-        route.agent().is_some() && matches!(phase::assess(pod, &[]), PodPhase::Running { .. })
+        route.agent().is_some() && phase::is_alive(pod)
     }
 
     /// Ends the kernel and starts it again in the same pod.

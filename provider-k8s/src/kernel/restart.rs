@@ -280,7 +280,7 @@ impl Drop for RestartGuard<'_> {
             let updates = self.kernel.cluster.pod_cache.subscribe(self.kernel.id);
             let cached = updates.borrow();
             let same = cached.present().filter(|now| names::uid(now) == names::uid(&pod));
-            same.is_some_and(|now| matches!(phase::assess(now, &[]), PodPhase::Running { .. } | PodPhase::Ending))
+            same.is_some_and(|now| phase::is_alive(now) || phase::assess(now, &[]) == PodPhase::Ending)
         };
         let has_ended = self.kernel.route().reported_exit().is_some();
         if still_exists && !has_ended {

@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDrop;
 use crate::cluster::{Claim, Cluster};
 use crate::manifest;
 use crate::names;
-use crate::phase::{self, PodPhase};
+use crate::phase;
 use crate::settings::WarmPool;
 use crate::start::{self, LaunchContext, PodGuard, Ready};
 
@@ -160,9 +160,7 @@ impl ReadyPods {
             let cached = cluster.pod_cache.subscribe(id).borrow().clone();
             let is_usable = cached.present().is_some_and(|pod| {
                 let age = Utc::now() - pool_diff::created(pod);
-                names::uid(pod) == names::uid(&one.ready.pod)
-                    && age < one.limits.max_age()
-                    && matches!(phase::assess(pod, &[]), PodPhase::Running { .. })
+                names::uid(pod) == names::uid(&one.ready.pod) && age < one.limits.max_age() && phase::is_alive(pod)
             });
             if is_usable {
                 return Some(one.ready);
