@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds an image of the gateway without Docker: gateway-image.py BINARY OUT.tar [NAME]
+"""Builds an image of the gateway, or of kernels' agents, without Docker: gateway-image.py BINARY OUT.tar [NAME]
 
 The image contains only the binary and the libraries of this machine that it is linked with. `docker load`,
 `ctr images import` and registry tools read OUT.tar.
@@ -17,7 +17,8 @@ import tarfile
 if len(sys.argv) not in (3, 4):
     sys.exit(__doc__.strip())
 binary, out = sys.argv[1:3]
-name = sys.argv[3] if len(sys.argv) == 4 else "localhost/kernelmux/gateway:dev"
+program = os.path.basename(binary)
+name = sys.argv[3] if len(sys.argv) == 4 else f"localhost/kernelmux/{program.removeprefix('kernelmux-')}:dev"
 
 # A line of `ldd` is `NAME => PATH (address)`, or `PATH (address)` for the loader.
 linked = [
@@ -36,7 +37,7 @@ def by_root(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 layer = io.BytesIO()
 with tarfile.open(fileobj=layer, mode="w") as tar:
-    tar.add(binary, "usr/bin/kernelmux-gateway", filter=by_root)
+    tar.add(binary, f"usr/bin/{program}", filter=by_root)
     for path in sorted(set(linked)):
         tar.add(os.path.realpath(path), path.lstrip("/"), filter=by_root)
 
@@ -44,7 +45,7 @@ config = json.dumps(
     {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Env": ["PATH=/usr/bin"], "Cmd": ["kernelmux-gateway"], "User": "1000:100"},
+        "config": {"Env": ["PATH=/usr/bin"], "Cmd": [program], "User": "1000:100"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"]},
         "history": [{"created_by": "kernelmux deploy/gateway-image.py"}],
     }

@@ -1,7 +1,10 @@
 //! The agent: a kernel, a log of its messages, and a connection of the gateway (or another embedder) that reads the
 //! log.
 
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -10,10 +13,9 @@ use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::zmq::{MAX_MESSAGE_BYTES, MessageMemory};
 use jupyter_protocol::{InstalledKernelspec, Transport};
 use kernel_log::{DiskOptions, DiskStore, Durability, Log, LogOptions, Logs, Seq, WhenFull};
-use kernel_provider::agent::{Accepted, Launch, ProcessPhase};
-use kernel_provider::{KernelHandle, KernelProvider, LaunchError, LaunchRequest, Phase, Progress};
+use kernel_provider::agent::{Accepted, Launch, Listen, ProcessPhase};
+use kernel_provider::{Exit, ExitCause, KernelHandle, KernelProvider, LaunchError, LaunchRequest, Phase, Progress};
 use provider_local::{InheritEnv, LocalOptions, LocalProvider, TransportChoice};
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -23,6 +25,7 @@ use tracing::{info, warn};
 use crate::controls::Controls;
 use crate::delivery::Delivery;
 use crate::kernel_process::CurrentProcess;
+use crate::listener::Listener;
 use crate::server;
 
 /// Memory for messages of more than 1 MiB until they are stored.
@@ -75,11 +78,13 @@ impl Agent {
     }
 }
 
-/// Runs the kernel until it is shut down.
-pub(crate) async fn run(launch: Launch) -> io::Result<()> {
-    // A killed agent leaves its socket file. The socket is bound first, because the gateway is trying to connect.
-    let _ = std::fs::remove_file(&launch.listen);
-    let listener = UnixListener::bind(&launch.listen)?;
+/// Runs the kernel until it is shut down. Returns the exit code.
+pub(crate) async fn run(launch: Launch) -> io::Result<u8> {
+    // Installed first, because process 1 of a container ignores signals without a handler.
+    let mut terminate = signal(SignalKind::terminate())?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&launch.dir)?;
+    // Bound before the kernel starts, because the gateway already tries to connect.
+    let listener = Listener::bind(&launch.listen).await?;
     let logs = open_logs(&launch)?;
     let log = logs.open(launch.id).await.map_err(io::Error::other)?;
     let (delivery, deliver) = Delivery::new();
@@ -113,7 +118,14 @@ pub(crate) async fn run(launch: Launch) -> io::Result<()> {
         let kernel = provider.launch(request, Progress::ignored()).await?;
         Ok::<_, LaunchError>((provider, kernel))
     };
-    let _provider = match kernel.await {
+    let started = tokio::select! {
+        started = kernel => started,
+        _ = terminate.recv() => {
+            info!("ended during the kernel's start: SIGTERM");
+            return Ok(0);
+        }
+    };
+    let _provider = match started {
         Ok((provider, kernel)) => {
             // Not set anywhere else.
             let _ = agent.kernel.set(kernel);
@@ -122,22 +134,24 @@ pub(crate) async fn run(launch: Launch) -> io::Result<()> {
             provider
         }
         Err(error) => {
-            warn!(%error, "the kernel did not start");
+            info!(%error, "the kernel did not start");
             agent.started.send_replace(Some(Err(error)));
             // The gateway reads the error and ends this agent.
-            sleep(LAST_ENTRIES_DEADLINE).await;
-            return Ok(());
+            let _ = timeout(LAST_ENTRIES_DEADLINE, terminate.recv()).await;
+            return Ok(1);
         }
     };
     let following = tokio::spawn(follow_phase(agent.clone()));
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut code = 0;
     tokio::select! {
         () = agent.ending.cancelled() => {}
         _ = terminate.recv() => agent.end_kernel("SIGTERM").await,
         () = agent.orphaned() => {
             agent.end_kernel("no gateway has reconnected").await;
-            return agent.remove_files();
+            agent.remove_files()?;
+            return Ok(0);
         }
+        exit = agent.lingered() => code = exit_code(&exit),
     }
     let head = agent.log.head();
     let mut acknowledged = agent.acknowledged.subscribe();
@@ -149,7 +163,18 @@ pub(crate) async fn run(launch: Launch) -> io::Result<()> {
     for task in [serving, following].iter().chain(&delivering) {
         task.abort();
     }
-    Ok(())
+    Ok(code)
+}
+
+/// The exit code for a kernel that ended this way, by the convention of shells.
+fn exit_code(exit: &Exit) -> u8 {
+    let code = match exit.cause {
+        ExitCause::Code(code) => code,
+        ExitCause::Signal(signal) => 128 + signal,
+        ExitCause::OutOfMemory => 128 + rustix::process::Signal::KILL.as_raw(),
+        _ => 0,
+    };
+    u8::try_from(code).unwrap_or(u8::MAX)
 }
 
 impl Agent {
@@ -166,7 +191,9 @@ impl Agent {
 
     /// Removes the agent's own files.
     fn remove_files(&self) -> io::Result<()> {
-        std::fs::remove_file(&self.launch.listen)?;
+        if let Listen::Unix(path) = &self.launch.listen {
+            std::fs::remove_file(path)?;
+        }
         std::fs::remove_dir_all(&self.launch.dir)
     }
 
@@ -188,6 +215,39 @@ impl Agent {
                 // The agent holds the senders, so these cannot fail.
                 _ = connections.changed() => {}
                 _ = idle.changed() => {}
+                _ = phase.changed() => {}
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Waits until the kernel has been gone, and its last entries acknowledged, for the launch's `linger`. Returns how it
+    /// ended.
+    async fn lingered(&self) -> Exit {
+        let Some(limit) = self.launch.linger else {
+            return std::future::pending().await;
+        };
+        let (mut acknowledged, mut phase) = (self.acknowledged.subscribe(), self.phase.subscribe());
+        loop {
+            let is_delivered = *acknowledged.borrow_and_update() >= self.log.head();
+            let exit = match &phase.borrow_and_update().phase {
+                Phase::Exited(exit) if is_delivered => Some(exit.clone()),
+                _ => None,
+            };
+            let over = async {
+                match exit {
+                    Some(exit) => {
+                        sleep(limit).await;
+                        exit
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                exit = over => return exit,
+                // The agent holds the senders, so these cannot fail.
+                _ = acknowledged.changed() => {}
                 _ = phase.changed() => {}
             }
         }
@@ -234,8 +294,11 @@ fn options(launch: &Launch) -> LocalOptions {
             Some(_) => TransportChoice::Tcp,
             None => TransportChoice::Auto,
         })
-        // The gateway gave this agent only variables that kernels may inherit.
-        .with_inherit_env(InheritEnv::AllButSecrets)
+        .with_inherit_env(if launch.inherit_all {
+            InheritEnv::All
+        } else {
+            InheritEnv::AllButSecrets
+        })
         .with_command_prefix(launch.command_prefix.clone())
         .with_reap_orphans(true)
         .with_kernelspec(InstalledKernelspec {
@@ -247,7 +310,7 @@ fn options(launch: &Launch) -> LocalOptions {
         .inherit_over_kernelspec
         .clone_from(&launch.inherit_over_kernelspec);
     options.port_range = launch.ports.map(|(first, last)| first..=last);
-    options.python.clone_from(&launch.python);
+    options.python = launch.python.as_deref().map(find_program);
     if let Ok(this) = std::env::current_exe() {
         let this = this.to_string_lossy().into_owned();
         options = options.with_launcher([this, "exec".to_owned(), std::process::id().to_string()]);
@@ -255,10 +318,20 @@ fn options(launch: &Launch) -> LocalOptions {
     options
 }
 
+/// The absolute path of a program that is named without a folder, if it is on the `PATH`.
+fn find_program(program: &Path) -> PathBuf {
+    let is_bare = program.components().count() == 1;
+    let folders = std::env::var_os("PATH").filter(|_| is_bare).unwrap_or_default();
+    let mut found = std::env::split_paths(&folders).map(|folder| folder.join(program));
+    found
+        .find(|path| path.is_absolute() && path.is_file())
+        .unwrap_or_else(|| program.to_owned())
+}
+
 fn request(launch: &Launch) -> LaunchRequest {
     let mut request = LaunchRequest::new(launch.id, &launch.spec_name);
     request.env.clone_from(&launch.env);
-    request.working_dir = Some(launch.working_dir.clone());
+    request.working_dir.clone_from(&launch.working_dir);
     request.timeout = launch.timeout;
     request
 }

@@ -1,6 +1,7 @@
 //! Requests from the gateway to the agent.
 
 use std::collections::VecDeque;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +13,8 @@ use crate::agent::Agent;
 
 /// How many requests are remembered, so that a request that is repeated after a reconnect is carried out once.
 const REMEMBERED: usize = 64;
+/// Maximum number of output bytes of a starting kernel that are read.
+const OUTPUT_TAIL: u64 = 8 * 1024;
 
 /// Requests and their answers, oldest first.
 #[derive(Default)]
@@ -44,7 +47,24 @@ impl Agent {
         answer.wait_for(Option::is_some).await.ok()?.clone()
     }
 
+    /// The output of a kernel that is still starting.
+    fn early_output(&self) -> String {
+        let folders = std::fs::read_dir(self.launch.dir.join("kernels")).into_iter().flatten();
+        let outputs = folders.flatten().filter_map(|folder| {
+            let mut file = std::fs::File::open(folder.path().join("output.log")).ok()?;
+            let length = file.metadata().ok()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(OUTPUT_TAIL))).ok()?;
+            let mut end = Vec::new();
+            file.take(OUTPUT_TAIL).read_to_end(&mut end).ok()?;
+            Some(String::from_utf8_lossy(&end).into_owned())
+        });
+        outputs.collect()
+    }
+
     async fn control(self: &Arc<Self>, control: Control) -> Answer {
+        if control == Control::Output && self.kernel().is_none() {
+            return Answer::Output(self.early_output());
+        }
         let mut started = self.started.subscribe();
         // The agent holds the sender, so this cannot fail.
         if let Ok(started) = started.wait_for(Option::is_some).await

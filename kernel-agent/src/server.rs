@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use kernel_provider::agent::frame::{FromAgent, ToAgent, hello_codec};
-use kernel_provider::agent::{Hello, Refused, VERSION, Welcome};
+use kernel_provider::agent::{Hello, Refused, Stream, VERSION, Welcome};
 use kernel_provider::lock;
 use subtle::ConstantTimeEq as _;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +17,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::agent::Agent;
+use crate::listener::{Handshake, Listener};
 use crate::session;
 
 /// How long a peer has for its first frame.
@@ -36,7 +36,7 @@ pub(crate) struct Client {
 }
 
 /// Accepts connections. Never returns.
-pub(crate) async fn serve(agent: Arc<Agent>, listener: UnixListener) {
+pub(crate) async fn serve(agent: Arc<Agent>, listener: Listener) {
     let unauthenticated = Arc::new(tokio::sync::Semaphore::new(MAX_UNAUTHENTICATED));
     loop {
         // The semaphore is never closed.
@@ -44,7 +44,7 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: UnixListener) {
             return;
         };
         let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 warn!(%error, "no connection can be accepted");
                 sleep(PAUSE).await;
@@ -80,7 +80,8 @@ pub(crate) struct Admitted {
 }
 
 /// Reads the first frame and answers it. Returns the connection if it is admitted.
-async fn greet(agent: &Agent, mut stream: UnixStream) -> io::Result<Option<(Admitted, UnixStream)>> {
+async fn greet(agent: &Agent, stream: Handshake) -> io::Result<Option<(Admitted, Box<dyn Stream>)>> {
+    let mut stream = stream.complete().await?;
     let mut reader = FramedRead::new(&mut stream, hello_codec());
     let Some(frame) = reader.next().await else {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -98,6 +99,7 @@ async fn greet(agent: &Agent, mut stream: UnixStream) -> io::Result<Option<(Admi
         Err(refused) => {
             let json = serde_json::to_vec(&refused)?;
             stream.write_all(&FromAgent::Refused(json.into()).encode()).await?;
+            stream.flush().await?;
             Ok(None)
         }
     }

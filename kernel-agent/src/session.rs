@@ -8,10 +8,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use kernel_log::{Block, ReadError, Reader, Seq};
 use kernel_provider::agent::frame::{FromAgent, LARGE, ToAgent, codec};
-use kernel_provider::agent::{Accepted, Reply, Request};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use kernel_provider::agent::{Accepted, Reply, Request, Stream};
+use tokio::io::{AsyncWriteExt as _, BufWriter, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::codec::FramedRead;
@@ -33,8 +31,8 @@ enum WriterCommand {
 }
 
 /// Serves one connection until it ends.
-pub(crate) async fn serve(agent: &Arc<Agent>, stream: UnixStream, admitted: &Admitted) -> io::Result<()> {
-    let (reader, writer) = stream.into_split();
+pub(crate) async fn serve(agent: &Arc<Agent>, stream: Box<dyn Stream>, admitted: &Admitted) -> io::Result<()> {
+    let (reader, writer) = tokio::io::split(stream);
     let (sender, commands) = mpsc::channel(ANSWERS);
     tokio::select! {
         ended = read(agent, reader, sender) => ended,
@@ -43,7 +41,11 @@ pub(crate) async fn serve(agent: &Arc<Agent>, stream: UnixStream, admitted: &Adm
     }
 }
 
-async fn read(agent: &Arc<Agent>, reader: OwnedReadHalf, commands: mpsc::Sender<WriterCommand>) -> io::Result<()> {
+async fn read(
+    agent: &Arc<Agent>,
+    reader: ReadHalf<Box<dyn Stream>>,
+    commands: mpsc::Sender<WriterCommand>,
+) -> io::Result<()> {
     let mut reader = FramedRead::new(reader, codec());
     loop {
         let frame = timeout(SILENCE, reader.next()).await?;
@@ -99,7 +101,7 @@ async fn read(agent: &Arc<Agent>, reader: OwnedReadHalf, commands: mpsc::Sender<
 
 /// The writing half.
 struct Writer {
-    socket: OwnedWriteHalf,
+    socket: BufWriter<WriteHalf<Box<dyn Stream>>>,
     reader: Option<Reader>,
     /// How many bytes of entries may still be sent; the last block may exceed it.
     credit: i64,
@@ -110,7 +112,7 @@ struct Writer {
 
 async fn write(
     agent: &Arc<Agent>,
-    socket: OwnedWriteHalf,
+    socket: WriteHalf<Box<dyn Stream>>,
     mut commands: mpsc::Receiver<WriterCommand>,
 ) -> io::Result<()> {
     let mut phase = agent.phase.subscribe();
@@ -118,7 +120,7 @@ async fn write(
     phase.mark_unchanged();
     accepted.mark_unchanged();
     let mut writer = Writer {
-        socket,
+        socket: BufWriter::new(socket),
         reader: None,
         credit: 0,
         offered: None,
@@ -179,8 +181,14 @@ impl Writer {
         timeout(SILENCE, self.socket.write_all(bytes)).await?
     }
 
+    /// Sends everything that was written; TLS may keep the last bytes otherwise.
+    async fn flush(&mut self) -> io::Result<()> {
+        timeout(SILENCE, self.socket.flush()).await?
+    }
+
     async fn frame(&mut self, frame: &FromAgent) -> io::Result<()> {
-        self.bytes(&frame.encode()).await
+        self.bytes(&frame.encode()).await?;
+        self.flush().await
     }
 
     async fn entries(&mut self, block: &Block) -> io::Result<()> {
@@ -190,7 +198,7 @@ impl Writer {
         for piece in block.pieces() {
             self.bytes(piece).await?;
         }
-        Ok(())
+        self.flush().await
     }
 
     async fn accepted(&mut self, now: Accepted) -> io::Result<()> {

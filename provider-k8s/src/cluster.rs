@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDrop, TaskTracker};
 
+use crate::agent_route::{AgentRoute, Way};
 use crate::api_error::{CallError, call};
 use crate::phase::{self, PodPhase};
 use crate::pod_cache::PodCache;
@@ -70,15 +71,37 @@ impl Cluster {
         &self.secrets
     }
 
-    /// Opens a route to a pod that runs at this address.
-    pub(crate) fn route(&self, pod: &Pod, ip: &str, file: &ConnectionInfo) -> Result<Route, ProviderError> {
-        if !self.forwards {
-            return Ok(Route::PodAddress(ip.to_owned()));
-        }
+    /// Opens a route to a pod that runs at this address. `secret` is the data of its Secret.
+    pub(crate) fn route(
+        &self,
+        pod: &Pod,
+        ip: &str,
+        secret: &BTreeMap<String, ByteString>,
+    ) -> Result<Route, ProviderError> {
         let name = names::name(pod);
-        let forward = PortForward::open(&self.pods, name, file, self.options.socket_dir.as_deref());
+        if let Some(launch) = secret.get(names::LAUNCH_KEY) {
+            let way = if self.forwards {
+                Way::PortForward(Box::new(self.pods.clone()), name.to_owned())
+            } else {
+                Way::PodAddress(ip.to_owned())
+            };
+            return Ok(Route::Agent(AgentRoute::new(way, &launch.0)?));
+        }
+        // The parse error is left out because it could reveal the key.
+        let file = secret.get(names::CONNECTION_KEY);
+        let file: Option<ConnectionInfo> = file.and_then(|file| serde_json::from_slice(&file.0).ok());
+        let Some(file) = file.map(Box::new) else {
+            let reason = "its Secret contains no valid connection file; shut the kernel down";
+            return Err(ProviderError::failed(format!("connect to the pod {name}"), reason));
+        };
+        if !self.forwards {
+            let ip = ip.to_owned();
+            return Ok(Route::PodAddress { ip, file });
+        }
+        let forward = PortForward::open(&self.pods, name, &file, self.options.socket_dir.as_deref());
         let forward = forward.map_err(|error| ProviderError::failed("create the sockets of a port-forward", error))?;
-        Ok(Route::PortForward(Box::new(forward)))
+        let forward = Box::new(forward);
+        Ok(Route::PortForward { forward, file })
     }
 
     /// Whether the pod's Secret exists.
@@ -91,23 +114,13 @@ impl Cluster {
         }
     }
 
-    /// Reads the connection file and all data from the pod's Secret.
-    pub(crate) async fn secret_of(
-        &self,
-        pod: &Pod,
-    ) -> Result<(ConnectionInfo, BTreeMap<String, ByteString>), ProviderError> {
+    /// Reads the data of the pod's Secret.
+    pub(crate) async fn secret_of(&self, pod: &Pod) -> Result<BTreeMap<String, ByteString>, ProviderError> {
         let name = secret_name(pod);
-        let action = || format!("read the Secret {name}");
         let secret = call(self.secrets.get(&name))
             .await
-            .map_err(|error| error.failed(action()))?;
-        let data = secret.data.unwrap_or_default();
-        let file = data.get(names::CONNECTION_KEY).map(|file| file.0.as_slice());
-        // The parse error is left out because it could reveal the key.
-        let connection = file.and_then(|file| serde_json::from_slice(file).ok()).ok_or_else(|| {
-            ProviderError::failed(action(), "it contains no valid connection file; shut the kernel down")
-        })?;
-        Ok((connection, data))
+            .map_err(|error| error.failed(format!("read the Secret {name}")))?;
+        Ok(secret.data.unwrap_or_default())
     }
 
     /// Whether the kernel has other starting or running pods than the one with this UID.

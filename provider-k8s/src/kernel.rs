@@ -1,5 +1,6 @@
 //! A kernel's handle, and the task that watches its pod.
 
+mod agent;
 mod restart;
 
 use std::collections::BTreeMap;
@@ -10,12 +11,14 @@ use async_trait::async_trait;
 use jupyter_protocol::{ConnectionInfo, KernelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
+use kernel_provider::agent::{Answer, Control, Link};
 use kernel_provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDrop;
 
+use crate::agent_route::AgentRoute;
 use crate::cluster::Cluster;
 use crate::in_place_restart::RestartHold;
 use crate::names;
@@ -43,11 +46,9 @@ pub(crate) struct K8sKernel {
 
 struct KernelState {
     pod: Arc<Pod>,
-    /// The connection file in the pod.
-    file: ConnectionInfo,
     secret: BTreeMap<String, ByteString>,
     route: Arc<Route>,
-    supervisor: Option<AbortOnDrop>,
+    supervisors: Vec<AbortOnDrop>,
     /// Holds the pod for an announced restart, with the task that waits for the kernel's end.
     restart_hold: Option<(RestartHold, AbortOnDrop)>,
     is_restarting: bool,
@@ -58,17 +59,17 @@ struct KernelState {
 impl K8sKernel {
     /// Creates the handle of a running kernel and starts to watch its pod.
     pub(crate) fn running(cluster: &Arc<Cluster>, registry: &Arc<Registry>, id: KernelId, ready: Ready) -> Arc<Self> {
+        let ended = ready.route.reported_exit();
         let kernel = Arc::new(Self {
             id,
             cluster: Arc::clone(cluster),
             registry: Arc::downgrade(registry),
-            phase: watch::Sender::new(Phase::Running),
+            phase: watch::Sender::new(ended.map_or(Phase::Running, Phase::Exited)),
             state: Mutex::new(KernelState {
                 pod: ready.pod,
-                file: ready.file,
                 secret: ready.secret,
                 route: Arc::new(ready.route),
-                supervisor: None,
+                supervisors: Vec::new(),
                 restart_hold: None,
                 is_restarting: false,
                 is_ending: false,
@@ -106,8 +107,12 @@ impl K8sKernel {
     /// Starts to watch the kernel's current pod.
     fn supervise(self: &Arc<Self>) {
         let updates = self.cluster.pod_cache.subscribe(self.id);
-        let task = tokio::spawn(supervise(Arc::downgrade(self), self.pod(), updates));
-        crate::lock(&self.state).supervisor = Some(AbortOnDrop::new(task.abort_handle()));
+        let mut tasks = vec![tokio::spawn(supervise(Arc::downgrade(self), self.pod(), updates))];
+        if let Some(agent) = self.route().agent() {
+            tasks.push(tokio::spawn(agent::follow_agent(Arc::downgrade(self), agent.link())));
+        }
+        let tasks = tasks.iter().map(|task| AbortOnDrop::new(task.abort_handle()));
+        crate::lock(&self.state).supervisors = tasks.collect();
     }
 
     /// Records the end of the pod's process, unless a restart is in progress.
@@ -117,12 +122,24 @@ impl K8sKernel {
         }
     }
 
+    /// Removes the kernel from the registry.
+    fn forget(&self) {
+        if let Some(registry) = self.registry.upgrade() {
+            registry.remove(self);
+        }
+    }
+
     /// Records the end of the kernel.
     fn exited(&self, mut exit: Exit) {
+        // The pod of a kernel with an agent ends later than the kernel.
+        if self.exit().is_some() {
+            return;
+        }
         if crate::lock(&self.state).is_ending {
             exit.cause = ExitCause::Requested;
-            if let Some(registry) = self.registry.upgrade() {
-                registry.remove(self);
+            // The pod of a kernel with an agent still exists.
+            if self.route().agent().is_none() {
+                self.forget();
             }
         } else {
             tracing::info!(kernel = %self.id, cause = %exit.cause, "a kernel ended");
@@ -191,6 +208,9 @@ async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: wat
             } else {
                 String::new()
             };
+            if let Some(agent) = kernel.route().agent() {
+                agent.link().close();
+            }
             kernel.pod_ended(Exit::new(cause).with_output(output));
             return;
         }
@@ -211,8 +231,11 @@ impl KernelHandle for K8sKernelHandle {
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
         self.0.check_running()?;
-        let state = crate::lock(&self.0.state);
-        Ok(state.route.connection(&state.file))
+        self.0.route().connection().await
+    }
+
+    fn agent(&self) -> Option<Arc<Link>> {
+        self.0.route().agent().map(AgentRoute::link)
     }
 
     fn phase(&self) -> watch::Receiver<Phase> {
@@ -220,6 +243,12 @@ impl KernelHandle for K8sKernelHandle {
     }
 
     async fn output(&self) -> Result<String, ProviderError> {
+        if let Some(agent) = self.0.route().agent() {
+            return match self.0.exit() {
+                Some(exit) => Ok(exit.output),
+                None => agent.output().await,
+            };
+        }
         match (self.0.cluster.output(&self.0.pod()).await, self.0.exit()) {
             (Err(_), Some(exit)) => Ok(exit.output),
             (read, _) => read,
@@ -228,6 +257,12 @@ impl KernelHandle for K8sKernelHandle {
 
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
         self.0.check_running()?;
+        if let Some(agent) = self.0.route().agent() {
+            return match agent.ask("interrupt the kernel", Control::Interrupt).await? {
+                Answer::InterruptByMessage => Ok(Interrupt::ByMessage),
+                _ => Ok(Interrupt::Signalled),
+            };
+        }
         let pod = self.0.pod();
         if names::annotation(&pod, names::INTERRUPT) == Some("message") {
             return Ok(Interrupt::ByMessage);
@@ -262,16 +297,22 @@ impl KernelHandle for K8sKernelHandle {
         let pod = self.0.pod();
         if let Some(exit) = self.0.exit() {
             // The kernel ended earlier, and its pod is no longer needed.
-            if !updates.borrow().is_absent(names::uid(&pod)) {
-                self.0.cluster.end(&pod, Duration::ZERO, &mut updates).await?;
-            }
-            if let Some(registry) = self.0.registry.upgrade() {
-                registry.remove(&self.0);
+            let is_absent = updates.borrow().is_absent(names::uid(&pod));
+            if is_absent || self.0.shutdown_by_agent(Duration::ZERO).await.is_none() {
+                if !is_absent {
+                    self.0.cluster.end(&pod, Duration::ZERO, &mut updates).await?;
+                }
+                self.0.forget();
             }
             return Ok(exit);
         }
         crate::lock(&self.0.state).is_ending = true;
+        if let Some(exit) = self.0.shutdown_by_agent(grace).await {
+            self.0.exited(exit);
+            return Ok(self.wait().await);
+        }
         self.0.cluster.end(&pod, grace, &mut updates).await?;
+        self.0.forget();
         tokio::time::timeout(EXIT_EVENT_TIMEOUT, self.wait())
             .await
             .map_err(|_| ProviderError::failed("end the kernel", "its pod is gone, but the watch has not reported it"))

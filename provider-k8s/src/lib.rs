@@ -60,6 +60,17 @@
 //! Providers with the same name in the same namespace share the pools, and no pod is handed out twice. When a provider
 //! is dropped, its warm pods remain, and the next provider adopts them.
 //!
+//! # Agents
+//!
+//! With [`K8sOptions::with_agent_image`], the process 1 of a kernel's container is `kernelmux-agent`: it starts the kernel,
+//! records its messages, and outlives this program, so that no message is lost. An init container of that image copies the
+//! program into the pod. [`KernelHandle::agent`](kernel_provider::KernelHandle::agent) is the link to it, over TLS to port
+//! 9300 of the pod, or through one port-forward. The kernel's sockets are inside the pod, so
+//! [`connection`](kernel_provider::KernelHandle::connection) is of no use outside. Restarts and interrupts need neither a
+//! shell in the image nor `pods/exec`, and any kernel is restarted in place unless `restart_in_place` is `false`.
+//!
+//! One program at a time can be connected to an agent. Until it disconnects, another provider that attaches waits.
+//!
 //! # kube and k8s-openapi
 //!
 //! This crate's API contains types of both crates, so it re-exports them as [`kube`] and [`k8s_openapi`]; with these,
@@ -75,9 +86,10 @@
 //! - `get` pods/log;
 //! - `create` and `get` pods/portforward, when it runs outside the cluster;
 //! - `create` and `get` pods/exec, for kernelspecs whose `interrupt_mode` is `signal`, and for restarts in place.
-//!   Without this right, a restart creates a new pod.
+//!   Without this right, a restart creates a new pod. Kernels with agents do not need it.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod agent_route;
 mod api_error;
 mod client;
 mod cluster;

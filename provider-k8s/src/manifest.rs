@@ -1,5 +1,6 @@
 //! The Kubernetes objects of a kernel: its pod, and the Secret with its connection file and environment.
 
+mod agent;
 mod container;
 mod pod_spec;
 
@@ -13,6 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use agent::AgentParams;
 use container::restarts_in_place;
 use pod_spec::pod_spec;
 
@@ -42,6 +44,8 @@ pub(crate) struct ManifestParams<'a> {
     pub(crate) launched: DateTime<Utc>,
     /// Whether the pod is for a warm pool. If so, the launch that will claim it is not known yet.
     pub(crate) is_warm: bool,
+    /// `None` starts the kernel without an agent.
+    pub(crate) agent: Option<AgentParams<'a>>,
 }
 
 /// The connection file of a kernel in a pod.
@@ -74,9 +78,15 @@ impl Manifest {
     /// The reason why the kernelspec or the environment is invalid.
     pub(crate) fn new(kernel: ManifestParams<'_>) -> Result<Self, String> {
         let ManifestParams { installed, env, .. } = &kernel;
-        let connection = connection(&installed.name, env);
-        let file = serde_json::to_vec(&connection).map_err(|error| error.to_string())?;
-        let mut secret = BTreeMap::from([(names::CONNECTION_KEY.to_owned(), ByteString(file))]);
+        let (key, file) = match &kernel.agent {
+            Some(agent) => (names::LAUNCH_KEY, agent::launch(&kernel, agent)?),
+            None => {
+                let connection = connection(&installed.name, env);
+                let file = serde_json::to_vec(&connection).map_err(|error| error.to_string())?;
+                (names::CONNECTION_KEY, file)
+            }
+        };
+        let mut secret = BTreeMap::from([(key.to_owned(), ByteString(file))]);
         for (name, value) in *env {
             check_variable(name)?;
             secret.insert(
@@ -179,7 +189,8 @@ impl Manifest {
             .replace(&secret_name, "");
         let mut hash = Sha256::new();
         hash.update(text);
-        for (name, value) in self.secret.iter().filter(|(name, _)| *name != names::CONNECTION_KEY) {
+        let is_random = |name: &str| matches!(name, names::CONNECTION_KEY | names::LAUNCH_KEY);
+        for (name, value) in self.secret.iter().filter(|(name, _)| !is_random(name)) {
             hash.update(name);
             hash.update(&value.0);
         }
@@ -190,7 +201,7 @@ impl Manifest {
             .collect()
     }
 
-    /// Builds the manifest of a new pod for the same kernel, with the same key.
+    /// Builds the manifest of a new pod for the same kernel, with the same keys.
     pub(crate) fn recreate(id: KernelId, pod: &Pod, secret: &BTreeMap<String, ByteString>) -> Self {
         let attempt = random_token();
         let name = names::secret(&names::pod(id), &attempt);
@@ -295,12 +306,17 @@ fn check_variable(name: &str) -> Result<(), String> {
 mod tests {
     use std::path::PathBuf;
 
+    use kernel_provider::agent::Launch;
     use serde_json::{Value, json};
 
     use super::container::KEEP_SCRIPT;
     use super::*;
 
     fn manifest(kubernetes: Value) -> Result<Manifest, String> {
+        manifest_with(kubernetes, None)
+    }
+
+    fn manifest_with(kubernetes: Value, agent: Option<AgentParams<'_>>) -> Result<Manifest, String> {
         let spec = serde_json::from_value(json!({
             "argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
             "env": {"GREETING": "for ${KERNEL_USERNAME}"},
@@ -326,6 +342,7 @@ mod tests {
             ]),
             launched: DateTime::UNIX_EPOCH,
             is_warm: true,
+            agent,
         })
     }
 
@@ -360,6 +377,55 @@ mod tests {
         // Kubernetes replaces each `$$` with `$`.
         let script = command[2].replace("$$", "\0");
         assert!(!script.contains('$') && script.replace('\0', "$") == KEEP_SCRIPT);
+    }
+
+    const AGENT: AgentParams<'_> = AgentParams {
+        image: "agent",
+        spool_bytes: 1 << 20,
+        orphan_timeout: None,
+    };
+
+    #[test]
+    fn a_pod_with_an_agent_contains_no_secrets() {
+        let limits = json!({"limits": {"cpu": "1", "nvidia.com/gpu": "1"}});
+        let manifest = manifest_with(json!({"image": "x", "resources": limits}), Some(AGENT)).unwrap();
+        let text = serde_json::to_string(&manifest.pod).unwrap();
+        let launch: Launch = serde_json::from_slice(&manifest.secret[names::LAUNCH_KEY].0).unwrap();
+        assert!(
+            !text.contains("a-secret-value") && !text.contains(&launch.token),
+            "{text}"
+        );
+        assert!(text.contains("for ann") && launch.spec.env.is_empty(), "{text}");
+        // The command is that of the kernelspec.
+        assert_eq!(
+            launch.spec.argv,
+            ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        );
+        assert!(!manifest.secret.contains_key(names::CONNECTION_KEY));
+        let spec = manifest.pod.spec.unwrap();
+        let init = &spec.init_containers.unwrap()[0];
+        assert_eq!(init.image.as_deref(), Some("agent"));
+        let limits = init.resources.as_ref().unwrap().limits.as_ref().unwrap();
+        assert_eq!(limits.keys().collect::<Vec<_>>(), ["cpu"]);
+        assert_eq!(spec.share_process_namespace, Some(false));
+        assert_eq!(
+            spec.containers[0].command.as_ref().unwrap()[0],
+            "/kernelmux/kernelmux-agent"
+        );
+    }
+
+    #[test]
+    fn fingerprints_do_not_depend_on_keys_of_agents() {
+        let of = |agent| manifest_with(json!({"image": "x"}), Some(agent)).unwrap().fingerprint();
+        assert_eq!(of(AGENT), of(AGENT));
+        assert_ne!(
+            of(AGENT),
+            of(AgentParams {
+                image: "other",
+                ..AGENT
+            })
+        );
+        assert_ne!(of(AGENT), manifest(json!({"image": "x"})).unwrap().fingerprint());
     }
 
     #[test]
@@ -397,6 +463,7 @@ mod tests {
             json!({"containers": [], "restartPolicy": "Always"}),
             json!({"containers": [], "hostNetwork": true}),
             json!({"containers": [], "volumes": [{"name": "kernelmux-connection", "emptyDir": {}}]}),
+            json!({"containers": [], "initContainers": [{"name": "kernelmux-agent"}]}),
         ] {
             let refused = manifest(json!({"image": "x", "pod_template": {"spec": spec}}))
                 .err()

@@ -21,6 +21,13 @@ pub(crate) const COPY_DIR: &str = "/run/kernelmux-rw";
 pub(crate) const COPY_FILE: &str = "/run/kernelmux-rw/connection.json";
 /// The connection file's key in the Secret.
 pub(crate) const CONNECTION_KEY: &str = "connection.json";
+/// The key of the agent's launch in the Secret, and its path in the pod.
+pub(crate) const LAUNCH_KEY: &str = "launch.json";
+pub(crate) const LAUNCH_FILE: &str = "/run/kernelmux/launch.json";
+/// The volume with the agent's program and files, and the init container that copies the program into it.
+pub(crate) const AGENT: &str = "kernelmux-agent";
+/// Mount path of the agent's volume.
+pub(crate) const AGENT_DIR: &str = "/kernelmux";
 /// Prefix of the keys that hold environment variables in the Secret.
 pub(crate) const ENV_PREFIX: &str = "env.";
 

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Volume, VolumeMount};
 
 use kernel_provider::ProviderError;
 
+use crate::manifest::AgentParams;
 use crate::policy::Policy;
 use crate::settings::Settings;
 use crate::user_overrides::yaml;
@@ -55,6 +56,16 @@ pub struct K8sOptions {
     /// When this provider opens, it looks for pods in such a state. It considers a pod orphaned, and removes it, if the
     /// pod is still in such a state after this time, or after [`wait_for_room`](Self::wait_for_room) if that is longer.
     pub orphaned_after: Duration,
+    /// The image with the program `kernelmux-agent`. If set, each new kernel has an agent in its pod: a process that
+    /// starts it, records its messages, and outlives this program. No message is lost while this program is not running.
+    /// `None` starts kernels directly.
+    pub agent_image: Option<String>,
+    /// The most bytes of messages that an agent keeps for this program. Beyond that, a kernel that can wait does so, and
+    /// otherwise the oldest messages are dropped.
+    pub spool_bytes: u64,
+    /// How long the agent of an idle kernel waits for a connection before it ends the kernel and the pod; `None` for no
+    /// limit.
+    pub orphan_timeout: Option<Duration>,
     /// How many pods of kernels that ended by themselves are kept, so that the cause remains available. The oldest are
     /// removed first.
     pub keep_ended: usize,
@@ -77,6 +88,9 @@ impl K8sOptions {
             socket_dir: None,
             wait_for_room: Duration::ZERO,
             orphaned_after: Duration::from_secs(60),
+            agent_image: None,
+            spool_bytes: 1 << 30,
+            orphan_timeout: None,
             keep_ended: 32,
         }
     }
@@ -128,6 +142,39 @@ impl K8sOptions {
     pub fn with_orphaned_after(mut self, orphaned_after: Duration) -> Self {
         self.orphaned_after = orphaned_after;
         self
+    }
+
+    /// Gives each new kernel an agent, whose program `kernelmux-agent` is in this image.
+    ///
+    /// The program must run in the kernels' images too. An init container of this image runs it to copy itself into the
+    /// pod.
+    #[must_use]
+    pub fn with_agent_image(mut self, agent_image: impl Into<String>) -> Self {
+        self.agent_image = Some(agent_image.into());
+        self
+    }
+
+    /// Sets the most bytes of messages that an agent keeps for this program.
+    #[must_use]
+    pub fn with_spool_bytes(mut self, spool_bytes: u64) -> Self {
+        self.spool_bytes = spool_bytes;
+        self
+    }
+
+    /// Sets how long the agent of an idle kernel waits for a connection.
+    #[must_use]
+    pub fn with_orphan_timeout(mut self, orphan_timeout: impl Into<Option<Duration>>) -> Self {
+        self.orphan_timeout = orphan_timeout.into();
+        self
+    }
+
+    /// The agents of new kernels; `None` if they have none.
+    pub(crate) fn agent(&self) -> Option<AgentParams<'_>> {
+        Some(AgentParams {
+            image: self.agent_image.as_deref()?,
+            spool_bytes: self.spool_bytes,
+            orphan_timeout: self.orphan_timeout,
+        })
     }
 
     /// Prepends the configured volumes and mounts to a kernelspec's.

@@ -123,6 +123,17 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
     PodPhase::Starting(step(pod, events))
 }
 
+/// Whether the pod's kernel runs or may start to.
+pub(crate) fn is_alive(pod: &Pod) -> bool {
+    matches!(assess(pod, &[]), PodPhase::Starting(_) | PodPhase::Running { .. })
+}
+
+/// The pod's IP address, which it has before its containers run.
+pub(crate) fn address(pod: &Pod) -> Option<&str> {
+    let ip = pod.status.as_ref()?.pod_ip.as_deref();
+    ip.filter(|ip| !ip.is_empty())
+}
+
 fn step(pod: &Pod, events: &[Event]) -> StartStep {
     let pulling = events
         .iter()
@@ -151,6 +162,20 @@ fn ended(pod: &Pod) -> Option<PodPhase> {
     let is_over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
     if terminated.is_none() && !is_over {
         return None;
+    }
+    // Without a restart policy, an init container that fails ends the pod before the kernel's container starts.
+    let failed = status.init_container_statuses.iter().flatten().find_map(|container| {
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        (ended.exit_code != 0).then_some((&container.name, ended))
+    });
+    if let (None, Some((name, ended))) = (terminated, failed) {
+        let why = ended
+            .message
+            .clone()
+            .or_else(|| ended.reason.clone())
+            .unwrap_or_default();
+        let message = format!("its init container {name} exited with code {}: {why}", ended.exit_code);
+        return Some(broken("InitContainerFailed", &message));
     }
     let reason = status.reason.as_deref().unwrap_or_default();
     let message = status.message.clone().unwrap_or_else(|| reason.to_owned());

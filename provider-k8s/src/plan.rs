@@ -118,6 +118,7 @@ fn params<'a>(
         env: NONE,
         launched: chrono::Utc::now(),
         is_warm: false,
+        agent: options.agent(),
     }
 }
 

@@ -221,11 +221,26 @@ impl KernelProvider for K8sProvider {
                         .await
                         .map_err(|_| timed_out())??;
                 }
-                PodPhase::Starting(_) | PodPhase::Running { .. } => match start::adopt(&context, pod).await {
-                    // The pod's creator removed it before its kernel was ready.
-                    Err(LaunchError::Died { exit }) if exit.cause == ExitCause::Deleted => continue,
-                    adopted => break adopted?,
-                },
+                PodPhase::Starting(_) | PodPhase::Running { .. } => {
+                    // An agent outlives its kernel for a while.
+                    let is_dead = self.registry.get(id).is_some();
+                    let adopted = match is_dead {
+                        true => None,
+                        false => Some(start::adopt(&context, pod).await),
+                    };
+                    match adopted {
+                        // The pod's creator removed it before its kernel was ready.
+                        Some(Err(LaunchError::Died { exit })) if exit.cause == ExitCause::Deleted => continue,
+                        Some(Ok(ready)) if ready.route.reported_exit().is_none() => break ready,
+                        Some(Err(error)) => return Err(error),
+                        Some(Ok(_)) | None => {
+                            let end = self.cluster.end(pod, Duration::ZERO, &mut updates);
+                            tokio::time::timeout_at(deadline, end)
+                                .await
+                                .map_err(|_| timed_out())??;
+                        }
+                    }
+                }
             }
         };
         let handle = self.register(id, ready);
@@ -294,6 +309,10 @@ impl KernelProvider for K8sProvider {
         };
         match start::adopt(&context, pod).await {
             Ok(ready) => {
+                // Whether attaching could reveal nothing more.
+                if let (Some(exit), true) = (ready.route.reported_exit(), ready.route.is_delivered().await) {
+                    return Err(gone(exit.cause));
+                }
                 let kernel = K8sKernel::running(&self.cluster, &self.registry, id, ready);
                 Ok(Arc::new(K8sKernelHandle(self.registry.insert_or_get(kernel))))
             }

@@ -1,4 +1,4 @@
-//! Routes to a kernel's sockets: its pod's address, or a port-forward.
+//! Routes to a kernel: to its sockets at the pod's address or through port-forwards, or to its agent.
 
 use std::io;
 use std::path::Path;
@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use jupyter_protocol::{Channel, ConnectionInfo, Transport};
 use k8s_openapi::api::core::v1::Pod;
+use kernel_provider::{LaunchError, ProviderError};
 use kube::Api;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+
+use crate::agent_route::AgentRoute;
 
 const CHANNELS: [Channel; 5] = [
     Channel::Shell,
@@ -22,35 +25,57 @@ const CHANNELS: [Channel; 5] = [
 /// Time limit of one connection attempt. A deleted pod does not refuse connections; it does not answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How clients connect to one pod.
+/// How to connect to the kernel in one pod. `file` is the connection file in the pod.
 pub(crate) enum Route {
     /// The pod's IP address.
-    PodAddress(String),
+    PodAddress { ip: String, file: Box<ConnectionInfo> },
     /// A port-forward through the API server.
-    PortForward(Box<PortForward>),
+    PortForward {
+        forward: Box<PortForward>,
+        file: Box<ConnectionInfo>,
+    },
+    /// The kernel's agent.
+    Agent(AgentRoute),
 }
 
 impl Route {
-    /// Returns the connection info for clients. `file` is the connection file in the pod.
-    pub(crate) fn connection(&self, file: &ConnectionInfo) -> ConnectionInfo {
-        let mut connection = file.clone();
+    /// Returns the connection info for clients. That of a kernel with an agent is only valid in its pod.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if the kernel's agent does not answer.
+    pub(crate) async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
         match self {
-            Self::PodAddress(ip) => connection.ip.clone_from(ip),
-            Self::PortForward(forward) => {
-                connection.transport = Transport::Ipc;
-                connection.ip.clone_from(&forward.prefix);
-            }
+            Self::PodAddress { ip, file } => Ok(ConnectionInfo {
+                ip: ip.clone(),
+                ..(**file).clone()
+            }),
+            Self::PortForward { forward, file } => Ok(ConnectionInfo {
+                transport: Transport::Ipc,
+                ip: forward.prefix.clone(),
+                ..(**file).clone()
+            }),
+            Self::Agent(agent) => agent.connection().await,
         }
-        connection
     }
 
-    /// Waits until all of the kernel's sockets accept connections, without a time limit.
+    /// The route to the kernel's agent, if it has one.
+    pub(crate) fn agent(&self) -> Option<&AgentRoute> {
+        match self {
+            Self::Agent(agent) => Some(agent),
+            _ => None,
+        }
+    }
+
+    /// Waits until all of the kernel's sockets accept connections, or its agent has started it, without a time limit.
+    ///
+    /// # Errors
+    /// [`LaunchError`] if the agent reports that the kernel did not start.
     ///
     /// No event announces this, so the sockets are polled. At a pod address the pause between attempts is 1 to 10 ms.
     /// Through a port-forward, where each attempt is an API call, it grows from 50 ms to 500 ms.
-    pub(crate) async fn ready(&self, file: &ConnectionInfo) {
+    pub(crate) async fn ready(&self) -> Result<(), LaunchError> {
         match self {
-            Self::PodAddress(ip) => {
+            Self::PodAddress { ip, file } => {
                 let started = Instant::now();
                 for channel in CHANNELS {
                     let address = (ip.as_str(), file.port(channel));
@@ -64,7 +89,7 @@ impl Route {
                     }
                 }
             }
-            Self::PortForward(forward) => {
+            Self::PortForward { forward, file } => {
                 let mut pause = Duration::from_millis(50);
                 while !matches!(
                     tokio::time::timeout(PROBE_TIMEOUT, forward.probe(file)).await,
@@ -74,7 +99,9 @@ impl Route {
                     pause = (pause * 3 / 2).min(Duration::from_millis(500));
                 }
             }
+            Self::Agent(agent) => agent.started().await?,
         }
+        Ok(())
     }
 }
 

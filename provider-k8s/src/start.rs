@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jupyter_protocol::{ConnectionInfo, KernelId};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use jupyter_protocol::KernelId;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kernel_provider::{ExitCause, LaunchError, LaunchStage, Progress, ProviderError};
@@ -13,6 +15,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::agent_route::AgentRoute;
 use crate::api_error::{CallError, call};
 use crate::cluster::Cluster;
 use crate::manifest::Manifest;
@@ -24,7 +27,6 @@ use crate::route::Route;
 /// A pod whose kernel accepts connections.
 pub(crate) struct Ready {
     pub(crate) pod: Arc<Pod>,
-    pub(crate) file: ConnectionInfo,
     pub(crate) secret: BTreeMap<String, ByteString>,
     pub(crate) route: Route,
 }
@@ -177,19 +179,24 @@ pub(crate) enum CreateOutcome {
 /// A pod that exists together with its Secret.
 pub(crate) struct CreatedPod {
     pub(crate) pod: Pod,
-    file: ConnectionInfo,
     secret: BTreeMap<String, ByteString>,
     updates: watch::Receiver<CachedPod>,
 }
 
 impl CreatedPod {
-    /// Waits for the kernel's sockets.
+    /// Waits until the kernel accepts connections.
     pub(crate) async fn ready(mut self, context: &LaunchContext<'_>) -> Result<Ready, LaunchError> {
         let uid = names::uid(&self.pod);
-        let (pod, route) = wait_until_ready(context, &mut self.updates, uid, &self.file).await?;
+        let (pod, ip, route) = wait_until_running(context, &mut self.updates, uid, Some(&self.secret)).await?;
+        let route = match route {
+            Some(route) => route,
+            None => context.cluster.route(&pod, &ip, &self.secret)?,
+        };
+        wait_for_kernel(context, &mut self.updates, uid, &route).await?;
+        // Use the pod's latest state.
+        let pod = self.updates.borrow().present().cloned().unwrap_or(pod);
         Ok(Ready {
             pod,
-            file: self.file,
             secret: self.secret,
             route,
         })
@@ -239,14 +246,8 @@ pub(crate) async fn create_pod(
     {
         return Err(error.launch_error("create", &format!("the Secret of the pod {name}")));
     }
-    let file = manifest
-        .secret
-        .get(names::CONNECTION_KEY)
-        .and_then(|file| serde_json::from_slice(&file.0).ok())
-        .ok_or_else(|| ProviderError::failed("start a kernel", "its connection file is invalid"))?;
     let created = CreatedPod {
         pod,
-        file,
         secret: manifest.secret,
         updates,
     };
@@ -258,17 +259,12 @@ pub(crate) async fn adopt(context: &LaunchContext<'_>, pod: &Pod) -> Result<Read
     let cluster = context.cluster;
     let mut updates = cluster.pod_cache.subscribe(context.id);
     // The Secret is created after the pod, and no container starts before the Secret exists.
-    let (pod, ip) = wait_until_running(context, &mut updates, names::uid(pod)).await?;
-    let (file, secret) = cluster.secret_of(&pod).await?;
-    let route = cluster.route(&pod, &ip, &file)?;
+    let (pod, ip, _) = wait_until_running(context, &mut updates, names::uid(pod), None).await?;
+    let secret = cluster.secret_of(&pod).await?;
+    let route = cluster.route(&pod, &ip, &secret)?;
     let uid = names::uid(&pod).to_owned();
-    wait_for_sockets(context, &mut updates, &uid, &file, &route).await?;
-    Ok(Ready {
-        pod,
-        file,
-        secret,
-        route,
-    })
+    wait_for_kernel(context, &mut updates, &uid, &route).await?;
+    Ok(Ready { pod, secret, route })
 }
 
 /// Waits for a future, at most until the launch's deadline.
@@ -281,25 +277,18 @@ pub(crate) async fn within<T>(context: &LaunchContext<'_>, future: impl Future<O
         })
 }
 
-async fn wait_until_ready(
-    context: &LaunchContext<'_>,
-    updates: &mut watch::Receiver<CachedPod>,
-    uid: &str,
-    file: &ConnectionInfo,
-) -> Result<(Arc<Pod>, Route), LaunchError> {
-    let (pod, ip) = wait_until_running(context, updates, uid).await?;
-    let route = context.cluster.route(&pod, &ip, file)?;
-    wait_for_sockets(context, updates, uid, file, &route).await?;
-    // Use the pod's latest state.
-    let pod = updates.borrow().present().cloned().unwrap_or(pod);
-    Ok((pod, route))
-}
-
+/// Waits until the pod's container runs, or its agent answers. Returns the pod, its address, and the route to an agent that
+/// has answered.
+///
+/// The kubelet reports a running container up to a second late, so the agent is asked as soon as the pod has an address.
+/// This needs the data of the pod's Secret.
 async fn wait_until_running(
     context: &LaunchContext<'_>,
     updates: &mut watch::Receiver<CachedPod>,
     uid: &str,
-) -> Result<(Arc<Pod>, String), LaunchError> {
+    secret: Option<&BTreeMap<String, ByteString>>,
+) -> Result<(Arc<Pod>, String, Option<Route>), LaunchError> {
+    let mut early: Option<(Route, BoxFuture<'static, ()>)> = None;
     let room_deadline = Instant::now() + context.cluster.options.wait_for_room;
     let (mut reported, mut was_seen) = (StartStep::Accepted, false);
     let mut last: Option<(Arc<Pod>, Vec<Event>)> = None;
@@ -314,9 +303,14 @@ async fn wait_until_running(
                 PodPhase::Running { ip } => {
                     report(context.progress, &mut reported, StartStep::Scheduled);
                     context.progress.report(LaunchStage::Starting);
-                    return Ok((pod, ip));
+                    return Ok((pod, ip, early.map(|(route, _)| route)));
                 }
-                PodPhase::Starting(step) => report(context.progress, &mut reported, step),
+                PodPhase::Starting(step) => {
+                    report(context.progress, &mut reported, step);
+                    if let (None, Some(secret), Some(ip)) = (&early, secret, phase::address(&pod)) {
+                        early = early_route(context, &pod, ip, secret)?;
+                    }
+                }
                 PodPhase::CannotStart(StartFailure::NoRoom(_)) if Instant::now() < room_deadline => lacks_room = true,
                 PodPhase::CannotStart(failure) => return Err(failed(&pod, failure)),
                 PodPhase::Ended(_) => return Err(died(context, &pod).await),
@@ -334,10 +328,48 @@ async fn wait_until_running(
         } else {
             context.deadline
         };
-        if tokio::time::timeout_at(until, updates.changed()).await.is_err() && Instant::now() >= context.deadline {
+        let has_changed = tokio::select! {
+            changed = tokio::time::timeout_at(until, updates.changed()) => changed.is_ok(),
+            () = answered(&mut early) => match (early.take(), &last) {
+                (Some((route, _)), Some((pod, _))) => {
+                    report(context.progress, &mut reported, StartStep::Scheduled);
+                    context.progress.report(LaunchStage::Starting);
+                    let ip = phase::address(pod).unwrap_or_default().to_owned();
+                    return Ok((Arc::clone(pod), ip, Some(route)));
+                }
+                _ => true,
+            },
+        };
+        if !has_changed && Instant::now() >= context.deadline {
             let (pod, events) = last.unzip();
             return Err(timed_out(context, pod.as_deref(), &events.unwrap_or_default()).await);
         }
+    }
+}
+
+/// The route to the agent of a pod whose containers may not run yet, with a future that ends once the agent has answered.
+/// `None` if the pod has no agent.
+fn early_route(
+    context: &LaunchContext<'_>,
+    pod: &Pod,
+    ip: &str,
+    secret: &BTreeMap<String, ByteString>,
+) -> Result<Option<(Route, BoxFuture<'static, ()>)>, ProviderError> {
+    if !secret.contains_key(names::LAUNCH_KEY) {
+        return Ok(None);
+    }
+    let route = context.cluster.route(pod, ip, secret)?;
+    let link = route.agent().map(AgentRoute::link);
+    Ok(link.map(|link| {
+        let answered = async move { drop(link.welcome().await) };
+        (route, answered.boxed())
+    }))
+}
+
+async fn answered(early: &mut Option<(Route, BoxFuture<'static, ()>)>) {
+    match early {
+        Some((_, answered)) => answered.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -356,18 +388,15 @@ fn report(progress: &Progress, reported: &mut StartStep, step: StartStep) {
 }
 
 /// Waits until the kernel in a running pod accepts connections.
-pub(crate) async fn wait_for_sockets(
+pub(crate) async fn wait_for_kernel(
     context: &LaunchContext<'_>,
     updates: &mut watch::Receiver<CachedPod>,
     uid: &str,
-    file: &ConnectionInfo,
     route: &Route,
 ) -> Result<(), LaunchError> {
     let is_over = |cached: &CachedPod| {
-        cached.is_absent(uid)
-            || cached
-                .present()
-                .is_some_and(|pod| !matches!(phase::assess(pod, &[]), PodPhase::Running { .. }))
+        // An agent may answer before its container is reported to run.
+        cached.is_absent(uid) || cached.present().is_some_and(|pod| !phase::is_alive(pod))
     };
     let last = updates.borrow().pod.clone();
     let ended = async {
@@ -378,9 +407,18 @@ pub(crate) async fn wait_for_sockets(
             .filter(|pod| names::uid(pod) == uid)
     };
     let ended = tokio::select! {
-        () = route.ready(file) => return Ok(()),
+        ready = route.ready() => return ready,
         ended = ended => ended,
-        () = tokio::time::sleep_until(context.deadline) => return Err(timed_out(context, last.as_deref(), &[]).await),
+        () = tokio::time::sleep_until(context.deadline) => {
+            if let Some(agent) = route.agent() {
+                agent.check_free()?;
+                return Err(LaunchError::TimedOut {
+                    timeout: context.timeout,
+                    output: agent.output().await.unwrap_or_default(),
+                });
+            }
+            return Err(timed_out(context, last.as_deref(), &[]).await);
+        }
     };
     match ended.or(last) {
         Some(pod) => Err(died(context, &pod).await),

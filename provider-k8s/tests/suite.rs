@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::{LONG, TestNamespace};
+use jupyter_protocol::ConnectionInfo;
 use kernel_provider::conformance::{LAST_WORDS, Probe, Subject};
-use kernel_provider::{KernelProvider, KernelRecord};
+use kernel_provider::{KernelHandle, KernelProvider, KernelRecord, ProviderError};
 use provider_k8s::Reach;
 
-/// Kills the kernel's process.
-const KILL: &str = r#"for file in $(grep -sl "/run/kernelmux[-rw]*/[c]onnection\.json" /proc/[0-9]*/cmdline); do
-    folder=${file%/cmdline}; kill -9 "${folder##*/}"; done"#;
+/// Kills the kernel's process, by the path of its connection file without and with an agent.
+const KILL: &str = r#"for file in $(grep -slE "/run/kernelmux[-rw]*/[c]onnection\.json|/kernelmux/state/[k]ernels/" \
+    /proc/[0-9]*/cmdline); do folder=${file%/cmdline}; kill -9 "${folder##*/}"; done"#;
 
 struct Pods {
     ns: TestNamespace,
@@ -24,11 +25,24 @@ struct Pods {
 
 impl Pods {
     async fn new(reach: Reach) -> Option<Self> {
+        Self::can_reach(reach).then_some(())?;
+        Some(Self::of(TestNamespace::new().await?, reach))
+    }
+
+    async fn with_agents(reach: Reach) -> Option<Self> {
+        Self::can_reach(reach).then_some(())?;
+        Some(Self::of(TestNamespace::with_agents().await?, reach))
+    }
+
+    fn can_reach(reach: Reach) -> bool {
         if reach == Reach::PodAddress && std::env::var_os("KERNELMUX_TEST_POD_ADDRESSES").is_none() {
             println!("skipped: pod addresses are not reachable from here (KERNELMUX_TEST_POD_ADDRESSES is not set)");
-            return None;
+            return false;
         }
-        let ns = TestNamespace::new().await?;
+        true
+    }
+
+    fn of(ns: TestNamespace, reach: Reach) -> Self {
         ns.install_ipykernel();
         ns.install_script("dying", &format!("echo {LAST_WORDS} >&2; exit 3"));
         ns.install_script("silent", &format!("echo {LAST_WORDS}; while :; do sleep 1000; done"));
@@ -37,7 +51,7 @@ impl Pods {
             &["/no/such/program", "{connection_file}"],
             serde_json::json!({}),
         );
-        Some(Self { ns, reach })
+        Self { ns, reach }
     }
 }
 
@@ -49,6 +63,10 @@ impl Subject for Pods {
 
     fn spec(&self) -> String {
         "python3".to_owned()
+    }
+
+    async fn connection(&self, kernel: &dyn KernelHandle) -> Result<ConnectionInfo, ProviderError> {
+        self.ns.connection(kernel).await
     }
 
     fn code(&self, probe: &Probe) -> Option<String> {
@@ -102,4 +120,16 @@ mod by_pod_address {
     use super::*;
 
     kernel_provider::provider_conformance!(Pods::new(Reach::PodAddress));
+}
+
+mod agents_by_port_forward {
+    use super::*;
+
+    kernel_provider::provider_conformance!(Pods::with_agents(Reach::PortForward));
+}
+
+mod agents_by_pod_address {
+    use super::*;
+
+    kernel_provider::provider_conformance!(Pods::with_agents(Reach::PodAddress));
 }

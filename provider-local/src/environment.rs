@@ -49,6 +49,7 @@ pub(crate) fn compose(
 
 fn is_inherited(inherit: &InheritEnv, name: &OsStr) -> bool {
     match inherit {
+        InheritEnv::All => true,
         InheritEnv::AllButSecrets => name.to_str().is_none_or(|name| !is_secret(name)),
         InheritEnv::Only(names) => name.to_str().is_some_and(|name| names.contains(name)),
     }

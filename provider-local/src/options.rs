@@ -265,6 +265,8 @@ pub enum TransportChoice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InheritEnv {
+    /// All variables.
+    All,
     /// All variables except servers' tokens: `*_AUTH_TOKEN`, `KERNELMUX_TOKEN`, `JUPYTER_TOKEN` and `JPY_API_TOKEN`. A
     /// program's own secrets, such as `DATABASE_URL` or a cloud's keys, then reach the code in its kernels.
     AllButSecrets,

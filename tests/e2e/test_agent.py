@@ -33,7 +33,12 @@ from harness.agents import (
     UnixProxy,
     agent_folder,
     agent_pid,
+    assert_whole,
     launch_of,
+    losses,
+    numbered,
+    printing,
+    text_of,
 )
 from harness.executions import get_execution, run, wait_ended
 from harness.gateway import Gateway, free_port, python_pid
@@ -64,34 +69,6 @@ def chance() -> random.Random:
     seed = int(os.environ.get("KERNELMUX_SEED", time.time_ns() % 1_000_000))
     print(f"KERNELMUX_SEED={seed}")
     return random.Random(seed)
-
-
-def printing(lines: int, per_second: int = 1_000) -> str:
-    """Code that prints numbered lines, each as a separate message."""
-    return f"import time\nfor i in range({lines}):\n    print(i, flush=True)\n    time.sleep({1 / per_second})\n"
-
-
-def numbered(lines: int) -> str:
-    return "".join(f"{i}\n" for i in range(lines))
-
-
-def text_of(execution: dict[str, Any]) -> str:
-    return "".join(output.get("text", "") for output in execution["outputs"])
-
-
-def assert_whole(execution: dict[str, Any], text: str) -> None:
-    """Checks that the execution succeeded, with exactly this output and no notice of a loss."""
-    assert execution["status"] == "ok", execution["status"]
-    assert execution["complete"] is True
-    assert text_of(execution) == text
-
-
-def losses(gateway: Gateway, kernel_id: str) -> list[str]:
-    """The events in the log that report lost output."""
-    entries = entries_of(gateway, kernel_id)
-    assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
-    events = [e["content"].get("event", "") for e in entries if e["header"]["msg_type"] == "kernelmux_lifecycle"]
-    return [event for event in events if event in ("attached", "lost", "disconnected", "not_recorded")]
 
 
 def test_every_client_gets_each_line_once_although_the_gateway_is_killed_and_stopped(
@@ -218,7 +195,7 @@ def test_a_link_that_is_cut_at_any_byte_loses_and_repeats_nothing(start_gateway:
     gateway = start_gateway(port=free_port())
     kernel_id = gateway.start_kernel()["id"]
     gateway.stop(signal.SIGKILL)
-    proxy = UnixProxy(launch_of(gateway, kernel_id)["listen"])
+    proxy = UnixProxy(launch_of(gateway, kernel_id)["listen"]["unix"])
     try:
         gateway.start()
         lines = 30_000 if LONG else 6_000
@@ -260,7 +237,7 @@ def test_an_agent_refuses_connections_without_its_token(start_gateway: Start) ->
     gateway = start_gateway(port=free_port())
     kernel_id = gateway.start_kernel()["id"]
     launch = launch_of(gateway, kernel_id)
-    path, token = launch["listen"], launch["token"]
+    path, token = launch["listen"]["unix"], launch["token"]
     assert os.stat(path).st_mode & 0o777 in (0o755, 0o700, 0o600)
     assert os.stat(Path(path).parent).st_mode & 0o077 == 0
 
@@ -310,7 +287,7 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
     wait_ended(gateway, kernel_id, msg_id)
     gateway.stop(signal.SIGKILL)
     launch = launch_of(gateway, kernel_id)
-    connection = AgentConnection(launch["listen"])
+    connection = AgentConnection(launch["listen"]["unix"])
     kind, welcome = connection.hello(launch["token"])
     assert kind == WELCOME
     assert welcome["version"] == 2 and welcome["kernel_id"] == kernel_id
@@ -353,10 +330,10 @@ def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Star
     assert f"{process} xxx".encode() in payload and accepted[-1] == (0, 2)
     assert f"{process + 1} xxx".encode() not in entries + payload
     # Another client is refused until the first one has disconnected.
-    again = AgentConnection(launch["listen"])
+    again = AgentConnection(launch["listen"]["unix"])
     assert again.hello(launch["token"])[0] == REFUSED
     connection.close()
-    eventually(lambda: AgentConnection(launch["listen"]).hello(launch["token"])[0] == WELCOME, "the agent is free")
+    eventually(lambda: AgentConnection(launch["listen"]["unix"]).hello(launch["token"])[0] == WELCOME, "the agent is free")
     again.close()
 
 

@@ -7,7 +7,7 @@ use jupyter_protocol::kernelspec::Kernelspec;
 use jupyter_protocol::{KernelId, Transport};
 use serde::{Deserialize, Serialize};
 
-/// An agent's configuration and its kernel's launch. The agent reads it as JSON from standard input, because it
+/// An agent's configuration and its kernel's launch. The agent reads it as JSON from standard input or a file, because it
 /// contains secrets.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Launch {
@@ -23,23 +23,27 @@ pub struct Launch {
     pub env: BTreeMap<String, String>,
     /// Variables of the agent's environment that take precedence over the kernelspec's.
     pub inherit_over_kernelspec: BTreeSet<String>,
-    /// The kernel's working directory.
-    pub working_dir: PathBuf,
+    /// Whether the kernel inherits all variables of the agent's environment, because these are the kernel's own. Otherwise
+    /// it inherits no tokens of servers.
+    #[serde(default)]
+    pub inherit_all: bool,
+    /// The kernel's working directory; `None` for the agent's.
+    pub working_dir: Option<PathBuf>,
     /// How long the kernel may take to start.
     pub timeout: Duration,
-    /// The agent's own folder, for its log and the kernel's files. It exists and is private.
+    /// The agent's own folder, for its log and the kernel's files.
     pub dir: PathBuf,
     /// The folder for Unix sockets. Its path must be short.
     pub socket_dir: PathBuf,
-    /// The Unix socket on which the agent listens.
-    pub listen: PathBuf,
+    /// Where the agent listens.
+    pub listen: Listen,
     /// The secret that admits a connection.
     pub token: String,
     /// The transport of the kernel's sockets; `None` to let the agent choose.
     pub transport: Option<Transport>,
     /// The first and last TCP port that kernels may use; `None` for any.
     pub ports: Option<(u16, u16)>,
-    /// The interpreter for kernelspecs whose command is just `python`.
+    /// The interpreter for kernelspecs whose command is just `python`. A name without a folder is searched on the `PATH`.
     pub python: Option<PathBuf>,
     /// A command to which the kernel's command is appended as arguments.
     pub command_prefix: Vec<String>,
@@ -48,6 +52,43 @@ pub struct Launch {
     /// How long an idle kernel's agent waits for a connection before it ends the kernel and itself; `None` for no
     /// limit.
     pub orphan_timeout: Option<Duration>,
+    /// How long the agent outlives a kernel that has ended by itself, so that it can be restarted; `None` for no limit. The
+    /// agent stays longer if the kernel's last entries are not acknowledged yet. It ends with the kernel's exit code.
+    #[serde(default)]
+    pub linger: Option<Duration>,
+}
+
+/// Where an agent listens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Listen {
+    /// A Unix socket at this path.
+    Unix(PathBuf),
+    /// TLS on a TCP port, at all addresses.
+    Tls {
+        /// The port.
+        port: u16,
+        /// The agent's certificate and key.
+        identity: TlsIdentity,
+    },
+}
+
+/// An agent's certificate and its private key.
+///
+/// In JSON, both are DER in base64; the key is PKCS #8.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TlsIdentity {
+    #[cfg_attr(not(feature = "agent-tls"), allow(dead_code, reason = "only used with TLS"))]
+    pub(super) certificate: String,
+    #[cfg_attr(not(feature = "agent-tls"), allow(dead_code, reason = "only used with TLS"))]
+    pub(super) key: String,
+}
+
+impl fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsIdentity").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Launch {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::frame::{CHANNELS, Outgoing, channel_index};
 use super::incoming::{Incoming, Received};
 use super::session::{Session, run};
-use super::{Answer, Connect, Control, ProcessPhase, Welcome};
+use super::{Answer, Connect, Control, ProcessPhase, Refused, Welcome};
 use crate::Phase;
 
 /// The agent and its kernel have ended.
@@ -39,6 +39,7 @@ pub struct Link {
     outgoing: [mpsc::Sender<Outgoing>; 3],
     welcome: watch::Receiver<Option<Welcome>>,
     phase: watch::Receiver<ProcessPhase>,
+    refused: watch::Receiver<Option<Refused>>,
     closed: CancellationToken,
     _task: AbortOnDrop,
 }
@@ -64,7 +65,8 @@ impl Link {
             phase: Phase::Starting,
         });
         let closed = CancellationToken::new();
-        let session = Session::new(welcome, phase);
+        let (refused, last_refused) = watch::channel(None);
+        let session = Session::new(welcome, phase, refused);
         let outgoing = [for_shell, for_control, for_stdin];
         let task = tokio::spawn(run(connect, session, received, outgoing, closed.clone()));
         Self {
@@ -72,6 +74,7 @@ impl Link {
             outgoing: [shell, control, stdin],
             welcome: last_welcome,
             phase: last_phase,
+            refused: last_refused,
             closed,
             _task: AbortOnDrop::new(task.abort_handle()),
         }
@@ -93,6 +96,12 @@ impl Link {
             welcome = welcome.wait_for(Option::is_some) => welcome.ok().and_then(|welcome| welcome.clone()).ok_or(LinkClosed),
             () = self.closed.cancelled() => Err(LinkClosed),
         }
+    }
+
+    /// Why the agent refused the last attempt to connect; `None` if it admitted the link, or was not reached yet.
+    #[must_use]
+    pub fn refused(&self) -> Option<Refused> {
+        self.refused.borrow().clone()
     }
 
     /// Sends a request and waits for the answer, even across reconnects. Use it with a timeout.

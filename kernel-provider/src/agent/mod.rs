@@ -15,6 +15,8 @@ mod launch;
 mod link;
 mod placement;
 mod session;
+#[cfg(feature = "agent-tls")]
+mod tls;
 
 use std::io;
 
@@ -25,9 +27,11 @@ pub use control::{Answer, Control, Reply, Request};
 pub use event::Event;
 pub use hello::{Accepted, Hello, ProcessPhase, Refused, Welcome};
 pub use incoming::{Acknowledger, Incoming, Received};
-pub use launch::Launch;
+pub use launch::{Launch, Listen, TlsIdentity};
 pub use link::{Link, LinkClosed, MessageSender};
 pub use placement::{AgentKernels, Place, Placement};
+#[cfg(feature = "agent-tls")]
+pub use tls::PinnedConnector;
 
 /// The version of the link. Both ends must have the same one.
 pub const VERSION: u32 = 2;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use jupyter_protocol::Backoff;
-use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
@@ -38,6 +38,8 @@ const WINDOW: u64 = 2 << 20;
 pub(super) struct Session {
     welcome: watch::Sender<Option<Welcome>>,
     phase: watch::Sender<ProcessPhase>,
+    /// Why the agent refused the last attempt to connect.
+    refused: watch::Sender<Option<Refused>>,
     /// Requests without an answer, by id.
     controls: BTreeMap<u64, (Bytes, oneshot::Sender<Answer>)>,
     /// The unaccepted message of each channel.
@@ -57,10 +59,15 @@ struct Reading {
 }
 
 impl Session {
-    pub(super) fn new(welcome: watch::Sender<Option<Welcome>>, phase: watch::Sender<ProcessPhase>) -> Self {
+    pub(super) fn new(
+        welcome: watch::Sender<Option<Welcome>>,
+        phase: watch::Sender<ProcessPhase>,
+        refused: watch::Sender<Option<Refused>>,
+    ) -> Self {
         Self {
             welcome,
             phase,
+            refused,
             controls: BTreeMap::new(),
             unaccepted: [const { None }; 3],
             reading: None,
@@ -206,6 +213,7 @@ pub(super) async fn run(
         let error = match greet(&*connect).await {
             Ok(Ok((welcome, connection))) => {
                 backoff.reset();
+                session.refused.send_replace(None);
                 session.set_phase(welcome.phase.clone());
                 session.welcome.send_replace(Some(welcome));
                 match connected(&mut session, &mut commands, &mut outgoing, connection).await {
@@ -217,6 +225,7 @@ pub(super) async fn run(
                 if backoff.retries() == 0 || refused != Refused::Busy {
                     warn!(?refused, "the agent of a kernel refuses the connection");
                 }
+                session.refused.send_replace(Some(refused));
                 io::Error::other("refused")
             }
             Err(error) => error,
@@ -244,7 +253,7 @@ async fn greet(connect: &dyn Connect) -> io::Result<Result<(Welcome, Connection)
     let greeting = async {
         let (reader, mut writer) = tokio::io::split(connect.connect().await?);
         let json = serde_json::to_vec(&hello)?;
-        writer.write_all(&ToAgent::Hello(json.into()).encode()).await?;
+        write(&mut writer, &ToAgent::Hello(json.into()).encode()).await?;
         let mut reader = FramedRead::new(reader, codec());
         match next_frame(&mut reader).await? {
             FromAgent::Welcome(json) => {
@@ -262,6 +271,12 @@ async fn greet(connect: &dyn Connect) -> io::Result<Result<(Welcome, Connection)
         Ok(greeted) => greeted,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
+}
+
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, frame: &[u8]) -> io::Result<()> {
+    writer.write_all(frame).await?;
+    // TLS may keep the last bytes otherwise.
+    writer.flush().await
 }
 
 async fn next_frame<R: tokio::io::AsyncRead + Unpin>(
@@ -289,7 +304,7 @@ async fn connected(
             execute(session, command, outgoing);
         }
         for frame in session.resume() {
-            writer.write_all(&frame).await?;
+            write(&mut writer, &frame).await?;
         }
         let (mut last_received, mut ping_at) = (Instant::now(), Instant::now() + PING_INTERVAL);
         loop {
@@ -319,7 +334,7 @@ async fn connected(
                 }
             };
             if let Some(frame) = frame {
-                timeout(SILENCE, writer.write_all(&frame)).await??;
+                timeout(SILENCE, write(&mut writer, &frame)).await??;
             }
         }
     };

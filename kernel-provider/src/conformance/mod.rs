@@ -32,9 +32,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jupyter_protocol::KernelId;
 use jupyter_protocol::client::{Client, ClientError};
 use jupyter_protocol::content::KernelInfoRequest;
+use jupyter_protocol::{ConnectionInfo, KernelId};
 
 pub use ending::*;
 pub use launching::*;
@@ -42,7 +42,10 @@ pub use probe::Probe;
 pub use probing::*;
 pub use running::*;
 
-use crate::{Exit, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchRequest, Phase, Progress, Selector};
+use crate::{
+    Exit, Interrupt, KernelHandle, KernelProvider, KernelRecord, LaunchRequest, Phase, Progress, ProviderError,
+    Selector,
+};
 
 /// An isolated environment for the provider under test, such as a state directory or a namespace, initially without
 /// kernels.
@@ -63,6 +66,12 @@ pub trait Subject: Send + Sync {
     /// Code that does what `probe` describes in kernels of [`spec`](Self::spec). `None` skips the cases that need it.
     /// For ipykernel: [`Probe::in_python`].
     fn code(&self, probe: &Probe) -> Option<String>;
+
+    /// The connection information with which this process reaches the kernel's sockets. By default it is the handle's;
+    /// another one leads into a place that only the kernel's agent can reach.
+    async fn connection(&self, kernel: &dyn KernelHandle) -> Result<ConnectionInfo, ProviderError> {
+        kernel.connection().await
+    }
 
     /// A directory other than the default one in which kernels can be started: its path inside the kernels. `None`
     /// skips the case that needs it.
@@ -211,7 +220,7 @@ async fn list(subject: &dyn Subject, provider: &dyn KernelProvider) -> Result<Ve
 
 /// Sends a `kernel_info_request` over the connection of the handle and waits for the answer.
 async fn check_answers(subject: &dyn Subject, kernel: &dyn KernelHandle) -> Outcome {
-    let connection = expect(subject, "connection", kernel.connection()).await?;
+    let connection = expect(subject, "connection", subject.connection(kernel)).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;
     // Repeats an unanswered request, as jupyter_client and the manager do, because a kernel may have just opened its
     // sockets.

@@ -19,7 +19,7 @@ const VALUE: &str = "two words, a $HOME, 'quotes\", =, \\ and ü";
 async fn start(subject: &dyn Subject, kernel: &dyn KernelHandle, code: String) -> Result<(Client, Execution), Failure> {
     // The kernel is ready once it has answered.
     check_answers(subject, kernel).await?;
-    let connection = expect(subject, "connection", kernel.connection()).await?;
+    let connection = expect(subject, "connection", subject.connection(kernel)).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;
     let execution = expect(subject, "execute", client.execute(ExecuteRequest::new(code))).await?;
     Ok((client, execution))

@@ -58,7 +58,9 @@ impl K8sKernel {
 
     /// Holds the pod for an announced restart, if the restart can keep the pod.
     pub(super) async fn prepare_restart(self: &Arc<Self>) {
-        if self.exit().is_some() || self.updated_manifest().await.is_some() {
+        // With an agent there is nothing to prepare.
+        let has_agent = self.route().agent().is_some();
+        if has_agent || self.exit().is_some() || self.updated_manifest().await.is_some() {
             return;
         }
         let Some(hold) = self.hold_pod(Duration::ZERO).await else {
@@ -80,6 +82,9 @@ impl K8sKernel {
     ///
     /// Returns `false` if the pod cannot be kept. In that case, the pod may already be gone.
     async fn restart_in_place(&self, context: &LaunchContext<'_>, grace: Duration) -> Result<bool, LaunchError> {
+        if self.route().agent().is_some() {
+            return self.restart_by_agent(context, grace).await;
+        }
         let restart_hold = crate::lock(&self.state).restart_hold.take();
         let pod = self.pod();
         let uid = names::uid(&pod);
@@ -106,12 +111,9 @@ impl K8sKernel {
             return Ok(false);
         }
         hold.start_kernel().await;
-        let (route, file) = {
-            let state = crate::lock(&self.state);
-            (Arc::clone(&state.route), state.file.clone())
-        };
+        let route = self.route();
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
-        let opened = start::wait_for_sockets(context, &mut updates, uid, &file, &route).await;
+        let opened = start::wait_for_kernel(context, &mut updates, uid, &route).await;
         // The pod of a kernel that does not answer in time is removed, as after a start in a new pod.
         if let Err(LaunchError::TimedOut { .. }) = opened
             && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut updates).await
@@ -186,6 +188,9 @@ impl K8sKernel {
             (Arc::clone(&state.pod), state.secret.clone())
         };
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
+        // An agent whose kernel has ended would only wait for a reader of its last entries.
+        let has_ended = self.route().reported_exit().is_some();
+        let grace = if has_ended { Duration::ZERO } else { grace };
         self.cluster.end(&pod, grace, &mut updates).await?;
         let result = match self.start_in_new_pod(&context, updated, (&pod, &secret)).await {
             // A concurrent restart or launch of the same kernel has created its pod first.
@@ -251,7 +256,6 @@ impl<'a> RestartGuard<'a> {
             state.is_restarting = false;
             if let Some(ready) = ready {
                 state.pod = ready.pod;
-                state.file = ready.file;
                 state.secret = ready.secret;
                 state.route = Arc::new(ready.route);
             }
@@ -276,9 +280,10 @@ impl Drop for RestartGuard<'_> {
             let updates = self.kernel.cluster.pod_cache.subscribe(self.kernel.id);
             let cached = updates.borrow();
             let same = cached.present().filter(|now| names::uid(now) == names::uid(&pod));
-            same.is_some_and(|now| matches!(phase::assess(now, &[]), PodPhase::Running { .. } | PodPhase::Ending))
+            same.is_some_and(|now| phase::is_alive(now) || phase::assess(now, &[]) == PodPhase::Ending)
         };
-        if still_exists {
+        let has_ended = self.kernel.route().reported_exit().is_some();
+        if still_exists && !has_ended {
             // The old pod still exists. If it is being deleted, its supervisor reports the exit.
             self.kernel.phase.send_replace(Phase::Running);
             self.kernel.supervise();

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, EnvVarSource, SecretKeySelector, SecurityContext, VolumeMount,
 };
 
-use super::ManifestParams;
+use super::{ManifestParams, agent};
 use crate::{names, settings};
 
 /// Copies the connection file, replacing a previous kernel's copy, then executes the kernel.
@@ -21,7 +21,8 @@ fn is_python(program: &str) -> bool {
 pub(super) fn restarts_in_place(kernel: &ManifestParams<'_>) -> Result<bool, String> {
     let argv = settings::argv(&kernel.installed.spec)?;
     let program = argv.first().map(String::as_str).unwrap_or_default();
-    Ok(kernel.settings.restart_in_place.unwrap_or_else(|| is_python(program)))
+    let can_restart = || kernel.agent.is_some() || is_python(program);
+    Ok(kernel.settings.restart_in_place.unwrap_or_else(can_restart))
 }
 
 pub(super) fn container(
@@ -30,32 +31,10 @@ pub(super) fn container(
     secret_name: &str,
 ) -> Result<Container, String> {
     let settings = &kernel.settings;
-    let spec = &kernel.installed.spec;
-    let mut argv = kernel.installed.clone();
-    argv.spec.argv = settings::argv(spec)?;
-    // Use the image's interpreter, not this machine's.
-    let program = argv.spec.argv.first().cloned().unwrap_or_default();
-    let copies = settings.writable_connection_file.unwrap_or_else(|| is_python(&program));
-    let keeps = restarts_in_place(kernel)?;
-    let mut command = argv.argv(&LaunchArgs {
-        connection_file: if copies {
-            names::COPY_FILE
-        } else {
-            names::CONNECTION_FILE
-        },
-        python: Some(&program),
-        ..LaunchArgs::default()
-    });
-    if copies {
-        let copy = ["sh", "-c", COPY_SCRIPT, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
-        command.splice(0..0, copy);
-    }
-    if keeps {
-        command.splice(
-            0..0,
-            ["sh", "-c", KEEP_SCRIPT, "sh", names::COPY_DIR].map(str::to_owned),
-        );
-    }
+    let (mut command, writable_mount) = match &kernel.agent {
+        Some(_) => (agent::command(), Some(agent::mount())),
+        None => kernel_command(kernel)?,
+    };
     command.iter_mut().for_each(|word| *word = literal(word));
     names::CONTAINER.clone_into(&mut base.name);
     base.image.clone_from(&settings.image);
@@ -85,13 +64,7 @@ pub(super) fn container(
         read_only: Some(true),
         ..VolumeMount::default()
     });
-    if copies || keeps {
-        mounts.push(VolumeMount {
-            name: names::COPY_VOLUME.to_owned(),
-            mount_path: names::COPY_DIR.to_owned(),
-            ..VolumeMount::default()
-        });
-    }
+    mounts.extend(writable_mount);
     let security: &mut SecurityContext = base.security_context.get_or_insert_default();
     security.allow_privilege_escalation.get_or_insert(false);
     security.capabilities.get_or_insert_with(|| Capabilities {
@@ -99,6 +72,43 @@ pub(super) fn container(
         add: None,
     });
     Ok(base)
+}
+
+/// The command of a kernel without an agent, and the mount of the volume that it writes to, if it does.
+fn kernel_command(kernel: &ManifestParams<'_>) -> Result<(Vec<String>, Option<VolumeMount>), String> {
+    let settings = &kernel.settings;
+    let spec = &kernel.installed.spec;
+    let mut argv = kernel.installed.clone();
+    argv.spec.argv = settings::argv(spec)?;
+    // Use the image's interpreter, not this machine's.
+    let program = argv.spec.argv.first().cloned().unwrap_or_default();
+    let copies = settings.writable_connection_file.unwrap_or_else(|| is_python(&program));
+    let keeps = restarts_in_place(kernel)?;
+    let mut command = argv.argv(&LaunchArgs {
+        connection_file: if copies {
+            names::COPY_FILE
+        } else {
+            names::CONNECTION_FILE
+        },
+        python: Some(&program),
+        ..LaunchArgs::default()
+    });
+    if copies {
+        let copy = ["sh", "-c", COPY_SCRIPT, "sh", names::CONNECTION_FILE, names::COPY_FILE].map(str::to_owned);
+        command.splice(0..0, copy);
+    }
+    if keeps {
+        command.splice(
+            0..0,
+            ["sh", "-c", KEEP_SCRIPT, "sh", names::COPY_DIR].map(str::to_owned),
+        );
+    }
+    let mount = (copies || keeps).then(|| VolumeMount {
+        name: names::COPY_VOLUME.to_owned(),
+        mount_path: names::COPY_DIR.to_owned(),
+        ..VolumeMount::default()
+    });
+    Ok((command, mount))
 }
 
 /// Escapes text that Kubernetes would otherwise expand: `$(NAME)` is a variable, and `$$` stands for `$`.

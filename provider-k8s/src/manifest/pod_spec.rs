@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::ManifestParams;
 use super::container::container;
+use super::{ManifestParams, agent};
 use crate::names;
 use crate::settings::Settings;
 
@@ -20,12 +20,15 @@ pub(super) fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result
         .iter()
         .position(|container| container.name == names::CONTAINER);
     let base = given.map(|index| spec.containers.remove(index)).unwrap_or_default();
-    spec.containers.insert(0, container(kernel, base, secret_name)?);
+    let container = container(kernel, base, secret_name)?;
+    let init = kernel.agent.map(|agent| agent::init_container(&agent, &container));
+    spec.init_containers.get_or_insert_default().extend(init);
+    spec.containers.insert(0, container);
     // Restarting the container would not restore the kernel's state.
     spec.restart_policy = Some("Never".to_owned());
     // With a shared process namespace, the kernel is not process 1. So signals without a handler have their default
-    // effect, and orphaned processes are reaped.
-    spec.share_process_namespace.get_or_insert(true);
+    // effect, and orphaned processes are reaped. An agent can be process 1.
+    spec.share_process_namespace.get_or_insert(kernel.agent.is_none());
     spec.automount_service_account_token.get_or_insert(false);
     spec.enable_service_links.get_or_insert(false);
     if settings.service_account.is_some() {
@@ -50,20 +53,28 @@ pub(super) fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result
     }
     let volumes = spec.volumes.get_or_insert_default();
     volumes.extend(settings.volumes.clone());
+    volumes.extend(kernel.agent.map(|agent| agent::volume(&agent)));
+    let file = match kernel.agent {
+        Some(_) => names::LAUNCH_KEY,
+        None => names::CONNECTION_KEY,
+    };
     volumes.push(Volume {
         name: names::VOLUME.to_owned(),
         secret: Some(SecretVolumeSource {
             secret_name: Some(secret_name.to_owned()),
             default_mode: Some(0o400),
             items: Some(vec![KeyToPath {
-                key: names::CONNECTION_KEY.to_owned(),
-                path: names::CONNECTION_KEY.to_owned(),
+                key: file.to_owned(),
+                path: file.to_owned(),
                 ..KeyToPath::default()
             }]),
             ..SecretVolumeSource::default()
         }),
         ..Volume::default()
     });
+    if kernel.agent.is_some() {
+        return Ok(spec);
+    }
     // In memory, like Secret volumes, so that no key is written to a node's disk.
     #[allow(clippy::needless_update, reason = "newer versions of Kubernetes have more fields")]
     volumes.push(Volume {
@@ -115,6 +126,15 @@ fn refuse_controlled_fields(spec: &PodSpec) -> Result<(), String> {
         (
             "a volume named kernelmux-connection",
             spec.volumes.iter().flatten().any(|volume| volume.name == names::VOLUME),
+        ),
+        (
+            "a volume or an init container named kernelmux-agent",
+            spec.volumes.iter().flatten().any(|volume| volume.name == names::AGENT)
+                || spec
+                    .init_containers
+                    .iter()
+                    .flatten()
+                    .any(|container| container.name == names::AGENT),
         ),
         (
             "a volume named kernelmux-connection-copy",

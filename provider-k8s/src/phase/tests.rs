@@ -235,3 +235,17 @@ fn removal_causes() {
         ExitCause::Evicted("drained".to_owned())
     );
 }
+
+#[test]
+fn a_failed_init_container_is_reported() {
+    let state = |state: Value| json!([{"name": "kernelmux-agent", "state": state}]);
+    let failed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
+    let kernel = json!([{"name": "kernel", "state": {"waiting": {"reason": "PodInitializing"}}}]);
+    let status = json!({"phase": "Failed", "initContainerStatuses": state(failed), "containerStatuses": kernel});
+    let is_reported = matches!(assess(&pod(status), &[]), PodPhase::CannotStart(StartFailure::Broken { message, .. })
+        if message.contains("kernelmux-agent exited with code 1"));
+    assert!(is_reported);
+    let mut ended = terminated(json!({"exitCode": 3}));
+    ended["initContainerStatuses"] = state(json!({"terminated": {"exitCode": 0}}));
+    assert_eq!(assess(&pod(ended), &[]), PodPhase::Ended(ExitCause::Code(3)));
+}

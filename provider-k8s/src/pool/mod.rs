@@ -13,6 +13,7 @@ mod reconciler;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chrono::Utc;
 use jupyter_protocol::KernelId;
@@ -23,7 +24,7 @@ use tokio_util::task::AbortOnDrop;
 use crate::cluster::{Claim, Cluster};
 use crate::manifest;
 use crate::names;
-use crate::phase::{self, PodPhase};
+use crate::phase;
 use crate::settings::WarmPool;
 use crate::start::{self, LaunchContext, PodGuard, Ready};
 
@@ -128,6 +129,18 @@ impl Pools {
             {
                 ready.pod = Arc::clone(pod);
             }
+            // An agent outlives its kernel.
+            if let Some(agent) = ready.route.agent() {
+                start::within(context, agent.started()).await??;
+                if ready.route.reported_exit().is_some() {
+                    *launch_lock = guard.disarm();
+                    let removed = start::within(context, cluster.delete(&ready.pod, Duration::ZERO)).await?;
+                    if let Err(error) = removed {
+                        tracing::warn!(kernel = %id, %error, "cannot remove a warm pod whose kernel has ended");
+                    }
+                    continue;
+                }
+            }
             guard.disarm();
             context.progress.report(LaunchStage::Scheduled);
             context.progress.report(LaunchStage::Starting);
@@ -147,9 +160,7 @@ impl ReadyPods {
             let cached = cluster.pod_cache.subscribe(id).borrow().clone();
             let is_usable = cached.present().is_some_and(|pod| {
                 let age = Utc::now() - pool_diff::created(pod);
-                names::uid(pod) == names::uid(&one.ready.pod)
-                    && age < one.limits.max_age()
-                    && matches!(phase::assess(pod, &[]), PodPhase::Running { .. })
+                names::uid(pod) == names::uid(&one.ready.pod) && age < one.limits.max_age() && phase::is_alive(pod)
             });
             if is_usable {
                 return Some(one.ready);

@@ -363,7 +363,17 @@ impl Reconciler {
 /// claimed.
 async fn wait_outcome(cluster: &Cluster, id: KernelId, uid: &str, ready: Result<Ready, LaunchError>) -> TaskOutcome {
     let error = match ready {
-        Ok(ready) => return TaskOutcome::Ready(id, Box::new(ready)),
+        Ok(ready) => match ready.route.reported_exit() {
+            // An agent outlives its kernel.
+            Some(exit) => LaunchError::Died { exit },
+            None => {
+                // Another gateway may claim the pod.
+                if let Some(agent) = ready.route.agent() {
+                    agent.disconnect();
+                }
+                return TaskOutcome::Ready(id, Box::new(ready));
+            }
+        },
         Err(error) => error,
     };
     let now = cluster.pod_cache.subscribe(id).borrow().present().cloned();

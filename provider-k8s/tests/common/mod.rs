@@ -4,8 +4,9 @@
 #![allow(dead_code, reason = "each test program uses only a part")]
 
 pub(crate) mod pool;
+pub(crate) mod tunnel;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jupyter_protocol::KernelId;
@@ -14,7 +15,7 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kernel_provider::{KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress};
-use kube::api::{AttachParams, DeleteParams, ListParams, PostParams};
+use kube::api::{AttachParams, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Config};
 use provider_k8s::{K8sOptions, K8sProvider, Reach};
 use serde_json::{Value, json};
@@ -27,6 +28,23 @@ const ACCOUNT: &str = "gateway";
 /// The test image with ipykernel.
 pub(crate) fn image() -> String {
     std::env::var("KERNELMUX_TEST_IMAGE").unwrap_or_else(|_| "localhost/kernelmux/python:dev".to_owned())
+}
+
+/// The image with the program of kernels' agents, if there is one.
+fn agent_image() -> Option<String> {
+    std::env::var("KERNELMUX_TEST_AGENT_IMAGE").ok()
+}
+
+/// The rights that the provider documents, with `get` and `create` for these resources.
+fn role(called: &[&str]) -> Value {
+    let rule = |resources: &[&str], verbs: &[&str]| json!({"apiGroups": [""], "resources": resources, "verbs": verbs});
+    json!({"metadata": {"name": ACCOUNT}, "rules": [
+        rule(&["pods"], &["get", "list", "watch", "create", "delete", "patch"]),
+        rule(&["secrets"], &["get", "create"]),
+        rule(&["events"], &["list", "watch"]),
+        rule(&["pods/log"], &["get"]),
+        rule(called, &["get", "create"]),
+    ]})
 }
 
 /// Returns an administrator's configuration of the cluster, or `None` if there is no cluster to test on. Tests pass in
@@ -48,6 +66,9 @@ pub(crate) struct TestNamespace {
     pub(crate) limited_config: Config,
     pub(crate) token: String,
     pub(crate) specs: tempfile::TempDir,
+    /// The image with the program of kernels' agents, for providers that use it.
+    pub(crate) agent_image: Option<String>,
+    tunnels: Mutex<Vec<tunnel::Tunnels>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -69,16 +90,11 @@ impl TestNamespace {
         create::<Namespace>(&Api::all(admin.clone()), restricted).await;
         let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), &namespace);
         create(&accounts, json!({"metadata": {"name": ACCOUNT}})).await;
-        let rule =
-            |resources: &[&str], verbs: &[&str]| json!({"apiGroups": [""], "resources": resources, "verbs": verbs});
-        let role = json!({"metadata": {"name": ACCOUNT}, "rules": [
-            rule(&["pods"], &["get", "list", "watch", "create", "delete", "patch"]),
-            rule(&["secrets"], &["get", "create"]),
-            rule(&["events"], &["list", "watch"]),
-            rule(&["pods/log"], &["get"]),
-            rule(&["pods/portforward", "pods/exec"], &["get", "create"]),
-        ]});
-        create::<Role>(&Api::namespaced(admin.clone(), &namespace), role).await;
+        create::<Role>(
+            &Api::namespaced(admin.clone(), &namespace),
+            role(&["pods/portforward", "pods/exec"]),
+        )
+        .await;
         let binding = json!({
             "metadata": {"name": ACCOUNT},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT},
@@ -105,14 +121,32 @@ impl TestNamespace {
             limited_config: limited,
             token,
             specs: tempfile::tempdir().unwrap(),
+            agent_image: None,
+            tunnels: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })
+    }
+
+    /// Creates a namespace whose providers use agents and have no right to run commands in pods. Returns `None` if there
+    /// is no cluster to test on, or no image with agents.
+    pub(crate) async fn with_agents() -> Option<Self> {
+        let Some(image) = agent_image() else {
+            println!("skipped: needs an image with agents; `make test-k8s` builds one (KERNELMUX_TEST_AGENT_IMAGE)");
+            return None;
+        };
+        let mut namespace = Self::new().await?;
+        namespace.agent_image = Some(image);
+        let roles: Api<Role> = Api::namespaced(namespace.admin.clone(), &namespace.name);
+        let rules = Patch::Merge(role(&["pods/portforward"]));
+        roles.patch(ACCOUNT, &PatchParams::default(), &rules).await.unwrap();
+        Some(namespace)
     }
 
     pub(crate) fn options(&self, reach: Reach) -> K8sOptions {
         let mut options = K8sOptions::new(&self.name);
         options.search = jupyter_protocol::kernelspec::SearchPath::new([self.specs.path().to_owned()]);
         options.reach = reach;
+        options.agent_image.clone_from(&self.agent_image);
         options
     }
 

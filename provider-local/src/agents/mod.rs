@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jupyter_protocol::Transport;
-use kernel_provider::agent::{Launch, Place, Placement};
+use kernel_provider::agent::{Launch, Listen, Place, Placement};
 use kernel_provider::{LaunchError, LaunchRequest, LaunchStage, Progress, ProviderError};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
@@ -175,11 +175,12 @@ fn agent_launch(
         resource_dir: start.resource_dir.clone(),
         env: start.env.clone(),
         inherit_over_kernelspec: options.inherit_over_kernelspec.clone(),
-        working_dir: start.working_dir.clone(),
+        inherit_all: false,
+        working_dir: Some(start.working_dir.clone()),
         timeout,
         dir: files.dir.clone(),
         socket_dir: context.state.socket_dir().to_owned(),
-        listen: files.socket.clone(),
+        listen: Listen::Unix(files.socket.clone()),
         token: format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()),
         transport: match options.transport {
             TransportChoice::Auto => None,
@@ -191,6 +192,7 @@ fn agent_launch(
         command_prefix: options.command_prefix.clone(),
         spool_bytes: options.spool_bytes,
         orphan_timeout: options.orphan_timeout,
+        linger: None,
     }
 }
 

@@ -13,9 +13,38 @@ from typing import Any
 
 from harness.gateway import Gateway
 from harness.process import pids_mentioning
+from harness.reconnecting import entries_of
 
 HELLO, CONTROL, READ, CREDIT, MESSAGE, PING, TAKE = 1, 2, 3, 4, 6, 7, 8
 WELCOME, REFUSED, ENTRIES, GAP, ACCEPTED, PONG, OFFER = 129, 130, 133, 134, 135, 136, 137
+
+
+def printing(lines: int, per_second: int = 1_000) -> str:
+    """Code that prints numbered lines, each as a separate message."""
+    return f"import time\nfor i in range({lines}):\n    print(i, flush=True)\n    time.sleep({1 / per_second})\n"
+
+
+def numbered(lines: int) -> str:
+    return "".join(f"{i}\n" for i in range(lines))
+
+
+def text_of(execution: dict[str, Any]) -> str:
+    return "".join(output.get("text", "") for output in execution["outputs"])
+
+
+def assert_whole(execution: dict[str, Any], text: str) -> None:
+    """Checks that the execution succeeded, with exactly this output and no notice of a loss."""
+    assert execution["status"] == "ok", execution["status"]
+    assert execution["complete"] is True
+    assert text_of(execution) == text
+
+
+def losses(gateway: Gateway, kernel_id: str) -> list[str]:
+    """The events in the log that report lost output."""
+    entries = entries_of(gateway, kernel_id)
+    assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
+    events = [e["content"].get("event", "") for e in entries if e["header"]["msg_type"] == "kernelmux_lifecycle"]
+    return [event for event in events if event in ("attached", "lost", "disconnected", "not_recorded")]
 
 
 def agent_pid(gateway: Gateway, kernel_id: str) -> int:
@@ -39,10 +68,12 @@ def launch_of(gateway: Gateway, kernel_id: str) -> dict[str, Any]:
 class AgentConnection:
     """A client's connection to an agent."""
 
-    def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, path: str | None, stream: socket.socket | None = None) -> None:
+        """Connects to a Unix socket, or uses a connection."""
+        self.socket = stream or socket.socket(socket.AF_UNIX)
         self.socket.settimeout(20)
-        self.socket.connect(path)
+        if path:
+            self.socket.connect(path)
 
     def send(self, kind: int, payload: bytes = b"") -> None:
         self.socket.sendall(struct.pack("<IB", len(payload) + 1, kind) + payload)

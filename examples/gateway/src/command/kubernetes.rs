@@ -1,4 +1,5 @@
 use std::error::Error;
+use std::time::Duration;
 
 use clap::Args;
 use provider_k8s::{Input, K8sOptions, K8sProvider, Policy};
@@ -19,6 +20,15 @@ pub(super) struct KubernetesFlags {
         requires = "kubernetes_namespace"
     )]
     kubernetes_image: Option<String>,
+    /// The image with the program kernelmux-agent, which starts each kernel in its pod and records it while no gateway runs
+    /// [default: kernels are started directly]
+    #[arg(
+        long,
+        env = "KERNELMUX_AGENT_IMAGE",
+        value_name = "IMAGE",
+        requires = "kubernetes_namespace"
+    )]
+    pub(super) agent_image: Option<String>,
     /// What users may set with KERNEL_* variables, separated by commas: some of cpus, memory, gpus, working-dir, image,
     /// user-id, service-account, volumes
     #[arg(
@@ -59,12 +69,19 @@ pub(super) struct KubernetesFlags {
 
 impl KubernetesFlags {
     /// Opens the namespace, if one is configured.
-    pub(super) async fn open(&self) -> Result<Option<K8sProvider>, Box<dyn Error>> {
+    pub(super) async fn open(
+        &self,
+        spool_bytes: u64,
+        orphan_timeout: Option<Duration>,
+    ) -> Result<Option<K8sProvider>, Box<dyn Error>> {
         let Some(namespace) = &self.kubernetes_namespace else {
             return Ok(None);
         };
         let mut config = K8sOptions::new(namespace);
         config.default_image.clone_from(&self.kubernetes_image);
+        config.agent_image.clone_from(&self.agent_image);
+        config.spool_bytes = spool_bytes;
+        config.orphan_timeout = orphan_timeout;
         config.policy = self.policy();
         config.set_volumes_from_env(|name| std::env::var(name).ok())?;
         Ok(Some(K8sProvider::open(config).await?))

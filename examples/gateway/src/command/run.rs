@@ -184,17 +184,20 @@ impl Running {
 /// Creates the manager for kernels of this machine or of a cluster, and for their logs.
 async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Result<Manager> {
     let mut log_options = log_options(flags);
-    let provider: Arc<dyn KernelProvider> = match flags.kubernetes.open().await? {
-        Some(pods) => Arc::new(pods),
-        None => {
-            let agent = agent(&flags.agent);
-            if agent.is_some() && flags.log_nats.is_none() {
-                // The agents keep entries that cannot be stored.
-                log_options.when_full = WhenFull::Wait;
+    let (spool_bytes, orphan_timeout) = (flags.agent_spool_mib << 20, orphan_timeout(flags));
+    let (provider, has_agents): (Arc<dyn KernelProvider>, _) =
+        match flags.kubernetes.open(spool_bytes, orphan_timeout).await? {
+            Some(pods) => (Arc::new(pods), flags.kubernetes.agent_image.is_some()),
+            None => {
+                let agent = agent(&flags.agent);
+                let has_agents = agent.is_some();
+                (Arc::new(local(flags, data_dir, agent).await?), has_agents)
             }
-            Arc::new(local(flags, data_dir, agent).await?)
-        }
-    };
+        };
+    if has_agents && flags.log_nats.is_none() {
+        // The agents keep entries that cannot be stored.
+        log_options.when_full = WhenFull::Wait;
+    }
     let store = log_store(flags, data_dir).await?;
     let logs = Logs::new(store, log_options)?;
     let mut options = ManagerOptions::default();
@@ -226,8 +229,13 @@ async fn local(flags: &Flags, data_dir: &DataDir, agent: Option<PathBuf>) -> Res
     local.reap_orphans = std::process::id() == 1;
     local.agent = agent;
     local.spool_bytes = flags.agent_spool_mib << 20;
-    local.orphan_timeout = (flags.agent_orphan_timeout > 0).then(|| Duration::from_secs(flags.agent_orphan_timeout));
+    local.orphan_timeout = orphan_timeout(flags);
     Ok(LocalProvider::open(local).await?)
+}
+
+/// How long the agent of an idle kernel waits for a gateway; `None` for no limit.
+fn orphan_timeout(flags: &Flags) -> Option<Duration> {
+    (flags.agent_orphan_timeout > 0).then(|| Duration::from_secs(flags.agent_orphan_timeout))
 }
 
 /// The agent's program; `None` to start kernels directly.

@@ -1,0 +1,225 @@
+//! The connection to a kernel's agent: TLS to its port at the pod's address, or through one port-forward.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jupyter_protocol::ConnectionInfo;
+use k8s_openapi::api::core::v1::Pod;
+use kernel_provider::agent::{
+    Answer, Connect, Control, Launch, Link, LinkClosed, Listen, PinnedConnector, Refused, Stream,
+};
+use kernel_provider::{ExitCause, LaunchError, ProviderError};
+use kube::Api;
+use kube::api::Portforwarder;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long an agent may take to answer a request that needs no waiting.
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How to connect to the agent in one pod. The link is opened when it is first needed.
+pub(crate) struct AgentRoute {
+    connect: Arc<PodConnect>,
+    link: Mutex<Option<Arc<Link>>>,
+}
+
+struct PodConnect {
+    way: Way,
+    port: u16,
+    token: String,
+    tls: PinnedConnector,
+}
+
+pub(crate) enum Way {
+    /// The pod's IP address.
+    PodAddress(String),
+    /// A port-forward to the pod with this name.
+    PortForward(Box<Api<Pod>>, String),
+}
+
+impl fmt::Debug for AgentRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentRoute").finish_non_exhaustive()
+    }
+}
+
+impl AgentRoute {
+    /// `launch` is that of the agent, from the pod's Secret.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if it is invalid.
+    pub(crate) fn new(way: Way, launch: &[u8]) -> Result<Self, ProviderError> {
+        // The parse error is left out because it could reveal the token.
+        let invalid = || ProviderError::failed("connect to the kernel's agent", "its Secret is invalid; shut it down");
+        let launch: Launch = serde_json::from_slice(launch).map_err(|_| invalid())?;
+        let Listen::Tls { port, identity } = launch.listen else {
+            return Err(invalid());
+        };
+        Ok(Self {
+            connect: Arc::new(PodConnect {
+                way,
+                port,
+                token: launch.token,
+                tls: identity.connector().map_err(|_| invalid())?,
+            }),
+            link: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn link(&self) -> Arc<Link> {
+        let mut link = crate::lock(&self.link);
+        let open = || Arc::new(Link::open(Arc::clone(&self.connect) as Arc<dyn Connect>));
+        Arc::clone(link.get_or_insert_with(open))
+    }
+
+    /// Closes the connection until the link is needed again, so that another gateway can connect.
+    pub(crate) fn disconnect(&self) {
+        *crate::lock(&self.link) = None;
+    }
+
+    /// The error for a link that is refused because another program is connected.
+    pub(crate) fn check_free(&self) -> Result<(), ProviderError> {
+        if self.link().refused() != Some(Refused::Busy) {
+            return Ok(());
+        }
+        let reason = "another gateway is connected to it; end that gateway, or use it";
+        Err(ProviderError::failed("connect to the kernel's agent", reason))
+    }
+
+    /// Waits until the agent has started the kernel, without a time limit.
+    ///
+    /// # Errors
+    /// [`LaunchError`] if the kernel did not start.
+    pub(crate) async fn started(&self) -> Result<(), LaunchError> {
+        self.launched(Control::Started).await
+    }
+
+    /// Sends a request that starts the kernel, and waits for the result.
+    ///
+    /// # Errors
+    /// [`LaunchError`] if the kernel did not start.
+    pub(crate) async fn launched(&self, control: Control) -> Result<(), LaunchError> {
+        match self.link().control(control).await {
+            Ok(Answer::NotStarted(error)) => Err(error),
+            Ok(Answer::Failed(error)) => Err(error.into()),
+            Ok(_) => Ok(()),
+            Err(closed) => Err(gone(closed).into()),
+        }
+    }
+
+    /// Sends a request that needs no waiting.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if it fails, or the agent does not answer.
+    pub(crate) async fn ask(&self, action: &str, control: Control) -> Result<Answer, ProviderError> {
+        match timeout(ANSWER_DEADLINE, self.link().control(control)).await {
+            Ok(Ok(Answer::Failed(error))) => Err(error),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(closed)) => Err(gone(closed)),
+            Err(_) => Err(ProviderError::failed(
+                action,
+                format!("its agent did not answer within {ANSWER_DEADLINE:?}"),
+            )),
+        }
+    }
+
+    /// The end of the kernel's output.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if the agent does not send it.
+    pub(crate) async fn output(&self) -> Result<String, ProviderError> {
+        let action = "read the kernel's output";
+        match self.ask(action, Control::Output).await? {
+            Answer::Output(output) => Ok(output),
+            _ => Err(unexpected(action)),
+        }
+    }
+
+    /// The kernel's sockets, which are inside its pod.
+    ///
+    /// # Errors
+    /// [`ProviderError`] if the agent does not name them.
+    pub(crate) async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
+        let action = "find the kernel's sockets";
+        match self.ask(action, Control::Connection).await? {
+            Answer::Connection(connection) => Ok(connection),
+            _ => Err(unexpected(action)),
+        }
+    }
+}
+
+/// The error for an answer to another request. Its content is left out, because it may be a key.
+fn unexpected(action: &str) -> ProviderError {
+    ProviderError::failed(action, "its agent sent an unexpected answer")
+}
+
+fn gone(closed: LinkClosed) -> ProviderError {
+    ProviderError::Gone(ExitCause::Unknown(closed.to_string()))
+}
+
+#[async_trait]
+impl Connect for PodConnect {
+    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        match &self.way {
+            Way::PodAddress(ip) => {
+                let stream = TcpStream::connect((ip.as_str(), self.port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(Box::new(self.tls.connect(stream).await?))
+            }
+            Way::PortForward(pods, pod) => {
+                let forward = pods.portforward(pod, &[self.port]).await.map_err(io::Error::other)?;
+                Ok(Box::new(self.tls.connect(Forward::new(forward, self.port)?).await?))
+            }
+        }
+    }
+
+    fn token(&self) -> &str {
+        &self.token
+    }
+}
+
+/// A connection through the API server. Dropping it closes it.
+struct Forward<S> {
+    stream: S,
+    forwarder: Portforwarder,
+}
+
+impl Forward<()> {
+    fn new(mut forwarder: Portforwarder, port: u16) -> io::Result<Forward<impl Stream>> {
+        let stream = forwarder.take_stream(port);
+        let stream = stream.ok_or_else(|| io::Error::other("the port-forward has no stream"))?;
+        Ok(Forward { stream, forwarder })
+    }
+}
+
+impl<S> Drop for Forward<S> {
+    fn drop(&mut self) {
+        self.forwarder.abort();
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Forward<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Forward<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
