@@ -69,10 +69,16 @@ def gateway(start_gateway: Start, namespace: KernelNamespace, agent_image: str) 
 
 
 def pod_of(namespace: KernelNamespace, kernel_id: str) -> dict[str, Any]:
-    """The kernel's pod, whichever name it has."""
-    selector = f"--selector=kernelmux.dev/kernel-id={kernel_id}"
-    (pod,) = json.loads(namespace.kubectl("get", "pods", selector, "--output=json"))["items"]
-    return dict(pod)
+    """The kernel's pod, whichever name it has. Waits until the cluster reports that it runs, later than its agent does."""
+
+    def running() -> dict[str, Any] | None:
+        selector = f"--selector=kernelmux.dev/kernel-id={kernel_id}"
+        (pod,) = json.loads(namespace.kubectl("get", "pods", selector, "--output=json"))["items"]
+        return dict(pod) if pod["status"]["phase"] == "Running" else None
+
+    pod = eventually(running, "the pod runs")
+    assert pod
+    return pod
 
 
 def uid_of(namespace: KernelNamespace, kernel_id: str) -> str:
@@ -111,7 +117,8 @@ def test_no_line_is_lost_or_repeated_while_the_gateway_is_killed(gateway: Gatewa
     finally:
         for reader in readers:
             reader.stopping.set()
-    eventually(lambda: "kernel-" not in namespace.kubectl("get", "pods", "--selector=!kernelmux.dev/warm-pool"), "no pods", 60)
+    selector = "--selector=!kernelmux.dev/warm-pool"
+    eventually(lambda: "kernel-" not in namespace.kubectl("get", "pods", selector), "no pods are left", 60)
 
 
 def test_requests_of_a_killed_gateway_run_once(gateway: Gateway) -> None:
@@ -263,5 +270,6 @@ def test_a_kernel_sees_only_its_own_secrets(gateway: Gateway, namespace: KernelN
         assert listening == str([f"{9300:04X}"])
         # Agents cannot be inspected by their kernels.
         assert client.run("os.access('/proc/1/environ', os.R_OK)") == "False"
-    text = json.dumps(pod_of(namespace, kernel_id)) + namespace.kubectl("logs", f"kernel-{kernel_id}") + gateway.output
+    pod = json.dumps(pod_of(namespace, kernel_id))
+    text = pod + namespace.kubectl("logs", f"kernel-{kernel_id}") + gateway.output
     assert not any(secret in text for secret in secrets)
