@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use jupyter_protocol::content::{Content, InputReply, Reply};
 use jupyter_protocol::{Channel, Message, WireMessage};
-use kernel_log::{MemoryStore, Origin, Seq};
+use kernel_log::{Entry, MemoryStore, Origin, Seq};
 use kernel_manager::{AtClose, Attachment, Kernel, is_follow_request};
 use serde_json::{Map, json};
 
@@ -343,7 +343,7 @@ async fn a_late_answer_after_a_new_process_does_not_answer_the_next_question() {
     let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let manager = fixture.manager();
     let mut kernel = start(&manager).await;
-    let msg_id = run(&kernel, "ask one?\nwait\nask two?", "asker").await;
+    let msg_id = run(&kernel, "ask one?\nprint one\nwait\nask two?", "asker").await;
     let first = until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
     let question = kernel.executions().question(&first).await.unwrap().unwrap();
     let question = Message::from_wire(&question).unwrap();
@@ -365,6 +365,18 @@ async fn a_late_answer_after_a_new_process_does_not_answer_the_next_question() {
     };
     soon(kernel.send(&"x".into(), Channel::Stdin, late())).await.unwrap();
     assert_eq!(soon(answers(&kernel)).await, 1);
+    // The kernel drops messages that it has not read when its client connects again.
+    soon(async {
+        let mut reader = kernel.log().reader(first.request);
+        let is_output = |entry: Entry| {
+            entry
+                .message()
+                .header_ref()
+                .is_ok_and(|header| header.msg_type == "stream")
+        };
+        while !reader.next().await.unwrap().unwrap().entries().any(is_output) {}
+    })
+    .await;
     let manager = {
         let (manager, restored) = fixture.replace_manager(manager, kernel.id()).await;
         kernel = restored;
