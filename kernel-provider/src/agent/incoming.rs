@@ -2,6 +2,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::link::Command;
+use super::session::WINDOW;
 
 /// A part of the agent's log.
 #[derive(Clone, Debug)]
@@ -29,11 +30,17 @@ pub enum Received {
 pub struct Incoming {
     received: mpsc::UnboundedReceiver<Received>,
     commands: mpsc::UnboundedSender<Command>,
+    /// Bytes that were consumed and not yet reported to the link.
+    consumed: u64,
 }
 
 impl Incoming {
     pub(super) fn new(received: mpsc::UnboundedReceiver<Received>, commands: mpsc::UnboundedSender<Command>) -> Self {
-        Self { received, commands }
+        Self {
+            received,
+            commands,
+            consumed: 0,
+        }
     }
 
     /// Waits for more entries, even while the agent cannot be reached. Returns `None` once the agent is gone.
@@ -42,8 +49,14 @@ impl Incoming {
     pub async fn next(&mut self) -> Option<Received> {
         let received = self.received.recv().await?;
         if let Received::Entries(block) = &received {
-            // Fails only if the link is closed.
-            let _ = self.commands.send(Command::Consumed(block.len() as u64));
+            self.consumed += block.len() as u64;
+            // Not for each block, because the report wakes the link's task and the agent.
+            if self.consumed >= WINDOW / 4 {
+                // The link may be closed.
+                let _ = self
+                    .commands
+                    .send(Command::Consumed(std::mem::take(&mut self.consumed)));
+            }
         }
         Some(received)
     }

@@ -32,7 +32,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// After this long without a frame, the connection counts as lost.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How many bytes of entries the agent may send before the reader consumes some of them.
-const WINDOW: u64 = 2 << 20;
+pub(super) const WINDOW: u64 = 2 << 20;
 
 /// State that outlives a connection.
 pub(super) struct Session {

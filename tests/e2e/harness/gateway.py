@@ -63,6 +63,8 @@ def clean_env(home: Path, **extra: str) -> dict[str, str]:
         "JUPYTER_RUNTIME_DIR": str(home / "run"),
         "DENO_DIR": str(home / "deno"),
         "DENO_NO_UPDATE_CHECK": "1",
+        # Unless a test sets the flag.
+        "KERNELMUX_AGENT": "auto",
         **extra,
     }
     for name in ("tmp", "config", "data", "run"):

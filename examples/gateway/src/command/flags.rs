@@ -113,7 +113,7 @@ pub(super) struct Flags {
     pub(super) port_range: Option<RangeInclusive<u16>>,
     /// The program that starts each kernel of this machine and records it while no gateway runs: auto for
     /// kernelmux-agent in the folder of the gateway's program, off to start kernels directly, or a path
-    #[arg(long, env = "KERNELMUX_AGENT", default_value = "auto", value_name = "PATH")]
+    #[arg(long, env = "KERNELMUX_AGENT", default_value = "off", value_name = "PATH")]
     pub(super) agent: PathBuf,
     /// The most MiB of a kernel's messages that its agent keeps for the gateway; beyond that, a kernel that can wait
     /// does so, and otherwise the oldest are dropped

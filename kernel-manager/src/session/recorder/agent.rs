@@ -13,7 +13,7 @@ use kernel_provider::agent::{Acknowledger, Control, Event, Incoming, Link, LinkC
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, info_span, warn};
 use uuid::Uuid;
 
@@ -126,9 +126,13 @@ async fn wait_until_opened(mut opened: watch::Receiver<u64>, process: u64) {
     }
 }
 
+/// How long acknowledgements are collected, because each of them wakes the agent.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(20);
+
 /// Acknowledges the agent's entries that are stored.
 async fn acknowledge(recording: Arc<Recording>, mut appended: watch::Receiver<u64>, acknowledger: Acknowledger) {
     while appended.changed().await.is_ok() {
+        sleep(ACKNOWLEDGE_AFTER).await;
         let seq = *appended.borrow_and_update();
         recording.log.flushed().await;
         acknowledger.acknowledge(seq);
