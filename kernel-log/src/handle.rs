@@ -199,8 +199,8 @@ impl Log {
     ///
     /// This call costs little and may follow every entry. The entries are dropped from memory at once, and from the
     /// store in larger parts: [`MemoryStore`](super::MemoryStore) drops whole blocks,
-    /// [`DiskStore`](super::DiskStore) whole files (see `DiskOptions`), and `NatsStore` drops them only with the next trim
-    /// for another reason. The newest block is always kept. Readers of dropped entries get a
+    /// [`DiskStore`](super::DiskStore) whole files (see `DiskOptions`), and `NatsStore` drops them only when it trims
+    /// the log for another reason. The newest block is always kept. Readers of dropped entries get a
     /// [`ReadError::Gap`](super::ReadError::Gap). The position itself is not stored: after the log is opened again, all
     /// entries from [`earliest`](Self::earliest) on are unacknowledged.
     ///

@@ -33,7 +33,7 @@ async fn a_block_is_stored_once_if_its_acknowledgement_was_lost() {
         append(&log, 1..=5, 1_000);
         log.flushed().await;
         server.pause();
-        // Larger than one message of the server.
+        // More than the server accepts in one message.
         append(&log, [6], 2_000_000);
         log.update_index([IndexUpdate::put("k", "6")]);
         wait_until("the store refuses the entry", || !log.is_recorded()).await;

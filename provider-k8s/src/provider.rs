@@ -187,8 +187,8 @@ impl KernelProvider for K8sProvider {
                 match self.claim_or_start(&context, &request, launch_lock.take()).await? {
                     StartOutcome::Ready(ready) => break *ready,
                     StartOutcome::Rival => {
-                        // Wait until this launch's pod is gone. The other gateway may have seen that pod, and may
-                        // therefore be removing its own pod.
+                        // The launch lock is free once this launch's pod is removed. The other gateway may have seen
+                        // that pod and be removing its own pod, so wait for that, too.
                         let relocked = tokio::time::timeout_at(deadline, self.registry.launch_lock(id));
                         launch_lock = Some(relocked.await.map_err(|_| timed_out())?);
                         let left = updates.wait_for(|cached| cached.present().is_none_or(|pod| is_ending(pod)));

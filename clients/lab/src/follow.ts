@@ -146,7 +146,7 @@ export class Follow {
   }
 }
 
-/** Whether this message begins a replay. If the gateway refuses the request, it sends only an idle status. */
+/** Whether this message begins a replay. Of a refusal, only the idle status arrives on iopub. */
 function isReplay(message: KernelMessage.IIOPubMessage): boolean {
   const mark = message.metadata['kernelmux'] as { replay?: boolean } | undefined;
   const isIdle = KernelMessage.isStatusMsg(message) && message.content.execution_state === 'idle';

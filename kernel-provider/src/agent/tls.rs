@@ -100,7 +100,7 @@ impl PinnedConnector {
     /// Performs the handshake on a connection.
     ///
     /// # Errors
-    /// [`io::Error`] if the connection fails, or the peer has another certificate or not its key.
+    /// [`io::Error`] if the connection fails, the peer has another certificate, or it lacks the key.
     pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
         let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
         self.0.connect(name, stream).await

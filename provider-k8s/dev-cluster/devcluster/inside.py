@@ -80,7 +80,7 @@ class Node:
             time.sleep(0.05)
 
     def mount_directories(self) -> None:
-        """Redirects writes to system directories into the state directory."""
+        """Redirects writes to /var/lib and /var/log into the state directory, and writes to /run into memory."""
         run("mount", "--make-rprivate", "/")
         for path in ("/var/lib", "/var/log"):
             own = STATE / path.strip("/").replace("/", "-")
@@ -90,7 +90,7 @@ class Node:
         run("mount", "--make-rshared", "/")
 
     def make_network(self) -> None:
-        """Sets up the pods' bridge, and the network device that `cluster` moved here."""
+        """Sets up the pods' bridge, and the network device that `cluster` creates here."""
         net = self.net
         self.until("the node's network device", lambda: Path("/sys/class/net/node").exists() or _has_device("node"))
         for command in (

@@ -7,7 +7,7 @@ from pathlib import Path
 from .layout import API_SERVICE, NODE, Net
 from .problem import run
 
-# Subject of each client. Kubernetes binds its built-in roles to these users and groups.
+# Subject of each client. Kubernetes authorizes these users and groups by default.
 CLIENTS = {
     "admin": "/O=system:masters/CN=admin",
     "controller-manager": "/CN=system:kube-controller-manager",
