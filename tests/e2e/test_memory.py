@@ -91,7 +91,7 @@ def test_kernels_that_have_ended_take_no_memory_and_little_space(
 ) -> None:
     if not echo.BINARY.exists():
         skip_or_fail(f"no echo-kernel at {echo.BINARY}: build it, or set KERNELMUX_ECHO_BIN")
-    gateway = Gateway(make_home("gw"), env=echo.install(make_home("echo")))
+    gateway = Gateway(make_home("gw"), "--agent", "off", env=echo.install(make_home("echo")))
     gateway.start()
     try:
 
