@@ -13,8 +13,9 @@
 //! after the write timeout: ten seconds, or thirty seconds on iopub.
 //!
 //! A peer that can reach a kernel's sockets needs no key to occupy all connections, to make the kernel buffer partial
-//! large messages, or to slow the kernel down by subscribing and reading slowly. Restrict access to the kernel's user:
-//! use Unix sockets in a directory of mode 0700 (`ipc`), TCP on 127.0.0.1, or a network policy for pods.
+//! large messages, or to slow the kernel down by subscribing and reading slowly. To restrict access, use Unix sockets
+//! in a directory of mode 0700 (`ipc`), or a network policy for pods. TCP on 127.0.0.1 excludes other machines, but not
+//! other users of this one.
 
 mod connection;
 mod dealer;

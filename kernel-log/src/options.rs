@@ -30,9 +30,9 @@ pub struct LogOptions {
     pub stored_age: Option<Duration>,
     /// Which failures entries survive once readers have them.
     pub durability: Durability,
-    /// With [`Durability::Process`], a thread that appends up to this many bytes to a log of which nothing else waits
-    /// stores them itself. Readers get them sooner, but the thread waits for the disk. By default 0: a separate thread
-    /// stores everything.
+    /// Maximum number of bytes that the appending thread stores itself, with [`Durability::Process`] and if nothing
+    /// else of the log is waiting. Readers get them sooner, but the thread waits for the disk. By default 0: a separate
+    /// thread stores everything.
     pub inline_bytes: usize,
     /// What happens to entries that the store refuses, as on a full disk.
     pub when_full: WhenFull,
@@ -132,7 +132,7 @@ impl LogOptions {
         self
     }
 
-    /// Sets up to how many bytes the appending thread stores itself.
+    /// Sets how many bytes the appending thread stores itself at most.
     #[must_use]
     pub fn with_inline_bytes(mut self, inline_bytes: usize) -> Self {
         self.inline_bytes = inline_bytes;

@@ -142,7 +142,7 @@ async fn call_result(pending_call: &mut JoinHandle<Result<Pod, CallError>>) -> R
     pending_call.await.unwrap_or(Err(CallError::TimedOut))
 }
 
-/// Whether it is unknown if the call was, or will be, carried out.
+/// Whether the call failed but may have taken effect, or may still do so.
 fn may_appear_later(result: &Result<Pod, CallError>) -> bool {
     result
         .as_ref()

@@ -279,7 +279,7 @@ def test_an_agent_refuses_connections_without_its_token(start_gateway: Start) ->
 
 
 def test_another_client_reads_an_agent_while_no_gateway_runs(start_gateway: Start) -> None:
-    """Checks each byte of the link against docs/src/agent-link.md."""
+    """Speaks the link byte by byte, as docs/src/agent-link.md specifies it."""
     gateway = start_gateway(port=free_port())
     kernel_id = gateway.start_kernel()["id"]
     msg_id = uuid.uuid4().hex

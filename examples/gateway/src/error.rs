@@ -117,7 +117,7 @@ pub(crate) async fn as_json(request: Request, next: Next) -> Response {
     Response::from_parts(parts, Body::new(body))
 }
 
-/// Forbids caching and content sniffing.
+/// Forbids content sniffing, and caching unless the handler has set `Cache-Control`.
 pub(crate) async fn plain_answers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();

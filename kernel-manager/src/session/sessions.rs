@@ -54,7 +54,7 @@ struct Session {
     tracks_position: bool,
     /// The clock at the last attach or detach.
     changed: u64,
-    /// Announces the number of the newest attachment; older ones are superseded.
+    /// Announces the number of the newest attachment. It supersedes older ones that are not [`Joining::Shared`].
     current: watch::Sender<u64>,
 }
 
@@ -67,8 +67,8 @@ struct Progress {
     /// When an execution was last replayed on request, and the position before the oldest replayed execution. Until
     /// [`GRACE`] has passed, the client may not have received the replays.
     replayed: Option<(Instant, Seq)>,
-    /// The executions that were replayed on request within [`GRACE`], oldest first. They may be in the log's index
-    /// only.
+    /// The executions that were replayed on request within [`GRACE`], oldest first. Some may no longer be in memory,
+    /// only in the log's index.
     replays: VecDeque<(Instant, Arc<str>)>,
 }
 
@@ -252,7 +252,8 @@ impl Sessions {
         self.attached.subscribe()
     }
 
-    /// Attaches a session and supersedes its older attachments. A new session starts after `head`.
+    /// Attaches a session and supersedes its older attachments, except those that are [`Joining::Shared`]. A new
+    /// session starts after `head`.
     pub(crate) fn join(&self, key: &Arc<str>, head: Seq, joining: Joining) -> Joined {
         let mut known = self.lock();
         known.clock += 1;

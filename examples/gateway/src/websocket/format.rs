@@ -102,9 +102,9 @@ impl Format {
 
     /// Whether a session may have several connections of this kind, each of which receives everything.
     ///
-    /// jupyter_server may have several for one browser: it keeps the connection of a browser that is gone for up to
-    /// 90 s, leaks one at each page load, and reopens those that are closed. If only the newest were kept, they would
-    /// replace each other again and again, and the user's messages would be lost.
+    /// jupyter_server may have several for one browser: it keeps a connection for up to 90 s after its browser is gone,
+    /// leaks one at each page load, and reopens those that are closed. If only the newest were kept, they would replace
+    /// each other again and again, and the user's messages would be lost.
     pub(super) fn is_shared(self) -> bool {
         self == Self::LegacyText
     }
