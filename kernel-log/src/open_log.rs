@@ -255,7 +255,8 @@ impl OpenLog {
             || waiting < options.waiting_bytes && self.writer.waiting_bytes() < options.all_waiting_bytes
     }
 
-    /// Whether the calling thread is to store what is pending. The writer then leaves the log to it.
+    /// Returns `true` if the calling thread must store the pending entries. The writer's thread does not take the log
+    /// meanwhile.
     pub(super) fn begin_inline(&self, state: &mut LogState) -> bool {
         let options = &self.options;
         let is_inline = options.durability == Durability::Process

@@ -5,23 +5,15 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use jupyter_protocol::ConnectionInfo;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::agent::{
-    Answer, Connect, Control, Launch, Link, LinkClosed, Listen, PinnedConnector, Refused, Stream,
-};
-use kernel_provider::{ExitCause, LaunchError, ProviderError};
+use kernel_provider::agent::{Connect, Control, Launch, Link, Listen, PinnedConnector, Refused, Stream};
+use kernel_provider::{LaunchError, ProviderError};
 use kube::Api;
 use kube::api::Portforwarder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
-
-/// How long an agent may take to answer a request that needs no waiting.
-pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How to connect to the agent in one pod. The link is opened when it is first needed.
 pub(crate) struct AgentRoute {
@@ -105,62 +97,8 @@ impl AgentRoute {
     /// # Errors
     /// [`LaunchError`] if the kernel did not start.
     pub(crate) async fn launched(&self, control: Control) -> Result<(), LaunchError> {
-        match self.link().control(control).await {
-            Ok(Answer::NotStarted(error)) => Err(error),
-            Ok(Answer::Failed(error)) => Err(error.into()),
-            Ok(_) => Ok(()),
-            Err(closed) => Err(gone(closed).into()),
-        }
+        self.link().launched(control).await.map_err(ProviderError::from)?
     }
-
-    /// Sends a request that needs no waiting.
-    ///
-    /// # Errors
-    /// [`ProviderError`] if it fails, or the agent does not answer.
-    pub(crate) async fn ask(&self, action: &str, control: Control) -> Result<Answer, ProviderError> {
-        match timeout(ANSWER_DEADLINE, self.link().control(control)).await {
-            Ok(Ok(Answer::Failed(error))) => Err(error),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(closed)) => Err(gone(closed)),
-            Err(_) => Err(ProviderError::failed(
-                action,
-                format!("its agent did not answer within {ANSWER_DEADLINE:?}"),
-            )),
-        }
-    }
-
-    /// The end of the kernel's output.
-    ///
-    /// # Errors
-    /// [`ProviderError`] if the agent does not send it.
-    pub(crate) async fn output(&self) -> Result<String, ProviderError> {
-        let action = "read the kernel's output";
-        match self.ask(action, Control::Output).await? {
-            Answer::Output(output) => Ok(output),
-            _ => Err(unexpected(action)),
-        }
-    }
-
-    /// The kernel's sockets, which are inside its pod.
-    ///
-    /// # Errors
-    /// [`ProviderError`] if the agent does not name them.
-    pub(crate) async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
-        let action = "find the kernel's sockets";
-        match self.ask(action, Control::Connection).await? {
-            Answer::Connection(connection) => Ok(connection),
-            _ => Err(unexpected(action)),
-        }
-    }
-}
-
-/// The error for an answer to another request. Its content is left out, because it may be a key.
-fn unexpected(action: &str) -> ProviderError {
-    ProviderError::failed(action, "its agent sent an unexpected answer")
-}
-
-fn gone(closed: LinkClosed) -> ProviderError {
-    ProviderError::Gone(ExitCause::Unknown(closed.to_string()))
 }
 
 #[async_trait]

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use jupyter_protocol::{ConnectionInfo, KernelId};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::agent::{Answer, Control, Link};
+use kernel_provider::agent::Link;
 use kernel_provider::{
     Exit, ExitCause, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError,
 };
@@ -246,7 +246,7 @@ impl KernelHandle for K8sKernelHandle {
         if let Some(agent) = self.0.route().agent() {
             return match self.0.exit() {
                 Some(exit) => Ok(exit.output),
-                None => agent.output().await,
+                None => Ok(agent.link().output().await?),
             };
         }
         match (self.0.cluster.output(&self.0.pod()).await, self.0.exit()) {
@@ -258,10 +258,7 @@ impl KernelHandle for K8sKernelHandle {
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
         self.0.check_running()?;
         if let Some(agent) = self.0.route().agent() {
-            return match agent.ask("interrupt the kernel", Control::Interrupt).await? {
-                Answer::InterruptByMessage => Ok(Interrupt::ByMessage),
-                _ => Ok(Interrupt::Signalled),
-            };
+            return Ok(agent.link().interrupt().await?);
         }
         let pod = self.0.pod();
         if names::annotation(&pod, names::INTERRUPT) == Some("message") {

@@ -54,7 +54,7 @@ impl Route {
                 ip: forward.prefix.clone(),
                 ..(**file).clone()
             }),
-            Self::Agent(agent) => agent.connection().await,
+            Self::Agent(agent) => Ok(agent.link().connection().await?),
         }
     }
 

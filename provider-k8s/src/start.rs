@@ -414,7 +414,7 @@ pub(crate) async fn wait_for_kernel(
                 agent.check_free()?;
                 return Err(LaunchError::TimedOut {
                     timeout: context.timeout,
-                    output: agent.output().await.unwrap_or_default(),
+                    output: agent.link().output().await.unwrap_or_default(),
                 });
             }
             return Err(timed_out(context, last.as_deref(), &[]).await);

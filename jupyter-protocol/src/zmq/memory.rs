@@ -61,30 +61,27 @@ impl MessageMemory {
     /// Waits until memory for a message of this size is free, and reserves it until the result is dropped. A message that
     /// is larger than the whole budget gets all of it. Cancel-safe.
     pub async fn reserve(&self, bytes: u64) -> ReservedMemory {
-        let permits = u32::try_from(bytes.min(self.capacity).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        let permits = match self.permits.clone().try_acquire_many_owned(permits) {
-            Ok(permits) => Some(permits),
-            Err(_) => {
-                let _waiting = WaitingGuard::new(&self.waiting);
-                // The semaphore is never closed.
-                self.permits.clone().acquire_many_owned(permits).await.ok()
-            }
-        };
-        ReservedMemory { _permits: permits }
+        ReservedMemory {
+            _permits: self.wait_for(bytes.min(self.capacity)).await,
+        }
     }
 
     async fn acquire(&self, bytes: u64, deadline: Instant) -> Option<OwnedSemaphorePermit> {
         if bytes > self.capacity {
             return None;
         }
+        timeout_at(deadline, self.wait_for(bytes)).await.ok()?
+    }
+
+    /// Waits until this many bytes are free. `bytes` is at most the capacity.
+    async fn wait_for(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).ok()?;
         if let Ok(permit) = self.permits.clone().try_acquire_many_owned(permits) {
             return Some(permit);
         }
         let _waiting = WaitingGuard::new(&self.waiting);
-        let acquired = timeout_at(deadline, self.permits.clone().acquire_many_owned(permits)).await;
         // The semaphore is never closed.
-        acquired.ok()?.ok()
+        self.permits.clone().acquire_many_owned(permits).await.ok()
     }
 }
 
@@ -238,6 +235,24 @@ mod tests {
         one.release_delivered();
         assert!(waiting.await);
         assert!(!one.grow(11 * MIB).await, "the message exceeds the whole budget");
+    }
+
+    #[tokio::test]
+    async fn reserved_memory_is_free_once_it_is_dropped() {
+        let memory = MessageMemory::new(10 * MIB);
+        let mut other = sharing(&memory);
+        // A message that is larger than the budget gets all of it.
+        let reserved = memory.reserve(20 * MIB).await;
+        {
+            let mut waiting = pin!(other.grow(2 * MIB));
+            assert!(waiting.as_mut().now_or_never().is_none());
+            drop(reserved);
+            assert!(waiting.await);
+        }
+        let mut next = pin!(memory.reserve(9 * MIB));
+        assert!(next.as_mut().now_or_never().is_none());
+        other.release();
+        next.await;
     }
 
     #[tokio::test(start_paused = true)]

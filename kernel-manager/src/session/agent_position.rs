@@ -2,6 +2,22 @@ use kernel_log::Seq;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// A number that grows with the log, and by which an agent accepts each message only once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SendNumber(u64);
+
+impl SendNumber {
+    /// The number of a logged message.
+    pub(super) fn of(entry: Seq) -> Self {
+        Self(2 * entry.0)
+    }
+
+    /// The number of a message that is not logged, after the last entry.
+    pub(super) fn after(entry: Seq) -> Self {
+        Self(2 * entry.0 + 1)
+    }
+}
+
 /// The numbers of messages to an agent, which grow with the numbers of their entries.
 ///
 /// A message that changes nothing in the kernel may be sent before its entry is stored. After a crash, another entry may
@@ -9,22 +25,23 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Numbering {
     /// Added to each number.
-    pub(super) offset: u64,
+    offset: u64,
     /// The first entry whose message has this offset. The agent has accepted all earlier messages.
-    pub(super) since: u64,
+    since: u64,
 }
 
 impl Numbering {
-    /// The number of the message in an entry.
-    pub(super) fn of(self, entry: Seq) -> u64 {
-        2 * entry.0 + self.offset
+    /// The number that the agent gets.
+    pub(super) fn of(self, number: SendNumber) -> u64 {
+        number.0.saturating_add(self.offset)
     }
 
     /// Continues after the last number that the agent has `accepted`, for messages after entry `last`.
     pub(super) fn continue_after(&mut self, accepted: u64, last: Seq) {
-        let next = self.of(last.next());
+        let next = self.of(SendNumber::of(last.next()));
         if accepted >= next {
-            self.offset += accepted + 1 - next;
+            // An agent may report any number.
+            self.offset = self.offset.saturating_add(accepted - next).saturating_add(1);
             self.since = last.next().0;
         }
     }
@@ -63,15 +80,18 @@ mod tests {
         numbering.continue_after(0, Seq(0));
         assert_eq!(numbering, Numbering::default());
         // Entry 9 was sent and accepted, and only the entries up to 7 were stored.
-        let accepted = numbering.of(Seq(9));
+        let accepted = numbering.of(SendNumber::of(Seq(9)));
         numbering.continue_after(accepted, Seq(7));
-        assert!(numbering.of(Seq(8)) > accepted);
+        assert!(numbering.of(SendNumber::of(Seq(8))) > accepted);
         assert_eq!(numbering.last_accepted(accepted), Seq(7));
-        assert_eq!(numbering.last_accepted(numbering.of(Seq(8))), Seq(8));
-        assert_eq!(numbering.last_accepted(numbering.of(Seq(8)) + 1), Seq(8));
+        assert_eq!(numbering.last_accepted(numbering.of(SendNumber::of(Seq(8)))), Seq(8));
+        assert_eq!(
+            numbering.last_accepted(numbering.of(SendNumber::of(Seq(8))) + 1),
+            Seq(8)
+        );
         // Without a loss it does not change.
         let before = numbering;
-        numbering.continue_after(numbering.of(Seq(12)), Seq(12));
+        numbering.continue_after(numbering.of(SendNumber::of(Seq(12))), Seq(12));
         assert_eq!(numbering, before);
     }
 }

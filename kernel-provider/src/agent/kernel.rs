@@ -12,11 +12,9 @@ use tokio_util::task::{AbortOnDrop, TaskTracker};
 use tracing::warn;
 
 use super::placement::Kernels;
-use super::{Answer, Control, Link, LinkClosed, Place, Placement};
+use super::{ANSWER_DEADLINE, Answer, CallError, Control, Link, LinkClosed, Place, Placement};
 use crate::{Exit, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Progress, ProviderError, Usage, lock};
 
-/// How long an agent may take to answer a request that it can answer at once.
-pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a restarted kernel may take to accept connections: the agent's own limit of 60 s, and time for its answer.
 const RESTART_DEADLINE: Duration = Duration::from_secs(70);
 /// How long an agent may take to end after its kernel was shut down.
@@ -172,10 +170,8 @@ impl AgentKernel {
     }
 
     async fn launched(&self, control: Control) -> Result<(), LaunchError> {
-        match self.link().control(control).await {
-            Ok(Answer::NotStarted(error)) => Err(error),
-            Ok(Answer::Failed(error)) => Err(error.into()),
-            Ok(_) => Ok(()),
+        match self.link().launched(control).await {
+            Ok(launched) => launched,
             Err(LinkClosed) => Err(LaunchError::Died {
                 exit: self.place().gone().await,
             }),
@@ -187,18 +183,19 @@ impl AgentKernel {
         self.place().remove().await;
     }
 
-    async fn request(&self, action: &str, control: Control) -> Result<Answer, ProviderError> {
-        if let Phase::Exited(exit) = &*self.phase.borrow() {
-            return Err(ProviderError::Gone(exit.cause.clone()));
+    fn check_running(&self) -> Result<(), ProviderError> {
+        match &*self.phase.borrow() {
+            Phase::Exited(exit) => Err(ProviderError::Gone(exit.cause.clone())),
+            _ => Ok(()),
         }
-        match timeout(ANSWER_DEADLINE, self.link().control(control)).await {
-            Ok(Ok(Answer::Failed(error))) => Err(error),
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(LinkClosed)) => Err(ProviderError::Gone(self.place().gone().await.cause)),
-            Err(_) => Err(ProviderError::failed(
-                action,
-                format!("its agent did not answer within {ANSWER_DEADLINE:?}"),
-            )),
+    }
+
+    /// The result of a request to the agent. If the agent is gone, the error has the cause.
+    async fn result_of<T>(&self, called: Result<T, CallError>) -> Result<T, ProviderError> {
+        match called {
+            Ok(result) => Ok(result),
+            Err(CallError::Closed(LinkClosed)) => Err(ProviderError::Gone(self.place().gone().await.cause)),
+            Err(CallError::Failed(error)) => Err(error),
         }
     }
 
@@ -231,10 +228,8 @@ impl KernelHandle for AgentKernel {
     }
 
     async fn connection(&self) -> Result<ConnectionInfo, ProviderError> {
-        match self.request("find the kernel's sockets", Control::Connection).await? {
-            Answer::Connection(connection) => Ok(connection),
-            other => Err(unexpected(&other)),
-        }
+        self.check_running()?;
+        self.result_of(self.link().connection().await).await
     }
 
     fn agent(&self) -> Option<Arc<Link>> {
@@ -249,25 +244,17 @@ impl KernelHandle for AgentKernel {
         if let Phase::Exited(exit) = &*self.phase.borrow() {
             return Ok(exit.output.clone());
         }
-        match self.request("read the kernel's output", Control::Output).await? {
-            Answer::Output(output) => Ok(output),
-            other => Err(unexpected(&other)),
-        }
+        self.result_of(self.link().output().await).await
     }
 
     async fn usage(&self) -> Result<Option<Usage>, ProviderError> {
-        match self.request("measure the kernel", Control::Usage).await? {
-            Answer::Usage(usage) => Ok(usage),
-            other => Err(unexpected(&other)),
-        }
+        self.check_running()?;
+        self.result_of(self.link().usage().await).await
     }
 
     async fn interrupt(&self) -> Result<Interrupt, ProviderError> {
-        match self.request("interrupt the kernel", Control::Interrupt).await? {
-            Answer::Done => Ok(Interrupt::Signalled),
-            Answer::InterruptByMessage => Ok(Interrupt::ByMessage),
-            other => Err(unexpected(&other)),
-        }
+        self.check_running()?;
+        self.result_of(self.link().interrupt().await).await
     }
 
     async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError> {
@@ -301,7 +288,12 @@ impl KernelHandle for AgentKernel {
         let exit = match answer {
             Ok(Ok(Answer::Ended(exit))) => exit,
             Ok(Ok(Answer::Failed(error))) => return Err(error),
-            Ok(Ok(other)) => return Err(unexpected(&other)),
+            Ok(Ok(_)) => {
+                return Err(ProviderError::failed(
+                    "end the kernel",
+                    "its agent sent an unexpected answer",
+                ));
+            }
             Ok(Err(LinkClosed)) => place.gone().await,
             Err(_) => {
                 // The agent does not answer.
@@ -324,14 +316,4 @@ fn timed_out(timeout: Duration) -> LaunchError {
         timeout,
         output: String::new(),
     }
-}
-
-fn unexpected(answer: &Answer) -> ProviderError {
-    // The content is left out, because it may be a key.
-    let kind = match answer {
-        Answer::Connection(_) => "connection information",
-        Answer::Output(_) => "output",
-        _ => "a result",
-    };
-    ProviderError::failed("call the kernel's agent", format!("unexpected answer: {kind}"))
 }

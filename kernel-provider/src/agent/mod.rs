@@ -5,6 +5,7 @@
 //! documents each byte. A link reconnects automatically. A reconnect neither loses nor repeats a message, in either
 //! direction, because both ends number their messages.
 
+mod calls;
 mod control;
 mod event;
 pub mod frame;
@@ -23,6 +24,7 @@ use std::io;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use calls::{ANSWER_DEADLINE, CallError};
 pub use control::{Answer, Control, Reply, Request};
 pub use event::Event;
 pub use hello::{Accepted, Hello, ProcessPhase, Refused, Welcome};

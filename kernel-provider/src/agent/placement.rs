@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use jupyter_protocol::KernelId;
 use tokio_util::task::TaskTracker;
 
-use super::Connect;
-use super::kernel::{ANSWER_DEADLINE, AgentKernel};
+use super::kernel::AgentKernel;
+use super::{ANSWER_DEADLINE, Connect};
 use crate::{
     AttachError, Exit, ExitCause, KernelHandle, KernelRecord, LaunchError, LaunchRequest, LaunchStage, Phase, Progress,
     ProviderError, lock,

@@ -19,9 +19,8 @@ use uuid::Uuid;
 use super::frame::{FromAgent, Outgoing, ToAgent, channel_index, codec};
 use super::incoming::Received;
 use super::link::{Command, run_id};
-use crate::Phase;
-
 use super::{Answer, Connect, Hello, ProcessPhase, Refused, Reply, Request, Stream, VERSION, Welcome};
+use crate::Phase;
 
 /// Pauses between attempts to connect. The first are short, because a new agent listens within milliseconds.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_secs(2));
@@ -56,6 +55,13 @@ struct Reading {
     /// Bytes that were received and not yet consumed.
     waiting: u64,
     deliver: mpsc::UnboundedSender<Received>,
+}
+
+impl Reading {
+    /// Whether this is the next entry. Entries that do not follow the position were sent for an earlier `Command::Read`.
+    fn continues_with(&self, first: u64) -> bool {
+        self.position.checked_add(1) == Some(first)
+    }
 }
 
 impl Session {
@@ -139,10 +145,9 @@ impl Session {
                 let phase: ProcessPhase = serde_json::from_slice(&json)?;
                 self.set_phase(phase);
             }
-            // Entries that do not follow the position were sent for an earlier `Command::Read`.
             FromAgent::Entries(first, last, block) => {
                 if let Some(reading) = &mut self.reading
-                    && first == reading.position + 1
+                    && reading.continues_with(first)
                 {
                     reading.position = last;
                     reading.waiting += block.len() as u64;
@@ -151,7 +156,7 @@ impl Session {
             }
             FromAgent::Gap(first, last) => {
                 if let Some(reading) = &mut self.reading
-                    && first == reading.position + 1
+                    && reading.continues_with(first)
                 {
                     reading.position = last;
                     let _ = reading.deliver.send(Received::Gap { first, last });
@@ -159,7 +164,7 @@ impl Session {
             }
             FromAgent::Offer(first, bytes) => {
                 if let Some(reading) = &self.reading
-                    && first == reading.position + 1
+                    && reading.continues_with(first)
                 {
                     let _ = reading.deliver.send(Received::Offer { first, bytes });
                 }

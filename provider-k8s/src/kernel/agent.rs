@@ -4,12 +4,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kernel_provider::agent::{Answer, Control, Link};
+use kernel_provider::agent::{ANSWER_DEADLINE, Answer, Control, Link};
 use kernel_provider::{Exit, ExitCause, LaunchError, Phase, ProviderError};
 use tokio::time::timeout;
 
 use super::{EXIT_EVENT_TIMEOUT, K8sKernel};
-use crate::agent_route::ANSWER_DEADLINE;
 use crate::names;
 use crate::phase::{self, PodPhase};
 use crate::pod_cache::CachedPod;
@@ -122,7 +121,7 @@ impl K8sKernel {
             Some(restarted) => restarted,
             None => Err(LaunchError::TimedOut {
                 timeout: context.timeout,
-                output: agent.output().await.unwrap_or_default(),
+                output: agent.link().output().await.unwrap_or_default(),
             }),
         };
         match restarted {

@@ -17,10 +17,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, info_span, warn};
 use uuid::Uuid;
 
-use super::reconnect::{SendNumber, recover};
+use super::reconnect::recover;
 use super::senders::{Destination, Sender};
 use super::{ConnectionState, LARGE, Recorder, Recording, SendError, skipped_text};
-use crate::session::agent_position::{AgentPosition, Numbering};
+use crate::session::agent_position::{AgentPosition, Numbering, SendNumber};
 use crate::session::execution_state::StatusFollower;
 use crate::session::executions::message_at;
 use crate::session::index_keys as keys;

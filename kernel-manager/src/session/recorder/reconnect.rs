@@ -10,7 +10,6 @@ use jupyter_protocol::content::KernelInfoRequest;
 use jupyter_protocol::message::Message;
 use jupyter_protocol::zmq::{self, DealerReceiver, IopubSubscriber, SocketError};
 use jupyter_protocol::{Backoff, Channel, Signer, WireMessage};
-use kernel_log::Seq;
 use tokio::sync::{MutexGuard, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
@@ -19,6 +18,7 @@ use super::recording::is_execution;
 use super::senders::{Destination, Sender};
 use super::{ConnectionState, NUDGE_AFTER, OUR_SESSION, Recording, SendError};
 use crate::session::ExecutionState;
+use crate::session::agent_position::SendNumber;
 use crate::session::pending_requests::Requester;
 
 /// Pause before the first try. No event reports that a network is back, so this polls.
@@ -71,22 +71,6 @@ impl Pauses {
     }
 }
 
-/// A number that grows with the log, and by which an agent accepts each message only once.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SendNumber(pub(super) u64);
-
-impl SendNumber {
-    /// The number of a logged message.
-    pub(super) fn of(entry: Seq) -> Self {
-        Self(2 * entry.0)
-    }
-
-    /// The number of a message that is not logged, after the last entry.
-    pub(super) fn after(entry: Seq) -> Self {
-        Self(2 * entry.0 + 1)
-    }
-}
-
 impl Sender {
     pub(super) async fn send(&mut self, message: WireMessage, number: SendNumber) -> Result<(), SocketError> {
         let message = message.with_identities([]);
@@ -95,7 +79,7 @@ impl Sender {
             // The agent signs.
             Destination::Agent(agent, numbering) => {
                 let message = websocket_v1::encode(agent.channel(), &message);
-                let sent = agent.send(number.0 + numbering.offset, message).await;
+                let sent = agent.send(numbering.of(number), message).await;
                 sent.map_err(|error| SocketError::Broken(error.to_string()))
             }
             #[cfg(feature = "testing")]

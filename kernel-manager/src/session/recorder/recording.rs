@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::reconnect::SendNumber;
 use super::{ConnectionState, OUR_SESSION, Recording, SendError, lock};
+use crate::session::agent_position::SendNumber;
 use crate::session::execution_state::{ExecutionState, StatusFollower};
 use crate::session::executions::message_at;
 use crate::session::index_keys as keys;

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Recording;
-use super::reconnect::SendNumber;
+use crate::session::agent_position::SendNumber;
 use crate::session::execution_state::{ExecutionState, reported_state};
 use crate::session::pending_requests::Requester;
 
