@@ -417,6 +417,18 @@ def test_a_kernel_that_cannot_wait_gets_a_gap_when_its_agent_has_no_room(
     assert numbers == list(range(numbers[0], lines)) and numbers[0] > 0 and printed[-1] == "end"
 
 
+def test_kernels_that_the_gateway_ends_leave_no_agents(start_gateway: Start) -> None:
+    gateway = start_gateway(port=free_port())
+    idle, printing_kernel = (gateway.start_kernel()["id"] for _ in range(2))
+    run(gateway, printing_kernel, "while True: print('x' * 100)")
+    eventually(lambda: entries_of(gateway, printing_kernel), "the cell prints")
+    assert gateway.stop(signal.SIGINT) == 0
+    # The agents ended by themselves, because their last entries were acknowledged.
+    assert "did not end" not in gateway.output and "did not finish" not in gateway.output
+    assert not pids_mentioning(f"agents/{idle}") and not pids_mentioning(f"agents/{printing_kernel}")
+    assert list((gateway.data_dir / "kernels" / "agents").iterdir()) == []
+
+
 def test_orphaned_agents_end_and_leave_no_files(start_gateway: Start) -> None:
     gateway = start_gateway("--agent-orphan-timeout", "2", port=free_port())
     idle = gateway.start_kernel()["id"]

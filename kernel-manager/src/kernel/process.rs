@@ -223,11 +223,10 @@ impl Kernel {
             return Recovery::NotNeeded;
         }
         let is_over = self.ending.load(Ordering::Acquire) || self.died_at().is_some();
-        // Another gateway with the same kernels may have deleted it.
-        let attempts_left = if exit.cause == ExitCause::Deleted {
-            0
-        } else {
-            attempts_left
+        // Another gateway with the same kernels, or an earlier one, may have ended it.
+        let attempts_left = match exit.cause {
+            ExitCause::Deleted | ExitCause::Requested => 0,
+            _ => attempts_left,
         };
         if !is_over && self.try_restarts(exit, attempts_left).await {
             return Recovery::Restarted;

@@ -18,7 +18,7 @@ use crate::{Exit, Interrupt, KernelHandle, KernelRecord, LaunchError, Phase, Pro
 /// How long a restarted kernel may take to accept connections: the agent's own limit of 60 s, and time for its answer.
 const RESTART_DEADLINE: Duration = Duration::from_secs(70);
 /// How long an agent may take to end after its kernel was shut down.
-const GONE_DEADLINE: Duration = Duration::from_secs(10);
+const GONE_DEADLINE: Duration = Duration::from_secs(5);
 
 pub(super) struct AgentKernel {
     this: Weak<Self>,

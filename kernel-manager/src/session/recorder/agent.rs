@@ -91,6 +91,8 @@ impl Recorder {
         let (opened, is_opened) = watch::channel(0);
         let (appended, acknowledged) = watch::channel(position.seq);
         let incoming = link.read(position.seq);
+        // An earlier connection may have been closed before it acknowledged them.
+        incoming.acknowledger().acknowledge(position.seq);
         let (recording, runtime) = (&self.recording, self.runtime.clone().unwrap_or_else(Handle::current));
         let span = info_span!("recorder", kernel_id = %recording.id);
         let reconnected = Arc::new(Notify::new());
@@ -109,6 +111,8 @@ impl Recorder {
             status: StatusFollower::default(),
             opened,
             appended,
+            acknowledger: incoming.acknowledger(),
+            is_over: false,
             reconnected,
         };
         recording.publishing.send_replace(true);
@@ -128,6 +132,8 @@ async fn wait_until_opened(mut opened: watch::Receiver<u64>, process: u64) {
 
 /// How long acknowledgements are collected, because each of them wakes the agent.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(20);
+/// How long storing the last entries of a process may delay its end.
+const LAST_FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Acknowledges the agent's entries that are stored.
 async fn acknowledge(recording: Arc<Recording>, mut appended: watch::Receiver<u64>, acknowledger: Acknowledger) {
@@ -154,6 +160,9 @@ struct AgentReader {
     opened: watch::Sender<u64>,
     /// The number of the agent's last entry that is in this log.
     appended: watch::Sender<u64>,
+    acknowledger: Acknowledger,
+    /// Whether the last entry of the kernel's current process was just read.
+    is_over: bool,
     reconnected: Arc<Notify>,
 }
 
@@ -172,6 +181,10 @@ impl AgentReader {
                 Some(Received::Entries(block)) => {
                     self.record(block).await;
                     reserved = None;
+                    if std::mem::take(&mut self.is_over) {
+                        self.acknowledge_all().await;
+                        self.recording.publishing.send_replace(false);
+                    }
                 }
                 Some(Received::Offer { first, bytes }) => {
                     // Release the memory first, in case the offer is repeated.
@@ -191,6 +204,14 @@ impl AgentReader {
             }
         }
         self.recording.publishing.send_replace(false);
+    }
+
+    /// Acknowledges the entries of a process that has ended. The agent of a kernel that was shut down waits for this.
+    async fn acknowledge_all(&self) {
+        // Without room on the disk, they are acknowledged once there is room.
+        if timeout(LAST_FLUSH_DEADLINE, self.recording.log.flushed()).await.is_ok() {
+            self.acknowledger.acknowledge(self.position.seq);
+        }
     }
 
     /// Continues after missing entries.
@@ -312,7 +333,7 @@ impl AgentReader {
                     if incomplete {
                         self.recording.lifecycle(&Lifecycle::Disconnected);
                     }
-                    self.recording.publishing.send_replace(false);
+                    self.is_over = true;
                 }
             }
             Event::Disconnected => {
