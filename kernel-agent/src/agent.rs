@@ -301,6 +301,7 @@ fn options(launch: &Launch) -> LocalOptions {
         })
         .with_command_prefix(launch.command_prefix.clone())
         .with_reap_orphans(true)
+        .with_output_pipes(true)
         .with_kernelspec(InstalledKernelspec {
             name: launch.spec_name.clone(),
             spec: launch.spec.clone(),

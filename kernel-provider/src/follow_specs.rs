@@ -22,6 +22,9 @@ pub async fn follow_specs(
     specs: watch::Sender<Arc<Specs>>,
     find: impl Fn(&SearchPath) -> Specs + Clone + Send + 'static,
 ) {
+    if search.dirs().is_empty() {
+        return std::future::pending().await;
+    }
     let changed = Arc::new(Notify::new());
     let mut watcher = None;
     loop {

@@ -1,9 +1,10 @@
 //! State that the kernels of a provider share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kernel_provider::{ExitCause, ProviderError};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::LocalOptions;
@@ -17,7 +18,11 @@ use crate::state::StateDir;
 pub(crate) struct ProviderContext {
     pub(crate) options: LocalOptions,
     pub(crate) state: StateDir,
-    pub(crate) events: Arc<Events>,
+    /// `None` if no files are watched.
+    pub(crate) events: Option<Arc<Events>>,
+    /// Tasks that copy kernels' output from pipes. One ends once no process has the pipe open, which may be after its
+    /// kernel has ended.
+    pub(crate) copying: Mutex<JoinSet<()>>,
     pub(crate) oom: Arc<OomCounter>,
     pub(crate) ports: PortAllocator,
     /// Launches whose process has neither been handed over nor cleaned up yet.

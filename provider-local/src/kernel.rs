@@ -145,7 +145,7 @@ impl LocalKernel {
         let (gone, is_gone) = watch::channel(false);
         let task = supervise(
             Arc::downgrade(self),
-            Arc::clone(&self.context.events),
+            self.context.events.clone(),
             self.files.clone(),
             Arc::clone(&process),
             output_from,
@@ -290,7 +290,14 @@ impl KernelHandle for LocalKernelHandle {
 
     async fn output(&self) -> Result<String, ProviderError> {
         let path = self.0.files.output();
+        let process = {
+            let state = crate::lock(&self.0.state);
+            state.running.as_ref().map(|running| running.process.clone())
+        };
         let read = blocking("read a kernel's output", move || {
+            if let Some(process) = process {
+                process.drain_output();
+            }
             output::tail(&path, 0, output::TAIL)
                 .map_err(|error| ProviderError::failed(format!("read {}", path.display()), error))
         })

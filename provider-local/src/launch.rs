@@ -228,7 +228,7 @@ async fn wait_until_ready(process: &Process, endpoint: &mut Endpoint, deadline: 
                 Err(error) => return Some(Failure::Handshake(error)),
             }
         }
-        ready::wait_for_sockets(&endpoint.connection, &endpoint.made).await;
+        ready::wait_for_sockets(&endpoint.connection, endpoint.made.as_deref()).await;
         None
     };
     tokio::select! {

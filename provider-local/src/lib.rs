@@ -25,6 +25,7 @@ mod kernel;
 mod launch;
 mod options;
 mod output;
+mod output_pipe;
 mod ports;
 mod process;
 mod provider;
@@ -42,10 +43,15 @@ pub use options::{AdjustCommand, InheritEnv, KernelCommand, LocalOptions, Transp
 pub use provider::LocalProvider;
 
 /// Wraps a descriptor to wait until it is readable.
+fn readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    with_interest(fd, Interest::READABLE)
+}
+
+/// Wraps a descriptor to wait for these events.
 ///
 /// tokio has deprecated this constructor because a custom descriptor type could be closed too early. This cannot happen
 /// with an `OwnedFd`.
 #[allow(deprecated)]
-fn readable(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(fd, Interest::READABLE)
+fn with_interest(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
 }

@@ -80,6 +80,11 @@ pub struct LocalOptions {
     /// How long the agent of an idle kernel waits for a connection before it ends the kernel and itself. `None` means
     /// no limit.
     pub orphan_timeout: Option<Duration>,
+    /// Whether kernels write their output to pipes, from which the provider copies it to files, instead of writing to
+    /// files that the provider watches. A user may have only 128 watchers (`fs.inotify.max_user_instances`), and this
+    /// needs none. A kernel that writes after this program has ended fails. Set by `kernelmux-agent`, whose kernels end
+    /// with it.
+    pub output_pipes: bool,
     /// How many kernels that ended by themselves are remembered, with their output. The oldest are forgotten first.
     pub keep_ended: usize,
 }
@@ -108,6 +113,7 @@ impl LocalOptions {
             agent: None,
             spool_bytes: 1 << 30,
             orphan_timeout: None,
+            output_pipes: false,
             keep_ended: 32,
         }
     }
@@ -172,6 +178,13 @@ impl LocalOptions {
     #[must_use]
     pub fn with_reap_orphans(mut self, reap_orphans: bool) -> Self {
         self.reap_orphans = reap_orphans;
+        self
+    }
+
+    /// Sets whether kernels write their output to pipes.
+    #[must_use]
+    pub fn with_output_pipes(mut self, output_pipes: bool) -> Self {
+        self.output_pipes = output_pipes;
         self
     }
 

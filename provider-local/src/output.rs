@@ -62,20 +62,19 @@ pub(crate) struct Trimmer {
 }
 
 impl Trimmer {
-    /// Cuts the file if it has become long. Blocks briefly.
+    /// Cuts the file, which is open for writing, if it has become long. Blocks briefly.
     ///
     /// On file systems that cannot punch holes, the file is emptied.
-    pub(crate) fn trim(&mut self, path: &Path) -> io::Result<()> {
-        let length = std::fs::metadata(path)?.len();
+    pub(crate) fn trim(&mut self, file: &File) -> io::Result<()> {
+        let length = file.metadata()?.len();
         if length < self.hole {
             self.hole = 0;
         }
         if length - self.hole <= KEPT + SLACK {
             return Ok(());
         }
-        let file = OpenOptions::new().write(true).open(path)?;
         let hole = length - KEPT;
-        if fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, hole).is_ok() {
+        if fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, hole).is_ok() {
             self.hole = hole;
         } else {
             file.set_len(0)?;
@@ -113,7 +112,7 @@ mod tests {
         for round in 0..20 {
             file.write_all(&vec![b'x'; 500_000]).unwrap();
             file.write_all(format!("\nround {round}\n").as_bytes()).unwrap();
-            trimmer.trim(&path).unwrap();
+            trimmer.trim(&file).unwrap();
             assert!(std::fs::metadata(&path).unwrap().blocks() * 512 <= KEPT + SLACK + 600_000);
             assert!(tail(&path, 0, TAIL).unwrap().ends_with(&format!("\nround {round}\n")));
         }

@@ -1,6 +1,6 @@
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use jupyter_protocol::ConnectionInfo;
@@ -63,16 +63,21 @@ impl LocalProvider {
             Ok::<_, ProviderError>((options, state))
         })
         .await??;
-        let events = Arc::new(Events::new().map_err(|error| {
-            let advice = format!("{error}; raise fs.inotify.max_user_instances or the limit of open files");
-            ProviderError::failed("watch file system events", advice)
-        })?);
+        let events = if options.output_pipes {
+            None
+        } else {
+            let events = Events::new().map_err(|error| {
+                let advice = format!("{error}; raise fs.inotify.max_user_instances or the limit of open files");
+                ProviderError::failed("watch file system events", advice)
+            })?;
+            Some(Arc::new(events))
+        };
         let oom = Arc::new(OomCounter::new());
-        let counting = tokio::spawn(Arc::clone(&oom).follow(Arc::clone(&events)));
+        let counting = tokio::spawn(Arc::clone(&oom).follow());
         let counting = AbortOnDrop::new(counting.abort_handle());
         let registry = Arc::new(Registry::default());
         let (context, found, places) = blocking("find the running kernels", {
-            let (registry, events) = (Arc::clone(&registry), Arc::clone(&events));
+            let (registry, events) = (Arc::clone(&registry), events.clone());
             move || -> Result<_, ProviderError> {
                 let found = Specs::find(&options.search);
                 let context = Arc::new(ProviderContext {
@@ -80,6 +85,7 @@ impl LocalProvider {
                     options,
                     state,
                     events,
+                    copying: Mutex::default(),
                     oom,
                     pending_launches: TaskTracker::new(),
                     is_closed: AtomicBool::new(false),

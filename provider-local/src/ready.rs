@@ -6,7 +6,7 @@ use std::time::Duration;
 use jupyter_protocol::{ConnectionInfo, Transport};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::endpoints::CHANNELS;
 
@@ -14,23 +14,30 @@ use crate::endpoints::CHANNELS;
 ///
 /// `made` must be notified when a Unix socket is created. TCP ports have no such event and are polled: the pause is a
 /// hundredth of the time that has passed, but at least 1 ms and at most 10 ms.
-pub(crate) async fn wait_for_sockets(connection: &ConnectionInfo, made: &Notify) {
+pub(crate) async fn wait_for_sockets(connection: &ConnectionInfo, made: Option<&Notify>) {
     let started = Instant::now();
     for channel in CHANNELS {
         let path = connection.socket_path(channel);
         if let Some(path) = &path {
             while !path.exists() {
-                made.notified().await;
+                match made {
+                    Some(made) => made.notified().await,
+                    None => sleep(pause(started)).await,
+                }
             }
         } else if connection.port(channel) == 0 {
             continue;
         }
         // A Unix socket exists shortly before it is listened on.
         while connect(connection, connection.port(channel)).await.is_err() {
-            let pause = (started.elapsed() / 100).clamp(Duration::from_millis(1), Duration::from_millis(10));
-            tokio::time::sleep(pause).await;
+            sleep(pause(started)).await;
         }
     }
+}
+
+/// The pause before the next attempt.
+fn pause(started: Instant) -> Duration {
+    (started.elapsed() / 100).clamp(Duration::from_millis(1), Duration::from_millis(10))
 }
 
 async fn connect(connection: &ConnectionInfo, port: u16) -> io::Result<()> {
@@ -55,8 +62,7 @@ mod tests {
     async fn waits_for_five_tcp_ports() {
         let mut connection = ConnectionInfo::default();
         let _held = PortAllocator::new(None).reserve_ports(&mut connection).unwrap();
-        let made = Notify::new();
-        let mut ready = Box::pin(wait_for_sockets(&connection, &made));
+        let mut ready = Box::pin(wait_for_sockets(&connection, None));
         let mut listeners = Vec::new();
         for channel in CHANNELS {
             let early = tokio::time::timeout(Duration::from_millis(5), &mut ready).await;
@@ -77,7 +83,7 @@ mod tests {
         let _watch = events.watch(dir.path(), WatchFlags::CREATE, &made).unwrap();
         let ready = tokio::spawn({
             let (connection, made) = (connection.clone(), Arc::clone(&made));
-            async move { wait_for_sockets(&connection, &made).await }
+            async move { wait_for_sockets(&connection, Some(&made)).await }
         });
         let mut listeners = Vec::new();
         for channel in CHANNELS {

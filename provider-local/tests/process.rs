@@ -118,9 +118,19 @@ async fn a_stopped_kernel_ends_on_sigterm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exit_codes_and_signals_are_reported_with_the_output() {
+    exits_are_reported(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_and_signals_are_reported_with_output_through_pipes() {
+    exits_are_reported(true).await;
+}
+
+async fn exits_are_reported(output_pipes: bool) {
     let fixture = fixture();
+    let config = || fixture.config().with_output_pipes(output_pipes);
     fixture.install_script("fails", "echo out; echo err >&2; exit 7");
-    let provider = fixture.open().await;
+    let provider = open(config()).await;
     match launch(&provider, "fails").await.err() {
         Some(LaunchError::Died { exit }) => {
             assert_eq!(exit.cause, ExitCause::Code(7));
@@ -142,7 +152,7 @@ async fn exit_codes_and_signals_are_reported_with_the_output() {
     let record = kernel.record();
     drop(kernel);
     drop(provider);
-    let provider = fixture.open().await;
+    let provider = open(config()).await;
     assert!(log().unwrap().contains("about to crash"));
     let attached = provider.attach(&record).await.err().unwrap();
     assert!(attached.to_string().contains("SIGABRT"), "{attached}");
@@ -169,6 +179,15 @@ async fn only_the_newest_ended_kernels_are_remembered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_output_does_not_fill_the_disk() {
+    endless_output_is_bounded(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_output_through_a_pipe_does_not_fill_the_disk() {
+    endless_output_is_bounded(true).await;
+}
+
+async fn endless_output_is_bounded(output_pipes: bool) {
     use std::os::unix::fs::MetadataExt as _;
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
@@ -178,7 +197,7 @@ async fn endless_output_does_not_fill_the_disk() {
          echo the end; touch {root}/done) &"
     );
     fixture.install("flood", &standin::kernelspec_after(&command));
-    let provider = fixture.open().await;
+    let provider = open(fixture.config().with_output_pipes(output_pipes)).await;
     let kernel = launch(&provider, "flood").await.unwrap();
     let log = format!("{}/output.log", kernel.record().data["dir"].as_str().unwrap());
     let blocks = || std::fs::metadata(&log).unwrap().blocks() * 512;

@@ -1,5 +1,6 @@
 //! The task that watches a kernel's process.
 
+use std::fs::OpenOptions;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -22,14 +23,14 @@ const TRIM_PAUSE: Duration = Duration::from_millis(200);
 /// The task does not keep the state directory locked, so dropping the provider and all handles unlocks it at once.
 pub(super) async fn supervise(
     kernel: Weak<LocalKernel>,
-    events: Arc<Events>,
+    events: Option<Arc<Events>>,
     files: KernelFiles,
     process: Arc<Process>,
     output_from: u64,
 ) {
     let ended = tokio::select! {
         ended = process.ended() => ended,
-        never = bound_output(&events, &files) => match never {},
+        never = bound_output(events.as_deref(), &files) => match never {},
     };
     let Ok(ended) = ended else {
         // The runtime is shutting down.
@@ -48,7 +49,11 @@ pub(super) async fn supervise(
     }
 }
 
-async fn bound_output(events: &Events, files: &KernelFiles) -> std::convert::Infallible {
+async fn bound_output(events: Option<&Events>, files: &KernelFiles) -> std::convert::Infallible {
+    let Some(events) = events else {
+        // The output goes through a pipe.
+        return std::future::pending().await;
+    };
     let path = files.output();
     let wrote = Arc::new(Notify::new());
     let mut trimmer = Trimmer::default();
@@ -56,7 +61,8 @@ async fn bound_output(events: &Events, files: &KernelFiles) -> std::convert::Inf
         // One event, and then none until the pause is over, so that continuous output does not cause continuous events.
         let once = WatchFlags::MODIFY | WatchFlags::ONESHOT;
         let watch = events.watch(&path, once, &wrote);
-        let trimmed = trimmer.trim(&path);
+        let file = OpenOptions::new().write(true).open(&path);
+        let trimmed = file.and_then(|file| trimmer.trim(&file));
         if let Err(error) = watch.as_ref().map(drop).and(trimmed.as_ref().map(drop)) {
             tracing::warn!(%error, path = %path.display(), "cannot limit the size of the kernel's output");
             return std::future::pending().await;

@@ -11,12 +11,14 @@ use jupyter_protocol::handshake::Registration;
 use jupyter_protocol::kernelspec::LaunchArgs;
 use kernel_provider::{LaunchError, ProviderError};
 use rustix::fs::inotify::WatchFlags;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::process_guard::ProcessGuard;
 use crate::context::ProviderContext;
 use crate::environment::Env;
 use crate::events::Watch;
+use crate::output_pipe::OutputPipe;
 use crate::ports::PortReservation;
 use crate::process::Process;
 use crate::state::{KernelFiles, LaunchSpec, SavedKernel, Stage};
@@ -46,8 +48,8 @@ pub(super) struct SpawnedKernel {
 pub(super) struct Endpoint {
     pub(super) connection: ConnectionInfo,
     pub(super) registration: Option<Registration>,
-    /// Notified when a Unix socket is created.
-    pub(super) made: Arc<Notify>,
+    /// Notified when a Unix socket is created, if files are watched.
+    pub(super) made: Option<Arc<Notify>>,
     _reservation: PortReservation,
     _watch: Option<Watch>,
 }
@@ -83,18 +85,20 @@ fn prepare_and_spawn(
 ) -> Result<(Arc<Process>, Endpoint, SavedKernel), LaunchError> {
     let files = &guard.files;
     files.create_dirs(matches!(endpoints, EndpointChoice::Sockets))?;
-    let made = Arc::new(Notify::new());
-    let (mut reservation, mut watch, mut registration) = (PortReservation::default(), None, None);
+    let (mut reservation, mut made, mut watch, mut registration) = (PortReservation::default(), None, None, None);
     let no_port = |error: io::Error| LaunchError::NoRoom {
         reason: format!("no free TCP port: {error}"),
     };
     match endpoints {
         EndpointChoice::Sockets => {
             endpoints::set_unix_sockets(&mut connection, &files.socket_dir);
-            let watched = context.events.watch(&files.socket_dir, WatchFlags::CREATE, &made);
-            watch = Some(watched.map_err(|error| {
-                ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
-            })?);
+            if let Some(events) = &context.events {
+                let wake = made.insert(Arc::new(Notify::new()));
+                let watched = events.watch(&files.socket_dir, WatchFlags::CREATE, wake);
+                watch = Some(watched.map_err(|error| {
+                    ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
+                })?);
+            }
         }
         EndpointChoice::ReservedPorts => reservation = context.ports.reserve_ports(&mut connection).map_err(no_port)?,
         EndpointChoice::UnreservedPorts => {
@@ -171,7 +175,13 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
         });
     };
     let open = |error: io::Error| ProviderError::failed(format!("write {}", files.output().display()), error);
-    let output = output::create(&files.output()).map_err(open)?;
+    let (stdout, stderr, pipe): (Stdio, Stdio, _) = if context.options.output_pipes {
+        let (pipe, writer) = OutputPipe::create(&files.output()).map_err(open)?;
+        (writer.try_clone().map_err(open)?.into(), writer.into(), Some(pipe))
+    } else {
+        let output = output::create(&files.output()).map_err(open)?;
+        (output.try_clone().map_err(open)?.into(), output.into(), None)
+    };
     let mut command = Command::new(program);
     command
         .args(command_line)
@@ -179,8 +189,8 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
         .envs(&env)
         .current_dir(&start.working_dir)
         .stdin(Stdio::null())
-        .stdout(output.try_clone().map_err(open)?)
-        .stderr(output);
+        .stdout(stdout)
+        .stderr(stderr);
     if let Some(AdjustCommand(adjust)) = &context.options.adjust_command {
         let kernel = KernelCommand {
             id: files.id,
@@ -198,6 +208,12 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
         // The launcher would start, and then exit because it cannot run this program.
         Err(io::ErrorKind::NotFound.into())
     };
+    if let Some(pipe) = &pipe {
+        let mut copying = crate::lock(&context.copying);
+        while copying.try_join_next().is_some() {}
+        copying.spawn_on(pipe.clone().copy(), &Handle::current());
+    }
+    let spawned = spawned.map(|process| process.with_output(pipe));
     spawned.map_err(|error| {
         let reason = match error.kind() {
             io::ErrorKind::NotFound if !start.working_dir.is_dir() => {

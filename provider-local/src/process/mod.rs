@@ -11,6 +11,7 @@ pub(crate) mod usage;
 
 use std::io;
 use std::process::Command;
+use std::sync::Arc;
 
 use process_wrap::std::{CommandWrap, ProcessSession};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,12 +24,16 @@ use tokio::io::unix::AsyncFd;
 
 use stat::Identity;
 
+use crate::output_pipe::OutputPipe;
+
 /// A process, running or ended. Dropping this neither ends nor reaps it.
 #[derive(Debug)]
 pub(crate) struct Process {
     identity: Identity,
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
+    /// Its output, if it goes through a pipe.
+    output: Option<Arc<OutputPipe>>,
 }
 
 /// How a process ended, as far as the system reports it.
@@ -79,7 +84,13 @@ impl Process {
             identity,
             pid: raw,
             pidfd: crate::readable(pidfd)?,
+            output: None,
         })
+    }
+
+    /// Sets the pipe through which its output goes.
+    pub(crate) fn with_output(self, output: Option<Arc<OutputPipe>>) -> Self {
+        Self { output, ..self }
     }
 
     /// Opens an existing process by its identity.
@@ -167,7 +178,7 @@ impl Process {
     }
 
     /// Waits for the process to end, for example after [`kill`](Self::kill), then ends the processes that it started,
-    /// and reaps it. Blocks the thread.
+    /// reaps it, and copies the rest of its output. Blocks the thread.
     pub(crate) fn reap(&self) {
         let _ = poll(&mut [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)], None);
         session::kill_members(&self.identity);
@@ -176,5 +187,13 @@ impl Process {
             WaitId::PidFd(self.pidfd.get_ref().as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
         );
+        self.drain_output();
+    }
+
+    /// Copies the output that is still in its pipe to the output file. Blocks briefly.
+    pub(crate) fn drain_output(&self) {
+        if let Some(output) = &self.output {
+            output.drain();
+        }
     }
 }

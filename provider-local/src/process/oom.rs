@@ -4,16 +4,16 @@
 //! process, or for the whole machine if the group's count cannot be read.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::fs::inotify::WatchFlags;
-use tokio::sync::Notify;
+use rustix::fd::OwnedFd;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
-
-use crate::events::Events;
 
 /// Maximum time between an out-of-memory kill and the end of a kernel to which the kill is attributed.
 const CLAIM_WINDOW: Duration = Duration::from_secs(5);
@@ -80,20 +80,42 @@ impl OomCounter {
     /// Tracks when the count changes, so that old kills are not attributed to new deaths. Never returns.
     ///
     /// A version 2 control group's file reports changes by events. Other files are polled.
-    pub(crate) async fn follow(self: Arc<Self>, events: Arc<Events>) {
-        let changed = Arc::new(Notify::new());
+    pub(crate) async fn follow(self: Arc<Self>) {
         let has_events = self.file.ends_with("memory.events");
-        let watch = has_events.then(|| events.watch(&self.file, WatchFlags::MODIFY, &changed));
-        let is_watched = matches!(watch, Some(Ok(_)));
+        let events = has_events.then(|| CountEvents::open(&self.file));
         loop {
-            if is_watched {
-                changed.notified().await;
-            } else {
-                sleep(POLL_INTERVAL).await;
+            match &events {
+                Some(Ok(events)) => events.changed().await,
+                _ => sleep(POLL_INTERVAL).await,
             }
             if let Some(count) = read_count(&self.file) {
                 crate::lock(&self.kills).record(count);
             }
+        }
+    }
+}
+
+/// The events of the file of a version 2 control group.
+struct CountEvents(AsyncFd<OwnedFd>);
+
+impl CountEvents {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(crate::with_interest(
+            File::open(path)?.into(),
+            Interest::PRIORITY,
+        )?))
+    }
+
+    /// Waits until the count has changed since the last call.
+    async fn changed(&self) {
+        match self.0.ready(Interest::PRIORITY).await {
+            Ok(mut ready) => {
+                ready.clear_ready();
+                // Reading the file through this descriptor re-arms its event.
+                let _ = rustix::io::pread(self.0.get_ref(), &mut [0], 0);
+            }
+            // The runtime is shutting down.
+            Err(_) => std::future::pending().await,
         }
     }
 }
@@ -148,21 +170,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn old_kills_are_not_attributed() {
         let dir = tempfile::tempdir().unwrap();
-        // The first file is watched, the other one is polled.
-        for name in ["memory.events", "vmstat"] {
-            let file = dir.path().join(name);
-            fs::write(&file, "oom_kill 0\n").unwrap();
-            let counter = Arc::new(OomCounter::with_file(file.clone()));
-            let following = tokio::spawn(Arc::clone(&counter).follow(Arc::new(Events::new().unwrap())));
-            tokio::task::yield_now().await;
-            fs::write(&file, "oom_kill 1\n").unwrap();
-            let is_recorded = || crate::lock(&counter.kills).seen.len() == 1;
-            while !is_recorded() {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            tokio::time::advance(CLAIM_WINDOW * 2).await;
-            assert!(!counter.claim(), "{name}");
-            following.abort();
+        let file = dir.path().join("vmstat");
+        fs::write(&file, "oom_kill 0\n").unwrap();
+        let counter = Arc::new(OomCounter::with_file(file.clone()));
+        let following = tokio::spawn(Arc::clone(&counter).follow());
+        tokio::task::yield_now().await;
+        fs::write(&file, "oom_kill 1\n").unwrap();
+        let is_recorded = || crate::lock(&counter.kills).seen.len() == 1;
+        while !is_recorded() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
+        tokio::time::advance(CLAIM_WINDOW * 2).await;
+        assert!(!counter.claim());
+        following.abort();
     }
 }
