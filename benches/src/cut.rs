@@ -223,7 +223,7 @@ fn cell(messages: usize, pace: Option<usize>) -> Message {
     Message::new(ExecuteRequest::new(code), SESSION)
 }
 
-/// Runs a client of the v1 subprotocol, which only knows its session.
+/// Runs a client of the v1 subprotocol, which sends only its session id when it reconnects.
 async fn plain_client(gateway: &Gateway, request: &Message, messages: usize, cuts: &[usize]) -> Result<Outcome> {
     let kernel = gateway.address.start_kernel(PYTHON).await?;
     let connect = async || -> Result<WebSocket> { gateway.address.channels(&kernel, SESSION).await };

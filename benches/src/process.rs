@@ -28,7 +28,7 @@ pub fn cpu(pid: u32) -> Result<Duration> {
     ))
 }
 
-/// CPU time that this thread has used so far. Unlike elapsed time, it does not grow while other processes run.
+/// CPU time that this thread has used so far. Unlike elapsed time, it does not grow while the thread waits.
 #[must_use]
 pub fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

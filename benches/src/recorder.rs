@@ -162,7 +162,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         "memory while the second client stalls",
         format!("flat (here: at most {} more than before)", bytes(FLAT_BYTES)),
         format!(
-            "+{} at most; +{} without it",
+            "+{} at most; +{} without a stalled client",
             bytes(stalled.growth()),
             bytes(large.growth())
         ),

@@ -17,7 +17,7 @@ pub struct Section {
     notes: Vec<String>,
 }
 
-/// Ends of a target's row.
+/// The last cell of a target's row.
 const MET: &str = " | met |";
 const MISSED: &str = " | **not met** |";
 

@@ -25,7 +25,7 @@ pub(crate) struct ProviderContext {
     pub(crate) copying: Mutex<JoinSet<()>>,
     pub(crate) oom: Arc<OomCounter>,
     pub(crate) ports: PortAllocator,
-    /// Launches whose process has neither been handed over nor cleaned up yet.
+    /// Launches whose process neither has an owner nor is cleaned up yet.
     pub(crate) pending_launches: TaskTracker,
     pub(crate) is_closed: AtomicBool,
 }

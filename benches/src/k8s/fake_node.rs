@@ -17,7 +17,7 @@ use crate::Result;
 
 const PORTS: std::ops::RangeInclusive<u16> = 9301..=9305;
 
-/// Interval of the fake node's status reports. The cluster marks a node as not ready after 40 s without one.
+/// Interval of the fake node's status reports. By default, a cluster marks a node as not ready after 50 s without one.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Label of the fake node.
 pub(super) const FAKE: &str = "kernelmux.dev/fake";

@@ -135,7 +135,7 @@ impl BenchNamespace {
     }
 }
 
-/// A pod and a Secret as the provider creates them, to be created without it.
+/// Copies of a pod and its Secret that the provider created. `create` makes more of them without the provider.
 pub(super) struct Manifest {
     pod: Pod,
     secret: Secret,

@@ -382,7 +382,7 @@ export class KernelConnection {
     });
   }
 
-  /** Ends the current connection, so that another one is made immediately. */
+  /** Ends the current connection, pause or probe, so that `#run` continues. */
   #reconnect() {
     const link = this.#link;
     this.#link = undefined;

@@ -24,8 +24,8 @@ const XPUB: Role<'_> = Role {
 const QUEUE_CAPACITY: usize = 64;
 /// Capacity of the event queue. A full queue makes subscribers wait.
 const EVENT_CAPACITY: usize = 64;
-/// Maximum number of subscriptions per subscriber, including cancelled ones. Clients make one. Each is stored and
-/// answered.
+/// Maximum number of subscriptions per subscriber, including cancelled ones. Clients make one. The limit bounds the
+/// stored topics and the welcome messages sent.
 const MAX_SUBSCRIPTIONS: usize = 256;
 
 /// XPUB socket, which a kernel uses for iopub. It drops no messages: the slowest subscriber applies backpressure.

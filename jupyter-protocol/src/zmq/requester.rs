@@ -46,7 +46,7 @@ impl Requester {
 /// `deadline` bounds connecting and the round trip together.
 ///
 /// # Errors
-/// - [`SocketError::Connect`] if the connection fails, or the peer does not echo the ping.
+/// - [`SocketError::Connect`] if the connection fails, or the reply is not the ping.
 /// - [`SocketError::Broken`] if no echo arrives before the deadline, or the peer disconnects.
 pub async fn heartbeat(endpoint: &str, deadline: Duration) -> Result<Duration, SocketError> {
     let beat = async {

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 pub(crate) struct Tmpfs(tempfile::TempDir);
 
 impl Tmpfs {
-    /// Returns `None` and prints the reason where this process may not mount a tmpfs.
+    /// Mounts a tmpfs. If the system refuses, prints the reason and returns `None`.
     ///
     /// # Panics
     ///
-    /// If that happens on CI.
+    /// On CI, if the system refuses.
     pub(crate) fn mount(options: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")

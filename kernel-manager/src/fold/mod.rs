@@ -53,8 +53,8 @@ const MAX_BUFFER: usize = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FoldLimits {
-    /// Bytes of text and data of all outputs; 64 MiB by default, at least 4 KiB. Beyond that, outputs in the middle are
-    /// replaced by a note.
+    /// Limit on the bytes of text and data of all outputs; 64 MiB by default, at least 4 KiB. Beyond the limit, outputs
+    /// in the middle are replaced by a note.
     pub max_bytes: usize,
 }
 
@@ -84,7 +84,7 @@ pub struct Fold {
     clear_pending: bool,
     execution_count: Option<u64>,
     input_request: Option<WireMessage>,
-    /// The size of the outputs in bytes after the last note about missing messages.
+    /// The size of all outputs in bytes just after the last note about missing messages was added.
     noted_missing: Option<usize>,
     /// Buffer for the text of one message.
     buffer: String,
@@ -110,12 +110,12 @@ impl Fold {
         }
     }
 
-    /// Applies the next message in log order: messages on iopub, shell and stdin whose parent is the request, including
-    /// late ones, and clients' `input_reply`s. Others are ignored.
+    /// Applies the next message in log order. The caller passes the messages on iopub, shell and stdin whose parent is
+    /// the execution's request, including late ones, and clients' `input_reply`s. Message types that do not change the
+    /// fold are ignored.
     ///
-    /// An `input_reply` of any client answers the open [`input_request`](Self::input_request), unless its parent is
-    /// another message: JupyterLab's replies have the `input_request` as parent. Replies of other clients have no
-    /// parent, or the execution's request as parent.
+    /// An `input_reply` of any client answers the open [`input_request`](Self::input_request) if its parent is that
+    /// message (as in JupyterLab) or the execution's request, or if it has no parent.
     pub fn apply(&mut self, channel: Channel, message: &WireMessage) {
         let text = content::text(message.content());
         if channel == Channel::Iopub && content::is_stream(message.header()) {
@@ -169,8 +169,8 @@ impl Fold {
         self.update(&content::finite(&content::text(content)))
     }
 
-    /// Adds a text on stderr in place of messages that are missing between two outputs. Before the first output, and
-    /// after another such text, it does nothing and returns false.
+    /// Adds a text on stderr in place of messages that are missing between two outputs. Does nothing and returns false
+    /// before the first output and directly after another such text.
     pub(crate) fn note_missing(&mut self, text: &str) -> bool {
         let place = Some(self.list.size());
         if self.list.size() == 0 || self.noted_missing == place {
@@ -298,7 +298,7 @@ impl Fold {
         self.execution_count = content::execution_count(text).or(self.execution_count);
     }
 
-    /// JupyterLab keeps prompts and answers as text of a separate stream.
+    /// Answers the open `input_request`. Prompt and answer become text of a separate stream, as in JupyterLab.
     fn answer(&mut self, reply: &WireMessage, text: &str) {
         let Some(request) = self.input_request.take_if(|request| answers(reply, request)) else {
             return;
@@ -338,7 +338,8 @@ impl Fold {
     }
 }
 
-/// Whether this `input_reply` can answer this `input_request`: always, unless the reply's parent is another message.
+/// Whether this `input_reply` can answer this `input_request`: if its parent is the `input_request` or the execution's
+/// request, or if it has no valid parent.
 pub(crate) fn answers(reply: &WireMessage, request: &WireMessage) -> bool {
     let Ok(parent) = reply.parent_ref() else { return true };
     let is = |header: Result<HeaderRef<'_>, _>| header.is_ok_and(|header| header.msg_id == parent.msg_id);

@@ -182,7 +182,7 @@ async fn the_newest_execution_of_each_cell_is_listed_with_a_hash_of_its_code() {
     let expected: Vec<_> = [6, 5, 4, 3, 2].map(|number: usize| codes[number].clone()).into();
     assert_eq!(listed, expected);
 
-    // A cell is listed again if its newest execution was on an earlier page.
+    // Each page is filtered separately: a cell is listed again if its newest execution was on an earlier page.
     let (mut before, mut pages, mut again) = (None, 0, Vec::new());
     loop {
         let page = executions.list(&filter, before, 2).await.unwrap();

@@ -42,7 +42,7 @@ async fn a_repeated_request_runs_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn code_with_an_oversized_header_runs_without_a_record() {
+async fn a_request_with_an_oversized_header_runs_without_a_record() {
     let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let manager = fixture.manager();
     let kernel = start(&manager).await;
@@ -85,7 +85,7 @@ async fn requests_sent_during_a_restart_run_in_the_next_process() {
         let ended = ask().await;
         until(&kernel, &ended, has_begun).await;
         fixture.provider.end(kernel.id(), ExitCause::Signal(9));
-        // Ended by the lifecycle entry of the restart.
+        // The restart's lifecycle entry ends the execution.
         let execution = until(&kernel, &ended, |execution| execution.ended.is_some()).await;
         assert_eq!(execution.status, ExecutionStatus::Died);
         let asked = ask().await;

@@ -202,7 +202,7 @@ impl World {
     }
 }
 
-/// A message as clients and kernels send it. It depends on nothing but the seed.
+/// A message as clients and kernels send it. Its date is fixed, so that runs with the same seed are identical.
 pub(crate) fn message(
     msg_id: &str,
     msg_type: &str,

@@ -28,7 +28,7 @@ pub(super) enum Kind {
     Entries,
     /// Retention dropped the entries before `first`, which had `bytes_before` bytes.
     Kept,
-    /// The store refused entries up to `last`, or may have lost them. Their numbers are not reused.
+    /// Entries up to `last` may have been refused or lost. Their numbers are not reused after the log is opened again.
     Skipped,
     /// The [totals](Totals) and the offsets of the segment so far. `first` is 1 if the log was closed with it.
     Summary,
@@ -278,8 +278,7 @@ impl Totals {
         match head.kind {
             Kind::Entries if head.body_length > 0 => {
                 self.last = head.last;
-                // The refused entries end before this block. A `Skipped` frame may have marked later numbers in
-                // advance.
+                // Refused entries come before this block. Numbers after it were only marked in advance.
                 self.skipped = 0;
                 self.updated = head.last_time;
                 self.bytes = head.bytes_before + u64::from(head.body_length);
