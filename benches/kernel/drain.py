@@ -1,8 +1,8 @@
-"""A minimal subscriber in C, on libzmq's SUB socket with an unbounded queue. It only counts stream messages.
+"""A minimal subscriber: a loop in C on libzmq's SUB socket that only counts stream messages.
 
-The kernel's socket dropped the messages that this subscriber misses, so no subscriber on this machine could receive
-them. Usage: drain.py CONNECTION_FILE. Prints "subscribed" once it receives messages, and at the end the number of
-stream messages and the seconds of CPU time.
+Its queue is unbounded, so any message that it misses was dropped by the kernel's socket, and no other subscriber on
+this machine could have received it. Usage: drain.py CONNECTION_FILE. Prints "subscribed" once it receives messages, and
+at the end the number of stream messages and the seconds of CPU time.
 """
 
 import ctypes

@@ -37,7 +37,8 @@ pub async fn run(setup: &Setup) -> Result<Section> {
              `kernelmux-gateway`. One of them has the kernel publish {} stream messages of 200 B of text, as fast as \
              Python sends them; each client reads until `idle`, and its messages are counted by message number. \
              Memory and CPU are the gateway's: its resident set, and user and system time from the request until the \
-             last client has all messages. All clients run on one thread of the benchmark, on the same cores.",
+             last client has all messages. All clients run on one thread of the benchmark, which shares the cores \
+             with the gateway and the kernel.",
             count(clients as u64),
             count(messages as u64)
         ),

@@ -19,7 +19,7 @@ const TEXT: usize = 200;
 const DIFFERENT: usize = 10_000;
 const MESSAGES: usize = 1_000_000;
 const ROUNDS: usize = 5;
-/// Messages for the check that the cost per message stays constant.
+/// Messages of the run that shows whether the cost per message stays constant.
 const MANY: usize = 10_000_000;
 /// Target in messages per second.
 const WANTED: f64 = 1e6;
@@ -42,8 +42,8 @@ pub fn run() -> Result<Section> {
         "folded",
         "outputs",
         "text and data",
-        "outputs made",
-        "replay made",
+        "time to make outputs",
+        "time to make replay",
     ]);
     let mut slowest = f64::INFINITY;
     for (what, messages) in cases()? {
@@ -71,7 +71,7 @@ pub fn run() -> Result<Section> {
         ]);
     }
     section.target(
-        "stream messages per second, the slowest",
+        "stream messages per second, slowest case",
         "≥ 1 M/s",
         per_second(slowest as u64, 1.0),
         slowest >= WANTED,
@@ -86,7 +86,7 @@ fn ten_million(section: &mut Section) -> Result<()> {
         "10 million messages",
         "the first million",
         "the last million",
-        "memory at most",
+        "peak memory growth",
     ]);
     let own = std::process::id();
     for (what, messages) in cases()? {

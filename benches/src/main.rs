@@ -1,8 +1,8 @@
 //! `make bench`: runs the benchmarks one after another and writes `RESULTS.md`.
 //!
 //! With names (`make bench BENCH="protocol log"`), it runs only those and replaces only their sections. With
-//! `KERNELMUX_BENCH_DIVIDE=100`, the large ones are a hundredth of their size, as a functional test, and no file is
-//! written.
+//! `KERNELMUX_BENCH_DIVIDE=100`, the large benchmarks run at a hundredth of their size, as a functional test, and no
+//! file is written.
 
 use std::cell::OnceCell;
 
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(format!("no benchmark named {unknown:?}; there are: {}", NAMES.join(", ")).into());
     }
-    // Created on first use, because the benchmark of kernels in pods needs no setup.
+    // Created on first use, because some benchmarks, such as the one of kernels in pods, need no setup.
     let created = OnceCell::new();
     let setup = || -> Result<&Setup> {
         match created.get() {

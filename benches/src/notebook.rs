@@ -43,9 +43,9 @@ pub fn run() -> Result<Section> {
         "JupyterLab in Chromium opens a notebook of 300 cells that printed 10,000 lines of about 80 characters. Stock: \
          JupyterLab runs the kernel itself, and the outputs are saved in the file. Restored: JupyterLab has \
          kernelmux-lab and the gateway. The page in which the cells ran was closed without saving, so all outputs \
-         come from the kernel's log. Both open in turn, each page in a new browser profile. The time ends when all \
-         cells are in the page with all of their lines. Received: bytes from WebSockets and from the gateway's API, \
-         relative to the outputs as JSON in the notebook's format.",
+         come from the kernel's log. The two are opened alternately, each page in a new browser profile. The time \
+         ends when all cells are in the page with all of their lines. Received: bytes from WebSockets and from the \
+         gateway's API, relative to the outputs as JSON in the notebook's format.",
     );
     let environment = Command::new(root().join("scripts/e2e-env.sh"))
         .stdout(Stdio::null())

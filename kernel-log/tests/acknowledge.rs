@@ -136,14 +136,17 @@ async fn a_spool_on_disk_takes_few_segments_and_keeps_unacknowledged_entries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_can_wait_until_enough_is_acknowledged() {
+async fn an_appender_can_wait_until_enough_is_acknowledged() {
     for (name, store, _folder) in stores() {
         let logs = Logs::new(store, options(0)).unwrap();
         let log = logs.open(KernelId::random()).await.unwrap();
         assert_eq!(log.unacknowledged_bytes(), 0, "{name}");
         assert!(log.acknowledged_below(1).now_or_never().is_some(), "{name}");
         append(&log, [1], 50_000);
-        assert!(log.unacknowledged_bytes() > 50_000, "{name}: pending bytes count");
+        assert!(
+            log.unacknowledged_bytes() > 50_000,
+            "{name}: pending bytes must be counted"
+        );
         log.flushed().await;
         for n in 2..=10 {
             append_block(&log, n, 50_000).await;

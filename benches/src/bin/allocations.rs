@@ -1,6 +1,6 @@
 //! Counts the allocations of the protocol benchmark's cases, in a separate program because counting costs time.
 //!
-//! Prints a line for each case: number and bytes of the allocations when spliced, then when typed.
+//! Prints a JSON array for each case: the number and bytes of the allocations of `splice`, then those of `typed`.
 
 use std::alloc::System;
 use std::hint::black_box;

@@ -52,7 +52,7 @@ pub(super) async fn messages(ns: &BenchNamespace, section: &mut Section) -> Resu
         "one pod, three ways",
         "round trip p50",
         "p99",
-        "against direct at the same time",
+        "p50 ÷ direct p50, measured alternately",
         "messages",
         "arrived",
     ]);
@@ -124,8 +124,8 @@ enum CountFrom<'a> {
     Log(&'a Arc<Kernel>),
 }
 
-/// Makes the kernel send `wanted` messages. Returns the seconds from the first to the last received one, and the number
-/// of received ones.
+/// Makes the kernel send `wanted` messages. Returns the seconds between the first and the last one that arrived, and
+/// how many arrived.
 async fn flood(kernel: &Arc<Kernel>, wanted: usize, source: CountFrom<'_>) -> Result<(f64, usize)> {
     let code = format!(
         "k = get_ipython().kernel\nfor i in range({wanted}):\n    k.session.send(k.iopub_socket, 'stream', {{'name': \

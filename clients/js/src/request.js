@@ -27,7 +27,8 @@ export class Request {
   #reject = () => {};
 
   /**
-   * The log's head when the message was first sent; `undefined` before that. The message's entry has a larger number.
+   * The newest known number of the log when the message was first sent; `undefined` before that. The message's entry
+   * has a larger number.
    * @type {number | undefined}
    */
   sentAfter;

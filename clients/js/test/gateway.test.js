@@ -49,7 +49,7 @@ after(async () => {
   if (!skip) await gateway.remove();
 });
 
-test('another client receives all messages of an execution up to the end of the kernel', options, () =>
+test('another client receives every entry until the kernel is deleted', options, () =>
   withKernel(async ({ id, client }) => {
     const watching = collect(client({ resume: 'start' }).entries());
     const kernel = client();
@@ -75,7 +75,7 @@ test('another client receives all messages of an execution up to the end of the 
     assert.deepEqual(mine, messages);
   }));
 
-test('nothing is lost or repeated over hundreds of cuts', options, () =>
+test('nothing is lost or repeated over many cuts', options, () =>
   withKernel(async ({ proxy, client }) => {
     const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
     console.log(`SEED=${seed}`);

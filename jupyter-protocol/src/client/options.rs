@@ -11,7 +11,8 @@ pub struct ClientOptions {
     /// Deadline for replies, except those of executions, which have none. A request on shell waits until running code
     /// completes. Default: 60 seconds.
     pub request_deadline: Duration,
-    /// Maximum number of unread messages of each [`Execution`](super::Execution) and each [`Iopub`](super::Iopub).
+    /// Maximum number of unread messages of each [`Execution`](super::Execution) and each [`Iopub`](super::Iopub),
+    /// which rounds it up to a power of two.
     ///
     /// An `Execution` then drops further outputs, and an `Iopub` its oldest messages. Both report the number of dropped
     /// messages as [`ClientError::Lagged`](super::ClientError::Lagged). Default: 10,000.

@@ -43,7 +43,8 @@ impl Incoming {
         }
     }
 
-    /// Waits for more entries, even while the agent cannot be reached. Returns `None` once the agent is gone.
+    /// Waits for more entries, even while the agent cannot be reached. Returns `None` once the agent is gone, or
+    /// [`Link::read`](super::Link::read) has been called again.
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Received> {

@@ -52,6 +52,6 @@ pub trait Connect: Send + Sync + 'static {
     /// [`io::Error`] if the agent cannot be reached; the link retries.
     async fn connect(&self) -> io::Result<Box<dyn Stream>>;
 
-    /// The secret with which the agent admits a connection.
+    /// The secret that the gateway sends so that the agent admits its connection.
     fn token(&self) -> &str;
 }

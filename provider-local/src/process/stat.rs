@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 /// Identifies a process. The start time and the boot id distinguish it from another process that gets the same id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
-    /// The process id. It is also the id of the session and the process group, because a kernel leads both.
+    /// The process id. For a process that [`Process::spawn`](super::Process::spawn) started, it is also the id of its
+    /// session and group.
     pub(crate) pid: i32,
     /// Start time, in clock ticks since boot.
     pub(crate) start_ticks: u64,
@@ -35,7 +36,7 @@ pub(crate) struct Stat {
     pub(crate) session: i32,
     /// Field 22.
     pub(crate) start_ticks: u64,
-    /// CPU time of the process and of its reaped children, in clock ticks (fields 14 to 17).
+    /// CPU time of the process and of its children that have ended, in clock ticks (fields 14 to 17).
     pub(crate) cpu_ticks: u64,
     /// Resident memory in pages (field 24).
     pub(crate) resident_pages: u64,

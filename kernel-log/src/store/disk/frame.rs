@@ -28,7 +28,7 @@ pub(super) enum Kind {
     Entries,
     /// Retention dropped the entries before `first`, which had `bytes_before` bytes.
     Kept,
-    /// Entries up to `last` may have been refused or lost. Their numbers are not reused after the log is opened again.
+    /// The store refused entries up to `last`, or may have lost them. Their numbers are not reused.
     Skipped,
     /// The [totals](Totals) and the offsets of the segment so far. `first` is 1 if the log was closed with it.
     Summary,
@@ -71,7 +71,7 @@ pub(super) struct Head {
     pub(super) last: u64,
     pub(super) first_time: i64,
     pub(super) last_time: i64,
-    /// Bytes of all blocks of the log before this one.
+    /// For [`Kind::Entries`], bytes of all earlier blocks of the log; for [`Kind::Kept`], of the dropped ones; else 0.
     pub(super) bytes_before: u64,
 }
 
@@ -278,7 +278,8 @@ impl Totals {
         match head.kind {
             Kind::Entries if head.body_length > 0 => {
                 self.last = head.last;
-                // Refused entries come before this block. Numbers after it were only marked in advance.
+                // All refused entries precede this block. Later numbers that a `Skipped` frame marked in advance are
+                // free again.
                 self.skipped = 0;
                 self.updated = head.last_time;
                 self.bytes = head.bytes_before + u64::from(head.body_length);

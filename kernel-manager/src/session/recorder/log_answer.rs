@@ -12,7 +12,7 @@ use super::Recorder;
 use crate::session::msg_type::msg_type;
 
 impl Recorder {
-    /// Whether [`answer_from_log`](Self::answer_from_log) answers the request, because an execution keeps the kernel's
+    /// Whether [`answer_from_log`](Self::answer_from_log) can answer the request, and an execution keeps the kernel's
     /// main shell busy.
     pub(crate) fn is_answered_from_log(&self, channel: Channel, request: &WireMessage) -> bool {
         let msg_type = msg_type(request);
@@ -28,7 +28,7 @@ impl Recorder {
         on_main_shell && requests.kernel_info().is_some() && requests.busy_with().is_some()
     }
 
-    /// The reply, between the statuses that clients wait for.
+    /// The reply between its busy and idle statuses, then the running execution's busy status, if any.
     pub(crate) async fn answer_from_log(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
         let Ok(header) = Header::parse(request.header()) else {
             return Vec::new();
