@@ -20,7 +20,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 /// Makes a connection to the gateway. Called for each connection attempt.
 pub type Dial = Arc<dyn Fn() -> BoxFuture<'static, io::Result<Box<dyn Transport>>> + Send + Sync>;
 
-/// The options of a client that concern its connections.
+/// Options of a client's connections.
 pub(crate) struct ConnectorOptions {
     pub(crate) dial: Option<Dial>,
     #[cfg(feature = "tls")]

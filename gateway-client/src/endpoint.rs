@@ -53,7 +53,7 @@ impl Endpoint {
         })
     }
 
-    /// The host, a name or an IP address without brackets.
+    /// Returns the host, which is a name or an IP address without brackets.
     pub(crate) fn host(&self) -> &str {
         self.authority.host().trim_start_matches('[').trim_end_matches(']')
     }

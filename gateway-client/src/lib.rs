@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `client` (default) | the client of the resume protocol |
 //! | `rest` (default) | the client of the REST API |
-//! | `tls` | both for gateways behind `https://` and `wss://` |
+//! | `tls` | TLS for both clients: gateways behind `https://` and `wss://` |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(feature = "client", feature = "rest"))]

@@ -17,7 +17,7 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Creates connections to this host, a name or an IP address without brackets. Without a `config`, they trust the
+    /// Prepares connections to this host, a name or an IP address without brackets. Without a `config`, they trust the
     /// system's certificates.
     pub(crate) fn new(host: &str, config: Option<Arc<ClientConfig>>) -> Result<Self, InvalidEndpoint> {
         let name = ServerName::try_from(host.to_owned())
@@ -42,8 +42,8 @@ pub(crate) fn tls_error(error: &io::Error) -> Option<rustls::Error> {
     error.get_ref()?.downcast_ref::<rustls::Error>().cloned()
 }
 
-/// Trusts the system's certificates. Names the crypto provider, because rustls has no default if other crates enable a
-/// second one.
+/// Returns a configuration that trusts the system's certificates. It names the crypto provider, because rustls has no
+/// default one if other crates enable a second.
 fn trusting_the_system() -> Result<ClientConfig, rustls::Error> {
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?

@@ -76,7 +76,7 @@ impl Server {
         }
     }
 
-    /// A server whose every response has this status line and JSON body.
+    /// Starts a server whose every response has this status line and JSON body.
     async fn json(status: &str, body: &str) -> Self {
         Self::new(Script::Write(response(status, "", body))).await
     }
@@ -366,7 +366,7 @@ async fn debug_output_has_neither_token_nor_address() {
     assert!(!shown.contains(TOKEN), "{shown}");
 }
 
-/// TLS configurations of a server for this name, and of a client that trusts it.
+/// Returns the TLS configurations of a server with this name, and of a client that trusts the server.
 fn tls(name: &str) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let issued = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(issued.signing_key.serialize_der());

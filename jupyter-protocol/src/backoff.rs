@@ -34,8 +34,8 @@ impl Backoff {
         }
     }
 
-    /// Randomizes each pause between half and one and a half times its length, so that many clients of one server do
-    /// not all retry at once. The same seed gives the same pauses.
+    /// Multiplies each pause by a random number between 0.5 and 1.5, so that many clients of one server do not all
+    /// retry at once. The maximum applies before this. The same seed gives the same pauses.
     #[must_use]
     pub fn with_jitter(mut self, seed: u64) -> Self {
         let mut random = DefaultHasher::new();
@@ -44,7 +44,7 @@ impl Backoff {
         self
     }
 
-    /// The number of pauses since the start or the last [`reset`](Self::reset).
+    /// Returns the number of pauses since the start or the last [`reset`](Self::reset).
     #[must_use]
     pub fn retries(&self) -> u32 {
         self.retries
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_pause_stays_after_any_number_of_retries() {
+    fn pauses_double_up_to_the_longest_which_then_repeats() {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let pauses: Vec<u64> = (0..100).map(|_| backoff.next_pause().as_secs()).collect();
         assert_eq!(pauses[..7], [1, 2, 4, 8, 16, 32, 60]);

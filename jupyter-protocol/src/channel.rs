@@ -3,15 +3,15 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Channel of a kernel, each of which is a socket.
+/// Channel between a kernel and its clients. Each channel has its own socket.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#introduction>
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Channel {
-    /// Requests that run in order: execute, complete, inspect, comms.
+    /// Requests that the kernel handles in order, such as execute and complete, and comm messages.
     Shell,
-    /// Requests that do not wait for those on shell: interrupt, shutdown, debug.
+    /// Requests that do not wait for those on shell, such as interrupt, shutdown and debug.
     Control,
     /// Input requests from the kernel to the user.
     Stdin,
@@ -45,11 +45,11 @@ impl fmt::Display for Channel {
     }
 }
 
-/// Error of parsing an unknown channel name.
+/// Error of a channel name that is unknown, or that is `hb` where a channel for messages is required.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown channel {0:?}; the channels are shell, control, stdin, iopub and hb")]
+#[error("channel {0:?} carries no messages; those that do are shell, control, stdin and iopub")]
 pub struct UnknownChannel(
-    /// The unknown name, truncated to 64 characters.
+    /// The name, truncated to 64 characters.
     pub String,
 );
 

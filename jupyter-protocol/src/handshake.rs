@@ -31,7 +31,7 @@ pub enum HandshakeError {
         /// Why it failed.
         reason: String,
     },
-    /// The peer did not answer before the deadline.
+    /// The handshake did not complete before the deadline.
     #[error("no handshake within {after:?}")]
     Deadline {
         /// The deadline that has passed.
@@ -167,7 +167,7 @@ impl Registration {
 /// acknowledgement.
 ///
 /// # Errors
-/// - [`HandshakeError::Socket`] if connecting or sending fails.
+/// - [`HandshakeError::Socket`] if connecting, sending or receiving fails.
 /// - [`HandshakeError::Deadline`] if no answer arrives before the deadline.
 /// - [`HandshakeError::Refused`] if the answer is malformed, badly signed or not an acknowledgement.
 /// - [`HandshakeError::Signing`] if the signature scheme is not supported.

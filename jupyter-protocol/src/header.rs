@@ -174,7 +174,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 }
 
 impl<'a> HeaderRef<'a> {
-    /// Parses the fields of a header or parent header frame. Absent and null fields become empty.
+    /// Parses the fields of a header or parent header frame. Absent and null fields become empty, and numbers
+    /// and booleans become text.
     ///
     /// # Errors
     /// [`HeaderError`] if the frame is neither a JSON object nor `null`.
@@ -185,7 +186,7 @@ impl<'a> HeaderRef<'a> {
         }
         let fields: Option<HeaderFields<'a>> = match serde_json::from_slice(json) {
             Ok(fields) => fields,
-            // The JSON may have numbers that only Python writes.
+            // The JSON may contain `NaN` or `Infinity`, which Python writes.
             Err(_) => return Header::parse_parent(json).map(|header| header.unwrap_or_default().into()),
         };
         let Some(fields) = fields else {

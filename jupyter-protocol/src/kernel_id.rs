@@ -4,21 +4,21 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A kernel's id: a UUID of any version, written with hyphens. It is used in names of files, pods and logs.
+/// A kernel's id: a UUID of any version, written with hyphens. Names of files, pods and logs contain the id.
 ///
-/// The caller chooses it at the launch, so that repeating a launch does not create a second kernel.
+/// The caller chooses the id before the launch, so that repeating the launch does not create a second kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KernelId(Uuid);
 
 impl KernelId {
-    /// A new random id.
+    /// Creates a random id.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
 
-    /// The id as a UUID.
+    /// Returns the id as a UUID.
     #[must_use]
     pub fn as_uuid(&self) -> Uuid {
         self.0
@@ -37,7 +37,7 @@ impl fmt::Display for KernelId {
     }
 }
 
-/// The text is not a kernel id.
+/// Error of parsing text that is not a kernel id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a kernel id: an id is a UUID with hyphens, such as 3fa85f64-5717-4562-b3fc-2c963f66afa6")]
 pub struct InvalidKernelId;
@@ -45,7 +45,7 @@ pub struct InvalidKernelId;
 impl FromStr for KernelId {
     type Err = InvalidKernelId;
 
-    /// Accepts only the form with hyphens, in either case.
+    /// Accepts only the form with hyphens, in upper or lower case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.len() != 36 {
             return Err(InvalidKernelId);

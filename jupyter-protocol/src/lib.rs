@@ -33,9 +33,10 @@
 //! | `zmq` | [`zmq`], the ZeroMQ sockets that both use | yes |
 //! | `zeromq` | conversions between [`WireMessage`] and the messages of the crate `zeromq` | no |
 //!
-//! Without features the crate has only types, signing and codecs, and does not depend on tokio. That part also works in
-//! WebAssembly (`wasm32-unknown-unknown` with a JavaScript host), except for `ConnectionInfo::write`, which needs
-//! files, and `LogLimiter`, which needs a monotonic clock.
+//! Without features, the crate has messages, signing, codecs, connection files and kernelspecs, and does not depend on
+//! tokio. That part also builds for WebAssembly (`wasm32-unknown-unknown` with a JavaScript host), without
+//! `ConnectionInfo::write`, which needs files, and `LogLimiter`, which needs a monotonic clock. Functions that read
+//! files or the environment of the process do not work there.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;

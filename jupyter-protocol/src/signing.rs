@@ -19,8 +19,9 @@ pub const DEFAULT_DIGEST_HISTORY: usize = 1 << 16;
 pub enum SigningError {
     /// The signature scheme of the connection file is not supported.
     #[error(
-        "signature scheme {0:?} is not supported; known are hmac-md5, hmac-sha1, hmac-sha224, hmac-sha256, \
-         hmac-sha384, hmac-sha512, hmac-sha3_224, _256, _384, _512, hmac-blake2b and hmac-blake2s"
+        "signature scheme {0:?} is not supported; the supported ones are hmac-md5, hmac-sha1, hmac-sha224, \
+         hmac-sha256, hmac-sha384, hmac-sha512, hmac-sha3_224, hmac-sha3_256, hmac-sha3_384, hmac-sha3_512, \
+         hmac-blake2b and hmac-blake2s"
     )]
     UnknownScheme(String),
 }
@@ -63,8 +64,8 @@ macro_rules! schemes {
     };
 }
 
-// The hashes of Python's `hashlib`, with its names. Its `shake_*` have no fixed digest size, so HMAC does not support
-// them.
+// The hashes of Python's `hashlib`, with its names. Its `shake_*` functions are missing: they have no fixed digest
+// size, so HMAC does not support them.
 schemes! {
     Md5, Hmac<md5::Md5>, ["hmac-md5"];
     Sha1, Hmac<sha1::Sha1>, ["hmac-sha1"];
@@ -101,7 +102,7 @@ impl Signer {
     ///
     /// With an empty key, messages are not signed. The supported schemes are `hmac-md5`, `hmac-sha1`, `hmac-sha224`,
     /// `hmac-sha256`, `hmac-sha384`, `hmac-sha512`, `hmac-sha3_224`, `hmac-sha3_256`, `hmac-sha3_384`, `hmac-sha3_512`
-    /// (or with `sha3-`), `hmac-blake2b` and `hmac-blake2s`.
+    /// (the last four also in the form `hmac-sha3-224`), `hmac-blake2b` and `hmac-blake2s`.
     ///
     /// # Errors
     /// [`SigningError::UnknownScheme`] if the key is not empty and the scheme is not supported.
@@ -253,7 +254,7 @@ impl DigestHistory {
     }
 }
 
-/// Hasher that returns a value unchanged, for pieces of a digest, which are already random.
+/// Hasher that returns a value unchanged, for prefixes of digests, which are already random.
 #[derive(Default)]
 struct IdentityHasher(u64);
 
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_covers_all_parts_and_its_own_length() {
+    fn a_changed_part_and_a_truncated_signature_do_not_verify() {
         let signer = Signer::new("hmac-sha256", b"key").unwrap();
         let parts: [&[u8]; 4] = [b"{}", b"{}", b"{}", b"{}"];
         let signature = signer.sign(parts);

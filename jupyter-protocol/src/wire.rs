@@ -60,7 +60,7 @@ pub enum WireError {
 /// A message in its wire format: identities, `<IDS|MSG>`, signature, header, parent header, metadata, content and
 /// buffers, each as received.
 ///
-/// Nothing is parsed or copied. Cloning or forwarding a message only counts references to its frames.
+/// Nothing is parsed. Cloning or forwarding a message does not copy the contents of its frames.
 ///
 /// <https://jupyter-client.readthedocs.io/en/stable/messaging.html#the-wire-protocol>
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ impl WireMessage {
         }
     }
 
-    /// Signs the message and replaces its signature, for example that of a client that has no key.
+    /// Signs the message, replacing any signature that it has.
     #[must_use]
     pub fn signed(mut self, signer: &Signer) -> Self {
         let signature = signer.sign(self.parts().map(|part| &**part));

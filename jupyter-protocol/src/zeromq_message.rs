@@ -26,7 +26,7 @@ impl From<WireMessage> for ZmqMessage {
     /// ```
     fn from(message: WireMessage) -> Self {
         let mut frames = message.into_frames().into_iter();
-        // `ZmqMessage` is created from a first frame. There always is one, because each message has a delimiter.
+        // `ZmqMessage` is created from its first frame. There always is one, because each message has a delimiter.
         let mut converted = Self::from(frames.next().unwrap_or_default());
         frames.for_each(|frame| converted.push_back(frame));
         converted
@@ -36,7 +36,7 @@ impl From<WireMessage> for ZmqMessage {
 impl TryFrom<ZmqMessage> for WireMessage {
     type Error = WireError;
 
-    /// Moves all frames, as [`WireMessage::from_frames`]. The signature is not verified.
+    /// Moves all frames, with the errors of [`WireMessage::from_frames`]. The signature is not verified.
     fn try_from(message: ZmqMessage) -> Result<Self, WireError> {
         Self::from_frames(message.into_vec())
     }

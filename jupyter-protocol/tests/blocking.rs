@@ -24,9 +24,9 @@ const MAX_THREADS: usize = 128;
 
 /// Executes commands, all of them on blocking threads.
 struct BlockingKernel {
-    /// Receives a message when `wait` is to end.
+    /// Receives a message when the command `wait` is to end.
     release: Arc<Mutex<mpsc::Receiver<()>>>,
-    /// Reports the end of `interrupted`.
+    /// Reports that the command `interrupted` was interrupted.
     interrupted: mpsc::Sender<()>,
 }
 
@@ -82,7 +82,7 @@ fn run_command(
     Ok(ExecuteReply::default())
 }
 
-/// Runs many blocking functions, and returns how many of them ran at the same time at most.
+/// Runs many blocking functions, and returns the maximum number that ran at the same time.
 async fn most_threads(context: &Context) -> usize {
     let barrier = Arc::new(Barrier::new(MAX_THREADS));
     let running = Arc::new(AtomicUsize::new(0));

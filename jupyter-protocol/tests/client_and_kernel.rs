@@ -62,7 +62,7 @@ async fn messages_arrive_in_the_order_of_the_protocol() {
     let mut seen = Vec::new();
     while seen.last().map(String::as_str) != Some("idle") {
         let message = iopub.recv().await.unwrap();
-        // A client that is welcomed late has nudged the kernel, which published further messages.
+        // If the welcome was late, the client has sent `kernel_info_request`s, whose status messages also arrive.
         if message
             .parent_header
             .is_none_or(|parent| parent.msg_type != "execute_request")
@@ -101,7 +101,7 @@ async fn a_slow_reader_receives_the_number_of_dropped_outputs_and_the_reply() {
     let client = Client::connect_with(&kernel.info, options).await.unwrap();
     let mut flooded = execute(&client, "flood 1000").await;
     let mut iopub = client.iopub();
-    // Runs after the flood, which is thus complete.
+    // The second execution runs after the flood, so the flood is complete when it ends.
     assert_eq!(run(execute(&client, "next").await).await, ran("next", "ok"));
     let (mut outputs, mut total_missed, mut replied) = (0, 0, false);
     while let Some(event) = flooded.next().await {

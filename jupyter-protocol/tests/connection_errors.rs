@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Sends messages on a channel as they are, as another client.
+/// Sends messages on a channel from another client, without signing them.
 async fn send_raw(info: &ConnectionInfo, channel: Channel, messages: Vec<WireMessage>) {
     let (mut sender, _receiver) = zmq::dealer(&info.address(channel), "stranger", DEADLINE).await.unwrap();
     for message in messages {
@@ -80,7 +80,7 @@ async fn malformed_and_unauthenticated_messages_do_not_affect_the_kernel() {
             _ => {}
         }
     }
-    // Once on shell and once on control, because each rejects the replay.
+    // At most once on shell and once on control, because each channel rejects the replay.
     assert!(intruders <= 2, "{intruders}");
 }
 

@@ -119,7 +119,8 @@ async fn connections_beyond_the_limit_wait_and_do_not_affect_others() {
             silent.push(stream);
         }
     }
-    // Accepted connections receive a greeting, in order. The honest client has one of the 128.
+    // Accepted connections receive a greeting, in order. The honest client has one of the 128
+    // connections.
     let mut byte = [0];
     for socket in silent.chunks(200) {
         for served in &socket[..127] {
@@ -134,7 +135,7 @@ async fn connections_beyond_the_limit_wait_and_do_not_affect_others() {
             assert_eq!(greeting.kind(), std::io::ErrorKind::WouldBlock);
         }
     }
-    // When one closes, the next is accepted.
+    // When one connection closes, the next is accepted.
     drop(silent.remove(5));
     within_deadline(silent[126].peek(&mut byte)).await.unwrap();
     silent.clear();
@@ -224,10 +225,11 @@ async fn subscriptions_match_prefixes_as_messages_and_commands_and_can_be_cancel
     let mut topics = kernel.connect_as(Channel::Iopub, "SUB").await;
     topics.write_all(&frame(b"\x01nothing has this")).await.unwrap();
     assert_eq!(next_frame(&mut topics).await, b"nothing has this");
+    // The other frames of the welcome.
     for _ in 0..6 {
         next_frame(&mut topics).await;
     }
-    // The first is a duplicate, the second a command of ZMTP 3.1: only one welcome arrives.
+    // The first subscription is a duplicate, the second a command of ZMTP 3.1: only one welcome arrives.
     topics.write_all(&frame(b"\x01nothing has this")).await.unwrap();
     topics.write_all(b"\x04\x11\x09SUBSCRIBEkernel.").await.unwrap();
     assert_eq!(next_frame(&mut topics).await, b"kernel.");

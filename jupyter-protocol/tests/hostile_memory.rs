@@ -56,7 +56,7 @@ async fn claimed_frame_lengths_take_no_memory() {
     for error in receive_errors(&frame_header(4, 1 << 20)).await {
         assert!(error.to_string().contains("command"), "{error}");
     }
-    // Allowed lengths, of which no byte follows.
+    // Allowed lengths, but no byte of the frames follows.
     let (address, _router) = spawn_peer(handshake_then("ROUTER", &frame_header(0, 1 << 27))).await;
     let (_sender, mut receiver) = dealer(&address, "me", DEADLINE).await.unwrap();
     let (address, _publisher) = spawn_peer(handshake_then("XPUB", &frame_header(1, 1 << 27))).await;
@@ -125,7 +125,7 @@ async fn frame_lengths_that_clients_claim_take_no_memory_of_a_kernel() {
 }
 
 #[tokio::test]
-async fn frames_that_arrive_one_by_one_take_no_more_memory_than_their_size() {
+async fn small_frames_that_arrive_one_by_one_do_not_keep_read_buffers_alive() {
     let before = allocated();
     let kernel = serve(ConnectionInfo::default()).await;
     let mut stream = kernel.connect_as(Channel::Shell, "DEALER").await;
@@ -139,7 +139,7 @@ async fn frames_that_arrive_one_by_one_take_no_more_memory_than_their_size() {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_does_not_read_takes_no_more_memory_than_its_queue() {
+async fn a_subscriber_that_does_not_read_takes_bounded_memory() {
     let before = allocated();
     let kernel = serve(ConnectionInfo::default()).await;
     let mut stream = kernel.connect_as(Channel::Iopub, "SUB").await;

@@ -295,7 +295,7 @@ fn content_of_an_unknown_type_is_kept_byte_for_byte() {
     assert_eq!(content.to_json(), json);
 }
 
-/// As in `jupyter_client`.
+/// `jupyter_client` does the same.
 #[test]
 fn invalid_utf8_becomes_replacement_characters() {
     let content = Content::parse("stream", b"{\"name\":\"stdout\",\"text\":\"a\xffb\"}");

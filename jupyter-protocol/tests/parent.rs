@@ -1,4 +1,4 @@
-//! A kernel whose event loop is blocked when its parent ends.
+//! The end of a kernel whose event loop is blocked when its parent ends.
 #![cfg(all(feature = "client", feature = "kernel", unix))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -52,7 +52,7 @@ impl GatewayClient {
         })
     }
 
-    /// The kernelspecs that can be started.
+    /// Lists the kernelspecs that can be started.
     ///
     /// # Errors
     /// [`RestError`].
@@ -60,7 +60,7 @@ impl GatewayClient {
         self.get("/api/kernelspecs").await
     }
 
-    /// The gateway's kernels, oldest first.
+    /// Lists the gateway's kernels, oldest first.
     ///
     /// # Errors
     /// [`RestError`], with status 403 if the gateway does not allow listing kernels.
@@ -68,7 +68,7 @@ impl GatewayClient {
         self.get("/api/kernels").await
     }
 
-    /// The kernels of the kernelspec with this name, oldest first.
+    /// Lists the kernels of the kernelspec with this name, oldest first.
     ///
     /// # Errors
     /// As [`list_kernels`](Self::list_kernels).
@@ -78,7 +78,7 @@ impl GatewayClient {
         Ok(kernels)
     }
 
-    /// The kernel with this id.
+    /// Returns the kernel with this id.
     ///
     /// # Errors
     /// [`RestError`], for which [`is_not_found`](RestError::is_not_found) is true if there is no such kernel.
@@ -119,7 +119,7 @@ impl GatewayClient {
         Ok(())
     }
 
-    /// Ends a kernel. Its log stays.
+    /// Ends a kernel. Its log is kept.
     ///
     /// # Errors
     /// [`RestError`], with status 404 if there is no such kernel.
@@ -166,8 +166,8 @@ impl GatewayClient {
         self.post(&path, &execution.into(), self.options.timeout).await
     }
 
-    /// Options of a [`ResumeClient`](crate::resume::client::ResumeClient) that follows a kernel of this gateway. The
-    /// client has the same address, token, `dial` and TLS configuration.
+    /// Returns the options of a [`ResumeClient`](crate::resume::client::ResumeClient) that follows a kernel of this
+    /// gateway, with this client's address, token, `dial` and TLS configuration.
     #[cfg(feature = "client")]
     #[must_use]
     pub fn resume(&self, kernel: KernelId) -> ResumeOptions {

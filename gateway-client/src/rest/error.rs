@@ -38,7 +38,7 @@ pub enum RestError {
     Status {
         /// The HTTP status.
         status: u16,
-        /// The gateway's explanation; `None` if the response is not JSON or has none.
+        /// The gateway's explanation; `None` if the response has none, is not JSON or is larger than 64 KiB.
         message: Option<String>,
     },
     /// The response is larger than
@@ -54,7 +54,7 @@ pub enum RestError {
 }
 
 impl RestError {
-    /// The HTTP status, if the gateway responded with one other than success.
+    /// Returns the HTTP status, if the gateway responded with one other than success.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -63,7 +63,7 @@ impl RestError {
         }
     }
 
-    /// Whether the status is 404: the gateway has no such kernel, log or execution, or the address is wrong.
+    /// Returns whether the status is 404: the gateway has no such kernel, log or execution, or the address is wrong.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(404)
@@ -94,7 +94,8 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// The text of the innermost cause. The HTTP library's own texts, such as "client error (Connect)", do not help a user.
+/// Returns the text of the innermost cause. The HTTP library's own texts, such as "client error (Connect)", do not help
+/// a user.
 fn root_cause(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
@@ -104,8 +105,8 @@ fn tls_cause(cause: &(dyn Error + 'static)) -> Option<rustls::Error> {
     if let Some(crate::connector::ConnectError::Tls(error)) = cause.downcast_ref() {
         return Some(error.clone());
     }
-    // A gateway refuses a client certificate after the client has completed the handshake, so reading fails (RFC 8446
-    // section 4.4.2.4).
+    // In TLS 1.3, a gateway refuses a client certificate after the client has completed the handshake, so reading fails
+    // (RFC 8446 section 4.4.2.4).
     crate::tls::tls_error(cause.downcast_ref::<std::io::Error>()?)
 }
 

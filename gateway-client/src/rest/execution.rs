@@ -20,7 +20,7 @@ pub struct ExecutionModel {
     pub session: String,
     /// Its status.
     pub status: ExecutionStatus,
-    /// What ended the kernel, if the execution died with it.
+    /// Why the kernel ended, if it ended before the execution.
     #[serde(default)]
     pub reason: Option<String>,
     /// The kernel's execution counter.
@@ -59,12 +59,11 @@ pub struct ExecutionOutputs {
     pub execution: ExecutionModel,
     /// The code; `None` if the log no longer has it.
     pub code: Option<String>,
-    /// The input request that is not answered yet.
+    /// The input request that is not answered yet, if any.
     pub input_request: Option<InputRequest>,
-    /// The position from which to follow the log for later messages, with
-    /// [`Start::After`](crate::resume::Start::After).
+    /// The log position after which later messages follow, for [`Start::After`](crate::resume::Start::After).
     pub cursor: Cursor,
-    /// Whether no messages of the execution are missing.
+    /// Whether the log has all messages of the execution so far.
     pub complete: bool,
     /// Whether outputs are left out because there are too many; the log has them.
     pub truncated: bool,
@@ -106,7 +105,7 @@ impl ExecutionOutputs {
         })
     }
 
-    /// The text of all outputs: standard streams, the plain text of displays and values, and errors.
+    /// Returns the text of all outputs: standard streams, the plain text of displays and values, and errors.
     #[must_use]
     pub fn text(&self) -> String {
         self.outputs.iter().filter_map(Output::text).collect()
@@ -141,48 +140,48 @@ pub struct ExecutionQuery {
 }
 
 impl ExecutionQuery {
-    /// All executions.
+    /// Creates a query for all executions.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Only executions of this cell.
+    /// Selects only executions of this cell.
     #[must_use]
     pub fn with_cell_id(mut self, cell_id: impl Into<String>) -> Self {
         self.cell_id = Some(cell_id.into());
         self
     }
 
-    /// Only executions that this session requested.
+    /// Selects only executions that this session requested.
     #[must_use]
     pub fn with_session(mut self, session: impl Into<String>) -> Self {
         self.session = Some(session.into());
         self
     }
 
-    /// Only executions of this status, or of another status that was added.
+    /// Selects only executions of this status, or of another status that was added.
     #[must_use]
     pub fn with_status(mut self, status: ExecutionStatus) -> Self {
         self.statuses.push(status);
         self
     }
 
-    /// Only executions that were requested at this time or later.
+    /// Selects only executions that were requested at this time or later.
     #[must_use]
     pub fn with_since(mut self, since: DateTime<Utc>) -> Self {
         self.since = Some(since);
         self
     }
 
-    /// Only executions that were requested before this time.
+    /// Selects only executions that were requested before this time.
     #[must_use]
     pub fn with_until(mut self, until: DateTime<Utc>) -> Self {
         self.until = Some(until);
         self
     }
 
-    /// The page that begins at the previous page's [`next`](ExecutionPage::next).
+    /// Selects the page that begins at the previous page's [`next`](ExecutionPage::next).
     #[must_use]
     pub fn with_before(mut self, before: Seq) -> Self {
         self.before = Some(before);
@@ -196,7 +195,7 @@ impl ExecutionQuery {
         self
     }
 
-    /// The query with a question mark; empty if nothing is selected.
+    /// Returns the query string with its question mark, or an empty string without filters.
     pub(super) fn to_query(&self) -> String {
         let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Nanos, true);
         let statuses: Vec<&str> = self.statuses.iter().map(|status| status.as_str()).collect();
@@ -245,7 +244,7 @@ pub struct NewExecution {
     pub session: Option<String>,
     /// Whether the code may request input. By default it may not, because no client is connected to answer.
     pub allow_stdin: bool,
-    /// Whether an error aborts the requests that wait behind this one.
+    /// Whether an error aborts the executions that are queued after this one.
     pub stop_on_error: bool,
     /// Whether the kernel publishes neither the code nor a result and does not count the execution.
     pub silent: bool,
@@ -254,7 +253,7 @@ pub struct NewExecution {
 }
 
 impl NewExecution {
-    /// This code, with the protocol's defaults but without input.
+    /// Creates an execution of this code with the protocol's defaults, except that the code may not request input.
     #[must_use]
     pub fn new(code: impl Into<String>) -> Self {
         Self {
@@ -297,7 +296,7 @@ impl NewExecution {
         self
     }
 
-    /// Sets whether an error aborts the requests that wait behind this one.
+    /// Sets whether an error aborts the executions that are queued after this one.
     #[must_use]
     pub fn with_stop_on_error(mut self, stop_on_error: bool) -> Self {
         self.stop_on_error = stop_on_error;

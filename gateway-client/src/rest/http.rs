@@ -26,7 +26,7 @@ use crate::endpoint::Endpoint;
 
 /// How long an unused connection stays open.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Largest body of an error response that is read.
+/// Largest body of an error response that is read, in bytes.
 const MAX_ERROR_BYTES: usize = 64 << 10;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -62,7 +62,7 @@ impl Http {
         })
     }
 
-    /// Sends a request and returns the body of a successful response. `path` begins below the base path.
+    /// Sends a request and returns the body of a successful response. `path` is appended to the base path.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -118,7 +118,7 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, RestError> {
     Ok(read.freeze())
 }
 
-/// The text in an error's body: the `message`, or otherwise the `reason`.
+/// Returns the text in an error's body: the `message`, or otherwise the `reason`.
 fn explanation(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Explanation {

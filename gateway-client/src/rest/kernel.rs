@@ -55,7 +55,7 @@ pub struct KernelModel {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum KernelState {
-    /// Launched; it has not answered yet.
+    /// Launched, but it has not answered yet.
     Starting,
     /// Ready for a request.
     Idle,
@@ -81,13 +81,14 @@ pub enum KernelState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct NewKernel {
-    /// The name of the kernelspec; the gateway's default one if `None`.
+    /// The name of the kernelspec; if `None`, the gateway's default kernelspec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The path of the notebook below the gateway's working directory. The kernel starts in its folder.
+    /// The path of the notebook below the gateway's working directory. The kernel starts in the notebook's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Environment variables. The gateway passes `KERNEL_*` and those named in its configuration to the kernel.
+    /// Environment variables. The gateway passes `KERNEL_*` and the variables that its configuration names to the
+    /// kernel.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// The kernel's id; a random one if `None`. With an id, the kernel can be found if the response is lost.
@@ -96,7 +97,7 @@ pub struct NewKernel {
 }
 
 impl NewKernel {
-    /// A kernel of this kernelspec.
+    /// Creates a request for a kernel of this kernelspec.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self {

@@ -21,8 +21,9 @@ pub struct GatewayClientOptions {
     pub launch_timeout: Duration,
     /// Largest accepted response in bytes.
     pub max_body_bytes: usize,
-    /// Makes connections in place of TCP to the host of `url`, for example over a Unix socket or a tunnel. The client
-    /// speaks plain HTTP over such a connection regardless of the scheme of `url`, so `dial` must do TLS itself.
+    /// Makes the connections, for example over a Unix socket or a tunnel. With `None`, the client connects to the host
+    /// of `url` over TCP. The client speaks plain HTTP over a connection of `dial` regardless of the scheme of `url`,
+    /// so `dial` must do TLS itself.
     pub dial: Option<Dial>,
     /// TLS configuration, such as trusted roots and a client certificate, for a `url` with `https://` and without a
     /// [`dial`](Self::dial). The type is that of the re-exported [`rustls`](crate::rustls). ALPN, if set, must offer
@@ -32,8 +33,8 @@ pub struct GatewayClientOptions {
 }
 
 impl GatewayClientOptions {
-    /// Options with defaults: no token, a timeout of 30 s (5 min for requests that start, restart or end a kernel), and
-    /// responses of at most 256 MiB.
+    /// Creates options with defaults: no token, a timeout of 30 s (5 min for requests that start, restart or end a
+    /// kernel), and responses of at most 256 MiB.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {

@@ -50,8 +50,8 @@ pub enum Output {
 }
 
 impl Output {
-    /// The text of a standard stream, the plain text of a display or a value, or the type and message of an error.
-    /// `None` if it has none.
+    /// Returns the text of a standard stream, the plain text of a display or a value, or the type and message of an
+    /// error. Returns `None` if the output has no text.
     #[must_use]
     pub fn text(&self) -> Option<String> {
         match self {

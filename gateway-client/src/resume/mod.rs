@@ -1,5 +1,5 @@
 //! The resume protocol, with which a client follows a kernel's log over a WebSocket and resumes at the next entry after
-//! a disconnect. `docs/src/resume-protocol.md` specifies it byte by byte.
+//! a disconnect. `docs/src/resume-protocol.md` specifies the protocol byte by byte.
 
 #[cfg(feature = "client")]
 pub mod client;

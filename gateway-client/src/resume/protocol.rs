@@ -14,10 +14,10 @@ pub const SUBPROTOCOL: &str = "v1.resume.kernelmux";
 /// Close code of a connection that a newer connection of the same session replaces.
 pub const CLOSE_REPLACED: u16 = 4001;
 
-/// Bytes of the `seq` in front of an entry's message.
+/// Length of the `seq` in front of an entry's message, in bytes.
 const SEQ: usize = 8;
 
-/// Requested start position: the value of `resume=` and of `from=`.
+/// Requested start position: the value of the query parameter `resume` of WebSockets and `from` of event streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// At the earliest kept entry. Written `start`.
@@ -38,7 +38,7 @@ impl fmt::Display for Start {
     }
 }
 
-/// The error for a text that is not a [`Start`].
+/// Error of parsing a text that is not a [`Start`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a position in a log: write start, head, or a cursor (a log's epoch in 32 hex digits, a colon, a number)")]
 pub struct InvalidStart;
@@ -60,7 +60,7 @@ impl FromStr for Start {
 pub struct StartPoint {
     /// The client receives the entries after this one.
     pub from: Seq,
-    /// Why the client does not begin at the requested position; `None` if it does.
+    /// Why the client does not begin at the requested position; `None` if it begins there.
     pub not_recovered: Option<NotRecovered>,
 }
 

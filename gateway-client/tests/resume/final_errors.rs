@@ -105,7 +105,7 @@ async fn repeated_protocol_violations_are_final() {
     assert_eq!(
         error,
         ResumeError::Broken {
-            what: "entry 6 came after 4".to_owned()
+            what: "entry 6 came after entry 4".to_owned()
         }
     );
     assert_eq!(gateway.scripts_left(), 0);

@@ -60,7 +60,7 @@ impl Gateway {
         }))
     }
 
-    /// A gateway whose log has `count` small entries.
+    /// Creates a gateway whose log has `count` small entries.
     pub(crate) fn with_entries(count: u64) -> Self {
         let gateway = Self::new();
         for number in 0..count {
@@ -69,7 +69,7 @@ impl Gateway {
         gateway
     }
 
-    /// Options of a client of this gateway that starts at the earliest entry.
+    /// Returns the options of a client of this gateway that starts at the earliest entry.
     pub(crate) fn options(&self) -> ResumeOptions {
         let shared = self.0.clone();
         let mut options = ResumeOptions::new("http://gateway.invalid/base/", uuid::Uuid::nil().into())
@@ -120,7 +120,7 @@ impl Gateway {
         self.change(|log| log.append(channel, message))
     }
 
-    /// Uses a number for an entry that could not be stored, so that the entry is missing.
+    /// Gives the next number to an entry that could not be stored, so that this entry is missing.
     pub(crate) fn lose_one(&self) {
         self.change(|log| {
             log.head += 1;
@@ -164,25 +164,25 @@ impl Gateway {
         self.0.log.lock().unwrap().epoch
     }
 
-    /// The earliest kept entry and the last one.
+    /// Returns the numbers of the earliest kept entry and the last one.
     pub(crate) fn range(&self) -> RangeInclusive<u64> {
         let log = self.0.log.lock().unwrap();
         log.earliest()..=log.head
     }
 
-    /// The entry that has or had this number.
+    /// Returns the entry that has or had this number in the log of this epoch.
     pub(crate) fn entry(&self, epoch: &str, seq: u64) -> Option<(Channel, WireMessage)> {
         let log = self.0.log.lock().unwrap();
         log.history.get(&(epoch.to_owned(), seq)).cloned()
     }
 
-    /// Whether the log does not have the entry.
+    /// Returns whether the log does not have the entry.
     pub(crate) fn is_missing(&self, epoch: &str, seq: u64) -> bool {
         let log = self.0.log.lock().unwrap();
         epoch != log.epoch.to_string() || !matches!(log.slots.get(&seq), Some(Slot::Entry(_)))
     }
 
-    /// How often a message with this `msg_id` was appended.
+    /// Returns how often a message with this `msg_id` was appended.
     pub(crate) fn count(&self, msg_id: &str) -> usize {
         let log = self.0.log.lock().unwrap();
         let ids = log.history.values().map(|(_, message)| message.header_ref().unwrap());

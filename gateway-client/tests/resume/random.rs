@@ -77,7 +77,7 @@ fn script(random: &mut Random) -> Script {
     script
 }
 
-/// The kernel: appends entries, drops some, loses some, and rarely replaces the whole log.
+/// Acts as the kernel: appends entries, drops some, loses some, and rarely replaces the whole log.
 async fn kernel(gateway: Gateway, mut random: Random) {
     for number in 0..30 + random.below(80) {
         match random.below(100) {
@@ -100,7 +100,7 @@ async fn schedule(seed: u64) {
     let gateway = Gateway::new();
     for _ in 0..random.below(8) {
         gateway.script([script(&mut random)]);
-        // Working connections in between keep repeated violations below the limit, which another test covers.
+        // Connections without faults in between keep repeated violations below the limit, which another test covers.
         gateway.script((0..2).map(|_| Script::default()).take(random.below(3) as usize));
     }
     let kernel = tokio::spawn(kernel(gateway.clone(), Random(random.next())));
@@ -151,7 +151,7 @@ async fn schedule(seed: u64) {
         }
     }
     view.check(&gateway);
-    // A message that was in flight at a gap may be in it.
+    // A message that was in flight at a gap may be among the missing entries.
     assert!(client.unconfirmed().len() == 0 || view.has_gaps());
     for id in sent {
         assert_eq!(gateway.count(&id), 1, "{id}");
@@ -174,7 +174,7 @@ fn random_faults_neither_lose_nor_duplicate_messages() {
     let given = std::env::var("KERNELMUX_SEED").ok().map(|seed| seed.parse().unwrap());
     let first = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1);
     let count = if given.is_some() { 1 } else { 1000 };
-    println!("seeds from {first}, {count} of them");
+    println!("testing {count} seeds from {first}");
     for seed in (0..count).map(|number| first.wrapping_add(number)) {
         let _print = PrintSeed(seed);
         let runtime = tokio::runtime::Builder::new_current_thread()

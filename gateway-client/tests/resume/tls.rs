@@ -51,12 +51,12 @@ impl Issuer {
         (vec![certificate.der().clone()], key.into())
     }
 
-    /// Configuration of a server with a certificate for these names.
+    /// Returns the configuration of a server with a certificate for these names.
     fn serve(&self, names: &[&str]) -> Arc<ServerConfig> {
         serving(self.issue(names, |_| {}))
     }
 
-    /// Configuration of a client that trusts only this issuer.
+    /// Returns the configuration of a client that trusts only this issuer.
     fn trusted(&self) -> Arc<ClientConfig> {
         let client = ClientConfig::builder_with_provider(provider());
         let client = client.with_safe_default_protocol_versions().unwrap();
@@ -107,7 +107,7 @@ impl TlsProxy {
         }
     }
 
-    /// Options of a client that connects through this proxy.
+    /// Returns the options of a client that connects through this proxy.
     fn options(&self, gateway: &Gateway, scheme: &str, host: &str, tls: Arc<ClientConfig>) -> ResumeOptions {
         let mut options = gateway.options();
         options.dial = None;

@@ -73,7 +73,7 @@ impl View {
         self.seen.iter().map(|(seq, _)| *seq).collect()
     }
 
-    /// Whether entries were missing, now or before the client last started over.
+    /// Returns whether entries were missing, now or before the client last started over.
     pub(crate) fn has_gaps(&self) -> bool {
         !self.not_recovered.is_empty() || self.seen.iter().any(|(_, seen)| matches!(seen, Seen::Missing))
     }

@@ -19,7 +19,7 @@ use crate::signing::{DigestHistory, Signer};
 use crate::wire::{WireError, WireMessage};
 use crate::zmq::{self, DealerReceiver, DealerSender, IopubSubscriber, SocketError};
 
-/// How long to wait for `iopub_welcome` before sending the first nudge.
+/// How long to wait for `iopub_welcome` before sending the first [`Nudge`].
 const WELCOME_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long to keep receiving from the other sockets after one is lost.
@@ -115,7 +115,7 @@ fn cannot_connect(channel: Channel, error: &SocketError) -> ClientError {
     }
 }
 
-/// Makes a kernel publish something, at least the busy and idle status.
+/// Sends `kernel_info_request`s, for which a kernel publishes at least the busy and idle status.
 struct Nudge<'a> {
     shell: &'a mut DealerSender,
     control: Option<&'a mut DealerSender>,
@@ -129,7 +129,8 @@ impl Nudge<'_> {
             let message = Message::new(KernelInfoRequest::default(), self.session);
             message.to_wire().signed(self.signer)
         };
-        // Shell may be busy for a long time, and not every kernel publishes for requests on control.
+        // Sent on both channels: shell may be busy for a long time, and not every kernel publishes its status for
+        // requests on control.
         self.shell.send(request()).await?;
         if let Some(control) = &mut self.control {
             control.send(request()).await?;
@@ -152,7 +153,7 @@ async fn wait_for_subscription(
             Ok(Ok(Ok(_) | Err(SocketError::Wire(_)))) => return Ok(()),
             Ok(Ok(Err(error))) => return Err(ClientError::gone(&error)),
             Ok(Err(_)) => {
-                // Without `iopub_welcome` no event confirms the subscription.
+                // A kernel that does not send `iopub_welcome` may publish nothing without a request.
                 nudge.send().await.map_err(|error| ClientError::gone(&error))?;
                 interval = NUDGE_INTERVAL;
             }
@@ -168,8 +169,8 @@ async fn wait_for_subscription(
 
 /// Receives from all sockets concurrently until one of them is lost.
 ///
-/// A kernel that exits closes its sockets one after the other. So after the first socket is lost, the messages that the
-/// kernel has sent on the others are still received.
+/// A kernel that exits closes its sockets one after the other. So after the first socket is lost, this still receives
+/// the messages that the kernel has sent on the others.
 async fn receive_all(
     shell: DealerReceiver,
     control: Option<DealerReceiver>,

@@ -48,7 +48,7 @@ pub enum ClientError {
     BadReply {
         /// `msg_type` of the request.
         expected: String,
-        /// `msg_type` of the reply.
+        /// `msg_type` of the reply, empty if the header of the reply is invalid.
         msg_type: String,
         /// What is wrong with the reply.
         problem: String,

@@ -30,8 +30,8 @@ pub enum ExecutionEvent {
 
 /// A running execution: a stream of its events in order of arrival.
 ///
-/// The stream ends when both the reply and the `idle` status have arrived, in either order, because only then are all
-/// outputs complete. If the connection is lost, the stream yields one [`ClientError::Gone`] and ends.
+/// The stream ends when both the reply and the `idle` status have arrived, in either order, because only then have all
+/// outputs arrived. If the connection is lost, the stream yields one [`ClientError::Gone`] and ends.
 ///
 /// The stream buffers unread messages up to [`ClientOptions::queue`](super::ClientOptions::queue) and
 /// [`ClientOptions::queue_bytes`](super::ClientOptions::queue_bytes). Further outputs are dropped, with
@@ -86,8 +86,8 @@ impl Execution {
     /// Waits for the end and returns the reply, discarding unread outputs.
     ///
     /// # Errors
-    /// As [`next`](Self::next), except [`ClientError::Lagged`]. [`ClientError::Gone`] also if [`next`](Self::next) has
-    /// already returned the reply.
+    /// As [`next`](Self::next), except [`ClientError::Lagged`]. Also returns [`ClientError::Gone`] if
+    /// [`next`](Self::next) has already returned the reply.
     pub async fn reply(mut self) -> Result<Reply<ExecuteReply>, ClientError> {
         let mut reply = None;
         while let Some(event) = self.next().await {
@@ -133,7 +133,7 @@ impl Execution {
     }
 }
 
-/// Parses a message, ignoring one whose header is invalid.
+/// Parses a message. Returns `None` if its header is invalid.
 fn parse(message: &WireMessage) -> Option<Message> {
     Message::from_wire(message).ok()
 }

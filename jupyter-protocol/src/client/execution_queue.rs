@@ -121,7 +121,7 @@ impl ExecutionQueue {
 }
 
 impl QueueState {
-    /// Queues an item in place of the outputs that were dropped.
+    /// If outputs were dropped, queues an item in their place.
     fn note_missed(&mut self) {
         if self.missed > 0 {
             let missed = std::mem::take(&mut self.missed);

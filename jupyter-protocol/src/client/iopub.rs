@@ -9,11 +9,11 @@ use super::routes::Routes;
 use crate::message::Message;
 use crate::wire::WireMessage;
 
-/// Receiver of all messages that a kernel publishes, for any client, from the call of
-/// [`Client::iopub`](super::Client::iopub) on.
+/// Receiver of all messages that a kernel publishes after the call of [`Client::iopub`](super::Client::iopub),
+/// including those for requests of other clients.
 ///
 /// It buffers up to [`ClientOptions::queue`](super::ClientOptions::queue) unread messages, rounded up to a power of
-/// two. If more arrive, the oldest are dropped, and [`ClientError::Lagged`] reports their number.
+/// two. If more arrive, the oldest are dropped, and [`ClientError::Lagged`] reports the number of dropped messages.
 pub struct Iopub {
     receiver: Option<broadcast::Receiver<Arc<WireMessage>>>,
     routes: Arc<Routes>,

@@ -67,7 +67,7 @@ use crate::signing::Signer;
 use crate::wire::WireMessage;
 use crate::zmq::{self, DealerSender};
 
-/// A connection to a running kernel. Cheap to clone: the clones share it.
+/// A connection to a running kernel. Cheap to clone: the clones share the connection.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -137,7 +137,7 @@ impl Client {
         self.execute_message(&self.message(request)).await
     }
 
-    /// Runs code as [`execute`](Self::execute), from a message that may name a subshell or carry metadata.
+    /// Runs code like [`execute`](Self::execute), from a message that may name a subshell or carry metadata.
     ///
     /// # Errors
     /// [`ClientError::Gone`] if the connection is lost.
@@ -152,8 +152,8 @@ impl Client {
 
     /// Sends a request and waits for its reply, up to [`ClientOptions::request_deadline`].
     ///
-    /// The methods for single requests, such as [`complete`](Self::complete), are shorter to use: they convert replies
-    /// without a result into errors.
+    /// The methods for particular requests, such as [`complete`](Self::complete), are shorter to use: they convert
+    /// replies without a result into errors.
     ///
     /// # Errors
     /// - [`ClientError::Deadline`] if no reply arrives in time.
@@ -236,7 +236,7 @@ impl Client {
         Ok(self.request(request).await?.into_result()?)
     }
 
-    /// Requests the open comms, of one target or all.
+    /// Requests the open comms of one target, or all open comms.
     ///
     /// # Errors
     /// As [`kernel_info`](Self::kernel_info).
@@ -259,7 +259,7 @@ impl Client {
     /// Shuts the kernel down. `restart` is whether the kernel will be restarted.
     ///
     /// # Errors
-    /// As [`kernel_info`](Self::kernel_info). [`ClientError::Gone`] also if the kernel exits without a reply.
+    /// As [`kernel_info`](Self::kernel_info). Also returns [`ClientError::Gone`] if the kernel exits without a reply.
     pub async fn shutdown(&self, restart: bool) -> Result<ShutdownReply, ClientError> {
         Ok(self.request(ShutdownRequest::new(restart)).await?.into_result()?)
     }
@@ -311,7 +311,8 @@ impl Client {
         Ok(self.request(UsageRequest::default()).await?.into_result()?)
     }
 
-    /// Returns a receiver of all messages that the kernel publishes from now on, for any client.
+    /// Returns a receiver of all messages that the kernel publishes from now on, including those for requests of other
+    /// clients.
     #[must_use]
     pub fn iopub(&self) -> Iopub {
         Iopub::new(self.inner.routes.clone())

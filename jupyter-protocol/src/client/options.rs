@@ -11,11 +11,11 @@ pub struct ClientOptions {
     /// Deadline for replies, except those of executions, which have none. A request on shell waits until running code
     /// completes. Default: 60 seconds.
     pub request_deadline: Duration,
-    /// Maximum number of unread messages of each [`Execution`](super::Execution) and each [`Iopub`](super::Iopub),
-    /// which rounds it up to a power of two.
+    /// Maximum number of unread messages of each [`Execution`](super::Execution) and each [`Iopub`](super::Iopub). An
+    /// `Iopub` rounds the number up to a power of two.
     ///
-    /// An `Execution` then drops further outputs, and an `Iopub` its oldest messages. Both report the number of dropped
-    /// messages as [`ClientError::Lagged`](super::ClientError::Lagged). Default: 10,000.
+    /// At the maximum, an `Execution` drops further outputs, and an `Iopub` its oldest messages. Both report the number
+    /// of dropped messages as [`ClientError::Lagged`](super::ClientError::Lagged). Default: 10,000.
     pub queue: usize,
     /// Maximum size in bytes of the unread outputs of each execution, which drops further outputs as with `queue`.
     /// Default: 256 MiB.

@@ -1,12 +1,12 @@
-//! Legacy binary format, for messages with buffers: offsets (u32, big-endian), then the JSON of
+//! Legacy binary format, for messages with buffers: a table of offsets (u32, big-endian), then the JSON of
 //! [`super::legacy_text`], then the buffers.
 //!
 //! ```text
 //! count | offset[0] … offset[count-1] | json | buffer …
 //! ```
 //!
-//! `count` is the number of parts, the JSON and the buffers. Each part ends where the next one starts, the last part at
-//! the end of the message.
+//! `count` is the number of parts, which are the JSON and the buffers. Each part ends where the next one starts, and
+//! the last part ends at the end of the message.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -17,7 +17,7 @@ use crate::wire::{MAX_FRAMES, WireMessage};
 /// Encodes a message as one binary WebSocket message.
 ///
 /// # Errors
-/// - [`CodecError::Json`] if a part is not JSON.
+/// - [`CodecError::Json`] if a part is not JSON, or the header is not an object.
 /// - [`CodecError::TooLarge`] if a part starts at an offset of 4 GiB or more.
 pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
     encode_pieces(channel, message).map(super::concat)
@@ -25,7 +25,7 @@ pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecErr
 
 /// Encodes a message as [`encode`] does, into pieces to be sent one after the other.
 ///
-/// Buffers, and parts of more than 64 KiB, share the memory of the message.
+/// Buffers, and unchanged parts of more than 64 KiB, share the memory of the message.
 ///
 /// # Errors
 /// As [`encode`].
@@ -48,7 +48,7 @@ pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Byte
     Ok(pieces)
 }
 
-/// Decodes a binary WebSocket message. The frames share its memory.
+/// Decodes a binary WebSocket message. The frames share its memory, with the exception of [`legacy_text::decode`].
 ///
 /// # Errors
 /// - [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] if the offset table is invalid.

@@ -1,5 +1,5 @@
-//! Legacy text format: one JSON object with `header`, `parent_header`, `metadata`, `content`, `channel` and an empty
-//! `buffers`.
+//! Legacy text format: one JSON object with `header`, `parent_header`, `metadata`, `content`, `channel`, an empty
+//! `buffers`, and the header's `msg_id` and `msg_type`.
 
 use std::borrow::Cow;
 
@@ -14,24 +14,24 @@ use crate::header::HeaderRef;
 use crate::json;
 use crate::wire::WireMessage;
 
-/// Parts of more bytes than this are not copied.
+/// Parts of more bytes than this are not copied into a common piece.
 const COPY_THRESHOLD: usize = 64 << 10;
 
-/// Encodes a message as one JSON text, with its parts spliced in unchanged.
+/// Encodes a message as one JSON text, into which its parts are spliced without reserializing them.
 ///
-/// Buffers are omitted; [`super::legacy_binary`] encodes them. `NaN` and `Infinity`, which Python's encoder writes,
+/// Buffers are omitted; [`super::legacy_binary`] encodes them. `NaN` and the infinities, which Python's encoder writes,
 /// become null. Kernels may send output in any encoding, so bytes that are not UTF-8 become replacement characters, as
 /// in jupyter_server.
 ///
 /// # Errors
-/// [`CodecError::Json`] if a part is not JSON.
+/// [`CodecError::Json`] if a part is not JSON, or the header is not an object.
 pub fn encode(channel: Channel, message: &WireMessage) -> Result<Bytes, CodecError> {
     encode_pieces(channel, message).map(super::concat)
 }
 
 /// Encodes a message as [`encode`] does, into pieces to be sent one after the other.
 ///
-/// Parts of more than 64 KiB are pieces that share the memory of the message.
+/// Each part of more than 64 KiB is a separate piece, which shares the memory of the message if the part is unchanged.
 ///
 /// # Errors
 /// As [`encode`].
@@ -102,9 +102,9 @@ struct TextMessage<'a> {
     channel: Option<String>,
 }
 
-/// Decodes a JSON text. The frames share its memory.
+/// Decodes a JSON text. The frames share its memory, unless `NaN` or infinities in it had to become null.
 ///
-/// Absent or null parts become `{}`, an absent channel becomes shell.
+/// A parent header, metadata or content that is absent or null becomes `{}`. An absent or null channel becomes shell.
 ///
 /// # Errors
 /// - [`CodecError::Json`] if the text is not a JSON object with a `header` object, or another part is not an object.
@@ -120,7 +120,7 @@ pub(super) fn decode_with_buffers(
     let message: TextMessage<'_> = match serde_json::from_slice(text) {
         Ok(message) => message,
         Err(error) => match str::from_utf8(text).map(json::finite) {
-            // Recurses once: the new text has no numbers that are not finite.
+            // Recurses at most once: the new text has no numbers that are not finite.
             Ok(Cow::Owned(finite)) => return decode_with_buffers(&finite.into(), buffers),
             _ => return Err(CodecError::json("the message", &error)),
         },

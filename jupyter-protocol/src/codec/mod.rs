@@ -1,4 +1,4 @@
-//! Encoding and decoding of messages on WebSockets, spliced from the frames without reserializing.
+//! Encoding and decoding of messages on WebSockets. Encoders splice the frames together without reserializing them.
 //!
 //! | Format | Used for |
 //! |---|---|
@@ -28,7 +28,7 @@ pub enum CodecError {
     },
     /// The count at the start of the message is out of range.
     ///
-    /// It counts parts in [`legacy_binary`], and offsets, one more than parts, in [`websocket_v1`].
+    /// In [`legacy_binary`] it is the number of parts, in [`websocket_v1`] the number of offsets, one more than parts.
     #[error("the message has a count of {count}, expected {least} to {most}")]
     PartCount {
         /// Count in the message.
@@ -38,13 +38,13 @@ pub enum CodecError {
         /// Maximum count.
         most: u64,
     },
-    /// An offset is smaller than the one before or past the end.
-    #[error("offset {index} of the message runs backwards or past its end")]
+    /// An offset is smaller than the offset before it, within the offset table, or past the end of the message.
+    #[error("offset {index} of the message is out of order or past the end of the message")]
     BadOffset {
         /// Index of the offset, from 0.
         index: usize,
     },
-    /// The message names a channel that does not exist.
+    /// The message names a channel that does not exist, or the heartbeat, which carries no messages.
     #[error(transparent)]
     UnknownChannel(#[from] UnknownChannel),
     /// A part is not JSON, or not an object.

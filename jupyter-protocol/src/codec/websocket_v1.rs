@@ -1,5 +1,5 @@
-//! `v1.kernel.websocket.jupyter.org`: offsets (u64, little-endian), then channel, header, parent header, metadata,
-//! content and buffers.
+//! `v1.kernel.websocket.jupyter.org`: a table of offsets (u64, little-endian), then channel, header, parent header,
+//! metadata, content and buffers.
 //!
 //! ```text
 //! N | offset[0] … offset[N-1] | channel | header | parent_header | metadata | content | buffer …
@@ -38,8 +38,8 @@ pub fn encode_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) 
     }
 }
 
-/// Appends the start of an encoded message to `out`: everything before the message's
-/// [parts and buffers](WireMessage::parts_and_buffers), which follow as they are.
+/// Appends the start of an encoded message to `out`. The caller appends the unchanged
+/// [parts and buffers](WireMessage::parts_and_buffers), which complete the message.
 pub fn encode_head_into(out: &mut BytesMut, channel: Channel, message: &WireMessage) {
     let parts = message.parts_and_buffers();
     let offsets = parts.len() + 2;
@@ -131,7 +131,7 @@ impl<'a> V1Message<'a> {
             .map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
-    /// Returns the number of parts: the channel, four of JSON, and the buffers.
+    /// Returns the number of parts: the channel, the four JSON parts, and the buffers.
     #[must_use]
     pub fn part_count(&self) -> usize {
         self.offsets - 1

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::MAX_CONNECTION_FILE;
 
-/// Error of finding, reading or writing a connection file. Each message names the file.
+/// Error of finding, reading or writing a connection file. Each message names the file or the requested name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionFileError {
@@ -48,7 +48,7 @@ pub enum ConnectionFileError {
         missing: &'static str,
     },
     /// No file matches.
-    #[error("no connection file matches {wanted:?} in {}; give another name, or the file's whole path", searched.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", "))]
+    #[error("no connection file matches {wanted:?} in {}; give another name, or the file's full path", searched.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", "))]
     NotFound {
         /// The requested name, id or path.
         wanted: String,

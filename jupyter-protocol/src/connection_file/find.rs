@@ -9,8 +9,8 @@ impl ConnectionInfo {
     /// Finds a connection file as `jupyter console --existing` does and returns its path.
     ///
     /// `wanted` is a path, the name of a file in the working directory or in [`PathEnv::runtime_dir`], a glob pattern
-    /// with `*` and `?`, or a part of a name, such as a kernel id. If several files match, the most recently modified
-    /// one is returned.
+    /// with at least one `*` for the name, or a part of the name, such as a kernel id. If several files match, the most
+    /// recently modified one is returned.
     ///
     /// Blocks on the file system. Any path is accepted, so `wanted` must not come from an untrusted client.
     ///
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn glob_patterns() {
+    fn glob_patterns_match_any_text_and_any_character() {
         for (pattern, name, expected) in [
             ("*", "", true),
             ("kernel-*.json", "kernel-1.json", true),

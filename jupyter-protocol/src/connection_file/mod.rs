@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses() {
+    fn addresses_and_socket_paths_follow_the_transport() {
         let mut info = info();
         assert_eq!(info.address(Channel::Shell), "tcp://127.0.0.1:1");
         info.ip = "::1".into();
@@ -388,10 +388,10 @@ mod tests {
 
     #[test]
     fn invalid_files_are_typed_errors_that_name_the_file() {
-        let path_of = |error: &ConnectionFileError| error.to_string();
+        let text_of = |error: &ConnectionFileError| error.to_string();
         let missing = ConnectionInfo::read("/nonexistent/kernel.json").unwrap_err();
         assert!(matches!(missing, ConnectionFileError::Read { .. }));
-        assert!(path_of(&missing).contains("/nonexistent/kernel.json"));
+        assert!(text_of(&missing).contains("/nonexistent/kernel.json"));
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(
             ConnectionInfo::read(dir.path()),

@@ -126,7 +126,7 @@ fn unknown() -> Completeness {
 }
 
 impl IsCompleteReply {
-    /// Creates a reply with this status and no indentation.
+    /// Creates a reply with this status, and an empty `indent` if the code is incomplete.
     #[must_use]
     pub fn new(status: Completeness) -> Self {
         Self {

@@ -90,7 +90,7 @@ impl CompleteReply {
 mod tests {
     use super::*;
 
-    /// Characters of one to four bytes, a combining one, and a family of two code points with a joiner between them.
+    /// Characters of one to four bytes, a combining one, and an emoji of two code points with a joiner between them.
     const TEXT: &str = "aé€𝒳e\u{301}👩\u{200d}👧\n";
 
     #[test]

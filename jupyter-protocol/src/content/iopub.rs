@@ -43,7 +43,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Creates text on standard output.
+    /// Creates a message with text on standard output.
     pub fn stdout(text: impl Into<String>) -> Self {
         Self {
             name: StreamName::Stdout,
@@ -52,7 +52,7 @@ impl Stream {
         }
     }
 
-    /// Creates text on standard error.
+    /// Creates a message with text on standard error.
     pub fn stderr(text: impl Into<String>) -> Self {
         Self {
             name: StreamName::Stderr,

@@ -109,7 +109,8 @@ macro_rules! contents {
         }
 
         impl Content {
-            /// The message types of the protocol.
+            /// The message types with a typed variant: those of the protocol, and ipykernel's `usage_request` and
+            /// `usage_reply`.
             pub const MSG_TYPES: &[&str] = &[$($msg_type),+];
 
             /// Parses content, which never fails.
@@ -251,7 +252,7 @@ fn to_json(content: &impl serde::Serialize) -> Bytes {
     serde_json::to_vec(content).map_or_else(|_| Bytes::from_static(b"{}"), Bytes::from)
 }
 
-/// Content of a request, which the kernel answers with a reply.
+/// Content of a request, which the receiver answers with a reply.
 pub trait Request: Into<Content> {
     /// Content of the reply.
     type Reply: TryFrom<Content, Error = Box<Content>> + Send + 'static;

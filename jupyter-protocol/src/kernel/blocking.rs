@@ -69,7 +69,7 @@ impl Context {
             Ok(thread) => thread,
             Err(error) => panic!("cannot start a thread for blocking code: {error}"),
         };
-        // Returns an error, because nothing is sent: the sender is dropped at the end of the code.
+        // Always returns an error: nothing is sent, and the sender is dropped when the code ends.
         let _ = ended.await;
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
@@ -152,7 +152,7 @@ impl BlockingContext {
         self.runtime.block_on(self.context.clear_output(wait));
     }
 
-    /// Requests a line of text from the client that sent the request. With `password`, the client hides the input.
+    /// Requests a line of input from the client that sent the request. With `password`, the client hides the input.
     ///
     /// # Errors
     /// [`InputError`], as [`Context::input`].

@@ -5,7 +5,7 @@ use serde_json::{Map, json};
 
 use crate::content::CommInfoReply;
 
-/// Number of open comms at which clients cannot open another. The kernel still can.
+/// Number of open comms at which a client cannot open another one. The kernel can exceed it.
 const MAX_COMMS: usize = 10_000;
 
 /// Target names of the open comms, by comm id.
@@ -30,7 +30,7 @@ impl Comms {
         self.lock().remove(comm_id);
     }
 
-    /// Returns the open comms of one target, or all.
+    /// Returns the open comms of `target`, or all open comms without one.
     pub(super) fn info(&self, target: Option<&str>) -> CommInfoReply {
         let comms = self.lock();
         let of_target = comms

@@ -104,7 +104,7 @@ impl Context {
         self.publish(clear).await;
     }
 
-    /// Requests a line of text from the client that sent the request. With `password`, the client hides the input.
+    /// Requests a line of input from the client that sent the request. With `password`, the client hides the input.
     ///
     /// # Errors
     /// - [`InputError::NotAllowed`] if the request does not have `allow_stdin`.
@@ -124,7 +124,7 @@ impl Context {
 
     /// Returns whether the request was interrupted or the kernel is shutting down.
     ///
-    /// For code that runs for a long time without awaiting.
+    /// Code that runs for a long time without awaiting can check this.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
         self.interrupt.is_set()

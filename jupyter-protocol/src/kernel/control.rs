@@ -69,13 +69,13 @@ pub(super) async fn receive_all(
     }
 }
 
-/// Interrupts the running requests and notifies the kernel.
+/// Interrupts the running requests and calls [`Kernel::interrupt`](super::Kernel::interrupt).
 pub(super) fn interrupt(kernel: &DynKernel, state: &KernelState) {
     state.running.interrupt();
     kernel.interrupt();
 }
 
-/// Shuts the kernel down, replies and ends it.
+/// Calls [`Kernel::shutdown`](super::Kernel::shutdown), replies to the client and ends the kernel.
 pub(super) async fn shutdown(kernel: &DynKernel, state: &KernelState, socket: &RouterSender, incoming: Incoming) {
     let Content::ShutdownRequest(request) = &incoming.message.content else {
         return;

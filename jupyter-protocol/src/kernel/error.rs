@@ -39,7 +39,7 @@ pub enum ServeError {
 #[non_exhaustive]
 pub enum InputError {
     /// The request does not allow input requests (`allow_stdin`).
-    #[error("the client does not support input requests")]
+    #[error("the request does not allow input requests")]
     NotAllowed,
     /// The client is not connected to the stdin socket.
     #[error("the client is not connected to the stdin socket")]

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn tail_range_and_search() {
+    fn history_is_selected_by_tail_range_or_search() {
         let mut history = History::default();
         for (line, input) in (1..).zip(["a = 1", "b", "a = 2", "b"]) {
             history.push(line, input.to_owned(), (line == 4).then(|| "out".to_owned()));

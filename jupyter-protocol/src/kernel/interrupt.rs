@@ -34,7 +34,7 @@ impl Interrupt {
 pub(super) struct RunningRequests(Mutex<Vec<Weak<InterruptState>>>);
 
 impl RunningRequests {
-    /// Registers a request that starts to run.
+    /// Registers a request that starts to run, and returns its interrupt flag.
     pub(super) fn start(&self) -> Interrupt {
         let interrupt = Interrupt::default();
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -76,7 +76,7 @@ fn wire(message: &Message, topic: Bytes, signer: &Signer) -> WireMessage {
     message.to_wire().signed(signer).with_identities([topic])
 }
 
-/// Signs the `iopub_welcome` messages of a kernel.
+/// Creates the signed `iopub_welcome` messages of a kernel.
 struct Welcome {
     signer: Signer,
     session: String,
@@ -94,7 +94,8 @@ impl Welcome {
     }
 }
 
-/// Publishes until the handle is dropped or the queue is closed, then writes the remaining messages and closes.
+/// Publishes until the handle is dropped or the queue is closed, then writes the remaining messages and closes the
+/// socket.
 async fn publish_all(
     mut publisher: Publisher,
     mut to_publish: mpsc::Receiver<WireMessage>,

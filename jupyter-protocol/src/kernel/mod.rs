@@ -93,7 +93,8 @@ pub trait Kernel: Send + Sync + 'static {
         true
     }
 
-    /// Called on each interrupt, by message or SIGINT, whether or not code runs. Must not block. Default: does nothing.
+    /// Called on each interrupt, by message, SIGINT or [`ServerHandle::interrupt`], whether or not code runs. Must not
+    /// block. Default: does nothing.
     fn interrupt(&self) {}
 
     /// Returns completions of code at a cursor position. Default: none.
@@ -122,13 +123,13 @@ pub trait Kernel: Send + Sync + 'static {
         context.history(request)
     }
 
-    /// Called when a client opens a comm. Returning `false`, for example for an unknown target, closes it. Default:
-    /// `false`.
+    /// Called when a client opens a comm. Returning `false`, for example for an unknown target, closes the comm.
+    /// Default: `false`.
     async fn comm_open(&self, _open: CommOpen, _buffers: Vec<Bytes>, _context: &Context) -> bool {
         false
     }
 
-    /// Called when a client sends a message on a comm. Default: ignores it.
+    /// Called when a client sends a message on a comm. Default: ignores the message.
     async fn comm_msg(&self, _message: CommMsg, _buffers: Vec<Bytes>, _context: &Context) {}
 
     /// Called when a client closes a comm. Default: does nothing.
@@ -170,7 +171,7 @@ pub trait Kernel: Send + Sync + 'static {
         None
     }
 
-    /// Called before the kernel ends, with a deadline of ten seconds. `restart` is whether it will be restarted.
-    /// Default: does nothing.
+    /// Called before the kernel ends, with a deadline of ten seconds. `restart` is whether the kernel will be
+    /// restarted. Default: does nothing.
     async fn shutdown(&self, _restart: bool) {}
 }

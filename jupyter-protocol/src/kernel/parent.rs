@@ -1,7 +1,7 @@
-//! The end of the process that started the kernel.
+//! Detection of the end of the process that started the kernel.
 //!
-//! Linux reports it as an event of a process descriptor. Elsewhere, a thread checks once per second whether the id of
-//! the parent process has changed.
+//! Linux reports this end as an event of a process descriptor. Elsewhere, a thread checks once per second whether the
+//! id of the parent process has changed.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::time::Duration;
@@ -47,9 +47,9 @@ impl Parent {
         }
     }
 
-    /// Waits for the end of the process. Pending forever if none is watched.
+    /// Waits for the end of the watched process. Never completes if there is none.
     ///
-    /// From then on, a thread ends this process after [`EXIT_TIMEOUT`].
+    /// [`EXIT_TIMEOUT`] after that end, a thread exits this process.
     pub(super) async fn ended(self) {
         if let Some(watch) = self.0
             && watch.ended.await.is_ok()
@@ -74,19 +74,20 @@ impl Watch {
     }
 }
 
-/// How a process is watched.
+/// What to watch.
 enum Watched {
-    /// By its descriptor.
+    /// The process of a descriptor.
     #[cfg(target_os = "linux")]
     Process(OwnedFd),
-    /// By the id of this process's parent.
+    /// The parent of this process, which has this id until it ends.
     Parent(Pid),
-    /// The process has already ended.
+    /// Nothing: the process has already ended.
     Ended,
 }
 
 impl Watched {
-    /// Blocks until the process has ended, and returns true. Returns false if `stopped` closes first.
+    /// Blocks until the process has ended, and returns `true`. Returns `false` on an error, or if `stopped` closes
+    /// first.
     fn wait(self, stopped: &PipeReader) -> bool {
         match self {
             #[cfg(target_os = "linux")]
@@ -200,7 +201,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_end_of_a_process_is_an_event() {
+    fn the_end_of_a_process_is_detected() {
         let mut child = process::Command::new("cat")
             .stdin(process::Stdio::piped())
             .stdout(process::Stdio::null())

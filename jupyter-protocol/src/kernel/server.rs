@@ -43,19 +43,19 @@ pub struct Shutdown {
 
 /// Serves a kernel for the lifetime of its process.
 ///
-/// Reads the connection file that the process was started with, interrupts the kernel on SIGINT, and returns after a
-/// `shutdown_request`. If the file has a registration port instead of the five ports, chooses free ports and announces
-/// them there (JEP 66).
+/// Reads the connection file, interrupts the kernel on SIGINT, and returns after a `shutdown_request`. If the file has
+/// a registration port instead of the five ports (JEP 66), chooses free ports and announces them to the registration
+/// port.
 ///
 /// # End of the parent process
 ///
-/// On Unix, if the environment variable `JPY_PARENT_PID` has a process id other than 1, as under `jupyter_client`, the
-/// kernel ends with that process. If the variable names a process that did not start this one, directly or through
-/// others, the kernel ends with its direct parent instead. The kernel outlives its parent if the variable is not set or
-/// is 1, as under kernelmux, or if its direct parent is process 1.
+/// On Unix, the kernel ends with its parent if the environment variable `JPY_PARENT_PID` has a process id other than 1,
+/// as under `jupyter_client`. On Linux, the parent is the process with this id if that process started this one,
+/// directly or through others. Otherwise, and on other systems, it is the direct parent. The kernel outlives its parent
+/// if the variable is 1, as under kernelmux, or has no process id, or if its direct parent is process 1.
 ///
-/// When the parent ends, `serve` calls [`Kernel::shutdown`] and returns. A process that still runs 15 seconds later,
-/// for example because it waits for a thread, is ended with exit code 1.
+/// When the parent ends, `serve` calls [`Kernel::shutdown`] and returns. If the process still runs 15 seconds later,
+/// for example because it waits for a thread, it exits with code 1.
 ///
 /// # Errors
 /// [`ServeError`] if starting the kernel fails. Once the kernel runs, there are no errors.
@@ -120,8 +120,8 @@ impl fmt::Debug for Server {
 impl Server {
     /// Binds the sockets.
     ///
-    /// Chooses free ports for those that are 0; [`connection_info`](Self::connection_info) returns them. If there is a
-    /// registration port, announces the ports there (JEP 66).
+    /// Replaces ports that are 0 with free ones; [`connection_info`](Self::connection_info) returns them. If there is a
+    /// registration port, announces the ports to it (JEP 66).
     ///
     /// # Errors
     /// - [`ServeError::Bind`] if a socket cannot be bound, for example because its port is taken.
@@ -157,7 +157,7 @@ impl Server {
             next_count: AtomicU64::new(1),
             history: Mutex::default(),
             shutdown: Mutex::default(),
-            shut_down: Notify::new(),
+            ended: Notify::new(),
         });
         Ok(Self {
             kernel: Arc::new(kernel),
@@ -206,7 +206,7 @@ impl Server {
         spawn_main_shell(&mut tasks, &shells, shell_receiver);
         spawn_control(&mut tasks, kernel, &state, shells, control);
 
-        state.shut_down.notified().await;
+        state.ended.notified().await;
         let restart = state
             .shutdown
             .lock()
@@ -215,7 +215,7 @@ impl Server {
         // Cancels running code, so that only messages in the queue remain to be published. The timeout is for code that
         // blocks its thread, which cannot be cancelled.
         let _ = timeout(LINGER, tasks.shutdown()).await;
-        // Blocking code continues to run and can check this flag.
+        // Blocking code continues to run. This sets the interrupt flag, which it can check.
         state.running.interrupt();
         state.iopub.close();
         // Writes the last replies and published messages, and removes the socket files.
@@ -249,7 +249,7 @@ fn spawn_control(
     tasks.spawn(worker);
 }
 
-/// Aborts the task of iopub when dropped.
+/// Aborts the publishing task of iopub when dropped.
 struct AbortOnDrop(JoinHandle<()>);
 
 impl AbortOnDrop {

@@ -98,7 +98,7 @@ impl Shells {
         }
     }
 
-    /// Creates the queue of the main shell, and the future that handles it.
+    /// Creates the queue of the main shell, and the future that handles its requests.
     pub(super) fn main(&self) -> (mpsc::Sender<Incoming>, impl Future<Output = ()> + Send + use<>) {
         let (queue, requests) = RequestQueue::new(QUEUE_CAPACITY);
         let worker = run_shell(self.kernel.clone(), self.state.clone(), self.socket.clone(), requests);

@@ -18,7 +18,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Binds all sockets. Chooses free ports for those that are 0 and stores them in `info`.
+    /// Binds all sockets. Replaces ports in `info` that are 0 with free ones.
     pub(super) async fn bind(info: &mut ConnectionInfo) -> Result<Self, ServeError> {
         let (shell, shell_server) = bind_router(info, Channel::Shell).await?;
         let (control, control_server) = bind_router(info, Channel::Control).await?;

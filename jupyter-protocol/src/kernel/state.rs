@@ -35,7 +35,8 @@ pub(super) struct KernelState {
     pub(super) history: Mutex<History>,
     /// `None` until the kernel has shut down, then whether it will be restarted.
     pub(super) shutdown: Mutex<Option<bool>>,
-    pub(super) shut_down: Notify,
+    /// Notified by [`end`](Self::end).
+    pub(super) ended: Notify,
 }
 
 impl KernelState {
@@ -73,10 +74,10 @@ impl KernelState {
         }
     }
 
-    /// Ends the kernel. `restart` is whether it will be restarted.
+    /// Ends the kernel. `restart` is whether the kernel will be restarted.
     pub(super) fn end(&self, restart: bool) {
         *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner) = Some(restart);
-        self.shut_down.notify_one();
+        self.ended.notify_one();
     }
 }
 
@@ -97,7 +98,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Creates the origin of a request that is not an execution.
+    /// Creates an origin without execution options.
     pub(super) fn new(identities: Vec<Bytes>, header: Header) -> Self {
         Self {
             identities,
@@ -127,7 +128,7 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    /// Receives the next acceptable message.
+    /// Receives the next valid message.
     pub(super) async fn next(&mut self, socket: &mut RouterReceiver) -> Incoming {
         loop {
             let error = match WireMessage::from_frames(socket.recv().await) {

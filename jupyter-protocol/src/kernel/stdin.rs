@@ -75,7 +75,7 @@ impl Stdin {
 
     /// Delivers an answer to the pending input request of its client.
     ///
-    /// Some clients send no parent header, so an answer without one goes to the client's oldest request.
+    /// Some clients send no parent header, so an answer without one goes to the client's oldest pending input request.
     fn deliver(&self, message: Incoming) {
         let Content::InputReply(reply) = message.message.content else {
             return;

@@ -10,7 +10,7 @@ use super::Kernelspec;
 
 /// Error of parsing a kernelspec.
 pub(super) struct Malformed {
-    /// Path of the invalid member, such as `env.LANG: `, empty if the text is not a JSON object.
+    /// Path of the invalid member with a colon, such as `env.LANG: `, empty if the text is not a JSON object.
     pub(super) member: String,
     pub(super) source: serde_json::Error,
 }

@@ -19,10 +19,10 @@ pub struct LaunchArgs<'a> {
     /// `jupyter_client` uses the Python that runs it, which a Rust program does not have. Default: the interpreter that
     /// [`InstalledKernelspec::python`] finds, else one in `search_path`.
     pub python: Option<&'a str>,
-    /// `PATH` of the kernel's environment, in which a bare Python name is searched as a last resort.
+    /// `PATH` of the kernel's environment, in which a bare Python name is looked up as a last resort.
     ///
     /// After the name itself, `python3` and `python` are tried: ipykernel's own kernelspec names `python`, which many
-    /// systems do not have. If nothing is found, or with `None`, the name is kept.
+    /// systems do not have. The name is kept if none of these exists, or if `search_path` is `None`.
     pub search_path: Option<&'a OsStr>,
     /// Values of further templates, by name. They take precedence over the ones above.
     pub extra: BTreeMap<&'a str, &'a str>,
@@ -63,8 +63,9 @@ impl InstalledKernelspec {
 
     /// Returns the Python interpreter of the prefix that the kernelspec is installed in, if it exists.
     ///
-    /// A kernelspec in `P/share/jupyter/kernels/NAME` belongs to `P/bin/python`. On Unix, the names `command` (`python`,
-    /// `python3`, `python3.12`), `python3` and `python` are tried in this order. Blocks on the file system.
+    /// The prefix of a kernelspec in `P/share/jupyter/kernels/NAME` is `P`. On Unix, the names `command` (such as
+    /// `python3.12`), `python3` and `python` are tried in this order in `P/bin`; on Windows, `python.exe` in
+    /// `P\Scripts` and `P`. Blocks on the file system.
     #[must_use]
     pub fn python(&self, command: &str) -> Option<PathBuf> {
         let prefix = python_prefix(&self.resource_dir)?;
@@ -87,7 +88,7 @@ fn find_in_path(path: &OsStr, command: &str) -> Option<PathBuf> {
     })
 }
 
-/// Returns whether `command` is a bare name of a Python 3: `python`, `python3`, `python3.12`.
+/// Returns whether `command` is `python`, `python3` or `python3.` with a minor version, without a path.
 fn is_bare_python(command: &str) -> bool {
     command.strip_prefix("python").is_some_and(|version| {
         version.is_empty()
@@ -130,8 +131,8 @@ fn fill_template<'a>(template: &str, value: &impl Fn(&str) -> Option<&'a str>) -
 
 /// Replaces `$NAME` and `${NAME}` with the value of `lookup`, and `$$` with `$`. References without a value are kept.
 ///
-/// `jupyter_client` does this with the values of a kernelspec's `env`, from the variables that the kernel is started
-/// with.
+/// `jupyter_client` expands the values of a kernelspec's `env` in this way, from the environment in which it starts the
+/// kernel.
 #[must_use]
 pub fn expand_env(template: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     let mut expanded = String::with_capacity(template.len());

@@ -68,8 +68,8 @@ impl<'de> Deserialize<'de> for InterruptMode {
 
 /// Content of a `kernel.json`.
 ///
-/// Parsing is lenient: absent and null fields become empty, and numbers in `env` become text. Fields that the protocol
-/// does not name are kept.
+/// Parsing is lenient: absent and null fields get their default, and numbers in `env` become text. Fields that the
+/// protocol does not name are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernelspec {
     /// Command line that starts the kernel, with templates such as `{connection_file}`: see
@@ -151,7 +151,7 @@ pub enum KernelspecError {
     Malformed {
         /// Path of the file.
         path: PathBuf,
-        /// Path of the invalid member, such as `env.LANG: `, empty if the file is not a JSON object.
+        /// Path of the invalid member with a colon, such as `env.LANG: `, empty if the file is not a JSON object.
         member: String,
         /// What is wrong and where.
         source: serde_json::Error,

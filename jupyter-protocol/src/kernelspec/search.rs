@@ -46,7 +46,7 @@ pub struct Found {
     pub kernelspecs: BTreeMap<String, InstalledKernelspec>,
     /// Errors of kernelspecs whose `kernel.json` is unusable, by name.
     pub broken: BTreeMap<String, KernelspecError>,
-    /// Errors of folders that were ignored, to be logged.
+    /// Errors of folders that were ignored in whole or in part, to be logged.
     pub warnings: Vec<KernelspecError>,
 }
 
@@ -73,8 +73,8 @@ pub fn find_kernelspecs(search: &SearchPath) -> Found {
 
 /// Resolves a kernel name to the name of an installed kernelspec, or `None` if there is none.
 ///
-/// Names are in lowercase, as in `jupyter_client`. `python` and `python2` resolve to `python3` unless kernelspecs of
-/// these names are installed.
+/// The name is converted to lowercase, as in `jupyter_client`. `python` and `python2` resolve to `python3` unless
+/// kernelspecs of these names are installed.
 #[must_use]
 pub fn canonical_name(name: &str, installed: impl Fn(&str) -> bool) -> Option<String> {
     let wanted = name.to_ascii_lowercase();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn order_on_unix() {
+    fn folders_are_in_jupyters_order_on_unix() {
         let env = PathEnv::new([("HOME", "/h")], "/h").with_platform(Platform::Unix);
         assert_eq!(
             dirs(&env),
@@ -285,7 +285,7 @@ mod tests {
         std::fs::write(prefix.path().join("pyvenv.cfg"), "home = /usr/bin\n").unwrap();
         assert_eq!(order(&[], prefix.path()), 0);
         assert_eq!(order(&[("JUPYTER_PREFER_ENV_PATH", "False")], prefix.path()), 1);
-        // VIRTUAL_ENV is the default of the prefix.
+        // The prefix defaults to VIRTUAL_ENV.
         let env = PathEnv::new([("VIRTUAL_ENV", path), ("CONDA_PREFIX", "/conda")], "/h");
         assert_eq!(env.python_prefix(), Some(prefix.path()));
     }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_on_macos_and_windows() {
+    fn directories_follow_the_conventions_of_macos_and_windows() {
         let env = PathEnv::new([("x", "y")], "/Users/u").with_platform(Platform::MacOs);
         assert_eq!(env.data_dir(), Path::new("/Users/u/Library/Jupyter"));
         assert_eq!(env.runtime_dir(), Path::new("/Users/u/Library/Jupyter/runtime"));

@@ -23,7 +23,7 @@ const RETRIES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_
 const MAX_BATCH: usize = 64;
 /// How long queued messages may take to be written after both halves are dropped.
 const LINGER: Duration = Duration::from_secs(1);
-/// Connections to a kernel have no write timeout: a busy kernel does not read its sockets.
+/// Write timeout of connections to a kernel, which have none: a busy kernel does not read its sockets.
 const NO_TIMEOUT: Duration = Duration::MAX;
 
 /// Socket type and identity that the handshake announces, and the peers that it accepts.
@@ -35,7 +35,7 @@ pub(super) struct Role<'a> {
     pub(super) peers: &'a [&'a str],
 }
 
-/// Connects, shakes hands and sends `first`, all within `deadline`.
+/// Connects, shakes hands and sends the bytes `first`, all within `deadline`.
 ///
 /// Retries an address that is not listening yet. `recv_buffer_size` is as for [`Socket::connect`].
 pub(super) async fn connect(
@@ -129,7 +129,7 @@ pub(super) fn split(socket: Socket, read_buffer: ReadBuffer, queue_capacity: usi
 
 /// Splits a connection as [`split`] does, and returns the writing future instead of spawning it.
 ///
-/// The future completes when the connection is done, or when the peer does not read for `write_timeout`.
+/// The future completes when the connection closes, or when the peer does not read for `write_timeout`.
 pub(super) fn halves(
     socket: Socket,
     read_buffer: ReadBuffer,
@@ -174,7 +174,7 @@ async fn write_all(
         io::Result::Ok(())
     };
     let linger = async {
-        // The channel carries no value. It closes when the last half is dropped.
+        // Completes when both halves are dropped.
         let _ = closed.await;
         sleep(LINGER).await;
     };
@@ -188,7 +188,7 @@ async fn write_all(
     }
 }
 
-/// Message type of the channel that closes with the last half; it has no values.
+/// Value type of the oneshot channel that closes when both halves are dropped. No value is ever sent.
 type Open = std::convert::Infallible;
 
 /// Sending half of a connection.

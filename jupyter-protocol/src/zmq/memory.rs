@@ -54,18 +54,19 @@ impl MessageMemory {
 
     /// Waits until a message waits for memory.
     #[cfg(test)]
-    pub(super) async fn is_waited_for(&self) {
+    pub(super) async fn until_waited_for(&self) {
         let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
 
-    /// Waits until memory for a message of this size is free, and reserves it until the result is dropped. A message that
-    /// is larger than the whole budget gets all of it. Cancel-safe.
+    /// Waits until memory for a message of this size is free, and reserves it until the result is dropped. A message
+    /// that is larger than the whole budget gets all of it. Cancel-safe.
     pub async fn reserve(&self, bytes: u64) -> ReservedMemory {
         ReservedMemory {
             _permits: self.wait_for(bytes.min(self.capacity)).await,
         }
     }
 
+    /// Reserves this many bytes, or returns `None` if they exceed the capacity or are not free before the deadline.
     async fn acquire(&self, bytes: u64, deadline: Instant) -> Option<OwnedSemaphorePermit> {
         if bytes > self.capacity {
             return None;
@@ -85,7 +86,7 @@ impl MessageMemory {
     }
 }
 
-/// Memory reserved with [`MessageMemory::reserve`] until this is dropped.
+/// Memory reserved with [`MessageMemory::reserve`]. Dropping the value frees the memory.
 #[derive(Debug)]
 pub struct ReservedMemory {
     _permits: Option<OwnedSemaphorePermit>,

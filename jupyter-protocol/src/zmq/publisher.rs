@@ -24,8 +24,8 @@ const XPUB: Role<'_> = Role {
 const QUEUE_CAPACITY: usize = 64;
 /// Capacity of the event queue. A full queue makes subscribers wait.
 const EVENT_CAPACITY: usize = 64;
-/// Maximum number of subscriptions per subscriber, including cancelled ones. Clients make one. The limit bounds the
-/// stored topics and the welcome messages sent.
+/// Maximum number of subscriptions per subscriber, including cancelled ones. Clients usually make one. The limit bounds
+/// the stored topics and the welcome messages sent.
 const MAX_SUBSCRIPTIONS: usize = 256;
 
 /// XPUB socket, which a kernel uses for iopub. It drops no messages: the slowest subscriber applies backpressure.
@@ -119,7 +119,7 @@ impl Publisher {
         let subscribed = self.subscribers.values();
         let subscribed =
             subscribed.filter(|subscriber| subscriber.topics.iter().any(|prefix| topic.starts_with(prefix)));
-        // Fails for subscribers that have disconnected. Their events remove them.
+        // Fails for subscribers that have disconnected. Their `Disconnected` events remove them.
         join_all(subscribed.map(|subscriber| subscriber.sender.send_encoded(encoded.clone()))).await;
     }
 

@@ -92,8 +92,8 @@ impl IopubSubscriber {
 
     /// Receives the next message if it has already arrived.
     ///
-    /// Also returns `None` after a bounded amount of work, such as on commands or a part of a large message;
-    /// [`recv`](Self::recv) then continues.
+    /// Also returns `None` after a bounded amount of work, for example on many commands or on a part of a large
+    /// message. [`recv`](Self::recv) then continues.
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_that_gather_while_detached_arrive_before_the_end() {
+    async fn messages_that_accumulate_while_detached_arrive_before_the_end() {
         let (mut publisher, mut subscriber) = pair().await;
         subscriber.gather(Duration::ZERO).await;
         publisher.write_all(&message(b"{1}")).await.unwrap();
@@ -255,7 +255,7 @@ mod tests {
         let mut both = pin!(async { tokio::join!(other.write_all(&large), others.recv()) });
         tokio::select! {
             _ = &mut both => panic!("received 6 MiB with a budget of 4 MiB"),
-            () = memory.is_waited_for() => {}
+            () = memory.until_waited_for() => {}
         }
         publisher.write_all(&message(b"{2}")).await.unwrap();
         assert_eq!(subscriber.recv().await.unwrap().content(), "{2}");

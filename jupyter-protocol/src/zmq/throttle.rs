@@ -8,7 +8,7 @@ use crate::wire::{WireError, WireMessage};
 
 /// Cost of commands and rejected messages at which reading pauses. A small command costs one.
 const PAUSE_COST: usize = 2_048;
-/// Base cost of a rejected message. It covers the computation of the signature.
+/// Base cost of a rejected message, which covers the computation of its signature.
 const MESSAGE_COST: usize = 8;
 /// Bytes of a command or message that add one to its cost.
 const BYTES_PER_COST: usize = 128;

@@ -48,7 +48,7 @@ impl Verifier {
         if self.signer.signs() && message.size() >= LARGE {
             let (signer, message) = (self.signer.clone(), message.clone());
             let verified = spawn_blocking(move || message.verify(&signer)).await;
-            // The blocking thread fails only when the process ends.
+            // Verifying does not panic, so this fails only when the runtime shuts down.
             verified.unwrap_or(Err(WireError::BadSignature))?;
         } else {
             message.verify(&self.signer)?;

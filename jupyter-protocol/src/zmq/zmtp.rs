@@ -49,7 +49,7 @@ const MORE: u8 = 1;
 const LONG: u8 = 2;
 const COMMAND: u8 = 4;
 
-/// The peer violated ZMTP or is not compatible.
+/// Error of a peer that violates ZMTP or is not compatible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ZmtpError {
     #[error("the peer does not speak ZMTP 3; does another program use the port?")]

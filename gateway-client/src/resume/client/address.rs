@@ -14,7 +14,8 @@ use crate::resume::{SUBPROTOCOL, Start};
 pub(super) struct Address {
     endpoint: Endpoint,
     connector: Connector,
-    /// The WebSocket's address without the position in the log.
+    /// The WebSocket's address without the position in the log. The scheme is `ws` even over TLS, which is the
+    /// connector's concern.
     url: String,
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Connection {
     write_failed: bool,
 }
 
-/// A frame from the gateway after its `hello`.
+/// An entry or a notice, such as the `hello`, from the gateway.
 pub(super) enum Received {
     Entry(Bytes),
     Notice(Notice),
@@ -47,7 +47,7 @@ impl Connection {
         timeout(limit, Self::handshake(&options, &address, start))
             .await
             .unwrap_or_else(|_| {
-                let reason = format!("not made within {} s", limit.as_secs());
+                let reason = format!("timed out after {} s", limit.as_secs());
                 Err(ConnectionLost::Unreachable(reason).into())
             })
     }
@@ -74,10 +74,10 @@ impl Connection {
     async fn hello(&mut self) -> Result<Hello, Failure> {
         loop {
             let message = self.socket.next().await;
-            match self.take(message)? {
+            match self.interpret(message)? {
                 None | Some(Received::Notice(Notice::Unknown)) => {}
                 Some(Received::Notice(Notice::Hello(hello))) => return Ok(hello),
-                Some(_) => return Err(violation("its first frame is not a hello")),
+                Some(_) => return Err(violation("the first frame is not a hello")),
             }
         }
     }
@@ -93,7 +93,7 @@ impl Connection {
                 // Answers the gateway's Close, if that is possible without waiting.
                 let _ = Pin::new(&mut self.socket).poll_flush(cx);
             }
-            if let Some(received) = self.take(message)? {
+            if let Some(received) = self.interpret(message)? {
                 return Poll::Ready(Ok(received));
             }
         }
@@ -102,7 +102,7 @@ impl Connection {
     fn poll_write(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<(), WebSocketError>> {
         let mut socket = Pin::new(&mut self.socket);
         while outbox.has_unsent() {
-            // One message at a time is in the socket's buffer.
+            // Waits while the connection accepts no bytes, so that the socket's buffer does not grow further.
             ready!(socket.as_mut().poll_ready(cx))?;
             if let Some((channel, message)) = outbox.next() {
                 let frame = websocket_v1::encode(channel, message);
@@ -116,7 +116,7 @@ impl Connection {
     }
 
     /// Interprets a WebSocket message. Returns `None` if it only shows that the gateway is alive.
-    fn take(&self, message: Option<Result<Message, WebSocketError>>) -> Result<Option<Received>, Failure> {
+    fn interpret(&self, message: Option<Result<Message, WebSocketError>>) -> Result<Option<Received>, Failure> {
         match message {
             Some(Ok(Message::Binary(frame))) => Ok(Some(Received::Entry(frame))),
             Some(Ok(Message::Text(text))) => notice(&text).map(Some),
@@ -171,8 +171,8 @@ fn broken(error: &std::io::Error) -> ConnectionLost {
     if let Some(Silence(silence)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
         return ConnectionLost::Silent(*silence);
     }
-    // A gateway refuses a client certificate after the client has completed the handshake, so reading fails (RFC 8446
-    // section 4.4.2.4).
+    // In TLS 1.3, a gateway refuses a client certificate after the client has completed the handshake, so reading fails
+    // (RFC 8446 section 4.4.2.4).
     #[cfg(feature = "tls")]
     if let Some(error) = crate::tls::tls_error(error) {
         return ConnectionLost::Tls(error.to_string());

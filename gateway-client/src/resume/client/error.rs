@@ -20,8 +20,8 @@ pub enum ResumeError {
     /// The token has characters that a header cannot contain.
     #[error("the token cannot be sent: it has characters other than visible ASCII")]
     InvalidToken,
-    /// `https://` or `wss://` without trusted certificates on this system: install them (on Debian the package
-    /// `ca-certificates`), or set [`ResumeOptions::tls`](super::ResumeOptions::tls).
+    /// The address begins with `https://` or `wss://`, and this system has no trusted certificates. Install them (on
+    /// Debian the package `ca-certificates`), or set [`ResumeOptions::tls`](super::ResumeOptions::tls).
     #[cfg(feature = "tls")]
     #[error("TLS cannot be set up with the system's certificates: {reason}; install certificates, or set `tls`")]
     Tls {
@@ -55,7 +55,7 @@ pub enum ResumeError {
     /// Another connection of the same session replaced this one (code 4001).
     #[error("a newer connection uses the session: give each client its own session")]
     Replaced,
-    /// A message of the kernel is larger than
+    /// A message in the log is larger than
     /// [`ResumeOptions::max_message_bytes`](super::ResumeOptions::max_message_bytes).
     #[error("a message is larger than the limit of {limit} bytes: raise max_message_bytes")]
     TooLarge {
@@ -104,7 +104,7 @@ fn because(reason: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionLost {
-    /// The gateway did not answer, or not within the [timeout](super::ResumeOptions::connect_timeout).
+    /// The gateway cannot be reached, or did not answer within the [timeout](super::ResumeOptions::connect_timeout).
     #[error("no connection: {0}")]
     Unreachable(String),
     /// TLS failed: the gateway's certificate has an unknown issuer or another name, or is not valid now; the gateway
@@ -118,9 +118,10 @@ pub enum ConnectionLost {
     Tls(String),
     /// The gateway answered with a status that may be temporary, for example because it is starting, stopping or
     /// overloaded.
-    #[error("the gateway answered {0}")]
+    #[error("the gateway answered with status {0}")]
     Status(u16),
-    /// The gateway closed the connection: 1001 when it stops, 1011 if the log cannot be read at the moment.
+    /// The gateway closed the connection, for example with code 1001 because it is stopping, or with 1011 because the
+    /// log cannot be read at the moment.
     #[error("the gateway closed the connection: code {code}{}", because(reason))]
     Closed {
         /// Code of the Close frame; 1005 if it had none.
@@ -207,7 +208,7 @@ pub enum ExecutionError {
     /// Messages of the execution may be missing here. Reading can continue.
     #[error("messages of the execution may be missing: {0}")]
     Loss(Lifecycle),
-    /// The execution ended while the kernel was not recorded.
+    /// The execution ended while the gateway did not record the kernel's messages.
     #[error("the execution ended while its kernel was not recorded")]
     Lost,
     /// After a reconnect, the client could not resume at its position.

@@ -47,15 +47,15 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The event in the kernel's life that this entry reports; `None` for messages of the kernel and of clients, and
-    /// for events unknown to this version.
+    /// Returns the event in the kernel's life that this entry reports; `None` for messages of the kernel and of
+    /// clients, and for events unknown to this version.
     ///
     /// The protocol does not identify the writer of an entry, so a kernel can imitate these events. Rely on them only
     /// if the kernel's code is trusted.
     #[must_use]
     pub fn lifecycle(&self) -> Option<Lifecycle> {
-        // A status from the server has an empty parent, or a life-cycle request as its parent. A kernel's own status
-        // has another parent.
+        // Life-cycle entries of the server have no parent, or a parent of the type `LIFECYCLE`. A kernel's status for a
+        // request has the request as its parent.
         let is_of_server = self.channel == Channel::Iopub
             && (self.message.parent_header() == "{}"
                 || self

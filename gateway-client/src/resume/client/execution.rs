@@ -18,7 +18,7 @@ use super::{Entry, Event, ExecutionError, ResumeClient, SendError};
 pub struct Execution<'a> {
     client: &'a mut ResumeClient,
     tracker: ExecutionTracker,
-    /// An entry that shows a loss before it. The loss is returned first, and then this entry is handled.
+    /// An entry before which messages were lost. The loss is returned first, and then this entry is handled.
     held: Option<Entry>,
 }
 
@@ -41,18 +41,20 @@ impl<'a> Execution<'a> {
         })
     }
 
-    /// The `msg_id` of the request.
+    /// Returns the `msg_id` of the request.
     #[must_use]
     pub fn msg_id(&self) -> &str {
         self.tracker.msg_id()
     }
 
-    /// The client, for its cursor for example. Entries read directly from the client are missing from the execution.
+    /// Returns the client, for example to get its cursor. Entries that are read directly from the client are missing
+    /// from the execution.
     pub fn client(&mut self) -> &mut ResumeClient {
         self.client
     }
 
-    /// The next message of the execution. `None` after its end. Entries of other requests are skipped. Cancel-safe.
+    /// Returns the next message of the execution, or `None` after its end. Skips entries of other requests.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded), [`Lost`](ExecutionError::Lost) and
@@ -97,7 +99,7 @@ impl From<ExecutionEvent> for ExecutionError {
     }
 }
 
-/// As [`next`](Execution::next).
+/// Yields the results of [`next`](Execution::next).
 impl Stream for Execution<'_> {
     type Item = Result<Message, ExecutionError>;
 

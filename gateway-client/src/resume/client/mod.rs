@@ -126,8 +126,8 @@ enum ConnectionState {
     Failed(ResumeError),
 }
 
-/// The pauses between connection attempts. They differ between sessions, so that the clients of a gateway do not all
-/// reconnect at once.
+/// Returns the pauses between connection attempts. They differ between sessions, so that the clients of a gateway do
+/// not all reconnect at once.
 fn backoff(options: &ResumeOptions) -> Backoff {
     let mut seed = DefaultHasher::new();
     (options.kernel, &options.session).hash(&mut seed);
@@ -187,9 +187,9 @@ impl ResumeClient {
         poll_fn(|cx| self.poll_event(cx)).await
     }
 
-    /// The position after the last entry or gap that [`next`](Self::next) returned. A client with this cursor as
-    /// [`Start::After`] resumes there, in this process or another one. `None` until the client is connected, unless it
-    /// started after a cursor.
+    /// Returns the position after the last entry or gap that [`next`](Self::next) returned. A client with this cursor
+    /// as [`Start::After`] resumes there, in this process or another one. Returns `None` until the client is connected,
+    /// unless it started after a cursor.
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match self.first {
@@ -198,14 +198,14 @@ impl ResumeClient {
         }
     }
 
-    /// The client's session.
+    /// Returns the client's session id.
     #[must_use]
     pub fn session(&self) -> &str {
         &self.options.session
     }
 
-    /// Queues a message for shell, control or stdin. [`next`](Self::next) writes it while it is awaited, after the
-    /// `hello`.
+    /// Queues a message for shell, control or stdin. [`next`](Self::next) writes the message once the gateway has sent
+    /// its `hello`.
     ///
     /// The client keeps the message and sends it again over each new connection, until the message or an answer to it
     /// appears in the log. The gateway recognizes repetitions by the `msg_id` and sends the message to the kernel once.
@@ -220,14 +220,14 @@ impl ResumeClient {
         self.outbox.push(channel, message)
     }
 
-    /// The `msg_id`s of messages that were sent and have not appeared in the log yet, in the order of sending. Those
-    /// that remain when the client ends may or may not have reached the kernel.
+    /// Returns the `msg_id`s of messages that were sent and have not appeared in the log yet, in the order of sending.
+    /// Messages that remain when the client ends may or may not have reached the kernel.
     pub fn unconfirmed(&self) -> impl ExactSizeIterator<Item = &str> {
         self.outbox.ids()
     }
 
-    /// Stops resending a message and expecting it in the log, and returns whether it was unconfirmed. Use this for
-    /// messages that were in flight at a [`Gap`](Event::Gap) or when the client was
+    /// Stops resending a message and expecting it in the log, and returns whether the message was unconfirmed. Use this
+    /// for messages that were in flight at a [`Gap`](Event::Gap) or when the client was
     /// [not recovered](Event::NotRecovered), because their entries may be among the missing ones.
     pub fn forget(&mut self, msg_id: &str) -> bool {
         self.outbox.forget(msg_id)
@@ -271,7 +271,7 @@ impl ResumeClient {
                     .and_then(|(connection, hello)| self.begin(connection, hello).map(Some)),
                 ConnectionState::Connected(connection) => {
                     let received = ready!(connection.poll(cx, &mut self.outbox));
-                    received.and_then(|received| self.take(received))
+                    received.and_then(|received| self.on_received(received))
                 }
                 ConnectionState::Ended => return Poll::Ready(Ok(None)),
                 ConnectionState::Failed(error) => return Poll::Ready(Err(error.clone())),
@@ -292,14 +292,14 @@ impl ResumeClient {
     fn begin(&mut self, connection: Connection, hello: Hello) -> Result<Event, Failure> {
         let first = Seq(hello.earliest.0.saturating_sub(1));
         if hello.from < first || hello.from > hello.head {
-            return Err(violation("its hello begins outside its log"));
+            return Err(violation("the hello begins outside the log"));
         }
         let from = Cursor {
             epoch: hello.epoch,
             seq: hello.from,
         };
         if hello.recovered && self.cursor.is_some_and(|cursor| cursor != from) {
-            return Err(violation("its hello does not begin at the cursor"));
+            return Err(violation("the hello does not begin at the cursor"));
         }
         self.cursor = Some(from);
         self.head = hello.head;
@@ -312,8 +312,9 @@ impl ResumeClient {
         })
     }
 
-    fn take(&mut self, received: Received) -> Result<Option<Event>, Failure> {
-        // The cursor is set by the `hello`.
+    /// Applies a frame and returns its event, if it has one.
+    fn on_received(&mut self, received: Received) -> Result<Option<Event>, Failure> {
+        // The `hello` has set the cursor.
         let Some(cursor) = &mut self.cursor else {
             return Err(violation("an entry came before the hello"));
         };
@@ -323,7 +324,7 @@ impl ResumeClient {
                 let (seq, channel, message) =
                     decoded.map_err(|error| violation(&format!("a frame is not an entry: {error}")))?;
                 if seq.0 == 0 || seq != cursor.seq.next() {
-                    return Err(violation(&format!("entry {seq} came after {}", cursor.seq)));
+                    return Err(violation(&format!("entry {seq} came after entry {}", cursor.seq)));
                 }
                 cursor.seq = seq;
                 self.outbox.confirm(channel, &message);
@@ -332,7 +333,7 @@ impl ResumeClient {
             Received::Notice(Notice::Gap { first, last }) => {
                 if first != cursor.seq.next() || last < first {
                     return Err(violation(&format!(
-                        "a gap of {first} to {last} came after {}",
+                        "a gap from {first} to {last} came after entry {}",
                         cursor.seq
                     )));
                 }
@@ -341,7 +342,7 @@ impl ResumeClient {
             }
             Received::Notice(Notice::End {}) if cursor.seq < self.head => {
                 return Err(violation(&format!(
-                    "the end came after {} of {}",
+                    "the end came after entry {} of {}",
                     cursor.seq, self.head
                 )));
             }

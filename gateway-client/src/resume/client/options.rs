@@ -33,29 +33,29 @@ pub struct ResumeOptions {
     pub first_pause: Duration,
     /// The longest pause, before the random factor.
     pub longest_pause: Duration,
-    /// Largest accepted message in bytes. The client holds one in memory, besides those that it has returned.
+    /// Largest accepted message in bytes. The client holds at most one message in memory that it has not returned.
     pub max_message_bytes: usize,
     /// How many sent messages may be unconfirmed by the log. Beyond that, sending fails with
     /// [`SendError::Full`](super::SendError::Full).
     pub max_unconfirmed: usize,
-    /// Makes connections in place of TCP to the host of `url`, for example over a Unix socket or a tunnel. The host of
-    /// `url` is then only used for the `Host` header. The client speaks plain HTTP over such a connection regardless of
-    /// the scheme of `url`, so `dial` must do TLS itself.
+    /// Makes the connections, for example over a Unix socket or a tunnel. With `None`, the client connects to the host
+    /// of `url` over TCP. With `dial`, this host is used only for the `Host` header, and the client speaks plain HTTP
+    /// regardless of the scheme of `url`, so `dial` must do TLS itself.
     pub dial: Option<Dial>,
     /// TLS configuration, such as trusted roots and a client certificate, for a `url` with `https://` or `wss://` and
     /// without a [`dial`](Self::dial). The type is that of the re-exported [`rustls`](super::rustls). ALPN, if set,
     /// must offer only `http/1.1`.
     ///
     /// With `None`, the client trusts the system's certificates and reads them once, when it is created. On Linux and
-    /// the BSDs, the files named by `SSL_CERT_FILE` and `SSL_CERT_DIR` take precedence over the system's own.
+    /// the BSDs, the certificates at `SSL_CERT_FILE` and `SSL_CERT_DIR` take precedence over the system's own.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl ResumeOptions {
-    /// Options with defaults: a random session, no token, and start at the next appended entry. A connection is dead
-    /// after 90 s of silence, connecting times out after 30 s, pauses between attempts are 0.1 s to 10 s, messages may
-    /// have 256 MiB, and 64 messages may be unconfirmed.
+    /// Creates options with defaults: a random session, no token, and start at the next appended entry. A connection is
+    /// dead after 90 s of silence, connecting times out after 30 s, pauses between attempts are 0.1 s to 10 s, messages
+    /// may have 256 MiB, and 64 messages may be unconfirmed.
     #[must_use]
     pub fn new(url: impl Into<String>, kernel: KernelId) -> Self {
         Self {

@@ -5,7 +5,7 @@ use memchr::memmem;
 
 use super::SendError;
 
-/// Messages that the program has sent and that are not confirmed by the log yet.
+/// Messages that the program has sent and the log does not confirm yet.
 pub(super) struct Outbox {
     messages: VecDeque<Outgoing>,
     /// How many of them, counted from the front, were written to the current connection.
@@ -66,7 +66,7 @@ impl Outbox {
         self.sent < self.messages.len()
     }
 
-    /// The ids of all messages in the order of sending.
+    /// Returns the ids of all messages in the order of sending.
     pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.messages.iter().map(|outgoing| outgoing.msg_id.as_str())
     }
@@ -97,7 +97,7 @@ impl Outbox {
         }
     }
 
-    /// Removes the message and returns whether it was there.
+    /// Removes the message with this id and returns whether there was one.
     pub(super) fn forget(&mut self, msg_id: &str) -> bool {
         let found = self.ids().position(|id| id == msg_id);
         if let Some(index) = found {

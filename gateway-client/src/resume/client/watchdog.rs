@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// The error of a connection on which no byte arrived for this long.
+/// Error of a connection on which no byte arrived for this long.
 #[derive(Debug, thiserror::Error)]
 #[error("nothing arrived for {0:?}")]
 pub(super) struct Silence(pub(super) Duration);

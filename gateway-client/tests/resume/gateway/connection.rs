@@ -49,8 +49,8 @@ pub(super) async fn serve(shared: Arc<GatewayState>, mut stream: DuplexStream, s
         writable: script.cut_after_written.unwrap_or(usize::MAX),
     };
     let mut start = None;
-    #[allow(clippy::result_large_err)] // The library's type.
-    let take = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
+    #[allow(clippy::result_large_err)] // The library defines the error type.
+    let on_handshake = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
         let query = request.uri().query().unwrap_or_default();
         let resume = query.split('&').find_map(|pair| pair.strip_prefix("resume="));
         start = Some(resume.unwrap_or("head").parse::<Start>().unwrap());
@@ -70,7 +70,7 @@ pub(super) async fn serve(shared: Arc<GatewayState>, mut stream: DuplexStream, s
         Ok(response)
     };
     let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
-    let Ok(socket) = accept_hdr_async_with_config(stream, take, Some(config)).await else {
+    let Ok(socket) = accept_hdr_async_with_config(stream, on_handshake, Some(config)).await else {
         return;
     };
     let _ = run(&shared, socket, start.unwrap(), script.fault).await;

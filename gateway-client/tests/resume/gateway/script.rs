@@ -23,8 +23,9 @@ pub(crate) enum Refuse {
     Unreachable,
     /// The gateway accepts the connection and never answers.
     Mute,
+    /// The gateway answers with this status.
     Status(u16),
-    /// 101 without the subprotocol.
+    /// The gateway accepts the WebSocket without the subprotocol.
     Plain,
 }
 

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_come_between_messages() {
+    fn commands_between_messages_are_decoded() {
         let command = [COMMAND, 2, b'h', b'i'];
         let message = encoded(&[vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")]]);
         assert_eq!(
