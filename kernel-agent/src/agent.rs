@@ -1,5 +1,5 @@
-//! The agent: a kernel, a log of its messages, and a connection of the gateway (or another embedder) that reads the
-//! log.
+//! The agent runs a kernel, records its messages in a log, and lets the gateway (or another embedder) read this log
+//! over a connection.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -34,14 +34,15 @@ const MESSAGE_MEMORY: u64 = 256 << 20;
 const WAITING_BYTES: usize = 16 << 20;
 /// The agent's thread stores up to this many bytes itself, because waking another thread takes longer.
 const INLINE_BYTES: usize = 16 << 10;
-/// By how many bytes the spool may exceed its bound: a message that was being read when the bound was reached, and the
-/// messages that wait for the disk.
+/// How many bytes more than its bound the spool may have: a message that was being read when the bound was reached, and
+/// the messages that wait for the disk.
 const SLACK_BYTES: u64 = MAX_MESSAGE_BYTES + WAITING_BYTES as u64;
 /// Acknowledged entries are dropped in pieces of this size.
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// The kernel's grace period when the agent ends it.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long an agent waits after its kernel's end for the gateway to store the last entries.
+/// How long an agent waits after its kernel's end for the gateway to store the last entries, or after a failed start
+/// for the gateway to read the error.
 const LAST_ENTRIES_DEADLINE: Duration = Duration::from_secs(30);
 
 /// State that the tasks of an agent share.
@@ -78,7 +79,7 @@ impl Agent {
     }
 }
 
-/// Runs the kernel until it is shut down. Returns the exit code.
+/// Runs the agent until its kernel has ended for good. Returns the agent's exit code.
 pub(crate) async fn run(launch: Launch) -> io::Result<u8> {
     // Installed first, because process 1 of a container ignores signals without a handler.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -127,7 +128,7 @@ pub(crate) async fn run(launch: Launch) -> io::Result<u8> {
     };
     let _provider = match started {
         Ok((provider, kernel)) => {
-            // Not set anywhere else.
+            // Cannot fail, because the kernel is set only here.
             let _ = agent.kernel.set(kernel);
             agent.sync_process().await;
             agent.started.send_replace(Some(Ok(())));
@@ -147,7 +148,7 @@ pub(crate) async fn run(launch: Launch) -> io::Result<u8> {
         () = agent.ending.cancelled() => {}
         _ = terminate.recv() => agent.end_kernel("SIGTERM").await,
         () = agent.orphaned() => {
-            agent.end_kernel("no gateway has reconnected").await;
+            agent.end_kernel("no gateway is connected").await;
             agent.remove_files()?;
             return Ok(0);
         }
@@ -159,7 +160,7 @@ pub(crate) async fn run(launch: Launch) -> io::Result<u8> {
     if delivered.await.is_err() {
         warn!("no gateway has stored the last entries of the kernel");
     }
-    info!("the kernel was shut down");
+    info!("the kernel has ended; ending the agent");
     for task in [serving, following].iter().chain(&delivering) {
         task.abort();
     }
@@ -222,8 +223,8 @@ impl Agent {
 }
 
 impl Agent {
-    /// Waits until the kernel has been gone, and its last entries acknowledged, for the launch's `linger`. Returns how it
-    /// ended.
+    /// Waits until the kernel has been gone, and its last entries have been acknowledged, for the launch's `linger`.
+    /// Returns how the kernel ended.
     async fn lingered(&self) -> Exit {
         let Some(limit) = self.launch.linger else {
             return std::future::pending().await;
@@ -319,7 +320,7 @@ fn options(launch: &Launch) -> LocalOptions {
     options
 }
 
-/// The absolute path of a program that is named without a folder, if it is on the `PATH`.
+/// The absolute path of a program that is named without a folder and is on the `PATH`; otherwise `program` itself.
 fn find_program(program: &Path) -> PathBuf {
     let is_bare = program.components().count() == 1;
     let folders = std::env::var_os("PATH").filter(|_| is_bare).unwrap_or_default();

@@ -121,7 +121,7 @@ impl Agent {
             },
             _ => Answer::Failed(ProviderError::failed(
                 "carry out the request",
-                "the kernel's agent is older than the gateway and does not support it; restart the kernel",
+                "the kernel's agent is older than the gateway and does not support it; start a new kernel",
             )),
         }
     }

@@ -48,8 +48,8 @@ impl Delivery {
         (delivery, DeliveryQueues([x, y, z]))
     }
 
-    /// Queues a message, unless it was queued before. Returns `false` if the gateway sent it before the previous one
-    /// was accepted.
+    /// Queues a message, unless it was queued before. Returns `false` if the queue is full, because the gateway did not
+    /// wait until earlier messages were accepted.
     pub(crate) fn queue(&self, message: Outgoing) -> bool {
         let Outgoing {
             channel, log, number, ..
@@ -70,7 +70,7 @@ impl Delivery {
         self.process.store(process, Ordering::Relaxed);
     }
 
-    /// Connects a channel to this socket.
+    /// Sends the channel's messages over this socket from now on.
     pub(crate) async fn connect(&self, channel: Channel, sender: DealerSender, signer: Signer) {
         let socket = &self.sockets[channel_index(channel)];
         *socket.sender.lock().await = Some((sender, signer));
@@ -113,7 +113,7 @@ impl Delivery {
 }
 
 impl DeliveryQueues {
-    /// Starts a task for each channel.
+    /// Starts a task for each channel, which sends the queued messages.
     pub(crate) fn spawn(self, agent: &Arc<Agent>) -> Vec<JoinHandle<()>> {
         let tasks = self.0.into_iter().map(|mut queue| {
             let agent = agent.clone();

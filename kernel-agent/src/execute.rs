@@ -1,4 +1,4 @@
-//! Replaces this process with the kernel, and lets the kernel end when the agent ends.
+//! Replaces this process with the kernel, and makes the kernel end when the agent ends.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
@@ -16,7 +16,7 @@ pub(crate) fn execute(mut arguments: impl Iterator<Item = OsString>) -> ExitCode
         eprintln!("usage: kernelmux-agent exec PID PROGRAM [ARGUMENT…]");
         return ExitCode::from(2);
     };
-    // A kernel that outlives its agent could not be controlled. The setting is kept when `exec` replaces the program.
+    // A kernel that outlived its agent could not be controlled. The setting is kept when `exec` replaces the program.
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         eprintln!("kernelmux-agent: cannot make the kernel end with its agent: {error}");
     }

@@ -26,9 +26,9 @@ pub(crate) fn install(mut arguments: impl Iterator<Item = OsString>) -> ExitCode
 }
 
 fn copy_into(folder: &Path) -> std::io::Result<()> {
-    // Renamed when complete, so that nothing executes a part of it.
+    // Renamed when complete, so that an incomplete copy is never executed.
     let part = folder.join(format!("{NAME}.part"));
-    // Keeps the permissions.
+    // `copy` keeps the permissions.
     std::fs::copy(std::env::current_exe()?, &part)?;
     std::fs::rename(part, folder.join(NAME))
 }

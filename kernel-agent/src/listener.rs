@@ -22,7 +22,7 @@ impl Listener {
             }
             Listen::Tls { port, identity } => {
                 let acceptor = identity.acceptor()?;
-                // The IPv6 socket also accepts IPv4, and a system without IPv6 has only the latter.
+                // An IPv6 socket also accepts IPv4 connections; the IPv4 socket is for systems without IPv6.
                 let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).await {
                     Ok(listener) => listener,
                     Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).await?,
@@ -31,7 +31,7 @@ impl Listener {
             }
             _ => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "the gateway is newer than this agent: it does not know this kind of socket",
+                "this agent is older than the gateway and does not know this kind of socket",
             )),
         }
     }

@@ -27,7 +27,7 @@ use std::time::Duration;
 use kernel_provider::agent::Launch;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-/// Maximum size of a launch, in bytes. It contains the kernel's environment.
+/// Maximum size of a launch in bytes, including the kernel's environment.
 const MAX_LAUNCH: u64 = 16 << 20;
 
 fn main() -> ExitCode {
@@ -60,7 +60,7 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    // The kernel runs as the same user, and must not read the agent's credentials from its memory.
+    // The kernel runs as the same user, and must not be able to read credentials from the agent's memory.
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         tracing::warn!(%error, "cannot keep the kernel from reading the agent's memory");
     }
@@ -93,7 +93,7 @@ fn read_launch(file: Option<&OsStr>) -> std::io::Result<Launch> {
         Some(file) => std::fs::File::open(file)?.take(MAX_LAUNCH).read_to_end(&mut json)?,
         None => std::io::stdin().lock().take(MAX_LAUNCH).read_to_end(&mut json)?,
     };
-    // The error could contain a part of a secret.
+    // Only the error's position is reported, because its text could contain a part of a secret.
     serde_json::from_slice(&json).map_err(|error| {
         std::io::Error::new(
             std::io::ErrorKind::InvalidData,

@@ -20,11 +20,11 @@ use crate::agent::Agent;
 const MAX_BATCH: usize = 256;
 /// The most bytes in one append.
 const MAX_BATCH_BYTES: usize = 256 << 10;
-/// Messages of at least this many bytes are stored before the next is read, to save memory.
+/// After an append of at least this many bytes, the next message is read once everything is stored, to save memory.
 const LARGE: usize = 1 << 20;
 /// The task yields after this many full batches in a row.
 const MAX_FULL_BATCHES: usize = 8;
-/// In a flood over TCP, how long messages are gathered without wake-ups.
+/// How long messages are gathered without wake-ups in a flood over TCP.
 const GATHER_FOR: Duration = Duration::from_millis(1);
 /// At least this many messages in one batch are a flood.
 const FLOOD: usize = 16;
@@ -99,7 +99,8 @@ impl Agent {
         }
     }
 
-    /// Whether the process has ended, after its socket was closed. Sockets close shortly before the exit is reported.
+    /// Whether the process has ended, after its socket was closed. Waits a little, because sockets close shortly before
+    /// the exit is reported.
     async fn has_ended(&self) -> bool {
         timeout(END_DEADLINE, self.process_ended()).await.is_ok()
     }

@@ -29,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The gateway that uses the agent.
 pub(crate) struct Client {
+    /// See [`Hello::client`].
     id: Uuid,
     /// Identifies the gateway's connection.
     connection: Uuid,
@@ -66,7 +67,7 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: Listener) {
                     leave(&agent, &client);
                 }
                 Ok(Ok(None)) => {}
-                Ok(Err(error)) => debug!(%error, "a connection ended before its hello"),
+                Ok(Err(error)) => debug!(%error, "a connection sent no valid hello"),
                 Err(_) => debug!("a connection sent no hello in time"),
             }
         });

@@ -17,9 +17,10 @@ use tokio_util::codec::FramedRead;
 use crate::agent::Agent;
 use crate::server::{Admitted, welcome};
 
-/// After this long without a frame, the gateway counts as gone. It sends pings at shorter intervals.
+/// After this long without a frame, the gateway counts as gone; it sends pings at shorter intervals. Also the write
+/// timeout.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The most answers that wait to be written. Beyond that, no further frame is read.
+/// The most answers and other commands that wait to be written. Beyond that, no further frame is read.
 const ANSWERS: usize = 64;
 
 /// A command from the reading half to the writing half.
@@ -181,7 +182,7 @@ impl Writer {
         timeout(SILENCE, self.socket.write_all(bytes)).await?
     }
 
-    /// Sends everything that was written; TLS may keep the last bytes otherwise.
+    /// Sends everything that was written. Without this, the buffer and TLS may keep the last bytes.
     async fn flush(&mut self) -> io::Result<()> {
         timeout(SILENCE, self.socket.flush()).await?
     }

@@ -36,7 +36,7 @@ fn free_port() -> u16 {
 }
 
 impl Agent {
-    /// Starts an agent with this kernel.
+    /// Starts an agent for a kernel with this command, after `change` has changed the launch.
     fn start(argv: &[&str], change: impl FnOnce(&mut Launch)) -> Self {
         let root = tempfile::tempdir().unwrap();
         let mut launch = Launch {
@@ -162,7 +162,7 @@ async fn a_kernel_is_controlled_over_tls() {
     let after = link.phase().borrow().clone();
     assert!(after.phase == Phase::Running && after.process > before.process);
     assert!(matches!(ask(&link, Control::Interrupt).await, Answer::Done));
-    // The next link of the same program replaces the last connection.
+    // A second link of the same process is admitted, whether or not the first connection has ended.
     drop(link);
     let second = agent.link();
     assert!(matches!(ask(&second, Control::Started).await, Answer::Done));
@@ -177,12 +177,12 @@ async fn a_kernel_is_controlled_over_tls() {
     // The agent ends once its entries are acknowledged.
     incoming.acknowledger().acknowledge(head + 1_000);
     assert!(agent.ended().await.success());
-    // Its folder is private, and its standard error has no secret.
+    // The agent's standard error does not contain the token.
     let stderr = std::fs::read_to_string(agent.root.path().join("stderr")).unwrap();
     assert!(!stderr.contains(&agent.launch.token), "{stderr}");
 }
 
-/// Sends a hello with this token.
+/// Sends a hello with this token, and returns the refusal. An admitted connection fails the test.
 async fn greet(connector: &Connector, token: &str) -> Result<Refused, io::Error> {
     use futures::StreamExt as _;
 
@@ -210,12 +210,12 @@ async fn a_wrong_token_and_a_wrong_certificate_are_refused() {
     assert!(matches!(ask(&link, Control::Started).await, Answer::Done));
     let right = agent.connector(agent.identity().1);
     assert_eq!(greet(&right, "a wrong token").await.unwrap(), Refused::Token);
-    // Another gateway is refused while this one is connected.
+    // Another gateway is refused while `link` is connected.
     assert_eq!(greet(&right, &agent.launch.token).await.unwrap(), Refused::Busy);
     let wrong = agent.connector(&TlsIdentity::generate().unwrap());
     let refused = greet(&wrong, &agent.launch.token).await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{refused}");
-    // Without TLS there is no answer.
+    // A connection without TLS gets no answer from the agent.
     let mut plain = TcpStream::connect((Ipv4Addr::LOCALHOST, right.port)).await.unwrap();
     plain.write_all(&[0; 64]).await.unwrap();
     let mut answer = Vec::new();
@@ -237,7 +237,7 @@ async fn an_agent_ends_with_the_exit_code_of_a_kernel_that_is_not_restarted() {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let is_over = |phase: &kernel_provider::agent::ProcessPhase| matches!(&phase.phase, Phase::Exited(exit) if exit.cause == ExitCause::Signal(9));
     timeout(LONG, phase.wait_for(is_over)).await.unwrap().unwrap();
-    // It waits until the last entries are acknowledged.
+    // The agent waits until the last entries are acknowledged.
     assert!(agent.process.try_wait().unwrap().is_none());
     link.read(0).acknowledger().acknowledge(u64::MAX);
     assert_eq!(agent.ended().await.code(), Some(128 + 9));
@@ -247,7 +247,7 @@ async fn an_agent_ends_with_the_exit_code_of_a_kernel_that_is_not_restarted() {
 async fn sigterm_ends_an_agent_whose_kernel_has_not_started() {
     let mut agent = Agent::start(&["sh", "-c", "sleep 1000", "{connection_file}"], |_| {});
     let link = agent.link();
-    // It handles signals once it answers.
+    // The agent handles signals once it answers.
     timeout(LONG, link.welcome()).await.unwrap().unwrap();
     let pid = rustix::process::Pid::from_child(&agent.process);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

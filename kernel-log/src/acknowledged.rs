@@ -14,7 +14,7 @@ pub(super) struct Acknowledged {
     position: Seq,
     /// Bytes up to the last mark that was acknowledged.
     acknowledged: u64,
-    /// Bytes up to the last block.
+    /// Bytes up to the end of the last block.
     total: u64,
     /// Marks after `position`: the last entry before the mark, and the bytes up to it.
     marks: VecDeque<(Seq, u64)>,
@@ -23,8 +23,8 @@ pub(super) struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// For a log whose entries up to `last` are all unacknowledged. Until [`begin`](Self::begin), there is a single
-    /// mark.
+    /// The state of a log whose entries up to `last` are all unacknowledged. Until [`begin`](Self::begin), it has at
+    /// most one mark.
     pub(super) fn new(last: Seq, bytes: u64) -> Self {
         Self {
             position: Seq::START,

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Entry, Seq};
 
-/// Consecutive entries in one buffer. A block is stored and read as a whole.
+/// Consecutive entries in encoded form, which are stored and read as a whole.
 #[derive(Clone, Debug)]
 pub struct Block {
     first: Seq,
@@ -31,7 +31,8 @@ struct Pieces {
 }
 
 impl Block {
-    /// A block of encoded entries `first` to `last`, appended between these times. The caller guarantees the contents.
+    /// A block of the entries `first` to `last`, appended between these times. `bytes` must contain exactly these
+    /// entries.
     pub(super) fn new(
         (first, last): (Seq, Seq),
         (first_time, last_time): (DateTime<Utc>, DateTime<Utc>),
@@ -46,7 +47,7 @@ impl Block {
         }
     }
 
-    /// A block of one entry in pieces.
+    /// A block of one entry, which is encoded in these pieces.
     pub(super) fn in_pieces(seq: Seq, time: DateTime<Utc>, pieces: Vec<Bytes>) -> Self {
         let pieces = Pieces {
             length: pieces.iter().map(Bytes::len).sum(),

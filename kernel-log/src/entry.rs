@@ -1,4 +1,4 @@
-//! The layout of a log entry, which is the same in memory and on disk.
+//! The layout of a log entry, which is the same in memory and in every store.
 //!
 //! ```text
 //! u32 total length | u8 origin | u8 channel | u16 length of session | i64 time in µs | session | u64 seq | message
@@ -24,7 +24,8 @@ pub enum Origin {
     Kernel,
     /// Sent by a client.
     Client,
-    /// A life-cycle event, such as started, restarting or dead, which the gateway records as an iopub message.
+    /// Made by the gateway or an agent: a life-cycle event, such as started, restarting or dead, or a message in place
+    /// of the kernel, such as the reply to an execution that ended with the kernel.
     Lifecycle,
 }
 
@@ -216,8 +217,8 @@ impl Entry {
         )
     }
 
-    /// The event in the kernel's life that this entry reports; `None` for messages of the kernel and of clients, and
-    /// for events unknown to this version.
+    /// The event in the kernel's life that this entry reports; `None` if the entry is another message, or an event that
+    /// this version does not know.
     #[must_use]
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         (self.origin == Origin::Lifecycle)
@@ -225,7 +226,7 @@ impl Entry {
             .flatten()
     }
 
-    /// Size in bytes, in memory and on disk.
+    /// Size of the encoded entry in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.bytes.len()

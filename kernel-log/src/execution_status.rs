@@ -20,7 +20,7 @@ pub enum ExecutionStatus {
     Aborted,
     /// The kernel died or was restarted first.
     Died,
-    /// It ended unrecorded; the outcome is unknown.
+    /// It ended while its messages were not recorded; the outcome is unknown.
     Lost,
     /// A status unknown to this version, from a newer gateway.
     #[serde(other)]

@@ -29,7 +29,7 @@ pub enum ExecutionEvent {
     Loss(Lifecycle),
     /// The kernel died or was restarted, with this cause.
     KernelEnded(String),
-    /// The execution ended unrecorded.
+    /// The execution ended while its messages were not recorded.
     Lost,
 }
 
@@ -67,8 +67,8 @@ impl ExecutionTracker {
         self.replied && self.idle
     }
 
-    /// Accounts for entries that are missing in the log. `reply` and `idle` are whether they contained the reply and
-    /// the `idle` status.
+    /// Accounts for entries that are missing in the log. `reply` and `idle` tell whether the missing entries included
+    /// the reply and the `idle` status.
     pub fn skip(&mut self, reply: bool, idle: bool) {
         self.replied |= reply;
         self.idle |= idle;
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_other_executions_do_not_end_it() {
+    fn events_of_other_executions_do_not_end_an_execution() {
         let mut tracker = ExecutionTracker::new("1");
         let others = || vec!["2".to_owned()];
         assert_eq!(tracker.on_lifecycle(Lifecycle::Lost { executions: others() }), None);

@@ -1,4 +1,4 @@
-//! Shares large blocks among slow readers, so that each block is in memory once, and bounds the memory of all blocks.
+//! Shares large blocks among slow readers, so that each block is in memory once, and bounds the memory of these blocks.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use super::{Block, Seq, StoreError};
 pub(super) const LARGE: usize = 1 << 20;
 /// Bytes per permit of the semaphore.
 const PERMIT_BYTES: usize = 1 << 10;
-/// How long a reader waits for memory.
+/// How long a reader waits for its turn to read the log, and then for memory.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// Memory for the large blocks that the readers of all logs hold.
@@ -98,7 +98,7 @@ impl LargeBlocks {
         }
     }
 
-    /// A panic while the lock is held leaves a consistent map.
+    /// Locks the blocks that readers hold, even after a panic, which leaves a consistent map.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Seq, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,11 +1,10 @@
 #![doc = include_str!("../README.md")]
 //! # How it works
 //!
-//! The log of a kernel: every message of both directions, in order, for any number of readers.
-//!
 //! [Appending](Log::append) never waits for readers. A writer thread stores appended entries and then wakes the
-//! readers, so everything that a client received is in the store. Entries that arrive while the writer is busy are
-//! stored together: many messages become a few large blocks, and a single message is stored at once.
+//! readers, so readers receive only stored entries, except those that the store refused (see below). Entries that
+//! arrive while the writer is busy are stored together: many messages become a few large blocks, and a single message
+//! is stored at once.
 //!
 //! A [`Reader`] is a position, not a queue. It reads the newest entries from memory and older ones from the store; an
 //! idle reader costs nothing.

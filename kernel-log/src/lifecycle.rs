@@ -24,23 +24,22 @@ pub enum Lifecycle {
         /// Length of the gap in milliseconds, if its start is known.
         unrecorded_ms: Option<i64>,
     },
-    /// These executions ended while the connection was lost, so their outcome was not recorded. The following entries
-    /// are, for each of them, a notice on stderr, a reply and an idle status. The reply and the status are omitted if
-    /// the kernel's own were recorded.
+    /// These executions ended while the connection was lost, so their outcome was not recorded. For each of them, a
+    /// notice on stderr, a reply and an idle status follow, as far as they are not in the log already.
     Lost {
         /// The `msg_id`s of their requests.
         executions: Vec<String>,
     },
-    /// These executions ended with the kernel's process. The following entries are, for each of them, an error, a reply
-    /// and an idle status, unless the kernel's own were recorded.
+    /// These executions ended with the kernel's process. For each of them, an error, a reply and an idle status follow,
+    /// as far as the kernel's own were not recorded. An execution that had not started gets no error.
     Died {
         /// The `msg_id`s of their requests.
         executions: Vec<String>,
         /// The cause.
         reason: String,
     },
-    /// The iopub connection was lost, and output is not recorded until it is restored. If the kernel has ended, the
-    /// next entry reports that.
+    /// Output may be missing between the previous message of the kernel and the next one, for example because the iopub
+    /// connection was lost or an agent had no room for entries. If the kernel has ended, a later entry reports that.
     Disconnected,
     /// The store refused these entries, and none of them can be read later.
     NotRecorded {
@@ -66,12 +65,13 @@ pub enum Lifecycle {
         /// The end of its output outside the protocol; may be empty.
         output: String,
     },
-    /// The kernel is idle for the first time since the gateway connected. JupyterLab ignores the kernel's own status,
-    /// because that answers a `kernel_info_request`. Without this event, JupyterLab would show a starting kernel until
-    /// the next cell runs.
+    /// The kernel is idle for the first time since the gateway connected. JupyterLab ignores the kernel's own idle
+    /// status, because it answers a `kernel_info_request`. Without this event, JupyterLab would show a starting kernel
+    /// until the next cell runs.
     #[serde(skip)]
     Idle {
-        /// The kernel's session. JupyterLab drops queued messages when a message of another session arrives.
+        /// The kernel's session, from which the event is sent: JupyterLab drops queued messages when a message from
+        /// another session arrives.
         session: String,
     },
     /// The kernel is dead.
@@ -92,7 +92,9 @@ impl fmt::Display for Lifecycle {
             Self::Attached {
                 unrecorded_ms: Some(ms),
             } => write!(f, "the kernel was not recorded for {ms} ms"),
-            Self::Lost { executions } => write!(f, "{} executions ended unrecorded", executions.len()),
+            Self::Lost { executions } => {
+                write!(f, "{} executions ended while they were not recorded", executions.len())
+            }
             Self::Died { executions, reason } => {
                 write!(f, "{} executions ended with the kernel: {reason}", executions.len())
             }
@@ -114,8 +116,8 @@ impl Lifecycle {
     /// The message of the event for the log, sent by `session`. For events that plain Jupyter clients know, it is a
     /// `status` as jupyter_server sends it: on iopub, without a parent.
     ///
-    /// Only [`Idle`](Self::Idle) is sent by the kernel's session and has a parent, a made-up request of `session`.
-    /// Clients take each idle status for the answer to a request, and no other server sends one without a request.
+    /// Only [`Idle`](Self::Idle) is sent by the kernel's session and has a parent, a made-up request of `session`,
+    /// because clients expect every idle status to end a request.
     #[must_use]
     pub fn to_message(&self, session: &str) -> WireMessage {
         let status = |session: &str, content: Value| {
@@ -133,7 +135,7 @@ impl Lifecycle {
             Self::Idle { session: kernel } => {
                 status(kernel, json!({"execution_state": "idle"})).with_parent(Header::new(LIFECYCLE, session))
             }
-            // The fields are numbers and strings, so serialization cannot fail.
+            // Serializing numbers and strings cannot fail.
             other => {
                 let content = serde_json::to_vec(other).unwrap_or_default();
                 Message::new(Content::parse(LIFECYCLE, &content), session)
@@ -164,7 +166,7 @@ impl Lifecycle {
                 match &*status.execution_state {
                     "restarting" => Some(Self::RestartingByItself { reason, output }),
                     "dead" => Some(Self::Dead { reason, output }),
-                    // Other idle statuses end executions in place of a kernel that has ended.
+                    // The gateway's other idle statuses end executions whose kernel has ended.
                     "idle" if message.parent_ref().is_ok_and(|parent| parent.msg_type == LIFECYCLE) => {
                         Some(Self::Idle {
                             session: header.session.to_string(),

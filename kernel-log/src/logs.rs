@@ -66,7 +66,7 @@ impl Logs {
     #[cfg(feature = "testing")]
     #[must_use]
     pub fn stepped(store: Arc<dyn LogStore>, options: LogOptions) -> (Self, super::Stepper) {
-        let (writer, rounds) = Writer::by_hand(store.clone(), &options);
+        let (writer, rounds) = Writer::without_thread(store.clone(), &options);
         (Self::with_writer(store, options, writer), super::Stepper::new(rounds))
     }
 

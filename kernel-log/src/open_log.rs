@@ -25,7 +25,8 @@ const TRIM_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Head {
     pub(super) seq: Seq,
     pub(super) closed: bool,
-    /// Number of index updates that the writer has passed to the store so far and does not retry.
+    /// Number of index updates that the store has accepted or refused so far, without those of a write that is
+    /// [retried](LogState::retry).
     pub(super) index_updates: u64,
 }
 
@@ -165,7 +166,7 @@ impl LogState {
     /// Handles a write that the store refused and that is not retried.
     pub(super) fn not_recorded(&mut self, id: KernelId, block: Option<&Block>, error: &StoreError) {
         self.is_refused = false;
-        // Index updates are retried, so only entries can be missing.
+        // Index updates are stored with the next block, so only entries can be missing.
         let Some(block) = block else { return };
         match &mut self.unrecorded {
             Some(unrecorded) => unrecorded.last = block.last(),
@@ -183,7 +184,7 @@ impl LogState {
     /// Handles a write that the store refused and that is retried.
     pub(super) fn refused(&mut self, id: KernelId, retry: Retry, error: &StoreError) {
         if !std::mem::replace(&mut self.is_refused, true) {
-            tracing::error!(kernel_id = %id, %error, "the log waits for its store");
+            tracing::error!(kernel_id = %id, %error, "the store refused a write to the log, which is retried");
         }
         self.retry = Some(retry);
     }

@@ -4,7 +4,7 @@ use chrono::Utc;
 
 use super::{Retention, Seq};
 
-/// Sizes and retention of logs.
+/// Options of [`Logs`](super::Logs): sizes, retention and durability.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LogOptions {
@@ -54,14 +54,15 @@ pub enum WhenFull {
     Wait,
 }
 
-/// Which failures an entry survives once readers have it. With each variant, it survives the end of the process,
-/// including `kill -9`.
+/// Which failures an entry survives once readers have it. Unless the store is in memory, an entry survives the end of
+/// the process, including `kill -9`, with each variant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
     /// Only the end of the process: the operating system decides when it writes to disk.
     Process,
-    /// Also a machine failure, after at most 50 ms, or sooner after [`Log::sync_soon`](super::Log::sync_soon).
+    /// Also a machine failure, once the entry is synced to disk. A sync begins within 50 ms, or sooner after
+    /// [`Log::sync_soon`](super::Log::sync_soon).
     #[default]
     Batched,
     /// Also a machine failure. Readers wait for the disk.

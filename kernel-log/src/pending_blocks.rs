@@ -28,7 +28,7 @@ pub(super) struct PendingBlocks {
 }
 
 impl PendingBlocks {
-    /// The state without pending entries of a log whose last entry is `last`.
+    /// The state of a log whose last entry is `last` and that has no pending entries.
     pub(super) fn after(last: Seq) -> Self {
         Self {
             full: VecDeque::new(),
@@ -90,7 +90,7 @@ impl PendingBlocks {
         self.full.push_back(large);
     }
 
-    /// Adds updates. They are stored together with the last entry or after it, never before it.
+    /// Adds updates. They are stored together with the last appended entry or after it, never before it.
     pub(super) fn update_index(&mut self, updates: Vec<IndexUpdate>) {
         if updates.is_empty() {
             return;

@@ -263,7 +263,7 @@ mod tests {
         quotas.has_grown(ann, 501);
         assert_eq!(over(), ["ann"]);
         assert_eq!(quotas.excess(&quotas.exceeded_now()[0]), 501 - (500 - 500 / 32));
-        // The sizes in the store's list are older than those of open logs. Only its owners are used.
+        // The size in the store's list is older than the known size of an open log, so only its owner is used.
         quotas.add(bob, None, 400);
         let mut info = LogInfo::new(bob, crate::Epoch::random());
         (info.owner, info.bytes) = (Some("bob".to_owned()), 7);

@@ -15,7 +15,7 @@ pub(super) struct Syncer {
     thread: JoinHandle<()>,
 }
 
-/// Requests to the thread. While nothing is stored, it sleeps without a timer.
+/// Requests to the thread. While nothing is stored, the thread sleeps without a timer.
 #[derive(Default)]
 pub(super) struct Wanted {
     state: Mutex<Requests>,

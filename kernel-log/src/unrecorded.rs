@@ -2,7 +2,7 @@ use jupyter_protocol::WireMessage;
 
 use crate::{Lifecycle, Seq};
 
-/// Entries that the store refused one after the other.
+/// Consecutive entries that the store refused.
 #[derive(Clone, Debug)]
 pub(super) struct Unrecorded {
     pub(super) first: Seq,
@@ -11,7 +11,7 @@ pub(super) struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// The entry that reports them once the store accepts entries again.
+    /// The message that reports these entries once the store accepts entries again.
     pub(super) fn message(&self) -> WireMessage {
         let event = Lifecycle::NotRecorded {
             first: self.first,

@@ -61,7 +61,7 @@ impl Writer {
 
     /// A writer without a thread, whose rounds the caller runs. Syncs only with [`Durability::Always`].
     #[cfg(feature = "testing")]
-    pub(super) fn by_hand(store: Arc<dyn LogStore>, options: &LogOptions) -> (Self, Rounds) {
+    pub(super) fn without_thread(store: Arc<dyn LogStore>, options: &LogOptions) -> (Self, Rounds) {
         let always = (options.durability == Durability::Always).then_some(store);
         let (queue, rounds) = Rounds::new(always, None);
         let writer = Self {
@@ -71,7 +71,7 @@ impl Writer {
         (writer, rounds)
     }
 
-    /// Blocks that the store still refuses after this time are not retried.
+    /// Starts the timeout for closing, after which refused writes are not retried.
     pub(super) fn close_within(&self, timeout: Duration) {
         // If this is called again, the first deadline counts.
         self.queue.deadline.get_or_init(|| Instant::now() + timeout);
@@ -133,7 +133,7 @@ pub(super) struct Rounds {
     always: Option<Arc<dyn LogStore>>,
     wanted: Option<Arc<Wanted>>,
     sync_fails: bool,
-    /// Passed to the store and not published yet.
+    /// Logs with a write that was passed to the store and is not published yet.
     round: Vec<(Arc<OpenLog>, Written)>,
     /// Logs with a refused write, by the time of its retry and then by the order of refusals.
     refused: BTreeMap<(Instant, u64), Arc<OpenLog>>,
@@ -178,7 +178,7 @@ impl Rounds {
                 self.is_retrying = other.is_none();
                 return other.or_else(|| self.next_refused());
             }
-            // Refused logs keep the queue connected.
+            // This fails only when the pause is over: refused logs have senders, so the queue stays connected.
             if let Ok(log) = self.waiting.recv_timeout(pause) {
                 return Some(log);
             }
@@ -211,7 +211,7 @@ impl Rounds {
 
     /// Stores pending entries of this log, and of the logs queued behind it if they can share a sync.
     fn store(&mut self, log: Arc<OpenLog>) {
-        // Queued logs share the sync. Without one, the first log does not wait for the others.
+        // With `Durability::Always`, queued logs share a sync. Otherwise, the first log does not wait for the others.
         let others = if self.always.is_some() { ROUND - 1 } else { 0 };
         self.store_one(log);
         for _ in 0..others {
@@ -274,7 +274,7 @@ struct Written {
 }
 
 impl Written {
-    /// For a log that is only to be trimmed.
+    /// The result for a log that is only to be trimmed.
     fn nothing() -> Self {
         Self {
             block: None,
@@ -285,7 +285,7 @@ impl Written {
     }
 }
 
-/// The result of storing a log's oldest block.
+/// The result of storing a log's oldest pending block.
 enum Stored {
     /// Nothing was pending.
     Nothing,
@@ -385,7 +385,7 @@ fn publish(log: &OpenLog, written: Written) -> bool {
             }
         }
         state.recent.extend(written.block);
-        // Keep the newest block only if the store does not have it, or if it fits.
+        // The newest block stays if it fits, or if the store does not have it.
         while state.recent_bytes > log.options.memory_bytes && (state.recent.len() > 1 || written.stored) {
             if let Some(oldest) = state.recent.pop_front() {
                 state.recent_bytes -= oldest.size();

@@ -1,4 +1,4 @@
-//! Only acknowledged entries are dropped.
+//! Acknowledged entries are dropped, and no others.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Files of the store on disk after a failure of the machine or on a bad disk.
+//! The store on disk, with files as a failure of the machine or a bad disk leaves them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -58,7 +58,7 @@ async fn a_segment_torn_at_any_byte_keeps_the_complete_blocks_before_it() {
     let original = folder.path().join("original");
     let (id, other) = (KernelId::random(), KernelId::random());
     let ends = write(&original, id, other).await;
-    // Every byte of the last block's head and end, and samples of the rest.
+    // Cuts at every byte of the last block's head and end, and at some of the other bytes.
     let (start, end) = (ends[8], ends[9]);
     let cuts = (ends[0]..start)
         .step_by(701)
@@ -378,7 +378,7 @@ fn a_folder_of_an_older_version_is_refused() {
     assert_eq!(fs::read(folder.path().join("version")).unwrap(), b"FJL\x03");
 }
 
-/// Copies an open store, and changes the copy to the state that is found after a failure of the machine.
+/// Copies an open store, and changes the copy as if the machine had failed while the store was open.
 #[cfg(target_os = "linux")]
 fn after_failure(running: &Path, name: &str) -> PathBuf {
     let found = running.with_extension(name);
@@ -402,12 +402,12 @@ async fn numbers_are_not_reused_after_failures_of_the_machine() {
         append(&logs.open(id).await.unwrap(), [1], 10);
         logs.close().await.unwrap();
     }
-    // The store is open, and the log was closed and not written since.
+    // At the failure, the store is open, but nothing was written to the log since it was closed.
     let store = logs(&running);
     let found = after_failure(&running, "closed");
     assert_eq!(logs(&found).open(id).await.unwrap().head(), Seq(1));
 
-    // The log is written.
+    // At the failure, the log has an entry that was written after it was opened again.
     let log = store.open(id).await.unwrap();
     append(&log, [2], 10);
     log.flushed().await;
@@ -421,7 +421,7 @@ async fn numbers_are_not_reused_after_failures_of_the_machine() {
     let read = read_with_gaps(&mut continued.reader(Seq::START), after + 1).await;
     assert_eq!(read, (vec![1, 2, after + 1], vec![(3, after)]));
 
-    // The entry was not on disk.
+    // The same, but the entry had not reached the disk.
     let lost = after_failure(&running, "lost");
     let path = segment(&lost, id);
     let length = fs::metadata(&path).unwrap().len();

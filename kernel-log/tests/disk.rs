@@ -41,7 +41,7 @@ async fn append_until_recorded(log: &Log, recorded: bool) -> u64 {
         log.flushed().await;
         refused += u64::from(!log.is_recorded());
         if log.is_recorded() == recorded {
-            // Also stores the entry that reports the gap.
+            // Waits for the entry that reports the gap, too.
             log.flushed().await;
             return refused;
         }
@@ -129,7 +129,7 @@ async fn sequence_numbers_are_not_reused_after_a_full_disk() {
     assert!(gaps.is_empty() || gaps == [(seen.0 + 1, next - 1)], "{gaps:?}");
 }
 
-/// Logs that wait for room, in small segments.
+/// Logs with `WhenFull::Wait` and small segments.
 fn waiting_logs(folder: &Path) -> Logs {
     let store = DiskStore::open_with(folder, DiskOptions::default().with_segment_bytes(1 << 20)).unwrap();
     let options = options().with_when_full(WhenFull::Wait).with_waiting_bytes(1 << 20);
@@ -342,7 +342,7 @@ async fn a_damaged_file_affects_only_its_own_log() {
             append(&log, [31], 100);
             log.flushed().await;
             assert_eq!(log.index_get("k7").await.unwrap().unwrap(), "7", "{case}");
-            // The damaged log opens with its head, or fails with an error that names it.
+            // The damaged log opens with its newest number, or fails with an error that names it.
             match logs.open(damaged).await {
                 Err(error) => {
                     assert!(

@@ -1,4 +1,4 @@
-//! A log whose disk is full.
+//! Logs whose store refuses writes, as a full disk does.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -326,7 +326,7 @@ async fn closing_waits_for_a_store_that_has_room_again_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_removed_log_waits_no_longer() {
+async fn a_removed_log_no_longer_waits_for_room() {
     let store = FullDisk::default();
     let full = store.full.clone();
     let logs = Logs::new(Arc::new(store), waiting_options()).unwrap();

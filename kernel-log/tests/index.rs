@@ -83,7 +83,7 @@ async fn entries_and_their_index_updates_are_stored_together() {
         });
     }
     let mut blocks = 0;
-    // The process may be killed after each block.
+    // Even if the process is killed after this block, the index matches the stored entries.
     while stepper.store() {
         blocks += 1;
         let stored = store.open(id).unwrap();

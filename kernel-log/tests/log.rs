@@ -234,7 +234,7 @@ fn a_torn_block_is_recovered_up_to_its_last_complete_entry() {
         log.append(messages.iter().map(|message| NewEntry {
             origin: Origin::Kernel,
             channel: Channel::Shell,
-            session: "asker",
+            session: "client",
             message,
         }));
         log.reader(Seq::START).next().await.unwrap().unwrap()
@@ -252,7 +252,7 @@ fn a_torn_block_is_recovered_up_to_its_last_complete_entry() {
             None => assert_eq!(complete, 0, "cut at {length}"),
             Some(recovered) => {
                 assert_eq!(recovered.last(), Seq(complete as u64), "cut at {length}");
-                assert!(recovered.entries().all(|entry| entry.session() == "asker"));
+                assert!(recovered.entries().all(|entry| entry.session() == "client"));
             }
         }
     }
@@ -288,7 +288,7 @@ async fn small_appends_are_stored_by_the_appending_thread() {
         let log = logs.open(KernelId::random()).await.unwrap();
         append(&log, [1], 100);
         assert_eq!(log.head(), Seq(1), "{name}");
-        // The other thread stores large appends, and small ones while it has the log.
+        // The writer thread stores large appends, and also small ones while it is writing the log.
         for n in 2..=500 {
             append(&log, [n], if n % 3 == 0 { 20_000 } else { 100 });
         }

@@ -111,13 +111,13 @@ fn memory_does_not_grow_with_the_length_of_a_log() {
         }
         times.sort_unstable();
         let (middle, slowest) = (times[ATTACHES / 2], times[ATTACHES - 1]);
-        println!("at the tail after {middle:?}, {slowest:?} at most");
-        // Only release builds of the long test are timed; it runs without other tests.
+        println!("an entry near the end is read in {middle:?}, {slowest:?} at most");
+        // Times are checked only in release builds with the long log, which run no other tests at the same time.
         if long() && !cfg!(debug_assertions) {
             assert!(opened < Duration::from_secs(1), "opened in {opened:?}");
             assert!(
                 slowest < Duration::from_millis(5),
-                "at the tail after {middle:?}, {slowest:?} at most"
+                "an entry near the end is read in {middle:?}, {slowest:?} at most"
             );
         }
     });
@@ -157,7 +157,7 @@ fn readers_of_large_messages_share_one_bound_on_memory() {
     const MESSAGE: usize = 40 << 20;
     run(async {
         let folder = tempfile::tempdir().unwrap();
-        // Enough for one message.
+        // Enough memory for one message.
         let options = options().with_reading_bytes(MESSAGE * 3 / 2);
         let logs = Arc::new(Logs::new(Arc::new(DiskStore::open(folder.path()).unwrap()), options).unwrap());
         let ids: Vec<_> = (0..4).map(|_| KernelId::random()).collect();

@@ -125,7 +125,7 @@ async fn owners_have_quotas_that_survive_a_restart() {
     logs.over_quota().await;
     assert!(logs.apply_quotas(|_| false).await.unwrap());
     let rest = sorted(&[old[1], old[2], old[3], old[4], of_ann.kernel_id()]);
-    assert_eq!(listed(&logs).await, rest, "another log than ann's oldest was dropped");
+    assert_eq!(listed(&logs).await, rest, "a log other than ann's oldest was dropped");
     // Bob's closed log is dropped. Once only his open log is left, that is trimmed.
     fill(&again, 8).await;
     assert!(logs.apply_quotas(|_| false).await.unwrap());

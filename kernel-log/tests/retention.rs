@@ -1,4 +1,4 @@
-//! Dropped entries free their disk space.
+//! Retention: old entries are dropped, and their disk space is freed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;

@@ -29,7 +29,7 @@ pub enum LaunchError {
         /// The reason, and what to do.
         reason: String,
     },
-    /// No capacity: quota, limits, or nothing schedulable.
+    /// There is no capacity: a quota or limit is reached, or no node has room.
     #[error("no room for the kernel: {reason}")]
     NoRoom {
         /// What is missing.

@@ -84,7 +84,7 @@ fn watch_dirs(dirs: &[PathBuf], changed: &Arc<Notify>) -> Option<RecommendedWatc
 fn is_change(event: &Event, dirs: &[PathBuf]) -> bool {
     // In a missing folder's parent, only changes on the path to the folder matter.
     let is_relevant = |path: &PathBuf| dirs.iter().any(|dir| path.starts_with(dir) || dir.starts_with(path));
-    // Only closing a written file is an access that changes something. The search's own reads do not.
+    // Of all accesses, only closing a written file is a change. The search's own reads must not cause another search.
     let is_read = match event.kind {
         EventKind::Access(access) => access != AccessKind::Close(AccessMode::Write),
         _ => false,

@@ -19,7 +19,7 @@ pub struct LaunchRequest {
     pub env: BTreeMap<String, String>,
     /// Working directory; `None` for the provider's default.
     pub working_dir: Option<PathBuf>,
-    /// Owner.
+    /// Owner of the kernel, if it has one.
     pub owner: Option<String>,
     /// Data of the embedder that is kept in the kernel's record, so a restarted embedder finds it there. The provider
     /// does not interpret it. It must not contain secrets.
@@ -52,7 +52,7 @@ pub enum LaunchStage {
     Scheduled,
     /// Files are being fetched; the text names them.
     Pulling(String),
-    /// No warm kernel could be used, so a new one starts; the text has the reason.
+    /// No kernel that was started in advance could be used, so a new one starts; the text has the reason.
     Cold(String),
     /// The process was started.
     Starting,

@@ -135,7 +135,7 @@ pub trait KernelHandle: Send + Sync + 'static {
     async fn restart(&self, grace: Duration, progress: Progress) -> Result<(), LaunchError>;
 
     /// Ends the kernel: gracefully, as with SIGTERM, and by force after `grace`. Returns when the kernel and everything
-    /// that it started is gone. Ending a kernel that is gone succeeds.
+    /// that it started are gone. Ending a kernel that is gone succeeds.
     ///
     /// # Errors
     /// [`ProviderError`] if it cannot be ended.

@@ -12,7 +12,7 @@ pub enum Phase {
     Starting,
     /// Its sockets accept connections.
     Running,
-    /// Being ended for a restart.
+    /// Being restarted: the old process has not ended, or the new one does not accept connections yet.
     Restarting,
     /// Gone.
     Exited(Exit),
@@ -65,7 +65,7 @@ pub enum ExitCause {
     Evicted(String),
     /// Its machine is gone.
     NodeLost(String),
-    /// Removed by someone else.
+    /// Removed by a user or another program.
     Deleted,
     /// Unknown; the text says what is known.
     Unknown(String),

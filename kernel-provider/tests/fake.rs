@@ -40,7 +40,7 @@ impl Subject for Fake {
         "echo".to_owned()
     }
 
-    /// Fake kernels do not execute code.
+    /// The echo kernel only prints its code, so no probe can run.
     fn code(&self, _probe: &Probe) -> Option<String> {
         None
     }
@@ -65,7 +65,7 @@ impl Subject for Fake {
         self.0.end(record.id, ExitCause::Signal(9));
     }
 
-    /// The output of the silent kernel is available at once.
+    /// The silent kernel has its output at once.
     fn short_timeout(&self) -> Duration {
         Duration::from_millis(50)
     }

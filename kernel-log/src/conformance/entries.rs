@@ -168,7 +168,7 @@ pub fn drops_what_is_too_old(subject: &dyn Subject) -> Outcome {
         "the first entry when none is too old"
     );
     let first = log.trim(&retention.clone().since(time(30)))?;
-    // The previous block may be kept, because it may end with entries that are recent enough.
+    // A store that knows only when blocks begin keeps the previous block, which may end with recent entries.
     if first != Seq(29) && first != Seq(30) {
         return Err(Failure::new(format!(
             "the first kept entry is {first}, although the first recent entry is 30"
@@ -198,7 +198,7 @@ pub fn drops_what_is_acknowledged(subject: &dyn Subject) -> Outcome {
     let log = store.open(KernelId::random())?;
     same!(log.can_drop(Seq(1)), false, "whether an empty log has entries to drop");
     let all = Retention::bytes(u64::MAX);
-    // Large enough for several files.
+    // The blocks are large enough for several files.
     for n in 0..50 {
         log.append(&block(n * 10 + 1..=n * 10 + 10, 50_000, time(n)), &[])?;
     }

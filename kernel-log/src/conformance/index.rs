@@ -123,7 +123,7 @@ pub fn stores_records_with_a_block(subject: &dyn Subject) -> Outcome {
 /// A key may consist of any bytes, up to 65,535.
 ///
 /// # Errors
-/// [`Failure`] if a lookup or a scan finds another key.
+/// [`Failure`] if a lookup finds the wrong record, or a scan is out of order.
 pub fn keeps_long_and_odd_keys(subject: &dyn Subject) -> Outcome {
     let store = subject.open();
     let log = store.open(KernelId::random())?;

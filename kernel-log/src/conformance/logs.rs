@@ -58,7 +58,7 @@ pub fn lists_what_it_keeps(subject: &dyn Subject) -> Outcome {
     );
     if none.created < begun || none.created > Utc::now() {
         return Err(Failure::new(format!(
-            "the creation time {} is before this case began or in the future",
+            "the creation time {} is more than a minute before this case, or in the future",
             none.created
         )));
     }
@@ -155,7 +155,7 @@ pub fn keeps_the_owner_of_a_log(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// Data survives reopening the store, and numbering continues.
+/// The epoch, the bounds, the entries and the index survive reopening the store.
 ///
 /// # Errors
 /// [`Failure`] if something is lost.

@@ -153,7 +153,7 @@ fn block(numbers: std::ops::RangeInclusive<u64>, size: usize, at: DateTime<Utc>)
         let entry = NewEntry {
             origin: Origin::Kernel,
             channel: Channel::Iopub,
-            session: "asker",
+            session: "client",
             message: &message,
         };
         encode_into(&mut bytes, &entry, at, Seq(n));
@@ -181,7 +181,7 @@ fn read_all(log: &dyn StoredLog, after: Seq, max_bytes: usize) -> Result<Vec<u64
                 let n = entry.seq().0;
                 let message = entry.message();
                 let content = String::from_utf8_lossy(message.content());
-                same!(entry.session(), "asker", "entry {n}'s session");
+                same!(entry.session(), "client", "entry {n}'s session");
                 same!(
                     message.buffers(),
                     [Bytes::from_static(b"\0\xffbuffer")],

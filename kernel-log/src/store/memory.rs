@@ -75,7 +75,7 @@ impl Blocks {
     }
 }
 
-/// A panic while the lock is held cannot leave part of a block.
+/// Locks a mutex, even after a panic, which cannot leave part of a block.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -73,9 +73,10 @@ impl StoreError {
     }
 }
 
-/// Stores logs. Calls may block: [`Logs`](crate::Logs) appends on its writer thread and reads on blocking threads.
+/// Stores logs. Calls may block: [`Logs`](crate::Logs) reads on blocking threads and appends on its writer thread, or
+/// on the appending thread up to [`LogOptions::inline_bytes`](crate::LogOptions::inline_bytes).
 pub trait LogStore: Send + Sync + 'static {
-    /// Whether calls may block. They run on blocking threads unless a store returns `false`.
+    /// Whether calls may block the thread. If not, async code calls the store directly.
     fn blocks(&self) -> bool {
         true
     }
@@ -184,7 +185,8 @@ pub trait StoredLog: Send + Sync + 'static {
     /// The log's identity.
     fn epoch(&self) -> Epoch;
 
-    /// The first and last entry that are kept; `None` if there are none.
+    /// The first entry that is kept, and the last number that is in use, even if only for a [skipped](Self::skip)
+    /// entry; `None` if no number is in use.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -193,8 +195,9 @@ pub trait StoredLog: Send + Sync + 'static {
     /// Size of the kept entries in bytes.
     fn bytes(&self) -> u64;
 
-    /// Appends a block and updates the index atomically. The block's entries follow the last stored one. When this
-    /// returns, both survive the end of the process. No key occurs twice in `index`.
+    /// Appends a block and updates the index atomically. The block's entries have higher numbers than all earlier ones.
+    /// When this returns, both survive the end of the process, unless the store is in memory. No key occurs twice in
+    /// `index`.
     ///
     /// # Errors
     /// [`StoreError`], for example on a full disk. In this case, nothing was written.
@@ -239,14 +242,15 @@ pub trait StoredLog: Send + Sync + 'static {
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
     /// Reads blocks after `after` in order: at least one if there is any. All blocks but the last have fewer than
-    /// `max_bytes` bytes in total. If entries could not be stored, the first block may start later than the next entry.
+    /// `max_bytes` bytes in total. The first block may start later than the next entry, if entries were dropped or
+    /// could not be stored.
     ///
     /// # Errors
     /// [`StoreError`].
     fn read(&self, after: Seq, max_bytes: usize) -> Result<Vec<Block>, StoreError>;
 
-    /// Size of the largest block that the log had, in bytes; 0 if that is not known. It is called once, when the log is
-    /// opened.
+    /// Size of the largest block that the log had, in bytes; 0 if that is not known. This is called once, when the log
+    /// is opened.
     fn largest_block(&self) -> usize {
         0
     }

@@ -157,7 +157,7 @@ pub(crate) fn append_with_index(log: &Log, n: u64, index: impl FnOnce(Seq) -> Ve
     let entry = NewEntry {
         origin: Origin::Client,
         channel: Channel::Shell,
-        session: "asker",
+        session: "client",
         message: &message,
     };
     log.append_indexed(chrono::Utc::now(), [entry], index)

@@ -11,7 +11,7 @@ use crate::{ExitCause, Interrupt, LaunchError, ProviderError, Usage};
 /// How long an agent may take to answer a request that it can answer at once.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A request to an agent failed.
+/// Why a request to an agent failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
     /// The agent is gone.
@@ -79,7 +79,7 @@ impl Link {
     /// # Errors
     /// [`CallError`] if the agent is gone, refuses or does not answer.
     pub async fn usage(&self) -> Result<Option<Usage>, CallError> {
-        let action = "measure the kernel";
+        let action = "measure the kernel's resources";
         match self.call(action, Control::Usage).await? {
             Answer::Usage(usage) => Ok(usage),
             _ => Err(unexpected(action)),
@@ -112,7 +112,7 @@ impl Link {
     }
 }
 
-/// The answer is left out of the error, because it may be a key.
+/// The error for an unexpected answer. It omits the answer, which may contain a key.
 fn unexpected(action: &str) -> CallError {
     ProviderError::failed(action, "its agent sent an unexpected answer").into()
 }

@@ -35,11 +35,11 @@ pub enum Control {
     },
     /// Record that the kernel waits for its reader instead of dropping output, so reading may pause.
     NoDrop,
-    /// Return the end of its standard output and error.
+    /// Return the end of the kernel's standard output and error.
     Output,
-    /// Return the resources that it uses.
+    /// Return the resources that the kernel uses.
     Usage,
-    /// Return its connection information, with the key.
+    /// Return the kernel's connection information, with the key.
     Connection,
 }
 

@@ -27,7 +27,7 @@ pub enum Event {
     Disconnected,
     /// The iopub connection was opened again.
     Reconnected,
-    /// A message on iopub is missing.
+    /// A message on iopub was skipped.
     Skipped {
         /// Its size.
         bytes: u64,
@@ -42,7 +42,7 @@ impl Event {
     /// The event as a message on iopub.
     #[must_use]
     pub fn to_message(&self) -> WireMessage {
-        // Numbers and texts always serialize.
+        // Serializing numbers and strings cannot fail.
         let content = serde_json::to_vec(self).unwrap_or_default();
         Message::new(Content::parse(EVENT, &content), "").to_wire()
     }

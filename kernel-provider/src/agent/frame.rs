@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use jupyter_protocol::Channel;
 use tokio_util::codec::LengthDelimitedCodec;
 
-/// Maximum size of a frame: a message of 128 MiB and its headers.
+/// Maximum size of a frame, enough for a message of 128 MiB and its headers.
 const MAX_FRAME: usize = 160 << 20;
 /// A block of entries that is larger than this is offered before it is sent, so that the gateway can reserve memory.
 pub const LARGE: usize = 1 << 20;
@@ -72,7 +72,8 @@ pub enum FromAgent {
     /// The next block of entries is large: the number of its first entry, and its size in bytes. It follows after
     /// [`ToAgent::Take`].
     Offer(u64, u64),
-    /// The message with this number, and all before it on its channel, were passed to the kernel.
+    /// The message with this number, and all before it on its channel, were passed to the kernel, or dropped because
+    /// their process has ended.
     Accepted(Channel, u64),
     /// The answer to [`ToAgent::Ping`].
     Pong,
@@ -92,7 +93,7 @@ pub fn codec() -> LengthDelimitedCodec {
     with_max(MAX_FRAME)
 }
 
-/// Same as [`codec`], for the first frame of a peer.
+/// As [`codec`], for the first frame of a peer, which has at most [`MAX_HELLO`] bytes.
 #[must_use]
 pub fn hello_codec() -> LengthDelimitedCodec {
     with_max(MAX_HELLO)

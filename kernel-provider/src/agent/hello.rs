@@ -43,7 +43,7 @@ pub struct Welcome {
     pub is_delivered: bool,
     /// The number of the last entry of the agent's log.
     pub head: u64,
-    /// The messages that the agent has passed to the kernel.
+    /// The messages that the agent has accepted.
     pub accepted: Accepted,
 }
 
@@ -58,7 +58,8 @@ pub struct ProcessPhase {
     pub phase: Phase,
 }
 
-/// The last message of each channel that the agent has passed to the kernel.
+/// The last message of each channel that the agent has accepted: passed to the kernel, or dropped because its process
+/// has ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Accepted {
     /// The gateway's log that numbers the messages; `None` before the first message.
@@ -68,7 +69,7 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// Whether this message, or a later one of its channel, was passed to the kernel.
+    /// Whether this message, or a later one of its channel, was accepted.
     #[must_use]
     pub fn has(&self, channel: Channel, log: u128, number: u64) -> bool {
         self.log == Some(Uuid::from_u128(log)) && number <= self.last(channel)
@@ -80,7 +81,7 @@ impl Accepted {
         self.numbers.get(channel.as_str()).copied().unwrap_or_default()
     }
 
-    /// Adds a message that was passed to the kernel.
+    /// Adds an accepted message.
     pub fn add(&mut self, channel: Channel, log: u128, number: u64) {
         let log = Some(Uuid::from_u128(log));
         if self.log != log {

@@ -9,7 +9,7 @@ use super::session::WINDOW;
 pub enum Received {
     /// Consecutive entries, in the layout of the log.
     Entries(Bytes),
-    /// Entries are missing, because the agent had no room for them.
+    /// Entries are missing, usually because the agent had no room for them.
     Gap {
         /// The first missing entry.
         first: u64,
@@ -51,7 +51,7 @@ impl Incoming {
         let received = self.received.recv().await?;
         if let Received::Entries(block) = &received {
             self.consumed += block.len() as u64;
-            // Not for each block, because the report wakes the link's task and the agent.
+            // Not reported for each block, because a report wakes the link's task and the agent.
             if self.consumed >= WINDOW / 4 {
                 // The link may be closed.
                 let _ = self

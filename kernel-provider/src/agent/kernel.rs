@@ -148,7 +148,7 @@ impl AgentKernel {
     }
 
     /// How the kernel ended, if attaching would add no information: a caller was attached before, or all entries are
-    /// acknowledged. `None` if the kernel may be running, and if the agent does not answer.
+    /// acknowledged. `None` if the kernel may be running or the agent does not answer.
     pub(super) async fn known_end(&self) -> Option<Exit> {
         if let Phase::Exited(exit) = &*self.phase.borrow()
             && self.is_attached()
@@ -199,7 +199,7 @@ impl AgentKernel {
         }
     }
 
-    /// Waits for the agent to deliver its last entries and end, then removes its files. Does not block the caller.
+    /// Spawns a task that waits for the agent to deliver its last entries and end, and then removes its files.
     fn remove_once_gone(&self) {
         let (place, kernels, this) = (self.place(), self.kernels.clone(), self.this.clone());
         let id = place.record().id;

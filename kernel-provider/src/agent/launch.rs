@@ -23,8 +23,8 @@ pub struct Launch {
     pub env: BTreeMap<String, String>,
     /// Variables of the agent's environment that take precedence over the kernelspec's.
     pub inherit_over_kernelspec: BTreeSet<String>,
-    /// Whether the kernel inherits all variables of the agent's environment, because these are the kernel's own. Otherwise
-    /// it inherits no tokens of servers.
+    /// Whether the kernel inherits all variables of the agent's environment, as in a container that has only the
+    /// kernel's variables. Otherwise it does not inherit servers' tokens, such as `JUPYTER_TOKEN`.
     #[serde(default)]
     pub inherit_all: bool,
     /// The kernel's working directory; `None` for the agent's.
@@ -43,17 +43,18 @@ pub struct Launch {
     pub transport: Option<Transport>,
     /// The first and last TCP port that kernels may use; `None` for any.
     pub ports: Option<(u16, u16)>,
-    /// The interpreter for kernelspecs whose command is just `python`. A name without a folder is searched on the `PATH`.
+    /// The interpreter for kernelspecs whose command is just `python`. A bare name is searched for on the `PATH`.
     pub python: Option<PathBuf>,
     /// A command to which the kernel's command is appended as arguments.
     pub command_prefix: Vec<String>,
     /// Maximum size of the agent's log, in bytes of entries that are not acknowledged.
     pub spool_bytes: u64,
-    /// How long an idle kernel's agent waits for a connection before it ends the kernel and itself; `None` for no
-    /// limit.
+    /// How long the agent of a kernel that is idle or has ended waits for a connection before it ends the kernel and
+    /// itself; `None` for no limit.
     pub orphan_timeout: Option<Duration>,
-    /// How long the agent outlives a kernel that has ended by itself, so that it can be restarted; `None` for no limit. The
-    /// agent stays longer if the kernel's last entries are not acknowledged yet. It ends with the kernel's exit code.
+    /// How long the agent outlives a kernel that has ended by itself, so that the kernel can be restarted; `None` for
+    /// no limit. The agent stays longer if the kernel's last entries are not acknowledged yet. Its exit code is the
+    /// kernel's.
     #[serde(default)]
     pub linger: Option<Duration>,
 }

@@ -178,9 +178,9 @@ impl MessageSender {
     /// Queues a message in the layout of `v1.kernel.websocket.jupyter.org`. Its `number` must be larger than the number
     /// of the channel's previous message.
     ///
-    /// Waits until the agent has accepted the previous message, and while the kernel's process is not running. A queued
-    /// message reaches the process even if the link reconnects, unless the process ends first. A cancelled call queues
-    /// nothing.
+    /// Waits while another message of the channel is queued. A queued message is sent once the agent has accepted the
+    /// previous one and the kernel's process is running. It reaches the process even if the link reconnects, unless the
+    /// process ends first. A cancelled call queues nothing.
     ///
     /// # Errors
     /// [`LinkClosed`] if the agent is gone.

@@ -109,7 +109,7 @@ impl fmt::Debug for AgentKernels {
     }
 }
 
-/// Guards an agent until its launch succeeds. Dropping it removes the agent.
+/// Guards an agent until its launch succeeds. If the guard is dropped before that, the agent is removed.
 struct PlaceGuard {
     place: Option<Arc<dyn Place>>,
     removing: TaskTracker,
@@ -129,7 +129,8 @@ impl Drop for PlaceGuard {
 }
 
 impl AgentKernels {
-    /// Creates the kernels of a placement. `found` are its running agents. Must be called in a tokio runtime.
+    /// Creates the set of a placement's kernels. `found` has the agents that run already. Must be called in a tokio
+    /// runtime.
     #[must_use]
     pub fn new(placement: Arc<dyn Placement>, found: Vec<Arc<dyn Place>>) -> Self {
         let kernels = Self {

@@ -28,7 +28,7 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_s
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Interval of pings.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// After this long without a frame, the connection counts as lost.
+/// After this long without a frame, the connection counts as lost. Also the write timeout.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How many bytes of entries the agent may send before the reader consumes some of them.
 pub(super) const WINDOW: u64 = 2 << 20;
@@ -177,7 +177,10 @@ impl Session {
             }
             FromAgent::Pong => {}
             FromAgent::Welcome(_) | FromAgent::Refused(_) => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a second welcome"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a welcome or refusal that is not the first frame",
+                ));
             }
         }
         Ok(())
@@ -236,7 +239,7 @@ pub(super) async fn run(
             Err(error) => error,
         };
         let pause = backoff.next_pause();
-        debug!(%error, ?pause, "the agent is not connected");
+        debug!(%error, ?pause, "not connected to the agent");
         // Closing the link ends the pause.
         let _ = timeout(pause, closed.cancelled()).await;
     }

@@ -1,4 +1,4 @@
-//! TLS for links over TCP. The agent has a certificate of its own, which the gateway pins; the token in the first frame
+//! TLS for links over TCP. Each agent has its own certificate, which the gateway pins. The token in the first frame
 //! authenticates the gateway.
 
 use std::fmt;
@@ -50,7 +50,7 @@ impl TlsIdentity {
         Ok(der.into())
     }
 
-    /// Returns the agent's end.
+    /// Returns the agent's side of the TLS handshake.
     ///
     /// # Errors
     /// [`io::Error`] if the certificate or the key is invalid.
@@ -67,7 +67,7 @@ impl TlsIdentity {
         Ok(Arc::new(config).into())
     }
 
-    /// Returns the gateway's end, which accepts this certificate only.
+    /// Returns the gateway's side of the TLS handshake, which accepts only this certificate.
     ///
     /// # Errors
     /// [`io::Error`] if the certificate is invalid.
@@ -86,7 +86,7 @@ impl TlsIdentity {
     }
 }
 
-/// Connects to an agent with one certificate.
+/// Connects to an agent that has the pinned certificate, and to no other.
 #[derive(Clone)]
 pub struct PinnedConnector(TlsConnector);
 
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_back_from_json() {
+    fn an_identity_is_read_back_from_json() {
         let made = TlsIdentity::generate().unwrap();
         let json = serde_json::to_string(&made).unwrap();
         let read: TlsIdentity = serde_json::from_str(&json).unwrap();

@@ -57,7 +57,7 @@ pub async fn a_shutdown_without_grace_kills_the_kernel(subject: &dyn Subject) ->
     check_nothing_left(subject, &*provider).await
 }
 
-/// The death of a killed kernel is reported with its cause, without a request.
+/// The end of a killed kernel is reported to its handle, with a cause other than a request.
 pub async fn reports_the_death_of_a_kernel(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;
@@ -80,7 +80,7 @@ pub async fn reports_the_death_of_a_kernel(subject: &dyn Subject) -> Outcome {
         matches!(kernel.interrupt().await, Err(ProviderError::Gone(_))),
         "a dead kernel can be interrupted"
     );
-    // Its id can be launched again.
+    // The kernel's id can be launched again.
     let again = launch(subject, &*provider, record.id).await?;
     check_answers(subject, &*again).await?;
     shutdown(subject, &*again).await?;

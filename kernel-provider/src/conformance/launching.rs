@@ -138,7 +138,7 @@ pub async fn reports_a_death_at_start(subject: &dyn Subject) -> Outcome {
         other => return Err(unexpected("Died", other.err())),
     }
     check_nothing_left(subject, &*provider).await?;
-    // Its id is free again.
+    // The kernel's id is free again.
     let kernel = launch(subject, &*provider, id).await?;
     shutdown(subject, &*kernel).await.map(drop)
 }
@@ -203,7 +203,7 @@ pub async fn launches_concurrently(subject: &dyn Subject) -> Outcome {
 pub async fn a_cancelled_launch_leaves_nothing(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let id = KernelId::random();
-    // The silent kernel would otherwise run forever.
+    // If the cancelled launch left a silent kernel behind, it would not end by itself.
     for spec in [subject.silent_spec(), subject.spec()] {
         for stage in [None, Some(LaunchStage::Scheduled), Some(LaunchStage::Starting)] {
             let (reached, mut wait) = tokio::sync::watch::channel(false);

@@ -17,7 +17,8 @@
 //! and interrupts, restarts and ends ([`KernelHandle`]). The linked items document the requirements. Code in the kernel
 //! must see its environment and working directory, stop on an interrupt, and leave no process behind.
 //!
-//! The cases wait for events, never for time to pass. Each has its own subject, so they can run concurrently.
+//! The cases wait for events and poll for leftovers; none relies on a fixed delay. Each has its own subject, so they
+//! can run concurrently.
 
 mod ending;
 mod launching;
@@ -67,8 +68,8 @@ pub trait Subject: Send + Sync {
     /// For ipykernel: [`Probe::in_python`].
     fn code(&self, probe: &Probe) -> Option<String>;
 
-    /// The connection information with which this process reaches the kernel's sockets. By default it is the handle's;
-    /// another one leads into a place that only the kernel's agent can reach.
+    /// The connection information with which this process reaches the kernel's sockets, by default that of the handle.
+    /// If only the kernel's agent can reach the sockets, as in a pod, a subject returns that of a tunnel to them.
     async fn connection(&self, kernel: &dyn KernelHandle) -> Result<ConnectionInfo, ProviderError> {
         kernel.connection().await
     }
@@ -107,7 +108,7 @@ pub trait Subject: Send + Sync {
 
 /// How long to wait for a kernel's answer before the request is repeated.
 const REPEAT_AFTER: Duration = Duration::from_secs(5);
-/// Output of the failing kernels.
+/// Output of the kernels that die or stay silent.
 pub const LAST_WORDS: &str = "these are the last words";
 
 /// Why a case failed.
@@ -193,7 +194,7 @@ async fn expect<T, E: fmt::Display>(
         .map_err(|error| Failure::new(format!("{what}: {error}")))
 }
 
-/// A launch of the subject's kernelspec, with a generous timeout.
+/// A request to launch the subject's kernelspec, with a generous timeout.
 fn launch_request(subject: &dyn Subject, id: KernelId) -> LaunchRequest {
     let mut request = LaunchRequest::new(id, subject.spec());
     request.timeout = subject.step_timeout();

@@ -77,7 +77,7 @@ pub async fn a_record_is_serializable_without_secrets(subject: &dyn Subject) -> 
     Ok(())
 }
 
-/// Records of other providers and of gone kernels have different errors.
+/// Attaching fails with different errors for a record of another provider and for a kernel that is gone.
 pub async fn refuses_foreign_and_gone_records(subject: &dyn Subject) -> Outcome {
     let provider = subject.open().await;
     let kernel = launch(subject, &*provider, KernelId::random()).await?;

@@ -1,7 +1,7 @@
 use jupyter_protocol::content::{ExecuteReply, ExecuteRequest, KernelInfoReply, LanguageInfo, ReplyError};
 use jupyter_protocol::kernel::{Context, Kernel, async_trait};
 
-/// Prints the code that it executes.
+/// A kernel that prints the code that it is to execute.
 pub(super) struct Echo;
 
 #[async_trait]

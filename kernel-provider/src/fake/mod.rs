@@ -46,8 +46,8 @@ use crate::{
 
 /// A provider of fake kernels.
 ///
-/// A clone acts as the provider of a restarted embedder: it lists and attaches to the same kernels. The kernels end
-/// when the last provider and handle are dropped.
+/// A clone acts as the provider of a restarted embedder: it lists and attaches to the same kernels. A kernel ends when
+/// all clones and all handles of the kernel are dropped.
 #[derive(Clone)]
 pub struct FakeProvider {
     name: String,

@@ -27,7 +27,7 @@ pub(super) enum Behaviour {
 }
 
 impl FakeSpec {
-    /// A kernel that prints the code that it executes.
+    /// A kernel that prints the code that it is to execute.
     #[must_use]
     pub fn echo() -> Self {
         Self::kernel(|| Echo)
@@ -40,7 +40,7 @@ impl FakeSpec {
         })))
     }
 
-    /// Every launch reports that the kernel starts and then fails with this error.
+    /// A kernelspec whose launches report that the kernel starts, and then fail with this error.
     #[must_use]
     pub fn failing(error: LaunchError) -> Self {
         Self::new(Behaviour::Fails(error))

@@ -18,9 +18,9 @@ use super::{DiskOptions, StoreError};
 const RESERVE_BYTES: u64 = 8 << 20;
 /// How many bytes are written between two checks of the free space.
 const CHECK_EVERY: u64 = 1 << 20;
-/// Maximum number of files of closed logs that wait to be synced. Beyond that, the whole disk is synced.
+/// Maximum number of files in [`UnsyncedFiles`]. Beyond that, the whole disk is synced.
 const MAX_UNSYNCED: usize = 4096;
-/// The file with [`Machine`].
+/// The file that contains [`Machine`] as JSON.
 const MACHINE: &str = "machine.json";
 /// The file of a log's owner, in the log's folder.
 const OWNER: &str = "owner";
@@ -45,11 +45,11 @@ pub(super) struct Folder {
     lock: File,
     cycle: u64,
     is_closed: AtomicBool,
-    /// Whether the last write found no room.
+    /// Whether the last check found no room.
     is_full: AtomicBool,
     /// Bytes that may be written before the free space is checked.
     unchecked: AtomicU64,
-    /// Files of closed logs.
+    /// Files that the next [`sync`](Self::sync) has to sync, such as those of closed logs.
     unsynced: Mutex<UnsyncedFiles>,
     /// Whether a sync failed. Its data may be lost even if a later sync succeeds.
     has_lost_sync: AtomicBool,
@@ -193,12 +193,12 @@ impl Folder {
         self.expect_room(0)
     }
 
-    /// Records that a write failed although there seemed to be room.
+    /// Records that a write failed, so that the next one checks the free space.
     pub(super) fn failed_to_write(&self) {
         self.unchecked.store(0, Ordering::Relaxed);
     }
 
-    /// Adds files of a closed log to the next [`sync`](Self::sync).
+    /// Leaves files, such as those of a closed log, to the next [`sync`](Self::sync).
     pub(super) fn sync_later(&self, files: Vec<PathBuf>) {
         let mut unsynced = self.unsynced();
         unsynced.files.extend(files);
@@ -214,7 +214,7 @@ impl Folder {
         self.sync_later(files);
     }
 
-    /// Syncs the files of closed logs.
+    /// Syncs the files that were [left to this](Self::sync_later).
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         let UnsyncedFiles { files, is_all } = std::mem::take(&mut *self.unsynced());
         let files: Vec<_> = files.into_iter().collect();

@@ -28,7 +28,8 @@ pub(super) enum Kind {
     Entries,
     /// Retention dropped the entries before `first`, which had `bytes_before` bytes.
     Kept,
-    /// The store refused entries up to `last`, or may have lost them. Their numbers are not reused.
+    /// The store refused entries, whose numbers must not be reused. `last` is at least the last of them: further
+    /// numbers are marked in advance, and are free again once a block is stored.
     Skipped,
     /// The [totals](Totals) and the offsets of the segment so far. `first` is 1 if the log was closed with it.
     Summary,
@@ -259,7 +260,8 @@ pub(super) struct Totals {
     pub(super) kept_from_bytes: u64,
     /// The last entry.
     pub(super) last: u64,
-    /// See [`Kind::Skipped`].
+    /// The last number that must not be reused because its entry was refused (see [`Kind::Skipped`]) or may be lost; 0
+    /// if there is none.
     pub(super) skipped: u64,
     /// Bytes of all blocks, including dropped ones.
     pub(super) bytes: u64,

@@ -1,7 +1,7 @@
 //! The index of a log: the newest updates in memory, the others in [index files](super::index_file).
 //!
-//! The updates are also in the frames of the segments, so index files are not synced when they are written. They are
-//! synced before the segments whose updates they contain and the files that they replace are removed.
+//! The updates are also in the frames of the segments, so index files are not synced when they are written. A file is
+//! synced before the segments whose updates it contains, or the files that it replaces, are removed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +20,7 @@ use crate::IndexUpdate;
 const FILE_BYTES: usize = 64 << 10;
 /// Maximum number of replaced files that wait for a sync.
 const MAX_REPLACED: usize = 8;
-/// Maximum number of segments whose updates are only in memory. Opening a log reads these segments.
+/// Maximum number of complete segments whose updates are in no index file. Opening a log reads these segments.
 const SEGMENTS: u64 = 8;
 
 /// The index of a log.
@@ -140,7 +140,7 @@ impl Files {
         Ok(None)
     }
 
-    /// At most `limit` records with keys from `start` (inclusive) to `end` (exclusive). Those in `recent` are newer
+    /// At most `limit` records with keys from `start` (inclusive) to `end` (exclusive). Updates in `recent` are newer
     /// than the files.
     pub(super) fn scan(
         &self,
@@ -230,7 +230,7 @@ impl Files {
     }
 }
 
-/// Merges files, oldest first. Removals are dropped if there is no older file.
+/// Merges files, which are given oldest first. Removals are dropped if there is no older file.
 fn merge(folder: &Path, files: &[Arc<IndexFile>], is_oldest: bool) -> io::Result<IndexFile> {
     let covered = Covered {
         from: files.first().map_or(1, |file| file.covered.from),

@@ -135,7 +135,7 @@ impl IndexFile {
         Ok(index_file)
     }
 
-    /// Size of the records in bytes.
+    /// Size of the records in bytes, including [`MAGIC`].
     pub(super) fn bytes(&self) -> u64 {
         self.offsets_at
     }
@@ -174,8 +174,8 @@ impl IndexFile {
         Ok(record.filter(|(found, _)| **found == *key))
     }
 
-    /// The records with keys from `start` (inclusive) to `end` (exclusive; `None` for all later keys), in this
-    /// direction.
+    /// The records with keys from `start` (inclusive) to `end` (exclusive; `None` for all later keys), in key order, or
+    /// in reverse with `newest_first`.
     pub(super) fn range(&self, start: &[u8], end: Option<&[u8]>, newest_first: bool) -> io::Result<Cursor> {
         let mut reader = self.reader()?;
         let from = reader.first_at_or_after(start)?;
@@ -213,7 +213,7 @@ fn hash(mut reader: impl Read) -> io::Result<u64> {
     }
 }
 
-/// Writes the records, and returns their number and the offset of the offsets.
+/// Writes the records, and returns their number and the position of the offsets.
 fn write_to(file: File, records: impl Iterator<Item = io::Result<Record>>) -> io::Result<(u64, u64)> {
     let mut out = BufWriter::new(file);
     out.write_all(MAGIC)?;

@@ -1,4 +1,4 @@
-//! A log on disk: its segments, its index, and where they end.
+//! A log on disk: its segments and its index.
 
 mod reading;
 mod syncing;
@@ -125,7 +125,7 @@ impl DiskLog {
         )
     }
 
-    /// A panic while the lock is held cannot leave part of a frame.
+    /// Locks the writer, even after a panic, which cannot leave part of a frame.
     fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -48,7 +48,7 @@ struct SharedStore {
     syncing: Mutex<()>,
 }
 
-/// A handle of an open log. The last one closes it.
+/// A handle of an open log. Dropping the last one closes the log.
 struct Handle {
     log: Arc<DiskLog>,
     shared: Arc<SharedStore>,

@@ -46,7 +46,8 @@ impl Name {
             number: number.parse().ok()?,
             first: first.parse().ok()?,
         };
-        // A number that is written differently is the name of another file. The largest number has no successor.
+        // Names that are written differently, for example with fewer zeros, are those of other files. The largest
+        // number has no successor.
         (parsed.number < u64::MAX && parsed.to_string() == name).then_some(parsed)
     }
 
@@ -68,7 +69,7 @@ pub(super) struct Header {
     pub(super) epoch: Epoch,
     /// When the log was created, in µs.
     pub(super) created: i64,
-    /// Seed of all checksums of the segment.
+    /// Seed of the checksums of the segment's frames.
     pub(super) salt: u64,
     /// See [`Folder::cycle`](super::folder::Folder::cycle).
     pub(super) cycle: u64,

@@ -1,5 +1,5 @@
-//! A log's index: a stream with one subject per key. The subject has a token for each of the key's first bytes, so that
-//! the server can find ranges of keys; the message has the whole key.
+//! A log's index: a stream with one subject per key. The subject has a token for each of the key's first 200 bytes, so
+//! that the server can find ranges of keys; the message has the whole key.
 
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
@@ -44,7 +44,7 @@ impl Record {
 
 impl Index {
     fn subject_of(&self, key: &[u8]) -> String {
-        let mut subject = self.subject_before(&key[..key.len().min(IN_SUBJECT)]);
+        let mut subject = self.subject_prefix(&key[..key.len().min(IN_SUBJECT)]);
         match key.get(IN_SUBJECT..) {
             Some(rest) if !rest.is_empty() => {
                 subject.push_str(".h");
@@ -57,7 +57,7 @@ impl Index {
         subject
     }
 
-    fn subject_before(&self, key: &[u8]) -> String {
+    fn subject_prefix(&self, key: &[u8]) -> String {
         let mut subject = self.subject.clone();
         for byte in key {
             subject.push_str(&format!(".{byte:02x}"));
@@ -101,7 +101,7 @@ impl Index {
             .take_while(|(a, b)| a == b)
             .count()
             .min(IN_SUBJECT);
-        let filter = format!("{}.>", self.subject_before(&start[..shared]));
+        let filter = format!("{}.>", self.subject_prefix(&start[..shared]));
         let mut subjects: Vec<(Vec<u8>, String)> = self
             .stream
             .info_with_subjects(filter)

@@ -14,17 +14,20 @@ use crate::{Block, IndexUpdate, Seq};
 
 pub(super) const HEAD: usize = 52;
 
-/// Information about the whole block, which each part repeats.
+/// Information about the block, which each part repeats, and the number of the part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     /// Random number of the writer.
     pub(super) writer: u64,
+    /// Number of this part, counted from 0.
     pub(super) part: u32,
+    /// Number of parts of the block.
     pub(super) parts: u32,
     pub(super) first: Seq,
     pub(super) last: Seq,
     /// Total size of all earlier blocks.
     pub(super) bytes_before: u64,
+    /// When the first entry was appended, in µs.
     pub(super) time: i64,
 }
 
@@ -35,7 +38,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// `None` if the message is not a part.
+    /// Decodes a message; `None` if it is not a valid part.
     pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
         if bytes.len() < HEAD {
             return None;

@@ -18,7 +18,7 @@ use crate::{Block, Seq};
 /// Bytes to read from a file at a time.
 const MIN_READ: usize = 16 << 10;
 const MAX_READ: usize = 1 << 20;
-/// How often a read is retried because files that it needs were replaced.
+/// How often a read is retried because files that it needs were replaced or removed.
 const RETRIES: usize = 8;
 
 /// A segment, with the salt from its header once that was read.
@@ -65,7 +65,7 @@ impl Segment {
 /// A segment, as it was when a read began.
 pub(super) struct View {
     pub(super) segment: Arc<Segment>,
-    /// The end of its readable bytes and where to start; `None` for a complete segment.
+    /// The end of its readable bytes, and where to start; `None` for a complete segment, whose summary has the offsets.
     newest: Option<(u64, u64)>,
 }
 

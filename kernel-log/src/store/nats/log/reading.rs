@@ -84,7 +84,7 @@ impl NatsLog {
             .ok_or_else(|| StoreError::damaged(self.id, format!("message {number} of its stream is invalid")))
     }
 
-    /// The whole block at or after this message, and the number of the message after it.
+    /// The first complete block that begins at this message or later, and the number of the message after the block.
     pub(super) async fn block_from(&self, mut number: u64) -> Result<Option<(Found, u64)>, StoreError> {
         let mut found: Option<(Found, BytesMut)> = None;
         while let Some(message) = self.message_at(number).await? {
@@ -119,7 +119,7 @@ impl NatsLog {
                 };
                 found = Some((whole, BytesMut::from(&part.entries[..])));
             } else if !fits {
-                // The rest of a block that was interrupted or whose start was dropped.
+                // The rest of a block whose write was interrupted or whose start was dropped.
                 found = None;
             } else if let Some((mut whole, mut entries)) = found.take() {
                 entries.extend_from_slice(&part.entries);
@@ -134,7 +134,7 @@ impl NatsLog {
         Ok(None)
     }
 
-    /// The last whole block or index update.
+    /// The last complete block or index update, unless it begins before message `first`.
     pub(super) async fn last_block(&self, first: u64) -> Result<Option<Found>, StoreError> {
         let mut number = self.last_message.load(Ordering::Relaxed);
         while number >= first {

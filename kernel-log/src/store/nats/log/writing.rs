@@ -27,7 +27,7 @@ pub(super) struct Writing {
 
 impl NatsLog {
     pub(super) fn writing(&self) -> MutexGuard<'_, Writing> {
-        // A panic while the lock is held leaves old information, which is validated when it is used.
+        // A panic while the lock is held leaves outdated state, which is validated when it is used.
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,7 +163,7 @@ impl NatsLog {
             let action = format!("append to the log of kernel {}", self.id);
             return Err(failed(
                 &action,
-                "another gateway has written it; detach the kernel here",
+                "another gateway has written to this log; only one gateway at a time may use the kernel",
             ));
         }
         if last < known {
