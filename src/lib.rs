@@ -24,9 +24,9 @@
 //!
 //! # Layers
 //!
-//! Every item is at this crate's root, or in a module that is named after the layer: [`protocol`] (the messages, and
-//! the wire), [`log`], `local` and `k8s` (providers), [`fold`] (messages to a notebook's outputs), `resume` and `rest`
-//! (the clients of a gateway).
+//! Every item is at this crate's root, or in a module that is named after the layer: [`protocol`] (messages and their
+//! transport), [`log`], `local` and `k8s` (providers), [`fold`] (turns messages into a notebook's outputs), `resume`
+//! and `rest` (the clients of a gateway).
 //!
 //! # Features
 //!

@@ -28,6 +28,7 @@ struct PodConnect {
     tls: PinnedConnector,
 }
 
+/// The network path to an agent.
 pub(crate) enum Way {
     /// The pod's IP address.
     PodAddress(String),
@@ -42,13 +43,18 @@ impl fmt::Debug for AgentRoute {
 }
 
 impl AgentRoute {
-    /// `launch` is that of the agent, from the pod's Secret.
+    /// Creates the route. `launch` is the agent's `launch.json` from the pod's Secret.
     ///
     /// # Errors
-    /// [`ProviderError`] if it is invalid.
+    /// [`ProviderError`] if `launch` is invalid.
     pub(crate) fn new(way: Way, launch: &[u8]) -> Result<Self, ProviderError> {
         // The parse error is left out because it could reveal the token.
-        let invalid = || ProviderError::failed("connect to the kernel's agent", "its Secret is invalid; shut it down");
+        let invalid = || {
+            ProviderError::failed(
+                "connect to the kernel's agent",
+                "the Secret of its pod is invalid; shut the kernel down",
+            )
+        };
         let launch: Launch = serde_json::from_slice(launch).map_err(|_| invalid())?;
         let Listen::Tls { port, identity } = launch.listen else {
             return Err(invalid());
@@ -75,12 +81,12 @@ impl AgentRoute {
         *crate::lock(&self.link) = None;
     }
 
-    /// The error for a link that is refused because another program is connected.
+    /// Returns an error if the agent has refused the link because another program is connected.
     pub(crate) fn check_free(&self) -> Result<(), ProviderError> {
         if self.link().refused() != Some(Refused::Busy) {
             return Ok(());
         }
-        let reason = "another gateway is connected to it; end that gateway, or use it";
+        let reason = "another gateway is connected to the agent; end that gateway, or use it";
         Err(ProviderError::failed("connect to the kernel's agent", reason))
     }
 

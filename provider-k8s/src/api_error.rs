@@ -6,7 +6,7 @@ use std::time::Duration;
 use kernel_provider::{LaunchError, ProviderError};
 use kube::runtime::watcher;
 
-/// Time limit of one call. The client's own default is minutes.
+/// Time limit of one call, including the client's retries. An embedder's client may have no limit of its own.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Makes one call, with a time limit.
@@ -84,7 +84,7 @@ impl CallError {
     }
 }
 
-/// The message of a watch's error, without its source chain.
+/// The message of a failed watch, without [`watcher`]'s own prefix.
 pub(crate) fn watch_error_text(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)

@@ -44,8 +44,9 @@ pub(crate) struct Cluster {
     pub(crate) pods: Api<Pod>,
     secrets: Api<Secret>,
     pub(crate) pod_cache: Arc<PodCache>,
+    /// Whether kernels are reached through port-forwards.
     forwards: bool,
-    /// Cleanup tasks of cancelled launches.
+    /// Tasks that remove the pods of cancelled launches, and of kernels with agents that were shut down.
     pub(crate) cleanup: TaskTracker,
     /// Cancels waiting for pods that a cancelled launch may still create.
     pub(crate) stop_late_cleanup: CancellationToken,

@@ -1,4 +1,4 @@
-//! A kernel's handle, and the task that watches its pod.
+//! A kernel, its handle, and the task that watches its pod.
 
 mod agent;
 mod restart;
@@ -28,7 +28,7 @@ use crate::registry::Registry;
 use crate::route::Route;
 use crate::start::Ready;
 
-/// Time limit for the exit event after a pod's deletion. It is exceeded only if the watch is broken.
+/// How long the watch may take to report a pod's deletion or end. It takes longer only if it is broken.
 const EXIT_EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A kernel of a [`K8sProvider`](crate::K8sProvider).
@@ -57,7 +57,7 @@ struct KernelState {
 }
 
 impl K8sKernel {
-    /// Creates the handle of a running kernel and starts to watch its pod.
+    /// Creates the `K8sKernel` of a running pod and starts to watch the pod.
     pub(crate) fn running(cluster: &Arc<Cluster>, registry: &Arc<Registry>, id: KernelId, ready: Ready) -> Arc<Self> {
         let ended = ready.route.reported_exit();
         let kernel = Arc::new(Self {
@@ -131,13 +131,13 @@ impl K8sKernel {
 
     /// Records the end of the kernel.
     fn exited(&self, mut exit: Exit) {
-        // The pod of a kernel with an agent ends later than the kernel.
+        // With an agent, the kernel's exit is recorded before its pod ends.
         if self.exit().is_some() {
             return;
         }
         if crate::lock(&self.state).is_ending {
             exit.cause = ExitCause::Requested;
-            // The pod of a kernel with an agent still exists.
+            // With an agent, the pod still exists, and the kernel is forgotten once the pod is removed.
             if self.route().agent().is_none() {
                 self.forget();
             }

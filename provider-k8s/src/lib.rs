@@ -1,8 +1,8 @@
 #![doc = include_str!("../README.md")]
 //! [`K8sProvider`] is a [`KernelProvider`](kernel_provider::KernelProvider). Each kernel is a bare pod without a
-//! controller, because a kernel's state cannot be recreated. The kernel's key and environment are in an immutable
-//! Secret that is owned by the pod and deleted with it. The provider stores nothing itself: the cluster is the only
-//! record of which kernels run.
+//! controller, because a kernel's state cannot be recreated. The kernel's key and the launch's environment variables
+//! are in an immutable Secret that is owned by the pod and deleted with it. The provider stores nothing itself: the
+//! cluster is the only record of which kernels run.
 //!
 //! # Kernelspecs
 //!
@@ -31,9 +31,9 @@
 //!
 //! The other keys are `image_pull_policy`, `gpu_resource` (default `nvidia.com/gpu`), `working_dir`, `run_as_user`
 //! (default 1000), `run_as_group` (default 100), `writable_connection_file`, `restart_in_place` and `warm_pool`. The
-//! template's container named `kernel` becomes the kernel's container. Enterprise Gateway's kernelspecs, with
-//! `metadata.process_proxy` or `metadata.kernel_provisioner`, work unchanged. The provider does not use their launcher:
-//! it starts the kernel in the image directly.
+//! template's container named `kernel` becomes the kernel's container. Enterprise Gateway's kernelspecs for Python and
+//! R, with `metadata.process_proxy` or `metadata.kernel_provisioner`, work unchanged. The provider does not use their
+//! launcher: it starts the kernel in the image directly.
 //!
 //! Any image that contains the kernel works: the connection file is mounted, and the kernel listens on fixed ports.
 //! ipykernel before 6.29 writes to the connection file, so kernels started by a Python interpreter get a writable copy
@@ -41,8 +41,9 @@
 //!
 //! Restarting a kernel that a Python interpreter started keeps its pod, and with it the node, the volumes and
 //! everything installed into the container. `restart_in_place` turns this on or off for any kernel. A restart in place
-//! needs `sh`, `cat`, `mkfifo`, `mv` and `rm` in the image, and a kernel that installs its own handler for SIGINT. If
-//! the pod is gone, or the kernelspec has changed since the pod was created, a restart creates a new pod.
+//! needs `sh`, `cat`, `mkfifo`, `mv` and `rm` in the image, and a kernel that installs its own handler for SIGINT,
+//! because the shell that starts the kernel makes it ignore this signal. If the pod is gone, or the kernelspec has
+//! changed since the pod was created, a restart creates a new pod.
 //!
 //! # Warm pools
 //!
@@ -62,14 +63,15 @@
 //!
 //! # Agents
 //!
-//! With [`K8sOptions::with_agent_image`], the process 1 of a kernel's container is `kernelmux-agent`: it starts the kernel,
-//! records its messages, and outlives this program, so that no message is lost. An init container of that image copies the
-//! program into the pod. [`KernelHandle::agent`](kernel_provider::KernelHandle::agent) is the link to it, over TLS to port
-//! 9300 of the pod, or through one port-forward. The kernel's sockets are inside the pod, so
-//! [`connection`](kernel_provider::KernelHandle::connection) is of no use outside. Restarts and interrupts need neither a
-//! shell in the image nor `pods/exec`, and any kernel is restarted in place unless `restart_in_place` is `false`.
+//! With [`K8sOptions::with_agent_image`], process 1 of a kernel's container is `kernelmux-agent`: it starts the kernel,
+//! records its messages, and outlives this program, so that no message is lost. An init container of that image copies
+//! `kernelmux-agent` into the pod. [`KernelHandle::agent`](kernel_provider::KernelHandle::agent) is the link to the
+//! agent, over TLS to port 9300 of the pod, or through one port-forward. The kernel's sockets are inside the pod, so
+//! [`connection`](kernel_provider::KernelHandle::connection) is of no use outside. Restarts and interrupts need neither
+//! a shell in the image nor `pods/exec`, and any kernel is restarted in place unless `restart_in_place` is `false`.
 //!
-//! One program at a time can be connected to an agent. Until it disconnects, another provider that attaches waits.
+//! Only one program at a time can be connected to an agent. A provider that attaches waits until the previous program
+//! disconnects.
 //!
 //! # kube and k8s-openapi
 //!

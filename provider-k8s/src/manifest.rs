@@ -162,8 +162,9 @@ impl Manifest {
 
     /// Stable hash of the kernelspec, settings and environment, usable as a label value.
     ///
-    /// It ignores names, keys, tokens, the owner, the request's annotations and the launch time, so equal pods have
-    /// equal fingerprints.
+    /// It ignores object names, keys, tokens, the owner, the request's annotations and the launch time, so equal pods
+    /// have equal fingerprints. It also ignores an agent's launch, which contains keys, and with it the kernelspec's
+    /// `argv`.
     pub(crate) fn fingerprint(&self) -> String {
         let mut pod = self.pod.clone();
         pod.metadata.name = None;

@@ -9,9 +9,9 @@ use kernel_provider::KernelRecord;
 
 /// The container that runs the kernel.
 pub(crate) const CONTAINER: &str = "kernel";
-/// The volume with the connection file.
+/// The volume with the connection file, or with an agent's launch.
 pub(crate) const VOLUME: &str = "kernelmux-connection";
-/// Mount path of the connection file's volume.
+/// Mount path of this volume.
 pub(crate) const CONNECTION_DIR: &str = "/run/kernelmux";
 /// The connection file's path in the pod.
 pub(crate) const CONNECTION_FILE: &str = "/run/kernelmux/connection.json";
@@ -24,7 +24,8 @@ pub(crate) const CONNECTION_KEY: &str = "connection.json";
 /// The key of the agent's launch in the Secret, and its path in the pod.
 pub(crate) const LAUNCH_KEY: &str = "launch.json";
 pub(crate) const LAUNCH_FILE: &str = "/run/kernelmux/launch.json";
-/// The volume with the agent's program and files, and the init container that copies the program into it.
+/// The name of the agent's program, of the volume with the program and the agent's files, and of the init container
+/// that copies the program into the volume.
 pub(crate) const AGENT: &str = "kernelmux-agent";
 /// Mount path of the agent's volume.
 pub(crate) const AGENT_DIR: &str = "/kernelmux";

@@ -57,11 +57,12 @@ pub struct K8sOptions {
     /// pod is still in such a state after this time, or after [`wait_for_room`](Self::wait_for_room) if that is longer.
     pub orphaned_after: Duration,
     /// The image with the program `kernelmux-agent`. If set, each new kernel has an agent in its pod: a process that
-    /// starts it, records its messages, and outlives this program. No message is lost while this program is not running.
-    /// `None` starts kernels directly.
+    /// starts the kernel, records its messages, and outlives this program. No message is lost while this program is not
+    /// running. `None` starts kernels directly.
     pub agent_image: Option<String>,
-    /// The most bytes of messages that an agent keeps for this program. Beyond that, a kernel that can wait does so, and
-    /// otherwise the oldest messages are dropped.
+    /// How many bytes of a kernel's messages its agent keeps until this program has stored them. Beyond that, a kernel
+    /// that can block on its output does so. For any other kernel, the oldest messages are dropped, and a gap is
+    /// reported.
     pub spool_bytes: u64,
     /// How long the agent of an idle kernel waits for a connection before it ends the kernel and the pod; `None` for no
     /// limit.
@@ -154,7 +155,7 @@ impl K8sOptions {
         self
     }
 
-    /// Sets the most bytes of messages that an agent keeps for this program.
+    /// Sets how many bytes of a kernel's messages its agent keeps until this program has stored them.
     #[must_use]
     pub fn with_spool_bytes(mut self, spool_bytes: u64) -> Self {
         self.spool_bytes = spool_bytes;
@@ -168,7 +169,7 @@ impl K8sOptions {
         self
     }
 
-    /// The agents of new kernels; `None` if they have none.
+    /// Parameters of the agents of new kernels; `None` if they have no agents.
     pub(crate) fn agent(&self) -> Option<AgentParams<'_>> {
         Some(AgentParams {
             image: self.agent_image.as_deref()?,
@@ -183,10 +184,10 @@ impl K8sOptions {
         settings.volume_mounts.splice(0..0, self.volume_mounts.iter().cloned());
     }
 
-    /// Reads the volumes for all kernels from the server's environment, as Enterprise Gateway does.
+    /// Reads the volumes for all kernels from environment variables, as Enterprise Gateway does.
     ///
-    /// The variables are `KERNEL_VOLUMES` and `KERNEL_VOLUME_MOUNTS`, each a YAML list. `lookup` returns a variable's
-    /// value. Unset and empty variables are ignored.
+    /// The variables are `KERNEL_VOLUMES` and `KERNEL_VOLUME_MOUNTS`, each a YAML list. `lookup` returns the value of a
+    /// variable of this program. Unset and empty variables are ignored.
     ///
     /// # Errors
     /// [`ProviderError`] if a variable is not a valid list; the error names the variable.

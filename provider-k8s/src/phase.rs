@@ -24,8 +24,8 @@ const CANNOT_START: &[&str] = &[
 ];
 /// Termination reasons of a container that never ran.
 const NEVER_RAN: &[&str] = &["StartError", "ContainerCannotRun"];
-/// Reasons of a pod that the kubelet rejected for lack of room. `OutOf` is followed by the resource, as in `OutOfcpu`
-/// or `OutOfnvidia.com/gpu`.
+/// Reasons of a pod that the kubelet rejected, which are reported as a lack of room. `OutOf` is followed by the
+/// resource, as in `OutOfcpu` or `OutOfnvidia.com/gpu`.
 const NO_ROOM_OF: &str = "OutOf";
 const NO_ROOM: &[&str] = &["UnexpectedAdmissionError", "NodeAffinity"];
 /// This message usually means that a volume is still being provisioned, which is not a lack of room. If the
@@ -123,7 +123,7 @@ pub(crate) fn assess(pod: &Pod, events: &[Event]) -> PodPhase {
     PodPhase::Starting(step(pod, events))
 }
 
-/// Whether the pod's kernel runs or may start to.
+/// Whether the pod's kernel is starting or running.
 pub(crate) fn is_alive(pod: &Pod) -> bool {
     matches!(assess(pod, &[]), PodPhase::Starting(_) | PodPhase::Running { .. })
 }
@@ -163,7 +163,7 @@ fn ended(pod: &Pod) -> Option<PodPhase> {
     if terminated.is_none() && !is_over {
         return None;
     }
-    // Without a restart policy, an init container that fails ends the pod before the kernel's container starts.
+    // With the restart policy `Never`, a failing init container ends the pod before the kernel's container starts.
     let failed = status.init_container_statuses.iter().flatten().find_map(|container| {
         let ended = container.state.as_ref()?.terminated.as_ref()?;
         (ended.exit_code != 0).then_some((&container.name, ended))
@@ -249,7 +249,8 @@ pub(crate) fn removal_cause(pod: &Pod) -> ExitCause {
         return disrupted;
     }
     match assess(pod, &[]) {
-        // Deleting a pod, as `kubectl delete pod` does, ends its processes with a signal.
+        // Deleting a pod, as `kubectl delete pod` does, sends SIGTERM and later SIGKILL. On SIGTERM, a kernel may exit
+        // with any code.
         PodPhase::Ended(ExitCause::Signal(15 | SIGKILL) | ExitCause::Code(_)) if is_deleted(pod) => ExitCause::Deleted,
         PodPhase::Ended(cause) => cause,
         _ => ExitCause::Deleted,

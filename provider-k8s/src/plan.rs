@@ -41,7 +41,7 @@ pub(crate) fn plan(options: &K8sOptions, request: &LaunchRequest) -> Result<Plan
     let request = &request;
     let settings = requested_settings(options, &own, &request.env, request).map_err(LaunchError::BadRequest)?;
     let pool = (own.warm_pool.size > 0).then(|| matching_pool(options, &installed, &own, request));
-    let made_from = warm_manifest(options, request.id, &installed, own.clone());
+    let without_request = warm_manifest(options, request.id, &installed, own.clone());
     let params = params(options, request.id, &installed, settings);
     let manifest = Manifest::new(ManifestParams {
         owner: request.owner.as_deref(),
@@ -49,7 +49,7 @@ pub(crate) fn plan(options: &K8sOptions, request: &LaunchRequest) -> Result<Plan
         ..params
     });
     let mut manifest = manifest.map_err(wrong)?;
-    manifest.annotate(names::SETTINGS, made_from.map_err(wrong)?.fingerprint());
+    manifest.annotate(names::SETTINGS, without_request.map_err(wrong)?.fingerprint());
     if let Some(annotations) = names::requested_value(&request.annotations) {
         manifest.annotate(names::REQUESTED, annotations);
     }
@@ -61,18 +61,18 @@ pub(crate) fn plan(options: &K8sOptions, request: &LaunchRequest) -> Result<Plan
 
 /// Returns a manifest for a restart if the kernelspec has changed since the pod was created. Blocks on the file system.
 ///
-/// Returns `None` if the kernelspec is unchanged, or if its new version is invalid.
+/// Returns `None` if the kernelspec is unchanged, or is now missing or invalid.
 pub(crate) fn updated_manifest(
     options: &K8sOptions,
     id: KernelId,
     pod: &Pod,
     secret: &BTreeMap<String, ByteString>,
 ) -> Option<Manifest> {
-    let made_from = names::annotation(pod, names::SETTINGS)?;
+    let old_fingerprint = names::annotation(pod, names::SETTINGS)?;
     let spec = names::annotation(pod, names::SPEC)?;
     let (installed, mut own) = specs::get(options, spec).ok()?;
     options.add_volumes(&mut own);
-    if warm_manifest(options, id, &installed, own).ok()?.fingerprint() == made_from {
+    if warm_manifest(options, id, &installed, own).ok()?.fingerprint() == old_fingerprint {
         return None;
     }
     let mut request = LaunchRequest::new(id, spec);

@@ -6,8 +6,8 @@ use crate::user_overrides::Input;
 /// an error that names the variable.
 ///
 /// By default, users may choose the CPUs, memory and GPUs of their pods, within the namespace's quota. Unless users may
-/// choose a working directory, it is ignored without an error: JupyterLab's server sends its own directory with each
-/// launch, and that directory is only useful if the server and the pod share a volume.
+/// choose a working directory, a requested one is ignored without an error: JupyterLab's server sends its own directory
+/// with each launch, and that directory is only useful if the server and the pod share a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {

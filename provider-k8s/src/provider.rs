@@ -222,7 +222,8 @@ impl KernelProvider for K8sProvider {
                         .map_err(|_| timed_out())??;
                 }
                 PodPhase::Starting(_) | PodPhase::Running { .. } => {
-                    // An agent outlives its kernel for a while.
+                    // A kernel that is registered has ended, because a running one was returned above. Its pod still
+                    // runs, because an agent outlives its kernel for a while.
                     let is_dead = self.registry.get(id).is_some();
                     let adopted = match is_dead {
                         true => None,
@@ -309,7 +310,7 @@ impl KernelProvider for K8sProvider {
         };
         match start::adopt(&context, pod).await {
             Ok(ready) => {
-                // Whether attaching could reveal nothing more.
+                // The kernel has ended and all of its messages are delivered, so there is nothing to attach to.
                 if let (Some(exit), true) = (ready.route.reported_exit(), ready.route.is_delivered().await) {
                     return Err(gone(exit.cause));
                 }

@@ -68,11 +68,12 @@ impl Route {
 
     /// Waits until all of the kernel's sockets accept connections, or its agent has started it, without a time limit.
     ///
+    /// No event announces that sockets accept connections, so they are polled. At a pod address, the pause between
+    /// attempts is 1 to 10 ms. Through a port-forward, where each attempt is an API call, the pause grows from 50 ms to
+    /// 500 ms.
+    ///
     /// # Errors
     /// [`LaunchError`] if the agent reports that the kernel did not start.
-    ///
-    /// No event announces this, so the sockets are polled. At a pod address the pause between attempts is 1 to 10 ms.
-    /// Through a port-forward, where each attempt is an API call, it grows from 50 ms to 500 ms.
     pub(crate) async fn ready(&self) -> Result<(), LaunchError> {
         match self {
             Self::PodAddress { ip, file } => {

@@ -46,11 +46,11 @@ pub(crate) struct Settings {
     /// interpreter.
     ///
     /// ipykernel before 6.29 writes to the connection file, and exits if it cannot. Copying needs `sh` and `cp` in the
-    /// image.
+    /// image. Not used for kernels with an agent.
     pub(crate) writable_connection_file: Option<bool>,
-    /// Whether a restart keeps the pod. `None` means yes for kernels started by a Python interpreter.
+    /// Whether a restart keeps the pod. `None` means yes for kernels with an agent or started by a Python interpreter.
     ///
-    /// This needs `sh`, `cat`, `mkfifo`, `mv` and `rm` in the image.
+    /// Without an agent, this needs `sh`, `cat`, `mkfifo`, `mv` and `rm` in the image.
     pub(crate) restart_in_place: Option<bool>,
     /// Pods that are created ahead of launches, each with an idle kernel.
     pub(crate) warm_pool: WarmPool,
@@ -136,7 +136,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads a kernelspec's settings. Returns `None` if the kernelspec is not meant for pods.
+    /// Reads a kernelspec's settings. Returns `None` if the kernelspec has none and there is no default image.
     ///
     /// # Errors
     /// The reason why the settings are invalid.

@@ -91,6 +91,7 @@ impl PodGuard {
         }
     }
 
+    /// Waits for the result of the call.
     pub(crate) async fn result(&mut self) -> Result<Pod, CallError> {
         let Some(pending_call) = &mut self.pending_call else {
             return Err(CallError::TimedOut);
@@ -277,11 +278,11 @@ pub(crate) async fn within<T>(context: &LaunchContext<'_>, future: impl Future<O
         })
 }
 
-/// Waits until the pod's container runs, or its agent answers. Returns the pod, its address, and the route to an agent that
-/// has answered.
+/// Waits until the pod's container runs, or its agent answers. Returns the pod, its address, and the route to the agent
+/// if it was opened already.
 ///
-/// The kubelet reports a running container up to a second late, so the agent is asked as soon as the pod has an address.
-/// This needs the data of the pod's Secret.
+/// The kubelet reports a running container up to a second late, so the provider connects to the agent as soon as the
+/// pod has an address. `secret` is the data of the pod's Secret; `None` waits for the container only.
 async fn wait_until_running(
     context: &LaunchContext<'_>,
     updates: &mut watch::Receiver<CachedPod>,
@@ -347,8 +348,8 @@ async fn wait_until_running(
     }
 }
 
-/// The route to the agent of a pod whose containers may not run yet, with a future that ends once the agent has answered.
-/// `None` if the pod has no agent.
+/// Opens the route to the agent of a pod whose containers may not run yet. Returns the route with a future that ends
+/// once the agent has answered, or `None` if the pod has no agent.
 fn early_route(
     context: &LaunchContext<'_>,
     pod: &Pod,
@@ -395,7 +396,7 @@ pub(crate) async fn wait_for_kernel(
     route: &Route,
 ) -> Result<(), LaunchError> {
     let is_over = |cached: &CachedPod| {
-        // An agent may answer before its container is reported to run.
+        // A starting pod counts as alive, because an agent may answer before its container is reported to run.
         cached.is_absent(uid) || cached.present().is_some_and(|pod| !phase::is_alive(pod))
     };
     let last = updates.borrow().pod.clone();

@@ -110,8 +110,9 @@ pub(crate) fn apply(settings: &mut Settings, env: &BTreeMap<String, String>, pol
 
 /// Whether a pod can use this working directory.
 ///
-/// Clients always send their own working directory, from another machine and possibly another operating system. So a
-/// directory that the policy does not allow, or that is not an absolute Unix path, is ignored without an error.
+/// JupyterLab's server sends its own working directory with each launch, from another machine and possibly another
+/// operating system. So a directory that the policy does not allow, or that is not an absolute Unix path, is ignored
+/// without an error.
 pub(crate) fn allows_working_dir(dir: &str, policy: &Policy) -> bool {
     let takes = policy.inputs.contains(&Input::WorkingDir) && absolute(dir).is_ok();
     if !takes {

@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::pool::{IPYKERNEL, launch_as, request, unclaimed, wait_until_full};
+use common::pool::{IPYKERNEL, launch_with_reason, request, unclaimed, wait_until_full};
 use common::{LONG, TestNamespace, eventually, launch, pod_name};
 use jupyter_protocol::client::Client;
 use jupyter_protocol::content::{ExecuteRequest, Reply};
@@ -15,13 +15,13 @@ use kube::api::{DeleteParams, EvictParams};
 use provider_k8s::{K8sProvider, Reach};
 use serde_json::{Value, json};
 
-/// How long a restart may take to end the kernel by itself.
+/// Grace period of restarts and shutdowns.
 const GRACE: Duration = Duration::from_secs(5);
-/// Kills the kernels in a pod, by the path of their connection files.
+/// Kills the processes of a pod whose command line contains the path of a connection file.
 const KILL: &str = "for file in $(grep -sl '/kernelmux/state/[k]ernels/' /proc/[0-9]*/cmdline); do \
     folder=${file%/cmdline}; kill -9 ${folder##*/}; done";
 
-/// Runs code in the kernel. Returns whether it raised nothing; `false` also if the kernel ended.
+/// Runs code in the kernel. Returns `false` if the code raises an exception or the kernel ends.
 async fn run(ns: &TestNamespace, kernel: &dyn KernelHandle, code: &str) -> bool {
     let connection = ns.connection(kernel).await.unwrap();
     let client = Client::connect(&connection).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_restart_keeps_the_pod_if_it_can() {
     assert_eq!(kernel.wait().await.cause, ExitCause::Code(7));
     restart(&*kernel).await;
     assert!(run(&ns, &*kernel, kept).await && uid(&*kernel) == first);
-    // A changed kernelspec needs a new pod, and so does one that does not allow it.
+    // A changed kernelspec needs a new pod. Its `restart_in_place: false` makes the next restart use a new pod, too.
     ns.install("python3", IPYKERNEL, json!({"restart_in_place": false}));
     restart(&*kernel).await;
     let second = uid(&*kernel);
@@ -106,7 +106,7 @@ async fn an_exit_code_is_reported_with_the_output() {
     let exit = end(&provider, &*kernel).await;
     assert_eq!(exit.cause, ExitCause::Code(7));
     assert!(exit.output.contains("last words"), "{}", exit.output);
-    // The next provider finds the cause, and its last messages.
+    // The next provider can attach, because the last messages are not delivered yet, and finds the cause.
     let record = kernel.record();
     drop((kernel, provider));
     let later = ns.open(Reach::PodAddress).await;
@@ -186,7 +186,7 @@ async fn a_warm_pod_is_claimed_by_the_next_provider_if_its_kernel_runs() {
     // A pod whose kernel has ended is not handed out.
     let next = ns.open(Reach::PortForward).await;
     let kernel = loop {
-        let (kernel, why) = launch_as(&next, request("python3")).await;
+        let (kernel, why) = launch_with_reason(&next, request("python3")).await;
         let kernel = kernel.unwrap();
         if why.is_none() {
             break kernel;
@@ -204,7 +204,7 @@ async fn a_warm_pod_is_claimed_by_the_next_provider_if_its_kernel_runs() {
     );
     restart(&*kernel).await;
     assert!(run(&ns, &*kernel, "1").await);
-    // It is found under the id with which it was claimed.
+    // The next provider finds the kernel under the id for which the pod was claimed.
     let record = kernel.record();
     drop((kernel, next));
     let last = ns.open(Reach::PortForward).await;

@@ -1,4 +1,4 @@
-//! Kernels on a real cluster: broken connections, restarts, and killed or concurrent gateways.
+//! Kernels on a real cluster: connections, restarts, and killed or concurrent gateways.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/calls.rs"]
@@ -76,7 +76,7 @@ async fn kernels_outlive_their_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broken_connections_do_not_prevent_new_ones() {
+async fn closed_connections_do_not_prevent_new_ones() {
     let Some(ns) = TestNamespace::new().await else { return };
     ns.install_ipykernel();
     let provider = ns.open(Reach::PortForward).await;
@@ -312,7 +312,7 @@ fn request() -> LaunchRequest {
     request
 }
 
-/// Whether the pod's Secret exists.
+/// Whether the namespace has a Secret.
 async fn has_secret(ns: &TestNamespace) -> bool {
     !ns.leftovers().await.iter().all(|left| left.starts_with("pod"))
 }
@@ -370,12 +370,12 @@ fn an_orphaned_pod_that_cannot_start_is_removed() {
     let no_room = json!({"resources": {"requests": {"memory": "900Ti"}}});
     ns.install("no-room", &["python3", "{connection_file}"], no_room);
     for (name, shown) in [
-        // With a text, the next gateway opens after the pod shows this failure. Without one, it may open before that.
+        // The next gateway opens once the pod shows this text. If the text is empty, it may open before the failure.
         ("no-image", "ErrImageNeverPull"),
         ("no-room", "Unschedulable"),
         ("no-image", ""),
     ] {
-        // Otherwise, the launching gateway would remove the pod itself.
+        // Block deletions, because otherwise the launching gateway would remove the pod itself.
         let calls = Arc::new(Calls::blocking(Method::DELETE, "/pods"));
         let mut wanted = request();
         wanted.spec = name.to_owned();

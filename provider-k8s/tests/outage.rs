@@ -119,7 +119,7 @@ async fn no_output_is_lost_while_the_kubelet_is_stopped() {
     let Some(ns) = local_namespace().await else { return };
     let (managers, [direct, forwarded]) = counting(&ns, 400).await;
     let stopped = Stopped::now("kubelet");
-    // Port-forwards go through the kubelet. While it is stopped, only the output of the other kernel arrives.
+    // Port-forwards go through the kubelet. While it is stopped, only output of the directly connected kernel arrives.
     let heard = wait_until_counted(&direct, 200).await;
     drop(stopped);
     assert_eq!(heard.gaps, 0);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::pool::{IPYKERNEL, install, launch_as, names, request, unclaimed, wait_until_full};
+use common::pool::{IPYKERNEL, install, launch_with_reason, names, request, unclaimed, wait_until_full};
 use common::{LONG, TestNamespace, pod_name, run};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
@@ -21,7 +21,7 @@ use serde_json::json;
 async fn claim(provider: &K8sProvider, spec: &str) -> Arc<dyn KernelHandle> {
     let deadline = Instant::now() + LONG;
     loop {
-        let (kernel, why) = launch_as(provider, request(spec)).await;
+        let (kernel, why) = launch_with_reason(provider, request(spec)).await;
         let kernel = kernel.unwrap();
         if why.is_none() {
             return kernel;
@@ -53,7 +53,7 @@ async fn a_claimed_pod_is_replaced() {
     wanted.annotations.insert("of the caller".to_owned(), "kept".to_owned());
     let id = wanted.id;
     let (kernel, why) = loop {
-        let (kernel, why) = launch_as(&provider, wanted.clone()).await;
+        let (kernel, why) = launch_with_reason(&provider, wanted.clone()).await;
         let kernel = kernel.unwrap();
         if why.is_none() {
             break (kernel, why);
@@ -112,8 +112,8 @@ async fn two_gateways_never_hand_out_the_same_pod() {
     // Each gateway launches as many kernels as the pool has pods.
     let claims = (0..4).flat_map(|_| {
         [
-            launch_as(&one, request("python3")),
-            launch_as(&other, request("python3")),
+            launch_with_reason(&one, request("python3")),
+            launch_with_reason(&other, request("python3")),
         ]
     });
     let kernels: Vec<_> = join_all(claims)
@@ -142,7 +142,10 @@ async fn one_id_launched_by_two_gateways_is_one_kernel() {
     wait_until_full(&ns, 2).await;
     for _ in 0..3 {
         let wanted = request("python3");
-        let (first, second) = tokio::join!(launch_as(&one, wanted.clone()), launch_as(&other, wanted.clone()));
+        let (first, second) = tokio::join!(
+            launch_with_reason(&one, wanted.clone()),
+            launch_with_reason(&other, wanted.clone())
+        );
         let (first, second) = (first.0.unwrap(), second.0.unwrap());
         assert_eq!(first.record().data["uid"], second.record().data["uid"]);
         assert!(run(&*second, "1").await);
@@ -177,7 +180,7 @@ async fn a_launch_with_its_own_settings_starts_cold_and_reports_the_reason() {
         wanted.env.insert(name.to_owned(), value.to_owned());
         let provider = &provider;
         async move {
-            let (kernel, why) = launch_as(provider, wanted).await;
+            let (kernel, why) = launch_with_reason(provider, wanted).await;
             let why = why.expect("a pod was claimed from the pool");
             assert!(why.contains(reason), "{name}: {why}");
             kernel.unwrap().shutdown(Duration::ZERO).await.unwrap();
@@ -191,7 +194,7 @@ async fn a_launch_with_its_own_settings_starts_cold_and_reports_the_reason() {
     }
     wait_until_full(&ns, 1).await;
     common::eventually("a claim", async || {
-        let (kernel, why) = launch_as(&provider, wanted.clone()).await;
+        let (kernel, why) = launch_with_reason(&provider, wanted.clone()).await;
         kernel.unwrap().shutdown(Duration::ZERO).await.unwrap();
         why.is_none()
     })

@@ -108,7 +108,7 @@ async fn run_embedder() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kernels_of_a_killed_embedder_are_restored_by_the_next() {
     let Some(ns) = TestNamespace::new().await else { return };
-    // Count panics in all tasks, because the tasks that query busy kernels are not joined.
+    // Count panics in all tasks, because a panic in a task that is not joined does not fail the test.
     let panics = Arc::new(AtomicUsize::new(0));
     let (seen, default_hook) = (Arc::clone(&panics), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |panic| {

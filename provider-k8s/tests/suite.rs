@@ -14,7 +14,8 @@ use kernel_provider::conformance::{LAST_WORDS, Probe, Subject};
 use kernel_provider::{KernelHandle, KernelProvider, KernelRecord, ProviderError};
 use provider_k8s::Reach;
 
-/// Kills the kernel's process, by the path of its connection file without and with an agent.
+/// Kills the kernel's process, found by the path of its connection file: the first pattern is for kernels without an
+/// agent, the second for kernels with one.
 const KILL: &str = r#"for file in $(grep -slE "/run/kernelmux[-rw]*/[c]onnection\.json|/kernelmux/state/[k]ernels/" \
     /proc/[0-9]*/cmdline); do folder=${file%/cmdline}; kill -9 "${folder##*/}"; done"#;
 

@@ -18,14 +18,14 @@ use crate::state::StateDir;
 pub(crate) struct ProviderContext {
     pub(crate) options: LocalOptions,
     pub(crate) state: StateDir,
-    /// `None` if no files are watched.
+    /// `None` with [`LocalOptions::output_pipes`], which does without watches.
     pub(crate) events: Option<Arc<Events>>,
-    /// Tasks that copy kernels' output from pipes. One ends once no process has the pipe open, which may be after its
+    /// Tasks that copy kernels' output from pipes. Each ends once no process has its pipe open, which may be after the
     /// kernel has ended.
     pub(crate) copying: Mutex<JoinSet<()>>,
     pub(crate) oom: Arc<OomCounter>,
     pub(crate) ports: PortAllocator,
-    /// Launches whose process neither has an owner nor is cleaned up yet.
+    /// Launches whose process has not been handed to the caller, or cleaned up, yet.
     pub(crate) pending_launches: TaskTracker,
     pub(crate) is_closed: AtomicBool,
 }

@@ -66,7 +66,7 @@ fn is_plain_ipykernel(argv: &[String], connection_file: &str) -> bool {
 
 /// Whether this is a Python interpreter, and not a script that starts one.
 fn is_interpreter(program: &Path) -> bool {
-    // A program that is not an absolute path was not found on the `PATH`.
+    // A bare Python name that was found is an absolute path by now. Which program any other name starts is unknown.
     let Some(program) = program.is_absolute().then(|| program.canonicalize().ok()).flatten() else {
         return false;
     };

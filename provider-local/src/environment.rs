@@ -55,7 +55,7 @@ fn is_inherited(inherit: &InheritEnv, name: &OsStr) -> bool {
     }
 }
 
-/// Whether the variable holds a token that grants access to this server, or to a server in front of it.
+/// Whether the variable contains a token that grants access to a Jupyter server or gateway.
 fn is_secret(name: &str) -> bool {
     name.ends_with("_AUTH_TOKEN") || matches!(name, "KERNELMUX_TOKEN" | "JUPYTER_TOKEN" | "JPY_API_TOKEN")
 }

@@ -1,4 +1,4 @@
-//! File system events (inotify). A provider uses one descriptor and one task for all its watches.
+//! File system events (inotify). A provider uses one descriptor and one task for the files of all its kernels.
 
 use std::collections::HashMap;
 use std::io;
@@ -89,7 +89,7 @@ impl Drop for Watch {
             watched.count -= 1;
             if watched.count == 0 {
                 watches.remove(&self.wd);
-                // Fails if the watched path is gone, because its watch is gone too.
+                // Fails if the system has ended the watch, after the path was removed or the only requested event.
                 let _ = inotify::remove_watch(self.inner.fd.get_ref(), self.wd);
             }
         }

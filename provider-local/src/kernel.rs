@@ -1,4 +1,4 @@
-//! A kernel's handle.
+//! A kernel and its handle.
 
 mod restart;
 mod supervisor;
@@ -54,13 +54,13 @@ struct KernelState {
 
 struct RunningProcess {
     process: Arc<Process>,
-    /// Becomes `true` when the process and everything that it started are gone.
+    /// Becomes `true` when all processes of the kernel's session are gone.
     is_gone: watch::Receiver<bool>,
     supervisor: AbortOnDrop,
 }
 
 impl LocalKernel {
-    /// Creates the handle of a running kernel and starts to watch its process.
+    /// Creates the `LocalKernel` of a running process and starts to watch the process.
     pub(crate) fn running(
         context: &Arc<ProviderContext>,
         registry: &Arc<Registry>,
@@ -79,7 +79,7 @@ impl LocalKernel {
         kernel
     }
 
-    /// Creates the handle of a kernel that ended by itself.
+    /// Creates the `LocalKernel` of a kernel that has ended by itself.
     pub(crate) fn ended(
         context: &Arc<ProviderContext>,
         registry: &Arc<Registry>,
@@ -228,7 +228,7 @@ impl LocalKernel {
         let Some((process, mut is_gone)) = running else {
             return Ok(());
         };
-        // The channel closes only when the supervisor has ended, which is after the process.
+        // The channel closes early only if closing the provider aborts the supervisor. This counts as an end.
         if !grace.is_zero() && process.signal_group(Signal::TERM).is_ok() {
             // A stopped process handles SIGTERM only after SIGCONT.
             let _ = process.signal_group(Signal::CONT);
@@ -246,7 +246,7 @@ impl LocalKernel {
             Err(_) => Err(ProviderError::failed(
                 format!("end process {}", process.identity().pid),
                 format!(
-                    "it still exists {KILL_TIMEOUT:?} after SIGKILL; it may be stuck in a system call, such as on a failed disk"
+                    "it still exists {KILL_TIMEOUT:?} after SIGKILL; it may be stuck in a system call, for example on a failed disk"
                 ),
             )),
         }

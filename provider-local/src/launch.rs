@@ -21,7 +21,7 @@ use crate::{endpoints, environment, output, ready};
 use process_guard::ProcessGuard;
 use spawn::{Endpoint, EndpointChoice, Invocation, SpawnedKernel, invocation, spawn_or_clean_up};
 
-/// How often a start is attempted if other programs take the kernel's ports.
+/// Maximum number of attempts to start a kernel whose ports are taken by other programs.
 const MAX_ATTEMPTS: usize = 4;
 
 /// A running kernel whose sockets accept connections.
@@ -155,7 +155,8 @@ pub(crate) async fn start(
         };
         let spawned = blocking("start a kernel", {
             let (context, saved, connection) = (Arc::clone(context), saved.clone(), connection.clone());
-            // Tracked from here on, because the blocking thread continues if this future is dropped.
+            // Closing the provider waits for this guard, because the blocking thread continues if this future is
+            // dropped.
             let guard = ProcessGuard {
                 process: None,
                 files: files.clone(),
@@ -228,7 +229,7 @@ async fn wait_until_ready(process: &Process, endpoint: &mut Endpoint, deadline: 
                 Err(error) => return Some(Failure::Handshake(error)),
             }
         }
-        ready::wait_for_sockets(&endpoint.connection, endpoint.made.as_deref()).await;
+        ready::wait_for_sockets(&endpoint.connection, endpoint.socket_created.as_deref()).await;
         None
     };
     tokio::select! {

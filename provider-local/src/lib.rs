@@ -4,15 +4,15 @@
 //!
 //! # Processes and output
 //!
-//! A kernel is a process and the session that it leads. When the kernel ends, for whatever reason, all remaining
-//! processes of that session are killed. Processes that have started their own session, as daemons do, are not
-//! affected.
+//! A kernel is a process and the session that it leads. When a kernel that a provider watches ends, for whatever
+//! reason, the provider kills all remaining processes of that session. Processes that have started their own session,
+//! as daemons do, are not affected.
 //!
-//! The kernel's standard output and error go to a file in its state directory. While a provider watches the kernel, it
-//! discards the beginning of the file once the file exceeds 2 MiB.
+//! The kernel's standard output and error go to a file in its state directory. While a provider watches the kernel, the
+//! provider discards the beginning of the file once the file exceeds 2 MiB.
 //!
-//! If a kernel ends after the program that started it has dropped the provider and all handles, the kernel remains a
-//! zombie process until the program ends, because nothing reaps it.
+//! If a kernel ends after the program that started it has dropped the provider and all handles, nothing reaps the
+//! kernel. It remains a zombie process until the program opens the state directory again or ends.
 //!
 //! This crate supports Linux only: it uses pidfds, inotify and `/proc`.
 

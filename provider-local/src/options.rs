@@ -31,8 +31,8 @@ pub struct LocalOptions {
     pub state_dir: PathBuf,
     /// Where to search for kernelspecs.
     pub search: SearchPath,
-    /// The interpreter for kernelspecs whose command is just `python`. `None` uses the interpreter of the prefix in
-    /// which the kernelspec is installed, or else the first `python` on the kernel's `PATH`.
+    /// The interpreter for kernelspecs whose command is just `python`, `python3` or `python3.X`. `None` uses the
+    /// interpreter of the prefix in which the kernelspec is installed, or else one on the kernel's `PATH`.
     pub python: Option<PathBuf>,
     /// The transport of the kernels' sockets.
     pub transport: TransportChoice,
@@ -58,8 +58,8 @@ pub struct LocalOptions {
     pub reap_orphans: bool,
     /// A command that starts kernels in a container, in a sandbox or through a scheduler. Each kernel's command is
     /// appended to it. The provider treats the command's process as the kernel: it signals that process and its group,
-    /// and the process must end when the kernel does. The kernels use TCP, unless [`transport`](Self::transport) is
-    /// [`Ipc`](TransportChoice::Ipc).
+    /// and the process must end when the kernel does. The kernels use TCP, unless [`transport`](Self::transport) or the
+    /// kernelspec sets Unix sockets.
     pub command_prefix: Vec<String>,
     /// A program with its arguments, such as `nice`, that replaces itself with the kernel's command. Unlike
     /// [`command_prefix`](Self::command_prefix), it must run the kernel on this machine, so kernels may use Unix
@@ -82,8 +82,8 @@ pub struct LocalOptions {
     pub orphan_timeout: Option<Duration>,
     /// Whether kernels write their output to pipes, from which the provider copies it to files, instead of writing to
     /// files that the provider watches. A user may have only 128 watchers (`fs.inotify.max_user_instances`), and this
-    /// needs none. A kernel that writes after this program has ended fails. Set by `kernelmux-agent`, whose kernels end
-    /// with it.
+    /// needs none. After this program has ended, a kernel's writes fail. `kernelmux-agent` sets this, because its
+    /// kernel ends with it.
     pub output_pipes: bool,
     /// How many kernels that ended by themselves are remembered, with their output. The oldest are forgotten first.
     pub keep_ended: usize,
@@ -132,7 +132,7 @@ impl LocalOptions {
         self
     }
 
-    /// Sets the interpreter for kernelspecs whose command is just `python`.
+    /// Sets the interpreter for kernelspecs whose command is just `python`, `python3` or `python3.X`.
     #[must_use]
     pub fn with_python(mut self, python: impl Into<PathBuf>) -> Self {
         self.python = Some(python.into());

@@ -1,8 +1,9 @@
 //! A kernel's standard output and error, which go to a file.
 //!
-//! With a pipe, the kernel would fail to write once the reading program ends. A file stays writable, but would grow
-//! without limit. So while a provider watches the kernel, it punches a hole over the beginning of a long file, which
-//! frees the space and keeps all offsets. After the kernel has ended, only the end of the file is kept.
+//! With a pipe, the kernel would fail to write once the reading program ends, so only agents use pipes
+//! (`output_pipe.rs`). A file stays writable, but would grow without limit. So while a provider watches the kernel, the
+//! provider punches a hole over the beginning of a long file, which frees the space and keeps all offsets. After the
+//! kernel has ended, only the end of the file is kept.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};

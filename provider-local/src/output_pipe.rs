@@ -1,7 +1,8 @@
 //! A kernel's standard output and error through a pipe, which this program copies to the kernel's output file.
 //!
-//! Unlike a file that the kernel writes itself, the file stays bounded without a file system watcher, of which a user
-//! may have only 128. A kernel fails to write once this program has ended, so only agents use this.
+//! This program writes the file, so it can bound the file without a file system watcher. A user may have only 128
+//! watchers. The kernel's writes fail once this program has ended, so only agents use pipes, because an agent's kernel
+//! ends with it.
 
 use std::fs::File;
 use std::io::{self, PipeWriter, Write as _};
@@ -17,8 +18,8 @@ use crate::output::{self, Trimmer};
 
 /// How many bytes are read at once.
 const CHUNK: usize = 16 << 10;
-/// How many chunks are copied before other tasks run. Together they exceed the capacity of a pipe, which is at most
-/// 1 MiB unless this program is privileged.
+/// How many chunks are copied before other tasks run. Together they are as large as a full pipe, whose capacity is at
+/// most 1 MiB unless the program that sets it is privileged.
 const CHUNKS: usize = 64;
 
 /// The reading end of a kernel's output.
@@ -39,9 +40,11 @@ struct Output {
 /// Whether the pipe may have more bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copied {
+    /// More bytes may be available.
     Some,
+    /// The pipe is empty.
     All,
-    /// All processes have closed it.
+    /// All processes have closed the pipe.
     UntilEnd,
 }
 
@@ -97,7 +100,7 @@ impl OutputPipe {
 }
 
 impl Output {
-    /// Writes the bytes to the file. They are dropped if that fails, because the kernel would wait otherwise.
+    /// Writes the bytes to the file. If that fails, drops them, because a full pipe would block the kernel.
     fn write(&mut self, bytes: &[u8]) {
         let written = self.file.write_all(bytes).and_then(|()| self.trimmer.trim(&self.file));
         if let Err(error) = &written

@@ -1,9 +1,9 @@
 //! TCP ports for kernels.
 //!
 //! Two programs must not get the same port, but a kernel binds its ports some time after it was given them. So each
-//! port stays bound here, without listening, until the kernel listens on it. While it is bound, the system assigns it
-//! to no other program that requests any free port. The kernel can still bind it, because ZeroMQ sets `SO_REUSEADDR`. A
-//! kernel that cannot bind its ports fails, and is started again with ports that are not kept bound.
+//! port stays bound here, without listening, until the kernel accepts connections. While a port is bound, the system
+//! does not assign it to another program that requests any free port. The kernel can still bind it, because ZeroMQ sets
+//! `SO_REUSEADDR`. A kernel that cannot bind its ports fails, and is started again with ports that are not kept bound.
 
 use std::collections::HashSet;
 use std::io;
@@ -23,8 +23,8 @@ pub(crate) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub(crate) struct PortAllocator {
     /// `None` lets the system choose.
     range: Option<RangeInclusive<u16>>,
-    /// Ports of kernels that are being started. Needed for a range, because two sockets that only bind can have the
-    /// same port.
+    /// Ports of kernels that are being started. Needed for a range, because two sockets that are bound, but do not
+    /// listen, can have the same port.
     reserved: Arc<Mutex<HashSet<u16>>>,
 }
 

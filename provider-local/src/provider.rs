@@ -192,7 +192,7 @@ fn find(identity: Option<&Identity>) -> Result<Option<Process>, ProviderError> {
     }
 }
 
-/// Kills an orphaned kernel, if it is running, and removes its files. Blocks the thread.
+/// Kills a kernel whose launch was not completed, if its process is running, and removes its files. Blocks the thread.
 fn end_orphan(identity: Option<&Identity>, files: &KernelFiles) -> Result<(), ProviderError> {
     let by_argument = || find_by_argument(&files.connection_file());
     let identity = identity.cloned().or_else(by_argument);

@@ -12,16 +12,17 @@ use crate::endpoints::CHANNELS;
 
 /// Waits until all of the kernel's sockets accept connections, without a time limit.
 ///
-/// `made` must be notified when a Unix socket is created. TCP ports have no such event and are polled: the pause is a
-/// hundredth of the time that has passed, but at least 1 ms and at most 10 ms.
-pub(crate) async fn wait_for_sockets(connection: &ConnectionInfo, made: Option<&Notify>) {
+/// `socket_created` must be notified when a Unix socket is created. Without it, and for TCP ports, which have no such
+/// event, the sockets are polled: the pause is a hundredth of the time that has passed, but at least 1 ms and at most
+/// 10 ms.
+pub(crate) async fn wait_for_sockets(connection: &ConnectionInfo, socket_created: Option<&Notify>) {
     let started = Instant::now();
     for channel in CHANNELS {
         let path = connection.socket_path(channel);
         if let Some(path) = &path {
             while !path.exists() {
-                match made {
-                    Some(made) => made.notified().await,
+                match socket_created {
+                    Some(socket_created) => socket_created.notified().await,
                     None => sleep(pause(started)).await,
                 }
             }
@@ -79,11 +80,11 @@ mod tests {
         let mut connection = ConnectionInfo::default();
         endpoints::set_unix_sockets(&mut connection, dir.path());
         let events = Events::new().unwrap();
-        let made = Arc::new(Notify::new());
-        let _watch = events.watch(dir.path(), WatchFlags::CREATE, &made).unwrap();
+        let socket_created = Arc::new(Notify::new());
+        let _watch = events.watch(dir.path(), WatchFlags::CREATE, &socket_created).unwrap();
         let ready = tokio::spawn({
-            let (connection, made) = (connection.clone(), Arc::clone(&made));
-            async move { wait_for_sockets(&connection, Some(&made)).await }
+            let (connection, socket_created) = (connection.clone(), Arc::clone(&socket_created));
+            async move { wait_for_sockets(&connection, Some(&socket_created)).await }
         });
         let mut listeners = Vec::new();
         for channel in CHANNELS {

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! STATE/lock                       locked by the provider that uses the directory
-//! STATE/kernels/ID-TOKEN/          one directory for each kernel
+//! STATE/kernels/ID-SUFFIX/         one directory for each kernel
 //!     record.json                  the kernel's record
 //!     kernel-ID.json               its connection file
 //!     output.log                   its standard output and error
-//! STATE/s/TOKEN/k-1 … k-5          its sockets, if it uses Unix sockets
+//! STATE/s/SUFFIX/k-1 … k-5         its sockets, if it uses Unix sockets
 //! STATE/agents/                    kernels under agents (see `agents/files.rs`)
 //! ```
 //!
-//! The random token separates the files of a cancelled launch, whose removal may still be in progress, from those of
-//! the next launch with the same id.
+//! The random SUFFIX separates the files of a cancelled launch, whose removal may still be in progress, from those of
+//! the next launch with the same id. `STATE/s` is elsewhere if its path would be too long for sockets, or if
+//! [`LocalOptions::socket_dir`](crate::LocalOptions::socket_dir) is set.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -263,15 +264,15 @@ impl StateDir {
 
     /// Chooses the paths for a new kernel. Creates no files.
     pub(crate) fn new_kernel(&self, id: KernelId) -> KernelFiles {
-        let mut token = uuid::Uuid::new_v4().simple().to_string();
-        token.truncate(8);
-        self.files(id, &token)
+        let mut suffix = uuid::Uuid::new_v4().simple().to_string();
+        suffix.truncate(8);
+        self.files(id, &suffix)
     }
 
-    fn files(&self, id: KernelId, token: &str) -> KernelFiles {
+    fn files(&self, id: KernelId, suffix: &str) -> KernelFiles {
         KernelFiles {
-            dir: self.kernels.join(format!("{id}-{token}")),
-            socket_dir: self.sockets.join(token),
+            dir: self.kernels.join(format!("{id}-{suffix}")),
+            socket_dir: self.sockets.join(suffix),
             id,
         }
     }
@@ -288,12 +289,12 @@ impl StateDir {
             let parsed = name
                 .to_str()
                 .and_then(|name| name.rsplit_once('-'))
-                .and_then(|(id, token)| Some((id.parse().ok()?, token)));
-            let Some((id, token)) = parsed else {
+                .and_then(|(id, suffix)| Some((id.parse().ok()?, suffix)));
+            let Some((id, suffix)) = parsed else {
                 tracing::warn!(path = %entry.path().display(), "ignoring an entry that does not belong to a kernel");
                 continue;
             };
-            let files = self.files(id, token);
+            let files = self.files(id, suffix);
             match files.load() {
                 Ok(saved) if saved.record.id == id => intact.push((files, saved)),
                 Ok(_) => {
@@ -346,7 +347,7 @@ pub(crate) fn create_private_dir(dir: &Path) -> Result<(), ProviderError> {
     }
     if metadata.mode() & 0o077 != 0 {
         return Err(fail(
-            &"others have access to it, and it stores the kernels' keys; change its mode to 0700, or choose another",
+            &"others have access to it, and thus to the kernels; change its mode to 0700, or choose another",
         ));
     }
     Ok(())

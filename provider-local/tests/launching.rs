@@ -154,7 +154,7 @@ async fn two_providers_cannot_share_a_state_directory() {
 async fn a_port_in_use_is_replaced() {
     let fixture = fixture();
     let root = fixture.root.path().display().to_string();
-    // The first start simulates a port in use, because other programs do not get reserved ports.
+    // The first start only claims that a port is in use. A real conflict is unlikely, because the ports are reserved.
     let command = format!(
         "if [ ! -e {root}/second ]; then cp \"$1\" {root}/first.json; touch {root}/second; \
          echo 'zmq.error.ZMQError: Address already in use'; exit 1; fi; cp \"$1\" {root}/second.json"

@@ -235,7 +235,7 @@ async fn kernels_with_damaged_records_are_recovered() {
     assert_eq!(listed.iter().map(|record| record.id).collect::<Vec<_>>(), [id]);
     assert_eq!(fixture.kernel_dirs().len(), 2);
     drop(provider);
-    // The kernel keeps running, is listed, and can be restarted and shut down.
+    // A kernel whose record is damaged or missing keeps running, is listed, and can be restarted and shut down.
     let damaged: [&dyn Fn() -> std::io::Result<()>; 3] = [
         &|| std::fs::write(dir.join("record.json"), &record[..10]),
         &|| std::fs::write(dir.join("record.json"), [0; 500]),

@@ -1,4 +1,5 @@
-//! Which kernels need file system watchers. The only test of its program, because it looks at the whole process.
+//! Which kernels need file system watchers. The only test of its program, because it checks all of the process's open
+//! files.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -20,6 +21,7 @@ async fn serve_as_kernel() {
 async fn kernels_whose_output_goes_through_pipes_need_no_watchers() {
     let fixture = fixture();
     let mut config = fixture.config().with_output_pipes(true);
+    // Without search folders, the provider does not watch for changes of kernelspecs.
     config.kernelspecs = Specs::find(&config.search).by_name.into_values().collect();
     config.search = SearchPath::default();
     let provider = open(config).await;

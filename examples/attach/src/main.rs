@@ -1,6 +1,6 @@
 //! Attaches to a running kernel and prints its executions and outputs: `attach [CONNECTION_FILE | PART_OF_ITS_NAME]`.
 //!
-//! Without an argument, it attaches to the kernel that was started last.
+//! Without an argument, it uses the connection file that was modified last.
 
 use std::error::Error;
 use std::io::Write as _;

@@ -1,5 +1,5 @@
-//! Starts a kernel in a pod, runs code in it and prints its output as it arrives. Prints the cause if the kernel does not
-//! start or ends.
+//! Starts a kernel in a pod, runs code in it and prints its output as it arrives. If the kernel does not start, or ends
+//! early, prints the cause.
 //!
 //! ```console
 //! $ cargo run -p k8s -- kernels python3 'for i in range(3): print(i)'
@@ -32,7 +32,8 @@ async fn main() -> ExitCode {
 
 async fn run(namespace: &str, spec: &str, code: &str) -> Result<(), Box<dyn Error>> {
     let manager = Manager::builder().k8s(K8sOptions::new(namespace)).open().await?;
-    // The error has the cause, such as lack of room, a missing image, a quota, or the kernel's last output.
+    // The error names the cause, such as a lack of room, a missing image or an exceeded quota. If the kernel ended
+    // during its start, the error contains the kernel's last output.
     let kernel = manager.start(spec).await?;
     let outcome = show(&kernel, code).await;
     // Ends the pod. `LeaveKernels` would leave it to the next program that opens the namespace.

@@ -54,7 +54,7 @@ impl Cluster {
         }
     }
 
-    /// Runs a command in the pod's container.
+    /// Runs a command in the pod, in the container that `params` names.
     pub(crate) async fn exec<const N: usize>(
         &self,
         pod: &Pod,

@@ -90,8 +90,8 @@ impl Cluster {
                 return Ok(());
             }
         }
-        let reason =
-            "the pod still exists; its node may be unreachable (a shutdown without grace removes the pod anyway)";
+        let reason = "the pod still exists; its node may be unreachable (a shutdown without a grace period removes the \
+                      pod anyway)";
         Err(ProviderError::failed(format!("end the pod {name}"), reason))
     }
 

@@ -20,7 +20,7 @@ const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Whether the pod with this UID, and with it its agent, has ended or is being deleted.
 fn is_over(cached: &CachedPod, uid: &str) -> bool {
-    // An agent may answer before its container is reported to run.
+    // A starting pod counts as alive, because an agent may answer before its container is reported to run.
     cached.is_absent(uid) || cached.present().is_some_and(|pod| !phase::is_alive(pod))
 }
 
@@ -55,7 +55,7 @@ impl Route {
         reported_exit(&self.agent()?.link())
     }
 
-    /// Whether the kernel's agent keeps no entries.
+    /// Whether the kernel's agent has no undelivered entries, or there is no agent.
     pub(crate) async fn is_delivered(&self) -> bool {
         let Some(agent) = self.agent() else { return true };
         let welcome = timeout(ANSWER_DEADLINE, agent.link().welcome()).await;
@@ -69,14 +69,15 @@ impl K8sKernel {
         Arc::clone(&crate::lock(&self.state).route)
     }
 
-    /// Records the kernel's end. If the agent was told to end it by the deletion of the pod, the pod has the cause.
+    /// Records the kernel's end. If the agent ended the kernel because its pod was deleted, the cause is derived from
+    /// the pod.
     async fn agent_reported(&self, mut exit: Exit) {
         let is_ending = crate::lock(&self.state).is_ending;
         let is_deleted = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
         if exit.cause == ExitCause::Requested && !is_ending && !is_deleted(&self.pod()) {
             let uid = names::uid(&self.pod()).to_owned();
             let mut updates = self.cluster.pod_cache.subscribe(self.id);
-            // Drops the guard, and waits until the watch has shown the deletion or the end.
+            // Wait until the watch has shown the deletion or the end. `is_ok` drops the guard that `wait_for` returns.
             let _ = timeout(EXIT_EVENT_TIMEOUT, updates.wait_for(|cached| is_over(cached, &uid)))
                 .await
                 .is_ok();
@@ -128,7 +129,7 @@ impl K8sKernel {
             Ok(()) => Ok(true),
             Err(LaunchError::Provider(ProviderError::Gone(_))) => Ok(false),
             Err(error) => {
-                // The pod of a kernel that does not answer in time is removed, as after a start in a new pod.
+                // The pod of a kernel that does not answer in time is removed, as after a failed start in a new pod.
                 if matches!(error, LaunchError::TimedOut { .. })
                     && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut updates).await
                 {
@@ -139,10 +140,10 @@ impl K8sKernel {
         }
     }
 
-    /// Asks the agent to end the kernel, and removes the pod once the agent has delivered its last entries. Does not wait
-    /// for the latter.
+    /// Asks the agent to end the kernel. A separate task removes the pod once the agent has delivered its last entries
+    /// and ended, or after [`DELIVERY_DEADLINE`].
     ///
-    /// Returns `None` if the agent does not answer.
+    /// Returns `None` if there is no running agent, or it does not answer.
     pub(super) async fn shutdown_by_agent(self: &Arc<Self>, grace: Duration) -> Option<Exit> {
         let (route, pod) = (self.route(), self.pod());
         let agent = route.agent().filter(|_| self.has_running_agent(&route, &pod))?;

@@ -23,7 +23,7 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
 /// The pauses before a failed restart is retried.
 const RESTART_BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(8));
 const MAX_RESTART_RETRIES: u32 = 6;
-/// How long a pod is held for an announced restart, beyond the grace period.
+/// How long a pod is held for a restart, in addition to the grace period.
 const HOLD_MARGIN: Duration = Duration::from_secs(60);
 /// How long a killed kernel may take to end.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
@@ -114,7 +114,7 @@ impl K8sKernel {
         let route = self.route();
         let mut updates = self.cluster.pod_cache.subscribe(self.id);
         let opened = start::wait_for_kernel(context, &mut updates, uid, &route).await;
-        // The pod of a kernel that does not answer in time is removed, as after a start in a new pod.
+        // The pod of a kernel that does not answer in time is removed, as after a failed start in a new pod.
         if let Err(LaunchError::TimedOut { .. }) = opened
             && let Err(error) = self.cluster.end(&pod, Duration::ZERO, &mut updates).await
         {
@@ -125,8 +125,8 @@ impl K8sKernel {
 
     /// Starts the kernel in a new pod, after the old one was deleted.
     ///
-    /// The pod is created from `updated` if there is one, and otherwise from the old pod. Transient errors are retried,
-    /// because otherwise the kernel would be lost.
+    /// The first attempt creates the pod from `updated` if there is one. Every other attempt recreates the old pod.
+    /// Transient errors are retried, because otherwise the kernel would be lost.
     async fn start_in_new_pod(
         &self,
         context: &LaunchContext<'_>,
@@ -200,7 +200,7 @@ impl K8sKernel {
                     Some(theirs) => start::adopt(&context, &theirs).await,
                     None => Err(ProviderError::failed(
                         "restart the kernel",
-                        "another pod with its name was created and is gone",
+                        "another pod with the kernel's name was created and is already gone",
                     )
                     .into()),
                 }

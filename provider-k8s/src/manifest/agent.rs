@@ -1,4 +1,4 @@
-//! A kernel's agent: how its program gets into the pod, and its launch.
+//! The agent in a kernel's pod: the init container that installs its program, and its launch.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,31 +16,32 @@ use crate::{names, settings};
 
 /// The port of agents. Each pod has its own network, so it is the same in all pods.
 const PORT: u16 = 9300;
-/// How long a kernel may take to start. The provider has the launch's own deadline and removes the pod then.
+/// How long the agent waits for the kernel's start. It is long because the provider removes the pod at the launch's own
+/// deadline.
 const START_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// How long an agent waits for a restart of a kernel that has ended by itself, before the pod ends too.
 const LINGER: Duration = Duration::from_secs(60);
-/// Room in the agent's volume for the program, and for what the agent's log may have beyond its bound.
+/// Room in the agent's volume for the program, and for entries of the agent's log beyond `spool_bytes`.
 const VOLUME_SLACK: u64 = 512 << 20;
 
-/// The kernels' agents.
+/// Parameters of the agent in a pod.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AgentParams<'a> {
-    /// The image with the program.
+    /// The image with the program `kernelmux-agent`.
     pub(crate) image: &'a str,
     pub(crate) spool_bytes: u64,
     pub(crate) orphan_timeout: Option<Duration>,
 }
 
-/// The agent's launch, with a new token and certificate.
+/// Returns the agent's launch as JSON, with a new token and certificate.
 ///
 /// # Errors
-/// The reason why the kernelspec is invalid.
+/// The reason why the kernelspec is invalid, or no certificate can be created.
 pub(super) fn launch(kernel: &ManifestParams<'_>, agent: &AgentParams<'_>) -> Result<Vec<u8>, String> {
     let installed = kernel.installed;
     let mut spec = installed.spec.clone();
     spec.argv = settings::argv(&spec)?;
-    // The container has these variables already.
+    // The container has the kernelspec's variables already.
     spec.env.clear();
     let session = kernel.env.get_key_value(JPY_SESSION_NAME);
     let launch = Launch {
@@ -50,7 +51,7 @@ pub(super) fn launch(kernel: &ManifestParams<'_>, agent: &AgentParams<'_>) -> Re
         python: spec.argv.first().map(PathBuf::from),
         spec,
         resource_dir: installed.resource_dir.clone(),
-        // The connection file contains it.
+        // Only the variable that goes into the connection file. The container has the others already.
         env: session
             .map(|(name, value)| (name.clone(), value.clone()))
             .into_iter()
@@ -113,7 +114,8 @@ pub(super) fn init_container(agent: &AgentParams<'_>, kernel: &Container) -> Con
         name: names::AGENT.to_owned(),
         image: Some(agent.image.to_owned()),
         command: Some([names::AGENT, "install", names::AGENT_DIR].map(str::to_owned).into()),
-        // A quota may require them. They do not add up with those of the kernel's container.
+        // A quota may require these. They do not add to the pod's total, because the init container ends before the
+        // kernel's container starts.
         resources: kernel.resources.as_ref().map(basic_resources),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
@@ -128,7 +130,7 @@ pub(super) fn init_container(agent: &AgentParams<'_>, kernel: &Container) -> Con
     }
 }
 
-/// The processors and the memory; a copy needs no GPU.
+/// CPU, memory and ephemeral storage only: the init container needs no GPU.
 fn basic_resources(resources: &ResourceRequirements) -> ResourceRequirements {
     let basic = |all: &Option<BTreeMap<String, Quantity>>| {
         let all = all.iter().flatten();

@@ -74,7 +74,7 @@ pub(super) fn container(
     Ok(base)
 }
 
-/// The command of a kernel without an agent, and the mount of the volume that it writes to, if it does.
+/// The command of a kernel without an agent, and the mount of the writable volume if the command needs one.
 fn kernel_command(kernel: &ManifestParams<'_>) -> Result<(Vec<String>, Option<VolumeMount>), String> {
     let settings = &kernel.settings;
     let spec = &kernel.installed.spec;

@@ -27,7 +27,7 @@ pub(super) fn pod_spec(kernel: &ManifestParams<'_>, secret_name: &str) -> Result
     // Restarting the container would not restore the kernel's state.
     spec.restart_policy = Some("Never".to_owned());
     // With a shared process namespace, the kernel is not process 1. So signals without a handler have their default
-    // effect, and orphaned processes are reaped. An agent can be process 1.
+    // effect, and orphaned processes are reaped. An agent is made to be process 1.
     spec.share_process_namespace.get_or_insert(kernel.agent.is_none());
     spec.automount_service_account_token.get_or_insert(false);
     spec.enable_service_links.get_or_insert(false);
@@ -163,7 +163,7 @@ fn apply_restricted_defaults(context: &mut PodSecurityContext, settings: &Settin
     if context.run_as_group.is_none() {
         context.run_as_group = settings.run_as_group;
     }
-    // The connection file is readable by this group only.
+    // Kubernetes lets this group read the connection file, which otherwise only root can read.
     if context.fs_group.is_none() {
         context.fs_group = context.run_as_group;
     }

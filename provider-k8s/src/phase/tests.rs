@@ -160,7 +160,7 @@ fn broken_images_and_configurations_are_detected() {
 }
 
 #[test]
-fn exit_causes() {
+fn exit_causes_follow_from_the_status() {
     let evicted = "The node was low on resource: memory.".to_owned();
     let preempted =
         json!({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "by p"});
@@ -219,7 +219,7 @@ fn exit_causes() {
 }
 
 #[test]
-fn removal_causes() {
+fn removal_causes_follow_from_the_last_known_state() {
     assert_eq!(removal_cause(&deleted(running())), ExitCause::Deleted);
     let stopped = terminated(json!({"reason": "Error", "exitCode": 143}));
     assert_eq!(removal_cause(&deleted(stopped)), ExitCause::Deleted);

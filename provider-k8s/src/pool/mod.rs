@@ -129,7 +129,7 @@ impl Pools {
             {
                 ready.pod = Arc::clone(pod);
             }
-            // An agent outlives its kernel.
+            // A pod with an agent outlives its kernel, which may have ended.
             if let Some(agent) = ready.route.agent() {
                 start::within(context, agent.started()).await??;
                 if ready.route.reported_exit().is_some() {

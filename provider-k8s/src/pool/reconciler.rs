@@ -364,10 +364,10 @@ impl Reconciler {
 async fn wait_outcome(cluster: &Cluster, id: KernelId, uid: &str, ready: Result<Ready, LaunchError>) -> TaskOutcome {
     let error = match ready {
         Ok(ready) => match ready.route.reported_exit() {
-            // An agent outlives its kernel.
+            // A pod with an agent outlives its kernel.
             Some(exit) => LaunchError::Died { exit },
             None => {
-                // Another gateway may claim the pod.
+                // Another gateway may claim the pod, and only one can be connected to the agent.
                 if let Some(agent) = ready.route.agent() {
                     agent.disconnect();
                 }

@@ -1,6 +1,7 @@
 # Keeps `keep.sh` from ending with its kernel. Prints "held", then "ended CODE" once the kernel and all processes that
 # it started are gone. Reads signal names to send to the kernel, and "go", which starts the kernel again. If standard
 # input closes before the kernel has ended, the hold is released. If it closes after that, the kernel is started again.
+# Argument: the folder that `keep.sh` writes to.
 cd "$1" && read -r kernel keeper < running && rm -f ended again && mkfifo ended again || exit 1
 exec 3<> ended 4<> again
 

@@ -20,7 +20,7 @@ use kube::{Api, Client, Config};
 use provider_k8s::{K8sOptions, K8sProvider, Reach};
 use serde_json::{Value, json};
 
-/// Deadline of every wait, far longer than any of them takes.
+/// Deadline of every wait. No wait should take nearly as long.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 /// The service account of the provider under test.
 const ACCOUNT: &str = "gateway";
@@ -35,7 +35,7 @@ fn agent_image() -> Option<String> {
     std::env::var("KERNELMUX_TEST_AGENT_IMAGE").ok()
 }
 
-/// The rights that the provider documents, with `get` and `create` for these resources.
+/// The rights that the provider documents. `called` are the resources with the rights `get` and `create`.
 fn role(called: &[&str]) -> Value {
     let rule = |resources: &[&str], verbs: &[&str]| json!({"apiGroups": [""], "resources": resources, "verbs": verbs});
     json!({"metadata": {"name": ACCOUNT}, "rules": [
@@ -47,8 +47,8 @@ fn role(called: &[&str]) -> Value {
     ]})
 }
 
-/// Returns an administrator's configuration of the cluster, or `None` if there is no cluster to test on. Tests pass in
-/// that case.
+/// Returns an administrator's configuration of the cluster, or `None` if there is no cluster to test on, so that the
+/// caller can skip the test.
 async fn admin() -> Option<Config> {
     if std::env::var_os("KERNELMUX_TEST_KUBERNETES").is_none() {
         println!("skipped: needs a cluster; `make test-k8s` brings one up, or uses the cluster of KUBECONFIG");
@@ -61,6 +61,7 @@ async fn admin() -> Option<Config> {
 pub(crate) struct TestNamespace {
     pub(crate) name: String,
     pub(crate) admin: Client,
+    /// A client with the rights that the provider documents.
     pub(crate) limited: Client,
     /// The configuration of `limited`.
     pub(crate) limited_config: Config,
@@ -127,8 +128,8 @@ impl TestNamespace {
         })
     }
 
-    /// Creates a namespace whose providers use agents and have no right to run commands in pods. Returns `None` if there
-    /// is no cluster to test on, or no image with agents.
+    /// Creates a namespace whose providers use agents and have no right to run commands in pods. Returns `None` if
+    /// there is no cluster to test on, or no image with agents.
     pub(crate) async fn with_agents() -> Option<Self> {
         let Some(image) = agent_image() else {
             println!("skipped: needs an image with agents; `make test-k8s` builds one (KERNELMUX_TEST_AGENT_IMAGE)");

@@ -30,7 +30,7 @@ pub(crate) fn names(pods: &[Pod]) -> BTreeSet<String> {
 }
 
 /// Launches a kernel. Also returns the reason why no warm pod was claimed, or `None` if one was claimed.
-pub(crate) async fn launch_as(
+pub(crate) async fn launch_with_reason(
     provider: &K8sProvider,
     request: LaunchRequest,
 ) -> (Result<Arc<dyn KernelHandle>, LaunchError>, Option<String>) {

@@ -1,4 +1,4 @@
-//! Tunnels to the sockets of a kernel with an agent, which nothing outside its pod can connect to.
+//! Tunnels to the sockets of a kernel with an agent. Without a tunnel, only processes in the kernel's pod can connect.
 
 use jupyter_protocol::{Channel, ConnectionInfo, Transport};
 use kernel_provider::{KernelHandle, ProviderError};
@@ -27,7 +27,7 @@ const CHANNELS: [Channel; 5] = [
     Channel::Heartbeat,
 ];
 
-/// The ends of tunnels on this machine. Dropping it closes them.
+/// The local ends of a kernel's tunnels. Dropping this closes the tunnels.
 pub(crate) struct Tunnels {
     _dir: tempfile::TempDir,
     _tasks: JoinSet<()>,
@@ -65,7 +65,7 @@ async fn serve(listener: UnixListener, pods: Api<Pod>, pod: String, remote: Stri
     }
 }
 
-/// Ends when either side closes the connection, or the pod is gone.
+/// Forwards one connection. Ends when either side closes it, or the pod is gone.
 async fn bridge(mut local: UnixStream, pods: Api<Pod>, pod: String, remote: String) {
     let params = AttachParams::default().container("kernel").stdin(true).stderr(false);
     let command = ["python3", "-I", "-S", "-c", BRIDGE, &remote];

@@ -1,14 +1,16 @@
 //! The folder of an agent.
 //!
 //! ```text
-//! STATE/agents/ID-TOKEN/
+//! STATE/agents/ID-SUFFIX/
 //!     record.json      the kernel's record, the agent's process and its secret
 //!     launch.json      the agent's configuration and its kernel's launch
 //!     agent.log        the agent's standard error
 //!     spool/           the agent's log of the kernel's messages
-//!     kernels/, lock   the kernel's own files
-//! STATE/s/TOKEN.a      the agent's socket
+//!     kernels/, …      the state directory of the provider in the agent, which starts the kernel
+//! STATE/s/SUFFIX.a     the agent's socket
 //! ```
+//!
+//! `state.rs` explains SUFFIX and `STATE/s`.
 
 use std::fs;
 use std::io;
@@ -27,7 +29,7 @@ use crate::state::{KernelFiles, StateDir, load_record, save_record};
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct SavedAgent {
     pub(super) record: KernelRecord,
-    /// The secret that admits a connection.
+    /// The secret that a connection to the agent must present.
     pub(super) token: String,
     /// The agent's process; `None` before it is started.
     pub(super) process: Option<Identity>,
@@ -46,27 +48,27 @@ pub(super) struct AgentFiles {
 impl AgentFiles {
     /// The paths for a new agent.
     pub(super) fn new(state: &StateDir, id: KernelId) -> Self {
-        let mut token = uuid::Uuid::new_v4().simple().to_string();
-        token.truncate(8);
-        Self::of(state, id, &token)
+        let mut suffix = uuid::Uuid::new_v4().simple().to_string();
+        suffix.truncate(8);
+        Self::of(state, id, &suffix)
     }
 
-    fn of(state: &StateDir, id: KernelId, token: &str) -> Self {
+    fn of(state: &StateDir, id: KernelId, suffix: &str) -> Self {
         Self {
             id,
-            dir: state.agents().join(format!("{id}-{token}")),
-            socket: state.socket_dir().join(format!("{token}.a")),
+            dir: state.agents().join(format!("{id}-{suffix}")),
+            socket: state.socket_dir().join(format!("{suffix}.a")),
         }
     }
 
-    /// The folders of all agents.
+    /// Finds the folders of all agents.
     pub(super) fn all(state: &StateDir) -> Result<Vec<Self>, ProviderError> {
         let entries = fs::read_dir(state.agents())
             .map_err(|error| ProviderError::failed(format!("read {}", state.agents().display()), error))?;
         let of = |entry: io::Result<fs::DirEntry>| {
             let name = entry.ok()?.file_name();
-            let (id, token) = name.to_str()?.rsplit_once('-')?;
-            Some(Self::of(state, id.parse().ok()?, token))
+            let (id, suffix) = name.to_str()?.rsplit_once('-')?;
+            Some(Self::of(state, id.parse().ok()?, suffix))
         };
         Ok(entries.filter_map(of).collect())
     }
@@ -87,12 +89,12 @@ impl AgentFiles {
         self.dir.join("record.json")
     }
 
-    /// Writes the agent's launch.
+    /// Writes `launch.json`.
     pub(super) fn save_launch(&self, launch: &Launch) -> Result<(), ProviderError> {
         save_record(&self.launch(), launch)
     }
 
-    /// Writes the record.
+    /// Writes `record.json`.
     pub(super) fn save(&self, saved: &SavedAgent) -> Result<(), ProviderError> {
         save_record(&self.record(), saved)
     }
@@ -101,21 +103,21 @@ impl AgentFiles {
         load_record(&self.record())
     }
 
-    /// Kills the kernel of an agent that is gone, with all processes that the kernel has started, and removes the
-    /// kernel's files. Otherwise the next agent in this folder would attach to that kernel. Blocks the thread.
+    /// Kills the kernel of an agent that is gone, with all processes of the kernel's session, and removes the kernel's
+    /// files, so that the next agent in this folder does not attach to that kernel. Blocks the thread.
     pub(super) fn end_kernel(&self) {
         let Ok(entries) = fs::read_dir(self.dir.join("kernels")) else {
             return;
         };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let token = name
+            let suffix = name
                 .to_str()
                 .and_then(|name| name.rsplit_once('-'))
-                .map(|(_, token)| token);
+                .map(|(_, suffix)| suffix);
             let files = KernelFiles {
                 dir: entry.path(),
-                socket_dir: self.socket.with_file_name(token.unwrap_or_default()),
+                socket_dir: self.socket.with_file_name(suffix.unwrap_or_default()),
                 id: self.id,
             };
             let saved = files.load().ok().and_then(|saved| saved.process);
@@ -130,7 +132,7 @@ impl AgentFiles {
                     Err(_) => crate::process::session::kill_members(&identity),
                 }
             }
-            if token.is_some() {
+            if suffix.is_some() {
                 files.remove_all();
             }
         }

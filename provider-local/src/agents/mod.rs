@@ -39,7 +39,7 @@ impl LocalPlacement {
             let saved = match files.load() {
                 Ok(saved) => saved,
                 Err(error) => {
-                    tracing::warn!(dir = %files.dir.display(), %error, "the record of an agent cannot be read; leaving it alone");
+                    tracing::warn!(dir = %files.dir.display(), %error, "cannot read the record of an agent; leaving its folder alone");
                     continue;
                 }
             };
@@ -93,8 +93,8 @@ impl Placement for LocalPlacement {
             };
             let prepare = || {
                 files.save_launch(&launch)?;
-                // Written before the agent is started, so that the next program finds the launch if this one is killed
-                // in between.
+                // Written before the agent is started, so that the next program finds and removes the launch if this
+                // one is killed in between.
                 files.save(&saved)
             };
             let started = match prepare() {
@@ -160,7 +160,7 @@ impl Drop for Unclaimed {
     }
 }
 
-/// Builds the agent's launch.
+/// Builds the contents of `launch.json`.
 fn agent_launch(
     context: &ProviderContext,
     files: &AgentFiles,
@@ -196,7 +196,7 @@ fn agent_launch(
     }
 }
 
-/// Starts an agent, whose launch is already in its folder.
+/// Starts an agent. Its folder must contain `launch.json`.
 fn start_agent(
     context: &Arc<ProviderContext>,
     files: AgentFiles,
@@ -236,7 +236,7 @@ fn start_agent(
     let process = Process::spawn(command).map_err(|error| {
         cannot(match error.kind() {
             io::ErrorKind::NotFound => {
-                "there is no such program; install it in the folder that contains the gateway's program".to_owned()
+                "there is no such program; install kernelmux-agent, or correct its path".to_owned()
             }
             _ => error.to_string(),
         })

@@ -41,7 +41,7 @@ impl LocalPlace {
         self.files.remove_all();
     }
 
-    /// Kills the remaining processes of an agent that has ended, and determines the cause.
+    /// Kills the remaining processes of an agent that has ended, and determines why it ended.
     async fn clean_up(&self, ended: ExitStatus) -> Exit {
         let (process, files) = (self.process.clone(), self.files.clone());
         let last_error_line = blocking("end the kernel of an agent", move || {

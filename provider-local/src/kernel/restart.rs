@@ -75,7 +75,7 @@ impl<'a> RestartGuard<'a> {
         self.is_over = true;
         let mut state = crate::lock(&self.kernel.state);
         state.is_restarting = false;
-        // A kernel that was started while the provider was closed is found by the next provider.
+        // If the provider was closed meanwhile, the next provider finds the started kernel.
         if state.is_closed {
             return;
         }

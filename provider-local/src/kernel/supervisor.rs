@@ -20,7 +20,8 @@ const TRIM_PAUSE: Duration = Duration::from_millis(200);
 
 /// Watches a process until it is gone, and keeps its output bounded until then.
 ///
-/// The task does not keep the state directory locked, so dropping the provider and all handles unlocks it at once.
+/// The task has only a weak reference to the kernel, so that dropping the provider and all handles unlocks the state
+/// directory.
 pub(super) async fn supervise(
     kernel: Weak<LocalKernel>,
     events: Option<Arc<Events>>,

@@ -7,7 +7,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::process::Process;
 use crate::state::KernelFiles;
 
-/// Guards a process until its launch succeeds. Dropping it kills the process and everything that it started.
+/// Guards a process until its launch succeeds. Dropping the guard kills all processes of the process's session.
 pub(super) struct ProcessGuard {
     pub(super) process: Option<Arc<Process>>,
     pub(super) files: KernelFiles,
@@ -28,7 +28,7 @@ impl ProcessGuard {
         self.is_new = false;
     }
 
-    /// Kills the process and everything that it started, and reaps it. Blocks the thread.
+    /// Kills the process and its session, and reaps it. Blocks the thread.
     pub(super) fn end(&mut self) {
         if let Some(process) = self.process.take() {
             process.kill();

@@ -49,7 +49,7 @@ pub(super) struct Endpoint {
     pub(super) connection: ConnectionInfo,
     pub(super) registration: Option<Registration>,
     /// Notified when a Unix socket is created, if files are watched.
-    pub(super) made: Option<Arc<Notify>>,
+    pub(super) socket_created: Option<Arc<Notify>>,
     _reservation: PortReservation,
     _watch: Option<Watch>,
 }
@@ -85,7 +85,8 @@ fn prepare_and_spawn(
 ) -> Result<(Arc<Process>, Endpoint, SavedKernel), LaunchError> {
     let files = &guard.files;
     files.create_dirs(matches!(endpoints, EndpointChoice::Sockets))?;
-    let (mut reservation, mut made, mut watch, mut registration) = (PortReservation::default(), None, None, None);
+    let (mut reservation, mut socket_created, mut watch, mut registration) =
+        (PortReservation::default(), None, None, None);
     let no_port = |error: io::Error| LaunchError::NoRoom {
         reason: format!("no free TCP port: {error}"),
     };
@@ -93,7 +94,7 @@ fn prepare_and_spawn(
         EndpointChoice::Sockets => {
             endpoints::set_unix_sockets(&mut connection, &files.socket_dir);
             if let Some(events) = &context.events {
-                let wake = made.insert(Arc::new(Notify::new()));
+                let wake = socket_created.insert(Arc::new(Notify::new()));
                 let watched = events.watch(&files.socket_dir, WatchFlags::CREATE, wake);
                 watch = Some(watched.map_err(|error| {
                     ProviderError::failed(format!("watch the directory {}", files.socket_dir.display()), error)
@@ -132,7 +133,7 @@ fn prepare_and_spawn(
     let endpoint = Endpoint {
         connection,
         registration,
-        made,
+        socket_created,
         _reservation: reservation,
         _watch: watch,
     };
@@ -205,7 +206,7 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
     let spawned = if context.options.launcher.is_empty() || is_program(&argv[0], search_path, &start.working_dir) {
         Process::spawn(command)
     } else {
-        // The launcher would start, and then exit because it cannot run this program.
+        // Refuse a missing program here: the launcher would start, and then exit because it cannot run the program.
         Err(io::ErrorKind::NotFound.into())
     };
     if let Some(pipe) = &pipe {
@@ -240,7 +241,7 @@ fn spawn(context: &ProviderContext, files: &KernelFiles, start: &LaunchSpec) -> 
     })
 }
 
-/// Whether this is a file, or the name of one in the search path.
+/// Whether `program` is the path of a file, or the name of a file in the search path.
 fn is_program(program: &str, search_path: Option<&OsString>, working_dir: &Path) -> bool {
     if program.contains('/') {
         return working_dir.join(program).is_file();

@@ -171,14 +171,15 @@ impl Process {
         }
     }
 
-    /// Kills the process and everything that it started in its session, without waiting.
+    /// Kills the process and its session. Waits at most a few seconds for the session's other processes to end, but not
+    /// for this one.
     pub(crate) fn kill_all(&self) {
         self.kill();
         session::kill_members(&self.identity);
     }
 
-    /// Waits for the process to end, for example after [`kill`](Self::kill), then ends the processes that it started,
-    /// reaps it, and copies the rest of its output. Blocks the thread.
+    /// Waits for the process to end, for example after [`kill`](Self::kill), then kills the rest of its session, reaps
+    /// it, and copies the rest of its output. Blocks the thread.
     pub(crate) fn reap(&self) {
         let _ = poll(&mut [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)], None);
         session::kill_members(&self.identity);

@@ -28,7 +28,7 @@ pub(crate) struct OomCounter {
 
 /// The out-of-memory kills that may still be attributed to a kernel.
 struct RecentKills {
-    /// Value of the count up to which kills are attributed to kernels or too old.
+    /// Value of the count up to which each kill was attributed to a kernel or is too old.
     claimed: u64,
     /// When the count was first seen at each value.
     seen: VecDeque<(Instant, u64)>,
@@ -137,7 +137,7 @@ fn counter_file() -> Option<PathBuf> {
     })
 }
 
-/// Reads the line `oom_kill N`, which has the same form in all three files.
+/// Reads the line `oom_kill N`, which `memory.events`, `memory.oom_control` and `/proc/vmstat` have in common.
 fn read_count(file: &Path) -> Option<u64> {
     fs::read_to_string(file)
         .ok()?

@@ -13,8 +13,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Kills every process of the leader's session and waits until they are gone. Blocks for at most a few seconds.
 ///
-/// The leader must have ended. It should not be reaped yet, so that its id is not reused. Processes that have started
-/// their own session, as daemons do, are not affected.
+/// The leader must have ended or been killed. It should not be reaped yet, so that its id is not reused. Processes that
+/// have started their own session, as daemons do, are not affected.
 pub(crate) fn kill_members(leader: &Identity) {
     let deadline = Instant::now() + KILL_TIMEOUT;
     // Each round kills all processes found; those may have started others before they died.

@@ -1,6 +1,6 @@
 //! Shared test setup: a provider with its own directory and test kernelspecs.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, reason = "each test program uses only a part")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,13 +14,13 @@ use kernel_provider::{KernelHandle, KernelProvider as _, KernelRecord, LaunchErr
 use provider_local::{LocalOptions, LocalProvider, TransportChoice};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Deadline of every wait, far longer than any of them takes.
+/// Deadline of every wait. No wait should take nearly as long.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Returns a Python interpreter with ipykernel: `KERNELMUX_TEST_PYTHON`, or else `python3`.
 ///
-/// Returns `None` if the interpreter has no ipykernel, and tests then pass. In continuous integration, this panics
-/// instead.
+/// Returns `None` if the interpreter has no ipykernel, so that the caller can skip the test. In continuous integration,
+/// this panics instead.
 pub(crate) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("KERNELMUX_TEST_PYTHON").unwrap_or_else(|| "python3".into());
     let found = Command::new(&python)
@@ -191,7 +191,7 @@ pub(crate) fn pid(kernel: &dyn KernelHandle) -> i32 {
     kernel.record().data["pid"].as_i64().unwrap().try_into().unwrap()
 }
 
-/// Kills a kernel without its provider.
+/// Kills a kernel's process directly, not through the provider.
 pub(crate) fn kill(record: &KernelRecord) {
     let pid = Pid::from_raw(record.data["pid"].as_i64().unwrap().try_into().unwrap());
     kill_process(pid.unwrap(), Signal::KILL).unwrap();
