@@ -4,8 +4,8 @@
     run-tests.py SUITE RUNNER ARGUMENTS...      SUITE is any name, RUNNER one of nextest, pytest, node
 
 A test that passes on its second try is flaky, which is a defect of the test or of the product. It is listed under
-`flaky:` and in target/flaky.txt. The suite fails if a test fails twice. At most three tests of all suites are run again;
-if more fail, the suite fails without a second try.
+`flaky:` and in target/flaky.txt. The suite fails if a test fails twice. At most three tests of all suites are run
+again; if more fail, the suite fails without a second try.
 """
 
 import os

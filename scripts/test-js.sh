@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks and tests the JavaScript client and the JupyterLab extension, and tests JupyterLab's client. The gateway under
-# test is KERNELMUX_GATEWAY.
+# Checks and tests the JavaScript client and the JupyterLab extension, and tests the gateway with JupyterLab's client,
+# @jupyterlab/services. The gateway under test is KERNELMUX_GATEWAY.
 # Installs Node if needed, as root on Debian. Without Node, the tests are skipped, or fail if CI is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."

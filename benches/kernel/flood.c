@@ -1,5 +1,5 @@
-/* Sends a flood of Jupyter messages with libzmq, as fast as its socket takes them or at a steady rate. The caller passes
- * pointers to libzmq's functions, from the library that pyzmq has loaded, so that nothing has to be linked. */
+/* Sends and receives floods of Jupyter messages with libzmq. The caller passes pointers to libzmq's functions, from the
+ * library that pyzmq has loaded, so that nothing has to be linked. */
 #define _POSIX_C_SOURCE 200809L
 #include <stddef.h>
 #include <string.h>
@@ -25,9 +25,9 @@ static void wait_until(struct timespec *at, long nanoseconds) {
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, at, NULL);
 }
 
-/* Sends `count` messages: topic, delimiter, signature, header, parent header, metadata, content. Writes the message's
- * number into the header at `number_at`. If `per_tick` is not zero, waits for the next tick after that many messages.
- * Returns the number of sent messages. */
+/* Sends `count` messages: topic, delimiter, signature, header, parent header, metadata, content. Writes the number of
+ * each message into the header at `number_at`. If `per_tick` is not zero, waits for the next tick after that many
+ * messages; otherwise sends as fast as the socket takes them. Returns the number of sent messages. */
 long flood(send_fn send, void *socket, struct frame topic, struct frame delimiter, const char *signatures, char *header,
            size_t header_size, size_t number_at, struct frame parent, struct frame metadata, struct frame content,
            long count, long per_tick, long tick_nanoseconds) {

@@ -59,7 +59,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     tokio::time::sleep(PAUSE).await;
     let idle = process::memory(gateway.pid())?;
 
-    process::forget_peak(gateway.pid())?;
+    process::reset_peak_memory(gateway.pid())?;
     let cpu = gateway.cpu()?;
     let begun = Instant::now();
     let flood = json!({"how": "pyzmq", "count": messages}).to_string();

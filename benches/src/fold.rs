@@ -90,7 +90,7 @@ fn ten_million(section: &mut Section) -> Result<()> {
     ]);
     let own = std::process::id();
     for (what, messages) in cases()? {
-        process::forget_peak(own)?;
+        process::reset_peak_memory(own)?;
         let before = process::memory(own)?;
         let mut fold = Fold::default();
         let first = one_round(&mut fold, &messages, MESSAGES);

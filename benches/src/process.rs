@@ -51,7 +51,7 @@ pub fn own_memory(pid: u32) -> Result<u64> {
     status(pid, "RssAnon:")
 }
 
-/// Peak resident memory of a process since [`forget_peak`], in bytes.
+/// Peak resident memory of a process since [`reset_peak_memory`], in bytes.
 ///
 /// # Errors
 /// If there is no such process.
@@ -63,7 +63,7 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
 ///
 /// # Errors
 /// If the process belongs to another user.
-pub fn forget_peak(pid: u32) -> Result<()> {
+pub fn reset_peak_memory(pid: u32) -> Result<()> {
     Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
 }
 

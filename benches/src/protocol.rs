@@ -154,7 +154,7 @@ pub fn run() -> Result<Section> {
     ]);
     let signer = signer()?;
     let allocations = count_allocations()?;
-    let mut ratios = Vec::new();
+    let mut speedups = Vec::new();
     for (case, (spliced_allocations, typed_allocations)) in CASES.into_iter().zip(&allocations) {
         let frames = frames(case, &signer);
         let message = WireMessage::from_frames(frames.clone())?;
@@ -167,9 +167,9 @@ pub fn run() -> Result<Section> {
             parsed.push(one_round(&frames, |frames| typed(frames, &signer))?);
         }
         let [spliced, parsed, floor] = [spliced, parsed, floors].map(|times| Times::new(times).median());
-        let times = parsed.as_secs_f64() / spliced.as_secs_f64();
-        let at_most = parsed.as_secs_f64() / floor.as_secs_f64();
-        ratios.push((case, times));
+        let speedup = parsed.as_secs_f64() / spliced.as_secs_f64();
+        let max_speedup = parsed.as_secs_f64() / floor.as_secs_f64();
+        speedups.push((case, speedup));
         let format_allocations =
             |allocations: &Allocations| format!("{} ({})", allocations.number, bytes(allocations.bytes));
         section.row([
@@ -179,9 +179,9 @@ pub fn run() -> Result<Section> {
             format_allocations(spliced_allocations),
             time(parsed),
             format_allocations(typed_allocations),
-            ratio(times),
+            ratio(speedup),
             time(floor),
-            ratio(at_most),
+            ratio(max_speedup),
         ]);
     }
     let block = Bytes::from(vec![b'x'; 1 << 20]);
@@ -206,13 +206,13 @@ pub fn run() -> Result<Section> {
     let flat = with_buffers.windows(2).all(|pair| pair[0] == pair[1]);
     let numbers = with_buffers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     section.target("allocations with 0, 1, 2, 4, 8 buffers", "the same", numbers, flat);
-    for (case, times) in ratios {
+    for (case, speedup) in speedups {
         let what = match case.buffers {
             0 => format!("time against typed, {}", bytes(case.text as u64)),
             1 => format!("time against typed, {} and a buffer", bytes(case.text as u64)),
             buffers => format!("time against typed, {} and {buffers} buffers", bytes(case.text as u64)),
         };
-        section.target(what, "≥ 5× less", format!("{} less", ratio(times)), times >= 5.0);
+        section.target(what, "≥ 5× less", format!("{} less", ratio(speedup)), speedup >= 5.0);
     }
     Ok(section)
 }

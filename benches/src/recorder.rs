@@ -41,7 +41,8 @@ const FLAT_BYTES: u64 = 128 << 20;
 /// The results of a burst.
 struct Burst {
     sent: u64,
-    emission: f64,
+    /// How long the kernel took to send, in seconds.
+    send_seconds: f64,
     received: u64,
     /// Number of gaps in the received messages.
     gaps: u64,
@@ -73,7 +74,7 @@ impl Burst {
         section.row([
             name.to_owned(),
             count(self.sent),
-            per_second(self.sent, self.emission),
+            per_second(self.sent, self.send_seconds),
             count(self.received),
             self.second.map_or_else(|| "–".to_owned(), count),
             count(self.logged),
@@ -178,7 +179,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         paced.row(&mut section, &format!("libzmq, {wanted} wanted"));
         let ipc = burst_of(setup, FLOOD_IPC, &flood, false).await?;
         ipc.row(&mut section, &format!("libzmq over Unix sockets, {wanted} wanted"));
-        let reported = per_second(paced.sent, paced.emission);
+        let reported = per_second(paced.sent, paced.send_seconds);
         if paced.lost() > 0 {
             losing.get_or_insert(reported);
         } else if losing.is_none() {
@@ -253,7 +254,7 @@ async fn burst_of(setup: &Setup, spec: &str, flood: &Value, stalled: bool) -> Re
     // Lets the gateway finish starting the kernel, so that this is not measured.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let memory_before = process::memory(gateway.pid())?;
-    process::forget_peak(gateway.pid())?;
+    process::reset_peak_memory(gateway.pid())?;
     let cpu_before = gateway.cpu()?;
     let begun = Instant::now();
     let request = Message::new(ExecuteRequest::new(flood.to_string()), "first");
@@ -284,7 +285,7 @@ async fn burst_of(setup: &Setup, spec: &str, flood: &Value, stalled: bool) -> Re
         sent: reported["sent"]
             .as_u64()
             .ok_or("the kernel does not report how many messages it sent")?,
-        emission: reported["seconds"].as_f64().unwrap_or_default(),
+        send_seconds: reported["seconds"].as_f64().unwrap_or_default(),
         received: counted.distinct(),
         gaps: counted.gaps(),
         second,

@@ -77,7 +77,7 @@ async fn backlog(setup: &Setup, section: &mut Section) -> Result<()> {
 
     for ours in [false, true] {
         let before = process::memory(gateway.pid())?;
-        process::forget_peak(gateway.pid())?;
+        process::reset_peak_memory(gateway.pid())?;
         let (cpu, begun) = (gateway.cpu()?, Instant::now());
         let total = match ours {
             false => {
@@ -232,7 +232,7 @@ async fn hello(client: &mut WebSocket) -> Result<Hello> {
     }
 }
 
-/// Receives the entry after this one, and returns its number and bytes; `None` at the end of the log.
+/// Receives the entry after `after`. Returns its number and the bytes of its frame, or `None` at the end of the log.
 async fn next_entry(client: &mut WebSocket, after: Seq) -> Result<Option<(Seq, u64)>> {
     let Some(frame) = received(client).await? else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! A minimal gateway client, whose own cost does not affect measurements: HTTP with one request per connection, and
+//! A minimal gateway client, which adds little to the measured cost: HTTP with one request per connection, and
 //! WebSocket frames.
 
 use bytes::{Buf, Bytes, BytesMut};

@@ -51,6 +51,6 @@ def platform_tag(program: Path) -> str | None:
         # Linked statically, or with another C library.
         return f"linux_{MACHINES[machine]}"
     major, minor = max((int(major), int(minor)) for major, minor in versions)
-    # The oldest version for which pip accepts tags on both machines.
+    # The oldest glibc version that pip accepts in a tag, for both architectures.
     major, minor = max((major, minor), (2, 17))
     return f"manylinux_{major}_{minor}_{MACHINES[machine]}"

@@ -1,4 +1,4 @@
-"""Agents: no message is lost while the gateway is killed, stopped or disconnected, and no process or file is left over.
+"""Agents: no message is lost while the gateway is dead, suspended or disconnected, and no process or file is left over.
 
 The tests print their seed; setting KERNELMUX_SEED repeats a run. KERNELMUX_LONG makes them longer.
 """
@@ -71,10 +71,10 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
-def test_every_client_gets_each_line_once_although_the_gateway_is_killed_and_stopped(
+def test_every_client_gets_each_line_once_although_the_gateway_is_killed_and_suspended(
     start_gateway: Start, chance: random.Random
 ) -> None:
-    kills, lines, stopped, count, rate = (50, 60_000, 60, 8, 1_000) if LONG else (8, 3_000, 3, 3, 300)
+    kills, lines, suspended, count, rate = (50, 60_000, 60, 8, 1_000) if LONG else (8, 3_000, 3, 3, 300)
     gateway = start_gateway(port=free_port())
     kernels = [gateway.start_kernel()["id"] for _ in range(count)]
 
@@ -101,7 +101,7 @@ def test_every_client_gets_each_line_once_although_the_gateway_is_killed_and_sto
             time.sleep(chance.uniform(0.0, 0.5))
             gateway.start()
         os.kill(gateway.pid, signal.SIGSTOP)
-        time.sleep(stopped)
+        time.sleep(suspended)
         os.kill(gateway.pid, signal.SIGCONT)
         for client in plain:
             client.finish(600)

@@ -69,7 +69,7 @@ def gateway(start_gateway: Start, namespace: KernelNamespace, agent_image: str) 
 
 
 def pod_of(namespace: KernelNamespace, kernel_id: str) -> dict[str, Any]:
-    """The kernel's pod, whichever name it has. Waits until the cluster reports that it runs, later than its agent does."""
+    """The kernel's pod, whichever name it has. Waits until the cluster, too, reports that it runs."""
 
     def running() -> dict[str, Any] | None:
         selector = f"--selector=kernelmux.dev/kernel-id={kernel_id}"

@@ -65,7 +65,7 @@ c.ExtensionManager.listings_refresh_seconds = 0
 
 
 def marked(how: str) -> dict[str, list[Console]]:
-    """Consoles by page."""
+    """The consoles with this mark, by page."""
     pages: dict[str, list[Console]] = {}
     for console in CONSOLES:
         if how in console.marks:

@@ -150,7 +150,7 @@ def test_the_last_output_of_a_dying_kernel_is_recorded(gateway: Gateway, kernel:
         pid = python_pid(client)
     run(gateway, kernel, code, msg_id="last")
     eventually(lambda: get_execution(gateway, kernel, "last")["status"] == "running", "the cell runs")
-    # The kernel prints and ends while the gateway is stopped, so the gateway finds output and end at the same time.
+    # The kernel prints and ends while the gateway is suspended, so the gateway finds output and end at the same time.
     os.kill(gateway.pid, signal.SIGSTOP)
     try:
         go.touch()

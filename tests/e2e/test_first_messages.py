@@ -21,7 +21,7 @@ def unsolicited(gateway: Gateway) -> list[Message]:
         with gateway.kernel() as kernel_id, contextlib.ExitStack() as stack:
             clients = [stack.enter_context(gateway.socket(kernel_id, f"s{n}")) for n in range(2)]
             gateway.wait_state(kernel_id, "idle")
-            # Messages arrive in order: after the reply, none from before is outstanding.
+            # Messages arrive in order, so once the reply has arrived, no earlier message is outstanding.
             for client in clients:
                 client.finish(client.request("kernel_info_request"))
             return [m for client in clients for m in client.seen if parent_of(m) is None]

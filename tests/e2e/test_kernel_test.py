@@ -34,7 +34,7 @@ class TestIpykernel(kernel_suite.PatientKernelTests):
     completion_samples = [{"text": "zi", "matches": {"zip"}}]
     code_execute_result = [{"code": f"6 * {n}", "result": str(6 * n)} for n in (6, 7, 8)]
     code_history_pattern = "6 * 7*"
-    # Not "range", where ipykernel gives its session the number 0.
+    # Not "range": in these replies, ipykernel gives its own session the number 0 instead of the requested number.
     supported_history_operations = ("tail", "search")
     code_display_data = [
         {"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))", "mime": "text/html"},

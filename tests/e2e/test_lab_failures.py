@@ -31,7 +31,7 @@ from playwright.sync_api import Page, expect
 
 @pytest.fixture(scope="module")
 def gateway(built: None, make_home: Callable[[str], Path]) -> Iterator[Gateway]:
-    """A gateway that tests may restart: its port stays."""
+    """A gateway that tests may restart. It keeps its port."""
     gateway = Gateway(make_home("gw-fails"), port=free_port()).start()
     yield gateway
     gateway.close()

@@ -1,4 +1,4 @@
-"""kernelmux-lab with extensions that run cells on the notebook server. It turns itself off (scenario 34)."""
+"""kernelmux-lab turns itself off if another extension runs cells on the notebook server (scenario 34)."""
 
 from __future__ import annotations
 

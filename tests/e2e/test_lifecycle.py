@@ -62,7 +62,7 @@ def test_sigterm_detaches_and_the_next_start_attaches(start_gateway: Start) -> N
     kernel_id = gateway.start_kernel()["id"]
     with gateway.socket(kernel_id, "one") as client:
         pid = python_pid(client)
-        # ipykernel ends with the process that this variable names, so that must not be the gateway.
+        # ipykernel ends with the process that this variable names, so the variable must not name the gateway.
         assert client.run("'JPY_PARENT_PID' in __import__('os').environ") == "True"
         client.run("kept = 40")
     assert gateway.stop(signal.SIGTERM) == 0

@@ -119,7 +119,7 @@ raise type({HOSTILE_TEXT!r}, (Exception,), {{}})({HOSTILE_TEXT!r})
         expect(frame.get_by_text("the end of the HTML")).to_be_visible()
         frame.locator("#link").click()
         expect(cell.locator(".code")).to_contain_text(HOSTILE_TEXT)
-        # A later cell shows that the page still works, after all outputs above could run and load.
+        # A later cell shows that the page still works, and gives the hostile outputs time to run and load.
         run(gateway, kernel, "print('later')", "later")
         expect(page.locator(".cell").nth(1)).to_contain_text("later")
         # Frames without scripts cannot be inspected. A script in a frame would have marked this window.

@@ -111,7 +111,7 @@ def test_kernels_that_have_ended_take_no_memory_and_little_space(
         assert used < 200 * 32, f"{used} KiB"
         for kernel_id in ended:
             assert gateway.rest("DELETE", f"api/logs/{kernel_id}").status_code == 204
-        # The agents of the last kernels may be ending.
+        # Some files may be removed later than the requests are answered.
         eventually(lambda: disk_kib(gateway.data_dir) - used_before < 200, "the files of ended kernels are removed")
     finally:
         gateway.close()

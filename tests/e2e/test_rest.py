@@ -1,4 +1,4 @@
-"""Every REST route, with the exact models."""
+"""The REST API that kernelmux shares with jupyter_server: its routes, models, tokens and CORS headers."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def test_a_client_that_never_reads_does_not_grow_the_gateways_memory(gateway: Ga
     with gateway.socket(kernel_id, "reads") as reader:
 
         def usual_memory(lines: int) -> float:
-            """The gateway's median memory in MiB during the second half of a flood that the first client reads."""
+            """The gateway's median memory in MiB during the second half of a flood that `reader` reads."""
             samples = []
             request = reader.execute(
                 f"import time\nfor _ in range({lines}):\n    print('x' * {width})\n    time.sleep(0.005)"
@@ -244,12 +244,13 @@ def test_a_client_that_never_reads_does_not_grow_the_gateways_memory(gateway: Ga
                 samples.append(anonymous_kib(gateway.pid) / 1024)
                 if parent_of(msg) == request and (is_idle(msg) or msg["channel"] == "shell"):
                     ended.add(msg["channel"])
-            # The median and not the maximum, because the store's buffers for writing tables come and go.
+            # The median and not the maximum, because short-lived buffers come and go.
             return statistics.median(samples[len(samples) // 2 :])
 
-        # During the first flood, the store grows to its usual size.
+        # During the first flood, the gateway's memory grows to its usual size.
         usual_memory(without)
-        # Reading from the disk fills the store's cache. Otherwise that may happen later, when the client falls behind.
+        # Reading the log from the disk takes memory that the allocator keeps. Without this request, that may happen
+        # later, when the reading client falls behind.
         gateway.rest("GET", f"api/kernels/{kernel_id}/log?follow=false")
         before = usual_memory(without)
         with gateway.socket(kernel_id, "never") as never:

@@ -100,7 +100,7 @@ def expect_undisturbed(
 
 
 class Asleep:
-    """A laptop that is suspended during a cell: all processes of its browser are stopped."""
+    """A laptop that sleeps during a cell: all processes of its browser are suspended with SIGSTOP."""
 
     SECONDS = 60
 

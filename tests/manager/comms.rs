@@ -1,4 +1,4 @@
-//! Widgets of a real kernel. The log has their state for pages that are opened while the kernel is busy.
+//! Widgets of a real kernel. Their state is available to pages that are opened while the kernel is busy.
 
 use kernelmux::protocol::Channel;
 use kernelmux::protocol::content::{CommInfoRequest, ExecuteRequest, KernelInfoRequest};

@@ -111,7 +111,7 @@ async fn a_python_kernel_behind_a_wrapper_starts_and_loses_no_output() {
 
     let Some(test_folder) = TestFolder::new() else { return };
     let wrapper = test_folder.folder.path().join("wrapper.sh");
-    // Without quotes, as in many wrappers on clusters.
+    // `$@` is not quoted, as in many wrappers on clusters.
     std::fs::write(
         &wrapper,
         format!("#!/bin/sh\nexec {} $@\n", python().unwrap().display()),

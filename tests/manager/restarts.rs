@@ -30,8 +30,8 @@ async fn a_killed_kernel_is_restarted_and_its_clients_are_notified() {
         .await;
     let status = content(seen.last().unwrap());
     assert!(status["reason"].as_str().unwrap().contains("SIGKILL"), "{status}");
-    // Clients receive a synthetic idle status, because JupyterLab ignores the kernel's own: it answers the recorder's
-    // request.
+    // Clients receive a synthetic idle status, because JupyterLab ignores the kernel's own, whose parent is the
+    // recorder's request.
     let seen = client
         .until(|entry| {
             let message = entry.message();

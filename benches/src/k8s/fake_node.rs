@@ -15,6 +15,7 @@ use super::DEADLINE;
 use super::namespace::BenchNamespace;
 use crate::Result;
 
+/// The ports of a kernel's sockets in a pod.
 const PORTS: std::ops::RangeInclusive<u16> = 9301..=9305;
 
 /// Interval of the fake node's status reports. By default, a cluster marks a node as not ready after 50 s without one.

@@ -48,6 +48,7 @@ export class KernelConnection {
   #state = 'new';
   /** Ends the current pause or probe early. */
   #wake = () => {};
+  /** When a connection last ended without a frame after the hello. The gateway may still process its handshake. */
   #lostHandshake = -Infinity;
   /** The log's head when the connection began. */
   #head = 0;
@@ -288,7 +289,7 @@ export class KernelConnection {
         const ended = await this.#connect();
         if (this.#over) continue;
         if (!this.#link) {
-          if (!ended.receivedEntries) this.#lostHandshake = Date.now();
+          if (!ended.receivedFrames) this.#lostHandshake = Date.now();
           continue;
         }
         this.#link = undefined;
@@ -298,7 +299,7 @@ export class KernelConnection {
           this.#finish('failed', error);
           continue;
         }
-        if (ended.receivedEntries) failures = 0;
+        if (ended.receivedFrames) failures = 0;
         const { pauseMs, maxPauseMs } = this.#options;
         const pause = Math.min(maxPauseMs, pauseMs * 2 ** failures) * (0.5 + Math.random());
         failures += 1;
@@ -332,7 +333,7 @@ export class KernelConnection {
    * @param {Ended} ended
    * @returns {Promise<KernelConnectionError | undefined>}
    */
-  async #finalError({ code, opened, receivedEntries, reason }) {
+  async #finalError({ code, opened, receivedFrames, reason }) {
     if (code === NO_SUBPROTOCOL) return new KernelConnectionError('not-kernelmux', reason);
     if (FINAL_CODES.has(code)) {
       return new KernelConnectionError('refused', `the gateway refused a message (${code}): ${reason}`);
@@ -343,7 +344,7 @@ export class KernelConnection {
       if (Date.now() - this.#lostHandshake < LATE_HANDSHAKE_MS) return undefined;
       return new KernelConnectionError('replaced', 'another connection of the same session replaced this one');
     }
-    if (!receivedEntries) this.#lostHandshake = Date.now();
+    if (!receivedFrames) this.#lostHandshake = Date.now();
     return opened ? undefined : this.#probe();
   }
 
@@ -421,7 +422,7 @@ export class KernelConnection {
     const cursor = /** @type {string} */ (this.#position.cursor);
     if (this.#hadReader) this.#readerCursor ??= cursor;
     if (!hello.recovered) {
-      // With the reason `earliest`, only entries up to `from` are lost. Otherwise, any entry may be.
+      // With the reason `earliest`, only entries up to `from` are lost. Otherwise, any entry may be lost.
       this.#failInFlight(hello.reason === 'earliest' ? hello.from : Infinity);
       this.#notify({ notRecovered: hello, cursor });
     }

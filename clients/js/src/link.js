@@ -20,7 +20,7 @@ export const SUBPROTOCOL = 'v1.resume.kernelmux';
  * How a connection ended.
  * @typedef {object} Ended
  * @property {boolean} opened Whether the handshake succeeded.
- * @property {boolean} receivedEntries Whether a frame arrived after the hello.
+ * @property {boolean} receivedFrames Whether a frame arrived after the hello.
  * @property {boolean} abandoned Whether this side ended it. The gateway may not know yet.
  * @property {number} code The close code; 1006 if there is none.
  * @property {string} reason
@@ -132,6 +132,6 @@ export class Link {
     if (this.#over) return;
     this.#over = true;
     clearInterval(this.#watch);
-    this.#end({ opened: this.#opened, receivedEntries: this.#frames > 1, ...how });
+    this.#end({ opened: this.#opened, receivedFrames: this.#frames > 1, ...how });
   }
 }

@@ -27,7 +27,7 @@ export class Request {
   #reject = () => {};
 
   /**
-   * The newest known number of the log when the message was first sent; `undefined` before that. The message's entry
+   * The number of the newest known entry when the message was first sent; `undefined` before that. The message's entry
    * has a larger number.
    * @type {number | undefined}
    */

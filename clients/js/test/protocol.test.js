@@ -501,7 +501,7 @@ test('an abort signal closes a client that reads entries again', () =>
     assert.equal(kernel.state, 'closed');
   }));
 
-test('close() ends a pause, a handshake and a probe', () =>
+test('close() ends a pause and a handshake', () =>
   withGateway(async ({ gateway, client }) => {
     for (const refuse of [() => 503, () => undefined]) {
       gateway.refuse = refuse;

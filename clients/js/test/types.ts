@@ -39,6 +39,6 @@ export async function use(): Promise<void> {
     // @ts-expect-error there is no such code
     if (error instanceof KernelConnectionError && error.code === 'nothing') return;
   }
-  // @ts-expect-error only the connection delivers
+  // @ts-expect-error deliver() is internal
   execution.deliver({});
 }

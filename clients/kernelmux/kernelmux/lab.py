@@ -15,7 +15,7 @@ from .lab_servers import registered
 from .paths import Paths
 from .user_gateway import State, UserGateway
 
-FAREWELL = """\
+NOTICE = """\
 Ctrl-C, or closing this terminal, ends JupyterLab. Kernels keep running, and `kernelmux lab` finds them again.
 `kernelmux status` lists them, `kernelmux stop` ends them."""
 
@@ -73,7 +73,7 @@ def serve(gateway_url: str, args: list[str]) -> None:
     if not server.identity_provider.token_generated:
         # JupyterLab prints its address only with a generated token.
         print(f"JupyterLab is at {server.public_url}")
-    print(FAREWELL, flush=True)
+    print(NOTICE, flush=True)
     server.start()
 
 

@@ -14,8 +14,8 @@ from .paths import Paths
 class FileTokenRenewer(GatewayTokenRenewerBase):
     """Reads the token from its file for each request.
 
-    jupyter_server logs the environment of each kernel that it starts, so the token must not be in its environment. The
-    file also has the new token after a restart of the gateway.
+    jupyter_server logs its environment variables when it starts a kernel, so the token must not be one of them. After a
+    restart of the gateway, the file has the new token.
     """
 
     def get_token(self, auth_header_key: str, auth_scheme: str | None, auth_token: str, **kwargs: Any) -> str:

@@ -1,7 +1,7 @@
-"""The part of the gateway's API that pages may use: `/kernelmux/api/…`.
+"""The addresses that pages may use: `/kernelmux/api/…`, `/kernelmux/notebook` and `/kernelmux/ended`.
 
-Only the listed requests are passed on, only for kernels of this server, and with the gateway's token, which never
-reaches the browser.
+Under the first, the allowed requests are passed on to the gateway, only for kernels of this server, and with the
+gateway's token, which never reaches the browser.
 """
 
 from __future__ import annotations

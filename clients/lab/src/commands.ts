@@ -152,7 +152,7 @@ async function switchProfile(panel: NotebookPanel, gateway: Gateway, specs: Kern
   }
   const answer = await showDialog({
     title: `Switch to ${choice.value}?`,
-    body: 'The kernel is restarted there. Its variables and running cells are lost; outputs stay.',
+    body: 'The kernel is restarted with these resources. Its variables and running cells are lost; outputs stay.',
     buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: 'Switch' })]
   });
   const name = sessionContext.session?.kernel?.name;

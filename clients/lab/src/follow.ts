@@ -1,5 +1,5 @@
 /**
- * Shows another page's execution in a cell, and continues with its live output.
+ * Shows, in a cell, an execution that another page requested, and continues with its live output.
  *
  * This page repeats the request with the same `msg_id`. The gateway does not pass it to the kernel, but replays the
  * execution on this connection: its outputs so far, then the live ones. JupyterLab handles them as answers to a request
@@ -34,7 +34,7 @@ export class Follow {
   private timer: number | undefined;
 
   /**
-   * @param withComms whether the gateway sends the kernel's widgets first.
+   * @param withComms whether the gateway should send the kernel's widgets before the replay.
    */
   constructor(
     private readonly kernel: Kernel.IKernelConnection,
@@ -66,7 +66,7 @@ export class Follow {
     }
   }
 
-  /** Requests the replay again, after a connection was lost. */
+  /** Requests the replay again, after a connection was lost or the replay did not begin in time. */
   repeat(): void {
     if (!this.future) {
       return;
@@ -146,7 +146,7 @@ export class Follow {
   }
 }
 
-/** Whether this message begins a replay. Of a refusal, only the idle status arrives on iopub. */
+/** Whether this message begins a replay. If the gateway refuses the request, only an idle status arrives on iopub. */
 function isReplay(message: KernelMessage.IIOPubMessage): boolean {
   const mark = message.metadata['kernelmux'] as { replay?: boolean } | undefined;
   const isIdle = KernelMessage.isStatusMsg(message) && message.content.execution_state === 'idle';

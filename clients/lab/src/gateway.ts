@@ -79,7 +79,7 @@ export class Gateway {
     return this.get(`api/kernels/${id}/executions/${encodeURIComponent(msgId)}`);
   }
 
-  /** Runs code that does not depend on the page. */
+  /** Runs code through the gateway, so that the page may be closed at once. */
   run(id: string, body: { code: string; cellId: string; msg_id: string }): Promise<Execution | null> {
     return this.send('POST', `api/kernels/${id}/executions`, body);
   }

@@ -23,7 +23,7 @@ export interface Match {
 export interface Matches {
   /** In the order of the requests. */
   matches: Match[];
-  /** Executions without a cell in the notebook, from sessions that ran cells of it. */
+  /** Executions without a cell in the notebook, from sessions that ran cells of the notebook. */
   orphans: Execution[];
 }
 

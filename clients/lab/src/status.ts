@@ -1,4 +1,4 @@
-/** The status of the current notebook's kernel, in the status bar or, where there is none, in the notebook's toolbar. */
+/** The status of the current notebook's kernel, in the status bar or, if there is none, in the notebook's toolbar. */
 
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import { Widget } from '@lumino/widgets';

@@ -69,7 +69,7 @@ class AgentConnection:
     """A client's connection to an agent."""
 
     def __init__(self, path: str | None, stream: socket.socket | None = None) -> None:
-        """Connects to a Unix socket, or uses a connection."""
+        """Connects to the Unix socket at `path`, or uses `stream`, which is connected."""
         self.socket = stream or socket.socket(socket.AF_UNIX)
         self.socket.settimeout(20)
         if path:

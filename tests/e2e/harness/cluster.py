@@ -74,7 +74,7 @@ class Namespace:
 
 
 class GatewayPod:
-    """Used like the gateway's `Process`. Its output is the pod's log."""
+    """Stands in for the gateway's `Process`. Its output is the pod's log."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace

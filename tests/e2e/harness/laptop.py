@@ -46,7 +46,7 @@ def install(folder: Path) -> Path:
     build([str(REPO / "scripts" / "lab-wheel.sh")])
     build([str(REPO / "scripts" / "wheel.sh"), str(wheels)], KERNELMUX_GATEWAY_BINARY=str(binary()))
     environment = folder / "venv"
-    # A symbolic link, which finds the standard library of the tests' Python.
+    # With symbolic links, the interpreter finds the standard library of the tests' Python.
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
     site_packages = "lib/python{}.{}/site-packages".format(*sys.version_info[:2])
@@ -163,7 +163,7 @@ class Laptop:
     def kill_gateway(self) -> None:
         """Kills the gateway. Its kernels keep running."""
         kill(self.gateway_pid)
-        # The process is a zombie before its last thread has closed its files.
+        # A killed process may count as a zombie while its last thread still has the port open.
         eventually(lambda: is_free(self.state["port"]), "the gateway has ended")
 
     def kernel_pids(self) -> list[int]:

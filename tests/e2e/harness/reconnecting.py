@@ -229,6 +229,7 @@ class PlainClient(Client):
                     )
                     if not screen.responded:
                         self.socket.send(request)
+                        self.mark_sent(request)
                 elif not screen.responded and not self.mark_sent(request):
                     self.socket.send(request)
                 self.wait_while_stalled()

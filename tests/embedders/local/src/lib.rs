@@ -1,4 +1,4 @@
-//! The API of an embedder with the feature `local`.
+//! A crate that embeds kernelmux with only the feature `local`.
 use std::sync::Arc;
 
 use kernelmux::local::{LocalOptions, LocalProvider};

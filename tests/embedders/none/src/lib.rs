@@ -1,4 +1,4 @@
-//! The API of an embedder without a provider: the protocol, and the trait for writing a provider.
+//! A crate that embeds kernelmux without features: it has the protocol, and the trait for writing a provider.
 use kernelmux::protocol::{Channel, Signer};
 use kernelmux::KernelProvider;
 
